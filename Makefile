@@ -1,0 +1,46 @@
+# Each target is enough on a fresh clone with python3 (3.11 or later, with venv).
+PYTHON ?= python3
+BIN := .venv/bin
+ONCE ?=
+WORKERS ?= auto
+
+.PHONY: help demo test check format lint types docs lock clean
+
+help: ## Say what there is
+	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | sort
+
+.venv/made: pyproject.toml requirements-dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed, %s is too old; try make PYTHON=python3.12 …" % sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: .venv/made ## Send a recorded history to the service and show what came out (ONCE=1: then leave)
+	@$(BIN)/logto-webhooks demo $(if $(ONCE),--once)
+
+test: .venv/made ## Run all tests
+	$(BIN)/pytest -n $(WORKERS)
+
+check: .venv/made lint types test docs ## The gate: format, lint, layers, types, tests, docs
+
+format: .venv/made ## Format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lint: .venv/made
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-cache
+
+types: .venv/made
+	$(BIN)/mypy
+
+docs: .venv/made
+	$(BIN)/towncrier build --draft --version 0.0.0 > /dev/null
+
+lock: .venv/made ## Pin what development needs, with hashes
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --group dev --extra serve --extra cli --custom-compile-command 'make lock' -o requirements-dev.txt pyproject.toml
+
+clean: ## Remove what the other targets made
+	rm -rf .venv dist build

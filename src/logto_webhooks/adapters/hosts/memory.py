@@ -1,0 +1,35 @@
+"""The host of the store in memory: one at a time, rolled back on an error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from logto_webhooks.core.ports import Store
+
+T = TypeVar("T")
+
+
+class MemoryHost:
+    """Runs work at once, on the caller's thread."""
+
+    def __init__(self, open_store: Callable[[], tuple[Store, Callable[[], None]]]) -> None:
+        """`open_store` gives a store, and what undoes all that is done on it from now on."""
+        self._open = open_store
+
+    async def run(self, work: Callable[[Store], T]) -> T:
+        """Run; undo what was done if it raises."""
+        store, undo = self._open()
+        try:
+            return work(store)
+        except BaseException:
+            undo()
+            raise
+
+    async def read(self, work: Callable[[Store], T]) -> T:
+        """Run."""
+        store, _ = self._open()
+        return work(store)
+
+    async def close(self) -> None:
+        """Nothing is held."""

@@ -1,0 +1,65 @@
+"""The thread host: a synchronous engine, one thread that writes and one that reads."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import sqlalchemy as sa
+
+from logto_webhooks.adapters.hosts.failures import translated
+from logto_webhooks.core.ports import Store
+
+T = TypeVar("T")
+
+
+class ThreadHost:
+    """Runs work on `engine`; what waits is written in the order in which it came.
+
+    Threads start on first use, so that a server may fork before.
+    """
+
+    def __init__(
+        self,
+        engine: sa.Engine,
+        bind: Callable[[sa.Connection], Store],
+        reads: dict[str, bool],
+        committed: Callable[[], None],
+    ) -> None:
+        """`committed` is called after each commit, and raises when that can't be trusted."""
+        self._engine = engine
+        self._bind = bind
+        self._reads = reads
+        self._committed = committed
+        self._writer = ThreadPoolExecutor(1, "logto-writer")
+        self._reader = ThreadPoolExecutor(1, "logto-reader")
+
+    async def run(self, work: Callable[[Store], T]) -> T:
+        """Run and commit. Raises StoreUnavailable or RowRejected for what the database says."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._writer, self._write, work)
+
+    async def read(self, work: Callable[[Store], T]) -> T:
+        """Run without writing, and without waiting for who writes."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._reader, self._read, work)
+
+    async def close(self) -> None:
+        """Give back threads and connections."""
+        self._writer.shutdown()
+        self._reader.shutdown()
+        self._engine.dispose()
+
+    def _write(self, work: Callable[[Store], T]) -> T:
+        # The transaction begins with the first statement: planning holds back nobody.
+        with translated(), self._engine.connect() as connection:
+            result = work(self._bind(connection))
+            connection.commit()
+        self._committed()
+        return result
+
+    def _read(self, work: Callable[[Store], T]) -> T:
+        with translated(), self._engine.connect() as connection:
+            return work(self._bind(connection.execution_options(**self._reads)))

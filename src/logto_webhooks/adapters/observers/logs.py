@@ -1,0 +1,101 @@
+"""Reports as log records: readable lines, or one JSON object per line."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import msgspec
+
+from logto_webhooks.core.reports import (
+    Failed,
+    NotStored,
+    Refused,
+    Report,
+    Resumed,
+    Stalled,
+    Stored,
+    Synced,
+)
+
+LogFormat = Literal["text", "json"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+logger = logging.getLogger("logto_webhooks")
+
+
+def observe(report: Report) -> None:
+    """Log a report: one line for each delivery, once its fate is known."""
+    level, message, fields = _line(report)
+    if logger.isEnabledFor(level):
+        logger.log(level, message, extra={"logto": fields})
+
+
+def _line(report: Report) -> tuple[int, str, dict[str, Any]]:
+    fields = {key: value for key, value in msgspec.structs.asdict(report).items() if value}
+    match report:
+        case Stored(duplicate=True):
+            return logging.INFO, "delivery", _delivery(fields, "duplicate")
+        case Stored():
+            return logging.DEBUG, "stored", _delivery(fields, "stored")
+        case Synced():
+            return logging.INFO, "delivery", _delivery(fields, report.outcome)
+        case Failed(retry_in_s=None):
+            return logging.ERROR, "delivery", _delivery(fields, "dead")
+        case Failed():
+            return logging.WARNING, "delivery", _delivery(fields, "failed")
+        case Refused():
+            return logging.WARNING, "refused", fields
+        case NotStored():
+            return logging.ERROR, "not stored, answered 503", fields
+        case Stalled():
+            return logging.ERROR, "the worker waits for the database", fields
+        case Resumed():
+            return logging.INFO, "the worker goes on", fields
+
+
+def _delivery(fields: dict[str, Any], outcome: str) -> dict[str, Any]:
+    first = {name: fields.get(name) for name in ("id", "event", "subject")}
+    rest = {k: v for k, v in fields.items() if k not in (*first, "outcome", "duplicate", "took_ms")}
+    return first | {"outcome": outcome, "took_ms": fields.get("took_ms", 0)} | rest
+
+
+class TextFormatter(logging.Formatter):
+    """`time LEVEL message key=value …`"""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Write one line."""
+        fields = getattr(record, "logto", {})
+        pairs = [f"{key}={_plain(value)}" for key, value in fields.items()]
+        text = " ".join([_time(record), f"{record.levelname:7}", record.getMessage(), *pairs])
+        return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object per line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Write one line."""
+        fields = {"time": _time(record), "level": record.levelname.lower()}
+        fields |= {"message": record.getMessage()} | getattr(record, "logto", {})
+        if record.exc_info:
+            fields["traceback"] = self.formatException(record.exc_info)
+        return msgspec.json.encode(fields).decode()
+
+
+def configure(form: LogFormat, level: LogLevel) -> None:
+    """Send the product's log (and the server's warnings) to standard error."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    logger.setLevel(level.upper())
+
+
+def _time(record: logging.LogRecord) -> str:
+    return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+
+
+def _plain(value: object) -> str:
+    text = str(value).replace("\n", " ")
+    return f'"{text}"' if " " in text else text

@@ -1,0 +1,103 @@
+"""The HTTP server: uvicorn on one address, patient with Logto and with nobody else."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import Iterator
+from typing import Final
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from logto_webhooks.errors import PortTaken
+
+HEADERS_S: Final = 8.0
+# Logto closes its idle connections after 4 to 13 s; a server that closes first loses a delivery.
+KEEP_ALIVE_S: Final = 75
+GRACE_S: Final = 8
+
+
+class PatientProtocol(HttpToolsProtocol):
+    """Drops a client that doesn't finish its headers in time; uvicorn would wait for ever."""
+
+    _deadline: asyncio.TimerHandle | None = None
+
+    def data_received(self, data: bytes) -> None:
+        """Give the headers of a request, once begun, a deadline."""
+        if self._deadline is None and (self.cycle is None or self.cycle.response_complete):
+            self._deadline = self.loop.call_later(HEADERS_S, self._drop)
+        super().data_received(data)
+
+    def on_headers_complete(self) -> None:
+        """The headers are here."""
+        self._disarm()
+        super().on_headers_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client is gone."""
+        self._disarm()
+        super().connection_lost(exc)
+
+    def _drop(self) -> None:
+        if not self.transport.is_closing():
+            self.transport.close()
+
+    def _disarm(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Take the address. Raises PortTaken."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(2048)
+    except (OSError, OverflowError) as error:
+        listener.close()
+        problem = getattr(error, "strerror", None) or str(error)
+        raise PortTaken(host=host, port=port, problem=problem) from None
+    return listener
+
+
+class Server:
+    """Serves `app` until it is told to stop; then answers what it has, within `GRACE_S`."""
+
+    def __init__(self, app: ASGIApp, listener: socket.socket) -> None:
+        config = uvicorn.Config(
+            app,
+            http=PatientProtocol,
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=GRACE_S,
+        )
+        self._server = _Server(config)
+        self._listener = listener
+
+    async def run(self) -> None:
+        """Serve; SIGTERM and SIGINT stop it."""
+        loop = asyncio.get_running_loop()
+        for each in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(each, self.stop)
+        await self._server.serve([self._listener])
+
+    def stop(self) -> None:
+        """Stop listening; make `run` return."""
+        self._server.should_exit = True
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        # uvicorn would kill the process with the signal that it got: 143 instead of 0.
+        yield

@@ -1,0 +1,200 @@
+"""The store in memory, for tests: the same answers as the SQL store, and gone with the process."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from logto_webhooks.core.delivery import Delivery
+from logto_webhooks.core.lifecycle import State
+from logto_webhooks.core.ports import Accepted, Claimed, Clock, Found, Outcome, Status, Waiting
+from logto_webhooks.core.projection import row_of
+from logto_webhooks.core.record import Key, Record
+from logto_webhooks.errors import ClaimLost
+
+
+class InboxRow(Struct, frozen=True):
+    """A delivery in the inbox, and where it stands."""
+
+    id: int
+    delivery: Delivery
+    due_at: int
+    state: State = State.PENDING
+    result: str | None = None
+    attempts: int = 0
+    last_error: str | None = None
+    token: str | None = None
+
+
+class Tables(Struct):
+    """All that the store holds; `copy` is a snapshot to roll back to."""
+
+    inbox: dict[int, InboxRow] = {}
+    ids: dict[bytes, int] = {}
+    records: dict[Key, Record] = {}
+    since: dict[Key, int] = {}
+
+    def copy(self) -> Tables:
+        """Copy the tables; rows are frozen."""
+        return Tables(dict(self.inbox), dict(self.ids), dict(self.records), dict(self.since))
+
+
+class MemoryStore:
+    """A Store over Tables."""
+
+    def __init__(self, tables: Tables, clock: Clock) -> None:
+        self.tables = tables
+        self._clock = clock
+
+    def add(self, new: Sequence[Delivery]) -> list[Accepted]:
+        """Put deliveries into the inbox; one answer each, in order."""
+        return [self._add(delivery) for delivery in new]
+
+    def claim(self, token: str, limit: int, max_bytes: int, lease_s: float) -> list[Claimed]:
+        """Take due deliveries, the longest due first; nobody else gets them during the lease."""
+        now = self._clock.now()
+        due = [
+            row
+            for row in self.tables.inbox.values()
+            if row.state is State.PENDING and row.due_at <= now
+        ]
+        claimed: list[Claimed] = []
+        total = 0
+        for row in sorted(due, key=lambda row: (row.due_at, row.id))[:limit]:
+            total += len(row.delivery.body)
+            if claimed and total > max_bytes:
+                break
+            until, attempts = now + int(lease_s * 1000), row.attempts + 1
+            held = replace(row, token=token, due_at=until, attempts=attempts)
+            self.tables.inbox[row.id] = held
+            claimed.append(_claimed(held))
+        return sorted(claimed, key=lambda each: each.id)
+
+    def finish(self, token: str, outcomes: Sequence[Outcome]) -> None:
+        """Write outcomes. Raises ClaimLost when any of them is no longer held by `token`."""
+        rows = [self.tables.inbox[outcome.id] for outcome in outcomes]
+        lost = [row for row in rows if row.token != token or row.state is not State.PENDING]
+        if lost:
+            raise ClaimLost(count=len(lost))
+        for row, outcome in zip(rows, outcomes, strict=True):
+            self.tables.inbox[row.id] = replace(
+                row,
+                token=None,
+                state=outcome.state,
+                result=outcome.result,
+                last_error=outcome.error,
+                due_at=self._clock.now() + int(outcome.retry_after_s * 1000),
+            )
+
+    def lock(self, keys: Sequence[Key]) -> dict[Key, Record]:
+        """Return records; unknown ones become empty stubs."""
+        for key in keys:
+            if key not in self.tables.records:
+                self.tables.records[key] = Record(key, local_id=str(uuid.uuid4()))
+        return {key: self.tables.records[key] for key in keys}
+
+    def memberships_of(self, keys: Iterable[Key]) -> list[Key]:
+        """Find the memberships that the given users and organizations are known to have."""
+        ends = set(keys)
+        known = (key for key in self.tables.records if key.kind == "membership")
+        return sorted(key for key in known if ends and ends & {*key.organization_and_user})
+
+    def save(self, changed: Sequence[Record]) -> None:
+        """Write records; rows are made when they are asked for."""
+        for record in changed:
+            self.tables.records[record.key] = record
+            if record.waiting_for is None:
+                self.tables.since.pop(record.key, None)
+            else:
+                self.tables.since.setdefault(record.key, self._clock.now())
+
+    def status(self) -> Status:
+        """Count."""
+        counts = dict.fromkeys((state.value for state in State), 0)
+        rows = self.tables.inbox.values()
+        for row in rows:
+            counts[row.state.value] += 1
+        received = [row.delivery.received_at for row in rows if row.state is State.PENDING]
+        oldest = max(0, self._clock.now() - min(received)) / 1000 if received else None
+        return Status(
+            deliveries=counts,
+            doubtful=sum(bool(record.doubts) for record in self.tables.records.values()),
+            refetch=len(self.tables.since),
+            oldest_pending_s=oldest,
+        )
+
+    def waiting(self, limit: int) -> list[Waiting]:
+        """List the records about which Logto must be asked, the longest waiting first."""
+        keys = sorted(self.tables.since, key=lambda key: (self.tables.since[key], key))
+        known = [self.tables.records[key] for key in keys[:limit]]
+        return [
+            Waiting(key=each.key, reason=each.waiting_for or "", doubtful=bool(each.doubts))
+            for each in known
+        ]
+
+    def users(self, query: str, limit: int) -> list[Found]:
+        """Find users by Logto id, local id, email, phone or username; else by a part of them."""
+        exact = ("logto_user_id", "id", "email", "phone", "username")
+        return self._find("user", query, limit, exact, ("email", "username", "name", "phone"))
+
+    def organizations(self, query: str, limit: int) -> list[Found]:
+        """Find organizations by Logto id, local id or name; else by a part of it."""
+        exact = ("logto_organization_id", "id", "name")
+        return self._find("organization", query, limit, exact, ("name",))
+
+    def _add(self, delivery: Delivery) -> Accepted:
+        known = self.tables.ids.get(delivery.digest)
+        if known is not None:
+            return Accepted(known, True)
+        new = len(self.tables.inbox) + 1
+        self.tables.ids[delivery.digest] = new
+        self.tables.inbox[new] = InboxRow(new, delivery, self._clock.now())
+        return Accepted(new, False)
+
+    def _find(
+        self, kind: str, query: str, limit: int, exact: tuple[str, ...], parts: tuple[str, ...]
+    ) -> list[Found]:
+        rows = {
+            record.key: row | {"id": record.local_id}
+            for record in self.tables.records.values()
+            if record.key.kind == kind and (row := row_of(record))
+        }
+        text = query.lower()
+        same = [
+            key for key, row in rows.items() if text in [str(row[each]).lower() for each in exact]
+        ]
+        alike = [
+            key
+            for key, row in rows.items()
+            if any(text in str(row[each] or "").lower() for each in parts)
+        ]
+        return [self._found(key, rows[key]) for key in (same or alike)[:limit]]
+
+    def _found(self, key: Key, row: dict[str, Any]) -> Found:
+        memberships = [
+            other.id
+            for each in self.memberships_of([key])
+            if row_of(self.tables.records[each])
+            for other in each.organization_and_user
+            if other != key
+        ]
+        return Found(
+            row=row,
+            waiting_for=self.tables.records[key].waiting_for,
+            memberships=sorted(memberships),
+        )
+
+
+def _claimed(row: InboxRow) -> Claimed:
+    return Claimed(
+        id=row.id,
+        body=row.delivery.body,
+        event=row.delivery.event,
+        subject=row.delivery.subject,
+        received_at=row.delivery.received_at,
+        attempt=row.attempts,
+    )

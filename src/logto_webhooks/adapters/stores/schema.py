@@ -1,0 +1,147 @@
+"""The tables. The mirror's are for the application to read; inbox and records are private."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from logto_webhooks.core import canonical
+from logto_webhooks.core.events.base import to_millis
+
+VERSION_TABLE = "logto_schema_version"
+
+metadata = sa.MetaData()
+
+
+class Json(sa.types.TypeDecorator[Any]):
+    """JSON through the product's one parser, kept as text."""
+
+    impl = sa.Text
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: sa.Dialect) -> str | None:
+        """Encode."""
+        return None if value is None else canonical.encode(value).decode()
+
+    def process_result_value(self, value: str | None, dialect: sa.Dialect) -> Any:
+        """Decode."""
+        return None if value is None else canonical.decode(value.encode())
+
+
+class Moment(sa.types.TypeDecorator[int]):
+    """Milliseconds since the epoch here, a timestamp with time zone (UTC) in the table."""
+
+    impl = sa.DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: int | None, dialect: sa.Dialect) -> datetime | None:
+        """Make a timestamp."""
+        return None if value is None else datetime.fromtimestamp(value / 1000, UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: sa.Dialect) -> int | None:
+        """Make milliseconds; SQLite's timestamps have no zone."""
+        return None if value is None else to_millis(value)
+
+
+Millis = sa.BigInteger
+Identity = sa.BigInteger().with_variant(sa.Integer, "sqlite")  # SQLite counts INTEGER keys only
+
+deliveries = sa.Table(
+    "logto_deliveries",
+    metadata,
+    sa.Column("id", Identity, primary_key=True, autoincrement=True),
+    sa.Column("digest", sa.LargeBinary(32), nullable=False, unique=True),
+    sa.Column("body", sa.LargeBinary, nullable=False),
+    sa.Column("event", sa.Text, nullable=False),
+    sa.Column("subject", sa.Text),
+    sa.Column("occurred_at", Millis, nullable=False),
+    sa.Column("received_at", Millis, nullable=False),
+    sa.Column("origin", sa.Text, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("result", sa.Text),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("last_error", sa.Text),
+    sa.Column("due_at", Millis, nullable=False),  # a lease is a later due time
+    sa.Column("token", sa.Text),
+    sqlite_autoincrement=True,
+)
+# Spelt out, not a parameter: only so can a planner prove that the partial index serves.
+is_pending = deliveries.c.state == sa.literal_column("'pending'")
+sa.Index(
+    "logto_deliveries_due",
+    deliveries.c.due_at,
+    deliveries.c.id,
+    sqlite_where=is_pending,
+    postgresql_where=is_pending,
+)
+sa.Index("logto_deliveries_subject", deliveries.c.subject)
+sa.Index("logto_deliveries_state", deliveries.c.state)
+
+records = sa.Table(
+    "logto_records",
+    metadata,
+    sa.Column("kind", sa.Text, primary_key=True),
+    sa.Column("logto_id", sa.Text, primary_key=True),
+    sa.Column("local_id", sa.Uuid(as_uuid=False), nullable=False, unique=True),
+    sa.Column("organization_id", sa.Text),  # of a membership
+    sa.Column("user_id", sa.Text),  # of a membership
+    sa.Column("data", Json, nullable=False),
+    sa.Column("groups", Json, nullable=False),
+    sa.Column("facts", Json, nullable=False),
+    sa.Column("needs", Json, nullable=False),
+    sa.Column("deleted_at", Millis),
+    sa.Column("read_at", Millis),
+    sa.Column("doubtful", sa.Boolean, nullable=False),
+    sa.Column("refetch_since", Millis),
+    sa.Column("waiting_reason", sa.Text),
+)
+sa.Index("logto_records_organization", records.c.organization_id)
+sa.Index("logto_records_user", records.c.user_id)
+sa.Index("logto_records_refetch", records.c.refetch_since)
+
+users = sa.Table(
+    "logto_users",
+    metadata,
+    sa.Column("id", sa.Uuid(as_uuid=False), primary_key=True),
+    sa.Column("logto_user_id", sa.Text, nullable=False, unique=True),
+    sa.Column("username", sa.Text),
+    sa.Column("email", sa.Text),
+    sa.Column("phone", sa.Text),
+    sa.Column("name", sa.Text),
+    sa.Column("avatar", sa.Text),
+    sa.Column("profile", Json, nullable=False),
+    sa.Column("identities", Json, nullable=False),
+    sa.Column("custom_data", Json, nullable=False),
+    sa.Column("is_suspended", sa.Boolean, nullable=False),
+    sa.Column("last_sign_in_at", Moment),
+    sa.Column("created_at", Moment),
+    sa.Column("updated_at", Moment),
+    sa.Column("deleted_at", Moment),
+)
+for _column in (users.c.username, users.c.email, users.c.phone):
+    sa.Index(f"logto_users_{_column.name}", _column)
+
+organizations = sa.Table(
+    "logto_organizations",
+    metadata,
+    sa.Column("id", sa.Uuid(as_uuid=False), primary_key=True),
+    sa.Column("logto_organization_id", sa.Text, nullable=False, unique=True),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("description", sa.Text),
+    sa.Column("custom_data", Json, nullable=False),
+    sa.Column("created_at", Moment),
+    sa.Column("updated_at", Moment),
+    sa.Column("deleted_at", Moment),
+)
+
+# No foreign keys: memberships come before their users.
+members = sa.Table(
+    "logto_organization_members",
+    metadata,
+    sa.Column("logto_organization_id", sa.Text, primary_key=True),
+    sa.Column("logto_user_id", sa.Text, primary_key=True),
+    sa.Column("joined_at", Moment),
+)
+sa.Index("logto_organization_members_user", members.c.logto_user_id)

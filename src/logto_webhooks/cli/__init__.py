@@ -1,0 +1,43 @@
+"""The command line: parse, call, print."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from logto_webhooks.cli import demo, look, send, serve, setup
+from logto_webhooks.errors import LogtoWebhooksError
+
+app = typer.Typer(
+    name="logto-webhooks",
+    help="Receive Logto's webhooks, and keep your database an exact copy of Logto's users, "
+    "organizations and memberships.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for command in (
+    demo.demo,
+    serve.serve,
+    serve.worker,
+    setup.init,
+    setup.migrate,
+    look.status,
+    look.users,
+    look.organizations,
+    send.trigger,
+    send.sign,
+):
+    app.command()(command)
+
+
+def run() -> None:
+    """Run the command line. What the user can mend is one line, and exit code 2."""
+    try:
+        app()
+    except LogtoWebhooksError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

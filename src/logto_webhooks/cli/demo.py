@@ -1,0 +1,207 @@
+"""`demo`: a recorded history, sent to a real service, and what came out of it."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from msgspec import Struct
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+from logto_webhooks.adapters import server
+from logto_webhooks.adapters.observers import logs
+from logto_webhooks.adapters.sender import send
+from logto_webhooks.cli import tables
+from logto_webhooks.core.ports import Found, Status, Store, Waiting
+from logto_webhooks.core.reports import Failed, NotStored, Refused, Report, Stored, Synced
+from logto_webhooks.samples import history
+from logto_webhooks.samples.compare import Difference, differences
+from logto_webhooks.samples.signed import Signed
+from logto_webhooks.settings import Settings
+from logto_webhooks.wiring import Database, Service
+
+DUPLICATES = 0.1
+_ALL = 1_000_000
+_SHOWN = 8
+
+
+class Mirror(Struct, frozen=True):
+    """All that the database holds at the end."""
+
+    status: Status
+    users: list[Found]
+    organizations: list[Found]
+    waiting: list[Waiting]
+
+
+def demo(
+    once: Annotated[
+        bool,
+        typer.Option("--once", help="Leave after the summary: 1 if anything differs undoubted."),
+    ] = False,
+    name: Annotated[
+        history.Name, typer.Option("--history", help="The recorded history to send.")
+    ] = "calm",
+    seed: Annotated[int | None, typer.Option(help="For the same order again.")] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on.")] = 8787,
+) -> None:
+    """Send a recorded history of a real Logto, shuffled and with duplicates; show what came out."""
+    chosen = seed if seed is not None else random.SystemRandom().randrange(10_000)
+    with tempfile.TemporaryDirectory(prefix="logto-webhooks-demo-") as folder:
+        unexplained = asyncio.run(_demo(name, chosen, port, Path(folder) / "demo.db", once))
+    raise typer.Exit(1 if unexplained else 0)
+
+
+async def _demo(name: history.Name, seed: int, port: int, file: Path, once: bool) -> int:
+    """Return how many differences no doubt explains."""
+    recorded = history.load(name)
+    settings = Settings(
+        signing_key=recorded.signing_key, database_url=f"sqlite:///{file}", port=port
+    )
+    logs.configure("text", "warning")
+    database = Database(settings.database_url)
+    outcomes: Counter[str] = Counter()
+    service = Service(settings, database, lambda report: _count(outcomes, report))
+    database.prepare()
+    listener = server.listen(settings.host, port)
+    url = f"http://{settings.host}:{listener.getsockname()[1]}{settings.path}"
+    running = server.Server(service.app, listener)
+    serving = asyncio.create_task(running.run())
+    try:
+        await _play(_shuffled(recorded.deliveries, seed), url, f"{name}, seed {seed}")
+        mirror = await _mirror(database)
+        found = differences(recorded.final, mirror.users, mirror.organizations, mirror.waiting)
+        _summary(mirror, outcomes, found)
+        if not once:
+            _next_steps(settings, url, mirror)
+            await serving
+    finally:
+        running.stop()
+        await serving
+    return sum(not difference.doubtful for difference in found)
+
+
+def _shuffled(deliveries: list[Signed], seed: int) -> list[Signed]:
+    rng = random.Random(seed)
+    sent = deliveries + rng.sample(deliveries, int(len(deliveries) * DUPLICATES))
+    rng.shuffle(sent)
+    return sent
+
+
+def _count(outcomes: Counter[str], report: Report) -> None:
+    if isinstance(report, Synced):
+        outcomes[report.outcome] += 1
+    elif isinstance(report, Stored) and report.duplicate:
+        outcomes["duplicate"] += 1
+    elif isinstance(report, Failed | Refused | NotStored):
+        outcomes[type(report).__name__] += 1
+
+
+async def _play(sent: list[Signed], url: str, what: str) -> None:
+    tables.out.print(f"Sending {len(sent)} recorded deliveries ({what}) to {url}", markup=False)
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=tables.out) as progress:
+        bar = progress.add_task("", total=len(sent))
+        await send(url, sent, lambda each, response: progress.advance(bar))
+
+
+async def _mirror(database: Database) -> Mirror:
+    while True:
+        status = await database.host.read(lambda store: store.status())
+        if not status.deliveries["pending"]:
+            return await database.host.read(lambda store: _all_of(store, status))
+        await asyncio.sleep(0.05)
+
+
+def _all_of(store: Store, status: Status) -> Mirror:
+    users, organizations = store.users("", _ALL), store.organizations("", _ALL)
+    return Mirror(status, users, organizations, store.waiting(_ALL))
+
+
+def _summary(mirror: Mirror, outcomes: Counter[str], found: list[Difference]) -> None:
+    live = [each for each in mirror.organizations if each.row["deleted_at"] is None]
+    users = [each.row for each in mirror.users if each.row["deleted_at"] is None]
+    _rows("logto_users", ("logto_user_id", "username", "email", "name", "is_suspended"), users)
+    _rows(
+        "logto_organizations",
+        ("logto_organization_id", "name", "description", "custom_data"),
+        [each.row for each in live],
+    )
+    pairs = [
+        (each.row["logto_organization_id"], user) for each in live for user in each.memberships
+    ]
+    ends = ("logto_organization_id", "logto_user_id")
+    _rows(
+        "logto_organization_members", ends, [dict(zip(ends, pair, strict=True)) for pair in pairs]
+    )
+    known = {name: outcomes[name] for name in _ALWAYS_SHOWN} | outcomes
+    tables.table("\nWhat became of the deliveries", ("outcome", "count", ""), _explained(known))
+    doubtful = [each for each in mirror.waiting if each.doubtful]
+    kinds = Counter[str](each.key.kind for each in doubtful)
+    tables.table(
+        f"\nIn doubt, because only Logto could tell: {_counted(kinds)}",
+        ("kind", "id", "why"),
+        [(each.key.kind, each.key.id, each.reason) for each in doubtful],
+    )
+    tables.table(
+        f"\nDifferences from what Logto itself said at the end: {len(found)}",
+        ("kind", "id", "field", "ours", "Logto's", "in doubt"),
+        [(each.key.kind, each.key.id, *_values(each)) for each in found],
+    )
+    unexplained = sum(not each.doubtful for each in found)
+    tables.out.print(f"\n{unexplained} differences but for the records in doubt.")
+
+
+_ALWAYS_SHOWN = ("applied", "duplicate", "test", "stale", "tombstoned", "unchanged", "unknown")
+_MEANING = {
+    "applied": "changed a record",
+    "duplicate": "was in the inbox already",
+    "test": "a test payload of Logto's console; touches nothing",
+    "stale": "older than what was known already",
+    "tombstoned": "about a record that was deleted already",
+    "unchanged": "said what was known already",
+    "asks": "tells that something changed, not what; only Logto knows",
+    "nothing": "an event that the mirror doesn't need",
+    "unknown": "an event that this release doesn't know; kept",
+}
+
+
+def _explained(counts: dict[str, int]) -> list[tuple[str, int, str]]:
+    return [(name, count, _MEANING.get(name, "")) for name, count in counts.items()]
+
+
+def _rows(name: str, columns: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
+    more = f", of which the first {_SHOWN}" if len(rows) > _SHOWN else ""
+    cells = [[row[column] for column in columns] for row in rows[:_SHOWN]]
+    tables.table(f"\n{name}: {len(rows)} rows{more}", columns, cells)
+
+
+def _counted(kinds: Counter[str]) -> str:
+    plural = [f"{count} {kind}{'s' * (count > 1)}" for kind, count in sorted(kinds.items())]
+    return ", ".join(plural) or "nothing"
+
+
+def _values(each: Difference) -> tuple[str, str, str, str]:
+    return each.field, each.ours, each.logto, "yes" if each.doubtful else "no"
+
+
+def _next_steps(settings: Settings, url: str, mirror: Mirror) -> None:
+    command, where = sys.argv[0], f"--database-url {settings.database_url}"
+    email = next((each.row["email"] for each in mirror.users if each.row["email"]), "")
+    tables.out.print(
+        f"\nStill listening on {url}. Try in another terminal:\n"
+        f"  {command} trigger User.Created --data email=ana@example.com"
+        f" --to {url} --signing-key {settings.signing_key}\n"
+        f"  {command} users ana@example.com {where}\n"
+        f"  {command} users {email} {where}\n"
+        f"  {command} status {where}\n"
+        "Ctrl-C ends it, and removes its database.",
+        markup=False,
+        soft_wrap=True,
+    )

@@ -1,0 +1,57 @@
+"""Options that several commands share: each is a setting, and wins over its variable."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from dotenv import dotenv_values
+
+from logto_webhooks.errors import SettingInvalid
+from logto_webhooks.settings import VARIABLES, Settings, from_env
+
+
+def _setting(field: str, text: str) -> Any:
+    return typer.Option(help=f"{text} [{', '.join(VARIABLES[field])}]", show_default=False)
+
+
+SigningKey = Annotated[
+    str | None, _setting("signing_key", "The hook's signing key; several separated by commas.")
+]
+DatabaseUrl = Annotated[
+    str | None, _setting("database_url", "Where the data is; sqlite:///logto-webhooks.db if unset.")
+]
+Host = Annotated[str | None, _setting("host", "The address to listen on; 127.0.0.1 if unset.")]
+Port = Annotated[int | None, _setting("port", "The port to listen on; 8787 if unset.")]
+Path_ = Annotated[str | None, _setting("path", "The webhook's path; /api/webhooks/logto if unset.")]
+MaxBody = Annotated[int | None, _setting("max_body_bytes", "The largest body; 8 MiB if unset.")]
+MaxAttempts = Annotated[
+    int | None, _setting("max_attempts", "How often a failing delivery is tried; 8 if unset.")
+]
+LagMs = Annotated[
+    int | None,
+    _setting(
+        "lag_ms",
+        "How much older than its dispatch a change can be, in milliseconds; 100 if unset.",
+    ),
+]
+LogFormat = Annotated[str | None, _setting("log_format", "text or json; text if unset.")]
+LogLevel = Annotated[
+    str | None, _setting("log_level", "debug, info, warning or error; info if unset.")
+]
+EnvFile = Annotated[
+    Path | None,
+    typer.Option(help="Read settings from this file; .env if there is one.", show_default=False),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def settings(env_file: Path | None, **given: Any) -> Settings:
+    """Read the settings: options, then the environment, then the file. Raises SettingInvalid."""
+    if env_file is not None and not env_file.is_file():
+        raise SettingInvalid(name="--env-file", problem=f"there is no file {env_file}")
+    file = env_file or Path(".env")
+    values = {k: v for k, v in dotenv_values(file).items() if v} if file.is_file() else {}
+    return from_env(values | os.environ, **given)

@@ -1,0 +1,92 @@
+"""Playing Logto: `trigger` and `sign`."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from logto_webhooks.adapters.sender import send
+from logto_webhooks.cli import options, tables
+from logto_webhooks.core.signature import sign as sign_body
+from logto_webhooks.errors import SettingInvalid
+from logto_webhooks.samples.payloads import payload
+from logto_webhooks.samples.signed import Signed, signed
+from logto_webhooks.settings import Settings
+
+
+def trigger(
+    event: Annotated[str, typer.Argument(help="The event's name, such as User.Created.")],
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="A field of the record or the payload, key=value; may be repeated."),
+    ] = None,
+    id: Annotated[
+        str | None, typer.Option(help="The id of the user, organization, role or scope.")
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="How many to send, each about another.")] = 1,
+    to: Annotated[
+        str | None, typer.Option(help="The URL to send to; the local service's if unset.")
+    ] = None,
+    signing_key: options.SigningKey = None,
+    env_file: options.EnvFile = None,
+) -> None:
+    """Sign and send a realistic payload of any event, as Logto would."""
+    settings = options.settings(env_file, signing_key=signing_key)
+    key, fields = settings.signing_keys[0], _fields(data or [])
+    rng = random.SystemRandom()
+    now = time.time_ns() // 1_000_000
+    deliveries = [
+        signed(payload(event, fields, at=now + index, rng=rng, id=id), key)
+        for index in range(count)
+    ]
+    refused: list[int] = []
+
+    def answered(each: Signed, response: Any) -> None:
+        tables.out.print(each.event, response.status_code, response.text, markup=False)
+        if response.status_code != 200:
+            refused.append(response.status_code)
+
+    asyncio.run(send(to or _local_url(settings), deliveries, answered))
+    if refused:
+        raise typer.Exit(1)
+
+
+def sign(
+    file: Annotated[
+        Path | None, typer.Argument(help="The file with the body; standard input if left out.")
+    ] = None,
+    signing_key: options.SigningKey = None,
+    env_file: options.EnvFile = None,
+) -> None:
+    """Print the value of Logto's signature header for a body."""
+    settings = options.settings(env_file, signing_key=signing_key)
+    try:
+        body = sys.stdin.buffer.read() if file is None else file.read_bytes()
+    except OSError as error:
+        raise SettingInvalid(name=str(file), problem=str(error.strerror).lower()) from None
+    print(sign_body(body, settings.signing_keys[0]))
+
+
+def _fields(pairs: list[str]) -> dict[str, Any]:
+    """Read `key=value`; a value that is JSON is taken as such."""
+    fields: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not name or not equals:
+            raise SettingInvalid(name="--data", problem=f"{pair!r} isn't key=value")
+        try:
+            fields[name] = msgspec.json.decode(text)
+        except msgspec.DecodeError:
+            fields[name] = text
+    return fields
+
+
+def _local_url(settings: Settings) -> str:
+    return f"http://{settings.host}:{settings.port}{settings.path}"

@@ -1,0 +1,102 @@
+"""Running the service: `serve` and `worker`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+from typing import Annotated
+
+import typer
+
+from logto_webhooks.adapters import server
+from logto_webhooks.adapters.observers import logs
+from logto_webhooks.cli import options
+from logto_webhooks.settings import Settings
+from logto_webhooks.wiring import Database, Service, worker_of
+
+logger = logging.getLogger("logto_webhooks")
+
+
+def serve(
+    signing_key: options.SigningKey = None,
+    database_url: options.DatabaseUrl = None,
+    host: options.Host = None,
+    port: options.Port = None,
+    path: options.Path_ = None,
+    max_body_bytes: options.MaxBody = None,
+    max_attempts: options.MaxAttempts = None,
+    lag_ms: options.LagMs = None,
+    log_format: options.LogFormat = None,
+    log_level: options.LogLevel = None,
+    env_file: options.EnvFile = None,
+) -> None:
+    """Receive Logto's webhooks, and apply them: receiver and worker in one process."""
+    settings = options.settings(
+        env_file,
+        signing_key=signing_key,
+        database_url=database_url,
+        host=host,
+        port=port,
+        path=path,
+        max_body_bytes=max_body_bytes,
+        max_attempts=max_attempts,
+        lag_ms=lag_ms,
+        log_format=log_format,
+        log_level=log_level,
+    )
+    logs.configure(settings.log_format, settings.log_level)
+    database = Database(settings.database_url)
+    service = Service(settings, database, logs.observe)
+    database.prepare()
+    listener = server.listen(settings.host, settings.port)
+    logger.info("listening on %s", _address(settings, listener.getsockname()[1]))
+    asyncio.run(_serve(service, listener))
+    logger.info("stopped")
+
+
+def worker(
+    database_url: options.DatabaseUrl = None,
+    max_attempts: options.MaxAttempts = None,
+    lag_ms: options.LagMs = None,
+    log_format: options.LogFormat = None,
+    log_level: options.LogLevel = None,
+    env_file: options.EnvFile = None,
+    drain: Annotated[
+        bool, typer.Option("--drain", help="End when nothing is pending any more.")
+    ] = False,
+) -> None:
+    """Apply what is in the inbox, without receiving."""
+    settings = options.settings(
+        env_file,
+        database_url=database_url,
+        max_attempts=max_attempts,
+        lag_ms=lag_ms,
+        log_format=log_format,
+        log_level=log_level,
+    )
+    logs.configure(settings.log_format, settings.log_level)
+    database = Database(settings.database_url)
+    database.prepare()
+    asyncio.run(_work(settings, database, drain))
+
+
+async def _serve(service: Service, listener: socket.socket) -> None:
+    await server.Server(service.app, listener).run()
+
+
+async def _work(settings: Settings, database: Database, drain: bool) -> None:
+    work = worker_of(settings, database, logs.observe)
+    loop = asyncio.get_running_loop()
+    for each in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(each, work.stop)
+    try:
+        await (work.drain() if drain else work.run())
+    finally:
+        await database.host.close()
+
+
+def _address(settings: Settings, port: int) -> str:
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return f"http://{host}:{port}{settings.path}"

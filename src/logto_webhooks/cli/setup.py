@@ -1,0 +1,77 @@
+"""Before the first run: `init` and `migrate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from logto_webhooks.adapters.stores import migrate as migrations
+from logto_webhooks.cli import options
+from logto_webhooks.errors import FileInTheWay, NotWritable
+from logto_webhooks.wiring import Database
+
+_ENV = """\
+# Settings of logto-webhooks. Its commands read this file where they are run;
+# a variable of the environment wins over it, an option over both.
+
+# The hook's signing key: Logto's console, Webhooks > your webhook > Settings > Signing key.
+# Several keys, separated by commas, are all accepted: during a rotation, put the new one first.
+LOGTO_WEBHOOK_SIGNING_KEY=
+
+# Where the data is kept. The file is made, and migrated, when the service starts.
+LOGTO_WEBHOOKS_DATABASE_URL=sqlite:///logto-webhooks.db
+
+# Where the service listens. In Logto's console, the endpoint's URL is this address as Logto
+# reaches it, with the path: https://your-host/api/webhooks/logto
+#LOGTO_WEBHOOKS_HOST=127.0.0.1
+#LOGTO_WEBHOOKS_PORT=8787
+#LOGTO_WEBHOOKS_PATH=/api/webhooks/logto
+
+# The largest body that is accepted, in bytes. Bodies of 3.6 MB were seen.
+#LOGTO_WEBHOOKS_MAX_BODY_BYTES=8388608
+
+# How often a delivery that can't be applied is tried before it is dead.
+#LOGTO_WEBHOOKS_MAX_ATTEMPTS=8
+
+# How much older than its dispatch a change can be, in milliseconds, where Logto tells no time.
+# Greater marks more records as doubtful, smaller misses some.
+#LOGTO_WEBHOOKS_LAG_MS=100
+
+# text or json; debug, info, warning or error.
+#LOGTO_WEBHOOKS_LOG_FORMAT=text
+#LOGTO_WEBHOOKS_LOG_LEVEL=info
+"""
+
+
+def init(
+    file: Annotated[Path, typer.Option(help="The file to write.")] = Path(".env"),
+) -> None:
+    """Write an .env with every setting explained; one that exists is left as it is."""
+    try:
+        with file.open("x", encoding="utf-8") as new:
+            new.write(_ENV)
+    except FileExistsError:
+        raise FileInTheWay(path=file) from None
+    except OSError as error:
+        raise NotWritable(path=file, problem=error.strerror) from None
+    file.chmod(0o600)
+    print(f"Wrote {file}. Put the signing key into it, then run: logto-webhooks serve")
+
+
+def migrate(
+    database_url: options.DatabaseUrl = None,
+    env_file: options.EnvFile = None,
+    sql: Annotated[
+        bool, typer.Option("--sql", help="Print the statements instead of running them.")
+    ] = False,
+) -> None:
+    """Bring the database's schema up to this release. `serve` and `worker` do it by themselves."""
+    settings = options.settings(env_file, database_url=database_url)
+    database = Database(settings.database_url)
+    if sql:
+        print(migrations.sql("sqlite"), end="")
+        return
+    database.prepare()
+    print(f"{database.file} is at schema {migrations.head()}.")

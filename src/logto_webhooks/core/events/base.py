@@ -1,0 +1,140 @@
+"""What every event has, and how a payload becomes one: strict where the sync needs it."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, Any, ClassVar, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct
+
+from logto_webhooks.errors import MalformedEvent
+
+Json = dict[str, Any]
+Id = Annotated[str, Meta(min_length=1, max_length=256)]
+Millis = Annotated[int, Meta(ge=0, le=253_402_300_799_999)]  # up to the year 9999
+E = TypeVar("E", bound="Event")
+
+
+class Application(Struct, frozen=True, kw_only=True):
+    """The application through which somebody acted."""
+
+    id: str
+    name: str | None = None
+    type: str | None = None
+    description: str | None = None
+
+
+class Event(Struct, frozen=True, kw_only=True, rename="camel"):
+    """What all events share. `payload` is all that Logto sent, unknown fields included.
+
+    A field that the sync doesn't need and that isn't as documented has its default here; its
+    raw value stands in `payload`, its name in `odd_fields`.
+    """
+
+    name: ClassVar[str] = ""
+    strict: ClassVar[frozenset[str]] = frozenset()  # JSON names
+    data_as: ClassVar[str | None] = None  # what `data` is called here
+    id_as: ClassVar[str | None] = None  # the field for the id of what the event is about
+    id_param: ClassVar[str] = "id"
+
+    event: str
+    created_at: datetime | None = None
+    hook_id: str | None = None
+    user_agent: str | None = None
+    ip: str | None = None
+    path: str | None = None
+    method: str | None = None
+    status: int | None = None
+    params: Json = {}
+    matched_route: str | None = None
+    interaction_event: str | None = None
+    session_id: str | None = None
+    application_id: str | None = None
+    application: Application | None = None
+    payload: Json = {}
+    odd_fields: tuple[str, ...] = ()
+
+    @property
+    def at(self) -> int:
+        """When Logto sent it, in milliseconds since the epoch. Raises MalformedEvent."""
+        if self.created_at is None:
+            raise MalformedEvent(event=self.event, problem="createdAt is missing")
+        return to_millis(self.created_at)
+
+    @classmethod
+    def shape(cls, payload: Json) -> Json:
+        """Name the parts of a payload as the fields of this class, by its route alone."""
+        shaped: Json = {}
+        data, params = payload.get("data"), payload.get("params")
+        if cls.data_as and data is not None:
+            shaped[cls.data_as] = data
+        if cls.id_as:
+            shaped[cls.id_as] = first_present(
+                payload.get(cls.id_as),
+                params.get(cls.id_param) if isinstance(params, dict) else None,
+                data.get("id") if isinstance(data, dict) else None,
+            )
+        return shaped
+
+
+class UnknownEvent(Event, frozen=True, kw_only=True):
+    """An event that this release doesn't know; everything of it is in `payload`."""
+
+
+class TestPayload(Event, frozen=True, kw_only=True):
+    """What Logto's console sends by "send test payload", under the name of any event."""
+
+    __test__: ClassVar[bool] = False  # not for pytest
+
+
+def first_present(*candidates: Any) -> Any:
+    """Return the first that isn't None."""
+    return next((candidate for candidate in candidates if candidate is not None), None)
+
+
+def to_millis(moment: datetime) -> int:
+    """Milliseconds since the epoch; a moment without a zone is UTC, as Logto's are."""
+    aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return round(aware.timestamp() * 1000)
+
+
+def is_test(payload: Json) -> bool:
+    """Tell a test payload by ids that only Logto's server sets and no real record has."""
+    params = payload.get("params")
+    if payload.get("path") == "/fake-path/:id":
+        return isinstance(params, dict) and params.get("id") == "fake-id"
+    return payload.get("userId") == "fake-id" and payload.get("userAgent") == "fake-user-agent"
+
+
+def build(payload: Json, cls: type[E]) -> E:
+    """Make the event. Raises MalformedEvent when a field that the sync needs is odd."""
+    # `shape` comes last: what a part is called is never taken from the payload.
+    fields = {"payload": payload, "event": payload["event"]}
+    given = {name: value for name, value in payload.items() if name not in _OURS} | fields
+    given |= cls.shape(payload)
+    try:
+        return msgspec.convert(given, cls)
+    except msgspec.ValidationError:
+        pass
+    odd = _odd_fields(given, cls)
+    kept = {name: value for name, value in given.items() if name not in odd}
+    try:
+        return msgspec.convert(kept | {"oddFields": odd}, cls)
+    except msgspec.ValidationError as error:
+        raise MalformedEvent(event=cls.name, problem=str(error)) from None
+
+
+_OURS = frozenset({"payload", "oddFields"})
+
+
+def _odd_fields(given: Json, cls: type[Event]) -> list[str]:
+    odd = []
+    for field in msgspec.structs.fields(cls):
+        name = field.encode_name
+        if name in given and name not in cls.strict:
+            try:
+                msgspec.convert(given[name], field.type)
+            except msgspec.ValidationError:
+                odd.append(name)
+    return odd

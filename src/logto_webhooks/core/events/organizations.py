@@ -1,0 +1,100 @@
+"""An organization, its members, and the events that tell of them."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from msgspec import Struct
+
+from logto_webhooks.core.events.base import Event, Id, Json, Millis
+
+
+class Organization(Struct, frozen=True, kw_only=True, rename="camel"):
+    """An organization as Logto's API answers it; it has no `updatedAt`."""
+
+    id: Id
+    name: str
+    description: str | None = None
+    custom_data: Json = {}
+    created_at: Millis | None = None
+
+
+class OrganizationEvent(Event, frozen=True, kw_only=True):
+    """An event about one organization."""
+
+    strict: ClassVar[frozenset[str]] = frozenset({"createdAt", "organizationId", "organization"})
+    id_as: ClassVar[str | None] = "organizationId"
+
+    organization_id: Id
+
+
+class OrganizationCreated(OrganizationEvent, frozen=True, kw_only=True):
+    """An organization was created."""
+
+    name: ClassVar[str] = "Organization.Created"
+    data_as: ClassVar[str | None] = "organization"
+    organization: Organization
+
+
+class OrganizationDataUpdated(OrganizationEvent, frozen=True, kw_only=True):
+    """An organization was changed; `organization` is the whole new state."""
+
+    name: ClassVar[str] = "Organization.Data.Updated"
+    data_as: ClassVar[str | None] = "organization"
+    organization: Organization
+
+
+class OrganizationDeleted(OrganizationEvent, frozen=True, kw_only=True):
+    """An organization was deleted, with its memberships."""
+
+    name: ClassVar[str] = "Organization.Deleted"
+
+
+class OrganizationMembershipUpdated(OrganizationEvent, frozen=True, kw_only=True):
+    """Members came or went. Logto cuts each list without a word at 5,000, and leaves out an
+    empty one; with none at all, only the Management API can tell what changed."""
+
+    name: ClassVar[str] = "Organization.Membership.Updated"
+    strict: ClassVar[frozenset[str]] = frozenset(
+        {"createdAt", "organizationId", "addedUserIds", "removedUserIds"}
+    )
+    # `params.id` may be an invitation's: `organizationId` alone is the truth.
+    id_as: ClassVar[str | None] = None
+
+    added_user_ids: list[Id] = []
+    removed_user_ids: list[Id] = []
+    added_application_ids: list[str] = []
+    removed_application_ids: list[str] = []
+
+    def derived(self) -> list[OrganizationMemberEvent]:
+        """One event for each user who came or went; Logto itself sends none."""
+        shared = {name: getattr(self, name) for name in OrganizationEvent.__struct_fields__}
+        moves: list[tuple[type[OrganizationMemberEvent], list[str]]] = [
+            (OrganizationUserAdded, self.added_user_ids),
+            (OrganizationUserRemoved, self.removed_user_ids),
+        ]
+        return [
+            cls(**shared | {"event": cls.name, "user_id": user_id})
+            for cls, user_ids in moves
+            for user_id in user_ids
+        ]
+
+
+class OrganizationMemberEvent(OrganizationEvent, frozen=True, kw_only=True):
+    """One user came into an organization, or left it: derived from the membership event."""
+
+    strict: ClassVar[frozenset[str]] = frozenset({"createdAt", "organizationId", "userId"})
+
+    user_id: Id
+
+
+class OrganizationUserAdded(OrganizationMemberEvent, frozen=True, kw_only=True):
+    """A user became a member."""
+
+    name: ClassVar[str] = "Organization.User.Added"
+
+
+class OrganizationUserRemoved(OrganizationMemberEvent, frozen=True, kw_only=True):
+    """A user is no longer a member."""
+
+    name: ClassVar[str] = "Organization.User.Removed"

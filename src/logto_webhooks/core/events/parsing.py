@@ -1,0 +1,43 @@
+"""From a verified body to a typed event."""
+
+from __future__ import annotations
+
+from logto_webhooks.core import canonical
+from logto_webhooks.core.events.base import Event, Json, TestPayload, UnknownEvent, build, is_test
+from logto_webhooks.core.events.catalog import ALIASES, BY_NAME
+from logto_webhooks.core.signature import VerifiedBody
+from logto_webhooks.errors import NotADelivery
+
+
+def parse(body: VerifiedBody) -> Event:
+    """Parse a verified body. An event of an unknown name becomes an UnknownEvent.
+
+    Raises NotADelivery, or MalformedEvent when a field that the sync needs is odd.
+    """
+    return from_payload(payload_of(body))
+
+
+def from_payload(payload: Json) -> Event:
+    """Make the event of a payload that `payload_of` gave. Raises MalformedEvent."""
+    if is_test(payload):
+        return build(payload, TestPayload)
+    name = ALIASES.get(payload["event"], payload["event"])
+    return build(payload, BY_NAME.get(name, UnknownEvent))
+
+
+def payload_of(body: VerifiedBody) -> Json:
+    """Decode a verified body to a JSON object that names its event. Raises NotADelivery."""
+    try:
+        payload = canonical.decode(body.content)
+    except ValueError as error:
+        raise NotADelivery(problem=f"it isn't JSON ({_where(error)})") from None
+    if not isinstance(payload, dict):
+        raise NotADelivery(problem="it isn't a JSON object")
+    if not isinstance(payload.get("event"), str) or not payload["event"]:
+        raise NotADelivery(problem="it names no event")
+    return payload
+
+
+def _where(error: ValueError) -> str:
+    # A UnicodeDecodeError's text shows bytes of the body.
+    return "invalid UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)

@@ -1,0 +1,217 @@
+"""The order-free rule: how values of a record merge, and when one is in doubt.
+
+Nothing here asks in which order deliveries came. A record is a user, an organization or a
+membership; its value is kept in groups. Merging is commutative, associative and idempotent, so
+a record follows from the *set* of what is known about it.
+
+- The greatest (stamp, digest) wins; where both are equal, the later start counts.
+- Deletion is final: a tombstone outlives every late update.
+- A group is doubtful while a value that differs from the winner ended no earlier than the
+  winner's start, less `GUARD_MS`. The two greatest ends of distinct digests are enough to tell.
+
+All times are Logto's, in milliseconds since the epoch.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, Literal, NamedTuple
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from logto_webhooks.core import canonical
+
+GUARD_MS: Final = 10
+DEAD_DELIVERY: Final = "dead delivery"  # a need that is a doubt too
+
+Kind = Literal["user", "organization", "membership"]
+Needs = dict[str, int]  # why Logto must be asked -> when that arose
+
+
+class Key(NamedTuple):
+    """What a record is about; a membership's `id` is `organization:user`. Locks sort by it."""
+
+    kind: Kind
+    id: str
+
+    @property
+    def organization_and_user(self) -> tuple[Key, Key]:
+        """The two ends of a membership."""
+        organization, _, user = self.id.partition(":")
+        return Key("organization", organization), Key("user", user)
+
+
+def membership(organization_id: str, user_id: str) -> Key:
+    """The key of one user's membership in one organization."""
+    return Key("membership", f"{organization_id}:{user_id}")
+
+
+class Value(Struct, frozen=True):
+    """One group's content as one delivery tells it.
+
+    `stamp` orders values, `end` is when Logto sent it, `start` the earliest moment at which the
+    change can have been made.
+    """
+
+    content: Any
+    stamp: int
+    start: int
+    end: int
+
+
+class Rival(NamedTuple):
+    """The latest `end` at which a content with this digest was told."""
+
+    end: int
+    digest: str
+
+
+class Group(Struct, frozen=True):
+    """The winner of one group, and the two greatest ends of distinct digests."""
+
+    content: Any
+    digest: str
+    stamp: int
+    start: int
+    end: int
+    ends: tuple[Rival, ...]
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether another value may be the newer one."""
+        others = [rival.end for rival in self.ends if rival.digest != self.digest]
+        return bool(others) and max(others) >= self.start - GUARD_MS
+
+
+class Record(Struct, frozen=True):
+    """All that is known of one user, organization or membership.
+
+    `facts` are numbers of which the greatest counts (`lastSignInAt`, `createdAt`, `updatedAt`);
+    they are in no group and never doubtful.
+    """
+
+    key: Key
+    groups: dict[str, Group] = {}
+    facts: dict[str, int] = {}
+    needs: Needs = {}
+    deleted_at: int | None = None
+    local_id: str = ""  # given by the store when it first hears of the record
+
+    @property
+    def complete(self) -> bool:
+        """Whether enough is known for a row."""
+        return ("present" if self.key.kind == "membership" else "own") in self.groups
+
+    @property
+    def doubts(self) -> list[str]:
+        """The groups whose value only Logto could tell; none once the record is deleted."""
+        if self.deleted_at is not None:
+            return []
+        dead = [DEAD_DELIVERY] if DEAD_DELIVERY in self.needs else []
+        return [name for name, group in sorted(self.groups.items()) if group.doubtful] + dead
+
+    @property
+    def waiting_for(self) -> str | None:
+        """Why Logto must be asked about this record; None when it needn't be."""
+        if self.deleted_at is not None:
+            return None
+        reasons = [f"doubtful: {', '.join(self.doubts)}"] if self.doubts else []
+        reasons += [] if self.complete else ["incomplete"]
+        reasons += [need for need in sorted(self.needs) if need != DEAD_DELIVERY]
+        return "; ".join(reasons) or None
+
+
+class Put(Struct, frozen=True):
+    """Values and facts of a record."""
+
+    key: Key
+    values: dict[str, Value]
+    facts: dict[str, int] = {}
+
+
+class Drop(Struct, frozen=True):
+    """The record was deleted in Logto."""
+
+    key: Key
+    at: int
+
+
+class Refetch(Struct, frozen=True):
+    """Only Logto can tell more about the record."""
+
+    key: Key
+    why: str
+    at: int
+
+
+Change = Put | Drop | Refetch
+
+
+def merge(known: Record, change: Change) -> Record:
+    """Return what is known once `change` is known too; `known` itself if nothing is new."""
+    if isinstance(change, Drop):
+        deleted_at = min(change.at, known.deleted_at or change.at)
+        merged = replace(known, deleted_at=deleted_at)
+    elif isinstance(change, Refetch):
+        merged = replace(known, needs=_greatest(known.needs, {change.why: change.at}))
+    else:
+        groups = {
+            name: merge_group(known.groups.get(name), value)
+            for name, value in change.values.items()
+        }
+        facts = _greatest(known.facts, change.facts)
+        merged = replace(known, groups=known.groups | groups, facts=facts)
+    return known if merged == known else merged
+
+
+def effect(known: Record, change: Change, merged: Record) -> str:
+    """Say in a word what merging did: applied, stale, tombstoned, unchanged or asks."""
+    if known.deleted_at is not None:
+        return "tombstoned"
+    if isinstance(change, Refetch):
+        return "asks"
+    if merged.deleted_at is not None or merged.facts != known.facts:
+        return "applied"
+    if isinstance(change, Drop):
+        return "unchanged"
+    names = change.values
+    if any(
+        name not in known.groups or merged.groups[name].digest != known.groups[name].digest
+        for name in names
+    ):
+        return "applied"
+    lost = any(merged.groups[name].content != value.content for name, value in names.items())
+    return "stale" if lost else "unchanged"
+
+
+def merge_group(known: Group | None, value: Value) -> Group:
+    """The rule itself, for one group."""
+    digest = canonical.digest(value.content).hex()[:32]
+    new = Group(
+        content=value.content,
+        digest=digest,
+        stamp=value.stamp,
+        start=value.start,
+        end=value.end,
+        ends=(Rival(value.end, digest),),
+    )
+    if known is None:
+        return new
+    ends = _two_greatest(*known.ends, *new.ends)
+    if (new.stamp, new.digest) == (known.stamp, known.digest):
+        # A whole and a part can carry the same value and stamp.
+        start, end = max(known.start, new.start), max(known.end, new.end)
+        return replace(known, start=start, end=end, ends=ends)
+    winner = max(known, new, key=lambda group: (group.stamp, group.digest))
+    return replace(winner, ends=ends)
+
+
+def _two_greatest(*rivals: Rival) -> tuple[Rival, ...]:
+    latest: dict[str, Rival] = {}
+    for rival in rivals:
+        latest[rival.digest] = max(rival, latest.get(rival.digest, rival))
+    return tuple(sorted(latest.values(), reverse=True)[:2])
+
+
+def _greatest(known: dict[str, int], new: dict[str, int]) -> dict[str, int]:
+    return known | {name: max(value, known.get(name, value)) for name, value in new.items()}

@@ -1,0 +1,69 @@
+"""What is reported to observers: all of it, in one table.
+
+No report holds a key, a body or anything of a person but ids.
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+
+class Stored(Struct, frozen=True):
+    """A delivery is in the inbox (or was already), and 200 is the answer."""
+
+    id: int
+    event: str
+    subject: str | None
+    duplicate: bool
+    took_ms: float
+
+
+class Refused(Struct, frozen=True):
+    """A request was answered with a 4xx."""
+
+    status: int
+    reason: str
+    hint: str
+
+
+class NotStored(Struct, frozen=True):
+    """Deliveries couldn't be stored: 503."""
+
+    count: int
+    problem: str
+
+
+class Synced(Struct, frozen=True):
+    """A delivery was applied; `took_ms` since it was received."""
+
+    id: int
+    event: str
+    subject: str | None
+    outcome: str
+    took_ms: int
+    odd_fields: tuple[str, ...] = ()
+
+
+class Failed(Struct, frozen=True):
+    """A delivery couldn't be applied; it is dead when `retry_in_s` is None."""
+
+    id: int
+    event: str
+    subject: str | None
+    error: str
+    attempt: int
+    retry_in_s: float | None
+
+
+class Stalled(Struct, frozen=True):
+    """The worker can't go on for now, and tries again."""
+
+    problem: str
+    retry_in_s: float
+
+
+class Resumed(Struct, frozen=True):
+    """The worker goes on after a stall."""
+
+
+Report = Stored | Refused | NotStored | Synced | Failed | Stalled | Resumed

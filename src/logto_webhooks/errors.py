@@ -1,0 +1,122 @@
+"""Every error of the product. The docstring is the message; its data are attributes."""
+
+from __future__ import annotations
+
+import inspect
+
+
+class LogtoWebhooksError(Exception):
+    """Something in logto-webhooks went wrong."""
+
+    def __init__(self, **data: object) -> None:
+        super().__init__(*data.values())
+        self.__dict__.update(data)
+
+    def __str__(self) -> str:
+        template = inspect.cleandoc(type(self).__doc__ or type(self).__name__)
+        return " ".join(template.format(**self.__dict__).split())
+
+
+class SignatureRejected(LogtoWebhooksError):
+    """The signature is not valid: {reason}."""
+
+    reason: str
+
+
+class NotADelivery(LogtoWebhooksError):
+    """The signed body is not a delivery of Logto: {problem}."""
+
+    problem: str
+
+
+class BodyTooLarge(LogtoWebhooksError):
+    """The body is larger than {limit} bytes. Raise LOGTO_WEBHOOKS_MAX_BODY_BYTES to accept it."""
+
+    limit: int
+
+
+class BodyTooSlow(LogtoWebhooksError):
+    """The body didn't arrive within {seconds:.0f} s."""
+
+    seconds: float
+
+
+class MalformedEvent(LogtoWebhooksError):
+    """{event} can't be applied, because a field that the sync needs is not as expected: {problem}.
+    The body is kept in the inbox."""
+
+    event: str
+    problem: str
+
+
+class StoreUnavailable(LogtoWebhooksError):
+    """The database can't be used now: {problem}."""
+
+    problem: str
+
+
+class RowRejected(LogtoWebhooksError):
+    """The database refuses a row of this batch: {problem}."""
+
+    problem: str
+
+
+class ClaimLost(LogtoWebhooksError):
+    """Another worker took over {count} deliveries after this one's lease had run out."""
+
+    count: int
+
+
+class SchemaMismatch(LogtoWebhooksError):
+    """The database's schema is at {found}, this release needs {needed}.
+    Run: logto-webhooks migrate"""
+
+    found: str
+    needed: str
+
+
+class SettingInvalid(LogtoWebhooksError):
+    """{name} can't be used: {problem}."""
+
+    name: str
+    problem: str
+
+
+class SigningKeyMissing(LogtoWebhooksError):
+    """No signing key. Set LOGTO_WEBHOOK_SIGNING_KEY (or --signing-key) to the hook's signing key,
+    which stands in Logto's console under Webhooks > your webhook > Settings > Signing key."""
+
+
+class UnknownEventName(LogtoWebhooksError):
+    """Logto has no event named {name!r}. {hint}"""
+
+    name: str
+    hint: str
+
+
+class Unreachable(LogtoWebhooksError):
+    """{url} can't be reached: {problem}."""
+
+    url: str
+    problem: str
+
+
+class FileInTheWay(LogtoWebhooksError):
+    """{path} exists and is left as it is. Remove it first, or name another file with --file."""
+
+    path: str
+
+
+class NotWritable(LogtoWebhooksError):
+    """{path} can't be written: {problem}."""
+
+    path: str
+    problem: str
+
+
+class PortTaken(LogtoWebhooksError):
+    """Can't listen on {host}:{port}: {problem}. Choose another with --port."""
+
+    host: str
+    port: int
+    problem: str

@@ -1,0 +1,1 @@
+"""Realistic payloads of every event, and recorded histories of a real Logto."""

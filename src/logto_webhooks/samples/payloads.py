@@ -1,0 +1,251 @@
+"""A realistic payload of every event, as Logto 1.42 shapes it."""
+
+from __future__ import annotations
+
+import random
+import string
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from msgspec import Struct
+
+from logto_webhooks.core.events import named
+from logto_webhooks.errors import SettingInvalid
+
+Json = dict[str, Any]
+_Shape = Callable[["Scene"], Json]
+
+_NAMES: Final = ("Ana Lima", "Björk Jónsdóttir", "Chloé Martin", "Дмитрий Орлов", "Zoë Quinn")
+_SHORT: Final = {"email": "primaryEmail", "phone": "primaryPhone"}
+_BROWSER: Final = "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36"
+
+
+class Scene(Struct, frozen=True):
+    """Who and when a payload is about; `at` in milliseconds since the epoch."""
+
+    random: random.Random
+    at: int
+    id: str
+
+    def new_id(self, length: int = 12) -> str:
+        """Make an id as Logto makes them."""
+        return "".join(self.random.choices(string.ascii_lowercase + string.digits, k=length))
+
+
+def payload(
+    event: str,
+    fields: Mapping[str, Any] | None = None,
+    *,
+    at: int,
+    rng: random.Random,
+    id: str | None = None,
+) -> Json:
+    """Make a payload of `event`, sent at `at` (milliseconds since the epoch).
+
+    `id` is that of the user, organization, role or scope. `fields` go where they belong: a
+    field of the payload's top there, any other into the record; `a.b` goes below `a`; `email`
+    and `phone` are short for Logto's names. Raises UnknownEventName or SettingInvalid.
+    """
+    scene = Scene(rng, at, id or "")
+    scene = Scene(rng, at, id or scene.new_id())
+    made = _head(scene, event) | _SHAPES[named(event).name](scene)
+    made["hookId"] = "sample" + scene.new_id(15)
+    for name, value in (fields or {}).items():
+        _set(made, name, value)
+    return made
+
+
+def console_test(event: str, *, at: int) -> Json:
+    """Make what Logto's console sends by "send test payload" for a data event."""
+    scene = Scene(random.Random(0), at, "fake-id")
+    managed = {"path": "/fake-path/:id", "method": "POST", "status": 200}
+    head = _head(scene, event) | {"userAgent": "fake-user-agent"}
+    return head | managed | {"params": {"id": "fake-id"}, "data": {"result": "success"}}
+
+
+def user(scene: Scene) -> Json:
+    """A whole user, as the Management API answers it."""
+    name = scene.random.choice(_NAMES)
+    return {
+        "id": scene.id,
+        "username": None,
+        "primaryEmail": f"{scene.id}@example.com",
+        "primaryPhone": None,
+        "name": name,
+        "avatar": None,
+        "customData": {},
+        "identities": {},
+        "lastSignInAt": None,
+        "createdAt": scene.at,
+        "updatedAt": scene.at,
+        "profile": {},
+        "applicationId": None,
+        "isSuspended": False,
+    }
+
+
+def organization(scene: Scene) -> Json:
+    """A whole organization."""
+    return {
+        "tenantId": "default",
+        "id": scene.id,
+        "name": f"Organization {scene.id[:4]}",
+        "description": None,
+        "customData": {},
+        "isMfaRequired": False,
+        "color": {},
+        "branding": {},
+        "customCss": None,
+        "createdAt": scene.at,
+    }
+
+
+def _head(scene: Scene, event: str) -> Json:
+    moment = datetime.fromtimestamp(scene.at / 1000, UTC).isoformat(timespec="milliseconds")
+    return {
+        "event": event,
+        "createdAt": moment.replace("+00:00", "Z"),
+        "userAgent": _BROWSER,
+        "ip": "203.0.113.9",
+    }
+
+
+def _managed(method: str, route: str, param: str, data: Callable[[Scene], Any] | None) -> _Shape:
+    """What a call of the Management API makes."""
+
+    def shape(scene: Scene) -> Json:
+        params = {param: scene.id} if f":{param}" in route else {}
+        made = {
+            "path": route.replace(f":{param}", scene.id),
+            "method": method,
+            "status": 204 if method == "DELETE" else 200,
+            "params": params,
+            "matchedRoute": route,
+        }
+        return made | ({"data": data(scene)} if data else {})
+
+    return shape
+
+
+def _interaction(kind: str) -> _Shape:
+    def shape(scene: Scene) -> Json:
+        signed_in = user(scene) | {"lastSignInAt": scene.at}
+        made = {"userId": scene.id, "userIp": "203.0.113.9", "user": signed_in}
+        return _session(scene, kind) | made
+
+    return shape
+
+
+def _session(scene: Scene, kind: str) -> Json:
+    application = {"id": scene.new_id(21), "type": "SPA", "name": "Sample", "description": None}
+    return {
+        "interactionEvent": kind,
+        "sessionId": scene.new_id(43),
+        "application": application,
+    }
+
+
+def _lockout(scene: Scene) -> Json:
+    return _session(scene, "SignIn") | {"type": "email", "value": f"{scene.id}@example.com"}
+
+
+def _limit(scene: Scene) -> Json:
+    return _session(scene, "SignIn") | {"userId": scene.id}
+
+
+def _device(scene: Scene) -> Json:
+    return {"userId": scene.new_id(), "data": {"id": scene.id}}
+
+
+def _membership(scene: Scene) -> Json:
+    made = _managed("POST", "/organizations/:id/users", "id", None)(scene)
+    return made | {"organizationId": scene.id, "addedUserIds": [scene.new_id()]}
+
+
+def _member(scene: Scene) -> Json:
+    return {"organizationId": scene.id, "userId": scene.new_id()}
+
+
+def _scope_call(method: str) -> _Shape:
+    """A scope of an API resource: its route has two parameters."""
+
+    def shape(scene: Scene) -> Json:
+        params = {"resourceId": scene.new_id(21)}
+        route, path = "/resources/:resourceId/scopes", f"/resources/{params['resourceId']}/scopes"
+        if method != "POST":
+            params["scopeId"] = scene.id
+            route, path = f"{route}/:scopeId", f"{path}/{scene.id}"
+        made = {"path": path, "method": method, "params": params, "matchedRoute": route}
+        data = {} if method == "DELETE" else {"data": _scope(scene)}
+        return made | {"status": 204 if method == "DELETE" else 200} | data
+
+    return shape
+
+
+def _role(scene: Scene) -> Json:
+    return {"id": scene.id, "name": f"role-{scene.id[:4]}", "description": "", "type": "User"}
+
+
+def _scope(scene: Scene) -> Json:
+    return {"id": scene.id, "name": f"read:{scene.id[:4]}", "description": None}
+
+
+def _scopes(scene: Scene) -> list[Json]:
+    return [{"id": scene.new_id(21), "name": "read:items", "description": None}]
+
+
+_SHAPES: Final[dict[str, _Shape]] = {
+    "PostRegister": _interaction("Register"),
+    "PostSignIn": _interaction("SignIn"),
+    "PostSignInAdaptiveMfaTriggered": _interaction("SignIn"),
+    "PostResetPassword": _interaction("ForgotPassword"),
+    "User.Created": _managed("POST", "/users", "userId", user),
+    "User.Deleted": _managed("DELETE", "/users/:userId", "userId", user),
+    "User.Data.Updated": _managed("PATCH", "/users/:userId", "userId", user),
+    "User.SuspensionStatus.Updated": _managed(
+        "PATCH",
+        "/users/:userId/is-suspended",
+        "userId",
+        lambda scene: user(scene) | {"isSuspended": True},
+    ),
+    "Role.Created": _managed("POST", "/roles", "id", _role),
+    "Role.Deleted": _managed("DELETE", "/roles/:id", "id", None),
+    "Role.Data.Updated": _managed("PATCH", "/roles/:id", "id", _role),
+    "Role.Scopes.Updated": _managed("POST", "/roles/:id/scopes", "id", _scopes),
+    "Scope.Created": _scope_call("POST"),
+    "Scope.Deleted": _scope_call("DELETE"),
+    "Scope.Data.Updated": _scope_call("PATCH"),
+    "Organization.Created": _managed("POST", "/organizations", "id", organization),
+    "Organization.Deleted": _managed("DELETE", "/organizations/:id", "id", None),
+    "Organization.Data.Updated": _managed("PATCH", "/organizations/:id", "id", organization),
+    "Organization.Membership.Updated": _membership,
+    "Organization.User.Added": _member,
+    "Organization.User.Removed": _member,
+    "OrganizationRole.Created": _managed("POST", "/organization-roles", "id", _role),
+    "OrganizationRole.Deleted": _managed("DELETE", "/organization-roles/:id", "id", None),
+    "OrganizationRole.Data.Updated": _managed("PATCH", "/organization-roles/:id", "id", _role),
+    "OrganizationRole.Scopes.Updated": _managed(
+        "POST", "/organization-roles/:id/scopes", "id", None
+    ),
+    "OrganizationScope.Created": _managed("POST", "/organization-scopes", "id", _scope),
+    "OrganizationScope.Deleted": _managed("DELETE", "/organization-scopes/:id", "id", None),
+    "OrganizationScope.Data.Updated": _managed("PATCH", "/organization-scopes/:id", "id", _scope),
+    "Identifier.Lockout": _lockout,
+    "Message.RateLimited": _limit,
+    "Grant.LimitExceeded": _limit,
+    "TrustedDevice.Created": _device,
+    "TrustedDevice.Deleted": _device,
+}
+
+
+def _set(made: Json, name: str, value: Any) -> None:
+    first, *rest = name.split(".")
+    record = next((made[key] for key in ("user", "data") if isinstance(made.get(key), dict)), made)
+    target = made if first in made else record
+    path = [_SHORT.get(first, first) if target is record else first, *rest]
+    for step in path[:-1]:
+        target = target.setdefault(step, {})
+        if not isinstance(target, dict):
+            raise SettingInvalid(name=f"--data {name}", problem=f"{step} holds no fields")
+    target[path[-1]] = value

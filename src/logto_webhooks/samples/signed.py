@@ -1,0 +1,29 @@
+"""A delivery as Logto sends it: headers and body, signed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from logto_webhooks.core.signature import HEADER, sign
+
+
+class Signed(Struct, frozen=True):
+    """A signed request; `event` is its name."""
+
+    event: str
+    body: bytes
+    headers: list[tuple[str, str]]
+
+
+def signed(payload: dict[str, Any], key: str) -> Signed:
+    """Sign a payload with a hook's key."""
+    body = msgspec.json.encode(payload)
+    headers = [
+        (HEADER, sign(body, key)),
+        ("user-agent", "Logto (https://logto.io/)"),
+        ("content-type", "application/json"),
+    ]
+    return Signed(payload["event"], body, headers)

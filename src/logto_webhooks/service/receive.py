@@ -1,0 +1,158 @@
+"""Receiving: verify, identify, join the batch that is being committed, answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
+
+from msgspec import Struct
+
+from logto_webhooks.core.delivery import Delivery, identify
+from logto_webhooks.core.ports import Accepted, Clock, Host, Observer
+from logto_webhooks.core.reports import NotStored, Refused, Stored
+from logto_webhooks.core.signature import verify
+from logto_webhooks.errors import (
+    LogtoWebhooksError,
+    NotADelivery,
+    RowRejected,
+    SignatureRejected,
+    StoreUnavailable,
+)
+
+MAX_ROWS: Final = 512
+MAX_BYTES: Final = 16 * 2**20
+LONGEST_WAIT_S: Final = 8.0  # Logto waits 10 s
+RETRY_AFTER_S: Final = 5
+
+_SIGNATURE_HINT: Final = (
+    "likely the key of another hook, a key that was rotated, or a proxy that changed the body"
+)
+
+
+class Answer(Struct, frozen=True):
+    """What the receiver answers. Logto stores it, so it holds nothing of a person."""
+
+    status: int
+    content: dict[str, str | bool]
+    retry_after_s: int | None = None
+
+
+class Receiver:
+    """Takes the raw parts of a request and gives the answer, whatever the web framework."""
+
+    def __init__(
+        self,
+        keys: Sequence[str],
+        store: Callable[[Delivery], Awaitable[Accepted]],
+        clock: Clock,
+        observe: Observer,
+    ) -> None:
+        """`store` returns once the delivery is durable."""
+        self._keys = tuple(keys)
+        self._store = store
+        self._clock = clock
+        self._observe = observe
+
+    async def receive(self, signatures: Sequence[bytes], body: bytes) -> Answer:
+        """Answer 200 once the delivery is on disk, 401 or 400 for what isn't one, else 503.
+
+        `signatures` holds the values of all headers named `logto-signature-sha-256`.
+        """
+        started = self._clock.now()
+        try:
+            delivery = identify(verify(body, signatures, self._keys), received_at=started)
+            accepted = await self._store(delivery)
+        except SignatureRejected as error:
+            return self.refuse(401, "invalid_signature", error, _SIGNATURE_HINT)
+        except NotADelivery as error:
+            return self.refuse(400, "not_a_delivery", error, "it is signed, but not by Logto")
+        except (StoreUnavailable, RowRejected):
+            return Answer(503, {"error": "not_stored"}, retry_after_s=RETRY_AFTER_S)
+        took = self._clock.now() - started
+        self._observe(
+            Stored(accepted.id, delivery.event, delivery.subject, accepted.duplicate, took)
+        )
+        return Answer(200, {"id": str(accepted.id), "duplicate": accepted.duplicate})
+
+    def refuse(self, status: int, code: str, error: LogtoWebhooksError, hint: str) -> Answer:
+        """Answer a 4xx, and report it."""
+        self._observe(Refused(status, str(error), hint))
+        return Answer(status, {"error": code})
+
+
+class _Waiting(Struct, frozen=True, eq=False):
+    delivery: Delivery
+    answer: asyncio.Future[Accepted]
+
+
+class GroupCommit:
+    """One transaction for all requests that wait: handed over and woken per batch."""
+
+    def __init__(self, host: Host, observe: Observer, stored: Callable[[], None]) -> None:
+        """`stored` is called after every batch that holds something new."""
+        self._host = host
+        self._observe = observe
+        self._stored = stored
+        self._waiting: list[_Waiting] = []
+        self._committing: asyncio.Task[None] | None = None
+
+    async def add(self, delivery: Delivery) -> Accepted:
+        """Return once it is committed. Raises StoreUnavailable or RowRejected."""
+        waiting = _Waiting(delivery, asyncio.get_running_loop().create_future())
+        self._waiting.append(waiting)
+        if self._committing is None:
+            self._committing = asyncio.create_task(self._commit_all())
+        try:
+            return await asyncio.wait_for(waiting.answer, LONGEST_WAIT_S)
+        except TimeoutError:
+            problem = f"it took longer than {LONGEST_WAIT_S:.0f} s"
+            self._observe(NotStored(1, problem))
+            raise StoreUnavailable(problem=problem) from None
+
+    async def _commit_all(self) -> None:
+        try:
+            while batch := self._next_batch():
+                await self._commit(batch)
+        finally:
+            self._committing = None
+
+    def _next_batch(self) -> list[_Waiting]:
+        # Who gave up waiting isn't stored for nobody.
+        self._waiting = [each for each in self._waiting if not each.answer.done()]
+        size = rows = 0
+        for each in self._waiting[:MAX_ROWS]:
+            size += len(each.delivery.body)
+            if rows and size > MAX_BYTES:
+                break
+            rows += 1
+        batch, self._waiting = self._waiting[:rows], self._waiting[rows:]
+        return batch
+
+    async def _commit(self, batch: list[_Waiting]) -> None:
+        deliveries = [each.delivery for each in batch]
+        try:
+            accepted = await self._host.run(lambda store: store.add(deliveries))
+        except RowRejected as error:
+            if len(batch) == 1:
+                self._fail(batch, error)
+                return
+            # One bad row harms nobody else: halve until it is alone.
+            await self._commit(batch[: len(batch) // 2])
+            await self._commit(batch[len(batch) // 2 :])
+        except Exception as error:
+            self._fail(batch, error)
+        else:
+            for each, answer in zip(batch, accepted, strict=True):
+                if not each.answer.done():
+                    each.answer.set_result(answer)
+            if not all(answer.duplicate for answer in accepted):
+                self._stored()
+
+    def _fail(self, batch: list[_Waiting], error: Exception) -> None:
+        known = isinstance(error, LogtoWebhooksError)
+        problem = str(error) if known else f"unexpected {type(error).__name__}"
+        self._observe(NotStored(len(batch), problem))
+        for each in batch:
+            if not each.answer.done():
+                each.answer.set_exception(StoreUnavailable(problem=problem))

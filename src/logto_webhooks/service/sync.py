@@ -1,0 +1,119 @@
+"""One batch of claimed deliveries becomes records and rows, in one transaction.
+
+The steps, in order: plan, lock, merge, cascade, save, finish. All are decided before anything
+is written; what one malformed delivery does harms no other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from msgspec import Struct
+
+from logto_webhooks.core.events import Event, TestPayload, UnknownEvent, parse
+from logto_webhooks.core.lifecycle import MOVES, Move, State
+from logto_webhooks.core.ports import Claimed, Outcome, Store
+from logto_webhooks.core.projection import plan
+from logto_webhooks.core.record import (
+    DEAD_DELIVERY,
+    Change,
+    Drop,
+    Key,
+    Record,
+    Refetch,
+    effect,
+    merge,
+)
+from logto_webhooks.core.signature import vouch
+from logto_webhooks.errors import MalformedEvent
+
+Records = dict[Key, Record]
+
+
+class Planned(Struct, frozen=True):
+    """A claimed delivery, and what it changes."""
+
+    claimed: Claimed
+    event: Event
+    changes: list[Change]
+
+
+def plan_all(
+    batch: Sequence[Claimed], lag_ms: int
+) -> tuple[list[Planned], list[tuple[Claimed, MalformedEvent]]]:
+    """Parse and plan each delivery; pure, so that it needs no transaction."""
+    planned: list[Planned] = []
+    malformed: list[tuple[Claimed, MalformedEvent]] = []
+    for claimed in batch:
+        try:
+            event = parse(vouch(claimed.body))
+            planned.append(Planned(claimed, event, plan(event, lag_ms)))
+        except MalformedEvent as error:
+            malformed.append((claimed, error))
+    return planned, malformed
+
+
+def apply(store: Store, token: str, batch: Sequence[Planned]) -> list[Outcome]:
+    """Apply planned deliveries and finish them. Raises ClaimLost."""
+    records = lock(store, [change.key for each in batch for change in each.changes])
+    before = dict(records)
+    outcomes = [_merge_one(records, each) for each in batch]
+    _cascade(store, records, before)
+    store.save([record for key, record in records.items() if record is not before.get(key)])
+    store.finish(token, outcomes)
+    return outcomes
+
+
+def lock(store: Store, touched: Iterable[Key]) -> Records:
+    """Lock what is touched: users and organizations first, then memberships, each sorted."""
+    keys = set(touched)
+    memberships = {key for key in keys if key.kind == "membership"}
+    ends = {end for key in memberships for end in key.organization_and_user}
+    records = store.lock(sorted((keys - memberships) | ends))
+    return records | store.lock(sorted(memberships))
+
+
+def give_up(store: Store, claimed: Claimed) -> None:
+    """Mark the record of a dead delivery as doubtful: only Logto can tell now."""
+    kind, _, logto_id = (claimed.subject or "").partition(":")
+    if kind not in ("user", "organization"):
+        return
+    key = Key("user" if kind == "user" else "organization", logto_id)
+    record = store.lock([key])[key]
+    store.save([merge(record, Refetch(key, DEAD_DELIVERY, claimed.received_at))])
+
+
+def _merge_one(records: Records, planned: Planned) -> Outcome:
+    effects = []
+    for change in planned.changes:
+        known = records[change.key]
+        records[change.key] = merge(known, change)
+        effects.append(effect(known, change, records[change.key]))
+    result = min(effects, default="nothing", key=_STRONGEST_FIRST.index)
+    move = Move.APPLY
+    if isinstance(planned.event, TestPayload):
+        move, result = Move.IGNORE, "test"
+    elif isinstance(planned.event, UnknownEvent):
+        result = "unknown"
+    return Outcome(id=planned.claimed.id, state=MOVES[State.PENDING, move], result=result)
+
+
+_STRONGEST_FIRST = ("applied", "stale", "asks", "tombstoned", "unchanged", "nothing")
+
+
+def _cascade(store: Store, records: Records, before: Records) -> None:
+    """A deleted user or organization takes its memberships along, those yet to come included."""
+    newly = [
+        key
+        for key, record in records.items()
+        if key.kind != "membership" and record.deleted_at != before[key].deleted_at
+    ]
+    others = [key for key in store.memberships_of(newly) if key not in records]
+    found = store.lock(sorted(others))
+    before.update(found)
+    records.update(found)
+    for key in [key for key in records if key.kind == "membership"]:
+        for end in key.organization_and_user:
+            deleted_at = records[end].deleted_at if end in records else None
+            if deleted_at is not None:
+                records[key] = merge(records[key], Drop(key, deleted_at))

@@ -1,0 +1,185 @@
+"""The worker: claim a batch, apply it, decide about what failed; over and over."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from logto_webhooks.core.lifecycle import MAX_ATTEMPTS, MOVES, Move, Retry, State, after_failure
+from logto_webhooks.core.ports import Claimed, Clock, Host, Observer, Outcome, Store
+from logto_webhooks.core.projection import LAG_MS
+from logto_webhooks.core.reports import Failed, Report, Resumed, Stalled, Synced
+from logto_webhooks.errors import ClaimLost, LogtoWebhooksError, StoreUnavailable
+from logto_webhooks.service import sync
+
+MAX_ROWS: Final = 512
+MAX_BYTES: Final = 16 * 2**20
+LEASE_S: Final = 30.0
+POLL_S: Final = 1.0
+
+
+class Worker:
+    """Applies what is pending. Any number may run: each claim has its own token and lease."""
+
+    def __init__(
+        self,
+        host: Host,
+        clock: Clock,
+        observe: Observer,
+        jitter: Callable[[], float],
+        *,
+        lag_ms: int = LAG_MS,
+        max_attempts: int = MAX_ATTEMPTS,
+        budget_s: float | None = None,
+    ) -> None:
+        """`budget_s`: how long a transaction may hold back who accepts (SQLite: one writer)."""
+        self._host = host
+        self._clock = clock
+        self._observe = observe
+        self._jitter = jitter
+        self._lag_ms = lag_ms
+        self._max_attempts = max_attempts
+        self._pace = Pace(budget_s)
+        self._wake = asyncio.Event()
+        self._stopping = False
+        self._held: list[Claimed] = []
+        self._token = ""
+
+    def wake(self) -> None:
+        """Tell the worker that something is pending."""
+        self._wake.set()
+
+    def stop(self) -> None:
+        """End `run` after the batch in hand."""
+        self._stopping = True
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Work until stopped. An unreachable database stalls it, and is tried again."""
+        stalls = 0
+        while not self._stopping:
+            self._wake.clear()
+            try:
+                busy = await self.step()
+            except Exception as error:
+                stalls += 1
+                wait = min(0.1 * 2**stalls, 5.0)
+                self._observe(Stalled(_describe(error), wait))
+                await self._sleep(wait)
+                continue
+            if stalls:
+                stalls = 0
+                self._observe(Resumed())
+            if not busy:
+                await self._sleep(POLL_S)
+
+    async def drain(self) -> None:
+        """Work until nothing is pending, what waits for its next attempt included."""
+        while not self._stopping:
+            if not await self.step():
+                status = await self._host.read(lambda store: store.status())
+                if not status.deliveries[State.PENDING]:
+                    return
+                await self._sleep(0.1)
+
+    async def step(self) -> int:
+        """Claim and apply one batch; return its size. Raises StoreUnavailable."""
+        if not self._held:
+            self._token = uuid.uuid4().hex
+            self._held = await self._host.run(self._claim)
+        batch = self._held
+        # What the database doesn't take now is kept, and applied next time if still ours.
+        with contextlib.suppress(ClaimLost):
+            await self._apply(batch)
+        self._held = []
+        return len(batch)
+
+    def _claim(self, store: Store) -> list[Claimed]:
+        return store.claim(self._token, self._pace.rows, MAX_BYTES, LEASE_S)
+
+    async def _apply(self, batch: Sequence[Claimed]) -> None:
+        if not batch:
+            return
+        try:
+            reports = await self._host.run(lambda store: self._sync(store, batch))
+        except (StoreUnavailable, ClaimLost):
+            raise
+        except Exception as error:
+            if len(batch) > 1:
+                # One bad row harms nobody else: halve until it is alone.
+                await self._apply(batch[: len(batch) // 2])
+                await self._apply(batch[len(batch) // 2 :])
+                return
+            [culprit], cause = batch, error
+            reports = [await self._host.run(lambda store: self._fail(store, culprit, cause))]
+        for report in reports:
+            self._observe(report)
+
+    def _sync(self, store: Store, batch: Sequence[Claimed]) -> list[Report]:
+        planned, malformed = sync.plan_all(batch, self._lag_ms)
+        started = time.perf_counter()
+        outcomes = sync.apply(store, self._token, planned)
+        reports: list[Report] = [self._fail(store, *each) for each in malformed]
+        self._pace.took(len(batch), time.perf_counter() - started)
+        now = self._clock.now()
+        return reports + [
+            Synced(
+                each.claimed.id,
+                each.claimed.event,
+                each.claimed.subject,
+                outcome.result or "",
+                now - each.claimed.received_at,
+                each.event.odd_fields,
+            )
+            for each, outcome in zip(planned, outcomes, strict=True)
+        ]
+
+    def _fail(self, store: Store, claimed: Claimed, error: Exception) -> Failed:
+        decision = after_failure(error, claimed.attempt, self._jitter(), self._max_attempts)
+        wait = decision.after_s if isinstance(decision, Retry) else None
+        if wait is None:
+            sync.give_up(store, claimed)
+        outcome = Outcome(
+            id=claimed.id,
+            state=MOVES[State.PENDING, Move.GIVE_UP if wait is None else Move.RETRY],
+            error=_describe(error),
+            retry_after_s=wait or 0,
+        )
+        store.finish(self._token, [outcome])
+        return Failed(
+            claimed.id,
+            claimed.event,
+            claimed.subject,
+            outcome.error or "",
+            claimed.attempt,
+            wait,
+        )
+
+    async def _sleep(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._wake.wait(), seconds)
+
+
+class Pace:
+    """How many deliveries fit into the time that a transaction may take."""
+
+    def __init__(self, budget_s: float | None) -> None:
+        self._budget_s = budget_s
+        self.rows = MAX_ROWS if budget_s is None else 32
+
+    def took(self, rows: int, seconds: float) -> None:
+        """Learn from a batch; at most double."""
+        if self._budget_s is not None and rows:
+            fitting = int(rows * self._budget_s / max(seconds, 1e-6))
+            self.rows = max(1, min(fitting, self.rows * 2, MAX_ROWS))
+
+
+def _describe(error: Exception) -> str:
+    """Name an error without what it may quote of a payload or a statement."""
+    if isinstance(error, LogtoWebhooksError):
+        return str(error)
+    return f"unexpected {type(error).__name__}"

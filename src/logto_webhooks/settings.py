@@ -1,0 +1,80 @@
+"""Settings: frozen, made from a mapping; the only reader of the environment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Final
+
+import msgspec
+from msgspec import Meta, Struct
+
+from logto_webhooks.adapters.observers.logs import LogFormat, LogLevel
+from logto_webhooks.core.lifecycle import MAX_ATTEMPTS
+from logto_webhooks.core.projection import LAG_MS
+from logto_webhooks.errors import SettingInvalid, SigningKeyMissing
+
+DEFAULT_DATABASE: Final = "sqlite:///logto-webhooks.db"
+
+# Field -> the variables that set it, the first that is there wins.
+VARIABLES: Final[dict[str, tuple[str, ...]]] = {
+    "signing_key": ("LOGTO_WEBHOOK_SIGNING_KEY",),
+    "database_url": ("LOGTO_WEBHOOKS_DATABASE_URL", "DATABASE_URL"),
+    "host": ("LOGTO_WEBHOOKS_HOST",),
+    "port": ("LOGTO_WEBHOOKS_PORT",),
+    "path": ("LOGTO_WEBHOOKS_PATH",),
+    "max_body_bytes": ("LOGTO_WEBHOOKS_MAX_BODY_BYTES",),
+    "max_attempts": ("LOGTO_WEBHOOKS_MAX_ATTEMPTS",),
+    "lag_ms": ("LOGTO_WEBHOOKS_LAG_MS",),
+    "log_format": ("LOGTO_WEBHOOKS_LOG_FORMAT",),
+    "log_level": ("LOGTO_WEBHOOKS_LOG_LEVEL",),
+}
+
+
+class Settings(Struct, frozen=True, kw_only=True):
+    """All that can be set.
+
+    `signing_key` is one key of a hook, or several separated by commas. `lag_ms` is how much
+    older than its dispatch a change may be for which Logto tells no time.
+    """
+
+    signing_key: str = ""
+    database_url: str = DEFAULT_DATABASE
+    host: str = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535)] = 8787
+    path: Annotated[str, Meta(pattern="^/[^?#]*[^/?#]/?$")] = "/api/webhooks/logto"
+    max_body_bytes: Annotated[int, Meta(ge=1)] = 8 * 2**20
+    max_attempts: Annotated[int, Meta(ge=1)] = MAX_ATTEMPTS
+    lag_ms: Annotated[int, Meta(ge=0)] = LAG_MS
+    log_format: LogFormat = "text"
+    log_level: LogLevel = "info"
+
+    @property
+    def signing_keys(self) -> tuple[str, ...]:
+        """The keys, at least one. Raises SigningKeyMissing."""
+        keys = tuple(key.strip() for key in self.signing_key.split(",") if key.strip())
+        if not keys:
+            raise SigningKeyMissing()
+        return keys
+
+    def __repr__(self) -> str:
+        """Without the key and the database's password."""
+        return f"Settings(host={self.host!r}, port={self.port}, path={self.path!r})"
+
+
+def from_env(environment: Mapping[str, str], **given: Any) -> Settings:
+    """Read settings from `environment`; what is `given` (and not None) wins.
+
+    Raises SettingInvalid, which names the variable.
+    """
+    values: dict[str, Any] = {}
+    for field, variables in VARIABLES.items():
+        found = [environment[name] for name in variables if environment.get(name)]
+        if found:
+            values[field] = found[0]
+    values |= {name: value for name, value in given.items() if value is not None}
+    try:
+        return msgspec.convert(values, Settings, strict=False)
+    except msgspec.ValidationError as error:
+        problem, _, place = str(error).partition(" - at `$.")
+        name = VARIABLES.get(place.rstrip("`"), ("A setting",))[0]
+        raise SettingInvalid(name=name, problem=problem.lower()) from None

@@ -1,0 +1,76 @@
+"""Makes and signs deliveries of any event: `make.user_created(email="ana@example.com")`.
+
+Each takes `id` (of the user, organization, role or scope), `at` (when Logto sent it, in
+milliseconds since the epoch; the next free millisecond if left out), `key` (the signing key)
+and any field: one of the payload's top goes there, any other into the record.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from functools import partial
+from typing import Any, Final
+
+from logto_webhooks.core import events
+from logto_webhooks.samples.payloads import console_test as _console_test
+from logto_webhooks.samples.payloads import payload
+from logto_webhooks.samples.signed import Signed, signed
+
+SIGNING_KEY: Final = "a-key-for-tests-and-nothing-else"
+
+_random = random.Random(0)
+_moments = itertools.count(1_795_485_335_000, 1000)
+
+
+def event(
+    name: str,
+    *,
+    id: str | None = None,
+    at: int | None = None,
+    key: str = SIGNING_KEY,
+    **fields: Any,
+) -> Signed:
+    """Make a delivery of the event of this name. Raises UnknownEventName."""
+    moment = next(_moments) if at is None else at
+    return signed(payload(name, fields, at=moment, rng=_random, id=id), key)
+
+
+def console_test(name: str = "User.Created", *, key: str = SIGNING_KEY) -> Signed:
+    """Make what Logto's console sends by "send test payload"."""
+    return signed(_console_test(name, at=next(_moments)), key)
+
+
+post_register = partial(event, events.PostRegister.name)
+post_sign_in = partial(event, events.PostSignIn.name)
+post_sign_in_adaptive_mfa_triggered = partial(event, events.PostSignInAdaptiveMfaTriggered.name)
+post_reset_password = partial(event, events.PostResetPassword.name)
+user_created = partial(event, events.UserCreated.name)
+user_deleted = partial(event, events.UserDeleted.name)
+user_data_updated = partial(event, events.UserDataUpdated.name)
+user_suspension_status_updated = partial(event, events.UserSuspensionStatusUpdated.name)
+role_created = partial(event, events.RoleCreated.name)
+role_deleted = partial(event, events.RoleDeleted.name)
+role_data_updated = partial(event, events.RoleDataUpdated.name)
+role_scopes_updated = partial(event, events.RoleScopesUpdated.name)
+scope_created = partial(event, events.ScopeCreated.name)
+scope_deleted = partial(event, events.ScopeDeleted.name)
+scope_data_updated = partial(event, events.ScopeDataUpdated.name)
+organization_created = partial(event, events.OrganizationCreated.name)
+organization_deleted = partial(event, events.OrganizationDeleted.name)
+organization_data_updated = partial(event, events.OrganizationDataUpdated.name)
+organization_membership_updated = partial(event, events.OrganizationMembershipUpdated.name)
+organization_user_added = partial(event, events.OrganizationUserAdded.name)
+organization_user_removed = partial(event, events.OrganizationUserRemoved.name)
+organization_role_created = partial(event, events.OrganizationRoleCreated.name)
+organization_role_deleted = partial(event, events.OrganizationRoleDeleted.name)
+organization_role_data_updated = partial(event, events.OrganizationRoleDataUpdated.name)
+organization_role_scopes_updated = partial(event, events.OrganizationRoleScopesUpdated.name)
+organization_scope_created = partial(event, events.OrganizationScopeCreated.name)
+organization_scope_deleted = partial(event, events.OrganizationScopeDeleted.name)
+organization_scope_data_updated = partial(event, events.OrganizationScopeDataUpdated.name)
+identifier_lockout = partial(event, events.IdentifierLockout.name)
+message_rate_limited = partial(event, events.MessageRateLimited.name)
+grant_limit_exceeded = partial(event, events.GrantLimitExceeded.name)
+trusted_device_created = partial(event, events.TrustedDeviceCreated.name)
+trusted_device_deleted = partial(event, events.TrustedDeviceDeleted.name)
