@@ -1,0 +1,1 @@
+"""One outside thing each; they never import each other."""

@@ -18,7 +18,7 @@ from logto_webhooks.adapters import server
 from logto_webhooks.adapters.observers import logs
 from logto_webhooks.adapters.sender import send
 from logto_webhooks.cli import tables
-from logto_webhooks.core.ports import Found, Status, Store, Waiting
+from logto_webhooks.core.ports import Found, Store, Waiting
 from logto_webhooks.core.reports import Failed, NotStored, Refused, Report, Stored, Synced
 from logto_webhooks.samples import history
 from logto_webhooks.samples.compare import Difference, differences
@@ -34,7 +34,6 @@ _SHOWN = 8
 class Mirror(Struct, frozen=True):
     """All that the database holds at the end."""
 
-    status: Status
     users: list[Found]
     organizations: list[Found]
     waiting: list[Waiting]
@@ -112,16 +111,13 @@ async def _play(sent: list[Signed], url: str, what: str) -> None:
 
 
 async def _mirror(database: Database) -> Mirror:
-    while True:
-        status = await database.host.read(lambda store: store.status())
-        if not status.deliveries["pending"]:
-            return await database.host.read(lambda store: _all_of(store, status))
+    while (await database.host.read(lambda store: store.status())).deliveries["pending"]:
         await asyncio.sleep(0.05)
+    return await database.host.read(_all_of)
 
 
-def _all_of(store: Store, status: Status) -> Mirror:
-    users, organizations = store.users("", _ALL), store.organizations("", _ALL)
-    return Mirror(status, users, organizations, store.waiting(_ALL))
+def _all_of(store: Store) -> Mirror:
+    return Mirror(store.users("", _ALL), store.organizations("", _ALL), store.waiting(_ALL))
 
 
 def _summary(mirror: Mirror, outcomes: Counter[str], found: list[Difference]) -> None:

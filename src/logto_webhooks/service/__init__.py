@@ -1,0 +1,1 @@
+"""What happens, in order, over ports: no SQL, no framework."""

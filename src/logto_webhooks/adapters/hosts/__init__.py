@@ -1,0 +1,1 @@
+"""Hosts: where the steps of a store run."""

@@ -74,7 +74,7 @@ class SqlStore:
             .limit(limit)
             .with_for_update(skip_locked=True)
         )
-        ids = _within(max_bytes, self._connection.execute(due).tuples())
+        ids = _within(max_bytes, self._connection.execute(due))
         if not ids:
             return []
         until = now + int(lease_s * 1000)
@@ -257,11 +257,11 @@ _CLAIMED = (
 )
 
 
-def _pairs(rows: sa.Result[Any]) -> dict[Any, Any]:
-    return {row[0]: row[1] for row in rows}
+def _pairs(rows: Iterable[Any]) -> dict[Any, Any]:
+    return {key: value for key, value in rows}
 
 
-def _within(max_bytes: int, sizes: Iterable[tuple[int, int]]) -> list[int]:
+def _within(max_bytes: int, sizes: Iterable[Any]) -> list[int]:
     """Take ids as long as their bodies fit; at least one."""
     taken: list[int] = []
     total = 0

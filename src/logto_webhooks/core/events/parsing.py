@@ -21,8 +21,8 @@ def from_payload(payload: Json) -> Event:
     """Make the event of a payload that `payload_of` gave. Raises MalformedEvent."""
     if is_test(payload):
         return build(payload, TestPayload)
-    name = ALIASES.get(payload["event"], payload["event"])
-    return build(payload, BY_NAME.get(name, UnknownEvent))
+    name: str = payload["event"]
+    return build(payload, BY_NAME.get(ALIASES.get(name, name), UnknownEvent))
 
 
 def payload_of(body: VerifiedBody) -> Json:

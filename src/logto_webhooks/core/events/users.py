@@ -53,6 +53,7 @@ class UserEvent(Event, frozen=True, kw_only=True):
 
     @classmethod
     def shape(cls, payload: Json) -> Json:
+        """Take `data` for what the route says it is; for nothing, if the route is unknown."""
         data, params = payload.get("data"), payload.get("params")
         route = payload.get("matchedRoute")
         part = PART_ROUTES.get(route) if isinstance(route, str) else None

@@ -1,0 +1,120 @@
+"""A copy of Logto on any store: bodies go in, and all that is known can be compared."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct
+
+from logto_webhooks.adapters.hosts.memory import MemoryHost
+from logto_webhooks.adapters.stores.memory import MemoryStore, Tables
+from logto_webhooks.core.delivery import Delivery, identify
+from logto_webhooks.core.events import parse
+from logto_webhooks.core.ports import Found, Host, Store, Waiting
+from logto_webhooks.core.projection import plan
+from logto_webhooks.core.record import Key, Record
+from logto_webhooks.core.reports import Report
+from logto_webhooks.core.signature import vouch
+from logto_webhooks.service.work import Worker
+from logto_webhooks.testing import FrozenClock
+from logto_webhooks.wiring import Database
+
+StoreKind = Literal["memory", "sqlite"]
+STORES: tuple[StoreKind, ...] = ("memory", "sqlite")
+ALL = 1_000_000
+RECEIVED_AT = 1_795_485_335_924
+
+
+def memory_host(clock: FrozenClock) -> MemoryHost:
+    """An empty store in memory."""
+    tables = [Tables()]
+
+    def open_store() -> tuple[Store, Callable[[], None]]:
+        snapshot = tables[0].copy()
+
+        def undo() -> None:
+            tables[0] = snapshot
+
+        return MemoryStore(tables[0], clock), undo
+
+    return MemoryHost(open_store)
+
+
+def open_host(kind: StoreKind, folder: Path) -> Host:
+    """An empty store. SQLite's file is copied from one that was migrated once."""
+    if kind == "memory":
+        return memory_host(FrozenClock())
+    template = folder / "template.db"
+    if not template.exists():
+        made = Database(f"sqlite:///{template}")
+        made.prepare()
+        made._engine.dispose()
+    for old in folder.glob("copy.db*"):
+        old.unlink()
+    shutil.copy(template, folder / "copy.db")
+    return Database(f"sqlite:///{folder / 'copy.db'}").host
+
+
+def delivery(body: bytes, received_at: int = RECEIVED_AT) -> Delivery:
+    """A delivery of a body that needs no signature."""
+    return identify(vouch(body), received_at)
+
+
+def keys_of(bodies: Iterable[bytes]) -> set[Key]:
+    """All records that the bodies are about."""
+    touched = {change.key for body in set(bodies) for change in plan(parse(vouch(body)))}
+    ends = {end for key in touched if key.kind == "membership" for end in key.organization_and_user}
+    return touched | ends
+
+
+class Known(Struct, frozen=True):
+    """All that a store knows, without what is its own (local ids, when it heard of it)."""
+
+    records: dict[Key, Record]
+    users: list[Found]
+    organizations: list[Found]
+    waiting: list[Waiting]
+
+
+class Copy:
+    """Receives bodies and applies them, in any number of batches."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self.reports: list[Report] = []
+        self.worker = Worker(host, FrozenClock(), self.reports.append, jitter=lambda: 0.0)
+
+    async def take(self, bodies: Iterable[bytes]) -> None:
+        """Add to the inbox, and apply."""
+        deliveries = [delivery(body) for body in bodies]
+        await self.host.run(lambda store: store.add(deliveries))
+        while await self.worker.step():
+            pass
+
+    async def known(self, keys: set[Key]) -> Known:
+        """Return all that is known; `keys` are the records."""
+        records = await self.host.run(lambda store: _locked(store, keys))
+        return await self.host.read(lambda store: _known(store, records))
+
+
+def _locked(store: Store, keys: set[Key]) -> dict[Key, Record]:
+    found = store.lock(sorted(keys))
+    return {key: msgspec.structs.replace(record, local_id="") for key, record in found.items()}
+
+
+def _known(store: Store, records: dict[Key, Record]) -> Known:
+    return Known(
+        records,
+        [_without_id(each) for each in store.users("", ALL)],
+        [_without_id(each) for each in store.organizations("", ALL)],
+        sorted(store.waiting(ALL), key=lambda each: each.key),
+    )
+
+
+def _without_id(found: Found) -> Found:
+    row: dict[str, Any] = {name: value for name, value in found.row.items() if name != "id"}
+    return msgspec.structs.replace(found, row=row)

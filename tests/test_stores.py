@@ -1,0 +1,304 @@
+"""What every store does, whatever it is made of: one suite for all of them."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from logto_webhooks.core.delivery import Delivery
+from logto_webhooks.core.lifecycle import State
+from logto_webhooks.core.ports import Accepted, Claimed, Found, Outcome, Store
+from logto_webhooks.core.record import (
+    Drop,
+    Key,
+    Put,
+    Record,
+    Refetch,
+    Value,
+    membership,
+    merge,
+)
+from logto_webhooks.errors import ClaimLost
+from logto_webhooks.testing import make
+from tests.conftest import Run
+from tests.support.copy import delivery
+
+ANA, BO = Key("user", "ana"), Key("user", "bo")
+ORG = Key("organization", "org")
+OWN = {
+    "username": "ana",
+    "primaryEmail": "Ana@Example.com",
+    "primaryPhone": "4912345",
+    "name": "Ana 100% Lima",
+    "avatar": None,
+    "identities": {"google": {"userId": "g"}},
+}
+NOBODY = {"username": "bo", "primaryEmail": None, "primaryPhone": None, "name": "Bo"}
+T0 = 1_795_485_335_917
+
+
+def made(count: int = 1) -> list[Delivery]:
+    return [delivery(make.user_created().body) for _ in range(count)]
+
+
+def add(run: Run, deliveries: list[Delivery]) -> list[Accepted]:
+    return run(lambda store: store.add(deliveries))
+
+
+def claim(run: Run, token: str = "t", limit: int = 10, lease_s: float = 30) -> list[Claimed]:
+    return run(lambda store: store.claim(token, limit, 2**20, lease_s))
+
+
+def finish(run: Run, token: str, *outcomes: Outcome) -> None:
+    run(lambda store: store.finish(token, outcomes))
+
+
+def put(run: Run, *changes: Put | Drop | Refetch) -> dict[Key, Record]:
+    """Merge changes into the records that they are about."""
+
+    def work(store: Store) -> dict[Key, Record]:
+        records = store.lock(sorted({change.key for change in changes}))
+        for change in changes:
+            records[change.key] = merge(records[change.key], change)
+        store.save(list(records.values()))
+        return records
+
+    return run(work)
+
+
+def find(run: Run, query: str) -> list[Found]:
+    return run(lambda store: store.users(query, 10))
+
+
+def user(key: Key = ANA, at: int = T0, **own: object) -> Put:
+    return Put(key, {"own": Value(OWN | own, at, at, at)}, {"updatedAt": at, "createdAt": T0})
+
+
+def present(at: int = T0, there: bool = True) -> Put:
+    return Put(membership("org", "ana"), {"present": Value(there, at, at - 100, at)})
+
+
+class TestInbox:
+    def test_new_deliveries_get_ids_in_order(self, run: Run) -> None:
+        """The answers come in the order of the deliveries, with growing ids."""
+        answers = add(run, made(3))
+        assert [answer.duplicate for answer in answers] == [False] * 3
+        assert [answer.id for answer in answers] == sorted(answer.id for answer in answers)
+
+    def test_a_duplicate_has_the_id_of_the_first(self, run: Run) -> None:
+        """Also within one batch, and with other bytes of the same JSON."""
+        [one] = made()
+        other = delivery(b" " + one.body)
+        assert other.body != one.body
+        first, second = add(run, [one, other])
+        [third] = add(run, [one])
+        assert not first.duplicate
+        assert second == third == Accepted(first.id, duplicate=True)
+
+    def test_a_claimed_delivery_is_whole(self, run: Run) -> None:
+        """A claim gives the exact bytes, the subject, and counts the attempt."""
+        [one] = made()
+        [accepted] = add(run, [one])
+        assert claim(run) == [
+            Claimed(
+                id=accepted.id,
+                body=one.body,
+                event="User.Created",
+                subject=one.subject,
+                received_at=one.received_at,
+                attempt=1,
+            )
+        ]
+
+    def test_nobody_else_gets_what_is_claimed(self, run: Run) -> None:
+        """Two workers never hold one delivery."""
+        add(run, made(3))
+        assert len(claim(run, "first", limit=2)) == 2
+        assert len(claim(run, "second")) == 1
+        assert claim(run, "third") == []
+
+    def test_a_claim_ends_with_its_bytes(self, run: Run) -> None:
+        """A batch holds no more than so many bytes, but at least one delivery."""
+        deliveries = made(3)
+        add(run, deliveries)
+        size = len(deliveries[0].body)
+        assert len(run(lambda store: store.claim("a", 10, 1, 30))) == 1
+        assert len(run(lambda store: store.claim("b", 10, size + 10, 30))) == 1
+
+    def test_after_the_lease_another_worker_may_claim(self, run: Run) -> None:
+        """And the first can't finish any more: nothing is applied twice."""
+        add(run, made())
+        [held] = claim(run, "first", lease_s=0)
+        [again] = claim(run, "second")
+        assert again.id == held.id
+        assert again.attempt == 2
+        with pytest.raises(ClaimLost):
+            finish(run, "first", Outcome(id=held.id, state=State.DONE))
+        finish(run, "second", Outcome(id=held.id, state=State.DONE, result="applied"))
+
+    def test_finish_is_all_or_nothing(self, run: Run) -> None:
+        """One lost claim rolls the whole batch back."""
+        add(run, made(2))
+        [mine] = claim(run, "mine", limit=1)
+        [theirs] = claim(run, "theirs", limit=1)
+        outcomes = [Outcome(id=each.id, state=State.DONE) for each in (mine, theirs)]
+        with pytest.raises(ClaimLost):
+            finish(run, "mine", *outcomes)
+        assert run(lambda store: store.status()).deliveries["pending"] == 2
+
+    def test_what_is_finished_is_not_finished_again(self, run: Run) -> None:
+        """Not even by who held it."""
+        add(run, made())
+        [held] = claim(run)
+        finish(run, "t", Outcome(id=held.id, state=State.DONE))
+        with pytest.raises(ClaimLost):
+            finish(run, "t", Outcome(id=held.id, state=State.DONE))
+
+    def test_a_retry_waits_for_its_time(self, run: Run) -> None:
+        """It is pending, and due later."""
+        add(run, made(2))
+        soon, later = claim(run)
+        finish(run, "t", Outcome(id=soon.id, state=State.PENDING, error="x", retry_after_s=0))
+        finish(run, "t", Outcome(id=later.id, state=State.PENDING, error="x", retry_after_s=60))
+        assert [each.id for each in claim(run)] == [soon.id]
+        assert run(lambda store: store.status()).deliveries["pending"] == 2
+
+    def test_an_error_rolls_everything_back(self, run: Run) -> None:
+        """A transaction that raises leaves no trace."""
+
+        def work(store: Store) -> None:
+            store.add(made())
+            raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            run(work)
+        assert run(lambda store: store.status()).deliveries["pending"] == 0
+
+    def test_status_counts_states(self, run: Run) -> None:
+        """Each state is there, also with nothing in it."""
+        empty = run(lambda store: store.status())
+        assert empty.deliveries == {"pending": 0, "done": 0, "ignored": 0, "dead": 0}
+        assert empty.oldest_pending_s is None
+        now = time.time_ns() // 1_000_000
+        add(run, [delivery(make.user_created().body, now - 5000) for _ in range(4)])
+        done, dead, ignored = claim(run, limit=3)
+        finish(
+            run,
+            "t",
+            Outcome(id=done.id, state=State.DONE, result="applied"),
+            Outcome(id=dead.id, state=State.DEAD, error="why"),
+            Outcome(id=ignored.id, state=State.IGNORED, result="test"),
+        )
+        status = run(lambda store: store.status())
+        assert status.deliveries == {"pending": 1, "done": 1, "ignored": 1, "dead": 1}
+
+
+class TestRecords:
+    def test_an_unknown_record_becomes_an_empty_stub(self, run: Run) -> None:
+        """With a local id that it keeps."""
+        first = run(lambda store: store.lock([ANA]))[ANA]
+        assert first == Record(ANA, local_id=first.local_id)
+        assert first.local_id
+        assert run(lambda store: store.lock([ANA])) == {ANA: first}
+
+    def test_a_record_is_read_as_it_was_written(self, run: Run) -> None:
+        """Groups, rivals, facts, needs and the tombstone."""
+        part = Put(ANA, {"custom_data": Value({"a": [1, None, "ü\0"]}, T0, T0 - 100, T0)})
+        older = user(at=T0 - 5, name="older")
+        written = put(run, user(), part, older, Refetch(ANA, "members", T0), Drop(ANA, T0 + 1))
+        assert written[ANA].groups["own"].ends[0] != written[ANA].groups["own"].ends[1]
+        assert run(lambda store: store.lock([ANA])) == written
+
+    def test_many_records_can_be_locked_at_once(self, run: Run) -> None:
+        """More than a database takes as parameters of one statement."""
+        keys = [Key("user", f"u{number:05}") for number in range(5_100)]
+        assert list(run(lambda store: store.lock(keys))) == keys
+
+    def test_memberships_are_found_from_both_ends(self, run: Run) -> None:
+        """Also those that are over."""
+        keys = [membership("org", "ana"), membership("org", "bo"), membership("other", "ana")]
+        run(lambda store: store.lock(keys))
+        assert run(lambda store: store.memberships_of([ORG])) == keys[:2]
+        assert run(lambda store: store.memberships_of([ANA])) == [keys[0], keys[2]]
+        assert run(lambda store: store.memberships_of([ANA, ORG])) == keys
+        assert run(lambda store: store.memberships_of([])) == []
+
+    def test_waiting_lists_who_waits_longest_first(self, run: Run) -> None:
+        """And says why; nobody who is complete and undoubted."""
+        put(run, Put(ANA, {"profile": Value({}, T0, T0, T0)}))
+        put(run, user(BO, name="one"), user(BO, name="two"))
+        ana, bo = run(lambda store: store.waiting(10))
+        assert (ana.key, ana.reason, ana.doubtful) == (ANA, "incomplete", False)
+        assert (bo.key, bo.reason, bo.doubtful) == (BO, "doubtful: own", True)
+        assert len(run(lambda store: store.waiting(1))) == 1
+        status = run(lambda store: store.status())
+        assert (status.doubtful, status.refetch) == (1, 2)
+        put(run, user())
+        assert [each.key for each in run(lambda store: store.waiting(10))] == [BO]
+
+
+class TestMirror:
+    def test_a_user_is_found_by_all_its_names(self, run: Run) -> None:
+        """Logto id, local id, email in any case, phone, username; else by a part of them."""
+        local_id = put(run, user(), user(BO, **NOBODY))[ANA].local_id
+        for query in ("ana", local_id, "ana@example.COM", "4912345", "100%", "exAMPle", "ana@"):
+            [found] = find(run, query)
+            assert found.row["id"] == local_id
+        assert find(run, "nobody") == []
+        assert len(run(lambda store: store.users("", 10))) == 2
+        assert len(run(lambda store: store.users("", 1))) == 1
+
+    def test_a_row_has_all_columns(self, run: Run) -> None:
+        """Times in milliseconds, Logto's customData with the user's id in it."""
+        put(run, user(), Put(ANA, {"custom_data": Value({"n": 1}, T0, T0, T0)}))
+        [found] = find(run, "ana")
+        row = dict(found.row)
+        assert row.pop("id")
+        assert row == {
+            "logto_user_id": "ana",
+            "username": "ana",
+            "email": "Ana@Example.com",
+            "phone": "4912345",
+            "name": "Ana 100% Lima",
+            "avatar": None,
+            "identities": {"google": {"userId": "g"}},
+            "profile": {},
+            "custom_data": {"n": 1, "logtoUserId": "ana"},
+            "is_suspended": False,
+            "last_sign_in_at": None,
+            "created_at": T0,
+            "updated_at": T0,
+            "deleted_at": None,
+        }
+
+    def test_a_changed_row_keeps_its_local_id(self, run: Run) -> None:
+        """An application can point to it for ever."""
+        local_id = put(run, user())[ANA].local_id
+        put(run, user(at=T0 + 1000, name="New"))
+        [found] = find(run, "ana")
+        assert (found.row["id"], found.row["name"]) == (local_id, "New")
+
+    def test_an_organization_lists_its_members(self, run: Run) -> None:
+        """And a user its organizations, as long as they are members."""
+        content = {"name": "Org", "description": None, "customData": {"n": 1}}
+        organization = Put(ORG, {"own": Value(content, T0, T0, T0)}, {"updatedAt": T0})
+        put(run, organization, user(), present())
+        [found] = run(lambda store: store.organizations("org", 10))
+        assert (found.row["name"], found.memberships) == ("Org", ["ana"])
+        [found] = find(run, "ana")
+        assert found.memberships == ["org"]
+        put(run, present(T0 + 1000, there=False))
+        [found] = run(lambda store: store.organizations("org", 10))
+        assert found.memberships == []
+
+    def test_a_deleted_user_keeps_its_row(self, run: Run) -> None:
+        """With the time of its deletion."""
+        put(run, user(), Drop(ANA, T0 + 5))
+        [found] = find(run, "ana")
+        assert found.row["deleted_at"] == T0 + 5
+
+    def test_a_user_of_whom_only_a_part_is_known_has_no_row(self, run: Run) -> None:
+        """It waits for a read instead."""
+        put(run, Put(ANA, {"custom_data": Value({}, T0, T0, T0)}))
+        assert find(run, "ana") == []
