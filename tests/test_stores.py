@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import pytest
 
@@ -34,7 +35,12 @@ OWN = {
     "avatar": None,
     "identities": {"google": {"userId": "g"}},
 }
-NOBODY = {"username": "bo", "primaryEmail": None, "primaryPhone": None, "name": "Bo"}
+NOBODY: dict[str, Any] = {
+    "username": "bo",
+    "primaryEmail": None,
+    "primaryPhone": None,
+    "name": "Bo",
+}
 T0 = 1_795_485_335_917
 
 

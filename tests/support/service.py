@@ -1,0 +1,123 @@
+"""The real service in a process of its own, and real HTTP to it."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import httpx2
+
+from logto_webhooks.samples.signed import Signed
+from logto_webhooks.testing import SIGNING_KEY
+
+PATH = "/api/webhooks/logto"
+
+
+def command(*arguments: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command of the product to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "logto_webhooks", *arguments],
+        cwd=folder,
+        env=clean_environment(environment),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def clean_environment(more: dict[str, str]) -> dict[str, str]:
+    """The environment without what would set the product up."""
+    kept = {k: v for k, v in os.environ.items() if "LOGTO" not in k and k != "DATABASE_URL"}
+    return kept | {"COLUMNS": "200"} | more
+
+
+class Service:
+    """`logto-webhooks serve` on a free port of 127.0.0.1; ends with the block."""
+
+    def __init__(self, folder: Path, *options: str, port: int = 0, **environment: str) -> None:
+        self.file = folder / "logto-webhooks.db"
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "logto_webhooks", "serve", "--port", str(port), *options],
+            cwd=folder,
+            env=clean_environment({"LOGTO_WEBHOOK_SIGNING_KEY": SIGNING_KEY} | environment),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self._lines: list[str] = []
+        self._changed = threading.Condition()
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def __enter__(self) -> Service:
+        line = self.wait_for_log("listening on")
+        found = re.search(r"http://127\.0\.0\.1:(\d+)", line)
+        assert found, line
+        self.port = int(found[1])
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.http = httpx2.Client(base_url=self.url, timeout=30)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.http.close()
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        self._reader.join()
+        assert self.process.stderr
+        self.process.stderr.close()
+
+    @property
+    def log(self) -> str:
+        """All that was logged so far."""
+        return "\n".join(self._lines)
+
+    def wait_for_log(self, text: str, seconds: float = 20) -> str:
+        """Wait for a line with this text, and return it."""
+
+        def found() -> str | None:
+            return next((line for line in self._lines if text in line), None)
+
+        with self._changed:
+            self._changed.wait_for(lambda: found() or self.process.poll() is not None, seconds)
+        line = found()
+        assert line, f"no {text!r} in the log:\n{self.log}"
+        return line
+
+    def post(self, delivery: Signed, path: str = PATH) -> httpx2.Response:
+        """Send a delivery as Logto does."""
+        return self.http.post(path, content=delivery.body, headers=delivery.headers)
+
+    def rows(self, statement: str) -> list[Any]:
+        """Read the database beside the service."""
+        connection = sqlite3.connect(f"file:{self.file}?mode=ro", uri=True)
+        try:
+            return connection.execute(statement).fetchall()
+        finally:
+            connection.close()
+
+    def stored(self) -> int:
+        """How many deliveries are in the inbox."""
+        [(count,)] = self.rows("SELECT count(*) FROM logto_deliveries")
+        return int(count)
+
+    def connect(self) -> socket.socket:
+        """A bare connection."""
+        return socket.create_connection(("127.0.0.1", self.port), timeout=30)
+
+    def _read(self) -> None:
+        assert self.process.stderr
+        for line in self.process.stderr:
+            with self._changed:
+                self._lines.append(line.rstrip("\n"))
+                self._changed.notify_all()
+        with self._changed:
+            self._changed.notify_all()

@@ -1,0 +1,356 @@
+"""Every kind of bad input, over a real socket to a real process."""
+
+from __future__ import annotations
+
+import resource
+import signal
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from logto_webhooks.core.signature import HEADER, sign
+from logto_webhooks.samples.signed import Signed
+from logto_webhooks.testing import SIGNING_KEY, make
+from tests.support.service import PATH, Service, command
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """One service for all that can't harm it."""
+    with Service(tmp_path_factory.mktemp("service")) as running:
+        yield running
+
+
+def signed_raw(body: bytes) -> Signed:
+    return Signed("", body, [(HEADER, sign(body, SIGNING_KEY))])
+
+
+def head(*lines: str) -> bytes:
+    start = [f"POST {PATH} HTTP/1.1", "host: 127.0.0.1", *lines]
+    return ("\r\n".join(start) + "\r\n\r\n").encode()
+
+
+class TestSignature:
+    def test_a_wrong_signature_is_a_401_and_the_log_says_why(self, service: Service) -> None:
+        """The likely causes are named, the key and the body are not."""
+        before = service.stored()
+        answer = service.post(make.user_created(email="secret@example.com", key="another"))
+        assert (answer.status_code, answer.json()) == (401, {"error": "invalid_signature"})
+        line = service.wait_for_log("no configured key gives this signature")
+        assert "another hook" in line
+        assert "proxy that changed the body" in line
+        assert SIGNING_KEY not in service.log
+        assert "secret@example.com" not in service.log
+        assert service.stored() == before
+
+    @pytest.mark.parametrize(
+        "header",
+        [
+            b"",
+            b"0" * 63,
+            b"0" * 65,
+            b"g" * 64,
+            b"0" * 64,
+            "é".encode() * 32,
+            b"\xff" * 64,
+            b"fake, " + b"0" * 64,
+            b"sha256=" + b"0" * 64,
+            b"0" * 100_00,
+        ],
+        ids=lambda header: f"{header[:8]!r}-{len(header)}",
+    )
+    def test_a_malformed_header_is_a_401(self, service: Service, header: bytes) -> None:
+        """Whatever its length and characters."""
+        delivery = make.user_created()
+        answer = service.http.post(PATH, content=delivery.body, headers=[(HEADER.encode(), header)])
+        assert answer.status_code == 401
+
+    def test_an_upper_case_signature_is_a_401(self, service: Service) -> None:
+        """Logto sends lower case."""
+        body = make.user_created().body
+        headers = {HEADER: sign(body, SIGNING_KEY).upper()}
+        assert service.http.post(PATH, content=body, headers=headers).status_code == 401
+
+    def test_a_header_sent_twice_is_a_401(self, service: Service) -> None:
+        """Also when both are right."""
+        delivery = make.user_created()
+        twice = [delivery.headers[0], delivery.headers[0]]
+        answer = service.http.post(PATH, content=delivery.body, headers=twice)
+        assert answer.status_code == 401
+
+    def test_no_header_is_a_401(self, service: Service) -> None:
+        """Even if the body is nonsense."""
+        assert service.http.post(PATH, content=b"{").status_code == 401
+
+    def test_a_changed_body_is_a_401(self, service: Service) -> None:
+        """One space is enough."""
+        delivery = make.user_created()
+        answer = service.http.post(PATH, content=delivery.body + b" ", headers=delivery.headers)
+        assert answer.status_code == 401
+
+
+class TestRequest:
+    @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS"])
+    @pytest.mark.parametrize("path", [PATH, PATH + "/"])
+    def test_another_method_is_a_405(self, service: Service, method: str, path: str) -> None:
+        """And never a redirect, which Logto would take for a success."""
+        answer = service.http.request(method, path)
+        assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+
+    @pytest.mark.parametrize(
+        "path", ["/", "/api", f"{PATH}/x", f"/{PATH}", "/healthz/", "/nothing/"]
+    )
+    def test_another_path_is_a_404(self, service: Service, path: str) -> None:
+        """And never a redirect."""
+        assert service.http.post(path, content=b"{}").status_code == 404
+
+    def test_both_slashes_are_the_webhook(self, service: Service) -> None:
+        """A trailing slash makes no difference."""
+        assert service.post(make.user_created(), PATH + "/").status_code == 200
+
+    @pytest.mark.parametrize(
+        "body",
+        [
+            b"",
+            b"{",
+            b"null",
+            b"[]",
+            b'"User.Created"',
+            b"{}",
+            b'{"event":null}',
+            b'{"event":1}',
+            b'{"event":""}',
+            b'{"event":"User.Created"}x',
+            b"\xef\xbb\xbf" + b'{"event":"User.Created"}',
+            b'{"event":"\xff"}',
+            b'{"event":"X","a":"\\ud800"}',
+            b'{"event":"X","a":1e400}',
+            b'{"event":"X","a":NaN}',
+            b'{"event":"X","a":' + b"[" * 10_000 + b"]" * 10_000 + b"}",
+            b'{"event":"X","a":' + b'{"a":' * 10_000 + b"1" + b"}" * 10_001,
+        ],
+        ids=lambda body: f"{body[:24]!r}-{len(body)}",
+    )
+    def test_a_signed_body_that_is_no_delivery_is_a_400(
+        self, service: Service, body: bytes
+    ) -> None:
+        """And isn't stored."""
+        before = service.stored()
+        answer = service.post(signed_raw(body))
+        assert (answer.status_code, answer.json()) == (400, {"error": "not_a_delivery"})
+        assert service.stored() == before
+
+    def test_a_body_over_8_mib_is_a_413_without_reading_on(self, service: Service) -> None:
+        """The answer comes before the body."""
+        with service.connect() as client:
+            client.sendall(head(f"content-length: {8 * 2**20 + 1}"))
+            answer = client.recv(10_000)
+            assert answer.startswith(b"HTTP/1.1 413")
+            assert b"connection: close" in answer
+
+    def test_an_endless_body_is_a_413(self, service: Service) -> None:
+        """One that announces no length is cut at the limit."""
+        chunk = b"10000\r\n" + b"x" * 2**16 + b"\r\n"
+        with service.connect() as client:
+            client.sendall(head("transfer-encoding: chunked"))
+            for _ in range(129):
+                client.sendall(chunk)
+            assert client.recv(10_000).startswith(b"HTTP/1.1 413")
+
+    def test_a_body_of_8_mib_is_accepted(self, service: Service) -> None:
+        """The limit itself is still good."""
+        start, end = b'{"event":"New.Event","x":"', b'"}'
+        body = start + b"x" * (8 * 2**20 - len(start) - len(end)) + end
+        assert service.post(signed_raw(body)).status_code == 200
+
+    def test_a_client_that_goes_away_midway_leaves_no_trace(self, service: Service) -> None:
+        """What is incomplete isn't stored."""
+        delivery = make.user_created()
+        before = service.stored()
+        with service.connect() as client:
+            client.sendall(head(f"content-length: {len(delivery.body)}") + delivery.body[:-1])
+        assert service.post(make.user_created()).status_code == 200
+        assert service.stored() == before + 1
+        assert "Traceback" not in service.log
+
+    def test_a_slow_client_is_dropped_within_10_s(self, service: Service) -> None:
+        """Whether it is slow with its headers or with its body; and leaves no trace."""
+        delivery = make.user_created()
+        before = service.stored()
+        started = time.monotonic()
+        with service.connect() as headers, service.connect() as body:
+            headers.sendall(head("x: y")[:-2])
+            body.sendall(
+                head(
+                    f"content-length: {len(delivery.body)}",
+                    f"{HEADER}: {sign(delivery.body, SIGNING_KEY)}",
+                )
+                + delivery.body[:-1]
+            )
+            assert body.recv(10_000).startswith(b"HTTP/1.1 408")
+            assert headers.recv(10_000) == b""
+        assert time.monotonic() - started < 10
+        assert service.stored() == before
+
+
+class TestDatabase:
+    def test_a_locked_database_is_a_503_and_recovers(self, tmp_path: Path) -> None:
+        """With Retry-After and an error line; what comes after the lock is stored and applied."""
+        with Service(tmp_path) as service:
+            assert service.post(make.user_created()).status_code == 200
+            other = sqlite3.connect(service.file, isolation_level=None)
+            other.execute("BEGIN IMMEDIATE")
+            answer = service.post(make.user_created())
+            assert (answer.status_code, answer.json()) == (503, {"error": "not_stored"})
+            assert int(answer.headers["retry-after"]) > 0
+            assert "ERROR" in service.wait_for_log("database is locked")
+            other.execute("ROLLBACK")
+            other.close()
+            assert service.post(make.user_created(email="after@example.com")).status_code == 200
+            wait_until_done(service)
+            assert service.rows("SELECT count(*) FROM logto_users") == [(2,)]
+            assert service.process.poll() is None
+
+    def test_a_full_disk_is_a_503_and_recovers(self, tmp_path: Path) -> None:
+        """The file may not grow; once it may, the service goes on by itself."""
+        big = "x" * 300_000
+        with Service(tmp_path) as service:
+            assert service.post(make.user_created()).status_code == 200
+            wait_until_done(service)
+            size = sum(file.stat().st_size for file in tmp_path.glob("*.db*"))
+            unlimited = resource.RLIM_INFINITY
+            resource.prlimit(service.process.pid, resource.RLIMIT_FSIZE, (size, unlimited))
+            answer = service.post(make.user_created(customData={"big": big}))
+            assert answer.status_code == 503
+            service.wait_for_log("answered 503")
+            resource.prlimit(service.process.pid, resource.RLIMIT_FSIZE, (unlimited, unlimited))
+            assert service.post(make.user_created(customData={"big": big})).status_code == 200
+            wait_until_done(service)
+            assert service.rows("SELECT count(*) FROM logto_users") == [(2,)]
+
+    def test_a_database_that_is_gone_is_a_503_and_recovers(self, tmp_path: Path) -> None:
+        """SQLite itself would go on writing to a file that nobody finds again."""
+        with Service(tmp_path) as service:
+            assert service.post(make.user_created()).status_code == 200
+            wait_until_done(service)
+            assert service.http.get("/readyz").json() == {"ready": True}
+            moved = service.file.rename(tmp_path / "moved.db")
+            for _ in range(3):
+                assert service.post(make.user_created()).status_code == 503
+            assert "ERROR" in service.wait_for_log("is gone")
+            ready = service.http.get("/readyz")
+            assert (ready.status_code, ready.json()["ready"]) == (503, False)
+            assert service.http.get("/healthz").status_code == 200
+            assert not service.file.exists()
+            moved.rename(service.file)
+            assert service.post(make.user_created()).status_code == 200
+            assert service.http.get("/readyz").status_code == 200
+
+    def test_another_schema_is_not_ready(self, tmp_path: Path) -> None:
+        """And the answer says what to run."""
+        with Service(tmp_path) as service:
+            other = sqlite3.connect(service.file)
+            other.execute("UPDATE logto_schema_version SET version_num = '0000'")
+            other.commit()
+            other.close()
+            ready = service.http.get("/readyz")
+            assert ready.status_code == 503
+            assert "logto-webhooks migrate" in ready.json()["problem"]
+
+
+class TestStart:
+    def test_without_a_key_it_refuses_to_start(self, tmp_path: Path) -> None:
+        """And says where in Logto's console the key stands."""
+        ended = command("serve", folder=tmp_path)
+        assert ended.returncode == 2
+        assert "LOGTO_WEBHOOK_SIGNING_KEY" in one_line(ended.stderr)
+        assert "Webhooks" in ended.stderr
+        assert "Signing key" in ended.stderr
+
+    def test_a_port_that_is_taken(self, tmp_path: Path, service: Service) -> None:
+        """One line, exit code 2."""
+        ended = command("serve", "--port", str(service.port), "--signing-key", "k", folder=tmp_path)
+        assert ended.returncode == 2
+        assert f"127.0.0.1:{service.port}" in one_line(ended.stderr)
+
+    @pytest.mark.parametrize(
+        ("url", "says"),
+        [
+            ("nonsense", "isn't a URL"),
+            ("sqlite://", "names no file"),
+            ("sqlite:///:memory:", "names no file"),
+            ("mysql://127.0.0.1/x", "SQLite only"),
+            ("sqlite:///missing/folder/x.db", "can't be opened"),
+            ("sqlite:///.", "can't be opened"),
+            ("sqlite:///text.db", "not a database"),
+        ],
+    )
+    def test_a_database_that_cannot_be(self, tmp_path: Path, url: str, says: str) -> None:
+        """One line that says so, exit code 2; for `serve` and for `status`."""
+        (tmp_path / "text.db").write_text("This is no database. " * 100)
+        options = ("--database-url", url)
+        ended = command("serve", "--signing-key", "k", *options, folder=tmp_path)
+        assert ended.returncode == 2
+        assert says in one_line(ended.stderr)
+        ended = command("status", *options, folder=tmp_path)
+        assert ended.returncode == 2
+        one_line(ended.stderr)
+
+    @pytest.mark.parametrize(
+        ("variable", "value"),
+        [
+            ("LOGTO_WEBHOOKS_PORT", "eighty"),
+            ("LOGTO_WEBHOOKS_PORT", "70000"),
+            ("LOGTO_WEBHOOKS_PATH", "no-slash"),
+            ("LOGTO_WEBHOOKS_LOG_FORMAT", "xml"),
+            ("LOGTO_WEBHOOKS_MAX_BODY_BYTES", "0"),
+        ],
+    )
+    def test_a_setting_that_cannot_be(self, tmp_path: Path, variable: str, value: str) -> None:
+        """The line names the variable."""
+        ended = command("serve", folder=tmp_path, **{variable: value})
+        assert ended.returncode == 2
+        assert variable in one_line(ended.stderr)
+
+
+class TestStop:
+    @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+    def test_it_answers_what_it_has_and_ends(self, tmp_path: Path, how: signal.Signals) -> None:
+        """Requests under way are answered, new ones refused, idle connections closed."""
+        with Service(tmp_path) as service:
+            idle = service.connect()
+            delivery = make.user_created()
+            with service.connect() as slow:
+                signature = f"{HEADER}: {sign(delivery.body, SIGNING_KEY)}"
+                slow.sendall(head(f"content-length: {len(delivery.body)}", signature))
+                slow.sendall(delivery.body[:100])
+                service.http.get("/healthz")
+                started = time.monotonic()
+                service.process.send_signal(how)
+                later = threading.Timer(1, slow.sendall, [delivery.body[100:]])
+                later.start()
+                assert slow.recv(10_000).startswith(b"HTTP/1.1 200")
+                later.join()
+            assert service.process.wait(10) == 0
+            assert time.monotonic() - started < 10
+            idle.close()
+            with pytest.raises(ConnectionRefusedError):
+                service.connect()
+            assert service.stored() == 1
+
+
+def wait_until_done(service: Service, seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while service.rows("SELECT 1 FROM logto_deliveries WHERE state = 'pending' LIMIT 1"):
+        assert time.monotonic() < deadline, service.log
+        threading.Event().wait(0.05)
+
+
+def one_line(text: str) -> str:
+    lines = text.splitlines()
+    assert len(lines) == 1, text
+    return lines[0]
