@@ -25,6 +25,7 @@ _moments = itertools.count(1_795_485_335_000, 1000)
 
 def event(
     name: str,
+    /,
     *,
     id: str | None = None,
     at: int | None = None,
