@@ -80,7 +80,8 @@ class Life:
     def _sign_up(self) -> None:
         made = self._new_user()
         self._send("User.Created", made["id"], matchedRoute=None, data=made)
-        made["lastSignInAt"] = made["updatedAt"] = self._now + 30
+        self._now += 30
+        made["lastSignInAt"] = made["updatedAt"] = self._now
         self._send("PostRegister", made["id"], user=made)
         self._send("PostSignIn", made["id"], user=made)
 

@@ -7,6 +7,7 @@ import random
 import sys
 import tempfile
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,7 +25,7 @@ from logto_webhooks.samples import history
 from logto_webhooks.samples.compare import Difference, differences
 from logto_webhooks.samples.signed import Signed
 from logto_webhooks.settings import Settings
-from logto_webhooks.wiring import Database, Service
+from logto_webhooks.wiring import Database, Service, worker_of
 
 DUPLICATES = 0.1
 _ALL = 1_000_000
@@ -65,8 +66,9 @@ async def _demo(name: history.Name, seed: int, port: int, file: Path, once: bool
     )
     logs.configure("text", "warning")
     database = Database(settings.database_url)
-    outcomes: Counter[str] = Counter()
-    service = Service(settings, database, lambda report: _count(outcomes, report))
+    outcomes = Counter[str]()
+    observe = partial(_count, outcomes)
+    service = Service(settings, database, observe)
     database.prepare()
     listener = server.listen(settings.host, port)
     url = f"http://{settings.host}:{listener.getsockname()[1]}{settings.path}"
@@ -74,7 +76,8 @@ async def _demo(name: history.Name, seed: int, port: int, file: Path, once: bool
     serving = asyncio.create_task(running.run())
     try:
         await _play(_shuffled(recorded.deliveries, seed), url, f"{name}, seed {seed}")
-        mirror = await _mirror(database)
+        await worker_of(settings, database, observe).drain()
+        mirror = await database.host.read(_mirror)
         found = differences(recorded.final, mirror.users, mirror.organizations, mirror.waiting)
         _summary(mirror, outcomes, found)
         if not once:
@@ -110,13 +113,7 @@ async def _play(sent: list[Signed], url: str, what: str) -> None:
         await send(url, sent, lambda each, response: progress.advance(bar))
 
 
-async def _mirror(database: Database) -> Mirror:
-    while (await database.host.read(lambda store: store.status())).deliveries["pending"]:
-        await asyncio.sleep(0.05)
-    return await database.host.read(_all_of)
-
-
-def _all_of(store: Store) -> Mirror:
+def _mirror(store: Store) -> Mirror:
     return Mirror(store.users("", _ALL), store.organizations("", _ALL), store.waiting(_ALL))
 
 

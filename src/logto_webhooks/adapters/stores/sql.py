@@ -258,7 +258,7 @@ _CLAIMED = (
 
 
 def _pairs(rows: Iterable[Any]) -> dict[Any, Any]:
-    return {key: value for key, value in rows}
+    return {row[0]: row[1] for row in rows}
 
 
 def _within(max_bytes: int, sizes: Iterable[Any]) -> list[int]:
