@@ -14,7 +14,7 @@ from logto_webhooks.adapters.hosts.memory import MemoryHost
 from logto_webhooks.adapters.stores.memory import MemoryStore, Tables
 from logto_webhooks.core.delivery import Delivery, identify
 from logto_webhooks.core.events import parse
-from logto_webhooks.core.ports import Found, Host, Store, Waiting
+from logto_webhooks.core.ports import Found, Host, Observer, Store, Waiting
 from logto_webhooks.core.projection import plan
 from logto_webhooks.core.record import Key, Record
 from logto_webhooks.core.reports import Report
@@ -83,10 +83,11 @@ class Known(Struct, frozen=True):
 class Copy:
     """Receives bodies and applies them, in any number of batches."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, observe: Observer | None = None) -> None:
         self.host = host
         self.reports: list[Report] = []
-        self.worker = Worker(host, FrozenClock(), self.reports.append, jitter=lambda: 0.0)
+        observe = observe or self.reports.append
+        self.worker = Worker(host, FrozenClock(), observe, jitter=lambda: 0.0)
 
     async def take(self, bodies: Iterable[bytes]) -> None:
         """Add to the inbox, and apply."""

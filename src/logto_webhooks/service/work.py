@@ -114,10 +114,18 @@ class Worker:
                 await self._apply(batch[: len(batch) // 2])
                 await self._apply(batch[len(batch) // 2 :])
                 return
-            [culprit], cause = batch, error
-            reports = [await self._host.run(lambda store: self._fail(store, culprit, cause))]
+            reports = [await self._fail_alone(batch[0], error)]
         for report in reports:
             self._observe(report)
+
+    async def _fail_alone(self, culprit: Claimed, error: Exception) -> Failed:
+        try:
+            return await self._host.run(lambda store: self._fail(store, culprit, error))
+        except (StoreUnavailable, ClaimLost):
+            raise
+        except Exception:
+            # What the database refuses may be its record: then that isn't marked either.
+            return await self._host.run(lambda store: self._fail(store, culprit, error, mark=False))
 
     def _sync(self, store: Store, batch: Sequence[Claimed]) -> list[Report]:
         planned, malformed = sync.plan_all(batch, self._lag_ms)
@@ -138,10 +146,10 @@ class Worker:
             for each, outcome in zip(planned, outcomes, strict=True)
         ]
 
-    def _fail(self, store: Store, claimed: Claimed, error: Exception) -> Failed:
+    def _fail(self, store: Store, claimed: Claimed, error: Exception, mark: bool = True) -> Failed:
         decision = after_failure(error, claimed.attempt, self._jitter(), self._max_attempts)
         wait = decision.after_s if isinstance(decision, Retry) else None
-        if wait is None:
+        if wait is None and mark:
             sync.give_up(store, claimed)
         outcome = Outcome(
             id=claimed.id,

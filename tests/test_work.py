@@ -1,0 +1,297 @@
+"""The worker: what fails is tried again, then dead, and holds nobody back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from logto_webhooks.core.ports import Accepted, Host, Store
+from logto_webhooks.core.record import Key, Record
+from logto_webhooks.core.reports import Failed, Report, Resumed, Stalled, Synced
+from logto_webhooks.errors import RowRejected, StoreUnavailable
+from logto_webhooks.samples.signed import Signed
+from logto_webhooks.service.receive import GroupCommit
+from logto_webhooks.service.work import MAX_ROWS, Pace
+from logto_webhooks.testing import App, make
+from tests.conftest import Run
+from tests.support.copy import Copy, delivery
+
+
+class Refusing:
+    """A host before a real one, whose database refuses rows about one user."""
+
+    def __init__(self, host: Host, user: str, error: Exception) -> None:
+        self._host = host
+        self._key = Key("user", user)
+        self.error: Exception | None = error
+
+    async def run(self, work: Any) -> Any:
+        """Run, with a store that refuses."""
+        return await self._host.run(lambda store: work(_RefusingStore(store, self)))
+
+    async def read(self, work: Any) -> Any:
+        """Read."""
+        return await self._host.read(work)
+
+    async def close(self) -> None:
+        """Close."""
+
+    def refuse(self, keys: Sequence[Key]) -> None:
+        """Raise for the key."""
+        if self._key in keys and self.error:
+            raise self.error
+
+
+class _RefusingStore:
+    def __init__(self, store: Store, refusing: Refusing) -> None:
+        self._store = store
+        self._refusing = refusing
+
+    def save(self, records: Sequence[Record]) -> None:
+        self._refusing.refuse([record.key for record in records])
+        self._store.save(records)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+
+def bodies(*users: str) -> list[bytes]:
+    return [make.user_created(id=user, email=f"{user}@example.com").body for user in users]
+
+
+def test_one_refused_row_harms_nobody_else(host: Host, run: Run) -> None:
+    """The batch is halved until the culprit is alone; it is tried again later."""
+    users = [f"u{number}" for number in range(20)]
+    refusing = Refusing(host, "u13", RowRejected(problem="DataError"))
+    copy = Copy(refusing)
+    asyncio.run(copy.take(bodies(*users)))
+    assert len(run(lambda store: store.users("", 99))) == 19
+    status = run(lambda store: store.status())
+    assert (status.deliveries["done"], status.deliveries["pending"]) == (19, 1)
+    [failed] = [report for report in copy.reports if isinstance(report, Failed)]
+    assert (failed.subject, failed.attempt, failed.retry_in_s) == ("user:u13", 1, 1)
+    assert failed.error == "The database refuses a row of this batch: DataError."
+
+
+def test_an_unexpected_error_harms_nobody_else_and_is_not_quoted(host: Host, run: Run) -> None:
+    """Its text could hold what the payload holds."""
+    copy = Copy(Refusing(host, "bo", ValueError("bo@example.com")))
+    asyncio.run(copy.take(bodies("ana", "bo", "cy")))
+    assert run(lambda store: store.status()).deliveries["done"] == 2
+    [failed] = [report for report in copy.reports if isinstance(report, Failed)]
+    assert failed.error == "unexpected ValueError"
+
+
+def test_an_unreachable_database_costs_no_attempt(host: Host, run: Run) -> None:
+    """What was claimed is kept, and applied once the database is back."""
+    refusing = Refusing(host, "ana", StoreUnavailable(problem="gone"))
+    copy = Copy(refusing)
+    with pytest.raises(StoreUnavailable):
+        asyncio.run(copy.take(bodies("ana", "bo")))
+    assert run(lambda store: store.status()).deliveries["pending"] == 2
+    refusing.error = None
+    assert asyncio.run(copy.worker.step()) == 2
+    assert run(lambda store: store.status()).deliveries["done"] == 2
+    assert not [report for report in copy.reports if isinstance(report, Failed)]
+
+
+def test_a_stalled_worker_says_so_and_goes_on(host: Host, run: Run) -> None:
+    """It waits with growing pauses; what is pending is applied in the end."""
+    seen: list[type[Report]] = []
+    stalled_twice, resumed = asyncio.Event(), asyncio.Event()
+
+    def observe(report: Report) -> None:
+        seen.append(type(report))
+        if seen.count(Stalled) == 2:
+            stalled_twice.set()
+        if isinstance(report, Resumed):
+            resumed.set()
+
+    refusing = Refusing(host, "ana", StoreUnavailable(problem="gone"))
+    copy = Copy(refusing, observe)
+    deliveries = [delivery(body) for body in bodies("ana")]
+
+    async def live() -> None:
+        await host.run(lambda store: store.add(deliveries))
+        working = asyncio.create_task(copy.worker.run())
+        await asyncio.wait_for(stalled_twice.wait(), 20)
+        refusing.error = None
+        await asyncio.wait_for(resumed.wait(), 20)
+        copy.worker.stop()
+        await working
+
+    asyncio.run(live())
+    assert seen == [Stalled, Stalled, Synced, Resumed]
+    assert run(lambda store: store.status()).deliveries["done"] == 1
+
+
+def test_who_lost_its_lease_writes_nothing(host: Host, run: Run) -> None:
+    """A worker that was paused too long finds that another one took over: all is rolled back."""
+    run(lambda store: store.add([delivery(body) for body in bodies("ana")]))
+    copy = Copy(host)
+
+    async def live() -> None:
+        stolen = False
+
+        async def steal(work: Any) -> Any:
+            nonlocal stolen
+            result = await host.run(work)
+            if not stolen:
+                stolen = True
+                await host.run(_expire)
+                await host.run(lambda store: store.claim("thief", 10, 2**20, 60))
+            return result
+
+        slow = Refusing(host, "nobody", ValueError())
+        slow.run = steal  # type: ignore[method-assign]
+        assert await Copy(slow).worker.step() == 1
+
+    asyncio.run(live())
+    assert run(lambda store: store.users("", 10)) == []
+    assert run(lambda store: store.status()).deliveries["pending"] == 1
+    assert copy.reports == []
+
+
+def _expire(store: Store) -> None:
+    """End the lease of whoever holds the first delivery, as time would."""
+    inner: Any = store
+    if hasattr(inner, "tables"):
+        [row] = inner.tables.inbox.values()
+        inner.tables.inbox[row.id] = _due(row)
+    else:
+        inner._connection.exec_driver_sql("UPDATE logto_deliveries SET due_at = 0")
+
+
+def _due(row: Any) -> Any:
+    from msgspec.structs import replace
+
+    return replace(row, due_at=0)
+
+
+class TestDeath:
+    def test_a_malformed_delivery_is_dead_and_its_record_in_doubt(self) -> None:
+        """It holds nobody back, and the need to ask Logto is noted."""
+        app = App()
+        app.deliver(make.user_created(id="ana", email="ana@example.com"))
+        broken = make.user_data_updated(id="ana", email=["odd"])
+        good = make.user_created(id="bo")
+        assert app.deliver(good, broken).outcome == "dead"
+        assert app.status().deliveries == {"pending": 0, "done": 2, "ignored": 0, "dead": 1}
+        [waiting] = app.waiting()
+        assert (waiting.key, waiting.reason) == (Key("user", "ana"), "doubtful: dead delivery")
+        assert (app.status().doubtful, app.status().refetch) == (1, 1)
+        assert app.users("ana")[0].row["email"] == "ana@example.com"
+
+    def test_what_is_dead_of_an_organization_marks_the_organization(self) -> None:
+        """Also when nothing else is known of it."""
+        app = App()
+        odd = make.organization_membership_updated(id="org", addedUserIds="everybody")
+        assert app.deliver(odd).outcome == "dead"
+        [waiting] = app.waiting()
+        assert waiting.key == Key("organization", "org")
+        assert waiting.doubtful
+
+    def test_a_failing_delivery_is_retried_with_growing_waits_then_dead(self) -> None:
+        """Eight attempts, each no sooner than its wait."""
+        app = App()
+        app.worker._host = Refusing(app._host, "ana", ValueError("bug"))
+        assert app.deliver(make.user_created(id="ana")).outcome == "failed"
+        waits = [1, 3, 9, 27, 81, 243, 729]
+        for wait in waits:
+            app.clock.tick(wait - 0.01)
+            before = len(app.reports)
+            app.work()
+            assert len(app.reports) == before
+            app.clock.tick(0.01)
+            app.work()
+            assert len(app.reports) == before + 1
+        attempts = [each for each in app.reports if isinstance(each, Failed)]
+        assert [each.retry_in_s for each in attempts] == [*waits, None]
+        assert app.status().deliveries["dead"] == 1
+
+
+def test_the_pace_keeps_to_its_budget() -> None:
+    """Batches shrink when they take too long, and at most double."""
+    pace = Pace(0.005)
+    first = pace.rows
+    pace.took(first, 0.001)
+    assert pace.rows == first * 2
+    pace.took(pace.rows, 0.050)
+    assert pace.rows == first * 2 // 10
+    pace.took(1, 9)
+    assert pace.rows == 1
+    free = Pace(None)
+    free.took(1, 9)
+    assert free.rows == MAX_ROWS
+
+
+class TestGroupCommit:
+    """Requests that wait join one transaction."""
+
+    def commit(self, host: Host, sent: list[Signed]) -> tuple[list[Any], int, int]:
+        """Add all at once; return the results, how often was committed, and woken."""
+        commits, woken = [0], [0]
+        reports: list[Report] = []
+
+        class Counting(Refusing):
+            async def run(self, work: Any) -> Any:
+                commits[0] += 1
+                return await host.run(lambda store: work(_RefusingAdd(store)))
+
+        def wake() -> None:
+            woken[0] += 1
+
+        async def live() -> list[Any]:
+            group = GroupCommit(Counting(host, "", ValueError()), reports.append, wake)
+            adding = [group.add(delivery(each.body)) for each in sent]
+            return await asyncio.gather(*adding, return_exceptions=True)
+
+        return asyncio.run(live()), commits[0], woken[0]
+
+    def test_all_that_wait_are_committed_together(self, host: Host) -> None:
+        """One transaction, one wake-up, for a hundred."""
+        results, commits, woken = self.commit(host, [make.user_created() for _ in range(100)])
+        assert all(isinstance(result, Accepted) for result in results)
+        assert (commits, woken) == (1, 1)
+
+    def test_a_batch_ends_at_512_rows(self, host: Host) -> None:
+        """Then comes the next."""
+        results, commits, _ = self.commit(host, [make.user_created() for _ in range(600)])
+        assert len({result.id for result in results}) == 600
+        assert commits == 2
+
+    def test_a_batch_ends_at_16_mib(self, host: Host) -> None:
+        """Bodies can be large."""
+        big = "x" * 6 * 2**20
+        sent = [make.user_created(customData={"big": big}) for _ in range(5)]
+        _, commits, _ = self.commit(host, sent)
+        assert commits == 3
+
+    def test_one_refused_row_fails_alone(self, host: Host, run: Run) -> None:
+        """All others are stored."""
+        sent = [make.user_created(name="refused" if n == 5 else "Ana") for n in range(12)]
+        results, _, _ = self.commit(host, sent)
+        failed = [n for n, result in enumerate(results) if isinstance(result, StoreUnavailable)]
+        assert failed == [5]
+        assert run(lambda store: store.status()).deliveries["pending"] == 11
+
+    def test_only_duplicates_wake_nobody(self, host: Host) -> None:
+        """There is nothing to apply."""
+        one = make.user_created()
+        self.commit(host, [one])
+        results, _, woken = self.commit(host, [one, one])
+        assert [result.duplicate for result in results] == [True, True]
+        assert woken == 0
+
+
+class _RefusingAdd:
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def add(self, deliveries: Sequence[Any]) -> list[Accepted]:
+        if any(b'"refused"' in each.body for each in deliveries):
+            raise RowRejected(problem="DataError")
+        return self._store.add(deliveries)

@@ -1,0 +1,35 @@
+"""The states, and what follows a failure."""
+
+from __future__ import annotations
+
+import pytest
+
+from logto_webhooks.core.lifecycle import MOVES, Dead, Move, Retry, State, after_failure
+from logto_webhooks.errors import MalformedEvent
+
+ERROR = RuntimeError("x")
+
+
+def test_only_what_is_pending_moves() -> None:
+    """Every move is in the table; the other states are final."""
+    assert {state for state, _ in MOVES} == {State.PENDING}
+    assert {move for _, move in MOVES} == set(Move)
+    assert set(MOVES.values()) == set(State)
+
+
+def test_the_waits_grow_and_end() -> None:
+    """Threefold, up to 15 minutes; the eighth failure is the last."""
+    decisions = [after_failure(ERROR, attempt, jitter=0) for attempt in range(1, 9)]
+    assert decisions == [*map(Retry, [1, 3, 9, 27, 81, 243, 729]), Dead()]
+    assert after_failure(ERROR, 20, jitter=0, max_attempts=99) == Retry(900)
+
+
+def test_jitter_takes_off_up_to_half() -> None:
+    """So that what failed together isn't tried together."""
+    assert after_failure(ERROR, 3, jitter=1) == Retry(4.5)
+
+
+@pytest.mark.parametrize("attempt", [1, 5])
+def test_a_malformed_event_is_dead_at_once(attempt: int) -> None:
+    """Trying again can't mend it."""
+    assert after_failure(MalformedEvent(event="x", problem="y"), attempt, jitter=0) == Dead()

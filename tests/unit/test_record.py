@@ -1,0 +1,171 @@
+"""The order-free rule, case by case."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from logto_webhooks.core.record import (
+    Change,
+    Drop,
+    Group,
+    Key,
+    Put,
+    Record,
+    Refetch,
+    Value,
+    effect,
+    merge,
+    merge_group,
+)
+
+ANA = Key("user", "ana")
+
+
+def group(*values: Value) -> Group:
+    merged: Group | None = None
+    for value in values:
+        merged = merge_group(merged, value)
+    assert merged
+    return merged
+
+
+def whole(content: Any, stamp: int, end: int | None = None) -> Value:
+    return Value(content, stamp, stamp, stamp + 5 if end is None else end)
+
+
+def part(content: Any, at: int) -> Value:
+    return Value(content, at, at - 100, at)
+
+
+def test_the_greatest_stamp_wins() -> None:
+    """Whatever came last."""
+    assert group(whole("new", 2000), whole("old", 1000)).content == "new"
+    assert group(whole("old", 1000), whole("new", 2000)).content == "new"
+
+
+def test_a_tie_has_one_winner_and_is_in_doubt() -> None:
+    """Two writes with one stamp carry no order."""
+    one, other = (
+        group(whole("a", 1000), whole("b", 1000)),
+        group(whole("b", 1000), whole("a", 1000)),
+    )
+    assert one == other
+    assert one.doubtful
+
+
+def test_a_value_told_again_is_no_rival() -> None:
+    """However late."""
+    assert not group(whole("a", 1000), whole("a", 1001), whole("a", 1002, end=9000)).doubtful
+
+
+@pytest.mark.parametrize(("end", "doubtful"), [(1989, False), (1990, True), (2500, True)])
+def test_doubt_begins_ten_milliseconds_before_the_start(end: int, doubtful: bool) -> None:
+    """A rival that ended earlier is older for sure."""
+    assert group(whole("new", 2000), whole("old", 1000, end)).doubtful is doubtful
+
+
+@pytest.mark.parametrize(("at", "doubtful"), [(1889, False), (1890, True)])
+def test_a_part_may_be_older_than_its_dispatch(at: int, doubtful: bool) -> None:
+    """Its start is 100 ms before."""
+    assert group(part("new", 2000), part("old", at)).doubtful is doubtful
+
+
+def test_a_later_start_of_the_same_value_counts() -> None:
+    """A whole and a part can carry the same value and stamp; without this the order shows."""
+    values = [whole("new", 2000), part("new", 2000), whole("old", 1000, 1950)]
+    merged = {repr(group(*order)) for order in itertools.permutations(values)}
+    assert len(merged) == 1
+    assert not group(*values).doubtful
+
+
+contents = st.sampled_from(["a", "b", "c", {"n": 1}, None])
+stamps = st.integers(1000, 1100)
+values = st.one_of(
+    st.builds(whole, contents, stamps, st.integers(1000, 1200)),
+    st.builds(part, contents, st.integers(1000, 1300)),
+)
+changes: st.SearchStrategy[Change] = st.one_of(
+    st.builds(
+        Put,
+        st.just(ANA),
+        st.dictionaries(st.sampled_from(["own", "profile"]), values),
+        st.dictionaries(st.sampled_from(["updatedAt", "lastSignInAt"]), stamps),
+    ),
+    st.builds(Drop, st.just(ANA), stamps),
+    st.builds(Refetch, st.just(ANA), st.sampled_from(["members", "dead delivery"]), stamps),
+)
+
+
+def known(some: list[Change]) -> Record:
+    record = Record(ANA)
+    for change in some:
+        record = merge(record, change)
+    return record
+
+
+@given(some=st.lists(changes, max_size=8), data=st.data())
+def test_a_record_follows_from_the_set_of_changes(some: list[Change], data: st.DataObject) -> None:
+    """Any order, any duplicates."""
+    order = data.draw(st.permutations(some))
+    again = data.draw(st.lists(st.sampled_from(some))) if some else []
+    assert known([*order, *again]) == known(some)
+
+
+@given(some=st.lists(changes, max_size=6), change=changes)
+def test_what_was_merged_is_merged(some: list[Change], change: Change) -> None:
+    """A second time gives back the very same record."""
+    record = known([*some, change])
+    assert merge(record, change) is record
+
+
+@given(some=st.lists(values, min_size=1, max_size=8))
+def test_two_ends_are_enough_to_know_doubt(some: list[Value]) -> None:
+    """Doubt is what it would be, were every value kept."""
+    merged = group(*some)
+    rivals = [value.end for value in some if value.content != merged.content]
+    assert merged.doubtful == any(end >= merged.start - 10 for end in rivals)
+
+
+def test_deletion_is_final() -> None:
+    """A tombstone outlives every late update, and ends every doubt and need."""
+    late = Put(ANA, {"own": whole("late", 9000)})
+    record = known([Drop(ANA, 2000), late, Refetch(ANA, "dead delivery", 1), Drop(ANA, 1500)])
+    assert record.deleted_at == 1500
+    assert record.doubts == []
+    assert record.waiting_for is None
+
+
+def test_a_record_says_what_it_waits_for() -> None:
+    """Doubt, what is missing, and what only Logto can tell."""
+    assert Record(ANA).waiting_for == "incomplete"
+    own = Put(ANA, {"own": whole("a", 1000)})
+    assert known([own]).waiting_for is None
+    rival = Put(ANA, {"own": whole("b", 1000)})
+    asked = Refetch(ANA, "members", 1)
+    assert known([own, rival, asked]).waiting_for == "doubtful: own; members"
+    assert known([own, Refetch(ANA, "dead delivery", 1)]).doubts == ["dead delivery"]
+
+
+@pytest.mark.parametrize(
+    ("before", "change", "word"),
+    [
+        ([], Put(ANA, {"own": whole("a", 1000)}), "applied"),
+        ([Put(ANA, {"own": whole("b", 2000)})], Put(ANA, {"own": whole("a", 1000)}), "stale"),
+        ([Put(ANA, {"own": whole("a", 2000)})], Put(ANA, {"own": whole("a", 1000)}), "unchanged"),
+        ([Put(ANA, {"own": whole("a", 1)})], Put(ANA, {}, {"lastSignInAt": 1}), "applied"),
+        ([Put(ANA, {"own": whole("a", 1)})], Put(ANA, {"profile": part({}, 500)}), "applied"),
+        ([Drop(ANA, 1)], Put(ANA, {"own": whole("a", 1000)}), "tombstoned"),
+        ([], Drop(ANA, 1), "applied"),
+        ([Drop(ANA, 1)], Drop(ANA, 1), "tombstoned"),
+        ([], Refetch(ANA, "members", 1), "asks"),
+    ],
+)
+def test_an_effect_has_a_word(before: list[Change], change: Change, word: str) -> None:
+    """For people, in one word."""
+    record = known(before)
+    assert effect(record, change, merge(record, change)) == word

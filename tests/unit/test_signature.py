@@ -1,0 +1,65 @@
+"""The signature: only what Logto signed gets through, and only that can be parsed."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from logto_webhooks.core.signature import HEADER, VerifiedBody, sign, verify, vouch
+from logto_webhooks.errors import SignatureRejected
+from tests.support import recorded
+
+BODY = b'{"event":"User.Created"}'
+GOOD = sign(BODY, "key").encode()
+
+
+@pytest.mark.parametrize("delivery", recorded.deliveries(), ids=lambda each: each.name)
+def test_it_is_logtos(delivery: recorded.Recorded) -> None:
+    """`sign` gives what the recorded Logto sent; not where a header was set twice by hand."""
+    [given_header] = [value for name, value in delivery.headers if name == HEADER]
+    same = sign(delivery.body.encode(), delivery.signing_key) == given_header
+    assert same != ("hooktest-multi" in delivery.name)
+
+
+@given(body=st.binary(), key=st.text(min_size=1))
+def test_what_is_signed_verifies(body: bytes, key: str) -> None:
+    """Any bytes, any key, also beside other keys."""
+    signature = sign(body, key).encode()
+    assert verify(body, [signature], ["other", key]).content == body
+    with pytest.raises(SignatureRejected, match="no configured key"):
+        verify(body + b"x", [signature], [key])
+
+
+@pytest.mark.parametrize(
+    ("signatures", "says"),
+    [
+        ([], "missing"),
+        ([GOOD, GOOD], "twice"),
+        ([GOOD[:-1]], "64 lowercase hex"),
+        ([GOOD + b"0"], "64 lowercase hex"),
+        ([GOOD + b"\n"], "64 lowercase hex"),
+        ([GOOD.upper()], "64 lowercase hex"),
+        ([b" " + GOOD], "64 lowercase hex"),
+        ([b"\xff" * 64], "64 lowercase hex"),
+        (["٠".encode() * 32], "64 lowercase hex"),
+        ([b"0" * 64], "no configured key"),
+    ],
+)
+def test_anything_else_is_rejected(signatures: list[bytes], says: str) -> None:
+    """With the reason, and never with another kind of error."""
+    with pytest.raises(SignatureRejected, match=says):
+        verify(BODY, signatures, ["key"])
+
+
+def test_without_a_key_nothing_verifies() -> None:
+    """Fail closed."""
+    with pytest.raises(SignatureRejected, match="no signing key"):
+        verify(BODY, [GOOD], [])
+
+
+def test_a_verified_body_cannot_be_made_by_hand() -> None:
+    """Its type proves that the bytes were verified, or that somebody vouched for them."""
+    with pytest.raises(TypeError, match="verify"):
+        VerifiedBody(BODY, object())
+    assert vouch(BODY).content == BODY
