@@ -3,8 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 ONCE ?=
 WORKERS ?= auto
+ORDERS ?=
 
-.PHONY: help demo test check format lint types docs lock clean
+.PHONY: help demo test orders check format lint types docs lock clean
 
 help: ## Say what there is
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | sort
@@ -21,6 +22,9 @@ demo: .venv/made ## Send a recorded history to the service and show what came ou
 
 test: .venv/made ## Run all tests
 	$(BIN)/pytest -n $(WORKERS)
+
+orders: .venv/made ## Run the recorded histories in ORDERS random orders each (default 1000)
+	LOGTO_WEBHOOKS_TEST_ORDERS=$(or $(ORDERS),1000) $(BIN)/pytest -n $(WORKERS) tests/test_histories.py --durations 12
 
 check: .venv/made lint types test docs ## The gate: format, lint, layers, types, tests, docs
 

@@ -18,7 +18,7 @@ from logto_webhooks.service import sync
 
 MAX_ROWS: Final = 512
 MAX_BYTES: Final = 16 * 2**20
-LEASE_S: Final = 30.0
+LEASE_S: Final = 10.0
 POLL_S: Final = 1.0
 
 

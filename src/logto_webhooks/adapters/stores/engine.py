@@ -62,7 +62,8 @@ def still_there(engine: sa.Engine, file: Path) -> Callable[[], None]:
             stat = file.stat()
         except OSError:
             engine.dispose()
-            raise StoreUnavailable(problem=f"{file} is gone") from None
+            hint = "is gone" if seen else "isn't there; logto-webhooks serve or migrate makes it"
+            raise StoreUnavailable(problem=f"{file} {hint}") from None
         identity = (stat.st_dev, stat.st_ino)
         if not seen:
             seen.append(identity)

@@ -1,0 +1,239 @@
+"""The commands, as a person runs them: real processes."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+from typer.main import get_command
+
+from logto_webhooks.cli import app
+from logto_webhooks.core.events.catalog import BY_NAME
+from logto_webhooks.core.signature import sign
+from logto_webhooks.settings import VARIABLES
+from logto_webhooks.testing import SIGNING_KEY, make
+from logto_webhooks.wiring import Database
+from tests.support.copy import delivery
+from tests.support.service import PATH, Service, command
+from tests.test_bad_input import one_line, wait_until_done
+
+KEY = {"LOGTO_WEBHOOK_SIGNING_KEY": SIGNING_KEY}
+COMMANDS = sorted(get_command(app).commands)  # type: ignore[attr-defined]
+
+
+def fill(folder: Path, count: int) -> None:
+    """Put deliveries into an inbox that no worker reads."""
+    database = Database(f"sqlite:///{folder / 'logto-webhooks.db'}")
+    database.prepare()
+    deliveries = [delivery(make.user_created().body) for _ in range(count)]
+
+    async def add() -> None:
+        await database.host.run(lambda store: store.add(deliveries))
+        await database.host.close()
+
+    asyncio.run(add())
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_says_what_it_does(name: str) -> None:
+    """In its help, and in the README."""
+    folder = Path(__file__).parent
+    shown = command(name, "--help", folder=folder)
+    assert shown.returncode == 0
+    assert "Usage" in shown.stdout
+    readme = (folder.parent / "README.md").read_text()
+    assert re.search(rf"`{name}\b", readme), f"the README doesn't mention {name}"
+
+
+def schema_of(database: sqlite3.Connection) -> list[tuple[str, str]]:
+    """All tables and indexes, whatever the spaces."""
+    query = "SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY name"
+    return [(name, " ".join(sql.split())) for name, sql in database.execute(query)]
+
+
+class TestInit:
+    def test_it_explains_every_setting(self, tmp_path: Path) -> None:
+        """And what it wrote is read by the other commands."""
+        made = command("init", folder=tmp_path)
+        assert made.returncode == 0
+        text = (tmp_path / ".env").read_text()
+        for variables in VARIABLES.values():
+            assert variables[0] in text
+        refused = command("serve", folder=tmp_path)
+        assert "No signing key" in one_line(refused.stderr)
+        key = "LOGTO_WEBHOOK_SIGNING_KEY="
+        (tmp_path / ".env").write_text(text.replace(key, f"{key}from-the-file"))
+        signed = command("sign", str(tmp_path / ".env"), folder=tmp_path)
+        assert signed.stdout.strip() == sign((tmp_path / ".env").read_bytes(), "from-the-file")
+
+    def test_it_never_overwrites(self, tmp_path: Path) -> None:
+        """A file that exists is left as it is, also where it can't be written."""
+        (tmp_path / ".env").write_text("mine")
+        refused = command("init", folder=tmp_path)
+        assert refused.returncode == 2
+        assert ".env exists" in one_line(refused.stderr)
+        assert (tmp_path / ".env").read_text() == "mine"
+        nowhere = command("init", "--file", "missing/folder/.env", folder=tmp_path)
+        assert nowhere.returncode == 2
+        assert "missing/folder/.env" in one_line(nowhere.stderr)
+
+    def test_an_env_file_that_is_not_there_is_an_error(self, tmp_path: Path) -> None:
+        """It was asked for."""
+        refused = command("status", "--env-file", "other.env", folder=tmp_path)
+        assert refused.returncode == 2
+        assert "other.env" in one_line(refused.stderr)
+
+
+class TestMigrate:
+    def test_the_statements_make_the_schema(self, tmp_path: Path) -> None:
+        """What `--sql` prints, run by hand, is what `migrate` does."""
+        printed = command("migrate", "--sql", folder=tmp_path)
+        assert printed.returncode == 0
+        assert not (tmp_path / "logto-webhooks.db").exists()
+        by_hand = sqlite3.connect(":memory:")
+        by_hand.executescript(printed.stdout)
+        assert command("migrate", folder=tmp_path).returncode == 0
+        migrated = sqlite3.connect(tmp_path / "logto-webhooks.db")
+        assert schema_of(by_hand) == schema_of(migrated)
+        migrated.close()
+        by_hand.close()
+
+    def test_a_second_time_changes_nothing(self, tmp_path: Path) -> None:
+        """And says at which schema the file is."""
+        first = command("migrate", folder=tmp_path)
+        fill(tmp_path, 2)
+        second = command("migrate", folder=tmp_path)
+        assert first.stdout == second.stdout
+        assert "is at schema 0001" in second.stdout
+        assert '"pending":2' in command("status", "--json", folder=tmp_path).stdout
+
+
+class TestStatus:
+    def test_json_has_its_documented_shape(self, tmp_path: Path) -> None:
+        """Scripts rely on it."""
+        fill(tmp_path, 3)
+        status = msgspec.json.decode(command("status", "--json", folder=tmp_path).stdout)
+        assert status.pop("oldest_pending_s") > 0
+        assert status == {
+            "deliveries": {"pending": 3, "done": 0, "ignored": 0, "dead": 0},
+            "doubtful": 0,
+            "refetch": 0,
+        }
+
+    def test_without_a_database_it_says_what_to_run(self, tmp_path: Path) -> None:
+        """And makes none."""
+        for looking in (["status"], ["users", "x"], ["organizations", "x"]):
+            refused = command(*looking, folder=tmp_path)
+            assert refused.returncode == 2
+            assert "logto-webhooks serve or migrate makes it" in one_line(refused.stderr)
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_worker_drains_the_inbox(tmp_path: Path) -> None:
+    """And ends, with everything applied."""
+    fill(tmp_path, 700)
+    drained = command("worker", "--drain", "--log-format", "json", folder=tmp_path)
+    assert drained.returncode == 0
+    lines = [msgspec.json.decode(line) for line in drained.stderr.splitlines()]
+    assert len(lines) == 700
+    assert {"id", "event", "subject", "outcome", "took_ms"} < lines[0].keys()
+    assert {line["outcome"] for line in lines} == {"applied"}
+    assert '"done":700' in command("status", "--json", folder=tmp_path).stdout
+
+
+class TestTrigger:
+    def test_every_event_is_sent_and_applied(self, tmp_path: Path) -> None:
+        """To the local service, signed with the configured key; the rows are there."""
+        with Service(tmp_path) as service:
+            port = {"LOGTO_WEBHOOKS_PORT": str(service.port)} | KEY
+            sent = command("trigger", "User.Created", "--count", "3", folder=tmp_path, **port)
+            assert (sent.returncode, sent.stdout.count(" 200 ")) == (0, 3)
+            fields = ["--data", "email=ana@example.com", "--data", 'customData={"n":1}']
+            sent = command("trigger", "PostSignIn", *fields, "--id", "ana", folder=tmp_path, **port)
+            assert sent.returncode == 0
+            url = ["--to", f"{service.url}{PATH}/"]
+            for name in list(BY_NAME)[:3]:
+                assert command("trigger", name, *url, folder=tmp_path, **KEY).returncode == 0
+            wait_until_done(service)
+            found = command("users", "ana@example.com", "--json", folder=tmp_path)
+            [user] = msgspec.json.decode(found.stdout)
+            assert user["row"]["logto_user_id"] == "ana"
+            assert user["row"]["custom_data"] == {"n": 1, "logtoUserId": "ana"}
+            assert "ana@example.com" in command("users", "ana", folder=tmp_path).stdout
+            line = service.wait_for_log("user:ana")
+            assert re.search(r"id=\d+ event=PostSignIn subject=user:ana outcome=applied took", line)
+            assert "ana@example.com" not in service.log
+
+    def test_who_is_not_found_is_exit_code_1(self, tmp_path: Path) -> None:
+        """With a line that says so; JSON is an empty list."""
+        fill(tmp_path, 1)
+        for kind in ("users", "organizations"):
+            nobody = command(kind, "nobody", folder=tmp_path)
+            assert (nobody.returncode, nobody.stdout) == (1, "")
+            assert "found for 'nobody'" in nobody.stderr
+            assert command(kind, "nobody", "--json", folder=tmp_path).stdout == "[]\n"
+
+    @pytest.mark.parametrize(
+        ("arguments", "says"),
+        [
+            (["User.Create"], "Did you mean User.Created?"),
+            (["User.Created", "--data", "noequals"], "isn't key=value"),
+            (["User.Created", "--data", "name.x=1"], "name holds no fields"),
+            (["User.Created", "--to", "nonsense"], "nonsense"),
+            (["User.Created", "--to", "http://127.0.0.1:1/"], "can't be reached"),
+        ],
+    )
+    def test_what_cannot_be_sent_is_one_line(
+        self, tmp_path: Path, arguments: list[str], says: str
+    ) -> None:
+        """And exit code 2."""
+        refused = command("trigger", *arguments, folder=tmp_path, **KEY)
+        assert refused.returncode == 2
+        assert says in one_line(refused.stderr)
+
+    def test_a_refused_delivery_is_exit_code_1(self, tmp_path: Path) -> None:
+        """Signed with another key."""
+        with Service(tmp_path) as service:
+            options = ["--to", f"{service.url}{PATH}", "--signing-key", "another"]
+            refused = command("trigger", "User.Created", *options, folder=tmp_path)
+            assert refused.returncode == 1
+            assert "401" in refused.stdout
+
+
+def test_sign_takes_standard_input(tmp_path: Path) -> None:
+    """As Logto signs."""
+    signed = subprocess.run(
+        [sys.executable, "-m", "logto_webhooks", "sign", "--signing-key", "k,other"],
+        input=b"body",
+        capture_output=True,
+        check=True,
+        cwd=tmp_path,
+    )
+    assert signed.stdout.decode().strip() == sign(b"body", "k")
+
+
+class TestDemo:
+    @pytest.mark.parametrize("name", ["calm", "people"])
+    def test_it_ends_without_an_unexplained_difference(self, tmp_path: Path, name: str) -> None:
+        """Over real HTTP, shuffled and with duplicates; and leaves nothing behind."""
+        options = ["--once", "--port", "0", "--seed", "7", "--history", name]
+        shown = command("demo", *options, folder=tmp_path)
+        assert shown.returncode == 0, shown.stdout + shown.stderr
+        assert "0 differences but for the records in doubt." in shown.stdout
+        for outcome in ("applied", "duplicate", "test", "stale", "unknown"):
+            assert outcome in shown.stdout
+        assert shown.stderr == ""
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_port_that_is_taken_is_one_line(self, tmp_path: Path) -> None:
+        """And exit code 2."""
+        with Service(tmp_path) as service:
+            refused = command("demo", "--once", "--port", str(service.port), folder=tmp_path)
+        assert refused.returncode == 2
+        assert "--port" in one_line(refused.stderr)

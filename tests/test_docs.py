@@ -1,0 +1,51 @@
+"""What the docs say is so: code runs, tables and settings are complete."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from logto_webhooks.adapters.stores.schema import members, organizations, users
+from logto_webhooks.settings import VARIABLES, Settings
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_blocks_run(page: Path) -> None:
+    """Each page's, one after the other."""
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    assert blocks or page.name != "README.md"
+    namespace: dict[str, object] = {}
+    for block in blocks:
+        exec(block, namespace)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    """Those within the project."""
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        assert target.startswith("https://") or (page.parent / target).exists(), target
+
+
+def test_every_public_column_is_documented() -> None:
+    """In the page about tables."""
+    page = (ROOT / "docs/tables.md").read_text()
+    for table in (users, organizations, members):
+        [section] = re.findall(rf"## `{table.name}`\n(.*?)(?=\n## |\Z)", page, re.DOTALL)
+        for column in table.columns:
+            assert f"`{column.name}`" in section, f"{table.name}.{column.name}"
+
+
+def test_every_setting_is_documented_with_its_default() -> None:
+    """In the page about settings."""
+    page = (ROOT / "docs/settings.md").read_text()
+    assert set(VARIABLES) == set(Settings.__struct_fields__)
+    for field, variables in VARIABLES.items():
+        [line] = [line for line in page.splitlines() if line.startswith(f"| `{variables[0]}`")]
+        assert f"`--{field.replace('_', '-')}`" in line
+        default = getattr(Settings(), field)
+        assert str(default) in line
