@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from logto_webhooks.core.ports import Host, Store
 from tests.support.copy import STORES, open_host
 
 T = TypeVar("T")
+
+# The gate tries the same examples each time; `make search` tries many new ones.
+settings.register_profile(
+    "gate", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile(
+    "search", settings.get_profile("gate"), derandomize=False, max_examples=3000
+)
+settings.load_profile(os.environ.get("LOGTO_WEBHOOKS_TEST_PROFILE", "gate"))
 
 
 class Run(Protocol):

@@ -5,15 +5,13 @@ from __future__ import annotations
 import asyncio
 import random
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from logto_webhooks.samples.compare import Difference, differences
 from logto_webhooks.testing import App, FrozenClock, make
 from tests.support.copy import Copy, Known, keys_of, memory_host
 from tests.support.life import Life
-
-lives = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def lived(rng: random.Random, steps: int, pause_ms: tuple[int, int]) -> Life:
@@ -38,7 +36,6 @@ def found(life: Life, known: Known) -> list[Difference]:
     return differences(life.final(), known.users, known.organizations, known.waiting)
 
 
-@lives
 @given(rng=st.randoms(use_true_random=False), steps=st.integers(1, 60))
 def test_what_differs_is_in_doubt(rng: random.Random, steps: int) -> None:
     """Changes overlap; every difference from the truth is in a record marked as doubtful."""
@@ -46,7 +43,6 @@ def test_what_differs_is_in_doubt(rng: random.Random, steps: int) -> None:
     assert [each for each in found(life, copied(life, rng)) if not each.doubtful] == []
 
 
-@lives
 @given(rng=st.randoms(use_true_random=False), steps=st.integers(1, 60))
 def test_two_orders_end_in_one_state(rng: random.Random, steps: int) -> None:
     """All that is known follows from the set of deliveries."""
@@ -56,7 +52,6 @@ def test_two_orders_end_in_one_state(rng: random.Random, steps: int) -> None:
     assert one.waiting == other.waiting
 
 
-@lives
 @given(rng=st.randoms(use_true_random=False), steps=st.integers(1, 60))
 def test_a_slow_life_leaves_no_doubt(rng: random.Random, steps: int) -> None:
     """Changes that keep their distance are copied exactly, and nothing is in doubt."""
@@ -66,7 +61,6 @@ def test_a_slow_life_leaves_no_doubt(rng: random.Random, steps: int) -> None:
     assert [each for each in known.waiting if each.doubtful] == []
 
 
-@lives
 @given(order=st.permutations(range(3)), gap=st.integers(0, 50))
 def test_a_plain_sign_up_leaves_no_doubt(order: list[int], gap: int) -> None:
     """User.Created, PostRegister and PostSignIn, in any order, all within some milliseconds."""

@@ -11,8 +11,8 @@ from msgspec.structs import replace
 
 from logto_webhooks.core.delivery import Delivery
 from logto_webhooks.core.lifecycle import State
+from logto_webhooks.core.mirror import row_of
 from logto_webhooks.core.ports import Accepted, Claimed, Clock, Found, Outcome, Status, Waiting
-from logto_webhooks.core.projection import row_of
 from logto_webhooks.core.record import Key, Record
 from logto_webhooks.errors import ClaimLost
 

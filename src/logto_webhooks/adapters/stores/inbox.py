@@ -1,0 +1,124 @@
+"""The steps of the inbox, on a Connection whose transaction is the caller's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+
+from logto_webhooks.adapters.stores import codec
+from logto_webhooks.adapters.stores.dialect import chunks, insert_into, now_of, pairs
+from logto_webhooks.adapters.stores.schema import deliveries, is_pending
+from logto_webhooks.core.delivery import Delivery
+from logto_webhooks.core.lifecycle import State
+from logto_webhooks.core.ports import Accepted, Claimed, Outcome
+from logto_webhooks.errors import ClaimLost
+
+
+def add(connection: sa.Connection, new: Sequence[Delivery]) -> list[Accepted]:
+    """Put deliveries into the inbox; one answer each, in order."""
+    now = now_of(connection)
+    insert = (
+        insert_into(connection, deliveries)
+        .on_conflict_do_nothing(index_elements=["digest"])
+        .returning(deliveries.c.digest, deliveries.c.id)
+    )
+    rows = [codec.inbox_row(delivery, now) for delivery in new]
+    inserted = pairs(connection.execute(insert, rows))
+    known = dict(inserted)
+    for some in chunks([each.digest for each in new if each.digest not in known]):
+        query = sa.select(deliveries.c.digest, deliveries.c.id)
+        found = connection.execute(query.where(deliveries.c.digest.in_(some)))
+        known.update(pairs(found))
+    # Of two copies in one batch, only the first is new.
+    return [Accepted(known[each.digest], inserted.pop(each.digest, None) is None) for each in new]
+
+
+def claim(
+    connection: sa.Connection, token: str, limit: int, max_bytes: int, lease_s: float
+) -> list[Claimed]:
+    """Take due deliveries, the longest due first; nobody else gets them during the lease."""
+    now = now_of(connection)
+    size = sa.func.length(deliveries.c.body)
+    due = (
+        sa.select(deliveries.c.id, size)
+        .where(is_pending, deliveries.c.due_at <= now)
+        .order_by(deliveries.c.due_at, deliveries.c.id)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    ids = _within(max_bytes, connection.execute(due))
+    if not ids:
+        return []
+    until = now + int(lease_s * 1000)
+    lease = {"token": token, "due_at": until, "attempts": deliveries.c.attempts + 1}
+    mine = deliveries.c.id.in_(ids)
+    connection.execute(sa.update(deliveries).where(mine).values(lease))
+    rows = connection.execute(sa.select(*_CLAIMED).where(mine).order_by(deliveries.c.id))
+    return [Claimed(**row) for row in rows.mappings()]
+
+
+def finish(connection: sa.Connection, token: str, outcomes: Sequence[Outcome]) -> None:
+    """Write outcomes. Raises ClaimLost when any of them is no longer held by `token`."""
+    if not outcomes:
+        return
+    now = now_of(connection)
+    ids = [outcome.id for outcome in outcomes]
+    mine = (deliveries.c.id.in_(ids), deliveries.c.token == token, is_pending)
+    held = connection.scalars(sa.select(deliveries.c.id).where(*mine).with_for_update())
+    lost = len(ids) - len(held.all())
+    if lost:
+        raise ClaimLost(count=lost)
+    update = (
+        sa.update(deliveries)
+        .where(deliveries.c.id == sa.bindparam("of"))
+        .values(token=None, **{name: sa.bindparam(name) for name in _OUTCOME})
+    )
+    rows = [
+        {
+            "of": outcome.id,
+            "state": outcome.state.value,
+            "result": outcome.result,
+            "last_error": outcome.error,
+            "due_at": now + int(outcome.retry_after_s * 1000),
+        }
+        for outcome in outcomes
+    ]
+    connection.execute(update, rows)
+
+
+def counts(connection: sa.Connection) -> dict[str, int]:
+    """Count deliveries by state; every state is there."""
+    by_state = sa.select(deliveries.c.state, sa.func.count()).group_by(deliveries.c.state)
+    return dict.fromkeys((state.value for state in State), 0) | pairs(connection.execute(by_state))
+
+
+def oldest_pending_s(connection: sa.Connection) -> float | None:
+    """How long ago the oldest pending delivery was received; None if nothing is pending."""
+    query = sa.select(sa.func.min(deliveries.c.received_at)).where(is_pending)
+    oldest = connection.scalar(query)
+    return None if oldest is None else max(0, now_of(connection) - oldest) / 1000
+
+
+_OUTCOME = ("state", "result", "last_error", "due_at")
+_CLAIMED = (
+    deliveries.c.id,
+    deliveries.c.body,
+    deliveries.c.event,
+    deliveries.c.subject,
+    deliveries.c.received_at,
+    deliveries.c.attempts.label("attempt"),
+)
+
+
+def _within(max_bytes: int, sizes: Iterable[Any]) -> list[int]:
+    """Take ids as long as their bodies fit; at least one."""
+    taken: list[int] = []
+    total = 0
+    for row_id, size in sizes:
+        total += size
+        if taken and total > max_bytes:
+            break
+        taken.append(row_id)
+    return taken

@@ -1,0 +1,66 @@
+"""What a record means for the mirror: the row that follows from it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from logto_webhooks.core.record import Record
+
+
+def row_of(record: Record) -> dict[str, Any] | None:
+    """Return the mirror's row of a record, by column; None where there is none (yet)."""
+    if not record.complete:
+        return None
+    return _ROWS[record.key.kind](record)
+
+
+def _user_row(record: Record) -> dict[str, Any]:
+    own = record.groups["own"].content
+    return {
+        "logto_user_id": record.key.id,
+        "username": own["username"],
+        "email": own["primaryEmail"],
+        "phone": own["primaryPhone"],
+        "name": own["name"],
+        "avatar": own["avatar"],
+        "identities": own["identities"],
+        "profile": _content(record, "profile", {}),
+        "custom_data": _content(record, "custom_data", {}) | {"logtoUserId": record.key.id},
+        "is_suspended": _content(record, "suspension", False),
+        "last_sign_in_at": record.facts.get("lastSignInAt"),
+        "created_at": record.facts.get("createdAt"),
+        "updated_at": record.facts.get("updatedAt"),
+        "deleted_at": record.deleted_at,
+    }
+
+
+def _organization_row(record: Record) -> dict[str, Any]:
+    own = record.groups["own"].content
+    return {
+        "logto_organization_id": record.key.id,
+        "name": own["name"],
+        "description": own["description"],
+        "custom_data": own["customData"],
+        "created_at": record.facts.get("createdAt"),
+        "updated_at": record.facts.get("updatedAt"),
+        "deleted_at": record.deleted_at,
+    }
+
+
+def _member_row(record: Record) -> dict[str, Any] | None:
+    present = record.groups["present"]
+    if not present.content or record.deleted_at is not None:
+        return None
+    organization, user = record.key.organization_and_user
+    return {
+        "logto_organization_id": organization.id,
+        "logto_user_id": user.id,
+        "joined_at": present.stamp,
+    }
+
+
+def _content(record: Record, group: str, otherwise: Any) -> Any:
+    return record.groups[group].content if group in record.groups else otherwise
+
+
+_ROWS = {"user": _user_row, "organization": _organization_row, "membership": _member_row}
