@@ -46,8 +46,8 @@ types: .venv/made
 docs: .venv/made
 	$(BIN)/towncrier build --draft --version 0.0.0 > /dev/null
 
-lock: .venv/made ## Pin what development needs, with hashes
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --group dev --extra serve --extra cli --custom-compile-command 'make lock' -o requirements-dev.txt pyproject.toml
+lock: ## Pin what development needs, with hashes
+	$(PYTHON) -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --group dev --extra serve --extra cli --extra postgres --custom-compile-command 'make lock' -o requirements-dev.txt pyproject.toml
 
 clean: ## Remove what the other targets made
 	rm -rf .venv dist build

@@ -283,7 +283,7 @@ class TestStart:
             ("nonsense", "isn't a URL"),
             ("sqlite://", "names no file"),
             ("sqlite:///:memory:", "names no file"),
-            ("mysql://127.0.0.1/x", "SQLite only"),
+            ("mysql://127.0.0.1/x", "not mysql"),
             ("sqlite:///missing/folder/x.db", "can't be opened"),
             ("sqlite:///.", "can't be opened"),
             ("sqlite:///text.db", "not a database"),

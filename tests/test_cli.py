@@ -18,7 +18,7 @@ from logto_webhooks.core.events.catalog import BY_NAME
 from logto_webhooks.core.signature import sign
 from logto_webhooks.settings import VARIABLES
 from logto_webhooks.testing import SIGNING_KEY, make
-from logto_webhooks.wiring import Database
+from logto_webhooks.wiring import database_of
 from tests.support.copy import delivery
 from tests.support.service import PATH, Service, command
 from tests.test_bad_input import one_line, wait_until_done
@@ -29,11 +29,11 @@ COMMANDS = sorted(get_command(app).commands)  # type: ignore[attr-defined]
 
 def fill(folder: Path, count: int) -> None:
     """Put deliveries into an inbox that no worker reads."""
-    database = Database(f"sqlite:///{folder / 'logto-webhooks.db'}")
-    database.prepare()
+    database = database_of(f"sqlite:///{folder / 'logto-webhooks.db'}")
     deliveries = [delivery(make.user_created().body) for _ in range(count)]
 
     async def add() -> None:
+        await database.open()
         await database.host.run(lambda store: store.add(deliveries))
         await database.host.close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from alembic.runtime.migration import MigrationContext
 
 from logto_webhooks import testing
 from logto_webhooks.adapters.stores.schema import VERSION_TABLE, metadata
-from logto_webhooks.wiring import Database
+from logto_webhooks.wiring import database_of
 
 ROOT = Path(__file__).parent.parent
 MODULES = sorted((ROOT / "src").rglob("*.py"))
@@ -44,7 +45,7 @@ def test_a_module_is_short_and_typed(module: Path) -> None:
 def test_the_migrations_make_the_tables(tmp_path: Path) -> None:
     """No column or index is in one and not in the other."""
     file = tmp_path / "x.db"
-    Database(f"sqlite:///{file}").prepare()
+    asyncio.run(database_of(f"sqlite:///{file}").migrate())
     engine = sa.create_engine(f"sqlite:///{file}")
     with engine.connect() as connection:
         options = {"version_table": VERSION_TABLE, "compare_type": True}

@@ -19,6 +19,7 @@ DEFAULT_DATABASE: Final = "sqlite:///logto-webhooks.db"
 VARIABLES: Final[dict[str, tuple[str, ...]]] = {
     "signing_key": ("LOGTO_WEBHOOK_SIGNING_KEY",),
     "database_url": ("LOGTO_WEBHOOKS_DATABASE_URL", "DATABASE_URL"),
+    "schema": ("LOGTO_WEBHOOKS_SCHEMA",),
     "host": ("LOGTO_WEBHOOKS_HOST",),
     "port": ("LOGTO_WEBHOOKS_PORT",),
     "path": ("LOGTO_WEBHOOKS_PATH",),
@@ -39,6 +40,7 @@ class Settings(Struct, frozen=True, kw_only=True):
 
     signing_key: str = ""
     database_url: str = DEFAULT_DATABASE
+    schema: Annotated[str, Meta(pattern="^[A-Za-z_][A-Za-z0-9_]{0,62}$")] | None = None
     host: str = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535)] = 8787
     path: Annotated[str, Meta(pattern="^/[^?#]*[^/?#]/?$")] = "/api/webhooks/logto"

@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from logto_webhooks.adapters.hosts.memory import MemoryHost
+from logto_webhooks.adapters.stores import migrate, sqlite
 from logto_webhooks.adapters.stores.memory import MemoryStore, Tables
 from logto_webhooks.core.delivery import Delivery, identify
 from logto_webhooks.core.events import parse
@@ -21,7 +22,7 @@ from logto_webhooks.core.reports import Report
 from logto_webhooks.core.signature import vouch
 from logto_webhooks.service.work import Worker
 from logto_webhooks.testing import FrozenClock
-from logto_webhooks.wiring import Database
+from logto_webhooks.wiring import database_of
 
 StoreKind = Literal["memory", "sqlite"]
 STORES: tuple[StoreKind, ...] = ("memory", "sqlite")
@@ -50,13 +51,19 @@ def open_host(kind: StoreKind, folder: Path) -> Host:
         return memory_host(FrozenClock())
     template = folder / "template.db"
     if not template.exists():
-        made = Database(f"sqlite:///{template}")
-        made.prepare()
-        made._engine.dispose()
+        _make(template)
     for old in folder.glob("copy.db*"):
         old.unlink()
     shutil.copy(template, folder / "copy.db")
-    return Database(f"sqlite:///{folder / 'copy.db'}").host
+    return database_of(f"sqlite:///{folder / 'copy.db'}").host
+
+
+def _make(file: Path) -> None:
+    sqlite.create(file)
+    engine = sqlite.engine_of(file)
+    with engine.begin() as connection:
+        migrate.upgrade(connection)
+    engine.dispose()
 
 
 def delivery(body: bytes, received_at: int = RECEIVED_AT) -> Delivery:

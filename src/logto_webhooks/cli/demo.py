@@ -25,7 +25,7 @@ from logto_webhooks.samples import history
 from logto_webhooks.samples.compare import Difference, differences
 from logto_webhooks.samples.signed import Signed
 from logto_webhooks.settings import Settings
-from logto_webhooks.wiring import Database, Service, worker_of
+from logto_webhooks.wiring import Service, database_of, worker_of
 
 DUPLICATES = 0.1
 _ALL = 1_000_000
@@ -65,11 +65,11 @@ async def _demo(name: history.Name, seed: int, port: int, file: Path, once: bool
         signing_key=recorded.signing_key, database_url=f"sqlite:///{file}", port=port
     )
     logs.configure("text", "warning")
-    database = Database(settings.database_url)
+    database = database_of(settings.database_url)
     outcomes = Counter[str]()
     observe = partial(_count, outcomes)
     service = Service(settings, database, observe)
-    database.prepare()
+    await database.open()
     listener = server.listen(settings.host, port)
     url = f"http://{settings.host}:{listener.getsockname()[1]}{settings.path}"
     running = server.Server(service.app, listener)

@@ -23,6 +23,9 @@ SigningKey = Annotated[
 DatabaseUrl = Annotated[
     str | None, _setting("database_url", "Where the data is; sqlite:///logto-webhooks.db if unset.")
 ]
+Schema = Annotated[
+    str | None, _setting("schema", "PostgreSQL's schema with the tables; the default if unset.")
+]
 Host = Annotated[str | None, _setting("host", "The address to listen on; 127.0.0.1 if unset.")]
 Port = Annotated[int | None, _setting("port", "The port to listen on; 8787 if unset.")]
 Path_ = Annotated[str | None, _setting("path", "The webhook's path; /api/webhooks/logto if unset.")]

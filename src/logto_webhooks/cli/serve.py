@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-import socket
 from typing import Annotated
 
 import typer
@@ -14,7 +13,7 @@ from logto_webhooks.adapters import server
 from logto_webhooks.adapters.observers import logs
 from logto_webhooks.cli import options
 from logto_webhooks.settings import Settings
-from logto_webhooks.wiring import Database, Service, worker_of
+from logto_webhooks.wiring import Service, database_of, worker_of
 
 logger = logging.getLogger("logto_webhooks")
 
@@ -22,6 +21,7 @@ logger = logging.getLogger("logto_webhooks")
 def serve(
     signing_key: options.SigningKey = None,
     database_url: options.DatabaseUrl = None,
+    schema: options.Schema = None,
     host: options.Host = None,
     port: options.Port = None,
     path: options.Path_ = None,
@@ -37,6 +37,7 @@ def serve(
         env_file,
         signing_key=signing_key,
         database_url=database_url,
+        schema=schema,
         host=host,
         port=port,
         path=path,
@@ -47,17 +48,13 @@ def serve(
         log_level=log_level,
     )
     logs.configure(settings.log_format, settings.log_level)
-    database = Database(settings.database_url)
-    service = Service(settings, database, logs.observe)
-    database.prepare()
-    listener = server.listen(settings.host, settings.port)
-    logger.info("listening on %s", _address(settings, listener.getsockname()[1]))
-    asyncio.run(_serve(service, listener))
+    asyncio.run(_serve(settings))
     logger.info("stopped")
 
 
 def worker(
     database_url: options.DatabaseUrl = None,
+    schema: options.Schema = None,
     max_attempts: options.MaxAttempts = None,
     lag_ms: options.LagMs = None,
     log_format: options.LogFormat = None,
@@ -71,27 +68,33 @@ def worker(
     settings = options.settings(
         env_file,
         database_url=database_url,
+        schema=schema,
         max_attempts=max_attempts,
         lag_ms=lag_ms,
         log_format=log_format,
         log_level=log_level,
     )
     logs.configure(settings.log_format, settings.log_level)
-    database = Database(settings.database_url)
-    database.prepare()
-    asyncio.run(_work(settings, database, drain))
+    asyncio.run(_work(settings, drain))
 
 
-async def _serve(service: Service, listener: socket.socket) -> None:
+async def _serve(settings: Settings) -> None:
+    database = database_of(settings.database_url, settings.schema)
+    service = Service(settings, database, logs.observe)
+    await database.open()
+    listener = server.listen(settings.host, settings.port)
+    logger.info("listening on %s", _address(settings, listener.getsockname()[1]))
     await server.Server(service.app, listener).run()
 
 
-async def _work(settings: Settings, database: Database, drain: bool) -> None:
+async def _work(settings: Settings, drain: bool) -> None:
+    database = database_of(settings.database_url, settings.schema)
     work = worker_of(settings, database, logs.observe)
     loop = asyncio.get_running_loop()
     for each in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(each, work.stop)
     try:
+        await database.open()
         await (work.drain() if drain else work.run())
     finally:
         await database.host.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,7 @@ import typer
 from logto_webhooks.adapters.stores import migrate as migrations
 from logto_webhooks.cli import options
 from logto_webhooks.errors import FileInTheWay, NotWritable
-from logto_webhooks.wiring import Database
+from logto_webhooks.wiring import Database, database_of
 
 _ENV = """\
 # Settings of logto-webhooks. Its commands read this file where they are run;
@@ -22,6 +23,9 @@ LOGTO_WEBHOOK_SIGNING_KEY=
 
 # Where the data is kept. The file is made, and migrated, when the service starts.
 LOGTO_WEBHOOKS_DATABASE_URL=sqlite:///logto-webhooks.db
+# Or a PostgreSQL server (run `logto-webhooks migrate` once), and a schema of its own in it.
+#LOGTO_WEBHOOKS_DATABASE_URL=postgresql://user:password@127.0.0.1/name
+#LOGTO_WEBHOOKS_SCHEMA=logto
 
 # Where the service listens. In Logto's console, the endpoint's URL is this address as Logto
 # reaches it, with the path: https://your-host/api/webhooks/logto
@@ -62,16 +66,24 @@ def init(
 
 def migrate(
     database_url: options.DatabaseUrl = None,
+    schema: options.Schema = None,
     env_file: options.EnvFile = None,
     sql: Annotated[
         bool, typer.Option("--sql", help="Print the statements instead of running them.")
     ] = False,
 ) -> None:
-    """Bring the database's schema up to this release. `serve` and `worker` do it by themselves."""
-    settings = options.settings(env_file, database_url=database_url)
-    database = Database(settings.database_url)
+    """Bring the database's schema up to this release. On SQLite, `serve` does it by itself."""
+    settings = options.settings(env_file, database_url=database_url, schema=schema)
+    database = database_of(settings.database_url, settings.schema)
     if sql:
-        print(migrations.sql("sqlite"), end="")
+        print(database.migration_sql(), end="")
         return
-    database.prepare()
-    print(f"{database.file} is at schema {migrations.head()}.")
+    asyncio.run(_migrate(database))
+    print(f"{database.name} is at schema {migrations.head()}.")
+
+
+async def _migrate(database: Database) -> None:
+    try:
+        await database.migrate()
+    finally:
+        await database.host.close()

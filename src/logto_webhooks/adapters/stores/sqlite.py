@@ -13,11 +13,11 @@ from sqlalchemy.pool import QueuePool
 
 from logto_webhooks.errors import SettingInvalid, StoreUnavailable
 
-BUSY_S = 4.0  # half of what a request may wait
+BUSY_S = 3.0  # the worker's wait and a request's own fit into what a request may wait
 READS = {"logto_reads": True}
 
 
-def sqlite_engine(file: Path) -> sa.Engine:
+def engine_of(file: Path) -> sa.Engine:
     """Open `file`, which `create` made; the engine itself never creates one.
 
     WAL with `synchronous=FULL`: a commit is on disk when it returns. A transaction takes the

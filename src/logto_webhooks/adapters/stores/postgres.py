@@ -1,0 +1,48 @@
+"""The engine for PostgreSQL: any spelling of its URL, durable commits, a schema of its own."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from logto_webhooks.errors import SettingInvalid
+
+CONNECT_S: Final = 3.0
+# Half of what a request may wait; a commit can take longer than a statement.
+STATEMENT_S: Final = 8.0
+
+
+def engine_of(url: sa.URL, schema: str | None) -> AsyncEngine:
+    """Make an engine; it connects on first use. Raises SettingInvalid.
+
+    `postgres://…` and `postgresql://…` use asyncpg; `+asyncpg` and `+psycopg` name a driver.
+    Prepared statements get names of their own, so that PgBouncer may hand connections around.
+    """
+    driver = url.get_driver_name() if "+" in url.drivername else "asyncpg"
+    if driver not in _OPTIONS:
+        problem = f"the driver {driver} isn't asyncpg or psycopg"
+        raise SettingInvalid(name="LOGTO_WEBHOOKS_DATABASE_URL", problem=problem)
+    engine = create_async_engine(
+        url.set(drivername=f"postgresql+{driver}"),
+        connect_args=_OPTIONS[driver],
+        hide_parameters=True,
+        pool_pre_ping=False,
+        pool_size=5,
+        max_overflow=5,
+        pool_timeout=CONNECT_S,
+    )
+    return engine.execution_options(schema_translate_map={None: schema}) if schema else engine
+
+
+_OPTIONS: Final[dict[str, dict[str, Any]]] = {
+    "asyncpg": {
+        "timeout": CONNECT_S,
+        "command_timeout": STATEMENT_S,
+        "statement_cache_size": 0,
+        "prepared_statement_name_func": lambda: f"logto_{uuid.uuid4().hex}",
+    },
+    "psycopg": {"connect_timeout": int(CONNECT_S), "prepare_threshold": None},
+}

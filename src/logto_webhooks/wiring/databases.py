@@ -1,0 +1,113 @@
+"""Databases: which engine, store and host serve a URL."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Protocol
+
+import sqlalchemy as sa
+
+from logto_webhooks.adapters.hosts.failures import translated
+from logto_webhooks.adapters.hosts.thread import ThreadHost
+from logto_webhooks.adapters.stores import migrate, sqlite
+from logto_webhooks.adapters.stores.sql import SqlStore
+from logto_webhooks.core.ports import Host
+from logto_webhooks.errors import SettingInvalid
+
+_URL = "LOGTO_WEBHOOKS_DATABASE_URL"
+
+
+class Database(Protocol):
+    """A database that can be used, checked and migrated; nothing is opened before that.
+
+    `budget_s` is how long a worker's transaction may hold back who accepts; None if it doesn't.
+    """
+
+    name: str
+    host: Host
+    budget_s: float | None
+
+    async def open(self) -> None:
+        """Make it ready for the service, or raise a LogtoWebhooksError that says what to do."""
+
+    async def migrate(self) -> None:
+        """Bring the schema up to this release."""
+
+    async def check(self) -> None:
+        """Raise StoreUnavailable or SchemaMismatch unless it can be used as it is."""
+
+    def migration_sql(self) -> str:
+        """Return the statements that make the schema."""
+
+
+class SqliteFile:
+    """An embedded SQLite file: one writer, in a thread; migrated whenever it is opened."""
+
+    budget_s: float | None = 0.005
+
+    def __init__(self, file: Path) -> None:
+        self.name = str(file)
+        self.file = file
+        self._engine = sqlite.engine_of(file)
+        self._still_there = sqlite.still_there(self._engine, file)
+        self.host: Host = ThreadHost(
+            self._engine, SqlStore, reads=sqlite.READS, committed=self._still_there
+        )
+
+    async def open(self) -> None:
+        """Make the file unless it exists, and migrate it. Raises SettingInvalid."""
+        await self.migrate()
+
+    async def migrate(self) -> None:
+        """Bring the schema up to this release."""
+        sqlite.create(self.file)
+        with translated(), self._engine.begin() as connection:
+            migrate.upgrade(connection)
+
+    async def check(self) -> None:
+        """Raise StoreUnavailable or SchemaMismatch unless it can be used as it is."""
+        await asyncio.to_thread(self._check)
+
+    def migration_sql(self) -> str:
+        """Return the statements that make the schema."""
+        return migrate.sql("sqlite")
+
+    def _check(self) -> None:
+        self._still_there()
+        with translated(), self._engine.connect() as connection:
+            migrate.check(connection.execution_options(**sqlite.READS))
+
+
+def database_of(url: str, schema: str | None = None) -> Database:
+    """Choose by the URL. Raises SettingInvalid."""
+    try:
+        parsed = sa.make_url(url)
+    except sa.exc.ArgumentError:
+        problem = "it isn't a URL; use sqlite:///file.db or postgresql://user:password@host/name"
+        raise SettingInvalid(name=_URL, problem=problem) from None
+    backend = parsed.get_backend_name()
+    if backend == "sqlite":
+        return SqliteFile(_file_of(parsed))
+    if backend in ("postgresql", "postgres"):
+        return _postgres(parsed, schema)
+    problem = f"it must name a SQLite file or a PostgreSQL server, not {backend}"
+    raise SettingInvalid(name=_URL, problem=problem)
+
+
+def _postgres(url: sa.URL, schema: str | None) -> Database:
+    # Imported only when used: a driver and greenlet come with the extra `postgres`.
+    try:
+        from logto_webhooks.wiring.postgres import Postgres
+
+        return Postgres(url, schema)
+    except ImportError as error:
+        problem = f'PostgreSQL needs the extra "postgres" of this package ({error.name} is missing)'
+        raise SettingInvalid(name=_URL, problem=problem) from None
+
+
+def _file_of(url: sa.URL) -> Path:
+    if not url.database or url.database == ":memory:":
+        problem = "it names no file, and what is only in memory can't be durable"
+        raise SettingInvalid(name=_URL, problem=problem)
+    return Path(url.database)

@@ -1,0 +1,68 @@
+"""Receiver and worker over one database."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import AsyncIterator
+
+from starlette.types import ASGIApp
+
+from logto_webhooks.adapters import web
+from logto_webhooks.core.ports import Observer
+from logto_webhooks.service.receive import GroupCommit, Receiver
+from logto_webhooks.service.work import Worker
+from logto_webhooks.settings import Settings
+from logto_webhooks.wiring.databases import Database
+
+
+class SystemClock:
+    """The machine's clock."""
+
+    def now(self) -> int:
+        """Milliseconds since the epoch."""
+        return time.time_ns() // 1_000_000
+
+
+class Service:
+    """Receiver and worker over one database."""
+
+    def __init__(self, settings: Settings, database: Database, observe: Observer) -> None:
+        """Opens nothing. Raises SigningKeyMissing."""
+        clock = SystemClock()
+        self._database = database
+        self.worker = worker_of(settings, database, observe)
+        commit = GroupCommit(database.host, observe, stored=self.worker.wake)
+        receiver = Receiver(settings.signing_keys, commit.add, clock, observe)
+        self.app: ASGIApp = web.application(
+            receiver,
+            database.check,
+            self._lifespan,
+            path=settings.path,
+            max_body=settings.max_body_bytes,
+        )
+
+    @contextlib.asynccontextmanager
+    async def _lifespan(self, _: object) -> AsyncIterator[None]:
+        working = asyncio.create_task(self.worker.run())
+        try:
+            yield
+        finally:
+            self.worker.stop()
+            await working
+            await self._database.host.close()
+
+
+def worker_of(settings: Settings, database: Database, observe: Observer) -> Worker:
+    """Make a worker on `database`."""
+    return Worker(
+        database.host,
+        SystemClock(),
+        observe,
+        random.random,
+        lag_ms=settings.lag_ms,
+        max_attempts=settings.max_attempts,
+        budget_s=database.budget_s,
+    )
