@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
+from logto_webhooks.adapters.stores.schema import deliveries
 from logto_webhooks.core.ports import Accepted, Host, Store
 from logto_webhooks.core.record import Key, Record
 from logto_webhooks.core.reports import Failed, Report, Resumed, Stalled, Synced
@@ -162,7 +164,7 @@ def _expire(store: Store) -> None:
         [row] = inner.tables.inbox.values()
         inner.tables.inbox[row.id] = _due(row)
     else:
-        inner._connection.exec_driver_sql("UPDATE logto_deliveries SET due_at = 0")
+        inner._connection.execute(sa.update(deliveries).values(due_at=0))
 
 
 def _due(row: Any) -> Any:

@@ -5,14 +5,20 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
+import sqlalchemy as sa
 from msgspec import Struct
+from sqlalchemy.pool import NullPool
 
+from logto_webhooks.adapters.hosts.loop import LoopHost
 from logto_webhooks.adapters.hosts.memory import MemoryHost
+from logto_webhooks.adapters.hosts.thread import ThreadHost
 from logto_webhooks.adapters.stores import migrate, sqlite
 from logto_webhooks.adapters.stores.memory import MemoryStore, Tables
+from logto_webhooks.adapters.stores.postgres import engine_of
+from logto_webhooks.adapters.stores.sql import SqlStore
 from logto_webhooks.core.delivery import Delivery, identify
 from logto_webhooks.core.events import parse
 from logto_webhooks.core.ports import Found, Host, Observer, Store, Waiting
@@ -23,9 +29,10 @@ from logto_webhooks.core.signature import vouch
 from logto_webhooks.service.work import Worker
 from logto_webhooks.testing import FrozenClock
 from logto_webhooks.wiring import database_of
+from tests.support import postgres
 
-StoreKind = Literal["memory", "sqlite"]
-STORES: tuple[StoreKind, ...] = ("memory", "sqlite")
+StoreKind = Literal["memory", "sqlite", "asyncpg", "psycopg", "postgres-thread"]
+STORES: tuple[StoreKind, ...] = get_args(StoreKind)
 ALL = 1_000_000
 RECEIVED_AT = 1_795_485_335_924
 
@@ -46,9 +53,25 @@ def memory_host(clock: FrozenClock) -> MemoryHost:
 
 
 def open_host(kind: StoreKind, folder: Path) -> Host:
-    """An empty store. SQLite's file is copied from one that was migrated once."""
+    """An empty store, in the host that runs it."""
     if kind == "memory":
         return memory_host(FrozenClock())
+    if kind == "sqlite":
+        return _sqlite_host(folder)
+    schema = postgres.emptied_schema()
+    if kind == "postgres-thread":
+        engine = sa.create_engine(
+            postgres.server_url().set(drivername="postgresql+psycopg"),
+            execution_options={"schema_translate_map": {None: schema}},
+        )
+        return ThreadHost(engine, SqlStore, reads={}, committed=lambda: None)
+    # Tests run on an event loop each, and a connection belongs to one loop.
+    url = postgres.server_url().set(drivername=f"postgresql+{kind}")
+    return LoopHost(engine_of(url, schema, poolclass=NullPool), SqlStore)
+
+
+def _sqlite_host(folder: Path) -> Host:
+    """The file is copied from one that was migrated once."""
     template = folder / "template.db"
     if not template.exists():
         _make(template)

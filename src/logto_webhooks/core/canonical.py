@@ -31,7 +31,7 @@ _decoder = msgspec.json.Decoder(float_hook=_number)
 _encoder = msgspec.json.Encoder(order="sorted")
 
 
-def decode(body: bytes) -> Any:
+def decode(body: bytes | str) -> Any:
     """Decode JSON; raises ValueError for whatever msgspec refuses, too deep nesting included."""
     try:
         return _decoder.decode(body)

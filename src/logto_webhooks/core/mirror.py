@@ -11,7 +11,21 @@ def row_of(record: Record) -> dict[str, Any] | None:
     """Return the mirror's row of a record, by column; None where there is none (yet)."""
     if not record.complete:
         return None
-    return _ROWS[record.key.kind](record)
+    row = _ROWS[record.key.kind](record)
+    return row and {name: _clean(value) for name, value in row.items()}
+
+
+def without_nul(value: Any) -> Any:
+    """Take NUL out of all text in a JSON value, for databases that can't hold it."""
+    if isinstance(value, dict):
+        return {without_nul(key): without_nul(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_nul(item) for item in value]
+    return _clean(value)
+
+
+def _clean(value: Any) -> Any:
+    return value.replace("\0", "") if isinstance(value, str) else value
 
 
 def _user_row(record: Record) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from typing import Any
 
 import sqlalchemy as sa
@@ -45,7 +46,7 @@ def _rows(
 ) -> list[dict[str, Any]]:
     same = [column == query for column in exact]
     same += [sa.func.lower(column) == query.lower() for column in any_case]
-    same += [sa.cast(table.c.id, sa.Text) == query.replace("-", "").lower()]
+    same += [table.c.id == local_id for local_id in _uuids(query)]
     alike = [column.icontains(query, autoescape=True) for column in parts]
     for conditions in (same, alike):
         found = connection.execute(
@@ -55,6 +56,13 @@ def _rows(
         if rows:
             return rows
     return []
+
+
+def _uuids(query: str) -> list[str]:
+    try:
+        return [str(uuid.UUID(query))]
+    except ValueError:
+        return []
 
 
 def _found(

