@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 ONCE ?=
+PORT ?=
 WORKERS ?= auto
 ORDERS ?=
 
@@ -17,8 +18,8 @@ help: ## Say what there is
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-demo: .venv/made ## Send a recorded history to the service and show what came out (ONCE=1: then leave)
-	@$(BIN)/logto-webhooks demo $(if $(ONCE),--once)
+demo: .venv/made ## Send a recorded history to the service and show what came out (ONCE=1: then leave; PORT=)
+	@$(BIN)/logto-webhooks demo $(if $(filter-out 0 no,$(ONCE)),--once) $(if $(PORT),--port $(PORT))
 
 test: .venv/made ## Run all tests
 	$(BIN)/pytest -n $(WORKERS)

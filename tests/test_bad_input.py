@@ -100,13 +100,17 @@ class TestRequest:
         """And never a redirect, which Logto would take for a success."""
         answer = service.http.request(method, path)
         assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+        if method != "HEAD":
+            assert answer.json() == {"error": "method_not_allowed"}
 
     @pytest.mark.parametrize(
-        "path", ["/", "/api", f"{PATH}/x", f"/{PATH}", "/healthz/", "/nothing/"]
+        "path", ["/", "/api", f"{PATH}/x", f"{PATH}//", "/healthz/", "/nothing/"]
     )
     def test_another_path_is_a_404(self, service: Service, path: str) -> None:
         """And never a redirect."""
-        assert service.http.post(path, content=b"{}").status_code == 404
+        answer = service.http.post(path, content=b"{}")
+        assert (answer.status_code, answer.json()) == (404, {"error": "not_found"})
+        assert PATH in service.wait_for_log(f"There is no webhook at {path!r}")
 
     def test_both_slashes_are_the_webhook(self, service: Service) -> None:
         """A trailing slash makes no difference."""

@@ -128,7 +128,7 @@ class TestStatus:
 
     def test_without_a_database_it_says_what_to_run(self, tmp_path: Path) -> None:
         """And makes none."""
-        for looking in (["status"], ["users", "x"], ["organizations", "x"]):
+        for looking in (["status"], ["users", "x"], ["organizations", "x"], ["worker"]):
             refused = command(*looking, folder=tmp_path)
             assert refused.returncode == 2
             assert "logto-webhooks serve or migrate makes it" in one_line(refused.stderr)
@@ -140,7 +140,9 @@ def test_a_worker_drains_the_inbox(tmp_path: Path) -> None:
     fill(tmp_path, 700)
     drained = command("worker", "--drain", "--log-format", "json", folder=tmp_path)
     assert drained.returncode == 0
-    lines = [msgspec.json.decode(line) for line in drained.stderr.splitlines()]
+    first, *lines, last = [msgspec.json.decode(line) for line in drained.stderr.splitlines()]
+    assert first["message"] == "working on logto-webhooks.db"
+    assert last["message"] == "nothing is pending"
     assert len(lines) == 700
     assert {"id", "event", "subject", "outcome", "took_ms"} < lines[0].keys()
     assert {line["outcome"] for line in lines} == {"applied"}
@@ -186,7 +188,7 @@ class TestTrigger:
             (["User.Created", "--data", "noequals"], "isn't key=value"),
             (["User.Created", "--data", "name.x=1"], "name holds no fields"),
             (["User.Created", "--to", "nonsense"], "nonsense"),
-            (["User.Created", "--to", "http://127.0.0.1:1/"], "can't be reached"),
+            (["User.Created", "--to", "http://127.0.0.1:1/"], "serve` running there?"),
         ],
     )
     def test_what_cannot_be_sent_is_one_line(
@@ -196,6 +198,17 @@ class TestTrigger:
         refused = command("trigger", *arguments, folder=tmp_path, **KEY)
         assert refused.returncode == 2
         assert says in one_line(refused.stderr)
+
+    def test_what_the_sync_will_refuse_is_a_warning(self, tmp_path: Path) -> None:
+        """The answer can't tell: it is 200 as soon as the delivery is stored."""
+        with Service(tmp_path) as service:
+            options = ["--to", f"{service.url}{PATH}", "--data", "isSuspended=yes"]
+            sent = command("trigger", "User.Created", *options, folder=tmp_path, **KEY)
+            assert sent.returncode == 0
+            assert "isSuspended" in one_line(sent.stderr)
+            assert "ERROR" in service.wait_for_log("outcome=dead")
+            shown = command("status", folder=tmp_path).stdout
+            assert "doubtful: dead delivery" in shown
 
     def test_a_refused_delivery_is_exit_code_1(self, tmp_path: Path) -> None:
         """Signed with another key."""
@@ -218,6 +231,27 @@ def test_sign_takes_standard_input(tmp_path: Path) -> None:
     assert signed.stdout.decode().strip() == sign(b"body", "k")
 
 
+def test_several_found_are_a_line_each(tmp_path: Path) -> None:
+    """And who finds more than the limit is told."""
+    fill(tmp_path, 5)
+    assert command("worker", "--drain", folder=tmp_path).returncode == 0
+    shown = command("users", "", "--limit", "4", folder=tmp_path)
+    assert len(shown.stdout.splitlines()) == 5
+    assert "more than 4" in shown.stderr
+    [first, *_] = msgspec.json.decode(command("users", "", "--json", folder=tmp_path).stdout)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", first["row"]["created_at"])
+    assert first["row"]["deleted_at"] is None
+    local_id = first["row"]["id"]
+    database = sqlite3.connect(tmp_path / "logto-webhooks.db")
+    assert database.execute("SELECT 1 FROM logto_users WHERE id = ?", [local_id]).fetchall()
+    database.close()
+
+
+def test_it_tells_its_version(tmp_path: Path) -> None:
+    """As installed."""
+    assert re.fullmatch(r"\d+\.\d+\.\d+\n", command("--version", folder=tmp_path).stdout)
+
+
 class TestDemo:
     @pytest.mark.parametrize("name", ["calm", "people"])
     def test_it_ends_without_an_unexplained_difference(self, tmp_path: Path, name: str) -> None:
@@ -225,7 +259,7 @@ class TestDemo:
         options = ["--once", "--port", "0", "--seed", "7", "--history", name]
         shown = command("demo", *options, folder=tmp_path)
         assert shown.returncode == 0, shown.stdout + shown.stderr
-        assert "0 differences but for the records in doubt." in shown.stdout
+        assert " 0 others differ." in shown.stdout
         for outcome in ("applied", "duplicate", "test", "stale", "unknown"):
             assert outcome in shown.stdout
         assert shown.stderr == ""

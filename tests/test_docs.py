@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from logto_webhooks.adapters.stores.schema import members, organizations, users
+from logto_webhooks.core.lifecycle import State
+from logto_webhooks.core.outcome import OUTCOMES
+from logto_webhooks.core.record import DEAD_DELIVERY
 from logto_webhooks.settings import VARIABLES, Settings
 
 ROOT = Path(__file__).parent.parent
@@ -38,6 +41,17 @@ def test_every_public_column_is_documented() -> None:
         [section] = re.findall(rf"## `{table.name}`\n(.*?)(?=\n## |\Z)", page, re.DOTALL)
         for column in table.columns:
             assert f"`{column.name}`" in section, f"{table.name}.{column.name}"
+
+
+def test_every_word_is_explained() -> None:
+    """Outcomes, states and reasons, in the page about words."""
+    page = (ROOT / "docs/words.md").read_text()
+    groups = ["own", "suspension", "custom_data", "profile", "present", DEAD_DELIVERY]
+    reasons = ["incomplete", "members", "unknown change"]
+    for word in [*OUTCOMES, *State, *reasons]:
+        assert f"| `{word}`" in page, word
+    for group in groups:
+        assert f"{group}`" in page, group
 
 
 def test_every_setting_is_documented_with_its_default() -> None:

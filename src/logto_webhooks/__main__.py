@@ -9,8 +9,8 @@ def main() -> None:
         from logto_webhooks.cli import run
     except ModuleNotFoundError as error:
         print(
-            f"{error.name} is missing. Install the command line with: "
-            'pip install "logto-webhooks[all]"',
+            f"{error.name} is missing: the command line comes with the extra `all` of this "
+            'package. From a clone: pip install ".[all]"; a wheel: pip install "FILE.whl[all]"',
             file=sys.stderr,
         )
         sys.exit(2)

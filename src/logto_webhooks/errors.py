@@ -21,6 +21,7 @@ class SignatureRejected(LogtoWebhooksError):
     """The signature is not valid: {reason}."""
 
     reason: str
+    well_formed: bool = False  # one header, of the right shape, but of no known key
 
 
 class NotADelivery(LogtoWebhooksError):
@@ -39,6 +40,12 @@ class BodyTooSlow(LogtoWebhooksError):
     """The body didn't arrive within {seconds:.0f} s."""
 
     seconds: float
+
+
+class NotTheWebhook(LogtoWebhooksError):
+    """There is no webhook at {path!r}."""
+
+    path: str
 
 
 class MalformedEvent(LogtoWebhooksError):
@@ -95,7 +102,7 @@ class UnknownEventName(LogtoWebhooksError):
 
 
 class Unreachable(LogtoWebhooksError):
-    """{url} can't be reached: {problem}."""
+    """{url} can't be reached: {problem}. Is `logto-webhooks serve` running there?"""
 
     url: str
     problem: str
@@ -115,7 +122,7 @@ class NotWritable(LogtoWebhooksError):
 
 
 class PortTaken(LogtoWebhooksError):
-    """Can't listen on {host}:{port}: {problem}. Choose another with --port."""
+    """Can't listen on {host}:{port}: {problem}. Choose another with --host or --port."""
 
     host: str
     port: int

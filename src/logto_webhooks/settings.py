@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, get_args
 
 import msgspec
 from msgspec import Meta, Struct
@@ -28,6 +28,13 @@ VARIABLES: Final[dict[str, tuple[str, ...]]] = {
     "lag_ms": ("LOGTO_WEBHOOKS_LAG_MS",),
     "log_format": ("LOGTO_WEBHOOKS_LOG_FORMAT",),
     "log_level": ("LOGTO_WEBHOOKS_LOG_LEVEL",),
+}
+
+_CHOICES: Final = {
+    "log_format": " or ".join(get_args(LogFormat)),
+    "log_level": ", ".join(get_args(LogLevel)),
+    "path": "a path such as /api/webhooks/logto",
+    "port": "a number from 0 to 65535",
 }
 
 
@@ -78,5 +85,8 @@ def from_env(environment: Mapping[str, str], **given: Any) -> Settings:
         return msgspec.convert(values, Settings, strict=False)
     except msgspec.ValidationError as error:
         problem, _, place = str(error).partition(" - at `$.")
-        name = VARIABLES.get(place.rstrip("`"), ("A setting",))[0]
-        raise SettingInvalid(name=name, problem=problem.lower()) from None
+        field = place.rstrip("`")
+        allowed = _CHOICES.get(field)
+        problem = f"it must be {allowed}" if allowed else problem.lower()
+        name = f"{VARIABLES[field][0]} (--{field.replace('_', '-')})"
+        raise SettingInvalid(name=name, problem=problem) from None

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from logto_webhooks.core.outcome import effect
 from logto_webhooks.core.record import (
     Change,
     Drop,
@@ -18,7 +19,6 @@ from logto_webhooks.core.record import (
     Record,
     Refetch,
     Value,
-    effect,
     merge,
     merge_group,
 )

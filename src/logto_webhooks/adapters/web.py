@@ -13,17 +13,19 @@ from typing import Any, Final
 
 import msgspec
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from logto_webhooks.core.signature import HEADER
-from logto_webhooks.errors import BodyTooLarge, BodyTooSlow, LogtoWebhooksError
+from logto_webhooks.errors import BodyTooLarge, BodyTooSlow, LogtoWebhooksError, NotTheWebhook
 from logto_webhooks.service.receive import Answer, Receiver
 
 READ_S: Final = 8.0  # Logto itself gives up after 10 s
 _SIGNATURE = HEADER.encode()
+_CODES: Final = {404: "not_found", 405: "method_not_allowed"}
 
 Ready = Callable[[], Awaitable[None]]
 Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
@@ -50,7 +52,16 @@ def application(
     bare = path.rstrip("/")
     routes = [Route(each, webhook, methods=["POST"]) for each in (bare, f"{bare}/")]
     routes += [Route("/healthz", healthz), Route("/readyz", readyz)]
-    app = Starlette(routes=routes, lifespan=lifespan)
+
+    async def refused(request: Request, error: Exception) -> Response:
+        status = error.status_code if isinstance(error, HTTPException) else 500
+        if request.method == "POST":
+            receiver.refuse(status, "", NotTheWebhook(path=request.url.path), f"POST {bare}")
+        headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
+        return _json(status, {"error": _CODES.get(status, "error")}, headers)
+
+    handlers = {404: refused, 405: refused}
+    app = Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
     app.router.redirect_slashes = False
     return app
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from importlib import metadata
+from typing import Annotated
 
 import typer
 
@@ -11,12 +13,25 @@ from logto_webhooks.errors import LogtoWebhooksError
 
 app = typer.Typer(
     name="logto-webhooks",
-    help="Receive Logto's webhooks, and keep your database an exact copy of Logto's users, "
-    "organizations and memberships.",
+    invoke_without_command=True,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True)
+    ] = False,
+) -> None:
+    """Receive Logto's webhooks, and keep an exact copy of Logto's users and organizations."""
+    if version:
+        print(metadata.version("logto-webhooks"))
+        raise typer.Exit
+
+
 for command in (
     demo.demo,
     serve.serve,

@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import Callable
 from typing import Annotated, TypeVar
 
-import msgspec
 import typer
 
 from logto_webhooks.cli import options, tables
-from logto_webhooks.core.ports import Found, Store
-from logto_webhooks.wiring import Database, database_of
+from logto_webhooks.core.ports import Found, Status, Store, Waiting
+from logto_webhooks.settings import Settings
+from logto_webhooks.wiring import database_of
 
 T = TypeVar("T")
 Query = Annotated[str, typer.Argument(help="What to look for; an empty text finds all.")]
@@ -19,18 +19,23 @@ Limit = Annotated[int, typer.Option(min=1, help="How many to show at most.")]
 
 
 def status(
+    limit: Limit = 10,
     database_url: options.DatabaseUrl = None,
     schema: options.Schema = None,
     env_file: options.EnvFile = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Count deliveries by state, and the records that only Logto can settle."""
+    """Count deliveries by state, and list the records that only Logto can settle."""
     settings = options.settings(env_file, database_url=database_url, schema=schema)
-    found = read(database_of(settings.database_url, settings.schema), lambda store: store.status())
+
+    def look(store: Store) -> tuple[Status, list[Waiting]]:
+        return store.status(), store.waiting(limit)
+
+    found, waiting = _read(settings, look)
     if as_json:
-        print(msgspec.json.encode(found).decode())
+        print(tables.as_json(found))
     else:
-        tables.show_status(found)
+        tables.show_status(found, waiting)
 
 
 def users(
@@ -41,12 +46,11 @@ def users(
     env_file: options.EnvFile = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Find users by Logto id, local id, email, phone or username, else by a part of them."""
+    """Find users by Logto id, local id, email, phone or username; else by a part of one, or of
+    the name."""
     settings = options.settings(env_file, database_url=database_url, schema=schema)
-    found = read(
-        database_of(settings.database_url, settings.schema), lambda store: store.users(query, limit)
-    )
-    _show(found, "user", query, as_json)
+    found = _read(settings, lambda store: store.users(query, limit + 1))
+    _show(found, "user", query, limit, as_json)
 
 
 def organizations(
@@ -57,17 +61,17 @@ def organizations(
     env_file: options.EnvFile = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Find organizations by Logto id, local id or name, else by a part of the name."""
+    """Find organizations by Logto id, local id or name; else by a part of the name."""
     settings = options.settings(env_file, database_url=database_url, schema=schema)
-    database = database_of(settings.database_url, settings.schema)
-    found = read(database, lambda store: store.organizations(query, limit))
-    _show(found, "organization", query, as_json)
+    found = _read(settings, lambda store: store.organizations(query, limit + 1))
+    _show(found, "organization", query, limit, as_json)
 
 
-def read(database: Database, work: Callable[[Store], T]) -> T:
+def _read(settings: Settings, work: Callable[[Store], T]) -> T:
     """Run `work` on a database that is there and of this release's schema."""
 
     async def reading() -> T:
+        database = database_of(settings.database_url, settings.schema)
         try:
             await database.check()
             return await database.host.read(work)
@@ -77,12 +81,14 @@ def read(database: Database, work: Callable[[Store], T]) -> T:
     return asyncio.run(reading())
 
 
-def _show(found: list[Found], kind: str, query: str, as_json: bool) -> None:
+def _show(found: list[Found], kind: str, query: str, limit: int, as_json: bool) -> None:
     if as_json:
-        print(msgspec.json.encode(found).decode())
+        print(tables.as_json(found[:limit]))
     elif found:
-        tables.show_found(found)
+        tables.show_found(found[:limit], kind)
     else:
         tables.err.print(f"No {kind} found for {query!r}.", markup=False)
+    if len(found) > limit:
+        tables.err.print(f"There are more than {limit}; see --limit.", markup=False)
     if not found:
         raise typer.Exit(1)

@@ -14,8 +14,11 @@ import typer
 
 from logto_webhooks.adapters.sender import send
 from logto_webhooks.cli import options, tables
+from logto_webhooks.core.events import parse
+from logto_webhooks.core.projection import plan
 from logto_webhooks.core.signature import sign as sign_body
-from logto_webhooks.errors import SettingInvalid
+from logto_webhooks.core.signature import vouch
+from logto_webhooks.errors import MalformedEvent, SettingInvalid
 from logto_webhooks.samples.payloads import payload
 from logto_webhooks.samples.signed import Signed, signed
 from logto_webhooks.settings import Settings
@@ -25,7 +28,11 @@ def trigger(
     event: Annotated[str, typer.Argument(help="The event's name, such as User.Created.")],
     data: Annotated[
         list[str] | None,
-        typer.Option(help="A field of the record or the payload, key=value; may be repeated."),
+        typer.Option(
+            help="A field, key=value; may be repeated. One of the payload's top goes there, any "
+            "other into the record; a.b goes below a; email is short for primaryEmail. A value "
+            "that is JSON is taken as such: isSuspended=true, addedUserIds='[\"ana\"]'."
+        ),
     ] = None,
     id: Annotated[
         str | None, typer.Option(help="The id of the user, organization, role or scope.")
@@ -37,7 +44,11 @@ def trigger(
     signing_key: options.SigningKey = None,
     env_file: options.EnvFile = None,
 ) -> None:
-    """Sign and send a realistic payload of any event, as Logto would."""
+    """Sign and send a realistic payload of any event, as Logto would.
+
+    What isn't given has sample values, the same ones for an id: it doesn't know what was sent
+    before.
+    """
     settings = options.settings(env_file, signing_key=signing_key)
     key, fields = settings.signing_keys[0], _fields(data or [])
     rng = random.SystemRandom()
@@ -46,6 +57,7 @@ def trigger(
         signed(payload(event, fields, at=now + index, rng=rng, id=id), key)
         for index in range(count)
     ]
+    _warn(deliveries[0])
     refused: list[int] = []
 
     def answered(each: Signed, response: Any) -> None:
@@ -72,6 +84,14 @@ def sign(
     except OSError as error:
         raise SettingInvalid(name=str(file), problem=str(error.strerror).lower()) from None
     print(sign_body(body, settings.signing_keys[0]))
+
+
+def _warn(delivery: Signed) -> None:
+    """Say so if the sync will not take it: the answer can't, it is 200 once it is stored."""
+    try:
+        plan(parse(vouch(delivery.body)))
+    except MalformedEvent as error:
+        tables.err.print(f"warning: {error}", markup=False, soft_wrap=True)
 
 
 def _fields(pairs: list[str]) -> dict[str, Any]:

@@ -83,7 +83,8 @@ async def _serve(settings: Settings) -> None:
     service = Service(settings, database, logs.observe)
     await database.open()
     listener = server.listen(settings.host, settings.port)
-    logger.info("listening on %s", _address(settings, listener.getsockname()[1]))
+    address = _address(settings, listener.getsockname()[1])
+    logger.info("listening on %s, keeping its data in %s", address, database.name)
     await server.Server(service.app, listener).run()
 
 
@@ -94,8 +95,10 @@ async def _work(settings: Settings, drain: bool) -> None:
     for each in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(each, work.stop)
     try:
-        await database.open()
+        await database.check()
+        logger.info("working on %s", database.name)
         await (work.drain() if drain else work.run())
+        logger.info("nothing is pending" if drain else "stopped")
     finally:
         await database.host.close()
 

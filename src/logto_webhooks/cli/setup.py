@@ -19,10 +19,12 @@ _ENV = """\
 
 # The hook's signing key: Logto's console, Webhooks > your webhook > Settings > Signing key.
 # Several keys, separated by commas, are all accepted: during a rotation, put the new one first.
+# To try it without Logto, with `logto-webhooks trigger`, any text will do.
 LOGTO_WEBHOOK_SIGNING_KEY=
 
-# Where the data is kept. The file is made, and migrated, when the service starts.
-LOGTO_WEBHOOKS_DATABASE_URL=sqlite:///logto-webhooks.db
+# Where the data is kept; DATABASE_URL serves, too. A SQLite file is made, and migrated, when the
+# service starts.
+#LOGTO_WEBHOOKS_DATABASE_URL=sqlite:///logto-webhooks.db
 # Or a PostgreSQL server (run `logto-webhooks migrate` once), and a schema of its own in it.
 #LOGTO_WEBHOOKS_DATABASE_URL=postgresql://user:password@127.0.0.1/name
 #LOGTO_WEBHOOKS_SCHEMA=logto

@@ -1,4 +1,4 @@
-"""What commands print: tables for people."""
+"""What commands print: tables for people, JSON for scripts."""
 
 from __future__ import annotations
 
@@ -11,57 +11,88 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from logto_webhooks.core.ports import Found, Status
+from logto_webhooks.core import canonical
+from logto_webhooks.core.ports import Found, Status, Waiting
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
+_COMPACT = {
+    "user": ("logto_user_id", "username", "email", "name", "deleted_at"),
+    "organization": ("logto_organization_id", "name", "description", "deleted_at"),
+}
 
-def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Print rows under a title; None is shown as nothing."""
+
+def table(
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], *, fold: bool = False
+) -> None:
+    """Print rows under a title, long cells cut (or folded); the title alone if there are none."""
     made = Table(show_header=any(columns), header_style="bold", box=None, pad_edge=False)
     for column in columns:
-        made.add_column(column, overflow="fold")
+        made.add_column(column, overflow="fold" if fold else "ellipsis", no_wrap=not fold)
     for row in rows:
         made.add_row(*[Text(plain(cell)) for cell in row])
     if title:
-        out.print(title, style="bold", markup=False)
-    out.print(made)
+        out.print(title, style="bold", markup=False, soft_wrap=True)
+    if made.row_count:
+        out.print(made)
 
 
-def show_status(status: Status) -> None:
-    """Print counts."""
+def show_status(status: Status, waiting: Sequence[Waiting]) -> None:
+    """Print counts, and which records wait."""
     rows: list[tuple[str, Any]] = [
         (f"deliveries {state}", count) for state, count in status.deliveries.items()
     ]
     oldest = status.oldest_pending_s
     rows += [
+        ("oldest pending", "none" if oldest is None else f"{oldest:.1f} s"),
         ("records in doubt", status.doubtful),
         ("records to ask Logto about", status.refetch),
-        ("oldest pending", "none" if oldest is None else f"{oldest:.1f} s"),
     ]
     table("", ("", ""), rows)
+    if waiting:
+        cells = [(each.key.kind, each.key.id, each.reason) for each in waiting]
+        more = f", of {status.refetch} the longest waiting" if status.refetch > len(cells) else ""
+        table(f"\nTo ask Logto about{more}", ("kind", "id", "why"), cells, fold=True)
 
 
-def show_found(found: list[Found]) -> None:
-    """Print one table for each row found."""
-    for each in found:
-        rows = [(name, moment(name, value)) for name, value in each.row.items()]
-        rows.append(("member of" if "email" in each.row else "members", each.memberships))
-        rows.append(("in doubt, or missing", each.waiting_for or "nothing"))
-        table("", ("", ""), rows)
-        out.print()
+def show_found(found: Sequence[Found], kind: str) -> None:
+    """Print all that is known of one, or a line for each of several."""
+    if len(found) > 1:
+        columns = _COMPACT[kind]
+        cells = [
+            [shown(name, each.row[name]) for name in columns] + [each.waiting_for] for each in found
+        ]
+        table("", (*columns, "waits for"), cells)
+        return
+    [one] = found
+    other = "organizations" if kind == "user" else "members"
+    rows = [(name, shown(name, value)) for name, value in one.row.items()]
+    rows += [(other, one.memberships), (f"{other} in doubt", one.memberships_in_doubt)]
+    rows += [("waits for", one.waiting_for or "nothing")]
+    table("", ("", ""), rows, fold=True)
 
 
-def moment(column: str, value: Any) -> Any:
-    """Show the milliseconds of a `…_at` column as a date and time."""
+def as_json(value: Any) -> str:
+    """Encode what was found; its times as ISO 8601."""
+    if isinstance(value, list):
+        return "[" + ",".join(as_json(each) for each in value) + "]"
+    if isinstance(value, Found):
+        row = {name: shown(name, content) for name, content in value.row.items()}
+        value = msgspec.structs.replace(value, row=row)
+    return msgspec.json.encode(value).decode()
+
+
+def shown(column: str, value: Any) -> Any:
+    """Show the milliseconds of a `…_at` column as a date and time in UTC."""
     if not column.endswith("_at") or value is None:
         return value
-    return datetime.fromtimestamp(value / 1000, UTC).isoformat(" ", "milliseconds")
+    moment = datetime.fromtimestamp(value / 1000, UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def plain(cell: Any) -> str:
-    """Show a cell; what isn't text as JSON."""
+    """Show a cell: None as nothing, what isn't text as JSON."""
     if cell is None:
         return ""
-    return cell if isinstance(cell, str) else msgspec.json.encode(cell).decode()
+    return cell if isinstance(cell, str) else canonical.encode(cell).decode()

@@ -61,12 +61,13 @@ class Waiting(Struct, frozen=True, kw_only=True):
 
 
 class Found(Struct, frozen=True, kw_only=True):
-    """A row of the mirror, why Logto must be asked about it, and the other ends of its
-    memberships."""
+    """A row of the mirror, why Logto must be asked about it, the other ends of its memberships,
+    and those of memberships in doubt, present or not."""
 
     row: dict[str, Any]
     waiting_for: str | None
     memberships: list[str]
+    memberships_in_doubt: list[str]
 
 
 class Store(Protocol):

@@ -164,26 +164,6 @@ def merge(known: Record, change: Change) -> Record:
     return known if merged == known else merged
 
 
-def effect(known: Record, change: Change, merged: Record) -> str:
-    """Say in a word what merging did: applied, stale, tombstoned, unchanged or asks."""
-    if known.deleted_at is not None:
-        return "tombstoned"
-    if isinstance(change, Refetch):
-        return "asks"
-    if merged.deleted_at is not None or merged.facts != known.facts:
-        return "applied"
-    if isinstance(change, Drop):
-        return "unchanged"
-    names = change.values
-    if any(
-        name not in known.groups or merged.groups[name].digest != known.groups[name].digest
-        for name in names
-    ):
-        return "applied"
-    lost = any(merged.groups[name].content != value.content for name, value in names.items())
-    return "stale" if lost else "unchanged"
-
-
 def merge_group(known: Group | None, value: Value) -> Group:
     """The rule itself, for one group."""
     digest = canonical.digest(value.content).hex()[:32]

@@ -53,7 +53,8 @@ def verify(body: bytes, signatures: Sequence[bytes], keys: Sequence[str]) -> Ver
     # Every key is tried, so that the time doesn't tell which one matched.
     matches = [hmac.compare_digest(given, sign(body, key).encode()) for key in keys]
     if not any(matches):
-        raise SignatureRejected(reason="no configured key gives this signature")
+        reason = "no configured key gives this signature"
+        raise SignatureRejected(reason=reason, well_formed=True)
     return VerifiedBody(body, _SEAL)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from logto_webhooks.core import canonical
 from logto_webhooks.core.ports import Found, Waiting
 from logto_webhooks.core.record import Key, membership
 from logto_webhooks.samples.history import Final, Json
@@ -58,7 +59,7 @@ def differences(
     found += _deleted("organization", organizations, final.deleted_organizations)
     found += _members(organizations, final)
     return [
-        Difference(key, field, str(mine), str(logtos), key in doubtful)
+        Difference(key, field, _text(mine), _text(logtos), key in doubtful)
         for key, field, mine, logtos in found
     ]
 
@@ -93,6 +94,10 @@ def _members(organizations: list[Found], final: Final) -> _Found:
         mine, logtos = ours.get(organization, set()), theirs.get(organization, set())
         for user in sorted(mine ^ logtos):
             yield membership(organization, user), "member", user in mine, user in logtos
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else canonical.encode(value).decode()
 
 
 def _marked(user: Json) -> Json:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import string
+import zlib
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -17,6 +18,7 @@ Json = dict[str, Any]
 _Shape = Callable[["Scene"], Json]
 
 _NAMES: Final = ("Ana Lima", "Björk Jónsdóttir", "Chloé Martin", "Дмитрий Орлов", "Zoë Quinn")
+_DAY_MS: Final = 86_400_000
 _SHORT: Final = {"email": "primaryEmail", "phone": "primaryPhone"}
 _BROWSER: Final = "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36"
 
@@ -30,7 +32,17 @@ class Scene(Struct, frozen=True):
 
     def new_id(self, length: int = 12) -> str:
         """Make an id as Logto makes them."""
-        return "".join(self.random.choices(string.ascii_lowercase + string.digits, k=length))
+        return new_id(self.random, length)
+
+    @property
+    def born_at(self) -> int:
+        """When the record was created: always the same for an id, some days ago."""
+        return (self.at - 3 * _DAY_MS) // _DAY_MS * _DAY_MS + zlib.crc32(self.id.encode()) % _DAY_MS
+
+
+def new_id(rng: random.Random, length: int = 12) -> str:
+    """Make an id as Logto makes them."""
+    return "".join(rng.choices(string.ascii_lowercase + string.digits, k=length))
 
 
 def payload(
@@ -47,8 +59,7 @@ def payload(
     field of the payload's top there, any other into the record; `a.b` goes below `a`; `email`
     and `phone` are short for Logto's names. Raises UnknownEventName or SettingInvalid.
     """
-    scene = Scene(rng, at, id or "")
-    scene = Scene(rng, at, id or scene.new_id())
+    scene = Scene(rng, at, new_id(rng) if id is None else id)
     made = _head(scene, event) | _SHAPES[named(event).name](scene)
     made["hookId"] = "sample" + scene.new_id(15)
     for name, value in (fields or {}).items():
@@ -65,8 +76,8 @@ def console_test(event: str, *, at: int) -> Json:
 
 
 def user(scene: Scene) -> Json:
-    """A whole user, as the Management API answers it."""
-    name = scene.random.choice(_NAMES)
+    """A whole user, as the Management API answers it; the same person for an id."""
+    name = _NAMES[zlib.crc32(scene.id.encode()) % len(_NAMES)]
     return {
         "id": scene.id,
         "username": None,
@@ -77,12 +88,16 @@ def user(scene: Scene) -> Json:
         "customData": {},
         "identities": {},
         "lastSignInAt": None,
-        "createdAt": scene.at,
+        "createdAt": scene.born_at,
         "updatedAt": scene.at,
         "profile": {},
         "applicationId": None,
         "isSuspended": False,
     }
+
+
+def _newborn(scene: Scene) -> Json:
+    return user(scene) | {"createdAt": scene.at}
 
 
 def organization(scene: Scene) -> Json:
@@ -97,7 +112,7 @@ def organization(scene: Scene) -> Json:
         "color": {},
         "branding": {},
         "customCss": None,
-        "createdAt": scene.at,
+        "createdAt": scene.born_at,
     }
 
 
@@ -200,7 +215,7 @@ _SHAPES: Final[dict[str, _Shape]] = {
     "PostSignIn": _interaction("SignIn"),
     "PostSignInAdaptiveMfaTriggered": _interaction("SignIn"),
     "PostResetPassword": _interaction("ForgotPassword"),
-    "User.Created": _managed("POST", "/users", "userId", user),
+    "User.Created": _managed("POST", "/users", "userId", _newborn),
     "User.Deleted": _managed("DELETE", "/users/:userId", "userId", user),
     "User.Data.Updated": _managed("PATCH", "/users/:userId", "userId", user),
     "User.SuspensionStatus.Updated": _managed(

@@ -25,9 +25,10 @@ MAX_BYTES: Final = 16 * 2**20
 LONGEST_WAIT_S: Final = 8.0  # Logto waits 10 s
 RETRY_AFTER_S: Final = 5
 
-_SIGNATURE_HINT: Final = (
+_LIKELY_CAUSES: Final = (
     "likely the key of another hook, a key that was rotated, or a proxy that changed the body"
 )
+_NOT_LOGTO: Final = "likely not a call of Logto, or a proxy that changed the headers"
 
 
 class Answer(Struct, frozen=True):
@@ -64,7 +65,8 @@ class Receiver:
             delivery = identify(verify(body, signatures, self._keys), received_at=started)
             accepted = await self._store(delivery)
         except SignatureRejected as error:
-            return self.refuse(401, "invalid_signature", error, _SIGNATURE_HINT)
+            hint = _LIKELY_CAUSES if error.well_formed else _NOT_LOGTO
+            return self.refuse(401, "invalid_signature", error, hint)
         except NotADelivery as error:
             return self.refuse(400, "not_a_delivery", error, "it is signed, but not by Logto")
         except (StoreUnavailable, RowRejected):

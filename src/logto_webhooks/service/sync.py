@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from logto_webhooks.core.events import Event, TestPayload, UnknownEvent, parse
 from logto_webhooks.core.lifecycle import MOVES, Move, State
+from logto_webhooks.core.outcome import OUTCOMES, effect
 from logto_webhooks.core.ports import Claimed, Outcome, Store
 from logto_webhooks.core.projection import plan
 from logto_webhooks.core.record import (
@@ -21,7 +22,6 @@ from logto_webhooks.core.record import (
     Key,
     Record,
     Refetch,
-    effect,
     merge,
 )
 from logto_webhooks.core.signature import vouch
@@ -98,7 +98,7 @@ def _merge_one(records: Records, planned: Planned) -> Outcome:
     return Outcome(id=planned.claimed.id, state=MOVES[State.PENDING, move], result=result)
 
 
-_STRONGEST_FIRST = ("applied", "stale", "asks", "tombstoned", "unchanged", "nothing")
+_STRONGEST_FIRST = list(OUTCOMES)
 
 
 def _cascade(store: Store, records: Records, before: Records) -> None:

@@ -6,56 +6,77 @@ import uuid
 from typing import Any
 
 import sqlalchemy as sa
+from msgspec import Struct
 
 from logto_webhooks.adapters.stores.schema import members, organizations, records, users
 from logto_webhooks.core.ports import Found
 
-
-def users_like(connection: sa.Connection, query: str, limit: int) -> list[Found]:
-    """Users whose Logto id, local id, email, phone or username is `query`; else contains it."""
-    exact = [users.c.logto_user_id, users.c.phone, users.c.username]
-    parts = [users.c.email, users.c.username, users.c.name, users.c.phone]
-    rows = _rows(connection, users, query, limit, exact, [users.c.email], parts)
-    return [
-        _found(connection, "user", row["logto_user_id"], row, members.c.logto_organization_id)
-        for row in rows
-    ]
+Column = sa.Column[Any]
 
 
-def organizations_like(connection: sa.Connection, query: str, limit: int) -> list[Found]:
-    """Organizations whose Logto id, local id or name is `query`; else whose name contains it."""
-    exact = [organizations.c.logto_organization_id]
-    name = [organizations.c.name]
-    rows = _rows(connection, organizations, query, limit, exact, name, name)
-    return [
-        _found(
-            connection, "organization", row["logto_organization_id"], row, members.c.logto_user_id
-        )
-        for row in rows
-    ]
+class _Side(Struct, frozen=True):
+    """How one end of memberships is found; `mine` and `other` in the mirror and in the records."""
+
+    table: sa.Table
+    kind: str
+    exact: list[Column]
+    any_case: list[Column]
+    parts: list[Column]
+    mine: tuple[Column, Column]
+    other: tuple[Column, Column]
 
 
-def _rows(
-    connection: sa.Connection,
-    table: sa.Table,
-    query: str,
-    limit: int,
-    exact: list[sa.Column[Any]],
-    any_case: list[sa.Column[Any]],
-    parts: list[sa.Column[Any]],
-) -> list[dict[str, Any]]:
-    same = [column == query for column in exact]
-    same += [sa.func.lower(column) == query.lower() for column in any_case]
-    same += [table.c.id == local_id for local_id in _uuids(query)]
-    alike = [column.icontains(query, autoescape=True) for column in parts]
+_USER = (members.c.logto_user_id, records.c.user_id)
+_ORGANIZATION = (members.c.logto_organization_id, records.c.organization_id)
+
+USERS = _Side(
+    table=users,
+    kind="user",
+    exact=[users.c.logto_user_id, users.c.phone, users.c.username],
+    any_case=[users.c.email],
+    parts=[users.c.email, users.c.username, users.c.name, users.c.phone],
+    mine=_USER,
+    other=_ORGANIZATION,
+)
+ORGANIZATIONS = _Side(
+    table=organizations,
+    kind="organization",
+    exact=[organizations.c.logto_organization_id],
+    any_case=[organizations.c.name],
+    parts=[organizations.c.name],
+    mine=_ORGANIZATION,
+    other=_USER,
+)
+
+
+def find(connection: sa.Connection, side: _Side, query: str, limit: int) -> list[Found]:
+    """Find rows by what names them; else by a part of it. An empty query finds all."""
+    same = [column == query for column in side.exact]
+    same += [sa.func.lower(column) == query.lower() for column in side.any_case]
+    same += [side.table.c.id == local_id for local_id in _uuids(query)]
+    alike = [column.icontains(query, autoescape=True) for column in side.parts]
+    if not query:
+        alike.append(sa.true())
     for conditions in (same, alike):
-        found = connection.execute(
-            sa.select(table).where(sa.or_(*conditions)).order_by(table.c.id).limit(limit)
-        )
-        rows = [dict(row) for row in found.mappings()]
+        wanted = sa.select(side.table).where(sa.or_(*conditions))
+        rows = connection.execute(wanted.order_by(side.table.c.id).limit(limit)).mappings().all()
         if rows:
-            return rows
+            return [_found(connection, side, dict(row)) for row in rows]
     return []
+
+
+def _found(connection: sa.Connection, side: _Side, row: dict[str, Any]) -> Found:
+    logto_id = row[f"logto_{side.kind}_id"]
+    (mine, mine_known), (other, other_known) = side.mine, side.other
+    own = (records.c.kind == side.kind, records.c.logto_id == logto_id)
+    memberships = sa.select(other).where(mine == logto_id).order_by(other)
+    in_doubt = sa.select(other_known).where(mine_known == logto_id, records.c.doubtful)
+    return Found(
+        row=row,
+        waiting_for=connection.scalar(sa.select(records.c.waiting_reason).where(*own)),
+        memberships=list(connection.scalars(memberships)),
+        memberships_in_doubt=list(connection.scalars(in_doubt.order_by(other_known))),
+    )
 
 
 def _uuids(query: str) -> list[str]:
@@ -63,19 +84,3 @@ def _uuids(query: str) -> list[str]:
         return [str(uuid.UUID(query))]
     except ValueError:
         return []
-
-
-def _found(
-    connection: sa.Connection, kind: str, logto_id: str, row: dict[str, Any], other: sa.Column[Any]
-) -> Found:
-    side = {
-        "user": members.c.logto_user_id,
-        "organization": members.c.logto_organization_id,
-    }[kind]
-    waiting = connection.scalar(
-        sa.select(records.c.waiting_reason).where(
-            records.c.kind == kind, records.c.logto_id == logto_id
-        )
-    )
-    others = connection.scalars(sa.select(other).where(side == logto_id).order_by(other))
-    return Found(row=row, waiting_for=waiting, memberships=list(others))

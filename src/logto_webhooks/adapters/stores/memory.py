@@ -175,17 +175,17 @@ class MemoryStore:
         return [self._found(key, rows[key]) for key in (same or alike)[:limit]]
 
     def _found(self, key: Key, row: dict[str, Any]) -> Found:
-        memberships = [
-            other.id
+        memberships = {
+            other.id: self.tables.records[each]
             for each in self.memberships_of([key])
-            if row_of(self.tables.records[each])
             for other in each.organization_and_user
             if other != key
-        ]
+        }
         return Found(
             row=row,
             waiting_for=self.tables.records[key].waiting_for,
-            memberships=sorted(memberships),
+            memberships=sorted(name for name, each in memberships.items() if row_of(each)),
+            memberships_in_doubt=sorted(name for name, each in memberships.items() if each.doubts),
         )
 
 

@@ -71,6 +71,8 @@ class Moment(sa.types.TypeDecorator[int]):
 
 
 Millis = sa.BigInteger
+# With its dashes as text, where a database has no type for it.
+Uuid = sa.Uuid(as_uuid=False).with_variant(sa.String(36), "sqlite")
 Identity = sa.BigInteger().with_variant(sa.Integer, "sqlite")  # SQLite counts INTEGER keys only
 
 deliveries = sa.Table(
@@ -109,7 +111,7 @@ records = sa.Table(
     metadata,
     sa.Column("kind", sa.Text, primary_key=True),
     sa.Column("logto_id", sa.Text, primary_key=True),
-    sa.Column("local_id", sa.Uuid(as_uuid=False), nullable=False, unique=True),
+    sa.Column("local_id", Uuid, nullable=False, unique=True),
     sa.Column("organization_id", sa.Text),  # of a membership
     sa.Column("user_id", sa.Text),  # of a membership
     sa.Column("data", Json, nullable=False),
@@ -129,7 +131,7 @@ sa.Index("logto_records_refetch", records.c.refetch_since)
 users = sa.Table(
     "logto_users",
     metadata,
-    sa.Column("id", sa.Uuid(as_uuid=False), primary_key=True),
+    sa.Column("id", Uuid, primary_key=True),
     sa.Column("logto_user_id", sa.Text, nullable=False, unique=True),
     sa.Column("username", sa.Text),
     sa.Column("email", sa.Text),
@@ -151,7 +153,7 @@ for _column in (users.c.username, users.c.email, users.c.phone):
 organizations = sa.Table(
     "logto_organizations",
     metadata,
-    sa.Column("id", sa.Uuid(as_uuid=False), primary_key=True),
+    sa.Column("id", Uuid, primary_key=True),
     sa.Column("logto_organization_id", sa.Text, nullable=False, unique=True),
     sa.Column("name", sa.Text, nullable=False),
     sa.Column("description", sa.Text),

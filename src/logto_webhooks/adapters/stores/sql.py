@@ -57,8 +57,8 @@ class SqlStore:
 
     def users(self, query: str, limit: int) -> list[Found]:
         """Find users by Logto id, local id, email, phone or username; else by a part of them."""
-        return find.users_like(self._connection, query, limit)
+        return find.find(self._connection, find.USERS, query, limit)
 
     def organizations(self, query: str, limit: int) -> list[Found]:
         """Find organizations by Logto id, local id or name; else by a part of it."""
-        return find.organizations_like(self._connection, query, limit)
+        return find.find(self._connection, find.ORGANIZATIONS, query, limit)

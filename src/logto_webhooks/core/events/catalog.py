@@ -61,7 +61,7 @@ def named(name: str) -> type[Event]:
     """Find the class of an event by its name or alias. Raises UnknownEventName."""
     known = BY_NAME.get(ALIASES.get(name, name))
     if known is None:
-        near = difflib.get_close_matches(name, [*BY_NAME, *ALIASES], n=1, cutoff=0.5)
+        near = difflib.get_close_matches(name, BY_NAME, n=1, cutoff=0.5)
         hint = f"Did you mean {near[0]}?" if near else f"Known are: {', '.join(BY_NAME)}."
         raise UnknownEventName(name=name, hint=hint)
     return known

@@ -10,7 +10,7 @@ branch_labels = None
 depends_on = None
 
 Identity = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
-Uuid = sa.Uuid(as_uuid=False)
+Uuid = sa.Uuid(as_uuid=False).with_variant(sa.String(36), "sqlite")
 Millis = sa.BigInteger()
 Moment = sa.DateTime(timezone=True)
 Json = sa.Text()
