@@ -95,8 +95,13 @@ def part(user: str, column: str, value: Row, at: int) -> Part:
 
 
 def members(id: str, *, added: list[str], removed: list[str] | None = None) -> Members:
-    """Users came and left."""
-    return Members(organization=id, added=added, removed=removed or [])
+    """Users came and left; of nobody is more known than that, and all are asked for."""
+    users = sorted(added + (removed or []))
+    waiting = [
+        ("organization", id, "incomplete"),
+        *(("user", user, "incomplete") for user in users),
+    ]
+    return Members(organization=id, added=added, removed=removed or [], waiting=waiting)
 
 
 def asks(id: str, needs: str) -> Members:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any
 
 import pytest
@@ -75,6 +76,10 @@ def put(run: Run, *changes: Put | Drop | Refetch) -> dict[Key, Record]:
 
 def find(run: Run, query: str) -> list[Found]:
     return run(lambda store: store.users(query, 10))
+
+
+def drop(end: Record, store: Store) -> None:
+    store.drop_memberships([end])
 
 
 def user(key: Key = ANA, at: int = T0, **own: object) -> Put:
@@ -221,14 +226,21 @@ class TestRecords:
         keys = [Key("user", f"u{number:05}") for number in range(5_100)]
         assert list(run(lambda store: store.lock(keys))) == keys
 
-    def test_memberships_are_found_from_both_ends(self, run: Run) -> None:
-        """Also those that are over."""
+    def test_memberships_end_with_either_end(self, run: Run) -> None:
+        """At the time of the deletion, the earlier of two; nothing is asked about them."""
         keys = [membership("org", "ana"), membership("org", "bo"), membership("other", "ana")]
-        run(lambda store: store.lock(keys))
-        assert run(lambda store: store.memberships_of([ORG])) == keys[:2]
-        assert run(lambda store: store.memberships_of([ANA])) == [keys[0], keys[2]]
-        assert run(lambda store: store.memberships_of([ANA, ORG])) == keys
-        assert run(lambda store: store.memberships_of([])) == []
+        values = {"present": Value(True, T0, T0 - 100, T0)}
+        put(run, user(), *[Put(key, values) for key in keys])
+        put(run, Put(keys[0], {"present": Value(False, T0 + 1, T0 - 99, T0 + 1)}))
+        for end, at in ((ORG, T0 + 7), (ANA, T0 + 5)):
+            dropped = put(run, Drop(end, at))[end]
+            run(partial(drop, dropped))
+        records = run(lambda store: store.lock(keys))
+        ended = [records[key].deleted_at for key in keys]
+        assert ended == [T0 + 5, T0 + 7, T0 + 5]
+        assert not [each for each in run(lambda store: store.waiting(9)) if each.key in keys]
+        assert find(run, "ana")[0].memberships == []
+        assert find(run, "ana")[0].memberships_in_doubt == []
 
     def test_waiting_lists_who_waits_longest_first(self, run: Run) -> None:
         """And says why; nobody who is complete and undoubted."""

@@ -42,6 +42,10 @@ class BodyTooSlow(LogtoWebhooksError):
     seconds: float
 
 
+class BodyIncomplete(LogtoWebhooksError):
+    """The client went away before the body had arrived."""
+
+
 class NotTheWebhook(LogtoWebhooksError):
     """There is no webhook at {path!r}."""
 

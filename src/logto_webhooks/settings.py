@@ -50,7 +50,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     schema: Annotated[str, Meta(pattern="^[A-Za-z_][A-Za-z0-9_]{0,62}$")] | None = None
     host: str = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535)] = 8787
-    path: Annotated[str, Meta(pattern="^/[^?#]*[^/?#]/?$")] = "/api/webhooks/logto"
+    path: Annotated[str, Meta(pattern=r"\A/[\w.~/-]*[\w.~-]/?\Z")] = "/api/webhooks/logto"
     max_body_bytes: Annotated[int, Meta(ge=1)] = 8 * 2**20
     max_attempts: Annotated[int, Meta(ge=1)] = MAX_ATTEMPTS
     lag_ms: Annotated[int, Meta(ge=0)] = LAG_MS
@@ -63,6 +63,9 @@ class Settings(Struct, frozen=True, kw_only=True):
         keys = tuple(key.strip() for key in self.signing_key.split(",") if key.strip())
         if not keys:
             raise SigningKeyMissing()
+        if any(not key.isprintable() for key in keys):
+            name = VARIABLES["signing_key"][0]
+            raise SettingInvalid(name=name, problem="it holds characters that no key has")
         return keys
 
     def __repr__(self) -> str:

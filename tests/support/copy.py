@@ -64,7 +64,7 @@ def open_host(kind: StoreKind, folder: Path) -> Host:
             postgres.server_url().set(drivername="postgresql+psycopg"),
             execution_options={"schema_translate_map": {None: schema}},
         )
-        return ThreadHost(engine, SqlStore, reads={}, committed=lambda: None)
+        return ThreadHost(engine, SqlStore, reads={}, committed=lambda: None, failed=engine.dispose)
     # Tests run on an event loop each, and a connection belongs to one loop.
     url = postgres.server_url().set(drivername=f"postgresql+{kind}")
     return LoopHost(engine_of(url, schema, poolclass=NullPool), SqlStore)

@@ -33,7 +33,7 @@ async def send(
         async with httpx2.AsyncClient(timeout=TIMEOUT_S) as client, asyncio.TaskGroup() as group:
             for _ in range(concurrency):
                 group.create_task(sender(client))
-    except* (httpx2.HTTPError, httpx2.InvalidURL) as errors:
+    except* (httpx2.HTTPError, httpx2.InvalidURL, OverflowError) as errors:
         first = errors.exceptions[0]
         problem = str(first) or type(first).__name__
         raise Unreachable(url=url, problem=problem) from None

@@ -1,7 +1,7 @@
 """The ASGI application of the service: the webhook, and whether the service is well.
 
 No redirect ever comes from the webhook's path: Logto would follow it with a GET without a
-body, and log the loss as a success. So both spellings, with and without a slash, are routes.
+body, and log the loss as a success. So both spellings, with and without a slash, are the path.
 """
 
 from __future__ import annotations
@@ -14,17 +14,23 @@ from typing import Any, Final
 import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from logto_webhooks.core.signature import HEADER
-from logto_webhooks.errors import BodyTooLarge, BodyTooSlow, LogtoWebhooksError, NotTheWebhook
+from logto_webhooks.errors import (
+    BodyIncomplete,
+    BodyTooLarge,
+    BodyTooSlow,
+    LogtoWebhooksError,
+    NotTheWebhook,
+)
 from logto_webhooks.service.receive import Answer, Receiver
 
 READ_S: Final = 8.0  # Logto itself gives up after 10 s
-_SIGNATURE = HEADER.encode()
+_SIGNATURE: Final = HEADER.encode()
 _CODES: Final = {404: "not_found", 405: "method_not_allowed"}
 
 Ready = Callable[[], Awaitable[None]]
@@ -35,9 +41,82 @@ def application(
     receiver: Receiver, ready: Ready, lifespan: Lifespan, *, path: str, max_body: int
 ) -> ASGIApp:
     """Build the application. `ready` raises a LogtoWebhooksError that says what is missing."""
+    webhook = Webhook(receiver, max_body)
+    paths = {path.rstrip("/"), path.rstrip("/") + "/"}
+    others = _others(receiver, ready, lifespan, paths)
 
-    async def webhook(request: Request) -> Response:
-        return await _receive(receiver, request, max_body)
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in paths:
+            await webhook(scope, receive, send)
+        else:
+            await others(scope, receive, send)
+
+    return app
+
+
+class Webhook:
+    """The webhook itself, as bare ASGI: it is what must be fast."""
+
+    def __init__(self, receiver: Receiver, max_body: int) -> None:
+        self._receiver = receiver
+        self._max_body = max_body
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Read, hand over, answer. A connection is closed when its body wasn't read."""
+        headers: list[tuple[bytes, bytes]] = scope["headers"]
+        receiver = self._receiver
+        try:
+            body = await _read(headers, receive, self._max_body)
+        except BodyIncomplete:
+            return  # nobody is there to be answered
+        except BodyTooLarge as error:
+            answer = receiver.refuse(413, "too_large", error, "nothing was stored")
+            await _send(send, answer, close=True)
+        except TimeoutError:
+            slow = BodyTooSlow(seconds=READ_S)
+            answer = receiver.refuse(408, "too_slow", slow, "nothing was stored")
+            await _send(send, answer, close=True)
+        else:
+            signatures = [value for name, value in headers if name == _SIGNATURE]
+            await _send(send, await receiver.receive(signatures, body))
+
+
+async def _read(headers: list[tuple[bytes, bytes]], receive: Receive, limit: int) -> bytes:
+    """Read the body, never more than `limit`. Raises BodyTooLarge, BodyIncomplete, TimeoutError."""
+    announced = next((value for name, value in headers if name == b"content-length"), b"0")
+    if announced.isdigit() and int(announced) > limit:
+        raise BodyTooLarge(limit=limit)
+    chunks: list[bytes] = []
+    size = 0
+    async with asyncio.timeout(READ_S):
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise BodyIncomplete()
+            chunks.append(message.get("body", b""))
+            size += len(chunks[-1])
+            if size > limit:
+                raise BodyTooLarge(limit=limit)
+            if not message.get("more_body"):
+                return b"".join(chunks)
+
+
+async def _send(send: Send, answer: Answer, close: bool = False) -> None:
+    content = msgspec.json.encode(answer.content)
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(content)).encode()),
+    ]
+    if close:
+        headers.append((b"connection", b"close"))
+    if answer.retry_after_s is not None:
+        headers.append((b"retry-after", str(answer.retry_after_s).encode()))
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    await send({"type": "http.response.body", "body": content})
+
+
+def _others(receiver: Receiver, ready: Ready, lifespan: Lifespan, paths: set[str]) -> ASGIApp:
+    """All else: health, and a clear answer for what is at a wrong path or of a wrong method."""
 
     async def healthz(request: Request) -> Response:
         return _json(200, {"status": "ok"})
@@ -49,58 +128,23 @@ def application(
             return _json(503, {"ready": False, "problem": str(error)})
         return _json(200, {"ready": True})
 
-    bare = path.rstrip("/")
-    routes = [Route(each, webhook, methods=["POST"]) for each in (bare, f"{bare}/")]
-    routes += [Route("/healthz", healthz), Route("/readyz", readyz)]
-
     async def refused(request: Request, error: Exception) -> Response:
-        status = error.status_code if isinstance(error, HTTPException) else 500
+        assert isinstance(error, HTTPException)
         if request.method == "POST":
-            receiver.refuse(status, "", NotTheWebhook(path=request.url.path), f"POST {bare}")
-        headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
-        return _json(status, {"error": _CODES.get(status, "error")}, headers)
+            wrong = NotTheWebhook(path=request.url.path)
+            receiver.refuse(error.status_code, "", wrong, f"POST {min(paths)}")
+        content = {"error": _CODES[error.status_code]}
+        return _json(error.status_code, content, dict(error.headers or {}))
 
+    async def never(request: Request) -> Response:
+        raise HTTPException(405, headers={"allow": "POST"})  # a POST doesn't come here
+
+    routes = [Route(path, never, methods=["POST"]) for path in paths]
+    routes += [Route("/healthz", healthz), Route("/readyz", readyz)]
     handlers = {404: refused, 405: refused}
     app = Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
     app.router.redirect_slashes = False
     return app
-
-
-async def _receive(receiver: Receiver, request: Request, max_body: int) -> Response:
-    try:
-        body = await _read(request, max_body)
-    except BodyTooLarge as error:
-        return _answer(receiver.refuse(413, "too_large", error, "nothing was stored"), close=True)
-    except TimeoutError:
-        slow = BodyTooSlow(seconds=READ_S)
-        return _answer(receiver.refuse(408, "too_slow", slow, "nothing was stored"), close=True)
-    except ClientDisconnect:
-        return Response(status_code=400)  # nobody reads it
-    signatures = [value for name, value in request.headers.raw if name == _SIGNATURE]
-    return _answer(await receiver.receive(signatures, body))
-
-
-async def _read(request: Request, limit: int) -> bytes:
-    """Read the body, never more than `limit`. Raises BodyTooLarge, TimeoutError, or
-    ClientDisconnect when it ends too early."""
-    announced = request.headers.get("content-length", "0")
-    if announced.isdecimal() and int(announced) > limit:
-        raise BodyTooLarge(limit=limit)
-    chunks, size = [], 0
-    async with asyncio.timeout(READ_S):
-        async for chunk in request.stream():
-            size += len(chunk)
-            if size > limit:
-                raise BodyTooLarge(limit=limit)
-            chunks.append(chunk)
-    return b"".join(chunks)
-
-
-def _answer(answer: Answer, close: bool = False) -> Response:
-    headers = {"connection": "close"} if close else {}
-    if answer.retry_after_s is not None:
-        headers["retry-after"] = str(answer.retry_after_s)
-    return _json(answer.status, answer.content, headers)
 
 
 def _json(status: int, content: dict[str, Any], headers: dict[str, str] | None = None) -> Response:

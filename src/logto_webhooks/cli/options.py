@@ -56,5 +56,13 @@ def settings(env_file: Path | None, **given: Any) -> Settings:
     if env_file is not None and not env_file.is_file():
         raise SettingInvalid(name="--env-file", problem=f"there is no file {env_file}")
     file = env_file or Path(".env")
-    values = {k: v for k, v in dotenv_values(file).items() if v} if file.is_file() else {}
-    return from_env(values | os.environ, **given)
+    values = _read(file) if file.is_file() else {}
+    return from_env(values | {k: v for k, v in os.environ.items() if v}, **given)
+
+
+def _read(file: Path) -> dict[str, str]:
+    try:
+        values = dotenv_values(file, interpolate=False, encoding="utf-8-sig")
+    except (OSError, ValueError):
+        raise SettingInvalid(name=str(file), problem="it isn't a file of UTF-8 text") from None
+    return {name: value for name, value in values.items() if value}

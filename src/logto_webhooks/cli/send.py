@@ -9,11 +9,11 @@ import time
 from pathlib import Path
 from typing import Annotated, Any
 
-import msgspec
 import typer
 
 from logto_webhooks.adapters.sender import send
 from logto_webhooks.cli import options, tables
+from logto_webhooks.core import canonical
 from logto_webhooks.core.events import parse
 from logto_webhooks.core.projection import plan
 from logto_webhooks.core.signature import sign as sign_body
@@ -102,8 +102,10 @@ def _fields(pairs: list[str]) -> dict[str, Any]:
         if not name or not equals:
             raise SettingInvalid(name="--data", problem=f"{pair!r} isn't key=value")
         try:
-            fields[name] = msgspec.json.decode(text)
-        except msgspec.DecodeError:
+            fields[name] = canonical.decode(text.encode())
+        except UnicodeError:
+            raise SettingInvalid(name="--data", problem=f"{name} isn't UTF-8 text") from None
+        except ValueError:
             fields[name] = text
     return fields
 

@@ -14,17 +14,16 @@ from typing import Any, Final
 import msgspec
 
 _LARGEST_EXACT: Final = 2**53
+_FIRST_EXPONENT: Final = 10**21  # from here on JavaScript writes 1e+21
 _LONG_NUMBER = re.compile(rb"[0-9]{16}")
 
 
-def _number(text: str) -> int | float:
+def _number(text: str | int) -> int | float:
+    """JavaScript knows one kind of number: 1.0, 1e0 and 1 are the same."""
     number = float(text)
     if not math.isfinite(number):
         raise ValueError("a number is out of range")
-    # JavaScript knows one kind of number: 1.0, 1e0 and 1 are the same.
-    if number.is_integer() and abs(number) < _LARGEST_EXACT:
-        return int(number)
-    return number
+    return int(number) if number.is_integer() and abs(number) < _FIRST_EXPONENT else number
 
 
 _decoder = msgspec.json.Decoder(float_hook=_number)
@@ -34,15 +33,19 @@ _encoder = msgspec.json.Encoder(order="sorted")
 def decode(body: bytes | str) -> Any:
     """Decode JSON; raises ValueError for whatever msgspec refuses, too deep nesting included."""
     try:
-        return _decoder.decode(body)
+        value = _decoder.decode(body)
     except RecursionError:
         raise ValueError("the nesting is too deep") from None
+    text = body.encode() if isinstance(body, str) else body
+    try:
+        return _as_javascript(value) if _LONG_NUMBER.search(text) else value
+    except OverflowError:
+        raise ValueError("a number is out of range") from None
 
 
 def encode(value: Any) -> bytes:
-    """Encode as canonical JSON: sorted keys, no spaces, JavaScript's numbers."""
-    text = _encoder.encode(value)
-    return _encoder.encode(_as_javascript(value)) if _LONG_NUMBER.search(text) else text
+    """Encode what `decode` gave as canonical JSON: sorted keys, no spaces."""
+    return _encoder.encode(value)
 
 
 def digest(value: Any) -> bytes:
@@ -51,11 +54,15 @@ def digest(value: Any) -> bytes:
 
 
 def _as_javascript(value: Any) -> Any:
-    """Turn integers beyond 2**53 into the floats that JavaScript would hold."""
-    if isinstance(value, dict):
-        return {key: _as_javascript(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_as_javascript(item) for item in value]
-    if isinstance(value, int) and abs(value) >= _LARGEST_EXACT:
-        return _number(str(value))
-    return value
+    """Turn integers beyond 2**53 into what JavaScript would hold; in place, however deep."""
+    whole = [value]
+    containers: list[Any] = [whole]
+    while containers:
+        container = containers.pop()
+        items = container.items() if isinstance(container, dict) else enumerate(container)
+        for place, item in items:
+            if isinstance(item, dict | list):
+                containers.append(item)
+            elif isinstance(item, int) and abs(item) >= _LARGEST_EXACT:
+                container[place] = _number(item)
+    return whole[0]

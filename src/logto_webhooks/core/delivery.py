@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from typing import Any, Final, Literal
 
@@ -12,6 +13,7 @@ from logto_webhooks.core.events.base import Json, to_millis
 from logto_webhooks.core.events.parsing import payload_of
 from logto_webhooks.core.signature import VerifiedBody
 
+_ID = re.compile(r"[^\0:]{1,256}")
 Origin = Literal["webhook", "log", "replay"]
 
 # The first word of an event's name -> the kind of its subject, and the parameter with its id.
@@ -58,7 +60,7 @@ def identify(body: VerifiedBody, received_at: int, origin: Origin = "webhook") -
 
 
 def _subject(payload: Json) -> str | None:
-    """Say whom a delivery is about, as `kind:id`; a label for people, never used to sync."""
+    """Say whom a delivery is about, as `kind:id`: for people, and to mark who is in doubt."""
     entity = payload["event"].partition(".")[0]
     params, data = payload.get("params"), payload.get("data")
     kind, param = _SUBJECTS.get(entity, ("user", "userId"))
@@ -68,8 +70,8 @@ def _subject(payload: Json) -> str | None:
     no_part = payload.get("matchedRoute") in (None, "/users")
     if isinstance(data, dict) and (kind != "user" or no_part):
         candidates.append(data.get("id"))
-    found = next((each for each in candidates if isinstance(each, str) and each), None)
-    return f"{kind}:{_clean(found)}" if found else None
+    found = next((each for each in candidates if isinstance(each, str)), "")
+    return f"{kind}:{found}" if _ID.fullmatch(found) else None
 
 
 def _moment(text: object) -> int | None:

@@ -7,7 +7,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from logto_webhooks.errors import MalformedEvent
+from logto_webhooks.errors import MalformedEvent, NotADelivery
 
 
 class State(StrEnum):
@@ -59,7 +59,7 @@ def after_failure(
     to half, so that what failed together isn't tried together. A malformed event stays
     malformed: it is dead at once.
     """
-    if isinstance(error, MalformedEvent) or attempt >= max_attempts:
+    if isinstance(error, MalformedEvent | NotADelivery) or attempt >= max_attempts:
         return Dead()
-    wait = min(FIRST_WAIT_S * 3 ** (attempt - 1), LONGEST_WAIT_S)
+    wait = min(FIRST_WAIT_S * 3.0 ** min(attempt - 1, 20), LONGEST_WAIT_S)
     return Retry(wait * (1 - jitter / 2))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
 from msgspec import Struct
@@ -85,11 +85,11 @@ class Store(Protocol):
     def lock(self, keys: Sequence[Key]) -> dict[Key, Record]:
         """Hold records until the transaction ends; unknown ones become empty stubs."""
 
-    def memberships_of(self, keys: Iterable[Key]) -> list[Key]:
-        """Find the memberships that the given users and organizations are known to have."""
-
     def save(self, records: Sequence[Record]) -> None:
         """Write locked records, and the rows of the mirror that follow from them."""
+
+    def drop_memberships(self, ends: Sequence[Record]) -> None:
+        """End all memberships of deleted users and organizations, at the time of deletion."""
 
     def status(self) -> Status:
         """Count."""

@@ -9,8 +9,6 @@ from msgspec import UNSET
 from logto_webhooks.core.events import (
     Event,
     Organization,
-    OrganizationCreated,
-    OrganizationDataUpdated,
     OrganizationDeleted,
     OrganizationMembershipUpdated,
     OrganizationUserAdded,
@@ -20,8 +18,19 @@ from logto_webhooks.core.events import (
     UserDeleted,
 )
 from logto_webhooks.core.events.base import Json
+from logto_webhooks.core.events.organizations import WholeOrganizationEvent
 from logto_webhooks.core.events.users import InteractionEvent, UserEvent
-from logto_webhooks.core.record import Change, Drop, Key, Put, Refetch, Value, membership
+from logto_webhooks.core.record import (
+    MEMBERS,
+    UNKNOWN_CHANGE,
+    Change,
+    Drop,
+    Key,
+    Put,
+    Refetch,
+    Value,
+    membership,
+)
 from logto_webhooks.errors import MalformedEvent
 
 LAG_MS: Final = 100  # a change is older than its dispatch: how much, where no stamp tells
@@ -42,7 +51,7 @@ def plan(event: Event, lag_ms: int = LAG_MS) -> list[Change]:
             return [_user(event, lag_ms)]
         case OrganizationDeleted():
             return [Drop(Key("organization", event.organization_id), event.at)]
-        case OrganizationCreated() | OrganizationDataUpdated():
+        case WholeOrganizationEvent():
             return [_organization(event, lag_ms)]
         case OrganizationMembershipUpdated():
             return _members(event, lag_ms)
@@ -55,7 +64,7 @@ def plan(event: Event, lag_ms: int = LAG_MS) -> list[Change]:
 def _user(event: UserEvent | InteractionEvent, lag_ms: int) -> Change:
     key = Key("user", event.user_id)
     if event.user is None:
-        return Refetch(key, "unknown change", event.at)
+        return Refetch(key, UNKNOWN_CHANGE, event.at)
     _same_id(event, event.user_id, event.user.id)
     user = event.user
     stamp, start = _stamp_and_start(user.updated_at, event.at, lag_ms)
@@ -97,8 +106,10 @@ def _user_part(event: UserDataUpdated, lag_ms: int) -> Change:
     return Put(Key("user", event.user_id), values, {"updatedAt": event.at})
 
 
-def _organization(event: OrganizationCreated | OrganizationDataUpdated, lag_ms: int) -> Change:
+def _organization(event: WholeOrganizationEvent, lag_ms: int) -> Change:
     organization = event.organization
+    if organization is None:
+        return Refetch(Key("organization", event.organization_id), UNKNOWN_CHANGE, event.at)
     _same_id(event, event.organization_id, organization.id)
     value = Value(organization_group(organization), event.at, event.at - lag_ms, event.at)
     facts = {"updatedAt": event.at}
@@ -124,7 +135,7 @@ def _members(event: OrganizationMembershipUpdated, lag_ms: int) -> list[Change]:
     of_applications = event.added_application_ids or event.removed_application_ids
     untold = not (added or removed or of_applications)
     if untold or len(added) >= CAP or len(removed) >= CAP:
-        changes.append(Refetch(Key("organization", organization), "members", at))
+        changes.append(Refetch(Key("organization", organization), MEMBERS, at))
     return changes
 
 

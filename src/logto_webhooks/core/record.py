@@ -22,7 +22,10 @@ from msgspec.structs import replace
 from logto_webhooks.core import canonical
 
 GUARD_MS: Final = 10
-DEAD_DELIVERY: Final = "dead delivery"  # a need that is a doubt too
+# Why Logto must be asked, beside doubt and incompleteness; the first is a doubt, too.
+DEAD_DELIVERY: Final = "dead delivery"
+MEMBERS: Final = "members"
+UNKNOWN_CHANGE: Final = "unknown change"
 
 Kind = Literal["user", "organization", "membership"]
 Needs = dict[str, int]  # why Logto must be asked -> when that arose
@@ -150,7 +153,7 @@ Change = Put | Drop | Refetch
 def merge(known: Record, change: Change) -> Record:
     """Return what is known once `change` is known too; `known` itself if nothing is new."""
     if isinstance(change, Drop):
-        deleted_at = min(change.at, known.deleted_at or change.at)
+        deleted_at = change.at if known.deleted_at is None else min(change.at, known.deleted_at)
         merged = replace(known, deleted_at=deleted_at)
     elif isinstance(change, Refetch):
         merged = replace(known, needs=_greatest(known.needs, {change.why: change.at}))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final
+from typing import Final, Protocol
 
 from msgspec import Struct
 
 from logto_webhooks.core.delivery import Delivery, identify
 from logto_webhooks.core.ports import Accepted, Clock, Host, Observer
 from logto_webhooks.core.reports import NotStored, Refused, Stored
-from logto_webhooks.core.signature import verify
+from logto_webhooks.core.signature import VerifiedBody, verify
 from logto_webhooks.errors import (
     LogtoWebhooksError,
     NotADelivery,
@@ -21,9 +21,11 @@ from logto_webhooks.errors import (
 )
 
 MAX_ROWS: Final = 512
+LARGE: Final = 256 * 2**10
 MAX_BYTES: Final = 16 * 2**20
 LONGEST_WAIT_S: Final = 8.0  # Logto waits 10 s
 RETRY_AFTER_S: Final = 5
+_TOO_LONG: Final = StoreUnavailable(problem=f"it took longer than {LONGEST_WAIT_S:.0f} s")
 
 _LIKELY_CAUSES: Final = (
     "likely the key of another hook, a key that was rotated, or a proxy that changed the body"
@@ -39,6 +41,15 @@ class Answer(Struct, frozen=True):
     retry_after_s: int | None = None
 
 
+class Aside(Protocol):
+    """Runs a function where it holds back nobody."""
+
+    async def __call__(
+        self, function: Callable[[VerifiedBody, int], Delivery], body: VerifiedBody, at: int, /
+    ) -> Delivery:
+        """Return what it returns."""
+
+
 class Receiver:
     """Takes the raw parts of a request and gives the answer, whatever the web framework."""
 
@@ -48,10 +59,12 @@ class Receiver:
         store: Callable[[Delivery], Awaitable[Accepted]],
         clock: Clock,
         observe: Observer,
+        aside: Aside = asyncio.to_thread,
     ) -> None:
-        """`store` returns once the delivery is durable."""
+        """`store` returns once the delivery is durable; `aside` runs what takes long."""
         self._keys = tuple(keys)
         self._store = store
+        self._aside = aside
         self._clock = clock
         self._observe = observe
 
@@ -62,7 +75,11 @@ class Receiver:
         """
         started = self._clock.now()
         try:
-            delivery = identify(verify(body, signatures, self._keys), received_at=started)
+            verified = verify(body, signatures, self._keys)
+            if len(body) < LARGE:
+                delivery = identify(verified, started)
+            else:  # it would hold back all others
+                delivery = await self._aside(identify, verified, started)
             accepted = await self._store(delivery)
         except SignatureRejected as error:
             hint = _LIKELY_CAUSES if error.well_formed else _NOT_LOGTO
@@ -101,16 +118,16 @@ class GroupCommit:
 
     async def add(self, delivery: Delivery) -> Accepted:
         """Return once it is committed. Raises StoreUnavailable or RowRejected."""
-        waiting = _Waiting(delivery, asyncio.get_running_loop().create_future())
+        loop = asyncio.get_running_loop()
+        waiting = _Waiting(delivery, loop.create_future())
         self._waiting.append(waiting)
         if self._committing is None:
-            self._committing = asyncio.create_task(self._commit_all())
+            self._committing = loop.create_task(self._commit_all())
+        deadline = loop.call_later(LONGEST_WAIT_S, self._fail, [waiting], _TOO_LONG)
         try:
-            return await asyncio.wait_for(waiting.answer, LONGEST_WAIT_S)
-        except TimeoutError:
-            problem = f"it took longer than {LONGEST_WAIT_S:.0f} s"
-            self._observe(NotStored(1, problem))
-            raise StoreUnavailable(problem=problem) from None
+            return await waiting.answer
+        finally:
+            deadline.cancel()
 
     async def _commit_all(self) -> None:
         try:

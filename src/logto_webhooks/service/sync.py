@@ -1,7 +1,7 @@
 """One batch of claimed deliveries becomes records and rows, in one transaction.
 
-The steps, in order: plan, lock, merge, cascade, save, finish. All are decided before anything
-is written; what one malformed delivery does harms no other.
+The steps, in order: plan, lock, merge, save, drop memberships, finish. All is decided before
+anything is written; what one malformed delivery does harms no other.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from logto_webhooks.core.ports import Claimed, Outcome, Store
 from logto_webhooks.core.projection import plan
 from logto_webhooks.core.record import (
     DEAD_DELIVERY,
+    MEMBERS,
     Change,
     Drop,
     Key,
@@ -25,7 +26,7 @@ from logto_webhooks.core.record import (
     merge,
 )
 from logto_webhooks.core.signature import vouch
-from logto_webhooks.errors import MalformedEvent
+from logto_webhooks.errors import LogtoWebhooksError, MalformedEvent, NotADelivery
 
 Records = dict[Key, Record]
 
@@ -40,15 +41,15 @@ class Planned(Struct, frozen=True):
 
 def plan_all(
     batch: Sequence[Claimed], lag_ms: int
-) -> tuple[list[Planned], list[tuple[Claimed, MalformedEvent]]]:
+) -> tuple[list[Planned], list[tuple[Claimed, LogtoWebhooksError]]]:
     """Parse and plan each delivery; pure, so that it needs no transaction."""
     planned: list[Planned] = []
-    malformed: list[tuple[Claimed, MalformedEvent]] = []
+    malformed: list[tuple[Claimed, LogtoWebhooksError]] = []
     for claimed in batch:
         try:
             event = parse(vouch(claimed.body))
             planned.append(Planned(claimed, event, plan(event, lag_ms)))
-        except MalformedEvent as error:
+        except (MalformedEvent, NotADelivery) as error:
             malformed.append((claimed, error))
     return planned, malformed
 
@@ -58,8 +59,12 @@ def apply(store: Store, token: str, batch: Sequence[Planned]) -> list[Outcome]:
     records = lock(store, [change.key for each in batch for change in each.changes])
     before = dict(records)
     outcomes = [_merge_one(records, each) for each in batch]
-    _cascade(store, records, before)
-    store.save([record for key, record in records.items() if record is not before.get(key)])
+    _bury(records)
+    changed = [record for key, record in records.items() if record is not before[key]]
+    store.save(changed)
+    store.drop_memberships(
+        [each for each in changed if each.deleted_at != before[each.key].deleted_at]
+    )
     store.finish(token, outcomes)
     return outcomes
 
@@ -79,8 +84,11 @@ def give_up(store: Store, claimed: Claimed) -> None:
     if kind not in ("user", "organization"):
         return
     key = Key("user" if kind == "user" else "organization", logto_id)
+    needs = [DEAD_DELIVERY] if kind == "user" else [DEAD_DELIVERY, MEMBERS]
     record = store.lock([key])[key]
-    store.save([merge(record, Refetch(key, DEAD_DELIVERY, claimed.received_at))])
+    for need in needs:
+        record = merge(record, Refetch(key, need, claimed.received_at))
+    store.save([record])
 
 
 def _merge_one(records: Records, planned: Planned) -> Outcome:
@@ -101,19 +109,10 @@ def _merge_one(records: Records, planned: Planned) -> Outcome:
 _STRONGEST_FIRST = list(OUTCOMES)
 
 
-def _cascade(store: Store, records: Records, before: Records) -> None:
-    """A deleted user or organization takes its memberships along, those yet to come included."""
-    newly = [
-        key
-        for key, record in records.items()
-        if key.kind != "membership" and record.deleted_at != before[key].deleted_at
-    ]
-    others = [key for key in store.memberships_of(newly) if key not in records]
-    found = store.lock(sorted(others))
-    before.update(found)
-    records.update(found)
+def _bury(records: Records) -> None:
+    """A membership is over with either of its ends, also when it is told of only later."""
     for key in [key for key in records if key.kind == "membership"]:
         for end in key.organization_and_user:
-            deleted_at = records[end].deleted_at if end in records else None
+            deleted_at = records[end].deleted_at
             if deleted_at is not None:
                 records[key] = merge(records[key], Drop(key, deleted_at))

@@ -12,7 +12,7 @@ from logto_webhooks.adapters.stores.memory import MemoryStore, Tables
 from logto_webhooks.core.delivery import Delivery
 from logto_webhooks.core.ports import Accepted, Found, Status, Store, Waiting
 from logto_webhooks.core.reports import Failed, Report, Synced
-from logto_webhooks.core.signature import HEADER
+from logto_webhooks.core.signature import HEADER, VerifiedBody
 from logto_webhooks.samples.signed import Signed
 from logto_webhooks.service.receive import Receiver
 from logto_webhooks.service.work import Worker
@@ -44,7 +44,7 @@ class App:
         self._tables = Tables()
         host = MemoryHost(self._open)
         self._host = host
-        self._receiver = Receiver(keys, self._store, self.clock, self.reports.append)
+        self._receiver = Receiver(keys, self._store, self.clock, self.reports.append, _here)
         self.worker = Worker(host, self.clock, self.reports.append, jitter=lambda: 0.0)
 
     def deliver(self, *deliveries: Signed) -> Delivered:
@@ -107,6 +107,12 @@ class App:
 
     def _read(self, work: Callable[[Store], T]) -> T:
         return _run(self._host.read(work))
+
+
+async def _here(
+    identify: Callable[[VerifiedBody, int], Delivery], body: VerifiedBody, at: int
+) -> Delivery:
+    return identify(body, at)
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:

@@ -50,9 +50,13 @@ class SqliteFile:
         self.name = str(file)
         self.file = file
         self._engine = sqlite.engine_of(file)
-        self._still_there = sqlite.still_there(self._engine, file)
+        self._guard = sqlite.Guard(self._engine, file)
         self.host: Host = ThreadHost(
-            self._engine, SqlStore, reads=sqlite.READS, committed=self._still_there
+            self._engine,
+            SqlStore,
+            reads=sqlite.READS,
+            committed=self._guard.check,
+            failed=self._guard.reset,
         )
 
     async def open(self) -> None:
@@ -74,7 +78,7 @@ class SqliteFile:
         return migrate.sql("sqlite")
 
     def _check(self) -> None:
-        self._still_there()
+        self._guard.check_file()
         with translated(), self._engine.connect() as connection:
             migrate.check(connection.execution_options(**sqlite.READS))
 
@@ -83,7 +87,7 @@ def database_of(url: str, schema: str | None = None) -> Database:
     """Choose by the URL. Raises SettingInvalid."""
     try:
         parsed = sa.make_url(url)
-    except sa.exc.ArgumentError:
+    except (sa.exc.ArgumentError, ValueError):
         problem = "it isn't a URL; use sqlite:///file.db or postgresql://user:password@host/name"
         raise SettingInvalid(name=_URL, problem=problem) from None
     backend = parsed.get_backend_name()

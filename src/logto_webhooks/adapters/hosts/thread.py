@@ -11,6 +11,7 @@ import sqlalchemy as sa
 
 from logto_webhooks.adapters.hosts.failures import translated
 from logto_webhooks.core.ports import Store
+from logto_webhooks.errors import StoreUnavailable
 
 T = TypeVar("T")
 
@@ -27,12 +28,15 @@ class ThreadHost:
         bind: Callable[[sa.Connection], Store],
         reads: dict[str, bool],
         committed: Callable[[], None],
+        failed: Callable[[], None],
     ) -> None:
-        """`committed` is called after each commit, and raises when that can't be trusted."""
+        """`committed` is called after each commit, and raises when that can't be trusted;
+        `failed` when the database can't be used."""
         self._engine = engine
         self._bind = bind
         self._reads = reads
         self._committed = committed
+        self._failed = failed
         self._writer = ThreadPoolExecutor(1, "logto-writer")
         self._reader = ThreadPoolExecutor(1, "logto-reader")
 
@@ -54,10 +58,14 @@ class ThreadHost:
 
     def _write(self, work: Callable[[Store], T]) -> T:
         # The transaction begins with the first statement: planning holds back nobody.
-        with translated(), self._engine.connect() as connection:
-            result = work(self._bind(connection))
-            connection.commit()
-        self._committed()
+        try:
+            with translated(), self._engine.connect() as connection:
+                result = work(self._bind(connection))
+                connection.commit()
+            self._committed()
+        except StoreUnavailable:
+            self._failed()
+            raise
         return result
 
     def _read(self, work: Callable[[Store], T]) -> T:

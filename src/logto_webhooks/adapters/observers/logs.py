@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from datetime import UTC, datetime
@@ -97,5 +98,8 @@ def _time(record: logging.LogRecord) -> str:
 
 
 def _plain(value: object) -> str:
-    text = str(value).replace("\n", " ")
-    return f'"{text}"' if " " in text else text
+    """Quote what isn't one plain word, so that no text of a delivery can forge a field or line."""
+    text = str(value)
+    if text.isprintable() and not set(text) & set(' "='):
+        return text
+    return json.dumps(text, ensure_ascii=not text.isprintable())

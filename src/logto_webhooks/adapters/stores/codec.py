@@ -29,10 +29,11 @@ def inbox_row(delivery: Delivery, now: int) -> Columns:
     }
 
 
-def stub_row(key: Key, local_id: str) -> Columns:
-    """The columns of a record of which nothing is known."""
+def stub_row(key: Key, local_id: str, now: int) -> Columns:
+    """The columns of a record of which nothing is known: it waits for all."""
     columns = record_row(Record(key)) | {"kind": key.kind, "logto_id": key.id}
-    columns |= {"local_id": local_id, "organization_id": None, "user_id": None}
+    columns |= {"local_id": local_id, "refetch_since": now}
+    columns |= {"organization_id": None, "user_id": None}
     if key.kind == "membership":
         organization, user = key.organization_and_user
         columns |= {"organization_id": organization.id, "user_id": user.id}

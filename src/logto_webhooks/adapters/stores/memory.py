@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from msgspec import Struct
@@ -13,7 +13,7 @@ from logto_webhooks.core.delivery import Delivery
 from logto_webhooks.core.lifecycle import State
 from logto_webhooks.core.mirror import row_of
 from logto_webhooks.core.ports import Accepted, Claimed, Clock, Found, Outcome, Status, Waiting
-from logto_webhooks.core.record import Key, Record
+from logto_webhooks.core.record import Drop, Key, Record, merge
 from logto_webhooks.errors import ClaimLost
 
 
@@ -95,13 +95,8 @@ class MemoryStore:
         for key in keys:
             if key not in self.tables.records:
                 self.tables.records[key] = Record(key, local_id=str(uuid.uuid4()))
+                self.tables.since[key] = self._clock.now()
         return {key: self.tables.records[key] for key in keys}
-
-    def memberships_of(self, keys: Iterable[Key]) -> list[Key]:
-        """Find the memberships that the given users and organizations are known to have."""
-        ends = set(keys)
-        known = (key for key in self.tables.records if key.kind == "membership")
-        return sorted(key for key in known if ends and ends & {*key.organization_and_user})
 
     def save(self, changed: Sequence[Record]) -> None:
         """Write records; rows are made when they are asked for."""
@@ -111,6 +106,13 @@ class MemoryStore:
                 self.tables.since.pop(record.key, None)
             else:
                 self.tables.since.setdefault(record.key, self._clock.now())
+
+    def drop_memberships(self, ends: Sequence[Record]) -> None:
+        """End all memberships of deleted users and organizations, at the time of deletion."""
+        for end in ends:
+            for key in self._memberships_of(end.key):
+                if end.deleted_at is not None:
+                    self.save([merge(self.tables.records[key], Drop(key, end.deleted_at))])
 
     def status(self) -> Status:
         """Count."""
@@ -155,6 +157,10 @@ class MemoryStore:
         self.tables.inbox[new] = InboxRow(new, delivery, self._clock.now())
         return Accepted(new, False)
 
+    def _memberships_of(self, end: Key) -> list[Key]:
+        known = [key for key in self.tables.records if key.kind == "membership"]
+        return [key for key in known if end in key.organization_and_user]
+
     def _find(
         self, kind: str, query: str, limit: int, exact: tuple[str, ...], parts: tuple[str, ...]
     ) -> list[Found]:
@@ -164,20 +170,18 @@ class MemoryStore:
             if record.key.kind == kind and (row := row_of(record))
         }
         text = query.lower()
-        same = [
-            key for key, row in rows.items() if text in [str(row[each]).lower() for each in exact]
-        ]
-        alike = [
-            key
-            for key, row in rows.items()
-            if any(text in str(row[each] or "").lower() for each in parts)
-        ]
+
+        def lower(key: Key, columns: tuple[str, ...]) -> list[str]:
+            return [(rows[key][column] or "").lower() for column in columns]
+
+        same = [key for key in rows if text and text in lower(key, exact)]
+        alike = [key for key in rows if any(text in value for value in lower(key, parts))]
         return [self._found(key, rows[key]) for key in (same or alike)[:limit]]
 
     def _found(self, key: Key, row: dict[str, Any]) -> Found:
         memberships = {
             other.id: self.tables.records[each]
-            for each in self.memberships_of([key])
+            for each in self._memberships_of(key)
             for other in each.organization_and_user
             if other != key
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from pathlib import Path
 
@@ -48,6 +49,7 @@ def check(connection: sa.Connection, schema: str | None = None) -> None:
         raise SchemaMismatch(found=found or "nothing", needed=needed)
 
 
+@functools.cache
 def head() -> str:
     """Return the version of the schema that this release needs."""
     return ScriptDirectory.from_config(_config(None)).get_current_head() or "nothing"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -16,6 +16,10 @@ from logto_webhooks.core.mirror import row_of
 from logto_webhooks.core.ports import Waiting
 from logto_webhooks.core.record import Key, Kind, Record
 
+_SIDES: dict[Kind, tuple[sa.Column[Any], sa.Column[Any]]] = {
+    "user": (records.c.user_id, members.c.logto_user_id),
+    "organization": (records.c.organization_id, members.c.logto_organization_id),
+}
 _MIRROR = {"user": users, "organization": organizations, "membership": members}
 _KEYS = {
     "logto_users": ["logto_user_id"],
@@ -29,7 +33,8 @@ def lock(connection: sa.Connection, keys: Sequence[Key]) -> dict[Key, Record]:
     if not keys:
         return {}
     insert = insert_into(connection, records).on_conflict_do_nothing()
-    connection.execute(insert, [codec.stub_row(key, str(uuid.uuid4())) for key in keys])
+    now = now_of(connection)
+    connection.execute(insert, [codec.stub_row(key, str(uuid.uuid4()), now) for key in keys])
     found: dict[Key, Record] = {}
     for kind, group in itertools.groupby(keys, key=lambda key: key.kind):
         for ids in chunks([key.id for key in group]):
@@ -43,19 +48,6 @@ def lock(connection: sa.Connection, keys: Sequence[Key]) -> dict[Key, Record]:
                 record = codec.record_of(row)
                 found[record.key] = record
     return found
-
-
-def memberships_of(connection: sa.Connection, keys: Iterable[Key]) -> list[Key]:
-    """Find the memberships that the given users and organizations are known to have."""
-    sides: dict[Kind, sa.Column[Any]] = {
-        "organization": records.c.organization_id,
-        "user": records.c.user_id,
-    }
-    found: set[Key] = set()
-    for key in keys:
-        query = sa.select(records.c.logto_id).where(sides[key.kind] == key.id)
-        found |= {Key("membership", each) for each in connection.scalars(query)}
-    return sorted(found)
 
 
 def save(connection: sa.Connection, changed: Sequence[Record]) -> None:
@@ -81,6 +73,21 @@ def save(connection: sa.Connection, changed: Sequence[Record]) -> None:
     connection.execute(update, rows)
     for kind, table in _MIRROR.items():
         _project(connection, table, [each for each in changed if each.key.kind == kind])
+
+
+def drop_memberships(connection: sa.Connection, ends: Sequence[Record]) -> None:
+    """End all memberships of deleted users and organizations; in whole, for there can be many."""
+    for end in ends:
+        known, row = _SIDES.get(end.key.kind, (None, None))
+        if known is None or row is None or end.deleted_at is None:
+            continue
+        earliest = sa.case(
+            (records.c.deleted_at < end.deleted_at, records.c.deleted_at), else_=end.deleted_at
+        )
+        over = {"doubtful": False, "refetch_since": None, "waiting_reason": None}
+        mine = known == end.key.id
+        connection.execute(sa.update(records).where(mine).values(deleted_at=earliest, **over))
+        connection.execute(sa.delete(members).where(row == end.key.id))
 
 
 def waiting(connection: sa.Connection, limit: int) -> list[Waiting]:

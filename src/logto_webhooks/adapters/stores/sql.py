@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import sqlalchemy as sa
 
@@ -34,13 +34,13 @@ class SqlStore:
         """Hold records until the transaction ends; unknown ones become empty stubs."""
         return records.lock(self._connection, keys)
 
-    def memberships_of(self, keys: Iterable[Key]) -> list[Key]:
-        """Find the memberships that the given users and organizations are known to have."""
-        return records.memberships_of(self._connection, keys)
-
     def save(self, changed: Sequence[Record]) -> None:
         """Write locked records, and the rows of the mirror that follow from them."""
         records.save(self._connection, changed)
+
+    def drop_memberships(self, ends: Sequence[Record]) -> None:
+        """End all memberships of deleted users and organizations, at the time of deletion."""
+        records.drop_memberships(self._connection, ends)
 
     def waiting(self, limit: int) -> list[Waiting]:
         """List the records about which Logto must be asked, the longest waiting first."""

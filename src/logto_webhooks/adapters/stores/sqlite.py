@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,28 +49,51 @@ def create(file: Path) -> None:
         raise SettingInvalid(name="LOGTO_WEBHOOKS_DATABASE_URL", problem=problem) from None
 
 
-def still_there(engine: sa.Engine, file: Path) -> Callable[[], None]:
-    """Make a check that raises StoreUnavailable when `file` is no longer the one first seen.
+class Guard:
+    """Notices that a file of the database was deleted, moved or replaced.
 
-    SQLite goes on writing to a file that was deleted or moved, and reports success.
+    SQLite goes on writing to such a file, and reports success. The `-wal` and the `-shm` beside
+    the database count, too: they are made with the first connection, and go with the last.
     """
-    seen: list[tuple[int, int]] = []
 
-    def check() -> None:
+    def __init__(self, engine: sa.Engine, file: Path) -> None:
+        self._engine = engine
+        self._file = file
+        self._beside = [Path(f"{file}{end}") for end in ("-wal", "-shm")]
+        self._seen: dict[Path, tuple[int, int]] = {}
+
+    def check(self) -> None:
+        """Raise StoreUnavailable if any of them isn't what was first seen; after each commit."""
+        self.check_file()
+        for file in self._beside:
+            self._same(file, "was replaced")
+
+    def check_file(self) -> None:
+        """The same for the database alone, when nobody may be connected."""
+        self._same(self._file, "was replaced; restart to use the new one")
+
+    def _same(self, file: Path, replaced: str) -> None:
         try:
             stat = file.stat()
         except OSError:
-            engine.dispose()
-            hint = "is gone" if seen else "isn't there; logto-webhooks serve or migrate makes it"
-            raise StoreUnavailable(problem=f"{file} {hint}") from None
+            never = "isn't there; logto-webhooks serve or migrate makes it"
+            raise self._lost(f"{file} {'is gone' if self._seen else never}") from None
         identity = (stat.st_dev, stat.st_ino)
-        if not seen:
-            seen.append(identity)
-        elif seen[0] != identity:
-            engine.dispose()
-            raise StoreUnavailable(problem=f"{file} was replaced; restart to use the new one")
+        if self._seen.setdefault(file, identity) != identity:
+            raise self._lost(f"{file} {replaced}")
 
-    return check
+    def reset(self) -> None:
+        """Disconnect, and begin anew: a connection may remember what is wrong after it was mended.
+
+        The last one to disconnect moves what only it can still see into the database.
+        """
+        self._engine.dispose()
+        for file in self._beside:
+            self._seen.pop(file, None)
+
+    def _lost(self, problem: str) -> StoreUnavailable:
+        self.reset()
+        return StoreUnavailable(problem=problem)
 
 
 def _begin(connection: sa.Connection) -> None:

@@ -11,8 +11,10 @@ from msgspec import Meta, Struct
 from logto_webhooks.errors import MalformedEvent
 
 Json = dict[str, Any]
-Id = Annotated[str, Meta(min_length=1, max_length=256, pattern="^[^\0]*$")]  # no column holds NUL
-Millis = Annotated[int, Meta(ge=0, le=253_402_300_799_999)]  # up to the year 9999
+# PostgreSQL's text holds no NUL; a colon parts the two ids of a membership.
+Id = Annotated[str, Meta(min_length=1, max_length=256, pattern=r"\A[^\0:]*\Z")]
+LATEST = 253_402_300_799_999  # the year 9999, the last that a timestamp holds
+Millis = Annotated[int, Meta(ge=0, le=LATEST)]
 E = TypeVar("E", bound="Event")
 
 
@@ -60,7 +62,10 @@ class Event(Struct, frozen=True, kw_only=True, rename="camel"):
         """When Logto sent it, in milliseconds since the epoch. Raises MalformedEvent."""
         if self.created_at is None:
             raise MalformedEvent(event=self.event, problem="createdAt is missing")
-        return to_millis(self.created_at)
+        at = to_millis(self.created_at)
+        if not 0 <= at <= LATEST:
+            raise MalformedEvent(event=self.event, problem="createdAt is out of range")
+        return at
 
     @classmethod
     def shape(cls, payload: Json) -> Json:

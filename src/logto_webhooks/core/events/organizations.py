@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from msgspec import Struct
 
 from logto_webhooks.core.events.base import Event, Id, Json, Millis
+
+WHOLE_ROUTES: Final = (None, "/organizations", "/organizations/:id")
 
 
 class Organization(Struct, frozen=True, kw_only=True, rename="camel"):
@@ -28,20 +30,28 @@ class OrganizationEvent(Event, frozen=True, kw_only=True):
     organization_id: Id
 
 
-class OrganizationCreated(OrganizationEvent, frozen=True, kw_only=True):
+class WholeOrganizationEvent(OrganizationEvent, frozen=True, kw_only=True):
+    """An event with the whole new state; None where Logto's route is unknown to this release."""
+
+    organization: Organization | None = None
+
+    @classmethod
+    def shape(cls, payload: Json) -> Json:
+        """Take `data` for the organization only where the route says so."""
+        whole = payload.get("data") if payload.get("matchedRoute") in WHOLE_ROUTES else None
+        return super().shape(payload) | {"organization": whole}
+
+
+class OrganizationCreated(WholeOrganizationEvent, frozen=True, kw_only=True):
     """An organization was created."""
 
     name: ClassVar[str] = "Organization.Created"
-    data_as: ClassVar[str | None] = "organization"
-    organization: Organization
 
 
-class OrganizationDataUpdated(OrganizationEvent, frozen=True, kw_only=True):
-    """An organization was changed; `organization` is the whole new state."""
+class OrganizationDataUpdated(WholeOrganizationEvent, frozen=True, kw_only=True):
+    """An organization was changed."""
 
     name: ClassVar[str] = "Organization.Data.Updated"
-    data_as: ClassVar[str | None] = "organization"
-    organization: Organization
 
 
 class OrganizationDeleted(OrganizationEvent, frozen=True, kw_only=True):
