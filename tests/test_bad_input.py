@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import signal
 import sqlite3
@@ -10,6 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from logto_webhooks.core.signature import HEADER, sign
@@ -181,6 +183,44 @@ class TestRequest:
         assert service.stored() == before + 1
         assert "Traceback" not in service.log
 
+    def test_a_client_that_says_nothing_is_dropped_within_10_s(self, service: Service) -> None:
+        """Who connects has something to say; one that was answered may stay."""
+        with service.connect() as silent, service.connect() as known:
+            known.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert known.recv(10_000).startswith(b"HTTP/1.1 200")
+            started = time.monotonic()
+            with contextlib.suppress(ConnectionResetError):
+                assert silent.recv(10_000) == b""
+            assert time.monotonic() - started < 10
+            known.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert known.recv(10_000).startswith(b"HTTP/1.1 200")
+
+    def test_a_client_that_never_reads_is_dropped(self, service: Service) -> None:
+        """Requests that wait behind another are few: Logto sends none."""
+        requests = (head("content-length: 2") + b"{}") * 100_000
+        with service.connect() as client, pytest.raises((ConnectionResetError, BrokenPipeError)):
+            client.sendall(requests)
+        assert service.post(make.user_created()).status_code == 200
+
+    def test_deep_or_long_numbers_are_no_500(self, service: Service) -> None:
+        """Whatever JSON takes is stored, or a 400."""
+        deep = b"[" * 700 + b'"1234567890123456"' + b"]" * 700
+        for value, status in ((deep, 200), (b"1" + b"0" * 320, 400), (b"12345678901234567", 200)):
+            body = b'{"event":"New.Event","x":' + value + b"}"
+            assert service.post(signed_raw(body)).status_code == status
+
+    def test_a_large_body_holds_back_nobody(self, service: Service) -> None:
+        """What takes long is done beside."""
+        body = b'{"event":"New.Event","n":1234567890123456,"x":[' + b"[]," * 2_000_000 + b"[]]}"
+        large = threading.Thread(target=service.post, args=[signed_raw(body)])
+        large.start()
+        with httpx2.Client(base_url=service.url) as other:
+            while large.is_alive():
+                started = time.monotonic()
+                assert other.get("/healthz").status_code == 200
+                assert time.monotonic() - started < 1
+        large.join()
+
     def test_a_slow_client_is_dropped_within_10_s(self, service: Service) -> None:
         """Whether it is slow with its headers or with its body; and leaves no trace."""
         delivery = make.user_created()
@@ -196,7 +236,8 @@ class TestRequest:
                 + delivery.body[:-1]
             )
             assert body.recv(10_000).startswith(b"HTTP/1.1 408")
-            assert headers.recv(10_000) == b""
+            with contextlib.suppress(ConnectionResetError):
+                assert headers.recv(10_000) == b""
         assert time.monotonic() - started < 10
         assert service.stored() == before
 
@@ -254,6 +295,45 @@ class TestDatabase:
             assert service.post(make.user_created()).status_code == 200
             assert service.http.get("/readyz").status_code == 200
 
+    @pytest.mark.parametrize("end", ["-wal", "-shm"])
+    def test_a_file_beside_the_database_that_is_gone_is_a_503_and_recovers(
+        self, tmp_path: Path, end: str
+    ) -> None:
+        """What was answered 200 is still there after kill -9, also with a reader in between."""
+        with Service(tmp_path) as service:
+            accepted = [service.post(make.user_created()).status_code for _ in range(5)]
+            assert accepted == [200] * 5
+            Path(f"{service.file}{end}").unlink()
+            answers = [service.post(make.user_created()).status_code for _ in range(3)]
+            assert answers[0] == 503
+            assert service.stored() >= 5
+            answers += [service.post(make.user_created()).status_code for _ in range(3)]
+            assert answers[-1] == 200
+            service.process.kill()
+            service.process.wait()
+            assert service.stored() >= 5 + answers.count(200)
+
+    def test_a_damaged_database_that_is_mended_recovers(self, tmp_path: Path) -> None:
+        """Without a restart."""
+        with Service(tmp_path) as service:
+            assert service.post(make.user_created()).status_code == 200
+            wait_until_done(service)
+            other = sqlite3.connect(service.file)
+            other.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            other.close()
+            with service.file.open("r+b") as file:
+                whole = file.read(4096)
+                file.seek(0)
+                file.write(b"\xff" * 4096)
+            assert service.post(make.user_created()).status_code == 503
+            assert "ERROR" in service.wait_for_log("not a database")
+            with service.file.open("r+b") as file:
+                file.write(whole)
+            deadline = time.monotonic() + 20
+            while service.post(make.user_created()).status_code != 200:
+                assert time.monotonic() < deadline, service.log
+            assert service.http.get("/readyz").status_code == 200
+
     def test_another_schema_is_not_ready(self, tmp_path: Path) -> None:
         """And the answer says what to run."""
         with Service(tmp_path) as service:
@@ -291,6 +371,9 @@ class TestStart:
             ("sqlite:///missing/folder/x.db", "can't be opened"),
             ("sqlite:///.", "can't be opened"),
             ("sqlite:///text.db", "not a database"),
+            ("postgresql://u:p@127.0.0.1:port/db", "isn't a URL"),
+            ("postgresql+pg8000://127.0.0.1/db", "asyncpg or psycopg"),
+            ("postgresql://u:p@127.0.0.1:1/db", "can't be used now"),
         ],
     )
     def test_a_database_that_cannot_be(self, tmp_path: Path, url: str, says: str) -> None:
@@ -310,13 +393,17 @@ class TestStart:
             ("LOGTO_WEBHOOKS_PORT", "eighty"),
             ("LOGTO_WEBHOOKS_PORT", "70000"),
             ("LOGTO_WEBHOOKS_PATH", "no-slash"),
+            ("LOGTO_WEBHOOKS_PATH", "/a/{b:int}"),
+            ("LOGTO_WEBHOOKS_SCHEMA", "a; DROP"),
+            ("LOGTO_WEBHOOK_SIGNING_KEY", "key\udcff"),
             ("LOGTO_WEBHOOKS_LOG_FORMAT", "xml"),
             ("LOGTO_WEBHOOKS_MAX_BODY_BYTES", "0"),
         ],
     )
     def test_a_setting_that_cannot_be(self, tmp_path: Path, variable: str, value: str) -> None:
         """The line names the variable."""
-        ended = command("serve", folder=tmp_path, **{variable: value})
+        settings = {"LOGTO_WEBHOOK_SIGNING_KEY": "k"} | {variable: value}
+        ended = command("serve", folder=tmp_path, **settings)
         assert ended.returncode == 2
         assert variable in one_line(ended.stderr)
 

@@ -83,6 +83,18 @@ class TestInit:
         assert nowhere.returncode == 2
         assert "missing/folder/.env" in one_line(nowhere.stderr)
 
+    def test_a_file_is_taken_as_it_is_written(self, tmp_path: Path) -> None:
+        """No variable is put into a key; an empty one of the environment hides nothing."""
+        (tmp_path / ".env").write_text("\ufeffLOGTO_WEBHOOK_SIGNING_KEY=a${HOME}b\n")
+        body = tmp_path / "body"
+        body.write_text("{}")
+        signed = command("sign", "body", folder=tmp_path, LOGTO_WEBHOOK_SIGNING_KEY="")
+        assert signed.stdout.strip() == sign(b"{}", "a${HOME}b")
+        (tmp_path / ".env").write_bytes(b"LOGTO_WEBHOOK_SIGNING_KEY=\xff\n")
+        refused = command("sign", "body", folder=tmp_path)
+        assert refused.returncode == 2
+        assert "UTF-8" in one_line(refused.stderr)
+
     def test_an_env_file_that_is_not_there_is_an_error(self, tmp_path: Path) -> None:
         """It was asked for."""
         refused = command("status", "--env-file", "other.env", folder=tmp_path)
@@ -188,6 +200,8 @@ class TestTrigger:
             (["User.Created", "--data", "noequals"], "isn't key=value"),
             (["User.Created", "--data", "name.x=1"], "name holds no fields"),
             (["User.Created", "--to", "nonsense"], "nonsense"),
+            (["User.Created", "--to", "http://127.0.0.1:99999"], "can't be reached"),
+            (["User.Created", "--data", "a=\udcff"], "isn't UTF-8"),
             (["User.Created", "--to", "http://127.0.0.1:1/"], "serve` running there?"),
         ],
     )

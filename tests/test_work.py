@@ -194,7 +194,15 @@ class TestDeath:
         assert app.deliver(odd).outcome == "dead"
         [waiting] = app.waiting()
         assert waiting.key == Key("organization", "org")
-        assert waiting.doubtful
+        assert waiting.reason == "doubtful: dead delivery; incomplete; members"
+
+    def test_a_dead_delivery_of_an_odd_id_marks_nobody_else(self) -> None:
+        """A cut or cleaned id would be somebody else's."""
+        app = App()
+        app.deliver(make.user_created(id="a" * 256), make.user_created(id="ab"))
+        for odd in ("a" * 257, "a\0b"):
+            assert app.deliver(make.user_created(id=odd)).outcome == "dead"
+        assert app.waiting() == []
 
     def test_a_failing_delivery_is_retried_with_growing_waits_then_dead(self) -> None:
         """Eight attempts, each no sooner than its wait."""

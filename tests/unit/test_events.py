@@ -150,6 +150,14 @@ class TestShape:
         made = sample(name, matchedRoute=route, params={"userId": "theid"})
         assert plan(parsed(made)) == [Refetch(Key("user", "theid"), "unknown change", AT)]
 
+    @pytest.mark.parametrize("name", ["Organization.Created", "Organization.Data.Updated"])
+    def test_an_organizations_unknown_route_asks_too(self, name: str) -> None:
+        """Its customData could have a route of its own one day."""
+        route, forged = "/organizations/:id/custom-data", {"id": "theid", "name": "Forged"}
+        made = sample(name, matchedRoute=route, params={"id": "theid"}, data=forged)
+        asked = Refetch(Key("organization", "theid"), "unknown change", AT)
+        assert plan(parsed(made)) == [asked]
+
     def test_names_of_ours_cannot_be_sent(self) -> None:
         """A payload can't set what the shape decides."""
         made = sample("User.Data.Updated", data={}, matchedRoute="/users/:userId/profile")
@@ -247,7 +255,7 @@ class TestStrictness:
             parsed(made)
         assert "example.com" not in str(caught.value)
 
-    @pytest.mark.parametrize("odd", ["", 7, None, {}, "x" * 300])
+    @pytest.mark.parametrize("odd", ["", 7, None, {}, "x" * 300, "a:b", "a\0b"])
     @pytest.mark.parametrize("name", ["User.Created", "Organization.Created"])
     def test_an_id_is_strict(self, name: str, odd: Any) -> None:
         """It is text, and not empty."""
@@ -261,6 +269,12 @@ class TestStrictness:
         del made["createdAt"]
         with pytest.raises(MalformedEvent, match="createdAt"):
             plan(parsed(made))
+
+    @pytest.mark.parametrize("at", ["9999-12-31T23:59:59-23:59", "1969-12-31T23:59:59Z"])
+    def test_a_time_that_no_timestamp_holds_is_malformed(self, at: str) -> None:
+        """It would spoil the record for all that comes after."""
+        with pytest.raises(MalformedEvent, match="out of range"):
+            plan(parsed(sample("User.Deleted", createdAt=at)))
 
     @pytest.mark.parametrize(
         ("field", "odd"),

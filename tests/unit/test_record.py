@@ -136,6 +136,7 @@ def test_deletion_is_final() -> None:
     late = Put(ANA, {"own": whole("late", 9000)})
     record = known([Drop(ANA, 2000), late, Refetch(ANA, "dead delivery", 1), Drop(ANA, 1500)])
     assert record.deleted_at == 1500
+    assert known([Drop(ANA, 0), Drop(ANA, 5)]) == known([Drop(ANA, 5), Drop(ANA, 0)])
     assert record.doubts == []
     assert record.waiting_for is None
 

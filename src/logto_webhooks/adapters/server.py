@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import resource
 import signal
 import socket
 from collections.abc import Iterator
@@ -96,6 +97,7 @@ class Server:
         )
         self._server = _Server(config)
         self._listener = listener
+        _allow_many_connections()
 
     async def run(self) -> None:
         """Serve; SIGTERM and SIGINT stop it."""
@@ -107,6 +109,13 @@ class Server:
     def stop(self) -> None:
         """Stop listening; make `run` return."""
         self._server.should_exit = True
+
+
+def _allow_many_connections() -> None:
+    """Take as many descriptors as the system allows: a shell's usual 1,024 are soon spent."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 class _Server(uvicorn.Server):

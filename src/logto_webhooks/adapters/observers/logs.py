@@ -91,6 +91,27 @@ def configure(form: LogFormat, level: LogLevel) -> None:
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logger.setLevel(level.upper())
+    logging.getLogger("asyncio").addFilter(SeldomFilter())
+
+
+class SeldomFilter(logging.Filter):
+    """Lets what is said again and again through once a minute: a loop that gets no descriptor for
+    a connection says so thousands of times a second."""
+
+    _SECONDS = 60.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._last: tuple[str, float] = ("", 0.0)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Say whether the message is another, or wasn't there lately."""
+        text = record.getMessage()[:80]
+        said, at = self._last
+        if text == said and record.created - at < self._SECONDS:
+            return False
+        self._last = (text, record.created)
+        return True
 
 
 def _time(record: logging.LogRecord) -> str:

@@ -1,0 +1,64 @@
+"""The log: one line each, which no text of a delivery can forge."""
+
+from __future__ import annotations
+
+import logging
+
+import msgspec
+import pytest
+
+from logto_webhooks.adapters.observers.logs import (
+    JsonFormatter,
+    SeldomFilter,
+    TextFormatter,
+    observe,
+)
+from logto_webhooks.core.reports import Synced
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        'x" outcome="applied',
+        "a\nb",
+        "a\rb",
+        "a\x1b[31mb",
+        "a\u2028b",
+        "a\x85b",
+        "a\u202eb",
+        "a=b",
+    ],
+)
+def test_no_event_forges_a_field_or_a_line(event: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever its name holds is quoted."""
+    with caplog.at_level("INFO", logger="logto_webhooks"):
+        observe(Synced(7, event, None, "unknown", 3))
+    [record] = caplog.records
+    line = TextFormatter().format(record)
+    assert line.isprintable()
+    assert line.count(" outcome=") - (" outcome=" in event) == 1
+    assert line.endswith(" subject=None outcome=unknown took_ms=3")
+    assert msgspec.json.decode(JsonFormatter().format(record))["event"] == event
+
+
+def test_a_traceback_is_logged_in_json(caplog: pytest.LogCaptureFixture) -> None:
+    """As one field of one line."""
+    try:
+        raise ZeroDivisionError("x")
+    except ZeroDivisionError:
+        logging.getLogger("logto_webhooks").exception("failed")
+    line = JsonFormatter().format(caplog.records[-1])
+    assert "ZeroDivisionError" in msgspec.json.decode(line)["traceback"]
+    assert "\n" not in line
+
+
+def test_what_is_said_again_and_again_is_said_once() -> None:
+    """Until a minute has passed, or something else is said."""
+    seldom = SeldomFilter()
+
+    def said(text: str, at: float) -> bool:
+        record = logging.makeLogRecord({"msg": text, "created": at})
+        return seldom.filter(record)
+
+    told = [said("a", 0), said("a", 1), said("b", 2), said("b", 61), said("b", 63)]
+    assert told == [True, False, True, False, True]
