@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import resource
 import signal
+import socket
 import sqlite3
 import threading
 import time
@@ -186,14 +187,12 @@ class TestRequest:
     def test_a_client_that_says_nothing_is_dropped_within_10_s(self, service: Service) -> None:
         """Who connects has something to say; one that was answered may stay."""
         with service.connect() as silent, service.connect() as known:
-            known.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
-            assert known.recv(10_000).startswith(b"HTTP/1.1 200")
+            assert health(known).startswith(b"HTTP/1.1 200")
             started = time.monotonic()
             with contextlib.suppress(ConnectionResetError):
                 assert silent.recv(10_000) == b""
             assert time.monotonic() - started < 10
-            known.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
-            assert known.recv(10_000).startswith(b"HTTP/1.1 200")
+            assert health(known).startswith(b"HTTP/1.1 200")
 
     def test_a_client_that_never_reads_is_dropped(self, service: Service) -> None:
         """Requests that wait behind another are few: Logto sends none."""
@@ -210,16 +209,17 @@ class TestRequest:
             assert service.post(signed_raw(body)).status_code == status
 
     def test_a_large_body_holds_back_nobody(self, service: Service) -> None:
-        """What takes long is done beside."""
+        """What takes long is done beside: others are answered meanwhile."""
         body = b'{"event":"New.Event","n":1234567890123456,"x":[' + b"[]," * 2_000_000 + b"[]]}"
         large = threading.Thread(target=service.post, args=[signed_raw(body)])
         large.start()
+        answered = 0
         with httpx2.Client(base_url=service.url) as other:
             while large.is_alive():
-                started = time.monotonic()
                 assert other.get("/healthz").status_code == 200
-                assert time.monotonic() - started < 1
+                answered += 1
         large.join()
+        assert answered > 3
 
     def test_a_slow_client_is_dropped_within_10_s(self, service: Service) -> None:
         """Whether it is slow with its headers or with its body; and leaves no trace."""
@@ -432,6 +432,15 @@ class TestStop:
             with pytest.raises(ConnectionRefusedError):
                 service.connect()
             assert service.stored() == 1
+
+
+def health(client: socket.socket) -> bytes:
+    """Ask whether the service lives, and read the whole answer."""
+    client.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
+    answer = b""
+    while not answer.endswith(b"}"):
+        answer += client.recv(10_000)
+    return answer
 
 
 def wait_until_done(service: Service, seconds: float = 20) -> None:
