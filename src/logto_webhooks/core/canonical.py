@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
 from typing import Any, Final
 
 import msgspec
 
 _LARGEST_EXACT: Final = 2**53
 _FIRST_EXPONENT: Final = 10**21  # from here on JavaScript writes 1e+21
-_LONG_NUMBER = re.compile(rb"[0-9]{16}")
+# Every digit becomes a 0, so that 16 in a row are found fast; a regular expression takes 4 us.
+_DIGITS: Final = bytes(48 if 48 <= byte <= 57 else 0 for byte in range(256))
+_LONG_NUMBER: Final = b"0" * 16
 
 
 def _number(text: str | int) -> int | float:
@@ -38,7 +39,7 @@ def decode(body: bytes | str) -> Any:
         raise ValueError("the nesting is too deep") from None
     text = body.encode() if isinstance(body, str) else body
     try:
-        return _as_javascript(value) if _LONG_NUMBER.search(text) else value
+        return _as_javascript(value) if _LONG_NUMBER in text.translate(_DIGITS) else value
     except OverflowError:
         raise ValueError("a number is out of range") from None
 

@@ -31,8 +31,9 @@ _SUBJECTS: Final = {
 class Delivery(Struct, frozen=True, kw_only=True):
     """One delivery on its way into the inbox; times in milliseconds since the epoch.
 
-    `digest` identifies it: the SHA-256 of its canonical JSON without `hookId`, because Logto's
-    log returns the same body with other bytes, and each hook sends its own copy.
+    `digest` identifies it: 8 bytes of `createdAt`, and 16 of the SHA-256 of its canonical JSON
+    without `hookId`, because Logto's log returns the same body with other bytes, and each hook
+    sends its own copy. The time in front keeps an index on it in order.
     """
 
     body: bytes
@@ -50,13 +51,18 @@ def identify(body: VerifiedBody, received_at: int, origin: Origin = "webhook") -
     occurred_at = _moment(payload.get("createdAt"))
     return Delivery(
         body=body.content,
-        digest=canonical.digest({k: v for k, v in payload.items() if k != "hookId"}),
+        digest=_digest(payload, occurred_at or 0),
         event=_clean(payload["event"]),
         subject=_subject(payload),
         occurred_at=received_at if occurred_at is None else occurred_at,
         received_at=received_at,
         origin=origin,
     )
+
+
+def _digest(payload: Json, occurred_at: int) -> bytes:
+    known = canonical.digest({k: v for k, v in payload.items() if k != "hookId"})
+    return max(occurred_at, 0).to_bytes(8, "big") + known[:16]
 
 
 def _subject(payload: Json) -> str | None:

@@ -131,10 +131,17 @@ class GroupCommit:
 
     async def _commit_all(self) -> None:
         try:
-            while batch := self._next_batch():
+            while await self._gathered() and (batch := self._next_batch()):
                 await self._commit(batch)
         finally:
             self._committing = None
+
+    async def _gathered(self) -> bool:
+        # Let those in who are at the door, or were just answered and ask again: a batch of all
+        # costs little more than a batch of one.
+        for _ in range(2):
+            await asyncio.sleep(0)
+        return True
 
     def _next_batch(self) -> list[_Waiting]:
         # Who gave up waiting isn't stored for nobody.

@@ -28,6 +28,8 @@ logger = logging.getLogger("logto_webhooks")
 
 def observe(report: Report) -> None:
     """Log a report: one line for each delivery, once its fate is known."""
+    if isinstance(report, Stored) and not (report.duplicate or logger.isEnabledFor(logging.DEBUG)):
+        return  # the common case costs nothing
     level, message, fields = _line(report)
     if logger.isEnabledFor(level):
         logger.log(level, message, extra={"logto": fields})

@@ -13,7 +13,7 @@ from logto_webhooks.core.record import Group, Key, Record, Rival
 Columns = dict[str, Any]
 
 
-def inbox_row(delivery: Delivery, now: int) -> Columns:
+def inbox_row(delivery: Delivery) -> Columns:
     """The columns of a new delivery."""
     return {
         "digest": delivery.digest,
@@ -25,7 +25,6 @@ def inbox_row(delivery: Delivery, now: int) -> Columns:
         "origin": delivery.origin,
         "state": State.PENDING.value,
         "attempts": 0,
-        "due_at": now,
     }
 
 

@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 _MOST_PARAMETERS = 1000  # of one IN (…)
 _INSERT: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
-_CLOCK: dict[str, sa.TextClause] = {
+CLOCK: dict[str, sa.TextClause] = {
     "sqlite": sa.text("CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)"),
     "postgresql": sa.text("CAST(extract(epoch FROM clock_timestamp()) * 1000 AS BIGINT)"),
 }
@@ -25,7 +25,7 @@ def insert_into(connection: sa.Connection, table: sa.Table) -> Any:
 
 def now_of(connection: sa.Connection) -> int:
     """Milliseconds since the epoch, by the database's clock."""
-    return int(connection.scalar(sa.select(_CLOCK[connection.dialect.name])) or 0)
+    return int(connection.scalar(sa.select(CLOCK[connection.dialect.name])) or 0)
 
 
 def chunks(items: Sequence[T]) -> Iterator[Sequence[T]]:

@@ -20,16 +20,18 @@ def engine_of(url: sa.URL, schema: str | None, **pool: Any) -> AsyncEngine:
     """Make an engine; it connects on first use. Raises SettingInvalid.
 
     `postgres://…` and `postgresql://…` use asyncpg; `+asyncpg` and `+psycopg` name a driver.
-    Prepared statements get names of their own, so that PgBouncer may hand connections around.
+    `?pgbouncer=true` is for PgBouncer in transaction mode, which hands connections around:
+    nothing is prepared ahead then.
     `pool` are SQLAlchemy's options of a pool, instead of ours.
     """
     driver = url.get_driver_name() if "+" in url.drivername else "asyncpg"
     if driver not in _OPTIONS:
         problem = f"the driver {driver} isn't asyncpg or psycopg"
         raise SettingInvalid(name="LOGTO_WEBHOOKS_DATABASE_URL", problem=problem)
+    shared = url.query.get("pgbouncer") == "true"
     engine = create_async_engine(
-        url.set(drivername=f"postgresql+{driver}"),
-        connect_args=_OPTIONS[driver],
+        url.set(drivername=f"postgresql+{driver}").difference_update_query(["pgbouncer"]),
+        connect_args=_OPTIONS[driver] | (_UNPREPARED[driver] if shared else {}),
         hide_parameters=True,
         json_serializer=lambda value: canonical.encode(value).decode(),
         json_deserializer=canonical.decode,
@@ -43,8 +45,14 @@ _OPTIONS: Final[dict[str, dict[str, Any]]] = {
     "asyncpg": {
         "timeout": CONNECT_S,
         "command_timeout": STATEMENT_S,
+    },
+    "psycopg": {"connect_timeout": int(CONNECT_S)},
+}
+_UNPREPARED: Final[dict[str, dict[str, Any]]] = {
+    "asyncpg": {
         "statement_cache_size": 0,
+        "prepared_statement_cache_size": 0,
         "prepared_statement_name_func": lambda: f"logto_{uuid.uuid4().hex}",
     },
-    "psycopg": {"connect_timeout": int(CONNECT_S), "prepare_threshold": None},
+    "psycopg": {"prepare_threshold": None},
 }

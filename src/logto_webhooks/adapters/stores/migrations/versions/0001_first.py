@@ -31,7 +31,7 @@ def _inbox() -> None:
     op.create_table(
         "logto_deliveries",
         sa.Column("id", Identity, primary_key=True, autoincrement=True),
-        _column("digest", sa.LargeBinary(32)),
+        _column("digest", sa.LargeBinary(24)),
         _column("body", sa.LargeBinary()),
         _column("event", sa.Text()),
         _column("subject", sa.Text(), nullable=True),
@@ -54,8 +54,13 @@ def _inbox() -> None:
         sqlite_where=sa.text("state = 'pending'"),
         postgresql_where=sa.text("state = 'pending'"),
     )
-    op.create_index("logto_deliveries_state", "logto_deliveries", ["state"])
-    op.create_index("logto_deliveries_subject", "logto_deliveries", ["subject"])
+    op.create_index(
+        "logto_deliveries_odd",
+        "logto_deliveries",
+        ["state"],
+        sqlite_where=sa.text("state IN ('dead', 'ignored')"),
+        postgresql_where=sa.text("state IN ('dead', 'ignored')"),
+    )
 
 
 def _records() -> None:
