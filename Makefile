@@ -6,7 +6,7 @@ PORT ?=
 WORKERS ?= auto
 ORDERS ?=
 
-.PHONY: help demo test orders search check format lint types docs lock clean
+.PHONY: help demo test orders crash search check format lint types docs lock clean
 
 help: ## Say what there is
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | sort
@@ -26,6 +26,9 @@ test: .venv/made ## Run all tests
 
 orders: .venv/made ## Run the recorded histories in ORDERS random orders each (default 1000)
 	LOGTO_WEBHOOKS_TEST_ORDERS=$(or $(ORDERS),1000) $(BIN)/pytest -n $(WORKERS) tests/test_histories.py --durations 12
+
+crash: .venv/made ## Kill everything KILLS times (default 100) under load, and compare with the truth
+	$(BIN)/python -m tests.crash --kills $(or $(KILLS),100) $(if $(SEED),--seed $(SEED))
 
 search: .venv/made ## Let the property tests try 3,000 new examples each
 	LOGTO_WEBHOOKS_TEST_PROFILE=search $(BIN)/pytest -n $(WORKERS) tests/test_lives.py tests/unit

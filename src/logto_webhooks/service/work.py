@@ -46,6 +46,7 @@ class Worker:
         self._pace = Pace(budget_s)
         self._wake = asyncio.Event()
         self._stopping = False
+        self._stalls = 0
         self._held: list[Claimed] = []
         self._token = ""
 
@@ -60,31 +61,38 @@ class Worker:
 
     async def run(self) -> None:
         """Work until stopped. An unreachable database stalls it, and is tried again."""
-        stalls = 0
         while not self._stopping:
             self._wake.clear()
-            try:
-                busy = await self.step()
-            except Exception as error:
-                stalls += 1
-                wait = min(0.1 * 2**stalls, 5.0)
-                self._observe(Stalled(_describe(error), wait))
-                await self._sleep(wait)
-                continue
-            if stalls:
-                stalls = 0
-                self._observe(Resumed())
-            if not busy:
+            if not await self._turn():
                 await self._sleep(POLL_S)
 
     async def drain(self) -> None:
         """Work until nothing is pending, what waits for its next attempt included."""
-        while not self._stopping:
-            if not await self.step():
-                status = await self._host.read(lambda store: store.status())
-                if not status.deliveries[State.PENDING]:
-                    return
-                await self._sleep(0.1)
+        while not self._stopping and (await self._turn() or await self._pending()):
+            pass
+
+    async def _turn(self) -> int:
+        """Make a step; wait if that can't be done now. Return how much was done, or tried."""
+        try:
+            done = await self.step()
+        except Exception as error:
+            self._stalls += 1
+            wait = min(0.1 * 2**self._stalls, 5.0)
+            self._observe(Stalled(_describe(error), wait))
+            await self._sleep(wait)
+            return 1
+        if self._stalls:
+            self._stalls = 0
+            self._observe(Resumed())
+        return done
+
+    async def _pending(self) -> int:
+        await self._sleep(0.1)
+        try:
+            status = await self._host.read(lambda store: store.status())
+        except StoreUnavailable:
+            return 1
+        return status.deliveries[State.PENDING]
 
     async def step(self) -> int:
         """Claim and apply one batch; return its size. Raises StoreUnavailable."""

