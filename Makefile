@@ -6,7 +6,7 @@ PORT ?=
 WORKERS ?= auto
 ORDERS ?=
 
-.PHONY: help demo test orders crash search check format lint types docs lock clean
+.PHONY: help demo test orders crash races search check format lint types docs lock clean
 
 help: ## Say what there is
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | sort
@@ -29,6 +29,9 @@ orders: .venv/made ## Run the recorded histories in ORDERS random orders each (d
 
 crash: .venv/made ## Kill everything KILLS times (default 100) under load, and compare with the truth
 	$(BIN)/python -m tests.crash --kills $(or $(KILLS),100) $(if $(SEED),--seed $(SEED))
+
+races: .venv/made ## Race deletions against additions and changes 1,000 times on PostgreSQL
+	LOGTO_WEBHOOKS_TEST_RACES=1000 $(BIN)/pytest -n $(WORKERS) tests/test_races.py
 
 search: .venv/made ## Let the property tests try 3,000 new examples each
 	LOGTO_WEBHOOKS_TEST_PROFILE=search $(BIN)/pytest -n $(WORKERS) tests/test_lives.py tests/unit

@@ -1,0 +1,93 @@
+"""Two transactions at once on a real PostgreSQL: no orphan, no deadlock."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+import pytest
+
+from logto_webhooks.core.ports import Claimed, Host, Outcome, Store
+from logto_webhooks.core.record import Key, membership
+from logto_webhooks.samples.signed import Signed
+from logto_webhooks.service import sync
+from logto_webhooks.testing import make
+from tests.support.copy import ALL, StoreKind, delivery, open_host
+
+RACES = int(os.environ.get("LOGTO_WEBHOOKS_TEST_RACES", "40"))
+KINDS: tuple[StoreKind, ...] = ("asyncpg", "psycopg")
+
+
+async def apply(host: Host, token: str) -> None:
+    """Claim one delivery, and apply it in a transaction of its own."""
+
+    def claim(store: Store) -> list[Claimed]:
+        return store.claim(token, 1, 2**20, 60)
+
+    def work(store: Store) -> list[Outcome]:
+        planned, _ = sync.plan_all(claimed, lag_ms=100)
+        return sync.apply(store, token, planned)
+
+    claimed = await host.run(claim)
+    assert len(claimed) == 1
+    await host.run(work)
+
+
+async def add(host: Host, signed: Signed) -> None:
+    await host.run(lambda store: store.add([delivery(signed.body)]))
+
+
+async def race(host: Host, before: list[Signed], rivals: tuple[Signed, Signed]) -> None:
+    """Apply what was before, then both rivals at once."""
+    for each in before:
+        await add(host, each)
+        await apply(host, "before")
+    for each in rivals:
+        await add(host, each)
+    await asyncio.gather(apply(host, "one"), apply(host, "other"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_member_never_slips_into_a_deleted_organization(kind: StoreKind, tmp_path: Path) -> None:
+    """Whichever is first, the membership ends with its organization."""
+
+    async def live() -> None:
+        host = open_host(kind, tmp_path)
+        for number in range(RACES):
+            org, user = f"o{number}", f"u{number}"
+            joins = make.organization_membership_updated(id=org, addedUserIds=[user])
+            before = [make.organization_created(id=org), make.user_created(id=user)]
+            await race(host, before, (make.organization_deleted(id=org), joins))
+        found = await host.read(lambda store: store.organizations("", ALL))
+        assert len(found) == RACES
+        assert all(each.row["deleted_at"] and not each.memberships for each in found)
+        keys = [membership(f"o{number}", f"u{number}") for number in range(RACES)]
+        records = await host.run(lambda store: store.lock(sorted(keys)))
+        assert all(record.deleted_at is not None for record in records.values())
+        await host.close()
+
+    asyncio.run(live())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_update_never_revives_a_deleted_user(kind: StoreKind, tmp_path: Path) -> None:
+    """Whichever is first, the user is deleted, and knows its last state."""
+
+    async def live() -> None:
+        host = open_host(kind, tmp_path)
+        for number in range(RACES):
+            user = f"u{number}"
+            created = make.user_created(id=user)
+            changed = make.user_data_updated(id=user, name="last")
+            await race(host, [created], (make.user_deleted(id=user), changed))
+        found = await host.read(lambda store: store.users("", ALL))
+        assert len(found) == RACES
+        assert all(each.row["deleted_at"] and each.row["name"] == "last" for each in found)
+        records = await host.run(
+            lambda store: store.lock(sorted(Key("user", f"u{n}") for n in range(RACES)))
+        )
+        assert not [record for record in records.values() if record.waiting_for]
+        await host.close()
+
+    asyncio.run(live())
