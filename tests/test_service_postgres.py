@@ -1,0 +1,209 @@
+"""The service on a PostgreSQL that isn't always well: a server of its own, so that it can be."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from logto_webhooks.testing import make
+from tests.crash.databases import PostgresVictim
+from tests.support.service import Service, command
+from tests.test_bad_input import one_line
+
+SCHEMA = "logto"
+# The service's connections: those of psycopg are the tests' own.
+SERVICES = b"""
+    FROM pg_stat_activity
+    WHERE backend_type = 'client backend' AND query LIKE '%logto_%' AND pid <> pg_backend_pid()
+"""
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[PostgresVictim]:
+    """A server, with the schema in it."""
+    victim = PostgresVictim()
+    yield victim
+    victim.close()
+
+
+@pytest.fixture
+def options(server: PostgresVictim, tmp_path: Path) -> list[str]:
+    """The options that name the database, migrated."""
+    named = ["--database-url", server.url, "--schema", SCHEMA]
+    assert command("migrate", *named, folder=tmp_path).returncode == 0
+    return named
+
+
+def execute(server: PostgresVictim, *statements: str) -> None:
+    with psycopg.connect(server.url, autocommit=True) as connection:
+        for statement in statements:
+            connection.execute(statement.encode())
+
+
+def count(server: PostgresVictim, table: str) -> int:
+    with psycopg.connect(server.url) as connection:
+        row = connection.execute(f"SELECT count(*) FROM {SCHEMA}.{table}".encode()).fetchone()
+    assert row
+    return int(row[0])
+
+
+def eventually(condition: Callable[[], bool], service: Service) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline, service.log
+        time.sleep(0.05)
+
+
+def accepted(service: Service) -> bool:
+    return service.post(make.user_created()).status_code == 200
+
+
+def test_without_its_schema_it_refuses_and_says_what_to_run(
+    server: PostgresVictim, tmp_path: Path
+) -> None:
+    """`serve` and `worker` never migrate a server by themselves."""
+    named = ["--database-url", server.url, "--schema", "another", "--signing-key", "k"]
+    for each in (["serve", *named], ["worker", *named[:4]], ["status", *named[:4]]):
+        refused = command(*each, folder=tmp_path)
+        assert refused.returncode == 2
+        assert "Run: logto-webhooks migrate" in one_line(refused.stderr)
+
+
+def test_it_runs_in_a_schema_of_its_own(
+    server: PostgresVictim, options: list[str], tmp_path: Path
+) -> None:
+    """Deliveries, records and rows; NUL is left out where PostgreSQL can't hold it."""
+    with Service(tmp_path, *options) as service:
+        odd = make.user_created(id="nul", name="a\0b", customData={"k\0": ["\0", 1]})
+        assert service.post(odd).status_code == 200
+        assert service.http.get("/readyz").json() == {"ready": True}
+        eventually(lambda: count(server, "logto_users") > 0, service)
+        found = command("users", "nul", "--json", *options, folder=tmp_path)
+        assert '"name":"ab"' in found.stdout
+        assert '"custom_data":{"k":["",1],"logtoUserId":"nul"}' in found.stdout
+        assert "postgres" in service.log
+    with psycopg.connect(server.url) as connection:
+        in_public = "SELECT to_regclass('public.logto_deliveries')"
+        assert connection.execute(in_public.encode()).fetchone() == (None,)
+
+
+def test_many_may_migrate_at_once(server: PostgresVictim, tmp_path: Path) -> None:
+    """One does, the others wait for it."""
+    named = ["--database-url", server.url, "--schema", "together"]
+    with ThreadPoolExecutor(4) as threads:
+        ended = list(threads.map(lambda _: command("migrate", *named, folder=tmp_path), range(4)))
+    assert [each.returncode for each in ended] == [0] * 4, [each.stderr for each in ended]
+
+
+def test_printed_statements_make_the_schema(server: PostgresVictim, tmp_path: Path) -> None:
+    """For who lets nobody else change a database."""
+    named = ["--database-url", server.url, "--schema", "by_hand"]
+    printed = command("migrate", "--sql", *named, folder=tmp_path)
+    execute(server, printed.stdout)
+    assert '"done":0' in command("status", "--json", *named, folder=tmp_path).stdout
+
+
+@pytest.mark.parametrize(("version", "starts"), [("0000", False), ("9999", True)])
+def test_an_older_schema_is_refused_and_a_newer_one_is_good(
+    server: PostgresVictim, options: list[str], tmp_path: Path, version: str, starts: bool
+) -> None:
+    """A release can be rolled back."""
+    table = f"{SCHEMA}.logto_schema_version"
+    execute(server, f"UPDATE {table} SET version_num = '{version}'")
+    try:
+        looked = command("status", *options, folder=tmp_path)
+        assert looked.returncode == (0 if starts else 2)
+        if starts:
+            with Service(tmp_path, *options) as service:
+                assert accepted(service)
+    finally:
+        execute(server, f"UPDATE {table} SET version_num = '0001'")
+
+
+def test_a_server_that_is_stopped_is_a_503_and_recovers(
+    server: PostgresVictim, options: list[str], tmp_path: Path
+) -> None:
+    """What was answered 200 before is applied after."""
+    with Service(tmp_path, *options) as service:
+        before = count(server, "logto_deliveries")
+        stored = sum(accepted(service) for _ in range(20))
+        server.crash()
+        try:
+            answer = service.post(make.user_created())
+            assert (answer.status_code, answer.json()) == (503, {"error": "not_stored"})
+            assert int(answer.headers["retry-after"]) > 0
+            assert service.http.get("/readyz").status_code == 503
+            assert service.http.get("/healthz").status_code == 200
+            assert "ERROR" in service.wait_for_log("answered 503")
+        finally:
+            server.start()
+        eventually(lambda: accepted(service), service)
+        assert service.http.get("/readyz").status_code == 200
+        assert count(server, "logto_deliveries") >= before + stored + 1
+        pending = "SELECT count(*) FROM logto.logto_deliveries WHERE state = 'pending'"
+
+        def drained() -> bool:
+            with psycopg.connect(server.url) as connection:
+                return connection.execute(pending.encode()).fetchone() == (0,)
+
+        eventually(drained, service)
+
+
+def test_a_server_that_is_read_only_is_a_503_and_recovers(
+    server: PostgresVictim, options: list[str], tmp_path: Path
+) -> None:
+    """As after a failover, until the connections are made anew."""
+    with Service(tmp_path, *options) as service:
+        assert accepted(service)
+        read_only = "ALTER SYSTEM SET default_transaction_read_only = "
+        execute(server, f"{read_only}on", "SELECT pg_reload_conf()")
+        try:
+            eventually(lambda: not accepted(service), service)
+            service.wait_for_log("read-only")
+        finally:
+            # In a transaction that says so itself, else this is refused, too.
+            execute(server, "SET default_transaction_read_only = off", f"{read_only}off")
+            execute(server, "SELECT pg_reload_conf()")
+        eventually(lambda: accepted(service), service)
+
+
+def test_a_server_without_free_connections_is_a_503_and_recovers(
+    server: PostgresVictim, options: list[str], tmp_path: Path
+) -> None:
+    """The service's own are gone, and others took all there are."""
+    with Service(tmp_path, *options) as service:
+        assert accepted(service)
+        with contextlib.ExitStack() as others:
+            watch = others.enter_context(psycopg.connect(server.url, autocommit=True))
+
+            def take_all() -> bool:
+                watch.execute(b"SELECT pg_terminate_backend(pid) " + SERVICES)
+                with contextlib.suppress(psycopg.OperationalError):
+                    while True:
+                        others.enter_context(psycopg.connect(server.url))
+                return watch.execute(b"SELECT count(*) " + SERVICES).fetchone() == (0,)
+
+            eventually(take_all, service)
+            assert service.post(make.user_created()).status_code == 503
+            service.wait_for_log("too many clients")
+        eventually(lambda: accepted(service), service)
+
+
+def test_a_slow_commit_is_a_503_in_time(
+    server: PostgresVictim, options: list[str], tmp_path: Path
+) -> None:
+    """Logto waits 10 s; who holds the table for longer is not waited for."""
+    with Service(tmp_path, *options) as service:
+        assert accepted(service)
+        with psycopg.connect(server.url) as other:
+            other.execute(b"LOCK TABLE logto.logto_deliveries")
+            started = time.monotonic()
+            assert service.post(make.user_created()).status_code == 503
+            assert time.monotonic() - started < 10
+        eventually(lambda: accepted(service), service)
