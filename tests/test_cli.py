@@ -20,7 +20,7 @@ from logto_webhooks.settings import VARIABLES
 from logto_webhooks.testing import SIGNING_KEY, make
 from logto_webhooks.wiring import database_of
 from tests.support.copy import delivery
-from tests.support.service import PATH, Service, command
+from tests.support.service import PATH, Service, clean_environment, command
 from tests.test_bad_input import one_line, wait_until_done
 
 KEY = {"LOGTO_WEBHOOK_SIGNING_KEY": SIGNING_KEY}
@@ -159,6 +159,31 @@ def test_a_worker_drains_the_inbox(tmp_path: Path) -> None:
     assert {"id", "event", "subject", "outcome", "took_ms"} < lines[0].keys()
     assert {line["outcome"] for line in lines} == {"applied"}
     assert '"done":700' in command("status", "--json", folder=tmp_path).stdout
+
+
+def test_one_worker_works_on_a_file_and_the_next_takes_over(tmp_path: Path) -> None:
+    """The others are spares: `serve` works, `worker` waits until it is gone."""
+    with Service(tmp_path) as service:
+        spare = subprocess.Popen(
+            [sys.executable, "-m", "logto_webhooks", "worker"],
+            cwd=tmp_path,
+            env=clean_environment({}),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert spare.stderr
+        assert "working on" in spare.stderr.readline()
+        for _ in range(20):
+            assert service.post(make.user_created()).status_code == 200
+        wait_until_done(service)
+        assert service.log.count("outcome=applied") == 20
+        service.process.kill()
+        service.process.wait()
+        fill(tmp_path, 1)
+        assert "outcome=applied" in spare.stderr.readline()
+        spare.terminate()
+        assert spare.wait(10) == 0
+        spare.stderr.close()
 
 
 class TestTrigger:

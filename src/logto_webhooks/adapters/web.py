@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 from starlette.applications import Starlette
@@ -33,15 +33,23 @@ READ_S: Final = 8.0  # Logto itself gives up after 10 s
 _SIGNATURE: Final = HEADER.encode()
 _CODES: Final = {404: "not_found", 405: "method_not_allowed"}
 
+
+class Room(Protocol):
+    """Where bodies in flight are kept within bounds."""
+
+    def taken(self, size: int) -> AbstractAsyncContextManager[None]:
+        """Hold `size` bytes for as long as the block runs."""
+
+
 Ready = Callable[[], Awaitable[None]]
 Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
 
 
 def application(
-    receiver: Receiver, ready: Ready, lifespan: Lifespan, *, path: str, max_body: int
+    receiver: Receiver, ready: Ready, lifespan: Lifespan, *, path: str, max_body: int, room: Room
 ) -> ASGIApp:
     """Build the application. `ready` raises a LogtoWebhooksError that says what is missing."""
-    webhook = Webhook(receiver, max_body)
+    webhook = Webhook(receiver, max_body, room)
     paths = {path.rstrip("/"), path.rstrip("/") + "/"}
     others = _others(receiver, ready, lifespan, paths)
 
@@ -57,16 +65,25 @@ def application(
 class Webhook:
     """The webhook itself, as bare ASGI: it is what must be fast."""
 
-    def __init__(self, receiver: Receiver, max_body: int) -> None:
+    def __init__(self, receiver: Receiver, max_body: int, room: Room) -> None:
         self._receiver = receiver
         self._max_body = max_body
+        self._room = room
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Read, hand over, answer. A connection is closed when its body wasn't read."""
         headers: list[tuple[bytes, bytes]] = scope["headers"]
+        announced = next((value for name, value in headers if name == b"content-length"), b"")
+        size = int(announced) if announced.isdigit() else self._max_body
+        async with self._room.taken(min(size, self._max_body)):
+            await self._take(headers, size, receive, send)
+
+    async def _take(
+        self, headers: list[tuple[bytes, bytes]], size: int, receive: Receive, send: Send
+    ) -> None:
         receiver = self._receiver
         try:
-            body = await _read(headers, receive, self._max_body)
+            body = await _read(size, receive, self._max_body)
         except BodyIncomplete:
             return  # nobody is there to be answered
         except BodyTooLarge as error:
@@ -81,10 +98,9 @@ class Webhook:
             await _send(send, await receiver.receive(signatures, body))
 
 
-async def _read(headers: list[tuple[bytes, bytes]], receive: Receive, limit: int) -> bytes:
+async def _read(announced: int, receive: Receive, limit: int) -> bytes:
     """Read the body, never more than `limit`. Raises BodyTooLarge, BodyIncomplete, TimeoutError."""
-    announced = next((value for name, value in headers if name == b"content-length"), b"0")
-    if announced.isdigit() and int(announced) > limit:
+    if announced > limit:
         raise BodyTooLarge(limit=limit)
     chunks: list[bytes] = []
     size = 0

@@ -35,8 +35,12 @@ class Worker:
         lag_ms: int = LAG_MS,
         max_attempts: int = MAX_ATTEMPTS,
         budget_s: float | None = None,
+        may_work: Callable[[], bool] = lambda: True,
     ) -> None:
-        """`budget_s`: how long a transaction may hold back who accepts (SQLite: one writer)."""
+        """`budget_s`: how long a transaction may hold back who accepts (SQLite: one writer).
+
+        `may_work` is asked before each step; who may not is a spare, and waits.
+        """
         self._host = host
         self._clock = clock
         self._observe = observe
@@ -45,6 +49,7 @@ class Worker:
         self._max_attempts = max_attempts
         self._pace = Pace(budget_s)
         self._wake = asyncio.Event()
+        self._may_work = may_work
         self._stopping = False
         self._stalls = 0
         self._held: list[Claimed] = []
@@ -74,7 +79,7 @@ class Worker:
     async def _turn(self) -> int:
         """Make a step; wait if that can't be done now. Return how much was done, or tried."""
         try:
-            done = await self.step()
+            done = await self.step() if self._may_work() else 0
         except Exception as error:
             self._stalls += 1
             wait = min(0.1 * 2**self._stalls, 5.0)

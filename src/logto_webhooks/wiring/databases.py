@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 from logto_webhooks.adapters.hosts.failures import translated
 from logto_webhooks.adapters.hosts.thread import ThreadHost
+from logto_webhooks.adapters.lockfile import LockFile
 from logto_webhooks.adapters.stores import migrate, sqlite
 from logto_webhooks.adapters.stores.sql import SqlStore
 from logto_webhooks.core.ports import Host
@@ -37,6 +38,9 @@ class Database(Protocol):
     async def check(self) -> None:
         """Raise StoreUnavailable or SchemaMismatch unless it can be used as it is."""
 
+    def may_work(self) -> bool:
+        """Whether this process may apply deliveries; if not now, perhaps later."""
+
     def migration_sql(self) -> str:
         """Return the statements that make the schema."""
 
@@ -50,6 +54,7 @@ class SqliteFile:
         self.name = str(file)
         self.file = file
         self._engine = sqlite.engine_of(file)
+        self._worker = LockFile(Path(f"{file}-worker"))
         self._guard = sqlite.Guard(self._engine, file)
         self.host: Host = ThreadHost(
             self._engine,
@@ -76,6 +81,10 @@ class SqliteFile:
     def migration_sql(self) -> str:
         """Return the statements that make the schema."""
         return migrate.sql("sqlite")
+
+    def may_work(self) -> bool:
+        """One process works on a file; others are its spares."""
+        return self._worker.acquire()
 
     def _check(self) -> None:
         self._guard.check_file()

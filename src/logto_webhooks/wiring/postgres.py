@@ -38,6 +38,10 @@ class Postgres:
             async with self._engine.connect() as connection:
                 await connection.run_sync(migrate.check, self._schema)
 
+    def may_work(self) -> bool:
+        """Any number of processes work on one server."""
+        return True
+
     def migration_sql(self) -> str:
         """Return the statements that make the schema."""
         return migrate.sql("postgresql", self._schema)

@@ -11,11 +11,14 @@ from collections.abc import AsyncIterator
 from starlette.types import ASGIApp
 
 from logto_webhooks.adapters import web
+from logto_webhooks.adapters.room import Room
 from logto_webhooks.core.ports import Observer
 from logto_webhooks.service.receive import GroupCommit, Receiver
 from logto_webhooks.service.work import Worker
 from logto_webhooks.settings import Settings
 from logto_webhooks.wiring.databases import Database
+
+BODIES_IN_FLIGHT = 256 * 2**20
 
 
 class SystemClock:
@@ -42,6 +45,7 @@ class Service:
             self._lifespan,
             path=settings.path,
             max_body=settings.max_body_bytes,
+            room=Room(BODIES_IN_FLIGHT),
         )
 
     @contextlib.asynccontextmanager
@@ -65,4 +69,5 @@ def worker_of(settings: Settings, database: Database, observe: Observer) -> Work
         lag_ms=settings.lag_ms,
         max_attempts=settings.max_attempts,
         budget_s=database.budget_s,
+        may_work=database.may_work,
     )

@@ -1,0 +1,27 @@
+"""A lock between processes, by a file: who has it keeps it until it ends."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+
+
+class LockFile:
+    """Held from the first `acquire` that succeeds; the system gives it back when we die."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._descriptor: int | None = None
+
+    def acquire(self) -> bool:
+        """Take the lock unless somebody else has it; say whether it is ours."""
+        if self._descriptor is None:
+            descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                os.close(descriptor)
+                return False
+            self._descriptor = descriptor
+        return True
