@@ -20,6 +20,7 @@ VARIABLES: Final[dict[str, tuple[str, ...]]] = {
     "signing_key": ("LOGTO_WEBHOOK_SIGNING_KEY",),
     "database_url": ("LOGTO_WEBHOOKS_DATABASE_URL", "DATABASE_URL"),
     "schema": ("LOGTO_WEBHOOKS_SCHEMA",),
+    "worker": ("LOGTO_WEBHOOKS_WORKER",),
     "host": ("LOGTO_WEBHOOKS_HOST",),
     "port": ("LOGTO_WEBHOOKS_PORT",),
     "path": ("LOGTO_WEBHOOKS_PATH",),
@@ -42,12 +43,14 @@ class Settings(Struct, frozen=True, kw_only=True):
     """All that can be set.
 
     `signing_key` is one key of a hook, or several separated by commas. `lag_ms` is how much
-    older than its dispatch a change may be for which Logto tells no time.
+    older than its dispatch a change may be for which Logto tells no time. Without `worker`, the
+    service only receives, and a process of its own must apply.
     """
 
     signing_key: str = ""
     database_url: str = DEFAULT_DATABASE
     schema: Annotated[str, Meta(pattern="^[A-Za-z_][A-Za-z0-9_]{0,62}$")] | None = None
+    worker: bool = True
     host: str = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535)] = 8787
     path: Annotated[str, Meta(pattern=r"\A/[\w.~/-]*[\w.~-]/?\Z")] = "/api/webhooks/logto"

@@ -7,14 +7,16 @@ import contextlib
 import resource
 import signal
 import socket
-from collections.abc import Iterator
-from typing import Final, cast
+from collections.abc import Coroutine, Iterator
+from typing import Any, Final, TypeVar, cast
 
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from logto_webhooks.errors import PortTaken
+
+T = TypeVar("T")
 
 HEADERS_S: Final = 8.0
 # Logto closes its idle connections after 4 to 13 s; a server that closes first loses a delivery.
@@ -109,6 +111,15 @@ class Server:
     def stop(self) -> None:
         """Stop listening; make `run` return."""
         self._server.should_exit = True
+
+
+def run(main: Coroutine[Any, Any, T]) -> T:
+    """Run on uvloop's event loop, where there is one: it serves several times as many."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.run(main)
+    return uvloop.run(main)
 
 
 def _allow_many_connections() -> None:

@@ -26,6 +26,14 @@ DatabaseUrl = Annotated[
 Schema = Annotated[
     str | None, _setting("schema", "PostgreSQL's schema with the tables; the default if unset.")
 ]
+WithWorker = Annotated[
+    bool | None,
+    typer.Option(
+        "--worker/--no-worker",
+        help="Apply in this process, too; yes if unset. [LOGTO_WEBHOOKS_WORKER]",
+        show_default=False,
+    ),
+]
 Host = Annotated[str | None, _setting("host", "The address to listen on; 127.0.0.1 if unset.")]
 Port = Annotated[int | None, _setting("port", "The port to listen on; 8787 if unset.")]
 Path_ = Annotated[str | None, _setting("path", "The webhook's path; /api/webhooks/logto if unset.")]

@@ -22,6 +22,7 @@ def serve(
     signing_key: options.SigningKey = None,
     database_url: options.DatabaseUrl = None,
     schema: options.Schema = None,
+    worker: options.WithWorker = None,
     host: options.Host = None,
     port: options.Port = None,
     path: options.Path_ = None,
@@ -38,6 +39,7 @@ def serve(
         signing_key=signing_key,
         database_url=database_url,
         schema=schema,
+        worker=worker,
         host=host,
         port=port,
         path=path,
@@ -48,7 +50,7 @@ def serve(
         log_level=log_level,
     )
     logs.configure(settings.log_format, settings.log_level)
-    asyncio.run(_serve(settings))
+    server.run(_serve(settings))
     logger.info("stopped")
 
 
@@ -75,7 +77,7 @@ def worker(
         log_level=log_level,
     )
     logs.configure(settings.log_format, settings.log_level)
-    asyncio.run(_work(settings, drain))
+    server.run(_work(settings, drain))
 
 
 async def _serve(settings: Settings) -> None:

@@ -29,6 +29,9 @@ LOGTO_WEBHOOK_SIGNING_KEY=
 #LOGTO_WEBHOOKS_DATABASE_URL=postgresql://user:password@127.0.0.1/name
 #LOGTO_WEBHOOKS_SCHEMA=logto
 
+# Whether `serve` applies what it receives; if not, `worker` must run beside it.
+#LOGTO_WEBHOOKS_WORKER=true
+
 # Where the service listens. In Logto's console, the endpoint's URL is this address as Logto
 # reaches it, with the path: https://your-host/api/webhooks/logto
 #LOGTO_WEBHOOKS_HOST=127.0.0.1

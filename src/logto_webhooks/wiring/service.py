@@ -36,6 +36,7 @@ class Service:
         """Opens nothing. Raises SigningKeyMissing."""
         clock = SystemClock()
         self._database = database
+        self._works = settings.worker
         self.worker = worker_of(settings, database, observe)
         commit = GroupCommit(database.host, observe, stored=self.worker.wake)
         receiver = Receiver(settings.signing_keys, commit.add, clock, observe)
@@ -50,12 +51,13 @@ class Service:
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, _: object) -> AsyncIterator[None]:
-        working = asyncio.create_task(self.worker.run())
+        working = asyncio.create_task(self.worker.run()) if self._works else None
         try:
             yield
         finally:
             self.worker.stop()
-            await working
+            if working:
+                await working
             await self._database.host.close()
 
 

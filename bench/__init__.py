@@ -1,0 +1,1 @@
+"""The bench: ratios between sides of one run, on one machine."""
