@@ -11,21 +11,11 @@ from sqlalchemy.dialects import postgresql, sqlite
 T = TypeVar("T")
 
 _MOST_PARAMETERS = 1000  # of one IN (…)
-_INSERT: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
+INSERT: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 CLOCK: dict[str, sa.TextClause] = {
     "sqlite": sa.text("CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)"),
     "postgresql": sa.text("CAST(extract(epoch FROM clock_timestamp()) * 1000 AS BIGINT)"),
 }
-
-
-def insert_into(connection: sa.Connection, table: sa.Table) -> Any:
-    """Start an INSERT that can do something on a conflict."""
-    return _INSERT[connection.dialect.name](table)
-
-
-def now_of(connection: sa.Connection) -> int:
-    """Milliseconds since the epoch, by the database's clock."""
-    return int(connection.scalar(sa.select(CLOCK[connection.dialect.name])) or 0)
 
 
 def chunks(items: Sequence[T]) -> Iterator[Sequence[T]]:

@@ -7,9 +7,9 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from logto_webhooks.adapters.stores import codec
+from logto_webhooks.adapters.stores import codec, statements
 from logto_webhooks.adapters.stores.bulk import insert_new
-from logto_webhooks.adapters.stores.dialect import chunks, now_of, pairs
+from logto_webhooks.adapters.stores.dialect import chunks, pairs
 from logto_webhooks.adapters.stores.schema import deliveries, is_odd, is_pending
 from logto_webhooks.core.delivery import Delivery
 from logto_webhooks.core.lifecycle import State
@@ -33,23 +33,14 @@ def claim(
     connection: sa.Connection, token: str, limit: int, max_bytes: int, lease_s: float
 ) -> list[Claimed]:
     """Take due deliveries, the longest due first; nobody else gets them during the lease."""
-    now = now_of(connection)
-    size = sa.func.length(deliveries.c.body)
-    due = (
-        sa.select(deliveries.c.id, size)
-        .where(is_pending, deliveries.c.due_at <= now)
-        .order_by(deliveries.c.due_at, deliveries.c.id)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-    )
-    ids = _within(max_bytes, connection.execute(due))
+    now = connection.scalar(statements.now(connection.dialect.name)) or 0
+    due = connection.execute(statements.DUE, {"now": now, "most": limit})
+    ids = _within(max_bytes, due)
     if not ids:
         return []
-    until = now + int(lease_s * 1000)
-    lease = {"token": token, "due_at": until, "attempts": deliveries.c.attempts + 1}
-    mine = deliveries.c.id.in_(ids)
-    connection.execute(sa.update(deliveries).where(mine).values(lease))
-    rows = connection.execute(sa.select(*_CLAIMED).where(mine).order_by(deliveries.c.id))
+    lease = {"ids": ids, "by": token, "until": now + int(lease_s * 1000)}
+    connection.execute(statements.LEASE, lease)
+    rows = connection.execute(statements.CLAIMED, {"ids": ids})
     return [Claimed(**row) for row in rows.mappings()]
 
 
@@ -57,18 +48,11 @@ def finish(connection: sa.Connection, token: str, outcomes: Sequence[Outcome]) -
     """Write outcomes. Raises ClaimLost when any of them is no longer held by `token`."""
     if not outcomes:
         return
-    now = now_of(connection)
+    now = connection.scalar(statements.now(connection.dialect.name)) or 0
     ids = [outcome.id for outcome in outcomes]
-    mine = (deliveries.c.id.in_(ids), deliveries.c.token == token, is_pending)
-    held = connection.scalars(sa.select(deliveries.c.id).where(*mine).with_for_update())
-    lost = len(ids) - len(held.all())
-    if lost:
-        raise ClaimLost(count=lost)
-    update = (
-        sa.update(deliveries)
-        .where(deliveries.c.id == sa.bindparam("of"))
-        .values(token=None, **{name: sa.bindparam(name) for name in _OUTCOME})
-    )
+    held = connection.execute(statements.HELD, {"ids": ids, "by": token}).all()
+    if len(held) < len(ids):
+        raise ClaimLost(count=len(ids) - len(held))
     rows = [
         {
             "of": outcome.id,
@@ -79,7 +63,7 @@ def finish(connection: sa.Connection, token: str, outcomes: Sequence[Outcome]) -
         }
         for outcome in outcomes
     ]
-    connection.execute(update, rows)
+    connection.execute(statements.FINISH, rows)
 
 
 def counts(connection: sa.Connection) -> dict[str, int]:
@@ -96,18 +80,8 @@ def oldest_pending_s(connection: sa.Connection) -> float | None:
     """How long ago the oldest pending delivery was received; None if nothing is pending."""
     query = sa.select(sa.func.min(deliveries.c.received_at)).where(is_pending)
     oldest = connection.scalar(query)
-    return None if oldest is None else max(0, now_of(connection) - oldest) / 1000
-
-
-_OUTCOME = ("state", "result", "last_error", "due_at")
-_CLAIMED = (
-    deliveries.c.id,
-    deliveries.c.body,
-    deliveries.c.event,
-    deliveries.c.subject,
-    deliveries.c.received_at,
-    deliveries.c.attempts.label("attempt"),
-)
+    now = connection.scalar(statements.now(connection.dialect.name)) or 0
+    return None if oldest is None else max(0, now - oldest) / 1000
 
 
 def _within(max_bytes: int, sizes: Iterable[Any]) -> list[int]:
