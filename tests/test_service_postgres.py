@@ -17,11 +17,7 @@ from tests.support.service import Service, command
 from tests.test_bad_input import one_line
 
 SCHEMA = "logto"
-# The service's connections: those of psycopg are the tests' own.
-SERVICES = b"""
-    FROM pg_stat_activity
-    WHERE backend_type = 'client backend' AND query LIKE '%logto_%' AND pid <> pg_backend_pid()
-"""
+SERVICES = b"FROM pg_stat_activity WHERE application_name = 'logto-webhooks'"
 
 
 @pytest.fixture(scope="module")

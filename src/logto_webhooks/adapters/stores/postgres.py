@@ -42,21 +42,26 @@ def engine_of(url: sa.URL, schema: str | None, **pool: Any) -> AsyncEngine:
 
 # A worker that was paused in the middle of a transaction must not hold its locks for ever.
 _IDLE: Final = "10s"
+_NAME: Final = "logto-webhooks"
 _POOL: Final[dict[str, Any]] = {"pool_size": 5, "max_overflow": 5, "pool_timeout": CONNECT_S}
 _OPTIONS: Final[dict[str, dict[str, Any]]] = {
     "asyncpg": {
         "timeout": CONNECT_S,
         "command_timeout": STATEMENT_S,
-        "server_settings": {"idle_in_transaction_session_timeout": _IDLE},
+        "server_settings": {
+            "application_name": _NAME,
+            "idle_in_transaction_session_timeout": _IDLE,
+        },
     },
     "psycopg": {
+        "application_name": _NAME,
         "connect_timeout": int(CONNECT_S),
         "options": f"-c idle_in_transaction_session_timeout={_IDLE} -c statement_timeout=8s",
     },
 }
 _UNPREPARED: Final[dict[str, dict[str, Any]]] = {
     "asyncpg": {
-        "server_settings": {},
+        "server_settings": {"application_name": _NAME},
         "statement_cache_size": 0,
         "prepared_statement_cache_size": 0,
         "prepared_statement_name_func": lambda: f"logto_{uuid.uuid4().hex}",
