@@ -73,6 +73,7 @@ class Bench:
         self._row("accepts/s ÷ tutorial", ours, tutorial, 25)
 
     def _steady(self) -> None:
+        self._empty()
         sent = list(load.deliveries(500 * 10, seed=3))
         log = self._folder / "steady.log"
         command = self._ours("--worker", "--log-format", "json")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,9 +13,11 @@ from pathlib import Path
 
 import psycopg
 import pytest
+import sqlalchemy as sa
 
 from logto_webhooks.testing import make
 from tests.crash.databases import PostgresVictim
+from tests.crash.harness import free_port
 from tests.support.service import Service, command
 from tests.test_bad_input import one_line
 
@@ -203,3 +208,39 @@ def test_a_slow_commit_is_a_503_in_time(
             assert service.post(make.user_created()).status_code == 503
             assert time.monotonic() - started < 10
         eventually(lambda: accepted(service), service)
+
+
+@pytest.mark.skipif(shutil.which("pgbouncer") is None, reason="pgbouncer isn't installed")
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+def test_it_runs_through_pgbouncer_in_transaction_mode(
+    server: PostgresVictim, options: list[str], tmp_path: Path, driver: str
+) -> None:
+    """Which gives each transaction another connection."""
+    upstream = sa.make_url(server.url)
+    port = free_port()
+    settings = tmp_path / "pgbouncer.ini"
+    settings.write_text(
+        f"[databases]\npostgres = host={upstream.query['host']} user=postgres\n"
+        f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nauth_type = any\n"
+        "pool_mode = transaction\ndefault_pool_size = 3\nunix_socket_dir =\n"
+    )
+    settings.chmod(0o644)
+    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
+        folder.chmod(0o755)
+    as_other = ["-u", "pgserver"] if os.geteuid() == 0 else []  # who runs the server
+    bouncer = subprocess.Popen(
+        ["pgbouncer", "-q", *as_other, str(settings)], stderr=subprocess.DEVNULL
+    )
+    url = f"postgresql+{driver}://postgres@127.0.0.1:{port}/postgres?pgbouncer=true"
+    try:
+        time.sleep(1)
+        with Service(tmp_path, "--database-url", url, "--schema", SCHEMA) as service:
+            before = count(server, "logto_users")
+            with ThreadPoolExecutor(8) as threads:
+                sent = list(threads.map(lambda _: accepted(service), range(200)))
+            assert sent == [True] * 200
+            eventually(lambda: count(server, "logto_users") == before + 200, service)
+            assert service.http.get("/readyz").status_code == 200
+    finally:
+        bouncer.terminate()
+        bouncer.wait()

@@ -104,7 +104,7 @@ class Harness:
         self._random = random.Random(seed)
         self._life = Life(random.Random(seed), SLOW_LIFE_MS)
         self._kills = kills
-        self._ports = [_free_port() for _ in range(victim.receivers)]
+        self._ports = [free_port() for _ in range(victim.receivers)]
         self._folder = folder
         self._processes: list[Process] = []
         self._done = False
@@ -243,7 +243,8 @@ async def _read(url: str, work: Callable[[Store], T]) -> T:
         await database.host.close()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of 127.0.0.1 on which nothing listens."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])

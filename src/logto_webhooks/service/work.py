@@ -20,6 +20,7 @@ MAX_ROWS: Final = 512
 MAX_BYTES: Final = 16 * 2**20
 LEASE_S: Final = 10.0
 POLL_S: Final = 1.0
+LONGEST_STALL_S: Final = 5.0
 
 
 class Worker:
@@ -82,7 +83,7 @@ class Worker:
             done = await self.step() if self._may_work() else 0
         except Exception as error:
             self._stalls += 1
-            wait = min(0.1 * 2**self._stalls, 5.0)
+            wait = min(0.1 * 2.0 ** min(self._stalls, 10), LONGEST_STALL_S)
             self._observe(Stalled(_describe(error), wait))
             await self._sleep(wait)
             return 1
