@@ -239,7 +239,7 @@ def test_it_runs_through_pgbouncer_in_transaction_mode(
             with ThreadPoolExecutor(8) as threads:
                 sent = list(threads.map(lambda _: accepted(service), range(200)))
             assert sent == [True] * 200
-            eventually(lambda: count(server, "logto_users") == before + 200, service)
+            eventually(lambda: count(server, "logto_users") >= before + 200, service)
             assert service.http.get("/readyz").status_code == 200
     finally:
         bouncer.terminate()
