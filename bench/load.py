@@ -23,7 +23,6 @@ PATH = "/api/webhooks/logto"
 EVENTS = ("User.Created", "User.Data.Updated", "PostSignIn")
 _LUA = """
 local file = io.open(os.getenv("BENCH_REQUESTS"), "r")
-local bad = 0
 function request()
   local line = file:read("*l")
   if not line then file:seek("set"); line = file:read("*l") end
