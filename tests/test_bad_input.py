@@ -18,7 +18,8 @@ import pytest
 from logto_webhooks.core.signature import HEADER, sign
 from logto_webhooks.samples.signed import Signed
 from logto_webhooks.testing import SIGNING_KEY, make
-from tests.support.service import PATH, Service, command
+from tests.support.service import PATH, Service, command, one_line, wait_until_done
+from tests.support.waiting import until
 
 
 @pytest.fixture(scope="module")
@@ -329,9 +330,7 @@ class TestDatabase:
             assert "ERROR" in service.wait_for_log("not a database")
             with service.file.open("r+b") as file:
                 file.write(whole)
-            deadline = time.monotonic() + 20
-            while service.post(make.user_created()).status_code != 200:
-                assert time.monotonic() < deadline, service.log
+            until(lambda: service.post(make.user_created()).status_code == 200, lambda: service.log)
             assert service.http.get("/readyz").status_code == 200
 
     def test_another_schema_is_not_ready(self, tmp_path: Path) -> None:
@@ -441,16 +440,3 @@ def health(client: socket.socket) -> bytes:
     while not answer.endswith(b"}"):
         answer += client.recv(10_000)
     return answer
-
-
-def wait_until_done(service: Service, seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while service.rows("SELECT 1 FROM logto_deliveries WHERE state = 'pending' LIMIT 1"):
-        assert time.monotonic() < deadline, service.log
-        threading.Event().wait(0.05)
-
-
-def one_line(text: str) -> str:
-    lines = text.splitlines()
-    assert len(lines) == 1, text
-    return lines[0]

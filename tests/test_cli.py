@@ -20,8 +20,14 @@ from logto_webhooks.settings import VARIABLES
 from logto_webhooks.testing import SIGNING_KEY, make
 from logto_webhooks.wiring import database_of
 from tests.support.copy import delivery
-from tests.support.service import PATH, Service, clean_environment, command
-from tests.test_bad_input import one_line, wait_until_done
+from tests.support.service import (
+    PATH,
+    Service,
+    clean_environment,
+    command,
+    one_line,
+    wait_until_done,
+)
 
 KEY = {"LOGTO_WEBHOOK_SIGNING_KEY": SIGNING_KEY}
 COMMANDS = sorted(get_command(app).commands)  # type: ignore[attr-defined]

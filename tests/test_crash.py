@@ -6,8 +6,6 @@ import asyncio
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -19,6 +17,7 @@ from tests.crash.harness import Harness
 from tests.support import postgres
 from tests.support.copy import delivery
 from tests.support.service import clean_environment
+from tests.support.waiting import until
 
 
 def test_kills_under_load_lose_nothing_on_sqlite(tmp_path: Path) -> None:
@@ -62,7 +61,7 @@ def test_a_worker_paused_past_its_lease_applies_nothing_twice(tmp_path: Path) ->
                 subprocess.Popen(command + options, cwd=tmp_path, env=environment, stderr=file)
             )
         if log is logs[0]:
-            _wait(lambda: b'"delivery"' in logs[0].read_bytes())
+            until(lambda: b'"delivery"' in logs[0].read_bytes())
             processes[0].send_signal(signal.SIGSTOP)
     assert processes[1].wait(60) == 0, logs[1].read_text()[-2000:]
     processes[0].send_signal(signal.SIGCONT)
@@ -70,10 +69,3 @@ def test_a_worker_paused_past_its_lease_applies_nothing_twice(tmp_path: Path) ->
     lines = [msgspec.json.decode(line) for log in logs for line in log.read_bytes().splitlines()]
     ids = [line["id"] for line in lines if line["message"] == "delivery"]
     assert len(ids) == len(set(ids)) == 6000
-
-
-def _wait(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)

@@ -17,8 +17,7 @@ from logto_webhooks.samples import history
 from logto_webhooks.samples.signed import Signed
 from logto_webhooks.testing import SIGNING_KEY, make
 from tests.support import recorded
-from tests.support.service import PATH, Service
-from tests.test_bad_input import wait_until_done
+from tests.support.service import PATH, Service, wait_until_done
 
 KEYS = ",".join([*recorded.KEYS, SIGNING_KEY])
 

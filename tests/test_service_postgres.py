@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -18,8 +19,8 @@ import sqlalchemy as sa
 from logto_webhooks.testing import make
 from tests.crash.databases import PostgresVictim
 from tests.crash.harness import free_port
-from tests.support.service import Service, command
-from tests.test_bad_input import one_line
+from tests.support.service import Service, command, one_line
+from tests.support.waiting import until
 
 SCHEMA = "logto"
 SERVICES = b"FROM pg_stat_activity WHERE application_name = 'logto-webhooks'"
@@ -55,10 +56,12 @@ def count(server: PostgresVictim, table: str) -> int:
 
 
 def eventually(condition: Callable[[], bool], service: Service) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline, service.log
-        time.sleep(0.05)
+    until(condition, lambda: service.log)
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
 
 
 def accepted(service: Service) -> bool:
@@ -233,7 +236,7 @@ def test_it_runs_through_pgbouncer_in_transaction_mode(
     )
     url = f"postgresql+{driver}://postgres@127.0.0.1:{port}/postgres?pgbouncer=true"
     try:
-        time.sleep(1)
+        until(lambda: listens(port))
         with Service(tmp_path, "--database-url", url, "--schema", SCHEMA) as service:
             before = count(server, "logto_users")
             with ThreadPoolExecutor(8) as threads:

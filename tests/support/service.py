@@ -16,6 +16,7 @@ import httpx2
 
 from logto_webhooks.samples.signed import Signed
 from logto_webhooks.testing import SIGNING_KEY
+from tests.support.waiting import until
 
 PATH = "/api/webhooks/logto"
 
@@ -121,3 +122,16 @@ class Service:
                 self._changed.notify_all()
         with self._changed:
             self._changed.notify_all()
+
+
+def wait_until_done(service: Service) -> None:
+    """Wait until nothing is pending in the service's SQLite file."""
+    pending = "SELECT 1 FROM logto_deliveries WHERE state = 'pending' LIMIT 1"
+    until(lambda: not service.rows(pending), lambda: service.log)
+
+
+def one_line(text: str) -> str:
+    """Return the text, which must be a single line."""
+    lines = text.splitlines()
+    assert len(lines) == 1, text
+    return lines[0]
