@@ -20,6 +20,7 @@ from tests.crash.databases import PostgresVictim
 
 from bench import backlog, load
 from bench.sides import KEY
+from logto_webhooks.adapters import server
 from logto_webhooks.wiring import database_of
 
 SECONDS = 3
@@ -89,16 +90,16 @@ class Bench:
         ours, bare = [], []
         for number in range(self._rounds):
             self._empty()
-            ours.append(asyncio.run(backlog.synced(self._url, BACKLOG, seed=number))[1])
+            ours.append(server.run(backlog.synced(self._url, BACKLOG, seed=number))[1])
             bare.append(backlog.bare(self._engine, BACKLOG, seed=number))
         self._row("sync/s ÷ bare SQL", _median(ours), _median(bare), 0.15)
 
     def _with_finished_rows(self) -> None:
         self._empty()
-        empty = [asyncio.run(backlog.synced(self._url, BACKLOG, 100 + n)) for n in range(3)]
+        empty = [server.run(backlog.synced(self._url, BACKLOG, 100 + n)) for n in range(3)]
         self._empty()
         backlog.finished_rows(self._engine, self._finished)
-        full = [asyncio.run(backlog.synced(self._url, BACKLOG, 200 + n)) for n in range(3)]
+        full = [server.run(backlog.synced(self._url, BACKLOG, 200 + n)) for n in range(3)]
         for index, what in enumerate(("accepts", "sync")):
             rates = [_median([each[index] for each in side]) for side in (full, empty)]
             self._row(f"{what}/s with {self._finished:,} rows ÷ with none", rates[0], rates[1], 0.8)

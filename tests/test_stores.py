@@ -69,7 +69,7 @@ def put(run: Run, *changes: Put | Drop | Refetch) -> dict[Key, Record]:
         for change in changes:
             records[change.key] = merge(records[change.key], change)
         store.save(list(records.values()))
-        return records
+        return store.lock(list(records))
 
     return run(work)
 
@@ -206,12 +206,17 @@ class TestInbox:
 
 
 class TestRecords:
-    def test_an_unknown_record_becomes_an_empty_stub(self, run: Run) -> None:
-        """With a local id that it keeps."""
-        first = run(lambda store: store.lock([ANA]))[ANA]
-        assert first == Record(ANA, local_id=first.local_id)
-        assert first.local_id
-        assert run(lambda store: store.lock([ANA])) == {ANA: first}
+    def test_of_an_unknown_record_there_is_an_empty_stub(self, run: Run) -> None:
+        """Saved, it has a local id that it keeps, and waits for all."""
+        stub = run(lambda store: store.lock([ANA]))[ANA]
+        assert stub == Record(ANA, local_id=stub.local_id)
+        run(lambda store: store.save([stub]))
+        kept = run(lambda store: store.lock([ANA]))[ANA]
+        assert kept == Record(ANA, local_id=kept.local_id)
+        assert kept.kept
+        run(lambda store: store.save([kept]))
+        assert run(lambda store: store.lock([ANA])) == {ANA: kept}
+        assert [each.key for each in run(lambda store: store.waiting(9))] == [ANA]
 
     def test_a_record_is_read_as_it_was_written(self, run: Run) -> None:
         """Groups, rivals, facts, needs and the tombstone."""

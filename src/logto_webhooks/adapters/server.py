@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import resource
 import signal
 import socket
@@ -115,11 +116,19 @@ class Server:
 
 def run(main: Coroutine[Any, Any, T]) -> T:
     """Run on uvloop's event loop, where there is one: it serves several times as many."""
+    _collect_less()
     try:
         import uvloop
     except ImportError:
         return asyncio.run(main)
     return uvloop.run(main)
+
+
+def _collect_less() -> None:
+    """Look for cycles of garbage seldom: batches make much, and hardly any cycle, and the
+    default of every 700 objects costs a third of the sync."""
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 def _allow_many_connections() -> None:

@@ -83,7 +83,7 @@ class Store(Protocol):
         """Write outcomes. Raises ClaimLost when any of them is no longer held by `token`."""
 
     def lock(self, keys: Sequence[Key]) -> dict[Key, Record]:
-        """Hold records until the transaction ends; unknown ones become empty stubs."""
+        """Hold records until the transaction ends; of unknown ones there are empty stubs."""
 
     def save(self, records: Sequence[Record]) -> None:
         """Write locked records, and the rows of the mirror that follow from them."""

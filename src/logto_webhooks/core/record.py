@@ -82,8 +82,8 @@ class Group(Struct, frozen=True):
     @property
     def doubtful(self) -> bool:
         """Whether another value may be the newer one."""
-        others = [rival.end for rival in self.ends if rival.digest != self.digest]
-        return bool(others) and max(others) >= self.start - GUARD_MS
+        latest = self.start - GUARD_MS
+        return any(end >= latest for end, digest in self.ends if digest != self.digest)
 
 
 class Record(Struct, frozen=True):
@@ -98,7 +98,12 @@ class Record(Struct, frozen=True):
     facts: dict[str, int] = {}
     needs: Needs = {}
     deleted_at: int | None = None
-    local_id: str = ""  # given by the store when it first hears of the record
+    local_id: str = ""  # given by the store when it first keeps the record
+
+    @property
+    def kept(self) -> bool:
+        """Whether a store has it."""
+        return bool(self.local_id)
 
     @property
     def complete(self) -> bool:
@@ -118,7 +123,8 @@ class Record(Struct, frozen=True):
         """Why Logto must be asked about this record; None when it needn't be."""
         if self.deleted_at is not None:
             return None
-        reasons = [f"doubtful: {', '.join(self.doubts)}"] if self.doubts else []
+        doubts = self.doubts
+        reasons = [f"doubtful: {', '.join(doubts)}"] if doubts else []
         reasons += [] if self.complete else ["incomplete"]
         reasons += [need for need in sorted(self.needs) if need != DEAD_DELIVERY]
         return "; ".join(reasons) or None
@@ -180,7 +186,7 @@ def merge_group(known: Group | None, value: Value) -> Group:
     )
     if known is None:
         return new
-    ends = _two_greatest(*known.ends, *new.ends)
+    ends = _two_greatest(known.ends, new.ends[0])
     if (new.stamp, new.digest) == (known.stamp, known.digest):
         # A whole and a part can carry the same value and stamp.
         start, end = max(known.start, new.start), max(known.end, new.end)
@@ -189,11 +195,10 @@ def merge_group(known: Group | None, value: Value) -> Group:
     return replace(winner, ends=ends)
 
 
-def _two_greatest(*rivals: Rival) -> tuple[Rival, ...]:
-    latest: dict[str, Rival] = {}
-    for rival in rivals:
-        latest[rival.digest] = max(rival, latest.get(rival.digest, rival))
-    return tuple(sorted(latest.values(), reverse=True)[:2])
+def _two_greatest(known: tuple[Rival, ...], new: Rival) -> tuple[Rival, ...]:
+    others = [rival for rival in known if rival.digest != new.digest]
+    same = [rival for rival in known if rival.digest == new.digest]
+    return tuple(sorted([*others, max([new, *same])], reverse=True)[:2])
 
 
 def _greatest(known: dict[str, int], new: dict[str, int]) -> dict[str, int]:

@@ -60,7 +60,7 @@ def apply(store: Store, token: str, batch: Sequence[Planned]) -> list[Outcome]:
     before = dict(records)
     outcomes = [_merge_one(records, each) for each in batch]
     _bury(records)
-    changed = [record for key, record in records.items() if record is not before[key]]
+    changed = [each for key, each in records.items() if each is not before[key] or not each.kept]
     store.save(changed)
     store.drop_memberships(
         [each for each in changed if each.deleted_at != before[each.key].deleted_at]

@@ -101,19 +101,22 @@ class Worker:
         return status.deliveries[State.PENDING]
 
     async def step(self) -> int:
-        """Claim and apply one batch; return its size. Raises StoreUnavailable."""
+        """Claim a batch, apply as much as fits in a transaction; return how much it was.
+
+        What is left, or what the database doesn't take now, is kept, and applied next time if
+        still ours. Raises StoreUnavailable.
+        """
         if not self._held:
             self._token = uuid.uuid4().hex
             self._held = await self._host.run(self._claim)
-        batch = self._held
-        # What the database doesn't take now is kept, and applied next time if still ours.
+        batch = self._held[: self._pace.rows]
         with contextlib.suppress(ClaimLost):
             await self._apply(batch)
-        self._held = []
+        self._held = self._held[len(batch) :]
         return len(batch)
 
     def _claim(self, store: Store) -> list[Claimed]:
-        return store.claim(self._token, self._pace.rows, MAX_BYTES, LEASE_S)
+        return store.claim(self._token, MAX_ROWS, MAX_BYTES, LEASE_S)
 
     async def _apply(self, batch: Sequence[Claimed]) -> None:
         if not batch:

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
-from logto_webhooks.adapters.stores.dialect import CLOCK, pairs
+from logto_webhooks.adapters.stores.dialect import NOW_ON_SQLITE, now, pairs
 from logto_webhooks.adapters.stores.schema import deliveries
+from logto_webhooks.adapters.stores.write import Row, arrays, given
 
-Row = dict[str, Any]
 _MOST_ROWS = 64
 
 
@@ -54,7 +53,7 @@ def _pieces(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
 
 @functools.cache
 def _statement(columns: tuple[str, ...], rows: int) -> str:
-    row = f"({', '.join('?' * len(columns))}, {CLOCK['sqlite']})"
+    row = f"({', '.join('?' * len(columns))}, {NOW_ON_SQLITE})"
     return (
         f"INSERT INTO {deliveries.name} ({', '.join(columns)}, due_at) "
         f"VALUES {', '.join([row] * rows)} ON CONFLICT (digest) DO NOTHING"
@@ -62,19 +61,14 @@ def _statement(columns: tuple[str, ...], rows: int) -> str:
 
 
 def _postgres(connection: sa.Connection, rows: Sequence[Row]) -> dict[bytes, int]:
-    columns = tuple(rows[0])
-    arrays = {name: [row[name] for row in rows] for name in columns}
-    return pairs(connection.execute(_unnest(columns), arrays))
+    return pairs(connection.execute(_from_arrays(tuple(rows[0])), arrays(rows)))
 
 
 @functools.cache
-def _unnest(columns: tuple[str, ...]) -> sa.Executable:
-    types = {name: postgresql.ARRAY(deliveries.c[name].type) for name in columns}
-    arrays = [sa.bindparam(name, type_=types[name]) for name in columns]
-    given = sa.func.unnest(*arrays).table_valued(*columns).render_derived()
+def _from_arrays(columns: tuple[str, ...]) -> sa.Executable:
     return (
         postgresql.insert(deliveries)
-        .from_select([*columns, "due_at"], sa.select(*given.c, CLOCK["postgresql"]))
+        .from_select([*columns, "due_at"], sa.select(*given(deliveries, columns).c, now()))
         .on_conflict_do_nothing(index_elements=["digest"])
         .returning(deliveries.c.digest, deliveries.c.id)
     )

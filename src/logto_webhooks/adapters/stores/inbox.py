@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from logto_webhooks.adapters.stores import codec, statements
 from logto_webhooks.adapters.stores.bulk import insert_new
-from logto_webhooks.adapters.stores.dialect import chunks, pairs
+from logto_webhooks.adapters.stores.dialect import chunks, now, pairs
 from logto_webhooks.adapters.stores.schema import deliveries, is_odd, is_pending
 from logto_webhooks.core.delivery import Delivery
 from logto_webhooks.core.lifecycle import State
@@ -33,37 +33,26 @@ def claim(
     connection: sa.Connection, token: str, limit: int, max_bytes: int, lease_s: float
 ) -> list[Claimed]:
     """Take due deliveries, the longest due first; nobody else gets them during the lease."""
-    now = connection.scalar(statements.now(connection.dialect.name)) or 0
-    due = connection.execute(statements.DUE, {"now": now, "most": limit})
-    ids = _within(max_bytes, due)
+    ids = _within(max_bytes, connection.execute(statements.DUE, {"most": limit}))
     if not ids:
         return []
-    lease = {"ids": ids, "by": token, "until": now + int(lease_s * 1000)}
-    connection.execute(statements.LEASE, lease)
-    rows = connection.execute(statements.CLAIMED, {"ids": ids})
-    return [Claimed(**row) for row in rows.mappings()]
+    lease = {"ids": ids, "by": token, "lease_ms": int(lease_s * 1000)}
+    rows = connection.execute(statements.LEASE, lease).mappings()
+    return [Claimed(**row) for row in sorted(rows, key=lambda row: row["id"])]
 
 
 def finish(connection: sa.Connection, token: str, outcomes: Sequence[Outcome]) -> None:
     """Write outcomes. Raises ClaimLost when any of them is no longer held by `token`."""
-    if not outcomes:
-        return
-    now = connection.scalar(statements.now(connection.dialect.name)) or 0
-    ids = [outcome.id for outcome in outcomes]
-    held = connection.execute(statements.HELD, {"ids": ids, "by": token}).all()
-    if len(held) < len(ids):
-        raise ClaimLost(count=len(ids) - len(held))
-    rows = [
-        {
-            "of": outcome.id,
-            "state": outcome.state.value,
-            "result": outcome.result,
-            "last_error": outcome.error,
-            "due_at": now + int(outcome.retry_after_s * 1000),
-        }
-        for outcome in outcomes
-    ]
-    connection.execute(statements.FINISH, rows)
+    alike: dict[tuple[Any, ...], list[int]] = {}
+    for each in outcomes:
+        said = (each.state.value, each.result, each.error, int(each.retry_after_s * 1000))
+        alike.setdefault(said, []).append(each.id)
+    held = 0
+    for (state, result, error, wait_ms), ids in alike.items():
+        values = {"state": state, "result": result, "last_error": error, "wait_ms": wait_ms}
+        held += connection.execute(statements.FINISH, values | {"ids": ids, "by": token}).rowcount
+    if held < len(outcomes):
+        raise ClaimLost(count=len(outcomes) - held)
 
 
 def counts(connection: sa.Connection) -> dict[str, int]:
@@ -80,8 +69,8 @@ def oldest_pending_s(connection: sa.Connection) -> float | None:
     """How long ago the oldest pending delivery was received; None if nothing is pending."""
     query = sa.select(sa.func.min(deliveries.c.received_at)).where(is_pending)
     oldest = connection.scalar(query)
-    now = connection.scalar(statements.now(connection.dialect.name)) or 0
-    return None if oldest is None else max(0, now - oldest) / 1000
+    moment = connection.scalar(sa.select(now())) or 0
+    return None if oldest is None else max(0, moment - oldest) / 1000
 
 
 def _within(max_bytes: int, sizes: Iterable[Any]) -> list[int]:

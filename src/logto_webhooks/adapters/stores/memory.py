@@ -91,17 +91,14 @@ class MemoryStore:
             )
 
     def lock(self, keys: Sequence[Key]) -> dict[Key, Record]:
-        """Return records; unknown ones become empty stubs."""
-        for key in keys:
-            if key not in self.tables.records:
-                self.tables.records[key] = Record(key, local_id=str(uuid.uuid4()))
-                self.tables.since[key] = self._clock.now()
-        return {key: self.tables.records[key] for key in keys}
+        """Return records; of unknown ones there are empty stubs."""
+        return {key: self.tables.records.get(key) or Record(key) for key in keys}
 
     def save(self, changed: Sequence[Record]) -> None:
         """Write records; rows are made when they are asked for."""
         for record in changed:
-            self.tables.records[record.key] = record
+            kept = record if record.kept else replace(record, local_id=str(uuid.uuid4()))
+            self.tables.records[record.key] = kept
             if record.waiting_for is None:
                 self.tables.since.pop(record.key, None)
             else:

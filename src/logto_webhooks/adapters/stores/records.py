@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import itertools
-import uuid
 from collections.abc import Sequence
 from typing import Any
 
 import sqlalchemy as sa
+from msgspec.structs import replace
 
-from logto_webhooks.adapters.stores import codec, statements
-from logto_webhooks.adapters.stores.dialect import chunks
+from logto_webhooks.adapters.stores import codec, statements, write
+from logto_webhooks.adapters.stores.codec import local_id
 from logto_webhooks.adapters.stores.schema import members, records
 from logto_webhooks.core.mirror import row_of
 from logto_webhooks.core.ports import Waiting
 from logto_webhooks.core.record import Key, Kind, Record
 
+_ByKind = dict[Kind, dict[str, Any]]
 _SIDES: dict[Kind, tuple[sa.Column[Any], sa.Column[Any]]] = {
     "user": (records.c.user_id, members.c.logto_user_id),
     "organization": (records.c.organization_id, members.c.logto_organization_id),
@@ -23,33 +24,27 @@ _SIDES: dict[Kind, tuple[sa.Column[Any], sa.Column[Any]]] = {
 
 
 def lock(connection: sa.Connection, keys: Sequence[Key]) -> dict[Key, Record]:
-    """Hold records until the transaction ends; unknown ones become empty stubs."""
-    if not keys:
-        return {}
-    dialect = connection.dialect.name
-    now = connection.scalar(statements.now(dialect)) or 0
-    stubs = [codec.stub_row(key, str(uuid.uuid4()), now) for key in keys]
-    connection.execute(statements.stub(dialect), stubs)
-    found: dict[Key, Record] = {}
-    for kind, group in itertools.groupby(keys, key=lambda key: key.kind):
-        for ids in chunks([key.id for key in group]):
-            rows = connection.execute(statements.LOCK, {"of_kind": kind, "ids": ids})
-            records_found = map(codec.record_of, rows.mappings())
-            found.update((record.key, record) for record in records_found)
-    return found
+    """Hold records until the transaction ends; of unknown ones there are empty stubs."""
+    by_kind = {
+        kind: {"of_kind": kind, "ids": [key.id for key in group]}
+        for kind, group in itertools.groupby(keys, key=lambda key: key.kind)
+    }
+    if connection.dialect.name == "postgresql":  # only what is there can be locked
+        _keep(connection, _unknown(connection, keys, by_kind))
+    found = {
+        record.key: record
+        for wanted in by_kind.values()
+        for record in map(codec.record_of, connection.execute(statements.LOCK, wanted).mappings())
+    }
+    return {key: found.get(key) or Record(key) for key in keys}
 
 
 def save(connection: sa.Connection, changed: Sequence[Record]) -> None:
     """Write locked records, and the rows of the mirror that follow from them."""
-    if not changed:
-        return
-    rows = [
-        codec.record_row(each) | {"of_kind": each.key.kind, "of": each.key.id} for each in changed
-    ]
-    names = tuple(codec.record_row(changed[0]))
-    connection.execute(statements.save(connection.dialect.name, names), rows)
-    for kind in statements.MIRROR:
-        _project(connection, kind, [each for each in changed if each.key.kind == kind])
+    kept = [each if each.kept else replace(each, local_id=local_id()) for each in changed]
+    write.upsert(connection, records, [codec.record_row(each) for each in kept])
+    for kind in write.MIRROR:
+        _project(connection, kind, [each for each in kept if each.key.kind == kind])
 
 
 def drop_memberships(connection: sa.Connection, ends: Sequence[Record]) -> None:
@@ -95,6 +90,20 @@ def to_ask_about(connection: sa.Connection) -> int:
     return _count(connection, records.c.refetch_since.is_not(None))
 
 
+def _unknown(connection: sa.Connection, keys: Sequence[Key], by_kind: _ByKind) -> list[Key]:
+    known = {
+        Key(kind, logto_id)
+        for kind, wanted in by_kind.items()
+        for logto_id in connection.scalars(statements.KNOWN, wanted)
+    }
+    return [key for key in keys if key not in known]
+
+
+def _keep(connection: sa.Connection, keys: Sequence[Key]) -> None:
+    rows = [codec.record_row(Record(key, local_id=local_id())) for key in keys]
+    write.insert(connection, records, rows)
+
+
 def _project(connection: sa.Connection, kind: str, changed: Sequence[Record]) -> None:
     present, absent = [], []
     for record in changed:
@@ -104,8 +113,7 @@ def _project(connection: sa.Connection, kind: str, changed: Sequence[Record]) ->
             absent.append({"organization": organization.id, "user": user.id})
         elif row is not None:
             present.append(row if kind == "membership" else row | {"id": record.local_id})
-    if present:
-        connection.execute(statements.upsert(connection.dialect.name, kind), present)
+    write.upsert(connection, write.MIRROR[kind], present)
     if absent:
         connection.execute(statements.LEAVE, absent)
 

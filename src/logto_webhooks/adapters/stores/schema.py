@@ -55,19 +55,40 @@ class Document(Json):
         )
 
 
+class _Timestamp(sa.types.UserDefinedType[str]):
+    cache_ok = True
+
+    def get_col_spec(self, **options: Any) -> str:
+        return "DATETIME"
+
+
 class Moment(sa.types.TypeDecorator[int]):
-    """Milliseconds since the epoch here, a timestamp with time zone (UTC) in the table."""
+    """Milliseconds since the epoch here, a timestamp with time zone (UTC) in the table.
+
+    On SQLite it is the text that SQLAlchemy's DateTime writes, without its detour.
+    """
 
     impl = sa.DateTime(timezone=True)
     cache_ok = True
 
-    def process_bind_param(self, value: int | None, dialect: sa.Dialect) -> datetime | None:
-        """Make a timestamp."""
-        return None if value is None else datetime.fromtimestamp(value / 1000, UTC)
+    def load_dialect_impl(self, dialect: sa.Dialect) -> sa.types.TypeEngine[Any]:
+        """Choose by the database."""
+        return _Timestamp() if dialect.name == "sqlite" else super().load_dialect_impl(dialect)
 
-    def process_result_value(self, value: datetime | None, dialect: sa.Dialect) -> int | None:
+    def process_bind_param(self, value: int | None, dialect: sa.Dialect) -> Any:
+        """Make a timestamp."""
+        if value is None:
+            return None
+        moment = datetime.fromtimestamp(value / 1000, UTC)
+        if dialect.name == "sqlite":
+            return moment.replace(tzinfo=None).isoformat(" ", "microseconds")
+        return moment
+
+    def process_result_value(self, value: Any, dialect: sa.Dialect) -> int | None:
         """Make milliseconds; SQLite's timestamps have no zone."""
-        return None if value is None else to_millis(value)
+        if value is None:
+            return None
+        return to_millis(datetime.fromisoformat(value) if isinstance(value, str) else value)
 
 
 Millis = sa.BigInteger

@@ -31,7 +31,7 @@ class SqlStore:
         inbox.finish(self._connection, token, outcomes)
 
     def lock(self, keys: Sequence[Key]) -> dict[Key, Record]:
-        """Hold records until the transaction ends; unknown ones become empty stubs."""
+        """Hold records until the transaction ends; of unknown ones there are empty stubs."""
         return records.lock(self._connection, keys)
 
     def save(self, changed: Sequence[Record]) -> None:
