@@ -6,7 +6,7 @@ PORT ?=
 WORKERS ?= auto
 ORDERS ?=
 
-.PHONY: help demo test orders bench crash races search check format lint types docs lock clean
+.PHONY: help demo test orders bench crash endure races search check format lint types docs lock clean
 
 help: ## Say what there is
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | sort
@@ -32,6 +32,9 @@ bench: .venv/made ## Measure, against the bare server, the usual view and bare S
 
 crash: .venv/made ## Kill everything KILLS times (default 100) under load, and compare with the truth
 	$(BIN)/python -m tests.crash --kills $(or $(KILLS),100) $(if $(SEED),--seed $(SEED))
+
+endure: .venv/made ## Load 2 receivers and 4 workers on one PostgreSQL for MINUTES (default 10)
+	$(BIN)/python -m tests.crash --kills 0 --minutes $(or $(MINUTES),10) --workers 4 --database postgres $(if $(SEED),--seed $(SEED))
 
 races: .venv/made ## Race deletions against additions and changes 1,000 times on PostgreSQL
 	LOGTO_WEBHOOKS_TEST_RACES=1000 $(BIN)/pytest -n $(WORKERS) tests/test_races.py

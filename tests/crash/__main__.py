@@ -19,6 +19,8 @@ def main() -> None:
     """Run on each database that is asked for."""
     parser = argparse.ArgumentParser(prog="make crash")
     parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--minutes", type=float, default=0, help="of load after the last kill")
+    parser.add_argument("--workers", type=int, help="work instead of the receivers")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10_000))
     parser.add_argument("--database", choices=["sqlite", "postgres"], action="append")
     options = parser.parse_args()
@@ -27,7 +29,14 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="logto-webhooks-crash-") as folder:
             victim: Victim = SqliteVictim(Path(folder)) if name == "sqlite" else PostgresVictim()
             try:
-                harness = Harness(victim, Path(folder), options.kills, options.seed)
+                harness = Harness(
+                    victim,
+                    Path(folder),
+                    options.kills,
+                    options.seed,
+                    options.minutes * 60,
+                    options.workers,
+                )
                 result = asyncio.run(harness.run())
             finally:
                 victim.close()

@@ -7,6 +7,8 @@ import warnings
 from pathlib import Path
 from typing import Any, Protocol
 
+import sqlalchemy as sa
+
 
 class Victim(Protocol):
     """A database that can be stopped hard and started again."""
@@ -20,6 +22,9 @@ class Victim(Protocol):
 
     def start(self) -> None:
         """Start it again."""
+
+    def deadlocks(self) -> int:
+        """How many it counted since it started."""
 
     def close(self) -> None:
         """Remove it."""
@@ -40,6 +45,10 @@ class SqliteVictim:
 
     def start(self) -> None:
         """Nothing to start."""
+
+    def deadlocks(self) -> int:
+        """There is one writer."""
+        return 0
 
     def close(self) -> None:
         """Its folder is the harness's."""
@@ -70,6 +79,14 @@ class PostgresVictim:
     def start(self) -> None:
         """Start, and wait until it has recovered."""
         self._server.ensure_postgres_running()
+
+    def deadlocks(self) -> int:
+        """As the server counts them; an answer of its statistics, which lag by a second."""
+        engine = sa.create_engine(sa.make_url(self.url).set(drivername="postgresql+psycopg"))
+        with engine.connect() as connection:
+            count = connection.scalar(sa.text("SELECT sum(deadlocks) FROM pg_stat_database"))
+        engine.dispose()
+        return int(count or 0)
 
     def close(self) -> None:
         """Stop, and remove the folder."""

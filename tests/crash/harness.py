@@ -39,11 +39,12 @@ SLOW_LIFE_MS = (300, 400)  # changes keep their distance, so that the truth is e
 
 
 class Result(Struct, kw_only=True):
-    """What the harness found; the first five must be as a crash-safe service has them."""
+    """What the harness found; the first six must be as a crash-safe service has them."""
 
     lost: int
     applied_twice: int
     wrong: int
+    deadlocks: int
     pending: int
     doubtful: int
     deliveries: int
@@ -56,15 +57,17 @@ class Result(Struct, kw_only=True):
     @property
     def good(self) -> bool:
         """Whether nothing was lost, doubled or wrong."""
-        return not (self.lost or self.applied_twice or self.wrong or self.pending or self.doubtful)
+        flaws = (self.lost, self.applied_twice, self.wrong, self.deadlocks, self.pending)
+        return not (any(flaws) or self.doubtful)
 
 
 class Process:
     """A receiver or a worker, which can be killed and started again; logs to a file."""
 
-    def __init__(self, folder: Path, number: int, url: str, port: int | None) -> None:
+    def __init__(self, folder: Path, number: int, url: str, port: int | None, works: bool) -> None:
         self._log = folder / f"{number}.log"
         command = ["worker"] if port is None else ["serve", "--port", str(port)]
+        command += [] if works else ["--no-worker"]
         self._command = [*command, "--database-url", url, "--log-format", "json"]
         self._folder = folder
         self.start()
@@ -99,7 +102,18 @@ class Process:
 class Harness:
     """Sends a generated life from 64 connections while things are killed."""
 
-    def __init__(self, victim: Victim, folder: Path, kills: int, seed: int) -> None:
+    def __init__(
+        self,
+        victim: Victim,
+        folder: Path,
+        kills: int,
+        seed: int,
+        seconds: float = 0,
+        workers: int | None = None,
+    ) -> None:
+        """`seconds` of load follow the last kill; `workers` work instead of the receivers."""
+        self._seconds = seconds
+        self._workers = workers
         self._victim = victim
         self._random = random.Random(seed)
         self._life = Life(random.Random(seed), SLOW_LIFE_MS)
@@ -109,7 +123,6 @@ class Harness:
         self._processes: list[Process] = []
         self._done = False
         self._bodies: list[bytes] = []
-        self._taken = 0
         self._queue: list[bytes] = []
         self._answered: set[bytes] = set()
         self._counts = Counter[str]()
@@ -117,13 +130,16 @@ class Harness:
     async def run(self) -> Result:
         """Live, kill, recover, compare."""
         await _migrate(self._victim.url)
-        kinds: list[int | None] = [*self._ports, *[None] * self._victim.workers]
+        alone = self._workers is not None
+        workers = self._workers if self._workers is not None else self._victim.workers
+        kinds: list[int | None] = [*self._ports, *[None] * workers]
         self._processes = [
-            Process(self._folder, number, self._victim.url, port)
+            Process(self._folder, number, self._victim.url, port, port is None or not alone)
             for number, port in enumerate(kinds)
         ]
         sending = [asyncio.create_task(self._send()) for _ in range(CONNECTIONS)]
         await self._kill()
+        await asyncio.sleep(self._seconds)
         self._done = True
         await asyncio.gather(*sending)
         started = time.monotonic()
@@ -137,6 +153,7 @@ class Harness:
             lost=await self._lost(),
             applied_twice=sum(count > 1 for count in twice.values()),
             wrong=len(found),
+            deadlocks=self._victim.deadlocks(),
             pending=pending,
             doubtful=doubtful,
             deliveries=len(set(self._bodies)),
@@ -167,8 +184,7 @@ class Harness:
         """Live on a little; what happened is sent in disorder, some of it twice."""
         for _ in range(DISORDER):
             self._life.step()
-        bodies = self._life.bodies
-        new, self._taken = bodies[self._taken :], len(bodies)
+        new = self._life.take()
         self._bodies += new
         self._queue = new + self._random.sample(new, int(len(new) * DUPLICATES))
         self._random.shuffle(self._queue)
@@ -191,7 +207,7 @@ class Harness:
 
     async def _drained(self) -> int:
         pending = -1
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 120 + self._seconds
         while pending and time.monotonic() < deadline:
             for process in self._processes:
                 if not process.alive:

@@ -21,7 +21,7 @@ LAG_MS = 100
 
 
 class Life:
-    """Lives by `step`; `bodies` are the deliveries, in the order of dispatch."""
+    """Lives by `step`; `bodies` are all deliveries, `take` gives the new ones."""
 
     def __init__(self, rng: random.Random, pause_ms: tuple[int, int]) -> None:
         """`pause_ms`: how long from the execution of one change to that of the next."""
@@ -30,6 +30,7 @@ class Life:
         self._now = 1_795_485_335_000
         self._number = 0
         self._sent: list[tuple[int, bytes]] = []
+        self._taken = 0
         self._users: dict[str, Json] = {}
         self._organizations: dict[str, Json] = {}
         self._members: set[tuple[str, str]] = set()
@@ -40,6 +41,11 @@ class Life:
     def bodies(self) -> list[bytes]:
         """All deliveries, in the order of dispatch."""
         return [body for _, body in sorted(self._sent)]
+
+    def take(self) -> list[bytes]:
+        """The deliveries since this was last asked, in the order of dispatch."""
+        new, self._taken = self._sent[self._taken :], len(self._sent)
+        return [body for _, body in sorted(new)]
 
     def final(self) -> Final:
         """What Logto says at the end."""
