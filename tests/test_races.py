@@ -7,12 +7,15 @@ import os
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
+from logto_webhooks.adapters.stores.sql import SqlStore
 from logto_webhooks.core.ports import Claimed, Host, Outcome, Store
-from logto_webhooks.core.record import Key, membership
+from logto_webhooks.core.record import Key, Record, membership
 from logto_webhooks.samples.signed import Signed
 from logto_webhooks.service import sync
 from logto_webhooks.testing import make
+from tests.support import postgres
 from tests.support.copy import ALL, StoreKind, delivery, open_host
 
 RACES = int(os.environ.get("LOGTO_WEBHOOKS_TEST_RACES", "40"))
@@ -68,6 +71,23 @@ def test_a_member_never_slips_into_a_deleted_organization(kind: StoreKind, tmp_p
         await host.close()
 
     asyncio.run(live())
+
+
+def test_who_only_reads_an_organization_shares_it() -> None:
+    """Two workers add members at once; who changes the organization waits for both."""
+    schema = postgres.emptied_schema()
+    url = postgres.server_url().set(drivername="postgresql+psycopg")
+    engine = sa.create_engine(url, execution_options={"schema_translate_map": {None: schema}})
+    acme = [Key("organization", "acme")]
+    with engine.begin() as connection:
+        SqlStore(connection).save([Record(acme[0])])
+    with engine.connect() as one, engine.connect() as other, engine.connect() as third:
+        for connection in (one, other):
+            assert SqlStore(connection).lock(acme, share=True)[acme[0]].kept
+        third.exec_driver_sql("SET LOCAL lock_timeout = 100")
+        with pytest.raises(sa.exc.OperationalError):
+            SqlStore(third).lock(acme)
+    engine.dispose()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -82,8 +82,11 @@ class Store(Protocol):
     def finish(self, token: str, outcomes: Sequence[Outcome]) -> None:
         """Write outcomes. Raises ClaimLost when any of them is no longer held by `token`."""
 
-    def lock(self, keys: Sequence[Key]) -> dict[Key, Record]:
-        """Hold records until the transaction ends; of unknown ones there are empty stubs."""
+    def lock(self, keys: Sequence[Key], *, share: bool = False) -> dict[Key, Record]:
+        """Hold records until the transaction ends; of unknown ones there are empty stubs.
+
+        Who only reads them may share them with others who do.
+        """
 
     def save(self, records: Sequence[Record]) -> None:
         """Write locked records, and the rows of the mirror that follow from them."""

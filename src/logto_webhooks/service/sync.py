@@ -70,12 +70,19 @@ def apply(store: Store, token: str, batch: Sequence[Planned]) -> list[Outcome]:
 
 
 def lock(store: Store, touched: Iterable[Key]) -> Records:
-    """Lock what is touched: users and organizations first, then memberships, each sorted."""
-    keys = set(touched)
-    memberships = {key for key in keys if key.kind == "membership"}
-    ends = {end for key in memberships for end in key.organization_and_user}
-    records = store.lock(sorted((keys - memberships) | ends))
-    return records | store.lock(sorted(memberships))
+    """Lock what is touched: organizations, users, memberships, each sorted.
+
+    Organizations that only gain members are shared; where one changes itself, all are held, for
+    two ways of locking in one pass would have no order.
+    """
+    changed = set(touched)
+    ends = {end for key in changed if key.kind == "membership" for end in key.organization_and_user}
+    records: Records = {}
+    for kind in ("organization", "user", "membership"):
+        keys = sorted(key for key in changed | ends if key.kind == kind)
+        share = kind == "organization" and changed.isdisjoint(keys)
+        records |= store.lock(keys, share=share)
+    return records
 
 
 def give_up(store: Store, claimed: Claimed) -> None:

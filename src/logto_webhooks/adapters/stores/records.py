@@ -23,7 +23,7 @@ _SIDES: dict[Kind, tuple[sa.Column[Any], sa.Column[Any]]] = {
 }
 
 
-def lock(connection: sa.Connection, keys: Sequence[Key]) -> dict[Key, Record]:
+def lock(connection: sa.Connection, keys: Sequence[Key], share: bool) -> dict[Key, Record]:
     """Hold records until the transaction ends; of unknown ones there are empty stubs."""
     by_kind = {
         kind: {"of_kind": kind, "ids": [key.id for key in group]}
@@ -31,10 +31,11 @@ def lock(connection: sa.Connection, keys: Sequence[Key]) -> dict[Key, Record]:
     }
     if connection.dialect.name == "postgresql":  # only what is there can be locked
         _keep(connection, _unknown(connection, keys, by_kind))
+    statement = statements.SHARE if share else statements.LOCK
     found = {
         record.key: record
         for wanted in by_kind.values()
-        for record in map(codec.record_of, connection.execute(statements.LOCK, wanted).mappings())
+        for record in map(codec.record_of, connection.execute(statement, wanted).mappings())
     }
     return {key: found.get(key) or Record(key) for key in keys}
 

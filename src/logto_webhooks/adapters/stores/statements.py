@@ -47,12 +47,13 @@ FINISH = (
 KNOWN = sa.select(records.c.logto_id).where(
     records.c.kind == sa.bindparam("of_kind"), among(records.c.logto_id, "ids")
 )
-LOCK = (
+_RECORDS = (
     sa.select(records)
     .where(records.c.kind == sa.bindparam("of_kind"), among(records.c.logto_id, "ids"))
     .order_by(records.c.kind, records.c.logto_id)
-    .with_for_update()
 )
+LOCK = _RECORDS.with_for_update()
+SHARE = _RECORDS.with_for_update(read=True)
 LEAVE = sa.delete(members).where(
     members.c.logto_organization_id == sa.bindparam("organization"),
     members.c.logto_user_id == sa.bindparam("user"),
