@@ -39,6 +39,13 @@ def _add(some: Sequence[Delivery], store: Store) -> None:
     store.add(some)
 
 
+async def filled(url: str, count: int, seed: int) -> None:
+    """Accept a backlog."""
+    database = database_of(url)
+    await fill(database, backlog(count, seed))
+    await database.host.close()
+
+
 async def synced(url: str, count: int, seed: int) -> tuple[float, float]:
     """Accept and apply a backlog; return both rates."""
     database = database_of(url)

@@ -14,12 +14,13 @@ def test_who_finds_no_room_waits_in_line() -> None:
         room, order, held, most = Room(10), [], [0], [0]
 
         async def hold(number: int, size: int) -> None:
-            async with room.taken(size):
-                order.append(number)
-                held[0] += size
-                most[0] = max(most[0], held[0])
-                await asyncio.sleep(0)
-                held[0] -= size
+            taken = await room.take(size)
+            order.append(number)
+            held[0] += size
+            most[0] = max(most[0], held[0])
+            await asyncio.sleep(0)
+            held[0] -= size
+            room.give_back(taken)
 
         sizes = [6, 6, 1, 10, 3, 3, 3, 3]
         await asyncio.gather(*[hold(number, size) for number, size in enumerate(sizes)])
@@ -35,11 +36,12 @@ def test_more_than_there_is_takes_all() -> None:
 
     async def live() -> bool:
         room = Room(10)
-        async with room.taken(99):
-            waiting = asyncio.ensure_future(room.taken(1).__aenter__())
-            await asyncio.sleep(0)
-            alone = not waiting.done()
-        await waiting
+        all_of_it = await room.take(99)
+        waiting = asyncio.ensure_future(room.take(1))
+        await asyncio.sleep(0)
+        alone = not waiting.done()
+        room.give_back(all_of_it)
+        assert await waiting == 1
         return alone
 
     assert asyncio.run(live())
@@ -50,12 +52,13 @@ def test_who_gives_up_leaves_no_gap() -> None:
 
     async def live() -> None:
         room = Room(10)
-        async with room.taken(8):
-            given_up = asyncio.ensure_future(room.taken(8).__aenter__())
-            await asyncio.sleep(0)
-            given_up.cancel()
-            await asyncio.sleep(0)
-        async with asyncio.timeout(1), room.taken(10):
-            pass
+        taken = await room.take(8)
+        given_up = asyncio.ensure_future(room.take(8))
+        await asyncio.sleep(0)
+        given_up.cancel()
+        await asyncio.sleep(0)
+        room.give_back(taken)
+        async with asyncio.timeout(1):
+            assert await room.take(10) == 10
 
     asyncio.run(live())

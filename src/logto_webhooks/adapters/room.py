@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 
 class Room:
-    """So many bytes; `taken` holds some of them for as long as the block runs."""
+    """So many bytes; who takes some of them gives them back."""
 
     def __init__(self, total: int) -> None:
         self._total = total
         self._free = total
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
-    @asynccontextmanager
-    async def taken(self, size: int) -> AsyncIterator[None]:
-        """Wait until there is room, and until those before have theirs."""
+    async def take(self, size: int) -> int:
+        """Wait until there is room, and those before have theirs; return what to give back."""
         wanted = min(size, self._total)
         if self._waiting or wanted > self._free:
             turn = asyncio.get_running_loop().create_future()
@@ -26,20 +23,18 @@ class Room:
             await self._wait(wanted, turn)
         else:
             self._free -= wanted
-        try:
-            yield
-        finally:
-            self._give_back(wanted)
+        return wanted
 
     async def _wait(self, wanted: int, turn: asyncio.Future[None]) -> None:
         try:
             await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
-                self._give_back(wanted)  # it came just as the caller went
+                self.give_back(wanted)  # it came just as the caller went
             raise
 
-    def _give_back(self, size: int) -> None:
+    def give_back(self, size: int) -> None:
+        """Let the next ones in."""
         self._free += size
         while self._waiting:
             wanted, turn = self._waiting[0]

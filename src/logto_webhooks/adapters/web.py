@@ -37,8 +37,11 @@ _CODES: Final = {404: "not_found", 405: "method_not_allowed"}
 class Room(Protocol):
     """Where bodies in flight are kept within bounds."""
 
-    def taken(self, size: int) -> AbstractAsyncContextManager[None]:
-        """Hold `size` bytes for as long as the block runs."""
+    async def take(self, size: int) -> int:
+        """Wait until there is room for `size` bytes; return what to give back."""
+
+    def give_back(self, size: int) -> None:
+        """Let the next ones in."""
 
 
 Ready = Callable[[], Awaitable[None]]
@@ -75,8 +78,11 @@ class Webhook:
         headers: list[tuple[bytes, bytes]] = scope["headers"]
         announced = next((value for name, value in headers if name == b"content-length"), b"")
         size = int(announced) if announced.isdigit() else self._max_body
-        async with self._room.taken(min(size, self._max_body)):
+        taken = await self._room.take(min(size, self._max_body))
+        try:
             await self._take(headers, size, receive, send)
+        finally:
+            self._room.give_back(taken)
 
     async def _take(
         self, headers: list[tuple[bytes, bytes]], size: int, receive: Receive, send: Send
