@@ -128,7 +128,7 @@ class TestMigrate:
         fill(tmp_path, 2)
         second = command("migrate", folder=tmp_path)
         assert first.stdout == second.stdout
-        assert "is at schema 0001" in second.stdout
+        assert "is at schema 0002" in second.stdout
         assert '"pending":2' in command("status", "--json", folder=tmp_path).stdout
 
 
@@ -142,6 +142,8 @@ class TestStatus:
             "deliveries": {"pending": 3, "done": 0, "ignored": 0, "dead": 0},
             "doubtful": 0,
             "refetch": 0,
+            "recovered": 0,
+            "complete_up_to": None,
         }
 
     def test_without_a_database_it_says_what_to_run(self, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 
+from logto_webhooks.adapters.stores import migrate
 from logto_webhooks.testing import make
 from tests.crash.databases import PostgresVictim
 from tests.crash.harness import free_port
@@ -127,7 +128,7 @@ def test_an_older_schema_is_refused_and_a_newer_one_is_good(
             with Service(tmp_path, *options) as service:
                 assert accepted(service)
     finally:
-        execute(server, f"UPDATE {table} SET version_num = '0001'")
+        execute(server, f"UPDATE {table} SET version_num = '{migrate.head()}'")
 
 
 def test_a_server_that_is_stopped_is_a_503_and_recovers(

@@ -10,7 +10,7 @@ import pytest
 
 from logto_webhooks.core.delivery import Delivery
 from logto_webhooks.core.lifecycle import State
-from logto_webhooks.core.ports import Accepted, Claimed, Found, Outcome, Store
+from logto_webhooks.core.ports import Accepted, Claimed, Found, Outcome, Progress, Store
 from logto_webhooks.core.record import (
     Drop,
     Key,
@@ -203,6 +203,29 @@ class TestInbox:
         )
         status = run(lambda store: store.status())
         assert status.deliveries == {"pending": 1, "done": 1, "ignored": 1, "dead": 1}
+
+
+class TestProgress:
+    def test_how_far_work_has_come_is_kept(self, run: Run) -> None:
+        """By name; the last that was kept counts."""
+        assert run(lambda store: store.progress("one")) is None
+        run(lambda store: store.progress("one", Progress(5, 1)))
+        assert run(lambda store: store.progress("one", Progress(T0, 2))) == Progress(T0, 2)
+        assert run(lambda store: store.progress("one")) == Progress(T0, 2)
+        assert run(lambda store: store.progress("other")) is None
+
+    def test_what_log_brought_back_is_counted(self, run: Run) -> None:
+        """And up to when the copy is complete."""
+        assert run(lambda store: store.status()).complete_up_to is None
+        run(lambda store: store.progress("recover", Progress(T0, 7)))
+        status = run(lambda store: store.status())
+        assert (status.complete_up_to, status.recovered) == (T0, 7)
+
+    def test_the_newest_bodies_come_first(self, run: Run) -> None:
+        """No more than asked for."""
+        new = [delivery(make.user_created(id=name).body) for name in ("ana", "bo", "cy")]
+        run(lambda store: store.add(new))
+        assert run(lambda store: store.recent(2)) == [new[2].body, new[1].body]
 
 
 class TestRecords:

@@ -17,6 +17,13 @@ class LogtoWebhooksError(Exception):
         return " ".join(template.format(**self.__dict__).split())
 
 
+def described(error: Exception) -> str:
+    """Name an error without what it may quote of a payload or a statement."""
+    if isinstance(error, LogtoWebhooksError):
+        return str(error)
+    return f"unexpected {type(error).__name__}"
+
+
 class SignatureRejected(LogtoWebhooksError):
     """The signature is not valid: {reason}."""
 
@@ -110,6 +117,27 @@ class Unreachable(LogtoWebhooksError):
 
     url: str
     problem: str
+
+
+class ApiNotConfigured(LogtoWebhooksError):
+    """Logto's Management API isn't configured. Set LOGTO_ENDPOINT, LOGTO_M2M_APP_ID and
+    LOGTO_M2M_APP_SECRET: a machine-to-machine application of Logto's console that has the role
+    "Logto Management API access"."""
+
+
+class LogtoUnreachable(LogtoWebhooksError):
+    """Logto at {endpoint} can't be asked now: {problem}. It will be asked again."""
+
+    endpoint: str
+    problem: str
+
+
+class LogtoRefused(LogtoWebhooksError):
+    """Logto at {endpoint} refuses: {problem}. {hint}"""
+
+    endpoint: str
+    problem: str
+    hint: str
 
 
 class FileInTheWay(LogtoWebhooksError):

@@ -27,6 +27,13 @@ VARIABLES: Final[dict[str, tuple[str, ...]]] = {
     "max_body_bytes": ("LOGTO_WEBHOOKS_MAX_BODY_BYTES",),
     "max_attempts": ("LOGTO_WEBHOOKS_MAX_ATTEMPTS",),
     "lag_ms": ("LOGTO_WEBHOOKS_LAG_MS",),
+    "endpoint": ("LOGTO_ENDPOINT",),
+    "app_id": ("LOGTO_M2M_APP_ID",),
+    "app_secret": ("LOGTO_M2M_APP_SECRET",),
+    "api_resource": ("LOGTO_WEBHOOKS_API_RESOURCE",),
+    "api_budget": ("LOGTO_WEBHOOKS_API_BUDGET",),
+    "recover_every_s": ("LOGTO_WEBHOOKS_RECOVER_EVERY_S",),
+    "public_url": ("LOGTO_WEBHOOKS_PUBLIC_URL",),
     "log_format": ("LOGTO_WEBHOOKS_LOG_FORMAT",),
     "log_level": ("LOGTO_WEBHOOKS_LOG_LEVEL",),
 }
@@ -35,6 +42,7 @@ _CHOICES: Final = {
     "log_format": " or ".join(get_args(LogFormat)),
     "log_level": ", ".join(get_args(LogLevel)),
     "path": "a path such as /api/webhooks/logto",
+    "endpoint": "the address of a Logto, such as https://auth.example.com",
     "port": "a number from 0 to 65535",
 }
 
@@ -44,7 +52,8 @@ class Settings(Struct, frozen=True, kw_only=True):
 
     `signing_key` is one key of a hook, or several separated by commas. `lag_ms` is how much
     older than its dispatch a change may be for which Logto tells no time. Without `worker`, the
-    service only receives, and a process of its own must apply.
+    service only receives, and a process of its own must apply. `api_budget` is how many requests
+    a second Logto's Management API may be asked; `public_url` is where Logto reaches the webhook.
     """
 
     signing_key: str = ""
@@ -57,6 +66,13 @@ class Settings(Struct, frozen=True, kw_only=True):
     max_body_bytes: Annotated[int, Meta(ge=1)] = 8 * 2**20
     max_attempts: Annotated[int, Meta(ge=1)] = MAX_ATTEMPTS
     lag_ms: Annotated[int, Meta(ge=0)] = LAG_MS
+    endpoint: Annotated[str, Meta(pattern=r"\Ahttps?://[^/?#@\s]+/?\Z")] | None = None
+    app_id: str | None = None
+    app_secret: str | None = None
+    api_resource: str | None = None
+    api_budget: Annotated[float, Meta(gt=0)] = 15
+    recover_every_s: Annotated[int, Meta(ge=1)] = 300
+    public_url: str | None = None
     log_format: LogFormat = "text"
     log_level: LogLevel = "info"
 

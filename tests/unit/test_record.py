@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given
@@ -16,8 +16,10 @@ from logto_webhooks.core.record import (
     Group,
     Key,
     Put,
+    Read,
     Record,
     Refetch,
+    Told,
     Value,
     merge,
     merge_group,
@@ -166,7 +168,85 @@ def test_a_record_says_what_it_waits_for() -> None:
         ([], Refetch(ANA, "members", 1), "asks"),
     ],
 )
-def test_an_effect_has_a_word(before: list[Change], change: Change, word: str) -> None:
+def test_an_effect_has_a_word(before: list[Change], change: Told, word: str) -> None:
     """For people, in one word."""
     record = known(before)
     assert effect(record, change, merge(record, change)) == word
+
+
+changes = st.one_of(
+    st.builds(Put, st.just(ANA), st.dictionaries(st.just("own"), values, max_size=1)),
+    st.builds(
+        lambda content, at, took: Read(ANA, {"own": content}, at, at + took, settles=("members",)),
+        st.sampled_from("abc"),
+        st.integers(0, 3000),
+        st.integers(0, 200),
+    ),
+    st.builds(Refetch, st.just(ANA), st.sampled_from(["members", "other"]), st.integers(0, 3000)),
+)
+
+
+@given(some=st.lists(changes, min_size=1, max_size=8), data=st.data())
+def test_reads_need_no_order_either(some: list[Change], data: st.DataObject) -> None:
+    """What is known follows from the set of deliveries and answers."""
+    again = data.draw(st.permutations(some + some[: len(some) // 2]))
+    assert known(some) == known(again)
+
+
+class Lived(NamedTuple):
+    """Writes to one user, in order: what, when it was made, when it was sent, whether in part."""
+
+    writes: list[tuple[str, int, int, bool]]
+
+    def at(self, moment: int) -> str:
+        """What Logto answers then."""
+        return [content for content, made, *_ in self.writes if made <= moment][-1]
+
+
+@st.composite
+def lives(draw: st.DrawFn) -> Lived:
+    made, writes = 1000, []
+    for content in draw(st.lists(st.sampled_from("abcd"), min_size=1, max_size=6)):
+        writes.append((content, made, made + draw(st.integers(0, 100)), draw(st.booleans())))
+        made += draw(st.integers(1, 150))
+    return Lived(writes)
+
+
+@given(lived=lives(), data=st.data())
+def test_a_read_neither_loses_to_what_is_older_nor_hides_what_is_newer(
+    lived: Lived, data: st.DataObject
+) -> None:
+    """Whatever order writes, answers and deliveries come in: what isn't in doubt is true."""
+    told: list[Change] = []
+    for content, made, sent, in_part in lived.writes:
+        value = Value(content, sent, sent - 100, sent) if in_part else whole(content, made, sent)
+        told.append(Put(ANA, {"own": value}))
+    last = lived.writes[-1][1]
+    for moment in data.draw(st.lists(st.integers(1000, last + 200), max_size=3)):
+        before, after = data.draw(st.integers(0, 80)), data.draw(st.integers(0, 80))
+        told.append(Read(ANA, {"own": lived.at(moment)}, moment - before, moment + after))
+    record = known(data.draw(st.permutations(told)))
+    assert record.doubts or record.groups["own"].content == lived.writes[-1][0]
+
+
+@given(lived=lives(), data=st.data())
+def test_a_read_after_all_settles_what_was_lost(lived: Lived, data: st.DataObject) -> None:
+    """Whichever deliveries came: all of them had been sent when Logto was asked."""
+    came = data.draw(st.lists(st.sampled_from(lived.writes), unique=True))
+    told: list[Change] = [
+        Put(ANA, {"own": whole(content, made, sent)}) for content, made, sent, _ in came
+    ]
+    end = max(sent for _, _, sent, _ in lived.writes)
+    told.append(Read(ANA, {"own": lived.at(end)}, end, end + 50))
+    record = known(data.draw(st.permutations(told)))
+    assert record.groups["own"].content == lived.writes[-1][0]
+    assert record.waiting_for is None
+
+
+def test_a_read_meets_needs_that_arose_before() -> None:
+    """A later one is still there, and an older one that comes later isn't."""
+    asked = Read(ANA, {"own": "a"}, 1000, 1010, settles=("members",))
+    assert known([Refetch(ANA, "members", 1000), asked]).waiting_for is None
+    assert known([asked, Refetch(ANA, "members", 999)]).waiting_for is None
+    assert known([asked, Refetch(ANA, "members", 1001)]).waiting_for == "members"
+    assert known([asked, Refetch(ANA, "other", 1)]).waiting_for == "other"

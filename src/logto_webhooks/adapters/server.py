@@ -71,7 +71,8 @@ class PatientProtocol(HttpToolsProtocol):
 def listen(host: str, port: int) -> socket.socket:
     """Take the address. Raises PortTaken."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family)
+    # The protocol, too: asyncio's own loop answers at once only where it is named.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))

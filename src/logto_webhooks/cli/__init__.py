@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from logto_webhooks.cli import demo, look, send, serve, setup
+from logto_webhooks.cli import demo, look, recover, send, serve, setup
 from logto_webhooks.errors import LogtoWebhooksError
 
 app = typer.Typer(
@@ -41,6 +41,7 @@ for command in (
     look.status,
     look.users,
     look.organizations,
+    recover.recover,
     send.trigger,
     send.sign,
 ):

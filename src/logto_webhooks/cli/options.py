@@ -48,6 +48,24 @@ LagMs = Annotated[
         "How much older than its dispatch a change can be, in milliseconds; 100 if unset.",
     ),
 ]
+Endpoint = Annotated[
+    str | None, _setting("endpoint", "Logto's address, such as https://auth.example.com.")
+]
+AppId = Annotated[str | None, _setting("app_id", "The machine-to-machine application's id.")]
+AppSecret = Annotated[str | None, _setting("app_secret", "Its secret.")]
+ApiResource = Annotated[
+    str | None, _setting("api_resource", "The Management API's identifier; derived if unset.")
+]
+ApiBudget = Annotated[
+    float | None, _setting("api_budget", "How many requests a second Logto gets; 15 if unset.")
+]
+RecoverEvery = Annotated[
+    int | None,
+    _setting("recover_every_s", "How often Logto's log is asked, in seconds; 300 if unset."),
+]
+PublicUrl = Annotated[
+    str | None, _setting("public_url", "The URL at which Logto reaches the webhook.")
+]
 LogFormat = Annotated[str | None, _setting("log_format", "text or json; text if unset.")]
 LogLevel = Annotated[
     str | None, _setting("log_level", "debug, info, warning or error; info if unset.")

@@ -48,6 +48,21 @@ LOGTO_WEBHOOK_SIGNING_KEY=
 # Greater marks more records as doubtful, smaller misses some.
 #LOGTO_WEBHOOKS_LAG_MS=100
 
+# Logto's Management API: with it, what Logto sent and this service didn't get is brought back
+# from Logto's own log. A machine-to-machine application of Logto's console with the role
+# "Logto Management API access"; the endpoint is Logto's address.
+#LOGTO_ENDPOINT=https://auth.example.com
+#LOGTO_M2M_APP_ID=
+#LOGTO_M2M_APP_SECRET=
+# The API's identifier, where it can't be derived from the endpoint (Cloud with a domain of yours).
+#LOGTO_WEBHOOKS_API_RESOURCE=https://your-tenant.logto.app/api
+# How many requests a second Logto gets; Cloud allows 20.
+#LOGTO_WEBHOOKS_API_BUDGET=15
+# How often, in seconds, its log is asked.
+#LOGTO_WEBHOOKS_RECOVER_EVERY_S=300
+# Where Logto reaches the webhook, if its key and its deliveries aren't known here yet.
+#LOGTO_WEBHOOKS_PUBLIC_URL=https://your-host/api/webhooks/logto
+
 # text or json; debug, info, warning or error.
 #LOGTO_WEBHOOKS_LOG_FORMAT=text
 #LOGTO_WEBHOOKS_LOG_LEVEL=info

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from logto_webhooks.core import canonical
 from logto_webhooks.core.ports import Found, Status, Waiting
+from logto_webhooks.service.recover import Recovered
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -46,6 +47,8 @@ def show_status(status: Status, waiting: Sequence[Waiting]) -> None:
     oldest = status.oldest_pending_s
     rows += [
         ("oldest pending", "none" if oldest is None else f"{oldest:.1f} s"),
+        ("complete up to", shown("complete_at", status.complete_up_to) or "never asked Logto"),
+        ("recovered from Logto's log", status.recovered),
         ("records in doubt", status.doubtful),
         ("records to ask Logto about", status.refetch),
     ]
@@ -54,6 +57,20 @@ def show_status(status: Status, waiting: Sequence[Waiting]) -> None:
         cells = [(each.key.kind, each.key.id, each.reason) for each in waiting]
         more = f", of {status.refetch} the longest waiting" if status.refetch > len(cells) else ""
         table(f"\nTo ask Logto about{more}", ("kind", "id", "why"), cells, fold=True)
+
+
+def show_recovered(found: Recovered, dry_run: bool) -> None:
+    """Print what Logto's log had that the inbox lacked."""
+    rows: list[tuple[str, Any]] = [
+        ("since", shown("since_at", found.since)),
+        ("up to", shown("until_at", found.until)),
+        ("hooks", len(found.hooks)),
+        ("entries", found.entries),
+        ("would be recovered" if dry_run else "recovered", found.recovered),
+    ]
+    rows += [(f"  {why}", count) for why, count in sorted(found.causes.items())]
+    rows += [("can't know", why) for why in found.doubts]
+    table("", ("", ""), rows, fold=True)
 
 
 def show_found(found: Sequence[Found], kind: str) -> None:

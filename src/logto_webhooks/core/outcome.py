@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from logto_webhooks.core.record import Change, Drop, Record, Refetch
+from logto_webhooks.core.record import Drop, Record, Refetch, Told
 
 # The strongest first: a delivery that changes several records has the strongest of their words.
 OUTCOMES: Final = {
@@ -20,7 +20,7 @@ OUTCOMES: Final = {
 }
 
 
-def effect(known: Record, change: Change, merged: Record) -> str:
+def effect(known: Record, change: Told, merged: Record) -> str:
     """Say in a word what merging did: applied, stale, tombstoned, unchanged or asks."""
     if known.deleted_at is not None:
         return "tombstoned"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
 from msgspec import Struct
@@ -44,12 +44,24 @@ class Outcome(Struct, frozen=True, kw_only=True):
 
 
 class Status(Struct, frozen=True, kw_only=True):
-    """Counts of the inbox and the records; `oldest_pending_s` is None when nothing is pending."""
+    """Counts of the inbox and the records; `oldest_pending_s` is None when nothing is pending.
+
+    `recovered` is what Logto's log brought back, `complete_up_to` (ms) when it was last asked.
+    """
 
     deliveries: dict[str, int]
     doubtful: int
     refetch: int
     oldest_pending_s: float | None
+    recovered: int = 0
+    complete_up_to: int | None = None
+
+
+class Progress(Struct, frozen=True):
+    """How far long work has come: up to which moment (ms), and with how much to show for it."""
+
+    at: int
+    count: int
 
 
 class Waiting(Struct, frozen=True, kw_only=True):
@@ -68,6 +80,20 @@ class Found(Struct, frozen=True, kw_only=True):
     waiting_for: str | None
     memberships: list[str]
     memberships_in_doubt: list[str]
+
+
+class Answered(Struct, frozen=True, kw_only=True):
+    """What Logto's API answered: `content` is decoded JSON, None where there is no such thing.
+
+    Times in milliseconds: `asked_at` and `took` by our clock, `date` by Logto's, as its header
+    tells it to the second. `total` counts all items of a listing.
+    """
+
+    content: Any
+    asked_at: int
+    took: int
+    date: int | None = None
+    total: int | None = None
 
 
 class Store(Protocol):
@@ -94,6 +120,12 @@ class Store(Protocol):
     def drop_memberships(self, ends: Sequence[Record]) -> None:
         """End all memberships of deleted users and organizations, at the time of deletion."""
 
+    def recent(self, limit: int) -> list[bytes]:
+        """Return the bodies of the newest deliveries, the newest first."""
+
+    def progress(self, name: str, reached: Progress | None = None) -> Progress | None:
+        """Return how far the work of that name has come; keep `reached` before, if given."""
+
     def status(self) -> Status:
         """Count."""
 
@@ -118,6 +150,41 @@ class Host(Protocol):
 
     async def close(self) -> None:
         """Give back threads and connections."""
+
+
+class Logto(Protocol):
+    """Logto's Management API, within its budget; listings come page by page, as Logto has them.
+
+    All raise LogtoUnreachable for what may be better later, LogtoRefused for what a person has
+    to mend.
+    """
+
+    async def user(self, user_id: str) -> Answered:
+        """One user."""
+
+    async def organization(self, organization_id: str) -> Answered:
+        """One organization."""
+
+    def users(self) -> AsyncIterator[Answered]:
+        """All users, the newest first."""
+
+    def organizations(self) -> AsyncIterator[Answered]:
+        """All organizations."""
+
+    def members(self, organization_id: str) -> AsyncIterator[Answered]:
+        """An organization's members with their roles in it; none for an unknown organization."""
+
+    def roles(self, user_id: str) -> AsyncIterator[Answered]:
+        """A user's roles."""
+
+    def hooks(self) -> AsyncIterator[Answered]:
+        """All webhooks, with their signing keys."""
+
+    def log(self, hook_id: str, start: int, end: int) -> AsyncIterator[Answered]:
+        """What a hook tried to deliver between two moments (ms), the newest first."""
+
+    async def close(self) -> None:
+        """Give back the connections."""
 
 
 class Clock(Protocol):

@@ -23,11 +23,11 @@ from logto_webhooks.core.events.users import InteractionEvent, UserEvent
 from logto_webhooks.core.record import (
     MEMBERS,
     UNKNOWN_CHANGE,
-    Change,
     Drop,
     Key,
     Put,
     Refetch,
+    Told,
     Value,
     membership,
 )
@@ -37,7 +37,7 @@ LAG_MS: Final = 100  # a change is older than its dispatch: how much, where no s
 CAP: Final = 5000  # Logto cuts a list of members here, without a word
 
 
-def plan(event: Event, lag_ms: int = LAG_MS) -> list[Change]:
+def plan(event: Event, lag_ms: int = LAG_MS) -> list[Told]:
     """Say what an event changes; nothing for test payloads, and for events of no record.
 
     Raises MalformedEvent.
@@ -61,7 +61,7 @@ def plan(event: Event, lag_ms: int = LAG_MS) -> list[Change]:
     return []
 
 
-def _user(event: UserEvent | InteractionEvent, lag_ms: int) -> Change:
+def _user(event: UserEvent | InteractionEvent, lag_ms: int) -> Told:
     key = Key("user", event.user_id)
     if event.user is None:
         return Refetch(key, UNKNOWN_CHANGE, event.at)
@@ -96,7 +96,7 @@ def user_groups(user: User) -> Json:
     return {name: content for name, content in contents.items() if content is not UNSET}
 
 
-def _user_part(event: UserDataUpdated, lag_ms: int) -> Change:
+def _user_part(event: UserDataUpdated, lag_ms: int) -> Told:
     parts = {"custom_data": event.custom_data, "profile": event.profile}
     values = {
         name: Value(content, event.at, event.at - lag_ms, event.at)
@@ -106,7 +106,7 @@ def _user_part(event: UserDataUpdated, lag_ms: int) -> Change:
     return Put(Key("user", event.user_id), values, {"updatedAt": event.at})
 
 
-def _organization(event: WholeOrganizationEvent, lag_ms: int) -> Change:
+def _organization(event: WholeOrganizationEvent, lag_ms: int) -> Told:
     organization = event.organization
     if organization is None:
         return Refetch(Key("organization", event.organization_id), UNKNOWN_CHANGE, event.at)
@@ -127,10 +127,10 @@ def organization_group(organization: Organization) -> Json:
     }
 
 
-def _members(event: OrganizationMembershipUpdated, lag_ms: int) -> list[Change]:
+def _members(event: OrganizationMembershipUpdated, lag_ms: int) -> list[Told]:
     organization, at = event.organization_id, event.at
     added, removed = event.added_user_ids, event.removed_user_ids
-    changes: list[Change] = [_member(organization, user, True, at, lag_ms) for user in added]
+    changes: list[Told] = [_member(organization, user, True, at, lag_ms) for user in added]
     changes += [_member(organization, user, False, at, lag_ms) for user in removed]
     of_applications = event.added_application_ids or event.removed_application_ids
     untold = not (added or removed or of_applications)
@@ -139,13 +139,16 @@ def _members(event: OrganizationMembershipUpdated, lag_ms: int) -> list[Change]:
     return changes
 
 
-def _member(organization: str, user: str, present: bool, at: int, lag_ms: int) -> Change:
+def _member(organization: str, user: str, present: bool, at: int, lag_ms: int) -> Told:
     value = Value(present, at, at - lag_ms, at)
     return Put(membership(organization, user), {"present": value})
 
 
 def _stamp_and_start(updated_at: int | None, at: int, lag_ms: int) -> tuple[int, int]:
-    return (at, at - lag_ms) if updated_at is None else (updated_at, updated_at)
+    if updated_at is None:
+        return at, at - lag_ms
+    stamp = min(updated_at, at)  # nothing is sent before it was made
+    return stamp, stamp
 
 
 def _same_id(event: Event, expected: str, found: str) -> None:

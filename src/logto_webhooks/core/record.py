@@ -8,6 +8,8 @@ a record follows from the *set* of what is known about it.
 - Deletion is final: a tombstone outlives every late update.
 - A group is doubtful while a value that differs from the winner ended no earlier than the
   winner's start, less `GUARD_MS`. The two greatest ends of distinct digests are enough to tell.
+- What Logto's API answers beats every value that had ended when it was asked, whenever that
+  arrives; with a later one it competes as any other value.
 
 All times are Logto's, in milliseconds since the epoch.
 """
@@ -26,6 +28,8 @@ GUARD_MS: Final = 10
 DEAD_DELIVERY: Final = "dead delivery"
 MEMBERS: Final = "members"
 UNKNOWN_CHANGE: Final = "unknown change"
+NEVER: Final = -1
+_MET: Final = "met: "  # a fact: when Logto was last asked about such a need
 
 Kind = Literal["user", "organization", "membership"]
 Needs = dict[str, int]  # why Logto must be asked -> when that arose
@@ -52,8 +56,8 @@ def membership(organization_id: str, user_id: str) -> Key:
 class Value(Struct, frozen=True):
     """One group's content as one delivery tells it.
 
-    `stamp` orders values, `end` is when Logto sent it, `start` the earliest moment at which the
-    change can have been made.
+    `stamp` orders values and is never after `end`, which is when Logto sent it; `start` is the
+    earliest moment at which the change can have been made.
     """
 
     content: Any
@@ -78,6 +82,7 @@ class Group(Struct, frozen=True):
     start: int
     end: int
     ends: tuple[Rival, ...]
+    read_at: int = NEVER  # nothing that ended by then counts
 
     @property
     def doubtful(self) -> bool:
@@ -104,6 +109,16 @@ class Record(Struct, frozen=True):
     def kept(self) -> bool:
         """Whether a store has it."""
         return bool(self.local_id)
+
+    @property
+    def read_at(self) -> int | None:
+        """When Logto's API was last asked about it; None if never."""
+        newest = max((group.read_at for group in self.groups.values()), default=NEVER)
+        return None if newest == NEVER else newest
+
+    def asked_for(self, need: str) -> int:
+        """When Logto was last asked to meet such a need."""
+        return self.facts.get(f"{_MET}{need}", NEVER)
 
     @property
     def complete(self) -> bool:
@@ -145,6 +160,21 @@ class Drop(Struct, frozen=True):
     at: int
 
 
+class Read(Struct, frozen=True):
+    """What Logto's API answered about a record.
+
+    It was asked no earlier than `at`, and had answered by `end`, both on Logto's clock. `settles`
+    are the needs that it meets.
+    """
+
+    key: Key
+    contents: dict[str, Any]
+    at: int
+    end: int
+    facts: dict[str, int] = {}
+    settles: tuple[str, ...] = ()
+
+
 class Refetch(Struct, frozen=True):
     """Only Logto can tell more about the record."""
 
@@ -153,7 +183,8 @@ class Refetch(Struct, frozen=True):
     at: int
 
 
-Change = Put | Drop | Refetch
+Told = Put | Drop | Refetch  # by a delivery
+Change = Told | Read
 
 
 def merge(known: Record, change: Change) -> Record:
@@ -162,7 +193,9 @@ def merge(known: Record, change: Change) -> Record:
         deleted_at = change.at if known.deleted_at is None else min(change.at, known.deleted_at)
         merged = replace(known, deleted_at=deleted_at)
     elif isinstance(change, Refetch):
-        merged = replace(known, needs=_greatest(known.needs, {change.why: change.at}))
+        merged = _need(known, change)
+    elif isinstance(change, Read):
+        merged = _settle(known, change)
     else:
         groups = {
             name: merge_group(known.groups.get(name), value)
@@ -175,6 +208,8 @@ def merge(known: Record, change: Change) -> Record:
 
 def merge_group(known: Group | None, value: Value) -> Group:
     """The rule itself, for one group."""
+    if known is not None and value.end <= known.read_at:
+        return known
     digest = canonical.digest(value.content).hex()[:32]
     new = Group(
         content=value.content,
@@ -192,7 +227,39 @@ def merge_group(known: Group | None, value: Value) -> Group:
         start, end = max(known.start, new.start), max(known.end, new.end)
         return replace(known, start=start, end=end, ends=ends)
     winner = max(known, new, key=lambda group: (group.stamp, group.digest))
-    return replace(winner, ends=ends)
+    return replace(winner, ends=ends, read_at=known.read_at)
+
+
+def read_group(known: Group | None, content: Any, at: int, end: int) -> Group:
+    """The same for an answer of Logto's: forget what had ended by then, and compete."""
+    # Greater than the stamp of all that is forgotten: so nothing else of that can matter.
+    value = Value(content, stamp=at + 1, start=at, end=max(at + 1, end))
+    if known is None or at <= known.read_at:
+        merged = merge_group(known, value)
+        return replace(merged, read_at=max(at, merged.read_at))
+    ends = tuple(rival for rival in known.ends if rival.end > at)
+    remembered = replace(known, ends=ends) if known.end > at else None
+    merged = merge_group(remembered, value)
+    if remembered is None:
+        merged = replace(merged, ends=_two_greatest(ends, merged.ends[0]))
+    return replace(merged, read_at=at)
+
+
+def _settle(known: Record, read: Read) -> Record:
+    groups = {
+        name: read_group(known.groups.get(name), content, read.at, read.end)
+        for name, content in read.contents.items()
+    }
+    met = {f"{_MET}{need}": read.at for need in read.settles}
+    facts = _greatest(known.facts, read.facts | met)
+    needs = {need: at for need, at in known.needs.items() if at > facts.get(f"{_MET}{need}", NEVER)}
+    return replace(known, groups=known.groups | groups, facts=facts, needs=needs)
+
+
+def _need(known: Record, refetch: Refetch) -> Record:
+    if refetch.at <= known.asked_for(refetch.why):
+        return known
+    return replace(known, needs=_greatest(known.needs, {refetch.why: refetch.at}))
 
 
 def _two_greatest(known: tuple[Rival, ...], new: Rival) -> tuple[Rival, ...]:

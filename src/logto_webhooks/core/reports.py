@@ -66,4 +66,20 @@ class Resumed(Struct, frozen=True):
     """The worker goes on after a stall."""
 
 
-Report = Stored | Refused | NotStored | Synced | Failed | Stalled | Resumed
+class LookedBack(Struct, frozen=True):
+    """Logto's log was compared with the inbox; `causes` says why what it lacked had failed."""
+
+    entries: int
+    recovered: int
+    causes: str
+    doubts: tuple[str, ...]
+
+
+class NotAsked(Struct, frozen=True):
+    """Logto's API can't be asked now; it is asked again."""
+
+    problem: str
+    retry_in_s: float
+
+
+Report = Stored | Refused | NotStored | Synced | Failed | Stalled | Resumed | LookedBack | NotAsked

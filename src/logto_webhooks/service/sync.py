@@ -18,11 +18,14 @@ from logto_webhooks.core.projection import plan
 from logto_webhooks.core.record import (
     DEAD_DELIVERY,
     MEMBERS,
+    NEVER,
     Change,
     Drop,
     Key,
+    Read,
     Record,
     Refetch,
+    Told,
     merge,
 )
 from logto_webhooks.core.signature import vouch
@@ -36,7 +39,7 @@ class Planned(Struct, frozen=True):
 
     claimed: Claimed
     event: Event
-    changes: list[Change]
+    changes: list[Told]
 
 
 def plan_all(
@@ -56,17 +59,31 @@ def plan_all(
 
 def apply(store: Store, token: str, batch: Sequence[Planned]) -> list[Outcome]:
     """Apply planned deliveries and finish them. Raises ClaimLost."""
-    records = lock(store, [change.key for each in batch for change in each.changes])
-    before = dict(records)
+    before = lock(store, [change.key for each in batch for change in each.changes])
+    records = _unlisted(before)
     outcomes = [_merge_one(records, each) for each in batch]
+    _write(store, before, records)
+    store.finish(token, outcomes)
+    return outcomes
+
+
+def learn(store: Store, changes: Sequence[Change]) -> list[Record]:
+    """Apply what Logto's API answered; return the records that it changed."""
+    before = lock(store, [change.key for change in changes])
+    records = _unlisted(before)
+    for change in changes:
+        records[change.key] = merge(records[change.key], change)
+    return _write(store, before, records)
+
+
+def _write(store: Store, before: Records, records: Records) -> list[Record]:
     _bury(records)
     changed = [each for key, each in records.items() if each is not before[key] or not each.kept]
     store.save(changed)
     store.drop_memberships(
         [each for each in changed if each.deleted_at != before[each.key].deleted_at]
     )
-    store.finish(token, outcomes)
-    return outcomes
+    return changed
 
 
 def lock(store: Store, touched: Iterable[Key]) -> Records:
@@ -114,6 +131,18 @@ def _merge_one(records: Records, planned: Planned) -> Outcome:
 
 
 _STRONGEST_FIRST = list(OUTCOMES)
+
+
+def _unlisted(known: Records) -> Records:
+    """A pair of which nothing is known wasn't among the members when Logto last listed them."""
+    records = dict(known)
+    for key, record in known.items():
+        if key.kind == "membership" and not record.groups:
+            listed_at = known[key.organization_and_user[0]].asked_for(MEMBERS)
+            if listed_at != NEVER:
+                unlisted = Read(key, {"present": False}, listed_at, listed_at)
+                records[key] = merge(record, unlisted)
+    return records
 
 
 def _bury(records: Records) -> None:

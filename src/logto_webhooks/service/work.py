@@ -13,7 +13,7 @@ from logto_webhooks.core.lifecycle import MAX_ATTEMPTS, MOVES, Move, Retry, Stat
 from logto_webhooks.core.ports import Claimed, Clock, Host, Observer, Outcome, Store
 from logto_webhooks.core.projection import LAG_MS
 from logto_webhooks.core.reports import Failed, Report, Resumed, Stalled, Synced
-from logto_webhooks.errors import ClaimLost, LogtoWebhooksError, StoreUnavailable
+from logto_webhooks.errors import ClaimLost, StoreUnavailable, described
 from logto_webhooks.service import sync
 
 MAX_ROWS: Final = 512
@@ -84,7 +84,7 @@ class Worker:
         except Exception as error:
             self._stalls += 1
             wait = min(0.1 * 2.0 ** min(self._stalls, 10), LONGEST_STALL_S)
-            self._observe(Stalled(_describe(error), wait))
+            self._observe(Stalled(described(error), wait))
             await self._sleep(wait)
             return 1
         if self._stalls:
@@ -171,7 +171,7 @@ class Worker:
         outcome = Outcome(
             id=claimed.id,
             state=MOVES[State.PENDING, Move.GIVE_UP if wait is None else Move.RETRY],
-            error=_describe(error),
+            error=described(error),
             retry_after_s=wait or 0,
         )
         store.finish(self._token, [outcome])
@@ -201,10 +201,3 @@ class Pace:
         if self._budget_s is not None and rows:
             fitting = int(rows * self._budget_s / max(seconds, 1e-6))
             self.rows = max(1, min(fitting, self.rows * 2, MAX_ROWS))
-
-
-def _describe(error: Exception) -> str:
-    """Name an error without what it may quote of a payload or a statement."""
-    if isinstance(error, LogtoWebhooksError):
-        return str(error)
-    return f"unexpected {type(error).__name__}"

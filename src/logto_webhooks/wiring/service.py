@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-import time
 from collections.abc import AsyncIterator
 
 from starlette.types import ASGIApp
@@ -16,17 +15,11 @@ from logto_webhooks.core.ports import Observer
 from logto_webhooks.service.receive import GroupCommit, Receiver
 from logto_webhooks.service.work import Worker
 from logto_webhooks.settings import Settings
+from logto_webhooks.wiring.api import api_of, recovery_of
+from logto_webhooks.wiring.clock import SystemClock
 from logto_webhooks.wiring.databases import Database
 
 BODIES_IN_FLIGHT = 256 * 2**20
-
-
-class SystemClock:
-    """The machine's clock."""
-
-    def now(self) -> int:
-        """Milliseconds since the epoch."""
-        return time.time_ns() // 1_000_000
 
 
 class Service:
@@ -36,8 +29,10 @@ class Service:
         """Opens nothing. Raises SigningKeyMissing."""
         clock = SystemClock()
         self._database = database
-        self._works = settings.worker
+        self._settings = settings
+        self._observe = observe
         self.worker = worker_of(settings, database, observe)
+        self._api = api_of(settings) if settings.endpoint else None
         commit = GroupCommit(database.host, observe, stored=self.worker.wake)
         receiver = Receiver(settings.signing_keys, commit.add, clock, observe)
         self.app: ASGIApp = web.application(
@@ -51,14 +46,30 @@ class Service:
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, _: object) -> AsyncIterator[None]:
-        working = asyncio.create_task(self.worker.run()) if self._works else None
+        working = asyncio.create_task(self.worker.run()) if self._settings.worker else None
         try:
-            yield
+            async with self._recovering():
+                yield
         finally:
             self.worker.stop()
             if working:
                 await working
             await self._database.host.close()
+
+    @contextlib.asynccontextmanager
+    async def _recovering(self) -> AsyncIterator[None]:
+        settings = self._settings
+        if self._api is None:
+            yield
+            return
+        recovery = recovery_of(settings, self._api, self._database, self.worker.wake)
+        keeping = asyncio.create_task(recovery.keep(settings.recover_every_s, self._observe))
+        try:
+            yield
+        finally:
+            keeping.cancel()
+            await asyncio.gather(keeping, return_exceptions=True)
+            await self._api.close()
 
 
 def worker_of(settings: Settings, database: Database, observe: Observer) -> Worker:

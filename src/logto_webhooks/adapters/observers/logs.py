@@ -12,6 +12,8 @@ import msgspec
 
 from logto_webhooks.core.reports import (
     Failed,
+    LookedBack,
+    NotAsked,
     NotStored,
     Refused,
     Report,
@@ -56,6 +58,11 @@ def _line(report: Report) -> tuple[int, str, dict[str, Any]]:
             return logging.ERROR, "the worker waits for the database", fields
         case Resumed():
             return logging.INFO, "the worker goes on", fields
+        case LookedBack():
+            level = logging.WARNING if report.recovered or report.doubts else logging.INFO
+            return level, "compared the inbox with Logto's log", fields
+        case NotAsked():
+            return logging.ERROR, "Logto can't be asked", fields
 
 
 def _delivery(fields: dict[str, Any], outcome: str) -> dict[str, Any]:

@@ -54,6 +54,7 @@ def record_row(record: Record) -> Columns:
         "facts": record.facts,
         "needs": record.needs,
         "deleted_at": record.deleted_at,
+        "read_at": record.read_at,
         "doubtful": bool(record.doubts),
         "waiting_reason": record.waiting_for,
     }
@@ -78,6 +79,7 @@ def _standing(group: Group) -> Columns:
         "stamp": group.stamp,
         "start": group.start,
         "end": group.end,
+        "read_at": group.read_at,
         "digest": group.digest,
         "ends": [list(rival) for rival in group.ends],
     }

@@ -55,6 +55,12 @@ def finish(connection: sa.Connection, token: str, outcomes: Sequence[Outcome]) -
         raise ClaimLost(count=len(outcomes) - held)
 
 
+def recent(connection: sa.Connection, limit: int) -> list[bytes]:
+    """Return the bodies of the newest deliveries, the newest first."""
+    query = sa.select(deliveries.c.body).order_by(deliveries.c.id.desc()).limit(limit)
+    return list(connection.scalars(query))
+
+
 def counts(connection: sa.Connection) -> dict[str, int]:
     """Count deliveries by state; every state is there."""
     found = dict.fromkeys((state.value for state in State), 0)

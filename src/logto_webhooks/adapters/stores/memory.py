@@ -11,8 +11,18 @@ from msgspec.structs import replace
 
 from logto_webhooks.core.delivery import Delivery
 from logto_webhooks.core.lifecycle import State
+from logto_webhooks.core.log import RECOVER
 from logto_webhooks.core.mirror import row_of
-from logto_webhooks.core.ports import Accepted, Claimed, Clock, Found, Outcome, Status, Waiting
+from logto_webhooks.core.ports import (
+    Accepted,
+    Claimed,
+    Clock,
+    Found,
+    Outcome,
+    Progress,
+    Status,
+    Waiting,
+)
 from logto_webhooks.core.record import Drop, Key, Record, merge
 from logto_webhooks.errors import ClaimLost
 
@@ -37,10 +47,17 @@ class Tables(Struct):
     ids: dict[bytes, int] = {}
     records: dict[Key, Record] = {}
     since: dict[Key, int] = {}
+    progress: dict[str, Progress] = {}
 
     def copy(self) -> Tables:
         """Copy the tables; rows are frozen."""
-        return Tables(dict(self.inbox), dict(self.ids), dict(self.records), dict(self.since))
+        return Tables(
+            dict(self.inbox),
+            dict(self.ids),
+            dict(self.records),
+            dict(self.since),
+            dict(self.progress),
+        )
 
 
 class MemoryStore:
@@ -111,6 +128,17 @@ class MemoryStore:
                 if end.deleted_at is not None:
                     self.save([merge(self.tables.records[key], Drop(key, end.deleted_at))])
 
+    def recent(self, limit: int) -> list[bytes]:
+        """Return the bodies of the newest deliveries, the newest first."""
+        newest = sorted(self.tables.inbox, reverse=True)[:limit]
+        return [self.tables.inbox[number].delivery.body for number in newest]
+
+    def progress(self, name: str, reached: Progress | None = None) -> Progress | None:
+        """Return how far the work of that name has come; keep `reached` before, if given."""
+        if reached:
+            self.tables.progress[name] = reached
+        return self.tables.progress.get(name)
+
     def status(self) -> Status:
         """Count."""
         counts = dict.fromkeys((state.value for state in State), 0)
@@ -118,12 +146,15 @@ class MemoryStore:
         for row in rows:
             counts[row.state.value] += 1
         received = [row.delivery.received_at for row in rows if row.state is State.PENDING]
+        recovered = self.tables.progress.get(RECOVER)
         oldest = max(0, self._clock.now() - min(received)) / 1000 if received else None
         return Status(
             deliveries=counts,
             doubtful=sum(bool(record.doubts) for record in self.tables.records.values()),
             refetch=len(self.tables.since),
             oldest_pending_s=oldest,
+            recovered=recovered.count if recovered else 0,
+            complete_up_to=recovered.at if recovered else None,
         )
 
     def waiting(self, limit: int) -> list[Waiting]:

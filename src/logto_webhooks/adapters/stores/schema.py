@@ -185,6 +185,14 @@ organizations = sa.Table(
     sa.Column("deleted_at", Moment),
 )
 
+progress = sa.Table(
+    "logto_progress",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("at", Millis, nullable=False),
+    sa.Column("count", sa.BigInteger, nullable=False),
+)
+
 # No foreign keys: memberships come before their users.
 members = sa.Table(
     "logto_organization_members",

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import sqlalchemy as sa
 
-from logto_webhooks.adapters.stores import find, inbox, records
+from logto_webhooks.adapters.stores import find, inbox, progress, records
 from logto_webhooks.core.delivery import Delivery
-from logto_webhooks.core.ports import Accepted, Claimed, Found, Outcome, Status, Waiting
+from logto_webhooks.core.log import RECOVER
+from logto_webhooks.core.ports import Accepted, Claimed, Found, Outcome, Progress, Status, Waiting
 from logto_webhooks.core.record import Key, Record
 
 
@@ -42,17 +43,30 @@ class SqlStore:
         """End all memberships of deleted users and organizations, at the time of deletion."""
         records.drop_memberships(self._connection, ends)
 
+    def recent(self, limit: int) -> list[bytes]:
+        """Return the bodies of the newest deliveries, the newest first."""
+        return inbox.recent(self._connection, limit)
+
+    def progress(self, name: str, reached: Progress | None = None) -> Progress | None:
+        """Return how far the work of that name has come; keep `reached` before, if given."""
+        if reached:
+            progress.note(self._connection, name, reached)
+        return progress.read(self._connection, name)
+
     def waiting(self, limit: int) -> list[Waiting]:
         """List the records about which Logto must be asked, the longest waiting first."""
         return records.waiting(self._connection, limit)
 
     def status(self) -> Status:
         """Count."""
+        recovered = self.progress(RECOVER)
         return Status(
             deliveries=inbox.counts(self._connection),
             doubtful=records.doubtful(self._connection),
             refetch=records.to_ask_about(self._connection),
             oldest_pending_s=inbox.oldest_pending_s(self._connection),
+            recovered=recovered.count if recovered else 0,
+            complete_up_to=recovered.at if recovered else None,
         )
 
     def users(self, query: str, limit: int) -> list[Found]:

@@ -1,0 +1,142 @@
+"""The questions to Logto's Management API."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, Final
+from urllib.parse import quote
+
+from logto_webhooks.adapters.management.budget import Budget
+from logto_webhooks.adapters.management.exchange import REQUEST_S, Exchange
+from logto_webhooks.adapters.management.refusals import (
+    Reply,
+    not_a_logto,
+    refusal,
+    says_there_is_none,
+)
+from logto_webhooks.adapters.management.token import Application, Tokens
+from logto_webhooks.core.ports import Answered, Clock
+
+PAGE_SIZE: Final = 100  # Logto's greatest
+_CLOUD: Final = re.compile(r"\Ahttps://[a-z0-9-]+\.logto\.app\Z")
+
+
+class Management:
+    """The Management API of one Logto; implements `core.ports.Logto`.
+
+    `resource` is the API's identifier, `budget` a number of requests a second, `request_s` the
+    time for one try. The connections open on first use, and belong to one event loop.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        app_id: str,
+        app_secret: str,
+        *,
+        now: Clock,
+        resource: str | None = None,
+        budget: float = 15.0,
+        request_s: float = REQUEST_S,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._endpoint = endpoint.rstrip("/")
+        line = Budget(budget, sleep, monotonic)
+        self._exchange = Exchange(self._endpoint, line, now, sleep, request_s)
+        application = Application(app_id, app_secret, resource or resource_of(self._endpoint))
+        self._tokens = Tokens(self._exchange, application, monotonic)
+
+    async def user(self, user_id: str) -> Answered:
+        """One user."""
+        return await self._one(f"/api/users/{_part(user_id)}")
+
+    async def organization(self, organization_id: str) -> Answered:
+        """One organization."""
+        return await self._one(f"/api/organizations/{_part(organization_id)}")
+
+    def users(self) -> AsyncIterator[Answered]:
+        """All users, the newest first."""
+        return self._pages("/api/users")
+
+    def organizations(self) -> AsyncIterator[Answered]:
+        """All organizations."""
+        return self._pages("/api/organizations")
+
+    def members(self, organization_id: str) -> AsyncIterator[Answered]:
+        """An organization's members with their roles in it; none for an unknown organization."""
+        return self._pages(f"/api/organizations/{_part(organization_id)}/users")
+
+    def roles(self, user_id: str) -> AsyncIterator[Answered]:
+        """A user's roles; none for an unknown user."""
+        return self._pages(f"/api/users/{_part(user_id)}/roles")
+
+    def hooks(self) -> AsyncIterator[Answered]:
+        """All webhooks, with their signing keys."""
+        return self._pages("/api/hooks")
+
+    def log(self, hook_id: str, start: int, end: int) -> AsyncIterator[Answered]:
+        """What a hook tried to deliver between two moments (ms), the newest first."""
+        path = f"/api/hooks/{_part(hook_id)}/recent-logs"
+        return self._pages(path, start_time=start, end_time=end)
+
+    async def close(self) -> None:
+        """Give back the connections."""
+        await self._tokens.close()
+        await self._exchange.close()
+
+    async def _one(self, path: str) -> Answered:
+        reply = await self._ask(path)
+        if says_there_is_none(reply):
+            return _answered(reply, None)
+        self._check(reply, dict)
+        return _answered(reply, reply.content)
+
+    async def _pages(self, path: str, **params: int) -> AsyncIterator[Answered]:
+        """Page by `Total-Number`: the Link header lacks /api."""
+        page, more = 1, True
+        while more:
+            reply = await self._ask(path, page=page, page_size=PAGE_SIZE, **params)
+            if says_there_is_none(reply):
+                yield _answered(reply, [], 0)
+                return
+            self._check(reply, list)
+            # Without it nobody knows whether the listing is whole, and who misses in it is gone.
+            if reply.total is None:
+                raise not_a_logto(self._endpoint, reply)
+            yield _answered(reply, reply.content, reply.total)
+            more = bool(reply.content) and page * PAGE_SIZE < reply.total
+            page += 1
+
+    async def _ask(self, path: str, **params: int) -> Reply:
+        token = await self._tokens.authorization()
+        reply = await self._exchange.send("GET", path, token, params=params)
+        if reply.status == 401:
+            token = await self._tokens.instead_of(token)
+            reply = await self._exchange.send("GET", path, token, params=params)
+        return reply
+
+    def _check(self, reply: Reply, kind: type[dict[str, Any]] | type[list[Any]]) -> None:
+        if reply.status != 200:
+            raise refusal(self._endpoint, reply)
+        if not isinstance(reply.content, kind):
+            raise not_a_logto(self._endpoint, reply)
+
+
+def resource_of(endpoint: str) -> str:
+    """Return the identifier of an endpoint's Management API; of a custom domain nobody knows it."""
+    return f"{endpoint}/api" if _CLOUD.match(endpoint) else "https://default.logto.app/api"
+
+
+def _part(text: str) -> str:
+    """Quote a part of a path, its dots too: `..` would be the folder above."""
+    return quote(text, safe="").replace(".", "%2E")
+
+
+def _answered(reply: Reply, content: Any, total: int | None = None) -> Answered:
+    return Answered(
+        content=content, asked_at=reply.asked_at, took=reply.took, date=reply.date, total=total
+    )

@@ -1,0 +1,89 @@
+"""Bringing back what was lost: `recover`."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+from typing import Annotated
+
+import typer
+from rich.progress import Progress
+
+from logto_webhooks.adapters import server
+from logto_webhooks.cli import options, tables
+from logto_webhooks.core.events.base import to_millis
+from logto_webhooks.errors import SettingInvalid
+from logto_webhooks.service.recover import Recovered
+from logto_webhooks.settings import Settings
+from logto_webhooks.wiring import api_of, database_of, recovery_of
+
+_UNITS = {"m": "minutes", "h": "hours", "d": "days"}
+
+
+def recover(
+    since: Annotated[
+        str | None,
+        typer.Option(help="From when on: a time (2026-11-24T08:00Z), or 90m, 36h, 7d ago."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count.")] = False,
+    signing_key: options.SigningKey = None,
+    database_url: options.DatabaseUrl = None,
+    schema: options.Schema = None,
+    endpoint: options.Endpoint = None,
+    app_id: options.AppId = None,
+    app_secret: options.AppSecret = None,
+    api_resource: options.ApiResource = None,
+    api_budget: options.ApiBudget = None,
+    public_url: options.PublicUrl = None,
+    env_file: options.EnvFile = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Bring back from Logto's own log what was sent and isn't in the inbox."""
+    settings = options.settings(
+        env_file,
+        signing_key=signing_key,
+        database_url=database_url,
+        schema=schema,
+        endpoint=endpoint,
+        app_id=app_id,
+        app_secret=app_secret,
+        api_resource=api_resource,
+        api_budget=api_budget,
+        public_url=public_url,
+    )
+    start = None if since is None else _moment(since, datetime.now(UTC))
+    found = server.run(_recover(settings, start, dry_run))
+    if as_json:
+        print(tables.as_json(found))
+    else:
+        tables.show_recovered(found, dry_run)
+
+
+async def _recover(settings: Settings, since: int | None, dry_run: bool) -> Recovered:
+    api = api_of(settings)
+    database = database_of(settings.database_url, settings.schema)
+    try:
+        await database.check()
+        recovery = recovery_of(settings, api, database)
+        with Progress(
+            console=tables.err, transient=True, disable=not tables.err.is_terminal
+        ) as bar:
+            task = bar.add_task("Logto's log", total=1.0)
+            return await recovery.run(
+                since, dry_run, lambda found: bar.update(task, completed=found.done)
+            )
+    finally:
+        await api.close()
+        await database.host.close()
+
+
+def _moment(text: str, now: datetime) -> int:
+    """Milliseconds since the epoch. Raises SettingInvalid."""
+    ago = re.fullmatch(r"(\d{1,6})([mhd])", text)
+    try:
+        if ago:
+            return to_millis(now - timedelta(**{_UNITS[ago[2]]: int(ago[1])}))
+        return to_millis(datetime.fromisoformat(text))
+    except (ValueError, OverflowError):
+        problem = f"{text!r} is neither a time such as 2026-11-24T08:00Z nor 90m, 36h or 7d"
+        raise SettingInvalid(name="--since", problem=problem) from None

@@ -1,0 +1,54 @@
+"""Logto's own log of what it tried to deliver: what its entries and hooks mean."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any, Final
+
+from logto_webhooks.core import canonical
+from logto_webhooks.core.delivery import Delivery, identify
+from logto_webhooks.core.signature import vouch
+from logto_webhooks.errors import NotADelivery
+
+Json = dict[str, Any]
+
+RECOVER: Final = "recover"  # the name of this work's progress
+ANSWERED: Final = "answered 200, but not in the inbox"
+# What Logto writes as an attempt's error -> why it failed; the first that is found counts.
+_CAUSES: Final = (
+    ("status code 5", "answered 5xx"),
+    ("status code 401", "wrong signature"),
+    ("status code 4", "answered 4xx"),
+    ("timed out", "timed out"),
+    ("ECONNREFUSED", "refused"),
+    ("ECONNRESET", "connection reset"),
+)
+
+
+def delivery_of(entry: Json, received_at: int) -> Delivery | None:
+    """Make a delivery of an entry; None if it holds no body that Logto could have sent."""
+    request = entry.get("payload", {}).get("hookRequest")
+    body = request.get("body") if isinstance(request, dict) else None
+    try:
+        return identify(vouch(canonical.encode(body)), received_at, origin="log")
+    except NotADelivery:
+        return None
+
+
+def cause(entry: Json) -> str:
+    """Say why an entry's attempt came to nothing, in a word."""
+    payload = entry.get("payload", {})
+    if payload.get("result") == "Success":
+        return ANSWERED
+    text = str(payload.get("error", ""))
+    return next((word for sign, word in _CAUSES if sign in text), "another error")
+
+
+def points_here(
+    hook: Json, seen: Collection[str], keys: Collection[str], public_url: str | None
+) -> bool:
+    """Whether a hook is one of ours: by its key, by its accepted deliveries, or by its URL."""
+    config = hook.get("config")
+    url = config.get("url") if isinstance(config, dict) else None
+    same_url = bool(public_url) and str(url).rstrip("/") == str(public_url).rstrip("/")
+    return hook.get("signingKey") in keys or hook["id"] in seen or same_url

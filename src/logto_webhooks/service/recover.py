@@ -1,0 +1,183 @@
+"""What Logto sent and the inbox lacks comes back from Logto's own log, through the same inbox.
+
+Logto never sends again what failed, but its log has the body of every attempt. An entry is
+stamped when its attempt *ended*, up to 10 s after the delivery began, so each look overlaps the
+one before. The log comes newest first, so a long stretch is cut in halves, the older of which is
+looked at first: what is done is noted, memory stays constant, and a kill costs little.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from msgspec import Struct
+
+from logto_webhooks.core import canonical, log
+from logto_webhooks.core.delivery import Delivery
+from logto_webhooks.core.ports import Accepted, Clock, Host, Logto, Observer, Progress, Store
+from logto_webhooks.core.reports import LookedBack, NotAsked
+from logto_webhooks.errors import described
+
+OVERLAP_MS: Final = 15_000
+FIRST_MS: Final = 86_400_000  # how far back the first look goes
+MOST: Final = 1_000  # entries of one stretch, if it isn't short already
+SHORTEST_MS: Final = 1_000
+AGAIN_S: Final = 30.0  # after what went wrong
+_RECENT: Final = 200  # deliveries that are asked for the id of their hook
+
+
+class Recovered(Struct, kw_only=True):
+    """What a look found, up to `until` (ms); `causes` counts what the inbox lacked, by why."""
+
+    since: int
+    until: int
+    done: float = 0  # of the stretch, from 0 to 1
+    hooks: list[str] = []
+    entries: int = 0
+    recovered: int = 0
+    causes: dict[str, int] = {}
+    doubts: list[str] = []  # why something may be missing all the same
+
+
+class Recovery:
+    """Looks into Logto's log, over what wasn't looked at yet."""
+
+    def __init__(
+        self,
+        logto: Logto,
+        host: Host,
+        clock: Clock,
+        keys: Sequence[str],
+        public_url: str | None = None,
+        stored: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`stored` is called when the inbox got something."""
+        self._logto = logto
+        self._host = host
+        self._clock = clock
+        self._keys = keys
+        self._public_url = public_url
+        self._stored = stored
+
+    async def run(
+        self,
+        since: int | None = None,
+        dry_run: bool = False,
+        progress: Callable[[Recovered], None] = lambda found: None,
+    ) -> Recovered:
+        """Look; with `dry_run` only count. Raises LogtoUnreachable, LogtoRefused, StoreUnavailable.
+
+        Without `since` (ms), each hook's look begins where its last one ended.
+        """
+        found = Recovered(since=self._clock.now(), until=self._clock.now())
+        hooks = await self._hooks(found)
+        until = found.until
+        for number, hook in enumerate(hooks):
+            start = since if since is not None else await self._reached(hook, until)
+            found.since = min(found.since, start)
+            stretches = [(start, until)] if start < until else []
+            while stretches:
+                begin, end = stretches.pop()
+                if await self._take(hook, begin, end, found, dry_run):
+                    await self._note(_of(hook), end, 0, dry_run)
+                    done = (end - start) / max(until - start, 1)
+                    found.done = (number + done) / len(hooks)
+                    progress(found)
+                else:
+                    middle = (begin + end) // 2
+                    stretches += [(middle, end), (begin, middle)]
+        await self._note(log.RECOVER, until, found.recovered, dry_run or not hooks)
+        return found
+
+    async def keep(self, seconds: float, observe: Observer) -> None:
+        """Look now, and again and again. What is wrong is reported, and tried again."""
+        while True:
+            wait = seconds
+            try:
+                found = await self.run()
+                causes = ", ".join(f"{why}: {count}" for why, count in found.causes.items())
+                observe(LookedBack(found.entries, found.recovered, causes, tuple(found.doubts)))
+            except Exception as error:
+                wait = min(seconds, AGAIN_S)
+                observe(NotAsked(described(error), wait))
+            await asyncio.sleep(wait)
+
+    async def _hooks(self, found: Recovered) -> list[str]:
+        recent = await self._host.read(lambda store: store.recent(_RECENT))
+        seen = {canonical.decode(body).get("hookId") for body in recent}
+        async for page in self._logto.hooks():
+            # By Logto's clock, on which its entries are stamped; its header tells whole seconds.
+            found.since = found.until = page.date + 1000 if page.date else found.until
+            for hook in page.content:
+                if log.points_here(hook, seen, self._keys, self._public_url):
+                    found.hooks.append(hook["id"])
+                    if not hook.get("enabled", True):
+                        found.doubts.append(f"the hook {hook['id']} is disabled")
+        if not found.hooks:
+            found.doubts.append("no hook of this Logto points here")
+        return found.hooks
+
+    async def _reached(self, hook: str, until: int) -> int:
+        reached = await self._host.read(lambda store: store.progress(_of(hook)))
+        return (reached.at if reached else until - FIRST_MS) - OVERLAP_MS
+
+    async def _take(self, hook: str, begin: int, end: int, found: Recovered, dry: bool) -> bool:
+        """Put what the inbox lacks of a stretch into it; False, with nothing done, if it's long."""
+        async for page in self._logto.log(hook, begin, end):
+            if (page.total or 0) > MOST and end - begin > SHORTEST_MS:
+                return False
+            await self._add(page.content, found, dry)
+        return True
+
+    async def _add(self, entries: Sequence[dict[str, Any]], found: Recovered, dry: bool) -> None:
+        now = self._clock.now()
+        told = [(entry, log.delivery_of(entry, now)) for entry in entries]
+        deliveries = [delivery for _, delivery in told if delivery]
+        found.entries += len(entries)
+        if len(deliveries) < len(told) and _UNREADABLE not in found.doubts:
+            found.doubts.append(_UNREADABLE)
+        accepted = iter(await self._accept(deliveries, dry))
+        new = [entry for entry, delivery in told if delivery and not next(accepted).duplicate]
+        found.recovered += len(new)
+        for entry in new:
+            why = log.cause(entry)
+            found.causes[why] = found.causes.get(why, 0) + 1
+        if new and not dry:
+            self._stored()
+
+    async def _accept(self, deliveries: list[Delivery], dry: bool) -> list[Accepted]:
+        def add(store: Store) -> list[Accepted]:
+            accepted = store.add(deliveries)
+            if dry:
+                raise _OnlyLooking(accepted)
+            return accepted
+
+        try:
+            return await self._host.run(add) if deliveries else []
+        except _OnlyLooking as looked:
+            return looked.accepted
+
+    async def _note(self, name: str, at: int, count: int, dry: bool) -> None:
+        def note(store: Store) -> None:
+            before = store.progress(name) or Progress(0, 0)
+            store.progress(name, Progress(max(at, before.at), before.count + count))
+
+        if not dry:
+            await self._host.run(note)
+
+
+_UNREADABLE: Final = "an entry of the log holds no delivery"
+
+
+class _OnlyLooking(Exception):
+    """Rolls the transaction back."""
+
+    def __init__(self, accepted: list[Accepted]) -> None:
+        super().__init__()
+        self.accepted = accepted
+
+
+def _of(hook: str) -> str:
+    return f"{log.RECOVER}:{hook}"

@@ -1,0 +1,8 @@
+"""A Logto to test against: its Management API, and its webhooks, over real HTTP on 127.0.0.1."""
+
+from logto_webhooks.testing.fake.faults import Faults
+from logto_webhooks.testing.fake.log import entry as log_entry
+from logto_webhooks.testing.fake.logto import FakeLogto
+from logto_webhooks.testing.fake.numbered import Made
+
+__all__ = ["FakeLogto", "Faults", "Made", "log_entry"]

@@ -1,0 +1,161 @@
+"""FakeLogto: what a test starts, changes and breaks."""
+
+from __future__ import annotations
+
+import asyncio
+import string
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack, suppress
+from types import TracebackType
+from typing import Final
+
+from logto_webhooks.samples.history import Name
+from logto_webhooks.testing.fake import recorded, shapes
+from logto_webhooks.testing.fake.api import Api
+from logto_webhooks.testing.fake.changes import Changes
+from logto_webhooks.testing.fake.deliveries import TIMEOUT_S, Deliveries
+from logto_webhooks.testing.fake.faults import Faults
+from logto_webhooks.testing.fake.numbered import NumberedUsers
+from logto_webhooks.testing.fake.server import Front, served
+from logto_webhooks.testing.fake.shapes import Json
+from logto_webhooks.testing.fake.state import State
+from logto_webhooks.testing.fake.tokens import Tokens
+from logto_webhooks.testing.make import SIGNING_KEY
+
+_MINUTE_MS: Final = 60_000
+
+
+class FakeLogto(Changes):
+    """A Logto on 127.0.0.1 while the context lasts; all is used from its event loop.
+
+    >>> async def test(app_url: str) -> None:
+    ...     async with FakeLogto(seed=1) as logto:
+    ...         logto.add_hook(app_url)
+    ...         ana = logto.create_user(primaryEmail="ana@example.com")
+    ...         await logto.settle()
+
+    `now` is in milliseconds since the epoch. With `ties`, a user's `updatedAt` is the start of
+    Logto's transaction, up to 20 ms before now: it ties, and goes back. `at_once` is how many
+    webhooks are on their way at a time; with 1 they keep their order. Entered again after it was
+    left, it has the same records and address, as after a restart.
+    """
+
+    def __init__(
+        self,
+        *,
+        signing_key: str = SIGNING_KEY,
+        now: Callable[[], int] | None = None,
+        seed: int = 0,
+        ties: bool = False,
+        at_once: int = 10,
+        timeout_s: float = TIMEOUT_S,
+        port: int = 0,
+        state: State | None = None,
+    ) -> None:
+        self.signing_key = signing_key
+        self.app_id = "fake-logto-app"
+        self.app_secret = "fake-logto-app-secret"
+        self.url = ""
+        self._port = port
+        self._at_once = at_once
+        clock, state = now or _now, state or State()
+        self._deliveries = Deliveries(state, clock, seed, timeout_s)
+        self._tokens = Tokens(self.app_id, self.app_secret, clock, seed)
+        super().__init__(state, clock, seed, ties, self._deliveries.queue)
+        api = Api(state, clock, self._deliveries.test, self.rotate_signing_key)
+        self._front = Front(api.routes(), self._tokens, lambda: self.faults, clock, seed)
+        self._stack = AsyncExitStack()
+
+    @classmethod
+    def from_history(
+        cls,
+        name: Name,
+        *,
+        log: Sequence[Json] | None = None,
+        now: Callable[[], int] | None = None,
+    ) -> FakeLogto:
+        """A Logto at the end of a recorded history, with its hook, its records and its log.
+
+        `log` are the recorded entries, newest first; without it, they are made from the
+        deliveries. Its clock stands a minute after the end, if no other is given.
+        """
+        state, ended_at = recorded.load(name, log)
+        [hook] = state.hooks.values()
+        clock = now or (lambda: ended_at + _MINUTE_MS)
+        return cls(signing_key=hook["signingKey"], now=clock, state=state)
+
+    @property
+    def faults(self) -> Faults:
+        """What goes wrong with the webhooks and answers from now on."""
+        return self._deliveries.faults
+
+    @faults.setter
+    def faults(self, faults: Faults) -> None:
+        self._deliveries.faults = faults
+
+    def add_hook(
+        self, url: str, *, events: Sequence[str] = shapes.EVENTS, signing_key: str | None = None
+    ) -> Json:
+        """Subscribe an endpoint to events, to all of them if left out."""
+        key = self.signing_key if signing_key is None else signing_key
+        made = shapes.hook(self._new_id(21), self._now(), url, list(events), key)
+        self._state.add_hook(made)
+        return made
+
+    def rotate_signing_key(self, hook_id: str) -> Json:
+        """Give a hook a new key at once; what is queued keeps the old one. Raises KeyError."""
+        key = "".join(self._random.choices(string.ascii_letters + string.digits, k=32))
+        rotated = self._state.hooks[hook_id] | {"signingKey": key}
+        self._state.hooks[hook_id] = rotated
+        return rotated
+
+    def populate(self, users: int | Sequence[Json]) -> None:
+        """Hold many users, of whom nothing was sent: so many, or these, the oldest first.
+
+        A sequence may make each when it is asked for. All must be older than those that are
+        created.
+        """
+        many = NumberedUsers(users, self._now()) if isinstance(users, int) else users
+        self._state.users.hold(many)
+
+    def populate_log(self, hook_id: str, entries: Sequence[Json]) -> None:
+        """Hold many entries of a hook's log, the newest first, older than those to come."""
+        self._state.logs[hook_id].hold(entries)
+
+    def revoke_tokens(self) -> None:
+        """Make all access tokens invalid."""
+        self._tokens.revoke()
+
+    def kill(self) -> None:
+        """Forget all webhooks that weren't sent yet: they are in no log."""
+        self._deliveries.kill()
+
+    async def settle(self) -> None:
+        """Wait until every queued webhook was attempted."""
+        await self._deliveries.settle()
+
+    async def __aenter__(self) -> FakeLogto:
+        self.url = await self._stack.enter_async_context(served(self._front, self._port))
+        self._port = int(self.url.rpartition(":")[2])
+        sending = asyncio.create_task(self._deliveries.run(self._at_once))
+        self._stack.push_async_callback(_stop, sending)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._stack.aclose()
+
+
+async def _stop(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,47 @@
+"""Logto's Management API, and what asks it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from logto_webhooks.core.ports import Logto
+from logto_webhooks.errors import ApiNotConfigured
+from logto_webhooks.service.recover import Recovery
+from logto_webhooks.settings import Settings
+from logto_webhooks.wiring.clock import SystemClock
+from logto_webhooks.wiring.databases import Database
+
+
+def api_of(settings: Settings) -> Logto:
+    """Make a client; it connects on first use. Raises ApiNotConfigured."""
+    if not (settings.endpoint and settings.app_id and settings.app_secret):
+        raise ApiNotConfigured()
+    # Here, for it needs the extra `api`, which a service without credentials doesn't.
+    from logto_webhooks.adapters.management import Management
+
+    return Management(
+        settings.endpoint,
+        settings.app_id,
+        settings.app_secret,
+        now=SystemClock(),
+        resource=settings.api_resource,
+        budget=settings.api_budget,
+    )
+
+
+def recovery_of(
+    settings: Settings,
+    logto: Logto,
+    database: Database,
+    stored: Callable[[], None] = lambda: None,
+) -> Recovery:
+    """Make what brings back from Logto's log what the inbox lacks."""
+    keys = settings.signing_key.split(",")
+    return Recovery(
+        logto,
+        database.host,
+        SystemClock(),
+        [key.strip() for key in keys if key.strip()],
+        settings.public_url,
+        stored,
+    )
