@@ -62,7 +62,7 @@ def test_a_member_never_slips_into_a_deleted_organization(kind: StoreKind, tmp_p
             joins = make.organization_membership_updated(id=org, addedUserIds=[user])
             before = [make.organization_created(id=org), make.user_created(id=user)]
             await race(host, before, (make.organization_deleted(id=org), joins))
-        found = await host.read(lambda store: store.organizations("", ALL))
+        found = await host.read(lambda store: store.find("organization", "", ALL))
         assert len(found) == RACES
         assert all(each.row["deleted_at"] and not each.memberships for each in found)
         keys = [membership(f"o{number}", f"u{number}") for number in range(RACES)]
@@ -101,7 +101,7 @@ def test_an_update_never_revives_a_deleted_user(kind: StoreKind, tmp_path: Path)
             created = make.user_created(id=user)
             changed = make.user_data_updated(id=user, name="last")
             await race(host, [created], (make.user_deleted(id=user), changed))
-        found = await host.read(lambda store: store.users("", ALL))
+        found = await host.read(lambda store: store.find("user", "", ALL))
         assert len(found) == RACES
         assert all(each.row["deleted_at"] and each.row["name"] == "last" for each in found)
         records = await host.run(

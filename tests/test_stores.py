@@ -75,7 +75,7 @@ def put(run: Run, *changes: Put | Drop | Refetch) -> dict[Key, Record]:
 
 
 def find(run: Run, query: str) -> list[Found]:
-    return run(lambda store: store.users(query, 10))
+    return run(lambda store: store.find("user", query, 10))
 
 
 def drop(end: Record, store: Store) -> None:
@@ -225,7 +225,10 @@ class TestProgress:
         """No more than asked for."""
         new = [delivery(make.user_created(id=name).body) for name in ("ana", "bo", "cy")]
         run(lambda store: store.add(new))
-        assert run(lambda store: store.recent(2)) == [new[2].body, new[1].body]
+        assert [each.body for each in run(lambda store: store.recent(2))] == [
+            new[2].body,
+            new[1].body,
+        ]
 
 
 class TestRecords:
@@ -292,8 +295,8 @@ class TestMirror:
             [found] = find(run, query)
             assert found.row["id"] == local_id
         assert find(run, "nobody") == []
-        assert len(run(lambda store: store.users("", 10))) == 2
-        assert len(run(lambda store: store.users("", 1))) == 1
+        assert len(run(lambda store: store.find("user", "", 10))) == 2
+        assert len(run(lambda store: store.find("user", "", 1))) == 1
 
     def test_a_row_has_all_columns(self, run: Run) -> None:
         """Times in milliseconds, Logto's customData with the user's id in it."""
@@ -330,12 +333,12 @@ class TestMirror:
         content = {"name": "Org", "description": None, "customData": {"n": 1}}
         organization = Put(ORG, {"own": Value(content, T0, T0, T0)}, {"updatedAt": T0})
         put(run, organization, user(), present())
-        [found] = run(lambda store: store.organizations("org", 10))
+        [found] = run(lambda store: store.find("organization", "org", 10))
         assert (found.row["name"], found.memberships) == ("Org", ["ana"])
         [found] = find(run, "ana")
         assert found.memberships == ["org"]
         put(run, present(T0 + 1000, there=False))
-        [found] = run(lambda store: store.organizations("org", 10))
+        [found] = run(lambda store: store.find("organization", "org", 10))
         assert found.memberships == []
 
     def test_a_deleted_user_keeps_its_row(self, run: Run) -> None:

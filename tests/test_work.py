@@ -70,7 +70,7 @@ def test_one_refused_row_harms_nobody_else(host: Host, run: Run) -> None:
     refusing = Refusing(host, "u13", RowRejected(problem="DataError"))
     copy = Copy(refusing)
     asyncio.run(copy.take(bodies(*users)))
-    assert len(run(lambda store: store.users("", 99))) == 19
+    assert len(run(lambda store: store.find("user", "", 99))) == 19
     status = run(lambda store: store.status())
     assert (status.deliveries["done"], status.deliveries["pending"]) == (19, 1)
     [failed] = [report for report in copy.reports if isinstance(report, Failed)]
@@ -152,7 +152,7 @@ def test_who_lost_its_lease_writes_nothing(host: Host, run: Run) -> None:
         assert await Copy(slow).worker.step() == 1
 
     asyncio.run(live())
-    assert run(lambda store: store.users("", 10)) == []
+    assert run(lambda store: store.find("user", "", 10)) == []
     assert run(lambda store: store.status()).deliveries["pending"] == 1
     assert copy.reports == []
 

@@ -140,6 +140,14 @@ class LogtoRefused(LogtoWebhooksError):
     hint: str
 
 
+class AnswerMalformed(LogtoWebhooksError):
+    """What Logto answers about the {kind} {id} can't be used: {problem}."""
+
+    kind: str
+    id: str
+    problem: str
+
+
 class FileInTheWay(LogtoWebhooksError):
     """{path} exists and is left as it is. Remove it first, or name another file with --file."""
 

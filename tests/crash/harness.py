@@ -218,7 +218,7 @@ class Harness:
 
     async def _compare(self) -> tuple[list[Difference], int]:
         def look(store: Store) -> tuple[list[Difference], int]:
-            users, organizations = store.users("", ALL), store.organizations("", ALL)
+            users, organizations = store.find("user", "", ALL), store.find("organization", "", ALL)
             waiting = store.waiting(ALL)
             found = differences(self._life.final(), users, organizations, waiting)
             return found, sum(each.doubtful for each in waiting)

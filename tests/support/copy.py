@@ -140,8 +140,8 @@ def _locked(store: Store, keys: set[Key]) -> dict[Key, Record]:
 def _known(store: Store, records: dict[Key, Record]) -> Known:
     return Known(
         records,
-        [_without_id(each) for each in store.users("", ALL)],
-        [_without_id(each) for each in store.organizations("", ALL)],
+        [_without_id(each) for each in store.find("user", "", ALL)],
+        [_without_id(each) for each in store.find("organization", "", ALL)],
         sorted(store.waiting(ALL), key=lambda each: each.key),
     )
 

@@ -126,7 +126,9 @@ async def _play(sent: list[Signed], url: str, what: str) -> None:
 
 
 def _mirror(store: Store) -> Mirror:
-    return Mirror(store.users("", _ALL), store.organizations("", _ALL), store.waiting(_ALL))
+    return Mirror(
+        store.find("user", "", _ALL), store.find("organization", "", _ALL), store.waiting(_ALL)
+    )
 
 
 def _summary(mirror: Mirror, outcomes: Counter[str], found: list[Difference]) -> None:

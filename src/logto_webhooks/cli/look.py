@@ -49,7 +49,7 @@ def users(
     """Find users by Logto id, local id, email, phone or username; else by a part of one, or of
     the name."""
     settings = options.settings(env_file, database_url=database_url, schema=schema)
-    found = _read(settings, lambda store: store.users(query, limit + 1))
+    found = _read(settings, lambda store: store.find("user", query, limit + 1))
     _show(found, "user", query, limit, as_json)
 
 
@@ -63,7 +63,7 @@ def organizations(
 ) -> None:
     """Find organizations by Logto id, local id or name; else by a part of the name."""
     settings = options.settings(env_file, database_url=database_url, schema=schema)
-    found = _read(settings, lambda store: store.organizations(query, limit + 1))
+    found = _read(settings, lambda store: store.find("organization", query, limit + 1))
     _show(found, "organization", query, limit, as_json)
 
 

@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from logto_webhooks.core.delivery import Delivery
 from logto_webhooks.core.lifecycle import State
-from logto_webhooks.core.record import Key, Record
+from logto_webhooks.core.record import Key, Kind, Record
 from logto_webhooks.core.reports import Report
 
 T = TypeVar("T")
@@ -31,6 +31,14 @@ class Claimed(Struct, frozen=True, kw_only=True):
     subject: str | None
     received_at: int
     attempt: int
+
+
+class Received(Struct, frozen=True):
+    """A delivery as it came; times in milliseconds, `occurred_at` on Logto's clock."""
+
+    body: bytes
+    occurred_at: int
+    received_at: int
 
 
 class Outcome(Struct, frozen=True, kw_only=True):
@@ -120,8 +128,8 @@ class Store(Protocol):
     def drop_memberships(self, ends: Sequence[Record]) -> None:
         """End all memberships of deleted users and organizations, at the time of deletion."""
 
-    def recent(self, limit: int) -> list[bytes]:
-        """Return the bodies of the newest deliveries, the newest first."""
+    def recent(self, limit: int) -> list[Received]:
+        """Return the newest deliveries, the newest first."""
 
     def progress(self, name: str, reached: Progress | None = None) -> Progress | None:
         """Return how far the work of that name has come; keep `reached` before, if given."""
@@ -132,11 +140,12 @@ class Store(Protocol):
     def waiting(self, limit: int) -> list[Waiting]:
         """List the records about which Logto must be asked, the longest waiting first."""
 
-    def users(self, query: str, limit: int) -> list[Found]:
-        """Find users by Logto id, local id, email, phone or username; else by a part of them."""
+    def find(self, kind: Kind, query: str, limit: int) -> list[Found]:
+        """Find users or organizations by Logto id, local id or what else names them (an email, a
+        phone, a name); else by a part of that."""
 
-    def organizations(self, query: str, limit: int) -> list[Found]:
-        """Find organizations by Logto id, local id or name; else by a part of it."""
+    def memberships(self, end: Key) -> list[Key]:
+        """List the memberships known of a user or an organization, present or not."""
 
 
 class Host(Protocol):
@@ -164,6 +173,9 @@ class Logto(Protocol):
 
     async def organization(self, organization_id: str) -> Answered:
         """One organization."""
+
+    async def organizations_of(self, user_id: str) -> Answered:
+        """All organizations of one user."""
 
     def users(self) -> AsyncIterator[Answered]:
         """All users, the newest first."""

@@ -75,6 +75,13 @@ class LookedBack(Struct, frozen=True):
     doubts: tuple[str, ...]
 
 
+class Asked(Struct, frozen=True):
+    """Logto was asked about a subject, as `kind:id`; `why` it had to be."""
+
+    subject: str
+    why: tuple[str, ...]
+
+
 class NotAsked(Struct, frozen=True):
     """Logto's API can't be asked now; it is asked again."""
 
@@ -82,4 +89,15 @@ class NotAsked(Struct, frozen=True):
     retry_in_s: float
 
 
-Report = Stored | Refused | NotStored | Synced | Failed | Stalled | Resumed | LookedBack | NotAsked
+Report = (
+    Stored
+    | Refused
+    | NotStored
+    | Synced
+    | Failed
+    | Stalled
+    | Resumed
+    | LookedBack
+    | Asked
+    | NotAsked
+)

@@ -106,7 +106,7 @@ class Recovery:
 
     async def _hooks(self, found: Recovered) -> list[str]:
         recent = await self._host.read(lambda store: store.recent(_RECENT))
-        seen = {canonical.decode(body).get("hookId") for body in recent}
+        seen = {canonical.decode(each.body).get("hookId") for each in recent}
         async for page in self._logto.hooks():
             # By Logto's clock, on which its entries are stamped; its header tells whole seconds.
             found.since = found.until = page.date + 1000 if page.date else found.until

@@ -64,11 +64,11 @@ class App:
 
     def users(self, query: str = "") -> list[Found]:
         """Find users; all of them if nothing is asked for."""
-        return self._read(lambda store: store.users(query, _ALL))
+        return self._read(lambda store: store.find("user", query, _ALL))
 
     def organizations(self, query: str = "") -> list[Found]:
         """Find organizations; all of them if nothing is asked for."""
-        return self._read(lambda store: store.organizations(query, _ALL))
+        return self._read(lambda store: store.find("organization", query, _ALL))
 
     def waiting(self) -> list[Waiting]:
         """List the records that only Logto can settle."""

@@ -58,6 +58,10 @@ class Management:
         """One organization."""
         return await self._one(f"/api/organizations/{_part(organization_id)}")
 
+    async def organizations_of(self, user_id: str) -> Answered:
+        """All organizations of one user."""
+        return await self._one(f"/api/users/{_part(user_id)}/organizations", list)
+
     def users(self) -> AsyncIterator[Answered]:
         """All users, the newest first."""
         return self._pages("/api/users")
@@ -88,11 +92,11 @@ class Management:
         await self._tokens.close()
         await self._exchange.close()
 
-    async def _one(self, path: str) -> Answered:
+    async def _one(self, path: str, shape: type = dict) -> Answered:
         reply = await self._ask(path)
         if says_there_is_none(reply):
             return _answered(reply, None)
-        self._check(reply, dict)
+        self._check(reply, shape)
         return _answered(reply, reply.content)
 
     async def _pages(self, path: str, **params: int) -> AsyncIterator[Answered]:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import msgspec
 
 from logto_webhooks.core.reports import (
+    Asked,
     Failed,
     LookedBack,
     NotAsked,
@@ -61,6 +62,8 @@ def _line(report: Report) -> tuple[int, str, dict[str, Any]]:
         case LookedBack():
             level = logging.WARNING if report.recovered or report.doubts else logging.INFO
             return level, "compared the inbox with Logto's log", fields
+        case Asked():
+            return logging.INFO, "asked Logto", fields
         case NotAsked():
             return logging.ERROR, "Logto can't be asked", fields
 

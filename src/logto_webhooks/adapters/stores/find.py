@@ -47,6 +47,7 @@ ORGANIZATIONS = _Side(
     mine=_ORGANIZATION,
     other=_USER,
 )
+SIDES = {"user": USERS, "organization": ORGANIZATIONS}
 
 
 def find(connection: sa.Connection, side: _Side, query: str, limit: int) -> list[Found]:

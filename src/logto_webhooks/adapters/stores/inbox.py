@@ -13,7 +13,7 @@ from logto_webhooks.adapters.stores.dialect import chunks, now, pairs
 from logto_webhooks.adapters.stores.schema import deliveries, is_odd, is_pending
 from logto_webhooks.core.delivery import Delivery
 from logto_webhooks.core.lifecycle import State
-from logto_webhooks.core.ports import Accepted, Claimed, Outcome
+from logto_webhooks.core.ports import Accepted, Claimed, Outcome, Received
 from logto_webhooks.errors import ClaimLost
 
 
@@ -55,10 +55,11 @@ def finish(connection: sa.Connection, token: str, outcomes: Sequence[Outcome]) -
         raise ClaimLost(count=len(outcomes) - held)
 
 
-def recent(connection: sa.Connection, limit: int) -> list[bytes]:
-    """Return the bodies of the newest deliveries, the newest first."""
-    query = sa.select(deliveries.c.body).order_by(deliveries.c.id.desc()).limit(limit)
-    return list(connection.scalars(query))
+def recent(connection: sa.Connection, limit: int) -> list[Received]:
+    """Return the newest deliveries, the newest first."""
+    columns = (deliveries.c.body, deliveries.c.occurred_at, deliveries.c.received_at)
+    query = sa.select(*columns).order_by(deliveries.c.id.desc()).limit(limit)
+    return [Received(*row) for row in connection.execute(query)]
 
 
 def counts(connection: sa.Connection) -> dict[str, int]:

@@ -20,11 +20,21 @@ from logto_webhooks.core.ports import (
     Found,
     Outcome,
     Progress,
+    Received,
     Status,
     Waiting,
 )
-from logto_webhooks.core.record import Drop, Key, Record, merge
+from logto_webhooks.core.record import Drop, Key, Kind, Record, merge
 from logto_webhooks.errors import ClaimLost
+
+# What a query names exactly, and of what it may be a part.
+_NAMES: dict[Kind, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "user": (
+        ("logto_user_id", "id", "email", "phone", "username"),
+        ("email", "username", "name", "phone"),
+    ),
+    "organization": (("logto_organization_id", "id", "name"), ("name",)),
+}
 
 
 class InboxRow(Struct, frozen=True):
@@ -124,14 +134,15 @@ class MemoryStore:
     def drop_memberships(self, ends: Sequence[Record]) -> None:
         """End all memberships of deleted users and organizations, at the time of deletion."""
         for end in ends:
-            for key in self._memberships_of(end.key):
+            for key in self.memberships(end.key):
                 if end.deleted_at is not None:
                     self.save([merge(self.tables.records[key], Drop(key, end.deleted_at))])
 
-    def recent(self, limit: int) -> list[bytes]:
-        """Return the bodies of the newest deliveries, the newest first."""
+    def recent(self, limit: int) -> list[Received]:
+        """Return the newest deliveries, the newest first."""
         newest = sorted(self.tables.inbox, reverse=True)[:limit]
-        return [self.tables.inbox[number].delivery.body for number in newest]
+        found = [self.tables.inbox[number].delivery for number in newest]
+        return [Received(each.body, each.occurred_at, each.received_at) for each in found]
 
     def progress(self, name: str, reached: Progress | None = None) -> Progress | None:
         """Return how far the work of that name has come; keep `reached` before, if given."""
@@ -166,15 +177,15 @@ class MemoryStore:
             for each in known
         ]
 
-    def users(self, query: str, limit: int) -> list[Found]:
-        """Find users by Logto id, local id, email, phone or username; else by a part of them."""
-        exact = ("logto_user_id", "id", "email", "phone", "username")
-        return self._find("user", query, limit, exact, ("email", "username", "name", "phone"))
+    def find(self, kind: Kind, query: str, limit: int) -> list[Found]:
+        """Find users or organizations by Logto id, local id or what else names them (an email, a
+        phone, a name); else by a part of that."""
+        return self._find(kind, query, limit, *_NAMES[kind])
 
-    def organizations(self, query: str, limit: int) -> list[Found]:
-        """Find organizations by Logto id, local id or name; else by a part of it."""
-        exact = ("logto_organization_id", "id", "name")
-        return self._find("organization", query, limit, exact, ("name",))
+    def memberships(self, end: Key) -> list[Key]:
+        """List the memberships known of a user or an organization, present or not."""
+        known = [key for key in self.tables.records if key.kind == "membership"]
+        return [key for key in known if end in key.organization_and_user]
 
     def _add(self, delivery: Delivery) -> Accepted:
         known = self.tables.ids.get(delivery.digest)
@@ -184,10 +195,6 @@ class MemoryStore:
         self.tables.ids[delivery.digest] = new
         self.tables.inbox[new] = InboxRow(new, delivery, self._clock.now())
         return Accepted(new, False)
-
-    def _memberships_of(self, end: Key) -> list[Key]:
-        known = [key for key in self.tables.records if key.kind == "membership"]
-        return [key for key in known if end in key.organization_and_user]
 
     def _find(
         self, kind: str, query: str, limit: int, exact: tuple[str, ...], parts: tuple[str, ...]
@@ -209,7 +216,7 @@ class MemoryStore:
     def _found(self, key: Key, row: dict[str, Any]) -> Found:
         memberships = {
             other.id: self.tables.records[each]
-            for each in self._memberships_of(key)
+            for each in self.memberships(key)
             for other in each.organization_and_user
             if other != key
         }

@@ -63,6 +63,13 @@ def drop_memberships(connection: sa.Connection, ends: Sequence[Record]) -> None:
         connection.execute(sa.delete(members).where(row == end.key.id))
 
 
+def memberships(connection: sa.Connection, end: Key) -> list[Key]:
+    """List the memberships known of a user or an organization, present or not."""
+    known, _ = _SIDES[end.kind]
+    ids = connection.scalars(sa.select(records.c.logto_id).where(known == end.id))
+    return [Key("membership", each) for each in ids]
+
+
 def waiting(connection: sa.Connection, limit: int) -> list[Waiting]:
     """List the records about which Logto must be asked, the longest waiting first."""
     query = (

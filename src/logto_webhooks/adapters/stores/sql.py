@@ -9,8 +9,17 @@ import sqlalchemy as sa
 from logto_webhooks.adapters.stores import find, inbox, progress, records
 from logto_webhooks.core.delivery import Delivery
 from logto_webhooks.core.log import RECOVER
-from logto_webhooks.core.ports import Accepted, Claimed, Found, Outcome, Progress, Status, Waiting
-from logto_webhooks.core.record import Key, Record
+from logto_webhooks.core.ports import (
+    Accepted,
+    Claimed,
+    Found,
+    Outcome,
+    Progress,
+    Received,
+    Status,
+    Waiting,
+)
+from logto_webhooks.core.record import Key, Kind, Record
 
 
 class SqlStore:
@@ -43,8 +52,8 @@ class SqlStore:
         """End all memberships of deleted users and organizations, at the time of deletion."""
         records.drop_memberships(self._connection, ends)
 
-    def recent(self, limit: int) -> list[bytes]:
-        """Return the bodies of the newest deliveries, the newest first."""
+    def recent(self, limit: int) -> list[Received]:
+        """Return the newest deliveries, the newest first."""
         return inbox.recent(self._connection, limit)
 
     def progress(self, name: str, reached: Progress | None = None) -> Progress | None:
@@ -69,10 +78,11 @@ class SqlStore:
             complete_up_to=recovered.at if recovered else None,
         )
 
-    def users(self, query: str, limit: int) -> list[Found]:
-        """Find users by Logto id, local id, email, phone or username; else by a part of them."""
-        return find.find(self._connection, find.USERS, query, limit)
+    def find(self, kind: Kind, query: str, limit: int) -> list[Found]:
+        """Find users or organizations by Logto id, local id or what else names them (an email, a
+        phone, a name); else by a part of that."""
+        return find.find(self._connection, find.SIDES[kind], query, limit)
 
-    def organizations(self, query: str, limit: int) -> list[Found]:
-        """Find organizations by Logto id, local id or name; else by a part of it."""
-        return find.find(self._connection, find.ORGANIZATIONS, query, limit)
+    def memberships(self, end: Key) -> list[Key]:
+        """List the memberships known of a user or an organization, present or not."""
+        return records.memberships(self._connection, end)

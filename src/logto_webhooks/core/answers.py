@@ -1,0 +1,120 @@
+"""What answers of Logto's API mean for the records, and when they were true, on Logto's clock."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, NamedTuple, TypeVar
+
+import msgspec
+
+from logto_webhooks.core.events.organizations import Organization
+from logto_webhooks.core.events.users import User
+from logto_webhooks.core.ports import Answered, Received
+from logto_webhooks.core.projection import organization_group, user_groups
+from logto_webhooks.core.record import (
+    DEAD_DELIVERY,
+    MEMBERS,
+    UNKNOWN_CHANGE,
+    Change,
+    Drop,
+    Key,
+    Read,
+    membership,
+)
+from logto_webhooks.errors import AnswerMalformed
+
+T = TypeVar("T")
+SECOND_MS: Final = 1000  # the header Date tells no less, and may be as old
+UNKNOWN_MS: Final = 5000  # how far beyond its question an answer without a date may reach
+_OWN: Final = (DEAD_DELIVERY, UNKNOWN_CHANGE)
+
+
+class Span(NamedTuple):
+    """When an answer was true: asked no earlier than `at`, answered by `end`; Logto's clock, ms."""
+
+    at: int
+    end: int
+
+
+def span(answered: Answered, recent: Sequence[Received]) -> Span:
+    """Return the narrowest span that is known.
+
+    A delivery is received after it was sent, so no clock is further ahead of Logto's than the
+    least that lies between both; and the header Date is never ahead of Logto's clock.
+    """
+    bounds = []
+    if recent:
+        ahead = min(each.received_at - each.occurred_at for each in recent)
+        bounds.append(answered.asked_at - ahead)
+    if answered.date is not None:
+        bounds.append(answered.date - SECOND_MS - answered.took)
+    at = max(bounds, default=answered.asked_at)
+    latest = UNKNOWN_MS if answered.date is None else 2 * SECOND_MS
+    return Span(at, max(at, at if answered.date is None else answered.date) + latest)
+
+
+def about_user(user_id: str, content: Any, when: Span) -> Change:
+    """What a user's answer says; None is a user who was deleted. Raises AnswerMalformed."""
+    key = Key("user", user_id)
+    if content is None:
+        return Drop(key, when.at)
+    user = _parsed(content, User, key)
+    facts = {
+        "lastSignInAt": user.last_sign_in_at,
+        "createdAt": user.created_at,
+        "updatedAt": user.updated_at,
+    }
+    known = {name: fact for name, fact in facts.items() if fact is not None}
+    return Read(key, user_groups(user), when.at, when.end, known, _OWN)
+
+
+def about_organization(organization_id: str, content: Any, when: Span) -> Change:
+    """What an organization's answer says; None is one that was deleted. Raises AnswerMalformed."""
+    key = Key("organization", organization_id)
+    if content is None:
+        return Drop(key, when.at)
+    organization = _parsed(content, Organization, key)
+    created = organization.created_at
+    facts = {} if created is None else {"createdAt": created}
+    contents = {"own": organization_group(organization)}
+    return Read(key, contents, when.at, when.end, facts, _OWN)
+
+
+def about_pairs(pairs: Iterable[Key], present: Iterable[Key], when: Span) -> list[Change]:
+    """What a full list says of each pair: present, if it is in the list."""
+    there = set(present)
+    return [Read(pair, {"present": pair in there}, when.at, when.end) for pair in pairs]
+
+
+def all_listed(organization_id: str, when: Span) -> Change:
+    """That all members of an organization were listed: who wasn't among them was none."""
+    return Read(Key("organization", organization_id), {}, when.at, when.end, {}, (MEMBERS,))
+
+
+def pairs_of_user(user_id: str, organizations: Iterable[Any]) -> set[Key]:
+    """The memberships that a list of a user's organizations tells of. Raises AnswerMalformed."""
+    key = Key("user", user_id)
+    return {membership(_id(each, key), user_id) for each in organizations}
+
+
+def pairs_of_organization(organization_id: str, users: Iterable[Any]) -> set[Key]:
+    """The memberships that a list of members tells of. Raises AnswerMalformed."""
+    key = Key("organization", organization_id)
+    return {membership(organization_id, _id(each, key)) for each in users}
+
+
+def _id(item: Any, about: Key) -> str:
+    found = item.get("id") if isinstance(item, dict) else None
+    if not isinstance(found, str) or not found:
+        raise AnswerMalformed(kind=about.kind, id=about.id, problem="an item without an id")
+    return found
+
+
+def _parsed(content: Any, cls: type[T], key: Key) -> T:
+    try:
+        parsed = msgspec.convert(content, cls)
+    except msgspec.ValidationError as error:
+        raise AnswerMalformed(kind=key.kind, id=key.id, problem=str(error)) from None
+    if _id(content, key) != key.id:
+        raise AnswerMalformed(kind=key.kind, id=key.id, problem="it names another id")
+    return parsed

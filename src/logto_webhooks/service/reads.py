@@ -1,0 +1,152 @@
+"""Asking Logto about what only Logto can tell, until nothing waits.
+
+Apart from applying: deliveries only note the need on the record. Who waits longest is asked about
+first; memberships by their user, since Logto lists all organizations of one at once. What an
+answer doesn't settle (a change was sent while Logto was asked) is asked again a little later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, Final
+
+from logto_webhooks.core import answers
+from logto_webhooks.core.answers import Span
+from logto_webhooks.core.ports import Answered, Clock, Host, Logto, Observer, Waiting
+from logto_webhooks.core.record import MEMBERS, Change, Drop, Key
+from logto_webhooks.core.reports import Asked, NotAsked
+from logto_webhooks.errors import AnswerMalformed, described
+from logto_webhooks.service import sync
+
+AT_ONCE: Final = 500  # records that are looked at in one step
+PIECE: Final = 500  # memberships that are written in one transaction
+RECENT: Final = 50  # deliveries that tell how far apart the clocks are
+POLL_S: Final = 1.0
+AGAIN_MS: Final = 500
+LONGEST_MS: Final = 60_000
+LISTINGS: Final = 3  # tries at a list that changes while it is read
+
+
+class Reads:
+    """Settles what waits, one subject after the other."""
+
+    def __init__(self, logto: Logto, host: Host, clock: Clock, observe: Observer) -> None:
+        self._logto = logto
+        self._host = host
+        self._clock = clock
+        self._observe = observe
+        self._tries: dict[Key, tuple[int, int]] = {}  # subject -> tries, not before
+
+    async def keep(self) -> None:
+        """Ask, again and again. What is wrong is reported, and tried again."""
+        stalls = 0
+        while True:
+            wait = POLL_S
+            try:
+                await self.step()
+                stalls = 0
+            except Exception as error:
+                stalls += 1
+                wait = min(2.0**stalls, LONGEST_MS / 1000)
+                self._observe(NotAsked(described(error), wait))
+            await asyncio.sleep(wait)
+
+    async def drain(self) -> None:
+        """Ask until nothing waits. Raises LogtoUnreachable, LogtoRefused, StoreUnavailable."""
+        while await self._waiting():
+            if not await self.step():
+                await asyncio.sleep(AGAIN_MS / 1000)
+
+    async def step(self) -> int:
+        """Ask once about each that is due; return how many that were.
+
+        Raises LogtoUnreachable, LogtoRefused, StoreUnavailable.
+        """
+        waiting = await self._waiting()
+        subjects: dict[Key, list[Waiting]] = {}
+        for each in waiting:
+            subjects.setdefault(_subject(each.key), []).append(each)
+        self._tries = {key: tried for key, tried in self._tries.items() if key in subjects}
+        now = self._clock.now()
+        due = [key for key in subjects if self._tries.get(key, (0, 0))[1] <= now]
+        for subject in due:
+            await self._settle(subject, subjects[subject])
+        return len(due)
+
+    async def _waiting(self) -> list[Waiting]:
+        return await self._host.read(lambda store: store.waiting(AT_ONCE))
+
+    async def _settle(self, subject: Key, waiting: Sequence[Waiting]) -> None:
+        tries, _ = self._tries.get(subject, (0, 0))
+        wait = min(AGAIN_MS * 2**tries, LONGEST_MS)
+        self._tries[subject] = (tries + 1, self._clock.now() + wait)
+        try:
+            if subject.kind == "user":
+                await self._user(subject.id, waiting)
+            else:
+                await self._organization(subject.id, waiting)
+        except AnswerMalformed as error:
+            self._observe(NotAsked(described(error), wait / 1000))
+        else:
+            self._observe(Asked(f"{subject.kind}:{subject.id}", tuple(_reasons(waiting))))
+
+    async def _user(self, user_id: str, waiting: Sequence[Waiting]) -> None:
+        pairs = [each.key for each in waiting if each.key.kind == "membership"]
+        if len(pairs) < len(waiting):
+            answered = await self._logto.user(user_id)
+            when = await self._when(answered)
+            await self._learn(answers.about_user(user_id, answered.content, when))
+        if pairs:
+            answered = await self._logto.organizations_of(user_id)
+            when = await self._when(answered)
+            if answered.content is None:
+                await self._learn(Drop(Key("user", user_id), when.at))
+            else:
+                present = answers.pairs_of_user(user_id, answered.content)
+                await self._learn(*answers.about_pairs(pairs, present, when))
+
+    async def _organization(self, organization_id: str, waiting: Sequence[Waiting]) -> None:
+        answered = await self._logto.organization(organization_id)
+        when = await self._when(answered)
+        await self._learn(answers.about_organization(organization_id, answered.content, when))
+        members = any(MEMBERS in each.reason for each in waiting)
+        if members and answered.content is not None:
+            await self._members(organization_id)
+
+    async def _members(self, organization_id: str) -> None:
+        present, when = await self._listed(organization_id)
+        end = Key("organization", organization_id)
+        known = await self._host.read(lambda store: store.memberships(end))
+        changes = answers.about_pairs(sorted(present.union(known)), present, when)
+        for start in range(0, len(changes), PIECE):
+            await self._learn(*changes[start : start + PIECE])
+        await self._learn(answers.all_listed(organization_id, when))
+
+    async def _listed(self, organization_id: str) -> tuple[set[Key], Span]:
+        """List all members; anew, if the list changed while it was read."""
+        for _ in range(LISTINGS):
+            pages = [page async for page in self._logto.members(organization_id)]
+            items: list[Any] = [item for page in pages for item in page.content]
+            present = answers.pairs_of_organization(organization_id, items)
+            if {page.total for page in pages} == {len(present)}:
+                first = await self._when(pages[0])
+                return present, Span(first.at, (await self._when(pages[-1])).end)
+        problem = "its members change faster than they can be listed"
+        raise AnswerMalformed(kind="organization", id=organization_id, problem=problem)
+
+    async def _when(self, answered: Answered) -> Span:
+        recent = await self._host.read(lambda store: store.recent(RECENT))
+        return answers.span(answered, recent)
+
+    async def _learn(self, *changes: Change) -> None:
+        await self._host.run(lambda store: sync.learn(store, changes))
+
+
+def _subject(key: Key) -> Key:
+    """Whom to ask about: of a membership, the user."""
+    return key.organization_and_user[1] if key.kind == "membership" else key
+
+
+def _reasons(waiting: Sequence[Waiting]) -> list[str]:
+    return sorted({f"{each.key.kind}: {each.reason}" for each in waiting})
