@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,14 @@ import sqlalchemy as sa
 from logto_webhooks.adapters.stores.sql import SqlStore
 from logto_webhooks.core.ports import Claimed, Host, Outcome, Store
 from logto_webhooks.core.record import Key, Record, membership
+from logto_webhooks.core.reports import Stalled
 from logto_webhooks.samples.signed import Signed
-from logto_webhooks.service import sync
-from logto_webhooks.testing import make
+from logto_webhooks.service import sync, work
+from logto_webhooks.service.sync import Planned
+from logto_webhooks.service.work import Worker
+from logto_webhooks.testing import FrozenClock, make
 from tests.support import postgres
-from tests.support.copy import ALL, StoreKind, delivery, open_host
+from tests.support.copy import ALL, Copy, StoreKind, delivery, open_host
 
 RACES = int(os.environ.get("LOGTO_WEBHOOKS_TEST_RACES", "40"))
 KINDS: tuple[StoreKind, ...] = ("asyncpg", "psycopg")
@@ -28,13 +32,13 @@ async def apply(host: Host, token: str) -> None:
     def claim(store: Store) -> list[Claimed]:
         return store.claim(token, 1, 2**20, 60)
 
-    def work(store: Store) -> list[Outcome]:
-        planned, _ = sync.plan_all(claimed, lag_ms=100)
-        return sync.apply(store, token, planned)
+    def apply_them(store: Store) -> list[Outcome]:
+        planned = [sync.planned(each, lag_ms=100) for each in claimed]
+        return sync.apply(store, token, [each for each in planned if isinstance(each, Planned)])
 
     claimed = await host.run(claim)
     assert len(claimed) == 1
-    await host.run(work)
+    await host.run(apply_them)
 
 
 async def add(host: Host, signed: Signed) -> None:
@@ -111,3 +115,48 @@ def test_an_update_never_revives_a_deleted_user(kind: StoreKind, tmp_path: Path)
         await host.close()
 
     asyncio.run(live())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_deleting_users_and_organizations_of_one_another_never_deadlocks(
+    kind: StoreKind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each ends memberships that the other ends, too; malformed events lock among them."""
+    monkeypatch.setattr(work, "MAX_ROWS", 5)  # or one worker would take all
+    organizations = [f"o{number}" for number in range(12)]
+    users = [f"u{number}" for number in range(40)]
+    joins = [
+        make.organization_membership_updated(id=each, addedUserIds=users) for each in organizations
+    ]
+    broken = make.organization_membership_updated(id="o1", addedUserIds="u1")
+    ends = [make.organization_deleted(id=each) for each in organizations]
+    ends += [make.user_deleted(id=each) for each in users]
+    ends += [make.organization_membership_updated(id="o1", addedUserIds=[each]) for each in users]
+
+    async def live() -> None:
+        host = open_host(kind, tmp_path)
+        copy = Copy(host)
+        await copy.take(each.body for each in joins)
+        before = await asyncio.to_thread(deadlocks)
+        for number, each in enumerate(random.Random(7).sample(ends, len(ends))):
+            await add(host, each)
+            if number % 5 == 0:
+                await add(host, broken)
+        workers = [Worker(host, FrozenClock(), copy.reports.append, lambda: 0.0) for _ in range(3)]
+        await asyncio.gather(*[worker.drain() for worker in workers])
+        assert [each for each in copy.reports if isinstance(each, Stalled)] == []
+        assert await asyncio.to_thread(deadlocks) == before
+        found = await host.read(lambda store: store.find("organization", "", ALL))
+        assert [each for each in found if each.memberships] == []
+        await host.close()
+
+    asyncio.run(live())
+
+
+def deadlocks() -> int:
+    """How many the server counted."""
+    engine = sa.create_engine(postgres.server_url().set(drivername="postgresql+psycopg"))
+    with engine.connect() as connection:
+        found = connection.scalar(sa.text("SELECT sum(deadlocks) FROM pg_stat_database"))
+    engine.dispose()
+    return int(found or 0)

@@ -10,13 +10,15 @@ import pytest
 import sqlalchemy as sa
 
 from logto_webhooks.adapters.stores.schema import deliveries
-from logto_webhooks.core.ports import Accepted, Host, Store
+from logto_webhooks.core.ports import Accepted, Claimed, Host, Store
 from logto_webhooks.core.record import Key, Record
 from logto_webhooks.core.reports import Failed, Report, Resumed, Stalled, Synced
 from logto_webhooks.errors import RowRejected, StoreUnavailable
 from logto_webhooks.samples.signed import Signed
+from logto_webhooks.service import sync
 from logto_webhooks.service.receive import GroupCommit
-from logto_webhooks.service.work import MAX_ROWS, Pace
+from logto_webhooks.service.sync import Unusable
+from logto_webhooks.service.work import Pace
 from logto_webhooks.testing import App, make
 from tests.conftest import Run
 from tests.support.copy import Copy, delivery
@@ -224,18 +226,45 @@ class TestDeath:
 
 
 def test_the_pace_keeps_to_its_budget() -> None:
-    """Batches shrink when they take too long, and at most double."""
+    """Batches shrink when they take too long, or fail, and at most double."""
     pace = Pace(0.005)
-    first = pace.rows
+    first = pace.weight
     pace.took(first, 0.001)
-    assert pace.rows == first * 2
-    pace.took(pace.rows, 0.050)
-    assert pace.rows == first * 2 // 10
+    assert pace.weight == first * 2
+    pace.took(pace.weight, 0.050)
+    assert pace.weight == first * 2 // 10
+    pace.failed()
+    assert pace.weight == first * 2 // 20
     pace.took(1, 9)
-    assert pace.rows == 1
-    free = Pace(None)
-    free.took(1, 9)
-    assert free.rows == MAX_ROWS
+    pace.failed()
+    assert pace.weight == 1
+
+
+def test_a_delivery_weighs_what_it_changes() -> None:
+    """A few that change thousands of memberships are as much as hundreds that change one user."""
+    members = [f"u{number}" for number in range(40)]
+    heavy = make.organization_membership_updated(id="acme", addedUserIds=members)
+    work = [
+        sync.planned(
+            Claimed(id=1, body=each.body, event="", subject=None, received_at=0, attempt=1), 0
+        )
+        for each in (make.user_created(), heavy, make.user_created(), heavy)
+    ]
+    pace = Pace(1)
+    assert len(pace.cut(work)) == 1
+    assert len(pace.cut(work[1:])) == 1
+    pace.weight = 42
+    assert len(pace.cut(work)) == 3
+    assert pace.cut([]) == []
+
+
+def test_what_is_malformed_keeps_no_frame() -> None:
+    """Or its body, and those of the whole batch, stayed until the collector came."""
+    body = make.user_created(id="a:b").body
+    claimed = Claimed(id=1, body=body, event="", subject=None, received_at=0, attempt=1)
+    work = sync.planned(claimed, 0)
+    assert isinstance(work, Unusable)
+    assert work.error.__traceback__ is None
 
 
 class TestGroupCommit:

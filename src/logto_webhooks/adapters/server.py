@@ -129,7 +129,7 @@ def _collect_less() -> None:
     """Look for cycles of garbage seldom: batches make much, and hardly any cycle, and the
     default of every 700 objects costs a third of the sync."""
     gc.freeze()
-    gc.set_threshold(50_000, 20, 20)
+    gc.set_threshold(10_000, 10, 10)
 
 
 def _allow_many_connections() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from typing import Any, Final
 
+from logto_webhooks.core import canonical
 from logto_webhooks.core.record import Record
 
 
@@ -17,11 +19,14 @@ def row_of(record: Record) -> dict[str, Any] | None:
 
 def without_nul(value: Any) -> Any:
     """Take NUL out of all text in a JSON value, for databases that can't hold it."""
-    if isinstance(value, dict):
-        return {without_nul(key): without_nul(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [without_nul(item) for item in value]
-    return _clean(value)
+    text = canonical.encode(value)
+    if b"\\u0000" not in text:
+        return value
+    # In the text, since the value may be nested deeper than Python's functions.
+    return canonical.decode(_NUL.sub(rb"\1", text))
+
+
+_NUL: Final = re.compile(rb"(?<!\\)((?:\\\\)*)\\u0000")
 
 
 def _clean(value: Any) -> Any:

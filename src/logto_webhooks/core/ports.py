@@ -116,10 +116,13 @@ class Store(Protocol):
     def finish(self, token: str, outcomes: Sequence[Outcome]) -> None:
         """Write outcomes. Raises ClaimLost when any of them is no longer held by `token`."""
 
-    def lock(self, keys: Sequence[Key], *, share: bool = False) -> dict[Key, Record]:
+    def lock(
+        self, keys: Sequence[Key], *, share: bool = False, ends: Sequence[Key] = ()
+    ) -> dict[Key, Record]:
         """Hold records until the transaction ends; of unknown ones there are empty stubs.
 
-        Who only reads them may share them with others who do.
+        Who only reads them may share them with others who do. All memberships of `ends` are held,
+        too, but not returned: there can be many.
         """
 
     def save(self, records: Sequence[Record]) -> None:

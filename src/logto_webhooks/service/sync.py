@@ -29,7 +29,6 @@ from logto_webhooks.core.record import (
     merge,
 )
 from logto_webhooks.core.signature import vouch
-from logto_webhooks.errors import LogtoWebhooksError, MalformedEvent, NotADelivery
 
 Records = dict[Key, Record]
 
@@ -41,25 +40,36 @@ class Planned(Struct, frozen=True):
     event: Event
     changes: list[Told]
 
+    @property
+    def weight(self) -> int:
+        """How much work it is: one, or as many as it changes."""
+        return max(1, len(self.changes))
 
-def plan_all(
-    batch: Sequence[Claimed], lag_ms: int
-) -> tuple[list[Planned], list[tuple[Claimed, LogtoWebhooksError]]]:
-    """Parse and plan each delivery; pure, so that it needs no transaction."""
-    planned: list[Planned] = []
-    malformed: list[tuple[Claimed, LogtoWebhooksError]] = []
-    for claimed in batch:
-        try:
-            event = parse(vouch(claimed.body))
-            planned.append(Planned(claimed, event, plan(event, lag_ms)))
-        except (MalformedEvent, NotADelivery) as error:
-            malformed.append((claimed, error))
-    return planned, malformed
+
+class Unusable(Struct, frozen=True):
+    """A claimed delivery that can't be applied."""
+
+    claimed: Claimed
+    error: Exception
+    weight: int = 1
+
+
+Work = Planned | Unusable
+
+
+def planned(claimed: Claimed, lag_ms: int) -> Work:
+    """Parse and plan a delivery; pure, so that it needs no transaction."""
+    try:
+        event = parse(vouch(claimed.body))
+        return Planned(claimed, event, plan(event, lag_ms))
+    except Exception as error:
+        # Its traceback would keep the body for as long as the error is kept.
+        return Unusable(claimed, error.with_traceback(None))
 
 
 def apply(store: Store, token: str, batch: Sequence[Planned]) -> list[Outcome]:
     """Apply planned deliveries and finish them. Raises ClaimLost."""
-    before = lock(store, [change.key for each in batch for change in each.changes])
+    before = lock(store, [change for each in batch for change in each.changes])
     records = _unlisted(before)
     outcomes = [_merge_one(records, each) for each in batch]
     _write(store, before, records)
@@ -69,7 +79,7 @@ def apply(store: Store, token: str, batch: Sequence[Planned]) -> list[Outcome]:
 
 def learn(store: Store, changes: Sequence[Change]) -> list[Record]:
     """Apply what Logto's API answered; return the records that it changed."""
-    before = lock(store, [change.key for change in changes])
+    before = lock(store, changes)
     records = _unlisted(before)
     for change in changes:
         records[change.key] = merge(records[change.key], change)
@@ -86,19 +96,21 @@ def _write(store: Store, before: Records, records: Records) -> list[Record]:
     return changed
 
 
-def lock(store: Store, touched: Iterable[Key]) -> Records:
+def lock(store: Store, changes: Iterable[Change]) -> Records:
     """Lock what is touched: organizations, users, memberships, each sorted.
 
     Organizations that only gain members are shared; where one changes itself, all are held, for
-    two ways of locking in one pass would have no order.
+    two ways of locking in one pass would have no order. Whose end is deleted is held, too.
     """
-    changed = set(touched)
+    told = list(changes)
+    changed = {change.key for change in told}
+    over = sorted({change.key for change in told if isinstance(change, Drop)})
     ends = {end for key in changed if key.kind == "membership" for end in key.organization_and_user}
     records: Records = {}
     for kind in ("organization", "user", "membership"):
         keys = sorted(key for key in changed | ends if key.kind == kind)
         share = kind == "organization" and changed.isdisjoint(keys)
-        records |= store.lock(keys, share=share)
+        records |= store.lock(keys, share=share, ends=over if kind == "membership" else ())
     return records
 
 

@@ -15,9 +15,13 @@ from logto_webhooks.core.projection import LAG_MS
 from logto_webhooks.core.reports import Failed, Report, Resumed, Stalled, Synced
 from logto_webhooks.errors import ClaimLost, StoreUnavailable, described
 from logto_webhooks.service import sync
+from logto_webhooks.service.sync import Planned, Unusable, Work
 
 MAX_ROWS: Final = 512
-MAX_BYTES: Final = 16 * 2**20
+MAX_BYTES: Final = 2 * 2**20
+MAX_WEIGHT: Final = 5_000
+FIRST_WEIGHT: Final = 32
+LONGEST_S: Final = 1.0  # of a transaction, where it holds back only other workers
 LEASE_S: Final = 10.0
 POLL_S: Final = 1.0
 LONGEST_STALL_S: Final = 5.0
@@ -35,7 +39,7 @@ class Worker:
         *,
         lag_ms: int = LAG_MS,
         max_attempts: int = MAX_ATTEMPTS,
-        budget_s: float | None = None,
+        budget_s: float = LONGEST_S,
         may_work: Callable[[], bool] = lambda: True,
     ) -> None:
         """`budget_s`: how long a transaction may hold back who accepts (SQLite: one writer).
@@ -53,7 +57,8 @@ class Worker:
         self._may_work = may_work
         self._stopping = False
         self._stalls = 0
-        self._held: list[Claimed] = []
+        self._held: Sequence[Work] = []
+        self._claimed_at = 0.0
         self._token = ""
 
     def wake(self) -> None:
@@ -108,9 +113,13 @@ class Worker:
         """
         if not self._held:
             self._token = uuid.uuid4().hex
-            self._held = await self._host.run(self._claim)
-        batch = self._held[: self._pace.rows]
+            claimed = await self._host.run(self._claim)
+            self._claimed_at = time.monotonic()
+            self._held = [sync.planned(each, self._lag_ms) for each in claimed]
         with contextlib.suppress(ClaimLost):
+            if time.monotonic() - self._claimed_at > LEASE_S / 2:
+                return await self._give_back()
+            batch = self._pace.cut(self._held)
             await self._apply(batch)
         self._held = self._held[len(batch) :]
         return len(batch)
@@ -118,20 +127,37 @@ class Worker:
     def _claim(self, store: Store) -> list[Claimed]:
         return store.claim(self._token, MAX_ROWS, MAX_BYTES, LEASE_S)
 
-    async def _apply(self, batch: Sequence[Claimed]) -> None:
+    async def _give_back(self) -> int:
+        """What may not be done within the lease would be done in vain."""
+        held, self._held = self._held, []
+        outcomes = [Outcome(id=each.claimed.id, state=State.PENDING) for each in held]
+        await self._host.run(lambda store: store.finish(self._token, outcomes))
+        return len(held)
+
+    async def _apply(self, batch: Sequence[Work]) -> None:
+        planned = [each for each in batch if isinstance(each, Planned)]
+        await self._apply_planned(planned)
+        for each in batch:
+            if isinstance(each, Unusable):  # in a transaction of its own: it locks out of turn
+                self._observe(await self._fail_alone(each.claimed, each.error))
+
+    async def _apply_planned(self, batch: Sequence[Planned]) -> None:
         if not batch:
             return
         try:
-            reports = await self._host.run(lambda store: self._sync(store, batch))
-        except (StoreUnavailable, ClaimLost):
+            reports: Sequence[Report] = await self._host.run(lambda store: self._sync(store, batch))
+        except ClaimLost:
+            raise
+        except StoreUnavailable:
+            self._pace.failed()
             raise
         except Exception as error:
             if len(batch) > 1:
                 # One bad row harms nobody else: halve until it is alone.
-                await self._apply(batch[: len(batch) // 2])
-                await self._apply(batch[len(batch) // 2 :])
+                await self._apply_planned(batch[: len(batch) // 2])
+                await self._apply_planned(batch[len(batch) // 2 :])
                 return
-            reports = [await self._fail_alone(batch[0], error)]
+            reports = [await self._fail_alone(batch[0].claimed, error)]
         for report in reports:
             self._observe(report)
 
@@ -144,14 +170,12 @@ class Worker:
             # What the database refuses may be its record: then that isn't marked either.
             return await self._host.run(lambda store: self._fail(store, culprit, error, mark=False))
 
-    def _sync(self, store: Store, batch: Sequence[Claimed]) -> list[Report]:
-        planned, malformed = sync.plan_all(batch, self._lag_ms)
+    def _sync(self, store: Store, batch: Sequence[Planned]) -> list[Report]:
         started = time.perf_counter()
-        outcomes = sync.apply(store, self._token, planned)
-        reports: list[Report] = [self._fail(store, *each) for each in malformed]
-        self._pace.took(len(batch), time.perf_counter() - started)
+        outcomes = sync.apply(store, self._token, batch)
+        self._pace.took(sum(each.weight for each in batch), time.perf_counter() - started)
         now = self._clock.now()
-        return reports + [
+        return [
             Synced(
                 each.claimed.id,
                 each.claimed.event,
@@ -160,7 +184,7 @@ class Worker:
                 now - each.claimed.received_at,
                 each.event.odd_fields,
             )
-            for each, outcome in zip(planned, outcomes, strict=True)
+            for each, outcome in zip(batch, outcomes, strict=True)
         ]
 
     def _fail(self, store: Store, claimed: Claimed, error: Exception, mark: bool = True) -> Failed:
@@ -190,14 +214,27 @@ class Worker:
 
 
 class Pace:
-    """How many deliveries fit into the time that a transaction may take."""
+    """How much fits into the time of a transaction; a delivery weighs what it changes."""
 
-    def __init__(self, budget_s: float | None) -> None:
+    def __init__(self, budget_s: float) -> None:
         self._budget_s = budget_s
-        self.rows = MAX_ROWS if budget_s is None else 32
+        self.weight = FIRST_WEIGHT
 
-    def took(self, rows: int, seconds: float) -> None:
+    def cut(self, held: Sequence[Work]) -> Sequence[Work]:
+        """Return as many as fit, at least one."""
+        weight = fitting = 0
+        for each in held:
+            weight += each.weight
+            if fitting and weight > self.weight:
+                break
+            fitting += 1
+        return held[:fitting]
+
+    def took(self, weight: int, seconds: float) -> None:
         """Learn from a batch; at most double."""
-        if self._budget_s is not None and rows:
-            fitting = int(rows * self._budget_s / max(seconds, 1e-6))
-            self.rows = max(1, min(fitting, self.rows * 2, MAX_ROWS))
+        fitting = int(weight * self._budget_s / max(seconds, 1e-6))
+        self.weight = max(1, min(fitting, self.weight * 2, MAX_WEIGHT))
+
+    def failed(self) -> None:
+        """What was too much for the database is less next time."""
+        self.weight = max(1, self.weight // 2)

@@ -22,12 +22,12 @@ _URL = "LOGTO_WEBHOOKS_DATABASE_URL"
 class Database(Protocol):
     """A database that can be used, checked and migrated; nothing is opened before that.
 
-    `budget_s` is how long a worker's transaction may hold back who accepts; None if it doesn't.
+    `budget_s` is how long a worker's transaction may take: on SQLite it holds back who accepts.
     """
 
     name: str
     host: Host
-    budget_s: float | None
+    budget_s: float
 
     async def open(self) -> None:
         """Make it ready for the service, or raise a LogtoWebhooksError that says what to do."""
@@ -48,7 +48,7 @@ class Database(Protocol):
 class SqliteFile:
     """An embedded SQLite file: one writer, in a thread; migrated whenever it is opened."""
 
-    budget_s: float | None = 0.005
+    budget_s = 0.005
 
     def __init__(self, file: Path) -> None:
         self.name = str(file)

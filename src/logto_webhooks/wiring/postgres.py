@@ -9,12 +9,13 @@ from logto_webhooks.adapters.hosts.loop import LoopHost
 from logto_webhooks.adapters.stores import migrate, postgres
 from logto_webhooks.adapters.stores.sql import SqlStore
 from logto_webhooks.core.ports import Host
+from logto_webhooks.service.work import LONGEST_S
 
 
 class Postgres:
     """A PostgreSQL server, on the running event loop; migrated only by `migrate`."""
 
-    budget_s: float | None = None
+    budget_s = LONGEST_S
 
     def __init__(self, url: sa.URL, schema: str | None) -> None:
         self.name = url.render_as_string(hide_password=True)

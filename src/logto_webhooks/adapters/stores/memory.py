@@ -117,7 +117,9 @@ class MemoryStore:
                 due_at=self._clock.now() + int(outcome.retry_after_s * 1000),
             )
 
-    def lock(self, keys: Sequence[Key], *, share: bool = False) -> dict[Key, Record]:
+    def lock(
+        self, keys: Sequence[Key], *, share: bool = False, ends: Sequence[Key] = ()
+    ) -> dict[Key, Record]:
         """Return records; of unknown ones there are empty stubs."""
         return {key: self.tables.records.get(key) or Record(key) for key in keys}
 

@@ -23,14 +23,22 @@ _SIDES: dict[Kind, tuple[sa.Column[Any], sa.Column[Any]]] = {
 }
 
 
-def lock(connection: sa.Connection, keys: Sequence[Key], share: bool) -> dict[Key, Record]:
-    """Hold records until the transaction ends; of unknown ones there are empty stubs."""
+def lock(
+    connection: sa.Connection, keys: Sequence[Key], share: bool, ends: Sequence[Key]
+) -> dict[Key, Record]:
+    """Hold records until the transaction ends; of unknown ones there are empty stubs.
+
+    All memberships of `ends` are held, too: in one pass with the others, or two transactions that
+    end memberships of one another's could wait for each other.
+    """
     by_kind = {
         kind: {"of_kind": kind, "ids": [key.id for key in group]}
         for kind, group in itertools.groupby(keys, key=lambda key: key.kind)
     }
     if connection.dialect.name == "postgresql":  # only what is there can be locked
         _keep(connection, _unknown(connection, keys, by_kind))
+    if ends and connection.dialect.name == "postgresql":
+        _hold(connection, keys, ends)
     statement = statements.SHARE if share else statements.LOCK
     found = {
         record.key: record
@@ -96,6 +104,15 @@ def doubtful(connection: sa.Connection) -> int:
 def to_ask_about(connection: sa.Connection) -> int:
     """Count the records about which Logto must be asked."""
     return _count(connection, records.c.refetch_since.is_not(None))
+
+
+def _hold(connection: sa.Connection, keys: Sequence[Key], ends: Sequence[Key]) -> None:
+    wanted = {
+        "ids": [key.id for key in keys],
+        "organizations": [end.id for end in ends if end.kind == "organization"],
+        "users": [end.id for end in ends if end.kind == "user"],
+    }
+    connection.execute(statements.HOLD, wanted).close()
 
 
 def _unknown(connection: sa.Connection, keys: Sequence[Key], by_kind: _ByKind) -> list[Key]:

@@ -40,9 +40,11 @@ class SqlStore:
         """Write outcomes. Raises ClaimLost when any of them is no longer held by `token`."""
         inbox.finish(self._connection, token, outcomes)
 
-    def lock(self, keys: Sequence[Key], *, share: bool = False) -> dict[Key, Record]:
+    def lock(
+        self, keys: Sequence[Key], *, share: bool = False, ends: Sequence[Key] = ()
+    ) -> dict[Key, Record]:
         """Hold records until the transaction ends; of unknown ones there are empty stubs."""
-        return records.lock(self._connection, keys, share)
+        return records.lock(self._connection, keys, share, ends)
 
     def save(self, changed: Sequence[Record]) -> None:
         """Write locked records, and the rows of the mirror that follow from them."""

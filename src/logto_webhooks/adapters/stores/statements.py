@@ -54,6 +54,19 @@ _RECORDS = (
 )
 LOCK = _RECORDS.with_for_update()
 SHARE = _RECORDS.with_for_update(read=True)
+HOLD = (
+    sa.select(records.c.doubtful)
+    .where(
+        records.c.kind == sa.literal_column("'membership'"),
+        sa.or_(
+            among(records.c.logto_id, "ids"),
+            among(records.c.organization_id, "organizations"),
+            among(records.c.user_id, "users"),
+        ),
+    )
+    .order_by(records.c.logto_id)
+    .with_for_update()
+)
 LEAVE = sa.delete(members).where(
     members.c.logto_organization_id == sa.bindparam("organization"),
     members.c.logto_user_id == sa.bindparam("user"),
