@@ -24,6 +24,7 @@ from logto_webhooks.testing import FrozenClock
 from logto_webhooks.testing.fake import FakeLogto, Faults
 from tests.support import recorded
 from tests.support.copy import STORES, Copy, StoreKind, delivery, keys_of, open_host
+from tests.support.fake import credentials, serving
 from tests.support.service import Service, command, one_line
 from tests.support.waiting import until
 
@@ -238,16 +239,6 @@ def stamp(at: int) -> str:
     return datetime.fromtimestamp(at / 1000, UTC).isoformat()
 
 
-def credentials(logto: FakeLogto) -> dict[str, str]:
-    return {
-        "LOGTO_ENDPOINT": logto.url,
-        "LOGTO_M2M_APP_ID": logto.app_id,
-        "LOGTO_M2M_APP_SECRET": logto.app_secret,
-        "LOGTO_WEBHOOK_SIGNING_KEY": logto.signing_key,
-        "LOGTO_WEBHOOKS_API_BUDGET": "1000",
-    }
-
-
 def test_the_command_brings_back_and_status_tells(tmp_path: Path) -> None:
     """A dry run first; then all is there, once."""
 
@@ -315,15 +306,16 @@ def test_serve_brings_back_what_it_missed(tmp_path: Path) -> None:
             logto.add_hook("http://127.0.0.1:9/webhook")
             ana = logto.create_user(primaryEmail="ana@example.com")
             await logto.settle()
-            await asyncio.to_thread(served, credentials(logto), ana["id"])
-
-    def served(given: dict[str, str], user_id: str) -> None:
-        with Service(tmp_path, port=0, **given) as service:
-            line = service.wait_for_log("compared the inbox")
-            assert "recovered=1" in line
-            until(lambda: command("users", user_id, folder=tmp_path).returncode == 0)
+            async with serving(tmp_path, logto) as service:
+                line = await asyncio.to_thread(service.wait_for_log, "compared the inbox")
+                assert "recovered=1" in line
+                await asyncio.to_thread(until, lambda: found(tmp_path, ana["id"]))
 
     asyncio.run(live())
+
+
+def found(folder: Path, user_id: str) -> bool:
+    return command("users", user_id, folder=folder).returncode == 0
 
 
 def test_serve_says_when_logto_cannot_be_asked(tmp_path: Path) -> None:

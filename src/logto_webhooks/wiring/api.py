@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from logto_webhooks.core.ports import Logto
+from logto_webhooks.core.ports import Logto, Observer
 from logto_webhooks.errors import ApiNotConfigured
+from logto_webhooks.service.reads import Reads
 from logto_webhooks.service.recover import Recovery
 from logto_webhooks.settings import Settings
 from logto_webhooks.wiring.clock import SystemClock
@@ -27,6 +28,11 @@ def api_of(settings: Settings) -> Logto:
         resource=settings.api_resource,
         budget=settings.api_budget,
     )
+
+
+def reads_of(logto: Logto, database: Database, observe: Observer) -> Reads:
+    """Make what asks Logto about what only Logto can tell."""
+    return Reads(logto, database.host, SystemClock(), observe)
 
 
 def recovery_of(

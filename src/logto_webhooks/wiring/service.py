@@ -15,7 +15,7 @@ from logto_webhooks.core.ports import Observer
 from logto_webhooks.service.receive import GroupCommit, Receiver
 from logto_webhooks.service.work import Worker
 from logto_webhooks.settings import Settings
-from logto_webhooks.wiring.api import api_of, recovery_of
+from logto_webhooks.wiring.api import api_of, reads_of, recovery_of
 from logto_webhooks.wiring.clock import SystemClock
 from logto_webhooks.wiring.databases import Database
 
@@ -48,7 +48,7 @@ class Service:
     async def _lifespan(self, _: object) -> AsyncIterator[None]:
         working = asyncio.create_task(self.worker.run()) if self._settings.worker else None
         try:
-            async with self._recovering():
+            async with self._asking():
                 yield
         finally:
             self.worker.stop()
@@ -57,18 +57,23 @@ class Service:
             await self._database.host.close()
 
     @contextlib.asynccontextmanager
-    async def _recovering(self) -> AsyncIterator[None]:
+    async def _asking(self) -> AsyncIterator[None]:
         settings = self._settings
         if self._api is None:
             yield
             return
         recovery = recovery_of(settings, self._api, self._database, self.worker.wake)
-        keeping = asyncio.create_task(recovery.keep(settings.recover_every_s, self._observe))
+        reads = reads_of(self._api, self._database, self._observe)
+        loops = [
+            asyncio.create_task(recovery.keep(settings.recover_every_s, self._observe)),
+            asyncio.create_task(reads.keep()),
+        ]
         try:
             yield
         finally:
-            keeping.cancel()
-            await asyncio.gather(keeping, return_exceptions=True)
+            for loop in loops:
+                loop.cancel()
+            await asyncio.gather(*loops, return_exceptions=True)
             await self._api.close()
 
 
