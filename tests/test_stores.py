@@ -10,6 +10,7 @@ import pytest
 
 from logto_webhooks.core.delivery import Delivery
 from logto_webhooks.core.lifecycle import State
+from logto_webhooks.core.merge import merge
 from logto_webhooks.core.ports import Accepted, Claimed, Found, Outcome, Progress, Store
 from logto_webhooks.core.record import (
     Drop,
@@ -19,7 +20,6 @@ from logto_webhooks.core.record import (
     Refetch,
     Value,
     membership,
-    merge,
 )
 from logto_webhooks.errors import ClaimLost
 from logto_webhooks.testing import make

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from logto_webhooks.core.merge import merge, merge_group
 from logto_webhooks.core.outcome import effect
 from logto_webhooks.core.record import (
     Change,
@@ -21,8 +22,6 @@ from logto_webhooks.core.record import (
     Refetch,
     Told,
     Value,
-    merge,
-    merge_group,
 )
 
 ANA = Key("user", "ana")

@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from logto_webhooks.core.events import Event, TestPayload, UnknownEvent, parse
 from logto_webhooks.core.lifecycle import MOVES, Move, State
+from logto_webhooks.core.merge import merge
 from logto_webhooks.core.outcome import OUTCOMES, effect
 from logto_webhooks.core.ports import Claimed, Outcome, Store
 from logto_webhooks.core.projection import plan
@@ -26,7 +27,6 @@ from logto_webhooks.core.record import (
     Record,
     Refetch,
     Told,
-    merge,
 )
 from logto_webhooks.core.signature import vouch
 

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from logto_webhooks.core.delivery import Delivery
 from logto_webhooks.core.lifecycle import State
 from logto_webhooks.core.log import RECOVER
+from logto_webhooks.core.merge import merge
 from logto_webhooks.core.mirror import row_of
 from logto_webhooks.core.ports import (
     Accepted,
@@ -24,7 +25,7 @@ from logto_webhooks.core.ports import (
     Status,
     Waiting,
 )
-from logto_webhooks.core.record import Drop, Key, Kind, Record, merge
+from logto_webhooks.core.record import Drop, Key, Kind, Record
 from logto_webhooks.errors import ClaimLost
 
 # What a query names exactly, and of what it may be a part.

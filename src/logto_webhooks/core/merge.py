@@ -1,0 +1,120 @@
+"""The order-free rule: how values of a record merge, and when one is in doubt.
+
+Nothing here asks in which order deliveries came. A record is a user, an organization or a
+membership; its value is kept in groups. Merging is commutative, associative and idempotent, so
+a record follows from the *set* of what is known about it.
+
+- The greatest (stamp, digest) wins; where both are equal, the later start counts.
+- Deletion is final: a tombstone outlives every late update.
+- A group is doubtful while a value that differs from the winner ended no earlier than the
+  winner's start, less `GUARD_MS`. The two greatest ends of distinct digests are enough to tell.
+- What Logto's API answers beats every value that had ended when it was asked, whenever that
+  arrives; with a later one it competes as any other value.
+
+All times are Logto's, in milliseconds since the epoch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec.structs import replace
+
+from logto_webhooks.core import canonical
+from logto_webhooks.core.record import (
+    MET,
+    NEVER,
+    Change,
+    Drop,
+    Group,
+    Read,
+    Record,
+    Refetch,
+    Rival,
+    Value,
+)
+
+
+def merge(known: Record, change: Change) -> Record:
+    """Return what is known once `change` is known too; `known` itself if nothing is new."""
+    if isinstance(change, Drop):
+        deleted_at = change.at if known.deleted_at is None else min(change.at, known.deleted_at)
+        merged = replace(known, deleted_at=deleted_at)
+    elif isinstance(change, Refetch):
+        merged = _need(known, change)
+    elif isinstance(change, Read):
+        merged = _settle(known, change)
+    else:
+        groups = {
+            name: merge_group(known.groups.get(name), value)
+            for name, value in change.values.items()
+        }
+        facts = _greatest(known.facts, change.facts)
+        merged = replace(known, groups=known.groups | groups, facts=facts)
+    return known if merged == known else merged
+
+
+def merge_group(known: Group | None, value: Value) -> Group:
+    """The rule itself, for one group."""
+    if known is not None and value.end <= known.read_at:
+        return known
+    digest = canonical.digest(value.content).hex()[:32]
+    new = Group(
+        content=value.content,
+        digest=digest,
+        stamp=value.stamp,
+        start=value.start,
+        end=value.end,
+        ends=(Rival(value.end, digest),),
+    )
+    if known is None:
+        return new
+    ends = _two_greatest(known.ends, new.ends[0])
+    if (new.stamp, new.digest) == (known.stamp, known.digest):
+        # A whole and a part can carry the same value and stamp.
+        start, end = max(known.start, new.start), max(known.end, new.end)
+        return replace(known, start=start, end=end, ends=ends)
+    winner = max(known, new, key=lambda group: (group.stamp, group.digest))
+    return replace(winner, ends=ends, read_at=known.read_at)
+
+
+def read_group(known: Group | None, content: Any, at: int, end: int) -> Group:
+    """The same for an answer of Logto's: forget what had ended by then, and compete."""
+    # Greater than the stamp of all that is forgotten: so nothing else of that can matter.
+    value = Value(content, stamp=at + 1, start=at, end=max(at + 1, end))
+    if known is None or at <= known.read_at:
+        merged = merge_group(known, value)
+        return replace(merged, read_at=max(at, merged.read_at))
+    ends = tuple(rival for rival in known.ends if rival.end > at)
+    remembered = replace(known, ends=ends) if known.end > at else None
+    merged = merge_group(remembered, value)
+    if remembered is None:
+        merged = replace(merged, ends=_two_greatest(ends, merged.ends[0]))
+    return replace(merged, read_at=at)
+
+
+def _settle(known: Record, read: Read) -> Record:
+    groups = {
+        name: read_group(known.groups.get(name), content, read.at, read.end)
+        for name, content in read.contents.items()
+    }
+    met = {f"{MET}{need}": read.at for need in read.settles}
+    facts = _greatest(known.facts, read.facts | met)
+    needs = {need: at for need, at in known.needs.items() if at > facts.get(f"{MET}{need}", NEVER)}
+    return replace(known, groups=known.groups | groups, facts=facts, needs=needs)
+
+
+def _need(known: Record, refetch: Refetch) -> Record:
+    if refetch.at <= known.asked_for(refetch.why):
+        return known
+    return replace(known, needs=_greatest(known.needs, {refetch.why: refetch.at}))
+
+
+def _two_greatest(known: tuple[Rival, ...], new: Rival) -> tuple[Rival, ...]:
+    others = [rival for rival in known if rival.digest != new.digest]
+    same = [rival for rival in known if rival.digest == new.digest]
+    return tuple(sorted([*others, max([new, *same])], reverse=True)[:2])
+
+
+def _greatest(known: dict[str, int], new: dict[str, int]) -> dict[str, int]:
+    return known | {name: max(value, known.get(name, value)) for name, value in new.items()}
