@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from logto_webhooks.cli import demo, look, recover, send, serve, setup
+from logto_webhooks.cli import demo, look, reconcile, recover, send, serve, setup
 from logto_webhooks.errors import LogtoWebhooksError
 
 app = typer.Typer(
@@ -42,6 +42,7 @@ for command in (
     look.users,
     look.organizations,
     recover.recover,
+    reconcile.reconcile,
     send.trigger,
     send.sign,
 ):

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from logto_webhooks.core import canonical
 from logto_webhooks.core.ports import Found, Status, Waiting
+from logto_webhooks.service.reconcile import Reconciled
 from logto_webhooks.service.recover import Recovered
 
 out = Console(highlight=False)
@@ -71,6 +72,22 @@ def show_recovered(found: Recovered, dry_run: bool) -> None:
     rows += [(f"  {why}", count) for why, count in sorted(found.causes.items())]
     rows += [("can't know", why) for why in found.doubts]
     table("", ("", ""), rows, fold=True)
+
+
+def show_reconciled(found: Reconciled, dry_run: bool) -> None:
+    """Print what differed from what Logto lists."""
+    rows: list[tuple[str, Any]] = [
+        ("users", found.users),
+        ("organizations", found.organizations),
+        ("members", found.members),
+        ("differ" if dry_run else "differed, now as in Logto", found.drifted),
+    ]
+    rows += [("can't tell", why) for why in found.doubts]
+    table("", ("", ""), rows, fold=True)
+    if found.drifts:
+        more = f", the first {len(found.drifts)}" if found.drifted > len(found.drifts) else ""
+        cells = [(each.kind, each.id, ", ".join(each.fields)) for each in found.drifts]
+        table(f"\nWhat differed{more}", ("kind", "id", "columns"), cells, fold=True)
 
 
 def show_found(found: Sequence[Found], kind: str) -> None:

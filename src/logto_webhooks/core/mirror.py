@@ -74,7 +74,7 @@ def _member_row(record: Record) -> dict[str, Any] | None:
     return {
         "logto_organization_id": organization.id,
         "logto_user_id": user.id,
-        "joined_at": present.stamp,
+        "joined_at": record.facts.get("addedAt"),
     }
 
 

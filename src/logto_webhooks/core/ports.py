@@ -147,8 +147,20 @@ class Store(Protocol):
         """Find users or organizations by Logto id, local id or what else names them (an email, a
         phone, a name); else by a part of that."""
 
-    def memberships(self, end: Key) -> list[Key]:
-        """List the memberships known of a user or an organization, present or not."""
+    def keys(
+        self,
+        kind: Kind,
+        limit: int,
+        *,
+        after: str = "",
+        of: Key | None = None,
+        unread_since: int | None = None,
+    ) -> list[Key]:
+        """List known records that aren't deleted, by id, from `after` on.
+
+        Memberships may be those `of` a user or an organization, present or not; users and
+        organizations those of which Logto wasn't asked since a moment (ms).
+        """
 
 
 class Host(Protocol):

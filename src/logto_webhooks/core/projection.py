@@ -141,7 +141,8 @@ def _members(event: OrganizationMembershipUpdated, lag_ms: int) -> list[Told]:
 
 def _member(organization: str, user: str, present: bool, at: int, lag_ms: int) -> Told:
     value = Value(present, at, at - lag_ms, at)
-    return Put(membership(organization, user), {"present": value})
+    facts = {"addedAt": at} if present else {}
+    return Put(membership(organization, user), {"present": value}, facts)
 
 
 def _stamp_and_start(updated_at: int | None, at: int, lag_ms: int) -> tuple[int, int]:

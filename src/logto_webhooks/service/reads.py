@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 from logto_webhooks.core import answers
 from logto_webhooks.core.answers import Span
@@ -17,15 +17,13 @@ from logto_webhooks.core.ports import Answered, Clock, Host, Logto, Observer, Wa
 from logto_webhooks.core.record import MEMBERS, Change, Drop, Key
 from logto_webhooks.core.reports import Asked, NotAsked
 from logto_webhooks.errors import AnswerMalformed, described
-from logto_webhooks.service import sync
+from logto_webhooks.service import members, sync
 
 AT_ONCE: Final = 500  # records that are looked at in one step
-PIECE: Final = 500  # memberships that are written in one transaction
 RECENT: Final = 50  # deliveries that tell how far apart the clocks are
 POLL_S: Final = 1.0
 AGAIN_MS: Final = 500
 LONGEST_MS: Final = 60_000
-LISTINGS: Final = 3  # tries at a list that changes while it is read
 
 
 class Reads:
@@ -110,30 +108,17 @@ class Reads:
         answered = await self._logto.organization(organization_id)
         when = await self._when(answered)
         await self._learn(answers.about_organization(organization_id, answered.content, when))
-        members = any(MEMBERS in each.reason for each in waiting)
-        if members and answered.content is not None:
+        untold = any(MEMBERS in each.reason for each in waiting)
+        if untold and answered.content is not None:
             await self._members(organization_id)
 
     async def _members(self, organization_id: str) -> None:
-        present, when = await self._listed(organization_id)
-        end = Key("organization", organization_id)
-        known = await self._host.read(lambda store: store.memberships(end))
-        changes = answers.about_pairs(sorted(present.union(known)), present, when)
-        for start in range(0, len(changes), PIECE):
-            await self._learn(*changes[start : start + PIECE])
-        await self._learn(answers.all_listed(organization_id, when))
-
-    async def _listed(self, organization_id: str) -> tuple[set[Key], Span]:
-        """List all members; anew, if the list changed while it was read."""
-        for _ in range(LISTINGS):
-            pages = [page async for page in self._logto.members(organization_id)]
-            items: list[Any] = [item for page in pages for item in page.content]
-            present = answers.pairs_of_organization(organization_id, items)
-            if {page.total for page in pages} == {len(present)}:
-                first = await self._when(pages[0])
-                return present, Span(first.at, (await self._when(pages[-1])).end)
-        problem = "its members change faster than they can be listed"
-        raise AnswerMalformed(kind="organization", id=organization_id, problem=problem)
+        recent = await self._host.read(lambda store: store.recent(RECENT))
+        pieces = await members.changes(
+            self._logto, self._host, organization_id, lambda page: answers.span(page, recent)
+        )
+        for piece in pieces:
+            await self._learn(*piece)
 
     async def _when(self, answered: Answered) -> Span:
         recent = await self._host.read(lambda store: store.recent(RECENT))

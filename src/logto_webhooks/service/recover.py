@@ -15,10 +15,10 @@ from typing import Any, Final
 from msgspec import Struct
 
 from logto_webhooks.core import canonical, log
-from logto_webhooks.core.delivery import Delivery
-from logto_webhooks.core.ports import Accepted, Clock, Host, Logto, Observer, Progress, Store
+from logto_webhooks.core.ports import Clock, Host, Logto, Observer, Progress, Store
 from logto_webhooks.core.reports import LookedBack, NotAsked
 from logto_webhooks.errors import described
+from logto_webhooks.service.rehearse import perform
 
 OVERLAP_MS: Final = 15_000
 FIRST_MS: Final = 86_400_000  # how far back the first look goes
@@ -138,7 +138,7 @@ class Recovery:
         found.entries += len(entries)
         if len(deliveries) < len(told) and _UNREADABLE not in found.doubts:
             found.doubts.append(_UNREADABLE)
-        accepted = iter(await self._accept(deliveries, dry))
+        accepted = iter(await perform(self._host, lambda store: store.add(deliveries), dry))
         new = [entry for entry, delivery in told if delivery and not next(accepted).duplicate]
         found.recovered += len(new)
         for entry in new:
@@ -146,18 +146,6 @@ class Recovery:
             found.causes[why] = found.causes.get(why, 0) + 1
         if new and not dry:
             self._stored()
-
-    async def _accept(self, deliveries: list[Delivery], dry: bool) -> list[Accepted]:
-        def add(store: Store) -> list[Accepted]:
-            accepted = store.add(deliveries)
-            if dry:
-                raise _OnlyLooking(accepted)
-            return accepted
-
-        try:
-            return await self._host.run(add) if deliveries else []
-        except _OnlyLooking as looked:
-            return looked.accepted
 
     async def _note(self, name: str, at: int, count: int, dry: bool) -> None:
         def note(store: Store) -> None:
@@ -169,14 +157,6 @@ class Recovery:
 
 
 _UNREADABLE: Final = "an entry of the log holds no delivery"
-
-
-class _OnlyLooking(Exception):
-    """Rolls the transaction back."""
-
-    def __init__(self, accepted: list[Accepted]) -> None:
-        super().__init__()
-        self.accepted = accepted
 
 
 def _of(hook: str) -> str:

@@ -77,13 +77,13 @@ def apply(store: Store, token: str, batch: Sequence[Planned]) -> list[Outcome]:
     return outcomes
 
 
-def learn(store: Store, changes: Sequence[Change]) -> list[Record]:
-    """Apply what Logto's API answered; return the records that it changed."""
+def learn(store: Store, changes: Sequence[Change]) -> list[tuple[Record, Record]]:
+    """Apply what Logto's API answered; return what it changed: each record before and after."""
     before = lock(store, changes)
     records = _unlisted(before)
     for change in changes:
         records[change.key] = merge(records[change.key], change)
-    return _write(store, before, records)
+    return [(before[each.key], each) for each in _write(store, before, records)]
 
 
 def _write(store: Store, before: Records, records: Records) -> list[Record]:

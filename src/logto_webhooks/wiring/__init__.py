@@ -1,7 +1,15 @@
 """Builds the application: the only place that knows which adapter serves which port."""
 
-from logto_webhooks.wiring.api import api_of, recovery_of
+from logto_webhooks.wiring.api import api_of, reconciliation_of, recovery_of
 from logto_webhooks.wiring.databases import Database, database_of
 from logto_webhooks.wiring.service import Service, worker_of
 
-__all__ = ["Database", "Service", "api_of", "database_of", "recovery_of", "worker_of"]
+__all__ = [
+    "Database",
+    "Service",
+    "api_of",
+    "database_of",
+    "reconciliation_of",
+    "recovery_of",
+    "worker_of",
+]

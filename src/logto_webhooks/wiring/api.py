@@ -7,6 +7,7 @@ from collections.abc import Callable
 from logto_webhooks.core.ports import Logto, Observer
 from logto_webhooks.errors import ApiNotConfigured
 from logto_webhooks.service.reads import Reads
+from logto_webhooks.service.reconcile import Reconciliation
 from logto_webhooks.service.recover import Recovery
 from logto_webhooks.settings import Settings
 from logto_webhooks.wiring.clock import SystemClock
@@ -33,6 +34,11 @@ def api_of(settings: Settings) -> Logto:
 def reads_of(logto: Logto, database: Database, observe: Observer) -> Reads:
     """Make what asks Logto about what only Logto can tell."""
     return Reads(logto, database.host, SystemClock(), observe)
+
+
+def reconciliation_of(logto: Logto, database: Database) -> Reconciliation:
+    """Make what compares all records with all that Logto lists."""
+    return Reconciliation(logto, database.host)
 
 
 def recovery_of(

@@ -25,7 +25,7 @@ from logto_webhooks.core.ports import (
     Status,
     Waiting,
 )
-from logto_webhooks.core.record import Drop, Key, Kind, Record
+from logto_webhooks.core.record import NEVER, Drop, Key, Kind, Record
 from logto_webhooks.errors import ClaimLost
 
 # What a query names exactly, and of what it may be a part.
@@ -137,7 +137,7 @@ class MemoryStore:
     def drop_memberships(self, ends: Sequence[Record]) -> None:
         """End all memberships of deleted users and organizations, at the time of deletion."""
         for end in ends:
-            for key in self.memberships(end.key):
+            for key in self._memberships_of(end.key):
                 if end.deleted_at is not None:
                     self.save([merge(self.tables.records[key], Drop(key, end.deleted_at))])
 
@@ -185,8 +185,26 @@ class MemoryStore:
         phone, a name); else by a part of that."""
         return self._find(kind, query, limit, *_NAMES[kind])
 
-    def memberships(self, end: Key) -> list[Key]:
-        """List the memberships known of a user or an organization, present or not."""
+    def keys(
+        self,
+        kind: Kind,
+        limit: int,
+        *,
+        after: str = "",
+        of: Key | None = None,
+        unread_since: int | None = None,
+    ) -> list[Key]:
+        """List known records that aren't deleted, by id, from `after` on."""
+        found = [
+            key
+            for key, record in sorted(self.tables.records.items())
+            if key.kind == kind and key.id > after and record.deleted_at is None
+            if of is None or of in key.organization_and_user
+            if unread_since is None or (record.read_at or NEVER) < unread_since
+        ]
+        return found[:limit]
+
+    def _memberships_of(self, end: Key) -> list[Key]:
         known = [key for key in self.tables.records if key.kind == "membership"]
         return [key for key in known if end in key.organization_and_user]
 
@@ -219,7 +237,7 @@ class MemoryStore:
     def _found(self, key: Key, row: dict[str, Any]) -> Found:
         memberships = {
             other.id: self.tables.records[each]
-            for each in self.memberships(key)
+            for each in self._memberships_of(key)
             for other in each.organization_and_user
             if other != key
         }

@@ -71,11 +71,27 @@ def drop_memberships(connection: sa.Connection, ends: Sequence[Record]) -> None:
         connection.execute(sa.delete(members).where(row == end.key.id))
 
 
-def memberships(connection: sa.Connection, end: Key) -> list[Key]:
-    """List the memberships known of a user or an organization, present or not."""
-    known, _ = _SIDES[end.kind]
-    ids = connection.scalars(sa.select(records.c.logto_id).where(known == end.id))
-    return [Key("membership", each) for each in ids]
+def keys(
+    connection: sa.Connection,
+    kind: Kind,
+    limit: int,
+    after: str,
+    of: Key | None,
+    unread_since: int | None,
+) -> list[Key]:
+    """List known records that aren't deleted, by id, from `after` on."""
+    query = (
+        sa.select(records.c.logto_id)
+        .where(records.c.kind == kind, records.c.logto_id > after)
+        .where(records.c.deleted_at.is_(None))
+        .order_by(records.c.logto_id)
+        .limit(limit)
+    )
+    if of is not None:
+        query = query.where(_SIDES[of.kind][0] == of.id)
+    if unread_since is not None:
+        query = query.where(sa.func.coalesce(records.c.read_at, -1) < unread_since)
+    return [Key(kind, each) for each in connection.scalars(query)]
 
 
 def waiting(connection: sa.Connection, limit: int) -> list[Waiting]:

@@ -85,6 +85,14 @@ class SqlStore:
         phone, a name); else by a part of that."""
         return find.find(self._connection, find.SIDES[kind], query, limit)
 
-    def memberships(self, end: Key) -> list[Key]:
-        """List the memberships known of a user or an organization, present or not."""
-        return records.memberships(self._connection, end)
+    def keys(
+        self,
+        kind: Kind,
+        limit: int,
+        *,
+        after: str = "",
+        of: Key | None = None,
+        unread_since: int | None = None,
+    ) -> list[Key]:
+        """List known records that aren't deleted, by id, from `after` on."""
+        return records.keys(self._connection, kind, limit, after, of, unread_since)

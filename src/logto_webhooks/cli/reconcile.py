@@ -1,0 +1,80 @@
+"""Comparing everything with Logto: `reconcile`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from logto_webhooks.adapters import server
+from logto_webhooks.cli import options, tables
+from logto_webhooks.errors import SettingInvalid
+from logto_webhooks.service.reconcile import Reconciled
+from logto_webhooks.settings import Settings
+from logto_webhooks.wiring import Database, api_of, database_of, reconciliation_of
+
+
+def reconcile(
+    user: Annotated[
+        str | None,
+        typer.Option(help="Only this user: a Logto id, or what `users` finds exactly one by."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Change nothing.")] = False,
+    database_url: options.DatabaseUrl = None,
+    schema: options.Schema = None,
+    endpoint: options.Endpoint = None,
+    app_id: options.AppId = None,
+    app_secret: options.AppSecret = None,
+    api_resource: options.ApiResource = None,
+    api_budget: options.ApiBudget = None,
+    env_file: options.EnvFile = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Compare all users, organizations and members with Logto's own, and mend what differs."""
+    settings = options.settings(
+        env_file,
+        database_url=database_url,
+        schema=schema,
+        endpoint=endpoint,
+        app_id=app_id,
+        app_secret=app_secret,
+        api_resource=api_resource,
+        api_budget=api_budget,
+    )
+    found = server.run(_reconcile(settings, user, dry_run))
+    if as_json:
+        print(tables.as_json(found))
+    else:
+        tables.show_reconciled(found, dry_run)
+
+
+async def _reconcile(settings: Settings, user: str | None, dry_run: bool) -> Reconciled:
+    api = api_of(settings)
+    database = database_of(settings.database_url, settings.schema)
+    try:
+        await database.check()
+        reconciliation = reconciliation_of(api, database)
+        if user is not None:
+            return await reconciliation.one_user(await _id_of(database, user), dry_run)
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+        silent = not tables.err.is_terminal
+        with Progress(*columns, console=tables.err, transient=True, disable=silent) as bar:
+            task = bar.add_task("asking Logto")
+            return await reconciliation.run(
+                dry_run, lambda found: bar.update(task, description=_so_far(found))
+            )
+    finally:
+        await api.close()
+        await database.host.close()
+
+
+async def _id_of(database: Database, query: str) -> str:
+    found = await database.host.read(lambda store: store.find("user", query, 2))
+    if len(found) > 1:
+        raise SettingInvalid(name="--user", problem=f"{query!r} finds more than one")
+    return str(found[0].row["logto_user_id"]) if found else query
+
+
+def _so_far(found: Reconciled) -> str:
+    return f"{found.users} users, {found.organizations} organizations, {found.drifted} differed"

@@ -1,0 +1,30 @@
+"""Doing something to see what it would do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from logto_webhooks.core.ports import Host, Store
+
+T = TypeVar("T")
+
+
+async def perform(host: Host, work: Callable[[Store], T], dry: bool) -> T:
+    """Run work in a transaction; with `dry`, roll it back and return what it found all the same."""
+    found: list[T] = []
+
+    def rehearsed(store: Store) -> T:
+        found.append(work(store))
+        raise _OnlyLooking
+
+    if not dry:
+        return await host.run(work)
+    try:
+        return await host.run(rehearsed)
+    except _OnlyLooking:
+        return found[-1]
+
+
+class _OnlyLooking(Exception):
+    """Rolls the transaction back."""

@@ -1,0 +1,204 @@
+"""All records beside all that Logto lists."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from logto_webhooks.adapters.management import Management
+from logto_webhooks.core.ports import Answered, Found, Host
+from logto_webhooks.core.record import Key
+from logto_webhooks.service.reconcile import Drift, Reconciliation
+from logto_webhooks.testing import FrozenClock, make
+from logto_webhooks.testing.fake import FakeLogto
+from tests.support.copy import Copy, StoreKind, open_host
+from tests.support.fake import credentials
+from tests.support.service import command
+
+KINDS: tuple[StoreKind, ...] = ("memory", "sqlite", "asyncpg")
+
+
+@asynccontextmanager
+async def asking(logto: FakeLogto, cls: type[Management] = Management) -> AsyncIterator[Management]:
+    api = cls(logto.url, logto.app_id, logto.app_secret, now=FrozenClock(), budget=100_000)
+    try:
+        yield api
+    finally:
+        await api.close()
+
+
+async def users(host: Host) -> dict[str, Found]:
+    found = await host.read(lambda store: store.find("user", "", 10_000))
+    return {each.row["logto_user_id"]: each for each in found if each.row["deleted_at"] is None}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_empty_database_is_filled(kind: StoreKind, tmp_path: Path) -> None:
+    """Users, organizations and members; a second look finds nothing."""
+
+    async def live() -> None:
+        host = open_host(kind, tmp_path)
+        clock = FrozenClock()
+        async with FakeLogto(now=clock.now) as logto, asking(logto) as api:
+            ids = [logto.create_user()["id"] for _ in range(230)]
+            acme = logto.create_organization(name="Acme")["id"]
+            logto.add_members(acme, ids[:120])
+            first = await Reconciliation(api, host).run()
+            assert (first.users, first.organizations, first.members) == (230, 1, 120)
+            assert first.drifted == 230 + 1 + 120
+            assert set(await users(host)) == set(ids)
+            [found] = await host.read(lambda store: store.find("organization", acme, 1))
+            assert found.memberships == sorted(ids[:120])
+            assert (await Reconciliation(api, host).run()).drifted == 0
+        assert await host.read(lambda store: store.waiting(10)) == []
+        await host.close()
+
+    asyncio.run(live())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_logto_never_told_is_mended(kind: StoreKind, tmp_path: Path) -> None:
+    """A change, a deletion, a member who left: a dry run tells, and changes nothing."""
+
+    async def live() -> None:
+        host = open_host(kind, tmp_path)
+        clock = FrozenClock()
+        async with FakeLogto(now=clock.now) as logto, asking(logto) as api:
+            ana, bo, cy = (logto.create_user(name="Before")["id"] for _ in range(3))
+            acme = logto.create_organization()["id"]
+            logto.add_members(acme, [ana, bo])
+            await Reconciliation(api, host).run()
+            clock.tick(60)
+            logto.update_user(ana, name="After")
+            logto.remove_members(acme, [bo])
+            logto.delete_user(cy)
+            expected = {
+                Drift("user", ana, ("name",)),
+                Drift("user", cy, ("deleted_at",)),
+                Drift("membership", f"{acme}:{bo}", ("deleted",)),
+            }
+            dry = await Reconciliation(api, host).run(dry_run=True)
+            assert set(dry.drifts) == expected
+            assert (await users(host))[ana].row["name"] == "Before"
+            wet = await Reconciliation(api, host).run()
+            assert wet.drifts == dry.drifts
+            now = await users(host)
+            assert set(now) == {ana, bo}
+            assert now[ana].row["name"] == "After"
+            assert now[bo].memberships == []
+        await host.close()
+
+    asyncio.run(live())
+
+
+class Empty(Management):
+    """Lists nobody, as something between Logto and us may."""
+
+    async def users(self) -> AsyncIterator[Answered]:
+        async for page in super().users():
+            yield Answered(content=[], asked_at=page.asked_at, took=0, date=page.date, total=0)
+            return
+
+
+class Shifting(Management):
+    """Somebody is deleted between two pages: the others move up, and one is in neither."""
+
+    logto: FakeLogto
+    gone: str
+
+    async def users(self) -> AsyncIterator[Answered]:
+        async for page in super().users():
+            yield page
+            if self.gone:
+                self.logto.delete_user(self.gone)
+                self.gone = ""
+
+
+def test_an_empty_listing_deletes_nobody(tmp_path: Path) -> None:
+    """It is told instead."""
+
+    async def live() -> None:
+        host = open_host("sqlite", tmp_path)
+        clock = FrozenClock()
+        async with (
+            FakeLogto(now=clock.now) as logto,
+            asking(logto) as api,
+            asking(logto, Empty) as empty,
+        ):
+            ana = logto.create_user()["id"]
+            await Reconciliation(api, host).run()
+            clock.tick(60)
+            found = await Reconciliation(empty, host).run()
+            assert found.doubts == ["Logto lists no user at all: none was deleted here"]
+            assert set(await users(host)) == {ana}
+        await host.close()
+
+    asyncio.run(live())
+
+
+def test_who_shifts_between_pages_is_found(tmp_path: Path) -> None:
+    """By being asked about alone."""
+
+    async def live() -> None:
+        host = open_host("sqlite", tmp_path)
+        clock = FrozenClock()
+        async with FakeLogto(now=clock.now) as logto, asking(logto, Shifting) as api:
+            ids = [logto.create_user()["id"] for _ in range(150)]
+            copy = Copy(host)
+            await copy.take([make.user_created(id=each).body for each in ids])
+            assert isinstance(api, Shifting)
+            api.logto, api.gone = logto, ids[-1]
+            found = await Reconciliation(api, host).run()
+            assert found.users == 149
+            # Who was deleted after being listed is for its own webhook to tell.
+            assert set(await users(host)) == set(ids)
+            records = await host.run(lambda store: store.lock([Key("user", each) for each in ids]))
+            assert all(record.read_at for record in records.values())
+        await host.close()
+
+    asyncio.run(live())
+
+
+def test_one_user_can_be_looked_at_alone(tmp_path: Path) -> None:
+    """And what differs is told."""
+
+    async def live() -> None:
+        host = open_host("sqlite", tmp_path)
+        clock = FrozenClock()
+        async with FakeLogto(now=clock.now) as logto, asking(logto) as api:
+            ana: dict[str, Any] = logto.create_user(name="Ana")
+            found = await Reconciliation(api, host).one_user(ana["id"])
+            assert found.drifts == [Drift("user", ana["id"], ("missing",))]
+            assert (await Reconciliation(api, host).one_user(ana["id"])).drifted == 0
+        await host.close()
+
+    asyncio.run(live())
+
+
+def test_the_command_tells_what_differed(tmp_path: Path) -> None:
+    """As JSON and as a table; one user by email; nobody twice."""
+
+    async def run(logto: FakeLogto, *arguments: str) -> str:
+        given = credentials(logto)
+        done = await asyncio.to_thread(command, "reconcile", *arguments, folder=tmp_path, **given)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    async def live() -> None:
+        await asyncio.to_thread(command, "migrate", folder=tmp_path)
+        async with FakeLogto() as logto:
+            ana = logto.create_user(primaryEmail="ana@example.com", name="Ana")["id"]
+            assert "1" in await run(logto, "--dry-run")
+            found = msgspec.json.decode(await run(logto, "--json"))
+            assert found["drifts"] == [{"kind": "user", "id": ana, "fields": ["missing"]}]
+            assert msgspec.json.decode(await run(logto, "--json"))["drifted"] == 0
+            one = msgspec.json.decode(await run(logto, "--user", "ana@example.com", "--json"))
+            assert one["users"] == 1
+
+    asyncio.run(live())
