@@ -144,6 +144,7 @@ class TestStatus:
             "refetch": 0,
             "recovered": 0,
             "complete_up_to": None,
+            "reconciled_at": None,
         }
 
     def test_without_a_database_it_says_what_to_run(self, tmp_path: Path) -> None:

@@ -218,8 +218,10 @@ class TestProgress:
         """And up to when the copy is complete."""
         assert run(lambda store: store.status()).complete_up_to is None
         run(lambda store: store.progress("recover", Progress(T0, 7)))
+        run(lambda store: store.progress("reconcile", Progress(T0 + 1, 0)))
         status = run(lambda store: store.status())
         assert (status.complete_up_to, status.recovered) == (T0, 7)
+        assert status.reconciled_at == T0 + 1
 
     def test_the_newest_bodies_come_first(self, run: Run) -> None:
         """No more than asked for."""

@@ -50,6 +50,7 @@ def show_status(status: Status, waiting: Sequence[Waiting]) -> None:
         ("oldest pending", "none" if oldest is None else f"{oldest:.1f} s"),
         ("complete up to", shown("complete_at", status.complete_up_to) or "never asked Logto"),
         ("recovered from Logto's log", status.recovered),
+        ("all compared with Logto", shown("compared_at", status.reconciled_at) or "never"),
         ("records in doubt", status.doubtful),
         ("records to ask Logto about", status.refetch),
     ]

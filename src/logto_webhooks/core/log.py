@@ -12,7 +12,9 @@ from logto_webhooks.errors import NotADelivery
 
 Json = dict[str, Any]
 
-RECOVER: Final = "recover"  # the name of this work's progress
+# The names under which progress is kept.
+RECOVER: Final = "recover"
+RECONCILE: Final = "reconcile"
 ANSWERED: Final = "answered 200, but not in the inbox"
 # What Logto writes as an attempt's error -> why it failed; the first that is found counts.
 _CAUSES: Final = (

@@ -54,7 +54,8 @@ class Outcome(Struct, frozen=True, kw_only=True):
 class Status(Struct, frozen=True, kw_only=True):
     """Counts of the inbox and the records; `oldest_pending_s` is None when nothing is pending.
 
-    `recovered` is what Logto's log brought back, `complete_up_to` (ms) when it was last asked.
+    `recovered` is what Logto's log brought back, `complete_up_to` (ms) when it was last asked;
+    `reconciled_at` (ms) when all records were last compared with Logto's own.
     """
 
     deliveries: dict[str, int]
@@ -63,6 +64,7 @@ class Status(Struct, frozen=True, kw_only=True):
     oldest_pending_s: float | None
     recovered: int = 0
     complete_up_to: int | None = None
+    reconciled_at: int | None = None
 
 
 class Progress(Struct, frozen=True):

@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from logto_webhooks.core import answers
 from logto_webhooks.core.answers import Span
+from logto_webhooks.core.log import RECONCILE
 from logto_webhooks.core.mirror import row_of
 from logto_webhooks.core.ports import Answered, Host, Logto, Progress, Store
 from logto_webhooks.core.record import Change, Key, Kind, Record
@@ -23,7 +24,6 @@ from logto_webhooks.errors import AnswerMalformed
 from logto_webhooks.service import members, sync
 from logto_webhooks.service.rehearse import perform
 
-RECONCILE: Final = "reconcile"
 RECENT: Final = 50  # deliveries that tell how far apart the clocks are
 PIECE: Final = 200  # records that are asked about in one go
 MOST: Final = 1_000  # differences that are told one by one

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from logto_webhooks.core.delivery import Delivery
 from logto_webhooks.core.lifecycle import State
-from logto_webhooks.core.log import RECOVER
+from logto_webhooks.core.log import RECONCILE, RECOVER
 from logto_webhooks.core.merge import merge
 from logto_webhooks.core.mirror import row_of
 from logto_webhooks.core.ports import (
@@ -160,7 +160,7 @@ class MemoryStore:
         for row in rows:
             counts[row.state.value] += 1
         received = [row.delivery.received_at for row in rows if row.state is State.PENDING]
-        recovered = self.tables.progress.get(RECOVER)
+        recovered, reconciled = (self.tables.progress.get(name) for name in (RECOVER, RECONCILE))
         oldest = max(0, self._clock.now() - min(received)) / 1000 if received else None
         return Status(
             deliveries=counts,
@@ -169,6 +169,7 @@ class MemoryStore:
             oldest_pending_s=oldest,
             recovered=recovered.count if recovered else 0,
             complete_up_to=recovered.at if recovered else None,
+            reconciled_at=reconciled.at if reconciled else None,
         )
 
     def waiting(self, limit: int) -> list[Waiting]:

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from logto_webhooks.adapters.stores import find, inbox, progress, records
 from logto_webhooks.core.delivery import Delivery
-from logto_webhooks.core.log import RECOVER
+from logto_webhooks.core.log import RECONCILE, RECOVER
 from logto_webhooks.core.ports import (
     Accepted,
     Claimed,
@@ -70,7 +70,7 @@ class SqlStore:
 
     def status(self) -> Status:
         """Count."""
-        recovered = self.progress(RECOVER)
+        recovered, reconciled = self.progress(RECOVER), self.progress(RECONCILE)
         return Status(
             deliveries=inbox.counts(self._connection),
             doubtful=records.doubtful(self._connection),
@@ -78,6 +78,7 @@ class SqlStore:
             oldest_pending_s=inbox.oldest_pending_s(self._connection),
             recovered=recovered.count if recovered else 0,
             complete_up_to=recovered.at if recovered else None,
+            reconciled_at=reconciled.at if reconciled else None,
         )
 
     def find(self, kind: Kind, query: str, limit: int) -> list[Found]:
