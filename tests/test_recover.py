@@ -189,6 +189,23 @@ def test_only_hooks_that_point_here_are_asked(tmp_path: Path) -> None:
     on_sqlite(live, tmp_path)
 
 
+def test_an_odd_entry_stops_nothing(tmp_path: Path) -> None:
+    """It is told, and the others come back."""
+    odd: list[Any] = [{"payload": None}, {"payload": []}, {}, {"payload": {"hookRequest": 5}}]
+
+    async def live(host: Host) -> None:
+        async with FakeLogto() as logto:
+            hook = logto.add_hook("http://127.0.0.1:9/webhook")
+            now = logto_now()
+            broken = [{"id": str(n), "createdAt": now - 500} | each for n, each in enumerate(odd)]
+            logto.populate_log(hook["id"], [*broken, *long_log(3, now)])
+            found = await recovered(logto, host, since=None)
+            assert found.recovered == 3
+            assert found.doubts == ["an entry of the log holds no delivery"]
+
+    on_sqlite(live, tmp_path)
+
+
 def on_sqlite(live: Callable[[Host], Coroutine[Any, Any, None]], folder: Path) -> None:
     async def run() -> None:
         host = open_host("sqlite", folder)

@@ -6,7 +6,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
+from msgspec import Struct
 
+from logto_webhooks.core.events.base import Id
 from logto_webhooks.core.events.organizations import Organization
 from logto_webhooks.core.events.users import User
 from logto_webhooks.core.ports import Answered, Received
@@ -18,6 +20,7 @@ from logto_webhooks.core.record import (
     Change,
     Drop,
     Key,
+    Kind,
     Read,
     membership,
 )
@@ -27,6 +30,10 @@ T = TypeVar("T")
 SECOND_MS: Final = 1000  # the header Date tells no less, and may be as old
 UNKNOWN_MS: Final = 5000  # how far beyond its question an answer without a date may reach
 _OWN: Final = (DEAD_DELIVERY, UNKNOWN_CHANGE)
+
+
+class _Item(Struct):
+    id: Id
 
 
 class Span(NamedTuple):
@@ -49,6 +56,8 @@ def span(answered: Answered, recent: Sequence[Received]) -> Span:
     if answered.date is not None:
         bounds.append(answered.date - SECOND_MS - answered.took)
     at = max(bounds, default=answered.asked_at)
+    if answered.date is not None:  # whatever our clock was when the deliveries came
+        at = min(at, answered.date + SECOND_MS)
     latest = UNKNOWN_MS if answered.date is None else 2 * SECOND_MS
     return Span(at, max(at, at if answered.date is None else answered.date) + latest)
 
@@ -103,11 +112,17 @@ def pairs_of_organization(organization_id: str, users: Iterable[Any]) -> set[Key
     return {membership(organization_id, _id(each, key)) for each in users}
 
 
+def id_of(item: Any, kind: Kind) -> str:
+    """The id of an item of a listing. Raises AnswerMalformed."""
+    return _id(item, Key(kind, "of a listing"))
+
+
 def _id(item: Any, about: Key) -> str:
-    found = item.get("id") if isinstance(item, dict) else None
-    if not isinstance(found, str) or not found:
-        raise AnswerMalformed(kind=about.kind, id=about.id, problem="an item without an id")
-    return found
+    try:
+        return msgspec.convert(item, _Item).id
+    except msgspec.ValidationError:
+        problem = "an item without an id that can be used"
+        raise AnswerMalformed(kind=about.kind, id=about.id, problem=problem) from None
 
 
 def _parsed(content: Any, cls: type[T], key: Key) -> T:

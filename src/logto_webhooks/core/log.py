@@ -27,9 +27,14 @@ _CAUSES: Final = (
 )
 
 
-def delivery_of(entry: Json, received_at: int) -> Delivery | None:
+def _payload(entry: Any) -> Json:
+    payload = entry.get("payload") if isinstance(entry, dict) else None
+    return payload if isinstance(payload, dict) else {}
+
+
+def delivery_of(entry: Any, received_at: int) -> Delivery | None:
     """Make a delivery of an entry; None if it holds no body that Logto could have sent."""
-    request = entry.get("payload", {}).get("hookRequest")
+    request = _payload(entry).get("hookRequest")
     body = request.get("body") if isinstance(request, dict) else None
     try:
         return identify(vouch(canonical.encode(body)), received_at, origin="log")
@@ -37,9 +42,9 @@ def delivery_of(entry: Json, received_at: int) -> Delivery | None:
         return None
 
 
-def cause(entry: Json) -> str:
+def cause(entry: Any) -> str:
     """Say why an entry's attempt came to nothing, in a word."""
-    payload = entry.get("payload", {})
+    payload = _payload(entry)
     if payload.get("result") == "Success":
         return ANSWERED
     text = str(payload.get("error", ""))
@@ -47,9 +52,11 @@ def cause(entry: Json) -> str:
 
 
 def points_here(
-    hook: Json, seen: Collection[str], keys: Collection[str], public_url: str | None
+    hook: Any, seen: Collection[str], keys: Collection[str], public_url: str | None
 ) -> bool:
     """Whether a hook is one of ours: by its key, by its accepted deliveries, or by its URL."""
+    if not isinstance(hook, dict) or not isinstance(hook.get("id"), str):
+        return False
     config = hook.get("config")
     url = config.get("url") if isinstance(config, dict) else None
     same_url = bool(public_url) and str(url).rstrip("/") == str(public_url).rstrip("/")

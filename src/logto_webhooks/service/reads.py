@@ -73,7 +73,7 @@ class Reads:
         return len(due)
 
     async def _waiting(self) -> list[Waiting]:
-        return await self._host.read(lambda store: store.waiting(AT_ONCE))
+        return await self._host.read(lambda store: store.waiting(AT_ONCE + len(self._tries)))
 
     async def _settle(self, subject: Key, waiting: Sequence[Waiting]) -> None:
         tries, _ = self._tries.get(subject, (0, 0))

@@ -87,10 +87,11 @@ class Reconciliation:
         async for page in self._logto.users():
             span = when(page)
             began = span.at if began is None else began
-            told = [item for item in page.content if item.get("id") not in seen]
+            items = self._items("user", page)
+            told = {each: item for each, item in items.items() if each not in seen}
             await self._learn(self._told(answers.about_user, told, span))
             self._found.users += len(told)
-            seen = {item["id"] for item in page.content}  # a shift repeats the page before
+            seen = set(items)  # a shift repeats the page before
             self._progress(self._found)
         began = began or 0
         await self._rest("user", began, self._found.users, when)
@@ -101,10 +102,11 @@ class Reconciliation:
         async for page in self._logto.organizations():
             span = when(page)
             began = span.at if began is None else began
-            await self._learn(self._told(answers.about_organization, page.content, span))
-            self._found.organizations += len(page.content)
-            for item in page.content:
-                await self._members(item["id"], when)
+            items = self._items("organization", page)
+            await self._learn(self._told(answers.about_organization, items, span))
+            self._found.organizations += len(items)
+            for each in items:
+                await self._members(each, when)
             self._progress(self._found)
         await self._rest("organization", began or 0, self._found.organizations, when)
 
@@ -121,13 +123,21 @@ class Reconciliation:
     async def _rest(
         self, kind: Kind, began: int, listed: int, when: Callable[[Answered], Span]
     ) -> None:
+        unlisted = 0
+        async for key in self._unread(kind, began):
+            unlisted += key.id not in self._listed
+            if unlisted > listed:
+                # Everybody gone is less likely than another Logto, or a listing that was cut off.
+                problem = f"this Logto lists fewer {kind}s than are known and it doesn't list"
+                self._found.doubts.append(f"{problem}: none was deleted; is LOGTO_ENDPOINT right?")
+                return
         async for key in self._unread(kind, began):
             if key.id in self._listed:
                 continue
-            if not listed:
-                self._found.doubts.append(f"Logto lists no {kind} at all: none was deleted here")
-                return
-            await self._ask(key, when)
+            try:
+                await self._ask(key, when)
+            except AnswerMalformed as error:
+                self._found.doubts.append(str(error))
 
     async def _unread(self, kind: Kind, began: int) -> AsyncIterator[Key]:
         after = ""
@@ -149,13 +159,22 @@ class Reconciliation:
             change = answers.about_organization(key.id, answered.content, when(answered))
         await self._learn([change])
 
+    def _items(self, kind: Kind, page: Answered) -> dict[str, Any]:
+        items = {}
+        for item in page.content:
+            try:
+                items[answers.id_of(item, kind)] = item
+            except AnswerMalformed as error:
+                self._found.doubts.append(str(error))
+        return items
+
     def _told(
-        self, about: Callable[[str, Any, Span], Change], items: Sequence[Any], span: Span
+        self, about: Callable[[str, Any, Span], Change], items: dict[str, Any], span: Span
     ) -> list[Change]:
         changes = []
-        for item in items:
+        for logto_id, item in items.items():
             try:
-                changes.append(about(str(item.get("id")), item, span))
+                changes.append(about(logto_id, item, span))
             except AnswerMalformed as error:
                 self._found.doubts.append(str(error))
         return changes

@@ -1,0 +1,44 @@
+"""When an answer was true, on Logto's clock."""
+
+from __future__ import annotations
+
+import pytest
+
+from logto_webhooks.core.answers import pairs_of_organization, span
+from logto_webhooks.core.ports import Answered, Received
+from logto_webhooks.errors import AnswerMalformed
+
+T = 1_795_000_000_000
+
+
+def answered(asked_at: int, date: int | None) -> Answered:
+    return Answered(content={}, asked_at=asked_at, took=50, date=date)
+
+
+def received(ahead: int) -> Received:
+    """A delivery that came when our clock was so far ahead of its dispatch."""
+    return Received(b"", T, T + ahead)
+
+
+def test_the_date_alone_tells_to_the_second() -> None:
+    """And may be a second old."""
+    assert span(answered(T + 999_999, T), []) == (T - 1050, T + 2000)
+
+
+def test_deliveries_tell_how_far_our_clock_is_ahead() -> None:
+    """The least that lies between dispatch and arrival."""
+    at, _ = span(answered(T + 60_300, T), [received(60_000), received(60_400)])
+    assert at == T + 300
+
+
+def test_a_clock_that_was_wrong_is_not_believed() -> None:
+    """Nothing is asked later than it is answered: or later deliveries would count for nothing."""
+    at, _ = span(answered(T, T), [received(-300_000)])
+    assert at <= T + 1000
+
+
+@pytest.mark.parametrize("item", [None, {}, {"id": 5}, {"id": "a:b"}, {"id": "a\0b"}, {"id": ""}])
+def test_an_id_that_cannot_be_used_is_refused(item: object) -> None:
+    """As those of deliveries are."""
+    with pytest.raises(AnswerMalformed):
+        pairs_of_organization("acme", [item])
