@@ -247,3 +247,35 @@ def test_an_odd_item_stops_nothing(tmp_path: Path) -> None:
         await host.close()
 
     asyncio.run(live())
+
+
+class Slow(Management):
+    """Its second page takes long, and each question about one user alone is counted."""
+
+    asked = 0
+
+    async def users(self) -> AsyncIterator[Answered]:
+        took = 0
+        async for page in super().users():
+            yield msgspec.structs.replace(page, took=took)
+            took = 5_000
+
+    async def user(self, user_id: str) -> Answered:
+        self.asked += 1
+        return await super().user(user_id)
+
+
+def test_who_is_on_a_slow_page_was_listed(tmp_path: Path) -> None:
+    """And isn't asked about again."""
+
+    async def live() -> None:
+        host = open_host("sqlite", tmp_path)
+        async with FakeLogto() as logto, asking(logto, Slow) as api:
+            for _ in range(150):
+                logto.create_user()
+            assert isinstance(api, Slow)
+            found = await Reconciliation(api, host).run()
+            assert (found.drifted, found.doubts, api.asked) == (150, [], 0)
+        await host.close()
+
+    asyncio.run(live())

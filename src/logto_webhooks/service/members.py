@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Final
 
 from logto_webhooks.core import answers
 from logto_webhooks.core.answers import Span
-from logto_webhooks.core.ports import Answered, Host, Logto, Store
+from logto_webhooks.core.ports import Host, Logto, Store
 from logto_webhooks.core.record import Change, Key
 from logto_webhooks.errors import AnswerMalformed
+from logto_webhooks.service.clocks import When
 
 PIECE: Final = 500  # memberships that are written in one transaction
 LISTINGS: Final = 3  # tries at a list that changes while it is read
 _ALL: Final = 2**31
-
-When = Callable[[Answered], Span]
 
 
 async def changes(

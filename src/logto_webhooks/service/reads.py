@@ -12,15 +12,14 @@ from collections.abc import Sequence
 from typing import Final
 
 from logto_webhooks.core import answers
-from logto_webhooks.core.answers import Span
-from logto_webhooks.core.ports import Answered, Clock, Host, Logto, Observer, Waiting
+from logto_webhooks.core.ports import Clock, Host, Logto, Observer, Waiting
 from logto_webhooks.core.record import MEMBERS, Change, Drop, Key
 from logto_webhooks.core.reports import Asked, NotAsked
 from logto_webhooks.errors import AnswerMalformed, described
 from logto_webhooks.service import members, sync
+from logto_webhooks.service.clocks import When, clocks
 
 AT_ONCE: Final = 500  # records that are looked at in one step
-RECENT: Final = 50  # deliveries that tell how far apart the clocks are
 POLL_S: Final = 1.0
 AGAIN_MS: Final = 500
 LONGEST_MS: Final = 60_000
@@ -90,39 +89,33 @@ class Reads:
             self._observe(Asked(f"{subject.kind}:{subject.id}", tuple(_reasons(waiting))))
 
     async def _user(self, user_id: str, waiting: Sequence[Waiting]) -> None:
+        when = await clocks(self._host)
         pairs = [each.key for each in waiting if each.key.kind == "membership"]
         if len(pairs) < len(waiting):
             answered = await self._logto.user(user_id)
-            when = await self._when(answered)
-            await self._learn(answers.about_user(user_id, answered.content, when))
+            await self._learn(answers.about_user(user_id, answered.content, when(answered)))
         if pairs:
             answered = await self._logto.organizations_of(user_id)
-            when = await self._when(answered)
+            span = when(answered)
             if answered.content is None:
-                await self._learn(Drop(Key("user", user_id), when.at))
+                await self._learn(Drop(Key("user", user_id), span.at))
             else:
                 present = answers.pairs_of_user(user_id, answered.content)
-                await self._learn(*answers.about_pairs(pairs, present, when))
+                await self._learn(*answers.about_pairs(pairs, present, span))
 
     async def _organization(self, organization_id: str, waiting: Sequence[Waiting]) -> None:
+        when = await clocks(self._host)
         answered = await self._logto.organization(organization_id)
-        when = await self._when(answered)
-        await self._learn(answers.about_organization(organization_id, answered.content, when))
+        told = answers.about_organization(organization_id, answered.content, when(answered))
+        await self._learn(told)
         untold = any(MEMBERS in each.reason for each in waiting)
         if untold and answered.content is not None:
-            await self._members(organization_id)
+            await self._members(organization_id, when)
 
-    async def _members(self, organization_id: str) -> None:
-        recent = await self._host.read(lambda store: store.recent(RECENT))
-        pieces = await members.changes(
-            self._logto, self._host, organization_id, lambda page: answers.span(page, recent)
-        )
+    async def _members(self, organization_id: str, when: When) -> None:
+        pieces = await members.changes(self._logto, self._host, organization_id, when)
         for piece in pieces:
             await self._learn(*piece)
-
-    async def _when(self, answered: Answered) -> Span:
-        recent = await self._host.read(lambda store: store.recent(RECENT))
-        return answers.span(answered, recent)
 
     async def _learn(self, *changes: Change) -> None:
         await self._host.run(lambda store: sync.learn(store, changes))

@@ -22,9 +22,9 @@ from logto_webhooks.core.ports import Answered, Host, Logto, Progress, Store
 from logto_webhooks.core.record import Change, Key, Kind, Record
 from logto_webhooks.errors import AnswerMalformed
 from logto_webhooks.service import members, sync
+from logto_webhooks.service.clocks import When, clocks
 from logto_webhooks.service.rehearse import perform
 
-RECENT: Final = 50  # deliveries that tell how far apart the clocks are
 PIECE: Final = 200  # records that are asked about in one go
 MOST: Final = 1_000  # differences that are told one by one
 
@@ -56,7 +56,7 @@ class Reconciliation:
         self._host = host
         self._found = Reconciled()
         self._dry = False
-        self._listed: set[str] = set()  # in a dry run, which notes nowhere who was asked about
+        self._listed: set[Key] = set()  # in a dry run, which notes nowhere who was asked about
         self._progress: Callable[[Reconciled], None] = lambda found: None
 
     async def run(
@@ -78,12 +78,12 @@ class Reconciliation:
     async def one_user(self, user_id: str, dry_run: bool = False) -> Reconciled:
         """Look at one user alone. Raises as `run`, and AnswerMalformed."""
         self._found, self._dry = Reconciled(users=1), dry_run
-        await self._ask(Key("user", user_id), await self._clocks())
+        await self._ask(Key("user", user_id), await clocks(self._host))
         return self._found
 
     async def _users(self) -> int:
         """Compare all users; return since when (ms, Logto's clock)."""
-        when, seen, began = await self._clocks(), set[str](), None
+        when, seen, began = await clocks(self._host), set[str](), None
         async for page in self._logto.users():
             span = when(page)
             began = span.at if began is None else began
@@ -98,7 +98,7 @@ class Reconciliation:
         return began
 
     async def _organizations(self) -> None:
-        when, began = await self._clocks(), None
+        when, began = await clocks(self._host), None
         async for page in self._logto.organizations():
             span = when(page)
             began = span.at if began is None else began
@@ -110,7 +110,7 @@ class Reconciliation:
             self._progress(self._found)
         await self._rest("organization", began or 0, self._found.organizations, when)
 
-    async def _members(self, organization_id: str, when: Callable[[Answered], Span]) -> None:
+    async def _members(self, organization_id: str, when: When) -> None:
         try:
             pieces = await members.changes(self._logto, self._host, organization_id, when)
         except AnswerMalformed as error:
@@ -120,19 +120,17 @@ class Reconciliation:
             self._found.members += sum(change.key.kind == "membership" for change in piece)
             await self._learn(piece)
 
-    async def _rest(
-        self, kind: Kind, began: int, listed: int, when: Callable[[Answered], Span]
-    ) -> None:
+    async def _rest(self, kind: Kind, began: int, listed: int, when: When) -> None:
         unlisted = 0
         async for key in self._unread(kind, began):
-            unlisted += key.id not in self._listed
+            unlisted += key not in self._listed
             if unlisted > listed:
                 # Everybody gone is less likely than another Logto, or a listing that was cut off.
                 problem = f"this Logto lists fewer {kind}s than are known and it doesn't list"
                 self._found.doubts.append(f"{problem}: none was deleted; is LOGTO_ENDPOINT right?")
                 return
         async for key in self._unread(kind, began):
-            if key.id in self._listed:
+            if key in self._listed:
                 continue
             try:
                 await self._ask(key, when)
@@ -150,7 +148,7 @@ class Reconciliation:
                 return
             after = keys[-1].id
 
-    async def _ask(self, key: Key, when: Callable[[Answered], Span]) -> None:
+    async def _ask(self, key: Key, when: When) -> None:
         if key.kind == "user":
             answered = await self._logto.user(key.id)
             change = answers.about_user(key.id, answered.content, when(answered))
@@ -184,16 +182,12 @@ class Reconciliation:
             return
         changed = await perform(self._host, lambda store: sync.learn(store, changes), self._dry)
         if self._dry:
-            self._listed |= {change.key.id for change in changes}
+            self._listed |= {change.key for change in changes}
         for before, after in changed:
             if fields := differing(before, after):
                 self._found.drifted += 1
                 if len(self._found.drifts) < MOST:
                     self._found.drifts.append(Drift(after.key.kind, after.key.id, fields))
-
-    async def _clocks(self) -> Callable[[Answered], Span]:
-        recent = await self._host.read(lambda store: store.recent(RECENT))
-        return lambda answered: answers.span(answered, recent)
 
 
 def _unread(store: Store, *, kind: Kind, after: str, began: int) -> list[Key]:
