@@ -7,7 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from logto_webhooks.adapters.stores.schema import members, organizations, users
+from logto_webhooks.adapters.stores.schema import (
+    member_roles,
+    members,
+    organizations,
+    user_identities,
+    user_roles,
+    users,
+)
 from logto_webhooks.core.lifecycle import State
 from logto_webhooks.core.outcome import OUTCOMES
 from logto_webhooks.core.record import DEAD_DELIVERY
@@ -37,8 +44,8 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_every_public_column_is_documented() -> None:
     """In the page about tables."""
     page = (ROOT / "docs/tables.md").read_text()
-    for table in (users, organizations, members):
-        [section] = re.findall(rf"## `{table.name}`\n(.*?)(?=\n## |\Z)", page, re.DOTALL)
+    for table in (users, organizations, members, user_identities, user_roles, member_roles):
+        [section] = re.findall(rf"## `{table.name}`\n(.*?)(?=\n##+ |\Z)", page, re.DOTALL)
         for column in table.columns:
             assert f"`{column.name}`" in section, f"{table.name}.{column.name}"
 

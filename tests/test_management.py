@@ -265,7 +265,7 @@ def test_what_does_not_exist_is_none() -> None:
     assert stand.ask(lambda logto: logto.organization("o")).content is None
 
     async def roles(logto: Management) -> list[tuple[Any, int | None]]:
-        return [(page.content, page.total) async for page in logto.roles("u")]
+        return [(page.content, page.total) async for page in logto.roles_of("u")]
 
     assert stand.ask(roles) == [([], 0)]
 

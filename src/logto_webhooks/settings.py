@@ -33,6 +33,7 @@ VARIABLES: Final[dict[str, tuple[str, ...]]] = {
     "api_resource": ("LOGTO_WEBHOOKS_API_RESOURCE",),
     "api_budget": ("LOGTO_WEBHOOKS_API_BUDGET",),
     "recover_every_s": ("LOGTO_WEBHOOKS_RECOVER_EVERY_S",),
+    "reconcile_every_s": ("LOGTO_WEBHOOKS_RECONCILE_EVERY_S",),
     "public_url": ("LOGTO_WEBHOOKS_PUBLIC_URL",),
     "log_format": ("LOGTO_WEBHOOKS_LOG_FORMAT",),
     "log_level": ("LOGTO_WEBHOOKS_LOG_LEVEL",),
@@ -70,8 +71,9 @@ class Settings(Struct, frozen=True, kw_only=True):
     app_id: str | None = None
     app_secret: str | None = None
     api_resource: str | None = None
-    api_budget: Annotated[float, Meta(gt=0)] = 15
+    api_budget: Annotated[float, Meta(gt=0)] | None = None
     recover_every_s: Annotated[int, Meta(ge=1)] = 300
+    reconcile_every_s: Annotated[int, Meta(ge=0)] = 86_400
     public_url: str | None = None
     log_format: LogFormat = "text"
     log_level: LogLevel = "info"

@@ -23,9 +23,13 @@ def credentials(logto: FakeLogto) -> dict[str, str]:
 
 
 @asynccontextmanager
-async def serving(folder: Path, logto: FakeLogto) -> AsyncIterator[Service]:
-    """`serve` with credentials, beside the event loop on which the Logto answers."""
-    service = await asyncio.to_thread(Service, folder, port=0, **credentials(logto))
+async def serving(folder: Path, logto: FakeLogto, **given: str) -> AsyncIterator[Service]:
+    """`serve` with credentials, beside the event loop on which the Logto answers.
+
+    It compares all records only if that is `given`.
+    """
+    given = credentials(logto) | {"LOGTO_WEBHOOKS_RECONCILE_EVERY_S": "0"} | given
+    service = await asyncio.to_thread(Service, folder, port=0, **given)
     await asyncio.to_thread(service.__enter__)
     try:
         yield service

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from logto_webhooks.cli import demo, look, reconcile, recover, send, serve, setup
+from logto_webhooks.cli import demo, look, person, reconcile, recover, send, serve, setup
 from logto_webhooks.errors import LogtoWebhooksError
 
 app = typer.Typer(
@@ -39,10 +39,11 @@ for command in (
     setup.init,
     setup.migrate,
     look.status,
-    look.users,
+    person.users,
     look.organizations,
     recover.recover,
     reconcile.reconcile,
+    reconcile.backfill,
     send.trigger,
     send.sign,
 ):

@@ -1,4 +1,4 @@
-"""Looking: `status`, `users` and `organizations`."""
+"""Looking: `status` and `organizations`."""
 
 from __future__ import annotations
 
@@ -31,26 +31,11 @@ def status(
     def look(store: Store) -> tuple[Status, list[Waiting]]:
         return store.status(), store.waiting(limit)
 
-    found, waiting = _read(settings, look)
+    found, waiting = read(settings, look)
     if as_json:
         print(tables.as_json(found))
     else:
         tables.show_status(found, waiting)
-
-
-def users(
-    query: Query,
-    limit: Limit = 20,
-    database_url: options.DatabaseUrl = None,
-    schema: options.Schema = None,
-    env_file: options.EnvFile = None,
-    as_json: options.AsJson = False,
-) -> None:
-    """Find users by Logto id, local id, email, phone or username; else by a part of one, or of
-    the name."""
-    settings = options.settings(env_file, database_url=database_url, schema=schema)
-    found = _read(settings, lambda store: store.find("user", query, limit + 1))
-    _show(found, "user", query, limit, as_json)
 
 
 def organizations(
@@ -63,11 +48,11 @@ def organizations(
 ) -> None:
     """Find organizations by Logto id, local id or name; else by a part of the name."""
     settings = options.settings(env_file, database_url=database_url, schema=schema)
-    found = _read(settings, lambda store: store.find("organization", query, limit + 1))
-    _show(found, "organization", query, limit, as_json)
+    found = read(settings, lambda store: store.find("organization", query, limit + 1))
+    show(found, "organization", query, limit, as_json)
 
 
-def _read(settings: Settings, work: Callable[[Store], T]) -> T:
+def read(settings: Settings, work: Callable[[Store], T]) -> T:
     """Run `work` on a database that is there and of this release's schema."""
 
     async def reading() -> T:
@@ -81,7 +66,8 @@ def _read(settings: Settings, work: Callable[[Store], T]) -> T:
     return asyncio.run(reading())
 
 
-def _show(found: list[Found], kind: str, query: str, limit: int, as_json: bool) -> None:
+def show(found: list[Found], kind: str, query: str, limit: int, as_json: bool) -> None:
+    """Print what was found; exit code 1 if that is nothing."""
     if as_json:
         print(tables.as_json(found[:limit]))
     elif found:

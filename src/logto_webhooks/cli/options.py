@@ -63,6 +63,13 @@ RecoverEvery = Annotated[
     int | None,
     _setting("recover_every_s", "How often Logto's log is asked, in seconds; 300 if unset."),
 ]
+ReconcileEvery = Annotated[
+    int | None,
+    _setting(
+        "reconcile_every_s",
+        "How often all is compared with Logto, in seconds; 86400 if unset, 0 is never.",
+    ),
+]
 PublicUrl = Annotated[
     str | None, _setting("public_url", "The URL at which Logto reaches the webhook.")
 ]

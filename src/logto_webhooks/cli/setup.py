@@ -60,6 +60,8 @@ LOGTO_WEBHOOK_SIGNING_KEY=
 #LOGTO_WEBHOOKS_API_BUDGET=15
 # How often, in seconds, its log is asked.
 #LOGTO_WEBHOOKS_RECOVER_EVERY_S=300
+# How often, in seconds, all records are compared with Logto's own; 0 is never.
+#LOGTO_WEBHOOKS_RECONCILE_EVERY_S=86400
 # Where Logto reaches the webhook, if its key and its deliveries aren't known here yet.
 #LOGTO_WEBHOOKS_PUBLIC_URL=https://your-host/api/webhooks/logto
 

@@ -12,8 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from logto_webhooks.core import canonical
+from logto_webhooks.core.drift import Drift
 from logto_webhooks.core.ports import Found, Status, Waiting
-from logto_webhooks.service.reconcile import Reconciled
+from logto_webhooks.service.look import Reconciled
+from logto_webhooks.service.person import Sides
 from logto_webhooks.service.recover import Recovered
 
 out = Console(highlight=False)
@@ -75,20 +77,58 @@ def show_recovered(found: Recovered, dry_run: bool) -> None:
     table("", ("", ""), rows, fold=True)
 
 
-def show_reconciled(found: Reconciled, dry_run: bool) -> None:
-    """Print what differed from what Logto lists."""
-    rows: list[tuple[str, Any]] = [
-        ("users", found.users),
-        ("organizations", found.organizations),
-        ("members", found.members),
-        ("differ" if dry_run else "differed, now as in Logto", found.drifted),
-    ]
+def show_reconciled(found: Reconciled, dry_run: bool, report: bool) -> None:
+    """Print what differed from what Logto lists; as a `report`, since when, and why likely."""
+    rows = _counted(found)
+    rows += [("differ" if dry_run else "differed, now as in Logto", found.drifted)]
+    rows += [(f"  in {name}", count) for name, count in sorted(found.fields.items())]
     rows += [("can't tell", why) for why in found.doubts]
     table("", ("", ""), rows, fold=True)
     if found.drifts:
         more = f", the first {len(found.drifts)}" if found.drifted > len(found.drifts) else ""
-        cells = [(each.kind, each.id, ", ".join(each.fields)) for each in found.drifts]
-        table(f"\nWhat differed{more}", ("kind", "id", "columns"), cells, fold=True)
+        columns = ("kind", "id", "columns", *(("since", "likely because") if report else ()))
+        cells = [_drift(each)[: len(columns)] for each in found.drifts]
+        table(f"\nWhat differed{more}", columns, cells, fold=True)
+
+
+def show_filled(found: Reconciled) -> None:
+    """Print what the first look brought."""
+    rows = [*_counted(found), ("written", found.drifted)]
+    rows += [("can't tell", why) for why in found.doubts]
+    table("", ("", ""), rows, fold=True)
+
+
+def show_sides(sides: Sides) -> None:
+    """Print somebody as known here and as Logto answers, what differs in a column of its own."""
+    ours, logtos = sides.ours or {}, sides.logto or {}
+    cells = [
+        (
+            name,
+            shown(name, ours.get(name)),
+            shown(name, logtos.get(name)),
+            "differs" if name in sides.differ else "",
+        )
+        for name in ours | logtos
+    ]
+    here = "here" if sides.ours else "here: unknown, or deleted"
+    there = "at Logto" if sides.logto else "at Logto: deleted, or never there"
+    table("", ("", here, there, ""), cells, fold=True)
+
+
+def _counted(found: Reconciled) -> list[tuple[str, Any]]:
+    resumed = [("goes on from", shown("began_at", found.began))] if found.resumed else []
+    return [
+        *resumed,
+        ("users", found.users),
+        ("organizations", found.organizations),
+        ("members", found.members),
+        ("roles", found.roles),
+    ]
+
+
+def _drift(each: Drift) -> tuple[Any, ...]:
+    since = shown("since_at", each.since)
+    return each.kind, each.id, ", ".join(each.fields), since, each.reason
 
 
 def show_found(found: Sequence[Found], kind: str) -> None:
@@ -104,6 +144,7 @@ def show_found(found: Sequence[Found], kind: str) -> None:
     other = "organizations" if kind == "user" else "members"
     rows = [(name, shown(name, value)) for name, value in one.row.items()]
     rows += [(other, one.memberships), (f"{other} in doubt", one.memberships_in_doubt)]
+    rows += [("roles", one.roles)] if kind == "user" else []
     rows += [("waits for", one.waiting_for or "nothing")]
     table("", ("", ""), rows, fold=True)
 
@@ -113,9 +154,14 @@ def as_json(value: Any) -> str:
     if isinstance(value, list):
         return "[" + ",".join(as_json(each) for each in value) + "]"
     if isinstance(value, Found):
-        row = {name: shown(name, content) for name, content in value.row.items()}
-        value = msgspec.structs.replace(value, row=row)
+        value = msgspec.structs.replace(value, row=_dated(value.row))
+    if isinstance(value, Sides):
+        value = msgspec.structs.replace(value, ours=_dated(value.ours), logto=_dated(value.logto))
     return msgspec.json.encode(value).decode()
+
+
+def _dated(row: dict[str, Any] | None) -> Any:
+    return row and {name: shown(name, content) for name, content in row.items()}
 
 
 def shown(column: str, value: Any) -> Any:

@@ -16,6 +16,8 @@ from logto_webhooks.core.projection import organization_group, user_groups
 from logto_webhooks.core.record import (
     DEAD_DELIVERY,
     MEMBERS,
+    ROLE,
+    ROLES,
     UNKNOWN_CHANGE,
     Change,
     Drop,
@@ -27,13 +29,29 @@ from logto_webhooks.core.record import (
 from logto_webhooks.errors import AnswerMalformed
 
 T = TypeVar("T")
+PAGE: Final = 100  # items of a listing that come at once, Logto's most
 SECOND_MS: Final = 1000  # the header Date tells no less, and may be as old
 UNKNOWN_MS: Final = 5000  # how far beyond its question an answer without a date may reach
 _OWN: Final = (DEAD_DELIVERY, UNKNOWN_CHANGE)
 
 
+class Role(Struct, frozen=True):
+    """A role; only of type "User" can users have it."""
+
+    id: Id
+    name: str
+    type: str = "User"
+
+
 class _Item(Struct):
     id: Id
+
+
+class _Member(Struct, rename="camel"):
+    organization_roles: list[Role] = []
+
+
+Present = dict[Key, dict[str, str]]  # membership -> its roles there, id -> name
 
 
 class Span(NamedTuple):
@@ -89,10 +107,12 @@ def about_organization(organization_id: str, content: Any, when: Span) -> Change
     return Read(key, contents, when.at, when.end, facts, _OWN)
 
 
-def about_pairs(pairs: Iterable[Key], present: Iterable[Key], when: Span) -> list[Change]:
-    """What a full list says of each pair: present, if it is in the list."""
-    there = set(present)
-    return [Read(pair, {"present": pair in there}, when.at, when.end) for pair in pairs]
+def about_pairs(pairs: Iterable[Key], present: Present, when: Span) -> list[Change]:
+    """What a full list says of each pair: present with its roles there, if it is in the list."""
+    return [
+        Read(pair, {"present": pair in present, ROLES: present.get(pair, {})}, when.at, when.end)
+        for pair in pairs
+    ]
 
 
 def all_listed(organization_id: str, when: Span) -> Change:
@@ -100,16 +120,36 @@ def all_listed(organization_id: str, when: Span) -> Change:
     return Read(Key("organization", organization_id), {}, when.at, when.end, {}, (MEMBERS,))
 
 
-def pairs_of_user(user_id: str, organizations: Iterable[Any]) -> set[Key]:
+def about_roles(user_id: str, roles: Iterable[Any], when: Span) -> Change:
+    """What the list of all of a user's roles says. Raises AnswerMalformed."""
+    key = Key("user", user_id)
+    contents = {ROLE + each.id: each.name for each in (_role(item, key) for item in roles)}
+    return Read(key, contents, when.at, when.end, {}, (ROLES,), all_of=ROLE)
+
+
+def about_holders(role: Role, users: Iterable[str], when: Span) -> list[Change]:
+    """What a list of users says who have a role."""
+    return [
+        Read(Key("user", each), {ROLE + role.id: role.name}, when.at, when.end) for each in users
+    ]
+
+
+def pairs_of_user(user_id: str, organizations: Iterable[Any]) -> Present:
     """The memberships that a list of a user's organizations tells of. Raises AnswerMalformed."""
     key = Key("user", user_id)
-    return {membership(_id(each, key), user_id) for each in organizations}
+    return {membership(_id(each, key), user_id): _roles(each, key) for each in organizations}
 
 
-def pairs_of_organization(organization_id: str, users: Iterable[Any]) -> set[Key]:
+def pairs_of_organization(organization_id: str, users: Iterable[Any]) -> Present:
     """The memberships that a list of members tells of. Raises AnswerMalformed."""
     key = Key("organization", organization_id)
-    return {membership(organization_id, _id(each, key)) for each in users}
+    return {membership(organization_id, _id(each, key)): _roles(each, key) for each in users}
+
+
+def role_of(item: Any) -> Role | None:
+    """A role of a listing; None for one that users can't have. Raises AnswerMalformed."""
+    role = _role(item, Key("user", "of a listing of roles"))
+    return role if role.type == "User" else None
 
 
 def id_of(item: Any, kind: Kind) -> str:
@@ -125,11 +165,23 @@ def _id(item: Any, about: Key) -> str:
         raise AnswerMalformed(kind=about.kind, id=about.id, problem=problem) from None
 
 
-def _parsed(content: Any, cls: type[T], key: Key) -> T:
+def _role(item: Any, about: Key) -> Role:
+    return _converted(item, Role, about)
+
+
+def _roles(item: Any, about: Key) -> dict[str, str]:
+    return {each.id: each.name for each in _converted(item, _Member, about).organization_roles}
+
+
+def _converted(content: Any, cls: type[T], key: Key) -> T:
     try:
-        parsed = msgspec.convert(content, cls)
+        return msgspec.convert(content, cls)
     except msgspec.ValidationError as error:
         raise AnswerMalformed(kind=key.kind, id=key.id, problem=str(error)) from None
+
+
+def _parsed(content: Any, cls: type[T], key: Key) -> T:
+    parsed = _converted(content, cls, key)
     if _id(content, key) != key.id:
         raise AnswerMalformed(kind=key.kind, id=key.id, problem="it names another id")
     return parsed

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from logto_webhooks.core import canonical
-from logto_webhooks.core.record import Record
+from logto_webhooks.core.record import ROLE, ROLES, Record
+
+Part = Literal["identities", "roles", "member_roles"]
 
 
 def row_of(record: Record) -> dict[str, Any] | None:
@@ -15,6 +17,19 @@ def row_of(record: Record) -> dict[str, Any] | None:
         return None
     row = _ROWS[record.key.kind](record)
     return row and {name: _clean(value) for name, value in row.items()}
+
+
+def parts_of(record: Record) -> dict[Part, list[dict[str, Any]]]:
+    """Return the rows that hang on a record's own: of each part of which something is known."""
+    parts: dict[Part, list[dict[str, Any]]] = {}
+    if record.key.kind == "user":
+        if record.complete:
+            parts["identities"] = _identities(record)
+        if any(name.startswith(ROLE) for name in record.groups):
+            parts["roles"] = _user_roles(record)
+    elif ROLES in record.groups:
+        parts["member_roles"] = _member_roles(record)
+    return parts
 
 
 def without_nul(value: Any) -> Any:
@@ -76,6 +91,50 @@ def _member_row(record: Record) -> dict[str, Any] | None:
         "logto_user_id": user.id,
         "joined_at": record.facts.get("addedAt"),
     }
+
+
+def _identities(record: Record) -> list[dict[str, Any]]:
+    own = record.groups["own"].content
+    identities = own["identities"] if record.deleted_at is None else {}
+    found = []
+    for target, identity in sorted(identities.items()):
+        told = identity if isinstance(identity, dict) else {}
+        user_id = told.get("userId")
+        found.append(
+            {
+                "logto_user_id": record.key.id,
+                "target": _clean(target),
+                "identity_id": _clean(user_id) if isinstance(user_id, str) else None,
+                "details": told.get("details"),
+            }
+        )
+    return found
+
+
+def _user_roles(record: Record) -> list[dict[str, Any]]:
+    roles = [(name, group) for name, group in record.groups.items() if name.startswith(ROLE)]
+    return [
+        {
+            "logto_user_id": record.key.id,
+            "role_id": _clean(name.removeprefix(ROLE)),
+            "name": _clean(group.content),
+            "read_at": group.read_at,
+        }
+        for name, group in sorted(roles)
+        if group.content is not None and record.deleted_at is None
+    ]
+
+
+def _member_roles(record: Record) -> list[dict[str, Any]]:
+    row, roles = row_of(record), record.groups[ROLES]
+    # Roles that were told before the membership began belonged to an earlier one.
+    if row is None or roles.stamp < record.groups["present"].stamp:
+        return []
+    ends = {name: row[name] for name in ("logto_organization_id", "logto_user_id")}
+    return [
+        ends | {"role_id": _clean(role_id), "name": _clean(name)}
+        for role_id, name in sorted(roles.content.items())
+    ]
 
 
 def _content(record: Record, group: str, otherwise: Any) -> Any:

@@ -84,12 +84,13 @@ class Waiting(Struct, frozen=True, kw_only=True):
 
 class Found(Struct, frozen=True, kw_only=True):
     """A row of the mirror, why Logto must be asked about it, the other ends of its memberships,
-    and those of memberships in doubt, present or not."""
+    and those of memberships in doubt, present or not; of a user the names of the roles, too."""
 
     row: dict[str, Any]
     waiting_for: str | None
     memberships: list[str]
     memberships_in_doubt: list[str]
+    roles: list[str] = []
 
 
 class Answered(Struct, frozen=True, kw_only=True):
@@ -157,11 +158,13 @@ class Store(Protocol):
         after: str = "",
         of: Key | None = None,
         unread_since: int | None = None,
+        with_roles: bool = False,
     ) -> list[Key]:
         """List known records that aren't deleted, by id, from `after` on.
 
         Memberships may be those `of` a user or an organization, present or not; users and
-        organizations those of which Logto wasn't asked since a moment (ms).
+        organizations those of which Logto wasn't asked since a moment (ms); users `with_roles`
+        are those with a role that Logto wasn't asked about since.
         """
 
 
@@ -194,17 +197,23 @@ class Logto(Protocol):
     async def organizations_of(self, user_id: str) -> Answered:
         """All organizations of one user."""
 
-    def users(self) -> AsyncIterator[Answered]:
-        """All users, the newest first."""
+    def users(self, page: int = 1) -> AsyncIterator[Answered]:
+        """All users, the newest first, from a page on."""
 
-    def organizations(self) -> AsyncIterator[Answered]:
-        """All organizations."""
+    def organizations(self, page: int = 1) -> AsyncIterator[Answered]:
+        """All organizations, from a page on."""
 
-    def members(self, organization_id: str) -> AsyncIterator[Answered]:
+    def members(self, organization_id: str, page: int = 1) -> AsyncIterator[Answered]:
         """An organization's members with their roles in it; none for an unknown organization."""
 
-    def roles(self, user_id: str) -> AsyncIterator[Answered]:
-        """A user's roles."""
+    def roles_of(self, user_id: str) -> AsyncIterator[Answered]:
+        """A user's roles; none for an unknown user."""
+
+    def roles(self) -> AsyncIterator[Answered]:
+        """All roles, of users and of applications."""
+
+    def holders(self, role_id: str, page: int = 1) -> AsyncIterator[Answered]:
+        """All users who have a role; none for an unknown role."""
 
     def hooks(self) -> AsyncIterator[Answered]:
         """All webhooks, with their signing keys."""

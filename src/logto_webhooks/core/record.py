@@ -15,6 +15,8 @@ GUARD_MS: Final = 10
 DEAD_DELIVERY: Final = "dead delivery"
 MEMBERS: Final = "members"
 UNKNOWN_CHANGE: Final = "unknown change"
+ROLES: Final = "roles"  # a need, and the group of a member's roles
+ROLE: Final = "role:"  # how a group is named for each role that a user has or had
 NEVER: Final = -1
 MET: Final = "met: "  # a fact: when Logto was last asked about such a need
 
@@ -100,8 +102,8 @@ class Record(Struct, frozen=True):
     @property
     def read_at(self) -> int | None:
         """When Logto's API was last asked about it; None if never."""
-        newest = max((group.read_at for group in self.groups.values()), default=NEVER)
-        return None if newest == NEVER else newest
+        group = self.groups.get(self._main)
+        return None if group is None or group.read_at == NEVER else group.read_at
 
     def asked_for(self, need: str) -> int:
         """When Logto was last asked to meet such a need."""
@@ -110,7 +112,11 @@ class Record(Struct, frozen=True):
     @property
     def complete(self) -> bool:
         """Whether enough is known for a row."""
-        return ("present" if self.key.kind == "membership" else "own") in self.groups
+        return self._main in self.groups
+
+    @property
+    def _main(self) -> str:
+        return "present" if self.key.kind == "membership" else "own"
 
     @property
     def doubts(self) -> list[str]:
@@ -151,7 +157,8 @@ class Read(Struct, frozen=True):
     """What Logto's API answered about a record.
 
     It was asked no earlier than `at`, and had answered by `end`, both on Logto's clock. `settles`
-    are the needs that it meets.
+    are the needs that it meets. Where it lists a whole, `all_of` is how the names of the groups
+    begin that it tells all of: those it doesn't name are none.
     """
 
     key: Key
@@ -160,6 +167,7 @@ class Read(Struct, frozen=True):
     end: int
     facts: dict[str, int] = {}
     settles: tuple[str, ...] = ()
+    all_of: str = ""
 
 
 class Refetch(Struct, frozen=True):

@@ -82,6 +82,16 @@ class Asked(Struct, frozen=True):
     why: tuple[str, ...]
 
 
+class Compared(Struct, frozen=True):
+    """All records were compared with Logto's own; `fields` says which columns differed."""
+
+    users: int
+    organizations: int
+    drifted: int
+    fields: str
+    doubts: tuple[str, ...]
+
+
 class NotAsked(Struct, frozen=True):
     """Logto's API can't be asked now; it is asked again."""
 
@@ -99,5 +109,6 @@ Report = (
     | Resumed
     | LookedBack
     | Asked
+    | Compared
     | NotAsked
 )

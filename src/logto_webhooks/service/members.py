@@ -1,9 +1,10 @@
-"""All members of an organization, as Logto lists them."""
+"""All members of an organization with their roles there, as Logto lists them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Final
+from functools import partial
+from typing import Final
 
 from logto_webhooks.core import answers
 from logto_webhooks.core.answers import Span
@@ -11,9 +12,9 @@ from logto_webhooks.core.ports import Host, Logto, Store
 from logto_webhooks.core.record import Change, Key
 from logto_webhooks.errors import AnswerMalformed
 from logto_webhooks.service.clocks import When
+from logto_webhooks.service.listing import Listing
 
 PIECE: Final = 500  # memberships that are written in one transaction
-LISTINGS: Final = 3  # tries at a list that changes while it is read
 _ALL: Final = 2**31
 
 
@@ -31,17 +32,19 @@ async def changes(
         return store.keys("membership", _ALL, of=end)
 
     known = await host.read(known_of)
-    pairs = answers.about_pairs(sorted(present.union(known)), present, span)
+    pairs = answers.about_pairs(sorted(present.keys() | known), present, span)
     pieces = [pairs[start : start + PIECE] for start in range(0, len(pairs), PIECE)]
     return iter([*pieces, [answers.all_listed(organization_id, span)]])
 
 
-async def _listed(logto: Logto, organization_id: str, when: When) -> tuple[set[Key], Span]:
-    for _ in range(LISTINGS):
-        pages = [page async for page in logto.members(organization_id)]
-        items: list[Any] = [item for page in pages for item in page.content]
-        present = answers.pairs_of_organization(organization_id, items)
-        if {page.total for page in pages} == {len(present)}:
-            return present, Span(when(pages[0]).at, when(pages[-1]).end)
-    problem = "its members change faster than they can be listed"
-    raise AnswerMalformed(kind="organization", id=organization_id, problem=problem)
+async def _listed(logto: Logto, organization_id: str, when: When) -> tuple[answers.Present, Span]:
+    present: answers.Present = {}
+    spans: list[Span] = []
+    listing = Listing(partial(logto.members, organization_id))
+    async for page in listing.pages():
+        present |= answers.pairs_of_organization(organization_id, page.content)
+        spans.append(when(page))
+    if listing.missed:
+        problem = "its members changed faster than they can be listed"
+        raise AnswerMalformed(kind="organization", id=organization_id, problem=problem)
+    return present, Span(spans[0].at, spans[-1].end)

@@ -13,10 +13,10 @@ from typing import Final
 
 from logto_webhooks.core import answers
 from logto_webhooks.core.ports import Clock, Host, Logto, Observer, Waiting
-from logto_webhooks.core.record import MEMBERS, Change, Drop, Key
+from logto_webhooks.core.record import MEMBERS, ROLE, Change, Drop, Key
 from logto_webhooks.core.reports import Asked, NotAsked
 from logto_webhooks.errors import AnswerMalformed, described
-from logto_webhooks.service import members, sync
+from logto_webhooks.service import members, person, sync
 from logto_webhooks.service.clocks import When, clocks
 
 AT_ONCE: Final = 500  # records that are looked at in one step
@@ -94,6 +94,8 @@ class Reads:
         if len(pairs) < len(waiting):
             answered = await self._logto.user(user_id)
             await self._learn(answers.about_user(user_id, answered.content, when(answered)))
+        if any(ROLE in each.reason for each in waiting if each.key.kind == "user"):
+            await self._learn(await person.roles_of(self._logto, user_id, when))
         if pairs:
             answered = await self._logto.organizations_of(user_id)
             span = when(answered)

@@ -1,203 +1,211 @@
 """All records beside all that Logto lists: what differs is mended, and told.
 
-Users are listed newest first by offset, so they shift between pages while people sign up or go:
-who was missed is among those of which Logto wasn't asked since the beginning, as are those who are
-gone. Each of them is asked about alone before it is believed; so no listing, empty or cut off,
-deletes anybody.
+Users are listed newest first by offset, so they shift between pages while people sign up or go
+(`service/listing.py`). Who is known and wasn't listed is asked about alone before it is believed
+that he is gone; so no listing, empty or cut off, deletes anybody.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Any, Final
 
-from msgspec import Struct
-
 from logto_webhooks.core import answers
-from logto_webhooks.core.answers import Span
+from logto_webhooks.core.answers import Role, Span
 from logto_webhooks.core.log import RECONCILE
-from logto_webhooks.core.mirror import row_of
-from logto_webhooks.core.ports import Answered, Host, Logto, Progress, Store
-from logto_webhooks.core.record import Change, Key, Kind, Record
-from logto_webhooks.errors import AnswerMalformed
-from logto_webhooks.service import members, sync
-from logto_webhooks.service.clocks import When, clocks
-from logto_webhooks.service.rehearse import perform
+from logto_webhooks.core.ports import Answered, Clock, Host, Logto, Observer, Store
+from logto_webhooks.core.record import Change, Key, Kind
+from logto_webhooks.core.reports import Compared, NotAsked
+from logto_webhooks.errors import AnswerMalformed, described
+from logto_webhooks.service import members, person
+from logto_webhooks.service.clocks import clocks
+from logto_webhooks.service.listing import Ask, Listing
+from logto_webhooks.service.look import Look, Progressed, Reconciled
 
 PIECE: Final = 200  # records that are asked about in one go
-MOST: Final = 1_000  # differences that are told one by one
+LOOK_S: Final = 30.0  # how often it is seen whether a look is due
+_About = Callable[[str, Any, Span], Change]
 
 
-class Drift(Struct, frozen=True):
-    """A record that differed, and in which columns; `deleted` and `missing` are whole records."""
-
-    kind: Kind
-    id: str
-    fields: tuple[str, ...]
-
-
-class Reconciled(Struct, kw_only=True):
-    """What a look at all records found."""
-
-    users: int = 0
-    organizations: int = 0
-    members: int = 0
-    drifted: int = 0
-    drifts: list[Drift] = []
-    doubts: list[str] = []  # what can't be told
+def _silent(found: Reconciled) -> None:
+    """Tell nobody."""
 
 
 class Reconciliation:
     """Compares everything, within the API's budget."""
 
-    def __init__(self, logto: Logto, host: Host) -> None:
+    def __init__(self, logto: Logto, host: Host, clock: Clock) -> None:
         self._logto = logto
         self._host = host
-        self._found = Reconciled()
-        self._dry = False
-        self._listed: set[Key] = set()  # in a dry run, which notes nowhere who was asked about
-        self._progress: Callable[[Reconciled], None] = lambda found: None
+        self._clock = clock
 
-    async def run(
-        self, dry_run: bool = False, progress: Callable[[Reconciled], None] = lambda found: None
-    ) -> Reconciled:
-        """Look at all; with `dry_run` change nothing.
+    async def run(self, dry_run: bool = False, progressed: Progressed = _silent) -> Reconciled:
+        """Look at all; with `dry_run` change nothing. A look that was killed is gone on with.
 
         Raises LogtoUnreachable, LogtoRefused, StoreUnavailable.
         """
-        self._found, self._dry, self._progress = Reconciled(), dry_run, progress
-        self._listed = set()
-        began = await self._users()
-        await self._organizations()
-        if not dry_run:
-            done = Progress(began, self._found.drifted)
-            await self._host.run(lambda store: store.progress(RECONCILE, done))
-        return self._found
+        look = Look(self._host, await clocks(self._host), dry=dry_run, progressed=progressed)
+        await look.resume(self._clock.now())
+        await self._users(look)
+        await self._organizations(look)
+        await self._roles(look)
+        await look.end()
+        return look.found
+
+    async def keep(self, every_s: int, observe: Observer) -> None:
+        """Look whenever the last look is older; what is wrong is reported, and tried again."""
+        while True:
+            wait = LOOK_S
+            try:
+                if await self._is_due(every_s):
+                    found = await self.run()
+                    fields = ", ".join(f"{name}: {n}" for name, n in sorted(found.fields.items()))
+                    counts = (found.users, found.organizations, found.drifted)
+                    observe(Compared(*counts, fields, tuple(found.doubts)))
+            except Exception as error:
+                observe(NotAsked(described(error), wait))
+            await asyncio.sleep(wait)
+
+    async def _is_due(self, every_s: int) -> bool:
+        last = await self._host.read(lambda store: store.progress(RECONCILE))
+        return last is None or self._clock.now() - last.at >= every_s * 1000
 
     async def one_user(self, user_id: str, dry_run: bool = False) -> Reconciled:
-        """Look at one user alone. Raises as `run`, and AnswerMalformed."""
-        self._found, self._dry = Reconciled(users=1), dry_run
-        await self._ask(Key("user", user_id), await clocks(self._host))
-        return self._found
+        """Look at one user alone, with roles and memberships. Raises as `run`, and
+        AnswerMalformed."""
+        look = Look(self._host, await clocks(self._host), dry=dry_run, progressed=_silent)
+        look.found.users = 1
+        await look.learn(await person.changes(self._logto, self._host, user_id, look.when))
+        return look.found
 
-    async def _users(self) -> int:
-        """Compare all users; return since when (ms, Logto's clock)."""
-        when, seen, began = await clocks(self._host), set[str](), None
-        async for page in self._logto.users():
-            span = when(page)
-            began = span.at if began is None else began
-            items = self._items("user", page)
-            told = {each: item for each, item in items.items() if each not in seen}
-            await self._learn(self._told(answers.about_user, told, span))
-            self._found.users += len(told)
-            seen = set(items)  # a shift repeats the page before
-            self._progress(self._found)
-        began = began or 0
-        await self._rest("user", began, self._found.users, when)
-        return began
+    async def _users(self, look: Look) -> None:
+        async for page, span, look.found.users in self._listed(look, "users", self._logto.users):
+            items = _items(look, "user", page)
+            await look.learn(_told(look, answers.about_user, items, span))
+        await self._rest(look, "user", self._ask_user)
 
-    async def _organizations(self) -> None:
-        when, began = await clocks(self._host), None
-        async for page in self._logto.organizations():
-            span = when(page)
-            began = span.at if began is None else began
-            items = self._items("organization", page)
-            await self._learn(self._told(answers.about_organization, items, span))
-            self._found.organizations += len(items)
+    async def _organizations(self, look: Look) -> None:
+        listed = self._listed(look, "organizations", self._logto.organizations)
+        async for page, span, look.found.organizations in listed:
+            items = _items(look, "organization", page)
+            await look.learn(_told(look, answers.about_organization, items, span))
             for each in items:
-                await self._members(each, when)
-            self._progress(self._found)
-        await self._rest("organization", began or 0, self._found.organizations, when)
+                await self._members(look, each)
+        await self._rest(look, "organization", self._ask_organization)
 
-    async def _members(self, organization_id: str, when: When) -> None:
-        try:
-            pieces = await members.changes(self._logto, self._host, organization_id, when)
-        except AnswerMalformed as error:
-            self._found.doubts.append(str(error))
-            return
-        for piece in pieces:
-            self._found.members += sum(change.key.kind == "membership" for change in piece)
-            await self._learn(piece)
+    async def _members(self, look: Look, organization_id: str) -> None:
+        for piece in await members.changes(self._logto, self._host, organization_id, look.when):
+            look.found.members += sum(change.key.kind == "membership" for change in piece)
+            await look.learn(piece)
 
-    async def _rest(self, kind: Kind, began: int, listed: int, when: When) -> None:
+    async def _roles(self, look: Look) -> None:
+        """Ask each role who has it: to ask each user would take a hundred times as long."""
+        async for page in self._logto.roles():
+            for item in page.content:
+                try:
+                    role = answers.role_of(item)
+                except AnswerMalformed as error:
+                    look.doubt(error)
+                    continue
+                if role is not None:
+                    look.found.roles += 1
+                    await self._holders(look, role)
+        await self._rest(look, "user", self._ask_roles, with_roles=True)
+
+    async def _holders(self, look: Look, role: Role) -> None:
+        holders = partial(self._logto.holders, role.id)
+        async for page, span, _ in self._listed(look, f"role {role.id}", holders):
+            await look.learn(answers.about_holders(role, _items(look, "user", page), span))
+
+    async def _listed(
+        self, look: Look, stage: str, ask: Ask
+    ) -> AsyncIterator[tuple[Answered, Span, int]]:
+        """Each page, when it was true, and how many were listed by then."""
+        listing = Listing(ask, *await look.place(stage))
+        async for page in listing.pages():
+            span = look.when(page)
+            await look.start(span.at)
+            yield page, span, listing.seen
+            await look.keep_place(stage, listing.page, listing.total)
+        if listing.missed:
+            look.doubt(
+                f"{listing.missed} of the {stage} moved while they were listed: run it again"
+            )
+
+    async def _rest(
+        self,
+        look: Look,
+        kind: Kind,
+        ask: Callable[[Look, str], Any],
+        with_roles: bool = False,
+    ) -> None:
+        """Ask about those whom no list named."""
+        unread = partial(self._unread, look, kind, with_roles)
+        listed = look.found.users if kind == "user" else look.found.organizations
         unlisted = 0
-        async for key in self._unread(kind, began):
-            unlisted += key not in self._listed
-            if unlisted > listed:
+        async for _ in unread():
+            unlisted += 1
+            if unlisted > listed and not with_roles:
                 # Everybody gone is less likely than another Logto, or a listing that was cut off.
                 problem = f"this Logto lists fewer {kind}s than are known and it doesn't list"
-                self._found.doubts.append(f"{problem}: none was deleted; is LOGTO_ENDPOINT right?")
+                look.doubt(f"{problem}: none was deleted; is LOGTO_ENDPOINT right?")
                 return
-        async for key in self._unread(kind, began):
-            if key in self._listed:
-                continue
+        async for key in unread():
             try:
-                await self._ask(key, when)
+                await ask(look, key.id)
             except AnswerMalformed as error:
-                self._found.doubts.append(str(error))
+                look.doubt(error)
 
-    async def _unread(self, kind: Kind, began: int) -> AsyncIterator[Key]:
+    async def _unread(self, look: Look, kind: Kind, with_roles: bool) -> AsyncIterator[Key]:
         after = ""
         while True:
-            look = partial(_unread, kind=kind, after=after, began=began)
-            keys = await self._host.read(look)
+
+            def find(store: Store, after: str = after) -> list[Key]:
+                began = look.found.began
+                return store.keys(
+                    kind, PIECE, after=after, unread_since=began, with_roles=with_roles
+                )
+
+            keys = await self._host.read(find)
             for key in keys:
-                yield key
+                if key not in look.asked:
+                    yield key
             if not keys:
                 return
             after = keys[-1].id
 
-    async def _ask(self, key: Key, when: When) -> None:
-        if key.kind == "user":
-            answered = await self._logto.user(key.id)
-            change = answers.about_user(key.id, answered.content, when(answered))
-        else:
-            answered = await self._logto.organization(key.id)
-            change = answers.about_organization(key.id, answered.content, when(answered))
-        await self._learn([change])
+    async def _ask_user(self, look: Look, user_id: str) -> None:
+        answered = await self._logto.user(user_id)
+        await look.learn([answers.about_user(user_id, answered.content, look.when(answered))])
 
-    def _items(self, kind: Kind, page: Answered) -> dict[str, Any]:
-        items = {}
-        for item in page.content:
-            try:
-                items[answers.id_of(item, kind)] = item
-            except AnswerMalformed as error:
-                self._found.doubts.append(str(error))
-        return items
+    async def _ask_organization(self, look: Look, organization_id: str) -> None:
+        answered = await self._logto.organization(organization_id)
+        told = answers.about_organization(organization_id, answered.content, look.when(answered))
+        await look.learn([told])
+        if answered.content is not None:
+            await self._members(look, organization_id)
 
-    def _told(
-        self, about: Callable[[str, Any, Span], Change], items: dict[str, Any], span: Span
-    ) -> list[Change]:
-        changes = []
-        for logto_id, item in items.items():
-            try:
-                changes.append(about(logto_id, item, span))
-            except AnswerMalformed as error:
-                self._found.doubts.append(str(error))
-        return changes
-
-    async def _learn(self, changes: Sequence[Change]) -> None:
-        if not changes:
-            return
-        changed = await perform(self._host, lambda store: sync.learn(store, changes), self._dry)
-        if self._dry:
-            self._listed |= {change.key for change in changes}
-        for before, after in changed:
-            if fields := differing(before, after):
-                self._found.drifted += 1
-                if len(self._found.drifts) < MOST:
-                    self._found.drifts.append(Drift(after.key.kind, after.key.id, fields))
+    async def _ask_roles(self, look: Look, user_id: str) -> None:
+        await look.learn([await person.roles_of(self._logto, user_id, look.when)])
 
 
-def _unread(store: Store, *, kind: Kind, after: str, began: int) -> list[Key]:
-    return store.keys(kind, PIECE, after=after, unread_since=began)
+def _items(look: Look, kind: Kind, page: Answered) -> dict[str, Any]:
+    items = {}
+    for item in page.content:
+        try:
+            items[answers.id_of(item, kind)] = item
+        except AnswerMalformed as error:
+            look.doubt(error)
+    return items
 
 
-def differing(before: Record, after: Record) -> tuple[str, ...]:
-    """Name the columns of the mirror in which two states of a record differ."""
-    old, new = row_of(before), row_of(after)
-    if old is None or new is None:
-        return () if old is new else ("missing" if old is None else "deleted",)
-    changed = [name for name, value in new.items() if old[name] != value]
-    return tuple(name for name in changed if name != "updated_at")
+def _told(look: Look, about: _About, items: dict[str, Any], span: Span) -> list[Change]:
+    changes = []
+    for logto_id, item in items.items():
+        try:
+            changes.append(about(logto_id, item, span))
+        except AnswerMalformed as error:
+            look.doubt(error)
+    return changes

@@ -1,6 +1,6 @@
 """Builds the application: the only place that knows which adapter serves which port."""
 
-from logto_webhooks.wiring.api import api_of, reconciliation_of, recovery_of
+from logto_webhooks.wiring.api import api_of, reconciliation_of, recovery_of, sides_of
 from logto_webhooks.wiring.databases import Database, database_of
 from logto_webhooks.wiring.service import Service, worker_of
 
@@ -11,5 +11,6 @@ __all__ = [
     "database_of",
     "reconciliation_of",
     "recovery_of",
+    "sides_of",
     "worker_of",
 ]

@@ -13,9 +13,10 @@ from logto_webhooks.adapters import web
 from logto_webhooks.adapters.room import Room
 from logto_webhooks.core.ports import Observer
 from logto_webhooks.service.receive import GroupCommit, Receiver
+from logto_webhooks.service.turn import Turn
 from logto_webhooks.service.work import Worker
 from logto_webhooks.settings import Settings
-from logto_webhooks.wiring.api import api_of, reads_of, recovery_of
+from logto_webhooks.wiring.api import api_of, reads_of, reconciliation_of, recovery_of
 from logto_webhooks.wiring.clock import SystemClock
 from logto_webhooks.wiring.databases import Database
 
@@ -64,16 +65,24 @@ class Service:
             return
         recovery = recovery_of(settings, self._api, self._database, self.worker.wake)
         reads = reads_of(self._api, self._database, self._observe)
-        loops = [
-            asyncio.create_task(recovery.keep(settings.recover_every_s, self._observe)),
-            asyncio.create_task(reads.keep()),
-        ]
+        reconciliation = reconciliation_of(self._api, self._database)
+
+        async def ask() -> None:
+            async with asyncio.TaskGroup() as loops:
+                loops.create_task(recovery.keep(settings.recover_every_s, self._observe))
+                loops.create_task(reads.keep())
+                if settings.reconcile_every_s:
+                    loops.create_task(
+                        reconciliation.keep(settings.reconcile_every_s, self._observe)
+                    )
+
+        turn = Turn(self._database.host, SystemClock(), random.getrandbits(62))
+        asking = asyncio.create_task(turn.keep(ask, self._observe))
         try:
             yield
         finally:
-            for loop in loops:
-                loop.cancel()
-            await asyncio.gather(*loops, return_exceptions=True)
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
             await self._api.close()
 
 

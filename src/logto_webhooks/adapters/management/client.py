@@ -18,9 +18,9 @@ from logto_webhooks.adapters.management.refusals import (
     says_there_is_none,
 )
 from logto_webhooks.adapters.management.token import Application, Tokens
+from logto_webhooks.core.answers import PAGE
 from logto_webhooks.core.ports import Answered, Clock
 
-PAGE_SIZE: Final = 100  # Logto's greatest
 _CLOUD: Final = re.compile(r"\Ahttps://[a-z0-9-]+\.logto\.app\Z")
 
 
@@ -62,21 +62,29 @@ class Management:
         """All organizations of one user."""
         return await self._one(f"/api/users/{_part(user_id)}/organizations", list)
 
-    def users(self) -> AsyncIterator[Answered]:
-        """All users, the newest first."""
-        return self._pages("/api/users")
+    def users(self, page: int = 1) -> AsyncIterator[Answered]:
+        """All users, the newest first, from a page on."""
+        return self._pages("/api/users", page)
 
-    def organizations(self) -> AsyncIterator[Answered]:
-        """All organizations."""
-        return self._pages("/api/organizations")
+    def organizations(self, page: int = 1) -> AsyncIterator[Answered]:
+        """All organizations, from a page on."""
+        return self._pages("/api/organizations", page)
 
-    def members(self, organization_id: str) -> AsyncIterator[Answered]:
+    def members(self, organization_id: str, page: int = 1) -> AsyncIterator[Answered]:
         """An organization's members with their roles in it; none for an unknown organization."""
-        return self._pages(f"/api/organizations/{_part(organization_id)}/users")
+        return self._pages(f"/api/organizations/{_part(organization_id)}/users", page)
 
-    def roles(self, user_id: str) -> AsyncIterator[Answered]:
+    def roles_of(self, user_id: str) -> AsyncIterator[Answered]:
         """A user's roles; none for an unknown user."""
         return self._pages(f"/api/users/{_part(user_id)}/roles")
+
+    def roles(self) -> AsyncIterator[Answered]:
+        """All roles, of users and of applications."""
+        return self._pages("/api/roles")
+
+    def holders(self, role_id: str, page: int = 1) -> AsyncIterator[Answered]:
+        """All users who have a role; none for an unknown role."""
+        return self._pages(f"/api/roles/{_part(role_id)}/users", page)
 
     def hooks(self) -> AsyncIterator[Answered]:
         """All webhooks, with their signing keys."""
@@ -99,11 +107,11 @@ class Management:
         self._check(reply, shape)
         return _answered(reply, reply.content)
 
-    async def _pages(self, path: str, **params: int) -> AsyncIterator[Answered]:
-        """Page by `Total-Number`: the Link header lacks /api."""
-        page, more = 1, True
+    async def _pages(self, path: str, page: int = 1, **params: int) -> AsyncIterator[Answered]:
+        """Page by `Total-Number`, from a page on: the Link header lacks /api."""
+        more = True
         while more:
-            reply = await self._ask(path, page=page, page_size=PAGE_SIZE, **params)
+            reply = await self._ask(path, page=page, page_size=PAGE, **params)
             if says_there_is_none(reply):
                 yield _answered(reply, [], 0)
                 return
@@ -112,7 +120,7 @@ class Management:
             if reply.total is None:
                 raise not_a_logto(self._endpoint, reply)
             yield _answered(reply, reply.content, reply.total)
-            more = bool(reply.content) and page * PAGE_SIZE < reply.total
+            more = bool(reply.content) and page * PAGE < reply.total
             page += 1
 
     async def _ask(self, path: str, **params: int) -> Reply:

@@ -12,6 +12,7 @@ import msgspec
 
 from logto_webhooks.core.reports import (
     Asked,
+    Compared,
     Failed,
     LookedBack,
     NotAsked,
@@ -62,6 +63,9 @@ def _line(report: Report) -> tuple[int, str, dict[str, Any]]:
         case LookedBack():
             level = logging.WARNING if report.recovered or report.doubts else logging.INFO
             return level, "compared the inbox with Logto's log", fields
+        case Compared():
+            level = logging.WARNING if report.drifted or report.doubts else logging.INFO
+            return level, "compared all records with Logto", fields
         case Asked():
             return logging.INFO, "asked Logto", fields
         case NotAsked():

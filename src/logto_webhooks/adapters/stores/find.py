@@ -8,6 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 from msgspec import Struct
 
+from logto_webhooks.adapters.stores.parts import role_names
 from logto_webhooks.adapters.stores.schema import members, organizations, records, users
 from logto_webhooks.core.ports import Found
 
@@ -77,6 +78,7 @@ def _found(connection: sa.Connection, side: _Side, row: dict[str, Any]) -> Found
         waiting_for=connection.scalar(sa.select(records.c.waiting_reason).where(*own)),
         memberships=list(connection.scalars(memberships)),
         memberships_in_doubt=list(connection.scalars(in_doubt.order_by(other_known))),
+        roles=role_names(connection, logto_id) if side is USERS else [],
     )
 
 

@@ -13,7 +13,7 @@ from logto_webhooks.core.delivery import Delivery
 from logto_webhooks.core.lifecycle import State
 from logto_webhooks.core.log import RECONCILE, RECOVER
 from logto_webhooks.core.merge import merge
-from logto_webhooks.core.mirror import row_of
+from logto_webhooks.core.mirror import parts_of, row_of
 from logto_webhooks.core.ports import (
     Accepted,
     Claimed,
@@ -194,6 +194,7 @@ class MemoryStore:
         after: str = "",
         of: Key | None = None,
         unread_since: int | None = None,
+        with_roles: bool = False,
     ) -> list[Key]:
         """List known records that aren't deleted, by id, from `after` on."""
         found = [
@@ -201,7 +202,8 @@ class MemoryStore:
             for key, record in sorted(self.tables.records.items())
             if key.kind == kind and key.id > after and record.deleted_at is None
             if of is None or of in key.organization_and_user
-            if unread_since is None or (record.read_at or NEVER) < unread_since
+            if not with_roles or parts_of(record).get("roles")
+            if unread_since is None or _read_at(record, with_roles) < unread_since
         ]
         return found[:limit]
 
@@ -247,7 +249,18 @@ class MemoryStore:
             waiting_for=self.tables.records[key].waiting_for,
             memberships=sorted(name for name, each in memberships.items() if row_of(each)),
             memberships_in_doubt=sorted(name for name, each in memberships.items() if each.doubts),
+            roles=_roles(self.tables.records[key]),
         )
+
+
+def _roles(record: Record) -> list[str]:
+    return sorted(row["name"] for row in parts_of(record).get("roles", ()))
+
+
+def _read_at(record: Record, with_roles: bool) -> int:
+    if with_roles:
+        return min(int(row["read_at"]) for row in parts_of(record)["roles"])
+    return NEVER if record.read_at is None else record.read_at
 
 
 def _claimed(row: InboxRow) -> Claimed:

@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 from msgspec.structs import replace
 
-from logto_webhooks.adapters.stores import codec, statements, write
+from logto_webhooks.adapters.stores import codec, parts, statements, write
 from logto_webhooks.adapters.stores.codec import local_id
 from logto_webhooks.adapters.stores.schema import members, records
 from logto_webhooks.core.mirror import row_of
@@ -54,6 +54,7 @@ def save(connection: sa.Connection, changed: Sequence[Record]) -> None:
     write.upsert(connection, records, [codec.record_row(each) for each in kept])
     for kind in write.MIRROR:
         _project(connection, kind, [each for each in kept if each.key.kind == kind])
+    parts.save(connection, kept)
 
 
 def drop_memberships(connection: sa.Connection, ends: Sequence[Record]) -> None:
@@ -69,6 +70,7 @@ def drop_memberships(connection: sa.Connection, ends: Sequence[Record]) -> None:
         mine = known == end.key.id
         connection.execute(sa.update(records).where(mine).values(deleted_at=earliest, **over))
         connection.execute(sa.delete(members).where(row == end.key.id))
+        parts.drop(connection, end.key)
 
 
 def keys(
@@ -78,8 +80,11 @@ def keys(
     after: str,
     of: Key | None,
     unread_since: int | None,
+    with_roles: bool,
 ) -> list[Key]:
     """List known records that aren't deleted, by id, from `after` on."""
+    if with_roles:
+        return parts.holders(connection, limit, after, unread_since)
     query = (
         sa.select(records.c.logto_id)
         .where(records.c.kind == kind, records.c.logto_id > after)

@@ -202,3 +202,33 @@ members = sa.Table(
     sa.Column("joined_at", Moment),
 )
 sa.Index("logto_organization_members_user", members.c.logto_user_id)
+
+user_identities = sa.Table(
+    "logto_user_identities",
+    metadata,
+    sa.Column("logto_user_id", sa.Text, primary_key=True),
+    sa.Column("target", sa.Text, primary_key=True),
+    sa.Column("identity_id", sa.Text),
+    sa.Column("details", Document),
+)
+sa.Index("logto_user_identities_identity", user_identities.c.target, user_identities.c.identity_id)
+
+user_roles = sa.Table(
+    "logto_user_roles",
+    metadata,
+    sa.Column("logto_user_id", sa.Text, primary_key=True),
+    sa.Column("role_id", sa.Text, primary_key=True),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("read_at", Millis, nullable=False),
+)
+sa.Index("logto_user_roles_role", user_roles.c.role_id, user_roles.c.logto_user_id)
+
+member_roles = sa.Table(
+    "logto_organization_member_roles",
+    metadata,
+    sa.Column("logto_organization_id", sa.Text, primary_key=True),
+    sa.Column("logto_user_id", sa.Text, primary_key=True),
+    sa.Column("role_id", sa.Text, primary_key=True),
+    sa.Column("name", sa.Text, nullable=False),
+)
+sa.Index("logto_organization_member_roles_user", member_roles.c.logto_user_id)

@@ -94,6 +94,7 @@ class SqlStore:
         after: str = "",
         of: Key | None = None,
         unread_since: int | None = None,
+        with_roles: bool = False,
     ) -> list[Key]:
         """List known records that aren't deleted, by id, from `after` on."""
-        return records.keys(self._connection, kind, limit, after, of, unread_since)
+        return records.keys(self._connection, kind, limit, after, of, unread_since, with_roles)

@@ -55,6 +55,8 @@ class Api:
             Route("/api/users", self._users),
             Route("/api/users/{id}", self._user),
             Route("/api/users/{id}/roles", self._roles),
+            Route("/api/roles", self._all_roles),
+            Route("/api/roles/{id}/users", self._holders),
             Route("/api/users/{id}/organizations", self._user_organizations),
             Route("/api/organizations", self._organizations),
             Route("/api/organizations/{id}", self._organization),
@@ -80,6 +82,14 @@ class Api:
         if self._state.users.get(_id(request)) is None:
             return not_found()
         return _listed(request, self._state.user_roles.get(_id(request), []))
+
+    async def _all_roles(self, request: Request) -> Response:
+        return _listed(request, self._state.all_roles())
+
+    async def _holders(self, request: Request) -> Response:
+        role_id = _id(request)
+        total = self._state.holders(role_id, 0, 0)[1]
+        return paged(request, total, lambda *at: self._state.holders(role_id, *at)[0])
 
     async def _user_organizations(self, request: Request) -> Response:
         if self._state.users.get(_id(request)) is None:

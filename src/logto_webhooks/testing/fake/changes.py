@@ -73,6 +73,11 @@ class Changes:
         if role not in roles:
             roles.append(role)
 
+    def remove_role(self, user_id: str, name: str) -> None:
+        """Take a role from a user: sends nothing."""
+        kept = [role for role in self._state.user_roles.get(user_id, []) if role["name"] != name]
+        self._state.user_roles[user_id] = kept
+
     def sign_in(self, user_id: str) -> Json:
         """Sign a user in: `lastSignInAt` and `updatedAt` change, only `PostSignIn` is sent."""
         at = self._now()

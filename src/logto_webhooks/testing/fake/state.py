@@ -46,6 +46,31 @@ class State:
             if user_id in self.members[each["id"]]
         ]
 
+    def all_roles(self) -> list[Json]:
+        """The roles, with what the listing says of who has them."""
+        return [
+            role
+            | {
+                "usersCount": len(self._holders(role["id"])),
+                "featuredUsers": [],
+                "applicationsCount": 0,
+                "featuredApplications": [],
+            }
+            for role in self.roles.values()
+        ]
+
+    def holders(self, role_id: str, offset: int, size: int) -> tuple[list[Json], int]:
+        """Some users who have a role, and how many there are."""
+        holders = self._holders(role_id)
+        return [public(self.user(each)) for each in holders[offset : offset + size]], len(holders)
+
+    def _holders(self, role_id: str) -> list[str]:
+        return sorted(
+            user_id
+            for user_id, roles in self.user_roles.items()
+            if any(role["id"] == role_id for role in roles)
+        )
+
     def all_hooks(self) -> list[Json]:
         """The webhooks, the newest first."""
         newest_last = sorted(self.hooks.values(), key=lambda hook: int(hook["createdAt"]))

@@ -1,0 +1,65 @@
+"""Looking for people: `users`, here and at Logto."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from logto_webhooks.adapters import server
+from logto_webhooks.cli import look, options, tables
+from logto_webhooks.cli.reconcile import id_of
+from logto_webhooks.service.person import Sides
+from logto_webhooks.settings import Settings
+from logto_webhooks.wiring import api_of, database_of, sides_of
+
+
+def users(
+    query: look.Query,
+    ask_logto: Annotated[
+        bool,
+        typer.Option("--ask-logto", help="Of one user: ask Logto now, and show both sides."),
+    ] = False,
+    limit: look.Limit = 20,
+    database_url: options.DatabaseUrl = None,
+    schema: options.Schema = None,
+    endpoint: options.Endpoint = None,
+    app_id: options.AppId = None,
+    app_secret: options.AppSecret = None,
+    api_resource: options.ApiResource = None,
+    env_file: options.EnvFile = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Find users by Logto id, local id, email, phone or username; else by a part of one, or of
+    the name."""
+    settings = options.settings(
+        env_file,
+        database_url=database_url,
+        schema=schema,
+        endpoint=endpoint,
+        app_id=app_id,
+        app_secret=app_secret,
+        api_resource=api_resource,
+    )
+    if not ask_logto:
+        found = look.read(settings, lambda store: store.find("user", query, limit + 1))
+        look.show(found, "user", query, limit, as_json)
+        return
+    sides = server.run(_both_sides(settings, query))
+    if as_json:
+        print(tables.as_json(sides))
+    else:
+        tables.show_sides(sides)
+    if sides.ours is None and sides.logto is None:
+        raise typer.Exit(1)
+
+
+async def _both_sides(settings: Settings, query: str) -> Sides:
+    api = api_of(settings)
+    database = database_of(settings.database_url, settings.schema)
+    try:
+        await database.check()
+        return await sides_of(api, database, await id_of(database, query))
+    finally:
+        await api.close()
+        await database.host.close()

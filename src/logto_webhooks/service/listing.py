@@ -1,0 +1,84 @@
+"""A listing while it changes: whoever moves between two pages is met all the same.
+
+Logto pages by offset. Who is added shifts the others down, so that some come twice; who is taken
+out shifts them up, and as many are on no page that is read. Then the total falls, and the pages
+before are read again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
+from typing import Any, Final
+
+from logto_webhooks.core.answers import PAGE
+from logto_webhooks.core.ports import Answered
+
+BACK_AT_MOST: Final = 1_000
+_NEAR: Final = 4  # pages among which who moved is known again
+
+Ask = Callable[[int], AsyncIterator[Answered]]  # from a page on
+
+
+class Listing:
+    """One way through a listing, from a page on; `total` is what its page before told.
+
+    `page` is the next to read, `seen` how many items there were, without those that came twice.
+    """
+
+    def __init__(self, ask: Ask, page: int = 1, total: int | None = None) -> None:
+        self._ask = ask
+        self.page = page
+        self.total = total
+        self.seen = (page - 1) * PAGE
+        self._least: int | None = total  # who was there from the beginning to the end
+        self._backs = 0
+        self._near: deque[set[Any]] = deque(maxlen=_NEAR)
+
+    @property
+    def missed(self) -> int:
+        """How many must have been on no page, although all are read."""
+        return max(0, (self._least or 0) - self.seen)
+
+    async def pages(self) -> AsyncIterator[Answered]:
+        """Read, the next page already while the one before is worked on. Raises as the API."""
+        while True:
+            async with aclosing(_ahead(self._ask(self.page))) as answers:
+                async for answered in answers:
+                    fell = self._meet(answered)
+                    yield answered
+                    if fell and self._backs < BACK_AT_MOST:
+                        self._backs += 1
+                        self.page = max(1, self.page - 1 - -(-fell // PAGE))
+                        break
+                else:
+                    return
+
+    def _meet(self, answered: Answered) -> int:
+        total = answered.total or 0
+        before = total if self.total is None else self.total
+        fell = max(0, before - total)
+        self._least = (before if self._least is None else self._least) - fell
+        self.total = total
+        met = {item.get("id") if isinstance(item, dict) else None for item in answered.content}
+        self.seen += len(met.difference(*self._near))
+        self._near.append(met)
+        self.page += 1
+        return fell
+
+
+async def _ahead(pages: AsyncIterator[Answered]) -> AsyncGenerator[Answered, None]:
+    """The same, each asked for while the one before is worked on."""
+    asked = asyncio.ensure_future(_next(pages))
+    try:
+        while (page := await asked) is not None:
+            asked = asyncio.ensure_future(_next(pages))
+            yield page
+    finally:
+        asked.cancel()
+
+
+async def _next(pages: AsyncIterator[Answered]) -> Answered | None:
+    return await anext(pages, None)

@@ -1,0 +1,126 @@
+"""One look at all records: what it found, and how far it came, so that a kill costs little."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from msgspec import Struct
+
+from logto_webhooks.core.drift import Drift, drift_of
+from logto_webhooks.core.log import RECONCILE
+from logto_webhooks.core.ports import Host, Progress, Store
+from logto_webhooks.core.record import Change, Key
+from logto_webhooks.service import sync
+from logto_webhooks.service.clocks import When
+from logto_webhooks.service.rehearse import perform
+
+MOST: Final = 1_000  # differences that are told one by one
+RESUME_MS: Final = 86_400_000  # how old a look may be that is gone on with
+
+
+class Reconciled(Struct, kw_only=True):
+    """What a look at all records found; `fields` counts the columns that differed.
+
+    `began` is since when what it compared was true (ms); a look that was `resumed` counts only
+    what it saw itself.
+    """
+
+    began: int = 0
+    resumed: bool = False
+    users: int = 0
+    organizations: int = 0
+    members: int = 0
+    roles: int = 0
+    drifted: int = 0
+    fields: dict[str, int] = {}
+    drifts: list[Drift] = []
+    doubts: list[str] = []  # what can't be told
+
+
+Progressed = Callable[[Reconciled], None]
+
+
+class Look:
+    """What a look learns goes through here; a `dry` one changes nothing, and keeps no place."""
+
+    def __init__(self, host: Host, when: When, *, dry: bool, progressed: Progressed) -> None:
+        self.host = host
+        self.when = when
+        self.found = Reconciled()
+        self.asked: set[Key] = set()  # in a dry look, which notes nowhere who was asked about
+        self._dry = dry
+        self._progressed = progressed
+
+    async def resume(self, now: int) -> None:
+        """Go on with a look that didn't end, if there is one that isn't too old."""
+        reached = await self._read("began")
+        if not self._dry and reached and reached.count and reached.at > now - RESUME_MS:
+            self.found.began, self.found.resumed = reached.at, True
+
+    async def start(self, began: int) -> None:
+        """Say since when what is compared is true, if it isn't known."""
+        if not self.found.began:
+            self.found.began = began
+            await self._note({"began": Progress(began, 1)})
+
+    async def place(self, stage: str) -> tuple[int, int | None]:
+        """Return the page at which a stage goes on, and the total of the page before."""
+        page, total = await self._read(stage), await self._read(f"{stage} total")
+        if not self.found.resumed or not page or page.at != self.found.began:
+            return 1, None
+        return page.count, total.count if total else None
+
+    async def keep_place(self, stage: str, page: int, total: int | None) -> None:
+        """Note at which page a stage goes on."""
+        began = self.found.began
+        await self._note(
+            {stage: Progress(began, page), f"{stage} total": Progress(began, total or 0)}
+        )
+        self._progressed(self.found)
+
+    async def end(self) -> None:
+        """Note that all was compared."""
+        began = self.found.began
+
+        def note(store: Store) -> None:
+            store.progress(RECONCILE, Progress(began, self.found.drifted))
+            store.progress(f"{RECONCILE} began", Progress(began, 0))
+
+        if not self._dry:
+            await self.host.run(note)
+
+    async def learn(self, changes: Sequence[Change]) -> None:
+        """Apply what Logto answered, and count what differed."""
+        if not changes:
+            return
+        changed = await perform(self.host, lambda store: sync.learn(store, changes), self._dry)
+        if self._dry:
+            self.asked |= {change.key for change in changes}
+        for before, after in changed:
+            drift = drift_of(before, after)
+            if drift is not None:
+                self._count(drift)
+
+    def doubt(self, why: Any) -> None:
+        """Note what can't be told."""
+        self.found.doubts.append(str(why))
+
+    def _count(self, drift: Drift) -> None:
+        found = self.found
+        found.drifted += 1
+        for field in drift.fields:
+            found.fields[field] = found.fields.get(field, 0) + 1
+        if len(found.drifts) < MOST:
+            found.drifts.append(drift)
+
+    async def _read(self, name: str) -> Progress | None:
+        return await self.host.read(lambda store: store.progress(f"{RECONCILE} {name}"))
+
+    async def _note(self, reached: dict[str, Progress]) -> None:
+        def note(store: Store) -> None:
+            for name, each in reached.items():
+                store.progress(f"{RECONCILE} {name}", each)
+
+        if not self._dry:
+            await self.host.run(note)

@@ -1,0 +1,70 @@
+"""One at a time: of several processes on one database, one asks Logto, and the others stand by."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from logto_webhooks.core.ports import Clock, Host, Progress, Store
+from logto_webhooks.core.reports import NotAsked
+from logto_webhooks.errors import described
+
+LEASE_MS: Final = 10_000
+RENEW_S: Final = 3.0
+_NAME: Final = "asking"
+
+
+class Turn:
+    """Who has it says so in the database, again and again; `number` tells processes apart.
+
+    Two may have it for a moment, which costs Logto some requests and harms nothing.
+    """
+
+    def __init__(self, host: Host, clock: Clock, number: int) -> None:
+        self._host = host
+        self._clock = clock
+        self._number = number
+
+    async def keep(
+        self, work: Callable[[], Awaitable[None]], observe: Callable[[NotAsked], None]
+    ) -> None:
+        """Work while it is ours; end never."""
+        working: asyncio.Task[None] | None = None
+        try:
+            while True:
+                mine = await self._take(observe)
+                if mine and (working is None or working.done()):
+                    working = asyncio.ensure_future(_run(work))
+                elif not mine and working is not None:
+                    await _end(working)
+                    working = None
+                await asyncio.sleep(RENEW_S)
+        finally:
+            if working is not None:
+                await _end(working)
+                await self._host.run(lambda store: store.progress(_NAME, Progress(0, 0)))
+
+    async def _take(self, observe: Callable[[NotAsked], None]) -> bool:
+        try:
+            return await self._host.run(self._taken)
+        except Exception as error:
+            observe(NotAsked(described(error), RENEW_S))
+            return False
+
+    def _taken(self, store: Store) -> bool:
+        now = self._clock.now()
+        held = store.progress(_NAME)
+        if held and held.count != self._number and held.at > now:
+            return False
+        store.progress(_NAME, Progress(now + LEASE_MS, self._number))
+        return True
+
+
+async def _run(work: Callable[[], Awaitable[None]]) -> None:
+    await work()
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
