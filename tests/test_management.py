@@ -210,7 +210,8 @@ LISTINGS: Final[list[tuple[str, tuple[Any, ...], str, str, int]]] = [
     ("organizations", (), "/api/organizations", "organizations-p1-2", 3),
     ("members", ("o",), "/api/organizations/o/users", "organization-users-p1-2", 18),
     ("members", ("no",), "/api/organizations/no/users", "organization-users-404", 0),
-    ("roles", ("u",), "/api/users/u/roles", "user-roles", 1),
+    ("roles_of", ("u",), "/api/users/u/roles", "user-roles", 1),
+    ("roles", (), "/api/roles", "roles", 5),
     ("hooks", (), "/api/hooks", "hooks-paged", 22),
     ("log", ("h", 5, 9), "/api/hooks/h/recent-logs", "hook-recent-logs-start-end", 95),
 ]

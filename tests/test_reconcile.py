@@ -14,11 +14,13 @@ import pytest
 from logto_webhooks.adapters.management import Management
 from logto_webhooks.core.ports import Answered, Found, Host
 from logto_webhooks.core.record import Key
+from logto_webhooks.service.clocks import clocks
 from logto_webhooks.service.look import Reconciled
+from logto_webhooks.service.person import both_sides
 from logto_webhooks.service.reconcile import Reconciliation
-from logto_webhooks.testing import FrozenClock, make
+from logto_webhooks.testing import FrozenClock
 from logto_webhooks.testing.fake import FakeLogto
-from tests.support.copy import Copy, StoreKind, open_host
+from tests.support.copy import StoreKind, open_host
 from tests.support.fake import credentials
 from tests.support.service import command
 
@@ -150,19 +152,17 @@ def test_an_empty_listing_deletes_nobody(tmp_path: Path) -> None:
 
 
 def test_who_shifts_between_pages_is_found(tmp_path: Path) -> None:
-    """By being asked about alone."""
+    """Also if nothing of them is known here: the total fell, so the page before is read again."""
 
     async def live() -> None:
         host = open_host("sqlite", tmp_path)
         clock = FrozenClock()
         async with FakeLogto(now=clock.now) as logto, asking(logto, Shifting) as api:
             ids = [logto.create_user()["id"] for _ in range(150)]
-            copy = Copy(host)
-            await copy.take([make.user_created(id=each).body for each in ids])
             assert isinstance(api, Shifting)
             api.logto, api.gone = logto, ids[-1]
             found = await Reconciliation(api, host, FrozenClock()).run()
-            assert found.users == 149
+            assert (found.users, found.doubts) == (150, [])
             # Who was deleted after being listed is for its own webhook to tell.
             assert set(await users(host)) == set(ids)
             records = await host.run(lambda store: store.lock([Key("user", each) for each in ids]))
@@ -228,6 +228,53 @@ def test_another_logto_deletes_nobody(tmp_path: Path) -> None:
             found = await Reconciliation(wrong, host, FrozenClock()).run()
             assert "is LOGTO_ENDPOINT right?" in found.doubts[0]
         assert ids < set(await users(host))
+        await host.close()
+
+    asyncio.run(live())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_changes_silently_comes_along(kind: StoreKind, tmp_path: Path) -> None:
+    """Identities, roles and members' roles, as they come and go, and with the user."""
+
+    async def live() -> None:
+        host = open_host(kind, tmp_path)
+        clock = FrozenClock()
+        async with FakeLogto(now=clock.now) as logto, asking(logto) as api:
+            ana, bo = (logto.create_user()["id"] for _ in range(2))
+            acme = logto.create_organization()["id"]
+            logto.add_members(acme, [ana, bo])
+
+            async def looked() -> set[tuple[str, tuple[str, ...], str]]:
+                clock.tick(60)
+                found = await Reconciliation(api, host, clock).run()
+                assert found.doubts == []
+                return {(each.id, each.fields, each.reason) for each in found.drifts}
+
+            await looked()
+            logto.set_identities(ana, {"google": {"userId": "g1", "details": {"a": "\0b"}}})
+            logto.assign_role(ana, "admin")
+            logto.assign_role(ana, "guest")
+            logto.assign_organization_role(acme, bo, "owner")
+            silent = "Logto sends no webhook when these change"
+            assert await looked() == {
+                (f"{acme}:{bo}", ("organization_roles",), silent),
+                (ana, ("identities",), silent),
+                (ana, ("roles",), silent),
+            }
+            assert (await users(host))[ana].roles == ["admin", "guest"]
+            sides = await both_sides(api, host, ana, await clocks(host))
+            assert sides.differ == []
+            assert sides.logto
+            assert sides.logto["roles"] == ["admin", "guest"]
+            logto.remove_role(ana, "guest")
+            assert await looked() == {(ana, ("roles",), silent)}
+            assert (await users(host))[ana].roles == ["admin"]
+            logto.delete_user(ana)
+            assert [each[:2] for each in await looked()] == [(ana, ("deleted",))]
+            assert ana not in await users(host)
+            assert await host.read(lambda store: store.keys("user", 9, with_roles=True)) == []
+        assert await host.read(lambda store: store.waiting(10)) == []
         await host.close()
 
     asyncio.run(live())

@@ -206,6 +206,29 @@ def test_an_odd_entry_stops_nothing(tmp_path: Path) -> None:
     on_sqlite(live, tmp_path)
 
 
+def test_a_log_that_was_cut_off_is_told(tmp_path: Path) -> None:
+    """It lacks what the inbox has: so it may lack more. Test payloads are in no log."""
+
+    async def live(host: Host) -> None:
+        async with FakeLogto() as logto:
+            hook = logto.add_hook("http://127.0.0.1:9/webhook")["id"]
+            now = logto_now()
+
+            async def got(at: int, **more: Any) -> None:
+                body = {"event": "Role.Created", "hookId": hook, "createdAt": stamp(at), **more}
+                await host.run(lambda store: store.add([delivery(msgspec.json.encode(body))]))
+
+            await got(now - 7_200_000, path="/fake-path/:id", params={"id": "fake-id"})
+            assert (await recovered(logto, host, since=None)).doubts == []
+            logto.populate_log(hook, long_log(3, now - 1_000))
+            await got(now - 3_600_000)
+            [doubt] = (await recovered(logto, host, since=now - 7_200_000)).doubts
+            assert "can't be known" in doubt
+            assert hook in doubt
+
+    on_sqlite(live, tmp_path)
+
+
 def on_sqlite(live: Callable[[Host], Coroutine[Any, Any, None]], folder: Path) -> None:
     async def run() -> None:
         host = open_host("sqlite", folder)

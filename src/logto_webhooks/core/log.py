@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any, Final
 
 from logto_webhooks.core import canonical
 from logto_webhooks.core.delivery import Delivery, identify
+from logto_webhooks.core.events.base import is_test
+from logto_webhooks.core.ports import Received
 from logto_webhooks.core.signature import vouch
 from logto_webhooks.errors import NotADelivery
 
@@ -15,6 +17,7 @@ Json = dict[str, Any]
 # The names under which progress is kept.
 RECOVER: Final = "recover"
 RECONCILE: Final = "reconcile"
+ATTEMPT_MS: Final = 15_000  # an attempt ends 10 s after it began at the latest
 ANSWERED: Final = "answered 200, but not in the inbox"
 # What Logto writes as an attempt's error -> why it failed; the first that is found counts.
 _CAUSES: Final = (
@@ -49,6 +52,22 @@ def cause(entry: Any) -> str:
         return ANSWERED
     text = str(payload.get("error", ""))
     return next((word for sign, word in _CAUSES if sign in text), "another error")
+
+
+def is_cut(recent: Iterable[Received], hook: str, since: int, oldest: int) -> bool:
+    """Whether a hook's log, whose oldest entry since a moment is of `oldest`, lacks what came
+    before that: deliveries that the inbox has."""
+    return any(
+        since <= each.occurred_at < oldest - ATTEMPT_MS and _hook_of(each.body) == hook
+        for each in recent
+    )
+
+
+def _hook_of(body: bytes) -> str | None:
+    """The hook that sent a body; None for a test, which isn't logged."""
+    payload = canonical.decode(body)
+    hook = payload.get("hookId")
+    return hook if isinstance(hook, str) and not is_test(payload) else None
 
 
 def points_here(

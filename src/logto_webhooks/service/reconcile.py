@@ -81,14 +81,16 @@ class Reconciliation:
         return look.found
 
     async def _users(self, look: Look) -> None:
-        async for page, span, look.found.users in self._listed(look, "users", self._logto.users):
+        async for page, span, seen in self._listed(look, "users", self._logto.users):
+            look.found.users = seen
             items = _items(look, "user", page)
             await look.learn(_told(look, answers.about_user, items, span))
         await self._rest(look, "user", self._ask_user)
 
     async def _organizations(self, look: Look) -> None:
         listed = self._listed(look, "organizations", self._logto.organizations)
-        async for page, span, look.found.organizations in listed:
+        async for page, span, seen in listed:
+            look.found.organizations = seen
             items = _items(look, "organization", page)
             await look.learn(_told(look, answers.about_organization, items, span))
             for each in items:

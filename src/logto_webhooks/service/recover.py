@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from msgspec import Struct
 
 from logto_webhooks.core import canonical, log
-from logto_webhooks.core.ports import Clock, Host, Logto, Observer, Progress, Store
+from logto_webhooks.core.ports import Clock, Host, Logto, Observer, Progress, Received, Store
 from logto_webhooks.core.reports import LookedBack, NotAsked
 from logto_webhooks.errors import described
 from logto_webhooks.service.rehearse import perform
@@ -60,6 +61,7 @@ class Recovery:
         self._keys = keys
         self._public_url = public_url
         self._stored = stored
+        self._oldest = 0  # of the entries of the hook in hand
 
     async def run(
         self,
@@ -77,6 +79,7 @@ class Recovery:
         for number, hook in enumerate(hooks):
             start = since if since is not None else await self._reached(hook, until)
             found.since = min(found.since, start)
+            self._oldest = until
             stretches = [(start, until)] if start < until else []
             while stretches:
                 begin, end = stretches.pop()
@@ -88,6 +91,9 @@ class Recovery:
                 else:
                     middle = (begin + end) // 2
                     stretches += [(middle, end), (begin, middle)]
+            if log.is_cut(await self._recent(), hook, start, self._oldest):
+                problem = f"the log of the hook {hook} begins only at {_shown(self._oldest)}"
+                found.doubts.append(f"{problem}: what failed before can't be known; `reconcile`")
         await self._note(log.RECOVER, until, found.recovered, dry_run or not hooks)
         return found
 
@@ -105,8 +111,7 @@ class Recovery:
             await asyncio.sleep(wait)
 
     async def _hooks(self, found: Recovered) -> list[str]:
-        recent = await self._host.read(lambda store: store.recent(_RECENT))
-        seen = {canonical.decode(each.body).get("hookId") for each in recent}
+        seen = {canonical.decode(each.body).get("hookId") for each in await self._recent()}
         async for page in self._logto.hooks():
             # By Logto's clock, on which its entries are stamped; its header tells whole seconds.
             found.since = found.until = page.date + 1000 if page.date else found.until
@@ -118,6 +123,9 @@ class Recovery:
         if not found.hooks:
             found.doubts.append("no hook of this Logto points here")
         return found.hooks
+
+    async def _recent(self) -> list[Received]:
+        return await self._host.read(lambda store: store.recent(_RECENT))
 
     async def _reached(self, hook: str, until: int) -> int:
         reached = await self._host.read(lambda store: store.progress(_of(hook)))
@@ -136,6 +144,7 @@ class Recovery:
         told = [(entry, log.delivery_of(entry, now)) for entry in entries]
         deliveries = [delivery for _, delivery in told if delivery]
         found.entries += len(entries)
+        self._oldest = min([self._oldest, *(each.occurred_at for each in deliveries)])
         if len(deliveries) < len(told) and _UNREADABLE not in found.doubts:
             found.doubts.append(_UNREADABLE)
         accepted = iter(await perform(self._host, lambda store: store.add(deliveries), dry))
@@ -154,6 +163,10 @@ class Recovery:
 
         if not dry:
             await self._host.run(note)
+
+
+def _shown(at: int) -> str:
+    return datetime.fromtimestamp(at / 1000, UTC).isoformat(timespec="seconds")
 
 
 _UNREADABLE: Final = "an entry of the log holds no delivery"
