@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from msgspec.structs import replace
 
 from logto_webhooks.adapters.stores import codec, parts, statements, write
-from logto_webhooks.adapters.stores.codec import local_id
+from logto_webhooks.adapters.stores.codec import local_ids
 from logto_webhooks.adapters.stores.schema import members, records
 from logto_webhooks.core.mirror import row_of
 from logto_webhooks.core.ports import Waiting
@@ -50,7 +50,8 @@ def lock(
 
 def save(connection: sa.Connection, changed: Sequence[Record]) -> None:
     """Write locked records, and the rows of the mirror that follow from them."""
-    kept = [each if each.kept else replace(each, local_id=local_id()) for each in changed]
+    ids = local_ids(sum(not each.kept for each in changed))
+    kept = [each if each.kept else replace(each, local_id=next(ids)) for each in changed]
     write.upsert(connection, records, [codec.record_row(each) for each in kept])
     for kind in write.MIRROR:
         _project(connection, kind, [each for each in kept if each.key.kind == kind])
@@ -146,7 +147,8 @@ def _unknown(connection: sa.Connection, keys: Sequence[Key], by_kind: _ByKind) -
 
 
 def _keep(connection: sa.Connection, keys: Sequence[Key]) -> None:
-    rows = [codec.record_row(Record(key, local_id=local_id())) for key in keys]
+    new = zip(keys, local_ids(len(keys)), strict=True)
+    rows = [codec.record_row(Record(key, local_id=local_id)) for key, local_id in new]
     write.insert(connection, records, rows)
 
 
