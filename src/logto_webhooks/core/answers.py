@@ -76,6 +76,7 @@ def span(answered: Answered, recent: Sequence[Received]) -> Span:
     at = max(bounds, default=answered.asked_at)
     if answered.date is not None:  # whatever our clock was when the deliveries came
         at = min(at, answered.date + SECOND_MS)
+    at -= 1  # clocks tell whole milliseconds: in the same one, what came first is unknown
     latest = UNKNOWN_MS if answered.date is None else 2 * SECOND_MS
     return Span(at, max(at, at if answered.date is None else answered.date) + latest)
 
