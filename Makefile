@@ -6,7 +6,7 @@ PORT ?=
 WORKERS ?= auto
 ORDERS ?=
 
-.PHONY: help demo test orders bench crash endure races search check format lint types docs lock clean
+.PHONY: help demo test orders bench crash endure races faults search check format lint types docs lock clean
 
 help: ## Say what there is
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | sort
@@ -38,6 +38,9 @@ endure: .venv/made ## Load 2 receivers and 4 workers on one PostgreSQL for MINUT
 
 races: .venv/made ## Race deletions against additions and changes 1,000 times on PostgreSQL
 	LOGTO_WEBHOOKS_TEST_RACES=1000 $(BIN)/pytest -n $(WORKERS) tests/test_races.py
+
+faults: .venv/made ## Kill Logto and the service while webhooks are lost, SEEDS times (default 50) per database
+	LOGTO_WEBHOOKS_TEST_FAULTS=$(or $(SEEDS),50) $(BIN)/pytest -n $(WORKERS) tests/test_faults.py
 
 search: .venv/made ## Let the property tests try 3,000 new examples each
 	LOGTO_WEBHOOKS_TEST_PROFILE=search $(BIN)/pytest -n $(WORKERS) tests/test_lives.py tests/unit

@@ -85,7 +85,7 @@ def killed(name: str, folder: Path, environment: Environment, seconds: float, *o
     """Run a command to its end, killed and started again five times."""
     for number in range(KILLS):
         process = command(name, folder, environment, *options)
-        time.sleep(seconds * (number + 1) / (KILLS * 3))
+        time.sleep(seconds * (number + 1) / (KILLS * 4))
         process.send_signal(signal.SIGKILL)
         process.wait()
     return measured(name, folder, environment, *options)[0]
@@ -141,7 +141,7 @@ def recovered(entries: int, url: str, folder: Path) -> None:
     with logto(entries=entries) as few_or_many:
         reading = read_and_discard(few_or_many, "log")
         place, environment = migrated(folder, "whole", url)
-        options = ("--since", "30d", "--json")
+        options = ("--since", "30d", "--api-budget", "1000", "--json")
         found, seconds, memory = measured("recover", place, few_or_many | environment, *options)
         assert found["recovered"] == entries, found
         print(f"recover {entries}: {seconds:.1f} s, reading {reading:.1f} s, ", end="")

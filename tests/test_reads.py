@@ -13,7 +13,7 @@ import pytest
 from logto_webhooks.adapters.management import Management
 from logto_webhooks.core.ports import Host
 from logto_webhooks.core.record import Key
-from logto_webhooks.core.reports import Report
+from logto_webhooks.core.reports import NotAsked, Report
 from logto_webhooks.samples import history
 from logto_webhooks.samples.compare import differences
 from logto_webhooks.samples.history import Final, Name
@@ -122,11 +122,33 @@ def test_who_is_gone_in_logto_is_deleted_here(tmp_path: Path) -> None:
     async def live() -> None:
         copy = Copy(open_host("sqlite", tmp_path))
         async with FakeLogto() as logto:
-            await copy.take([make.organization_membership_updated(id="o", addedUserIds=["u"]).body])
+            hook = logto.add_hook("http://127.0.0.1:9/webhook")["id"]
+            joined = make.organization_membership_updated(id="o", addedUserIds=["u"], hookId=hook)
+            await copy.take([joined.body])
             await settled(logto, copy.host)
         records = await copy.host.run(lambda store: store.lock([Key("user", "u")]))
         assert records[Key("user", "u")].deleted_at is not None
         assert await copy.host.read(lambda store: store.waiting(10)) == []
+        await copy.host.close()
+
+    asyncio.run(live())
+
+
+def test_another_logto_takes_nobody_for_deleted(tmp_path: Path) -> None:
+    """One that has neither the hook nor the users: it is told, and they go on waiting."""
+
+    async def live() -> None:
+        copy = Copy(open_host("sqlite", tmp_path))
+        reports: list[Report] = []
+        async with FakeLogto() as logto:
+            await copy.take([make.organization_membership_updated(id="o", addedUserIds=["u"]).body])
+            api = client(logto, FrozenClock())
+            await Reads(api, copy.host, FrozenClock(), reports.append).step()
+            await api.close()
+        assert all(isinstance(each, NotAsked) for each in reports)
+        assert "LOGTO_ENDPOINT" in str(reports[0])
+        waiting = await copy.host.read(lambda store: store.waiting(10))
+        assert {each.key.kind for each in waiting} == {"user", "organization"}
         await copy.host.close()
 
     asyncio.run(live())

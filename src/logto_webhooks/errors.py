@@ -148,6 +148,11 @@ class AnswerMalformed(LogtoWebhooksError):
     problem: str
 
 
+class AnotherLogto(LogtoWebhooksError):
+    """This Logto has neither a hook that sent something here nor the users known here, so
+    none of them is taken for deleted. Set LOGTO_ENDPOINT to the Logto whose webhooks come here."""
+
+
 class FileInTheWay(LogtoWebhooksError):
     """{path} exists and is left as it is. Remove it first, or name another file with --file."""
 

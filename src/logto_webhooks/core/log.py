@@ -58,12 +58,12 @@ def is_cut(recent: Iterable[Received], hook: str, since: int, oldest: int) -> bo
     """Whether a hook's log, whose oldest entry since a moment is of `oldest`, lacks what came
     before that: deliveries that the inbox has."""
     return any(
-        since <= each.occurred_at < oldest - ATTEMPT_MS and _hook_of(each.body) == hook
+        since <= each.occurred_at < oldest - ATTEMPT_MS and hook_of(each.body) == hook
         for each in recent
     )
 
 
-def _hook_of(body: bytes) -> str | None:
+def hook_of(body: bytes) -> str | None:
     """The hook that sent a body; None for a test, which isn't logged."""
     payload = canonical.decode(body)
     hook = payload.get("hookId")

@@ -48,6 +48,7 @@ class Look:
         self.host = host
         self.when = when
         self.found = Reconciled()
+        self.is_kin = False  # whether it is known to be the Logto whose records are kept here
         self.asked: set[Key] = set()  # in a dry look, which notes nowhere who was asked about
         self._dry = dry
         self._progressed = progressed
@@ -98,6 +99,7 @@ class Look:
         if self._dry:
             self.asked |= {change.key for change in changes}
         for before, after in changed:
+            self.is_kin |= before.complete and after.deleted_at is None
             drift = drift_of(before, after)
             if drift is not None:
                 self._count(drift)

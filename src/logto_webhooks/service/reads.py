@@ -12,14 +12,15 @@ from collections.abc import Sequence
 from typing import Final
 
 from logto_webhooks.core import answers
-from logto_webhooks.core.ports import Clock, Host, Logto, Observer, Waiting
+from logto_webhooks.core.ports import Answered, Clock, Host, Logto, Observer, Waiting
 from logto_webhooks.core.record import MEMBERS, ROLE, Change, Drop, Key
 from logto_webhooks.core.reports import Asked, NotAsked
-from logto_webhooks.errors import AnswerMalformed, described
-from logto_webhooks.service import members, person, sync
+from logto_webhooks.errors import AnotherLogto, AnswerMalformed, described
+from logto_webhooks.service import kinship, members, person, sync
 from logto_webhooks.service.clocks import When, clocks
 
 AT_ONCE: Final = 500  # records that are looked at in one step
+FEW: Final = 5  # users known here of whom our Logto must have one
 POLL_S: Final = 1.0
 AGAIN_MS: Final = 500
 LONGEST_MS: Final = 60_000
@@ -33,6 +34,7 @@ class Reads:
         self._host = host
         self._clock = clock
         self._observe = observe
+        self._is_kin = False
         self._tries: dict[Key, tuple[int, int]] = {}  # subject -> tries, not before
 
     async def keep(self) -> None:
@@ -83,7 +85,7 @@ class Reads:
                 await self._user(subject.id, waiting)
             else:
                 await self._organization(subject.id, waiting)
-        except AnswerMalformed as error:
+        except (AnswerMalformed, AnotherLogto) as error:
             self._observe(NotAsked(described(error), wait / 1000))
         else:
             self._observe(Asked(f"{subject.kind}:{subject.id}", tuple(_reasons(waiting))))
@@ -93,6 +95,7 @@ class Reads:
         pairs = [each.key for each in waiting if each.key.kind == "membership"]
         if len(pairs) < len(waiting):
             answered = await self._logto.user(user_id)
+            await self._believe(answered)
             await self._learn(answers.about_user(user_id, answered.content, when(answered)))
         if any(ROLE in each.reason for each in waiting if each.key.kind == "user"):
             await self._learn(await person.roles_of(self._logto, user_id, when))
@@ -100,6 +103,7 @@ class Reads:
             answered = await self._logto.organizations_of(user_id)
             span = when(answered)
             if answered.content is None:
+                await self._believe(answered)
                 await self._learn(Drop(Key("user", user_id), span.at))
             else:
                 present = answers.pairs_of_user(user_id, answered.content)
@@ -108,6 +112,7 @@ class Reads:
     async def _organization(self, organization_id: str, waiting: Sequence[Waiting]) -> None:
         when = await clocks(self._host)
         answered = await self._logto.organization(organization_id)
+        await self._believe(answered)
         told = answers.about_organization(organization_id, answered.content, when(answered))
         await self._learn(told)
         untold = any(MEMBERS in each.reason for each in waiting)
@@ -118,6 +123,13 @@ class Reads:
         pieces = await members.changes(self._logto, self._host, organization_id, when)
         for piece in pieces:
             await self._learn(*piece)
+
+    async def _believe(self, answered: Answered) -> None:
+        """See that nobody is taken for deleted whom only this Logto never had."""
+        if answered.content is None and not self._is_kin:
+            known = await self._host.read(lambda store: store.keys("user", FEW))
+            await kinship.check(self._logto, self._host, known)
+            self._is_kin = True
 
     async def _learn(self, *changes: Change) -> None:
         await self._host.run(lambda store: sync.learn(store, changes))

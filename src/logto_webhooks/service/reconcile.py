@@ -18,8 +18,8 @@ from logto_webhooks.core.log import RECONCILE
 from logto_webhooks.core.ports import Answered, Clock, Host, Logto, Observer, Store
 from logto_webhooks.core.record import Change, Key, Kind
 from logto_webhooks.core.reports import Compared, NotAsked
-from logto_webhooks.errors import AnswerMalformed, described
-from logto_webhooks.service import members, person
+from logto_webhooks.errors import AnotherLogto, AnswerMalformed, described
+from logto_webhooks.service import kinship, members, person
 from logto_webhooks.service.clocks import clocks
 from logto_webhooks.service.listing import Ask, Listing
 from logto_webhooks.service.look import Look, Progressed, Reconciled
@@ -144,17 +144,15 @@ class Reconciliation:
         with_roles: bool = False,
     ) -> None:
         """Ask about those whom no list named."""
-        unread = partial(self._unread, look, kind, with_roles)
-        listed = look.found.users if kind == "user" else look.found.organizations
-        unlisted = 0
-        async for _ in unread():
-            unlisted += 1
-            if unlisted > listed and not with_roles:
-                # Everybody gone is less likely than another Logto, or a listing that was cut off.
-                problem = f"this Logto lists fewer {kind}s than are known and it doesn't list"
-                look.doubt(f"{problem}: none was deleted; is LOGTO_ENDPOINT right?")
-                return
-        async for key in unread():
+        unread = self._unread(look, kind, with_roles)
+        async for key in unread:
+            if not look.is_kin:
+                try:
+                    await kinship.check(self._logto, self._host, ())
+                except AnotherLogto as error:
+                    look.doubt(error)
+                    return
+                look.is_kin = True
             try:
                 await ask(look, key.id)
             except AnswerMalformed as error:
