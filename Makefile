@@ -6,7 +6,7 @@ PORT ?=
 WORKERS ?= auto
 ORDERS ?=
 
-.PHONY: help demo test orders bench crash endure races faults search check format lint types docs lock clean
+.PHONY: help demo test orders asked bench crash endure races faults search check format lint types docs lock clean
 
 help: ## Say what there is
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | sort
@@ -26,6 +26,9 @@ test: .venv/made ## Run all tests
 
 orders: .venv/made ## Run the recorded histories in ORDERS random orders each (default 1000)
 	LOGTO_WEBHOOKS_TEST_ORDERS=$(or $(ORDERS),1000) $(BIN)/pytest -n $(WORKERS) tests/test_histories.py --durations 12
+
+asked: .venv/made ## Run them in ORDERS random orders each (default 200), with Logto there to be asked
+	LOGTO_WEBHOOKS_TEST_ASKED_ORDERS=$(or $(ORDERS),200) $(BIN)/pytest -n $(WORKERS) tests/test_reads.py -k equals --durations 8
 
 bench: .venv/made ## Measure, against the bare server, the usual view and bare SQL (needs wrk; ROWS=, ROUNDS=)
 	$(BIN)/python -m bench $(if $(ROWS),--rows $(ROWS)) $(if $(ROUNDS),--rounds $(ROUNDS))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,16 @@ import pytest
 from logto_webhooks.adapters.management import Management
 from logto_webhooks.core.ports import Answered, Found, Host
 from logto_webhooks.core.record import Key
+from logto_webhooks.errors import LogtoUnreachable
 from logto_webhooks.service.clocks import clocks
 from logto_webhooks.service.look import Reconciled
 from logto_webhooks.service.person import both_sides
 from logto_webhooks.service.reconcile import Reconciliation
+from logto_webhooks.service.turn import Turn
 from logto_webhooks.testing import FrozenClock
 from logto_webhooks.testing.fake import FakeLogto
 from tests.support.copy import StoreKind, open_host
-from tests.support.fake import credentials
+from tests.support.fake import credentials, serving
 from tests.support.service import command
 
 KINDS: tuple[StoreKind, ...] = ("memory", "sqlite", "asyncpg")
@@ -276,6 +278,169 @@ def test_what_changes_silently_comes_along(kind: StoreKind, tmp_path: Path) -> N
             assert await host.read(lambda store: store.keys("user", 9, with_roles=True)) == []
         assert await host.read(lambda store: store.waiting(10)) == []
         await host.close()
+
+    asyncio.run(live())
+
+
+class Cut(Management):
+    """Its listing of users ends after the first page, whatever its total says."""
+
+    async def users(self, page: int = 1) -> AsyncIterator[Answered]:
+        async for answered in super().users(page):
+            yield answered
+            return
+
+
+def test_a_listing_that_is_cut_off_deletes_nobody(tmp_path: Path) -> None:
+    """Who isn't in it is asked about alone; and it is told."""
+
+    async def live() -> None:
+        host = open_host("sqlite", tmp_path)
+        clock = FrozenClock()
+        async with (
+            FakeLogto(now=clock.now) as logto,
+            asking(logto) as api,
+            asking(logto, Cut) as cut,
+        ):
+            ids = {logto.create_user()["id"] for _ in range(130)}
+            logto.set_custom_data(min(ids), {"long": "x" * 3_600_000})
+            await Reconciliation(api, host, clock).run()
+            clock.tick(60)
+            found = await Reconciliation(cut, host, clock).run()
+            assert "30 of the users moved" in found.doubts[0]
+            assert (set(await users(host)), found.drifted) == (ids, 0)
+        await host.close()
+
+    asyncio.run(live())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_kill_costs_only_the_page_in_hand(kind: StoreKind, tmp_path: Path) -> None:
+    """Five times in the middle; then all is there once, and the end is said to be as of the
+    beginning."""
+
+    async def live() -> None:
+        host = open_host(kind, tmp_path)
+        clock = FrozenClock()
+        async with FakeLogto(now=clock.now) as logto:
+            logto.populate(950)
+            acme = logto.create_organization()["id"]
+            logto.add_members(acme, [f"user{number:08}" for number in range(250)])
+            began = set()
+            for number in range(5):
+                async with asking(logto, dying_after(1 + number % 2)) as api:
+                    with pytest.raises(LogtoUnreachable):
+                        await Reconciliation(api, host, clock).run()
+                clock.tick(10)
+                reached = await host.read(lambda store: store.progress("reconcile began"))
+                assert reached
+                began.add(reached.at)
+            async with asking(logto) as api:
+                found = await Reconciliation(api, host, clock).run()
+            assert (found.resumed, found.doubts, began) == (True, [], {found.began})
+            status = await host.read(lambda store: store.status())
+            assert status.reconciled_at == found.began
+            assert len(await users(host)) == 950
+            [one] = await host.read(lambda store: store.find("organization", acme, 1))
+            assert len(one.memberships) == 250
+            async with asking(logto) as api:
+                assert not (await Reconciliation(api, host, clock).run()).resumed
+        await host.close()
+
+    asyncio.run(live())
+
+
+def dying_after(pages: int) -> type[Management]:
+    """A client that dies when so many pages of users were read."""
+
+    class Dying(Management):
+        async def users(self, page: int = 1) -> AsyncIterator[Answered]:
+            left = pages
+            async for answered in super().users(page):
+                left -= 1
+                if left < 0:
+                    raise LogtoUnreachable(endpoint="", problem="killed")
+                yield answered
+
+    return Dying
+
+
+def test_serve_compares_by_itself(tmp_path: Path) -> None:
+    """At its start, if it never did: an empty database is filled."""
+
+    async def live() -> None:
+        async with FakeLogto() as logto:
+            ana = logto.create_user()["id"]
+            every = {"LOGTO_WEBHOOKS_RECONCILE_EVERY_S": "3600"}
+            async with serving(tmp_path, logto, **every) as service:
+                line = await asyncio.to_thread(service.wait_for_log, "compared all records")
+                assert "users=1" in line
+                assert service.rows("SELECT logto_user_id FROM logto_users") == [(ana,)]
+
+    asyncio.run(live())
+
+
+def test_one_of_two_asks(tmp_path: Path) -> None:
+    """The other stands by, and takes over when the first ends."""
+
+    async def live() -> None:
+        host, clock = open_host("sqlite", tmp_path), FrozenClock()
+        at_work: list[int] = []
+
+        async def work(number: int) -> None:
+            at_work.append(number)
+            await asyncio.Event().wait()
+
+        def turn(number: int) -> asyncio.Task[None]:
+            kept = Turn(host, clock, number).keep(lambda: work(number), lambda report: None)
+            return asyncio.create_task(kept)
+
+        first, second = turn(1), turn(2)
+        await until_async(lambda: at_work == [1])
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        await until_async(lambda: at_work == [1, 2])
+        second.cancel()
+        await asyncio.gather(second, return_exceptions=True)
+        await host.close()
+
+    asyncio.run(live())
+
+
+async def until_async(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not holds():  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+
+
+def test_backfill_and_both_sides_of_one(tmp_path: Path) -> None:
+    """As commands: one fills, the other shows what differs, and changes nothing."""
+
+    async def run(logto: FakeLogto, *arguments: str) -> Any:
+        given = credentials(logto)
+        done = await asyncio.to_thread(command, *arguments, folder=tmp_path, **given)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    async def live() -> None:
+        await asyncio.to_thread(command, "migrate", folder=tmp_path)
+        async with FakeLogto() as logto:
+            ana = logto.create_user(primaryEmail="ana@example.com", name="Ana")["id"]
+            logto.assign_role(ana, "admin")
+            filled = msgspec.json.decode(await run(logto, "backfill", "--json"))
+            assert (filled["users"], filled["roles"], filled["doubts"]) == (1, 1, [])
+            assert "admin" in await run(logto, "users", "ana@example.com")
+            logto.update_user(ana, name="Anna")
+            query = ("users", "ana@example.com", "--ask-logto")
+            for _ in range(2):
+                sides = msgspec.json.decode(await run(logto, *query, "--json"))
+                assert sides["differ"] == ["name"]
+                assert (sides["ours"]["name"], sides["logto"]["name"]) == ("Ana", "Anna")
+            assert "differs" in await run(logto, *query)
+            assert "likely because" in await run(logto, "reconcile", "--report")
+            logto.delete_user(ana)
+            sides = msgspec.json.decode(await run(logto, *query, "--json"))
+            assert sides["logto"] is None
 
     asyncio.run(live())
 
