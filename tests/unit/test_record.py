@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from logto_webhooks.core.merge import merge, merge_group
 from logto_webhooks.core.outcome import effect
 from logto_webhooks.core.record import (
+    ROLE,
+    ROLES,
     Change,
     Drop,
     Group,
@@ -182,6 +184,25 @@ changes = st.one_of(
         st.integers(0, 200),
     ),
     st.builds(Refetch, st.just(ANA), st.sampled_from(["members", "other"]), st.integers(0, 3000)),
+    # One role's list of users, and one user's list of roles.
+    st.builds(
+        lambda role, at, took: Read(ANA, {f"{ROLE}{role}": role}, at, at + took),
+        st.sampled_from("rs"),
+        st.integers(0, 3000),
+        st.integers(0, 200),
+    ),
+    st.builds(
+        lambda roles, at, took: Read(
+            ANA,
+            {ROLES: None, **{f"{ROLE}{each}": each for each in roles}},
+            at,
+            at + took,
+            all_of=ROLE,
+        ),
+        st.sampled_from(["", "r", "s", "rs"]),
+        st.integers(0, 3000),
+        st.integers(0, 200),
+    ),
 )
 
 

@@ -124,8 +124,8 @@ def all_listed(organization_id: str, when: Span) -> Change:
 def about_roles(user_id: str, roles: Iterable[Any], when: Span) -> Change:
     """What the list of all of a user's roles says. Raises AnswerMalformed."""
     key = Key("user", user_id)
-    contents = {ROLE + each.id: each.name for each in (_role(item, key) for item in roles)}
-    return Read(key, contents, when.at, when.end, {}, (ROLES,), all_of=ROLE)
+    named = {ROLE + each.id: each.name for each in (_role(item, key) for item in roles)}
+    return Read(key, {ROLES: None, **named}, when.at, when.end, all_of=ROLE)
 
 
 def about_holders(role: Role, users: Iterable[str], when: Span) -> list[Change]:

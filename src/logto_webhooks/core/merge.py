@@ -98,7 +98,7 @@ def read_group(known: Group | None, content: Any, at: int, end: int) -> Group:
 def _settle(known: Record, read: Read) -> Record:
     untold = [name for name in known.groups if read.all_of and name.startswith(read.all_of)]
     groups = {
-        name: read_group(_listed(known, name), content, read.at, read.end)
+        name: read_group(_known(known, name), content, read.at, read.end)
         for name, content in (dict.fromkeys(untold) | read.contents).items()
     }
     met = {f"{MET}{need}": read.at for need in read.settles}
@@ -107,14 +107,10 @@ def _settle(known: Record, read: Read) -> Record:
     return replace(known, groups=known.groups | groups, facts=facts, needs=needs)
 
 
-def _listed(known: Record, name: str) -> Group | None:
-    """What is known of a group: a role that was in no list yet wasn't in the last whole one."""
-    group = known.groups.get(name)
-    if group is None and name.startswith(ROLE):
-        listed_at = known.asked_for(ROLES)
-        if listed_at != NEVER:
-            return read_group(None, None, listed_at, listed_at)
-    return group
+def _known(known: Record, name: str) -> Group | None:
+    """What is known of a group: of a role that was never named, that no whole list had it."""
+    unnamed = known.groups.get(ROLES) if name.startswith(ROLE) else None
+    return known.groups.get(name, unnamed)
 
 
 def _need(known: Record, refetch: Refetch) -> Record:

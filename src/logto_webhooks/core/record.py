@@ -15,8 +15,10 @@ GUARD_MS: Final = 10
 DEAD_DELIVERY: Final = "dead delivery"
 MEMBERS: Final = "members"
 UNKNOWN_CHANGE: Final = "unknown change"
-ROLES: Final = "roles"  # a need, and the group of a member's roles
-ROLE: Final = "role:"  # how a group is named for each role that a user has or had
+# A member's roles are a group. A user's are one each, named with the prefix; beside them stands
+# what is known of any role that was never named.
+ROLES: Final = "roles"
+ROLE: Final = "role:"
 NEVER: Final = -1
 MET: Final = "met: "  # a fact: when Logto was last asked about such a need
 
