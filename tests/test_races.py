@@ -16,7 +16,7 @@ from logto_webhooks.core.record import Key, Record, membership
 from logto_webhooks.core.reports import Stalled
 from logto_webhooks.samples.signed import Signed
 from logto_webhooks.service import sync, work
-from logto_webhooks.service.sync import Planned
+from logto_webhooks.service.making import Planned
 from logto_webhooks.service.work import Worker
 from logto_webhooks.testing import FrozenClock, make
 from tests.support import postgres

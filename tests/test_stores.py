@@ -119,6 +119,9 @@ class TestInbox:
                 subject=one.subject,
                 received_at=one.received_at,
                 attempt=1,
+                digest=one.digest,
+                occurred_at=one.occurred_at,
+                origin="webhook",
             )
         ]
 

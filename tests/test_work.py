@@ -54,9 +54,9 @@ class _RefusingStore:
         self._store = store
         self._refusing = refusing
 
-    def save(self, records: Sequence[Record]) -> None:
+    def save(self, records: Sequence[Record]) -> list[Record]:
         self._refusing.refuse([record.key for record in records])
-        self._store.save(records)
+        return self._store.save(records)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)

@@ -1,8 +1,35 @@
 """Logto's webhooks, received durably, and an exact copy of Logto's users and organizations."""
 
-from logto_webhooks.core import events
-from logto_webhooks.core.delivery import Delivery
-from logto_webhooks.core.signature import VerifiedBody, sign, verify
-from logto_webhooks.errors import LogtoWebhooksError
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["Delivery", "LogtoWebhooksError", "VerifiedBody", "events", "sign", "verify"]
+from logto_webhooks.core import events
+from logto_webhooks.core.events.local import OrganizationRow, UserRow
+from logto_webhooks.core.jobs import Delivery
+from logto_webhooks.core.signature import VerifiedBody, sign, verify
+from logto_webhooks.errors import Discard, LogtoWebhooksError, RetryLater
+
+if TYPE_CHECKING:
+    from logto_webhooks.wiring.application import LogtoWebhooks
+
+__all__ = [
+    "Delivery",
+    "Discard",
+    "LogtoWebhooks",
+    "LogtoWebhooksError",
+    "OrganizationRow",
+    "RetryLater",
+    "UserRow",
+    "VerifiedBody",
+    "events",
+    "sign",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the one name that needs SQLAlchemy and Starlette only when it is asked for."""
+    if name == "LogtoWebhooks":
+        from logto_webhooks.wiring.application import LogtoWebhooks
+
+        return LogtoWebhooks
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -148,6 +148,45 @@ class AnswerMalformed(LogtoWebhooksError):
     problem: str
 
 
+class NotStarted(LogtoWebhooksError):
+    """A webhook came before logto-webhooks was started, and was answered 503. Let the
+    application's lifespan start it: include its router, or enter `logto.lifespan()`."""
+
+
+class RetryLater(LogtoWebhooksError):
+    """Raise it in a handler: try again later; after so many seconds, if that is given."""
+
+    def __init__(self, after_s: float | None = None) -> None:
+        super().__init__(after_s=after_s)
+        self.after_s = after_s
+
+
+class Discard(LogtoWebhooksError):
+    """Raise it in a handler: nothing is to be done, and nothing to be tried again."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why=why)
+        self.why = why
+
+
+class HandlerRefused(LogtoWebhooksError):
+    """The handler {name} can't be registered: {problem}."""
+
+    name: str
+    problem: str
+
+
+class TransactionEnded(LogtoWebhooksError):
+    """The handler committed or rolled back the transaction that it was given. Leave that to
+    logto-webhooks: it commits when the handler returns, and rolls back when it raises."""
+
+
+class TimeLimitExceeded(LogtoWebhooksError):
+    """The handler took longer than {seconds:g} s. Raise its time_limit, or let it do less."""
+
+    seconds: float
+
+
 class AnotherLogto(LogtoWebhooksError):
     """This Logto has neither a hook that sent something here nor the users known here, so
     none of them is taken for deleted. Set LOGTO_ENDPOINT to the Logto whose webhooks come here."""

@@ -35,6 +35,7 @@ VARIABLES: Final[dict[str, tuple[str, ...]]] = {
     "recover_every_s": ("LOGTO_WEBHOOKS_RECOVER_EVERY_S",),
     "reconcile_every_s": ("LOGTO_WEBHOOKS_RECONCILE_EVERY_S",),
     "public_url": ("LOGTO_WEBHOOKS_PUBLIC_URL",),
+    "app": ("LOGTO_WEBHOOKS_APP",),
     "log_format": ("LOGTO_WEBHOOKS_LOG_FORMAT",),
     "log_level": ("LOGTO_WEBHOOKS_LOG_LEVEL",),
 }
@@ -44,6 +45,7 @@ _CHOICES: Final = {
     "log_level": ", ".join(get_args(LogLevel)),
     "path": "a path such as /api/webhooks/logto",
     "endpoint": "the address of a Logto, such as https://auth.example.com",
+    "app": "module:name, such as app.logto:logto",
     "port": "a number from 0 to 65535",
 }
 
@@ -75,6 +77,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     recover_every_s: Annotated[int, Meta(ge=1)] = 300
     reconcile_every_s: Annotated[int, Meta(ge=0)] = 86_400
     public_url: str | None = None
+    app: Annotated[str, Meta(pattern=r"\A[\w.]+:[\w.]+\Z")] | None = None
     log_format: LogFormat = "text"
     log_level: LogLevel = "info"
 

@@ -29,6 +29,7 @@ from logto_webhooks.core.signature import vouch
 from logto_webhooks.service.work import Worker
 from logto_webhooks.testing import FrozenClock
 from logto_webhooks.wiring import database_of
+from logto_webhooks.wiring.postgres import in_schema
 from tests.support import postgres
 
 StoreKind = Literal["memory", "sqlite", "asyncpg", "psycopg", "postgres-thread"]
@@ -67,7 +68,7 @@ def open_host(kind: StoreKind, folder: Path) -> Host:
         return ThreadHost(engine, SqlStore, reads={}, committed=lambda: None, failed=engine.dispose)
     # Tests run on an event loop each, and a connection belongs to one loop.
     url = postgres.server_url().set(drivername=f"postgresql+{kind}")
-    return LoopHost(engine_of(url, schema, poolclass=NullPool), SqlStore)
+    return LoopHost(in_schema(engine_of(url, poolclass=NullPool), schema), SqlStore)
 
 
 def _sqlite_host(folder: Path) -> Host:

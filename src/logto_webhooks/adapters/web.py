@@ -31,6 +31,7 @@ from logto_webhooks.service.receive import Answer, Receiver
 
 READ_S: Final = 8.0  # Logto itself gives up after 10 s
 _SIGNATURE: Final = HEADER.encode()
+_UNREAD: Final = (408, 413)
 _CODES: Final = {404: "not_found", 405: "method_not_allowed"}
 
 
@@ -49,11 +50,10 @@ Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
 
 
 def application(
-    receiver: Receiver, ready: Ready, lifespan: Lifespan, *, path: str, max_body: int, room: Room
+    webhook: Webhook, receiver: Receiver, ready: Ready, lifespan: Lifespan, path: str
 ) -> ASGIApp:
     """Build the application. `ready` raises a LogtoWebhooksError that says what is missing."""
-    webhook = Webhook(receiver, max_body, room)
-    paths = {path.rstrip("/"), path.rstrip("/") + "/"}
+    paths = spellings(path)
     others = _others(receiver, ready, lifespan, paths)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -63,6 +63,11 @@ def application(
             await others(scope, receive, send)
 
     return app
+
+
+def spellings(path: str) -> set[str]:
+    """A path with and without a slash at its end: no redirect may come from either."""
+    return {path.rstrip("/"), path.rstrip("/") + "/"}
 
 
 class Webhook:
@@ -75,33 +80,72 @@ class Webhook:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Read, hand over, answer. A connection is closed when its body wasn't read."""
+        answer = await self.answer(scope, receive)
+        if answer is not None:  # else nobody is there to be answered
+            await _send(send, answer, close=answer.status in _UNREAD)
+
+    async def answer(self, scope: Scope, receive: Receive) -> Answer | None:
+        """Read and hand over; None if the body never arrived."""
         headers: list[tuple[bytes, bytes]] = scope["headers"]
         announced = next((value for name, value in headers if name == b"content-length"), b"")
         size = int(announced) if announced.isdigit() else self._max_body
         taken = await self._room.take(min(size, self._max_body))
         try:
-            await self._take(headers, size, receive, send)
+            return await self._take(headers, size, receive)
         finally:
             self._room.give_back(taken)
 
     async def _take(
-        self, headers: list[tuple[bytes, bytes]], size: int, receive: Receive, send: Send
-    ) -> None:
+        self, headers: list[tuple[bytes, bytes]], size: int, receive: Receive
+    ) -> Answer | None:
         receiver = self._receiver
         try:
             body = await _read(size, receive, self._max_body)
         except BodyIncomplete:
-            return  # nobody is there to be answered
+            return None
         except BodyTooLarge as error:
-            answer = receiver.refuse(413, "too_large", error, "nothing was stored")
-            await _send(send, answer, close=True)
+            return receiver.refuse(413, "too_large", error, "nothing was stored")
         except TimeoutError:
             slow = BodyTooSlow(seconds=READ_S)
-            answer = receiver.refuse(408, "too_slow", slow, "nothing was stored")
-            await _send(send, answer, close=True)
-        else:
-            signatures = [value for name, value in headers if name == _SIGNATURE]
-            await _send(send, await receiver.receive(signatures, body))
+            return receiver.refuse(408, "too_slow", slow, "nothing was stored")
+        signatures = [value for name, value in headers if name == _SIGNATURE]
+        return await receiver.receive(signatures, body)
+
+
+def mounted(
+    answer: Callable[[Scope, Receive], Awaitable[Answer | None]],
+    lifespan: Callable[[], AbstractAsyncContextManager[None]],
+    paths: set[str],
+) -> ASGIApp:
+    """The webhook's path alone, for an application that knows no framework."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await _live(lifespan, receive, send)
+        elif scope["type"] == "http" and scope["path"] not in paths:
+            await _send(send, Answer(404, {"error": "not_found"}))
+        elif scope["type"] == "http" and scope["method"] != "POST":
+            await _send(send, Answer(405, {"error": "method_not_allowed"}))
+        elif scope["type"] == "http":
+            answered = await answer(scope, receive)
+            if answered is not None:
+                await _send(send, answered, close=answered.status in _UNREAD)
+
+    return app
+
+
+async def _live(
+    lifespan: Callable[[], AbstractAsyncContextManager[None]], receive: Receive, send: Send
+) -> None:
+    await receive()
+    try:
+        async with lifespan():
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+    except LogtoWebhooksError as error:
+        await send({"type": "lifespan.startup.failed", "message": str(error)})
+        return
+    await send({"type": "lifespan.shutdown.complete"})
 
 
 async def _read(announced: int, receive: Receive, limit: int) -> bytes:

@@ -73,6 +73,10 @@ ReconcileEvery = Annotated[
 PublicUrl = Annotated[
     str | None, _setting("public_url", "The URL at which Logto reaches the webhook.")
 ]
+App = Annotated[
+    str | None,
+    _setting("app", "Where the handlers are, as module:name of a LogtoWebhooks."),
+]
 LogFormat = Annotated[str | None, _setting("log_format", "text or json; text if unset.")]
 LogLevel = Annotated[
     str | None, _setting("log_level", "debug, info, warning or error; info if unset.")

@@ -9,6 +9,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from logto_webhooks.adapters import server
 from logto_webhooks.cli import options, tables
+from logto_webhooks.core.events.local import Source
 from logto_webhooks.errors import SettingInvalid
 from logto_webhooks.service.look import Reconciled
 from logto_webhooks.settings import Settings
@@ -56,6 +57,9 @@ def reconcile(
 
 
 def backfill(
+    run_handlers: Annotated[
+        bool, typer.Option("--run-handlers", help="Tell handlers of LocalUserCreated and the like.")
+    ] = False,
     database_url: options.DatabaseUrl = None,
     schema: options.Schema = None,
     endpoint: options.Endpoint = None,
@@ -78,7 +82,8 @@ def backfill(
         api_resource=api_resource,
         api_budget=api_budget,
     )
-    found = server.run(_reconcile(settings, None, dry_run=False, fast=True))
+    source: Source | None = "backfill" if run_handlers else None
+    found = server.run(_reconcile(settings, None, dry_run=False, fast=True, source=source))
     if as_json:
         print(tables.as_json(found))
     else:
@@ -86,13 +91,17 @@ def backfill(
 
 
 async def _reconcile(
-    settings: Settings, user: str | None, dry_run: bool, fast: bool = False
+    settings: Settings,
+    user: str | None,
+    dry_run: bool,
+    fast: bool = False,
+    source: Source | None = "reconcile",
 ) -> Reconciled:
     api = api_of(settings, fast=fast)
     database = database_of(settings.database_url, settings.schema)
     try:
         await database.check()
-        reconciliation = reconciliation_of(api, database)
+        reconciliation = reconciliation_of(api, database, source)
         if user is not None:
             return await reconciliation.one_user(await id_of(database, user), dry_run)
         columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())

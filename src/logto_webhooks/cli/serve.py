@@ -12,8 +12,9 @@ import typer
 from logto_webhooks.adapters import server
 from logto_webhooks.adapters.observers import logs
 from logto_webhooks.cli import options
+from logto_webhooks.cli.apps import handlers_of
 from logto_webhooks.settings import Settings
-from logto_webhooks.wiring import Service, database_of, worker_of
+from logto_webhooks.wiring import Service, Workers, database_of
 
 logger = logging.getLogger("logto_webhooks")
 
@@ -37,6 +38,7 @@ def serve(
     recover_every_s: options.RecoverEvery = None,
     reconcile_every_s: options.ReconcileEvery = None,
     public_url: options.PublicUrl = None,
+    app: options.App = None,
     log_format: options.LogFormat = None,
     log_level: options.LogLevel = None,
     env_file: options.EnvFile = None,
@@ -62,6 +64,7 @@ def serve(
         recover_every_s=recover_every_s,
         reconcile_every_s=reconcile_every_s,
         public_url=public_url,
+        app=app,
         log_format=log_format,
         log_level=log_level,
     )
@@ -75,6 +78,7 @@ def worker(
     schema: options.Schema = None,
     max_attempts: options.MaxAttempts = None,
     lag_ms: options.LagMs = None,
+    app: options.App = None,
     log_format: options.LogFormat = None,
     log_level: options.LogLevel = None,
     env_file: options.EnvFile = None,
@@ -89,6 +93,7 @@ def worker(
         schema=schema,
         max_attempts=max_attempts,
         lag_ms=lag_ms,
+        app=app,
         log_format=log_format,
         log_level=log_level,
     )
@@ -98,7 +103,7 @@ def worker(
 
 async def _serve(settings: Settings) -> None:
     database = database_of(settings.database_url, settings.schema)
-    service = Service(settings, database, logs.observe)
+    service = Service(settings, database, logs.observe, handlers_of(settings))
     await database.open()
     listener = server.listen(settings.host, settings.port)
     address = _address(settings, listener.getsockname()[1])
@@ -108,7 +113,7 @@ async def _serve(settings: Settings) -> None:
 
 async def _work(settings: Settings, drain: bool) -> None:
     database = database_of(settings.database_url, settings.schema)
-    work = worker_of(settings, database, logs.observe)
+    work = Workers(settings, database, logs.observe, handlers_of(settings))
     loop = asyncio.get_running_loop()
     for each in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(each, work.stop)

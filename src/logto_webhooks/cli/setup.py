@@ -65,6 +65,9 @@ LOGTO_WEBHOOK_SIGNING_KEY=
 # Where Logto reaches the webhook, if its key and its deliveries aren't known here yet.
 #LOGTO_WEBHOOKS_PUBLIC_URL=https://your-host/api/webhooks/logto
 
+# Where your handlers are, as module:name of a LogtoWebhooks.
+#LOGTO_WEBHOOKS_APP=app.logto:logto
+
 # text or json; debug, info, warning or error.
 #LOGTO_WEBHOOKS_LOG_FORMAT=text
 #LOGTO_WEBHOOKS_LOG_LEVEL=info

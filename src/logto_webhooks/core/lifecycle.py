@@ -1,4 +1,4 @@
-"""The states of a delivery and the moves between them, as one table; and what a failure means."""
+"""States of deliveries and jobs, the moves between them, and what a failure means: as tables."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from logto_webhooks.errors import MalformedEvent, NotADelivery
+from logto_webhooks.errors import Discard, MalformedEvent, NotADelivery, RetryLater
 
 
 class State(StrEnum):
@@ -35,6 +35,37 @@ MOVES: Final[dict[tuple[State, Move], State]] = {
     (State.PENDING, Move.GIVE_UP): State.DEAD,
 }
 
+
+class JobState(StrEnum):
+    """Where a job stands."""
+
+    WAITING = "waiting"  # in its line, to be run now or at the line's due time
+    DONE = "done"
+    DEAD = "dead"  # given up, with the traceback
+    DISCARDED = "discarded"  # by its handler, by age, or by hand
+
+
+class JobMove(StrEnum):
+    """What can happen to a job."""
+
+    FINISH = "finish"
+    RETRY = "retry"
+    GIVE_UP = "give up"
+    DISCARD = "discard"
+    REPEAT = "repeat"  # by hand
+
+
+JOB_MOVES: Final[dict[tuple[JobState, JobMove], JobState]] = {
+    (JobState.WAITING, JobMove.FINISH): JobState.DONE,
+    (JobState.WAITING, JobMove.RETRY): JobState.WAITING,
+    (JobState.WAITING, JobMove.GIVE_UP): JobState.DEAD,
+    (JobState.WAITING, JobMove.DISCARD): JobState.DISCARDED,
+    (JobState.DEAD, JobMove.DISCARD): JobState.DISCARDED,
+    (JobState.DONE, JobMove.REPEAT): JobState.WAITING,
+    (JobState.DEAD, JobMove.REPEAT): JobState.WAITING,
+    (JobState.DISCARDED, JobMove.REPEAT): JobState.WAITING,
+}
+
 MAX_ATTEMPTS: Final = 8
 FIRST_WAIT_S: Final = 1.0
 LONGEST_WAIT_S: Final = 900.0
@@ -48,6 +79,32 @@ class Retry(Struct, frozen=True):
 
 class Dead(Struct, frozen=True):
     """Give up."""
+
+
+class Drop(Struct, frozen=True):
+    """Nothing more is to be done, and why."""
+
+    why: str
+
+
+def after_job_failure(
+    error: BaseException, failures: int, jitter: float, max_attempts: int, waits: tuple[float, ...]
+) -> Retry | Dead | Drop:
+    """Decide what follows a handler's error, of which there were `failures` before.
+
+    `waits` (seconds) are those before the second, third, … attempt, the last for all later ones;
+    without any they grow as a delivery's. A handler can decide by itself: RetryLater, Discard.
+    """
+    if isinstance(error, Discard):
+        return Drop(error.why)
+    if failures + 1 >= max_attempts:
+        return Dead()
+    if isinstance(error, RetryLater) and error.after_s is not None:
+        return Retry(error.after_s)
+    if waits:
+        return Retry(waits[min(failures, len(waits) - 1)])
+    wait = min(FIRST_WAIT_S * 3.0 ** min(failures, 20), LONGEST_WAIT_S)
+    return Retry(wait * (1 - jitter / 2))
 
 
 def after_failure(

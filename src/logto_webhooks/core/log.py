@@ -17,6 +17,7 @@ Json = dict[str, Any]
 # The names under which progress is kept.
 RECOVER: Final = "recover"
 RECONCILE: Final = "reconcile"
+INSTALLED: Final = "installed"  # before that, nothing runs handlers
 ATTEMPT_MS: Final = 15_000  # an attempt ends 10 s after it began at the latest
 ANSWERED: Final = "answered 200, but not in the inbox"
 # What Logto writes as an attempt's error -> why it failed; the first that is found counts.

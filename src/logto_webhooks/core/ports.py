@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeVar
 from msgspec import Struct
 
 from logto_webhooks.core.delivery import Delivery
+from logto_webhooks.core.jobs import Jobs
 from logto_webhooks.core.lifecycle import State
 from logto_webhooks.core.record import Key, Kind, Record
 from logto_webhooks.core.reports import Report
@@ -31,6 +32,9 @@ class Claimed(Struct, frozen=True, kw_only=True):
     subject: str | None
     received_at: int
     attempt: int
+    digest: bytes = b""
+    occurred_at: int = 0
+    origin: str = "webhook"
 
 
 class Received(Struct, frozen=True):
@@ -128,11 +132,17 @@ class Store(Protocol):
         too, but not returned: there can be many.
         """
 
-    def save(self, records: Sequence[Record]) -> None:
-        """Write locked records, and the rows of the mirror that follow from them."""
+    @property
+    def jobs(self) -> Jobs:
+        """The handlers and their jobs, in the same transaction."""
 
-    def drop_memberships(self, ends: Sequence[Record]) -> None:
-        """End all memberships of deleted users and organizations, at the time of deletion."""
+    def save(self, records: Sequence[Record]) -> list[Record]:
+        """Write locked records, and the rows of the mirror that follow from them; return them
+        as they are kept, with their local ids."""
+
+    def drop_memberships(self, ends: Sequence[Record]) -> list[Key]:
+        """End all memberships of deleted users and organizations, at the time of deletion;
+        return those that were present."""
 
     def recent(self, limit: int) -> list[Received]:
         """Return the newest deliveries, the newest first."""
@@ -179,6 +189,22 @@ class Host(Protocol):
 
     async def close(self) -> None:
         """Give back threads and connections."""
+
+
+class HandlerHost(Host, Protocol):
+    """A host that lets handlers take part in its transactions."""
+
+    def provides(self) -> tuple[type, ...]:
+        """The kinds of transaction that a handler can ask for by annotation."""
+
+    async def handle(
+        self, wish: type, call: Callable[[Any], Any], finish: Callable[[Store], None]
+    ) -> None:
+        """Call with the transaction that was wished for, await what it returns if need be, and
+        let `finish` end in the same one. All is rolled back if either raises.
+
+        Raises what they raise, and StoreUnavailable.
+        """
 
 
 class Logto(Protocol):

@@ -99,6 +99,37 @@ class NotAsked(Struct, frozen=True):
     retry_in_s: float
 
 
+class HandlerRan(Struct, frozen=True):
+    """A handler did a job; `took_ms` since it was claimed."""
+
+    job: int
+    handler: str
+    event: str
+    subject: str
+    attempt: int
+    took_ms: float
+
+
+class HandlerFailed(Struct, frozen=True):
+    """A handler raised; `state` is what its job is now: waiting (`retry_in_s`), dead, discarded."""
+
+    job: int
+    handler: str
+    event: str
+    subject: str
+    attempt: int
+    error: str
+    state: str
+    retry_in_s: float | None
+
+
+class Unrunnable(Struct, frozen=True):
+    """Jobs of these handlers wait, and nobody here has their code."""
+
+    handlers: tuple[str, ...]
+    jobs: int
+
+
 Report = (
     Stored
     | Refused
@@ -111,4 +142,7 @@ Report = (
     | Asked
     | Compared
     | NotAsked
+    | HandlerRan
+    | HandlerFailed
+    | Unrunnable
 )

@@ -8,6 +8,7 @@ from typing import Any, Final
 from msgspec import Struct
 
 from logto_webhooks.core.drift import Drift, drift_of
+from logto_webhooks.core.events.local import Source
 from logto_webhooks.core.log import RECONCILE
 from logto_webhooks.core.ports import Host, Progress, Store
 from logto_webhooks.core.record import Change, Key
@@ -44,13 +45,23 @@ Progressed = Callable[[Reconciled], None]
 class Look:
     """What a look learns goes through here; a `dry` one changes nothing, and keeps no place."""
 
-    def __init__(self, host: Host, when: When, *, dry: bool, progressed: Progressed) -> None:
+    def __init__(
+        self,
+        host: Host,
+        when: When,
+        *,
+        dry: bool,
+        source: Source | None,
+        progressed: Progressed,
+    ) -> None:
+        """`source` is what handlers are told; without one they are told nothing."""
         self.host = host
         self.when = when
         self.found = Reconciled()
         self.is_kin = False  # whether it is known to be the Logto whose records are kept here
         self.asked: set[Key] = set()  # in a dry look, which notes nowhere who was asked about
         self._dry = dry
+        self._source = source
         self._progressed = progressed
 
     async def resume(self, now: int) -> None:
@@ -95,7 +106,9 @@ class Look:
         """Apply what Logto answered, and count what differed."""
         if not changes:
             return
-        changed = await perform(self.host, lambda store: sync.learn(store, changes), self._dry)
+        changed = await perform(
+            self.host, lambda store: sync.learn(store, changes, self._source), self._dry
+        )
         if self._dry:
             self.asked |= {change.key for change in changes}
         for before, after in changed:

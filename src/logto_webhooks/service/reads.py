@@ -132,7 +132,7 @@ class Reads:
             self._is_kin = True
 
     async def _learn(self, *changes: Change) -> None:
-        await self._host.run(lambda store: sync.learn(store, changes))
+        await self._host.run(lambda store: sync.learn(store, changes, "read"))
 
 
 def _subject(key: Key) -> Key:

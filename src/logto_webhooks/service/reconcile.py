@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from logto_webhooks.core import answers
 from logto_webhooks.core.answers import Role, Span
+from logto_webhooks.core.events.local import Source
 from logto_webhooks.core.log import RECONCILE
 from logto_webhooks.core.ports import Answered, Clock, Host, Logto, Observer, Store
 from logto_webhooks.core.record import Change, Key, Kind
@@ -36,7 +37,11 @@ def _silent(found: Reconciled) -> None:
 class Reconciliation:
     """Compares everything, within the API's budget."""
 
-    def __init__(self, logto: Logto, host: Host, clock: Clock) -> None:
+    def __init__(
+        self, logto: Logto, host: Host, clock: Clock, source: Source | None = "reconcile"
+    ) -> None:
+        """`source` is what handlers are told; without one they are told nothing."""
+        self._source = source
         self._logto = logto
         self._host = host
         self._clock = clock
@@ -46,7 +51,7 @@ class Reconciliation:
 
         Raises LogtoUnreachable, LogtoRefused, StoreUnavailable.
         """
-        look = Look(self._host, await clocks(self._host), dry=dry_run, progressed=progressed)
+        look = await self._look(dry_run, progressed)
         await look.resume(self._clock.now())
         await self._users(look)
         await self._organizations(look)
@@ -75,10 +80,14 @@ class Reconciliation:
     async def one_user(self, user_id: str, dry_run: bool = False) -> Reconciled:
         """Look at one user alone, with roles and memberships. Raises as `run`, and
         AnswerMalformed."""
-        look = Look(self._host, await clocks(self._host), dry=dry_run, progressed=_silent)
+        look = await self._look(dry_run, _silent)
         look.found.users = 1
         await look.learn(await person.changes(self._logto, self._host, user_id, look.when))
         return look.found
+
+    async def _look(self, dry: bool, progressed: Progressed) -> Look:
+        when = await clocks(self._host)
+        return Look(self._host, when, dry=dry, source=self._source, progressed=progressed)
 
     async def _users(self, look: Look) -> None:
         async for page, span, seen in self._listed(look, "users", self._logto.users):

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Sequence
 
 from msgspec import Struct
 
-from logto_webhooks.core.events import Event, TestPayload, UnknownEvent, parse
+from logto_webhooks.core.events import TestPayload, UnknownEvent, parse
+from logto_webhooks.core.events.local import Source
 from logto_webhooks.core.lifecycle import MOVES, Move, State
 from logto_webhooks.core.merge import merge
 from logto_webhooks.core.outcome import OUTCOMES, effect
@@ -26,24 +27,12 @@ from logto_webhooks.core.record import (
     Read,
     Record,
     Refetch,
-    Told,
 )
 from logto_webhooks.core.signature import vouch
+from logto_webhooks.service import making
+from logto_webhooks.service.making import Planned, Written
 
 Records = dict[Key, Record]
-
-
-class Planned(Struct, frozen=True):
-    """A claimed delivery, and what it changes."""
-
-    claimed: Claimed
-    event: Event
-    changes: list[Told]
-
-    @property
-    def weight(self) -> int:
-        """How much work it is: one, or as many as it changes."""
-        return max(1, len(self.changes))
 
 
 class Unusable(Struct, frozen=True):
@@ -72,28 +61,37 @@ def apply(store: Store, token: str, batch: Sequence[Planned]) -> list[Outcome]:
     before = lock(store, [change for each in batch for change in each.changes])
     records = _unlisted(before)
     outcomes = [_merge_one(records, each) for each in batch]
-    _write(store, before, records)
+    written = _write(store, before, records)
+    making.of_deliveries(store, batch, written)
     store.finish(token, outcomes)
     return outcomes
 
 
-def learn(store: Store, changes: Sequence[Change]) -> list[tuple[Record, Record]]:
-    """Apply what Logto's API answered; return what it changed: each record before and after."""
+def learn(
+    store: Store, changes: Sequence[Change], source: Source | None
+) -> list[tuple[Record, Record]]:
+    """Apply what Logto's API answered; return what it changed: each record before and after.
+
+    Without a `source`, no handler is told.
+    """
     before = lock(store, changes)
     records = _unlisted(before)
     for change in changes:
         records[change.key] = merge(records[change.key], change)
-    return [(before[each.key], each) for each in _write(store, before, records)]
+    written = _write(store, before, records)
+    if source is not None:
+        making.of_answers(store, written, source)
+    return written.changed
 
 
-def _write(store: Store, before: Records, records: Records) -> list[Record]:
+def _write(store: Store, before: Records, records: Records) -> Written:
     _bury(records)
     changed = [each for key, each in records.items() if each is not before[key] or not each.kept]
-    store.save(changed)
-    store.drop_memberships(
+    kept = store.save(changed)
+    left = store.drop_memberships(
         [each for each in changed if each.deleted_at != before[each.key].deleted_at]
     )
-    return changed
+    return Written([(before[each.key], each) for each in kept], left)
 
 
 def lock(store: Store, changes: Iterable[Change]) -> Records:

@@ -15,7 +15,8 @@ from logto_webhooks.core.projection import LAG_MS
 from logto_webhooks.core.reports import Failed, Report, Resumed, Stalled, Synced
 from logto_webhooks.errors import ClaimLost, StoreUnavailable, described
 from logto_webhooks.service import sync
-from logto_webhooks.service.sync import Planned, Unusable, Work
+from logto_webhooks.service.making import Planned
+from logto_webhooks.service.sync import Unusable, Work
 
 MAX_ROWS: Final = 512
 MAX_BYTES: Final = 2 * 2**20
@@ -60,6 +61,11 @@ class Worker:
         self._held: Sequence[Work] = []
         self._claimed_at = 0.0
         self._token = ""
+
+    @property
+    def stopping(self) -> bool:
+        """Whether it was told to end."""
+        return self._stopping
 
     def wake(self) -> None:
         """Tell the worker that something is pending."""

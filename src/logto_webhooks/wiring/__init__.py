@@ -2,11 +2,12 @@
 
 from logto_webhooks.wiring.api import api_of, reconciliation_of, recovery_of, sides_of
 from logto_webhooks.wiring.databases import Database, database_of
-from logto_webhooks.wiring.service import Service, worker_of
+from logto_webhooks.wiring.service import Service, Workers, worker_of
 
 __all__ = [
     "Database",
     "Service",
+    "Workers",
     "api_of",
     "database_of",
     "reconciliation_of",

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+import contextlib
+import random
+from collections.abc import AsyncIterator, Callable
 from typing import Final
 
+from logto_webhooks.core.events.local import Source
 from logto_webhooks.core.ports import Logto, Observer
 from logto_webhooks.errors import ApiNotConfigured
 from logto_webhooks.service.clocks import clocks
@@ -12,6 +16,7 @@ from logto_webhooks.service.person import Sides, both_sides
 from logto_webhooks.service.reads import Reads
 from logto_webhooks.service.reconcile import Reconciliation
 from logto_webhooks.service.recover import Recovery
+from logto_webhooks.service.turn import Turn
 from logto_webhooks.settings import Settings
 from logto_webhooks.wiring.clock import SystemClock
 from logto_webhooks.wiring.databases import Database
@@ -45,14 +50,42 @@ def _most(endpoint: str) -> float:
     return CLOUD_BUDGET if endpoint.rstrip("/").endswith(".logto.app") else NO_BUDGET
 
 
-def reads_of(logto: Logto, database: Database, observe: Observer) -> Reads:
-    """Make what asks Logto about what only Logto can tell."""
-    return Reads(logto, database.host, SystemClock(), observe)
+@contextlib.asynccontextmanager
+async def asking(
+    settings: Settings,
+    logto: Logto,
+    database: Database,
+    observe: Observer,
+    stored: Callable[[], None],
+) -> AsyncIterator[None]:
+    """Recover, settle what waits, and compare, as long as the block lasts and it is our turn."""
+    recovery = recovery_of(settings, logto, database, stored)
+    reads = Reads(logto, database.host, SystemClock(), observe)
+    reconciliation = reconciliation_of(logto, database)
+
+    async def ask() -> None:
+        async with asyncio.TaskGroup() as loops:
+            loops.create_task(recovery.keep(settings.recover_every_s, observe))
+            loops.create_task(reads.keep())
+            if settings.reconcile_every_s:
+                loops.create_task(reconciliation.keep(settings.reconcile_every_s, observe))
+
+    turn = Turn(database.host, SystemClock(), random.getrandbits(62))
+    asked = asyncio.create_task(turn.keep(ask, observe))
+    try:
+        yield
+    finally:
+        asked.cancel()
+        await asyncio.gather(asked, return_exceptions=True)
+        await logto.close()
 
 
-def reconciliation_of(logto: Logto, database: Database) -> Reconciliation:
-    """Make what compares all records with all that Logto lists."""
-    return Reconciliation(logto, database.host, SystemClock())
+def reconciliation_of(
+    logto: Logto, database: Database, source: Source | None = "reconcile"
+) -> Reconciliation:
+    """Make what compares all records with all that Logto lists; without a `source` no handler is
+    told."""
+    return Reconciliation(logto, database.host, SystemClock(), source)
 
 
 async def sides_of(logto: Logto, database: Database, user_id: str) -> Sides:

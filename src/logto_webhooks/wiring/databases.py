@@ -13,7 +13,7 @@ from logto_webhooks.adapters.hosts.thread import ThreadHost
 from logto_webhooks.adapters.lockfile import LockFile
 from logto_webhooks.adapters.stores import migrate, sqlite
 from logto_webhooks.adapters.stores.sql import SqlStore
-from logto_webhooks.core.ports import Host
+from logto_webhooks.core.ports import HandlerHost
 from logto_webhooks.errors import SettingInvalid
 
 _URL = "LOGTO_WEBHOOKS_DATABASE_URL"
@@ -26,7 +26,7 @@ class Database(Protocol):
     """
 
     name: str
-    host: Host
+    host: HandlerHost
     budget_s: float
 
     async def open(self) -> None:
@@ -56,7 +56,7 @@ class SqliteFile:
         self._engine = sqlite.engine_of(file)
         self._worker = LockFile(Path(f"{file}-worker"))
         self._guard = sqlite.Guard(self._engine, file)
-        self.host: Host = ThreadHost(
+        self.host: HandlerHost = ThreadHost(
             self._engine,
             SqlStore,
             reads=sqlite.READS,
@@ -111,9 +111,10 @@ def database_of(url: str, schema: str | None = None) -> Database:
 def _postgres(url: sa.URL, schema: str | None) -> Database:
     # Imported only when used: a driver and greenlet come with the extra `postgres`.
     try:
+        from logto_webhooks.adapters.stores.postgres import engine_of
         from logto_webhooks.wiring.postgres import Postgres
 
-        return Postgres(url, schema)
+        return Postgres(engine_of(url), schema)
     except ImportError as error:
         problem = f'PostgreSQL needs the extra "postgres" of this package ({error.name} is missing)'
         raise SettingInvalid(name=_URL, problem=problem) from None

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
 import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from logto_webhooks.adapters.hosts.failures import translated
 from logto_webhooks.adapters.hosts.loop import LoopHost
-from logto_webhooks.adapters.stores import migrate, postgres
+from logto_webhooks.adapters.hosts.thread import ThreadHost
+from logto_webhooks.adapters.stores import migrate
 from logto_webhooks.adapters.stores.sql import SqlStore
-from logto_webhooks.core.ports import Host
+from logto_webhooks.core.ports import HandlerHost
 from logto_webhooks.service.work import LONGEST_S
 
 
@@ -17,11 +23,12 @@ class Postgres:
 
     budget_s = LONGEST_S
 
-    def __init__(self, url: sa.URL, schema: str | None) -> None:
-        self.name = url.render_as_string(hide_password=True)
+    def __init__(self, engine: AsyncEngine, schema: str | None, owns: bool = True) -> None:
+        """`owns`: whether the engine is ours to dispose of."""
+        self.name = engine.url.render_as_string(hide_password=True)
         self._schema = schema
-        self._engine = postgres.engine_of(url, schema)
-        self.host: Host = LoopHost(self._engine, SqlStore)
+        self._engine = in_schema(engine, schema)
+        self.host: HandlerHost = LoopHost(self._engine, SqlStore, owns)
 
     async def open(self) -> None:
         """Raise StoreUnavailable, or SchemaMismatch if `migrate` must be run before."""
@@ -46,3 +53,56 @@ class Postgres:
     def migration_sql(self) -> str:
         """Return the statements that make the schema."""
         return migrate.sql("postgresql", self._schema)
+
+
+class ThreadedPostgres:
+    """The same on a synchronous engine, in threads."""
+
+    budget_s = LONGEST_S
+
+    def __init__(self, engine: sa.Engine, schema: str | None) -> None:
+        """The engine is the application's."""
+        self.name = engine.url.render_as_string(hide_password=True)
+        self._schema = schema
+        self._engine = engine.execution_options(**_options(schema))
+        self.host: HandlerHost = ThreadHost(
+            self._engine,
+            SqlStore,
+            reads={},
+            committed=lambda: None,
+            failed=lambda: None,
+            owns=False,
+        )
+
+    async def open(self) -> None:
+        """Raise StoreUnavailable, or SchemaMismatch if `migrate` must be run before."""
+        await self.check()
+
+    async def migrate(self) -> None:
+        """Bring the schema up to this release; waits for whoever is at it."""
+        await asyncio.to_thread(self._in_transaction, migrate.upgrade)
+
+    async def check(self) -> None:
+        """Raise StoreUnavailable or SchemaMismatch unless it can be used as it is."""
+        await asyncio.to_thread(self._in_transaction, migrate.check)
+
+    def may_work(self) -> bool:
+        """Any number of processes work on one server."""
+        return True
+
+    def migration_sql(self) -> str:
+        """Return the statements that make the schema."""
+        return migrate.sql("postgresql", self._schema)
+
+    def _in_transaction(self, work: Callable[[sa.Connection, str | None], None]) -> None:
+        with translated(), self._engine.begin() as connection:
+            work(connection, self._schema)
+
+
+def in_schema(engine: AsyncEngine, schema: str | None) -> AsyncEngine:
+    """The engine, with our tables in a schema of their own."""
+    return engine.execution_options(**_options(schema))
+
+
+def _options(schema: str | None) -> dict[str, Any]:
+    return {"schema_translate_map": {None: schema}} if schema else {}

@@ -1,4 +1,4 @@
-"""Receiver and worker over one database."""
+"""Receiver, worker and handlers over one database."""
 
 from __future__ import annotations
 
@@ -6,84 +6,139 @@ import asyncio
 import contextlib
 import random
 from collections.abc import AsyncIterator
+from typing import Any, Final
 
 from starlette.types import ASGIApp
 
 from logto_webhooks.adapters import web
 from logto_webhooks.adapters.room import Room
 from logto_webhooks.core.ports import Observer
+from logto_webhooks.core.reports import Asked, Compared, Report, Stalled, Synced, Unrunnable
+from logto_webhooks.errors import described
+from logto_webhooks.service.handlers import Handlers
 from logto_webhooks.service.receive import GroupCommit, Receiver
-from logto_webhooks.service.turn import Turn
+from logto_webhooks.service.run import Runner
 from logto_webhooks.service.work import Worker
 from logto_webhooks.settings import Settings
-from logto_webhooks.wiring.api import api_of, reads_of, reconciliation_of, recovery_of
+from logto_webhooks.wiring.api import api_of, asking
 from logto_webhooks.wiring.clock import SystemClock
 from logto_webhooks.wiring.databases import Database
 
-BODIES_IN_FLIGHT = 256 * 2**20
+BODIES_IN_FLIGHT: Final = 256 * 2**20
+AGAIN_S: Final = 2.0
 
 
 class Service:
-    """Receiver and worker over one database."""
+    """All of it: `webhook` receives, `running` does the rest, `app` is both, for a server."""
 
-    def __init__(self, settings: Settings, database: Database, observe: Observer) -> None:
-        """Opens nothing. Raises SigningKeyMissing."""
-        clock = SystemClock()
-        self._database = database
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        observe: Observer,
+        handlers: Handlers | None = None,
+    ) -> None:
+        """Opens nothing. Raises SigningKeyMissing, HandlerRefused."""
         self._settings = settings
+        self._database = database
         self._observe = observe
-        self.worker = worker_of(settings, database, observe)
+        self._workers = Workers(settings, database, observe, handlers or Handlers())
         self._api = api_of(settings) if settings.endpoint else None
-        commit = GroupCommit(database.host, observe, stored=self.worker.wake)
-        receiver = Receiver(settings.signing_keys, commit.add, clock, observe)
+        commit = GroupCommit(database.host, observe, stored=self._workers.wake)
+        receiver = Receiver(settings.signing_keys, commit.add, SystemClock(), observe)
+        self.webhook = web.Webhook(receiver, settings.max_body_bytes, Room(BODIES_IN_FLIGHT))
         self.app: ASGIApp = web.application(
-            receiver,
-            database.check,
-            self._lifespan,
-            path=settings.path,
-            max_body=settings.max_body_bytes,
-            room=Room(BODIES_IN_FLIGHT),
+            self.webhook, receiver, database.check, lambda _: self.running(), settings.path
         )
 
     @contextlib.asynccontextmanager
-    async def _lifespan(self, _: object) -> AsyncIterator[None]:
-        working = asyncio.create_task(self.worker.run()) if self._settings.worker else None
-        try:
-            async with self._asking():
-                yield
-        finally:
-            self.worker.stop()
-            if working:
-                await working
-            await self._database.host.close()
+    async def running(self) -> AsyncIterator[None]:
+        """Apply, run handlers, ask Logto, as long as the block lasts."""
+        async with contextlib.AsyncExitStack() as stack:
+            stack.push_async_callback(self._database.host.close)
+            if self._settings.worker:
+                await stack.enter_async_context(self._workers.running())
+            if self._api is not None:
+                wake, told = self._workers.wake, self._workers.observe
+                loops = asking(self._settings, self._api, self._database, told, wake)
+                await stack.enter_async_context(loops)
+            yield
+
+
+class Workers:
+    """What applies deliveries, and what runs handlers."""
+
+    def __init__(
+        self, settings: Settings, database: Database, observe: Observer, handlers: Handlers
+    ) -> None:
+        """Raises HandlerRefused."""
+        handlers.fit(database.host.provides())
+        self._database = database
+        self._handlers = handlers
+        self._tell = observe
+        self.worker = worker_of(settings, database, self.observe)
+        self.runner = Runner(
+            database.host, SystemClock(), observe, random.random, handlers, database.may_work
+        )
+
+    def wake(self) -> None:
+        """Tell that something is pending."""
+        self.worker.wake()
+
+    def observe(self, report: Report) -> None:
+        """Pass on what is reported; what was applied may have made jobs."""
+        self._tell(report)
+        if isinstance(report, Synced | Asked | Compared):
+            self.runner.wake()
+
+    def stop(self) -> None:
+        """End `run`."""
+        self.worker.stop()
+        self.runner.stop()
+
+    async def run(self) -> None:
+        """Work until stopped. Handlers are made known first, or jobs would be missing."""
+        if await self._register():
+            await asyncio.gather(self.worker.run(), self.runner.run())
+
+    async def drain(self) -> None:
+        """Work until nothing is pending, and no job is due."""
+        if await self._register():
+            await self.worker.drain()
+            await self.runner.drain()
 
     @contextlib.asynccontextmanager
-    async def _asking(self) -> AsyncIterator[None]:
-        settings = self._settings
-        if self._api is None:
-            yield
-            return
-        recovery = recovery_of(settings, self._api, self._database, self.worker.wake)
-        reads = reads_of(self._api, self._database, self._observe)
-        reconciliation = reconciliation_of(self._api, self._database)
-
-        async def ask() -> None:
-            async with asyncio.TaskGroup() as loops:
-                loops.create_task(recovery.keep(settings.recover_every_s, self._observe))
-                loops.create_task(reads.keep())
-                if settings.reconcile_every_s:
-                    loops.create_task(
-                        reconciliation.keep(settings.reconcile_every_s, self._observe)
-                    )
-
-        turn = Turn(self._database.host, SystemClock(), random.getrandbits(62))
-        asking = asyncio.create_task(turn.keep(ask, self._observe))
+    async def running(self) -> AsyncIterator[None]:
+        """Work as long as the block lasts."""
+        working = asyncio.create_task(self.run())
         try:
             yield
         finally:
-            asking.cancel()
-            await asyncio.gather(asking, return_exceptions=True)
-            await self._api.close()
+            self.stop()
+            await working
+
+    async def _register(self) -> bool:
+        """Make the handlers known; tell of those whose code isn't here. False when stopped."""
+        registered = [each.registered for each in self._handlers]
+
+        def register(store: Any) -> None:
+            store.jobs.register(registered)
+
+        while not self.worker.stopping:
+            try:
+                await self._database.host.run(register)
+                counts = await self._database.host.read(lambda store: store.jobs.counts())
+            except Exception as error:
+                self._tell(Stalled(described(error), AGAIN_S))
+                await asyncio.sleep(AGAIN_S)
+                continue
+            waiting = [each for each in counts if each.state == "waiting"]
+            others = [each for each in waiting if self._handlers.get(each.handler) is None]
+            if others:
+                names = tuple(each.handler for each in others)
+                self._tell(Unrunnable(names, sum(each.count for each in others)))
+            return True
+        return False
 
 
 def worker_of(settings: Settings, database: Database, observe: Observer) -> Worker:

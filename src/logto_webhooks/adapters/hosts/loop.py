@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
 from logto_webhooks.adapters.hosts.failures import translated
+from logto_webhooks.adapters.hosts.sessions import (
+    OURS,
+    SYNC,
+    end_sync,
+    still_ours,
+    sync_wish,
+    untranslated,
+)
 from logto_webhooks.core.ports import Store
 
 T = TypeVar("T")
@@ -17,9 +26,13 @@ T = TypeVar("T")
 class LoopHost:
     """Runs the very same work as the thread host, by `AsyncConnection.run_sync`."""
 
-    def __init__(self, engine: AsyncEngine, bind: Callable[[sa.Connection], Store]) -> None:
+    def __init__(
+        self, engine: AsyncEngine, bind: Callable[[sa.Connection], Store], owns: bool = True
+    ) -> None:
+        """`owns`: whether to dispose of the engine at the end."""
         self._engine = engine
         self._bind = bind
+        self._owns = owns
 
     async def run(self, work: Callable[[Store], T]) -> T:
         """Run and commit. Raises StoreUnavailable or RowRejected for what the database says."""
@@ -33,6 +46,56 @@ class LoopHost:
             async with self._engine.connect() as connection:
                 return await connection.run_sync(lambda sync: work(self._bind(sync)))
 
+    def provides(self) -> tuple[type, ...]:
+        """The kinds of transaction that a handler can ask for by annotation."""
+        return (AsyncSession, AsyncConnection, *SYNC)
+
+    async def handle(
+        self, wish: type, call: Callable[[Any], Any], finish: Callable[[Store], None]
+    ) -> None:
+        """Call with the transaction that was wished for, and let `finish` end in the same one."""
+
+        def end(sync: sa.Connection) -> None:
+            still_ours(sync, begun)
+            finish(self._bind(sync))
+
+        async with self._engine.begin() as connection:
+            begun = await connection.run_sync(_transaction)
+            assert connection.sync_connection is not None
+            with untranslated(connection.sync_connection):
+                if wish in SYNC:
+                    await connection.run_sync(_call_sync, wish, call)
+                else:
+                    await _call(connection, wish, call)
+            await connection.run_sync(end)
+
     async def close(self) -> None:
-        """Close the connections."""
-        await self._engine.dispose()
+        """Close the connections, if they are ours."""
+        if self._owns:
+            await self._engine.dispose()
+
+
+def _transaction(connection: sa.Connection) -> sa.RootTransaction | None:
+    return connection.get_transaction()
+
+
+async def _call(connection: AsyncConnection, wish: type, call: Callable[[Any], Any]) -> None:
+    if wish is AsyncConnection:
+        await _awaited(call(connection))
+        return
+    async with AsyncSession(
+        bind=connection, join_transaction_mode=OURS, expire_on_commit=False
+    ) as session:
+        await _awaited(call(session))
+        await session.commit()
+
+
+async def _awaited(result: Any) -> None:
+    if inspect.isawaitable(result):
+        await result
+
+
+def _call_sync(connection: sa.Connection, wish: type, call: Callable[[Any], Any]) -> None:
+    given = sync_wish(wish, connection)
+    call(given)
+    end_sync(given)

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
 
 from logto_webhooks.adapters.hosts.failures import translated
+from logto_webhooks.adapters.hosts.sessions import (
+    SYNC,
+    end_sync,
+    still_ours,
+    sync_wish,
+    untranslated,
+)
 from logto_webhooks.core.ports import Store
-from logto_webhooks.errors import StoreUnavailable
+from logto_webhooks.errors import StoreUnavailable, TimeLimitExceeded
 
 T = TypeVar("T")
+LONGEST_S: Final = 2.0  # that a handler may hold the writer: accepting waits meanwhile
 
 
 class ThreadHost:
@@ -29,12 +38,15 @@ class ThreadHost:
         reads: dict[str, bool],
         committed: Callable[[], None],
         failed: Callable[[], None],
+        owns: bool = True,
     ) -> None:
         """`committed` is called after each commit, and raises when that can't be trusted;
-        `failed` when the database can't be used."""
+        `failed` when the database can't be used. `owns`: whether to dispose of the engine at the
+        end."""
         self._engine = engine
         self._bind = bind
         self._reads = reads
+        self._owns = owns
         self._committed = committed
         self._failed = failed
         self._writer = ThreadPoolExecutor(1, "logto-writer")
@@ -50,11 +62,26 @@ class ThreadHost:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._reader, self._read, work)
 
+    def provides(self) -> tuple[type, ...]:
+        """The kinds of transaction that a handler can ask for by annotation."""
+        return SYNC
+
+    async def handle(
+        self, wish: type, call: Callable[[Any], Any], finish: Callable[[Store], None]
+    ) -> None:
+        """Call with the transaction that was wished for, and let `finish` end in the same one.
+
+        Raises TimeLimitExceeded if it held the writer so long that who accepts had to wait.
+        """
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._writer, self._handle, wish, call, finish)
+
     async def close(self) -> None:
         """Give back threads and connections."""
         self._writer.shutdown()
         self._reader.shutdown()
-        self._engine.dispose()
+        if self._owns:
+            self._engine.dispose()
 
     def _write(self, work: Callable[[Store], T]) -> T:
         # The transaction begins with the first statement: planning holds back nobody.
@@ -67,6 +94,21 @@ class ThreadHost:
             self._failed()
             raise
         return result
+
+    def _handle(
+        self, wish: type, call: Callable[[Any], Any], finish: Callable[[Store], None]
+    ) -> None:
+        with self._engine.begin() as connection:
+            begun, started = connection.get_transaction(), time.monotonic()
+            with untranslated(connection):
+                given = sync_wish(wish, connection)
+                call(given)
+                end_sync(given)
+            if time.monotonic() - started > LONGEST_S:
+                raise TimeLimitExceeded(seconds=LONGEST_S)
+            still_ours(connection, begun)
+            finish(self._bind(connection))
+        self._committed()
 
     def _read(self, work: Callable[[Store], T]) -> T:
         with translated(), self._engine.connect() as connection:

@@ -14,6 +14,8 @@ from logto_webhooks.core.reports import (
     Asked,
     Compared,
     Failed,
+    HandlerFailed,
+    HandlerRan,
     LookedBack,
     NotAsked,
     NotStored,
@@ -23,6 +25,7 @@ from logto_webhooks.core.reports import (
     Stalled,
     Stored,
     Synced,
+    Unrunnable,
 )
 
 LogFormat = Literal["text", "json"]
@@ -68,6 +71,16 @@ def _line(report: Report) -> tuple[int, str, dict[str, Any]]:
             return level, "compared all records with Logto", fields
         case Asked():
             return logging.INFO, "asked Logto", fields
+        case HandlerRan():
+            return logging.INFO, "handled", fields
+        case HandlerFailed(state="waiting"):
+            return logging.WARNING, "a handler failed", fields
+        case HandlerFailed(state="discarded"):
+            return logging.INFO, "a handler discarded its job", fields
+        case HandlerFailed():
+            return logging.ERROR, "a job is dead", fields
+        case Unrunnable():
+            return logging.WARNING, "jobs wait for handlers whose code isn't here: --app", fields
         case NotAsked():
             return logging.ERROR, "Logto can't be asked", fields
 

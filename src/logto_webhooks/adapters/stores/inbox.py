@@ -19,6 +19,8 @@ from logto_webhooks.errors import ClaimLost
 
 def add(connection: sa.Connection, new: Sequence[Delivery]) -> list[Accepted]:
     """Put deliveries into the inbox; one answer each, in order."""
+    if not new:
+        return []
     inserted = insert_new(connection, [codec.inbox_row(delivery) for delivery in new])
     known = dict(inserted)
     for some in chunks([each.digest for each in new if each.digest not in known]):

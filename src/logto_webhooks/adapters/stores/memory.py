@@ -6,9 +6,11 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
+from logto_webhooks.adapters.stores.memory_jobs import JobTables, MemoryJobs
 from logto_webhooks.core.delivery import Delivery
 from logto_webhooks.core.lifecycle import State
 from logto_webhooks.core.log import RECONCILE, RECOVER
@@ -59,6 +61,7 @@ class Tables(Struct):
     records: dict[Key, Record] = {}
     since: dict[Key, int] = {}
     progress: dict[str, Progress] = {}
+    jobs: JobTables = msgspec.field(default_factory=JobTables)
 
     def copy(self) -> Tables:
         """Copy the tables; rows are frozen."""
@@ -68,6 +71,7 @@ class Tables(Struct):
             dict(self.records),
             dict(self.since),
             dict(self.progress),
+            self.jobs.copy(),
         )
 
 
@@ -124,7 +128,13 @@ class MemoryStore:
         """Return records; of unknown ones there are empty stubs."""
         return {key: self.tables.records.get(key) or Record(key) for key in keys}
 
-    def save(self, changed: Sequence[Record]) -> None:
+    @property
+    def jobs(self) -> MemoryJobs:
+        """The handlers and their jobs."""
+        inbox = self.tables.inbox
+        return MemoryJobs(self.tables.jobs, self._clock, lambda number: inbox[number].delivery)
+
+    def save(self, changed: Sequence[Record]) -> list[Record]:
         """Write records; rows are made when they are asked for."""
         for record in changed:
             kept = record if record.kept else replace(record, local_id=str(uuid.uuid4()))
@@ -133,13 +143,19 @@ class MemoryStore:
                 self.tables.since.pop(record.key, None)
             else:
                 self.tables.since.setdefault(record.key, self._clock.now())
+        return [self.tables.records[record.key] for record in changed]
 
-    def drop_memberships(self, ends: Sequence[Record]) -> None:
-        """End all memberships of deleted users and organizations, at the time of deletion."""
+    def drop_memberships(self, ends: Sequence[Record]) -> list[Key]:
+        """End all memberships of deleted users and organizations, at the time of deletion;
+        return those that were present."""
+        present = []
         for end in ends:
             for key in self._memberships_of(end.key):
                 if end.deleted_at is not None:
-                    self.save([merge(self.tables.records[key], Drop(key, end.deleted_at))])
+                    known = self.tables.records[key]
+                    present += [key] if row_of(known) else []
+                    self.save([merge(known, Drop(key, end.deleted_at))])
+        return present
 
     def recent(self, limit: int) -> list[Received]:
         """Return the newest deliveries, the newest first."""
@@ -270,5 +286,8 @@ def _claimed(row: InboxRow) -> Claimed:
         event=row.delivery.event,
         subject=row.delivery.subject,
         received_at=row.delivery.received_at,
+        digest=row.delivery.digest,
+        occurred_at=row.delivery.occurred_at,
+        origin=row.delivery.origin,
         attempt=row.attempts,
     )

@@ -1,4 +1,4 @@
-"""The engine for PostgreSQL: any spelling of its URL, durable commits, a schema of its own."""
+"""The engine for PostgreSQL: any spelling of its URL, and durable commits."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CONNECT_S: Final = 3.0
 STATEMENT_S: Final = 8.0
 
 
-def engine_of(url: sa.URL, schema: str | None, **pool: Any) -> AsyncEngine:
+def engine_of(url: sa.URL, **pool: Any) -> AsyncEngine:
     """Make an engine; it connects on first use. Raises SettingInvalid.
 
     `postgres://…` and `postgresql://…` use asyncpg; `+asyncpg` and `+psycopg` name a driver.
@@ -29,7 +29,7 @@ def engine_of(url: sa.URL, schema: str | None, **pool: Any) -> AsyncEngine:
         problem = f"the driver {driver} isn't asyncpg or psycopg"
         raise SettingInvalid(name="LOGTO_WEBHOOKS_DATABASE_URL", problem=problem)
     shared = url.query.get("pgbouncer") == "true"
-    engine = create_async_engine(
+    return create_async_engine(
         url.set(drivername=f"postgresql+{driver}").difference_update_query(["pgbouncer"]),
         connect_args=_OPTIONS[driver] | (_UNPREPARED[driver] if shared else {}),
         hide_parameters=True,
@@ -37,7 +37,6 @@ def engine_of(url: sa.URL, schema: str | None, **pool: Any) -> AsyncEngine:
         json_deserializer=canonical.decode,
         **(pool or _POOL),
     )
-    return engine.execution_options(schema_translate_map={None: schema}) if schema else engine
 
 
 # A worker that was paused in the middle of a transaction must not hold its locks for ever.

@@ -14,7 +14,7 @@ from logto_webhooks.adapters.stores.codec import local_ids
 from logto_webhooks.adapters.stores.schema import members, records
 from logto_webhooks.core.mirror import row_of
 from logto_webhooks.core.ports import Waiting
-from logto_webhooks.core.record import Key, Kind, Record
+from logto_webhooks.core.record import Key, Kind, Record, membership
 
 _ByKind = dict[Kind, dict[str, Any]]
 _SIDES: dict[Kind, tuple[sa.Column[Any], sa.Column[Any]]] = {
@@ -48,18 +48,22 @@ def lock(
     return {key: found.get(key) or Record(key) for key in keys}
 
 
-def save(connection: sa.Connection, changed: Sequence[Record]) -> None:
-    """Write locked records, and the rows of the mirror that follow from them."""
+def save(connection: sa.Connection, changed: Sequence[Record]) -> list[Record]:
+    """Write locked records, and the rows of the mirror that follow from them; return them as they
+    are kept, with their local ids."""
     ids = local_ids(sum(not each.kept for each in changed))
     kept = [each if each.kept else replace(each, local_id=next(ids)) for each in changed]
     write.upsert(connection, records, [codec.record_row(each) for each in kept])
     for kind in write.MIRROR:
         _project(connection, kind, [each for each in kept if each.key.kind == kind])
     parts.save(connection, kept)
+    return kept
 
 
-def drop_memberships(connection: sa.Connection, ends: Sequence[Record]) -> None:
-    """End all memberships of deleted users and organizations; in whole, for there can be many."""
+def drop_memberships(connection: sa.Connection, ends: Sequence[Record]) -> list[Key]:
+    """End all memberships of deleted users and organizations; in whole, for there can be many.
+    Return those that were present."""
+    present: list[Key] = []
     for end in ends:
         known, row = _SIDES.get(end.key.kind, (None, None))
         if known is None or row is None or end.deleted_at is None:
@@ -70,8 +74,11 @@ def drop_memberships(connection: sa.Connection, ends: Sequence[Record]) -> None:
         over = {"doubtful": False, "refetch_since": None, "waiting_reason": None}
         mine = known == end.key.id
         connection.execute(sa.update(records).where(mine).values(deleted_at=earliest, **over))
-        connection.execute(sa.delete(members).where(row == end.key.id))
+        left = sa.delete(members).where(row == end.key.id)
+        pairs = (members.c.logto_organization_id, members.c.logto_user_id)
+        present += [membership(*pair) for pair in connection.execute(left.returning(*pairs))]
         parts.drop(connection, end.key)
+    return present
 
 
 def keys(

@@ -232,3 +232,49 @@ member_roles = sa.Table(
     sa.Column("name", sa.Text, nullable=False),
 )
 sa.Index("logto_organization_member_roles_user", member_roles.c.logto_user_id)
+
+handlers = sa.Table(
+    "logto_handlers",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("options", Json, nullable=False),
+    sa.Column("registered_at", Millis, nullable=False),
+)
+
+jobs = sa.Table(
+    "logto_jobs",
+    metadata,
+    sa.Column("id", Identity, primary_key=True, autoincrement=True),
+    sa.Column("handler", sa.Text, nullable=False),
+    sa.Column("key", sa.Text, nullable=False),
+    sa.Column("event", sa.Text, nullable=False),
+    sa.Column("subject", sa.Text, nullable=False),
+    sa.Column("line", sa.Text, nullable=False),
+    sa.Column("occurred_at", Millis, nullable=False),
+    sa.Column("delivery_id", sa.BigInteger),
+    sa.Column("payload", sa.LargeBinary),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("failures", sa.Integer, nullable=False),
+    sa.Column("runs", sa.Integer, nullable=False),
+    sa.Column("finished_at", Millis),
+    sa.Column("error", sa.Text),
+    sa.UniqueConstraint("handler", "key", name="logto_jobs_once"),
+    sqlite_autoincrement=True,
+)
+sa.Index("logto_jobs_line", *(jobs.c[each] for each in ("handler", "line", "state", "occurred_at")))
+sa.Index("logto_jobs_delivery", jobs.c.delivery_id)
+
+# One row for each line in which jobs wait: who holds it runs its first job.
+lines = sa.Table(
+    "logto_lines",
+    metadata,
+    sa.Column("id", Identity, primary_key=True, autoincrement=True),
+    sa.Column("handler", sa.Text, nullable=False),
+    sa.Column("line", sa.Text, nullable=False),
+    sa.Column("due_at", Millis, nullable=False),
+    sa.Column("token", sa.Text),
+    sa.UniqueConstraint("handler", "line", name="logto_lines_once"),
+    sqlite_autoincrement=True,
+)
+sa.Index("logto_lines_due", lines.c.handler, lines.c.due_at)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 
 from logto_webhooks.adapters.stores import find, inbox, progress, records
+from logto_webhooks.adapters.stores.jobs import SqlJobs
 from logto_webhooks.core.delivery import Delivery
 from logto_webhooks.core.log import RECONCILE, RECOVER
 from logto_webhooks.core.ports import (
@@ -46,13 +47,20 @@ class SqlStore:
         """Hold records until the transaction ends; of unknown ones there are empty stubs."""
         return records.lock(self._connection, keys, share, ends)
 
-    def save(self, changed: Sequence[Record]) -> None:
-        """Write locked records, and the rows of the mirror that follow from them."""
-        records.save(self._connection, changed)
+    @property
+    def jobs(self) -> SqlJobs:
+        """The handlers and their jobs, in the same transaction."""
+        return SqlJobs(self._connection)
 
-    def drop_memberships(self, ends: Sequence[Record]) -> None:
-        """End all memberships of deleted users and organizations, at the time of deletion."""
-        records.drop_memberships(self._connection, ends)
+    def save(self, changed: Sequence[Record]) -> list[Record]:
+        """Write locked records, and the rows of the mirror that follow from them; return them
+        as they are kept, with their local ids."""
+        return records.save(self._connection, changed)
+
+    def drop_memberships(self, ends: Sequence[Record]) -> list[Key]:
+        """End all memberships of deleted users and organizations, at the time of deletion;
+        return those that were present."""
+        return records.drop_memberships(self._connection, ends)
 
     def recent(self, limit: int) -> list[Received]:
         """Return the newest deliveries, the newest first."""

@@ -31,6 +31,9 @@ LEASE = (
         deliveries.c.event,
         deliveries.c.subject,
         deliveries.c.received_at,
+        deliveries.c.digest,
+        deliveries.c.occurred_at,
+        deliveries.c.origin,
         deliveries.c.attempts.label("attempt"),
     )
 )

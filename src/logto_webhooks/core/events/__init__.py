@@ -1,4 +1,5 @@
-"""Typed events: all that Logto 1.42 sends, two of a later Logto, two that are derived.
+"""Typed events: all that Logto 1.42 sends, two of a later Logto, two that are derived, and the
+record's own, which tell what changed here.
 
 `parse` turns a verified body into one of them. To add an event, write its class beside its
 kin and name it in `catalog.py`, which makes it known everywhere.
@@ -29,6 +30,16 @@ from logto_webhooks.core.events.base import (
     UnknownEvent,
 )
 from logto_webhooks.core.events.catalog import named
+from logto_webhooks.core.events.local import (
+    LocalMemberAdded,
+    LocalMemberRemoved,
+    LocalOrganizationCreated,
+    LocalOrganizationDeleted,
+    LocalOrganizationUpdated,
+    LocalUserCreated,
+    LocalUserDeleted,
+    LocalUserUpdated,
+)
 from logto_webhooks.core.events.organizations import (
     Organization,
     OrganizationCreated,
@@ -63,6 +74,14 @@ __all__ = [
     "Event",
     "GrantLimitExceeded",
     "IdentifierLockout",
+    "LocalMemberAdded",
+    "LocalMemberRemoved",
+    "LocalOrganizationCreated",
+    "LocalOrganizationDeleted",
+    "LocalOrganizationUpdated",
+    "LocalUserCreated",
+    "LocalUserDeleted",
+    "LocalUserUpdated",
     "MessageRateLimited",
     "Organization",
     "OrganizationCreated",

@@ -57,6 +57,12 @@ ALIASES: Final[dict[str, str]] = {
 }
 
 
+# Made by this package of what Logto sends: whoever wants them names them.
+DERIVED: Final = frozenset(
+    {organizations.OrganizationUserAdded.name, organizations.OrganizationUserRemoved.name}
+)
+
+
 def named(name: str) -> type[Event]:
     """Find the class of an event by its name or alias. Raises UnknownEventName."""
     known = BY_NAME.get(ALIASES.get(name, name))

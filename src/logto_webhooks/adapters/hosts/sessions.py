@@ -1,0 +1,47 @@
+"""What a handler can ask for by annotation: sessions and connections bound to our transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from logto_webhooks.errors import TransactionEnded
+
+SYNC: Final[tuple[type, ...]] = (Session, sa.Connection)
+# What a session commits or rolls back by itself is a savepoint; "done" commits it all.
+OURS: Final = "create_savepoint"
+
+
+@contextmanager
+def untranslated(connection: sa.Connection) -> Iterator[None]:
+    """Our schema is ours: the application's tables are where they say."""
+    ours = connection.get_execution_options().get("schema_translate_map")
+    connection.execution_options(schema_translate_map=None)
+    try:
+        yield
+    finally:
+        connection.execution_options(schema_translate_map=ours)
+
+
+def sync_wish(wish: type, connection: sa.Connection) -> Any:
+    """Give a Session or a Connection."""
+    if wish is Session:
+        return Session(bind=connection, join_transaction_mode=OURS, expire_on_commit=False)
+    return connection
+
+
+def end_sync(given: Any) -> None:
+    """Write what a session holds, and let go of it."""
+    if isinstance(given, Session):
+        given.commit()
+        given.close()
+
+
+def still_ours(connection: sa.Connection, begun: sa.RootTransaction | None) -> None:
+    """Raise TransactionEnded when the handler ended what only "done" may end."""
+    if begun is None or not begun.is_active or connection.get_transaction() is not begun:
+        raise TransactionEnded()

@@ -1,0 +1,152 @@
+"""Handlers, their jobs and the lines in which those wait, on a Connection whose transaction is the
+caller's.
+
+Who holds a line runs its first job. Whoever adds a job touches its line, which waits for who is
+just ending a job of it: so no job is left in a line that nobody wakes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+
+from logto_webhooks.adapters.stores import job_lists
+from logto_webhooks.adapters.stores import job_statements as statements
+from logto_webhooks.adapters.stores.dialect import INSERT, now
+from logto_webhooks.adapters.stores.schema import handlers, jobs, lines
+from logto_webhooks.core.jobs import (
+    Job,
+    JobCount,
+    JobFilter,
+    JobOutcome,
+    JobRow,
+    NewJob,
+    Registered,
+)
+from logto_webhooks.core.lifecycle import JobMove, JobState
+
+
+class SqlJobs:
+    """The Jobs of a SqlStore."""
+
+    def __init__(self, connection: sa.Connection) -> None:
+        self._connection = connection
+
+    def handlers(self) -> list[Registered]:
+        """All that are registered, whichever process has their code."""
+        found = self._connection.scalars(statements.HANDLERS)
+        return [msgspec.convert(options, Registered) for options in found]
+
+    def register(self, new: Sequence[Registered]) -> None:
+        """Make them known, or known as they are now."""
+        for each in sorted(new, key=lambda handler: handler.name):
+            insert = INSERT[self._connection.dialect.name](handlers)
+            options = msgspec.to_builtins(each)
+            values = {"name": each.name, "options": options, "registered_at": now()}
+            self._connection.execute(
+                insert.values(values).on_conflict_do_update(
+                    index_elements=["name"], set_={"options": insert.excluded.options}
+                )
+            )
+
+    def forget(self, name: str) -> int:
+        """Take a handler out with what waits for it; return how many jobs that were."""
+        waiting = (jobs.c.handler == name, jobs.c.state == JobState.WAITING)
+        self._connection.execute(sa.delete(handlers).where(handlers.c.name == name))
+        self._connection.execute(sa.delete(lines).where(lines.c.handler == name))
+        over = sa.update(jobs).where(*waiting).values(state=JobState.DISCARDED, finished_at=now())
+        return self._connection.execute(over).rowcount
+
+    def add(self, new: Sequence[NewJob]) -> None:
+        """Make jobs, each once for its handler and key, and see that their lines are due."""
+        if not new:
+            return
+        rows = [_row(each) for each in new]
+        touched = sorted({(each.handler, each.line) for each in new})
+        self._write(statements.add_jobs(self._connection.dialect.name), rows)
+        self._write(
+            statements.touch_lines(self._connection.dialect.name),
+            [{"handler": handler, "line": line} for handler, line in touched],
+        )
+
+    def claim(self, token: str, names: Sequence[str], limit: int, lease_s: float) -> list[Job]:
+        """Take the first job of each due line; nobody else gets a line during the lease."""
+        due = self._connection.scalars(statements.DUE, {"names": list(names), "most": limit}).all()
+        if not due:
+            return []
+        held = {"ids": list(due), "by": token, "lease_ms": int(lease_s * 1000)}
+        self._connection.execute(statements.HOLD, held)
+        rows = self._connection.execute(statements.HEADS, {"ids": list(due)}).mappings().all()
+        ids = {"ids": [row["id"] for row in rows]}
+        self._connection.execute(statements.COUNT, ids)
+        empty = set(due) - {row["line_id"] for row in rows}
+        if empty:
+            self._connection.execute(statements.DROP_EMPTY, {"ids": list(empty)})
+        return [Job(**row | {"late": bool(row["late"])}) for row in map(dict, rows)]
+
+    def renew(self, token: str, line_ids: Sequence[int], lease_s: float) -> None:
+        """Hold lines longer."""
+        held = {"ids": list(line_ids), "by": token, "lease_ms": int(lease_s * 1000)}
+        self._connection.execute(statements.RENEW, held)
+
+    def finish(self, token: str, outcomes: Sequence[JobOutcome]) -> list[int]:
+        """Write outcomes, and let the lines go on; return the ids of jobs no longer held by
+        `token`, of which nothing was written."""
+        ids = sorted(each.line_id for each in outcomes)
+        held = set(self._connection.scalars(statements.HELD, {"ids": ids, "by": token}))
+        ours = [each for each in outcomes if each.line_id in held]
+        if ours:
+            self._connection.execute(statements.FINISH, [_outcome(each) for each in ours])
+            freed = [{"of": each.line_id, "wait_ms": int(each.after_s * 1000)} for each in ours]
+            self._connection.execute(statements.FREE, freed)
+            self._connection.execute(statements.DROP_EMPTY, {"ids": sorted(held)})
+        return [each.id for each in outcomes if each.line_id not in held]
+
+    def counts(self) -> list[JobCount]:
+        """Count jobs by handler and state; the oldest that waits, too."""
+        return job_lists.counts(self._connection)
+
+    def find(self, wanted: JobFilter) -> list[JobRow]:
+        """List jobs, the newest first."""
+        return job_lists.find(self._connection, wanted)
+
+    def move(self, ids: Sequence[int], move: JobMove) -> int:
+        """Repeat or discard jobs by hand, where that can be; return how many."""
+        moved = job_lists.move(self._connection, ids, move)
+        self.mend()
+        return moved
+
+    def mend(self) -> int:
+        """Make the lines that are missing where jobs wait; return how many."""
+        return self._connection.execute(statements.mend(self._connection.dialect.name)).rowcount
+
+    def _write(self, statement: Any, rows: Sequence[dict[str, Any]]) -> None:
+        at_once = self._connection.dialect.name == "postgresql"
+        arrays = {name: [row[name] for row in rows] for name in rows[0]}
+        self._connection.execute(statement, arrays if at_once else rows)
+
+
+def _row(job: NewJob) -> dict[str, Any]:
+    return {
+        "handler": job.handler,
+        "key": job.key,
+        "event": job.event.replace("\0", ""),
+        "subject": job.subject,
+        "line": job.line,
+        "occurred_at": job.occurred_at,
+        "delivery_id": job.delivery_id,
+        "payload": job.payload,
+    }
+
+
+def _outcome(each: JobOutcome) -> dict[str, Any]:
+    return {
+        "of": each.id,
+        "state": each.state.value,
+        "error": None if each.error is None else each.error.replace("\0", ""),
+        "failed": int(each.failed),
+        "is_over": each.state is not JobState.WAITING,
+    }

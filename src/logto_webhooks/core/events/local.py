@@ -1,0 +1,142 @@
+"""The record's own events: what changed here, whatever brought it.
+
+Made in the transaction that changes the row, once per change; several deliveries that are applied
+in one transaction make one change. `source` says what brought it.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, ClassVar, Final, Literal
+
+from msgspec import Struct
+
+Source = Literal["webhook", "log", "replay", "read", "reconcile", "backfill", "ensure_user"]
+
+
+class UserRow(Struct, frozen=True, kw_only=True):
+    """A row of `logto_users`; `id` is the local one."""
+
+    id: str
+    logto_user_id: str
+    username: str | None = None
+    email: str | None = None
+    phone: str | None = None
+    name: str | None = None
+    avatar: str | None = None
+    profile: dict[str, Any] = {}
+    identities: dict[str, Any] = {}
+    custom_data: dict[str, Any] = {}
+    is_suspended: bool = False
+    last_sign_in_at: datetime | None = None
+    created_at: datetime | None = None
+    updated_at: datetime | None = None
+    deleted_at: datetime | None = None
+
+
+class OrganizationRow(Struct, frozen=True, kw_only=True):
+    """A row of `logto_organizations`; `id` is the local one."""
+
+    id: str
+    logto_organization_id: str
+    name: str
+    description: str | None = None
+    custom_data: dict[str, Any] = {}
+    created_at: datetime | None = None
+    updated_at: datetime | None = None
+    deleted_at: datetime | None = None
+
+
+Changes = dict[str, tuple[Any, Any]]  # column -> (old, new)
+
+
+class LocalEvent(Struct, frozen=True, kw_only=True):
+    """What all of them share."""
+
+    name: ClassVar[str] = ""
+
+    source: Source
+
+
+class LocalUserEvent(LocalEvent, frozen=True, kw_only=True):
+    """An event of one user, as the row is now."""
+
+    user: UserRow
+
+
+class LocalUserCreated(LocalUserEvent, frozen=True, kw_only=True):
+    """A user is here for the first time: once per Logto id."""
+
+    name: ClassVar[str] = "LocalUserCreated"
+
+
+class LocalUserUpdated(LocalUserEvent, frozen=True, kw_only=True):
+    """Columns of a user changed; `changes` has the old and the new value of each."""
+
+    name: ClassVar[str] = "LocalUserUpdated"
+    changes: Changes
+
+
+class LocalUserDeleted(LocalUserEvent, frozen=True, kw_only=True):
+    """A user was deleted; `user` is the last state."""
+
+    name: ClassVar[str] = "LocalUserDeleted"
+
+
+class LocalOrganizationEvent(LocalEvent, frozen=True, kw_only=True):
+    """An event of one organization, as the row is now."""
+
+    organization: OrganizationRow
+
+
+class LocalOrganizationCreated(LocalOrganizationEvent, frozen=True, kw_only=True):
+    """An organization is here for the first time: once per Logto id."""
+
+    name: ClassVar[str] = "LocalOrganizationCreated"
+
+
+class LocalOrganizationUpdated(LocalOrganizationEvent, frozen=True, kw_only=True):
+    """Columns of an organization changed; `changes` has the old and the new value of each."""
+
+    name: ClassVar[str] = "LocalOrganizationUpdated"
+    changes: Changes
+
+
+class LocalOrganizationDeleted(LocalOrganizationEvent, frozen=True, kw_only=True):
+    """An organization was deleted; `organization` is the last state."""
+
+    name: ClassVar[str] = "LocalOrganizationDeleted"
+
+
+class LocalMemberEvent(LocalEvent, frozen=True, kw_only=True):
+    """An event of one membership; both ids are Logto's."""
+
+    organization_id: str
+    user_id: str
+
+
+class LocalMemberAdded(LocalMemberEvent, frozen=True, kw_only=True):
+    """A user is a member now."""
+
+    name: ClassVar[str] = "LocalMemberAdded"
+
+
+class LocalMemberRemoved(LocalMemberEvent, frozen=True, kw_only=True):
+    """A user is no longer a member: removed, or either end was deleted."""
+
+    name: ClassVar[str] = "LocalMemberRemoved"
+
+
+LOCAL: Final[dict[str, type[LocalEvent]]] = {
+    each.name: each
+    for each in (
+        LocalUserCreated,
+        LocalUserUpdated,
+        LocalUserDeleted,
+        LocalOrganizationCreated,
+        LocalOrganizationUpdated,
+        LocalOrganizationDeleted,
+        LocalMemberAdded,
+        LocalMemberRemoved,
+    )
+}

@@ -1,0 +1,102 @@
+"""What a change of a record means here: its own events."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import msgspec
+
+from logto_webhooks.core.events.local import (
+    Changes,
+    LocalEvent,
+    LocalMemberAdded,
+    LocalMemberRemoved,
+    LocalOrganizationCreated,
+    LocalOrganizationDeleted,
+    LocalOrganizationUpdated,
+    LocalUserCreated,
+    LocalUserDeleted,
+    LocalUserUpdated,
+    OrganizationRow,
+    Source,
+    UserRow,
+)
+from logto_webhooks.core.mirror import row_of
+from logto_webhooks.core.record import Key, Record
+
+_UNTOLD: Final = {"updated_at", "deleted_at"}  # they follow from what else changed
+
+
+def events_of(before: Record, after: Record, source: Source) -> list[LocalEvent]:
+    """Say what became of a record's row; nothing if it looks the same."""
+    if after.key.kind == "membership":
+        return member_events(after.key, row_of(before) is not None, row_of(after), source)
+    old, new = _live(before), _live(after)
+    if new is None:
+        return [_deleted(after, source)] if old is not None else []
+    if old is None:
+        return [_created(after, source)] if before.deleted_at is None else []
+    changes: Changes = {
+        name: (_shown(name, old[name]), _shown(name, value))
+        for name, value in new.items()
+        if old[name] != value and name not in _UNTOLD
+    }
+    return [_updated(after, source, changes)] if changes else []
+
+
+def member_events(key: Key, was: bool, row: Any, source: Source) -> list[LocalEvent]:
+    """Say what became of a membership that was there, or wasn't."""
+    if was == (row is not None):
+        return []
+    organization, user = key.organization_and_user
+    made = LocalMemberRemoved if was else LocalMemberAdded
+    return [made(source=source, organization_id=organization.id, user_id=user.id)]
+
+
+def user_row(record: Record) -> UserRow | None:
+    """The row of a user; None where there is none (yet)."""
+    row = row_of(record)
+    return None if row is None else msgspec.convert(_dated(record, row), UserRow)
+
+
+def _live(record: Record) -> dict[str, Any] | None:
+    return None if record.deleted_at is not None else row_of(record)
+
+
+def _created(record: Record, source: Source) -> LocalEvent:
+    if record.key.kind == "user":
+        return LocalUserCreated(source=source, user=_user(record))
+    return LocalOrganizationCreated(source=source, organization=_organization(record))
+
+
+def _updated(record: Record, source: Source, changes: Changes) -> LocalEvent:
+    if record.key.kind == "user":
+        return LocalUserUpdated(source=source, user=_user(record), changes=changes)
+    organization = _organization(record)
+    return LocalOrganizationUpdated(source=source, organization=organization, changes=changes)
+
+
+def _deleted(record: Record, source: Source) -> LocalEvent:
+    if record.key.kind == "user":
+        return LocalUserDeleted(source=source, user=_user(record))
+    return LocalOrganizationDeleted(source=source, organization=_organization(record))
+
+
+def _user(record: Record) -> UserRow:
+    return msgspec.convert(_dated(record, row_of(record) or {}), UserRow)
+
+
+def _organization(record: Record) -> OrganizationRow:
+    return msgspec.convert(_dated(record, row_of(record) or {}), OrganizationRow)
+
+
+def _dated(record: Record, row: dict[str, Any]) -> dict[str, Any]:
+    return {"id": record.local_id} | {name: _shown(name, value) for name, value in row.items()}
+
+
+def _shown(name: str, value: Any) -> Any:
+    """A column's value as people want it: its times as datetimes in UTC."""
+    if not name.endswith("_at") or value is None:
+        return value
+    return datetime.fromtimestamp(value / 1000, UTC)

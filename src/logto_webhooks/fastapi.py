@@ -1,0 +1,44 @@
+"""FastAPI: `app.include_router(router(logto))`; it brings its own lifespan."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel
+
+from logto_webhooks.wiring.application import LogtoWebhooks
+
+
+class Accepted(BaseModel):
+    """The delivery is on disk."""
+
+    id: str
+    duplicate: bool
+
+
+class Refused(BaseModel):
+    """It isn't, and why."""
+
+    error: str
+
+
+def router(logto: LogtoWebhooks) -> APIRouter:
+    """The webhook at its path, with and without a slash at its end."""
+
+    async def receive(request: Request) -> Response:
+        answer = await logto.answer(request.scope, request.receive)
+        if answer is None:
+            return Response(status_code=400)  # nobody is there to read it
+        content = msgspec.json.encode(answer.content)
+        return Response(content, answer.status, media_type="application/json")
+
+    made = APIRouter(lifespan=logto.lifespan)
+    refused: dict[int | str, dict[str, Any]] = {
+        status: {"model": Refused} for status in (400, 401, 413, 503)
+    }
+    path = logto.path.rstrip("/")
+    made.post(path, response_model=Accepted, responses=refused, name="logto")(receive)
+    made.post(f"{path}/", include_in_schema=False)(receive)
+    return made

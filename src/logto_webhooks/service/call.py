@@ -1,0 +1,120 @@
+"""Calling a handler: its parameters filled, within its time, whatever it raises."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from logto_webhooks.core.events import Event, OrganizationMembershipUpdated, parse
+from logto_webhooks.core.events.catalog import DERIVED
+from logto_webhooks.core.events.local import LOCAL, LocalEvent, UserRow
+from logto_webhooks.core.jobs import Delivery, Job
+from logto_webhooks.core.signature import vouch
+from logto_webhooks.errors import TimeLimitExceeded
+from logto_webhooks.service.handlers import Handler
+
+logger = logging.getLogger("logto_webhooks.handlers")
+
+
+def event_of(job: Job) -> Event | LocalEvent:
+    """Make the event of a job."""
+    if job.event in LOCAL:
+        return msgspec.json.decode(job.payload, type=LOCAL[job.event])
+    event = parse(vouch(job.payload))
+    if job.event in DERIVED and isinstance(event, OrganizationMembershipUpdated):
+        user = job.subject.partition(":")[2]
+        derived = [each for each in event.derived() if each.event == job.event]
+        return next(each for each in derived if each.user_id == user)
+    return event
+
+
+def delivery_of(job: Job) -> Delivery:
+    """What the handler may be told of it."""
+    return Delivery(
+        id=job.delivery_id,
+        event=job.event,
+        subject=job.subject,
+        occurred_at=job.occurred_at,
+        received_at=job.received_at,
+        origin=job.origin or "here",
+        attempt=job.attempts + 1,
+        late=job.late,
+        replayed=job.runs > 0,
+        idempotency_key=f"{job.handler}:{job.key}",
+    )
+
+
+def filled(handler: Handler, job: Job, user: UserRow | None) -> dict[str, Any]:
+    """All parameters but the transaction."""
+    delivery = delivery_of(job)
+    told = {"job": job.id, "delivery": job.delivery_id, "event": job.event, "subject": job.subject}
+    given: dict[str, Any] = {
+        "event": event_of(job) if handler.asks_for("event") else None,
+        "delivery": delivery,
+        "user": user,
+        "logger": logging.LoggerAdapter(logger, {"logto": told}),
+    }
+    return {each.name: given[each.kind] for each in handler.wishes if each.kind in given}
+
+
+async def call(handler: Handler, arguments: dict[str, Any]) -> None:
+    """Call a handler that asks for no transaction. Raises TimeLimitExceeded, and what it raises."""
+    async with limit(handler):
+        if handler.is_async:
+            await handler.function(**arguments)
+        else:
+            await _in_thread(lambda: handler.function(**arguments))
+
+
+class limit:  # noqa: N801
+    """The time that a handler has. Raises TimeLimitExceeded."""
+
+    def __init__(self, handler: Handler) -> None:
+        self._seconds = handler.options.time_limit_s
+        self._timeout = asyncio.timeout(self._seconds)
+
+    async def __aenter__(self) -> None:
+        await self._timeout.__aenter__()
+
+    async def __aexit__(self, kind: Any, error: Any, traceback: Any) -> None:
+        try:
+            await self._timeout.__aexit__(kind, error, traceback)
+        except TimeoutError:
+            raise TimeLimitExceeded(seconds=self._seconds) from None
+
+
+async def _in_thread(work: Callable[[], Any]) -> Any:
+    """Run in a thread of its own that no process waits for when it ends."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[Any] = loop.create_future()
+    context = contextvars.copy_context()
+
+    def run() -> None:
+        try:
+            result, error = context.run(work), None
+        except BaseException as raised:
+            result, error = None, raised
+        try:
+            loop.call_soon_threadsafe(_settle, done, result, error)
+        except RuntimeError:
+            return  # the loop is gone: the job is tried again elsewhere
+
+    threading.Thread(target=run, name="logto-handler", daemon=True).start()
+    return await done
+
+
+def _settle(done: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
+    if done.done():
+        return
+    if error is None:
+        done.set_result(result)
+    elif isinstance(error, StopIteration | SystemExit | KeyboardInterrupt):
+        done.set_exception(RuntimeError(f"the handler raised {type(error).__name__}"))
+    else:
+        done.set_exception(error)

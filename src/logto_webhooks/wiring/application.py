@@ -1,0 +1,170 @@
+"""The package as a library: one object that an application makes, registers handlers with, and
+mounts."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from typing import Any, TypeVar
+
+from logto_webhooks.adapters import web
+from logto_webhooks.adapters.observers import logs
+from logto_webhooks.core.jobs import Tests
+from logto_webhooks.core.lifecycle import MAX_ATTEMPTS
+from logto_webhooks.core.ports import Observer, Status
+from logto_webhooks.errors import NotStarted, SettingInvalid
+from logto_webhooks.service.handlers import TIME_LIMIT_S, Function, Handlers, Options, What
+from logto_webhooks.service.receive import Answer
+from logto_webhooks.settings import Settings, from_env
+from logto_webhooks.wiring.databases import Database, database_of
+from logto_webhooks.wiring.given import Engine, given_database
+from logto_webhooks.wiring.service import Service
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+T = TypeVar("T")
+logger = logging.getLogger("logto_webhooks")
+
+
+class LogtoWebhooks:
+    """Receives Logto's webhooks within an application, and runs its handlers.
+
+    Making one reads no environment and opens nothing; `lifespan` starts it.
+    """
+
+    def __init__(
+        self,
+        *,
+        signing_key: str = "",
+        engine: Engine | None = None,
+        database_url: str | None = None,
+        observe: Observer = logs.observe,
+        **settings: Any,
+    ) -> None:
+        """`signing_key` is one key, or several separated by commas. The database is an engine of
+        the application's or a URL; other `settings` are those of `settings.Settings`.
+
+        Raises SettingInvalid.
+        """
+        if (engine is None) == (database_url is None):
+            problem = "give either an engine or a database_url: the application's database"
+            raise SettingInvalid(name="LogtoWebhooks", problem=problem)
+        given = {"signing_key": signing_key, "database_url": database_url, **settings}
+        self._settings: Callable[[], Settings] = lambda: from_env({}, **given)
+        self._engine = engine
+        self._observe = observe
+        self._service: Service | None = None
+        self._database: Database | None = None
+        self.path = self._settings().path
+        provided = None if engine is None else self.database.host.provides()
+        self.handlers = Handlers(provided)
+
+    @classmethod
+    def from_env(cls, *, path: str = "/api/webhooks/logto") -> LogtoWebhooks:
+        """One that reads its settings from the environment when it is started."""
+        made = cls(database_url="sqlite:///unset", path=path)
+        made._settings = lambda: from_env(os.environ, path=path)
+        return made
+
+    @property
+    def database(self) -> Database:
+        """The database; nothing is opened before it is used. Raises SettingInvalid."""
+        if self._database is None:
+            settings = self._settings()
+            if self._engine is None:
+                self._database = database_of(settings.database_url, settings.schema)
+            else:
+                self._database = given_database(self._engine, settings.schema)
+        return self._database
+
+    def on(
+        self,
+        *what: What,
+        name: str | None = None,
+        ordered: bool = True,
+        max_attempts: int = MAX_ATTEMPTS,
+        waits: tuple[float, ...] = (),
+        time_limit: float = TIME_LIMIT_S,
+        max_age: float | None = None,
+        concurrency: int | None = None,
+        test: bool = False,
+        rerun: bool = True,
+        unknown: bool = False,
+    ) -> Callable[[Function], Function]:
+        """Register a function for events: classes, names, patterns such as "Organization.*", "*".
+
+        It is returned unchanged. Times are seconds. Parameters are filled by annotation, or by
+        name: event, delivery, user, logger. `unknown` lets names pass that this release doesn't
+        know. Raises UnknownEventName, HandlerRefused.
+        """
+        tests: Tests = "too" if test else "no"
+        options = Options(
+            max_attempts=max_attempts,
+            waits=waits,
+            time_limit_s=time_limit,
+            max_age_s=max_age,
+            concurrency=concurrency,
+        )
+
+        def register(function: Function) -> Function:
+            return self.handlers.add(
+                function,
+                what,
+                name=name,
+                ordered=ordered,
+                tests=tests,
+                rerun=rerun,
+                unknown=unknown,
+                options=options,
+            )
+
+        return register
+
+    def on_test(self, *what: What, name: str | None = None) -> Callable[[Function], Function]:
+        """Register a function for what Logto's console sends as a test. Raises as `on`."""
+
+        def register(function: Function) -> Function:
+            return self.handlers.add(
+                function, what or ("*",), name=name, tests="only", options=Options()
+            )
+
+        return register
+
+    @contextlib.asynccontextmanager
+    async def lifespan(self, app: object = None) -> AsyncIterator[None]:
+        """Receive, apply and run handlers as long as the block lasts.
+
+        Raises StoreUnavailable, SchemaMismatch, SettingInvalid, HandlerRefused.
+        """
+        service = Service(self._settings(), self.database, self._observe, self.handlers)
+        await self.database.open()
+        async with service.running():
+            self._service = service
+            try:
+                yield
+            finally:
+                self._service = None
+
+    async def answer(self, scope: Scope, receive: Receive) -> Answer | None:
+        """Take a request of the webhook's path; None if its body never arrived."""
+        if self._service is None:
+            logger.error("%s", NotStarted())
+            return Answer(503, {"error": "not_started"}, 5)
+        return await self._service.webhook.answer(scope, receive)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The webhook alone as an ASGI application, with a lifespan of its own."""
+        await web.mounted(self.answer, self.lifespan, web.spellings(self.path))(
+            scope, receive, send
+        )
+
+    async def migrate(self) -> None:
+        """Bring the schema up to this release."""
+        await self.database.migrate()
+
+    async def status(self) -> Status:
+        """Count deliveries and records. Raises StoreUnavailable."""
+        return await self.database.host.read(lambda store: store.status())
