@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,15 +15,15 @@ import pytest
 from logto_webhooks.adapters.management import Management
 from logto_webhooks.core.ports import Answered, Found, Host
 from logto_webhooks.core.record import Key
-from logto_webhooks.errors import LogtoUnreachable
+from logto_webhooks.errors import AnotherLogto, LogtoUnreachable
 from logto_webhooks.service.clocks import clocks
 from logto_webhooks.service.look import Reconciled
 from logto_webhooks.service.person import both_sides
 from logto_webhooks.service.reconcile import Reconciliation
 from logto_webhooks.service.turn import Turn
-from logto_webhooks.testing import FrozenClock
+from logto_webhooks.testing import FrozenClock, make
 from logto_webhooks.testing.fake import FakeLogto
-from tests.support.copy import StoreKind, open_host
+from tests.support.copy import Copy, StoreKind, open_host
 from tests.support.fake import credentials, serving
 from tests.support.service import command
 
@@ -132,7 +133,7 @@ class Shifting(Management):
 
 
 def test_an_empty_listing_deletes_nobody(tmp_path: Path) -> None:
-    """It is told instead."""
+    """Each is asked about alone."""
 
     async def live() -> None:
         host = open_host("sqlite", tmp_path)
@@ -145,8 +146,7 @@ def test_an_empty_listing_deletes_nobody(tmp_path: Path) -> None:
             ana = logto.create_user()["id"]
             await Reconciliation(api, host, FrozenClock()).run()
             clock.tick(60)
-            found = await Reconciliation(empty, host, FrozenClock()).run()
-            assert "none of them is taken for deleted" in found.doubts[0]
+            assert (await Reconciliation(empty, host, FrozenClock()).run()).drifted == 0
             assert set(await users(host)) == {ana}
         await host.close()
 
@@ -226,10 +226,14 @@ def test_another_logto_deletes_nobody(tmp_path: Path) -> None:
             await Reconciliation(api, host, FrozenClock()).run()
         clock.tick(60)
         async with FakeLogto(now=clock.now, seed=9) as other, asking(other) as wrong:
-            other.create_user()
-            found = await Reconciliation(wrong, host, FrozenClock()).run()
-            assert "Set LOGTO_ENDPOINT" in found.doubts[0]
-        assert ids < set(await users(host))
+            stranger = other.create_user()["id"]
+            for _ in range(2):
+                with pytest.raises(AnotherLogto, match="LOGTO_ENDPOINT"):
+                    await Reconciliation(wrong, host, FrozenClock()).run()
+                for one in (stranger, min(ids)):
+                    with pytest.raises(AnotherLogto):
+                        await Reconciliation(wrong, host, FrozenClock()).one_user(one)
+        assert ids == set(await users(host))
         await host.close()
 
     asyncio.run(live())
@@ -277,6 +281,195 @@ def test_what_changes_silently_comes_along(kind: StoreKind, tmp_path: Path) -> N
             assert ana not in await users(host)
             assert await host.read(lambda store: store.keys("user", 9, with_roles=True)) == []
         assert await host.read(lambda store: store.waiting(10)) == []
+        await host.close()
+
+    asyncio.run(live())
+
+
+@pytest.mark.parametrize("user_id", ["nobody", "..", "x:y", "x" * 3000])
+def test_nobody_is_nobody(user_id: str, tmp_path: Path) -> None:
+    """Neither known here nor at Logto: nothing is written, and it is said."""
+
+    async def live() -> None:
+        host = open_host("sqlite", tmp_path)
+        async with FakeLogto() as logto, asking(logto) as api:
+            found = await Reconciliation(api, host, FrozenClock()).one_user(user_id)
+            assert (found.users, found.drifted) == (0, 0)
+        key = Key("user", user_id)
+        [record] = (await host.run(lambda store: store.lock([key]))).values()
+        assert not record.kept
+        await host.close()
+
+    asyncio.run(live())
+
+
+class Swapping(Management):
+    """After the first page of members one leaves, and another joins at the end."""
+
+    logto: FakeLogto
+    leaves: str
+    joins: str
+
+    async def members(self, organization_id: str, page: int = 1) -> AsyncIterator[Answered]:
+        async for answered in super().members(organization_id, page):
+            yield answered
+            if self.leaves:
+                self.logto.remove_members(organization_id, [self.leaves])
+                self.logto.add_members(organization_id, [self.joins])
+                self.leaves = ""
+
+
+def test_a_member_who_slips_through_stays(tmp_path: Path) -> None:
+    """The total is the same: who isn't listed is asked about alone."""
+
+    async def live() -> None:
+        host = open_host("sqlite", tmp_path)
+        clock = FrozenClock()
+        async with FakeLogto(now=clock.now) as logto, asking(logto, Swapping) as api:
+            assert isinstance(api, Swapping)
+            ids = sorted(logto.create_user()["id"] for _ in range(251))
+            acme = logto.create_organization()["id"]
+            logto.add_members(acme, ids[:250])
+            api.logto, api.leaves, api.joins = logto, "", ids[250]
+            await Reconciliation(api, host, clock).run()
+            clock.tick(60)
+            api.leaves = ids[0]
+            await Reconciliation(api, host, clock).run()
+            [found] = await host.read(lambda store: store.find("organization", acme, 1))
+            assert set(found.memberships) == set(ids[:251])  # who left is for the next look
+            clock.tick(60)
+            await Reconciliation(api, host, clock).run()
+            [found] = await host.read(lambda store: store.find("organization", acme, 1))
+            assert set(found.memberships) == set(ids[1:])
+        await host.close()
+
+    asyncio.run(live())
+
+
+def test_roles_of_who_joined_while_listed_are_there(tmp_path: Path) -> None:
+    """The webhook of joining comes after the list that has the role; and who left and joined
+    again later is asked about."""
+
+    async def live() -> None:
+        host = open_host("sqlite", tmp_path)
+        clock = FrozenClock()
+        async with FakeLogto(now=clock.now) as logto, asking(logto) as api:
+            ana, acme = logto.create_user()["id"], logto.create_organization()["id"]
+            logto.add_members(acme, [ana])
+            logto.assign_organization_role(acme, ana, "owner")
+            joined = clock.now()
+            await Reconciliation(api, host, clock).run()
+            copy = Copy(host)
+
+            async def roles() -> dict[str, list[str]]:
+                sides = await both_sides(api, host, ana, await clocks(host))
+                assert sides.ours
+                told: dict[str, list[str]] = sides.ours["organizations"]
+                return told
+
+            def came(at: int) -> list[bytes]:
+                made = make.organization_membership_updated(id=acme, at=at, addedUserIds=[ana])
+                return [made.body]
+
+            await copy.take(came(joined))
+            assert await roles() == {acme: ["owner"]}
+            await copy.take(came(joined + 60_000))
+            assert await roles() == {acme: []}
+            [waiting] = await host.read(lambda store: store.waiting(10))
+            assert waiting.reason == "roles"
+        await host.close()
+
+    asyncio.run(live())
+
+
+def test_a_dry_run_sees_a_role_that_is_gone(tmp_path: Path) -> None:
+    """Beside one that is still there."""
+
+    async def live() -> None:
+        host = open_host("sqlite", tmp_path)
+        clock = FrozenClock()
+        async with FakeLogto(now=clock.now) as logto, asking(logto) as api:
+            ana = logto.create_user()["id"]
+            logto.assign_role(ana, "admin")
+            logto.assign_role(ana, "guest")
+            await Reconciliation(api, host, clock).run()
+            asked = clock.now()
+            clock.tick(60)
+            logto.remove_role(ana, "guest")
+            [drift] = (await Reconciliation(api, host, clock).run(dry_run=True)).drifts
+            assert drift.fields == ("roles",)
+            assert drift.since is not None
+            assert drift.since <= asked
+        await host.close()
+
+    asyncio.run(live())
+
+
+class Falling(Management):
+    """Before the fourth page the sixty newest are deleted; then Logto is down."""
+
+    logto: FakeLogto
+    newest: list[str]
+
+    async def users(self, page: int = 1) -> AsyncIterator[Answered]:
+        async for answered in super().users(page):
+            yield answered
+            page += 1
+            if page == 4 and self.newest:
+                for each in self.newest:
+                    self.logto.delete_user(each)
+                self.newest = []
+            elif page == 5 or (page == 4 and not self.newest):
+                raise LogtoUnreachable(endpoint="", problem="down")
+
+
+def test_who_slips_away_while_it_is_killed_is_found(tmp_path: Path) -> None:
+    """The fall is seen again by who goes on."""
+
+    async def live() -> None:
+        host = open_host("sqlite", tmp_path)
+        clock = FrozenClock()
+        async with FakeLogto(now=clock.now) as logto:
+            ids = [logto.create_user()["id"] for _ in range(1000)]
+            async with asking(logto, Falling) as api:
+                assert isinstance(api, Falling)
+                api.logto, api.newest = logto, ids[-60:]
+                with pytest.raises(LogtoUnreachable):
+                    await Reconciliation(api, host, clock).run()
+            clock.tick(10)
+            async with asking(logto) as api:
+                found = await Reconciliation(api, host, clock).run()
+            assert found.resumed
+            assert set(ids[:-60]) <= set(await users(host))
+        await host.close()
+
+    asyncio.run(live())
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "asyncpg"])
+def test_what_is_odd_about_one_keeps_no_other_away(kind: StoreKind, tmp_path: Path) -> None:
+    """Roles of no shape, custom data too deep to be read, a name that no index takes."""
+
+    async def live() -> None:
+        host = open_host(kind, tmp_path)
+        clock = FrozenClock()
+        async with FakeLogto(now=clock.now) as logto, asking(logto) as api:
+            ids = [logto.create_user()["id"] for _ in range(120)]
+            deep = msgspec.Raw(b'{"a":' * 1500 + b"1" + b"}" * 1500)
+            logto._state.users.put(logto._state.user(ids[3]) | {"customData": deep})
+            long = "".join(random.Random(1).choices("0123456789abcdef", k=20_000))
+            logto.update_user(ids[4], username=long)
+            for name in ("A", "B"):
+                acme = logto.create_organization(name=name)["id"]
+                logto.add_members(acme, ids[10:12])
+                odd: Any = [None, {"id": 5, "name": "x"}, {"id": "a", "name": None}]
+                logto._state.members[acme][ids[10]] = odd
+                logto._state.members[acme][ids[11]] = [{"id": "r", "name": "owner"}]
+            found = await Reconciliation(api, host, clock).run()
+            refused = [] if kind == "sqlite" else [ids[4]]
+            assert set(await users(host)) == set(ids) - {ids[3], *refused}
+            assert len(found.doubts) == 2 + len(refused)
+            assert (found.organizations, found.members) == (2, 4)
         await host.close()
 
     asyncio.run(live())

@@ -126,7 +126,7 @@ class ApiNotConfigured(LogtoWebhooksError):
 
 
 class LogtoUnreachable(LogtoWebhooksError):
-    """Logto at {endpoint} can't be asked now: {problem}. It will be asked again."""
+    """Logto at {endpoint} can't be asked now: {problem}."""
 
     endpoint: str
     problem: str

@@ -46,11 +46,14 @@ def users(
         look.show(found, "user", query, limit, as_json)
         return
     sides = server.run(_both_sides(settings, query))
+    unknown = sides.ours is None and sides.logto is None
     if as_json:
         print(tables.as_json(sides))
+    elif unknown:
+        tables.err.print(f"No user found for {query!r}, neither here nor at Logto.", markup=False)
     else:
         tables.show_sides(sides)
-    if sides.ours is None and sides.logto is None:
+    if unknown:
         raise typer.Exit(1)
 
 

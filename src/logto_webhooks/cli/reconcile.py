@@ -54,6 +54,9 @@ def reconcile(
         print(tables.as_json(found))
     else:
         tables.show_reconciled(found, dry_run, report)
+    if user is not None and not found.users:
+        tables.err.print(f"No user found for {user!r}, neither here nor at Logto.", markup=False)
+        raise typer.Exit(1)
 
 
 def backfill(

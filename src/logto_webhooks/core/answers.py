@@ -48,7 +48,7 @@ class _Item(Struct):
 
 
 class _Member(Struct, rename="camel"):
-    organization_roles: list[Role] = []
+    organization_roles: list[Any] | None = None
 
 
 Present = dict[Key, dict[str, str]]  # membership -> its roles there, id -> name
@@ -124,7 +124,7 @@ def all_listed(organization_id: str, when: Span) -> Change:
 def about_roles(user_id: str, roles: Iterable[Any], when: Span) -> Change:
     """What the list of all of a user's roles says. Raises AnswerMalformed."""
     key = Key("user", user_id)
-    named = {ROLE + each.id: each.name for each in (_role(item, key) for item in roles)}
+    named = {ROLE + role_id: name for role_id, name in _usable(roles).items()}
     return Read(key, {ROLES: None, **named}, when.at, when.end, all_of=ROLE)
 
 
@@ -158,6 +158,15 @@ def id_of(item: Any, kind: Kind) -> str:
     return _id(item, Key(kind, "of a listing"))
 
 
+def can_be_id(text: str) -> bool:
+    """Whether Logto may have a record of this id."""
+    try:
+        msgspec.convert(text, Id)
+    except msgspec.ValidationError:
+        return False
+    return True
+
+
 def _id(item: Any, about: Key) -> str:
     try:
         return msgspec.convert(item, _Item).id
@@ -171,7 +180,19 @@ def _role(item: Any, about: Key) -> Role:
 
 
 def _roles(item: Any, about: Key) -> dict[str, str]:
-    return {each.id: each.name for each in _converted(item, _Member, about).organization_roles}
+    return _usable(_converted(item, _Member, about).organization_roles or [])
+
+
+def _usable(roles: Iterable[Any]) -> dict[str, str]:
+    """The roles of a list, without what is odd in it: that must not keep the others away."""
+    found = {}
+    for each in roles:
+        try:
+            role = msgspec.convert(each, Role)
+        except msgspec.ValidationError:
+            continue
+        found[role.id] = role.name
+    return found
 
 
 def _converted(content: Any, cls: type[T], key: Key) -> T:

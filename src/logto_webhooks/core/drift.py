@@ -33,7 +33,8 @@ def drift_of(before: Record, after: Record) -> Drift | None:
     if not fields:
         return None
     key = after.key
-    return Drift(key.kind, key.id, fields, _since(before, after), _reason(before, after, fields))
+    since = _since(before, after, fields)
+    return Drift(key.kind, key.id, fields, since, _reason(before, after, fields))
 
 
 def differing(before: Record, after: Record) -> tuple[str, ...]:
@@ -59,8 +60,13 @@ def _live(record: Record) -> dict[str, Any] | None:
 _OWN: Final = {"updated_at", "joined_at", "deleted_at"}
 
 
-def _since(before: Record, after: Record) -> int | None:
-    heard = max((group.end for group in before.groups.values()), default=None)
+def _since(before: Record, after: Record, fields: tuple[str, ...]) -> int | None:
+    of_roles = set(fields) <= set(_PARTS.values())
+    groups = [group for name, group in before.groups.items() if name.startswith("role") is of_roles]
+    # What a read told is true as of its beginning.
+    heard = max((max(group.read_at, group.stamp) for group in groups), default=None)
+    if of_roles:
+        return heard
     changed = after.facts.get("createdAt" if heard is None else "updatedAt")
     if heard is None or (changed is not None and changed > heard):
         return changed

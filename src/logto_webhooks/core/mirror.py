@@ -127,8 +127,7 @@ def _user_roles(record: Record) -> list[dict[str, Any]]:
 
 def _member_roles(record: Record) -> list[dict[str, Any]]:
     row, roles = row_of(record), record.groups[ROLES]
-    # Roles that were told before the membership began belonged to an earlier one.
-    if row is None or roles.stamp < record.groups["present"].stamp:
+    if row is None or record.roles_are_old:
         return []
     ends = {name: row[name] for name in ("logto_organization_id", "logto_user_id")}
     return [

@@ -123,6 +123,14 @@ class Record(Struct, frozen=True):
         return "present" if self.key.kind == "membership" else "own"
 
     @property
+    def roles_are_old(self) -> bool:
+        """Whether a member's roles were told before the membership began: of an earlier one."""
+        roles, present = self.groups.get(ROLES), self.groups.get("present")
+        if roles is None or present is None or not present.content:
+            return False
+        return roles.end < present.start
+
+    @property
     def doubts(self) -> list[str]:
         """The groups whose value only Logto could tell; none once the record is deleted."""
         if self.deleted_at is not None:
@@ -138,6 +146,7 @@ class Record(Struct, frozen=True):
         doubts = self.doubts
         reasons = [f"doubtful: {', '.join(doubts)}"] if doubts else []
         reasons += [] if self.complete else ["incomplete"]
+        reasons += [ROLES] if self.roles_are_old else []
         reasons += [need for need in sorted(self.needs) if need != DEAD_DELIVERY]
         return "; ".join(reasons) or None
 

@@ -72,7 +72,7 @@ class LookedBack(Struct, frozen=True):
     entries: int
     recovered: int
     causes: str
-    doubts: tuple[str, ...]
+    doubts: str
 
 
 class Asked(Struct, frozen=True):
@@ -89,7 +89,7 @@ class Compared(Struct, frozen=True):
     organizations: int
     drifted: int
     fields: str
-    doubts: tuple[str, ...]
+    doubts: str
 
 
 class NotAsked(Struct, frozen=True):

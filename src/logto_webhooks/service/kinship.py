@@ -3,20 +3,23 @@ gone: a wrong LOGTO_ENDPOINT is likelier than that all are."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Final
 
 from logto_webhooks.core import log
 from logto_webhooks.core.ports import Host, Logto
-from logto_webhooks.core.record import Key
 from logto_webhooks.errors import AnotherLogto
 
 _RECENT: Final = 200
+FEW: Final = 20  # users known here of whom ours must have one
 
 
-async def check(logto: Logto, host: Host, known: Iterable[Key]) -> None:
-    """Ask about hooks, and about users of whom it may have one. Raises AnotherLogto,
-    LogtoUnreachable, LogtoRefused, StoreUnavailable."""
+async def check(logto: Logto, host: Host) -> None:
+    """Ask, before anything of its is written here: for somebody of another Logto's, once known,
+    would prove that other Logto to be ours. Raises AnotherLogto, LogtoUnreachable, LogtoRefused,
+    StoreUnavailable."""
+    known = await host.read(lambda store: store.keys("user", FEW))
+    if not known:
+        return
     recent = await host.read(lambda store: store.recent(_RECENT))
     senders = {log.hook_of(each.body) for each in recent}
     async for page in logto.hooks():

@@ -17,13 +17,14 @@ from logto_webhooks.core.answers import PAGE
 from logto_webhooks.core.ports import Answered
 
 BACK_AT_MOST: Final = 1_000
+ENDED: Final = 2**31  # the page after the last
 _NEAR: Final = 4  # pages among which who moved is known again
 
 Ask = Callable[[int], AsyncIterator[Answered]]  # from a page on
 
 
 class Listing:
-    """One way through a listing, from a page on; `total` is what its page before told.
+    """One way through a listing, from a page on; `total` is what the page before it told.
 
     `page` is the next to read, `seen` how many items there were, without those that came twice.
     """
@@ -32,7 +33,8 @@ class Listing:
         self._ask = ask
         self.page = page
         self.total = total
-        self.seen = (page - 1) * PAGE
+        self.seen = 0
+        self._skipped = (page - 1) * PAGE
         self._least: int | None = total  # who was there from the beginning to the end
         self._backs = 0
         self._near: deque[set[Any]] = deque(maxlen=_NEAR)
@@ -40,33 +42,38 @@ class Listing:
     @property
     def missed(self) -> int:
         """How many must have been on no page, although all are read."""
-        return max(0, (self._least or 0) - self.seen)
+        return max(0, (self._least or 0) - self._skipped - self.seen)
 
     async def pages(self) -> AsyncIterator[Answered]:
         """Read, the next page already while the one before is worked on. Raises as the API."""
-        while True:
+        going = self.page != ENDED
+        while going:
+            going = False
             async with aclosing(_ahead(self._ask(self.page))) as answers:
                 async for answered in answers:
-                    fell = self._meet(answered)
-                    yield answered
-                    if fell and self._backs < BACK_AT_MOST:
-                        self._backs += 1
-                        self.page = max(1, self.page - 1 - -(-fell // PAGE))
+                    if going := self._must_go_back(answered):
                         break
-                else:
-                    return
+                    self._meet(answered)
+                    yield answered
 
-    def _meet(self, answered: Answered) -> int:
+    def _must_go_back(self, answered: Answered) -> bool:
+        """Before the page is used: whoever is killed now sees the fall again."""
         total = answered.total or 0
         before = total if self.total is None else self.total
         fell = max(0, before - total)
         self._least = (before if self._least is None else self._least) - fell
         self.total = total
+        if not fell or self.page == 1 or self._backs == BACK_AT_MOST:
+            return False
+        self._backs += 1
+        self.page = max(1, self.page - -(-fell // PAGE))
+        return True
+
+    def _meet(self, answered: Answered) -> None:
         met = {item.get("id") if isinstance(item, dict) else None for item in answered.content}
         self.seen += len(met.difference(*self._near))
         self._near.append(met)
         self.page += 1
-        return fell
 
 
 async def _ahead(pages: AsyncIterator[Answered]) -> AsyncGenerator[Answered, None]:

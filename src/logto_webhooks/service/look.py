@@ -11,7 +11,8 @@ from logto_webhooks.core.drift import Drift, drift_of
 from logto_webhooks.core.events.local import Source
 from logto_webhooks.core.log import RECONCILE
 from logto_webhooks.core.ports import Host, Progress, Store
-from logto_webhooks.core.record import Change, Key
+from logto_webhooks.core.record import ROLE, Change, Key, Record
+from logto_webhooks.errors import RowRejected
 from logto_webhooks.service import sync
 from logto_webhooks.service.clocks import When
 from logto_webhooks.service.rehearse import perform
@@ -58,8 +59,9 @@ class Look:
         self.host = host
         self.when = when
         self.found = Reconciled()
-        self.is_kin = False  # whether it is known to be the Logto whose records are kept here
-        self.asked: set[Key] = set()  # in a dry look, which notes nowhere who was asked about
+        # In a dry look, which notes nowhere who was asked about, and which roles were listed.
+        self._asked: set[Key] = set()
+        self._roles: dict[Key, set[str]] = {}
         self._dry = dry
         self._source = source
         self._progressed = progressed
@@ -106,16 +108,46 @@ class Look:
         """Apply what Logto answered, and count what differed."""
         if not changes:
             return
-        changed = await perform(
-            self.host, lambda store: sync.learn(store, changes, self._source), self._dry
-        )
+
+        def learn(store: Store) -> list[tuple[Record, Record]]:
+            return sync.learn(store, changes, self._source)
+
+        try:
+            changed = await perform(self.host, learn, self._dry)
+        except RowRejected as error:
+            await self._halve(changes, error)
+            return
         if self._dry:
-            self.asked |= {change.key for change in changes}
+            self._remember(changes, [before for before, _ in changed])
         for before, after in changed:
-            self.is_kin |= before.complete and after.deleted_at is None
             drift = drift_of(before, after)
             if drift is not None:
                 self._count(drift)
+
+    def asked_about(self, key: Key, roles: bool) -> bool:
+        """Whether a dry look did ask already; of roles, about each that is known here."""
+        return not self._roles.get(key, {""}) if roles else key in self._asked
+
+    async def _halve(self, changes: Sequence[Change], error: RowRejected) -> None:
+        """One bad row harms nobody else."""
+        if len(changes) == 1:
+            key = changes[0].key
+            self.doubt(f"the {key.kind} {key.id} isn't kept: {error}")
+            return
+        middle = len(changes) // 2
+        await self.learn(changes[:middle])
+        await self.learn(changes[middle:])
+
+    def _remember(self, changes: Sequence[Change], before: Sequence[Record]) -> None:
+        for record in before:
+            here = {name for name in record.groups if name.startswith(ROLE)}
+            self._roles.setdefault(record.key, here)
+        for change in changes:
+            listed = [name for name in getattr(change, "contents", {}) if name.startswith(ROLE)]
+            if listed:
+                self._roles[change.key] = self._roles.get(change.key, set()) - set(listed)
+            else:
+                self._asked.add(change.key)
 
     def doubt(self, why: Any) -> None:
         """Note what can't be told."""

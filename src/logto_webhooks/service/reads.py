@@ -20,7 +20,6 @@ from logto_webhooks.service import kinship, members, person, sync
 from logto_webhooks.service.clocks import When, clocks
 
 AT_ONCE: Final = 500  # records that are looked at in one step
-FEW: Final = 5  # users known here of whom our Logto must have one
 POLL_S: Final = 1.0
 AGAIN_MS: Final = 500
 LONGEST_MS: Final = 60_000
@@ -127,8 +126,7 @@ class Reads:
     async def _believe(self, answered: Answered) -> None:
         """See that nobody is taken for deleted whom only this Logto never had."""
         if answered.content is None and not self._is_kin:
-            known = await self._host.read(lambda store: store.keys("user", FEW))
-            await kinship.check(self._logto, self._host, known)
+            await kinship.check(self._logto, self._host)
             self._is_kin = True
 
     async def _learn(self, *changes: Change) -> None:

@@ -17,13 +17,14 @@ from logto_webhooks.core.answers import Role, Span
 from logto_webhooks.core.events.local import Source
 from logto_webhooks.core.log import RECONCILE
 from logto_webhooks.core.ports import Answered, Clock, Host, Logto, Observer, Store
-from logto_webhooks.core.record import Change, Key, Kind
+from logto_webhooks.core.record import Change, Drop, Key, Kind
 from logto_webhooks.core.reports import Compared, NotAsked
-from logto_webhooks.errors import AnotherLogto, AnswerMalformed, described
+from logto_webhooks.errors import AnswerMalformed, described
 from logto_webhooks.service import kinship, members, person
 from logto_webhooks.service.clocks import clocks
-from logto_webhooks.service.listing import Ask, Listing
+from logto_webhooks.service.listing import ENDED, Ask, Listing
 from logto_webhooks.service.look import Look, Progressed, Reconciled
+from logto_webhooks.service.rehearse import perform
 
 PIECE: Final = 200  # records that are asked about in one go
 LOOK_S: Final = 30.0  # how often it is seen whether a look is due
@@ -49,8 +50,9 @@ class Reconciliation:
     async def run(self, dry_run: bool = False, progressed: Progressed = _silent) -> Reconciled:
         """Look at all; with `dry_run` change nothing. A look that was killed is gone on with.
 
-        Raises LogtoUnreachable, LogtoRefused, StoreUnavailable.
+        Raises AnotherLogto, LogtoUnreachable, LogtoRefused, StoreUnavailable.
         """
+        await kinship.check(self._logto, self._host)
         look = await self._look(dry_run, progressed)
         await look.resume(self._clock.now())
         await self._users(look)
@@ -68,7 +70,7 @@ class Reconciliation:
                     found = await self.run()
                     fields = ", ".join(f"{name}: {n}" for name, n in sorted(found.fields.items()))
                     counts = (found.users, found.organizations, found.drifted)
-                    observe(Compared(*counts, fields, tuple(found.doubts)))
+                    observe(Compared(*counts, fields, "; ".join(found.doubts)))
             except Exception as error:
                 observe(NotAsked(described(error), wait))
             await asyncio.sleep(wait)
@@ -78,11 +80,22 @@ class Reconciliation:
         return last is None or self._clock.now() - last.at >= every_s * 1000
 
     async def one_user(self, user_id: str, dry_run: bool = False) -> Reconciled:
-        """Look at one user alone, with roles and memberships. Raises as `run`, and
-        AnswerMalformed."""
+        """Look at one user alone, with roles and memberships; `users` is 0 if there is none.
+
+        Raises as `run`, and AnswerMalformed.
+        """
         look = await self._look(dry_run, _silent)
+        look.found.began = self._clock.now()
+        if not answers.can_be_id(user_id):
+            return look.found
+        await kinship.check(self._logto, self._host)
+        changes = await person.changes(self._logto, self._host, user_id, look.when)
+        key = Key("user", user_id)
+        known = await perform(self._host, lambda store: store.lock([key]), dry=True)
+        if isinstance(changes[0], Drop) and not known[key].kept:
+            return look.found
         look.found.users = 1
-        await look.learn(await person.changes(self._logto, self._host, user_id, look.when))
+        await look.learn(changes)
         return look.found
 
     async def _look(self, dry: bool, progressed: Progressed) -> Look:
@@ -107,7 +120,12 @@ class Reconciliation:
         await self._rest(look, "organization", self._ask_organization)
 
     async def _members(self, look: Look, organization_id: str) -> None:
-        for piece in await members.changes(self._logto, self._host, organization_id, look.when):
+        try:
+            pieces = await members.changes(self._logto, self._host, organization_id, look.when)
+        except AnswerMalformed as error:
+            look.doubt(error)
+            return
+        for piece in pieces:
             look.found.members += sum(change.key.kind == "membership" for change in piece)
             await look.learn(piece)
 
@@ -134,12 +152,14 @@ class Reconciliation:
         self, look: Look, stage: str, ask: Ask
     ) -> AsyncIterator[tuple[Answered, Span, int]]:
         """Each page, when it was true, and how many were listed by then."""
-        listing = Listing(ask, *await look.place(stage))
+        start, total = await look.place(stage)
+        listing = Listing(ask, start, total)
         async for page in listing.pages():
             span = look.when(page)
             await look.start(span.at)
             yield page, span, listing.seen
             await look.keep_place(stage, listing.page, listing.total)
+        await look.keep_place(stage, ENDED, listing.total)
         if listing.missed:
             look.doubt(
                 f"{listing.missed} of the {stage} moved while they were listed: run it again"
@@ -155,13 +175,6 @@ class Reconciliation:
         """Ask about those whom no list named."""
         unread = self._unread(look, kind, with_roles)
         async for key in unread:
-            if not look.is_kin:
-                try:
-                    await kinship.check(self._logto, self._host, ())
-                except AnotherLogto as error:
-                    look.doubt(error)
-                    return
-                look.is_kin = True
             try:
                 await ask(look, key.id)
             except AnswerMalformed as error:
@@ -179,7 +192,7 @@ class Reconciliation:
 
             keys = await self._host.read(find)
             for key in keys:
-                if key not in look.asked:
+                if not look.asked_about(key, with_roles):
                     yield key
             if not keys:
                 return

@@ -104,7 +104,7 @@ class Recovery:
             try:
                 found = await self.run()
                 causes = ", ".join(f"{why}: {count}" for why, count in found.causes.items())
-                observe(LookedBack(found.entries, found.recovered, causes, tuple(found.doubts)))
+                observe(LookedBack(found.entries, found.recovered, causes, "; ".join(found.doubts)))
             except Exception as error:
                 wait = min(seconds, AGAIN_S)
                 observe(NotAsked(described(error), wait))

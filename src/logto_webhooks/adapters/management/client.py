@@ -20,6 +20,7 @@ from logto_webhooks.adapters.management.refusals import (
 from logto_webhooks.adapters.management.token import Application, Tokens
 from logto_webhooks.core.answers import PAGE
 from logto_webhooks.core.ports import Answered, Clock
+from logto_webhooks.errors import AnswerMalformed
 
 _CLOUD: Final = re.compile(r"\Ahttps://[a-z0-9-]+\.logto\.app\Z")
 
@@ -104,6 +105,9 @@ class Management:
         reply = await self._ask(path)
         if says_there_is_none(reply):
             return _answered(reply, None)
+        if reply.unreadable:
+            problem = "data in it is nested too deep, or a number in it is out of range"
+            raise AnswerMalformed(kind="address", id=path, problem=problem)
         self._check(reply, shape)
         return _answered(reply, reply.content)
 
@@ -115,13 +119,26 @@ class Management:
             if says_there_is_none(reply):
                 yield _answered(reply, [], 0)
                 return
-            self._check(reply, list)
+            content = await self._one_by_one(path, page, params) if reply.unreadable else None
+            if content is None:
+                self._check(reply, list)
+                content = reply.content
             # Without it nobody knows whether the listing is whole, and who misses in it is gone.
             if reply.total is None:
                 raise not_a_logto(self._endpoint, reply)
-            yield _answered(reply, reply.content, reply.total)
-            more = bool(reply.content) and page * PAGE < reply.total
+            yield _answered(reply, content, reply.total)
+            more = bool(content) and page * PAGE < reply.total
             page += 1
+
+    async def _one_by_one(self, path: str, page: int, params: dict[str, int]) -> list[Any]:
+        """A page whose items can't be read together: None for each that can't be read alone."""
+        items: list[Any] = []
+        for number in range((page - 1) * PAGE + 1, page * PAGE + 1):
+            reply = await self._ask(path, page=number, page_size=1, **params)
+            if not reply.unreadable:
+                self._check(reply, list)
+            items += [None] if reply.unreadable else reply.content
+        return items
 
     async def _ask(self, path: str, **params: int) -> Reply:
         token = await self._tokens.authorization()

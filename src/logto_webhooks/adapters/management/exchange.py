@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 import httpx2
+import msgspec
 from msgspec import Struct
 
 from logto_webhooks.adapters.management.budget import AT_ONCE, Budget
@@ -124,13 +125,17 @@ class Exchange:
             raise redirected(self.endpoint, _origin(response))
         if status == 429 or status >= 500:
             return Failed(f"it answers {status}", asked_wait(headers))
+        content, unreadable = None, False
         try:
             content = _json(response)
-        except ValueError:
+        except msgspec.DecodeError:
             return Failed("its answer is cut off, or isn't JSON")
+        except ValueError:  # whole, but nested too deep, or with a number out of range
+            unreadable = True
         return Reply(
             status=status,
             content=content,
+            unreadable=unreadable,
             asked_at=asked_at,
             took=took,
             date=moment(headers.get("date", "")),

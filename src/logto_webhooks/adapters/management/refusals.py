@@ -25,6 +25,7 @@ class Reply(Struct, frozen=True, kw_only=True):
     took: int
     date: int | None
     total: int | None
+    unreadable: bool = False  # it is JSON, but somebody's data in it is beyond what can be read
 
     @property
     def code(self) -> str:
