@@ -468,7 +468,7 @@ def test_what_is_odd_about_one_keeps_no_other_away(kind: StoreKind, tmp_path: Pa
             found = await Reconciliation(api, host, clock).run()
             refused = [] if kind == "sqlite" else [ids[4]]
             assert set(await users(host)) == set(ids) - {ids[3], *refused}
-            assert len(found.doubts) == 2 + len(refused)
+            assert len(found.doubts) == 1 + len(refused)
             assert (found.organizations, found.members) == (2, 4)
         await host.close()
 
