@@ -11,6 +11,8 @@ import typer
 
 from logto_webhooks.adapters import server
 from logto_webhooks.adapters.observers import logs
+from logto_webhooks.adapters.observers.prometheus import Metrics
+from logto_webhooks.adapters.observers.several import several
 from logto_webhooks.cli import options
 from logto_webhooks.settings import Settings
 from logto_webhooks.wiring import Service, database_of, worker_of
@@ -98,7 +100,9 @@ def worker(
 
 async def _serve(settings: Settings) -> None:
     database = database_of(settings.database_url, settings.schema)
-    service = Service(settings, database, logs.observe)
+    metrics = Metrics(database.host)
+    observe = several(logs.observe, metrics.observe)
+    service = Service(settings, database, observe, metrics.scrape)
     await database.open()
     listener = server.listen(settings.host, settings.port)
     address = _address(settings, listener.getsockname()[1])

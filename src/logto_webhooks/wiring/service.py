@@ -26,8 +26,14 @@ BODIES_IN_FLIGHT = 256 * 2**20
 class Service:
     """Receiver and worker over one database."""
 
-    def __init__(self, settings: Settings, database: Database, observe: Observer) -> None:
-        """Opens nothing. Raises SigningKeyMissing."""
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        observe: Observer,
+        scrape: web.Scrape | None = None,
+    ) -> None:
+        """Opens nothing; `scrape` answers `GET /metrics`. Raises SigningKeyMissing."""
         clock = SystemClock()
         self._database = database
         self._settings = settings
@@ -43,6 +49,7 @@ class Service:
             path=settings.path,
             max_body=settings.max_body_bytes,
             room=Room(BODIES_IN_FLIGHT),
+            scrape=scrape,
         )
 
     @contextlib.asynccontextmanager
