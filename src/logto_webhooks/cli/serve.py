@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -15,7 +16,7 @@ from logto_webhooks.adapters.observers.prometheus import Metrics
 from logto_webhooks.adapters.observers.several import several
 from logto_webhooks.cli import options
 from logto_webhooks.settings import Settings
-from logto_webhooks.wiring import Service, database_of, worker_of
+from logto_webhooks.wiring import Service, database_of, status_of, worker_of
 
 logger = logging.getLogger("logto_webhooks")
 
@@ -100,7 +101,7 @@ def worker(
 
 async def _serve(settings: Settings) -> None:
     database = database_of(settings.database_url, settings.schema)
-    metrics = Metrics(database.host)
+    metrics = Metrics(partial(status_of, database))
     observe = several(logs.observe, metrics.observe)
     service = Service(settings, database, observe, metrics.scrape)
     await database.open()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -14,24 +14,25 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from logto_webhooks.adapters.observers.metrics import GAUGES, METRICS, PREFIX, UP, UP_SAYS, Metric
-from logto_webhooks.core.ports import Host, Observer, Status
+from logto_webhooks.core.ports import Observer, Status
 from logto_webhooks.core.reports import Report
 
 KEEP_S: Final = 5.0  # the database counts at most that often, however many scrape
 PATIENCE_S: Final = 5.0  # Prometheus itself gives up after 10 s
+Ask = Callable[[], Awaitable[Status]]
 
 
 class Metrics:
     """Counts reports in a registry of its own; what is scraped is since the process began."""
 
-    def __init__(self, host: Host, seconds: Callable[[], float] = time.monotonic) -> None:
-        """`seconds` is a clock that never goes back."""
+    def __init__(self, ask: Ask, seconds: Callable[[], float] = time.monotonic) -> None:
+        """`ask` lets the database count; `seconds` is a clock that never goes back."""
         self._registry = CollectorRegistry()
         self._meters: dict[type[Report], list[Observer]] = {}
         for metric in METRICS:
             meter = _meter(metric, self._registry)
             self._meters.setdefault(metric.report, []).append(meter)
-        self._gauges = _Gauges(host, seconds)
+        self._gauges = _Gauges(ask, seconds)
         self._registry.register(self._gauges)
 
     def observe(self, report: Report) -> None:
@@ -71,8 +72,8 @@ def _labelled(metric: Metric, label: str, registry: CollectorRegistry) -> Observ
 class _Gauges(Collector):
     """What the database told last."""
 
-    def __init__(self, host: Host, seconds: Callable[[], float]) -> None:
-        self._host = host
+    def __init__(self, ask: Ask, seconds: Callable[[], float]) -> None:
+        self._ask = ask
         self._seconds = seconds
         self._status: Status | None = None
         self._due = float("-inf")
@@ -82,13 +83,13 @@ class _Gauges(Collector):
         """Ask, unless that was done just now."""
         async with self._asking:
             if self._seconds() >= self._due:
-                self._status = await self._ask()
+                self._status = await self._asked()
                 self._due = self._seconds() + KEEP_S
 
-    async def _ask(self) -> Status | None:
+    async def _asked(self) -> Status | None:
         try:
             async with asyncio.timeout(PATIENCE_S):
-                return await self._host.read(lambda store: store.status())
+                return await self._ask()
         except Exception:  # whatever it is, the counters are worth having
             return None
 
