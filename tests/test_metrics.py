@@ -99,13 +99,15 @@ def test_what_came_and_what_became_of_it_is_counted(tmp_path: Path) -> None:
 
 
 def test_it_answers_in_the_format_that_is_asked_for(service: Service) -> None:
-    """The plain one, or OpenMetrics."""
+    """The plain one, or OpenMetrics; the plain one for what nobody can read."""
     plain = service.http.get("/metrics")
     assert plain.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
     wanted = {"accept": "application/openmetrics-text;version=1.0.0;q=0.8,text/plain;q=0.5"}
     opened = service.http.get("/metrics", headers=wanted)
     assert opened.headers["content-type"].startswith("application/openmetrics-text; version=1.0.0")
     assert opened.text.endswith("# EOF\n")
+    odd = service.http.get("/metrics", headers={"accept": "text/plain;version=x"})
+    assert odd.headers["content-type"] == plain.headers["content-type"]
 
 
 def test_no_text_of_a_delivery_or_a_request_is_in_it(service: Service) -> None:

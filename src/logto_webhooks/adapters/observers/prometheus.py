@@ -43,7 +43,10 @@ class Metrics:
     async def scrape(self, accept: str) -> tuple[bytes, str]:
         """Return all metrics in the format that the header Accept prefers, and its type."""
         await self._gauges.refresh()
-        encode, content_type = choose_encoder(accept)
+        try:
+            encode, content_type = choose_encoder(accept)
+        except TypeError:  # a version that is no number
+            encode, content_type = choose_encoder("")
         return encode(self._registry), content_type
 
 
@@ -97,6 +100,8 @@ class _Gauges(Collector):
         """Yield the gauges; called by the registry."""
         status = self._status
         yield GaugeMetricFamily(UP, UP_SAYS, int(status is not None))
-        for gauge in GAUGES if status else ():
-            if status and (value := gauge.value(status)) is not None:
+        if status is None:
+            return
+        for gauge in GAUGES:
+            if (value := gauge.value(status)) is not None:
                 yield GaugeMetricFamily(gauge.full_name, gauge.says, value)
