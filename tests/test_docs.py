@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from logto_webhooks.adapters.observers.metrics import (
+    GAUGES,
+    METRICS,
+    UNMEASURED,
+    UP,
+    UP_SAYS,
+    Metric,
+)
 from logto_webhooks.adapters.stores.schema import (
     member_roles,
     members,
@@ -18,6 +27,7 @@ from logto_webhooks.adapters.stores.schema import (
 from logto_webhooks.core.lifecycle import State
 from logto_webhooks.core.outcome import OUTCOMES
 from logto_webhooks.core.record import DEAD_DELIVERY
+from logto_webhooks.core.reports import Report
 from logto_webhooks.settings import VARIABLES, Settings
 
 ROOT = Path(__file__).parent.parent
@@ -70,3 +80,49 @@ def test_every_setting_is_documented_with_its_default() -> None:
         assert f"`--{field.replace('_', '-')}`" in line
         default = getattr(Settings(), field)
         assert str(default) in line
+
+
+def rows(page: str, title: str) -> list[list[str]]:
+    """The cells of the table below a title, without its head."""
+    [section] = re.findall(rf"## {title}\n(.*?)(?=\n## |\Z)", page, re.DOTALL)
+    lines = [line for line in section.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[2:]]
+
+
+def labelled(metric: Metric) -> str:
+    values = ", ".join(f"`{value}`" for value in metric.values)
+    return f"`{metric.label}`: {values}" if metric.label else ""
+
+
+def test_every_metric_is_documented() -> None:
+    """The page about metrics has what the table has, and no more."""
+    page = (ROOT / "docs/metrics.md").read_text()
+    assert rows(page, "What this process did") == [
+        [
+            f"`{metric.full_name}`",
+            "histogram" if metric.buckets else "counter",
+            labelled(metric),
+            metric.says,
+        ]
+        for metric in METRICS
+    ]
+    gauges = [(UP, UP_SAYS), *((gauge.full_name, gauge.says) for gauge in GAUGES)]
+    assert rows(page, "What the database holds") == [[f"`{name}`", says] for name, says in gauges]
+
+
+def test_every_report_is_documented_and_measured() -> None:
+    """Or it is said why it isn't measured."""
+    page = (ROOT / "docs/metrics.md").read_text()
+    measured = {
+        report: [f"`{metric.name}`" for metric in METRICS if metric.report is report]
+        for report in get_args(Report)
+    }
+    assert {report for report, names in measured.items() if not names} == set(UNMEASURED)
+    assert rows(page, "What is reported") == [
+        [
+            f"`{report.__name__}`",
+            (report.__doc__ or "").splitlines()[0],
+            ", ".join(names) or f"none: {UNMEASURED[report]}",
+        ]
+        for report, names in measured.items()
+    ]

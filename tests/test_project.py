@@ -21,6 +21,7 @@ ROOT = Path(__file__).parent.parent
 MODULES = sorted((ROOT / "src").rglob("*.py"))
 HEAVY = (
     "starlette fastapi uvicorn httpx2 httpx asyncpg psycopg sqlite3 sqlalchemy alembic typer rich"
+    " prometheus_client"
 )
 
 

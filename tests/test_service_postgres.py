@@ -69,6 +69,11 @@ def accepted(service: Service) -> bool:
     return service.post(make.user_created()).status_code == 200
 
 
+def database_up(service: Service) -> str:
+    text = service.http.get("/metrics").text
+    return text.partition("\nlogto_webhooks_database_up ")[2].partition("\n")[0]
+
+
 def test_without_its_schema_it_refuses_and_says_what_to_run(
     server: PostgresVictim, tmp_path: Path
 ) -> None:
@@ -145,10 +150,12 @@ def test_a_server_that_is_stopped_is_a_503_and_recovers(
             assert int(answer.headers["retry-after"]) > 0
             assert service.http.get("/readyz").status_code == 503
             assert service.http.get("/healthz").status_code == 200
+            assert database_up(service) == "0.0"
             assert "ERROR" in service.wait_for_log("answered 503")
         finally:
             server.start()
         eventually(lambda: accepted(service), service)
+        eventually(lambda: database_up(service) == "1.0", service)
         assert service.http.get("/readyz").status_code == 200
         assert count(server, "logto_deliveries") >= before + stored + 1
         pending = "SELECT count(*) FROM logto.logto_deliveries WHERE state = 'pending'"

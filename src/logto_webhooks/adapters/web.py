@@ -1,4 +1,4 @@
-"""The ASGI application of the service: the webhook, and whether the service is well.
+"""The ASGI application of the service: the webhook, whether the service is well, and its metrics.
 
 No redirect ever comes from the webhook's path: Logto would follow it with a GET without a
 body, and log the loss as a success. So both spellings, with and without a slash, are the path.
@@ -19,6 +19,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from logto_webhooks.core.reports import RefusedFor
 from logto_webhooks.core.signature import HEADER
 from logto_webhooks.errors import (
     BodyIncomplete,
@@ -32,7 +33,7 @@ from logto_webhooks.service.receive import Answer, Receiver
 READ_S: Final = 8.0  # Logto itself gives up after 10 s
 _SIGNATURE: Final = HEADER.encode()
 _UNREAD: Final = (408, 413)
-_CODES: Final = {404: "not_found", 405: "method_not_allowed"}
+_CODES: Final[dict[int, RefusedFor]] = {404: "not_found", 405: "method_not_allowed"}
 
 
 class Room(Protocol):
@@ -46,15 +47,26 @@ class Room(Protocol):
 
 
 Ready = Callable[[], Awaitable[None]]
+Scrape = Callable[[str], Awaitable[tuple[bytes, str]]]
 Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
 
 
 def application(
-    webhook: Webhook, receiver: Receiver, ready: Ready, lifespan: Lifespan, path: str
+    webhook: Webhook,
+    receiver: Receiver,
+    ready: Ready,
+    lifespan: Lifespan,
+    path: str,
+    scrape: Scrape | None = None,
 ) -> ASGIApp:
-    """Build the application. `ready` raises a LogtoWebhooksError that says what is missing."""
+    """Build the application. `ready` raises a LogtoWebhooksError that says what is missing.
+
+    `scrape` takes a header Accept, and returns the metrics with their type; without it there
+    are none.
+    """
     paths = spellings(path)
-    others = _others(receiver, ready, lifespan, paths)
+    more = [Route("/metrics", _metrics(scrape))] if scrape else []
+    others = _others(receiver, ready, lifespan, paths, more)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in paths:
@@ -181,7 +193,17 @@ async def _send(send: Send, answer: Answer, close: bool = False) -> None:
     await send({"type": "http.response.body", "body": content})
 
 
-def _others(receiver: Receiver, ready: Ready, lifespan: Lifespan, paths: set[str]) -> ASGIApp:
+def _metrics(scrape: Scrape) -> Callable[[Request], Awaitable[Response]]:
+    async def metrics(request: Request) -> Response:
+        content, content_type = await scrape(request.headers.get("accept", ""))
+        return Response(content, media_type=content_type)
+
+    return metrics
+
+
+def _others(
+    receiver: Receiver, ready: Ready, lifespan: Lifespan, paths: set[str], more: list[Route]
+) -> ASGIApp:
     """All else: health, and a clear answer for what is at a wrong path or of a wrong method."""
 
     async def healthz(request: Request) -> Response:
@@ -196,17 +218,17 @@ def _others(receiver: Receiver, ready: Ready, lifespan: Lifespan, paths: set[str
 
     async def refused(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
+        code = _CODES[error.status_code]
         if request.method == "POST":
             wrong = NotTheWebhook(path=request.url.path)
-            receiver.refuse(error.status_code, "", wrong, f"POST {min(paths)}")
-        content = {"error": _CODES[error.status_code]}
-        return _json(error.status_code, content, dict(error.headers or {}))
+            receiver.refuse(error.status_code, code, wrong, f"POST {min(paths)}")
+        return _json(error.status_code, {"error": code}, dict(error.headers or {}))
 
     async def never(request: Request) -> Response:
         raise HTTPException(405, headers={"allow": "POST"})  # a POST doesn't come here
 
     routes = [Route(path, never, methods=["POST"]) for path in paths]
-    routes += [Route("/healthz", healthz), Route("/readyz", readyz)]
+    routes += [Route("/healthz", healthz), Route("/readyz", readyz), *more]
     handlers = {404: refused, 405: refused}
     app = Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
     app.router.redirect_slashes = False

@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+from functools import partial
 from typing import Annotated
 
 import typer
 
 from logto_webhooks.adapters import server
 from logto_webhooks.adapters.observers import logs
+from logto_webhooks.adapters.observers.prometheus import Metrics
+from logto_webhooks.adapters.observers.several import several
 from logto_webhooks.cli import options
 from logto_webhooks.cli.apps import handlers_of
 from logto_webhooks.settings import Settings
-from logto_webhooks.wiring import Service, Workers, database_of
+from logto_webhooks.wiring import Service, Workers, database_of, status_of
 
 logger = logging.getLogger("logto_webhooks")
 
@@ -103,7 +106,9 @@ def worker(
 
 async def _serve(settings: Settings) -> None:
     database = database_of(settings.database_url, settings.schema)
-    service = Service(settings, database, logs.observe, handlers_of(settings))
+    metrics = Metrics(partial(status_of, database))
+    observe = several(logs.observe, metrics.observe)
+    service = Service(settings, database, observe, handlers_of(settings), metrics.scrape)
     await database.open()
     listener = server.listen(settings.host, settings.port)
     address = _address(settings, listener.getsockname()[1])

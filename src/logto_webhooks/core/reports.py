@@ -5,7 +5,18 @@ No report holds a key, a body or anything of a person but ids.
 
 from __future__ import annotations
 
+from typing import Literal
+
 from msgspec import Struct
+
+RefusedFor = Literal[
+    "invalid_signature",
+    "not_a_delivery",
+    "too_large",
+    "too_slow",
+    "not_found",
+    "method_not_allowed",
+]
 
 
 class Stored(Struct, frozen=True):
@@ -22,6 +33,7 @@ class Refused(Struct, frozen=True):
     """A request was answered with a 4xx."""
 
     status: int
+    code: RefusedFor
     reason: str
     hint: str
 

@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from logto_webhooks.core.delivery import Delivery, identify
 from logto_webhooks.core.ports import Accepted, Clock, Host, Observer
-from logto_webhooks.core.reports import NotStored, Refused, Stored
+from logto_webhooks.core.reports import NotStored, Refused, RefusedFor, Stored
 from logto_webhooks.core.signature import VerifiedBody, verify
 from logto_webhooks.errors import (
     LogtoWebhooksError,
@@ -94,9 +94,9 @@ class Receiver:
         )
         return Answer(200, {"id": str(accepted.id), "duplicate": accepted.duplicate})
 
-    def refuse(self, status: int, code: str, error: LogtoWebhooksError, hint: str) -> Answer:
+    def refuse(self, status: int, code: RefusedFor, error: LogtoWebhooksError, hint: str) -> Answer:
         """Answer a 4xx, and report it."""
-        self._observe(Refused(status, str(error), hint))
+        self._observe(Refused(status, code, str(error), hint))
         return Answer(status, {"error": code})
 
 

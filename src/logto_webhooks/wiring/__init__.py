@@ -1,7 +1,7 @@
 """Builds the application: the only place that knows which adapter serves which port."""
 
 from logto_webhooks.wiring.api import api_of, reconciliation_of, recovery_of, sides_of
-from logto_webhooks.wiring.databases import Database, database_of
+from logto_webhooks.wiring.databases import Database, database_of, status_of
 from logto_webhooks.wiring.service import Service, Workers, worker_of
 
 __all__ = [
@@ -13,5 +13,6 @@ __all__ = [
     "reconciliation_of",
     "recovery_of",
     "sides_of",
+    "status_of",
     "worker_of",
 ]

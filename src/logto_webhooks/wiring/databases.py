@@ -13,7 +13,7 @@ from logto_webhooks.adapters.hosts.thread import ThreadHost
 from logto_webhooks.adapters.lockfile import LockFile
 from logto_webhooks.adapters.stores import migrate, sqlite
 from logto_webhooks.adapters.stores.sql import SqlStore
-from logto_webhooks.core.ports import HandlerHost
+from logto_webhooks.core.ports import HandlerHost, Status
 from logto_webhooks.errors import SettingInvalid
 
 _URL = "LOGTO_WEBHOOKS_DATABASE_URL"
@@ -106,6 +106,12 @@ def database_of(url: str, schema: str | None = None) -> Database:
         return _postgres(parsed, schema)
     problem = f"it must name a SQLite file or a PostgreSQL server, not {backend}"
     raise SettingInvalid(name=_URL, problem=problem)
+
+
+async def status_of(database: Database) -> Status:
+    """Count what is in it. Raises as `check` does."""
+    await database.check()
+    return await database.host.read(lambda store: store.status())
 
 
 def _postgres(url: sa.URL, schema: str | None) -> Database:

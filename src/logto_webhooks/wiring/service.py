@@ -37,8 +37,10 @@ class Service:
         database: Database,
         observe: Observer,
         handlers: Handlers | None = None,
+        scrape: web.Scrape | None = None,
     ) -> None:
-        """Opens nothing. Raises SigningKeyMissing, HandlerRefused."""
+        """Opens nothing; `scrape` answers `GET /metrics`. Raises SigningKeyMissing,
+        HandlerRefused."""
         self._settings = settings
         self._database = database
         self._observe = observe
@@ -48,7 +50,12 @@ class Service:
         receiver = Receiver(settings.signing_keys, commit.add, SystemClock(), observe)
         self.webhook = web.Webhook(receiver, settings.max_body_bytes, Room(BODIES_IN_FLIGHT))
         self.app: ASGIApp = web.application(
-            self.webhook, receiver, database.check, lambda _: self.running(), settings.path
+            self.webhook,
+            receiver,
+            database.check,
+            lambda _: self.running(),
+            settings.path,
+            scrape,
         )
 
     @contextlib.asynccontextmanager
