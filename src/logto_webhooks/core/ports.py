@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeVar
 from msgspec import Struct
 
 from logto_webhooks.core.delivery import Delivery
+from logto_webhooks.core.inbox import Inbox
 from logto_webhooks.core.lifecycle import State
 from logto_webhooks.core.record import Key, Kind, Record
 from logto_webhooks.core.reports import Report
@@ -109,6 +110,10 @@ class Answered(Struct, frozen=True, kw_only=True):
 
 class Store(Protocol):
     """The database within one transaction."""
+
+    @property
+    def inbox(self) -> Inbox:
+        """The inbox to look at."""
 
     def add(self, deliveries: Sequence[Delivery]) -> list[Accepted]:
         """Put deliveries into the inbox; one answer each, in order."""

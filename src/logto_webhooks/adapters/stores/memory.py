@@ -9,6 +9,7 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import replace
 
+from logto_webhooks.adapters.stores.memory_inbox import MemoryInbox
 from logto_webhooks.core.delivery import Delivery
 from logto_webhooks.core.lifecycle import State
 from logto_webhooks.core.log import RECONCILE, RECOVER
@@ -77,6 +78,11 @@ class MemoryStore:
     def __init__(self, tables: Tables, clock: Clock) -> None:
         self.tables = tables
         self._clock = clock
+
+    @property
+    def inbox(self) -> MemoryInbox:
+        """The inbox to look at."""
+        return MemoryInbox(self.tables)
 
     def add(self, new: Sequence[Delivery]) -> list[Accepted]:
         """Put deliveries into the inbox; one answer each, in order."""
