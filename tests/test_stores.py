@@ -10,7 +10,7 @@ import pytest
 from msgspec.structs import replace
 
 from logto_webhooks.core.delivery import Delivery
-from logto_webhooks.core.inbox import Sought, Stored
+from logto_webhooks.core.inbox import Kept, Sought
 from logto_webhooks.core.lifecycle import State
 from logto_webhooks.core.merge import merge
 from logto_webhooks.core.ports import Accepted, Claimed, Found, Outcome, Progress, Store
@@ -214,7 +214,7 @@ class TestLooking:
         """Its bytes, and what became of it; nothing, where there is no such id."""
         [one] = made()
         [accepted] = add(run, [one])
-        stored = Stored(
+        stored = Kept(
             id=accepted.id,
             event="User.Created",
             subject=one.subject,

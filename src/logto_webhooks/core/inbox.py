@@ -12,8 +12,11 @@ from logto_webhooks.core.events import (
     OrganizationUserAdded,
     OrganizationUserRemoved,
 )
+from logto_webhooks.core.events.parsing import payload_of
 from logto_webhooks.core.lifecycle import State
 from logto_webhooks.core.record import Key, Record
+from logto_webhooks.core.signature import vouch
+from logto_webhooks.errors import NotADelivery
 
 # What tells of a user's memberships has an organization as its subject.
 MEMBERSHIP_EVENTS: Final = tuple(
@@ -22,7 +25,7 @@ MEMBERSHIP_EVENTS: Final = tuple(
 )
 
 
-class Stored(Struct, frozen=True, kw_only=True):
+class Kept(Struct, frozen=True, kw_only=True):
     """A delivery in the inbox, and where it stands; times in milliseconds since the epoch.
 
     `result` is the outcome of the sync, None until then; `error` what last went wrong.
@@ -39,6 +42,20 @@ class Stored(Struct, frozen=True, kw_only=True):
     attempts: int
     error: str | None
     body: bytes
+
+    @property
+    def call(self) -> str:
+        """The call of Logto's API, or the interaction, that it tells of; "" where Logto doesn't
+        say, as with the account API."""
+        try:
+            payload = payload_of(vouch(self.body))
+        except NotADelivery:
+            return ""
+        method, route = payload.get("method"), payload.get("matchedRoute")
+        if isinstance(method, str) and isinstance(route, str):
+            return f"{method} {route}"
+        interaction = payload.get("interactionEvent")
+        return interaction if isinstance(interaction, str) else ""
 
 
 class Sought(Struct, frozen=True, kw_only=True):
@@ -63,13 +80,13 @@ class Sought(Struct, frozen=True, kw_only=True):
 class Inbox(Protocol):
     """The inbox to look at, and the records that follow from it."""
 
-    def search(self, sought: Sought) -> list[Stored]:
+    def search(self, sought: Sought) -> list[Kept]:
         """List deliveries."""
 
-    def get(self, delivery_id: int) -> Stored | None:
+    def get(self, delivery_id: int) -> Kept | None:
         """Return one delivery; None if there is no such id."""
 
-    def about(self, key: Key, after: int, limit: int) -> list[Stored]:
+    def about(self, key: Key, after: int, limit: int) -> list[Kept]:
         """List what may tell of a user or an organization, or of its memberships, by id.
 
         A user's membership stands in an organization's delivery: those come that hold the

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from logto_webhooks.core.inbox import MEMBERSHIP_EVENTS, Sought, Stored
+from logto_webhooks.core.inbox import MEMBERSHIP_EVENTS, Kept, Sought
 from logto_webhooks.core.record import Key, Record
 
 if TYPE_CHECKING:
@@ -17,22 +17,22 @@ class MemoryInbox:
     def __init__(self, tables: Tables) -> None:
         self._tables = tables
 
-    def search(self, sought: Sought) -> list[Stored]:
+    def search(self, sought: Sought) -> list[Kept]:
         """List deliveries."""
         every = sorted(self._tables.inbox.values(), key=lambda row: row.id)
         if not sought.oldest_first:
             every.reverse()
-        return [_stored(row) for row in every if _is_sought(row, sought)][: sought.limit]
+        return [_kept(row) for row in every if _is_sought(row, sought)][: sought.limit]
 
-    def get(self, delivery_id: int) -> Stored | None:
+    def get(self, delivery_id: int) -> Kept | None:
         """Return one delivery; None if there is no such id."""
         row = self._tables.inbox.get(delivery_id)
-        return None if row is None else _stored(row)
+        return None if row is None else _kept(row)
 
-    def about(self, key: Key, after: int, limit: int) -> list[Stored]:
+    def about(self, key: Key, after: int, limit: int) -> list[Kept]:
         """List what may tell of a user or an organization, or of its memberships, by id."""
         rows = sorted(self._tables.inbox.values(), key=lambda row: row.id)
-        return [_stored(row) for row in rows if row.id > after and _concerns(row, key)][:limit]
+        return [_kept(row) for row in rows if row.id > after and _concerns(row, key)][:limit]
 
     def known(self, key: Key) -> dict[Key, Record]:
         """Return a record, if there is one, and those of all its memberships."""
@@ -66,8 +66,8 @@ def _is_sought(row: InboxRow, sought: Sought) -> bool:
     )
 
 
-def _stored(row: InboxRow) -> Stored:
-    return Stored(
+def _kept(row: InboxRow) -> Kept:
+    return Kept(
         id=row.id,
         event=row.delivery.event,
         subject=row.delivery.subject,

@@ -10,12 +10,12 @@ import sqlalchemy as sa
 from logto_webhooks.adapters.stores import codec
 from logto_webhooks.adapters.stores.dialect import holds
 from logto_webhooks.adapters.stores.schema import deliveries, is_odd, is_pending, records
-from logto_webhooks.core.inbox import MEMBERSHIP_EVENTS, Sought, Stored
+from logto_webhooks.core.inbox import MEMBERSHIP_EVENTS, Kept, Sought
 from logto_webhooks.core.lifecycle import State
 from logto_webhooks.core.record import Key, Record
 
 _Condition = sa.ColumnElement[bool]
-_STORED = sa.select(
+_KEPT = sa.select(
     deliveries.c.id,
     deliveries.c.event,
     deliveries.c.subject,
@@ -36,24 +36,24 @@ class SqlInbox:
     def __init__(self, connection: sa.Connection) -> None:
         self._connection = connection
 
-    def search(self, sought: Sought) -> list[Stored]:
+    def search(self, sought: Sought) -> list[Kept]:
         """List deliveries."""
-        wanted = _STORED.where(*_conditions(sought)).limit(sought.limit)
+        wanted = _KEPT.where(*_conditions(sought)).limit(sought.limit)
         number = deliveries.c.id
-        return self._stored(wanted.order_by(number if sought.oldest_first else number.desc()))
+        return self._kept(wanted.order_by(number if sought.oldest_first else number.desc()))
 
-    def get(self, delivery_id: int) -> Stored | None:
+    def get(self, delivery_id: int) -> Kept | None:
         """Return one delivery; None if there is no such id."""
-        return next(iter(self._stored(_STORED.where(deliveries.c.id == delivery_id))), None)
+        return next(iter(self._kept(_KEPT.where(deliveries.c.id == delivery_id))), None)
 
-    def about(self, key: Key, after: int, limit: int) -> list[Stored]:
+    def about(self, key: Key, after: int, limit: int) -> list[Kept]:
         """List what may tell of a user or an organization, or of its memberships, by id."""
         concerned: _Condition = deliveries.c.subject == f"{key.kind}:{key.id}"
         if key.kind == "user":
             named = deliveries.c.event.in_(MEMBERSHIP_EVENTS), _holds(key.id)
             concerned = sa.or_(concerned, sa.and_(*named))
-        wanted = _STORED.where(deliveries.c.id > after, concerned)
-        return self._stored(wanted.order_by(deliveries.c.id).limit(limit))
+        wanted = _KEPT.where(deliveries.c.id > after, concerned)
+        return self._kept(wanted.order_by(deliveries.c.id).limit(limit))
 
     def known(self, key: Key) -> dict[Key, Record]:
         """Return a record, if there is one, and those of all its memberships."""
@@ -62,9 +62,9 @@ class SqlInbox:
         rows = self._connection.execute(wanted.order_by(records.c.logto_id)).mappings()
         return {record.key: record for record in map(codec.record_of, rows)}
 
-    def _stored(self, wanted: sa.Select[Any]) -> list[Stored]:
+    def _kept(self, wanted: sa.Select[Any]) -> list[Kept]:
         rows = self._connection.execute(wanted).mappings()
-        return [Stored(**{**row, "state": State(row["state"])}) for row in rows]
+        return [Kept(**{**row, "state": State(row["state"])}) for row in rows]
 
 
 def _conditions(sought: Sought) -> Iterator[_Condition]:
