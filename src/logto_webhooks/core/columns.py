@@ -73,6 +73,12 @@ def facts_of(key: Key) -> dict[str, str]:
     return _FACTS.get(key.kind, {})
 
 
+def names_of(kind: Kind) -> list[str]:
+    """The names under which a user or an organization is explained."""
+    more = ["deleted_at", *(["organizations", ROLES] if kind == "user" else ["members"])]
+    return [*(column.name for column in _GROUPED[kind]), *_FACTS[kind], *more]
+
+
 def label(key: Key, group: str, subject: Key) -> str:
     """What a group is called beside others of the subject and its memberships."""
     name = ROLES if group.startswith(ROLE) else group

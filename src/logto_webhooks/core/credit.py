@@ -11,7 +11,18 @@ from logto_webhooks.core.columns import Column, columns_of, facts_of, label
 from logto_webhooks.core.inbox import Kept
 from logto_webhooks.core.merge import merge_group
 from logto_webhooks.core.mirror import parts_of, row_of
-from logto_webhooks.core.record import NEVER, ROLE, ROLES, Drop, Group, Key, Put, Record, Told
+from logto_webhooks.core.record import (
+    GUARD_MS,
+    NEVER,
+    ROLE,
+    ROLES,
+    Drop,
+    Group,
+    Key,
+    Put,
+    Record,
+    Told,
+)
 
 
 class By(Struct, frozen=True):
@@ -46,6 +57,7 @@ class _Telling(Struct, frozen=True):
     stamp: int
     digest: str
     start: int
+    end: int
     by: By
     content: Any
 
@@ -76,7 +88,7 @@ class Credits:
     def _put(self, change: Put, by: By) -> None:
         for name, value in change.values.items():
             group = merge_group(None, value)
-            telling = _Telling(group.stamp, group.digest, group.start, by, value.content)
+            telling = _Telling(group.stamp, group.digest, group.start, group.end, by, value.content)
             self._groups.setdefault((change.key, name), []).append(telling)
         for name, fact in change.facts.items():
             greatest = self._facts.get((change.key, name))
@@ -130,14 +142,21 @@ class Credits:
 def _run(column: Column, group: Group, tellings: Sequence[_Telling]) -> tuple[By | None, By | None]:
     """The first and the last of those that told the present value, one after another."""
     present = column.told(group.content)
-    first = last = None
-    for telling in sorted(tellings, key=_order, reverse=True):
-        if _order(telling)[:2] > (group.stamp, group.digest):
-            continue  # came since the record was looked at
-        if column.told(telling.content) != present:
-            break
-        first, last = telling.by, last or telling.by
-    return first, last
+    known = [each for each in tellings if _order(each)[:2] <= (group.stamp, group.digest)]
+    newest_first = sorted(known, key=_order, reverse=True)
+    differ = [column.told(each.content) != present for each in newest_first]
+    begin = differ.index(False) if False in differ else len(differ)
+    if begin and not (group.by_read and _may_be_newest(newest_first[: begin + 1])):
+        return None, None
+    end = differ.index(True, begin) if True in differ[begin:] else len(differ)
+    run = newest_first[begin:end]
+    return (run[-1].by, run[0].by) if run else (None, None)
+
+
+def _may_be_newest(newest_first: Sequence[_Telling]) -> bool:
+    """Whether the last may be newer than all before it: then Logto's answer tells that it is."""
+    *others, last = newest_first
+    return all(last.end >= other.start - GUARD_MS for other in others)
 
 
 def _order(telling: _Telling) -> tuple[int, str, int]:

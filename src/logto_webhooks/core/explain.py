@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from msgspec import Struct
 
-from logto_webhooks.core.columns import is_of
+from logto_webhooks.core.columns import columns_of, is_of
 from logto_webhooks.core.credit import Credits, Field
 from logto_webhooks.core.events import parse
 from logto_webhooks.core.inbox import Kept
@@ -24,6 +24,17 @@ class Explained(Struct, frozen=True):
     subject: Key
     lines: list[Line]
     fields: list[Field]
+
+    def only(self, name: str) -> Explained:
+        """What is told of one field, or of all that begin with `name.`; nothing, if it has none."""
+        group = {each.name: each.group for each in columns_of(self.subject, self.subject)}.get(name)
+
+        def is_meant(other: str) -> bool:
+            return other in (name, group) or other.startswith(f"{name}.")
+
+        fields = [each for each in self.fields if is_meant(each.name)]
+        lines = [each for each in self.lines if any(map(is_meant, each.told))]
+        return Explained(self.subject, lines, fields)
 
 
 def explain(

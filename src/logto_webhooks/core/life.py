@@ -47,6 +47,11 @@ class Line(Struct, frozen=True, kw_only=True):
     settled: _Names = ()
     doubtful: _Names = ()
 
+    @property
+    def told(self) -> _Names:
+        """All columns and groups about which it said something."""
+        return (*self.set, *self.stale, *self.settled)
+
 
 class Life:
     """The subject's record and its memberships', merged once more; `lines` tell of each step."""
