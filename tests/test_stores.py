@@ -7,8 +7,10 @@ from functools import partial
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from logto_webhooks.core.delivery import Delivery
+from logto_webhooks.core.inbox import Kept, Sought
 from logto_webhooks.core.lifecycle import State
 from logto_webhooks.core.merge import merge
 from logto_webhooks.core.ports import Accepted, Claimed, Found, Outcome, Progress, Store
@@ -206,6 +208,95 @@ class TestInbox:
         )
         status = run(lambda store: store.status())
         assert status.deliveries == {"pending": 1, "done": 1, "ignored": 1, "dead": 1}
+
+
+class TestLooking:
+    """The inbox to look at."""
+
+    def test_a_delivery_is_whole(self, run: Run) -> None:
+        """Its bytes, and what became of it; nothing, where there is no such id."""
+        [one] = made()
+        [accepted] = add(run, [one])
+        stored = Kept(
+            id=accepted.id,
+            event="User.Created",
+            subject=one.subject,
+            occurred_at=one.occurred_at,
+            received_at=one.received_at,
+            origin="webhook",
+            state=State.PENDING,
+            result=None,
+            attempts=0,
+            error=None,
+            body=one.body,
+        )
+        assert run(lambda store: store.inbox.get(accepted.id)) == stored
+        assert run(lambda store: store.inbox.get(accepted.id + 1)) is None
+        claim(run)
+        finish(run, "t", Outcome(id=accepted.id, state=State.DEAD, error="why"))
+        done = replace(stored, state=State.DEAD, attempts=1, error="why")
+        assert run(lambda store: store.inbox.search(Sought())) == [done]
+
+    def test_pages_go_on_after_an_id(self, run: Run) -> None:
+        """The newest first, or the oldest."""
+        ids = [each.id for each in add(run, made(5))]
+        assert search(run, limit=2) == ids[:2:-1]
+        assert search(run, limit=2, after=ids[3]) == [ids[2], ids[1]]
+        assert search(run, limit=2, oldest_first=True) == ids[:2]
+        assert search(run, limit=9, after=ids[1], oldest_first=True) == ids[2:]
+
+    def test_all_that_is_given_must_hold(self, run: Run) -> None:
+        """Event, state, subject, when it was received, and bytes of the body."""
+        ana = delivery(make.user_created(id="ana", email="ana@example.com").body, T0)
+        bo = delivery(make.user_created(id="bo", customData={"näme": 'a"b%'}).body, T0 + 5)
+        gone = delivery(make.user_deleted(id="ana").body, T0 + 9)
+        first, second, third, fourth = (each.id for each in add(run, [ana, bo, gone, *made()]))
+        claim(run, limit=3)
+        states = [(first, State.DONE), (second, State.DEAD), (third, State.IGNORED)]
+        finish(run, "t", *[Outcome(id=number, state=state) for number, state in states])
+        assert search(run, event="User.Deleted") == [third]
+        assert search(run, event="User") == []
+        assert search(run, subject="user:ana") == [third, first]
+        assert search(run, since=T0 + 5, until=T0 + 7) == [second]
+        assert search(run, text="ana@example.com", event="User.Created") == [first]
+        assert search(run, text="NÄME") == []
+        for part in ("näme", '"a\\"b%"'):
+            assert search(run, text=part) == [second]
+        for number, state in [*states, (fourth, State.PENDING)]:
+            assert search(run, state=state) == [number]
+
+    def test_what_may_tell_of_a_record(self, run: Run) -> None:
+        """Its own deliveries, and those that name it among the members; by id, in pages."""
+        bodies = [
+            make.user_created(id="ana"),
+            make.user_created(id="bo", customData={"friend": "ana"}),
+            make.organization_membership_updated(id="org", addedUserIds=["bo", "ana"]),
+            make.organization_membership_updated(id="org", addedUserIds=["bo"]),
+            make.organization_user_added(id="org", userId="ana"),
+            make.organization_deleted(id="org"),
+        ]
+        ids = [each.id for each in add(run, [delivery(each.body) for each in bodies])]
+        assert about(run, ANA) == [ids[0], ids[2], ids[4]]
+        assert about(run, ORG) == ids[2:]
+        assert about(run, ORG, ids[2], 2) == ids[3:5]
+        assert about(run, Key("user", "nobody")) == []
+
+    def test_what_is_known_of_a_record(self, run: Run) -> None:
+        """With its memberships, ended ones included; nothing is made of what is unknown."""
+        put(run, user(), present(there=False), user(BO))
+        pair = membership("org", "ana")
+        known = run(lambda store: store.inbox.known(ANA))
+        assert known == run(lambda store: store.lock([pair, ANA]))
+        assert list(run(lambda store: store.inbox.known(ORG))) == [pair]
+        assert run(lambda store: store.inbox.known(Key("user", "nobody"))) == {}
+
+
+def search(run: Run, **sought: Any) -> list[int]:
+    return [each.id for each in run(lambda store: store.inbox.search(Sought(**sought)))]
+
+
+def about(run: Run, key: Key, after: int = 0, limit: int = 9) -> list[int]:
+    return [each.id for each in run(lambda store: store.inbox.about(key, after, limit))]
 
 
 class TestProgress:

@@ -8,7 +8,19 @@ from typing import Annotated
 
 import typer
 
-from logto_webhooks.cli import demo, look, person, reconcile, recover, send, serve, setup
+from logto_webhooks.cli import (
+    deliveries,
+    demo,
+    explain,
+    look,
+    person,
+    reconcile,
+    recover,
+    send,
+    serve,
+    setup,
+    tail,
+)
 from logto_webhooks.errors import LogtoWebhooksError
 
 app = typer.Typer(
@@ -41,6 +53,7 @@ for command in (
     look.status,
     person.users,
     look.organizations,
+    tail.tail,
     recover.recover,
     reconcile.reconcile,
     reconcile.backfill,
@@ -48,6 +61,9 @@ for command in (
     send.sign,
 ):
     app.command()(command)
+
+app.add_typer(deliveries.app, name="deliveries")
+app.add_typer(explain.app, name="explain")
 
 
 def run() -> None:

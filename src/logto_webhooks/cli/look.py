@@ -10,6 +10,8 @@ import typer
 
 from logto_webhooks.cli import options, tables
 from logto_webhooks.core.ports import Found, Status, Store, Waiting
+from logto_webhooks.core.record import Key, Kind
+from logto_webhooks.errors import SettingInvalid
 from logto_webhooks.settings import Settings
 from logto_webhooks.wiring import database_of
 
@@ -64,6 +66,17 @@ def read(settings: Settings, work: Callable[[Store], T]) -> T:
             await database.host.close()
 
     return asyncio.run(reading())
+
+
+def only(store: Store, kind: Kind, query: str) -> Key:
+    """The one user or organization that a query finds; else the query is taken for its id.
+
+    Raises SettingInvalid if it finds several.
+    """
+    found = store.find(kind, query, 2)
+    if len(found) > 1:
+        raise SettingInvalid(name=f"the {kind}", problem=f"{query!r} finds more than one")
+    return Key(kind, str(found[0].row[f"logto_{kind}_id"]) if found else query)
 
 
 def show(found: list[Found], kind: str, query: str, limit: int, as_json: bool) -> None:

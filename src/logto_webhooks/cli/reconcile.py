@@ -8,9 +8,8 @@ import typer
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from logto_webhooks.adapters import server
-from logto_webhooks.cli import options, tables
+from logto_webhooks.cli import look, options, tables
 from logto_webhooks.core.events.local import Source
-from logto_webhooks.errors import SettingInvalid
 from logto_webhooks.service.look import Reconciled
 from logto_webhooks.settings import Settings
 from logto_webhooks.wiring import Database, api_of, database_of, reconciliation_of
@@ -121,10 +120,7 @@ async def _reconcile(
 
 async def id_of(database: Database, query: str) -> str:
     """The Logto id of the one user whom a query finds, or the query. Raises SettingInvalid."""
-    found = await database.host.read(lambda store: store.find("user", query, 2))
-    if len(found) > 1:
-        raise SettingInvalid(name="the user", problem=f"{query!r} finds more than one")
-    return str(found[0].row["logto_user_id"]) if found else query
+    return (await database.host.read(lambda store: look.only(store, "user", query))).id
 
 
 def _so_far(found: Reconciled) -> str:

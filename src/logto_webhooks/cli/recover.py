@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
@@ -11,13 +10,10 @@ from rich.progress import Progress
 
 from logto_webhooks.adapters import server
 from logto_webhooks.cli import options, tables
-from logto_webhooks.core.events.base import to_millis
-from logto_webhooks.errors import SettingInvalid
+from logto_webhooks.cli.given import moment
 from logto_webhooks.service.recover import Recovered
 from logto_webhooks.settings import Settings
 from logto_webhooks.wiring import api_of, database_of, recovery_of
-
-_UNITS = {"m": "minutes", "h": "hours", "d": "days"}
 
 
 def recover(
@@ -51,7 +47,7 @@ def recover(
         api_budget=api_budget,
         public_url=public_url,
     )
-    start = None if since is None else _moment(since, datetime.now(UTC))
+    start = moment("--since", since, datetime.now(UTC))
     found = server.run(_recover(settings, start, dry_run))
     if as_json:
         print(tables.as_json(found))
@@ -75,15 +71,3 @@ async def _recover(settings: Settings, since: int | None, dry_run: bool) -> Reco
     finally:
         await api.close()
         await database.host.close()
-
-
-def _moment(text: str, now: datetime) -> int:
-    """Milliseconds since the epoch. Raises SettingInvalid."""
-    ago = re.fullmatch(r"(\d{1,6})([mhd])", text)
-    try:
-        if ago:
-            return to_millis(now - timedelta(**{_UNITS[ago[2]]: int(ago[1])}))
-        return to_millis(datetime.fromisoformat(text))
-    except (ValueError, OverflowError):
-        problem = f"{text!r} is neither a time such as 2026-11-24T08:00Z nor 90m, 36h or 7d"
-        raise SettingInvalid(name="--since", problem=problem) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -164,6 +165,16 @@ def _dated(row: dict[str, Any] | None) -> Any:
     return row and {name: shown(name, content) for name, content in row.items()}
 
 
+def dated(value: Any) -> Any:
+    """Make JSON of a struct, and of those in it: their times as ISO 8601."""
+    if isinstance(value, list):
+        return [dated(each) for each in value]
+    if not isinstance(value, msgspec.Struct):
+        return value
+    names = value.__struct_fields__
+    return {name: shown(name, dated(getattr(value, name))) for name in names}
+
+
 def shown(column: str, value: Any) -> Any:
     """Show the milliseconds of a `…_at` column as a date and time in UTC."""
     if not column.endswith("_at") or value is None:
@@ -173,7 +184,11 @@ def shown(column: str, value: Any) -> Any:
 
 
 def plain(cell: Any) -> str:
-    """Show a cell: None as nothing, what isn't text as JSON."""
+    """Show a cell: None as nothing, what isn't text as JSON; nothing that steers a terminal."""
     if cell is None:
         return ""
-    return cell if isinstance(cell, str) else canonical.encode(cell).decode()
+    text = cell if isinstance(cell, str) else canonical.encode(cell).decode()
+    return _STEERING.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
+_STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")

@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeVar
 from msgspec import Struct
 
 from logto_webhooks.core.delivery import Delivery
+from logto_webhooks.core.inbox import Inbox
 from logto_webhooks.core.jobs import Jobs
 from logto_webhooks.core.lifecycle import State
 from logto_webhooks.core.record import Key, Kind, Record
@@ -113,6 +114,10 @@ class Answered(Struct, frozen=True, kw_only=True):
 
 class Store(Protocol):
     """The database within one transaction."""
+
+    @property
+    def inbox(self) -> Inbox:
+        """The inbox to look at."""
 
     def add(self, deliveries: Sequence[Delivery]) -> list[Accepted]:
         """Put deliveries into the inbox; one answer each, in order."""

@@ -83,6 +83,11 @@ class Group(Struct, frozen=True):
         latest = self.start - GUARD_MS
         return any(end >= latest for end, digest in self.ends if digest != self.digest)
 
+    @property
+    def by_read(self) -> bool:
+        """Whether the winner is what Logto's API answered."""
+        return self.read_at != NEVER and self.stamp == self.read_at + 1
+
 
 class Record(Struct, frozen=True):
     """All that is known of one user, organization or membership.

@@ -83,6 +83,28 @@ class _Values(sa.types.TypeDecorator[Any]):
         return value if dialect.name == "postgresql" else canonical.encode(value).decode()
 
 
+class holds(FunctionElement[bool]):  # noqa: N801
+    """Whether the bytes of a column hold some others."""
+
+    type = sa.Boolean()
+    inherit_cache = True
+
+    def __init__(self, column: sa.Column[bytes], part: bytes) -> None:
+        super().__init__(column, sa.literal(part, sa.LargeBinary))
+
+
+@compiles(holds, "sqlite")
+def _holds_on_sqlite(element: holds, compiler: SQLCompiler, **options: Any) -> str:
+    column, part = (compiler.process(each, **options) for each in element.clauses)
+    return f"(instr({column}, {part}) > 0)"
+
+
+@compiles(holds, "postgresql")
+def _holds_on_postgresql(element: holds, compiler: SQLCompiler, **options: Any) -> str:
+    column, part = (compiler.process(each, **options) for each in element.clauses)
+    return f"(position({part} IN {column}) > 0)"
+
+
 def chunks(items: Sequence[T]) -> Iterator[Sequence[T]]:
     """Cut into pieces that fit into one statement."""
     for start in range(0, len(items), _MOST_PARAMETERS):

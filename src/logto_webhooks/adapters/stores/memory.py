@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
+from logto_webhooks.adapters.stores.memory_inbox import MemoryInbox
 from logto_webhooks.adapters.stores.memory_jobs import JobTables, MemoryJobs
 from logto_webhooks.core.delivery import Delivery
 from logto_webhooks.core.lifecycle import State
@@ -81,6 +82,11 @@ class MemoryStore:
     def __init__(self, tables: Tables, clock: Clock) -> None:
         self.tables = tables
         self._clock = clock
+
+    @property
+    def inbox(self) -> MemoryInbox:
+        """The inbox to look at."""
+        return MemoryInbox(self.tables)
 
     def add(self, new: Sequence[Delivery]) -> list[Accepted]:
         """Put deliveries into the inbox; one answer each, in order."""

@@ -8,6 +8,7 @@ import sqlalchemy as sa
 
 from logto_webhooks.adapters.stores import find, inbox, progress, records
 from logto_webhooks.adapters.stores.jobs import SqlJobs
+from logto_webhooks.adapters.stores.search import SqlInbox
 from logto_webhooks.core.delivery import Delivery
 from logto_webhooks.core.log import RECONCILE, RECOVER
 from logto_webhooks.core.ports import (
@@ -28,6 +29,11 @@ class SqlStore:
 
     def __init__(self, connection: sa.Connection) -> None:
         self._connection = connection
+
+    @property
+    def inbox(self) -> SqlInbox:
+        """The inbox to look at."""
+        return SqlInbox(self._connection)
 
     def add(self, new: Sequence[Delivery]) -> list[Accepted]:
         """Put deliveries into the inbox; one answer each, in order."""

@@ -1,0 +1,82 @@
+"""Looking at the inbox in memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from logto_webhooks.core.inbox import MEMBERSHIP_EVENTS, Kept, Sought
+from logto_webhooks.core.record import Key, Record
+
+if TYPE_CHECKING:
+    from logto_webhooks.adapters.stores.memory import InboxRow, Tables
+
+
+class MemoryInbox:
+    """An Inbox over Tables."""
+
+    def __init__(self, tables: Tables) -> None:
+        self._tables = tables
+
+    def search(self, sought: Sought) -> list[Kept]:
+        """List deliveries."""
+        every = sorted(self._tables.inbox.values(), key=lambda row: row.id)
+        if not sought.oldest_first:
+            every.reverse()
+        return [_kept(row) for row in every if _is_sought(row, sought)][: sought.limit]
+
+    def get(self, delivery_id: int) -> Kept | None:
+        """Return one delivery; None if there is no such id."""
+        row = self._tables.inbox.get(delivery_id)
+        return None if row is None else _kept(row)
+
+    def about(self, key: Key, after: int, limit: int) -> list[Kept]:
+        """List what may tell of a user or an organization, or of its memberships, by id."""
+        rows = sorted(self._tables.inbox.values(), key=lambda row: row.id)
+        return [_kept(row) for row in rows if row.id > after and _concerns(row, key)][:limit]
+
+    def known(self, key: Key) -> dict[Key, Record]:
+        """Return a record, if there is one, and those of all its memberships."""
+        return {
+            each: record
+            for each, record in sorted(self._tables.records.items())
+            if each == key or (each.kind == "membership" and key in each.organization_and_user)
+        }
+
+
+def _concerns(row: InboxRow, key: Key) -> bool:
+    if row.delivery.subject == f"{key.kind}:{key.id}":
+        return True
+    of_members = key.kind == "user" and row.delivery.event in MEMBERSHIP_EVENTS
+    return of_members and key.id.encode() in row.delivery.body
+
+
+def _is_sought(row: InboxRow, sought: Sought) -> bool:
+    delivery, number = row.delivery, row.id
+    further = sought.after is None or (
+        number > sought.after if sought.oldest_first else number < sought.after
+    )
+    return (
+        further
+        and sought.event in (None, delivery.event)
+        and sought.state in (None, row.state)
+        and sought.subject in (None, delivery.subject)
+        and (sought.since is None or delivery.received_at >= sought.since)
+        and (sought.until is None or delivery.received_at < sought.until)
+        and (sought.text or "").encode() in delivery.body
+    )
+
+
+def _kept(row: InboxRow) -> Kept:
+    return Kept(
+        id=row.id,
+        event=row.delivery.event,
+        subject=row.delivery.subject,
+        occurred_at=row.delivery.occurred_at,
+        received_at=row.delivery.received_at,
+        origin=row.delivery.origin,
+        state=row.state,
+        result=row.result,
+        attempts=row.attempts,
+        error=row.last_error,
+        body=row.delivery.body,
+    )

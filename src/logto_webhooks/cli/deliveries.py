@@ -1,0 +1,100 @@
+"""The inbox: `deliveries list` and `deliveries show`."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+import msgspec
+import typer
+from rich.text import Text
+
+from logto_webhooks.cli import given, lines, look, options, tables
+from logto_webhooks.core.inbox import Kept, Sought
+from logto_webhooks.core.lifecycle import State
+
+GREATEST_ID = 2**63 - 1
+Event = Annotated[str | None, typer.Option(help="Only of this event, such as User.Created.")]
+Subject = Annotated[str | None, typer.Option(help="Only about this: user:ID, organization:ID, …")]
+
+app = typer.Typer(no_args_is_help=True, help="List the deliveries in the inbox, or show one.")
+
+
+@app.command("list")
+def list_(
+    event: Event = None,
+    state: Annotated[State | None, typer.Option(help="Only in this state.")] = None,
+    subject: Subject = None,
+    since: Annotated[
+        str | None,
+        typer.Option(help="Received since: a time (2026-11-24T08:00Z), or 90m, 36h, 7d ago."),
+    ] = None,
+    until: Annotated[str | None, typer.Option(help="Received before that: as --since.")] = None,
+    text: Annotated[
+        str | None, typer.Option(help="With this text in the body, in the same case.")
+    ] = None,
+    after: Annotated[
+        int | None,
+        typer.Option(min=0, max=GREATEST_ID, help="Go on after this id: the next page."),
+    ] = None,
+    limit: look.Limit = 20,
+    oldest_first: Annotated[bool, typer.Option("--oldest-first", help="Oldest first.")] = False,
+    database_url: options.DatabaseUrl = None,
+    schema: options.Schema = None,
+    env_file: options.EnvFile = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """List deliveries, the newest first: when each came, what became of it, whom it is about."""
+    settings = options.settings(env_file, database_url=database_url, schema=schema)
+    now = datetime.now(UTC)
+    sought = Sought(
+        event=given.text("--event", event),
+        state=state,
+        subject=given.subject(subject),
+        since=given.moment("--since", since, now),
+        until=given.moment("--until", until, now),
+        text=given.text("--text", text),
+        after=after,
+        oldest_first=oldest_first,
+        limit=limit + 1,
+    )
+    found = look.read(settings, lambda store: store.inbox.search(sought))
+    _show(found[:limit], as_json)
+    if len(found) > limit:
+        more = f"There are more: go on with --after {found[limit - 1].id}."
+        tables.err.print(more, markup=False)
+    if not found:
+        raise typer.Exit(1)
+
+
+@app.command()
+def show(
+    id: Annotated[int, typer.Argument(min=0, max=GREATEST_ID, help="Its id in the inbox.")],
+    database_url: options.DatabaseUrl = None,
+    schema: options.Schema = None,
+    env_file: options.EnvFile = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Show a delivery with its body, as Logto sent it."""
+    settings = options.settings(env_file, database_url=database_url, schema=schema)
+    kept = look.read(settings, lambda store: store.inbox.get(id))
+    if kept is None:
+        tables.err.print(f"No delivery has the id {id}.", markup=False)
+        raise typer.Exit(1)
+    if as_json:
+        print(lines.as_json(kept, body=msgspec.Raw(kept.body)))
+        return
+    rows = [(name, value) for name, value in tables.dated(kept).items() if name != "body"]
+    tables.table("", ("", ""), [*rows, ("call", kept.call)], fold=True)
+    body = msgspec.json.format(kept.body, indent=2).decode()
+    tables.out.print(Text(f"\n{tables.plain(body)}"), soft_wrap=True)
+
+
+def _show(found: list[Kept], as_json: bool) -> None:
+    if as_json:
+        print("[" + ",".join(lines.as_json(each) for each in found) + "]")
+        return
+    for each in found:
+        lines.show(lines.of_delivery(each))
+    if not found:
+        tables.err.print("No such delivery is in the inbox.", markup=False)

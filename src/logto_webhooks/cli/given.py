@@ -1,0 +1,41 @@
+"""What people give to options, as values."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime, timedelta
+
+from logto_webhooks.core.events.base import to_millis
+from logto_webhooks.errors import SettingInvalid
+
+_UNITS = {"m": "minutes", "h": "hours", "d": "days"}
+
+
+def moment(name: str, given: str | None, now: datetime) -> int | None:
+    """Milliseconds since the epoch; None of None. Raises SettingInvalid."""
+    if given is None:
+        return None
+    ago = re.fullmatch(r"(\d{1,6})([mhd])", given)
+    try:
+        if ago:
+            return to_millis(now - timedelta(**{_UNITS[ago[2]]: int(ago[1])}))
+        return to_millis(datetime.fromisoformat(given))
+    except (ValueError, OverflowError):
+        problem = f"{given!r} is neither a time such as 2026-11-24T08:00Z nor 90m, 36h or 7d"
+        raise SettingInvalid(name=name, problem=problem) from None
+
+
+def text(name: str, given: str | None) -> str | None:
+    """What can be looked for. Raises SettingInvalid."""
+    try:
+        (given or "").encode()
+    except UnicodeError:
+        raise SettingInvalid(name=name, problem="it isn't UTF-8 text") from None
+    return given
+
+
+def subject(given: str | None) -> str | None:
+    """A kind and an id. Raises SettingInvalid."""
+    if given is not None and not re.fullmatch(r"[a-z-]+:.+", given, re.DOTALL):
+        raise SettingInvalid(name="--subject", problem=f"{given!r} isn't like user:ID")
+    return text("--subject", given)

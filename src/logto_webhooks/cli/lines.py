@@ -1,0 +1,80 @@
+"""One line of what came: a delivery as it stands, or what it did."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from rich.text import Text
+
+from logto_webhooks.cli import tables
+from logto_webhooks.core.inbox import Kept
+from logto_webhooks.core.life import Line
+
+_COLOURS: Final = {
+    "applied": "green",
+    "settled": "green",
+    "asks": "yellow",
+    "pending": "yellow",
+    "stale": "magenta",
+    "tombstoned": "magenta",
+    "dead": "bold red",
+}
+_MOST_NAMES: Final = 12
+
+
+def show(line: Text) -> None:
+    """Print it as one line, however long."""
+    tables.out.print(line, soft_wrap=True)
+
+
+def of_delivery(kept: Kept) -> Text:
+    """A delivery: when it came, what became of it, whom it is about, by which call at Logto."""
+    outcome = kept.result if kept.state == "done" and kept.result else kept.state.value
+    line = _head(kept.id, kept.received_at, outcome, kept.event)
+    line.append(f"  {tables.plain(kept.subject) or '-':<24}  {tables.plain(kept.call)}".rstrip())
+    if kept.origin != "webhook":
+        line.append(f"  from the {kept.origin}", "dim")
+    if kept.error:
+        line.append(f"  {tables.plain(kept.error)}", "red")
+    return line
+
+
+def of_life(told: Line) -> Text:
+    """What a delivery, or an answer of Logto's, did."""
+    line = _head(told.id, told.occurred_at, told.outcome, told.event)
+    if told.received_at is not None:
+        after = (told.received_at - told.occurred_at) / 1000
+        line.append(f"  {_origin(told)} {after:+.3f} s", "dim")
+    if told.call:
+        line.append(f"  {tables.plain(told.call)}")
+    _append(line, "set", told.set)
+    _append(line, "late", told.stale, "magenta")
+    _append(line, "settled", told.settled, "green")
+    _append(line, "in doubt", told.doubtful, "yellow")
+    return line
+
+
+def as_json(kept: Kept, **more: Any) -> str:
+    """A delivery without its body, which `more` may bring."""
+    made = tables.dated(kept) | {"call": kept.call}
+    del made["body"]
+    return tables.as_json(made | more)
+
+
+def _origin(told: Line) -> str:
+    return "came" if told.origin == "webhook" else f"from the {told.origin}"
+
+
+def _head(number: int | None, at: int, outcome: str, event: str) -> Text:
+    line = Text(f"{'' if number is None else number:>7}  {tables.shown('_at', at)}  ")
+    line.append(f"{outcome:<10}", _COLOURS.get(outcome, ""))
+    return line.append(f"  {tables.plain(event):<31}")
+
+
+def _append(line: Text, word: str, names: Sequence[str], colour: str = "") -> None:
+    if not names:
+        return
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    shown = ", ".join(tables.plain(name) for name in names[:_MOST_NAMES])
+    line.append("  ").append(f"{word}: {shown}{more}", colour)

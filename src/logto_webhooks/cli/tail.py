@@ -1,0 +1,62 @@
+"""Looking on: `tail`."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from typing import Annotated
+
+import typer
+from msgspec.structs import replace
+
+from logto_webhooks.cli import given, lines, options, tables
+from logto_webhooks.cli.deliveries import GREATEST_ID, Event, Subject
+from logto_webhooks.core.inbox import Kept, Sought
+from logto_webhooks.service.follow import follow, newest_id
+from logto_webhooks.settings import Settings
+from logto_webhooks.wiring import database_of
+
+
+def tail(
+    since_id: Annotated[
+        int | None,
+        typer.Option(min=0, max=GREATEST_ID, help="Begin after this id; the newest if unset."),
+    ] = None,
+    event: Event = None,
+    subject: Subject = None,
+    count: Annotated[int | None, typer.Option(min=1, help="End after so many.")] = None,
+    database_url: options.DatabaseUrl = None,
+    schema: options.Schema = None,
+    env_file: options.EnvFile = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Show deliveries as they come, a line each, until Ctrl-C."""
+    settings = options.settings(env_file, database_url=database_url, schema=schema)
+    sought = Sought(
+        after=since_id, event=given.text("--event", event), subject=given.subject(subject)
+    )
+    asyncio.run(_tail(settings, sought, count, as_json))
+
+
+async def _tail(settings: Settings, sought: Sought, count: int | None, as_json: bool) -> None:
+    database = database_of(settings.database_url, settings.schema)
+    try:
+        await database.check()
+        after = await newest_id(database.host) if sought.after is None else sought.after
+        tables.err.print(f"Following from id {after} on; Ctrl-C ends.", markup=False)
+        async with aclosing(follow(database.host, replace(sought, after=after))) as coming:
+            shown = 0
+            async for kept in coming:
+                _show(kept, as_json)
+                shown += 1
+                if shown == count:
+                    return
+    finally:
+        await database.host.close()
+
+
+def _show(kept: Kept, as_json: bool) -> None:
+    if as_json:
+        print(lines.as_json(kept), flush=True)
+    else:
+        lines.show(lines.of_delivery(kept))

@@ -1,0 +1,98 @@
+"""Looking at what came, and at what is known from it: nothing is held, and nothing changes."""
+
+from __future__ import annotations
+
+from typing import Final, Protocol
+
+from msgspec import Struct
+
+from logto_webhooks.core.delivery import Origin
+from logto_webhooks.core.events import (
+    OrganizationMembershipUpdated,
+    OrganizationUserAdded,
+    OrganizationUserRemoved,
+)
+from logto_webhooks.core.events.parsing import payload_of
+from logto_webhooks.core.lifecycle import State
+from logto_webhooks.core.record import Key, Record
+from logto_webhooks.core.signature import vouch
+from logto_webhooks.errors import NotADelivery
+
+# What tells of a user's memberships has an organization as its subject.
+MEMBERSHIP_EVENTS: Final = tuple(
+    each.name
+    for each in (OrganizationMembershipUpdated, OrganizationUserAdded, OrganizationUserRemoved)
+)
+
+
+class Kept(Struct, frozen=True, kw_only=True):
+    """A delivery in the inbox, and where it stands; times in milliseconds since the epoch.
+
+    `result` is the outcome of the sync, None until then; `error` what last went wrong.
+    """
+
+    id: int
+    event: str
+    subject: str | None
+    occurred_at: int
+    received_at: int
+    origin: Origin
+    state: State
+    result: str | None
+    attempts: int
+    error: str | None
+    body: bytes
+
+    @property
+    def call(self) -> str:
+        """The call of Logto's API, or the interaction, that it tells of; "" where Logto doesn't
+        say, as with the account API."""
+        try:
+            payload = payload_of(vouch(self.body))
+        except NotADelivery:
+            return ""
+        method, route = payload.get("method"), payload.get("matchedRoute")
+        if isinstance(method, str) and isinstance(route, str):
+            return f"{method} {route}"
+        interaction = payload.get("interactionEvent")
+        return interaction if isinstance(interaction, str) else ""
+
+
+class Sought(Struct, frozen=True, kw_only=True):
+    """Which deliveries to list: all that is given must hold.
+
+    `subject` is `kind:id`; `since` and `until` (not included) are when it was received, in
+    milliseconds; `text` stands in the body as it is. The list is of the newest first, or of the
+    `oldest_first`, and goes on `after` an id.
+    """
+
+    event: str | None = None
+    state: State | None = None
+    subject: str | None = None
+    since: int | None = None
+    until: int | None = None
+    text: str | None = None
+    after: int | None = None
+    oldest_first: bool = False
+    limit: int = 20
+
+
+class Inbox(Protocol):
+    """The inbox to look at, and the records that follow from it."""
+
+    def search(self, sought: Sought) -> list[Kept]:
+        """List deliveries."""
+
+    def get(self, delivery_id: int) -> Kept | None:
+        """Return one delivery; None if there is no such id."""
+
+    def about(self, key: Key, after: int, limit: int) -> list[Kept]:
+        """List what may tell of a user or an organization, or of its memberships, by id.
+
+        A user's membership stands in an organization's delivery: those come that hold the
+        user's id as text.
+        """
+
+    def known(self, key: Key) -> dict[Key, Record]:
+        """Return a user's or an organization's record, if there is one, and those of all its
+        memberships, ended ones included."""

@@ -1,0 +1,371 @@
+"""A record's life, told: who set what it has, by which call, and what came too late."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from logto_webhooks.core.credit import By, Field
+from logto_webhooks.core.delivery import Delivery
+from logto_webhooks.core.explain import Explained
+from logto_webhooks.core.inbox import MEMBERSHIP_EVENTS, Kept
+from logto_webhooks.core.mirror import row_of
+from logto_webhooks.core.ports import Store
+from logto_webhooks.core.record import ROLES, Change, Drop, Key, Read, Record, membership
+from logto_webhooks.samples import history
+from logto_webhooks.samples.history import Name
+from logto_webhooks.samples.signed import Signed
+from logto_webhooks.service.explain import explain
+from logto_webhooks.service.sync import learn
+from logto_webhooks.testing import FrozenClock, make
+from tests.support.copy import STORES, Copy, StoreKind, delivery, keys_of, memory_host, open_host
+
+T0 = 1_795_485_335_917
+HOLDS_NOTHING: tuple[Any, ...] = (None, {}, [], False)
+
+
+class Life:
+    """An inbox, what is known from it, and what explaining says."""
+
+    def __init__(self, kind: StoreKind, folder: Path, bodies: Iterable[bytes]) -> None:
+        asyncio.run(self._live(kind, folder, list(bodies)))
+
+    async def _live(self, kind: StoreKind, folder: Path, bodies: list[bytes]) -> None:
+        copy = Copy(open_host(kind, folder))
+        await copy.take(bodies)
+        subjects = [key for key in keys_of(bodies) if key.kind != "membership"]
+        self.known, self.kept, self.told = await copy.host.read(lambda store: look(store, subjects))
+        await copy.host.close()
+
+
+def look(
+    store: Store, subjects: list[Key]
+) -> tuple[dict[Key, Record], dict[int, Kept], dict[Key, Explained]]:
+    known: dict[Key, Record] = {}
+    kept: dict[int, Kept] = {}
+    told: dict[Key, Explained] = {}
+    for subject in subjects:
+        known |= store.inbox.known(subject)
+        found = explain(store, subject)
+        assert found
+        told[subject] = found
+        for line in found.lines:
+            one = store.inbox.get(line.id or 0)
+            assert one
+            kept[one.id] = one
+    return known, kept, told
+
+
+def shuffled(name: Name, seed: int) -> list[bytes]:
+    bodies = [each.body for each in history.load(name).deliveries]
+    if seed:
+        random.Random(seed).shuffle(bodies)
+    return bodies
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("name", history.NAMES)
+def test_the_credited_deliveries_hold_the_value(name: Name, seed: int, tmp_path: Path) -> None:
+    """Of every field of every user and organization of a history, in any order of arrival."""
+    life = Life("memory", tmp_path, shuffled(name, seed))
+    for subject, found in life.told.items():
+        for field in found.fields:
+            if field.set_by is None and not field.ended_at:
+                assert field.value in HOLDS_NOTHING, (subject, field)
+                assert is_untold(subject, field, life), (subject, field)
+                continue
+            for by in filter(None, (field.set_by, field.told_by)):
+                body = msgspec.json.decode(life.kept[by.id].body)
+                assert holds(body, subject, field), (subject, field, by)
+
+
+@pytest.mark.parametrize("name", history.NAMES)
+def test_every_field_of_a_row_is_explained(name: Name, tmp_path: Path) -> None:
+    """With the mirror's own value; and every membership."""
+    life = Life("memory", tmp_path, shuffled(name, 0))
+    for subject, found in life.told.items():
+        row = row_of(life.known[subject]) or {}
+        fields = {field.name: field.value for field in found.fields}
+        for column in row.keys() - {f"logto_{subject.kind}_id"}:
+            assert fields[column] == row[column]
+        pairs = {key: each for key, each in life.known.items() if key.kind == "membership"}
+        mine = [key for key in pairs if subject in key.organization_and_user]
+        assert sum("." in field for field in fields) == len(mine)
+
+
+@pytest.mark.parametrize("name", history.NAMES)
+def test_the_lines_end_in_what_is_known(name: Name, tmp_path: Path) -> None:
+    """In doubt is what is in doubt; and each outcome is the one that the sync wrote down."""
+    life = Life("memory", tmp_path, shuffled(name, 0))
+    for subject, found in life.told.items():
+        record, last = life.known[subject], found.lines[-1]
+        assert [each for each in last.doubtful if "." not in each] == record.doubts
+        for line in found.lines:
+            if line.event not in MEMBERSHIP_EVENTS and line.id:  # these tell of others, too
+                assert line.outcome == life.kept[line.id].result
+
+
+@pytest.mark.parametrize("kind", STORES)
+def test_every_store_tells_the_same(kind: StoreKind, tmp_path: Path) -> None:
+    """Line by line."""
+    bodies = shuffled("people", 0)
+    assert Life(kind, tmp_path, bodies).told == Life("memory", tmp_path, bodies).told
+
+
+def holds(body: Any, subject: Key, field: Field) -> bool:
+    """Whether a body says somewhere what a field has."""
+    if "." in field.name:
+        return holds_member(body, subject, field)
+    value = field.value
+    if field.name == "custom_data" and subject.kind == "user":
+        value = {name: each for name, each in value.items() if name != "logtoUserId"}
+        return any(same_data(each, value) for each in parts(body))
+    if field.name.endswith("_at"):
+        moment = datetime.fromtimestamp(value / 1000, UTC) if value is not None else None
+        return any(each == value or is_moment(each, moment) for each in parts(body))
+    return any(type(each) is type(value) and each == value for each in parts(body))
+
+
+def holds_member(body: Any, subject: Key, field: Field) -> bool:
+    kind, _, other = field.name.partition(".")
+    if field.ended_at is not None:
+        return str(body["event"]).endswith(".Deleted")
+    user = subject.id if kind == "organizations" else other
+    organization = other if kind == "organizations" else subject.id
+    ids = body["addedUserIds" if field.value else "removedUserIds"]
+    return bool(body["organizationId"] == organization and user in ids)
+
+
+def same_data(each: Any, value: Any) -> bool:
+    return isinstance(each, dict) and {k: v for k, v in each.items() if k != "logtoUserId"} == value
+
+
+def is_moment(each: Any, moment: datetime | None) -> bool:
+    try:
+        return isinstance(each, str) and moment == datetime.fromisoformat(each)
+    except (TypeError, ValueError):
+        return False
+
+
+def parts(value: Any) -> Iterable[Any]:
+    """All values within a value."""
+    yield value
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    for each in inner:
+        yield from parts(each)
+
+
+def is_untold(subject: Key, field: Field, life: Life) -> bool:
+    """Whether nothing known has such a field: of an incomplete record, or one that lives."""
+    record = life.known[subject]
+    return (
+        field.name == "deleted_at"
+        or not record.complete
+        or (field.name == "last_sign_in_at" and "lastSignInAt" not in record.facts)
+    )
+
+
+ANA, ACME = Key("user", "ana"), Key("organization", "acme")
+OWN: dict[str, Any] = {"username": None, "primaryPhone": None, "avatar": None, "identities": {}}
+
+
+def life_of(subject: Key, *steps: Signed | Change) -> Explained:
+    """Explain after deliveries, which came 50 ms after they were sent, and answers."""
+
+    async def live() -> Explained | None:
+        copy = Copy(memory_host(FrozenClock()))
+        for step in steps:
+            if isinstance(step, Signed):
+                sent = delivery(step.body)
+                came = msgspec.structs.replace(sent, received_at=sent.occurred_at + 50)
+                await copy.host.run(partial(add, came))
+                while await copy.worker.step():
+                    pass
+            else:
+                await copy.host.run(partial(learned, step))
+        return await copy.host.read(lambda store: explain(store, subject))
+
+    found = asyncio.run(live())
+    assert found
+    return found
+
+
+def add(one: Delivery, store: Store) -> None:
+    store.add([one])
+
+
+def learned(change: Change, store: Store) -> None:
+    learn(store, [change], None)
+
+
+def field(found: Explained, name: str) -> Field:
+    [one] = [each for each in found.fields if each.name == name]
+    return one
+
+
+def number(by: By | None) -> int | None:
+    return by.id if by else None
+
+
+def asked(at: int, **own: object) -> Read:
+    """Logto was asked about Ana."""
+    contents = {"own": OWN | {"primaryEmail": "ana@example.com", "name": "Ana"} | own}
+    return Read(ANA, contents, at, at + 1)
+
+
+def named(name: str, at: int, stamp: int | None = None) -> Signed:
+    return make.user_data_updated(id="ana", name=name, at=at, updatedAt=stamp or at)
+
+
+def test_who_set_a_field_is_who_changed_it() -> None:
+    """Not who only told it once more; both are named."""
+    found = life_of(
+        ANA,
+        make.user_created(id="ana", name="Ana", at=T0),
+        named("Anna", T0 + 1000),
+        make.post_sign_in(id="ana", name="Anna", at=T0 + 2000),
+    )
+    name, email = field(found, "name"), field(found, "email")
+    assert (name.value, name.set_by, name.told_by) == (
+        "Anna",
+        By(2, "User.Data.Updated", "PATCH /users/:userId", T0 + 1000),
+        By(3, "PostSignIn", "SignIn", T0 + 2000),
+    )
+    assert (email.set_by, email.told_by) == (
+        By(1, "User.Created", "POST /users", T0),
+        By(3, "PostSignIn", "SignIn", T0 + 2000),
+    )
+    assert [line.set for line in found.lines][1:] == [
+        ("name", "updated_at"),
+        ("last_sign_in_at", "updated_at"),
+    ]
+
+
+def test_what_came_too_late_is_told() -> None:
+    """Stale, then tombstoned; what is about somebody else isn't."""
+    found = life_of(
+        ANA,
+        make.user_created(id="ana", name="Ana", at=T0),
+        named("New", T0 + 9000),
+        named("Old", T0 + 5000),
+        make.user_created(id="bo", customData={"friend": "ana"}),
+        make.user_deleted(id="ana", at=T0 + 20_000),
+        named("Gone", T0 + 8000),
+    )
+    said = [(line.id, line.outcome, line.stale) for line in found.lines]
+    assert said == [
+        (1, "applied", ()),
+        (2, "applied", ()),
+        (3, "stale", ("name",)),
+        (5, "applied", ()),
+        (6, "tombstoned", ("name",)),
+    ]
+    assert field(found, "name").told_by == By(
+        2, "User.Data.Updated", "PATCH /users/:userId", T0 + 9000
+    )
+    gone = field(found, "deleted_at")
+    assert gone.value == T0 + 20_000
+    assert number(gone.set_by) == 5
+
+
+def test_an_answer_settles_a_doubt() -> None:
+    """A line of its own; the value is told by a delivery, and confirmed by the answer."""
+    racing = named("One", T0, T0), named("Two", T0 + 1, T0)
+    found = life_of(ANA, *racing, asked(T0 + 5000, name="One"))
+    _, second, answer = found.lines
+    assert (second.doubtful, second.settled) == (("own",), ())
+    assert (answer.id, answer.event, answer.occurred_at) == (None, "asked Logto", T0 + 5000)
+    assert (answer.outcome, answer.doubtful) == ("settled", ())
+    assert "own" in answer.settled
+    name = field(found, "name")
+    assert (name.value, name.asked_at, name.doubtful) == ("One", T0 + 5000, False)
+    assert number(name.told_by) == 1
+
+
+def test_what_only_an_answer_told_is_credited_to_no_delivery() -> None:
+    """Its webhook was lost."""
+    created = make.user_created(id="ana", name="Ana", at=T0, email="ana@example.com")
+    found = life_of(ANA, created, asked(T0 + 5000, name="Lost"))
+    name, email = field(found, "name"), field(found, "email")
+    assert (name.value, name.set_by, name.asked_at) == ("Lost", None, T0 + 5000)
+    assert number(email.set_by) == 1
+    assert found.lines[-1].set == ("name",)
+
+
+def test_a_later_delivery_wins_over_an_answer() -> None:
+    """What was answered isn't known any more, but that it settled."""
+    racing = named("One", T0, T0), named("Two", T0 + 1, T0)
+    found = life_of(ANA, *racing, asked(T0 + 5000, name="One"), named("New", T0 + 9000))
+    assert [line.outcome for line in found.lines[2:]] == ["settled", "applied"]
+    assert "own" in found.lines[2].settled
+    name = field(found, "name")
+    assert (number(name.told_by), name.asked_at) == (3, None)
+
+
+def test_who_is_gone_at_logto_is_told() -> None:
+    """By an answer alone."""
+    found = life_of(ANA, make.user_created(id="ana", at=T0), Drop(ANA, T0 + 7000))
+    assert (found.lines[-1].event, found.lines[-1].set) == ("asked Logto", ("deleted_at",))
+    gone = field(found, "deleted_at")
+    assert (gone.value, gone.set_by, gone.asked_at) == (T0 + 7000, None, T0 + 7000)
+
+
+def test_a_dead_delivery_credits_nothing() -> None:
+    """It leaves the record in doubt, until Logto is asked."""
+    created = make.user_created(id="ana", name="Ana", at=T0)
+    broken = make.user_data_updated(id="ana", name="No", isSuspended="odd", at=T0 + 1000)
+    found = life_of(ANA, created, broken)
+    assert (found.lines[-1].outcome, found.lines[-1].doubtful) == ("dead", ("dead delivery",))
+    assert field(found, "name").value == "Ana"
+    settles = msgspec.structs.replace(asked(T0 + 5000), settles=("dead delivery",))
+    assert life_of(ANA, created, broken, settles).lines[-1].doubtful == ()
+
+
+def test_members_and_roles_are_told() -> None:
+    """Who was added, removed, or ended with the organization; roles only by answers."""
+    pair = membership("acme", "ana")
+    steps = (
+        make.organization_created(id="acme", at=T0),
+        make.organization_membership_updated(id="acme", addedUserIds=["ana", "bo"], at=T0 + 1000),
+        Read(pair, {"present": True, ROLES: {"r": "admin"}}, T0 + 4000, T0 + 4001),
+        make.organization_membership_updated(
+            id="acme", addedUserIds=[], removedUserIds=["bo"], at=T0 + 9000
+        ),
+    )
+    found = life_of(ACME, *steps)
+    assert found.lines[1].set == ("members.ana", "members.bo")
+    assert found.lines[2].settled == ("members.ana", "members.ana.roles")
+    ana, bo = field(found, "members.ana"), field(found, "members.bo")
+    assert (ana.value, ana.asked_at, bo.value) == (True, T0 + 4000, False)
+    assert (number(ana.set_by), number(bo.set_by)) == (2, 3)
+    assert field(found, "members.ana.roles").value == ["admin"]
+    ended = life_of(ACME, *steps, make.organization_deleted(id="acme", at=T0 + 20_000))
+    assert set(ended.lines[-1].set) == {"members.ana", "deleted_at"}
+    ana = field(ended, "members.ana")
+    assert (ana.value, ana.ended_at) == (False, T0 + 20_000)
+    assert number(ana.set_by) == 4
+    of_ana = life_of(ANA, *steps).only("organizations")
+    assert [line.id for line in of_ana.lines] == [2, None]
+    assert {each.name for each in of_ana.fields} == {
+        "organizations.acme",
+        "organizations.acme.roles",
+    }
+
+
+def test_of_whom_nothing_came_nothing_is_told() -> None:
+    """None, not an empty life."""
+
+    async def live() -> None:
+        copy = Copy(memory_host(FrozenClock()))
+        await copy.take([make.user_created(id="bo", customData={"friend": "ana"}).body])
+        assert await copy.host.read(lambda store: explain(store, ANA)) is None
+
+    asyncio.run(live())
