@@ -1,0 +1,135 @@
+"""Handlers and their jobs, as every store keeps them: one suite for all."""
+
+from __future__ import annotations
+
+from logto_webhooks.core.jobs import Job, JobFilter, JobOutcome, NewJob, Registered
+from logto_webhooks.core.lifecycle import JobMove, JobState
+from tests.conftest import Run
+
+ONE = Registered(name="one", patterns=("User.*",))
+TWO = Registered(name="two", patterns=("*",), ordered=False)
+
+
+def job(key: str, line: str = "user:ana", at: int = 1, handler: str = "one") -> NewJob:
+    return NewJob(
+        handler=handler,
+        key=key,
+        event="LocalUserUpdated",
+        subject="user:ana",
+        line=line,
+        occurred_at=at,
+        payload=b"{}",
+    )
+
+
+def add(run: Run, *jobs: NewJob) -> None:
+    run(lambda store: store.jobs.add(jobs))
+
+
+def claim(run: Run, token: str = "t", names: tuple[str, ...] = ("one", "two")) -> list[Job]:
+    return run(lambda store: store.jobs.claim(token, names, 10, 60))
+
+
+def finish(run: Run, held: Job, state: JobState, token: str = "t", after_s: float = 0) -> list[int]:
+    failed = state in (JobState.WAITING, JobState.DEAD)
+    outcome = JobOutcome(
+        id=held.id, line_id=held.line_id, state=state, failed=failed, after_s=after_s
+    )
+    return run(lambda store: store.jobs.finish(token, [outcome]))
+
+
+def test_handlers_are_known_as_they_are_now(run: Run) -> None:
+    """Registered twice, each is there once, as it was last."""
+    again = Registered(name="one", patterns=("*",), tests="too")
+    run(lambda store: store.jobs.register([TWO, ONE]))
+    run(lambda store: store.jobs.register([again]))
+    assert run(lambda store: store.jobs.handlers()) == [again, TWO]
+
+
+def test_a_job_is_made_once(run: Run) -> None:
+    """For its handler and key."""
+    add(run, job("a"), job("a"))
+    add(run, job("a"), job("a", handler="two"))
+    assert len(run(lambda store: store.jobs.find(JobFilter()))) == 2
+
+
+def test_a_line_gives_one_at_a_time_in_order(run: Run) -> None:
+    """Whatever the order in which they came; other lines go on."""
+    add(run, job("late", at=9), job("early", at=5), job("other", line="user:bo", at=7))
+    held = claim(run)
+    assert sorted(each.key for each in held) == ["early", "other"]
+    assert claim(run, "another") == []
+    [first] = [each for each in held if each.key == "early"]
+    assert finish(run, first, JobState.DONE) == []
+    [second] = claim(run)
+    assert (second.key, second.late) == ("late", False)
+    add(run, job("older", at=1))
+    finish(run, second, JobState.DONE)
+    [older] = claim(run)
+    assert (older.key, older.late) == ("older", True)
+
+
+def test_a_failing_job_holds_back_only_its_line(run: Run) -> None:
+    """Until it is due again; dead, it lets the next go."""
+    add(run, job("fails", at=1), job("next", at=2), job("other", line="user:bo"))
+    held = {each.key: each for each in claim(run)}
+    finish(run, held["fails"], JobState.WAITING, after_s=60)
+    finish(run, held["other"], JobState.DONE)
+    assert claim(run) == []
+    [row] = run(lambda store: store.jobs.find(JobFilter(state="waiting", event=None)))[1:]
+    assert (row.failures, row.attempts) == (1, 1)
+
+
+def test_a_dead_job_lets_the_next_go(run: Run) -> None:
+    """And so does a discarded one."""
+    add(run, job("a", at=1), job("b", at=2), job("c", at=3))
+    for state in (JobState.DEAD, JobState.DISCARDED, JobState.DONE):
+        [held] = claim(run)
+        finish(run, held, state)
+    rows = run(lambda store: store.jobs.find(JobFilter()))
+    assert [row.state for row in rows] == ["done", "discarded", "dead"]
+    assert claim(run) == []
+
+
+def test_who_lost_a_line_writes_nothing(run: Run) -> None:
+    """Its lease ended, and somebody else has it."""
+    add(run, job("a"))
+    [mine] = run(lambda store: store.jobs.claim("mine", ["one"], 10, -1))
+    [theirs] = claim(run, "theirs")
+    assert finish(run, mine, JobState.DONE, "mine") == [mine.id]
+    [row] = run(lambda store: store.jobs.find(JobFilter()))
+    assert row.state == "waiting"
+    assert finish(run, theirs, JobState.DONE, "theirs") == []
+
+
+def test_only_whose_code_is_here_is_claimed(run: Run) -> None:
+    """The others wait for whoever has theirs."""
+    add(run, job("a"), job("b", handler="two"))
+    assert [each.handler for each in claim(run, names=("two",))] == ["two"]
+    assert [each.handler for each in claim(run, names=("one", "nobody"))] == ["one"]
+
+
+def test_a_repeated_job_goes_to_the_end_of_its_line(run: Run) -> None:
+    """As a new run of the same; what waits can't be repeated."""
+    add(run, job("a", at=1))
+    [held] = claim(run)
+    finish(run, held, JobState.DEAD)
+    add(run, job("b", at=2))
+    assert run(lambda store: store.jobs.move([held.id, held.id + 1], JobMove.REPEAT)) == 1
+    [first] = claim(run)
+    assert (first.key, first.runs) == ("b", 0)
+    finish(run, first, JobState.DONE)
+    [again] = claim(run)
+    assert (again.id, again.key, again.runs, again.failures) == (held.id, "a", 1, 0)
+
+
+def test_forgetting_a_handler_discards_what_waits_for_it(run: Run) -> None:
+    """And nothing else."""
+    run(lambda store: store.jobs.register([ONE, TWO]))
+    add(run, job("a"), job("b", line="user:bo"), job("c", handler="two"))
+    assert run(lambda store: store.jobs.forget("one")) == 2
+    assert run(lambda store: store.jobs.handlers()) == [TWO]
+    counts = {
+        (each.handler, each.state): each.count for each in run(lambda store: store.jobs.counts())
+    }
+    assert counts == {("one", "discarded"): 2, ("two", "waiting"): 1}
