@@ -12,7 +12,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from logto_webhooks.core.events import Event, named
-from logto_webhooks.core.events.catalog import BY_NAME
+from logto_webhooks.core.events.catalog import ALIASES, BY_NAME
 from logto_webhooks.core.events.local import LOCAL, LocalEvent
 from logto_webhooks.core.jobs import Registered, Tests
 from logto_webhooks.core.lifecycle import MAX_ATTEMPTS
@@ -148,10 +148,8 @@ def _pattern(what: What, unknown: bool) -> str:
         if what == "*" or any(fnmatchcase(name, what) for name in (*BY_NAME, *LOCAL)):
             return what
         raise UnknownEventName(name=what, hint="No event that this release knows is like that.")
-    try:
+    if what in ALIASES:
         return named(what).name
-    except UnknownEventName:
-        near = get_close_matches(what, LOCAL, n=1, cutoff=0.6)
-        if near:
-            raise UnknownEventName(name=what, hint=f"Did you mean {near[0]}?") from None
-        raise
+    near = get_close_matches(what, (*BY_NAME, *LOCAL), n=1, cutoff=0.5)
+    hint = f"Did you mean {near[0]}?" if near else f"Known are: {', '.join((*BY_NAME, *LOCAL))}."
+    raise UnknownEventName(name=what, hint=hint)

@@ -1,0 +1,329 @@
+"""The application's own code: registered, filled, run in its own transaction, retried."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import sqlalchemy as sa
+from fastapi import FastAPI
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, create_async_engine
+from sqlalchemy.orm import Session
+
+from logto_webhooks import Delivery, Discard, LogtoWebhooks, RetryLater, UserRow, events
+from logto_webhooks.core.jobs import JobFilter, JobRow
+from logto_webhooks.errors import HandlerRefused, LogtoWebhooksError, UnknownEventName
+from logto_webhooks.fastapi import router
+from logto_webhooks.samples.signed import Signed
+from logto_webhooks.testing import SIGNING_KEY, make
+from tests.support import postgres
+
+Json = dict[str, Any]
+Body = Callable[[LogtoWebhooks, httpx2.AsyncClient], Awaitable[None]]
+
+
+def soon() -> int:
+    """A moment after the installation: what is older runs no handlers."""
+    return time.time_ns() // 1_000_000 + 1_000
+
+
+def on_sqlite(folder: Path) -> LogtoWebhooks:
+    return LogtoWebhooks(
+        signing_key=SIGNING_KEY, engine=sa.create_engine(f"sqlite:///{folder / 'app.db'}")
+    )
+
+
+def on_postgres() -> LogtoWebhooks:
+    schema = postgres.emptied_schema()
+    engine = create_async_engine(postgres.server_url().set(drivername="postgresql+asyncpg"))
+    return LogtoWebhooks(signing_key=SIGNING_KEY, engine=engine, schema=schema)
+
+
+def live(logto: LogtoWebhooks, body: Body) -> None:
+    """Mount it in FastAPI, with its lifespan, and send to it."""
+
+    async def run() -> None:
+        await logto.migrate()
+        app = FastAPI()
+        app.include_router(router(logto))
+        transport = httpx2.ASGITransport(app=app)
+        async with (
+            app.router.lifespan_context(app),
+            httpx2.AsyncClient(transport=transport, base_url="http://app") as client,
+        ):
+            await body(logto, client)
+        engine = logto._engine
+        if isinstance(engine, sa.Engine):
+            engine.dispose()
+        elif engine is not None:
+            await engine.dispose()
+
+    asyncio.run(run())
+
+
+async def send(client: httpx2.AsyncClient, *deliveries: Signed) -> None:
+    for each in deliveries:
+        answer = await client.post(
+            "/api/webhooks/logto", content=each.body, headers=dict(each.headers)
+        )
+        assert answer.status_code == 200, answer.text
+
+
+async def jobs(logto: LogtoWebhooks) -> list[JobRow]:
+    return await logto.database.host.read(lambda store: store.jobs.find(JobFilter(limit=1000)))
+
+
+async def until(holds: Callable[[list[JobRow]], bool], logto: LogtoWebhooks) -> list[JobRow]:
+    async with asyncio.timeout(20):
+        while not holds(rows := await jobs(logto)):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    return rows
+
+
+def all_over(count: int) -> Callable[[list[JobRow]], bool]:
+    return lambda rows: len(rows) == count and all(each.state != "waiting" for each in rows)
+
+
+def test_a_sync_handler_shares_the_transaction_on_sqlite(tmp_path: Path) -> None:
+    """What it writes commits with "done"; what raises rolls back, and is tried again."""
+    logto = on_sqlite(tmp_path)
+    failures = [ValueError("not yet")]
+
+    @logto.on(events.LocalUserCreated, waits=(0.01,))
+    def greet(event: events.LocalUserCreated, session: Session) -> None:
+        session.execute(sa.text("INSERT INTO greeted VALUES (:e)"), {"e": event.user.email})
+        if failures:
+            raise failures.pop()
+
+    async def body(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
+        file = tmp_path / "app.db"
+        with sa.create_engine(f"sqlite:///{file}").begin() as connection:
+            connection.execute(sa.text("CREATE TABLE greeted (email TEXT)"))
+        await send(client, make.user_created(id="ana", email="ana@example.com", at=soon()))
+        [row] = await until(all_over(1), logto)
+        assert (row.state, row.attempts, row.failures) == ("done", 2, 1)
+        with sa.create_engine(f"sqlite:///{file}").begin() as connection:
+            assert connection.scalars(sa.text("SELECT email FROM greeted")).all() == [
+                "ana@example.com"
+            ]
+
+    live(logto, body)
+
+
+def test_async_handlers_share_the_transaction_on_postgresql() -> None:
+    """By session and by connection; the application's tables are where it says."""
+    logto = on_postgres()
+    with postgres.sync_engine().begin() as connection:
+        connection.execute(sa.text("CREATE TABLE IF NOT EXISTS public.logto_greeted (email TEXT)"))
+        connection.execute(sa.text("TRUNCATE public.logto_greeted"))
+    table = sa.Table("logto_greeted", sa.MetaData(), sa.Column("email", sa.Text))
+    failures = [ValueError("not yet")]
+
+    @logto.on(events.LocalUserCreated, waits=(0.01,))
+    async def by_session(event: events.LocalUserCreated, session: AsyncSession) -> None:
+        await session.execute(sa.insert(table).values(email=event.user.email))
+        if failures:
+            raise failures.pop()
+
+    @logto.on("User.Created")
+    async def by_connection(event: events.UserCreated, connection: AsyncConnection) -> None:
+        await connection.execute(sa.insert(table).values(email="connection"))
+
+    @logto.on("User.Created", max_attempts=1)
+    async def commits(event: events.UserCreated, connection: AsyncConnection) -> None:
+        await connection.commit()
+
+    async def body(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
+        await send(client, make.user_created(id="ana", email="ana@example.com", at=soon()))
+        rows = {each.handler.rpartition(".")[2]: each for each in await until(all_over(3), logto)}
+        assert {name: row.state for name, row in rows.items()} == {
+            "by_session": "done",
+            "by_connection": "done",
+            "commits": "dead",
+        }
+        assert "TransactionEnded" in (rows["commits"].error or "")
+        with postgres.sync_engine().begin() as connection:
+            found = connection.scalars(sa.text("SELECT email FROM public.logto_greeted")).all()
+        assert sorted(str(each) for each in found) == ["ana@example.com", "connection"]
+
+    live(logto, body)
+
+
+def test_parameters_are_filled(tmp_path: Path) -> None:
+    """By annotation, or by name; sync handlers run beside the event loop."""
+    logto = on_sqlite(tmp_path)
+    told: list[Any] = []
+
+    @logto.on("User.*", "Organization.User.Added")
+    def everything(
+        event: events.UserCreated | events.OrganizationUserAdded,
+        delivery: Delivery,
+        row: UserRow | None,
+        logger: logging.LoggerAdapter[logging.Logger],
+        otherwise: int = 5,
+    ) -> None:
+        told.append((event.event, delivery.attempt, row and row.email, otherwise))
+
+    @logto.on("*", name="all")
+    async def by_name(event, delivery, user):  # type: ignore[no-untyped-def]
+        told.append(("all", delivery.idempotency_key.startswith("all:"), user is None))
+
+    async def body(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
+        at = soon()
+        await send(
+            client,
+            make.user_created(id="ana", email="ana@example.com", at=at),
+            make.organization_membership_updated(id="o", addedUserIds=["ana"], at=at + 1),
+        )
+        await until(all_over(4), logto)
+        assert ("User.Created", 1, "ana@example.com", 5) in told
+        assert ("Organization.User.Added", 1, "ana@example.com", 5) in told
+        assert told.count(("all", True, False)) == 1
+        assert told.count(("all", True, True)) == 1
+
+    live(logto, body)
+
+
+@pytest.mark.parametrize(
+    ("raised", "state"),
+    [
+        (Discard("of no use"), "discarded"),
+        (SystemExit(3), "dead"),
+        (RecursionError(), "dead"),
+        (asyncio.CancelledError(), "dead"),
+    ],
+)
+@pytest.mark.parametrize("is_async", [True, False])
+def test_whatever_it_raises_harms_nobody_else(
+    raised: BaseException, state: str, is_async: bool, tmp_path: Path
+) -> None:
+    """Only its own job; the next of the same subject goes on."""
+    logto = on_sqlite(tmp_path)
+
+    def fails(event: events.UserCreated) -> None:
+        raise raised
+
+    async def fails_later(event: events.UserCreated) -> None:
+        raise raised
+
+    logto.on("User.Created", name="bad", max_attempts=1)(fails_later if is_async else fails)
+
+    @logto.on("User.Created", name="good")
+    def good(event: events.UserCreated) -> None:
+        """Do nothing."""
+
+    async def body(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
+        await send(client, make.user_created(id="ana", at=soon()))
+        rows = {each.handler: each for each in await until(all_over(2), logto)}
+        assert (rows["bad"].state, rows["good"].state) == (state, "done")
+        assert rows["bad"].error
+
+    live(logto, body)
+
+
+def test_a_handler_that_takes_too_long_is_stopped(tmp_path: Path) -> None:
+    """Within its time limit; one that asks for later is tried later."""
+    logto = on_sqlite(tmp_path)
+    later = [RetryLater(0.01)]
+
+    @logto.on("User.Created", max_attempts=1, time_limit=0.1, name="slow")
+    async def slow(event: events.UserCreated) -> None:
+        await asyncio.sleep(60)
+
+    @logto.on("User.Created", name="later")
+    async def asks_for_later(event: events.UserCreated) -> None:
+        if later:
+            raise later.pop()
+
+    async def body(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
+        await send(client, make.user_created(id="ana", at=soon()))
+        rows = {each.handler: each for each in await until(all_over(2), logto)}
+        assert (rows["slow"].state, rows["later"].state) == ("dead", "done")
+        assert "TimeLimitExceeded" in (rows["slow"].error or "")
+        assert rows["later"].attempts == 2
+
+    live(logto, body)
+
+
+def test_what_is_older_than_the_installation_runs_nothing(tmp_path: Path) -> None:
+    """Installing must not mail last week's sign-ups; and tests are for who wants them."""
+    logto = on_sqlite(tmp_path)
+    told: list[str] = []
+
+    @logto.on("*", events.LocalUserCreated)
+    def anything(event: events.Event | events.LocalUserCreated) -> None:
+        told.append("anything")
+
+    @logto.on_test()
+    def test(event: events.Event) -> None:
+        told.append("test")
+
+    async def body(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
+        await send(client, make.user_created(id="ana", at=soon() - 86_400_000))
+        payload = make.console_test()
+        await send(client, payload)
+        async with asyncio.timeout(20):
+            while (await logto.status()).deliveries["pending"]:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        assert await jobs(logto) == []
+        assert told == []
+
+    live(logto, body)
+
+
+def test_not_started_is_a_503(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """And an error line, never silence."""
+    logto = on_sqlite(tmp_path)
+
+    async def run() -> None:
+        transport = httpx2.ASGITransport(app=logto)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://app") as client:
+            delivery = make.user_created()
+            answer = await client.post(
+                f"{logto.path}/", content=delivery.body, headers=dict(delivery.headers)
+            )
+            assert answer.status_code == 503
+            assert (await client.get("/elsewhere")).status_code == 404
+
+    asyncio.run(run())
+    assert "before logto-webhooks was started" in caplog.text
+
+
+def refused(register: Callable[[], object], error: type[LogtoWebhooksError]) -> str:
+    with pytest.raises(error) as raised:
+        register()
+    return str(raised.value)
+
+
+def test_what_cannot_be_is_refused_when_registering(tmp_path: Path) -> None:
+    """Unknown names with the nearest known, parameters with what could be filled."""
+    logto = on_sqlite(tmp_path)
+
+    def plain(event: events.Event) -> None: ...
+
+    def odd(event: events.Event, cache: dict[str, int]) -> None: ...
+
+    async def wrong_engine(event: events.Event, session: AsyncSession) -> None: ...
+
+    def unknown(who) -> None: ...  # type: ignore[no-untyped-def]
+
+    def says(what: str, function: Any = plain, **options: Any) -> str:
+        error = UnknownEventName if function is plain and not options else HandlerRefused
+        return refused(lambda: logto.on(what, **options)(function), error)
+
+    assert "User.Created" in says("User.Create")
+    assert "LocalUserCreated" in says("LocalUserCreate")
+    assert "like that" in says("Nothing.*")
+    assert "cache" in says("*", odd)
+    assert "AsyncSession" in says("*", wrong_engine)
+    assert "'who'" in says("*", unknown)
+    assert "max_attempts" in says("*", plain, max_attempts=0)
+    logto.on("Newer.Event", unknown=True, name="newer")(plain)
+    assert "another has this name" in says("*", plain, name="newer")
+    assert refused(lambda: LogtoWebhooks(signing_key="k"), LogtoWebhooksError)
