@@ -12,6 +12,8 @@ from logto_webhooks.cli import (
     deliveries,
     demo,
     explain,
+    handlers,
+    jobs,
     look,
     person,
     reconcile,
@@ -64,6 +66,8 @@ for command in (
 
 app.add_typer(deliveries.app, name="deliveries")
 app.add_typer(explain.app, name="explain")
+app.add_typer(handlers.app, name="handlers")
+app.add_typer(jobs.app, name="jobs")
 
 
 def run() -> None:

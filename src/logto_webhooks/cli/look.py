@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Annotated, TypeVar
 
 import typer
 
 from logto_webhooks.cli import options, tables
-from logto_webhooks.core.ports import Found, Status, Store, Waiting
+from logto_webhooks.core.ports import Found, Host, Status, Store, Waiting
 from logto_webhooks.core.record import Key, Kind
 from logto_webhooks.errors import SettingInvalid
 from logto_webhooks.settings import Settings
@@ -56,16 +56,21 @@ def organizations(
 
 def read(settings: Settings, work: Callable[[Store], T]) -> T:
     """Run `work` on a database that is there and of this release's schema."""
+    return asyncio.run(_on_database(settings, lambda host: host.read(work)))
 
-    async def reading() -> T:
-        database = database_of(settings.database_url, settings.schema)
-        try:
-            await database.check()
-            return await database.host.read(work)
-        finally:
-            await database.host.close()
 
-    return asyncio.run(reading())
+def write(settings: Settings, work: Callable[[Store], T]) -> T:
+    """The same in a transaction that is committed."""
+    return asyncio.run(_on_database(settings, lambda host: host.run(work)))
+
+
+async def _on_database(settings: Settings, run: Callable[[Host], Awaitable[T]]) -> T:
+    database = database_of(settings.database_url, settings.schema)
+    try:
+        await database.check()
+        return await run(database.host)
+    finally:
+        await database.host.close()
 
 
 def only(store: Store, kind: Kind, query: str) -> Key:

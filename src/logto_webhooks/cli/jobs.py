@@ -1,0 +1,186 @@
+"""Jobs of handlers: `jobs list`, `show`, `retry` and `discard`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import partial
+from typing import Annotated
+
+import typer
+from msgspec.structs import replace
+
+from logto_webhooks.cli import given, look, options, tables
+from logto_webhooks.cli.deliveries import GREATEST_ID
+from logto_webhooks.core.jobs import JobFilter, JobRow
+from logto_webhooks.core.lifecycle import JobMove, JobState
+from logto_webhooks.core.ports import Store
+from logto_webhooks.errors import SettingInvalid
+from logto_webhooks.settings import Settings
+
+AT_ONCE = 1_000
+Handler = Annotated[str | None, typer.Option(help="Only of this handler: module:function.")]
+Event = Annotated[str | None, typer.Option(help="Only for this event, such as User.Created.")]
+Subject = Annotated[str | None, typer.Option(help="Only about this: user:ID, organization:ID, …")]
+State = Annotated[JobState | None, typer.Option(help="Only in this state.")]
+Delivery = Annotated[int | None, typer.Option(help="Only of the delivery of this id.")]
+Ids = Annotated[list[int] | None, typer.Argument(min=0, max=GREATEST_ID, help="Their ids.")]
+
+app = typer.Typer(no_args_is_help=True, help="List, show, repeat or discard jobs of handlers.")
+
+
+@app.command("list")
+def list_(
+    handler: Handler = None,
+    event: Event = None,
+    subject: Subject = None,
+    state: State = None,
+    delivery: Delivery = None,
+    group: Annotated[
+        bool, typer.Option("--group", help="Count them by handler, state and error.")
+    ] = False,
+    after: Annotated[
+        int | None, typer.Option(min=0, max=GREATEST_ID, help="Go on after this id: the next page.")
+    ] = None,
+    limit: look.Limit = 20,
+    database_url: options.DatabaseUrl = None,
+    schema: options.Schema = None,
+    env_file: options.EnvFile = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """List jobs, the newest first: of which handler, for what, and what became of them."""
+    settings = options.settings(env_file, database_url=database_url, schema=schema)
+    wanted = JobFilter(
+        handler=handler,
+        event=event,
+        subject=given.subject(subject),
+        state=state,
+        delivery_id=delivery,
+        after=after,
+        limit=limit + 1,
+    )
+    if group:
+        _show_groups(_all(settings, wanted), as_json)
+        return
+    found = look.read(settings, lambda store: store.jobs.find(wanted))
+    _show(found[:limit], as_json)
+    if len(found) > limit:
+        tables.err.print(f"There are more: go on with --after {found[limit - 1].id}.", markup=False)
+    if not found:
+        raise typer.Exit(1)
+
+
+@app.command()
+def show(
+    id: Annotated[int, typer.Argument(min=0, max=GREATEST_ID, help="The job's id.")],
+    database_url: options.DatabaseUrl = None,
+    schema: options.Schema = None,
+    env_file: options.EnvFile = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Show a job with the traceback of its last failure."""
+    settings = options.settings(env_file, database_url=database_url, schema=schema)
+    found = look.read(settings, lambda store: store.jobs.find(JobFilter(id=id)))
+    if not found:
+        tables.err.print(f"No job has the id {id}.", markup=False)
+        raise typer.Exit(1)
+    if as_json:
+        print(tables.as_json(found[0]))
+        return
+    rows = [(name, value) for name, value in tables.dated(found[0]).items() if name != "error"]
+    tables.table("", ("", ""), rows, fold=True)
+    if found[0].error:
+        tables.table("\nThe last failure", ("",), [(found[0].error,)], fold=True)
+
+
+@app.command()
+def retry(
+    ids: Ids = None,
+    handler: Handler = None,
+    state: State = None,
+    database_url: options.DatabaseUrl = None,
+    schema: options.Schema = None,
+    env_file: options.EnvFile = None,
+) -> None:
+    """Run jobs again, at the end of their lines: some by id, or all of a handler, the dead ones
+    if no state is named."""
+    settings = options.settings(env_file, database_url=database_url, schema=schema)
+    _move(settings, ids, handler, state or JobState.DEAD, JobMove.REPEAT)
+
+
+@app.command()
+def discard(
+    ids: Ids = None,
+    handler: Handler = None,
+    state: State = None,
+    database_url: options.DatabaseUrl = None,
+    schema: options.Schema = None,
+    env_file: options.EnvFile = None,
+) -> None:
+    """Give jobs up: some by id, or all of a handler, the dead ones if no state is named."""
+    settings = options.settings(env_file, database_url=database_url, schema=schema)
+    _move(settings, ids, handler, state or JobState.DEAD, JobMove.DISCARD)
+
+
+def _move(
+    settings: Settings, ids: list[int] | None, handler: str | None, state: JobState, move: JobMove
+) -> None:
+    if not ids and handler is None:
+        problem = "name jobs by their ids, or all of one with --handler"
+        raise SettingInvalid(name="jobs", problem=problem)
+    if not ids:
+        wanted = JobFilter(handler=handler, state=state)
+        ids = [each.id for each in _all(settings, wanted)]
+    moved = 0
+    for start in range(0, len(ids), AT_ONCE):
+        moved += look.write(settings, partial(_moved, ids[start : start + AT_ONCE], move))
+    said = "to be run again" if move is JobMove.REPEAT else "discarded"
+    tables.out.print(f"{moved} of {len(ids)} jobs are {said}.", markup=False)
+    if not moved:
+        raise typer.Exit(1)
+
+
+def _all(settings: Settings, wanted: JobFilter) -> list[JobRow]:
+    found: list[JobRow] = []
+    after = wanted.after
+    while True:
+        page = look.read(settings, partial(_page, wanted, after))
+        found += page
+        if len(page) < AT_ONCE:
+            return found
+        after = page[-1].id
+
+
+def _page(wanted: JobFilter, after: int | None, store: Store) -> list[JobRow]:
+    return store.jobs.find(replace(wanted, after=after, limit=AT_ONCE))
+
+
+def _moved(ids: list[int], move: JobMove, store: Store) -> int:
+    return store.jobs.move(ids, move)
+
+
+def _show(found: list[JobRow], as_json: bool) -> None:
+    if as_json:
+        print(tables.as_json(found))
+    elif found:
+        columns = ("id", "handler", "event", "subject", "state", "attempts", "error")
+        cells = [[getattr(each, name) for name in columns[:-1]] + [_last(each)] for each in found]
+        tables.table("", columns, cells)
+    else:
+        tables.err.print("There is no such job.", markup=False)
+
+
+def _show_groups(found: list[JobRow], as_json: bool) -> None:
+    counted = Counter((each.handler, each.state, _last(each)) for each in found)
+    groups = [(*group, count) for group, count in counted.most_common()]
+    columns = ("handler", "state", "error", "jobs")
+    if as_json:
+        print(tables.as_json([dict(zip(columns, each, strict=True)) for each in groups]))
+    else:
+        tables.table("", columns, groups, fold=True)
+    if not groups:
+        raise typer.Exit(1)
+
+
+def _last(row: JobRow) -> str:
+    """The last line of a traceback: what was raised."""
+    return row.error.strip().splitlines()[-1] if row.error and row.error.strip() else ""

@@ -1,0 +1,111 @@
+"""Looking at handlers and jobs, and moving jobs by hand."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from logto_webhooks.core.jobs import JobOutcome, NewJob, Registered
+from logto_webhooks.core.lifecycle import JobState
+from logto_webhooks.core.ports import Store
+from logto_webhooks.wiring import database_of
+from tests.support.service import command, one_line
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A database with a dead job, one that waits, and one of a handler that nobody registered."""
+    assert command("migrate", folder=tmp_path).returncode == 0
+    database = database_of(f"sqlite:///{tmp_path / 'logto-webhooks.db'}")
+    asyncio.run(database.host.run(fill))
+    asyncio.run(database.host.close())
+    return tmp_path
+
+
+def fill(store: Store) -> None:
+    store.jobs.register([Registered(name="app:greet", patterns=("User.Created", "Local*"))])
+    store.jobs.add([job("a", "app:greet", "ana"), job("b", "app:greet", "bo"), job("c", "old:x")])
+    held = store.jobs.claim("t", ["app:greet"], 1, 60)
+    error = "Traceback\n  somewhere\nValueError: of no use"
+    store.jobs.finish(
+        "t",
+        [
+            JobOutcome(
+                id=each.id, line_id=each.line_id, state=JobState.DEAD, error=error, failed=True
+            )
+            for each in held
+        ],
+    )
+
+
+def job(key: str, handler: str, user: str = "ana") -> NewJob:
+    subject = f"user:{user}"
+    return NewJob(
+        handler=handler,
+        key=key,
+        event="User.Created",
+        subject=subject,
+        line=subject,
+        occurred_at=1,
+        payload=b"{}",
+    )
+
+
+def said(folder: Path, *arguments: str, code: int = 0) -> str:
+    done = command(*arguments, folder=folder)
+    assert done.returncode == code, done.stderr
+    return done.stdout if code == 0 else done.stderr
+
+
+def told(folder: Path, *arguments: str) -> Any:
+    return msgspec.json.decode(said(folder, *arguments, "--json"))
+
+
+def test_handlers_are_listed_with_their_jobs(folder: Path) -> None:
+    """Those nobody registered, too."""
+    greet, old = told(folder, "handlers", "list")
+    assert (greet["handler"], greet["waiting"], greet["dead"]) == ("app:greet", 1, 1)
+    assert (old["handler"], old["events"], old["waiting"]) == ("old:x", "not registered", 1)
+    assert "Local*" in said(folder, "handlers", "list")
+
+
+def test_a_handler_is_forgotten(folder: Path) -> None:
+    """What waits for it is discarded; one that isn't there is said so."""
+    assert "1 jobs are discarded" in said(folder, "handlers", "forget", "app:greet")
+    [dead] = told(folder, "jobs", "list", "--handler", "app:greet", "--state", "dead")
+    assert dead["error"].endswith("of no use")
+    assert "No handler is called" in one_line(said(folder, "handlers", "forget", "no", code=1))
+
+
+def test_jobs_are_listed_and_shown(folder: Path) -> None:
+    """By filter, page by page, by error; one with its traceback."""
+    assert len(told(folder, "jobs", "list")) == 3
+    assert len(told(folder, "jobs", "list", "--subject", "user:bo")) == 1
+    first = command("jobs", "list", "--limit", "1", "--json", folder=folder)
+    assert "--after" in first.stderr
+    [last] = msgspec.json.decode(first.stdout)
+    assert len(told(folder, "jobs", "list", "--after", str(last["id"]))) == 2
+    groups = told(folder, "jobs", "list", "--group")
+    assert {(each["error"], each["jobs"]) for each in groups if each["state"] == "dead"} == {
+        ("ValueError: of no use", 1)
+    }
+    [dead] = told(folder, "jobs", "list", "--state", "dead")
+    assert "of no use" in said(folder, "jobs", "show", str(dead["id"]))
+    assert "No job" in one_line(said(folder, "jobs", "show", "99", code=1))
+    assert "no such job" in one_line(said(folder, "jobs", "list", "--event", "X", code=1))
+
+
+def test_dead_jobs_are_repeated_or_discarded(folder: Path) -> None:
+    """By id or by handler; what can't be moved is said so."""
+    [dead] = told(folder, "jobs", "list", "--state", "dead")
+    assert "1 of 1" in said(folder, "jobs", "retry", str(dead["id"]))
+    [again] = [each for each in told(folder, "jobs", "list") if each["id"] == dead["id"]]
+    assert (again["state"], again["runs"]) == ("waiting", 1)
+    options = ("--handler", "app:greet", "--state", "waiting")
+    assert "2 of 2" in said(folder, "jobs", "discard", *options)
+    said(folder, "jobs", "discard", *options, code=1)
+    assert "--handler" in one_line(said(folder, "jobs", "retry", code=2))
