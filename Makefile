@@ -6,7 +6,7 @@ PORT ?=
 WORKERS ?= auto
 ORDERS ?=
 
-.PHONY: help demo test orders asked bench crash endure races faults search check format lint types docs lock clean
+.PHONY: help demo test orders asked bench crash endure races faults kills search check format lint types docs lock clean
 
 help: ## Say what there is
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | sort
@@ -44,6 +44,9 @@ races: .venv/made ## Race deletions against additions and changes 1,000 times on
 
 faults: .venv/made ## Kill Logto and the service while webhooks are lost, SEEDS times (default 50) per database
 	LOGTO_WEBHOOKS_TEST_FAULTS=$(or $(SEEDS),50) $(BIN)/pytest -n $(WORKERS) tests/test_faults.py
+
+kills: .venv/made ## Kill workers KILLS times (default 30) while their handlers fail at random
+	LOGTO_WEBHOOKS_TEST_JOB_KILLS=$(or $(KILLS),30) $(BIN)/pytest tests/test_jobs_crash.py
 
 search: .venv/made ## Let the property tests try 3,000 new examples each
 	LOGTO_WEBHOOKS_TEST_PROFILE=search $(BIN)/pytest -n $(WORKERS) tests/test_lives.py tests/unit

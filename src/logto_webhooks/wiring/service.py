@@ -6,15 +6,15 @@ import asyncio
 import contextlib
 import random
 from collections.abc import AsyncIterator
-from typing import Any, Final
+from typing import Final
 
 from starlette.types import ASGIApp
 
 from logto_webhooks.adapters import web
 from logto_webhooks.adapters.room import Room
-from logto_webhooks.core.ports import Observer
+from logto_webhooks.core.ports import Observer, Store
 from logto_webhooks.core.reports import Asked, Compared, Report, Stalled, Synced, Unrunnable
-from logto_webhooks.errors import described
+from logto_webhooks.errors import LogtoWebhooksError, described
 from logto_webhooks.service.handlers import Handlers
 from logto_webhooks.service.receive import GroupCommit, Receiver
 from logto_webhooks.service.run import Runner
@@ -26,6 +26,7 @@ from logto_webhooks.wiring.databases import Database
 
 BODIES_IN_FLIGHT: Final = 256 * 2**20
 AGAIN_S: Final = 2.0
+WATCH_S: Final = 60.0
 
 
 class Service:
@@ -106,13 +107,17 @@ class Workers:
     async def run(self) -> None:
         """Work until stopped. Handlers are made known first, or jobs would be missing."""
         if await self._register():
+            watching = asyncio.create_task(self._watch())
             await asyncio.gather(self.worker.run(), self.runner.run())
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
 
     async def drain(self) -> None:
         """Work until nothing is pending, and no job is due."""
         if await self._register():
             await self.worker.drain()
             await self.runner.drain()
+            await self._tell_of_others()
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -125,27 +130,37 @@ class Workers:
             await working
 
     async def _register(self) -> bool:
-        """Make the handlers known; tell of those whose code isn't here. False when stopped."""
+        """Make the handlers known; False when stopped."""
         registered = [each.registered for each in self._handlers]
 
-        def register(store: Any) -> None:
+        def register(store: Store) -> None:
             store.jobs.register(registered)
 
         while not self.worker.stopping:
             try:
                 await self._database.host.run(register)
-                counts = await self._database.host.read(lambda store: store.jobs.counts())
+                return True
             except Exception as error:
                 self._tell(Stalled(described(error), AGAIN_S))
                 await asyncio.sleep(AGAIN_S)
-                continue
-            waiting = [each for each in counts if each.state == "waiting"]
-            others = [each for each in waiting if self._handlers.get(each.handler) is None]
-            if others:
-                names = tuple(each.handler for each in others)
-                self._tell(Unrunnable(names, sum(each.count for each in others)))
-            return True
         return False
+
+    async def _watch(self) -> None:
+        """Tell, again when it changes, of jobs that wait for code which isn't here."""
+        told = 0
+        while True:
+            with contextlib.suppress(LogtoWebhooksError):
+                told = await self._tell_of_others(told)
+            await asyncio.sleep(WATCH_S)
+
+    async def _tell_of_others(self, told: int = 0) -> int:
+        counts = await self._database.host.read(lambda store: store.jobs.counts())
+        waiting = [each for each in counts if each.state == "waiting"]
+        others = [each for each in waiting if self._handlers.get(each.handler) is None]
+        jobs = sum(each.count for each in others)
+        if jobs and jobs != told:
+            self._tell(Unrunnable(tuple(each.handler for each in others), jobs))
+        return jobs
 
 
 def worker_of(settings: Settings, database: Database, observe: Observer) -> Worker:

@@ -165,7 +165,7 @@ METRICS: Final = (
 # Reports that aren't measured, and why.
 UNMEASURED: Final[dict[type[Report], str]] = {
     Resumed: "the stalls before it are counted",
-    Unrunnable: "said once, at start",
+    Unrunnable: "`handlers list` counts them",
 }
 
 UP: Final = PREFIX + "database_up"
