@@ -6,7 +6,7 @@ from logto_webhooks.core import events
 from logto_webhooks.core.events.local import OrganizationRow, UserRow
 from logto_webhooks.core.jobs import Delivery
 from logto_webhooks.core.signature import VerifiedBody, sign, verify
-from logto_webhooks.errors import Discard, LogtoWebhooksError, RetryLater
+from logto_webhooks.errors import Discard, LogtoWebhooksError, RetryLater, UserDeleted
 
 if TYPE_CHECKING:
     from logto_webhooks.wiring.application import LogtoWebhooks
@@ -18,6 +18,7 @@ __all__ = [
     "LogtoWebhooksError",
     "OrganizationRow",
     "RetryLater",
+    "UserDeleted",
     "UserRow",
     "VerifiedBody",
     "events",

@@ -153,6 +153,18 @@ class NotStarted(LogtoWebhooksError):
     application's lifespan start it: include its router, or enter `logto.lifespan()`."""
 
 
+class ClaimsUnusable(LogtoWebhooksError):
+    """The claims name no user of Logto: {problem}. Give those of a verified token, with its sub."""
+
+    problem: str
+
+
+class UserDeleted(LogtoWebhooksError):
+    """The user {id} was deleted in Logto; its token outlived it. Answer as for no token at all."""
+
+    id: str
+
+
 class RetryLater(LogtoWebhooksError):
     """Raise it in a handler: try again later; after so many seconds, if that is given."""
 

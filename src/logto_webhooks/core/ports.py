@@ -199,6 +199,12 @@ class Host(Protocol):
 class HandlerHost(Host, Protocol):
     """A host that lets handlers take part in its transactions."""
 
+    async def within(self, session: Any, work: Callable[[Store], T]) -> T:
+        """Run within the transaction of an application's session, which it ends by itself.
+
+        Raises SettingInvalid for a session that can't be used here, and what `run` raises.
+        """
+
     def provides(self) -> tuple[type, ...]:
         """The kinds of transaction that a handler can ask for by annotation."""
 

@@ -3,18 +3,28 @@ mounts."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Mapping,
+    MutableMapping,
+)
 from typing import Any, TypeVar
 
 from logto_webhooks.adapters import web
 from logto_webhooks.adapters.observers import logs
+from logto_webhooks.core.events.local import UserRow
 from logto_webhooks.core.jobs import Tests
 from logto_webhooks.core.lifecycle import MAX_ATTEMPTS
-from logto_webhooks.core.ports import Observer, Status
+from logto_webhooks.core.ports import Logto, Observer, Status
 from logto_webhooks.errors import NotStarted, SettingInvalid
+from logto_webhooks.service import early
 from logto_webhooks.service.handlers import TIME_LIMIT_S, Function, Handlers, Options, What
 from logto_webhooks.service.receive import Answer
 from logto_webhooks.settings import Settings, from_env
@@ -58,6 +68,7 @@ class LogtoWebhooks:
         self._observe = observe
         self._service: Service | None = None
         self._database: Database | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self.path = self._settings().path
         provided = None if engine is None else self.database.host.provides()
         self.handlers = Handlers(provided)
@@ -79,6 +90,10 @@ class LogtoWebhooks:
             else:
                 self._database = given_database(self._engine, settings.schema)
         return self._database
+
+    @property
+    def _api(self) -> Logto | None:
+        return None if self._service is None else self._service.api
 
     def on(
         self,
@@ -142,11 +157,11 @@ class LogtoWebhooks:
         service = Service(self._settings(), self.database, self._observe, self.handlers)
         await self.database.open()
         async with service.running():
-            self._service = service
+            self._service, self._loop = service, asyncio.get_running_loop()
             try:
                 yield
             finally:
-                self._service = None
+                self._service = self._loop = None
 
     async def answer(self, scope: Scope, receive: Receive) -> Answer | None:
         """Take a request of the webhook's path; None if its body never arrived."""
@@ -160,6 +175,35 @@ class LogtoWebhooks:
         await web.mounted(self.answer, self.lifespan, web.spellings(self.path))(
             scope, receive, send
         )
+
+    async def ensure_user(self, claims: Mapping[str, Any], *, session: Any = None) -> UserRow:
+        """Return the local user for a verified token's claims at once, made of them if the webhook
+        isn't there yet.
+
+        With a `session` (AsyncSession, Session) in its transaction; else in one of its own, of
+        what Logto answers about the user, if the Management API is configured. Raises
+        ClaimsUnusable, UserDeleted, StoreUnavailable.
+        """
+        host = self.database.host
+        if session is not None:
+            return await host.within(session, lambda store: early.ensure(store, claims))
+        more = await early.asked(self._api, host, claims) if self._api else None
+        row = await host.run(lambda store: early.ensure(store, claims, more))
+        if self._service is not None:
+            self._service.wake()
+        return row
+
+    async def wait_for_user(self, logto_id: str, timeout_s: float = 5.0) -> UserRow:
+        """Wait until a user's webhook was applied. Raises TimeoutError, UserDeleted,
+        StoreUnavailable."""
+        return await early.wait_for(self.database.host, logto_id, timeout_s)
+
+    def call(self, work: Coroutine[Any, Any, T]) -> T:
+        """Await something of this object's from code that isn't asynchronous, in a thread beside
+        the event loop: `logto.call(logto.ensure_user(claims))`. Raises what it raises."""
+        if self._loop is None:
+            return asyncio.run(work)
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     async def migrate(self) -> None:
         """Bring the schema up to this release."""

@@ -46,7 +46,7 @@ class Service:
         self._database = database
         self._observe = observe
         self._workers = Workers(settings, database, observe, handlers or Handlers())
-        self._api = api_of(settings) if settings.endpoint else None
+        self.api = api_of(settings) if settings.endpoint else None
         commit = GroupCommit(database.host, observe, stored=self._workers.wake)
         receiver = Receiver(settings.signing_keys, commit.add, SystemClock(), observe)
         self.webhook = web.Webhook(receiver, settings.max_body_bytes, Room(BODIES_IN_FLIGHT))
@@ -59,6 +59,11 @@ class Service:
             scrape,
         )
 
+    def wake(self) -> None:
+        """Tell that there may be something to apply, or to run."""
+        self._workers.wake()
+        self._workers.runner.wake()
+
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Apply, run handlers, ask Logto, as long as the block lasts."""
@@ -66,9 +71,9 @@ class Service:
             stack.push_async_callback(self._database.host.close)
             if self._settings.worker:
                 await stack.enter_async_context(self._workers.running())
-            if self._api is not None:
+            if self.api is not None:
                 wake, told = self._workers.wake, self._workers.observe
-                loops = asking(self._settings, self._api, self._database, told, wake)
+                loops = asking(self._settings, self.api, self._database, told, wake)
                 await stack.enter_async_context(loops)
             yield
 
@@ -84,6 +89,7 @@ class Workers:
         self._database = database
         self._handlers = handlers
         self._tell = observe
+        self._registered = False
         self.worker = worker_of(settings, database, self.observe)
         self.runner = Runner(
             database.host, SystemClock(), observe, random.random, handlers, database.may_work
@@ -106,11 +112,12 @@ class Workers:
 
     async def run(self) -> None:
         """Work until stopped. Handlers are made known first, or jobs would be missing."""
-        if await self._register():
-            watching = asyncio.create_task(self._watch())
-            await asyncio.gather(self.worker.run(), self.runner.run())
-            watching.cancel()
-            await asyncio.gather(watching, return_exceptions=True)
+        if not await self._register():
+            return
+        watching = asyncio.create_task(self._watch())
+        await asyncio.gather(self.worker.run(), self.runner.run())
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
 
     async def drain(self) -> None:
         """Work until nothing is pending, and no job is due."""
@@ -121,7 +128,8 @@ class Workers:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Work as long as the block lasts."""
+        """Work as long as the block lasts; handlers are known once it begins."""
+        await self._register()
         working = asyncio.create_task(self.run())
         try:
             yield
@@ -136,14 +144,14 @@ class Workers:
         def register(store: Store) -> None:
             store.jobs.register(registered)
 
-        while not self.worker.stopping:
+        while not self._registered and not self.worker.stopping:
             try:
                 await self._database.host.run(register)
-                return True
+                self._registered = True
             except Exception as error:
                 self._tell(Stalled(described(error), AGAIN_S))
                 await asyncio.sleep(AGAIN_S)
-        return False
+        return self._registered
 
     async def _watch(self) -> None:
         """Tell, again when it changes, of jobs that wait for code which isn't here."""

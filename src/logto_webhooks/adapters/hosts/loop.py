@@ -14,8 +14,10 @@ from logto_webhooks.adapters.hosts.sessions import (
     OURS,
     SYNC,
     end_sync,
+    no_session,
     still_ours,
     sync_wish,
+    translated_as,
     untranslated,
 )
 from logto_webhooks.core.ports import Store
@@ -45,6 +47,25 @@ class LoopHost:
         with translated():
             async with self._engine.connect() as connection:
                 return await connection.run_sync(lambda sync: work(self._bind(sync)))
+
+    async def within(self, session: Any, work: Callable[[Store], T]) -> T:
+        """Run within the transaction of an application's AsyncSession or AsyncConnection.
+
+        Raises SettingInvalid, StoreUnavailable, RowRejected.
+        """
+        if not isinstance(session, AsyncSession | AsyncConnection):
+            raise no_session(session, "an AsyncSession or an AsyncConnection")
+        if isinstance(session, AsyncSession):
+            connection = await session.connection()
+        else:
+            connection = session
+
+        def run(sync: sa.Connection) -> T:
+            with translated_as(self._engine.sync_engine, sync):
+                return work(self._bind(sync))
+
+        with translated():
+            return await connection.run_sync(run)
 
     def provides(self) -> tuple[type, ...]:
         """The kinds of transaction that a handler can ask for by annotation."""

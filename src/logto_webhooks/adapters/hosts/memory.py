@@ -31,6 +31,10 @@ class MemoryHost:
         store, _ = self._open()
         return work(store)
 
+    async def within(self, session: Any, work: Callable[[Store], T]) -> T:
+        """Never asked for."""
+        raise NotImplementedError(session)
+
     def provides(self) -> tuple[type, ...]:
         """Nothing: there is no connection."""
         return ()

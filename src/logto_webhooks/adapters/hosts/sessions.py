@@ -9,7 +9,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from logto_webhooks.errors import TransactionEnded
+from logto_webhooks.errors import SettingInvalid, TransactionEnded
 
 SYNC: Final[tuple[type, ...]] = (Session, sa.Connection)
 # What a session commits or rolls back by itself is a savepoint; "done" commits it all.
@@ -25,6 +25,24 @@ def untranslated(connection: sa.Connection) -> Iterator[None]:
         yield
     finally:
         connection.execution_options(schema_translate_map=ours)
+
+
+@contextmanager
+def translated_as(engine: sa.Engine, connection: sa.Connection) -> Iterator[None]:
+    """Our tables are where our engine says, on a connection that is the application's."""
+    theirs = connection.get_execution_options().get("schema_translate_map")
+    ours = engine.get_execution_options().get("schema_translate_map")
+    connection.execution_options(schema_translate_map=ours)
+    try:
+        yield
+    finally:
+        connection.execution_options(schema_translate_map=theirs)
+
+
+def no_session(session: object, wanted: str) -> SettingInvalid:
+    """The error about a session that can't be used."""
+    problem = f"it must be {wanted} here, not {type(session).__name__}"
+    return SettingInvalid(name="session", problem=problem)
 
 
 def sync_wish(wish: type, connection: sa.Connection) -> Any:

@@ -9,13 +9,16 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
+from sqlalchemy.orm import Session
 
 from logto_webhooks.adapters.hosts.failures import translated
 from logto_webhooks.adapters.hosts.sessions import (
     SYNC,
     end_sync,
+    no_session,
     still_ours,
     sync_wish,
+    translated_as,
     untranslated,
 )
 from logto_webhooks.core.ports import Store
@@ -61,6 +64,17 @@ class ThreadHost:
         """Run without writing, and without waiting for who writes."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._reader, self._read, work)
+
+    async def within(self, session: Any, work: Callable[[Store], T]) -> T:
+        """Run within the transaction of an application's Session or Connection, on this thread.
+
+        Raises SettingInvalid, StoreUnavailable, RowRejected.
+        """
+        if not isinstance(session, Session | sa.Connection):
+            raise no_session(session, "a Session or a Connection")
+        connection = session if isinstance(session, sa.Connection) else session.connection()
+        with translated(), translated_as(self._engine, connection):
+            return work(self._bind(connection))
 
     def provides(self) -> tuple[type, ...]:
         """The kinds of transaction that a handler can ask for by annotation."""

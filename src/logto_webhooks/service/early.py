@@ -1,0 +1,71 @@
+"""Being early: an application that meets a user before the webhook did."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any, Final
+
+from logto_webhooks.core import answers, claims, local
+from logto_webhooks.core.events.local import UserRow
+from logto_webhooks.core.ports import Host, Logto, Store
+from logto_webhooks.core.record import Change, Key, Record
+from logto_webhooks.errors import LogtoRefused, LogtoUnreachable, UserDeleted
+from logto_webhooks.service import sync
+from logto_webhooks.service.clocks import clocks
+
+POLL_S: Final = 0.1
+
+
+def ensure(store: Store, told: Mapping[str, Any], more: Change | None = None) -> UserRow:
+    """Return the user whom claims name, made of them if there is none; `more` is what Logto
+    answered about the user.
+
+    Raises ClaimsUnusable, UserDeleted.
+    """
+    change = claims.change_of(told)
+    record = store.lock([change.key])[change.key]
+    if record.deleted_at is None and not record.complete:
+        sync.learn(store, [change if more is None else more], "ensure_user")
+        record = store.lock([change.key])[change.key]
+    return _row(record)
+
+
+async def asked(logto: Logto, host: Host, told: Mapping[str, Any]) -> Change | None:
+    """Ask Logto about a user who isn't known here; None if it can't be asked now.
+
+    Raises ClaimsUnusable, AnswerMalformed, StoreUnavailable.
+    """
+    key = claims.change_of(told).key
+    if await known(host, key) is not None:
+        return None
+    try:
+        answered = await logto.user(key.id)
+    except (LogtoUnreachable, LogtoRefused):
+        return None
+    if answered.content is None:
+        return None  # who has a token was there: let the webhook tell
+    return answers.about_user(key.id, answered.content, (await clocks(host))(answered))
+
+
+async def known(host: Host, key: Key) -> UserRow | None:
+    """The row of a user; None if there is none (yet). Raises UserDeleted, StoreUnavailable."""
+    record = (await host.read(lambda store: store.inbox.known(key))).get(key)
+    if record is None or not (record.complete or record.deleted_at is not None):
+        return None
+    return _row(record)
+
+
+async def wait_for(host: Host, user_id: str, timeout_s: float) -> UserRow:
+    """Wait until a user is known here. Raises TimeoutError, UserDeleted, StoreUnavailable."""
+    async with asyncio.timeout(timeout_s):
+        while (row := await known(host, Key("user", user_id))) is None:  # noqa: ASYNC110
+            await asyncio.sleep(POLL_S)
+    return row
+
+
+def _row(record: Record) -> UserRow:
+    row = local.user_row(record)
+    if record.deleted_at is not None or row is None:
+        raise UserDeleted(id=record.key.id)
+    return row

@@ -1,0 +1,124 @@
+"""Being early: a user of a token whom no webhook told of yet."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.orm import Session
+
+from logto_webhooks import LogtoWebhooks, UserDeleted, events
+from logto_webhooks.core.record import Drop, Key
+from logto_webhooks.errors import ClaimsUnusable, SettingInvalid
+from logto_webhooks.service import sync
+from logto_webhooks.testing import SIGNING_KEY, make
+from logto_webhooks.testing.fake import FakeLogto
+from tests.support.postgres import server_url
+from tests.test_handlers import live, on_postgres, on_sqlite, send, soon
+
+CLAIMS = {"sub": "ana", "email": "ana@example.com", "name": "Ana", "iat": 5}
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+def test_the_user_is_there_at_once_and_logto_wins(kind: str, tmp_path: Path) -> None:
+    """Made once; the webhook that comes later, although older, tells what is so."""
+    logto = on_sqlite(tmp_path) if kind == "sqlite" else on_postgres()
+    told: list[str] = []
+
+    @logto.on(events.LocalUserCreated)
+    def created(event: events.LocalUserCreated) -> None:
+        told.append(event.source)
+
+    async def body(logto: LogtoWebhooks, client: object) -> None:
+        first = await logto.ensure_user(CLAIMS)
+        assert (first.email, first.name) == ("ana@example.com", "Ana")
+        assert (await logto.ensure_user({"sub": "ana"})).id == first.id
+        await send(client, make.user_created(id="ana", email="ana@work.example", at=1_000_000))  # type: ignore[arg-type]
+        async with asyncio.timeout(10):
+            while (row := await logto.wait_for_user("ana")).email != "ana@work.example" or not told:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        assert row.id == first.id
+        assert told == ["ensure_user"]
+        threaded = await asyncio.to_thread(lambda: logto.call(logto.ensure_user(CLAIMS)))
+        assert threaded == row
+
+    live(logto, body)
+
+
+def test_within_an_async_session(tmp_path: Path) -> None:
+    """It is there with what the application writes, or not at all."""
+    logto = on_postgres()
+
+    async def body(logto: LogtoWebhooks, client: object) -> None:
+        engine = create_async_engine(server_url().set(drivername="postgresql+asyncpg"))
+        async with AsyncSession(engine) as session:
+            await logto.ensure_user(CLAIMS, session=session)
+            await session.rollback()
+            with pytest.raises(TimeoutError):
+                await logto.wait_for_user("ana", 0.2)
+            made = await logto.ensure_user(CLAIMS, session=session)
+            await session.commit()
+        assert await logto.wait_for_user("ana", 1) == made
+        with pytest.raises(SettingInvalid, match="AsyncSession"):
+            await logto.ensure_user(CLAIMS, session=Session())
+        await engine.dispose()
+
+    live(logto, body)
+
+
+def test_within_a_session_on_sqlite(tmp_path: Path) -> None:
+    """The application's own, on the same file."""
+    logto = on_sqlite(tmp_path)
+
+    async def body(logto: LogtoWebhooks, client: object) -> None:
+        engine = sa.create_engine(f"sqlite:///{tmp_path / 'app.db'}")
+        with Session(engine) as session:
+            made = await logto.ensure_user(CLAIMS, session=session)
+            session.commit()
+        assert await logto.wait_for_user("ana", 1) == made
+        engine.dispose()
+
+    live(logto, body)
+
+
+def test_a_deleted_user_stays_deleted(tmp_path: Path) -> None:
+    """The token outlived the user; and claims without a user are refused."""
+    logto = on_sqlite(tmp_path)
+
+    async def body(logto: LogtoWebhooks, client: object) -> None:
+        drop = Drop(Key("user", "ana"), soon())
+        await logto.database.host.run(lambda store: sync.learn(store, [drop], None))
+        with pytest.raises(UserDeleted):
+            await logto.ensure_user(CLAIMS)
+        with pytest.raises(UserDeleted):
+            await logto.wait_for_user("ana", 1)
+        for claims in ({}, {"sub": 5}, {"sub": "a:b"}):
+            with pytest.raises(ClaimsUnusable):
+                await logto.ensure_user(claims)
+
+    live(logto, body)
+
+
+def test_logto_is_asked_for_what_claims_lack(tmp_path: Path) -> None:
+    """If there are credentials; a Logto that can't be asked costs nothing."""
+
+    async def run() -> None:
+        async with FakeLogto() as fake:
+            ana = fake.create_user(primaryEmail="ana@example.com", username="ana")
+            for endpoint, username in ((fake.url, "ana"), ("http://127.0.0.1:9", None)):
+                logto = LogtoWebhooks(
+                    signing_key=SIGNING_KEY,
+                    database_url=f"sqlite:///{tmp_path / (username or 'other')}.db",
+                    endpoint=endpoint,
+                    app_id=fake.app_id,
+                    app_secret=fake.app_secret,
+                    reconcile_every_s=0,
+                )
+                async with logto.lifespan():
+                    row = await logto.ensure_user({"sub": ana["id"]})
+                    assert row.username == username
+
+    asyncio.run(run())
