@@ -50,7 +50,7 @@ async def rate(database: Database, count: int, stuck: int) -> float:
     runner = Runner(database.host, SystemClock(), lambda report: None, random.random, handlers)
     started = time.perf_counter()
     running = asyncio.create_task(runner.run())
-    while await waiting(database, stuck):
+    while await waiting(database, stuck):  # noqa: ASYNC110
         await asyncio.sleep(0.05)
     seconds = time.perf_counter() - started
     runner.stop()

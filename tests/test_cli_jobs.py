@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import pytest
 from logto_webhooks.core.jobs import JobOutcome, NewJob, Registered
 from logto_webhooks.core.lifecycle import JobState
 from logto_webhooks.core.ports import Store
+from logto_webhooks.testing import make
 from logto_webhooks.wiring import database_of
+from tests.support.copy import delivery
 from tests.support.service import command, one_line
 
 
@@ -109,3 +112,36 @@ def test_dead_jobs_are_repeated_or_discarded(folder: Path) -> None:
     assert "2 of 2" in said(folder, "jobs", "discard", *options)
     said(folder, "jobs", "discard", *options, code=1)
     assert "--handler" in one_line(said(folder, "jobs", "retry", code=2))
+
+
+def test_deliveries_are_replayed(tmp_path: Path) -> None:
+    """A dry run tells what would differ; then they are applied again, with their jobs."""
+    command("migrate", folder=tmp_path)
+    database = database_of(f"sqlite:///{tmp_path / 'logto-webhooks.db'}")
+    at = time.time_ns() // 1_000_000 + 1_000  # after the installation
+    old = make.user_created(id="ana", email="ana@example.com", at=at).body
+    dead = make.user_created(id="bo", at=at).body.replace(b'"createdAt"', b'"never"', 1)
+
+    def filled(store: Store) -> None:
+        store.jobs.register([Registered(name="app:greet", patterns=("User.Created",))])
+        store.add([delivery(old), delivery(dead)])
+
+    asyncio.run(database.host.run(filled))
+    asyncio.run(database.host.close())
+    command("worker", "--drain", folder=tmp_path)
+    assert told(tmp_path, "deliveries", "replay", "1", "--dry-run")["drifts"] == []
+    assert told(tmp_path, "deliveries", "replay", "1", "--sync-only")["jobs"] == 0
+    [job] = told(tmp_path, "jobs", "list")
+    said(tmp_path, "jobs", "discard", str(job["id"]))
+    assert told(tmp_path, "deliveries", "replay", "1", "--dry-run")["jobs"] == 1
+    done = told(tmp_path, "deliveries", "replay", "1", "2")
+    assert (done["deliveries"], done["jobs"]) == (2, 1)
+    listed = {each["id"]: each["state"] for each in told(tmp_path, "deliveries", "list")}
+    assert listed == {1: "pending", 2: "pending"}
+    [job] = told(tmp_path, "jobs", "list")
+    assert (job["state"], job["runs"]) == ("waiting", 1)
+    command("worker", "--drain", folder=tmp_path)
+    listed = {each["id"]: each["state"] for each in told(tmp_path, "deliveries", "list")}
+    assert listed == {1: "done", 2: "dead"}
+    assert len(told(tmp_path, "jobs", "list")) == 1
+    assert "No delivery" in one_line(said(tmp_path, "deliveries", "replay", "9", code=1))

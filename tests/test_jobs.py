@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from logto_webhooks.core.jobs import Job, JobFilter, JobOutcome, NewJob, Registered
-from logto_webhooks.core.lifecycle import JobMove, JobState
+from logto_webhooks.core.lifecycle import JobMove, JobState, State
+from logto_webhooks.core.ports import Outcome
+from logto_webhooks.testing import make
 from tests.conftest import Run
+from tests.support.copy import delivery
 
 ONE = Registered(name="one", patterns=("User.*",))
 TWO = Registered(name="two", patterns=("*",), ordered=False)
@@ -133,3 +136,14 @@ def test_forgetting_a_handler_discards_what_waits_for_it(run: Run) -> None:
         (each.handler, each.state): each.count for each in run(lambda store: store.jobs.counts())
     }
     assert counts == {("one", "discarded"): 2, ("two", "waiting"): 1}
+
+
+def test_a_delivery_is_made_pending_again(run: Run) -> None:
+    """What is over; what is pending stays as it is."""
+    bodies = [make.user_created(id=user).body for user in ("ana", "bo")]
+    run(lambda store: store.add([delivery(body) for body in bodies]))
+    [held] = run(lambda store: store.claim("t", 1, 2**20, 60))
+    run(lambda store: store.finish("t", [Outcome(id=held.id, state=State.DEAD, error="x")]))
+    ids = [held.id, held.id + 1, 99]
+    assert run(lambda store: store.inbox.again(ids)) == 1
+    assert len(run(lambda store: store.claim("t", 9, 2**20, 60))) == 2

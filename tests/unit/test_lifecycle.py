@@ -11,8 +11,8 @@ ERROR = RuntimeError("x")
 
 
 def test_only_what_is_pending_moves() -> None:
-    """Every move is in the table; the other states are final."""
-    assert {state for state, _ in MOVES} == {State.PENDING}
+    """Every move is in the table; the other states are final, but for who replays by hand."""
+    assert {state for state, move in MOVES if move is not Move.REPLAY} == {State.PENDING}
     assert {move for _, move in MOVES} == set(Move)
     assert set(MOVES.values()) == set(State)
 

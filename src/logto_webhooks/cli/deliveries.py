@@ -1,4 +1,4 @@
-"""The inbox: `deliveries list` and `deliveries show`."""
+"""The inbox: `deliveries list`, `show` and `replay`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from rich.text import Text
 from logto_webhooks.cli import given, lines, look, options, tables
 from logto_webhooks.core.inbox import Kept, Sought
 from logto_webhooks.core.lifecycle import State
+from logto_webhooks.core.ports import Store
+from logto_webhooks.service.replay import Replayed
+from logto_webhooks.service.replay import replay as repeat
 
 GREATEST_ID = 2**63 - 1
 Event = Annotated[str | None, typer.Option(help="Only of this event, such as User.Created.")]
@@ -88,6 +91,53 @@ def show(
     tables.table("", ("", ""), [*rows, ("call", kept.call)], fold=True)
     body = msgspec.json.format(kept.body, indent=2).decode()
     tables.out.print(Text(f"\n{tables.plain(body)}"), soft_wrap=True)
+
+
+@app.command()
+def replay(
+    ids: Annotated[list[int], typer.Argument(min=0, max=GREATEST_ID, help="Their ids.")],
+    handler: Annotated[str | None, typer.Option(help="Only jobs of this handler.")] = None,
+    rerun: Annotated[
+        bool, typer.Option("--rerun", help="Run jobs again that are done, too.")
+    ] = False,
+    sync_only: Annotated[
+        bool, typer.Option("--sync-only", help="Only apply; leave the jobs as they are.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what it would do and change.")
+    ] = False,
+    database_url: options.DatabaseUrl = None,
+    schema: options.Schema = None,
+    lag_ms: options.LagMs = None,
+    env_file: options.EnvFile = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Apply deliveries again, and run again their jobs that are dead or discarded."""
+    settings = options.settings(env_file, database_url=database_url, schema=schema, lag_ms=lag_ms)
+
+    def work(store: Store) -> Replayed | int:
+        some = [store.inbox.get(each) for each in ids]
+        found = [each for each in some if each is not None]
+        if len(found) < len(ids):
+            return next(each for each, kept in zip(ids, some, strict=True) if kept is None)
+        return repeat(
+            store,
+            found,
+            settings.lag_ms,
+            handler=handler,
+            rerun=rerun,
+            sync_only=sync_only,
+            tell=dry_run,
+        )
+
+    done = look.rehearse(settings, work) if dry_run else look.write(settings, work)
+    if isinstance(done, int):
+        tables.err.print(f"No delivery has the id {done}; nothing was done.", markup=False)
+        raise typer.Exit(1)
+    if as_json:
+        print(tables.as_json(done))
+    else:
+        tables.show_replayed(done, dry_run)
 
 
 def _show(found: list[Kept], as_json: bool) -> None:

@@ -12,6 +12,7 @@ from logto_webhooks.cli import options, tables
 from logto_webhooks.core.ports import Found, Host, Status, Store, Waiting
 from logto_webhooks.core.record import Key, Kind
 from logto_webhooks.errors import SettingInvalid
+from logto_webhooks.service.rehearse import perform
 from logto_webhooks.settings import Settings
 from logto_webhooks.wiring import database_of
 
@@ -62,6 +63,11 @@ def read(settings: Settings, work: Callable[[Store], T]) -> T:
 def write(settings: Settings, work: Callable[[Store], T]) -> T:
     """The same in a transaction that is committed."""
     return asyncio.run(_on_database(settings, lambda host: host.run(work)))
+
+
+def rehearse(settings: Settings, work: Callable[[Store], T]) -> T:
+    """The same in a transaction that is rolled back."""
+    return asyncio.run(_on_database(settings, lambda host: perform(host, work, dry=True)))
 
 
 async def _on_database(settings: Settings, run: Callable[[Host], Awaitable[T]]) -> T:

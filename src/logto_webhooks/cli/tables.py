@@ -18,6 +18,7 @@ from logto_webhooks.core.ports import Found, Status, Waiting
 from logto_webhooks.service.look import Reconciled
 from logto_webhooks.service.person import Sides
 from logto_webhooks.service.recover import Recovered
+from logto_webhooks.service.replay import Replayed
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -90,6 +91,19 @@ def show_reconciled(found: Reconciled, dry_run: bool, report: bool) -> None:
         columns = ("kind", "id", "columns", *(("since", "likely because") if report else ()))
         cells = [_drift(each)[: len(columns)] for each in found.drifts]
         table(f"\nWhat differed{more}", columns, cells, fold=True)
+
+
+def show_replayed(done: Replayed, dry_run: bool) -> None:
+    """Print what a replay did, or would do."""
+    would = "would be " if dry_run else ""
+    rows: list[tuple[str, Any]] = [
+        (f"deliveries {would}applied again", done.deliveries),
+        (f"jobs {would}run again", done.jobs),
+    ]
+    table("", ("", ""), rows)
+    if done.drifts:
+        cells = [(each.kind, each.id, ", ".join(each.fields)) for each in done.drifts]
+        table("\nWhat differs by it", ("kind", "id", "columns"), cells, fold=True)
 
 
 def show_filled(found: Reconciled) -> None:

@@ -1,7 +1,8 @@
-"""Looking at what came, and at what is known from it: nothing is held, and nothing changes."""
+"""Looking at what came, and at what is known from it; and having it applied again."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final, Protocol
 
 from msgspec import Struct
@@ -78,13 +79,16 @@ class Sought(Struct, frozen=True, kw_only=True):
 
 
 class Inbox(Protocol):
-    """The inbox to look at, and the records that follow from it."""
+    """The inbox to look at, and the records that follow from it; nothing of them is held."""
 
     def search(self, sought: Sought) -> list[Kept]:
         """List deliveries."""
 
     def get(self, delivery_id: int) -> Kept | None:
         """Return one delivery; None if there is no such id."""
+
+    def again(self, ids: Sequence[int]) -> int:
+        """Make deliveries pending again, but those that are; return how many."""
 
     def about(self, key: Key, after: int, limit: int) -> list[Kept]:
         """List what may tell of a user or an organization, or of its memberships, by id.

@@ -26,6 +26,7 @@ class Move(StrEnum):
     IGNORE = "ignore"
     RETRY = "retry"
     GIVE_UP = "give up"
+    REPLAY = "replay"  # by hand
 
 
 MOVES: Final[dict[tuple[State, Move], State]] = {
@@ -33,6 +34,9 @@ MOVES: Final[dict[tuple[State, Move], State]] = {
     (State.PENDING, Move.IGNORE): State.IGNORED,
     (State.PENDING, Move.RETRY): State.PENDING,
     (State.PENDING, Move.GIVE_UP): State.DEAD,
+    (State.DONE, Move.REPLAY): State.PENDING,
+    (State.IGNORED, Move.REPLAY): State.PENDING,
+    (State.DEAD, Move.REPLAY): State.PENDING,
 }
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from logto_webhooks.core.inbox import MEMBERSHIP_EVENTS, Kept, Sought
+from logto_webhooks.core.lifecycle import State
 from logto_webhooks.core.record import Key, Record
 
 if TYPE_CHECKING:
@@ -28,6 +32,18 @@ class MemoryInbox:
         """Return one delivery; None if there is no such id."""
         row = self._tables.inbox.get(delivery_id)
         return None if row is None else _kept(row)
+
+    def again(self, ids: Sequence[int]) -> int:
+        """Make deliveries pending again, but those that are; return how many."""
+        over = [
+            row
+            for row in map(self._tables.inbox.get, ids)
+            if row is not None and row.state is not State.PENDING
+        ]
+        for row in over:
+            fresh = replace(row, state=State.PENDING, due_at=0, attempts=0, token=None)
+            self._tables.inbox[row.id] = fresh
+        return len(over)
 
     def about(self, key: Key, after: int, limit: int) -> list[Kept]:
         """List what may tell of a user or an organization, or of its memberships, by id."""

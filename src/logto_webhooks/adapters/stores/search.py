@@ -1,14 +1,14 @@
-"""Looking at the inbox, on a Connection; nothing is held."""
+"""Looking at the inbox, on a Connection; and having it applied again."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import sqlalchemy as sa
 
 from logto_webhooks.adapters.stores import codec
-from logto_webhooks.adapters.stores.dialect import holds
+from logto_webhooks.adapters.stores.dialect import among, holds, now
 from logto_webhooks.adapters.stores.schema import deliveries, is_odd, is_pending, records
 from logto_webhooks.core.inbox import MEMBERSHIP_EVENTS, Kept, Sought
 from logto_webhooks.core.lifecycle import State
@@ -45,6 +45,15 @@ class SqlInbox:
     def get(self, delivery_id: int) -> Kept | None:
         """Return one delivery; None if there is no such id."""
         return next(iter(self._kept(_KEPT.where(deliveries.c.id == delivery_id))), None)
+
+    def again(self, ids: Sequence[int]) -> int:
+        """Make deliveries pending again, but those that are; return how many."""
+        replay = (
+            sa.update(deliveries)
+            .where(among(deliveries.c.id, "ids"), ~is_pending)
+            .values(state=State.PENDING.value, due_at=now(), attempts=0, token=None)
+        )
+        return self._connection.execute(replay, {"ids": list(ids)}).rowcount
 
     def about(self, key: Key, after: int, limit: int) -> list[Kept]:
         """List what may tell of a user or an organization, or of its memberships, by id."""
