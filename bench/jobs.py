@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import random
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 from tests.support import postgres
 from tests.support.copy import delivery
 
 from logto_webhooks.core.events import UserDataUpdated
-from logto_webhooks.core.jobs import NewJob
+from logto_webhooks.core.jobs import JobCount, NewJob
 from logto_webhooks.core.ports import Store
 from logto_webhooks.service.handlers import Handlers, Options
 from logto_webhooks.service.run import Runner
@@ -30,66 +32,66 @@ PIECE = 5_000
 
 async def rate(database: Database, count: int, stuck: int) -> float:
     """Jobs per second, beside `stuck` jobs of one line whose first fails for ever."""
-    handlers = Handlers(database.host.provides())
-    bad = "user:stuck"
+    handlers, done, all_done = Handlers(), itertools.count(1), asyncio.Event()
+    handlers.fit(database.host.provides)
 
     async def empty(event: UserDataUpdated) -> None:
         if event.user_id == "stuck":
             raise ValueError("for ever")
+        if next(done) == count:
+            all_done.set()
 
     options = Options(max_attempts=10**9, waits=(0.05,))
     handlers.add(empty, ["User.Data.Updated"], name="empty", options=options)
-    await database.host.run(lambda store: store.jobs.register([h.registered for h in handlers]))
-    body = make.user_data_updated(id="stuck" if stuck else "u0")
-    [accepted] = await database.host.run(lambda store: store.add([delivery(body.body)]))
-    other = make.user_data_updated(id="other")
-    [fine] = await database.host.run(lambda store: store.add([delivery(other.body)]))
-    await fill(database, stuck, lambda number: bad, accepted.id)
-    subjects = [f"user:{number}" for number in range(SUBJECTS)]
-    await fill(database, count, lambda number: subjects[number % SUBJECTS], fine.id)
+    bodies = [make.user_data_updated(id=user).body for user in ("stuck", "other")]
+    bad, fine = await database.host.run(
+        lambda store: store.add([delivery(body) for body in bodies])
+    )
+    await fill(database, stuck, 1, bad.id)
+    await fill(database, count, SUBJECTS, fine.id)
     runner = Runner(database.host, SystemClock(), lambda report: None, random.random, handlers)
     started = time.perf_counter()
     running = asyncio.create_task(runner.run())
-    while await waiting(database, stuck):  # noqa: ASYNC110
-        await asyncio.sleep(0.05)
-    seconds = time.perf_counter() - started
-    runner.stop()
+    await all_done.wait()
+    runner.stop()  # writes what is done
     await running
+    seconds = time.perf_counter() - started
+    [written] = [each for each in await counts(database) if each.state == "done"]
+    assert written.count == count
     return count / seconds
 
 
-async def fill(database: Database, count: int, line: object, delivery_id: int) -> None:
-    """Make jobs."""
-    assert callable(line)
+async def counts(database: Database) -> list[JobCount]:
+    """Jobs by state."""
+    return await database.host.read(lambda store: store.jobs.counts())
+
+
+async def fill(database: Database, count: int, subjects: int, delivery_id: int) -> None:
+    """Make jobs for a delivery, of so many subjects."""
     for start in range(0, count, PIECE):
+        numbers = range(start, min(start + PIECE, count))
         made = [
-            NewJob(
-                handler="empty",
-                key=f"{line(number)}:{number}",
-                event="User.Data.Updated",
-                subject=line(number),
-                line=line(number),
-                occurred_at=number,
-                delivery_id=delivery_id,
-            )
-            for number in range(start, min(start + PIECE, count))
+            job(number, f"user:{delivery_id}-{number % subjects}", delivery_id)
+            for number in numbers
         ]
-        await database.host.run(lambda store, made=made: store.jobs.add(made))  # type: ignore[misc]
+        await database.host.run(partial(_add, made))
 
 
-async def waiting(database: Database, stuck: int) -> bool:
-    """Whether any line but the stuck one has jobs."""
+def job(number: int, subject: str, delivery_id: int) -> NewJob:
+    """One of them."""
+    return NewJob(
+        handler="empty",
+        key=f"{subject}:{number}",
+        event="User.Data.Updated",
+        subject=subject,
+        line=subject,
+        occurred_at=number,
+        delivery_id=delivery_id,
+    )
 
-    def look(store: Store) -> bool:
-        import sqlalchemy as sa
 
-        from logto_webhooks.adapters.stores.schema import lines
-
-        connection: sa.Connection = store._connection  # type: ignore[attr-defined]
-        query = sa.select(sa.func.count()).select_from(lines)
-        return (connection.scalar(query) or 0) > bool(stuck)
-
-    return await database.host.read(look)
+def _add(made: list[NewJob], store: Store) -> None:
+    store.jobs.add(made)
 
 
 async def opened(kind: str, folder: str) -> Database:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import httpx2
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
@@ -17,6 +18,7 @@ from logto_webhooks.service import sync
 from logto_webhooks.testing import SIGNING_KEY, make
 from logto_webhooks.testing.fake import FakeLogto
 from tests.support.postgres import server_url
+from tests.support.waiting import eventually
 from tests.test_handlers import live, on_postgres, on_sqlite, send, soon
 
 CLAIMS = {"sub": "ana", "email": "ana@example.com", "name": "Ana", "iat": 5}
@@ -32,14 +34,15 @@ def test_the_user_is_there_at_once_and_logto_wins(kind: str, tmp_path: Path) -> 
     def created(event: events.LocalUserCreated) -> None:
         told.append(event.source)
 
-    async def body(logto: LogtoWebhooks, client: object) -> None:
+    async def body(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
         first = await logto.ensure_user(CLAIMS)
         assert (first.email, first.name) == ("ana@example.com", "Ana")
         assert (await logto.ensure_user({"sub": "ana"})).id == first.id
-        await send(client, make.user_created(id="ana", email="ana@work.example", at=1_000_000))  # type: ignore[arg-type]
-        async with asyncio.timeout(10):
-            while (row := await logto.wait_for_user("ana")).email != "ana@work.example" or not told:  # noqa: ASYNC110
-                await asyncio.sleep(0.05)
+        await send(client, make.user_created(id="ana", email="ana@work.example", at=1_000_000))
+        row = await eventually(
+            lambda: logto.wait_for_user("ana"),
+            lambda row: row.email == "ana@work.example" and bool(told),
+        )
         assert row.id == first.id
         assert told == ["ensure_user"]
         threaded = await asyncio.to_thread(lambda: logto.call(logto.ensure_user(CLAIMS)))
@@ -52,7 +55,7 @@ def test_within_an_async_session(tmp_path: Path) -> None:
     """It is there with what the application writes, or not at all."""
     logto = on_postgres()
 
-    async def body(logto: LogtoWebhooks, client: object) -> None:
+    async def body(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
         engine = create_async_engine(server_url().set(drivername="postgresql+asyncpg"))
         async with AsyncSession(engine) as session:
             await logto.ensure_user(CLAIMS, session=session)
@@ -73,7 +76,7 @@ def test_within_a_session_on_sqlite(tmp_path: Path) -> None:
     """The application's own, on the same file."""
     logto = on_sqlite(tmp_path)
 
-    async def body(logto: LogtoWebhooks, client: object) -> None:
+    async def body(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
         engine = sa.create_engine(f"sqlite:///{tmp_path / 'app.db'}")
         with Session(engine) as session:
             made = await logto.ensure_user(CLAIMS, session=session)
@@ -88,7 +91,7 @@ def test_a_deleted_user_stays_deleted(tmp_path: Path) -> None:
     """The token outlived the user; and claims without a user are refused."""
     logto = on_sqlite(tmp_path)
 
-    async def body(logto: LogtoWebhooks, client: object) -> None:
+    async def body(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
         drop = Drop(Key("user", "ana"), soon())
         await logto.database.host.run(lambda store: sync.learn(store, [drop], None))
         with pytest.raises(UserDeleted):

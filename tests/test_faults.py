@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from logto_webhooks.adapters.management import Management
-from logto_webhooks.core.ports import Store
+from logto_webhooks.core.ports import Store, Waiting
 from logto_webhooks.core.record import Key
 from logto_webhooks.service.clocks import clocks
 from logto_webhooks.service.person import both_sides
@@ -24,6 +24,7 @@ from tests.support import postgres
 from tests.support.fake import credentials
 from tests.support.service import PATH, Service, command
 from tests.support.town import Town
+from tests.support.waiting import eventually
 
 SEEDS = int(os.environ.get("LOGTO_WEBHOOKS_TEST_FAULTS", "1"))
 STEPS, DEATHS, KILLS = 150, 5, 10
@@ -94,16 +95,10 @@ async def _started(folder: Path, port: int, given: dict[str, str]) -> Service:
 async def _quiet(database: Database, service: Service) -> None:
     """Wait until nothing is pending, and nothing waits to be asked about."""
 
-    def is_quiet(store: Store) -> bool:
-        return store.status().deliveries["pending"] == 0 and not store.waiting(1)
+    def left(store: Store) -> tuple[int, list[Waiting], str]:
+        return store.status().deliveries["pending"], store.waiting(10), service.log
 
-    try:
-        async with asyncio.timeout(60):
-            while not await database.host.read(is_quiet):  # noqa: ASYNC110
-                await asyncio.sleep(0.2)
-    except TimeoutError:
-        waiting = await database.host.read(lambda store: (store.status(), store.waiting(10)))
-        raise AssertionError(f"{waiting}\n{service.log}") from None
+    await eventually(lambda: database.host.read(left), lambda found: not (found[0] or found[1]), 60)
 
 
 async def _compare(logto: FakeLogto, database: Database) -> None:

@@ -20,9 +20,11 @@ from logto_webhooks import Delivery, Discard, LogtoWebhooks, RetryLater, UserRow
 from logto_webhooks.core.jobs import JobFilter, JobRow
 from logto_webhooks.errors import HandlerRefused, LogtoWebhooksError, UnknownEventName
 from logto_webhooks.fastapi import router
-from logto_webhooks.samples.signed import Signed
+from logto_webhooks.samples.payloads import console_test
+from logto_webhooks.samples.signed import Signed, signed
 from logto_webhooks.testing import SIGNING_KEY, make
 from tests.support import postgres
+from tests.support.waiting import eventually
 
 Json = dict[str, Any]
 Body = Callable[[LogtoWebhooks, httpx2.AsyncClient], Awaitable[None]]
@@ -80,10 +82,7 @@ async def jobs(logto: LogtoWebhooks) -> list[JobRow]:
 
 
 async def until(holds: Callable[[list[JobRow]], bool], logto: LogtoWebhooks) -> list[JobRow]:
-    async with asyncio.timeout(20):
-        while not holds(rows := await jobs(logto)):  # noqa: ASYNC110
-            await asyncio.sleep(0.05)
-    return rows
+    return await eventually(lambda: jobs(logto), holds)
 
 
 def all_over(count: int) -> Callable[[list[JobRow]], bool]:
@@ -252,7 +251,7 @@ def test_a_handler_that_takes_too_long_is_stopped(tmp_path: Path) -> None:
 
 
 def test_what_is_older_than_the_installation_runs_nothing(tmp_path: Path) -> None:
-    """Installing must not mail last week's sign-ups; and tests are for who wants them."""
+    """Installing must not mail last week's sign-ups, nor run its tests."""
     logto = on_sqlite(tmp_path)
     told: list[str] = []
 
@@ -268,11 +267,30 @@ def test_what_is_older_than_the_installation_runs_nothing(tmp_path: Path) -> Non
         await send(client, make.user_created(id="ana", at=soon() - 86_400_000))
         payload = make.console_test()
         await send(client, payload)
-        async with asyncio.timeout(20):
-            while (await logto.status()).deliveries["pending"]:  # noqa: ASYNC110
-                await asyncio.sleep(0.05)
+        await eventually(logto.status, lambda status: not status.deliveries["pending"])
         assert await jobs(logto) == []
         assert told == []
+
+    live(logto, body)
+
+
+def test_a_test_is_for_who_wants_it(tmp_path: Path) -> None:
+    """`on_test` gets nothing else, `test=True` gets it too, others never do."""
+    logto = on_sqlite(tmp_path)
+
+    def nothing(event: events.Event) -> None: ...
+
+    logto.on("*", name="never")(nothing)
+    logto.on("User.*", name="too", test=True)(nothing)
+    logto.on_test(name="only")(nothing)
+
+    async def body(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
+        await send(client, signed(console_test("User.Created", at=soon()), SIGNING_KEY))
+        rows = await until(all_over(2), logto)
+        assert {each.handler for each in rows} == {"too", "only"}
+        await send(client, make.user_created(id="ana", at=soon()))
+        rows = (await until(all_over(4), logto))[:2]
+        assert {each.handler for each in rows} == {"too", "never"}
 
     live(logto, body)
 
@@ -288,7 +306,7 @@ def test_not_started_is_a_503(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
             answer = await client.post(
                 f"{logto.path}/", content=delivery.body, headers=dict(delivery.headers)
             )
-            assert answer.status_code == 503
+            assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
             assert (await client.get("/elsewhere")).status_code == 404
 
     asyncio.run(run())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from logto_webhooks.testing.fake import FakeLogto
 from tests.support.copy import Copy, StoreKind, open_host
 from tests.support.fake import credentials, serving
 from tests.support.service import command
+from tests.support.waiting import eventually
 
 KINDS: tuple[StoreKind, ...] = ("memory", "sqlite", "asyncpg")
 
@@ -588,22 +589,19 @@ def test_one_of_two_asks(tmp_path: Path) -> None:
             kept = Turn(host, clock, number).keep(lambda: work(number), lambda report: None)
             return asyncio.create_task(kept)
 
+        async def worked() -> list[int]:
+            return at_work
+
         first, second = turn(1), turn(2)
-        await until_async(lambda: at_work == [1])
+        await eventually(worked, lambda found: found == [1])
         first.cancel()
         await asyncio.gather(first, return_exceptions=True)
-        await until_async(lambda: at_work == [1, 2])
+        await eventually(worked, lambda found: found == [1, 2])
         second.cancel()
         await asyncio.gather(second, return_exceptions=True)
         await host.close()
 
     asyncio.run(live())
-
-
-async def until_async(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not holds():  # noqa: ASYNC110
-            await asyncio.sleep(0.05)
 
 
 def test_backfill_and_both_sides_of_one(tmp_path: Path) -> None:

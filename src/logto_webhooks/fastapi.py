@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
@@ -28,11 +27,7 @@ def router(logto: LogtoWebhooks) -> APIRouter:
     """The webhook at its path, with and without a slash at its end."""
 
     async def receive(request: Request) -> Response:
-        answer = await logto.answer(request.scope, request.receive)
-        if answer is None:
-            return Response(status_code=400)  # nobody is there to read it
-        content = msgspec.json.encode(answer.content)
-        return Response(content, answer.status, media_type="application/json")
+        return await logto.respond(request)
 
     made = APIRouter(lifespan=logto.lifespan)
     refused: dict[int | str, dict[str, Any]] = {

@@ -94,7 +94,7 @@ class Webhook:
         """Read, hand over, answer. A connection is closed when its body wasn't read."""
         answer = await self.answer(scope, receive)
         if answer is not None:  # else nobody is there to be answered
-            await _send(send, answer, close=answer.status in _UNREAD)
+            await _send(send, answer)
 
     async def answer(self, scope: Scope, receive: Receive) -> Answer | None:
         """Read and hand over; None if the body never arrived."""
@@ -141,7 +141,7 @@ def mounted(
         elif scope["type"] == "http":
             answered = await answer(scope, receive)
             if answered is not None:
-                await _send(send, answered, close=answered.status in _UNREAD)
+                await _send(send, answered)
 
     return app
 
@@ -179,18 +179,30 @@ async def _read(announced: int, receive: Receive, limit: int) -> bytes:
                 return b"".join(chunks)
 
 
-async def _send(send: Send, answer: Answer, close: bool = False) -> None:
+def response(answer: Answer | None) -> Response:
+    """An answer for a framework; of none, nobody is there to read it."""
+    if answer is None:
+        return Response(status_code=400)
     content = msgspec.json.encode(answer.content)
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(content)).encode()),
-    ]
-    if close:
+    made = Response(content, answer.status)
+    made.raw_headers = _headers(answer, len(content))
+    return made
+
+
+async def _send(send: Send, answer: Answer) -> None:
+    content = msgspec.json.encode(answer.content)
+    headers = _headers(answer, len(content))
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    await send({"type": "http.response.body", "body": content})
+
+
+def _headers(answer: Answer, size: int) -> list[tuple[bytes, bytes]]:
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(size).encode())]
+    if answer.status in _UNREAD:
         headers.append((b"connection", b"close"))
     if answer.retry_after_s is not None:
         headers.append((b"retry-after", str(answer.retry_after_s).encode()))
-    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-    await send({"type": "http.response.body", "body": content})
+    return headers
 
 
 def _metrics(scrape: Scrape) -> Callable[[Request], Awaitable[Response]]:

@@ -31,7 +31,7 @@ _UNTOLD: Final = {"updated_at", "deleted_at"}  # they follow from what else chan
 def events_of(before: Record, after: Record, source: Source) -> list[LocalEvent]:
     """Say what became of a record's row; nothing if it looks the same."""
     if after.key.kind == "membership":
-        return member_events(after.key, row_of(before) is not None, row_of(after), source)
+        return _member_events(before, after, source)
     old, new = _live(before), _live(after)
     if new is None:
         return [_deleted(after, source)] if old is not None else []
@@ -45,19 +45,26 @@ def events_of(before: Record, after: Record, source: Source) -> list[LocalEvent]
     return [_updated(after, source, changes)] if changes else []
 
 
-def member_events(key: Key, was: bool, row: Any, source: Source) -> list[LocalEvent]:
-    """Say what became of a membership that was there, or wasn't."""
-    if was == (row is not None):
-        return []
+def member_removed(key: Key, source: Source) -> LocalEvent:
+    """That a membership is over."""
     organization, user = key.organization_and_user
-    made = LocalMemberRemoved if was else LocalMemberAdded
-    return [made(source=source, organization_id=organization.id, user_id=user.id)]
+    return LocalMemberRemoved(source=source, organization_id=organization.id, user_id=user.id)
 
 
 def user_row(record: Record) -> UserRow | None:
     """The row of a user; None where there is none (yet)."""
     row = row_of(record)
     return None if row is None else msgspec.convert(_dated(record, row), UserRow)
+
+
+def _member_events(before: Record, after: Record, source: Source) -> list[LocalEvent]:
+    was, is_now = row_of(before) is not None, row_of(after) is not None
+    if was == is_now:
+        return []
+    if was:
+        return [member_removed(after.key, source)]
+    organization, user = after.key.organization_and_user
+    return [LocalMemberAdded(source=source, organization_id=organization.id, user_id=user.id)]
 
 
 def _live(record: Record) -> dict[str, Any] | None:

@@ -205,8 +205,8 @@ class HandlerHost(Host, Protocol):
         Raises SettingInvalid for a session that can't be used here, and what `run` raises.
         """
 
-    def provides(self) -> tuple[type, ...]:
-        """The kinds of transaction that a handler can ask for by annotation."""
+    def provides(self, awaited: bool) -> tuple[type, ...]:
+        """The kinds of transaction that a handler, `awaited` or not, can ask for by annotation."""
 
     async def handle(
         self, wish: type, call: Callable[[Any], Any], finish: Callable[[Store], None]

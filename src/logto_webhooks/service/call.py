@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import msgspec
@@ -72,21 +73,18 @@ async def call(handler: Handler, arguments: dict[str, Any]) -> None:
             await _in_thread(lambda: handler.function(**arguments))
 
 
-class limit:  # noqa: N801
+@contextlib.asynccontextmanager
+async def limit(handler: Handler) -> AsyncIterator[None]:
     """The time that a handler has. Raises TimeLimitExceeded."""
-
-    def __init__(self, handler: Handler) -> None:
-        self._seconds = handler.options.time_limit_s
-        self._timeout = asyncio.timeout(self._seconds)
-
-    async def __aenter__(self) -> None:
-        await self._timeout.__aenter__()
-
-    async def __aexit__(self, kind: Any, error: Any, traceback: Any) -> None:
-        try:
-            await self._timeout.__aexit__(kind, error, traceback)
-        except TimeoutError:
-            raise TimeLimitExceeded(seconds=self._seconds) from None
+    seconds = handler.options.time_limit_s
+    timeout = asyncio.timeout(seconds)
+    try:
+        async with timeout:
+            yield
+    except TimeoutError:
+        if timeout.expired():
+            raise TimeLimitExceeded(seconds=seconds) from None
+        raise  # of the handler's own
 
 
 async def _in_thread(work: Callable[[], Any]) -> Any:

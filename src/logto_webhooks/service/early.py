@@ -59,9 +59,11 @@ async def known(host: Host, key: Key) -> UserRow | None:
 async def wait_for(host: Host, user_id: str, timeout_s: float) -> UserRow:
     """Wait until a user is known here. Raises TimeoutError, UserDeleted, StoreUnavailable."""
     async with asyncio.timeout(timeout_s):
-        while (row := await known(host, Key("user", user_id))) is None:  # noqa: ASYNC110
+        while True:  # whoever applies it may be another process
+            row = await known(host, Key("user", user_id))
+            if row is not None:
+                return row
             await asyncio.sleep(POLL_S)
-    return row
 
 
 def _row(record: Record) -> UserRow:

@@ -21,6 +21,8 @@ from logto_webhooks.service.wishes import Wish, wishes_of
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 What = type[Event] | type[LocalEvent] | str
+# The kinds of transaction that the database has for a handler, awaited or not.
+Provides = Callable[[bool], Sequence[type]]
 TIME_LIMIT_S: Final = 60.0
 
 
@@ -55,7 +57,7 @@ class Handler(Struct, frozen=True, kw_only=True):
     @property
     def is_async(self) -> bool:
         """Whether it is awaited."""
-        call = getattr(self.function, "__call__", None)  # noqa: B004
+        call = type(self.function).__call__  # of an object that is called as a function
         return inspect.iscoroutinefunction(self.function) or inspect.iscoroutinefunction(call)
 
     @property
@@ -72,9 +74,8 @@ class Handler(Struct, frozen=True, kw_only=True):
 class Handlers:
     """All handlers of an application."""
 
-    def __init__(self, provided: Sequence[type] | None = None) -> None:
-        """`provided` are the database's kinds of transaction, None as long as it isn't known."""
-        self._provided = provided
+    def __init__(self) -> None:
+        self._provides: Provides | None = None  # as long as the database isn't known
         self._all: dict[str, Handler] = {}
 
     def __iter__(self) -> Any:
@@ -120,18 +121,13 @@ class Handlers:
         self._all[called] = self._fitted(handler)
         return function
 
-    def fit(self, provided: Sequence[type]) -> None:
-        """Look again at all parameters, now that the database is known. Raises HandlerRefused."""
-        self._provided = provided
+    def fit(self, provides: Provides) -> None:
+        """Look at all parameters, now that the database is known. Raises HandlerRefused."""
+        self._provides = provides
         self._all = {name: self._fitted(each) for name, each in self._all.items()}
 
     def _fitted(self, handler: Handler) -> Handler:
-        provided = self._provided
-        if provided is not None and not handler.is_async:
-            provided = [each for each in provided if not each.__name__.startswith("Async")]
-        elif provided is not None:
-            # It would stop the event loop for as long as the database takes.
-            provided = [each for each in provided if each.__name__.startswith("Async")]
+        provided = self._provides(handler.is_async) if self._provides else None
         try:
             wishes = wishes_of(handler.function, provided)
         except ValueError as error:

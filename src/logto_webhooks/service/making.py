@@ -56,10 +56,10 @@ def of_deliveries(store: Store, batch: Sequence[Planned], written: Written) -> N
     jobs = [
         job for each in batch for job in making.jobs_of(each.event, each.claimed, handlers, since)
     ]
-    for key, event in _events(written, since):
+    for key, event in _events(written, since, "webhook"):
         claimed = _bringer(key, brought)
-        event = replace(event, source=cast(Source, claimed.origin))
-        jobs += making.local_jobs(event, uuid.uuid4().hex, handlers, claimed.id)
+        told = replace(event, source=cast(Source, claimed.origin))
+        jobs += making.local_jobs(told, uuid.uuid4().hex, handlers, claimed.id)
     store.jobs.add(jobs)
 
 
@@ -72,11 +72,9 @@ def of_answers(store: Store, written: Written, source: Source) -> None:
     first_look = store.progress(RECONCILE) is None
     jobs = [
         job
-        for _, event in _events(written, installed_at(store))
+        for _, event in _events(written, installed_at(store), source)
         if not (first_look and isinstance(event, LocalMemberAdded))
-        for job in making.local_jobs(
-            replace(event, source=source), uuid.uuid4().hex, handlers, None
-        )
+        for job in making.local_jobs(event, uuid.uuid4().hex, handlers, None)
     ]
     store.jobs.add(jobs)
 
@@ -87,18 +85,14 @@ def installed_at(store: Store) -> int:
     return installed.at if installed else 0
 
 
-def _events(written: Written, since: int) -> list[tuple[Key, LocalEvent]]:
+def _events(written: Written, since: int, source: Source) -> list[tuple[Key, LocalEvent]]:
     told = [
         (after.key, event)
         for before, after in written.changed
-        for event in local.events_of(before, after, "webhook")
+        for event in local.events_of(before, after, source)
         if not (isinstance(event, _NEW) and _born(after) < since)
     ]
-    return told + [
-        (key, event)
-        for key in written.left
-        for event in local.member_events(key, True, None, "webhook")
-    ]
+    return told + [(key, local.member_removed(key, source)) for key in written.left]
 
 
 def _born(record: Record) -> int:

@@ -163,7 +163,8 @@ class Runner:
         if handler is None or not handler.asks_for("user") or kind != "user":
             return None
         key = Key("user", logto_id)
-        return local.user_row(store.lock([key], share=True)[key])
+        record = store.inbox.known(key).get(key)
+        return None if record is None else local.user_row(record)
 
     async def _do(self, held: Held) -> None:
         handler = self._handlers.get(held.job.handler)
@@ -235,7 +236,6 @@ class Runner:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         with contextlib.suppress(Exception):  # they are done again by the next
-            self._stopping = True
             done, self._outcomes = self._outcomes, []
             await self._host.run(partial(self._turn, token="", room=0, done=done))
 

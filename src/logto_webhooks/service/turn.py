@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Final
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
 
 from logto_webhooks.core.ports import Clock, Host, Progress, Store
 from logto_webhooks.core.reports import NotAsked
@@ -27,7 +27,7 @@ class Turn:
         self._number = number
 
     async def keep(
-        self, work: Callable[[], Awaitable[None]], observe: Callable[[NotAsked], None]
+        self, work: Callable[[], Coroutine[Any, Any, None]], observe: Callable[[NotAsked], None]
     ) -> None:
         """Work while it is ours; end never."""
         working: asyncio.Task[None] | None = None
@@ -35,7 +35,7 @@ class Turn:
             while True:
                 mine = await self._take(observe)
                 if mine and (working is None or working.done()):
-                    working = asyncio.ensure_future(_run(work))
+                    working = asyncio.create_task(work())
                 elif not mine and working is not None:
                     await _end(working)
                     working = None
@@ -59,10 +59,6 @@ class Turn:
             return False
         store.progress(_NAME, Progress(now + LEASE_MS, self._number))
         return True
-
-
-async def _run(work: Callable[[], Awaitable[None]]) -> None:
-    await work()
 
 
 async def _end(task: asyncio.Task[None]) -> None:

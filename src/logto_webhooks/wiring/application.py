@@ -15,7 +15,11 @@ from collections.abc import (
     Mapping,
     MutableMapping,
 )
+from functools import partial
 from typing import Any, TypeVar
+
+from starlette.requests import Request
+from starlette.responses import Response
 
 from logto_webhooks.adapters import web
 from logto_webhooks.adapters.observers import logs
@@ -27,7 +31,7 @@ from logto_webhooks.errors import NotStarted, SettingInvalid
 from logto_webhooks.service import early
 from logto_webhooks.service.handlers import TIME_LIMIT_S, Function, Handlers, Options, What
 from logto_webhooks.service.receive import Answer
-from logto_webhooks.settings import Settings, from_env
+from logto_webhooks.settings import from_env
 from logto_webhooks.wiring.databases import Database, database_of
 from logto_webhooks.wiring.given import Engine, given_database
 from logto_webhooks.wiring.service import Service
@@ -51,34 +55,38 @@ class LogtoWebhooks:
         signing_key: str = "",
         engine: Engine | None = None,
         database_url: str | None = None,
+        path: str = "/api/webhooks/logto",
         observe: Observer = logs.observe,
+        environment: Mapping[str, str] | None = None,
         **settings: Any,
     ) -> None:
         """`signing_key` is one key, or several separated by commas. The database is an engine of
-        the application's or a URL; other `settings` are those of `settings.Settings`.
+        the application's or a URL; other `settings` are those of `settings.Settings`. What isn't
+        given is read from the `environment`, if there is one, and only when it is needed.
 
         Raises SettingInvalid.
         """
-        if (engine is None) == (database_url is None):
-            problem = "give either an engine or a database_url: the application's database"
-            raise SettingInvalid(name="LogtoWebhooks", problem=problem)
-        given = {"signing_key": signing_key, "database_url": database_url, **settings}
-        self._settings: Callable[[], Settings] = lambda: from_env({}, **given)
+        given = {"signing_key": signing_key or None, "database_url": database_url, "path": path}
+        self._settings = partial(from_env, environment or {}, **given, **settings)
         self._engine = engine
         self._observe = observe
         self._service: Service | None = None
         self._database: Database | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self.path = self._settings().path
-        provided = None if engine is None else self.database.host.provides()
-        self.handlers = Handlers(provided)
+        self.path = path
+        self._mounted = web.mounted(self.answer, self.lifespan, web.spellings(path))
+        self.handlers = Handlers()
+        if environment is None:
+            if (engine is None) == (database_url is None):
+                problem = "give either an engine or a database_url: the application's database"
+                raise SettingInvalid(name="LogtoWebhooks", problem=problem)
+            self._settings()
+            self.handlers.fit(self.database.host.provides)
 
     @classmethod
     def from_env(cls, *, path: str = "/api/webhooks/logto") -> LogtoWebhooks:
         """One that reads its settings from the environment when it is started."""
-        made = cls(database_url="sqlite:///unset", path=path)
-        made._settings = lambda: from_env(os.environ, path=path)
-        return made
+        return cls(path=path, environment=os.environ)
 
     @property
     def database(self) -> Database:
@@ -170,11 +178,13 @@ class LogtoWebhooks:
             return Answer(503, {"error": "not_started"}, 5)
         return await self._service.webhook.answer(scope, receive)
 
+    async def respond(self, request: Request) -> Response:
+        """The same for what is made of Starlette."""
+        return web.response(await self.answer(request.scope, request.receive))
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The webhook alone as an ASGI application, with a lifespan of its own."""
-        await web.mounted(self.answer, self.lifespan, web.spellings(self.path))(
-            scope, receive, send
-        )
+        await self._mounted(scope, receive, send)
 
     async def ensure_user(self, claims: Mapping[str, Any], *, session: Any = None) -> UserRow:
         """Return the local user for a verified token's claims at once, made of them if the webhook

@@ -85,7 +85,7 @@ class Workers:
         self, settings: Settings, database: Database, observe: Observer, handlers: Handlers
     ) -> None:
         """Raises HandlerRefused."""
-        handlers.fit(database.host.provides())
+        handlers.fit(database.host.provides)
         self._database = database
         self._handlers = handlers
         self._tell = observe

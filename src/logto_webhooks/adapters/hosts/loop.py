@@ -67,9 +67,9 @@ class LoopHost:
         with translated():
             return await connection.run_sync(run)
 
-    def provides(self) -> tuple[type, ...]:
-        """The kinds of transaction that a handler can ask for by annotation."""
-        return (AsyncSession, AsyncConnection, *SYNC)
+    def provides(self, awaited: bool) -> tuple[type, ...]:
+        """The kinds of transaction that a handler, `awaited` or not, can ask for by annotation."""
+        return (AsyncSession, AsyncConnection) if awaited else SYNC
 
     async def handle(
         self, wish: type, call: Callable[[Any], Any], finish: Callable[[Store], None]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from logto_webhooks.core.ports import Store
 
@@ -30,20 +30,6 @@ class MemoryHost:
         """Run."""
         store, _ = self._open()
         return work(store)
-
-    async def within(self, session: Any, work: Callable[[Store], T]) -> T:
-        """Never asked for."""
-        raise NotImplementedError(session)
-
-    def provides(self) -> tuple[type, ...]:
-        """Nothing: there is no connection."""
-        return ()
-
-    async def handle(
-        self, wish: type, call: Callable[[Any], Any], finish: Callable[[Store], None]
-    ) -> None:
-        """Never asked for."""
-        raise NotImplementedError(wish)
 
     async def close(self) -> None:
         """Nothing is held."""

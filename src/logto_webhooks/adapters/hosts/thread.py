@@ -76,9 +76,12 @@ class ThreadHost:
         with translated(), translated_as(self._engine, connection):
             return work(self._bind(connection))
 
-    def provides(self) -> tuple[type, ...]:
-        """The kinds of transaction that a handler can ask for by annotation."""
-        return SYNC
+    def provides(self, awaited: bool) -> tuple[type, ...]:
+        """The kinds of transaction that a handler, `awaited` or not, can ask for by annotation.
+
+        What is awaited can't have one: it would stop the event loop as long as the database takes.
+        """
+        return () if awaited else SYNC
 
     async def handle(
         self, wish: type, call: Callable[[Any], Any], finish: Callable[[Store], None]
