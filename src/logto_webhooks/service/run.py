@@ -1,4 +1,4 @@
-"""Running jobs: claim lines, call handlers, decide about what failed; over and over.
+"""Running jobs: claim lines, make attempts, write what has become of them; over and over.
 
 One transaction writes what has become of jobs and claims the next. A handler that asks for a
 transaction gets one of its own, in which its job is done, too.
@@ -9,49 +9,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-import traceback
 import uuid
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
-from msgspec import Struct
-
-from logto_webhooks.core import local
-from logto_webhooks.core.events.local import UserRow
-from logto_webhooks.core.jobs import Job, JobOutcome
-from logto_webhooks.core.lifecycle import (
-    JOB_MOVES,
-    Dead,
-    Drop,
-    JobMove,
-    JobState,
-    Retry,
-    after_job_failure,
-)
+from logto_webhooks.core.jobs import JobOutcome
 from logto_webhooks.core.ports import Clock, HandlerHost, Observer, Store
-from logto_webhooks.core.record import Key
-from logto_webhooks.core.reports import HandlerFailed, HandlerRan, Stalled
-from logto_webhooks.errors import ClaimLost, Discard, described
-from logto_webhooks.service import call
-from logto_webhooks.service.handlers import Handler, Handlers
+from logto_webhooks.core.reports import Stalled
+from logto_webhooks.errors import described
+from logto_webhooks.service.attempt import LEASE_S, Attempts, Held, was_cancelled
+from logto_webhooks.service.handlers import Handlers
 
 SLOTS: Final = 100
-LEASE_S: Final = 15.0
 POLL_S: Final = 1.0
 LONGEST_STALL_S: Final = 5.0
 MEND_S: Final = 300.0
 GRACE_S: Final = 5.0
-_ERROR_CHARS: Final = 8_000
-
-
-class Held(Struct, frozen=True):
-    """A job in hand."""
-
-    job: Job
-    token: str
-    user: UserRow | None
-    started: float
 
 
 class Runner:
@@ -67,10 +41,8 @@ class Runner:
         may_work: Callable[[], bool] = lambda: True,
     ) -> None:
         self._host = host
-        self._clock = clock
         self._observe = observe
-        self._jitter = jitter
-        self._handlers = handlers
+        self._attempts = Attempts(host, clock, jitter, handlers)
         self._may_work = may_work
         self._wake = asyncio.Event()
         self._stopping = False
@@ -153,81 +125,21 @@ class Runner:
         if now - self._mended > MEND_S:
             self._mended = now
             store.jobs.mend()
-        names = [each.name for each in self._handlers]
-        claimed = store.jobs.claim(token, names, room, LEASE_S) if room > 0 and names else []
-        return [Held(job, token, self._user(store, job), now) for job in claimed]
-
-    def _user(self, store: Store, job: Job) -> UserRow | None:
-        handler = self._handlers.get(job.handler)
-        kind, _, logto_id = job.subject.partition(":")
-        if handler is None or not handler.asks_for("user") or kind != "user":
-            return None
-        key = Key("user", logto_id)
-        record = store.inbox.known(key).get(key)
-        return None if record is None else local.user_row(record)
+        return self._attempts.claim(store, token, room)
 
     async def _do(self, held: Held) -> None:
-        handler = self._handlers.get(held.job.handler)
-        assert handler is not None
         try:
-            async with self._room.get(handler.name) or contextlib.nullcontext():
-                written = await self._call(handler, held)
-        except ClaimLost:
-            written = True  # somebody else has it; nothing of ours was written
-        except BaseException as error:
-            if isinstance(error, asyncio.CancelledError) and self._stopping:
-                raise
-            self._failed(handler, held, error)
-            written = False
-        else:
-            took = time.monotonic() - held.started
-            self._observe(HandlerRan(*_names(held.job), round(took * 1000, 1)))
-            if not written:
-                self._outcomes.append((held.token, _outcome(held.job, JobMove.FINISH)))
+            async with self._room.get(held.handler.name) or contextlib.nullcontext():
+                attempted = await self._attempts.make(held)
+            if self._stopping and was_cancelled(attempted):
+                return  # it is done again by the next
+            if attempted.report:
+                self._observe(attempted.report)
+            if attempted.outcome:
+                self._outcomes.append((held.token, attempted.outcome))
         finally:
             self._held.pop(held.job.line_id, None)
             self._wake.set()
-
-    async def _call(self, handler: Handler, held: Held) -> bool:
-        """Call; return whether the job is written as done already."""
-        job, age = held.job, handler.options.max_age_s
-        if age is not None and self._clock.now() - job.occurred_at > age * 1000:
-            raise Discard(f"older than {age:g} s")
-        arguments = call.filled(handler, job, held.user)
-        wish = handler.transaction
-        if wish is None:
-            await call.call(handler, arguments)
-            return False
-        name = next(each.name for each in handler.wishes if each.kind == "transaction")
-
-        def with_transaction(given: Any) -> Any:
-            return handler.function(**arguments | {name: given})
-
-        def finish(store: Store) -> None:
-            if store.jobs.finish(held.token, [_outcome(job, JobMove.FINISH)]):
-                raise ClaimLost(count=1)
-
-        async with call.limit(handler):
-            await self._host.handle(wish, with_transaction, finish)
-        return True
-
-    def _failed(self, handler: Handler, held: Held, error: BaseException) -> None:
-        options, job = handler.options, held.job
-        decision = after_job_failure(
-            error, job.failures, self._jitter(), options.max_attempts, options.waits
-        )
-        text = "".join(traceback.format_exception(error))[-_ERROR_CHARS:]
-        match decision:
-            case Drop(why):
-                outcome = _outcome(job, JobMove.DISCARD, error=why)
-            case Dead():
-                outcome = _outcome(job, JobMove.GIVE_UP, error=text, failed=True)
-            case Retry(after):
-                outcome = _outcome(job, JobMove.RETRY, error=text, failed=True, after_s=after)
-        self._outcomes.append((held.token, outcome))
-        wait = decision.after_s if isinstance(decision, Retry) else None
-        state = outcome.state.value
-        self._observe(HandlerFailed(*_names(job), type(error).__name__, state, wait))
 
     async def _end(self) -> None:
         if self._tasks:
@@ -242,12 +154,3 @@ class Runner:
     async def _sleep(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._wake.wait(), seconds)
-
-
-def _names(job: Job) -> tuple[int, str, str, str, int]:
-    return job.id, job.handler, job.event, job.subject, job.attempts + 1
-
-
-def _outcome(job: Job, move: JobMove, **more: Any) -> JobOutcome:
-    state = JOB_MOVES[JobState.WAITING, move]
-    return JobOutcome(id=job.id, line_id=job.line_id, state=state, **more)
