@@ -188,6 +188,13 @@ class HandlerRefused(LogtoWebhooksError):
     problem: str
 
 
+class HandlerUnknown(LogtoWebhooksError):
+    """No handler is called {name!r}; there are: {known}."""
+
+    name: object
+    known: str
+
+
 class TransactionEnded(LogtoWebhooksError):
     """The handler committed or rolled back the transaction that it was given. Leave that to
     logto-webhooks: it commits when the handler returns, and rolls back when it raises."""

@@ -22,7 +22,7 @@ from logto_webhooks.core.lifecycle import (
     Retry,
     after_job_failure,
 )
-from logto_webhooks.core.ports import Clock, HandlerHost, Store
+from logto_webhooks.core.ports import Clock, Store
 from logto_webhooks.core.record import Key
 from logto_webhooks.core.reports import HandlerFailed, HandlerRan
 from logto_webhooks.errors import ClaimLost, Discard
@@ -32,6 +32,7 @@ from logto_webhooks.service.handlers import Handler, Handlers
 LEASE_S: Final = 15.0
 _ERROR_CHARS: Final = 8_000
 Call = Callable[[Handler, dict[str, Any]], Awaitable[None]]
+Handle = Callable[[type, Callable[[Any], Any], Callable[[Store], None]], Awaitable[None]]
 
 
 class Held(Struct, frozen=True):
@@ -58,14 +59,15 @@ class Attempts:
 
     def __init__(
         self,
-        host: HandlerHost,
+        handle: Handle,
         clock: Clock,
         jitter: Callable[[], float],
         handlers: Handlers,
         call: Call = call.call,
     ) -> None:
-        """`call` is how a handler that asks for no transaction is called."""
-        self._host = host
+        """`handle` is how a handler is called that asks for a transaction, as a HandlerHost does
+        it; `call` how others are."""
+        self._handle = handle
         self._clock = clock
         self._jitter = jitter
         self._handlers = handlers
@@ -121,7 +123,7 @@ class Attempts:
                 raise ClaimLost(count=1)
 
         async with call.limit(handler):
-            await self._host.handle(wish, with_transaction, finish)
+            await self._handle(wish, with_transaction, finish)
         return True
 
     def _failed(self, held: Held, error: BaseException) -> Attempted:

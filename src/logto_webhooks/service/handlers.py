@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any, Final, TypeVar
@@ -78,7 +78,7 @@ class Handlers:
         self._provides: Provides | None = None  # as long as the database isn't known
         self._all: dict[str, Handler] = {}
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[Handler]:
         return iter(self._all.values())
 
     def __len__(self) -> int:
@@ -120,6 +120,17 @@ class Handlers:
         handler = Handler(registered=registered, function=function, options=options)
         self._all[called] = self._fitted(handler)
         return function
+
+    def copy(self, provides: Provides, around: Callable[[Handler], Callable[..., Any]]) -> Handlers:
+        """The same handlers on another database, with other functions `around` theirs.
+
+        Raises HandlerRefused.
+        """
+        made = Handlers()
+        made._all = dict(self._all)
+        made.fit(provides)
+        made._all = {name: replace(each, function=around(each)) for name, each in made._all.items()}
+        return made
 
     def fit(self, provides: Provides) -> None:
         """Look at all parameters, now that the database is known. Raises HandlerRefused."""

@@ -42,7 +42,7 @@ class Runner:
     ) -> None:
         self._host = host
         self._observe = observe
-        self._attempts = Attempts(host, clock, jitter, handlers)
+        self._attempts = Attempts(host.handle, clock, jitter, handlers)
         self._may_work = may_work
         self._wake = asyncio.Event()
         self._stopping = False

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Final
 
 from logto_webhooks.core import events
+from logto_webhooks.samples import scenarios
 from logto_webhooks.samples.payloads import console_test as _console_test
 from logto_webhooks.samples.payloads import payload
 from logto_webhooks.samples.signed import Signed, signed
@@ -35,6 +37,20 @@ def event(
     """Make a delivery of the event of this name. Raises UnknownEventName."""
     moment = next(_moments) if at is None else at
     return signed(payload(name, fields, at=moment, rng=_random, id=id), key)
+
+
+def sign_up(
+    *,
+    id: str | None = None,
+    organizations: Sequence[str] = (),
+    at: int | None = None,
+    key: str = SIGNING_KEY,
+    **fields: Any,
+) -> list[Signed]:
+    """Make what Logto sends when a person registers, and is provisioned into `organizations`."""
+    moment = next(_moments) if at is None else at
+    sent = scenarios.sign_up(fields, at=moment, rng=_random, id=id, organizations=organizations)
+    return [signed(each, key) for each in sent]
 
 
 def console_test(name: str = "User.Created", *, key: str = SIGNING_KEY) -> Signed:

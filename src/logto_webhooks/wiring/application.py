@@ -89,6 +89,11 @@ class LogtoWebhooks:
         return cls(path=path, environment=os.environ)
 
     @property
+    def schema(self) -> str | None:
+        """PostgreSQL's schema with our tables, if it isn't the default. Raises SettingInvalid."""
+        return self._settings().schema
+
+    @property
     def database(self) -> Database:
         """The database; nothing is opened before it is used. Raises SettingInvalid."""
         if self._database is None:

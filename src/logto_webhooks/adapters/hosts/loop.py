@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
@@ -39,7 +40,7 @@ class LoopHost:
     async def run(self, work: Callable[[Store], T]) -> T:
         """Run and commit. Raises StoreUnavailable or RowRejected for what the database says."""
         with translated():
-            async with self._engine.begin() as connection:
+            async with self._begin() as connection:
                 return await connection.run_sync(lambda sync: work(self._bind(sync)))
 
     async def read(self, work: Callable[[Store], T]) -> T:
@@ -80,7 +81,7 @@ class LoopHost:
             still_ours(sync, begun)
             finish(self._bind(sync))
 
-        async with self._engine.begin() as connection:
+        async with self._begin() as connection:
             begun = await connection.run_sync(_transaction)
             assert connection.sync_connection is not None
             with untranslated(connection.sync_connection):
@@ -95,9 +96,12 @@ class LoopHost:
         if self._owns:
             await self._engine.dispose()
 
+    def _begin(self) -> AbstractAsyncContextManager[AsyncConnection]:
+        return self._engine.begin()
 
-def _transaction(connection: sa.Connection) -> sa.RootTransaction | None:
-    return connection.get_transaction()
+
+def _transaction(connection: sa.Connection) -> sa.Transaction | None:
+    return connection.get_nested_transaction() or connection.get_transaction()
 
 
 async def _call(connection: AsyncConnection, wish: type, call: Callable[[Any], Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from logto_webhooks.core.ports import Store
 
@@ -30,6 +30,16 @@ class MemoryHost:
         """Run."""
         store, _ = self._open()
         return work(store)
+
+    def provides(self, awaited: bool) -> tuple[type, ...]:
+        """No kind of transaction: handlers that ask for one are refused."""
+        return ()
+
+    async def handle(
+        self, wish: type, call: Callable[[Any], Any], finish: Callable[[Store], None]
+    ) -> None:
+        """Call with nothing to give, for none can be asked for."""
+        raise LookupError(f"there is no {wish.__name__} in memory")
 
     async def close(self) -> None:
         """Nothing is held."""

@@ -14,29 +14,39 @@ from logto_webhooks.errors import SettingInvalid, TransactionEnded
 SYNC: Final[tuple[type, ...]] = (Session, sa.Connection)
 # What a session commits or rolls back by itself is a savepoint; "done" commits it all.
 OURS: Final = "create_savepoint"
+_MAP: Final = "schema_translate_map"
 
 
 @contextmanager
 def untranslated(connection: sa.Connection) -> Iterator[None]:
     """Our schema is ours: the application's tables are where they say."""
-    ours = connection.get_execution_options().get("schema_translate_map")
-    connection.execution_options(schema_translate_map=None)
-    try:
+    with _mapped(connection, None):
         yield
-    finally:
-        connection.execution_options(schema_translate_map=ours)
 
 
 @contextmanager
 def translated_as(engine: sa.Engine, connection: sa.Connection) -> Iterator[None]:
     """Our tables are where our engine says, on a connection that is the application's."""
-    theirs = connection.get_execution_options().get("schema_translate_map")
-    ours = engine.get_execution_options().get("schema_translate_map")
-    connection.execution_options(schema_translate_map=ours)
+    with _mapped(connection, engine.get_execution_options().get(_MAP)):
+        yield
+
+
+@contextmanager
+def in_schema(connection: sa.Connection, schema: str | None) -> Iterator[None]:
+    """The same, where a schema is named; else they are where the application's are."""
+    theirs = connection.get_execution_options().get(_MAP)
+    with _mapped(connection, {None: schema} if schema else theirs):
+        yield
+
+
+@contextmanager
+def _mapped(connection: sa.Connection, there: Any) -> Iterator[None]:
+    before = connection.get_execution_options().get(_MAP)
+    connection.execution_options(**{_MAP: there})
     try:
         yield
     finally:
-        connection.execution_options(schema_translate_map=theirs)
+        connection.execution_options(**{_MAP: before})
 
 
 def no_session(session: object, wanted: str) -> SettingInvalid:
@@ -59,7 +69,8 @@ def end_sync(given: Any) -> None:
         given.close()
 
 
-def still_ours(connection: sa.Connection, begun: sa.RootTransaction | None) -> None:
+def still_ours(connection: sa.Connection, begun: sa.Transaction | None) -> None:
     """Raise TransactionEnded when the handler ended what only "done" may end."""
-    if begun is None or not begun.is_active or connection.get_transaction() is not begun:
+    open_now = (connection.get_transaction(), connection.get_nested_transaction())
+    if begun is None or not begun.is_active or begun not in open_now:
         raise TransactionEnded()

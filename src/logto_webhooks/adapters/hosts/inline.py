@@ -1,0 +1,120 @@
+"""The inline hosts, for tests: all happens on a connection that is open already, each step in a
+savepoint, so that whoever opened it can take everything back."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from logto_webhooks.adapters.hosts.failures import translated
+from logto_webhooks.adapters.hosts.loop import LoopHost
+from logto_webhooks.adapters.hosts.sessions import (
+    SYNC,
+    end_sync,
+    in_schema,
+    still_ours,
+    sync_wish,
+    untranslated,
+)
+from logto_webhooks.core.ports import Store
+
+T = TypeVar("T")
+
+
+class InlineHost:
+    """Runs work on a Connection, at once, on the caller's thread."""
+
+    def __init__(
+        self, connection: sa.Connection, bind: Callable[[sa.Connection], Store], schema: str | None
+    ) -> None:
+        """`schema` is where our tables are."""
+        self._connection = connection
+        self._bind = bind
+        self._schema = schema
+
+    async def run(self, work: Callable[[Store], T]) -> T:
+        """Run in a savepoint. Raises StoreUnavailable or RowRejected for what the database says."""
+        return await self.on(lambda connection: work(self._bind(connection)))
+
+    async def read(self, work: Callable[[Store], T]) -> T:
+        """Run."""
+        return await self.run(work)
+
+    async def on(self, work: Callable[[sa.Connection], T]) -> T:
+        """The same with the connection itself."""
+        with translated(), self._savepoint():
+            return work(self._connection)
+
+    def provides(self, awaited: bool) -> tuple[type, ...]:
+        """The kinds of transaction that a handler, `awaited` or not, can ask for by annotation."""
+        return () if awaited else SYNC
+
+    async def handle(
+        self, wish: type, call: Callable[[Any], Any], finish: Callable[[Store], None]
+    ) -> None:
+        """Call with what was wished for, and let `finish` end in the same savepoint."""
+        with self._savepoint() as begun:
+            with untranslated(self._connection):
+                given = sync_wish(wish, self._connection)
+                call(given)
+                end_sync(given)
+            still_ours(self._connection, begun)
+            finish(self._bind(self._connection))
+
+    async def close(self) -> None:
+        """Nothing is ours."""
+
+    @contextmanager
+    def _savepoint(self) -> Iterator[sa.NestedTransaction]:
+        begin(self._connection)
+        with in_schema(self._connection, self._schema), self._connection.begin_nested() as begun:
+            yield begun
+
+
+class InlineLoopHost(LoopHost):
+    """The same on an AsyncConnection."""
+
+    def __init__(
+        self,
+        connection: AsyncConnection,
+        bind: Callable[[sa.Connection], Store],
+        schema: str | None,
+    ) -> None:
+        """`schema` is where our tables are."""
+        super().__init__(connection.engine, bind, owns=False)
+        self._connection = connection
+        self._schema = schema
+
+    async def read(self, work: Callable[[Store], T]) -> T:
+        """Run."""
+        return await self.run(work)
+
+    async def on(self, work: Callable[[sa.Connection], T]) -> T:
+        """The same with the connection itself."""
+        with translated():
+            async with self._savepoint() as connection:
+                return await connection.run_sync(work)
+
+    def _begin(self) -> AbstractAsyncContextManager[AsyncConnection]:
+        return self._savepoint()
+
+    @asynccontextmanager
+    async def _savepoint(self) -> AsyncIterator[AsyncConnection]:
+        assert self._connection.sync_connection is not None
+        with in_schema(self._connection.sync_connection, self._schema):
+            async with self._connection.begin_nested():
+                yield self._connection
+
+
+def begin(connection: sa.Connection) -> None:
+    """Begin a transaction where Python's driver for SQLite doesn't: there, the end of an outermost
+    savepoint would be a commit."""
+    if connection.dialect.name != "sqlite":
+        return
+    driver: Any = connection.connection.dbapi_connection
+    if not driver.in_transaction:
+        connection.exec_driver_sql("BEGIN")

@@ -1,0 +1,26 @@
+"""Time that passes at once, for tests: what waits on the database's clock is due sooner."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+from logto_webhooks.adapters.stores.dialect import now
+from logto_webhooks.adapters.stores.schema import deliveries, lines
+from logto_webhooks.core.lifecycle import State
+
+_IS_PENDING = deliveries.c.state == State.PENDING
+
+
+def elapse(connection: sa.Connection, milliseconds: int) -> None:
+    """Let time pass for all that waits."""
+    for table, waits in ((deliveries, _IS_PENDING), (lines, sa.true())):
+        sooner = {"due_at": table.c.due_at - milliseconds}
+        connection.execute(sa.update(table).where(waits).values(sooner))
+
+
+def until_due(connection: sa.Connection) -> int | None:
+    """Milliseconds until the next of it is due; None if nothing waits."""
+    waiting = sa.union_all(
+        sa.select(deliveries.c.due_at).where(_IS_PENDING), sa.select(lines.c.due_at)
+    ).subquery()
+    return connection.scalar(sa.select(sa.func.min(waiting.c.due_at) - now()))

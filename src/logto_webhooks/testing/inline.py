@@ -1,0 +1,194 @@
+"""The whole way of a delivery, up to its handlers, within a test: no server and no thread."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from logto_webhooks.core.delivery import Delivery
+from logto_webhooks.core.jobs import JobFilter, JobRow
+from logto_webhooks.core.log import INSTALLED
+from logto_webhooks.core.ports import Accepted, Found, Progress, Status, Store, Waiting
+from logto_webhooks.core.reports import Report
+from logto_webhooks.core.signature import HEADER, VerifiedBody
+from logto_webhooks.errors import Discard, HandlerUnknown, RetryLater
+from logto_webhooks.samples.signed import Signed
+from logto_webhooks.service.attempt import Attempts, Held
+from logto_webhooks.service.handlers import Handler, Handlers
+from logto_webhooks.service.receive import Receiver
+from logto_webhooks.service.work import Worker
+from logto_webhooks.testing.clock import FrozenClock
+from logto_webhooks.testing.outcomes import Delivered, Run, outcome_of, run_of
+from logto_webhooks.testing.stage import Stage
+
+T = TypeVar("T")
+ALL = 1_000_000
+
+
+class AsyncApp:
+    """An application under test, of which everything is awaited. `testing.app` makes one."""
+
+    def __init__(
+        self,
+        stage: Stage,
+        clock: FrozenClock,
+        keys: Sequence[str],
+        handlers: Handlers,
+        raise_errors: bool,
+    ) -> None:
+        """Raises HandlerRefused for a handler that asks for what the stage hasn't got."""
+        self.clock = clock
+        self.reports: list[Report] = []
+        self._stage = stage
+        self._host = stage.host
+        self._functions = {each.name: each.function for each in handlers}
+        self._handlers = handlers.copy(stage.host.provides, self._around)
+        self._raise_errors = raise_errors
+        self._failures: dict[str, list[BaseException]] = {}
+        self._made: list[BaseException] = []  # errors, by `fail`
+        self._receiver = Receiver(keys, self._store, clock, self.reports.append, _here)
+        self.worker = Worker(stage.host, clock, self.reports.append, jitter=_no_jitter)
+        self._attempts = Attempts(stage.host.handle, clock, _no_jitter, self._handlers, _call)
+
+    async def deliver(self, *deliveries: Signed | Sequence[Signed]) -> Delivered:
+        """Receive deliveries, apply what is due, run the handlers; tell what became of the last.
+
+        Raises what a handler raised that wasn't made to fail, unless `raise_errors` is off.
+        """
+        await self._stage.check()
+        answers = [await self._receive(each) for each in _flat(deliveries)]
+        runs = await self.work()
+        last = answers[-1]
+        if last.id is None:
+            return last
+        outcome = last.outcome or outcome_of(last.id, self.reports)
+        return Delivered(last.status, last.id, outcome, tuple(runs))
+
+    async def work(self) -> list[Run]:
+        """Apply all that is due now, and run the handlers of what that brings. Raises as above."""
+        await self._host.run(self._prepare)
+        runs: list[Run] = []
+        while True:
+            while await self.worker.step():
+                pass
+            held = await self._host.run(self._claim)
+            if not held:
+                break
+            runs += [run for each in held if (run := await self._run(each))]
+        self._raise_unforeseen(runs)
+        return runs
+
+    async def tick(self, seconds: float | None = None) -> list[Run]:
+        """Let time pass, by default until the next retry is due, and work. Raises as above."""
+        if seconds is None:
+            seconds = max(await self._stage.until_due() or 0, 0) / 1000
+        self.clock.tick(seconds)
+        await self._stage.elapse(round(seconds * 1000))
+        return await self.work()
+
+    def fail(
+        self,
+        handler: Callable[..., Any] | str,
+        error: BaseException | None = None,
+        *,
+        times: int = 1,
+    ) -> None:
+        """Let the next calls of a handler raise instead. Raises HandlerUnknown."""
+        error = error or RuntimeError("made to fail")
+        self._made.append(error)
+        self._failures.setdefault(self._name(handler), []).extend([error] * times)
+
+    async def status(self) -> Status:
+        """Count deliveries and records."""
+        return await self._host.read(lambda store: store.status())
+
+    async def users(self, query: str = "") -> list[Found]:
+        """Find users; all of them if nothing is asked for."""
+        return await self._host.read(lambda store: store.find("user", query, ALL))
+
+    async def organizations(self, query: str = "") -> list[Found]:
+        """Find organizations; all of them if nothing is asked for."""
+        return await self._host.read(lambda store: store.find("organization", query, ALL))
+
+    async def waiting(self) -> list[Waiting]:
+        """List the records that only Logto can settle."""
+        return await self._host.read(lambda store: store.waiting(ALL))
+
+    async def jobs(self) -> list[JobRow]:
+        """List the jobs of handlers, the newest first."""
+        return await self._host.read(lambda store: store.jobs.find(JobFilter(limit=ALL)))
+
+    def _prepare(self, store: Store) -> None:
+        store.jobs.register([each.registered for each in self._handlers])
+        # No delivery is older than the installation: it may be of any time that a test likes.
+        store.progress(INSTALLED, Progress(0, 0))
+
+    def _claim(self, store: Store) -> list[Held]:
+        return self._attempts.claim(store, uuid.uuid4().hex, 1)
+
+    async def _run(self, held: Held) -> Run | None:
+        attempted = await self._attempts.make(held)
+        outcome = attempted.outcome
+        if outcome:
+            await self._host.run(lambda store: store.jobs.finish(held.token, [outcome]))
+        if attempted.report is None:
+            return None
+        self.reports.append(attempted.report)
+        return run_of(attempted.report, attempted.error)
+
+    def _raise_unforeseen(self, runs: Sequence[Run]) -> None:
+        for error in (each.error for each in runs):
+            if error is None or isinstance(error, RetryLater | Discard) or error in self._made:
+                continue
+            if self._raise_errors:
+                raise error
+
+    def _around(self, handler: Handler) -> Callable[..., Any]:
+        @functools.wraps(handler.function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if failures := self._failures.get(handler.name):
+                raise failures.pop(0)
+            return handler.function(*args, **kwargs)
+
+        return call
+
+    def _name(self, handler: Callable[..., Any] | str) -> str:
+        for name, function in self._functions.items():
+            if handler in (name, function):
+                return name
+        raise HandlerUnknown(name=handler, known=", ".join(self._functions))
+
+    async def _receive(self, delivery: Signed) -> Delivered:
+        signatures = [value.encode() for name, value in delivery.headers if name == HEADER]
+        answer = await self._receiver.receive(signatures, delivery.body)
+        if answer.status != 200:
+            return Delivered(answer.status)
+        duplicate = answer.content["duplicate"]
+        return Delivered(200, int(answer.content["id"]), "duplicate" if duplicate else None)
+
+    async def _store(self, delivery: Delivery) -> Accepted:
+        [accepted] = await self._host.run(lambda store: store.add([delivery]))
+        return accepted
+
+
+async def _call(handler: Handler, arguments: dict[str, Any]) -> None:
+    result = handler.function(**arguments)
+    if inspect.isawaitable(result):
+        await result
+
+
+async def _here(
+    identify: Callable[[VerifiedBody, int], Delivery], body: VerifiedBody, at: int
+) -> Delivery:
+    return identify(body, at)
+
+
+def _no_jitter() -> float:
+    return 0.0
+
+
+def _flat(deliveries: Sequence[Signed | Sequence[Signed]]) -> list[Signed]:
+    return [one for each in deliveries for one in ([each] if isinstance(each, Signed) else each)]
