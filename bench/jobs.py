@@ -1,130 +1,115 @@
 """`python -m bench.jobs`: jobs per second of an ordered handler that does nothing, one process.
 
-Beside it, what a line that is stuck for ever costs the others, with many jobs waiting in it.
+Beside it, what a line that fails for ever costs the others, with few and with many jobs waiting in
+it; and procrastinate on the same PostgreSQL. All take turns in one run: a ratio is the median of
+the ratios of the rounds.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
-import itertools
-import random
+import statistics
 import tempfile
 import time
-from functools import partial
+from argparse import Namespace
+from contextlib import AsyncExitStack
 from pathlib import Path
 
-from tests.support import postgres
-from tests.support.copy import delivery
+from bench.lines import Lines, lines
+from bench.rival import CONCURRENCIES, rival
+from logto_webhooks.adapters import server
 
-from logto_webhooks.core.events import UserDataUpdated
-from logto_webhooks.core.jobs import JobCount, NewJob
-from logto_webhooks.core.ports import Store
-from logto_webhooks.service.handlers import Handlers, Options
-from logto_webhooks.service.run import Runner
-from logto_webhooks.testing import make
-from logto_webhooks.wiring import Database, database_of
-from logto_webhooks.wiring.clock import SystemClock
+FEW = 10
+SMALL = 2_000
+TRIAL_S = 4.0
 
-SUBJECTS = 200
-PIECE = 5_000
+Rates = dict[str, list[float]]
 
 
-async def rate(database: Database, count: int, stuck: int) -> float:
-    """Jobs per second, beside `stuck` jobs of one line whose first fails for ever."""
-    handlers, done, all_done = Handlers(), itertools.count(1), asyncio.Event()
-    handlers.fit(database.host.provides)
+async def stuck(kind: str, given: Namespace, folder: Path) -> None:
+    """Print what a stuck line costs the others."""
+    sides: dict[str, int] = {"quiet": 0, "failing": FEW, "stuck": given.stuck}
+    rates: Rates = {name: [] for name in sides}
+    async with AsyncExitStack() as stack:
+        turns = [await _filled(stack, kind, name, sides[name], folder) for name in sides]
+        for _ in range(given.rounds):
+            for side in turns:
+                await side.fill(given.jobs)
+                rates[side.name].append(await side.rate(given.seconds))
+            turns.append(turns.pop(0))  # none is always the first
+        for side in turns:
+            await side.check()
+    _row(kind, "jobs/s", statistics.median(rates["quiet"]), None, 1000)
+    _ratio(kind, f"beside a line that fails, {FEW} jobs in it", rates, ("failing", "quiet"), 0.9)
+    _ratio(kind, f"beside a line of {given.stuck:,} jobs", rates, ("stuck", "quiet"), 0.8)
 
-    async def empty(event: UserDataUpdated) -> None:
-        if event.user_id == "stuck":
-            raise ValueError("for ever")
-        if next(done) == count:
-            all_done.set()
 
-    options = Options(max_attempts=10**9, waits=(0.05,))
-    handlers.add(empty, ["User.Data.Updated"], name="empty", options=options)
-    bodies = [make.user_data_updated(id=user).body for user in ("stuck", "other")]
-    bad, fine = await database.host.run(
-        lambda store: store.add([delivery(body) for body in bodies])
-    )
-    await fill(database, stuck, 1, bad.id)
-    await fill(database, count, SUBJECTS, fine.id)
-    runner = Runner(database.host, SystemClock(), lambda report: None, random.random, handlers)
+async def beside_procrastinate(given: Namespace, folder: Path) -> None:
+    """Print how many times as many jobs a second as procrastinate, with few and more waiting."""
+    async with AsyncExitStack() as stack:
+        ours = await _filled(stack, "postgres", "beside", 0, folder)
+        other = await stack.enter_async_context(rival())
+        for waiting in (SMALL, given.beside):
+            tried = {}
+            for concurrency in CONCURRENCIES:
+                await other.fill(waiting)
+                tried[concurrency] = await other.rate(TRIAL_S, concurrency)
+            best = max(tried, key=lambda each: tried[each])
+            shown = ", ".join(f"{each} at once {rate:.0f}/s" for each, rate in tried.items())
+            print(f"procrastinate, {waiting:,} jobs: {shown}", flush=True)
+            rates: Rates = {"ours": [], "other": []}
+            for _ in range(given.rounds):
+                await ours.fill(waiting)
+                rates["ours"].append(await ours.rate(given.seconds))
+                await other.fill(waiting)
+                rates["other"].append(await other.rate(given.seconds, best))
+            what = f"÷ procrastinate, {waiting:,} jobs, {best} at once"
+            _ratio("postgres", what, rates, ("ours", "other"), 5)
+        await ours.check()
+
+
+async def _filled(stack: AsyncExitStack, kind: str, name: str, stuck: int, folder: Path) -> Lines:
+    side = await stack.enter_async_context(lines(kind, name, folder))
     started = time.perf_counter()
-    running = asyncio.create_task(runner.run())
-    await all_done.wait()
-    runner.stop()  # writes what is done
-    await running
-    seconds = time.perf_counter() - started
-    [written] = [each for each in await counts(database) if each.state == "done"]
-    assert written.count == count
-    return count / seconds
+    await side.prepare(stuck)
+    print(f"{kind}: {stuck:,} jobs of one line made in {time.perf_counter() - started:.1f} s")
+    return side
 
 
-async def counts(database: Database) -> list[JobCount]:
-    """Jobs by state."""
-    return await database.host.read(lambda store: store.jobs.counts())
+def _ratio(kind: str, what: str, rates: Rates, names: tuple[str, str], bar: float) -> None:
+    one, other = (rates[name] for name in names)
+    ratio = statistics.median(a / b for a, b in zip(one, other, strict=True))
+    _row(kind, what, ratio, (statistics.median(one), statistics.median(other)), bar)
+    for name in names:
+        print(f"  {name}: {', '.join(f'{rate:.0f}' for rate in rates[name])}", flush=True)
 
 
-async def fill(database: Database, count: int, subjects: int, delivery_id: int) -> None:
-    """Make jobs for a delivery, of so many subjects."""
-    for start in range(0, count, PIECE):
-        numbers = range(start, min(start + PIECE, count))
-        made = [
-            job(number, f"user:{delivery_id}-{number % subjects}", delivery_id)
-            for number in numbers
-        ]
-        await database.host.run(partial(_add, made))
+def _row(kind: str, what: str, value: float, rates: tuple[float, float] | None, bar: float) -> None:
+    ours, other = (f"{rate:.1f}" for rate in rates) if rates else ("", "")
+    met = "yes" if value >= bar else "**no**"
+    shown = f"{value:.3g}" if rates else f"{value:.0f}"
+    print(f"| {kind} | {what} | {shown} | ≥ {bar:,} | {ours} | {other} | {met} |", flush=True)
 
 
-def job(number: int, subject: str, delivery_id: int) -> NewJob:
-    """One of them."""
-    return NewJob(
-        handler="empty",
-        key=f"{subject}:{number}",
-        event="User.Data.Updated",
-        subject=subject,
-        line=subject,
-        occurred_at=number,
-        delivery_id=delivery_id,
-    )
-
-
-def _add(made: list[NewJob], store: Store) -> None:
-    store.jobs.add(made)
-
-
-async def opened(kind: str, folder: str) -> Database:
-    """An empty database."""
-    if kind == "sqlite":
-        database = database_of(f"sqlite:///{Path(folder) / 'jobs.db'}")
-        await database.migrate()
-        return database
-    url = postgres.server_url().render_as_string(hide_password=False)
-    return database_of(url, postgres.emptied_schema())
-
-
-async def measure(kind: str, count: int, stuck: int) -> None:
-    """Print one database's figures."""
-    rates = []
-    for beside in (0, stuck):
-        with tempfile.TemporaryDirectory() as folder:
-            database = await opened(kind, folder)
-            rates.append(await rate(database, count, beside))
-            await database.host.close()
-    alone, beside_stuck = rates
-    print(f"{kind}: {alone:.0f} jobs/s; beside {stuck} stuck {beside_stuck:.0f}", end="")
-    print(f" ({beside_stuck / alone:.2f})", flush=True)
+async def measure(given: Namespace) -> None:
+    """Print all figures."""
+    with tempfile.TemporaryDirectory() as folder:
+        for kind in given.database or ("sqlite", "postgres"):
+            await stuck(kind, given, Path(folder))
+            if kind == "postgres":
+                await beside_procrastinate(given, Path(folder))
 
 
 def main() -> None:
     """Measure."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--jobs", type=int, default=20_000)
-    parser.add_argument("--stuck", type=int, default=100_000)
-    given = parser.parse_args()
-    for kind in ("sqlite", "postgres"):
-        asyncio.run(measure(kind, given.jobs, given.stuck))
+    parser.add_argument("--database", action="append", choices=("sqlite", "postgres"))
+    parser.add_argument("--jobs", type=int, default=150_000, help="waiting before each round")
+    parser.add_argument("--stuck", type=int, default=100_000, help="waiting in the stuck line")
+    parser.add_argument("--beside", type=int, default=20_000, help="waiting, for procrastinate")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=6.0, help="a round, at most")
+    server.run(measure(parser.parse_args()))
 
 
 if __name__ == "__main__":
