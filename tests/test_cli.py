@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import sqlite3
 import subprocess
@@ -18,8 +17,7 @@ from logto_webhooks.core.events.catalog import BY_NAME
 from logto_webhooks.core.signature import sign
 from logto_webhooks.settings import VARIABLES
 from logto_webhooks.testing import SIGNING_KEY, make
-from logto_webhooks.wiring import database_of
-from tests.support.copy import delivery
+from tests.support.inbox import fill
 from tests.support.service import (
     PATH,
     Service,
@@ -31,19 +29,6 @@ from tests.support.service import (
 
 KEY = {"LOGTO_WEBHOOK_SIGNING_KEY": SIGNING_KEY}
 COMMANDS = sorted(get_command(app).commands)  # type: ignore[attr-defined]
-
-
-def fill(folder: Path, count: int) -> None:
-    """Put deliveries into an inbox that no worker reads."""
-    database = database_of(f"sqlite:///{folder / 'logto-webhooks.db'}")
-    deliveries = [delivery(make.user_created().body) for _ in range(count)]
-
-    async def add() -> None:
-        await database.open()
-        await database.host.run(lambda store: store.add(deliveries))
-        await database.host.close()
-
-    asyncio.run(add())
 
 
 @pytest.mark.parametrize("name", COMMANDS)

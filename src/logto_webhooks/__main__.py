@@ -14,6 +14,8 @@ def main() -> None:
             file=sys.stderr,
         )
         sys.exit(2)
+    except KeyboardInterrupt:  # while all of it is imported
+        sys.exit(130)
     run()
 
 

@@ -22,6 +22,7 @@ from logto_webhooks.cli import (
     serve,
     setup,
     tail,
+    worker,
 )
 from logto_webhooks.errors import LogtoWebhooksError
 
@@ -31,6 +32,8 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"max_content_width": 100},
 )
 
 
@@ -49,7 +52,7 @@ def main(
 for command in (
     demo.demo,
     serve.serve,
-    serve.worker,
+    worker.worker,
     setup.init,
     setup.migrate,
     look.status,

@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from typing import Annotated
 
 import msgspec
 import typer
 from rich.text import Text
 
-from logto_webhooks.cli import given, lines, look, options, tables
+from logto_webhooks.cli import given, lines, look, options, progress, tables
 from logto_webhooks.core.inbox import Kept, Sought
 from logto_webhooks.core.lifecycle import State
 from logto_webhooks.core.ports import Store
 from logto_webhooks.service.replay import Replayed
 from logto_webhooks.service.replay import replay as repeat
+from logto_webhooks.settings import Settings
 
 GREATEST_ID = 2**63 - 1
+AT_ONCE = 200
 Event = Annotated[str | None, typer.Option(help="Only of this event, such as User.Created.")]
 Subject = Annotated[str | None, typer.Option(help="Only about this: user:ID, organization:ID, …")]
 
-app = typer.Typer(no_args_is_help=True, help="List the deliveries in the inbox, or show one.")
+app = typer.Typer(
+    no_args_is_help=True, help="List the deliveries in the inbox, show one, or apply some again."
+)
 
 
 @app.command("list")
 def list_(
     event: Event = None,
-    state: Annotated[State | None, typer.Option(help="Only in this state.")] = None,
+    state: Annotated[
+        State | None, typer.Option(help="Only in this state: pending, done, ignored or dead.")
+    ] = None,
     subject: Subject = None,
     since: Annotated[
         str | None,
@@ -115,11 +123,8 @@ def replay(
     """Apply deliveries again, and run again their jobs that are dead or discarded."""
     settings = options.settings(env_file, database_url=database_url, schema=schema, lag_ms=lag_ms)
 
-    def work(store: Store) -> Replayed | int:
-        some = [store.inbox.get(each) for each in ids]
-        found = [each for each in some if each is not None]
-        if len(found) < len(ids):
-            return next(each for each, kept in zip(ids, some, strict=True) if kept is None)
+    def work(some: list[int], store: Store) -> Replayed:
+        found = [kept for each in some if (kept := store.inbox.get(each))]
         return repeat(
             store,
             found,
@@ -130,14 +135,40 @@ def replay(
             tell=dry_run,
         )
 
-    done = look.rehearse(settings, work) if dry_run else look.write(settings, work)
-    if isinstance(done, int):
-        tables.err.print(f"No delivery has the id {done}; nothing was done.", markup=False)
+    with progress.stoppable("Nothing was done."):
+        unknown = look.read(settings, partial(_first_unknown, ids))
+    if unknown is not None:
+        tables.err.print(f"No delivery has the id {unknown}; nothing was done.", markup=False)
         raise typer.Exit(1)
+    done = _in_pieces(settings, ids, work, dry_run=dry_run, silent=as_json)
     if as_json:
         print(tables.as_json(done))
     else:
         tables.show_replayed(done, dry_run)
+
+
+def _first_unknown(ids: list[int], store: Store) -> int | None:
+    return next((each for each in ids if store.inbox.get(each) is None), None)
+
+
+def _in_pieces(
+    settings: Settings,
+    ids: list[int],
+    work: Callable[[list[int], Store], Replayed],
+    *,
+    dry_run: bool,
+    silent: bool,
+) -> Replayed:
+    """A transaction each: a long one would hold back who accepts."""
+    perform = look.rehearse if dry_run else look.write
+    done = Replayed(deliveries=0, jobs=0, drifts=[])
+    with progress.bar("deliveries", silent=silent) as bar:
+        for start in range(0, len(ids), AT_ONCE):
+            go_on = f"{start} of {len(ids)} were done; go on with the id {ids[start]}."
+            with progress.stoppable("Nothing was changed." if dry_run else go_on):
+                done = done.plus(perform(settings, partial(work, ids[start : start + AT_ONCE])))
+            bar.update("deliveries", done.deliveries, done.deliveries / len(ids))
+    return done
 
 
 def _show(found: list[Kept], as_json: bool) -> None:

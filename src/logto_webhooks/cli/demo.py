@@ -52,12 +52,18 @@ def demo(
         ),
     ] = False,
     name: Annotated[
-        history.Name, typer.Option("--history", help="The recorded history to send.")
+        history.Name,
+        typer.Option(
+            "--history", help="The recorded history to send: people, calm, race or lossy."
+        ),
     ] = "calm",
     seed: Annotated[int | None, typer.Option(help="For the same order again.")] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on.")] = 8787,
 ) -> None:
-    """Send a recorded history of a real Logto, shuffled and with duplicates; show what came out."""
+    """Send a recorded history of a real Logto, shuffled, and show what came out.
+
+    It goes over HTTP, some of it twice, to a service with a database that is removed in the end.
+    """
     chosen = seed if seed is not None else random.SystemRandom().randrange(10_000)
     with tempfile.TemporaryDirectory(prefix="logto-webhooks-demo-") as folder:
         unexplained = asyncio.run(_demo(name, chosen, port, Path(folder) / "demo.db", once))

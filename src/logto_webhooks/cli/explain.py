@@ -25,7 +25,7 @@ OneField = Annotated[
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Tell a record's life, and which delivery set each of its fields, by which call.",
+    help="Tell a record's life, and which delivery set each field, by which call.",
 )
 
 
@@ -39,7 +39,7 @@ def user(
     env_file: options.EnvFile = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Tell a user's life: a line for each delivery or answer of Logto's, then each field."""
+    """Tell a user's life: each delivery or answer of Logto's, then each field."""
     settings = options.settings(env_file, database_url=database_url, schema=schema, lag_ms=lag_ms)
     _explain(settings, "user", query, field, as_json)
 
@@ -54,7 +54,7 @@ def organization(
     env_file: options.EnvFile = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Tell an organization's life: a line for each delivery or answer, then each field."""
+    """Tell an organization's life: each delivery or answer, then each field."""
     settings = options.settings(env_file, database_url=database_url, schema=schema, lag_ms=lag_ms)
     _explain(settings, "organization", query, field, as_json)
 

@@ -55,9 +55,12 @@ def forget(
     database_url: options.DatabaseUrl = None,
     schema: options.Schema = None,
     env_file: options.EnvFile = None,
+    as_json: options.AsJson = False,
 ) -> None:
-    """Forget a handler whose code is gone: no more jobs are made for it, and those that wait are
-    discarded. A process that has its code makes it known again when it starts."""
+    """Forget a handler whose code is gone, and discard the jobs that wait for it.
+
+    No more jobs are made for it. A process that has its code makes it known again when it starts.
+    """
     settings = options.settings(env_file, database_url=database_url, schema=schema)
 
     def work(store: Store) -> tuple[bool, int]:
@@ -68,4 +71,7 @@ def forget(
     if not known and not discarded:
         tables.err.print(f"No handler is called {name!r}.", markup=False)
         raise typer.Exit(1)
-    tables.out.print(f"{name} is forgotten, {discarded} jobs are discarded.", markup=False)
+    if as_json:
+        print(tables.as_json({"handler": name, "discarded": discarded}))
+    else:
+        tables.out.print(f"{name} is forgotten, {discarded} jobs are discarded.", markup=False)

@@ -18,10 +18,13 @@ from logto_webhooks.errors import SettingInvalid
 from logto_webhooks.settings import Settings
 
 AT_ONCE = 1_000
+_NONE = "There is no such job."
 Handler = Annotated[str | None, typer.Option(help="Only of this handler: module:function.")]
 Event = Annotated[str | None, typer.Option(help="Only for this event, such as User.Created.")]
 Subject = Annotated[str | None, typer.Option(help="Only about this: user:ID, organization:ID, …")]
-State = Annotated[JobState | None, typer.Option(help="Only in this state.")]
+State = Annotated[
+    JobState | None, typer.Option(help="Only in this state: waiting, done, dead or discarded.")
+]
 Delivery = Annotated[int | None, typer.Option(help="Only of the delivery of this id.")]
 Ids = Annotated[list[int] | None, typer.Argument(min=0, max=GREATEST_ID, help="Their ids.")]
 
@@ -100,11 +103,14 @@ def retry(
     database_url: options.DatabaseUrl = None,
     schema: options.Schema = None,
     env_file: options.EnvFile = None,
+    as_json: options.AsJson = False,
 ) -> None:
-    """Run jobs again, at the end of their lines: some by id, or all of a handler, the dead ones
-    if no state is named."""
+    """Run jobs again, at the end of their lines.
+
+    Some by id, or all of a handler: the dead ones, if no state is named.
+    """
     settings = options.settings(env_file, database_url=database_url, schema=schema)
-    _move(settings, ids, handler, state or JobState.DEAD, JobMove.REPEAT)
+    _move(settings, ids, handler, state or JobState.DEAD, JobMove.REPEAT, as_json)
 
 
 @app.command()
@@ -115,14 +121,23 @@ def discard(
     database_url: options.DatabaseUrl = None,
     schema: options.Schema = None,
     env_file: options.EnvFile = None,
+    as_json: options.AsJson = False,
 ) -> None:
-    """Give jobs up: some by id, or all of a handler, the dead ones if no state is named."""
+    """Give jobs up, so that the next of their lines may run.
+
+    Some by id, or all of a handler: the dead ones, if no state is named.
+    """
     settings = options.settings(env_file, database_url=database_url, schema=schema)
-    _move(settings, ids, handler, state or JobState.DEAD, JobMove.DISCARD)
+    _move(settings, ids, handler, state or JobState.DEAD, JobMove.DISCARD, as_json)
 
 
 def _move(
-    settings: Settings, ids: list[int] | None, handler: str | None, state: JobState, move: JobMove
+    settings: Settings,
+    ids: list[int] | None,
+    handler: str | None,
+    state: JobState,
+    move: JobMove,
+    as_json: bool,
 ) -> None:
     if not ids and handler is None:
         problem = "name jobs by their ids, or all of one with --handler"
@@ -134,7 +149,10 @@ def _move(
     for start in range(0, len(ids), AT_ONCE):
         moved += look.write(settings, partial(_moved, ids[start : start + AT_ONCE], move))
     said = "to be run again" if move is JobMove.REPEAT else "discarded"
-    tables.out.print(f"{moved} of {len(ids)} jobs are {said}.", markup=False)
+    if as_json:
+        print(tables.as_json({"jobs": len(ids), "moved": moved}))
+    else:
+        tables.out.print(f"{moved} of {len(ids)} jobs are {said}.", markup=False)
     if not moved:
         raise typer.Exit(1)
 
@@ -166,7 +184,7 @@ def _show(found: list[JobRow], as_json: bool) -> None:
         cells = [[getattr(each, name) for name in columns[:-1]] + [_last(each)] for each in found]
         tables.table("", columns, cells)
     else:
-        tables.err.print("There is no such job.", markup=False)
+        tables.err.print(_NONE, markup=False)
 
 
 def _show_groups(found: list[JobRow], as_json: bool) -> None:
@@ -175,8 +193,10 @@ def _show_groups(found: list[JobRow], as_json: bool) -> None:
     columns = ("handler", "state", "error", "jobs")
     if as_json:
         print(tables.as_json([dict(zip(columns, each, strict=True)) for each in groups]))
-    else:
+    elif groups:
         tables.table("", columns, groups, fold=True)
+    else:
+        tables.err.print(_NONE, markup=False)
     if not groups:
         raise typer.Exit(1)
 

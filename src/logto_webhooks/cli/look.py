@@ -49,7 +49,7 @@ def organizations(
     env_file: options.EnvFile = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Find organizations by Logto id, local id or name; else by a part of the name."""
+    """Find organizations by Logto id, local id or name, or by a part of the name."""
     settings = options.settings(env_file, database_url=database_url, schema=schema)
     found = read(settings, lambda store: store.find("organization", query, limit + 1))
     show(found, "organization", query, limit, as_json)

@@ -30,8 +30,10 @@ def users(
     env_file: options.EnvFile = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Find users by Logto id, local id, email, phone or username; else by a part of one, or of
-    the name."""
+    """Find users by Logto id, local id, email, phone or username, or by a part of one.
+
+    A part is looked for, in the name, too, only if nobody has all of it.
+    """
     settings = options.settings(
         env_file,
         database_url=database_url,

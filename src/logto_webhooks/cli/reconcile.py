@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from logto_webhooks.adapters import server
-from logto_webhooks.cli import look, options, tables
+from logto_webhooks.cli import look, options, progress, tables
 from logto_webhooks.core.events.local import Source
 from logto_webhooks.service.look import Reconciled
 from logto_webhooks.settings import Settings
@@ -17,6 +16,8 @@ from logto_webhooks.wiring import Database, api_of, database_of, reconciliation_
 Report = Annotated[
     bool, typer.Option("--report", help="Say of each since when it differed, and why likely.")
 ]
+
+_GO_ON = "Run it again within a day: it goes on where it was."
 
 
 def reconcile(
@@ -36,8 +37,10 @@ def reconcile(
     env_file: options.EnvFile = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Compare all users, organizations, members and roles with Logto's own, and mend what
-    differs. One that was killed is gone on with."""
+    """Compare all records with Logto's own, and mend what differs.
+
+    That is users, organizations, members and roles. One that was killed is gone on with.
+    """
     settings = options.settings(
         env_file,
         database_url=database_url,
@@ -48,7 +51,8 @@ def reconcile(
         api_resource=api_resource,
         api_budget=api_budget,
     )
-    found = server.run(_reconcile(settings, user, dry_run))
+    with progress.stoppable("Nothing was changed." if dry_run else _GO_ON):
+        found = server.run(_reconcile(settings, user, dry_run, silent=as_json))
     if as_json:
         print(tables.as_json(found))
     else:
@@ -72,8 +76,10 @@ def backfill(
     env_file: options.EnvFile = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Fill an empty database from Logto, as fast as Logto allows: 20 requests a second on its
-    Cloud. One that was killed is gone on with."""
+    """Fill an empty database from Logto, as fast as Logto allows.
+
+    Its Cloud allows 20 requests a second. One that was killed is gone on with.
+    """
     settings = options.settings(
         env_file,
         database_url=database_url,
@@ -85,7 +91,10 @@ def backfill(
         api_budget=api_budget,
     )
     source: Source | None = "backfill" if run_handlers else None
-    found = server.run(_reconcile(settings, None, dry_run=False, fast=True, source=source))
+    with progress.stoppable(_GO_ON):
+        found = server.run(
+            _reconcile(settings, None, False, fast=True, source=source, silent=as_json)
+        )
     if as_json:
         print(tables.as_json(found))
     else:
@@ -98,6 +107,7 @@ async def _reconcile(
     dry_run: bool,
     fast: bool = False,
     source: Source | None = "reconcile",
+    silent: bool = False,
 ) -> Reconciled:
     api = api_of(settings, fast=fast)
     database = database_of(settings.database_url, settings.schema)
@@ -106,13 +116,8 @@ async def _reconcile(
         reconciliation = reconciliation_of(api, database, source)
         if user is not None:
             return await reconciliation.one_user(await id_of(database, user), dry_run)
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-        silent = not tables.err.is_terminal
-        with Progress(*columns, console=tables.err, transient=True, disable=silent) as bar:
-            task = bar.add_task("asking Logto")
-            return await reconciliation.run(
-                dry_run, lambda found: bar.update(task, description=_so_far(found))
-            )
+        with progress.bar("users", silent=silent) as bar:
+            return await reconciliation.run(dry_run, bar.update)
     finally:
         await api.close()
         await database.host.close()
@@ -121,7 +126,3 @@ async def _reconcile(
 async def id_of(database: Database, query: str) -> str:
     """The Logto id of the one user whom a query finds, or the query. Raises SettingInvalid."""
     return (await database.host.read(lambda store: look.only(store, "user", query))).id
-
-
-def _so_far(found: Reconciled) -> str:
-    return f"{found.users} users, {found.organizations} organizations, {found.drifted} differed"

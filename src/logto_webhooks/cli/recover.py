@@ -6,14 +6,15 @@ from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
-from rich.progress import Progress
 
 from logto_webhooks.adapters import server
-from logto_webhooks.cli import options, tables
+from logto_webhooks.cli import options, progress, tables
 from logto_webhooks.cli.given import moment
 from logto_webhooks.service.recover import Recovered
 from logto_webhooks.settings import Settings
 from logto_webhooks.wiring import api_of, database_of, recovery_of
+
+_GO_ON = "What came back is kept; run it again for the rest."
 
 
 def recover(
@@ -48,25 +49,25 @@ def recover(
         public_url=public_url,
     )
     start = moment("--since", since, datetime.now(UTC))
-    found = server.run(_recover(settings, start, dry_run))
+    with progress.stoppable("Nothing was changed." if dry_run else _GO_ON):
+        found = server.run(_recover(settings, start, dry_run, silent=as_json))
     if as_json:
         print(tables.as_json(found))
     else:
         tables.show_recovered(found, dry_run)
 
 
-async def _recover(settings: Settings, since: int | None, dry_run: bool) -> Recovered:
+async def _recover(settings: Settings, since: int | None, dry_run: bool, silent: bool) -> Recovered:
     api = api_of(settings)
     database = database_of(settings.database_url, settings.schema)
     try:
         await database.check()
         recovery = recovery_of(settings, api, database)
-        with Progress(
-            console=tables.err, transient=True, disable=not tables.err.is_terminal
-        ) as bar:
-            task = bar.add_task("Logto's log", total=1.0)
+        with progress.bar("entries of Logto's log", silent=silent) as bar:
             return await recovery.run(
-                since, dry_run, lambda found: bar.update(task, completed=found.done)
+                since,
+                dry_run,
+                lambda found: bar.update("entries of Logto's log", found.entries, found.done),
             )
     finally:
         await api.close()

@@ -1,14 +1,9 @@
-"""Running the service: `serve` and `worker`."""
+"""Running the service: `serve`."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import signal
 from functools import partial
-from typing import Annotated
-
-import typer
 
 from logto_webhooks.adapters import server
 from logto_webhooks.adapters.observers import logs
@@ -17,7 +12,7 @@ from logto_webhooks.adapters.observers.several import several
 from logto_webhooks.cli import options
 from logto_webhooks.cli.apps import handlers_of
 from logto_webhooks.settings import Settings
-from logto_webhooks.wiring import Service, Workers, database_of, status_of
+from logto_webhooks.wiring import Service, database_of, status_of
 
 logger = logging.getLogger("logto_webhooks")
 
@@ -46,7 +41,7 @@ def serve(
     log_level: options.LogLevel = None,
     env_file: options.EnvFile = None,
 ) -> None:
-    """Receive Logto's webhooks, and apply them: receiver and worker in one process."""
+    """Receive Logto's webhooks, and apply them, in one process."""
     settings = options.settings(
         env_file,
         signing_key=signing_key,
@@ -76,34 +71,6 @@ def serve(
     logger.info("stopped")
 
 
-def worker(
-    database_url: options.DatabaseUrl = None,
-    schema: options.Schema = None,
-    max_attempts: options.MaxAttempts = None,
-    lag_ms: options.LagMs = None,
-    app: options.App = None,
-    log_format: options.LogFormat = None,
-    log_level: options.LogLevel = None,
-    env_file: options.EnvFile = None,
-    drain: Annotated[
-        bool, typer.Option("--drain", help="End when nothing is pending any more.")
-    ] = False,
-) -> None:
-    """Apply what is in the inbox, without receiving."""
-    settings = options.settings(
-        env_file,
-        database_url=database_url,
-        schema=schema,
-        max_attempts=max_attempts,
-        lag_ms=lag_ms,
-        app=app,
-        log_format=log_format,
-        log_level=log_level,
-    )
-    logs.configure(settings.log_format, settings.log_level)
-    server.run(_work(settings, drain))
-
-
 async def _serve(settings: Settings) -> None:
     database = database_of(settings.database_url, settings.schema)
     metrics = Metrics(partial(status_of, database))
@@ -114,21 +81,6 @@ async def _serve(settings: Settings) -> None:
     address = _address(settings, listener.getsockname()[1])
     logger.info("listening on %s, keeping its data in %s", address, database.name)
     await server.Server(service.app, listener).run()
-
-
-async def _work(settings: Settings, drain: bool) -> None:
-    database = database_of(settings.database_url, settings.schema)
-    work = Workers(settings, database, logs.observe, handlers_of(settings))
-    loop = asyncio.get_running_loop()
-    for each in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(each, work.stop)
-    try:
-        await database.check()
-        logger.info("working on %s", database.name)
-        await (work.drain() if drain else work.run())
-        logger.info("nothing is pending" if drain else "stopped")
-    finally:
-        await database.host.close()
 
 
 def _address(settings: Settings, port: int) -> str:

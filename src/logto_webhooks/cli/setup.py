@@ -77,7 +77,10 @@ LOGTO_WEBHOOK_SIGNING_KEY=
 def init(
     file: Annotated[Path, typer.Option(help="The file to write.")] = Path(".env"),
 ) -> None:
-    """Write an .env with every setting explained; one that exists is left as it is."""
+    """Write an .env with every setting explained.
+
+    One that exists is left as it is.
+    """
     try:
         with file.open("x", encoding="utf-8") as new:
             new.write(_ENV)
@@ -97,7 +100,10 @@ def migrate(
         bool, typer.Option("--sql", help="Print the statements instead of running them.")
     ] = False,
 ) -> None:
-    """Bring the database's schema up to this release. On SQLite, `serve` does it by itself."""
+    """Bring the database's schema up to this release.
+
+    On SQLite, `serve` does it by itself.
+    """
     settings = options.settings(env_file, database_url=database_url, schema=schema)
     database = database_of(settings.database_url, settings.schema)
     if sql:

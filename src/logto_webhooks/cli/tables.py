@@ -52,9 +52,9 @@ def show_status(status: Status, waiting: Sequence[Waiting]) -> None:
     oldest = status.oldest_pending_s
     rows += [
         ("oldest pending", "none" if oldest is None else f"{oldest:.1f} s"),
-        ("complete up to", shown("complete_at", status.complete_up_to) or "never asked Logto"),
+        ("complete up to", shown("complete_up_to", status.complete_up_to) or "never asked Logto"),
         ("recovered from Logto's log", status.recovered),
-        ("all compared with Logto", shown("compared_at", status.reconciled_at) or "never"),
+        ("all compared with Logto", shown("reconciled_at", status.reconciled_at) or "never"),
         ("records in doubt", status.doubtful),
         ("records to ask Logto about", status.refetch),
     ]
@@ -68,8 +68,8 @@ def show_status(status: Status, waiting: Sequence[Waiting]) -> None:
 def show_recovered(found: Recovered, dry_run: bool) -> None:
     """Print what Logto's log had that the inbox lacked."""
     rows: list[tuple[str, Any]] = [
-        ("since", shown("since_at", found.since)),
-        ("up to", shown("until_at", found.until)),
+        ("since", shown("since", found.since)),
+        ("up to", shown("until", found.until)),
         ("hooks", len(found.hooks)),
         ("entries", found.entries),
         ("would be recovered" if dry_run else "recovered", found.recovered),
@@ -131,7 +131,7 @@ def show_sides(sides: Sides) -> None:
 
 
 def _counted(found: Reconciled) -> list[tuple[str, Any]]:
-    resumed = [("goes on from", shown("began_at", found.began))] if found.resumed else []
+    resumed = [("goes on from", shown("began", found.began))] if found.resumed else []
     return [
         *resumed,
         ("users", found.users),
@@ -142,7 +142,7 @@ def _counted(found: Reconciled) -> list[tuple[str, Any]]:
 
 
 def _drift(each: Drift) -> tuple[Any, ...]:
-    since = shown("since_at", each.since)
+    since = shown("since", each.since)
     return each.kind, each.id, ", ".join(each.fields), since, each.reason
 
 
@@ -170,9 +170,9 @@ def as_json(value: Any) -> str:
         return "[" + ",".join(as_json(each) for each in value) + "]"
     if isinstance(value, Found):
         value = msgspec.structs.replace(value, row=_dated(value.row))
-    if isinstance(value, Sides):
+    elif isinstance(value, Sides):
         value = msgspec.structs.replace(value, ours=_dated(value.ours), logto=_dated(value.logto))
-    return msgspec.json.encode(value).decode()
+    return msgspec.json.encode(dated(value)).decode()
 
 
 def _dated(row: dict[str, Any] | None) -> Any:
@@ -191,7 +191,7 @@ def dated(value: Any) -> Any:
 
 def shown(column: str, value: Any) -> Any:
     """Show the milliseconds of a `…_at` column as a date and time in UTC."""
-    if not column.endswith("_at") or value is None:
+    if not (column.endswith("_at") or column in _MOMENTS) or not isinstance(value, int):
         return value
     moment = datetime.fromtimestamp(value / 1000, UTC)
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
@@ -205,4 +205,6 @@ def plain(cell: Any) -> str:
     return _STEERING.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
+# When something was, and not called `…_at`.
+_MOMENTS = ("since", "until", "began", "complete_up_to")
 _STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")

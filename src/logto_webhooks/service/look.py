@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from msgspec import Struct
 
+from logto_webhooks.core.answers import PAGE
 from logto_webhooks.core.drift import Drift, drift_of
 from logto_webhooks.core.events.local import Source
 from logto_webhooks.core.log import RECONCILE
@@ -40,7 +41,8 @@ class Reconciled(Struct, kw_only=True):
     doubts: list[str] = []  # what can't be told
 
 
-Progressed = Callable[[Reconciled], None]
+# What is being listed, how many of it were, and how much of all that is, from 0 to 1.
+Progressed = Callable[[str, int, float], None]
 
 
 class Look:
@@ -91,7 +93,8 @@ class Look:
         await self._note(
             {stage: Progress(began, page), f"{stage} total": Progress(began, total or 0)}
         )
-        self._progressed(self.found)
+        listed = min((page - 1) * PAGE, total or 0)
+        self._progressed(stage, listed, listed / total if total else 1.0)
 
     async def end(self) -> None:
         """Note that all was compared."""

@@ -31,7 +31,7 @@ LOOK_S: Final = 30.0  # how often it is seen whether a look is due
 _About = Callable[[str, Any, Span], Change]
 
 
-def _silent(found: Reconciled) -> None:
+def _silent(stage: str, listed: int, done: float) -> None:
     """Tell nobody."""
 
 

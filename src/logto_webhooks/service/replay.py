@@ -27,6 +27,14 @@ class Replayed(Struct, frozen=True, kw_only=True):
     jobs: int
     drifts: list[Drift]
 
+    def plus(self, more: Replayed) -> Replayed:
+        """Count both."""
+        return Replayed(
+            deliveries=self.deliveries + more.deliveries,
+            jobs=self.jobs + more.jobs,
+            drifts=self.drifts + more.drifts,
+        )
+
 
 def replay(
     store: Store,

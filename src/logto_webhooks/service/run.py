@@ -84,10 +84,11 @@ class Runner:
         await self._end()
 
     async def drain(self) -> None:
-        """Run until no job is due, and those in hand are done."""
-        while await self.turn() or self._tasks or self._outcomes:
+        """Run until stopped, or no job is due, and those in hand are done."""
+        while not self._stopping and (await self.turn() or self._tasks or self._outcomes):
             if self._tasks:
                 await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+        await self._end()
 
     async def turn(self) -> int:
         """Write what has become of jobs, and claim the next; return how many.

@@ -1,0 +1,109 @@
+"""Applying without receiving: `worker`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+import typer
+
+from logto_webhooks.adapters import server
+from logto_webhooks.adapters.observers import logs
+from logto_webhooks.cli import options, progress
+from logto_webhooks.cli.apps import handlers_of
+from logto_webhooks.core.lifecycle import State
+from logto_webhooks.core.ports import Observer
+from logto_webhooks.core.reports import Failed, Report, Synced
+from logto_webhooks.settings import Settings
+from logto_webhooks.wiring import Database, Workers, database_of
+
+logger = logging.getLogger("logto_webhooks")
+
+
+def worker(
+    database_url: options.DatabaseUrl = None,
+    schema: options.Schema = None,
+    max_attempts: options.MaxAttempts = None,
+    lag_ms: options.LagMs = None,
+    app: options.App = None,
+    log_format: options.LogFormat = None,
+    log_level: options.LogLevel = None,
+    env_file: options.EnvFile = None,
+    drain: Annotated[
+        bool, typer.Option("--drain", help="End when nothing is pending any more.")
+    ] = False,
+) -> None:
+    """Apply what is in the inbox, without receiving."""
+    settings = options.settings(
+        env_file,
+        database_url=database_url,
+        schema=schema,
+        max_attempts=max_attempts,
+        lag_ms=lag_ms,
+        app=app,
+        log_format=log_format,
+        log_level=log_level,
+    )
+    if not drain:
+        logs.configure(settings.log_format, settings.log_level)
+        server.run(_work(settings))
+        return
+    with progress.bar("deliveries", silent=settings.log_format == "json") as bar:
+        logs.configure(settings.log_format, settings.log_level)  # writes above the bar
+        done = server.run(_drain(settings, bar))
+    if not done:
+        raise typer.Exit(progress.STOPPED)
+
+
+async def _work(settings: Settings) -> None:
+    async with _working(settings, logs.observe) as (work, _):
+        await work.run()
+        logger.info("stopped")
+
+
+async def _drain(settings: Settings, bar: progress.Bar) -> bool:
+    """Return False if it was stopped before the end."""
+    applied, pending = 0, 0
+
+    def observe(report: Report) -> None:
+        nonlocal applied
+        logs.observe(report)
+        if isinstance(report, Synced | Failed):
+            applied += 1
+            bar.update("deliveries", applied, applied / max(applied, pending))
+
+    async with _working(settings, observe) as (work, database):
+        pending = await _pending(database)
+        await work.drain()
+        if not work.worker.stopping:
+            logger.info("nothing is pending")
+            return True
+        left = await _pending(database)
+        logger.warning("stopped, with %d deliveries pending; run it again to go on", left)
+        return False
+
+
+async def _pending(database: Database) -> int:
+    return (await database.host.read(lambda store: store.status())).deliveries[State.PENDING]
+
+
+@contextlib.asynccontextmanager
+async def _working(
+    settings: Settings, observe: Observer
+) -> AsyncIterator[tuple[Workers, Database]]:
+    """What works on the database, until SIGTERM or SIGINT."""
+    database = database_of(settings.database_url, settings.schema)
+    work = Workers(settings, database, observe, handlers_of(settings))
+    loop = asyncio.get_running_loop()
+    for each in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(each, work.stop)
+    try:
+        await database.check()
+        logger.info("working on %s", database.name)
+        yield work, database
+    finally:
+        await database.host.close()
