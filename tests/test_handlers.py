@@ -345,3 +345,10 @@ def test_what_cannot_be_is_refused_when_registering(tmp_path: Path) -> None:
     logto.on("Newer.Event", unknown=True, name="newer")(plain)
     assert "another has this name" in says("*", plain, name="newer")
     assert refused(lambda: LogtoWebhooks(signing_key="k"), LogtoWebhooksError)
+
+
+def test_a_setting_that_there_is_not_is_refused(tmp_path: Path) -> None:
+    """A wrong name is never silently ignored."""
+    misspelt: Any = {"shema": "logto"}
+    with pytest.raises(TypeError, match="shema"):
+        LogtoWebhooks(signing_key="k", database_url=f"sqlite:///{tmp_path / 'app.db'}", **misspelt)

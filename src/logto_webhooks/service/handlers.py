@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any, Final, TypeVar
@@ -78,7 +78,7 @@ class Handlers:
         self._provides: Provides | None = None  # as long as the database isn't known
         self._all: dict[str, Handler] = {}
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[Handler]:
         return iter(self._all.values())
 
     def __len__(self) -> int:

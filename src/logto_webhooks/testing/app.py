@@ -39,13 +39,13 @@ class App:
     """Receiver and worker over the store in memory."""
 
     def __init__(self, *, keys: Sequence[str] = (SIGNING_KEY,), clock: FrozenClock | None = None):
-        self.clock = clock or FrozenClock()
+        self.clock: FrozenClock = clock or FrozenClock()
         self.reports: list[Report] = []
         self._tables = Tables()
         host = MemoryHost(self._open)
         self._host = host
         self._receiver = Receiver(keys, self._store, self.clock, self.reports.append, _here)
-        self.worker = Worker(host, self.clock, self.reports.append, jitter=lambda: 0.0)
+        self.worker: Worker = Worker(host, self.clock, self.reports.append, jitter=lambda: 0.0)
 
     def deliver(self, *deliveries: Signed) -> Delivered:
         """Receive deliveries, then apply what is due; say what became of the last."""
