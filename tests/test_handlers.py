@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 
 from logto_webhooks import Delivery, Discard, LogtoWebhooks, RetryLater, UserRow, events
 from logto_webhooks.core.jobs import JobFilter, JobRow
+from logto_webhooks.core.reports import Stalled
 from logto_webhooks.errors import HandlerRefused, LogtoWebhooksError, UnknownEventName
 from logto_webhooks.fastapi import router
 from logto_webhooks.samples.payloads import console_test
@@ -345,3 +346,58 @@ def test_what_cannot_be_is_refused_when_registering(tmp_path: Path) -> None:
     logto.on("Newer.Event", unknown=True, name="newer")(plain)
     assert "another has this name" in says("*", plain, name="newer")
     assert refused(lambda: LogtoWebhooks(signing_key="k"), LogtoWebhooksError)
+
+
+def test_a_setting_that_there_is_not_is_refused(tmp_path: Path) -> None:
+    """A wrong name is never silently ignored."""
+    misspelt: Any = {"shema": "logto"}
+    with pytest.raises(TypeError, match="shema"):
+        LogtoWebhooks(signing_key="k", database_url=f"sqlite:///{tmp_path / 'app.db'}", **misspelt)
+
+
+def test_a_handler_may_end_while_leases_are_renewed() -> None:
+    """The runner goes on; its lease is held up here by a lock."""
+    reports: list[object] = []
+    started, release = asyncio.Event(), asyncio.Event()
+    schema = postgres.emptied_schema()
+    logto = LogtoWebhooks(
+        signing_key=SIGNING_KEY,
+        engine=create_async_engine(postgres.server_url().set(drivername="postgresql+asyncpg")),
+        schema=schema,
+        observe=reports.append,
+    )
+
+    @logto.on("User.Created")
+    async def waits(event: events.UserCreated) -> None:
+        started.set()
+        await release.wait()
+
+    async def body(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
+        await send(client, make.user_created(id="ana", at=soon()))
+        await started.wait()
+        assert logto._service is not None
+        runner = logto._service._workers.runner
+        with postgres.sync_engine().connect() as other:
+            other.execute(sa.text(f"SELECT id FROM {schema}.logto_lines FOR UPDATE"))
+            blocker = other.scalar(sa.text("SELECT pg_backend_pid()"))
+            runner._renewed = float("-inf")
+            blocked = sa.text(
+                "SELECT count(*) FROM pg_stat_activity WHERE :pid = ANY(pg_blocking_pids(pid))"
+            )
+
+            async def is_blocked() -> int:
+                with postgres.sync_engine().connect() as looking:
+                    return int(looking.scalar(blocked, {"pid": blocker}) or 0)
+
+            await eventually(is_blocked)
+            release.set()
+
+            async def ended() -> bool:
+                return not runner._held
+
+            await eventually(ended)
+            other.rollback()
+        await until(all_over(1), logto)
+        assert not [each for each in reports if isinstance(each, Stalled)]
+
+    live(logto, body)

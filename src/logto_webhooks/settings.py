@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Final, get_args
+from typing import Annotated, Any, Final, TypedDict, get_args
 
 import msgspec
 from msgspec import Meta, Struct
@@ -97,11 +97,31 @@ class Settings(Struct, frozen=True, kw_only=True):
         return f"Settings(host={self.host!r}, port={self.port}, path={self.path!r})"
 
 
+class MountedSettings(TypedDict, total=False):
+    """What can be set, by these names, where an application mounts the package."""
+
+    schema: str | None
+    worker: bool
+    max_body_bytes: int
+    max_attempts: int
+    lag_ms: int
+    endpoint: str | None
+    app_id: str | None
+    app_secret: str | None
+    api_resource: str | None
+    api_budget: float | None
+    recover_every_s: int
+    reconcile_every_s: int
+    public_url: str | None
+
+
 def from_env(environment: Mapping[str, str], **given: Any) -> Settings:
     """Read settings from `environment`; what is `given` (and not None) wins.
 
-    Raises SettingInvalid, which names the variable.
+    Raises SettingInvalid, which names the variable, and TypeError for a name that is none.
     """
+    if unknown := sorted(given.keys() - VARIABLES.keys()):
+        raise TypeError(f"there is no setting {unknown[0]!r}")
     values: dict[str, Any] = {}
     for field, variables in VARIABLES.items():
         found = [environment[name] for name in variables if environment.get(name)]

@@ -27,7 +27,7 @@ class VerifiedBody:
     def __init__(self, content: bytes, seal: object) -> None:
         if seal is not _SEAL:
             raise TypeError("a VerifiedBody comes from verify() or vouch()")
-        self.content = content
+        self.content: bytes = content
 
 
 def sign(body: bytes, key: str) -> str:

@@ -121,7 +121,7 @@ class Runner:
         now = time.monotonic()
         if self._held and now - self._renewed > LEASE_S / 3:
             self._renewed = now
-            for each in self._held.values():
+            for each in list(self._held.values()):  # handlers end while the database answers
                 store.jobs.renew(each.token, [each.job.line_id], LEASE_S)
         if now - self._mended > MEND_S:
             self._mended = now

@@ -40,7 +40,7 @@ class AsyncApp:
         raise_errors: bool,
     ) -> None:
         """Raises HandlerRefused for a handler that asks for what the stage hasn't got."""
-        self.clock = clock
+        self.clock: FrozenClock = clock
         self.reports: list[Report] = []
         self._stage = stage
         self._host = stage.host
@@ -50,7 +50,7 @@ class AsyncApp:
         self._failures: dict[str, list[BaseException]] = {}
         self._made: list[BaseException] = []  # errors, by `fail`
         self._receiver = Receiver(keys, self._store, clock, self.reports.append, _here)
-        self.worker = Worker(stage.host, clock, self.reports.append, jitter=_no_jitter)
+        self.worker: Worker = Worker(stage.host, clock, self.reports.append, jitter=_no_jitter)
         self._attempts = Attempts(stage.host.handle, clock, _no_jitter, self._handlers, _call)
 
     async def deliver(self, *deliveries: Signed | Sequence[Signed]) -> Delivered:

@@ -16,7 +16,7 @@ from collections.abc import (
     MutableMapping,
 )
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -31,7 +31,7 @@ from logto_webhooks.errors import NotStarted, SettingInvalid
 from logto_webhooks.service import early
 from logto_webhooks.service.handlers import TIME_LIMIT_S, Function, Handlers, Options, What
 from logto_webhooks.service.receive import Answer
-from logto_webhooks.settings import from_env
+from logto_webhooks.settings import MountedSettings, from_env
 from logto_webhooks.wiring.databases import Database, database_of
 from logto_webhooks.wiring.given import Engine, given_database
 from logto_webhooks.wiring.service import Service
@@ -58,13 +58,13 @@ class LogtoWebhooks:
         path: str = "/api/webhooks/logto",
         observe: Observer = logs.observe,
         environment: Mapping[str, str] | None = None,
-        **settings: Any,
+        **settings: Unpack[MountedSettings],
     ) -> None:
         """`signing_key` is one key, or several separated by commas. The database is an engine of
-        the application's or a URL; other `settings` are those of `settings.Settings`. What isn't
+        the application's or a URL; other settings are those of `MountedSettings`. What isn't
         given is read from the `environment`, if there is one, and only when it is needed.
 
-        Raises SettingInvalid.
+        Raises SettingInvalid, and TypeError for a setting that there isn't.
         """
         given = {"signing_key": signing_key or None, "database_url": database_url, "path": path}
         self._settings = partial(from_env, environment or {}, **given, **settings)
@@ -75,7 +75,7 @@ class LogtoWebhooks:
         self._loop: asyncio.AbstractEventLoop | None = None
         self.path = path
         self._mounted = web.mounted(self.answer, self.lifespan, web.spellings(path))
-        self.handlers = Handlers()
+        self.handlers: Handlers = Handlers()
         if environment is None:
             if (engine is None) == (database_url is None):
                 problem = "give either an engine or a database_url: the application's database"

@@ -47,7 +47,7 @@ class Deliveries:
     """A queue of webhooks, and those who send them while `run` runs."""
 
     def __init__(self, state: State, now: Callable[[], int], seed: int, timeout_s: float) -> None:
-        self.faults = Faults()
+        self.faults: Faults = Faults()
         self._state = state
         self._now = now
         self._fates = Random(seed + 1)

@@ -56,7 +56,7 @@ class FakeLogto(Changes):
         self.signing_key = signing_key
         self.app_id = "fake-logto-app"
         self.app_secret = "fake-logto-app-secret"
-        self.url = ""
+        self.url: str = ""
         self._port = port
         self._at_once = at_once
         clock, state = now or _now, state or State()

@@ -11,7 +11,7 @@ class State:
     """Records are replaced, never changed in place: what was sent of one stays as it was."""
 
     def __init__(self) -> None:
-        self.users = Roll()
+        self.users: Roll = Roll()
         self.organizations: dict[str, Json] = {}
         self.members: dict[str, dict[str, list[Json]]] = {}
         self.roles: dict[str, Json] = {}
