@@ -195,6 +195,12 @@ class HandlerUnknown(LogtoWebhooksError):
     known: str
 
 
+class DeliveryUnknown(LogtoWebhooksError):
+    """No delivery has the id {id}; nothing was done."""
+
+    id: int
+
+
 class TransactionEnded(LogtoWebhooksError):
     """The handler committed or rolled back the transaction that it was given. Leave that to
     logto-webhooks: it commits when the handler returns, and rolls back when it raises."""

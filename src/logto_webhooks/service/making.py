@@ -21,7 +21,7 @@ from logto_webhooks.core.events.local import (
 )
 from logto_webhooks.core.log import INSTALLED, RECONCILE
 from logto_webhooks.core.ports import Claimed, Store
-from logto_webhooks.core.record import Key, Record, Told
+from logto_webhooks.core.record import NEVER, Key, Record, Told
 
 _NEW: Final = (LocalUserCreated, LocalOrganizationCreated, LocalMemberAdded)
 
@@ -52,12 +52,14 @@ def of_deliveries(store: Store, batch: Sequence[Planned], written: Written) -> N
     if not handlers:
         return
     since = installed_at(store)
-    brought = {change.key: each.claimed for each in batch for change in each.changes}
     jobs = [
         job for each in batch for job in making.jobs_of(each.event, each.claimed, handlers, since)
     ]
+    brought = _brought(batch)
     for key, event in _events(written, since, "webhook"):
         claimed = _bringer(key, brought)
+        if claimed.occurred_at < since:
+            continue
         told = replace(event, source=cast(Source, claimed.origin))
         jobs += making.local_jobs(told, uuid.uuid4().hex, handlers, claimed.id)
     store.jobs.add(jobs)
@@ -68,12 +70,15 @@ def of_answers(store: Store, written: Written, source: Source) -> None:
     handlers = store.jobs.handlers()
     if not handlers:
         return
-    # Until all was compared once, who joined before the installation can't be told from others.
+    since = installed_at(store)
+    # Until all was compared once, what changed before the installation can't be told from others.
     first_look = store.progress(RECONCILE) is None
+    old = {after.key for _, after in written.changed if first_look and _is_old(after, since)}
+    old |= {key for key in written.left if old.intersection(key.organization_and_user)}
     jobs = [
         job
-        for _, event in _events(written, installed_at(store), source)
-        if not (first_look and isinstance(event, LocalMemberAdded))
+        for key, event in _events(written, since, source)
+        if key not in old
         for job in making.local_jobs(event, uuid.uuid4().hex, handlers, None)
     ]
     store.jobs.add(jobs)
@@ -98,6 +103,21 @@ def _events(written: Written, since: int, source: Source) -> list[tuple[Key, Loc
 def _born(record: Record) -> int:
     name = "addedAt" if record.key.kind == "membership" else "createdAt"
     return record.facts.get(name, LATEST)
+
+
+def _is_old(record: Record, since: int) -> bool:
+    """Whether nothing says that it is of after the installation. An answer doesn't tell when
+    somebody joined."""
+    newest = record.facts.get("updatedAt", NEVER)
+    return record.key.kind == "membership" or (_born(record) < since and newest < since)
+
+
+def _brought(batch: Sequence[Planned]) -> dict[Key, Claimed]:
+    """Which delivery, the newest if several, told of a record."""
+    brought: dict[Key, Claimed] = {}
+    for each in sorted(batch, key=lambda planned: planned.claimed.occurred_at):
+        brought |= {change.key: each.claimed for change in each.changes}
+    return brought
 
 
 def _bringer(key: Key, brought: dict[Key, Claimed]) -> Claimed:

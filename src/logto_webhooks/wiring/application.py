@@ -26,14 +26,14 @@ from logto_webhooks.adapters.observers import logs
 from logto_webhooks.core.events.local import UserRow
 from logto_webhooks.core.jobs import Tests
 from logto_webhooks.core.lifecycle import MAX_ATTEMPTS
-from logto_webhooks.core.ports import Logto, Observer, Status
+from logto_webhooks.core.ports import Logto, Observer
 from logto_webhooks.errors import NotStarted, SettingInvalid
 from logto_webhooks.service import early
 from logto_webhooks.service.handlers import TIME_LIMIT_S, Function, Handlers, Options, What
 from logto_webhooks.service.receive import Answer
 from logto_webhooks.settings import MountedSettings, from_env
-from logto_webhooks.wiring.databases import Database, database_of
-from logto_webhooks.wiring.given import Engine, given_database
+from logto_webhooks.wiring.given import Engine
+from logto_webhooks.wiring.operations import Operations
 from logto_webhooks.wiring.service import Service
 
 Scope = MutableMapping[str, Any]
@@ -43,10 +43,11 @@ T = TypeVar("T")
 logger = logging.getLogger("logto_webhooks")
 
 
-class LogtoWebhooks:
+class LogtoWebhooks(Operations):
     """Receives Logto's webhooks within an application, and runs its handlers.
 
-    Making one reads no environment and opens nothing; `lifespan` starts it.
+    Making one reads no environment and opens nothing; `lifespan` starts it. What a command does
+    is a method, too: `status`, `users`, `explain_user`, `replay`, `recover`, `reconcile` ….
     """
 
     def __init__(
@@ -67,11 +68,9 @@ class LogtoWebhooks:
         Raises SettingInvalid, and TypeError for a setting that there isn't.
         """
         given = {"signing_key": signing_key or None, "database_url": database_url, "path": path}
-        self._settings = partial(from_env, environment or {}, **given, **settings)
-        self._engine = engine
+        super().__init__(partial(from_env, environment or {}, **given, **settings), engine)
         self._observe = observe
         self._service: Service | None = None
-        self._database: Database | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self.path = path
         self._mounted = web.mounted(self.answer, self.lifespan, web.spellings(path))
@@ -92,17 +91,6 @@ class LogtoWebhooks:
     def schema(self) -> str | None:
         """PostgreSQL's schema with our tables, if it isn't the default. Raises SettingInvalid."""
         return self._settings().schema
-
-    @property
-    def database(self) -> Database:
-        """The database; nothing is opened before it is used. Raises SettingInvalid."""
-        if self._database is None:
-            settings = self._settings()
-            if self._engine is None:
-                self._database = database_of(settings.database_url, settings.schema)
-            else:
-                self._database = given_database(self._engine, settings.schema)
-        return self._database
 
     @property
     def _api(self) -> Logto | None:
@@ -204,8 +192,7 @@ class LogtoWebhooks:
             return await host.within(session, lambda store: early.ensure(store, claims))
         more = await early.asked(self._api, host, claims) if self._api else None
         row = await host.run(lambda store: early.ensure(store, claims, more))
-        if self._service is not None:
-            self._service.wake()
+        self._woken()
         return row
 
     async def wait_for_user(self, logto_id: str, timeout_s: float = 5.0) -> UserRow:
@@ -220,10 +207,6 @@ class LogtoWebhooks:
             return asyncio.run(work)
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
-    async def migrate(self) -> None:
-        """Bring the schema up to this release."""
-        await self.database.migrate()
-
-    async def status(self) -> Status:
-        """Count deliveries and records. Raises StoreUnavailable."""
-        return await self.database.host.read(lambda store: store.status())
+    def _woken(self) -> None:
+        if self._service is not None:
+            self._service.wake()

@@ -1,0 +1,262 @@
+"""What commands do, as methods: on one database, and with Logto where it must be asked."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from datetime import datetime
+from typing import TypeVar
+
+from logto_webhooks.core.events.local import Source
+from logto_webhooks.core.explain import Explained
+from logto_webhooks.core.inbox import Kept, Sought
+from logto_webhooks.core.jobs import JobFilter, JobRow
+from logto_webhooks.core.lifecycle import JobMove, JobState, State
+from logto_webhooks.core.ports import Found, Logto, Status, Store, Waiting
+from logto_webhooks.core.record import Kind
+from logto_webhooks.service import explain, manage
+from logto_webhooks.service.look import Progressed, Reconciled
+from logto_webhooks.service.manage import Known
+from logto_webhooks.service.person import Sides
+from logto_webhooks.service.recover import Recovered
+from logto_webhooks.service.rehearse import perform
+from logto_webhooks.service.replay import Replayed
+from logto_webhooks.settings import Settings
+from logto_webhooks.wiring.api import api_of, reconciliation_of, recovery_of, sides_of
+from logto_webhooks.wiring.databases import Database, database_of
+from logto_webhooks.wiring.given import Engine, given_database
+
+T = TypeVar("T")
+
+
+def _silent(*told: object) -> None:
+    """Tell nobody how far it came."""
+
+
+class Operations:
+    """Everything that can be done by hand.
+
+    A query is a Logto id, a local id, an email, a phone, a username or a name. All raise
+    StoreUnavailable and SchemaMismatch; those that ask Logto ApiNotConfigured, LogtoUnreachable
+    and LogtoRefused, too.
+    """
+
+    def __init__(self, settings: Callable[[], Settings], engine: Engine | None = None) -> None:
+        """The database is the engine's, or else the settings'. Nothing is opened."""
+        self._settings = settings
+        self._engine = engine
+        self._database: Database | None = None
+
+    @property
+    def database(self) -> Database:
+        """The database; nothing is opened before it is used. Raises SettingInvalid."""
+        if self._database is None:
+            settings = self._settings()
+            if self._engine is None:
+                self._database = database_of(settings.database_url, settings.schema)
+            else:
+                self._database = given_database(self._engine, settings.schema)
+        return self._database
+
+    async def migrate(self) -> None:
+        """Bring the schema up to this release."""
+        await self.database.migrate()
+
+    async def status(self) -> Status:
+        """Count deliveries and records."""
+        return await self._read(lambda store: store.status())
+
+    async def waiting(self, limit: int = 100) -> list[Waiting]:
+        """List the records that only Logto can settle, the longest waiting first."""
+        return await self._read(lambda store: store.waiting(limit))
+
+    async def users(self, query: str = "", limit: int = 100) -> list[Found]:
+        """Find users by a query, else by a part of an email, a username, a name or a phone."""
+        return await self._read(lambda store: store.find("user", query, limit))
+
+    async def organizations(self, query: str = "", limit: int = 100) -> list[Found]:
+        """Find organizations by a query, else by a part of the name."""
+        return await self._read(lambda store: store.find("organization", query, limit))
+
+    async def explain_user(self, query: str) -> Explained | None:
+        """Tell a user's life, and which delivery set each field; None if there is none.
+
+        Raises SettingInvalid for a query that finds several.
+        """
+        return await self._explain("user", query)
+
+    async def explain_organization(self, query: str) -> Explained | None:
+        """The same of an organization, its members included."""
+        return await self._explain("organization", query)
+
+    async def compare_user(self, query: str) -> Sides:
+        """Show a user here beside what Logto answers now. Raises as above."""
+        async with self._asking() as logto:
+            key = await self._read(lambda store: manage.only(store, "user", query))
+            return await sides_of(logto, self.database, key.id)
+
+    async def deliveries(
+        self,
+        *,
+        event: str | None = None,
+        state: State | None = None,
+        subject: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        text: str | None = None,
+        after: int | None = None,
+        oldest_first: bool = False,
+        limit: int = 100,
+    ) -> list[Kept]:
+        """List the inbox, the newest first: all that is given must hold.
+
+        `subject` is "user:ID" or "organization:ID"; `since` and `until` (not included) are when it
+        came, `text` stands in the body; `after` the last id of a page comes the next.
+        """
+        sought = Sought(
+            event=event,
+            state=state,
+            subject=subject,
+            since=_milliseconds(since),
+            until=_milliseconds(until),
+            text=text,
+            after=after,
+            oldest_first=oldest_first,
+            limit=limit,
+        )
+        return await self._read(lambda store: store.inbox.search(sought))
+
+    async def delivery(self, id: int) -> Kept | None:
+        """Return one delivery with its body; None if there is none of this id."""
+        return await self._read(lambda store: store.inbox.get(id))
+
+    async def replay(
+        self,
+        ids: Sequence[int],
+        *,
+        handler: str | None = None,
+        rerun: bool = False,
+        sync_only: bool = False,
+        dry_run: bool = False,
+    ) -> Replayed:
+        """Have deliveries applied again, and their jobs that are dead or discarded run again.
+
+        With `rerun` those that are done, too; only those of one `handler`, if it is named;
+        `sync_only` none. `dry_run` says what would differ. Raises DeliveryUnknown.
+        """
+        lag_ms = self._settings().lag_ms
+
+        def work(store: Store) -> Replayed:
+            return manage.replay(
+                store, ids, lag_ms, handler=handler, rerun=rerun, sync_only=sync_only, tell=dry_run
+            )
+
+        await self.database.check()
+        return await perform(self.database.host, work, dry_run)
+
+    async def jobs(self, wanted: JobFilter | None = None) -> list[JobRow]:
+        """List jobs of handlers, the newest first."""
+        return await self._read(lambda store: store.jobs.find(wanted or JobFilter()))
+
+    async def retry_jobs(
+        self, ids: Sequence[int] = (), *, handler: str | None = None, state: str = JobState.DEAD
+    ) -> int:
+        """Run jobs again, at the end of their lines: by id, or all of a handler in a state.
+
+        Returns how many will be.
+        """
+        return await self._move(ids, handler, state, JobMove.REPEAT)
+
+    async def discard_jobs(
+        self, ids: Sequence[int] = (), *, handler: str | None = None, state: str = JobState.DEAD
+    ) -> int:
+        """Give jobs up. Returns how many were."""
+        return await self._move(ids, handler, state, JobMove.DISCARD)
+
+    async def known_handlers(self) -> list[Known]:
+        """List the handlers that any process has registered, with counts of their jobs."""
+        return await self._read(manage.known)
+
+    async def forget_handler(self, name: str) -> int | None:
+        """Forget a handler whose code is gone, and discard what waits for it: so many jobs.
+
+        Returns None if it isn't known.
+        """
+        return await self._write(lambda store: manage.forget(store, name))
+
+    async def recover(
+        self,
+        since: datetime | None = None,
+        *,
+        dry_run: bool = False,
+        progressed: Callable[[Recovered], None] = _silent,
+    ) -> Recovered:
+        """Bring back from Logto's log what was sent and isn't in the inbox; `dry_run` counts."""
+        await self.database.check()
+        async with self._asking() as logto:
+            recovery = recovery_of(self._settings(), logto, self.database, self._woken)
+            return await recovery.run(_milliseconds(since), dry_run, progressed)
+
+    async def reconcile(
+        self,
+        user: str | None = None,
+        *,
+        dry_run: bool = False,
+        progressed: Progressed = _silent,
+    ) -> Reconciled:
+        """Compare all records with Logto's own, or those of one user, and mend what differs."""
+        await self.database.check()
+        async with self._asking() as logto:
+            reconciliation = reconciliation_of(logto, self.database)
+            if user is None:
+                return await reconciliation.run(dry_run, progressed)
+            key = await self._read(lambda store: manage.only(store, "user", user))
+            return await reconciliation.one_user(key.id, dry_run)
+
+    async def backfill(
+        self, *, run_handlers: bool = False, progressed: Progressed = _silent
+    ) -> Reconciled:
+        """Fill an empty database from Logto, as fast as Logto allows; handlers aren't told unless
+        they are to be run."""
+        await self.database.check()
+        async with self._asking(fast=True) as logto:
+            source: Source | None = "backfill" if run_handlers else None
+            reconciliation = reconciliation_of(logto, self.database, source)
+            return await reconciliation.run(False, progressed)
+
+    async def _explain(self, kind: Kind, query: str) -> Explained | None:
+        lag_ms = self._settings().lag_ms
+
+        def work(store: Store) -> Explained | None:
+            return explain.explain(store, manage.only(store, kind, query), lag_ms)
+
+        return await self._read(work)
+
+    async def _move(
+        self, ids: Sequence[int], handler: str | None, state: str, move: JobMove
+    ) -> int:
+        chosen = ids or await self._read(lambda store: manage.jobs_of(store, handler, state))
+        return await self._write(lambda store: store.jobs.move(chosen, move))
+
+    async def _read(self, work: Callable[[Store], T]) -> T:
+        await self.database.check()
+        return await self.database.host.read(work)
+
+    async def _write(self, work: Callable[[Store], T]) -> T:
+        await self.database.check()
+        return await self.database.host.run(work)
+
+    @contextlib.asynccontextmanager
+    async def _asking(self, fast: bool = False) -> AsyncIterator[Logto]:
+        logto = api_of(self._settings(), fast=fast)
+        try:
+            yield logto
+        finally:
+            await logto.close()
+
+    def _woken(self) -> None:
+        """The inbox got something."""
+
+
+def _milliseconds(moment: datetime | None) -> int | None:
+    return None if moment is None else round(moment.timestamp() * 1000)
