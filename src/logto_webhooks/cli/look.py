@@ -36,7 +36,8 @@ def status(
 
     found, waiting = read(settings, look)
     if as_json:
-        print(tables.as_json(found))
+        listed = [each.key._asdict() | {"why": each.reason} for each in waiting]
+        print(tables.as_json(tables.dated(found) | {"waiting": listed}))
     else:
         tables.show_status(found, waiting)
 

@@ -1,0 +1,120 @@
+"""The examples of a page: each is run, and what it printed is compared, or written."""
+
+from __future__ import annotations
+
+import io
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from typing import Final, NamedTuple
+
+import pytest
+
+from logto_webhooks import cli
+from logto_webhooks.cli import tables
+from tests.pages import tree
+
+PROMPT: Final = "$ "
+WIDTH: Final = 120
+CUT: Final = "…"  # a line that stands for any number of lines
+_BLOCK: Final = re.compile(r"(?<=```console\n).*?(?=```)", re.DOTALL)
+# These set up logging, or wait for signals: a process of their own is for them.
+_APART: Final = ("demo", "worker")
+# What differs each time.
+_VARYING: Final = (
+    (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|\+00:00)", "TIME"),
+    (r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "UUID"),
+    (r"[0-9a-f]{64}", "DIGEST"),
+    (r"127\.0\.0\.1:\d+", "ADDRESS"),
+    (r"(took_ms=|after )\d+(\.\d+)?", "TOOK"),
+    (r"[ \t]+", " "),
+)
+
+
+class Example(NamedTuple):
+    """A command line, and what it printed."""
+
+    line: str
+    printed: str
+
+
+def examples(page: str) -> Iterator[Example]:
+    """All of a page, in order."""
+    for block in _BLOCK.findall(page):
+        yield from _of_block(block)
+
+
+def rewritten(page: str) -> str:
+    """The page with what its examples print now, where that differs from what it says."""
+    return _BLOCK.sub(lambda found: "".join(map(_again, _of_block(found[0]))), page)
+
+
+def run(line: str) -> str:
+    """What a command prints, to either stream, in this folder and environment."""
+    program, *words = shlex.split(line)
+    assert program == "logto-webhooks", line
+    if words[0] in _APART:
+        return _run_apart(words)
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [program, *words])
+        for console in (tables.out, tables.err):
+            patch.setattr(console, "_width", WIDTH)
+        with redirect_stdout(printed), redirect_stderr(printed), pytest.raises(SystemExit):
+            cli.run()
+    return _trimmed(printed.getvalue())
+
+
+def alike(said: str, printed: str) -> bool:
+    """Whether a page says what was printed, but for what differs each time, and what it cuts."""
+    pieces = re.split(rf"^{CUT}\n", _plain(said), flags=re.MULTILINE)
+    pattern = "(?:.*\n)*".join(map(re.escape, pieces))
+    return re.fullmatch(pattern, _plain(printed)) is not None
+
+
+def _run_apart(words: list[str]) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "logto_webhooks", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    return _trimmed(done.stdout)
+
+
+def _of_block(block: str) -> Iterator[Example]:
+    for found in re.split(rf"^{re.escape(PROMPT)}", block, flags=re.MULTILINE)[1:]:
+        line, _, printed = found.partition("\n")
+        yield Example(line, printed)
+
+
+def _again(example: Example) -> str:
+    printed = run(example.line)
+    kept = example.printed if alike(example.printed, printed) else printed
+    return f"{PROMPT}{example.line}\n{kept}"
+
+
+def _trimmed(text: str) -> str:
+    return "".join(f"{line.rstrip()}\n" for line in text.splitlines())
+
+
+def _plain(text: str) -> str:
+    for pattern, word in _VARYING:
+        text = re.sub(pattern, word, text)
+    return _trimmed(text)
+
+
+def mentioned(page: str) -> Iterator[list[str]]:
+    """The words of all command lines of a page, those in its prose included."""
+    for line in re.findall(r"^(?:\$ )?logto-webhooks +(.*?)(?: +#.*)?$", page, re.MULTILINE):
+        yield shlex.split(line)
+    prose = re.sub(r"```.*?```", "", page, flags=re.DOTALL)
+    for code in re.findall(r"`([^`\n]+)`", prose):
+        words = code.removeprefix("logto-webhooks ").split()
+        if tree.named_in(words):
+            yield words

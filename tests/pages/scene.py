@@ -1,0 +1,106 @@
+"""What the examples are run on: the demo's history, and the Logto that it came from."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from logto_webhooks.core.delivery import Delivery, identify
+from logto_webhooks.core.signature import vouch
+from logto_webhooks.samples import history
+from logto_webhooks.testing import SIGNING_KEY, make
+from logto_webhooks.testing.fake import FakeLogto
+from logto_webhooks.wiring import database_of
+from tests.support.fake import credentials
+from tests.support.service import Service, clean_environment, command
+
+NAME: Final = "calm"
+FILE: Final = "logto-webhooks.db"
+LOST: Final = 9  # of the newest deliveries, which Logto's log has
+TRAVEL_MS: Final = 24
+APP: Final = """\
+from logto_webhooks import LogtoWebhooks, events
+
+logto = LogtoWebhooks(signing_key="any text", database_url="sqlite:///logto-webhooks.db")
+
+
+@logto.on(events.LocalUserCreated, max_attempts=1)
+def greet(event: events.LocalUserCreated) -> None:
+    if event.user.email is None:
+        raise ValueError("no address to greet")
+"""
+
+
+def fill(folder: Path) -> None:
+    """Put what was received into a folder, and an application whose handler ran, and failed."""
+    (folder / "app.py").write_text(APP)
+    (folder / "body.json").write_bytes(make.user_created(id="ana", at=0).body)
+    asyncio.run(_fill(folder))
+    command("worker", "--drain", "--app", "app:logto", folder=folder)
+
+
+@contextmanager
+def stage(folder: Path, page: str) -> Iterator[None]:
+    """Be in the folder, with settings of a Logto that answers; `trigger` has a service, too."""
+    serving: AbstractContextManager[Service | None] = (
+        Service(folder) if page == "trigger" else nullcontext()
+    )
+    with pytest.MonkeyPatch.context() as patch, _answering() as settings, serving as service:
+        for name in set(os.environ) - set(clean_environment({})):
+            patch.delenv(name)
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        if service is not None:
+            patch.setenv("LOGTO_WEBHOOKS_PORT", str(service.port))
+            patch.setenv("LOGTO_WEBHOOK_SIGNING_KEY", SIGNING_KEY)
+        patch.chdir(folder)
+        yield
+
+
+async def _fill(folder: Path) -> None:
+    recorded = [each.body for each in history.load(NAME).deliveries[:-LOST]]
+    database = database_of(f"sqlite:///{folder / FILE}")
+    now = time.time_ns() // 1_000_000 + 1_000  # after the installation: for handlers
+    people = [
+        make.user_created(id="ana", username="ana", name="Ana", email="ana@example.com", at=now),
+        make.user_created(id="bo", username="bo", name="Bo", primaryEmail=None, at=now + 100),
+    ]
+    new = [_received(each) for each in [*recorded, *(each.body for each in people)]]
+    await database.open()
+    await database.host.run(lambda store: store.add(new))
+    await database.host.close()
+
+
+def _received(body: bytes) -> Delivery:
+    at = identify(vouch(body), 0).occurred_at
+    return identify(vouch(body), at + TRAVEL_MS)
+
+
+@contextmanager
+def _answering() -> Iterator[dict[str, str]]:
+    """A Logto on an event loop of its own: commands have the main thread's."""
+    ready, ended = threading.Event(), threading.Event()
+    settings: dict[str, str] = {}
+
+    async def answer() -> None:
+        async with FakeLogto.from_history(NAME) as logto:
+            settings.update(credentials(logto))
+            ready.set()
+            await asyncio.to_thread(ended.wait)
+
+    thread = threading.Thread(target=lambda: asyncio.run(answer()))
+    thread.start()
+    ready.wait()
+    try:
+        yield settings
+    finally:
+        ended.set()
+        thread.join()
