@@ -11,7 +11,7 @@ import contextlib
 import time
 import traceback
 import uuid
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Any, Final
 
@@ -22,6 +22,7 @@ from logto_webhooks.core.events.local import UserRow
 from logto_webhooks.core.jobs import Job, JobOutcome
 from logto_webhooks.core.lifecycle import (
     JOB_MOVES,
+    MAX_LOSSES,
     Dead,
     Drop,
     JobMove,
@@ -32,7 +33,7 @@ from logto_webhooks.core.lifecycle import (
 from logto_webhooks.core.ports import Clock, HandlerHost, Observer, Store
 from logto_webhooks.core.record import Key
 from logto_webhooks.core.reports import HandlerFailed, HandlerRan, Stalled
-from logto_webhooks.errors import ClaimLost, Discard, described
+from logto_webhooks.errors import ClaimLost, Discard, JobLost, described
 from logto_webhooks.service import call
 from logto_webhooks.service.handlers import Handler, Handlers
 
@@ -77,11 +78,12 @@ class Runner:
         self._held: dict[int, Held] = {}  # line -> its job
         self._tasks: set[asyncio.Task[None]] = set()
         self._outcomes: list[tuple[str, JobOutcome]] = []
-        self._room = {
+        self._rooms = {
             each.name: asyncio.Semaphore(each.options.concurrency)
             for each in handlers
             if each.options.concurrency
         }
+        self._transactions = asyncio.Semaphore(host.room)
         self._renewed = self._mended = time.monotonic()
 
     def wake(self) -> None:
@@ -112,49 +114,53 @@ class Runner:
         await self._end()
 
     async def drain(self) -> None:
-        """Run until no job is due, and those in hand are done."""
-        while await self.turn() or self._tasks or self._outcomes:
+        """Run until no job is due, and those in hand are done; or until stopped."""
+        while not self._stopping:
+            self._wake.clear()
+            if not (await self.turn() or self._tasks or self._outcomes):
+                return
             if self._tasks:
-                await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+                await self._sleep(POLL_S)
+        await self._end()
 
     async def turn(self) -> int:
         """Write what has become of jobs, and claim the next; return how many.
 
         Raises StoreUnavailable.
         """
-        token, done = uuid.uuid4().hex, self._outcomes
-        room = SLOTS - len(self._held)
+        token, done, held = uuid.uuid4().hex, self._outcomes, list(self._held.values())
         self._outcomes = []
         try:
-            held = await self._host.run(partial(self._turn, token=token, room=room, done=done))
+            new = await self._host.run(partial(self._turn, token=token, done=done, held=held))
         except BaseException:
             self._outcomes = done + self._outcomes
             raise
-        for each in held:
+        for each in new:
             self._held[each.job.line_id] = each
             task = asyncio.create_task(self._do(each))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-        return len(held)
+        return len(new)
 
     def _turn(
-        self, store: Store, *, token: str, room: int, done: list[tuple[str, JobOutcome]]
+        self, store: Store, *, token: str, done: list[tuple[str, JobOutcome]], held: list[Held]
     ) -> list[Held]:
-        by_token: dict[str, list[JobOutcome]] = {}
-        for claimed_by, outcome in done:
-            by_token.setdefault(claimed_by, []).append(outcome)
-        for claimed_by, outcomes in by_token.items():
-            store.jobs.finish(claimed_by, outcomes)  # what was lost is somebody else's now
+        _finish(store, done)
         now = time.monotonic()
-        if self._held and now - self._renewed > LEASE_S / 3:
+        if held and now - self._renewed > LEASE_S / 3:
             self._renewed = now
-            for each in self._held.values():
+            for each in held:
                 store.jobs.renew(each.token, [each.job.line_id], LEASE_S)
         if now - self._mended > MEND_S:
             self._mended = now
             store.jobs.mend()
         names = [each.name for each in self._handlers]
-        claimed = store.jobs.claim(token, names, room, LEASE_S) if room > 0 and names else []
+        room = SLOTS - len(held)
+        if room <= 0 or not names:
+            return []
+        # Of those that may have ended a process, one at a time: it takes no other with it again.
+        may_be_lost = not any(each.job.losses for each in held)
+        claimed = store.jobs.claim(token, names, room, LEASE_S, lost=may_be_lost)
         return [Held(job, token, self._user(store, job), now) for job in claimed]
 
     def _user(self, store: Store, job: Job) -> UserRow | None:
@@ -170,12 +176,13 @@ class Runner:
         handler = self._handlers.get(held.job.handler)
         assert handler is not None
         try:
-            async with self._room.get(handler.name) or contextlib.nullcontext():
+            async with self._room(handler):
                 written = await self._call(handler, held)
         except ClaimLost:
             written = True  # somebody else has it; nothing of ours was written
         except BaseException as error:
             if isinstance(error, asyncio.CancelledError) and self._stopping:
+                self._give_back(handler, held)
                 raise
             self._failed(handler, held, error)
             written = False
@@ -188,9 +195,21 @@ class Runner:
             self._held.pop(held.job.line_id, None)
             self._wake.set()
 
+    @contextlib.asynccontextmanager
+    async def _room(self, handler: Handler) -> AsyncIterator[None]:
+        """Wait until there is room for one more; that is no time of the handler's."""
+        async with contextlib.AsyncExitStack() as stack:
+            if handler.name in self._rooms:
+                await stack.enter_async_context(self._rooms[handler.name])
+            if handler.transaction is not None:
+                await stack.enter_async_context(self._transactions)
+            yield
+
     async def _call(self, handler: Handler, held: Held) -> bool:
         """Call; return whether the job is written as done already."""
         job, age = held.job, handler.options.max_age_s
+        if job.losses >= MAX_LOSSES:
+            raise JobLost(times=job.losses)
         if age is not None and self._clock.now() - job.occurred_at > age * 1000:
             raise Discard(f"older than {age:g} s")
         arguments = call.filled(handler, job, held.user)
@@ -229,19 +248,34 @@ class Runner:
         state = outcome.state.value
         self._observe(HandlerFailed(*_names(job), type(error).__name__, state, wait))
 
+    def _give_back(self, handler: Handler, held: Held) -> None:
+        """Let somebody else do it; a thread isn't stopped, but ends with this process."""
+        after = 0 if handler.is_async else LEASE_S
+        outcome = _outcome(held.job, JobMove.RETRY, counts=False, after_s=after)
+        self._outcomes.append((held.token, outcome))
+
     async def _end(self) -> None:
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=GRACE_S)
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._tasks:  # who won't be cancelled is left behind
+            await asyncio.wait(self._tasks, timeout=GRACE_S)
         with contextlib.suppress(Exception):  # they are done again by the next
-            done, self._outcomes = self._outcomes, []
-            await self._host.run(partial(self._turn, token="", room=0, done=done))
+            async with asyncio.timeout(GRACE_S):
+                await self._host.run(partial(_finish, done=self._outcomes))
 
     async def _sleep(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._wake.wait(), seconds)
+
+
+def _finish(store: Store, done: list[tuple[str, JobOutcome]]) -> None:
+    by_token: dict[str, list[JobOutcome]] = {}
+    for claimed_by, outcome in done:
+        by_token.setdefault(claimed_by, []).append(outcome)
+    for claimed_by, outcomes in by_token.items():
+        store.jobs.finish(claimed_by, outcomes)  # what was lost is somebody else's now
 
 
 def _names(job: Job) -> tuple[int, str, str, str, int]:
