@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -343,6 +344,8 @@ def test_what_cannot_be_is_refused_when_registering(tmp_path: Path) -> None:
     assert "AsyncSession" in says("*", wrong_engine)
     assert "'who'" in says("*", unknown)
     assert "max_attempts" in says("*", plain, max_attempts=0)
+    assert "numbers" in says("*", plain, waits=(timedelta(minutes=1),))
+    assert "numbers" in says("*", plain, time_limit="60")
     logto.on("Newer.Event", unknown=True, name="newer")(plain)
     assert "another has this name" in says("*", plain, name="newer")
     assert refused(lambda: LogtoWebhooks(signing_key="k"), LogtoWebhooksError)

@@ -105,6 +105,48 @@ def test_who_lost_a_line_writes_nothing(run: Run) -> None:
     assert finish(run, theirs, JobState.DONE, "theirs") == []
 
 
+def test_what_was_lost_comes_one_at_a_time(run: Run) -> None:
+    """It may have ended its process; who has such a one in hand gets others alone."""
+    add(run, *(job(key, line=f"user:{key}") for key in "abc"))
+    assert len(run(lambda store: store.jobs.claim("gone", ["one"], 10, -1))) == 3
+    add(run, job("new", line="user:new"))
+    [new] = run(lambda store: store.jobs.claim("t", ["one"], 10, 60, lost=False))
+    assert (new.key, new.losses) == ("new", 0)
+    held = [claim(run) for _ in range(4)]
+    assert [[each.losses for each in some] for some in held] == [[1], [1], [1], []]
+
+
+def test_what_is_given_back_was_never_begun(run: Run) -> None:
+    """What failed did not get lost; nor did what was repeated by hand."""
+    add(run, job("a"))
+    [held] = claim(run)
+    back = JobOutcome(id=held.id, line_id=held.line_id, state=JobState.WAITING, counts=False)
+    run(lambda store: store.jobs.finish("t", [back]))
+    for _ in range(2):
+        [again] = claim(run)
+        assert (again.attempts, again.losses) == (again.failures, 0)
+        finish(run, again, JobState.WAITING)
+    [lost] = run(lambda store: store.jobs.claim("gone", ["one"], 10, -1))
+    [last] = claim(run)
+    assert (lost.losses, last.losses) == (0, 1)
+    finish(run, last, JobState.DEAD)
+    run(lambda store: store.jobs.move([last.id], JobMove.REPEAT))
+    assert [(each.attempts, each.losses) for each in claim(run)] == [(0, 0)]
+
+
+def test_any_error_can_be_written(run: Run) -> None:
+    """NUL and half characters, too."""
+    add(run, job("a"))
+    [held] = claim(run)
+    outcome = JobOutcome(
+        id=held.id, line_id=held.line_id, state=JobState.DEAD, error="a\0b\udc80", failed=True
+    )
+    assert run(lambda store: store.jobs.finish("t", [outcome])) == []
+    [row] = run(lambda store: store.jobs.find(JobFilter()))
+    assert row.state == "dead"
+    assert (row.error or "").startswith("a")
+
+
 def test_only_whose_code_is_here_is_claimed(run: Run) -> None:
     """The others wait for whoever has theirs."""
     add(run, job("a"), job("b", handler="two"))

@@ -35,6 +35,7 @@ def test_every_command_has_its_method(kind: str, tmp_path: Path) -> None:
             async with logto.lifespan():
                 await through_all(logto, fake, ana)
             assert (await logto.status()).doubtful == 0, "it can be asked when it doesn't run, too"
+            await logto.close()
 
     asyncio.run(run())
 
@@ -127,5 +128,6 @@ def test_without_credentials_logto_is_not_asked(tmp_path: Path) -> None:
         await logto.migrate()
         with pytest.raises(ApiNotConfigured, match="LOGTO_M2M_APP_ID"):
             await logto.reconcile()
+        await logto.close()
 
     asyncio.run(run())

@@ -170,7 +170,7 @@ class RetryLater(LogtoWebhooksError):
 
     def __init__(self, after_s: float | None = None) -> None:
         super().__init__(after_s=after_s)
-        self.after_s = after_s
+        self.after_s = None if after_s is None else float(after_s)
 
 
 class Discard(LogtoWebhooksError):
@@ -178,7 +178,7 @@ class Discard(LogtoWebhooksError):
 
     def __init__(self, why: str) -> None:
         super().__init__(why=why)
-        self.why = why
+        self.why = str(why)
 
 
 class HandlerRefused(LogtoWebhooksError):
@@ -210,6 +210,13 @@ class TimeLimitExceeded(LogtoWebhooksError):
     """The handler took longer than {seconds:g} s. Raise its time_limit, or let it do less."""
 
     seconds: float
+
+
+class JobLost(LogtoWebhooksError):
+    """The process ended, or was stuck, {times} times while the handler ran, so it isn't tried
+    again by itself. Mend it, then: logto-webhooks jobs retry."""
+
+    times: int
 
 
 class AnotherLogto(LogtoWebhooksError):

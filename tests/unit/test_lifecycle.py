@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from logto_webhooks.core.lifecycle import MOVES, Dead, Move, Retry, State, after_failure
-from logto_webhooks.errors import MalformedEvent
+from logto_webhooks.core.lifecycle import (
+    MOVES,
+    Dead,
+    Move,
+    Retry,
+    State,
+    after_failure,
+    after_job_failure,
+)
+from logto_webhooks.errors import JobLost, MalformedEvent, RetryLater
 
 ERROR = RuntimeError("x")
 
@@ -33,3 +41,17 @@ def test_jitter_takes_off_up_to_half() -> None:
 def test_a_malformed_event_is_dead_at_once(attempt: int) -> None:
     """Trying again can't mend it."""
     assert after_failure(MalformedEvent(event="x", problem="y"), attempt, jitter=0) == Dead()
+
+
+def test_what_ends_its_process_is_dead() -> None:
+    """However many attempts are left."""
+    assert after_job_failure(JobLost(times=3), 0, 0, 99, ()) == Dead()
+
+
+@pytest.mark.parametrize(("asked", "wait"), [(-5, 0), (float("nan"), 0), (1e300, 31_622_400)])
+def test_a_handler_asks_for_any_wait(asked: float, wait: float) -> None:
+    """What no database holds comes next to it; what is no number fails in the handler."""
+    assert after_job_failure(RetryLater(asked), 0, 0, 8, ()) == Retry(wait)
+    assert after_job_failure(ERROR, 0, 0, 8, (asked,)) == Retry(wait)
+    with pytest.raises(ValueError, match="soon"):
+        RetryLater("soon")  # type: ignore[arg-type]

@@ -63,15 +63,22 @@ class Job(Struct, frozen=True, kw_only=True):
     origin: str | None
     payload: bytes
 
+    @property
+    def losses(self) -> int:
+        """How often whoever held it said nothing more: its process ended, or is stuck."""
+        return self.attempts - self.failures
+
 
 class JobOutcome(Struct, frozen=True, kw_only=True):
-    """What became of a held job; `after_s` only when it is to be tried again."""
+    """What became of a held job; `after_s` only when it is to be tried again, `counts=False` when
+    it was given back, as if never begun."""
 
     id: int
     line_id: int
     state: JobState
     error: str | None = None
     failed: bool = False
+    counts: bool = True
     after_s: float = 0
 
 
@@ -150,8 +157,13 @@ class Jobs(Protocol):
     def add(self, new: Sequence[NewJob]) -> None:
         """Make jobs, each once for its handler and key, and see that their lines are due."""
 
-    def claim(self, token: str, handlers: Sequence[str], limit: int, lease_s: float) -> list[Job]:
-        """Take the first job of each due line; nobody else gets a line during the lease."""
+    def claim(
+        self, token: str, handlers: Sequence[str], limit: int, lease_s: float, *, lost: bool = True
+    ) -> list[Job]:
+        """Take the first job of each due line; nobody else gets a line during the lease.
+
+        Of lines whose lease ran out it takes one, or none unless `lost`.
+        """
 
     def renew(self, token: str, line_ids: Sequence[int], lease_s: float) -> None:
         """Hold lines longer."""

@@ -7,7 +7,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from logto_webhooks.errors import Discard, MalformedEvent, NotADelivery, RetryLater
+from logto_webhooks.errors import Discard, JobLost, MalformedEvent, NotADelivery, RetryLater
 
 
 class State(StrEnum):
@@ -71,8 +71,10 @@ JOB_MOVES: Final[dict[tuple[JobState, JobMove], JobState]] = {
 }
 
 MAX_ATTEMPTS: Final = 8
+MAX_LOSSES: Final = 3  # of a job that whoever held it said nothing more about
 FIRST_WAIT_S: Final = 1.0
 LONGEST_WAIT_S: Final = 900.0
+_A_YEAR_S: Final = 366 * 86_400.0
 
 
 class Retry(Struct, frozen=True):
@@ -101,14 +103,18 @@ def after_job_failure(
     """
     if isinstance(error, Discard):
         return Drop(error.why)
-    if failures + 1 >= max_attempts:
+    if failures + 1 >= max_attempts or isinstance(error, JobLost):
         return Dead()
     if isinstance(error, RetryLater) and error.after_s is not None:
-        return Retry(error.after_s)
+        return _retry(error.after_s)
     if waits:
-        return Retry(waits[min(failures, len(waits) - 1)])
+        return _retry(waits[min(failures, len(waits) - 1)])
     wait = min(FIRST_WAIT_S * 3.0 ** min(failures, 20), LONGEST_WAIT_S)
     return Retry(wait * (1 - jitter / 2))
+
+
+def _retry(after_s: float) -> Retry:
+    return Retry(min(max(0.0, after_s), _A_YEAR_S))
 
 
 def after_failure(

@@ -199,6 +199,10 @@ class Host(Protocol):
 class HandlerHost(Host, Protocol):
     """A host that lets handlers take part in its transactions."""
 
+    @property
+    def room(self) -> int:
+        """For how many handlers there is room."""
+
     async def within(self, session: Any, work: Callable[[Store], T]) -> T:
         """Run within the transaction of an application's session, which it ends by itself.
 

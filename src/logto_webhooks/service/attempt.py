@@ -15,6 +15,7 @@ from logto_webhooks.core.events.local import UserRow
 from logto_webhooks.core.jobs import Job, JobOutcome
 from logto_webhooks.core.lifecycle import (
     JOB_MOVES,
+    MAX_LOSSES,
     Dead,
     Drop,
     JobMove,
@@ -25,7 +26,7 @@ from logto_webhooks.core.lifecycle import (
 from logto_webhooks.core.ports import Clock, Store
 from logto_webhooks.core.record import Key
 from logto_webhooks.core.reports import HandlerFailed, HandlerRan
-from logto_webhooks.errors import ClaimLost, Discard
+from logto_webhooks.errors import ClaimLost, Discard, JobLost
 from logto_webhooks.service import call
 from logto_webhooks.service.handlers import Handler, Handlers
 
@@ -73,15 +74,15 @@ class Attempts:
         self._handlers = handlers
         self._call = call
 
-    def claim(self, store: Store, token: str, most: int) -> list[Held]:
-        """Take the first jobs of so many lines."""
+    def claim(self, store: Store, token: str, most: int, *, lost: bool = True) -> list[Held]:
+        """Take the first jobs of so many lines; of those whose holder is lost one, if any."""
         names = [each.name for each in self._handlers]
         if most <= 0 or not names:
             return []
         now = time.monotonic()
         return [
             self._held(store, job, token, now)
-            for job in store.jobs.claim(token, names, most, LEASE_S)
+            for job in store.jobs.claim(token, names, most, LEASE_S, lost=lost)
         ]
 
     async def make(self, held: Held) -> Attempted:
@@ -106,6 +107,8 @@ class Attempts:
         """Call; return whether the job is written as done already."""
         job, handler = held.job, held.handler
         age = handler.options.max_age_s
+        if job.losses >= MAX_LOSSES:
+            raise JobLost(times=job.losses)
         if age is not None and self._clock.now() - job.occurred_at > age * 1000:
             raise Discard(f"older than {age:g} s")
         arguments = call.filled(handler, job, held.user)
@@ -148,6 +151,12 @@ class Attempts:
 def was_cancelled(attempted: Attempted) -> bool:
     """Whether it ended because it was told to."""
     return isinstance(attempted.error, asyncio.CancelledError)
+
+
+def given_back(held: Held) -> JobOutcome:
+    """Let somebody else do it; a thread isn't stopped, but ends with this process."""
+    after = 0 if held.handler.is_async else LEASE_S
+    return _outcome(held.job, JobMove.RETRY, counts=False, after_s=after)
 
 
 def _user(store: Store, job: Job) -> UserRow | None:

@@ -40,6 +40,11 @@ class Options(Struct, frozen=True, kw_only=True):
     max_age_s: float | None = None
     concurrency: int | None = None
 
+    @property
+    def times(self) -> tuple[float, ...]:
+        """All of them."""
+        return (self.time_limit_s, self.max_age_s or 0, *self.waits)
+
 
 class Handler(Struct, frozen=True, kw_only=True):
     """A registered function, and what fills its parameters."""
@@ -111,6 +116,8 @@ class Handlers:
         if called in self._all:
             problem = "another has this name; give one of them a name of its own, name='…'"
             raise HandlerRefused(name=called, problem=problem)
+        if not all(isinstance(each, int | float) for each in options.times):
+            raise HandlerRefused(name=called, problem="its times must be numbers, of seconds")
         if options.max_attempts < 1 or options.time_limit_s <= 0:
             problem = "max_attempts must be 1 or more, and time_limit_s more than 0"
             raise HandlerRefused(name=called, problem=problem)

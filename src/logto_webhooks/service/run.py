@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Final
 
@@ -18,8 +18,8 @@ from logto_webhooks.core.jobs import JobOutcome
 from logto_webhooks.core.ports import Clock, HandlerHost, Observer, Store
 from logto_webhooks.core.reports import Stalled
 from logto_webhooks.errors import described
-from logto_webhooks.service.attempt import LEASE_S, Attempts, Held, was_cancelled
-from logto_webhooks.service.handlers import Handlers
+from logto_webhooks.service.attempt import LEASE_S, Attempts, Held, given_back, was_cancelled
+from logto_webhooks.service.handlers import Handler, Handlers
 
 SLOTS: Final = 100
 POLL_S: Final = 1.0
@@ -49,11 +49,12 @@ class Runner:
         self._held: dict[int, Held] = {}  # line -> its job
         self._tasks: set[asyncio.Task[None]] = set()
         self._outcomes: list[tuple[str, JobOutcome]] = []
-        self._room = {
+        self._rooms = {
             each.name: asyncio.Semaphore(each.options.concurrency)
             for each in handlers
             if each.options.concurrency
         }
+        self._transactions = asyncio.Semaphore(host.room)
         self._renewed = self._mended = time.monotonic()
 
     def wake(self) -> None:
@@ -84,10 +85,13 @@ class Runner:
         await self._end()
 
     async def drain(self) -> None:
-        """Run until stopped, or no job is due, and those in hand are done."""
-        while not self._stopping and (await self.turn() or self._tasks or self._outcomes):
+        """Run until no job is due, and those in hand are done; or until stopped."""
+        while not self._stopping:
+            self._wake.clear()
+            if not (await self.turn() or self._tasks or self._outcomes):
+                return
             if self._tasks:
-                await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+                await self._sleep(POLL_S)
         await self._end()
 
     async def turn(self) -> int:
@@ -95,45 +99,43 @@ class Runner:
 
         Raises StoreUnavailable.
         """
-        token, done = uuid.uuid4().hex, self._outcomes
-        room = SLOTS - len(self._held)
+        token, done, held = uuid.uuid4().hex, self._outcomes, list(self._held.values())
         self._outcomes = []
         try:
-            held = await self._host.run(partial(self._turn, token=token, room=room, done=done))
+            new = await self._host.run(partial(self._turn, token=token, done=done, held=held))
         except BaseException:
             self._outcomes = done + self._outcomes
             raise
-        for each in held:
+        for each in new:
             self._held[each.job.line_id] = each
             task = asyncio.create_task(self._do(each))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-        return len(held)
+        return len(new)
 
     def _turn(
-        self, store: Store, *, token: str, room: int, done: list[tuple[str, JobOutcome]]
+        self, store: Store, *, token: str, done: list[tuple[str, JobOutcome]], held: list[Held]
     ) -> list[Held]:
-        by_token: dict[str, list[JobOutcome]] = {}
-        for claimed_by, outcome in done:
-            by_token.setdefault(claimed_by, []).append(outcome)
-        for claimed_by, outcomes in by_token.items():
-            store.jobs.finish(claimed_by, outcomes)  # what was lost is somebody else's now
+        _finish(store, done)
         now = time.monotonic()
-        if self._held and now - self._renewed > LEASE_S / 3:
+        if held and now - self._renewed > LEASE_S / 3:
             self._renewed = now
-            for each in list(self._held.values()):  # handlers end while the database answers
+            for each in held:
                 store.jobs.renew(each.token, [each.job.line_id], LEASE_S)
         if now - self._mended > MEND_S:
             self._mended = now
             store.jobs.mend()
-        return self._attempts.claim(store, token, room)
+        # Of those that may have ended a process, one at a time: it takes no other with it again.
+        may_be_lost = not any(each.job.losses for each in held)
+        return self._attempts.claim(store, token, SLOTS - len(held), lost=may_be_lost)
 
     async def _do(self, held: Held) -> None:
         try:
-            async with self._room.get(held.handler.name) or contextlib.nullcontext():
+            async with self._room(held.handler):
                 attempted = await self._attempts.make(held)
             if self._stopping and was_cancelled(attempted):
-                return  # it is done again by the next
+                self._outcomes.append((held.token, given_back(held)))
+                return
             if attempted.report:
                 self._observe(attempted.report)
             if attempted.outcome:
@@ -142,16 +144,35 @@ class Runner:
             self._held.pop(held.job.line_id, None)
             self._wake.set()
 
+    @contextlib.asynccontextmanager
+    async def _room(self, handler: Handler) -> AsyncIterator[None]:
+        """Wait until there is room for one more; that is no time of the handler's."""
+        async with contextlib.AsyncExitStack() as stack:
+            if handler.name in self._rooms:
+                await stack.enter_async_context(self._rooms[handler.name])
+            if handler.transaction is not None:
+                await stack.enter_async_context(self._transactions)
+            yield
+
     async def _end(self) -> None:
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=GRACE_S)
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._tasks:  # who won't be cancelled is left behind
+            await asyncio.wait(self._tasks, timeout=GRACE_S)
         with contextlib.suppress(Exception):  # they are done again by the next
-            done, self._outcomes = self._outcomes, []
-            await self._host.run(partial(self._turn, token="", room=0, done=done))
+            async with asyncio.timeout(GRACE_S):
+                await self._host.run(partial(_finish, done=self._outcomes))
 
     async def _sleep(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._wake.wait(), seconds)
+
+
+def _finish(store: Store, done: list[tuple[str, JobOutcome]]) -> None:
+    by_token: dict[str, list[JobOutcome]] = {}
+    for claimed_by, outcome in done:
+        by_token.setdefault(claimed_by, []).append(outcome)
+    for claimed_by, outcomes in by_token.items():
+        store.jobs.finish(claimed_by, outcomes)  # what was lost is somebody else's now

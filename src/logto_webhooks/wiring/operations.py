@@ -62,6 +62,10 @@ class Operations:
         """Bring the schema up to this release."""
         await self.database.migrate()
 
+    async def close(self) -> None:
+        """Give back threads and connections; they are made again when they are needed."""
+        await self.database.host.close()
+
     async def status(self) -> Status:
         """Count deliveries and records."""
         return await self._read(lambda store: store.status())

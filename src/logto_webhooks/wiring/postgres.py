@@ -72,6 +72,7 @@ class ThreadedPostgres:
             committed=lambda: None,
             failed=lambda: None,
             owns=False,
+            one_writer=False,
         )
 
     async def open(self) -> None:

@@ -27,6 +27,7 @@ from logto_webhooks.wiring.databases import Database
 BODIES_IN_FLIGHT: Final = 256 * 2**20
 AGAIN_S: Final = 2.0
 WATCH_S: Final = 60.0
+LONGEST_STOP_S: Final = 15.0
 
 
 class Service:
@@ -71,6 +72,8 @@ class Service:
             stack.push_async_callback(self._database.host.close)
             if self._settings.worker:
                 await stack.enter_async_context(self._workers.running())
+            else:
+                await self._workers.register()
             if self.api is not None:
                 wake, told = self._workers.wake, self._workers.observe
                 loops = asking(self._settings, self.api, self._database, told, wake)
@@ -90,6 +93,7 @@ class Workers:
         self._handlers = handlers
         self._tell = observe
         self._registered = False
+        self._loops: list[asyncio.Task[None]] = []
         self.worker = worker_of(settings, database, self.observe)
         self.runner = Runner(
             database.host, SystemClock(), observe, random.random, handlers, database.may_work
@@ -106,22 +110,28 @@ class Workers:
             self.runner.wake()
 
     def stop(self) -> None:
-        """End `run`."""
+        """End `run`, whatever a handler or the database does, within `LONGEST_STOP_S`."""
         self.worker.stop()
         self.runner.stop()
+        for each in self._loops:
+            asyncio.get_running_loop().call_later(LONGEST_STOP_S, each.cancel)
 
     async def run(self) -> None:
         """Work until stopped. Handlers are made known first, or jobs would be missing."""
-        if not await self._register():
+        if not await self.register():
             return
         watching = asyncio.create_task(self._watch())
-        await asyncio.gather(self.worker.run(), self.runner.run())
+        self._loops = [asyncio.create_task(each.run()) for each in (self.worker, self.runner)]
+        over, _ = await asyncio.wait(self._loops, return_when=asyncio.FIRST_EXCEPTION)
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
+        for each in over:
+            if not each.cancelled():
+                each.result()
 
     async def drain(self) -> None:
         """Work until nothing is pending, and no job is due."""
-        if await self._register():
+        if await self.register():
             await self.worker.drain()
             await self.runner.drain()
             await self._tell_of_others()
@@ -129,7 +139,7 @@ class Workers:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Work as long as the block lasts; handlers are known once it begins."""
-        await self._register()
+        await self.register()
         working = asyncio.create_task(self.run())
         try:
             yield
@@ -137,7 +147,7 @@ class Workers:
             self.stop()
             await working
 
-    async def _register(self) -> bool:
+    async def register(self) -> bool:
         """Make the handlers known; False when stopped."""
         registered = [each.registered for each in self._handlers]
 

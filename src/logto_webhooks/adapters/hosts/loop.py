@@ -16,6 +16,7 @@ from logto_webhooks.adapters.hosts.sessions import (
     SYNC,
     end_sync,
     no_session,
+    room_in,
     still_ours,
     sync_wish,
     translated_as,
@@ -36,6 +37,11 @@ class LoopHost:
         self._engine = engine
         self._bind = bind
         self._owns = owns
+
+    @property
+    def room(self) -> int:
+        """How many handlers may be in a transaction at once."""
+        return room_in(self._engine.pool)
 
     async def run(self, work: Callable[[Store], T]) -> T:
         """Run and commit. Raises StoreUnavailable or RowRejected for what the database says."""

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
+from sqlalchemy.pool import Pool, QueuePool
 
 from logto_webhooks.errors import SettingInvalid, TransactionEnded
 
@@ -15,6 +16,13 @@ SYNC: Final[tuple[type, ...]] = (Session, sa.Connection)
 # What a session commits or rolls back by itself is a savepoint; "done" commits it all.
 OURS: Final = "create_savepoint"
 _MAP: Final = "schema_translate_map"
+_ROOM: Final = 4  # what a pool of SQLAlchemy's usual size has
+
+
+def room_in(pool: Pool) -> int:
+    """How many handlers may hold a connection each: all but one, for who accepts and applies."""
+    size = pool.size() if isinstance(pool, QueuePool) else 0
+    return max(1, size - 1) if size else _ROOM
 
 
 @contextmanager

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from logto_webhooks.adapters.hosts.failures import translated
+from logto_webhooks.adapters.hosts.lane import Lane
 from logto_webhooks.adapters.hosts.sessions import (
     SYNC,
     end_sync,
     no_session,
+    room_in,
     still_ours,
     sync_wish,
     translated_as,
@@ -25,14 +26,13 @@ from logto_webhooks.core.ports import Store
 from logto_webhooks.errors import StoreUnavailable, TimeLimitExceeded
 
 T = TypeVar("T")
-LONGEST_S: Final = 2.0  # that a handler may hold the writer: accepting waits meanwhile
+LONGEST_S: Final = 2.0  # that a handler may hold the one writer: accepting waits meanwhile
+IN_TURN: Final = 3  # handlers in its line: who accepts waits for no more of them
+CLOSE_S: Final = 1.0
 
 
 class ThreadHost:
-    """Runs work on `engine`; what waits is written in the order in which it came.
-
-    Threads start on first use, so that a server may fork before.
-    """
+    """Runs work on `engine`; what waits is written in the order in which it came."""
 
     def __init__(
         self,
@@ -42,28 +42,33 @@ class ThreadHost:
         committed: Callable[[], None],
         failed: Callable[[], None],
         owns: bool = True,
+        one_writer: bool = True,
     ) -> None:
         """`committed` is called after each commit, and raises when that can't be trusted;
         `failed` when the database can't be used. `owns`: whether to dispose of the engine at the
-        end."""
+        end. `one_writer`: whether the database has but one, so that handlers write in its turn."""
         self._engine = engine
         self._bind = bind
         self._reads = reads
         self._owns = owns
         self._committed = committed
         self._failed = failed
-        self._writer = ThreadPoolExecutor(1, "logto-writer")
-        self._reader = ThreadPoolExecutor(1, "logto-reader")
+        self._one_writer = one_writer
+        self._writer = Lane("logto-writer")
+        self._reader = Lane("logto-reader")
+
+    @property
+    def room(self) -> int:
+        """How many handlers may be in a transaction at once."""
+        return IN_TURN if self._one_writer else room_in(self._engine.pool)
 
     async def run(self, work: Callable[[Store], T]) -> T:
         """Run and commit. Raises StoreUnavailable or RowRejected for what the database says."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._writer, self._write, work)
+        return await self._writer.run(partial(self._write, work))
 
     async def read(self, work: Callable[[Store], T]) -> T:
         """Run without writing, and without waiting for who writes."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._reader, self._read, work)
+        return await self._reader.run(partial(self._read, work))
 
     async def within(self, session: Any, work: Callable[[Store], T]) -> T:
         """Run within the transaction of an application's Session or Connection, on this thread.
@@ -90,13 +95,20 @@ class ThreadHost:
 
         Raises TimeLimitExceeded if it held the writer so long that who accepts had to wait.
         """
-        loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._writer, self._handle, wish, call, finish)
+        handle = partial(self._handle, wish, call, finish)
+        if self._one_writer:
+            await self._writer.run(handle)
+            return
+        lane = Lane("logto-handler")
+        try:
+            await lane.run(handle)
+        finally:
+            lane.close(wait_s=0)
 
     async def close(self) -> None:
-        """Give back threads and connections."""
-        self._writer.shutdown()
-        self._reader.shutdown()
+        """Give back threads and connections; a thread that is stuck is left behind."""
+        self._writer.close(CLOSE_S)
+        self._reader.close(CLOSE_S)
         if self._owns:
             self._engine.dispose()
 
@@ -121,7 +133,7 @@ class ThreadHost:
                 given = sync_wish(wish, connection)
                 call(given)
                 end_sync(given)
-            if time.monotonic() - started > LONGEST_S:
+            if self._one_writer and time.monotonic() - started > LONGEST_S:
                 raise TimeLimitExceeded(seconds=LONGEST_S)
             still_ours(connection, begun)
             finish(self._bind(connection))

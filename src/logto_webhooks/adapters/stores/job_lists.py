@@ -52,8 +52,8 @@ def move(connection: sa.Connection, ids: Sequence[int], move: JobMove) -> int:
             continue
         statement = sa.update(jobs).where(_BY_ID, jobs.c.state == state.value)
         if move is JobMove.REPEAT:
-            again = {"occurred_at": now(), "runs": jobs.c.runs + 1, "failures": 0}
-            statement = statement.values(state=target.value, finished_at=None, **again)
+            again = {"occurred_at": now(), "runs": jobs.c.runs + 1, "finished_at": None}
+            statement = statement.values(state=target.value, attempts=0, failures=0, **again)
         else:
             statement = statement.values(state=target.value, finished_at=now())
         moved += connection.execute(statement, {"ids": list(ids)}).rowcount

@@ -18,8 +18,9 @@ _NEWER = jobs.alias("newer")
 
 HANDLERS = sa.select(handlers.c.options).order_by(handlers.c.name)
 DUE = (
-    sa.select(lines.c.id)
+    sa.select(lines.c.id, lines.c.token)
     .where(among(lines.c.handler, "names"), lines.c.due_at <= now())
+    .where(lines.c.token.is_(None) | sa.bindparam("lost", type_=sa.Boolean))
     .order_by(lines.c.due_at)
     .limit(sa.bindparam("most"))
     .with_for_update(skip_locked=True)
@@ -94,6 +95,7 @@ FINISH = (
         state=sa.bindparam("state"),
         error=sa.bindparam("error"),
         failures=jobs.c.failures + sa.bindparam("failed"),
+        attempts=jobs.c.attempts - sa.bindparam("not_counted"),
         finished_at=sa.case((sa.bindparam("is_over", type_=sa.Boolean), now())),
     )
 )

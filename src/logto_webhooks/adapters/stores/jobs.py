@@ -72,14 +72,22 @@ class SqlJobs:
             [{"handler": handler, "line": line} for handler, line in touched],
         )
 
-    def claim(self, token: str, names: Sequence[str], limit: int, lease_s: float) -> list[Job]:
-        """Take the first job of each due line; nobody else gets a line during the lease."""
-        due = self._connection.scalars(statements.DUE, {"names": list(names), "most": limit}).all()
+    def claim(
+        self, token: str, names: Sequence[str], limit: int, lease_s: float, *, lost: bool = True
+    ) -> list[Job]:
+        """Take the first job of each due line; nobody else gets a line during the lease.
+
+        Of lines whose lease ran out it takes one, or none unless `lost`.
+        """
+        wanted = {"names": list(names), "most": limit, "lost": lost}
+        lines_due = self._connection.execute(statements.DUE, wanted).all()
+        due = [each.id for each in lines_due if each.token is None]
+        due += [each.id for each in lines_due if each.token is not None][:1]
         if not due:
             return []
-        held = {"ids": list(due), "by": token, "lease_ms": int(lease_s * 1000)}
+        held = {"ids": due, "by": token, "lease_ms": int(lease_s * 1000)}
         self._connection.execute(statements.HOLD, held)
-        rows = self._connection.execute(statements.HEADS, {"ids": list(due)}).mappings().all()
+        rows = self._connection.execute(statements.HEADS, {"ids": due}).mappings().all()
         ids = {"ids": [row["id"] for row in rows]}
         self._connection.execute(statements.COUNT, ids)
         empty = set(due) - {row["line_id"] for row in rows}
@@ -146,7 +154,13 @@ def _outcome(each: JobOutcome) -> dict[str, Any]:
     return {
         "of": each.id,
         "state": each.state.value,
-        "error": None if each.error is None else each.error.replace("\0", ""),
+        "error": None if each.error is None else _clean(each.error),
         "failed": int(each.failed),
+        "not_counted": int(not each.counts),
         "is_over": each.state is not JobState.WAITING,
     }
+
+
+def _clean(text: str) -> str:
+    """As any database takes it: no NUL, no lone surrogates."""
+    return text.replace("\0", "").encode(errors="backslashreplace").decode()

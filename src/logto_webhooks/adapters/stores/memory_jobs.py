@@ -104,16 +104,23 @@ class MemoryJobs:
                 self._put(KeptJob(number, job, at))
             self._touch((job.handler, job.line))
 
-    def claim(self, token: str, names: Sequence[str], limit: int, lease_s: float) -> list[Job]:
-        """Take the first job of each due line; nobody else gets a line during the lease."""
+    def claim(
+        self, token: str, names: Sequence[str], limit: int, lease_s: float, *, lost: bool = True
+    ) -> list[Job]:
+        """Take the first job of each due line; nobody else gets a line during the lease.
+
+        Of lines whose lease ran out it takes one, or none unless `lost`.
+        """
         now = self._clock.now()
         due = [
             (line, kept)
             for line, kept in self._tables.lines.items()
-            if line[0] in names and kept.due_at <= now
+            if line[0] in names and kept.due_at <= now and (lost or kept.token is None)
         ]
+        due = sorted(due, key=lambda each: each[1].due_at)[:limit]
+        first_lost = [each for each in due if each[1].token is not None][:1]
         claimed = []
-        for line, kept in sorted(due, key=lambda each: each[1].due_at)[:limit]:
+        for line, kept in [each for each in due if each[1].token is None] + first_lost:
             first = self._first(line)
             if first is None:
                 del self._tables.lines[line]
@@ -145,8 +152,9 @@ class MemoryJobs:
             over = each.state is not JobState.WAITING
             failures = job.failures + each.failed
             at = self._clock.now() if over else None
+            attempts = job.attempts - (not each.counts)
             changed = {"state": each.state, "error": each.error, "failures": failures}
-            self._put(replace(job, finished_at=at, **changed))
+            self._put(replace(job, finished_at=at, attempts=attempts, **changed))
             due = self._clock.now() + int(each.after_s * 1000)
             self._tables.lines[line] = replace(kept, token=None, due_at=due)
             if self._first(line) is None:
@@ -192,7 +200,7 @@ class MemoryJobs:
             moved += 1
             now = self._clock.now()
             if move is JobMove.REPEAT:
-                again = replace(job, occurred_at=now, runs=job.runs + 1, failures=0)
+                again = replace(job, occurred_at=now, runs=job.runs + 1, attempts=0, failures=0)
                 self._put(replace(again, state=target, finished_at=None))
                 self._touch((job.job.handler, job.job.line))
             else:

@@ -22,8 +22,10 @@ _LOCK = 0x6C6F67746F  # "logto": whoever migrates holds it until the transaction
 def upgrade(connection: sa.Connection, schema: str | None = None) -> None:
     """Bring the schema up to this release, in the caller's transaction, with its own record.
 
-    On PostgreSQL it waits for whoever is at it, and makes `schema` if there is none.
+    On PostgreSQL it waits for whoever is at it, and makes `schema` if there is none. The connection
+    isn't kept: who forks, or begins another event loop, must not find it in the pool.
     """
+    connection.detach()
     if connection.dialect.name == "postgresql":
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
     config = _config(schema)
