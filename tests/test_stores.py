@@ -10,7 +10,7 @@ import pytest
 from msgspec.structs import replace
 
 from logto_webhooks.core.delivery import Delivery
-from logto_webhooks.core.inbox import Kept, Sought
+from logto_webhooks.core.inbox import DeliveryFilter, Kept
 from logto_webhooks.core.lifecycle import State
 from logto_webhooks.core.merge import merge
 from logto_webhooks.core.ports import Accepted, Claimed, Found, Outcome, Progress, Store
@@ -235,7 +235,7 @@ class TestLooking:
         claim(run)
         finish(run, "t", Outcome(id=accepted.id, state=State.DEAD, error="why"))
         done = replace(stored, state=State.DEAD, attempts=1, error="why")
-        assert run(lambda store: store.inbox.search(Sought())) == [done]
+        assert run(lambda store: store.inbox.search(DeliveryFilter())) == [done]
 
     def test_pages_go_on_after_an_id(self, run: Run) -> None:
         """The newest first, or the oldest."""
@@ -292,7 +292,7 @@ class TestLooking:
 
 
 def search(run: Run, **sought: Any) -> list[int]:
-    return [each.id for each in run(lambda store: store.inbox.search(Sought(**sought)))]
+    return [each.id for each in run(lambda store: store.inbox.search(DeliveryFilter(**sought)))]
 
 
 def about(run: Run, key: Key, after: int = 0, limit: int = 9) -> list[int]:

@@ -7,7 +7,7 @@ from contextlib import aclosing
 
 from logto_webhooks.adapters.hosts.memory import MemoryHost
 from logto_webhooks.adapters.stores.memory import InboxRow, MemoryStore, Tables
-from logto_webhooks.core.inbox import Sought
+from logto_webhooks.core.inbox import DeliveryFilter
 from logto_webhooks.service.follow import follow, newest_id
 from logto_webhooks.testing import FrozenClock, make
 from tests.support.copy import delivery
@@ -31,7 +31,7 @@ def test_what_commits_late_is_not_missed() -> None:
         host = host_of(tables)
         assert await newest_id(host) == 0
         put(tables, 1, 2)
-        sought = Sought(after=await newest_id(host))
+        sought = DeliveryFilter(after=await newest_id(host))
         assert sought.after == 2
         put(tables, 3, 5)
         async with aclosing(follow(host, sought, poll_s=0)) as coming:
@@ -48,7 +48,7 @@ def test_many_at_once_come_page_by_page() -> None:
     async def live() -> None:
         tables = Tables()
         put(tables, *range(1, 1202))
-        async with aclosing(follow(host_of(tables), Sought(after=0), poll_s=0)) as coming:
+        async with aclosing(follow(host_of(tables), DeliveryFilter(after=0), poll_s=0)) as coming:
             assert [(await anext(coming)).id for _ in range(1201)] == list(range(1, 1202))
 
     asyncio.run(live())

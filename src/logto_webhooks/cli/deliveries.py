@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import typer
 from rich.text import Text
 
 from logto_webhooks.cli import given, lines, look, options, progress, tables
-from logto_webhooks.core.inbox import Kept, Sought
+from logto_webhooks.core.inbox import DeliveryFilter, Kept
 from logto_webhooks.core.lifecycle import State
-from logto_webhooks.core.ports import Store
 from logto_webhooks.service.replay import Replayed
-from logto_webhooks.service.replay import replay as repeat
 from logto_webhooks.settings import Settings
+from logto_webhooks.wiring.operations import Operations
 
 GREATEST_ID = 2**63 - 1
 AT_ONCE = 200
@@ -58,7 +57,7 @@ def list_(
     """List deliveries, the newest first: when each came, what became of it, whom it is about."""
     settings = options.settings(env_file, database_url=database_url, schema=schema)
     now = datetime.now(UTC)
-    sought = Sought(
+    sought = DeliveryFilter(
         event=given.text("--event", event),
         state=state,
         subject=given.subject(subject),
@@ -69,7 +68,7 @@ def list_(
         oldest_first=oldest_first,
         limit=limit + 1,
     )
-    found = look.read(settings, lambda store: store.inbox.search(sought))
+    found = look.done(settings, lambda to: to.deliveries(sought))
     _show(found[:limit], as_json)
     if len(found) > limit:
         more = f"There are more: go on with --after {found[limit - 1].id}."
@@ -88,7 +87,7 @@ def show(
 ) -> None:
     """Show a delivery with its body, as Logto sent it."""
     settings = options.settings(env_file, database_url=database_url, schema=schema)
-    kept = look.read(settings, lambda store: store.inbox.get(id))
+    kept = look.done(settings, lambda to: to.delivery(id))
     if kept is None:
         tables.err.print(f"No delivery has the id {id}.", markup=False)
         raise typer.Exit(1)
@@ -123,20 +122,13 @@ def replay(
     """Apply deliveries again, and run again their jobs that are dead or discarded."""
     settings = options.settings(env_file, database_url=database_url, schema=schema, lag_ms=lag_ms)
 
-    def work(some: list[int], store: Store) -> Replayed:
-        found = [kept for each in some if (kept := store.inbox.get(each))]
-        return repeat(
-            store,
-            found,
-            settings.lag_ms,
-            handler=handler,
-            rerun=rerun,
-            sync_only=sync_only,
-            tell=dry_run,
+    async def work(some: list[int], to: Operations) -> Replayed:
+        return await to.replay(
+            some, handler=handler, rerun=rerun, sync_only=sync_only, dry_run=dry_run
         )
 
     with progress.stoppable("Nothing was done."):
-        unknown = look.read(settings, partial(_first_unknown, ids))
+        unknown = look.done(settings, partial(_first_unknown, ids))
     if unknown is not None:
         tables.err.print(f"No delivery has the id {unknown}; nothing was done.", markup=False)
         raise typer.Exit(1)
@@ -147,26 +139,28 @@ def replay(
         tables.show_replayed(done, dry_run)
 
 
-def _first_unknown(ids: list[int], store: Store) -> int | None:
-    return next((each for each in ids if store.inbox.get(each) is None), None)
+async def _first_unknown(ids: list[int], to: Operations) -> int | None:
+    for each in ids:
+        if await to.delivery(each) is None:
+            return each
+    return None
 
 
 def _in_pieces(
     settings: Settings,
     ids: list[int],
-    work: Callable[[list[int], Store], Replayed],
+    work: Callable[[list[int], Operations], Coroutine[Any, Any, Replayed]],
     *,
     dry_run: bool,
     silent: bool,
 ) -> Replayed:
     """A transaction each: a long one would hold back who accepts."""
-    perform = look.rehearse if dry_run else look.write
     done = Replayed(deliveries=0, jobs=0, drifts=[])
     with progress.bar("deliveries", silent=silent) as bar:
         for start in range(0, len(ids), AT_ONCE):
             go_on = f"{start} of {len(ids)} were done; go on with the id {ids[start]}."
             with progress.stoppable("Nothing was changed." if dry_run else go_on):
-                done = done.plus(perform(settings, partial(work, ids[start : start + AT_ONCE])))
+                done = done.plus(look.done(settings, partial(work, ids[start : start + AT_ONCE])))
             bar.update("deliveries", done.deliveries, done.deliveries / len(ids))
     return done
 

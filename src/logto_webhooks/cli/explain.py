@@ -11,10 +11,8 @@ from logto_webhooks.cli import given, lines, look, options, tables
 from logto_webhooks.core.columns import names_of
 from logto_webhooks.core.credit import By, Field
 from logto_webhooks.core.explain import Explained
-from logto_webhooks.core.ports import Store
 from logto_webhooks.core.record import Key, Kind
 from logto_webhooks.errors import SettingInvalid
-from logto_webhooks.service import explain as service
 from logto_webhooks.settings import Settings
 
 Query = Annotated[str, typer.Argument(help="A Logto id, or what else finds exactly one.")]
@@ -65,10 +63,9 @@ def _explain(settings: Settings, kind: Kind, query: str, field: str | None, as_j
         problem = f"{field!r} is none of {', '.join(known)}"
         raise SettingInvalid(name="--field", problem=problem)
 
-    def work(store: Store) -> Explained | None:
-        return service.explain(store, look.only(store, kind, name), settings.lag_ms)
-
-    found = look.read(settings, work)
+    found = look.done(
+        settings, lambda to: (to.explain_user if kind == "user" else to.explain_organization)(name)
+    )
     if found is None:
         tables.err.print(f"No {kind} found for {query!r}.", markup=False)
         raise typer.Exit(1)

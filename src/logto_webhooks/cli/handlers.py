@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
+from msgspec import structs
 
 from logto_webhooks.cli import look, options, tables
-from logto_webhooks.core.jobs import JobCount, Registered
-from logto_webhooks.core.ports import Store
+from logto_webhooks.service.manage import Known
 
 app = typer.Typer(no_args_is_help=True, help="List the handlers that are known, or forget one.")
 
@@ -23,22 +23,10 @@ def list_(
     """List handlers, with how many of their jobs wait, are done, dead or discarded."""
     settings = options.settings(env_file, database_url=database_url, schema=schema)
 
-    def read(store: Store) -> tuple[list[Registered], list[JobCount]]:
-        return store.jobs.handlers(), store.jobs.counts()
-
-    known, counted = look.read(settings, read)
-    counts = {(each.handler, each.state): each.count for each in counted}
-    names = sorted({each.name for each in known} | {each.handler for each in counted})
-    patterns = {each.name: ", ".join(each.patterns) for each in known}
+    known = look.done(settings, lambda to: to.known_handlers())
     columns = ("handler", "events", "waiting", "done", "dead", "discarded")
-    cells = [
-        (
-            name,
-            patterns.get(name, "not registered"),
-            *(counts.get((name, state), 0) for state in columns[2:]),
-        )
-        for name in names
-    ]
+    rows = [structs.asdict(each) | {"events": _events(each)} for each in known]
+    cells = [tuple(row[name] for name in columns) for row in rows]
     if as_json:
         print(tables.as_json([dict(zip(columns, each, strict=True)) for each in cells]))
     elif cells:
@@ -63,15 +51,15 @@ def forget(
     """
     settings = options.settings(env_file, database_url=database_url, schema=schema)
 
-    def work(store: Store) -> tuple[bool, int]:
-        known = any(each.name == name for each in store.jobs.handlers())
-        return known, store.jobs.forget(name)
-
-    known, discarded = look.write(settings, work)
-    if not known and not discarded:
+    discarded = look.done(settings, lambda to: to.forget_handler(name))
+    if discarded is None:
         tables.err.print(f"No handler is called {name!r}.", markup=False)
         raise typer.Exit(1)
     if as_json:
         print(tables.as_json({"handler": name, "discarded": discarded}))
     else:
         tables.out.print(f"{name} is forgotten, {discarded} jobs are discarded.", markup=False)
+
+
+def _events(known: Known) -> str:
+    return ", ".join(known.events) or "not registered"

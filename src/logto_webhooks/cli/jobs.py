@@ -13,9 +13,8 @@ from logto_webhooks.cli import given, look, options, tables
 from logto_webhooks.cli.deliveries import GREATEST_ID
 from logto_webhooks.core.jobs import JobFilter, JobRow
 from logto_webhooks.core.lifecycle import JobMove, JobState
-from logto_webhooks.core.ports import Store
-from logto_webhooks.errors import SettingInvalid
 from logto_webhooks.settings import Settings
+from logto_webhooks.wiring.operations import Operations
 
 AT_ONCE = 1_000
 _NONE = "There is no such job."
@@ -64,7 +63,7 @@ def list_(
     if group:
         _show_groups(_all(settings, wanted), as_json)
         return
-    found = look.read(settings, lambda store: store.jobs.find(wanted))
+    found = look.done(settings, lambda to: to.jobs(wanted))
     _show(found[:limit], as_json)
     if len(found) > limit:
         tables.err.print(f"There are more: go on with --after {found[limit - 1].id}.", markup=False)
@@ -82,7 +81,7 @@ def show(
 ) -> None:
     """Show a job with the traceback of its last failure."""
     settings = options.settings(env_file, database_url=database_url, schema=schema)
-    found = look.read(settings, lambda store: store.jobs.find(JobFilter(id=id)))
+    found = look.done(settings, lambda to: to.jobs(JobFilter(id=id)))
     if not found:
         tables.err.print(f"No job has the id {id}.", markup=False)
         raise typer.Exit(1)
@@ -139,20 +138,19 @@ def _move(
     move: JobMove,
     as_json: bool,
 ) -> None:
-    if not ids and handler is None:
-        problem = "name jobs by their ids, or all of one with --handler"
-        raise SettingInvalid(name="jobs", problem=problem)
-    if not ids:
-        wanted = JobFilter(handler=handler, state=state)
-        ids = [each.id for each in _all(settings, wanted)]
-    moved = 0
-    for start in range(0, len(ids), AT_ONCE):
-        moved += look.write(settings, partial(_moved, ids[start : start + AT_ONCE], move))
+    chosen = ids or []
+
+    async def work(to: Operations) -> int:
+        moving = to.retry_jobs if move is JobMove.REPEAT else to.discard_jobs
+        return await moving(chosen, handler=handler, state=state)
+
+    moved = look.done(settings, work)
+    total = len(chosen) or moved
     said = "to be run again" if move is JobMove.REPEAT else "discarded"
     if as_json:
-        print(tables.as_json({"jobs": len(ids), "moved": moved}))
+        print(tables.as_json({"jobs": total, "moved": moved}))
     else:
-        tables.out.print(f"{moved} of {len(ids)} jobs are {said}.", markup=False)
+        tables.out.print(f"{moved} of {total} jobs are {said}.", markup=False)
     if not moved:
         raise typer.Exit(1)
 
@@ -161,19 +159,15 @@ def _all(settings: Settings, wanted: JobFilter) -> list[JobRow]:
     found: list[JobRow] = []
     after = wanted.after
     while True:
-        page = look.read(settings, partial(_page, wanted, after))
+        page = look.done(settings, partial(_page, wanted, after))
         found += page
         if len(page) < AT_ONCE:
             return found
         after = page[-1].id
 
 
-def _page(wanted: JobFilter, after: int | None, store: Store) -> list[JobRow]:
-    return store.jobs.find(replace(wanted, after=after, limit=AT_ONCE))
-
-
-def _moved(ids: list[int], move: JobMove, store: Store) -> int:
-    return store.jobs.move(ids, move)
+async def _page(wanted: JobFilter, after: int | None, to: Operations) -> list[JobRow]:
+    return await to.jobs(replace(wanted, after=after, limit=AT_ONCE))
 
 
 def _show(found: list[JobRow], as_json: bool) -> None:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Annotated, TypeVar
+from collections.abc import Callable, Coroutine
+from typing import Annotated, Any, TypeVar
 
 import typer
 
+from logto_webhooks.adapters import server
 from logto_webhooks.cli import options, tables
-from logto_webhooks.core.ports import Found, Host, Status, Store, Waiting
-from logto_webhooks.core.record import Key, Kind
-from logto_webhooks.errors import SettingInvalid
-from logto_webhooks.service.rehearse import perform
+from logto_webhooks.core.ports import Found, Status, Waiting
 from logto_webhooks.settings import Settings
-from logto_webhooks.wiring import database_of
+from logto_webhooks.wiring.operations import Operations
 
 T = TypeVar("T")
 Query = Annotated[str, typer.Argument(help="What to look for; an empty text finds all.")]
@@ -31,10 +28,10 @@ def status(
     """Count deliveries by state, and list the records that only Logto can settle."""
     settings = options.settings(env_file, database_url=database_url, schema=schema)
 
-    def look(store: Store) -> tuple[Status, list[Waiting]]:
-        return store.status(), store.waiting(limit)
+    async def look(operations: Operations) -> tuple[Status, list[Waiting]]:
+        return await operations.status(), await operations.waiting(limit)
 
-    found, waiting = read(settings, look)
+    found, waiting = done(settings, look)
     if as_json:
         listed = [each.key._asdict() | {"why": each.reason} for each in waiting]
         print(tables.as_json(tables.dated(found) | {"waiting": listed}))
@@ -52,43 +49,21 @@ def organizations(
 ) -> None:
     """Find organizations by Logto id, local id or name, or by a part of the name."""
     settings = options.settings(env_file, database_url=database_url, schema=schema)
-    found = read(settings, lambda store: store.find("organization", query, limit + 1))
+    found = done(settings, lambda to: to.organizations(query, limit + 1))
     show(found, "organization", query, limit, as_json)
 
 
-def read(settings: Settings, work: Callable[[Store], T]) -> T:
-    """Run `work` on a database that is there and of this release's schema."""
-    return asyncio.run(_on_database(settings, lambda host: host.read(work)))
+def done(settings: Settings, work: Callable[[Operations], Coroutine[Any, Any, T]]) -> T:
+    """Do something to the database of the settings, and return what comes of it."""
 
+    async def run() -> T:
+        operations = Operations(lambda: settings)
+        try:
+            return await work(operations)
+        finally:
+            await operations.close()
 
-def write(settings: Settings, work: Callable[[Store], T]) -> T:
-    """The same in a transaction that is committed."""
-    return asyncio.run(_on_database(settings, lambda host: host.run(work)))
-
-
-def rehearse(settings: Settings, work: Callable[[Store], T]) -> T:
-    """The same in a transaction that is rolled back."""
-    return asyncio.run(_on_database(settings, lambda host: perform(host, work, dry=True)))
-
-
-async def _on_database(settings: Settings, run: Callable[[Host], Awaitable[T]]) -> T:
-    database = database_of(settings.database_url, settings.schema)
-    try:
-        await database.check()
-        return await run(database.host)
-    finally:
-        await database.host.close()
-
-
-def only(store: Store, kind: Kind, query: str) -> Key:
-    """The one user or organization that a query finds; else the query is taken for its id.
-
-    Raises SettingInvalid if it finds several.
-    """
-    found = store.find(kind, query, 2)
-    if len(found) > 1:
-        raise SettingInvalid(name=f"the {kind}", problem=f"{query!r} finds more than one")
-    return Key(kind, str(found[0].row[f"logto_{kind}_id"]) if found else query)
+    return server.run(run())
 
 
 def show(found: list[Found], kind: str, query: str, limit: int, as_json: bool) -> None:

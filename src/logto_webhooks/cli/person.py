@@ -6,12 +6,7 @@ from typing import Annotated
 
 import typer
 
-from logto_webhooks.adapters import server
 from logto_webhooks.cli import look, options, tables
-from logto_webhooks.cli.reconcile import id_of
-from logto_webhooks.service.person import Sides
-from logto_webhooks.settings import Settings
-from logto_webhooks.wiring import api_of, database_of, sides_of
 
 
 def users(
@@ -44,10 +39,10 @@ def users(
         api_resource=api_resource,
     )
     if not ask_logto:
-        found = look.read(settings, lambda store: store.find("user", query, limit + 1))
+        found = look.done(settings, lambda to: to.users(query, limit + 1))
         look.show(found, "user", query, limit, as_json)
         return
-    sides = server.run(_both_sides(settings, query))
+    sides = look.done(settings, lambda to: to.compare_user(query))
     unknown = sides.ours is None and sides.logto is None
     if as_json:
         print(tables.as_json(sides))
@@ -57,14 +52,3 @@ def users(
         tables.show_sides(sides)
     if unknown:
         raise typer.Exit(1)
-
-
-async def _both_sides(settings: Settings, query: str) -> Sides:
-    api = api_of(settings)
-    database = database_of(settings.database_url, settings.schema)
-    try:
-        await database.check()
-        return await sides_of(api, database, await id_of(database, query))
-    finally:
-        await api.close()
-        await database.host.close()

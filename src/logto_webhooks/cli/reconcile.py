@@ -6,12 +6,9 @@ from typing import Annotated
 
 import typer
 
-from logto_webhooks.adapters import server
 from logto_webhooks.cli import look, options, progress, tables
-from logto_webhooks.core.events.local import Source
 from logto_webhooks.service.look import Reconciled
-from logto_webhooks.settings import Settings
-from logto_webhooks.wiring import Database, api_of, database_of, reconciliation_of
+from logto_webhooks.wiring.operations import Operations
 
 Report = Annotated[
     bool, typer.Option("--report", help="Say of each since when it differed, and why likely.")
@@ -52,7 +49,7 @@ def reconcile(
         api_budget=api_budget,
     )
     with progress.stoppable("Nothing was changed." if dry_run else _GO_ON):
-        found = server.run(_reconcile(settings, user, dry_run, silent=as_json))
+        found = look.done(settings, lambda to: _reconcile(to, user, dry_run, silent=as_json))
     if as_json:
         print(tables.as_json(found))
     else:
@@ -90,39 +87,21 @@ def backfill(
         api_resource=api_resource,
         api_budget=api_budget,
     )
-    source: Source | None = "backfill" if run_handlers else None
     with progress.stoppable(_GO_ON):
-        found = server.run(
-            _reconcile(settings, None, False, fast=True, source=source, silent=as_json)
-        )
+        found = look.done(settings, lambda to: _backfill(to, run_handlers, silent=as_json))
     if as_json:
         print(tables.as_json(found))
     else:
         tables.show_filled(found)
 
 
-async def _reconcile(
-    settings: Settings,
-    user: str | None,
-    dry_run: bool,
-    fast: bool = False,
-    source: Source | None = "reconcile",
-    silent: bool = False,
-) -> Reconciled:
-    api = api_of(settings, fast=fast)
-    database = database_of(settings.database_url, settings.schema)
-    try:
-        await database.check()
-        reconciliation = reconciliation_of(api, database, source)
-        if user is not None:
-            return await reconciliation.one_user(await id_of(database, user), dry_run)
-        with progress.bar("users", silent=silent) as bar:
-            return await reconciliation.run(dry_run, bar.update)
-    finally:
-        await api.close()
-        await database.host.close()
+async def _reconcile(to: Operations, user: str | None, dry_run: bool, silent: bool) -> Reconciled:
+    if user is not None:
+        return await to.reconcile(user, dry_run=dry_run)
+    with progress.bar("users", silent=silent) as bar:
+        return await to.reconcile(dry_run=dry_run, progressed=bar.update)
 
 
-async def id_of(database: Database, query: str) -> str:
-    """The Logto id of the one user whom a query finds, or the query. Raises SettingInvalid."""
-    return (await database.host.read(lambda store: look.only(store, "user", query))).id
+async def _backfill(to: Operations, run_handlers: bool, silent: bool) -> Reconciled:
+    with progress.bar("users", silent=silent) as bar:
+        return await to.backfill(run_handlers=run_handlers, progressed=bar.update)

@@ -7,12 +7,10 @@ from typing import Annotated
 
 import typer
 
-from logto_webhooks.adapters import server
-from logto_webhooks.cli import options, progress, tables
+from logto_webhooks.cli import look, options, progress, tables
 from logto_webhooks.cli.given import moment
 from logto_webhooks.service.recover import Recovered
-from logto_webhooks.settings import Settings
-from logto_webhooks.wiring import api_of, database_of, recovery_of
+from logto_webhooks.wiring.operations import Operations
 
 _GO_ON = "What came back is kept; run it again for the rest."
 
@@ -50,25 +48,18 @@ def recover(
     )
     start = moment("--since", since, datetime.now(UTC))
     with progress.stoppable("Nothing was changed." if dry_run else _GO_ON):
-        found = server.run(_recover(settings, start, dry_run, silent=as_json))
+        found = look.done(settings, lambda to: _recover(to, start, dry_run, silent=as_json))
     if as_json:
         print(tables.as_json(found))
     else:
         tables.show_recovered(found, dry_run)
 
 
-async def _recover(settings: Settings, since: int | None, dry_run: bool, silent: bool) -> Recovered:
-    api = api_of(settings)
-    database = database_of(settings.database_url, settings.schema)
-    try:
-        await database.check()
-        recovery = recovery_of(settings, api, database)
-        with progress.bar("entries of Logto's log", silent=silent) as bar:
-            return await recovery.run(
-                since,
-                dry_run,
-                lambda found: bar.update("entries of Logto's log", found.entries, found.done),
-            )
-    finally:
-        await api.close()
-        await database.host.close()
+async def _recover(to: Operations, since: int | None, dry_run: bool, silent: bool) -> Recovered:
+    what = "entries of Logto's log"
+    with progress.bar(what, silent=silent) as bar:
+        return await to.recover(
+            since,
+            dry_run=dry_run,
+            progressed=lambda found: bar.update(what, found.entries, found.done),
+        )

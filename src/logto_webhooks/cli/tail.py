@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from logto_webhooks.cli import given, lines, options, tables
 from logto_webhooks.cli.deliveries import GREATEST_ID, Event, Subject
-from logto_webhooks.core.inbox import Kept, Sought
+from logto_webhooks.core.inbox import DeliveryFilter, Kept
 from logto_webhooks.service.follow import follow, newest_id
 from logto_webhooks.settings import Settings
 from logto_webhooks.wiring import database_of
@@ -32,13 +32,15 @@ def tail(
 ) -> None:
     """Show deliveries as they come, a line each, until Ctrl-C."""
     settings = options.settings(env_file, database_url=database_url, schema=schema)
-    sought = Sought(
+    sought = DeliveryFilter(
         after=since_id, event=given.text("--event", event), subject=given.subject(subject)
     )
     asyncio.run(_tail(settings, sought, count, as_json))
 
 
-async def _tail(settings: Settings, sought: Sought, count: int | None, as_json: bool) -> None:
+async def _tail(
+    settings: Settings, sought: DeliveryFilter, count: int | None, as_json: bool
+) -> None:
     database = database_of(settings.database_url, settings.schema)
     try:
         await database.check()

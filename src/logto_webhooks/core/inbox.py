@@ -59,7 +59,7 @@ class Kept(Struct, frozen=True, kw_only=True):
         return interaction if isinstance(interaction, str) else ""
 
 
-class Sought(Struct, frozen=True, kw_only=True):
+class DeliveryFilter(Struct, frozen=True, kw_only=True):
     """Which deliveries to list: all that is given must hold.
 
     `subject` is `kind:id`; `since` and `until` (not included) are when it was received, in
@@ -81,7 +81,7 @@ class Sought(Struct, frozen=True, kw_only=True):
 class Inbox(Protocol):
     """The inbox to look at, and the records that follow from it; nothing of them is held."""
 
-    def search(self, sought: Sought) -> list[Kept]:
+    def search(self, sought: DeliveryFilter) -> list[Kept]:
         """List deliveries."""
 
     def get(self, delivery_id: int) -> Kept | None:

@@ -9,7 +9,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from logto_webhooks.core.inbox import Kept, Sought
+from logto_webhooks.core.inbox import DeliveryFilter, Kept
 from logto_webhooks.core.ports import Host, Store
 
 POLL_S: Final = 1.0
@@ -17,7 +17,9 @@ _PAGE: Final = 500
 _BACK: Final = 100  # ids are given before commits, which come in another order
 
 
-async def follow(host: Host, sought: Sought, poll_s: float = POLL_S) -> AsyncGenerator[Kept, None]:
+async def follow(
+    host: Host, sought: DeliveryFilter, poll_s: float = POLL_S
+) -> AsyncGenerator[Kept, None]:
     """Give what comes after the id `sought.after`, as it comes. Raises StoreUnavailable."""
     first = newest = sought.after or 0
     seen: set[int] = set()
@@ -36,9 +38,9 @@ async def follow(host: Host, sought: Sought, poll_s: float = POLL_S) -> AsyncGen
 
 async def newest_id(host: Host) -> int:
     """The id of the newest delivery; 0 if there is none. Raises StoreUnavailable."""
-    found = await host.read(partial(_search, Sought(limit=1)))
+    found = await host.read(partial(_search, DeliveryFilter(limit=1)))
     return found[0].id if found else 0
 
 
-def _search(sought: Sought, store: Store) -> list[Kept]:
+def _search(sought: DeliveryFilter, store: Store) -> list[Kept]:
     return store.inbox.search(sought)

@@ -16,6 +16,7 @@ from logto_webhooks.service.replay import Replayed
 from logto_webhooks.service.replay import replay as apply_again
 
 _AT_ONCE: Final = 1_000
+_UNNAMED: Final = "name jobs by their ids, or all of one with --handler (handler=)"
 
 
 class Known(Struct, frozen=True, kw_only=True):
@@ -71,7 +72,7 @@ def forget(store: Store, name: str) -> int | None:
 def jobs_of(store: Store, handler: str | None, state: str) -> list[int]:
     """The ids of all jobs of a handler in a state. Raises SettingInvalid if none is named."""
     if handler is None:
-        raise SettingInvalid(name="jobs", problem="name jobs by their ids, or all of one handler")
+        raise SettingInvalid(name="jobs", problem=_UNNAMED)
     found: list[int] = []
     after: int | None = None
     while True:

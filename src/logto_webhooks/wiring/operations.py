@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
-from datetime import datetime
-from typing import TypeVar
+from functools import partial
+from typing import Final, TypeVar
 
 from logto_webhooks.core.events.local import Source
 from logto_webhooks.core.explain import Explained
-from logto_webhooks.core.inbox import Kept, Sought
+from logto_webhooks.core.inbox import DeliveryFilter, Kept
 from logto_webhooks.core.jobs import JobFilter, JobRow
-from logto_webhooks.core.lifecycle import JobMove, JobState, State
+from logto_webhooks.core.lifecycle import JobMove, JobState
 from logto_webhooks.core.ports import Found, Logto, Status, Store, Waiting
 from logto_webhooks.core.record import Kind
 from logto_webhooks.service import explain, manage
@@ -27,6 +27,7 @@ from logto_webhooks.wiring.databases import Database, database_of
 from logto_webhooks.wiring.given import Engine, given_database
 
 T = TypeVar("T")
+_AT_ONCE: Final = 1_000
 
 
 def _silent(*told: object) -> None:
@@ -99,36 +100,9 @@ class Operations:
             key = await self._read(lambda store: manage.only(store, "user", query))
             return await sides_of(logto, self.database, key.id)
 
-    async def deliveries(
-        self,
-        *,
-        event: str | None = None,
-        state: State | None = None,
-        subject: str | None = None,
-        since: datetime | None = None,
-        until: datetime | None = None,
-        text: str | None = None,
-        after: int | None = None,
-        oldest_first: bool = False,
-        limit: int = 100,
-    ) -> list[Kept]:
-        """List the inbox, the newest first: all that is given must hold.
-
-        `subject` is "user:ID" or "organization:ID"; `since` and `until` (not included) are when it
-        came, `text` stands in the body; `after` the last id of a page comes the next.
-        """
-        sought = Sought(
-            event=event,
-            state=state,
-            subject=subject,
-            since=_milliseconds(since),
-            until=_milliseconds(until),
-            text=text,
-            after=after,
-            oldest_first=oldest_first,
-            limit=limit,
-        )
-        return await self._read(lambda store: store.inbox.search(sought))
+    async def deliveries(self, wanted: DeliveryFilter | None = None) -> list[Kept]:
+        """List the inbox, the newest first."""
+        return await self._read(lambda store: store.inbox.search(wanted or DeliveryFilter()))
 
     async def delivery(self, id: int) -> Kept | None:
         """Return one delivery with its body; None if there is none of this id."""
@@ -190,16 +164,17 @@ class Operations:
 
     async def recover(
         self,
-        since: datetime | None = None,
+        since: int | None = None,
         *,
         dry_run: bool = False,
         progressed: Callable[[Recovered], None] = _silent,
     ) -> Recovered:
-        """Bring back from Logto's log what was sent and isn't in the inbox; `dry_run` counts."""
+        """Bring back from Logto's log what was sent, `since` (ms) a moment, and isn't in the inbox;
+        `dry_run` counts. Without `since` it goes on where it last ended."""
         await self.database.check()
         async with self._asking() as logto:
             recovery = recovery_of(self._settings(), logto, self.database, self._woken)
-            return await recovery.run(_milliseconds(since), dry_run, progressed)
+            return await recovery.run(since, dry_run, progressed)
 
     async def reconcile(
         self,
@@ -240,7 +215,11 @@ class Operations:
         self, ids: Sequence[int], handler: str | None, state: str, move: JobMove
     ) -> int:
         chosen = ids or await self._read(lambda store: manage.jobs_of(store, handler, state))
-        return await self._write(lambda store: store.jobs.move(chosen, move))
+        moved = 0
+        for start in range(0, len(chosen), _AT_ONCE):  # a long transaction holds back who accepts
+            piece = chosen[start : start + _AT_ONCE]
+            moved += await self._write(partial(_moved, ids=piece, move=move))
+        return moved
 
     async def _read(self, work: Callable[[Store], T]) -> T:
         await self.database.check()
@@ -262,5 +241,5 @@ class Operations:
         """The inbox got something."""
 
 
-def _milliseconds(moment: datetime | None) -> int | None:
-    return None if moment is None else round(moment.timestamp() * 1000)
+def _moved(store: Store, *, ids: Sequence[int], move: JobMove) -> int:
+    return store.jobs.move(ids, move)

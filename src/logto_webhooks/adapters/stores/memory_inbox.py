@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from logto_webhooks.core.inbox import MEMBERSHIP_EVENTS, Kept, Sought
+from logto_webhooks.core.inbox import MEMBERSHIP_EVENTS, DeliveryFilter, Kept
 from logto_webhooks.core.lifecycle import State
 from logto_webhooks.core.record import Key, Record
 
@@ -21,7 +21,7 @@ class MemoryInbox:
     def __init__(self, tables: Tables) -> None:
         self._tables = tables
 
-    def search(self, sought: Sought) -> list[Kept]:
+    def search(self, sought: DeliveryFilter) -> list[Kept]:
         """List deliveries."""
         every = sorted(self._tables.inbox.values(), key=lambda row: row.id)
         if not sought.oldest_first:
@@ -66,7 +66,7 @@ def _concerns(row: InboxRow, key: Key) -> bool:
     return of_members and key.id.encode() in row.delivery.body
 
 
-def _is_sought(row: InboxRow, sought: Sought) -> bool:
+def _is_sought(row: InboxRow, sought: DeliveryFilter) -> bool:
     delivery, number = row.delivery, row.id
     further = sought.after is None or (
         number > sought.after if sought.oldest_first else number < sought.after

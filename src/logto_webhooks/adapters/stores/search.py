@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from logto_webhooks.adapters.stores import codec
 from logto_webhooks.adapters.stores.dialect import among, holds, now
 from logto_webhooks.adapters.stores.schema import deliveries, is_odd, is_pending, records
-from logto_webhooks.core.inbox import MEMBERSHIP_EVENTS, Kept, Sought
+from logto_webhooks.core.inbox import MEMBERSHIP_EVENTS, DeliveryFilter, Kept
 from logto_webhooks.core.lifecycle import State
 from logto_webhooks.core.record import Key, Record
 
@@ -36,7 +36,7 @@ class SqlInbox:
     def __init__(self, connection: sa.Connection) -> None:
         self._connection = connection
 
-    def search(self, sought: Sought) -> list[Kept]:
+    def search(self, sought: DeliveryFilter) -> list[Kept]:
         """List deliveries."""
         wanted = _KEPT.where(*_conditions(sought)).limit(sought.limit)
         number = deliveries.c.id
@@ -76,7 +76,7 @@ class SqlInbox:
         return [Kept(**{**row, "state": State(row["state"])}) for row in rows]
 
 
-def _conditions(sought: Sought) -> Iterator[_Condition]:
+def _conditions(sought: DeliveryFilter) -> Iterator[_Condition]:
     if sought.after is not None:
         number = deliveries.c.id
         yield number > sought.after if sought.oldest_first else number < sought.after
