@@ -14,6 +14,7 @@ from logto_webhooks.samples.signed import Signed
 from logto_webhooks.testing import make
 from tests.support.servers import (
     AWAITED,
+    BARE,
     BESIDE,
     FASTAPI,
     PLAIN,
@@ -27,20 +28,6 @@ from tests.support.servers import (
 from tests.support.service import command
 from tests.support.waiting import until
 
-BARE = """
-
-class Api:
-    async def __call__(self, scope, receive, send):
-        async def said(message):
-            if message["type"] == "lifespan.startup.complete":
-                print("began", os.getpid(), flush=True)
-            await send(message)
-
-        await logto(scope, receive, said)
-
-
-api = Api()
-"""
 MIGRATED = """
 
 asyncio.run(logto.migrate())

@@ -103,6 +103,21 @@ async def both(app):
 api = Starlette(routes=routes(logto), lifespan=both)
 """
 
+BARE = """
+
+class Api:
+    async def __call__(self, scope, receive, send):
+        async def said(message):
+            if message["type"] == "lifespan.startup.complete":
+                print("began", os.getpid(), flush=True)
+            await send(message)
+
+        await logto(scope, receive, said)
+
+
+api = Api()
+"""
+
 
 class Application:
     """A folder with `app.py`, on a database of its own."""
