@@ -52,6 +52,9 @@ class ThreadHost:
         self._owns = owns
         self._committed = committed
         self._failed = failed
+        self._threads()
+
+    def _threads(self) -> None:
         self._writer = ThreadPoolExecutor(1, "logto-writer")
         self._reader = ThreadPoolExecutor(1, "logto-reader")
 
@@ -94,9 +97,11 @@ class ThreadHost:
         await loop.run_in_executor(self._writer, self._handle, wish, call, finish)
 
     async def close(self) -> None:
-        """Give back threads and connections."""
+        """Give back threads and connections; it can be used again, as in an application that is
+        started twice."""
         self._writer.shutdown()
         self._reader.shutdown()
+        self._threads()
         if self._owns:
             self._engine.dispose()
 
