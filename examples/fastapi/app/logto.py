@@ -1,0 +1,46 @@
+"""What the application does when something happens at Logto."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app import mail
+from app.database import engine
+from app.models import SignIn, Workspace
+from app.settings import LOGTO_WEBHOOK_SIGNING_KEY
+from logto_webhooks import Delivery, LogtoWebhooks, events
+
+logto = LogtoWebhooks(signing_key=LOGTO_WEBHOOK_SIGNING_KEY, engine=engine)
+
+
+@logto.on(events.LocalUserCreated, events.LocalUserDeleted)
+async def keep_workspace(
+    event: events.LocalUserCreated | events.LocalUserDeleted, session: AsyncSession
+) -> None:
+    """Whatever told of the user: the session commits with "done", so it happens once.
+
+    A handler's jobs for one user keep their order, those of two handlers don't: so one does both.
+    """
+    user = event.user
+    if isinstance(event, events.LocalUserDeleted):
+        await session.execute(sa.delete(Workspace).where(Workspace.owner == user.logto_user_id))
+    else:
+        title = f"Workspace of {user.name or user.username or user.email or 'somebody'}"
+        session.add(Workspace(owner=user.logto_user_id, title=title))
+
+
+@logto.on(events.PostSignIn)
+async def note_sign_in(event: events.PostSignIn, delivery: Delivery, session: AsyncSession) -> None:
+    """The delivery knows when it happened, however late it arrived."""
+    at = datetime.fromtimestamp(delivery.occurred_at / 1000, UTC)
+    session.add(SignIn(logto_user_id=event.user_id, at=at, ip=event.user_ip))
+
+
+@logto.on(events.LocalUserCreated)
+async def greet(event: events.LocalUserCreated, delivery: Delivery) -> None:
+    """An effect elsewhere may be tried twice, if we die in between: the key makes it one."""
+    text = f"Welcome, {event.user.name or 'stranger'}!"
+    await mail.send(event.user.logto_user_id, text, delivery.idempotency_key)

@@ -1,0 +1,68 @@
+"""FastAPI's TestClient, as applications' own tests use it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from logto_webhooks import LogtoWebhooks, events
+from logto_webhooks.fastapi import router
+from logto_webhooks.testing import make
+from tests.support.waiting import until
+from tests.test_handlers import on_postgres, on_sqlite, soon
+
+
+def mounted(logto: LogtoWebhooks) -> FastAPI:
+    """In an application whose own lifespan lets go of its engine, as a loop's connections end
+    with the loop."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        if isinstance(logto._engine, AsyncEngine):
+            await logto._engine.dispose()
+
+    app = FastAPI(lifespan=lifespan)
+    app.include_router(router(logto))
+    return app
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+def test_it_runs_the_lifespan_as_often_as_it_is_entered(kind: str, tmp_path: Path) -> None:
+    """Each test of an application enters it anew: delivery, duplicate, handler, both slashes."""
+    logto = on_sqlite(tmp_path) if kind == "sqlite" else on_postgres()
+    told: list[str] = []
+
+    @logto.on(events.LocalUserCreated)
+    async def created(event: events.LocalUserCreated) -> None:
+        told.append(event.user.logto_user_id)
+
+    app = mounted(logto)
+    for person in ("ana", "bo"):
+        delivery = make.user_created(id=person, at=soon())
+        with TestClient(app, follow_redirects=False) as client:
+            answers = [
+                client.post(path, content=delivery.body, headers=dict(delivery.headers))
+                for path in (logto.path, f"{logto.path}/")
+            ]
+            assert [each.status_code for each in answers] == [200, 200]
+            assert [each.json()["duplicate"] for each in answers] == [False, True]
+            until(partial(told.__contains__, person))
+    assert told == ["ana", "bo"]
+
+
+def test_without_the_lifespan_it_says_so(tmp_path: Path) -> None:
+    """A TestClient that isn't entered starts nothing: 503, not silence."""
+    delivery = make.user_created()
+    client = TestClient(mounted(on_sqlite(tmp_path)))
+    answer = client.post(
+        "/api/webhooks/logto", content=delivery.body, headers=dict(delivery.headers)
+    )
+    assert (answer.status_code, answer.json()) == (503, {"error": "not_started"})
