@@ -16,7 +16,8 @@ from logto_webhooks.adapters.hosts.loop import LoopHost
 from logto_webhooks.adapters.hosts.memory import MemoryHost
 from logto_webhooks.adapters.hosts.thread import ThreadHost
 from logto_webhooks.adapters.stores import migrate, sqlite
-from logto_webhooks.adapters.stores.memory import MemoryStore, Tables
+from logto_webhooks.adapters.stores.memory import MemoryStore
+from logto_webhooks.adapters.stores.memory_tables import Tables
 from logto_webhooks.adapters.stores.postgres import engine_of
 from logto_webhooks.adapters.stores.sql import SqlStore
 from logto_webhooks.core.delivery import Delivery, identify

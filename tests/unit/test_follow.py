@@ -6,7 +6,8 @@ import asyncio
 from contextlib import aclosing
 
 from logto_webhooks.adapters.hosts.memory import MemoryHost
-from logto_webhooks.adapters.stores.memory import InboxRow, MemoryStore, Tables
+from logto_webhooks.adapters.stores.memory import MemoryStore
+from logto_webhooks.adapters.stores.memory_tables import InboxRow, Tables
 from logto_webhooks.core.inbox import DeliveryFilter
 from logto_webhooks.service.follow import follow, newest_id
 from logto_webhooks.testing import FrozenClock, make

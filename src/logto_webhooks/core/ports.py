@@ -10,6 +10,7 @@ from msgspec import Struct
 from logto_webhooks.core.delivery import Delivery
 from logto_webhooks.core.inbox import Inbox
 from logto_webhooks.core.jobs import Jobs
+from logto_webhooks.core.keys import Keys
 from logto_webhooks.core.lifecycle import State
 from logto_webhooks.core.record import Key, Kind, Record
 from logto_webhooks.core.reports import Report
@@ -140,6 +141,10 @@ class Store(Protocol):
     @property
     def jobs(self) -> Jobs:
         """The handlers and their jobs, in the same transaction."""
+
+    @property
+    def keys_of_hooks(self) -> Keys:
+        """Keys of hooks, and what no key signed, in the same transaction."""
 
     def save(self, records: Sequence[Record]) -> list[Record]:
         """Write locked records, and the rows of the mirror that follow from them; return them

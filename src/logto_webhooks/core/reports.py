@@ -38,6 +38,18 @@ class Refused(Struct, frozen=True):
     hint: str
 
 
+class SetAside(Struct, frozen=True):
+    """Requests that no key signed are kept, in case that a key proves them."""
+
+    count: int
+
+
+class Rescued(Struct, frozen=True):
+    """What was set aside was proved by a key that was learnt, and is in the inbox."""
+
+    count: int
+
+
 class NotStored(Struct, frozen=True):
     """Deliveries couldn't be stored: 503."""
 
@@ -145,6 +157,8 @@ class Unrunnable(Struct, frozen=True):
 Report = (
     Stored
     | Refused
+    | SetAside
+    | Rescued
     | NotStored
     | Synced
     | Failed

@@ -22,12 +22,14 @@ _SEAL: Final = object()
 class VerifiedBody:
     """A body that Logto is known to have sent; only `verify` and `vouch` make one."""
 
-    __slots__ = ("content",)
+    __slots__ = ("content", "key")
 
-    def __init__(self, content: bytes, seal: object) -> None:
+    def __init__(self, content: bytes, seal: object, key: int = -1) -> None:
+        """`key` is the place of the one that proved it, among those that were tried."""
         if seal is not _SEAL:
             raise TypeError("a VerifiedBody comes from verify() or vouch()")
         self.content: bytes = content
+        self.key: int = key
 
 
 def sign(body: bytes, key: str) -> str:
@@ -54,7 +56,7 @@ def verify(body: bytes, signatures: Sequence[bytes], keys: Sequence[str]) -> Ver
     if not any(matches):
         reason = "no configured key gives this signature"
         raise SignatureRejected(reason=reason, well_formed=True)
-    return VerifiedBody(body, _SEAL)
+    return VerifiedBody(body, _SEAL, matches.index(True))
 
 
 def vouch(body: bytes) -> VerifiedBody:

@@ -19,6 +19,7 @@ from logto_webhooks.errors import (
     SignatureRejected,
     StoreUnavailable,
 )
+from logto_webhooks.service.keyring import Keyring
 
 MAX_ROWS: Final = 512
 LARGE: Final = 256 * 2**10
@@ -31,6 +32,10 @@ _LIKELY_CAUSES: Final = (
     "likely the key of another hook, a key that was rotated, or a proxy that changed the body"
 )
 _NOT_LOGTO: Final = "likely not a call of Logto, or a proxy that changed the headers"
+
+
+def _forgotten(body: bytes, signature: bytes, at: int) -> None:
+    """Keep nothing of it."""
 
 
 class Answer(Struct, frozen=True):
@@ -55,14 +60,17 @@ class Receiver:
 
     def __init__(
         self,
-        keys: Sequence[str],
+        keys: Sequence[str] | Keyring,
         store: Callable[[Delivery], Awaitable[Accepted]],
         clock: Clock,
         observe: Observer,
         aside: Aside = asyncio.to_thread,
+        reject: Callable[[bytes, bytes, int], None] = _forgotten,
     ) -> None:
-        """`store` returns once the delivery is durable; `aside` runs what takes long."""
-        self._keys = tuple(keys)
+        """`store` returns once the delivery is durable; `aside` runs what takes long; `reject`
+        gets the body, the signature and the moment of what no key signed."""
+        self._ring = keys if isinstance(keys, Keyring) else Keyring(keys)
+        self._reject = reject
         self._store = store
         self._aside = aside
         self._clock = clock
@@ -75,7 +83,8 @@ class Receiver:
         """
         started = self._clock.now()
         try:
-            verified = verify(body, signatures, self._keys)
+            keys = self._ring.keys
+            verified = verify(body, signatures, keys)
             if len(body) < LARGE:
                 delivery = identify(verified, started)
             else:  # it would hold back all others
@@ -83,11 +92,14 @@ class Receiver:
             accepted = await self._store(delivery)
         except SignatureRejected as error:
             hint = _LIKELY_CAUSES if error.well_formed else _NOT_LOGTO
+            if error.well_formed:
+                self._reject(body, signatures[0], started)
             return self.refuse(401, "invalid_signature", error, hint)
         except NotADelivery as error:
             return self.refuse(400, "not_a_delivery", error, "it is signed, but not by Logto")
         except (StoreUnavailable, RowRejected):
             return Answer(503, {"error": "not_stored"}, retry_after_s=RETRY_AFTER_S)
+        self._ring.note_use(keys[verified.key], body, started)
         took = self._clock.now() - started
         self._observe(
             Stored(accepted.id, delivery.event, delivery.subject, accepted.duplicate, took)

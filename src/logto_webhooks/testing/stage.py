@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, Union
 from msgspec import Struct
 
 from logto_webhooks.adapters.hosts.memory import MemoryHost
-from logto_webhooks.adapters.stores.memory import MemoryStore, Tables
+from logto_webhooks.adapters.stores.memory import MemoryStore
+from logto_webhooks.adapters.stores.memory_tables import Tables
 from logto_webhooks.core.lifecycle import State
 from logto_webhooks.core.ports import Clock, Store
 from logto_webhooks.errors import SettingInvalid

@@ -16,6 +16,8 @@ from logto_webhooks.core.ports import Observer, Store
 from logto_webhooks.core.reports import Asked, Compared, Report, Stalled, Synced, Unrunnable
 from logto_webhooks.errors import LogtoWebhooksError, described
 from logto_webhooks.service.handlers import Handlers
+from logto_webhooks.service.keyring import Keyring
+from logto_webhooks.service.quarantine import Quarantine, asker
 from logto_webhooks.service.receive import GroupCommit, Receiver
 from logto_webhooks.service.run import Runner
 from logto_webhooks.service.work import Worker
@@ -49,7 +51,9 @@ class Service:
         self._workers = Workers(settings, database, observe, handlers or Handlers())
         self.api = api_of(settings) if settings.endpoint else None
         commit = GroupCommit(database.host, observe, stored=self._workers.wake)
-        receiver = Receiver(settings.signing_keys, commit.add, SystemClock(), observe)
+        ring = Keyring(settings.signing_keys)
+        self._quarantine = self._set_aside(ring)
+        receiver = Receiver(ring, commit.add, SystemClock(), observe, reject=self._quarantine.offer)
         self.webhook = web.Webhook(receiver, settings.max_body_bytes, Room(BODIES_IN_FLIGHT))
         self.app: ASGIApp = web.application(
             self.webhook,
@@ -70,6 +74,7 @@ class Service:
         """Apply, run handlers, ask Logto, as long as the block lasts."""
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(self._database.host.close)
+            await stack.enter_async_context(self._setting_aside())
             if self._settings.worker:
                 await stack.enter_async_context(self._workers.running())
             else:
@@ -79,6 +84,22 @@ class Service:
                 loops = asking(self._settings, self.api, self._database, told, wake)
                 await stack.enter_async_context(loops)
             yield
+
+    def _set_aside(self, ring: Keyring) -> Quarantine:
+        host, clock, api = self._database.host, SystemClock(), self.api
+        ask = asker(api, host, clock, self._settings.public_url) if api else None
+        return Quarantine(host, ring, clock, self._observe, self._workers.wake, ask)
+
+    @contextlib.asynccontextmanager
+    async def _setting_aside(self) -> AsyncIterator[None]:
+        keeping = asyncio.create_task(self._quarantine.keep())
+        try:
+            yield
+        finally:
+            keeping.cancel()
+            await asyncio.gather(keeping, return_exceptions=True)
+            with contextlib.suppress(LogtoWebhooksError):
+                await self._quarantine.write_down()
 
 
 class Workers:

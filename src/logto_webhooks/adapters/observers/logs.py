@@ -21,7 +21,9 @@ from logto_webhooks.core.reports import (
     NotStored,
     Refused,
     Report,
+    Rescued,
     Resumed,
+    SetAside,
     Stalled,
     Stored,
     Synced,
@@ -57,6 +59,10 @@ def _line(report: Report) -> tuple[int, str, dict[str, Any]]:
             return logging.WARNING, "delivery", _delivery(fields, "failed")
         case Refused():
             return logging.WARNING, "refused", fields
+        case SetAside():
+            return logging.WARNING, "set aside what no key signed", fields
+        case Rescued():
+            return logging.INFO, "a new key proved what was set aside", fields
         case NotStored():
             return logging.ERROR, "not stored, answered 503", fields
         case Stalled():

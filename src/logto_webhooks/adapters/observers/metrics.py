@@ -25,7 +25,9 @@ from logto_webhooks.core.reports import (
     Refused,
     RefusedFor,
     Report,
+    Rescued,
     Resumed,
+    SetAside,
     Stalled,
     Stored,
     Synced,
@@ -39,6 +41,10 @@ ROW_S: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60,
 
 def _one(_: Report) -> float:
     return 1
+
+
+def _count(report: NotStored | SetAside | Rescued) -> float:
+    return report.count
 
 
 def _taken_s(report: Stored | Synced | HandlerRan) -> float:
@@ -96,7 +102,9 @@ METRICS: Final = (
     Metric(
         "requests_refused", Refused, "POSTs answered 4xx", label="code", values=get_args(RefusedFor)
     ),
-    Metric("deliveries_not_stored", NotStored, "deliveries answered 503", lambda told: told.count),
+    Metric("requests_set_aside", SetAside, "POSTs of no known key that are kept", _count),
+    Metric("deliveries_rescued", Rescued, "of those, which a key that was learnt proved", _count),
+    Metric("deliveries_not_stored", NotStored, "deliveries answered 503", _count),
     Metric(
         "deliveries_synced",
         Synced,

@@ -6,12 +6,12 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
-import msgspec
-from msgspec import Struct
 from msgspec.structs import replace
 
 from logto_webhooks.adapters.stores.memory_inbox import MemoryInbox
-from logto_webhooks.adapters.stores.memory_jobs import JobTables, MemoryJobs
+from logto_webhooks.adapters.stores.memory_jobs import MemoryJobs
+from logto_webhooks.adapters.stores.memory_keys import MemoryKeys
+from logto_webhooks.adapters.stores.memory_tables import InboxRow, Tables
 from logto_webhooks.core.delivery import Delivery
 from logto_webhooks.core.lifecycle import State
 from logto_webhooks.core.log import RECONCILE, RECOVER
@@ -39,41 +39,6 @@ _NAMES: dict[Kind, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "organization": (("logto_organization_id", "id", "name"), ("name",)),
 }
-
-
-class InboxRow(Struct, frozen=True):
-    """A delivery in the inbox, and where it stands."""
-
-    id: int
-    delivery: Delivery
-    due_at: int
-    state: State = State.PENDING
-    result: str | None = None
-    attempts: int = 0
-    last_error: str | None = None
-    token: str | None = None
-
-
-class Tables(Struct):
-    """All that the store holds; `copy` is a snapshot to roll back to."""
-
-    inbox: dict[int, InboxRow] = {}
-    ids: dict[bytes, int] = {}
-    records: dict[Key, Record] = {}
-    since: dict[Key, int] = {}
-    progress: dict[str, Progress] = {}
-    jobs: JobTables = msgspec.field(default_factory=JobTables)
-
-    def copy(self) -> Tables:
-        """Copy the tables; rows are frozen."""
-        return Tables(
-            dict(self.inbox),
-            dict(self.ids),
-            dict(self.records),
-            dict(self.since),
-            dict(self.progress),
-            self.jobs.copy(),
-        )
 
 
 class MemoryStore:
@@ -139,6 +104,11 @@ class MemoryStore:
         """The handlers and their jobs."""
         inbox = self.tables.inbox
         return MemoryJobs(self.tables.jobs, self._clock, lambda number: inbox[number].delivery)
+
+    @property
+    def keys_of_hooks(self) -> MemoryKeys:
+        """Keys of hooks, and what no key signed."""
+        return MemoryKeys(self.tables.keys, self._clock)
 
     def save(self, changed: Sequence[Record]) -> list[Record]:
         """Write records; rows are made when they are asked for."""

@@ -12,7 +12,7 @@ from logto_webhooks.core.lifecycle import State
 from logto_webhooks.core.record import Key, Record
 
 if TYPE_CHECKING:
-    from logto_webhooks.adapters.stores.memory import InboxRow, Tables
+    from logto_webhooks.adapters.stores.memory_tables import InboxRow, Tables
 
 
 class MemoryInbox:

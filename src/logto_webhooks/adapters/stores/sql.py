@@ -8,6 +8,7 @@ import sqlalchemy as sa
 
 from logto_webhooks.adapters.stores import find, inbox, progress, records
 from logto_webhooks.adapters.stores.jobs import SqlJobs
+from logto_webhooks.adapters.stores.keys import SqlKeys
 from logto_webhooks.adapters.stores.search import SqlInbox
 from logto_webhooks.core.delivery import Delivery
 from logto_webhooks.core.log import RECONCILE, RECOVER
@@ -57,6 +58,11 @@ class SqlStore:
     def jobs(self) -> SqlJobs:
         """The handlers and their jobs, in the same transaction."""
         return SqlJobs(self._connection)
+
+    @property
+    def keys_of_hooks(self) -> SqlKeys:
+        """Keys of hooks, and what no key signed."""
+        return SqlKeys(self._connection)
 
     def save(self, changed: Sequence[Record]) -> list[Record]:
         """Write locked records, and the rows of the mirror that follow from them; return them

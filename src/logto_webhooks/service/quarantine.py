@@ -1,0 +1,200 @@
+"""What no key signed is answered 401 at once, and set aside: once a key proves it, it is a delivery
+like any other. So a key that was changed at Logto loses nothing.
+
+Requests only queue here, within bounds; a loop writes them down, looks for keys, and tries again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Final
+
+from logto_webhooks.core import canonical, log
+from logto_webhooks.core.delivery import Delivery, identify
+from logto_webhooks.core.keys import HookKey, Stranger, hook_named
+from logto_webhooks.core.ports import Clock, Host, Logto, Observer, Store
+from logto_webhooks.core.reports import NotAsked, Rescued, SetAside
+from logto_webhooks.core.signature import verify
+from logto_webhooks.errors import NotADelivery, SignatureRejected, described
+from logto_webhooks.service.keyring import Keyring
+
+ASK_S: Final = 10.0  # Logto is asked for keys no more often
+QUIET_S: Final = 30.0  # without a stranger, keys are looked up in the database
+SOON_S: Final = 0.25
+JUNK_S: Final = 2.0
+_PAGE: Final = 200
+_RECENT: Final = 200
+# Of requests and bytes that queue, by whether their hook is known.
+_QUEUE: Final = {True: (5_000, 64 * 2**20), False: (200, 2**20)}
+Ask = Callable[[Sequence[str]], Awaitable[list[HookKey]]]
+
+
+class Quarantine:
+    """Sets aside what no key signed, and brings it back when one does."""
+
+    def __init__(
+        self,
+        host: Host,
+        ring: Keyring,
+        clock: Clock,
+        observe: Observer,
+        stored: Callable[[], None],
+        ask: Ask | None = None,
+    ) -> None:
+        """`stored` is called when the inbox got something; `ask` gets the keys of our hooks from
+        Logto, where it can be asked."""
+        self._host = host
+        self._ring = ring
+        self._clock = clock
+        self._observe = observe
+        self._stored = stored
+        self._ask = ask
+        self._queue: dict[bool, list[Stranger]] = {True: [], False: []}
+        self._queued = {True: 0, False: 0}  # bytes
+        self._wake = asyncio.Event()
+        self._asked_at = -ASK_S
+        self._to_ask = False
+        self._untried = True  # whether a key is new to what is set aside
+
+    def offer(self, body: bytes, signature: bytes, at: int) -> None:
+        """Set a request aside, if it may be of Logto and there is room."""
+        hook = hook_named(body)
+        if hook is None:
+            return
+        known = hook in self._ring.hooks
+        rows, size = _QUEUE[known]
+        if len(self._queue[known]) >= rows or self._queued[known] + len(body) > size:
+            return
+        self._queued[known] += len(body)
+        self._queue[known].append(
+            Stranger(
+                body=body, signature=signature.decode(), received_at=at, hook=hook, known=known
+            )
+        )
+        self._to_ask = True
+        self._wake.set()
+
+    async def keep(self) -> None:
+        """Write down, look for keys, try again; over and over. What is wrong is tried again."""
+        while True:
+            try:
+                await self.turn()
+            except Exception as error:
+                self._observe(NotAsked(described(error), ASK_S))
+                await asyncio.sleep(ASK_S)
+            await self._pause()
+
+    async def turn(self) -> None:
+        """Write down what queued, learn keys, and with a new one try all again.
+
+        Raises StoreUnavailable, LogtoUnreachable, LogtoRefused.
+        """
+        self._learn(await self._host.run(self._read_keys))
+        await self.write_down()
+        await self._try_all()
+        if self._may_ask():
+            self._learn(await self._ask_logto())
+            await self._try_all()
+
+    async def write_down(self) -> None:
+        """Keep what queued. Raises StoreUnavailable."""
+        queued = self._queue[True] + self._queue[False]
+        self._queue, self._queued = {True: [], False: []}, {True: 0, False: 0}
+        proved = [(each, self._delivery(each)) for each in queued]
+        rest = [each for each, delivery in proved if delivery is None and _is_json(each.body)]
+        try:
+            if rest:
+                await self._host.run(lambda store: store.keys_of_hooks.set_aside(rest))
+                self._observe(SetAside(len(rest)))
+            await self._add([delivery for _, delivery in proved if delivery], [])
+        except BaseException:
+            for each in queued:
+                self._queue[each.known].append(each)
+            raise
+
+    def _learn(self, learnt: list[HookKey]) -> None:
+        self._untried = self._ring.learn(learnt, self._clock.now()) or self._untried
+
+    def _read_keys(self, store: Store) -> list[HookKey]:
+        uses = self._ring.take_uses()
+        if uses:
+            store.keys_of_hooks.used(uses)
+        if not self._ring.hooks:
+            recent = store.recent(_RECENT)
+            self._ring.hooks |= {hook for each in recent if (hook := log.hook_of(each.body))}
+        return store.keys_of_hooks.learnt()
+
+    def _may_ask(self) -> bool:
+        due = time.monotonic() - self._asked_at >= ASK_S
+        return self._ask is not None and self._to_ask and due
+
+    async def _ask_logto(self) -> list[HookKey]:
+        assert self._ask is not None
+        self._asked_at, self._to_ask = time.monotonic(), False
+        told = await self._ask(self._ring.keys)
+        await self._host.run(lambda store: store.keys_of_hooks.learn(told))
+        return await self._host.read(lambda store: store.keys_of_hooks.learnt())
+
+    async def _try_all(self) -> None:
+        after = 0
+        while self._untried and (page := await self._host.read(partial(_strangers, after=after))):
+            after = page[-1].id
+            proved = [(each.id, delivery) for each in page if (delivery := self._delivery(each))]
+            await self._add([each for _, each in proved], [id for id, _ in proved])
+        self._untried = False
+
+    async def _add(self, deliveries: list[Delivery], ids: list[int]) -> None:
+        if not deliveries:
+            return
+
+        def add(store: Store) -> None:
+            store.add(deliveries)
+            store.keys_of_hooks.release(ids)
+
+        await self._host.run(add)
+        self._observe(Rescued(len(deliveries)))
+        self._stored()
+
+    def _delivery(self, stranger: Stranger) -> Delivery | None:
+        try:
+            verified = verify(stranger.body, [stranger.signature.encode()], self._ring.keys)
+            return identify(verified, stranger.received_at)
+        except (SignatureRejected, NotADelivery):
+            return None
+
+    async def _pause(self) -> None:
+        self._wake.clear()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._wake.wait(), ASK_S if self._to_ask else QUIET_S)
+        await asyncio.sleep(SOON_S if self._queue[True] else JUNK_S)
+
+
+def asker(logto: Logto, host: Host, clock: Clock, public_url: str | None) -> Ask:
+    """What asks Logto for the keys of the hooks that point here."""
+
+    async def ask(keys: Sequence[str]) -> list[HookKey]:
+        recent = await host.read(lambda store: store.recent(_RECENT))
+        seen = {hook for each in recent if (hook := log.hook_of(each.body))}
+        return [
+            HookKey(hook=hook["id"], key=hook["signingKey"], learnt_at=clock.now())
+            async for page in logto.hooks()
+            for hook in page.content
+            if log.points_here(hook, seen, keys, public_url) and hook.get("signingKey")
+        ]
+
+    return ask
+
+
+def _is_json(body: bytes) -> bool:
+    try:
+        return isinstance(canonical.decode(body), dict)
+    except ValueError:
+        return False
+
+
+def _strangers(store: Store, *, after: int) -> list[Stranger]:
+    return store.keys_of_hooks.strangers(after, _PAGE)
