@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from logto_webhooks.samples.signed import Signed
-from logto_webhooks.testing import make
 from tests.support.servers import (
     AWAITED,
     BARE,
@@ -19,11 +18,12 @@ from tests.support.servers import (
     FASTAPI,
     PLAIN,
     STARLETTE,
+    UVICORN,
     Application,
     Kind,
     Server,
+    gone,
     people,
-    soon,
 )
 from tests.support.service import command
 from tests.support.waiting import until
@@ -54,7 +54,6 @@ def stuck(event: events.UserDeleted):
     print("stuck begins", flush=True)
     time.sleep(600)
 """
-UVICORN = ("uvicorn", "app:api", "--port", "PORT", "--no-access-log")
 GUNICORN = ("gunicorn", "app:api", "-b", "127.0.0.1:PORT", "-k", "uvicorn_worker.UvicornWorker")
 
 
@@ -82,7 +81,7 @@ def test_several_processes_do_nothing_twice(
         answered = server.send(*people(30))
         assert len(answered) == 30
         app.once(answered, *handlers)
-        server.send(deleted())
+        server.send(*gone())
         until(lambda: {"slow begins", "stuck begins"} <= set(server.log.splitlines()))
         assert server.stop() == 0
     jobs = "SELECT handler, state, attempts FROM {}logto_jobs WHERE event = 'User.Deleted'"
@@ -135,10 +134,6 @@ def test_a_killed_process_leaves_its_jobs_to_others(tmp_path: Path) -> None:
         (tmp_path / "go").touch()
         app.once(answered, "long", "awaited")
         assert server.stop() == 0
-
-
-def deleted() -> Signed:
-    return make.user_deleted(id="u0", at=soon())
 
 
 def new() -> Signed:

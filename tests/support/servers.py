@@ -118,6 +118,8 @@ class Api:
 api = Api()
 """
 
+UVICORN = ("uvicorn", "app:api", "--port", "PORT", "--no-access-log")
+
 
 class Application:
     """A folder with `app.py`, on a database of its own."""
@@ -226,6 +228,7 @@ class Server:
         self._http = httpx2.Client(base_url=url, limits=limits, timeout=20)
         try:
             until(lambda: len(self.serving()) >= self._workers, lambda: self.log)
+            until(lambda: not self._workers or self._listens(), lambda: self.log)
         except BaseException:
             self.__exit__()
             raise
@@ -247,6 +250,10 @@ class Server:
         ended = set(re.findall(r"ended (\d+)", self.log))
         return [int(each) for each in re.findall(r"began (\d+)", self.log) if each not in ended]
 
+    def has_begun(self, count: int) -> bool:
+        """Whether so many processes began to serve, all in all."""
+        return self.log.count("began") == count
+
     def alive(self) -> bool:
         """Whether any process is left."""
         self.process.poll()
@@ -266,6 +273,10 @@ class Server:
         """Send each on a connection of its own; return the ids of those that were answered 200."""
         return {number for each in deliveries if (number := self._sent(each)) is not None}
 
+    def _listens(self) -> bool:
+        with socket.socket() as client:
+            return client.connect_ex(("127.0.0.1", self.port)) == 0
+
     def _sent(self, delivery: Signed) -> int | None:
         try:
             answer = self._http.post(PATH, content=delivery.body, headers=delivery.headers)
@@ -277,6 +288,11 @@ class Server:
 def people(count: int, since: int = 0) -> list[Signed]:
     """So many who are new."""
     return [make.user_created(id=f"u{since + each}", at=soon()) for each in range(count)]
+
+
+def gone(count: int = 1) -> list[Signed]:
+    """So many who are deleted."""
+    return [make.user_deleted(id=f"gone{each}", at=soon()) for each in range(count)]
 
 
 def soon() -> int:
