@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from msgspec.structs import replace
 
-from logto_webhooks.cli import given, look, options, tables
+from logto_webhooks.cli import given, lines, look, options, tables
 from logto_webhooks.cli.deliveries import GREATEST_ID
 from logto_webhooks.core.jobs import JobFilter, JobRow
 from logto_webhooks.core.lifecycle import JobMove, JobState
@@ -174,15 +174,14 @@ def _show(found: list[JobRow], as_json: bool) -> None:
     if as_json:
         print(tables.as_json(found))
     elif found:
-        columns = ("id", "handler", "event", "subject", "state", "attempts", "error")
-        cells = [[getattr(each, name) for name in columns[:-1]] + [_last(each)] for each in found]
-        tables.table("", columns, cells)
+        for each in found:
+            lines.show(lines.of_job(each))
     else:
         tables.err.print(_NONE, markup=False)
 
 
 def _show_groups(found: list[JobRow], as_json: bool) -> None:
-    counted = Counter((each.handler, each.state, _last(each)) for each in found)
+    counted = Counter((each.handler, each.state, lines.raised(each.error)) for each in found)
     groups = [(*group, count) for group, count in counted.most_common()]
     columns = ("handler", "state", "error", "jobs")
     if as_json:
@@ -193,8 +192,3 @@ def _show_groups(found: list[JobRow], as_json: bool) -> None:
         tables.err.print(_NONE, markup=False)
     if not groups:
         raise typer.Exit(1)
-
-
-def _last(row: JobRow) -> str:
-    """The last line of a traceback: what was raised."""
-    return row.error.strip().splitlines()[-1] if row.error and row.error.strip() else ""

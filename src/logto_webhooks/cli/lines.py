@@ -9,6 +9,7 @@ from rich.text import Text
 
 from logto_webhooks.cli import tables
 from logto_webhooks.core.inbox import Kept
+from logto_webhooks.core.jobs import JobRow
 from logto_webhooks.core.life import Line
 
 _COLOURS: Final = {
@@ -38,6 +39,24 @@ def of_delivery(kept: Kept) -> Text:
     if kept.error:
         line.append(f"  {tables.plain(kept.error)}", "red")
     return line
+
+
+def of_job(row: JobRow) -> Text:
+    """A job: what became of it, whose it is, for what, and what its handler last raised."""
+    line = _head(row.id, row.occurred_at, row.state, row.event)
+    line.append(f"  {tables.plain(row.subject):<24}  {tables.plain(row.handler)}")
+    if row.attempts != 1:
+        line.append(f"  attempts: {row.attempts}", "dim")
+    if row.error:
+        line.append(f"  {tables.plain(raised(row.error))}", "red")
+    return line
+
+
+def raised(error: str | None) -> str:
+    """What a traceback says was raised, without what a library adds on lines of its own."""
+    _, frame, last = (error or "").rpartition('  File "')
+    after = last.splitlines()[1:] if frame else last.splitlines()
+    return next((line for line in after if line and not line.startswith(" ")), "")
 
 
 def of_life(told: Line) -> Text:
