@@ -55,8 +55,10 @@ def of_job(row: JobRow) -> Text:
 def raised(error: str | None) -> str:
     """What a traceback says was raised, without what a library adds on lines of its own."""
     _, frame, last = (error or "").rpartition('  File "')
-    after = last.splitlines()[1:] if frame else last.splitlines()
-    return next((line for line in after if line and not line.startswith(" ")), "")
+    told = [line for line in last.splitlines()[1 if frame else 0 :] if line.strip()]
+    if not frame:
+        return told[-1] if told else ""
+    return next((line for line in told if not line.startswith(" ")), "")
 
 
 def of_life(told: Line) -> Text:

@@ -1,0 +1,31 @@
+"""Lines that commands print."""
+
+from __future__ import annotations
+
+import traceback
+
+import pytest
+
+from logto_webhooks.cli.lines import raised
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ("no", "ValueError: no"),
+        ("no such table\n[SQL: INSERT]\n(Background on this)", "ValueError: no such table"),
+        ("", "ValueError"),
+    ],
+)
+def test_what_a_traceback_says_was_raised(message: str, told: str) -> None:
+    """Its first line; not what a library adds behind."""
+    try:
+        raise ValueError(message) if message else ValueError
+    except ValueError as error:
+        assert raised("".join(traceback.format_exception(error))) == told
+
+
+def test_of_what_is_no_traceback_the_last_line_counts() -> None:
+    """As of a job that was discarded with a word."""
+    assert raised("first\nwhy\n") == "why"
+    assert raised(None) == ""
