@@ -253,8 +253,8 @@ class NothingLogged(LogtoWebhooksError):
 
 
 class EndpointGone(LogtoWebhooksError):
-    """The webhook {name} was {what} in Logto while `listen` used it. Look at what there is with
-    `logto-webhooks endpoint list`, then run `listen` again."""
+    """The webhook {name} was {what} in Logto while it was in use. See what there is with
+    `logto-webhooks endpoint list`, then run this again."""
 
     name: str
     what: str

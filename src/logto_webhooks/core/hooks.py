@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Struct
@@ -53,6 +54,15 @@ def hook_of(content: Any) -> Hook | None:
         return msgspec.convert(content, Hook)
     except msgspec.ValidationError:
         return None
+
+
+def is_url(text: str) -> bool:
+    """Whether it is an address that can be posted to."""
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def named(hooks: Sequence[Hook], query: str) -> Hook:
