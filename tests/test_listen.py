@@ -409,7 +409,7 @@ def test_two_at_once(tmp_path: Path) -> None:
         scene.folder.mkdir()
         third = scene.through("--repoint", hook["id"], "--yes")
         assert await third.end() == 2
-        assert "leads to another `listen` already" in third.printed
+        assert "Another `listen` has the webhook main lead to" in third.printed
         scene.create("ana")
         await scene.got("ana")
         assert await first.end(signal.SIGINT) == 130

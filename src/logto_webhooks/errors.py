@@ -261,16 +261,10 @@ class EndpointGone(LogtoWebhooksError):
 
 
 class AlreadyListening(LogtoWebhooksError):
-    """Another `listen` runs in this folder, and each forwards all. End that one, or run this one
-    in a folder of its own."""
+    """Another `listen` {what}. End that one first, or run this one {instead}."""
 
-
-class AlreadyRepointed(LogtoWebhooksError):
-    """The webhook {name} leads to another `listen` already, by {url}. End that one first, or
-    leave out --repoint."""
-
-    name: str
-    url: str
+    what: str
+    instead: str
 
 
 class TunnelFailed(LogtoWebhooksError):

@@ -22,7 +22,6 @@ from logto_webhooks.core.hooks import Hook, named, subscription
 from logto_webhooks.core.ports import Logto
 from logto_webhooks.errors import (
     AlreadyListening,
-    AlreadyRepointed,
     EndpointGone,
     LogtoUnreachable,
 )
@@ -66,12 +65,13 @@ class Ears(Struct, frozen=True):
 async def listen(settings: Settings, wanted: Wanted, ears: Ears) -> None:
     """Forward until cancelled, or until it is enough.
 
-    Raises AlreadyListening, AlreadyRepointed, NothingLogged, EndpointGone, EndpointUnknown,
+    Raises AlreadyListening, NothingLogged, EndpointGone, EndpointUnknown,
     TunnelFailed, SettingInvalid, ApiNotConfigured, LogtoUnreachable, LogtoRefused.
     """
     async with _asking(settings) as logto, _held() as held:
         if not held:
-            raise AlreadyListening()
+            what = "runs in this folder, and each forwards all"
+            raise AlreadyListening(what=what, instead="in a folder of its own")
         await borrow.tidy(logto, _endpoint(settings), NoteFolder(FOLDER), ears.tell)
         async with Forwarder(wanted.to, wanted.key) as forwarder:
             if wanted.tunnel is None:
@@ -132,7 +132,8 @@ async def _chosen(logto: Logto, wanted: Wanted, ears: Ears) -> Hook | None:
         url = httpx2.URL(hook.url)
         mark = await asked(client, f"{url.scheme}://{url.netloc.decode()}")
     if mark is not None and mark.startswith(borrow.PREFIX):
-        raise AlreadyRepointed(name=hook.name, url=hook.url)
+        what = f"has the webhook {hook.name} lead to {hook.url}"
+        raise AlreadyListening(what=what, instead="without --repoint")
     ears.ask(hook)
     return hook
 
