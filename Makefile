@@ -6,7 +6,7 @@ PORT ?=
 WORKERS ?= auto
 ORDERS ?=
 
-.PHONY: help demo test orders asked bench crash endure races faults kills search check format lint types docs lock clean
+.PHONY: help demo test orders asked bench crash endure races faults kills search check format lint types docs pages lock clean
 
 help: ## Say what there is
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | sort
@@ -68,6 +68,9 @@ types: .venv/made ## Type-check all, and what users write as pyright does it, to
 
 docs: .venv/made
 	$(BIN)/towncrier build --draft --version 0.0.0 > /dev/null
+
+pages: .venv/made ## Write what is made of docs/commands: options, and what the examples print
+	$(BIN)/python -m tests.pages
 
 lock: ## Pin what development needs, with hashes
 	$(PYTHON) -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --group dev --extra serve --extra cli --extra postgres --custom-compile-command 'make lock' -o requirements-dev.txt pyproject.toml

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import msgspec
 
-from tests.support.servers import BARE, Application, Server, people
+from tests.support.servers import Application, Server, people
 from tests.support.service import command
+from tests.support.sources import BARE
 from tests.support.waiting import until
 
 HANDLER = """

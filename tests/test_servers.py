@@ -11,21 +11,9 @@ from pathlib import Path
 import pytest
 
 from logto_webhooks.samples.signed import Signed
-from logto_webhooks.testing import make
-from tests.support.servers import (
-    AWAITED,
-    BARE,
-    BESIDE,
-    FASTAPI,
-    PLAIN,
-    STARLETTE,
-    Application,
-    Kind,
-    Server,
-    people,
-    soon,
-)
+from tests.support.servers import UVICORN, Application, Kind, Server, gone, people
 from tests.support.service import command
+from tests.support.sources import AWAITED, BARE, BESIDE, FASTAPI, PLAIN, STARLETTE
 from tests.support.waiting import until
 
 MIGRATED = """
@@ -54,7 +42,6 @@ def stuck(event: events.UserDeleted):
     print("stuck begins", flush=True)
     time.sleep(600)
 """
-UVICORN = ("uvicorn", "app:api", "--port", "PORT", "--no-access-log")
 GUNICORN = ("gunicorn", "app:api", "-b", "127.0.0.1:PORT", "-k", "uvicorn_worker.UvicornWorker")
 
 
@@ -82,7 +69,7 @@ def test_several_processes_do_nothing_twice(
         answered = server.send(*people(30))
         assert len(answered) == 30
         app.once(answered, *handlers)
-        server.send(deleted())
+        server.send(*gone())
         until(lambda: {"slow begins", "stuck begins"} <= set(server.log.splitlines()))
         assert server.stop() == 0
     jobs = "SELECT handler, state, attempts FROM {}logto_jobs WHERE event = 'User.Deleted'"
@@ -135,10 +122,6 @@ def test_a_killed_process_leaves_its_jobs_to_others(tmp_path: Path) -> None:
         (tmp_path / "go").touch()
         app.once(answered, "long", "awaited")
         assert server.stop() == 0
-
-
-def deleted() -> Signed:
-    return make.user_deleted(id="u0", at=soon())
 
 
 def new() -> Signed:

@@ -23,6 +23,7 @@ from tests.support.fake import credentials
 from tests.support.service import Service, clean_environment, command
 
 NAME: Final = "calm"
+WIDTH: Final = 120
 FILE: Final = "logto-webhooks.db"
 LOST: Final = 9  # of the newest deliveries, which Logto's log has
 TRAVEL_MS: Final = 24
@@ -61,6 +62,7 @@ def stage(folder: Path, page: str) -> Iterator[None]:
         if service is not None:
             patch.setenv("LOGTO_WEBHOOKS_PORT", str(service.port))
             patch.setenv("LOGTO_WEBHOOK_SIGNING_KEY", SIGNING_KEY)
+        patch.setenv("COLUMNS", str(WIDTH))
         patch.chdir(folder)
         yield
 

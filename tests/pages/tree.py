@@ -17,21 +17,18 @@ INDEX: Final = FOLDER / "README.md"
 _VARIABLES: Final = re.compile(r"\s*\[([A-Z0-9_, ]+)\]$")
 
 
-def walk() -> Iterator[tuple[Path, Any]]:
-    """Every command and every group, by the words that name it."""
-    yield from _below((), get_command(app))
-
-
-def _below(path: Path, command: Any) -> Iterator[tuple[Path, Any]]:
+def walk(path: Path, command: Any) -> Iterator[tuple[Path, Any]]:
+    """Every command and every group, by the words that name it; the whole has none."""
+    yield path, command
     for name, each in sorted(getattr(command, "commands", {}).items()):
-        yield (*path, name), each
-        yield from _below((*path, name), each)
+        yield from walk((*path, name), each)
 
 
+_ALL: Final = dict(walk((), get_command(app)))
 COMMANDS: Final[dict[Path, Any]] = {
-    path: each for path, each in walk() if not hasattr(each, "commands")
+    path: each for path, each in _ALL.items() if not hasattr(each, "commands")
 }
-GROUPS: Final[dict[Path, Any]] = {path: each for path, each in walk() if hasattr(each, "commands")}
+GROUPS: Final[dict[Path, Any]] = {path: each for path, each in _ALL.items() if path not in COMMANDS}
 
 
 def page_of(path: Path) -> File:

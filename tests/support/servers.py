@@ -20,103 +20,12 @@ from logto_webhooks.samples.signed import Signed
 from logto_webhooks.testing import SIGNING_KEY, make
 from tests.support import postgres
 from tests.support.service import PATH, clean_environment
+from tests.support.sources import HEAD
 from tests.support.waiting import until
 
 Kind = Literal["asyncpg", "psycopg", "sqlite"]
 
-# `began` and `ended` tell of each process that serves; an effect is a row, or a line of a file.
-HEAD = """
-import asyncio
-import contextlib
-import os
-import sys
-import threading
-import time
-
-import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
-from sqlalchemy.orm import Session
-
-from logto_webhooks import Delivery, LogtoWebhooks, events
-
-make_engine = create_async_engine if "asyncpg" in os.environ["APP_URL"] else sa.create_engine
-engine = make_engine(os.environ["APP_URL"])
-logto = LogtoWebhooks(
-    signing_key=os.environ["APP_KEY"], engine=engine, schema=os.environ.get("APP_SCHEMA")
-)
-INSERT = sa.text(f"INSERT INTO {os.environ['APP_EFFECTS']} VALUES (:handler, :delivery, :pid)")
-
-
-def effect(handler, delivery):
-    return {"handler": handler, "delivery": delivery.id, "pid": os.getpid()}
-
-
-def noted(handler, delivery):
-    with open("effects", "a") as file:
-        file.write(f"{handler} {delivery.id} {os.getpid()}\\n")
-
-
-@contextlib.asynccontextmanager
-async def telling(app):
-    print("began", os.getpid(), flush=True)
-    yield
-    print("ended", os.getpid(), flush=True)
-"""
-AWAITED = """
-
-@logto.on("User.Created", name="awaited")
-async def awaited(event: events.UserCreated, delivery: Delivery, session: AsyncSession):
-    await session.execute(INSERT, effect("awaited", delivery))
-"""
-PLAIN = """
-
-@logto.on("User.Created", name="plain")
-def plain(event: events.UserCreated, delivery: Delivery, session: Session):
-    session.execute(INSERT, effect("plain", delivery))
-"""
-BESIDE = """
-
-@logto.on("User.Created", name="beside")
-def beside(event: events.UserCreated, delivery: Delivery):
-    noted("beside", delivery)
-"""
-FASTAPI = """
-
-from fastapi import FastAPI
-from logto_webhooks.fastapi import router
-
-api = FastAPI(lifespan=telling)
-api.include_router(router(logto))
-"""
-STARLETTE = """
-
-from starlette.applications import Starlette
-from logto_webhooks.starlette import routes
-
-
-@contextlib.asynccontextmanager
-async def both(app):
-    async with logto.lifespan(), telling(app):
-        yield
-
-
-api = Starlette(routes=routes(logto), lifespan=both)
-"""
-
-BARE = """
-
-class Api:
-    async def __call__(self, scope, receive, send):
-        async def said(message):
-            if message["type"] == "lifespan.startup.complete":
-                print("began", os.getpid(), flush=True)
-            await send(message)
-
-        await logto(scope, receive, said)
-
-
-api = Api()
-"""
+UVICORN = ("uvicorn", "app:api", "--port", "PORT", "--no-access-log")
 
 
 class Application:
@@ -204,8 +113,8 @@ class Application:
 class Server:
     """A server's processes, those that it starts included; what is left ends with the block."""
 
-    def __init__(self, app: Application, *command: str, port: int = 0, workers: int = 1) -> None:
-        self.port = port or free_port()
+    def __init__(self, app: Application, *command: str, workers: int = 1) -> None:
+        self.port = free_port()
         self._workers = workers
         self._file = app.folder / f"log-{self.port}"
         filled = [each.replace("PORT", str(self.port)) for each in command]
@@ -226,6 +135,7 @@ class Server:
         self._http = httpx2.Client(base_url=url, limits=limits, timeout=20)
         try:
             until(lambda: len(self.serving()) >= self._workers, lambda: self.log)
+            until(lambda: not self._workers or self._listens(), lambda: self.log)
         except BaseException:
             self.__exit__()
             raise
@@ -247,6 +157,10 @@ class Server:
         ended = set(re.findall(r"ended (\d+)", self.log))
         return [int(each) for each in re.findall(r"began (\d+)", self.log) if each not in ended]
 
+    def has_begun(self, count: int) -> bool:
+        """Whether so many processes began to serve, all in all."""
+        return self.log.count("began") == count
+
     def alive(self) -> bool:
         """Whether any process is left."""
         self.process.poll()
@@ -266,6 +180,10 @@ class Server:
         """Send each on a connection of its own; return the ids of those that were answered 200."""
         return {number for each in deliveries if (number := self._sent(each)) is not None}
 
+    def _listens(self) -> bool:
+        with socket.socket() as client:
+            return client.connect_ex(("127.0.0.1", self.port)) == 0
+
     def _sent(self, delivery: Signed) -> int | None:
         try:
             answer = self._http.post(PATH, content=delivery.body, headers=delivery.headers)
@@ -277,6 +195,11 @@ class Server:
 def people(count: int, since: int = 0) -> list[Signed]:
     """So many who are new."""
     return [make.user_created(id=f"u{since + each}", at=soon()) for each in range(count)]
+
+
+def gone(count: int = 1) -> list[Signed]:
+    """So many who are deleted."""
+    return [make.user_deleted(id=f"gone{each}", at=soon()) for each in range(count)]
 
 
 def soon() -> int:

@@ -54,7 +54,7 @@ def list_(
     env_file: options.EnvFile = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """List deliveries, the newest first: when each came, what became of it, whom it is about."""
+    """List deliveries, the newest first: what became of each, whom it is about."""
     settings = options.settings(env_file, database_url=database_url, schema=schema)
     now = datetime.now(UTC)
     sought = DeliveryFilter(

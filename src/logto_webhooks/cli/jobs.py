@@ -49,7 +49,7 @@ def list_(
     env_file: options.EnvFile = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """List jobs, the newest first: of which handler, for what, and what became of them."""
+    """List jobs, the newest first: of which handler, and what became of each."""
     settings = options.settings(env_file, database_url=database_url, schema=schema)
     wanted = JobFilter(
         handler=handler,

@@ -47,7 +47,7 @@ def organizations(
     env_file: options.EnvFile = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Find organizations by Logto id, local id or name, or by a part of the name."""
+    """Find organizations by id (Logto's, or the local one) or name, or by a part of it."""
     settings = options.settings(env_file, database_url=database_url, schema=schema)
     found = done(settings, lambda to: to.organizations(query, limit + 1))
     show(found, "organization", query, limit, as_json)

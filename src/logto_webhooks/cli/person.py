@@ -25,9 +25,10 @@ def users(
     env_file: options.EnvFile = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Find users by Logto id, local id, email, phone or username, or by a part of one.
+    """Find users by id, email, phone or username, or by a part of one.
 
-    A part is looked for, in the name, too, only if nobody has all of it.
+    The id is Logto's, or the local one. A part is looked for, in the name, too, only if nobody
+    has all of it.
     """
     settings = options.settings(
         env_file,

@@ -27,7 +27,7 @@ from logto_webhooks.wiring.databases import Database
 BODIES_IN_FLIGHT: Final = 256 * 2**20
 AGAIN_S: Final = 2.0
 WATCH_S: Final = 60.0
-LONGEST_STOP_S: Final = 15.0
+LONGEST_STOP_S: Final = 12.0
 
 
 class Service:

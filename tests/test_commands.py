@@ -1,0 +1,78 @@
+"""The pages about commands: none is missing, none is stale, and what their examples print is so."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from logto_webhooks.cli import app
+from tests.pages import examples, made, scene, tree
+
+README = tree.FOLDER.parents[1] / "README.md"
+PAGES = sorted(tree.FOLDER.glob("*.md"))
+WITH_EXAMPLES = [page for page in PAGES if re.search("^```console", page.read_text(), re.MULTILINE)]
+
+
+def words(path: tree.Path) -> str:
+    return " ".join(path)
+
+
+@pytest.mark.parametrize("path", tree.COMMANDS, ids=words)
+def test_a_command_is_told_of(path: tree.Path) -> None:
+    """It has a section with its options on its page, and a line in the README."""
+    page = tree.page_of(path).read_text()
+    assert f"`{words(path)}`\n" in page, "a title of its own"
+    assert path in made.told(page), f"<!-- options: {words(path)} -->"
+    assert f"`{words(path)}" in README.read_text()
+
+
+@pytest.mark.parametrize("path", [*tree.COMMANDS, *tree.GROUPS], ids=words)
+def test_help_helps(path: tree.Path) -> None:
+    """`--help` works, and says what a command, each argument and each option is for."""
+    told = CliRunner().invoke(app, [*path, "--help"])
+    assert told.exit_code == 0, told.output
+    command = tree.COMMANDS.get(path) or tree.GROUPS[path]
+    assert tree.summary(command).endswith((".", ":")) or not path
+    for option in command.params if path in tree.COMMANDS else []:
+        assert option.help, option.name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_page_is_made_anew(page: Path) -> None:
+    """What is made of the commands is as they are now; else run `make pages`."""
+    text = page.read_text()
+    assert made.rewritten(text) == text
+
+
+@pytest.mark.parametrize("page", [README, *PAGES], ids=lambda page: page.stem)
+def test_a_page_names_what_there_is(page: Path) -> None:
+    """Commands and options that it names exist."""
+    text = page.read_text()
+    for line in [*examples.command_lines(text), *examples.mentioned(text)]:
+        path = tree.named_in(line)
+        assert path is not None, line
+        if path in tree.COMMANDS:
+            named = {each.partition("=")[0] for each in line if each.startswith("--")}
+            assert named <= tree.flags(path), line
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a database of recorded deliveries, and an application."""
+    folder = tmp_path_factory.mktemp("filled")
+    scene.fill(folder)
+    return folder
+
+
+@pytest.mark.parametrize("page", WITH_EXAMPLES, ids=lambda page: page.stem)
+def test_examples_print_what_is_said(page: Path, filled: Path, tmp_path: Path) -> None:
+    """Each is run, in order; else run `make pages`, and look at what changed."""
+    folder = shutil.copytree(filled, tmp_path / page.stem)
+    with scene.stage(folder, page.stem):
+        for example in examples.examples(page.read_text()):
+            printed = examples.run(example.line)
+            assert examples.alike(example.printed, printed), f"{example.line}\n{printed}"
