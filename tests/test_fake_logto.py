@@ -31,6 +31,7 @@ class Asked(Struct):
 
     method: str
     url: str
+    json: Any = None
     form: dict[str, str] | None = None
     basic_auth: list[str] | None = None
 
@@ -192,6 +193,34 @@ def test_answers_as_recorded() -> None:
             for theirs, ours in ids.items():
                 path = path.replace(theirs, ours)
             alike(await ask(logto, path), expected)
+
+    live(test)
+
+
+def test_hooks_are_made_changed_and_deleted() -> None:
+    """As in a real Logto: `config` whole, a new key, no event that it doesn't know."""
+
+    async def test(logto: FakeLogto, receiver: Receiver) -> None:
+        [old] = (await ask(logto, "/api/hooks")).json()
+        for name in ("noevents", "bad-event"):
+            expected = recorded_answer(f"post-hook-{name}")
+            refused = await ask(logto, "/api/hooks", "POST", json=expected.request.json)
+            alike(refused, expected)
+        wanted = {"name": "n", "events": ["User.Created"], "config": old["config"]}
+        made = await ask(logto, "/api/hooks", "POST", json=wanted)
+        assert (made.status_code, keys(made.json())) == (201, keys(old))
+        hook = made.json()
+        assert hook["signingKey"] != old["signingKey"]
+        logto.create_user()
+        await logto.settle()
+        assert len(receiver.received) == 2
+        path, config = f"/api/hooks/{hook['id']}", {"url": "http://127.0.0.1:9/"}
+        changed = await ask(logto, path, "PATCH", json={"config": config, "enabled": False})
+        assert changed.json() == hook | {"config": config, "enabled": False}
+        assert (await ask(logto, path, "DELETE")).status_code == 204
+        assert (await ask(logto, "/api/hooks")).json() == [old]
+        for method in ("PATCH", "DELETE"):
+            assert (await ask(logto, path, method, json={})).status_code == 404
 
     live(test)
 

@@ -22,6 +22,7 @@ from logto_webhooks.adapters.management.retry import GiveUp, Wait, after_failure
 from logto_webhooks.core.ports import Answered
 from logto_webhooks.errors import LogtoRefused, LogtoUnreachable
 from logto_webhooks.testing import FrozenClock
+from logto_webhooks.testing.fake import FakeLogto
 from tests.support.recorded import FOLDER
 
 T = TypeVar("T")
@@ -229,6 +230,43 @@ def test_listings(name: str, of: tuple[Any, ...], path: str, file: str, total: i
     assert (page.content, page.total, page.date) == (content(file), total, DATE)
     window = "&start_time=5&end_time=9" if name == "log" else ""
     assert stand.targets() == [f"{path}?page=1&page_size=100{window}"]
+
+
+def test_a_hook_is_made_changed_tested_and_deleted() -> None:
+    """By a Logto of ours, whose routes are a real one's; what isn't there is None."""
+
+    async def main() -> None:
+        async with FakeLogto() as fake:
+            logto = Management(fake.url, fake.app_id, fake.app_secret, now=FrozenClock())
+            made = (await logto.create_hook("n", "http://127.0.0.1:9/a", ["User.Created"])).content
+            assert made["name"] == "n"
+            await logto.change_hook(made["id"], {"config": {"url": "http://127.0.0.1:9/b"}})
+            [changed] = fake.hooks
+            assert changed["config"] == {"url": "http://127.0.0.1:9/b"}
+            told = await logto.test_hook(made["id"], "http://127.0.0.1:9/", "User.Created")
+            assert told.content["code"] == "hook.send_test_payload_failed"
+            with pytest.raises(LogtoRefused, match="version of Logto"):
+                await logto.test_hook(made["id"], "http://127.0.0.1:9/", "No.Such")
+            assert (await logto.delete_hook(made["id"])).content == {}
+            assert fake.hooks == []
+            assert (await logto.delete_hook(made["id"])).content is None
+            assert (await logto.change_hook(made["id"], {})).content is None
+            assert (
+                await logto.test_hook("no", "http://127.0.0.1:9/", "User.Created")
+            ).content is None
+            await logto.close()
+
+    asyncio.run(main())
+
+
+def test_what_could_happen_twice_is_asked_once() -> None:
+    """A webhook whose answer is lost may be there; what was deleted may be deleted again."""
+    stand = Stand({"/api/hooks": [html(502)], "/api/hooks/h": [html(502), answer(204, b"")]})
+    with pytest.raises(LogtoUnreachable):
+        stand.ask(lambda logto: logto.create_hook("n", "http://127.0.0.1:9/", ["User.Created"]))
+    assert stand.targets("/api/hooks") == ["/api/hooks"]
+    assert stand.ask(lambda logto: logto.delete_hook("h")).content == {}
+    assert [each.method for each in stand.asked if each.target == "/api/hooks/h"] == ["DELETE"] * 2
 
 
 def test_paging_follows_the_newest_total() -> None:

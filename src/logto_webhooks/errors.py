@@ -224,6 +224,56 @@ class AnotherLogto(LogtoWebhooksError):
     none of them is taken for deleted. Set LOGTO_ENDPOINT to the Logto whose webhooks come here."""
 
 
+class EndpointUnknown(LogtoWebhooksError):
+    """It isn't clear which webhook is meant: {problem}. Name one by its id; Logto has: {known}."""
+
+    problem: str
+    known: str
+
+
+class EndpointExists(LogtoWebhooksError):
+    """The webhook {id} leads to {url} already; with another, each delivery would come twice.
+    Use its key, or delete it in Logto's console first."""
+
+    id: str
+    url: str
+
+
+class KeyInTheWay(LogtoWebhooksError):
+    """{path} holds a signing key already and is left as it is, and no webhook was made. Remove the
+    line LOGTO_WEBHOOK_SIGNING_KEY first, or leave out --env-file and put the key there by hand
+    (several are separated by commas)."""
+
+    path: str
+
+
+class NothingLogged(LogtoWebhooksError):
+    """Logto has no enabled webhook to read the log of, so it logs nothing. Make one, whose address
+    need not answer: logto-webhooks endpoint create --url URL. Or give --tunnel-command."""
+
+
+class EndpointGone(LogtoWebhooksError):
+    """The webhook {name} was {what} in Logto while it was in use. See what there is with
+    `logto-webhooks endpoint list`, then run this again."""
+
+    name: str
+    what: str
+
+
+class AlreadyListening(LogtoWebhooksError):
+    """Another `listen` {what}. End that one first, or run this one {instead}."""
+
+    what: str
+    instead: str
+
+
+class TunnelFailed(LogtoWebhooksError):
+    """The tunnel {problem}. Run its command by itself to see why: {command}"""
+
+    problem: str
+    command: str
+
+
 class FileInTheWay(LogtoWebhooksError):
     """{path} exists and is left as it is. Remove it first, or name another file with --file."""
 

@@ -22,7 +22,7 @@ PROMPT: Final = "$ "
 CUT: Final = "…"  # a line that stands for any number of lines
 _BLOCK: Final = re.compile(r"(?<=```console\n).*?(?=```)", re.DOTALL)
 # These set up logging, or wait for signals: a process of their own is for them.
-_APART: Final = ("demo", "worker")
+_APART: Final = ("demo", "listen", "worker")
 # What differs each time.
 _VARYING: Final = (
     (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|\+00:00)", "TIME"),

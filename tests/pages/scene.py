@@ -50,9 +50,9 @@ def fill(folder: Path) -> None:
 
 @contextmanager
 def stage(folder: Path, page: str) -> Iterator[None]:
-    """Be in the folder, with settings of a Logto that answers; `trigger` has a service, too."""
+    """Be in the folder, with settings of a Logto that answers; some have a service, too."""
     serving: AbstractContextManager[Service | None] = (
-        Service(folder) if page == "trigger" else nullcontext()
+        Service(folder) if page in ("listen", "trigger") else nullcontext()
     )
     with pytest.MonkeyPatch.context() as patch, _answering() as settings, serving as service:
         for name in set(os.environ) - set(clean_environment({})):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 class LockFile:
-    """Held from the first `acquire` that succeeds; the system gives it back when we die."""
+    """Held from the first `acquire` that succeeds; given back by `release`, or when we die."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -25,3 +25,9 @@ class LockFile:
                 return False
             self._descriptor = descriptor
         return True
+
+    def release(self) -> None:
+        """Let the next one have it."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None

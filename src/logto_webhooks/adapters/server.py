@@ -108,6 +108,10 @@ class Server:
         loop = asyncio.get_running_loop()
         for each in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(each, self.stop)
+        await self.serve()
+
+    async def serve(self) -> None:
+        """Serve until `stop`; signals are others' business."""
         await self._server.serve([self._listener])
 
     def stop(self) -> None:

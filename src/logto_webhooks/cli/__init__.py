@@ -11,9 +11,11 @@ import typer
 from logto_webhooks.cli import (
     deliveries,
     demo,
+    endpoint,
     explain,
     handlers,
     jobs,
+    listen,
     look,
     person,
     reconcile,
@@ -64,10 +66,12 @@ for command in (
     reconcile.backfill,
     send.trigger,
     send.sign,
+    listen.listen,
 ):
     app.command()(command)
 
 app.add_typer(deliveries.app, name="deliveries")
+app.add_typer(endpoint.app, name="endpoint")
 app.add_typer(explain.app, name="explain")
 app.add_typer(handlers.app, name="handlers")
 app.add_typer(jobs.app, name="jobs")

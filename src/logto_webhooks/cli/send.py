@@ -65,7 +65,7 @@ def trigger(
         if response.status_code != 200:
             refused.append(response.status_code)
 
-    asyncio.run(send(to or _local_url(settings), deliveries, answered))
+    asyncio.run(send(to or local_url(settings), deliveries, answered))
     if refused:
         raise typer.Exit(1)
 
@@ -110,5 +110,6 @@ def _fields(pairs: list[str]) -> dict[str, Any]:
     return fields
 
 
-def _local_url(settings: Settings) -> str:
+def local_url(settings: Settings) -> str:
+    """Where `serve` listens with these settings."""
     return f"http://{settings.host}:{settings.port}{settings.path}"

@@ -48,15 +48,20 @@ class Kept(Struct, frozen=True, kw_only=True):
     def call(self) -> str:
         """The call of Logto's API, or the interaction, that it tells of; "" where Logto doesn't
         say, as with the account API."""
-        try:
-            payload = payload_of(vouch(self.body))
-        except NotADelivery:
-            return ""
-        method, route = payload.get("method"), payload.get("matchedRoute")
-        if isinstance(method, str) and isinstance(route, str):
-            return f"{method} {route}"
-        interaction = payload.get("interactionEvent")
-        return interaction if isinstance(interaction, str) else ""
+        return call_of(self.body)
+
+
+def call_of(body: bytes) -> str:
+    """The call, or the interaction, that a body tells of."""
+    try:
+        payload = payload_of(vouch(body))
+    except NotADelivery:
+        return ""
+    method, route = payload.get("method"), payload.get("matchedRoute")
+    if isinstance(method, str) and isinstance(route, str):
+        return f"{method} {route}"
+    interaction = payload.get("interactionEvent")
+    return interaction if isinstance(interaction, str) else ""
 
 
 class DeliveryFilter(Struct, frozen=True, kw_only=True):

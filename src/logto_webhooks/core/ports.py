@@ -267,6 +267,19 @@ class Logto(Protocol):
     def log(self, hook_id: str, start: int, end: int) -> AsyncIterator[Answered]:
         """What a hook tried to deliver between two moments (ms), the newest first."""
 
+    async def create_hook(self, name: str, url: str, events: Sequence[str]) -> Answered:
+        """Make a webhook. It is asked once: if that fails, it may be there all the same."""
+
+    async def change_hook(self, hook_id: str, changes: dict[str, Any]) -> Answered:
+        """Replace some fields of a webhook, each whole."""
+
+    async def delete_hook(self, hook_id: str) -> Answered:
+        """Delete a webhook, if it is there."""
+
+    async def test_hook(self, hook_id: str, url: str, event: str) -> Answered:
+        """Have a test sent to a URL. None if the webhook is unknown; else what went wrong, empty
+        if nothing did."""
+
     async def close(self) -> None:
         """Give back the connections."""
 

@@ -21,9 +21,13 @@ class Signed(Struct, frozen=True):
 def signed(payload: dict[str, Any], key: str) -> Signed:
     """Sign a payload with a hook's key."""
     body = msgspec.json.encode(payload)
-    headers = [
+    return Signed(payload["event"], body, headers_of(body, key))
+
+
+def headers_of(body: bytes, key: str) -> list[tuple[str, str]]:
+    """The headers with which Logto would send a body."""
+    return [
         (HEADER, sign(body, key)),
         ("user-agent", "Logto (https://logto.io/)"),
         ("content-type", "application/json"),
     ]
-    return Signed(payload["event"], body, headers)

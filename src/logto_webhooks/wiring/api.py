@@ -102,12 +102,16 @@ def recovery_of(
     stored: Callable[[], None] = lambda: None,
 ) -> Recovery:
     """Make what brings back from Logto's log what the inbox lacks."""
-    keys = settings.signing_key.split(",")
     return Recovery(
         logto,
         database.host,
         SystemClock(),
-        [key.strip() for key in keys if key.strip()],
+        keys_of(settings),
         settings.public_url,
         stored,
     )
+
+
+def keys_of(settings: Settings) -> list[str]:
+    """The signing keys, if there are any."""
+    return [key.strip() for key in settings.signing_key.split(",") if key.strip()]

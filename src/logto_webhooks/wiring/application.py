@@ -29,7 +29,7 @@ from logto_webhooks.core.lifecycle import MAX_ATTEMPTS
 from logto_webhooks.core.ports import Logto, Observer
 from logto_webhooks.errors import NotStarted, SettingInvalid
 from logto_webhooks.service import early
-from logto_webhooks.service.handlers import TIME_LIMIT_S, Function, Handlers, Options, What
+from logto_webhooks.service.handlers import TIME_LIMIT_S, Function, Options, What
 from logto_webhooks.service.receive import Answer
 from logto_webhooks.settings import MountedSettings, from_env
 from logto_webhooks.wiring.given import Engine
@@ -74,7 +74,6 @@ class LogtoWebhooks(Operations):
         self._loop: asyncio.AbstractEventLoop | None = None
         self.path = path
         self._mounted = web.mounted(self.answer, self.lifespan, web.spellings(path))
-        self.handlers: Handlers = Handlers()
         if environment is None:
             if (engine is None) == (database_url is None):
                 problem = "give either an engine or a database_url: the application's database"

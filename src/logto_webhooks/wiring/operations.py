@@ -9,12 +9,16 @@ from typing import Final, TypeVar
 
 from logto_webhooks.core.events.local import Source
 from logto_webhooks.core.explain import Explained
+from logto_webhooks.core.hooks import LATER, Hook, is_url, named, ours, subscription
 from logto_webhooks.core.inbox import DeliveryFilter, Kept
 from logto_webhooks.core.jobs import JobFilter, JobRow
 from logto_webhooks.core.lifecycle import JobMove, JobState
 from logto_webhooks.core.ports import Found, Logto, Status, Store, Waiting
 from logto_webhooks.core.record import Kind
-from logto_webhooks.service import explain, manage
+from logto_webhooks.errors import SettingInvalid
+from logto_webhooks.service import endpoint, explain, manage
+from logto_webhooks.service.endpoint import Tested
+from logto_webhooks.service.handlers import Handlers
 from logto_webhooks.service.look import Progressed, Reconciled
 from logto_webhooks.service.manage import Known
 from logto_webhooks.service.person import Sides
@@ -22,12 +26,13 @@ from logto_webhooks.service.recover import Recovered
 from logto_webhooks.service.rehearse import perform
 from logto_webhooks.service.replay import Replayed
 from logto_webhooks.settings import Settings
-from logto_webhooks.wiring.api import api_of, reconciliation_of, recovery_of, sides_of
+from logto_webhooks.wiring.api import api_of, keys_of, reconciliation_of, recovery_of, sides_of
 from logto_webhooks.wiring.databases import Database, database_of
 from logto_webhooks.wiring.given import Engine, given_database
 
 T = TypeVar("T")
 _AT_ONCE: Final = 1_000
+_TESTED: Final = "User.Created"  # by a webhook without events
 
 
 def _silent(*told: object) -> None:
@@ -44,6 +49,7 @@ class Operations:
 
     def __init__(self, settings: Callable[[], Settings], engine: Engine | None = None) -> None:
         """The database is the engine's, or else the settings'. Nothing is opened."""
+        self.handlers: Handlers = Handlers()
         self._settings = settings
         self._engine = engine
         self._database: Database | None = None
@@ -202,6 +208,39 @@ class Operations:
             source: Source | None = "backfill" if run_handlers else None
             reconciliation = reconciliation_of(logto, self.database, source)
             return await reconciliation.run(False, progressed)
+
+    async def endpoints(self) -> list[Hook]:
+        """List Logto's webhooks."""
+        async with self._asking() as logto:
+            found, _ = await endpoint.hooks_of(logto)
+            return found
+
+    async def create_endpoint(self, url: str, *, name: str = endpoint.NAME) -> Hook:
+        """Make a webhook with the events that the sync and the handlers need.
+
+        Raises EndpointExists, SettingInvalid.
+        """
+        if not is_url(url):
+            raise SettingInvalid(name="url", problem=f"{url!r} isn't like https://host/path")
+        patterns = [each for one in self.handlers for each in one.registered.patterns]
+        async with self._asking() as logto:
+            return await endpoint.create(logto, url, name, subscription(patterns))
+
+    async def test_endpoint(
+        self, hook: str | None = None, *, event: str | None = None, timeout_s: float = 10.0
+    ) -> Tested:
+        """Have Logto send a test by a webhook, ours if none is named, and wait until it is here.
+
+        Raises EndpointUnknown.
+        """
+        await self.database.check()
+        async with self._asking() as logto:
+            found, _ = await endpoint.hooks_of(logto)
+            settings = self._settings()
+            keys = keys_of(settings)
+            chosen = named(found, hook) if hook else ours(found, keys, settings.public_url)
+            sent = event or next((each for each in chosen.events if each not in LATER), _TESTED)
+            return await endpoint.send_test(logto, self.database.host, chosen, sent, timeout_s)
 
     async def _explain(self, kind: Kind, query: str) -> Explained | None:
         lag_ms = self._settings().lag_ms

@@ -1,11 +1,12 @@
-"""The questions to Logto's Management API."""
+"""The questions to Logto's Management API, and what is changed by it."""
 
 from __future__ import annotations
 
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -96,6 +97,28 @@ class Management:
         path = f"/api/hooks/{_part(hook_id)}/recent-logs"
         return self._pages(path, start_time=start, end_time=end)
 
+    async def create_hook(self, name: str, url: str, events: Sequence[str]) -> Answered:
+        """Make a webhook. It is asked once: if that fails, it may be there all the same."""
+        content = {"name": name, "events": list(events), "config": {"url": url}}
+        return self._done(await self._send("POST", "/api/hooks", content))
+
+    async def change_hook(self, hook_id: str, changes: dict[str, Any]) -> Answered:
+        """Replace some fields of a webhook, each whole."""
+        return self._done(await self._send("PATCH", f"/api/hooks/{_part(hook_id)}", changes))
+
+    async def delete_hook(self, hook_id: str) -> Answered:
+        """Delete a webhook, if it is there."""
+        return self._done(await self._send("DELETE", f"/api/hooks/{_part(hook_id)}"))
+
+    async def test_hook(self, hook_id: str, url: str, event: str) -> Answered:
+        """Have a test sent to a URL. None if the webhook is unknown; else what went wrong, empty
+        if nothing did."""
+        content = {"events": [event], "config": {"url": url}}
+        reply = await self._send("POST", f"/api/hooks/{_part(hook_id)}/test", content)
+        if reply.status == 422 and reply.code:
+            return _answered(reply, reply.content)
+        return self._done(reply)
+
     async def close(self) -> None:
         """Give back the connections."""
         await self._tokens.close()
@@ -141,15 +164,33 @@ class Management:
         return items
 
     async def _ask(self, path: str, **params: int) -> Reply:
+        return await self._with_token(partial(self._exchange.send, "GET", path, params=params))
+
+    async def _send(self, method: str, path: str, content: object = None) -> Reply:
+        """Change something; a POST, which isn't the same a second time, is sent once."""
+        again = method != "POST"
+        sending = partial(self._exchange.send, method, path, content=content, again=again)
+        return await self._with_token(sending)
+
+    async def _with_token(self, send: Callable[[str], Awaitable[Reply]]) -> Reply:
         token = await self._tokens.authorization()
-        reply = await self._exchange.send("GET", path, token, params=params)
+        reply = await send(token)
         if reply.status == 401:
-            token = await self._tokens.instead_of(token)
-            reply = await self._exchange.send("GET", path, token, params=params)
+            reply = await send(await self._tokens.instead_of(token))
         return reply
 
-    def _check(self, reply: Reply, kind: type[dict[str, Any]] | type[list[Any]]) -> None:
-        if reply.status != 200:
+    def _done(self, reply: Reply) -> Answered:
+        if says_there_is_none(reply):
+            return _answered(reply, None)
+        if reply.status == 204:
+            return _answered(reply, {})
+        self._check(reply, dict, 201)
+        return _answered(reply, reply.content)
+
+    def _check(
+        self, reply: Reply, kind: type[dict[str, Any]] | type[list[Any]], *also: int
+    ) -> None:
+        if reply.status not in (200, *also):
             raise refusal(self._endpoint, reply)
         if not isinstance(reply.content, kind):
             raise not_a_logto(self._endpoint, reply)

@@ -13,7 +13,14 @@ from msgspec import Struct
 
 from logto_webhooks.adapters.management.budget import AT_ONCE, Budget
 from logto_webhooks.adapters.management.refusals import Reply, no_address, redirected
-from logto_webhooks.adapters.management.retry import GiveUp, Wait, after_failure, asked_wait, moment
+from logto_webhooks.adapters.management.retry import (
+    TRIES,
+    GiveUp,
+    Wait,
+    after_failure,
+    asked_wait,
+    moment,
+)
 from logto_webhooks.core import canonical
 from logto_webhooks.core.ports import Clock
 from logto_webhooks.errors import LogtoUnreachable
@@ -65,16 +72,22 @@ class Exchange:
         *,
         params: Mapping[str, int] | None = None,
         form: Mapping[str, str] | None = None,
+        content: object = None,
+        again: bool = True,
     ) -> Reply:
-        """Ask until there is an answer. Raises LogtoUnreachable, and LogtoRefused on a redirect."""
+        """Ask until there is an answer, or once; `content` is sent as JSON.
+
+        Raises LogtoUnreachable, and LogtoRefused on a redirect.
+        """
         request = self._opened().build_request(
             method,
             self._url(path),
             headers={"authorization": authorization},
             params=params,
             data=form,
+            json=content,
         )
-        return await self._until_answered(request)
+        return await self._until_answered(request, again)
 
     async def close(self) -> None:
         """Give back the connections."""
@@ -91,8 +104,8 @@ class Exchange:
             raise no_address(self.endpoint)
         return url
 
-    async def _until_answered(self, request: httpx2.Request) -> Reply:
-        tries = 1
+    async def _until_answered(self, request: httpx2.Request, again: bool) -> Reply:
+        tries = 1 if again else TRIES
         while isinstance(outcome := await self._try(request), Failed):
             match after_failure(tries, outcome.asked_for, random.random()):
                 case Wait(seconds):

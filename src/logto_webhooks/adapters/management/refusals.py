@@ -57,6 +57,13 @@ _UNKNOWN: Final = (
     "This release doesn't know that answer: check LOGTO_ENDPOINT, and which version of Logto it is."
 )
 
+# Logto's code -> what to do.
+_HINTS: Final = {
+    "guard.invalid_input": "It may not know what was asked of it, such as an event of a later "
+    "Logto: check which version of Logto it is.",
+    "subscription.limit_exceeded": "Its plan allows no more of these: delete one first.",
+}
+
 # What the token endpoint says -> what is wrong, what to do.
 _TOKEN: Final[dict[str, tuple[str, str]]] = {
     "oidc.invalid_client": ("it doesn't know this application and secret", _CREDENTIALS),
@@ -67,8 +74,8 @@ _TOKEN: Final[dict[str, tuple[str, str]]] = {
 
 
 def says_there_is_none(reply: Reply) -> bool:
-    """Tell Logto's own 404 from one of a proxy, or of another server."""
-    return reply.status == 404 and reply.code in _NO_SUCH_THING
+    """Tell Logto's own 404 (of a change: 400) from one of a proxy, or of another server."""
+    return reply.status in (400, 404) and reply.code in _NO_SUCH_THING
 
 
 def refusal(endpoint: str, reply: Reply) -> LogtoRefused:
@@ -76,6 +83,8 @@ def refusal(endpoint: str, reply: Reply) -> LogtoRefused:
     answer = f"it answers {reply.status} ({reply.code})"
     if not reply.code:
         return not_a_logto(endpoint, reply)
+    if reply.code in _HINTS:
+        return LogtoRefused(endpoint=endpoint, problem=answer, hint=_HINTS[reply.code])
     if reply.status == 401:
         return LogtoRefused(
             endpoint=endpoint, problem=f"{answer} to a new token of its own", hint=_RESOURCE

@@ -22,9 +22,12 @@ def answer(content: Any, status: int = 200) -> Response:
     return made
 
 
-def refuse(status: int, code: str, message: str, data: Json | None = None) -> Response:
+def refuse(
+    status: int, code: str, message: str, data: Json | None = None, details: str | None = None
+) -> Response:
     """An error, as Logto words it."""
     told: Json = {"code": code} | ({} if data is None else {"data": data})
+    told |= {} if details is None else {"details": details}
     return answer(told | {"message": message}, status)
 
 
@@ -50,6 +53,17 @@ def paged(request: Request, total: int, page_of: Callable[[int, int], list[Json]
     for relation, number in _links(page, max(1, -(-total // size))):
         made.headers.append("link", f'<{_url(request, number)}>; rel="{relation}"')
     return made
+
+
+def id_of(request: Request) -> str:
+    """The id in the path."""
+    value: str = request.path_params["id"]
+    return value
+
+
+def listed(request: Request, items: list[Json]) -> Response:
+    """One page of a whole listing."""
+    return paged(request, len(items), lambda offset, size: items[offset : offset + size])
 
 
 def is_paged(request: Request) -> bool:

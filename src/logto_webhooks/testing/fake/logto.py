@@ -16,6 +16,7 @@ from logto_webhooks.testing.fake.api import Api
 from logto_webhooks.testing.fake.changes import Changes
 from logto_webhooks.testing.fake.deliveries import TIMEOUT_S, Deliveries
 from logto_webhooks.testing.fake.faults import Faults
+from logto_webhooks.testing.fake.hooks import HookRoutes
 from logto_webhooks.testing.fake.numbered import NumberedUsers
 from logto_webhooks.testing.fake.server import Front, served
 from logto_webhooks.testing.fake.shapes import Json
@@ -63,8 +64,9 @@ class FakeLogto(Changes):
         self._deliveries = Deliveries(state, clock, seed, timeout_s)
         self._tokens = Tokens(self.app_id, self.app_secret, clock, seed)
         super().__init__(state, clock, seed, ties, self._deliveries.queue)
-        api = Api(state, clock, self._deliveries.test, self.rotate_signing_key)
-        self._front = Front(api.routes(), self._tokens, lambda: self.faults, clock, seed)
+        hooks = HookRoutes(state, self, clock, self._deliveries.test)
+        routes = [*Api(state).routes(), *hooks.routes()]
+        self._front = Front(routes, self._tokens, lambda: self.faults, clock, seed)
         self._stack = AsyncExitStack()
 
     @classmethod
@@ -94,21 +96,39 @@ class FakeLogto(Changes):
     def faults(self, faults: Faults) -> None:
         self._deliveries.faults = faults
 
+    @property
+    def hooks(self) -> list[Json]:
+        """The webhooks, the newest first."""
+        return self._state.all_hooks()
+
     def add_hook(
-        self, url: str, *, events: Sequence[str] = shapes.EVENTS, signing_key: str | None = None
+        self,
+        url: str,
+        *,
+        events: Sequence[str] = shapes.EVENTS,
+        signing_key: str | None = None,
+        name: str | None = None,
     ) -> Json:
         """Subscribe an endpoint to events, to all of them if left out."""
         key = self.signing_key if signing_key is None else signing_key
-        made = shapes.hook(self._new_id(21), self._now(), url, list(events), key)
+        made = shapes.hook(self._new_id(21), self._now(), url, list(events), key, name)
         self._state.add_hook(made)
         return made
+
+    def change_hook(self, hook_id: str, **fields: object) -> Json:
+        """Replace fields of a hook, `config` whole, as Logto does. Raises KeyError, TypeError."""
+        changed = shapes.changed(self._state.hooks[hook_id], fields)
+        self._state.hooks[hook_id] = changed
+        return changed
+
+    def delete_hook(self, hook_id: str) -> None:
+        """Delete a hook, and its log; what is queued is still sent. Raises KeyError."""
+        self._state.drop_hook(hook_id)
 
     def rotate_signing_key(self, hook_id: str) -> Json:
         """Give a hook a new key at once; what is queued keeps the old one. Raises KeyError."""
         key = "".join(self._random.choices(string.ascii_letters + string.digits, k=32))
-        rotated = self._state.hooks[hook_id] | {"signingKey": key}
-        self._state.hooks[hook_id] = rotated
-        return rotated
+        return self.change_hook(hook_id, signingKey=key)
 
     def populate(self, users: int | Sequence[Json]) -> None:
         """Hold many users, of whom nothing was sent: so many, or these, the oldest first.

@@ -72,12 +72,14 @@ def role(role_id: str, name: str) -> Json:
     }
 
 
-def hook(hook_id: str, at: int, url: str, events: list[str], signing_key: str) -> Json:
+def hook(
+    hook_id: str, at: int, url: str, events: list[str], signing_key: str, name: str | None = None
+) -> Json:
     """A webhook's settings."""
     return {
         "tenantId": TENANT,
         "id": hook_id,
-        "name": hook_id,
+        "name": hook_id if name is None else name,
         "event": None,
         "events": events,
         "config": {"url": url},

@@ -98,6 +98,11 @@ class State:
         self.hooks[hook["id"]] = hook
         self.logs[hook["id"]] = Log()
 
+    def drop_hook(self, hook_id: str) -> None:
+        """Delete a webhook with its log, of which nothing is shown any more. Raises KeyError."""
+        del self.hooks[hook_id]
+        del self.logs[hook_id]
+
     def log(self, hook_id: str) -> Log:
         """A webhook's log; an empty one where it is unknown."""
         return self.logs.get(hook_id) or Log()

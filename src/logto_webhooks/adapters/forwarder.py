@@ -1,0 +1,70 @@
+"""Forwards deliveries to an application, signed again with its own key."""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+import httpx2
+
+from logto_webhooks.core.hooks import is_url
+from logto_webhooks.errors import SettingInvalid
+from logto_webhooks.samples.signed import headers_of
+from logto_webhooks.service.listen import Answer
+
+TIMEOUT_S: Final = 10.0  # Logto's
+
+
+class Forwarder:
+    """Posts to one URL, as long as its block lasts; whatever comes of it is an answer."""
+
+    def __init__(self, url: str, key: str) -> None:
+        """Raises SettingInvalid for what is no URL."""
+        self._url = _read(url)
+        self._key = key
+        self._client = httpx2.AsyncClient(timeout=TIMEOUT_S)
+
+    @property
+    def path(self) -> str:
+        """The path of the URL."""
+        return self._url.path
+
+    async def forward(self, body: bytes) -> Answer:
+        """Post a body once. A redirect isn't followed: with Logto it would lose the delivery."""
+        began = time.monotonic()
+        try:
+            answer = await self._client.post(
+                self._url, content=body, headers=headers_of(body, self._key)
+            )
+        except httpx2.HTTPError as error:
+            return Answer(problem=_problem(error), took_ms=_since(began))
+        return Answer(status=answer.status_code, body=answer.content, took_ms=_since(began))
+
+    async def __aenter__(self) -> Forwarder:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._client.aclose()
+
+
+def _read(url: str) -> httpx2.URL:
+    try:
+        read = httpx2.URL(url)
+    except httpx2.InvalidURL:
+        read = None
+    if read is None or not is_url(url):
+        problem = f"{url!r} isn't like http://127.0.0.1:8000/path"
+        raise SettingInvalid(name="--forward-to", problem=problem)
+    return read
+
+
+def _problem(error: httpx2.HTTPError) -> str:
+    if isinstance(error, httpx2.TimeoutException):
+        return f"no answer within {TIMEOUT_S:g} s"
+    if isinstance(error, httpx2.ConnectError):
+        return f"not reached: {error}"
+    return f"the connection broke ({type(error).__name__})"
+
+
+def _since(began: float) -> int:
+    return round((time.monotonic() - began) * 1000)

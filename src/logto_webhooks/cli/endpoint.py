@@ -1,0 +1,206 @@
+"""Logto's webhooks: `endpoint create`, `list` and `test`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from dotenv import dotenv_values, set_key
+
+from logto_webhooks.adapters import server
+from logto_webhooks.cli import look, options, tables
+from logto_webhooks.cli.apps import handlers_of
+from logto_webhooks.core.hooks import Hook, is_ours
+from logto_webhooks.errors import KeyInTheWay, NotWritable
+from logto_webhooks.service.endpoint import NAME
+from logto_webhooks.settings import VARIABLES, Settings
+from logto_webhooks.wiring import listen
+from logto_webhooks.wiring.api import keys_of
+from logto_webhooks.wiring.operations import Operations
+
+[_KEY] = VARIABLES["signing_key"]
+app = typer.Typer(no_args_is_help=True, help="Make, list and test webhooks of Logto.")
+
+
+@app.command()
+def create(
+    url: Annotated[
+        str, typer.Option(help="Where Logto reaches the service, with the webhook's path.")
+    ],
+    name: Annotated[str, typer.Option(help="What it is called in Logto.")] = NAME,
+    app: options.App = None,
+    endpoint: options.Endpoint = None,
+    app_id: options.AppId = None,
+    app_secret: options.AppSecret = None,
+    api_resource: options.ApiResource = None,
+    env_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write the key into this file, and read settings from it if it is there.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Make a webhook for what the sync and the handlers need, and print its key.
+
+    The key is written nowhere unless --env-file is given.
+    """
+    settings = options.settings(
+        env_file if env_file and env_file.exists() else None,
+        app=app,
+        endpoint=endpoint,
+        app_id=app_id,
+        app_secret=app_secret,
+        api_resource=api_resource,
+    )
+    handlers = handlers_of(settings)
+    if env_file is not None:
+        _may_write(env_file)
+
+    async def work(to: Operations) -> Hook:
+        to.handlers = handlers
+        return await to.create_endpoint(url, name=name)
+
+    _tidy(settings)
+    made = look.done(settings, work)
+    if as_json:
+        print(tables.as_json(_shown(made) | {"signing_key": made.signing_key}))
+    else:
+        rows = _shown(made) | {"signing key": made.signing_key}
+        tables.table("", ("", ""), rows.items(), fold=True)
+    if env_file is None:
+        tables.err.print(f"Set {_KEY} to that key.", markup=False)
+    else:
+        _write(env_file, made.signing_key)
+        tables.err.print(f"The key is in {env_file}.", markup=False, soft_wrap=True)
+
+
+@app.command("list")
+def list_(
+    signing_key: options.SigningKey = None,
+    endpoint: options.Endpoint = None,
+    app_id: options.AppId = None,
+    app_secret: options.AppSecret = None,
+    api_resource: options.ApiResource = None,
+    public_url: options.PublicUrl = None,
+    env_file: options.EnvFile = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """List Logto's webhooks, and which of them has our key or our URL; no key is shown."""
+    settings = options.settings(
+        env_file,
+        signing_key=signing_key,
+        endpoint=endpoint,
+        app_id=app_id,
+        app_secret=app_secret,
+        api_resource=api_resource,
+        public_url=public_url,
+    )
+    _tidy(settings)
+    found = look.done(settings, lambda to: to.endpoints())
+    keys = keys_of(settings)
+    rows = [_shown(each) | {"ours": is_ours(each, keys, settings.public_url)} for each in found]
+    if as_json:
+        print(tables.as_json(rows))
+    elif rows:
+        columns = ("id", "name", "enabled", "ours", "url")
+        cells = [
+            [*(row[name] for name in columns), len(each.events)]
+            for row, each in zip(rows, found, strict=True)
+        ]
+        tables.table("", (*columns, "events"), cells, fold=True)
+    else:
+        tables.err.print("Logto has no webhook.")
+    if not rows:
+        raise typer.Exit(1)
+
+
+@app.command("test")
+def send_test(
+    hook: Annotated[
+        str | None,
+        typer.Argument(help="Its id, name or URL; the one with our key or URL if left out."),
+    ] = None,
+    event: Annotated[
+        str | None, typer.Option(help="Which event; the webhook's first if unset.")
+    ] = None,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, help="How long to wait for it here, in seconds.")
+    ] = 10.0,
+    signing_key: options.SigningKey = None,
+    database_url: options.DatabaseUrl = None,
+    schema: options.Schema = None,
+    endpoint: options.Endpoint = None,
+    app_id: options.AppId = None,
+    app_secret: options.AppSecret = None,
+    api_resource: options.ApiResource = None,
+    public_url: options.PublicUrl = None,
+    env_file: options.EnvFile = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Have Logto send a test by a webhook, and wait until it is in the inbox."""
+    settings = options.settings(
+        env_file,
+        signing_key=signing_key,
+        database_url=database_url,
+        schema=schema,
+        endpoint=endpoint,
+        app_id=app_id,
+        app_secret=app_secret,
+        api_resource=api_resource,
+        public_url=public_url,
+    )
+    _tidy(settings)
+    tested = look.done(settings, lambda to: to.test_endpoint(hook, event=event, timeout_s=timeout))
+    if as_json:
+        print(tables.as_json(tested))
+    elif tested.problem is None:
+        said = f"is delivery {tested.delivery} here, after {tested.took_ms} ms"
+        tables.out.print(f"{tested.event} {said}.", markup=False)
+    else:
+        said = f"{tested.event} to {tested.url} did not arrive: {tested.problem}."
+        tables.err.print(said, markup=False, soft_wrap=True)
+    if tested.problem is not None:
+        raise typer.Exit(1)
+
+
+def _tidy(settings: Settings) -> None:
+    server.run(listen.tidy(settings, say))
+
+
+def say(text: str) -> None:
+    """Tell a person, beside what is printed."""
+    tables.err.print(text, markup=False, soft_wrap=True)
+
+
+def _shown(hook: Hook) -> dict[str, object]:
+    return {
+        "id": hook.id,
+        "name": hook.name,
+        "enabled": hook.enabled,
+        "url": hook.url,
+        "events": hook.events,
+    }
+
+
+def _may_write(file: Path) -> None:
+    """Raises KeyInTheWay, NotWritable: before anything is made."""
+    try:
+        if file.exists():
+            if dotenv_values(file, interpolate=False, encoding="utf-8-sig").get(_KEY):
+                raise KeyInTheWay(path=file)
+        else:
+            file.touch(mode=0o600)
+        with file.open("a"):
+            pass
+    except OSError as error:
+        raise NotWritable(path=file, problem=error.strerror) from None
+
+
+def _write(file: Path, key: str) -> None:
+    try:
+        set_key(file, _KEY, key, quote_mode="auto", follow_symlinks=True)
+    except OSError as error:
+        raise NotWritable(path=file, problem=error.strerror) from None

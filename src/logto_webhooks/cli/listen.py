@@ -1,0 +1,144 @@
+"""Local development: `listen`."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import signal
+from datetime import UTC, datetime
+from typing import Annotated
+
+import typer
+from msgspec.structs import replace
+from rich.text import Text
+
+from logto_webhooks.cli import lines, options, progress, tables
+from logto_webhooks.cli.endpoint import say
+from logto_webhooks.cli.given import moment
+from logto_webhooks.cli.send import local_url
+from logto_webhooks.core.hooks import Hook
+from logto_webhooks.errors import SettingInvalid
+from logto_webhooks.service.listen import Forwarded
+from logto_webhooks.settings import Settings
+from logto_webhooks.wiring.listen import Ears, Wanted
+from logto_webhooks.wiring.listen import listen as run
+
+_COMMAND = "--tunnel-command"
+
+
+def listen(
+    forward_to: Annotated[
+        str | None,
+        typer.Option(help="The URL to send to; the local service's if unset.", show_default=False),
+    ] = None,
+    hook: Annotated[
+        str | None,
+        typer.Option(help="Read only this webhook's log: its id, name or URL."),
+    ] = None,
+    since: Annotated[
+        str | None,
+        typer.Option(help="Begin in the past: a time (2026-11-24T08:00Z), or 90m, 36h, 7d ago."),
+    ] = None,
+    tunnel_command: Annotated[
+        str | None,
+        typer.Option(
+            help="Make a webhook for the session, that leads through a tunnel: the command that "
+            "opens one to the local port {port}, and prints its URL."
+        ),
+    ] = None,
+    repoint: Annotated[
+        str | None,
+        typer.Option(
+            help="With a tunnel: no new webhook, but this one's URL is changed until the end."
+        ),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Don't ask before --repoint.")] = False,
+    count: Annotated[int | None, typer.Option(min=1, help="End after so many.")] = None,
+    signing_key: options.SigningKey = None,
+    endpoint: options.Endpoint = None,
+    app_id: options.AppId = None,
+    app_secret: options.AppSecret = None,
+    api_resource: options.ApiResource = None,
+    env_file: options.EnvFile = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Forward what Logto sends to an application on this machine, and show its answers.
+
+    It reads Logto's log, every two seconds, and signs again: no tunnel is needed, and nothing is
+    changed at Logto. With --tunnel-command deliveries come at once, from a webhook that is removed
+    in the end.
+    """
+    settings = options.settings(
+        env_file,
+        signing_key=signing_key,
+        endpoint=endpoint,
+        app_id=app_id,
+        app_secret=app_secret,
+        api_resource=api_resource,
+    )
+    wanted = Wanted(
+        to=forward_to or local_url(settings),
+        key=settings.signing_keys[0] if settings.signing_key else secrets.token_urlsafe(24),
+        hook=hook,
+        since=moment("--since", since, datetime.now(UTC)),
+        tunnel=tunnel_command,
+        repoint=repoint,
+        count=count,
+    )
+    _check(wanted)
+    say(f"Forwarding to {wanted.to}, signed with the key {wanted.key}; Ctrl-C ends.")
+    ears = Ears(_show_json if as_json else _show, say, _go_on if yes else _ask)
+    # Not on uvloop: there, the end of a tunnel's process isn't noticed while its pipes are open.
+    if not asyncio.run(_until_stopped(settings, wanted, ears)):
+        progress.stopped("Begin again with --since to have what comes meanwhile.")
+
+
+async def _until_stopped(settings: Settings, wanted: Wanted, ears: Ears) -> bool:
+    """Listen; return False if a signal ended it, once all is given back."""
+    loop = asyncio.get_running_loop()
+
+    def ask(hook: Hook) -> None:
+        loop.remove_signal_handler(signal.SIGINT)  # else it would wait for the answer
+        ears.ask(hook)
+        loop.add_signal_handler(signal.SIGINT, listening.cancel)
+
+    listening = asyncio.ensure_future(run(settings, wanted, replace(ears, ask=ask)))
+    for each in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(each, listening.cancel)
+    await asyncio.wait([listening])
+    if not listening.cancelled():
+        listening.result()
+    return not listening.cancelled()
+
+
+def _check(wanted: Wanted) -> None:
+    if wanted.tunnel is None and wanted.repoint is not None:
+        raise SettingInvalid(name="--repoint", problem=f"it needs {_COMMAND}")
+    if wanted.tunnel is not None and "{port}" not in wanted.tunnel:
+        raise SettingInvalid(name=_COMMAND, problem="it doesn't say where {port} goes")
+    for name, value in (("--hook", wanted.hook), ("--since", wanted.since)):
+        if wanted.tunnel is not None and value is not None:
+            raise SettingInvalid(name=name, problem=f"it is about the log, {_COMMAND} isn't")
+
+
+def _go_on(hook: Hook) -> None:
+    """It was agreed to."""
+
+
+def _ask(hook: Hook) -> None:
+    question = f"Change the URL of the webhook {hook.name!r} until this ends? {hook.url} gets"
+    typer.confirm(f"{question} nothing meanwhile.", abort=True, err=True)
+
+
+def _show_json(each: Forwarded) -> None:
+    print(tables.as_json(each), flush=True)
+
+
+def _show(each: Forwarded) -> None:
+    fine = each.status is not None and 200 <= each.status < 300
+    line = Text(f"{tables.shown('_at', each.occurred_at)}  {tables.plain(each.event):<31}  ")
+    line.append(f"{tables.plain(each.subject) or '-':<24}  {tables.plain(each.call):<28}  ")
+    line.append(each.problem or str(each.status), "green" if fine else "bold red")
+    if each.status is not None and 300 <= each.status < 400:
+        line.append(" a redirect: Logto would lose it", "red")
+    lines.show(line.append(f"  after {each.took_ms} ms", "dim"))

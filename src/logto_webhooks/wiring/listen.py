@@ -1,0 +1,211 @@
+"""Local development against a real Logto: by its log, or through a tunnel."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, aclosing
+from pathlib import Path
+from typing import Any, Final
+
+import httpx2
+from msgspec import Struct
+
+from logto_webhooks.adapters import relayed, server
+from logto_webhooks.adapters.forwarder import Forwarder
+from logto_webhooks.adapters.lockfile import LockFile
+from logto_webhooks.adapters.notes import NoteFolder
+from logto_webhooks.adapters.tunnel import ASKED_S, PROBE, Tunnel, asked
+from logto_webhooks.core.hooks import Hook, named, subscription
+from logto_webhooks.core.ports import Logto
+from logto_webhooks.errors import (
+    AlreadyListening,
+    EndpointGone,
+    LogtoUnreachable,
+)
+from logto_webhooks.service import borrow
+from logto_webhooks.service.endpoint import hooks_of
+from logto_webhooks.service.listen import Forwarded, LogReader, forwarded
+from logto_webhooks.service.relay import Relay
+from logto_webhooks.settings import Settings
+from logto_webhooks.wiring.api import api_of
+from logto_webhooks.wiring.clock import SystemClock
+
+FOLDER: Final = Path(".logto-webhooks")
+WATCH_S: Final = 5.0
+
+
+class Wanted(Struct, frozen=True, kw_only=True):
+    """What to listen to, and where it goes.
+
+    Without a `tunnel` command, the log of one `hook`, or of all, `since` (ms) a moment. With one,
+    a webhook of its own, or the one to `repoint`. `count` is after how many it ends.
+    """
+
+    to: str
+    key: str
+    hook: str | None = None
+    since: int | None = None
+    tunnel: str | None = None
+    repoint: str | None = None
+    count: int | None = None
+
+
+class Ears(Struct, frozen=True):
+    """Who is told, line by line, and of what else happens; `ask` raises if a webhook's URL may
+    not be changed."""
+
+    show: Callable[[Forwarded], None]
+    tell: Callable[[str], None]
+    ask: Callable[[Hook], None]
+
+
+async def listen(settings: Settings, wanted: Wanted, ears: Ears) -> None:
+    """Forward until cancelled, or until it is enough.
+
+    Raises AlreadyListening, NothingLogged, EndpointGone, EndpointUnknown,
+    TunnelFailed, SettingInvalid, ApiNotConfigured, LogtoUnreachable, LogtoRefused.
+    """
+    async with _asking(settings) as logto, _held() as held:
+        if not held:
+            what = "runs in this folder, and each forwards all"
+            raise AlreadyListening(what=what, instead="in a folder of its own")
+        await borrow.tidy(logto, _endpoint(settings), NoteFolder(FOLDER), ears.tell)
+        async with Forwarder(wanted.to, wanted.key) as forwarder:
+            if wanted.tunnel is None:
+                await _by_log(logto, forwarder, wanted, ears)
+            else:
+                await _by_tunnel(settings, logto, forwarder, wanted, wanted.tunnel, ears)
+
+
+async def tidy(settings: Settings, tell: Callable[[str], None]) -> None:
+    """Give back what a `listen` that was killed in this folder left at Logto, unless one runs.
+
+    Raises ApiNotConfigured, LogtoUnreachable, LogtoRefused.
+    """
+    notes = NoteFolder(FOLDER)
+    if notes.all():
+        async with _asking(settings) as logto, _held() as held:
+            if held:
+                await borrow.tidy(logto, _endpoint(settings), notes, tell)
+
+
+async def _by_log(logto: Logto, forwarder: Forwarder, wanted: Wanted, ears: Ears) -> None:
+    reader = LogReader(logto, SystemClock(), ears.tell, wanted.hook, wanted.since)
+    shown = 0
+    async with aclosing(reader.deliveries()) as coming:
+        async for each in coming:
+            ears.show(forwarded(each, await forwarder.forward(each.body)))
+            shown += 1
+            if shown == wanted.count:
+                return
+
+
+async def _by_tunnel(
+    settings: Settings,
+    logto: Logto,
+    forwarder: Forwarder,
+    wanted: Wanted,
+    command: str,
+    ears: Ears,
+) -> None:
+    session = borrow.PREFIX + secrets.token_hex(8)
+    hook = await _chosen(logto, wanted, ears)
+    relay = Relay(forwarder.forward, SystemClock(), ears.show, wanted.count)
+    app = relayed.application(relay.take, PROBE, session, settings.max_body_bytes)
+    async with _served(app) as port, Tunnel(command, port, session) as tunnel:
+        url = await tunnel.url() + forwarder.path
+        async with _borrowed(settings, logto, session, hook, url, ears) as lent:
+            relay.open(lent.signing_key)
+            ears.tell(f"The webhook {lent.name!r} leads here by {url} until this ends.")
+            await _first(tunnel.ended(), relay.enough.wait(), _watch(logto, lent))
+
+
+async def _chosen(logto: Logto, wanted: Wanted, ears: Ears) -> Hook | None:
+    """The webhook to repoint, if there is to be one."""
+    if wanted.repoint is None:
+        return None
+    hook = named((await hooks_of(logto))[0], wanted.repoint)
+    async with httpx2.AsyncClient(timeout=ASKED_S) as client:
+        url = httpx2.URL(hook.url)
+        mark = await asked(client, f"{url.scheme}://{url.netloc.decode()}")
+    if mark is not None and mark.startswith(borrow.PREFIX):
+        what = f"has the webhook {hook.name} lead to {hook.url}"
+        raise AlreadyListening(what=what, instead="without --repoint")
+    ears.ask(hook)
+    return hook
+
+
+def _borrowed(
+    settings: Settings, logto: Logto, session: str, hook: Hook | None, url: str, ears: Ears
+) -> AbstractAsyncContextManager[Hook]:
+    notes, endpoint = NoteFolder(FOLDER), _endpoint(settings)
+    if hook is None:
+        note = borrow.Note(endpoint=endpoint, session=session)
+        return borrow.temporary(logto, notes, note, url, subscription(["*"]), ears.tell)
+    note = borrow.Note(endpoint=endpoint, session=session, hook=hook.id, url=hook.url, lent=url)
+    return borrow.repointed(logto, notes, note, hook, ears.tell)
+
+
+async def _watch(logto: Logto, lent: Hook) -> None:
+    """Look after the webhook. Raises EndpointGone, LogtoRefused."""
+    while True:
+        await asyncio.sleep(WATCH_S)
+        with contextlib.suppress(LogtoUnreachable):
+            found = {each.id: each for each in (await hooks_of(logto))[0]}
+            there = found.get(lent.id)
+            if there is None or not there.enabled:
+                raise EndpointGone(name=lent.name, what="deleted or disabled")
+            if there.url != lent.url:
+                raise EndpointGone(name=lent.name, what="pointed elsewhere")
+
+
+async def _first(*works: Coroutine[Any, Any, Any]) -> None:
+    """Wait until one ends, or raises; end the others."""
+    tasks = [asyncio.create_task(each) for each in works]
+    try:
+        over, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for each in tasks:
+            each.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for each in over:
+        each.result()
+
+
+@contextlib.asynccontextmanager
+async def _served(app: Any) -> AsyncIterator[int]:
+    listener = server.listen("127.0.0.1", 0)
+    running = server.Server(app, listener)
+    serving = asyncio.create_task(running.serve())
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        running.stop()
+        await serving
+
+
+@contextlib.asynccontextmanager
+async def _asking(settings: Settings) -> AsyncIterator[Logto]:
+    logto = api_of(settings)
+    try:
+        yield logto
+    finally:
+        await logto.close()
+
+
+@contextlib.asynccontextmanager
+async def _held() -> AsyncIterator[bool]:
+    """Whether this is the only one that listens in this folder, as long as the block lasts."""
+    NoteFolder(FOLDER).make()
+    lock = LockFile(FOLDER / "lock")
+    try:
+        yield lock.acquire()
+    finally:
+        lock.release()
+
+
+def _endpoint(settings: Settings) -> str:
+    return (settings.endpoint or "").rstrip("/")

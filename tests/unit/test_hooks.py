@@ -1,0 +1,79 @@
+"""Which webhook is meant, and to what one must listen. Pure."""
+
+from __future__ import annotations
+
+import pytest
+
+from logto_webhooks.core.hooks import Hook, hook_of, named, ours, subscription
+from logto_webhooks.errors import EndpointUnknown
+
+SYNC = subscription()
+A = Hook(id="a", name="main", config={"url": "https://a.example/x"}, signing_key="key-a")
+B = Hook(id="b", name="twin", config={"url": "https://b.example/x/"}, signing_key="key-b")
+C = Hook(id="c", name="twin", config={"url": "https://c.example/x"}, signing_key="key-c")
+
+
+def test_the_sync_needs_users_organizations_and_sign_ins() -> None:
+    """No role, no scope, and nothing that only this package makes."""
+    assert {each.partition(".")[0] for each in SYNC} == {
+        "User",
+        "Organization",
+        "PostRegister",
+        "PostSignIn",
+        "PostResetPassword",
+    }
+    assert not any(each.startswith("Organization.User") for each in SYNC)
+
+
+@pytest.mark.parametrize(
+    ("patterns", "more"),
+    [
+        (["LocalUserCreated", "Organization.User.Added", "User.Created"], set()),
+        (["Role.Created"], {"Role.Created"}),
+        (["Trusted*", "PostSignIn*"], set()),
+        (["TrustedDevice.Created"], {"TrustedDevice.Created"}),
+        (["Of.Tomorrow"], {"Of.Tomorrow"}),
+    ],
+)
+def test_handlers_add_what_they_ask_for(patterns: list[str], more: set[str]) -> None:
+    """By name even what no released Logto has; by a star only what one has."""
+    assert set(subscription(patterns)) - set(SYNC) == more
+
+
+def test_a_star_is_all_that_a_released_logto_sends() -> None:
+    """Roles, scopes and limits, too."""
+    everything = subscription(["*"])
+    assert {"Role.Scopes.Updated", "Identifier.Lockout", "OrganizationScope.Deleted"} < set(
+        everything
+    )
+    assert not {"PostSignInAdaptiveMfaTriggered", "TrustedDevice.Deleted"} & set(everything)
+
+
+def test_one_is_named_by_id_name_or_url() -> None:
+    """What names none, or several, is refused, with all there are."""
+    assert named([A, B, C], "b") == B
+    assert named([A, B, C], "main") == A
+    assert named([A, B, C], "https://b.example/x") == B
+    for query in ("twin", "nobody"):
+        with pytest.raises(EndpointUnknown, match="twin"):
+            named([A, B, C], query)
+
+
+def test_ours_has_our_key_or_url() -> None:
+    """If none has, the only one is meant."""
+    assert ours([A, B], ["key-b"], None) == B
+    assert ours([A, B], ["other"], "https://a.example/x/") == A
+    assert ours([A], ["other"], None) == A
+    for hooks in ([A, B], []):
+        with pytest.raises(EndpointUnknown):
+            ours(hooks, ["other"], None)
+
+
+def test_no_key_is_shown() -> None:
+    """Nor a header; what is no webhook is none."""
+    hook = hook_of({"id": "a", "signingKey": "k-e-y", "config": {"headers": {"x": "s-e-c"}}})
+    assert hook is not None
+    assert hook.signing_key == "k-e-y"
+    assert "k-e-y" not in repr(hook)
+    assert "s-e-c" not in repr(hook)
+    assert hook_of({"id": 5}) is None
