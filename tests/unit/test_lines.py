@@ -19,10 +19,9 @@ from logto_webhooks.cli.lines import raised
 )
 def test_what_a_traceback_says_was_raised(message: str, told: str) -> None:
     """Its first line; not what a library adds behind."""
-    try:
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
         raise ValueError(message) if message else ValueError
-    except ValueError as error:
-        assert raised("".join(traceback.format_exception(error))) == told
+    assert raised("".join(traceback.format_exception(caught.value))) == told
 
 
 def test_of_what_is_no_traceback_the_last_line_counts() -> None:
