@@ -168,6 +168,8 @@ class UserDeleted(LogtoWebhooksError):
 class RetryLater(LogtoWebhooksError):
     """Raise it in a handler: try again later; after so many seconds, if that is given."""
 
+    after_s: float | None = None  # of a subclass that doesn't say it, too
+
     def __init__(self, after_s: float | None = None) -> None:
         super().__init__(after_s=after_s)
         self.after_s = None if after_s is None else float(after_s)
@@ -176,7 +178,9 @@ class RetryLater(LogtoWebhooksError):
 class Discard(LogtoWebhooksError):
     """Raise it in a handler: nothing is to be done, and nothing to be tried again."""
 
-    def __init__(self, why: str) -> None:
+    why: str = "no reason given"
+
+    def __init__(self, why: str = why) -> None:
         super().__init__(why=why)
         self.why = str(why)
 
@@ -204,6 +208,11 @@ class DeliveryUnknown(LogtoWebhooksError):
 class TransactionEnded(LogtoWebhooksError):
     """The handler committed or rolled back the transaction that it was given. Leave that to
     logto-webhooks: it commits when the handler returns, and rolls back when it raises."""
+
+
+class WriterHeld(LogtoWebhooksError):
+    """The handler has SQLite's one writer, so it can't wait for another transaction: do that in
+    its own, with session=, or in a handler that asks for none."""
 
 
 class TimeLimitExceeded(LogtoWebhooksError):

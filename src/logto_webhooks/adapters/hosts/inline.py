@@ -16,7 +16,7 @@ from logto_webhooks.adapters.hosts.sessions import (
     SYNC,
     end_sync,
     in_schema,
-    still_ours,
+    kept,
     sync_wish,
     untranslated,
 )
@@ -57,22 +57,23 @@ class InlineHost:
         self, wish: type, call: Callable[[Any], Any], finish: Callable[[Store], None]
     ) -> None:
         """Call with what was wished for, and let `finish` end in the same savepoint."""
-        with self._savepoint() as begun:
+        with self._savepoint():
+            begun = self._connection.begin_nested()
             with untranslated(self._connection):
                 given = sync_wish(wish, self._connection)
                 call(given)
                 end_sync(given)
-            still_ours(self._connection, begun)
+            kept(self._connection, begun)
             finish(self._bind(self._connection))
 
     async def close(self) -> None:
         """Nothing is ours."""
 
     @contextmanager
-    def _savepoint(self) -> Iterator[sa.NestedTransaction]:
+    def _savepoint(self) -> Iterator[None]:
         begin(self._connection)
-        with in_schema(self._connection, self._schema), self._connection.begin_nested() as begun:
-            yield begun
+        with in_schema(self._connection, self._schema), self._connection.begin_nested():
+            yield
 
 
 class InlineLoopHost(LoopHost):

@@ -15,9 +15,9 @@ from logto_webhooks.adapters.hosts.sessions import (
     OURS,
     SYNC,
     end_sync,
+    kept,
     no_session,
     room_in,
-    still_ours,
     sync_wish,
     translated_as,
     untranslated,
@@ -84,11 +84,11 @@ class LoopHost:
         """Call with the transaction that was wished for, and let `finish` end in the same one."""
 
         def end(sync: sa.Connection) -> None:
-            still_ours(sync, begun)
+            kept(sync, begun)
             finish(self._bind(sync))
 
         async with self._begin() as connection:
-            begun = await connection.run_sync(_transaction)
+            begun = await connection.run_sync(sa.Connection.begin_nested)
             assert connection.sync_connection is not None
             with untranslated(connection.sync_connection):
                 if wish in SYNC:
@@ -104,10 +104,6 @@ class LoopHost:
 
     def _begin(self) -> AbstractAsyncContextManager[AsyncConnection]:
         return self._engine.begin()
-
-
-def _transaction(connection: sa.Connection) -> sa.Transaction | None:
-    return connection.get_nested_transaction() or connection.get_transaction()
 
 
 async def _call(connection: AsyncConnection, wish: type, call: Callable[[Any], Any]) -> None:

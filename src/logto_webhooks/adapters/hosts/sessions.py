@@ -15,6 +15,7 @@ from logto_webhooks.errors import SettingInvalid, TransactionEnded
 SYNC: Final[tuple[type, ...]] = (Session, sa.Connection)
 # What a session commits or rolls back by itself is a savepoint; "done" commits it all.
 OURS: Final = "create_savepoint"
+_FAILED: Final = "25P02"  # PostgreSQL's: in_failed_sql_transaction
 _MAP: Final = "schema_translate_map"
 _ROOM: Final = 4  # what a pool of SQLAlchemy's usual size has
 
@@ -77,8 +78,16 @@ def end_sync(given: Any) -> None:
         given.close()
 
 
-def still_ours(connection: sa.Connection, begun: sa.Transaction | None) -> None:
-    """Raise TransactionEnded when the handler ended what only "done" may end."""
-    open_now = (connection.get_transaction(), connection.get_nested_transaction())
-    if begun is None or not begun.is_active or begun not in open_now:
+def kept(connection: sa.Connection, begun: sa.NestedTransaction) -> None:
+    """Release the savepoint in which a handler was called.
+
+    Raises TransactionEnded when it ended what only "done" may end, be it behind SQLAlchemy's back.
+    """
+    if not begun.is_active or connection.get_nested_transaction() is not begun:
         raise TransactionEnded()
+    try:
+        begun.commit()
+    except sa.exc.DBAPIError as error:
+        if getattr(error.orig, "sqlstate", None) == _FAILED:
+            raise  # it went on after an error of the database
+        raise TransactionEnded() from error
