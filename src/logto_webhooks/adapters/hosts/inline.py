@@ -15,8 +15,8 @@ from logto_webhooks.adapters.hosts.loop import LoopHost
 from logto_webhooks.adapters.hosts.sessions import (
     SYNC,
     end_sync,
+    guarded,
     in_schema,
-    kept,
     sync_wish,
     untranslated,
 )
@@ -58,12 +58,10 @@ class InlineHost:
     ) -> None:
         """Call with what was wished for, and let `finish` end in the same savepoint."""
         with self._savepoint():
-            begun = self._connection.begin_nested()
-            with untranslated(self._connection):
+            with guarded(self._connection), untranslated(self._connection):
                 given = sync_wish(wish, self._connection)
                 call(given)
                 end_sync(given)
-            kept(self._connection, begun)
             finish(self._bind(self._connection))
 
     async def close(self) -> None:

@@ -20,6 +20,7 @@ from logto_webhooks.adapters.hosts.sessions import (
     room_in,
     sync_wish,
     translated_as,
+    undone,
     untranslated,
 )
 from logto_webhooks.core.ports import Store
@@ -90,11 +91,15 @@ class LoopHost:
         async with self._begin() as connection:
             begun = await connection.run_sync(sa.Connection.begin_nested)
             assert connection.sync_connection is not None
-            with untranslated(connection.sync_connection):
-                if wish in SYNC:
-                    await connection.run_sync(_call_sync, wish, call)
-                else:
-                    await _call(connection, wish, call)
+            try:
+                with untranslated(connection.sync_connection):
+                    if wish in SYNC:
+                        await connection.run_sync(_call_sync, wish, call)
+                    else:
+                        await _call(connection, wish, call)
+            except BaseException:
+                await connection.run_sync(undone, begun)
+                raise
             await connection.run_sync(end)
 
     async def close(self) -> None:

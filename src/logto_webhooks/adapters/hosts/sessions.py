@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -49,6 +49,18 @@ def in_schema(connection: sa.Connection, schema: str | None) -> Iterator[None]:
 
 
 @contextmanager
+def guarded(connection: sa.Connection) -> Iterator[None]:
+    """A savepoint in which a handler is called. Raises as `kept`."""
+    begun = connection.begin_nested()
+    try:
+        yield
+    except BaseException:
+        undone(connection, begun)
+        raise
+    kept(connection, begun)
+
+
+@contextmanager
 def _mapped(connection: sa.Connection, there: Any) -> Iterator[None]:
     before = connection.get_execution_options().get(_MAP)
     connection.execution_options(**{_MAP: there})
@@ -78,11 +90,16 @@ def end_sync(given: Any) -> None:
         given.close()
 
 
-def kept(connection: sa.Connection, begun: sa.NestedTransaction) -> None:
-    """Release the savepoint in which a handler was called.
+def undone(connection: sa.Connection, begun: sa.NestedTransaction) -> None:
+    """Roll the savepoint back in which a handler was called, if that can still be done."""
+    if connection.get_nested_transaction() is begun and not connection.invalidated:
+        with suppress(sa.exc.SQLAlchemyError):
+            begun.rollback()
 
-    Raises TransactionEnded when it ended what only "done" may end, be it behind SQLAlchemy's back.
-    """
+
+def kept(connection: sa.Connection, begun: sa.NestedTransaction) -> None:
+    """Release it. Raises TransactionEnded when a handler ended what only "done" may end, be it
+    behind SQLAlchemy's back."""
     if not begun.is_active or connection.get_nested_transaction() is not begun:
         raise TransactionEnded()
     try:

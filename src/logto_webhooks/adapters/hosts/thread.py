@@ -16,7 +16,7 @@ from logto_webhooks.adapters.hosts.lane import Lane
 from logto_webhooks.adapters.hosts.sessions import (
     SYNC,
     end_sync,
-    kept,
+    guarded,
     no_session,
     room_in,
     sync_wish,
@@ -140,14 +140,12 @@ class ThreadHost:
         finish: Callable[[Store], None],
     ) -> None:
         with self._engine.begin() as connection:
-            begun = connection.begin_nested()
-            with untranslated(connection):
+            with guarded(connection), untranslated(connection):
                 given = sync_wish(wish, connection)
                 if not called.run(partial(call, given), LONGEST_S if self._stop else None):
                     self._take_back(connection)
                     raise TimeLimitExceeded(seconds=LONGEST_S)
                 end_sync(given)
-            kept(connection, begun)
             finish(self._bind(connection))
         self._committed()
 
