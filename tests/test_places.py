@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import threading
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from logto_webhooks.core.reports import Report
 from logto_webhooks.samples.signed import Signed
 from logto_webhooks.testing import SIGNING_KEY, make
 from tests.support import postgres
+from tests.support.service import Service
+from tests.support.waiting import until as until_true
 from tests.test_handlers import all_over, jobs, live, on_postgres, on_sqlite, send, soon, until
 
 
@@ -232,3 +235,46 @@ def test_a_failed_statement_cannot_be_swallowed() -> None:
         assert "aborted" in (dead.error or "")
 
     live(logto, body)
+
+
+def test_two_of_one_process_work_on_one_file(tmp_path: Path) -> None:
+    """Each runs its own handlers."""
+    first, second = on_sqlite(tmp_path), on_sqlite(tmp_path)
+    first.on("User.Created", name="first")(lambda event: None)
+    second.on("User.Created", name="second")(lambda event: None)
+
+    async def body(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
+        async with second.lifespan():
+            await send(client, *people(3))
+            await until(all_over(6), logto)
+
+    live(first, body)
+
+
+STUBBORN = """
+import asyncio
+from logto_webhooks import LogtoWebhooks
+
+logto = LogtoWebhooks.from_env()
+
+
+@logto.on("User.Created", name="stubborn")
+async def stubborn(event):
+    while True:
+        try:
+            await asyncio.sleep(600)
+        except asyncio.CancelledError:
+            pass
+"""
+
+
+def test_what_cannot_be_cancelled_ends_with_the_process(tmp_path: Path) -> None:
+    """Serving ends as it was told to, and says what it left."""
+    (tmp_path / "app.py").write_text(STUBBORN)
+    with Service(tmp_path, "--app", "app:logto") as service:
+        service.post(make.user_created(at=soon()))
+        begun = "SELECT 1 FROM logto_jobs WHERE attempts = 1"
+        until_true(lambda: bool(service.rows(begun)), lambda: service.log)
+        service.process.send_signal(signal.SIGTERM)
+        assert service.process.wait(60) == 0
+        service.wait_for_log("couldn't be cancelled")
