@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Final
@@ -78,7 +78,8 @@ class Runner:
                 self._observe(Stalled(described(error), wait))
                 await asyncio.sleep(wait)
                 continue
-            if not claimed and not self._outcomes:
+            await asyncio.sleep(0)  # so that what is quick is written by the next turn
+            if not self._outcomes and not (claimed and self._free(self._held.values())):
                 await self._sleep(POLL_S)
         await self._end()
 
@@ -125,8 +126,10 @@ class Runner:
             store.jobs.mend()
         # Of those that may have ended a process, one at a time: it takes no other with it again.
         may_be_lost = not any(each.job.losses for each in held)
-        free = self._places.free(each.handler.name for each in held)
-        return self._attempts.claim(store, token, free, lost=may_be_lost)
+        return self._attempts.claim(store, token, self._free(held), lost=may_be_lost)
+
+    def _free(self, held: Iterable[Held]) -> dict[str, int]:
+        return self._places.free(each.handler.name for each in held)
 
     async def _do(self, held: Held) -> None:
         try:
