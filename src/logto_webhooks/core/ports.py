@@ -61,7 +61,8 @@ class Status(Struct, frozen=True, kw_only=True):
     """Counts of the inbox and the records; `oldest_pending_s` is None when nothing is pending.
 
     `recovered` is what Logto's log brought back, `complete_up_to` (ms) when it was last asked;
-    `reconciled_at` (ms) when all records were last compared with Logto's own.
+    `reconciled_at` (ms) when all records were last compared with Logto's own. `silent_since` (ms)
+    nothing has come, or all was rejected; None while deliveries come as usual.
     """
 
     deliveries: dict[str, int]
@@ -71,6 +72,7 @@ class Status(Struct, frozen=True, kw_only=True):
     recovered: int = 0
     complete_up_to: int | None = None
     reconciled_at: int | None = None
+    silent_since: int | None = None
 
 
 class Progress(Struct, frozen=True):
