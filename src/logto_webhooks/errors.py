@@ -188,6 +188,23 @@ class HandlerRefused(LogtoWebhooksError):
     problem: str
 
 
+class HandlerNotAwaited(LogtoWebhooksError):
+    """The handler {name} returned a {returned}, of which nothing has run. Make it an `async def`
+    that awaits it, or a function that does the work before it returns."""
+
+    name: str
+    returned: str
+
+
+class CalledOnTheLoop(LogtoWebhooksError):
+    """`logto.call` would stop the event loop that runs on this thread. Write `await` instead."""
+
+
+class SessionNeeded(LogtoWebhooksError):
+    """The handler holds the only transaction in which SQLite is written, and would wait for
+    itself. Let that be used: give `ensure_user` the handler's own, session=session."""
+
+
 class HandlerUnknown(LogtoWebhooksError):
     """No handler is called {name!r}; there are: {known}."""
 

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import threading
 from collections.abc import (
     AsyncIterator,
     Awaitable,
@@ -14,10 +15,12 @@ from collections.abc import (
     Coroutine,
     Mapping,
     MutableMapping,
+    Sequence,
 )
 from functools import partial
 from typing import Any, TypeVar, Unpack
 
+import sqlalchemy as sa
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -27,11 +30,15 @@ from logto_webhooks.core.events.local import UserRow
 from logto_webhooks.core.jobs import Tests
 from logto_webhooks.core.lifecycle import MAX_ATTEMPTS
 from logto_webhooks.core.ports import Logto, Observer
-from logto_webhooks.errors import NotStarted, SettingInvalid
+from logto_webhooks.errors import CalledOnTheLoop, NotStarted, SessionNeeded, SettingInvalid
 from logto_webhooks.service import early
-from logto_webhooks.service.handlers import TIME_LIMIT_S, Function, Options, What
+from logto_webhooks.service.call import HOLDING
+from logto_webhooks.service.handlers import Function
+from logto_webhooks.service.options import TIME_LIMIT_S, Options
+from logto_webhooks.service.patterns import What, patterns_of
 from logto_webhooks.service.receive import Answer
 from logto_webhooks.settings import MountedSettings, from_env
+from logto_webhooks.wiring.databases import SqliteFile
 from logto_webhooks.wiring.given import Engine
 from logto_webhooks.wiring.operations import Operations
 from logto_webhooks.wiring.service import Service
@@ -72,6 +79,7 @@ class LogtoWebhooks(Operations):
         self._observe = observe
         self._service: Service | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._alone = threading.Lock()
         self.path = path
         self._mounted = web.mounted(self.answer, self.lifespan, web.spellings(path))
         if environment is None:
@@ -101,7 +109,7 @@ class LogtoWebhooks(Operations):
         name: str | None = None,
         ordered: bool = True,
         max_attempts: int = MAX_ATTEMPTS,
-        waits: tuple[float, ...] = (),
+        waits: Sequence[float] = (),
         time_limit: float = TIME_LIMIT_S,
         max_age: float | None = None,
         concurrency: int | None = None,
@@ -116,9 +124,10 @@ class LogtoWebhooks(Operations):
         know. Raises UnknownEventName, HandlerRefused.
         """
         tests: Tests = "too" if test else "no"
+        patterns = patterns_of(what, unknown=unknown, tests=tests)
         options = Options(
             max_attempts=max_attempts,
-            waits=waits,
+            waits=tuple(waits) if isinstance(waits, Sequence) else waits,
             time_limit_s=time_limit,
             max_age_s=max_age,
             concurrency=concurrency,
@@ -127,12 +136,11 @@ class LogtoWebhooks(Operations):
         def register(function: Function) -> Function:
             return self.handlers.add(
                 function,
-                what,
+                patterns,
                 name=name,
                 ordered=ordered,
                 tests=tests,
                 rerun=rerun,
-                unknown=unknown,
                 options=options,
             )
 
@@ -140,11 +148,10 @@ class LogtoWebhooks(Operations):
 
     def on_test(self, *what: What, name: str | None = None) -> Callable[[Function], Function]:
         """Register a function for what Logto's console sends as a test. Raises as `on`."""
+        patterns = patterns_of(what or ("*",), unknown=False, tests="only")
 
         def register(function: Function) -> Function:
-            return self.handlers.add(
-                function, what or ("*",), name=name, tests="only", options=Options()
-            )
+            return self.handlers.add(function, patterns, name=name, tests="only", options=Options())
 
         return register
 
@@ -184,11 +191,13 @@ class LogtoWebhooks(Operations):
 
         With a `session` (AsyncSession, Session) in its transaction; else in one of its own, of
         what Logto answers about the user, if the Management API is configured. Raises
-        ClaimsUnusable, UserDeleted, StoreUnavailable.
+        ClaimsUnusable, UserDeleted, SessionNeeded, StoreUnavailable.
         """
         host = self.database.host
         if session is not None:
             return await host.within(session, lambda store: early.ensure(store, claims))
+        if HOLDING.get() and isinstance(self.database, SqliteFile):
+            raise SessionNeeded()
         more = await early.asked(self._api, host, claims) if self._api else None
         row = await host.run(lambda store: early.ensure(store, claims, more))
         self._woken()
@@ -201,11 +210,32 @@ class LogtoWebhooks(Operations):
 
     def call(self, work: Coroutine[Any, Any, T]) -> T:
         """Await something of this object's from code that isn't asynchronous, in a thread beside
-        the event loop: `logto.call(logto.ensure_user(claims))`. Raises what it raises."""
-        if self._loop is None:
-            return asyncio.run(work)
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        the event loop: `logto.call(logto.ensure_user(claims))`. Raises CalledOnTheLoop, and what
+        it raises."""
+        if _is_a_loop_here():
+            work.close()
+            raise CalledOnTheLoop()
+        if self._loop is not None:
+            return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        with self._alone:
+            return asyncio.run(self._in_a_loop_of_its_own(work))
+
+    async def _in_a_loop_of_its_own(self, work: Coroutine[Any, Any, T]) -> T:
+        """The next call has another loop, in which no connection of this one can be used."""
+        try:
+            return await work
+        finally:
+            await self.close()
+            if self._engine is not None and not isinstance(self._engine, sa.Engine):
+                await self._engine.dispose()
 
     def _woken(self) -> None:
         if self._service is not None:
             self._service.wake()
+
+
+def _is_a_loop_here() -> bool:
+    with contextlib.suppress(RuntimeError):
+        asyncio.get_running_loop()
+        return True
+    return False
