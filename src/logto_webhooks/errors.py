@@ -189,8 +189,8 @@ class HandlerRefused(LogtoWebhooksError):
 
 
 class HandlerNotAwaited(LogtoWebhooksError):
-    """The handler {name} returned a {returned}, of which nothing has run. Make it an `async def`
-    that awaits it, or a function that does the work before it returns."""
+    """The handler {name} returned what nobody runs, of type {returned}. Make it an `async def` that
+    awaits it, or let it do its work before it returns."""
 
     name: str
     returned: str
