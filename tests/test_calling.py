@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,7 @@ def test_a_call_on_the_event_loop_is_refused(tmp_path: Path) -> None:
 
 
 def test_calls_without_a_lifespan(tmp_path: Path) -> None:
-    """One after the other, each in a loop of its own, whatever the engine; and then with one."""
+    """From several threads, each in a loop of its own, whatever the engine; and then with one."""
     url = postgres.server_url().set(drivername="postgresql+asyncpg")
     engine = create_async_engine(url)
     logtos = [
@@ -134,8 +135,12 @@ def test_calls_without_a_lifespan(tmp_path: Path) -> None:
     ]
     for logto in logtos:
         logto.call(logto.migrate())
-        rows = [logto.call(logto.ensure_user({"sub": "ana"})) for _ in range(3)]
-        assert len({each.id for each in rows}) == 1
+
+        def ensured(number: int, logto: LogtoWebhooks = logto) -> str:
+            return logto.call(logto.ensure_user({"sub": "ana"})).id
+
+        with ThreadPoolExecutor(2) as threads:
+            assert len({ensured(0), ensured(1), *threads.map(ensured, range(4))}) == 1
 
         async def body(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
             assert await logto.wait_for_user("ana", 0)

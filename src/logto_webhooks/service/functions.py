@@ -31,10 +31,10 @@ def name_of(function: Any, name: Any) -> str:
 
 
 def _own_name(function: Any) -> str:
-    try:
-        return f"{function.__module__}:{function.__qualname__}"
-    except AttributeError:
-        raise HandlerRefused(name=repr(function), problem=f"it has none; {_CALL_IT}") from None
+    module, own = (getattr(function, each, None) for each in ("__module__", "__qualname__"))
+    if module is None or own is None:
+        raise HandlerRefused(name=repr(function), problem=f"it has none; {_CALL_IT}")
+    return f"{module}:{own}"
 
 
 def is_awaited(function: Callable[..., Any]) -> bool:

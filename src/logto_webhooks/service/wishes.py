@@ -5,8 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import types
-import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Literal
 
 from msgspec import Struct
@@ -14,6 +13,7 @@ from msgspec import Struct
 from logto_webhooks.core.events import Event
 from logto_webhooks.core.events.local import LocalEvent, LocalUserEvent, UserRow
 from logto_webhooks.core.jobs import Delivery
+from logto_webhooks.service.annotations import Absent, classes_of, members_of, parameters_of
 
 Kind = Literal["event", "delivery", "user", "logger", "transaction"]
 LOGGER: Final = logging.LoggerAdapter
@@ -34,13 +34,6 @@ class Wish(Struct, frozen=True):
     types: tuple[type, ...] = ()
 
 
-class _Absent:
-    """A type that isn't there when the handler runs, such as one imported for type checkers."""
-
-    def __class_getitem__(cls, item: object) -> type:
-        return cls
-
-
 def wishes_of(
     function: Callable[..., Any], provided: Sequence[type] | None, told: Sequence[type]
 ) -> tuple[Wish, ...]:
@@ -49,25 +42,10 @@ def wishes_of(
 
     Raises ValueError, which says what can't be filled.
     """
-    wishes = [wish for each in _parameters(function) if (wish := _wish(each, provided, told))]
+    wishes = [wish for each in parameters_of(function) if (wish := _wish(each, provided, told))]
     if sum(each.kind == "transaction" for each in wishes) > 1:
         raise ValueError("it asks for two transactions: a handler has one")
     return tuple(wishes)
-
-
-def _parameters(function: Callable[..., Any]) -> Iterable[inspect.Parameter]:
-    absent: dict[str, Any] = {}
-    try:
-        while True:
-            try:
-                signature = inspect.signature(function, eval_str=True, locals=absent)
-                return signature.parameters.values()
-            except NameError as error:
-                if error.name is None or error.name in absent:
-                    raise
-                absent[error.name] = type(error.name, (_Absent,), {})
-    except Exception as error:
-        raise ValueError(f"its annotations can't be read ({error})") from None
 
 
 def _wish(
@@ -76,8 +54,8 @@ def _wish(
     """What fills a parameter; None if it keeps its default."""
     if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
         return None
-    members = [] if _says_nothing(parameter) else _members(parameter.annotation)
-    classes = _classes(members)
+    members = [] if _says_nothing(parameter) else members_of(parameter.annotation)
+    classes = classes_of(members)
     kind = _kind(parameter, classes, provided)
     if parameter.kind is parameter.POSITIONAL_ONLY or kind is None:
         if parameter.default is not parameter.empty:
@@ -95,7 +73,7 @@ def _kind(
         return _BY_NAME.get(parameter.name)
     if isinstance(parameter.annotation, str):  # as all are where annotations are imported
         raise ValueError(f"{_named(parameter)} is quoted twice: leave out the quotes")
-    if any(issubclass(each, _Absent) for each in classes):
+    if any(issubclass(each, Absent) for each in classes):
         problem = "isn't there when this runs: import it outside of `if TYPE_CHECKING`"
         raise ValueError(f"{_named(parameter)} {problem}")
     if classes and all(issubclass(each, Event | LocalEvent) for each in classes):
@@ -125,22 +103,6 @@ def _check(wish: Wish, told: Sequence[type], may_be_none: bool) -> None:
     if wish.kind == "user" and not may_be_none and not has_row:
         problem = "not every event has one here, so write UserRow | None"
         raise ValueError(f"the parameter {wish.name!r} may be None: {problem}")
-
-
-def _members(annotation: Any) -> list[Any]:
-    """What an annotation means, of a union each."""
-    origin = typing.get_origin(annotation)
-    if origin is typing.Annotated:
-        return _members(annotation.__origin__)
-    if origin in (typing.Union, types.UnionType):
-        return [one for each in typing.get_args(annotation) for one in _members(each)]
-    return [origin or annotation]
-
-
-def _classes(members: Sequence[Any]) -> tuple[type, ...]:
-    """The classes, without None; none if anything is odd."""
-    classes = tuple(each for each in members if each is not types.NoneType)
-    return classes if all(isinstance(each, type) for each in classes) else ()
 
 
 def _cannot(parameter: inspect.Parameter, provided: Sequence[type]) -> str:
