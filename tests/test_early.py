@@ -117,6 +117,9 @@ def test_claims_that_no_user_can_have_are_refused(kind: str, tmp_path: Path) -> 
         for claims in ODD:
             with pytest.raises(ClaimsUnusable):
                 await logto.ensure_user(claims)
+        for sub in SUBS:
+            with pytest.raises(ClaimsUnusable):
+                await logto.wait_for_user(sub, 0)
         row = await logto.ensure_user({"sub": "ana", "name": "A\0na"})
         assert row.logto_user_id == "ana"
 

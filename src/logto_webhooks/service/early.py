@@ -57,9 +57,9 @@ async def known(host: Host, key: Key) -> UserRow | None:
 
 
 async def wait_for(host: Host, user_id: str, timeout_s: float) -> UserRow:
-    """Look, and wait until a user is known here. Raises TimeoutError, UserDeleted,
-    StoreUnavailable."""
-    key = Key("user", user_id)
+    """Look, and wait until a user is known here. Raises ClaimsUnusable for what is no id,
+    TimeoutError, UserDeleted, StoreUnavailable."""
+    key = claims.change_of({"sub": user_id}).key
     row = await known(host, key)
     async with asyncio.timeout(max(timeout_s, 0)):
         while row is None:  # whoever applies it may be another process

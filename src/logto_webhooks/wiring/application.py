@@ -204,8 +204,8 @@ class LogtoWebhooks(Operations):
         return row
 
     async def wait_for_user(self, logto_id: str, timeout_s: float = 5.0) -> UserRow:
-        """Wait until a user's webhook was applied. Raises TimeoutError, UserDeleted,
-        StoreUnavailable."""
+        """Wait until a user's webhook was applied; without time, look once. Raises ClaimsUnusable
+        for what is no id, TimeoutError, UserDeleted, StoreUnavailable."""
         return await early.wait_for(self.database.host, logto_id, timeout_s)
 
     def call(self, work: Coroutine[Any, Any, T]) -> T:
