@@ -178,7 +178,7 @@ def test_a_handler_ensures_a_user(
         expected = {"beside": "done", "within": "done", "waits": "dead"}
         assert states == {name: expected[name] for name in states}
         if "waits" in jobs:
-            assert "session=session" in (jobs["waits"].error or "")
+            assert "WriterHeld" in (jobs["waits"].error or "")
             assert await logto.wait_for_user("eve", 0)
         assert await logto.wait_for_user("bo", 0)
 

@@ -48,7 +48,7 @@ def test_python_blocks_run(page: Path) -> None:
     """Each page's, one after the other."""
     blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
     assert blocks or page != ROOT / "README.md"
-    namespace: dict[str, object] = {}
+    namespace: dict[str, object] = {"__name__": page.stem}
     for block in blocks:
         exec(compile(block, page.name, "exec", dont_inherit=True), namespace)
 

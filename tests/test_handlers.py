@@ -366,3 +366,23 @@ def test_a_handler_may_end_while_leases_are_renewed() -> None:
         assert not [each for each in reports if isinstance(each, Stalled)]
 
     live(logto, body)
+
+
+def test_started_again_it_is_the_same_database(tmp_path: Path) -> None:
+    """Although SQLite's files beside it are others than before."""
+    reports: list[object] = []
+    logto = LogtoWebhooks(
+        signing_key=SIGNING_KEY,
+        engine=sa.create_engine(f"sqlite:///{tmp_path / 'app.db'}"),
+        observe=reports.append,
+    )
+
+    async def run() -> None:
+        for number in range(2):
+            async with logto.lifespan():
+                await logto.ensure_user({"sub": f"user{number}"})
+            for taken in range(4):  # what the files were stored in
+                (tmp_path / f"{number}-{taken}").touch()
+
+    asyncio.run(run())
+    assert not [each for each in reports if isinstance(each, Stalled)]

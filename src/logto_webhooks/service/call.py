@@ -9,8 +9,7 @@ import inspect
 import logging
 import threading
 from collections.abc import AsyncIterator, Callable
-from contextvars import ContextVar
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
@@ -23,8 +22,6 @@ from logto_webhooks.errors import HandlerNotAwaited, TimeLimitExceeded
 from logto_webhooks.service.handlers import Handler
 
 logger = logging.getLogger("logto_webhooks.handlers")
-# Whether this is called by a handler that holds a thread and a transaction meanwhile.
-HOLDING: Final[ContextVar[bool]] = ContextVar("HOLDING", default=False)
 
 
 def event_of(job: Job) -> Event | LocalEvent:
@@ -82,13 +79,9 @@ def called(handler: Handler, arguments: dict[str, Any]) -> Any:
 
     Raises HandlerNotAwaited, and what it raises.
     """
+    result = handler.function(**arguments)
     if handler.is_async:
-        return handler.function(**arguments)
-    mark = HOLDING.set(handler.transaction is not None)
-    try:
-        result = handler.function(**arguments)
-    finally:
-        HOLDING.reset(mark)
+        return result
     if inspect.isawaitable(result) or inspect.isgenerator(result) or inspect.isasyncgen(result):
         if not inspect.isasyncgen(result):  # closing that would have to be awaited, too
             getattr(result, "close", bool)()

@@ -25,20 +25,20 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from logto_webhooks.adapters import web
+from logto_webhooks.adapters.hosts.thread import ThreadHost
 from logto_webhooks.adapters.observers import logs
+from logto_webhooks.adapters.observers.several import several
 from logto_webhooks.core.events.local import UserRow
 from logto_webhooks.core.jobs import Tests
 from logto_webhooks.core.lifecycle import MAX_ATTEMPTS
 from logto_webhooks.core.ports import Logto, Observer
-from logto_webhooks.errors import CalledOnTheLoop, NotStarted, SessionNeeded, SettingInvalid
+from logto_webhooks.errors import CalledOnTheLoop, NotStarted, SettingInvalid
 from logto_webhooks.service import early
-from logto_webhooks.service.call import HOLDING
 from logto_webhooks.service.handlers import Function
 from logto_webhooks.service.options import TIME_LIMIT_S, Options
 from logto_webhooks.service.patterns import What, patterns_of
 from logto_webhooks.service.receive import Answer
 from logto_webhooks.settings import MountedSettings, from_env
-from logto_webhooks.wiring.databases import SqliteFile
 from logto_webhooks.wiring.given import Engine
 from logto_webhooks.wiring.operations import Operations
 from logto_webhooks.wiring.service import Service
@@ -76,7 +76,7 @@ class LogtoWebhooks(Operations):
         """
         given = {"signing_key": signing_key or None, "database_url": database_url, "path": path}
         super().__init__(partial(from_env, environment or {}, **given, **settings), engine)
-        self._observe = observe
+        self._observe = several(observe)
         self._service: Service | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._alone = threading.Lock()
@@ -191,13 +191,11 @@ class LogtoWebhooks(Operations):
 
         With a `session` (AsyncSession, Session) in its transaction; else in one of its own, of
         what Logto answers about the user, if the Management API is configured. Raises
-        ClaimsUnusable, UserDeleted, SessionNeeded, StoreUnavailable.
+        ClaimsUnusable, UserDeleted, WriterHeld, StoreUnavailable.
         """
         host = self.database.host
         if session is not None:
             return await host.within(session, lambda store: early.ensure(store, claims))
-        if HOLDING.get() and isinstance(self.database, SqliteFile):
-            raise SessionNeeded()
         more = await early.asked(self._api, host, claims) if self._api else None
         row = await host.run(lambda store: early.ensure(store, claims, more))
         self._woken()
@@ -217,17 +215,20 @@ class LogtoWebhooks(Operations):
             raise CalledOnTheLoop()
         if self._loop is not None:
             return asyncio.run_coroutine_threadsafe(work, self._loop).result()
-        with self._alone:
+        with contextlib.closing(work):
             return asyncio.run(self._in_a_loop_of_its_own(work))
 
     async def _in_a_loop_of_its_own(self, work: Coroutine[Any, Any, T]) -> T:
         """The next call has another loop, in which no connection of this one can be used."""
-        try:
+        if isinstance(self.database.host, ThreadHost):  # whose connections are of no loop
             return await work
-        finally:
-            await self.close()
-            if self._engine is not None and not isinstance(self._engine, sa.Engine):
-                await self._engine.dispose()
+        with self._alone:
+            try:
+                return await work
+            finally:
+                await self.close()
+                if self._engine is not None and not isinstance(self._engine, sa.Engine):
+                    await self._engine.dispose()
 
     def _woken(self) -> None:
         if self._service is not None:

@@ -62,10 +62,12 @@ class SqliteFile:
             reads=sqlite.READS,
             committed=self._guard.check,
             failed=self._guard.reset,
+            stop=sqlite.stop,
         )
 
     async def open(self) -> None:
         """Make the file unless it exists, and migrate it. Raises SettingInvalid."""
+        self._guard.reset()  # with the last connection of before, the files beside it went, too
         await self.migrate()
 
     async def migrate(self) -> None:
