@@ -9,8 +9,10 @@ from logto_webhooks.errors.database import (
     StoreUnavailable,
 )
 from logto_webhooks.errors.handlers import (
+    CalledOnTheLoop,
     ClaimsUnusable,
     Discard,
+    HandlerNotAwaited,
     HandlerRefused,
     HandlerUnknown,
     JobLost,
@@ -62,6 +64,7 @@ __all__ = [
     "BodyIncomplete",
     "BodyTooLarge",
     "BodyTooSlow",
+    "CalledOnTheLoop",
     "ClaimLost",
     "ClaimsUnusable",
     "DeliveryUnknown",
@@ -70,6 +73,7 @@ __all__ = [
     "EndpointGone",
     "EndpointUnknown",
     "FileInTheWay",
+    "HandlerNotAwaited",
     "HandlerRefused",
     "HandlerUnknown",
     "JobLost",

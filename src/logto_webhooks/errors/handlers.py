@@ -32,6 +32,18 @@ class HandlerRefused(LogtoWebhooksError):
     problem: str
 
 
+class HandlerNotAwaited(LogtoWebhooksError):
+    """The handler {name} returned what nobody runs, of type {returned}. Make it an `async def` that
+    awaits it, or let it do its work before it returns."""
+
+    name: str
+    returned: str
+
+
+class CalledOnTheLoop(LogtoWebhooksError):
+    """`logto.call` would stop the event loop that runs on this thread. Write `await` instead."""
+
+
 class HandlerUnknown(LogtoWebhooksError):
     """No handler is called {name!r}; there are: {known}."""
 

@@ -118,7 +118,7 @@ class Attempts:
         name = next(each.name for each in handler.wishes if each.kind == "transaction")
 
         def with_transaction(given: Any) -> Any:
-            return handler.function(**arguments | {name: given})
+            return call.called(handler, arguments | {name: given})
 
         def finish(store: Store) -> None:
             if store.jobs.finish(held.token, [_outcome(job, JobMove.FINISH)]):

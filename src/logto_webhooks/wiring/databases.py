@@ -67,6 +67,7 @@ class SqliteFile:
 
     async def open(self) -> None:
         """Make the file unless it exists, and migrate it. Raises SettingInvalid."""
+        self._guard.reset()  # with the last connection of before, the files beside it went, too
         await self.migrate()
 
     async def migrate(self) -> None:

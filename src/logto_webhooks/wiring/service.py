@@ -50,7 +50,8 @@ class Service:
         self._settings = settings
         self._database = database
         self._observe = observe
-        self._workers = Workers(settings, database, observe, handlers or Handlers())
+        self._handlers = Handlers() if handlers is None else handlers
+        self._workers = Workers(settings, database, observe, self._handlers)
         self.api = api_of(settings) if settings.endpoint else None
         commit = GroupCommit(database.host, observe, stored=self._workers.wake)
         ring = Keyring(settings.signing_keys)
@@ -76,6 +77,7 @@ class Service:
     async def running(self) -> AsyncIterator[None]:
         """Apply, run handlers, ask Logto, as long as the block lasts."""
         async with contextlib.AsyncExitStack() as stack:
+            stack.enter_context(self._handlers.in_use())
             stack.push_async_callback(self._database.host.close)
             await stack.enter_async_context(self._setting_aside())
             if self._settings.worker:
