@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Collection, Iterator
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from logto_webhooks import testing
+from logto_webhooks.adapters.sender import send
 from logto_webhooks.cli import app as cli
 from logto_webhooks.core.events.catalog import BY_NAME
 from logto_webhooks.samples.faults import FAULTS, PIECES, Fault, Step, plan
@@ -120,12 +122,39 @@ class TestFaults:
         for each in steps:
             assert app.deliver(each).status == each.expected
 
+    def test_a_slow_body_comes_in_pieces(self) -> None:
+        """Of an announced length, as Logto's always is."""
+        [step] = plan([make.user_created(id="ana")], ["slow-sending"], 1)
+        head, pieces = asyncio.run(read_while_sending(step))
+        assert f"content-length: {len(step.body)}\r\n" in head
+        assert "transfer-encoding" not in head
+        assert b"".join(pieces) == step.body
+        assert len(pieces) > 1
+
     @pytest.mark.parametrize("name", SCENARIOS)
     def test_without_loss_all_ends_the_same(self, name: str) -> None:
         """Whatever the seed: the rows, and what is in doubt."""
         expected = end_of(deliveries(name))
         for seed in SEEDS:
             assert end_of(plan(deliveries(name), HARMLESS, seed)) == expected
+
+
+async def read_while_sending(step: Step) -> tuple[str, list[bytes]]:
+    """What a server reads: the head, and each piece of the body."""
+    head, pieces = b"", list[bytes]()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal head
+        head = await reader.readuntil(b"\r\n\r\n")
+        while sum(map(len, pieces)) < len(step.body):
+            pieces.append(await reader.read(2**16))
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        await send(f"http://127.0.0.1:{port}", [step], lambda step, answer: None)
+    return head.decode().lower(), pieces
 
 
 def end_of(sent: Collection[Signed]) -> list[Any]:
