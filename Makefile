@@ -75,8 +75,9 @@ docs: .venv/made
 pages: .venv/made ## Write what is made of docs/commands: options, and what the examples print
 	$(BIN)/python -m tests.pages
 
-lock: ## Pin what development needs, with hashes
+lock: ## Pin what development needs, and what the image installs, with hashes
 	$(PYTHON) -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --group dev --extra serve --extra cli --extra postgres --custom-compile-command 'make lock' -o requirements-dev.txt pyproject.toml
+	$(PYTHON) -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --extra all --constraint requirements-dev.txt --custom-compile-command 'make lock' -o requirements.txt pyproject.toml
 
 clean: ## Remove what the other targets made
 	rm -rf .venv dist build

@@ -24,6 +24,7 @@ from logto_webhooks.cli import (
     serve,
     setup,
     tail,
+    trigger,
     worker,
 )
 from logto_webhooks.errors import LogtoWebhooksError
@@ -64,7 +65,7 @@ for command in (
     recover.recover,
     reconcile.reconcile,
     reconcile.backfill,
-    send.trigger,
+    trigger.trigger,
     send.sign,
     listen.listen,
 ):
