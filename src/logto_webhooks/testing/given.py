@@ -34,7 +34,7 @@ def seconds(given: float) -> float:
     """For how long to let time pass."""
     is_number = isinstance(given, int | float) and not isinstance(given, bool)
     if not is_number or not 0 <= given <= _LONGEST_S:
-        problem = f"give seconds, a number from 0 on, not {given!r}"
+        problem = f"give seconds, a number from 0 to {_LONGEST_S:g}, not {given!r}"
         raise SettingInvalid(name="tick", problem=problem)
     return given
 
