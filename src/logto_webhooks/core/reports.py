@@ -58,8 +58,10 @@ class NotStored(Struct, frozen=True):
 
 
 class Synced(Struct, frozen=True):
-    """A delivery was applied; `took_ms` since it was received. One that is
-    `older_than_installation` runs no handlers."""
+    """A delivery was applied; `took_ms` since it was received.
+
+    One that is `older_than_installation` runs no handlers.
+    """
 
     id: int
     event: str
