@@ -53,7 +53,8 @@ class TestInMemory:
     def test_everybody_is_told(self, logto_app):
         assert logto_app.deliver(testing.make.post_sign_in()).ran == ["tell"]
 """
-PYTEST = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error")
+PYTEST = (sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider")
+PLUGINS = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_PLUGINS": "anyio.pytest_plugin"}
 
 
 @pytest.fixture
@@ -77,7 +78,7 @@ def test_the_page_about_testing_runs_as_printed(tmp_path: Path, url: str) -> Non
     done = subprocess.run(
         PYTEST,
         cwd=tmp_path,
-        env=os.environ | {"TEST_DATABASE_URL": url},
+        env=os.environ | PLUGINS | {"TEST_DATABASE_URL": url},
         capture_output=True,
         text=True,
         timeout=120,

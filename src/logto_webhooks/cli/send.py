@@ -47,7 +47,7 @@ def trigger(
     """Sign and send a realistic payload of any event, as Logto would.
 
     What isn't given has sample values, the same ones for an id: it doesn't know what was sent
-    before.
+    before. PostSignIn, for one, has the whole user: give again what shall stay as it is.
     """
     settings = options.settings(env_file, signing_key=signing_key)
     key, fields = settings.signing_keys[0], _fields(data or [])
