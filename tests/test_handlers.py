@@ -250,8 +250,10 @@ def test_a_handler_that_takes_too_long_is_stopped(tmp_path: Path) -> None:
     live(logto, body)
 
 
-def test_what_is_older_than_the_installation_runs_nothing(tmp_path: Path) -> None:
-    """Installing must not mail last week's sign-ups, nor run its tests."""
+def test_what_is_older_than_the_installation_runs_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Installing must not mail last week's sign-ups, nor run its tests; the log says so."""
     logto = on_sqlite(tmp_path)
     told: list[str] = []
 
@@ -265,13 +267,16 @@ def test_what_is_older_than_the_installation_runs_nothing(tmp_path: Path) -> Non
 
     async def body(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
         await send(client, make.user_created(id="ana", at=soon() - 86_400_000))
-        payload = make.console_test()
-        await send(client, payload)
+        await send(client, make.console_test(at=soon() - 86_400_000))
         await eventually(logto.status, lambda status: not status.deliveries["pending"])
         assert await jobs(logto) == []
         assert told == []
 
-    live(logto, body)
+    with caplog.at_level("INFO", logger="logto_webhooks"):
+        live(logto, body)
+    applied = [vars(each).get("logto", {}) for each in caplog.records]
+    applied = [each for each in applied if "outcome" in each]
+    assert [each["older_than_installation"] for each in applied] == [True, True]
 
 
 def test_a_test_is_for_who_wants_it(tmp_path: Path) -> None:

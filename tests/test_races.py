@@ -34,7 +34,8 @@ async def apply(host: Host, token: str) -> None:
 
     def apply_them(store: Store) -> list[Outcome]:
         planned = [sync.planned(each, lag_ms=100) for each in claimed]
-        return sync.apply(store, token, [each for each in planned if isinstance(each, Planned)])
+        usable = [each for each in planned if isinstance(each, Planned)]
+        return sync.apply(store, token, usable)[0]
 
     claimed = await host.run(claim)
     assert len(claimed) == 1

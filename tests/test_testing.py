@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -266,18 +265,3 @@ class TestOnAConnection:
 """
     )
     pytester.runpytest_subprocess("-p", "no:cacheprovider").assert_outcomes(passed=3)
-
-
-def test_the_page_about_testing_is_a_test(pytester: pytest.Pytester) -> None:
-    """Its conftest and its tests run as they stand, with the application's own table beside."""
-    page = Path(__file__).parent.parent / "docs" / "testing.md"
-    conftest, tests = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
-    own = """
-@pytest.fixture(scope="session", autouse=True)
-def greeted(migrated):
-    with engine.begin() as connection:
-        connection.execute(sa.text("CREATE TABLE greeted (id text)"))
-"""
-    pytester.makeconftest(conftest + own)
-    pytester.makepyfile("from conftest import *\n" + tests)
-    pytester.runpytest_subprocess("-p", "no:cacheprovider").assert_outcomes(passed=2)

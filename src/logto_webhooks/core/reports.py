@@ -60,7 +60,10 @@ class NotStored(Struct, frozen=True):
 
 
 class Synced(Struct, frozen=True):
-    """A delivery was applied; `took_ms` since it was received."""
+    """A delivery was applied; `took_ms` since it was received.
+
+    One that is `older_than_installation` runs no handlers.
+    """
 
     id: int
     event: str
@@ -68,6 +71,7 @@ class Synced(Struct, frozen=True):
     outcome: str
     took_ms: int
     odd_fields: tuple[str, ...] = ()
+    older_than_installation: bool = False
 
 
 class Failed(Struct, frozen=True):

@@ -96,10 +96,6 @@ def user(scene: Scene) -> Json:
     }
 
 
-def _newborn(scene: Scene) -> Json:
-    return user(scene) | {"createdAt": scene.at}
-
-
 def organization(scene: Scene) -> Json:
     """A whole organization."""
     return {
@@ -114,6 +110,10 @@ def organization(scene: Scene) -> Json:
         "customCss": None,
         "createdAt": scene.born_at,
     }
+
+
+def _new(record: Callable[[Scene], Json]) -> Callable[[Scene], Json]:
+    return lambda scene: record(scene) | {"createdAt": scene.at}
 
 
 def _head(scene: Scene, event: str) -> Json:
@@ -143,9 +143,9 @@ def _managed(method: str, route: str, param: str, data: Callable[[Scene], Any] |
     return shape
 
 
-def _interaction(kind: str) -> _Shape:
+def _interaction(kind: str, who: Callable[[Scene], Json] = user) -> _Shape:
     def shape(scene: Scene) -> Json:
-        signed_in = user(scene) | {"lastSignInAt": scene.at}
+        signed_in = who(scene) | {"lastSignInAt": scene.at}
         made = {"userId": scene.id, "userIp": "203.0.113.9", "user": signed_in}
         return _session(scene, kind) | made
 
@@ -211,11 +211,11 @@ def _scopes(scene: Scene) -> list[Json]:
 
 
 _SHAPES: Final[dict[str, _Shape]] = {
-    "PostRegister": _interaction("Register"),
+    "PostRegister": _interaction("Register", _new(user)),
     "PostSignIn": _interaction("SignIn"),
     "PostSignInAdaptiveMfaTriggered": _interaction("SignIn"),
     "PostResetPassword": _interaction("ForgotPassword"),
-    "User.Created": _managed("POST", "/users", "userId", _newborn),
+    "User.Created": _managed("POST", "/users", "userId", _new(user)),
     "User.Deleted": _managed("DELETE", "/users/:userId", "userId", user),
     "User.Data.Updated": _managed("PATCH", "/users/:userId", "userId", user),
     "User.SuspensionStatus.Updated": _managed(
@@ -231,7 +231,7 @@ _SHAPES: Final[dict[str, _Shape]] = {
     "Scope.Created": _scope_call("POST"),
     "Scope.Deleted": _scope_call("DELETE"),
     "Scope.Data.Updated": _scope_call("PATCH"),
-    "Organization.Created": _managed("POST", "/organizations", "id", organization),
+    "Organization.Created": _managed("POST", "/organizations", "id", _new(organization)),
     "Organization.Deleted": _managed("DELETE", "/organizations/:id", "id", None),
     "Organization.Data.Updated": _managed("PATCH", "/organizations/:id", "id", organization),
     "Organization.Membership.Updated": _membership,

@@ -52,6 +52,17 @@ def sign_up(
     return [*joined, {"event": "User.Created"} | session | {"data": created["data"]}, registered]
 
 
+def first_sign_in(
+    fields: Mapping[str, Any] | None = None,
+    *,
+    at: int,
+    rng: random.Random,
+    id: str | None = None,
+) -> Json:
+    """A person whom single sign-on makes in Logto signs in: their user is as new as that."""
+    return payload("PostSignIn", {"user.createdAt": at} | dict(fields or {}), at=at, rng=rng, id=id)
+
+
 class _Story(Struct, frozen=True):
     """Of one person; it begins at `at`."""
 

@@ -46,11 +46,14 @@ class Written(Struct, frozen=True):
     left: list[Key]
 
 
-def of_deliveries(store: Store, batch: Sequence[Planned], written: Written) -> None:
-    """Make the jobs of applied deliveries, and of what they changed here."""
+def of_deliveries(store: Store, batch: Sequence[Planned], written: Written) -> int:
+    """Make the jobs of applied deliveries, and of what they changed here.
+
+    Return since when there are any (ms): 0 if no handler is known, so that none could be told.
+    """
     handlers = store.jobs.handlers()
     if not handlers:
-        return
+        return 0
     since = installed_at(store)
     jobs = [
         job for each in batch for job in making.jobs_of(each.event, each.claimed, handlers, since)
@@ -63,6 +66,7 @@ def of_deliveries(store: Store, batch: Sequence[Planned], written: Written) -> N
         told = replace(event, source=cast(Source, claimed.origin))
         jobs += making.local_jobs(told, uuid.uuid4().hex, handlers, claimed.id)
     store.jobs.add(jobs)
+    return since
 
 
 def of_answers(store: Store, written: Written, source: Source) -> None:

@@ -56,15 +56,16 @@ def planned(claimed: Claimed, lag_ms: int) -> Work:
         return Unusable(claimed, error.with_traceback(None))
 
 
-def apply(store: Store, token: str, batch: Sequence[Planned]) -> list[Outcome]:
-    """Apply planned deliveries and finish them. Raises ClaimLost."""
+def apply(store: Store, token: str, batch: Sequence[Planned]) -> tuple[list[Outcome], int]:
+    """Apply planned deliveries and finish them; return what became of each, and since when handlers
+    are told (ms). Raises ClaimLost."""
     before = lock(store, [change for each in batch for change in each.changes])
     records = _unlisted(before)
     outcomes = [_merge_one(records, each) for each in batch]
     written = _write(store, before, records)
-    making.of_deliveries(store, batch, written)
+    since = making.of_deliveries(store, batch, written)
     store.finish(token, outcomes)
-    return outcomes
+    return outcomes, since
 
 
 def learn(

@@ -178,7 +178,7 @@ class Worker:
 
     def _sync(self, store: Store, batch: Sequence[Planned]) -> list[Report]:
         started = time.perf_counter()
-        outcomes = sync.apply(store, self._token, batch)
+        outcomes, since = sync.apply(store, self._token, batch)
         self._pace.took(sum(each.weight for each in batch), time.perf_counter() - started)
         now = self._clock.now()
         return [
@@ -189,6 +189,7 @@ class Worker:
                 outcome.result or "",
                 now - each.claimed.received_at,
                 each.event.odd_fields,
+                each.claimed.occurred_at < since,
             )
             for each, outcome in zip(batch, outcomes, strict=True)
         ]

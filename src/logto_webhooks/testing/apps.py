@@ -53,7 +53,8 @@ class App:
     def deliver(self, *deliveries: Signed | Sequence[Signed]) -> Delivered:
         """Receive deliveries, apply what is due, run the handlers; tell what became of the last.
 
-        Raises what a handler raised that wasn't made to fail, unless `raise_errors` is off.
+        Raises what a handler raised that wasn't made to fail, unless `raise_errors` is off;
+        SettingInvalid for what `testing.make` didn't make; SchemaMismatch.
         """
         return _run(self._app.deliver(*deliveries))
 
@@ -72,7 +73,10 @@ class App:
         *,
         times: int = 1,
     ) -> None:
-        """Let the next calls of a handler raise instead. Raises HandlerUnknown."""
+        """Let the next calls of a handler, or of that name, raise instead.
+
+        Raises HandlerUnknown, SettingInvalid.
+        """
         self._app.fail(handler, error, times=times)
 
     def status(self) -> Status:
@@ -102,6 +106,7 @@ def app(
     connection: sa.Connection | None = None,
     *,
     keys: Sequence[str] = ...,
+    clock: FrozenClock | None = ...,
     raise_errors: bool = ...,
 ) -> App: ...
 
@@ -112,6 +117,7 @@ def app(
     connection: AsyncConnection,
     *,
     keys: Sequence[str] = ...,
+    clock: FrozenClock | None = ...,
     raise_errors: bool = ...,
 ) -> AsyncApp: ...
 
@@ -121,6 +127,7 @@ def app(
     connection: sa.Connection | AsyncConnection | None = None,
     *,
     keys: Sequence[str] = (SIGNING_KEY,),
+    clock: FrozenClock | None = None,
     raise_errors: bool = True,
 ) -> App | AsyncApp:
     """Make an application under test with the handlers of `logto`.
@@ -129,7 +136,7 @@ def app(
     with our schema. Without one all is in memory, where no handler can ask for a transaction.
     Raises HandlerRefused, SettingInvalid.
     """
-    clock = FrozenClock()
+    clock = clock or FrozenClock()
     stage = in_memory(clock) if connection is None else on_connection(connection, logto.schema)
     made = AsyncApp(stage, clock, keys, logto.handlers, raise_errors)
     is_awaited = hasattr(connection, "run_sync")

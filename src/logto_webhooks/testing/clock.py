@@ -1,13 +1,37 @@
-"""A clock that stands still until it is told to go on."""
+"""Time in tests: moments to date deliveries by, and a clock that stands still."""
 
 from __future__ import annotations
 
+import time
+from typing import Final
+
+# So an application that is started only after its deliveries were made is older than they are.
+_AHEAD_MS: Final = 5_000
+_APART_MS: Final = 200  # closer, a change of a part would be in doubt
+
+
+class Moments:
+    """Moments from now on, in milliseconds since the epoch, so far apart that order shows."""
+
+    def __init__(self) -> None:
+        self._last = 0
+
+    def next(self) -> int:
+        """Return one after all others."""
+        now = time.time_ns() // 1_000_000 + _AHEAD_MS
+        self._last = max(now, self._last + _APART_MS)
+        return self._last
+
+
+MOMENTS: Final = Moments()
+
 
 class FrozenClock:
-    """A Clock; `now` is in milliseconds since the epoch."""
+    """A Clock; `now` is in milliseconds since the epoch: if left out, when `make` would date a
+    delivery made now."""
 
-    def __init__(self, now: int = 1_795_485_335_924) -> None:
-        self._now = now
+    def __init__(self, now: int | None = None) -> None:
+        self._now = MOMENTS.next() if now is None else now
 
     def now(self) -> int:
         """Return the time at which it stands."""

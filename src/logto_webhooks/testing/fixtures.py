@@ -1,6 +1,8 @@
 """pytest fixtures: in `conftest.py`, import them beside a fixture `logto` of your own.
 
 from logto_webhooks.testing.fixtures import logto_app, logto_connection
+
+Without the second, have a fixture `logto_connection` of your own.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def logto_connection() -> sa.Connection | AsyncConnection | None:
-    """Have one of your own, of this name, that gives an open connection and rolls it back."""
+    """None: all is in memory. Have one of your own that gives an open connection, and rolls it
+    back."""
     return None
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import uuid
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any, TypeVar
+
+from msgspec.structs import replace
 
 from logto_webhooks.core.delivery import Delivery
 from logto_webhooks.core.jobs import JobFilter, JobRow
@@ -14,12 +16,13 @@ from logto_webhooks.core.log import INSTALLED
 from logto_webhooks.core.ports import Accepted, Found, Progress, Status, Store, Waiting
 from logto_webhooks.core.reports import Report
 from logto_webhooks.core.signature import HEADER, VerifiedBody
-from logto_webhooks.errors import Discard, HandlerUnknown, RetryLater
+from logto_webhooks.errors import Discard, HandlerRefused, HandlerUnknown, RetryLater
 from logto_webhooks.samples.signed import Signed
 from logto_webhooks.service.attempt import Attempts, Held
 from logto_webhooks.service.handlers import Handler, Handlers
 from logto_webhooks.service.receive import Receiver
 from logto_webhooks.service.work import Worker
+from logto_webhooks.testing import given
 from logto_webhooks.testing.clock import FrozenClock
 from logto_webhooks.testing.outcomes import Delivered, Run, outcome_of, run_of
 from logto_webhooks.testing.stage import Stage
@@ -44,8 +47,7 @@ class AsyncApp:
         self.reports: list[Report] = []
         self._stage = stage
         self._host = stage.host
-        self._functions = {each.name: each.function for each in handlers}
-        self._handlers = handlers.copy(stage.host.provides, self._around)
+        self._handlers = _fitted(handlers, stage)
         self._raise_errors = raise_errors
         self._failures: dict[str, list[BaseException]] = {}
         self._made: list[BaseException] = []  # errors, by `fail`
@@ -56,10 +58,12 @@ class AsyncApp:
     async def deliver(self, *deliveries: Signed | Sequence[Signed]) -> Delivered:
         """Receive deliveries, apply what is due, run the handlers; tell what became of the last.
 
-        Raises what a handler raised that wasn't made to fail, unless `raise_errors` is off.
+        Raises what a handler raised that wasn't made to fail, unless `raise_errors` is off;
+        SettingInvalid for what `testing.make` didn't make; SchemaMismatch.
         """
+        made = given.deliveries(deliveries)
         await self._stage.check()
-        answers = [await self._receive(each) for each in _flat(deliveries)]
+        answers = [await self._receive(each) for each in made]
         runs = await self.work()
         last = answers[-1]
         if last.id is None:
@@ -84,8 +88,9 @@ class AsyncApp:
     async def tick(self, seconds: float | None = None) -> list[Run]:
         """Let time pass, by default until the next retry is due, and work. Raises as above."""
         if seconds is None:
-            seconds = max(await self._stage.until_due() or 0, 0) / 1000
-        self.clock.tick(seconds)
+            names = [each.name for each in self._handlers]
+            seconds = max(await self._stage.until_due(names) or 0, 0) / 1000
+        self.clock.tick(given.seconds(seconds))
         await self._stage.elapse(round(seconds * 1000))
         return await self.work()
 
@@ -96,10 +101,13 @@ class AsyncApp:
         *,
         times: int = 1,
     ) -> None:
-        """Let the next calls of a handler raise instead. Raises HandlerUnknown."""
-        error = error or RuntimeError("made to fail")
+        """Let the next calls of a handler, or of that name, raise instead.
+
+        Raises HandlerUnknown, SettingInvalid.
+        """
+        error = given.error(error)
         self._made.append(error)
-        self._failures.setdefault(self._name(handler), []).extend([error] * times)
+        self._failures.setdefault(self._name(handler), []).extend([error] * given.times(times))
 
     async def status(self) -> Status:
         """Count deliveries and records."""
@@ -132,7 +140,7 @@ class AsyncApp:
         return sorted(held, key=lambda each: each.job.id)
 
     async def _run(self, held: Held) -> Run | None:
-        attempted = await self._attempts.make(held)
+        attempted = await self._attempts.make(self._failing(held))
         outcome = attempted.outcome
         if outcome:
             await self._host.run(lambda store: store.jobs.finish(held.token, [outcome]))
@@ -148,20 +156,22 @@ class AsyncApp:
             if self._raise_errors:
                 raise error
 
-    def _around(self, handler: Handler) -> Callable[..., Any]:
-        @functools.wraps(handler.function)
-        def call(*args: Any, **kwargs: Any) -> Any:
-            if failures := self._failures.get(handler.name):
-                raise failures.pop(0)
-            return handler.function(*args, **kwargs)
+    def _failing(self, held: Held) -> Held:
+        """The same, unless its handler was made to fail."""
+        failures = self._failures.get(held.handler.name)
+        if not failures:
+            return held
 
-        return call
+        def fail(**arguments: Any) -> None:
+            raise failures.pop(0)
+
+        return replace(held, handler=replace(held.handler, function=fail))
 
     def _name(self, handler: Callable[..., Any] | str) -> str:
-        for name, function in self._functions.items():
-            if handler in (name, function):
-                return name
-        raise HandlerUnknown(name=handler, known=", ".join(self._functions))
+        for each in self._handlers:
+            if handler in (each.name, each.function):
+                return each.name
+        raise HandlerUnknown(name=handler, known=", ".join(each.name for each in self._handlers))
 
     async def _receive(self, delivery: Signed) -> Delivered:
         signatures = [value.encode() for name, value in delivery.headers if name == HEADER]
@@ -174,6 +184,14 @@ class AsyncApp:
     async def _store(self, delivery: Delivery) -> Accepted:
         [accepted] = await self._host.run(lambda store: store.add([delivery]))
         return accepted
+
+
+def _fitted(handlers: Handlers, stage: Stage) -> Handlers:
+    try:
+        return handlers.copy(stage.host.provides, attrgetter("function"))
+    except HandlerRefused as error:
+        problem = f"{error.problem}. {stage.more}".rstrip()
+        raise HandlerRefused(name=error.name, problem=problem) from None
 
 
 async def _call(handler: Handler, arguments: dict[str, Any]) -> None:
@@ -190,7 +208,3 @@ async def _here(
 
 def _no_jitter() -> float:
     return 0.0
-
-
-def _flat(deliveries: Sequence[Signed | Sequence[Signed]]) -> list[Signed]:
-    return [one for each in deliveries for one in ([each] if isinstance(each, Signed) else each)]

@@ -1,13 +1,16 @@
 """Makes and signs deliveries of any event: `make.user_created(email="ana@example.com")`.
 
 Each takes `id` (of the user, organization, role or scope), `at` (when Logto sent it, in
-milliseconds since the epoch; the next free millisecond if left out), `key` (the signing key)
-and any field: one of the payload's top goes there, any other into the record.
+milliseconds since the epoch), `key` (the signing key) and any field: one of the payload's top goes
+there, any other into the record.
+
+Without `at` it is sent now, to be newer than the application that takes it: some seconds ahead, and
+after all that was made before. Who is created or registers is new then, too; whom anything else is
+about was there three days before, as far as `make` knows.
 """
 
 from __future__ import annotations
 
-import itertools
 import random
 from collections.abc import Sequence
 from functools import partial
@@ -18,11 +21,11 @@ from logto_webhooks.samples import scenarios
 from logto_webhooks.samples.payloads import console_test as _console_test
 from logto_webhooks.samples.payloads import payload
 from logto_webhooks.samples.signed import Signed, signed
+from logto_webhooks.testing.clock import MOMENTS
 
 SIGNING_KEY: Final = "a-key-for-tests-and-nothing-else"
 
 _random = random.Random(0)
-_moments = itertools.count(1_795_485_335_000, 1000)
 
 
 def event(
@@ -35,8 +38,7 @@ def event(
     **fields: Any,
 ) -> Signed:
     """Make a delivery of the event of this name. Raises UnknownEventName."""
-    moment = next(_moments) if at is None else at
-    return signed(payload(name, fields, at=moment, rng=_random, id=id), key)
+    return signed(payload(name, fields, at=_moment(at), rng=_random, id=id), key)
 
 
 def sign_up(
@@ -48,14 +50,29 @@ def sign_up(
     **fields: Any,
 ) -> list[Signed]:
     """Make what Logto sends when a person registers, and is provisioned into `organizations`."""
-    moment = next(_moments) if at is None else at
-    sent = scenarios.sign_up(fields, at=moment, rng=_random, id=id, organizations=organizations)
+    at = _moment(at)
+    sent = scenarios.sign_up(fields, at=at, rng=_random, id=id, organizations=organizations)
     return [signed(each, key) for each in sent]
 
 
-def console_test(name: str = "User.Created", *, key: str = SIGNING_KEY) -> Signed:
+def first_sign_in(
+    *, id: str | None = None, at: int | None = None, key: str = SIGNING_KEY, **fields: Any
+) -> Signed:
+    """Make the PostSignIn of a person who is new by it, as single sign-on makes them: no
+    User.Created tells of them."""
+    made = scenarios.first_sign_in(fields, at=_moment(at), rng=_random, id=id)
+    return signed(made, key)
+
+
+def console_test(
+    name: str = "User.Created", *, at: int | None = None, key: str = SIGNING_KEY
+) -> Signed:
     """Make what Logto's console sends by "send test payload"."""
-    return signed(_console_test(name, at=next(_moments)), key)
+    return signed(_console_test(name, at=_moment(at)), key)
+
+
+def _moment(at: int | None) -> int:
+    return MOMENTS.next() if at is None else at
 
 
 post_register = partial(event, events.PostRegister.name)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, Union
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, Protocol, TypeVar
 
 from msgspec import Struct
 
@@ -12,14 +12,12 @@ from logto_webhooks.adapters.stores.memory import MemoryStore
 from logto_webhooks.adapters.stores.memory_tables import Tables
 from logto_webhooks.core.lifecycle import State
 from logto_webhooks.core.ports import Clock, Store
-from logto_webhooks.errors import SettingInvalid
-
-if TYPE_CHECKING:
-    import sqlalchemy as sa
-    from sqlalchemy.ext.asyncio import AsyncConnection
+from logto_webhooks.testing import given
+from logto_webhooks.testing.given import Connection
 
 T = TypeVar("T")
-Connection = Union["sa.Connection", "AsyncConnection"]
+_NO_CONNECTION: Final = "Give testing.app an open connection: in memory there is no transaction"
+_NO_ASYNC_CONNECTION: Final = "Give testing.app an AsyncConnection if it asks for what is awaited"
 
 
 class StageHost(Protocol):
@@ -45,12 +43,14 @@ class StageHost(Protocol):
 
 class Stage(Struct, frozen=True):
     """A host, and the time on its clock: `elapse` lets milliseconds pass for what waits there,
-    `until_due` tells how many it is until the next is due; `check` raises SchemaMismatch."""
+    `until_due` tells how many it is until the next is due, of the jobs those of the handlers named;
+    `check` raises SchemaMismatch. `more` says where handlers get what they can't have here."""
 
     host: StageHost
     elapse: Callable[[int], Awaitable[None]]
-    until_due: Callable[[], Awaitable[int | None]]
+    until_due: Callable[[Sequence[str]], Awaitable[int | None]]
     check: Callable[[], Awaitable[None]]
+    more: str = ""
 
 
 def in_memory(clock: Clock) -> Stage:
@@ -70,21 +70,22 @@ def in_memory(clock: Clock) -> Stage:
     async def elapse(milliseconds: int) -> None:
         """The clock is all there is."""
 
-    async def until_due() -> int | None:
+    async def until_due(names: Sequence[str]) -> int | None:
         pending = [each.due_at for each in tables.inbox.values() if each.state is State.PENDING]
-        due = pending + [each.due_at for each in tables.jobs.lines.values()]
+        lines = tables.jobs.lines.items()
+        due = pending + [kept.due_at for (handler, _), kept in lines if handler in names]
         return min(due) - clock.now() if due else None
 
     async def check() -> None:
         """There is no schema."""
 
-    return Stage(MemoryHost(open_store), elapse, until_due, check)
+    return Stage(MemoryHost(open_store), elapse, until_due, check, _NO_CONNECTION)
 
 
 def on_connection(connection: Connection, schema: str | None) -> Stage:
     """A connection that is open, and will be rolled back by who opened it.
 
-    Raises SettingInvalid for what is none.
+    Raises SettingInvalid.
     """
     import sqlalchemy as sa
 
@@ -92,17 +93,16 @@ def on_connection(connection: Connection, schema: str | None) -> Stage:
     from logto_webhooks.adapters.stores import elapse, migrate
     from logto_webhooks.adapters.stores.sql import SqlStore
 
+    on = given.connection(connection, schema)
     host: InlineHost | InlineLoopHost
-    if isinstance(connection, sa.Connection):
-        host = InlineHost(connection, SqlStore, schema)
-    elif hasattr(connection, "run_sync") and hasattr(connection, "begin_nested"):
-        host = InlineLoopHost(connection, SqlStore, schema)
+    if isinstance(on, sa.Connection):
+        host, more = InlineHost(on, SqlStore, schema), _NO_ASYNC_CONNECTION
     else:
-        problem = f"it must be a Connection or an AsyncConnection, not {type(connection).__name__}"
-        raise SettingInvalid(name="connection", problem=problem)
+        host, more = InlineLoopHost(on, SqlStore, schema), ""
     return Stage(
         host,
         lambda milliseconds: host.on(lambda on: elapse.elapse(on, milliseconds)),
-        lambda: host.on(elapse.until_due),
+        lambda names: host.on(lambda on: elapse.until_due(on, names)),
         lambda: host.on(lambda on: migrate.check(on, schema)),
+        more,
     )

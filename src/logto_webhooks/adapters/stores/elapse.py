@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import sqlalchemy as sa
 
 from logto_webhooks.adapters.stores.dialect import now
@@ -18,9 +20,11 @@ def elapse(connection: sa.Connection, milliseconds: int) -> None:
         connection.execute(sa.update(table).where(waits).values(sooner))
 
 
-def until_due(connection: sa.Connection) -> int | None:
-    """Milliseconds until the next of it is due; None if nothing waits."""
+def until_due(connection: sa.Connection, handlers: Sequence[str]) -> int | None:
+    """Milliseconds until the next of it is due, of the jobs those of these handlers; None if
+    nothing waits."""
     waiting = sa.union_all(
-        sa.select(deliveries.c.due_at).where(_IS_PENDING), sa.select(lines.c.due_at)
+        sa.select(deliveries.c.due_at).where(_IS_PENDING),
+        sa.select(lines.c.due_at).where(lines.c.handler.in_(handlers)),
     ).subquery()
     return connection.scalar(sa.select(sa.func.min(waiting.c.due_at) - now()))

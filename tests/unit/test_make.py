@@ -1,0 +1,67 @@
+"""What `testing.make` makes: when, and of whom."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from typing import Any
+
+import msgspec
+import pytest
+
+from logto_webhooks.core.delivery import identify
+from logto_webhooks.core.signature import vouch
+from logto_webhooks.testing import FrozenClock, Signed, make
+
+AT = 1_795_485_335_917
+NEW = {"User.Created": "data", "PostRegister": "user", "Organization.Created": "data"}
+KNOWN = {"User.Data.Updated": "data", "PostSignIn": "user", "Organization.Data.Updated": "data"}
+
+
+def payload(signed: Signed) -> dict[str, Any]:
+    """What a delivery says."""
+    made: dict[str, Any] = msgspec.json.decode(signed.body)
+    return made
+
+
+def moment(signed: Signed) -> int:
+    """When Logto sent it."""
+    return identify(vouch(signed.body), 0).occurred_at
+
+
+def test_each_is_of_now_and_later_than_the_last() -> None:
+    """So far apart that none is in doubt; an application under test is no older than they are."""
+    before = time.time_ns() // 1_000_000
+    clock = FrozenClock().now()
+    moments = [moment(make.user_created()) for _ in range(3)]
+    moments += [moment(make.sign_up()[0]), moment(make.console_test())]
+    times = [before, clock, *moments]
+    assert all(later - sooner > 110 for sooner, later in itertools.pairwise(times))
+
+
+@pytest.mark.parametrize("made", [make.user_created, make.sign_up, make.console_test])
+def test_what_is_dated_by_hand_is_always_the_same_moment(made: Any) -> None:
+    """`at` is taken as it is."""
+    first = made(at=AT)
+    assert moment(first if isinstance(first, Signed) else first[0]) == AT
+
+
+@pytest.mark.parametrize("name", [*NEW, *KNOWN])
+def test_who_is_made_or_registers_is_new_others_were_there_before(name: str) -> None:
+    """And the record's own times fit the delivery's."""
+    made = payload(make.event(name, at=AT))
+    record = made[(NEW | KNOWN)[name]]
+    assert (record["createdAt"] == AT) == (name in NEW)
+    assert record["createdAt"] <= record.get("updatedAt", AT) == AT
+
+
+def test_a_first_sign_in_is_of_who_is_new_by_it() -> None:
+    """Fields go where they do in others."""
+    made = payload(make.first_sign_in(id="bo", email="bo@example.org", at=AT))
+    user = made["user"]
+    assert (made["event"], user["id"], user["primaryEmail"]) == (
+        "PostSignIn",
+        "bo",
+        "bo@example.org",
+    )
+    assert user["createdAt"] == user["lastSignInAt"] == user["updatedAt"] == AT
