@@ -13,12 +13,18 @@ from logto_webhooks.wiring.application import LogtoWebhooks
 
 
 def handlers_of(settings: Settings) -> Handlers:
-    """Import the application, from this folder, too; none has no handlers. Raises SettingInvalid.
+    """The handlers of the application; none has none. Raises as below."""
+    application = application_of(settings)
+    return Handlers() if application is None else application.handlers
+
+
+def application_of(settings: Settings) -> LogtoWebhooks | None:
+    """Import the application, from this folder, too, if one is named. Raises SettingInvalid.
 
     What the application's own module raises is raised.
     """
     if settings.app is None:
-        return Handlers()
+        return None
     module, _, name = settings.app.partition(":")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
@@ -30,7 +36,7 @@ def handlers_of(settings: Settings) -> Handlers:
         found = getattr(found, part, None)
     if not isinstance(found, LogtoWebhooks):
         raise _wrong(f"{settings.app} is no LogtoWebhooks")
-    return found.handlers
+    return found
 
 
 def _wrong(problem: str) -> SettingInvalid:
