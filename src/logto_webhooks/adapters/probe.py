@@ -13,7 +13,6 @@ import msgspec
 
 from logto_webhooks.core.doctor.address import Probed, Problem
 
-TIMEOUT_S: Final = 10.0  # Logto's
 _BODY: Final = b'{"event":"doctor"}'
 _HEADERS: Final = {"content-type": "application/json", "user-agent": "logto-webhooks doctor"}
 # Of OpenSSL, why a certificate isn't good.
@@ -21,18 +20,19 @@ _EXPIRED: Final = 10
 _NAMES: Final = (62, 64)  # of a host, of an IP address
 
 
-async def post(url: str) -> Probed:
-    """Post once, without following a redirect."""
+async def post(url: str, limit_s: float) -> Probed:
+    """Post once, and wait for so long; a redirect isn't followed."""
     began = time.monotonic()
     try:
-        async with asyncio.timeout(TIMEOUT_S), httpx2.AsyncClient(timeout=None) as client:
+        async with asyncio.timeout(limit_s), httpx2.AsyncClient(timeout=None) as client:
             answer = await client.post(url, content=_BODY, headers=_HEADERS)
     except (httpx2.HTTPError, httpx2.InvalidURL, TimeoutError) as error:
-        return Probed(problem=_problem(error))
+        return Probed(problem=_problem(error), limit_s=limit_s)
     return Probed(
         took_ms=round((time.monotonic() - began) * 1000),
         status=answer.status_code,
         error=_error(answer),
+        limit_s=limit_s,
         location=str(answer.url.join(answer.headers.get("location", ""))),
     )
 

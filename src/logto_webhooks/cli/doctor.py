@@ -91,4 +91,4 @@ def _show(findings: Sequence[Finding]) -> None:
 
 
 def _say(text: str) -> None:
-    tables.out.print(text, markup=False, soft_wrap=True)
+    tables.out.print(tables.plain(text), markup=False, soft_wrap=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from logto_webhooks.core.doctor.address import Probed
+from logto_webhooks.core.doctor.address import LIMIT_S, Probed
 from logto_webhooks.core.doctor.findings import Finding
 from logto_webhooks.service import doctor
 from logto_webhooks.service.doctor.facts import Patient
@@ -60,7 +60,7 @@ class Examined(ABC):
             missing=[VARIABLES[name][0] for name in _CREDENTIALS if not getattr(settings, name)],
             open=lambda: self.database,
             ask=partial(api_of, settings, longest_wait_s=_WAIT_S),
-            post=_post,
+            post=partial(_post, limit_s=min(LIMIT_S, timeout_s / 2)),
             clock=SystemClock(),
             handlers=[each.registered for each in self.handlers] or None,
             databases=None if application is None else partial(_places, self, application),
@@ -68,11 +68,11 @@ class Examined(ABC):
         return await doctor.diagnose(patient, only, timeout_s)
 
 
-async def _post(url: str) -> Probed:
+async def _post(url: str, limit_s: float) -> Probed:
     # Here, for it needs an HTTP client, which an application doesn't.
     from logto_webhooks.adapters import probe
 
-    return await probe.post(url)
+    return await probe.post(url, limit_s)
 
 
 def _places(ours: Examined, theirs: Examined) -> tuple[str, str]:

@@ -72,7 +72,8 @@ class Operations(Examined):
 
     async def close(self) -> None:
         """Give back threads and connections; they are made again when they are needed."""
-        await self.database.host.close()
+        if self._database is not None:
+            await self._database.host.close()
 
     async def status(self) -> Status:
         """Count deliveries and records."""

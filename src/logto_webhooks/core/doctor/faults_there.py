@@ -104,7 +104,7 @@ THERE: Final[dict[str, Fault]] = {
     ),
     "address_timeout": Fault(
         "broken",
-        "{url} doesn't answer within 10 s: Logto gives up, and never sends again.",
+        "{url} doesn't answer within {seconds} s. After 10 s, Logto gives up, for good.",
         "See the service's log, and the load of its database. What failed: logto-webhooks recover",
     ),
     "address_slow": Fault(

@@ -9,6 +9,7 @@ from msgspec import Struct
 
 from logto_webhooks.core.doctor.findings import Finding, fine, found
 from logto_webhooks.core.hooks import Hook
+from logto_webhooks.core.inbox import Kept
 from logto_webhooks.core.jobs import JobCount
 from logto_webhooks.core.keys import HookKey, fingerprint
 from logto_webhooks.core.lifecycle import JobState, State
@@ -19,7 +20,7 @@ PENDING_S: Final = 60
 WAITING_S: Final = 600  # a job that fails is tried again within that, at first
 UNSETTLED_S: Final = 600
 _MB: Final = 2**20
-_FULL_MB: Final = 64
+_FULL: Final = 16  # times less than there should be
 _DURABLE: Final = ("fsync", "full_page_writes", "synchronous_commit")
 
 
@@ -47,9 +48,10 @@ def of_keys(keys: Sequence[str]) -> list[Finding]:
     return unusable + [found("key_short", length=length) for length in lengths]
 
 
-def of_key_use(keys: Sequence[str], used: dict[str, int]) -> list[Finding]:
-    """Judge by what came, where Logto can't be asked."""
-    if any(fingerprint(each) in used for each in keys):
+def of_key_use(keys: Sequence[str], used: dict[str, int], newest: Sequence[Kept]) -> list[Finding]:
+    """Judge by what came, where Logto can't be asked; a first use is noted only after a while."""
+    came = any(each.origin == "webhook" for each in newest)
+    if any(fingerprint(each) in used for each in keys) or (came and not used):
         return [fine("What came was signed with it.")]
     return [found("key_unproven")]
 
@@ -87,7 +89,7 @@ def of_disk(premises: Premises, free: int, least_mb: int) -> list[Finding]:
     mb = free // _MB
     if mb >= least_mb:
         return [fine(f"{mb} MB are free.")]
-    code = "disk_full" if mb < _FULL_MB else "disk_low"
+    code = "disk_full" if mb < least_mb // _FULL else "disk_low"
     return [found(code, free_mb=mb, place=premises.place)]
 
 

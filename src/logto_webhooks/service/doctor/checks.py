@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, NamedTuple
 
 from logto_webhooks.core.doctor import address as by_address
 from logto_webhooks.core.doctor import here, there
 from logto_webhooks.core.doctor.findings import Finding, fine, found, skipped
 from logto_webhooks.core.hooks import Hook
+from logto_webhooks.core.inbox import DeliveryFilter
+from logto_webhooks.core.ports import Store
 from logto_webhooks.errors import LogtoRefused, LogtoUnreachable, SettingInvalid, StoreUnavailable
 from logto_webhooks.service.doctor.facts import Facts
 
@@ -83,8 +85,7 @@ async def key(facts: Facts) -> list[Finding]:
     learnt = await facts.learnt()
     faults += [fault for hook in ours for fault in here.of_key_of(hook, keys, learnt)]
     if not ours and "database" in facts.well:
-        used = await facts.read(lambda store: store.keys_of_hooks.used({}))
-        return faults + here.of_key_use(keys, used)
+        return faults + await facts.read(lambda store: _of_key_use(keys, store))
     return faults or [fine("It is the webhook's." if ours else "It is set.")]
 
 
@@ -161,6 +162,11 @@ async def application(facts: Facts) -> list[Finding]:
     if databases is None:
         return [skipped("No application is named: --app module:name.")]
     return here.of_application(*databases())
+
+
+def _of_key_use(keys: Sequence[str], store: Store) -> list[Finding]:
+    newest = store.inbox.search(DeliveryFilter())
+    return here.of_key_use(keys, store.keys_of_hooks.used({}), newest)
 
 
 async def _probed(facts: Facts, url: str) -> list[Finding]:
