@@ -126,6 +126,12 @@ def test_every_fault_of_the_table_is_found_by_a_test() -> None:
     assert len(found) >= 25
 
 
+def test_every_check_is_told_of() -> None:
+    """On the page about the command, in order."""
+    page = (PAGE.parent / "commands/doctor.md").read_text()
+    assert re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE) == [each.name for each in CHECKS]
+
+
 @pytest.mark.parametrize("name", sorted(FAULTS))
 def test_every_fault_has_its_place_in_the_docs(name: str) -> None:
     """An anchor of its name, and words below it."""

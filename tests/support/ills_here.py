@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from typing import TypeVar
 
 import httpx2
 import sqlalchemy as sa
@@ -17,6 +19,7 @@ from tests.support.clinic import OTHER_KEY, Clinic, answering, ills
 from tests.support.copy import Copy, delivery
 from tests.support.waiting import eventually
 
+T = TypeVar("T")
 HERE, finds = ills()
 _ALONE = {"endpoint": None, "app_id": None, "app_secret": None}
 _LONG_AGO = "1000000000000"
@@ -203,7 +206,7 @@ def _application(settings: dict[str, str]) -> LogtoWebhooks:
     return LogtoWebhooks(signing_key=OTHER_KEY, database_url=settings["database_url"])
 
 
-async def _run(settings: dict[str, str], work: object) -> None:
+async def _run(settings: dict[str, str], work: Callable[[Store], T]) -> None:
     application = _application(settings)
     await application.database.host.run(work)
     await application.close()

@@ -12,16 +12,18 @@ import typer
 from logto_webhooks.cli import look, options, tables
 from logto_webhooks.cli.apps import application_of
 from logto_webhooks.core.doctor.findings import Finding, Level, exit_code
+from logto_webhooks.service.doctor.checks import CHECKS
 from logto_webhooks.wiring.doctor import LEAST_FREE_MB, TIMEOUT_S
 from logto_webhooks.wiring.operations import Operations
 
+_NAMES: Final = ", ".join(each.name for each in CHECKS)
 _MARKS: Final = {Level.OK: "✓", Level.SKIPPED: "-", Level.WARNING: "!", Level.BROKEN: "✗"}
 
 
 def doctor(
     only: Annotated[
         str | None,
-        typer.Option(help="Which checks, separated by commas; all if unset.", show_default=False),
+        typer.Option(help=f"Which of {_NAMES}, separated by commas.", show_default=False),
     ] = None,
     timeout: Annotated[
         float, typer.Option(min=0.1, help="How long a check may take, in seconds.")

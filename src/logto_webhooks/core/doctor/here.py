@@ -70,7 +70,7 @@ def of_schema(premises: Premises) -> list[Finding]:
     if there is None:
         return [found("schema_missing")]
     if there == needed:
-        return [fine(f"{premises.place} is there, its schema at {there}.")]
+        return [fine(f"{premises.place} is there, and its schema is of this release.")]
     return [found("schema_old" if there < needed else "schema_newer", found=there, needed=needed)]
 
 

@@ -63,11 +63,7 @@ async def api(facts: Facts) -> list[Finding]:
     except LogtoRefused as error:
         told = {"endpoint": error.endpoint, "problem": error.problem, "hint": error.hint}
         return [found("api_refused", **told)]
-    return [
-        fine(
-            f"Logto answers, and has {len(hooks)} webhooks. Of what version it is, it doesn't say."
-        )
-    ]
+    return [fine(f"Logto answers. Its webhooks: {len(hooks)}. It doesn't tell its version.")]
 
 
 async def clock(facts: Facts) -> list[Finding]:
