@@ -7,6 +7,7 @@ import re
 import subprocess
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -15,6 +16,7 @@ from logto_webhooks import errors
 from logto_webhooks.core.doctor.findings import FAULTS, Finding, Level, exit_code
 from logto_webhooks.errors import LogtoWebhooksError, SettingInvalid
 from logto_webhooks.service.doctor.checks import CHECKS
+from tests.support import postgres
 from tests.support.clinic import OTHER_KEY, Clinic, Examine, bad, clinic
 from tests.support.fake import credentials
 from tests.support.ills_here import HERE
@@ -29,19 +31,25 @@ ELSEWHERE = {"clock_skew", "api_missing"}  # found by tests of their own, below
 ALL = HERE | THERE
 
 
-def examined(folder: Path, examine: Examine, ahead_ms: int = 0) -> list[Finding]:
+def examined(folder: Path, examine: Examine, **given: Any) -> list[Finding]:
     async def main() -> list[Finding]:
-        async with clinic(folder, ahead_ms) as healthy:
+        async with clinic(folder, **given) as healthy:
             return await examine(healthy)
 
     return asyncio.run(main())
 
 
-def test_a_healthy_system_has_nothing(tmp_path: Path) -> None:
-    """Every check looked, but the one that needs an application named."""
-    findings = examined(tmp_path, lambda healthy: healthy.ask())
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+def test_a_healthy_system_has_nothing(kind: str, tmp_path: Path) -> None:
+    """Every check looked, where there is something to look at."""
+    given: dict[str, str] = {}
+    if kind == "postgres":
+        url = postgres.server_url().render_as_string(hide_password=False)
+        given = {"database_url": url, "schema": postgres.emptied_schema()}
+    findings = examined(tmp_path, lambda healthy: healthy.app.diagnose(), **given)
     assert [each.check for each in findings] == [each.name for each in CHECKS]
-    assert [each.check for each in findings if each.level != Level.OK] == ["application"]
+    unseen = {"application"} if kind == "sqlite" else {"application", "disk"}
+    assert {each.check for each in findings if each.level != Level.OK} == unseen
     assert exit_code(findings) == 0
 
 

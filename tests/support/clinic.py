@@ -26,7 +26,9 @@ from tests.support.service import PATH
 from tests.support.waiting import eventually
 
 NOBODY: Final = f"http://127.0.0.1:9{PATH}"
+RARE: Final = "Scope.Deleted"
 OTHER_KEY: Final = "another-key-that-no-webhook-has-1"
+NEIGHBOUR: Final = "http://user:hush@127.0.0.1:9/?token=hush"  # another's webhook
 # Made for these tests, good for a hundred years or for one: an authority, and whom it knows.
 TLS: Final = Path(__file__).parent / "tls"
 
@@ -39,15 +41,12 @@ class Clinic(Struct):
     app: LogtoWebhooks
     url: str
     hook: str
-
-    def settings(self, **changed: Any) -> dict[str, Any]:
-        """Those of the healthy system, but what is changed."""
-        return settings_of(self.folder, self.logto) | changed
+    settings: dict[str, Any]
 
     async def ask(self, *only: str, engine: Any = None, **how: Any) -> list[Finding]:
         """Examine it, with other settings than its own if they are named."""
         options = {name: how.pop(name) for name in _OPTIONS & how.keys()}
-        operations = Operations(lambda: from_env({}, **self.settings(**how)), engine)
+        operations = Operations(lambda: from_env({}, **self.settings | how), engine)
         operations.handlers = self.app.handlers
         try:
             return await operations.diagnose(only, **options)
@@ -57,7 +56,8 @@ class Clinic(Struct):
     @contextmanager
     def changed(self, **fields: Any) -> Iterator[None]:
         """A time in which Logto's webhook is another."""
-        before = {name: hook[name] for hook in self.logto.hooks for name in fields}
+        [hook] = [each for each in self.logto.hooks if each["id"] == self.hook]
+        before = {name: hook[name] for name in fields}
         self.logto.change_hook(self.hook, **fields)
         try:
             yield
@@ -75,7 +75,9 @@ class Clinic(Struct):
         """The settings of a database of its own, migrated and empty."""
         file = f"another-{next(_numbers)}.db"
         database_url = f"sqlite:///{self.folder / file}"
-        operations = Operations(lambda: from_env({}, **self.settings(database_url=database_url)))
+        operations = Operations(
+            lambda: from_env({}, **self.settings | {"database_url": database_url})
+        )
         await operations.migrate()
         await operations.close()
         for statement in changed:
@@ -100,10 +102,11 @@ def settings_of(folder: Path, logto: FakeLogto) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def clinic(folder: Path, ahead_ms: int = 0) -> AsyncIterator[Clinic]:
-    """All is well, but for a clock of Logto's that may be ahead."""
+async def clinic(folder: Path, *, ahead_ms: int = 0, **given: Any) -> AsyncIterator[Clinic]:
+    """All is well, but for a clock of Logto's that may be ahead; settings may be `given`."""
     async with FakeLogto(now=lambda: time.time_ns() // 1_000_000 + ahead_ms) as logto:
-        app = LogtoWebhooks(**settings_of(folder, logto))
+        settings = settings_of(folder, logto) | given
+        app = LogtoWebhooks(**settings)
 
         @app.on(events.UserCreated, name="greet", max_attempts=1)
         def greet(event: events.UserCreated) -> None:
@@ -115,12 +118,13 @@ async def clinic(folder: Path, ahead_ms: int = 0) -> AsyncIterator[Clinic]:
 
         async with served(app, 0) as origin:
             hook = logto.add_hook(f"{origin}{PATH}", name="the webhook")["id"]
+            logto.add_hook(NEIGHBOUR, signing_key="hush", name="a neighbour", events=[RARE])
             async with app.lifespan():
                 logto.create_user(primaryEmail="ana@example.com")
                 await logto.settle()
                 await eventually(app.status, lambda found: found.deliveries["done"] == 1)
                 await eventually(app.status, lambda found: found.complete_up_to is not None)
-                yield Clinic(folder, logto, app, f"{origin}{PATH}", hook)
+                yield Clinic(folder, logto, app, f"{origin}{PATH}", hook, settings)
 
 
 def bad(findings: list[Finding]) -> set[str]:

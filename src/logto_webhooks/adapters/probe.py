@@ -13,6 +13,7 @@ import msgspec
 
 from logto_webhooks.core.doctor.address import Probed, Problem
 
+_LONGEST: Final = 4_096
 _BODY: Final = b'{"event":"doctor"}'
 _HEADERS: Final = {"content-type": "application/json", "user-agent": "logto-webhooks doctor"}
 # Of OpenSSL, why a certificate isn't good.
@@ -22,26 +23,45 @@ _NAMES: Final = (62, 64)  # of a host, of an IP address
 
 async def post(url: str, limit_s: float) -> Probed:
     """Post once, and wait for so long; a redirect isn't followed."""
-    began = time.monotonic()
-    try:
-        async with asyncio.timeout(limit_s), httpx2.AsyncClient(timeout=None) as client:
-            answer = await client.post(url, content=_BODY, headers=_HEADERS)
-    except (httpx2.HTTPError, httpx2.InvalidURL, TimeoutError) as error:
-        return Probed(problem=_problem(error), limit_s=limit_s)
+    async with httpx2.AsyncClient(timeout=None) as client:
+        began = time.monotonic()
+        try:
+            async with (
+                asyncio.timeout(limit_s),
+                client.stream("POST", url, content=_BODY, headers=_HEADERS) as answer,
+            ):
+                error = await _error(answer)
+        except (httpx2.HTTPError, httpx2.InvalidURL, TimeoutError) as problem:
+            return Probed(problem=_problem(problem), limit_s=limit_s)
+        took_ms = round((time.monotonic() - began) * 1000)
     return Probed(
-        took_ms=round((time.monotonic() - began) * 1000),
+        took_ms=took_ms,
         status=answer.status_code,
-        error=_error(answer),
+        error=error,
+        location=_location(answer),
         limit_s=limit_s,
-        location=str(answer.url.join(answer.headers.get("location", ""))),
     )
 
 
-def _error(answer: httpx2.Response) -> str:
+async def _error(answer: httpx2.Response) -> str:
+    """What an answer of ours calls itself; of another, which may have no end, little is read."""
+    body = b""
+    async for piece in answer.aiter_bytes():
+        body += piece
+        if len(body) > _LONGEST:
+            return ""
     try:
-        return msgspec.json.decode(answer.content, type=dict[str, str]).get("error", "")
+        return msgspec.json.decode(body, type=dict[str, str]).get("error", "")
     except msgspec.DecodeError:
         return ""
+
+
+def _location(answer: httpx2.Response) -> str:
+    location = str(answer.headers.get("location", ""))
+    try:
+        return str(answer.url.join(location))
+    except httpx2.InvalidURL:
+        return location
 
 
 def _problem(error: BaseException) -> Problem:

@@ -75,7 +75,10 @@ def exit_code(findings: Iterable[Finding]) -> int:
 
 def bare(url: str) -> str:
     """An address without what may be secret in it: a password, a query."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "an address that is none"
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 

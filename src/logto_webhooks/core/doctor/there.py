@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from typing import Final
-from urllib.parse import urlsplit
 
 from msgspec import Struct
 
@@ -67,11 +66,11 @@ def leading_here(
     seen: Collection[str],
     path: str,
 ) -> list[Hook]:
-    """The webhooks that are ours: by key, by URL, by what came; else by the path alone."""
-    sure = [each for each in hooks if is_ours(each, keys, public_url) or each.id in seen]
-    return sure or [
-        each for each in hooks if urlsplit(each.url).path.rstrip("/") == path.rstrip("/")
-    ]
+    """The webhooks that are ours: by key or URL, else by what came, else by the path alone."""
+    named = [each for each in hooks if is_ours(each, keys, public_url)]
+    known = [each for each in hooks if each.id in seen]
+    alike = [each for each in hooks if bare(each.url).rstrip("/").endswith(path.rstrip("/"))]
+    return named or known or alike
 
 
 def of_hooks(hooks: Sequence[Hook], ours: Sequence[Hook], public_url: str | None) -> list[Finding]:
@@ -85,7 +84,7 @@ def of_hooks(hooks: Sequence[Hook], ours: Sequence[Hook], public_url: str | None
     faults = [
         found("hook_elsewhere", hook=_name(each), url=bare(each.url), public_url=bare(public_url))
         for each in enabled
-        if public_url and not each.leads_to(public_url)
+        if public_url and not any(other.leads_to(public_url) for other in enabled)
     ]
     for url in {each.url.rstrip("/") for each in enabled}:
         same = [_name(each) for each in hooks if each.enabled and each.leads_to(url)]

@@ -77,7 +77,7 @@ async def key(facts: Facts) -> list[Finding]:
     faults = here.of_keys(keys)
     if not keys:
         return faults
-    ours = await facts.ours()
+    ours = [each for each in await facts.ours() if each.enabled]
     learnt = await facts.learnt()
     faults += [fault for hook in ours for fault in here.of_key_of(hook, keys, learnt)]
     if not ours and "database" in facts.well:
