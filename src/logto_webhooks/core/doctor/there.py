@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
-from typing import Final
+from typing import Any, Final
 
 from msgspec import Struct
 
+from logto_webhooks.core import log
 from logto_webhooks.core.doctor.findings import Finding, bare, fine, found
 from logto_webhooks.core.hooks import Hook, is_ours, subscription
 from logto_webhooks.core.jobs import Registered
@@ -29,17 +30,33 @@ _CAUSES: Final = {
 
 
 class Looked(Struct, kw_only=True):
-    """What the newest entries of the last day say; `missing` aren't in the inbox.
+    """What the newest entries of the last day say; `causes` are those of what failed.
 
-    Of those, `recent` may be brought back yet, and `answered` were logged as a success.
+    Of what isn't in the inbox, `answered` were logged as a success; of the others, the `recent`
+    ones may be brought back yet, the `late` ones should have been.
     """
 
     entries: int = 0
     total: int = 0
     causes: dict[str, int] = {}
-    missing: int = 0
+    late: int = 0
     recent: int = 0
     answered: int = 0
+
+
+def tally(looked: Looked, entries: Sequence[Any], missing: Sequence[Any], since: int) -> None:
+    """Count entries, of which some are `missing` here; what ended `since` a moment (ms) is recent."""
+    looked.entries += len(entries)
+    for cause in map(log.cause, entries):
+        if cause != log.ANSWERED:
+            looked.causes[cause] = looked.causes.get(cause, 0) + 1
+    for entry in missing:
+        if log.cause(entry) == log.ANSWERED:
+            looked.answered += 1
+        elif entry["createdAt"] > since:
+            looked.recent += 1
+        else:
+            looked.late += 1
 
 
 def skew_ms(answered: Answered) -> int:
@@ -122,11 +139,10 @@ def of_log(looked: Looked) -> list[Finding]:
 def of_gap(looked: Looked) -> list[Finding]:
     """Compare Logto's log with the inbox."""
     faults = []
-    lost = looked.missing - looked.recent - looked.answered
     if looked.answered:
         faults.append(found("gap_answered", count=looked.answered))
-    if lost:
-        faults.append(found("gap", count=lost, entries=looked.entries))
+    if looked.late:
+        faults.append(found("gap", count=looked.late, entries=looked.entries))
     if looked.recent:
         faults.append(found("gap_recent", count=looked.recent, entries=looked.entries))
     return faults or [fine(f"All of the newest {looked.entries} of {looked.total} are here.")]

@@ -10,7 +10,7 @@ from msgspec import Struct
 from logto_webhooks.core import log
 from logto_webhooks.core.doctor.address import Probed
 from logto_webhooks.core.doctor.here import Premises
-from logto_webhooks.core.doctor.there import Looked, leading_here
+from logto_webhooks.core.doctor.there import Looked, leading_here, tally
 from logto_webhooks.core.hooks import Hook, hook_of
 from logto_webhooks.core.jobs import Registered
 from logto_webhooks.core.keys import HookKey
@@ -147,7 +147,6 @@ class Facts:
                 break
 
     async def _compare(self, entries: Sequence[Any], now: int, looked: Looked) -> None:
-        looked.entries += len(entries)
         told = [(each, made) for each in entries if (made := log.delivery_of(each, now))]
         deliveries = [made for _, made in told]
         host = self.patient.open().host
@@ -155,12 +154,4 @@ class Facts:
         missing = [
             entry for (entry, _), each in zip(told, accepted, strict=True) if not each.duplicate
         ]
-        for entry in entries:
-            if (cause := log.cause(entry)) != log.ANSWERED:
-                looked.causes[cause] = looked.causes.get(cause, 0) + 1
-        looked.missing += len(missing)
-        looked.answered += sum(log.cause(each) == log.ANSWERED for each in missing)
-        since = now - 2 * self.patient.recover_every_s * 1000
-        looked.recent += sum(
-            log.cause(each) != log.ANSWERED and each["createdAt"] > since for each in missing
-        )
+        tally(looked, entries, missing, now - 2 * self.patient.recover_every_s * 1000)
