@@ -6,7 +6,7 @@ PORT ?=
 WORKERS ?= auto
 ORDERS ?=
 
-.PHONY: help demo test orders asked bench crash endure races faults kills search check format lint types docs pages lock clean
+.PHONY: help demo test orders asked bench crash endure races faults kills junk search check format lint types docs pages lock clean
 
 help: ## Say what there is
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | sort
@@ -47,6 +47,9 @@ faults: .venv/made ## Kill Logto and the service while webhooks are lost, SEEDS 
 
 kills: .venv/made ## Kill workers KILLS times (default 30) while their handlers fail at random
 	LOGTO_WEBHOOKS_TEST_JOB_KILLS=$(or $(KILLS),30) $(BIN)/pytest tests/test_jobs_crash.py
+
+junk: .venv/made ## Rotate a key amid JUNK requests that no key signed (default 100000)
+	LOGTO_WEBHOOKS_TEST_JUNK=$(or $(JUNK),100000) $(BIN)/pytest tests/test_keys.py -k with_credentials
 
 search: .venv/made ## Let the property tests try 3,000 new examples each
 	LOGTO_WEBHOOKS_TEST_PROFILE=search $(BIN)/pytest -n $(WORKERS) tests/test_lives.py tests/unit

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from logto_webhooks.core.events.base import to_millis
 from logto_webhooks.errors import SettingInvalid
 
-_UNITS = {"m": "minutes", "h": "hours", "d": "days"}
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
 def moment(name: str, given: str | None, now: datetime) -> int | None:
@@ -23,6 +23,14 @@ def moment(name: str, given: str | None, now: datetime) -> int | None:
     except (ValueError, OverflowError):
         problem = f"{given!r} is neither a time such as 2026-11-24T08:00Z nor 90m, 36h or 7d"
         raise SettingInvalid(name=name, problem=problem) from None
+
+
+def seconds(name: str, given: str) -> int:
+    """How long something takes. Raises SettingInvalid."""
+    found = re.fullmatch(r"(\d{1,6})([smhd])", given)
+    if not found:
+        raise SettingInvalid(name=name, problem=f"{given!r} isn't like 30s, 10m, 2h or 1d")
+    return round(timedelta(**{_UNITS[found[2]]: int(found[1])}).total_seconds())
 
 
 def text(name: str, given: str | None) -> str | None:

@@ -273,6 +273,9 @@ class Logto(Protocol):
     async def change_hook(self, hook_id: str, changes: dict[str, Any]) -> Answered:
         """Replace some fields of a webhook, each whole."""
 
+    async def rotate_key(self, hook_id: str) -> Answered:
+        """Give a webhook a new signing key; it is asked once. None if the webhook is unknown."""
+
     async def delete_hook(self, hook_id: str) -> Answered:
         """Delete a webhook, if it is there."""
 

@@ -23,6 +23,7 @@ from starlette.responses import Response
 
 from logto_webhooks.adapters import web
 from logto_webhooks.adapters.observers import logs
+from logto_webhooks.adapters.observers.several import several
 from logto_webhooks.core.events.local import UserRow
 from logto_webhooks.core.jobs import Tests
 from logto_webhooks.core.lifecycle import MAX_ATTEMPTS
@@ -69,7 +70,7 @@ class LogtoWebhooks(Operations):
         """
         given = {"signing_key": signing_key or None, "database_url": database_url, "path": path}
         super().__init__(partial(from_env, environment or {}, **given, **settings), engine)
-        self._observe = observe
+        self._observe = several(observe)
         self._service: Service | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self.path = path

@@ -69,6 +69,7 @@ class SqliteFile:
             reads=sqlite.READS,
             committed=self._guard.check,
             failed=self._guard.reset,
+            stop=sqlite.stop,
         )
 
     async def open(self) -> None:

@@ -83,7 +83,6 @@ class ThreadedPostgres:
             committed=lambda: None,
             failed=lambda: None,
             owns=False,
-            one_writer=False,
         )
 
     async def open(self) -> None:

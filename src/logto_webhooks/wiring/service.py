@@ -14,7 +14,7 @@ from logto_webhooks.adapters import web
 from logto_webhooks.adapters.room import Room
 from logto_webhooks.core.ports import Observer, Store
 from logto_webhooks.core.reports import Asked, Compared, Report, Stalled, Synced, Unrunnable
-from logto_webhooks.errors import LogtoWebhooksError, described
+from logto_webhooks.errors import LogtoWebhooksError, StoreUnavailable, described
 from logto_webhooks.service.handlers import Handlers
 from logto_webhooks.service.keyring import Keyring
 from logto_webhooks.service.quarantine import Quarantine, asker
@@ -169,7 +169,7 @@ class Workers:
             await working
 
     async def register(self) -> bool:
-        """Make the handlers known; False when stopped."""
+        """Make the handlers known, once the database can be reached; False when stopped."""
         registered = [each.registered for each in self._handlers]
 
         def register(store: Store) -> None:
@@ -179,7 +179,7 @@ class Workers:
             try:
                 await self._database.host.run(register)
                 self._registered = True
-            except Exception as error:
+            except StoreUnavailable as error:
                 self._tell(Stalled(described(error), AGAIN_S))
                 await asyncio.sleep(AGAIN_S)
         return self._registered
