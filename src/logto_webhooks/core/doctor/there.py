@@ -45,7 +45,7 @@ class Looked(Struct, kw_only=True):
 
 
 def tally(looked: Looked, entries: Sequence[Any], missing: Sequence[Any], since: int) -> None:
-    """Count entries, of which some are `missing` here; what ended `since` a moment (ms) is recent."""
+    """Count entries, of which some are `missing` here; what ended after `since` (ms) is recent."""
     looked.entries += len(entries)
     for cause in map(log.cause, entries):
         if cause != log.ANSWERED:

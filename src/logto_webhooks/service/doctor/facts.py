@@ -126,7 +126,8 @@ class Facts:
             recent = await self.read(lambda store: store.recent(_RECENT))
             seen = {hook for each in recent if (hook := log.hook_of(each.body))}
         patient, hooks = self.patient, await self.hooks()
-        return leading_here(hooks, patient.keys, patient.public_url, seen, patient.path)
+        keys = {*patient.keys, *(each.key for each in await self.learnt())}
+        return leading_here(hooks, keys, patient.public_url, seen, patient.path)
 
     async def _log(self) -> Looked:
         looked = Looked()
