@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+import pytest
 import sqlalchemy as sa
 from msgspec import Struct
 from starlette.responses import Response
@@ -104,6 +105,14 @@ def settings_of(folder: Path, logto: FakeLogto) -> dict[str, Any]:
 @asynccontextmanager
 async def clinic(folder: Path, *, ahead_ms: int = 0, **given: Any) -> AsyncIterator[Clinic]:
     """All is well, but for a clock of Logto's that may be ahead; settings may be `given`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SSL_CERT_FILE", str(TLS / "other.pem"))  # to load all authorities takes long
+        async with _healthy(folder, ahead_ms, given) as healthy:
+            yield healthy
+
+
+@asynccontextmanager
+async def _healthy(folder: Path, ahead_ms: int, given: dict[str, Any]) -> AsyncIterator[Clinic]:
     async with FakeLogto(now=lambda: time.time_ns() // 1_000_000 + ahead_ms) as logto:
         settings = settings_of(folder, logto) | given
         app = LogtoWebhooks(**settings)

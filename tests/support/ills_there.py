@@ -154,14 +154,14 @@ async def a_server_that_hangs_up(clinic: Clinic) -> list[Finding]:
 
 @finds("address_timeout")
 async def a_server_that_is_silent(clinic: Clinic) -> list[Finding]:
-    async with refusing(after_s=0.7) as url:
-        return await clinic.ask("address", **_alone(url), timeout_s=1)
+    async with refusing(after_s=1.3) as url:
+        return await clinic.ask("address", **_alone(url), timeout_s=2)
 
 
 @finds("address_slow")
 async def a_server_that_is_slow(clinic: Clinic) -> list[Finding]:
-    async with refusing(after_s=0.7) as url:
-        return await clinic.ask("address", **_alone(url), timeout_s=4)
+    async with refusing(after_s=1) as url:
+        return await clinic.ask("address", **_alone(url), timeout_s=6)
 
 
 @finds("tls_expired")
