@@ -11,6 +11,7 @@ import typer
 from logto_webhooks.cli import (
     deliveries,
     demo,
+    doctor,
     endpoint,
     explain,
     handlers,
@@ -59,6 +60,7 @@ for command in (
     setup.init,
     setup.migrate,
     look.status,
+    doctor.doctor,
     person.users,
     look.organizations,
     tail.tail,

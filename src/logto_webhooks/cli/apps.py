@@ -13,12 +13,18 @@ from logto_webhooks.wiring.application import LogtoWebhooks
 
 
 def handlers_of(settings: Settings) -> Handlers:
-    """Import the application, from this folder, too; none has no handlers.
+    """The handlers of the application; none has none. Raises as below."""
+    application = application_of(settings)
+    return Handlers() if application is None else application.handlers
+
+
+def application_of(settings: Settings) -> LogtoWebhooks | None:
+    """Import the application, from this folder, too, if one is named.
 
     Raises SettingInvalid, and the errors of this package that the application's own module raises.
     """
     if settings.app is None:
-        return Handlers()
+        return None
     module, colon, name = settings.app.partition(":")
     parts = [*module.split("."), *name.split(".")]
     if not colon or not all(each.isidentifier() for each in parts):
@@ -28,7 +34,7 @@ def handlers_of(settings: Settings) -> Handlers:
     found = _imported(module, name)
     if not isinstance(found, LogtoWebhooks):
         raise _wrong(f"{settings.app} is no LogtoWebhooks: name the variable that is one")
-    return found.handlers
+    return found
 
 
 def _imported(module: str, name: str) -> object:

@@ -30,6 +30,7 @@ from logto_webhooks.settings import Settings
 from logto_webhooks.wiring.api import api_of, keys_of, reconciliation_of, recovery_of, sides_of
 from logto_webhooks.wiring.clock import SystemClock
 from logto_webhooks.wiring.databases import Database, database_of
+from logto_webhooks.wiring.doctor import Examined
 from logto_webhooks.wiring.given import Engine, given_database
 
 T = TypeVar("T")
@@ -41,7 +42,7 @@ def _silent(*told: object) -> None:
     """Tell nobody how far it came."""
 
 
-class Operations:
+class Operations(Examined):
     """Everything that can be done by hand.
 
     A query is a Logto id, a local id, an email, a phone, a username or a name. All raise
@@ -73,7 +74,8 @@ class Operations:
 
     async def close(self) -> None:
         """Give back threads and connections; they are made again when they are needed."""
-        await self.database.host.close()
+        if self._database is not None:
+            await self._database.host.close()
 
     async def status(self) -> Status:
         """Count deliveries and records."""
