@@ -6,7 +6,7 @@ PORT ?=
 WORKERS ?= auto
 ORDERS ?=
 
-.PHONY: help demo test orders asked bench crash endure races faults kills search check format lint types docs pages lock clean
+.PHONY: help demo test orders asked bench crash endure races faults kills junk search check format lint types docs pages lock clean
 
 help: ## Say what there is
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | sort
@@ -48,6 +48,9 @@ faults: .venv/made ## Kill Logto and the service while webhooks are lost, SEEDS 
 kills: .venv/made ## Kill workers KILLS times (default 30) while their handlers fail at random
 	LOGTO_WEBHOOKS_TEST_JOB_KILLS=$(or $(KILLS),30) $(BIN)/pytest tests/test_jobs_crash.py
 
+junk: .venv/made ## Rotate a key amid JUNK requests that no key signed (default 100000)
+	LOGTO_WEBHOOKS_TEST_JUNK=$(or $(JUNK),100000) $(BIN)/pytest tests/test_keys.py -k with_credentials
+
 search: .venv/made ## Let the property tests try 3,000 new examples each
 	LOGTO_WEBHOOKS_TEST_PROFILE=search $(BIN)/pytest -n $(WORKERS) tests/test_lives.py tests/unit
 
@@ -72,8 +75,9 @@ docs: .venv/made
 pages: .venv/made ## Write what is made of docs/commands: options, and what the examples print
 	$(BIN)/python -m tests.pages
 
-lock: ## Pin what development needs, with hashes
+lock: ## Pin what development needs, and what the image installs, with hashes
 	$(PYTHON) -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --group dev --extra serve --extra cli --extra postgres --custom-compile-command 'make lock' -o requirements-dev.txt pyproject.toml
+	$(PYTHON) -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --extra all --constraint requirements-dev.txt --custom-compile-command 'make lock' -o requirements.txt pyproject.toml
 
 clean: ## Remove what the other targets made
 	rm -rf .venv dist build

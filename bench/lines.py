@@ -18,7 +18,8 @@ from tests.support.copy import delivery
 from logto_webhooks.core.events import UserDataUpdated
 from logto_webhooks.core.jobs import NewJob
 from logto_webhooks.core.ports import Store
-from logto_webhooks.service.handlers import Handlers, Options
+from logto_webhooks.service.handlers import Handlers
+from logto_webhooks.service.options import Options
 from logto_webhooks.service.run import Runner
 from logto_webhooks.testing import make
 from logto_webhooks.wiring import Database, database_of

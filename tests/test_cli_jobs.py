@@ -32,7 +32,7 @@ def folder(tmp_path: Path) -> Path:
 def fill(store: Store) -> None:
     store.jobs.register([Registered(name="app:greet", patterns=("User.Created", "Local*"))])
     store.jobs.add([job("a", "app:greet", "ana"), job("b", "app:greet", "bo"), job("c", "old:x")])
-    held = store.jobs.claim("t", ["app:greet"], 1, 60)
+    held = store.jobs.claim("t", {"app:greet": 1}, 60)
     error = "Traceback\n  somewhere\nValueError: of no use"
     store.jobs.finish(
         "t",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
 from typing import get_args
 
 import pytest
 
+from logto_webhooks import LogtoWebhooks, events
 from logto_webhooks.adapters.observers.metrics import (
     GAUGES,
     METRICS,
@@ -24,6 +26,8 @@ from logto_webhooks.adapters.stores.schema import (
     user_roles,
     users,
 )
+from logto_webhooks.core.events.catalog import BY_NAME
+from logto_webhooks.core.events.local import LOCAL
 from logto_webhooks.core.lifecycle import State
 from logto_webhooks.core.outcome import OUTCOMES
 from logto_webhooks.core.record import DEAD_DELIVERY
@@ -46,9 +50,9 @@ def test_python_blocks_run(page: Path) -> None:
         return  # tests/test_testing_page.py
     blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
     assert blocks or page != ROOT / "README.md"
-    namespace: dict[str, object] = {}
+    namespace: dict[str, object] = {"__name__": page.stem}
     for block in blocks:
-        exec(block, namespace)
+        exec(compile(block, page.name, "exec", dont_inherit=True), namespace)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -87,6 +91,30 @@ def test_every_setting_is_documented_with_its_default() -> None:
         assert f"`--{field.replace('_', '-')}`" in line
         default = getattr(Settings(), field)
         assert str(default) in line
+
+
+def test_every_option_of_a_handler_is_documented_with_its_default() -> None:
+    """In the page about handlers."""
+    page = (ROOT / "docs/handlers.md").read_text()
+    options = inspect.signature(LogtoWebhooks.on).parameters.values()
+    named = [each for each in options if each.kind is each.KEYWORD_ONLY]
+    told = {cells[0]: cells[1] for cells in rows(page, "How it is run")}
+    expected = {f"`{each.name}`": f"`{each.default}`" for each in named}
+    assert told == expected | {"`name`": "`module:function`"}
+
+
+def test_every_event_is_documented_with_its_fields() -> None:
+    """In the page about handlers; those of all are told once."""
+    page = (ROOT / "docs/handlers.md").read_text()
+    told = {name: cells[1] for cells in rows(page, "The fields of events") for name in words(cells)}
+    for kind in (*BY_NAME.values(), *LOCAL.values()):
+        own = set(kind.__struct_fields__) - set(events.Event.__struct_fields__)
+        line = told[kind.__name__]
+        assert "the same" in line or all(f"`{each}`" in line for each in own), kind
+
+
+def words(cells: list[str]) -> list[str]:
+    return re.findall(r"`(\w+)`", cells[0])
 
 
 def rows(page: str, title: str) -> list[list[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -88,7 +89,7 @@ def test_within_a_session_on_sqlite(tmp_path: Path) -> None:
 
 
 def test_a_deleted_user_stays_deleted(tmp_path: Path) -> None:
-    """The token outlived the user; and claims without a user are refused."""
+    """The token outlived the user."""
     logto = on_sqlite(tmp_path)
 
     async def body(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
@@ -98,9 +99,43 @@ def test_a_deleted_user_stays_deleted(tmp_path: Path) -> None:
             await logto.ensure_user(CLAIMS)
         with pytest.raises(UserDeleted):
             await logto.wait_for_user("ana", 1)
-        for claims in ({}, {"sub": 5}, {"sub": "a:b"}):
+
+    live(logto, body)
+
+
+NAMELESS: list[Any] = [{}, None, "ana", ["sub"], {5: "ana"}]
+SUBS: list[Any] = [5, None, "", "a:b", "a\0b", "\ud800", "x" * 257, ["ana"]]
+ODD = [*NAMELESS, *({"sub": sub} for sub in SUBS), {"sub": "ana", "name": "\udfff"}]
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+def test_claims_that_no_user_can_have_are_refused(kind: str, tmp_path: Path) -> None:
+    """Before the database would refuse them."""
+    logto = on_sqlite(tmp_path) if kind == "sqlite" else on_postgres()
+
+    async def body(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
+        for claims in ODD:
             with pytest.raises(ClaimsUnusable):
                 await logto.ensure_user(claims)
+        for sub in SUBS:
+            with pytest.raises(ClaimsUnusable):
+                await logto.wait_for_user(sub, 0)
+        row = await logto.ensure_user({"sub": "ana", "name": "A\0na"})
+        assert row.logto_user_id == "ana"
+
+    live(logto, body)
+
+
+def test_who_does_not_wait_looks_once(tmp_path: Path) -> None:
+    """A user who is known is found in no time."""
+    logto = on_sqlite(tmp_path)
+
+    async def body(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
+        made = await logto.ensure_user(CLAIMS)
+        for timeout_s in (0, -1):
+            assert await logto.wait_for_user("ana", timeout_s) == made
+            with pytest.raises(TimeoutError):
+                await logto.wait_for_user("bo", timeout_s)
 
     live(logto, body)
 

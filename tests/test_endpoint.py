@@ -241,3 +241,16 @@ def test_what_can_not_be_done(
         assert len(logto.hooks) == 2
 
     live(test, tmp_path)
+
+
+def test_what_an_overlap_is_like(tmp_path: Path) -> None:
+    """Before anything is changed."""
+
+    async def test(logto: FakeLogto, run: Run) -> None:
+        logto.add_hook(URL)
+        wrong = await run("rotate", "--overlap", "soon")
+        assert wrong.returncode == 2
+        assert "isn't like 30s, 10m" in one_line(wrong.stderr)
+        assert [each["signingKey"] for each in logto.hooks] == [logto.signing_key]
+
+    live(test, tmp_path)

@@ -30,7 +30,7 @@ def add(run: Run, *jobs: NewJob) -> None:
 
 
 def claim(run: Run, token: str = "t", names: tuple[str, ...] = ("one", "two")) -> list[Job]:
-    return run(lambda store: store.jobs.claim(token, names, 10, 60))
+    return run(lambda store: store.jobs.claim(token, dict.fromkeys(names, 10), 60))
 
 
 def finish(run: Run, held: Job, state: JobState, token: str = "t", after_s: float = 0) -> list[int]:
@@ -97,7 +97,7 @@ def test_a_dead_job_lets_the_next_go(run: Run) -> None:
 def test_who_lost_a_line_writes_nothing(run: Run) -> None:
     """Its lease ended, and somebody else has it."""
     add(run, job("a"))
-    [mine] = run(lambda store: store.jobs.claim("mine", ["one"], 10, -1))
+    [mine] = run(lambda store: store.jobs.claim("mine", {"one": 10}, -1))
     [theirs] = claim(run, "theirs")
     assert finish(run, mine, JobState.DONE, "mine") == [mine.id]
     [row] = run(lambda store: store.jobs.find(JobFilter()))
@@ -108,9 +108,9 @@ def test_who_lost_a_line_writes_nothing(run: Run) -> None:
 def test_what_was_lost_comes_one_at_a_time(run: Run) -> None:
     """It may have ended its process; who has such a one in hand gets others alone."""
     add(run, *(job(key, line=f"user:{key}") for key in "abc"))
-    assert len(run(lambda store: store.jobs.claim("gone", ["one"], 10, -1))) == 3
+    assert len(run(lambda store: store.jobs.claim("gone", {"one": 10}, -1))) == 3
     add(run, job("new", line="user:new"))
-    [new] = run(lambda store: store.jobs.claim("t", ["one"], 10, 60, lost=False))
+    [new] = run(lambda store: store.jobs.claim("t", {"one": 10}, 60, lost=False))
     assert (new.key, new.losses) == ("new", 0)
     held = [claim(run) for _ in range(4)]
     assert [[each.losses for each in some] for some in held] == [[1], [1], [1], []]
@@ -126,7 +126,7 @@ def test_what_is_given_back_was_never_begun(run: Run) -> None:
         [again] = claim(run)
         assert (again.attempts, again.losses) == (again.failures, 0)
         finish(run, again, JobState.WAITING)
-    [lost] = run(lambda store: store.jobs.claim("gone", ["one"], 10, -1))
+    [lost] = run(lambda store: store.jobs.claim("gone", {"one": 10}, -1))
     [last] = claim(run)
     assert (lost.losses, last.losses) == (0, 1)
     finish(run, last, JobState.DEAD)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx2
+import msgspec
 import pytest
 from msgspec.structs import replace
 
@@ -25,10 +28,12 @@ from logto_webhooks.samples.signed import Signed, signed
 from logto_webhooks.testing import make
 from logto_webhooks.testing.fake import FakeLogto
 from tests.conftest import Run
-from tests.support.fake import serving
-from tests.support.service import Service
+from tests.support.fake import credentials, serving
+from tests.support.service import Service, command
 from tests.support.waiting import eventually
 from tests.test_stores import T0
+
+JUNK = int(os.environ.get("LOGTO_WEBHOOKS_TEST_JUNK", "1000"))
 
 
 def now() -> int:
@@ -124,12 +129,20 @@ def test_a_rotation_with_credentials_loses_nothing(tmp_path: Path) -> None:
             hook = logto.add_hook(f"{service.url}/api/webhooks/logto")
             await create(logto, 150)
             rotated = logto.rotate_signing_key(hook["id"])
-            await asyncio.gather(create(logto, 250), junk(service, 2_000, hook="nobodys"))
+            known, unknown = hook["id"], "nobodys"
+            await asyncio.gather(
+                create(logto, 250),
+                junk(service, JUNK // 2, hook=unknown),
+                junk(service, JUNK // 2, hook=known),
+            )
             await create(logto, 100)
             assert rotated["signingKey"] != hook["signingKey"]
             await eventually(
                 lambda: count(service, "logto_users"), lambda rows: rows == 500, seconds=60
             )
+            assert await count(service, "logto_deliveries") == 500
+            kept = await count(service, "logto_rejected")
+            assert 0 < kept <= sum(each.rows for each in BOUNDS.values())
 
     asyncio.run(live())
 
@@ -153,6 +166,39 @@ def test_without_credentials_the_key_is_added_later(tmp_path: Path) -> None:
                 assert await count(service, "logto_rejected") == 300
 
     asyncio.run(live())
+
+
+def test_a_key_is_rotated_while_deliveries_come(tmp_path: Path) -> None:
+    """What was signed before and after arrives, without credentials where it is received; the old
+    key ends after the overlap, be it configured."""
+
+    async def main() -> None:
+        async with FakeLogto() as logto, plain(tmp_path, logto.signing_key) as service:
+            hook = logto.add_hook(f"{service.url}/api/webhooks/logto")
+            await create(logto, 100)
+
+            async def rotate(*words: str) -> dict[str, Any]:
+                settings = credentials(logto) | {"LOGTO_WEBHOOK_SIGNING_KEY": logto.signing_key}
+                words = ("endpoint", "rotate", *words, "--json")
+                done = await asyncio.to_thread(command, *words, folder=tmp_path, **settings)
+                assert done.returncode == 0, done.stderr
+                return dict(msgspec.json.decode(done.stdout))
+
+            told, _ = await asyncio.gather(rotate(), create(logto, 300))
+            new, old = told["signing_key"].split(",")
+            assert (old, told["hook"]) == (hook["signingKey"], hook["id"])
+            assert logto.hooks[0]["signingKey"] == new
+            await create(logto, 100)
+            await eventually(lambda: count(service, "logto_users"), lambda rows: rows == 500)
+            late = make.user_created(key=old)
+            assert service.post(late).status_code == 200
+            again = await rotate(hook["id"], "--overlap", "0s")
+            assert again["signing_key"] == logto.hooks[0]["signingKey"]
+            await create(logto, 1)  # which makes the service look for keys
+            await eventually(lambda: count(service, "logto_users"), lambda rows: rows == 502)
+            assert service.post(make.user_created(key=new)).status_code == 401
+
+    asyncio.run(main())
 
 
 async def create(logto: FakeLogto, number: int) -> None:

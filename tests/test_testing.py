@@ -45,7 +45,7 @@ def logto_of(engine: sa.Engine) -> LogtoWebhooks:
         session.execute(sa.insert(GREETED).values(email=event.user.email))
 
     @logto.on(events.PostRegister, name="mail")
-    async def mail(delivery: Delivery, user: UserRow) -> None:
+    async def mail(delivery: Delivery, user: UserRow | None) -> None:
         await asyncio.sleep(0)
 
     @logto.on("User.Deleted", name="gives up")

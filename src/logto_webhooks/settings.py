@@ -34,6 +34,7 @@ VARIABLES: Final[dict[str, tuple[str, ...]]] = {
     "api_budget": ("LOGTO_WEBHOOKS_API_BUDGET",),
     "recover_every_s": ("LOGTO_WEBHOOKS_RECOVER_EVERY_S",),
     "reconcile_every_s": ("LOGTO_WEBHOOKS_RECONCILE_EVERY_S",),
+    "silence_after_s": ("LOGTO_WEBHOOKS_SILENCE_AFTER_S",),
     "public_url": ("LOGTO_WEBHOOKS_PUBLIC_URL",),
     "app": ("LOGTO_WEBHOOKS_APP",),
     "log_format": ("LOGTO_WEBHOOKS_LOG_FORMAT",),
@@ -76,6 +77,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     api_budget: Annotated[float, Meta(gt=0)] | None = None
     recover_every_s: Annotated[int, Meta(ge=1)] = 300
     reconcile_every_s: Annotated[int, Meta(ge=0)] = 86_400
+    silence_after_s: Annotated[int, Meta(ge=0)] | None = None
     public_url: str | None = None
     app: Annotated[str, Meta(pattern=r"\A[\w.]+:[\w.]+\Z")] | None = None
     log_format: LogFormat = "text"
@@ -112,6 +114,7 @@ class MountedSettings(TypedDict, total=False):
     api_budget: float | None
     recover_every_s: int
     reconcile_every_s: int
+    silence_after_s: int | None
     public_url: str | None
 
 

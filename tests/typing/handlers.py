@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Coroutine
+from logging import Logger, LoggerAdapter
 from typing import Any, assert_type
 
 from sqlalchemy import Connection
@@ -50,7 +50,7 @@ def by_sync_connection(
 async def by_everything_else(
     event: events.OrganizationUserAdded,
     user: UserRow | None,
-    logger: logging.LoggerAdapter[logging.Logger],
+    logger: LoggerAdapter[Logger],
 ) -> str:
     assert_type(event.organization_id, str)
     return user.id if user else "nobody"
@@ -68,7 +68,12 @@ async def registered_twice(event: events.LocalMemberAdded | events.LocalMemberRe
 
 
 @logto.on_test()
-def of_tests(event: events.Event, delivery: Delivery) -> None: ...
+def of_tests(event: events.TestPayload, delivery: Delivery) -> None: ...
+
+
+@logto.on("Local*", waits=[1, 60])
+def of_the_record(event: events.LocalEvent, session: Session | None = None) -> None:
+    assert_type(session, Session | None)
 
 
 class Greeter:

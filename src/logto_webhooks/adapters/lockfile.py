@@ -8,7 +8,10 @@ from pathlib import Path
 
 
 class LockFile:
-    """Held from the first `acquire` that succeeds; given back by `release`, or when we die."""
+    """Held from the first `acquire` that succeeds; given back by `release`, or when we die.
+
+    It is the process's: two objects of one process have it together.
+    """
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -19,7 +22,7 @@ class LockFile:
         if self._descriptor is None:
             descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 os.close(descriptor)
                 return False

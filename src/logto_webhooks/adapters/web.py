@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from logto_webhooks.core.reports import RefusedFor
 from logto_webhooks.core.signature import HEADER
+from logto_webhooks.core.silence import Silence
 from logto_webhooks.errors import (
     BodyIncomplete,
     BodyTooLarge,
@@ -46,7 +47,7 @@ class Room(Protocol):
         """Let the next ones in."""
 
 
-Ready = Callable[[], Awaitable[None]]
+Ready = Callable[[], Awaitable[Silence | None]]
 Scrape = Callable[[str], Awaitable[tuple[bytes, str]]]
 Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
 
@@ -59,7 +60,8 @@ def application(
     path: str,
     scrape: Scrape | None = None,
 ) -> ASGIApp:
-    """Build the application. `ready` raises a LogtoWebhooksError that says what is missing.
+    """Build the application. `ready` raises a LogtoWebhooksError that says what is missing, and
+    returns the silence, if there is one.
 
     `scrape` takes a header Accept, and returns the metrics with their type; without it there
     are none.
@@ -223,10 +225,11 @@ def _others(
 
     async def readyz(request: Request) -> Response:
         try:
-            await ready()
+            silence = await ready()
         except LogtoWebhooksError as error:
             return _json(503, {"ready": False, "problem": str(error)})
-        return _json(200, {"ready": True})
+        # Who can receive is ready, come what may.
+        return _json(200, {"ready": True} | ({"silence": silence} if silence else {}))
 
     async def refused(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)

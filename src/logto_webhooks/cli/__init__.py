@@ -11,6 +11,7 @@ import typer
 from logto_webhooks.cli import (
     deliveries,
     demo,
+    doctor,
     endpoint,
     explain,
     handlers,
@@ -24,6 +25,7 @@ from logto_webhooks.cli import (
     serve,
     setup,
     tail,
+    trigger,
     worker,
 )
 from logto_webhooks.errors import LogtoWebhooksError
@@ -58,13 +60,14 @@ for command in (
     setup.init,
     setup.migrate,
     look.status,
+    doctor.doctor,
     person.users,
     look.organizations,
     tail.tail,
     recover.recover,
     reconcile.reconcile,
     reconcile.backfill,
-    send.trigger,
+    trigger.trigger,
     send.sign,
     listen.listen,
 ):

@@ -6,31 +6,51 @@ import importlib
 import os
 import sys
 
-from logto_webhooks.errors import SettingInvalid
+from logto_webhooks.errors import LogtoWebhooksError, SettingInvalid
 from logto_webhooks.service.handlers import Handlers
 from logto_webhooks.settings import Settings
 from logto_webhooks.wiring.application import LogtoWebhooks
 
 
 def handlers_of(settings: Settings) -> Handlers:
-    """Import the application, from this folder, too; none has no handlers. Raises SettingInvalid.
+    """The handlers of the application; none has none. Raises as below."""
+    application = application_of(settings)
+    return Handlers() if application is None else application.handlers
 
-    What the application's own module raises is raised.
+
+def application_of(settings: Settings) -> LogtoWebhooks | None:
+    """Import the application, from this folder, too, if one is named.
+
+    Raises SettingInvalid, and the errors of this package that the application's own module raises.
     """
     if settings.app is None:
-        return Handlers()
-    module, _, name = settings.app.partition(":")
+        return None
+    module, colon, name = settings.app.partition(":")
+    parts = [*module.split("."), *name.split(".")]
+    if not colon or not all(each.isidentifier() for each in parts):
+        raise _wrong(f"{settings.app!r} isn't of the form module:name, such as app.logto:logto")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
+    found = _imported(module, name)
+    if not isinstance(found, LogtoWebhooks):
+        raise _wrong(f"{settings.app} is no LogtoWebhooks: name the variable that is one")
+    return found
+
+
+def _imported(module: str, name: str) -> object:
     try:
         found: object = importlib.import_module(module)
+        for part in name.split("."):
+            found = getattr(found, part, None)
+    except LogtoWebhooksError:
+        raise
     except ModuleNotFoundError as error:
         raise _wrong(f"there is no module {error.name}, seen from here") from None
-    for part in name.split("."):
-        found = getattr(found, part, None)
-    if not isinstance(found, LogtoWebhooks):
-        raise _wrong(f"{settings.app} is no LogtoWebhooks")
-    return found.handlers
+    except (Exception, SystemExit) as error:
+        # Not what it says: that may quote a secret.
+        seen = f"run python -c 'import {module}' to see where"
+        raise _wrong(f"{module} raised {type(error).__name__}; {seen}") from None
+    return found
 
 
 def _wrong(problem: str) -> SettingInvalid:

@@ -1,4 +1,4 @@
-"""Logto's webhooks: `endpoint create`, `list` and `test`."""
+"""Logto's webhooks: `endpoint create`, `list`, `test` and `rotate`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 from dotenv import dotenv_values, set_key
 
 from logto_webhooks.adapters import server
-from logto_webhooks.cli import look, options, tables
+from logto_webhooks.cli import given, look, options, tables
 from logto_webhooks.cli.apps import handlers_of
 from logto_webhooks.core.hooks import Hook, is_ours
 from logto_webhooks.errors import KeyInTheWay, NotWritable
@@ -164,6 +164,55 @@ def send_test(
         tables.err.print(said, markup=False, soft_wrap=True)
     if tested.problem is not None:
         raise typer.Exit(1)
+
+
+@app.command()
+def rotate(
+    hook: Annotated[
+        str | None,
+        typer.Argument(help="Its id, name or URL; the one with our key or URL if left out."),
+    ] = None,
+    overlap: Annotated[
+        str, typer.Option(help="How long the old key is accepted: 30s, 10m, 2h, 1d; 0s for not.")
+    ] = "10m",
+    signing_key: options.SigningKey = None,
+    database_url: options.DatabaseUrl = None,
+    schema: options.Schema = None,
+    endpoint: options.Endpoint = None,
+    app_id: options.AppId = None,
+    app_secret: options.AppSecret = None,
+    api_resource: options.ApiResource = None,
+    public_url: options.PublicUrl = None,
+    env_file: options.EnvFile = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Change a webhook's key at Logto, and print what to set; both keys are accepted meanwhile."""
+    settings = options.settings(
+        env_file,
+        signing_key=signing_key,
+        database_url=database_url,
+        schema=schema,
+        endpoint=endpoint,
+        app_id=app_id,
+        app_secret=app_secret,
+        api_resource=api_resource,
+        public_url=public_url,
+    )
+    overlap_s = given.seconds("--overlap", overlap)
+    _tidy(settings)
+    done = look.done(settings, lambda to: to.rotate_endpoint(hook, overlap_s=overlap_s))
+    if as_json:
+        print(tables.as_json(done))
+        return
+    used = done.old_used_at
+    rows = {
+        "webhook": f"{done.hook} ({done.url})",
+        _KEY: done.signing_key,
+        "the old key ends at": tables.shown("ends_at", done.old_ends_at),
+        "and was last used at": "never" if used is None else tables.shown("used_at", used),
+    }
+    tables.table("", ("", ""), rows.items(), fold=True)
+    say(f"What runs on this database learns the new key from it. Set {_KEY} before you restart.")
 
 
 def _tidy(settings: Settings) -> None:

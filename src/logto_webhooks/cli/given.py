@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from datetime import datetime, timedelta
+from difflib import get_close_matches
+from typing import TypeVar
 
 from logto_webhooks.core.events.base import to_millis
 from logto_webhooks.errors import SettingInvalid
 
-_UNITS = {"m": "minutes", "h": "hours", "d": "days"}
+Name = TypeVar("Name", bound=str)
+
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
 def moment(name: str, given: str | None, now: datetime) -> int | None:
@@ -25,6 +30,14 @@ def moment(name: str, given: str | None, now: datetime) -> int | None:
         raise SettingInvalid(name=name, problem=problem) from None
 
 
+def seconds(name: str, given: str) -> int:
+    """How long something takes. Raises SettingInvalid."""
+    found = re.fullmatch(r"(\d{1,6})([smhd])", given)
+    if not found:
+        raise SettingInvalid(name=name, problem=f"{given!r} isn't like 30s, 10m, 2h or 1d")
+    return round(timedelta(**{_UNITS[found[2]]: int(found[1])}).total_seconds())
+
+
 def text(name: str, given: str | None) -> str | None:
     """What can be looked for. Raises SettingInvalid."""
     try:
@@ -39,3 +52,13 @@ def subject(given: str | None) -> str | None:
     if given is not None and not re.fullmatch(r"[a-z-]+:.+", given, re.DOTALL):
         raise SettingInvalid(name="--subject", problem=f"{given!r} isn't like user:ID")
     return text("--subject", given)
+
+
+def one_of(name: str, given: str, known: Collection[Name]) -> Name:
+    """One of some names. Raises SettingInvalid, which names the nearest."""
+    for each in known:
+        if each == given:
+            return each
+    near = get_close_matches(given, known, n=1, cutoff=0.5)
+    hint = f"the nearest is {near[0]}" if near else f"known are {', '.join(known)}"
+    raise SettingInvalid(name=name, problem=f"there is no {given!r}, {hint}")

@@ -70,6 +70,13 @@ ReconcileEvery = Annotated[
         "How often all is compared with Logto, in seconds; 86400 if unset, 0 is never.",
     ),
 ]
+SilenceAfter = Annotated[
+    int | None,
+    _setting(
+        "silence_after_s",
+        "How long nothing may come, in seconds; learnt from what is usual if unset, 0 is for ever.",
+    ),
+]
 PublicUrl = Annotated[
     str | None, _setting("public_url", "The URL at which Logto reaches the webhook.")
 ]

@@ -62,6 +62,9 @@ LOGTO_WEBHOOK_SIGNING_KEY=
 #LOGTO_WEBHOOKS_RECOVER_EVERY_S=300
 # How often, in seconds, all records are compared with Logto's own; 0 is never.
 #LOGTO_WEBHOOKS_RECONCILE_EVERY_S=86400
+# How long nothing may come, in seconds, before that is an alarm; learnt from what is usual if
+# unset, 0 is for ever.
+#LOGTO_WEBHOOKS_SILENCE_AFTER_S=3600
 # Where Logto reaches the webhook, if its key and its deliveries aren't known here yet.
 #LOGTO_WEBHOOKS_PUBLIC_URL=https://your-host/api/webhooks/logto
 

@@ -55,6 +55,7 @@ def show_status(status: Status, waiting: Sequence[Waiting]) -> None:
         ("complete up to", shown("complete_up_to", status.complete_up_to) or "never asked Logto"),
         ("recovered from Logto's log", status.recovered),
         ("all compared with Logto", shown("reconciled_at", status.reconciled_at) or "never"),
+        ("silent since", shown("silent_since_at", status.silent_since) or "not silent"),
         ("records in doubt", status.doubtful),
         ("records to ask Logto about", status.refetch),
     ]

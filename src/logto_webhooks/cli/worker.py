@@ -97,13 +97,15 @@ async def _working(
 ) -> AsyncIterator[tuple[Workers, Database]]:
     """What works on the database, until SIGTERM or SIGINT."""
     database = database_of(settings.database_url, settings.schema)
-    work = Workers(settings, database, observe, handlers_of(settings))
+    handlers = handlers_of(settings)
+    work = Workers(settings, database, observe, handlers)
     loop = asyncio.get_running_loop()
     for each in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(each, work.stop)
     try:
         await database.check()
         logger.info("working on %s", database.name)
-        yield work, database
+        with handlers.in_use():
+            yield work, database
     finally:
         await database.host.close()

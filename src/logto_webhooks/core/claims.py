@@ -4,25 +4,29 @@ Logto says of the user itself."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Final
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
-from logto_webhooks.core.events.base import Id
 from logto_webhooks.core.record import Key, Put, Value
 from logto_webhooks.errors import ClaimsUnusable
+
+# Alone they are no text: no database has them.
+_SURROGATES: Final = r"\ud800-\udfff"
+Text = Annotated[str, Meta(pattern=rf"\A[^{_SURROGATES}]*\Z")]
+Sub = Annotated[str, Meta(min_length=1, max_length=256, pattern=rf"\A[^\0:{_SURROGATES}]*\Z")]
 
 
 class Claims(Struct, frozen=True, kw_only=True):
     """The claims of an ID token or of `/oidc/me`, as Logto names them."""
 
-    sub: Id
-    username: str | None = None
-    email: str | None = None
-    phone_number: str | None = None
-    name: str | None = None
-    picture: str | None = None
+    sub: Sub
+    username: Text | None = None
+    email: Text | None = None
+    phone_number: Text | None = None
+    name: Text | None = None
+    picture: Text | None = None
 
 
 def change_of(claims: Mapping[str, Any]) -> Put:
@@ -30,6 +34,8 @@ def change_of(claims: Mapping[str, Any]) -> Put:
 
     Raises ClaimsUnusable.
     """
+    if not isinstance(claims, Mapping):
+        raise ClaimsUnusable(problem=f"they are a {type(claims).__name__}, not a mapping")
     try:
         told = msgspec.convert(dict(claims), Claims)
     except msgspec.ValidationError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, Protocol
 
 from msgspec import Struct
@@ -158,9 +158,10 @@ class Jobs(Protocol):
         """Make jobs, each once for its handler and key, and see that their lines are due."""
 
     def claim(
-        self, token: str, handlers: Sequence[str], limit: int, lease_s: float, *, lost: bool = True
+        self, token: str, room: Mapping[str, int], lease_s: float, *, lost: bool = True
     ) -> list[Job]:
-        """Take the first job of each due line; nobody else gets a line during the lease.
+        """Take the first job of each due line, of so many of each handler; nobody else gets a
+        line during the lease.
 
         Of lines whose lease ran out it takes one, or none unless `lost`.
         """

@@ -74,8 +74,8 @@ class Keys(Protocol):
     def release(self, ids: Sequence[int]) -> None:
         """Forget what was set aside."""
 
-    def aside(self) -> int:
-        """Count what is set aside."""
+    def aside(self, since: int = 0, *, known: bool = False) -> int:
+        """Count what is set aside, received after a moment (ms); of `known` hooks, or of any."""
 
 
 def hook_named(body: bytes) -> str | None:

@@ -61,7 +61,8 @@ class Status(Struct, frozen=True, kw_only=True):
     """Counts of the inbox and the records; `oldest_pending_s` is None when nothing is pending.
 
     `recovered` is what Logto's log brought back, `complete_up_to` (ms) when it was last asked;
-    `reconciled_at` (ms) when all records were last compared with Logto's own.
+    `reconciled_at` (ms) when all records were last compared with Logto's own. `silent_since` (ms)
+    nothing has come, or all was rejected; None while deliveries come as usual.
     """
 
     deliveries: dict[str, int]
@@ -71,6 +72,7 @@ class Status(Struct, frozen=True, kw_only=True):
     recovered: int = 0
     complete_up_to: int | None = None
     reconciled_at: int | None = None
+    silent_since: int | None = None
 
 
 class Progress(Struct, frozen=True):
@@ -272,6 +274,9 @@ class Logto(Protocol):
 
     async def change_hook(self, hook_id: str, changes: dict[str, Any]) -> Answered:
         """Replace some fields of a webhook, each whole."""
+
+    async def rotate_key(self, hook_id: str) -> Answered:
+        """Give a webhook a new signing key; it is asked once. None if the webhook is unknown."""
 
     async def delete_hook(self, hook_id: str) -> Answered:
         """Delete a webhook, if it is there."""

@@ -9,6 +9,8 @@ from typing import Literal
 
 from msgspec import Struct
 
+from logto_webhooks.core.silence import Why
+
 RefusedFor = Literal[
     "invalid_signature",
     "not_a_delivery",
@@ -127,8 +129,23 @@ class NotAsked(Struct, frozen=True):
     retry_in_s: float
 
 
+class FlowStopped(Struct, frozen=True):
+    """Nothing comes any more, or all that comes is rejected (`why`), for `since_s`; a gap of
+    `usual_s` is usual."""
+
+    why: Why
+    since_s: int
+    usual_s: int | None
+
+
+class FlowResumed(Struct, frozen=True):
+    """Deliveries come again, after `silent_s`."""
+
+    silent_s: int
+
+
 class HandlerRan(Struct, frozen=True):
-    """A handler did a job; `took_ms` since it was claimed."""
+    """A handler did a job; `took_ms` since it was called."""
 
     job: int
     handler: str
@@ -172,6 +189,8 @@ Report = (
     | Asked
     | Compared
     | NotAsked
+    | FlowStopped
+    | FlowResumed
     | HandlerRan
     | HandlerFailed
     | Unrunnable

@@ -11,11 +11,12 @@ from logto_webhooks.core.signature import HEADER, sign
 
 
 class Signed(Struct, frozen=True):
-    """A signed request; `event` is its name."""
+    """A signed request; `event` is its name. A slow network brings its body in `pieces`."""
 
     event: str
     body: bytes
     headers: list[tuple[str, str]]
+    pieces: int = 1
 
 
 def signed(payload: dict[str, Any], key: str) -> Signed:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 from msgspec import Struct
@@ -43,7 +43,6 @@ class Held(Struct, frozen=True):
     handler: Handler
     token: str
     user: UserRow | None
-    started: float
 
 
 class Attempted(Struct, frozen=True):
@@ -74,34 +73,34 @@ class Attempts:
         self._handlers = handlers
         self._call = call
 
-    def claim(self, store: Store, token: str, most: int, *, lost: bool = True) -> list[Held]:
-        """Take the first jobs of so many lines; of those whose holder is lost one, if any."""
-        names = [each.name for each in self._handlers]
-        if most <= 0 or not names:
-            return []
-        now = time.monotonic()
+    def claim(
+        self, store: Store, token: str, room: Mapping[str, int], *, lost: bool = True
+    ) -> list[Held]:
+        """Take the first jobs of so many lines of each handler; of those whose holder is lost
+        one, if any."""
         return [
-            self._held(store, job, token, now)
-            for job in store.jobs.claim(token, names, most, LEASE_S, lost=lost)
+            self._held(store, job, token)
+            for job in store.jobs.claim(token, room, LEASE_S, lost=lost)
         ]
 
     async def make(self, held: Held) -> Attempted:
         """Call the handler; whatever it raises is the job's alone."""
+        started = time.monotonic()
         try:
             written = await self._attempt(held)
         except ClaimLost:
             return Attempted()  # somebody else has it; nothing of ours was written
         except BaseException as error:
             return self._failed(held, error)
-        took = time.monotonic() - held.started
+        took = time.monotonic() - started
         report = HandlerRan(*_names(held.job), round(took * 1000, 1))
         return Attempted(None if written else _outcome(held.job, JobMove.FINISH), report)
 
-    def _held(self, store: Store, job: Job, token: str, now: float) -> Held:
+    def _held(self, store: Store, job: Job, token: str) -> Held:
         handler = self._handlers.get(job.handler)
         assert handler is not None
         user = _user(store, job) if handler.asks_for("user") else None
-        return Held(job, handler, token, user, now)
+        return Held(job, handler, token, user)
 
     async def _attempt(self, held: Held) -> bool:
         """Call; return whether the job is written as done already."""
@@ -119,7 +118,7 @@ class Attempts:
         name = next(each.name for each in handler.wishes if each.kind == "transaction")
 
         def with_transaction(given: Any) -> Any:
-            return handler.function(**arguments | {name: given})
+            return call.called(handler, arguments | {name: given})
 
         def finish(store: Store) -> None:
             if store.jobs.finish(held.token, [_outcome(job, JobMove.FINISH)]):
@@ -134,7 +133,7 @@ class Attempts:
         decision = after_job_failure(
             error, job.failures, self._jitter(), options.max_attempts, options.waits
         )
-        text = "".join(traceback.format_exception(error))[-_ERROR_CHARS:]
+        text = _told(error)
         match decision:
             case Drop(why):
                 outcome = _outcome(job, JobMove.DISCARD, error=why)
@@ -153,10 +152,17 @@ def was_cancelled(attempted: Attempted) -> bool:
     return isinstance(attempted.error, asyncio.CancelledError)
 
 
-def given_back(held: Held) -> JobOutcome:
+def given_back(held: Held, called: bool = True) -> JobOutcome:
     """Let somebody else do it; a thread isn't stopped, but ends with this process."""
-    after = 0 if held.handler.is_async else LEASE_S
+    after = LEASE_S if called and not held.handler.is_async else 0
     return _outcome(held.job, JobMove.RETRY, counts=False, after_s=after)
+
+
+def _told(error: BaseException) -> str:
+    try:
+        return "".join(traceback.format_exception(error))[-_ERROR_CHARS:]
+    except Exception:  # of an error that can't even be shown
+        return f"{type(error).__name__}; its traceback can't be written"
 
 
 def _user(store: Store, job: Job) -> UserRow | None:

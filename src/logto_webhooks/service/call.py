@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import inspect
 import logging
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -17,7 +18,7 @@ from logto_webhooks.core.events.catalog import DERIVED
 from logto_webhooks.core.events.local import LOCAL, LocalEvent, UserRow
 from logto_webhooks.core.jobs import Delivery, Job
 from logto_webhooks.core.signature import vouch
-from logto_webhooks.errors import TimeLimitExceeded
+from logto_webhooks.errors import HandlerNotAwaited, TimeLimitExceeded
 from logto_webhooks.service.handlers import Handler
 
 logger = logging.getLogger("logto_webhooks.handlers")
@@ -68,9 +69,24 @@ async def call(handler: Handler, arguments: dict[str, Any]) -> None:
     """Call a handler that asks for no transaction. Raises TimeLimitExceeded, and what it raises."""
     async with limit(handler):
         if handler.is_async:
-            await handler.function(**arguments)
+            await called(handler, arguments)
         else:
-            await _in_thread(lambda: handler.function(**arguments))
+            await _in_thread(lambda: called(handler, arguments))
+
+
+def called(handler: Handler, arguments: dict[str, Any]) -> Any:
+    """Call the function, on this thread; what it returns must be awaited if the handler is async.
+
+    Raises HandlerNotAwaited, and what it raises.
+    """
+    result = handler.function(**arguments)
+    if handler.is_async:
+        return result
+    if inspect.isawaitable(result) or inspect.isgenerator(result) or inspect.isasyncgen(result):
+        if not inspect.isasyncgen(result):  # closing that would have to be awaited, too
+            getattr(result, "close", bool)()
+        raise HandlerNotAwaited(name=handler.name, returned=type(result).__name__)
+    return result
 
 
 @contextlib.asynccontextmanager

@@ -57,13 +57,15 @@ async def known(host: Host, key: Key) -> UserRow | None:
 
 
 async def wait_for(host: Host, user_id: str, timeout_s: float) -> UserRow:
-    """Wait until a user is known here. Raises TimeoutError, UserDeleted, StoreUnavailable."""
-    async with asyncio.timeout(timeout_s):
-        while True:  # whoever applies it may be another process
-            row = await known(host, Key("user", user_id))
-            if row is not None:
-                return row
+    """Look, and wait until a user is known here. Raises ClaimsUnusable for what is no id,
+    TimeoutError, UserDeleted, StoreUnavailable."""
+    key = claims.change_of({"sub": user_id}).key
+    row = await known(host, key)
+    async with asyncio.timeout(max(timeout_s, 0)):
+        while row is None:  # whoever applies it may be another process
             await asyncio.sleep(POLL_S)
+            row = await known(host, key)
+    return row
 
 
 def _row(record: Record) -> UserRow:

@@ -20,10 +20,12 @@ class Keyring:
         self._looked: dict[str, int] = {}
 
     def learn(self, learnt: Sequence[HookKey], now: int) -> bool:
-        """Take what Logto told and what hasn't ended; say whether a key is new."""
+        """Take what Logto told; what has ended is accepted no more, be it configured. Say whether
+        a key is new."""
         before = set(self.keys)
-        told = [each.key for each in learnt if each.until is None or each.until > now]
-        self.keys = tuple(dict.fromkeys((*self._configured, *told)))
+        over = {each.key for each in learnt if each.until is not None and each.until <= now}
+        known = (*self._configured, *(each.key for each in learnt))
+        self.keys = tuple(dict.fromkeys(key for key in known if key not in over))
         self.hooks |= {each.hook for each in learnt}
         return not before.issuperset(self.keys)
 

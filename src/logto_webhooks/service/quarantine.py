@@ -23,7 +23,11 @@ from logto_webhooks.errors import NotADelivery, SignatureRejected, described
 from logto_webhooks.service.keyring import Keyring
 
 ASK_S: Final = 10.0  # Logto is asked for keys no more often
-QUIET_S: Final = 30.0  # without a stranger, keys are looked up in the database
+# Keys are looked up in the database so often; more often for a while after one of our hooks was
+# rejected, because whoever changes its key writes the new one there.
+QUIET_S: Final = 30.0
+LOOK_S: Final = 1.0
+WATCHFUL_S: Final = 60.0
 SOON_S: Final = 0.25
 JUNK_S: Final = 2.0
 _PAGE: Final = 200
@@ -57,6 +61,7 @@ class Quarantine:
         self._queued = {True: 0, False: 0}  # bytes
         self._wake = asyncio.Event()
         self._asked_at = -ASK_S
+        self._rejected_at = -WATCHFUL_S
         self._to_ask = False
         self._untried = True  # whether a key is new to what is set aside
 
@@ -76,6 +81,8 @@ class Quarantine:
             )
         )
         self._to_ask = True
+        if known:
+            self._rejected_at = time.monotonic()
         self._wake.set()
 
     async def keep(self) -> None:
@@ -168,8 +175,10 @@ class Quarantine:
 
     async def _pause(self) -> None:
         self._wake.clear()
+        quiet_s = ASK_S if self._to_ask else QUIET_S
+        watchful = time.monotonic() - self._rejected_at < WATCHFUL_S
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._wake.wait(), ASK_S if self._to_ask else QUIET_S)
+            await asyncio.wait_for(self._wake.wait(), LOOK_S if watchful else quiet_s)
         await asyncio.sleep(SOON_S if self._queue[True] else JUNK_S)
 
 

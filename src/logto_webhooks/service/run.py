@@ -10,7 +10,8 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Final
 
@@ -20,12 +21,13 @@ from logto_webhooks.core.reports import Stalled
 from logto_webhooks.errors import described
 from logto_webhooks.service.attempt import LEASE_S, Attempts, Held, given_back, was_cancelled
 from logto_webhooks.service.handlers import Handler, Handlers
+from logto_webhooks.service.places import Places
 
-SLOTS: Final = 100
 POLL_S: Final = 1.0
 LONGEST_STALL_S: Final = 5.0
 MEND_S: Final = 300.0
 GRACE_S: Final = 5.0
+CANCEL_S: Final = 1.0
 
 
 class Runner:
@@ -49,11 +51,7 @@ class Runner:
         self._held: dict[int, Held] = {}  # line -> its job
         self._tasks: set[asyncio.Task[None]] = set()
         self._outcomes: list[tuple[str, JobOutcome]] = []
-        self._rooms = {
-            each.name: asyncio.Semaphore(each.options.concurrency)
-            for each in handlers
-            if each.options.concurrency
-        }
+        self._places = Places(handlers, host.room)
         self._transactions = asyncio.Semaphore(host.room)
         self._renewed = self._mended = time.monotonic()
 
@@ -80,7 +78,8 @@ class Runner:
                 self._observe(Stalled(described(error), wait))
                 await asyncio.sleep(wait)
                 continue
-            if not claimed and not self._outcomes:
+            await asyncio.sleep(0)  # so that what is quick is written by the next turn
+            if not self._outcomes and not (claimed and self._free(self._held.values())):
                 await self._sleep(POLL_S)
         await self._end()
 
@@ -127,32 +126,33 @@ class Runner:
             store.jobs.mend()
         # Of those that may have ended a process, one at a time: it takes no other with it again.
         may_be_lost = not any(each.job.losses for each in held)
-        return self._attempts.claim(store, token, SLOTS - len(held), lost=may_be_lost)
+        return self._attempts.claim(store, token, self._free(held), lost=may_be_lost)
+
+    def _free(self, held: Iterable[Held]) -> dict[str, int]:
+        return self._places.free(each.handler.name for each in held)
 
     async def _do(self, held: Held) -> None:
         try:
             async with self._room(held.handler):
+                if self._stopping:
+                    raise asyncio.CancelledError  # it wasn't called yet
                 attempted = await self._attempts.make(held)
             if self._stopping and was_cancelled(attempted):
                 self._outcomes.append((held.token, given_back(held)))
                 return
-            if attempted.report:
-                self._observe(attempted.report)
             if attempted.outcome:
                 self._outcomes.append((held.token, attempted.outcome))
+            if attempted.report:
+                self._observe(attempted.report)
+        except asyncio.CancelledError:
+            self._outcomes.append((held.token, given_back(held, called=False)))
         finally:
             self._held.pop(held.job.line_id, None)
             self._wake.set()
 
-    @contextlib.asynccontextmanager
-    async def _room(self, handler: Handler) -> AsyncIterator[None]:
+    def _room(self, handler: Handler) -> AbstractAsyncContextManager[object]:
         """Wait until there is room for one more; that is no time of the handler's."""
-        async with contextlib.AsyncExitStack() as stack:
-            if handler.name in self._rooms:
-                await stack.enter_async_context(self._rooms[handler.name])
-            if handler.transaction is not None:
-                await stack.enter_async_context(self._transactions)
-            yield
+        return contextlib.nullcontext() if handler.transaction is None else self._transactions
 
     async def _end(self) -> None:
         if self._tasks:
@@ -160,7 +160,7 @@ class Runner:
         for task in self._tasks:
             task.cancel()
         if self._tasks:  # who won't be cancelled is left behind
-            await asyncio.wait(self._tasks, timeout=GRACE_S)
+            await asyncio.wait(self._tasks, timeout=CANCEL_S)
         with contextlib.suppress(Exception):  # they are done again by the next
             async with asyncio.timeout(GRACE_S):
                 await self._host.run(partial(_finish, done=self._outcomes))

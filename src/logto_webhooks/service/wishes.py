@@ -5,15 +5,15 @@ from __future__ import annotations
 import inspect
 import logging
 import types
-import typing
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Literal
 
 from msgspec import Struct
 
 from logto_webhooks.core.events import Event
-from logto_webhooks.core.events.local import LocalEvent, UserRow
+from logto_webhooks.core.events.local import LocalEvent, LocalUserEvent, UserRow
 from logto_webhooks.core.jobs import Delivery
+from logto_webhooks.service.annotations import Absent, classes_of, members_of, parameters_of
 
 Kind = Literal["event", "delivery", "user", "logger", "transaction"]
 LOGGER: Final = logging.LoggerAdapter
@@ -23,74 +23,99 @@ _BY_NAME: Final[dict[str, Kind]] = {
     "user": "user",
     "logger": "logger",
 }
+_BY_TYPE: Final[dict[Any, Kind]] = {Delivery: "delivery", UserRow: "user", LOGGER: "logger"}
 
 
 class Wish(Struct, frozen=True):
-    """One parameter: what fills it; `annotation` is the transaction's type."""
+    """One parameter: what fills it, and of which types that may be; without any, it was named."""
 
     name: str
     kind: Kind
-    annotation: Any = None
+    types: tuple[type, ...] = ()
 
 
-def wishes_of(function: Callable[..., Any], provided: Sequence[type] | None) -> tuple[Wish, ...]:
-    """Look at a handler's parameters; `provided` are the database's transactions, None if it
-    isn't known yet. Raises ValueError, which says what can't be filled."""
-    try:
-        signature = inspect.signature(function, eval_str=True)
-    except (NameError, TypeError) as error:
-        raise ValueError(f"its annotations can't be read ({error})") from None
-    wishes = [
-        _wish(parameter, provided)
-        for parameter in signature.parameters.values()
-        if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-        and (parameter.default is parameter.empty or _known(parameter))
-    ]
+def wishes_of(
+    function: Callable[..., Any], provided: Sequence[type] | None, told: Sequence[type]
+) -> tuple[Wish, ...]:
+    """Look at a handler's parameters. `provided` are the database's transactions, None if it
+    isn't known yet; `told` the classes of the events that the handler is given.
+
+    Raises ValueError, which says what can't be filled.
+    """
+    wishes = [wish for each in parameters_of(function) if (wish := _wish(each, provided, told))]
     if sum(each.kind == "transaction" for each in wishes) > 1:
         raise ValueError("it asks for two transactions: a handler has one")
     return tuple(wishes)
 
 
-def _known(parameter: inspect.Parameter) -> bool:
-    return _kind(parameter) is not None
+def _wish(
+    parameter: inspect.Parameter, provided: Sequence[type] | None, told: Sequence[type]
+) -> Wish | None:
+    """What fills a parameter; None if it keeps its default."""
+    if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+        return None
+    members = [] if _says_nothing(parameter) else members_of(parameter.annotation)
+    classes = classes_of(members)
+    kind = _kind(parameter, classes, provided)
+    if parameter.kind is parameter.POSITIONAL_ONLY or kind is None:
+        if parameter.default is not parameter.empty:
+            return None
+        raise ValueError(_cannot(parameter, provided or ()))
+    wish = Wish(parameter.name, kind, classes)
+    _check(wish, told, may_be_none=types.NoneType in members)
+    return wish
 
 
-def _wish(parameter: inspect.Parameter, provided: Sequence[type] | None) -> Wish:
-    kind = _kind(parameter)
-    annotation = parameter.annotation
-    if kind is not None:
-        return Wish(parameter.name, kind)
-    if isinstance(annotation, type) and (provided is None or annotation in provided):
-        return Wish(parameter.name, "transaction", annotation)
-    raise ValueError(_cannot(parameter, provided or ()))
-
-
-def _kind(parameter: inspect.Parameter) -> Kind | None:
-    annotation = parameter.annotation
-    if annotation is parameter.empty:
+def _kind(
+    parameter: inspect.Parameter, classes: Sequence[type], provided: Sequence[type] | None
+) -> Kind | None:
+    if _says_nothing(parameter):
         return _BY_NAME.get(parameter.name)
-    classes = _classes(annotation)
+    if isinstance(parameter.annotation, str):  # as all are where annotations are imported
+        raise ValueError(f"{_named(parameter)} is quoted twice: leave out the quotes")
+    if any(issubclass(each, Absent) for each in classes):
+        problem = "isn't there when this runs: import it outside of `if TYPE_CHECKING`"
+        raise ValueError(f"{_named(parameter)} {problem}")
     if classes and all(issubclass(each, Event | LocalEvent) for each in classes):
         return "event"
-    found: dict[Any, Kind] = {Delivery: "delivery", UserRow: "user", LOGGER: "logger"}
-    return found.get(classes[0]) if len(classes) == 1 else None
+    if len(classes) != 1:
+        return None
+    may_be = parameter.default is parameter.empty if provided is None else classes[0] in provided
+    return _BY_TYPE.get(classes[0]) or ("transaction" if may_be else None)
 
 
-def _classes(annotation: Any) -> list[type]:
-    """The classes that an annotation means: those of a union, without None; none if it is odd."""
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        members = [each for each in typing.get_args(annotation) if each is not type(None)]
-    else:
-        members = [typing.get_origin(annotation) or annotation]
-    return members if all(isinstance(each, type) for each in members) else []
+def _says_nothing(parameter: inspect.Parameter) -> bool:
+    return parameter.annotation in (parameter.empty, Any)
+
+
+def _check(wish: Wish, told: Sequence[type], may_be_none: bool) -> None:
+    """Raise ValueError if the types of a parameter leave out what it will be given."""
+    if not wish.types:
+        return
+    if wish.kind == "event":
+        for each in told:
+            if not issubclass(each, wish.types):
+                problem = "let its type have it, too, or be events.Event"
+                raise ValueError(
+                    f"the parameter {wish.name!r} isn't for {each.__name__}: {problem}"
+                )
+    has_row = all(issubclass(each, LocalUserEvent) for each in told)
+    if wish.kind == "user" and not may_be_none and not has_row:
+        problem = "not every event has one here, so write UserRow | None"
+        raise ValueError(f"the parameter {wish.name!r} may be None: {problem}")
 
 
 def _cannot(parameter: inspect.Parameter, provided: Sequence[type]) -> str:
+    if parameter.kind is parameter.POSITIONAL_ONLY:
+        return f"{_named(parameter)} is positional-only, and all are given by name: remove the /"
     transactions = [each.__name__ for each in provided]
-    can = ["an event", "Delivery", "UserRow", "logging.LoggerAdapter", *transactions]
-    wanted = f"the parameter {parameter.name!r}"
-    if parameter.annotation is not parameter.empty:
-        name = getattr(parameter.annotation, "__name__", parameter.annotation)
-        wanted += f" of type {name}"
+    can = ["an event", "Delivery", "UserRow | None", "logging.LoggerAdapter", *transactions]
     names = ", ".join(_BY_NAME)
-    return f"{wanted} can't be filled here, only {', '.join(can)}, or by name {names}"
+    return f"{_named(parameter)} can't be filled here, only {', '.join(can)}, or by name {names}"
+
+
+def _named(parameter: inspect.Parameter) -> str:
+    named = f"the parameter {parameter.name!r}"
+    if parameter.annotation is parameter.empty:
+        return named
+    return f"{named} of type {getattr(parameter.annotation, '__name__', parameter.annotation)}"

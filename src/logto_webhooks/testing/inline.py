@@ -135,7 +135,9 @@ class AsyncApp:
         store.progress(INSTALLED, Progress(0, 0))
 
     def _claim(self, store: Store) -> list[Held]:
-        return self._attempts.claim(store, uuid.uuid4().hex, 1)
+        one_each = dict.fromkeys((each.name for each in self._handlers), 1)
+        held = self._attempts.claim(store, uuid.uuid4().hex, one_each)
+        return sorted(held, key=lambda each: each.job.id)
 
     async def _run(self, held: Held) -> Run | None:
         attempted = await self._attempts.make(self._failing(held))

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import random
 from collections.abc import AsyncIterator, Callable
+from math import inf
 from typing import Final
 
 from logto_webhooks.core.events.local import Source
@@ -28,9 +29,10 @@ CLOUD_BUDGET: Final = 20.0
 NO_BUDGET: Final = 1_000.0
 
 
-def api_of(settings: Settings, *, fast: bool = False) -> Logto:
+def api_of(settings: Settings, *, fast: bool = False, longest_wait_s: float = inf) -> Logto:
     """Make a client; it connects on first use. `fast` asks as much as Logto allows, unless a
-    budget is set. Raises ApiNotConfigured."""
+    budget is set; what fails is tried again after `longest_wait_s` at most. Raises
+    ApiNotConfigured."""
     if not (settings.endpoint and settings.app_id and settings.app_secret):
         raise ApiNotConfigured()
     # Here, for it needs the extra `api`, which a service without credentials doesn't.
@@ -43,6 +45,7 @@ def api_of(settings: Settings, *, fast: bool = False) -> Logto:
         now=SystemClock(),
         resource=settings.api_resource,
         budget=settings.api_budget or (_most(settings.endpoint) if fast else BUDGET),
+        sleep=lambda seconds: asyncio.sleep(min(seconds, longest_wait_s)),
     )
 
 

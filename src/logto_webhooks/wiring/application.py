@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import threading
 from collections.abc import (
     AsyncIterator,
     Awaitable,
@@ -14,22 +15,28 @@ from collections.abc import (
     Coroutine,
     Mapping,
     MutableMapping,
+    Sequence,
 )
 from functools import partial
 from typing import Any, TypeVar, Unpack
 
+import sqlalchemy as sa
 from starlette.requests import Request
 from starlette.responses import Response
 
 from logto_webhooks.adapters import web
+from logto_webhooks.adapters.hosts.thread import ThreadHost
 from logto_webhooks.adapters.observers import logs
+from logto_webhooks.adapters.observers.several import several
 from logto_webhooks.core.events.local import UserRow
 from logto_webhooks.core.jobs import Tests
 from logto_webhooks.core.lifecycle import MAX_ATTEMPTS
 from logto_webhooks.core.ports import Logto, Observer
-from logto_webhooks.errors import NotStarted, SettingInvalid
+from logto_webhooks.errors import CalledOnTheLoop, NotStarted, SettingInvalid
 from logto_webhooks.service import early
-from logto_webhooks.service.handlers import TIME_LIMIT_S, Function, Options, What
+from logto_webhooks.service.handlers import Function
+from logto_webhooks.service.options import TIME_LIMIT_S, Options
+from logto_webhooks.service.patterns import What, patterns_of
 from logto_webhooks.service.receive import Answer
 from logto_webhooks.settings import MountedSettings, from_env
 from logto_webhooks.wiring.given import Engine
@@ -69,9 +76,10 @@ class LogtoWebhooks(Operations):
         """
         given = {"signing_key": signing_key or None, "database_url": database_url, "path": path}
         super().__init__(partial(from_env, environment or {}, **given, **settings), engine)
-        self._observe = observe
+        self._observe = several(observe)
         self._service: Service | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._alone = threading.Lock()
         self.path = path
         self._mounted = web.mounted(self.answer, self.lifespan, web.spellings(path))
         if environment is None:
@@ -101,7 +109,7 @@ class LogtoWebhooks(Operations):
         name: str | None = None,
         ordered: bool = True,
         max_attempts: int = MAX_ATTEMPTS,
-        waits: tuple[float, ...] = (),
+        waits: Sequence[float] = (),
         time_limit: float = TIME_LIMIT_S,
         max_age: float | None = None,
         concurrency: int | None = None,
@@ -116,9 +124,10 @@ class LogtoWebhooks(Operations):
         know. Raises UnknownEventName, HandlerRefused.
         """
         tests: Tests = "too" if test else "no"
+        patterns = patterns_of(what, unknown=unknown, tests=tests)
         options = Options(
             max_attempts=max_attempts,
-            waits=waits,
+            waits=tuple(waits) if isinstance(waits, Sequence) else waits,
             time_limit_s=time_limit,
             max_age_s=max_age,
             concurrency=concurrency,
@@ -127,12 +136,11 @@ class LogtoWebhooks(Operations):
         def register(function: Function) -> Function:
             return self.handlers.add(
                 function,
-                what,
+                patterns,
                 name=name,
                 ordered=ordered,
                 tests=tests,
                 rerun=rerun,
-                unknown=unknown,
                 options=options,
             )
 
@@ -140,11 +148,10 @@ class LogtoWebhooks(Operations):
 
     def on_test(self, *what: What, name: str | None = None) -> Callable[[Function], Function]:
         """Register a function for what Logto's console sends as a test. Raises as `on`."""
+        patterns = patterns_of(what or ("*",), unknown=False, tests="only")
 
         def register(function: Function) -> Function:
-            return self.handlers.add(
-                function, what or ("*",), name=name, tests="only", options=Options()
-            )
+            return self.handlers.add(function, patterns, name=name, tests="only", options=Options())
 
         return register
 
@@ -184,7 +191,7 @@ class LogtoWebhooks(Operations):
 
         With a `session` (AsyncSession, Session) in its transaction; else in one of its own, of
         what Logto answers about the user, if the Management API is configured. Raises
-        ClaimsUnusable, UserDeleted, StoreUnavailable.
+        ClaimsUnusable, UserDeleted, WriterHeld, StoreUnavailable.
         """
         host = self.database.host
         if session is not None:
@@ -195,17 +202,41 @@ class LogtoWebhooks(Operations):
         return row
 
     async def wait_for_user(self, logto_id: str, timeout_s: float = 5.0) -> UserRow:
-        """Wait until a user's webhook was applied. Raises TimeoutError, UserDeleted,
-        StoreUnavailable."""
+        """Wait until a user's webhook was applied; without time, look once. Raises ClaimsUnusable
+        for what is no id, TimeoutError, UserDeleted, StoreUnavailable."""
         return await early.wait_for(self.database.host, logto_id, timeout_s)
 
     def call(self, work: Coroutine[Any, Any, T]) -> T:
         """Await something of this object's from code that isn't asynchronous, in a thread beside
-        the event loop: `logto.call(logto.ensure_user(claims))`. Raises what it raises."""
-        if self._loop is None:
-            return asyncio.run(work)
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        the event loop: `logto.call(logto.ensure_user(claims))`. Raises CalledOnTheLoop, and what
+        it raises."""
+        if _is_a_loop_here():
+            work.close()
+            raise CalledOnTheLoop()
+        if self._loop is not None:
+            return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        with contextlib.closing(work):
+            return asyncio.run(self._in_a_loop_of_its_own(work))
+
+    async def _in_a_loop_of_its_own(self, work: Coroutine[Any, Any, T]) -> T:
+        """The next call has another loop, in which no connection of this one can be used."""
+        if isinstance(self.database.host, ThreadHost):  # whose connections are of no loop
+            return await work
+        with self._alone:
+            try:
+                return await work
+            finally:
+                await self.close()
+                if self._engine is not None and not isinstance(self._engine, sa.Engine):
+                    await self._engine.dispose()
 
     def _woken(self) -> None:
         if self._service is not None:
             self._service.wake()
+
+
+def _is_a_loop_here() -> bool:
+    with contextlib.suppress(RuntimeError):
+        asyncio.get_running_loop()
+        return True
+    return False

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import sqlalchemy as sa
 
 from logto_webhooks.adapters.hosts.failures import translated
 from logto_webhooks.adapters.hosts.thread import ThreadHost
 from logto_webhooks.adapters.lockfile import LockFile
-from logto_webhooks.adapters.stores import migrate, sqlite
+from logto_webhooks.adapters.stores import migrate, premises, sqlite
 from logto_webhooks.adapters.stores.sql import SqlStore
+from logto_webhooks.core.doctor.here import Premises
 from logto_webhooks.core.ports import HandlerHost, Status
 from logto_webhooks.errors import SettingInvalid
 
+T = TypeVar("T")
 _URL = "LOGTO_WEBHOOKS_DATABASE_URL"
 
 
@@ -37,6 +41,9 @@ class Database(Protocol):
 
     async def check(self) -> None:
         """Raise StoreUnavailable or SchemaMismatch unless it can be used as it is."""
+
+    async def premises(self) -> Premises:
+        """Tell of itself, whatever its schema. Raises StoreUnavailable."""
 
     def may_work(self) -> bool:
         """Whether this process may apply deliveries; if not now, perhaps later."""
@@ -62,10 +69,12 @@ class SqliteFile:
             reads=sqlite.READS,
             committed=self._guard.check,
             failed=self._guard.reset,
+            stop=sqlite.stop,
         )
 
     async def open(self) -> None:
         """Make the file unless it exists, and migrate it. Raises SettingInvalid."""
+        self._guard.reset()  # with the last connection of before, the files beside it went, too
         await self.migrate()
 
     async def migrate(self) -> None:
@@ -78,6 +87,10 @@ class SqliteFile:
         """Raise StoreUnavailable or SchemaMismatch unless it can be used as it is."""
         await asyncio.to_thread(self._check)
 
+    async def premises(self) -> Premises:
+        """Tell of itself, whatever its schema. Raises StoreUnavailable."""
+        return await asyncio.to_thread(self._premises)
+
     def migration_sql(self) -> str:
         """Return the statements that make the schema."""
         return migrate.sql("sqlite")
@@ -87,9 +100,16 @@ class SqliteFile:
         return self._worker.acquire()
 
     def _check(self) -> None:
+        self._look(migrate.check)
+
+    def _premises(self) -> Premises:
+        free = shutil.disk_usage(self.file.absolute().parent).free
+        return self._look(premises.look(self.name, free))
+
+    def _look(self, work: Callable[[sa.Connection], T]) -> T:
         self._guard.check_file()
         with translated(), self._engine.connect() as connection:
-            migrate.check(connection.execution_options(**sqlite.READS))
+            return work(connection.execution_options(**sqlite.READS))
 
 
 def database_of(url: str, schema: str | None = None) -> Database:

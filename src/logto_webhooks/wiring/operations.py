@@ -25,9 +25,12 @@ from logto_webhooks.service.person import Sides
 from logto_webhooks.service.recover import Recovered
 from logto_webhooks.service.rehearse import perform
 from logto_webhooks.service.replay import Replayed
+from logto_webhooks.service.rotation import Rotated, rotate
 from logto_webhooks.settings import Settings
 from logto_webhooks.wiring.api import api_of, keys_of, reconciliation_of, recovery_of, sides_of
+from logto_webhooks.wiring.clock import SystemClock
 from logto_webhooks.wiring.databases import Database, database_of
+from logto_webhooks.wiring.doctor import Examined
 from logto_webhooks.wiring.given import Engine, given_database
 
 T = TypeVar("T")
@@ -39,7 +42,7 @@ def _silent(*told: object) -> None:
     """Tell nobody how far it came."""
 
 
-class Operations:
+class Operations(Examined):
     """Everything that can be done by hand.
 
     A query is a Logto id, a local id, an email, a phone, a username or a name. All raise
@@ -71,7 +74,8 @@ class Operations:
 
     async def close(self) -> None:
         """Give back threads and connections; they are made again when they are needed."""
-        await self.database.host.close()
+        if self._database is not None:
+            await self._database.host.close()
 
     async def status(self) -> Status:
         """Count deliveries and records."""
@@ -235,12 +239,23 @@ class Operations:
         """
         await self.database.check()
         async with self._asking() as logto:
-            found, _ = await endpoint.hooks_of(logto)
-            settings = self._settings()
-            keys = keys_of(settings)
-            chosen = named(found, hook) if hook else ours(found, keys, settings.public_url)
+            chosen = await self._chosen(logto, hook)
             sent = event or next((each for each in chosen.events if each not in LATER), _TESTED)
             return await endpoint.send_test(logto, self.database.host, chosen, sent, timeout_s)
+
+    async def rotate_endpoint(self, hook: str | None = None, *, overlap_s: float = 600) -> Rotated:
+        """Change the key of a webhook at Logto, ours if none is named; the old one is accepted for
+        the overlap. Raises EndpointUnknown."""
+        await self.database.check()
+        async with self._asking() as logto:
+            chosen = await self._chosen(logto, hook)
+            overlap_ms = round(overlap_s * 1000)
+            return await rotate(logto, self.database.host, SystemClock(), chosen, overlap_ms)
+
+    async def _chosen(self, logto: Logto, hook: str | None) -> Hook:
+        found, _ = await endpoint.hooks_of(logto)
+        settings = self._settings()
+        return named(found, hook) if hook else ours(found, keys_of(settings), settings.public_url)
 
     async def _explain(self, kind: Kind, query: str) -> Explained | None:
         lag_ms = self._settings().lag_ms

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -12,10 +13,13 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from logto_webhooks.adapters.hosts.failures import translated
 from logto_webhooks.adapters.hosts.loop import LoopHost
 from logto_webhooks.adapters.hosts.thread import ThreadHost
-from logto_webhooks.adapters.stores import migrate
+from logto_webhooks.adapters.stores import migrate, premises
 from logto_webhooks.adapters.stores.sql import SqlStore
+from logto_webhooks.core.doctor.here import Premises
 from logto_webhooks.core.ports import HandlerHost
 from logto_webhooks.service.work import LONGEST_S
+
+T = TypeVar("T")
 
 
 class Postgres:
@@ -46,6 +50,13 @@ class Postgres:
             async with self._engine.connect() as connection:
                 await connection.run_sync(migrate.check, self._schema)
 
+    async def premises(self) -> Premises:
+        """Tell of itself, whatever its schema. Raises StoreUnavailable."""
+        look = premises.look(self.name, schema=self._schema)
+        with translated():
+            async with self._engine.connect() as connection:
+                return await connection.run_sync(look)
+
     def may_work(self) -> bool:
         """Any number of processes work on one server."""
         return True
@@ -72,7 +83,6 @@ class ThreadedPostgres:
             committed=lambda: None,
             failed=lambda: None,
             owns=False,
-            one_writer=False,
         )
 
     async def open(self) -> None:
@@ -81,11 +91,16 @@ class ThreadedPostgres:
 
     async def migrate(self) -> None:
         """Bring the schema up to this release; waits for whoever is at it."""
-        await asyncio.to_thread(self._in_transaction, migrate.upgrade)
+        await asyncio.to_thread(self._in_transaction, partial(migrate.upgrade, schema=self._schema))
 
     async def check(self) -> None:
         """Raise StoreUnavailable or SchemaMismatch unless it can be used as it is."""
-        await asyncio.to_thread(self._in_transaction, migrate.check)
+        await asyncio.to_thread(self._in_transaction, partial(migrate.check, schema=self._schema))
+
+    async def premises(self) -> Premises:
+        """Tell of itself, whatever its schema. Raises StoreUnavailable."""
+        look = premises.look(self.name, schema=self._schema)
+        return await asyncio.to_thread(self._in_transaction, look)
 
     def may_work(self) -> bool:
         """Any number of processes work on one server."""
@@ -95,9 +110,9 @@ class ThreadedPostgres:
         """Return the statements that make the schema."""
         return migrate.sql("postgresql", self._schema)
 
-    def _in_transaction(self, work: Callable[[sa.Connection, str | None], None]) -> None:
+    def _in_transaction(self, work: Callable[[sa.Connection], T]) -> T:
         with translated(), self._engine.begin() as connection:
-            work(connection, self._schema)
+            return work(connection)
 
 
 def in_schema(engine: AsyncEngine, schema: str | None) -> AsyncEngine:

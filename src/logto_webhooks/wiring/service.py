@@ -14,12 +14,14 @@ from logto_webhooks.adapters import web
 from logto_webhooks.adapters.room import Room
 from logto_webhooks.core.ports import Observer, Store
 from logto_webhooks.core.reports import Asked, Compared, Report, Stalled, Synced, Unrunnable
-from logto_webhooks.errors import LogtoWebhooksError, described
+from logto_webhooks.core.silence import Silence
+from logto_webhooks.errors import LogtoWebhooksError, StoreUnavailable, described
 from logto_webhooks.service.handlers import Handlers
 from logto_webhooks.service.keyring import Keyring
 from logto_webhooks.service.quarantine import Quarantine, asker
 from logto_webhooks.service.receive import GroupCommit, Receiver
 from logto_webhooks.service.run import Runner
+from logto_webhooks.service.silence import Watch
 from logto_webhooks.service.work import Worker
 from logto_webhooks.settings import Settings
 from logto_webhooks.wiring.api import api_of, asking
@@ -48,17 +50,19 @@ class Service:
         self._settings = settings
         self._database = database
         self._observe = observe
-        self._workers = Workers(settings, database, observe, handlers or Handlers())
+        self._handlers = Handlers() if handlers is None else handlers
+        self._workers = Workers(settings, database, observe, self._handlers)
         self.api = api_of(settings) if settings.endpoint else None
         commit = GroupCommit(database.host, observe, stored=self._workers.wake)
         ring = Keyring(settings.signing_keys)
         self._quarantine = self._set_aside(ring)
         receiver = Receiver(ring, commit.add, SystemClock(), observe, reject=self._quarantine.offer)
         self.webhook = web.Webhook(receiver, settings.max_body_bytes, Room(BODIES_IN_FLIGHT))
+        self._watch = Watch(database.host, SystemClock(), observe, settings.silence_after_s)
         self.app: ASGIApp = web.application(
             self.webhook,
             receiver,
-            database.check,
+            self._ready,
             lambda _: self.running(),
             settings.path,
             scrape,
@@ -73,6 +77,7 @@ class Service:
     async def running(self) -> AsyncIterator[None]:
         """Apply, run handlers, ask Logto, as long as the block lasts."""
         async with contextlib.AsyncExitStack() as stack:
+            stack.enter_context(self._handlers.in_use())
             stack.push_async_callback(self._database.host.close)
             await stack.enter_async_context(self._setting_aside())
             if self._settings.worker:
@@ -85,6 +90,10 @@ class Service:
                 await stack.enter_async_context(loops)
             yield
 
+    async def _ready(self) -> Silence | None:
+        await self._database.check()
+        return self._watch.silence
+
     def _set_aside(self, ring: Keyring) -> Quarantine:
         host, clock, api = self._database.host, SystemClock(), self.api
         ask = asker(api, host, clock, self._settings.public_url) if api else None
@@ -92,7 +101,7 @@ class Service:
 
     @contextlib.asynccontextmanager
     async def _setting_aside(self) -> AsyncIterator[None]:
-        keeping = asyncio.create_task(self._quarantine.keep())
+        keeping = asyncio.gather(self._quarantine.keep(), self._watch.keep())
         try:
             yield
         finally:
@@ -169,7 +178,7 @@ class Workers:
             await working
 
     async def register(self) -> bool:
-        """Make the handlers known; False when stopped."""
+        """Make the handlers known, once the database can be reached; False when stopped."""
         registered = [each.registered for each in self._handlers]
 
         def register(store: Store) -> None:
@@ -179,7 +188,7 @@ class Workers:
             try:
                 await self._database.host.run(register)
                 self._registered = True
-            except Exception as error:
+            except StoreUnavailable as error:
                 self._tell(Stalled(described(error), AGAIN_S))
                 await asyncio.sleep(AGAIN_S)
         return self._registered

@@ -15,8 +15,8 @@ from logto_webhooks.adapters.hosts.loop import LoopHost
 from logto_webhooks.adapters.hosts.sessions import (
     SYNC,
     end_sync,
+    guarded,
     in_schema,
-    still_ours,
     sync_wish,
     untranslated,
 )
@@ -57,22 +57,21 @@ class InlineHost:
         self, wish: type, call: Callable[[Any], Any], finish: Callable[[Store], None]
     ) -> None:
         """Call with what was wished for, and let `finish` end in the same savepoint."""
-        with self._savepoint() as begun:
-            with untranslated(self._connection):
+        with self._savepoint():
+            with guarded(self._connection), untranslated(self._connection):
                 given = sync_wish(wish, self._connection)
                 call(given)
                 end_sync(given)
-            still_ours(self._connection, begun)
             finish(self._bind(self._connection))
 
     async def close(self) -> None:
         """Nothing is ours."""
 
     @contextmanager
-    def _savepoint(self) -> Iterator[sa.NestedTransaction]:
+    def _savepoint(self) -> Iterator[None]:
         begin(self._connection)
-        with in_schema(self._connection, self._schema), self._connection.begin_nested() as begun:
-            yield begun
+        with in_schema(self._connection, self._schema), self._connection.begin_nested():
+            yield
 
 
 class InlineLoopHost(LoopHost):

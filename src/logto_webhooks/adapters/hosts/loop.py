@@ -15,11 +15,12 @@ from logto_webhooks.adapters.hosts.sessions import (
     OURS,
     SYNC,
     end_sync,
+    kept,
     no_session,
     room_in,
-    still_ours,
     sync_wish,
     translated_as,
+    undone,
     untranslated,
 )
 from logto_webhooks.core.ports import Store
@@ -84,17 +85,21 @@ class LoopHost:
         """Call with the transaction that was wished for, and let `finish` end in the same one."""
 
         def end(sync: sa.Connection) -> None:
-            still_ours(sync, begun)
+            kept(sync, begun)
             finish(self._bind(sync))
 
         async with self._begin() as connection:
-            begun = await connection.run_sync(_transaction)
+            begun = await connection.run_sync(sa.Connection.begin_nested)
             assert connection.sync_connection is not None
-            with untranslated(connection.sync_connection):
-                if wish in SYNC:
-                    await connection.run_sync(_call_sync, wish, call)
-                else:
-                    await _call(connection, wish, call)
+            try:
+                with untranslated(connection.sync_connection):
+                    if wish in SYNC:
+                        await connection.run_sync(_call_sync, wish, call)
+                    else:
+                        await _call(connection, wish, call)
+            except BaseException:
+                await connection.run_sync(undone, begun)
+                raise
             await connection.run_sync(end)
 
     async def close(self) -> None:
@@ -104,10 +109,6 @@ class LoopHost:
 
     def _begin(self) -> AbstractAsyncContextManager[AsyncConnection]:
         return self._engine.begin()
-
-
-def _transaction(connection: sa.Connection) -> sa.Transaction | None:
-    return connection.get_nested_transaction() or connection.get_transaction()
 
 
 async def _call(connection: AsyncConnection, wish: type, call: Callable[[Any], Any]) -> None:

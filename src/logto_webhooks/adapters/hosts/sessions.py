@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -15,6 +15,7 @@ from logto_webhooks.errors import SettingInvalid, TransactionEnded
 SYNC: Final[tuple[type, ...]] = (Session, sa.Connection)
 # What a session commits or rolls back by itself is a savepoint; "done" commits it all.
 OURS: Final = "create_savepoint"
+_FAILED: Final = "25P02"  # PostgreSQL's: in_failed_sql_transaction
 _MAP: Final = "schema_translate_map"
 _ROOM: Final = 4  # what a pool of SQLAlchemy's usual size has
 
@@ -48,6 +49,18 @@ def in_schema(connection: sa.Connection, schema: str | None) -> Iterator[None]:
 
 
 @contextmanager
+def guarded(connection: sa.Connection) -> Iterator[None]:
+    """A savepoint in which a handler is called. Raises as `kept`."""
+    begun = connection.begin_nested()
+    try:
+        yield
+    except BaseException:
+        undone(connection, begun)
+        raise
+    kept(connection, begun)
+
+
+@contextmanager
 def _mapped(connection: sa.Connection, there: Any) -> Iterator[None]:
     before = connection.get_execution_options().get(_MAP)
     connection.execution_options(**{_MAP: there})
@@ -77,8 +90,21 @@ def end_sync(given: Any) -> None:
         given.close()
 
 
-def still_ours(connection: sa.Connection, begun: sa.Transaction | None) -> None:
-    """Raise TransactionEnded when the handler ended what only "done" may end."""
-    open_now = (connection.get_transaction(), connection.get_nested_transaction())
-    if begun is None or not begun.is_active or begun not in open_now:
+def undone(connection: sa.Connection, begun: sa.NestedTransaction) -> None:
+    """Roll the savepoint back in which a handler was called, if that can still be done."""
+    if connection.get_nested_transaction() is begun and not connection.invalidated:
+        with suppress(sa.exc.SQLAlchemyError):
+            begun.rollback()
+
+
+def kept(connection: sa.Connection, begun: sa.NestedTransaction) -> None:
+    """Release it. Raises TransactionEnded when a handler ended what only "done" may end, be it
+    behind SQLAlchemy's back."""
+    if not begun.is_active or connection.get_nested_transaction() is not begun:
         raise TransactionEnded()
+    try:
+        begun.commit()
+    except sa.exc.DBAPIError as error:
+        if getattr(error.orig, "sqlstate", None) == _FAILED:
+            raise  # it went on after an error of the database
+        raise TransactionEnded() from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import asyncio
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -10,20 +10,21 @@ from typing import Any, Final, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from logto_webhooks.adapters.hosts.aside import HAS_WRITER, Aside
 from logto_webhooks.adapters.hosts.failures import translated
 from logto_webhooks.adapters.hosts.lane import Lane
 from logto_webhooks.adapters.hosts.sessions import (
     SYNC,
     end_sync,
+    guarded,
     no_session,
     room_in,
-    still_ours,
     sync_wish,
     translated_as,
     untranslated,
 )
 from logto_webhooks.core.ports import Store
-from logto_webhooks.errors import StoreUnavailable, TimeLimitExceeded
+from logto_webhooks.errors import StoreUnavailable, TimeLimitExceeded, WriterHeld
 
 T = TypeVar("T")
 LONGEST_S: Final = 2.0  # that a handler may hold the one writer: accepting waits meanwhile
@@ -42,28 +43,32 @@ class ThreadHost:
         committed: Callable[[], None],
         failed: Callable[[], None],
         owns: bool = True,
-        one_writer: bool = True,
+        stop: Callable[[sa.Connection], None] | None = None,
     ) -> None:
         """`committed` is called after each commit, and raises when that can't be trusted;
         `failed` when the database can't be used. `owns`: whether to dispose of the engine at the
-        end. `one_writer`: whether the database has but one, so that handlers write in its turn."""
+        end. `stop` rolls back, from any thread, and lets nothing more be done on a connection:
+        given where the database has but one writer, so that handlers write in its turn."""
         self._engine = engine
         self._bind = bind
         self._reads = reads
         self._owns = owns
         self._committed = committed
         self._failed = failed
-        self._one_writer = one_writer
+        self._stop = stop
         self._writer = Lane("logto-writer")
         self._reader = Lane("logto-reader")
 
     @property
     def room(self) -> int:
         """How many handlers may be in a transaction at once."""
-        return IN_TURN if self._one_writer else room_in(self._engine.pool)
+        return IN_TURN if self._stop else room_in(self._engine.pool)
 
     async def run(self, work: Callable[[Store], T]) -> T:
-        """Run and commit. Raises StoreUnavailable or RowRejected for what the database says."""
+        """Run and commit. Raises StoreUnavailable or RowRejected for what the database says, and
+        WriterHeld where that would wait for who waits for it."""
+        if HAS_WRITER.get():
+            raise WriterHeld()
         return await self._writer.run(partial(self._write, work))
 
     async def read(self, work: Callable[[Store], T]) -> T:
@@ -93,17 +98,20 @@ class ThreadHost:
     ) -> None:
         """Call with the transaction that was wished for, and let `finish` end in the same one.
 
-        Raises TimeLimitExceeded if it held the writer so long that who accepts had to wait.
+        Who is cancelled, or holds the one writer too long, is left behind, without its
+        transaction. Raises TimeLimitExceeded.
         """
-        handle = partial(self._handle, wish, call, finish)
-        if self._one_writer:
-            await self._writer.run(handle)
-            return
-        lane = Lane("logto-handler")
+        called = Aside(has_writer=self._stop is not None)
+        handle = partial(self._handle, called, wish, call, finish)
+        lane = self._writer if self._stop else Lane("logto-keeper")
         try:
             await lane.run(handle)
+        except asyncio.CancelledError:
+            called.leave()
+            raise
         finally:
-            lane.close(wait_s=0)
+            if lane is not self._writer:
+                lane.close(wait_s=0)
 
     async def close(self) -> None:
         """Give back threads and connections; a thread that is stuck is left behind."""
@@ -125,19 +133,27 @@ class ThreadHost:
         return result
 
     def _handle(
-        self, wish: type, call: Callable[[Any], Any], finish: Callable[[Store], None]
+        self,
+        called: Aside,
+        wish: type,
+        call: Callable[[Any], Any],
+        finish: Callable[[Store], None],
     ) -> None:
         with self._engine.begin() as connection:
-            begun, started = connection.get_transaction(), time.monotonic()
-            with untranslated(connection):
+            with guarded(connection), untranslated(connection):
                 given = sync_wish(wish, connection)
-                call(given)
+                if not called.run(partial(call, given), LONGEST_S if self._stop else None):
+                    self._take_back(connection)
+                    raise TimeLimitExceeded(seconds=LONGEST_S)
                 end_sync(given)
-            if self._one_writer and time.monotonic() - started > LONGEST_S:
-                raise TimeLimitExceeded(seconds=LONGEST_S)
-            still_ours(connection, begun)
             finish(self._bind(connection))
         self._committed()
+
+    def _take_back(self, connection: sa.Connection) -> None:
+        """End the transaction of a handler that may still run."""
+        if self._stop:
+            self._stop(connection)
+        connection.invalidate()
 
     def _read(self, work: Callable[[Store], T]) -> T:
         with translated(), self._engine.connect() as connection:

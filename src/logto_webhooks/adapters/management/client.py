@@ -100,11 +100,16 @@ class Management:
     async def create_hook(self, name: str, url: str, events: Sequence[str]) -> Answered:
         """Make a webhook. It is asked once: if that fails, it may be there all the same."""
         content = {"name": name, "events": list(events), "config": {"url": url}}
-        return self._done(await self._send("POST", "/api/hooks", content))
+        return self._done(await self._send("POST", "/api/hooks", content, again=False))
 
     async def change_hook(self, hook_id: str, changes: dict[str, Any]) -> Answered:
         """Replace some fields of a webhook, each whole."""
         return self._done(await self._send("PATCH", f"/api/hooks/{_part(hook_id)}", changes))
+
+    async def rotate_key(self, hook_id: str) -> Answered:
+        """Give a webhook a new signing key; it is asked once. None if the webhook is unknown."""
+        path = f"/api/hooks/{_part(hook_id)}/signing-key"
+        return self._done(await self._send("PATCH", path, again=False))
 
     async def delete_hook(self, hook_id: str) -> Answered:
         """Delete a webhook, if it is there."""
@@ -114,7 +119,7 @@ class Management:
         """Have a test sent to a URL. None if the webhook is unknown; else what went wrong, empty
         if nothing did."""
         content = {"events": [event], "config": {"url": url}}
-        reply = await self._send("POST", f"/api/hooks/{_part(hook_id)}/test", content)
+        reply = await self._send("POST", f"/api/hooks/{_part(hook_id)}/test", content, again=False)
         if reply.status == 422 and reply.code:
             return _answered(reply, reply.content)
         return self._done(reply)
@@ -166,9 +171,10 @@ class Management:
     async def _ask(self, path: str, **params: int) -> Reply:
         return await self._with_token(partial(self._exchange.send, "GET", path, params=params))
 
-    async def _send(self, method: str, path: str, content: object = None) -> Reply:
-        """Change something; a POST, which isn't the same a second time, is sent once."""
-        again = method != "POST"
+    async def _send(
+        self, method: str, path: str, content: object = None, *, again: bool = True
+    ) -> Reply:
+        """Change something; what isn't the same a second time is not sent `again`."""
         sending = partial(self._exchange.send, method, path, content=content, again=again)
         return await self._with_token(sending)
 

@@ -14,6 +14,8 @@ from logto_webhooks.core.reports import (
     Asked,
     Compared,
     Failed,
+    FlowResumed,
+    FlowStopped,
     HandlerFailed,
     HandlerRan,
     LookedBack,
@@ -33,6 +35,7 @@ from logto_webhooks.core.reports import (
 LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 logger = logging.getLogger("logto_webhooks")
+_FIND_OUT = "find out why with logto-webhooks doctor"
 
 
 def observe(report: Report) -> None:
@@ -87,6 +90,12 @@ def _line(report: Report) -> tuple[int, str, dict[str, Any]]:
             return logging.ERROR, "a job is dead", fields
         case Unrunnable():
             return logging.WARNING, "jobs wait for handlers whose code isn't here: --app", fields
+        case FlowStopped(why="rejected"):
+            return logging.ERROR, f"all that comes is rejected: {_FIND_OUT} --only key", fields
+        case FlowStopped():
+            return logging.ERROR, f"no delivery comes any more: {_FIND_OUT}", fields
+        case FlowResumed():
+            return logging.INFO, "deliveries come again", fields
         case NotAsked():
             return logging.ERROR, "Logto can't be asked", fields
 

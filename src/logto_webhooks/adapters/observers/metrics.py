@@ -17,6 +17,8 @@ from logto_webhooks.core.reports import (
     Asked,
     Compared,
     Failed,
+    FlowResumed,
+    FlowStopped,
     HandlerFailed,
     HandlerRan,
     LookedBack,
@@ -33,6 +35,7 @@ from logto_webhooks.core.reports import (
     Synced,
     Unrunnable,
 )
+from logto_webhooks.core.silence import Why
 
 PREFIX: Final = "logto_webhooks_"
 ANSWER_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 8, 10)
@@ -143,7 +146,7 @@ METRICS: Final = (
     Metric(
         "handler_seconds",
         HandlerRan,
-        "from claiming a job to having it done",
+        "from calling a handler to having its job done",
         _taken_s,
         buckets=ROW_S,
     ),
@@ -153,6 +156,13 @@ METRICS: Final = (
         "calls of handlers that raised, by what became of the job",
         label="state",
         values=("waiting", "dead", "discarded"),
+    ),
+    Metric(
+        "flow_stopped",
+        FlowStopped,
+        "alarms that nothing comes any more, or that all is rejected",
+        label="why",
+        values=get_args(Why),
     ),
     Metric("asked", Asked, "times Logto was asked about a subject"),
     Metric("not_asked", NotAsked, "times Logto couldn't be asked"),
@@ -173,6 +183,7 @@ METRICS: Final = (
 # Reports that aren't measured, and why.
 UNMEASURED: Final[dict[type[Report], str]] = {
     Resumed: "the stalls before it are counted",
+    FlowResumed: "the gauge `silent` tells",
     Unrunnable: "`handlers list` counts them",
 }
 
@@ -199,6 +210,11 @@ GAUGES: Final = (
     ),
     Gauge("records_doubtful", "records in doubt", lambda status: status.doubtful),
     Gauge("records_waiting", "records Logto must be asked about", lambda status: status.refetch),
+    Gauge(
+        "silent",
+        "1 while nothing comes any more, or all is rejected",
+        lambda status: int(status.silent_since is not None),
+    ),
     Gauge(
         "complete_up_to_timestamp_seconds",
         "up to when Logto's log was compared with the inbox; absent if never",

@@ -19,7 +19,7 @@ _NEWER = jobs.alias("newer")
 HANDLERS = sa.select(handlers.c.options).order_by(handlers.c.name)
 DUE = (
     sa.select(lines.c.id, lines.c.token)
-    .where(among(lines.c.handler, "names"), lines.c.due_at <= now())
+    .where(lines.c.handler == sa.bindparam("name"), lines.c.due_at <= now())
     .where(lines.c.token.is_(None) | sa.bindparam("lost", type_=sa.Boolean))
     .order_by(lines.c.due_at)
     .limit(sa.bindparam("most"))

@@ -7,7 +7,7 @@ just ending a job of it: so no job is left in a line that nobody wakes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -73,16 +73,20 @@ class SqlJobs:
         )
 
     def claim(
-        self, token: str, names: Sequence[str], limit: int, lease_s: float, *, lost: bool = True
+        self, token: str, room: Mapping[str, int], lease_s: float, *, lost: bool = True
     ) -> list[Job]:
-        """Take the first job of each due line; nobody else gets a line during the lease.
+        """Take the first job of each due line, of so many of each handler; nobody else gets a
+        line during the lease.
 
         Of lines whose lease ran out it takes one, or none unless `lost`.
         """
-        wanted = {"names": list(names), "most": limit, "lost": lost}
-        lines_due = self._connection.execute(statements.DUE, wanted).all()
-        due = [each.id for each in lines_due if each.token is None]
-        due += [each.id for each in lines_due if each.token is not None][:1]
+        due: list[int] = []
+        of_lost: list[int] = []
+        for name, most in room.items():
+            wanted = {"name": name, "most": most, "lost": lost and not of_lost}
+            for line, holder in self._connection.execute(statements.DUE, wanted):
+                (due if holder is None else of_lost).append(line)
+        due += of_lost[:1]
         if not due:
             return []
         held = {"ids": due, "by": token, "lease_ms": int(lease_s * 1000)}

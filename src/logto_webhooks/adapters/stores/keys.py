@@ -66,9 +66,12 @@ class SqlKeys:
         """Forget what was set aside."""
         self._connection.execute(sa.delete(rejected).where(_BY_ID), {"ids": list(ids)})
 
-    def aside(self) -> int:
-        """Count what is set aside."""
-        return self._connection.scalar(sa.select(sa.func.count()).select_from(rejected)) or 0
+    def aside(self, since: int = 0, *, known: bool = False) -> int:
+        """Count what is set aside, received after a moment (ms); of `known` hooks, or of any."""
+        counted = sa.select(sa.func.count()).where(rejected.c.received_at > since)
+        if known:
+            counted = counted.where(rejected.c.known == sa.true())
+        return self._connection.scalar(counted) or 0
 
     def _put(self, row: dict[str, object]) -> None:
         statement = INSERT[self._connection.dialect.name](keys).values(row)

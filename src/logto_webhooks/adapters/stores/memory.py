@@ -29,6 +29,7 @@ from logto_webhooks.core.ports import (
     Waiting,
 )
 from logto_webhooks.core.record import NEVER, Drop, Key, Kind, Record
+from logto_webhooks.core.silence import SILENT
 from logto_webhooks.errors import ClaimLost
 
 # What a query names exactly, and of what it may be a part.
@@ -152,7 +153,8 @@ class MemoryStore:
         for row in rows:
             counts[row.state.value] += 1
         received = [row.delivery.received_at for row in rows if row.state is State.PENDING]
-        recovered, reconciled = (self.tables.progress.get(name) for name in (RECOVER, RECONCILE))
+        names = (RECOVER, RECONCILE, SILENT)
+        recovered, reconciled, silent = map(self.tables.progress.get, names)
         oldest = max(0, self._clock.now() - min(received)) / 1000 if received else None
         return Status(
             deliveries=counts,
@@ -162,6 +164,7 @@ class MemoryStore:
             recovered=recovered.count if recovered else 0,
             complete_up_to=recovered.at if recovered else None,
             reconciled_at=reconciled.at if reconciled else None,
+            silent_since=silent.at if silent and silent.count else None,
         )
 
     def waiting(self, limit: int) -> list[Waiting]:

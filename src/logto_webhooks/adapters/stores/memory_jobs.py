@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from msgspec import Struct
 from msgspec.structs import asdict, replace
@@ -105,19 +105,19 @@ class MemoryJobs:
             self._touch((job.handler, job.line))
 
     def claim(
-        self, token: str, names: Sequence[str], limit: int, lease_s: float, *, lost: bool = True
+        self, token: str, room: Mapping[str, int], lease_s: float, *, lost: bool = True
     ) -> list[Job]:
-        """Take the first job of each due line; nobody else gets a line during the lease.
+        """Take the first job of each due line, of so many of each handler; nobody else gets a
+        line during the lease.
 
         Of lines whose lease ran out it takes one, or none unless `lost`.
         """
         now = self._clock.now()
-        due = [
-            (line, kept)
-            for line, kept in self._tables.lines.items()
-            if line[0] in names and kept.due_at <= now and (lost or kept.token is None)
-        ]
-        due = sorted(due, key=lambda each: each[1].due_at)[:limit]
+        lines = sorted(self._tables.lines.items(), key=lambda each: each[1].due_at)
+        due = []
+        for name, most in room.items():
+            its = [each for each in lines if each[0][0] == name and each[1].due_at <= now]
+            due += [each for each in its if lost or each[1].token is None][:most]
         first_lost = [each for each in due if each[1].token is not None][:1]
         claimed = []
         for line, kept in [each for each in due if each[1].token is None] + first_lost:

@@ -66,9 +66,10 @@ class MemoryKeys:
         for each in ids:
             self._tables.strangers.pop(each, None)
 
-    def aside(self) -> int:
-        """Count what is set aside."""
-        return len(self._tables.strangers)
+    def aside(self, since: int = 0, *, known: bool = False) -> int:
+        """Count what is set aside, received after a moment (ms); of `known` hooks, or of any."""
+        later = (each for each in self._tables.strangers.values() if each.received_at > since)
+        return sum(each.known or not known for each in later)
 
     def _prune(self, known: bool, bounds: Bounds) -> None:
         total = place = 0

@@ -44,11 +44,15 @@ def sql(dialect: str, schema: str | None = None) -> str:
 
 def check(connection: sa.Connection, schema: str | None = None) -> None:
     """Raise SchemaMismatch if the schema is older than this release; a newer one is good."""
-    options = {"version_table": VERSION_TABLE, "version_table_schema": schema}
-    found = MigrationContext.configure(connection, opts=options).get_current_revision()
-    needed = head()
+    found, needed = version(connection, schema), head()
     if found is None or found < needed:  # revisions are numbers of four digits
         raise SchemaMismatch(found=found or "nothing", needed=needed)
+
+
+def version(connection: sa.Connection, schema: str | None = None) -> str | None:
+    """Return the version of the schema that is there; None if there is none."""
+    options = {"version_table": VERSION_TABLE, "version_table_schema": schema}
+    return MigrationContext.configure(connection, opts=options).get_current_revision()
 
 
 @functools.cache

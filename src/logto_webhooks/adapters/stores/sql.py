@@ -23,6 +23,7 @@ from logto_webhooks.core.ports import (
     Waiting,
 )
 from logto_webhooks.core.record import Key, Kind, Record
+from logto_webhooks.core.silence import SILENT
 
 
 class SqlStore:
@@ -90,7 +91,7 @@ class SqlStore:
 
     def status(self) -> Status:
         """Count."""
-        recovered, reconciled = self.progress(RECOVER), self.progress(RECONCILE)
+        recovered, reconciled, silent = map(self.progress, (RECOVER, RECONCILE, SILENT))
         return Status(
             deliveries=inbox.counts(self._connection),
             doubtful=records.doubtful(self._connection),
@@ -99,6 +100,7 @@ class SqlStore:
             recovered=recovered.count if recovered else 0,
             complete_up_to=recovered.at if recovered else None,
             reconciled_at=reconciled.at if reconciled else None,
+            silent_since=silent.at if silent and silent.count else None,
         )
 
     def find(self, kind: Kind, query: str, limit: int) -> list[Found]:

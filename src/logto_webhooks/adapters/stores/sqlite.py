@@ -41,6 +41,23 @@ def engine_of(file: Path) -> sa.Engine:
     return engine
 
 
+def stop(connection: sa.Connection) -> None:
+    """Roll back, from any thread, and let nothing more be done on a connection.
+
+    A statement that runs is interrupted, and none is prepared again: who still has the
+    connection would write outside of any transaction.
+    """
+    driver: Any = connection.connection.dbapi_connection
+    driver.set_authorizer(_only_rolling_back)
+    driver.interrupt()
+    driver.rollback()
+
+
+def _only_rolling_back(action: int, what: str | None, *more: str | None) -> int:
+    rolls_back = action == sqlite3.SQLITE_TRANSACTION and what == "ROLLBACK"
+    return sqlite3.SQLITE_OK if rolls_back else sqlite3.SQLITE_DENY
+
+
 def create(file: Path) -> None:
     """Make an empty database file unless it exists. Raises SettingInvalid."""
     try:

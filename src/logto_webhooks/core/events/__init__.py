@@ -31,6 +31,7 @@ from logto_webhooks.core.events.base import (
 )
 from logto_webhooks.core.events.catalog import named
 from logto_webhooks.core.events.local import (
+    LocalEvent,
     LocalMemberAdded,
     LocalMemberRemoved,
     LocalOrganizationCreated,
@@ -74,6 +75,7 @@ __all__ = [
     "Event",
     "GrantLimitExceeded",
     "IdentifierLockout",
+    "LocalEvent",
     "LocalMemberAdded",
     "LocalMemberRemoved",
     "LocalOrganizationCreated",

@@ -143,6 +143,11 @@ class FakeLogto(Changes):
         """Hold many entries of a hook's log, the newest first, older than those to come."""
         self._state.logs[hook_id].hold(entries)
 
+    def set_role(self, has: bool) -> None:
+        """Give the application its role with the Management API's scope, or take it away, from
+        its next token on."""
+        self._tokens.has_role = has
+
     def revoke_tokens(self) -> None:
         """Make all access tokens invalid."""
         self._tokens.revoke()

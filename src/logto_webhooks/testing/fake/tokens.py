@@ -27,6 +27,7 @@ class Tokens:
         self._credentials = (app_id, app_secret)
         self._now = now
         self._random = Random(seed + 3)
+        self.has_role = True
         self._given: dict[str, tuple[int, str]] = {}
 
     async def give(self, request: Request) -> Response:
@@ -77,7 +78,7 @@ class Tokens:
 
     def _new_token(self, form: dict[str, str]) -> Json:
         token = ".".join(new_id(self._random, length) for length in (96, 240, 128))
-        scope = "all" if "all" in form.get("scope", "").split() else ""
+        scope = "all" if self.has_role and "all" in form.get("scope", "").split() else ""
         self._given[token] = (self._now() + LIVES_S * 1000, scope)
         made = {"access_token": token, "expires_in": LIVES_S, "token_type": "Bearer"}
         return made | ({"scope": scope} if scope else {})

@@ -1,0 +1,29 @@
+# docker build -t logto-webhooks .     (docs/how-to/deploy.md says how to run it)
+FROM python:3.12-slim AS build
+WORKDIR /src
+RUN python -m venv /app
+COPY requirements.txt ./
+RUN /app/bin/pip install --no-cache-dir --require-hashes -r requirements.txt
+COPY pyproject.toml README.md LICENSE ./
+COPY src src
+RUN /app/bin/pip wheel --no-cache-dir --no-deps --wheel-dir /dist . \
+ && /app/bin/pip install --no-cache-dir --no-index --no-deps /dist/*.whl
+
+FROM python:3.12-slim
+RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin logto \
+ && install --directory --owner logto --group logto /data
+COPY --from=build /app /app
+# What a SQLite file needs is below /data; nothing else is written, but for temporary files.
+ENV PATH=/app/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1 \
+    LOGTO_WEBHOOKS_DATABASE_URL=sqlite:////data/logto-webhooks.db \
+    LOGTO_WEBHOOKS_PORT=8787
+WORKDIR /data
+VOLUME /data
+USER 10001:10001
+EXPOSE 8787
+HEALTHCHECK --interval=10s --timeout=6s --start-period=20s \
+    CMD ["python", "-c", "import http.client, os; it = http.client.HTTPConnection('127.0.0.1', int(os.environ['LOGTO_WEBHOOKS_PORT']), timeout=5); it.request('GET', '/readyz'); exit(it.getresponse().status != 200)"]
+ENTRYPOINT ["logto-webhooks"]
+# A container's own 127.0.0.1 is seen from nowhere else.
+CMD ["serve", "--host", "0.0.0.0"]

@@ -1,0 +1,96 @@
+"""What is wrong, and what to do: `doctor`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from operator import attrgetter
+from typing import Annotated, Final
+
+import typer
+
+from logto_webhooks.cli import look, options, tables
+from logto_webhooks.cli.apps import application_of
+from logto_webhooks.core.doctor.findings import Finding, Level, exit_code
+from logto_webhooks.service.doctor.checks import CHECKS
+from logto_webhooks.wiring.doctor import LEAST_FREE_MB, TIMEOUT_S
+from logto_webhooks.wiring.operations import Operations
+
+_NAMES: Final = ", ".join(each.name for each in CHECKS)
+_MARKS: Final = {Level.OK: "✓", Level.SKIPPED: "-", Level.WARNING: "!", Level.BROKEN: "✗"}
+
+
+def doctor(
+    only: Annotated[
+        str | None,
+        typer.Option(help=f"Which of {_NAMES}, separated by commas.", show_default=False),
+    ] = None,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, help="How long a check may take, in seconds.")
+    ] = TIMEOUT_S,
+    least_free_mb: Annotated[
+        int, typer.Option(min=0, help="How much must be free where the SQLite file is, in MB.")
+    ] = LEAST_FREE_MB,
+    app: options.App = None,
+    signing_key: options.SigningKey = None,
+    database_url: options.DatabaseUrl = None,
+    schema: options.Schema = None,
+    path: options.Path_ = None,
+    endpoint: options.Endpoint = None,
+    app_id: options.AppId = None,
+    app_secret: options.AppSecret = None,
+    api_resource: options.ApiResource = None,
+    recover_every_s: options.RecoverEvery = None,
+    public_url: options.PublicUrl = None,
+    env_file: options.EnvFile = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Look at both sides, here and at Logto, and say what is wrong and what to do."""
+    settings = options.settings(
+        env_file,
+        app=app,
+        signing_key=signing_key,
+        database_url=database_url,
+        schema=schema,
+        path=path,
+        endpoint=endpoint,
+        app_id=app_id,
+        app_secret=app_secret,
+        api_resource=api_resource,
+        recover_every_s=recover_every_s,
+        public_url=public_url,
+    )
+    application = application_of(settings)
+    names = [each.strip() for each in (only or "").split(",") if each.strip()]
+
+    async def work(to: Operations) -> list[Finding]:
+        if application is not None:
+            to.handlers = application.handlers
+        return await to.diagnose(
+            names, timeout_s=timeout, least_free_mb=least_free_mb, application=application
+        )
+
+    findings = look.done(settings, work)
+    if as_json:
+        print(tables.as_json(findings))
+    else:
+        _show(findings)
+    raise typer.Exit(exit_code(findings))
+
+
+def _show(findings: Sequence[Finding]) -> None:
+    """A line for each finding, and what to do below it; in the end, how many there are."""
+    for check, group in groupby(findings, attrgetter("check")):
+        for each in group:
+            _say(f"{_MARKS[each.level]} {check}: {each.text}")
+            if each.do:
+                _say(f"    {each.do}")
+                _say(f"    {each.docs}")
+    levels = [each.level for each in findings]
+    broken, warnings = levels.count(Level.BROKEN), levels.count(Level.WARNING)
+    skipped = levels.count(Level.SKIPPED)
+    _say(f"\n{broken} broken, {warnings} warnings, {skipped} checks skipped.")
+
+
+def _say(text: str) -> None:
+    tables.out.print(tables.plain(text), markup=False, soft_wrap=True)

@@ -1,0 +1,1 @@
+"""What `doctor` finds: decided from facts that somebody else gathered. Pure."""

@@ -1,0 +1,151 @@
+"""What is wrong on this side: the key, the database, what is in it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Final
+
+from msgspec import Struct
+
+from logto_webhooks.core.doctor.findings import Finding, fine, found, moment
+from logto_webhooks.core.hooks import Hook
+from logto_webhooks.core.inbox import Kept
+from logto_webhooks.core.jobs import JobCount
+from logto_webhooks.core.keys import HookKey, fingerprint
+from logto_webhooks.core.lifecycle import JobState, State
+from logto_webhooks.core.ports import Status
+
+SHORTEST_KEY: Final = 16
+PENDING_S: Final = 60
+WAITING_S: Final = 600  # a job that fails is tried again within that, at first
+UNSETTLED_S: Final = 600
+_MB: Final = 2**20
+_FULL: Final = 16  # times less than there should be
+_DURABLE: Final = ("fsync", "full_page_writes", "synchronous_commit")
+
+
+class Premises(Struct, frozen=True, kw_only=True):
+    """What a database says of itself, whose tables may be of another release.
+
+    `settings` are a server's. `free` are bytes where its file is, None if that can't be seen;
+    `unsettled_s` is how long the first record has waited for Logto.
+    """
+
+    place: str
+    schema: str | None
+    needed: str
+    settings: dict[str, str] = {}
+    free: int | None = None
+    unsettled_s: float | None = None
+
+
+def of_keys(keys: Sequence[str]) -> list[Finding]:
+    """Judge the keys by themselves."""
+    if not keys:
+        return [found("key_missing")]
+    unusable = [found("key_unusable") for each in keys if not each.isprintable()][:1]
+    lengths = [len(each) for each in keys if len(each) < SHORTEST_KEY]
+    return unusable + [found("key_short", length=length) for length in lengths]
+
+
+def of_key_use(keys: Sequence[str], used: dict[str, int], newest: Sequence[Kept]) -> list[Finding]:
+    """Judge by what came, where Logto can't be asked; a first use is noted only after a while."""
+    came = any(each.origin == "webhook" for each in newest)
+    if any(fingerprint(each) in used for each in keys) or (came and not used):
+        return [fine("What came was signed with it.")]
+    return [found("key_unproven")]
+
+
+def of_key_of(hook: Hook, keys: Collection[str], learnt: Sequence[HookKey]) -> list[Finding]:
+    """Compare the keys with the webhook's."""
+    if hook.signing_key in keys:
+        return []
+    told = any(each.key == hook.signing_key for each in learnt)
+    return [found("key_outdated" if told else "key_differs", hook=hook.name or hook.id)]
+
+
+def of_schema(premises: Premises) -> list[Finding]:
+    """Judge the version of the tables."""
+    there, needed = premises.schema, premises.needed
+    if there is None:
+        return [found("schema_missing")]
+    if there == needed:
+        return [fine(f"{premises.place} is there, and its schema is of this release.")]
+    return [found("schema_old" if there < needed else "schema_newer", found=there, needed=needed)]
+
+
+def of_durability(premises: Premises) -> list[Finding]:
+    """Judge what a server does with a commit."""
+    settings = premises.settings
+    off = [f"{each} = off" for each in _DURABLE if settings.get(each) == "off"]
+    faults = [found("not_durable", settings=off)] if off else []
+    if settings.get("transaction_read_only") == "on":
+        faults.append(found("database_read_only"))
+    return faults or [fine("What is answered 200 is on disk.")]
+
+
+def of_disk(premises: Premises, free: int, least_mb: int) -> list[Finding]:
+    """Judge the space that is free."""
+    mb = free // _MB
+    if mb >= least_mb:
+        return [fine(f"{mb} MB are free.")]
+    code = "disk_full" if mb < least_mb // _FULL else "disk_low"
+    return [found(code, free_mb=mb, place=premises.place)]
+
+
+def of_inbox(status: Status) -> list[Finding]:
+    """Judge how deliveries are applied."""
+    faults = []
+    pending, dead = status.deliveries[State.PENDING], status.deliveries[State.DEAD]
+    oldest = status.oldest_pending_s or 0
+    if oldest > PENDING_S:
+        faults.append(found("pending_old", count=pending, seconds=round(oldest)))
+    if dead:
+        faults.append(found("deliveries_dead", count=dead))
+    if status.silent_since is not None:
+        faults.append(found("silent", since=moment(status.silent_since)))
+    return faults or [fine(f"{status.deliveries[State.DONE]} deliveries are applied.")]
+
+
+def of_jobs(counts: Sequence[JobCount], here: Collection[str] | None) -> list[Finding]:
+    """Judge how jobs are run; `here` are the handlers of the application, None if unknown."""
+    dead = [each for each in counts if each.state == JobState.DEAD]
+    waiting = [each for each in counts if each.state == JobState.WAITING]
+    orphans = [each for each in waiting if here is not None and each.handler not in here]
+    late = [each for each in waiting if each.oldest_s > WAITING_S and each not in orphans]
+    faults = [found("jobs_dead", **_named(dead))] if dead else []
+    if orphans:
+        faults.append(found("jobs_without_code", **_named(orphans)))
+    if late:
+        seconds = round(max(each.oldest_s for each in late))
+        faults.append(found("jobs_waiting", seconds=seconds, **_named(late)))
+    return faults or [fine("No job is dead, and none waits for long.")]
+
+
+def of_records(status: Status, unsettled_s: float | None, asked: bool) -> list[Finding]:
+    """Judge what only Logto can settle, which may be `asked`."""
+    count = status.refetch
+    if count and not asked:
+        return [found("records_unsettled", count=count)]
+    if count and unsettled_s is not None and unsettled_s > UNSETTLED_S:
+        return [found("records_waiting", count=count, seconds=round(unsettled_s))]
+    return [fine(f"{count} records wait for Logto, none for long.")]
+
+
+def of_rejected(count: int) -> list[Finding]:
+    """Judge what no key signed."""
+    return [found("rejected", count=count)] if count else [fine("No request is set aside.")]
+
+
+def of_application(ours: str, theirs: str) -> list[Finding]:
+    """Compare the application's database with the one on which its handlers run."""
+    if ours != theirs:
+        return [found("application_database", ours=ours, theirs=theirs)]
+    return [fine("The application's database is this one.")]
+
+
+def _named(counts: Sequence[JobCount]) -> dict[str, object]:
+    return {
+        "count": sum(each.count for each in counts),
+        "handlers": sorted(each.handler for each in counts),
+    }

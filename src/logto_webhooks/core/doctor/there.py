@@ -1,0 +1,166 @@
+"""What is wrong at Logto: its clock, its webhooks, what they send, what its log says."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any, Final
+
+from msgspec import Struct
+
+from logto_webhooks.core import log
+from logto_webhooks.core.doctor.findings import Finding, bare, fine, found, moment
+from logto_webhooks.core.hooks import Hook, is_ours, subscription
+from logto_webhooks.core.jobs import Registered
+from logto_webhooks.core.making import wants
+from logto_webhooks.core.ports import Answered, Status
+
+SKEW_MS: Final = 5_000
+UNREAD: Final = 3  # times as long as the log is left unread at most
+_SECOND_MS: Final = 1_000
+# Why an attempt came to nothing, in the words of core/log.py -> the fault.
+_CAUSES: Final = {
+    "timed out": "log_timed_out",
+    "wrong signature": "log_signature",
+    "refused": "log_refused",
+    "connection reset": "log_reset",
+    "answered 5xx": "log_failing",
+    "answered 4xx": "log_denied",
+}
+
+
+class Looked(Struct, kw_only=True):
+    """What the newest entries of the last day say; `causes` are those of what failed.
+
+    Of what isn't in the inbox, `answered` were logged as a success; of the others, the `recent`
+    ones may be brought back yet, the `late` ones should have been.
+    """
+
+    entries: int = 0
+    total: int = 0
+    causes: dict[str, int] = {}
+    late: int = 0
+    recent: int = 0
+    answered: int = 0
+
+
+def tally(looked: Looked, entries: Sequence[Any], missing: Sequence[Any], since: int) -> None:
+    """Count entries, of which some are `missing` here; what ended after `since` (ms) is recent."""
+    looked.entries += len(entries)
+    for cause in map(log.cause, entries):
+        if cause != log.ANSWERED:
+            looked.causes[cause] = looked.causes.get(cause, 0) + 1
+    for entry in missing:
+        if log.cause(entry) == log.ANSWERED:
+            looked.answered += 1
+        elif entry["createdAt"] > since:
+            looked.recent += 1
+        else:
+            looked.late += 1
+
+
+def skew_ms(answered: Answered) -> int:
+    """By how much Logto's clock is ahead of ours, at least; its header tells whole seconds."""
+    if answered.date is None:
+        return 0
+    least = answered.date - (answered.asked_at + answered.took)
+    most = answered.date + _SECOND_MS - answered.asked_at
+    return least if least > 0 else min(most, 0)
+
+
+def of_clock(answered: Answered) -> list[Finding]:
+    """Compare the clocks."""
+    skew = abs(skew_ms(answered))
+    if skew > SKEW_MS:
+        return [found("clock_skew", seconds=round(skew / 1000))]
+    return [fine("The clocks agree, within seconds.")]
+
+
+def leading_here(
+    hooks: Sequence[Hook],
+    keys: Collection[str],
+    public_url: str | None,
+    seen: Collection[str],
+    path: str,
+) -> list[Hook]:
+    """The webhooks that are ours: by key or URL, else by what came, else by the path alone."""
+    named = [each for each in hooks if is_ours(each, keys, public_url)]
+    known = [each for each in hooks if each.id in seen]
+    alike = [each for each in hooks if bare(each.url).rstrip("/").endswith(path.rstrip("/"))]
+    return named or known or alike
+
+
+def of_hooks(hooks: Sequence[Hook], ours: Sequence[Hook], public_url: str | None) -> list[Finding]:
+    """Judge whether one leads here, and only one."""
+    if not ours:
+        known = [f"{each.name or each.id} ({bare(each.url)})" for each in hooks] or ["none"]
+        return [found("hook_missing", hooks=known)]
+    enabled = [each for each in ours if each.enabled]
+    if not enabled:
+        return [found("hook_disabled", hook=_name(each)) for each in ours]
+    faults = [
+        found("hook_elsewhere", hook=_name(each), url=bare(each.url), public_url=bare(public_url))
+        for each in enabled
+        if public_url and not any(other.leads_to(public_url) for other in enabled)
+    ]
+    for url in {each.url.rstrip("/") for each in enabled}:
+        same = [_name(each) for each in hooks if each.enabled and each.leads_to(url)]
+        if len(same) > 1:
+            faults.append(found("hook_twice", url=bare(url), hooks=same))
+    return faults or [fine(f"{_name(enabled[0])} leads to {bare(enabled[0].url)}.")]
+
+
+def of_events(ours: Sequence[Hook], handlers: Sequence[Registered]) -> list[Finding]:
+    """Compare what is sent with what the copy and the handlers need."""
+    sending = [each for each in ours if each.enabled] or ours
+    sent = {event for each in sending for event in each.events}
+    patterns = [pattern for each in handlers for pattern in each.patterns]
+    synced = subscription()
+    missing = [each for each in subscription(patterns) if each not in sent]
+    lost = [each for each in missing if each in synced]
+    unheard = [each for each in missing if each not in synced]
+    faults = [found("events_missing", events=lost)] if lost else []
+    if unheard:
+        waiting = [each.name for each in handlers if _waits(each, unheard)]
+        faults.append(found("events_missing_handlers", handlers=waiting, events=unheard))
+    return faults or [fine("All events that are needed are sent.")]
+
+
+def of_log(looked: Looked) -> list[Finding]:
+    """Judge why deliveries failed."""
+    counts: dict[str, int] = {}
+    for cause, count in looked.causes.items():
+        code = _CAUSES.get(cause, "log_other")
+        counts[code] = counts.get(code, 0) + count
+    faults = [found(code, count=count) for code, count in sorted(counts.items())]
+    return faults or [fine(f"None of the newest {looked.entries} of {looked.total} failed.")]
+
+
+def of_gap(looked: Looked) -> list[Finding]:
+    """Compare Logto's log with the inbox."""
+    faults = []
+    if looked.answered:
+        faults.append(found("gap_answered", count=looked.answered))
+    if looked.late:
+        faults.append(found("gap", count=looked.late, entries=looked.entries))
+    if looked.recent:
+        faults.append(found("gap_recent", count=looked.recent, entries=looked.entries))
+    return faults or [fine(f"All of the newest {looked.entries} of {looked.total} are here.")]
+
+
+def of_recovery(status: Status, now: int, every_s: int) -> list[Finding]:
+    """Judge when the log was last read."""
+    at = status.complete_up_to
+    if at is None:
+        return [found("log_unread", when="never")]
+    if now - at > UNREAD * every_s * 1000:
+        when = moment(at)
+        return [found("log_unread", when=f"at {when}")]
+    return [fine("Logto's log is read again and again.")]
+
+
+def _name(hook: Hook) -> str:
+    return hook.name or hook.id
+
+
+def _waits(handler: Registered, events: Sequence[str]) -> bool:
+    return any(wants(pattern, event) for pattern in handler.patterns for event in events)

@@ -1,0 +1,37 @@
+"""What the database can't do."""
+
+from __future__ import annotations
+
+from logto_webhooks.errors.base import LogtoWebhooksError
+
+
+class StoreUnavailable(LogtoWebhooksError):
+    """The database can't be used now: {problem}."""
+
+    problem: str
+
+
+class RowRejected(LogtoWebhooksError):
+    """The database refuses a row of this batch: {problem}."""
+
+    problem: str
+
+
+class ClaimLost(LogtoWebhooksError):
+    """Another worker took over {count} deliveries after this one's lease had run out."""
+
+    count: int
+
+
+class SchemaMismatch(LogtoWebhooksError):
+    """The database's schema is at {found}, this release needs {needed}.
+    Run: logto-webhooks migrate"""
+
+    found: str
+    needed: str
+
+
+class DeliveryUnknown(LogtoWebhooksError):
+    """No delivery has the id {id}; nothing was done."""
+
+    id: int

@@ -1,0 +1,61 @@
+"""Looks at both sides, and tells what is wrong and what to do: one check after the other."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from difflib import get_close_matches
+
+from msgspec.structs import replace
+
+from logto_webhooks.core.doctor.findings import Finding, Level, found, skipped
+from logto_webhooks.errors import SettingInvalid, described
+from logto_webhooks.service.doctor.checks import CHECKS, Check
+from logto_webhooks.service.doctor.facts import Facts, Patient
+
+_UNWELL = (Level.BROKEN, Level.SKIPPED)
+
+
+async def diagnose(patient: Patient, only: Sequence[str], timeout_s: float) -> list[Finding]:
+    """Run all checks, or `only` some and those that they build on; each may take `timeout_s`.
+
+    Raises SettingInvalid for a name that is no check's.
+    """
+    facts = Facts(patient)
+    findings: list[Finding] = []
+    try:
+        for check in _chosen(only):
+            told = await _checked(check, facts, timeout_s)
+            if not any(each.level in _UNWELL for each in told):
+                facts.well.add(check.name)
+            findings += [replace(each, check=check.name) for each in told]
+    finally:
+        await facts.close()
+    return findings
+
+
+async def _checked(check: Check, facts: Facts, timeout_s: float) -> list[Finding]:
+    for needed in check.needs:
+        if needed not in facts.well:
+            return [skipped(f"Left out, because it builds on the check {needed}.")]
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await check.run(facts)
+    except TimeoutError:
+        return [found("check_failed", problem=f"it took longer than {timeout_s:g} s")]
+    except Exception as error:
+        return [found("check_failed", problem=described(error).rstrip("."))]
+
+
+def _chosen(only: Sequence[str]) -> list[Check]:
+    names = [each.name for each in CHECKS]
+    for name in only:
+        if name not in names:
+            near = get_close_matches(name, names, n=1, cutoff=0.5) or [", ".join(names)]
+            problem = f"there is no check {name!r}; did you mean {near[0]}?"
+            raise SettingInvalid(name="--only", problem=problem)
+    wanted = set(only or names)
+    for check in reversed(CHECKS):  # what a check builds on stands before it
+        if check.name in wanted:
+            wanted |= {*check.needs, *check.uses}
+    return [each for each in CHECKS if each.name in wanted]

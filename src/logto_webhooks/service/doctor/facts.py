@@ -1,0 +1,158 @@
+"""What checks look at: each fact is gathered once, when the first of them wants it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, Protocol, TypeVar
+
+from msgspec import Struct
+
+from logto_webhooks.core import log
+from logto_webhooks.core.doctor.address import Probed
+from logto_webhooks.core.doctor.here import Premises
+from logto_webhooks.core.doctor.there import Looked, leading_here, tally
+from logto_webhooks.core.hooks import Hook, hook_of
+from logto_webhooks.core.jobs import Registered
+from logto_webhooks.core.keys import HookKey
+from logto_webhooks.core.ports import Answered, Clock, Host, Logto, Status, Store
+from logto_webhooks.service.rehearse import perform
+
+T = TypeVar("T")
+DAY_MS: Final = 86_400_000
+MOST: Final = 1_000  # entries of a webhook's log
+_RECENT: Final = 200  # deliveries that are asked for the id of their hook
+
+
+class Database(Protocol):
+    """A database, and what it says of itself."""
+
+    @property
+    def host(self) -> Host:
+        """What runs work on it."""
+
+    async def premises(self) -> Premises:
+        """Tell, whatever its schema. Raises StoreUnavailable."""
+
+
+class Patient(Struct, frozen=True, kw_only=True):
+    """What is looked at; nothing of it is opened before a check needs it.
+
+    `missing` are the variables of credentials that aren't set. `handlers` are the application's,
+    None if it isn't known; `databases` tells on which they run, and which is the application's.
+    """
+
+    keys: Sequence[str]
+    public_url: str | None
+    path: str
+    recover_every_s: int
+    least_free_mb: int
+    missing: Sequence[str]
+    open: Callable[[], Database]
+    ask: Callable[[], Logto]
+    post: Callable[[str], Awaitable[Probed]]
+    clock: Clock
+    handlers: Sequence[Registered] | None = None
+    databases: Callable[[], tuple[str, str]] | None = None
+
+
+class Facts:
+    """What is known of a patient; `well` are the checks that found nothing broken."""
+
+    def __init__(self, patient: Patient) -> None:
+        self.patient = patient
+        self.well: set[str] = set()
+        self._known: dict[Callable[[], Awaitable[Any]], Any] = {}
+        self._logto: Logto | None = None
+
+    async def close(self) -> None:
+        """Give back the connections to Logto."""
+        if self._logto is not None:
+            await self._logto.close()
+
+    async def premises(self) -> Premises:
+        """What the database says of itself."""
+        return await self._once(self._premises)
+
+    async def read(self, work: Callable[[Store], T]) -> T:
+        """Read something of the database."""
+        return await self.patient.open().host.read(work)
+
+    async def status(self) -> Status:
+        """What is counted."""
+        return await self._once(self._status)
+
+    async def listed(self) -> list[Answered]:
+        """Logto's webhooks, page by page."""
+        return await self._once(self._listed)
+
+    async def hooks(self) -> list[Hook]:
+        """Logto's webhooks."""
+        items = [item for page in await self.listed() for item in page.content]
+        return [hook for each in items if (hook := hook_of(each))]
+
+    async def ours(self) -> list[Hook]:
+        """Those that lead here; none if Logto can't be asked."""
+        return await self._once(self._ours) if "api" in self.well else []
+
+    async def learnt(self) -> list[HookKey]:
+        """The keys that Logto told."""
+        if "database" not in self.well:
+            return []
+        return await self.read(lambda store: store.keys_of_hooks.learnt())
+
+    async def log(self) -> Looked:
+        """What Logto's log of the last day says of our webhooks."""
+        return await self._once(self._log)
+
+    async def _once(self, ask: Callable[[], Awaitable[T]]) -> T:
+        if ask not in self._known:
+            self._known[ask] = await ask()
+        known: T = self._known[ask]
+        return known
+
+    async def _premises(self) -> Premises:
+        return await self.patient.open().premises()
+
+    async def _status(self) -> Status:
+        return await self.read(lambda store: store.status())
+
+    async def _listed(self) -> list[Answered]:
+        self._logto = self._logto or self.patient.ask()
+        return [page async for page in self._logto.hooks()]
+
+    async def _ours(self) -> list[Hook]:
+        seen: set[str] = set()
+        if "database" in self.well:
+            recent = await self.read(lambda store: store.recent(_RECENT))
+            seen = {hook for each in recent if (hook := log.hook_of(each.body))}
+        patient, hooks = self.patient, await self.hooks()
+        keys = {*patient.keys, *(each.key for each in await self.learnt())}
+        return leading_here(hooks, keys, patient.public_url, seen, patient.path)
+
+    async def _log(self) -> Looked:
+        looked = Looked()
+        [last] = (await self.listed())[-1:]
+        now = last.date + 1000 if last.date else last.asked_at
+        for hook in await self.ours():
+            await self._look_into(hook.id, now, looked)
+        return looked
+
+    async def _look_into(self, hook: str, now: int, looked: Looked) -> None:
+        assert self._logto
+        seen = 0
+        async for page in self._logto.log(hook, now - DAY_MS, now):
+            looked.total += 0 if seen else page.total or 0
+            seen += len(page.content)
+            await self._compare(page.content, now, looked)
+            if seen >= MOST:
+                break
+
+    async def _compare(self, entries: Sequence[Any], now: int, looked: Looked) -> None:
+        told = [(each, made) for each in entries if (made := log.delivery_of(each, now))]
+        deliveries = [made for _, made in told]
+        host = self.patient.open().host
+        accepted = await perform(host, lambda store: store.add(deliveries), True)
+        missing = [
+            entry for (entry, _), each in zip(told, accepted, strict=True) if not each.duplicate
+        ]
+        tally(looked, entries, missing, now - 2 * self.patient.recover_every_s * 1000)

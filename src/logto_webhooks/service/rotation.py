@@ -1,0 +1,57 @@
+"""Changing the key of a webhook: Logto signs with the new one at once, and both are accepted
+meanwhile."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from logto_webhooks.core.hooks import Hook
+from logto_webhooks.core.keys import HookKey, fingerprint
+from logto_webhooks.core.ports import Clock, Host, Logto, Store
+from logto_webhooks.service.endpoint import made_of
+
+
+class Rotated(Struct, frozen=True, kw_only=True):
+    """A webhook with a new key; times in milliseconds since the epoch.
+
+    `signing_key` is what to set: the new key, and as long as it is accepted the old one.
+    """
+
+    hook: str
+    url: str
+    signing_key: str
+    old_ends_at: int
+    old_used_at: int | None
+
+    def __repr__(self) -> str:
+        """Without the keys."""
+        return f"Rotated(hook={self.hook!r}, url={self.url!r})"
+
+
+async def rotate(logto: Logto, host: Host, clock: Clock, hook: Hook, overlap_ms: int) -> Rotated:
+    """Change the key at Logto, and let every process on the database know of both.
+
+    The old one is written down before: whatever fails then, what it signs is accepted. Raises
+    EndpointGone, LogtoUnreachable, LogtoRefused, StoreUnavailable.
+    """
+    old = HookKey(hook=hook.id, key=hook.signing_key, learnt_at=clock.now())
+    await host.run(lambda store: store.keys_of_hooks.learn([old]))
+    changed = made_of((await logto.rotate_key(hook.id)).content, hook.name)
+    now = clock.now()
+    new = HookKey(hook=hook.id, key=changed.signing_key, learnt_at=now)
+    ending = replace(old, until=now + overlap_ms)
+
+    def learn(store: Store) -> dict[str, int]:
+        store.keys_of_hooks.learn([ending, new])
+        return store.keys_of_hooks.used({})
+
+    used = await host.run(learn)
+    keys = [new.key, old.key] if overlap_ms else [new.key]
+    return Rotated(
+        hook=hook.id,
+        url=hook.url,
+        signing_key=",".join(keys),
+        old_ends_at=now + overlap_ms,
+        old_used_at=used.get(fingerprint(old.key)),
+    )

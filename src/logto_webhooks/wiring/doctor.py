@@ -1,0 +1,87 @@
+"""`doctor` as a method, and what it looks at, put together."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+from logto_webhooks.core.doctor.address import LIMIT_S, Probed
+from logto_webhooks.core.doctor.findings import Finding
+from logto_webhooks.service import doctor
+from logto_webhooks.service.doctor.facts import Patient
+from logto_webhooks.service.handlers import Handlers
+from logto_webhooks.settings import VARIABLES, Settings
+from logto_webhooks.wiring.api import api_of, keys_of
+from logto_webhooks.wiring.clock import SystemClock
+from logto_webhooks.wiring.databases import Database
+
+TIMEOUT_S: Final = 30.0
+LEAST_FREE_MB: Final = 1_024
+_WAIT_S: Final = 0.2  # before Logto is asked again: somebody waits for the answer
+_CREDENTIALS: Final = ("endpoint", "app_id", "app_secret")
+
+
+class Examined(ABC):
+    """What has settings, a database and handlers."""
+
+    handlers: Handlers
+    _settings: Callable[[], Settings]
+
+    @property
+    @abstractmethod
+    def database(self) -> Database:
+        """The database. Raises SettingInvalid."""
+
+    async def diagnose(
+        self,
+        only: Sequence[str] = (),
+        *,
+        timeout_s: float = TIMEOUT_S,
+        least_free_mb: int = LEAST_FREE_MB,
+        application: Examined | None = None,
+    ) -> list[Finding]:
+        """Look at both sides, and tell what is wrong and what to do, check by check.
+
+        Of `only` some checks, with those that they build on; each may take `timeout_s`.
+        `application` is one whose handlers run here, so that its database should be this one.
+        Raises SettingInvalid for a name that is no check's.
+        """
+        settings = self._settings()
+        patient = Patient(
+            keys=keys_of(settings),
+            public_url=settings.public_url,
+            path=settings.path,
+            recover_every_s=settings.recover_every_s,
+            least_free_mb=least_free_mb,
+            missing=[VARIABLES[name][0] for name in _CREDENTIALS if not getattr(settings, name)],
+            open=lambda: self.database,
+            ask=partial(api_of, settings, longest_wait_s=_WAIT_S),
+            post=partial(_post, limit_s=min(LIMIT_S, timeout_s / 2)),
+            clock=SystemClock(),
+            handlers=[each.registered for each in self.handlers] or None,
+            databases=None if application is None else partial(_places, self, application),
+        )
+        return await doctor.diagnose(patient, only, timeout_s)
+
+
+async def _post(url: str, limit_s: float) -> Probed:
+    # Here, for it needs an HTTP client, which an application doesn't.
+    from logto_webhooks.adapters import probe
+
+    return await probe.post(url, limit_s)
+
+
+def _places(ours: Examined, theirs: Examined) -> tuple[str, str]:
+    return _place(ours.database), _place(theirs.database)
+
+
+def _place(database: Database) -> str:
+    """Where a database is, whoever asks it, and by whichever driver."""
+    parts = urlsplit(database.name)
+    if not parts.hostname:
+        return str(Path(database.name).resolve())
+    return f"{parts.hostname}:{parts.port or 5432}{parts.path}"

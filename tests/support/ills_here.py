@@ -1,0 +1,248 @@
+"""Faults on this side, each put into a healthy system, and what must be found."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import httpx2
+import sqlalchemy as sa
+
+from logto_webhooks import LogtoWebhooks
+from logto_webhooks.core.doctor.findings import Finding
+from logto_webhooks.core.jobs import NewJob, Registered
+from logto_webhooks.core.ports import Progress, Store
+from logto_webhooks.core.silence import SILENT
+from logto_webhooks.testing import make
+from tests.support import postgres
+from tests.support.clinic import OTHER_KEY, Clinic, answering, ills
+from tests.support.copy import Copy, delivery
+from tests.support.waiting import eventually
+
+T = TypeVar("T")
+HERE, finds = ills()
+_ALONE = {"endpoint": None, "app_id": None, "app_secret": None}
+_LONG_AGO = "1000000000000"
+
+
+@finds("check_failed")
+async def a_check_that_takes_too_long(clinic: Clinic) -> list[Finding]:
+    async with answering(204, after_s=1) as url:
+        endpoint = url.rpartition("/api/")[0]
+        return await clinic.ask("api", endpoint=endpoint, timeout_s=0.1)
+
+
+@finds("key_missing")
+async def no_key(clinic: Clinic) -> list[Finding]:
+    return await clinic.ask(signing_key="")
+
+
+@finds("key_unusable")
+async def a_key_with_odd_characters(clinic: Clinic) -> list[Finding]:
+    return await clinic.ask(signing_key=f"{clinic.logto.signing_key},{OTHER_KEY}\x07")
+
+
+@finds("key_short")
+async def a_key_to_be_guessed(clinic: Clinic) -> list[Finding]:
+    return await clinic.ask(signing_key=f"{clinic.logto.signing_key},secret")
+
+
+@finds("key_unproven")
+async def a_key_that_nothing_came_with(clinic: Clinic) -> list[Finding]:
+    return await clinic.ask(**_ALONE, **await clinic.another(), public_url=clinic.url)
+
+
+@finds("key_differs")
+async def a_key_of_another_webhook(clinic: Clinic) -> list[Finding]:
+    return await clinic.ask(signing_key=OTHER_KEY)
+
+
+@finds("key_outdated", "log_signature", stays=True)
+async def a_key_that_was_changed_at_logto(clinic: Clinic) -> list[Finding]:
+    clinic.logto.rotate_signing_key(clinic.hook)
+    clinic.logto.create_user()
+    await clinic.logto.settle()
+    await eventually(clinic.app.status, lambda found: found.deliveries["done"] == 2)
+    return await clinic.ask()
+
+
+@finds("database_setting")
+async def a_database_of_an_odd_kind(clinic: Clinic) -> list[Finding]:
+    return await clinic.ask(database_url="mysql://127.0.0.1/logto")
+
+
+@finds("database_unusable")
+async def a_server_that_is_down(clinic: Clinic) -> list[Finding]:
+    return await clinic.ask(database_url="postgresql://someone:hush@127.0.0.1:9/logto")
+
+
+@finds("database_unusable")
+async def a_file_that_is_not_there(clinic: Clinic) -> list[Finding]:
+    return await clinic.ask(database_url=f"sqlite:///{clinic.folder / 'none.db'}")
+
+
+@finds("schema_missing")
+async def a_database_without_tables(clinic: Clinic) -> list[Finding]:
+    clinic.sql("CREATE TABLE theirs (id INTEGER)", "empty.db")
+    return await clinic.ask(database_url=f"sqlite:///{clinic.folder / 'empty.db'}")
+
+
+@finds("schema_old")
+async def tables_of_an_older_release(clinic: Clinic) -> list[Finding]:
+    older = "UPDATE logto_schema_version SET version_num = '0001'"
+    return await clinic.ask(**await clinic.another(older))
+
+
+@finds("schema_newer", stays=True)
+async def tables_of_a_newer_release(clinic: Clinic) -> list[Finding]:
+    clinic.sql("UPDATE logto_schema_version SET version_num = '9999'")
+    return await clinic.ask()
+
+
+@finds("not_durable")
+async def a_server_that_commits_without_the_disk(clinic: Clinic) -> list[Finding]:
+    return await _on_postgres(clinic, "-c synchronous_commit=off")
+
+
+@finds("database_read_only")
+async def a_server_that_takes_no_writes(clinic: Clinic) -> list[Finding]:
+    return await _on_postgres(clinic, "-c default_transaction_read_only=on")
+
+
+@finds("disk_low")
+async def a_disk_that_fills(clinic: Clinic) -> list[Finding]:
+    return await clinic.ask("disk", least_free_mb=await _free_mb(clinic) * 2)
+
+
+@finds("disk_full")
+async def a_disk_that_is_full(clinic: Clinic) -> list[Finding]:
+    return await clinic.ask("disk", least_free_mb=await _free_mb(clinic) * 100)
+
+
+@finds("pending_old")
+async def nobody_who_applies(clinic: Clinic) -> list[Finding]:
+    another = await clinic.another()
+    await _run(another, lambda store: store.add([delivery(make.user_created().body, 1)]))
+    return await clinic.ask("inbox", **another)
+
+
+@finds("silent")
+async def a_flow_that_stopped(clinic: Clinic) -> list[Finding]:
+    another = await clinic.another()
+    await _run(another, lambda store: store.progress(SILENT, Progress(1, 1)))
+    return await clinic.ask("inbox", **another)
+
+
+@finds("deliveries_dead")
+async def a_delivery_that_can_not_be_applied(clinic: Clinic) -> list[Finding]:
+    another = await clinic.another()
+    application = _application(another)
+    await Copy(application.database.host).take([make.user_created(id="a", username=7).body])
+    await application.close()
+    return await clinic.ask("inbox", **another)
+
+
+@finds("jobs_dead", stays=True)
+async def a_handler_that_raises(clinic: Clinic) -> list[Finding]:
+    clinic.logto.create_user(username="bad")
+    await clinic.logto.settle()
+    await eventually(clinic.app.jobs, lambda jobs: "dead" in {each.state for each in jobs})
+    return await clinic.ask()
+
+
+@finds("jobs_without_code", stays=True)
+async def a_handler_whose_code_is_gone(clinic: Clinic) -> list[Finding]:
+    await clinic.app.database.host.run(lambda store: _new_job(store, "gone"))
+    return await clinic.ask()
+
+
+@finds("jobs_waiting")
+async def jobs_that_nobody_runs(clinic: Clinic) -> list[Finding]:
+    another = await clinic.another()
+    await _run(another, lambda store: _new_job(store, "greet"))
+    return await clinic.ask("jobs", **another)
+
+
+@finds("records_waiting")
+async def a_record_that_nobody_asks_about(clinic: Clinic) -> list[Finding]:
+    return await clinic.ask("records", **await _with_a_part(clinic))
+
+
+@finds("records_unsettled")
+async def a_record_that_nobody_can_ask_about(clinic: Clinic) -> list[Finding]:
+    return await clinic.ask("records", **await _with_a_part(clinic), **_ALONE)
+
+
+@finds("rejected", stays=True)
+async def a_delivery_that_another_key_signed(clinic: Clinic) -> list[Finding]:
+    forged = make.user_created(hookId=clinic.hook, key=OTHER_KEY)
+    async with httpx2.AsyncClient() as client:
+        answer = await client.post(clinic.url, content=forged.body, headers=forged.headers)
+    assert answer.status_code == 401
+
+    async def aside() -> int:
+        return await clinic.app.database.host.read(lambda store: store.keys_of_hooks.aside())
+
+    await eventually(aside)
+    return await clinic.ask()
+
+
+@finds("application_database")
+async def an_application_with_another_database(clinic: Clinic) -> list[Finding]:
+    theirs = _application(await clinic.another())
+    return await clinic.ask(application=theirs)
+
+
+async def _on_postgres(clinic: Clinic, options: str) -> list[Finding]:
+    url = postgres.server_url().set(drivername="postgresql+psycopg")
+    engine = sa.create_engine(url, connect_args={"options": options})
+    try:
+        schema = postgres.emptied_schema()
+        return await clinic.ask("durability", engine=engine, schema=schema)
+    finally:
+        engine.dispose()
+
+
+async def _free_mb(clinic: Clinic) -> int:
+    free = (await clinic.app.database.premises()).free
+    assert free
+    return free // 2**20
+
+
+def _application(settings: dict[str, str]) -> LogtoWebhooks:
+    return LogtoWebhooks(signing_key=OTHER_KEY, database_url=settings["database_url"])
+
+
+async def _run(settings: dict[str, str], work: Callable[[Store], T]) -> None:
+    application = _application(settings)
+    await application.database.host.run(work)
+    await application.close()
+
+
+async def _with_a_part(clinic: Clinic) -> dict[str, str]:
+    """A database in which a user is incomplete, and has been for long."""
+    another = await clinic.another()
+    application = _application(another)
+    part = make.user_data_updated(id="a", matchedRoute="/users/:userId/custom-data").body
+    await Copy(application.database.host).take([part])
+    assert (await application.status()).refetch == 1
+    await application.close()
+    file = another["database_url"].rpartition("/")[2]
+    clinic.sql(f"UPDATE logto_records SET refetch_since = {_LONG_AGO}", file)
+    return another
+
+
+def _new_job(store: Store, handler: str) -> None:
+    an_hour_ago = time.time_ns() // 1_000_000 - 3_600_000
+    store.jobs.register([Registered(name=handler, patterns=("User.Created",))])
+    job = NewJob(
+        handler=handler,
+        key="k",
+        event="User.Created",
+        subject="user:a",
+        line="user:a",
+        occurred_at=an_hour_ago,
+        payload=make.user_created(id="a").body,
+    )
+    store.jobs.add([job])

@@ -1,0 +1,90 @@
+"""`--app module:name`: what can't be imported, or is none, is told with what to write."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from logto_webhooks.cli.apps import handlers_of
+from logto_webhooks.errors import HandlerRefused, SettingInvalid
+from logto_webhooks.settings import Settings
+from logto_webhooks.testing import SIGNING_KEY
+from tests.support.service import command
+
+MODULES = {
+    "app_good": "from logto_webhooks import LogtoWebhooks\n"
+    "class inner:\n"
+    "    logto = LogtoWebhooks.from_env()\n"
+    "inner.logto.on('*', name='all')(lambda event: None)\n"
+    "def make(): return inner.logto\n",
+    "app_raises": "raise ValueError('postgresql://me:secret@host/db')\n",
+    "app_exits": "import sys\nsys.exit('secret')\n",
+    "app_broken": "def (:\n",
+    "app_lacks": "import surely_no_module\n",
+    "app_refused": "from logto_webhooks import LogtoWebhooks\n"
+    "LogtoWebhooks.from_env().on('*', concurrency=0)(lambda event: None)\n",
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """With modules, whatever becomes of `sys.path`."""
+    for name, source in MODULES.items():
+        (tmp_path / f"{name}.py").write_text(source)
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("app", "says"),
+    [
+        ("app_good", "module:name"),
+        ("app_good:", "module:name"),
+        (":logto", "module:name"),
+        (".app_good:logto", "module:name"),
+        ("app_good:a:b", "module:name"),
+        ("app_good.py:logto", "there is no module"),
+        ("./app_good:logto", "module:name"),
+        ("nowhere:logto", "there is no module nowhere"),
+        ("app_lacks:logto", "there is no module surely_no_module"),
+        ("app_good:logto", "is no LogtoWebhooks"),
+        ("app_good:inner", "is no LogtoWebhooks"),
+        ("app_good:make", "is no LogtoWebhooks"),
+        ("app_raises:logto", "ValueError; run python -c 'import app_raises'"),
+        ("app_exits:logto", "SystemExit"),
+        ("app_broken:logto", "SyntaxError"),
+    ],
+)
+@pytest.mark.usefixtures("folder")
+def test_what_is_no_application_is_refused(app: str, says: str) -> None:
+    """Whatever it raises, which may quote a secret."""
+    with pytest.raises(SettingInvalid) as raised:
+        handlers_of(Settings(app=app))
+    assert says in str(raised.value)
+    assert "secret" not in str(raised.value)
+
+
+@pytest.mark.usefixtures("folder")
+def test_an_application_is_found() -> None:
+    """By the name of an attribute, or of one of an attribute's."""
+    assert [each.name for each in handlers_of(Settings(app="app_good:inner.logto"))] == ["all"]
+
+
+@pytest.mark.usefixtures("folder")
+def test_what_our_own_errors_say_is_kept() -> None:
+    """A handler that is refused says why."""
+    with pytest.raises(HandlerRefused, match="concurrency"):
+        handlers_of(Settings(app="app_refused:logto"))
+
+
+@pytest.mark.parametrize("app", ["app_exits:logto", "app_refused:logto"])
+def test_a_command_ends_with_2_and_one_line(folder: Path, app: str) -> None:
+    """And no traceback."""
+    ended = command("serve", "--app", app, folder=folder, LOGTO_WEBHOOK_SIGNING_KEY=SIGNING_KEY)
+    assert ended.returncode == 2, ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
