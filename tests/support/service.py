@@ -16,6 +16,7 @@ import httpx2
 
 from logto_webhooks.samples.signed import Signed
 from logto_webhooks.testing import SIGNING_KEY
+from tests.support import forked
 from tests.support.waiting import until
 
 PATH = "/api/webhooks/logto"
@@ -23,21 +24,15 @@ PATH = "/api/webhooks/logto"
 
 def command(*arguments: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a command of the product to its end."""
-    return subprocess.run(
-        [sys.executable, "-m", "logto_webhooks", *arguments],
-        cwd=folder,
-        env=clean_environment(environment),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    environment = clean_environment(environment)
+    code, out, err = forked.run(arguments, folder, environment, seconds=60)
+    return subprocess.CompletedProcess(arguments, code, out, err)
 
 
 def clean_environment(more: dict[str, str]) -> dict[str, str]:
     """The environment without what would set the product up."""
     kept = {k: v for k, v in os.environ.items() if "LOGTO" not in k and k != "DATABASE_URL"}
-    return kept | {"COLUMNS": "200"} | more
+    return kept | forked.WIDTH | more
 
 
 class Service:
