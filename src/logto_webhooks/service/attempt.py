@@ -89,7 +89,8 @@ class Attempts:
         try:
             written = await self._attempt(held)
         except ClaimLost:
-            return Attempted()  # somebody else has it; nothing of ours was written
+            # Somebody else has it, or it was discarded: nothing of ours was written.
+            return Attempted(_outcome(held.job, JobMove.RETRY, counts=False))
         except BaseException as error:
             return self._failed(held, error)
         took = time.monotonic() - started

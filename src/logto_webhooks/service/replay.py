@@ -58,7 +58,8 @@ def replay(
     if not sync_only:
         store.inbox.again([each.id for each in some])
         jobs = [job for each in some for job in _to_repeat(store, each.id, handler, rerun)]
-    return Replayed(deliveries=len(some), jobs=store.jobs.move(jobs, JobMove.REPEAT), drifts=drifts)
+    moved = store.jobs.move(jobs, JobMove.REPEAT)
+    return Replayed(deliveries=len(some), jobs=len(moved), drifts=drifts)
 
 
 def _applied(store: Store, kept: Kept, lag_ms: int) -> list[Drift]:

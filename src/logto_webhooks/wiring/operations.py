@@ -296,4 +296,4 @@ class Operations(Examined):
 
 
 def _moved(store: Store, *, ids: Sequence[int], move: JobMove) -> int:
-    return store.jobs.move(ids, move)
+    return len(store.jobs.move(ids, move))
