@@ -65,7 +65,7 @@ def test_what_runs_is_not_repeated(run: Run) -> None:
 def test_what_its_holder_lost_is_repeated(run: Run) -> None:
     """And whoever comes back to it writes nothing."""
     add(run, job("a"))
-    [lost] = run(lambda store: store.jobs.claim("gone", ["one"], 10, -1))
+    [lost] = run(lambda store: store.jobs.claim("gone", {"one": 10}, -1))
     assert moved(run, JobMove.REPEAT, lost.id) == [lost.id]
     assert finish(run, lost, JobState.DONE, "gone") == [lost.id]
     assert [(each.id, each.losses) for each in claim(run)] == [(lost.id, 0)]
@@ -146,9 +146,9 @@ def test_who_repeats_waits_for_who_ends_the_line() -> None:
     )
     with engine.begin() as connection:
         SqlJobs(connection).add([job("dead", at=1), job("last", at=2)])
-        [first] = SqlJobs(connection).claim("t", ["one"], 1, 60)
+        [first] = SqlJobs(connection).claim("t", {"one": 1}, 60)
         SqlJobs(connection).finish("t", [ended(first.id, first.line_id, JobState.DEAD)])
-        [last] = SqlJobs(connection).claim("t", ["one"], 1, 60)
+        [last] = SqlJobs(connection).claim("t", {"one": 1}, 60)
     begun = threading.Event()
 
     def repeat() -> list[int]:
@@ -164,7 +164,7 @@ def test_who_repeats_waits_for_who_ends_the_line() -> None:
             until_one_waits(engine)
         assert repeated.result(10) == [first.id]
     with engine.begin() as connection:
-        assert [each.id for each in SqlJobs(connection).claim("t", ["one"], 1, 60)] == [first.id]
+        assert [each.id for each in SqlJobs(connection).claim("t", {"one": 1}, 60)] == [first.id]
 
 
 def ended(number: int, line: int, state: JobState) -> JobOutcome:
