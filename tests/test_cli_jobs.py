@@ -112,6 +112,23 @@ def test_dead_jobs_are_repeated_or_discarded(folder: Path) -> None:
     assert "2 of 2" in said(folder, "jobs", "discard", *options)
     said(folder, "jobs", "discard", *options, code=1)
     assert "--handler" in one_line(said(folder, "jobs", "retry", code=2))
+    number = str(dead["id"])
+    assert "discarded before" in said(folder, "jobs", "discard", number, number, code=1)
+    assert "id 98, 99;" in one_line(said(folder, "jobs", "retry", number, "98", "99", code=1))
+    assert "either" in one_line(said(folder, "jobs", "retry", number, *options[:2], code=2))
+    assert "app:greet (did" in one_line(
+        said(folder, "jobs", "retry", "--handler", "app:gret", code=2)
+    )
+
+
+def test_jobs_are_counted(folder: Path) -> None:
+    """By state; what waits for a handler that nobody registered is told apart."""
+    status = told(folder, "status")
+    assert status["jobs"] == {"waiting": 2, "done": 0, "dead": 1, "discarded": 0}
+    assert status["unrunnable"] == {"old:x": 1}
+    printed = one_line(said(folder, "status"))
+    assert "jobs dead 1" in printed
+    assert "nobody registered handler jobs old:x 1" in printed
 
 
 def test_deliveries_are_replayed(tmp_path: Path) -> None:
@@ -144,4 +161,6 @@ def test_deliveries_are_replayed(tmp_path: Path) -> None:
     listed = {each["id"]: each["state"] for each in told(tmp_path, "deliveries", "list")}
     assert listed == {1: "done", 2: "dead"}
     assert len(told(tmp_path, "jobs", "list")) == 1
-    assert "No delivery" in one_line(said(tmp_path, "deliveries", "replay", "9", code=1))
+    replay = ("deliveries", "replay")
+    assert "id 8, 9;" in one_line(said(tmp_path, *replay, "1", "8", "9", code=1))
+    assert "app:greet" in one_line(said(tmp_path, *replay, "1", "--handler", "greet", code=2))
