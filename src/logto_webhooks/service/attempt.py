@@ -29,6 +29,7 @@ from logto_webhooks.core.reports import HandlerFailed, HandlerRan
 from logto_webhooks.errors import ClaimLost, Discard, JobLost
 from logto_webhooks.service import call
 from logto_webhooks.service.handlers import Handler, Handlers
+from logto_webhooks.service.whereabouts import whereabouts
 
 LEASE_S: Final = 15.0
 _ERROR_CHARS: Final = 8_000
@@ -144,7 +145,8 @@ class Attempts:
                 outcome = _outcome(job, JobMove.RETRY, error=text, failed=True, after_s=after)
         wait = decision.after_s if isinstance(decision, Retry) else None
         name = type(error).__name__
-        report = HandlerFailed(*_names(job), name, outcome.state.value, wait)
+        where = whereabouts(error, held.handler.function)
+        report = HandlerFailed(*_names(job), name, outcome.state.value, wait, where)
         return Attempted(outcome, report, error)
 
 
