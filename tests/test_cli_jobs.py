@@ -33,7 +33,7 @@ def fill(store: Store) -> None:
     store.jobs.register([Registered(name="app:greet", patterns=("User.Created", "Local*"))])
     store.jobs.add([job("a", "app:greet", "ana"), job("b", "app:greet", "bo"), job("c", "old:x")])
     held = store.jobs.claim("t", {"app:greet": 1}, 60)
-    error = "Traceback\n  somewhere\nValueError: of no use"
+    error = f"Traceback\n  somewhere {'far ' * 30}away\nValueError: of no use"
     store.jobs.finish(
         "t",
         [
@@ -97,7 +97,8 @@ def test_jobs_are_listed_and_shown(folder: Path) -> None:
         ("ValueError: of no use", 1)
     }
     [dead] = told(folder, "jobs", "list", "--state", "dead")
-    assert "of no use" in said(folder, "jobs", "show", str(dead["id"]))
+    printed = said(folder, "jobs", "show", str(dead["id"]))
+    assert f"\n  somewhere {'far ' * 30}away\nValueError: of no use\n" in printed, "unfolded"
     assert "No job" in one_line(said(folder, "jobs", "show", "99", code=1))
     assert "no such job" in one_line(said(folder, "jobs", "list", "--event", "X", code=1))
 

@@ -13,7 +13,7 @@ from logto_webhooks.adapters.observers.logs import (
     TextFormatter,
     observe,
 )
-from logto_webhooks.core.reports import HandlerFailed, Synced
+from logto_webhooks.core.reports import HandlerFailed, Synced, Unrunnable
 
 
 @pytest.mark.parametrize(
@@ -57,6 +57,25 @@ def test_what_is_told_stands_in_the_message(caplog: pytest.LogCaptureFixture) ->
     assert TextFormatter().format(record).endswith(said)
     line = msgspec.json.decode(JsonFormatter().format(record))
     assert (line["message"], line["where"]) == ("a handler failed", "app.py:9 greet")
+
+
+@pytest.mark.parametrize(
+    ("names", "module"),
+    [
+        (("app.jobs:greet", "app.jobs:bill"), "app.jobs"),
+        (("app:greet", "b:x"), "MODULE"),
+        (("x",), "MODULE"),
+    ],
+)
+def test_who_waits_for_its_code_is_told_with_where(
+    names: tuple[str, ...], module: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As far as a name tells it; and that an object must be named, not the handler."""
+    with caplog.at_level("INFO", logger="logto_webhooks"):
+        observe(Unrunnable(names, 3))
+    [record] = caplog.records
+    assert ", ".join(names) in record.message
+    assert f"--app {module}:NAME, of the LogtoWebhooks object" in record.message
 
 
 def test_a_handler_that_asks_for_it_did_not_fail(caplog: pytest.LogCaptureFixture) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 from msgspec.structs import replace
+from rich.text import Text
 
 from logto_webhooks.cli import given, lines, look, options, tables
 from logto_webhooks.core.jobs import JobFilter, JobRow
@@ -84,7 +85,7 @@ def show(
     env_file: options.EnvFile = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Show a job with the traceback of its last failure."""
+    """Show a job with the traceback of its last failure, as it was printed."""
     settings = options.settings(env_file, database_url=database_url, schema=schema)
     found = look.done(settings, lambda to: to.jobs(JobFilter(id=id)))
     if not found:
@@ -96,7 +97,8 @@ def show(
     rows = [(name, value) for name, value in tables.dated(found[0]).items() if name != "error"]
     tables.table("", ("", ""), rows, fold=True)
     if found[0].error:
-        tables.table("\nThe last failure", ("",), [(found[0].error,)], fold=True)
+        tables.out.print(f"\n{_titled(found[0])}", style="bold", markup=False)
+        tables.out.print(Text(tables.plain(found[0].error.rstrip())), soft_wrap=True)
 
 
 @app.command()
@@ -166,6 +168,14 @@ def _move(
         tables.err.print(_STAYS[move], markup=False)
     if not moved:
         raise typer.Exit(1)
+
+
+def _titled(row: JobRow) -> str:
+    """What its error is."""
+    if row.state == JobState.DISCARDED and "Traceback " not in (row.error or ""):
+        return "Why it was discarded"
+    asked = lines.raised(row.error) == lines.ASKED_LATER
+    return "It asked to be retried" if asked else "The last failure"
 
 
 def _all(settings: Settings, wanted: JobFilter) -> list[JobRow]:

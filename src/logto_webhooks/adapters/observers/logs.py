@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -95,7 +96,8 @@ def _line(report: Report) -> tuple[int, str, dict[str, Any]]:
         case HandlerFailed():
             return logging.ERROR, "a job is dead", _job(fields)
         case Unrunnable():
-            return logging.WARNING, "jobs wait for handlers whose code isn't here: --app", fields
+            told = fields | {"hint": _whose_code(report.handlers)}
+            return logging.WARNING, "jobs wait for handlers whose code isn't here: --app", told
         case FlowStopped(why="rejected"):
             return logging.ERROR, f"all that comes is rejected: {_FIND_OUT} --only key", fields
         case FlowStopped():
@@ -114,6 +116,12 @@ def _delivery(fields: dict[str, Any], outcome: str) -> dict[str, Any]:
 
 def _job(fields: dict[str, Any]) -> dict[str, Any]:
     return fields | {"see": f"jobs show {fields['job']}"}
+
+
+def _whose_code(handlers: Sequence[str]) -> str:
+    modules = {name.partition(":")[0] for name in handlers if ":" in name}
+    module = modules.pop() if len(modules) == 1 else "MODULE"
+    return f"--app {module}:NAME, of the LogtoWebhooks object that they are registered on"
 
 
 class TextFormatter(logging.Formatter):
@@ -184,7 +192,7 @@ def _rounded(value: object) -> object:
 
 def _plain(value: object) -> str:
     """Quote what isn't one plain word, so that no text of a delivery can forge a field or line."""
-    text = str(value)
+    text = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
     if text.isprintable() and not set(text) & set(' "='):
         return text
     return json.dumps(text, ensure_ascii=not text.isprintable())
