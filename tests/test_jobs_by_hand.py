@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
 
+from logto_webhooks import Delivery, LogtoWebhooks, events
 from logto_webhooks.adapters.stores.jobs import SqlJobs
 from logto_webhooks.core.jobs import JobFilter, JobOutcome, JobRow
 from logto_webhooks.core.lifecycle import JobMove, JobState
+from logto_webhooks.testing import make
 from tests.conftest import Run
 from tests.support import postgres
+from tests.support.copy import delivery as delivered
+from tests.support.waiting import eventually
 from tests.test_jobs import add, claim, finish, job
 
 
@@ -181,3 +187,42 @@ def until_one_waits(engine: sa.Engine) -> None:
                 return
         time.sleep(0.01)
     raise AssertionError("it doesn't wait")
+
+
+def test_what_a_discarded_handler_wrote_is_rolled_back() -> None:
+    """And the next of its line runs as soon as it has returned (PostgreSQL)."""
+    url = postgres.server_url().render_as_string(hide_password=False)
+    schema = postgres.emptied_schema()
+    logto = LogtoWebhooks(signing_key="x", database_url=url, schema=schema)
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    @logto.on(events.UserDataUpdated, name="writes")
+    async def writes(delivery: Delivery, connection: AsyncConnection) -> None:
+        note = f"INSERT INTO {schema}.logto_progress VALUES ('note {delivery.id}', 0, 0)"
+        await connection.execute(sa.text(note))
+        begun.set()
+        await go_on.wait()
+
+    async def run() -> None:
+        async with logto.lifespan():
+            bodies = [make.user_data_updated(id="ana", name=name).body for name in "ab"]
+            new = [delivered(body) for body in bodies]
+            await logto.database.host.run(lambda store: store.add(new))
+            async with asyncio.timeout(20):
+                await begun.wait()
+            [first] = await logto.jobs(JobFilter(delivery_id=1))
+            assert await logto.retry_jobs([first.id]) == 0, "it runs just now"
+            assert await logto.discard_jobs([first.id]) == 1
+            go_on.set()
+            done = JobFilter(handler="writes", state="done")
+            await eventually(lambda: logto.jobs(done), lambda rows: len(rows) == 1)
+            assert [each.state for each in await logto.jobs(JobFilter(id=first.id))] == [
+                "discarded"
+            ]
+        notes = await logto.database.host.read(
+            lambda store: [store.progress(f"note {each}") is not None for each in (1, 2)]
+        )
+        assert notes == [False, True]
+        await logto.close()
+
+    asyncio.run(run())
