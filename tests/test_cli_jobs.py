@@ -33,7 +33,7 @@ def fill(store: Store) -> None:
     store.jobs.register([Registered(name="app:greet", patterns=("User.Created", "Local*"))])
     store.jobs.add([job("a", "app:greet", "ana"), job("b", "app:greet", "bo"), job("c", "old:x")])
     held = store.jobs.claim("t", {"app:greet": 1}, 60)
-    error = "Traceback\n  somewhere\nValueError: of no use"
+    error = f"Traceback\n  somewhere {'far ' * 30}away\nValueError: of no use"
     store.jobs.finish(
         "t",
         [
@@ -97,7 +97,8 @@ def test_jobs_are_listed_and_shown(folder: Path) -> None:
         ("ValueError: of no use", 1)
     }
     [dead] = told(folder, "jobs", "list", "--state", "dead")
-    assert "of no use" in said(folder, "jobs", "show", str(dead["id"]))
+    printed = said(folder, "jobs", "show", str(dead["id"]))
+    assert f"\n  somewhere {'far ' * 30}away\nValueError: of no use\n" in printed, "unfolded"
     assert "No job" in one_line(said(folder, "jobs", "show", "99", code=1))
     assert "no such job" in one_line(said(folder, "jobs", "list", "--event", "X", code=1))
 
@@ -112,6 +113,23 @@ def test_dead_jobs_are_repeated_or_discarded(folder: Path) -> None:
     assert "2 of 2" in said(folder, "jobs", "discard", *options)
     said(folder, "jobs", "discard", *options, code=1)
     assert "--handler" in one_line(said(folder, "jobs", "retry", code=2))
+    number = str(dead["id"])
+    assert "discarded before" in said(folder, "jobs", "discard", number, number, code=1)
+    assert "id 98, 99;" in one_line(said(folder, "jobs", "retry", number, "98", "99", code=1))
+    assert "either" in one_line(said(folder, "jobs", "retry", number, *options[:2], code=2))
+    assert "app:greet (did" in one_line(
+        said(folder, "jobs", "retry", "--handler", "app:gret", code=2)
+    )
+
+
+def test_jobs_are_counted(folder: Path) -> None:
+    """By state; what waits for a handler that nobody registered is told apart."""
+    status = told(folder, "status")
+    assert status["jobs"] == {"waiting": 2, "done": 0, "dead": 1, "discarded": 0}
+    assert status["unrunnable"] == {"old:x": 1}
+    printed = " ".join(said(folder, "status").split())
+    assert "jobs dead 1" in printed
+    assert "nobody registered handler jobs old:x 1" in printed
 
 
 def test_deliveries_are_replayed(tmp_path: Path) -> None:
@@ -144,4 +162,6 @@ def test_deliveries_are_replayed(tmp_path: Path) -> None:
     listed = {each["id"]: each["state"] for each in told(tmp_path, "deliveries", "list")}
     assert listed == {1: "done", 2: "dead"}
     assert len(told(tmp_path, "jobs", "list")) == 1
-    assert "No delivery" in one_line(said(tmp_path, "deliveries", "replay", "9", code=1))
+    replay = ("deliveries", "replay")
+    assert "id 8, 9;" in one_line(said(tmp_path, *replay, "1", "8", "9", code=1))
+    assert "app:greet" in one_line(said(tmp_path, *replay, "1", "--handler", "greet", code=2))

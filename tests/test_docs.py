@@ -28,7 +28,7 @@ from logto_webhooks.adapters.stores.schema import (
 )
 from logto_webhooks.core.events.catalog import BY_NAME
 from logto_webhooks.core.events.local import LOCAL
-from logto_webhooks.core.lifecycle import State
+from logto_webhooks.core.lifecycle import JOB_MOVES, JobState, State
 from logto_webhooks.core.outcome import OUTCOMES
 from logto_webhooks.core.record import DEAD_DELIVERY
 from logto_webhooks.core.reports import Report
@@ -76,10 +76,20 @@ def test_every_word_is_explained() -> None:
     page = (ROOT / "docs/words.md").read_text()
     groups = ["own", "suspension", "custom_data", "profile", "present", DEAD_DELIVERY]
     reasons = ["incomplete", "members", "unknown change"]
-    for word in [*OUTCOMES, *State, *reasons]:
+    for word in [*OUTCOMES, *State, *JobState, *reasons]:
         assert f"| `{word}`" in page, word
     for group in groups:
         assert f"{group}`" in page, group
+
+
+def test_what_moves_a_job_is_told() -> None:
+    """The page about words has every move, and no other."""
+    told = rows((ROOT / "docs/words.md").read_text(), "What moves a job")
+    moves = {
+        (f"`{state}`", f"`{move}`", f"`{target}`") for (state, move), target in JOB_MOVES.items()
+    }
+    named = {(state, re.split("[:;]", by)[0], target) for state, by, target in told}
+    assert (named, len(told)) == (moves, len(moves))
 
 
 def test_every_setting_is_documented_with_its_default() -> None:

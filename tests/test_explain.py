@@ -23,6 +23,7 @@ from logto_webhooks.core.record import ROLES, Change, Drop, Key, Read, Record, m
 from logto_webhooks.samples import history
 from logto_webhooks.samples.history import Name
 from logto_webhooks.samples.signed import Signed
+from logto_webhooks.service.early import ensure
 from logto_webhooks.service.explain import explain
 from logto_webhooks.service.sync import learn
 from logto_webhooks.testing import FrozenClock, make
@@ -369,3 +370,23 @@ def test_of_whom_nothing_came_nothing_is_told() -> None:
         assert await copy.host.read(lambda store: explain(store, ANA)) is None
 
     asyncio.run(live())
+
+
+def test_what_a_token_claimed_is_told(tmp_path: Path) -> None:
+    """As long as nothing else says it."""
+    copy = Copy(open_host("sqlite", tmp_path))
+    claims = {"sub": "ana", "email": "ana@example.com"}
+
+    def claimed(store: Store) -> bool:
+        found = explain(store, Key("user", "ana"))
+        assert found
+        return found.only("email").fields[0].claimed
+
+    async def run() -> None:
+        await copy.host.run(lambda store: ensure(store, claims))
+        assert await copy.host.read(claimed)
+        await copy.take([make.user_created(id="ana", email="ana@example.com").body])
+        assert not await copy.host.read(claimed)
+        await copy.host.close()
+
+    asyncio.run(run())

@@ -155,12 +155,12 @@ def test_only_whose_code_is_here_is_claimed(run: Run) -> None:
 
 
 def test_a_repeated_job_goes_to_the_end_of_its_line(run: Run) -> None:
-    """As a new run of the same; what waits can't be repeated."""
+    """As a new run of the same."""
     add(run, job("a", at=1))
     [held] = claim(run)
     finish(run, held, JobState.DEAD)
     add(run, job("b", at=2))
-    assert run(lambda store: store.jobs.move([held.id, held.id + 1], JobMove.REPEAT)) == 1
+    assert run(lambda store: store.jobs.move([held.id], JobMove.REPEAT)) == [held.id]
     [first] = claim(run)
     assert (first.key, first.runs) == ("b", 0)
     finish(run, first, JobState.DONE)

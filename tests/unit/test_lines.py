@@ -7,6 +7,7 @@ import traceback
 import pytest
 
 from logto_webhooks.cli.lines import raised
+from logto_webhooks.errors import RetryLater
 
 
 @pytest.mark.parametrize(
@@ -22,6 +23,24 @@ def test_what_a_traceback_says_was_raised(message: str, told: str) -> None:
     with pytest.raises(ValueError) as caught:  # noqa: PT011
         raise ValueError(message) if message else ValueError
     assert raised("".join(traceback.format_exception(caught.value))) == told
+
+
+def shown(error: Exception) -> str:
+    with pytest.raises(type(error)) as caught:
+        raise error
+    return raised("".join(traceback.format_exception(caught.value)))
+
+
+def test_of_a_group_itself_is_told() -> None:
+    """Not the last of those that are in it."""
+    assert shown(ExceptionGroup("both", [ValueError("a"), KeyError("b")])) == (
+        "ExceptionGroup: both (2 sub-exceptions)"
+    )
+
+
+def test_who_asks_to_be_retried_did_not_fail() -> None:
+    """Its own words are no error's."""
+    assert shown(RetryLater(60)) == "asked to be retried"
 
 
 def test_of_what_is_no_traceback_the_last_line_counts() -> None:

@@ -14,11 +14,12 @@ from rich.text import Text
 from logto_webhooks.cli import given, lines, look, options, progress, tables
 from logto_webhooks.core.inbox import DeliveryFilter, Kept
 from logto_webhooks.core.lifecycle import State
+from logto_webhooks.errors import DeliveryUnknown
+from logto_webhooks.service.given import GREATEST_ID
 from logto_webhooks.service.replay import Replayed
 from logto_webhooks.settings import Settings
 from logto_webhooks.wiring.operations import Operations
 
-GREATEST_ID = 2**63 - 1
 AT_ONCE = 200
 Event = Annotated[str | None, typer.Option(help="Only of this event, such as User.Created.")]
 Subject = Annotated[str | None, typer.Option(help="Only about this: user:ID, organization:ID, …")]
@@ -45,7 +46,7 @@ def list_(
     ] = None,
     after: Annotated[
         int | None,
-        typer.Option(min=0, max=GREATEST_ID, help="Go on after this id: the next page."),
+        typer.Option(min=1, max=GREATEST_ID, help="Go on after this id: the next page."),
     ] = None,
     limit: look.Limit = 20,
     oldest_first: Annotated[bool, typer.Option("--oldest-first", help="Oldest first.")] = False,
@@ -79,7 +80,7 @@ def list_(
 
 @app.command()
 def show(
-    id: Annotated[int, typer.Argument(min=0, max=GREATEST_ID, help="Its id in the inbox.")],
+    id: Annotated[int, typer.Argument(min=1, max=GREATEST_ID, help="Its id in the inbox.")],
     database_url: options.DatabaseUrl = None,
     schema: options.Schema = None,
     env_file: options.EnvFile = None,
@@ -102,7 +103,7 @@ def show(
 
 @app.command()
 def replay(
-    ids: Annotated[list[int], typer.Argument(min=0, max=GREATEST_ID, help="Their ids.")],
+    ids: Annotated[list[int], typer.Argument(min=1, max=GREATEST_ID, help="Their ids.")],
     handler: Annotated[str | None, typer.Option(help="Only jobs of this handler.")] = None,
     rerun: Annotated[
         bool, typer.Option("--rerun", help="Run jobs again that are done, too.")
@@ -119,8 +120,13 @@ def replay(
     env_file: options.EnvFile = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Apply deliveries again, and run again their jobs that are dead or discarded."""
+    """Apply deliveries again, and run again their jobs that are dead or discarded.
+
+    Handlers that are new since then are told, too. With --handler, nobody else is, and what was
+    applied before isn't again.
+    """
     settings = options.settings(env_file, database_url=database_url, schema=schema, lag_ms=lag_ms)
+    ids = list(dict.fromkeys(ids))
 
     async def work(some: list[int], to: Operations) -> Replayed:
         return await to.replay(
@@ -128,9 +134,9 @@ def replay(
         )
 
     with progress.stoppable("Nothing was done."):
-        unknown = look.done(settings, partial(_first_unknown, ids))
-    if unknown is not None:
-        tables.err.print(f"No delivery has the id {unknown}; nothing was done.", markup=False)
+        unknown = look.done(settings, partial(_unknown, ids))
+    if unknown:
+        tables.err.print(str(DeliveryUnknown(unknown)), markup=False, soft_wrap=True)
         raise typer.Exit(1)
     done = _in_pieces(settings, ids, work, dry_run=dry_run, silent=as_json)
     if as_json:
@@ -139,11 +145,8 @@ def replay(
         tables.show_replayed(done, dry_run)
 
 
-async def _first_unknown(ids: list[int], to: Operations) -> int | None:
-    for each in ids:
-        if await to.delivery(each) is None:
-            return each
-    return None
+async def _unknown(ids: list[int], to: Operations) -> list[int]:
+    return [each for each in ids if await to.delivery(each) is None]
 
 
 def _in_pieces(
@@ -159,9 +162,10 @@ def _in_pieces(
     with progress.bar("deliveries", silent=silent) as bar:
         for start in range(0, len(ids), AT_ONCE):
             go_on = f"{start} of {len(ids)} were done; go on with the id {ids[start]}."
+            some = ids[start : start + AT_ONCE]
             with progress.stoppable("Nothing was changed." if dry_run else go_on):
-                done = done.plus(look.done(settings, partial(work, ids[start : start + AT_ONCE])))
-            bar.update("deliveries", done.deliveries, done.deliveries / len(ids))
+                done = done.plus(look.done(settings, partial(work, some)))
+            bar.update("deliveries", start + len(some), (start + len(some)) / len(ids))
     return done
 
 

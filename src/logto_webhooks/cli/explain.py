@@ -106,6 +106,8 @@ def _by(by: By | None) -> str | None:
 
 def _remark(field: Field) -> str:
     remarks = ["in doubt"] if field.doubtful else []
+    if field.claimed:
+        remarks.append("from a token's claims")
     if field.asked_at is not None:
         remarks.append(f"asked Logto at {tables.shown('_at', field.asked_at)}")
     if field.ended_at is not None:

@@ -8,16 +8,22 @@ from typing import Annotated
 
 import typer
 from msgspec.structs import replace
+from rich.text import Text
 
 from logto_webhooks.cli import given, lines, look, options, tables
-from logto_webhooks.cli.deliveries import GREATEST_ID
 from logto_webhooks.core.jobs import JobFilter, JobRow
 from logto_webhooks.core.lifecycle import JobMove, JobState
+from logto_webhooks.errors import JobUnknown
+from logto_webhooks.service.given import GREATEST_ID
+from logto_webhooks.service.paging import AT_ONCE
 from logto_webhooks.settings import Settings
 from logto_webhooks.wiring.operations import Operations
 
-AT_ONCE = 1_000
 _NONE = "There is no such job."
+_STAYS = {
+    JobMove.REPEAT: "What runs just now stays as it is.",
+    JobMove.DISCARD: "What is done, or was discarded before, stays as it is.",
+}
 Handler = Annotated[str | None, typer.Option(help="Only of this handler: module:function.")]
 Event = Annotated[str | None, typer.Option(help="Only for this event, such as User.Created.")]
 Subject = Annotated[str | None, typer.Option(help="Only about this: user:ID, organization:ID, …")]
@@ -25,7 +31,7 @@ State = Annotated[
     JobState | None, typer.Option(help="Only in this state: waiting, done, dead or discarded.")
 ]
 Delivery = Annotated[int | None, typer.Option(help="Only of the delivery of this id.")]
-Ids = Annotated[list[int] | None, typer.Argument(min=0, max=GREATEST_ID, help="Their ids.")]
+Ids = Annotated[list[int] | None, typer.Argument(min=1, max=GREATEST_ID, help="Their ids.")]
 
 app = typer.Typer(no_args_is_help=True, help="List, show, repeat or discard jobs of handlers.")
 
@@ -41,7 +47,7 @@ def list_(
         bool, typer.Option("--group", help="Count them by handler, state and error.")
     ] = False,
     after: Annotated[
-        int | None, typer.Option(min=0, max=GREATEST_ID, help="Go on after this id: the next page.")
+        int | None, typer.Option(min=1, max=GREATEST_ID, help="Go on after this id: the next page.")
     ] = None,
     limit: look.Limit = 20,
     database_url: options.DatabaseUrl = None,
@@ -73,13 +79,13 @@ def list_(
 
 @app.command()
 def show(
-    id: Annotated[int, typer.Argument(min=0, max=GREATEST_ID, help="The job's id.")],
+    id: Annotated[int, typer.Argument(min=1, max=GREATEST_ID, help="The job's id.")],
     database_url: options.DatabaseUrl = None,
     schema: options.Schema = None,
     env_file: options.EnvFile = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Show a job with the traceback of its last failure."""
+    """Show a job with the traceback of its last failure, as it was printed."""
     settings = options.settings(env_file, database_url=database_url, schema=schema)
     found = look.done(settings, lambda to: to.jobs(JobFilter(id=id)))
     if not found:
@@ -91,7 +97,8 @@ def show(
     rows = [(name, value) for name, value in tables.dated(found[0]).items() if name != "error"]
     tables.table("", ("", ""), rows, fold=True)
     if found[0].error:
-        tables.table("\nThe last failure", ("",), [(found[0].error,)], fold=True)
+        tables.out.print(f"\n{_titled(found[0])}", style="bold", markup=False)
+        tables.out.print(Text(tables.plain(found[0].error.rstrip())), soft_wrap=True)
 
 
 @app.command()
@@ -106,10 +113,11 @@ def retry(
 ) -> None:
     """Run jobs again, at the end of their lines.
 
-    Some by id, or all of a handler: the dead ones, if no state is named.
+    Some by id, or all of a handler: the dead ones, if no state is named. What waits for its next
+    attempt has it now; what runs just now is left alone.
     """
     settings = options.settings(env_file, database_url=database_url, schema=schema)
-    _move(settings, ids, handler, state or JobState.DEAD, JobMove.REPEAT, as_json)
+    _move(settings, ids, handler, state, JobMove.REPEAT, as_json)
 
 
 @app.command()
@@ -124,35 +132,50 @@ def discard(
 ) -> None:
     """Give jobs up, so that the next of their lines may run.
 
-    Some by id, or all of a handler: the dead ones, if no state is named.
+    Some by id, or all of a handler: the dead ones, if no state is named. Of what runs just now
+    nothing is written: what its handler does in its transaction is rolled back.
     """
     settings = options.settings(env_file, database_url=database_url, schema=schema)
-    _move(settings, ids, handler, state or JobState.DEAD, JobMove.DISCARD, as_json)
+    _move(settings, ids, handler, state, JobMove.DISCARD, as_json)
 
 
 def _move(
     settings: Settings,
     ids: list[int] | None,
     handler: str | None,
-    state: JobState,
+    state: JobState | None,
     move: JobMove,
     as_json: bool,
 ) -> None:
-    chosen = ids or []
+    chosen = list(dict.fromkeys(ids or []))
 
     async def work(to: Operations) -> int:
         moving = to.retry_jobs if move is JobMove.REPEAT else to.discard_jobs
         return await moving(chosen, handler=handler, state=state)
 
-    moved = look.done(settings, work)
+    try:
+        moved = look.done(settings, work)
+    except JobUnknown as error:
+        tables.err.print(str(error), markup=False, soft_wrap=True)
+        raise typer.Exit(1) from None
     total = len(chosen) or moved
     said = "to be run again" if move is JobMove.REPEAT else "discarded"
     if as_json:
         print(tables.as_json({"jobs": total, "moved": moved}))
     else:
         tables.out.print(f"{moved} of {total} jobs are {said}.", markup=False)
+    if moved < total:
+        tables.err.print(_STAYS[move], markup=False)
     if not moved:
         raise typer.Exit(1)
+
+
+def _titled(row: JobRow) -> str:
+    """What its error is."""
+    if row.state == JobState.DISCARDED and "Traceback " not in (row.error or ""):
+        return "Why it was discarded"
+    asked = lines.raised(row.error) == lines.ASKED_LATER
+    return "It asked to be retried" if asked else "The last failure"
 
 
 def _all(settings: Settings, wanted: JobFilter) -> list[JobRow]:

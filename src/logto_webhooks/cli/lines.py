@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -22,6 +23,12 @@ _COLOURS: Final = {
     "dead": "bold red",
 }
 _MOST_NAMES: Final = 12
+ASKED_LATER: Final = "asked to be retried"
+_RETRY_LATER: Final = re.compile(r"logto_webhooks\.errors\.(\w+\.)*RetryLater\b")
+# Of a group of exceptions the group itself: those in it stand further to the right.
+_GROUP: Final = re.compile(
+    r"^  \+ Exception Group Traceback .*?^  \| (\S[^\n]*)", re.DOTALL | re.MULTILINE
+)
 
 
 def show(line: Text) -> None:
@@ -48,12 +55,21 @@ def of_job(row: JobRow) -> Text:
     if row.attempts != 1:
         line.append(f"  attempts: {row.attempts}", "dim")
     if row.error:
-        line.append(f"  {tables.plain(raised(row.error))}", "red")
+        told = raised(row.error)
+        line.append(f"  {tables.plain(told)}", "yellow" if told == ASKED_LATER else "red")
     return line
 
 
 def raised(error: str | None) -> str:
     """What a traceback says was raised, without what a library adds on lines of its own."""
+    told = _raised(error)
+    return ASKED_LATER if _RETRY_LATER.match(told) else told
+
+
+def _raised(error: str | None) -> str:
+    group = _GROUP.search(error or "")
+    if group:
+        return group[1]
     _, frame, last = (error or "").rpartition('  File "')
     told = [line for line in last.splitlines()[1 if frame else 0 :] if line.strip()]
     if not frame:

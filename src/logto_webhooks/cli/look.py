@@ -25,7 +25,7 @@ def status(
     env_file: options.EnvFile = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Count deliveries by state, and list the records that only Logto can settle."""
+    """Count deliveries and jobs by state, and list the records that only Logto can settle."""
     settings = options.settings(env_file, database_url=database_url, schema=schema)
 
     async def look(operations: Operations) -> tuple[Status, list[Waiting]]:

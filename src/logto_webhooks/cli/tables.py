@@ -59,7 +59,15 @@ def show_status(status: Status, waiting: Sequence[Waiting]) -> None:
         ("records in doubt", status.doubtful),
         ("records to ask Logto about", status.refetch),
     ]
+    rows += [(f"jobs {state}", count) for state, count in status.jobs.items()]
     table("", ("", ""), rows)
+    if status.unrunnable:
+        table(
+            "\nJobs that wait for handlers that nobody registered",
+            ("handler", "jobs"),
+            status.unrunnable.items(),
+            fold=True,
+        )
     if waiting:
         cells = [(each.key.kind, each.key.id, each.reason) for each in waiting]
         more = f", of {status.refetch} the longest waiting" if status.refetch > len(cells) else ""

@@ -10,9 +10,10 @@ import typer
 from msgspec.structs import replace
 
 from logto_webhooks.cli import given, lines, options, tables
-from logto_webhooks.cli.deliveries import GREATEST_ID, Event, Subject
+from logto_webhooks.cli.deliveries import Event, Subject
 from logto_webhooks.core.inbox import DeliveryFilter, Kept
 from logto_webhooks.service.follow import follow, newest_id
+from logto_webhooks.service.given import GREATEST_ID
 from logto_webhooks.settings import Settings
 from logto_webhooks.wiring import database_of
 

@@ -39,7 +39,8 @@ class Field(Struct, frozen=True, kw_only=True):
 
     `set_by` is the first delivery since when it has this value, `told_by` the last that told it:
     the winner, unless Logto was `asked_at` a moment (ms) after that. All are None where nothing
-    in the inbox tells it. A membership has `ended_at` (ms) when either end was deleted.
+    in the inbox tells it, as when it is `claimed` by a token alone. A membership has `ended_at`
+    (ms) when either end was deleted.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Field(Struct, frozen=True, kw_only=True):
     asked_at: int | None = None
     ended_at: int | None = None
     doubtful: bool = False
+    claimed: bool = False
 
 
 class _Telling(Struct, frozen=True):
@@ -123,6 +125,7 @@ class Credits:
             told_by=last,
             asked_at=group.read_at if group.by_read else None,
             doubtful=record.deleted_at is None and group.doubtful,
+            claimed=group.is_claimed,
         )
 
     def _fact(self, name: str, fact: str, record: Record) -> Field:

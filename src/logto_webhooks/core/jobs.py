@@ -95,6 +95,7 @@ class JobFilter(Struct, frozen=True, kw_only=True):
     """Which jobs to list; None is any. `after` is the id below which to go on."""
 
     id: int | None = None
+    ids: tuple[int, ...] | None = None
     handler: str | None = None
     state: str | None = None
     subject: str | None = None
@@ -171,7 +172,7 @@ class Jobs(Protocol):
 
     def finish(self, token: str, outcomes: Sequence[JobOutcome]) -> list[int]:
         """Write outcomes, and let the lines go on; return the ids of jobs no longer held by
-        `token`, of which nothing was written."""
+        `token`, or discarded meanwhile, of which nothing was written."""
 
     def counts(self) -> list[JobCount]:
         """Count jobs by handler and state; the oldest that waits, too."""
@@ -179,8 +180,12 @@ class Jobs(Protocol):
     def find(self, wanted: JobFilter) -> list[JobRow]:
         """List jobs, the newest first."""
 
-    def move(self, ids: Sequence[int], move: JobMove) -> int:
-        """Repeat or discard jobs by hand, where that can be; return how many."""
+    def move(self, ids: Sequence[int], move: JobMove) -> list[int]:
+        """Repeat or discard jobs by hand, where that can be; return the ids of those.
+
+        A repeated one goes to the end of its line; one that waits has its next attempt now, but
+        for one that is run just now. Their lines are due, unless somebody holds them.
+        """
 
     def mend(self) -> int:
         """Make the lines that are missing where jobs wait; return how many."""

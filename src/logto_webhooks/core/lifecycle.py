@@ -56,7 +56,7 @@ class JobMove(StrEnum):
     RETRY = "retry"
     GIVE_UP = "give up"
     DISCARD = "discard"
-    REPEAT = "repeat"  # by hand
+    REPEAT = "repeat"  # by hand; what waits for its next attempt has it now
 
 
 JOB_MOVES: Final[dict[tuple[JobState, JobMove], JobState]] = {
@@ -64,6 +64,7 @@ JOB_MOVES: Final[dict[tuple[JobState, JobMove], JobState]] = {
     (JobState.WAITING, JobMove.RETRY): JobState.WAITING,
     (JobState.WAITING, JobMove.GIVE_UP): JobState.DEAD,
     (JobState.WAITING, JobMove.DISCARD): JobState.DISCARDED,
+    (JobState.WAITING, JobMove.REPEAT): JobState.WAITING,
     (JobState.DEAD, JobMove.DISCARD): JobState.DISCARDED,
     (JobState.DONE, JobMove.REPEAT): JobState.WAITING,
     (JobState.DEAD, JobMove.REPEAT): JobState.WAITING,
@@ -91,6 +92,11 @@ class Drop(Struct, frozen=True):
     """Nothing more is to be done, and why."""
 
     why: str
+
+
+def job_targets(move: JobMove) -> dict[JobState, JobState]:
+    """From which states a job moves so, and to which; `waiting` first."""
+    return {state: JOB_MOVES[state, move] for state in JobState if (state, move) in JOB_MOVES}
 
 
 def after_job_failure(

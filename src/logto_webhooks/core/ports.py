@@ -62,7 +62,8 @@ class Status(Struct, frozen=True, kw_only=True):
 
     `recovered` is what Logto's log brought back, `complete_up_to` (ms) when it was last asked;
     `reconciled_at` (ms) when all records were last compared with Logto's own. `silent_since` (ms)
-    nothing has come, or all was rejected; None while deliveries come as usual.
+    nothing has come, or all was rejected; None while deliveries come as usual. A store leaves out
+    `jobs`, by state, and `unrunnable`, the jobs that wait for handlers that nobody registered.
     """
 
     deliveries: dict[str, int]
@@ -73,6 +74,8 @@ class Status(Struct, frozen=True, kw_only=True):
     complete_up_to: int | None = None
     reconciled_at: int | None = None
     silent_since: int | None = None
+    jobs: dict[str, int] = {}
+    unrunnable: dict[str, int] = {}
 
 
 class Progress(Struct, frozen=True):

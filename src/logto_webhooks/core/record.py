@@ -88,6 +88,11 @@ class Group(Struct, frozen=True):
         """Whether the winner is what Logto's API answered."""
         return self.read_at != NEVER and self.stamp == self.read_at + 1
 
+    @property
+    def is_claimed(self) -> bool:
+        """Whether all that is known are a token's claims, which are of no time."""
+        return self.end == 0 and not self.by_read
+
 
 class Record(Struct, frozen=True):
     """All that is known of one user, organization or membership.

@@ -155,7 +155,10 @@ class HandlerRan(Struct, frozen=True):
 
 
 class HandlerFailed(Struct, frozen=True):
-    """A handler raised; `state` is what its job is now: waiting (`retry_in_s`), dead, discarded."""
+    """A handler raised; `state` is what its job is now: waiting (`retry_in_s`), dead, discarded.
+
+    `error` is the name of what it raised, `where` the line of its code that did.
+    """
 
     job: int
     handler: str
@@ -165,6 +168,7 @@ class HandlerFailed(Struct, frozen=True):
     error: str
     state: str
     retry_in_s: float | None
+    where: str | None = None
 
 
 class Unrunnable(Struct, frozen=True):

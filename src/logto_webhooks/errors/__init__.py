@@ -4,6 +4,7 @@ from logto_webhooks.errors.base import LogtoWebhooksError, described
 from logto_webhooks.errors.database import (
     ClaimLost,
     DeliveryUnknown,
+    JobUnknown,
     RowRejected,
     SchemaMismatch,
     StoreUnavailable,
@@ -77,6 +78,7 @@ __all__ = [
     "HandlerRefused",
     "HandlerUnknown",
     "JobLost",
+    "JobUnknown",
     "KeyInTheWay",
     "LogtoRefused",
     "LogtoUnreachable",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from logto_webhooks.errors.base import LogtoWebhooksError
 
 
@@ -32,6 +34,18 @@ class SchemaMismatch(LogtoWebhooksError):
 
 
 class DeliveryUnknown(LogtoWebhooksError):
-    """No delivery has the id {id}; nothing was done."""
+    """No delivery has the id {listed}; nothing was done."""
 
-    id: int
+    ids: tuple[int, ...]
+
+    def __init__(self, ids: Sequence[int]) -> None:
+        super().__init__(ids=tuple(ids), listed=", ".join(map(str, ids)))
+
+
+class JobUnknown(LogtoWebhooksError):
+    """No job has the id {listed}; nothing was done."""
+
+    ids: tuple[int, ...]
+
+    def __init__(self, ids: Sequence[int]) -> None:
+        super().__init__(ids=tuple(ids), listed=", ".join(map(str, ids)))

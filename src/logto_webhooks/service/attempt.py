@@ -29,6 +29,7 @@ from logto_webhooks.core.reports import HandlerFailed, HandlerRan
 from logto_webhooks.errors import ClaimLost, Discard, JobLost
 from logto_webhooks.service import call
 from logto_webhooks.service.handlers import Handler, Handlers
+from logto_webhooks.service.whereabouts import whereabouts
 
 LEASE_S: Final = 15.0
 _ERROR_CHARS: Final = 8_000
@@ -89,7 +90,8 @@ class Attempts:
         try:
             written = await self._attempt(held)
         except ClaimLost:
-            return Attempted()  # somebody else has it; nothing of ours was written
+            # Somebody else has it, or it was discarded: nothing of ours was written.
+            return Attempted(_outcome(held.job, JobMove.RETRY, counts=False))
         except BaseException as error:
             return self._failed(held, error)
         took = time.monotonic() - started
@@ -143,7 +145,8 @@ class Attempts:
                 outcome = _outcome(job, JobMove.RETRY, error=text, failed=True, after_s=after)
         wait = decision.after_s if isinstance(decision, Retry) else None
         name = type(error).__name__
-        report = HandlerFailed(*_names(job), name, outcome.state.value, wait)
+        where = whereabouts(error, held.handler.function)
+        report = HandlerFailed(*_names(job), name, outcome.state.value, wait, where)
         return Attempted(outcome, report, error)
 
 

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from difflib import get_close_matches
 from typing import Any, Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from logto_webhooks.core.jobs import JobFilter
-from logto_webhooks.core.lifecycle import JobState
-from logto_webhooks.core.ports import Store
+from logto_webhooks.core.lifecycle import JobMove, JobState, job_targets
+from logto_webhooks.core.ports import Status, Store
 from logto_webhooks.core.record import Key, Kind
-from logto_webhooks.errors import DeliveryUnknown, SettingInvalid
+from logto_webhooks.errors import DeliveryUnknown, HandlerUnknown, JobUnknown, SettingInvalid
+from logto_webhooks.service import given
+from logto_webhooks.service.paging import AT_ONCE, all_jobs
 from logto_webhooks.service.replay import Replayed
 from logto_webhooks.service.replay import replay as apply_again
 
-_AT_ONCE: Final = 1_000
-_UNNAMED: Final = "name jobs by their ids, or all of one with --handler (handler=)"
+_MOST_NAMES: Final = 12
 
 
 class Known(Struct, frozen=True, kw_only=True):
@@ -42,12 +45,26 @@ def only(store: Store, kind: Kind, query: str) -> Key:
 
 
 def replay(store: Store, ids: Sequence[int], lag_ms: int, **how: Any) -> Replayed:
-    """Replay deliveries by id, or none of them. Raises DeliveryUnknown."""
-    some = [(each, store.inbox.get(each)) for each in ids]
-    for each, kept in some:
-        if kept is None:
-            raise DeliveryUnknown(id=each)
-    return apply_again(store, [kept for _, kept in some if kept], lag_ms, **how)
+    """Replay deliveries by id, or none of them. Raises DeliveryUnknown, HandlerUnknown."""
+    if how.get("handler") is not None:
+        check_handler(store, how["handler"])
+    some = {each: store.inbox.get(each) for each in ids}
+    unknown = [each for each, kept in some.items() if kept is None]
+    if unknown:
+        raise DeliveryUnknown(unknown)
+    return apply_again(store, [kept for kept in some.values() if kept], lag_ms, **how)
+
+
+def status(store: Store) -> Status:
+    """Count deliveries and records, and jobs by state; of whom nobody registered what waits."""
+    counts = store.jobs.counts()
+    known = {each.name for each in store.jobs.handlers()}
+    jobs = dict.fromkeys((state.value for state in JobState), 0)
+    for each in counts:
+        jobs[each.state] += each.count
+    waiting = [each for each in counts if each.state == JobState.WAITING]
+    unrunnable = {each.handler: each.count for each in waiting if each.handler not in known}
+    return replace(store.status(), jobs=jobs, unrunnable=unrunnable)
 
 
 def known(store: Store) -> list[Known]:
@@ -69,16 +86,39 @@ def forget(store: Store, name: str) -> int | None:
     return discarded if is_known or discarded else None
 
 
-def jobs_of(store: Store, handler: str | None, state: str) -> list[int]:
-    """The ids of all jobs of a handler in a state. Raises SettingInvalid if none is named."""
-    if handler is None:
-        raise SettingInvalid(name="jobs", problem=_UNNAMED)
-    found: list[int] = []
-    after: int | None = None
-    while True:
-        wanted = JobFilter(handler=handler, state=JobState(state), after=after, limit=_AT_ONCE)
-        page = [each.id for each in store.jobs.find(wanted)]
-        found += page
-        if len(page) < _AT_ONCE:
-            return found
-        after = page[-1]
+def named_jobs(store: Store, ids: Sequence[int]) -> list[int]:
+    """The same ids, if there is a job of each. Raises JobUnknown."""
+    known: set[int] = set()
+    for start in range(0, len(ids), AT_ONCE):
+        some = tuple(ids[start : start + AT_ONCE])
+        known |= {each.id for each in store.jobs.find(JobFilter(ids=some, limit=len(some)))}
+    unknown = [each for each in ids if each not in known]
+    if unknown:
+        raise JobUnknown(unknown)
+    return list(ids)
+
+
+def jobs_of(store: Store, handler: str, state: str, move: JobMove) -> list[int]:
+    """The ids of all jobs of a handler in a state. Raises HandlerUnknown, and SettingInvalid for a
+    state in which they can't be moved so."""
+    wanted = given.state_of(state, JobState)
+    if wanted not in job_targets(move):
+        can = ", ".join(job_targets(move))
+        problem = f"what is {wanted} can't be: {can} can"
+        raise SettingInvalid(name="the state", problem=problem)
+    check_handler(store, handler)
+    return [each.id for each in all_jobs(store, JobFilter(handler=handler, state=wanted))]
+
+
+def check_handler(store: Store, name: str) -> None:
+    """Raises HandlerUnknown for one that isn't registered, and has no jobs."""
+    names = [each.name for each in store.jobs.handlers()]
+    if name in names:
+        return
+    names = sorted({*names, *(each.handler for each in store.jobs.counts())})
+    if name in names:
+        return
+    near = get_close_matches(name, names, n=1)
+    others = [each for each in names if each not in near]
+    told = [f"{each} (did you mean that?)" for each in near] + others[:_MOST_NAMES]
+    raise HandlerUnknown(name=name, known=", ".join(told) or "none")

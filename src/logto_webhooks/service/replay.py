@@ -6,22 +6,25 @@ from collections.abc import Sequence
 
 from msgspec import Struct
 
+from logto_webhooks.core import making
+from logto_webhooks.core.delivery import identify
 from logto_webhooks.core.drift import Drift, drift_of
 from logto_webhooks.core.events import parse
 from logto_webhooks.core.inbox import Kept
-from logto_webhooks.core.jobs import JobFilter
-from logto_webhooks.core.lifecycle import JobMove
-from logto_webhooks.core.ports import Store
+from logto_webhooks.core.jobs import JobFilter, JobRow, NewJob
+from logto_webhooks.core.lifecycle import JobMove, State
+from logto_webhooks.core.ports import Claimed, Store
 from logto_webhooks.core.projection import plan
 from logto_webhooks.core.signature import vouch
-from logto_webhooks.errors import MalformedEvent
+from logto_webhooks.errors import MalformedEvent, NotADelivery
 from logto_webhooks.service import sync
-
-_JOBS = 10_000  # of one delivery
+from logto_webhooks.service.making import installed_at
+from logto_webhooks.service.paging import all_jobs
 
 
 class Replayed(Struct, frozen=True, kw_only=True):
-    """What a replay did, or would do: deliveries, jobs that are to run again, and what differs."""
+    """What a replay did, or would do: deliveries that are applied again, jobs that are to run
+    again or for the first time, and what differs."""
 
     deliveries: int
     jobs: int
@@ -46,19 +49,23 @@ def replay(
     sync_only: bool = False,
     tell: bool = False,
 ) -> Replayed:
-    """Let deliveries be applied again, and their jobs that are dead or discarded run again.
+    """Let deliveries be applied again, and their jobs that are dead or discarded run again, with
+    those of handlers that are new since then.
 
-    With `rerun` those that are done, too, but of handlers that are left out of that; only of
-    one `handler`, if it is named. `sync_only` applies here and now, and no handler is told; to
-    `tell` what would differ, roll this back.
+    With `rerun` jobs that are done, too, but of handlers that are left out of that. Of one
+    `handler` only its jobs; deliveries are then left as they are, but for those never applied.
+    `sync_only` applies here and now, and no handler is told; to `tell` what would differ, roll
+    this back.
     """
     at_once = sync_only or tell
-    drifts = [drift for each in some if at_once for drift in _applied(store, each, lag_ms)]
-    jobs: list[int] = []
+    applied = [each for each in some if handler is None or sync_only or each.state is State.DEAD]
+    drifts = [drift for each in applied if at_once for drift in _applied(store, each, lag_ms)]
+    jobs = 0
     if not sync_only:
-        store.inbox.again([each.id for each in some])
-        jobs = [job for each in some for job in _to_repeat(store, each.id, handler, rerun)]
-    return Replayed(deliveries=len(some), jobs=store.jobs.move(jobs, JobMove.REPEAT), drifts=drifts)
+        store.inbox.again([each.id for each in applied])
+        again = _Again(store, lag_ms, handler, rerun)
+        jobs = sum(again.run(each) for each in some)
+    return Replayed(deliveries=len(applied), jobs=jobs, drifts=drifts)
 
 
 def _applied(store: Store, kept: Kept, lag_ms: int) -> list[Drift]:
@@ -70,12 +77,58 @@ def _applied(store: Store, kept: Kept, lag_ms: int) -> list[Drift]:
     return [drift for pair in pairs if (drift := drift_of(*pair)) is not None]
 
 
-def _to_repeat(store: Store, delivery_id: int, handler: str | None, rerun: bool) -> list[int]:
-    left_out = {each.name for each in store.jobs.handlers() if not each.rerun}
-    wanted = JobFilter(delivery_id=delivery_id, handler=handler, limit=_JOBS)
-    return [
-        each.id
-        for each in store.jobs.find(wanted)
-        if each.state in ("dead", "discarded")
-        or (rerun and each.state == "done" and each.handler not in left_out)
-    ]
+class _Again:
+    """Has jobs of deliveries run again, and those that are missing."""
+
+    def __init__(self, store: Store, lag_ms: int, handler: str | None, rerun: bool) -> None:
+        registered = store.jobs.handlers()
+        self._store = store
+        self._lag_ms = lag_ms
+        self._handler = handler
+        self._reruns = {each.name for each in registered if rerun and each.rerun}
+        self._told = [each for each in registered if handler in (None, each.name)]
+        self._since = installed_at(store)
+
+    def run(self, kept: Kept) -> int:
+        """Those of one delivery; return how many.
+
+        Who applies it makes what is missing; of one that isn't applied again that is done here.
+        """
+        known: set[tuple[str, str, str]] = set()
+        again = []
+        for row in all_jobs(self._store, JobFilter(delivery_id=kept.id, handler=self._handler)):
+            known.add((row.handler, row.event, row.subject))
+            if row.state in ("dead", "discarded") or self._is_rerun(row):
+                again.append(row.id)
+        made = self._made(kept)
+        new = [each for each in made if (each.handler, each.event, each.subject) not in known]
+        if self._handler is not None and kept.state is not State.DEAD:
+            self._store.jobs.add(new)
+        return len(self._store.jobs.move(again, JobMove.REPEAT)) + len(new)
+
+    def _is_rerun(self, row: JobRow) -> bool:
+        return row.state == "done" and row.handler in self._reruns
+
+    def _made(self, kept: Kept) -> list[NewJob]:
+        """The jobs that a delivery would make today; none as long as it isn't applied at all."""
+        if kept.state is State.PENDING:
+            return []
+        body = vouch(kept.body)
+        try:
+            event = parse(body)
+            plan(event, self._lag_ms)
+            digest = identify(body, kept.received_at).digest
+        except (MalformedEvent, NotADelivery):
+            return []
+        claimed = Claimed(
+            id=kept.id,
+            body=kept.body,
+            event=kept.event,
+            subject=kept.subject,
+            received_at=kept.received_at,
+            attempt=1,
+            digest=digest,
+            occurred_at=kept.occurred_at,
+            origin=kept.origin,
+        )
+        return making.jobs_of(event, claimed, self._told, self._since)

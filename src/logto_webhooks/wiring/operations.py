@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
-from functools import partial
-from typing import Final, TypeVar
+from collections.abc import AsyncIterator, Callable
+from typing import Final
 
 from logto_webhooks.core.events.local import Source
 from logto_webhooks.core.explain import Explained
 from logto_webhooks.core.hooks import LATER, Hook, is_url, named, ours, subscription
-from logto_webhooks.core.inbox import DeliveryFilter, Kept
-from logto_webhooks.core.jobs import JobFilter, JobRow
-from logto_webhooks.core.lifecycle import JobMove, JobState
 from logto_webhooks.core.ports import Found, Logto, Status, Store, Waiting
 from logto_webhooks.core.record import Kind
 from logto_webhooks.errors import SettingInvalid
@@ -20,21 +16,17 @@ from logto_webhooks.service import endpoint, explain, manage
 from logto_webhooks.service.endpoint import Tested
 from logto_webhooks.service.handlers import Handlers
 from logto_webhooks.service.look import Progressed, Reconciled
-from logto_webhooks.service.manage import Known
 from logto_webhooks.service.person import Sides
 from logto_webhooks.service.recover import Recovered
-from logto_webhooks.service.rehearse import perform
-from logto_webhooks.service.replay import Replayed
 from logto_webhooks.service.rotation import Rotated, rotate
 from logto_webhooks.settings import Settings
 from logto_webhooks.wiring.api import api_of, keys_of, reconciliation_of, recovery_of, sides_of
+from logto_webhooks.wiring.by_hand import ByHand
 from logto_webhooks.wiring.clock import SystemClock
 from logto_webhooks.wiring.databases import Database, database_of
 from logto_webhooks.wiring.doctor import Examined
 from logto_webhooks.wiring.given import Engine, given_database
 
-T = TypeVar("T")
-_AT_ONCE: Final = 1_000
 _TESTED: Final = "User.Created"  # by a webhook without events
 
 
@@ -42,7 +34,7 @@ def _silent(*told: object) -> None:
     """Tell nobody how far it came."""
 
 
-class Operations(Examined):
+class Operations(ByHand, Examined):
     """Everything that can be done by hand.
 
     A query is a Logto id, a local id, an email, a phone, a username or a name. All raise
@@ -78,8 +70,8 @@ class Operations(Examined):
             await self._database.host.close()
 
     async def status(self) -> Status:
-        """Count deliveries and records."""
-        return await self._read(lambda store: store.status())
+        """Count deliveries, records and jobs."""
+        return await self._read(manage.status)
 
     async def waiting(self, limit: int = 100) -> list[Waiting]:
         """List the records that only Logto can settle, the longest waiting first."""
@@ -109,68 +101,6 @@ class Operations(Examined):
         async with self._asking() as logto:
             key = await self._read(lambda store: manage.only(store, "user", query))
             return await sides_of(logto, self.database, key.id)
-
-    async def deliveries(self, wanted: DeliveryFilter | None = None) -> list[Kept]:
-        """List the inbox, the newest first."""
-        return await self._read(lambda store: store.inbox.search(wanted or DeliveryFilter()))
-
-    async def delivery(self, id: int) -> Kept | None:
-        """Return one delivery with its body; None if there is none of this id."""
-        return await self._read(lambda store: store.inbox.get(id))
-
-    async def replay(
-        self,
-        ids: Sequence[int],
-        *,
-        handler: str | None = None,
-        rerun: bool = False,
-        sync_only: bool = False,
-        dry_run: bool = False,
-    ) -> Replayed:
-        """Have deliveries applied again, and their jobs that are dead or discarded run again.
-
-        With `rerun` those that are done, too; only those of one `handler`, if it is named;
-        `sync_only` none. `dry_run` says what would differ. Raises DeliveryUnknown.
-        """
-        lag_ms = self._settings().lag_ms
-
-        def work(store: Store) -> Replayed:
-            return manage.replay(
-                store, ids, lag_ms, handler=handler, rerun=rerun, sync_only=sync_only, tell=dry_run
-            )
-
-        await self.database.check()
-        return await perform(self.database.host, work, dry_run)
-
-    async def jobs(self, wanted: JobFilter | None = None) -> list[JobRow]:
-        """List jobs of handlers, the newest first."""
-        return await self._read(lambda store: store.jobs.find(wanted or JobFilter()))
-
-    async def retry_jobs(
-        self, ids: Sequence[int] = (), *, handler: str | None = None, state: str = JobState.DEAD
-    ) -> int:
-        """Run jobs again, at the end of their lines: by id, or all of a handler in a state.
-
-        Returns how many will be.
-        """
-        return await self._move(ids, handler, state, JobMove.REPEAT)
-
-    async def discard_jobs(
-        self, ids: Sequence[int] = (), *, handler: str | None = None, state: str = JobState.DEAD
-    ) -> int:
-        """Give jobs up. Returns how many were."""
-        return await self._move(ids, handler, state, JobMove.DISCARD)
-
-    async def known_handlers(self) -> list[Known]:
-        """List the handlers that any process has registered, with counts of their jobs."""
-        return await self._read(manage.known)
-
-    async def forget_handler(self, name: str) -> int | None:
-        """Forget a handler whose code is gone, and discard what waits for it: so many jobs.
-
-        Returns None if it isn't known.
-        """
-        return await self._write(lambda store: manage.forget(store, name))
 
     async def recover(
         self,
@@ -265,24 +195,6 @@ class Operations(Examined):
 
         return await self._read(work)
 
-    async def _move(
-        self, ids: Sequence[int], handler: str | None, state: str, move: JobMove
-    ) -> int:
-        chosen = ids or await self._read(lambda store: manage.jobs_of(store, handler, state))
-        moved = 0
-        for start in range(0, len(chosen), _AT_ONCE):  # a long transaction holds back who accepts
-            piece = chosen[start : start + _AT_ONCE]
-            moved += await self._write(partial(_moved, ids=piece, move=move))
-        return moved
-
-    async def _read(self, work: Callable[[Store], T]) -> T:
-        await self.database.check()
-        return await self.database.host.read(work)
-
-    async def _write(self, work: Callable[[Store], T]) -> T:
-        await self.database.check()
-        return await self.database.host.run(work)
-
     @contextlib.asynccontextmanager
     async def _asking(self, fast: bool = False) -> AsyncIterator[Logto]:
         logto = api_of(self._settings(), fast=fast)
@@ -293,7 +205,3 @@ class Operations(Examined):
 
     def _woken(self) -> None:
         """The inbox got something."""
-
-
-def _moved(store: Store, *, ids: Sequence[int], move: JobMove) -> int:
-    return store.jobs.move(ids, move)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -44,11 +45,15 @@ def observe(report: Report) -> None:
         return  # the common case costs nothing
     level, message, fields = _line(report)
     if logger.isEnabledFor(level):
-        logger.log(level, message, extra={"logto": fields})
+        # In the message, too: the formatter of an application leaves out what is extra.
+        template = " ".join([message, *(f"{key}=%s" for key in fields)])
+        values = [_plain(value) for value in fields.values()]
+        logger.log(level, template, *values, extra={"logto": fields, "logto_message": message})
 
 
 def _line(report: Report) -> tuple[int, str, dict[str, Any]]:
-    fields = {key: value for key, value in msgspec.structs.asdict(report).items() if value}
+    told = msgspec.structs.asdict(report)
+    fields = {key: _rounded(value) for key, value in told.items() if value}
     match report:
         case Stored(duplicate=True):
             return logging.INFO, "delivery", _delivery(fields, "duplicate")
@@ -82,14 +87,17 @@ def _line(report: Report) -> tuple[int, str, dict[str, Any]]:
             return logging.INFO, "asked Logto", fields
         case HandlerRan():
             return logging.INFO, "handled", fields
+        case HandlerFailed(state="waiting", error="RetryLater"):
+            return logging.INFO, "a handler asked to be retried", fields
         case HandlerFailed(state="waiting"):
-            return logging.WARNING, "a handler failed", fields
+            return logging.WARNING, "a handler failed", _job(fields)
         case HandlerFailed(state="discarded"):
             return logging.INFO, "a handler discarded its job", fields
         case HandlerFailed():
-            return logging.ERROR, "a job is dead", fields
+            return logging.ERROR, "a job is dead", _job(fields)
         case Unrunnable():
-            return logging.WARNING, "jobs wait for handlers whose code isn't here: --app", fields
+            told = fields | {"hint": _whose_code(report.handlers)}
+            return logging.WARNING, "jobs wait for handlers whose code isn't here: --app", told
         case FlowStopped(why="rejected"):
             return logging.ERROR, f"all that comes is rejected: {_FIND_OUT} --only key", fields
         case FlowStopped():
@@ -106,6 +114,16 @@ def _delivery(fields: dict[str, Any], outcome: str) -> dict[str, Any]:
     return first | {"outcome": outcome, "took_ms": fields.get("took_ms", 0)} | rest
 
 
+def _job(fields: dict[str, Any]) -> dict[str, Any]:
+    return fields | {"see": f"jobs show {fields['job']}"}
+
+
+def _whose_code(handlers: Sequence[str]) -> str:
+    modules = {name.partition(":")[0] for name in handlers if ":" in name}
+    module = modules.pop() if len(modules) == 1 else "MODULE"
+    return f"--app {module}:NAME, of the LogtoWebhooks object that they are registered on"
+
+
 class TextFormatter(logging.Formatter):
     """`time LEVEL message key=value …`"""
 
@@ -113,7 +131,7 @@ class TextFormatter(logging.Formatter):
         """Write one line."""
         fields = getattr(record, "logto", {})
         pairs = [f"{key}={_plain(value)}" for key, value in fields.items()]
-        text = " ".join([_time(record), f"{record.levelname:7}", record.getMessage(), *pairs])
+        text = " ".join([_time(record), f"{record.levelname:7}", _message(record), *pairs])
         return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
 
 
@@ -123,7 +141,7 @@ class JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Write one line."""
         fields = {"time": _time(record), "level": record.levelname.lower()}
-        fields |= {"message": record.getMessage()} | getattr(record, "logto", {})
+        fields |= {"message": _message(record)} | getattr(record, "logto", {})
         if record.exc_info:
             fields["traceback"] = self.formatException(record.exc_info)
         return msgspec.json.encode(fields).decode()
@@ -162,9 +180,19 @@ def _time(record: logging.LogRecord) -> str:
     return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
 
 
+def _message(record: logging.LogRecord) -> str:
+    """What was said, without the fields that stand behind it."""
+    message: str = getattr(record, "logto_message", "")
+    return message or record.getMessage()
+
+
+def _rounded(value: object) -> object:
+    return round(value, 2) if isinstance(value, float) else value
+
+
 def _plain(value: object) -> str:
     """Quote what isn't one plain word, so that no text of a delivery can forge a field or line."""
-    text = str(value)
+    text = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
     if text.isprintable() and not set(text) & set(' "='):
         return text
     return json.dumps(text, ensure_ascii=not text.isprintable())

@@ -83,6 +83,23 @@ class _Values(sa.types.TypeDecorator[Any]):
         return value if dialect.name == "postgresql" else canonical.encode(value).decode()
 
 
+class by_code(FunctionElement[str]):  # noqa: N801
+    """A text as Python orders it, whatever the language of the database."""
+
+    type = sa.Text()
+    inherit_cache = True
+
+
+@compiles(by_code, "sqlite")
+def _by_code_on_sqlite(element: by_code, compiler: SQLCompiler, **options: Any) -> str:
+    return compiler.process(element.clauses, **options)
+
+
+@compiles(by_code, "postgresql")
+def _by_code_on_postgresql(element: by_code, compiler: SQLCompiler, **options: Any) -> str:
+    return f'{compiler.process(element.clauses, **options)} COLLATE "C"'
+
+
 class holds(FunctionElement[bool]):  # noqa: N801
     """Whether the bytes of a column hold some others."""
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from logto_webhooks.adapters.stores.dialect import INSERT, among, now
+from logto_webhooks.adapters.stores.dialect import INSERT, among, by_code, now
 from logto_webhooks.adapters.stores.schema import deliveries, handlers, jobs, lines
 from logto_webhooks.adapters.stores.write import given
-from logto_webhooks.core.lifecycle import JobState
+from logto_webhooks.core.lifecycle import JOB_MOVES, JobMove, JobState
 
 _IS_WAITING = jobs.c.state == sa.literal_column("'waiting'")
 _FIRST = jobs.alias("first")
@@ -38,7 +38,7 @@ RENEW = (
 HELD = (
     sa.select(lines.c.id)
     .where(among(lines.c.id, "ids"), lines.c.token == sa.bindparam("by"))
-    .order_by(lines.c.id)
+    .order_by(by_code(lines.c.handler), by_code(lines.c.line))  # as `touch_lines` is given them
     .with_for_update()
 )
 _first_of_line = (
@@ -87,6 +87,9 @@ HEADS = (
     .outerjoin(deliveries, deliveries.c.id == jobs.c.delivery_id)
     .where(among(lines.c.id, "ids"))
 )
+_IS_BEGUN = jobs.c.attempts > jobs.c.failures  # by who holds its line, or lost it
+BEGUN = sa.select(jobs.c.id).where(among(jobs.c.id, "ids"), _IS_WAITING, _IS_BEGUN)
+PLACES = sa.select(jobs.c.handler, jobs.c.line, jobs.c.state).where(among(jobs.c.id, "ids"))
 COUNT = sa.update(jobs).where(among(jobs.c.id, "ids")).values(attempts=jobs.c.attempts + 1)
 FINISH = (
     sa.update(jobs)
@@ -108,6 +111,13 @@ _somebody_waits = (
     sa.select(sa.literal_column("1"))
     .where(jobs.c.handler == lines.c.handler, jobs.c.line == lines.c.line, _IS_WAITING)
     .correlate(lines)
+    .exists()
+)
+_is_held = (
+    sa.select(sa.literal_column("1"))
+    .where(lines.c.handler == jobs.c.handler, lines.c.line == jobs.c.line)
+    .where(lines.c.token.is_not(None), lines.c.due_at > now())
+    .correlate(jobs)
     .exists()
 )
 DROP_EMPTY = sa.delete(lines).where(among(lines.c.id, "ids"), ~_somebody_waits)
@@ -135,13 +145,35 @@ def add_jobs(dialect: str) -> Any:
 
 
 @functools.cache
-def touch_lines(dialect: str) -> Any:
-    """Insert the lines that aren't there; those that are, are held until the transaction ends."""
+def touch_lines(dialect: str, wake: bool = False) -> Any:
+    """Insert the lines that aren't there; those that are, are held until the transaction ends.
+
+    To `wake` them is to let them be due now, unless somebody holds them.
+    """
     values, source = _values(dialect, lines, ("handler", "line"))
     values["due_at"] = now()
     statement = _inserted(dialect, lines, values, source)
-    same = {"line": statement.excluded.line}
-    return statement.on_conflict_do_update(index_elements=["handler", "line"], set_=same)
+    due = sa.case((lines.c.token.is_(None), statement.excluded.due_at), else_=lines.c.due_at)
+    changed = {"due_at": due} if wake else {"line": statement.excluded.line}
+    return statement.on_conflict_do_update(index_elements=["handler", "line"], set_=changed)
+
+
+@functools.cache
+def moving(state: JobState, move: JobMove) -> Any:
+    """Repeat or discard those jobs that are in a state."""
+    target = JOB_MOVES[state, move].value
+    statement = (
+        sa.update(jobs)
+        .where(among(jobs.c.id, "ids"), jobs.c.state == sa.literal_column(f"'{state.value}'"))
+        .returning(jobs.c.id)
+    )
+    if move is JobMove.DISCARD:
+        return statement.values(state=target, finished_at=now())
+    afresh: dict[str, Any] = {"attempts": 0, "failures": 0}
+    if state is JobState.WAITING:
+        return statement.where(~(_IS_BEGUN & _is_held)).values(afresh)
+    afresh |= {"occurred_at": now(), "runs": jobs.c.runs + 1, "finished_at": None}
+    return statement.values(state=target, **afresh)
 
 
 @functools.cache

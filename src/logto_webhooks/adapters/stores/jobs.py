@@ -1,8 +1,9 @@
 """Handlers, their jobs and the lines in which those wait, on a Connection whose transaction is the
 caller's.
 
-Who holds a line runs its first job. Whoever adds a job touches its line, which waits for who is
-just ending a job of it: so no job is left in a line that nobody wakes.
+Who holds a line runs its first job. Whoever adds a job, or moves one by hand, touches its line,
+which waits for who is just ending a job of it: so no job is left in a line that nobody wakes.
+Lines are held before the jobs in them, and in order.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from logto_webhooks.core.jobs import (
     NewJob,
     Registered,
 )
-from logto_webhooks.core.lifecycle import JobMove, JobState
+from logto_webhooks.core.lifecycle import JobMove, JobState, job_targets
 
 
 class SqlJobs:
@@ -65,12 +66,8 @@ class SqlJobs:
         if not new:
             return
         rows = [_row(each) for each in new]
-        touched = sorted({(each.handler, each.line) for each in new})
         self._write(statements.add_jobs(self._connection.dialect.name), rows)
-        self._write(
-            statements.touch_lines(self._connection.dialect.name),
-            [{"handler": handler, "line": line} for handler, line in touched],
-        )
+        self._touch({(each.handler, each.line) for each in new})
 
     def claim(
         self, token: str, room: Mapping[str, int], lease_s: float, *, lost: bool = True
@@ -106,16 +103,22 @@ class SqlJobs:
 
     def finish(self, token: str, outcomes: Sequence[JobOutcome]) -> list[int]:
         """Write outcomes, and let the lines go on; return the ids of jobs no longer held by
-        `token`, of which nothing was written."""
-        ids = sorted(each.line_id for each in outcomes)
-        held = set(self._connection.scalars(statements.HELD, {"ids": ids, "by": token}))
+        `token`, or discarded meanwhile, of which nothing was written."""
+        lines_held = {"ids": [each.line_id for each in outcomes], "by": token}
+        held = set(self._connection.scalars(statements.HELD, lines_held))
         ours = [each for each in outcomes if each.line_id in held]
-        if ours:
-            self._connection.execute(statements.FINISH, [_outcome(each) for each in ours])
-            freed = [{"of": each.line_id, "wait_ms": int(each.after_s * 1000)} for each in ours]
-            self._connection.execute(statements.FREE, freed)
-            self._connection.execute(statements.DROP_EMPTY, {"ids": sorted(held)})
-        return [each.id for each in outcomes if each.line_id not in held]
+        if not ours:
+            return [each.id for each in outcomes]
+        begun = set(self._connection.scalars(statements.BEGUN, {"ids": [each.id for each in ours]}))
+        kept = [each for each in ours if each.id in begun]
+        if kept:
+            self._connection.execute(statements.FINISH, [_outcome(each) for each in kept])
+        waits = {each.line_id: int(each.after_s * 1000) for each in kept}
+        freed = [{"of": line, "wait_ms": waits.get(line, 0)} for line in sorted(held)]
+        self._connection.execute(statements.FREE, freed)
+        self._connection.execute(statements.DROP_EMPTY, {"ids": sorted(held)})
+        written = {each.id for each in kept}
+        return [each.id for each in outcomes if each.id not in written]
 
     def counts(self) -> list[JobCount]:
         """Count jobs by handler and state; the oldest that waits, too."""
@@ -125,15 +128,27 @@ class SqlJobs:
         """List jobs, the newest first."""
         return job_lists.find(self._connection, wanted)
 
-    def move(self, ids: Sequence[int], move: JobMove) -> int:
-        """Repeat or discard jobs by hand, where that can be; return how many."""
-        moved = job_lists.move(self._connection, ids, move)
-        self.mend()
-        return moved
+    def move(self, ids: Sequence[int], move: JobMove) -> list[int]:
+        """Repeat or discard jobs by hand, where that can be; return the ids of those."""
+        some = {"ids": list(ids)}
+        targets = job_targets(move)
+        in_line = {state for state, to in targets.items() if JobState.WAITING in (state, to)}
+        places = self._connection.execute(statements.PLACES, some).all()
+        self._touch({(at.handler, at.line) for at in places if at.state in in_line}, wake=True)
+        moved: set[int] = set()
+        for state in targets:  # what waits first: so nothing is moved twice
+            moved.update(self._connection.scalars(statements.moving(state, move), some))
+        return sorted(moved)
 
     def mend(self) -> int:
         """Make the lines that are missing where jobs wait; return how many."""
         return self._connection.execute(statements.mend(self._connection.dialect.name)).rowcount
+
+    def _touch(self, touched: set[tuple[str, str]], *, wake: bool = False) -> None:
+        statement = statements.touch_lines(self._connection.dialect.name, wake)
+        if touched:
+            names = [{"handler": handler, "line": line} for handler, line in sorted(touched)]
+            self._write(statement, names)
 
     def _write(self, statement: Any, rows: Sequence[dict[str, Any]]) -> None:
         at_once = self._connection.dialect.name == "postgresql"

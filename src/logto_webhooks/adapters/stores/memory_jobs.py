@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from msgspec import Struct
 from msgspec.structs import asdict, replace
 
+from logto_webhooks.adapters.stores.memory_job_tables import (
+    JobTables,
+    KeptJob,
+    KeptLine,
+    Line,
+    ended,
+    moved,
+)
 from logto_webhooks.core.delivery import Delivery
 from logto_webhooks.core.jobs import (
     Job,
@@ -19,46 +26,6 @@ from logto_webhooks.core.jobs import (
 )
 from logto_webhooks.core.lifecycle import JOB_MOVES, JobMove, JobState
 from logto_webhooks.core.ports import Clock
-
-Line = tuple[str, str]  # handler, line
-
-
-class KeptJob(Struct, frozen=True):
-    """A job, and where it stands."""
-
-    id: int
-    job: NewJob
-    occurred_at: int
-    state: JobState = JobState.WAITING
-    attempts: int = 0
-    failures: int = 0
-    runs: int = 0
-    finished_at: int | None = None
-    error: str | None = None
-
-
-class KeptLine(Struct, frozen=True):
-    """A line in which jobs wait."""
-
-    id: int
-    due_at: int
-    token: str | None = None
-
-
-class JobTables(Struct):
-    """All that is held of jobs."""
-
-    handlers: dict[str, Registered] = {}
-    jobs: dict[int, KeptJob] = {}
-    ids: dict[tuple[str, str], int] = {}
-    lines: dict[Line, KeptLine] = {}
-    lines_made: int = 0
-
-    def copy(self) -> JobTables:
-        """Copy the tables; rows are frozen."""
-        return JobTables(
-            dict(self.handlers), dict(self.jobs), dict(self.ids), dict(self.lines), self.lines_made
-        )
 
 
 class MemoryJobs:
@@ -140,7 +107,7 @@ class MemoryJobs:
 
     def finish(self, token: str, outcomes: Sequence[JobOutcome]) -> list[int]:
         """Write outcomes, and let the lines go on; return the ids of jobs no longer held by
-        `token`, of which nothing was written."""
+        `token`, or discarded meanwhile, of which nothing was written."""
         lost = []
         for each in outcomes:
             job = self._tables.jobs[each.id]
@@ -149,13 +116,12 @@ class MemoryJobs:
             if kept is None or kept.id != each.line_id or kept.token != token:
                 lost.append(each.id)
                 continue
-            over = each.state is not JobState.WAITING
-            failures = job.failures + each.failed
-            at = self._clock.now() if over else None
-            attempts = job.attempts - (not each.counts)
-            changed = {"state": each.state, "error": each.error, "failures": failures}
-            self._put(replace(job, finished_at=at, attempts=attempts, **changed))
-            due = self._clock.now() + int(each.after_s * 1000)
+            due = self._clock.now()
+            if job.state is JobState.WAITING and job.is_begun:
+                self._put(ended(job, each, due))
+                due += int(each.after_s * 1000)
+            else:
+                lost.append(each.id)
             self._tables.lines[line] = replace(kept, token=None, due_at=due)
             if self._first(line) is None:
                 del self._tables.lines[line]
@@ -180,32 +146,29 @@ class MemoryJobs:
     def find(self, wanted: JobFilter) -> list[JobRow]:
         """List jobs, the newest first."""
         names = ("id", "handler", "state", "subject", "event", "delivery_id")
+        ids = wanted.ids
         asked = {name: getattr(wanted, name) for name in names}
         found = [
             row
             for row in self._rows(sorted(self._tables.jobs.values(), key=lambda job: -job.id))
             if wanted.after is None or row.id < wanted.after
+            if ids is None or row.id in ids
             if all(value is None or getattr(row, name) == value for name, value in asked.items())
         ]
         return found[: wanted.limit]
 
-    def move(self, ids: Sequence[int], move: JobMove) -> int:
-        """Repeat or discard jobs by hand, where that can be; return how many."""
-        moved = 0
-        for number in ids:
-            job = self._tables.jobs.get(number)
-            target = job and JOB_MOVES.get((job.state, move))
-            if job is None or target is None:
-                continue
-            moved += 1
-            now = self._clock.now()
-            if move is JobMove.REPEAT:
-                again = replace(job, occurred_at=now, runs=job.runs + 1, attempts=0, failures=0)
-                self._put(replace(again, state=target, finished_at=None))
-                self._touch((job.job.handler, job.job.line))
-            else:
-                self._put(replace(job, state=target, finished_at=now))
-        return moved
+    def move(self, ids: Sequence[int], move: JobMove) -> list[int]:
+        """Repeat or discard jobs by hand, where that can be; return the ids of those."""
+        known = [self._tables.jobs[each] for each in set(ids) if each in self._tables.jobs]
+        movable = [each for each in known if (each.state, move) in JOB_MOVES]
+        for each in movable:
+            if JobState.WAITING in (each.state, JOB_MOVES[each.state, move]):
+                self._wake((each.job.handler, each.job.line))
+        if move is JobMove.REPEAT:
+            movable = [each for each in movable if not self._is_run(each)]
+        for each in movable:
+            self._put(moved(each, move, self._clock.now()))
+        return sorted(each.id for each in movable)
 
     def mend(self) -> int:
         """Make the lines that are missing where jobs wait; return how many."""
@@ -222,6 +185,17 @@ class MemoryJobs:
         if line not in self._tables.lines:
             self._tables.lines_made += 1
             self._tables.lines[line] = KeptLine(self._tables.lines_made, self._clock.now())
+
+    def _wake(self, line: Line) -> None:
+        """Let it be due, unless somebody holds it."""
+        self._touch(line)
+        if self._tables.lines[line].token is None:
+            self._tables.lines[line] = replace(self._tables.lines[line], due_at=self._clock.now())
+
+    def _is_run(self, job: KeptJob) -> bool:
+        line = self._tables.lines.get((job.job.handler, job.job.line))
+        is_held = line and line.token is not None and line.due_at > self._clock.now()
+        return job.state is JobState.WAITING and job.is_begun and bool(is_held)
 
     def _first(self, line: Line) -> KeptJob | None:
         waiting = [each for each in self._of(line) if each.state is JobState.WAITING]

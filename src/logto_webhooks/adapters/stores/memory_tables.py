@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct, field
 
-from logto_webhooks.adapters.stores.memory_jobs import JobTables
+from logto_webhooks.adapters.stores.memory_job_tables import JobTables
 from logto_webhooks.adapters.stores.memory_keys import KeyTables
 from logto_webhooks.core.delivery import Delivery
 from logto_webhooks.core.lifecycle import State

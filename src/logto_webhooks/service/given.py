@@ -1,0 +1,64 @@
+"""What people name deliveries and jobs by, checked before a database sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import StrEnum
+from typing import Final, TypeVar
+
+from logto_webhooks.core.inbox import DeliveryFilter
+from logto_webhooks.core.jobs import JobFilter
+from logto_webhooks.core.lifecycle import JobState, State
+from logto_webhooks.errors import SettingInvalid
+
+GREATEST_ID: Final = 2**63 - 1
+States = TypeVar("States", bound=StrEnum)
+
+
+def ids_of(what: str, given: Iterable[object]) -> list[int]:
+    """The ids, each once. Raises SettingInvalid for what can be none."""
+    found: dict[int, None] = {}
+    for each in given:
+        if type(each) is not int or not 0 < each <= GREATEST_ID:
+            problem = f"{each!r:.60} is no id: that is a whole number from 1 on"
+            raise SettingInvalid(name=f"the id of a {what}", problem=problem)
+        found[each] = None
+    return list(found)
+
+
+def state_of(given: str, states: type[States]) -> States:
+    """One of the states. Raises SettingInvalid."""
+    known = [each.value for each in states]
+    if given not in known:
+        problem = f"{given!r:.60} is none of {', '.join(known)}"
+        raise SettingInvalid(name="the state", problem=problem)
+    return states(given)
+
+
+def jobs_wanted(wanted: JobFilter) -> JobFilter:
+    """A filter that can be asked for. Raises SettingInvalid."""
+    ids_of("job", wanted.ids or ())
+    _checked("job", wanted.id, wanted.after)
+    _checked("delivery", wanted.delivery_id)
+    if wanted.state is not None:
+        state_of(wanted.state, JobState)
+    _limited(wanted.limit)
+    return wanted
+
+
+def deliveries_wanted(wanted: DeliveryFilter) -> DeliveryFilter:
+    """A filter that can be asked for. Raises SettingInvalid."""
+    _checked("delivery", wanted.after)
+    if wanted.state is not None:
+        state_of(wanted.state, State)
+    _limited(wanted.limit)
+    return wanted
+
+
+def _checked(what: str, *given: object) -> None:
+    ids_of(what, [each for each in given if each is not None])
+
+
+def _limited(limit: object) -> None:
+    if type(limit) is not int or not 0 < limit <= GREATEST_ID:
+        raise SettingInvalid(name="the limit", problem=f"{limit!r:.60} isn't 1 or more")
