@@ -7,16 +7,16 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from tests.pages import examples, made, scene, tree
+from tests.pages import examples, made, scene
 
 
 def main() -> None:
-    """Make the options, the list of commands, and what the examples print."""
+    """Make what is made of each page, and what the examples print."""
     with tempfile.TemporaryDirectory() as folder:
         filled = Path(folder, "filled")
         filled.mkdir()
         scene.fill(filled)
-        for page in sorted(tree.FOLDER.glob("*.md")):
+        for page in made.pages():
             text = made.rewritten(page.read_text())
             if re.search("^```console", text, re.MULTILINE):
                 copied = shutil.copytree(filled, Path(folder, page.stem))

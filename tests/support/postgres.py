@@ -7,6 +7,8 @@ import os
 import tempfile
 import uuid
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import sqlalchemy as sa
 
@@ -58,3 +60,16 @@ def emptied_schema() -> str:
         connection.execute(sa.text(f"SET LOCAL search_path TO {name}"))
         connection.execute(sa.text(f"TRUNCATE {TABLES} RESTART IDENTITY"))
     return name
+
+
+@contextmanager
+def own_database() -> Iterator[sa.URL]:
+    """A database that nobody else has, and that is gone afterwards."""
+    name = f"logto_test_{uuid.uuid4().hex[:12]}"
+    server = sync_engine().execution_options(isolation_level="AUTOCOMMIT")
+    with server.connect() as connection:
+        connection.execute(sa.text(f"CREATE DATABASE {name}"))
+        try:
+            yield server_url().set(database=name)
+        finally:
+            connection.execute(sa.text(f"DROP DATABASE {name} WITH (FORCE)"))
