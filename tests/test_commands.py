@@ -48,18 +48,6 @@ def test_a_page_is_made_anew(page: Path) -> None:
     assert made.rewritten(text) == text
 
 
-@pytest.mark.parametrize("page", [README, *PAGES], ids=lambda page: page.stem)
-def test_a_page_names_what_there_is(page: Path) -> None:
-    """Commands and options that it names exist."""
-    text = page.read_text()
-    for line in [*examples.command_lines(text), *examples.mentioned(text)]:
-        path = tree.named_in(line)
-        assert path is not None, line
-        if path in tree.COMMANDS:
-            named = {each.partition("=")[0] for each in line if each.startswith("--")}
-            assert named <= tree.flags(path), line
-
-
 @pytest.fixture(scope="module")
 def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a database of recorded deliveries, and an application."""

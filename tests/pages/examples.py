@@ -117,7 +117,7 @@ def _plain(text: str) -> str:
 
 def command_lines(page: str) -> Iterator[list[str]]:
     """The words of the command lines in a page's blocks."""
-    for line in re.findall(r"^(?:\$ )?logto-webhooks +(.*?)(?: +#.*)?$", page, re.MULTILINE):
+    for line in re.findall(r"^ *(?:\$ )?logto-webhooks +(.*?)(?: +#.*)?$", page, re.MULTILINE):
         yield shlex.split(line)
 
 
