@@ -16,6 +16,9 @@ from tests.support.copy import STORES, open_host
 
 T = TypeVar("T")
 
+# Hundreds of processes start in these tests: what one compiles, the next need not.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 # The gate tries the same examples each time; `make search` tries many new ones.
 settings.register_profile(
     "gate", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]

@@ -172,6 +172,10 @@ class TestTheImage:
         running.process.send_signal(signal.SIGTERM)
         assert running.process.wait(STOP_S) == 0, running.log
 
+    def test_its_stages_are_of_one_base(self) -> None:
+        """A venv is a venv of the interpreter that made it."""
+        assert BUILD[0].text == f"{IMAGE[0].text} AS build"
+
     def test_packages_are_pinned(self) -> None:
         """All that the image needs, with hashes, as the tests are run with."""
         pinned = pins(ROOT / "requirements.txt")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -107,9 +108,12 @@ def test_a_membership_event_without_ids_is_asked_about(tmp_path: Path) -> None:
             acme = logto.create_organization(name="Acme")["id"]
             users = [logto.create_user()["id"] for _ in range(120)]
             logto.add_members(acme, users)
-            gone = make.organization_membership_updated(id=acme, addedUserIds=["gone", users[0]])
-            untold = make.organization_membership_updated(id=acme, addedUserIds=[])
-            await copy.take([make.organization_created(id=acme).body, gone.body, untold.body])
+            at = time.time_ns() // 1_000_000 - 60_000
+            told = make.organization_membership_updated
+            gone = told(id=acme, addedUserIds=["gone", users[0]], at=at + 1_000)
+            untold = told(id=acme, addedUserIds=[], at=at + 2_000)
+            made = make.organization_created(id=acme, at=at)
+            await copy.take([made.body, gone.body, untold.body])
             await settled(logto, copy.host)
         [found] = await copy.host.read(lambda store: store.find("organization", acme, 1))
         assert found.memberships == sorted(users)
@@ -126,7 +130,9 @@ def test_who_is_gone_in_logto_is_deleted_here(tmp_path: Path) -> None:
         copy = Copy(open_host("sqlite", tmp_path))
         async with FakeLogto() as logto:
             hook = logto.add_hook("http://127.0.0.1:9/webhook")["id"]
-            joined = make.organization_membership_updated(id="o", addedUserIds=["u"], hookId=hook)
+            joined = make.organization_membership_updated(
+                id="o", addedUserIds=["u"], hookId=hook, at=time.time_ns() // 1_000_000 - 60_000
+            )
             await copy.take([joined.body])
             await settled(logto, copy.host)
         records = await copy.host.run(lambda store: store.lock([Key("user", "u")]))

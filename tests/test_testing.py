@@ -12,7 +12,13 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
 from logto_webhooks import Delivery, Discard, LogtoWebhooks, UserRow, events, testing
-from logto_webhooks.errors import HandlerRefused, HandlerUnknown, SchemaMismatch, SettingInvalid
+from logto_webhooks.errors import (
+    HandlerNotAwaited,
+    HandlerRefused,
+    HandlerUnknown,
+    SchemaMismatch,
+    SettingInvalid,
+)
 from tests.support import postgres
 
 GREETED = sa.Table("greeted_by_test", sa.MetaData(), sa.Column("email", sa.Text))
@@ -202,6 +208,32 @@ def test_in_memory_handlers_have_no_transaction(tmp_path: Path) -> None:
 
     with pytest.raises(HandlerRefused, match="session"):
         testing.app(logto)
+
+
+def test_what_a_handler_returns_unrun_is_told(engine: sa.Engine) -> None:
+    """As in production, with a transaction or without: such a call isn't counted as done."""
+    logto = logto_of(engine)
+
+    async def later() -> None: ...
+
+    @logto.on(events.OrganizationCreated, name="returns")
+    def returns() -> object:
+        return later()
+
+    @logto.on(events.OrganizationDeleted, name="returns, with a session")
+    def returns_with_a_session(session: Session) -> object:
+        return later()
+
+    @logto.on(events.RoleCreated, name="awaits")
+    async def awaits() -> None:
+        await asyncio.sleep(0)
+
+    with engine.connect() as connection:
+        app = testing.app(logto, connection)
+        for made in (testing.make.organization_created(), testing.make.organization_deleted()):
+            with pytest.raises(HandlerNotAwaited, match="async def"):
+                app.deliver(made)
+        assert app.deliver(testing.make.role_created()).ran == ["awaits"]
 
 
 def test_what_cannot_be_is_said(tmp_path: Path) -> None:

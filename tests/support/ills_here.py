@@ -12,7 +12,8 @@ import sqlalchemy as sa
 from logto_webhooks import LogtoWebhooks
 from logto_webhooks.core.doctor.findings import Finding
 from logto_webhooks.core.jobs import NewJob, Registered
-from logto_webhooks.core.ports import Store
+from logto_webhooks.core.ports import Progress, Store
+from logto_webhooks.core.silence import SILENT
 from logto_webhooks.testing import make
 from tests.support import postgres
 from tests.support.clinic import OTHER_KEY, Clinic, answering, ills
@@ -123,6 +124,13 @@ async def a_disk_that_is_full(clinic: Clinic) -> list[Finding]:
 async def nobody_who_applies(clinic: Clinic) -> list[Finding]:
     another = await clinic.another()
     await _run(another, lambda store: store.add([delivery(make.user_created().body, 1)]))
+    return await clinic.ask("inbox", **another)
+
+
+@finds("silent")
+async def a_flow_that_stopped(clinic: Clinic) -> list[Finding]:
+    another = await clinic.another()
+    await _run(another, lambda store: store.progress(SILENT, Progress(1, 1)))
     return await clinic.ask("inbox", **another)
 
 

@@ -23,6 +23,7 @@ assert_type(app.users("ana"), list[Found])
 assert_type(app.users("ana")[0].row, dict[str, Any])
 assert_type(app.users("ana")[0].memberships, list[str])
 assert_type(testing.make.post_sign_in(id="ana"), testing.Signed)
+assert_type(testing.make.first_sign_in(id="bo", email="bo@example.com"), testing.Signed)
 assert_type(sign(b"{}", testing.SIGNING_KEY), str)
 
 
@@ -32,6 +33,9 @@ def on_a_connection(logto: LogtoWebhooks, connection: sa.Connection) -> None:
     assert_type(tested, testing.App)
     assert_type(tested.deliver(testing.make.sign_up(email="ana@example.com")).ran, list[str])
     assert_type(tested.tick(), list[testing.Run])
+    tested.fail("mail", ConnectionError("away"), times=2)
+    still = testing.app(logto, connection, clock=testing.FrozenClock(1), raise_errors=False)
+    assert_type(still, testing.App)
 
 
 async def on_an_async_connection(logto: LogtoWebhooks, connection: AsyncConnection) -> None:

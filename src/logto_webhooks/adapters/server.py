@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
-import logging
-import os
 import resource
 import signal
 import socket
-import threading
-from collections.abc import Coroutine, Iterator
-from typing import Any, Final, TypeVar, cast
+from collections.abc import Iterator
+from typing import Final, cast
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -20,14 +16,10 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from logto_webhooks.errors import PortTaken
 
-T = TypeVar("T")
-logger = logging.getLogger("logto_webhooks")
-
 HEADERS_S: Final = 8.0
 # Logto closes its idle connections after 4 to 13 s; a server that closes first loses a delivery.
 KEEP_ALIVE_S: Final = 75
 GRACE_S: Final = 5
-END_S: Final = 2.0  # for what is left once all is done
 PIPELINE: Final = 8  # requests that wait behind another; Logto never sends any
 
 
@@ -122,44 +114,6 @@ class Server:
     def stop(self) -> None:
         """Stop listening; make `run` return."""
         self._server.should_exit = True
-
-
-def run(main: Coroutine[Any, Any, T]) -> T:
-    """Run on uvloop's event loop, where there is one: it serves several times as many.
-
-    What doesn't end by itself after `main`, or when it is cancelled, ends with the process.
-    """
-    _collect_less()
-    end = threading.Timer(END_S, _end_all)
-    end.daemon = True
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.run(_then(main, end))
-    else:
-        return uvloop.run(_then(main, end))
-    finally:
-        end.cancel()
-
-
-async def _then(main: Coroutine[Any, Any, T], end: threading.Timer) -> T:
-    result = await main
-    end.start()
-    return result
-
-
-def _end_all() -> None:
-    """No loop closes while a task of an application's won't be cancelled."""
-    logger.warning("ended without what a handler left running and couldn't be cancelled")
-    logging.shutdown()
-    os._exit(0)
-
-
-def _collect_less() -> None:
-    """Look for cycles of garbage seldom: batches make much, and hardly any cycle, and the
-    default of every 700 objects costs a third of the sync."""
-    gc.freeze()
-    gc.set_threshold(10_000, 10, 10)
 
 
 def _allow_many_connections() -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from dotenv import dotenv_values, set_key
 
-from logto_webhooks.adapters import server
+from logto_webhooks.adapters import running
 from logto_webhooks.cli import given, look, options, tables
 from logto_webhooks.cli.apps import handlers_of
 from logto_webhooks.core.hooks import Hook, is_ours
@@ -216,7 +216,7 @@ def rotate(
 
 
 def _tidy(settings: Settings) -> None:
-    server.run(listen.tidy(settings, say))
+    running.run(listen.tidy(settings, say))
 
 
 def say(text: str) -> None:

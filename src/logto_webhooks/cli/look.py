@@ -7,7 +7,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from logto_webhooks.adapters import server
+from logto_webhooks.adapters import running
 from logto_webhooks.cli import options, tables
 from logto_webhooks.core.ports import Found, Status, Waiting
 from logto_webhooks.settings import Settings
@@ -63,7 +63,7 @@ def done(settings: Settings, work: Callable[[Operations], Coroutine[Any, Any, T]
         finally:
             await operations.close()
 
-    return server.run(run())
+    return running.run(run())
 
 
 def show(found: list[Found], kind: str, query: str, limit: int, as_json: bool) -> None:

@@ -42,7 +42,7 @@ class Played:
         """Note an answer."""
         self._answers[step.number, step.faults] = response
         self.surprising |= response.status_code != step.expected
-        self._print(step, response.status_code, response.text)
+        self._print(step, response.status_code, tables.plain(response.text))
 
     def end(self, *, summary: bool) -> None:
         """Print what is left to say."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from functools import partial
 
-from logto_webhooks.adapters import server
+from logto_webhooks.adapters import running, server
 from logto_webhooks.adapters.observers import logs
 from logto_webhooks.adapters.observers.prometheus import Metrics
 from logto_webhooks.adapters.observers.several import several
@@ -69,7 +69,7 @@ def serve(
         log_level=log_level,
     )
     logs.configure(settings.log_format, settings.log_level)
-    server.run(_serve(settings))
+    running.run(_serve(settings))
     logger.info("stopped")
 
 

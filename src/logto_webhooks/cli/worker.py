@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from logto_webhooks.adapters import server
+from logto_webhooks.adapters import running
 from logto_webhooks.adapters.observers import logs
 from logto_webhooks.cli import options, progress
 from logto_webhooks.cli.apps import handlers_of
@@ -50,11 +50,11 @@ def worker(
     )
     if not drain:
         logs.configure(settings.log_format, settings.log_level)
-        server.run(_work(settings))
+        running.run(_work(settings))
         return
     with progress.bar("deliveries", silent=settings.log_format == "json") as bar:
         logs.configure(settings.log_format, settings.log_level)  # writes above the bar
-        done = server.run(_drain(settings, bar))
+        done = running.run(_drain(settings, bar))
     if not done:
         raise typer.Exit(progress.STOPPED)
 

@@ -112,15 +112,11 @@ class Handlers:
         finally:
             self._in_use = False
 
-    def copy(self, provides: Provides, around: Callable[[Handler], Callable[..., Any]]) -> Handlers:
-        """The same handlers on another database, with other functions `around` theirs.
-
-        Raises HandlerRefused.
-        """
+    def copy(self, provides: Provides) -> Handlers:
+        """The same handlers on another database. Raises HandlerRefused."""
         made = Handlers()
         made._all = dict(self._all)
         made.fit(provides)
-        made._all = {name: replace(each, function=around(each)) for name, each in made._all.items()}
         return made
 
     def fit(self, provides: Provides) -> None:

@@ -7,7 +7,7 @@ from typing import Final
 
 # So an application that is started only after its deliveries were made is older than they are.
 _AHEAD_MS: Final = 5_000
-_APART_MS: Final = 200  # closer, a change of a part would be in doubt
+_APART_MS: Final = 120  # closer, a change of a part would be in doubt
 
 
 class Moments:

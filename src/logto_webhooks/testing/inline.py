@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import uuid
 from collections.abc import Callable, Sequence
-from operator import attrgetter
 from typing import Any, TypeVar
 
 from msgspec.structs import replace
@@ -19,6 +17,7 @@ from logto_webhooks.core.signature import HEADER, VerifiedBody
 from logto_webhooks.errors import Discard, HandlerRefused, HandlerUnknown, RetryLater
 from logto_webhooks.samples.signed import Signed
 from logto_webhooks.service.attempt import Attempts, Held
+from logto_webhooks.service.call import called
 from logto_webhooks.service.handlers import Handler, Handlers
 from logto_webhooks.service.receive import Receiver
 from logto_webhooks.service.work import Worker
@@ -188,15 +187,15 @@ class AsyncApp:
 
 def _fitted(handlers: Handlers, stage: Stage) -> Handlers:
     try:
-        return handlers.copy(stage.host.provides, attrgetter("function"))
+        return handlers.copy(stage.host.provides)
     except HandlerRefused as error:
         problem = f"{error.problem}. {stage.more}".rstrip()
         raise HandlerRefused(name=error.name, problem=problem) from None
 
 
 async def _call(handler: Handler, arguments: dict[str, Any]) -> None:
-    result = handler.function(**arguments)
-    if inspect.isawaitable(result):
+    result = called(handler, arguments)
+    if handler.is_async:
         await result
 
 

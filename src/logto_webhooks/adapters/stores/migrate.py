@@ -1,19 +1,22 @@
-"""The schema and its version: Alembic inside the package, with a version table of its own."""
+"""The schema and its version: Alembic inside the package, with a version table of its own.
+
+It is imported only to migrate: to look at the version, each command would wait for it.
+"""
 
 from __future__ import annotations
 
 import functools
 import io
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 
 from logto_webhooks.adapters.stores.schema import VERSION_TABLE
 from logto_webhooks.errors import SchemaMismatch
+
+if TYPE_CHECKING:
+    from alembic.config import Config
 
 _SCRIPTS = Path(__file__).parent / "migrations"
 _LOCK = 0x6C6F67746F  # "logto": whoever migrates holds it until the transaction ends
@@ -25,6 +28,8 @@ def upgrade(connection: sa.Connection, schema: str | None = None) -> None:
     On PostgreSQL it waits for whoever is at it, and makes `schema` if there is none. The connection
     isn't kept: who forks, or begins another event loop, must not find it in the pool.
     """
+    from alembic import command
+
     connection.detach()
     if connection.dialect.name == "postgresql":
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
@@ -35,6 +40,8 @@ def upgrade(connection: sa.Connection, schema: str | None = None) -> None:
 
 def sql(dialect: str, schema: str | None = None) -> str:
     """Return the statements that make the schema, for `dialect` (as SQLAlchemy names it)."""
+    from alembic import command
+
     written = io.StringIO()
     config = _config(schema, written)
     config.set_main_option("sqlalchemy.url", f"{dialect}://")
@@ -51,17 +58,21 @@ def check(connection: sa.Connection, schema: str | None = None) -> None:
 
 def version(connection: sa.Connection, schema: str | None = None) -> str | None:
     """Return the version of the schema that is there; None if there is none."""
-    options = {"version_table": VERSION_TABLE, "version_table_schema": schema}
-    return MigrationContext.configure(connection, opts=options).get_current_revision()
+    if not sa.inspect(connection).has_table(VERSION_TABLE, schema):
+        return None
+    table = sa.table(VERSION_TABLE, sa.column("version_num"), schema=schema)
+    return connection.scalar(sa.select(table.c.version_num))
 
 
 @functools.cache
 def head() -> str:
     """Return the version of the schema that this release needs."""
-    return ScriptDirectory.from_config(_config(None)).get_current_head() or "nothing"
+    return max(each.name[:4] for each in (_SCRIPTS / "versions").glob("[0-9]*.py"))
 
 
 def _config(schema: str | None, output: io.StringIO | None = None) -> Config:
+    from alembic.config import Config
+
     config = Config(output_buffer=output) if output else Config()
     config.set_main_option("script_location", str(_SCRIPTS))
     config.attributes["schema"] = schema

@@ -93,6 +93,11 @@ HERE: Final[dict[str, Fault]] = {
         "{count} deliveries are dead: they couldn't be applied, and their records are in doubt.",
         "See why with logto-webhooks deliveries list --state dead, then deliveries replay ID.",
     ),
+    "silent": Fault(
+        "warning",
+        "No delivery was taken since {since}, which is longer than is usual here.",
+        "Look at what the checks key, hook, address and log say; endpoint test tries the way.",
+    ),
     "jobs_dead": Fault(
         "warning",
         "{count} jobs are dead, of the handlers {handlers}.",

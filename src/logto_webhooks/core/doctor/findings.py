@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -84,3 +85,8 @@ def bare(url: str) -> str:
 
 def _listed(value: Any) -> Any:
     return ", ".join(value) if isinstance(value, list) else value
+
+
+def moment(at: int) -> str:
+    """Show milliseconds since the epoch."""
+    return datetime.fromtimestamp(at / 1000, UTC).isoformat(timespec="seconds")

@@ -7,7 +7,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from logto_webhooks.core.doctor.findings import Finding, fine, found
+from logto_webhooks.core.doctor.findings import Finding, fine, found, moment
 from logto_webhooks.core.hooks import Hook
 from logto_webhooks.core.inbox import Kept
 from logto_webhooks.core.jobs import JobCount
@@ -102,6 +102,8 @@ def of_inbox(status: Status) -> list[Finding]:
         faults.append(found("pending_old", count=pending, seconds=round(oldest)))
     if dead:
         faults.append(found("deliveries_dead", count=dead))
+    if status.silent_since is not None:
+        faults.append(found("silent", since=moment(status.silent_since)))
     return faults or [fine(f"{status.deliveries[State.DONE]} deliveries are applied.")]
 
 

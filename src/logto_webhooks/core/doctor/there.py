@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from datetime import UTC, datetime
 from typing import Any, Final
 
 from msgspec import Struct
 
 from logto_webhooks.core import log
-from logto_webhooks.core.doctor.findings import Finding, bare, fine, found
+from logto_webhooks.core.doctor.findings import Finding, bare, fine, found, moment
 from logto_webhooks.core.hooks import Hook, is_ours, subscription
 from logto_webhooks.core.jobs import Registered
 from logto_webhooks.core.making import wants
@@ -154,7 +153,7 @@ def of_recovery(status: Status, now: int, every_s: int) -> list[Finding]:
     if at is None:
         return [found("log_unread", when="never")]
     if now - at > UNREAD * every_s * 1000:
-        when = datetime.fromtimestamp(at / 1000, UTC).isoformat(timespec="seconds")
+        when = moment(at)
         return [found("log_unread", when=f"at {when}")]
     return [fine("Logto's log is read again and again.")]
 
