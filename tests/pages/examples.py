@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
 from typing import Final, NamedTuple
 
 import pytest
@@ -40,6 +41,11 @@ class Example(NamedTuple):
 
     line: str
     printed: str
+
+
+def are_in(page: Path) -> bool:
+    """Whether a page has some."""
+    return bool(_BLOCK.search(page.read_text()))
 
 
 def examples(page: str) -> Iterator[Example]:
