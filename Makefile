@@ -3,7 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 ONCE ?=
 PORT ?=
-WORKERS ?= auto
+# More than cores, because most tests wait for processes; but no crowd on a large machine.
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(8, 2 * (os.cpu_count() or 1)))')
 ORDERS ?=
 
 .PHONY: help demo test orders asked bench crash endure races faults kills junk search check format lint types docs pages lock clean

@@ -116,6 +116,7 @@ class TestStatus:
             "recovered": 0,
             "complete_up_to": None,
             "reconciled_at": None,
+            "silent_since": None,
             "waiting": [],
         }
 

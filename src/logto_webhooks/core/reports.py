@@ -130,8 +130,7 @@ class NotAsked(Struct, frozen=True):
 
 
 class FlowStopped(Struct, frozen=True):
-    """Nothing comes any more, or all that comes is rejected (`why`), for `since_s`; a gap of
-    `usual_s` is usual."""
+    """Nothing has come for `since_s`, or all was rejected (`why`); `usual_s` is a usual gap."""
 
     why: Why
     since_s: int
