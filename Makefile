@@ -70,10 +70,11 @@ types: .venv/made ## Type-check all, and what users write as pyright does it, to
 	$(BIN)/mypy
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
 
-docs: .venv/made
+docs: .venv/made ## Build the docs into build/docs; a link that leads nowhere fails
+	$(BIN)/sphinx-build -c docs -n -W --keep-going -q . build/docs
 	$(BIN)/towncrier build --draft --version 0.0.0 > /dev/null
 
-pages: .venv/made ## Write what is made of docs/commands: options, and what the examples print
+pages: .venv/made ## Write what is made in docs: options, what the examples print, events, states
 	$(BIN)/python -m tests.pages
 
 lock: ## Pin what development needs, and what the image installs, with hashes

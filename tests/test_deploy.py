@@ -21,11 +21,10 @@ from packaging.requirements import Requirement
 
 from logto_webhooks.adapters.server import GRACE_S, KEEP_ALIVE_S
 from logto_webhooks.samples.signed import Signed
-from logto_webhooks.settings import VARIABLES, Settings
+from logto_webhooks.settings import Settings
 from logto_webhooks.testing import SIGNING_KEY, make
 from logto_webhooks.wiring.service import LONGEST_STOP_S
-from tests.pages import examples, tree
-from tests.support import container, yaml
+from tests.support import container, named, yaml
 from tests.support.container import Container, Instruction
 from tests.support.servers import free_port
 from tests.support.service import PATH
@@ -36,7 +35,8 @@ DOCKERFILE = ROOT / "Dockerfile"
 UNIT = ROOT / "deploy" / "logto-webhooks.service"
 PAGE = ROOT / "docs" / "how-to" / "deploy.md"
 BUILD, IMAGE = container.stages(DOCKERFILE)
-COMPOSE = yaml.parse((ROOT / "compose.yaml").read_text())
+COMPOSE_FILE = ROOT / "compose.yaml"
+COMPOSE = yaml.parse(COMPOSE_FILE.read_text())
 OURS = ("migrate", "receiver", "worker")
 USER = container.only(IMAGE, "USER").text
 STOP_S = GRACE_S + LONGEST_STOP_S + 5
@@ -259,7 +259,7 @@ class TestCompose:
             or subprocess.run([*compose, "version"], check=False).returncode
         ):
             pytest.skip("needs docker compose")
-        shutil.copy(ROOT / "compose.yaml", tmp_path)
+        shutil.copy(COMPOSE_FILE, tmp_path)
         (tmp_path / ".env").write_text("POSTGRES_PASSWORD=x\n")
         subprocess.run([*compose, "config", "--quiet"], cwd=tmp_path, check=True)
 
@@ -290,35 +290,20 @@ class TestTheUnit:
 
 
 class TestWhatIsNamed:
-    @pytest.mark.parametrize(
-        "file", [DOCKERFILE, UNIT, PAGE, ROOT / "compose.yaml"], ids=lambda file: file.name
-    )
+    """What the page names, tests/test_docs.py asks."""
+
+    @pytest.mark.parametrize("file", [DOCKERFILE, UNIT, COMPOSE_FILE], ids=lambda file: file.name)
     def test_settings_exist(self, file: Path) -> None:
         """Each variable of ours."""
-        known = {name for names in VARIABLES.values() for name in names}
-        assert set(re.findall(r"\bLOGTO_[A-Z0-9_]+", file.read_text())) <= known
+        assert named.unknown_settings(file.read_text()) == set()
 
     def test_commands_exist(self) -> None:
         """With their options."""
-        page = PAGE.read_text()
         service = Unit()["Service"]
         lines = [container.only(IMAGE, "CMD").words]
         lines += [each["command"] for _, each in services()]
         lines += [shlex.split(service[each])[1:] for each in ("ExecStart", "ExecStartPre")]
-        lines += [*examples.command_lines(page), *examples.mentioned(page)]
-        assert len(lines) > 12
-        for line in lines:
-            path = tree.named_in(line)
-            assert path, line
-            if path in tree.COMMANDS:
-                assert {each for each in line if each.startswith("--")} <= tree.flags(path), line
-
-    def test_metrics_exist(self) -> None:
-        """On their own page."""
-        named = set(re.findall(r"\blogto_webhooks_[a-z_]+", PAGE.read_text()))
-        assert named
-        told = (ROOT / "docs" / "metrics.md").read_text()
-        assert {each for each in named if f"`{each}`" not in told} <= {"logto_webhooks"}
+        assert named.unknown_commands(lines) == []
 
     def test_the_proxy_lets_all_through(self) -> None:
         """As large as we take it, as patient as we are, and with no redirect."""

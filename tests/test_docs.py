@@ -19,20 +19,23 @@ from logto_webhooks.adapters.observers.metrics import (
     Metric,
 )
 from logto_webhooks.adapters.stores.schema import (
+    VERSION_TABLE,
     member_roles,
     members,
+    metadata,
     organizations,
     user_identities,
     user_roles,
     users,
 )
-from logto_webhooks.core.events.catalog import BY_NAME
+from logto_webhooks.core.events.catalog import ALIASES, BY_NAME
 from logto_webhooks.core.events.local import LOCAL
 from logto_webhooks.core.lifecycle import JOB_MOVES, JobState, State
 from logto_webhooks.core.outcome import OUTCOMES
 from logto_webhooks.core.record import DEAD_DELIVERY
 from logto_webhooks.core.reports import Report
 from logto_webhooks.settings import VARIABLES, Settings
+from tests.support import named
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -45,9 +48,9 @@ PAGES = [
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_python_blocks_run(page: Path) -> None:
-    """Each page's, one after the other; those of docs/testing.md are files of their own."""
-    if page.name == "testing.md":
-        return  # tests/test_testing_page.py
+    """Each page's, one after the other; those of two pages are files of their own."""
+    if page.name in ("testing.md", "tutorial.md"):
+        return  # tests/test_testing_page.py, tests/test_tutorial.py
     blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
     assert blocks or page != ROOT / "README.md"
     namespace: dict[str, object] = {"__name__": page.stem}
@@ -62,6 +65,39 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert target.startswith("https://") or (page.parent / target).exists(), target
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_a_page_names_exists(page: Path) -> None:
+    """Settings, metrics, and commands with their options."""
+    text = page.read_text()
+    assert named.unknown_settings(text) == set()
+    assert named.unknown_metrics(text) == set()
+    assert named.unknown_commands(named.of_page(text)) == []
+
+
+def test_what_is_unknown_is_found() -> None:
+    """In a block, in a list, in prose."""
+    page = """
+Use `jobs list --gruop`.
+
+```sh
+logto-webhooks retry
+```
+
+1. Then:
+
+   ```sh
+   logto-webhooks serve --prot 1   # not --port
+   ```
+"""
+    assert set(named.unknown_commands(named.of_page(page))) == {
+        "jobs list --gruop",
+        "retry",
+        "serve --prot 1",
+    }
+    assert named.unknown_settings("LOGTO_WEBHOOKS_PROT") == {"LOGTO_WEBHOOKS_PROT"}
+    assert named.unknown_metrics("logto_webhooks_ups") == {"logto_webhooks_ups"}
+
+
 def test_every_public_column_is_documented() -> None:
     """In the page about tables."""
     page = (ROOT / "docs/tables.md").read_text()
@@ -69,6 +105,22 @@ def test_every_public_column_is_documented() -> None:
         [section] = re.findall(rf"## `{table.name}`\n(.*?)(?=\n##+ |\Z)", page, re.DOTALL)
         for column in table.columns:
             assert f"`{column.name}`" in section, f"{table.name}.{column.name}"
+
+
+def test_every_event_is_in_the_reference() -> None:
+    """Each has a place of its own, so has each alias."""
+    page = (ROOT / "docs/events.md").read_text()
+    titles = re.findall(r"^### `(\S+)`$", page, re.MULTILINE)
+    assert sorted(titles) == sorted([*BY_NAME, *LOCAL])
+    assert all(f"| `{alias}` |" in page for alias in ALIASES)
+    assert "`TestPayload`" in page
+    assert "`UnknownEvent`" in page
+
+
+def test_every_table_is_told_of() -> None:
+    """In the page about tables: with its columns, or as private."""
+    page = (ROOT / "docs/tables.md").read_text()
+    assert {name for name in (*metadata.tables, VERSION_TABLE) if f"`{name}`" not in page} == set()
 
 
 def test_every_word_is_explained() -> None:

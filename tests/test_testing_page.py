@@ -6,12 +6,10 @@ import os
 import re
 import subprocess
 import sys
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import sqlalchemy as sa
 
 from tests.support import postgres
 
@@ -60,13 +58,8 @@ PLUGINS = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_PLUGINS": "anyio.pytes
 @pytest.fixture
 def url() -> Iterator[str]:
     """A database of its own: the page names no schema."""
-    name = f"testing_page_{uuid.uuid4().hex[:12]}"
-    server = postgres.sync_engine().execution_options(isolation_level="AUTOCOMMIT")
-    with server.connect() as connection:
-        connection.execute(sa.text(f"CREATE DATABASE {name}"))
-        made = postgres.server_url().set(drivername="postgresql+asyncpg", database=name)
-        yield made.render_as_string(hide_password=False)
-        connection.execute(sa.text(f"DROP DATABASE {name}"))
+    with postgres.own_database() as made:
+        yield made.set(drivername="postgresql+asyncpg").render_as_string(hide_password=False)
 
 
 def test_the_page_about_testing_runs_as_printed(tmp_path: Path, url: str) -> None:

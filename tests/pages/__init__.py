@@ -1,1 +1,1 @@
-"""The pages of `docs/commands`: what they say of options is made, their examples are run."""
+"""What of the pages in `docs` is made: options, events, states; and the examples, which are run."""

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import tempfile
 from pathlib import Path
 
-from tests.pages import examples, made, scene, tree
+from tests.pages import examples, made, scene
 
 
 def main() -> None:
-    """Make the options, the list of commands, and what the examples print."""
+    """Make what is made of each page, and what its examples print."""
     with tempfile.TemporaryDirectory() as folder:
         filled = Path(folder, "filled")
         filled.mkdir()
         scene.fill(filled)
-        for page in sorted(tree.FOLDER.glob("*.md")):
-            text = made.rewritten(page.read_text())
-            if re.search("^```console", text, re.MULTILINE):
-                copied = shutil.copytree(filled, Path(folder, page.stem))
-                with scene.stage(copied, page.stem):
-                    text = examples.rewritten(text)
-            page.write_text(text)
+        for page in made.pages():
+            page.write_text(made.rewritten(page.read_text()))
+        for page in filter(examples.are_in, sorted(made.DOCS.rglob("*.md"))):
+            copied = shutil.copytree(filled, Path(folder, page.stem))
+            with scene.stage(copied, page.stem):
+                page.write_text(examples.rewritten(page.read_text()))
 
 
 main()

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
 from typing import Final, NamedTuple
 
 import pytest
@@ -40,6 +41,11 @@ class Example(NamedTuple):
 
     line: str
     printed: str
+
+
+def are_in(page: Path) -> bool:
+    """Whether a page has some."""
+    return bool(_BLOCK.search(page.read_text()))
 
 
 def examples(page: str) -> Iterator[Example]:
@@ -117,7 +123,7 @@ def _plain(text: str) -> str:
 
 def command_lines(page: str) -> Iterator[list[str]]:
     """The words of the command lines in a page's blocks."""
-    for line in re.findall(r"^(?:\$ )?logto-webhooks +(.*?)(?: +#.*)?$", page, re.MULTILINE):
+    for line in re.findall(r"^ *(?:\$ )?logto-webhooks +(.*?)(?: +#.*)?$", page, re.MULTILINE):
         yield shlex.split(line)
 
 

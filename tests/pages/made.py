@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
-from tests.pages import tree
+from tests.pages import events, states, tree
 
-COMMANDS: Final = "commands"
-_BLOCK: Final = re.compile(r"<!-- (commands|options: ([a-z -]+)) -->\n.*?<!-- end -->", re.DOTALL)
+DOCS: Final = tree.FOLDER.parent
+_MAKERS: Final[dict[str, Callable[[str], str]]] = {
+    "commands": lambda _: tree.index(),
+    "options": lambda words: tree.options(tuple(words.split())),
+    "events": events.section,
+    "states": states.diagram,
+}
+_BLOCK: Final = re.compile(
+    rf"<!-- ({'|'.join(_MAKERS)})(?:: ([a-z -]+))? -->\n.*?<!-- end -->", re.DOTALL
+)
+
+
+def pages() -> list[Path]:
+    """Those that have such blocks."""
+    return [page for page in sorted(DOCS.rglob("*.md")) if _BLOCK.search(page.read_text())]
 
 
 def rewritten(page: str) -> str:
@@ -18,10 +33,10 @@ def rewritten(page: str) -> str:
 
 def told(page: str) -> set[tree.Path]:
     """The commands whose options a page has."""
-    return {tuple(found[2].split()) for found in _BLOCK.finditer(page) if found[2]}
+    blocks = _BLOCK.finditer(page)
+    return {tuple(found[2].split()) for found in blocks if found[1] == "options"}
 
 
 def _block(found: re.Match[str]) -> str:
-    path = tuple((found[2] or "").split())
-    content = tree.options(path) if path in tree.COMMANDS else tree.index()
-    return f"<!-- {found[1]} -->\n\n{content}\n\n<!-- end -->"
+    title = found[1] + (f": {found[2]}" if found[2] else "")
+    return f"<!-- {title} -->\n\n{_MAKERS[found[1]](found[2] or '')}\n\n<!-- end -->"

@@ -25,6 +25,7 @@ from tests.support.service import Service, clean_environment, command
 NAME: Final = "calm"
 WIDTH: Final = 120
 FILE: Final = "logto-webhooks.db"
+SERVED: Final = ("listen", "local-development", "trigger")
 LOST: Final = 9  # of the newest deliveries, which Logto's log has
 TRAVEL_MS: Final = 24
 APP: Final = """\
@@ -52,7 +53,7 @@ def fill(folder: Path) -> None:
 def stage(folder: Path, page: str) -> Iterator[None]:
     """Be in the folder, with settings of a Logto that answers; some have a service, too."""
     serving: AbstractContextManager[Service | None] = (
-        Service(folder) if page in ("listen", "trigger") else nullcontext()
+        Service(folder) if page in SERVED else nullcontext()
     )
     with pytest.MonkeyPatch.context() as patch, _answering() as settings, serving as service:
         for name in set(os.environ) - set(clean_environment({})):

