@@ -93,7 +93,7 @@ PLACES = sa.select(jobs.c.handler, jobs.c.line, jobs.c.state).where(among(jobs.c
 COUNT = sa.update(jobs).where(among(jobs.c.id, "ids")).values(attempts=jobs.c.attempts + 1)
 FINISH = (
     sa.update(jobs)
-    .where(jobs.c.id == sa.bindparam("of"))
+    .where(among(jobs.c.id, "ids"))
     .values(
         state=sa.bindparam("state"),
         error=sa.bindparam("error"),
@@ -104,7 +104,7 @@ FINISH = (
 )
 FREE = (
     sa.update(lines)
-    .where(lines.c.id == sa.bindparam("of"))
+    .where(among(lines.c.id, "ids"))
     .values(token=None, due_at=now() + sa.bindparam("wait_ms"))
 )
 _somebody_waits = (

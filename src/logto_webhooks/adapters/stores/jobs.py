@@ -111,11 +111,9 @@ class SqlJobs:
             return [each.id for each in outcomes]
         begun = set(self._connection.scalars(statements.BEGUN, {"ids": [each.id for each in ours]}))
         kept = [each for each in ours if each.id in begun]
-        if kept:
-            self._connection.execute(statements.FINISH, [_outcome(each) for each in kept])
         waits = {each.line_id: int(each.after_s * 1000) for each in kept}
-        freed = [{"of": line, "wait_ms": waits.get(line, 0)} for line in sorted(held)]
-        self._connection.execute(statements.FREE, freed)
+        self._alike(statements.FINISH, {each.id: _outcome(each) for each in kept})
+        self._alike(statements.FREE, {line: {"wait_ms": waits.get(line, 0)} for line in held})
         self._connection.execute(statements.DROP_EMPTY, {"ids": sorted(held)})
         written = {each.id for each in kept}
         return [each.id for each in outcomes if each.id not in written]
@@ -150,6 +148,14 @@ class SqlJobs:
             names = [{"handler": handler, "line": line} for handler, line in sorted(touched)]
             self._write(statement, names)
 
+    def _alike(self, statement: Any, changes: dict[int, dict[str, Any]]) -> None:
+        """Change rows by id, all that change alike at once: mostly that is all of them."""
+        together: dict[tuple[Any, ...], list[int]] = {}
+        for row, values in changes.items():
+            together.setdefault(tuple(values.items()), []).append(row)
+        for alike, ids in together.items():
+            self._connection.execute(statement, dict(alike) | {"ids": ids})
+
     def _write(self, statement: Any, rows: Sequence[dict[str, Any]]) -> None:
         at_once = self._connection.dialect.name == "postgresql"
         arrays = {name: [row[name] for row in rows] for name in rows[0]}
@@ -171,7 +177,6 @@ def _row(job: NewJob) -> dict[str, Any]:
 
 def _outcome(each: JobOutcome) -> dict[str, Any]:
     return {
-        "of": each.id,
         "state": each.state.value,
         "error": None if each.error is None else _clean(each.error),
         "failed": int(each.failed),
