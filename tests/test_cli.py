@@ -117,6 +117,8 @@ class TestStatus:
             "complete_up_to": None,
             "reconciled_at": None,
             "silent_since": None,
+            "jobs": {"waiting": 0, "done": 0, "dead": 0, "discarded": 0},
+            "unrunnable": {},
             "waiting": [],
         }
 

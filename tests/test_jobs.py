@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from logto_webhooks.core.inbox import Outcome
 from logto_webhooks.core.jobs import Job, JobFilter, JobOutcome, NewJob, Registered
 from logto_webhooks.core.lifecycle import JobMove, JobState, State
-from logto_webhooks.core.ports import Outcome
 from logto_webhooks.testing import make
 from tests.conftest import Run
 from tests.support.copy import delivery

@@ -11,7 +11,8 @@ import pytest
 import sqlalchemy as sa
 
 from logto_webhooks.adapters.stores.sql import SqlStore
-from logto_webhooks.core.ports import Claimed, Host, Outcome, Store
+from logto_webhooks.core.inbox import Claimed, Outcome
+from logto_webhooks.core.ports import Host, Store
 from logto_webhooks.core.record import Key, Record, membership
 from logto_webhooks.core.reports import Stalled
 from logto_webhooks.samples.signed import Signed

@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 import pytest
 
 from logto_webhooks import LogtoWebhooks
-from logto_webhooks.core.inbox import DeliveryFilter
+from logto_webhooks.core.inbox import DeliveryFilter, Outcome
 from logto_webhooks.core.jobs import JobFilter, NewJob, Registered
 from logto_webhooks.core.lifecycle import JobMove, JobState, State
 from logto_webhooks.core.log import INSTALLED
-from logto_webhooks.core.ports import Outcome, Progress, Store
+from logto_webhooks.core.ports import Progress, Store
 from logto_webhooks.errors import DeliveryUnknown, HandlerUnknown, JobUnknown, SettingInvalid
 from logto_webhooks.service import manage
 from logto_webhooks.service.replay import Replayed

@@ -10,10 +10,10 @@ import pytest
 from msgspec.structs import replace
 
 from logto_webhooks.core.delivery import Delivery
-from logto_webhooks.core.inbox import DeliveryFilter, Kept
+from logto_webhooks.core.inbox import Accepted, Claimed, DeliveryFilter, Kept, Outcome
 from logto_webhooks.core.lifecycle import State
 from logto_webhooks.core.merge import merge
-from logto_webhooks.core.ports import Accepted, Claimed, Found, Outcome, Progress, Store
+from logto_webhooks.core.ports import Found, Progress, Store
 from logto_webhooks.core.record import (
     Drop,
     Key,

@@ -10,7 +10,8 @@ import pytest
 import sqlalchemy as sa
 
 from logto_webhooks.adapters.stores.schema import deliveries
-from logto_webhooks.core.ports import Accepted, Claimed, Host, Store
+from logto_webhooks.core.inbox import Accepted, Claimed
+from logto_webhooks.core.ports import Host, Store
 from logto_webhooks.core.record import Key, Record
 from logto_webhooks.core.reports import Failed, Report, Resumed, Stalled, Synced
 from logto_webhooks.errors import RowRejected, StoreUnavailable

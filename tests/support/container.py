@@ -23,11 +23,11 @@ set -e
 root=$1 user=$2 folder=$3; shift 3
 mount --bind "$root" "$root"
 mount --rbind /dev "$root/dev"
-for each in $SHARED; do
+for each in $WRITABLE; do mount --bind "$root$each" "$root$each"; done
+for each in $SHARED; do  # after these, because it may be below them
     mount --bind "$each" "$root$each"
     mount -o remount,bind,ro "$root$each"
 done
-for each in $WRITABLE; do mount --bind "$root$each" "$root$each"; done
 mount -o remount,bind,ro "$root"
 exec chroot $user "$root" /usr/bin/env --ignore-environment --chdir="$folder" "$@"
 """

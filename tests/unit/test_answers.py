@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from logto_webhooks.core.answers import pairs_of_organization, span
-from logto_webhooks.core.ports import Answered, Received
+from logto_webhooks.core.inbox import Received
+from logto_webhooks.core.ports import Answered
 from logto_webhooks.errors import AnswerMalformed
 
 T = 1_795_000_000_000

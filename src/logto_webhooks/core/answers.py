@@ -11,7 +11,8 @@ from msgspec import Struct
 from logto_webhooks.core.events.base import Id
 from logto_webhooks.core.events.organizations import Organization
 from logto_webhooks.core.events.users import User
-from logto_webhooks.core.ports import Answered, Received
+from logto_webhooks.core.inbox import Received
+from logto_webhooks.core.ports import Answered
 from logto_webhooks.core.projection import organization_group, user_groups
 from logto_webhooks.core.record import (
     DEAD_DELIVERY,

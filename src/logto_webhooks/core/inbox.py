@@ -26,6 +26,45 @@ MEMBERSHIP_EVENTS: Final = tuple(
 )
 
 
+class Accepted(Struct, frozen=True):
+    """Where a delivery stands in the inbox; a duplicate has the id of the first."""
+
+    id: int
+    duplicate: bool
+
+
+class Claimed(Struct, frozen=True, kw_only=True):
+    """A delivery that a worker holds; `attempt` counts this one."""
+
+    id: int
+    body: bytes
+    event: str
+    subject: str | None
+    received_at: int
+    attempt: int
+    digest: bytes = b""
+    occurred_at: int = 0
+    origin: str = "webhook"
+
+
+class Received(Struct, frozen=True):
+    """A delivery as it came; times in milliseconds, `occurred_at` on Logto's clock."""
+
+    body: bytes
+    occurred_at: int
+    received_at: int
+
+
+class Outcome(Struct, frozen=True, kw_only=True):
+    """What became of a claimed delivery; `retry_after_s` only when it is pending again."""
+
+    id: int
+    state: State
+    result: str | None = None
+    error: str | None = None
+    retry_after_s: float = 0
+
+
 class Kept(Struct, frozen=True, kw_only=True):
     """A delivery in the inbox, and where it stands; times in milliseconds since the epoch.
 

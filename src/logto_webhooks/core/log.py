@@ -8,7 +8,7 @@ from typing import Any, Final
 from logto_webhooks.core import canonical
 from logto_webhooks.core.delivery import Delivery, identify
 from logto_webhooks.core.events.base import is_test
-from logto_webhooks.core.ports import Received
+from logto_webhooks.core.inbox import Received
 from logto_webhooks.core.signature import vouch
 from logto_webhooks.errors import NotADelivery
 

@@ -23,8 +23,8 @@ from logto_webhooks.core.events.local import (
     LocalOrganizationEvent,
     LocalUserEvent,
 )
+from logto_webhooks.core.inbox import Claimed
 from logto_webhooks.core.jobs import NewJob, Registered
-from logto_webhooks.core.ports import Claimed
 
 _ONCE: Final = ("LocalUserCreated", "LocalOrganizationCreated")  # per Logto id
 _NEVER_BY_A_STAR: Final = DERIVED | LOCAL.keys()

@@ -8,53 +8,13 @@ from typing import Any, Protocol, TypeVar
 from msgspec import Struct
 
 from logto_webhooks.core.delivery import Delivery
-from logto_webhooks.core.inbox import Inbox
+from logto_webhooks.core.inbox import Accepted, Claimed, Inbox, Outcome, Received
 from logto_webhooks.core.jobs import Jobs
 from logto_webhooks.core.keys import Keys
-from logto_webhooks.core.lifecycle import State
 from logto_webhooks.core.record import Key, Kind, Record
 from logto_webhooks.core.reports import Report
 
 T = TypeVar("T")
-
-
-class Accepted(Struct, frozen=True):
-    """Where a delivery stands in the inbox; a duplicate has the id of the first."""
-
-    id: int
-    duplicate: bool
-
-
-class Claimed(Struct, frozen=True, kw_only=True):
-    """A delivery that a worker holds; `attempt` counts this one."""
-
-    id: int
-    body: bytes
-    event: str
-    subject: str | None
-    received_at: int
-    attempt: int
-    digest: bytes = b""
-    occurred_at: int = 0
-    origin: str = "webhook"
-
-
-class Received(Struct, frozen=True):
-    """A delivery as it came; times in milliseconds, `occurred_at` on Logto's clock."""
-
-    body: bytes
-    occurred_at: int
-    received_at: int
-
-
-class Outcome(Struct, frozen=True, kw_only=True):
-    """What became of a claimed delivery; `retry_after_s` only when it is pending again."""
-
-    id: int
-    state: State
-    result: str | None = None
-    error: str | None = None
-    retry_after_s: float = 0
 
 
 class Status(Struct, frozen=True, kw_only=True):

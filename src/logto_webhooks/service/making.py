@@ -19,8 +19,9 @@ from logto_webhooks.core.events.local import (
     LocalUserCreated,
     Source,
 )
+from logto_webhooks.core.inbox import Claimed
 from logto_webhooks.core.log import INSTALLED, RECONCILE
-from logto_webhooks.core.ports import Claimed, Store
+from logto_webhooks.core.ports import Store
 from logto_webhooks.core.record import NEVER, Key, Record, Told
 
 _NEW: Final = (LocalUserCreated, LocalOrganizationCreated, LocalMemberAdded)

@@ -9,7 +9,8 @@ from typing import Final, Protocol
 from msgspec import Struct
 
 from logto_webhooks.core.delivery import Delivery, identify
-from logto_webhooks.core.ports import Accepted, Clock, Host, Observer
+from logto_webhooks.core.inbox import Accepted
+from logto_webhooks.core.ports import Clock, Host, Observer
 from logto_webhooks.core.reports import NotStored, Refused, RefusedFor, Stored
 from logto_webhooks.core.signature import VerifiedBody, verify
 from logto_webhooks.errors import (

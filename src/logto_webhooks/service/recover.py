@@ -16,7 +16,8 @@ from typing import Any, Final
 from msgspec import Struct
 
 from logto_webhooks.core import canonical, log
-from logto_webhooks.core.ports import Clock, Host, Logto, Observer, Progress, Received, Store
+from logto_webhooks.core.inbox import Received
+from logto_webhooks.core.ports import Clock, Host, Logto, Observer, Progress, Store
 from logto_webhooks.core.reports import LookedBack, NotAsked
 from logto_webhooks.errors import described
 from logto_webhooks.service.rehearse import perform

@@ -10,10 +10,10 @@ from logto_webhooks.core import making
 from logto_webhooks.core.delivery import identify
 from logto_webhooks.core.drift import Drift, drift_of
 from logto_webhooks.core.events import parse
-from logto_webhooks.core.inbox import Kept
+from logto_webhooks.core.inbox import Claimed, Kept
 from logto_webhooks.core.jobs import JobFilter, JobRow, NewJob
 from logto_webhooks.core.lifecycle import JobMove, State
-from logto_webhooks.core.ports import Claimed, Store
+from logto_webhooks.core.ports import Store
 from logto_webhooks.core.projection import plan
 from logto_webhooks.core.signature import vouch
 from logto_webhooks.errors import MalformedEvent, NotADelivery

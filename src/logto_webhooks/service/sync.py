@@ -12,10 +12,11 @@ from msgspec import Struct
 
 from logto_webhooks.core.events import TestPayload, UnknownEvent, parse
 from logto_webhooks.core.events.local import Source
+from logto_webhooks.core.inbox import Claimed, Outcome
 from logto_webhooks.core.lifecycle import MOVES, Move, State
 from logto_webhooks.core.merge import merge
 from logto_webhooks.core.outcome import OUTCOMES, effect
-from logto_webhooks.core.ports import Claimed, Outcome, Store
+from logto_webhooks.core.ports import Store
 from logto_webhooks.core.projection import plan
 from logto_webhooks.core.record import (
     DEAD_DELIVERY,

@@ -9,8 +9,9 @@ import uuid
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from logto_webhooks.core.inbox import Claimed, Outcome
 from logto_webhooks.core.lifecycle import MAX_ATTEMPTS, MOVES, Move, Retry, State, after_failure
-from logto_webhooks.core.ports import Claimed, Clock, Host, Observer, Outcome, Store
+from logto_webhooks.core.ports import Clock, Host, Observer, Store
 from logto_webhooks.core.projection import LAG_MS
 from logto_webhooks.core.reports import Failed, Report, Resumed, Stalled, Synced
 from logto_webhooks.errors import ClaimLost, StoreUnavailable, described

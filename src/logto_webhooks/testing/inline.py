@@ -9,9 +9,10 @@ from typing import Any, TypeVar
 from msgspec.structs import replace
 
 from logto_webhooks.core.delivery import Delivery
+from logto_webhooks.core.inbox import Accepted
 from logto_webhooks.core.jobs import JobFilter, JobRow
 from logto_webhooks.core.log import INSTALLED
-from logto_webhooks.core.ports import Accepted, Found, Progress, Status, Store, Waiting
+from logto_webhooks.core.ports import Found, Progress, Status, Store, Waiting
 from logto_webhooks.core.reports import Report
 from logto_webhooks.core.signature import HEADER, VerifiedBody
 from logto_webhooks.errors import Discard, HandlerRefused, HandlerUnknown, RetryLater

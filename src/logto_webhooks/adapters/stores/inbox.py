@@ -12,8 +12,8 @@ from logto_webhooks.adapters.stores.bulk import insert_new
 from logto_webhooks.adapters.stores.dialect import chunks, now, pairs
 from logto_webhooks.adapters.stores.schema import deliveries, is_odd, is_pending
 from logto_webhooks.core.delivery import Delivery
+from logto_webhooks.core.inbox import Accepted, Claimed, Outcome, Received
 from logto_webhooks.core.lifecycle import State
-from logto_webhooks.core.ports import Accepted, Claimed, Outcome, Received
 from logto_webhooks.errors import ClaimLost
 
 

@@ -13,21 +13,12 @@ from logto_webhooks.adapters.stores.memory_jobs import MemoryJobs
 from logto_webhooks.adapters.stores.memory_keys import MemoryKeys
 from logto_webhooks.adapters.stores.memory_tables import InboxRow, Tables
 from logto_webhooks.core.delivery import Delivery
+from logto_webhooks.core.inbox import Accepted, Claimed, Outcome, Received
 from logto_webhooks.core.lifecycle import State
 from logto_webhooks.core.log import RECONCILE, RECOVER
 from logto_webhooks.core.merge import merge
 from logto_webhooks.core.mirror import parts_of, row_of
-from logto_webhooks.core.ports import (
-    Accepted,
-    Claimed,
-    Clock,
-    Found,
-    Outcome,
-    Progress,
-    Received,
-    Status,
-    Waiting,
-)
+from logto_webhooks.core.ports import Clock, Found, Progress, Status, Waiting
 from logto_webhooks.core.record import NEVER, Drop, Key, Kind, Record
 from logto_webhooks.core.silence import SILENT
 from logto_webhooks.errors import ClaimLost

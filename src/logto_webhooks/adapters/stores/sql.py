@@ -11,17 +11,9 @@ from logto_webhooks.adapters.stores.jobs import SqlJobs
 from logto_webhooks.adapters.stores.keys import SqlKeys
 from logto_webhooks.adapters.stores.search import SqlInbox
 from logto_webhooks.core.delivery import Delivery
+from logto_webhooks.core.inbox import Accepted, Claimed, Outcome, Received
 from logto_webhooks.core.log import RECONCILE, RECOVER
-from logto_webhooks.core.ports import (
-    Accepted,
-    Claimed,
-    Found,
-    Outcome,
-    Progress,
-    Received,
-    Status,
-    Waiting,
-)
+from logto_webhooks.core.ports import Found, Progress, Status, Waiting
 from logto_webhooks.core.record import Key, Kind, Record
 from logto_webhooks.core.silence import SILENT
 
