@@ -21,7 +21,7 @@ from logto_webhooks.samples.history import Final, Name
 from tests.support import recorded
 from tests.support.copy import STORES, Copy, Known, StoreKind, keys_of, open_host
 
-ORDERS = int(os.environ.get("LOGTO_WEBHOOKS_TEST_ORDERS", "10"))
+ORDERS = int(os.environ.get("LOGTO_WEBHOOKS_TEST_ORDERS", "5"))
 DOUBTFUL_USERS: dict[Name, int] = {"people": 0, "calm": 7, "race": 2, "lossy": 5}
 
 

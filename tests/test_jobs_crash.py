@@ -23,7 +23,7 @@ from tests.support import postgres
 from tests.support.copy import delivery
 from tests.support.service import clean_environment, command
 
-KILLS = int(os.environ.get("LOGTO_WEBHOOKS_TEST_JOB_KILLS", "4"))
+KILLS = int(os.environ.get("LOGTO_WEBHOOKS_TEST_JOB_KILLS", "3"))
 USERS, CHANGES = 10 * max(1, KILLS // 4), 8
 Kind = Literal["sqlite", "postgres"]
 WORKERS: dict[Kind, int] = {"sqlite": 1, "postgres": 4}

@@ -23,7 +23,7 @@ from logto_webhooks.testing import FrozenClock, make
 from tests.support import postgres
 from tests.support.copy import ALL, Copy, StoreKind, delivery, open_host
 
-RACES = int(os.environ.get("LOGTO_WEBHOOKS_TEST_RACES", "40"))
+RACES = int(os.environ.get("LOGTO_WEBHOOKS_TEST_RACES", "20"))
 KINDS: tuple[StoreKind, ...] = ("asyncpg", "psycopg")
 
 
