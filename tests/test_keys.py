@@ -154,15 +154,15 @@ def test_without_credentials_the_key_is_added_later(tmp_path: Path) -> None:
         async with FakeLogto() as logto:
             async with plain(tmp_path, logto.signing_key) as service:
                 hook = logto.add_hook(f"{service.url}/api/webhooks/logto")
-                await create(logto, 20)
+                await create(logto, 200)
                 rotated = logto.rotate_signing_key(hook["id"])
-                await create(logto, 30)
+                await create(logto, 300)
                 await junk(service, 300, hook=hook["id"])
-                await eventually(lambda: count(service, "logto_rejected"), lambda rows: rows == 330)
-                assert await count(service, "logto_users") == 20
+                await eventually(lambda: count(service, "logto_rejected"), lambda rows: rows == 600)
+                assert await count(service, "logto_users") == 200
             keys = f"{rotated['signingKey']},{hook['signingKey']}"
             async with plain(tmp_path, keys) as service:
-                await eventually(lambda: count(service, "logto_users"), lambda rows: rows == 50)
+                await eventually(lambda: count(service, "logto_users"), lambda rows: rows == 500)
                 assert await count(service, "logto_rejected") == 300
 
     asyncio.run(live())
