@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -19,7 +18,7 @@ from logto_webhooks.testing import make
 from tests.conftest import Run
 from tests.support import postgres
 from tests.support.copy import delivery as delivered
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, until
 from tests.test_jobs import add, claim, finish, job
 
 
@@ -181,12 +180,12 @@ def until_one_waits(engine: sa.Engine) -> None:
     """For a lock of this table's schema; whoever runs beside this test has another."""
     query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE :q"
     named = {"q": f"%{postgres.schema()}%logto_lines%"}
-    for _ in range(1000):
+
+    def one_waits() -> bool:
         with engine.connect() as connection:
-            if connection.scalar(sa.text(query), named):
-                return
-        time.sleep(0.01)
-    raise AssertionError("it doesn't wait")
+            return bool(connection.scalar(sa.text(query), named))
+
+    until(one_waits)
 
 
 def test_what_a_discarded_handler_wrote_is_rolled_back() -> None:
