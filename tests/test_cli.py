@@ -24,6 +24,7 @@ from tests.support.service import (
     one_line,
     wait_until_done,
 )
+from tests.support.waiting import until
 
 KEY = {"LOGTO_WEBHOOK_SIGNING_KEY": SIGNING_KEY}
 
@@ -160,7 +161,7 @@ def test_one_worker_works_on_a_file_and_the_next_takes_over(tmp_path: Path) -> N
         for _ in range(20):
             assert service.post(make.user_created()).status_code == 200
         wait_until_done(service)
-        assert service.log.count("outcome=applied") == 20
+        until(lambda: service.log.count("outcome=applied") == 20, lambda: service.log)
         service.process.kill()
         service.process.wait()
         fill(tmp_path, 1)
