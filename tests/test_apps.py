@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from logto_webhooks.cli.apps import handlers_of
+from logto_webhooks import LogtoWebhooks
+from logto_webhooks.cli.apps import application_of, handlers_of
 from logto_webhooks.errors import HandlerRefused, SettingInvalid
 from logto_webhooks.settings import Settings
-from logto_webhooks.testing import SIGNING_KEY
-from tests.support.service import command
+from logto_webhooks.testing import SIGNING_KEY, make
+from tests.support.service import Service, command
+from tests.support.waiting import until
 
 MODULES = {
     "app_good": "from logto_webhooks import LogtoWebhooks\n"
@@ -23,6 +25,19 @@ MODULES = {
     "app_exits": "import sys\nsys.exit('secret')\n",
     "app_broken": "def (:\n",
     "app_lacks": "import surely_no_module\n",
+    "app_owner": "from logto_webhooks import LogtoWebhooks\n"
+    "logto = LogtoWebhooks(signing_key='its own', database_url='sqlite:///its-own.db')\n",
+    "app_looks": "from pathlib import Path\n"
+    "from logto_webhooks import LogtoWebhooks, events\n"
+    "logto = LogtoWebhooks.from_env()\n"
+    "@logto.on(events.LocalUserCreated)\n"
+    "async def looked(event):\n"
+    "    user = await logto.wait_for_user(event.user.logto_user_id, 2)\n"
+    "    Path('seen.txt').write_text(user.email)\n"
+    "@logto.on(events.LocalUserUpdated)\n"
+    "def called(event):\n"
+    "    user = logto.call(logto.ensure_user({'sub': event.user.logto_user_id}))\n"
+    "    Path('called.txt').write_text(user.name)\n",
     "app_refused": "from logto_webhooks import LogtoWebhooks\n"
     "LogtoWebhooks.from_env().on('*', concurrency=0)(lambda event: None)\n",
 }
@@ -79,6 +94,40 @@ def test_what_our_own_errors_say_is_kept() -> None:
     """A handler that is refused says why."""
     with pytest.raises(HandlerRefused, match="concurrency"):
         handlers_of(Settings(app="app_refused:logto"))
+
+
+@pytest.mark.usefixtures("folder")
+def test_one_that_reads_the_environment_has_the_commands_settings() -> None:
+    """With its options and its `.env`; what the code gives stays."""
+    settings = Settings(app="app_good:inner.logto", database_url="sqlite:///here.db")
+    assert _of(settings).database.name == "here.db"
+    settings = Settings(app="app_owner:logto", database_url="sqlite:///here.db")
+    assert _of(settings).database.name == "its-own.db"
+
+
+def test_an_applications_calls_see_what_its_handlers_do(folder: Path) -> None:
+    """They look into the database that `.env` names, as `serve` does; `doctor` agrees."""
+    (folder / ".env").write_text("LOGTO_WEBHOOKS_DATABASE_URL=sqlite:///elsewhere.db\n")
+    with Service(folder, "--app", "app_looks:logto") as service:
+        service.post(make.user_created(id="ana", email="ana@example.com"))
+        until(lambda: _text(folder / "seen.txt") == "ana@example.com", lambda: service.log)
+        service.post(make.user_data_updated(id="ana", name="Ana"))
+        until(lambda: _text(folder / "called.txt") == "Ana", lambda: service.log)
+        told = command("doctor", "--app", "app_looks:logto", "--only", "application", folder=folder)
+        assert told.returncode == 0, told.stdout
+        service.process.terminate()
+        assert service.process.wait(20) == 0
+        assert "Traceback" not in service.log
+
+
+def _of(settings: Settings) -> LogtoWebhooks:
+    application = application_of(settings)
+    assert application
+    return application
+
+
+def _text(file: Path) -> str:
+    return file.read_text() if file.exists() else ""
 
 
 @pytest.mark.parametrize("app", ["app_exits:logto", "app_refused:logto"])

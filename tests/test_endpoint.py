@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import stat
 import subprocess
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from logto_webhooks import LogtoWebhooks, events
 from logto_webhooks.core.hooks import subscription
 from logto_webhooks.testing.fake import FakeLogto
 from tests.support.fake import credentials, serving
-from tests.support.service import PATH, command, one_line
+from tests.support.service import PATH, clean_environment, command, one_line
 
 URL = "https://app.example/api/webhooks/logto"
 APP = """\
@@ -58,7 +59,7 @@ def test_one_is_made_for_the_sync(tmp_path: Path) -> None:
         [hook] = logto.hooks
         assert (hook["config"], hook["name"]) == ({"url": URL}, "logto-webhooks")
         assert hook["events"] == subscription()
-        assert hook["signingKey"] in made.stdout
+        assert made.stdout == f"LOGTO_WEBHOOK_SIGNING_KEY={hook['signingKey']}\n"
         assert files(tmp_path) == []
         again = await run("create", "--url", f"{URL}/")
         assert again.returncode == 2
@@ -159,6 +160,9 @@ def test_the_list_says_which_is_ours(tmp_path: Path) -> None:
         shown = await run("list", **more)
         assert "name of theirs, too" in shown.stdout
         assert shown.stdout.count("theirs") == 2
+        long = f"https://app.example/{'sub/' * 60}api"
+        logto.add_hook(long, name="long")
+        assert long in (await run("list", **more)).stdout.split()
 
     live(test, tmp_path)
 
@@ -239,6 +243,29 @@ def test_what_can_not_be_done(
         assert refused.returncode == 2
         assert says in one_line(refused.stderr)
         assert len(logto.hooks) == 2
+
+    live(test, tmp_path)
+
+
+def test_a_new_key_is_one_line_to_paste(tmp_path: Path) -> None:
+    """However narrow the terminal; what else there is to say is said beside it."""
+
+    async def test(logto: FakeLogto, run: Run) -> None:
+        old = logto.add_hook(URL)["signingKey"]
+        environment = clean_environment({"COLUMNS": "30"} | credentials(logto))
+        program = (sys.executable, "-m", "logto_webhooks")
+        await asyncio.to_thread(command, "migrate", folder=tmp_path)
+        rotated = await asyncio.to_thread(
+            subprocess.run,
+            [*program, "endpoint", "rotate"],
+            cwd=tmp_path,
+            env=environment | {"LOGTO_WEBHOOK_SIGNING_KEY": old},
+            capture_output=True,
+            text=True,
+        )
+        [hook] = logto.hooks
+        assert rotated.stdout == f"LOGTO_WEBHOOK_SIGNING_KEY={hook['signingKey']},{old}\n"
+        assert f"The key of {hook['id']} ({URL}) is changed" in rotated.stderr
 
     live(test, tmp_path)
 

@@ -29,6 +29,7 @@ _VARYING: Final = (
     (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|\+00:00)", "TIME"),
     (r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "UUID"),
     (r"[0-9a-f]{64}", "DIGEST"),
+    (r"(SIGNING_KEY=)[\w,]+", "KEY"),
     (r"127\.0\.0\.1:\d+", "ADDRESS"),
     (r"(attempts\W+)\d+", "ATTEMPTS"),
     (r"(took_ms=|after )\d+(\.\d+)?", "TOOK"),

@@ -19,7 +19,7 @@ def handlers_of(settings: Settings) -> Handlers:
 
 
 def application_of(settings: Settings) -> LogtoWebhooks | None:
-    """Import the application, from this folder, too, if one is named.
+    """Import the application, from this folder, too, if one is named, and give it the settings.
 
     Raises SettingInvalid, and the errors of this package that the application's own module raises.
     """
@@ -34,6 +34,7 @@ def application_of(settings: Settings) -> LogtoWebhooks | None:
     found = _imported(module, name)
     if not isinstance(found, LogtoWebhooks):
         raise _wrong(f"{settings.app} is no LogtoWebhooks: name the variable that is one")
+    found.run_by(settings)
     return found
 
 

@@ -68,13 +68,13 @@ def create(
     if as_json:
         print(tables.as_json(_shown(made) | {"signing_key": made.signing_key}))
     else:
-        rows = _shown(made) | {"signing key": made.signing_key}
-        tables.table("", ("", ""), rows.items(), fold=True)
+        print(f"{_KEY}={made.signing_key}")
+    say(f"Made {made.name} ({made.id}) for {made.url}, with {len(made.events)} events.")
     if env_file is None:
-        tables.err.print(f"Set {_KEY} to that key.", markup=False)
+        say("Set that key, and start `logto-webhooks serve` with it.")
     else:
         _write(env_file, made.signing_key)
-        tables.err.print(f"The key is in {env_file}.", markup=False, soft_wrap=True)
+        say(f"The key is in {env_file}.")
 
 
 @app.command("list")
@@ -110,7 +110,7 @@ def list_(
             [*(row[name] for name in columns), len(each.events)]
             for row, each in zip(rows, found, strict=True)
         ]
-        tables.table("", (*columns, "events"), cells, fold=True)
+        tables.table("", (*columns, "events"), cells, wide=True)
     else:
         tables.err.print("Logto has no webhook.")
     if not rows:
@@ -204,15 +204,11 @@ def rotate(
     if as_json:
         print(tables.as_json(done))
         return
-    used = done.old_used_at
-    rows = {
-        "webhook": f"{done.hook} ({done.url})",
-        _KEY: done.signing_key,
-        "the old key ends at": tables.shown("ends_at", done.old_ends_at),
-        "and was last used at": "never" if used is None else tables.shown("used_at", used),
-    }
-    tables.table("", ("", ""), rows.items(), fold=True)
-    say(f"What runs on this database learns the new key from it. Set {_KEY} before you restart.")
+    print(f"{_KEY}={done.signing_key}")
+    ends, used = (tables.shown("_at", each) for each in (done.old_ends_at, done.old_used_at))
+    last = f"its last use that is noted (every 30 s) was at {used}" if used else "no use is noted"
+    say(f"The key of {done.hook} ({done.url}) is changed. The old one ends at {ends}; {last}.")
+    say("What runs on this database learns the new key from it. Set it before you restart.")
 
 
 def _tidy(settings: Settings) -> None:

@@ -22,6 +22,7 @@ from logto_webhooks.service.replay import Replayed
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
+_wide = Console(width=10_000, highlight=False)  # what is to be copied isn't broken
 
 _COMPACT = {
     "user": ("logto_user_id", "username", "email", "name", "deleted_at"),
@@ -30,9 +31,15 @@ _COMPACT = {
 
 
 def table(
-    title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], *, fold: bool = False
+    title: str,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[Any]],
+    *,
+    fold: bool = False,
+    wide: bool = False,
 ) -> None:
-    """Print rows under a title, long cells cut (or folded); the title alone if there are none."""
+    """Print rows under a title, long cells cut (folded; or as wide as they are); the title alone
+    if there are none."""
     made = Table(show_header=any(columns), header_style="bold", box=None, pad_edge=False)
     for column in columns:
         made.add_column(column, overflow="fold" if fold else "ellipsis", no_wrap=not fold)
@@ -41,7 +48,7 @@ def table(
     if title:
         out.print(title, style="bold", markup=False, soft_wrap=True)
     if made.row_count:
-        out.print(made)
+        (_wide if wide else out).print(made)
 
 
 def show_status(status: Status, waiting: Sequence[Waiting]) -> None:

@@ -13,8 +13,9 @@ class SettingInvalid(LogtoWebhooksError):
 
 
 class SigningKeyMissing(LogtoWebhooksError):
-    """No signing key. Set LOGTO_WEBHOOK_SIGNING_KEY (or --signing-key) to the hook's signing key,
-    which stands in Logto's console under Webhooks > your webhook > Settings > Signing key."""
+    """No signing key. Set LOGTO_WEBHOOK_SIGNING_KEY to the hook's signing key, which stands in
+    Logto's console under Webhooks > your webhook > Settings > Signing key. Commands take it from
+    --signing-key or a file .env, too, an application only from its environment."""
 
 
 class Unreachable(LogtoWebhooksError):

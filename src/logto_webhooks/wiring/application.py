@@ -21,6 +21,7 @@ from functools import partial
 from typing import Any, TypeVar, Unpack
 
 import sqlalchemy as sa
+from msgspec.structs import replace
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -38,7 +39,7 @@ from logto_webhooks.service.handlers import Function
 from logto_webhooks.service.options import TIME_LIMIT_S, Options
 from logto_webhooks.service.patterns import What, patterns_of
 from logto_webhooks.service.receive import Answer
-from logto_webhooks.settings import MountedSettings, from_env
+from logto_webhooks.settings import MountedSettings, Settings, from_env
 from logto_webhooks.wiring.given import Engine
 from logto_webhooks.wiring.operations import Operations
 from logto_webhooks.wiring.service import Service
@@ -75,7 +76,9 @@ class LogtoWebhooks(Operations):
         Raises SettingInvalid, and TypeError for a setting that there isn't.
         """
         given = {"signing_key": signing_key or None, "database_url": database_url, "path": path}
-        super().__init__(partial(from_env, environment or {}, **given, **settings), engine)
+        self._given: dict[str, Any] = {**given, **settings}
+        self._environment = environment
+        super().__init__(partial(from_env, environment or {}, **self._given), engine)
         self._observe = several(observe)
         self._service: Service | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -91,8 +94,15 @@ class LogtoWebhooks(Operations):
 
     @classmethod
     def from_env(cls, *, path: str = "/api/webhooks/logto") -> LogtoWebhooks:
-        """One that reads its settings from the environment when it is started."""
+        """One that reads its settings from the environment when it is started, or takes those of
+        the command that runs its handlers, which reads a file `.env`, too."""
         return cls(path=path, environment=os.environ)
+
+    def run_by(self, settings: Settings) -> None:
+        """Take a command's settings instead of the environment's, if that is read at all."""
+        if self._environment is not None:
+            given = {name: value for name, value in self._given.items() if value is not None}
+            self._settings = lambda: replace(settings, **given)
 
     @property
     def schema(self) -> str | None:

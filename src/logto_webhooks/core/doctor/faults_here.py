@@ -131,6 +131,6 @@ HERE: Final[dict[str, Fault]] = {
     "application_database": Fault(
         "broken",
         "The application has its own database at {theirs}, but its handlers run on {ours}.",
-        "Let both be the same: LOGTO_WEBHOOKS_DATABASE_URL, and the engine of LogtoWebhooks.",
+        "Set LOGTO_WEBHOOKS_DATABASE_URL to the one that LogtoWebhooks(…) is given.",
     ),
 }
