@@ -7,13 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from tests.pages import events, states, tree
+from tests.pages import events, fake, states, tree
 
 DOCS: Final = tree.FOLDER.parent
 _MAKERS: Final[dict[str, Callable[[str], str]]] = {
     "commands": lambda _: tree.index(),
     "options": lambda words: tree.options(tuple(words.split())),
     "events": events.section,
+    "fake": lambda _: fake.table(),
     "states": states.diagram,
 }
 _BLOCK: Final = re.compile(

@@ -82,7 +82,8 @@ def _line(report: Report) -> tuple[int, str, dict[str, Any]]:
             return level, "compared the inbox with Logto's log", fields
         case Compared():
             level = logging.WARNING if report.drifted or report.doubts else logging.INFO
-            return level, "compared all records with Logto", fields
+            mended = ", and mended what differed" if report.drifted else ""
+            return level, f"compared all records with Logto{mended}", fields
         case Asked():
             return logging.INFO, "asked Logto", fields
         case HandlerRan():
