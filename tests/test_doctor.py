@@ -5,17 +5,22 @@ from __future__ import annotations
 import asyncio
 import re
 import subprocess
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import msgspec
 import pytest
 
 from logto_webhooks import errors
+from logto_webhooks.core import canonical
 from logto_webhooks.core.doctor.findings import FAULTS, Finding, Level, exit_code
 from logto_webhooks.errors import LogtoWebhooksError, SettingInvalid
 from logto_webhooks.service.doctor.checks import CHECKS
+from logto_webhooks.testing import make
+from logto_webhooks.testing.fake import log_entry
 from tests.support import postgres
 from tests.support.clinic import OTHER_KEY, Clinic, Examine, bad, clinic
 from tests.support.fake import credentials
@@ -51,6 +56,29 @@ def test_a_healthy_system_has_nothing(kind: str, tmp_path: Path) -> None:
     unseen = {"application"} if kind == "sqlite" else {"application", "disk"}
     assert {each.check for each in findings if each.level != Level.OK} == unseen
     assert exit_code(findings) == 0
+
+
+def test_what_failed_and_is_here_is_no_fault_for_long(tmp_path: Path) -> None:
+    """Within the last hour it is told by its cause; later it is only counted."""
+
+    async def failed(healthy: Clinic, minutes: int) -> Finding:
+        then = time.time_ns() // 1_000_000 - minutes * 60_000
+        made = make.user_created(at=then)
+        async with httpx2.AsyncClient() as client:
+            answer = await client.post(healthy.url, content=made.body, headers=dict(made.headers))
+        assert answer.status_code == 200
+        payload = canonical.decode(made.body) | {"hookId": healthy.hook}
+        logged = log_entry("failed", payload, then, None, "ECONNRESET")
+        healthy.logto.populate_log(healthy.hook, [logged])
+        *_, finding = await healthy.ask("log")
+        return finding
+
+    async def both(healthy: Clinic) -> list[Finding]:
+        return [await failed(healthy, 59), await failed(healthy, 61)]
+
+    early, late = examined(tmp_path, both)
+    assert early.code == "log_reset"
+    assert late.text == "1 failed, none within the last hour; all are here by now."
 
 
 @pytest.mark.parametrize("name", [name for name, each in ALL.items() if each.stays])

@@ -16,6 +16,7 @@ from logto_webhooks.core.ports import Answered, Status
 
 SKEW_MS: Final = 5_000
 UNREAD: Final = 3  # times as long as the log is left unread at most
+MENDED_MS: Final = 3_600_000
 _SECOND_MS: Final = 1_000
 # Why an attempt came to nothing, in the words of core/log.py -> the fault.
 _CAUSES: Final = {
@@ -29,7 +30,8 @@ _CAUSES: Final = {
 
 
 class Looked(Struct, kw_only=True):
-    """What the newest entries of the last day say; `causes` are those of what failed.
+    """What the newest entries of the last day say; `causes` are those of what failed, but for the
+    `mended`, which failed more than an hour ago, and are here all the same.
 
     Of what isn't in the inbox, `answered` were logged as a success; of the others, the `recent`
     ones may be brought back yet, the `late` ones should have been.
@@ -38,24 +40,31 @@ class Looked(Struct, kw_only=True):
     entries: int = 0
     total: int = 0
     causes: dict[str, int] = {}
+    mended: int = 0
     late: int = 0
     recent: int = 0
     answered: int = 0
 
 
-def tally(looked: Looked, entries: Sequence[Any], missing: Sequence[Any], since: int) -> None:
-    """Count entries, of which some are `missing` here; what ended after `since` (ms) is recent."""
+def tally(
+    looked: Looked, entries: Sequence[Any], missing: Sequence[Any], now: int, recover_ms: int
+) -> None:
+    """Count entries, of which some are `missing` here; what ended within `recover_ms` is recent."""
     looked.entries += len(entries)
-    for cause in map(log.cause, entries):
-        if cause != log.ANSWERED:
+    gone = {id(each) for each in missing}
+    for entry in entries:
+        cause = log.cause(entry)
+        if cause == log.ANSWERED:
+            looked.answered += id(entry) in gone
+        elif id(entry) in gone or entry["createdAt"] > now - MENDED_MS:
             looked.causes[cause] = looked.causes.get(cause, 0) + 1
-    for entry in missing:
-        if log.cause(entry) == log.ANSWERED:
-            looked.answered += 1
-        elif entry["createdAt"] > since:
-            looked.recent += 1
         else:
-            looked.late += 1
+            looked.mended += 1
+    for entry in missing:
+        if log.cause(entry) != log.ANSWERED:
+            recent = entry["createdAt"] > now - recover_ms
+            looked.recent += recent
+            looked.late += not recent
 
 
 def skew_ms(answered: Answered) -> int:
@@ -132,6 +141,8 @@ def of_log(looked: Looked) -> list[Finding]:
         code = _CAUSES.get(cause, "log_other")
         counts[code] = counts.get(code, 0) + count
     faults = [found(code, count=count) for code, count in sorted(counts.items())]
+    if looked.mended and not faults:
+        return [fine(f"{looked.mended} failed, none within the last hour; all are here by now.")]
     return faults or [fine(f"None of the newest {looked.entries} of {looked.total} failed.")]
 
 

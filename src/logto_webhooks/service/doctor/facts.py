@@ -155,4 +155,4 @@ class Facts:
         missing = [
             entry for (entry, _), each in zip(told, accepted, strict=True) if not each.duplicate
         ]
-        tally(looked, entries, missing, now - 2 * self.patient.recover_every_s * 1000)
+        tally(looked, entries, missing, now, 2 * self.patient.recover_every_s * 1000)
