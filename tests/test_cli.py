@@ -241,6 +241,7 @@ class TestTrigger:
             refused = command("trigger", "User.Created", *options, folder=tmp_path)
             assert refused.returncode == 1
             assert "401" in refused.stdout
+            assert "the service doesn't know the key" in one_line(refused.stderr)
 
 
 def test_sign_takes_standard_input(tmp_path: Path) -> None:

@@ -81,6 +81,21 @@ def test_what_failed_and_is_here_is_no_fault_for_long(tmp_path: Path) -> None:
     assert late.text == "1 failed, none within the last hour; all are here by now."
 
 
+def test_what_was_set_aside_is_no_fault_for_long(tmp_path: Path) -> None:
+    """After a day it is only counted."""
+
+    async def examine(healthy: Clinic) -> list[Finding]:
+        assert bad(await ALL["a_delivery_that_another_key_signed"].examine(healthy)) == {"rejected"}
+        healthy.sql("UPDATE logto_rejected SET received_at = received_at - 86400000")
+        return await healthy.ask("rejected")
+
+    *_, finding = examined(tmp_path, examine)
+    assert (finding.level, finding.text) == (
+        Level.OK,
+        "1 requests are set aside, none of the last day.",
+    )
+
+
 @pytest.mark.parametrize("name", [name for name, each in ALL.items() if each.stays])
 def test_a_fault_that_stays_is_found(name: str, tmp_path: Path) -> None:
     """Those codes and no others."""

@@ -23,7 +23,10 @@ _MARKS: Final = {Level.OK: "✓", Level.SKIPPED: "-", Level.WARNING: "!", Level.
 def doctor(
     only: Annotated[
         str | None,
-        typer.Option(help=f"Which of {_NAMES}, separated by commas.", show_default=False),
+        typer.Option(
+            help=f"Which of {_NAMES}, separated by commas; with those that they need.",
+            show_default=False,
+        ),
     ] = None,
     timeout: Annotated[
         float, typer.Option(min=0.1, help="How long a check may take, in seconds.")
@@ -79,13 +82,17 @@ def doctor(
 
 
 def _show(findings: Sequence[Finding]) -> None:
-    """A line for each finding, and what to do below it; in the end, how many there are."""
-    for check, group in groupby(findings, attrgetter("check")):
-        for each in group:
-            _say(f"{_MARKS[each.level]} {check}: {each.text}")
-            if each.do:
-                _say(f"    {each.do}")
-                _say(f"    {each.docs}")
+    """A line for each finding, and what to do below it; in the end, how many there are.
+
+    Checks in a row that are skipped for one reason share a line.
+    """
+    for (level, text), group in groupby(findings, attrgetter("level", "text")):
+        alike = list(group)
+        checks = ", ".join(dict.fromkeys(each.check for each in alike))
+        _say(f"{_MARKS[level]} {checks}: {text}")
+        if alike[0].do:
+            _say(f"    {alike[0].do}")
+            _say(f"    {alike[0].docs}")
     levels = [each.level for each in findings]
     broken, warnings = levels.count(Level.BROKEN), levels.count(Level.WARNING)
     skipped = levels.count(Level.SKIPPED)

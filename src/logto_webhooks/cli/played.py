@@ -22,6 +22,10 @@ _BEFELL: Final[dict[Fault, str]] = {
     "wrong-signatures": "wrong signature",
     "slow-sending": "slow",
 }
+_UNKNOWN_KEY: Final = (
+    "401: the service doesn't know the key with which this was signed. Set "
+    "LOGTO_WEBHOOK_SIGNING_KEY to the one it runs with; after a rotation, to the new one."
+)
 
 
 class Played:
@@ -33,6 +37,7 @@ class Played:
         self._answers: dict[tuple[int, tuple[Fault, ...]], Any] = {}
         self._as_json = as_json
         self.surprising = False
+        self._refused = False
         _warn(steps)
         for each in steps:
             if each.lost:
@@ -42,6 +47,7 @@ class Played:
         """Note an answer."""
         self._answers[step.number, step.faults] = response
         self.surprising |= response.status_code != step.expected
+        self._refused |= response.status_code == 401 != step.expected
         self._print(step, response.status_code, tables.plain(response.text))
 
     def end(self, *, summary: bool) -> None:
@@ -63,6 +69,8 @@ class Played:
             tables.out.print(
                 f"seed {self._seed}: {', '.join(counts)}", markup=False, soft_wrap=True
             )
+        if self._refused:
+            tables.err.print(_UNKNOWN_KEY, markup=False, soft_wrap=True)
 
     def _told(self, step: Step) -> dict[str, Any]:
         told = {"number": step.number, "event": step.event, "faults": step.faults}

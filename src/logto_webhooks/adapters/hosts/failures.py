@@ -12,6 +12,7 @@ from logto_webhooks.errors import LogtoWebhooksError, RowRejected, StoreUnavaila
 
 # The classes of SQLSTATE that blame a row: bad data, a constraint, a limit of the program.
 _OF_A_ROW: Final = ("22", "23", "54")
+_NO_DATABASE: Final = "3D000"
 
 
 @contextmanager
@@ -46,7 +47,8 @@ def _meaning(cause: BaseException, error: Exception) -> StoreUnavailable | RowRe
         of_a_row = str(sqlstate).startswith(_OF_A_ROW)
     if of_a_row:
         return RowRejected(problem=type(cause).__name__)
-    return StoreUnavailable(problem=_first_line(cause))
+    hint = "; make it, then run: logto-webhooks migrate" if sqlstate == _NO_DATABASE else ""
+    return StoreUnavailable(problem=f"{_first_line(cause)}{hint}")
 
 
 def _first_line(error: BaseException) -> str:

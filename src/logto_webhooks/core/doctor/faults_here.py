@@ -47,7 +47,7 @@ HERE: Final[dict[str, Fault]] = {
     "database_unusable": Fault(
         "broken",
         "The database can't be used: {problem}.",
-        "See that it runs, and that LOGTO_WEBHOOKS_DATABASE_URL leads to it from here.",
+        "See that it exists and runs, and that LOGTO_WEBHOOKS_DATABASE_URL leads to it from here.",
     ),
     "schema_missing": Fault(
         "broken", "The database has none of our tables.", "Run: logto-webhooks migrate"
@@ -125,7 +125,7 @@ HERE: Final[dict[str, Fault]] = {
     ),
     "rejected": Fault(
         "warning",
-        "{count} requests are set aside: their signatures are of no key that is known here.",
+        "{count} requests are set aside, {fresh} of the last day: no known key signed them.",
         "If a key was changed, set the new one beside the old: what is set aside is tried again.",
     ),
     "application_database": Fault(

@@ -132,9 +132,11 @@ def of_records(status: Status, unsettled_s: float | None, asked: bool) -> list[F
     return [fine(f"{count} records wait for Logto, none for long.")]
 
 
-def of_rejected(count: int) -> list[Finding]:
-    """Judge what no key signed."""
-    return [found("rejected", count=count)] if count else [fine("No request is set aside.")]
+def of_rejected(count: int, fresh: int) -> list[Finding]:
+    """Judge what no key signed; the `fresh` came within the last day."""
+    if fresh:
+        return [found("rejected", count=count, fresh=fresh)]
+    return [fine(f"{count} requests are set aside, none of the last day.")]
 
 
 def of_application(ours: str, theirs: str) -> list[Finding]:

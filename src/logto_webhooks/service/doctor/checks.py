@@ -13,7 +13,7 @@ from logto_webhooks.core.hooks import Hook
 from logto_webhooks.core.inbox import DeliveryFilter
 from logto_webhooks.core.ports import Store
 from logto_webhooks.errors import LogtoRefused, LogtoUnreachable, SettingInvalid, StoreUnavailable
-from logto_webhooks.service.doctor.facts import Facts
+from logto_webhooks.service.doctor.facts import DAY_MS, Facts
 
 _CREDENTIALS: Final = 3
 
@@ -149,7 +149,12 @@ async def records(facts: Facts) -> list[Finding]:
 
 async def rejected(facts: Facts) -> list[Finding]:
     """All that came was signed with a known key."""
-    return here.of_rejected(await facts.read(lambda store: store.keys_of_hooks.aside()))
+    yesterday = facts.patient.clock.now() - DAY_MS
+
+    def count(store: Store) -> tuple[int, int]:
+        return store.keys_of_hooks.aside(), store.keys_of_hooks.aside(yesterday)
+
+    return here.of_rejected(*await facts.read(count))
 
 
 async def application(facts: Facts) -> list[Finding]:
