@@ -20,7 +20,7 @@ from logto_webhooks.core.jobs import JobRow
 from logto_webhooks.errors import CalledOnTheLoop
 from logto_webhooks.testing import SIGNING_KEY, make
 from tests.support import postgres
-from tests.test_handlers import all_over, live, on_postgres, on_sqlite, send, soon, until
+from tests.support.mounted import all_over, live, on_postgres, on_sqlite, send, soon, until
 
 DONE: list[str] = []
 

@@ -18,9 +18,9 @@ from logto_webhooks.errors import ClaimsUnusable, SettingInvalid
 from logto_webhooks.service import sync
 from logto_webhooks.testing import SIGNING_KEY, make
 from logto_webhooks.testing.fake import FakeLogto
+from tests.support.mounted import live, on_postgres, on_sqlite, send, soon
 from tests.support.postgres import server_url
 from tests.support.waiting import eventually
-from tests.test_handlers import live, on_postgres, on_sqlite, send, soon
 
 CLAIMS = {"sub": "ana", "email": "ana@example.com", "name": "Ana", "iat": 5}
 

@@ -20,9 +20,9 @@ import sqlalchemy as sa
 from logto_webhooks.samples.signed import Signed
 from logto_webhooks.testing import SIGNING_KEY, make
 from tests.support import postgres
+from tests.support.mounted import soon
 from tests.support.service import PATH, clean_environment
 from tests.support.waiting import until
-from tests.test_handlers import soon
 
 FOLDER = Path(__file__).parent.parent / "examples/fastapi"
 README = (FOLDER / "README.md").read_text()

@@ -12,8 +12,8 @@ from logto_webhooks import Delivery, LogtoWebhooks
 from logto_webhooks.core.log import INSTALLED
 from logto_webhooks.core.ports import Progress
 from logto_webhooks.testing.fake import FakeLogto
+from tests.support.fake import NOBODY, application
 from tests.support.waiting import eventually
-from tests.test_operations import HOOK, application
 
 DAY_MS = 86_400_000
 
@@ -36,7 +36,7 @@ def test_what_was_before_runs_no_handler(kind: str, tmp_path: Path) -> None:
 
     async def run() -> None:
         async with FakeLogto(now=clock.now) as fake:
-            fake.add_hook(HOOK)  # nothing answers there: all is lost, and in Logto's log
+            fake.add_hook(NOBODY)  # nothing answers there: all is lost, and in Logto's log
             acme, ana = await a_days_history(fake)
             clock.behind = 0
             logto = application(kind, tmp_path, fake)

@@ -18,8 +18,8 @@ from logto_webhooks.testing import make
 from tests.conftest import Run
 from tests.support import postgres
 from tests.support.copy import delivery as delivered
+from tests.support.jobs import add, claim, finish, job
 from tests.support.waiting import eventually, until
-from tests.test_jobs import add, claim, finish, job
 
 
 def moved(run: Run, move: JobMove, *ids: int) -> list[int]:

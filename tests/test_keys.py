@@ -28,10 +28,10 @@ from logto_webhooks.samples.signed import Signed, signed
 from logto_webhooks.testing import make
 from logto_webhooks.testing.fake import FakeLogto
 from tests.conftest import Run
+from tests.support.copy import RECEIVED_AT
 from tests.support.fake import credentials, serving
 from tests.support.service import Service, command
 from tests.support.waiting import eventually
-from tests.test_stores import T0
 
 JUNK = int(os.environ.get("LOGTO_WEBHOOKS_TEST_JUNK", "1000"))
 
@@ -77,7 +77,7 @@ class TestStore:
         assert self.kept(run) == [77, 2, 3, 4, 5]
         run(lambda store: store.keys_of_hooks.set_aside([stranger(6, known=known, size=80)]))
         assert self.kept(run) == [77, 4, 5, 6]
-        old = stranger(7, known=known, at=T0 - bounds.age_ms * 2)
+        old = stranger(7, known=known, at=RECEIVED_AT - bounds.age_ms * 2)
         run(lambda store: store.keys_of_hooks.set_aside([old]))
         assert 7 not in self.kept(run)
 

@@ -8,16 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from logto_webhooks import LogtoWebhooks, events
+from logto_webhooks import LogtoWebhooks
 from logto_webhooks.core.inbox import DeliveryFilter
 from logto_webhooks.core.jobs import JobFilter
 from logto_webhooks.core.lifecycle import State
 from logto_webhooks.errors import ApiNotConfigured, DeliveryUnknown, SettingInvalid
 from logto_webhooks.testing.fake import FakeLogto
-from tests.support import postgres
+from tests.support.fake import NOBODY, application
 from tests.support.waiting import eventually
-
-HOOK = "http://127.0.0.1:9/api/webhooks/logto"
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgres"])
@@ -26,7 +24,7 @@ def test_every_command_has_its_method(kind: str, tmp_path: Path) -> None:
 
     async def run() -> None:
         async with FakeLogto() as fake:
-            fake.add_hook(HOOK)
+            fake.add_hook(NOBODY)
             logto = application(kind, tmp_path, fake)
             await logto.migrate()
             ana = fake.create_user(primaryEmail="ana@example.com")["id"]
@@ -39,31 +37,6 @@ def test_every_command_has_its_method(kind: str, tmp_path: Path) -> None:
             await logto.close()
 
     asyncio.run(run())
-
-
-def application(kind: str, folder: Path, fake: FakeLogto) -> LogtoWebhooks:
-    url, schema = f"sqlite:///{folder / 'app.db'}", None
-    if kind == "postgres":
-        url = postgres.server_url().render_as_string(hide_password=False)
-        schema = postgres.emptied_schema()
-    logto = LogtoWebhooks(
-        signing_key=fake.signing_key,
-        database_url=url,
-        schema=schema,
-        endpoint=fake.url,
-        app_id=fake.app_id,
-        app_secret=fake.app_secret,
-        recover_every_s=3600,
-        reconcile_every_s=0,
-        api_budget=1000.0,
-        public_url=HOOK,
-    )
-
-    @logto.on(events.UserDataUpdated, name="breaks", max_attempts=1)
-    def breaks(event: events.UserDataUpdated) -> None:
-        raise ValueError
-
-    return logto
 
 
 async def through_all(logto: LogtoWebhooks, fake: FakeLogto, ana: str) -> None:

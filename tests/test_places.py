@@ -19,9 +19,9 @@ from logto_webhooks.core.reports import Report
 from logto_webhooks.samples.signed import Signed
 from logto_webhooks.testing import SIGNING_KEY, make
 from tests.support import postgres
+from tests.support.mounted import all_over, jobs, live, on_postgres, on_sqlite, send, soon, until
 from tests.support.service import Service
 from tests.support.waiting import until as until_true
-from tests.test_handlers import all_over, jobs, live, on_postgres, on_sqlite, send, soon, until
 
 
 def people(count: int, since: int = 0) -> list[Signed]:

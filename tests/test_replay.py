@@ -21,7 +21,7 @@ from logto_webhooks.service.replay import Replayed
 from logto_webhooks.testing import FrozenClock, make
 from tests.conftest import Run
 from tests.support.copy import Copy, delivery, memory_host
-from tests.test_jobs import claim, finish, job
+from tests.support.jobs import claim, finish, job
 
 T = TypeVar("T")
 OLD = Registered(name="old", patterns=("User.*",))

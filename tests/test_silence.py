@@ -17,10 +17,9 @@ from logto_webhooks.service.silence import Watch, noted
 from logto_webhooks.testing import FrozenClock, make
 from logto_webhooks.wiring import database_of
 from tests.conftest import Run
-from tests.support.copy import delivery
+from tests.support.copy import RECEIVED_AT, delivery
 from tests.support.service import Service
 from tests.support.waiting import until
-from tests.test_stores import T0
 
 HOUR_MS = 3_600_000
 
@@ -50,13 +49,13 @@ def test_the_flow_is_learnt_from_the_inbox(run: Run) -> None:
     assert run(noted) == Flow()
     for day in range(20):
         for hour in (8, 9, 17):
-            add(run, T0 + day * DAY_MS + hour * HOUR_MS)
+            add(run, RECEIVED_AT + day * DAY_MS + hour * HOUR_MS)
             run(noted)
     flow = run(noted)
-    assert flow.began == T0 + 8 * HOUR_MS
-    assert flow.last == T0 + 19 * DAY_MS + 17 * HOUR_MS
+    assert flow.began == RECEIVED_AT + 8 * HOUR_MS
+    assert flow.last == RECEIVED_AT + 19 * DAY_MS + 17 * HOUR_MS
     assert flow.gaps == (15 * HOUR_MS,) * 14
-    add(run, T0 + 25 * DAY_MS, origin="log")
+    add(run, RECEIVED_AT + 25 * DAY_MS, origin="log")
     assert run(noted) == flow
     assert silence(flow, (flow.last or 0) + 30 * HOUR_MS) is None
     assert silence(flow, (flow.last or 0) + 31 * HOUR_MS) is not None
@@ -64,7 +63,7 @@ def test_the_flow_is_learnt_from_the_inbox(run: Run) -> None:
 
 def test_what_is_rejected_since_the_last_is_counted(run: Run) -> None:
     """Of hooks that are known here; junk that names others is no alarm."""
-    add(run, T0)
+    add(run, RECEIVED_AT)
     strangers = [_stranger(at, known) for at in (-1, 1, 2) for known in (True, False)]
     run(lambda store: store.keys_of_hooks.set_aside(strangers))
     assert run(noted).rejected == 2
@@ -74,7 +73,7 @@ def test_it_is_told_once(tmp_path: Path) -> None:
     """And that deliveries come again; `status` knows, too."""
 
     async def main() -> None:
-        database, clock = database_of(f"sqlite:///{tmp_path / 'a.db'}"), FrozenClock(T0)
+        database, clock = database_of(f"sqlite:///{tmp_path / 'a.db'}"), FrozenClock(RECEIVED_AT)
         told: list[Report] = []
         await database.migrate()
         watch = Watch(database.host, clock, told.append, 3600)
@@ -87,7 +86,7 @@ def test_it_is_told_once(tmp_path: Path) -> None:
         clock.tick(3601)
         await watch.look()
         await watch.look()
-        assert (await database.host.read(lambda store: store.status())).silent_since == T0
+        assert (await database.host.read(lambda store: store.status())).silent_since == RECEIVED_AT
         await came()
         assert told == [FlowStopped("silent", 3601, 0), FlowResumed(3601)]
         assert (await database.host.read(lambda store: store.status())).silent_since is None
@@ -117,4 +116,6 @@ def _delivery(at: int, origin: Origin) -> Delivery:
 
 
 def _stranger(at: int, known: bool) -> Stranger:
-    return Stranger(body=b"x", signature="0" * 64, received_at=T0 + at, hook="h", known=known)
+    return Stranger(
+        body=b"x", signature="0" * 64, received_at=RECEIVED_AT + at, hook="h", known=known
+    )

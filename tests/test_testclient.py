@@ -15,8 +15,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from logto_webhooks import Delivery, LogtoWebhooks, events
 from logto_webhooks.fastapi import router
 from logto_webhooks.testing import make
+from tests.support.mounted import on_postgres, on_sqlite
 from tests.support.waiting import until
-from tests.test_handlers import on_postgres, on_sqlite
 
 NEWS = {
     ("Organization.Created", "organization:acme"),

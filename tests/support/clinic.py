@@ -26,7 +26,6 @@ from logto_webhooks.wiring.operations import Operations
 from tests.support.service import PATH
 from tests.support.waiting import eventually
 
-NOBODY: Final = f"http://127.0.0.1:9{PATH}"
 RARE: Final = "Scope.Deleted"
 OTHER_KEY: Final = "another-key-that-no-webhook-has-1"
 NEIGHBOUR: Final = "http://user:hush@127.0.0.1:9/?token=hush"  # another's webhook

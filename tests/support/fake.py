@@ -1,4 +1,4 @@
-"""A service that asks a FakeLogto."""
+"""What asks a FakeLogto: a service, an application."""
 
 from __future__ import annotations
 
@@ -6,9 +6,14 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Final
 
+from logto_webhooks import LogtoWebhooks, events
 from logto_webhooks.testing.fake import FakeLogto
-from tests.support.service import Service
+from tests.support import postgres
+from tests.support.service import PATH, Service
+
+NOBODY: Final = f"http://127.0.0.1:9{PATH}"
 
 
 def credentials(logto: FakeLogto) -> dict[str, str]:
@@ -35,3 +40,29 @@ async def serving(folder: Path, logto: FakeLogto, **given: str) -> AsyncIterator
         yield service
     finally:
         await asyncio.to_thread(service.__exit__, None, None, None)
+
+
+def application(kind: str, folder: Path, fake: FakeLogto) -> LogtoWebhooks:
+    """One that asks it, and has a handler that fails."""
+    url, schema = f"sqlite:///{folder / 'app.db'}", None
+    if kind == "postgres":
+        url = postgres.server_url().render_as_string(hide_password=False)
+        schema = postgres.emptied_schema()
+    logto = LogtoWebhooks(
+        signing_key=fake.signing_key,
+        database_url=url,
+        schema=schema,
+        endpoint=fake.url,
+        app_id=fake.app_id,
+        app_secret=fake.app_secret,
+        recover_every_s=3600,
+        reconcile_every_s=0,
+        api_budget=1000.0,
+        public_url=NOBODY,
+    )
+
+    @logto.on(events.UserDataUpdated, name="breaks", max_attempts=1)
+    def breaks(event: events.UserDataUpdated) -> None:
+        raise ValueError
+
+    return logto

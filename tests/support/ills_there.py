@@ -13,7 +13,6 @@ from logto_webhooks.core.hooks import subscription
 from logto_webhooks.testing import make
 from logto_webhooks.testing.fake import log_entry
 from tests.support.clinic import (
-    NOBODY,
     TLS,
     Clinic,
     answering,
@@ -21,6 +20,7 @@ from tests.support.clinic import (
     ills,
     refusing,
 )
+from tests.support.fake import NOBODY
 
 THERE, finds = ills()
 _RESET = 'TypeError: {"message":"fetch failed","cause":{"code":"ECONNRESET"}}'
