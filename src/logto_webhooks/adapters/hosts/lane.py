@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import Future
 from queue import SimpleQueue
-from threading import Thread
+from threading import Lock, Thread
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -22,24 +22,30 @@ class Lane:
     def __init__(self, name: str) -> None:
         self._name = name
         self._thread: Thread | None = None
+        self._alone = Lock()  # loops of several threads may begin at once
         self._given: SimpleQueue[_Work | None] = SimpleQueue()
 
     async def run(self, work: Callable[[], T]) -> T:
         """Do that there. Raises what it raises."""
-        if self._thread is None or not self._thread.is_alive():
-            self._given = SimpleQueue()
-            self._thread = Thread(target=_do_all, args=(self._given,), name=self._name, daemon=True)
-            self._thread.start()
         done: Future[T] = Future()
-        self._given.put((done, work))
+        with self._alone:
+            self._start()
+            self._given.put((done, work))
         return await asyncio.wrap_future(done)
 
     def close(self, wait_s: float) -> None:
         """Let the thread end once it has done all; wait so long for that, at most."""
-        thread, self._thread = self._thread, None
-        if thread is not None:
+        with self._alone:
+            thread, self._thread = self._thread, None
             self._given.put(None)
+        if thread is not None:
             thread.join(wait_s)
+
+    def _start(self) -> None:
+        if self._thread is None or not self._thread.is_alive():
+            self._given = SimpleQueue()
+            self._thread = Thread(target=_do_all, args=(self._given,), name=self._name, daemon=True)
+            self._thread.start()
 
 
 def _do_all(given: SimpleQueue[_Work | None]) -> None:
