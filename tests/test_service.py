@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -99,6 +100,28 @@ def test_a_whole_history_over_http(tmp_path: Path) -> None:
         assert statuses == [200] * len(recorded_history.deliveries)
         assert service.stored() == len(recorded_history.deliveries)
         wait_until_done(service)
+
+
+def test_an_answer_is_one_piece(service: Service) -> None:
+    """Head and body together, in order, on a connection that stays; and a head alone is sent."""
+    made = make.user_created()
+    head = f"POST {PATH} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(made.body)}\r\n"
+    head += "".join(f"{name}: {value}\r\n" for name, value in made.headers if name != "host")
+    with socket.create_connection(("127.0.0.1", service.port), 10) as connection:
+        for _ in range(2):
+            connection.sendall(head.encode() + b"\r\n" + made.body)
+            answered = connection.recv(65_536)
+            assert answered.startswith(b"HTTP/1.1 200 OK\r\n")
+            assert b'{"id":' in answered
+        connection.sendall(b"HEAD /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert connection.recv(65_536).startswith(b"HTTP/1.1 200 OK\r\n")
+        connection.sendall(head.encode() + b"expect: 100-continue\r\n\r\n")
+        assert connection.recv(65_536).startswith(b"HTTP/1.1 100 Continue\r\n")
+        connection.sendall(made.body)
+        assert connection.recv(65_536).startswith(b"HTTP/1.1 200 OK\r\n")
+        connection.sendall(b"nonsense\r\n\r\n")
+        assert connection.recv(65_536).startswith(b"HTTP/1.1 400 ")
+        assert connection.recv(65_536) == b""
 
 
 def test_idle_connections_outlive_logtos() -> None:

@@ -6,7 +6,6 @@ body, and log the loss as a success. So both spellings, with and without a slash
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Final, Protocol
@@ -29,6 +28,7 @@ from logto_webhooks.errors import (
     LogtoWebhooksError,
     NotTheWebhook,
 )
+from logto_webhooks.service.patience import Patience
 from logto_webhooks.service.receive import Answer, Receiver
 
 READ_S: Final = 8.0  # Logto itself gives up after 10 s
@@ -91,6 +91,7 @@ class Webhook:
         self._receiver = receiver
         self._max_body = max_body
         self._room = room
+        self._patience = Patience(READ_S)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Read, hand over, answer. A connection is closed when its body wasn't read."""
@@ -114,7 +115,8 @@ class Webhook:
     ) -> Answer | None:
         receiver = self._receiver
         try:
-            body = await _read(size, receive, self._max_body)
+            with self._patience.limit():
+                body = await _read(size, receive, self._max_body)
         except BodyIncomplete:
             return None
         except BodyTooLarge as error:
@@ -163,22 +165,21 @@ async def _live(
 
 
 async def _read(announced: int, receive: Receive, limit: int) -> bytes:
-    """Read the body, never more than `limit`. Raises BodyTooLarge, BodyIncomplete, TimeoutError."""
+    """Read the body, never more than `limit`. Raises BodyTooLarge, BodyIncomplete."""
     if announced > limit:
         raise BodyTooLarge(limit=limit)
     chunks: list[bytes] = []
     size = 0
-    async with asyncio.timeout(READ_S):
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise BodyIncomplete()
-            chunks.append(message.get("body", b""))
-            size += len(chunks[-1])
-            if size > limit:
-                raise BodyTooLarge(limit=limit)
-            if not message.get("more_body"):
-                return b"".join(chunks)
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise BodyIncomplete()
+        chunks.append(message.get("body", b""))
+        size += len(chunks[-1])
+        if size > limit:
+            raise BodyTooLarge(limit=limit)
+        if not message.get("more_body"):
+            return b"".join(chunks)
 
 
 def response(answer: Answer | None) -> Response:

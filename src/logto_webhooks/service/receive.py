@@ -21,13 +21,13 @@ from logto_webhooks.errors import (
     StoreUnavailable,
 )
 from logto_webhooks.service.keyring import Keyring
+from logto_webhooks.service.patience import Patience
 
 MAX_ROWS: Final = 512
 LARGE: Final = 256 * 2**10
 MAX_BYTES: Final = 16 * 2**20
 LONGEST_WAIT_S: Final = 8.0  # Logto waits 10 s
 RETRY_AFTER_S: Final = 5
-_TOO_LONG: Final = StoreUnavailable(problem=f"it took longer than {LONGEST_WAIT_S:.0f} s")
 
 _LIKELY_CAUSES: Final = (
     "likely the key of another hook, a key that was rotated, or a proxy that changed the body"
@@ -126,21 +126,23 @@ class GroupCommit:
         self._host = host
         self._observe = observe
         self._stored = stored
+        self._patience = Patience(LONGEST_WAIT_S)
         self._waiting: list[_Waiting] = []
         self._committing: asyncio.Task[None] | None = None
 
     async def add(self, delivery: Delivery) -> Accepted:
         """Return once it is committed. Raises StoreUnavailable or RowRejected."""
-        loop = asyncio.get_running_loop()
-        waiting = _Waiting(delivery, loop.create_future())
-        self._waiting.append(waiting)
         if self._committing is None:
-            self._committing = loop.create_task(self._commit_all())
-        deadline = loop.call_later(LONGEST_WAIT_S, self._fail, [waiting], _TOO_LONG)
+            self._committing = asyncio.create_task(self._commit_all())
+        waiting = _Waiting(delivery, self._committing.get_loop().create_future())
+        self._waiting.append(waiting)
         try:
-            return await waiting.answer
-        finally:
-            deadline.cancel()
+            with self._patience.limit():
+                return await waiting.answer
+        except TimeoutError:
+            slow = StoreUnavailable(problem=f"it took longer than {LONGEST_WAIT_S:.0f} s")
+            self._observe(NotStored(1, str(slow)))
+            raise slow from None
 
     async def _commit_all(self) -> None:
         try:

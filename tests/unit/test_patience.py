@@ -1,0 +1,109 @@
+"""Many time limits, one timer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from logto_webhooks.service.patience import Patience
+
+SHORT_S = 0.05
+
+
+def run(test: Callable[[Patience], Awaitable[None]], patience: Patience | None = None) -> None:
+    """In a loop of its own, which nothing is left in."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        problems: list[object] = []
+        loop.set_exception_handler(lambda _, told: problems.append(told))
+        await asyncio.wait_for(test(patience or Patience(SHORT_S)), 10)
+        assert problems == []
+
+    asyncio.run(main())
+
+
+async def forever(patience: Patience) -> None:
+    with patience.limit():
+        await asyncio.Event().wait()
+
+
+def test_who_waits_too_long_is_told() -> None:
+    """And nobody before the time."""
+
+    async def test(patience: Patience) -> None:
+        started = asyncio.get_running_loop().time()
+        with pytest.raises(TimeoutError):
+            await forever(patience)
+        assert asyncio.get_running_loop().time() - started >= SHORT_S
+
+    run(test)
+
+
+def test_each_has_its_own_time() -> None:
+    """Who came later, while others wait or after they are done, waits as long."""
+
+    async def test(patience: Patience) -> None:
+        loop, ended = asyncio.get_running_loop(), list[float]()
+
+        async def one(after_s: float) -> None:
+            await asyncio.sleep(after_s)
+            started = loop.time()
+            with pytest.raises(TimeoutError):
+                await forever(patience)
+            ended.append(loop.time() - started)
+
+        async def quick() -> None:
+            for _ in range(100):
+                with patience.limit():
+                    await asyncio.sleep(0.001)
+
+        await asyncio.gather(*(one(n * SHORT_S / 5) for n in range(10)), quick())
+        assert len(ended) == 10
+        assert all(SHORT_S <= each < SHORT_S * 10 for each in ended)
+
+    run(test)
+
+
+def test_who_is_cancelled_is_cancelled() -> None:
+    """By somebody else: that is no TimeoutError, and stays in force."""
+
+    async def test(patience: Patience) -> None:
+        task = asyncio.create_task(forever(patience))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await asyncio.sleep(SHORT_S * 2)
+
+    run(test)
+
+
+def test_a_block_that_ends_in_time_is_left_alone() -> None:
+    """Its task goes on, and an error that it raises is its own."""
+
+    async def test(patience: Patience) -> None:
+        with patience.limit():
+            await asyncio.sleep(0)
+        with pytest.raises(ValueError, match="mine"), patience.limit():
+            raise ValueError("mine")
+        await asyncio.sleep(SHORT_S * 2)
+        assert asyncio.current_task() is not None
+
+    run(test)
+
+
+def test_it_can_be_used_in_one_loop_after_another() -> None:
+    """As an application that is started again does."""
+    patience = Patience(SHORT_S)
+
+    async def test(patience: Patience) -> None:
+        with patience.limit():
+            await asyncio.sleep(0)
+        with pytest.raises(TimeoutError):
+            await forever(patience)
+
+    run(test, patience)
+    run(test, patience)
