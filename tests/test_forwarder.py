@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
 
 import pytest
 
@@ -18,7 +18,7 @@ _HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 async def endless(piece: bytes, pause_s: float) -> AsyncIterator[str]:
     async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(_HEAD)
-        with suppress(ConnectionError):
+        with closing(writer), suppress(ConnectionError):
             while not writer.is_closing():
                 writer.write(b"%x\r\n%s\r\n" % (len(piece), piece))
                 await writer.drain()
