@@ -25,8 +25,10 @@ from logto_webhooks.wiring.databases import Database
 from tests.test_stores import T0
 
 
-def of(database: Database, told: list[Report], ask: Ask | None = None) -> Quarantine:
-    ring = Keyring(["configured"])
+def of(
+    database: Database, told: list[Report], ask: Ask | None = None, key: str = "configured"
+) -> Quarantine:
+    ring = Keyring([key])
     return Quarantine(database.host, ring, FrozenClock(T0), told.append, lambda: None, ask)
 
 
@@ -79,6 +81,31 @@ def test_logto_is_asked_again_when_it_could_not_be(
         for _ in range(3):
             await waiting.turn()
         assert len(asked) == 2
+        await database.host.close()
+
+    asyncio.run(main())
+
+
+def test_what_a_process_with_an_old_key_sets_aside_others_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though the key is new to none of them."""
+    monkeypatch.setattr(quarantine, "QUIET_S", 0.0)
+
+    async def main() -> None:
+        database, told = database_of(f"sqlite:///{tmp_path / 'a.db'}"), list[Report]()
+        await database.migrate()
+        stale, current = of(database, told, key="old"), of(database, told)
+        await current.turn()
+        for number in range(3):
+            body = make.user_created(id=f"u{number}").body
+            stale.offer(body, sign(body, "configured").encode(), time.time_ns() // 1_000_000)
+            await stale.turn()
+            assert await database.host.read(lambda store: store.keys_of_hooks.aside()) == 1
+            await current.turn()
+            assert await database.host.read(lambda store: store.keys_of_hooks.aside()) == 0
+        status = await database.host.read(lambda store: store.status())
+        assert status.deliveries["pending"] == 3
         await database.host.close()
 
     asyncio.run(main())

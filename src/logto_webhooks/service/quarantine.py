@@ -64,6 +64,7 @@ class Quarantine:
         self._rejected_at = -WATCHFUL_S
         self._to_ask = False
         self._untried = True  # whether a key is new to what is set aside
+        self._tried, self._tried_at = 0, 0.0  # up to which id, and when
 
     def offer(self, body: bytes, signature: bytes, at: int) -> None:
         """Set a request aside, if it may be of Logto and there is room."""
@@ -156,12 +157,15 @@ class Quarantine:
         return await self._host.read(lambda store: store.keys_of_hooks.learnt())
 
     async def _try_all(self) -> None:
-        after = 0
-        while self._untried and (page := await self._host.read(partial(_strangers, after=after))):
+        """With a new key all, else now and then what others set aside: they may lack a key."""
+        if not self._untried and time.monotonic() - self._tried_at < QUIET_S:
+            return
+        after = 0 if self._untried else self._tried
+        while page := await self._host.read(partial(_strangers, after=after)):
             after = page[-1].id
             proved = [(each.id, delivery) for each in page if (delivery := self._delivery(each))]
             await self._add([each for _, each in proved], [id for id, _ in proved])
-        self._untried = False
+        self._tried, self._tried_at, self._untried = after, time.monotonic(), False
 
     async def _add(self, deliveries: list[Delivery], ids: list[int]) -> None:
         if not deliveries:
