@@ -61,6 +61,15 @@ def test_the_flow_is_learnt_from_the_inbox(run: Run) -> None:
     assert silence(flow, (flow.last or 0) + 31 * HOUR_MS) is not None
 
 
+def test_a_gap_is_forgotten_after_two_weeks(run: Run) -> None:
+    """Be there nothing on that day of the week ever after: an outage ended on a Saturday."""
+    for day in (0, 5, *(each for each in range(6, 40) if each % 7 != 5)):
+        add(run, T0 + day * DAY_MS)
+        run(noted)
+        gaps = run(noted).gaps
+        assert (max(gaps, default=0) == 5 * DAY_MS) == (5 <= day < 19), day
+
+
 def test_what_is_rejected_since_the_last_is_counted(run: Run) -> None:
     """Of hooks that are known here; junk that names others is no alarm."""
     add(run, RECEIVED_AT)

@@ -110,6 +110,17 @@ async def a_server_that_takes_no_writes(clinic: Clinic) -> list[Finding]:
     return await _on_postgres(clinic, "-c default_transaction_read_only=on")
 
 
+@finds("database_unwritable")
+async def a_file_that_somebody_holds(clinic: Clinic) -> list[Finding]:
+    another = await clinic.another()
+    holder = sa.create_engine(another["database_url"])
+    with holder.begin() as connection:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        found = await clinic.ask("durability", **another)
+    holder.dispose()
+    return found
+
+
 @finds("disk_low")
 async def a_disk_that_fills(clinic: Clinic) -> list[Finding]:
     return await clinic.ask("disk", least_free_mb=await _free_mb(clinic) * 2)

@@ -4,13 +4,34 @@ from __future__ import annotations
 
 import pytest
 
-from logto_webhooks.core.hooks import Hook, hook_of, named, ours, subscription
+from logto_webhooks.core.hooks import Hook, hook_of, is_url, named, ours, subscription
 from logto_webhooks.errors import EndpointUnknown
 
 SYNC = subscription()
 A = Hook(id="a", name="main", config={"url": "https://a.example/x"}, signing_key="key-a")
 B = Hook(id="b", name="twin", config={"url": "https://b.example/x/"}, signing_key="key-b")
 C = Hook(id="c", name="twin", config={"url": "https://c.example/x"}, signing_key="key-c")
+
+
+@pytest.mark.parametrize(
+    ("text", "is_one"),
+    [
+        ("https://a.example/x", True),
+        ("http://127.0.0.1:8000", True),
+        ("HTTPS://ä.example/x?y=1", True),
+        (" https://a.example/x", False),
+        ("https://a.example/x\n", False),
+        ("https://a.example/x y", False),
+        ("https://a.ex\u200bample/x", False),
+        ("ftp://a.example/x", False),
+        ("https://:80/", False),
+        ("https://a.example:99999/", False),
+        ("http://[::1/x", False),
+    ],
+)
+def test_what_is_pasted_must_be_an_address(text: str, is_one: bool) -> None:
+    """With nothing before or behind it: Logto would take it as it is, and reach nobody."""
+    assert is_url(text) is is_one
 
 
 def test_the_sync_needs_users_organizations_and_sign_ins() -> None:

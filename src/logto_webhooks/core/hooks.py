@@ -58,6 +58,8 @@ def hook_of(content: Any) -> Hook | None:
 
 def is_url(text: str) -> bool:
     """Whether it is an address that can be posted to."""
+    if any(each.isspace() or not each.isprintable() for each in text):
+        return False  # what reads it would take it for another
     try:
         parts = urlsplit(text)
         return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
-from contextlib import aclosing
+from collections.abc import Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from typing import Any, Final
 
 from msgspec import Struct
@@ -15,7 +15,7 @@ from logto_webhooks.core import canonical
 from logto_webhooks.core.hooks import Hook, hook_of
 from logto_webhooks.core.inbox import DeliveryFilter, Kept
 from logto_webhooks.core.ports import Host, Logto
-from logto_webhooks.errors import EndpointExists, EndpointGone
+from logto_webhooks.errors import EndpointExists, EndpointGone, LogtoUnreachable
 from logto_webhooks.service.follow import follow, newest_id
 
 POLL_S: Final = 0.2
@@ -49,7 +49,18 @@ async def create(logto: Logto, url: str, name: str, events: Sequence[str]) -> Ho
     for each in found:
         if each.leads_to(url):
             raise EndpointExists(id=each.id, url=url)
-    return made_of((await logto.create_hook(name, url, events)).content, name)
+    with perhaps_done("it may be there all the same: see `logto-webhooks endpoint list`"):
+        return made_of((await logto.create_hook(name, url, events)).content, name)
+
+
+@contextmanager
+def perhaps_done(note: str) -> Iterator[None]:
+    """Who got no answer is told that Logto may have done it. Raises LogtoUnreachable."""
+    try:
+        yield
+    except LogtoUnreachable as error:
+        problem = f"{error.problem}; {note}"
+        raise LogtoUnreachable(endpoint=error.endpoint, problem=problem) from None
 
 
 def made_of(content: Any, name: str) -> Hook:

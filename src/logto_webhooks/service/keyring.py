@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 from typing import Final
 
 from logto_webhooks.core.keys import HookKey, fingerprint, hook_named
@@ -11,23 +12,35 @@ _LOOK_MS: Final = 1_000
 
 
 class Keyring:
-    """`keys` are all that are tried; `hooks` those that are known to send here."""
+    """`hooks` are those that are known to send here."""
 
     def __init__(self, configured: Sequence[str]) -> None:
-        self.keys = self._configured = tuple(configured)
+        self._keys = self._configured = tuple(configured)
+        self._learnt: Sequence[HookKey] = ()
+        self._next_end = inf
         self.hooks: set[str] = set()
         self._used: dict[str, int] = {}
         self._looked: dict[str, int] = {}
 
+    def at(self, now: int) -> tuple[str, ...]:
+        """The keys that are accepted now (ms); one that has ended isn't, be it configured."""
+        if now >= self._next_end:
+            self._choose(now)
+        return self._keys
+
     def learn(self, learnt: Sequence[HookKey], now: int) -> bool:
-        """Take what Logto told; what has ended is accepted no more, be it configured. Say whether
-        a key is new."""
-        before = set(self.keys)
-        over = {each.key for each in learnt if each.until is not None and each.until <= now}
-        known = (*self._configured, *(each.key for each in learnt))
-        self.keys = tuple(dict.fromkeys(key for key in known if key not in over))
+        """Take what Logto told. Say whether a key is new."""
+        before = set(self._keys)
+        self._learnt = learnt
         self.hooks |= {each.hook for each in learnt}
-        return not before.issuperset(self.keys)
+        self._choose(now)
+        return not before.issuperset(self._keys)
+
+    def _choose(self, now: int) -> None:
+        ends = {each.key: each.until for each in self._learnt if each.until is not None}
+        known = (*self._configured, *(each.key for each in self._learnt))
+        self._keys = tuple(dict.fromkeys(key for key in known if ends.get(key, inf) > now))
+        self._next_end = min((end for end in ends.values() if end > now), default=inf)
 
     def note_use(self, key: str, body: bytes, at: int) -> None:
         """Note that a key proved a body (ms), and now and then which hook it is of."""

@@ -82,7 +82,7 @@ class LogReader:
         self._since = since
         self._reached = 0
         self._read: dict[str, Hook] = {}
-        self._seen: dict[bytes, int] = {}  # digest -> when its attempt ended
+        self._seen: dict[bytes, int] = {}  # digest -> when its last attempt ended
 
     async def deliveries(self, poll_s: float = POLL_S) -> AsyncGenerator[Delivery, None]:
         """Each once, the first that ended first. Raises LogtoRefused, NothingLogged, EndpointGone,
@@ -156,7 +156,8 @@ class LogReader:
 
     def _new(self, entry: Json) -> Delivery | None:
         delivery = log.delivery_of(entry, self._clock.now())
-        if delivery is None or delivery.digest in self._seen:
+        if delivery is None:
             return None
-        self._seen[delivery.digest] = entry["createdAt"]
-        return delivery
+        before = self._seen.get(delivery.digest)
+        self._seen[delivery.digest] = max(entry["createdAt"], before or 0)
+        return delivery if before is None else None

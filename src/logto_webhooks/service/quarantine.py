@@ -19,7 +19,7 @@ from logto_webhooks.core.keys import HookKey, Stranger, hook_named
 from logto_webhooks.core.ports import Clock, Host, Logto, Observer, Store
 from logto_webhooks.core.reports import NotAsked, Rescued, SetAside
 from logto_webhooks.core.signature import verify
-from logto_webhooks.errors import NotADelivery, SignatureRejected, described
+from logto_webhooks.errors import LogtoUnreachable, NotADelivery, SignatureRejected, described
 from logto_webhooks.service.keyring import Keyring
 
 ASK_S: Final = 10.0  # Logto is asked for keys no more often
@@ -64,6 +64,7 @@ class Quarantine:
         self._rejected_at = -WATCHFUL_S
         self._to_ask = False
         self._untried = True  # whether a key is new to what is set aside
+        self._tried, self._tried_at = 0, 0.0  # up to which id, and when
 
     def offer(self, body: bytes, signature: bytes, at: int) -> None:
         """Set a request aside, if it may be of Logto and there is room."""
@@ -71,15 +72,10 @@ class Quarantine:
         if hook is None:
             return
         known = hook in self._ring.hooks
-        rows, size = _QUEUE[known]
-        if len(self._queue[known]) >= rows or self._queued[known] + len(body) > size:
+        given = signature.decode()
+        stranger = Stranger(body=body, signature=given, received_at=at, hook=hook, known=known)
+        if not self._hold(stranger):
             return
-        self._queued[known] += len(body)
-        self._queue[known].append(
-            Stranger(
-                body=body, signature=signature.decode(), received_at=at, hook=hook, known=known
-            )
-        )
         self._to_ask = True
         if known:
             self._rejected_at = time.monotonic()
@@ -120,8 +116,18 @@ class Quarantine:
             await self._add([delivery for _, delivery in proved if delivery], [])
         except BaseException:
             for each in queued:
-                self._queue[each.known].append(each)
+                self._hold(each)
             raise
+
+    def _hold(self, stranger: Stranger) -> bool:
+        """Queue it, if there is room."""
+        known, size = stranger.known, len(stranger.body)
+        rows, most = _QUEUE[known]
+        if len(self._queue[known]) >= rows or self._queued[known] + size > most:
+            return False
+        self._queued[known] += size
+        self._queue[known].append(stranger)
+        return True
 
     def _learn(self, learnt: list[HookKey]) -> None:
         self._untried = self._ring.learn(learnt, self._clock.now()) or self._untried
@@ -142,17 +148,24 @@ class Quarantine:
     async def _ask_logto(self) -> list[HookKey]:
         assert self._ask is not None
         self._asked_at, self._to_ask = time.monotonic(), False
-        told = await self._ask(self._ring.keys)
+        try:
+            told = await self._ask(self._ring.at(self._clock.now()))
+        except LogtoUnreachable:
+            self._to_ask = True
+            raise
         await self._host.run(lambda store: store.keys_of_hooks.learn(told))
         return await self._host.read(lambda store: store.keys_of_hooks.learnt())
 
     async def _try_all(self) -> None:
-        after = 0
-        while self._untried and (page := await self._host.read(partial(_strangers, after=after))):
+        """With a new key all, else now and then what others set aside: they may lack a key."""
+        if not self._untried and time.monotonic() - self._tried_at < QUIET_S:
+            return
+        after = 0 if self._untried else self._tried
+        while page := await self._host.read(partial(_strangers, after=after)):
             after = page[-1].id
             proved = [(each.id, delivery) for each in page if (delivery := self._delivery(each))]
             await self._add([each for _, each in proved], [id for id, _ in proved])
-        self._untried = False
+        self._tried, self._tried_at, self._untried = after, time.monotonic(), False
 
     async def _add(self, deliveries: list[Delivery], ids: list[int]) -> None:
         if not deliveries:
@@ -168,7 +181,8 @@ class Quarantine:
 
     def _delivery(self, stranger: Stranger) -> Delivery | None:
         try:
-            verified = verify(stranger.body, [stranger.signature.encode()], self._ring.keys)
+            keys = self._ring.at(self._clock.now())
+            verified = verify(stranger.body, [stranger.signature.encode()], keys)
             return identify(verified, stranger.received_at)
         except (SignatureRejected, NotADelivery):
             return None

@@ -84,7 +84,7 @@ class Receiver:
         """
         started = self._clock.now()
         try:
-            keys = self._ring.keys
+            keys = self._ring.at(started)
             verified = verify(body, signatures, keys)
             if len(body) < LARGE:
                 delivery = identify(verified, started)

@@ -3,13 +3,18 @@ meanwhile."""
 
 from __future__ import annotations
 
+from typing import Final
+
 from msgspec import Struct
 from msgspec.structs import replace
 
 from logto_webhooks.core.hooks import Hook
 from logto_webhooks.core.keys import HookKey, fingerprint
 from logto_webhooks.core.ports import Clock, Host, Logto, Store
-from logto_webhooks.service.endpoint import made_of
+from logto_webhooks.errors import StoreUnavailable
+from logto_webhooks.service.endpoint import made_of, perhaps_done
+
+_CHANGED: Final = "the key is changed at Logto, so run this again"
 
 
 class Rotated(Struct, frozen=True, kw_only=True):
@@ -37,7 +42,8 @@ async def rotate(logto: Logto, host: Host, clock: Clock, hook: Hook, overlap_ms:
     """
     old = HookKey(hook=hook.id, key=hook.signing_key, learnt_at=clock.now())
     await host.run(lambda store: store.keys_of_hooks.learn([old]))
-    changed = made_of((await logto.rotate_key(hook.id)).content, hook.name)
+    with perhaps_done("the key may be another all the same, so run this again"):
+        changed = made_of((await logto.rotate_key(hook.id)).content, hook.name)
     now = clock.now()
     new = HookKey(hook=hook.id, key=changed.signing_key, learnt_at=now)
     ending = replace(old, until=now + overlap_ms)
@@ -46,7 +52,10 @@ async def rotate(logto: Logto, host: Host, clock: Clock, hook: Hook, overlap_ms:
         store.keys_of_hooks.learn([ending, new])
         return store.keys_of_hooks.used({})
 
-    used = await host.run(learn)
+    try:
+        used = await host.run(learn)
+    except StoreUnavailable as error:
+        raise StoreUnavailable(problem=f"{error.problem}; {_CHANGED}") from None
     keys = [new.key, old.key] if overlap_ms else [new.key]
     return Rotated(
         hook=hook.id,

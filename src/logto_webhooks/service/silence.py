@@ -61,7 +61,9 @@ def noted(store: Store) -> Flow:
     if newest is not None and known is not None and newest > known.at:
         _note_gap(store, newest, newest - known.at)
         known = store.progress(FLOW, Progress(newest, known.count))
-    gaps = [each for day in range(DAYS) if (each := store.progress(_of_day(day)))]
+    oldest = (known.at if known else 0) - DAYS * DAY_MS
+    kept = (store.progress(_of_day(day)) for day in range(DAYS))
+    gaps = [each for each in kept if each and each.at > oldest]
     return Flow(
         began=known.count if known else None,
         last=known.at if known else None,

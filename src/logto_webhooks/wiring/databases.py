@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 import sqlalchemy as sa
+from msgspec.structs import replace
 
 from logto_webhooks.adapters.hosts.failures import translated
 from logto_webhooks.adapters.hosts.thread import ThreadHost
@@ -17,7 +18,7 @@ from logto_webhooks.adapters.stores import migrate, premises, sqlite
 from logto_webhooks.adapters.stores.sql import SqlStore
 from logto_webhooks.core.doctor.here import Premises
 from logto_webhooks.core.ports import HandlerHost, Status
-from logto_webhooks.errors import SettingInvalid
+from logto_webhooks.errors import SettingInvalid, StoreUnavailable
 
 T = TypeVar("T")
 _URL = "LOGTO_WEBHOOKS_DATABASE_URL"
@@ -104,7 +105,16 @@ class SqliteFile:
 
     def _premises(self) -> Premises:
         free = shutil.disk_usage(self.file.absolute().parent).free
-        return self._look(premises.look(self.name, free))
+        found = self._look(premises.look(self.name, free))
+        return replace(found, unwritable=self._unwritable())
+
+    def _unwritable(self) -> str | None:
+        """Why nobody can begin to write now, if so; nothing is written."""
+        try:
+            with translated(), self._engine.begin():
+                return None
+        except StoreUnavailable as error:
+            return error.problem
 
     def _look(self, work: Callable[[sa.Connection], T]) -> T:
         self._guard.check_file()

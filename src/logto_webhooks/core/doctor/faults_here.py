@@ -67,6 +67,11 @@ HERE: Final[dict[str, Fault]] = {
         "The database takes no writes here: it is a standby, or read-only.",
         "Set LOGTO_WEBHOOKS_DATABASE_URL to the primary.",
     ),
+    "database_unwritable": Fault(
+        "broken",
+        "Nothing can be written into the database: {problem}. All deliveries are answered 503.",
+        "If it is locked, end who holds it; else let this user write the file and its folder.",
+    ),
     "not_durable": Fault(
         "broken",
         "What was answered 200 can be lost when the server stops: {settings}.",

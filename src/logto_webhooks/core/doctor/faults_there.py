@@ -86,7 +86,9 @@ THERE: Final[dict[str, Fault]] = {
         "{url} answers {status}, but not as logto-webhooks does: something stands before it.",
         "Let the proxy pass the webhook's path on, without credentials of its own.",
     ),
-    "address_failing": Fault("broken", "{url} answers {status}.", SEE_LOG),
+    "address_failing": Fault(
+        "broken", "{url} answers {status}.", f"{SEE_LOG} If it has nothing, the proxy's does."
+    ),
     "address_refused": Fault(
         "broken",
         "Nothing listens at {url}, seen from here.",

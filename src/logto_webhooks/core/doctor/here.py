@@ -28,7 +28,8 @@ class Premises(Struct, frozen=True, kw_only=True):
     """What a database says of itself, whose tables may be of another release.
 
     `settings` are a server's. `free` are bytes where its file is, None if that can't be seen;
-    `unsettled_s` is how long the first record has waited for Logto.
+    `unwritable` is why its file can't be written. `unsettled_s` is how long the first record has
+    waited for Logto.
     """
 
     place: str
@@ -36,6 +37,7 @@ class Premises(Struct, frozen=True, kw_only=True):
     needed: str
     settings: dict[str, str] = {}
     free: int | None = None
+    unwritable: str | None = None
     unsettled_s: float | None = None
 
 
@@ -81,6 +83,8 @@ def of_durability(premises: Premises) -> list[Finding]:
     faults = [found("not_durable", settings=off)] if off else []
     if settings.get("transaction_read_only") == "on":
         faults.append(found("database_read_only"))
+    if premises.unwritable is not None:
+        faults.append(found("database_unwritable", problem=premises.unwritable))
     return faults or [fine("What is answered 200 is on disk.")]
 
 
