@@ -12,6 +12,7 @@ from logto_webhooks.cli.apps import application_of, handlers_of
 from logto_webhooks.errors import HandlerRefused, SettingInvalid
 from logto_webhooks.settings import Settings
 from logto_webhooks.testing import SIGNING_KEY, make
+from tests.support import postgres
 from tests.support.service import Service, command
 from tests.support.waiting import until
 
@@ -38,6 +39,19 @@ MODULES = {
     "def called(event):\n"
     "    user = logto.call(logto.ensure_user({'sub': event.user.logto_user_id}))\n"
     "    Path('called.txt').write_text(user.name)\n",
+    "app_both": "from logto_webhooks import LogtoWebhooks, events\n"
+    "logto = LogtoWebhooks.from_env()\n"
+    "def early(event):\n"
+    "    user_id = event.user.logto_user_id\n"
+    "    return logto.ensure_user({'sub': user_id if 'early' in user_id else 'early-' + user_id})\n"
+    "@logto.on(events.LocalUserCreated, name='awaits')\n"
+    "async def awaits(event):\n"
+    "    await logto.status()\n"
+    "    await early(event)\n"
+    "@logto.on(events.LocalUserCreated, name='calls')\n"
+    "def calls(event):\n"
+    "    logto.call(logto.status())\n"
+    "    logto.call(early(event))\n",
     "app_refused": "from logto_webhooks import LogtoWebhooks\n"
     "LogtoWebhooks.from_env().on('*', concurrency=0)(lambda event: None)\n",
 }
@@ -118,6 +132,20 @@ def test_an_applications_calls_see_what_its_handlers_do(folder: Path) -> None:
         service.process.terminate()
         assert service.process.wait(20) == 0
         assert "Traceback" not in service.log
+
+
+def test_its_calls_are_made_on_the_commands_loop(folder: Path) -> None:
+    """Awaited and called, they share connections, which end with the command."""
+    url = postgres.server_url().render_as_string(hide_password=False)
+    options = ("--app", "app_both:logto", "--database-url", url)
+    with Service(folder, *options, "--schema", postgres.emptied_schema()) as service:
+        for number in range(5):
+            service.post(make.user_created(id=f"u{number}"))
+        until(lambda: service.log.count("INFO    handled ") == 20, lambda: service.log)
+        service.process.terminate()
+        assert service.process.wait(20) == 0
+        assert "Traceback" not in service.log
+        assert "a job failed" not in service.log
 
 
 def _of(settings: Settings) -> LogtoWebhooks:

@@ -177,9 +177,9 @@ def ended(number: int, line: int, state: JobState) -> JobOutcome:
 
 
 def until_one_waits(engine: sa.Engine) -> None:
-    """For a lock of this table's schema; whoever runs beside this test has another."""
+    """For a lock of this schema; whoever runs beside this test has another."""
     query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE :q"
-    named = {"q": f"%{postgres.schema()}%logto_lines%"}
+    named = {"q": f"%{postgres.schema()}%"}
 
     def one_waits() -> bool:
         with engine.connect() as connection:

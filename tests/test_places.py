@@ -6,9 +6,12 @@ import asyncio
 import contextlib
 import signal
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx2
+import psycopg
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
@@ -119,6 +122,75 @@ def test_stuck_sessions_hold_up_nobody_on_postgresql() -> None:
         live(logto, body)
     finally:
         go.set()
+
+
+def test_who_is_left_behind_writes_nothing_on_postgresql() -> None:
+    """Its connection is nobody else's afterwards, whatever it still has of it; a statement that
+    runs is cancelled."""
+    schema = postgres.emptied_schema()
+    engine = sa.create_engine(
+        postgres.server_url().set(drivername="postgresql+psycopg"), pool_size=3, max_overflow=0
+    )
+    logto = LogtoWebhooks(signing_key=SIGNING_KEY, engine=engine, schema=schema)
+    go = threading.Event()
+    ended: list[str | None] = []
+
+    def then(work: Callable[[], object]) -> None:
+        try:
+            work()
+        except sa.exc.DBAPIError as error:
+            ended.append(getattr(error.orig, "sqlstate", None))
+        except psycopg.Error as error:
+            ended.append(error.sqlstate)
+
+    @logto.on("User.Created", name="keeps", max_attempts=1, time_limit=0.2)
+    def keeps(event: events.UserCreated, connection: sa.Connection) -> None:
+        cursor = connection.connection.cursor()
+        cursor.execute(f"UPDATE {schema}.logto_users SET name = 'late'")
+        go.wait(60)
+        then(lambda: cursor.execute(f"UPDATE {schema}.logto_users SET name = 'late'"))
+
+    @logto.on("User.Created", name="sleeps", max_attempts=1, time_limit=0.2)
+    def sleeps(event: events.UserCreated, session: Session) -> None:
+        then(lambda: session.execute(sa.text("SELECT pg_sleep(600)")))
+
+    @logto.on("User.Deleted", name="good")
+    def good(event: events.UserDeleted, session: Session) -> None: ...
+
+    async def body(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
+        await send(client, *people(1))
+        await until(lambda rows: [each.state for each in rows] == ["dead"] * 2, logto)
+        go.set()
+        until_true(lambda: len(ended) == 2, lambda: str(ended))
+        await send(client, make.user_deleted(id="u1"))
+        await until(all_over(3), logto)
+        [found] = await logto.users()
+        assert found.row["name"] != "late"
+
+    try:
+        live(logto, body)
+    finally:
+        go.set()
+    assert set(ended) == {None, "57014"}  # it was cancelled
+
+
+def test_who_waits_for_the_writer_has_its_whole_time(tmp_path: Path) -> None:
+    """Others before it take nothing from it."""
+    logto = on_sqlite(tmp_path)
+
+    @logto.on("User.Created", name="slow")
+    def slow(event: events.UserCreated, session: Session) -> None:
+        time.sleep(0.5)
+
+    @logto.on("User.Created", name="quick", max_attempts=1, time_limit=0.4)
+    def quick(event: events.UserCreated, session: Session) -> None: ...
+
+    async def body(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
+        await send(client, *people(4))
+        done = await until(all_over(8), logto)
+        assert {each.state for each in done} == {"done"}
+
+    live(logto, body)
 
 
 @pytest.mark.parametrize("statement", ["COMMIT", "ROLLBACK"])

@@ -18,7 +18,7 @@ from logto_webhooks.adapters.hosts.thread import ThreadHost
 from logto_webhooks.adapters.stores import migrate, sqlite
 from logto_webhooks.adapters.stores.memory import MemoryStore
 from logto_webhooks.adapters.stores.memory_tables import Tables
-from logto_webhooks.adapters.stores.postgres import engine_of
+from logto_webhooks.adapters.stores.postgres import engine_of, stop
 from logto_webhooks.adapters.stores.sql import SqlStore
 from logto_webhooks.core.delivery import Delivery, identify
 from logto_webhooks.core.events import parse
@@ -66,7 +66,14 @@ def open_host(kind: StoreKind, folder: Path) -> Host:
             postgres.server_url().set(drivername="postgresql+psycopg"),
             execution_options={"schema_translate_map": {None: schema}},
         )
-        return ThreadHost(engine, SqlStore, reads={}, committed=lambda: None, failed=engine.dispose)
+        return ThreadHost(
+            engine,
+            SqlStore,
+            reads={},
+            committed=lambda: None,
+            failed=engine.dispose,
+            stop=stop,
+        )
     # Tests run on an event loop each, and a connection belongs to one loop.
     url = postgres.server_url().set(drivername=f"postgresql+{kind}")
     return LoopHost(in_schema(engine_of(url, poolclass=NullPool), schema), SqlStore)

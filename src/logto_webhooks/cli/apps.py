@@ -9,17 +9,19 @@ import sys
 from logto_webhooks.errors import LogtoWebhooksError, SettingInvalid
 from logto_webhooks.service.handlers import Handlers
 from logto_webhooks.settings import Settings
+from logto_webhooks.wiring import Database
 from logto_webhooks.wiring.application import LogtoWebhooks
 
 
-def handlers_of(settings: Settings) -> Handlers:
+def handlers_of(settings: Settings, database: Database | None = None) -> Handlers:
     """The handlers of the application; none has none. Raises as below."""
-    application = application_of(settings)
+    application = application_of(settings, database)
     return Handlers() if application is None else application.handlers
 
 
-def application_of(settings: Settings) -> LogtoWebhooks | None:
-    """Import the application, from this folder, too, if one is named, and give it the settings.
+def application_of(settings: Settings, database: Database | None = None) -> LogtoWebhooks | None:
+    """Import the application, from this folder, too, if one is named, and give it the settings,
+    and the database that they name, if that is open.
 
     Raises SettingInvalid, and the errors of this package that the application's own module raises.
     """
@@ -34,7 +36,7 @@ def application_of(settings: Settings) -> LogtoWebhooks | None:
     found = _imported(module, name)
     if not isinstance(found, LogtoWebhooks):
         raise _wrong(f"{settings.app} is no LogtoWebhooks: name the variable that is one")
-    found.run_by(settings)
+    found.run_by(settings, database)
     return found
 
 

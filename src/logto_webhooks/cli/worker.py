@@ -97,7 +97,7 @@ async def _working(
 ) -> AsyncIterator[tuple[Workers, Database]]:
     """What works on the database, until SIGTERM or SIGINT."""
     database = database_of(settings.database_url, settings.schema)
-    handlers = handlers_of(settings)
+    handlers = handlers_of(settings, database)
     work = Workers(settings, database, observe, handlers)
     loop = asyncio.get_running_loop()
     for each in (signal.SIGTERM, signal.SIGINT):

@@ -167,6 +167,9 @@ class Jobs(Protocol):
         Of lines whose lease ran out it takes one, or none unless `lost`.
         """
 
+    def lock(self, line_ids: Sequence[int]) -> None:
+        """Let nobody change lines until the transaction ends; all lock them in the same order."""
+
     def renew(self, token: str, line_ids: Sequence[int], lease_s: float) -> None:
         """Hold lines longer."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -53,13 +54,18 @@ class Handlers:
     def __init__(self) -> None:
         self._provides: Provides | None = None  # as long as the database isn't known
         self._all: dict[str, Handler] = {}
-        self._in_use = False
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def __iter__(self) -> Iterator[Handler]:
         return iter(self._all.values())
 
     def __len__(self) -> int:
         return len(self._all)
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """The event loop on which they run, of an application or a command; None if they don't."""
+        return self._loop
 
     def get(self, name: str) -> Handler | None:
         """Find one by its name."""
@@ -84,7 +90,7 @@ class Handlers:
         if called in self._all:
             problem = "another has this name; give one of them a name of its own, name='…'"
             raise HandlerRefused(name=called, problem=problem)
-        if self._in_use:
+        if self._loop is not None:
             problem = "jobs are made for what is known at the start: register it before"
             raise HandlerRefused(name=called, problem=problem)
         if not patterns:
@@ -105,12 +111,12 @@ class Handlers:
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
-        """As long as the block lasts, none can be registered: it would never run."""
-        self._in_use = True
+        """As long as the block lasts, they run, and none can be registered: it never would."""
+        before, self._loop = self._loop, asyncio.get_running_loop()
         try:
             yield
         finally:
-            self._in_use = False
+            self._loop = before
 
     def copy(self, provides: Provides) -> Handlers:
         """The same handlers on another database. Raises HandlerRefused."""

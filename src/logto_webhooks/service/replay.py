@@ -15,6 +15,7 @@ from logto_webhooks.core.jobs import JobFilter, JobRow, NewJob
 from logto_webhooks.core.lifecycle import JobMove, State
 from logto_webhooks.core.ports import Store
 from logto_webhooks.core.projection import plan
+from logto_webhooks.core.record import Change
 from logto_webhooks.core.signature import vouch
 from logto_webhooks.errors import MalformedEvent, NotADelivery
 from logto_webhooks.service import sync
@@ -59,22 +60,30 @@ def replay(
     """
     at_once = sync_only or tell
     applied = [each for each in some if handler is None or sync_only or each.state is State.DEAD]
-    drifts = [drift for each in applied if at_once for drift in _applied(store, each, lag_ms)]
+    drifts = _applied(store, applied, lag_ms) if at_once else []
     jobs = 0
     if not sync_only:
         store.inbox.again([each.id for each in applied])
         again = _Again(store, lag_ms, handler, rerun)
-        jobs = sum(again.run(each) for each in some)
+        for each in some:
+            again.look(each)
+        jobs = again.run()
     return Replayed(deliveries=len(applied), jobs=jobs, drifts=drifts)
 
 
-def _applied(store: Store, kept: Kept, lag_ms: int) -> list[Drift]:
+def _applied(store: Store, some: Sequence[Kept], lag_ms: int) -> list[Drift]:
+    told = [_changes(each, lag_ms) for each in some]
+    # All are locked at first, in order: so no worker that has some of them waits in a circle.
+    sync.lock(store, [change for changes in told for change in changes])
+    pairs = [pair for changes in told for pair in sync.learn(store, changes, None)]
+    return [drift for pair in pairs if (drift := drift_of(*pair)) is not None]
+
+
+def _changes(kept: Kept, lag_ms: int) -> Sequence[Change]:
     try:
-        changes = plan(parse(vouch(kept.body)), lag_ms)
+        return plan(parse(vouch(kept.body)), lag_ms)
     except MalformedEvent:
         return []
-    pairs = sync.learn(store, changes, None)
-    return [drift for pair in pairs if (drift := drift_of(*pair)) is not None]
 
 
 class _Again:
@@ -88,23 +97,30 @@ class _Again:
         self._reruns = {each.name for each in registered if rerun and each.rerun}
         self._told = [each for each in registered if handler in (None, each.name)]
         self._since = installed_at(store)
+        self._again: list[int] = []
+        self._new: list[NewJob] = []
+        self._missing = 0
 
-    def run(self, kept: Kept) -> int:
-        """Those of one delivery; return how many.
+    def look(self, kept: Kept) -> None:
+        """Find those of one delivery.
 
         Who applies it makes what is missing; of one that isn't applied again that is done here.
         """
         known: set[tuple[str, str, str]] = set()
-        again = []
         for row in all_jobs(self._store, JobFilter(delivery_id=kept.id, handler=self._handler)):
             known.add((row.handler, row.event, row.subject))
             if row.state in ("dead", "discarded") or self._is_rerun(row):
-                again.append(row.id)
+                self._again.append(row.id)
         made = self._made(kept)
         new = [each for each in made if (each.handler, each.event, each.subject) not in known]
+        self._missing += len(new)
         if self._handler is not None and kept.state is not State.DEAD:
-            self._store.jobs.add(new)
-        return len(self._store.jobs.move(again, JobMove.REPEAT)) + len(new)
+            self._new += new
+
+    def run(self) -> int:
+        """Make and move them, those of all deliveries at once: their lines are taken in order."""
+        self._store.jobs.add(self._new)
+        return len(self._store.jobs.move(self._again, JobMove.REPEAT)) + self._missing
 
     def _is_rerun(self, row: JobRow) -> bool:
         return row.state == "done" and row.handler in self._reruns

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Final
@@ -115,12 +115,11 @@ class Runner:
     def _turn(
         self, store: Store, *, token: str, done: list[tuple[str, JobOutcome]], held: list[Held]
     ) -> list[Held]:
-        _finish(store, done)
         now = time.monotonic()
-        if held and now - self._renewed > LEASE_S / 3:
+        renewed = held if now - self._renewed > LEASE_S / 3 else []
+        _finish(store, done, renewed)
+        if renewed:
             self._renewed = now
-            for each in held:
-                store.jobs.renew(each.token, [each.job.line_id], LEASE_S)
         if now - self._mended > MEND_S:
             self._mended = now
             store.jobs.mend()
@@ -170,9 +169,15 @@ class Runner:
             await asyncio.wait_for(self._wake.wait(), seconds)
 
 
-def _finish(store: Store, done: list[tuple[str, JobOutcome]]) -> None:
+def _finish(store: Store, done: list[tuple[str, JobOutcome]], renewed: Sequence[Held] = ()) -> None:
+    """Write outcomes, and hold longer what is still in hand."""
     by_token: dict[str, list[JobOutcome]] = {}
     for claimed_by, outcome in done:
         by_token.setdefault(claimed_by, []).append(outcome)
+    if len(by_token) + len(renewed) > 1:
+        lines = [outcome.line_id for _, outcome in done]
+        store.jobs.lock(lines + [each.job.line_id for each in renewed])
     for claimed_by, outcomes in by_token.items():
         store.jobs.finish(claimed_by, outcomes)  # what was lost is somebody else's now
+    for each in renewed:
+        store.jobs.renew(each.token, [each.job.line_id], LEASE_S)

@@ -40,6 +40,7 @@ from logto_webhooks.service.options import TIME_LIMIT_S, Options
 from logto_webhooks.service.patterns import What, patterns_of
 from logto_webhooks.service.receive import Answer
 from logto_webhooks.settings import MountedSettings, Settings, from_env
+from logto_webhooks.wiring.databases import Database
 from logto_webhooks.wiring.given import Engine
 from logto_webhooks.wiring.operations import Operations
 from logto_webhooks.wiring.service import Service
@@ -81,7 +82,6 @@ class LogtoWebhooks(Operations):
         super().__init__(partial(from_env, environment or {}, **self._given), engine)
         self._observe = several(observe)
         self._service: Service | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._alone = threading.Lock()
         self.path = path
         self._mounted = web.mounted(self.answer, self.lifespan, web.spellings(path))
@@ -98,11 +98,16 @@ class LogtoWebhooks(Operations):
         the command that runs its handlers, which reads a file `.env`, too."""
         return cls(path=path, environment=os.environ)
 
-    def run_by(self, settings: Settings) -> None:
-        """Take a command's settings instead of the environment's, if that is read at all."""
-        if self._environment is not None:
-            given = {name: value for name, value in self._given.items() if value is not None}
-            self._settings = lambda: replace(settings, **given)
+    def run_by(self, settings: Settings, database: Database | None = None) -> None:
+        """Take a command's settings instead of the environment's, if that is read at all; and its
+        database, if it is the same."""
+        if self._environment is None:
+            return
+        given = {name: value for name, value in self._given.items() if value is not None}
+        mine = replace(settings, **given)
+        self._settings = lambda: mine
+        same = (mine.database_url, mine.schema) == (settings.database_url, settings.schema)
+        self._database = database if same and self._engine is None else None
 
     @property
     def schema(self) -> str | None:
@@ -174,11 +179,11 @@ class LogtoWebhooks(Operations):
         service = Service(self._settings(), self.database, self._observe, self.handlers)
         await self.database.open()
         async with service.running():
-            self._service, self._loop = service, asyncio.get_running_loop()
+            self._service = service
             try:
                 yield
             finally:
-                self._service = self._loop = None
+                self._service = None
 
     async def answer(self, scope: Scope, receive: Receive) -> Answer | None:
         """Take a request of the webhook's path; None if its body never arrived."""
@@ -223,8 +228,9 @@ class LogtoWebhooks(Operations):
         if _is_a_loop_here():
             work.close()
             raise CalledOnTheLoop()
-        if self._loop is not None:
-            return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        loop = self.handlers.loop
+        if loop is not None:  # whose connections can't be used in another
+            return asyncio.run_coroutine_threadsafe(work, loop).result()
         with contextlib.closing(work):
             return asyncio.run(self._in_a_loop_of_its_own(work))
 

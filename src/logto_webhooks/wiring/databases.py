@@ -71,6 +71,7 @@ class SqliteFile:
             committed=self._guard.check,
             failed=self._guard.reset,
             stop=sqlite.stop,
+            one_writer=True,
         )
 
     async def open(self) -> None:

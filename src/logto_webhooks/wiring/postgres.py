@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from logto_webhooks.adapters.hosts.failures import translated
 from logto_webhooks.adapters.hosts.loop import LoopHost
 from logto_webhooks.adapters.hosts.thread import ThreadHost
-from logto_webhooks.adapters.stores import migrate, premises
+from logto_webhooks.adapters.stores import migrate, postgres, premises
 from logto_webhooks.adapters.stores.sql import SqlStore
 from logto_webhooks.core.doctor.here import Premises
 from logto_webhooks.core.ports import HandlerHost
@@ -82,6 +82,7 @@ class ThreadedPostgres:
             reads={},
             committed=lambda: None,
             failed=lambda: None,
+            stop=postgres.stop,
             owns=False,
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextvars
 from collections.abc import Callable
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import CancelledError, Future, InvalidStateError
 from contextlib import suppress
 from threading import Thread
 from typing import Any, Final
@@ -25,7 +25,8 @@ class Aside:
         """Wait until it is done; False if it was left behind. Raises what it raises."""
         if not self._done.cancelled():
             Thread(target=self._run, args=(work,), name="logto-handler", daemon=True).start()
-        with suppress(TimeoutError):  # ours, or the handler's own, which is raised below
+        # Ours, that of `leave`, or the handler's own, which is raised below.
+        with suppress(TimeoutError, CancelledError):
             self._done.exception(longest_s)
         if self._done.cancelled() or not self._done.done():
             return False

@@ -28,7 +28,7 @@ from logto_webhooks.errors import StoreUnavailable, TimeLimitExceeded, WriterHel
 
 T = TypeVar("T")
 LONGEST_S: Final = 2.0  # that a handler may hold the one writer: accepting waits meanwhile
-IN_TURN: Final = 3  # handlers in its line: who accepts waits for no more of them
+IN_TURN: Final = 1  # handler in its line: who accepts waits for no more, nor does one's time
 CLOSE_S: Final = 1.0
 
 
@@ -42,13 +42,14 @@ class ThreadHost:
         reads: dict[str, bool],
         committed: Callable[[], None],
         failed: Callable[[], None],
+        stop: Callable[[sa.Connection], None],
         owns: bool = True,
-        stop: Callable[[sa.Connection], None] | None = None,
+        one_writer: bool = False,
     ) -> None:
         """`committed` is called after each commit, and raises when that can't be trusted;
-        `failed` when the database can't be used. `owns`: whether to dispose of the engine at the
-        end. `stop` rolls back, from any thread, and lets nothing more be done on a connection:
-        given where the database has but one writer, so that handlers write in its turn."""
+        `failed` when the database can't be used. `stop` ends what is done on a connection, from
+        any thread, and lets nothing more be done. `owns`: whether to dispose of the engine at the
+        end. `one_writer`: whether the database has but one, so that handlers write in its turn."""
         self._engine = engine
         self._bind = bind
         self._reads = reads
@@ -56,13 +57,14 @@ class ThreadHost:
         self._committed = committed
         self._failed = failed
         self._stop = stop
+        self._one_writer = one_writer
         self._writer = Lane("logto-writer")
         self._reader = Lane("logto-reader")
 
     @property
     def room(self) -> int:
         """How many handlers may be in a transaction at once."""
-        return IN_TURN if self._stop else room_in(self._engine.pool)
+        return IN_TURN if self._one_writer else room_in(self._engine.pool)
 
     async def run(self, work: Callable[[Store], T]) -> T:
         """Run and commit. Raises StoreUnavailable or RowRejected for what the database says, and
@@ -101,9 +103,9 @@ class ThreadHost:
         Who is cancelled, or holds the one writer too long, is left behind, without its
         transaction. Raises TimeLimitExceeded.
         """
-        called = Aside(has_writer=self._stop is not None)
+        called = Aside(has_writer=self._one_writer)
         handle = partial(self._handle, called, wish, call, finish)
-        lane = self._writer if self._stop else Lane("logto-keeper")
+        lane = self._writer if self._one_writer else Lane("logto-keeper")
         try:
             await lane.run(handle)
         except asyncio.CancelledError:
@@ -142,7 +144,7 @@ class ThreadHost:
         with self._engine.begin() as connection:
             with guarded(connection), untranslated(connection):
                 given = sync_wish(wish, connection)
-                if not called.run(partial(call, given), LONGEST_S if self._stop else None):
+                if not called.run(partial(call, given), LONGEST_S if self._one_writer else None):
                     self._take_back(connection)
                     raise TimeLimitExceeded(seconds=LONGEST_S)
                 end_sync(given)
@@ -151,8 +153,7 @@ class ThreadHost:
 
     def _take_back(self, connection: sa.Connection) -> None:
         """End the transaction of a handler that may still run."""
-        if self._stop:
-            self._stop(connection)
+        self._stop(connection)
         connection.invalidate()
 
     def _read(self, work: Callable[[Store], T]) -> T:

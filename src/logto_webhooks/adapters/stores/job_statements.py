@@ -35,12 +35,14 @@ RENEW = (
     .where(among(lines.c.id, "ids"), lines.c.token == sa.bindparam("by"))
     .values(due_at=now() + sa.bindparam("lease_ms"))
 )
-HELD = (
+_LOCKED = (
     sa.select(lines.c.id)
-    .where(among(lines.c.id, "ids"), lines.c.token == sa.bindparam("by"))
     .order_by(by_code(lines.c.handler), by_code(lines.c.line))  # as `touch_lines` is given them
     .with_for_update()
 )
+LOCK = _LOCKED.where(among(lines.c.id, "ids"))
+LOCK_OF_HANDLER = _LOCKED.where(lines.c.handler == sa.bindparam("name"))
+HELD = LOCK.where(lines.c.token == sa.bindparam("by"))
 _first_of_line = (
     sa.select(_FIRST.c.id)
     .where(

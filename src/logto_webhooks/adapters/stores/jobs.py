@@ -57,6 +57,7 @@ class SqlJobs:
         """Take a handler out with what waits for it; return how many jobs that were."""
         waiting = (jobs.c.handler == name, jobs.c.state == JobState.WAITING)
         self._connection.execute(sa.delete(handlers).where(handlers.c.name == name))
+        self._connection.execute(statements.LOCK_OF_HANDLER, {"name": name})
         self._connection.execute(sa.delete(lines).where(lines.c.handler == name))
         over = sa.update(jobs).where(*waiting).values(state=JobState.DISCARDED, finished_at=now())
         return self._connection.execute(over).rowcount
@@ -95,6 +96,10 @@ class SqlJobs:
         if empty:
             self._connection.execute(statements.DROP_EMPTY, {"ids": list(empty)})
         return [Job(**row | {"late": bool(row["late"])}) for row in map(dict, rows)]
+
+    def lock(self, line_ids: Sequence[int]) -> None:
+        """Let nobody change lines until the transaction ends, in the order of `_touch`."""
+        self._connection.execute(statements.LOCK, {"ids": list(line_ids)})
 
     def renew(self, token: str, line_ids: Sequence[int], lease_s: float) -> None:
         """Hold lines longer."""

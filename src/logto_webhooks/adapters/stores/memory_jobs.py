@@ -98,6 +98,9 @@ class MemoryJobs:
             claimed.append(self._held(first, kept.id))
         return claimed
 
+    def lock(self, line_ids: Sequence[int]) -> None:
+        """Nobody else is here."""
+
     def renew(self, token: str, line_ids: Sequence[int], lease_s: float) -> None:
         """Hold lines longer."""
         for line, kept in self._tables.lines.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from contextlib import suppress
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -12,6 +13,7 @@ from logto_webhooks.core import canonical
 from logto_webhooks.errors import SettingInvalid
 
 CONNECT_S: Final = 3.0
+CANCEL_EVERY_S: Final = 0.1
 # Half of what a request may wait; a commit can take longer than a statement.
 STATEMENT_S: Final = 8.0
 
@@ -37,6 +39,23 @@ def engine_of(url: sa.URL, **pool: Any) -> AsyncEngine:
         json_deserializer=canonical.decode,
         **(pool or _POOL),
     )
+
+
+def stop(connection: sa.Connection) -> None:
+    """Close it, from any thread; a statement that runs is cancelled.
+
+    psycopg crashes when it is closed while it sends something: its lock is waited for.
+    """
+    driver: Any = connection.connection.driver_connection
+    lock = getattr(driver, "lock", None)
+    while lock and not lock.acquire(timeout=CANCEL_EVERY_S):
+        with suppress(Exception):  # what can't be cancelled ends by itself
+            driver.cancel_safe(timeout=CONNECT_S)
+    try:
+        driver.close()
+    finally:
+        if lock:
+            lock.release()
 
 
 # A worker that was paused in the middle of a transaction must not hold its locks for ever.
