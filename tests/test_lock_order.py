@@ -18,7 +18,7 @@ from logto_webhooks.service import manage, run
 from logto_webhooks.testing import make
 from tests.support import postgres
 from tests.support.copy import delivery
-from tests.test_jobs import ONE, job
+from tests.support.jobs import ONE, job
 from tests.test_jobs_by_hand import until_one_waits
 
 Step = Callable[[Store], object]

@@ -64,7 +64,7 @@ def test_the_flow_is_learnt_from_the_inbox(run: Run) -> None:
 def test_a_gap_is_forgotten_after_two_weeks(run: Run) -> None:
     """Be there nothing on that day of the week ever after: an outage ended on a Saturday."""
     for day in (0, 5, *(each for each in range(6, 40) if each % 7 != 5)):
-        add(run, T0 + day * DAY_MS)
+        add(run, RECEIVED_AT + day * DAY_MS)
         run(noted)
         gaps = run(noted).gaps
         assert (max(gaps, default=0) == 5 * DAY_MS) == (5 <= day < 19), day
