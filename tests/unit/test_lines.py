@@ -1,49 +1,32 @@
-"""Lines that commands print."""
+"""One line of what came, whatever is in it."""
 
 from __future__ import annotations
 
-import traceback
+from logto_webhooks.cli import lines
+from logto_webhooks.core.jobs import JobRow
+from logto_webhooks.core.life import Line
 
-import pytest
-
-from logto_webhooks.cli.lines import raised
-from logto_webhooks.errors import RetryLater
-
-
-@pytest.mark.parametrize(
-    ("message", "told"),
-    [
-        ("no", "ValueError: no"),
-        ("no such table\n[SQL: INSERT]\n(Background on this)", "ValueError: no such table"),
-        ("", "ValueError"),
-    ],
-)
-def test_what_a_traceback_says_was_raised(message: str, told: str) -> None:
-    """Its first line; not what a library adds behind."""
-    with pytest.raises(ValueError) as caught:  # noqa: PT011
-        raise ValueError(message) if message else ValueError
-    assert raised("".join(traceback.format_exception(caught.value))) == told
+ODD = "ana\n2026-11-24 FAKED\t\x1b[31m\x9b2J\u202e\r"
+SHOWN = r"ana\n2026-11-24 FAKED\t\x1b[31m\x9b2J\u202e\r"
 
 
-def shown(error: Exception) -> str:
-    with pytest.raises(type(error)) as caught:
-        raise error
-    return raised("".join(traceback.format_exception(caught.value)))
-
-
-def test_of_a_group_itself_is_told() -> None:
-    """Not the last of those that are in it."""
-    assert shown(ExceptionGroup("both", [ValueError("a"), KeyError("b")])) == (
-        "ExceptionGroup: both (2 sub-exceptions)"
+def test_nothing_in_it_makes_another_line_or_steers_a_terminal() -> None:
+    """Nor turns the text around."""
+    row = JobRow(
+        id=1,
+        handler=ODD,
+        event=ODD,
+        subject=ODD,
+        state="dead",
+        occurred_at=0,
+        attempts=1,
+        failures=1,
+        runs=0,
+        delivery_id=None,
+        finished_at=None,
+        error=None,
     )
-
-
-def test_who_asks_to_be_retried_did_not_fail() -> None:
-    """Its own words are no error's."""
-    assert shown(RetryLater(60)) == "asked to be retried"
-
-
-def test_of_what_is_no_traceback_the_last_line_counts() -> None:
-    """As of a job that was discarded with a word."""
-    assert raised("first\nwhy\n") == "why"
-    assert raised(None) == ""
+    life = Line(occurred_at=0, origin="read", event=ODD, call=ODD, outcome="applied", set=(ODD,))
+    for line in (lines.of_job(row).plain, lines.of_life(life).plain):
+        assert line.count(SHOWN) == 3
+        assert line.isprintable()

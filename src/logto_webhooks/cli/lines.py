@@ -40,23 +40,23 @@ def of_delivery(kept: Kept) -> Text:
     """A delivery: when it came, what became of it, whom it is about, by which call at Logto."""
     outcome = kept.result if kept.state == "done" and kept.result else kept.state.value
     line = _head(kept.id, kept.received_at, outcome, kept.event)
-    line.append(f"  {tables.plain(kept.subject) or '-':<24}  {tables.plain(kept.call)}".rstrip())
+    line.append(f"  {_plain(kept.subject) or '-':<24}  {_plain(kept.call)}".rstrip())
     if kept.origin != "webhook":
         line.append(f"  from the {kept.origin}", "dim")
     if kept.error:
-        line.append(f"  {tables.plain(kept.error)}", "red")
+        line.append(f"  {_plain(kept.error)}", "red")
     return line
 
 
 def of_job(row: JobRow) -> Text:
     """A job: what became of it, whose it is, for what, and what its handler last raised."""
     line = _head(row.id, row.occurred_at, row.state, row.event)
-    line.append(f"  {tables.plain(row.subject):<24}  {tables.plain(row.handler)}")
+    line.append(f"  {_plain(row.subject):<24}  {_plain(row.handler)}")
     if row.attempts != 1:
         line.append(f"  attempts: {row.attempts}", "dim")
     if row.error:
         told = raised(row.error)
-        line.append(f"  {tables.plain(told)}", "yellow" if told == ASKED_LATER else "red")
+        line.append(f"  {_plain(told)}", "yellow" if told == ASKED_LATER else "red")
     return line
 
 
@@ -84,7 +84,7 @@ def of_life(told: Line) -> Text:
         after = (told.received_at - told.occurred_at) / 1000
         line.append(f"  {_origin(told)} {after:+.3f} s", "dim")
     if told.call:
-        line.append(f"  {tables.plain(told.call)}")
+        line.append(f"  {_plain(told.call)}")
     _append(line, "set", told.set)
     _append(line, "late", told.stale, "magenta")
     _append(line, "settled", told.settled, "green")
@@ -99,6 +99,10 @@ def as_json(kept: Kept, **more: Any) -> str:
     return tables.as_json(made | more)
 
 
+def _plain(cell: str | None) -> str:
+    return tables.plain(cell).replace("\n", "\\n").replace("\t", "\\t")
+
+
 def _origin(told: Line) -> str:
     return "came" if told.origin == "webhook" else f"from the {told.origin}"
 
@@ -106,12 +110,12 @@ def _origin(told: Line) -> str:
 def _head(number: int | None, at: int, outcome: str, event: str) -> Text:
     line = Text(f"{'' if number is None else number:>7}  {tables.shown('_at', at)}  ")
     line.append(f"{outcome:<10}", _COLOURS.get(outcome, ""))
-    return line.append(f"  {tables.plain(event):<31}")
+    return line.append(f"  {_plain(event):<31}")
 
 
 def _append(line: Text, word: str, names: Sequence[str], colour: str = "") -> None:
     if not names:
         return
     more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-    shown = ", ".join(tables.plain(name) for name in names[:_MOST_NAMES])
+    shown = ", ".join(_plain(name) for name in names[:_MOST_NAMES])
     line.append("  ").append(f"{word}: {shown}{more}", colour)

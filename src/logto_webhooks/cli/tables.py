@@ -218,9 +218,9 @@ def plain(cell: Any) -> str:
     if cell is None:
         return ""
     text = cell if isinstance(cell, str) else canonical.encode(cell).decode()
-    return _STEERING.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+    return _STEERING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 # When something was, and not called `…_at`.
 _MOMENTS = ("since", "until", "began", "complete_up_to")
-_STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")

@@ -61,4 +61,5 @@ def _checked(what: str, *given: object) -> None:
 
 def _limited(limit: object) -> None:
     if type(limit) is not int or not 0 < limit <= GREATEST_ID:
-        raise SettingInvalid(name="the limit", problem=f"{limit!r:.60} isn't 1 or more")
+        problem = f"{limit!r:.60} isn't 1 or more, up to {GREATEST_ID}"
+        raise SettingInvalid(name="the limit", problem=problem)
