@@ -1,13 +1,58 @@
-"""One line of what came, whatever is in it."""
+"""Lines that commands print."""
 
 from __future__ import annotations
 
+import traceback
+
+import pytest
+
 from logto_webhooks.cli import lines
+from logto_webhooks.cli.lines import raised
 from logto_webhooks.core.jobs import JobRow
 from logto_webhooks.core.life import Line
+from logto_webhooks.errors import RetryLater
 
 ODD = "ana\n2026-11-24 FAKED\t\x1b[31m\x9b2J\u202e\r"
 SHOWN = r"ana\n2026-11-24 FAKED\t\x1b[31m\x9b2J\u202e\r"
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ("no", "ValueError: no"),
+        ("no such table\n[SQL: INSERT]\n(Background on this)", "ValueError: no such table"),
+        ("", "ValueError"),
+    ],
+)
+def test_what_a_traceback_says_was_raised(message: str, told: str) -> None:
+    """Its first line; not what a library adds behind."""
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
+        raise ValueError(message) if message else ValueError
+    assert raised("".join(traceback.format_exception(caught.value))) == told
+
+
+def shown(error: Exception) -> str:
+    with pytest.raises(type(error)) as caught:
+        raise error
+    return raised("".join(traceback.format_exception(caught.value)))
+
+
+def test_of_a_group_itself_is_told() -> None:
+    """Not the last of those that are in it."""
+    assert shown(ExceptionGroup("both", [ValueError("a"), KeyError("b")])) == (
+        "ExceptionGroup: both (2 sub-exceptions)"
+    )
+
+
+def test_who_asks_to_be_retried_did_not_fail() -> None:
+    """Its own words are no error's."""
+    assert shown(RetryLater(60)) == "asked to be retried"
+
+
+def test_of_what_is_no_traceback_the_last_line_counts() -> None:
+    """As of a job that was discarded with a word."""
+    assert raised("first\nwhy\n") == "why"
+    assert raised(None) == ""
 
 
 def test_nothing_in_it_makes_another_line_or_steers_a_terminal() -> None:
