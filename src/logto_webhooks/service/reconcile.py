@@ -24,7 +24,6 @@ from logto_webhooks.service import kinship, members, person
 from logto_webhooks.service.clocks import clocks
 from logto_webhooks.service.listing import ENDED, Ask, Listing
 from logto_webhooks.service.look import Look, Progressed, Reconciled
-from logto_webhooks.service.rehearse import perform
 
 PIECE: Final = 200  # records that are asked about in one go
 LOOK_S: Final = 30.0  # how often it is seen whether a look is due
@@ -91,8 +90,8 @@ class Reconciliation:
         await kinship.check(self._logto, self._host)
         changes = await person.changes(self._logto, self._host, user_id, look.when)
         key = Key("user", user_id)
-        known = await perform(self._host, lambda store: store.lock([key]), dry=True)
-        if isinstance(changes[0], Drop) and not known[key].kept:
+        known = await self._host.read(lambda store: store.inbox.known(key))
+        if isinstance(changes[0], Drop) and key not in known:
             return look.found
         look.found.users = 1
         await look.learn(changes)
