@@ -6,6 +6,8 @@ import fcntl
 import os
 from pathlib import Path
 
+from logto_webhooks.errors import NotWritable
+
 
 class LockFile:
     """Held from the first `acquire` that succeeds; given back by `release`, or when we die.
@@ -18,9 +20,9 @@ class LockFile:
         self._descriptor: int | None = None
 
     def acquire(self) -> bool:
-        """Take the lock unless somebody else has it; say whether it is ours."""
+        """Take the lock unless somebody else has it; say whether it is ours. Raises NotWritable."""
         if self._descriptor is None:
-            descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            descriptor = self._opened()
             try:
                 fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
@@ -28,6 +30,12 @@ class LockFile:
                 return False
             self._descriptor = descriptor
         return True
+
+    def _opened(self) -> int:
+        try:
+            return os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise NotWritable(path=self._file, problem=error.strerror) from None
 
     def release(self) -> None:
         """Let the next one have it."""

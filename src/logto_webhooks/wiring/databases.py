@@ -110,12 +110,13 @@ class SqliteFile:
         return replace(found, unwritable=self._unwritable())
 
     def _unwritable(self) -> str | None:
-        """Why nobody can begin to write now, if so; nothing is written."""
+        """Why nothing can be written now, if so; nothing is."""
         try:
-            with translated(), self._engine.begin():
-                return None
+            with translated(), self._engine.connect() as connection:
+                sqlite.try_to_write(connection)
         except StoreUnavailable as error:
             return error.problem
+        return sqlite.forbidden(self.file)
 
     def _look(self, work: Callable[[sa.Connection], T]) -> T:
         self._guard.check_file()

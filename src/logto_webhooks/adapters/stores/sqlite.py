@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -63,9 +64,31 @@ def create(file: Path) -> None:
     try:
         sqlite3.connect(file).close()
         file.touch()
+        problem = forbidden(file)
     except (OSError, sqlite3.Error) as error:
         problem = f"{file} can't be opened for writing ({error})"
-        raise SettingInvalid(name="LOGTO_WEBHOOKS_DATABASE_URL", problem=problem) from None
+    if problem is not None:
+        raise SettingInvalid(name="LOGTO_WEBHOOKS_DATABASE_URL", problem=problem)
+
+
+def forbidden(file: Path) -> str | None:
+    """Why this user can't have a database there, if so.
+
+    The file isn't opened for it: to close it again would end SQLite's locks of this process.
+    """
+    effective = os.access in os.supports_effective_ids
+    for path in (file, file.absolute().parent):
+        if not os.access(path, os.W_OK, effective_ids=effective):
+            return f"this user may not write to {path}"
+    return None
+
+
+def try_to_write(connection: sa.Connection) -> None:
+    """Write something, in a transaction that the caller rolls back.
+
+    To begin isn't enough: of a file that is read-only, SQLite makes that a transaction that reads.
+    """
+    connection.exec_driver_sql("PRAGMA user_version = 1")
 
 
 class Guard:

@@ -47,7 +47,8 @@ HERE: Final[dict[str, Fault]] = {
     "database_unusable": Fault(
         "broken",
         "The database can't be used: {problem}.",
-        "See that it exists and runs, and that LOGTO_WEBHOOKS_DATABASE_URL leads to it from here.",
+        "See that it exists, runs, and may be written to by this user, and that "
+        "LOGTO_WEBHOOKS_DATABASE_URL leads to it from here.",
     ),
     "schema_missing": Fault(
         "broken", "The database has none of our tables.", "Run: logto-webhooks migrate"
