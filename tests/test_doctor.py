@@ -9,6 +9,7 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx2
 import msgspec
@@ -154,6 +155,30 @@ def test_without_credentials_this_side_is_looked_at(tmp_path: Path) -> None:
     assert "Logto Management API access" in api.do
     looked = {each.check for each in findings if each.level == Level.OK}
     assert looked >= {"database", "key", "address", "inbox", "jobs", "records", "rejected"}
+
+
+def test_without_a_url_it_looks_where_serve_listens(tmp_path: Path) -> None:
+    """Nobody there is no fault: an application listens elsewhere."""
+
+    async def alone(healthy: Clinic) -> list[Finding]:
+        none = {"endpoint": None, "app_id": None, "app_secret": None, "public_url": None}
+        here = urlsplit(healthy.url).port
+        asked = [await healthy.ask("address", **none, port=port) for port in (here, 9)]
+        return [each for told in asked for each in told if each.check == "address"]
+
+    listening, quiet = examined(tmp_path, alone)
+    assert (listening.level, quiet.level) == (Level.OK, Level.SKIPPED)
+    assert "Nothing listens at http://127.0.0.1:9/" in quiet.text
+    assert "LOGTO_WEBHOOKS_PUBLIC_URL" in listening.text
+
+
+def test_a_disabled_webhook_has_a_url_all_the_same(tmp_path: Path) -> None:
+    async def disabled(healthy: Clinic) -> list[Finding]:
+        with healthy.changed(enabled=False):
+            return await healthy.ask("address", public_url=None)
+
+    [found] = [each for each in examined(tmp_path, disabled) if each.check == "address"]
+    assert found.level == Level.OK
 
 
 def test_some_checks_run_with_what_they_build_on(tmp_path: Path) -> None:

@@ -183,7 +183,7 @@ def test_only_hooks_that_point_here_are_asked(tmp_path: Path) -> None:
             found = await Recovery(api, host, FrozenClock(), [logto.signing_key], url).run()
             assert set(found.hooks) == {by_key["id"], by_url["id"], by_delivery["id"]}
             nobody = await Recovery(api, open_host("memory", tmp_path), FrozenClock(), []).run()
-            assert nobody.doubts == ["no hook of this Logto points here"]
+            assert "no hook of this Logto points here" in nobody.doubts[0]
             await api.close()
 
     on_sqlite(live, tmp_path)

@@ -94,6 +94,11 @@ class Settings(Struct, frozen=True, kw_only=True):
             raise SettingInvalid(name=name, problem="it holds characters that no key has")
         return keys
 
+    def url_at(self, port: int) -> str:
+        """Where `serve` takes deliveries, once it listens on a port."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{port}{self.path}"
+
     def __repr__(self) -> str:
         """Without the key and the database's password."""
         return f"Settings(host={self.host!r}, port={self.port}, path={self.path!r})"

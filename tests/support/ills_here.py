@@ -53,6 +53,14 @@ async def a_key_that_nothing_came_with(clinic: Clinic) -> list[Finding]:
     return await clinic.ask(**_ALONE, **await clinic.another(), public_url=clinic.url)
 
 
+@finds("key_doubted", "rejected")
+async def a_key_that_nothing_of_what_came_was_signed_with(clinic: Clinic) -> list[Finding]:
+    aside = "INSERT INTO logto_rejected (body, signature, received_at, hook, known, size) VALUES "
+    row = f"('{{}}', 'x', {round(time.time() * 1000)}, 'hook', 0, 2)"
+    another = await clinic.another(f"{aside}{row}")
+    return await clinic.ask(**_ALONE, **another, public_url=clinic.url)
+
+
 @finds("key_differs")
 async def a_key_of_another_webhook(clinic: Clinic) -> list[Finding]:
     return await clinic.ask(signing_key=OTHER_KEY)

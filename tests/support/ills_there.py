@@ -13,6 +13,7 @@ from logto_webhooks.core.hooks import subscription
 from logto_webhooks.testing import make
 from logto_webhooks.testing.fake import log_entry
 from tests.support.clinic import (
+    OTHER_KEY,
     TLS,
     Clinic,
     answering,
@@ -67,6 +68,12 @@ async def no_webhook(clinic: Clinic) -> list[Finding]:
 async def a_webhook_that_is_disabled(clinic: Clinic) -> list[Finding]:
     with clinic.changed(enabled=False):
         return await clinic.ask()
+
+
+@finds("hook_unproven", "key_differs")
+async def a_webhook_that_only_has_our_path(clinic: Clinic) -> list[Finding]:
+    another = await clinic.another()
+    return await clinic.ask("key", "hook", **another, signing_key=OTHER_KEY, public_url=None)
 
 
 @finds("hook_elsewhere")

@@ -83,7 +83,7 @@ async def _demo(name: history.Name, seed: int, port: int, file: Path, once: bool
     service = Service(settings, database, observe)
     await database.open()
     listener = server.listen(settings.host, port)
-    url = f"http://{settings.host}:{listener.getsockname()[1]}{settings.path}"
+    url = settings.url_at(listener.getsockname()[1])
     running = server.Server(service.app, listener)
     serving = asyncio.create_task(running.run())
     try:

@@ -53,6 +53,8 @@ def recover(
         print(tables.as_json(found))
     else:
         tables.show_recovered(found, dry_run)
+    if not found.hooks:
+        raise typer.Exit(1)
 
 
 async def _recover(to: Operations, since: int | None, dry_run: bool, silent: bool) -> Recovered:

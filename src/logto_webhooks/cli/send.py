@@ -32,4 +32,4 @@ def sign(
 
 def local_url(settings: Settings) -> str:
     """Where `serve` listens with these settings."""
-    return f"http://{settings.host}:{settings.port}{settings.path}"
+    return settings.url_at(settings.port)

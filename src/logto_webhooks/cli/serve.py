@@ -81,11 +81,6 @@ async def _serve(settings: Settings) -> None:
     service = Service(settings, database, observe, handlers, metrics.scrape)
     await database.open()
     listener = server.listen(settings.host, settings.port)
-    address = _address(settings, listener.getsockname()[1])
+    address = settings.url_at(listener.getsockname()[1])
     logger.info("listening on %s, keeping its data in %s", address, database.name)
     await server.Server(service.app, listener).run()
-
-
-def _address(settings: Settings, port: int) -> str:
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    return f"http://{host}:{port}{settings.path}"

@@ -122,7 +122,7 @@ class Recovery:
                     if not hook.get("enabled", True):
                         found.doubts.append(f"the hook {hook['id']} is disabled")
         if not found.hooks:
-            found.doubts.append("no hook of this Logto points here")
+            found.doubts.append(_NOWHERE)
         return found.hooks
 
     async def _recent(self) -> list[Received]:
@@ -171,6 +171,10 @@ def _shown(at: int) -> str:
 
 
 _UNREADABLE: Final = "an entry of the log holds no delivery"
+_NOWHERE: Final = (
+    "no hook of this Logto points here: none has our key or LOGTO_WEBHOOKS_PUBLIC_URL, and nothing "
+    "came of one; set either"
+)
 
 
 def _of(hook: str) -> str:

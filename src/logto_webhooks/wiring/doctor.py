@@ -54,6 +54,7 @@ class Examined(ABC):
         patient = Patient(
             keys=keys_of(settings),
             public_url=settings.public_url,
+            local_url=settings.url_at(settings.port),
             path=settings.path,
             recover_every_s=settings.recover_every_s,
             least_free_mb=least_free_mb,

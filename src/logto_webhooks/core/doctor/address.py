@@ -6,7 +6,7 @@ from typing import Final, Literal
 
 from msgspec import Struct
 
-from logto_webhooks.core.doctor.findings import Finding, bare, fine, found
+from logto_webhooks.core.doctor.findings import Finding, bare, fine, found, skipped
 
 LIMIT_S: Final = 10.0  # Logto's
 _SLOW: Final = 0.3  # of the limit
@@ -19,6 +19,7 @@ Problem = Literal[
     "tls_untrusted",
     "tls_name",
 ]
+_REFUSED: Final = (401, "invalid_signature")  # what ours says to what nobody signed
 _LOSING: Final = (301, 302, 303)
 _BY_STATUS: Final = {404: "address_not_found", 405: "address_method"}
 
@@ -36,6 +37,15 @@ class Probed(Struct, frozen=True, kw_only=True):
     limit_s: float = LIMIT_S
 
 
+def of_home(url: str, probed: Probed) -> Finding:
+    """Judge where `serve` would listen; at which URL Logto reaches it isn't known."""
+    unknown = "At which URL Logto reaches it isn't known: set LOGTO_WEBHOOKS_PUBLIC_URL."
+    if (probed.status, probed.error) == _REFUSED:
+        return fine(f"{bare(url)} answers. {unknown}")
+    what = "Nothing listens" if probed.problem == "address_refused" else "Nothing of ours answers"
+    return skipped(f"{what} at {bare(url)}, where serve does by these settings. {unknown}")
+
+
 def of_answer(url: str, probed: Probed) -> list[Finding]:
     """Judge: a 401 of our own is what is good."""
     shown, status = bare(url), probed.status
@@ -44,7 +54,7 @@ def of_answer(url: str, probed: Probed) -> list[Finding]:
     if 300 <= status < 400:
         code = "address_lost" if status in _LOSING else "address_moved"
         return [found(code, url=shown, status=status, location=bare(probed.location))]
-    if status == 401 and probed.error == "invalid_signature":
+    if (status, probed.error) == _REFUSED:
         if probed.took_ms > _SLOW * probed.limit_s * 1000:
             return [found("address_slow", url=shown, took_ms=probed.took_ms)]
         return [fine(f"{shown} answers in {probed.took_ms} ms, and refuses what isn't signed.")]

@@ -32,6 +32,13 @@ HERE: Final[dict[str, Fault]] = {
         "No delivery signed with the key has come yet: whether it is the webhook's isn't known.",
         f"Send a test {CONSOLE} > your webhook; with credentials: logto-webhooks endpoint test.",
     ),
+    "key_doubted": Fault(
+        "broken",
+        "Nothing that came was signed with the key, and {count} requests were refused that look like "
+        "Logto's: it isn't the webhook's, as it seems.",
+        f"Compare LOGTO_WEBHOOK_SIGNING_KEY with the key that stands {CONSOLE} > your webhook. "
+        "What was refused is set aside, and taken once the key is right.",
+    ),
     "key_differs": Fault(
         "broken",
         "The webhook {hook} signs with a key that isn't set here: all it sends is refused.",

@@ -32,7 +32,15 @@ THERE: Final[dict[str, Fault]] = {
         "Make one: logto-webhooks endpoint create --url URL. Or set LOGTO_WEBHOOKS_PUBLIC_URL.",
     ),
     "hook_disabled": Fault(
-        "broken", "The webhook {hook} is disabled: Logto sends nothing.", f"Enable it {CONSOLE}."
+        "broken",
+        "The webhook {hook} is disabled: Logto sends nothing, and logs nothing.",
+        f"Enable it {CONSOLE}; then: logto-webhooks reconcile",
+    ),
+    "hook_unproven": Fault(
+        "warning",
+        "Only the path of its URL says that the webhook {hook} is ours: it has another key, and "
+        "nothing of it came. serve and recover leave it out.",
+        "Set LOGTO_WEBHOOK_SIGNING_KEY to its key, or LOGTO_WEBHOOKS_PUBLIC_URL to its URL.",
     ),
     "hook_elsewhere": Fault(
         "broken",

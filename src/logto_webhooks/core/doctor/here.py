@@ -50,12 +50,17 @@ def of_keys(keys: Sequence[str]) -> list[Finding]:
     return unusable + [found("key_short", length=length) for length in lengths]
 
 
-def of_key_use(keys: Sequence[str], used: dict[str, int], newest: Sequence[Kept]) -> list[Finding]:
-    """Judge by what came, where Logto can't be asked; a first use is noted only after a while."""
+def of_key_use(
+    keys: Sequence[str], used: dict[str, int], newest: Sequence[Kept], aside: int
+) -> list[Finding]:
+    """Judge by what came, where Logto can't be asked; a first use is noted only after a while.
+
+    So many requests are set `aside`, because no key signed them.
+    """
     came = any(each.origin == "webhook" for each in newest)
     if any(fingerprint(each) in used for each in keys) or (came and not used):
         return [fine("What came was signed with it.")]
-    return [found("key_unproven")]
+    return [found("key_doubted", count=aside) if aside else found("key_unproven")]
 
 
 def of_key_of(hook: Hook, keys: Collection[str], learnt: Sequence[HookKey]) -> list[Finding]:

@@ -46,6 +46,14 @@ class Looked(Struct, kw_only=True):
     answered: int = 0
 
 
+class Ours(Struct, frozen=True):
+    """The webhooks that lead here; `by_path` if only the path of their URL says so, which may be
+    another system's."""
+
+    hooks: list[Hook]
+    by_path: bool
+
+
 def tally(
     looked: Looked, entries: Sequence[Any], missing: Sequence[Any], now: int, recover_ms: int
 ) -> None:
@@ -90,16 +98,17 @@ def leading_here(
     public_url: str | None,
     seen: Collection[str],
     path: str,
-) -> list[Hook]:
+) -> Ours:
     """The webhooks that are ours: by key or URL, else by what came, else by the path alone."""
     named = [each for each in hooks if is_ours(each, keys, public_url)]
     known = [each for each in hooks if each.id in seen]
     alike = [each for each in hooks if bare(each.url).rstrip("/").endswith(path.rstrip("/"))]
-    return named or known or alike
+    return Ours(named or known or alike, by_path=not (named or known))
 
 
-def of_hooks(hooks: Sequence[Hook], ours: Sequence[Hook], public_url: str | None) -> list[Finding]:
+def of_hooks(hooks: Sequence[Hook], found_ours: Ours, public_url: str | None) -> list[Finding]:
     """Judge whether one leads here, and only one."""
+    ours = found_ours.hooks
     if not ours:
         known = [f"{each.name or each.id} ({bare(each.url)})" for each in hooks] or ["none"]
         return [found("hook_missing", hooks=known)]
@@ -115,6 +124,8 @@ def of_hooks(hooks: Sequence[Hook], ours: Sequence[Hook], public_url: str | None
         same = [_name(each) for each in hooks if each.enabled and each.leads_to(url)]
         if len(same) > 1:
             faults.append(found("hook_twice", url=bare(url), hooks=same))
+    if found_ours.by_path:
+        faults += [found("hook_unproven", hook=_name(each)) for each in enabled]
     return faults or [fine(f"{_name(enabled[0])} leads to {bare(enabled[0].url)}.")]
 
 
@@ -131,7 +142,7 @@ def of_events(ours: Sequence[Hook], handlers: Sequence[Registered]) -> list[Find
     if unheard:
         waiting = [each.name for each in handlers if _waits(each, unheard)]
         faults.append(found("events_missing_handlers", handlers=waiting, events=unheard))
-    return faults or [fine("All events that are needed are sent.")]
+    return faults or [fine("All events that are needed are subscribed to.")]
 
 
 def of_log(looked: Looked) -> list[Finding]:

@@ -87,17 +87,17 @@ async def key(facts: Facts) -> list[Finding]:
 
 async def hook(facts: Facts) -> list[Finding]:
     """A webhook leads here, and only one."""
-    return there.of_hooks(await facts.hooks(), await facts.ours(), facts.patient.public_url)
+    return there.of_hooks(await facts.hooks(), await facts.leading(), facts.patient.public_url)
 
 
 async def address(facts: Facts) -> list[Finding]:
     """Its URL answers as ours does, and in time."""
-    public_url = facts.patient.public_url
-    urls = {each.url for each in await facts.ours() if each.enabled}
-    if not urls and public_url:
-        urls = {public_url}
+    public_url, local_url = facts.patient.public_url, facts.patient.local_url
+    ours = await facts.ours()
+    urls = {each.url for each in ours if each.enabled}
+    urls = urls or ({public_url} if public_url else {each.url for each in ours})
     if not urls:
-        return [skipped("No URL is known: set LOGTO_WEBHOOKS_PUBLIC_URL.")]
+        return [by_address.of_home(local_url, await facts.patient.post(local_url))]
     told = await asyncio.gather(*(_probed(facts, url) for url in sorted(urls)))
     return [finding for each in told for finding in each]
 
@@ -167,7 +167,7 @@ async def application(facts: Facts) -> list[Finding]:
 
 def _of_key_use(keys: Sequence[str], store: Store) -> list[Finding]:
     newest = store.inbox.search(DeliveryFilter())
-    return here.of_key_use(keys, store.keys_of_hooks.used({}), newest)
+    return here.of_key_use(keys, store.keys_of_hooks.used({}), newest, store.keys_of_hooks.aside())
 
 
 async def _probed(facts: Facts, url: str) -> list[Finding]:

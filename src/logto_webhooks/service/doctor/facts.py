@@ -10,7 +10,7 @@ from msgspec import Struct
 from logto_webhooks.core import log
 from logto_webhooks.core.doctor.address import Probed
 from logto_webhooks.core.doctor.here import Premises
-from logto_webhooks.core.doctor.there import Looked, leading_here, tally
+from logto_webhooks.core.doctor.there import Looked, Ours, leading_here, tally
 from logto_webhooks.core.hooks import Hook, hook_of
 from logto_webhooks.core.jobs import Registered
 from logto_webhooks.core.keys import HookKey
@@ -37,12 +37,14 @@ class Database(Protocol):
 class Patient(Struct, frozen=True, kw_only=True):
     """What is looked at; nothing of it is opened before a check needs it.
 
-    `missing` are the variables of credentials that aren't set. `handlers` are the application's,
+    `local_url` is where `serve` listens with the same settings. `missing` are the variables of
+    credentials that aren't set. `handlers` are the application's,
     None if it isn't known; `databases` tells on which they run, and which is the application's.
     """
 
     keys: Sequence[str]
     public_url: str | None
+    local_url: str
     path: str
     recover_every_s: int
     least_free_mb: int
@@ -92,7 +94,11 @@ class Facts:
 
     async def ours(self) -> list[Hook]:
         """Those that lead here; none if Logto can't be asked."""
-        return await self._once(self._ours) if "api" in self.well else []
+        return (await self.leading()).hooks if "api" in self.well else []
+
+    async def leading(self) -> Ours:
+        """Those that lead here, and how that is known."""
+        return await self._once(self._ours)
 
     async def learnt(self) -> list[HookKey]:
         """The keys that Logto told."""
@@ -120,7 +126,7 @@ class Facts:
         self._logto = self._logto or self.patient.ask()
         return [page async for page in self._logto.hooks()]
 
-    async def _ours(self) -> list[Hook]:
+    async def _ours(self) -> Ours:
         seen: set[str] = set()
         if "database" in self.well:
             recent = await self.read(lambda store: store.recent(_RECENT))
