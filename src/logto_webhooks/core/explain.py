@@ -26,14 +26,18 @@ class Explained(Struct, frozen=True):
     fields: list[Field]
 
     def only(self, name: str) -> Explained:
-        """What is told of one field, or of all that begin with `name.`; nothing, if it has none."""
+        """What is told of one field, or of all that begin with `name.`; nothing, if it has none.
+
+        Also the lines of who set it: one that came late told what was known by then.
+        """
         group = {each.name: each.group for each in columns_of(self.subject, self.subject)}.get(name)
 
         def is_meant(other: str) -> bool:
             return other in (name, group) or other.startswith(f"{name}.")
 
         fields = [each for each in self.fields if is_meant(each.name)]
-        lines = [each for each in self.lines if any(map(is_meant, each.told))]
+        ids = {by.id for each in fields for by in (each.set_by, each.told_by) if by}
+        lines = [each for each in self.lines if each.id in ids or any(map(is_meant, each.told))]
         return Explained(self.subject, lines, fields)
 
 

@@ -34,8 +34,8 @@ HERE: Final[dict[str, Fault]] = {
     ),
     "key_doubted": Fault(
         "broken",
-        "Nothing that came was signed with the key, and {count} requests were refused that look like "
-        "Logto's: it isn't the webhook's, as it seems.",
+        "Nothing that came was signed with the key, and {count} requests that look like Logto's "
+        "were refused: it isn't the webhook's, as it seems.",
         f"Compare LOGTO_WEBHOOK_SIGNING_KEY with the key that stands {CONSOLE} > your webhook. "
         "What was refused is set aside, and taken once the key is right.",
     ),
