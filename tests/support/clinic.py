@@ -72,13 +72,15 @@ class Clinic(Struct):
         engine.dispose()
 
     async def another(self, *changed: str) -> dict[str, Any]:
-        """The settings of a database of its own, migrated and empty."""
+        """The settings of a database of its own, in which only the handlers are known."""
         file = f"another-{next(_numbers)}.db"
         database_url = f"sqlite:///{self.folder / file}"
         operations = Operations(
             lambda: from_env({}, **self.settings | {"database_url": database_url})
         )
         await operations.migrate()
+        known = [each.registered for each in self.app.handlers]
+        await operations.database.host.run(lambda store: store.jobs.register(known))
         await operations.close()
         for statement in changed:
             self.sql(statement, file)

@@ -170,6 +170,13 @@ async def a_handler_that_raises(clinic: Clinic) -> list[Finding]:
     return await clinic.ask()
 
 
+@finds("handlers_unregistered", stays=True)
+async def a_handler_that_was_forgotten_while_it_runs(clinic: Clinic) -> list[Finding]:
+    [handler, *_] = clinic.app.handlers
+    await clinic.app.forget_handler(handler.name)
+    return await clinic.ask()
+
+
 @finds("jobs_without_code", stays=True)
 async def a_handler_whose_code_is_gone(clinic: Clinic) -> list[Finding]:
     await clinic.app.database.host.run(lambda store: _new_job(store, "gone"))

@@ -126,6 +126,12 @@ HERE: Final[dict[str, Fault]] = {
         "{count} jobs wait for handlers that the application doesn't have: {handlers}.",
         "Bring the handler back under its name, or: logto-webhooks handlers forget NAME",
     ),
+    "handlers_unregistered": Fault(
+        "warning",
+        "No jobs are made for these handlers of the application: {handlers}.",
+        "Start serve or worker with --app again; then, for what came meanwhile: "
+        "logto-webhooks deliveries replay ID --handler NAME",
+    ),
     "records_waiting": Fault(
         "warning",
         "{count} records wait for Logto, the first for {seconds} s: nobody asks.",

@@ -116,13 +116,21 @@ def of_inbox(status: Status) -> list[Finding]:
     return faults or [fine(f"{status.deliveries[State.DONE]} deliveries are applied.")]
 
 
-def of_jobs(counts: Sequence[JobCount], here: Collection[str] | None) -> list[Finding]:
-    """Judge how jobs are run; `here` are the handlers of the application, None if unknown."""
+def of_jobs(
+    counts: Sequence[JobCount], known: Collection[str], here: Collection[str] | None
+) -> list[Finding]:
+    """Judge how jobs are run.
+
+    For the `known` handlers jobs are made; `here` are those of the application, None if it isn't
+    known.
+    """
     dead = [each for each in counts if each.state == JobState.DEAD]
     waiting = [each for each in counts if each.state == JobState.WAITING]
     orphans = [each for each in waiting if here is not None and each.handler not in here]
     late = [each for each in waiting if each.oldest_s > WAITING_S and each not in orphans]
     faults = [found("jobs_dead", **_named(dead))] if dead else []
+    if unknown := sorted(set(here or ()).difference(known)):
+        faults.append(found("handlers_unregistered", handlers=unknown))
     if orphans:
         faults.append(found("jobs_without_code", **_named(orphans)))
     if late:

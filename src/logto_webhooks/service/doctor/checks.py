@@ -137,8 +137,10 @@ async def inbox(facts: Facts) -> list[Finding]:
 async def jobs(facts: Facts) -> list[Finding]:
     """Handlers run."""
     counts = await facts.read(lambda store: store.jobs.counts())
+    known = await facts.read(lambda store: store.jobs.handlers())
     handlers = facts.patient.handlers
-    return here.of_jobs(counts, None if handlers is None else {each.name for each in handlers})
+    ours = None if handlers is None else {each.name for each in handlers}
+    return here.of_jobs(counts, {each.name for each in known}, ours)
 
 
 async def records(facts: Facts) -> list[Finding]:
