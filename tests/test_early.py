@@ -105,7 +105,13 @@ def test_a_deleted_user_stays_deleted(tmp_path: Path) -> None:
 
 NAMELESS: list[Any] = [{}, None, "ana", ["sub"], {5: "ana"}]
 SUBS: list[Any] = [5, None, "", "a:b", "a\0b", "\ud800", "x" * 257, ["ana"]]
-ODD = [*NAMELESS, *({"sub": sub} for sub in SUBS), {"sub": "ana", "name": "\udfff"}]
+OF_AN_APPLICATION = {"sub": "m2m", "client_id": "m2m"}
+ODD = [
+    *NAMELESS,
+    *({"sub": sub} for sub in SUBS),
+    {"sub": "ana", "name": "\udfff"},
+    OF_AN_APPLICATION,
+]
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgres"])

@@ -80,7 +80,7 @@ class Tunnel:
                         await self.ended()
                     await asyncio.sleep(AGAIN_S)
         except TimeoutError:
-            printed = ", ".join(self._origins) or "no URL"
+            printed = ", ".join(self._origins) or "no URL but the local one"
             problem = f"leads to nobody here after {ready_s:g} s (it printed {printed})"
             raise TunnelFailed(problem=problem, command=self._command) from None
 

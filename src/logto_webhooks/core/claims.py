@@ -19,9 +19,13 @@ Sub = Annotated[str, Meta(min_length=1, max_length=256, pattern=rf"\A[^\0:{_SURR
 
 
 class Claims(Struct, frozen=True, kw_only=True):
-    """The claims of an ID token or of `/oidc/me`, as Logto names them."""
+    """The claims of an ID token, an access token or of `/oidc/me`, as Logto names them.
+
+    An application's own token has its id in both `sub` and `client_id`.
+    """
 
     sub: Sub
+    client_id: Any = None
     username: Text | None = None
     email: Text | None = None
     phone_number: Text | None = None
@@ -40,6 +44,8 @@ def change_of(claims: Mapping[str, Any]) -> Put:
         told = msgspec.convert(dict(claims), Claims)
     except msgspec.ValidationError as error:
         raise ClaimsUnusable(problem=str(error)) from None
+    if told.client_id == told.sub:
+        raise ClaimsUnusable(problem="they are an application's, whose `sub` is its `client_id`")
     own: dict[str, Any] = {
         "username": told.username,
         "primaryEmail": told.email,
