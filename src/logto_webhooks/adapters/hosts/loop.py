@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
@@ -108,7 +108,30 @@ class LoopHost:
             await self._engine.dispose()
 
     def _begin(self) -> AbstractAsyncContextManager[AsyncConnection]:
-        return self._engine.begin()
+        return _transaction(self._engine)
+
+
+@asynccontextmanager
+async def _transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    """As `engine.begin()`; but what can't be rolled back, because a handler left something that
+    still uses it, is closed: the next to have that connection would be in the same transaction."""
+    async with engine.connect() as connection:
+        try:
+            yield connection
+            await connection.commit()
+        except sa.exc.InterfaceError:
+            await connection.invalidate()
+            raise
+        except BaseException:
+            await _rolled_back(connection)
+            raise
+
+
+async def _rolled_back(connection: AsyncConnection) -> None:
+    try:
+        await connection.rollback()
+    except sa.exc.SQLAlchemyError:
+        await connection.invalidate()
 
 
 async def _call(connection: AsyncConnection, wish: type, call: Callable[[Any], Any]) -> None:
