@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING, Final, Union
 
 import sqlalchemy as sa
 
+from logto_webhooks.adapters.hosts.sessions import LEVEL
 from logto_webhooks.errors import SettingInvalid
 from logto_webhooks.wiring.databases import Database, SqliteFile
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
 Engine = Union[sa.Engine, "AsyncEngine"]
+_PLAIN: Final = "give the engine that it was made of"
 
 
 def given_database(engine: Engine, schema: str | None) -> Database:
@@ -28,6 +30,12 @@ def given_database(engine: Engine, schema: str | None) -> Database:
         return SqliteFile(Path(file))
     if backend != "postgresql":
         problem = f"it must be of SQLite or PostgreSQL, not {backend}"
+        raise SettingInvalid(name="engine", problem=problem)
+    level = str(engine.get_execution_options().get("isolation_level", LEVEL))
+    if level.upper().replace("_", " ") != LEVEL:
+        problem = (
+            f"its execution_options say {level}, which nothing after them can change: {_PLAIN}"
+        )
         raise SettingInvalid(name="engine", problem=problem)
     # Imported only when used: greenlet comes with the extra `postgres`.
     from logto_webhooks.wiring.postgres import Postgres, ThreadedPostgres

@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from logto_webhooks.adapters.hosts.failures import translated
 from logto_webhooks.adapters.hosts.loop import LoopHost
+from logto_webhooks.adapters.hosts.sessions import LEVEL, placed, translation
 from logto_webhooks.adapters.hosts.thread import ThreadHost
 from logto_webhooks.adapters.stores import migrate, postgres, premises
 from logto_webhooks.adapters.stores.sql import SqlStore
@@ -32,7 +33,7 @@ class Postgres:
         self.name = engine.url.render_as_string(hide_password=True)
         self._schema = schema
         self._engine = in_schema(engine, schema)
-        self.host: HandlerHost = LoopHost(self._engine, SqlStore, owns)
+        self.host: HandlerHost = LoopHost(self._engine, SqlStore, owns, translation(engine))
 
     async def open(self) -> None:
         """Raise StoreUnavailable, or SchemaMismatch if `migrate` must be run before."""
@@ -84,6 +85,7 @@ class ThreadedPostgres:
             failed=lambda: None,
             stop=postgres.stop,
             owns=False,
+            theirs=translation(engine),
         )
 
     async def open(self) -> None:
@@ -122,4 +124,5 @@ def in_schema(engine: AsyncEngine, schema: str | None) -> AsyncEngine:
 
 
 def _options(schema: str | None) -> dict[str, Any]:
-    return {"schema_translate_map": {None: schema}} if schema else {}
+    """What our work needs, whatever the application's engine is set to."""
+    return {"schema_translate_map": placed(schema), "isolation_level": LEVEL}

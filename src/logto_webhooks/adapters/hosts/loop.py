@@ -32,12 +32,18 @@ class LoopHost:
     """Runs the very same work as the thread host, by `AsyncConnection.run_sync`."""
 
     def __init__(
-        self, engine: AsyncEngine, bind: Callable[[sa.Connection], Store], owns: bool = True
+        self,
+        engine: AsyncEngine,
+        bind: Callable[[sa.Connection], Store],
+        owns: bool = True,
+        theirs: Any = None,
     ) -> None:
-        """`owns`: whether to dispose of the engine at the end."""
+        """`owns`: whether to dispose of the engine at the end; `theirs`: the application's
+        `translation`."""
         self._engine = engine
         self._bind = bind
         self._owns = owns
+        self._theirs = theirs
 
     @property
     def room(self) -> int:
@@ -92,7 +98,7 @@ class LoopHost:
             begun = await connection.run_sync(sa.Connection.begin_nested)
             assert connection.sync_connection is not None
             try:
-                with untranslated(connection.sync_connection):
+                with untranslated(connection.sync_connection, self._theirs):
                     if wish in SYNC:
                         await connection.run_sync(_call_sync, wish, call)
                     else:
