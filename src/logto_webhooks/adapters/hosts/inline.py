@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from logto_webhooks.adapters.hosts.beside import beside_the_loop
 from logto_webhooks.adapters.hosts.failures import translated
 from logto_webhooks.adapters.hosts.loop import LoopHost
 from logto_webhooks.adapters.hosts.sessions import (
@@ -62,7 +63,8 @@ class InlineHost:
         with self._savepoint():
             with guarded(self._connection), untranslated(self._connection, self._theirs):
                 given = sync_wish(wish, self._connection)
-                call(given)
+                with beside_the_loop():
+                    call(given)
                 end_sync(given)
             finish(self._bind(self._connection))
 
