@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Final, Union
 
 import sqlalchemy as sa
 
-from logto_webhooks.adapters.hosts.sessions import LEVEL
 from logto_webhooks.errors import SettingInvalid
 from logto_webhooks.wiring.databases import Database, SqliteFile
 
@@ -31,15 +30,14 @@ def given_database(engine: Engine, schema: str | None) -> Database:
     if backend != "postgresql":
         problem = f"it must be of SQLite or PostgreSQL, not {backend}"
         raise SettingInvalid(name="engine", problem=problem)
-    level = str(engine.get_execution_options().get("isolation_level", LEVEL))
-    if level.upper().replace("_", " ") != LEVEL:
-        problem = (
-            f"its execution_options say {level}, which nothing after them can change: {_PLAIN}"
-        )
-        raise SettingInvalid(name="engine", problem=problem)
     # Imported only when used: greenlet comes with the extra `postgres`.
+    from logto_webhooks.adapters.stores.postgres import LEVEL
     from logto_webhooks.wiring.postgres import Postgres, ThreadedPostgres
 
+    level = str(engine.get_execution_options().get("isolation_level", LEVEL))
+    if level.upper().replace("_", " ") != LEVEL:
+        problem = f"its execution_options say {level}, which can't be changed: {_PLAIN}"
+        raise SettingInvalid(name="engine", problem=problem)
     if isinstance(engine, sa.Engine):
         return ThreadedPostgres(engine, schema)
     return Postgres(engine, schema, owns=False)

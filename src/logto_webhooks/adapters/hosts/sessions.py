@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 SYNC: Final[tuple[type, ...]] = (Session, sa.Connection)
 # What a session commits or rolls back by itself is a savepoint; "done" commits it all.
 OURS: Final = "create_savepoint"
-# A transaction in which what follows a lock sees what others committed before it.
-LEVEL: Final = "READ COMMITTED"
 _FAILED: Final = "25P02"  # PostgreSQL's: in_failed_sql_transaction
 _MAP: Final = "schema_translate_map"
 _ROOM: Final = 4  # what a pool of SQLAlchemy's usual size has
