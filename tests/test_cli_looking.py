@@ -111,6 +111,9 @@ class TestDeliveries:
         shown = command("deliveries", "show", "2", folder=tmp_path)
         assert '"name": "A\\x9b31mnna"' in shown.stdout
         assert "PATCH /users/:userId" in shown.stdout
+        encoded = command("deliveries", "show", "2", "--json", folder=tmp_path).stdout
+        assert "\\u009b31mnna" in encoded
+        assert "\x9b31mnna" in msgspec.json.decode(encoded)["body"]["data"]["name"]
         missing = command("deliveries", "show", "77", folder=tmp_path)
         assert missing.returncode == 1
         assert "77" in one_line(missing.stderr)

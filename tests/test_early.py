@@ -138,7 +138,7 @@ def test_who_does_not_wait_looks_once(tmp_path: Path) -> None:
 
     async def body(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
         made = await logto.ensure_user(CLAIMS)
-        for timeout_s in (0, -1):
+        for timeout_s in (0, -1, float("nan")):
             assert await logto.wait_for_user("ana", timeout_s) == made
             with pytest.raises(TimeoutError):
                 await logto.wait_for_user("bo", timeout_s)

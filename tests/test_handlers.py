@@ -130,6 +130,7 @@ def test_parameters_are_filled(tmp_path: Path) -> None:
         (SystemExit(3), "dead"),
         (RecursionError(), "dead"),
         (asyncio.CancelledError(), "dead"),
+        (GeneratorExit(), "dead"),
     ],
 )
 @pytest.mark.parametrize("is_async", [True, False])

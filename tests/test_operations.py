@@ -15,6 +15,7 @@ from logto_webhooks.core.lifecycle import State
 from logto_webhooks.errors import ApiNotConfigured, DeliveryUnknown, SettingInvalid
 from logto_webhooks.testing.fake import FakeLogto
 from tests.support.fake import NOBODY, application
+from tests.support.mounted import on_postgres, on_sqlite
 from tests.support.waiting import eventually
 
 
@@ -105,3 +106,22 @@ def test_without_credentials_logto_is_not_asked(tmp_path: Path) -> None:
         await logto.close()
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+def test_what_is_no_text_is_no_filter(kind: str, tmp_path: Path) -> None:
+    """A shell gives what isn't UTF-8, too: that is said, and no database sees it."""
+    logto = on_sqlite(tmp_path) if kind == "sqlite" else on_postgres()
+    logto.call(logto.migrate())
+    for bad in ("\udcff", "a\0"):
+        for asked in (
+            logto.users(bad),
+            logto.organizations(bad),
+            logto.explain_user(bad),
+            logto.forget_handler(bad),
+            logto.jobs(JobFilter(handler=bad)),
+            logto.jobs(JobFilter(event=bad)),
+            logto.deliveries(DeliveryFilter(subject=bad)),
+        ):
+            with pytest.raises(SettingInvalid):
+                logto.call(asked)

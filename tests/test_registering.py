@@ -116,7 +116,14 @@ class Generates:
 
 
 @pytest.mark.parametrize(
-    "function", [generator, async_generator, functools.partial(generator), Generates()]
+    "function",
+    [
+        generator,
+        async_generator,
+        functools.partial(generator),
+        Generates(),
+        staticmethod(generator),
+    ],
 )
 def test_a_generator_is_refused(refused: Register, function: Any) -> None:
     """Nothing of it would run."""
@@ -314,6 +321,8 @@ class Awaited:
         functools.partial(functools.partial(Awaited())),
         Awaited(),
         Awaited().method,
+        staticmethod(awaited),
+        functools.partial(staticmethod(awaited)),
     ],
 )
 def test_what_is_asynchronous_is_known(logto: LogtoWebhooks, function: Any) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from tests.support.servers import Application, Server, people
+from tests.support.servers import Application, Server, gone, people
 from tests.support.service import command
 from tests.support.sources import BARE
 from tests.support.waiting import until
@@ -85,3 +85,37 @@ def waiting_handlers(app: Application) -> dict[str, int]:
     listed = command("handlers", "list", "--json", folder=app.folder, **app.environment)
     found = msgspec.json.decode(listed.stdout)
     return {each["handler"]: each["waiting"] for each in found if each["waiting"]}
+
+
+WIDER = """
+
+@logto.on("User.Created", "User.Deleted", name="grows", max_attempts=1)
+async def grows(event: events.UserCreated | events.UserDeleted, delivery: Delivery):
+    noted("new", delivery)
+"""
+NARROWER = """
+
+@logto.on("User.Created", name="grows", max_attempts=1)
+async def grows(event: events.UserCreated, delivery: Delivery):
+    noted("old", delivery)
+"""
+
+
+def test_no_release_calls_a_handler_for_events_of_another(tmp_path: Path) -> None:
+    """The old one leaves what only the new one's handler of that name is for, however often it
+    may fail."""
+    app = Application(tmp_path, "asyncpg")
+    app.write(NARROWER, BARE, name="old")
+    app.write(WIDER, BARE, name="new")
+    with Server(app, "uvicorn", "old:api", "--port", "PORT") as old:
+        with Server(app, "uvicorn", "new:api", "--port", "PORT"):
+            """It makes its handler known, and ends."""
+        old.send(*people(3), *gone(3))
+        errors = "SELECT error FROM {}logto_jobs WHERE event = 'User.Deleted' AND failures > 0"
+        until(lambda: len(app.rows(errors)) == 3, lambda: str(app.jobs()))
+        assert all("HandlerNotFor" in error for (error,) in app.rows(errors))
+        assert app.jobs() == {("grows", "done"): 3, ("grows", "waiting"): 3}
+        with Server(app, "uvicorn", "new:api", "--port", "PORT"):
+            old.stop()
+            until(lambda: app.jobs() == {("grows", "done"): 6}, lambda: str(app.jobs()))
+    assert Counter(name for name, _ in app.effects()) == {"old": 3, "new": 3}

@@ -102,3 +102,34 @@ def test_without_the_lifespan_it_says_so(tmp_path: Path) -> None:
         "/api/webhooks/logto", content=delivery.body, headers=dict(delivery.headers)
     )
     assert (answer.status_code, answer.json()) == (503, {"error": "not_started"})
+
+
+def test_a_lifespan_within_another_ends_alone(tmp_path: Path) -> None:
+    """Who entered first goes on."""
+    app = mounted(on_sqlite(tmp_path))
+    with TestClient(app) as client:
+        with TestClient(app) as inner:
+            assert sent(inner, "/api/webhooks/logto") == 200
+        assert sent(client, "/api/webhooks/logto") == 200
+
+
+@pytest.mark.parametrize("root_path", ["", "/behind/a/proxy", "/behind/"])
+def test_as_an_application_it_may_be_below_a_path(root_path: str, tmp_path: Path) -> None:
+    """Mounted there, or served there by uvicorn's --root-path."""
+    logto = on_sqlite(tmp_path)
+    with TestClient(logto, root_path=root_path) as client:
+        for path in ("/api/webhooks/logto", "/api/webhooks/logto/"):
+            assert sent(client, root_path.rstrip("/") + path) == 200
+            assert sent(client, path) == 200, "a server that leaves out the root"
+        assert sent(client, f"{root_path}/elsewhere") == 404
+    app = FastAPI(lifespan=logto.lifespan)
+    app.mount("/hooks", logto)
+    with TestClient(app) as client:
+        assert sent(client, "/hooks/api/webhooks/logto") == 200
+        assert sent(client, "/hooks/elsewhere") == 404
+
+
+def sent(client: TestClient, path: str) -> int:
+    """The status of an answer to a delivery there."""
+    delivery = make.user_created(id=path)
+    return client.post(path, content=delivery.body, headers=dict(delivery.headers)).status_code

@@ -179,6 +179,35 @@ def test_all_is_awaited_on_an_async_connection() -> None:
     asyncio.run(run())
 
 
+def test_a_plain_handler_may_call_what_is_awaited(engine: sa.Engine) -> None:
+    """As it does beside a server's event loop, in its own transaction; in an asynchronous test,
+    too."""
+    logto = logto_of(engine)
+
+    @logto.on("User.Created", name="ensures")
+    def ensures(session: Session) -> None:
+        logto.call(logto.ensure_user({"sub": "eve"}, session=session))
+
+    @logto.on("User.Created", name="reads")
+    def reads() -> None:
+        logto.call(logto.status())
+
+    def deliver() -> None:
+        with engine.connect() as connection:
+            app = testing.app(logto, connection)
+            ran = app.deliver(testing.make.user_created(id="ana")).ran
+            assert {"ensures", "reads"} <= set(ran)
+            assert {each.row["logto_user_id"] for each in app.users()} == {"ana", "eve"}
+            connection.rollback()
+
+    async def awaited() -> None:
+        deliver()
+        assert asyncio.get_running_loop().is_running()
+
+    deliver()
+    asyncio.run(awaited())
+
+
 def test_in_memory_handlers_have_no_transaction(tmp_path: Path) -> None:
     """Without a connection it needs no database; who asks for a transaction is refused."""
     logto = LogtoWebhooks(signing_key="x", database_url=f"sqlite:///{tmp_path / 'never.db'}")

@@ -138,7 +138,7 @@ def mounted(
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await _live(lifespan, receive, send)
-        elif scope["type"] == "http" and scope["path"] not in paths:
+        elif scope["type"] == "http" and paths.isdisjoint(_paths(scope)):
             await _send(send, Answer(404, {"error": "not_found"}))
         elif scope["type"] == "http" and scope["method"] != "POST":
             await _send(send, Answer(405, {"error": "method_not_allowed"}))
@@ -148,6 +148,12 @@ def mounted(
                 await _send(send, answered)
 
     return app
+
+
+def _paths(scope: Scope) -> tuple[str, str]:
+    """The path, and what is left of it below where this is mounted (uvicorn's --root-path)."""
+    path, root = scope["path"], scope.get("root_path", "").rstrip("/")
+    return path, path[len(root) :] if path.startswith(f"{root}/") else path
 
 
 async def _live(

@@ -181,14 +181,15 @@ def show_found(found: Sequence[Found], kind: str) -> None:
 
 
 def as_json(value: Any) -> str:
-    """Encode what was found; its times as ISO 8601."""
+    """Encode what was found; its times as ISO 8601. Nothing in it steers a terminal."""
     if isinstance(value, list):
         return "[" + ",".join(as_json(each) for each in value) + "]"
     if isinstance(value, Found):
         value = msgspec.structs.replace(value, row=_dated(value.row))
     elif isinstance(value, Sides):
         value = msgspec.structs.replace(value, ours=_dated(value.ours), logto=_dated(value.logto))
-    return msgspec.json.encode(dated(value)).decode()
+    text = msgspec.json.encode(dated(value)).decode()
+    return _IN_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def _dated(row: dict[str, Any] | None) -> Any:
@@ -223,4 +224,6 @@ def plain(cell: Any) -> str:
 
 # When something was, and not called `…_at`.
 _MOMENTS = ("since", "until", "began", "complete_up_to")
-_STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+_ABOVE = r"\x7f-\x9f\u202a-\u202e\u2066-\u2069"
+_STEERING = re.compile(rf"[\x00-\x08\x0b-\x1f{_ABOVE}]")
+_IN_JSON = re.compile(f"[{_ABOVE}]")  # which escapes the others itself

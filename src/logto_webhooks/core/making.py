@@ -73,8 +73,13 @@ def local_jobs(
     ]
 
 
+def is_for(handler: Registered, name: str) -> bool:
+    """Whether a handler wants an event."""
+    return any(wants(pattern, name) for pattern in handler.patterns)
+
+
 def _wanting(handlers: Sequence[Registered], name: str) -> list[Registered]:
-    return [each for each in handlers if any(wants(pattern, name) for pattern in each.patterns)]
+    return [each for each in handlers if is_for(each, name)]
 
 
 def _job(handler: Registered, name: str, claimed: Claimed, user: str | None) -> NewJob:

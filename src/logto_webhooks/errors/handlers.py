@@ -32,6 +32,14 @@ class HandlerRefused(LogtoWebhooksError):
     problem: str
 
 
+class HandlerNotFor(LogtoWebhooksError):
+    """The handler {name} is for {event} in another release, but not in this one, so it wasn't
+    called. It is tried again, there or here."""
+
+    name: str
+    event: str
+
+
 class HandlerNotAwaited(LogtoWebhooksError):
     """The handler {name} returned what nobody runs, of type {returned}. Make it an `async def` that
     awaits it, or let it do its work before it returns."""

@@ -128,7 +128,7 @@ def _settle(done: asyncio.Future[Any], result: Any, error: BaseException | None)
         return
     if error is None:
         done.set_result(result)
-    elif isinstance(error, StopIteration | SystemExit | KeyboardInterrupt):
+    elif isinstance(error, StopIteration | GeneratorExit | SystemExit | KeyboardInterrupt):
         done.set_exception(RuntimeError(f"the handler raised {type(error).__name__}"))
     else:
         done.set_exception(error)

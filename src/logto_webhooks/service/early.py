@@ -61,7 +61,7 @@ async def wait_for(host: Host, user_id: str, timeout_s: float) -> UserRow:
     TimeoutError, UserDeleted, StoreUnavailable."""
     key = claims.change_of({"sub": user_id}).key
     row = await known(host, key)
-    async with asyncio.timeout(max(timeout_s, 0)):
+    async with asyncio.timeout(max(0, timeout_s)):
         while row is None:  # whoever applies it may be another process
             await asyncio.sleep(POLL_S)
             row = await known(host, key)

@@ -49,7 +49,8 @@ def is_awaited(function: Callable[..., Any]) -> bool:
 
 
 def _called(function: Any) -> tuple[Any, Any]:
-    """What runs when it is called: of a partial its function, of an object its `__call__`."""
-    while isinstance(function, functools.partial):
-        function = function.func
+    """What runs when it is called: of a partial or a staticmethod its function, of an object its
+    `__call__`."""
+    while isinstance(function, functools.partial | staticmethod):
+        function = function.func if isinstance(function, functools.partial) else function.__func__
     return function, type(function).__call__

@@ -35,6 +35,17 @@ def state_of(given: str, states: type[States]) -> States:
     return states(given)
 
 
+def text_of(what: str, given: str) -> str:
+    """A text that a database can look for. Raises SettingInvalid."""
+    try:
+        given.encode()
+    except UnicodeError:
+        raise SettingInvalid(name=what, problem="it isn't UTF-8 text") from None
+    if "\0" in given:
+        raise SettingInvalid(name=what, problem="it has a NUL, which no text here has")
+    return given
+
+
 def jobs_wanted(wanted: JobFilter) -> JobFilter:
     """A filter that can be asked for. Raises SettingInvalid."""
     ids_of("job", wanted.ids or ())
@@ -42,6 +53,7 @@ def jobs_wanted(wanted: JobFilter) -> JobFilter:
     _checked("delivery", wanted.delivery_id)
     if wanted.state is not None:
         state_of(wanted.state, JobState)
+    _texts(handler=wanted.handler, event=wanted.event, subject=wanted.subject)
     _limited(wanted.limit)
     return wanted
 
@@ -51,12 +63,19 @@ def deliveries_wanted(wanted: DeliveryFilter) -> DeliveryFilter:
     _checked("delivery", wanted.after)
     if wanted.state is not None:
         state_of(wanted.state, State)
+    _texts(event=wanted.event, subject=wanted.subject, text=wanted.text)
     _limited(wanted.limit)
     return wanted
 
 
 def _checked(what: str, *given: object) -> None:
     ids_of(what, [each for each in given if each is not None])
+
+
+def _texts(**given: str | None) -> None:
+    for name, each in given.items():
+        if each is not None:
+            text_of(f"the {name}", each)
 
 
 def _limited(limit: object) -> None:

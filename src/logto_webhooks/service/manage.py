@@ -38,7 +38,7 @@ def only(store: Store, kind: Kind, query: str) -> Key:
 
     Raises SettingInvalid if it finds several.
     """
-    found = store.find(kind, query, 2)
+    found = store.find(kind, given.text_of("the query", query), 2)
     if len(found) > 1:
         raise SettingInvalid(name=f"the {kind}", problem=f"{query!r} finds more than one")
     return Key(kind, str(found[0].row[f"logto_{kind}_id"]) if found else query)

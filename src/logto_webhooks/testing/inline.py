@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from msgspec.structs import replace
 
+from logto_webhooks.adapters.hosts.beside import beside_the_loop
 from logto_webhooks.core.delivery import Delivery
 from logto_webhooks.core.inbox import Accepted
 from logto_webhooks.core.jobs import JobFilter, JobRow
@@ -195,9 +196,11 @@ def _fitted(handlers: Handlers, stage: Stage) -> Handlers:
 
 
 async def _call(handler: Handler, arguments: dict[str, Any]) -> None:
-    result = called(handler, arguments)
     if handler.is_async:
-        await result
+        await called(handler, arguments)
+        return
+    with beside_the_loop():
+        called(handler, arguments)
 
 
 async def _here(

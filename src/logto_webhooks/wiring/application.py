@@ -179,11 +179,11 @@ class LogtoWebhooks(Operations):
         service = Service(self._settings(), self.database, self._observe, self.handlers)
         await self.database.open()
         async with service.running():
-            self._service = service
+            before, self._service = self._service, service
             try:
                 yield
             finally:
-                self._service = None
+                self._service = before  # of another lifespan, if it was entered twice
 
     async def answer(self, scope: Scope, receive: Receive) -> Answer | None:
         """Take a request of the webhook's path; None if its body never arrived."""

@@ -100,7 +100,8 @@ class ByHand(ABC):
 
         Returns None if it isn't known.
         """
-        return await self._write(lambda store: manage.forget(store, name))
+        checked = given.text_of("the handler", name)
+        return await self._write(lambda store: manage.forget(store, checked))
 
     async def _move(
         self, ids: Sequence[int], handler: str | None, state: str | None, move: JobMove

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING, Final, Union
 
 import sqlalchemy as sa
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
 Engine = Union[sa.Engine, "AsyncEngine"]
+_PLAIN: Final = "give the engine that it was made of"
 
 
 def given_database(engine: Engine, schema: str | None) -> Database:
@@ -30,8 +31,13 @@ def given_database(engine: Engine, schema: str | None) -> Database:
         problem = f"it must be of SQLite or PostgreSQL, not {backend}"
         raise SettingInvalid(name="engine", problem=problem)
     # Imported only when used: greenlet comes with the extra `postgres`.
+    from logto_webhooks.adapters.stores.postgres import LEVEL
     from logto_webhooks.wiring.postgres import Postgres, ThreadedPostgres
 
+    level = str(engine.get_execution_options().get("isolation_level", LEVEL))
+    if level.upper().replace("_", " ") != LEVEL:
+        problem = f"its execution_options say {level}, which can't be changed: {_PLAIN}"
+        raise SettingInvalid(name="engine", problem=problem)
     if isinstance(engine, sa.Engine):
         return ThreadedPostgres(engine, schema)
     return Postgres(engine, schema, owns=False)

@@ -14,6 +14,7 @@ from logto_webhooks.core.record import Kind
 from logto_webhooks.errors import SettingInvalid
 from logto_webhooks.service import endpoint, explain, manage
 from logto_webhooks.service.endpoint import Tested
+from logto_webhooks.service.given import text_of
 from logto_webhooks.service.handlers import Handlers
 from logto_webhooks.service.look import Progressed, Reconciled
 from logto_webhooks.service.person import Sides
@@ -79,11 +80,13 @@ class Operations(ByHand, Examined):
 
     async def users(self, query: str = "", limit: int = 100) -> list[Found]:
         """Find users by a query, else by a part of an email, a username, a name or a phone."""
-        return await self._read(lambda store: store.find("user", query, limit))
+        sought = text_of("the query", query)
+        return await self._read(lambda store: store.find("user", sought, limit))
 
     async def organizations(self, query: str = "", limit: int = 100) -> list[Found]:
         """Find organizations by a query, else by a part of the name."""
-        return await self._read(lambda store: store.find("organization", query, limit))
+        sought = text_of("the query", query)
+        return await self._read(lambda store: store.find("organization", sought, limit))
 
     async def explain_user(self, query: str) -> Explained | None:
         """Tell a user's life, and which delivery set each field; None if there is none.

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from logto_webhooks.adapters.hosts.failures import translated
 from logto_webhooks.adapters.hosts.loop import LoopHost
+from logto_webhooks.adapters.hosts.sessions import placed, translation
 from logto_webhooks.adapters.hosts.thread import ThreadHost
 from logto_webhooks.adapters.stores import migrate, postgres, premises
 from logto_webhooks.adapters.stores.sql import SqlStore
@@ -20,6 +21,8 @@ from logto_webhooks.core.ports import HandlerHost
 from logto_webhooks.service.work import LONGEST_S
 
 T = TypeVar("T")
+# What our work needs, whatever the application's engine is set to.
+_LEVEL: Final[dict[str, Any]] = {"isolation_level": postgres.LEVEL}
 
 
 class Postgres:
@@ -31,8 +34,8 @@ class Postgres:
         """`owns`: whether the engine is ours to dispose of."""
         self.name = engine.url.render_as_string(hide_password=True)
         self._schema = schema
-        self._engine = in_schema(engine, schema)
-        self.host: HandlerHost = LoopHost(self._engine, SqlStore, owns)
+        self._engine = in_schema(engine if owns else engine.execution_options(**_LEVEL), schema)
+        self.host: HandlerHost = LoopHost(self._engine, SqlStore, owns, translation(engine))
 
     async def open(self) -> None:
         """Raise StoreUnavailable, or SchemaMismatch if `migrate` must be run before."""
@@ -75,7 +78,8 @@ class ThreadedPostgres:
         """The engine is the application's."""
         self.name = engine.url.render_as_string(hide_password=True)
         self._schema = schema
-        self._engine = engine.execution_options(**_options(schema))
+        placing = {"schema_translate_map": placed(schema)}
+        self._engine = engine.execution_options(**_LEVEL, **placing)
         self.host: HandlerHost = ThreadHost(
             self._engine,
             SqlStore,
@@ -84,6 +88,7 @@ class ThreadedPostgres:
             failed=lambda: None,
             stop=postgres.stop,
             owns=False,
+            theirs=translation(engine),
         )
 
     async def open(self) -> None:
@@ -118,8 +123,4 @@ class ThreadedPostgres:
 
 def in_schema(engine: AsyncEngine, schema: str | None) -> AsyncEngine:
     """The engine, with our tables in a schema of their own."""
-    return engine.execution_options(**_options(schema))
-
-
-def _options(schema: str | None) -> dict[str, Any]:
-    return {"schema_translate_map": {None: schema}} if schema else {}
+    return engine.execution_options(schema_translate_map=placed(schema))

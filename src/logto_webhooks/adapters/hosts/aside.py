@@ -50,4 +50,6 @@ class Aside:
 
 
 def _that_a_future_holds(error: BaseException) -> BaseException:
-    return RuntimeError(f"it raised {error!r}") if isinstance(error, StopIteration) else error
+    # A GeneratorExit would end the coroutine that waits for it, and not be raised there.
+    odd = isinstance(error, StopIteration | GeneratorExit)
+    return RuntimeError(f"it raised {error!r}") if odd else error

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from logto_webhooks.adapters.hosts.beside import beside_the_loop
 from logto_webhooks.adapters.hosts.failures import translated
 from logto_webhooks.adapters.hosts.loop import LoopHost
 from logto_webhooks.adapters.hosts.sessions import (
@@ -18,6 +19,7 @@ from logto_webhooks.adapters.hosts.sessions import (
     guarded,
     in_schema,
     sync_wish,
+    translation,
     untranslated,
 )
 from logto_webhooks.core.ports import Store
@@ -35,6 +37,7 @@ class InlineHost:
         self._connection = connection
         self._bind = bind
         self._schema = schema
+        self._theirs = translation(connection)
 
     async def run(self, work: Callable[[Store], T]) -> T:
         """Run in a savepoint. Raises StoreUnavailable or RowRejected for what the database says."""
@@ -58,9 +61,10 @@ class InlineHost:
     ) -> None:
         """Call with what was wished for, and let `finish` end in the same savepoint."""
         with self._savepoint():
-            with guarded(self._connection), untranslated(self._connection):
+            with guarded(self._connection), untranslated(self._connection, self._theirs):
                 given = sync_wish(wish, self._connection)
-                call(given)
+                with beside_the_loop():
+                    call(given)
                 end_sync(given)
             finish(self._bind(self._connection))
 
@@ -84,7 +88,9 @@ class InlineLoopHost(LoopHost):
         schema: str | None,
     ) -> None:
         """`schema` is where our tables are."""
-        super().__init__(connection.engine, bind, owns=False)
+        assert connection.sync_connection is not None
+        theirs = translation(connection.sync_connection)
+        super().__init__(connection.engine, bind, owns=False, theirs=theirs)
         self._connection = connection
         self._schema = schema
 

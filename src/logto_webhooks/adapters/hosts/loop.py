@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
@@ -32,12 +32,18 @@ class LoopHost:
     """Runs the very same work as the thread host, by `AsyncConnection.run_sync`."""
 
     def __init__(
-        self, engine: AsyncEngine, bind: Callable[[sa.Connection], Store], owns: bool = True
+        self,
+        engine: AsyncEngine,
+        bind: Callable[[sa.Connection], Store],
+        owns: bool = True,
+        theirs: Any = None,
     ) -> None:
-        """`owns`: whether to dispose of the engine at the end."""
+        """`owns`: whether to dispose of the engine at the end; `theirs`: the application's
+        `translation`."""
         self._engine = engine
         self._bind = bind
         self._owns = owns
+        self._theirs = theirs
 
     @property
     def room(self) -> int:
@@ -92,7 +98,7 @@ class LoopHost:
             begun = await connection.run_sync(sa.Connection.begin_nested)
             assert connection.sync_connection is not None
             try:
-                with untranslated(connection.sync_connection):
+                with untranslated(connection.sync_connection, self._theirs):
                     if wish in SYNC:
                         await connection.run_sync(_call_sync, wish, call)
                     else:
@@ -108,7 +114,30 @@ class LoopHost:
             await self._engine.dispose()
 
     def _begin(self) -> AbstractAsyncContextManager[AsyncConnection]:
-        return self._engine.begin()
+        return _transaction(self._engine)
+
+
+@asynccontextmanager
+async def _transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    """As `engine.begin()`; but what can't be rolled back, because a handler left something that
+    still uses it, is closed: the next to have that connection would be in the same transaction."""
+    async with engine.connect() as connection:
+        try:
+            yield connection
+            await connection.commit()
+        except sa.exc.InterfaceError:
+            await connection.invalidate()
+            raise
+        except BaseException:
+            await _rolled_back(connection)
+            raise
+
+
+async def _rolled_back(connection: AsyncConnection) -> None:
+    try:
+        await connection.rollback()
+    except sa.exc.SQLAlchemyError:
+        await connection.invalidate()
 
 
 async def _call(connection: AsyncConnection, wish: type, call: Callable[[Any], Any]) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import Pool, QueuePool
 
 from logto_webhooks.errors import SettingInvalid, TransactionEnded
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
 SYNC: Final[tuple[type, ...]] = (Session, sa.Connection)
 # What a session commits or rolls back by itself is a savepoint; "done" commits it all.
@@ -26,26 +29,35 @@ def room_in(pool: Pool) -> int:
     return max(1, size - 1) if size else _ROOM
 
 
+def translation(engine: sa.Engine | sa.Connection | AsyncEngine) -> Any:
+    """Where an application's engine or connection says that its tables are."""
+    return engine.get_execution_options().get(_MAP)
+
+
 @contextmanager
-def untranslated(connection: sa.Connection) -> Iterator[None]:
-    """Our schema is ours: the application's tables are where they say."""
-    with _mapped(connection, None):
+def untranslated(connection: sa.Connection, theirs: Any) -> Iterator[None]:
+    """Our schema is ours: the application's tables are where it says, by `theirs`."""
+    with _mapped(connection, theirs):
         yield
 
 
 @contextmanager
 def translated_as(engine: sa.Engine, connection: sa.Connection) -> Iterator[None]:
     """Our tables are where our engine says, on a connection that is the application's."""
-    with _mapped(connection, engine.get_execution_options().get(_MAP)):
+    with _mapped(connection, translation(engine)):
         yield
 
 
 @contextmanager
 def in_schema(connection: sa.Connection, schema: str | None) -> Iterator[None]:
-    """The same, where a schema is named; else they are where the application's are."""
-    theirs = connection.get_execution_options().get(_MAP)
-    with _mapped(connection, {None: schema} if schema else theirs):
+    """The same, where a schema is named."""
+    with _mapped(connection, placed(schema)):
         yield
+
+
+def placed(schema: str | None) -> dict[str | None, str | None] | None:
+    """How SQLAlchemy is told that our tables are in a schema, or in the default one."""
+    return {None: schema} if schema else None
 
 
 @contextmanager
@@ -62,7 +74,7 @@ def guarded(connection: sa.Connection) -> Iterator[None]:
 
 @contextmanager
 def _mapped(connection: sa.Connection, there: Any) -> Iterator[None]:
-    before = connection.get_execution_options().get(_MAP)
+    before = translation(connection)
     connection.execution_options(**{_MAP: there})
     try:
         yield

@@ -45,11 +45,13 @@ class ThreadHost:
         stop: Callable[[sa.Connection], None],
         owns: bool = True,
         one_writer: bool = False,
+        theirs: Any = None,
     ) -> None:
         """`committed` is called after each commit, and raises when that can't be trusted;
         `failed` when the database can't be used. `stop` ends what is done on a connection, from
         any thread, and lets nothing more be done. `owns`: whether to dispose of the engine at the
-        end. `one_writer`: whether the database has but one, so that handlers write in its turn."""
+        end. `one_writer`: whether the database has but one, so that handlers write in its turn.
+        `theirs`: the application's `translation`."""
         self._engine = engine
         self._bind = bind
         self._reads = reads
@@ -58,6 +60,7 @@ class ThreadHost:
         self._failed = failed
         self._stop = stop
         self._one_writer = one_writer
+        self._theirs = theirs
         self._writer = Lane("logto-writer")
         self._reader = Lane("logto-reader")
 
@@ -142,7 +145,7 @@ class ThreadHost:
         finish: Callable[[Store], None],
     ) -> None:
         with self._engine.begin() as connection:
-            with guarded(connection), untranslated(connection):
+            with guarded(connection), untranslated(connection, self._theirs):
                 given = sync_wish(wish, connection)
                 if not called.run(partial(call, given), LONGEST_S if self._one_writer else None):
                     self._take_back(connection)

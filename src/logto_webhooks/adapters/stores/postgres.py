@@ -12,6 +12,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from logto_webhooks.core import canonical
 from logto_webhooks.errors import SettingInvalid
 
+# A transaction in which what follows a lock sees what others committed before it.
+LEVEL: Final = "READ COMMITTED"
 CONNECT_S: Final = 3.0
 CANCEL_EVERY_S: Final = 0.1
 # Half of what a request may wait; a commit can take longer than a statement.
@@ -34,6 +36,7 @@ def engine_of(url: sa.URL, **pool: Any) -> AsyncEngine:
     return create_async_engine(
         url.set(drivername=f"postgresql+{driver}").difference_update_query(["pgbouncer"]),
         connect_args=_OPTIONS[driver] | (_UNPREPARED[driver] if shared else {}),
+        isolation_level=LEVEL,
         hide_parameters=True,
         json_serializer=lambda value: canonical.encode(value).decode(),
         json_deserializer=canonical.decode,
