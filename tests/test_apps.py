@@ -123,6 +123,7 @@ def test_an_applications_calls_see_what_its_handlers_do(folder: Path) -> None:
     """They look into the database that `.env` names, as `serve` does; `doctor` agrees."""
     (folder / ".env").write_text("LOGTO_WEBHOOKS_DATABASE_URL=sqlite:///elsewhere.db\n")
     with Service(folder, "--app", "app_looks:logto") as service:
+        assert "app_looks:" in service.wait_for_log("jobs are made for these handlers")
         service.post(make.user_created(id="ana", email="ana@example.com"))
         until(lambda: _text(folder / "seen.txt") == "ana@example.com", lambda: service.log)
         service.post(make.user_data_updated(id="ana", name="Ana"))

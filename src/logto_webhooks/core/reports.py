@@ -143,6 +143,12 @@ class FlowResumed(Struct, frozen=True):
     silent_s: int
 
 
+class HandlersKnown(Struct, frozen=True):
+    """From now on jobs are made for these handlers, which this process has."""
+
+    handlers: tuple[str, ...]
+
+
 class HandlerRan(Struct, frozen=True):
     """A handler did a job; `took_ms` since it was called."""
 
@@ -194,6 +200,7 @@ Report = (
     | NotAsked
     | FlowStopped
     | FlowResumed
+    | HandlersKnown
     | HandlerRan
     | HandlerFailed
     | Unrunnable

@@ -13,7 +13,15 @@ from starlette.types import ASGIApp
 from logto_webhooks.adapters import web
 from logto_webhooks.adapters.room import Room
 from logto_webhooks.core.ports import Observer, Store
-from logto_webhooks.core.reports import Asked, Compared, Report, Stalled, Synced, Unrunnable
+from logto_webhooks.core.reports import (
+    Asked,
+    Compared,
+    HandlersKnown,
+    Report,
+    Stalled,
+    Synced,
+    Unrunnable,
+)
 from logto_webhooks.core.silence import Silence
 from logto_webhooks.errors import LogtoWebhooksError, StoreUnavailable, described
 from logto_webhooks.service.handlers import Handlers
@@ -188,6 +196,8 @@ class Workers:
             try:
                 await self._database.host.run(register)
                 self._registered = True
+                if registered:
+                    self._tell(HandlersKnown(tuple(each.name for each in registered)))
             except StoreUnavailable as error:
                 self._tell(Stalled(described(error), AGAIN_S))
                 await asyncio.sleep(AGAIN_S)

@@ -19,6 +19,7 @@ from logto_webhooks.core.reports import (
     FlowStopped,
     HandlerFailed,
     HandlerRan,
+    HandlersKnown,
     LookedBack,
     NotAsked,
     NotStored,
@@ -86,6 +87,8 @@ def _line(report: Report) -> tuple[int, str, dict[str, Any]]:
             return level, f"compared all records with Logto{mended}", fields
         case Asked():
             return logging.INFO, "asked Logto", fields
+        case HandlersKnown():
+            return logging.INFO, "jobs are made for these handlers", fields
         case HandlerRan():
             return logging.INFO, "handled", fields
         case HandlerFailed(state="waiting", error="RetryLater"):

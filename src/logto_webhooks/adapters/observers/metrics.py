@@ -21,6 +21,7 @@ from logto_webhooks.core.reports import (
     FlowStopped,
     HandlerFailed,
     HandlerRan,
+    HandlersKnown,
     LookedBack,
     NotAsked,
     NotStored,
@@ -184,6 +185,7 @@ METRICS: Final = (
 UNMEASURED: Final[dict[type[Report], str]] = {
     Resumed: "the stalls before it are counted",
     FlowResumed: "the gauge `silent` tells",
+    HandlersKnown: "`handlers list` has them",
     Unrunnable: "`handlers list` counts them",
 }
 
