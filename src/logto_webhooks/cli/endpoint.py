@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from dotenv import dotenv_values, set_key
+from dotenv import set_key
 
 from logto_webhooks.adapters import running
-from logto_webhooks.cli import given, look, options, tables
+from logto_webhooks.cli import envfile, given, look, options, tables
 from logto_webhooks.cli.apps import handlers_of
 from logto_webhooks.core.hooks import Hook, is_ours
 from logto_webhooks.errors import KeyInTheWay, NotWritable
@@ -234,7 +234,7 @@ def _may_write(file: Path) -> None:
     """Raises KeyInTheWay, NotWritable: before anything is made."""
     try:
         if file.exists():
-            if dotenv_values(file, interpolate=False, encoding="utf-8-sig").get(_KEY):
+            if _KEY in envfile.values(file):
                 raise KeyInTheWay(path=file)
         else:
             file.touch(mode=0o600)

@@ -92,7 +92,7 @@ def _warn(steps: Sequence[Step]) -> None:
     try:
         plan(parse(vouch(steps[0].body)))
     except MalformedEvent as error:
-        tables.err.print(f"warning: {error}", markup=False, soft_wrap=True)
+        tables.warn(str(error))
 
 
 def _decoded(response: Any) -> Any:

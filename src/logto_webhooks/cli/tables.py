@@ -51,6 +51,11 @@ def table(
         (_wide if wide else out).print(made)
 
 
+def warn(text: str) -> None:
+    """Tell a person of what goes on all the same, beside what is printed."""
+    err.print(f"warning: {plain(text)}", markup=False, soft_wrap=True)
+
+
 def show_status(status: Status, waiting: Sequence[Waiting]) -> None:
     """Print counts, and which records wait."""
     rows: list[tuple[str, Any]] = [

@@ -146,14 +146,16 @@ async def status_of(database: Database) -> Status:
 
 
 def _postgres(url: sa.URL, schema: str | None) -> Database:
-    # Imported only when used: a driver and greenlet come with the extra `postgres`.
+    # Imported only when used: a driver and greenlet come with an extra.
     try:
         from logto_webhooks.adapters.stores.postgres import engine_of
         from logto_webhooks.wiring.postgres import Postgres
 
         return Postgres(engine_of(url), schema)
     except ImportError as error:
-        problem = f'PostgreSQL needs the extra "postgres" of this package ({error.name} is missing)'
+        missing = error.name or "libpq"  # which psycopg tells only in its text
+        extra = "psycopg" if "psycopg" in url.drivername else "postgres"
+        problem = f'PostgreSQL needs the extra "{extra}" of this package ({missing} is missing)'
         raise SettingInvalid(name=_URL, problem=problem) from None
 
 
