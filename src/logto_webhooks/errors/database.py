@@ -20,7 +20,7 @@ class RowRejected(LogtoWebhooksError):
 
 
 class ClaimLost(LogtoWebhooksError):
-    """Another worker took over {count} deliveries after this one's lease had run out."""
+    """Another worker took over what this one had claimed ({count}): its lease had run out."""
 
     count: int
 
