@@ -82,7 +82,7 @@ class SqliteFile:
     async def migrate(self) -> None:
         """Bring the schema up to this release."""
         sqlite.create(self.file)
-        with translated(), self._engine.begin() as connection:
+        with translated(self._engine.url), self._engine.begin() as connection:
             migrate.upgrade(connection)
 
     async def check(self) -> None:
@@ -112,14 +112,14 @@ class SqliteFile:
     def _unwritable(self) -> str | None:
         """Why nobody can begin to write now, if so; nothing is written."""
         try:
-            with translated(), self._engine.begin():
+            with translated(self._engine.url), self._engine.begin():
                 return None
         except StoreUnavailable as error:
             return error.problem
 
     def _look(self, work: Callable[[sa.Connection], T]) -> T:
         self._guard.check_file()
-        with translated(), self._engine.connect() as connection:
+        with translated(self._engine.url), self._engine.connect() as connection:
             return work(connection.execution_options(**sqlite.READS))
 
 
