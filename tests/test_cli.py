@@ -235,13 +235,17 @@ class TestTrigger:
             assert "doubtful: dead delivery" in shown
 
     def test_a_refused_delivery_is_exit_code_1(self, tmp_path: Path) -> None:
-        """Signed with another key."""
+        """Signed with another key, or sent elsewhere; it is said what to do."""
         with Service(tmp_path) as service:
-            options = ["--to", f"{service.url}{PATH}", "--signing-key", "another"]
-            refused = command("trigger", "User.Created", *options, folder=tmp_path)
-            assert refused.returncode == 1
-            assert "401" in refused.stdout
-            assert "the service doesn't know the key" in one_line(refused.stderr)
+            for path, key, status, says in (
+                (PATH, "another", "401", "the service doesn't know the key"),
+                ("/wrong", SIGNING_KEY, "404", "the whole URL with --to"),
+            ):
+                options = ["--to", f"{service.url}{path}", "--signing-key", key]
+                refused = command("trigger", "User.Created", *options, folder=tmp_path)
+                assert refused.returncode == 1
+                assert status in refused.stdout
+                assert says in one_line(refused.stderr)
 
 
 def test_sign_takes_standard_input(tmp_path: Path) -> None:

@@ -217,6 +217,16 @@ class TestExplain:
         assert [(each["name"], each["value"]) for each in told["fields"]] == [("members.ana", True)]
         assert [line["id"] for line in told["lines"]] == [4]
 
+    def test_nothing_is_told_as_such(self, tmp_path: Path) -> None:
+        """Without a table; and no line ends in blanks."""
+        keep(tmp_path, *ANA[:3])
+        options = ("explain", "organization", "Acme")
+        none = command(*options, "--field", "members", folder=tmp_path).stdout
+        assert none.endswith("\nWhat it has now: nothing\n")
+        shown = command(*options, folder=tmp_path).stdout
+        assert "name " in shown
+        assert not re.search(r" $", shown, re.MULTILINE)
+
     def test_what_is_only_pending_is_told(self, tmp_path: Path) -> None:
         """By its Logto id, for it has no row yet."""
         keep(tmp_path, *ANA, applied=False)

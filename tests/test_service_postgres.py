@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -267,7 +268,7 @@ def test_it_runs_through_pgbouncer_in_transaction_mode(
     ],
 )
 def test_a_url_that_leads_nowhere_says_what_to_do(
-    tmp_path: Path, driver: str, wrong: dict[str, str], says: str
+    tmp_path: Path, driver: str, wrong: dict[str, Any], says: str
 ) -> None:
     """Whatever the driver, and without the password."""
     url = postgres.server_url().set(drivername=f"postgresql+{driver}", **wrong)

@@ -20,7 +20,9 @@ from logto_webhooks.wiring.api import keys_of
 from logto_webhooks.wiring.operations import Operations
 
 [_KEY] = VARIABLES["signing_key"]
-app = typer.Typer(no_args_is_help=True, help="Make, list and test webhooks of Logto.")
+app = typer.Typer(
+    no_args_is_help=True, help="Make, list and test webhooks of Logto, and change their keys."
+)
 
 
 @app.command()
