@@ -249,7 +249,9 @@ class TestDatabase:
             answer = service.post(make.user_created())
             assert (answer.status_code, answer.json()) == (503, {"error": "not_stored"})
             assert int(answer.headers["retry-after"]) > 0
-            assert "ERROR" in service.wait_for_log("database is locked")
+            assert "ERROR" in service.wait_for_log(
+                "database is locked (sqlite:///logto-webhooks.db)"
+            )
             other.execute("ROLLBACK")
             other.close()
             assert service.post(make.user_created(email="after@example.com")).status_code == 200
@@ -365,10 +367,15 @@ class TestStart:
             ("mysql://127.0.0.1/x", "not mysql"),
             ("sqlite:///missing/folder/x.db", "can't be opened"),
             ("sqlite:///.", "can't be opened"),
-            ("sqlite:///text.db", "not a database"),
+            ("sqlite:///text.db", "not a database (sqlite:///text.db); name another"),
             ("postgresql://u:p@127.0.0.1:port/db", "isn't a URL"),
             ("postgresql+pg8000://127.0.0.1/db", "asyncpg or psycopg"),
-            ("postgresql://u:p@127.0.0.1:1/db", "can't be used now"),
+            (
+                "postgresql://u:p@127.0.0.1:1/db",
+                "(postgresql://127.0.0.1:1/db); see that the server",
+            ),
+            ("postgresql+psycopg://u:p@127.0.0.1:1/db", "(postgresql://127.0.0.1:1/db); see that"),
+            ("postgresql://u:p@no.invalid/db", "(postgresql://no.invalid/db); mend the host"),
         ],
     )
     def test_a_database_that_cannot_be(self, tmp_path: Path, url: str, says: str) -> None:

@@ -209,8 +209,8 @@ class TestTrigger:
             (["User.Create"], "Did you mean User.Created?"),
             (["User.Created", "--data", "noequals"], "isn't key=value"),
             (["User.Created", "--data", "name.x=1"], "name holds no fields"),
-            (["User.Created", "--to", "nonsense"], "nonsense"),
-            (["User.Created", "--to", "http://127.0.0.1:99999"], "can't be reached"),
+            (["User.Created", "--to", "nonsense"], "--to can't be used: 'nonsense' isn't like"),
+            (["User.Created", "--to", "http://127.0.0.1:99999"], "isn't like http://127.0.0.1"),
             (["User.Created", "--data", "a=\udcff"], "isn't UTF-8"),
             (["User.Created", "--to", "http://127.0.0.1:1/"], "serve` running there?"),
         ],
@@ -235,13 +235,17 @@ class TestTrigger:
             assert "doubtful: dead delivery" in shown
 
     def test_a_refused_delivery_is_exit_code_1(self, tmp_path: Path) -> None:
-        """Signed with another key."""
+        """Signed with another key, or sent elsewhere; it is said what to do."""
         with Service(tmp_path) as service:
-            options = ["--to", f"{service.url}{PATH}", "--signing-key", "another"]
-            refused = command("trigger", "User.Created", *options, folder=tmp_path)
-            assert refused.returncode == 1
-            assert "401" in refused.stdout
-            assert "the service doesn't know the key" in one_line(refused.stderr)
+            for path, key, status, says in (
+                (PATH, "another", "401", "the service doesn't know the key"),
+                ("/wrong", SIGNING_KEY, "404", "the whole URL with --to"),
+            ):
+                options = ["--to", f"{service.url}{path}", "--signing-key", key]
+                refused = command("trigger", "User.Created", *options, folder=tmp_path)
+                assert refused.returncode == 1
+                assert status in refused.stdout
+                assert says in one_line(refused.stderr)
 
 
 def test_sign_takes_standard_input(tmp_path: Path) -> None:
@@ -295,4 +299,11 @@ class TestDemo:
         with Service(tmp_path) as service:
             refused = command("demo", "--once", "--port", str(service.port), folder=tmp_path)
         assert refused.returncode == 2
-        assert "--port" in one_line(refused.stderr)
+        assert one_line(refused.stderr).endswith("Choose another with --port.")
+
+
+def test_an_address_that_is_not_here_is_one_line(tmp_path: Path) -> None:
+    """And exit code 2."""
+    refused = command("serve", "--host", "192.0.2.1", folder=tmp_path, **KEY)
+    assert refused.returncode == 2
+    assert refused.stderr.endswith("Choose another with --host.\n")

@@ -100,18 +100,40 @@ def test_jobs_are_listed_and_shown(folder: Path) -> None:
     printed = said(folder, "jobs", "show", str(dead["id"]))
     assert f"\n  somewhere {'far ' * 30}away\nValueError: of no use\n" in printed, "unfolded"
     assert "No job" in one_line(said(folder, "jobs", "show", "99", code=1))
-    assert "no such job" in one_line(said(folder, "jobs", "list", "--event", "X", code=1))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--delivery", "99"], []),
+        (["--event", "PostSignIn"], []),
+        (["--event", "Foo"], ["no event 'Foo' is known to this release; known are PostRegister"]),
+        (["--event", "LocalUserCreate"], ["the nearest is LocalUserCreated."]),
+        (["--group", "--handler", "app:gret"], ["app:greet (did you mean that?)"]),
+        (["--handler", "nope"], ["No handler is called 'nope'; there are: app:greet, old:x."]),
+        (["--handler", "app:greet", "--state", "done"], []),
+    ],
+)
+def test_no_job_is_found(folder: Path, options: list[str], says: list[str]) -> None:
+    """A name that nothing has is a warning."""
+    first, *warnings = said(folder, "jobs", "list", *options, code=1).splitlines()
+    assert first == "There is no such job."
+    assert len(warnings) == len(says)
+    for warning, text in zip(warnings, says, strict=True):
+        assert warning.startswith("warning: ")
+        assert text in warning
 
 
 def test_dead_jobs_are_repeated_or_discarded(folder: Path) -> None:
     """By id or by handler; what can't be moved is said so."""
     [dead] = told(folder, "jobs", "list", "--state", "dead")
-    assert "1 of 1" in said(folder, "jobs", "retry", str(dead["id"]))
+    assert "1 of 1 job is to be run" in said(folder, "jobs", "retry", str(dead["id"]))
     [again] = [each for each in told(folder, "jobs", "list") if each["id"] == dead["id"]]
     assert (again["state"], again["runs"]) == ("waiting", 1)
     options = ("--handler", "app:greet", "--state", "waiting")
-    assert "2 of 2" in said(folder, "jobs", "discard", *options)
-    said(folder, "jobs", "discard", *options, code=1)
+    assert "2 of 2 jobs are discarded" in said(folder, "jobs", "discard", *options)
+    none = one_line(said(folder, "jobs", "discard", *options, code=1))
+    assert none == "No job of app:greet is waiting: none is discarded."
     assert "--handler" in one_line(said(folder, "jobs", "retry", code=2))
     number = str(dead["id"])
     assert "discarded before" in said(folder, "jobs", "discard", number, number, code=1)

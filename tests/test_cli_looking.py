@@ -13,8 +13,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from logto_webhooks.samples.signed import Signed
-from logto_webhooks.testing import make
+from logto_webhooks.samples.signed import Signed, signed
+from logto_webhooks.testing import SIGNING_KEY, make
 from logto_webhooks.wiring import database_of
 from tests.support.copy import Copy, delivery
 from tests.support.service import clean_environment, command, one_line
@@ -134,6 +134,32 @@ class TestDeliveries:
         assert says in one_line(refused.stderr)
 
 
+LATER = signed({"event": "User.Craeted", "createdAt": "2026-11-24T03:18:31Z"}, SIGNING_KEY)
+
+
+class TestUnknownEvents:
+    """A newer Logto may have sent one, so it is only a warning, and only if nothing is found."""
+
+    def test_nothing_is_found(self, tmp_path: Path) -> None:
+        """With the nearest that is known."""
+        keep(tmp_path, ANA[0], LATER)
+        options = ("deliveries", "list", "--event")
+        assert command(*options, "User.Craeted", folder=tmp_path).stderr == ""
+        assert one_line(command(*options, "PostRegister", folder=tmp_path).stderr)
+        none, warning = command(*options, "User.Creatd", folder=tmp_path).stderr.splitlines()
+        assert none == "No such delivery is in the inbox."
+        assert warning.startswith("warning: no event 'User.Creatd'")
+        assert warning.endswith("the nearest is User.Created.")
+
+    def test_one_is_waited_for(self, tmp_path: Path) -> None:
+        """Told at the start."""
+        keep(tmp_path, LATER)
+        options = ("--event", "User.Craeted", "--since-id", "0", "--count", "1")
+        shown = command("tail", *options, folder=tmp_path)
+        assert shown.returncode == 0
+        assert shown.stderr.startswith("warning: no event 'User.Craeted'")
+
+
 class TestTail:
     def test_it_shows_what_comes(self, tmp_path: Path) -> None:
         """From the newest on, as long as it takes; Ctrl-C ends it, with 130."""
@@ -194,6 +220,16 @@ class TestExplain:
         assert [(each["name"], each["value"]) for each in told["fields"]] == [("members.ana", True)]
         assert [line["id"] for line in told["lines"]] == [4]
 
+    def test_nothing_is_told_as_such(self, tmp_path: Path) -> None:
+        """Without a table; and no line ends in blanks."""
+        keep(tmp_path, *ANA[:3])
+        options = ("explain", "organization", "Acme")
+        none = command(*options, "--field", "members", folder=tmp_path).stdout
+        assert none.endswith("\nWhat it has now: nothing\n")
+        shown = command(*options, folder=tmp_path).stdout
+        assert "name " in shown
+        assert not re.search(r" $", shown, re.MULTILINE)
+
     def test_what_is_only_pending_is_told(self, tmp_path: Path) -> None:
         """By its Logto id, for it has no row yet."""
         keep(tmp_path, *ANA, applied=False)
@@ -209,7 +245,8 @@ class TestExplain:
         assert "'nobody'" in one_line(nobody.stderr)
         several = command("explain", "user", "example.com", folder=tmp_path)
         assert several.returncode == 2
-        assert "more than one" in one_line(several.stderr)
+        says = "more than one; see `logto-webhooks users example.com`, and name one by its id."
+        assert says in one_line(several.stderr)
         unknown = command("explain", "user", "ana", "--field", "mail", folder=tmp_path)
         assert unknown.returncode == 2
         assert "email" in one_line(unknown.stderr)

@@ -227,7 +227,7 @@ async def migrated(settings: dict[str, str], folder: Path) -> subprocess.Complet
         (["list"], {"LOGTO_ENDPOINT": ""}, "Management API isn't configured"),
         (["test"], {}, "It isn't clear which webhook is meant"),
         (["test", "nobody"], {}, "Logto has: "),
-        (["test", "one", "--event", "No.Such"], {}, "an event of a later Logto"),
+        (["test", "one", "--event", "User.Creatd"], {}, "Did you mean User.Created?"),
     ],
 )
 def test_what_can_not_be_done(

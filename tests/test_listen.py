@@ -240,7 +240,7 @@ def test_the_answer_is_shown(tmp_path: Path) -> None:
             scene.app.received.clear()
             scene.create(f"u{status}")
             listening = scene.listen("--since", "1h", "--count", "1")
-            assert await listening.end() == 0
+            assert await listening.end() == 1
             assert shown in listening.printed
             assert len(scene.app.received) == 1
             scene.logto.delete_hook(scene.logto.hooks[0]["id"])
@@ -248,8 +248,27 @@ def test_the_answer_is_shown(tmp_path: Path) -> None:
         scene.url = "http://127.0.0.1:9/"
         scene.create("nobody")
         listening = scene.listen("--since", "1h", "--count", "1")
-        assert await listening.end() == 0
+        assert await listening.end() == 1
         assert "not reached" in listening.printed
+
+    live(test, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("status", "hint"),
+    [(401, "Set LOGTO_WEBHOOK_SIGNING_KEY to"), (404, "the whole URL with --forward-to")],
+)
+def test_a_refusal_says_what_to_do(tmp_path: Path, status: int, hint: str) -> None:
+    """Once, however many there are."""
+
+    async def test(scene: Scene) -> None:
+        scene.logto.add_hook(HOOK)
+        scene.app.status = status
+        scene.create("ana", "bo")
+        listening = scene.listen("--since", "1h", "--count", "2")
+        assert await listening.end() == 1
+        assert listening.printed.count(f"{status}  after") == 2
+        assert listening.printed.count(hint) == 1
 
     live(test, tmp_path)
 
@@ -515,5 +534,6 @@ def test_what_can_not_be_done(
         assert await listening.end() == 2
         assert listening.printed.splitlines()[-1].startswith("error: ")
         assert says in listening.printed
+        assert "Forwarding to" not in listening.printed
 
     live(test, tmp_path)

@@ -30,7 +30,7 @@ def test_a_copy_that_ended_later_is_still_one() -> None:
         got: list[str | None] = []
 
         async def collect(reader: LogReader) -> None:
-            async for each in reader.deliveries(poll_s=0.0):
+            async for each in reader.deliveries(await reader.begin(), poll_s=0.0):
                 got.append(each.subject)
 
         async def seen() -> list[str | None]:

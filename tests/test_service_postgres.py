@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -20,6 +21,7 @@ from logto_webhooks.adapters.stores import migrate
 from logto_webhooks.testing import make
 from tests.crash.databases import PostgresVictim
 from tests.crash.harness import free_port
+from tests.support import postgres
 from tests.support.service import Service, command, one_line
 from tests.support.waiting import until
 
@@ -255,3 +257,23 @@ def test_it_runs_through_pgbouncer_in_transaction_mode(
     finally:
         bouncer.terminate()
         bouncer.wait()
+
+
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"username": "nobody_here", "password": "s-e-c"}, "mend user and password in LOGTO_WEB"),
+        ({"database": "not_there"}, "/not_there); make it, then run: logto-webhooks migrate"),
+    ],
+)
+def test_a_url_that_leads_nowhere_says_what_to_do(
+    tmp_path: Path, driver: str, wrong: dict[str, Any], says: str
+) -> None:
+    """Whatever the driver, and without the password."""
+    url = postgres.server_url().set(drivername=f"postgresql+{driver}", **wrong)
+    whole = url.render_as_string(hide_password=False)
+    refused = command("status", "--database-url", whole, folder=tmp_path)
+    assert refused.returncode == 2
+    assert says in one_line(refused.stderr)
+    assert "s-e-c" not in refused.stderr

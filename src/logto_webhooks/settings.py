@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, TypedDict, get_args
 
@@ -48,7 +49,9 @@ _CHOICES: Final = {
     "endpoint": "the address of a Logto, such as https://auth.example.com",
     "app": "module:name, such as app.logto:logto",
     "port": "a number from 0 to 65535",
+    "schema": "letters (a to z), digits and _, at most 63, the first of them no digit",
 }
+_TYPES: Final = {"bool": "true or false", "int": "a whole number", "float": "a number"}
 
 
 class Settings(Struct, frozen=True, kw_only=True):
@@ -141,7 +144,13 @@ def from_env(environment: Mapping[str, str], **given: Any) -> Settings:
     except msgspec.ValidationError as error:
         problem, _, place = str(error).partition(" - at `$.")
         field = place.rstrip("`")
-        allowed = _CHOICES.get(field)
+        allowed = _CHOICES.get(field) or _allowed(problem)
         problem = f"it must be {allowed}" if allowed else problem.lower()
         name = f"{VARIABLES[field][0]} (--{field.replace('_', '-')})"
         raise SettingInvalid(name=name, problem=problem) from None
+
+
+def _allowed(problem: str) -> str | None:
+    """What msgspec expected, in words, if it says that."""
+    found = re.match(r"Expected `(\w+)(?: \| null)?`([^,]*)", problem)
+    return f"{_TYPES[found[1]]}{found[2]}" if found and found[1] in _TYPES else None

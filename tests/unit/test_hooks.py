@@ -75,8 +75,8 @@ def test_one_is_named_by_id_name_or_url() -> None:
     assert named([A, B, C], "b") == B
     assert named([A, B, C], "main") == A
     assert named([A, B, C], "https://b.example/x") == B
-    for query in ("twin", "nobody"):
-        with pytest.raises(EndpointUnknown, match="twin"):
+    for query, says in (("twin", "several have"), ("nobody", "none has")):
+        with pytest.raises(EndpointUnknown, match=rf"{says} the name or URL '{query}'\. .*twin"):
             named([A, B, C], query)
 
 
@@ -85,9 +85,13 @@ def test_ours_has_our_key_or_url() -> None:
     assert ours([A, B], ["key-b"], None) == B
     assert ours([A, B], ["other"], "https://a.example/x/") == A
     assert ours([A], ["other"], None) == A
-    for hooks in ([A, B], []):
-        with pytest.raises(EndpointUnknown):
-            ours(hooks, ["other"], None)
+    for hooks, keys, says in (
+        ([A, B], ["other"], "none has the key or URL that is set here. Name one"),
+        ([A, B, C], ["key-a", "key-b"], "several have the key or URL"),
+        ([], ["key-a"], "Logto has none. Make one: logto-webhooks endpoint create"),
+    ):
+        with pytest.raises(EndpointUnknown, match=says):
+            ours(hooks, keys, None)
 
 
 def test_no_key_is_shown() -> None:

@@ -75,6 +75,7 @@ def list_(
         more = f"There are more: go on with --after {found[limit - 1].id}."
         tables.err.print(more, markup=False)
     if not found:
+        given.warn_of(event)
         raise typer.Exit(1)
 
 

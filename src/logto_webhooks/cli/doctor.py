@@ -11,6 +11,7 @@ import typer
 
 from logto_webhooks.cli import look, options, tables
 from logto_webhooks.cli.apps import application_of
+from logto_webhooks.core.count import Count
 from logto_webhooks.core.doctor.findings import Finding, Level, exit_code
 from logto_webhooks.service.doctor.checks import CHECKS
 from logto_webhooks.wiring.doctor import LEAST_FREE_MB, TIMEOUT_S
@@ -94,9 +95,10 @@ def _show(findings: Sequence[Finding]) -> None:
             _say(f"    {alike[0].do}")
             _say(f"    {alike[0].docs}")
     levels = [each.level for each in findings]
-    broken, warnings = levels.count(Level.BROKEN), levels.count(Level.WARNING)
-    skipped = levels.count(Level.SKIPPED)
-    _say(f"\n{broken} broken, {warnings} warnings, {skipped} checks skipped.")
+    broken, warnings, skipped = (
+        Count(levels.count(each)) for each in (Level.BROKEN, Level.WARNING, Level.SKIPPED)
+    )
+    _say(f"\n{broken} broken, {warnings:warning|warnings}, {skipped:check|checks} skipped.")
 
 
 def _say(text: str) -> None:

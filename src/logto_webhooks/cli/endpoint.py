@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from dotenv import dotenv_values, set_key
+from dotenv import set_key
 
 from logto_webhooks.adapters import running
-from logto_webhooks.cli import given, look, options, tables
+from logto_webhooks.cli import envfile, given, look, options, tables
 from logto_webhooks.cli.apps import handlers_of
 from logto_webhooks.core.hooks import Hook, is_ours
 from logto_webhooks.errors import KeyInTheWay, NotWritable
@@ -20,7 +20,9 @@ from logto_webhooks.wiring.api import keys_of
 from logto_webhooks.wiring.operations import Operations
 
 [_KEY] = VARIABLES["signing_key"]
-app = typer.Typer(no_args_is_help=True, help="Make, list and test webhooks of Logto.")
+app = typer.Typer(
+    no_args_is_help=True, help="Make, list and test webhooks of Logto, and change their keys."
+)
 
 
 @app.command()
@@ -234,7 +236,7 @@ def _may_write(file: Path) -> None:
     """Raises KeyInTheWay, NotWritable: before anything is made."""
     try:
         if file.exists():
-            if dotenv_values(file, interpolate=False, encoding="utf-8-sig").get(_KEY):
+            if _KEY in envfile.values(file):
                 raise KeyInTheWay(path=file)
         else:
             file.touch(mode=0o600)

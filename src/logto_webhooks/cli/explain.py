@@ -87,7 +87,8 @@ def _show(told: Explained) -> None:
     for line in told.lines:
         lines.show(lines.of_life(line))
     columns = ("field", "value", "set by", "last told by", "")
-    tables.table("\nWhat it has now", columns, map(_row, told.fields), fold=True)
+    has = "" if told.fields else ": nothing"
+    tables.table(f"\nWhat it has now{has}", columns, map(_row, told.fields), fold=True)
 
 
 def _name(key: Key) -> str:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
 from datetime import datetime, timedelta
-from difflib import get_close_matches
-from typing import TypeVar
 
+from logto_webhooks.cli import tables
 from logto_webhooks.core.events.base import to_millis
+from logto_webhooks.core.events.catalog import BY_NAME
+from logto_webhooks.core.events.local import LOCAL
+from logto_webhooks.core.hooks import is_url
 from logto_webhooks.errors import SettingInvalid
-
-Name = TypeVar("Name", bound=str)
+from logto_webhooks.service.given import nearest
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
@@ -54,11 +54,16 @@ def subject(given: str | None) -> str | None:
     return text("--subject", given)
 
 
-def one_of(name: str, given: str, known: Collection[Name]) -> Name:
-    """One of some names. Raises SettingInvalid, which names the nearest."""
-    for each in known:
-        if each == given:
-            return each
-    near = get_close_matches(given, known, n=1, cutoff=0.5)
-    hint = f"the nearest is {near[0]}" if near else f"known are {', '.join(known)}"
-    raise SettingInvalid(name=name, problem=f"there is no {given!r}, {hint}")
+def url(name: str, given: str) -> str:
+    """Where something can be posted to. Raises SettingInvalid."""
+    if not is_url(given):
+        problem = f"{given!r} isn't like http://127.0.0.1:8787/path"
+        raise SettingInvalid(name=name, problem=problem)
+    return given
+
+
+def warn_of(event: str | None) -> None:
+    """Say so of a name that no event has, as far as this release knows."""
+    known = [*BY_NAME, *LOCAL]
+    if event is not None and event not in known:
+        tables.warn(f"no event {event!r} is known to this release; {nearest(event, known)}.")

@@ -11,9 +11,10 @@ from msgspec.structs import replace
 from rich.text import Text
 
 from logto_webhooks.cli import given, lines, look, options, tables
+from logto_webhooks.core.count import Count
 from logto_webhooks.core.jobs import JobFilter, JobRow
 from logto_webhooks.core.lifecycle import JobMove, JobState
-from logto_webhooks.errors import JobUnknown
+from logto_webhooks.errors import HandlerUnknown, JobUnknown
 from logto_webhooks.service.given import GREATEST_ID
 from logto_webhooks.service.paging import AT_ONCE
 from logto_webhooks.settings import Settings
@@ -67,13 +68,16 @@ def list_(
         limit=limit + 1,
     )
     if group:
-        _show_groups(_all(settings, wanted), as_json)
-        return
-    found = look.done(settings, lambda to: to.jobs(wanted))
-    _show(found[:limit], as_json)
-    if len(found) > limit:
-        tables.err.print(f"There are more: go on with --after {found[limit - 1].id}.", markup=False)
+        found = _all(settings, wanted)
+        _show_groups(found, as_json)
+    else:
+        found = look.done(settings, lambda to: to.jobs(wanted))
+        _show(found[:limit], as_json)
+        if len(found) > limit:
+            more = f"There are more: go on with --after {found[limit - 1].id}."
+            tables.err.print(more, markup=False)
     if not found:
+        _say_why_none(settings, handler, event)
         raise typer.Exit(1)
 
 
@@ -162,12 +166,25 @@ def _move(
     said = "to be run again" if move is JobMove.REPEAT else "discarded"
     if as_json:
         print(tables.as_json({"jobs": total, "moved": moved}))
+    elif total:
+        tables.out.print(f"{moved} of {Count(total):job is|jobs are} {said}.", markup=False)
     else:
-        tables.out.print(f"{moved} of {total} jobs are {said}.", markup=False)
+        nothing = f"No job of {handler} is {state or JobState.DEAD}: none is {said}."
+        tables.err.print(nothing, markup=False, soft_wrap=True)
     if moved < total:
         tables.err.print(_STAYS[move], markup=False)
     if not moved:
         raise typer.Exit(1)
+
+
+def _say_why_none(settings: Settings, handler: str | None, event: str | None) -> None:
+    """It may be the name of something that there isn't."""
+    given.warn_of(event)
+    if handler is not None:
+        known = look.done(settings, lambda to: to.known_handlers())
+        names = [each.handler for each in known]
+        if handler not in names:
+            tables.warn(str(HandlerUnknown(handler, names)))
 
 
 def _titled(row: JobRow) -> str:
@@ -213,5 +230,3 @@ def _show_groups(found: list[JobRow], as_json: bool) -> None:
         tables.table("", columns, groups, fold=True)
     else:
         tables.err.print(_NONE, markup=False)
-    if not groups:
-        raise typer.Exit(1)

@@ -15,6 +15,7 @@ from rich.text import Text
 from logto_webhooks.cli import lines, options, progress, tables
 from logto_webhooks.cli.endpoint import say
 from logto_webhooks.cli.given import moment
+from logto_webhooks.cli.hints import Hints
 from logto_webhooks.cli.send import local_url
 from logto_webhooks.core.hooks import Hook
 from logto_webhooks.errors import SettingInvalid
@@ -86,11 +87,13 @@ def listen(
         count=count,
     )
     _check(wanted)
-    say(f"Forwarding to {wanted.to}, signed with the key {wanted.key}; Ctrl-C ends.")
-    ears = Ears(_show_json if as_json else _show, say, _go_on if yes else _ask)
+    shown = _Shown(as_json)
+    ears = Ears(shown.show, say, _go_on if yes else _ask)
     # Not on uvloop: there, the end of a tunnel's process isn't noticed while its pipes are open.
     if not asyncio.run(_until_stopped(settings, wanted, ears)):
         progress.stopped("Begin again with --since to have what comes meanwhile.")
+    if shown.refused:
+        raise typer.Exit(1)
 
 
 async def _until_stopped(settings: Settings, wanted: Wanted, ears: Ears) -> bool:
@@ -130,15 +133,32 @@ def _ask(hook: Hook) -> None:
     typer.confirm(f"{question} nothing meanwhile.", abort=True, err=True)
 
 
-def _show_json(each: Forwarded) -> None:
-    print(tables.as_json(each), flush=True)
+class _Shown:
+    """Shows what was forwarded, a line each; notes whether some was `refused`."""
+
+    def __init__(self, as_json: bool) -> None:
+        self._as_json = as_json
+        self._hints = Hints("--forward-to")
+        self.refused = False
+
+    def show(self, each: Forwarded) -> None:
+        """Print it, and once what to do about such an answer."""
+        self.refused |= not _is_fine(each)
+        if self._as_json:
+            print(tables.as_json(each), flush=True)
+        else:
+            lines.show(_line(each))
+        self._hints.tell(each.status)
 
 
-def _show(each: Forwarded) -> None:
-    fine = each.status is not None and 200 <= each.status < 300
+def _is_fine(each: Forwarded) -> bool:
+    return each.status is not None and 200 <= each.status < 300
+
+
+def _line(each: Forwarded) -> Text:
     line = Text(f"{tables.shown('_at', each.occurred_at)}  {tables.plain(each.event):<31}  ")
     line.append(f"{tables.plain(each.subject) or '-':<24}  {tables.plain(each.call):<28}  ")
-    line.append(each.problem or str(each.status), "green" if fine else "bold red")
+    line.append(each.problem or str(each.status), "green" if _is_fine(each) else "bold red")
     if each.status is not None and 300 <= each.status < 400:
         line.append(" a redirect: Logto would lose it", "red")
-    lines.show(line.append(f"  after {each.took_ms} ms", "dim"))
+    return line.append(f"  after {each.took_ms} ms", "dim")

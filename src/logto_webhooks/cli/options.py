@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from dotenv import dotenv_values
 
+from logto_webhooks.cli import envfile
 from logto_webhooks.errors import SettingInvalid
 from logto_webhooks.settings import VARIABLES, Settings, from_env
 
@@ -100,13 +100,5 @@ def settings(env_file: Path | None, **given: Any) -> Settings:
     if env_file is not None and not env_file.is_file():
         raise SettingInvalid(name="--env-file", problem=f"there is no file {env_file}")
     file = env_file or Path(".env")
-    values = _read(file) if file.is_file() else {}
+    values = envfile.read(file) if file.is_file() else {}
     return from_env(values | {k: v for k, v in os.environ.items() if v}, **given)
-
-
-def _read(file: Path) -> dict[str, str]:
-    try:
-        values = dotenv_values(file, interpolate=False, encoding="utf-8-sig")
-    except (OSError, ValueError):
-        raise SettingInvalid(name=str(file), problem="it isn't a file of UTF-8 text") from None
-    return {name: value for name, value in values.items() if value}

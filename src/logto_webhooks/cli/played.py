@@ -9,6 +9,7 @@ from typing import Any, Final
 import msgspec
 
 from logto_webhooks.cli import tables
+from logto_webhooks.cli.hints import Hints
 from logto_webhooks.core.events import parse
 from logto_webhooks.core.projection import plan
 from logto_webhooks.core.signature import vouch
@@ -22,10 +23,6 @@ _BEFELL: Final[dict[Fault, str]] = {
     "wrong-signatures": "wrong signature",
     "slow-sending": "slow",
 }
-_UNKNOWN_KEY: Final = (
-    "401: the service doesn't know the key with which this was signed. Set "
-    "LOGTO_WEBHOOK_SIGNING_KEY to the one it runs with; after a rotation, to the new one."
-)
 
 
 class Played:
@@ -36,18 +33,22 @@ class Played:
         self._steps = steps
         self._answers: dict[tuple[int, tuple[Fault, ...]], Any] = {}
         self._as_json = as_json
-        self.surprising = False
-        self._refused = False
+        self._unexpected: set[int] = set()
         _warn(steps)
         for each in steps:
             if each.lost:
                 self._print(each)
 
+    @property
+    def surprising(self) -> bool:
+        """Whether an answer was another than is expected."""
+        return bool(self._unexpected)
+
     def answered(self, step: Step, response: Any) -> None:
         """Note an answer."""
         self._answers[step.number, step.faults] = response
-        self.surprising |= response.status_code != step.expected
-        self._refused |= response.status_code == 401 != step.expected
+        if response.status_code != step.expected:
+            self._unexpected.add(response.status_code)
         self._print(step, response.status_code, tables.plain(response.text))
 
     def end(self, *, summary: bool) -> None:
@@ -69,8 +70,9 @@ class Played:
             tables.out.print(
                 f"seed {self._seed}: {', '.join(counts)}", markup=False, soft_wrap=True
             )
-        if self._refused:
-            tables.err.print(_UNKNOWN_KEY, markup=False, soft_wrap=True)
+        hints = Hints("--to")
+        for status in sorted(self._unexpected):
+            hints.tell(status)
 
     def _told(self, step: Step) -> dict[str, Any]:
         told = {"number": step.number, "event": step.event, "faults": step.faults}
@@ -92,7 +94,7 @@ def _warn(steps: Sequence[Step]) -> None:
     try:
         plan(parse(vouch(steps[0].body)))
     except MalformedEvent as error:
-        tables.err.print(f"warning: {error}", markup=False, soft_wrap=True)
+        tables.warn(str(error))
 
 
 def _decoded(response: Any) -> Any:

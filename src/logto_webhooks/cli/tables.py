@@ -48,7 +48,19 @@ def table(
     if title:
         out.print(title, style="bold", markup=False, soft_wrap=True)
     if made.row_count:
-        (_wide if wide else out).print(made)
+        _print_bare(_wide if wide else out, made)
+
+
+def _print_bare(console: Console, made: Table) -> None:
+    """Without the blanks to which the last column is filled."""
+    with console.capture() as captured:
+        console.print(made)
+    print(re.sub(r" +$", "", captured.get(), flags=re.MULTILINE), end="")
+
+
+def warn(text: str) -> None:
+    """Tell a person of what goes on all the same, beside what is printed."""
+    err.print(f"warning: {plain(text)}", markup=False, soft_wrap=True)
 
 
 def show_status(status: Status, waiting: Sequence[Waiting]) -> None:

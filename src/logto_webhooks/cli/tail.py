@@ -46,6 +46,7 @@ async def _tail(
     try:
         await database.check()
         after = await newest_id(database.host) if sought.after is None else sought.after
+        given.warn_of(sought.event)
         tables.err.print(f"Following from id {after} on; Ctrl-C ends.", markup=False)
         async with aclosing(follow(database.host, replace(sought, after=after))) as coming:
             shown = 0

@@ -20,6 +20,7 @@ from logto_webhooks.samples.faults import FAULTS, Fault, plan
 from logto_webhooks.samples.payloads import Json, payload
 from logto_webhooks.samples.scenarios import SCENARIOS
 from logto_webhooks.samples.signed import signed
+from logto_webhooks.service.given import one_of
 
 
 def trigger(
@@ -65,12 +66,13 @@ def trigger(
     """
     settings = options.settings(env_file, signing_key=signing_key)
     key, wrong = settings.signing_keys[0], _faults(faults)
+    url = local_url(settings) if to is None else given.url("--to", to)
     chosen = random.SystemRandom().randrange(2**32) if seed is None else seed
     payloads = _payloads(event, scenario, data or [], id, count, chosen)
     steps = plan([signed(each, key) for each in payloads], wrong, chosen)
     played = Played(chosen, steps, as_json=as_json)
     sent = [each for each in steps if not each.lost]
-    asyncio.run(send(to or local_url(settings), sent, played.answered))
+    asyncio.run(send(url, sent, played.answered))
     played.end(summary=bool(wrong or scenario))
     if played.surprising:
         raise typer.Exit(1)
@@ -93,7 +95,7 @@ def _payloads(
         raise SettingInvalid(name="--scenario", problem="give it, or an event")
     if data:
         raise SettingInvalid(name="--data", problem="a scenario takes none")
-    name = given.one_of("--scenario", scenario, SCENARIOS)
+    name = one_of("--scenario", scenario, SCENARIOS)
     stories = [scenarios.scenario(name, at=at, rng=rng, id=id) for at in moments]
     return [each for story in stories for each in story]
 
@@ -103,7 +105,7 @@ def _faults(names: str | None) -> set[Fault]:
         return set()
     if names == "all":
         return set(FAULTS)
-    return {given.one_of("--faults", each.strip(), FAULTS) for each in names.split(",")}
+    return {one_of("--faults", each.strip(), FAULTS) for each in names.split(",")}
 
 
 def _fields(pairs: list[str]) -> dict[str, Any]:

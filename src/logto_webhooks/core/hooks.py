@@ -69,6 +69,7 @@ def is_url(text: str) -> bool:
 
 def named(hooks: Sequence[Hook], query: str) -> Hook:
     """Find one by id, else by name, else by URL. Raises EndpointUnknown."""
+    several = False
     for found in (
         [each for each in hooks if each.id == query],
         [each for each in hooks if each.name == query],
@@ -76,16 +77,18 @@ def named(hooks: Sequence[Hook], query: str) -> Hook:
     ):
         if len(found) == 1:
             return found[0]
-    raise EndpointUnknown(problem=f"none, or several, are meant by {query!r}", known=_listed(hooks))
+        several = several or bool(found)
+    raise _unclear(hooks, f"{'several have' if several else 'none has'} the name or URL {query!r}")
 
 
 def ours(hooks: Sequence[Hook], keys: Collection[str], public_url: str | None) -> Hook:
     """The one that has our key, or our URL; else the only one. Raises EndpointUnknown."""
-    here = [each for each in hooks if is_ours(each, keys, public_url)] or hooks
-    if len(here) == 1:
-        return here[0]
-    problem = "none has the signing key or the URL that are set here, or several have"
-    raise EndpointUnknown(problem=problem, known=_listed(hooks))
+    here = [each for each in hooks if is_ours(each, keys, public_url)]
+    if len(here or hooks) == 1:
+        return (here or hooks)[0]
+    raise _unclear(
+        hooks, f"{'several have' if here else 'none has'} the key or URL that is set here"
+    )
 
 
 def is_ours(hook: Hook, keys: Collection[str], public_url: str | None) -> bool:
@@ -112,5 +115,9 @@ def _needed(name: str, patterns: Sequence[str]) -> bool:
     return name not in LATER and any(wants(pattern, name) for pattern in patterns)
 
 
-def _listed(hooks: Sequence[Hook]) -> str:
-    return ", ".join(f"{each.id} ({each.name}, {each.url})" for each in hooks) or "none"
+def _unclear(hooks: Sequence[Hook], problem: str) -> EndpointUnknown:
+    if not hooks:
+        hint = "Make one: logto-webhooks endpoint create --url URL"
+        return EndpointUnknown(problem="Logto has none", hint=hint)
+    listed = ", ".join(f"{each.id} ({each.name}, {each.url})" for each in hooks)
+    return EndpointUnknown(problem=problem, hint=f"Name one by its id; Logto has: {listed}.")

@@ -20,17 +20,21 @@ class RowRejected(LogtoWebhooksError):
 
 
 class ClaimLost(LogtoWebhooksError):
-    """Another worker took over {count} deliveries after this one's lease had run out."""
+    """Another worker took over what this one had claimed ({count}): its lease had run out."""
 
     count: int
 
 
 class SchemaMismatch(LogtoWebhooksError):
-    """The database's schema is at {found}, this release needs {needed}.
+    """The database's schema is {state}, this release needs {needed}.
     Run: logto-webhooks migrate"""
 
-    found: str
+    found: str | None
     needed: str
+
+    def __init__(self, found: str | None, needed: str) -> None:
+        state = f"at {found}" if found else "not there yet"
+        super().__init__(found=found, needed=needed, state=state)
 
 
 class DeliveryUnknown(LogtoWebhooksError):

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import Final
+
 from logto_webhooks.errors.base import LogtoWebhooksError
+
+_MOST_NAMES: Final = 12
 
 
 class RetryLater(LogtoWebhooksError):
@@ -53,10 +59,17 @@ class CalledOnTheLoop(LogtoWebhooksError):
 
 
 class HandlerUnknown(LogtoWebhooksError):
-    """No handler is called {name!r}; there are: {known}."""
+    """No handler is called {name!r}; {known}."""
 
     name: object
     known: str
+
+    def __init__(self, name: object, names: Sequence[str]) -> None:
+        near = get_close_matches(str(name), names, n=1)
+        others = [each for each in names if each not in near]
+        told = [f"{each} (did you mean that?)" for each in near] + others[:_MOST_NAMES]
+        known = f"there are: {', '.join(told)}" if told else "there is none"
+        super().__init__(name=name, known=known)
 
 
 class TransactionEnded(LogtoWebhooksError):

@@ -40,10 +40,10 @@ class AnotherLogto(LogtoWebhooksError):
 
 
 class EndpointUnknown(LogtoWebhooksError):
-    """It isn't clear which webhook is meant: {problem}. Name one by its id; Logto has: {known}."""
+    """It isn't clear which webhook is meant: {problem}. {hint}"""
 
     problem: str
-    known: str
+    hint: str
 
 
 class EndpointExists(LogtoWebhooksError):

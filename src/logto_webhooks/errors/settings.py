@@ -47,8 +47,9 @@ class NotWritable(LogtoWebhooksError):
 
 
 class PortTaken(LogtoWebhooksError):
-    """Can't listen on {host}:{port}: {problem}. Choose another with --host or --port."""
+    """Can't listen on {host}:{port}: {problem}. Choose another with {option}."""
 
     host: str
     port: int
     problem: str
+    option: str

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from difflib import get_close_matches
 from enum import StrEnum
 from typing import Final, TypeVar
 
@@ -12,7 +13,23 @@ from logto_webhooks.core.lifecycle import JobState, State
 from logto_webhooks.errors import SettingInvalid
 
 GREATEST_ID: Final = 2**63 - 1
+Name = TypeVar("Name", bound=str)
 States = TypeVar("States", bound=StrEnum)
+
+
+def nearest(given: str, known: Collection[str]) -> str:
+    """Which of the known names is likely meant."""
+    near = get_close_matches(given, known, n=1, cutoff=0.5)
+    return f"the nearest is {near[0]}" if near else f"known are {', '.join(known)}"
+
+
+def one_of(name: str, given: str, known: Collection[Name]) -> Name:
+    """One of some names. Raises SettingInvalid, which says which is likely meant."""
+    for each in known:
+        if each == given:
+            return each
+    problem = f"there is no {given!r}, {nearest(given, known)}"
+    raise SettingInvalid(name=name, problem=problem)
 
 
 def ids_of(what: str, given: Iterable[object]) -> list[int]:

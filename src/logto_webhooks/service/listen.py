@@ -84,10 +84,22 @@ class LogReader:
         self._read: dict[str, Hook] = {}
         self._seen: dict[bytes, int] = {}  # digest -> when its last attempt ended
 
-    async def deliveries(self, poll_s: float = POLL_S) -> AsyncGenerator[Delivery, None]:
-        """Each once, the first that ended first. Raises LogtoRefused, NothingLogged, EndpointGone,
-        EndpointUnknown; LogtoUnreachable at the first look, which later is told."""
-        begin = await self._begin()
+    async def begin(self) -> int:
+        """Choose what to read; return from when on. Raises LogtoUnreachable, LogtoRefused,
+        NothingLogged, EndpointUnknown."""
+        found, now = await hooks_of(self._logto)
+        if self._hook is not None:
+            self._hook = named(found, self._hook).id
+        self._choose(found)
+        names = ", ".join(each.name or each.id for each in self._read.values())
+        self._tell(f"Reading the log of: {names}.")
+        return now if self._since is None else self._since
+
+    async def deliveries(
+        self, begin: int, poll_s: float = POLL_S
+    ) -> AsyncGenerator[Delivery, None]:
+        """Each once, the first that ended first. Raises LogtoRefused, NothingLogged, EndpointGone;
+        that Logto can't be reached is told."""
         reachable = True
         while True:
             try:
@@ -101,15 +113,6 @@ class LogReader:
                     self._tell(f"{error} It is asked again; what its log gets isn't lost.")
                 reachable = False
             await asyncio.sleep(poll_s)
-
-    async def _begin(self) -> int:
-        found, now = await hooks_of(self._logto)
-        if self._hook is not None:
-            self._hook = named(found, self._hook).id
-        self._choose(found)
-        names = ", ".join(each.name or each.id for each in self._read.values())
-        self._tell(f"Reading the log of: {names}.")
-        return now if self._since is None else self._since
 
     async def _look(self, begin: int) -> AsyncGenerator[Delivery, None]:
         found, now = await hooks_of(self._logto)

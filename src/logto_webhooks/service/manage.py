@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
-from difflib import get_close_matches
-from typing import Any, Final
+from typing import Any
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -18,8 +18,6 @@ from logto_webhooks.service import given
 from logto_webhooks.service.paging import AT_ONCE, all_jobs
 from logto_webhooks.service.replay import Replayed
 from logto_webhooks.service.replay import replay as apply_again
-
-_MOST_NAMES: Final = 12
 
 
 class Known(Struct, frozen=True, kw_only=True):
@@ -40,7 +38,8 @@ def only(store: Store, kind: Kind, query: str) -> Key:
     """
     found = store.find(kind, given.text_of("the query", query), 2)
     if len(found) > 1:
-        raise SettingInvalid(name=f"the {kind}", problem=f"{query!r} finds more than one")
+        named = f"see `logto-webhooks {kind}s {shlex.quote(query)}`, and name one by its id"
+        raise SettingInvalid(name=f"the {kind}", problem=f"it finds more than one; {named}")
     return Key(kind, str(found[0].row[f"logto_{kind}_id"]) if found else query)
 
 
@@ -118,7 +117,4 @@ def check_handler(store: Store, name: str) -> None:
     names = sorted({*names, *(each.handler for each in store.jobs.counts())})
     if name in names:
         return
-    near = get_close_matches(name, names, n=1)
-    others = [each for each in names if each not in near]
-    told = [f"{each} (did you mean that?)" for each in near] + others[:_MOST_NAMES]
-    raise HandlerUnknown(name=name, known=", ".join(told) or "none")
+    raise HandlerUnknown(name, names)

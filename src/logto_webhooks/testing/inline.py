@@ -172,7 +172,7 @@ class AsyncApp:
         for each in self._handlers:
             if handler in (each.name, each.function):
                 return each.name
-        raise HandlerUnknown(name=handler, known=", ".join(each.name for each in self._handlers))
+        raise HandlerUnknown(handler, [each.name for each in self._handlers])
 
     async def _receive(self, delivery: Signed) -> Delivered:
         signatures = [value.encode() for name, value in delivery.headers if name == HEADER]

@@ -86,10 +86,10 @@ class LogtoWebhooks(Operations):
         self.path = path
         self._mounted = web.mounted(self.answer, self.lifespan, web.spellings(path))
         if environment is None:
+            self._settings()  # what is misspelled is told first: it may be the engine
             if (engine is None) == (database_url is None):
                 problem = "give either an engine or a database_url: the application's database"
                 raise SettingInvalid(name="LogtoWebhooks", problem=problem)
-            self._settings()
             self.handlers.fit(self.database.host.provides)
 
     @classmethod

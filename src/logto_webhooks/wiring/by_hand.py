@@ -21,7 +21,7 @@ from logto_webhooks.settings import Settings
 from logto_webhooks.wiring.databases import Database
 
 T = TypeVar("T")
-_UNCLEAR: Final = "name either some by their ids, or all of one with --handler (handler=)"
+_UNCLEAR: Final = "give either their ids, or --handler NAME, for all its dead ones"
 
 
 class ByHand(ABC):

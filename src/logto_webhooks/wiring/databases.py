@@ -82,7 +82,7 @@ class SqliteFile:
     async def migrate(self) -> None:
         """Bring the schema up to this release."""
         sqlite.create(self.file)
-        with translated(), self._engine.begin() as connection:
+        with translated(self._engine.url), self._engine.begin() as connection:
             migrate.upgrade(connection)
 
     async def check(self) -> None:
@@ -112,7 +112,7 @@ class SqliteFile:
     def _unwritable(self) -> str | None:
         """Why nothing can be written now, if so; nothing is."""
         try:
-            with translated(), self._engine.connect() as connection:
+            with translated(self._engine.url), self._engine.connect() as connection:
                 sqlite.try_to_write(connection)
         except StoreUnavailable as error:
             return error.problem
@@ -120,7 +120,7 @@ class SqliteFile:
 
     def _look(self, work: Callable[[sa.Connection], T]) -> T:
         self._guard.check_file()
-        with translated(), self._engine.connect() as connection:
+        with translated(self._engine.url), self._engine.connect() as connection:
             return work(connection.execution_options(**sqlite.READS))
 
 
@@ -147,14 +147,16 @@ async def status_of(database: Database) -> Status:
 
 
 def _postgres(url: sa.URL, schema: str | None) -> Database:
-    # Imported only when used: a driver and greenlet come with the extra `postgres`.
+    # Imported only when used: a driver and greenlet come with an extra.
     try:
         from logto_webhooks.adapters.stores.postgres import engine_of
         from logto_webhooks.wiring.postgres import Postgres
 
         return Postgres(engine_of(url), schema)
     except ImportError as error:
-        problem = f'PostgreSQL needs the extra "postgres" of this package ({error.name} is missing)'
+        missing = error.name or "libpq"  # which psycopg tells only in its text
+        extra = "psycopg" if "psycopg" in url.drivername else "postgres"
+        problem = f'PostgreSQL needs the extra "{extra}" of this package ({missing} is missing)'
         raise SettingInvalid(name=_URL, problem=problem) from None
 
 

@@ -20,6 +20,10 @@ _PLAIN: Final = "give the engine that it was made of"
 def given_database(engine: Engine, schema: str | None) -> Database:
     """Choose by the engine. Of SQLite the file alone is taken: how it is written must be durable,
     and one writes at a time. Raises SettingInvalid."""
+    if not isinstance(getattr(engine, "url", None), sa.URL):
+        problem = f"it must be an Engine or an AsyncEngine, not {type(engine).__name__}"
+        hint = "; a URL is given as database_url"
+        raise SettingInvalid(name="engine", problem=f"{problem}{hint}")
     backend = engine.url.get_backend_name()
     if backend == "sqlite":
         file = engine.url.database

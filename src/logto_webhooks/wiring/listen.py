@@ -94,13 +94,18 @@ async def tidy(settings: Settings, tell: Callable[[str], None]) -> None:
 
 async def _by_log(logto: Logto, forwarder: Forwarder, wanted: Wanted, ears: Ears) -> None:
     reader = LogReader(logto, SystemClock(), ears.tell, wanted.hook, wanted.since)
-    shown = 0
-    async with aclosing(reader.deliveries()) as coming:
+    shown, begin = 0, await reader.begin()
+    _ready(wanted, ears)
+    async with aclosing(reader.deliveries(begin)) as coming:
         async for each in coming:
             ears.show(forwarded(each, await forwarder.forward(each.body)))
             shown += 1
             if shown == wanted.count:
                 return
+
+
+def _ready(wanted: Wanted, ears: Ears) -> None:
+    ears.tell(f"Forwarding to {wanted.to}, signed with the key {wanted.key}; Ctrl-C ends.")
 
 
 async def _by_tunnel(
@@ -120,6 +125,7 @@ async def _by_tunnel(
         async with _borrowed(settings, logto, session, hook, url, ears) as lent:
             relay.open(lent.signing_key)
             ears.tell(f"The webhook {lent.name!r} leads here by {url} until this ends.")
+            _ready(wanted, ears)
             await _first(tunnel.ended(), relay.enough.wait(), _watch(logto, lent))
 
 

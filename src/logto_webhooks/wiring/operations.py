@@ -6,12 +6,13 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from typing import Final
 
+from logto_webhooks.core.events import catalog
 from logto_webhooks.core.events.local import Source
 from logto_webhooks.core.explain import Explained
 from logto_webhooks.core.hooks import LATER, Hook, is_url, named, ours, subscription
 from logto_webhooks.core.ports import Found, Logto, Status, Store, Waiting
 from logto_webhooks.core.record import Kind
-from logto_webhooks.errors import SettingInvalid
+from logto_webhooks.errors import LogtoRefused, SettingInvalid
 from logto_webhooks.service import endpoint, explain, manage
 from logto_webhooks.service.endpoint import Tested
 from logto_webhooks.service.given import text_of
@@ -168,13 +169,17 @@ class Operations(ByHand, Examined):
     ) -> Tested:
         """Have Logto send a test by a webhook, ours if none is named, and wait until it is here.
 
-        Raises EndpointUnknown.
+        Raises EndpointUnknown, UnknownEventName.
         """
         await self.database.check()
         async with self._asking() as logto:
             chosen = await self._chosen(logto, hook)
             sent = event or next((each for each in chosen.events if each not in LATER), _TESTED)
-            return await endpoint.send_test(logto, self.database.host, chosen, sent, timeout_s)
+            try:
+                return await endpoint.send_test(logto, self.database.host, chosen, sent, timeout_s)
+            except LogtoRefused:
+                catalog.named(sent)  # a later Logto may have it; so that isn't asked before
+                raise
 
     async def rotate_endpoint(self, hook: str | None = None, *, overlap_s: float = 600) -> Rotated:
         """Change the key of a webhook at Logto, ours if none is named; the old one is accepted for

@@ -43,20 +43,20 @@ class Postgres:
 
     async def migrate(self) -> None:
         """Bring the schema up to this release; waits for whoever is at it."""
-        with translated():
+        with translated(self._engine.url):
             async with self._engine.begin() as connection:
                 await connection.run_sync(migrate.upgrade, self._schema)
 
     async def check(self) -> None:
         """Raise StoreUnavailable or SchemaMismatch unless it can be used as it is."""
-        with translated():
+        with translated(self._engine.url):
             async with self._engine.connect() as connection:
                 await connection.run_sync(migrate.check, self._schema)
 
     async def premises(self) -> Premises:
         """Tell of itself, whatever its schema. Raises StoreUnavailable."""
         look = premises.look(self.name, schema=self._schema)
-        with translated():
+        with translated(self._engine.url):
             async with self._engine.connect() as connection:
                 return await connection.run_sync(look)
 
@@ -117,7 +117,7 @@ class ThreadedPostgres:
         return migrate.sql("postgresql", self._schema)
 
     def _in_transaction(self, work: Callable[[sa.Connection], T]) -> T:
-        with translated(), self._engine.begin() as connection:
+        with translated(self._engine.url), self._engine.begin() as connection:
             return work(connection)
 
 

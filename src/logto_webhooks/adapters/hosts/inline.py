@@ -49,7 +49,7 @@ class InlineHost:
 
     async def on(self, work: Callable[[sa.Connection], T]) -> T:
         """The same with the connection itself."""
-        with translated(), self._savepoint():
+        with translated(self._connection.engine.url), self._savepoint():
             return work(self._connection)
 
     def provides(self, awaited: bool) -> tuple[type, ...]:
@@ -100,7 +100,7 @@ class InlineLoopHost(LoopHost):
 
     async def on(self, work: Callable[[sa.Connection], T]) -> T:
         """The same with the connection itself."""
-        with translated():
+        with translated(self._connection.engine.url):
             async with self._savepoint() as connection:
                 return await connection.run_sync(work)
 

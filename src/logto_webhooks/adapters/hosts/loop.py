@@ -52,13 +52,13 @@ class LoopHost:
 
     async def run(self, work: Callable[[Store], T]) -> T:
         """Run and commit. Raises StoreUnavailable or RowRejected for what the database says."""
-        with translated():
+        with translated(self._engine.url):
             async with self._begin() as connection:
                 return await connection.run_sync(lambda sync: work(self._bind(sync)))
 
     async def read(self, work: Callable[[Store], T]) -> T:
         """Run without writing."""
-        with translated():
+        with translated(self._engine.url):
             async with self._engine.connect() as connection:
                 return await connection.run_sync(lambda sync: work(self._bind(sync)))
 
@@ -78,7 +78,7 @@ class LoopHost:
             with translated_as(self._engine.sync_engine, sync):
                 return work(self._bind(sync))
 
-        with translated():
+        with translated(self._engine.url):
             return await connection.run_sync(run)
 
     def provides(self, awaited: bool) -> tuple[type, ...]:

@@ -88,7 +88,7 @@ class ThreadHost:
         if not isinstance(session, Session | sa.Connection):
             raise no_session(session, "a Session or a Connection")
         connection = session if isinstance(session, sa.Connection) else session.connection()
-        with translated(), translated_as(self._engine, connection):
+        with translated(self._engine.url), translated_as(self._engine, connection):
             return work(self._bind(connection))
 
     def provides(self, awaited: bool) -> tuple[type, ...]:
@@ -128,7 +128,7 @@ class ThreadHost:
     def _write(self, work: Callable[[Store], T]) -> T:
         # The transaction begins with the first statement: planning holds back nobody.
         try:
-            with translated(), self._engine.connect() as connection:
+            with translated(self._engine.url), self._engine.connect() as connection:
                 result = work(self._bind(connection))
                 connection.commit()
             self._committed()
@@ -160,5 +160,5 @@ class ThreadHost:
         connection.invalidate()
 
     def _read(self, work: Callable[[Store], T]) -> T:
-        with translated(), self._engine.connect() as connection:
+        with translated(self._engine.url), self._engine.connect() as connection:
             return work(self._bind(connection.execution_options(**self._reads)))

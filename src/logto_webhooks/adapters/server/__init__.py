@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import resource
 import signal
 import socket
@@ -33,7 +34,9 @@ def listen(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as error:
         listener.close()
         problem = getattr(error, "strerror", None) or str(error)
-        raise PortTaken(host=host, port=port, problem=problem) from None
+        nowhere = isinstance(error, socket.gaierror) or error.args[0] == errno.EADDRNOTAVAIL
+        option = "--host" if nowhere else "--port"
+        raise PortTaken(host=host, port=port, problem=problem, option=option) from None
     return listener
 
 

@@ -53,7 +53,7 @@ def check(connection: sa.Connection, schema: str | None = None) -> None:
     """Raise SchemaMismatch if the schema is older than this release; a newer one is good."""
     found, needed = version(connection, schema), head()
     if found is None or found < needed:  # revisions are numbers of four digits
-        raise SchemaMismatch(found=found or "nothing", needed=needed)
+        raise SchemaMismatch(found, needed)
 
 
 def version(connection: sa.Connection, schema: str | None = None) -> str | None:

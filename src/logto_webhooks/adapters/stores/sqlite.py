@@ -35,9 +35,8 @@ def engine_of(file: Path) -> sa.Engine:
         connection.execute(f"PRAGMA wal_autocheckpoint={_WAL_PAGES}")
         return connection
 
-    engine = sa.create_engine(
-        "sqlite://", creator=connect, poolclass=QueuePool, hide_parameters=True
-    )
+    named = sa.URL.create("sqlite", database=str(file))  # for messages: `connect` opens it
+    engine = sa.create_engine(named, creator=connect, poolclass=QueuePool, hide_parameters=True)
     event.listen(engine, "begin", _begin)
     return engine
 

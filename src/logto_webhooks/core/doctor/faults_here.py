@@ -24,7 +24,7 @@ HERE: Final[dict[str, Fault]] = {
     ),
     "key_short": Fault(
         "warning",
-        "A signing key has only {length} characters, and can be guessed.",
+        "A signing key has only {length:character|characters}, and can be guessed.",
         "Set LOGTO_WEBHOOK_SIGNING_KEY to the key of Logto's webhook, which is longer.",
     ),
     "key_unproven": Fault(
@@ -34,8 +34,8 @@ HERE: Final[dict[str, Fault]] = {
     ),
     "key_doubted": Fault(
         "broken",
-        "Nothing that came was signed with the key, and {count} requests that look like Logto's "
-        "were refused: it isn't the webhook's, as it seems.",
+        "Nothing that came was signed with the key, and {count:request|requests} like Logto's "
+        "refused: it isn't the webhook's, as it seems.",
         f"Compare LOGTO_WEBHOOK_SIGNING_KEY with the key that stands {CONSOLE} > your webhook. "
         "What was refused is set aside, and taken once the key is right.",
     ),
@@ -98,12 +98,13 @@ HERE: Final[dict[str, Fault]] = {
     # What is in it.
     "pending_old": Fault(
         "broken",
-        "{count} deliveries are pending, the oldest for {seconds} s: nobody applies them in time.",
+        "{count:delivery is|deliveries are} pending, the oldest for {seconds} s: nobody applies "
+        "them in time.",
         "Run logto-webhooks worker, or serve without --no-worker. If it runs, its log says more.",
     ),
     "deliveries_dead": Fault(
         "warning",
-        "{count} deliveries are dead: they couldn't be applied, and their records are in doubt.",
+        "{count:delivery is|deliveries are} dead: never applied, and their records in doubt.",
         "See why with logto-webhooks deliveries list --state dead, then deliveries replay ID.",
     ),
     "silent": Fault(
@@ -113,17 +114,17 @@ HERE: Final[dict[str, Fault]] = {
     ),
     "jobs_dead": Fault(
         "warning",
-        "{count} jobs are dead, of the handlers {handlers}.",
+        "{count:job is|jobs are} dead, of {handlers}.",
         "See why with logto-webhooks jobs list --group; mended: jobs retry --handler NAME.",
     ),
     "jobs_waiting": Fault(
         "warning",
-        "{count} jobs wait, of the handlers {handlers}, the first for {seconds} s.",
+        "{count:job waits|jobs wait}, of {handlers}, the first for {seconds} s.",
         "See that a serve or worker runs with --app; jobs list --state waiting shows what fails.",
     ),
     "jobs_without_code": Fault(
         "broken",
-        "{count} jobs wait for handlers that the application doesn't have: {handlers}.",
+        "{count:job waits|jobs wait} for code that the application doesn't have: {handlers}.",
         "Bring the handler back under its name, or: logto-webhooks handlers forget NAME",
     ),
     "handlers_unregistered": Fault(
@@ -134,17 +135,19 @@ HERE: Final[dict[str, Fault]] = {
     ),
     "records_waiting": Fault(
         "warning",
-        "{count} records wait for Logto, the first for {seconds} s: nobody asks.",
+        "{count:record waits|records wait} for Logto, the first for {seconds} s: nobody asks.",
         "See that serve runs with these credentials; its log says what went wrong.",
     ),
     "records_unsettled": Fault(
         "warning",
-        "{count} records can be settled only by Logto, which can't be asked without credentials.",
+        "{count:record|records} can be settled only by Logto, which can't be asked without "
+        "credentials.",
         MAKE,
     ),
     "rejected": Fault(
         "warning",
-        "{count} requests are set aside, {fresh} of the last day: no known key signed them.",
+        "{count:request is|requests are} set aside, {fresh} of the last day: signed with no known "
+        "key.",
         "If a key was changed, set the new one beside the old: what is set aside is tried again.",
     ),
     "application_database": Fault(

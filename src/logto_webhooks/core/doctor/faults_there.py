@@ -59,7 +59,7 @@ THERE: Final[dict[str, Fault]] = {
     ),
     "events_missing_handlers": Fault(
         "broken",
-        "The handlers {handlers} wait for {events}, which no webhook sends.",
+        "No webhook sends {events}, needed by {handlers}.",
         f"Tick them {CONSOLE} > your webhook.",
     ),
     # Its URL.
@@ -140,35 +140,38 @@ THERE: Final[dict[str, Fault]] = {
     # Its log of the last day.
     "log_timed_out": Fault(
         "warning",
-        "{count} deliveries of the last day weren't answered within 10 s.",
+        "{count:delivery of the last day wasn't|deliveries of the last day weren't} answered "
+        "within 10 s.",
         "See the load of the service and of its database, and what stands before it.",
     ),
     "log_signature": Fault(
         "warning",
-        "{count} deliveries of the last day were refused with 401.",
+        "{count:delivery of the last day was|deliveries of the last day were} refused with 401.",
         "Compare the signing key with the webhook's; a proxy may change bodies, too.",
     ),
     "log_refused": Fault(
         "warning",
-        "{count} deliveries of the last day found nobody listening.",
+        "{count:delivery|deliveries} of the last day found nobody listening.",
         "See when the service was down; during a release, let the new one start first.",
     ),
     "log_reset": Fault(
         "warning",
-        "{count} deliveries of the last day broke off.",
+        "{count:delivery|deliveries} of the last day broke off.",
         "See what stands between: it must keep idle connections for longer than Logto's 13 s.",
     ),
     "log_failing": Fault(
-        "warning", "{count} deliveries of the last day were answered 5xx.", SEE_LOG
+        "warning",
+        "{count:delivery of the last day was|deliveries of the last day were} answered 5xx.",
+        SEE_LOG,
     ),
     "log_denied": Fault(
         "warning",
-        "{count} deliveries of the last day were answered 4xx.",
+        "{count:delivery of the last day was|deliveries of the last day were} answered 4xx.",
         "See what stands before the service: a path, a limit of size, a firewall.",
     ),
     "log_other": Fault(
         "warning",
-        "{count} deliveries of the last day failed otherwise, likely by DNS or TLS.",
+        "{count:delivery|deliveries} of the last day failed otherwise, likely by DNS or TLS.",
         "Logto's console shows what, under Webhooks > your webhook > Recent requests.",
     ),
     "log_unread": Fault(
@@ -178,17 +181,19 @@ THERE: Final[dict[str, Fault]] = {
     ),
     "gap": Fault(
         "broken",
-        "{count} of the newest {entries} deliveries in Logto's log never came into the inbox.",
+        "Of the newest {entries:delivery|deliveries} in Logto's log {count} never came into the "
+        "inbox.",
         "Run: logto-webhooks recover",
     ),
     "gap_recent": Fault(
         "warning",
-        "{count} of the newest {entries} deliveries in Logto's log aren't in the inbox yet.",
+        "Of the newest {entries:delivery|deliveries} in Logto's log {count:isn't|aren't} in the "
+        "inbox yet.",
         "serve brings them back by itself; at once: logto-webhooks recover",
     ),
     "gap_answered": Fault(
         "broken",
-        "{count} deliveries that Logto logged as a success never came into the inbox.",
+        "{count:delivery|deliveries} that Logto logged as a success never came into the inbox.",
         "Something redirects or answers in our place, or this is another database than serve's. "
         "Then: logto-webhooks recover",
     ),

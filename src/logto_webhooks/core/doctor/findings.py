@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from msgspec import Struct
 
+from logto_webhooks.core.count import Count
 from logto_webhooks.core.doctor.fault import Fault
 from logto_webhooks.core.doctor.faults_here import HERE
 from logto_webhooks.core.doctor.faults_there import THERE
@@ -47,7 +48,7 @@ class Finding(Struct, frozen=True, kw_only=True):
 def found(code: str, **details: Any) -> Finding:
     """A fault of the table, with what is to be told of it."""
     level, text, do = FAULTS[code]
-    shown = {name: _listed(value) for name, value in details.items()}
+    shown = {name: _shown(value) for name, value in details.items()}
     return Finding(
         code=code,
         level=Level(level),
@@ -83,8 +84,10 @@ def bare(url: str) -> str:
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
-def _listed(value: Any) -> Any:
-    return ", ".join(value) if isinstance(value, list) else value
+def _shown(value: Any) -> Any:
+    if isinstance(value, list):
+        return ", ".join(value)
+    return Count(value) if type(value) is int else value
 
 
 def moment(at: int) -> str:

@@ -7,6 +7,7 @@ from typing import Final
 
 from msgspec import Struct
 
+from logto_webhooks.core.count import Count
 from logto_webhooks.core.doctor.findings import Finding, fine, found, moment
 from logto_webhooks.core.hooks import Hook
 from logto_webhooks.core.inbox import Kept
@@ -113,7 +114,9 @@ def of_inbox(status: Status) -> list[Finding]:
         faults.append(found("deliveries_dead", count=dead))
     if status.silent_since is not None:
         faults.append(found("silent", since=moment(status.silent_since)))
-    return faults or [fine(f"{status.deliveries[State.DONE]} deliveries are applied.")]
+    return faults or [
+        fine(f"{Count(status.deliveries[State.DONE]):delivery is|deliveries are} applied.")
+    ]
 
 
 def of_jobs(
@@ -146,14 +149,14 @@ def of_records(status: Status, unsettled_s: float | None, asked: bool) -> list[F
         return [found("records_unsettled", count=count)]
     if count and unsettled_s is not None and unsettled_s > UNSETTLED_S:
         return [found("records_waiting", count=count, seconds=round(unsettled_s))]
-    return [fine(f"{count} records wait for Logto, none for long.")]
+    return [fine(f"{Count(count):record waits|records wait} for Logto, none for long.")]
 
 
 def of_rejected(count: int, fresh: int) -> list[Finding]:
     """Judge what no key signed; the `fresh` came within the last day."""
     if fresh:
         return [found("rejected", count=count, fresh=fresh)]
-    return [fine(f"{count} requests are set aside, none of the last day.")]
+    return [fine(f"{Count(count):request is|requests are} set aside, none of the last day.")]
 
 
 def of_application(ours: str, theirs: str) -> list[Finding]:

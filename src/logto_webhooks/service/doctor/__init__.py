@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from difflib import get_close_matches
 
 from msgspec.structs import replace
 
 from logto_webhooks.core.doctor.findings import Finding, Level, found, skipped
-from logto_webhooks.errors import SettingInvalid, described
+from logto_webhooks.errors import described
 from logto_webhooks.service.doctor.checks import CHECKS, Check
 from logto_webhooks.service.doctor.facts import Facts, Patient
+from logto_webhooks.service.given import one_of
 
 _UNWELL = (Level.BROKEN, Level.SKIPPED)
 
@@ -37,7 +37,7 @@ async def diagnose(patient: Patient, only: Sequence[str], timeout_s: float) -> l
 async def _checked(check: Check, facts: Facts, timeout_s: float) -> list[Finding]:
     for needed in check.needs:
         if needed not in facts.well:
-            return [skipped(f"Left out, because it builds on the check {needed}.")]
+            return [skipped(f"Left out, because the check {needed} must be well before.")]
     try:
         async with asyncio.timeout(timeout_s):
             return await check.run(facts)
@@ -50,10 +50,7 @@ async def _checked(check: Check, facts: Facts, timeout_s: float) -> list[Finding
 def _chosen(only: Sequence[str]) -> list[Check]:
     names = [each.name for each in CHECKS]
     for name in only:
-        if name not in names:
-            near = get_close_matches(name, names, n=1, cutoff=0.5) or [", ".join(names)]
-            problem = f"there is no check {name!r}; did you mean {near[0]}?"
-            raise SettingInvalid(name="--only", problem=problem)
+        one_of("--only", name, names)
     wanted = set(only or names)
     for check in reversed(CHECKS):  # what a check builds on stands before it
         if check.name in wanted:

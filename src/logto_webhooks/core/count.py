@@ -1,0 +1,13 @@
+"""A count, and the words that agree with it."""
+
+from __future__ import annotations
+
+
+class Count(int):
+    """Formats both forms of what is counted: `f"{Count(1):job is|jobs are} dead"`."""
+
+    def __format__(self, forms: str) -> str:
+        one, bar, many = forms.partition("|")
+        if not bar:
+            return super().__format__(forms)
+        return f"{int(self)} {one if self == 1 else many}"

@@ -1,0 +1,86 @@
+"""What is set wrongly is told by its name, and with what to set."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.orm import sessionmaker
+
+from logto_webhooks import LogtoWebhooks
+from logto_webhooks.errors import SettingInvalid
+from logto_webhooks.settings import from_env
+from logto_webhooks.wiring import database_of
+from tests.support.service import command, one_line
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("WORKER", "maybe", "WORKER (--worker) can't be used: it must be true or false."),
+        ("LAG_MS", "x", "it must be a whole number."),
+        ("LAG_MS", "-1", "it must be a whole number >= 0."),
+        ("SILENCE_AFTER_S", "x", "it must be a whole number."),
+        ("API_BUDGET", "0", "it must be a number > 0."),
+        ("SCHEMA", "bad schema;", "it must be letters (a to z), digits and _, at most 63"),
+        ("LOG_LEVEL", "loud", "it must be debug, info"),
+    ],
+)
+def test_a_value_that_can_not_be(name: str, value: str, says: str) -> None:
+    """In words, and not those of who reads it."""
+    with pytest.raises(SettingInvalid) as raised:
+        from_env({f"LOGTO_WEBHOOKS_{name}": value})
+    assert says in str(raised.value)
+
+
+@pytest.mark.parametrize(("driver", "extra"), [("asyncpg", "postgres"), ("psycopg", "psycopg")])
+def test_a_driver_that_is_missing(monkeypatch: pytest.MonkeyPatch, driver: str, extra: str) -> None:
+    """The extra that brings it is named."""
+    monkeypatch.setitem(sys.modules, driver, None)
+    with pytest.raises(SettingInvalid, match=f'the extra "{extra}" .*{driver} is missing'):
+        database_of(f"postgresql+{driver}://127.0.0.1/name")
+
+
+class TestTheFile:
+    @pytest.mark.parametrize(
+        ("text", "says"),
+        [
+            ("LOGTO_WEBHOOKS_PROT=1\n", "no setting LOGTO_WEBHOOKS_PROT, the nearest is LOGTO_WEB"),
+            ("LOGTO_WEBHOOKS_SIGNING_KEY=s-e-c\n", "the nearest is LOGTO_WEBHOOK_SIGNING_KEY"),
+            ("A=1\n\nB='s-e-c\n", ".env, line 5 can't be read, and sets nothing"),
+        ],
+    )
+    def test_what_sets_nothing_is_a_warning(self, tmp_path: Path, text: str, says: str) -> None:
+        """The rest is taken; no value is shown."""
+        (tmp_path / ".env").write_text(f"LOGTO_WEBHOOK_SIGNING_KEY=k\nLOGTO_OTHER=1\n{text}")
+        signed = command("sign", ".env", folder=tmp_path)
+        assert signed.returncode == 0
+        assert one_line(signed.stderr).startswith("warning: .env")
+        assert says in signed.stderr
+        assert "s-e-c" not in signed.stderr
+
+    def test_one_that_can_not_be_read_says_why(self, tmp_path: Path) -> None:
+        """As the system does."""
+        (tmp_path / ".env").symlink_to("/proc/self/mem")  # readable by nobody, from its beginning
+        refused = command("status", folder=tmp_path)
+        assert refused.returncode == 2
+        assert ".env can't be used: it can't be read (Input/output" in one_line(refused.stderr)
+
+
+@pytest.mark.parametrize(
+    "engine", ["sqlite:///app.db", sa.make_url("sqlite:///app.db"), sessionmaker()]
+)
+def test_what_is_no_engine(engine: Any) -> None:
+    """A URL has a name of its own."""
+    with pytest.raises(SettingInvalid, match=r"an Engine or an AsyncEngine, not .* database_url"):
+        LogtoWebhooks(signing_key="x", engine=engine)
+
+
+def test_a_name_that_is_misspelled_is_told_first() -> None:
+    """Even the engine's: it isn't said to be missing."""
+    misspelled: dict[str, Any] = {"engin": sa.create_engine("sqlite:///app.db")}
+    with pytest.raises(TypeError, match="no setting 'engin'"):
+        LogtoWebhooks(signing_key="x", **misspelled)
