@@ -15,6 +15,7 @@ from logto_webhooks.adapters import running
 from logto_webhooks.adapters.observers import logs
 from logto_webhooks.cli import options, progress
 from logto_webhooks.cli.apps import handlers_of
+from logto_webhooks.core.count import Count
 from logto_webhooks.core.lifecycle import State
 from logto_webhooks.core.ports import Observer
 from logto_webhooks.core.reports import Failed, Report, Synced
@@ -82,8 +83,8 @@ async def _drain(settings: Settings, bar: progress.Bar) -> bool:
         if not work.worker.stopping:
             logger.info("nothing is pending")
             return True
-        left = await _pending(database)
-        logger.warning("stopped, with %d deliveries pending; run it again to go on", left)
+        left = f"{Count(await _pending(database)):delivery|deliveries}"
+        logger.warning("stopped, with %s pending; run it again to go on", left)
         return False
 
 

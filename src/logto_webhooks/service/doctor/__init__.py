@@ -37,7 +37,7 @@ async def diagnose(patient: Patient, only: Sequence[str], timeout_s: float) -> l
 async def _checked(check: Check, facts: Facts, timeout_s: float) -> list[Finding]:
     for needed in check.needs:
         if needed not in facts.well:
-            return [skipped(f"Left out, because the check {needed} must be well before.")]
+            return [skipped(f"Left out, because the check {needed} must be well first.")]
     try:
         async with asyncio.timeout(timeout_s):
             return await check.run(facts)
