@@ -8,6 +8,7 @@ import typer
 from msgspec import structs
 
 from logto_webhooks.cli import look, options, tables
+from logto_webhooks.core.count import Count
 from logto_webhooks.service.manage import Known
 
 app = typer.Typer(no_args_is_help=True, help="List the handlers that are known, or forget one.")
@@ -58,7 +59,8 @@ def forget(
     if as_json:
         print(tables.as_json({"handler": name, "discarded": discarded}))
     else:
-        tables.out.print(f"{name} is forgotten, {discarded} jobs are discarded.", markup=False)
+        told = f"{name} is forgotten, {Count(discarded):job is|jobs are} discarded."
+        tables.out.print(told, markup=False)
 
 
 def _events(known: Known) -> str:
