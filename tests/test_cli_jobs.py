@@ -78,7 +78,7 @@ def test_handlers_are_listed_with_their_jobs(folder: Path) -> None:
 
 def test_a_handler_is_forgotten(folder: Path) -> None:
     """What waits for it is discarded; one that isn't there is said so."""
-    assert "1 jobs are discarded" in said(folder, "handlers", "forget", "app:greet")
+    assert "1 job is discarded" in said(folder, "handlers", "forget", "app:greet")
     [dead] = told(folder, "jobs", "list", "--handler", "app:greet", "--state", "dead")
     assert dead["error"].endswith("of no use")
     assert "No handler is called" in one_line(said(folder, "handlers", "forget", "no", code=1))

@@ -60,7 +60,12 @@ def test_one_is_made_for_the_sync(tmp_path: Path) -> None:
         assert (hook["config"], hook["name"]) == ({"url": URL}, "logto-webhooks")
         assert hook["events"] == subscription()
         assert made.stdout == f"LOGTO_WEBHOOK_SIGNING_KEY={hook['signingKey']}\n"
+        assert "404 elsewhere" not in made.stderr
         assert files(tmp_path) == []
+        odd = await run("create", "--url", "https://app.example/")
+        assert "serve answers at /api/webhooks/logto, and 404 elsewhere" in odd.stderr
+        [other] = [each["id"] for each in logto.hooks if each["id"] != hook["id"]]
+        logto.delete_hook(other)
         again = await run("create", "--url", f"{URL}/")
         assert again.returncode == 2
         assert f"The webhook {hook['id']} leads to" in one_line(again.stderr)
@@ -186,6 +191,22 @@ def test_a_test_arrives(tmp_path: Path) -> None:
             tested = await run("test", "mine", "--event", "User.Created")
             assert tested.returncode == 0
             assert tested.stdout.startswith(f"User.Created is delivery {row[0] + 1} here")
+
+    live(test, tmp_path)
+
+
+def test_a_test_right_after_a_rotation_arrives(tmp_path: Path) -> None:
+    """By the webhook that is ours by the key that the database knows; disabled, that is said."""
+
+    async def test(logto: FakeLogto, run: Run) -> None:
+        async with serving(tmp_path, logto) as service:
+            logto.add_hook("http://127.0.0.1:9/", signing_key="another")
+            mine = logto.add_hook(f"{service.url}{PATH}")
+            logto.change_hook(mine["id"], enabled=False)
+            assert (await run("rotate")).returncode == 0
+            tested = await run("test")
+            assert tested.stdout.startswith("PostRegister is delivery 1 here"), tested.stderr
+            assert "The webhook is disabled" in tested.stderr
 
     live(test, tmp_path)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 import typer
 from dotenv import set_key
@@ -73,10 +74,12 @@ def create(
         print(f"{_KEY}={made.signing_key}")
     say(f"Made {made.name} ({made.id}) for {made.url}, with {len(made.events)} events.")
     if env_file is None:
-        say("Set that key, and start `logto-webhooks serve` with it.")
+        say("Set that key, and start `logto-webhooks serve` (again) with it.")
     else:
         _write(env_file, made.signing_key)
-        say(f"The key is in {env_file}.")
+        say(f"The key is in {env_file}: start `logto-webhooks serve` (again).")
+    if not urlsplit(made.url).path.rstrip("/").endswith(settings.path.rstrip("/")):
+        tables.warn(f"serve answers at {settings.path}, and 404 elsewhere.")
 
 
 @app.command("list")
@@ -164,6 +167,8 @@ def send_test(
     else:
         said = f"{tested.event} to {tested.url} did not arrive: {tested.problem}."
         tables.err.print(said, markup=False, soft_wrap=True)
+    if not tested.enabled:
+        say("The webhook is disabled: Logto sends tests by it, and nothing else. Enable it there.")
     if tested.problem is not None:
         raise typer.Exit(1)
 

@@ -192,8 +192,12 @@ class Operations(ByHand, Examined):
 
     async def _chosen(self, logto: Logto, hook: str | None) -> Hook:
         found, _ = await endpoint.hooks_of(logto)
+        if hook:
+            return named(found, hook)
         settings = self._settings()
-        return named(found, hook) if hook else ours(found, keys_of(settings), settings.public_url)
+        learnt = await self._read(lambda store: store.keys_of_hooks.learnt())
+        keys = {*keys_of(settings), *(each.key for each in learnt)}
+        return ours(found, keys, settings.public_url)
 
     async def _explain(self, kind: Kind, query: str) -> Explained | None:
         lag_ms = self._settings().lag_ms
