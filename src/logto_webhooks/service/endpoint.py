@@ -83,15 +83,16 @@ async def send_test(logto: Logto, host: Host, hook: Hook, event: str, timeout_s:
     newest, began = await newest_id(host), time.monotonic()
     tested = Tested(hook=hook.id, url=hook.url, enabled=hook.enabled, event=event)
     answered = (await logto.test_hook(hook.id, hook.url, event)).content
-    problem = _ELSEWHERE.format(timeout_s) if answered == {} else _problem(answered)
-    if answered != {} and problem != _REFUSED:
+    problem = None if answered == {} else _problem(answered)
+    if problem not in (None, _REFUSED):
         return replace(tested, problem=problem)
+    wait_s = timeout_s if problem is None else min(timeout_s, PROVED_S)
     sought = DeliveryFilter(event=event, after=newest)
     try:
-        async with asyncio.timeout(min(timeout_s, PROVED_S) if answered else timeout_s):
+        async with asyncio.timeout(wait_s):
             kept = await _from(hook, host, sought)
     except TimeoutError:
-        return replace(tested, problem=problem)
+        return replace(tested, problem=problem or _ELSEWHERE.format(timeout_s))
     took = round((time.monotonic() - began) * 1000)
     return replace(tested, delivery=kept.id, took_ms=took)
 
