@@ -16,7 +16,6 @@ from logto_webhooks.cli import lines, options, progress, tables
 from logto_webhooks.cli.endpoint import say
 from logto_webhooks.cli.given import moment
 from logto_webhooks.cli.hints import Hints
-from logto_webhooks.cli.send import local_url
 from logto_webhooks.core.hooks import Hook
 from logto_webhooks.errors import SettingInvalid
 from logto_webhooks.service.listen import Forwarded
@@ -78,7 +77,7 @@ def listen(
         api_resource=api_resource,
     )
     wanted = Wanted(
-        to=forward_to or local_url(settings),
+        to=forward_to or settings.url_at(settings.port),
         key=settings.signing_keys[0] if settings.signing_key else secrets.token_urlsafe(24),
         hook=hook,
         since=moment("--since", since, datetime.now(UTC)),

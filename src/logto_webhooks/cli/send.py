@@ -11,7 +11,6 @@ import typer
 from logto_webhooks.cli import options
 from logto_webhooks.core.signature import sign as sign_body
 from logto_webhooks.errors import SettingInvalid
-from logto_webhooks.settings import Settings
 
 
 def sign(
@@ -28,8 +27,3 @@ def sign(
     except OSError as error:
         raise SettingInvalid(name=str(file), problem=str(error.strerror).lower()) from None
     print(sign_body(body, settings.signing_keys[0]))
-
-
-def local_url(settings: Settings) -> str:
-    """Where `serve` listens with these settings."""
-    return settings.url_at(settings.port)

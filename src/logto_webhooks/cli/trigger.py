@@ -12,7 +12,6 @@ import typer
 from logto_webhooks.adapters.sender import send
 from logto_webhooks.cli import given, options
 from logto_webhooks.cli.played import Played
-from logto_webhooks.cli.send import local_url
 from logto_webhooks.core import canonical
 from logto_webhooks.errors import SettingInvalid
 from logto_webhooks.samples import scenarios
@@ -66,7 +65,7 @@ def trigger(
     """
     settings = options.settings(env_file, signing_key=signing_key)
     key, wrong = settings.signing_keys[0], _faults(faults)
-    url = local_url(settings) if to is None else given.url("--to", to)
+    url = settings.url_at(settings.port) if to is None else given.url("--to", to)
     chosen = random.SystemRandom().randrange(2**32) if seed is None else seed
     payloads = _payloads(event, scenario, data or [], id, count, chosen)
     steps = plan([signed(each, key) for each in payloads], wrong, chosen)
