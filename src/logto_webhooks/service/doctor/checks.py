@@ -106,8 +106,7 @@ async def events(facts: Facts) -> list[Finding]:
     """All events that are needed are sent."""
     handlers = {each.name: each for each in facts.patient.handlers or ()}
     if "database" in facts.well:
-        known = await facts.read(lambda store: store.jobs.handlers())
-        handlers = {each.name: each for each in known} | handlers
+        handlers = {each.name: each for each in await facts.registered()} | handlers
     return await _of_ours(facts, lambda ours: there.of_events(ours, list(handlers.values())))
 
 
@@ -137,10 +136,10 @@ async def inbox(facts: Facts) -> list[Finding]:
 async def jobs(facts: Facts) -> list[Finding]:
     """Handlers run."""
     counts = await facts.read(lambda store: store.jobs.counts())
-    known = await facts.read(lambda store: store.jobs.handlers())
+    known = {each.name for each in await facts.registered()}
     handlers = facts.patient.handlers
     ours = None if handlers is None else {each.name for each in handlers}
-    return here.of_jobs(counts, {each.name for each in known}, ours)
+    return here.of_jobs(counts, known, ours)
 
 
 async def records(facts: Facts) -> list[Finding]:

@@ -106,6 +106,10 @@ class Facts:
             return []
         return await self.read(lambda store: store.keys_of_hooks.learnt())
 
+    async def registered(self) -> list[Registered]:
+        """The handlers for which jobs are made."""
+        return await self._once(self._registered)
+
     async def log(self) -> Looked:
         """What Logto's log of the last day says of our webhooks."""
         return await self._once(self._log)
@@ -121,6 +125,9 @@ class Facts:
 
     async def _status(self) -> Status:
         return await self.read(lambda store: store.status())
+
+    async def _registered(self) -> list[Registered]:
+        return await self.read(lambda store: store.jobs.handlers())
 
     async def _listed(self) -> list[Answered]:
         self._logto = self._logto or self.patient.ask()
