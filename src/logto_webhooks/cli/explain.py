@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from msgspec.structs import replace
 
-from logto_webhooks.cli import given, lines, look, options, tables
+from logto_webhooks.cli import lines, look, options, tables
 from logto_webhooks.core.columns import names_of
 from logto_webhooks.core.credit import By, Field
 from logto_webhooks.core.explain import Explained
@@ -58,13 +58,13 @@ def organization(
 
 
 def _explain(settings: Settings, kind: Kind, query: str, field: str | None, as_json: bool) -> None:
-    name, known = given.text("the query", query) or "", names_of(kind)
+    known = names_of(kind)
     if field is not None and field.partition(".")[0] not in known:
         problem = f"{field!r} is none of {', '.join(known)}"
         raise SettingInvalid(name="--field", problem=problem)
 
     found = look.done(
-        settings, lambda to: (to.explain_user if kind == "user" else to.explain_organization)(name)
+        settings, lambda to: (to.explain_user if kind == "user" else to.explain_organization)(query)
     )
     if found is None:
         tables.err.print(f"No {kind} found for {query!r}.", markup=False)

@@ -11,7 +11,7 @@ from logto_webhooks.core.events.catalog import BY_NAME
 from logto_webhooks.core.events.local import LOCAL
 from logto_webhooks.core.hooks import is_url
 from logto_webhooks.errors import SettingInvalid
-from logto_webhooks.service.given import nearest
+from logto_webhooks.service.given import nearest, text_of
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
@@ -40,11 +40,7 @@ def seconds(name: str, given: str) -> int:
 
 def text(name: str, given: str | None) -> str | None:
     """What can be looked for. Raises SettingInvalid."""
-    try:
-        (given or "").encode()
-    except UnicodeError:
-        raise SettingInvalid(name=name, problem="it isn't UTF-8 text") from None
-    return given
+    return None if given is None else text_of(name, given)
 
 
 def subject(given: str | None) -> str | None:
