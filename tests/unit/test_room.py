@@ -4,61 +4,135 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
+from logto_webhooks.adapters import room as rooms
 from logto_webhooks.adapters.room import Room
+from logto_webhooks.errors import NoRoom
+
+LARGE = rooms.SMALL * 2
 
 
-def test_who_finds_no_room_waits_in_line() -> None:
-    """No more than the total is held, and nobody overtakes."""
+def test_what_only_begins_holds_nothing() -> None:
+    """Room is taken as bytes arrive, whatever a request announces."""
 
-    async def live() -> tuple[list[int], int]:
-        room, order, held, most = Room(10), [], [0], [0]
+    async def live() -> None:
+        room = Room(LARGE * 8)
+        _ = [room.body(0) for _ in range(1_000)]
+        body = room.body(0)
+        async with asyncio.timeout(0.5):
+            await body.add(b"x" * LARGE, False)
+        assert body.whole() == b"x" * LARGE
 
-        async def hold(number: int, size: int) -> None:
-            taken = await room.take(size)
-            order.append(number)
-            held[0] += size
-            most[0] = max(most[0], held[0])
-            await asyncio.sleep(0)
-            held[0] -= size
-            room.give_back(taken)
-
-        sizes = [6, 6, 1, 10, 3, 3, 3, 3]
-        await asyncio.gather(*[hold(number, size) for number, size in enumerate(sizes)])
-        return order, most[0]
-
-    order, most = asyncio.run(live())
-    assert order == list(range(8))
-    assert most <= 10
+    asyncio.run(live())
 
 
-def test_more_than_there_is_takes_all() -> None:
-    """Instead of waiting for ever."""
+def test_the_slow_make_room() -> None:
+    """Those that hold the most for the longest time go first; a whole body and a young one stay."""
 
-    async def live() -> bool:
-        room = Room(10)
-        all_of_it = await room.take(99)
-        waiting = asyncio.ensure_future(room.take(1))
+    async def live() -> None:
+        now = asyncio.get_running_loop().time()
+        room = Room(LARGE * 8)
+        stored, old, older, young = (room.body(now - age) for age in (9, 3, 7, 0))
+        for body in (old, older, young):
+            await body.add(b"x" * LARGE, True)
+        await stored.add(b"s" * LARGE * 4, False)
+        assert stored.whole()
+        new = room.body(now)
+        async with asyncio.timeout(0.5):
+            await new.add(b"n" * LARGE, False)
+        with pytest.raises(NoRoom):
+            await older.add(b"", True)
+        for body in (old, young):
+            await body.add(b"", False)
+            assert body.whole()
+
+    asyncio.run(live())
+
+
+def test_small_ones_have_room_of_their_own() -> None:
+    """However many large ones have just begun."""
+
+    async def live() -> None:
+        now = asyncio.get_running_loop().time()
+        room = Room(LARGE * 8)
+        large = [room.body(now) for _ in range(7)]
+        for body in large:
+            await body.add(b"x" * LARGE, True)
+        async with asyncio.timeout(0.5):
+            await room.body(now).add(b"x" * rooms.SMALL, False)
+
+    asyncio.run(live())
+
+
+def test_who_waits_is_served_the_smallest_first_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for longer than the limit."""
+    monkeypatch.setattr(rooms, "WAIT_S", 0.3)
+
+    async def live() -> tuple[list[str], float]:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        room, order = Room(LARGE * 4), list[str]()
+        stored = room.body(now)
+        await stored.add(b"s" * LARGE * 3, False)
+        stored.whole()
+        rest = room.body(now)
+        await rest.add(b"s" * rooms.SMALL, False)
+        rest.whole()
+
+        async def ask(name: str, size: int) -> None:
+            body = room.body(now + 60)
+            try:
+                await body.add(b"x" * size, False)
+            except NoRoom:
+                order.append(f"{name} refused")
+            else:
+                order.append(name)
+
+        asks = [ask("large", LARGE), ask("small", 1_000), ask("huge", LARGE * 4)]
+        waiting = asyncio.gather(*asks)
         await asyncio.sleep(0)
-        alone = not waiting.done()
-        room.give_back(all_of_it)
-        assert await waiting == 1
-        return alone
+        rest.close()
+        await asyncio.sleep(0)
+        stored.close()
+        await waiting
+        return order, loop.time() - now
 
-    assert asyncio.run(live())
+    order, took = asyncio.run(live())
+    assert sorted(order[:2]) == ["large", "small"]
+    assert order[2:] == ["huge refused"]
+    assert took < 2
 
 
 def test_who_gives_up_leaves_no_gap() -> None:
     """What it would have held is there for the next."""
 
     async def live() -> None:
-        room = Room(10)
-        taken = await room.take(8)
-        given_up = asyncio.ensure_future(room.take(8))
+        now = asyncio.get_running_loop().time()
+        room = Room(LARGE)
+        first = room.body(now)
+        await first.add(b"x" * (LARGE - LARGE // 8), False)
+        first.whole()
+        given_up = asyncio.ensure_future(room.body(now).add(b"x" * LARGE, False))
         await asyncio.sleep(0)
         given_up.cancel()
         await asyncio.sleep(0)
-        room.give_back(taken)
+        first.close()
         async with asyncio.timeout(1):
-            assert await room.take(10) == 10
+            await room.body(now).add(b"x" * (LARGE - LARGE // 8), False)
+
+    asyncio.run(live())
+
+
+def test_what_cannot_be_signed_is_counted_and_not_kept() -> None:
+    """It takes no room."""
+
+    async def live() -> None:
+        room = Room(LARGE)
+        junk = room.body(0, keep=False)
+        for _ in range(100):
+            await junk.add(b"x" * LARGE, True)
+        assert junk.size == 100 * LARGE
+        assert junk.whole() == b""
 
     asyncio.run(live())

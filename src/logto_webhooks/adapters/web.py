@@ -6,47 +6,73 @@ body, and log the loss as a success. So both spellings, with and without a slash
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from logto_webhooks.core.reports import RefusedFor
 from logto_webhooks.core.signature import HEADER
 from logto_webhooks.core.silence import Silence
 from logto_webhooks.errors import (
     BodyIncomplete,
+    BodyReadBefore,
     BodyTooLarge,
     BodyTooSlow,
     LogtoWebhooksError,
+    NoRoom,
     NotTheWebhook,
 )
 from logto_webhooks.service.patience import Patience
-from logto_webhooks.service.receive import Answer, Receiver
+from logto_webhooks.service.receive import RETRY_AFTER_S, Answer, Receiver
 
 READ_S: Final = 8.0  # Logto itself gives up after 10 s
 _SIGNATURE: Final = HEADER.encode()
-_UNREAD: Final = (408, 413)
+_SIGNATURE_SIZE: Final = 64
+_UNREAD: Final = {"too_slow", "too_large", "no_room"}
+# A server notes here that a connection brought a signed delivery: it is the last to be closed.
+SIGNED: Final = "logto_webhooks.signed"
 _CODES: Final[dict[int, RefusedFor]] = {404: "not_found", 405: "method_not_allowed"}
 
 
+T = TypeVar("T")
+
+
+class Body(Protocol):
+    """The body of one request, as far as it has arrived."""
+
+    @property
+    def size(self) -> int:
+        """How many bytes have arrived."""
+
+    async def add(self, piece: bytes, more: bool) -> None:
+        """Add what arrived; `more` is to come. Raises NoRoom."""
+
+    def whole(self) -> bytes:
+        """Return all of it."""
+
+    def close(self) -> None:
+        """Give the room back."""
+
+
 class Room(Protocol):
-    """Where bodies in flight are kept within bounds."""
+    """Keeps the bodies in flight within bounds."""
 
-    async def take(self, size: int) -> int:
-        """Wait until there is room for `size` bytes; return what to give back."""
-
-    def give_back(self, size: int) -> None:
-        """Let the next ones in."""
+    def body(self, began: float, *, keep: bool) -> Body:
+        """Begin a body at the event loop's time of the request's head."""
 
 
+_NOTHING_CAME: Final = (
+    "not one byte of it came: a slow client, or a middleware that read the body and kept it"
+)
 Ready = Callable[[], Awaitable[Silence | None]]
 Scrape = Callable[[str], Awaitable[tuple[bytes, str]]]
 Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
@@ -97,35 +123,54 @@ class Webhook:
         """Read, hand over, answer. A connection is closed when its body wasn't read."""
         answer = await self.answer(scope, receive)
         if answer is not None:  # else nobody is there to be answered
+            if answer.status == 200 and "state" in scope:
+                scope["state"][SIGNED] = True
             await _send(send, answer)
 
     async def answer(self, scope: Scope, receive: Receive) -> Answer | None:
         """Read and hand over; None if the body never arrived."""
+        began = asyncio.get_running_loop().time()
         headers: list[tuple[bytes, bytes]] = scope["headers"]
-        announced = next((value for name, value in headers if name == b"content-length"), b"")
-        size = int(announced) if announced.isdigit() else self._max_body
-        taken = await self._room.take(min(size, self._max_body))
+        signatures: list[bytes] = []
+        announced = 0
+        for name, value in headers:
+            if name == _SIGNATURE:
+                signatures.append(value)
+            elif name == b"content-length" and value.isdigit():
+                announced = int(value)
+        # What can't be signed is read, so that the answer arrives, but isn't kept.
+        body = self._room.body(began, keep=_may_be_signed(signatures))
         try:
-            return await self._take(headers, size, receive)
+            return await self._take(signatures, announced, body, receive)
         finally:
-            self._room.give_back(taken)
+            body.close()
 
     async def _take(
-        self, headers: list[tuple[bytes, bytes]], size: int, receive: Receive
+        self, signatures: list[bytes], announced: int, body: Body, receive: Receive
     ) -> Answer | None:
         receiver = self._receiver
         try:
             with self._patience.limit():
-                body = await _read(size, receive, self._max_body)
+                await _read(announced, body, receive, self._max_body)
         except BodyIncomplete:
             return None
         except BodyTooLarge as error:
             return receiver.refuse(413, "too_large", error, "nothing was stored")
         except TimeoutError:
             slow = BodyTooSlow(seconds=READ_S)
-            return receiver.refuse(408, "too_slow", slow, "nothing was stored")
-        signatures = [value for name, value in headers if name == _SIGNATURE]
-        return await receiver.receive(signatures, body)
+            hint = "nothing was stored" if body.size else _NOTHING_CAME
+            return receiver.refuse(408, "too_slow", slow, hint)
+        except NoRoom as error:
+            hint = "many large or slow bodies arrive at once; who sends them may be no Logto"
+            answer = receiver.refuse(503, "no_room", error, hint)
+            return Answer(answer.status, answer.content, retry_after_s=RETRY_AFTER_S)
+        except BodyReadBefore as error:
+            return receiver.refuse(503, "body_gone", error, "nothing was stored")
+        return await receiver.receive(signatures, body.whole())
+
+
+def _may_be_signed(signatures: list[bytes]) -> bool:
+    return len(signatures) == 1 and len(signatures[0].strip()) == _SIGNATURE_SIZE
 
 
 def mounted(
@@ -170,22 +215,41 @@ async def _live(
     await send({"type": "lifespan.shutdown.complete"})
 
 
-async def _read(announced: int, receive: Receive, limit: int) -> bytes:
-    """Read the body, never more than `limit`. Raises BodyTooLarge, BodyIncomplete."""
+async def _read(announced: int, body: Body, receive: Receive, limit: int) -> None:
+    """Read the body, never more than `limit`. Raises BodyTooLarge, BodyIncomplete, NoRoom."""
     if announced > limit:
         raise BodyTooLarge(limit=limit)
-    chunks: list[bytes] = []
-    size = 0
-    while True:
+    more = True
+    while more:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise BodyIncomplete()
-        chunks.append(message.get("body", b""))
-        size += len(chunks[-1])
-        if size > limit:
+        piece: bytes = message.get("body", b"")
+        more = message.get("more_body", False)
+        if body.size + len(piece) > limit:
             raise BodyTooLarge(limit=limit)
-        if not message.get("more_body"):
-            return b"".join(chunks)
+        await body.add(piece, more)
+
+
+def receive_from(request: Request) -> Receive:
+    """Read the body through a framework's request, which keeps what was read of it before, and
+    keep it there for whatever reads it afterwards."""
+    chunks = request.stream()
+    read: list[bytes] = []
+
+    async def receive() -> Message:
+        try:
+            chunk = await anext(chunks, b"")
+        except ClientDisconnect:
+            return {"type": "http.disconnect"}
+        except RuntimeError:  # Starlette: "Stream consumed"
+            raise BodyReadBefore() from None
+        read.append(chunk)
+        if not chunk:
+            request._body = b"".join(read)
+        return {"type": "http.request", "body": chunk, "more_body": bool(chunk)}
+
+    return receive
 
 
 def response(answer: Answer | None) -> Response:
@@ -207,7 +271,7 @@ async def _send(send: Send, answer: Answer) -> None:
 
 def _headers(answer: Answer, size: int) -> list[tuple[bytes, bytes]]:
     headers = [(b"content-type", b"application/json"), (b"content-length", str(size).encode())]
-    if answer.status in _UNREAD:
+    if answer.content.get("error") in _UNREAD:
         headers.append((b"connection", b"close"))
     if answer.retry_after_s is not None:
         headers.append((b"retry-after", str(answer.retry_after_s).encode()))
@@ -227,12 +291,14 @@ def _others(
 ) -> ASGIApp:
     """All else: health, and a clear answer for what is at a wrong path or of a wrong method."""
 
+    shared_ready = _shared(ready)
+
     async def healthz(request: Request) -> Response:
         return _json(200, {"status": "ok"})
 
     async def readyz(request: Request) -> Response:
         try:
-            silence = await ready()
+            silence = await shared_ready()
         except LogtoWebhooksError as error:
             return _json(503, {"ready": False, "problem": str(error)})
         # Who can receive is ready, come what may.
@@ -255,6 +321,27 @@ def _others(
     app = Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
     app.router.redirect_slashes = False
     return app
+
+
+def _shared(ask: Callable[[], Awaitable[T]]) -> Callable[[], Awaitable[T]]:
+    """Share one question among all who ask while it is being answered: a flood of requests costs
+    the database one statement at a time."""
+    asking: asyncio.Future[T] | None = None
+
+    async def shared() -> T:
+        nonlocal asking
+        if asking is None or asking.done():
+            asking = asyncio.ensure_future(ask())
+            asking.add_done_callback(_retrieve)
+        return await asyncio.shield(asking)
+
+    return shared
+
+
+def _retrieve(asked: asyncio.Future[T]) -> None:
+    """Asyncio warns of an error that nobody saw, as when all who waited went away."""
+    if not asked.cancelled():
+        asked.exception()
 
 
 def _json(status: int, content: dict[str, Any], headers: dict[str, str] | None = None) -> Response:

@@ -16,6 +16,8 @@ RefusedFor = Literal[
     "not_a_delivery",
     "too_large",
     "too_slow",
+    "no_room",
+    "body_gone",
     "not_found",
     "method_not_allowed",
 ]
@@ -32,7 +34,7 @@ class Stored(Struct, frozen=True):
 
 
 class Refused(Struct, frozen=True):
-    """A request was answered with a 4xx."""
+    """A request was answered with a 4xx, or a 503 because its body couldn't be read."""
 
     status: int
     code: RefusedFor

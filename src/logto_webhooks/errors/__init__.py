@@ -39,9 +39,11 @@ from logto_webhooks.errors.logto import (
 )
 from logto_webhooks.errors.requests import (
     BodyIncomplete,
+    BodyReadBefore,
     BodyTooLarge,
     BodyTooSlow,
     MalformedEvent,
+    NoRoom,
     NotADelivery,
     NotStarted,
     NotTheWebhook,
@@ -64,6 +66,7 @@ __all__ = [
     "AnswerMalformed",
     "ApiNotConfigured",
     "BodyIncomplete",
+    "BodyReadBefore",
     "BodyTooLarge",
     "BodyTooSlow",
     "CalledOnTheLoop",
@@ -86,6 +89,7 @@ __all__ = [
     "LogtoUnreachable",
     "LogtoWebhooksError",
     "MalformedEvent",
+    "NoRoom",
     "NotADelivery",
     "NotStarted",
     "NotTheWebhook",

@@ -34,6 +34,15 @@ class BodyIncomplete(LogtoWebhooksError):
     """The client went away before the body had arrived."""
 
 
+class BodyReadBefore(LogtoWebhooksError):
+    """Something in the application read the request's body as a stream before the webhook could, so
+    nothing of it is left. Let it await request.body() instead, or leave the webhook's path out."""
+
+
+class NoRoom(LogtoWebhooksError):
+    """The memory for request bodies in flight is used up, and none became free in time."""
+
+
 class NotTheWebhook(LogtoWebhooksError):
     """There is no webhook at {path!r}."""
 

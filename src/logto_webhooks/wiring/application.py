@@ -193,11 +193,16 @@ class LogtoWebhooks(Operations):
         return await self._service.webhook.answer(scope, receive)
 
     async def respond(self, request: Request) -> Response:
-        """The same for what is made of Starlette."""
-        return web.response(await self.answer(request.scope, request.receive))
+        """Take a request of Starlette or FastAPI, whose body may have been read before: by a
+        dependency, a middleware, or a tool such as Sentry."""
+        return web.response(await self.answer(request.scope, web.receive_from(request)))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The webhook alone as an ASGI application, with a lifespan of its own."""
+        """The webhook alone as an ASGI application, with a lifespan of its own.
+
+        The body must not have been read before: a middleware that reads it must pass it on, as
+        Starlette's BaseHTTPMiddleware does.
+        """
         await self._mounted(scope, receive, send)
 
     async def ensure_user(self, claims: Mapping[str, Any], *, session: Any = None) -> UserRow:

@@ -65,7 +65,11 @@ class Service:
         ring = Keyring(settings.signing_keys)
         self._quarantine = self._set_aside(ring)
         receiver = Receiver(ring, commit.add, SystemClock(), observe, reject=self._quarantine.offer)
-        self.webhook = web.Webhook(receiver, settings.max_body_bytes, Room(BODIES_IN_FLIGHT))
+        self.webhook = web.Webhook(
+            receiver,
+            settings.max_body_bytes,
+            Room(max(BODIES_IN_FLIGHT, 4 * settings.max_body_bytes)),
+        )
         self._watch = Watch(database.host, SystemClock(), observe, settings.silence_after_s)
         self.app: ASGIApp = web.application(
             self.webhook,
