@@ -21,6 +21,8 @@ from logto_webhooks.testing import SIGNING_KEY, make
 from tests.support.service import PATH, Service, command, one_line, wait_until_done
 from tests.support.waiting import until
 
+KEY = {"LOGTO_WEBHOOK_SIGNING_KEY": SIGNING_KEY}
+
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
@@ -354,7 +356,7 @@ class TestStart:
 
     def test_a_port_that_is_taken(self, tmp_path: Path, service: Service) -> None:
         """One line, exit code 2."""
-        ended = command("serve", "--port", str(service.port), "--signing-key", "k", folder=tmp_path)
+        ended = command("serve", "--port", str(service.port), folder=tmp_path, **KEY)
         assert ended.returncode == 2
         assert f"127.0.0.1:{service.port}" in one_line(ended.stderr)
 
@@ -382,7 +384,7 @@ class TestStart:
         """One line that says so, exit code 2; for `serve` and for `status`."""
         (tmp_path / "text.db").write_text("This is no database. " * 100)
         options = ("--database-url", url)
-        ended = command("serve", "--signing-key", "k", *options, folder=tmp_path)
+        ended = command("serve", *options, folder=tmp_path, **KEY)
         assert ended.returncode == 2
         assert says in one_line(ended.stderr)
         ended = command("status", *options, folder=tmp_path)
@@ -404,7 +406,7 @@ class TestStart:
     )
     def test_a_setting_that_cannot_be(self, tmp_path: Path, variable: str, value: str) -> None:
         """The line names the variable."""
-        settings = {"LOGTO_WEBHOOK_SIGNING_KEY": "k"} | {variable: value}
+        settings = KEY | {variable: value}
         ended = command("serve", folder=tmp_path, **settings)
         assert ended.returncode == 2
         assert variable in one_line(ended.stderr)

@@ -46,9 +46,11 @@ class TestInit:
         refused = command("serve", folder=tmp_path)
         assert "No signing key" in one_line(refused.stderr)
         key = "LOGTO_WEBHOOK_SIGNING_KEY="
-        (tmp_path / ".env").write_text(text.replace(key, f"{key}from-the-file"))
+        (tmp_path / ".env").write_text(text.replace(key, f"{key}a-key-from-the-file"))
         signed = command("sign", str(tmp_path / ".env"), folder=tmp_path)
-        assert signed.stdout.strip() == sign((tmp_path / ".env").read_bytes(), "from-the-file")
+        assert signed.stdout.strip() == sign(
+            (tmp_path / ".env").read_bytes(), "a-key-from-the-file"
+        )
 
     def test_it_never_overwrites(self, tmp_path: Path) -> None:
         """A file that exists is left as it is, also where it can't be written."""
@@ -63,11 +65,11 @@ class TestInit:
 
     def test_a_file_is_taken_as_it_is_written(self, tmp_path: Path) -> None:
         """No variable is put into a key; an empty one of the environment hides nothing."""
-        (tmp_path / ".env").write_text("\ufeffLOGTO_WEBHOOK_SIGNING_KEY=a${HOME}b\n")
+        (tmp_path / ".env").write_text("\ufeffLOGTO_WEBHOOK_SIGNING_KEY=a-long-${HOME}-key\n")
         body = tmp_path / "body"
         body.write_text("{}")
         signed = command("sign", "body", folder=tmp_path, LOGTO_WEBHOOK_SIGNING_KEY="")
-        assert signed.stdout.strip() == sign(b"{}", "a${HOME}b")
+        assert signed.stdout.strip() == sign(b"{}", "a-long-${HOME}-key")
         (tmp_path / ".env").write_bytes(b"LOGTO_WEBHOOK_SIGNING_KEY=\xff\n")
         refused = command("sign", "body", folder=tmp_path)
         assert refused.returncode == 2
@@ -238,26 +240,36 @@ class TestTrigger:
         """Signed with another key, or sent elsewhere; it is said what to do."""
         with Service(tmp_path) as service:
             for path, key, status, says in (
-                (PATH, "another", "401", "the service doesn't know the key"),
+                (PATH, "another-key-0123456789", "401", "the service doesn't know the key"),
                 ("/wrong", SIGNING_KEY, "404", "the whole URL with --to"),
             ):
-                options = ["--to", f"{service.url}{path}", "--signing-key", key]
-                refused = command("trigger", "User.Created", *options, folder=tmp_path)
+                options, keys = ["--to", f"{service.url}{path}"], {"LOGTO_WEBHOOK_SIGNING_KEY": key}
+                refused = command("trigger", "User.Created", *options, folder=tmp_path, **keys)
                 assert refused.returncode == 1
                 assert status in refused.stdout
                 assert says in one_line(refused.stderr)
 
 
+KEYS = f"{SIGNING_KEY},other-key-0123456789"
+
+
 def test_sign_takes_standard_input(tmp_path: Path) -> None:
     """As Logto signs."""
     signed = subprocess.run(
-        [sys.executable, "-m", "logto_webhooks", "sign", "--signing-key", "k,other"],
+        [
+            sys.executable,
+            "-m",
+            "logto_webhooks",
+            "sign",
+            "--signing-key",
+            f"{SIGNING_KEY},other-key-0123456789",
+        ],
         input=b"body",
         capture_output=True,
         check=True,
         cwd=tmp_path,
     )
-    assert signed.stdout.decode().strip() == sign(b"body", "k")
+    assert signed.stdout.decode().strip() == sign(b"body", SIGNING_KEY)
 
 
 def test_several_found_are_a_line_each(tmp_path: Path) -> None:

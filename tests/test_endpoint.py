@@ -285,7 +285,8 @@ def test_a_new_key_is_one_line_to_paste(tmp_path: Path) -> None:
             text=True,
         )
         [hook] = logto.hooks
-        assert rotated.stdout == f"LOGTO_WEBHOOK_SIGNING_KEY={hook['signingKey']},{old}\n"
+        assert rotated.stdout == f"LOGTO_WEBHOOK_SIGNING_KEY={hook['signingKey']}\n"
+        assert old not in rotated.stderr
         assert f"The key of {hook['id']} ({URL}) is changed" in rotated.stderr
 
     live(test, tmp_path)

@@ -22,7 +22,8 @@ from logto_webhooks.core.keys import (
     HookKey,
     Stranger,
     fingerprint,
-    hook_named,
+    hook_of_sender,
+    hooks_named,
 )
 from logto_webhooks.samples.signed import Signed, signed
 from logto_webhooks.testing import make
@@ -84,41 +85,60 @@ class TestStore:
     def test_a_key_that_is_replaced_ends_after_the_overlap(self, run: Run) -> None:
         """Another hook's doesn't; one that ends sooner keeps its end."""
         told = [
-            HookKey(hook="a", key="first", learnt_at=1),
-            HookKey(hook="b", key="other", learnt_at=2),
-            HookKey(hook="a", key="second", learnt_at=3),
-            HookKey(hook="a", key="third", learnt_at=4),
+            HookKey(hook="a", key="first-key-0123456789", learnt_at=1),
+            HookKey(hook="b", key="other-key-0123456789", learnt_at=2),
+            HookKey(hook="a", key="second-key-0123456789", learnt_at=3),
+            HookKey(hook="a", key="third-key-0123456789", learnt_at=4),
         ]
         for each in told:
             run(lambda store, each=each: store.keys_of_hooks.learn([each]))  # type: ignore[misc]
         learnt = run(lambda store: store.keys_of_hooks.learnt())
         assert [(each.key, each.until) for each in learnt] == [
-            ("first", 3 + OVERLAP_MS),
-            ("other", None),
-            ("second", 4 + OVERLAP_MS),
-            ("third", None),
+            ("first-key-0123456789", 3 + OVERLAP_MS),
+            ("other-key-0123456789", None),
+            ("second-key-0123456789", 4 + OVERLAP_MS),
+            ("third-key-0123456789", None),
         ]
 
     def test_when_a_key_was_used_is_kept_by_its_fingerprint(self, run: Run) -> None:
         """Of configured ones, too, of which nothing else is kept."""
-        marks = {fingerprint("configured"): 5, fingerprint("learnt"): 6}
+        marks = {fingerprint("configured"): 5, fingerprint("learnt-key-0123456789"): 6}
         assert run(lambda store: store.keys_of_hooks.used(marks)) == marks
-        run(lambda store: store.keys_of_hooks.learn([HookKey(hook="a", key="learnt", learnt_at=1)]))
-        more = {fingerprint("learnt"): 9}
+        run(
+            lambda store: store.keys_of_hooks.learn(
+                [HookKey(hook="a", key="learnt-key-0123456789", learnt_at=1)]
+            )
+        )
+        more = {fingerprint("learnt-key-0123456789"): 9}
         assert run(lambda store: store.keys_of_hooks.used(more)) == marks | more
-        assert [each.key for each in run(lambda store: store.keys_of_hooks.learnt())] == ["learnt"]
+        assert [each.key for each in run(lambda store: store.keys_of_hooks.learnt())] == [
+            "learnt-key-0123456789"
+        ]
+
+    def test_what_is_no_key_is_neither_kept_nor_returned(self, run: Run) -> None:
+        """Also if a row that another release wrote has it: anybody can sign with an empty key."""
+        for key in ("", "short", '"quoted-0123456789"', "KEY=0123456789abcdef"):
+            told = HookKey(hook="a", key=key, learnt_at=1)
+            run(lambda store, told=told: store.keys_of_hooks.learn([told]))  # type: ignore[misc]
+        assert run(lambda store: store.keys_of_hooks.learnt()) == []
 
     def kept(self, run: Run) -> list[int]:
         strangers = run(lambda store: store.keys_of_hooks.strangers(0, 100))
         return [int(each.signature, 16) for each in strangers]
 
 
-def test_a_hook_is_read_off_a_body_that_is_not_parsed() -> None:
-    """The last that is named; of what names none, nothing is kept."""
-    assert hook_named(make.user_created().body) is not None
-    assert hook_named(b'{"data":{"hookId":"in data"},"hookId":"real-1"}') == "real-1"
+def test_the_hook_of_a_body_is_named_at_its_top_level() -> None:
+    """Not in customData, wherever that stands; of a body that names none, nothing is kept."""
+    assert hook_of_sender(make.user_created().body) is not None
+    inner = b'"data":{"customData":{"hookId":"inner"}}'
+    for body in (b'{%b,"hookId":"real-1"}' % inner, b'{"hookId" : "real-1",%b}' % inner):
+        assert hook_of_sender(body) == "real-1"
+        assert hooks_named(body) == {"inner", "real-1"}
+    assert hook_of_sender(b"{%b}" % inner) is None
     for junk in (b"", b"{}", b'"hookId"', b'{"hookId": 7}', b'"hookId":"' + b"x" * 65 + b'"'):
-        assert hook_named(junk) is None
+        assert hook_of_sender(junk) is None
+        assert hooks_named(junk) == set()
+    assert hook_of_sender(b'{"x":' * 100_000) is None
 
 
 def test_a_rotation_with_credentials_loses_nothing(tmp_path: Path) -> None:
@@ -185,8 +205,8 @@ def test_a_key_is_rotated_while_deliveries_come(tmp_path: Path) -> None:
                 return dict(msgspec.json.decode(done.stdout))
 
             told, _ = await asyncio.gather(rotate(), create(logto, 300))
-            new, old = told["signing_key"].split(",")
-            assert (old, told["hook"]) == (hook["signingKey"], hook["id"])
+            new, old = told["signing_key"], hook["signingKey"]
+            assert told["hook"] == hook["id"]
             assert logto.hooks[0]["signingKey"] == new
             await create(logto, 100)
             await eventually(lambda: count(service, "logto_users"), lambda rows: rows == 500)

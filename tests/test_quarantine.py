@@ -24,6 +24,8 @@ from logto_webhooks.wiring import database_of
 from logto_webhooks.wiring.databases import Database
 from tests.test_stores import T0
 
+OLD, NEW = "old-key-0123456789", "new-key-0123456789"
+
 
 def of(
     database: Database, told: list[Report], ask: Ask | None = None, key: str = "configured"
@@ -115,7 +117,7 @@ def test_a_key_ends_when_it_ends() -> None:
     """Nobody has to look into the database again for that, be the key configured."""
 
     async def main() -> None:
-        clock, ring = FrozenClock(T0), Keyring(["old"])
+        clock, ring = FrozenClock(T0), Keyring([OLD])
 
         async def store(_: Delivery) -> Accepted:
             raise StoreUnavailable(problem="that it is signed is enough here")
@@ -123,15 +125,15 @@ def test_a_key_ends_when_it_ends() -> None:
         receiver = Receiver(ring, store, clock, lambda report: None)
         body = make.user_created().body
         learnt = [
-            HookKey(hook="h", key="old", learnt_at=T0, until=T0 + 5_000),
-            HookKey(hook="h", key="new", learnt_at=T0),
+            HookKey(hook="h", key=OLD, learnt_at=T0, until=T0 + 5_000),
+            HookKey(hook="h", key=NEW, learnt_at=T0),
         ]
         assert ring.learn(learnt, T0)
         for seconds, status in ((4, 503), (1, 401)):
             clock.tick(seconds)
-            answer = await receiver.receive([sign(body, "old").encode()], body)
+            answer = await receiver.receive([sign(body, OLD).encode()], body)
             assert answer.status == status
-        assert ring.at(T0 + 5_000) == ("new",)
+        assert ring.at(T0 + 5_000) == (NEW,)
         assert not ring.learn(learnt, T0 + 5_000)
 
     asyncio.run(main())

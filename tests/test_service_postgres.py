@@ -18,7 +18,7 @@ import pytest
 import sqlalchemy as sa
 
 from logto_webhooks.adapters.stores import migrate
-from logto_webhooks.testing import make
+from logto_webhooks.testing import SIGNING_KEY, make
 from tests.crash.databases import PostgresVictim
 from tests.crash.harness import free_port
 from tests.support import postgres
@@ -80,9 +80,9 @@ def test_without_its_schema_it_refuses_and_says_what_to_run(
     server: PostgresVictim, tmp_path: Path
 ) -> None:
     """`serve` and `worker` never migrate a server by themselves."""
-    named = ["--database-url", server.url, "--schema", "another", "--signing-key", "k"]
+    named = ["--database-url", server.url, "--schema", "another"]
     for each in (["serve", *named], ["worker", *named[:4]], ["status", *named[:4]]):
-        refused = command(*each, folder=tmp_path)
+        refused = command(*each, folder=tmp_path, LOGTO_WEBHOOK_SIGNING_KEY=SIGNING_KEY)
         assert refused.returncode == 2
         assert "Run: logto-webhooks migrate" in one_line(refused.stderr)
 

@@ -13,6 +13,7 @@ from sqlalchemy.orm import sessionmaker
 from logto_webhooks import LogtoWebhooks
 from logto_webhooks.errors import SettingInvalid
 from logto_webhooks.settings import from_env
+from logto_webhooks.testing import SIGNING_KEY
 from logto_webhooks.wiring import database_of
 from tests.support.service import command, one_line
 
@@ -55,7 +56,9 @@ class TestTheFile:
     )
     def test_what_sets_nothing_is_a_warning(self, tmp_path: Path, text: str, says: str) -> None:
         """The rest is taken; no value is shown."""
-        (tmp_path / ".env").write_text(f"LOGTO_WEBHOOK_SIGNING_KEY=k\nLOGTO_OTHER=1\n{text}")
+        (tmp_path / ".env").write_text(
+            f"LOGTO_WEBHOOK_SIGNING_KEY={SIGNING_KEY}\nLOGTO_OTHER=1\n{text}"
+        )
         signed = command("sign", ".env", folder=tmp_path)
         assert signed.returncode == 0
         assert one_line(signed.stderr).startswith("warning: .env")

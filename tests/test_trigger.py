@@ -217,7 +217,7 @@ class TestTheCommand:
 
     def test_an_answer_that_must_not_be_is_exit_code_1(self, service: Service) -> None:
         """As when the service has another key."""
-        told = trigger(service, "--scenario", "sso", "--signing-key", "another")
+        told = trigger(service, "--scenario", "sso", "--signing-key", "another-key-0123456789")
         assert told.exit_code == 1
         assert " answered 200" not in told.stdout
 
@@ -234,7 +234,7 @@ class TestTheCommand:
     )
     def test_what_it_does_not_know_is_refused(self, arguments: list[str], says: str) -> None:
         """With the nearest that it knows."""
-        told = CliRunner().invoke(cli, ["trigger", *arguments, "--signing-key", "any"])
+        told = CliRunner().invoke(cli, ["trigger", *arguments, "--signing-key", SIGNING_KEY])
         assert says in str(told.exception)
 
 

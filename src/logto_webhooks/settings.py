@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Final, TypedDict, get_args
 
 import msgspec
 from msgspec import Meta, Struct
 
 from logto_webhooks.adapters.observers.logs import LogFormat, LogLevel
+from logto_webhooks.core.keys import problem_of_key, problem_of_secret
 from logto_webhooks.core.lifecycle import MAX_ATTEMPTS
 from logto_webhooks.core.projection import LAG_MS
 from logto_webhooks.errors import SettingInvalid, SigningKeyMissing
@@ -41,6 +43,12 @@ VARIABLES: Final[dict[str, tuple[str, ...]]] = {
     "log_format": ("LOGTO_WEBHOOKS_LOG_FORMAT",),
     "log_level": ("LOGTO_WEBHOOKS_LOG_LEVEL",),
 }
+
+# Each of these can also be the content of a file, which a variable with this ending names.
+SECRETS: Final = ("signing_key", "database_url", "app_secret")
+FILE: Final = "_FILE"
+FILE_VARIABLES: Final = {f"{name}{FILE}": name for field in SECRETS for name in VARIABLES[field]}
+_LARGEST_SECRET: Final = 64 * 2**10
 
 _CHOICES: Final = {
     "log_format": " or ".join(get_args(LogFormat)),
@@ -88,13 +96,14 @@ class Settings(Struct, frozen=True, kw_only=True):
 
     @property
     def signing_keys(self) -> tuple[str, ...]:
-        """The keys, at least one. Raises SigningKeyMissing."""
-        keys = tuple(key.strip() for key in self.signing_key.split(",") if key.strip())
+        """The keys, at least one. Raises SigningKeyMissing, SettingInvalid."""
+        keys = split_keys(self.signing_key)
         if not keys:
             raise SigningKeyMissing()
-        if any(not key.isprintable() for key in keys):
-            name = VARIABLES["signing_key"][0]
-            raise SettingInvalid(name=name, problem="it holds characters that no key has")
+        for number, key in enumerate(keys, 1):
+            if (problem := problem_of_key(key)) is not None:
+                which = f" (key {number} of {len(keys)})" if len(keys) > 1 else ""
+                raise SettingInvalid(name=f"{_named('signing_key')}{which}", problem=problem)
         return keys
 
     def url_at(self, port: int) -> str:
@@ -126,19 +135,29 @@ class MountedSettings(TypedDict, total=False):
     public_url: str | None
 
 
+def split_keys(signing_key: str) -> tuple[str, ...]:
+    """The keys in a setting that holds several, separated by commas; what is empty is left out."""
+    return tuple(key.strip() for key in signing_key.split(",") if key.strip())
+
+
 def from_env(environment: Mapping[str, str], **given: Any) -> Settings:
     """Read settings from `environment`; what is `given` (and not None) wins.
 
+    A secret is also read from the file that its variable with `_FILE` names.
     Raises SettingInvalid, which names the variable, and TypeError for a name that is none.
     """
     if unknown := sorted(given.keys() - VARIABLES.keys()):
         raise TypeError(f"there is no setting {unknown[0]!r}")
     values: dict[str, Any] = {}
+    given = {name: value for name, value in given.items() if value is not None}
     for field, variables in VARIABLES.items():
-        found = [environment[name] for name in variables if environment.get(name)]
-        if found:
-            values[field] = found[0]
-    values |= {name: value for name, value in given.items() if value is not None}
+        if field not in given:
+            found = (_value_of(name, environment, field in SECRETS) for name in variables)
+            if (value := next(filter(None, found), None)) is not None:
+                values[field] = value
+    values |= given
+    if (problem := problem_of_secret(values.get("app_secret") or "")) is not None:
+        raise SettingInvalid(name=_named("app_secret"), problem=problem)
     try:
         return msgspec.convert(values, Settings, strict=False)
     except msgspec.ValidationError as error:
@@ -146,8 +165,41 @@ def from_env(environment: Mapping[str, str], **given: Any) -> Settings:
         field = place.rstrip("`")
         allowed = _CHOICES.get(field) or _allowed(problem)
         problem = f"it must be {allowed}" if allowed else problem.lower()
-        name = f"{VARIABLES[field][0]} (--{field.replace('_', '-')})"
+        raise SettingInvalid(name=_named(field), problem=problem) from None
+
+
+def _named(field: str) -> str:
+    return f"{VARIABLES[field][0]} (--{field.replace('_', '-')})"
+
+
+def _value_of(name: str, environment: Mapping[str, str], is_secret: bool) -> str | None:
+    """What a variable sets, itself or by a file that it names."""
+    value, path = environment.get(name), environment.get(f"{name}{FILE}") if is_secret else None
+    if value and path:
+        problem = f"{name} is set, too: set only one of them"
+        raise SettingInvalid(name=f"{name}{FILE}", problem=problem)
+    return _content(f"{name}{FILE}", path) if path else value
+
+
+def _content(name: str, path: str) -> str:
+    """A secret that a file holds, without the line break at its end."""
+    try:
+        with Path(path).expanduser().open("rb") as file:
+            content = file.read(_LARGEST_SECRET + 1)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or "that isn't a path"
+        problem = f"the file {path!r} can't be read ({reason})"
         raise SettingInvalid(name=name, problem=problem) from None
+    if len(content) > _LARGEST_SECRET:
+        raise SettingInvalid(name=name, problem=f"the file {path!r} is too large for a secret")
+    try:
+        secret = content.decode("utf-8-sig").rstrip("\r\n")
+    except UnicodeDecodeError:
+        problem = f"the file {path!r} isn't UTF-8 text"
+        raise SettingInvalid(name=name, problem=problem) from None
+    if not secret.strip():
+        raise SettingInvalid(name=name, problem=f"the file {path!r} is empty")
+    return secret
 
 
 def _allowed(problem: str) -> str | None:

@@ -43,6 +43,11 @@ async def a_key_with_odd_characters(clinic: Clinic) -> list[Finding]:
     return await clinic.ask(signing_key=f"{clinic.logto.signing_key},{OTHER_KEY}\x07")
 
 
+@finds("key_unusable")
+async def a_key_with_quotes(clinic: Clinic) -> list[Finding]:
+    return await clinic.ask(signing_key=f"{clinic.logto.signing_key},'{OTHER_KEY}'")
+
+
 @finds("key_short")
 async def a_key_to_be_guessed(clinic: Clinic) -> list[Finding]:
     return await clinic.ask(signing_key=f"{clinic.logto.signing_key},secret")
@@ -59,6 +64,12 @@ async def a_key_that_nothing_of_what_came_was_signed_with(clinic: Clinic) -> lis
     row = f"('{{}}', 'x', {round(time.time() * 1000)}, 'hook', 0, 2)"
     another = await clinic.another(f"{aside}{row}")
     return await clinic.ask(**_ALONE, **another, public_url=clinic.url)
+
+
+@finds("key_not_told")
+async def a_webhook_whose_key_is_empty(clinic: Clinic) -> list[Finding]:
+    with clinic.changed(signingKey=""):
+        return await clinic.ask(public_url=clinic.url)
 
 
 @finds("key_differs")

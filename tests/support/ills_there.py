@@ -25,6 +25,7 @@ from tests.support.fake import NOBODY
 
 THERE, finds = ills()
 _RESET = 'TypeError: {"message":"fetch failed","cause":{"code":"ECONNRESET"}}'
+_CLOSED = 'TypeError: {"message":"fetch failed","cause":{"message":"other side closed"}}'
 _TIMED_OUT = 'TimeoutError: {"message":"Request timed out: POST http://127.0.0.1:9/"}'
 _ODD = 'TypeError: {"message":"fetch failed","cause":{"code":"CERT_HAS_EXPIRED"}}'
 
@@ -32,6 +33,25 @@ _ODD = 'TypeError: {"message":"fetch failed","cause":{"code":"CERT_HAS_EXPIRED"}
 @finds("api_partial")
 async def half_of_the_credentials(clinic: Clinic) -> list[Finding]:
     return await clinic.ask(app_secret=None)
+
+
+@finds("api_admin")
+async def the_admin_application(clinic: Clinic) -> list[Finding]:
+    return await clinic.ask(app_id="m-default")
+
+
+@finds("api_admin_answers")
+async def an_admin_application_that_is_answered(clinic: Clinic) -> list[Finding]:
+    before, clinic.logto.app_id = clinic.logto.app_id, "m-default"
+    try:
+        return await clinic.ask(app_id="m-default")
+    finally:
+        clinic.logto.app_id = before
+
+
+@finds("api_admin", "api_unreachable")
+async def the_admin_address(clinic: Clinic) -> list[Finding]:
+    return await clinic.ask(endpoint="http://127.0.0.1:3002")
 
 
 @finds("api_unreachable")
@@ -209,6 +229,11 @@ async def deliveries_that_found_nobody(clinic: Clinic) -> list[Finding]:
 @finds("log_timed_out", "gap")
 async def deliveries_that_timed_out_an_hour_ago(clinic: Clinic) -> list[Finding]:
     return await _logged(clinic, _TIMED_OUT)
+
+
+@finds("log_reset", "gap")
+async def deliveries_whose_connection_was_closed_an_hour_ago(clinic: Clinic) -> list[Finding]:
+    return await _logged(clinic, _CLOSED)
 
 
 @finds("log_reset", "gap")

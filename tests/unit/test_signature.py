@@ -40,7 +40,7 @@ def test_what_is_signed_verifies(body: bytes, key: str) -> None:
         ([GOOD + b"0"], "64 lowercase hex"),
         ([GOOD + b"\n"], "64 lowercase hex"),
         ([GOOD.upper()], "64 lowercase hex"),
-        ([b" " + GOOD], "64 lowercase hex"),
+        ([b"\xa0" + GOOD], "64 lowercase hex"),
         ([b"\xff" * 64], "64 lowercase hex"),
         (["٠".encode() * 32], "64 lowercase hex"),
         ([b"0" * 64], "no configured key"),
@@ -50,6 +50,19 @@ def test_anything_else_is_rejected(signatures: list[bytes], says: str) -> None:
     """With the reason, and never with another kind of error."""
     with pytest.raises(SignatureRejected, match=says):
         verify(BODY, signatures, ["key"])
+
+
+@pytest.mark.parametrize("value", [b" " + GOOD, GOOD + b"\t", b"  " + GOOD + b" "])
+def test_blanks_around_the_header_are_allowed(value: bytes) -> None:
+    """As HTTP does, be the server's parser as it may."""
+    assert verify(BODY, [value], ["key"]).content == BODY
+
+
+def test_an_empty_key_verifies_nothing() -> None:
+    """Anybody can sign with it; the keys beside it go on working."""
+    with pytest.raises(SignatureRejected, match="no configured key"):
+        verify(BODY, [sign(BODY, "").encode()], ["", "key"])
+    assert verify(BODY, [GOOD], ["", "key"]).key == 1
 
 
 def test_without_a_key_nothing_verifies() -> None:

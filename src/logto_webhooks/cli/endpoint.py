@@ -193,7 +193,7 @@ def rotate(
     env_file: options.EnvFile = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Change a webhook's key at Logto, and print what to set; both keys are accepted meanwhile."""
+    """Change a webhook's key at Logto, and print the new one; both keys are accepted meanwhile."""
     settings = options.settings(
         env_file,
         signing_key=signing_key,
@@ -215,7 +215,10 @@ def rotate(
     ends, used = (tables.shown("_at", each) for each in (done.old_ends_at, done.old_used_at))
     last = f"its last use that is noted (every 30 s) was at {used}" if used else "no use is noted"
     say(f"The key of {done.hook} ({done.url}) is changed. The old one ends at {ends}; {last}.")
-    say("What runs on this database learns the new key from it. Set it before you restart.")
+    say(
+        "What runs on this database learns both keys from it. "
+        "Set the new key in place of the old one."
+    )
 
 
 def _tidy(settings: Settings) -> None:

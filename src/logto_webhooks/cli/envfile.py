@@ -13,9 +13,9 @@ from dotenv.parser import Binding, Original, parse_stream
 
 from logto_webhooks.cli import tables
 from logto_webhooks.errors import SettingInvalid
-from logto_webhooks.settings import VARIABLES
+from logto_webhooks.settings import FILE_VARIABLES, VARIABLES
 
-_KNOWN: Final = tuple(chain(*VARIABLES.values()))
+_KNOWN: Final = (*chain(*VARIABLES.values()), *FILE_VARIABLES)
 _OURS: Final = ("LOGTO_WEBHOOK_", "LOGTO_WEBHOOKS_")
 logging.getLogger("dotenv").setLevel(logging.ERROR)  # its warning names no file, `_warn` does
 

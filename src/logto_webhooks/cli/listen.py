@@ -79,6 +79,7 @@ def listen(
     wanted = Wanted(
         to=forward_to or settings.url_at(settings.port),
         key=settings.signing_keys[0] if settings.signing_key else secrets.token_urlsafe(24),
+        key_is_ours=not settings.signing_key,
         hook=hook,
         since=moment("--since", since, datetime.now(UTC)),
         tunnel=tunnel_command,

@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from logto_webhooks.cli import envfile
+from logto_webhooks.cli import envfile, tables
 from logto_webhooks.errors import SettingInvalid
-from logto_webhooks.settings import VARIABLES, Settings, from_env
+from logto_webhooks.settings import FILE, FILE_VARIABLES, VARIABLES, Settings, from_env
 
 
 def _setting(field: str, text: str) -> Any:
@@ -101,4 +101,22 @@ def settings(env_file: Path | None, **given: Any) -> Settings:
         raise SettingInvalid(name="--env-file", problem=f"there is no file {env_file}")
     file = env_file or Path(".env")
     values = envfile.read(file) if file.is_file() else {}
-    return from_env(values | {k: v for k, v in os.environ.items() if v}, **given)
+    environment = {name: value for name, value in os.environ.items() if value}
+    # Where the environment has a secret, be it by a file, the line of `.env` gives way.
+    for by_file, name in FILE_VARIABLES.items():
+        if name in environment or by_file in environment:
+            values = {key: value for key, value in values.items() if key not in (name, by_file)}
+    settings = from_env(values | environment, **given)
+    _warn_of_secrets(given)
+    return settings
+
+
+def _warn_of_secrets(given: dict[str, Any]) -> None:
+    """Say that what is secret can be seen in the list of processes."""
+    shown = [name for name in ("signing_key", "app_secret") if given.get(name)]
+    for name in shown:
+        variable = VARIABLES[name][0]
+        tables.warn(
+            f"--{name.replace('_', '-')} on a command line can be read by everybody on this machine"
+            f" (ps shows it). Set {variable}, or {variable}{FILE} to a file that holds it."
+        )

@@ -19,8 +19,11 @@ _ENV = """\
 
 # The hook's signing key: Logto's console, Webhooks > your webhook > Settings > Signing key.
 # Several keys, separated by commas, are all accepted: during a rotation, put the new one first.
-# To try it without Logto, with `logto-webhooks trigger`, any text will do.
+# To try it without Logto, with `logto-webhooks trigger`, any text of 16 characters or more will do.
 LOGTO_WEBHOOK_SIGNING_KEY=
+# A secret can also be the content of a file: add _FILE to the variable's name. It works for the
+# signing key, the database's URL and the secret of the machine-to-machine application.
+#LOGTO_WEBHOOK_SIGNING_KEY_FILE=/run/secrets/logto-signing-key
 
 # Where the data is kept; DATABASE_URL serves, too. A SQLite file is made, and migrated, when the
 # service starts.

@@ -49,7 +49,9 @@ class Hook(Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 def hook_of(content: Any) -> Hook | None:
-    """Read an answer; None if it is no webhook."""
+    """Read an answer; None if it isn't a webhook. A key that isn't a text is left out."""
+    if isinstance(content, dict) and not isinstance(content.get("signingKey"), str):
+        content = {name: value for name, value in content.items() if name != "signingKey"}
     try:
         return msgspec.convert(content, Hook)
     except msgspec.ValidationError:
@@ -93,7 +95,8 @@ def ours(hooks: Sequence[Hook], keys: Collection[str], public_url: str | None) -
 
 def is_ours(hook: Hook, keys: Collection[str], public_url: str | None) -> bool:
     """Whether its key, or its URL, is the one that is set here."""
-    return hook.signing_key in keys or (public_url is not None and hook.leads_to(public_url))
+    has_our_key = hook.signing_key != "" and hook.signing_key in keys
+    return has_our_key or (public_url is not None and hook.leads_to(public_url))
 
 
 def subscription(patterns: Iterable[str] = ()) -> list[str]:

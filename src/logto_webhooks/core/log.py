@@ -20,14 +20,20 @@ RECONCILE: Final = "reconcile"
 INSTALLED: Final = "installed"  # before that, nothing runs handlers
 ATTEMPT_MS: Final = 15_000  # an attempt ends 10 s after it began at the latest
 ANSWERED: Final = "answered 200, but not in the inbox"
+# How a connection that was closed before the answer is told, by what closed it.
+RESETS: Final = ("ECONNRESET", "other side closed", "UND_ERR_SOCKET", "socket hang up", "EPIPE")
 # What Logto writes as an attempt's error -> why it failed; the first that is found counts.
 _CAUSES: Final = (
     ("status code 5", "answered 5xx"),
     ("status code 401", "wrong signature"),
     ("status code 4", "answered 4xx"),
     ("timed out", "timed out"),
+    ("ETIMEDOUT", "timed out"),
+    ("UND_ERR_CONNECT_TIMEOUT", "timed out"),
+    ("UND_ERR_HEADERS_TIMEOUT", "timed out"),
+    ("UND_ERR_BODY_TIMEOUT", "timed out"),
     ("ECONNREFUSED", "refused"),
-    ("ECONNRESET", "connection reset"),
+    *((sign, "connection reset") for sign in RESETS),
 )
 
 
@@ -80,4 +86,6 @@ def points_here(
     config = hook.get("config")
     url = config.get("url") if isinstance(config, dict) else None
     same_url = bool(public_url) and str(url).rstrip("/") == str(public_url).rstrip("/")
-    return hook.get("signingKey") in keys or hook["id"] in seen or same_url
+    key = hook.get("signingKey")
+    has_our_key = isinstance(key, str) and key != "" and key in keys
+    return has_our_key or hook["id"] in seen or same_url

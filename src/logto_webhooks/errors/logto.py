@@ -62,6 +62,16 @@ class EndpointGone(LogtoWebhooksError):
     what: str
 
 
+class KeyNotTold(LogtoWebhooksError):
+    """Logto's answer about the webhook {name} ({id}) has no signing key that can be used:
+    {problem}. It isn't accepted here. Look at the webhook's signing key in Logto's console, and
+    change it there; or delete the webhook, and make another."""
+
+    id: str
+    name: str
+    problem: str
+
+
 class NothingLogged(LogtoWebhooksError):
     """Logto has no enabled webhook to read the log of, so it logs nothing. Make one, whose address
     need not answer: logto-webhooks endpoint create --url URL. Or give --tunnel-command."""

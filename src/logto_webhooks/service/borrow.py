@@ -65,7 +65,8 @@ async def tidy(logto: Logto, endpoint: str, notes: Notes, tell: Tell) -> None:
 async def temporary(
     logto: Logto, notes: Notes, note: Note, url: str, events: Sequence[str], tell: Tell
 ) -> AsyncIterator[Hook]:
-    """A webhook as long as the block lasts. Raises LogtoUnreachable, LogtoRefused."""
+    """A webhook as long as the block lasts. Raises KeyNotTold, LogtoUnreachable,
+    LogtoRefused."""
     notes.write(note)
     made = await logto.create_hook(note.session, url, events)
     async with _returned(logto, notes, note, tell):

@@ -14,8 +14,10 @@ from msgspec.structs import replace
 from logto_webhooks.core import canonical
 from logto_webhooks.core.hooks import Hook, hook_of
 from logto_webhooks.core.inbox import DeliveryFilter, Kept
+from logto_webhooks.core.keys import problem_of_key
+from logto_webhooks.core.log import RESETS
 from logto_webhooks.core.ports import Host, Logto
-from logto_webhooks.errors import EndpointExists, EndpointGone, LogtoUnreachable
+from logto_webhooks.errors import EndpointExists, EndpointGone, KeyNotTold, LogtoUnreachable
 from logto_webhooks.service.follow import follow, newest_id
 
 POLL_S: Final = 0.2
@@ -47,7 +49,7 @@ async def hooks_of(logto: Logto) -> tuple[list[Hook], int]:
 
 
 async def create(logto: Logto, url: str, name: str, events: Sequence[str]) -> Hook:
-    """Make a webhook. Raises EndpointExists, LogtoUnreachable, LogtoRefused."""
+    """Make a webhook. Raises EndpointExists, KeyNotTold, LogtoUnreachable, LogtoRefused."""
     found, _ = await hooks_of(logto)
     for each in found:
         if each.leads_to(url):
@@ -67,10 +69,13 @@ def perhaps_done(note: str) -> Iterator[None]:
 
 
 def made_of(content: Any, name: str) -> Hook:
-    """The webhook that was made, or changed. Raises EndpointGone."""
+    """The webhook that was made, or changed. Raises EndpointGone, and KeyNotTold if Logto doesn't
+    answer its key."""
     made = hook_of(content)
     if made is None:
         raise EndpointGone(name=name, what="deleted")
+    if (problem := problem_of_key(made.signing_key)) is not None:
+        raise KeyNotTold(id=made.id, name=made.name or name, problem=problem)
     return made
 
 
@@ -122,6 +127,7 @@ def _problem(answered: Any) -> str:
 _CAUSES: Final = (
     ("timed out", "Logto got no answer in time"),
     ("ECONNREFUSED", "nothing listens there, seen from Logto"),
+    *((sign, "it closed the connection without an answer, seen from Logto") for sign in RESETS),
     ("ENOTFOUND", "Logto can't find its host"),
     ("certificate", "Logto doesn't trust its TLS certificate"),
 )

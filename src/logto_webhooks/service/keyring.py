@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from math import inf
 from typing import Final
 
-from logto_webhooks.core.keys import HookKey, fingerprint, hook_named
+from logto_webhooks.core.keys import HookKey, fingerprint, hook_of_sender, is_key
 
 _LOOK_MS: Final = 1_000
+_LARGEST: Final = 256 * 2**10  # of a body that is parsed for its hook's id
 
 
 class Keyring:
@@ -31,8 +32,8 @@ class Keyring:
     def learn(self, learnt: Sequence[HookKey], now: int) -> bool:
         """Take what Logto told. Say whether a key is new."""
         before = set(self._keys)
-        self._learnt = learnt
-        self.hooks |= {each.hook for each in learnt}
+        self._learnt = [each for each in learnt if is_key(each.key)]
+        self.hooks |= {each.hook for each in self._learnt}
         self._choose(now)
         return not before.issuperset(self._keys)
 
@@ -46,7 +47,7 @@ class Keyring:
         """Note that a key proved a body (ms), and now and then which hook it is of."""
         if at - self._looked.get(key, 0) > _LOOK_MS:
             self._looked[key] = at
-            if hook := hook_named(body):
+            if len(body) <= _LARGEST and (hook := hook_of_sender(body)):
                 self.hooks.add(hook)
         self._used[key] = at
 

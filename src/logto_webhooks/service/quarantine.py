@@ -13,9 +13,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Final
 
+from msgspec.structs import replace
+
 from logto_webhooks.core import canonical, log
 from logto_webhooks.core.delivery import Delivery, identify
-from logto_webhooks.core.keys import HookKey, Stranger, hook_named
+from logto_webhooks.core.keys import HookKey, Stranger, hook_of_sender, hooks_named, is_key
 from logto_webhooks.core.ports import Clock, Host, Logto, Observer, Store
 from logto_webhooks.core.reports import NotAsked, Rescued, SetAside
 from logto_webhooks.core.signature import verify
@@ -68,11 +70,13 @@ class Quarantine:
 
     def offer(self, body: bytes, signature: bytes, at: int) -> None:
         """Set a request aside, if it may be of Logto and there is room."""
-        hook = hook_named(body)
-        if hook is None:
+        named = hooks_named(body)
+        if not named:
             return
-        known = hook in self._ring.hooks
-        given = signature.decode()
+        # Which of them is the sender's is decided in `write_down`: nothing is parsed here.
+        ours = named & self._ring.hooks
+        known, hook = bool(ours), min(ours or named)
+        given = signature.strip().decode()
         stranger = Stranger(body=body, signature=given, received_at=at, hook=hook, known=known)
         if not self._hold(stranger):
             return
@@ -108,7 +112,11 @@ class Quarantine:
         queued = self._queue[True] + self._queue[False]
         self._queue, self._queued = {True: [], False: []}, {True: 0, False: 0}
         proved = [(each, self._delivery(each)) for each in queued]
-        rest = [each for each, delivery in proved if delivery is None and _is_json(each.body)]
+        rest = [
+            stranger
+            for each, delivery in proved
+            if delivery is None and (stranger := self._stranger(each))
+        ]
         try:
             if rest:
                 await self._host.run(lambda store: store.keys_of_hooks.set_aside(rest))
@@ -118,6 +126,14 @@ class Quarantine:
             for each in queued:
                 self._hold(each)
             raise
+
+    def _stranger(self, offered: Stranger) -> Stranger | None:
+        """What was offered, with the hook that its top level names; None if Logto can't have sent
+        it."""
+        hook = hook_of_sender(offered.body)
+        if hook is None or not _is_json(offered.body):
+            return None
+        return replace(offered, hook=hook, known=hook in self._ring.hooks)
 
     def _hold(self, stranger: Stranger) -> bool:
         """Queue it, if there is room."""
@@ -206,7 +222,7 @@ def asker(logto: Logto, host: Host, clock: Clock, public_url: str | None) -> Ask
             HookKey(hook=hook["id"], key=hook["signingKey"], learnt_at=clock.now())
             async for page in logto.hooks()
             for hook in page.content
-            if log.points_here(hook, seen, keys, public_url) and hook.get("signingKey")
+            if log.points_here(hook, seen, keys, public_url) and is_key(hook.get("signingKey"))
         ]
 
     return ask

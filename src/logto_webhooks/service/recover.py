@@ -15,8 +15,9 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-from logto_webhooks.core import canonical, log
+from logto_webhooks.core import log
 from logto_webhooks.core.inbox import Received
+from logto_webhooks.core.keys import hook_of_sender
 from logto_webhooks.core.ports import Clock, Host, Logto, Observer, Progress, Store
 from logto_webhooks.core.reports import LookedBack, NotAsked
 from logto_webhooks.errors import described
@@ -112,7 +113,7 @@ class Recovery:
             await asyncio.sleep(wait)
 
     async def _hooks(self, found: Recovered) -> list[str]:
-        seen = {canonical.decode(each.body).get("hookId") for each in await self._recent()}
+        seen = {hook for each in await self._recent() if (hook := hook_of_sender(each.body))}
         async for page in self._logto.hooks():
             # By Logto's clock, on which its entries are stamped; its header tells whole seconds.
             found.since = found.until = page.date + 1000 if page.date else found.until

@@ -20,7 +20,7 @@ _CHANGED: Final = "the key is changed at Logto, so run this again"
 class Rotated(Struct, frozen=True, kw_only=True):
     """A webhook with a new key; times in milliseconds since the epoch.
 
-    `signing_key` is what to set: the new key, and as long as it is accepted the old one.
+    `signing_key` is the new key. The old one needn't be set beside it: it is in the database.
     """
 
     hook: str
@@ -37,8 +37,9 @@ class Rotated(Struct, frozen=True, kw_only=True):
 async def rotate(logto: Logto, host: Host, clock: Clock, hook: Hook, overlap_ms: int) -> Rotated:
     """Change the key at Logto, and let every process on the database know of both.
 
-    The old one is written down before: whatever fails then, what it signs is accepted. Raises
-    EndpointGone, LogtoUnreachable, LogtoRefused, StoreUnavailable.
+    The old one is written down before: whatever fails then, what it signs is accepted, unless it
+    can't be a key. Raises EndpointGone, KeyNotTold, LogtoUnreachable, LogtoRefused,
+    StoreUnavailable.
     """
     old = HookKey(hook=hook.id, key=hook.signing_key, learnt_at=clock.now())
     await host.run(lambda store: store.keys_of_hooks.learn([old]))
@@ -56,11 +57,10 @@ async def rotate(logto: Logto, host: Host, clock: Clock, hook: Hook, overlap_ms:
         used = await host.run(learn)
     except StoreUnavailable as error:
         raise StoreUnavailable(problem=f"{error.problem}; {_CHANGED}") from None
-    keys = [new.key, old.key] if overlap_ms else [new.key]
     return Rotated(
         hook=hook.id,
         url=hook.url,
-        signing_key=",".join(keys),
+        signing_key=new.key,
         old_ends_at=now + overlap_ms,
         old_used_at=used.get(fingerprint(old.key)),
     )

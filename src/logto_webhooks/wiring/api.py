@@ -18,7 +18,7 @@ from logto_webhooks.service.reads import Reads
 from logto_webhooks.service.reconcile import Reconciliation
 from logto_webhooks.service.recover import Recovery
 from logto_webhooks.service.turn import Turn
-from logto_webhooks.settings import Settings
+from logto_webhooks.settings import Settings, split_keys
 from logto_webhooks.wiring.clock import SystemClock
 from logto_webhooks.wiring.databases import Database
 
@@ -117,4 +117,4 @@ def recovery_of(
 
 def keys_of(settings: Settings) -> list[str]:
     """The signing keys, if there are any."""
-    return [key.strip() for key in settings.signing_key.split(",") if key.strip()]
+    return list(split_keys(settings.signing_key))

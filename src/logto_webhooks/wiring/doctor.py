@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
+from logto_webhooks.core.admin import signs_of_admin
 from logto_webhooks.core.doctor.address import LIMIT_S, Probed
 from logto_webhooks.core.doctor.findings import Finding
 from logto_webhooks.service import doctor
@@ -59,6 +60,7 @@ class Examined(ABC):
             recover_every_s=settings.recover_every_s,
             least_free_mb=least_free_mb,
             missing=[VARIABLES[name][0] for name in _CREDENTIALS if not getattr(settings, name)],
+            signs_of_admin=signs_of_admin(settings.endpoint, settings.app_id),
             open=lambda: self.database,
             ask=partial(api_of, settings, longest_wait_s=_WAIT_S),
             post=partial(_post, limit_s=min(LIMIT_S, timeout_s / 2)),

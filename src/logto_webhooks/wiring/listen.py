@@ -46,6 +46,7 @@ class Wanted(Struct, frozen=True, kw_only=True):
 
     to: str
     key: str
+    key_is_ours: bool = True  # it was made up for this session, so it may be shown
     hook: str | None = None
     since: int | None = None
     tunnel: str | None = None
@@ -105,7 +106,8 @@ async def _by_log(logto: Logto, forwarder: Forwarder, wanted: Wanted, ears: Ears
 
 
 def _ready(wanted: Wanted, ears: Ears) -> None:
-    ears.tell(f"Forwarding to {wanted.to}, signed with the key {wanted.key}; Ctrl-C ends.")
+    key = f"the key {wanted.key}" if wanted.key_is_ours else "the signing key that is set"
+    ears.tell(f"Forwarding to {wanted.to}, signed with {key}; Ctrl-C ends.")
 
 
 async def _by_tunnel(

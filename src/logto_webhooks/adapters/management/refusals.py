@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from msgspec import Struct
 
+from logto_webhooks.core.admin import CORE, signs_of_admin
 from logto_webhooks.errors import LogtoRefused
 
 
@@ -84,43 +85,48 @@ def refusal(endpoint: str, reply: Reply) -> LogtoRefused:
     if not reply.code:
         return not_a_logto(endpoint, reply)
     if reply.code in _HINTS:
-        return LogtoRefused(endpoint=endpoint, problem=answer, hint=_HINTS[reply.code])
+        return _refused(endpoint, problem=answer, hint=_HINTS[reply.code])
     if reply.status == 401:
-        return LogtoRefused(
-            endpoint=endpoint, problem=f"{answer} to a new token of its own", hint=_RESOURCE
-        )
+        return _refused(endpoint, problem=f"{answer} to a new token of its own", hint=_RESOURCE)
     if reply.status == 403:
-        return LogtoRefused(endpoint=endpoint, problem=answer, hint=_ROLE)
-    return LogtoRefused(endpoint=endpoint, problem=answer, hint=_UNKNOWN)
+        return _refused(endpoint, problem=answer, hint=_ROLE)
+    return _refused(endpoint, problem=answer, hint=_UNKNOWN)
 
 
-def token_refusal(endpoint: str, reply: Reply) -> LogtoRefused:
+def token_refusal(endpoint: str, reply: Reply, app_id: str) -> LogtoRefused:
     """Tell why there is no token."""
     if not reply.code:
         return not_a_logto(endpoint, reply)
     unknown = (f"it gives no token, but {reply.status} ({reply.code})", _CREDENTIALS)
     problem, hint = _TOKEN.get(reply.code, unknown)
-    return LogtoRefused(endpoint=endpoint, problem=problem, hint=hint)
+    return _refused(endpoint, problem=problem, hint=hint, app_id=app_id)
 
 
 def no_scope(endpoint: str) -> LogtoRefused:
     """The token is good for nothing."""
     problem = 'the application gets a token, but without the scope "all"'
-    return LogtoRefused(endpoint=endpoint, problem=problem, hint=_ROLE)
+    return _refused(endpoint, problem=problem, hint=_ROLE)
 
 
 def not_a_logto(endpoint: str, reply: Reply) -> LogtoRefused:
     """Something else answers there: a proxy, a website."""
     problem = f"what answers there ({reply.status}) doesn't answer as a Logto"
-    return LogtoRefused(endpoint=endpoint, problem=problem, hint=_ENDPOINT)
+    return _refused(endpoint, problem=problem, hint=_ENDPOINT)
 
 
 def redirected(endpoint: str, origin: str) -> LogtoRefused:
     """It isn't followed: a token would be shown to who knows whom."""
     hint = f"Set LOGTO_ENDPOINT to {origin} if that is your Logto."
-    return LogtoRefused(endpoint=endpoint, problem=f"it redirects to {origin}", hint=hint)
+    return _refused(endpoint, problem=f"it redirects to {origin}", hint=hint)
 
 
 def no_address(endpoint: str) -> LogtoRefused:
     """Nothing can be asked there, now or later."""
-    return LogtoRefused(endpoint=endpoint, problem="that is no address", hint=_ENDPOINT)
+    return _refused(endpoint, problem="that is no address", hint=_ENDPOINT)
+
+
+def _refused(endpoint: str, problem: str, hint: str, app_id: str | None = None) -> LogtoRefused:
+    """What to do, first of all if this is Logto's admin side."""
+    if signs := signs_of_admin(endpoint, app_id):
+        hint = f"{signs[0].upper()}{signs[1:]}. {CORE}"
+    return LogtoRefused(endpoint=endpoint, problem=problem, hint=hint)

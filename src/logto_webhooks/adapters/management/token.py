@@ -98,7 +98,7 @@ class Tokens:
         reply = await self._exchange.send("POST", "/oidc/token", authorization, form=form)
         endpoint = self._exchange.endpoint
         if reply.status != 200:
-            raise token_refusal(endpoint, reply)
+            raise token_refusal(endpoint, reply, self._application.id)
         try:
             grant = msgspec.convert(reply.content, _Grant)
         except msgspec.ValidationError:

@@ -9,7 +9,15 @@ from msgspec import structs
 
 from logto_webhooks.adapters.stores.dialect import INSERT, among, now
 from logto_webhooks.adapters.stores.schema_keys import keys, rejected
-from logto_webhooks.core.keys import BOUNDS, OVERLAP_MS, Bounds, HookKey, Stranger, fingerprint
+from logto_webhooks.core.keys import (
+    BOUNDS,
+    OVERLAP_MS,
+    Bounds,
+    HookKey,
+    Stranger,
+    fingerprint,
+    is_key,
+)
 
 _BY_ID = among(rejected.c.id, "ids")
 _COLUMNS = ("id", "body", "signature", "received_at", "hook", "known")
@@ -26,11 +34,12 @@ class SqlKeys:
         names = ("hook", "key", "learnt_at", "until")
         wanted = sa.select(*(keys.c[name] for name in names)).where(keys.c.key.is_not(None))
         rows = self._connection.execute(wanted.order_by(keys.c.learnt_at)).mappings()
-        return [HookKey(**row) for row in rows]
+        return [HookKey(**row) for row in rows if is_key(row["key"])]
 
     def learn(self, new: Sequence[HookKey]) -> None:
-        """Keep keys; the others of the same hooks end after the overlap, unless they do before."""
-        for each in new:
+        """Keep keys; the others of the same hooks end after the overlap, unless they do before.
+        What can't be a key isn't kept."""
+        for each in filter(lambda told: is_key(told.key), new):
             known = fingerprint(each.key)
             ends = each.learnt_at + OVERLAP_MS
             others = (keys.c.hook == each.hook, keys.c.fingerprint != known)

@@ -7,7 +7,15 @@ from collections.abc import Sequence
 from msgspec import Struct
 from msgspec.structs import replace
 
-from logto_webhooks.core.keys import BOUNDS, OVERLAP_MS, Bounds, HookKey, Stranger, fingerprint
+from logto_webhooks.core.keys import (
+    BOUNDS,
+    OVERLAP_MS,
+    Bounds,
+    HookKey,
+    Stranger,
+    fingerprint,
+    is_key,
+)
 from logto_webhooks.core.ports import Clock
 
 
@@ -33,11 +41,13 @@ class MemoryKeys:
 
     def learnt(self) -> list[HookKey]:
         """The keys that Logto told."""
-        return sorted(self._tables.learnt.values(), key=lambda each: each.learnt_at)
+        learnt = [each for each in self._tables.learnt.values() if is_key(each.key)]
+        return sorted(learnt, key=lambda each: each.learnt_at)
 
     def learn(self, new: Sequence[HookKey]) -> None:
-        """Keep keys; the others of the same hooks end after the overlap, unless they do before."""
-        for each in new:
+        """Keep keys; the others of the same hooks end after the overlap, unless they do before.
+        What can't be a key isn't kept."""
+        for each in filter(lambda told: is_key(told.key), new):
             for known, other in self._tables.learnt.items():
                 if other.hook == each.hook and other.key != each.key and other.until is None:
                     ends = each.learnt_at + OVERLAP_MS

@@ -19,13 +19,19 @@ HERE: Final[dict[str, Fault]] = {
     ),
     "key_unusable": Fault(
         "broken",
-        "A signing key holds characters that no key has.",
-        "Copy it again into LOGTO_WEBHOOK_SIGNING_KEY, alone on its line.",
+        "A signing key can't be used: {problem}. serve refuses to start.",
+        f"Set LOGTO_WEBHOOK_SIGNING_KEY to the key that stands {CONSOLE} > your webhook, as it is.",
     ),
     "key_short": Fault(
-        "warning",
-        "A signing key has only {length:character|characters}, and can be guessed.",
-        "Set LOGTO_WEBHOOK_SIGNING_KEY to the key of Logto's webhook, which is longer.",
+        "broken",
+        "A signing key has only {length:character|characters}, and can be guessed. serve refuses "
+        "to start.",
+        "Set LOGTO_WEBHOOK_SIGNING_KEY to the key of Logto's webhook, which has 32.",
+    ),
+    "key_not_told": Fault(
+        "broken",
+        "Logto's answer about the webhook {hook} has no signing key that can be used: {problem}.",
+        f"Look at its signing key {CONSOLE}, and change it there; or make another webhook.",
     ),
     "key_unproven": Fault(
         "warning",

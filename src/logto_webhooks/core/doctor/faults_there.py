@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from logto_webhooks.core.admin import CORE
 from logto_webhooks.core.doctor.fault import CONSOLE, MAKE, SEE_LOG, Fault
 
 THERE: Final[dict[str, Fault]] = {
@@ -13,6 +14,17 @@ THERE: Final[dict[str, Fault]] = {
         "broken",
         "The credentials are not whole: {missing} is not set, so serve won't start.",
         MAKE,
+    ),
+    "api_admin": Fault(
+        "broken",
+        "Logto's admin side is set, which issues tokens but doesn't have your tenant's API: "
+        "{signs}.",
+        CORE,
+    ),
+    "api_admin_answers": Fault(
+        "warning",
+        "Logto answers, but it seems to be its admin side, and not your tenant: {signs}.",
+        f"If the webhooks that it lists aren't yours: {CORE}",
     ),
     "api_unreachable": Fault(
         "broken",

@@ -12,11 +12,16 @@ from logto_webhooks.core.doctor.findings import Finding, fine, found, moment
 from logto_webhooks.core.hooks import Hook
 from logto_webhooks.core.inbox import Kept
 from logto_webhooks.core.jobs import JobCount
-from logto_webhooks.core.keys import HookKey, fingerprint
+from logto_webhooks.core.keys import (
+    SHORTEST,
+    HookKey,
+    fingerprint,
+    problem_of_key,
+    problem_of_secret,
+)
 from logto_webhooks.core.lifecycle import JobState, State
 from logto_webhooks.core.ports import Status
 
-SHORTEST_KEY: Final = 16
 PENDING_S: Final = 60
 WAITING_S: Final = 600  # a job that fails is tried again within that, at first
 UNSETTLED_S: Final = 600
@@ -46,9 +51,13 @@ def of_keys(keys: Sequence[str]) -> list[Finding]:
     """Judge the keys by themselves."""
     if not keys:
         return [found("key_missing")]
-    unusable = [found("key_unusable") for each in keys if not each.isprintable()][:1]
-    lengths = [len(each) for each in keys if len(each) < SHORTEST_KEY]
-    return unusable + [found("key_short", length=length) for length in lengths]
+    faults = []
+    for key in keys:
+        if (problem := problem_of_secret(key)) is not None:
+            faults.append(found("key_unusable", problem=problem))
+        elif len(key) < SHORTEST:
+            faults.append(found("key_short", length=len(key)))
+    return faults
 
 
 def of_key_use(
@@ -66,6 +75,8 @@ def of_key_use(
 
 def of_key_of(hook: Hook, keys: Collection[str], learnt: Sequence[HookKey]) -> list[Finding]:
     """Compare the keys with the webhook's."""
+    if (problem := problem_of_key(hook.signing_key)) is not None:
+        return [found("key_not_told", hook=hook.name or hook.id, problem=problem)]
     if hook.signing_key in keys:
         return []
     told = any(each.key == hook.signing_key for each in learnt)

@@ -56,13 +56,19 @@ async def api(facts: Facts) -> list[Finding]:
     if missing:
         whole = len(missing) == _CREDENTIALS
         return [found("api_missing") if whole else found("api_partial", missing=missing)]
+    signs = facts.patient.signs_of_admin
     try:
         hooks = await facts.hooks()
     except LogtoUnreachable as error:
-        return [found("api_unreachable", endpoint=error.endpoint, problem=error.problem)]
+        named = [found("api_admin", signs=signs)] if signs else []
+        return [*named, found("api_unreachable", endpoint=error.endpoint, problem=error.problem)]
     except LogtoRefused as error:
+        if signs:
+            return [found("api_admin", signs=f"{signs}; it refuses: {error.problem}")]
         told = {"endpoint": error.endpoint, "problem": error.problem, "hint": error.hint}
         return [found("api_refused", **told)]
+    if signs:
+        return [found("api_admin_answers", signs=signs)]
     return [fine(f"Logto answers. Its webhooks: {len(hooks)}. It doesn't tell its version.")]
 
 

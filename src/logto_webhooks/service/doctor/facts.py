@@ -37,7 +37,8 @@ class Database(Protocol):
 class Patient(Struct, frozen=True, kw_only=True):
     """What is looked at; nothing of it is opened before a check needs it.
 
-    `local_url` is where `serve` listens with the same settings. `missing` are the variables of
+    `local_url` is where `serve` listens with the same settings. `signs_of_admin` is what says that
+    the credentials are of Logto's admin side. `missing` are the variables of
     credentials that aren't set. `handlers` are the application's,
     None if it isn't known; `databases` tells on which they run, and which is the application's.
     """
@@ -49,6 +50,7 @@ class Patient(Struct, frozen=True, kw_only=True):
     recover_every_s: int
     least_free_mb: int
     missing: Sequence[str]
+    signs_of_admin: str
     open: Callable[[], Database]
     ask: Callable[[], Logto]
     post: Callable[[str], Awaitable[Probed]]
