@@ -16,6 +16,15 @@ def main() -> None:
         sys.exit(2)
     except KeyboardInterrupt:  # while all of it is imported
         sys.exit(130)
+    except Exception as error:
+        if "--debug" in sys.argv:
+            raise
+        print(
+            f"error: the command line can't be imported: {type(error).__name__}. Install this "
+            "package again; --debug shows the traceback.",
+            file=sys.stderr,
+        )
+        sys.exit(2)
     run()
 
 

@@ -42,11 +42,10 @@ async def the_admin_application(clinic: Clinic) -> list[Finding]:
 
 @finds("api_admin_answers")
 async def an_admin_application_that_is_answered(clinic: Clinic) -> list[Finding]:
-    before, clinic.logto.app_id = clinic.logto.app_id, "m-default"
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        credentials = ("m-default", clinic.logto.app_secret)
+        patch.setattr(clinic.logto._tokens, "_credentials", credentials)
         return await clinic.ask(app_id="m-default")
-    finally:
-        clinic.logto.app_id = before
 
 
 @finds("api_admin", "api_unreachable")

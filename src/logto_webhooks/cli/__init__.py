@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from importlib import metadata
 from typing import Annotated
 
@@ -18,6 +17,7 @@ from logto_webhooks.cli import (
     jobs,
     listen,
     look,
+    outermost,
     person,
     reconcile,
     recover,
@@ -28,7 +28,6 @@ from logto_webhooks.cli import (
     trigger,
     worker,
 )
-from logto_webhooks.errors import LogtoWebhooksError
 
 app = typer.Typer(
     name="logto-webhooks",
@@ -45,6 +44,10 @@ app = typer.Typer(
 def main(
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", is_eager=True)
+    ] = False,
+    debug: Annotated[
+        bool,
+        typer.Option(outermost.DEBUG, help="Show the traceback of an error that nobody foresaw."),
     ] = False,
 ) -> None:
     """Receive Logto's webhooks, and keep an exact copy of Logto's users and organizations."""
@@ -81,11 +84,5 @@ app.add_typer(jobs.app, name="jobs")
 
 
 def run() -> None:
-    """Run the command line. What the user can mend is one line, and exit code 2."""
-    try:
-        app()
-    except LogtoWebhooksError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    """Run the command line. Whatever goes wrong is one line, and exit code 2."""
+    outermost.run(app, debug=outermost.take_debug())
