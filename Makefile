@@ -9,18 +9,26 @@ ORDERS ?=
 
 .PHONY: help demo test orders asked bench crash endure races faults kills junk search check format lint types docs pages lock clean
 
-help: ## Say what there is
+help: ## Show this help
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | sort
 
 .venv/made: pyproject.toml requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed, %s is too old; try make PYTHON=python3.12 …" % sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
-	$(PYTHON) -m venv .venv
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-demo: .venv/made ## Send a recorded history to the service and show what came out (ONCE=1: then leave; PORT=)
-	@$(BIN)/logto-webhooks demo $(if $(filter-out 0 no,$(ONCE)),--once) $(if $(PORT),--port $(PORT))
+# `make demo` needs only what running needs, and no installed package.
+.venv/run: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed, %s is too old; try make PYTHON=python3.12 demo" % sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	@echo "Installing what the service needs to run into .venv ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --require-hashes -r requirements.txt
+	@touch $@
+
+demo: $(if $(wildcard .venv/made),.venv/made,.venv/run) ## Send a recorded history to the service and show the result (ONCE=1 exits then; PORT=)
+	@PYTHONPATH=src $(BIN)/python -m logto_webhooks demo $(if $(filter-out 0 no,$(ONCE)),--once) $(if $(PORT),--port $(PORT))
 
 test: .venv/made ## Run all tests
 	$(BIN)/pytest -n $(WORKERS)

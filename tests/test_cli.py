@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -312,6 +314,16 @@ class TestDemo:
             refused = command("demo", "--once", "--port", str(service.port), folder=tmp_path)
         assert refused.returncode == 2
         assert one_line(refused.stderr).endswith("Choose another with --port.")
+
+    def test_it_takes_a_free_port_if_the_usual_one_is_in_use(self, tmp_path: Path) -> None:
+        """And says so."""
+        with socket.socket() as occupant:
+            with contextlib.suppress(OSError):  # something else may listen there already
+                occupant.bind(("127.0.0.1", 8787))
+                occupant.listen()
+            shown = command("demo", "--once", "--history", "people", folder=tmp_path)
+        assert shown.returncode == 0, shown.stdout + shown.stderr
+        assert "Port 8787 is in use; using " in shown.stdout
 
 
 def test_an_address_that_is_not_here_is_one_line(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import socket
 import sys
 import tempfile
 from collections import Counter
@@ -22,12 +23,14 @@ from logto_webhooks.cli import tables
 from logto_webhooks.core.outcome import OUTCOMES
 from logto_webhooks.core.ports import Found, Store, Waiting
 from logto_webhooks.core.reports import Failed, NotStored, Refused, Report, Stored, Synced
+from logto_webhooks.errors import PortTaken
 from logto_webhooks.samples import history
 from logto_webhooks.samples.compare import Difference, differences
 from logto_webhooks.samples.signed import Signed, signed
 from logto_webhooks.settings import Settings
 from logto_webhooks.wiring import Service, database_of, worker_of
 
+PORT = 8787
 DUPLICATES = 0.1
 _ALL = 1_000_000
 _SHOWN = 8
@@ -58,7 +61,12 @@ def demo(
         ),
     ] = "calm",
     seed: Annotated[int | None, typer.Option(help="For the same order again.")] = None,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on.")] = 8787,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            min=0, max=65535, help="The port to listen on; 8787 by default, or any free one."
+        ),
+    ] = None,
 ) -> None:
     """Send a recorded history of a real Logto, shuffled, and show what came out.
 
@@ -70,11 +78,13 @@ def demo(
     raise typer.Exit(1 if unexplained else 0)
 
 
-async def _demo(name: history.Name, seed: int, port: int, file: Path, once: bool) -> int:
+async def _demo(name: history.Name, seed: int, port: int | None, file: Path, once: bool) -> int:
     """Return how many differences no doubt explains."""
     recorded = history.load(name)
     settings = Settings(
-        signing_key=recorded.signing_key, database_url=f"sqlite:///{file}", port=port
+        signing_key=recorded.signing_key,
+        database_url=f"sqlite:///{file}",
+        port=PORT if port is None else port,
     )
     logs.configure("text", "warning")
     database = database_of(settings.database_url)
@@ -82,7 +92,7 @@ async def _demo(name: history.Name, seed: int, port: int, file: Path, once: bool
     observe = partial(_count, outcomes)
     service = Service(settings, database, observe)
     await database.open()
-    listener = server.listen(settings.host, port)
+    listener = _listen(settings.host, port)
     url = settings.url_at(listener.getsockname()[1])
     running = server.Server(service.app, listener)
     serving = asyncio.create_task(running.run())
@@ -101,6 +111,19 @@ async def _demo(name: history.Name, seed: int, port: int, file: Path, once: bool
         running.stop()
         await serving
     return sum(not difference.doubtful for difference in found)
+
+
+def _listen(host: str, port: int | None) -> socket.socket:
+    """Listen on `port`, or on the usual one, or on any free one if that is taken."""
+    if port is not None:
+        return server.listen(host, port)
+    try:
+        return server.listen(host, PORT)
+    except PortTaken:
+        listener = server.listen(host, 0)
+        free = listener.getsockname()[1]
+        tables.out.print(f"Port {PORT} is in use; using {free} instead.", markup=False)
+        return listener
 
 
 def _shuffled(deliveries: list[Signed], later: Signed, seed: int) -> list[Signed]:
