@@ -12,7 +12,7 @@ from logto_webhooks.adapters.observers.several import several
 from logto_webhooks.cli import options
 from logto_webhooks.cli.apps import handlers_of
 from logto_webhooks.settings import Settings
-from logto_webhooks.wiring import Service, database_of, status_of
+from logto_webhooks.wiring import Service, database_of, for_another_loop, status_of
 
 logger = logging.getLogger("logto_webhooks")
 
@@ -77,8 +77,9 @@ async def _serve(settings: Settings) -> None:
     database = database_of(settings.database_url, settings.schema)
     metrics = Metrics(partial(status_of, database))
     observe = several(logs.observe, metrics.observe)
-    handlers = handlers_of(settings, database)
-    service = Service(settings, database, observe, handlers, metrics.scrape)
+    apart = for_another_loop(database, settings.database_url, settings.schema)
+    handlers = handlers_of(settings, apart)
+    service = Service(settings, database, observe, handlers, metrics.scrape, apart)
     await database.open()
     listener = server.listen(settings.host, settings.port)
     address = settings.url_at(listener.getsockname()[1])

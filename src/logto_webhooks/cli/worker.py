@@ -20,7 +20,7 @@ from logto_webhooks.core.lifecycle import State
 from logto_webhooks.core.ports import Observer
 from logto_webhooks.core.reports import Failed, Report, Synced
 from logto_webhooks.settings import Settings
-from logto_webhooks.wiring import Database, Workers, database_of
+from logto_webhooks.wiring import Database, Workers, database_of, for_another_loop
 
 logger = logging.getLogger("logto_webhooks")
 
@@ -61,7 +61,7 @@ def worker(
 
 
 async def _work(settings: Settings) -> None:
-    async with _working(settings, logs.observe) as (work, _):
+    async with _working(settings, logs.observe, apart_too=True) as (work, _):
         await work.run()
         logger.info("stopped")
 
@@ -94,12 +94,16 @@ async def _pending(database: Database) -> int:
 
 @contextlib.asynccontextmanager
 async def _working(
-    settings: Settings, observe: Observer
+    settings: Settings, observe: Observer, *, apart_too: bool = False
 ) -> AsyncIterator[tuple[Workers, Database]]:
-    """What works on the database, until SIGTERM or SIGINT."""
+    """What works on the database, until SIGTERM or SIGINT; with `apart_too`, handlers on an event
+    loop of their own."""
     database = database_of(settings.database_url, settings.schema)
-    handlers = handlers_of(settings, database)
-    work = Workers(settings, database, observe, handlers)
+    apart = (
+        for_another_loop(database, settings.database_url, settings.schema) if apart_too else None
+    )
+    handlers = handlers_of(settings, apart or database)
+    work = Workers(settings, database, observe, handlers, apart)
     loop = asyncio.get_running_loop()
     for each in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(each, work.stop)

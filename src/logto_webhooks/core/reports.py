@@ -179,6 +179,24 @@ class HandlerFailed(Struct, frozen=True):
     where: str | None = None
 
 
+class HandlerBlocks(Struct, frozen=True):
+    """A handler's coroutine has blocked its event loop for `blocked_s`; `stack` says where it is,
+    the innermost line first."""
+
+    handler: str
+    blocked_s: float
+    stack: str
+
+
+class HandlerHeld(Struct, frozen=True):
+    """No call of a handler starts in this process: too many threads were left behind, `left` of
+    them by this handler, `total` by all."""
+
+    handler: str
+    left: int
+    total: int
+
+
 class Unrunnable(Struct, frozen=True):
     """Jobs of these handlers wait, and nobody here has their code."""
 
@@ -205,5 +223,7 @@ Report = (
     | HandlersKnown
     | HandlerRan
     | HandlerFailed
+    | HandlerBlocks
+    | HandlerHeld
     | Unrunnable
 )

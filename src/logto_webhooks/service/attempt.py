@@ -28,6 +28,7 @@ from logto_webhooks.core.record import Key
 from logto_webhooks.core.reports import HandlerFailed, HandlerRan
 from logto_webhooks.errors import ClaimLost, Discard, HandlerNotFor, JobLost
 from logto_webhooks.service import call
+from logto_webhooks.service.aside import RUNNING, LeftBehind, Running
 from logto_webhooks.service.handlers import Handler, Handlers
 from logto_webhooks.service.options import Options
 from logto_webhooks.service.whereabouts import whereabouts
@@ -74,6 +75,7 @@ class Attempts:
         self._jitter = jitter
         self._handlers = handlers
         self._call = call
+        self.left = LeftBehind()
 
     def claim(
         self, store: Store, token: str, room: Mapping[str, int], *, lost: bool = True
@@ -88,6 +90,8 @@ class Attempts:
     async def make(self, held: Held) -> Attempted:
         """Call the handler; whatever it raises is the job's alone."""
         started = time.monotonic()
+        _handler_that_is_awaited = held.handler.name  # for the watchdog
+        RUNNING.set(Running(held.handler.name, self.left))
         try:
             written = await self._attempt(held)
         except ClaimLost:

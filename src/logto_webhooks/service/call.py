@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import contextvars
 import inspect
 import logging
-import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -19,6 +18,7 @@ from logto_webhooks.core.events.local import LOCAL, LocalEvent, UserRow
 from logto_webhooks.core.jobs import Delivery, Job
 from logto_webhooks.core.signature import vouch
 from logto_webhooks.errors import HandlerNotAwaited, TimeLimitExceeded
+from logto_webhooks.service.aside import Aside
 from logto_webhooks.service.handlers import Handler
 
 logger = logging.getLogger("logto_webhooks.handlers")
@@ -66,12 +66,13 @@ def filled(handler: Handler, job: Job, user: UserRow | None) -> dict[str, Any]:
 
 
 async def call(handler: Handler, arguments: dict[str, Any]) -> None:
-    """Call a handler that asks for no transaction. Raises TimeLimitExceeded, and what it raises."""
+    """Call a handler that asks for no transaction: on the loop if it is a coroutine, else in a
+    thread. Raises TimeLimitExceeded, and what it raises."""
     async with limit(handler):
         if handler.is_async:
             await called(handler, arguments)
         else:
-            await _in_thread(lambda: called(handler, arguments))
+            await Aside().awaited(partial(called, handler, arguments))
 
 
 def called(handler: Handler, arguments: dict[str, Any]) -> Any:
@@ -101,34 +102,3 @@ async def limit(handler: Handler) -> AsyncIterator[None]:
         if timeout.expired():
             raise TimeLimitExceeded(seconds=seconds) from None
         raise  # of the handler's own
-
-
-async def _in_thread(work: Callable[[], Any]) -> Any:
-    """Run in a thread of its own that no process waits for when it ends."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[Any] = loop.create_future()
-    context = contextvars.copy_context()
-
-    def run() -> None:
-        try:
-            result, error = context.run(work), None
-        except BaseException as raised:
-            result, error = None, raised
-        try:
-            loop.call_soon_threadsafe(_settle, done, result, error)
-        except RuntimeError:
-            return  # the loop is gone: the job is tried again elsewhere
-
-    threading.Thread(target=run, name="logto-handler", daemon=True).start()
-    return await done
-
-
-def _settle(done: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
-    if done.done():
-        return
-    if error is None:
-        done.set_result(result)
-    elif isinstance(error, StopIteration | GeneratorExit | SystemExit | KeyboardInterrupt):
-        done.set_exception(RuntimeError(f"the handler raised {type(error).__name__}"))
-    else:
-        done.set_exception(error)

@@ -17,17 +17,19 @@ from typing import Final
 
 from logto_webhooks.core.jobs import JobOutcome
 from logto_webhooks.core.ports import Clock, HandlerHost, Observer, Store
-from logto_webhooks.core.reports import Stalled
+from logto_webhooks.core.reports import HandlerHeld, Stalled
 from logto_webhooks.errors import described
 from logto_webhooks.service.attempt import LEASE_S, Attempts, Held, given_back, was_cancelled
 from logto_webhooks.service.handlers import Handler, Handlers
 from logto_webhooks.service.places import Places
+from logto_webhooks.service.watchdog import Watchdog
 
 POLL_S: Final = 1.0
 LONGEST_STALL_S: Final = 5.0
 MEND_S: Final = 300.0
 GRACE_S: Final = 5.0
 CANCEL_S: Final = 1.0
+TELL_S: Final = 60.0
 
 
 class Runner:
@@ -51,21 +53,34 @@ class Runner:
         self._held: dict[int, Held] = {}  # line -> its job
         self._tasks: set[asyncio.Task[None]] = set()
         self._outcomes: list[tuple[str, JobOutcome]] = []
-        self._places = Places(handlers, host.room)
+        self._places = Places(handlers, host.room, self._attempts.left)
         self._transactions = asyncio.Semaphore(host.room)
         self._renewed = self._mended = time.monotonic()
+        self._told_held: dict[str, float] = {}
+        self._watchdog = Watchdog(observe)
+        self._coroutines = any(each.is_async for each in handlers)
 
     def wake(self) -> None:
         """Tell the runner that there may be jobs."""
         self._wake.set()
 
-    def stop(self) -> None:
-        """End `run`, once what is in hand is done, or after some seconds."""
+    def stop(self, wake: Callable[[], object] | None = None) -> None:
+        """End `run`, once what is in hand is done, or after some seconds. From another thread,
+        `wake` is how its loop is told."""
         self._stopping = True
-        self._wake.set()
+        (wake or self.wake)()
+
+    @property
+    def woken(self) -> bool:
+        """Whether it was told already that there may be jobs."""
+        return self._wake.is_set()
 
     async def run(self) -> None:
         """Run jobs until stopped. An unreachable database is tried again."""
+        with self._watchdog.watching() if self._coroutines else contextlib.nullcontext():
+            await self._run()
+
+    async def _run(self) -> None:
         stalls = 0
         while not self._stopping:
             self._wake.clear()
@@ -78,6 +93,7 @@ class Runner:
                 self._observe(Stalled(described(error), wait))
                 await asyncio.sleep(wait)
                 continue
+            self._tell_held()
             await asyncio.sleep(0)  # so that what is quick is written by the next turn
             if not self._outcomes and not (claimed and self._free(self._held.values())):
                 await self._sleep(POLL_S)
@@ -126,6 +142,14 @@ class Runner:
         # Of those that may have ended a process, one at a time: it takes no other with it again.
         may_be_lost = not any(each.job.losses for each in held)
         return self._attempts.claim(store, token, self._free(held), lost=may_be_lost)
+
+    def _tell_held(self) -> None:
+        """Say which handlers aren't called any more; again only after a while."""
+        held, now = self._places.held(), time.monotonic()
+        for name, count in held.items():
+            if now - self._told_held.get(name, now - TELL_S) >= TELL_S:
+                self._told_held[name] = now
+                self._observe(HandlerHeld(name, count, self._attempts.left.counts().total()))
 
     def _free(self, held: Iterable[Held]) -> dict[str, int]:
         return self._places.free(each.handler.name for each in held)

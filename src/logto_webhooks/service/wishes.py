@@ -17,6 +17,20 @@ from logto_webhooks.service.annotations import Absent, classes_of, members_of, p
 
 Kind = Literal["event", "delivery", "user", "logger", "transaction"]
 LOGGER: Final = logging.LoggerAdapter
+# What a subclass of a Session is made with.
+SESSION_ARGUMENTS: Final = ("bind", "join_transaction_mode", "expire_on_commit")
+# Where defaults come from that frameworks replace before they call a function.
+_MARKER_MODULES: Final = {
+    "fastapi.params",
+    "litestar.params",
+    "dependency_injector.wiring",
+    "typer.models",
+    "pydantic.fields",
+    "ninja.params.models",
+}
+_MARKER_PACKAGES: Final = {"fast_depends", "faststream", "taskiq_dependencies", "injector", "ninja"}
+_MARKERS: Final = {"Depends", "Security", "Dependency", "Provide", "Inject", "Injected"}
+_FIX: Final = "the default (sessions are given by their type), or get the value in the function"
 _BY_NAME: Final[dict[str, Kind]] = {
     "event": "event",
     "delivery": "delivery",
@@ -56,6 +70,7 @@ def _wish(
         return None
     members = [] if _says_nothing(parameter) else members_of(parameter.annotation)
     classes = classes_of(members)
+    _refuse_marker(parameter)
     kind = _kind(parameter, classes, provided)
     if parameter.kind is parameter.POSITIONAL_ONLY or kind is None:
         if parameter.default is not parameter.empty:
@@ -80,8 +95,43 @@ def _kind(
         return "event"
     if len(classes) != 1:
         return None
-    may_be = parameter.default is parameter.empty if provided is None else classes[0] in provided
-    return _BY_TYPE.get(classes[0]) or ("transaction" if may_be else None)
+    if kind := _BY_TYPE.get(classes[0]):
+        return kind
+    if provided is None:
+        may_be = parameter.default is parameter.empty
+    else:
+        may_be = _is_provided(parameter, classes[0], provided)
+    return "transaction" if may_be else None
+
+
+def _is_provided(parameter: inspect.Parameter, wanted: type, provided: Sequence[type]) -> bool:
+    """Whether a transaction can be given as that. Raises ValueError for a subclass that can't be
+    made."""
+    if wanted in provided:
+        return True
+    if not issubclass(wanted, tuple(provided)):
+        return False
+    try:
+        inspect.signature(wanted).bind(**dict.fromkeys(SESSION_ARGUMENTS))
+    except (TypeError, ValueError):
+        arguments = ", ".join(f"{each}=…" for each in SESSION_ARGUMENTS)
+        problem = f"can't be made by {wanted.__name__}({arguments}): let its __init__ take these"
+        raise ValueError(f"{_named(parameter)} {problem}") from None
+    return True
+
+
+def _refuse_marker(parameter: inspect.Parameter) -> None:
+    """Raise ValueError for a default that means something to a framework alone."""
+    kind = type(parameter.default)
+    module = kind.__module__.partition(".")[0]
+    if (
+        kind.__module__ in _MARKER_MODULES
+        or module in _MARKER_PACKAGES
+        or kind.__name__ in _MARKERS
+    ):
+        problem = f"a framework would fill that, and no framework calls a handler: remove {_FIX}"
+        shown = f"{kind.__module__}.{kind.__name__}"
+        raise ValueError(f"{_named(parameter)} has a {shown} as its default; {problem}")
 
 
 def _says_nothing(parameter: inspect.Parameter) -> bool:

@@ -33,6 +33,7 @@ class Database(Protocol):
     name: str
     host: HandlerHost
     budget_s: float
+    any_loop: bool  # whether its connections are of no event loop
 
     async def open(self) -> None:
         """Make it ready for the service, or raise a LogtoWebhooksError that says what to do."""
@@ -57,6 +58,7 @@ class SqliteFile:
     """An embedded SQLite file: one writer, in a thread; migrated whenever it is opened."""
 
     budget_s = 0.005
+    any_loop = True
 
     def __init__(self, file: Path) -> None:
         self.name = str(file)
@@ -138,6 +140,11 @@ def database_of(url: str, schema: str | None = None) -> Database:
         return _postgres(parsed, schema)
     problem = f"it must name a SQLite file or a PostgreSQL server, not {backend}"
     raise SettingInvalid(name=_URL, problem=problem)
+
+
+def for_another_loop(database: Database, url: str, schema: str | None) -> Database:
+    """The same database, for another event loop: one connection can't be used in two."""
+    return database if database.any_loop else database_of(url, schema)
 
 
 async def status_of(database: Database) -> Status:

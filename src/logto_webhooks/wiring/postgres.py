@@ -29,6 +29,7 @@ class Postgres:
     """A PostgreSQL server, on the running event loop; migrated only by `migrate`."""
 
     budget_s = LONGEST_S
+    any_loop = False
 
     def __init__(self, engine: AsyncEngine, schema: str | None, owns: bool = True) -> None:
         """`owns`: whether the engine is ours to dispose of."""
@@ -73,6 +74,7 @@ class ThreadedPostgres:
     """The same on a synchronous engine, in threads."""
 
     budget_s = LONGEST_S
+    any_loop = True
 
     def __init__(self, engine: sa.Engine, schema: str | None) -> None:
         """The engine is the application's."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import sys
 from collections.abc import AsyncIterator
 from typing import Final
 
@@ -24,6 +25,7 @@ from logto_webhooks.core.reports import (
 )
 from logto_webhooks.core.silence import Silence
 from logto_webhooks.errors import LogtoWebhooksError, StoreUnavailable, described
+from logto_webhooks.service.apart import Apart
 from logto_webhooks.service.handlers import Handlers
 from logto_webhooks.service.keyring import Keyring
 from logto_webhooks.service.quarantine import Quarantine, asker
@@ -40,6 +42,9 @@ BODIES_IN_FLIGHT: Final = 256 * 2**20
 AGAIN_S: Final = 2.0
 WATCH_S: Final = 60.0
 LONGEST_STOP_S: Final = 12.0
+# How long a thread that computes may keep the interpreter from those that accept; Python's own
+# 5 ms are waited for several times in each answer.
+SWITCH_S: Final = 0.0005
 
 
 class Service:
@@ -52,14 +57,16 @@ class Service:
         observe: Observer,
         handlers: Handlers | None = None,
         scrape: web.Scrape | None = None,
+        apart: Database | None = None,
     ) -> None:
-        """Opens nothing; `scrape` answers `GET /metrics`. Raises SigningKeyMissing,
+        """Opens nothing; `scrape` answers `GET /metrics`. With `apart`, the same database for
+        another event loop, handlers run on a loop of their own. Raises SigningKeyMissing,
         HandlerRefused."""
         self._settings = settings
         self._database = database
         self._observe = observe
         self._handlers = Handlers() if handlers is None else handlers
-        self._workers = Workers(settings, database, observe, self._handlers)
+        self._workers = Workers(settings, database, observe, self._handlers, apart)
         self.api = api_of(settings) if settings.endpoint else None
         commit = GroupCommit(database.host, observe, stored=self._workers.wake)
         ring = Keyring(settings.signing_keys)
@@ -83,7 +90,7 @@ class Service:
     def wake(self) -> None:
         """Tell that there may be something to apply, or to run."""
         self._workers.wake()
-        self._workers.runner.wake()
+        self._workers.wake_runner()
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -127,34 +134,51 @@ class Workers:
     """What applies deliveries, and what runs handlers."""
 
     def __init__(
-        self, settings: Settings, database: Database, observe: Observer, handlers: Handlers
+        self,
+        settings: Settings,
+        database: Database,
+        observe: Observer,
+        handlers: Handlers,
+        apart: Database | None = None,
     ) -> None:
-        """Raises HandlerRefused."""
+        """With `apart`, the same database for another event loop, `run` runs handlers on a loop of
+        their own, if there are any. Raises HandlerRefused."""
         handlers.fit(database.host.provides)
+        apart = apart if len(handlers) else None
         self._database = database
         self._handlers = handlers
         self._tell = observe
         self._registered = False
         self._loops: list[asyncio.Task[None]] = []
         self.worker = worker_of(settings, database, self.observe)
+        self._handlers_database = database if apart is None else apart
+        self._apart = None if apart is None else Apart("logto-handlers")
+        host = self._handlers_database.host
         self.runner = Runner(
-            database.host, SystemClock(), observe, random.random, handlers, database.may_work
+            host, SystemClock(), observe, random.random, handlers, database.may_work
         )
 
     def wake(self) -> None:
         """Tell that something is pending."""
         self.worker.wake()
 
+    def wake_runner(self) -> None:
+        """Tell that there may be jobs."""
+        if self._apart is None:
+            self.runner.wake()
+        elif not self.runner.woken:
+            self._apart.call(self.runner.wake)
+
     def observe(self, report: Report) -> None:
         """Pass on what is reported; what was applied may have made jobs."""
         self._tell(report)
         if isinstance(report, Synced | Asked | Compared):
-            self.runner.wake()
+            self.wake_runner()
 
     def stop(self) -> None:
         """End `run`, whatever a handler or the database does, within `LONGEST_STOP_S`."""
         self.worker.stop()
-        self.runner.stop()
+        self.runner.stop(self.wake_runner)
         for each in self._loops:
             asyncio.get_running_loop().call_later(LONGEST_STOP_S, each.cancel)
 
@@ -163,13 +187,27 @@ class Workers:
         if not await self.register():
             return
         watching = asyncio.create_task(self._watch())
-        self._loops = [asyncio.create_task(each.run()) for each in (self.worker, self.runner)]
+        loops = (self.worker.run(), self._run_handlers())
+        self._loops = [asyncio.create_task(each) for each in loops]
         over, _ = await asyncio.wait(self._loops, return_when=asyncio.FIRST_EXCEPTION)
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
         for each in over:
             if not each.cancelled():
                 each.result()
+
+    async def _run_handlers(self) -> None:
+        if self._apart is None:
+            await self.runner.run()
+        else:
+            sys.setswitchinterval(SWITCH_S)
+            await self._apart.run(self._run_apart)
+
+    async def _run_apart(self) -> None:
+        with self._handlers.in_use():
+            await self.runner.run()
+        if self._handlers_database is not self._database:
+            await self._handlers_database.host.close()
 
     async def drain(self) -> None:
         """Work until nothing is pending, and no job is due."""

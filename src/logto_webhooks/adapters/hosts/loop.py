@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
@@ -12,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
 from logto_webhooks.adapters.hosts.failures import translated
 from logto_webhooks.adapters.hosts.sessions import (
-    OURS,
+    SESSION,
     SYNC,
     end_sync,
     kept,
@@ -24,6 +26,7 @@ from logto_webhooks.adapters.hosts.sessions import (
     untranslated,
 )
 from logto_webhooks.core.ports import Store
+from logto_webhooks.service.aside import Aside
 
 T = TypeVar("T")
 
@@ -99,8 +102,8 @@ class LoopHost:
             assert connection.sync_connection is not None
             try:
                 with untranslated(connection.sync_connection, self._theirs):
-                    if wish in SYNC:
-                        await connection.run_sync(_call_sync, wish, call)
+                    if issubclass(wish, SYNC):
+                        await _call_sync(connection, wish, call)
                     else:
                         await _call(connection, wish, call)
             except BaseException:
@@ -144,9 +147,7 @@ async def _call(connection: AsyncConnection, wish: type, call: Callable[[Any], A
     if wish is AsyncConnection:
         await _awaited(call(connection))
         return
-    async with AsyncSession(
-        bind=connection, join_transaction_mode=OURS, expire_on_commit=False
-    ) as session:
+    async with wish(bind=connection, **SESSION) as session:
         await _awaited(call(session))
         await session.commit()
 
@@ -156,7 +157,22 @@ async def _awaited(result: Any) -> None:
         await result
 
 
-def _call_sync(connection: sa.Connection, wish: type, call: Callable[[Any], Any]) -> None:
-    given = sync_wish(wish, connection)
-    call(given)
-    end_sync(given)
+async def _call_sync(connection: AsyncConnection, wish: type, call: Callable[[Any], Any]) -> None:
+    """Call in a thread, which may block; left behind, it loses its connection."""
+    # Needs greenlet, which comes with the extras of PostgreSQL's drivers.
+    from logto_webhooks.adapters.hosts.crossing import Crossing
+
+    crossing, sync = Crossing(), connection.sync_connection
+    assert sync is not None
+
+    def call_with_it() -> None:
+        given = sync_wish(wish, sync)
+        call(given)
+        end_sync(given)
+
+    try:
+        await Aside[None]().awaited(partial(crossing.run, call_with_it))
+    except asyncio.CancelledError:
+        await crossing.close()
+        await connection.invalidate()
+        raise

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 SYNC: Final[tuple[type, ...]] = (Session, sa.Connection)
 # What a session commits or rolls back by itself is a savepoint; "done" commits it all.
-OURS: Final = "create_savepoint"
+SESSION: Final[dict[str, Any]] = {
+    "join_transaction_mode": "create_savepoint",
+    "expire_on_commit": False,
+}
 _FAILED: Final = "25P02"  # PostgreSQL's: in_failed_sql_transaction
 _MAP: Final = "schema_translate_map"
 _ROOM: Final = 4  # what a pool of SQLAlchemy's usual size has
@@ -89,10 +92,8 @@ def no_session(session: object, wanted: str) -> SettingInvalid:
 
 
 def sync_wish(wish: type, connection: sa.Connection) -> Any:
-    """Give a Session or a Connection."""
-    if wish is Session:
-        return Session(bind=connection, join_transaction_mode=OURS, expire_on_commit=False)
-    return connection
+    """Give a Session, or a subclass of the application's, or a Connection."""
+    return connection if wish is sa.Connection else wish(bind=connection, **SESSION)
 
 
 def end_sync(given: Any) -> None:

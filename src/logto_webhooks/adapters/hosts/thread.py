@@ -10,7 +10,6 @@ from typing import Any, Final, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from logto_webhooks.adapters.hosts.aside import HAS_WRITER, Aside
 from logto_webhooks.adapters.hosts.failures import translated
 from logto_webhooks.adapters.hosts.lane import Lane
 from logto_webhooks.adapters.hosts.sessions import (
@@ -25,6 +24,7 @@ from logto_webhooks.adapters.hosts.sessions import (
 )
 from logto_webhooks.core.ports import Store
 from logto_webhooks.errors import StoreUnavailable, TimeLimitExceeded, WriterHeld
+from logto_webhooks.service.aside import HAS_WRITER, Aside
 
 T = TypeVar("T")
 LONGEST_S: Final = 2.0  # that a handler may hold the one writer: accepting waits meanwhile
@@ -106,7 +106,7 @@ class ThreadHost:
         Who is cancelled, or holds the one writer too long, is left behind, without its
         transaction. Raises TimeLimitExceeded.
         """
-        called = Aside(has_writer=self._one_writer)
+        called = Aside[None](has_writer=self._one_writer)
         handle = partial(self._handle, called, wish, call, finish)
         lane = self._writer if self._one_writer else Lane("logto-keeper")
         try:
@@ -139,7 +139,7 @@ class ThreadHost:
 
     def _handle(
         self,
-        called: Aside,
+        called: Aside[None],
         wish: type,
         call: Callable[[Any], Any],
         finish: Callable[[Store], None],
@@ -147,7 +147,7 @@ class ThreadHost:
         with self._engine.begin() as connection:
             with guarded(connection), untranslated(connection, self._theirs):
                 given = sync_wish(wish, connection)
-                if not called.run(partial(call, given), LONGEST_S if self._one_writer else None):
+                if not called.waited(partial(call, given), LONGEST_S if self._one_writer else None):
                     self._take_back(connection)
                     raise TimeLimitExceeded(seconds=LONGEST_S)
                 end_sync(given)

@@ -17,7 +17,9 @@ from logto_webhooks.core.reports import (
     Failed,
     FlowResumed,
     FlowStopped,
+    HandlerBlocks,
     HandlerFailed,
+    HandlerHeld,
     HandlerRan,
     HandlersKnown,
     LookedBack,
@@ -99,6 +101,12 @@ def _line(report: Report) -> tuple[int, str, dict[str, Any]]:
             return logging.INFO, "a handler discarded its job", fields
         case HandlerFailed():
             return logging.ERROR, "a job is dead", _job(fields)
+        case HandlerBlocks():
+            blocks = "a handler blocks its event loop: make it a plain function, or await"
+            return logging.ERROR, blocks, fields
+        case HandlerHeld():
+            held = "a handler isn't called any more: its threads never end; mend it, and restart"
+            return logging.ERROR, held, fields
         case Unrunnable():
             told = fields | {"hint": _whose_code(report.handlers)}
             return logging.WARNING, "jobs wait for handlers whose code isn't here: --app", told

@@ -19,7 +19,9 @@ from logto_webhooks.core.reports import (
     Failed,
     FlowResumed,
     FlowStopped,
+    HandlerBlocks,
     HandlerFailed,
+    HandlerHeld,
     HandlerRan,
     HandlersKnown,
     LookedBack,
@@ -158,6 +160,8 @@ METRICS: Final = (
         label="state",
         values=("waiting", "dead", "discarded"),
     ),
+    Metric("handlers_blocking", HandlerBlocks, "alarms that a handler blocks its event loop"),
+    Metric("handlers_held", HandlerHeld, "alarms that a handler left too many threads behind"),
     Metric(
         "flow_stopped",
         FlowStopped,
