@@ -17,9 +17,9 @@ from logto_webhooks.core.reports import Failed, Report, Resumed, Stalled, Synced
 from logto_webhooks.errors import RowRejected, StoreUnavailable
 from logto_webhooks.samples.signed import Signed
 from logto_webhooks.service import sync
+from logto_webhooks.service.pace import Pace
 from logto_webhooks.service.receive import GroupCommit
 from logto_webhooks.service.sync import Unusable
-from logto_webhooks.service.work import Pace
 from logto_webhooks.testing import App, make
 from tests.conftest import Run
 from tests.support.copy import Copy, delivery

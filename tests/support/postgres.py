@@ -20,7 +20,7 @@ TABLES = (
     "logto_deliveries, logto_records, logto_users, logto_organizations, "
     "logto_organization_members, logto_progress, logto_user_identities, logto_user_roles, "
     "logto_organization_member_roles, logto_handlers, logto_jobs, logto_lines, logto_keys, "
-    "logto_rejected"
+    "logto_rejected, logto_endings"
 )
 
 

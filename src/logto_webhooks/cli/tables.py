@@ -78,6 +78,8 @@ def show_status(status: Status, waiting: Sequence[Waiting]) -> None:
         ("records in doubt", status.doubtful),
         ("records to ask Logto about", status.refetch),
     ]
+    if status.memberships_to_end:
+        rows.append(("memberships still to end", status.memberships_to_end))
     rows += [(f"jobs {state}", count) for state, count in status.jobs.items()]
     table("", ("", ""), rows)
     if status.unrunnable:

@@ -18,6 +18,7 @@ Json = dict[str, Any]
 RECOVER: Final = "recover"
 RECONCILE: Final = "reconcile"
 INSTALLED: Final = "installed"  # before that, nothing runs handlers
+CLOCK: Final = "clock"  # the latest moment that the database's clock told
 ATTEMPT_MS: Final = 15_000  # an attempt ends 10 s after it began at the latest
 ANSWERED: Final = "answered 200, but not in the inbox"
 # How a connection that was closed before the answer is told, by what closed it.

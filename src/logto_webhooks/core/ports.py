@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeVar
 from msgspec import Struct
 
 from logto_webhooks.core.delivery import Delivery
+from logto_webhooks.core.ending import Ending
 from logto_webhooks.core.inbox import Accepted, Claimed, Inbox, Outcome, Received
 from logto_webhooks.core.jobs import Jobs
 from logto_webhooks.core.keys import Keys
@@ -22,8 +23,10 @@ class Status(Struct, frozen=True, kw_only=True):
 
     `recovered` is what Logto's log brought back, `complete_up_to` (ms) when it was last asked;
     `reconciled_at` (ms) when all records were last compared with Logto's own. `silent_since` (ms)
-    nothing has come, or all was rejected; None while deliveries come as usual. A store leaves out
-    `jobs`, by state, and `unrunnable`, the jobs that wait for handlers that nobody registered.
+    nothing has come, or all was rejected; None while deliveries come as usual.
+    `memberships_to_end` are still listed though their user or organization was deleted. A store
+    leaves out `jobs`, by state, and `unrunnable`, the jobs that wait for handlers that nobody
+    registered.
     """
 
     deliveries: dict[str, int]
@@ -34,6 +37,7 @@ class Status(Struct, frozen=True, kw_only=True):
     complete_up_to: int | None = None
     reconciled_at: int | None = None
     silent_since: int | None = None
+    memberships_to_end: int = 0
     jobs: dict[str, int] = {}
     unrunnable: dict[str, int] = {}
 
@@ -43,6 +47,16 @@ class Progress(Struct, frozen=True):
 
     at: int
     count: int
+
+
+class DatabaseClock(Struct, frozen=True, kw_only=True):
+    """What the database's clock says now, what it said when that was last noted and when this was
+    installed (ms; 0 if never), and whether a delivery is due later than any wait explains."""
+
+    now: int
+    noted: int
+    installed: int
+    due_too_late: bool
 
 
 class Waiting(Struct, frozen=True, kw_only=True):
@@ -88,8 +102,15 @@ class Store(Protocol):
     def add(self, deliveries: Sequence[Delivery]) -> list[Accepted]:
         """Put deliveries into the inbox; one answer each, in order."""
 
+    def limit_waits(self, lock_s: float, statement_s: float) -> None:
+        """Let this transaction wait no longer for a lock, or for a statement, where the database
+        can limit that: TimedOut is raised then."""
+
     def claim(self, token: str, limit: int, max_bytes: int, lease_s: float) -> list[Claimed]:
         """Take due deliveries, the longest due first; nobody else gets them during the lease."""
+
+    def renew(self, token: str, ids: Sequence[int], lease_s: float) -> None:
+        """Hold claimed deliveries longer. Raises ClaimLost when any is no longer held."""
 
     def finish(self, token: str, outcomes: Sequence[Outcome]) -> None:
         """Write outcomes. Raises ClaimLost when any of them is no longer held by `token`."""
@@ -115,9 +136,27 @@ class Store(Protocol):
         """Write locked records, and the rows of the mirror that follow from them; return them
         as they are kept, with their local ids."""
 
-    def drop_memberships(self, ends: Sequence[Record]) -> list[Key]:
-        """End all memberships of deleted users and organizations, at the time of deletion;
-        return those that were present."""
+    def drop_memberships(
+        self, ends: Sequence[Record], pairs: Sequence[Key] | None = None
+    ) -> list[Key]:
+        """End all memberships of deleted users and organizations, or of them only the `pairs`, at
+        the time of deletion; return those that were present."""
+
+    def with_few_memberships(self, ends: Sequence[Key], most: int) -> list[Key]:
+        """List those users and organizations that have no more than `most` memberships in all,
+        ended ones included."""
+
+    def note_ending(self, ending: Ending) -> None:
+        """Keep that memberships are to be ended step by step."""
+
+    def endings(self) -> list[Ending]:
+        """List whose memberships are to be ended, the oldest first."""
+
+    def memberships_to_end(self, ending: Ending, limit: int) -> list[Key]:
+        """List memberships that are still to be ended."""
+
+    def finish_ending(self, ending: Ending) -> None:
+        """Note that all memberships have ended."""
 
     def recent(self, limit: int) -> list[Received]:
         """Return the newest deliveries, the newest first."""
@@ -127,6 +166,12 @@ class Store(Protocol):
 
     def status(self) -> Status:
         """Count."""
+
+    def clock(self) -> DatabaseClock:
+        """Look at the database's clock."""
+
+    def set_clock_back(self, by_ms: int) -> None:
+        """Let all that is due later be due so much sooner, and note what the clock says."""
 
     def waiting(self, limit: int) -> list[Waiting]:
         """List the records about which Logto must be asked, the longest waiting first."""

@@ -204,6 +204,12 @@ class Unrunnable(Struct, frozen=True):
     jobs: int
 
 
+class ClockSetBack(Struct, frozen=True):
+    """The database's clock was set back by so many seconds; what waits is due so much sooner."""
+
+    seconds: float
+
+
 Report = (
     Stored
     | Refused
@@ -226,4 +232,5 @@ Report = (
     | HandlerBlocks
     | HandlerHeld
     | Unrunnable
+    | ClockSetBack
 )

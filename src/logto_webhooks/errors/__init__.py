@@ -8,6 +8,7 @@ from logto_webhooks.errors.database import (
     RowRejected,
     SchemaMismatch,
     StoreUnavailable,
+    TimedOut,
 )
 from logto_webhooks.errors.handlers import (
     CalledOnTheLoop,
@@ -106,6 +107,7 @@ __all__ = [
     "SigningKeyMissing",
     "StoreUnavailable",
     "TimeLimitExceeded",
+    "TimedOut",
     "TransactionEnded",
     "TunnelFailed",
     "UnknownEventName",

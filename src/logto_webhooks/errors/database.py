@@ -13,6 +13,11 @@ class StoreUnavailable(LogtoWebhooksError):
     problem: str
 
 
+class TimedOut(StoreUnavailable):
+    """The database didn't finish in time, most likely because another transaction holds a lock:
+    {problem}."""
+
+
 class RowRejected(LogtoWebhooksError):
     """The database refuses a row of this batch: {problem}."""
 

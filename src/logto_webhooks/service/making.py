@@ -10,6 +10,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from logto_webhooks.core import local, making
+from logto_webhooks.core.ending import Ending
 from logto_webhooks.core.events import Event
 from logto_webhooks.core.events.base import LATEST
 from logto_webhooks.core.events.local import (
@@ -20,6 +21,7 @@ from logto_webhooks.core.events.local import (
     Source,
 )
 from logto_webhooks.core.inbox import Claimed
+from logto_webhooks.core.jobs import NewJob
 from logto_webhooks.core.log import INSTALLED, RECONCILE
 from logto_webhooks.core.ports import Store
 from logto_webhooks.core.record import NEVER, Key, Record, Told
@@ -41,14 +43,20 @@ class Planned(Struct, frozen=True):
 
 
 class Written(Struct, frozen=True):
-    """What a transaction wrote: records before and after, and memberships that went with an end."""
+    """What a transaction wrote: records before and after, and memberships that went with an end.
+
+    `many` are deleted records whose memberships are to be ended step by step.
+    """
 
     changed: list[tuple[Record, Record]]
     left: list[Key]
+    many: list[Record] = []
 
 
-def of_deliveries(store: Store, batch: Sequence[Planned], written: Written) -> int:
-    """Make the jobs of applied deliveries, and of what they changed here.
+def of_deliveries(
+    store: Store, batch: Sequence[Planned], written: Written, *, own: bool = True
+) -> int:
+    """Make the deliveries' `own` jobs, and those of what they changed here.
 
     Return since when there are any (ms): 0 if no handler is known, so that none could be told.
     """
@@ -57,7 +65,9 @@ def of_deliveries(store: Store, batch: Sequence[Planned], written: Written) -> i
         return 0
     since = installed_at(store)
     jobs = [
-        job for each in batch for job in making.jobs_of(each.event, each.claimed, handlers, since)
+        job
+        for each in (batch if own else ())
+        for job in making.jobs_of(each.event, each.claimed, handlers, since)
     ]
     brought = _brought(batch)
     for key, event in _events(written, since, "webhook"):
@@ -70,11 +80,67 @@ def of_deliveries(store: Store, batch: Sequence[Planned], written: Written) -> i
     return since
 
 
-def of_answers(store: Store, written: Written, source: Source) -> None:
-    """Make the jobs of what Logto's answers changed here."""
+def own_jobs(store: Store, planned: Planned) -> list[NewJob]:
+    """The jobs of a delivery itself, to be made."""
+    handlers = store.jobs.handlers()
+    if not handlers:
+        return []
+    return making.jobs_of(planned.event, planned.claimed, handlers, installed_at(store))
+
+
+def endings_of_deliveries(
+    store: Store, batch: Sequence[Planned], written: Written, since: int
+) -> None:
+    """Keep what is left to do for deleted records with very many memberships."""
+    brought = _brought(batch) if written.many else {}
+    for record in written.many:
+        claimed = _bringer(record.key, brought)
+        source = None if claimed.occurred_at < since else claimed.origin
+        store.note_ending(_ending(record, source, claimed.id))
+
+
+def of_ended(store: Store, pairs: Sequence[Key], ending: Ending) -> None:
+    """Make the jobs of memberships that ended with a deleted user or organization."""
+    if ending.source is None or not pairs:
+        return
     handlers = store.jobs.handlers()
     if not handlers:
         return
+    source = cast(Source, ending.source)
+    store.jobs.add(
+        [
+            job
+            for key in pairs
+            for job in making.local_jobs(
+                local.member_removed(key, source), uuid.uuid4().hex, handlers, ending.delivery_id
+            )
+        ]
+    )
+
+
+def of_answers(store: Store, written: Written, source: Source | None) -> None:
+    """Make the jobs of what Logto's answers changed here; none without a `source`. Keep what is
+    left to do for deleted records with very many memberships."""
+    old = _jobs_of_answers(store, written, source) if source is not None else set()
+    for record in written.many:
+        store.note_ending(_ending(record, None if record.key in old else source, None))
+
+
+def _ending(record: Record, source: str | None, delivery_id: int | None) -> Ending:
+    return Ending(
+        key=record.key,
+        ended_at=LATEST if record.deleted_at is None else record.deleted_at,
+        source=source,
+        delivery_id=delivery_id,
+    )
+
+
+def _jobs_of_answers(store: Store, written: Written, source: Source) -> set[Key]:
+    """Make the jobs; return of what there are none, because it may be older than the
+    installation."""
+    handlers = store.jobs.handlers()
+    if not handlers:
+        return set()
     since = installed_at(store)
     # Until all was compared once, what changed before the installation can't be told from others.
     first_look = store.progress(RECONCILE) is None
@@ -87,6 +153,7 @@ def of_answers(store: Store, written: Written, source: Source) -> None:
         for job in making.local_jobs(event, uuid.uuid4().hex, handlers, None)
     ]
     store.jobs.add(jobs)
+    return old
 
 
 def installed_at(store: Store) -> int:

@@ -27,6 +27,7 @@ from logto_webhooks.service.look import Look, Progressed, Reconciled
 
 PIECE: Final = 200  # records that are asked about in one go
 LOOK_S: Final = 30.0  # how often it is seen whether a look is due
+FUTURE_MS: Final = 600_000  # by how much Logto's clock may be ahead of ours
 _About = Callable[[str, Any, Span], Change]
 
 
@@ -76,7 +77,11 @@ class Reconciliation:
 
     async def _is_due(self, every_s: int) -> bool:
         last = await self._host.read(lambda store: store.progress(RECONCILE))
-        return last is None or self._clock.now() - last.at >= every_s * 1000
+        if last is None:
+            return True
+        passed_ms = self._clock.now() - last.at
+        # A look that is dated in the future is of before the clock was set back.
+        return passed_ms >= every_s * 1000 or passed_ms < -FUTURE_MS
 
     async def one_user(self, user_id: str, dry_run: bool = False) -> Reconciled:
         """Look at one user alone, with roles and memberships; `users` is 0 if there is none.

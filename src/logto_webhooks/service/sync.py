@@ -7,6 +7,7 @@ anything is written; what one malformed delivery does harms no other.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Final
 
 from msgspec import Struct
 
@@ -34,6 +35,14 @@ from logto_webhooks.service import making
 from logto_webhooks.service.making import Planned, Written
 
 Records = dict[Key, Record]
+FEW: Final = 500  # memberships that can end in the transaction of the deletion
+
+
+class Locked(Struct, frozen=True):
+    """Records that are held, and those deleted ones among them whose memberships are, too."""
+
+    records: Records
+    few: frozenset[Key]
 
 
 class Unusable(Struct, frozen=True):
@@ -60,13 +69,33 @@ def planned(claimed: Claimed, lag_ms: int) -> Work:
 def apply(store: Store, token: str, batch: Sequence[Planned]) -> tuple[list[Outcome], int]:
     """Apply planned deliveries and finish them; return what became of each, and since when handlers
     are told (ms). Raises ClaimLost."""
-    before = lock(store, [change for each in batch for change in each.changes])
-    records = _unlisted(before)
-    outcomes = [_merge_one(records, each) for each in batch]
-    written = _write(store, before, records)
+    written, outcomes = _apply(store, batch)
     since = making.of_deliveries(store, batch, written)
+    making.endings_of_deliveries(store, batch, written, since)
     store.finish(token, outcomes)
     return outcomes, since
+
+
+def apply_piece(store: Store, piece: Planned) -> str:
+    """Apply some of what a large delivery changes, and say what that did; to do it again changes
+    nothing. The delivery isn't finished, and its own jobs aren't made."""
+    written, [outcome] = _apply(store, [piece])
+    since = making.of_deliveries(store, [piece], written, own=False)
+    making.endings_of_deliveries(store, [piece], written, since)
+    return outcome.result or "nothing"
+
+
+def whole_outcome(planned: Planned, results: Iterable[str]) -> Outcome:
+    """What became of a large delivery, of which the pieces were applied with these results."""
+    result = min(results, default="nothing", key=_STRONGEST_FIRST.index)
+    return Outcome(id=planned.claimed.id, state=MOVES[State.PENDING, Move.APPLY], result=result)
+
+
+def _apply(store: Store, batch: Sequence[Planned]) -> tuple[Written, list[Outcome]]:
+    locked = lock(store, [change for each in batch for change in each.changes])
+    records = _unlisted(locked.records)
+    outcomes = [_merge_one(records, each) for each in batch]
+    return _write(store, locked, records), outcomes
 
 
 def learn(
@@ -76,42 +105,50 @@ def learn(
 
     Without a `source`, no handler is told.
     """
-    before = lock(store, changes)
-    records = _unlisted(before)
+    locked = lock(store, changes)
+    records = _unlisted(locked.records)
     for change in changes:
         records[change.key] = merge(records[change.key], change)
-    written = _write(store, before, records)
-    if source is not None:
-        making.of_answers(store, written, source)
+    written = _write(store, locked, records)
+    making.of_answers(store, written, source)
     return written.changed
 
 
-def _write(store: Store, before: Records, records: Records) -> Written:
+def _write(store: Store, locked: Locked, records: Records) -> Written:
+    before = locked.records
     _bury(records)
     changed = [each for key, each in records.items() if each is not before[key] or not each.kept]
     kept = store.save(changed)
-    left = store.drop_memberships(
-        [each for each in changed if each.deleted_at != before[each.key].deleted_at]
-    )
-    return Written([(before[each.key], each) for each in kept], left)
+    ended = [
+        each
+        for each in changed
+        if each.key.kind != "membership" and each.deleted_at != before[each.key].deleted_at
+    ]
+    left = store.drop_memberships([each for each in ended if each.key in locked.few])
+    many = [each for each in ended if each.key not in locked.few]
+    return Written([(before[each.key], each) for each in kept], left, many)
 
 
-def lock(store: Store, changes: Iterable[Change]) -> Records:
+def lock(store: Store, changes: Iterable[Change]) -> Locked:
     """Lock what is touched: organizations, users, memberships, each sorted.
 
     Organizations that only gain members are shared; where one changes itself, all are held, for
-    two ways of locking in one pass would have no order. Whose end is deleted is held, too.
+    two ways of locking in one pass would have no order. The memberships of who is deleted are
+    held, too, unless there are so many that they are ended later.
     """
     told = list(changes)
     changed = {change.key for change in told}
     over = sorted({change.key for change in told if isinstance(change, Drop)})
     ends = {end for key in changed if key.kind == "membership" for end in key.organization_and_user}
     records: Records = {}
+    few: Sequence[Key] = ()
     for kind in ("organization", "user", "membership"):
         keys = sorted(key for key in changed | ends if key.kind == kind)
         share = kind == "organization" and changed.isdisjoint(keys)
-        records |= store.lock(keys, share=share, ends=over if kind == "membership" else ())
-    return records
+        if kind == "membership" and over:  # now that they are held, there come no more
+            few = store.with_few_memberships(over, FEW)
+        records |= store.lock(keys, share=share, ends=few if kind == "membership" else ())
+    return Locked(records, frozenset(few))
 
 
 def give_up(store: Store, claimed: Claimed) -> None:

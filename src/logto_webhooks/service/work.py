@@ -7,26 +7,39 @@ import contextlib
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final
 
+from msgspec.structs import replace
+
 from logto_webhooks.core.inbox import Claimed, Outcome
+from logto_webhooks.core.jobs import NewJob
 from logto_webhooks.core.lifecycle import MAX_ATTEMPTS, MOVES, Move, Retry, State, after_failure
 from logto_webhooks.core.ports import Clock, Host, Observer, Store
 from logto_webhooks.core.projection import LAG_MS
+from logto_webhooks.core.record import Drop, Key
 from logto_webhooks.core.reports import Failed, Report, Resumed, Stalled, Synced
-from logto_webhooks.errors import ClaimLost, StoreUnavailable, described
-from logto_webhooks.service import sync
+from logto_webhooks.errors import ClaimLost, StoreUnavailable, TimedOut, described
+from logto_webhooks.service import making, sync
+from logto_webhooks.service.clock_watch import ClockWatch
+from logto_webhooks.service.endings import Endings
 from logto_webhooks.service.making import Planned
+from logto_webhooks.service.pace import FIRST_WEIGHT, Pace
 from logto_webhooks.service.sync import Unusable, Work
 
 MAX_ROWS: Final = 512
 MAX_BYTES: Final = 2 * 2**20
-MAX_WEIGHT: Final = 5_000
-FIRST_WEIGHT: Final = 32
+MAX_PIECE: Final = 1_000  # of a delivery that changes more than fits into a transaction
 LONGEST_S: Final = 1.0  # of a transaction, where it holds back only other workers
 LEASE_S: Final = 10.0
 POLL_S: Final = 1.0
 LONGEST_STALL_S: Final = 5.0
+LOCK_S: Final = 1.0  # that a batch waits for a lock
+CULPRIT_LOCK_S: Final = 0.2  # the same, once it is known that something is locked
+STATEMENT_S: Final = 5.0
+HALVING_S: Final = 3.0  # that halving may take while the others wait
+PUT_BACK_S: Final = 1.0  # what wasn't halved any more
+SUSPECT_S: Final = 60.0  # that what touches a locked record is applied apart from the others
 
 
 class Worker:
@@ -55,6 +68,11 @@ class Worker:
         self._lag_ms = lag_ms
         self._max_attempts = max_attempts
         self._pace = Pace(budget_s)
+        self._endings = Endings(host, budget_s)
+        self._clock_watch = ClockWatch(host, observe)
+        self._suspects: dict[Key, float] = {}  # records that were locked -> until when
+        self._locked: set[str | None] = set()  # subjects that were locked in this step
+        self._halve_until: float | None = None
         self._wake = asyncio.Event()
         self._may_work = may_work
         self._stopping = False
@@ -92,7 +110,7 @@ class Worker:
     async def _turn(self) -> int:
         """Make a step; wait if that can't be done now. Return how much was done, or tried."""
         try:
-            done = await self.step() if self._may_work() else 0
+            done = await self._watched_step() if self._may_work() else 0
         except Exception as error:
             self._stalls += 1
             wait = min(0.1 * 2.0 ** min(self._stalls, 10), LONGEST_STALL_S)
@@ -104,25 +122,34 @@ class Worker:
             self._observe(Resumed())
         return done
 
+    async def _watched_step(self) -> int:
+        await self._clock_watch.look()
+        return await self.step()
+
     async def _pending(self) -> int:
         await self._sleep(0.1)
         try:
             status = await self._host.read(lambda store: store.status())
         except StoreUnavailable:
             return 1
-        return status.deliveries[State.PENDING]
+        return status.deliveries[State.PENDING] + status.memberships_to_end
 
     async def step(self) -> int:
         """Claim a batch, apply as much as fits in a transaction; return how much it was.
 
         What is left, or what the database doesn't take now, is kept, and applied next time if
-        still ours. Raises StoreUnavailable.
+        still ours. Then some memberships of who was deleted are ended, if any wait for that.
+        Raises StoreUnavailable.
         """
+        return await self._apply_some() + await self._endings.step()
+
+    async def _apply_some(self) -> int:
         if not self._held:
             self._token = uuid.uuid4().hex
             claimed = await self._host.run(self._claim)
             self._claimed_at = time.monotonic()
             self._held = [sync.planned(each, self._lag_ms) for each in claimed]
+        batch: Sequence[Work] = self._held
         with contextlib.suppress(ClaimLost):
             if time.monotonic() - self._claimed_at > LEASE_S / 2:
                 return await self._give_back()
@@ -143,30 +170,128 @@ class Worker:
 
     async def _apply(self, batch: Sequence[Work]) -> None:
         planned = [each for each in batch if isinstance(each, Planned)]
-        await self._apply_planned(planned)
+        suspects = self._suspected(planned)
+        self._locked.clear()
+        self._halve_until = None
+        if suspects:
+            await self._apply_planned([each for each in planned if each not in suspects])
+            await self._apply_planned(suspects, CULPRIT_LOCK_S)
+        else:
+            await self._apply_planned(planned)
         for each in batch:
             if isinstance(each, Unusable):  # in a transaction of its own: it locks out of turn
                 self._observe(await self._fail_alone(each.claimed, each.error))
 
-    async def _apply_planned(self, batch: Sequence[Planned]) -> None:
+    def _suspected(self, planned: Sequence[Planned]) -> list[Planned]:
+        """Those that touch what was locked lately: they aren't applied with the others."""
+        if not self._suspects:
+            return []
+        now = time.monotonic()
+        self._suspects = {key: until for key, until in self._suspects.items() if until > now}
+        return [each for each in planned if not self._suspects.keys().isdisjoint(_touched(each))]
+
+    async def _apply_planned(self, batch: Sequence[Planned], lock_s: float = LOCK_S) -> None:
         if not batch:
             return
         try:
-            reports: Sequence[Report] = await self._host.run(lambda store: self._sync(store, batch))
+            reports: Sequence[Report] = await self._apply_at_once(batch, lock_s)
         except ClaimLost:
             raise
+        except TimedOut as error:
+            # Something is locked by somebody else: halve until that is alone.
+            self._pace.failed()
+            await self._isolate(batch, error)
+            return
         except StoreUnavailable:
             self._pace.failed()
             raise
         except Exception as error:
             if len(batch) > 1:
                 # One bad row harms nobody else: halve until it is alone.
-                await self._apply_planned(batch[: len(batch) // 2])
-                await self._apply_planned(batch[len(batch) // 2 :])
+                await self._apply_planned(batch[: len(batch) // 2], lock_s)
+                await self._apply_planned(batch[len(batch) // 2 :], lock_s)
                 return
             reports = [await self._fail_alone(batch[0].claimed, error)]
         for report in reports:
             self._observe(report)
+
+    async def _apply_at_once(self, batch: Sequence[Planned], lock_s: float) -> Sequence[Report]:
+        """Apply a batch in a transaction, or in several what is too large for one."""
+        if len(batch) == 1 and batch[0].weight > max(FIRST_WEIGHT, self._pace.weight):
+            return [await self._apply_large(batch[0], lock_s)]
+        return await self._host.run(lambda store: self._sync(store, batch, lock_s))
+
+    async def _apply_large(self, planned: Planned, lock_s: float) -> Report:
+        """Apply a delivery in pieces; the last finishes it.
+
+        Whoever is killed in between leaves it pending: to do a piece again changes nothing, and
+        makes no job twice.
+        """
+        changes, results = planned.changes, []
+        while changes:
+            size = max(FIRST_WEIGHT, min(self._pace.weight, MAX_PIECE))
+            piece, changes = replace(planned, changes=changes[:size]), changes[size:]
+            results.append(await self._host.run(partial(self._sync_piece, piece, lock_s)))
+        jobs = await self._host.read(lambda store: making.own_jobs(store, planned))
+        while jobs:
+            some, jobs = jobs[:MAX_PIECE], jobs[MAX_PIECE:]
+            await self._host.run(partial(self._add_jobs, planned, some, lock_s))
+        outcome = sync.whole_outcome(planned, results)
+        since = await self._host.run(partial(self._finish_large, outcome))
+        return self._synced(planned, outcome, since)
+
+    def _sync_piece(self, piece: Planned, lock_s: float, store: Store) -> str:
+        store.limit_waits(lock_s, STATEMENT_S)
+        store.renew(self._token, [piece.claimed.id], LEASE_S)
+        started = time.perf_counter()
+        result = sync.apply_piece(store, piece)
+        self._pace.took(piece.weight, time.perf_counter() - started)
+        return result
+
+    def _add_jobs(
+        self, planned: Planned, jobs: Sequence[NewJob], lock_s: float, store: Store
+    ) -> None:
+        store.limit_waits(lock_s, STATEMENT_S)
+        store.renew(self._token, [planned.claimed.id], LEASE_S)
+        store.jobs.add(jobs)
+
+    def _finish_large(self, outcome: Outcome, store: Store) -> int:
+        since = making.installed_at(store)
+        store.finish(self._token, [outcome])
+        return since
+
+    async def _isolate(self, batch: Sequence[Planned], error: TimedOut) -> None:
+        now = time.monotonic()
+        if self._halve_until is None:
+            self._halve_until = now + HALVING_S
+        if len(batch) == 1:
+            await self._put_aside(batch[0], error)
+            return
+        if now > self._halve_until:  # too much is locked, a whole table maybe
+            outcomes = [
+                Outcome(
+                    id=each.claimed.id,
+                    state=State.PENDING,
+                    error=described(error),
+                    retry_after_s=PUT_BACK_S,
+                )
+                for each in batch
+            ]
+            await self._host.run(lambda store: store.finish(self._token, outcomes))
+            return
+        for half in (batch[: len(batch) // 2], batch[len(batch) // 2 :]):
+            known = [each for each in half if each.claimed.subject in self._locked]
+            for each in known:  # locked as well: not to be waited for once more
+                await self._put_aside(each, error)
+            await self._apply_planned([each for each in half if each not in known], CULPRIT_LOCK_S)
+
+    async def _put_aside(self, planned: Planned, error: TimedOut) -> None:
+        """Have it tried again later, and apart from the others."""
+        until = time.monotonic() + SUSPECT_S
+        self._suspects |= dict.fromkeys(_touched(planned), until)
+        if planned.claimed.subject is not None:
+            self._locked.add(planned.claimed.subject)
+        self._observe(await self._fail_alone(planned.claimed, error))
 
     async def _fail_alone(self, culprit: Claimed, error: Exception) -> Failed:
         try:
@@ -177,25 +302,32 @@ class Worker:
             # What the database refuses may be its record: then that isn't marked either.
             return await self._host.run(lambda store: self._fail(store, culprit, error, mark=False))
 
-    def _sync(self, store: Store, batch: Sequence[Planned]) -> list[Report]:
+    def _sync(self, store: Store, batch: Sequence[Planned], lock_s: float) -> list[Report]:
+        store.limit_waits(lock_s, STATEMENT_S)
         started = time.perf_counter()
         outcomes, since = sync.apply(store, self._token, batch)
         self._pace.took(sum(each.weight for each in batch), time.perf_counter() - started)
-        now = self._clock.now()
+        if any(isinstance(change, Drop) for each in batch for change in each.changes):
+            self._endings.wake()
         return [
-            Synced(
-                each.claimed.id,
-                each.claimed.event,
-                each.claimed.subject,
-                outcome.result or "",
-                now - each.claimed.received_at,
-                each.event.odd_fields,
-                each.claimed.occurred_at < since,
-            )
+            self._synced(each, outcome, since)
             for each, outcome in zip(batch, outcomes, strict=True)
         ]
 
+    def _synced(self, planned: Planned, outcome: Outcome, since: int) -> Report:
+        claimed = planned.claimed
+        return Synced(
+            claimed.id,
+            claimed.event,
+            claimed.subject,
+            outcome.result or "",
+            self._clock.now() - claimed.received_at,
+            planned.event.odd_fields,
+            claimed.occurred_at < since,
+        )
+
     def _fail(self, store: Store, claimed: Claimed, error: Exception, mark: bool = True) -> Failed:
+        store.limit_waits(LOCK_S, STATEMENT_S)
         decision = after_failure(error, claimed.attempt, self._jitter(), self._max_attempts)
         wait = decision.after_s if isinstance(decision, Retry) else None
         if wait is None and mark:
@@ -221,28 +353,7 @@ class Worker:
             await asyncio.wait_for(self._wake.wait(), seconds)
 
 
-class Pace:
-    """How much fits into the time of a transaction; a delivery weighs what it changes."""
-
-    def __init__(self, budget_s: float) -> None:
-        self._budget_s = budget_s
-        self.weight = FIRST_WEIGHT
-
-    def cut(self, held: Sequence[Work]) -> Sequence[Work]:
-        """Return as many as fit, at least one."""
-        weight = fitting = 0
-        for each in held:
-            weight += each.weight
-            if fitting and weight > self.weight:
-                break
-            fitting += 1
-        return held[:fitting]
-
-    def took(self, weight: int, seconds: float) -> None:
-        """Learn from a batch; at most double."""
-        fitting = int(weight * self._budget_s / max(seconds, 1e-6))
-        self.weight = max(1, min(fitting, self.weight * 2, MAX_WEIGHT))
-
-    def failed(self) -> None:
-        """What was too much for the database is less next time."""
-        self.weight = max(1, self.weight // 2)
+def _touched(planned: Planned) -> set[Key]:
+    """The records that are locked to apply a delivery."""
+    keys = {change.key for change in planned.changes}
+    return keys.union(*(key.organization_and_user for key in keys if key.kind == "membership"))

@@ -10,10 +10,12 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy import exc
 
-from logto_webhooks.errors import LogtoWebhooksError, RowRejected, StoreUnavailable
+from logto_webhooks.errors import LogtoWebhooksError, RowRejected, StoreUnavailable, TimedOut
 
 # The classes of SQLSTATE that blame a row: bad data, a constraint, a limit of the program.
 _OF_A_ROW: Final = ("22", "23", "54")
+# A lock or a statement took longer than it may; what else is done in the same way can succeed.
+_TIMED_OUT: Final = ("55P03", "57014")
 _URL: Final = "LOGTO_WEBHOOKS_DATABASE_URL"
 # What stands in a SQLSTATE and a text -> what to do. Of connecting, psycopg tells no SQLSTATE.
 _HINTS: Final = (
@@ -66,7 +68,8 @@ def _unavailable(cause: BaseException, url: sa.URL) -> StoreUnavailable:
     told = _first_line(cause)
     coded = f"{getattr(cause, 'sqlstate', None) or ''} {told}"
     hint = next((f"; {do}" for sign, do in _HINTS if re.search(sign, coded)), "")
-    return StoreUnavailable(problem=f"{told} ({_place(url)}){hint}")
+    kind = TimedOut if getattr(cause, "sqlstate", None) in _TIMED_OUT else StoreUnavailable
+    return kind(problem=f"{told} ({_place(url)}){hint}")
 
 
 def _place(url: sa.URL) -> str:

@@ -13,6 +13,7 @@ import msgspec
 
 from logto_webhooks.core.reports import (
     Asked,
+    ClockSetBack,
     Compared,
     Failed,
     FlowResumed,
@@ -80,6 +81,8 @@ def _line(report: Report) -> tuple[int, str, dict[str, Any]]:
             return logging.ERROR, "the worker waits for the database", fields
         case Resumed():
             return logging.INFO, "the worker goes on", fields
+        case ClockSetBack():
+            return logging.WARNING, "the database's clock was set back", fields
         case LookedBack():
             level = logging.WARNING if report.recovered or report.doubts else logging.INFO
             return level, "compared the inbox with Logto's log", fields

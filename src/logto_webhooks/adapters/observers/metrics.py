@@ -15,6 +15,7 @@ from logto_webhooks.core.outcome import OUTCOMES
 from logto_webhooks.core.ports import Status
 from logto_webhooks.core.reports import (
     Asked,
+    ClockSetBack,
     Compared,
     Failed,
     FlowResumed,
@@ -187,6 +188,7 @@ METRICS: Final = (
 
 # Reports that aren't measured, and why.
 UNMEASURED: Final[dict[type[Report], str]] = {
+    ClockSetBack: "it is seldom, and logged",
     Resumed: "the stalls before it are counted",
     FlowResumed: "the gauge `silent` tells",
     HandlersKnown: "`handlers list` has them",
@@ -216,6 +218,11 @@ GAUGES: Final = (
     ),
     Gauge("records_doubtful", "records in doubt", lambda status: status.doubtful),
     Gauge("records_waiting", "records Logto must be asked about", lambda status: status.refetch),
+    Gauge(
+        "memberships_to_end",
+        "memberships still listed though their user or organization was deleted",
+        lambda status: status.memberships_to_end,
+    ),
     Gauge(
         "silent",
         "1 while nothing comes any more, or all is rejected",

@@ -43,6 +43,14 @@ def claim(
     return [Claimed(**row) for row in sorted(rows, key=lambda row: row["id"])]
 
 
+def renew(connection: sa.Connection, token: str, ids: Sequence[int], lease_s: float) -> None:
+    """Hold claimed deliveries longer. Raises ClaimLost when any is no longer held by `token`."""
+    held = {"ids": list(ids), "by": token, "lease_ms": int(lease_s * 1000)}
+    renewed = connection.execute(statements.RENEW, held).rowcount
+    if renewed < len(ids):
+        raise ClaimLost(count=len(ids) - renewed)
+
+
 def finish(connection: sa.Connection, token: str, outcomes: Sequence[Outcome]) -> None:
     """Write outcomes. Raises ClaimLost when any of them is no longer held by `token`."""
     alike: dict[tuple[Any, ...], list[int]] = {}

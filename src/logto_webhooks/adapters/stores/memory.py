@@ -13,12 +13,13 @@ from logto_webhooks.adapters.stores.memory_jobs import MemoryJobs
 from logto_webhooks.adapters.stores.memory_keys import MemoryKeys
 from logto_webhooks.adapters.stores.memory_tables import InboxRow, Tables
 from logto_webhooks.core.delivery import Delivery
+from logto_webhooks.core.ending import Ending
 from logto_webhooks.core.inbox import Accepted, Claimed, Outcome, Received
 from logto_webhooks.core.lifecycle import State
 from logto_webhooks.core.log import RECONCILE, RECOVER
 from logto_webhooks.core.merge import merge
 from logto_webhooks.core.mirror import parts_of, row_of
-from logto_webhooks.core.ports import Clock, Found, Progress, Status, Waiting
+from logto_webhooks.core.ports import Clock, DatabaseClock, Found, Progress, Status, Waiting
 from logto_webhooks.core.record import NEVER, Drop, Key, Kind, Record
 from logto_webhooks.core.silence import SILENT
 from logto_webhooks.errors import ClaimLost
@@ -49,6 +50,9 @@ class MemoryStore:
         """Put deliveries into the inbox; one answer each, in order."""
         return [self._add(delivery) for delivery in new]
 
+    def limit_waits(self, lock_s: float, statement_s: float) -> None:
+        """Nobody waits for anybody here."""
+
     def claim(self, token: str, limit: int, max_bytes: int, lease_s: float) -> list[Claimed]:
         """Take due deliveries, the longest due first; nobody else gets them during the lease."""
         now = self._clock.now()
@@ -68,6 +72,15 @@ class MemoryStore:
             self.tables.inbox[row.id] = held
             claimed.append(_claimed(held))
         return sorted(claimed, key=lambda each: each.id)
+
+    def renew(self, token: str, ids: Sequence[int], lease_s: float) -> None:
+        """Hold claimed deliveries longer. Raises ClaimLost when any is no longer held."""
+        lost = [number for number in ids if self.tables.inbox[number].token != token]
+        if lost:
+            raise ClaimLost(count=len(lost))
+        until = self._clock.now() + int(lease_s * 1000)
+        for number in ids:
+            self.tables.inbox[number] = replace(self.tables.inbox[number], due_at=until)
 
     def finish(self, token: str, outcomes: Sequence[Outcome]) -> None:
         """Write outcomes. Raises ClaimLost when any of them is no longer held by `token`."""
@@ -113,12 +126,55 @@ class MemoryStore:
                 self.tables.since.setdefault(record.key, self._clock.now())
         return [self.tables.records[record.key] for record in changed]
 
-    def drop_memberships(self, ends: Sequence[Record]) -> list[Key]:
-        """End all memberships of deleted users and organizations, at the time of deletion;
-        return those that were present."""
+    def with_few_memberships(self, ends: Sequence[Key], most: int) -> list[Key]:
+        """List those users and organizations that have no more than `most` memberships in all,
+        ended ones included."""
+        few = []
+        for end in ends:
+            count = len(self._memberships_of(end))
+            if count <= most:
+                most -= count
+                few.append(end)
+        return few
+
+    def note_ending(self, ending: Ending) -> None:
+        """Keep that memberships are to be ended step by step."""
+        known = self.tables.endings.get(ending.key)
+        if known is not None:
+            ending = replace(
+                ending,
+                ended_at=max(known.ended_at, ending.ended_at),
+                source=ending.source or known.source,
+                delivery_id=ending.delivery_id or known.delivery_id,
+            )
+        self.tables.endings[ending.key] = ending
+
+    def endings(self) -> list[Ending]:
+        """List whose memberships are to be ended, the oldest first."""
+        return list(self.tables.endings.values())
+
+    def memberships_to_end(self, ending: Ending, limit: int) -> list[Key]:
+        """List memberships that are still to be ended."""
+        left = [
+            key
+            for key in self._memberships_of(ending.key)
+            if (at := self.tables.records[key].deleted_at) is None or at > ending.ended_at
+        ]
+        return sorted(left)[:limit]
+
+    def finish_ending(self, ending: Ending) -> None:
+        """Note that all memberships have ended."""
+        if self.tables.endings.get(ending.key) == ending:
+            del self.tables.endings[ending.key]
+
+    def drop_memberships(
+        self, ends: Sequence[Record], pairs: Sequence[Key] | None = None
+    ) -> list[Key]:
+        """End all memberships of deleted users and organizations, or of them only the `pairs`, at
+        the time of deletion; return those that were present."""
         present = []
         for end in ends:
-            for key in self._memberships_of(end.key):
+            for key in self._memberships_of(end.key) if pairs is None else pairs:
                 if end.deleted_at is not None:
                     known = self.tables.records[key]
                     present += [key] if row_of(known) else []
@@ -156,7 +212,20 @@ class MemoryStore:
             complete_up_to=recovered.at if recovered else None,
             reconciled_at=reconciled.at if reconciled else None,
             silent_since=silent.at if silent and silent.count else None,
+            memberships_to_end=sum(
+                row_of(self.tables.records[key]) is not None
+                for end in self.tables.endings
+                for key in self._memberships_of(end)
+            ),
         )
+
+    def clock(self) -> DatabaseClock:
+        """Look at the clock; it is the test's."""
+        at = self._clock.now()
+        return DatabaseClock(now=at, noted=at, installed=0, due_too_late=False)
+
+    def set_clock_back(self, by_ms: int) -> None:
+        """Nothing here outlives a test."""
 
     def waiting(self, limit: int) -> list[Waiting]:
         """List the records about which Logto must be asked, the longest waiting first."""

@@ -7,6 +7,7 @@ from msgspec import Struct, field
 from logto_webhooks.adapters.stores.memory_job_tables import JobTables
 from logto_webhooks.adapters.stores.memory_keys import KeyTables
 from logto_webhooks.core.delivery import Delivery
+from logto_webhooks.core.ending import Ending
 from logto_webhooks.core.lifecycle import State
 from logto_webhooks.core.ports import Progress
 from logto_webhooks.core.record import Key, Record
@@ -33,6 +34,7 @@ class Tables(Struct):
     records: dict[Key, Record] = {}
     since: dict[Key, int] = {}
     progress: dict[str, Progress] = {}
+    endings: dict[Key, Ending] = {}
     jobs: JobTables = field(default_factory=JobTables)
     keys: KeyTables = field(default_factory=KeyTables)
 
@@ -44,6 +46,7 @@ class Tables(Struct):
             dict(self.records),
             dict(self.since),
             dict(self.progress),
+            dict(self.endings),
             self.jobs.copy(),
             self.keys.copy(),
         )

@@ -37,10 +37,16 @@ def save(connection: sa.Connection, changed: Sequence[Record]) -> None:
         _replace(connection, part, by_record)
 
 
-def drop(connection: sa.Connection, end: Key) -> None:
-    """Take the rows of all memberships of a user or an organization out."""
-    column = member_roles.c[f"logto_{end.kind}_id"]
-    connection.execute(sa.delete(member_roles).where(column == end.id))
+def drop(connection: sa.Connection, end: Key, others: Sequence[str] | None = None) -> None:
+    """Take the rows of all memberships of a user or an organization out, or of those with
+    `others`."""
+    user, organization = member_roles.c.logto_user_id, member_roles.c.logto_organization_id
+    mine, theirs = (user, organization) if end.kind == "user" else (organization, user)
+    delete = sa.delete(member_roles).where(mine == end.id)
+    if others is None:
+        connection.execute(delete)
+    else:
+        connection.execute(delete.where(among(theirs, "others")), {"others": list(others)})
 
 
 def holders(

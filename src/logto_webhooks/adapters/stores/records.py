@@ -11,11 +11,17 @@ from msgspec.structs import replace
 
 from logto_webhooks.adapters.stores import codec, parts, statements, write
 from logto_webhooks.adapters.stores.codec import local_ids
+from logto_webhooks.adapters.stores.dialect import among
 from logto_webhooks.adapters.stores.schema import members, records
+from logto_webhooks.core.ending import Ending
 from logto_webhooks.core.mirror import row_of
 from logto_webhooks.core.ports import Waiting
 from logto_webhooks.core.record import Key, Kind, Record, membership
 
+_OTHERS: dict[Kind, sa.Column[Any]] = {
+    "user": members.c.logto_organization_id,
+    "organization": members.c.logto_user_id,
+}
 _ByKind = dict[Kind, dict[str, Any]]
 _SIDES: dict[Kind, tuple[sa.Column[Any], sa.Column[Any]]] = {
     "user": (records.c.user_id, members.c.logto_user_id),
@@ -60,9 +66,43 @@ def save(connection: sa.Connection, changed: Sequence[Record]) -> list[Record]:
     return kept
 
 
-def drop_memberships(connection: sa.Connection, ends: Sequence[Record]) -> list[Key]:
-    """End all memberships of deleted users and organizations; in whole, for there can be many.
-    Return those that were present."""
+def with_few_memberships(connection: sa.Connection, ends: Sequence[Key], most: int) -> list[Key]:
+    """List those users and organizations that have no more than `most` memberships in all."""
+    found = {kind: [end.id for end in ends if end.kind == kind] for kind in _SIDES}
+    total = 0
+    for kind, ids in found.items():
+        if ids:
+            total += connection.scalar(statements.COUNT_OF[kind], {"ids": ids, "most": most}) or 0
+    if total <= most:  # most often
+        return list(ends)
+    few = []
+    for end in ends:
+        one = {"ids": [end.id], "most": most}
+        count = connection.scalar(statements.COUNT_OF[end.kind], one) or 0
+        if count <= most:
+            most -= count
+            few.append(end)
+    return few
+
+
+def to_end(connection: sa.Connection, ending: Ending, limit: int) -> list[Key]:
+    """List memberships of a deleted user or organization that aren't ended yet."""
+    query = (
+        sa.select(records.c.logto_id)
+        .where(_SIDES[ending.key.kind][0] == ending.key.id)
+        .where(sa.or_(records.c.deleted_at.is_(None), records.c.deleted_at > ending.ended_at))
+        .limit(limit)
+    )
+    return sorted(Key("membership", each) for each in connection.scalars(query))
+
+
+def drop_memberships(
+    connection: sa.Connection, ends: Sequence[Record], pairs: Sequence[Key] | None = None
+) -> list[Key]:
+    """End all memberships of deleted users and organizations, or of them only the `pairs`; return
+    those that were present."""
+    if pairs is not None and connection.dialect.name == "postgresql":
+        _hold(connection, pairs, ())
     present: list[Key] = []
     for end in ends:
         known, row = _SIDES.get(end.key.kind, (None, None))
@@ -72,12 +112,20 @@ def drop_memberships(connection: sa.Connection, ends: Sequence[Record]) -> list[
             (records.c.deleted_at < end.deleted_at, records.c.deleted_at), else_=end.deleted_at
         )
         over = {"doubtful": False, "refetch_since": None, "waiting_reason": None}
-        mine = known == end.key.id
-        connection.execute(sa.update(records).where(mine).values(deleted_at=earliest, **over))
-        left = sa.delete(members).where(row == end.key.id)
-        pairs = (members.c.logto_organization_id, members.c.logto_user_id)
-        present += [membership(*pair) for pair in connection.execute(left.returning(*pairs))]
-        parts.drop(connection, end.key)
+        mine, theirs = known == end.key.id, row == end.key.id
+        given: dict[str, Any] = {}
+        others: list[str] | None = None
+        if pairs is not None:
+            others = [_other_end(end.key, pair).id for pair in pairs]
+            given = {"ids": [pair.id for pair in pairs], "others": others}
+            mine = (records.c.kind == "membership") & among(records.c.logto_id, "ids")
+            theirs = sa.and_(theirs, among(_OTHERS[end.key.kind], "others"))
+        update = sa.update(records).where(mine).values(deleted_at=earliest, **over)
+        connection.execute(update, given)
+        both = (members.c.logto_organization_id, members.c.logto_user_id)
+        left = sa.delete(members).where(theirs).returning(*both)
+        present += [membership(*pair) for pair in connection.execute(left, given)]
+        parts.drop(connection, end.key, others)
     return present
 
 
@@ -133,6 +181,11 @@ def doubtful(connection: sa.Connection) -> int:
 def to_ask_about(connection: sa.Connection) -> int:
     """Count the records about which Logto must be asked."""
     return _count(connection, records.c.refetch_since.is_not(None))
+
+
+def _other_end(end: Key, pair: Key) -> Key:
+    organization, user = pair.organization_and_user
+    return user if end.kind == "organization" else organization
 
 
 def _hold(connection: sa.Connection, keys: Sequence[Key], ends: Sequence[Key]) -> None:

@@ -233,6 +233,18 @@ member_roles = sa.Table(
 )
 sa.Index("logto_organization_member_roles_user", member_roles.c.logto_user_id)
 
+# Who was deleted and has memberships that are still to be ended.
+endings = sa.Table(
+    "logto_endings",
+    metadata,
+    sa.Column("kind", sa.Text, primary_key=True),
+    sa.Column("logto_id", sa.Text, primary_key=True),
+    sa.Column("ended_at", Millis, nullable=False),
+    sa.Column("source", sa.Text),
+    sa.Column("delivery_id", sa.BigInteger),
+    sa.Column("noted_at", Millis, nullable=False),
+)
+
 handlers = sa.Table(
     "logto_handlers",
     metadata,

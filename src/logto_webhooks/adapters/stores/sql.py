@@ -6,14 +6,23 @@ from collections.abc import Sequence
 
 import sqlalchemy as sa
 
-from logto_webhooks.adapters.stores import find, inbox, progress, records
+from logto_webhooks.adapters.stores import (
+    clock,
+    endings,
+    find,
+    inbox,
+    progress,
+    records,
+    statements,
+)
 from logto_webhooks.adapters.stores.jobs import SqlJobs
 from logto_webhooks.adapters.stores.keys import SqlKeys
 from logto_webhooks.adapters.stores.search import SqlInbox
 from logto_webhooks.core.delivery import Delivery
+from logto_webhooks.core.ending import Ending
 from logto_webhooks.core.inbox import Accepted, Claimed, Outcome, Received
 from logto_webhooks.core.log import RECONCILE, RECOVER
-from logto_webhooks.core.ports import Found, Progress, Status, Waiting
+from logto_webhooks.core.ports import DatabaseClock, Found, Progress, Status, Waiting
 from logto_webhooks.core.record import Key, Kind, Record
 from logto_webhooks.core.silence import SILENT
 
@@ -33,9 +42,19 @@ class SqlStore:
         """Put deliveries into the inbox; one answer each, in order."""
         return inbox.add(self._connection, new)
 
+    def limit_waits(self, lock_s: float, statement_s: float) -> None:
+        """Let this transaction wait no longer for a lock, or for a statement."""
+        if self._connection.dialect.name == "postgresql":
+            limits = {"lock": f"{lock_s * 1000:.0f}", "statement": f"{statement_s * 1000:.0f}"}
+            self._connection.execute(statements.LIMIT_WAITS, limits).close()
+
     def claim(self, token: str, limit: int, max_bytes: int, lease_s: float) -> list[Claimed]:
         """Take due deliveries, the longest due first; nobody else gets them during the lease."""
         return inbox.claim(self._connection, token, limit, max_bytes, lease_s)
+
+    def renew(self, token: str, ids: Sequence[int], lease_s: float) -> None:
+        """Hold claimed deliveries longer. Raises ClaimLost when any is no longer held."""
+        inbox.renew(self._connection, token, ids, lease_s)
 
     def finish(self, token: str, outcomes: Sequence[Outcome]) -> None:
         """Write outcomes. Raises ClaimLost when any of them is no longer held by `token`."""
@@ -62,10 +81,33 @@ class SqlStore:
         as they are kept, with their local ids."""
         return records.save(self._connection, changed)
 
-    def drop_memberships(self, ends: Sequence[Record]) -> list[Key]:
-        """End all memberships of deleted users and organizations, at the time of deletion;
-        return those that were present."""
-        return records.drop_memberships(self._connection, ends)
+    def drop_memberships(
+        self, ends: Sequence[Record], pairs: Sequence[Key] | None = None
+    ) -> list[Key]:
+        """End all memberships of deleted users and organizations, or of them only the `pairs`, at
+        the time of deletion; return those that were present."""
+        return records.drop_memberships(self._connection, ends, pairs)
+
+    def with_few_memberships(self, ends: Sequence[Key], most: int) -> list[Key]:
+        """List those users and organizations that have no more than `most` memberships in all,
+        ended ones included."""
+        return records.with_few_memberships(self._connection, ends, most)
+
+    def note_ending(self, ending: Ending) -> None:
+        """Keep that memberships are to be ended step by step."""
+        endings.note(self._connection, ending)
+
+    def endings(self) -> list[Ending]:
+        """List whose memberships are to be ended, the oldest first."""
+        return endings.listed(self._connection)
+
+    def memberships_to_end(self, ending: Ending, limit: int) -> list[Key]:
+        """List memberships that are still to be ended."""
+        return records.to_end(self._connection, ending, limit)
+
+    def finish_ending(self, ending: Ending) -> None:
+        """Note that all memberships have ended."""
+        endings.finish(self._connection, ending)
 
     def recent(self, limit: int) -> list[Received]:
         """Return the newest deliveries, the newest first."""
@@ -76,6 +118,14 @@ class SqlStore:
         if reached:
             progress.note(self._connection, name, reached)
         return progress.read(self._connection, name)
+
+    def clock(self) -> DatabaseClock:
+        """Look at the database's clock."""
+        return clock.read(self._connection)
+
+    def set_clock_back(self, by_ms: int) -> None:
+        """Let all that is due later be due so much sooner, and note what the clock says."""
+        clock.set_back(self._connection, by_ms)
 
     def waiting(self, limit: int) -> list[Waiting]:
         """List the records about which Logto must be asked, the longest waiting first."""
@@ -93,6 +143,7 @@ class SqlStore:
             complete_up_to=recovered.at if recovered else None,
             reconciled_at=reconciled.at if reconciled else None,
             silent_since=silent.at if silent and silent.count else None,
+            memberships_to_end=endings.memberships_left(self._connection),
         )
 
     def find(self, kind: Kind, query: str, limit: int) -> list[Found]:

@@ -10,6 +10,11 @@ import sqlalchemy as sa
 from logto_webhooks.adapters.stores.dialect import among, now
 from logto_webhooks.adapters.stores.schema import deliveries, is_pending, members, records
 
+# Until the transaction ends: the connection may be the application's.
+LIMIT_WAITS = sa.select(
+    sa.func.set_config("lock_timeout", sa.bindparam("lock", type_=sa.Text), sa.true()),
+    sa.func.set_config("statement_timeout", sa.bindparam("statement", type_=sa.Text), sa.true()),
+)
 DUE = (
     sa.select(deliveries.c.id, sa.func.length(deliveries.c.body))
     .where(is_pending, deliveries.c.due_at <= now())
@@ -36,6 +41,11 @@ LEASE = (
         deliveries.c.origin,
         deliveries.c.attempts.label("attempt"),
     )
+)
+RENEW = (
+    sa.update(deliveries)
+    .where(among(deliveries.c.id, "ids"), deliveries.c.token == sa.bindparam("by"))
+    .values(due_at=now() + sa.bindparam("lease_ms"))
 )
 FINISH = (
     sa.update(deliveries)
@@ -70,6 +80,15 @@ HOLD = (
     .order_by(records.c.logto_id)
     .with_for_update()
 )
+COUNT_OF = {
+    kind: sa.select(sa.func.count()).select_from(
+        sa.select(sa.literal_column("1").label("one"))
+        .where(among(column, "ids"))
+        .limit(sa.bindparam("most", type_=sa.Integer) + 1)
+        .subquery()
+    )
+    for kind, column in (("user", records.c.user_id), ("organization", records.c.organization_id))
+}
 LEAVE = sa.delete(members).where(
     members.c.logto_organization_id == sa.bindparam("organization"),
     members.c.logto_user_id == sa.bindparam("user"),
