@@ -28,7 +28,7 @@ class Pace:
         self._budget_s = budget_s
         self._most = most
         self._least = least
-        self.weight = max(FIRST_WEIGHT, least)
+        self.weight = min(max(FIRST_WEIGHT, least), most)
 
     def cut(self, held: Sequence[T]) -> Sequence[T]:
         """Return as many as fit, at least one."""
