@@ -19,8 +19,8 @@ from logto_webhooks.errors import TimedOut
 from logto_webhooks.service import making
 from logto_webhooks.service.pace import Pace
 
-LISTED: Final = 20_000  # memberships that are looked up at a time
-LEAST: Final = 250  # memberships of one step, some ten ms on SQLite
+LISTED: Final = 50_000  # memberships that are looked up at a time
+LEAST: Final = 600  # memberships of one step, tens of ms on SQLite
 MOST: Final = 1_000
 LOOK_S: Final = 1.0
 LOCKED_S: Final = 5.0  # until what is locked is tried again
