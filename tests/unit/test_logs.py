@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import logging
+import os
+import re
 
 import msgspec
 import pytest
 
 from logto_webhooks.adapters.observers.logs import (
+    LINES,
+    QUEUED,
     JsonFormatter,
-    SeldomFilter,
+    QueuedHandler,
+    Sums,
+    SumsFilter,
     TextFormatter,
     observe,
 )
-from logto_webhooks.core.reports import HandlerFailed, Synced, Unrunnable
+from logto_webhooks.core.reports import HandlerFailed, Refused, Synced, Unrunnable
+from tests.support.waiting import until
 
 
 @pytest.mark.parametrize(
@@ -97,13 +104,76 @@ def test_a_traceback_is_logged_in_json(caplog: pytest.LogCaptureFixture) -> None
     assert "\n" not in line
 
 
-def test_what_is_said_again_and_again_is_said_once() -> None:
-    """Until a minute has passed, or something else is said."""
-    seldom = SeldomFilter()
+def test_junk_is_summed_up(caplog: pytest.LogCaptureFixture) -> None:
+    """Each kind by itself; what deliveries become is always told, but for duplicates."""
+    now = [0.0]
+    sums = Sums(10, lambda: now[0])
+    log = logging.getLogger("logto_webhooks")
 
-    def said(text: str, at: float) -> bool:
-        record = logging.makeLogRecord({"msg": text, "created": at})
+    def told(level: int, kind: str, times: int) -> int:
+        return sum(sums.let_through(log, level, kind) for _ in range(times))
+
+    with caplog.at_level("INFO", logger="logto_webhooks"):
+        assert told(logging.WARNING, "refused too_slow", 5_000) == LINES
+        assert told(logging.WARNING, "refused not_found", 2) == 2
+        assert told(logging.INFO, "delivery applied", 5_000) == 5_000
+        assert told(logging.INFO, "delivery duplicate", 5_000) == LINES
+        assert not caplog.records
+        now[0] = 10.0
+        assert told(logging.WARNING, "refused too_slow", 1) == 1
+    assert [record.message for record in caplog.records] == [
+        f"refused too_slow: {5_000 - LINES} more like this in the last 10 s",
+        f"delivery duplicate: {5_000 - LINES} more like this in the last 10 s",
+    ]
+
+
+def test_what_was_left_out_is_told_without_another(caplog: pytest.LogCaptureFixture) -> None:
+    """When the time is over, though nothing else happens."""
+    sums = Sums(0.1)
+    for _ in range(LINES + 7):
+        sums.let_through(logging.getLogger("logto_webhooks"), logging.WARNING, "refused")
+    until(lambda: "refused: 7 more like this" in caplog.text, lambda: caplog.text)
+
+
+def test_what_others_log_is_summed_up_too() -> None:
+    """By its template: a server says the same of each request."""
+    seldom = SumsFilter(Sums(10, lambda: 0.0))
+
+    def said(text: str, *arguments: object) -> bool:
+        record = logging.LogRecord("uvicorn.error", 30, "", 0, text, arguments, None)
         return seldom.filter(record)
 
-    told = [said("a", 0), said("a", 1), said("b", 2), said("b", 61), said("b", 63)]
-    assert told == [True, False, True, False, True]
+    assert sum(said("invalid: %s", number) for number in range(1_000)) == LINES
+    assert said("another")
+
+
+def test_a_long_value_is_cut(caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever sends it chooses its length."""
+    observe(Refused(404, "not_found", "x" * 60_000, "a hint"))
+    [record] = caplog.records
+    assert len(record.message) < 1_000
+    assert "(60000 characters)" in record.message
+    assert len(JsonFormatter().format(record)) < 1_000
+
+
+def test_nobody_waits_for_a_log_that_is_not_read() -> None:
+    """Lines are dropped, and that is told once somebody reads again."""
+    reading, writing = os.pipe()
+    handler = QueuedHandler(writing)
+    handler.setFormatter(TextFormatter())
+    log = logging.Logger("x")
+    log.addHandler(handler)
+    count = QUEUED + 5_000
+    for number in range(count):
+        log.warning("line %s %s", number, "x" * 50)
+    text = b""
+    while b"log lines were dropped" not in text:
+        text += os.read(reading, 2**20)
+    dropped = int(re.findall(rb"(\d+) log lines were dropped", text)[0])
+    written = len(re.findall(rb"line \d+", text))
+    assert dropped > 0
+    assert written + dropped <= count
+    os.close(reading)
+    log.warning("nobody is there")  # which harms nothing
+    handler.close()
+    os.close(writing)

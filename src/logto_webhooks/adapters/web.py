@@ -38,8 +38,6 @@ READ_S: Final = 8.0  # Logto itself gives up after 10 s
 _SIGNATURE: Final = HEADER.encode()
 _SIGNATURE_SIZE: Final = 64
 _UNREAD: Final = {"too_slow", "too_large", "no_room"}
-# A server notes here that a connection brought a signed delivery: it is the last to be closed.
-SIGNED: Final = "logto_webhooks.signed"
 _CODES: Final[dict[int, RefusedFor]] = {404: "not_found", 405: "method_not_allowed"}
 
 
@@ -123,8 +121,6 @@ class Webhook:
         """Read, hand over, answer. A connection is closed when its body wasn't read."""
         answer = await self.answer(scope, receive)
         if answer is not None:  # else nobody is there to be answered
-            if answer.status == 200 and "state" in scope:
-                scope["state"][SIGNED] = True
             await _send(send, answer)
 
     async def answer(self, scope: Scope, receive: Receive) -> Answer | None:

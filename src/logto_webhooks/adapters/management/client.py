@@ -134,7 +134,7 @@ class Management:
         if says_there_is_none(reply):
             return _answered(reply, None)
         if reply.unreadable:
-            problem = "data in it is nested too deep, or a number in it is out of range"
+            problem = "it is too large, nested too deep, or a number in it is out of range"
             raise AnswerMalformed(kind="address", id=path, problem=problem)
         self._check(reply, shape)
         return _answered(reply, reply.content)

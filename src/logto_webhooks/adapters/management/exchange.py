@@ -27,6 +27,8 @@ from logto_webhooks.errors import LogtoUnreachable
 
 CONNECT_S: Final = 5.0
 REQUEST_S: Final = 30.0
+# Of an answer, unpacked. A page of a hundred users has some 100 KiB.
+MOST_BYTES: Final = 32 * 2**20
 # Logto closes idle connections after 5 s; whoever closes first loses no request.
 _LIMITS: Final = httpx2.Limits(max_connections=AT_ONCE, keepalive_expiry=4.0)
 
@@ -120,11 +122,26 @@ class Exchange:
             asked_at = self._clock.now()
             try:
                 async with asyncio.timeout(self._request_s):
-                    response = await self._opened().send(request)
+                    response, content = await self._answer(request)
             except (httpx2.TransportError, httpx2.DecodingError, TimeoutError) as error:
                 return Failed(_problem(error))
             took = max(0, self._clock.now() - asked_at)
-        return self._read(response, asked_at, took)
+        return self._read(response, content, asked_at, took)
+
+    async def _answer(self, request: httpx2.Request) -> tuple[httpx2.Response, bytes | None]:
+        """Return the answer with its content, unpacked in small pieces; None if that is too large:
+        a few bytes may unpack to gigabytes."""
+        response = await self._opened().send(request, stream=True)
+        try:
+            content = bytearray()
+            async for piece in response.aiter_bytes():
+                content += piece
+                if len(content) > MOST_BYTES:
+                    return response, None
+                await asyncio.sleep(0)  # several pieces may come of one that was sent
+            return response, bytes(content)
+        finally:
+            await response.aclose()
 
     def _opened(self) -> httpx2.AsyncClient:
         if self._client is None:
@@ -132,15 +149,17 @@ class Exchange:
             self._client = httpx2.AsyncClient(timeout=timeout, limits=_LIMITS)
         return self._client
 
-    def _read(self, response: httpx2.Response, asked_at: int, took: int) -> Reply | Failed:
+    def _read(
+        self, response: httpx2.Response, body: bytes | None, asked_at: int, took: int
+    ) -> Reply | Failed:
         status, headers = response.status_code, response.headers
         if response.has_redirect_location:
             raise redirected(self.endpoint, _origin(response))
         if status == 429 or status >= 500:
             return Failed(f"it answers {status}", asked_wait(headers))
-        content, unreadable = None, False
+        content, unreadable = None, body is None
         try:
-            content = _json(response)
+            content = _json(response, body) if body is not None else None
         except msgspec.DecodeError:
             return Failed("its answer is cut off, or isn't JSON")
         except ValueError:  # whole, but nested too deep, or with a number out of range
@@ -170,10 +189,10 @@ def _origin(response: httpx2.Response) -> str:
     return f"{target.scheme}://{target.netloc.decode('ascii')}"
 
 
-def _json(response: httpx2.Response) -> Any:
+def _json(response: httpx2.Response, body: bytes) -> Any:
     is_json = response.headers.get("content-type", "").startswith("application/json")
-    return canonical.decode(response.content) if is_json else None
+    return canonical.decode(body) if is_json else None
 
 
 def _count(text: str) -> int | None:
-    return int(text) if text.isascii() and text.isdigit() else None
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None

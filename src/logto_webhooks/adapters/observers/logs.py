@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import os
+import queue
 import sys
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -40,6 +45,11 @@ from logto_webhooks.core.reports import (
 LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 logger = logging.getLogger("logto_webhooks")
+LINES: Final = 20  # of one kind …
+PERIOD_S: Final = 10.0  # … in so much time; the rest is summed up
+LONGEST: Final = 500  # characters of a value
+QUEUED: Final = 10_000  # lines that wait to be written
+LAST_WAIT_S: Final = 1.0
 _FIND_OUT = "find out why with logto-webhooks doctor"
 
 
@@ -48,16 +58,22 @@ def observe(report: Report) -> None:
     if isinstance(report, Stored) and not (report.duplicate or logger.isEnabledFor(logging.DEBUG)):
         return  # the common case costs nothing
     level, message, fields = _line(report)
-    if logger.isEnabledFor(level):
+    if logger.isEnabledFor(level) and _sums.let_through(logger, level, _kind(message, fields)):
         # In the message, too: the formatter of an application leaves out what is extra.
         template = " ".join([message, *(f"{key}=%s" for key in fields)])
         values = [_plain(value) for value in fields.values()]
         logger.log(level, template, *values, extra={"logto": fields, "logto_message": message})
 
 
+def _kind(message: str, fields: dict[str, Any]) -> str:
+    """What lines have in common that are summed up."""
+    what = fields.get("code") or fields.get("outcome") or fields.get("handler") or ""
+    return f"{message} {what}".rstrip()
+
+
 def _line(report: Report) -> tuple[int, str, dict[str, Any]]:
     told = msgspec.structs.asdict(report)
-    fields = {key: _rounded(value) for key, value in told.items() if value}
+    fields = {key: _shortened(value) for key, value in told.items() if value}
     match report:
         case Stored(duplicate=True):
             return logging.INFO, "delivery", _delivery(fields, "duplicate")
@@ -162,33 +178,148 @@ class JsonFormatter(logging.Formatter):
         return msgspec.json.encode(fields).decode()
 
 
-def configure(form: LogFormat, level: LogLevel) -> None:
-    """Send the product's log (and the server's warnings) to standard error."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
-    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
-    logger.setLevel(level.upper())
-    logging.getLogger("asyncio").addFilter(SeldomFilter())
+class Sums:
+    """Lets the first `LINES` warnings of a kind through in `PERIOD_S`, counts the rest, and says
+    how many there were when the time is over. Anyone can cause such lines by the thousand."""
+
+    def __init__(
+        self, period_s: float = PERIOD_S, now: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._period_s = period_s
+        self._now = now
+        self._lock = threading.Lock()
+        self._until = 0.0
+        self._counts: dict[tuple[str, int, str], int] = {}
+
+    def let_through(self, of: logging.Logger, level: int, kind: str) -> bool:
+        """Count a line; say whether it is to be written. News of deliveries are, all of them,
+        except of duplicates: everyone who has a delivery can send it again."""
+        if level < logging.WARNING and not kind.endswith("duplicate"):
+            return True
+        key = (of.name, level, kind)
+        with self._lock:
+            is_over = self._now() >= self._until
+        if is_over:
+            self.sum_up()
+        with self._lock:
+            if not self._counts:
+                self._until = self._now() + self._period_s
+            count = self._counts[key] = self._counts.get(key, 0) + 1
+            if count == LINES + 1:
+                timer = threading.Timer(max(0, self._until - self._now()), self.sum_up)
+                timer.daemon = True
+                timer.start()
+        return count <= LINES
+
+    def sum_up(self) -> None:
+        """Say what was left out, and begin anew."""
+        with self._lock:
+            counts, self._counts = self._counts, {}
+            self._until = 0.0
+        for (name, level, kind), count in counts.items():
+            if count > LINES:
+                self._say(logging.getLogger(name), level, kind, count - LINES)
+
+    def _say(self, of: logging.Logger, level: int, kind: str, count: int) -> None:
+        template = "%s: %s more like this in the last %g s"
+        of.log(level, template, kind, count, self._period_s, extra={"logto_sum": True})
 
 
-class SeldomFilter(logging.Filter):
-    """Lets what is said again and again through once a minute: a loop that gets no descriptor for
-    a connection says so thousands of times a second."""
+_sums = Sums()
 
-    _SECONDS = 60.0
 
-    def __init__(self) -> None:
+class SumsFilter(logging.Filter):
+    """Sums up what others log, such as the server about requests that are none."""
+
+    def __init__(self, sums: Sums = _sums) -> None:
         super().__init__()
-        self._last: tuple[str, float] = ("", 0.0)
+        self._sums = sums
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Say whether the message is another, or wasn't there lately."""
-        text = record.getMessage()[:80]
-        said, at = self._last
-        if text == said and record.created - at < self._SECONDS:
-            return False
-        self._last = (text, record.created)
-        return True
+        """Say whether it is to be written."""
+        if hasattr(record, "logto") or hasattr(record, "logto_sum"):
+            return True  # counted already
+        kind = str(record.msg)[:80]
+        return self._sums.let_through(logging.getLogger(record.name), record.levelno, kind)
+
+
+class QueuedHandler(logging.Handler):
+    """Writes lines in a thread of its own, so that nobody waits for whoever reads the log. When too
+    many wait they are dropped, counted, and that is said once there is room again."""
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        self._descriptor = descriptor
+        self._lines: queue.Queue[bytes] = queue.Queue(QUEUED)
+        self._dropped = 0
+        self._thread: threading.Thread | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Put a line into the queue."""
+        try:
+            line = (self.format(record) + "\n").encode(errors="backslashreplace")
+        except Exception:
+            self.handleError(record)
+            return
+        try:
+            self._lines.put_nowait(line)
+        except queue.Full:
+            self._dropped += 1
+        # It isn't alive in a process that was forked, either.
+        if self._thread is None or not self._thread.is_alive():
+            self._thread = threading.Thread(target=self._write_all, name="log", daemon=True)
+            self._thread.start()
+
+    def close(self) -> None:
+        """Wait a moment for what is in the queue; whoever reads may have stopped."""
+        until = time.monotonic() + LAST_WAIT_S
+        while self._lines.unfinished_tasks and time.monotonic() < until:
+            time.sleep(0.005)
+        super().close()
+
+    def _write_all(self) -> None:
+        while True:
+            line = self._lines.get()
+            dropped = self._dropped
+            # Nobody reads any more, or the disk is full: the next may get through.
+            with contextlib.suppress(OSError):
+                self._write(line)
+                if dropped:
+                    self._dropped -= dropped
+                    self._write(self._told_of(dropped))
+            self._lines.task_done()
+
+    def _told_of(self, dropped: int) -> bytes:
+        template = "%s log lines were dropped, because the log wasn't read fast enough"
+        record = logger.makeRecord(
+            logger.name, logging.WARNING, "", 0, template, (dropped,), None, extra={}
+        )
+        return (self.format(record) + "\n").encode()
+
+    def _write(self, line: bytes) -> None:
+        while line:
+            try:
+                line = line[os.write(self._descriptor, line) :]
+            except BlockingIOError:  # somebody made the descriptor so
+                time.sleep(0.05)
+
+
+def configure(form: LogFormat, level: LogLevel) -> None:
+    """Send the product's log (and the server's warnings) to standard error."""
+    handler = _handler()
+    handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
+    handler.addFilter(SumsFilter())
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    logger.setLevel(level.upper())
+
+
+def _handler() -> logging.Handler:
+    """Not through `sys.stderr`: at the end of a process Python would wait for its lock. But where
+    something stands in for it, as a progress bar that lines are written above, through that."""
+    if sys.stderr is sys.__stderr__ and sys.stderr is not None:
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            return QueuedHandler(sys.stderr.fileno())
+    return logging.StreamHandler(sys.stderr)
 
 
 def _time(record: logging.LogRecord) -> str:
@@ -201,7 +332,9 @@ def _message(record: logging.LogRecord) -> str:
     return message or record.getMessage()
 
 
-def _rounded(value: object) -> object:
+def _shortened(value: object) -> object:
+    if isinstance(value, str) and len(value) > LONGEST:
+        return f"{value[:LONGEST]}… ({len(value)} characters)"
     return round(value, 2) if isinstance(value, float) else value
 
 

@@ -107,7 +107,11 @@ METRICS: Final = (
         "answer_seconds", Stored, "from a body's last byte to its 200", _taken_s, buckets=ANSWER_S
     ),
     Metric(
-        "requests_refused", Refused, "POSTs answered 4xx", label="code", values=get_args(RefusedFor)
+        "requests_refused",
+        Refused,
+        "POSTs answered 4xx, or 503 because their body couldn't be read",
+        label="code",
+        values=get_args(RefusedFor),
     ),
     Metric("requests_set_aside", SetAside, "POSTs of no known key that are kept", _count),
     Metric("deliveries_rescued", Rescued, "of those, which a key that was learnt proved", _count),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import resource
 import signal
 import socket
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from typing import Final
 import uvicorn
 from starlette.types import ASGIApp
 
+from logto_webhooks.adapters.server.connections import Connections, raise_limit
 from logto_webhooks.adapters.server.protocol import PatientProtocol
 from logto_webhooks.errors import PortTaken
 
@@ -44,9 +44,13 @@ class Server:
     """Serves `app` until it is told to stop; then answers what it has, within `GRACE_S`."""
 
     def __init__(self, app: ASGIApp, listener: socket.socket) -> None:
+        class OfThisServer(PatientProtocol):
+            open_connections = Connections(raise_limit())
+
         config = uvicorn.Config(
             app,
-            http=PatientProtocol,
+            http=OfThisServer,
+            ws="none",
             lifespan="on",
             log_config=None,
             access_log=False,
@@ -57,7 +61,6 @@ class Server:
         )
         self._server = _Server(config)
         self._listener = listener
-        _allow_many_connections()
 
     async def run(self) -> None:
         """Serve; SIGTERM and SIGINT stop it."""
@@ -73,13 +76,6 @@ class Server:
     def stop(self) -> None:
         """Stop listening; make `run` return."""
         self._server.should_exit = True
-
-
-def _allow_many_connections() -> None:
-    """Take as many descriptors as the system allows: a shell's usual 1,024 are soon spent."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 class _Server(uvicorn.Server):
