@@ -7,6 +7,7 @@ import base64
 import gzip
 import logging
 import socket
+import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, NamedTuple, TypeVar
@@ -18,9 +19,10 @@ import pytest
 from logto_webhooks.adapters.management import Management
 from logto_webhooks.adapters.management.budget import Budget
 from logto_webhooks.adapters.management.client import resource_of
+from logto_webhooks.adapters.management.exchange import MOST_BYTES
 from logto_webhooks.adapters.management.retry import GiveUp, Wait, after_failure, asked_wait
 from logto_webhooks.core.ports import Answered
-from logto_webhooks.errors import LogtoRefused, LogtoUnreachable
+from logto_webhooks.errors import AnswerMalformed, LogtoRefused, LogtoUnreachable
 from logto_webhooks.testing import FrozenClock
 from logto_webhooks.testing.fake import FakeLogto
 from tests.support.recorded import FOLDER
@@ -226,7 +228,7 @@ def test_listings(name: str, of: tuple[Any, ...], path: str, file: str, total: i
     async def listed(logto: Management) -> list[Answered]:
         return [page async for page in getattr(logto, name)(*of)]
 
-    [page] = stand.ask(listed)
+    [page] = stand.ask(users)
     assert (page.content, page.total, page.date) == (content(file), total, DATE)
     window = "&start_time=5&end_time=9" if name == "log" else ""
     assert stand.targets() == [f"{path}?page=1&page_size=100{window}"]
@@ -478,6 +480,37 @@ def test_a_broken_answer_is_none(given: Answer, problem: str) -> None:
     assert len(broken.targets()) == 4
     if given is not silent:
         assert Stand({USER: [given, recorded("user")]}).ask(user).content == content("user")
+
+
+@pytest.mark.parametrize("packed", ["gzip", "deflate", "gzip, gzip", "identity"])
+def test_a_page_that_is_too_large_is_asked_for_in_pieces(packed: str) -> None:
+    """Counted as unpacked, however often it is packed; and one that is too large alone is none."""
+    body = b"[" + b" " * MOST_BYTES + b"]"
+    pack: dict[str, Callable[[bytes], bytes]] = {"gzip": gzip.compress, "deflate": zlib.compress}
+    for each in packed.split(", "):
+        body = pack[each](body) if each in pack else body
+    bomb = answer(
+        200, body, content_encoding=packed, content_type="application/json", total_number="1"
+    )
+    [page] = Stand(
+        {
+            USERS: [
+                bomb,
+                answer(200, b'[{"id": "u"}]', content_type="application/json", total_number="1"),
+            ]
+        }
+    ).ask(users)
+    assert page.content[0] == {"id": "u"}
+    with pytest.raises(AnswerMalformed, match="too large"):
+        Stand({USER: [bomb]}).ask(user)
+
+
+def test_a_number_of_thousands_of_digits_is_none() -> None:
+    """Python would refuse to read it."""
+    with pytest.raises(LogtoRefused):
+        Stand(
+            {USERS: [answer(200, b"[]", content_type="application/json", total_number="9" * 5_000)]}
+        ).ask(users)
 
 
 def test_nobody_listens_there() -> None:

@@ -38,10 +38,20 @@ def clean_environment(more: dict[str, str]) -> dict[str, str]:
 class Service:
     """`logto-webhooks serve` on a free port of 127.0.0.1; ends with the block."""
 
-    def __init__(self, folder: Path, *options: str, port: int = 0, **environment: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *options: str,
+        port: int = 0,
+        prefix: tuple[str, ...] = (),
+        **environment: str,
+    ) -> None:
         self.file = folder / "logto-webhooks.db"
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "logto_webhooks", "serve", "--port", str(port), *options],
+            [
+                *(*prefix, sys.executable, "-m", "logto_webhooks"),
+                *("serve", "--port", str(port), *options),
+            ],
             cwd=folder,
             env=clean_environment({"LOGTO_WEBHOOK_SIGNING_KEY": SIGNING_KEY} | environment),
             stdout=subprocess.DEVNULL,
