@@ -19,12 +19,14 @@ from logto_webhooks.core.explain import Explained
 from logto_webhooks.core.inbox import MEMBERSHIP_EVENTS, Kept
 from logto_webhooks.core.mirror import row_of
 from logto_webhooks.core.ports import Store
-from logto_webhooks.core.record import ROLES, Change, Drop, Key, Read, Record, membership
+from logto_webhooks.core.record import ROLE, ROLES, Absent, Change, Key, Read, Record, membership
+from logto_webhooks.errors import SettingInvalid
 from logto_webhooks.samples import history
 from logto_webhooks.samples.history import Name
 from logto_webhooks.samples.signed import Signed
 from logto_webhooks.service.early import ensure
 from logto_webhooks.service.explain import explain
+from logto_webhooks.service.manage import only
 from logto_webhooks.service.sync import learn
 from logto_webhooks.testing import FrozenClock, make
 from tests.support.copy import STORES, Copy, StoreKind, delivery, keys_of, memory_host, open_host
@@ -326,7 +328,7 @@ def test_a_later_delivery_wins_over_an_answer() -> None:
 
 def test_who_is_gone_at_logto_is_told() -> None:
     """By an answer alone."""
-    found = life_of(ANA, make.user_created(id="ana", at=T0), Drop(ANA, T0 + 7000))
+    found = life_of(ANA, make.user_created(id="ana", at=T0), Absent(ANA, T0 + 7000))
     assert (found.lines[-1].event, found.lines[-1].set) == ("asked Logto", ("deleted_at",))
     gone = field(found, "deleted_at")
     assert (gone.value, gone.set_by, gone.asked_at) == (T0 + 7000, None, T0 + 7000)
@@ -372,6 +374,89 @@ def test_members_and_roles_are_told() -> None:
         "organizations.acme",
         "organizations.acme.roles",
     }
+
+
+def joined(at: int) -> Signed:
+    return make.organization_membership_updated(id="acme", addedUserIds=["ana"], at=at)
+
+
+def test_a_membership_is_credited_to_the_deletion_that_ended_it() -> None:
+    """The organization's, though the user was deleted later; seen from both ends."""
+    steps = (
+        make.user_created(id="ana", at=T0),
+        make.organization_created(id="acme", at=T0),
+        joined(T0 + 1000),
+        make.user_created(id="bo", at=T0),
+        make.organization_deleted(id="acme", at=T0 + 5000),
+        make.user_deleted(id="ana", at=T0 + 9000),
+    )
+    found = life_of(ANA, *steps)
+    ended = field(found, "organizations.acme")
+    assert (ended.value, number(ended.set_by), ended.ended_at) == (False, 5, T0 + 5000)
+    assert [(line.id, line.set) for line in found.lines[-2:]] == [
+        (5, ("organizations.acme",)),
+        (6, ("deleted_at",)),
+    ]
+    other = field(life_of(ACME, *steps), "members.ana")
+    assert (number(other.set_by), other.ended_at) == (5, T0 + 5000)
+    # The same the other way round: what an organization shows of a user who was deleted first.
+    late = (*steps[:4], make.user_deleted(id="ana", at=T0 + 3000), *steps[4:5])
+    of_acme = field(life_of(ACME, *late), "members.ana")
+    assert (number(of_acme.set_by), of_acme.ended_at) == (5, T0 + 3000)
+
+
+def test_roles_stay_what_logto_answered() -> None:
+    """Of a user who was deleted since, and of a membership that is over."""
+    roles = Read(ANA, {ROLES: None, f"{ROLE}r": "admin"}, T0 + 2000, T0 + 2001, all_of=ROLE)
+    there = {"present": True, ROLES: {"o": "owner"}}
+    pair = Read(membership("acme", "ana"), there, T0 + 2000, T0 + 2001)
+    deleted = make.user_deleted(id="ana", at=T0 + 9000)
+    found = life_of(ANA, make.user_created(id="ana", at=T0), joined(T0 + 10), roles, pair, deleted)
+    own, of_member = field(found, "roles"), field(found, "organizations.acme.roles")
+    assert (own.value, own.asked_at) == (["admin"], T0 + 2000)
+    assert (of_member.value, of_member.asked_at) == (["owner"], T0 + 2000)
+
+
+def test_a_user_who_is_back_is_told() -> None:
+    """Which delivery, or which answer, said so."""
+    first, gone = make.user_created(id="ana", at=T0), make.user_deleted(id="ana", at=T0 + 1000)
+    later = named("Back", T0 + 90_000)
+    back = life_of(ANA, first, gone, later)
+    assert "deleted_at" in back.lines[-1].set
+    assert back.lines[-1].doubtful == ("existence",)
+    deleted = field(back, "deleted_at")
+    assert (deleted.value, deleted.doubtful) == (None, True)
+    answered = life_of(ANA, first, gone, asked(T0 + 90_000))
+    assert "deleted_at" in answered.lines[-1].set
+    assert not field(answered, "deleted_at").doubtful
+    early = life_of(ANA, Absent(ANA, T0 - 500), first)
+    assert [line.event for line in early.lines] == ["asked Logto", "User.Created"]
+    assert field(early, "deleted_at").value is None
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite", "asyncpg"])
+def test_an_email_that_is_used_again_names_the_living(kind: StoreKind, tmp_path: Path) -> None:
+    """Whoever had it before; of two deleted ones none is named."""
+
+    async def live() -> None:
+        copy = Copy(open_host(kind, tmp_path))
+        email = "reused@example.com"
+        sent = [
+            make.user_created(id="a", email=email, at=T0),
+            make.user_created(id="b", email=email, at=T0),
+            make.user_deleted(id="a", at=T0 + 1000),
+            make.user_deleted(id="b", at=T0 + 1000),
+        ]
+        await copy.take([each.body for each in sent])
+        with pytest.raises(SettingInvalid):
+            await copy.host.read(lambda store: only(store, "user", email))
+        await copy.take([make.user_created(id="z", email=email, at=T0 + 2000).body])
+        found = await copy.host.read(lambda store: store.find("user", email, 9))
+        assert found[0].row["logto_user_id"] == "z"
+        assert await copy.host.read(lambda store: only(store, "user", email)) == Key("user", "z")
+        await copy.host.close()
+
+    asyncio.run(live())
 
 
 def test_of_whom_nothing_came_nothing_is_told() -> None:

@@ -18,7 +18,7 @@ from logto_webhooks.core.events import parse
 from logto_webhooks.core.merge import merge
 from logto_webhooks.core.mirror import row_of
 from logto_webhooks.core.projection import plan
-from logto_webhooks.core.record import Change, Drop, Key, Record
+from logto_webhooks.core.record import Absent, Change, Key, Record
 from logto_webhooks.core.signature import vouch
 
 Json = dict[str, Any]
@@ -171,7 +171,7 @@ class Logto(RuleBasedStateMachine):
         self.unheard = [each for each in self.unheard if each.executed > at]
         content = self._whole(self.now) if self.truth is not None else None
         told = answers.about_user("u", content, Span(at, end))
-        assert isinstance(told, Drop) == (self.truth is None)
+        assert isinstance(told, Absent) == (self.truth is None)
         return told
 
     def _whole(self, updated_at: int) -> Json:

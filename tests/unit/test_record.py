@@ -134,11 +134,11 @@ def test_two_ends_are_enough_to_know_doubt(some: list[Value]) -> None:
     assert merged.doubtful == any(end >= merged.start - 10 for end in rivals)
 
 
-def test_deletion_is_final() -> None:
-    """A tombstone outlives every late update, and ends every doubt and need."""
-    late = Put(ANA, {"own": whole("late", 9000)})
+def test_a_deletion_outlives_what_is_older() -> None:
+    """An update that comes late revives nobody; a deletion ends every doubt and need."""
+    late = Put(ANA, {"own": whole("late", 1900)})
     record = known([Drop(ANA, 2000), late, Refetch(ANA, "dead delivery", 1), Drop(ANA, 1500)])
-    assert record.deleted_at == 1500
+    assert record.deleted_at == 2000
     assert known([Drop(ANA, 0), Drop(ANA, 5)]) == known([Drop(ANA, 5), Drop(ANA, 0)])
     assert record.doubts == []
     assert record.waiting_for is None

@@ -173,7 +173,8 @@ def _counted(found: Reconciled) -> list[tuple[str, Any]]:
 
 def _drift(each: Drift) -> tuple[Any, ...]:
     since = shown("since", each.since)
-    return each.kind, each.id, ", ".join(each.fields), since, each.reason
+    fields = ", ".join(each.fields) + (f": {each.role}" if each.role else "")
+    return each.kind, each.id, fields, since, each.reason
 
 
 def show_found(found: Sequence[Found], kind: str) -> None:

@@ -17,11 +17,12 @@ from logto_webhooks.core.projection import organization_group, user_groups
 from logto_webhooks.core.record import (
     DEAD_DELIVERY,
     MEMBERS,
+    RESTORED,
     ROLE,
     ROLES,
     UNKNOWN_CHANGE,
+    Absent,
     Change,
-    Drop,
     Key,
     Kind,
     Read,
@@ -83,10 +84,10 @@ def span(answered: Answered, recent: Sequence[Received]) -> Span:
 
 
 def about_user(user_id: str, content: Any, when: Span) -> Change:
-    """What a user's answer says; None is a user who was deleted. Raises AnswerMalformed."""
+    """What a user's answer says; None is a user whom Logto doesn't have. Raises AnswerMalformed."""
     key = Key("user", user_id)
     if content is None:
-        return Drop(key, when.at)
+        return Absent(key, when.at)
     user = _parsed(content, User, key)
     facts = {
         "lastSignInAt": user.last_sign_in_at,
@@ -98,10 +99,11 @@ def about_user(user_id: str, content: Any, when: Span) -> Change:
 
 
 def about_organization(organization_id: str, content: Any, when: Span) -> Change:
-    """What an organization's answer says; None is one that was deleted. Raises AnswerMalformed."""
+    """What an organization's answer says; None is one that Logto
+    doesn't have. Raises AnswerMalformed."""
     key = Key("organization", organization_id)
     if content is None:
-        return Drop(key, when.at)
+        return Absent(key, when.at)
     organization = _parsed(content, Organization, key)
     created = organization.created_at
     facts = {} if created is None else {"createdAt": created}
@@ -119,10 +121,16 @@ def about_pairs(pairs: Iterable[Key], present: Present, when: Span) -> list[Chan
 
 def all_listed(organization_id: str, when: Span) -> Change:
     """That all members of an organization were listed: who wasn't among them was none."""
-    return Read(Key("organization", organization_id), {}, when.at, when.end, {}, (MEMBERS,))
+    key = Key("organization", organization_id)
+    return Read(key, {}, when.at, when.end, {}, (MEMBERS, RESTORED))
 
 
-def about_roles(user_id: str, roles: Iterable[Any], when: Span) -> Change:
+def all_told(user_id: str, when: Span) -> Change:
+    """That all roles and organizations of a user were listed, since a moment."""
+    return Read(Key("user", user_id), {}, when.at, when.end, {}, (RESTORED,))
+
+
+def about_roles(user_id: str, roles: Iterable[Any], when: Span) -> Read:
     """What the list of all of a user's roles says. Raises AnswerMalformed."""
     key = Key("user", user_id)
     named = {ROLE + role_id: name for role_id, name in _usable(roles).items()}

@@ -6,12 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from msgspec import UNSET, Struct
+from msgspec.structs import replace
 
 from logto_webhooks.core.columns import Column, columns_of, facts_of, label
 from logto_webhooks.core.inbox import Kept
 from logto_webhooks.core.merge import merge_group
-from logto_webhooks.core.mirror import parts_of, row_of
+from logto_webhooks.core.mirror import row_of
 from logto_webhooks.core.record import (
+    EXISTENCE,
     GUARD_MS,
     NEVER,
     ROLE,
@@ -71,14 +73,15 @@ class Credits:
         self._subject = subject
         self._groups: dict[tuple[Key, str], list[_Telling]] = {}
         self._facts: dict[tuple[Key, str], tuple[int, By]] = {}
-        self._ends: dict[int, By] = {}  # when the subject was deleted
+        # When the subject was deleted, and the other ends of its memberships.
+        self._deletions: dict[Key, dict[int, By]] = {}
 
     def take(self, kept: Kept, changes: Sequence[Told]) -> None:
         """Note what a delivery told."""
         by = By(kept.id, kept.event, kept.call, kept.occurred_at)
         for change in changes:
             if isinstance(change, Drop):
-                self._ends.setdefault(change.at, by)
+                self._deletions.setdefault(change.key, {}).setdefault(change.at, by)
             elif isinstance(change, Put):
                 self._put(change, by)
 
@@ -113,10 +116,8 @@ class Credits:
         group = record.groups.get(column.group)
         if group is None:
             return Field(name=column.name, value=shown)
-        if value != column.told(group.content):  # a membership that ended with either end
-            by = self._ends.get(record.deleted_at or 0)
-            ended_at = record.deleted_at
-            return Field(name=column.name, value=shown, set_by=by, told_by=by, ended_at=ended_at)
+        if value != column.told(group.content):
+            return self._ended(Field(name=column.name, value=shown), record)
         first, last = _run(column, group, self._groups.get((record.key, column.group), []))
         return Field(
             name=column.name,
@@ -128,6 +129,19 @@ class Credits:
             claimed=group.is_claimed,
         )
 
+    def _ended(self, field: Field, record: Record) -> Field:
+        """A membership that ended with either end: with the one that was deleted first."""
+        ends = {
+            at: by
+            for end in record.key.organization_and_user
+            for at, by in self._deletions.get(end, {}).items()
+            if at >= record.stamp
+        }
+        if not ends:  # only an answer of Logto's told that the end is gone
+            return replace(field, ended_at=record.gone_at)
+        ended_at = min(ends)
+        return replace(field, set_by=ends[ended_at], told_by=ends[ended_at], ended_at=ended_at)
+
     def _fact(self, name: str, fact: str, record: Record) -> Field:
         value = record.facts.get(fact)
         greatest, by = self._facts.get((record.key, fact), (None, None))
@@ -137,9 +151,15 @@ class Credits:
 
     def _deleted(self, record: Record) -> Field:
         at = record.deleted_at
-        by = None if at is None else self._ends.get(at)
-        asked_at = at if by is None else None
-        return Field(name="deleted_at", value=at, set_by=by, told_by=by, asked_at=asked_at)
+        by = None if at is None else self._deletions.get(record.key, {}).get(at)
+        return Field(
+            name="deleted_at",
+            value=at,
+            set_by=by,
+            told_by=by,
+            asked_at=at if by is None else None,
+            doubtful=EXISTENCE in record.doubts,
+        )
 
 
 def _run(column: Column, group: Group, tellings: Sequence[_Telling]) -> tuple[By | None, By | None]:
@@ -167,13 +187,17 @@ def _order(telling: _Telling) -> tuple[int, str, int]:
 
 
 def _roles(record: Record, subject: Key) -> Iterator[Field]:
-    """Only answers tell of roles."""
+    """What Logto answered of roles, also when the record is deleted or the membership is over:
+    only answers tell of them."""
     asked = [
         group.read_at
         for name, group in record.groups.items()
         if (name == ROLES or name.startswith(ROLE)) and group.read_at != NEVER
     ]
     if asked:
-        parts = parts_of(record)
-        names = sorted(each["name"] for each in parts.get("roles", parts.get("member_roles", [])))
+        if record.key.kind == "membership":
+            names = sorted(record.groups[ROLES].content.values())
+        else:
+            roles = (group for name, group in record.groups.items() if name.startswith(ROLE))
+            names = sorted(group.content for group in roles if group.content is not None)
         yield Field(name=label(record.key, ROLES, subject), value=names, asked_at=min(asked))

@@ -7,34 +7,42 @@ from typing import Any, Final
 from msgspec import Struct
 
 from logto_webhooks.core.mirror import Part, parts_of, row_of
-from logto_webhooks.core.record import Kind, Record
+from logto_webhooks.core.record import NEVER, ROLE, ROLES, Absent, Change, Kind, Read, Record
 
 MISSING: Final = "missing"
 DELETED: Final = "deleted"
 # Logto sends nothing when these change.
-_SILENT: Final = {"identities", "roles", "organization_roles"}
+_SILENT: Final = {"identities"}
 _PARTS: Final[dict[Part, str]] = {"roles": "roles", "member_roles": "organization_roles"}
 
 
 class Drift(Struct, frozen=True):
     """A record that differed, in which columns (`missing` and `deleted` are whole records), since
-    when at the latest (ms; None if that is unknown), and the likely reason."""
+    when at the latest (ms; None if that is unknown), and the likely reason.
+
+    A role that differs is a drift of its own: `role` is its name.
+    """
 
     kind: Kind
     id: str
     fields: tuple[str, ...]
     since: int | None = None
     reason: str = ""
+    role: str = ""
 
 
-def drift_of(before: Record, after: Record) -> Drift | None:
-    """Compare a record with what it became once Logto was asked; None if nothing differs."""
+def drifts_of(before: Record, after: Record) -> list[Drift]:
+    """Compare a record with what it became once Logto was asked; empty if nothing differs."""
     fields = differing(before, after)
-    if not fields:
-        return None
-    key = after.key
-    since = _since(before, after, fields)
-    return Drift(key.kind, key.id, fields, since, _reason(before, after, fields))
+    own = tuple(name for name in fields if name not in _PARTS.values())
+    drifts = []
+    if own:
+        since, reason = _since(before, after, own), _reason(before, after, own)
+        drifts.append(Drift(after.key.kind, after.key.id, own, since, reason))
+    for part, column in _PARTS.items():
+        if column in fields:
+            drifts += _roles(before, after, part)
+    return drifts
 
 
 def differing(before: Record, after: Record) -> tuple[str, ...]:
@@ -45,15 +53,62 @@ def differing(before: Record, after: Record) -> tuple[str, ...]:
     return tuple(name for name, value in new.items() if old[name] != value)
 
 
+def agrees(record: Record, change: Change) -> bool:
+    """Whether a record is what an answer of Logto's says: something that was told of later may
+    have won."""
+    match change:
+        case Absent():
+            return record.deleted_at is not None
+        case Read():
+            present = change.contents.get("present", "own" in change.contents or None)
+            if present is not None and (_live(record) is not None) is not present:
+                return False
+            return present is False or all(
+                record.groups[name].content == content
+                for name, content in change.contents.items()
+                if not name.startswith(ROLE)
+            )
+    return True
+
+
 def _live(record: Record) -> dict[str, Any] | None:
     row = row_of(record)
     if row is None or record.deleted_at is not None:
         return None
     found = {name: value for name, value in row.items() if name not in _OWN}
     for part, name in _PARTS.items():
-        rows = parts_of(record).get(part, [])
-        found[name] = {each["role_id"]: each["name"] for each in rows}
+        found[name] = _names(record, part)
     return found
+
+
+def _names(record: Record, part: Part) -> dict[str, str]:
+    """The roles by id, with their names."""
+    return {each["role_id"]: each["name"] for each in parts_of(record).get(part, [])}
+
+
+def _roles(before: Record, after: Record, part: Part) -> list[Drift]:
+    """One for each role that one of the two has, or has under another name."""
+    old, new = _names(before, part), _names(after, part)
+    return [
+        Drift(
+            after.key.kind,
+            after.key.id,
+            (_PARTS[part],),
+            _role_read_at(before, part, role_id),
+            "Logto sends no webhook when these change",
+            new.get(role_id, old.get(role_id, "")),
+        )
+        for role_id in sorted(old.keys() | new.keys())
+        if old.get(role_id) != new.get(role_id)
+    ]
+
+
+def _role_read_at(record: Record, part: Part, role_id: str) -> int | None:
+    """When Logto was last asked about a role; None if it never was."""
+    group = record.groups.get(ROLES)
+    if part == "roles":
+        group = record.groups.get(ROLE + role_id, group)
+    return None if group is None or group.read_at == NEVER else group.read_at
 
 
 # Known only here; and the newest change, which Logto bumps without saying so.
@@ -61,12 +116,11 @@ _OWN: Final = {"updated_at", "joined_at", "deleted_at"}
 
 
 def _since(before: Record, after: Record, fields: tuple[str, ...]) -> int | None:
-    of_roles = set(fields) <= set(_PARTS.values())
-    groups = [group for name, group in before.groups.items() if name.startswith("role") is of_roles]
+    if fields == (MISSING,) and before.deleted_at is not None:
+        return before.deleted_at
+    groups = [group for name, group in before.groups.items() if not name.startswith("role")]
     # What a read told is true as of its beginning.
     heard = max((max(group.read_at, group.stamp) for group in groups), default=None)
-    if of_roles:
-        return heard
     changed = after.facts.get("createdAt" if heard is None else "updatedAt")
     if heard is None or (changed is not None and changed > heard):
         return changed
@@ -78,6 +132,8 @@ def _reason(before: Record, after: Record, fields: tuple[str, ...]) -> str:
         return f"known here, to be asked about: {before.waiting_for}"
     if set(fields) <= _SILENT:
         return "Logto sends no webhook when these change"
+    if fields == (MISSING,) and before.deleted_at is not None:
+        return "it was deleted, and Logto has it again"
     if fields == (MISSING,):
         made = "added" if after.key.kind == "membership" else "created"
         return f"{made} before the hook, or its webhook was lost"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from msgspec import Struct
 
@@ -13,7 +13,7 @@ from logto_webhooks.core.inbox import Kept
 from logto_webhooks.core.life import Life, Line
 from logto_webhooks.core.lifecycle import State
 from logto_webhooks.core.projection import LAG_MS, plan
-from logto_webhooks.core.record import DEAD_DELIVERY, Key, Record, Refetch, Told
+from logto_webhooks.core.record import DEAD_DELIVERY, Drop, Key, Record, Refetch, Told
 from logto_webhooks.core.signature import vouch
 from logto_webhooks.errors import MalformedEvent, NotADelivery
 
@@ -54,16 +54,22 @@ def explain(
     """
     life, credits = Life(subject, known), Credits(subject)
     itself = f"{subject.kind}:{subject.id}"
+    others = {end for key in known if key.kind == "membership" for end in key.organization_and_user}
     for kept in deliveries:
         if kept.state is State.DEAD and kept.subject == itself:
             life.take(kept, [Refetch(subject, DEAD_DELIVERY, kept.received_at)])
             continue
-        own = [change for change in _changes(kept, lag_ms) if is_of(change.key, subject)]
+        own = [change for change in _changes(kept, lag_ms) if _concerns(change, subject, others)]
         if own or kept.subject == itself:
             life.take(kept, own)
             credits.take(kept, own)
     life.end()
     return Explained(subject, life.lines, credits.fields(known))
+
+
+def _concerns(change: Told, subject: Key, others: Collection[Key]) -> bool:
+    """Whether it is about the subject or its memberships, or deletes the other end of one."""
+    return is_of(change.key, subject) or (isinstance(change, Drop) and change.key in others)
 
 
 def _changes(kept: Kept, lag_ms: int) -> list[Told]:

@@ -9,9 +9,11 @@ from msgspec import Struct
 
 from logto_webhooks.core.delivery import Origin
 from logto_webhooks.core.events import (
+    OrganizationDeleted,
     OrganizationMembershipUpdated,
     OrganizationUserAdded,
     OrganizationUserRemoved,
+    UserDeleted,
 )
 from logto_webhooks.core.events.parsing import payload_of
 from logto_webhooks.core.lifecycle import State
@@ -24,6 +26,7 @@ MEMBERSHIP_EVENTS: Final = tuple(
     each.name
     for each in (OrganizationMembershipUpdated, OrganizationUserAdded, OrganizationUserRemoved)
 )
+DELETIONS: Final = (UserDeleted.name, OrganizationDeleted.name)
 
 
 class Accepted(Struct, frozen=True):
@@ -134,8 +137,9 @@ class Inbox(Protocol):
     def again(self, ids: Sequence[int]) -> int:
         """Make deliveries pending again, but those that are; return how many."""
 
-    def about(self, key: Key, after: int, limit: int) -> list[Kept]:
-        """List what may tell of a user or an organization, or of its memberships, by id.
+    def about(self, key: Key, others: Sequence[Key], after: int, limit: int) -> list[Kept]:
+        """List what may tell of a user or an organization, or of its memberships, by id; of the
+        `others`, at the other ends of these, only their deletions.
 
         A user's membership stands in an organization's delivery: those come that hold the
         user's id as text.

@@ -19,11 +19,23 @@ from logto_webhooks.core.inbox import Kept
 from logto_webhooks.core.lifecycle import State
 from logto_webhooks.core.merge import merge
 from logto_webhooks.core.outcome import OUTCOMES, effect
-from logto_webhooks.core.record import NEVER, Drop, Group, Key, Put, Read, Record, Rival, Told
+from logto_webhooks.core.record import (
+    NEVER,
+    Absent,
+    Drop,
+    Group,
+    Key,
+    Put,
+    Read,
+    Record,
+    Rival,
+    Told,
+)
 
 SETTLED: Final = "settled"
 ASKED: Final = "asked Logto"
 _STRONGEST_FIRST: Final = list(OUTCOMES)
+_ABSENT: Final = "absent"  # in the place of a group: Logto had no such record
 _Names = tuple[str, ...]
 _Records = dict[Key, Record]
 
@@ -82,13 +94,19 @@ class Life:
         self.lines.append(self._compared(line, before, changes))
 
     def end(self) -> None:
-        """Tell what Logto answered after the last delivery; also that the record is gone."""
+        """Tell what Logto answered after the last delivery; also which records are gone, and which
+        memberships over, though nothing that is left here tells why."""
         for at, groups in self._answers:
             self._answer(at, groups)
-        now = self._known.get(self._subject)
-        if now and now.deleted_at is not None and self._of(self._subject).deleted_at is None:
-            line = Line(occurred_at=now.deleted_at, origin="read", event=ASKED, outcome=SETTLED)
-            self.lines.append(replace(line, set=("deleted_at",)))
+        ended: dict[int, _Records] = {}
+        for key, now in self._known.items():
+            if now.deleted_at is not None and self._of(key).deleted_at is None:
+                ended.setdefault(now.deleted_at, {})[key] = self._of(key)
+        for at, before in sorted(ended.items()):
+            for key, old in before.items():
+                self._records[key] = merge(old, Drop(key, at))
+            line = Line(occurred_at=at, origin="read", event=ASKED, outcome=SETTLED)
+            self.lines.append(self._compared(line, before, ()))
 
     def _merge(self, change: Told) -> str:
         old = self._of(change.key)
@@ -96,27 +114,31 @@ class Life:
         return effect(old, change, new)
 
     def _answer(self, at: int, groups: Sequence[tuple[Key, str]]) -> None:
-        before = {key: self._of(key) for key, _ in groups}
+        is_gone = (self._subject, _ABSENT) in groups
+        before = dict(self._records) if is_gone else {key: self._of(key) for key, _ in groups}
         for key, name in groups:
             self._records[key] = _answered(self._of(key), name, self._known[key])
+        self._bury()
         line = Line(occurred_at=at, origin="read", event=ASKED, outcome=SETTLED)
         line = self._compared(line, before, ())
+        groups = [each for each in groups if each[1] != _ABSENT]
         asked = dict.fromkeys(label(key, name, self._subject) for key, name in groups)
         settled = tuple(each for each in asked if each not in line.doubtful)
         self.lines.append(replace(line, settled=settled))
 
     def _touched(self, changes: Sequence[Told]) -> _Records:
-        """The records that may change, as they are: by the subject's deletion all."""
+        """The records that may change, as they are: by the deletion of an end all."""
         if any(isinstance(change, Drop) for change in changes):
             return dict(self._records)
         return {key: self._of(key) for key in [self._subject, *(each.key for each in changes)]}
 
     def _bury(self) -> None:
-        """All memberships are over with the subject."""
-        deleted_at = self._of(self._subject).deleted_at
-        if deleted_at is not None:
-            for key, record in self._records.items():
-                self._records[key] = merge(record, Drop(key, deleted_at))
+        """End the memberships that are no newer than the deletion of either of their ends."""
+        for key in [key for key in self._records if key.kind == "membership"]:
+            for end in key.organization_and_user:
+                ended_at = self._of(end).ended_at
+                if ended_at != NEVER:
+                    self._records[key] = merge(self._records[key], Drop(key, ended_at))
 
     def _compared(self, line: Line, before: _Records, changes: Sequence[Told]) -> Line:
         moved = tuple(name for old in before.values() for name in self._set(old))
@@ -134,6 +156,8 @@ class Life:
     def _set(self, old: Record) -> Iterator[str]:
         """The columns that have another value than in `old`."""
         new = self._of(old.key)
+        if not self._is_told(old.key):
+            return
         for column in columns_of(old.key, self._subject):
             if column.value(new) != column.value(old):
                 yield column.name
@@ -146,12 +170,18 @@ class Life:
     def _told_else(self, change: Told) -> Iterator[str]:
         """The columns that have another value than the one told."""
         values = change.values if isinstance(change, Put) else {}
-        for column in columns_of(change.key, self._subject):
+        for column in columns_of(change.key, self._subject) if values else ():
             value = values.get(column.group)
             if value and column.told(value.content) != column.value(self._of(change.key)):
                 yield column.name
 
+    def _is_told(self, key: Key) -> bool:
+        """Whether the record is the subject's or one of its memberships, and not another end's."""
+        return key == self._subject or key.kind == "membership"
+
     def _doubts(self, record: Record) -> list[str]:
+        if not self._is_told(record.key):
+            return []
         names = (label(record.key, name, self._subject) for name in record.doubts)
         return list(dict.fromkeys(names))
 
@@ -173,11 +203,15 @@ def _answers(known: Mapping[Key, Record]) -> list[tuple[int, list[tuple[Key, str
         for name, group in record.groups.items():
             if group.read_at != NEVER:
                 found.setdefault(group.read_at, []).append((key, name))
+        if record.absent_at != NEVER:
+            found.setdefault(record.absent_at, []).append((key, _ABSENT))
     return sorted(found.items())
 
 
 def _answered(record: Record, name: str, now: Record) -> Record:
     """A record after the answer of which a group of it knows now."""
+    if name == _ABSENT:
+        return merge(record, Absent(record.key, now.absent_at))
     needs = {need: at for need, at in record.needs.items() if at > now.asked_for(need)}
     record, answer = replace(record, needs=needs), now.groups[name]
     if answer.by_read:

@@ -36,7 +36,8 @@ def events_of(before: Record, after: Record, source: Source) -> list[LocalEvent]
     if new is None:
         return [_deleted(after, source)] if old is not None else []
     if old is None:
-        return [_created(after, source)] if before.deleted_at is None else []
+        was_here = row_of(before) is not None
+        return [_created(after, source, restored=was_here)]
     changes: Changes = {
         name: (_shown(name, old[name]), _shown(name, value))
         for name, value in new.items()
@@ -71,10 +72,11 @@ def _live(record: Record) -> dict[str, Any] | None:
     return None if record.deleted_at is not None else row_of(record)
 
 
-def _created(record: Record, source: Source) -> LocalEvent:
+def _created(record: Record, source: Source, restored: bool) -> LocalEvent:
     if record.key.kind == "user":
-        return LocalUserCreated(source=source, user=_user(record))
-    return LocalOrganizationCreated(source=source, organization=_organization(record))
+        return LocalUserCreated(source=source, user=_user(record), restored=restored)
+    organization = _organization(record)
+    return LocalOrganizationCreated(source=source, organization=organization, restored=restored)
 
 
 def _updated(record: Record, source: Source, changes: Changes) -> LocalEvent:

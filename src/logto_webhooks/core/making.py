@@ -20,13 +20,15 @@ from logto_webhooks.core.events.local import (
     LOCAL,
     LocalEvent,
     LocalMemberEvent,
+    LocalOrganizationCreated,
     LocalOrganizationEvent,
+    LocalUserCreated,
     LocalUserEvent,
 )
 from logto_webhooks.core.inbox import Claimed
 from logto_webhooks.core.jobs import NewJob, Registered
 
-_ONCE: Final = ("LocalUserCreated", "LocalOrganizationCreated")  # per Logto id
+_CREATED: Final = (LocalUserCreated, LocalOrganizationCreated)
 _NEVER_BY_A_STAR: Final = DERIVED | LOCAL.keys()
 
 
@@ -57,7 +59,8 @@ def local_jobs(
 ) -> list[NewJob]:
     """The jobs of a record's own event; `mark` is what no other change has."""
     subject = _subject(event)
-    key = f"{event.name}:{subject}" + ("" if event.name in _ONCE else f":{mark}")
+    once = isinstance(event, _CREATED) and not event.restored  # per Logto id
+    key = f"{event.name}:{subject}" + ("" if once else f":{mark}")
     return [
         NewJob(
             handler=handler.name,

@@ -5,7 +5,9 @@ membership; its value is kept in groups. Merging is commutative, associative and
 a record follows from the *set* of what is known about it.
 
 - The greatest (stamp, digest) wins; where both are equal, the later start counts.
-- Deletion is final: a tombstone outlives every late update.
+- Whether a record exists follows from maxima, too (`Record.deleted_at`): the newest deletion, the
+  newest answers of Logto's, and the greatest stamp of what shows the whole record. A late, older
+  update revives nobody; what Logto shows again comes back.
 - A group is doubtful while a value that differs from the winner ended no earlier than the
   winner's start, less `GUARD_MS`. The two greatest ends of distinct digests are enough to tell.
 - What Logto's API answers beats every value that had ended when it was asked, whenever that
@@ -26,9 +28,12 @@ from logto_webhooks.core.record import (
     NEVER,
     ROLE,
     ROLES,
+    Absent,
     Change,
     Drop,
     Group,
+    Named,
+    Put,
     Read,
     Record,
     Refetch,
@@ -39,20 +44,19 @@ from logto_webhooks.core.record import (
 
 def merge(known: Record, change: Change) -> Record:
     """Return what is known once `change` is known too; `known` itself if nothing is new."""
-    if isinstance(change, Drop):
-        deleted_at = change.at if known.deleted_at is None else min(change.at, known.deleted_at)
-        merged = replace(known, deleted_at=deleted_at)
-    elif isinstance(change, Refetch):
-        merged = _need(known, change)
-    elif isinstance(change, Read):
-        merged = _settle(known, change)
-    else:
-        groups = {
-            name: merge_group(known.groups.get(name), value)
-            for name, value in change.values.items()
-        }
-        facts = _greatest(known.facts, change.facts)
-        merged = replace(known, groups=known.groups | groups, facts=facts)
+    match change:
+        case Drop():
+            merged = replace(known, gone_at=max(known.gone_at, change.at))
+        case Absent():
+            merged = _find_absent(known, change)
+        case Named():
+            merged = _tell(known, change.at, change.at)
+        case Refetch():
+            merged = _need(known, change)
+        case Read():
+            merged = _settle(known, change)
+        case Put():
+            merged = _put(known, change)
     return known if merged == known else merged
 
 
@@ -95,6 +99,33 @@ def read_group(known: Group | None, content: Any, at: int, end: int) -> Group:
     return replace(merged, read_at=at)
 
 
+def _put(known: Record, put: Put) -> Record:
+    groups = {
+        name: merge_group(known.groups.get(name), value) for name, value in put.values.items()
+    }
+    merged = replace(known, groups=known.groups | groups, facts=_greatest(known.facts, put.facts))
+    # Claims of a token are of no time, and so no evidence.
+    told = [value for value in put.values.values() if value.end]
+    stamp = max((value.stamp for value in told), default=NEVER)
+    end = max((value.end for value in told), default=NEVER)
+    return _tell(merged, stamp, end)
+
+
+def _tell(known: Record, stamp: int, end: int) -> Record:
+    """Note that something was told of the record: evidence that it existed then."""
+    if stamp <= known.told_stamp and end <= known.told_end:
+        return known
+    return replace(
+        known, told_stamp=max(known.told_stamp, stamp), told_end=max(known.told_end, end)
+    )
+
+
+def _find_absent(known: Record, absent: Absent) -> Record:
+    """Logto has no such record: what was needed of it by then isn't needed."""
+    needs = {need: at for need, at in known.needs.items() if at > absent.at}
+    return replace(known, needs=needs, absent_at=max(known.absent_at, absent.at))
+
+
 def _settle(known: Record, read: Read) -> Record:
     untold = [name for name in known.groups if read.all_of and name.startswith(read.all_of)]
     groups = {
@@ -104,7 +135,13 @@ def _settle(known: Record, read: Read) -> Record:
     met = {f"{MET}{need}": read.at for need in read.settles}
     facts = _greatest(known.facts, read.facts | met)
     needs = {need: at for need, at in known.needs.items() if at > facts.get(f"{MET}{need}", NEVER)}
-    return replace(known, groups=known.groups | groups, facts=facts, needs=needs)
+    settled = replace(known, groups=known.groups | groups, facts=facts, needs=needs)
+    # A list that has it: of members, or of those who have a role. A list without it tells nothing.
+    is_listed = any(
+        content and (name == "present" or name.startswith(ROLE))
+        for name, content in read.contents.items()
+    )
+    return _tell(settled, read.at + 1, read.at + 1) if is_listed else settled
 
 
 def _known(known: Record, name: str) -> Group | None:
@@ -114,7 +151,8 @@ def _known(known: Record, name: str) -> Group | None:
 
 
 def _need(known: Record, refetch: Refetch) -> Record:
-    if refetch.at <= known.asked_for(refetch.why):
+    known = _tell(known, refetch.at, refetch.at)
+    if refetch.at <= max(known.asked_for(refetch.why), known.absent_at):
         return known
     return replace(known, needs=_greatest(known.needs, {refetch.why: refetch.at}))
 

@@ -11,7 +11,7 @@ OUTCOMES: Final = {
     "applied": "changed a record",
     "stale": "older than what was known already",
     "asks": "tells that something changed, not what: only Logto knows",
-    "tombstoned": "about a record that was deleted already",
+    "tombstoned": "about a record that is deleted, and stays so",
     "unchanged": "said what was known already",
     "nothing": "an event that changes no record",
     "unknown": "an event that this release doesn't know: kept",
@@ -23,7 +23,7 @@ OUTCOMES: Final = {
 def effect(known: Record, change: Told, merged: Record) -> str:
     """Say in a word what merging did: applied, stale, tombstoned, unchanged or asks."""
     if known.deleted_at is not None:
-        return "tombstoned"
+        return "tombstoned" if merged.deleted_at is not None else "applied"
     if isinstance(change, Refetch):
         return "asks"
     if merged.deleted_at is not None or merged.facts != known.facts:

@@ -139,8 +139,12 @@ class Store(Protocol):
     def drop_memberships(
         self, ends: Sequence[Record], pairs: Sequence[Key] | None = None
     ) -> list[Key]:
-        """End all memberships of deleted users and organizations, or of them only the `pairs`, at
-        the time of deletion; return those that were present."""
+        """End the memberships that are no newer than the end of their user or organization, or of
+        them only the `pairs`; return those that were present."""
+
+    def newest_membership(self, end: Key, pairs: Sequence[Key] | None = None) -> int:
+        """Return the greatest stamp at which a membership of a user or an organization, or one of
+        the `pairs`, was told of; NEVER if there is none."""
 
     def with_few_memberships(self, ends: Sequence[Key], most: int) -> list[Key]:
         """List those users and organizations that have no more than `most` memberships in all,
@@ -190,7 +194,8 @@ class Store(Protocol):
         unread_since: int | None = None,
         with_roles: bool = False,
     ) -> list[Key]:
-        """List known records that aren't deleted, by id, from `after` on.
+        """List known records by id, from `after` on, without users and organizations that are
+        deleted for sure.
 
         Memberships may be those `of` a user or an organization, present or not; users and
         organizations those of which Logto wasn't asked since a moment (ms); users `with_roles`

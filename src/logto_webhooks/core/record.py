@@ -11,10 +11,13 @@ from typing import Any, Final, Literal, NamedTuple
 from msgspec import Struct
 
 GUARD_MS: Final = 10
+RESTORED_MS: Final = 60_000  # how long after a deletion a whole must be made to prove a return
 # Why Logto must be asked, beside doubt and incompleteness; the first is a doubt, too.
 DEAD_DELIVERY: Final = "dead delivery"
 MEMBERS: Final = "members"
 UNKNOWN_CHANGE: Final = "unknown change"
+RESTORED: Final = "restored"  # it is back: which memberships and roles it has now is unknown
+EXISTENCE: Final = "existence"  # the doubt whether a user or an organization exists
 # A member's roles are a group. A user's are one each, named with the prefix; beside them stands
 # what is known of any role that was never named.
 ROLES: Final = "roles"
@@ -99,13 +102,22 @@ class Record(Struct, frozen=True):
 
     `facts` are numbers of which the greatest counts (`lastSignInAt`, `createdAt`, `updatedAt`);
     they are in no group and never doubtful.
+
+    Whether a user or an organization exists follows from maxima, so that it needs no order:
+    `gone_at` is the newest deletion, `absent_at` the newest read that found no such record,
+    `found_at` the newest read that found it, `told_stamp` and `told_end` the greatest stamp and
+    end of anything that was told of it. The `gone_at` of a membership is the greatest `ended_at`
+    of its organization and its user.
     """
 
     key: Key
     groups: dict[str, Group] = {}
     facts: dict[str, int] = {}
     needs: Needs = {}
-    deleted_at: int | None = None
+    gone_at: int = NEVER
+    absent_at: int = NEVER
+    told_stamp: int = NEVER
+    told_end: int = NEVER
     local_id: str = ""  # given by the store when it first keeps the record
 
     @property
@@ -114,10 +126,64 @@ class Record(Struct, frozen=True):
         return bool(self.local_id)
 
     @property
+    def found_at(self) -> int:
+        """When Logto's API last answered with the record; NEVER if it didn't."""
+        group = self.groups.get(self._main)
+        return NEVER if group is None else group.read_at
+
+    @property
     def read_at(self) -> int | None:
         """When Logto's API was last asked about it; None if never."""
+        read_at = max(self.found_at, self.absent_at)
+        return None if read_at == NEVER else read_at
+
+    @property
+    def deleted_at(self) -> int | None:
+        """When the record was deleted; None while it exists, or may exist."""
+        if self.gone_at == NEVER and self.absent_at == NEVER:
+            return None  # most often, and quickly told
+        if self.key.kind == "membership":
+            return self.gone_at if self.stamp <= self.gone_at else None
+        if self._deletion_counts:
+            return self.gone_at if self.stamp <= self.gone_at + RESTORED_MS else None
+        if self.absent_at > self.found_at and self.stamp <= self.absent_at:
+            # The read confirms a deletion that came after the record was last found.
+            return self.gone_at if self.gone_at > self.found_at else self.absent_at
+        return None
+
+    @property
+    def ended_at(self) -> int:
+        """When Logto last had no such record: memberships of before are over, also when the
+        record is back. NEVER if it always existed."""
+        return max(self.gone_at, self.absent_at)
+
+    @property
+    def is_restored(self) -> bool:
+        """Whether it is back, and Logto wasn't asked since what belongs to it."""
+        if self.ended_at == NEVER or self.key.kind == "membership" or self.deleted_at is not None:
+            return False
+        return self.ended_at > self.asked_for(RESTORED)
+
+    @property
+    def _deletion_counts(self) -> bool:
+        """Whether the newest deletion came after Logto was last asked."""
+        return self.gone_at > max(self.found_at, self.absent_at)
+
+    @property
+    def stamp(self) -> int:
+        """The greatest stamp of what says that the record exists; of a membership, whether."""
         group = self.groups.get(self._main)
-        return None if group is None or group.read_at == NEVER else group.read_at
+        return NEVER if group is None else group.stamp
+
+    @property
+    def _may_not_exist(self) -> bool:
+        """Whether it exists although a deletion counts, or is gone although something later tells
+        of it."""
+        if self.key.kind == "membership" or self.ended_at == NEVER:
+            return False
+        if self._deletion_counts:
+            return self.deleted_at is None or self.told_stamp > self.gone_at
+        return self.deleted_at is not None and self.told_end > self.absent_at
 
     def asked_for(self, need: str) -> int:
         """When Logto was last asked to meet such a need."""
@@ -142,22 +208,24 @@ class Record(Struct, frozen=True):
 
     @property
     def doubts(self) -> list[str]:
-        """The groups whose value only Logto could tell; none once the record is deleted."""
+        """What only Logto could tell: groups, and whether the record exists."""
+        existence = [EXISTENCE] if self._may_not_exist else []
         if self.deleted_at is not None:
-            return []
+            return existence
         dead = [DEAD_DELIVERY] if DEAD_DELIVERY in self.needs else []
-        return [name for name, group in sorted(self.groups.items()) if group.doubtful] + dead
+        groups = [name for name, group in sorted(self.groups.items()) if group.doubtful]
+        return existence + groups + dead
 
     @property
     def waiting_for(self) -> str | None:
         """Why Logto must be asked about this record; None when it needn't be."""
-        if self.deleted_at is not None:
-            return None
         doubts = self.doubts
         reasons = [f"doubtful: {', '.join(doubts)}"] if doubts else []
-        reasons += [] if self.complete else ["incomplete"]
-        reasons += [ROLES] if self.roles_are_old else []
-        reasons += [need for need in sorted(self.needs) if need != DEAD_DELIVERY]
+        if self.deleted_at is None:
+            reasons += [] if self.complete else ["incomplete"]
+            reasons += [ROLES] if self.roles_are_old else []
+            reasons += [RESTORED] if self.is_restored else []
+            reasons += [need for need in sorted(self.needs) if need != DEAD_DELIVERY]
         return "; ".join(reasons) or None
 
 
@@ -170,7 +238,14 @@ class Put(Struct, frozen=True):
 
 
 class Drop(Struct, frozen=True):
-    """The record was deleted in Logto."""
+    """Logto told that the record was deleted; or of a membership, that one of its ends was."""
+
+    key: Key
+    at: int
+
+
+class Absent(Struct, frozen=True):
+    """Logto's API answered that there is no such record. It was asked no earlier than `at`."""
 
     key: Key
     at: int
@@ -193,6 +268,13 @@ class Read(Struct, frozen=True):
     all_of: str = ""
 
 
+class Named(Struct, frozen=True):
+    """A membership names the user or the organization: so it existed then."""
+
+    key: Key
+    at: int
+
+
 class Refetch(Struct, frozen=True):
     """Only Logto can tell more about the record."""
 
@@ -202,4 +284,4 @@ class Refetch(Struct, frozen=True):
 
 
 Told = Put | Drop | Refetch  # by a delivery
-Change = Told | Read
+Change = Told | Read | Absent | Named

@@ -25,19 +25,23 @@ def ensure(store: Store, told: Mapping[str, Any], more: Change | None = None) ->
     """
     change = claims.change_of(told)
     record = store.lock([change.key])[change.key]
-    if record.deleted_at is None and not record.complete:
-        sync.learn(store, [change if more is None else more], "ensure_user")
+    is_gone = record.deleted_at is not None
+    told_by = more if is_gone or more is not None else change  # no claims bring anybody back
+    if told_by is not None and (is_gone or not record.complete):
+        sync.learn(store, [told_by], "ensure_user")
         record = store.lock([change.key])[change.key]
     return _row(record)
 
 
 async def asked(logto: Logto, host: Host, told: Mapping[str, Any]) -> Change | None:
-    """Ask Logto about a user who isn't known here; None if it can't be asked now.
+    """Ask Logto about a user who isn't known here, or who may be back after a deletion; None if
+    there is no need, or it can't be asked now.
 
     Raises ClaimsUnusable, AnswerMalformed, StoreUnavailable.
     """
     key = claims.change_of(told).key
-    if await known(host, key) is not None:
+    record = (await host.read(lambda store: store.inbox.known(key))).get(key) or Record(key)
+    if record.complete if record.deleted_at is None else not _may_be_back(record, told):
         return None
     try:
         answered = await logto.user(key.id)
@@ -66,6 +70,14 @@ async def wait_for(host: Host, user_id: str, timeout_s: float) -> UserRow:
             await asyncio.sleep(POLL_S)
             row = await known(host, key)
     return row
+
+
+def _may_be_back(record: Record, told: Mapping[str, Any]) -> bool:
+    """Whether something later tells of a deleted user: Logto, or a token issued after that."""
+    issued_at = told.get("iat")
+    if isinstance(issued_at, int | float) and issued_at * 1000 > (record.deleted_at or 0):
+        return True
+    return bool(record.doubts)
 
 
 def _row(record: Record) -> UserRow:

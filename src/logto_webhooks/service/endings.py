@@ -13,8 +13,9 @@ from functools import partial
 from typing import Final
 
 from logto_webhooks.core.ending import Ending
+from logto_webhooks.core.merge import merge
 from logto_webhooks.core.ports import Host, Store
-from logto_webhooks.core.record import Key
+from logto_webhooks.core.record import Key, Named
 from logto_webhooks.errors import TimedOut
 from logto_webhooks.service import making
 from logto_webhooks.service.pace import Pace
@@ -100,6 +101,9 @@ class Endings:
         self._holds_end = True
         started = time.perf_counter()
         present = store.drop_memberships([end], pairs)
+        named = merge(end, Named(end.key, store.newest_membership(end.key, pairs)))
+        if named is not end:  # a membership that is newer is evidence that the end exists
+            store.save([named])
         making.of_ended(store, present, ending)
         self._pace.took(len(pairs), time.perf_counter() - started)
 

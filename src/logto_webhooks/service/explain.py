@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from logto_webhooks.core import explain as core
@@ -10,7 +10,7 @@ from logto_webhooks.core.explain import Explained
 from logto_webhooks.core.inbox import Kept
 from logto_webhooks.core.ports import Store
 from logto_webhooks.core.projection import LAG_MS
-from logto_webhooks.core.record import Key
+from logto_webhooks.core.record import NEVER, Key
 
 _PAGE: Final = 200
 
@@ -21,12 +21,19 @@ def explain(store: Store, subject: Key, lag_ms: int = LAG_MS) -> Explained | Non
     What comes meanwhile may be told, but credited with nothing yet.
     """
     known = store.inbox.known(subject)
-    found = core.explain(subject, known, _about(store, subject), lag_ms)
+    others = [
+        end
+        for key, record in known.items()
+        if key.kind == "membership" and record.gone_at != NEVER
+        for end in key.organization_and_user
+        if end != subject
+    ]
+    found = core.explain(subject, known, _about(store, subject, others), lag_ms)
     return found if found.lines or known else None
 
 
-def _about(store: Store, subject: Key) -> Iterator[Kept]:
+def _about(store: Store, subject: Key, others: Sequence[Key]) -> Iterator[Kept]:
     after = 0
-    while page := store.inbox.about(subject, after, _PAGE):
+    while page := store.inbox.about(subject, others, after, _PAGE):
         yield from page
         after = page[-1].id

@@ -8,7 +8,7 @@ from typing import Any, Final
 from msgspec import Struct
 
 from logto_webhooks.core.answers import PAGE
-from logto_webhooks.core.drift import Drift, drift_of
+from logto_webhooks.core.drift import Drift, agrees, drifts_of
 from logto_webhooks.core.events.local import Source
 from logto_webhooks.core.log import RECONCILE
 from logto_webhooks.core.ports import Host, Progress, Store
@@ -64,6 +64,9 @@ class Look:
         # In a dry look, which notes nowhere who was asked about, and which roles were listed.
         self._asked: set[Key] = set()
         self._roles: dict[Key, set[str]] = {}
+        self._unequal: dict[Key, None] = {}
+        self._told: set[Key] = set()  # what differed, in a dry look
+        self._settles = False
         self._dry = dry
         self._source = source
         self._progressed = progressed
@@ -123,9 +126,22 @@ class Look:
         if self._dry:
             self._remember(changes, [before for before, _ in changed])
         for before, after in changed:
-            drift = drift_of(before, after)
-            if drift is not None:
-                self._count(drift)
+            self._count(before.key, drifts_of(before, after))
+        now = {after.key: after for _, after in changed}
+        for change in changes:
+            record = now.get(change.key)
+            if record is not None and not agrees(record, change):
+                self._unequal[_subject(change.key)] = None
+        restored = [each.key for each in now.values() if each.key.kind == "user"]
+        self._unequal |= {key: None for key in restored if now[key].is_restored}
+
+    def unequal(self) -> list[Key]:
+        """Return the users and organizations, once each, about which must be asked again: what is
+        known of one is newer than the answer, or one is back whose memberships are unknown."""
+        keys, self._unequal, self._settles = list(self._unequal), {}, True
+        if len(keys) > MOST:
+            self.doubt(f"{len(keys) - MOST} records changed while they were listed: run it again")
+        return keys[:MOST]
 
     def asked_about(self, key: Key, roles: bool) -> bool:
         """Whether a dry look did ask already; of roles, about each that is known here."""
@@ -156,13 +172,16 @@ class Look:
         """Note what can't be told."""
         self.found.doubts.append(str(why))
 
-    def _count(self, drift: Drift) -> None:
+    def _count(self, key: Key, drifts: Sequence[Drift]) -> None:
         found = self.found
+        if not drifts or (self._settles and key in self._told):
+            return
+        if self._dry:
+            self._told.add(key)
         found.drifted += 1
-        for field in drift.fields:
+        for field in (field for each in drifts for field in each.fields):
             found.fields[field] = found.fields.get(field, 0) + 1
-        if len(found.drifts) < MOST:
-            found.drifts.append(drift)
+        found.drifts += drifts[: MOST - len(found.drifts)]
 
     async def _read(self, name: str) -> Progress | None:
         return await self.host.read(lambda store: store.progress(f"{RECONCILE} {name}"))
@@ -174,3 +193,8 @@ class Look:
 
         if not self._dry:
             await self.host.run(note)
+
+
+def _subject(key: Key) -> Key:
+    """Whom to ask about: of a membership, the user."""
+    return key.organization_and_user[1] if key.kind == "membership" else key

@@ -129,7 +129,7 @@ def of_answers(store: Store, written: Written, source: Source | None) -> None:
 def _ending(record: Record, source: str | None, delivery_id: int | None) -> Ending:
     return Ending(
         key=record.key,
-        ended_at=LATEST if record.deleted_at is None else record.deleted_at,
+        ended_at=record.ended_at,
         source=source,
         delivery_id=delivery_id,
     )
@@ -167,9 +167,14 @@ def _events(written: Written, since: int, source: Source) -> list[tuple[Key, Loc
         (after.key, event)
         for before, after in written.changed
         for event in local.events_of(before, after, source)
-        if not (isinstance(event, _NEW) and _born(after) < since)
+        if not (_is_new(event) and _born(after) < since)
     ]
     return told + [(key, local.member_removed(key, source)) for key in written.left]
+
+
+def _is_new(event: LocalEvent) -> bool:
+    """Whether it tells of what wasn't here before; what is back was."""
+    return isinstance(event, _NEW) and not getattr(event, "restored", False)
 
 
 def _born(record: Record) -> int:

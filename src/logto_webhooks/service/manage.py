@@ -32,11 +32,14 @@ class Known(Struct, frozen=True, kw_only=True):
 
 
 def only(store: Store, kind: Kind, query: str) -> Key:
-    """The one user or organization that a query finds; else the query is taken for its id.
+    """The one user or organization that a query finds, the living one before those that are
+    deleted; else the query is taken for its id.
 
     Raises SettingInvalid if it finds several.
     """
     found = store.find(kind, given.text_of("the query", query), 2)
+    living = [each for each in found if each.row["deleted_at"] is None]
+    found = living if len(living) == 1 else found
     if len(found) > 1:
         named = f"see `logto-webhooks {kind}s {shlex.quote(query)}`, and name one by its id"
         raise SettingInvalid(name=f"the {kind}", problem=f"it finds more than one; {named}")

@@ -10,7 +10,7 @@ from logto_webhooks.core import answers
 from logto_webhooks.core.answers import Span
 from logto_webhooks.core.mirror import row_of
 from logto_webhooks.core.ports import Host, Logto, Store
-from logto_webhooks.core.record import Change, Key
+from logto_webhooks.core.record import Absent, Change, Key
 from logto_webhooks.errors import AnswerMalformed
 from logto_webhooks.service.clocks import When
 from logto_webhooks.service.listing import Listing
@@ -57,7 +57,9 @@ async def _members_here(host: Host, pairs: Sequence[Key]) -> list[Key]:
 async def _alone(logto: Logto, pair: Key, when: When) -> list[Change]:
     user = pair.organization_and_user[1]
     answered = await logto.organizations_of(user.id)
-    present = answers.pairs_of_user(user.id, answered.content or [])
+    if answered.content is None:
+        return [Absent(user, when(answered).at)]
+    present = answers.pairs_of_user(user.id, answered.content)
     return answers.about_pairs([pair], present, when(answered))
 
 

@@ -12,7 +12,8 @@ from logto_webhooks.core.answers import Span
 from logto_webhooks.core.merge import merge
 from logto_webhooks.core.mirror import Part, parts_of, row_of
 from logto_webhooks.core.ports import Host, Logto, Store
-from logto_webhooks.core.record import Change, Key, Record
+from logto_webhooks.core.record import Absent, Change, Key, Read, Record
+from logto_webhooks.service import kinship
 from logto_webhooks.service.clocks import When
 from logto_webhooks.service.rehearse import perform
 
@@ -27,7 +28,7 @@ class Sides(Struct, frozen=True, kw_only=True):
     differ: list[str]
 
 
-async def roles_of(logto: Logto, user_id: str, when: When) -> Change:
+async def roles_of(logto: Logto, user_id: str, when: When) -> Read:
     """What the list of a user's roles says. Raises AnswerMalformed, LogtoUnreachable,
     LogtoRefused."""
     pages = [page async for page in logto.roles_of(user_id)]
@@ -39,24 +40,34 @@ async def roles_of(logto: Logto, user_id: str, when: When) -> Change:
 async def changes(logto: Logto, host: Host, user_id: str, when: When) -> list[Change]:
     """Ask all about one user. Raises AnswerMalformed, LogtoUnreachable, LogtoRefused,
     StoreUnavailable."""
-    key = Key("user", user_id)
     answered = await logto.user(user_id)
-    told = [answers.about_user(user_id, answered.content, when(answered))]
+    user = answers.about_user(user_id, answered.content, when(answered))
     if answered.content is None:
-        return told
-    told.append(await roles_of(logto, user_id, when))
+        return [user]
+    return [user, *await belongings(logto, host, user_id, when)]
+
+
+async def belongings(logto: Logto, host: Host, user_id: str, when: When) -> list[Change]:
+    """Ask which roles and memberships a user has. Raises as `changes`."""
+    key = Key("user", user_id)
+    roles = await roles_of(logto, user_id, when)
     organizations = await logto.organizations_of(user_id)
-    present = answers.pairs_of_user(user_id, organizations.content or [])
+    span = when(organizations)
+    if organizations.content is None:  # deleted in the meantime
+        return [roles, Absent(key, span.at)]
+    present = answers.pairs_of_user(user_id, organizations.content)
 
     def known_of(store: Store) -> list[Key]:
         return store.keys("membership", _ALL, of=key)
 
     pairs = sorted(present.keys() | await host.read(known_of))
-    return [*told, *answers.about_pairs(pairs, present, when(organizations))]
+    all_told = answers.all_told(user_id, Span(roles.at, span.end))
+    return [roles, *answers.about_pairs(pairs, present, span), all_told]
 
 
 async def both_sides(logto: Logto, host: Host, user_id: str, when: When) -> Sides:
-    """Compare, and change nothing. Raises as `changes`."""
+    """Compare, and change nothing. Raises as `changes`, and AnotherLogto if it is likely that
+    another Logto was asked."""
     told = await changes(logto, host, user_id, when)
     keys = sorted({change.key for change in told} | {Key("user", user_id)})
     known = await perform(host, lambda store: store.lock(keys), dry=True)
@@ -64,6 +75,8 @@ async def both_sides(logto: Logto, host: Host, user_id: str, when: When) -> Side
     for change in told:
         theirs[change.key] = merge(theirs[change.key], change)
     ours, logtos = _shown(known.values()), _shown(theirs.values())
+    if ours is not None and logtos is None:
+        await kinship.check(logto, host)
     names = (ours or {}).keys() | (logtos or {}).keys()
     both = (ours or {}, logtos or {})
     differ = sorted(name for name in names if both[0].get(name) != both[1].get(name))

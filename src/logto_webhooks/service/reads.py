@@ -13,7 +13,7 @@ from typing import Final
 
 from logto_webhooks.core import answers
 from logto_webhooks.core.ports import Answered, Clock, Host, Logto, Observer, Waiting
-from logto_webhooks.core.record import MEMBERS, ROLE, Change, Drop, Key
+from logto_webhooks.core.record import MEMBERS, RESTORED, ROLE, Absent, Change, Key
 from logto_webhooks.core.reports import Asked, NotAsked
 from logto_webhooks.errors import AnotherLogto, AnswerMalformed, described
 from logto_webhooks.service import kinship, members, person, sync
@@ -92,18 +92,26 @@ class Reads:
     async def _user(self, user_id: str, waiting: Sequence[Waiting]) -> None:
         when = await clocks(self._host)
         pairs = [each.key for each in waiting if each.key.kind == "membership"]
-        if len(pairs) < len(waiting):
+        reasons = [each.reason for each in waiting if each.key.kind == "user"]
+        is_back = any(RESTORED in reason for reason in reasons)
+        if reasons:
             answered = await self._logto.user(user_id)
             await self._believe(answered)
-            await self._learn(answers.about_user(user_id, answered.content, when(answered)))
-        if any(ROLE in each.reason for each in waiting if each.key.kind == "user"):
+            told = answers.about_user(user_id, answered.content, when(answered))
+            is_back |= await self._learn(told)
+            if answered.content is None:
+                return  # memberships that are older are over, too
+        if is_back:
+            await self._learn(*await person.belongings(self._logto, self._host, user_id, when))
+            return
+        if any(ROLE in reason for reason in reasons):
             await self._learn(await person.roles_of(self._logto, user_id, when))
         if pairs:
             answered = await self._logto.organizations_of(user_id)
+            await self._believe(answered)
             span = when(answered)
             if answered.content is None:
-                await self._believe(answered)
-                await self._learn(Drop(Key("user", user_id), span.at))
+                await self._learn(Absent(Key("user", user_id), span.at))
             else:
                 present = answers.pairs_of_user(user_id, answered.content)
                 await self._learn(*answers.about_pairs(pairs, present, span))
@@ -113,9 +121,9 @@ class Reads:
         answered = await self._logto.organization(organization_id)
         await self._believe(answered)
         told = answers.about_organization(organization_id, answered.content, when(answered))
-        await self._learn(told)
-        untold = any(MEMBERS in each.reason for each in waiting)
-        if untold and answered.content is not None:
+        is_back = await self._learn(told)
+        untold = any(MEMBERS in each.reason or RESTORED in each.reason for each in waiting)
+        if (untold or is_back) and answered.content is not None:
             await self._members(organization_id, when)
 
     async def _members(self, organization_id: str, when: When) -> None:
@@ -129,8 +137,10 @@ class Reads:
             await kinship.check(self._logto, self._host)
             self._is_kin = True
 
-    async def _learn(self, *changes: Change) -> None:
-        await self._host.run(lambda store: sync.learn(store, changes, "read"))
+    async def _learn(self, *changes: Change) -> bool:
+        """Apply answers; return whether a user or an organization is back by them."""
+        changed = await self._host.run(lambda store: sync.learn(store, changes, "read"))
+        return any(after.is_restored for _, after in changed)
 
 
 def _subject(key: Key) -> Key:

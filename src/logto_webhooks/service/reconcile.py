@@ -17,7 +17,7 @@ from logto_webhooks.core.answers import Role, Span
 from logto_webhooks.core.events.local import Source
 from logto_webhooks.core.log import RECONCILE
 from logto_webhooks.core.ports import Answered, Clock, Host, Logto, Observer, Store
-from logto_webhooks.core.record import Change, Drop, Key, Kind
+from logto_webhooks.core.record import Absent, Change, Key, Kind
 from logto_webhooks.core.reports import Compared, NotAsked
 from logto_webhooks.errors import AnswerMalformed, described
 from logto_webhooks.service import kinship, members, person
@@ -26,6 +26,8 @@ from logto_webhooks.service.listing import ENDED, Ask, Listing
 from logto_webhooks.service.look import Look, Progressed, Reconciled
 
 PIECE: Final = 200  # records that are asked about in one go
+AGAIN: Final = 3  # how often those are asked about again that changed while they were listed
+AGAIN_S: Final = 0.5
 LOOK_S: Final = 30.0  # how often it is seen whether a look is due
 FUTURE_MS: Final = 600_000  # by how much Logto's clock may be ahead of ours
 _About = Callable[[str, Any, Span], Change]
@@ -58,6 +60,7 @@ class Reconciliation:
         await self._users(look)
         await self._organizations(look)
         await self._roles(look)
+        await self._settle(look)
         await look.end()
         return look.found
 
@@ -96,11 +99,35 @@ class Reconciliation:
         changes = await person.changes(self._logto, self._host, user_id, look.when)
         key = Key("user", user_id)
         known = await self._host.read(lambda store: store.inbox.known(key))
-        if isinstance(changes[0], Drop) and key not in known:
+        if isinstance(changes[0], Absent) and key not in known:
             return look.found
         look.found.users = 1
         await look.learn(changes)
+        await self._settle(look)
         return look.found
+
+    async def _settle(self, look: Look) -> None:
+        """Ask again about those that aren't what Logto answered: never take one for equal."""
+        for _ in range(AGAIN):
+            keys = look.unequal()
+            if not keys:
+                return
+            await asyncio.sleep(AGAIN_S)
+            for key in keys:
+                try:
+                    if key.kind == "user":
+                        await look.learn(
+                            await person.changes(self._logto, self._host, key.id, look.when)
+                        )
+                    else:
+                        await self._ask_organization(look, key.id)
+                except AnswerMalformed as error:
+                    look.doubt(error)
+        for key in look.unequal():
+            look.doubt(
+                f"the {key.kind} {key.id} isn't what Logto answers: what came of it is newer; "
+                "run it again"
+            )
 
     async def _look(self, dry: bool, progressed: Progressed) -> Look:
         when = await clocks(self._host)

@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from logto_webhooks.core import making
 from logto_webhooks.core.delivery import identify
-from logto_webhooks.core.drift import Drift, drift_of
+from logto_webhooks.core.drift import Drift, drifts_of
 from logto_webhooks.core.events import parse
 from logto_webhooks.core.inbox import Claimed, Kept
 from logto_webhooks.core.jobs import JobFilter, JobRow, NewJob
@@ -76,7 +76,7 @@ def _applied(store: Store, some: Sequence[Kept], lag_ms: int) -> list[Drift]:
     # All are locked at first, in order: so no worker that has some of them waits in a circle.
     sync.lock(store, [change for changes in told for change in changes])
     pairs = [pair for changes in told for pair in sync.learn(store, changes, None)]
-    return [drift for pair in pairs if (drift := drift_of(*pair)) is not None]
+    return [drift for pair in pairs for drift in drifts_of(*pair)]
 
 
 def _changes(kept: Kept, lag_ms: int) -> Sequence[Change]:

@@ -23,9 +23,11 @@ from logto_webhooks.core.record import (
     DEAD_DELIVERY,
     MEMBERS,
     NEVER,
+    Absent,
     Change,
     Drop,
     Key,
+    Named,
     Read,
     Record,
     Refetch,
@@ -116,13 +118,16 @@ def learn(
 
 def _write(store: Store, locked: Locked, records: Records) -> Written:
     before = locked.records
+    for key in locked.few:
+        if records[key].ended_at != before[key].ended_at:
+            records[key] = merge(records[key], Named(key, store.newest_membership(key)))
     _bury(records)
     changed = [each for key, each in records.items() if each is not before[key] or not each.kept]
     kept = store.save(changed)
     ended = [
         each
         for each in changed
-        if each.key.kind != "membership" and each.deleted_at != before[each.key].deleted_at
+        if each.key.kind != "membership" and each.ended_at != before[each.key].ended_at
     ]
     left = store.drop_memberships([each for each in ended if each.key in locked.few])
     many = [each for each in ended if each.key not in locked.few]
@@ -138,7 +143,7 @@ def lock(store: Store, changes: Iterable[Change]) -> Locked:
     """
     told = list(changes)
     changed = {change.key for change in told}
-    over = sorted({change.key for change in told if isinstance(change, Drop)})
+    over = sorted({change.key for change in told if isinstance(change, Drop | Absent)})
     ends = {end for key in changed if key.kind == "membership" for end in key.organization_and_user}
     records: Records = {}
     few: Sequence[Key] = ()
@@ -195,9 +200,14 @@ def _unlisted(known: Records) -> Records:
 
 
 def _bury(records: Records) -> None:
-    """A membership is over with either of its ends, also when it is told of only later."""
+    """End each membership that is no newer than a deletion of either of its ends.
+
+    One that is newer is evidence that the end exists.
+    """
     for key in [key for key in records if key.kind == "membership"]:
         for end in key.organization_and_user:
-            deleted_at = records[end].deleted_at
-            if deleted_at is not None:
-                records[key] = merge(records[key], Drop(key, deleted_at))
+            ended_at = records[end].ended_at
+            if ended_at == NEVER:
+                continue
+            records[key] = merge(records[key], Drop(key, ended_at))
+            records[end] = merge(records[end], Named(end, records[key].told_stamp))

@@ -12,7 +12,7 @@ from sqlalchemy import RowMapping
 
 from logto_webhooks.core.delivery import Delivery
 from logto_webhooks.core.lifecycle import State
-from logto_webhooks.core.record import Group, Key, Record, Rival
+from logto_webhooks.core.record import NEVER, Group, Key, Record, Rival
 
 Columns = dict[str, Any]
 
@@ -57,6 +57,11 @@ def record_row(record: Record) -> Columns:
         "facts": record.facts,
         "needs": record.needs,
         "deleted_at": record.deleted_at,
+        "gone_at": _moment(record.gone_at),
+        "absent_at": _moment(record.absent_at),
+        "stamp": _moment(record.stamp),
+        "told_at": _moment(record.told_stamp),
+        "told_end": _moment(record.told_end),
         "read_at": record.read_at,
         "doubtful": bool(record.doubts),
         "waiting_reason": record.waiting_for,
@@ -72,9 +77,28 @@ def record_of(row: RowMapping) -> Record:
         },
         facts=row["facts"],
         needs=row["needs"],
-        deleted_at=row["deleted_at"],
+        gone_at=_gone_at(row),
+        absent_at=_number(row["absent_at"]),
+        told_stamp=_number(row["told_at"]),
+        told_end=_number(row["told_end"]),
         local_id=row["local_id"],
     )
+
+
+def _gone_at(row: RowMapping) -> int:
+    """When it was deleted; a release that knew no `gone_at` wrote only `deleted_at`."""
+    gone_at, deleted_at = _number(row["gone_at"]), row["deleted_at"]
+    if deleted_at is None or deleted_at in (gone_at, row["absent_at"]):
+        return gone_at
+    return max(gone_at, int(deleted_at))
+
+
+def _moment(number: int) -> int | None:
+    return None if number == NEVER else number
+
+
+def _number(moment: int | None) -> int:
+    return NEVER if moment is None else moment
 
 
 def _standing(group: Group) -> Columns:

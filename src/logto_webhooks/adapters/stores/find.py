@@ -52,7 +52,11 @@ SIDES = {"user": USERS, "organization": ORGANIZATIONS}
 
 
 def find(connection: sa.Connection, side: _Side, query: str, limit: int) -> list[Found]:
-    """Find rows by what names them; else by a part of it. An empty query finds all."""
+    """Find rows by what names them; else by a part of it, those that are deleted last.
+
+    An empty query finds all.
+    """
+    order = (side.table.c.deleted_at.is_not(None), side.table.c.id)
     same = [column == query for column in side.exact]
     same += [sa.func.lower(column) == query.lower() for column in side.any_case]
     same += [side.table.c.id == local_id for local_id in _uuids(query)]
@@ -61,7 +65,7 @@ def find(connection: sa.Connection, side: _Side, query: str, limit: int) -> list
         alike.append(sa.true())
     for conditions in (same, alike):
         wanted = sa.select(side.table).where(sa.or_(*conditions))
-        rows = connection.execute(wanted.order_by(side.table.c.id).limit(limit)).mappings().all()
+        rows = connection.execute(wanted.order_by(*order).limit(limit)).mappings().all()
         if rows:
             return [_found(connection, side, dict(row)) for row in rows]
     return []

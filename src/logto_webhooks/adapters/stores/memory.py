@@ -158,7 +158,7 @@ class MemoryStore:
         left = [
             key
             for key in self._memberships_of(ending.key)
-            if (at := self.tables.records[key].deleted_at) is None or at > ending.ended_at
+            if self.tables.records[key].gone_at < ending.ended_at
         ]
         return sorted(left)[:limit]
 
@@ -170,16 +170,23 @@ class MemoryStore:
     def drop_memberships(
         self, ends: Sequence[Record], pairs: Sequence[Key] | None = None
     ) -> list[Key]:
-        """End all memberships of deleted users and organizations, or of them only the `pairs`, at
-        the time of deletion; return those that were present."""
+        """End the memberships that are no newer than the end of their user or organization, or of
+        them only the `pairs`; return those that were present."""
         present = []
         for end in ends:
             for key in self._memberships_of(end.key) if pairs is None else pairs:
-                if end.deleted_at is not None:
-                    known = self.tables.records[key]
-                    present += [key] if row_of(known) else []
-                    self.save([merge(known, Drop(key, end.deleted_at))])
+                known = self.tables.records[key]
+                over = merge(known, Drop(key, end.ended_at))
+                if row_of(known) and not row_of(over):
+                    present.append(key)
+                self.save([over])
         return present
+
+    def newest_membership(self, end: Key, pairs: Sequence[Key] | None = None) -> int:
+        """Return the greatest stamp at which a membership of a user or an organization, or one of
+        the `pairs`, was told of; NEVER if there is none."""
+        keys = self._memberships_of(end) if pairs is None else pairs
+        return max((self.tables.records[key].told_stamp for key in keys), default=NEVER)
 
     def recent(self, limit: int) -> list[Received]:
         """Return the newest deliveries, the newest first."""
@@ -255,7 +262,8 @@ class MemoryStore:
         found = [
             key
             for key, record in sorted(self.tables.records.items())
-            if key.kind == kind and key.id > after and record.deleted_at is None
+            if key.kind == kind and key.id > after
+            if kind == "membership" or record.deleted_at is None or record.doubts
             if of is None or of in key.organization_and_user
             if not with_roles or parts_of(record).get("roles")
             if unread_since is None or _read_at(record, with_roles) < unread_since
@@ -290,7 +298,8 @@ class MemoryStore:
 
         same = [key for key in rows if text and text in lower(key, exact)]
         alike = [key for key in rows if any(text in value for value in lower(key, parts))]
-        return [self._found(key, rows[key]) for key in (same or alike)[:limit]]
+        found = sorted(same or alike, key=lambda key: rows[key]["deleted_at"] is not None)
+        return [self._found(key, rows[key]) for key in found[:limit]]
 
     def _found(self, key: Key, row: dict[str, Any]) -> Found:
         memberships = {

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from logto_webhooks.core.inbox import MEMBERSHIP_EVENTS, DeliveryFilter, Kept
+from logto_webhooks.core.inbox import DELETIONS, MEMBERSHIP_EVENTS, DeliveryFilter, Kept
 from logto_webhooks.core.lifecycle import State
 from logto_webhooks.core.record import Key, Record
 
@@ -45,10 +45,13 @@ class MemoryInbox:
             self._tables.inbox[row.id] = fresh
         return len(over)
 
-    def about(self, key: Key, after: int, limit: int) -> list[Kept]:
-        """List what may tell of a user or an organization, or of its memberships, by id."""
+    def about(self, key: Key, others: Sequence[Key], after: int, limit: int) -> list[Kept]:
+        """List what may tell of a user or an organization, or of its memberships, by id; of the
+        `others`, at the other ends of these, only their deletions."""
+        deleted = {f"{each.kind}:{each.id}" for each in others}
         rows = sorted(self._tables.inbox.values(), key=lambda row: row.id)
-        return [_kept(row) for row in rows if row.id > after and _concerns(row, key)][:limit]
+        found = [row for row in rows if _concerns(row, key) or _deletes(row, deleted)]
+        return [_kept(row) for row in found if row.id > after][:limit]
 
     def known(self, key: Key) -> dict[Key, Record]:
         """Return a record, if there is one, and those of all its memberships."""
@@ -64,6 +67,10 @@ def _concerns(row: InboxRow, key: Key) -> bool:
         return True
     of_members = key.kind == "user" and row.delivery.event in MEMBERSHIP_EVENTS
     return of_members and key.id.encode() in row.delivery.body
+
+
+def _deletes(row: InboxRow, subjects: Collection[str]) -> bool:
+    return row.delivery.event in DELETIONS and row.delivery.subject in subjects
 
 
 def _is_sought(row: InboxRow, sought: DeliveryFilter) -> bool:

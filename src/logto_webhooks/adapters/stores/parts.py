@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from logto_webhooks.adapters.stores.dialect import among
-from logto_webhooks.adapters.stores.schema import member_roles, user_identities, user_roles
+from logto_webhooks.adapters.stores.schema import member_roles, members, user_identities, user_roles
 from logto_webhooks.core.mirror import Part, parts_of
 from logto_webhooks.core.record import Key, Record
 
@@ -38,11 +38,14 @@ def save(connection: sa.Connection, changed: Sequence[Record]) -> None:
 
 
 def drop(connection: sa.Connection, end: Key, others: Sequence[str] | None = None) -> None:
-    """Take the rows of all memberships of a user or an organization out, or of those with
-    `others`."""
+    """Take the rows of a user's or an organization's memberships out, or of those with `others`,
+    but of those that stay."""
     user, organization = member_roles.c.logto_user_id, member_roles.c.logto_organization_id
     mine, theirs = (user, organization) if end.kind == "user" else (organization, user)
-    delete = sa.delete(member_roles).where(mine == end.id)
+    stays = sa.exists().where(
+        members.c.logto_organization_id == organization, members.c.logto_user_id == user
+    )
+    delete = sa.delete(member_roles).where(mine == end.id, sa.not_(stays))
     if others is None:
         connection.execute(delete)
     else:

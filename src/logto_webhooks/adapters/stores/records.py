@@ -16,7 +16,7 @@ from logto_webhooks.adapters.stores.schema import members, records
 from logto_webhooks.core.ending import Ending
 from logto_webhooks.core.mirror import row_of
 from logto_webhooks.core.ports import Waiting
-from logto_webhooks.core.record import Key, Kind, Record, membership
+from logto_webhooks.core.record import NEVER, Key, Kind, Record, membership
 
 _OTHERS: dict[Kind, sa.Column[Any]] = {
     "user": members.c.logto_organization_id,
@@ -90,7 +90,7 @@ def to_end(connection: sa.Connection, ending: Ending, limit: int) -> list[Key]:
     query = (
         sa.select(records.c.logto_id)
         .where(_SIDES[ending.key.kind][0] == ending.key.id)
-        .where(sa.or_(records.c.deleted_at.is_(None), records.c.deleted_at > ending.ended_at))
+        .where(sa.func.coalesce(records.c.gone_at, NEVER) < ending.ended_at)
         .limit(limit)
     )
     return sorted(Key("membership", each) for each in connection.scalars(query))
@@ -99,19 +99,15 @@ def to_end(connection: sa.Connection, ending: Ending, limit: int) -> list[Key]:
 def drop_memberships(
     connection: sa.Connection, ends: Sequence[Record], pairs: Sequence[Key] | None = None
 ) -> list[Key]:
-    """End all memberships of deleted users and organizations, or of them only the `pairs`; return
-    those that were present."""
+    """End the memberships that are no newer than the end of their user or organization, or of
+    them only the `pairs`; return those that were present."""
     if pairs is not None and connection.dialect.name == "postgresql":
         _hold(connection, pairs, ())
     present: list[Key] = []
     for end in ends:
         known, row = _SIDES.get(end.key.kind, (None, None))
-        if known is None or row is None or end.deleted_at is None:
+        if known is None or row is None or end.ended_at == NEVER:
             continue
-        earliest = sa.case(
-            (records.c.deleted_at < end.deleted_at, records.c.deleted_at), else_=end.deleted_at
-        )
-        over = {"doubtful": False, "refetch_since": None, "waiting_reason": None}
         mine, theirs = known == end.key.id, row == end.key.id
         given: dict[str, Any] = {}
         others: list[str] | None = None
@@ -120,13 +116,27 @@ def drop_memberships(
             given = {"ids": [pair.id for pair in pairs], "others": others}
             mine = (records.c.kind == "membership") & among(records.c.logto_id, "ids")
             theirs = sa.and_(theirs, among(_OTHERS[end.key.kind], "others"))
-        update = sa.update(records).where(mine).values(deleted_at=earliest, **over)
-        connection.execute(update, given)
+        connection.execute(sa.update(records).where(mine).values(_over(end.ended_at)), given)
         both = (members.c.logto_organization_id, members.c.logto_user_id)
-        left = sa.delete(members).where(theirs).returning(*both)
+        newer = sa.exists().where(
+            records.c.kind == "membership",
+            records.c.logto_id == both[0] + ":" + both[1],
+            sa.not_(_is_over(end.ended_at)),
+        )
+        left = sa.delete(members).where(theirs, sa.not_(newer)).returning(*both)
         present += [membership(*pair) for pair in connection.execute(left, given)]
         parts.drop(connection, end.key, others)
     return present
+
+
+def newest_membership(connection: sa.Connection, end: Key, pairs: Sequence[Key] | None) -> int:
+    """Return the greatest stamp at which a membership of a user or an organization, or one of the
+    `pairs`, was told of."""
+    newest = sa.select(sa.func.max(records.c.told_at))
+    if pairs is None:
+        return connection.scalar(newest.where(_SIDES[end.kind][0] == end.id)) or NEVER
+    mine = newest.where(records.c.kind == "membership", among(records.c.logto_id, "ids"))
+    return connection.scalar(mine, {"ids": [pair.id for pair in pairs]}) or NEVER
 
 
 def keys(
@@ -138,16 +148,17 @@ def keys(
     unread_since: int | None,
     with_roles: bool,
 ) -> list[Key]:
-    """List known records that aren't deleted, by id, from `after` on."""
+    """List known records by id, without users and organizations that are deleted for sure."""
     if with_roles:
         return parts.holders(connection, limit, after, unread_since)
     query = (
         sa.select(records.c.logto_id)
         .where(records.c.kind == kind, records.c.logto_id > after)
-        .where(records.c.deleted_at.is_(None))
         .order_by(records.c.logto_id)
         .limit(limit)
     )
+    if kind != "membership":
+        query = query.where(sa.or_(records.c.deleted_at.is_(None), records.c.doubtful))
     if of is not None:
         query = query.where(_SIDES[of.kind][0] == of.id)
     if unread_since is not None:
@@ -229,3 +240,21 @@ def _project(connection: sa.Connection, kind: str, changed: Sequence[Record]) ->
 def _count(connection: sa.Connection, condition: sa.ColumnElement[bool]) -> int:
     query = sa.select(sa.func.count()).select_from(records).where(condition)
     return connection.scalar(query) or 0
+
+
+def _is_over(ended_at: int) -> sa.ColumnElement[bool]:
+    """Whether a membership is no newer than the end of its user or organization."""
+    return sa.func.coalesce(records.c.stamp, NEVER) <= ended_at
+
+
+def _over(ended_at: int) -> dict[str, Any]:
+    """What the end of its user or organization makes of a membership."""
+    is_over = _is_over(ended_at)
+    newest = sa.case((records.c.gone_at > ended_at, records.c.gone_at), else_=ended_at)
+    return {
+        "gone_at": newest,
+        "deleted_at": sa.case((is_over, newest)),
+        "doubtful": sa.and_(sa.not_(is_over), records.c.doubtful),
+        "refetch_since": sa.case((sa.not_(is_over), records.c.refetch_since)),
+        "waiting_reason": sa.case((sa.not_(is_over), records.c.waiting_reason)),
+    }

@@ -145,6 +145,12 @@ records = sa.Table(
     sa.Column("doubtful", sa.Boolean, nullable=False),
     sa.Column("refetch_since", Millis),
     sa.Column("waiting_reason", sa.Text),
+    # Whether it exists follows from these (`Record`); null where nothing told.
+    sa.Column("gone_at", Millis),
+    sa.Column("absent_at", Millis),
+    sa.Column("stamp", Millis),
+    sa.Column("told_at", Millis),
+    sa.Column("told_end", Millis),
 )
 sa.Index("logto_records_organization", records.c.organization_id)
 sa.Index("logto_records_user", records.c.user_id)

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from logto_webhooks.adapters.stores import codec
 from logto_webhooks.adapters.stores.dialect import among, holds, now
 from logto_webhooks.adapters.stores.schema import deliveries, is_odd, is_pending, records
-from logto_webhooks.core.inbox import MEMBERSHIP_EVENTS, DeliveryFilter, Kept
+from logto_webhooks.core.inbox import DELETIONS, MEMBERSHIP_EVENTS, DeliveryFilter, Kept
 from logto_webhooks.core.lifecycle import State
 from logto_webhooks.core.record import Key, Record
 
@@ -55,14 +55,18 @@ class SqlInbox:
         )
         return self._connection.execute(replay, {"ids": list(ids)}).rowcount
 
-    def about(self, key: Key, after: int, limit: int) -> list[Kept]:
-        """List what may tell of a user or an organization, or of its memberships, by id."""
+    def about(self, key: Key, others: Sequence[Key], after: int, limit: int) -> list[Kept]:
+        """List what may tell of a user or an organization, or of its memberships, by id; of the
+        `others`, at the other ends of these, only their deletions."""
         concerned: _Condition = deliveries.c.subject == f"{key.kind}:{key.id}"
         if key.kind == "user":
             named = deliveries.c.event.in_(MEMBERSHIP_EVENTS), _holds(key.id)
             concerned = sa.or_(concerned, sa.and_(*named))
+        deleted = deliveries.c.event.in_(DELETIONS), among(deliveries.c.subject, "others")
+        concerned = sa.or_(concerned, sa.and_(*deleted))
         wanted = _KEPT.where(deliveries.c.id > after, concerned)
-        return self._kept(wanted.order_by(deliveries.c.id).limit(limit))
+        names = {"others": [f"{each.kind}:{each.id}" for each in others]}
+        return self._kept(wanted.order_by(deliveries.c.id).limit(limit), names)
 
     def known(self, key: Key) -> dict[Key, Record]:
         """Return a record, if there is one, and those of all its memberships."""
@@ -71,8 +75,8 @@ class SqlInbox:
         rows = self._connection.execute(wanted.order_by(records.c.logto_id)).mappings()
         return {record.key: record for record in map(codec.record_of, rows)}
 
-    def _kept(self, wanted: sa.Select[Any]) -> list[Kept]:
-        rows = self._connection.execute(wanted).mappings()
+    def _kept(self, wanted: sa.Select[Any], given: dict[str, Any] | None = None) -> list[Kept]:
+        rows = self._connection.execute(wanted, given or {}).mappings()
         return [Kept(**{**row, "state": State(row["state"])}) for row in rows]
 
 

@@ -84,9 +84,14 @@ class SqlStore:
     def drop_memberships(
         self, ends: Sequence[Record], pairs: Sequence[Key] | None = None
     ) -> list[Key]:
-        """End all memberships of deleted users and organizations, or of them only the `pairs`, at
-        the time of deletion; return those that were present."""
+        """End the memberships that are no newer than the end of their user or organization, or of
+        them only the `pairs`; return those that were present."""
         return records.drop_memberships(self._connection, ends, pairs)
+
+    def newest_membership(self, end: Key, pairs: Sequence[Key] | None = None) -> int:
+        """Return the greatest stamp at which a membership of a user or an organization, or one of
+        the `pairs`, was told of; NEVER if there is none."""
+        return records.newest_membership(self._connection, end, pairs)
 
     def with_few_memberships(self, ends: Sequence[Key], most: int) -> list[Key]:
         """List those users and organizations that have no more than `most` memberships in all,

@@ -65,9 +65,11 @@ class LocalUserEvent(LocalEvent, frozen=True, kw_only=True):
 
 
 class LocalUserCreated(LocalUserEvent, frozen=True, kw_only=True):
-    """A user is here for the first time: once per Logto id."""
+    """A user is here for the first time, once per Logto id; or again after a deletion, which
+    `restored` tells."""
 
     name: ClassVar[str] = "LocalUserCreated"
+    restored: bool = False
 
 
 class LocalUserUpdated(LocalUserEvent, frozen=True, kw_only=True):
@@ -90,9 +92,11 @@ class LocalOrganizationEvent(LocalEvent, frozen=True, kw_only=True):
 
 
 class LocalOrganizationCreated(LocalOrganizationEvent, frozen=True, kw_only=True):
-    """An organization is here for the first time: once per Logto id."""
+    """An organization is here for the first time, once per Logto id; or again after a deletion,
+    which `restored` tells."""
 
     name: ClassVar[str] = "LocalOrganizationCreated"
+    restored: bool = False
 
 
 class LocalOrganizationUpdated(LocalOrganizationEvent, frozen=True, kw_only=True):
