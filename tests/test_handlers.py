@@ -14,7 +14,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, create_async_e
 from sqlalchemy.orm import Session
 
 from logto_webhooks import Delivery, Discard, LogtoWebhooks, RetryLater, UserRow, events
+from logto_webhooks.core.delivery import identify
+from logto_webhooks.core.log import INSTALLED
+from logto_webhooks.core.ports import Progress
 from logto_webhooks.core.reports import Stalled
+from logto_webhooks.core.signature import vouch
 from logto_webhooks.samples.payloads import console_test
 from logto_webhooks.samples.signed import signed
 from logto_webhooks.testing import SIGNING_KEY, make
@@ -212,6 +216,43 @@ def test_what_is_older_than_the_installation_runs_nothing(
     applied = [vars(each).get("logto", {}) for each in caplog.records]
     applied = [each for each in applied if "outcome" in each]
     assert [each["older_than_installation"] for each in applied] == [True, True]
+
+
+def test_what_comes_later_than_the_replay_window_is_applied_and_runs_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A signed body may be somebody's copy. What is younger, what Logto's log brings back, and what
+    is replayed by hand runs handlers."""
+    logto = on_sqlite(tmp_path, replay_window_s=3 * 86_400)
+    told: list[str] = []
+
+    @logto.on(events.UserCreated, events.LocalUserCreated)
+    def anything(event: events.UserCreated | events.LocalUserCreated) -> None:
+        told.append(event.name if isinstance(event, events.LocalUserCreated) else "User.Created")
+
+    async def body(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
+        host, now = logto.database.host, soon()
+        await host.run(lambda store: store.progress(INSTALLED, Progress(0, 0)))
+        await send(client, make.user_created(id="old", at=now - 4 * 86_400_000))
+        await eventually(logto.status, lambda status: status.deliveries["done"] == 1)
+        assert [each.row["logto_user_id"] for each in await logto.users("old")] == ["old"]
+        assert await jobs(logto) == []
+        [[old]] = [[each.id for each in await logto.deliveries()]]
+        await logto.replay([old])
+        await until(all_over(1), logto)
+        await send(client, make.user_created(id="young", at=now - 2 * 86_400_000))
+        await until(all_over(3), logto)
+        logged = make.user_created(id="logged", at=now - 5 * 86_400_000).body
+        delivery = identify(vouch(logged), now, origin="log")
+        await host.run(lambda store: store.add([delivery]))
+        await until(all_over(5), logto)
+        assert sorted(told) == ["LocalUserCreated"] * 2 + ["User.Created"] * 3
+
+    with caplog.at_level("INFO", logger="logto_webhooks"):
+        live(logto, body)
+    applied = [vars(each).get("logto", {}) for each in caplog.records]
+    late = {each["subject"] for each in applied if each.get("later_than_replay_window")}
+    assert late == {"user:old"}
 
 
 def test_a_test_is_for_who_wants_it(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ VARIABLES: Final[dict[str, tuple[str, ...]]] = {
     "max_body_bytes": ("LOGTO_WEBHOOKS_MAX_BODY_BYTES",),
     "max_attempts": ("LOGTO_WEBHOOKS_MAX_ATTEMPTS",),
     "lag_ms": ("LOGTO_WEBHOOKS_LAG_MS",),
+    "replay_window_s": ("LOGTO_WEBHOOKS_REPLAY_WINDOW_S",),
     "endpoint": ("LOGTO_ENDPOINT",),
     "app_id": ("LOGTO_M2M_APP_ID",),
     "app_secret": ("LOGTO_M2M_APP_SECRET",),
@@ -81,6 +82,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     max_body_bytes: Annotated[int, Meta(ge=1)] = 8 * 2**20
     max_attempts: Annotated[int, Meta(ge=1)] = MAX_ATTEMPTS
     lag_ms: Annotated[int, Meta(ge=0)] = LAG_MS
+    replay_window_s: Annotated[int, Meta(ge=0, le=10**9)] = 604_800
     endpoint: Annotated[str, Meta(pattern=r"\Ahttps?://[^/?#@\s]+/?\Z")] | None = None
     app_id: str | None = None
     app_secret: str | None = None
@@ -124,6 +126,7 @@ class MountedSettings(TypedDict, total=False):
     max_body_bytes: int
     max_attempts: int
     lag_ms: int
+    replay_window_s: int
     endpoint: str | None
     app_id: str | None
     app_secret: str | None

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Unpack
 
 import httpx2
 import sqlalchemy as sa
@@ -16,6 +17,7 @@ from logto_webhooks import LogtoWebhooks
 from logto_webhooks.core.jobs import JobFilter, JobRow
 from logto_webhooks.fastapi import router
 from logto_webhooks.samples.signed import Signed
+from logto_webhooks.settings import MountedSettings
 from logto_webhooks.testing import SIGNING_KEY
 from tests.support import postgres
 from tests.support.waiting import eventually
@@ -28,9 +30,11 @@ def soon() -> int:
     return time.time_ns() // 1_000_000 + 1_000
 
 
-def on_sqlite(folder: Path) -> LogtoWebhooks:
+def on_sqlite(folder: Path, **settings: Unpack[MountedSettings]) -> LogtoWebhooks:
     return LogtoWebhooks(
-        signing_key=SIGNING_KEY, engine=sa.create_engine(f"sqlite:///{folder / 'app.db'}")
+        signing_key=SIGNING_KEY,
+        engine=sa.create_engine(f"sqlite:///{folder / 'app.db'}"),
+        **settings,
     )
 
 

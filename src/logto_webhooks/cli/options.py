@@ -48,6 +48,14 @@ LagMs = Annotated[
         "How much older than its dispatch a change can be, in milliseconds; 100 if unset.",
     ),
 ]
+ReplayWindow = Annotated[
+    int | None,
+    _setting(
+        "replay_window_s",
+        "How old a delivery to the webhook may be and run handlers, in seconds; 604800 if unset, 0 "
+        "is no limit.",
+    ),
+]
 Endpoint = Annotated[
     str | None, _setting("endpoint", "Logto's address, such as https://auth.example.com.")
 ]

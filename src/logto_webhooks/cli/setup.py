@@ -51,6 +51,10 @@ LOGTO_WEBHOOK_SIGNING_KEY=
 # Greater marks more records as doubtful, smaller misses some.
 #LOGTO_WEBHOOKS_LAG_MS=100
 
+# How old a delivery to the webhook may be, in seconds, and still run handlers; 0 is no limit.
+# Somebody may send a signed delivery again. What Logto's log brings back isn't limited.
+#LOGTO_WEBHOOKS_REPLAY_WINDOW_S=604800
+
 # Logto's Management API: with it, what Logto sent and this service didn't get is brought back
 # from Logto's own log. A machine-to-machine application of Logto's console with the role
 # "Logto Management API access"; the endpoint is Logto's address.

@@ -64,7 +64,7 @@ class NotStored(Struct, frozen=True):
 class Synced(Struct, frozen=True):
     """A delivery was applied; `took_ms` since it was received.
 
-    One that is `older_than_installation` runs no handlers.
+    One that is `older_than_installation`, or came `later_than_replay_window`, runs no handlers.
     """
 
     id: int
@@ -74,6 +74,7 @@ class Synced(Struct, frozen=True):
     took_ms: int
     odd_fields: tuple[str, ...] = ()
     older_than_installation: bool = False
+    later_than_replay_window: bool = False
 
 
 class Failed(Struct, frozen=True):

@@ -53,10 +53,23 @@ class Written(Struct, frozen=True):
     many: list[Record] = []
 
 
+def is_late(claimed: Claimed, window_ms: int) -> bool:
+    """Whether a signed body came to the webhook later than Logto sends any, so that somebody else
+    may have sent it again. Logto's log, and a replay by hand, may bring what is older."""
+    age = claimed.received_at - claimed.occurred_at
+    return window_ms > 0 and claimed.origin == "webhook" and age > window_ms
+
+
 def of_deliveries(
-    store: Store, batch: Sequence[Planned], written: Written, *, own: bool = True
+    store: Store,
+    batch: Sequence[Planned],
+    written: Written,
+    *,
+    own: bool = True,
+    window_ms: int = 0,
 ) -> int:
-    """Make the deliveries' `own` jobs, and those of what they changed here.
+    """Make the deliveries' `own` jobs, and those of what they changed here; none of what came to
+    the webhook later than `window_ms`, if that isn't 0.
 
     Return since when there are any (ms): 0 if no handler is known, so that none could be told.
     """
@@ -67,12 +80,13 @@ def of_deliveries(
     jobs = [
         job
         for each in (batch if own else ())
+        if not is_late(each.claimed, window_ms)
         for job in making.jobs_of(each.event, each.claimed, handlers, since)
     ]
     brought = _brought(batch)
     for key, event in _events(written, since, "webhook"):
         claimed = _bringer(key, brought)
-        if claimed.occurred_at < since:
+        if claimed.occurred_at < since or is_late(claimed, window_ms):
             continue
         told = replace(event, source=cast(Source, claimed.origin))
         jobs += making.local_jobs(told, uuid.uuid4().hex, handlers, claimed.id)
@@ -80,22 +94,23 @@ def of_deliveries(
     return since
 
 
-def own_jobs(store: Store, planned: Planned) -> list[NewJob]:
+def own_jobs(store: Store, planned: Planned, window_ms: int = 0) -> list[NewJob]:
     """The jobs of a delivery itself, to be made."""
     handlers = store.jobs.handlers()
-    if not handlers:
+    if not handlers or is_late(planned.claimed, window_ms):
         return []
     return making.jobs_of(planned.event, planned.claimed, handlers, installed_at(store))
 
 
 def endings_of_deliveries(
-    store: Store, batch: Sequence[Planned], written: Written, since: int
+    store: Store, batch: Sequence[Planned], written: Written, since: int, window_ms: int = 0
 ) -> None:
     """Keep what is left to do for deleted records with very many memberships."""
     brought = _brought(batch) if written.many else {}
     for record in written.many:
         claimed = _bringer(record.key, brought)
-        source = None if claimed.occurred_at < since else claimed.origin
+        is_quiet = claimed.occurred_at < since or is_late(claimed, window_ms)
+        source = None if is_quiet else claimed.origin
         store.note_ending(_ending(record, source, claimed.id))
 
 

@@ -104,7 +104,7 @@ class _Again:
     def look(self, kept: Kept) -> None:
         """Find those of one delivery.
 
-        Who applies it makes what is missing; of one that isn't applied again that is done here.
+        Those that are missing are made here, whatever its age; of a dead one by whoever applies it.
         """
         known: set[tuple[str, str, str]] = set()
         for row in all_jobs(self._store, JobFilter(delivery_id=kept.id, handler=self._handler)):
@@ -114,7 +114,7 @@ class _Again:
         made = self._made(kept)
         new = [each for each in made if (each.handler, each.event, each.subject) not in known]
         self._missing += len(new)
-        if self._handler is not None and kept.state is not State.DEAD:
+        if kept.state is not State.DEAD:
             self._new += new
 
     def run(self) -> int:

@@ -68,22 +68,24 @@ def planned(claimed: Claimed, lag_ms: int) -> Work:
         return Unusable(claimed, error.with_traceback(None))
 
 
-def apply(store: Store, token: str, batch: Sequence[Planned]) -> tuple[list[Outcome], int]:
+def apply(
+    store: Store, token: str, batch: Sequence[Planned], window_ms: int = 0
+) -> tuple[list[Outcome], int]:
     """Apply planned deliveries and finish them; return what became of each, and since when handlers
     are told (ms). Raises ClaimLost."""
     written, outcomes = _apply(store, batch)
-    since = making.of_deliveries(store, batch, written)
-    making.endings_of_deliveries(store, batch, written, since)
+    since = making.of_deliveries(store, batch, written, window_ms=window_ms)
+    making.endings_of_deliveries(store, batch, written, since, window_ms)
     store.finish(token, outcomes)
     return outcomes, since
 
 
-def apply_piece(store: Store, piece: Planned) -> str:
+def apply_piece(store: Store, piece: Planned, window_ms: int = 0) -> str:
     """Apply some of what a large delivery changes, and say what that did; to do it again changes
     nothing. The delivery isn't finished, and its own jobs aren't made."""
     written, [outcome] = _apply(store, [piece])
-    since = making.of_deliveries(store, [piece], written, own=False)
-    making.endings_of_deliveries(store, [piece], written, since)
+    since = making.of_deliveries(store, [piece], written, own=False, window_ms=window_ms)
+    making.endings_of_deliveries(store, [piece], written, since, window_ms)
     return outcome.result or "nothing"
 
 

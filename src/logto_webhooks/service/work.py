@@ -54,11 +54,13 @@ class Worker:
         *,
         lag_ms: int = LAG_MS,
         max_attempts: int = MAX_ATTEMPTS,
+        replay_window_ms: int = 0,
         budget_s: float = LONGEST_S,
         may_work: Callable[[], bool] = lambda: True,
     ) -> None:
         """`budget_s`: how long a transaction may hold back who accepts (SQLite: one writer).
 
+        What comes to the webhook later than `replay_window_ms` runs no handlers; 0 is no limit.
         `may_work` is asked before each step; who may not is a spare, and waits.
         """
         self._host = host
@@ -67,6 +69,7 @@ class Worker:
         self._jitter = jitter
         self._lag_ms = lag_ms
         self._max_attempts = max_attempts
+        self._replay_window_ms = replay_window_ms
         self._pace = Pace(budget_s)
         self._endings = Endings(host, budget_s)
         self._clock_watch = ClockWatch(host, observe)
@@ -232,7 +235,8 @@ class Worker:
             size = max(FIRST_WEIGHT, min(self._pace.weight, MAX_PIECE))
             piece, changes = replace(planned, changes=changes[:size]), changes[size:]
             results.append(await self._host.run(partial(self._sync_piece, piece, lock_s)))
-        jobs = await self._host.read(lambda store: making.own_jobs(store, planned))
+        window_ms = self._replay_window_ms
+        jobs = await self._host.read(lambda store: making.own_jobs(store, planned, window_ms))
         while jobs:
             some, jobs = jobs[:MAX_PIECE], jobs[MAX_PIECE:]
             await self._host.run(partial(self._add_jobs, planned, some, lock_s))
@@ -244,7 +248,7 @@ class Worker:
         store.limit_waits(lock_s, STATEMENT_S)
         store.renew(self._token, [piece.claimed.id], LEASE_S)
         started = time.perf_counter()
-        result = sync.apply_piece(store, piece)
+        result = sync.apply_piece(store, piece, self._replay_window_ms)
         self._pace.took(piece.weight, time.perf_counter() - started)
         return result
 
@@ -305,7 +309,7 @@ class Worker:
     def _sync(self, store: Store, batch: Sequence[Planned], lock_s: float) -> list[Report]:
         store.limit_waits(lock_s, STATEMENT_S)
         started = time.perf_counter()
-        outcomes, since = sync.apply(store, self._token, batch)
+        outcomes, since = sync.apply(store, self._token, batch, self._replay_window_ms)
         self._pace.took(sum(each.weight for each in batch), time.perf_counter() - started)
         if any(isinstance(change, Drop) for each in batch for change in each.changes):
             self._endings.wake()
@@ -324,6 +328,7 @@ class Worker:
             self._clock.now() - claimed.received_at,
             planned.event.odd_fields,
             claimed.occurred_at < since,
+            making.is_late(claimed, self._replay_window_ms),
         )
 
     def _fail(self, store: Store, claimed: Claimed, error: Exception, mark: bool = True) -> Failed:

@@ -272,6 +272,7 @@ def worker_of(settings: Settings, database: Database, observe: Observer) -> Work
         random.random,
         lag_ms=settings.lag_ms,
         max_attempts=settings.max_attempts,
+        replay_window_ms=settings.replay_window_s * 1000,
         budget_s=database.budget_s,
         may_work=database.may_work,
     )

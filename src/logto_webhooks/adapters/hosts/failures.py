@@ -46,6 +46,8 @@ def translated(url: sa.URL) -> Iterator[None]:
         raise _meaning(error.orig or error, error, url) from error
     except exc.StatementError as error:
         raise RowRejected(problem=type(error.orig or error).__name__) from error
+    except OverflowError as error:  # a number that SQLite's driver can't pass on
+        raise RowRejected(problem="a number is too large") from error
     except (OSError, TimeoutError) as error:
         raise _unavailable(error, url) from error
     except Exception as error:
