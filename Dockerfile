@@ -1,15 +1,21 @@
-# docker build -t logto-webhooks .     (docs/how-to/deploy.md says how to run it)
-FROM python:3.12-slim AS build
+# docker build -t logto-webhooks --build-arg PYTHON_IMAGE=python:3.12-slim@sha256:… .
+# (docs/how-to/deploy.md says where the digest comes from, and how to run the image)
+ARG PYTHON_IMAGE
+FROM ${PYTHON_IMAGE} AS build
+ARG PYTHON_IMAGE
+# Without a digest the base could be another one tomorrow.
+RUN case "$PYTHON_IMAGE" in *@sha256:????????????????????????????????????????????????????????????????) ;; *) echo "PYTHON_IMAGE must end in @sha256: and a digest, see docs/how-to/deploy.md" >&2; exit 1 ;; esac
 WORKDIR /src
-RUN python -m venv /app
-COPY requirements.txt ./
-RUN /app/bin/pip install --no-cache-dir --require-hashes -r requirements.txt
-COPY pyproject.toml README.md LICENSE ./
+RUN python -m venv /app && python -m venv /build
+COPY requirements.txt requirements-build.txt ./
+RUN /app/bin/pip install --no-cache-dir --require-hashes -r requirements.txt \
+ && /build/bin/pip install --no-cache-dir --require-hashes -r requirements-build.txt
+COPY pyproject.toml hatch_build.py README.md LICENSE ./
 COPY src src
-RUN /app/bin/pip wheel --no-cache-dir --no-deps --wheel-dir /dist . \
+RUN /build/bin/pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /dist . \
  && /app/bin/pip install --no-cache-dir --no-index --no-deps /dist/*.whl
 
-FROM python:3.12-slim
+FROM ${PYTHON_IMAGE}
 RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin logto \
  && install --directory --owner logto --group logto /data
 COPY --from=build /app /app

@@ -85,9 +85,10 @@ docs: .venv/made ## Build the docs into build/docs; a link that leads nowhere fa
 pages: .venv/made ## Write what is made in docs: options, what the examples print, events, states
 	$(BIN)/python -m tests.pages
 
-lock: ## Pin what development needs, and what the image installs, with hashes
+lock: ## Pin what development needs, and what the image installs and is built with, with hashes
 	$(PYTHON) -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --group dev --extra serve --extra cli --extra postgres --custom-compile-command 'make lock' -o requirements-dev.txt pyproject.toml
 	$(PYTHON) -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --extra all --constraint requirements-dev.txt --custom-compile-command 'make lock' -o requirements.txt pyproject.toml
+	printf 'hatchling\n' | $(PYTHON) -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url --no-emit-find-links --constraint requirements-dev.txt --custom-compile-command 'make lock' -o requirements-build.txt -
 
 clean: ## Remove what the other targets made
 	rm -rf .venv dist build

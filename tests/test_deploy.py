@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import http.client
+import json
 import os
 import re
 import shlex
@@ -175,6 +176,44 @@ class TestTheImage:
     def test_its_stages_are_of_one_base(self) -> None:
         """A venv is a venv of the interpreter that made it."""
         assert BUILD[0].text == f"{IMAGE[0].text} AS build"
+
+    @pytest.mark.parametrize(
+        ("base", "is_taken"),
+        [
+            ("", False),
+            ("python:3.12-slim", False),
+            ("python:3.12-slim@sha256:", False),
+            (f"python:3.12-slim@sha256:{'0' * 64}", True),
+        ],
+    )
+    def test_a_base_without_a_digest_is_refused(self, base: str, is_taken: bool) -> None:
+        """By the first step of the build; there is no default."""
+        assert "\nARG PYTHON_IMAGE\nFROM ${PYTHON_IMAGE} AS build\n" in DOCKERFILE.read_text()
+        check = next(each.text for each in BUILD if each.name == "RUN")
+        checked = subprocess.run(["sh", "-c", check], env={"PYTHON_IMAGE": base}, check=False)
+        assert (checked.returncode == 0) == is_taken
+
+    def test_what_builds_the_wheel_is_pinned(self) -> None:
+        """With hashes, and nothing is fetched without: pip makes no environment of its own."""
+        pinned = pins(ROOT / "requirements-build.txt")
+        assert needed("hatchling") <= pinned.keys()
+        assert pinned.items() <= pins(ROOT / "requirements-dev.txt").items()
+        for page in (DOCKERFILE, PAGE):
+            wheels = [line for line in page.read_text().splitlines() if "pip wheel" in line]
+            assert len(wheels) == 1
+            assert "--no-build-isolation" in wheels[0]
+
+    def test_the_wheel_has_an_sbom(self, image: Container) -> None:
+        """With all that requirements.txt pins, and its hashes."""
+        [file] = (image.root / "app/lib").glob("python*/site-packages/*.dist-info/sboms/*.json")
+        bom = json.loads(file.read_text())
+        assert (bom["bomFormat"], bom["metadata"]["component"]["name"]) == (
+            "CycloneDX",
+            "logto-webhooks",
+        )
+        listed = {each["name"]: each["version"] for each in bom["components"]}
+        assert listed.keys() == pins(ROOT / "requirements.txt").keys()
+        assert all(each["externalReferences"][0]["hashes"] for each in bom["components"])
 
     def test_packages_are_pinned(self) -> None:
         """All that the image needs, with hashes, as the tests are run with."""

@@ -64,6 +64,8 @@ def stages(dockerfile: Path) -> list[list[Instruction]]:
         name, _, rest = line.partition(" ")
         if name == "FROM":
             read.append([])
+        if not read:
+            continue  # an ARG before the first FROM
         read[-1].append(Instruction(name, " ".join(rest.split())))
     return read
 

@@ -71,7 +71,7 @@ def jobs_wanted(wanted: JobFilter) -> JobFilter:
     if wanted.state is not None:
         state_of(wanted.state, JobState)
     _texts(handler=wanted.handler, event=wanted.event, subject=wanted.subject)
-    _limited(wanted.limit)
+    limited(wanted.limit)
     return wanted
 
 
@@ -81,7 +81,7 @@ def deliveries_wanted(wanted: DeliveryFilter) -> DeliveryFilter:
     if wanted.state is not None:
         state_of(wanted.state, State)
     _texts(event=wanted.event, subject=wanted.subject, text=wanted.text)
-    _limited(wanted.limit)
+    limited(wanted.limit)
     return wanted
 
 
@@ -95,7 +95,9 @@ def _texts(**given: str | None) -> None:
             text_of(f"the {name}", each)
 
 
-def _limited(limit: object) -> None:
+def limited(limit: int) -> int:
+    """How many to list at most. Raises SettingInvalid."""
     if type(limit) is not int or not 0 < limit <= GREATEST_ID:
         problem = f"{limit!r:.60} isn't 1 or more, up to {GREATEST_ID}"
         raise SettingInvalid(name="the limit", problem=problem)
+    return limit

@@ -15,7 +15,7 @@ from logto_webhooks.core.record import Kind
 from logto_webhooks.errors import LogtoRefused, SettingInvalid
 from logto_webhooks.service import endpoint, explain, manage
 from logto_webhooks.service.endpoint import Tested
-from logto_webhooks.service.given import text_of
+from logto_webhooks.service.given import limited, text_of
 from logto_webhooks.service.handlers import Handlers
 from logto_webhooks.service.look import Progressed, Reconciled
 from logto_webhooks.service.person import Sides
@@ -77,17 +77,18 @@ class Operations(ByHand, Examined):
 
     async def waiting(self, limit: int = 100) -> list[Waiting]:
         """List the records that only Logto can settle, the longest waiting first."""
-        return await self._read(lambda store: store.waiting(limit))
+        most = limited(limit)
+        return await self._read(lambda store: store.waiting(most))
 
     async def users(self, query: str = "", limit: int = 100) -> list[Found]:
         """Find users by a query, else by a part of an email, a username, a name or a phone."""
-        sought = text_of("the query", query)
-        return await self._read(lambda store: store.find("user", sought, limit))
+        sought, most = text_of("the query", query), limited(limit)
+        return await self._read(lambda store: store.find("user", sought, most))
 
     async def organizations(self, query: str = "", limit: int = 100) -> list[Found]:
         """Find organizations by a query, else by a part of the name."""
-        sought = text_of("the query", query)
-        return await self._read(lambda store: store.find("organization", sought, limit))
+        sought, most = text_of("the query", query), limited(limit)
+        return await self._read(lambda store: store.find("organization", sought, most))
 
     async def explain_user(self, query: str) -> Explained | None:
         """Tell a user's life, and which delivery set each field; None if there is none.

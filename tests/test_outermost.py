@@ -1,0 +1,123 @@
+"""Whatever goes wrong in a command is one line, and never a traceback."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from logto_webhooks.core import canonical
+from logto_webhooks.errors import StoreUnavailable
+from logto_webhooks.errors.base import REPORT, described
+from tests.support.service import clean_environment, command, one_line
+
+PROGRAM = (sys.executable, "-m", "logto_webhooks")
+
+
+def shell(line: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a line of shell, in which `$L` is the program."""
+    return subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {line}"],
+        cwd=folder,
+        env=clean_environment({"L": " ".join(PROGRAM)} | environment),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "says"),
+    [
+        ("$L migrate --sql > /dev/full", 2, "No space left on device"),
+        ("$L status >&-", 2, "isn't there"),
+        ("$L status 2>&- >&-", 2, ""),
+        ("$L status 2> /dev/full", 2, ""),
+        ("$L doctor | cat", 2, ""),
+        ("LC_ALL=C PYTHONUTF8=0 PYTHONCOERCECLOCALE=0 $L doctor", 2, ""),
+        ("PYTHONIOENCODING=latin-1 $L doctor", 2, ""),
+        ("head -c 999 /dev/urandom > .env; $L status", 2, "UTF-8"),
+        ("mkdir .env; $L status", 2, "isn't there"),
+        ("$L status --database-url sqlite:///.", 2, "can't be used"),
+        ("$L users $'\\xff\\xfe'", 2, ""),
+        ("mkdir gone; cd gone; rmdir ../gone; $L status", 2, ""),
+        ("$L migrate > /dev/null; $L status --limit 99999999999999999999999", 2, "the limit"),
+        ("$L sign --signing-key 0123456789abcdef . < /dev/null", 2, "is a directory"),
+    ],
+)
+def test_odd_surroundings(tmp_path: Path, line: str, code: int, says: str) -> None:
+    """Of output, files, encodings, arguments and numbers."""
+    ended = shell(line, tmp_path)
+    assert ended.returncode == code, ended.stderr
+    assert says in ended.stderr
+    for word in ("Traceback", "unexpected", "Exception ignored"):
+        assert word not in ended.stderr
+
+
+def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
+    """As of `| head`; nothing is said."""
+    ended = shell("$L migrate --sql | head -1 > /dev/null; echo ${PIPESTATUS[0]}", tmp_path)
+    assert ended.stderr == ""
+    assert ended.stdout.strip() in ("0", "141")  # what it printed may fit into the pipe
+
+
+def test_ctrl_c_at_any_moment(tmp_path: Path) -> None:
+    """While it imports, opens, works or ends: nothing but an exit code."""
+    assert command("migrate", folder=tmp_path).returncode == 0
+    for _ in range(12):
+        process = subprocess.Popen(
+            [*PROGRAM, "status"],
+            cwd=tmp_path,
+            env=clean_environment({}),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        # Not before Python itself has started, which it does with a traceback of its own.
+        time.sleep(0.25 + random.random())
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=30)
+        assert "Traceback" not in said
+        assert process.returncode in (0, 130, -signal.SIGINT)
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_what_nobody_foresaw_says_where_to_report_it(tmp_path: Path, debug: bool) -> None:
+    """In one line with its kind, and nothing of what it says; with --debug, the traceback."""
+    code = (
+        "from logto_webhooks.cli import outermost\n"
+        "def fails(): raise ExceptionGroup('of tasks', [KeyError('s-e-c-r-e-t')])\n"
+        f"outermost.run(fails, debug={debug})"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ
+    )
+    if debug:
+        assert ended.returncode == 1
+        assert "Traceback" in ended.stderr
+        return
+    assert ended.returncode == 2
+    assert one_line(ended.stderr).startswith(f"error: unexpected KeyError; {REPORT}")
+    assert "s-e-c-r-e-t" not in ended.stderr
+
+
+def test_debug_may_stand_anywhere(tmp_path: Path) -> None:
+    """Before the command and behind it; what can be mended is one line all the same."""
+    for words in (("--debug", "status"), ("status", "--debug")):
+        assert "isn't there" in one_line(command(*words, folder=tmp_path).stderr)
+
+
+def test_a_loop_that_caught_it_says_where_to_report_it() -> None:
+    """With the place in this package's code; an error that is known says only what it says."""
+    with pytest.raises(ValueError) as raised:  # noqa: PT011
+        canonical.decode(b"{")
+    told = described(raised.value)
+    assert re.fullmatch(rf"unexpected \w+ at core/canonical:\d+; {REPORT}", told)
+    assert REPORT not in described(StoreUnavailable(problem="it is away"))
