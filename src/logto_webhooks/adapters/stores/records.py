@@ -102,7 +102,7 @@ def drop_memberships(
     """End the memberships that are no newer than the end of their user or organization, or of
     them only the `pairs`; return those that were present."""
     if pairs is not None and connection.dialect.name == "postgresql":
-        _hold(connection, pairs, ())
+        connection.execute(statements.HOLD_PAIRS, {"ids": [pair.id for pair in pairs]}).close()
     present: list[Key] = []
     for end in ends:
         known, row = _SIDES.get(end.key.kind, (None, None))

@@ -80,6 +80,13 @@ HOLD = (
     .order_by(records.c.logto_id)
     .with_for_update()
 )
+# The same for memberships that are known: an OR would lead a planner astray.
+HOLD_PAIRS = (
+    sa.select(records.c.doubtful)
+    .where(records.c.kind == sa.literal_column("'membership'"), among(records.c.logto_id, "ids"))
+    .order_by(records.c.logto_id)
+    .with_for_update()
+)
 COUNT_OF = {
     kind: sa.select(sa.func.count()).select_from(
         sa.select(sa.literal_column("1").label("one"))
