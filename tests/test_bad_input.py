@@ -125,6 +125,26 @@ class TestRequest:
     @pytest.mark.parametrize(
         "body",
         [
+            b'{"event":"\xff"}',
+            b'{"event":"X","a":"\\ud800"}',
+            b'{"event":"X","a":1e400}',
+            b'{"event":"X","a":' + b"[" * 10_000 + b"]" * 10_000 + b"}",
+            b'{"event":"X","a":' + b'{"a":' * 10_000 + b"1" + b"}" * 10_001,
+            b'{"event":"X","a":' + b"[" * 1_000_000 + b"]" * 1_000_000 + b"}",
+        ],
+        ids=lambda body: f"{body[:24]!r}-{len(body)}",
+    )
+    def test_a_signed_body_that_no_strict_parser_reads_is_kept(
+        self, service: Service, body: bytes
+    ) -> None:
+        """It is a delivery: Logto never sends it again."""
+        before = service.stored()
+        assert service.post(signed_raw(body)).status_code == 200
+        assert service.stored() == before + 1
+
+    @pytest.mark.parametrize(
+        "body",
+        [
             b"",
             b"{",
             b"null",
@@ -136,12 +156,9 @@ class TestRequest:
             b'{"event":""}',
             b'{"event":"User.Created"}x',
             b"\xef\xbb\xbf" + b'{"event":"User.Created"}',
-            b'{"event":"\xff"}',
-            b'{"event":"X","a":"\\ud800"}',
-            b'{"event":"X","a":1e400}',
             b'{"event":"X","a":NaN}',
-            b'{"event":"X","a":' + b"[" * 10_000 + b"]" * 10_000 + b"}",
-            b'{"event":"X","a":' + b'{"a":' * 10_000 + b"1" + b"}" * 10_001,
+            b'{"event":"X","a":' + b"[" * 10_000 + b"]" * 9_999 + b"}",
+            b"[" * 10_000 + b"]" * 10_000,
         ],
         ids=lambda body: f"{body[:24]!r}-{len(body)}",
     )
@@ -203,9 +220,9 @@ class TestRequest:
         assert service.post(make.user_created()).status_code == 200
 
     def test_deep_or_long_numbers_are_no_500(self, service: Service) -> None:
-        """Whatever JSON takes is stored, or a 400."""
+        """Whatever JSON takes is stored."""
         deep = b"[" * 700 + b'"1234567890123456"' + b"]" * 700
-        for value, status in ((deep, 200), (b"1" + b"0" * 320, 400), (b"12345678901234567", 200)):
+        for value, status in ((deep, 200), (b"1" + b"0" * 320, 200), (b"12345678901234567", 200)):
             body = b'{"event":"New.Event","x":' + value + b"}"
             assert service.post(signed_raw(body)).status_code == status
 

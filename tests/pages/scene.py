@@ -13,7 +13,7 @@ from typing import Final
 
 import pytest
 
-from logto_webhooks.core.delivery import Delivery, identify
+from logto_webhooks.core.delivery import Delivery, identify, sent_at_of
 from logto_webhooks.core.signature import vouch
 from logto_webhooks.samples import history
 from logto_webhooks.testing import SIGNING_KEY, make
@@ -83,7 +83,7 @@ async def _fill(folder: Path) -> None:
 
 
 def _received(body: bytes) -> Delivery:
-    at = identify(vouch(body), 0).occurred_at
+    at = sent_at_of(identify(vouch(body), 0).digest)
     return identify(vouch(body), at + TRAVEL_MS)
 
 

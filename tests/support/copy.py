@@ -20,7 +20,7 @@ from logto_webhooks.adapters.stores.memory import MemoryStore
 from logto_webhooks.adapters.stores.memory_tables import Tables
 from logto_webhooks.adapters.stores.postgres import engine_of, stop
 from logto_webhooks.adapters.stores.sql import SqlStore
-from logto_webhooks.core.delivery import Delivery, identify
+from logto_webhooks.core.delivery import Delivery, identify, sent_at_of
 from logto_webhooks.core.events import parse
 from logto_webhooks.core.ports import Found, Host, Observer, Store, Waiting
 from logto_webhooks.core.projection import plan
@@ -99,8 +99,9 @@ def _make(file: Path) -> None:
 
 
 def delivery(body: bytes, received_at: int = RECEIVED_AT) -> Delivery:
-    """A delivery of a body that needs no signature."""
-    return identify(vouch(body), received_at)
+    """A delivery of a body that needs no signature, received at that time, and dated as it says."""
+    sent_at = sent_at_of(identify(vouch(body), received_at).digest)
+    return identify(vouch(body), received_at, ahead=max(0, sent_at - received_at))
 
 
 def keys_of(bodies: Iterable[bytes]) -> set[Key]:

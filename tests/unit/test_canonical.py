@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from logto_webhooks.core import canonical
 from logto_webhooks.samples import history
@@ -60,9 +63,86 @@ def test_different_values_differ(one: bytes, other: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", [b"", b"NaN", b"1e400", b'"\\ud800"', b'"\xff"', b"[" * 10_000, b"1" * 5_000 + b"x"]
+    "text", [b"", b"NaN", b"[" * 10_000, b'{"a":' * 2_000 + b"1", b"1" * 5_000 + b"x"]
 )
 def test_what_is_no_json_is_a_value_error(text: bytes) -> None:
     """Whatever is wrong with it."""
     with pytest.raises(ValueError, match=r"(?i)json|truncated|range|utf-8|nesting"):
         canonical.decode(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        (b'"a\\ud800"', "a\ufffd"),
+        (b'"\\udc00b"', "\ufffdb"),
+        (b'"\\ud83d\\ude00\\ude00"', "\U0001f600\ufffd"),
+        (b'"\\\\ud800\\ud800"', "\\ud800\ufffd"),
+        (b'{"\\ud800":1}', {"\ufffd": 1}),
+        (b'"\xff"', "\ufffd"),
+        (b"[1e400,-1e400]", [None, None]),
+        (b"1" * 400, None),
+    ],
+)
+def test_what_only_javascript_reads_is_read(text: bytes, value: Any) -> None:
+    """Half a surrogate pair is U+FFFD, as in every UTF-8; a number out of range is null."""
+    assert canonical.decode(text) == value
+    assert canonical.decode(canonical.encode(value)) == value
+
+
+def nested(levels: int, kind: int = 0) -> bytes:
+    """A value of so many levels: of objects, of lists, or of both."""
+    opened, closed = [(b'{"a":', b"}"), (b"[", b"]"), (b'[{"b":"]","a":', b"}]")][kind]
+    return opened * levels + b"1" + closed * levels
+
+
+def depth_of(value: Any) -> int:
+    """How deep a value of one branch is."""
+    levels = 0
+    while isinstance(value, dict | list):
+        levels, value = levels + 1, value["a"] if isinstance(value, dict) else value[0]
+    return levels
+
+
+@given(levels=st.integers(1, 3_000), kind=st.integers(0, 2), wrapped=st.integers(0, 7))
+@settings(max_examples=60, deadline=None)
+def test_a_value_of_any_depth_comes_back(levels: int, kind: int, wrapped: int) -> None:
+    """Its JSON is the same, and what is shown of it doesn't depend on where it stood."""
+    text = nested(levels, kind)
+    value = canonical.decode(text)
+    assert canonical.decode(canonical.encode(value)) == value
+    assert canonical.encode(value) == (text if kind != 2 else canonical.encode(value))
+    inside = canonical.decode(b"[" * wrapped + text + b"]" * wrapped)
+    for _ in range(wrapped):
+        [inside] = inside
+    shown = canonical.shown(inside)
+    assert shown == canonical.shown(value)
+    assert depth_of(shown) == min(canonical.SHOWN, levels * (2 if kind == 2 else 1))
+    assert json.loads(json.dumps(shown)) == shown
+
+
+def test_what_is_below_is_kept_as_its_json() -> None:
+    """Without spaces, in its own order of keys; brackets in strings don't count."""
+    deep = b'{"b": "}]\\"[{", "a": [1, null]}'
+    text = b"[" * 200 + deep + b"]" * 200
+    shown = canonical.shown(canonical.decode(text))
+    for _ in range(canonical.SHOWN):
+        [shown] = shown
+    below = 200 - canonical.SHOWN
+    assert shown == "[" * below + '{"b":"}]\\"[{","a":[1,null]}' + "]" * below
+
+
+def test_brackets_in_strings_hide_no_depth() -> None:
+    """A text of closing brackets before the opening ones."""
+    text = b'[{"x":"' + b"]" * 2_000 + b'"},' + nested(1_500) + b"]"
+    value = canonical.decode(text)
+    assert canonical.encode(value) == text
+    assert depth_of(canonical.shown(value)[1]) == canonical.SHOWN - 1
+
+
+def test_a_value_nested_by_hand_is_encoded() -> None:
+    """Deeper than functions may call each other."""
+    value: Any = {"b": 1, "a": 2}
+    for _ in range(5_000):
+        value = {"a": value}
+    assert canonical.encode(value) == b'{"a":' * 5_000 + b'{"b":1,"a":2}' + b"}" * 5_000

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from logto_webhooks.core.delivery import identify
+from logto_webhooks.core.delivery import identify, sent_at_of
 from logto_webhooks.core.signature import vouch
 from logto_webhooks.testing import FrozenClock, Signed, make
 
@@ -26,7 +26,7 @@ def payload(signed: Signed) -> dict[str, Any]:
 
 def moment(signed: Signed) -> int:
     """When Logto sent it."""
-    return identify(vouch(signed.body), 0).occurred_at
+    return sent_at_of(identify(vouch(signed.body), 0).digest)
 
 
 def test_each_is_of_now_and_later_than_the_last() -> None:

@@ -13,9 +13,14 @@ from logto_webhooks.core.events.organizations import Organization
 from logto_webhooks.core.events.users import User
 from logto_webhooks.core.inbox import Received
 from logto_webhooks.core.ports import Answered
-from logto_webhooks.core.projection import organization_group, user_groups
+from logto_webhooks.core.projection import (
+    organization_facts,
+    organization_group,
+    user_facts,
+    user_groups,
+)
 from logto_webhooks.core.record import (
-    DEAD_DELIVERY,
+    DOUBTS,
     MEMBERS,
     RESTORED,
     ROLE,
@@ -34,7 +39,7 @@ T = TypeVar("T")
 PAGE: Final = 100  # items of a listing that come at once, Logto's most
 SECOND_MS: Final = 1000  # the header Date tells no less, and may be as old
 UNKNOWN_MS: Final = 5000  # how far beyond its question an answer without a date may reach
-_OWN: Final = (DEAD_DELIVERY, UNKNOWN_CHANGE)
+_OWN: Final = (*DOUBTS, UNKNOWN_CHANGE)
 
 
 class Role(Struct, frozen=True):
@@ -89,13 +94,8 @@ def about_user(user_id: str, content: Any, when: Span) -> Change:
     if content is None:
         return Absent(key, when.at)
     user = _parsed(content, User, key)
-    facts = {
-        "lastSignInAt": user.last_sign_in_at,
-        "createdAt": user.created_at,
-        "updatedAt": user.updated_at,
-    }
-    known = {name: fact for name, fact in facts.items() if fact is not None}
-    return Read(key, user_groups(user), when.at, when.end, known, _OWN)
+    facts = user_facts(user, when.end)
+    return Read(key, user_groups(user), when.at, when.end, facts, _OWN)
 
 
 def about_organization(organization_id: str, content: Any, when: Span) -> Change:
@@ -105,8 +105,7 @@ def about_organization(organization_id: str, content: Any, when: Span) -> Change
     if content is None:
         return Absent(key, when.at)
     organization = _parsed(content, Organization, key)
-    created = organization.created_at
-    facts = {} if created is None else {"createdAt": created}
+    facts = organization_facts(organization, when.end)
     contents = {"own": organization_group(organization)}
     return Read(key, contents, when.at, when.end, facts, _OWN)
 
@@ -114,7 +113,13 @@ def about_organization(organization_id: str, content: Any, when: Span) -> Change
 def about_pairs(pairs: Iterable[Key], present: Present, when: Span) -> list[Change]:
     """What a full list says of each pair: present with its roles there, if it is in the list."""
     return [
-        Read(pair, {"present": pair in present, ROLES: present.get(pair, {})}, when.at, when.end)
+        Read(
+            pair,
+            {"present": pair in present, ROLES: present.get(pair, {})},
+            when.at,
+            when.end,
+            settles=DOUBTS,
+        )
         for pair in pairs
     ]
 

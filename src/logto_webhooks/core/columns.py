@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from msgspec import UNSET, Struct
 
-from logto_webhooks.core.record import ROLE, ROLES, Key, Kind, Record
+from logto_webhooks.core.record import OWN_FIELD, ROLE, ROLES, Key, Kind, Record
 
 
 class Column(Struct, frozen=True):
@@ -24,8 +24,18 @@ class Column(Struct, frozen=True):
         """The column's value in a content of its group."""
         return content if self.inside is None else content[self.inside]
 
+    def deciding(self, record: Record) -> Column:
+        """The same column in the group that decides about it."""
+        alone, whole = f"{OWN_FIELD}{self.inside}", record.groups.get(self.group)
+        group = record.groups.get(alone) if self.group == "own" else None
+        newer = group is not None and (whole is None or group.stamp > whole.stamp)
+        return Column(self.name, alone) if newer else self
+
     def value(self, record: Record) -> Any:
         """The column's value; UNSET as long as nothing is known."""
+        column = self.deciding(record)
+        if column is not self:
+            return column.value(record)
         group = record.groups.get(self.group)
         if group is None:
             return UNSET

@@ -103,7 +103,7 @@ class Credits:
     def _of(self, record: Record) -> Iterator[Field]:
         row = row_of(record) or {}
         for column in columns_of(record.key, self._subject):
-            yield self._column(column, record, row)
+            yield self._column(column.deciding(record), record, row)
         for name, fact in facts_of(record.key).items():
             yield self._fact(name, fact, record)
         if record.key == self._subject:

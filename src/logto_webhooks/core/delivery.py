@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-from datetime import datetime
 from typing import Any, Final, Literal
 
 from msgspec import Struct
 
 from logto_webhooks.core import canonical
-from logto_webhooks.core.events.base import Json, to_millis
+from logto_webhooks.core.events.base import Json, sent_at
 from logto_webhooks.core.events.parsing import payload_of
 from logto_webhooks.core.signature import VerifiedBody
 
+FUTURE_MS: Final = 300_000  # so far ahead of its receipt a `createdAt` may be
 _ID = re.compile(r"[^\0:]{1,256}")
 Origin = Literal["webhook", "log", "replay"]
 
@@ -24,7 +24,7 @@ _SUBJECTS: Final = {
     "Scope": ("scope", "scopeId"),
     "OrganizationRole": ("organization-role", "id"),
     "OrganizationScope": ("organization-scope", "id"),
-    "TrustedDevice": ("trusted-device", "id"),
+    "TrustedDevice": ("user", "userId"),
 }
 
 
@@ -33,7 +33,8 @@ class Delivery(Struct, frozen=True, kw_only=True):
 
     `digest` identifies it: 8 bytes of `createdAt`, and 16 of the SHA-256 of its canonical JSON
     without `hookId`, because Logto's log returns the same body with other bytes, and each hook
-    sends its own copy. The time in front keeps an index on it in order.
+    sends its own copy. The time in front keeps an index on it in order; `occurred_at` is another
+    one only where that `createdAt` can't be believed.
     """
 
     body: bytes
@@ -45,19 +46,33 @@ class Delivery(Struct, frozen=True, kw_only=True):
     origin: Origin = "webhook"
 
 
-def identify(body: VerifiedBody, received_at: int, origin: Origin = "webhook") -> Delivery:
-    """Make a delivery of a verified body. Raises NotADelivery."""
+def identify(
+    body: VerifiedBody, received_at: int, origin: Origin = "webhook", ahead: int = 0
+) -> Delivery:
+    """Make a delivery of a verified body. `ahead` is how far Logto's clock is known to be ahead of
+    the one that told `received_at` (ms).
+
+    A `createdAt` that can't be believed is replaced by the receipt: one of more than `FUTURE_MS`
+    after it, or of no moment that a database holds. Raises NotADelivery.
+    """
     payload = payload_of(body)
-    occurred_at = _moment(payload.get("createdAt"))
+    occurred_at = sent_at(payload)
+    receipt = received_at + ahead
+    believed = occurred_at is not None and 0 <= occurred_at <= receipt + FUTURE_MS
     return Delivery(
         body=body.content,
         digest=_digest(payload, occurred_at or 0),
         event=_clean(payload["event"]),
         subject=_subject(payload),
-        occurred_at=received_at if occurred_at is None else occurred_at,
+        occurred_at=occurred_at if occurred_at is not None and believed else receipt,
         received_at=received_at,
         origin=origin,
     )
+
+
+def sent_at_of(digest: bytes) -> int:
+    """When Logto says that it sent a delivery (ms); 0 if it names no moment."""
+    return int.from_bytes(digest[:8])
 
 
 def _digest(payload: Json, occurred_at: int) -> bytes:
@@ -74,17 +89,12 @@ def _subject(payload: Json) -> str | None:
     candidates += [params.get(param)] if isinstance(params, dict) else []
     candidates += [payload.get("userId")] if kind == "user" else []
     no_part = payload.get("matchedRoute") in (None, "/users")
-    if isinstance(data, dict) and (kind != "user" or no_part):
+    if isinstance(data, dict) and entity == "TrustedDevice":
+        candidates.insert(0, data.get("userId"))
+    elif isinstance(data, dict) and (kind != "user" or no_part):
         candidates.append(data.get("id"))
     found = next((each for each in candidates if isinstance(each, str)), "")
     return f"{kind}:{found}" if _ID.fullmatch(found) else None
-
-
-def _moment(text: object) -> int | None:
-    try:
-        return to_millis(datetime.fromisoformat(text)) if isinstance(text, str) else None
-    except (ValueError, OverflowError):
-        return None
 
 
 def _clean(text: str) -> str:

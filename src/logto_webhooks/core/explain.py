@@ -8,11 +8,10 @@ from msgspec import Struct
 
 from logto_webhooks.core.columns import columns_of, is_of
 from logto_webhooks.core.credit import Credits, Field
-from logto_webhooks.core.events import parse
 from logto_webhooks.core.inbox import Kept
 from logto_webhooks.core.life import Life, Line
 from logto_webhooks.core.lifecycle import State
-from logto_webhooks.core.projection import LAG_MS, plan
+from logto_webhooks.core.projection import LAG_MS, read
 from logto_webhooks.core.record import DEAD_DELIVERY, Drop, Key, Record, Refetch, Told
 from logto_webhooks.core.signature import vouch
 from logto_webhooks.errors import MalformedEvent, NotADelivery
@@ -77,6 +76,6 @@ def _changes(kept: Kept, lag_ms: int) -> list[Told]:
     if kept.state is not State.DONE:
         return []
     try:
-        return plan(parse(vouch(kept.body)), lag_ms)
+        return read(vouch(kept.body), kept.occurred_at, lag_ms)[1]
     except (MalformedEvent, NotADelivery):
         return []

@@ -19,9 +19,7 @@ from logto_webhooks.errors import EndpointUnknown
 
 SYNCED: Final = (UserEvent, InteractionEvent, OrganizationEvent)
 # No released Logto lets a webhook subscribe to these.
-LATER: Final = frozenset(
-    {"PostSignInAdaptiveMfaTriggered", "TrustedDevice.Created", "TrustedDevice.Deleted"}
-)
+LATER: Final = frozenset({"TrustedDevice.Created", "TrustedDevice.Deleted"})
 
 
 class Hook(Struct, frozen=True, kw_only=True, rename="camel"):

@@ -43,12 +43,12 @@ def _payload(entry: Any) -> Json:
     return payload if isinstance(payload, dict) else {}
 
 
-def delivery_of(entry: Any, received_at: int) -> Delivery | None:
+def delivery_of(entry: Any, received_at: int, ahead: int = 0) -> Delivery | None:
     """Make a delivery of an entry; None if it holds no body that Logto could have sent."""
     request = _payload(entry).get("hookRequest")
     body = request.get("body") if isinstance(request, dict) else None
     try:
-        return identify(vouch(canonical.encode(body)), received_at, origin="log")
+        return identify(vouch(canonical.encode(body)), received_at, origin="log", ahead=ahead)
     except NotADelivery:
         return None
 

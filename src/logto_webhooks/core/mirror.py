@@ -8,6 +8,7 @@ from typing import Any, Final, Literal
 from logto_webhooks.core import canonical
 from logto_webhooks.core.record import ROLE, ROLES, Record
 
+KEY_LENGTH: Final = 256  # of a text in a primary key
 Part = Literal["identities", "roles", "member_roles"]
 
 
@@ -49,15 +50,15 @@ def _clean(value: Any) -> Any:
 
 
 def _user_row(record: Record) -> dict[str, Any]:
-    own = record.groups["own"].content
+    own = record.own
     return {
         "logto_user_id": record.key.id,
-        "username": own["username"],
-        "email": own["primaryEmail"],
-        "phone": own["primaryPhone"],
-        "name": own["name"],
-        "avatar": own["avatar"],
-        "identities": own["identities"],
+        "username": own.get("username"),
+        "email": own.get("primaryEmail"),
+        "phone": own.get("primaryPhone"),
+        "name": own.get("name"),
+        "avatar": own.get("avatar"),
+        "identities": own.get("identities", {}),
         "profile": _content(record, "profile", {}),
         "custom_data": _content(record, "custom_data", {}) | {"logtoUserId": record.key.id},
         "is_suspended": _content(record, "suspension", False),
@@ -69,12 +70,12 @@ def _user_row(record: Record) -> dict[str, Any]:
 
 
 def _organization_row(record: Record) -> dict[str, Any]:
-    own = record.groups["own"].content
+    own = record.own
     return {
         "logto_organization_id": record.key.id,
         "name": own["name"],
-        "description": own["description"],
-        "custom_data": own["customData"],
+        "description": own.get("description"),
+        "custom_data": own.get("customData", {}),
         "created_at": record.facts.get("createdAt"),
         "updated_at": record.facts.get("updatedAt"),
         "deleted_at": record.deleted_at,
@@ -94,21 +95,26 @@ def _member_row(record: Record) -> dict[str, Any] | None:
 
 
 def _identities(record: Record) -> list[dict[str, Any]]:
-    own = record.groups["own"].content
-    identities = own["identities"] if record.deleted_at is None else {}
-    found = []
+    identities = record.own.get("identities", {}) if record.deleted_at is None else {}
+    found: dict[str, dict[str, Any]] = {}  # by target: of two, the first that is spelt so
     for target, identity in sorted(identities.items()):
         told = identity if isinstance(identity, dict) else {}
-        user_id = told.get("userId")
-        found.append(
-            {
-                "logto_user_id": record.key.id,
-                "target": _clean(target),
-                "identity_id": _clean(user_id) if isinstance(user_id, str) else None,
-                "details": told.get("details"),
-            }
-        )
-    return found
+        user_id, name = told.get("userId"), _as_key(target)
+        row = {
+            "logto_user_id": record.key.id,
+            "target": name,
+            "identity_id": _clean(user_id) if isinstance(user_id, str) else None,
+            "details": told.get("details"),
+        }
+        found.setdefault(name, row)
+    return list(found.values())
+
+
+def _as_key(text: str) -> str:
+    """A text for a primary key: one that no index takes is cut, and ends in its digest."""
+    if len(text) <= KEY_LENGTH:
+        return str(_clean(text))
+    return f"{_clean(text[:KEY_LENGTH])}…{canonical.digest(text).hex()}"
 
 
 def _user_roles(record: Record) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from typing import Any, Protocol, TypeVar
 
 from msgspec import Struct
 
+from logto_webhooks.core.clocks import Clocks
 from logto_webhooks.core.delivery import Delivery
 from logto_webhooks.core.ending import Ending
 from logto_webhooks.core.inbox import Accepted, Claimed, Inbox, Outcome, Received
@@ -164,6 +165,9 @@ class Store(Protocol):
 
     def recent(self, limit: int) -> list[Received]:
         """Return the newest deliveries, the newest first."""
+
+    def clocks(self, limit: int) -> Clocks:
+        """Return the database's clock, and how the newest deliveries are dated."""
 
     def progress(self, name: str, reached: Progress | None = None) -> Progress | None:
         """Return how far the work of that name has come; keep `reached` before, if given."""

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Final
 
 from msgspec import UNSET
 
+from logto_webhooks.core import canonical
 from logto_webhooks.core.events import (
     Event,
     Organization,
+    OrganizationCreated,
     OrganizationDeleted,
     OrganizationMembershipUpdated,
     OrganizationUserAdded,
     OrganizationUserRemoved,
     User,
+    UserCreated,
     UserDataUpdated,
     UserDeleted,
 )
-from logto_webhooks.core.events.base import Json
+from logto_webhooks.core.events.base import Json, corrected
 from logto_webhooks.core.events.organizations import WholeOrganizationEvent
+from logto_webhooks.core.events.parsing import from_payload, payload_of
 from logto_webhooks.core.events.users import InteractionEvent, UserEvent
 from logto_webhooks.core.record import (
     MEMBERS,
+    OWN_FIELD,
     UNKNOWN_CHANGE,
+    WRONG_CLOCK,
     Drop,
     Key,
     Put,
@@ -31,10 +38,27 @@ from logto_webhooks.core.record import (
     Value,
     membership,
 )
+from logto_webhooks.core.signature import VerifiedBody
 from logto_webhooks.errors import MalformedEvent
 
 LAG_MS: Final = 100  # a change is older than its dispatch: how much, where no stamp tells
 CAP: Final = 5000  # Logto cuts a list of members here, without a word
+
+
+def read(body: VerifiedBody, occurred_at: int, lag_ms: int = LAG_MS) -> tuple[Event, list[Told]]:
+    """Parse a delivery that the inbox dated `occurred_at` (ms); return its event, and what that
+    changes. If the delivery's own date was corrected, its records are in doubt.
+
+    Raises NotADelivery, MalformedEvent.
+    """
+    payload = payload_of(body)
+    at = corrected(payload, occurred_at)
+    event = from_payload(payload, at)
+    changes = plan(event, lag_ms)
+    if at is not None:
+        keys = dict.fromkeys(change.key for change in changes)
+        changes += [Refetch(key, WRONG_CLOCK, at) for key in keys]
+    return event, changes
 
 
 def plan(event: Event, lag_ms: int = LAG_MS) -> list[Told]:
@@ -48,11 +72,11 @@ def plan(event: Event, lag_ms: int = LAG_MS) -> list[Told]:
         case UserDataUpdated() if event.custom_data is not None or event.profile is not None:
             return [_user_part(event, lag_ms)]
         case UserEvent() | InteractionEvent():
-            return [_user(event, lag_ms)]
+            return _user(event, lag_ms)
         case OrganizationDeleted():
             return [Drop(Key("organization", event.organization_id), event.at)]
         case WholeOrganizationEvent():
-            return [_organization(event, lag_ms)]
+            return _organization(event, lag_ms)
         case OrganizationMembershipUpdated():
             return _members(event, lag_ms)
         case OrganizationUserAdded() | OrganizationUserRemoved():
@@ -61,70 +85,100 @@ def plan(event: Event, lag_ms: int = LAG_MS) -> list[Told]:
     return []
 
 
-def _user(event: UserEvent | InteractionEvent, lag_ms: int) -> Told:
+def _user(event: UserEvent | InteractionEvent, lag_ms: int) -> list[Told]:
     key = Key("user", event.user_id)
     if event.user is None:
-        return Refetch(key, UNKNOWN_CHANGE, event.at)
+        return [Refetch(key, UNKNOWN_CHANGE, event.at)]
     _same_id(event, event.user_id, event.user.id)
     user = event.user
     stamp, start = _stamp_and_start(user.updated_at, event.at, lag_ms)
-    contents = user_groups(user)
+    # Of a user who is new, what is left out is none.
+    told = event.payload.get("user" if isinstance(event, InteractionEvent) else "data")
+    contents = user_groups(user, None if isinstance(event, UserCreated) else told)
     values = {name: Value(content, stamp, start, event.at) for name, content in contents.items()}
-    facts = {
+    put = Put(key, values, user_facts(user, event.at) | {"updatedAt": stamp})
+    return [put] if "own" in contents else [put, Refetch(key, UNKNOWN_CHANGE, event.at)]
+
+
+def user_facts(user: User, latest: int) -> dict[str, int]:
+    """Return the moments that a whole user tells; none is later than it was told itself."""
+    told = {
         "lastSignInAt": user.last_sign_in_at,
         "createdAt": user.created_at,
-        "updatedAt": stamp,
+        "updatedAt": user.updated_at,
     }
-    return Put(key, values, {name: fact for name, fact in facts.items() if fact is not None})
+    return {name: min(at, latest) for name, at in told.items() if at is not None and at >= 0}
 
 
-def user_groups(user: User) -> Json:
-    """Split a whole user into the contents of its groups, named as Logto names the fields."""
-    contents = {
-        "own": {
-            "username": user.username,
-            "primaryEmail": user.primary_email,
-            "primaryPhone": user.primary_phone,
-            "name": user.name,
-            "avatar": user.avatar,
-            "identities": user.identities,
-        },
+def user_groups(user: User, told: Container[str] | None = None) -> Json:
+    """Split a user into the contents of its groups, named as Logto names the fields.
+
+    `told` has the fields that Logto gave; if it is None, those left out of `own` are null.
+    """
+    own = {
+        "username": user.username,
+        "primaryEmail": user.primary_email,
+        "primaryPhone": user.primary_phone,
+        "name": user.name,
+        "avatar": user.avatar,
+        "identities": user.identities,
+    }
+    contents = _own(own, told) | {
         "suspension": user.is_suspended,
         "custom_data": user.custom_data,
         "profile": user.profile,
     }
-    return {name: content for name, content in contents.items() if content is not UNSET}
+    return {
+        name: canonical.shown(content) for name, content in contents.items() if content is not UNSET
+    }
+
+
+def _own(fields: Json, told: Container[str] | None) -> Json:
+    """Make one group of all fields, or a group of each where some of them weren't told."""
+    if told is None or all(name in told for name in fields):
+        return {"own": fields}
+    return {OWN_FIELD + name: content for name, content in fields.items() if name in told}
 
 
 def _user_part(event: UserDataUpdated, lag_ms: int) -> Told:
     parts = {"custom_data": event.custom_data, "profile": event.profile}
     values = {
-        name: Value(content, event.at, event.at - lag_ms, event.at)
+        name: Value(canonical.shown(content), event.at, event.at - lag_ms, event.at)
         for name, content in parts.items()
         if content is not None
     }
     return Put(Key("user", event.user_id), values, {"updatedAt": event.at})
 
 
-def _organization(event: WholeOrganizationEvent, lag_ms: int) -> Told:
-    organization = event.organization
+def _organization(event: WholeOrganizationEvent, lag_ms: int) -> list[Told]:
+    organization, key = event.organization, Key("organization", event.organization_id)
     if organization is None:
-        return Refetch(Key("organization", event.organization_id), UNKNOWN_CHANGE, event.at)
+        return [Refetch(key, UNKNOWN_CHANGE, event.at)]
     _same_id(event, event.organization_id, organization.id)
-    value = Value(organization_group(organization), event.at, event.at - lag_ms, event.at)
-    facts = {"updatedAt": event.at}
-    if organization.created_at is not None:
-        facts["createdAt"] = organization.created_at
-    return Put(Key("organization", event.organization_id), {"own": value}, facts)
+    told = None if isinstance(event, OrganizationCreated) else event.payload.get("data")
+    values = {
+        name: Value(content, event.at, event.at - lag_ms, event.at)
+        for name, content in _own(organization_group(organization), told).items()
+    }
+    put = Put(key, values, organization_facts(organization, event.at) | {"updatedAt": event.at})
+    return [put] if "own" in values else [put, Refetch(key, UNKNOWN_CHANGE, event.at)]
+
+
+def organization_facts(organization: Organization, latest: int) -> dict[str, int]:
+    """Return the moments that an organization tells; none is later than it was told itself."""
+    created = organization.created_at
+    return {} if created is None or created < 0 else {"createdAt": min(created, latest)}
 
 
 def organization_group(organization: Organization) -> Json:
     """Return the content of an organization's one group, named as Logto names the fields."""
-    return {
+    content = {
         "name": organization.name,
         "description": organization.description,
         "customData": organization.custom_data,
     }
+    shown: Json = canonical.shown(content)
+    return shown
 
 
 def _members(event: OrganizationMembershipUpdated, lag_ms: int) -> list[Told]:
@@ -148,7 +202,7 @@ def _member(organization: str, user: str, present: bool, at: int, lag_ms: int) -
 def _stamp_and_start(updated_at: int | None, at: int, lag_ms: int) -> tuple[int, int]:
     if updated_at is None:
         return at, at - lag_ms
-    stamp = min(updated_at, at)  # nothing is sent before it was made
+    stamp = max(0, min(updated_at, at))  # nothing is sent before it was made
     return stamp, stamp
 
 

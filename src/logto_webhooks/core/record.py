@@ -18,6 +18,11 @@ MEMBERS: Final = "members"
 UNKNOWN_CHANGE: Final = "unknown change"
 RESTORED: Final = "restored"  # it is back: which memberships and roles it has now is unknown
 EXISTENCE: Final = "existence"  # the doubt whether a user or an organization exists
+WRONG_CLOCK: Final = "wrong clock"  # a delivery's date was corrected; a doubt, too
+DOUBTS: Final = (DEAD_DELIVERY, WRONG_CLOCK)
+# The group `own` tells all of its fields. A value that leaves some out tells each of the others as
+# a group of its own, named with the prefix.
+OWN_FIELD: Final = "own."
 # A member's roles are a group. A user's are one each, named with the prefix; beside them stands
 # what is known of any role that was never named.
 ROLES: Final = "roles"
@@ -192,7 +197,19 @@ class Record(Struct, frozen=True):
     @property
     def complete(self) -> bool:
         """Whether enough is known for a row."""
-        return self._main in self.groups
+        return self._main in self.groups or any(name.startswith(OWN_FIELD) for name in self.groups)
+
+    @property
+    def own(self) -> dict[str, Any]:
+        """The fields of `own`, each as the newest value that tells it."""
+        whole = self.groups.get("own")
+        fields: dict[str, Any] = {} if whole is None else whole.content
+        newer = {
+            name.removeprefix(OWN_FIELD): group.content
+            for name, group in self.groups.items()
+            if name.startswith(OWN_FIELD) and (whole is None or group.stamp > whole.stamp)
+        }
+        return fields | newer if newer else fields
 
     @property
     def _main(self) -> str:
@@ -212,9 +229,8 @@ class Record(Struct, frozen=True):
         existence = [EXISTENCE] if self._may_not_exist else []
         if self.deleted_at is not None:
             return existence
-        dead = [DEAD_DELIVERY] if DEAD_DELIVERY in self.needs else []
         groups = [name for name, group in sorted(self.groups.items()) if group.doubtful]
-        return existence + groups + dead
+        return existence + groups + [need for need in DOUBTS if need in self.needs]
 
     @property
     def waiting_for(self) -> str | None:
@@ -225,7 +241,7 @@ class Record(Struct, frozen=True):
             reasons += [] if self.complete else ["incomplete"]
             reasons += [ROLES] if self.roles_are_old else []
             reasons += [RESTORED] if self.is_restored else []
-            reasons += [need for need in sorted(self.needs) if need != DEAD_DELIVERY]
+            reasons += [need for need in sorted(self.needs) if need not in DOUBTS]
         return "; ".join(reasons) or None
 
 

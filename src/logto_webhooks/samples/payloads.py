@@ -165,12 +165,23 @@ def _lockout(scene: Scene) -> Json:
     return _session(scene, "SignIn") | {"type": "email", "value": f"{scene.id}@example.com"}
 
 
-def _limit(scene: Scene) -> Json:
-    return _session(scene, "SignIn") | {"userId": scene.id}
+def _message_limit(scene: Scene) -> Json:
+    return {"action": "VerificationCodeSend", "recipient": f"{scene.id}@example.com"}
+
+
+def _grant_limit(scene: Scene) -> Json:
+    return {
+        "userId": scene.id,
+        "applicationId": scene.new_id(21),
+        "revokedGrantIds": [scene.new_id(43)],
+        "maxAllowedGrants": 1,
+        "preRevocationActiveGrantCount": 2,
+    }
 
 
 def _device(scene: Scene) -> Json:
-    return {"userId": scene.new_id(), "data": {"id": scene.id}}
+    trusted_until = scene.at + 30 * _DAY_MS
+    return {"data": {"id": scene.id, "userId": scene.new_id(), "expiresAt": trusted_until}}
 
 
 def _membership(scene: Scene) -> Json:
@@ -247,8 +258,8 @@ _SHAPES: Final[dict[str, _Shape]] = {
     "OrganizationScope.Deleted": _managed("DELETE", "/organization-scopes/:id", "id", None),
     "OrganizationScope.Data.Updated": _managed("PATCH", "/organization-scopes/:id", "id", _scope),
     "Identifier.Lockout": _lockout,
-    "Message.RateLimited": _limit,
-    "Grant.LimitExceeded": _limit,
+    "Message.RateLimited": _message_limit,
+    "Grant.LimitExceeded": _grant_limit,
     "TrustedDevice.Created": _device,
     "TrustedDevice.Deleted": _device,
 }

@@ -28,7 +28,7 @@ def event_of(job: Job) -> Event | LocalEvent:
     """Make the event of a job."""
     if job.event in LOCAL:
         return msgspec.json.decode(job.payload, type=LOCAL[job.event])
-    event = parse(vouch(job.payload))
+    event = parse(vouch(job.payload), job.occurred_at)
     if job.event in DERIVED and isinstance(event, OrganizationMembershipUpdated):
         user = job.subject.partition(":")[2]
         derived = [each for each in event.derived() if each.event == job.event]

@@ -1,15 +1,21 @@
-"""When answers were true, for questions that are asked one after the other."""
+"""How far apart the clocks are: when answers were true, and which dates can be believed."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Final
 
 from logto_webhooks.core import answers
-from logto_webhooks.core.answers import Span
-from logto_webhooks.core.ports import Answered, Host
+from logto_webhooks.core.answers import SECOND_MS, Span
+from logto_webhooks.core.clocks import ahead
+from logto_webhooks.core.inbox import Received
+from logto_webhooks.core.ports import Answered, Clock, Host
+from logto_webhooks.errors import LogtoWebhooksError
 
 RECENT: Final = 50  # deliveries that tell how far apart the clocks are
+LOOK_S: Final = 60.0
 
 When = Callable[[Answered], Span]
 
@@ -18,15 +24,45 @@ async def clocks(host: Host) -> When:
     """Return what tells an answer's span. Raises StoreUnavailable.
 
     Who asks later asks no earlier: so no answer is older than the one before, however long it
-    took; else the users of a slow page would look as if they hadn't been listed at all.
+    took; else the users of a slow page would look as if they hadn't been listed at all. But no
+    answer is of later than a second after its own date.
     """
-    recent = await host.read(lambda store: store.recent(RECENT))
+    known = await host.read(lambda store: store.clocks(RECENT))
+    recent = [
+        Received(b"", each.occurred_at, each.received_at) for each in known.recent if each.believed
+    ]
     latest = 0
 
     def when(answered: Answered) -> Span:
         nonlocal latest
         span = answers.span(answered, recent)
         latest = max(latest, span.at)
-        return Span(latest, max(latest, span.end))
+        at = latest if answered.date is None else min(latest, answered.date + SECOND_MS)
+        return Span(at, max(at, span.end))
 
     return when
+
+
+class Ahead:
+    """Knows how far Logto's clock is ahead of ours (ms): by that, deliveries are believed."""
+
+    def __init__(self, host: Host, clock: Clock) -> None:
+        self._host = host
+        self._clock = clock
+        self._ahead = 0
+
+    def __call__(self) -> int:
+        """Return what the last look found."""
+        return self._ahead
+
+    async def keep(self) -> None:
+        """Look now, and every minute. While the database can't be reached, nothing changes."""
+        while True:
+            with contextlib.suppress(LogtoWebhooksError):
+                await self.look()
+            await asyncio.sleep(LOOK_S)
+
+    async def look(self) -> None:
+        """Compare the clocks. Raises StoreUnavailable."""
+        known = await self._host.read(lambda store: store.clocks(RECENT))
+        self._ahead = ahead(self._clock.now(), known)

@@ -50,15 +50,17 @@ class Quarantine:
         observe: Observer,
         stored: Callable[[], None],
         ask: Ask | None = None,
+        ahead: Callable[[], int] = lambda: 0,
     ) -> None:
         """`stored` is called when the inbox got something; `ask` gets the keys of our hooks from
-        Logto, where it can be asked."""
+        Logto, where it can be asked; `ahead` tells how far its clock is ahead of ours (ms)."""
         self._host = host
         self._ring = ring
         self._clock = clock
         self._observe = observe
         self._stored = stored
         self._ask = ask
+        self._ahead = ahead
         self._queue: dict[bool, list[Stranger]] = {True: [], False: []}
         self._queued = {True: 0, False: 0}  # bytes
         self._wake = asyncio.Event()
@@ -199,7 +201,7 @@ class Quarantine:
         try:
             keys = self._ring.at(self._clock.now())
             verified = verify(stranger.body, [stranger.signature.encode()], keys)
-            return identify(verified, stranger.received_at)
+            return identify(verified, stranger.received_at, ahead=self._ahead())
         except (SignatureRejected, NotADelivery):
             return None
 

@@ -67,15 +67,21 @@ class Receiver:
         observe: Observer,
         aside: Aside = asyncio.to_thread,
         reject: Callable[[bytes, bytes, int], None] = _forgotten,
+        ahead: Callable[[], int] = lambda: 0,
     ) -> None:
         """`store` returns once the delivery is durable; `aside` runs what takes long; `reject`
-        gets the body, the signature and the moment of what no key signed."""
+        gets the body, the signature and the moment of what no key signed; `ahead` tells how far
+        Logto's clock is ahead of ours (ms)."""
         self._ring = keys if isinstance(keys, Keyring) else Keyring(keys)
         self._reject = reject
         self._store = store
         self._aside = aside
         self._clock = clock
         self._observe = observe
+        self._ahead = ahead
+
+    def _identify(self, body: VerifiedBody, at: int) -> Delivery:
+        return identify(body, at, ahead=self._ahead())
 
     async def receive(self, signatures: Sequence[bytes], body: bytes) -> Answer:
         """Answer 200 once the delivery is on disk, 401 or 400 for what isn't one, else 503.
@@ -87,9 +93,9 @@ class Receiver:
             keys = self._ring.at(started)
             verified = verify(body, signatures, keys)
             if len(body) < LARGE:
-                delivery = identify(verified, started)
+                delivery = self._identify(verified, started)
             else:  # it would hold back all others
-                delivery = await self._aside(identify, verified, started)
+                delivery = await self._aside(self._identify, verified, started)
             accepted = await self._store(delivery)
         except SignatureRejected as error:
             hint = _LIKELY_CAUSES if error.well_formed else _NOT_LOGTO

@@ -138,12 +138,15 @@ class Recovery:
         async for page in self._logto.log(hook, begin, end):
             if (page.total or 0) > MOST and end - begin > SHORTEST_MS:
                 return False
-            await self._add(page.content, found, dry)
+            await self._add(page.content, found, dry, page.date)
         return True
 
-    async def _add(self, entries: Sequence[dict[str, Any]], found: Recovered, dry: bool) -> None:
+    async def _add(
+        self, entries: Sequence[dict[str, Any]], found: Recovered, dry: bool, date: int | None
+    ) -> None:
         now = self._clock.now()
-        told = [(entry, log.delivery_of(entry, now)) for entry in entries]
+        ahead = 0 if date is None else max(0, date - now)  # of our clock, by Logto's own
+        told = [(entry, log.delivery_of(entry, now, ahead)) for entry in entries]
         deliveries = [delivery for _, delivery in told if delivery]
         found.entries += len(entries)
         self._oldest = min([self._oldest, *(each.occurred_at for each in deliveries)])

@@ -9,12 +9,11 @@ from msgspec import Struct
 from logto_webhooks.core import making
 from logto_webhooks.core.delivery import identify
 from logto_webhooks.core.drift import Drift, drifts_of
-from logto_webhooks.core.events import parse
 from logto_webhooks.core.inbox import Claimed, Kept
 from logto_webhooks.core.jobs import JobFilter, JobRow, NewJob
 from logto_webhooks.core.lifecycle import JobMove, State
 from logto_webhooks.core.ports import Store
-from logto_webhooks.core.projection import plan
+from logto_webhooks.core.projection import read
 from logto_webhooks.core.record import Change
 from logto_webhooks.core.signature import vouch
 from logto_webhooks.errors import MalformedEvent, NotADelivery
@@ -81,7 +80,7 @@ def _applied(store: Store, some: Sequence[Kept], lag_ms: int) -> list[Drift]:
 
 def _changes(kept: Kept, lag_ms: int) -> Sequence[Change]:
     try:
-        return plan(parse(vouch(kept.body)), lag_ms)
+        return read(vouch(kept.body), kept.occurred_at, lag_ms)[1]
     except MalformedEvent:
         return []
 
@@ -131,8 +130,7 @@ class _Again:
             return []
         body = vouch(kept.body)
         try:
-            event = parse(body)
-            plan(event, self._lag_ms)
+            event, _ = read(body, kept.occurred_at, self._lag_ms)
             digest = identify(body, kept.received_at).digest
         except (MalformedEvent, NotADelivery):
             return []

@@ -11,14 +11,14 @@ from typing import Final
 
 from msgspec import Struct
 
-from logto_webhooks.core.events import TestPayload, UnknownEvent, parse
+from logto_webhooks.core.events import TestPayload, UnknownEvent
 from logto_webhooks.core.events.local import Source
 from logto_webhooks.core.inbox import Claimed, Outcome
 from logto_webhooks.core.lifecycle import MOVES, Move, State
 from logto_webhooks.core.merge import merge
 from logto_webhooks.core.outcome import OUTCOMES, effect
 from logto_webhooks.core.ports import Store
-from logto_webhooks.core.projection import plan
+from logto_webhooks.core.projection import read
 from logto_webhooks.core.record import (
     DEAD_DELIVERY,
     MEMBERS,
@@ -61,8 +61,7 @@ Work = Planned | Unusable
 def planned(claimed: Claimed, lag_ms: int) -> Work:
     """Parse and plan a delivery; pure, so that it needs no transaction."""
     try:
-        event = parse(vouch(claimed.body))
-        return Planned(claimed, event, plan(event, lag_ms))
+        return Planned(claimed, *read(vouch(claimed.body), claimed.occurred_at, lag_ms))
     except Exception as error:
         # Its traceback would keep the body for as long as the error is kept.
         return Unusable(claimed, error.with_traceback(None))

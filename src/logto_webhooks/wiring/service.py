@@ -26,6 +26,7 @@ from logto_webhooks.core.reports import (
 from logto_webhooks.core.silence import Silence
 from logto_webhooks.errors import LogtoWebhooksError, StoreUnavailable, described
 from logto_webhooks.service.apart import Apart
+from logto_webhooks.service.clocks import Ahead
 from logto_webhooks.service.handlers import Handlers
 from logto_webhooks.service.keyring import Keyring
 from logto_webhooks.service.quarantine import Quarantine, asker
@@ -70,8 +71,16 @@ class Service:
         self.api = api_of(settings) if settings.endpoint else None
         commit = GroupCommit(database.host, observe, stored=self._workers.wake)
         ring = Keyring(settings.signing_keys)
+        self._ahead = Ahead(database.host, SystemClock())
         self._quarantine = self._set_aside(ring)
-        receiver = Receiver(ring, commit.add, SystemClock(), observe, reject=self._quarantine.offer)
+        receiver = Receiver(
+            ring,
+            commit.add,
+            SystemClock(),
+            observe,
+            reject=self._quarantine.offer,
+            ahead=self._ahead,
+        )
         self.webhook = web.Webhook(
             receiver,
             settings.max_body_bytes,
@@ -116,11 +125,12 @@ class Service:
     def _set_aside(self, ring: Keyring) -> Quarantine:
         host, clock, api = self._database.host, SystemClock(), self.api
         ask = asker(api, host, clock, self._settings.public_url) if api else None
-        return Quarantine(host, ring, clock, self._observe, self._workers.wake, ask)
+        wake = self._workers.wake
+        return Quarantine(host, ring, clock, self._observe, wake, ask, self._ahead)
 
     @contextlib.asynccontextmanager
     async def _setting_aside(self) -> AsyncIterator[None]:
-        keeping = asyncio.gather(self._quarantine.keep(), self._watch.keep())
+        keeping = asyncio.gather(self._quarantine.keep(), self._watch.keep(), self._ahead.keep())
         try:
             yield
         finally:

@@ -11,7 +11,8 @@ from logto_webhooks.adapters.stores import codec, statements
 from logto_webhooks.adapters.stores.bulk import insert_new
 from logto_webhooks.adapters.stores.dialect import chunks, now, pairs
 from logto_webhooks.adapters.stores.schema import deliveries, is_odd, is_pending
-from logto_webhooks.core.delivery import Delivery
+from logto_webhooks.core.clocks import Clocks, Dated
+from logto_webhooks.core.delivery import Delivery, sent_at_of
 from logto_webhooks.core.inbox import Accepted, Claimed, Outcome, Received
 from logto_webhooks.core.lifecycle import State
 from logto_webhooks.errors import ClaimLost
@@ -70,6 +71,14 @@ def recent(connection: sa.Connection, limit: int) -> list[Received]:
     columns = (deliveries.c.body, deliveries.c.occurred_at, deliveries.c.received_at)
     query = sa.select(*columns).order_by(deliveries.c.id.desc()).limit(limit)
     return [Received(*row) for row in connection.execute(query)]
+
+
+def clocks(connection: sa.Connection, limit: int) -> Clocks:
+    """Return the database's clock, and how the newest deliveries are dated."""
+    dated = (deliveries.c.digest, deliveries.c.occurred_at, deliveries.c.received_at)
+    query = sa.select(*dated, deliveries.c.origin).order_by(deliveries.c.id.desc()).limit(limit)
+    found = [Dated(sent_at_of(row[0]), *row[1:]) for row in connection.execute(query)]
+    return Clocks(connection.scalar(sa.select(now())) or 0, found)
 
 
 def counts(connection: sa.Connection) -> dict[str, int]:

@@ -12,7 +12,8 @@ from logto_webhooks.adapters.stores.memory_inbox import MemoryInbox
 from logto_webhooks.adapters.stores.memory_jobs import MemoryJobs
 from logto_webhooks.adapters.stores.memory_keys import MemoryKeys
 from logto_webhooks.adapters.stores.memory_tables import InboxRow, Tables
-from logto_webhooks.core.delivery import Delivery
+from logto_webhooks.core.clocks import Clocks, Dated
+from logto_webhooks.core.delivery import Delivery, sent_at_of
 from logto_webhooks.core.ending import Ending
 from logto_webhooks.core.inbox import Accepted, Claimed, Outcome, Received
 from logto_webhooks.core.lifecycle import State
@@ -193,6 +194,16 @@ class MemoryStore:
         newest = sorted(self.tables.inbox, reverse=True)[:limit]
         found = [self.tables.inbox[number].delivery for number in newest]
         return [Received(each.body, each.occurred_at, each.received_at) for each in found]
+
+    def clocks(self, limit: int) -> Clocks:
+        """Return the database's clock, and how the newest deliveries are dated."""
+        newest = sorted(self.tables.inbox, reverse=True)[:limit]
+        found = [self.tables.inbox[number].delivery for number in newest]
+        dated = [
+            Dated(sent_at_of(each.digest), each.occurred_at, each.received_at, each.origin)
+            for each in found
+        ]
+        return Clocks(self._clock.now(), dated)
 
     def progress(self, name: str, reached: Progress | None = None) -> Progress | None:
         """Return how far the work of that name has come; keep `reached` before, if given."""

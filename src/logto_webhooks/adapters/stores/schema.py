@@ -175,8 +175,10 @@ users = sa.Table(
     sa.Column("updated_at", Moment),
     sa.Column("deleted_at", Moment),
 )
+# Of any length: PostgreSQL's other indexes refuse values of more than 2,700 bytes. SQLite's don't.
+_ANY_LENGTH: dict[str, Any] = {"postgresql_using": "hash"}
 for _column in (users.c.username, users.c.email, users.c.phone):
-    sa.Index(f"logto_users_{_column.name}", _column)
+    sa.Index(f"logto_users_{_column.name}", _column, **_ANY_LENGTH)
 
 organizations = sa.Table(
     "logto_organizations",
@@ -217,7 +219,7 @@ user_identities = sa.Table(
     sa.Column("identity_id", sa.Text),
     sa.Column("details", Document),
 )
-sa.Index("logto_user_identities_identity", user_identities.c.target, user_identities.c.identity_id)
+sa.Index("logto_user_identities_identity", user_identities.c.identity_id, **_ANY_LENGTH)
 
 user_roles = sa.Table(
     "logto_user_roles",

@@ -18,6 +18,7 @@ from logto_webhooks.adapters.stores import (
 from logto_webhooks.adapters.stores.jobs import SqlJobs
 from logto_webhooks.adapters.stores.keys import SqlKeys
 from logto_webhooks.adapters.stores.search import SqlInbox
+from logto_webhooks.core.clocks import Clocks
 from logto_webhooks.core.delivery import Delivery
 from logto_webhooks.core.ending import Ending
 from logto_webhooks.core.inbox import Accepted, Claimed, Outcome, Received
@@ -117,6 +118,10 @@ class SqlStore:
     def recent(self, limit: int) -> list[Received]:
         """Return the newest deliveries, the newest first."""
         return inbox.recent(self._connection, limit)
+
+    def clocks(self, limit: int) -> Clocks:
+        """Return the database's clock, and how the newest deliveries are dated."""
+        return inbox.clocks(self._connection, limit)
 
     def progress(self, name: str, reached: Progress | None = None) -> Progress | None:
         """Return how far the work of that name has come; keep `reached` before, if given."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from typing import Annotated, Any, ClassVar, TypeVar
 
@@ -112,12 +113,42 @@ def is_test(payload: Json) -> bool:
     return payload.get("userId") == "fake-id" and payload.get("userAgent") == "fake-user-agent"
 
 
-def build(payload: Json, cls: type[E]) -> E:
-    """Make the event. Raises MalformedEvent when a field that the sync needs is odd."""
+def sent_at(payload: Json) -> int | None:
+    """When Logto says that it sent a payload (ms); None for no moment of the years 1 to 9999."""
+    text = payload.get("createdAt")
+    try:
+        return to_millis(datetime.fromisoformat(text)) if isinstance(text, str) else None
+    except (ValueError, OverflowError):
+        return None
+
+
+def corrected(payload: Json, occurred_at: int) -> int | None:
+    """When a delivery counts as sent, if that isn't its `createdAt`; else None.
+
+    `occurred_at` (ms) is how the inbox dates it; 0 if it doesn't. A `createdAt` that is missing or
+    isn't a date stays a fault of the payload.
+    """
+    text = payload.get("createdAt")
+    if not occurred_at or not isinstance(text, str) or not _ANY_DATE.match(text):
+        return None
+    return None if sent_at(payload) == occurred_at else occurred_at
+
+
+# JavaScript writes years beyond 9999 and before 0 with a sign and six digits.
+_ANY_DATE = re.compile(r"[+-]?\d{4,6}-\d\d-\d\dT\d\d:\d\d")
+
+
+def build(payload: Json, cls: type[E], at: int | None = None) -> E:
+    """Make the event, sent `at` (ms) where its `createdAt` was corrected.
+
+    Raises MalformedEvent when a field that the sync needs is odd.
+    """
     # `shape` comes last: what a part is called is never taken from the payload.
     fields = {"payload": payload, "event": payload["event"]}
     given = {name: value for name, value in payload.items() if name not in _OURS} | fields
     given |= cls.shape(payload)
+    if at is not None:
+        given["createdAt"] = datetime.fromtimestamp(at / 1000, UTC)
     try:
         return msgspec.convert(given, cls)
     except msgspec.ValidationError:

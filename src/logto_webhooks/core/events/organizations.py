@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 from msgspec import Struct
 
-from logto_webhooks.core.events.base import Event, Id, Json, Millis
+from logto_webhooks.core.events.base import Event, Id, Json
 
 WHOLE_ROUTES: Final = (None, "/organizations", "/organizations/:id")
 
@@ -18,7 +18,7 @@ class Organization(Struct, frozen=True, kw_only=True, rename="camel"):
     name: str
     description: str | None = None
     custom_data: Json = {}
-    created_at: Millis | None = None
+    created_at: int | None = None
 
 
 class OrganizationEvent(Event, frozen=True, kw_only=True):
@@ -62,7 +62,8 @@ class OrganizationDeleted(OrganizationEvent, frozen=True, kw_only=True):
 
 class OrganizationMembershipUpdated(OrganizationEvent, frozen=True, kw_only=True):
     """Members came or went. Logto cuts each list without a word at 5,000, and leaves out an
-    empty one; with none at all, only the Management API can tell what changed."""
+    empty one. With none at all, only the Management API can tell what changed, unless the call
+    removes one member: then `removed_user_ids` has the user that the call names."""
 
     name: ClassVar[str] = "Organization.Membership.Updated"
     strict: ClassVar[frozenset[str]] = frozenset(
@@ -70,6 +71,20 @@ class OrganizationMembershipUpdated(OrganizationEvent, frozen=True, kw_only=True
     )
     # `params.id` may be an invitation's: `organizationId` alone is the truth.
     id_as: ClassVar[str | None] = None
+
+    @classmethod
+    def shape(cls, payload: Json) -> Json:
+        """Take from the call itself who was removed, where Logto gives no lists (before mid 2026).
+
+        The status of the call doesn't count: an older Logto gives 404 for a change that was made.
+        """
+        shaped, params = super().shape(payload), payload.get("params")
+        removal = _REMOVALS.get((payload.get("method"), payload.get("matchedRoute")))
+        if removal and isinstance(params, dict) and payload.keys().isdisjoint(_LISTS):
+            name, param = removal
+            if params.get(param) is not None:
+                shaped[name] = [params[param]]
+        return shaped
 
     added_user_ids: list[Id] = []
     removed_user_ids: list[Id] = []
@@ -88,6 +103,16 @@ class OrganizationMembershipUpdated(OrganizationEvent, frozen=True, kw_only=True
             for cls, user_ids in moves
             for user_id in user_ids
         ]
+
+
+_LISTS: Final = ("addedUserIds", "removedUserIds", "addedApplicationIds", "removedApplicationIds")
+_REMOVALS: Final[dict[Any, tuple[str, str]]] = {
+    ("DELETE", "/organizations/:id/users/:userId"): ("removedUserIds", "userId"),
+    ("DELETE", "/organizations/:id/applications/:applicationId"): (
+        "removedApplicationIds",
+        "applicationId",
+    ),
+}
 
 
 class OrganizationMemberEvent(OrganizationEvent, frozen=True, kw_only=True):

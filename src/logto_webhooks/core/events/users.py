@@ -6,7 +6,7 @@ from typing import ClassVar, Final
 
 from msgspec import UNSET, Struct, UnsetType
 
-from logto_webhooks.core.events.base import Event, Id, Json, Millis, first_present
+from logto_webhooks.core.events.base import Event, Id, Json, first_present
 
 # The shape of `data` is known from the route, never from its content: whoever can write
 # customData could else make it look like another user.
@@ -36,9 +36,9 @@ class User(Struct, frozen=True, kw_only=True, rename="camel"):
     custom_data: Json | UnsetType = UNSET
     profile: Json | UnsetType = UNSET
     is_suspended: bool | UnsetType = UNSET
-    last_sign_in_at: Millis | None = None
-    created_at: Millis | None = None
-    updated_at: Millis | None = None
+    last_sign_in_at: int | None = None
+    created_at: int | None = None
+    updated_at: int | None = None
 
 
 class UserEvent(Event, frozen=True, kw_only=True):
@@ -124,11 +124,7 @@ class PostResetPassword(InteractionEvent, frozen=True, kw_only=True):
     name: ClassVar[str] = "PostResetPassword"
 
 
-class PostSignInAdaptiveMfaTriggered(Event, frozen=True, kw_only=True):
-    """A sign-in looked risky, and a second factor was asked for. The sync doesn't use it."""
+class PostSignInAdaptiveMfaTriggered(InteractionEvent, frozen=True, kw_only=True):
+    """A sign-in looked risky, and Logto asked for a second factor (Logto 1.38 and later)."""
 
     name: ClassVar[str] = "PostSignInAdaptiveMfaTriggered"
-
-    user_id: str | None = None
-    user: User | None = None
-    user_ip: str | None = None
