@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from logto_webhooks.core.delivery import FUTURE_MS, Delivery, identify
 from logto_webhooks.core.inbox import Received
 from logto_webhooks.core.lifecycle import State
 from logto_webhooks.core.merge import merge
-from logto_webhooks.core.ports import Answered, Found, Host
+from logto_webhooks.core.ports import Answered, Found, Host, Store
 from logto_webhooks.core.projection import LAG_MS, plan, read
 from logto_webhooks.core.record import MEMBERS, WRONG_CLOCK, Key, Put, Record, Refetch
 from logto_webhooks.core.signature import vouch
@@ -39,10 +40,8 @@ async def applied(
     host = open_host(kind, folder)
     try:
         await Copy(host).take(bodies)
-        users, organizations = [
-            await host.read(lambda store, side=side: store.find(side, "", 100))
-            for side in ("user", "organization")
-        ]
+        users = await host.read(lambda store: store.find("user", "", 100))
+        organizations = await host.read(lambda store: store.find("organization", "", 100))
         status = await host.read(lambda store: store.status())
         waiting = await host.read(lambda store: store.waiting(100))
         return (
@@ -53,6 +52,10 @@ async def applied(
         )
     finally:
         await host.close()
+
+
+def _users(store: Store, *, query: str) -> list[Found]:
+    return store.find("user", query, 10)
 
 
 def replaced(signed: Signed, old: bytes, new: bytes) -> bytes:
@@ -157,7 +160,8 @@ class TestLength:
             "a\0": {"userId": "3"},
             "a": {"userId": "4"},
         }
-        one = make.user_created(id="ana", identities=identities, **long).body
+        fields: dict[str, Any] = {"identities": identities, **long}
+        one = make.user_created(id="ana", **fields).body
         other = make.user_created(id="bo", username=f"{long['username']}2").body
 
         async def run() -> None:
@@ -167,9 +171,7 @@ class TestLength:
                 status = await host.read(lambda store: store.status())
                 assert status.deliveries[State.DONE] == 2
                 for name in ("username", "primaryEmail", "primaryPhone"):
-                    found = await host.read(
-                        lambda store, query=long[name]: store.find("user", query, 10)
-                    )
+                    found = await host.read(partial(_users, query=long[name]))
                     assert [each.row["logto_user_id"] for each in found] == ["ana"]
             finally:
                 await host.close()
