@@ -249,6 +249,16 @@ class TestClocks:
         [answer] = about_pairs([record.key], {}, answers.Span(NOW + 1, NOW + 2))
         assert merge(record, answer).waiting_for is None
 
+    def test_a_deletion_of_a_wrong_date_is_applied_and_asked_about(self) -> None:
+        """Logto may have the user again: an answer that it hasn't ends the doubt."""
+        payload = msgspec.json.decode(make.user_deleted(id="ana").body)
+        body = msgspec.json.encode(payload | {"createdAt": "2099-01-01T00:00:00.000Z"})
+        record = Record(Key("user", "ana"))
+        for change in read(vouch(body), NOW)[1]:
+            record = merge(record, change)
+        assert (record.deleted_at, record.doubts) == (NOW, [WRONG_CLOCK])
+        assert merge(record, about_user("ana", None, answers.Span(NOW + 1, NOW + 2))).doubts == []
+
     def test_one_delivery_doesnt_shift_the_clock(self) -> None:
         """Two that agree do, if there are no others; those in the past never do."""
 

@@ -228,7 +228,9 @@ class Record(Struct, frozen=True):
         """What only Logto could tell: groups, and whether the record exists."""
         existence = [EXISTENCE] if self._may_not_exist else []
         if self.deleted_at is not None:
-            return existence
+            # A deletion of a wrong date may have been undone since.
+            wrong = self.key.kind != "membership" and WRONG_CLOCK in self.needs
+            return existence + [WRONG_CLOCK] * wrong
         groups = [name for name, group in sorted(self.groups.items()) if group.doubtful]
         return existence + groups + [need for need in DOUBTS if need in self.needs]
 
