@@ -128,7 +128,7 @@ def test_bodies_that_are_nearly_whole_hold_back_nobody(tmp_path: Path) -> None:
 @pytest.mark.parametrize("sent", [b"", head("x: y")[:-2], head("content-length: 9") + b"x"])
 def test_slow_clients_that_hold_all_descriptors_make_room(tmp_path: Path, sent: bytes) -> None:
     """Whether they said nothing, half a head or half a body."""
-    limit = ("sh", "-c", 'ulimit -n 64; exec "$@"', "sh")
+    limit = """sh -c 'ulimit -n 64; exec "$@"' sh"""
     with Service(tmp_path, prefix=limit) as service:
         slow = [service.connect() for _ in range(100)]
         for connection in slow:

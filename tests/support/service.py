@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import socket
 import sqlite3
 import subprocess
@@ -43,13 +44,13 @@ class Service:
         folder: Path,
         *options: str,
         port: int = 0,
-        prefix: tuple[str, ...] = (),
+        prefix: str = "",
         **environment: str,
     ) -> None:
         self.file = folder / "logto-webhooks.db"
         self.process = subprocess.Popen(
             [
-                *(*prefix, sys.executable, "-m", "logto_webhooks"),
+                *(*shlex.split(prefix), sys.executable, "-m", "logto_webhooks"),
                 *("serve", "--port", str(port), *options),
             ],
             cwd=folder,
