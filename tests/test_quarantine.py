@@ -119,7 +119,7 @@ def test_a_key_ends_when_it_ends() -> None:
     async def main() -> None:
         clock, ring = FrozenClock(T0), Keyring([OLD])
 
-        async def store(_: Delivery) -> Accepted:
+        async def store(delivery: Delivery, deadline: float | None) -> Accepted:
             raise StoreUnavailable(problem="that it is signed is enough here")
 
         receiver = Receiver(ring, store, clock, lambda report: None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import pytest
@@ -36,6 +36,10 @@ class Refusing:
     async def run(self, work: Any) -> Any:
         """Run, with a store that refuses."""
         return await self._host.run(lambda store: work(_RefusingStore(store, self)))
+
+    async def accept(self, work: Any, limit_s: float) -> Any:
+        """Run."""
+        return await self.run(work)
 
     async def read(self, work: Any) -> Any:
         """Read."""
@@ -331,7 +335,7 @@ class _RefusingAdd:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    def add(self, deliveries: Sequence[Any]) -> list[Accepted]:
+    def add(self, deliveries: Sequence[Any], tried: Collection[bytes] = ()) -> list[Accepted]:
         if any(b'"refused"' in each.body for each in deliveries):
             raise RowRejected(problem="DataError")
-        return self._store.add(deliveries)
+        return self._store.add(deliveries, tried)

@@ -48,6 +48,10 @@ class Body(Protocol):
     """The body of one request, as far as it has arrived."""
 
     @property
+    def began(self) -> float:
+        """The event loop's time at the request's head."""
+
+    @property
     def size(self) -> int:
         """How many bytes have arrived."""
 
@@ -162,7 +166,7 @@ class Webhook:
             return Answer(answer.status, answer.content, retry_after_s=RETRY_AFTER_S)
         except BodyReadBefore as error:
             return receiver.refuse(503, "body_gone", error, "nothing was stored")
-        return await receiver.receive(signatures, body.whole())
+        return await receiver.receive(signatures, body.whole(), body.began + READ_S)
 
 
 def _may_be_signed(signatures: list[bytes]) -> bool:

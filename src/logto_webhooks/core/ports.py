@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from typing import Any, Protocol, TypeVar
 
 from msgspec import Struct
@@ -100,8 +100,12 @@ class Store(Protocol):
     def inbox(self) -> Inbox:
         """The inbox to look at."""
 
-    def add(self, deliveries: Sequence[Delivery]) -> list[Accepted]:
-        """Put deliveries into the inbox; one answer each, in order."""
+    def add(self, deliveries: Sequence[Delivery], tried: Collection[bytes] = ()) -> list[Accepted]:
+        """Put deliveries into the inbox; one answer each, in order.
+
+        Those whose digests were `tried` before may be there already, with the same `received_at`:
+        then they are no duplicates of others.
+        """
 
     def limit_waits(self, lock_s: float, statement_s: float) -> None:
         """Let this transaction wait no longer for a lock, or for a statement, where the database
@@ -212,6 +216,13 @@ class Host(Protocol):
 
     async def run(self, work: Callable[[Store], T]) -> T:
         """Run and commit. Raises StoreUnavailable or RowRejected for what the database says."""
+
+    async def accept(self, work: Callable[[Store], T], limit_s: float) -> T:
+        """Run `Store.add` alone, each statement committed by itself, within a limit.
+
+        A connection that doesn't answer is thrown away, and so are all others of its age. What
+        was given up may be stored all the same. Raises as `run`.
+        """
 
     async def read(self, work: Callable[[Store], T]) -> T:
         """Run without writing, and without waiting for who writes."""

@@ -61,6 +61,35 @@ class NotStored(Struct, frozen=True):
     problem: str
 
 
+class Retrying(Struct, frozen=True):
+    """The database didn't take deliveries; they are tried again until their requests must be
+    answered."""
+
+    count: int
+    problem: str
+
+
+class Spooled(Struct, frozen=True):
+    """The database didn't take deliveries in time: they are in the spool directory, and 200 is the
+    answer."""
+
+    count: int
+    problem: str
+
+
+class Unspooled(Struct, frozen=True):
+    """Deliveries of the spool directory are in the inbox."""
+
+    count: int
+
+
+class NotUnspooled(Struct, frozen=True):
+    """A file of the spool directory can't be stored; it stays there under another name."""
+
+    file: str
+    problem: str
+
+
 class Synced(Struct, frozen=True):
     """A delivery was applied; `took_ms` since it was received.
 
@@ -217,6 +246,10 @@ Report = (
     | SetAside
     | Rescued
     | NotStored
+    | Retrying
+    | Spooled
+    | Unspooled
+    | NotUnspooled
     | Synced
     | Failed
     | Stalled

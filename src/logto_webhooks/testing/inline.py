@@ -182,7 +182,7 @@ class AsyncApp:
         duplicate = answer.content["duplicate"]
         return Delivered(200, int(answer.content["id"]), "duplicate" if duplicate else None)
 
-    async def _store(self, delivery: Delivery) -> Accepted:
+    async def _store(self, delivery: Delivery, deadline: float | None) -> Accepted:
         [accepted] = await self._host.run(lambda store: store.add([delivery]))
         return accepted
 

@@ -26,6 +26,9 @@ class StageHost(Protocol):
     async def run(self, work: Callable[[Store], T]) -> T:
         """Run; take it back if it raises."""
 
+    async def accept(self, work: Callable[[Store], T], limit_s: float) -> T:
+        """Run."""
+
     async def read(self, work: Callable[[Store], T]) -> T:
         """Run."""
 

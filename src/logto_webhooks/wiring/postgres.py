@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from logto_webhooks.adapters.hosts.failures import translated
+from logto_webhooks.adapters.hosts.limits import READ_S
 from logto_webhooks.adapters.hosts.loop import LoopHost
 from logto_webhooks.adapters.hosts.sessions import placed, translation
 from logto_webhooks.adapters.hosts.thread import ThreadHost
@@ -21,6 +22,7 @@ from logto_webhooks.core.ports import HandlerHost
 from logto_webhooks.service.work import LONGEST_S
 
 T = TypeVar("T")
+CHECK_S: Final = 5.0
 # What our work needs, whatever the application's engine is set to.
 _LEVEL: Final[dict[str, Any]] = {"isolation_level": postgres.LEVEL}
 
@@ -36,7 +38,8 @@ class Postgres:
         self.name = engine.url.render_as_string(hide_password=True)
         self._schema = schema
         self._engine = in_schema(engine if owns else engine.execution_options(**_LEVEL), schema)
-        self.host: HandlerHost = LoopHost(self._engine, SqlStore, owns, translation(engine))
+        self._host = LoopHost(self._engine, SqlStore, owns, translation(engine))
+        self.host: HandlerHost = self._host
 
     async def open(self) -> None:
         """Raise StoreUnavailable, or SchemaMismatch if `migrate` must be run before."""
@@ -50,16 +53,11 @@ class Postgres:
 
     async def check(self) -> None:
         """Raise StoreUnavailable or SchemaMismatch unless it can be used as it is."""
-        with translated(self._engine.url):
-            async with self._engine.connect() as connection:
-                await connection.run_sync(migrate.check, self._schema)
+        await self._host.look(partial(migrate.check, schema=self._schema), CHECK_S)
 
     async def premises(self) -> Premises:
         """Tell of itself, whatever its schema. Raises StoreUnavailable."""
-        look = premises.look(self.name, schema=self._schema)
-        with translated(self._engine.url):
-            async with self._engine.connect() as connection:
-                return await connection.run_sync(look)
+        return await self._host.look(premises.look(self.name, schema=self._schema), READ_S)
 
     def may_work(self) -> bool:
         """Any number of processes work on one server."""
@@ -82,7 +80,7 @@ class ThreadedPostgres:
         self._schema = schema
         placing = {"schema_translate_map": placed(schema)}
         self._engine = engine.execution_options(**_LEVEL, **placing)
-        self.host: HandlerHost = ThreadHost(
+        self._host = ThreadHost(
             self._engine,
             SqlStore,
             reads={},
@@ -92,6 +90,7 @@ class ThreadedPostgres:
             owns=False,
             theirs=translation(engine),
         )
+        self.host: HandlerHost = self._host
 
     async def open(self) -> None:
         """Raise StoreUnavailable, or SchemaMismatch if `migrate` must be run before."""
@@ -103,12 +102,11 @@ class ThreadedPostgres:
 
     async def check(self) -> None:
         """Raise StoreUnavailable or SchemaMismatch unless it can be used as it is."""
-        await asyncio.to_thread(self._in_transaction, partial(migrate.check, schema=self._schema))
+        await self._host.look(partial(migrate.check, schema=self._schema), CHECK_S)
 
     async def premises(self) -> Premises:
         """Tell of itself, whatever its schema. Raises StoreUnavailable."""
-        look = premises.look(self.name, schema=self._schema)
-        return await asyncio.to_thread(self._in_transaction, look)
+        return await self._host.look(premises.look(self.name, schema=self._schema), READ_S)
 
     def may_work(self) -> bool:
         """Any number of processes work on one server."""

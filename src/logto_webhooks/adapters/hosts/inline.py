@@ -43,6 +43,10 @@ class InlineHost:
         """Run in a savepoint. Raises StoreUnavailable or RowRejected for what the database says."""
         return await self.on(lambda connection: work(self._bind(connection)))
 
+    async def accept(self, work: Callable[[Store], T], limit_s: float) -> T:
+        """Run."""
+        return await self.run(work)
+
     async def read(self, work: Callable[[Store], T]) -> T:
         """Run."""
         return await self.run(work)
@@ -90,9 +94,17 @@ class InlineLoopHost(LoopHost):
         """`schema` is where our tables are."""
         assert connection.sync_connection is not None
         theirs = translation(connection.sync_connection)
-        super().__init__(connection.engine, bind, owns=False, theirs=theirs)
+        super().__init__(connection.engine, bind, owns=False, theirs=theirs, watched=False)
         self._connection = connection
         self._schema = schema
+
+    async def run(self, work: Callable[[Store], T]) -> T:
+        """Run in a savepoint. Raises StoreUnavailable or RowRejected for what the database says."""
+        return await self.on(lambda connection: work(self._bind(connection)))
+
+    async def accept(self, work: Callable[[Store], T], limit_s: float) -> T:
+        """Run."""
+        return await self.run(work)
 
     async def read(self, work: Callable[[Store], T]) -> T:
         """Run."""

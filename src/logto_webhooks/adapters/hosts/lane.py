@@ -41,6 +41,12 @@ class Lane:
         if thread is not None:
             thread.join(wait_s)
 
+    def leave(self) -> Thread | None:
+        """Leave the thread behind in what it does; the next work has another."""
+        thread = self._thread
+        self.close(wait_s=0)
+        return thread
+
     def _start(self) -> None:
         if self._thread is None or not self._thread.is_alive():
             self._given = SimpleQueue()

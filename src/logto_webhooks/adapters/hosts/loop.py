@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from typing import Any, TypeVar
@@ -13,6 +13,16 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
 from logto_webhooks.adapters.hosts.failures import translated
+from logto_webhooks.adapters.hosts.limits import (
+    ACCEPTS,
+    CANCEL_S,
+    CLOSE_S,
+    CUT_S,
+    READ_S,
+    RUN_S,
+    Distrust,
+    Held,
+)
 from logto_webhooks.adapters.hosts.sessions import (
     SESSION,
     SYNC,
@@ -26,6 +36,7 @@ from logto_webhooks.adapters.hosts.sessions import (
     untranslated,
 )
 from logto_webhooks.core.ports import Store
+from logto_webhooks.errors import StoreUnavailable
 from logto_webhooks.service.aside import Aside
 
 T = TypeVar("T")
@@ -40,13 +51,16 @@ class LoopHost:
         bind: Callable[[sa.Connection], Store],
         owns: bool = True,
         theirs: Any = None,
+        watched: bool = True,
     ) -> None:
         """`owns`: whether to dispose of the engine at the end; `theirs`: the application's
-        `translation`."""
+        `translation`; `watched`: whether silent connections of its pool are replaced."""
         self._engine = engine
         self._bind = bind
         self._owns = owns
         self._theirs = theirs
+        self._distrust = Distrust(engine.sync_engine) if watched else None
+        self._left: set[asyncio.Task[Any]] = set()
 
     @property
     def room(self) -> int:
@@ -55,15 +69,21 @@ class LoopHost:
 
     async def run(self, work: Callable[[Store], T]) -> T:
         """Run and commit. Raises StoreUnavailable or RowRejected for what the database says."""
-        with translated(self._engine.url):
-            async with self._begin() as connection:
-                return await connection.run_sync(lambda sync: work(self._bind(sync)))
+        return await self._within(RUN_S, lambda held: self._run(work, held))
+
+    async def accept(self, work: Callable[[Store], T], limit_s: float) -> T:
+        """Run each statement as a transaction of its own, within a limit."""
+        return await self._within(
+            limit_s, lambda held: self._look(lambda sync: work(self._bind(sync)), held, ACCEPTS)
+        )
 
     async def read(self, work: Callable[[Store], T]) -> T:
         """Run without writing."""
-        with translated(self._engine.url):
-            async with self._engine.connect() as connection:
-                return await connection.run_sync(lambda sync: work(self._bind(sync)))
+        return await self.look(lambda sync: work(self._bind(sync)), READ_S)
+
+    async def look(self, work: Callable[[sa.Connection], T], limit_s: float) -> T:
+        """The same with the connection itself, within a limit."""
+        return await self._within(limit_s, lambda held: self._look(work, held))
 
     async def within(self, session: Any, work: Callable[[Store], T]) -> T:
         """Run within the transaction of an application's AsyncSession or AsyncConnection.
@@ -112,12 +132,81 @@ class LoopHost:
             await connection.run_sync(end)
 
     async def close(self) -> None:
-        """Close the connections, if they are ours."""
-        if self._owns:
-            await self._engine.dispose()
+        """Close the connections, if they are ours: those that don't answer are cut off."""
+        for task in self._left:
+            task.cancel()
+        if self._owns and not await _done_within(CLOSE_S, self._engine.dispose()):
+            if self._distrust:
+                self._distrust.begin()
+            await _done_within(CLOSE_S, self._engine.dispose())
+
+    async def _run(self, work: Callable[[Store], T], held: Held) -> T:
+        async with self._begin() as connection:
+            assert connection.sync_connection is not None
+            held.hold(connection.sync_connection)
+            return await connection.run_sync(lambda sync: work(self._bind(sync)))
+
+    async def _look(
+        self,
+        work: Callable[[sa.Connection], T],
+        held: Held,
+        options: dict[str, Any] | None = None,
+    ) -> T:
+        def run(sync: sa.Connection) -> T:
+            held.hold(sync)
+            return work(sync.execution_options(**options) if options else sync)
+
+        async with self._engine.connect() as connection:
+            return await connection.run_sync(run)
+
+    async def _within(self, limit_s: float, call: Callable[[Held], Coroutine[Any, Any, T]]) -> T:
+        """Await a call, for so long. Raises StoreUnavailable, RowRejected."""
+        held = Held()
+        with translated(self._engine.url):
+            task = asyncio.create_task(call(held))
+            try:
+                done, _ = await asyncio.wait({task}, timeout=limit_s)
+            except asyncio.CancelledError:
+                await self._end(task, held)
+                raise
+            if not done:
+                if self._distrust:
+                    self._distrust.begin()
+                await self._end(task, held)
+            if task.cancelled() or not task.done():
+                raise StoreUnavailable(problem=f"no answer within {limit_s:g} s")
+            return task.result()
+
+    async def _end(self, task: asyncio.Task[Any], held: Held) -> None:
+        """Cancel it, which asyncpg tells the server; else cut it off, or leave it behind."""
+        held.left = True
+        task.cancel()
+        done, _ = await asyncio.wait({task}, timeout=CANCEL_S)
+        if not done:
+            held.cut()
+            done, _ = await asyncio.wait({task}, timeout=CUT_S)
+        if not done:
+            self._left.add(task)
+            task.add_done_callback(self._left.discard)
+            task.add_done_callback(_seen)
 
     def _begin(self) -> AbstractAsyncContextManager[AsyncConnection]:
         return _transaction(self._engine)
+
+
+async def _done_within(limit_s: float, work: Coroutine[Any, Any, None]) -> bool:
+    """Await it, for so long; what isn't done by then is cancelled."""
+    task = asyncio.create_task(work)
+    done, _ = await asyncio.wait({task}, timeout=limit_s)
+    task.cancel()
+    task.add_done_callback(_seen)
+    return bool(done)
+
+
+def _seen(task: asyncio.Task[Any]) -> None:
+    """Look at the error, or the event loop would log that nobody did."""
+    if not task.cancelled():
+        task.exception()
 
 
 @asynccontextmanager

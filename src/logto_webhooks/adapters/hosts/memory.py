@@ -26,6 +26,10 @@ class MemoryHost:
             undo()
             raise
 
+    async def accept(self, work: Callable[[Store], T], limit_s: float) -> T:
+        """Run."""
+        return await self.run(work)
+
     async def read(self, work: Callable[[Store], T]) -> T:
         """Run."""
         store, _ = self._open()

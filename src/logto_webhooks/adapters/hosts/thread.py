@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from functools import partial
+from threading import Thread
 from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
@@ -12,6 +13,16 @@ from sqlalchemy.orm import Session
 
 from logto_webhooks.adapters.hosts.failures import translated
 from logto_webhooks.adapters.hosts.lane import Lane
+from logto_webhooks.adapters.hosts.limits import (
+    ACCEPTS,
+    CANCEL_S,
+    CUT_S,
+    MOST_LEFT,
+    READ_S,
+    RUN_S,
+    Distrust,
+    Held,
+)
 from logto_webhooks.adapters.hosts.sessions import (
     SYNC,
     end_sync,
@@ -63,6 +74,10 @@ class ThreadHost:
         self._theirs = theirs
         self._writer = Lane("logto-writer")
         self._reader = Lane("logto-reader")
+        # Whoever accepts waits for no worker where several can write.
+        self._acceptor = self._writer if one_writer else Lane("logto-acceptor")
+        self._distrust = None if one_writer else Distrust(engine)
+        self._left: list[Thread] = []
 
     @property
     def room(self) -> int:
@@ -74,11 +89,24 @@ class ThreadHost:
         WriterHeld where that would wait for who waits for it."""
         if HAS_WRITER.get():
             raise WriterHeld()
-        return await self._writer.run(partial(self._write, work))
+        return await self._within(RUN_S, self._writer, partial(self._write, work))
+
+    async def accept(self, work: Callable[[Store], T], limit_s: float) -> T:
+        """Run each statement as a transaction of its own, within a limit.
+
+        With one writer this is `run`: it waits in line, and a file isn't silent.
+        """
+        if self._one_writer:
+            return await self.run(work)
+        return await self._within(limit_s, self._acceptor, partial(self._accept, work))
 
     async def read(self, work: Callable[[Store], T]) -> T:
         """Run without writing, and without waiting for who writes."""
-        return await self._reader.run(partial(self._read, work))
+        return await self.look(lambda connection: work(self._bind(connection)), READ_S)
+
+    async def look(self, work: Callable[[sa.Connection], T], limit_s: float) -> T:
+        """The same with the connection itself, within a limit."""
+        return await self._within(limit_s, self._reader, partial(self._read, work))
 
     async def within(self, session: Any, work: Callable[[Store], T]) -> T:
         """Run within the transaction of an application's Session or Connection, on this thread.
@@ -122,15 +150,59 @@ class ThreadHost:
         """Give back threads and connections; a thread that is stuck is left behind."""
         self._writer.close(CLOSE_S)
         self._reader.close(CLOSE_S)
+        if self._acceptor is not self._writer:
+            self._acceptor.close(CLOSE_S)
         if self._owns:
             self._engine.dispose()
 
-    def _write(self, work: Callable[[Store], T]) -> T:
+    async def _within(self, limit_s: float, lane: Lane, call: Callable[[Held], T]) -> T:
+        """Call on a lane and await the result, for so long where a server may fall silent.
+
+        Raises StoreUnavailable, RowRejected.
+        """
+        held = Held()
+        if self._distrust is None:
+            return await lane.run(partial(call, held))
+        self._left = [thread for thread in self._left if thread.is_alive()]
+        if len(self._left) >= MOST_LEFT:
+            raise StoreUnavailable(problem=f"{MOST_LEFT} calls still wait for an answer")
+        called = asyncio.ensure_future(lane.run(partial(call, held)))
+        try:
+            done, _ = await asyncio.wait({called}, timeout=limit_s)
+        except asyncio.CancelledError:
+            held.left = True
+            called.cancel()
+            raise
+        if not done:
+            self._distrust.begin()
+            await self._end(called, lane, held)
+        if called.cancelled() or not called.done():
+            raise StoreUnavailable(problem=f"no answer within {limit_s:g} s")
+        return called.result()
+
+    async def _end(self, called: asyncio.Future[Any], lane: Lane, held: Held) -> None:
+        """Cancel the statement, else cut its connection off, or leave its thread behind."""
+        held.left = True
+        Thread(target=held.cancel, name="logto-canceller", daemon=True).start()
+        done, _ = await asyncio.wait({called}, timeout=CANCEL_S)
+        if not done:
+            held.cut()
+            done, _ = await asyncio.wait({called}, timeout=CUT_S)
+        if not done:
+            called.cancel()
+            if thread := lane.leave():
+                self._left.append(thread)
+
+    def _write(self, work: Callable[[Store], T], held: Held) -> T:
         # The transaction begins with the first statement: planning holds back nobody.
         try:
             with translated(self._engine.url), self._engine.connect() as connection:
-                result = work(self._bind(connection))
-                connection.commit()
+                held.hold(connection)
+                try:
+                    result = work(self._bind(connection))
+                    connection.commit()
+                finally:
+                    held.release()
             self._committed()
         except StoreUnavailable:
             self._failed()
@@ -159,6 +231,18 @@ class ThreadHost:
         self._stop(connection)
         connection.invalidate()
 
-    def _read(self, work: Callable[[Store], T]) -> T:
+    def _accept(self, work: Callable[[Store], T], held: Held) -> T:
         with translated(self._engine.url), self._engine.connect() as connection:
-            return work(self._bind(connection.execution_options(**self._reads)))
+            held.hold(connection)
+            try:
+                return work(self._bind(connection.execution_options(**ACCEPTS)))
+            finally:
+                held.release()
+
+    def _read(self, work: Callable[[sa.Connection], T], held: Held) -> T:
+        with translated(self._engine.url), self._engine.connect() as connection:
+            held.hold(connection)
+            try:
+                return work(connection.execution_options(**self._reads))
+            finally:
+                held.release()

@@ -31,15 +31,19 @@ from logto_webhooks.core.reports import (
     LookedBack,
     NotAsked,
     NotStored,
+    NotUnspooled,
     Refused,
     Report,
     Rescued,
     Resumed,
+    Retrying,
     SetAside,
+    Spooled,
     Stalled,
     Stored,
     Synced,
     Unrunnable,
+    Unspooled,
 )
 
 LogFormat = Literal["text", "json"]
@@ -93,6 +97,14 @@ def _line(report: Report) -> tuple[int, str, dict[str, Any]]:
             return logging.INFO, "a new key proved what was set aside", fields
         case NotStored():
             return logging.ERROR, "not stored, answered 503", fields
+        case Retrying():
+            return logging.WARNING, "the database doesn't take deliveries, trying again", fields
+        case Spooled():
+            return logging.WARNING, "spooled, because the database didn't take it in time", fields
+        case Unspooled():
+            return logging.INFO, "stored what was spooled", fields
+        case NotUnspooled():
+            return logging.ERROR, "what was spooled can't be stored", fields
         case Stalled():
             return logging.ERROR, "the worker waits for the database", fields
         case Resumed():

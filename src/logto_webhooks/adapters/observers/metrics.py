@@ -28,16 +28,20 @@ from logto_webhooks.core.reports import (
     LookedBack,
     NotAsked,
     NotStored,
+    NotUnspooled,
     Refused,
     RefusedFor,
     Report,
     Rescued,
     Resumed,
+    Retrying,
     SetAside,
+    Spooled,
     Stalled,
     Stored,
     Synced,
     Unrunnable,
+    Unspooled,
 )
 from logto_webhooks.core.silence import Why
 
@@ -50,7 +54,7 @@ def _one(_: Report) -> float:
     return 1
 
 
-def _count(report: NotStored | SetAside | Rescued) -> float:
+def _count(report: NotStored | Spooled | Unspooled | SetAside | Rescued) -> float:
     return report.count
 
 
@@ -116,6 +120,10 @@ METRICS: Final = (
     Metric("requests_set_aside", SetAside, "POSTs of no known key that are kept", _count),
     Metric("deliveries_rescued", Rescued, "of those, which a key that was learnt proved", _count),
     Metric("deliveries_not_stored", NotStored, "deliveries answered 503", _count),
+    Metric("store_outages", Retrying, "times the database began not to take deliveries"),
+    Metric("deliveries_spooled", Spooled, "deliveries kept in the spool directory", _count),
+    Metric("deliveries_unspooled", Unspooled, "of those, which are in the inbox by now", _count),
+    Metric("spool_files_refused", NotUnspooled, "files of the spool that can't be stored"),
     Metric(
         "deliveries_synced",
         Synced,

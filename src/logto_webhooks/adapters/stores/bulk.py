@@ -16,6 +16,7 @@ from logto_webhooks.adapters.stores.dialect import NOW_ON_SQLITE, now, pairs
 from logto_webhooks.adapters.stores.schema import deliveries
 from logto_webhooks.adapters.stores.write import Row, arrays, given
 
+LOCK_MS = 500
 _MOST_ROWS = 64
 
 
@@ -61,14 +62,21 @@ def _statement(columns: tuple[str, ...], rows: int) -> str:
 
 
 def _postgres(connection: sa.Connection, rows: Sequence[Row]) -> dict[bytes, int]:
-    return pairs(connection.execute(_from_arrays(tuple(rows[0])), arrays(rows)))
+    alone = bool(connection.get_execution_options().get("logto_accepts"))
+    return pairs(connection.execute(_from_arrays(tuple(rows[0]), alone), arrays(rows)))
 
 
 @functools.cache
-def _from_arrays(columns: tuple[str, ...]) -> sa.Executable:
+def _from_arrays(columns: tuple[str, ...], alone: bool) -> sa.Executable:
+    """The statement; `alone` in its transaction, it sets how long it may wait for one that
+    has inserted the same digest, and neither commits nor ends."""
+    selected = sa.select(*given(deliveries, columns).c, now())
+    if alone:
+        limit = sa.func.set_config("lock_timeout", f"{LOCK_MS}ms", sa.true())
+        selected = selected.where(sa.select(limit).scalar_subquery().is_not(None))
     return (
         postgresql.insert(deliveries)
-        .from_select([*columns, "due_at"], sa.select(*given(deliveries, columns).c, now()))
+        .from_select([*columns, "due_at"], selected)
         .on_conflict_do_nothing(index_elements=["digest"])
         .returning(deliveries.c.digest, deliveries.c.id)
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -18,16 +18,24 @@ from logto_webhooks.core.lifecycle import State
 from logto_webhooks.errors import ClaimLost
 
 
-def add(connection: sa.Connection, new: Sequence[Delivery]) -> list[Accepted]:
-    """Put deliveries into the inbox; one answer each, in order."""
+def add(
+    connection: sa.Connection, new: Sequence[Delivery], tried: Collection[bytes] = ()
+) -> list[Accepted]:
+    """Put deliveries into the inbox; one answer each, in order.
+
+    Those whose digests were `tried` before may be there already, with the same `received_at`.
+    """
     if not new:
         return []
     inserted = insert_new(connection, [codec.inbox_row(delivery) for delivery in new])
     known = dict(inserted)
+    ours = {(each.digest, each.received_at) for each in new if each.digest in tried}
     for some in chunks([each.digest for each in new if each.digest not in known]):
-        query = sa.select(deliveries.c.digest, deliveries.c.id)
-        found = connection.execute(query.where(deliveries.c.digest.in_(some)))
-        known.update(pairs(found))
+        query = sa.select(deliveries.c.digest, deliveries.c.id, deliveries.c.received_at)
+        for digest, number, at in connection.execute(query.where(deliveries.c.digest.in_(some))):
+            known[digest] = number
+            if (digest, at) in ours:  # its commit was done, and only the answer was lost
+                inserted[digest] = number
     # Of two copies in one batch, only the first is new.
     return [Accepted(known[each.digest], inserted.pop(each.digest, None) is None) for each in new]
 

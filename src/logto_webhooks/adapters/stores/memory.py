@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from msgspec.structs import replace
@@ -47,7 +47,7 @@ class MemoryStore:
         """The inbox to look at."""
         return MemoryInbox(self.tables)
 
-    def add(self, new: Sequence[Delivery]) -> list[Accepted]:
+    def add(self, new: Sequence[Delivery], tried: Collection[bytes] = ()) -> list[Accepted]:
         """Put deliveries into the inbox; one answer each, in order."""
         return [self._add(delivery) for delivery in new]
 

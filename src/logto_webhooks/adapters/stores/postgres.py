@@ -16,7 +16,6 @@ from logto_webhooks.errors import SettingInvalid
 LEVEL: Final = "READ COMMITTED"
 CONNECT_S: Final = 3.0
 CANCEL_EVERY_S: Final = 0.1
-# Half of what a request may wait; a commit can take longer than a statement.
 STATEMENT_S: Final = 8.0
 
 
@@ -72,12 +71,16 @@ _OPTIONS: Final[dict[str, dict[str, Any]]] = {
         "server_settings": {
             "application_name": _NAME,
             "idle_in_transaction_session_timeout": _IDLE,
+            # Also where the client can't be reached any more, or has given up.
+            "statement_timeout": f"{STATEMENT_S:.0f}s",
         },
     },
     "psycopg": {
         "application_name": _NAME,
         "connect_timeout": int(CONNECT_S),
-        "options": f"-c idle_in_transaction_session_timeout={_IDLE} -c statement_timeout=8s",
+        "options": f"-c idle_in_transaction_session_timeout={_IDLE} "
+        f"-c statement_timeout={STATEMENT_S:.0f}s",
+        "tcp_user_timeout": int(STATEMENT_S * 1000),
     },
 }
 _UNPREPARED: Final[dict[str, dict[str, Any]]] = {

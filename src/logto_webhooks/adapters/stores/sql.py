@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import sqlalchemy as sa
 
@@ -39,9 +39,9 @@ class SqlStore:
         """The inbox to look at."""
         return SqlInbox(self._connection)
 
-    def add(self, new: Sequence[Delivery]) -> list[Accepted]:
+    def add(self, new: Sequence[Delivery], tried: Collection[bytes] = ()) -> list[Accepted]:
         """Put deliveries into the inbox; one answer each, in order."""
-        return inbox.add(self._connection, new)
+        return inbox.add(self._connection, new, tried)
 
     def limit_waits(self, lock_s: float, statement_s: float) -> None:
         """Let this transaction wait no longer for a lock, or for a statement."""
