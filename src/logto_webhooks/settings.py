@@ -40,6 +40,7 @@ VARIABLES: Final[dict[str, tuple[str, ...]]] = {
     "reconcile_every_s": ("LOGTO_WEBHOOKS_RECONCILE_EVERY_S",),
     "silence_after_s": ("LOGTO_WEBHOOKS_SILENCE_AFTER_S",),
     "public_url": ("LOGTO_WEBHOOKS_PUBLIC_URL",),
+    "spool_dir": ("LOGTO_WEBHOOKS_SPOOL_DIR",),
     "app": ("LOGTO_WEBHOOKS_APP",),
     "log_format": ("LOGTO_WEBHOOKS_LOG_FORMAT",),
     "log_level": ("LOGTO_WEBHOOKS_LOG_LEVEL",),
@@ -70,6 +71,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     older than its dispatch a change may be for which Logto tells no time. Without `worker`, the
     service only receives, and a process of its own must apply. `api_budget` is how many requests
     a second Logto's Management API may be asked; `public_url` is where Logto reaches the webhook.
+    `spool_dir` is a directory for deliveries that the database doesn't take in time.
     """
 
     signing_key: str = ""
@@ -92,6 +94,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     reconcile_every_s: Annotated[int, Meta(ge=0)] = 86_400
     silence_after_s: Annotated[int, Meta(ge=0)] | None = None
     public_url: str | None = None
+    spool_dir: str | None = None
     app: Annotated[str, Meta(pattern=r"\A[\w.]+:[\w.]+\Z")] | None = None
     log_format: LogFormat = "text"
     log_level: LogLevel = "info"
@@ -136,6 +139,7 @@ class MountedSettings(TypedDict, total=False):
     reconcile_every_s: int
     silence_after_s: int | None
     public_url: str | None
+    spool_dir: str | None
 
 
 def split_keys(signing_key: str) -> tuple[str, ...]:

@@ -46,6 +46,7 @@ def doctor(
     api_resource: options.ApiResource = None,
     recover_every_s: options.RecoverEvery = None,
     public_url: options.PublicUrl = None,
+    spool_dir: options.SpoolDir = None,
     env_file: options.EnvFile = None,
     as_json: options.AsJson = False,
 ) -> None:
@@ -63,6 +64,7 @@ def doctor(
         api_resource=api_resource,
         recover_every_s=recover_every_s,
         public_url=public_url,
+        spool_dir=spool_dir,
     )
     application = application_of(settings)
     names = [each.strip() for each in (only or "").split(",") if each.strip()]

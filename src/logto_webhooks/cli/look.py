@@ -22,11 +22,14 @@ def status(
     limit: Limit = 10,
     database_url: options.DatabaseUrl = None,
     schema: options.Schema = None,
+    spool_dir: options.SpoolDir = None,
     env_file: options.EnvFile = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Count deliveries and jobs by state, and list the records that only Logto can settle."""
-    settings = options.settings(env_file, database_url=database_url, schema=schema)
+    settings = options.settings(
+        env_file, database_url=database_url, schema=schema, spool_dir=spool_dir
+    )
 
     async def look(operations: Operations) -> tuple[Status, list[Waiting]]:
         return await operations.status(), await operations.waiting(limit)

@@ -88,6 +88,13 @@ SilenceAfter = Annotated[
 PublicUrl = Annotated[
     str | None, _setting("public_url", "The URL at which Logto reaches the webhook.")
 ]
+SpoolDir = Annotated[
+    str | None,
+    _setting(
+        "spool_dir",
+        "A directory for deliveries that the database doesn't take in time; none if unset.",
+    ),
+]
 App = Annotated[
     str | None,
     _setting("app", "Where the handlers are, as module:name of a LogtoWebhooks."),

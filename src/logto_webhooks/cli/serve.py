@@ -12,7 +12,13 @@ from logto_webhooks.adapters.observers.several import several
 from logto_webhooks.cli import options
 from logto_webhooks.cli.apps import handlers_of
 from logto_webhooks.settings import Settings
-from logto_webhooks.wiring import Service, database_of, for_another_loop, status_of
+from logto_webhooks.wiring import (
+    Service,
+    database_of,
+    for_another_loop,
+    spool_of,
+    status_of,
+)
 
 logger = logging.getLogger("logto_webhooks")
 
@@ -38,6 +44,7 @@ def serve(
     reconcile_every_s: options.ReconcileEvery = None,
     silence_after_s: options.SilenceAfter = None,
     public_url: options.PublicUrl = None,
+    spool_dir: options.SpoolDir = None,
     app: options.App = None,
     log_format: options.LogFormat = None,
     log_level: options.LogLevel = None,
@@ -66,6 +73,7 @@ def serve(
         reconcile_every_s=reconcile_every_s,
         silence_after_s=silence_after_s,
         public_url=public_url,
+        spool_dir=spool_dir,
         app=app,
         log_format=log_format,
         log_level=log_level,
@@ -77,7 +85,8 @@ def serve(
 
 async def _serve(settings: Settings) -> None:
     database = database_of(settings.database_url, settings.schema)
-    metrics = Metrics(partial(status_of, database))
+    spool = spool_of(settings)
+    metrics = Metrics(partial(status_of, database), spooled=spool.count if spool else None)
     observe = several(logs.observe, metrics.observe)
     apart = for_another_loop(database, settings.database_url, settings.schema)
     handlers = handlers_of(settings, apart)

@@ -74,6 +74,9 @@ LOGTO_WEBHOOK_SIGNING_KEY=
 #LOGTO_WEBHOOKS_SILENCE_AFTER_S=3600
 # Where Logto reaches the webhook, if its key and its deliveries aren't known here yet.
 #LOGTO_WEBHOOKS_PUBLIC_URL=https://your-host/api/webhooks/logto
+# A directory for deliveries that the database doesn't take in time: they are answered 200, and
+# stored once it does. It must outlive the process.
+#LOGTO_WEBHOOKS_SPOOL_DIR=/var/lib/logto-webhooks/spool
 
 # Where your handlers are, as module:name of a LogtoWebhooks.
 #LOGTO_WEBHOOKS_APP=app.logto:logto

@@ -72,6 +72,7 @@ def show_status(status: Status, waiting: Sequence[Waiting]) -> None:
     rows += [
         ("oldest pending", "none" if oldest is None else f"{oldest:.1f} s"),
         ("complete up to", shown("complete_up_to", status.complete_up_to) or "never asked Logto"),
+        ("waiting in the spool", status.spooled),
         ("recovered from Logto's log", status.recovered),
         ("all compared with Logto", shown("reconciled_at", status.reconciled_at) or "never"),
         ("silent since", shown("silent_since_at", status.silent_since) or "not silent"),

@@ -20,7 +20,13 @@ from logto_webhooks.core.lifecycle import State
 from logto_webhooks.core.ports import Observer
 from logto_webhooks.core.reports import Failed, Report, Synced
 from logto_webhooks.settings import Settings
-from logto_webhooks.wiring import Database, Workers, database_of, for_another_loop
+from logto_webhooks.wiring import (
+    Database,
+    Workers,
+    database_of,
+    for_another_loop,
+    unspooling,
+)
 
 logger = logging.getLogger("logto_webhooks")
 
@@ -31,6 +37,7 @@ def worker(
     max_attempts: options.MaxAttempts = None,
     lag_ms: options.LagMs = None,
     replay_window_s: options.ReplayWindow = None,
+    spool_dir: options.SpoolDir = None,
     app: options.App = None,
     log_format: options.LogFormat = None,
     log_level: options.LogLevel = None,
@@ -47,6 +54,7 @@ def worker(
         max_attempts=max_attempts,
         lag_ms=lag_ms,
         replay_window_s=replay_window_s,
+        spool_dir=spool_dir,
         app=app,
         log_format=log_format,
         log_level=log_level,
@@ -112,7 +120,8 @@ async def _working(
     try:
         await database.check()
         logger.info("working on %s", database.name)
-        with handlers.in_use():
-            yield work, database
+        async with unspooling(settings, database, observe, work.wake):
+            with handlers.in_use():
+                yield work, database
     finally:
         await database.host.close()

@@ -26,8 +26,8 @@ class Status(Struct, frozen=True, kw_only=True):
     `reconciled_at` (ms) when all records were last compared with Logto's own. `silent_since` (ms)
     nothing has come, or all was rejected; None while deliveries come as usual.
     `memberships_to_end` are still listed though their user or organization was deleted. A store
-    leaves out `jobs`, by state, and `unrunnable`, the jobs that wait for handlers that nobody
-    registered.
+    leaves out `jobs`, by state, `unrunnable`, the jobs that wait for handlers that nobody
+    registered, and `spooled`, the deliveries that wait in the spool directory.
     """
 
     deliveries: dict[str, int]
@@ -41,6 +41,7 @@ class Status(Struct, frozen=True, kw_only=True):
     memberships_to_end: int = 0
     jobs: dict[str, int] = {}
     unrunnable: dict[str, int] = {}
+    spooled: int = 0
 
 
 class Progress(Struct, frozen=True):

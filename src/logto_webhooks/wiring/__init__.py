@@ -3,6 +3,7 @@
 from logto_webhooks.wiring.api import api_of, reconciliation_of, recovery_of, sides_of
 from logto_webhooks.wiring.databases import Database, database_of, for_another_loop, status_of
 from logto_webhooks.wiring.service import Service, Workers, worker_of
+from logto_webhooks.wiring.spool import spool_of, unspooling
 
 __all__ = [
     "Database",
@@ -14,6 +15,8 @@ __all__ = [
     "reconciliation_of",
     "recovery_of",
     "sides_of",
+    "spool_of",
     "status_of",
+    "unspooling",
     "worker_of",
 ]

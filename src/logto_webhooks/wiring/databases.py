@@ -105,6 +105,8 @@ class SqliteFile:
 
     def _check(self) -> None:
         self._look(migrate.check)
+        if problem := sqlite.forbidden(self.file):
+            raise StoreUnavailable(problem=problem)
 
     def _premises(self) -> Premises:
         free = shutil.disk_usage(self.file.absolute().parent).free

@@ -19,6 +19,7 @@ from logto_webhooks.settings import VARIABLES, Settings
 from logto_webhooks.wiring.api import api_of, keys_of
 from logto_webhooks.wiring.clock import SystemClock
 from logto_webhooks.wiring.databases import Database
+from logto_webhooks.wiring.spool import spool_of
 
 TIMEOUT_S: Final = 30.0
 LEAST_FREE_MB: Final = 1_024
@@ -59,6 +60,7 @@ class Examined(ABC):
             path=settings.path,
             recover_every_s=settings.recover_every_s,
             least_free_mb=least_free_mb,
+            spooled=spool.count() if (spool := spool_of(settings)) else 0,
             missing=[VARIABLES[name][0] for name in _CREDENTIALS if not getattr(settings, name)],
             signs_of_admin=signs_of_admin(settings.endpoint, settings.app_id),
             open=lambda: self.database,

@@ -6,6 +6,8 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from typing import Final
 
+from msgspec.structs import replace
+
 from logto_webhooks.core.events import catalog
 from logto_webhooks.core.events.local import Source
 from logto_webhooks.core.explain import Explained
@@ -28,6 +30,7 @@ from logto_webhooks.wiring.clock import SystemClock
 from logto_webhooks.wiring.databases import Database, database_of
 from logto_webhooks.wiring.doctor import Examined
 from logto_webhooks.wiring.given import Engine, given_database
+from logto_webhooks.wiring.spool import spool_of
 
 _TESTED: Final = "User.Created"  # by a webhook without events
 
@@ -73,7 +76,8 @@ class Operations(ByHand, Examined):
 
     async def status(self) -> Status:
         """Count deliveries, records and jobs."""
-        return await self._read(manage.status)
+        spool = spool_of(self._settings())
+        return replace(await self._read(manage.status), spooled=spool.count() if spool else 0)
 
     async def waiting(self, limit: int = 100) -> list[Waiting]:
         """List the records that only Logto can settle, the longest waiting first."""

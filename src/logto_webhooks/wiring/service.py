@@ -30,6 +30,7 @@ from logto_webhooks.service.clocks import Ahead
 from logto_webhooks.service.handlers import Handlers
 from logto_webhooks.service.keyring import Keyring
 from logto_webhooks.service.quarantine import Quarantine, asker
+from logto_webhooks.service.readiness import Readiness
 from logto_webhooks.service.receive import GroupCommit, Receiver
 from logto_webhooks.service.run import Runner
 from logto_webhooks.service.silence import Watch
@@ -38,6 +39,7 @@ from logto_webhooks.settings import Settings
 from logto_webhooks.wiring.api import api_of, asking
 from logto_webhooks.wiring.clock import SystemClock
 from logto_webhooks.wiring.databases import Database
+from logto_webhooks.wiring.spool import spool_of, unspooling
 
 BODIES_IN_FLIGHT: Final = 256 * 2**20
 AGAIN_S: Final = 2.0
@@ -69,7 +71,8 @@ class Service:
         self._handlers = Handlers() if handlers is None else handlers
         self._workers = Workers(settings, database, observe, self._handlers, apart)
         self.api = api_of(settings) if settings.endpoint else None
-        commit = GroupCommit(database.host, observe, stored=self._workers.wake)
+        commit = GroupCommit(database.host, observe, self._workers.wake, spool_of(settings))
+        self._readiness = Readiness(database.check, database.host, SystemClock(), commit)
         ring = Keyring(settings.signing_keys)
         self._ahead = Ahead(database.host, SystemClock())
         self._quarantine = self._set_aside(ring)
@@ -107,19 +110,22 @@ class Service:
         async with contextlib.AsyncExitStack() as stack:
             stack.enter_context(self._handlers.in_use())
             stack.push_async_callback(self._database.host.close)
+            wake = self._workers.wake
+            spooled = unspooling(self._settings, self._database, self._observe, wake)
+            await stack.enter_async_context(spooled)
             await stack.enter_async_context(self._setting_aside())
             if self._settings.worker:
                 await stack.enter_async_context(self._workers.running())
             else:
                 await self._workers.register()
             if self.api is not None:
-                wake, told = self._workers.wake, self._workers.observe
+                told = self._workers.observe
                 loops = asking(self._settings, self.api, self._database, told, wake)
                 await stack.enter_async_context(loops)
             yield
 
     async def _ready(self) -> Silence | None:
-        await self._database.check()
+        await self._readiness.check()
         return self._watch.silence
 
     def _set_aside(self, ring: Keyring) -> Quarantine:

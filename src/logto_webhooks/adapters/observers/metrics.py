@@ -212,6 +212,9 @@ UP_SAYS: Final = (
     "1 if the database told the gauges, 0 if it couldn't be asked: then they are absent"
 )
 
+SPOOLED: Final = PREFIX + "deliveries_in_spool"
+SPOOLED_SAYS: Final = "deliveries that wait in the spool directory; absent if there is none"
+
 GAUGES: Final = (
     Gauge(
         "deliveries_pending",

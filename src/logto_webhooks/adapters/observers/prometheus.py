@@ -13,7 +13,16 @@ from prometheus_client.core import Metric as Family
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from logto_webhooks.adapters.observers.metrics import GAUGES, METRICS, PREFIX, UP, UP_SAYS, Metric
+from logto_webhooks.adapters.observers.metrics import (
+    GAUGES,
+    METRICS,
+    PREFIX,
+    SPOOLED,
+    SPOOLED_SAYS,
+    UP,
+    UP_SAYS,
+    Metric,
+)
 from logto_webhooks.core.ports import Observer, Status
 from logto_webhooks.core.reports import Report
 
@@ -25,14 +34,20 @@ Ask = Callable[[], Awaitable[Status]]
 class Metrics:
     """Counts reports in a registry of its own; what is scraped is since the process began."""
 
-    def __init__(self, ask: Ask, seconds: Callable[[], float] = time.monotonic) -> None:
-        """`ask` lets the database count; `seconds` is a clock that never goes back."""
+    def __init__(
+        self,
+        ask: Ask,
+        seconds: Callable[[], float] = time.monotonic,
+        spooled: Callable[[], int] | None = None,
+    ) -> None:
+        """`ask` lets the database count; `seconds` is a clock that never goes back; `spooled`
+        counts what is in the spool directory, if there is one."""
         self._registry = CollectorRegistry()
         self._meters: dict[type[Report], list[Observer]] = {}
         for metric in METRICS:
             meter = _meter(metric, self._registry)
             self._meters.setdefault(metric.report, []).append(meter)
-        self._gauges = _Gauges(ask, seconds)
+        self._gauges = _Gauges(ask, seconds, spooled)
         self._registry.register(self._gauges)
 
     def observe(self, report: Report) -> None:
@@ -75,8 +90,11 @@ def _labelled(metric: Metric, label: str, registry: CollectorRegistry) -> Observ
 class _Gauges(Collector):
     """What the database told last."""
 
-    def __init__(self, ask: Ask, seconds: Callable[[], float]) -> None:
+    def __init__(
+        self, ask: Ask, seconds: Callable[[], float], spooled: Callable[[], int] | None
+    ) -> None:
         self._ask = ask
+        self._spooled = spooled
         self._seconds = seconds
         self._status: Status | None = None
         self._due = float("-inf")
@@ -100,6 +118,8 @@ class _Gauges(Collector):
         """Yield the gauges; called by the registry."""
         status = self._status
         yield GaugeMetricFamily(UP, UP_SAYS, int(status is not None))
+        if self._spooled is not None:
+            yield GaugeMetricFamily(SPOOLED, SPOOLED_SAYS, self._spooled())
         if status is None:
             return
         for gauge in GAUGES:

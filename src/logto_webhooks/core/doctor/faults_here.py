@@ -108,6 +108,12 @@ HERE: Final[dict[str, Fault]] = {
         "them in time.",
         "Run logto-webhooks worker, or serve without --no-worker. If it runs, its log says more.",
     ),
+    "spool_waiting": Fault(
+        "warning",
+        "{count:delivery waits|deliveries wait} in the spool directory to be stored.",
+        "See that serve or worker runs with the same LOGTO_WEBHOOKS_SPOOL_DIR, and that it can "
+        "use the database; its log says more.",
+    ),
     "deliveries_dead": Fault(
         "warning",
         "{count:delivery is|deliveries are} dead: never applied, and their records in doubt.",

@@ -114,6 +114,13 @@ def of_disk(premises: Premises, free: int, least_mb: int) -> list[Finding]:
     return [found(code, free_mb=mb, place=premises.place)]
 
 
+def of_spool(count: int) -> list[Finding]:
+    """Judge how many deliveries wait in the spool directory."""
+    if count:
+        return [found("spool_waiting", count=count)]
+    return [fine("No delivery waits in the spool directory.")]
+
+
 def of_inbox(status: Status) -> list[Finding]:
     """Judge how deliveries are applied."""
     faults = []

@@ -139,6 +139,11 @@ async def inbox(facts: Facts) -> list[Finding]:
     return here.of_inbox(await facts.status())
 
 
+async def spool(facts: Facts) -> list[Finding]:
+    """What was spooled is stored."""
+    return here.of_spool(facts.patient.spooled)
+
+
 async def jobs(facts: Facts) -> list[Finding]:
     """Handlers run."""
     counts = await facts.read(lambda store: store.jobs.counts())
@@ -200,6 +205,7 @@ CHECKS: Final = (
     Check("gap", gap, needs=("database", "api")),
     Check("recovery", recovery, needs=("database", "api")),
     Check("inbox", inbox, needs=("database",)),
+    Check("spool", spool),
     Check("jobs", jobs, needs=("database",)),
     Check("records", records, needs=("database",), uses=("api",)),
     Check("rejected", rejected, needs=("database",)),

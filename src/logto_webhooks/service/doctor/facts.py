@@ -41,6 +41,7 @@ class Patient(Struct, frozen=True, kw_only=True):
     the credentials are of Logto's admin side. `missing` are the variables of
     credentials that aren't set. `handlers` are the application's,
     None if it isn't known; `databases` tells on which they run, and which is the application's.
+    `spooled` deliveries wait in the spool directory.
     """
 
     keys: Sequence[str]
@@ -57,6 +58,7 @@ class Patient(Struct, frozen=True, kw_only=True):
     clock: Clock
     handlers: Sequence[Registered] | None = None
     databases: Callable[[], tuple[str, str]] | None = None
+    spooled: int = 0
 
 
 class Facts:
