@@ -124,6 +124,7 @@ class TestStatus:
             "silent_since": None,
             "jobs": {"waiting": 0, "done": 0, "dead": 0, "discarded": 0},
             "unrunnable": {},
+            "spooled": 0,
             "waiting": [],
         }
 

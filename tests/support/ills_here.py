@@ -10,6 +10,7 @@ import httpx2
 import sqlalchemy as sa
 
 from logto_webhooks import LogtoWebhooks
+from logto_webhooks.adapters.spool import SpoolDirectory
 from logto_webhooks.core.doctor.findings import Finding
 from logto_webhooks.core.jobs import NewJob, Registered
 from logto_webhooks.core.ports import Progress, Store
@@ -155,6 +156,14 @@ async def nobody_who_applies(clinic: Clinic) -> list[Finding]:
     another = await clinic.another()
     await _run(another, lambda store: store.add([delivery(make.user_created().body, 1)]))
     return await clinic.ask("inbox", **another)
+
+
+@finds("spool_waiting")
+async def a_delivery_that_nobody_takes_from_the_spool(clinic: Clinic) -> list[Finding]:
+    spool = clinic.folder / "spool"
+    spool.mkdir(exist_ok=True)
+    SpoolDirectory(spool).keep_now(delivery(make.user_created().body))
+    return await clinic.ask("spool", spool_dir=str(spool))
 
 
 @finds("silent")

@@ -72,7 +72,6 @@ def show_status(status: Status, waiting: Sequence[Waiting]) -> None:
     rows += [
         ("oldest pending", "none" if oldest is None else f"{oldest:.1f} s"),
         ("complete up to", shown("complete_up_to", status.complete_up_to) or "never asked Logto"),
-        ("waiting in the spool", status.spooled),
         ("recovered from Logto's log", status.recovered),
         ("all compared with Logto", shown("reconciled_at", status.reconciled_at) or "never"),
         ("silent since", shown("silent_since_at", status.silent_since) or "not silent"),
@@ -81,6 +80,7 @@ def show_status(status: Status, waiting: Sequence[Waiting]) -> None:
     ]
     if status.memberships_to_end:
         rows.append(("memberships still to end", status.memberships_to_end))
+    rows += [("deliveries in the spool", status.spooled)] if status.spooled else []
     rows += [(f"jobs {state}", count) for state, count in status.jobs.items()]
     table("", ("", ""), rows)
     if status.unrunnable:

@@ -1,0 +1,319 @@
+"""A database that fails for a while costs no delivery: it is tried again, or spooled."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from logto_webhooks.adapters.spool import SpoolDirectory
+from logto_webhooks.adapters.stores import migrate
+from logto_webhooks.adapters.stores.sql import SqlStore
+from logto_webhooks.core.inbox import Accepted
+from logto_webhooks.core.ports import Host, Store
+from logto_webhooks.core.reports import NotStored, Report, Retrying, Spooled, Unspooled
+from logto_webhooks.errors import StoreUnavailable, TimedOut
+from logto_webhooks.service.receive import GroupCommit
+from logto_webhooks.service.unspool import Unspooler
+from logto_webhooks.testing import make
+from logto_webhooks.wiring import Database, database_of
+from logto_webhooks.wiring.given import given_database
+from tests.support import postgres
+from tests.support.copy import delivery
+from tests.support.service import Service, wait_until_done
+from tests.support.waiting import until
+
+
+class Relay:
+    """A way to a server that can fall silent: nothing is passed on, and nothing is closed."""
+
+    def __init__(self, target: Callable[[], socket.socket]) -> None:
+        self._target = target
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self._passing: list[threading.Event] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def silence(self) -> None:
+        """Let what is connected fall silent; new connections work."""
+        for passing in self._passing:
+            passing.clear()
+
+    def close(self) -> None:
+        self._listener.close()
+        for passing in self._passing:
+            passing.set()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                near, _ = self._listener.accept()
+                far = self._target()
+                passing = threading.Event()
+                passing.set()
+                self._passing.append(passing)
+                for source, to in ((near, far), (far, near)):
+                    threading.Thread(
+                        target=_pass_on, args=(source, to, passing), daemon=True
+                    ).start()
+
+
+def _pass_on(source: socket.socket, to: socket.socket, passing: threading.Event) -> None:
+    with suppress(OSError):
+        while data := source.recv(65536):
+            passing.wait()
+            to.sendall(data)
+    passing.wait()
+    for each in (source, to):
+        with suppress(OSError):
+            each.shutdown(socket.SHUT_RDWR)
+
+
+@contextmanager
+def relayed() -> Iterator[tuple[Relay, sa.URL]]:
+    """A migrated database behind a relay."""
+    with postgres.own_database() as url:
+        host, port = url.host or url.query.get("host"), url.port or 5432
+        assert isinstance(host, str)
+
+        def target() -> socket.socket:
+            if host.startswith("/"):
+                far = socket.socket(socket.AF_UNIX)
+                far.connect(f"{host}/.s.PGSQL.{port}")
+                return far
+            return socket.create_connection((host, port))
+
+        engine = sa.create_engine(url.set(drivername="postgresql+psycopg"))
+        with engine.begin() as connection:
+            migrate.upgrade(connection)
+        engine.dispose()
+        relay = Relay(target)
+        try:
+            there = url.set(host="127.0.0.1", port=relay.port)
+            yield relay, there.difference_update_query(["host", "port"])
+        finally:
+            relay.close()
+
+
+def _made(kind: str, url: sa.URL) -> tuple[Database, Any]:
+    if kind == "own asyncpg":
+        named = url.set(drivername="postgresql+asyncpg")
+        return database_of(named.render_as_string(hide_password=False)), None
+    if kind == "asyncpg":
+        awaited = create_async_engine(url.set(drivername="postgresql+asyncpg"))
+        return given_database(awaited, None), awaited
+    if kind == "psycopg":
+        engine = sa.create_engine(url.set(drivername="postgresql+psycopg"))
+        return given_database(engine, None), engine
+    awaited = create_async_engine(url.set(drivername="postgresql+psycopg"))
+    return given_database(awaited, None), awaited
+
+
+@pytest.mark.parametrize("kind", ["own asyncpg", "asyncpg", "psycopg", "psycopg awaited"])
+def test_connections_that_fall_silent_are_replaced(kind: str) -> None:
+    """Those of accepting, of the worker, and of checks, whoever made the engine."""
+
+    async def main() -> None:
+        with relayed() as (relay, url):
+            database, engine = _made(kind, url)
+            group = GroupCommit(database.host, lambda report: None, lambda: None)
+
+            async def add() -> Accepted | None:
+                return await group.add(delivery(make.user_created().body))
+
+            assert all(await asyncio.gather(*(add() for _ in range(10))))
+            await asyncio.gather(*(database.host.run(lambda store: store.status()) for _ in "123"))
+            relay.silence()
+            started = time.monotonic()
+            accepted = await add()
+            assert accepted is not None
+            assert not accepted.duplicate
+            await database.check()
+            await database.host.run(lambda store: store.status())
+            relay.silence()
+            with suppress(StoreUnavailable):
+                await database.host.run(lambda store: store.status())
+            await database.host.run(lambda store: store.status())
+            assert time.monotonic() - started < 30
+            relay.silence()
+            ending = time.monotonic()
+            await database.host.close()
+            assert time.monotonic() - ending < 10
+            if isinstance(engine, sa.Engine):
+                engine.dispose()
+            elif engine is not None:
+                relay.close()
+                with suppress(Exception):
+                    await asyncio.wait_for(engine.dispose(), 5)
+
+    asyncio.run(main())
+
+
+class Losing:
+    """A host before a real one: commits are done, but their answers are lost, for a while."""
+
+    def __init__(self, host: Host, failures: int) -> None:
+        self._host = host
+        self.failures = failures
+        self.error: Exception = StoreUnavailable(problem="the answer was lost")
+        self.before = False
+
+    async def accept(self, work: Callable[[Store], Any], limit_s: float) -> Any:
+        self.failures -= 1
+        if self.failures >= 0 and self.before:
+            raise self.error
+        done = await self._host.accept(work, limit_s)
+        if self.failures >= 0:
+            raise self.error
+        return done
+
+    async def run(self, work: Callable[[Store], Any]) -> Any:
+        return await self._host.run(work)
+
+    async def read(self, work: Callable[[Store], Any]) -> Any:
+        return await self._host.read(work)
+
+    async def close(self) -> None:
+        await self._host.close()
+
+
+def _on(tmp_path: Path) -> Database:
+    return database_of(f"sqlite:///{tmp_path / 'a.db'}")
+
+
+def test_what_was_committed_unheard_is_no_duplicate(tmp_path: Path) -> None:
+    """The worker is woken for it; a copy that comes later is one."""
+
+    async def main() -> None:
+        database = _on(tmp_path)
+        await database.open()
+        woken: list[bool] = []
+        reports: list[Report] = []
+        host = Losing(database.host, 2)
+        group = GroupCommit(host, reports.append, lambda: woken.append(True))
+        body = make.user_created().body
+        first = await group.add(delivery(body, 1_000))
+        again = await group.add(delivery(body, 2_000))
+        assert first == Accepted(1, duplicate=False)
+        assert again == Accepted(1, duplicate=True)
+        assert woken == [True]
+        assert [type(each) for each in reports] == [Retrying]
+        await database.host.close()
+
+    asyncio.run(main())
+
+
+def test_a_request_is_answered_by_its_own_deadline(tmp_path: Path) -> None:
+    """Those that came later are tried for longer; nobody is stored once it was refused."""
+
+    async def main() -> None:
+        database = _on(tmp_path)
+        await database.open()
+        reports: list[Report] = []
+        host = Losing(database.host, 10**6)
+        host.before = True
+        group = GroupCommit(host, reports.append, lambda: None)
+        now = asyncio.get_running_loop().time()
+        late = asyncio.create_task(group.add(delivery(make.user_created().body), now + 0.2))
+        early = asyncio.create_task(group.add(delivery(make.user_created().body), now + 5))
+        with pytest.raises(StoreUnavailable, match="the answer was lost"):
+            await late
+        assert not early.done()
+        host.failures = 0
+        assert await early == Accepted(1, duplicate=False)
+        assert [each.count for each in reports if isinstance(each, NotStored)] == [1]
+        await database.host.close()
+
+    asyncio.run(main())
+
+
+def test_a_digest_that_another_holds_waits_alone() -> None:
+    """Others of its batch are stored meanwhile; and it is, once the other lets go."""
+
+    async def main() -> None:
+        with relayed() as (_, url):
+            database, _ = _made("own asyncpg", url)
+            held, free = (delivery(make.user_created().body) for _ in range(2))
+            engine = sa.create_engine(url.set(drivername="postgresql+psycopg"))
+            with engine.connect() as other:
+                SqlStore(other).add([held])
+                group = GroupCommit(database.host, lambda report: None, lambda: None)
+                waits = asyncio.create_task(group.add(held))
+                assert await group.add(free) is not None
+                assert not waits.done()
+                with pytest.raises(TimedOut):
+                    await database.host.accept(lambda store: store.add([held]), 3)
+                other.rollback()
+            assert await waits is not None
+            engine.dispose()
+            await database.host.close()
+
+    asyncio.run(main())
+
+
+def test_what_cannot_be_stored_is_spooled_and_stored_later(tmp_path: Path) -> None:
+    """On disk for this user alone; stored once, also by two processes."""
+
+    async def main() -> None:
+        database = _on(tmp_path)
+        await database.open()
+        reports: list[Report] = []
+        host = Losing(database.host, 10**6)
+        host.before = True
+        spool = SpoolDirectory(tmp_path / "spool")
+        spool.make()
+        group = GroupCommit(host, reports.append, lambda: None, spool)
+        now = asyncio.get_running_loop().time()
+        made = [delivery(make.user_created().body) for _ in range(5)]
+        answers = await asyncio.gather(*(group.add(each, now + 1) for each in made))
+        assert answers == [None] * 5
+        assert spool.count() == 5
+        if os.name != "nt":
+            assert (tmp_path / "spool").stat().st_mode & 0o777 == 0o700
+            modes = {each.stat().st_mode & 0o777 for each in (tmp_path / "spool").iterdir()}
+            assert modes == {0o600}
+        name = f"{made[0].received_at:013d}-{'0' * 48}.json"
+        (tmp_path / "spool" / name).write_text("[]")
+        unspoolers = [
+            Unspooler(spool, database.host, reports.append, lambda: None) for _ in range(2)
+        ]
+        await asyncio.gather(*(each.turn() for each in unspoolers))
+        assert spool.count() == 0
+        assert (tmp_path / "spool" / f"{name}.refused").exists()
+        status = await database.host.read(lambda store: store.status())
+        assert status.deliveries["pending"] == 5
+        assert any(isinstance(each, Spooled) for each in reports)
+        assert any(isinstance(each, Unspooled) for each in reports)
+        await database.host.close()
+
+    asyncio.run(main())
+
+
+def test_serve_spools_while_its_database_is_away(tmp_path: Path) -> None:
+    """It answers 200; after a restart with its database it has all of it."""
+    spool = {"LOGTO_WEBHOOKS_SPOOL_DIR": str(tmp_path / "spool")}
+    with Service(tmp_path, **spool) as service:
+        assert service.post(make.user_created()).status_code == 200
+        wait_until_done(service)
+        moved = service.file.rename(tmp_path / "moved.db")
+        answer = service.post(make.user_created())
+        assert (answer.status_code, answer.json()) == (200, {"spooled": True, "duplicate": False})
+        assert service.http.get("/readyz").status_code == 503
+        assert "logto_webhooks_deliveries_in_spool 1.0" in service.http.get("/metrics").text
+        service.process.terminate()
+        assert service.process.wait(timeout=30) == 0
+    moved.rename(tmp_path / "logto-webhooks.db")
+    with Service(tmp_path, **spool) as service:
+        until(lambda: service.stored() == 2, lambda: service.log)
+        wait_until_done(service)
+        assert service.rows("SELECT count(*) FROM logto_users") == [(2,)]
