@@ -45,6 +45,10 @@ class Dying:
 
         return await self._host.run(run)
 
+    async def accept(self, work: Any, limit_s: float) -> Any:
+        """Run."""
+        return await self.run(work)
+
     async def read(self, work: Any) -> Any:
         """Read."""
         return await self._host.read(work)

@@ -301,8 +301,8 @@ def test_what_cannot_be_stored_is_spooled_and_stored_later(tmp_path: Path) -> No
 
 def test_serve_spools_while_its_database_is_away(tmp_path: Path) -> None:
     """It answers 200; after a restart with its database it has all of it."""
-    spool = {"LOGTO_WEBHOOKS_SPOOL_DIR": str(tmp_path / "spool")}
-    with Service(tmp_path, **spool) as service:
+    spool = ["--spool-dir", str(tmp_path / "spool")]
+    with Service(tmp_path, *spool) as service:
         assert service.post(make.user_created()).status_code == 200
         wait_until_done(service)
         moved = service.file.rename(tmp_path / "moved.db")
@@ -313,7 +313,7 @@ def test_serve_spools_while_its_database_is_away(tmp_path: Path) -> None:
         service.process.terminate()
         assert service.process.wait(timeout=30) == 0
     moved.rename(tmp_path / "logto-webhooks.db")
-    with Service(tmp_path, **spool) as service:
+    with Service(tmp_path, *spool) as service:
         until(lambda: service.stored() == 2, lambda: service.log)
         wait_until_done(service)
         assert service.rows("SELECT count(*) FROM logto_users") == [(2,)]
