@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final, Protocol
 
 from logto_webhooks.core.ports import Clock, Host, Progress, Store
-from logto_webhooks.errors import LogtoWebhooksError, StoreUnavailable
+from logto_webhooks.errors import LogtoWebhooksError, StoreUnavailable, described
 
 TRY_EVERY_S: Final = 1.0
 TRY_S: Final = 3.0
@@ -16,10 +16,10 @@ _NAME: Final = "ready"
 
 
 class Commits(Protocol):
-    """How storing deliveries went: `problem` while it fails, `failed_at` by the loop's clock."""
+    """How storing deliveries went: `error` while it fails, `failed_at` by the loop's clock."""
 
     @property
-    def problem(self) -> str | None:
+    def error(self) -> Exception | None:
         """Why the last batch wasn't stored; None if it was."""
 
     @property
@@ -53,9 +53,11 @@ class Readiness:
     async def check(self) -> None:
         """Raise StoreUnavailable or SchemaMismatch if nothing can be stored."""
         now = asyncio.get_running_loop().time()
-        problem = self._commits.problem
-        if problem is not None and now - self._commits.failed_at < DISTRUST_S:
-            raise StoreUnavailable(problem=problem)
+        error = self._commits.error
+        if error is not None and now - self._commits.failed_at < DISTRUST_S:
+            if isinstance(error, LogtoWebhooksError):
+                raise error
+            raise StoreUnavailable(problem=described(error))
         if now - self._tried_at >= TRY_EVERY_S:
             self._tried_at = now
             self._error = await self._try()

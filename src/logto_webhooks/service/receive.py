@@ -183,7 +183,7 @@ class GroupCommit:
         self._committing: asyncio.Task[None] | None = None
         self._keeping: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
-        self.problem: str | None = None
+        self.error: Exception | None = None
         self.failed_at = float("-inf")
 
     async def add(self, delivery: Delivery, deadline: float | None = None) -> Accepted | None:
@@ -202,7 +202,7 @@ class GroupCommit:
         try:
             return await waiting.answer
         except asyncio.CancelledError:
-            if self._keeper is not None and self.problem is not None and not waiting.keeping:
+            if self._keeper is not None and self.error is not None and not waiting.keeping:
                 self._keeper.keep_now(delivery)  # the service ends while the database is away
             raise
 
@@ -211,14 +211,14 @@ class GroupCommit:
         try:
             while await self._gathered() and (batch := self._next_batch()):
                 self._batch = batch
-                problem = await self._commit(batch)
+                error = await self._commit(batch)
                 self._batch = []
-                if problem is None:
-                    failures, self.problem = 0, None
+                if error is None:
+                    failures, self.error = 0, None
                     continue
-                if self.problem is None:
-                    self._observe(Retrying(len(batch), problem))
-                self.problem, self.failed_at = problem, asyncio.get_running_loop().time()
+                if self.error is None:
+                    self._observe(Retrying(len(batch), described(error)))
+                self.error, self.failed_at = error, asyncio.get_running_loop().time()
                 self._waiting[:0] = batch
                 await asyncio.sleep(min(FIRST_PAUSE_S * 2.0 ** min(failures, 10), LONGEST_PAUSE_S))
                 failures += 1
@@ -244,7 +244,7 @@ class GroupCommit:
         batch, self._waiting = self._waiting[:rows], self._waiting[rows:]
         return batch
 
-    async def _commit(self, batch: list[_Waiting]) -> str | None:
+    async def _commit(self, batch: list[_Waiting]) -> Exception | None:
         """Commit and answer; return why some of it must be tried again, if so."""
         deliveries = [each.delivery for each in batch]
         tried = {each.delivery.digest for each in batch if each.tried}
@@ -259,10 +259,10 @@ class GroupCommit:
                 first = await self._commit(batch[:middle])
                 return await self._commit(batch[middle:]) or first
             if isinstance(error, TimedOut):
-                return str(error)
+                return error
             self._fail(batch, str(error))
         except Exception as error:
-            return described(error)
+            return error
         else:
             for each, answer in zip(batch, accepted, strict=True):
                 if not each.answer.done():
@@ -318,8 +318,8 @@ class GroupCommit:
                 each.answer.set_result(None)
 
     def _why(self) -> str:
-        if self.problem is not None:
-            return self.problem
+        if self.error is not None:
+            return described(self.error)
         return str(StoreUnavailable(problem=f"it took longer than {LONGEST_WAIT_S:.0f} s"))
 
     def _fail(self, batch: list[_Waiting], problem: str) -> None:
