@@ -13,7 +13,6 @@ from logto_webhooks.core.merge import merge
 from logto_webhooks.core.mirror import Part, parts_of, row_of
 from logto_webhooks.core.ports import Host, Logto, Store
 from logto_webhooks.core.record import Absent, Change, Key, Read, Record
-from logto_webhooks.service import kinship
 from logto_webhooks.service.clocks import When
 from logto_webhooks.service.rehearse import perform
 
@@ -66,8 +65,7 @@ async def belongings(logto: Logto, host: Host, user_id: str, when: When) -> list
 
 
 async def both_sides(logto: Logto, host: Host, user_id: str, when: When) -> Sides:
-    """Compare, and change nothing. Raises as `changes`, and AnotherLogto if it is likely that
-    another Logto was asked."""
+    """Compare, and change nothing. Raises as `changes`."""
     told = await changes(logto, host, user_id, when)
     keys = sorted({change.key for change in told} | {Key("user", user_id)})
     known = await perform(host, lambda store: store.lock(keys), dry=True)
@@ -75,8 +73,6 @@ async def both_sides(logto: Logto, host: Host, user_id: str, when: When) -> Side
     for change in told:
         theirs[change.key] = merge(theirs[change.key], change)
     ours, logtos = _shown(known.values()), _shown(theirs.values())
-    if ours is not None and logtos is None:
-        await kinship.check(logto, host)
     names = (ours or {}).keys() | (logtos or {}).keys()
     both = (ours or {}, logtos or {})
     differ = sorted(name for name in names if both[0].get(name) != both[1].get(name))
