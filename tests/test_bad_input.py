@@ -387,7 +387,7 @@ class TestStart:
             ("sqlite:///missing/folder/x.db", "can't be opened"),
             ("sqlite:///.", "can't be opened"),
             ("sqlite:///text.db", "not a database (sqlite:///text.db); name another"),
-            ("postgresql://u:p@127.0.0.1:port/db", "isn't a URL"),
+            ("postgresql://u:p@127.0.0.1:port/db", "its port isn't a number from 1 to 65535"),
             ("postgresql+pg8000://127.0.0.1/db", "asyncpg or psycopg"),
             (
                 "postgresql://u:p@127.0.0.1:1/db",

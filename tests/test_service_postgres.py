@@ -263,7 +263,10 @@ def test_it_runs_through_pgbouncer_in_transaction_mode(
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        ({"username": "nobody_here", "password": "s-e-c"}, "mend user and password in LOGTO_WEB"),
+        (
+            {"username": "nobody_here", "password": "s-e-c"},
+            "mend user and password in --database-url",
+        ),
         ({"database": "not_there"}, "/not_there); make it, then run: logto-webhooks migrate"),
     ],
 )

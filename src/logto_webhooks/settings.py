@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Final, TypedDict, get_args
 
 import msgspec
@@ -98,6 +99,12 @@ class Settings(Struct, frozen=True, kw_only=True):
     app: Annotated[str, Meta(pattern=r"\A[\w.]+:[\w.]+\Z")] | None = None
     log_format: LogFormat = "text"
     log_level: LogLevel = "info"
+    # Field -> the variable, option or argument that set it, for errors.
+    sources: dict[str, str] = {}
+
+    def name_of(self, field: str) -> str:
+        """The variable, option or argument that set a field; else the variable that can."""
+        return self.sources.get(field, VARIABLES[field][0])
 
     @property
     def signing_keys(self) -> tuple[str, ...]:
@@ -147,26 +154,41 @@ def split_keys(signing_key: str) -> tuple[str, ...]:
     return tuple(key.strip() for key in signing_key.split(",") if key.strip())
 
 
-def from_env(environment: Mapping[str, str], **given: Any) -> Settings:
+def from_env(
+    environment: Mapping[str, str],
+    /,
+    *,
+    places: Mapping[str, str] = MappingProxyType({}),
+    option: bool = False,
+    **given: Any,
+) -> Settings:
     """Read settings from `environment`; what is `given` (and not None) wins.
 
     A secret is also read from the file that its variable with `_FILE` names.
-    Raises SettingInvalid, which names the variable, and TypeError for a name that is none.
+    `places` says of a variable in which file it stands, and `option` that what is given are options
+    of a command: errors name what was read. Raises SettingInvalid, which names the variable, and
+    TypeError for a name that is none.
     """
     if unknown := sorted(given.keys() - VARIABLES.keys()):
         raise TypeError(f"there is no setting {unknown[0]!r}")
     values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
     given = {name: value for name, value in given.items() if value is not None}
     for field, variables in VARIABLES.items():
-        if field not in given:
-            found = (_value_of(name, environment, field in SECRETS) for name in variables)
-            if (value := next(filter(None, found), None)) is not None:
+        if field in given:
+            sources[field] = _option(field) if option else field
+            continue
+        for name in variables:
+            source, value = _value_of(name, environment, field in SECRETS)
+            if value:
                 values[field] = value
+                sources[field] = f"{source} in {places[source]}" if source in places else source
+                break
     values |= given
     if (problem := problem_of_secret(values.get("app_secret") or "")) is not None:
         raise SettingInvalid(name=_named("app_secret"), problem=problem)
     try:
-        return msgspec.convert(values, Settings, strict=False)
+        return msgspec.convert(values | {"sources": sources}, Settings, strict=False)
     except msgspec.ValidationError as error:
         problem, _, place = str(error).partition(" - at `$.")
         field = place.rstrip("`")
@@ -176,16 +198,16 @@ def from_env(environment: Mapping[str, str], **given: Any) -> Settings:
 
 
 def _named(field: str) -> str:
-    return f"{VARIABLES[field][0]} (--{field.replace('_', '-')})"
+    return f"{VARIABLES[field][0]} ({_option(field)})"
 
 
-def _value_of(name: str, environment: Mapping[str, str], is_secret: bool) -> str | None:
-    """What a variable sets, itself or by a file that it names."""
+def _value_of(name: str, environment: Mapping[str, str], is_secret: bool) -> tuple[str, str | None]:
+    """What a variable sets, itself or by a file that it names; and the one that was read."""
     value, path = environment.get(name), environment.get(f"{name}{FILE}") if is_secret else None
     if value and path:
         problem = f"{name} is set, too: set only one of them"
         raise SettingInvalid(name=f"{name}{FILE}", problem=problem)
-    return _content(f"{name}{FILE}", path) if path else value
+    return (f"{name}{FILE}", _content(f"{name}{FILE}", path)) if path else (name, value)
 
 
 def _content(name: str, path: str) -> str:
@@ -207,6 +229,10 @@ def _content(name: str, path: str) -> str:
     if not secret.strip():
         raise SettingInvalid(name=name, problem=f"the file {path!r} is empty")
     return secret
+
+
+def _option(field: str) -> str:
+    return f"--{field.replace('_', '-')}"
 
 
 def _allowed(problem: str) -> str | None:

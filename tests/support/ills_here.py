@@ -105,6 +105,7 @@ async def a_file_that_is_not_there(clinic: Clinic) -> list[Finding]:
 @finds("schema_missing")
 async def a_database_without_tables(clinic: Clinic) -> list[Finding]:
     clinic.sql("CREATE TABLE theirs (id INTEGER)", "empty.db")
+    (clinic.folder / "empty.db").chmod(0o600)
     return await clinic.ask(database_url=f"sqlite:///{clinic.folder / 'empty.db'}")
 
 
@@ -139,6 +140,13 @@ async def a_file_that_somebody_holds(clinic: Clinic) -> list[Finding]:
         found = await clinic.ask("durability", **another)
     holder.dispose()
     return found
+
+
+@finds("files_open")
+async def a_file_that_everybody_can_read(clinic: Clinic) -> list[Finding]:
+    another = await clinic.another()
+    (clinic.folder / another["database_url"].rpartition("/")[2]).chmod(0o644)
+    return await clinic.ask("files", **another)
 
 
 @finds("disk_low")

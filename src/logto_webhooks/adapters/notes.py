@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from logto_webhooks.adapters import private_files
 from logto_webhooks.errors import NotWritable
 from logto_webhooks.service.borrow import Note
 
@@ -23,7 +24,7 @@ class NoteFolder:
         """Make the folder. Raises NotWritable."""
         try:
             self._folder.mkdir(mode=0o700, exist_ok=True)
-            (self._folder / ".gitignore").write_text("*\n")
+            private_files.write(self._folder / ".gitignore", b"*\n")
         except OSError as error:
             raise NotWritable(path=self._folder, problem=error.strerror) from None
 
@@ -38,7 +39,8 @@ class NoteFolder:
     def write(self, note: Note) -> None:
         """Keep one: it is on disk when this returns. Raises NotWritable."""
         try:
-            with self._file(note).open("xb") as file:
+            descriptor = private_files.open_for_writing(self._file(note), new=True)
+            with os.fdopen(descriptor, "wb") as file:
                 file.write(msgspec.json.encode(note))
                 file.flush()
                 os.fsync(file.fileno())

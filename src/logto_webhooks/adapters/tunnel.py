@@ -46,6 +46,9 @@ class Tunnel:
 
     async def __aenter__(self) -> Tunnel:
         script = _SCRIPT.format(command=self._command)
+        if os.name == "nt":
+            problem = "can't be started: on Windows there is no /bin/sh"
+            raise TunnelFailed(problem=problem, command=self._command)
         self._process = await asyncio.create_subprocess_exec(
             "/bin/sh",
             "-c",

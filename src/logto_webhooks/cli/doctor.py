@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 from operator import attrgetter
+from pathlib import Path
 from typing import Annotated, Final
 
 import typer
@@ -73,7 +74,11 @@ def doctor(
         if application is not None:
             to.handlers = application.handlers
         return await to.diagnose(
-            names, timeout_s=timeout, least_free_mb=least_free_mb, application=application
+            names,
+            timeout_s=timeout,
+            least_free_mb=least_free_mb,
+            application=application,
+            files=[env_file or Path(".env")],
         )
 
     findings = look.done(settings, work)

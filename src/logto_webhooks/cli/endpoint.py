@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import typer
 from dotenv import set_key
 
-from logto_webhooks.adapters import running
+from logto_webhooks.adapters import private_files, running
 from logto_webhooks.cli import envfile, given, look, options, tables
 from logto_webhooks.cli.apps import handlers_of
 from logto_webhooks.core.hooks import Hook, is_ours
@@ -247,7 +247,7 @@ def _may_write(file: Path) -> None:
             if _KEY in envfile.values(file):
                 raise KeyInTheWay(path=file)
         else:
-            file.touch(mode=0o600)
+            private_files.create(file)
         with file.open("a"):
             pass
     except OSError as error:
@@ -256,6 +256,7 @@ def _may_write(file: Path) -> None:
 
 def _write(file: Path, key: str) -> None:
     try:
+        private_files.close_to_others(file)
         set_key(file, _KEY, key, quote_mode="auto", follow_symlinks=True)
     except OSError as error:
         raise NotWritable(path=file, problem=error.strerror) from None

@@ -12,6 +12,7 @@ import typer
 from msgspec.structs import replace
 from rich.text import Text
 
+from logto_webhooks.adapters import signals
 from logto_webhooks.cli import lines, options, progress, tables
 from logto_webhooks.cli.endpoint import say
 from logto_webhooks.cli.given import moment
@@ -101,13 +102,12 @@ async def _until_stopped(settings: Settings, wanted: Wanted, ears: Ears) -> bool
     loop = asyncio.get_running_loop()
 
     def ask(hook: Hook) -> None:
-        loop.remove_signal_handler(signal.SIGINT)  # else it would wait for the answer
+        signals.default(loop, signal.SIGINT)  # else it would wait for the answer
         ears.ask(hook)
-        loop.add_signal_handler(signal.SIGINT, listening.cancel)
+        signals.on_signal(loop, signal.SIGINT, listening.cancel)
 
     listening = asyncio.ensure_future(run(settings, wanted, replace(ears, ask=ask)))
-    for each in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(each, listening.cancel)
+    signals.on_stop(listening.cancel)
     await asyncio.wait([listening])
     if not listening.cancelled():
         listening.result()

@@ -121,7 +121,8 @@ def settings(env_file: Path | None, **given: Any) -> Settings:
     for by_file, name in FILE_VARIABLES.items():
         if name in environment or by_file in environment:
             values = {key: value for key, value in values.items() if key not in (name, by_file)}
-    settings = from_env(values | environment, **given)
+    places = {name: str(file) for name in values.keys() - environment.keys()}
+    settings = from_env(values | environment, places=places, option=True, **given)
     _warn_of_secrets(given)
     return settings
 

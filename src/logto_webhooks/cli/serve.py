@@ -14,7 +14,7 @@ from logto_webhooks.cli.apps import handlers_of
 from logto_webhooks.settings import Settings
 from logto_webhooks.wiring import (
     Service,
-    database_of,
+    database_for,
     for_another_loop,
     spool_of,
     status_of,
@@ -84,11 +84,11 @@ def serve(
 
 
 async def _serve(settings: Settings) -> None:
-    database = database_of(settings.database_url, settings.schema)
+    database = database_for(settings)
     spool = spool_of(settings)
     metrics = Metrics(partial(status_of, database), spooled=spool.count if spool else None)
     observe = several(logs.observe, metrics.observe)
-    apart = for_another_loop(database, settings.database_url, settings.schema)
+    apart = for_another_loop(database, settings)
     handlers = handlers_of(settings, apart)
     service = Service(settings, database, observe, handlers, metrics.scrape, apart)
     await database.open()

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from logto_webhooks.adapters import private_files
 from logto_webhooks.adapters.stores import migrate as migrations
 from logto_webhooks.cli import options
 from logto_webhooks.errors import FileInTheWay, NotWritable
-from logto_webhooks.wiring import Database, database_of
+from logto_webhooks.wiring import Database, database_for
 
 _ENV = """\
 # Settings of logto-webhooks. Its commands read this file where they are run;
@@ -95,13 +97,12 @@ def init(
     One that exists is left as it is.
     """
     try:
-        with file.open("x", encoding="utf-8") as new:
-            new.write(_ENV)
+        with os.fdopen(private_files.open_for_writing(file, new=True), "wb") as new:
+            new.write(_ENV.encode())
     except FileExistsError:
         raise FileInTheWay(path=file) from None
     except OSError as error:
         raise NotWritable(path=file, problem=error.strerror) from None
-    file.chmod(0o600)
     print(f"Wrote {file}. Put the signing key into it, then run: logto-webhooks serve")
 
 
@@ -118,7 +119,7 @@ def migrate(
     On SQLite, `serve` does it by itself.
     """
     settings = options.settings(env_file, database_url=database_url, schema=schema)
-    database = database_of(settings.database_url, settings.schema)
+    database = database_for(settings)
     if sql:
         print(database.migration_sql(), end="")
         return

@@ -15,7 +15,7 @@ from logto_webhooks.core.inbox import DeliveryFilter, Kept
 from logto_webhooks.service.follow import follow, newest_id
 from logto_webhooks.service.given import GREATEST_ID
 from logto_webhooks.settings import Settings
-from logto_webhooks.wiring import database_of
+from logto_webhooks.wiring import database_for
 
 
 def tail(
@@ -42,7 +42,7 @@ def tail(
 async def _tail(
     settings: Settings, sought: DeliveryFilter, count: int | None, as_json: bool
 ) -> None:
-    database = database_of(settings.database_url, settings.schema)
+    database = database_for(settings)
     try:
         await database.check()
         after = await newest_id(database.host) if sought.after is None else sought.after

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
-import signal
 from collections.abc import AsyncIterator
 from typing import Annotated
 
 import typer
 
-from logto_webhooks.adapters import running
+from logto_webhooks.adapters import running, signals
 from logto_webhooks.adapters.observers import logs
 from logto_webhooks.cli import options, progress
 from logto_webhooks.cli.apps import handlers_of
@@ -23,7 +21,7 @@ from logto_webhooks.settings import Settings
 from logto_webhooks.wiring import (
     Database,
     Workers,
-    database_of,
+    database_for,
     for_another_loop,
     unspooling,
 )
@@ -108,15 +106,11 @@ async def _working(
 ) -> AsyncIterator[tuple[Workers, Database]]:
     """What works on the database, until SIGTERM or SIGINT; with `apart_too`, handlers on an event
     loop of their own."""
-    database = database_of(settings.database_url, settings.schema)
-    apart = (
-        for_another_loop(database, settings.database_url, settings.schema) if apart_too else None
-    )
+    database = database_for(settings)
+    apart = for_another_loop(database, settings) if apart_too else None
     handlers = handlers_of(settings, apart or database)
     work = Workers(settings, database, observe, handlers, apart)
-    loop = asyncio.get_running_loop()
-    for each in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(each, work.stop)
+    signals.on_stop(work.stop)
     try:
         await database.check()
         logger.info("working on %s", database.name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from msgspec import Struct
 
@@ -17,6 +17,8 @@ from logto_webhooks.core.record import Key, Kind, Record
 from logto_webhooks.core.reports import Report
 
 T = TypeVar("T")
+# The execution option of an engine that holds the name of the setting with its URL.
+SETTING: Final = "logto_setting"
 
 
 class Status(Struct, frozen=True, kw_only=True):

@@ -104,7 +104,8 @@ class LogtoWebhooks(Operations):
         if self._environment is None:
             return
         given = {name: value for name, value in self._given.items() if value is not None}
-        mine = replace(settings, **given)
+        sources = settings.sources | {name: name for name in given}
+        mine = replace(settings, **given, sources=sources)
         self._settings = lambda: mine
         same = (mine.database_url, mine.schema) == (settings.database_url, settings.schema)
         self._database = database if same and self._engine is None else None

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 import sqlalchemy as sa
 from msgspec.structs import replace
@@ -19,9 +19,23 @@ from logto_webhooks.adapters.stores.sql import SqlStore
 from logto_webhooks.core.doctor.here import Premises
 from logto_webhooks.core.ports import HandlerHost, Status
 from logto_webhooks.errors import SettingInvalid, StoreUnavailable
+from logto_webhooks.settings import Settings
 
 T = TypeVar("T")
-_URL = "LOGTO_WEBHOOKS_DATABASE_URL"
+_NAME: Final = "database_url"  # of who has no setting: an argument
+_USE: Final = "sqlite:///file.db or postgresql://user:password@host/name"
+# Backends whose names can be repeated in an error; anything else may be a part of a password.
+_OTHERS: Final = (
+    "mysql",
+    "mariadb",
+    "mssql",
+    "oracle",
+    "mongodb",
+    "redis",
+    "cockroachdb",
+    "http",
+    "https",
+)
 
 
 class Database(Protocol):
@@ -34,6 +48,10 @@ class Database(Protocol):
     host: HandlerHost
     budget_s: float
     any_loop: bool  # whether its connections are of no event loop
+
+    @property
+    def files(self) -> Sequence[Path]:
+        """Its files here, whether they exist or not."""
 
     async def open(self) -> None:
         """Make it ready for the service, or raise a LogtoWebhooksError that says what to do."""
@@ -60,10 +78,12 @@ class SqliteFile:
     budget_s = 0.005
     any_loop = True
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, setting: str = _NAME) -> None:
+        """`setting` is the name of the setting that the file's URL came from."""
         self.name = str(file)
         self.file = file
-        self._engine = sqlite.engine_of(file)
+        self._setting = setting
+        self._engine = sqlite.engine_of(file, setting)
         self._worker = LockFile(Path(f"{file}-worker"))
         self._guard = sqlite.Guard(self._engine, file)
         self.host: HandlerHost = ThreadHost(
@@ -76,6 +96,11 @@ class SqliteFile:
             one_writer=True,
         )
 
+    @property
+    def files(self) -> Sequence[Path]:
+        """The database, and what is beside it."""
+        return [Path(f"{self.file}{end}") for end in ("", "-wal", "-shm", "-journal", "-worker")]
+
     async def open(self) -> None:
         """Make the file unless it exists, and migrate it. Raises SettingInvalid."""
         self._guard.reset()  # with the last connection of before, the files beside it went, too
@@ -83,8 +108,8 @@ class SqliteFile:
 
     async def migrate(self) -> None:
         """Bring the schema up to this release."""
-        sqlite.create(self.file)
-        with translated(self._engine.url), self._engine.begin() as connection:
+        sqlite.create(self.file, self._setting)
+        with translated(self._engine), self._engine.begin() as connection:
             migrate.upgrade(connection)
 
     async def check(self) -> None:
@@ -116,7 +141,7 @@ class SqliteFile:
     def _unwritable(self) -> str | None:
         """Why nothing can be written now, if so; nothing is."""
         try:
-            with translated(self._engine.url), self._engine.connect() as connection:
+            with translated(self._engine), self._engine.connect() as connection:
                 sqlite.try_to_write(connection)
         except StoreUnavailable as error:
             return error.problem
@@ -124,29 +149,39 @@ class SqliteFile:
 
     def _look(self, work: Callable[[sa.Connection], T]) -> T:
         self._guard.check_file()
-        with translated(self._engine.url), self._engine.connect() as connection:
+        with translated(self._engine), self._engine.connect() as connection:
             return work(connection.execution_options(**sqlite.READS))
 
 
-def database_of(url: str, schema: str | None = None) -> Database:
-    """Choose by the URL. Raises SettingInvalid."""
-    try:
-        parsed = sa.make_url(url)
-    except (sa.exc.ArgumentError, ValueError):
-        problem = "it isn't a URL; use sqlite:///file.db or postgresql://user:password@host/name"
-        raise SettingInvalid(name=_URL, problem=problem) from None
-    backend = parsed.get_backend_name()
-    if backend == "sqlite":
-        return SqliteFile(_file_of(parsed))
-    if backend in ("postgresql", "postgres"):
-        return _postgres(parsed, schema)
-    problem = f"it must name a SQLite file or a PostgreSQL server, not {backend}"
-    raise SettingInvalid(name=_URL, problem=problem)
+def database_of(url: str, schema: str | None = None, name: str = _NAME) -> Database:
+    """Choose by the URL, which stands in the setting with this `name`. Raises SettingInvalid.
+
+    No error repeats the URL, or a part of it that may be a password.
+    """
+    url = url.strip()
+    scheme, separator, _ = url.partition(":")
+    backend = scheme.partition("+")[0].lower()
+    if separator and backend in ("postgresql", "postgres"):
+        return _postgres(url, schema, name)
+    if separator and backend == "sqlite":
+        return SqliteFile(_file_of(url, name), name)
+    problem = f"it isn't a URL; use {_USE}"
+    if url[:1] in ("'", '"'):
+        problem = "it begins with a quote; remove the quotes around it"
+    elif separator and backend in _OTHERS:
+        problem = f"it must name a SQLite file or a PostgreSQL server, not {backend}; use {_USE}"
+    raise SettingInvalid(name=name, problem=problem)
 
 
-def for_another_loop(database: Database, url: str, schema: str | None) -> Database:
+def database_for(settings: Settings) -> Database:
+    """The database that the settings name. Raises SettingInvalid."""
+    name = settings.name_of("database_url")
+    return database_of(settings.database_url, settings.schema, name)
+
+
+def for_another_loop(database: Database, settings: Settings) -> Database:
     """The same database, for another event loop: one connection can't be used in two."""
-    return database if database.any_loop else database_of(url, schema)
+    return database if database.any_loop else database_for(settings)
 
 
 async def status_of(database: Database) -> Status:
@@ -155,22 +190,28 @@ async def status_of(database: Database) -> Status:
     return await database.host.read(lambda store: store.status())
 
 
-def _postgres(url: sa.URL, schema: str | None) -> Database:
+def _postgres(url: str, schema: str | None, name: str) -> Database:
     # Imported only when used: a driver and greenlet come with an extra.
     try:
         from logto_webhooks.adapters.stores.postgres import engine_of
         from logto_webhooks.wiring.postgres import Postgres
 
-        return Postgres(engine_of(url), schema)
+        return Postgres(engine_of(url, name), schema)
     except ImportError as error:
         missing = error.name or "libpq"  # which psycopg tells only in its text
-        extra = "psycopg" if "psycopg" in url.drivername else "postgres"
+        extra = (
+            "psycopg" if "psycopg" in (*url.partition(":")[0].split("+"), missing) else "postgres"
+        )
         problem = f'PostgreSQL needs the extra "{extra}" of this package ({missing} is missing)'
-        raise SettingInvalid(name=_URL, problem=problem) from None
+        raise SettingInvalid(name=name, problem=problem) from None
 
 
-def _file_of(url: sa.URL) -> Path:
-    if not url.database or url.database == ":memory:":
+def _file_of(url: str, name: str) -> Path:
+    try:
+        database = sa.make_url(url).database
+    except (sa.exc.ArgumentError, ValueError):
+        raise SettingInvalid(name=name, problem=f"it isn't a URL; use {_USE}") from None
+    if not database or database == ":memory:":
         problem = "it names no file, and what is only in memory can't be durable"
-        raise SettingInvalid(name=_URL, problem=problem)
-    return Path(url.database)
+        raise SettingInvalid(name=name, problem=problem)
+    return Path(database)

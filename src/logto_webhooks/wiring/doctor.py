@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final
-from urllib.parse import urlsplit
 
+from logto_webhooks.adapters import private_files
 from logto_webhooks.core.admin import signs_of_admin
 from logto_webhooks.core.doctor.address import LIMIT_S, Probed
 from logto_webhooks.core.doctor.findings import Finding
+from logto_webhooks.errors import SettingInvalid
 from logto_webhooks.service import doctor
 from logto_webhooks.service.doctor.facts import Patient
 from logto_webhooks.service.handlers import Handlers
@@ -35,6 +37,11 @@ class Examined(ABC):
 
     @property
     @abstractmethod
+    def _database_setting(self) -> str:
+        """The name of the setting that the database's URL came from."""
+
+    @property
+    @abstractmethod
     def database(self) -> Database:
         """The database. Raises SettingInvalid."""
 
@@ -45,11 +52,13 @@ class Examined(ABC):
         timeout_s: float = TIMEOUT_S,
         least_free_mb: int = LEAST_FREE_MB,
         application: Examined | None = None,
+        files: Sequence[Path] = (),
     ) -> list[Finding]:
         """Look at both sides, and tell what is wrong and what to do, check by check.
 
         Of `only` some checks, with those that they build on; each may take `timeout_s`.
-        `application` is one whose handlers run here, so that its database should be this one.
+        `application` is one whose handlers run here, so that its database should be this one;
+        `files` are others than the database's that hold a secret.
         Raises SettingInvalid for a name that is no check's.
         """
         settings = self._settings()
@@ -64,6 +73,8 @@ class Examined(ABC):
             missing=[VARIABLES[name][0] for name in _CREDENTIALS if not getattr(settings, name)],
             signs_of_admin=signs_of_admin(settings.endpoint, settings.app_id),
             open=lambda: self.database,
+            database_setting=self._database_setting,
+            open_files=lambda: _too_open([*files, *self._files()]),
             ask=partial(api_of, settings, longest_wait_s=_WAIT_S),
             post=partial(_post, limit_s=min(LIMIT_S, timeout_s / 2)),
             clock=SystemClock(),
@@ -71,6 +82,17 @@ class Examined(ABC):
             databases=None if application is None else partial(_places, self, application),
         )
         return await doctor.diagnose(patient, only, timeout_s)
+
+    def _files(self) -> Sequence[Path]:
+        try:
+            return self.database.files
+        except SettingInvalid:
+            return ()  # the check of the database says so
+
+
+def _too_open(files: Iterable[Path]) -> dict[str, str]:
+    modes = {str(file): private_files.too_open(file) for file in files}
+    return {path: mode for path, mode in modes.items() if mode}
 
 
 async def _post(url: str, limit_s: float) -> Probed:
@@ -86,7 +108,12 @@ def _places(ours: Examined, theirs: Examined) -> tuple[str, str]:
 
 def _place(database: Database) -> str:
     """Where a database is, whoever asks it, and by whichever driver."""
-    parts = urlsplit(database.name)
-    if not parts.hostname:
+    _, separator, rest = database.name.partition("://")
+    if not separator:
         return str(Path(database.name).resolve())
-    return f"{parts.hostname}:{parts.port or 5432}{parts.path}"
+    hosts, _, name = rest.rpartition("/")
+    return f"{','.join(_with_port(each) for each in hosts.split(','))}/{name}"
+
+
+def _with_port(host: str) -> str:
+    return host if re.search(r"[^:\]]:[0-9]+$|\]:[0-9]+$", host) else f"{host}:5432"

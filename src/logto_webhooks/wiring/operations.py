@@ -27,7 +27,7 @@ from logto_webhooks.settings import Settings
 from logto_webhooks.wiring.api import api_of, keys_of, reconciliation_of, recovery_of, sides_of
 from logto_webhooks.wiring.by_hand import ByHand
 from logto_webhooks.wiring.clock import SystemClock
-from logto_webhooks.wiring.databases import Database, database_of
+from logto_webhooks.wiring.databases import Database, database_for
 from logto_webhooks.wiring.doctor import Examined
 from logto_webhooks.wiring.given import Engine, given_database
 from logto_webhooks.wiring.spool import spool_of
@@ -60,10 +60,16 @@ class Operations(ByHand, Examined):
         if self._database is None:
             settings = self._settings()
             if self._engine is None:
-                self._database = database_of(settings.database_url, settings.schema)
+                self._database = database_for(settings)
             else:
                 self._database = given_database(self._engine, settings.schema)
         return self._database
+
+    @property
+    def _database_setting(self) -> str:
+        if self._engine is not None:
+            return "the application's engine"
+        return self._settings().name_of("database_url")
 
     async def migrate(self) -> None:
         """Bring the schema up to this release."""

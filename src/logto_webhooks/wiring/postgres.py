@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from logto_webhooks.adapters.hosts.failures import translated
+from logto_webhooks.adapters.hosts.failures import place_of, translated
 from logto_webhooks.adapters.hosts.limits import READ_S
 from logto_webhooks.adapters.hosts.loop import LoopHost
 from logto_webhooks.adapters.hosts.sessions import placed, translation
@@ -32,10 +33,11 @@ class Postgres:
 
     budget_s = LONGEST_S
     any_loop = False
+    files: Sequence[Path] = ()
 
     def __init__(self, engine: AsyncEngine, schema: str | None, owns: bool = True) -> None:
         """`owns`: whether the engine is ours to dispose of."""
-        self.name = engine.url.render_as_string(hide_password=True)
+        self.name = place_of(engine.url)
         self._schema = schema
         self._engine = in_schema(engine if owns else engine.execution_options(**_LEVEL), schema)
         self._host = LoopHost(self._engine, SqlStore, owns, translation(engine))
@@ -47,7 +49,7 @@ class Postgres:
 
     async def migrate(self) -> None:
         """Bring the schema up to this release; waits for whoever is at it."""
-        with translated(self._engine.url):
+        with translated(self._engine):
             async with self._engine.begin() as connection:
                 await connection.run_sync(migrate.upgrade, self._schema)
 
@@ -73,10 +75,11 @@ class ThreadedPostgres:
 
     budget_s = LONGEST_S
     any_loop = True
+    files: Sequence[Path] = ()
 
     def __init__(self, engine: sa.Engine, schema: str | None) -> None:
         """The engine is the application's."""
-        self.name = engine.url.render_as_string(hide_password=True)
+        self.name = place_of(engine.url)
         self._schema = schema
         placing = {"schema_translate_map": placed(schema)}
         self._engine = engine.execution_options(**_LEVEL, **placing)
@@ -117,7 +120,7 @@ class ThreadedPostgres:
         return migrate.sql("postgresql", self._schema)
 
     def _in_transaction(self, work: Callable[[sa.Connection], T]) -> T:
-        with translated(self._engine.url), self._engine.begin() as connection:
+        with translated(self._engine), self._engine.begin() as connection:
             return work(connection)
 
 

@@ -53,7 +53,7 @@ class InlineHost:
 
     async def on(self, work: Callable[[sa.Connection], T]) -> T:
         """The same with the connection itself."""
-        with translated(self._connection.engine.url), self._savepoint():
+        with translated(self._connection.engine), self._savepoint():
             return work(self._connection)
 
     def provides(self, awaited: bool) -> tuple[type, ...]:
@@ -112,7 +112,7 @@ class InlineLoopHost(LoopHost):
 
     async def on(self, work: Callable[[sa.Connection], T]) -> T:
         """The same with the connection itself."""
-        with translated(self._connection.engine.url):
+        with translated(self._connection.engine):
             async with self._savepoint() as connection:
                 return await connection.run_sync(work)
 

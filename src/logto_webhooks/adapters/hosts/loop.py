@@ -101,7 +101,7 @@ class LoopHost:
             with translated_as(self._engine.sync_engine, sync):
                 return work(self._bind(sync))
 
-        with translated(self._engine.url):
+        with translated(self._engine):
             return await connection.run_sync(run)
 
     def provides(self, awaited: bool) -> tuple[type, ...]:
@@ -162,7 +162,7 @@ class LoopHost:
     async def _within(self, limit_s: float, call: Callable[[Held], Coroutine[Any, Any, T]]) -> T:
         """Await a call, for so long. Raises StoreUnavailable, RowRejected."""
         held = Held()
-        with translated(self._engine.url):
+        with translated(self._engine):
             task = asyncio.create_task(call(held))
             try:
                 done, _ = await asyncio.wait({task}, timeout=limit_s)

@@ -116,7 +116,7 @@ class ThreadHost:
         if not isinstance(session, Session | sa.Connection):
             raise no_session(session, "a Session or a Connection")
         connection = session if isinstance(session, sa.Connection) else session.connection()
-        with translated(self._engine.url), translated_as(self._engine, connection):
+        with translated(self._engine), translated_as(self._engine, connection):
             return work(self._bind(connection))
 
     def provides(self, awaited: bool) -> tuple[type, ...]:
@@ -196,7 +196,7 @@ class ThreadHost:
     def _write(self, work: Callable[[Store], T], held: Held) -> T:
         # The transaction begins with the first statement: planning holds back nobody.
         try:
-            with translated(self._engine.url), self._engine.connect() as connection:
+            with translated(self._engine), self._engine.connect() as connection:
                 held.hold(connection)
                 try:
                     result = work(self._bind(connection))
@@ -232,7 +232,7 @@ class ThreadHost:
         connection.invalidate()
 
     def _accept(self, work: Callable[[Store], T], held: Held) -> T:
-        with translated(self._engine.url), self._engine.connect() as connection:
+        with translated(self._engine), self._engine.connect() as connection:
             held.hold(connection)
             try:
                 return work(self._bind(connection.execution_options(**ACCEPTS)))
@@ -240,7 +240,7 @@ class ThreadHost:
                 held.release()
 
     def _read(self, work: Callable[[sa.Connection], T], held: Held) -> T:
-        with translated(self._engine.url), self._engine.connect() as connection:
+        with translated(self._engine), self._engine.connect() as connection:
             held.hold(connection)
             try:
                 return work(connection.execution_options(**self._reads))

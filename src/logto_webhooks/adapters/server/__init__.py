@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
-import signal
 import socket
 from collections.abc import Iterator
 from typing import Final
@@ -13,6 +11,7 @@ from typing import Final
 import uvicorn
 from starlette.types import ASGIApp
 
+from logto_webhooks.adapters import signals
 from logto_webhooks.adapters.server.connections import Connections, raise_limit
 from logto_webhooks.adapters.server.protocol import PatientProtocol
 from logto_webhooks.errors import PortTaken
@@ -28,7 +27,10 @@ def listen(host: str, port: int) -> socket.socket:
     # The protocol, too: asyncio's own loop answers at once only where it is named.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # On Windows, SO_REUSEADDR would let a second process take the same port.
+        exclusive = getattr(socket, "SO_EXCLUSIVEADDRUSE", None)
+        reuse = socket.SO_REUSEADDR if exclusive is None else exclusive
+        listener.setsockopt(socket.SOL_SOCKET, reuse, 1)
         listener.bind((host, port))
         listener.listen(2048)
     except (OSError, OverflowError) as error:
@@ -64,9 +66,7 @@ class Server:
 
     async def run(self) -> None:
         """Serve; SIGTERM and SIGINT stop it."""
-        loop = asyncio.get_running_loop()
-        for each in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(each, self.stop)
+        signals.on_stop(self.stop)
         await self.serve()
 
     async def serve(self) -> None:

@@ -8,11 +8,12 @@ its own idle connections after 4 to 13 s, so only those that are idle for longer
 from __future__ import annotations
 
 import contextlib
-import sys
-from typing import Final, Protocol
+import importlib
+from typing import Any, Final, Protocol
 
-if sys.platform != "win32":
-    import resource
+resource: Any = None
+with contextlib.suppress(ImportError):  # Windows has no such module
+    resource = importlib.import_module("resource")
 
 MOST: Final = 4_096
 _UNLIMITED: Final = 2**20
@@ -86,7 +87,7 @@ class Connections:
 def raise_limit() -> int:
     """Take as many descriptors as the system allows: a shell's usual 1,024 are soon spent.
     Return how many that are."""
-    if sys.platform == "win32":  # which has no such limit
+    if resource is None:  # which has no such limit
         return _UNLIMITED
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):

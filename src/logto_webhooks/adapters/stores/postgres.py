@@ -9,8 +9,9 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from logto_webhooks.adapters.stores.address import address_of
 from logto_webhooks.core import canonical
-from logto_webhooks.errors import SettingInvalid
+from logto_webhooks.core.ports import SETTING
 
 # A transaction in which what follows a lock sees what others committed before it.
 LEVEL: Final = "READ COMMITTED"
@@ -19,26 +20,30 @@ CANCEL_EVERY_S: Final = 0.1
 STATEMENT_S: Final = 8.0
 
 
-def engine_of(url: sa.URL, **pool: Any) -> AsyncEngine:
-    """Make an engine; it connects on first use. Raises SettingInvalid.
+def engine_of(url: sa.URL | str, name: str = "database_url", **pool: Any) -> AsyncEngine:
+    """Make an engine; it connects on first use. Raises SettingInvalid with the setting's `name`.
 
     `postgres://…` and `postgresql://…` use asyncpg; `+asyncpg` and `+psycopg` name a driver.
     `?pgbouncer=true` is for PgBouncer in transaction mode, which hands connections around:
     nothing is prepared ahead then.
     `pool` are SQLAlchemy's options of a pool, instead of ours.
     """
-    driver = url.get_driver_name() if "+" in url.drivername else "asyncpg"
-    if driver not in _OPTIONS:
-        problem = f"the driver {driver} isn't asyncpg or psycopg"
-        raise SettingInvalid(name="LOGTO_WEBHOOKS_DATABASE_URL", problem=problem)
-    shared = url.query.get("pgbouncer") == "true"
+    text = url if isinstance(url, str) else url.render_as_string(hide_password=False)
+    address = address_of(text, name)
+    driver, pooled = address.driver, address.pooled
+    settings = {} if pooled else _SETTINGS
     return create_async_engine(
-        url.set(drivername=f"postgresql+{driver}").difference_update_query(["pgbouncer"]),
-        connect_args=_OPTIONS[driver] | (_UNPREPARED[driver] if shared else {}),
+        address.url,
+        connect_args={
+            **_OPTIONS[driver],
+            **(_UNPREPARED[driver] if pooled else {}),
+            **address.arguments(settings, CONNECT_S),
+        },
         isolation_level=LEVEL,
         hide_parameters=True,
         json_serializer=lambda value: canonical.encode(value).decode(),
         json_deserializer=canonical.decode,
+        execution_options={SETTING: name},
         **(pool or _POOL),
     )
 
@@ -62,33 +67,22 @@ def stop(connection: sa.Connection) -> None:
 
 # A worker that was paused in the middle of a transaction must not hold its locks for ever.
 _IDLE: Final = "10s"
-_NAME: Final = "logto-webhooks"
 _POOL: Final[dict[str, Any]] = {"pool_size": 5, "max_overflow": 5, "pool_timeout": CONNECT_S}
+# Settings of the server for our connections; the URL's own win. PgBouncer takes none.
+_SETTINGS: Final[dict[str, str]] = {
+    "idle_in_transaction_session_timeout": _IDLE,
+    # Also where the client can't be reached any more, or has given up.
+    "statement_timeout": f"{STATEMENT_S:.0f}s",
+}
 _OPTIONS: Final[dict[str, dict[str, Any]]] = {
-    "asyncpg": {
-        "timeout": CONNECT_S,
-        "command_timeout": STATEMENT_S,
-        "server_settings": {
-            "application_name": _NAME,
-            "idle_in_transaction_session_timeout": _IDLE,
-            # Also where the client can't be reached any more, or has given up.
-            "statement_timeout": f"{STATEMENT_S:.0f}s",
-        },
-    },
-    "psycopg": {
-        "application_name": _NAME,
-        "connect_timeout": int(CONNECT_S),
-        "options": f"-c idle_in_transaction_session_timeout={_IDLE} "
-        f"-c statement_timeout={STATEMENT_S:.0f}s",
-        "tcp_user_timeout": int(STATEMENT_S * 1000),
-    },
+    "asyncpg": {"command_timeout": STATEMENT_S},
+    "psycopg": {"tcp_user_timeout": int(STATEMENT_S * 1000)},
 }
 _UNPREPARED: Final[dict[str, dict[str, Any]]] = {
     "asyncpg": {
-        "server_settings": {"application_name": _NAME},
         "statement_cache_size": 0,
         "prepared_statement_cache_size": 0,
         "prepared_statement_name_func": lambda: f"logto_{uuid.uuid4().hex}",
     },
-    "psycopg": {"prepare_threshold": None, "options": ""},
+    "psycopg": {"prepare_threshold": None},
 }

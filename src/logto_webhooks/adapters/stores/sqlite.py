@@ -11,6 +11,8 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.pool import QueuePool
 
+from logto_webhooks.adapters import private_files
+from logto_webhooks.core.ports import SETTING
 from logto_webhooks.errors import SettingInvalid, StoreUnavailable
 
 BUSY_S = 3.0  # the worker's wait and a request's own fit into what a request may wait
@@ -18,7 +20,7 @@ _WAL_PAGES = 4000  # 16 MB: to move pages into the database costs commits that a
 READS = {"logto_reads": True}
 
 
-def engine_of(file: Path) -> sa.Engine:
+def engine_of(file: Path, setting: str = "database_url") -> sa.Engine:
     """Open `file`, which `create` made; the engine itself never creates one.
 
     WAL with `synchronous=FULL`: a commit is on disk when it returns. A transaction takes the
@@ -36,7 +38,13 @@ def engine_of(file: Path) -> sa.Engine:
         return connection
 
     named = sa.URL.create("sqlite", database=str(file))  # for messages: `connect` opens it
-    engine = sa.create_engine(named, creator=connect, poolclass=QueuePool, hide_parameters=True)
+    engine = sa.create_engine(
+        named,
+        creator=connect,
+        poolclass=QueuePool,
+        hide_parameters=True,
+        execution_options={SETTING: setting},
+    )
     event.listen(engine, "begin", _begin)
     return engine
 
@@ -58,16 +66,20 @@ def _only_rolling_back(action: int, what: str | None, *more: str | None) -> int:
     return sqlite3.SQLITE_OK if rolls_back else sqlite3.SQLITE_DENY
 
 
-def create(file: Path) -> None:
-    """Make an empty database file unless it exists. Raises SettingInvalid."""
+def create(file: Path, setting: str = "database_url") -> None:
+    """Make an empty database file unless it exists, for its owner alone. Raises SettingInvalid.
+
+    SQLite gives the files beside it the same mode.
+    """
     try:
+        private_files.create(file)
         sqlite3.connect(file).close()
         file.touch()
         problem = forbidden(file)
     except (OSError, sqlite3.Error) as error:
         problem = f"{file} can't be opened for writing ({error})"
     if problem is not None:
-        raise SettingInvalid(name="LOGTO_WEBHOOKS_DATABASE_URL", problem=problem)
+        raise SettingInvalid(name=setting, problem=problem)
 
 
 def forbidden(file: Path) -> str | None:

@@ -56,12 +56,12 @@ HERE: Final[dict[str, Fault]] = {
         f"Set LOGTO_WEBHOOK_SIGNING_KEY to its signing key, {CONSOLE}, before credentials change.",
     ),
     # The database.
-    "database_setting": Fault("broken", "{problem}", "Mend LOGTO_WEBHOOKS_DATABASE_URL."),
+    "database_setting": Fault("broken", "{problem}", "Correct {setting}."),
     "database_unusable": Fault(
         "broken",
         "The database can't be used: {problem}.",
         "See that it exists, runs, and may be written to by this user, and that "
-        "LOGTO_WEBHOOKS_DATABASE_URL leads to it from here.",
+        "{setting} leads to it from here.",
     ),
     "schema_missing": Fault(
         "broken", "The database has none of our tables.", "Run: logto-webhooks migrate"
@@ -79,7 +79,7 @@ HERE: Final[dict[str, Fault]] = {
     "database_read_only": Fault(
         "broken",
         "The database takes no writes here: it is a standby, or read-only.",
-        "Set LOGTO_WEBHOOKS_DATABASE_URL to the primary.",
+        "Set {setting} to the primary.",
     ),
     "database_unwritable": Fault(
         "broken",
@@ -90,6 +90,11 @@ HERE: Final[dict[str, Fault]] = {
         "broken",
         "What was answered 200 can be lost when the server stops: {settings}.",
         "Switch them on for this role and database, as ALTER ROLE … SET synchronous_commit = on.",
+    ),
+    "files_open": Fault(
+        "warning",
+        "Other users of this machine can read or write files with people or keys in them: {files}.",
+        "Run: chmod 600 {paths}",
     ),
     "disk_low": Fault(
         "warning",
@@ -165,6 +170,6 @@ HERE: Final[dict[str, Fault]] = {
     "application_database": Fault(
         "broken",
         "The application has its own database at {theirs}, but its handlers run on {ours}.",
-        "Set LOGTO_WEBHOOKS_DATABASE_URL to the one that LogtoWebhooks(…) is given.",
+        "Set {setting} to the one that LogtoWebhooks(…) is given.",
     ),
 }

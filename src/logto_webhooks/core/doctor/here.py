@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import shlex
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
 from msgspec import Struct
@@ -93,13 +94,13 @@ def of_schema(premises: Premises) -> list[Finding]:
     return [found("schema_old" if there < needed else "schema_newer", found=there, needed=needed)]
 
 
-def of_durability(premises: Premises) -> list[Finding]:
+def of_durability(premises: Premises, setting: str) -> list[Finding]:
     """Judge what a server does with a commit."""
     settings = premises.settings
     off = [f"{each} = off" for each in _DURABLE if settings.get(each) == "off"]
     faults = [found("not_durable", settings=off)] if off else []
     if settings.get("transaction_read_only") == "on":
-        faults.append(found("database_read_only"))
+        faults.append(found("database_read_only", setting=setting))
     if premises.unwritable is not None:
         faults.append(found("database_unwritable", problem=premises.unwritable))
     return faults or [fine("What is answered 200 is on disk.")]
@@ -119,6 +120,14 @@ def of_spool(count: int) -> list[Finding]:
     if count:
         return [found("spool_waiting", count=count)]
     return [fine("No delivery waits in the spool directory.")]
+
+
+def of_files(too_open: Mapping[str, str]) -> list[Finding]:
+    """Judge the modes of files, by their paths: only those are given that are too open."""
+    if not too_open:
+        return [fine("Only their owner can read the files.")]
+    listed = [f"{path} (mode {mode})" for path, mode in too_open.items()]
+    return [found("files_open", files=listed, paths=" ".join(map(shlex.quote, too_open)))]
 
 
 def of_inbox(status: Status) -> list[Finding]:
@@ -177,10 +186,10 @@ def of_rejected(count: int, fresh: int) -> list[Finding]:
     return [fine(f"{Count(count):request is|requests are} set aside, none of the last day.")]
 
 
-def of_application(ours: str, theirs: str) -> list[Finding]:
+def of_application(ours: str, theirs: str, setting: str) -> list[Finding]:
     """Compare the application's database with the one on which its handlers run."""
     if ours != theirs:
-        return [found("application_database", ours=ours, theirs=theirs)]
+        return [found("application_database", ours=ours, theirs=theirs, setting=setting)]
     return [fine("The application's database is this one.")]
 
 

@@ -32,14 +32,16 @@ async def database(facts: Facts) -> list[Finding]:
     try:
         return here.of_schema(await facts.premises())
     except SettingInvalid as error:
-        return [found("database_setting", problem=str(error))]
+        setting = facts.patient.database_setting
+        return [found("database_setting", problem=str(error), setting=setting)]
     except StoreUnavailable as error:
-        return [found("database_unusable", problem=error.problem)]
+        setting = facts.patient.database_setting
+        return [found("database_unusable", problem=error.problem, setting=setting)]
 
 
 async def durability(facts: Facts) -> list[Finding]:
     """A commit is on disk."""
-    return here.of_durability(await facts.premises())
+    return here.of_durability(await facts.premises(), facts.patient.database_setting)
 
 
 async def disk(facts: Facts) -> list[Finding]:
@@ -48,6 +50,11 @@ async def disk(facts: Facts) -> list[Finding]:
     if premises.free is None:
         return [skipped("The disk of a server can't be seen from here.")]
     return here.of_disk(premises, premises.free, facts.patient.least_free_mb)
+
+
+async def files(facts: Facts) -> list[Finding]:
+    """Nobody else can read the files with people and keys."""
+    return here.of_files(facts.patient.open_files())
 
 
 async def api(facts: Facts) -> list[Finding]:
@@ -174,7 +181,7 @@ async def application(facts: Facts) -> list[Finding]:
     databases = facts.patient.databases
     if databases is None:
         return [skipped("No application is named: --app module:name.")]
-    return here.of_application(*databases())
+    return here.of_application(*databases(), setting=facts.patient.database_setting)
 
 
 def _of_key_use(keys: Sequence[str], store: Store) -> list[Finding]:
@@ -195,6 +202,7 @@ CHECKS: Final = (
     Check("database", database),
     Check("durability", durability, needs=("database",)),
     Check("disk", disk, needs=("database",)),
+    Check("files", files),
     Check("api", api),
     Check("clock", clock, needs=("api",)),
     Check("key", key, uses=("database", "api")),

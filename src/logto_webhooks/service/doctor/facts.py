@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, Protocol, TypeVar
 
 from msgspec import Struct
@@ -37,6 +37,8 @@ class Database(Protocol):
 class Patient(Struct, frozen=True, kw_only=True):
     """What is looked at; nothing of it is opened before a check needs it.
 
+    `database_setting` names the setting that the database's URL came from. `open_files` are the
+    modes of files that others can read, by their paths.
     `local_url` is where `serve` listens with the same settings. `signs_of_admin` is what says that
     the credentials are of Logto's admin side. `missing` are the variables of
     credentials that aren't set. `handlers` are the application's,
@@ -53,6 +55,8 @@ class Patient(Struct, frozen=True, kw_only=True):
     missing: Sequence[str]
     signs_of_admin: str
     open: Callable[[], Database]
+    database_setting: str
+    open_files: Callable[[], Mapping[str, str]]
     ask: Callable[[], Logto]
     post: Callable[[str], Awaitable[Probed]]
     clock: Clock

@@ -1,6 +1,5 @@
 """Alembic's environment: the connection and the schema come from `migrate.py`."""
 
-import sqlalchemy as sa
 from alembic import context
 
 from logto_webhooks.adapters.stores.schema import VERSION_TABLE, metadata
@@ -20,7 +19,10 @@ else:
 
 with context.begin_transaction():
     if schema:
-        name = sa.sql.quoted_name(schema, quote=True)
-        context.execute(sa.schema.CreateSchema(name, if_not_exists=True))
+        # IF NOT EXISTS asks for the right to create schemas even where the schema exists.
+        context.execute(
+            f"DO $$ BEGIN IF to_regnamespace('\"{schema}\"') IS NULL "
+            f'THEN CREATE SCHEMA "{schema}"; END IF; END $$'
+        )
         context.execute(f'SET LOCAL search_path TO "{schema}"')
     context.run_migrations()
