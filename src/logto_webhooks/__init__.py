@@ -1,5 +1,6 @@
 """Logto's webhooks, received durably, and an exact copy of Logto's users and organizations."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from logto_webhooks.core import events
@@ -9,6 +10,7 @@ from logto_webhooks.core.signature import VerifiedBody, sign, verify
 from logto_webhooks.errors import Discard, LogtoWebhooksError, RetryLater, UserDeleted
 
 if TYPE_CHECKING:
+    from logto_webhooks import tables
     from logto_webhooks.wiring.application import LogtoWebhooks
 
 __all__ = [
@@ -23,14 +25,22 @@ __all__ = [
     "VerifiedBody",
     "events",
     "sign",
+    "tables",
     "verify",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the one name that needs SQLAlchemy and Starlette only when it is asked for."""
+    """Import what needs SQLAlchemy or Starlette only when it is asked for."""
     if name == "LogtoWebhooks":
         from logto_webhooks.wiring.application import LogtoWebhooks
 
         return LogtoWebhooks
+    if name == "tables":
+        return importlib.import_module("logto_webhooks.tables")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """What can be asked for, imported or not."""
+    return sorted({*globals(), *__all__})

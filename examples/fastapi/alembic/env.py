@@ -9,16 +9,16 @@ from alembic import context
 
 from app.database import engine
 from app.models import Base
-
-
-def is_ours(name: str | None, kind: str, parents: object) -> bool:
-    """Leave the tables of logto-webhooks alone: `logto-webhooks migrate` makes and changes them."""
-    return kind != "table" or not (name or "").startswith("logto_")
+from logto_webhooks import tables
 
 
 def migrate(connection: sa.Connection) -> None:
     """Do what the command asks for."""
-    context.configure(connection=connection, target_metadata=Base.metadata, include_name=is_ours)
+    context.configure(
+        connection=connection,
+        target_metadata=Base.metadata,
+        include_object=tables.include_object,  # `logto-webhooks migrate` makes and changes its own
+    )
     with context.begin_transaction():
         context.run_migrations()
 

@@ -7,14 +7,10 @@ from datetime import datetime
 import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from logto_webhooks import tables
+
 # Written by logto-webhooks alone, and made by its migrations: no model, so not in Base.metadata.
-logto_users = sa.table(
-    "logto_users",
-    sa.column("logto_user_id", sa.Text()),
-    sa.column("email", sa.Text()),
-    sa.column("name", sa.Text()),
-    sa.column("deleted_at", sa.DateTime(timezone=True)),
-)
+logto_users = tables.users
 
 
 class Base(DeclarativeBase):

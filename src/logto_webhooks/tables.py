@@ -1,0 +1,122 @@
+"""The public tables, for your joins and foreign keys, and what keeps Alembic from touching them.
+
+Refer to their columns: `ForeignKey(tables.users.c.logto_user_id)`. The tables are in no metadata of
+yours, so your `create_all` and `drop_all` leave them alone.
+
+`logto-webhooks migrate` makes the tables and changes them. In the `env.py` of your own Alembic,
+pass `include_object` of this module, so that autogenerate neither drops nor creates them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+
+from logto_webhooks.adapters.stores import schema as private
+
+__all__ = [
+    "PublicTables",
+    "include_name",
+    "include_object",
+    "organization_member_roles",
+    "organization_members",
+    "organizations",
+    "public_tables",
+    "user_identities",
+    "user_roles",
+    "users",
+]
+
+_PREFIX: Final = "logto_"
+_OURS: Final = frozenset({*private.metadata.tables, private.VERSION_TABLE})
+
+
+@dataclass(frozen=True)
+class PublicTables:
+    """The tables that are yours to read, in one schema."""
+
+    users: sa.Table
+    organizations: sa.Table
+    organization_members: sa.Table
+    user_identities: sa.Table
+    user_roles: sa.Table
+    organization_member_roles: sa.Table
+
+
+def public_tables(
+    *, schema: str | None = None, metadata: sa.MetaData | None = None
+) -> PublicTables:
+    """The tables in a schema of PostgreSQL, the one that LOGTO_WEBHOOKS_SCHEMA names.
+
+    With a `metadata` of yours they are made in it, for foreign keys that are strings
+    (`ForeignKey("logto_users.logto_user_id")`, and those of SQLModel); its `create_all` would
+    create them, too.
+    """
+    where = sa.MetaData() if metadata is None else metadata
+    return PublicTables(
+        users=_public(private.users, where, schema),
+        organizations=_public(private.organizations, where, schema),
+        organization_members=_public(private.members, where, schema),
+        user_identities=_public(private.user_identities, where, schema),
+        user_roles=_public(private.user_roles, where, schema),
+        organization_member_roles=_public(private.member_roles, where, schema),
+    )
+
+
+def include_object(
+    object: Any, name: str | None, type_: str, reflected: bool, compare_to: Any
+) -> bool:
+    """Whether Alembic's autogenerate may look at something: not at the tables of this package.
+
+    Pass it to `context.configure`. A table of the database counts as ours, too, if it begins with
+    `logto_` and none of your models is of it: a newer release may have made it.
+    """
+    if type_ == "table":
+        return not (name in _OURS or (reflected and compare_to is None and _is_ours(name)))
+    table = getattr(object, "table", None)
+    return not (isinstance(table, sa.Table) and table.name in _OURS)
+
+
+def include_name(name: str | None, type_: str, parent_names: Any) -> bool:
+    """The same for the names in the database, before Alembic reads the tables: `include_object`
+    alone is enough, with this it reads less."""
+    return type_ != "table" or name not in _OURS
+
+
+def _is_ours(name: str | None) -> bool:
+    return (name or "").startswith(_PREFIX)
+
+
+def _public(source: sa.Table, metadata: sa.MetaData, schema: str | None) -> sa.Table:
+    columns = [
+        sa.Column(
+            column.name,
+            _public_type(column.type),
+            primary_key=column.primary_key,
+            nullable=column.nullable,
+            unique=column.unique,
+        )
+        for column in source.columns
+    ]
+    return sa.Table(source.name, metadata, *columns, schema=schema)
+
+
+def _public_type(private_type: sa.types.TypeEngine[Any]) -> sa.types.TypeEngine[Any]:
+    """The usual type of SQLAlchemy that reads what a column holds."""
+    if isinstance(private_type, private.Moment):
+        return sa.DateTime(timezone=True)
+    if isinstance(private_type, private.Json):
+        return sa.JSON().with_variant(postgresql.JSONB(), "postgresql")
+    return private_type
+
+
+_default = public_tables()
+users: Final = _default.users
+organizations: Final = _default.organizations
+organization_members: Final = _default.organization_members
+user_identities: Final = _default.user_identities
+user_roles: Final = _default.user_roles
+organization_member_roles: Final = _default.organization_member_roles
