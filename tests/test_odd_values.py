@@ -376,3 +376,24 @@ def test_a_received_delivery_of_a_wrong_date_is_no_measure() -> None:
     """The span is as wide as without it."""
     answered = Answered(content=None, asked_at=NOW, took=0, date=NOW)
     assert answers.span(answered, [Received(b"", NOW, NOW)]).at <= NOW + 1_000
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "asyncpg", "psycopg"])
+def test_a_cut_list_is_asked_for_before_the_members_that_it_names(
+    kind: StoreKind, tmp_path: Path
+) -> None:
+    """However many of them wait, and since when."""
+    created = make.organization_created(id="acme").body
+    ids = [f"user{number}" for number in range(5_000)]
+    cut = make.organization_membership_updated(id="acme", addedUserIds=ids).body
+
+    async def first() -> Key:
+        host = open_host(kind, tmp_path)
+        try:
+            await Copy(host).take([make.user_data_updated(id="ana", customData={}).body])
+            await Copy(host).take([created, cut])
+            return (await host.read(lambda store: store.waiting(500)))[0].key
+        finally:
+            await host.close()
+
+    assert asyncio.run(first()) == Key("organization", "acme")

@@ -16,7 +16,7 @@ from logto_webhooks.adapters.stores.schema import members, records
 from logto_webhooks.core.ending import Ending
 from logto_webhooks.core.mirror import row_of
 from logto_webhooks.core.ports import Waiting
-from logto_webhooks.core.record import NEVER, Key, Kind, Record, membership
+from logto_webhooks.core.record import MEMBERS, NEVER, Key, Kind, Record, membership
 
 _OTHERS: dict[Kind, sa.Column[Any]] = {
     "user": members.c.logto_organization_id,
@@ -167,20 +167,33 @@ def keys(
 
 
 def waiting(connection: sa.Connection, limit: int) -> list[Waiting]:
-    """List the records about which Logto must be asked, the longest waiting first."""
+    """List the records about which Logto must be asked, the longest waiting first.
+
+    If there are more, organizations whose members must be listed come before all others: one list
+    tells what else is asked about one by one.
+    """
     query = (
         sa.select(records)
         .where(records.c.refetch_since.is_not(None))
         .order_by(records.c.refetch_since, records.c.kind, records.c.logto_id)
         .limit(limit)
     )
+    rows = connection.execute(query).mappings().all()
+    if len(rows) == limit:
+        of_members = records.c.kind == "organization", records.c.waiting_reason.contains(MEMBERS)
+        lists = connection.execute(query.where(*of_members)).mappings().all()
+        listed = {row["logto_id"] for row in lists}
+        others = [
+            row for row in rows if row["kind"] != "organization" or row["logto_id"] not in listed
+        ]
+        rows = [*lists, *others][:limit]
     return [
         Waiting(
             key=Key(row["kind"], row["logto_id"]),
             reason=row["waiting_reason"],
             doubtful=row["doubtful"],
         )
-        for row in connection.execute(query).mappings()
+        for row in rows
     ]
 
 
