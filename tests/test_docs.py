@@ -13,6 +13,8 @@ from logto_webhooks import LogtoWebhooks, events
 from logto_webhooks.adapters.observers.metrics import (
     GAUGES,
     METRICS,
+    SPOOLED,
+    SPOOLED_SAYS,
     UNMEASURED,
     UP,
     UP_SAYS,
@@ -203,7 +205,11 @@ def test_every_metric_is_documented() -> None:
         ]
         for metric in METRICS
     ]
-    gauges = [(UP, UP_SAYS), *((gauge.full_name, gauge.says) for gauge in GAUGES)]
+    gauges = [
+        (SPOOLED, SPOOLED_SAYS),
+        (UP, UP_SAYS),
+        *((gauge.full_name, gauge.says) for gauge in GAUGES),
+    ]
     assert rows(page, "What the database holds") == [[f"`{name}`", says] for name, says in gauges]
 
 

@@ -62,16 +62,14 @@ class NotStored(Struct, frozen=True):
 
 
 class Retrying(Struct, frozen=True):
-    """The database didn't take deliveries; they are tried again until their requests must be
-    answered."""
+    """The database doesn't take deliveries for now; they are tried again."""
 
     count: int
     problem: str
 
 
 class Spooled(Struct, frozen=True):
-    """The database didn't take deliveries in time: they are in the spool directory, and 200 is the
-    answer."""
+    """The database didn't take deliveries in time; they are in the spool directory: 200."""
 
     count: int
     problem: str
