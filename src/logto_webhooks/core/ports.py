@@ -144,15 +144,16 @@ class Store(Protocol):
         """Write locked records, and the rows of the mirror that follow from them; return them
         as they are kept, with their local ids."""
 
-    def drop_memberships(
-        self, ends: Sequence[Record], pairs: Sequence[Key] | None = None
-    ) -> list[Key]:
-        """End the memberships that are no newer than the end of their user or organization, or of
-        them only the `pairs`; return those that were present."""
+    def drop_memberships(self, ends: Sequence[Record]) -> list[Key]:
+        """End the memberships that are no newer than the end of their user or organization; return
+        those that were present."""
 
-    def newest_membership(self, end: Key, pairs: Sequence[Key] | None = None) -> int:
-        """Return the greatest stamp at which a membership of a user or an organization, or one of
-        the `pairs`, was told of; NEVER if there is none."""
+    def newest_membership(self, end: Key) -> int:
+        """Return the greatest stamp at which a membership of a user or an organization was told
+        of; NEVER if there is none."""
+
+    def end_memberships(self, end: Record, pairs: Sequence[Key]) -> tuple[list[Key], int]:
+        """Do both of the above for some memberships of a user or an organization, quickly."""
 
     def with_few_memberships(self, ends: Sequence[Key], most: int) -> list[Key]:
         """List those users and organizations that have no more than `most` memberships in all,

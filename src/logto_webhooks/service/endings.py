@@ -22,7 +22,8 @@ from logto_webhooks.service.pace import Pace
 
 LISTED: Final = 50_000  # memberships that are looked up at a time
 LEAST: Final = 600  # memberships of one step, tens of ms on SQLite
-MOST: Final = 1_000
+MOST: Final = 5_000
+LONGEST_S: Final = 0.3  # of a step: deliveries are applied between them
 LOOK_S: Final = 1.0
 LOCKED_S: Final = 5.0  # until what is locked is tried again
 LOCK_S: Final = 0.2
@@ -34,7 +35,7 @@ class Endings:
 
     def __init__(self, host: Host, budget_s: float) -> None:
         self._host = host
-        self._pace = Pace(budget_s, MOST, LEAST)
+        self._pace = Pace(min(budget_s, LONGEST_S), MOST, LEAST)
         self._ending: Ending | None = None
         self._left: list[Key] = []
         self._ended = 0  # of those that were listed
@@ -100,8 +101,8 @@ class Endings:
         end = store.lock([ending.key])[ending.key]
         self._holds_end = True
         started = time.perf_counter()
-        present = store.drop_memberships([end], pairs)
-        named = merge(end, Named(end.key, store.newest_membership(end.key, pairs)))
+        present, newest = store.end_memberships(end, pairs)
+        named = merge(end, Named(end.key, newest))
         if named is not end:  # a membership that is newer is evidence that the end exists
             store.save([named])
         making.of_ended(store, present, ending)

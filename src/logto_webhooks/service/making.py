@@ -16,6 +16,7 @@ from logto_webhooks.core.events.base import LATEST
 from logto_webhooks.core.events.local import (
     LocalEvent,
     LocalMemberAdded,
+    LocalMemberRemoved,
     LocalOrganizationCreated,
     LocalUserCreated,
     Source,
@@ -118,7 +119,8 @@ def of_ended(store: Store, pairs: Sequence[Key], ending: Ending) -> None:
     """Make the jobs of memberships that ended with a deleted user or organization."""
     if ending.source is None or not pairs:
         return
-    handlers = store.jobs.handlers()
+    name = LocalMemberRemoved.name
+    handlers = [each for each in store.jobs.handlers() if making.is_for(each, name)]
     if not handlers:
         return
     source = cast(Source, ending.source)

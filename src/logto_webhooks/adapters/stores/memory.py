@@ -168,26 +168,33 @@ class MemoryStore:
         if self.tables.endings.get(ending.key) == ending:
             del self.tables.endings[ending.key]
 
-    def drop_memberships(
-        self, ends: Sequence[Record], pairs: Sequence[Key] | None = None
-    ) -> list[Key]:
-        """End the memberships that are no newer than the end of their user or organization, or of
-        them only the `pairs`; return those that were present."""
-        present = []
-        for end in ends:
-            for key in self._memberships_of(end.key) if pairs is None else pairs:
-                known = self.tables.records[key]
-                over = merge(known, Drop(key, end.ended_at))
-                if row_of(known) and not row_of(over):
-                    present.append(key)
-                self.save([over])
-        return present
+    def drop_memberships(self, ends: Sequence[Record]) -> list[Key]:
+        """End the memberships that are no newer than the end of their user or organization; return
+        those that were present."""
+        return [
+            key
+            for end in ends
+            for key in self.end_memberships(end, self._memberships_of(end.key))[0]
+        ]
 
-    def newest_membership(self, end: Key, pairs: Sequence[Key] | None = None) -> int:
-        """Return the greatest stamp at which a membership of a user or an organization, or one of
-        the `pairs`, was told of; NEVER if there is none."""
-        keys = self._memberships_of(end) if pairs is None else pairs
-        return max((self.tables.records[key].told_stamp for key in keys), default=NEVER)
+    def newest_membership(self, end: Key) -> int:
+        """Return the greatest stamp at which a membership of a user or an organization was told
+        of; NEVER if there is none."""
+        return self._newest(self._memberships_of(end))
+
+    def end_memberships(self, end: Record, pairs: Sequence[Key]) -> tuple[list[Key], int]:
+        """Do both of the above for some memberships of a user or an organization."""
+        present = []
+        for key in pairs:
+            known = self.tables.records[key]
+            over = merge(known, Drop(key, end.ended_at))
+            if row_of(known) and not row_of(over):
+                present.append(key)
+            self.save([over])
+        return present, self._newest(pairs)
+
+    def _newest(self, pairs: Sequence[Key]) -> int:
+        return max((self.tables.records[key].told_stamp for key in pairs), default=NEVER)
 
     def recent(self, limit: int) -> list[Received]:
         """Return the newest deliveries, the newest first."""

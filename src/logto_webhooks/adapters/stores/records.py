@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from logto_webhooks.adapters.stores import codec, parts, statements, write
 from logto_webhooks.adapters.stores.codec import local_ids
 from logto_webhooks.adapters.stores.dialect import among
-from logto_webhooks.adapters.stores.schema import members, records
+from logto_webhooks.adapters.stores.schema import Millis, member_roles, members, records
 from logto_webhooks.core.ending import Ending
 from logto_webhooks.core.mirror import row_of
 from logto_webhooks.core.ports import Waiting
@@ -22,6 +22,7 @@ _OTHERS: dict[Kind, sa.Column[Any]] = {
     "user": members.c.logto_organization_id,
     "organization": members.c.logto_user_id,
 }
+_EndedAt = int | sa.ColumnElement[int]
 _ByKind = dict[Kind, dict[str, Any]]
 _SIDES: dict[Kind, tuple[sa.Column[Any], sa.Column[Any]]] = {
     "user": (records.c.user_id, members.c.logto_user_id),
@@ -101,8 +102,6 @@ def drop_memberships(
 ) -> list[Key]:
     """End the memberships that are no newer than the end of their user or organization, or of
     them only the `pairs`; return those that were present."""
-    if pairs is not None and connection.dialect.name == "postgresql":
-        connection.execute(statements.HOLD_PAIRS, {"ids": [pair.id for pair in pairs]}).close()
     present: list[Key] = []
     for end in ends:
         known, row = _SIDES.get(end.key.kind, (None, None))
@@ -129,7 +128,25 @@ def drop_memberships(
     return present
 
 
-def newest_membership(connection: sa.Connection, end: Key, pairs: Sequence[Key] | None) -> int:
+def end_memberships(
+    connection: sa.Connection, end: Record, pairs: Sequence[Key]
+) -> tuple[list[Key], int]:
+    """End those of the `pairs` that are no newer than the end of their user or organization.
+
+    Return the keys of those that were present, and the greatest stamp at which any was told of.
+    """
+    if connection.dialect.name != "postgresql":
+        return drop_memberships(connection, [end], pairs), newest_membership(
+            connection, end.key, pairs
+        )
+    parameters = {"ids": [pair.id for pair in pairs], "ended_at": end.ended_at}
+    newest, *present = connection.execute(_END, parameters).one()
+    return list(map(membership, *present)), NEVER if newest is None else newest
+
+
+def newest_membership(
+    connection: sa.Connection, end: Key, pairs: Sequence[Key] | None = None
+) -> int:
     """Return the greatest stamp at which a membership of a user or an organization, or one of the
     `pairs`, was told of."""
     newest = sa.select(sa.func.max(records.c.told_at))
@@ -213,12 +230,13 @@ def _other_end(end: Key, pair: Key) -> Key:
 
 
 def _hold(connection: sa.Connection, keys: Sequence[Key], ends: Sequence[Key]) -> None:
-    wanted = {
-        "ids": [key.id for key in keys],
-        "organizations": [end.id for end in ends if end.kind == "organization"],
-        "users": [end.id for end in ends if end.kind == "user"],
-    }
-    connection.execute(statements.HOLD, wanted).close()
+    """The ends are held already, so there come no more memberships of theirs meanwhile."""
+    wanted = {key.id for key in keys}
+    for kind, statement in statements.MEMBERSHIPS_OF.items():
+        ids = [end.id for end in ends if end.kind == kind]
+        if ids:
+            wanted.update(connection.scalars(statement, {"ids": ids}))
+    connection.execute(statements.HOLD, {"ids": list(wanted)}).close()
 
 
 def _unknown(connection: sa.Connection, keys: Sequence[Key], by_kind: _ByKind) -> list[Key]:
@@ -255,12 +273,12 @@ def _count(connection: sa.Connection, condition: sa.ColumnElement[bool]) -> int:
     return connection.scalar(query) or 0
 
 
-def _is_over(ended_at: int) -> sa.ColumnElement[bool]:
+def _is_over(ended_at: _EndedAt) -> sa.ColumnElement[bool]:
     """Whether a membership is no newer than the end of its user or organization."""
     return sa.func.coalesce(records.c.stamp, NEVER) <= ended_at
 
 
-def _over(ended_at: int) -> dict[str, Any]:
+def _over(ended_at: _EndedAt) -> dict[str, Any]:
     """What the end of its user or organization makes of a membership."""
     is_over = _is_over(ended_at)
     newest = sa.case((records.c.gone_at > ended_at, records.c.gone_at), else_=ended_at)
@@ -271,3 +289,43 @@ def _over(ended_at: int) -> dict[str, Any]:
         "refetch_since": sa.case((sa.not_(is_over), records.c.refetch_since)),
         "waiting_reason": sa.case((sa.not_(is_over), records.c.waiting_reason)),
     }
+
+
+def _end_statement() -> sa.Select[Any]:
+    """End memberships, their rows and their roles, in one statement.
+
+    It locks in no order: whoever runs it limits how long it waits for a lock, and tries again.
+    """
+    ended_at = sa.bindparam("ended_at", type_=Millis)
+    over = (
+        sa.update(records)
+        .where(
+            records.c.kind == sa.literal_column("'membership'"), among(records.c.logto_id, "ids")
+        )
+        .values(_over(ended_at))
+        .returning(
+            records.c.organization_id,
+            records.c.user_id,
+            records.c.told_at,
+            _is_over(ended_at).label("is_over"),
+        )
+        .cte("over")
+    )
+
+    def of_over(table: sa.Table) -> sa.Delete:
+        return sa.delete(table).where(
+            over.c.is_over,
+            table.c.logto_organization_id == over.c.organization_id,
+            table.c.logto_user_id == over.c.user_id,
+        )
+
+    both = (members.c.logto_organization_id, members.c.logto_user_id)
+    left = of_over(members).returning(*both).cte("membership_left")
+    lists = [sa.func.array_agg(left.c[column.name]) for column in both]
+    return sa.select(
+        sa.select(sa.func.max(over.c.told_at)).scalar_subquery(),
+        *(sa.func.coalesce(each, sa.text("ARRAY[]::text[]")) for each in lists),
+    ).add_cte(of_over(member_roles).cte("roles_left"))
+
+
+_END = _end_statement()

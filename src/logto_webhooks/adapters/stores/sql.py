@@ -82,17 +82,19 @@ class SqlStore:
         as they are kept, with their local ids."""
         return records.save(self._connection, changed)
 
-    def drop_memberships(
-        self, ends: Sequence[Record], pairs: Sequence[Key] | None = None
-    ) -> list[Key]:
-        """End the memberships that are no newer than the end of their user or organization, or of
-        them only the `pairs`; return those that were present."""
-        return records.drop_memberships(self._connection, ends, pairs)
+    def drop_memberships(self, ends: Sequence[Record]) -> list[Key]:
+        """End the memberships that are no newer than the end of their user or organization; return
+        those that were present."""
+        return records.drop_memberships(self._connection, ends)
 
-    def newest_membership(self, end: Key, pairs: Sequence[Key] | None = None) -> int:
-        """Return the greatest stamp at which a membership of a user or an organization, or one of
-        the `pairs`, was told of; NEVER if there is none."""
-        return records.newest_membership(self._connection, end, pairs)
+    def newest_membership(self, end: Key) -> int:
+        """Return the greatest stamp at which a membership of a user or an organization was told
+        of; NEVER if there is none."""
+        return records.newest_membership(self._connection, end)
+
+    def end_memberships(self, end: Record, pairs: Sequence[Key]) -> tuple[list[Key], int]:
+        """Do both of the above for some memberships of a user or an organization."""
+        return records.end_memberships(self._connection, end, pairs)
 
     def with_few_memberships(self, ends: Sequence[Key], most: int) -> list[Key]:
         """List those users and organizations that have no more than `most` memberships in all,

@@ -69,24 +69,15 @@ LOCK = _RECORDS.with_for_update()
 SHARE = _RECORDS.with_for_update(read=True)
 HOLD = (
     sa.select(records.c.doubtful)
-    .where(
-        records.c.kind == sa.literal_column("'membership'"),
-        sa.or_(
-            among(records.c.logto_id, "ids"),
-            among(records.c.organization_id, "organizations"),
-            among(records.c.user_id, "users"),
-        ),
-    )
-    .order_by(records.c.logto_id)
-    .with_for_update()
-)
-# The same for memberships that are known: an OR would lead a planner astray.
-HOLD_PAIRS = (
-    sa.select(records.c.doubtful)
     .where(records.c.kind == sa.literal_column("'membership'"), among(records.c.logto_id, "ids"))
     .order_by(records.c.logto_id)
     .with_for_update()
 )
+# One index serves each of them; an OR in one statement would lead a planner astray.
+MEMBERSHIPS_OF = {
+    kind: sa.select(records.c.logto_id).where(among(column, "ids"))
+    for kind, column in (("user", records.c.user_id), ("organization", records.c.organization_id))
+}
 COUNT_OF = {
     kind: sa.select(sa.func.count()).select_from(
         sa.select(sa.literal_column("1").label("one"))
