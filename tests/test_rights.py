@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 
 from logto_webhooks.testing import SIGNING_KEY
 from tests.support.rights import bound, mode
-from tests.support.service import command
+from tests.support.service import clean_environment, command
 
 PLACES = {"the file": ("logto-webhooks.db", 0o444), "its folder": (".", 0o555)}
 
@@ -30,3 +32,23 @@ def test_what_may_not_be_written_is_told(place: str, bits: int, tmp_path: Path) 
     assert ("database_unwritable" in codes, found.returncode) == (True, 2)
     assert served.returncode == 2
     assert "may not write to" in served.stderr
+
+
+@pytest.mark.parametrize("umask", ["0000", "0022", "0777"])
+def test_files_are_for_their_owner_alone(umask: str, tmp_path: Path) -> None:
+    """Whatever the umask: what `init` and `serve` write, and what a worker locks."""
+    run = f"umask {umask}; exec {sys.executable} -m logto_webhooks"
+    environment = clean_environment({"LOGTO_WEBHOOK_SIGNING_KEY": SIGNING_KEY})
+    for arguments in ("init", "migrate", "worker --drain"):
+        done = subprocess.run(
+            ["/bin/sh", "-c", f"{run} {arguments}"],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stderr
+    modes = {file.name: file.stat().st_mode & 0o777 for file in tmp_path.iterdir()}
+    assert {".env", "logto-webhooks.db", "logto-webhooks.db-worker"} <= modes.keys()
+    assert set(modes.values()) == {0o600}, modes

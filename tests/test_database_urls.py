@@ -1,0 +1,178 @@
+"""URLs of PostgreSQL as hosts of databases hand them out: they work, or one line says why not."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+import sqlalchemy as sa
+
+from logto_webhooks.adapters.stores.address import address_of
+from logto_webhooks.adapters.stores.postgres import engine_of
+from logto_webhooks.errors import SettingInvalid
+from logto_webhooks.wiring import database_of
+from tests.support import postgres
+from tests.support.service import command, one_line
+
+DRIVERS = ("postgresql+asyncpg", "postgresql+psycopg")
+SECRET = "s3cr3t-Pa55word"
+
+
+def test_parts(tmp_path: Path) -> None:
+    """Users, passwords, hosts and names, wherever they stand and whatever is in them."""
+    for text, user, password, hosts, name in [
+        ("postgres://u:p@h/d", "u", "p", (("h", None),), "d"),
+        ("postgresql://u:p@ss@h:1/d", "u", "p@ss", (("h", 1),), "d"),
+        ("postgresql://u:a%40b%3A%2F+c%zz@h/d", "u", "a@b:/+c%zz", (("h", None),), "d"),
+        ("postgresql://u:a:b@h/d", "u", "a:b", (("h", None),), "d"),
+        ("postgresql://h/d?user=u&password=p%26q+r", "u", "p&q+r", (("h", None),), "d"),
+        ("postgresql://u:old@h/d?password=new", "u", "new", (("h", None),), "d"),
+        ("postgresql://[::1]:5433/d", None, None, (("::1", 5433),), "d"),
+        ("postgresql://a:1,b,[::1]:3/d", None, None, (("a", 1), ("b", None), ("::1", 3)), "d"),
+        ("postgresql:///d?host=a:1&host=b:2", None, None, (("a", 1), ("b", 2)), "d"),
+        ("postgresql:///d?host=a,b&port=1,2", None, None, (("a", 1), ("b", 2)), "d"),
+        ("postgresql:///d?host=a,b&port=1", None, None, (("a", 1), ("b", 1)), "d"),
+        ("postgresql:///?host=/run/pg&port=1&dbname=d", None, None, (("/run/pg", 1),), "d"),
+        ("postgresql://%2Frun%2Fpg/d", None, None, (("/run/pg", None),), "d"),
+        ("postgresql://", None, None, (), None),
+    ]:
+        address = address_of(text, "x")
+        found = (address.url.username, address.url.password, address.hosts, address.url.database)
+        assert found == (user, password, hosts, name), text
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (f"postgresql://u:{SECRET}/x@h/d", "percent-encode"),
+        (f"postgresql://u:{SECRET}?x@h/d", "percent-encode"),
+        (f"postgresql://u:{SECRET}@h:port/d", "its port isn't a number"),
+        (f"postgresql://u:{SECRET}@h:99999/d", "its port isn't a number"),
+        (f"postgresql://u:{SECRET}@[bad/d", "an IPv6 address goes in brackets"),
+        (f"postgresql://h/d?sslmode={SECRET}", "sslmode must be one of disable"),
+        (f"postgresql://h/d?ssl={SECRET}", "sslmode must be one of disable"),
+        (f"postgresql://h/d?target_session_attrs={SECRET}", "must be one of any"),
+        (f"postgresql://h/d?connect_timeout={SECRET}", "connect_timeout must be a whole number"),
+        (f"postgresql://h/d?sslrootcert=/{SECRET}", "sslrootcert names a file"),
+        (f"postgresql://h/d?connection_limit={SECRET}", "connection_limit isn't a parameter"),
+        (f"postgresql://h/d?{SECRET}", "isn't name=value"),
+        (f"postgresql://h/d?schema={SECRET}", "LOGTO_WEBHOOKS_SCHEMA"),
+        (f"postgresql://a,b,c/d?port=1,2&password={SECRET}", "3 hosts and 2 ports"),
+        (f"postgresql+psycopg2://u:{SECRET}@h/d", "driver psycopg2 isn't asyncpg or psycopg; use"),
+        (f"postgresql+{SECRET}://h/d", "isn't asyncpg or psycopg"),
+        (f"postgresql+asyncpg://u:{SECRET}@h/d?channel_binding=require", "use psycopg"),
+        (f"postgresql+asyncpg://u:{SECRET}@h/d?keepalives_idle=30", "use psycopg"),
+        (f"postgresql+psycopg://u:{SECRET}@h/d?statement_cache_size=0", "write pgbouncer=true"),
+        (f"'postgresql://u:{SECRET}@h/d'", "remove the quotes"),
+        (f"mysql://u:{SECRET}@h/d", "not mysql"),
+        (f"{SECRET}://h/d", "isn't a URL"),
+        (f"postgresql:u:{SECRET}@h/d", "isn't a URL"),
+        (f"u:{SECRET}@h/d", "isn't a URL"),
+    ],
+)
+def test_what_can_not_be_used_is_told_without_its_values(text: str, says: str) -> None:
+    """By the name of the setting, and with what to do."""
+    with pytest.raises(SettingInvalid) as raised:
+        database_of(text, name="DATABASE_URL in .env")
+    assert says in str(raised.value)
+    assert str(raised.value).startswith("DATABASE_URL in .env can't be used")
+    assert SECRET not in str(raised.value)
+
+
+def test_a_url_that_names_no_driver_takes_the_one_that_can() -> None:
+    """Neon's has channel_binding=require, which asyncpg doesn't know."""
+    assert address_of("postgresql://h/d?sslmode=require", "x").driver == "asyncpg"
+    assert address_of("postgresql://h/d?channel_binding=require", "x").driver == "psycopg"
+    assert address_of("postgresql://h/d?channel_binding=prefer", "x").driver == "asyncpg"
+
+
+def server(scheme: str, query: str, **parts: Any) -> str:
+    """The URL of the tests' server, with more in its query."""
+    text = postgres.server_url().set(**parts).render_as_string(hide_password=False)
+    bare = text.replace("postgresql://", f"{scheme}://")
+    return f"{bare}{'&' if '?' in bare else '?'}{query}"
+
+
+def seen(url: str, *names: str) -> list[str]:
+    """What the server says of these settings, on a connection by this URL."""
+
+    async def ask() -> list[str]:
+        engine = engine_of(url)
+        async with engine.connect() as connection:
+            found = [
+                await connection.scalar(sa.select(sa.func.current_setting(name))) for name in names
+            ]
+        await engine.dispose()
+        return [str(each) for each in found]
+
+    return asyncio.run(ask())
+
+
+@pytest.mark.parametrize("scheme", DRIVERS)
+@pytest.mark.parametrize("option", ["-c {}", "-c{}", "--{}"])
+def test_settings_of_the_url_win_and_ours_stay_beside_them(scheme: str, option: str) -> None:
+    """However `options` spells them."""
+    options = quote(
+        option.format("search_path=theirs") + " " + option.format("statement_timeout=7s")
+    )
+    url = server(scheme, f"application_name=shop&connect_timeout=9&options={options}")
+    names = ("search_path", "statement_timeout", "application_name")
+    assert seen(url, *names) == ["theirs", "7s", "shop"]
+    assert seen(url, "idle_in_transaction_session_timeout") == ["10s"]
+    assert seen(server(scheme, "sslmode=prefer"), *names[1:]) == ["8s", "logto-webhooks"]
+
+
+@pytest.mark.parametrize("scheme", DRIVERS)
+@pytest.mark.parametrize(
+    "query",
+    [
+        "sslmode=disable",
+        "sslmode=allow",
+        "ssl=false",
+        "channel_binding=disable&gssencmode=disable",
+        "fallback_application_name=shop&client_encoding=utf8",
+        "target_session_attrs=read-write",
+        f"password={SECRET}",
+    ],
+)
+def test_what_both_drivers_take(scheme: str, query: str) -> None:
+    """They connect."""
+    assert seen(server(scheme, query), "server_encoding") == ["UTF8"]
+
+
+@pytest.mark.parametrize("scheme", DRIVERS)
+def test_the_second_of_several_hosts_is_tried(scheme: str, tmp_path: Path) -> None:
+    """Where the first doesn't answer."""
+    place = postgres.server_url()
+    socket = place.query.get("host") or place.host
+    hosts, ports = f"{tmp_path},{socket}", f"1,{place.port or 5432}"
+    url = f"{scheme}://{place.username}@/{place.database}?host={hosts}&port={ports}"
+    assert seen(url, "server_encoding") == ["UTF8"]
+
+
+@pytest.mark.parametrize("scheme", DRIVERS)
+def test_an_error_names_what_was_read_and_no_secret(scheme: str, tmp_path: Path) -> None:
+    """The option, the variable, or the variable and its file."""
+    url = f"{scheme}://u:{SECRET}@127.0.0.1:1/d?connect_timeout=2"
+    (tmp_path / "file.env").write_text(f"DATABASE_URL='{url}'\n")
+    (tmp_path / "secret").write_text(url)
+    for arguments, variables, name in [
+        (["--database-url", url], {}, "what --database-url is"),
+        ([], {"DATABASE_URL": url}, "what DATABASE_URL is"),
+        (["--env-file", "file.env"], {}, "what DATABASE_URL in file.env is"),
+        (
+            [],
+            {"LOGTO_WEBHOOKS_DATABASE_URL_FILE": "secret"},
+            "what LOGTO_WEBHOOKS_DATABASE_URL_FILE is",
+        ),
+    ]:
+        ended = command("status", *arguments, folder=tmp_path, **variables)
+        assert ended.returncode == 2
+        assert name in one_line(ended.stderr)
+        assert SECRET not in ended.stdout + ended.stderr
+    examined = command("doctor", "--json", folder=tmp_path, DATABASE_URL=url)
+    assert "DATABASE_URL leads to it" in examined.stdout
+    assert SECRET not in examined.stdout + examined.stderr
