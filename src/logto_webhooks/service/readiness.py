@@ -26,6 +26,10 @@ class Commits(Protocol):
     def failed_at(self) -> float:
         """When that was."""
 
+    @property
+    def stored_at(self) -> float:
+        """When the last batch was stored."""
+
 
 class Readiness:
     """Looks at the database, writes to it, and remembers the result for a moment.
@@ -61,7 +65,7 @@ class Readiness:
         if now - self._tried_at >= TRY_EVERY_S:
             self._tried_at = now
             self._error = await self._try()
-        if self._error is not None:
+        if self._error is not None and self._commits.stored_at < self._tried_at:
             raise self._error
 
     async def _try(self) -> LogtoWebhooksError | None:

@@ -184,7 +184,7 @@ class GroupCommit:
         self._keeping: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self.error: Exception | None = None
-        self.failed_at = float("-inf")
+        self.failed_at = self.stored_at = float("-inf")
 
     async def add(self, delivery: Delivery, deadline: float | None = None) -> Accepted | None:
         """Return once it is committed; None if it was handed to the keeper instead.
@@ -215,6 +215,7 @@ class GroupCommit:
                 self._batch = []
                 if error is None:
                     failures, self.error = 0, None
+                    self.stored_at = asyncio.get_running_loop().time()
                     continue
                 if self.error is None:
                     self._observe(Retrying(len(batch), described(error)))
