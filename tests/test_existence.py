@@ -188,6 +188,18 @@ def test_what_was_deleted_and_found_again_lacks_its_memberships() -> None:
     assert {record.waiting_for for record in ways([whole(T), Drop(ANA, T + 1000)])} == {None}
 
 
+def test_an_answer_settles_fields_that_were_told_alone() -> None:
+    """Two deliveries without all fields race; the answer has all of them."""
+    racing: list[Change] = [
+        Put(ANA, {"own.name": Value(name, T, T, T + 20)}) for name in ("Ana", "Anna")
+    ]
+    assert {record.waiting_for for record in ways(racing)} == {"doubtful: own.name"}
+    settled: list[Change] = [*racing, found(T + 20)]
+    assert {record.waiting_for for record in ways(settled)} == {None}
+    late: list[Change] = [*racing, found(T + 10)]
+    assert {record.waiting_for for record in ways(late)} == {"doubtful: own.name"}
+
+
 times = st.integers(0, 12).map(lambda step: T + 20_000 * step)
 changes = st.one_of(
     st.builds(lambda at, late: whole(at, at + late), times, st.sampled_from([0, 20, 30_000])),
@@ -318,11 +330,13 @@ def test_a_membership_is_over_with_either_end(life: str, kind: StoreKind, tmp_pa
     assert ends[0].memberships == members
 
 
-def test_a_membership_tells_of_a_deleted_user(tmp_path: Path) -> None:
-    """Who is added after the deletion may be back: Logto is asked."""
+@pytest.mark.parametrize("kind", STORES)
+def test_a_membership_tells_of_a_deleted_user(kind: StoreKind, tmp_path: Path) -> None:
+    """Who is added after the deletion may be back: Logto is asked, of the membership, too."""
     changes: list[Change] = [whole(T), Drop(ANA, T + 10), member(T + 9000)]
-    for end in learned("sqlite", tmp_path, list(itertools.permutations(changes))):
+    for end in learned(kind, tmp_path, list(itertools.permutations(changes))):
         assert end.waiting[ANA] == "doubtful: existence"
+        assert end.waiting[PAIR] == "doubtful: existence"
 
 
 @pytest.mark.parametrize("kind", STORES)

@@ -64,7 +64,7 @@ def agrees(record: Record, change: Change) -> bool:
             if present is not None and (_live(record) is not None) is not present:
                 return False
             return present is False or all(
-                record.groups[name].content == content
+                (record.own if name == "own" else record.groups[name].content) == content
                 for name, content in change.contents.items()
                 if not name.startswith(ROLE)
             )

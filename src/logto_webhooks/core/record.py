@@ -178,14 +178,22 @@ class Record(Struct, frozen=True):
     def stamp(self) -> int:
         """The greatest stamp of what says that the record exists; of a membership, whether."""
         group = self.groups.get(self._main)
-        return NEVER if group is None else group.stamp
+        stamp = NEVER if group is None else group.stamp
+        parts = (part.stamp for name, part in self.groups.items() if name.startswith(OWN_FIELD))
+        return max(stamp, *parts, NEVER)
 
     @property
     def _may_not_exist(self) -> bool:
         """Whether it exists although a deletion counts, or is gone although something later tells
-        of it."""
-        if self.key.kind == "membership" or self.ended_at == NEVER:
+        of it; of a membership, whether it was told of so soon after the deletion of an end that it
+        may have been made before."""
+        if self.ended_at == NEVER:
             return False
+        if self.key.kind == "membership":
+            present = self.groups.get("present")
+            if present is None or not present.content or present.read_at >= self.gone_at:
+                return False
+            return self.gone_at < present.stamp <= self.gone_at + RESTORED_MS
         if self._deletion_counts:
             return self.deleted_at is None or self.told_stamp > self.gone_at
         return self.deleted_at is not None and self.told_end > self.absent_at
@@ -231,8 +239,16 @@ class Record(Struct, frozen=True):
             # A deletion of a wrong date may have been undone since.
             wrong = self.key.kind != "membership" and WRONG_CLOCK in self.needs
             return existence + [WRONG_CLOCK] * wrong
-        groups = [name for name, group in sorted(self.groups.items()) if group.doubtful]
+        groups = [
+            name
+            for name, group in sorted(self.groups.items())
+            if group.doubtful and not self._is_settled(name, group)
+        ]
         return existence + groups + [need for need in DOUBTS if need in self.needs]
+
+    def _is_settled(self, name: str, group: Group) -> bool:
+        """Whether an answer with all of `own` came after all that was told of one of its fields."""
+        return name.startswith(OWN_FIELD) and max(group.ends).end <= self.found_at
 
     @property
     def waiting_for(self) -> str | None:

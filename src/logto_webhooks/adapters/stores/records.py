@@ -16,7 +16,7 @@ from logto_webhooks.adapters.stores.schema import Millis, member_roles, members,
 from logto_webhooks.core.ending import Ending
 from logto_webhooks.core.mirror import row_of
 from logto_webhooks.core.ports import Waiting
-from logto_webhooks.core.record import MEMBERS, NEVER, Key, Kind, Record, membership
+from logto_webhooks.core.record import MEMBERS, NEVER, RESTORED_MS, Key, Kind, Record, membership
 
 _OTHERS: dict[Kind, sa.Column[Any]] = {
     "user": members.c.logto_organization_id,
@@ -125,6 +125,7 @@ def drop_memberships(
         left = sa.delete(members).where(theirs, sa.not_(newer)).returning(*both)
         present += [membership(*pair) for pair in connection.execute(left, given)]
         parts.drop(connection, end.key, others)
+        _save_newer(connection, end, mine, given)
     return present
 
 
@@ -141,7 +142,22 @@ def end_memberships(
         )
     parameters = {"ids": [pair.id for pair in pairs], "ended_at": end.ended_at}
     newest, *present = connection.execute(_END, parameters).one()
+    if newest is not None and newest > end.ended_at:
+        mine = (records.c.kind == "membership") & among(records.c.logto_id, "ids")
+        _save_newer(connection, end, mine, {"ids": parameters["ids"]})
     return list(map(membership, *present)), NEVER if newest is None else newest
+
+
+def _save_newer(
+    connection: sa.Connection,
+    end: Record,
+    mine: sa.ColumnElement[bool],
+    given: dict[str, Any],
+) -> None:
+    """Save those that were told of soon after the end, since they are in doubt now."""
+    soon_after = records.c.stamp.between(end.ended_at + 1, end.ended_at + RESTORED_MS)
+    newer = connection.execute(sa.select(records).where(mine, soon_after), given).mappings()
+    save(connection, [codec.record_of(row) for row in newer.all()])
 
 
 def newest_membership(
