@@ -417,7 +417,7 @@ def test_an_answer_that_came_too_early_gives_way(tmp_path: Path) -> None:
             logto.add_members(acme, [ana])
             await Reconciliation(api, host, clock).run()
             user = Key("user", ana)
-            reads = Reads(api, host, clock, lambda report: None)
+            reads = Reads(api, host, lambda report: None)
             for told in (Absent, Drop):
                 clock.tick(600)
                 early = told(user, clock.now())
@@ -474,7 +474,7 @@ def test_another_logto_deletes_nobody(organizations: bool, tmp_path: Path) -> No
         for change in changes:
             await host.run(partial(sync.learn, changes=[change], source=None))
         async with FakeLogto(now=clock.now) as logto, asking(logto) as api:
-            await Reads(api, host, clock, lambda report: None).step()
+            await Reads(api, host, lambda report: None).step()
             with pytest.raises(AnotherLogto):
                 await Reconciliation(api, host, clock).run()
             with pytest.raises(AnotherLogto):

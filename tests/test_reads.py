@@ -44,7 +44,7 @@ async def settled(logto: FakeLogto, host: Host, reports: list[Report] | None = N
     try:
         async with asyncio.timeout(30):
             await Reads(
-                api, host, clock, (lambda report: None) if reports is None else reports.append
+                api, host, (lambda report: None) if reports is None else reports.append
             ).drain()
     finally:
         await api.close()
@@ -152,7 +152,7 @@ def test_another_logto_takes_nobody_for_deleted(tmp_path: Path) -> None:
         async with FakeLogto() as logto:
             await copy.take([make.organization_membership_updated(id="o", addedUserIds=["u"]).body])
             api = client(logto, FrozenClock())
-            await Reads(api, copy.host, FrozenClock(), reports.append).step()
+            await Reads(api, copy.host, reports.append).step()
             await api.close()
         assert all(isinstance(each, NotAsked) for each in reports)
         assert "LOGTO_ENDPOINT" in str(reports[0])

@@ -159,16 +159,28 @@ class Jobs(Protocol):
         """Make jobs, each once for its handler and key, and see that their lines are due."""
 
     def claim(
-        self, token: str, room: Mapping[str, int], lease_s: float, *, lost: bool = True
+        self,
+        token: str,
+        room: Mapping[str, int],
+        lease_s: float,
+        *,
+        lost: bool = True,
+        skip_locked: bool = False,
     ) -> list[Job]:
         """Take the first job of each due line, of so many of each handler; nobody else gets a
         line during the lease.
 
         Of lines whose lease ran out it takes one, or none unless `lost`.
+        To `skip_locked` is to take no job whose row another transaction holds.
         """
 
     def lock(self, line_ids: Sequence[int]) -> None:
         """Let nobody change lines until the transaction ends; all lock them in the same order."""
+
+    def held_elsewhere(
+        self, line_ids: Sequence[int], job_ids: Sequence[int]
+    ) -> tuple[set[int], set[int]]:
+        """Hold lines and jobs without waiting; return those that another transaction holds."""
 
     def renew(self, token: str, line_ids: Sequence[int], lease_s: float) -> None:
         """Hold lines longer."""

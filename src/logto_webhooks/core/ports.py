@@ -96,6 +96,10 @@ class Answered(Struct, frozen=True, kw_only=True):
     total: int | None = None
 
 
+LOCK_S: Final = 1.0  # that a transaction of ours waits for a lock
+STATEMENT_S: Final = 5.0  # that one of its statements may take
+
+
 class Store(Protocol):
     """The database within one transaction."""
 
@@ -112,7 +116,7 @@ class Store(Protocol):
 
     def limit_waits(self, lock_s: float, statement_s: float) -> None:
         """Let this transaction wait no longer for a lock, or for a statement, where the database
-        can limit that: TimedOut is raised then."""
+        can limit that: TimedOut is raised then. A host's `run` sets LOCK_S and STATEMENT_S."""
 
     def claim(self, token: str, limit: int, max_bytes: int, lease_s: float) -> list[Claimed]:
         """Take due deliveries, the longest due first; nobody else gets them during the lease."""

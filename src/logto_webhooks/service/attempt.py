@@ -78,13 +78,19 @@ class Attempts:
         self.left = LeftBehind()
 
     def claim(
-        self, store: Store, token: str, room: Mapping[str, int], *, lost: bool = True
+        self,
+        store: Store,
+        token: str,
+        room: Mapping[str, int],
+        *,
+        lost: bool = True,
+        skip_locked: bool = False,
     ) -> list[Held]:
         """Take the first jobs of so many lines of each handler; of those whose holder is lost
-        one, if any."""
+        one, if any. To `skip_locked` is to take no job whose row another transaction holds."""
         return [
             self._held(store, job, token)
-            for job in store.jobs.claim(token, room, LEASE_S, lost=lost)
+            for job in store.jobs.claim(token, room, LEASE_S, lost=lost, skip_locked=skip_locked)
         ]
 
     async def make(self, held: Held) -> Attempted:

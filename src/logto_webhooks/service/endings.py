@@ -14,7 +14,7 @@ from typing import Final
 
 from logto_webhooks.core.ending import Ending
 from logto_webhooks.core.merge import merge
-from logto_webhooks.core.ports import Host, Store
+from logto_webhooks.core.ports import STATEMENT_S, Host, Store
 from logto_webhooks.core.record import Key, Named
 from logto_webhooks.errors import TimedOut
 from logto_webhooks.service import making
@@ -27,7 +27,6 @@ LONGEST_S: Final = 0.3  # of a step: deliveries are applied between them
 LOOK_S: Final = 1.0
 LOCKED_S: Final = 5.0  # until what is locked is tried again
 LOCK_S: Final = 0.2
-STATEMENT_S: Final = 5.0
 
 
 class Endings:
@@ -114,5 +113,4 @@ def _listed(store: Store, ending: Ending) -> list[Key]:
 
 
 def _finish(store: Store, ending: Ending) -> None:
-    store.limit_waits(LOCK_S, STATEMENT_S)
     store.finish_ending(ending)

@@ -13,12 +13,13 @@ from logto_webhooks.core.events.local import Source
 from logto_webhooks.core.log import RECONCILE
 from logto_webhooks.core.ports import Host, Progress, Store
 from logto_webhooks.core.record import ROLE, Change, Key, Record
-from logto_webhooks.errors import RowRejected
+from logto_webhooks.errors import RowRejected, TimedOut
 from logto_webhooks.service import sync
 from logto_webhooks.service.clocks import When
 from logto_webhooks.service.rehearse import perform
 
 MOST: Final = 1_000  # differences that are told one by one
+MOST_LOCKED: Final = 20  # records that are left out because something else holds them
 RESUME_MS: Final = 86_400_000  # how old a look may be that is gone on with
 
 
@@ -67,6 +68,7 @@ class Look:
         self._unequal: dict[Key, None] = {}
         self._told: set[Key] = set()  # what differed, in a dry look
         self._settles = False
+        self._locked = 0
         self._dry = dry
         self._source = source
         self._progressed = progressed
@@ -120,7 +122,7 @@ class Look:
 
         try:
             changed = await perform(self.host, learn, self._dry)
-        except RowRejected as error:
+        except (RowRejected, TimedOut) as error:
             await self._halve(changes, error)
             return
         if self._dry:
@@ -147,10 +149,15 @@ class Look:
         """Whether a dry look did ask already; of roles, about each that is known here."""
         return not self._roles.get(key, {""}) if roles else key in self._asked
 
-    async def _halve(self, changes: Sequence[Change], error: RowRejected) -> None:
-        """One bad row harms nobody else."""
+    async def _halve(self, changes: Sequence[Change], error: RowRejected | TimedOut) -> None:
+        """One bad row, or one that is locked, harms nobody else. Raises TimedOut if very much is
+        locked."""
         if len(changes) == 1:
             key = changes[0].key
+            if isinstance(error, TimedOut):
+                self._locked += 1
+                if self._locked > MOST_LOCKED:
+                    raise error
             self.doubt(f"the {key.kind} {key.id} isn't kept: {error}")
             return
         middle = len(changes) // 2

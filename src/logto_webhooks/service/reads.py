@@ -8,33 +8,33 @@ answer doesn't settle (a change was sent while Logto was asked) is asked again a
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from typing import Final
 
 from logto_webhooks.core import answers
-from logto_webhooks.core.ports import Answered, Clock, Host, Logto, Observer, Waiting
+from logto_webhooks.core.ports import Answered, Host, Logto, Observer, Waiting
 from logto_webhooks.core.record import MEMBERS, RESTORED, ROLE, Absent, Change, Key
 from logto_webhooks.core.reports import Asked, NotAsked
-from logto_webhooks.errors import AnotherLogto, AnswerMalformed, described
+from logto_webhooks.errors import AnotherLogto, AnswerMalformed, TimedOut, described
 from logto_webhooks.service import kinship, members, person, sync
 from logto_webhooks.service.clocks import When, clocks
 
 AT_ONCE: Final = 500  # records that are looked at in one step
 POLL_S: Final = 1.0
-AGAIN_MS: Final = 500
-LONGEST_MS: Final = 60_000
+AGAIN_S: Final = 0.5
+LONGEST_S: Final = 60.0
 
 
 class Reads:
     """Settles what waits, one subject after the other."""
 
-    def __init__(self, logto: Logto, host: Host, clock: Clock, observe: Observer) -> None:
+    def __init__(self, logto: Logto, host: Host, observe: Observer) -> None:
         self._logto = logto
         self._host = host
-        self._clock = clock
         self._observe = observe
         self._is_kin = False
-        self._tries: dict[Key, tuple[int, int]] = {}  # subject -> tries, not before
+        self._tries: dict[Key, tuple[int, float]] = {}  # subject -> tries, not before (monotonic)
 
     async def keep(self) -> None:
         """Ask, again and again. What is wrong is reported, and tried again."""
@@ -46,7 +46,7 @@ class Reads:
                 stalls = 0
             except Exception as error:
                 stalls += 1
-                wait = min(2.0**stalls, LONGEST_MS / 1000)
+                wait = min(2.0**stalls, LONGEST_S)
                 self._observe(NotAsked(described(error), wait))
             await asyncio.sleep(wait)
 
@@ -54,7 +54,7 @@ class Reads:
         """Ask until nothing waits. Raises LogtoUnreachable, LogtoRefused, StoreUnavailable."""
         while await self._waiting():
             if not await self.step():
-                await asyncio.sleep(AGAIN_MS / 1000)
+                await asyncio.sleep(AGAIN_S)
 
     async def step(self) -> int:
         """Ask once about each that is due; return how many that were.
@@ -66,7 +66,7 @@ class Reads:
         for each in waiting:
             subjects.setdefault(_subject(each.key), []).append(each)
         self._tries = {key: tried for key, tried in self._tries.items() if key in subjects}
-        now = self._clock.now()
+        now = time.monotonic()
         due = [key for key in subjects if self._tries.get(key, (0, 0))[1] <= now]
         # A list of members tells at once what else is asked about one by one.
         due.sort(key=lambda key: not any(MEMBERS in each.reason for each in subjects[key]))
@@ -79,15 +79,15 @@ class Reads:
 
     async def _settle(self, subject: Key, waiting: Sequence[Waiting]) -> None:
         tries, _ = self._tries.get(subject, (0, 0))
-        wait = min(AGAIN_MS * 2**tries, LONGEST_MS)
-        self._tries[subject] = (tries + 1, self._clock.now() + wait)
+        wait = min(AGAIN_S * 2.0 ** min(tries, 10), LONGEST_S)
+        self._tries[subject] = (tries + 1, time.monotonic() + wait)
         try:
             if subject.kind == "user":
                 await self._user(subject.id, waiting)
             else:
                 await self._organization(subject.id, waiting)
-        except (AnswerMalformed, AnotherLogto) as error:
-            self._observe(NotAsked(described(error), wait / 1000))
+        except (AnswerMalformed, AnotherLogto, TimedOut) as error:  # the others can be settled
+            self._observe(NotAsked(described(error), wait))
         else:
             self._observe(Asked(f"{subject.kind}:{subject.id}", tuple(_reasons(waiting))))
 

@@ -18,7 +18,7 @@ from typing import Final
 from logto_webhooks.core.jobs import JobOutcome
 from logto_webhooks.core.ports import Clock, HandlerHost, Observer, Store
 from logto_webhooks.core.reports import HandlerHeld, Stalled
-from logto_webhooks.errors import described
+from logto_webhooks.errors import TimedOut, described
 from logto_webhooks.service.attempt import LEASE_S, Attempts, Held, given_back, was_cancelled
 from logto_webhooks.service.handlers import Handler, Handlers
 from logto_webhooks.service.places import Places
@@ -30,6 +30,7 @@ MEND_S: Final = 300.0
 GRACE_S: Final = 5.0
 CANCEL_S: Final = 1.0
 TELL_S: Final = 60.0
+CAREFUL_S: Final = 60.0
 
 
 class Runner:
@@ -53,6 +54,9 @@ class Runner:
         self._held: dict[int, Held] = {}  # line -> its job
         self._tasks: set[asyncio.Task[None]] = set()
         self._outcomes: list[tuple[str, JobOutcome]] = []
+        self._put_back: list[tuple[str, JobOutcome]] = []  # what was locked
+        self._put_back_until = 0.0
+        self._careful_until = 0.0  # something is locked: from then on nothing is waited for
         self._places = Places(handlers, host.room, self._attempts.left)
         self._transactions = asyncio.Semaphore(host.room)
         self._renewed = self._mended = time.monotonic()
@@ -103,9 +107,9 @@ class Runner:
         """Run until no job is due, and those in hand are done; or until stopped."""
         while not self._stopping:
             self._wake.clear()
-            if not (await self.turn() or self._tasks or self._outcomes):
+            if not (await self.turn() or self._tasks or self._outcomes or self._put_back):
                 return
-            if self._tasks:
+            if self._tasks or self._put_back:
                 await self._sleep(POLL_S)
         await self._end()
 
@@ -116,11 +120,24 @@ class Runner:
         """
         token, done, held = uuid.uuid4().hex, self._outcomes, list(self._held.values())
         self._outcomes = []
+        now = time.monotonic()
+        if self._put_back and now >= self._put_back_until:
+            done, self._put_back = self._put_back + done, []
+        step = partial(self._turn, token=token, done=done, held=held)
         try:
-            new = await self._host.run(partial(self._turn, token=token, done=done, held=held))
+            new, locked = await self._host.run(partial(step, careful=now < self._careful_until))
+        except TimedOut:
+            self._outcomes = done + self._outcomes
+            if now < self._careful_until:
+                raise
+            self._careful_until = time.monotonic() + CAREFUL_S
+            return 0
         except BaseException:
             self._outcomes = done + self._outcomes
             raise
+        if locked:
+            self._put_back += locked
+            self._put_back_until = time.monotonic() + POLL_S
         for each in new:
             self._held[each.job.line_id] = each
             task = asyncio.create_task(self._do(each))
@@ -129,11 +146,18 @@ class Runner:
         return len(new)
 
     def _turn(
-        self, store: Store, *, token: str, done: list[tuple[str, JobOutcome]], held: list[Held]
-    ) -> list[Held]:
+        self,
+        store: Store,
+        *,
+        token: str,
+        done: list[tuple[str, JobOutcome]],
+        held: list[Held],
+        careful: bool,
+    ) -> tuple[list[Held], list[tuple[str, JobOutcome]]]:
+        """Return what is claimed, and the outcomes that can't be written now."""
         now = time.monotonic()
         renewed = held if now - self._renewed > LEASE_S / 3 else []
-        _finish(store, done, renewed)
+        locked = _finish(store, done, renewed, careful=careful)
         if renewed:
             self._renewed = now
         if now - self._mended > MEND_S:
@@ -141,7 +165,9 @@ class Runner:
             store.jobs.mend()
         # Of those that may have ended a process, one at a time: it takes no other with it again.
         may_be_lost = not any(each.job.losses for each in held)
-        return self._attempts.claim(store, token, self._free(held), lost=may_be_lost)
+        room = self._free(held)
+        new = self._attempts.claim(store, token, room, lost=may_be_lost, skip_locked=careful)
+        return new, locked
 
     def _tell_held(self) -> None:
         """Say which handlers aren't called any more; again only after a while."""
@@ -186,15 +212,34 @@ class Runner:
             await asyncio.wait(self._tasks, timeout=CANCEL_S)
         with contextlib.suppress(Exception):  # they are done again by the next
             async with asyncio.timeout(GRACE_S):
-                await self._host.run(partial(_finish, done=self._outcomes))
+                done = self._put_back + self._outcomes
+                await self._host.run(partial(_finish, done=done, careful=True))
 
     async def _sleep(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._wake.wait(), seconds)
 
 
-def _finish(store: Store, done: list[tuple[str, JobOutcome]], renewed: Sequence[Held] = ()) -> None:
-    """Write outcomes, and hold longer what is still in hand."""
+def _finish(
+    store: Store,
+    done: list[tuple[str, JobOutcome]],
+    renewed: Sequence[Held] = (),
+    *,
+    careful: bool = False,
+) -> list[tuple[str, JobOutcome]]:
+    """Write outcomes, and hold longer what is still in hand. Return the outcomes that weren't
+    written: to be `careful` is to wait for nobody who holds a line or a job."""
+    locked: list[tuple[str, JobOutcome]] = []
+    if careful:
+        wanted = [outcome.line_id for _, outcome in done] + [each.job.line_id for each in renewed]
+        busy, busy_jobs = store.jobs.held_elsewhere(wanted, [outcome.id for _, outcome in done])
+        for each in done:
+            if each[1].line_id in busy or each[1].id in busy_jobs:
+                locked.append(each)
+                if each[1].line_id not in busy:  # or somebody else would take it
+                    store.jobs.renew(each[0], [each[1].line_id], LEASE_S)
+        done = [each for each in done if each not in locked]
+        renewed = [each for each in renewed if each.job.line_id not in busy]
     by_token: dict[str, list[JobOutcome]] = {}
     for claimed_by, outcome in done:
         by_token.setdefault(claimed_by, []).append(outcome)
@@ -203,5 +248,6 @@ def _finish(store: Store, done: list[tuple[str, JobOutcome]], renewed: Sequence[
         store.jobs.lock(lines + [each.job.line_id for each in renewed])
     for claimed_by, outcomes in by_token.items():
         store.jobs.finish(claimed_by, outcomes)  # what was lost is somebody else's now
-    for each in renewed:
-        store.jobs.renew(each.token, [each.job.line_id], LEASE_S)
+    for held in renewed:
+        store.jobs.renew(held.token, [held.job.line_id], LEASE_S)
+    return locked

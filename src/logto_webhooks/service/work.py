@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from logto_webhooks.core.inbox import Claimed, Outcome
 from logto_webhooks.core.jobs import NewJob
 from logto_webhooks.core.lifecycle import MAX_ATTEMPTS, MOVES, Move, Retry, State, after_failure
-from logto_webhooks.core.ports import Clock, Host, Observer, Store
+from logto_webhooks.core.ports import LOCK_S, STATEMENT_S, Clock, Host, Observer, Store
 from logto_webhooks.core.projection import LAG_MS
 from logto_webhooks.core.record import Drop, Key
 from logto_webhooks.core.reports import Failed, Report, Resumed, Stalled, Synced
@@ -34,9 +34,7 @@ LONGEST_S: Final = 1.0  # of a transaction, where it holds back only other worke
 LEASE_S: Final = 10.0
 POLL_S: Final = 1.0
 LONGEST_STALL_S: Final = 5.0
-LOCK_S: Final = 1.0  # that a batch waits for a lock
-CULPRIT_LOCK_S: Final = 0.2  # the same, once it is known that something is locked
-STATEMENT_S: Final = 5.0
+CULPRIT_LOCK_S: Final = 0.2  # that a batch waits, once it is known that something is locked
 HALVING_S: Final = 3.0  # that halving may take while the others wait
 PUT_BACK_S: Final = 1.0  # what wasn't halved any more
 SUSPECT_S: Final = 60.0  # that what touches a locked record is applied apart from the others
@@ -168,7 +166,7 @@ class Worker:
         """What may not be done within the lease would be done in vain."""
         held, self._held = self._held, []
         outcomes = [Outcome(id=each.claimed.id, state=State.PENDING) for each in held]
-        await self._host.run(lambda store: store.finish(self._token, outcomes))
+        await self._finish_if_free(outcomes)
         return len(held)
 
     async def _apply(self, batch: Sequence[Work]) -> None:
@@ -183,7 +181,8 @@ class Worker:
             await self._apply_planned(planned)
         for each in batch:
             if isinstance(each, Unusable):  # in a transaction of its own: it locks out of turn
-                self._observe(await self._fail_alone(each.claimed, each.error))
+                with contextlib.suppress(TimedOut):  # its lease ends
+                    self._observe(await self._fail_alone(each.claimed, each.error))
 
     def _suspected(self, planned: Sequence[Planned]) -> list[Planned]:
         """Those that touch what was locked lately: they aren't applied with the others."""
@@ -245,7 +244,7 @@ class Worker:
         return self._synced(planned, outcome, since)
 
     def _sync_piece(self, piece: Planned, lock_s: float, store: Store) -> str:
-        store.limit_waits(lock_s, STATEMENT_S)
+        _limit(store, lock_s)
         store.renew(self._token, [piece.claimed.id], LEASE_S)
         started = time.perf_counter()
         result = sync.apply_piece(store, piece, self._replay_window_ms)
@@ -255,7 +254,7 @@ class Worker:
     def _add_jobs(
         self, planned: Planned, jobs: Sequence[NewJob], lock_s: float, store: Store
     ) -> None:
-        store.limit_waits(lock_s, STATEMENT_S)
+        _limit(store, lock_s)
         store.renew(self._token, [planned.claimed.id], LEASE_S)
         store.jobs.add(jobs)
 
@@ -281,7 +280,7 @@ class Worker:
                 )
                 for each in batch
             ]
-            await self._host.run(lambda store: store.finish(self._token, outcomes))
+            await self._finish_if_free(outcomes)
             return
         for half in (batch[: len(batch) // 2], batch[len(batch) // 2 :]):
             known = [each for each in half if each.claimed.subject in self._locked]
@@ -295,7 +294,13 @@ class Worker:
         self._suspects |= dict.fromkeys(_touched(planned), until)
         if planned.claimed.subject is not None:
             self._locked.add(planned.claimed.subject)
-        self._observe(await self._fail_alone(planned.claimed, error))
+        with contextlib.suppress(TimedOut):
+            self._observe(await self._fail_alone(planned.claimed, error))
+
+    async def _finish_if_free(self, outcomes: Sequence[Outcome]) -> None:
+        """Where a delivery's own row is locked, its lease ends it: it is due again then."""
+        with contextlib.suppress(TimedOut):
+            await self._host.run(lambda store: store.finish(self._token, outcomes))
 
     async def _fail_alone(self, culprit: Claimed, error: Exception) -> Failed:
         try:
@@ -307,7 +312,7 @@ class Worker:
             return await self._host.run(lambda store: self._fail(store, culprit, error, mark=False))
 
     def _sync(self, store: Store, batch: Sequence[Planned], lock_s: float) -> list[Report]:
-        store.limit_waits(lock_s, STATEMENT_S)
+        _limit(store, lock_s)
         started = time.perf_counter()
         outcomes, since = sync.apply(store, self._token, batch, self._replay_window_ms)
         self._pace.took(sum(each.weight for each in batch), time.perf_counter() - started)
@@ -332,7 +337,6 @@ class Worker:
         )
 
     def _fail(self, store: Store, claimed: Claimed, error: Exception, mark: bool = True) -> Failed:
-        store.limit_waits(LOCK_S, STATEMENT_S)
         decision = after_failure(error, claimed.attempt, self._jitter(), self._max_attempts)
         wait = decision.after_s if isinstance(decision, Retry) else None
         if wait is None and mark:
@@ -356,6 +360,11 @@ class Worker:
     async def _sleep(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._wake.wait(), seconds)
+
+
+def _limit(store: Store, lock_s: float) -> None:
+    if lock_s != LOCK_S:  # as the host set it already
+        store.limit_waits(lock_s, STATEMENT_S)
 
 
 def _touched(planned: Planned) -> set[Key]:

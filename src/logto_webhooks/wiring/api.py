@@ -63,7 +63,7 @@ async def asking(
 ) -> AsyncIterator[None]:
     """Recover, settle what waits, and compare, as long as the block lasts and it is our turn."""
     recovery = recovery_of(settings, logto, database, stored)
-    reads = Reads(logto, database.host, SystemClock(), observe)
+    reads = Reads(logto, database.host, observe)
     reconciliation = reconciliation_of(logto, database)
 
     async def ask() -> None:

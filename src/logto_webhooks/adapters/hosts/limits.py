@@ -17,6 +17,8 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.exc import InvalidatePoolError
 
+from logto_webhooks.core.ports import LOCK_S, STATEMENT_S, Store
+
 # Accepting: each statement is a transaction, so that no silent connection leaves one open.
 ACCEPTS: Final[dict[str, Any]] = {"isolation_level": "AUTOCOMMIT", "logto_accepts": True}
 RUN_S: Final = 10.0  # a transaction of ours, which is meant to take a second
@@ -26,6 +28,12 @@ CUT_S: Final = 0.5  # for what was cut off to end
 CLOSE_S: Final = 1.0
 MOST_LEFT: Final = 8  # calls that may be left behind at once
 _BORN: Final = "logto_connected_at"
+
+
+def limited(store: Store) -> Store:
+    """Limit the waits of a transaction of ours that begins: for a lock, and for a statement."""
+    store.limit_waits(LOCK_S, STATEMENT_S)
+    return store
 
 
 class Held:

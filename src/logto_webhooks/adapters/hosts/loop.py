@@ -22,6 +22,7 @@ from logto_webhooks.adapters.hosts.limits import (
     RUN_S,
     Distrust,
     Held,
+    limited,
 )
 from logto_webhooks.adapters.hosts.sessions import (
     SESSION,
@@ -144,7 +145,7 @@ class LoopHost:
         async with self._begin() as connection:
             assert connection.sync_connection is not None
             held.hold(connection.sync_connection)
-            return await connection.run_sync(lambda sync: work(self._bind(sync)))
+            return await connection.run_sync(lambda sync: work(limited(self._bind(sync))))
 
     async def _look(
         self,

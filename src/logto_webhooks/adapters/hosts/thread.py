@@ -22,6 +22,7 @@ from logto_webhooks.adapters.hosts.limits import (
     RUN_S,
     Distrust,
     Held,
+    limited,
 )
 from logto_webhooks.adapters.hosts.sessions import (
     SYNC,
@@ -34,7 +35,7 @@ from logto_webhooks.adapters.hosts.sessions import (
     untranslated,
 )
 from logto_webhooks.core.ports import Store
-from logto_webhooks.errors import StoreUnavailable, TimeLimitExceeded, WriterHeld
+from logto_webhooks.errors import StoreUnavailable, TimedOut, TimeLimitExceeded, WriterHeld
 from logto_webhooks.service.aside import HAS_WRITER, Aside
 
 T = TypeVar("T")
@@ -199,11 +200,13 @@ class ThreadHost:
             with translated(self._engine), self._engine.connect() as connection:
                 held.hold(connection)
                 try:
-                    result = work(self._bind(connection))
+                    result = work(limited(self._bind(connection)))
                     connection.commit()
                 finally:
                     held.release()
             self._committed()
+        except TimedOut:
+            raise
         except StoreUnavailable:
             self._failed()
             raise

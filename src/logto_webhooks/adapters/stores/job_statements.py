@@ -42,6 +42,10 @@ _LOCKED = (
 )
 LOCK = _LOCKED.where(among(lines.c.id, "ids"))
 LOCK_OF_HANDLER = _LOCKED.where(lines.c.handler == sa.bindparam("name"))
+KNOWN_LINES = sa.select(lines.c.id).where(among(lines.c.id, "ids"))
+LOCK_FREE_LINES = KNOWN_LINES.with_for_update(skip_locked=True)
+KNOWN_JOBS = sa.select(jobs.c.id).where(among(jobs.c.id, "ids"))
+LOCK_FREE_JOBS = KNOWN_JOBS.with_for_update(skip_locked=True)
 HELD = LOCK.where(lines.c.token == sa.bindparam("by"))
 _first_of_line = (
     sa.select(_FIRST.c.id)
@@ -89,6 +93,7 @@ HEADS = (
     .outerjoin(deliveries, deliveries.c.id == jobs.c.delivery_id)
     .where(among(lines.c.id, "ids"))
 )
+FREE_HEADS = HEADS.with_for_update(of=jobs, skip_locked=True)
 _IS_BEGUN = jobs.c.attempts > jobs.c.failures  # by who holds its line, or lost it
 BEGUN = sa.select(jobs.c.id).where(among(jobs.c.id, "ids"), _IS_WAITING, _IS_BEGUN)
 PLACES = sa.select(jobs.c.handler, jobs.c.line, jobs.c.state).where(among(jobs.c.id, "ids"))

@@ -9,7 +9,7 @@ Lines are held before the jobs in them, and in order.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import sqlalchemy as sa
@@ -28,6 +28,8 @@ from logto_webhooks.core.jobs import (
     Registered,
 )
 from logto_webhooks.core.lifecycle import JobMove, JobState, job_targets
+
+LOCKED_MS: Final = 1_000  # until a job is looked at again that was locked
 
 
 class SqlJobs:
@@ -71,12 +73,19 @@ class SqlJobs:
         self._touch({(each.handler, each.line) for each in new})
 
     def claim(
-        self, token: str, room: Mapping[str, int], lease_s: float, *, lost: bool = True
+        self,
+        token: str,
+        room: Mapping[str, int],
+        lease_s: float,
+        *,
+        lost: bool = True,
+        skip_locked: bool = False,
     ) -> list[Job]:
         """Take the first job of each due line, of so many of each handler; nobody else gets a
         line during the lease.
 
         Of lines whose lease ran out it takes one, or none unless `lost`.
+        To `skip_locked` is to take no job whose row another transaction holds.
         """
         due: list[int] = []
         of_lost: list[int] = []
@@ -89,17 +98,30 @@ class SqlJobs:
             return []
         held = {"ids": due, "by": token, "lease_ms": int(lease_s * 1000)}
         self._connection.execute(statements.HOLD, held)
-        rows = self._connection.execute(statements.HEADS, {"ids": due}).mappings().all()
+        heads = statements.FREE_HEADS if skip_locked else statements.HEADS
+        rows = self._connection.execute(heads, {"ids": due}).mappings().all()
         ids = {"ids": [row["id"] for row in rows]}
         self._connection.execute(statements.COUNT, ids)
         empty = set(due) - {row["line_id"] for row in rows}
         if empty:
             self._connection.execute(statements.DROP_EMPTY, {"ids": list(empty)})
+            if skip_locked:  # what is left of them has a first job that is locked
+                later = {"ids": list(empty), "wait_ms": LOCKED_MS}
+                self._connection.execute(statements.FREE, later)
         return [Job(**row | {"late": bool(row["late"])}) for row in map(dict, rows)]
 
     def lock(self, line_ids: Sequence[int]) -> None:
         """Let nobody change lines until the transaction ends, in the order of `_touch`."""
         self._connection.execute(statements.LOCK, {"ids": list(line_ids)})
+
+    def held_elsewhere(
+        self, line_ids: Sequence[int], job_ids: Sequence[int]
+    ) -> tuple[set[int], set[int]]:
+        """Hold lines and jobs without waiting; return those that another transaction holds."""
+        return (
+            self._busy(statements.LOCK_FREE_LINES, statements.KNOWN_LINES, line_ids),
+            self._busy(statements.LOCK_FREE_JOBS, statements.KNOWN_JOBS, job_ids),
+        )
 
     def renew(self, token: str, line_ids: Sequence[int], lease_s: float) -> None:
         """Hold lines longer."""
@@ -146,6 +168,13 @@ class SqlJobs:
     def mend(self) -> int:
         """Make the lines that are missing where jobs wait; return how many."""
         return self._connection.execute(statements.mend(self._connection.dialect.name)).rowcount
+
+    def _busy(self, lock_free: Any, known: Any, ids: Sequence[int]) -> set[int]:
+        wanted = {"ids": list(ids)}
+        free = set(self._connection.scalars(lock_free, wanted))
+        if free.issuperset(ids):
+            return set()
+        return set(self._connection.scalars(known, wanted)) - free
 
     def _touch(self, touched: set[tuple[str, str]], *, wake: bool = False) -> None:
         statement = statements.touch_lines(self._connection.dialect.name, wake)

@@ -72,12 +72,19 @@ class MemoryJobs:
             self._touch((job.handler, job.line))
 
     def claim(
-        self, token: str, room: Mapping[str, int], lease_s: float, *, lost: bool = True
+        self,
+        token: str,
+        room: Mapping[str, int],
+        lease_s: float,
+        *,
+        lost: bool = True,
+        skip_locked: bool = False,
     ) -> list[Job]:
         """Take the first job of each due line, of so many of each handler; nobody else gets a
         line during the lease.
 
         Of lines whose lease ran out it takes one, or none unless `lost`.
+        To `skip_locked` is to take no job whose row another transaction holds.
         """
         now = self._clock.now()
         lines = sorted(self._tables.lines.items(), key=lambda each: each[1].due_at)
@@ -100,6 +107,12 @@ class MemoryJobs:
 
     def lock(self, line_ids: Sequence[int]) -> None:
         """Nobody else is here."""
+
+    def held_elsewhere(
+        self, line_ids: Sequence[int], job_ids: Sequence[int]
+    ) -> tuple[set[int], set[int]]:
+        """Hold lines and jobs without waiting; return those that another transaction holds."""
+        return set(), set()
 
     def renew(self, token: str, line_ids: Sequence[int], lease_s: float) -> None:
         """Hold lines longer."""
