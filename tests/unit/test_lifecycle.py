@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from logto_webhooks.core.lifecycle import (
+    MAX_TIME_OUTS,
     MOVES,
     Dead,
     Move,
@@ -13,7 +14,7 @@ from logto_webhooks.core.lifecycle import (
     after_failure,
     after_job_failure,
 )
-from logto_webhooks.errors import JobLost, MalformedEvent, RetryLater
+from logto_webhooks.errors import JobLost, MalformedEvent, RetryLater, TimedOut
 
 ERROR = RuntimeError("x")
 
@@ -55,3 +56,11 @@ def test_a_handler_asks_for_any_wait(asked: float, wait: float) -> None:
     assert after_job_failure(ERROR, 0, 0, 8, (asked,)) == Retry(wait)
     with pytest.raises(ValueError, match="soon"):
         RetryLater("soon")  # type: ignore[arg-type]
+
+
+def test_a_time_out_is_tried_again_soon_and_for_long() -> None:
+    """A lock says nothing against a delivery: it isn't dead after the usual attempts."""
+    locked = TimedOut(problem="locked")
+    assert after_failure(locked, 1, jitter=0) == Retry(1)
+    assert after_failure(locked, 100, jitter=0) == Retry(15)
+    assert after_failure(locked, MAX_TIME_OUTS, jitter=0) == Dead()

@@ -83,8 +83,8 @@ MAX_LOSSES: Final = 3  # of a job that whoever held it said nothing more about
 FIRST_WAIT_S: Final = 1.0
 LONGEST_WAIT_S: Final = 900.0
 # What is locked is tried again once a minute, and given up after about a day.
-LONGEST_LOCKED_WAIT_S: Final = 60.0
-MAX_TIME_OUTS: Final = 1_500
+LONGEST_LOCKED_WAIT_S: Final = 15.0
+MAX_TIME_OUTS: Final = 6_000
 _A_YEAR_S: Final = 366 * 86_400.0
 
 
@@ -141,7 +141,7 @@ def after_failure(
     The waits grow threefold: 1 s, 3 s, 9 s, … up to 15 minutes; `jitter` (0 to 1) takes off up
     to half, so that what failed together isn't tried together. A malformed event stays
     malformed: it is dead at once. A time-out counts as an attempt, but says nothing against the
-    delivery: the waits grow to a minute, and it is dead only after about a day.
+    delivery: the waits grow to 15 s, and it is dead only after about a day.
     """
     if isinstance(error, TimedOut):
         if attempt >= max(MAX_TIME_OUTS, max_attempts):
