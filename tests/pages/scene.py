@@ -83,7 +83,8 @@ async def _fill(folder: Path) -> None:
 
 
 def _received(body: bytes) -> Delivery:
-    at = sent_at_of(identify(vouch(body), 0).digest)
+    sent_by_now = time.time_ns() // 1_000_000 + 60_000  # later than any of them was sent
+    at = sent_at_of(identify(vouch(body), sent_by_now).digest)
     return identify(vouch(body), at + TRAVEL_MS)
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 
 from logto_webhooks.adapters.observers.metrics import GAUGES, METRICS, SPOOLED, UP
-from logto_webhooks.settings import VARIABLES
+from logto_webhooks.settings import FILE_VARIABLES, VARIABLES
 from tests.pages import examples, tree
 
 _OURS = {"logto_webhooks"}  # the package
@@ -14,7 +14,7 @@ _OURS = {"logto_webhooks"}  # the package
 
 def unknown_settings(text: str) -> set[str]:
     """Variables of ours that nothing reads."""
-    known = {name for names in VARIABLES.values() for name in names}
+    known = {name for names in VARIABLES.values() for name in names} | {*FILE_VARIABLES}
     return set(re.findall(r"\bLOGTO_[A-Z0-9_]+\b", text)) - known
 
 
