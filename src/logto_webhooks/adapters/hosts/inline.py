@@ -85,6 +85,8 @@ class InlineHost:
 class InlineLoopHost(LoopHost):
     """The same on an AsyncConnection."""
 
+    _is_pooled = False  # it is the test's own
+
     def __init__(
         self,
         connection: AsyncConnection,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from functools import partial
 from typing import Any, TypeVar
 
@@ -28,6 +28,7 @@ from logto_webhooks.adapters.hosts.sessions import (
     SESSION,
     SYNC,
     end_sync,
+    has_no_transaction,
     kept,
     no_session,
     room_in,
@@ -36,8 +37,9 @@ from logto_webhooks.adapters.hosts.sessions import (
     undone,
     untranslated,
 )
+from logto_webhooks.adapters.hosts.traces import Traces
 from logto_webhooks.core.ports import Store
-from logto_webhooks.errors import StoreUnavailable
+from logto_webhooks.errors import StoreUnavailable, TransactionEnded
 from logto_webhooks.service.aside import Aside
 
 T = TypeVar("T")
@@ -45,6 +47,8 @@ T = TypeVar("T")
 
 class LoopHost:
     """Runs the very same work as the thread host, by `AsyncConnection.run_sync`."""
+
+    _is_pooled = True  # whether others get the connection of a handler after it
 
     def __init__(
         self,
@@ -114,23 +118,51 @@ class LoopHost:
     ) -> None:
         """Call with the transaction that was wished for, and let `finish` end in the same one."""
 
-        def end(sync: sa.Connection) -> None:
-            kept(sync, begun)
-            finish(self._bind(sync))
-
         async with self._begin() as connection:
-            begun = await connection.run_sync(sa.Connection.begin_nested)
-            assert connection.sync_connection is not None
+            sync = connection.sync_connection
+            assert sync is not None
             try:
-                with untranslated(connection.sync_connection, self._theirs):
-                    if issubclass(wish, SYNC):
-                        await _call_sync(connection, wish, call)
-                    else:
-                        await _call(connection, wish, call)
+                to_close = await self._handle(connection, sync, wish, call, finish)
+                if self._is_pooled:
+                    await connection.commit()
             except BaseException:
-                await connection.run_sync(undone, begun)
+                if self._is_pooled:  # not all that it did ends with its transaction
+                    await _rolled_back(connection)
+                    await _drop(connection)
                 raise
-            await connection.run_sync(end)
+            if to_close:
+                await _drop(connection)
+
+    async def _handle(
+        self,
+        connection: AsyncConnection,
+        sync: sa.Connection,
+        wish: type,
+        call: Callable[[Any], Any],
+        finish: Callable[[Store], None],
+    ) -> bool:
+        """Return whether the connection is to be closed, because nobody else should have it."""
+        traces = await connection.run_sync(Traces) if self._is_pooled else None
+
+        def end(sync: sa.Connection) -> bool:
+            kept(sync, begun)
+            to_close = traces is not None and traces.put_back()
+            finish(self._bind(sync))
+            return to_close
+
+        begun = await connection.run_sync(sa.Connection.begin_nested)
+        try:
+            with untranslated(sync, self._theirs):
+                if issubclass(wish, SYNC):
+                    await _call_sync(connection, wish, call)
+                else:
+                    await _call(connection, wish, call)
+        except BaseException as error:
+            await connection.run_sync(undone, begun)
+            if has_no_transaction(error):
+                raise TransactionEnded() from error
+            raise
+        return await connection.run_sync(end)
 
     async def close(self) -> None:
         """Close the connections, if they are ours: those that don't answer are cut off."""
@@ -231,6 +263,17 @@ async def _rolled_back(connection: AsyncConnection) -> None:
         await connection.rollback()
     except sa.exc.SQLAlchemyError:
         await connection.invalidate()
+
+
+async def _drop(connection: AsyncConnection) -> None:
+    """Close it, so that nobody has it again. `invalidate` alone leaves psycopg's open."""
+    if connection.invalidated:
+        return
+    with suppress(Exception):  # it is broken, or in use
+        driver: Any = (await connection.get_raw_connection()).driver_connection
+        async with asyncio.timeout(CLOSE_S):
+            await driver.close()
+    await connection.invalidate()
 
 
 async def _call(connection: AsyncConnection, wish: type, call: Callable[[Any], Any]) -> None:

@@ -22,6 +22,8 @@ SESSION: Final[dict[str, Any]] = {
     "expire_on_commit": False,
 }
 _FAILED: Final = "25P02"  # PostgreSQL's: in_failed_sql_transaction
+# PostgreSQL's: no_active_sql_transaction, invalid_savepoint_specification
+_ENDED: Final = ("25P01", "3B001")
 _MAP: Final = "schema_translate_map"
 _ROOM: Final = 4  # what a pool of SQLAlchemy's usual size has
 
@@ -69,8 +71,10 @@ def guarded(connection: sa.Connection) -> Iterator[None]:
     begun = connection.begin_nested()
     try:
         yield
-    except BaseException:
+    except BaseException as error:
         undone(connection, begun)
+        if has_no_transaction(error):
+            raise TransactionEnded() from error
         raise
     kept(connection, begun)
 
@@ -108,6 +112,13 @@ def undone(connection: sa.Connection, begun: sa.NestedTransaction) -> None:
     if connection.get_nested_transaction() is begun and not connection.invalidated:
         with suppress(sa.exc.SQLAlchemyError):
             begun.rollback()
+
+
+def has_no_transaction(error: BaseException) -> bool:
+    """Whether a statement failed because the transaction, or a savepoint in it, is over: somebody
+    ended it by hand."""
+    state = getattr(getattr(error, "orig", None), "sqlstate", None)
+    return isinstance(error, sa.exc.DBAPIError) and state in _ENDED
 
 
 def kept(connection: sa.Connection, begun: sa.NestedTransaction) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from threading import Thread
 from typing import Any, Final, TypeVar
@@ -34,6 +35,7 @@ from logto_webhooks.adapters.hosts.sessions import (
     translated_as,
     untranslated,
 )
+from logto_webhooks.adapters.hosts.traces import Traces
 from logto_webhooks.core.ports import Store
 from logto_webhooks.errors import StoreUnavailable, TimedOut, TimeLimitExceeded, WriterHeld
 from logto_webhooks.service.aside import HAS_WRITER, Aside
@@ -219,15 +221,38 @@ class ThreadHost:
         call: Callable[[Any], Any],
         finish: Callable[[Store], None],
     ) -> None:
-        with self._engine.begin() as connection:
-            with guarded(connection), untranslated(connection, self._theirs):
-                given = sync_wish(wish, connection)
-                if not called.waited(partial(call, given), LONGEST_S if self._one_writer else None):
-                    self._take_back(connection)
-                    raise TimeLimitExceeded(seconds=LONGEST_S)
-                end_sync(given)
-            finish(self._bind(connection))
+        with self._engine.connect() as connection:
+            try:
+                to_close = self._call_and_finish(connection, called, wish, call, finish)
+                connection.commit()
+            except BaseException:
+                with suppress(sa.exc.SQLAlchemyError):
+                    connection.rollback()
+                connection.invalidate()  # not all that it did ends with its transaction
+                raise
+            if to_close:
+                connection.invalidate()
         self._committed()
+
+    def _call_and_finish(
+        self,
+        connection: sa.Connection,
+        called: Aside[None],
+        wish: type,
+        call: Callable[[Any], Any],
+        finish: Callable[[Store], None],
+    ) -> bool:
+        """Return whether the connection is to be closed, because nobody else should have it."""
+        traces = Traces(connection)
+        with guarded(connection), untranslated(connection, self._theirs):
+            given = sync_wish(wish, connection)
+            if not called.waited(partial(call, given), LONGEST_S if self._one_writer else None):
+                self._take_back(connection)
+                raise TimeLimitExceeded(seconds=LONGEST_S)
+            end_sync(given)
+        to_close = traces.put_back()
+        finish(self._bind(connection))
+        return to_close
 
     def _take_back(self, connection: sa.Connection) -> None:
         """End the transaction of a handler that may still run."""
