@@ -1,8 +1,9 @@
-"""Write what is made of the pages: `make pages`."""
+"""Write the generated parts of the pages: `make pages`, or `python -m tests.pages NAME …` for some."""
 
 from __future__ import annotations
 
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -18,6 +19,8 @@ def main() -> None:
         for page in made.pages():
             page.write_text(made.rewritten(page.read_text()))
         for page in filter(examples.are_in, sorted(made.DOCS.rglob("*.md"))):
+            if sys.argv[1:] and page.stem not in sys.argv[1:]:
+                continue
             copied = shutil.copytree(filled, Path(folder, page.stem))
             with scene.stage(copied, page.stem):
                 page.write_text(examples.rewritten(page.read_text()))

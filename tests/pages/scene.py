@@ -31,7 +31,7 @@ TRAVEL_MS: Final = 24
 APP: Final = """\
 from logto_webhooks import LogtoWebhooks, events
 
-logto = LogtoWebhooks(signing_key="any text", database_url="sqlite:///logto-webhooks.db")
+logto = LogtoWebhooks(signing_key="a-key-to-try-it-with", database_url="sqlite:///logto-webhooks.db")
 
 
 @logto.on(events.LocalUserCreated, max_attempts=1)
@@ -80,6 +80,7 @@ async def _fill(folder: Path) -> None:
     await database.open()
     await database.host.run(lambda store: store.add(new))
     await database.host.close()
+    await asyncio.sleep(1.2)  # until they are of the past: a comparison asks about them then
 
 
 def _received(body: bytes) -> Delivery:
