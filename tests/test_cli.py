@@ -125,6 +125,7 @@ class TestStatus:
             "jobs": {"waiting": 0, "done": 0, "dead": 0, "discarded": 0},
             "unrunnable": {},
             "spooled": 0,
+            "memberships_to_end": 0,
             "waiting": [],
         }
 

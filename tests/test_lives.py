@@ -81,7 +81,12 @@ def test_a_plain_sign_up_leaves_no_doubt(order: list[int], gap: int) -> None:
 def _user(created_at: int, updated_at: int, signed_in_at: int | None) -> dict[str, object]:
     return {
         "id": "ana",
+        "username": None,
         "primaryEmail": "ana@example.com",
+        "primaryPhone": None,
+        "name": None,
+        "avatar": None,
+        "identities": {},
         "customData": {},
         "profile": {},
         "isSuspended": False,

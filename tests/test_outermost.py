@@ -68,20 +68,31 @@ def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
     assert ended.stdout.strip() in ("0", "141")  # what it printed may fit into the pipe
 
 
+STATUS = """
+import sys
+from logto_webhooks.__main__ import main
+print("started", flush=True)
+sys.argv = ["logto-webhooks", "status"]
+main()
+"""
+
+
 def test_ctrl_c_at_any_moment(tmp_path: Path) -> None:
     """While it imports, opens, works or ends: nothing but an exit code."""
     assert command("migrate", folder=tmp_path).returncode == 0
     for _ in range(12):
         process = subprocess.Popen(
-            [*PROGRAM, "status"],
+            [sys.executable, "-c", STATUS],
             cwd=tmp_path,
             env=clean_environment({}),
-            stdout=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        # Not before Python itself has started, which it does with a traceback of its own.
-        time.sleep(0.25 + random.random())
+        # Before that, Python itself writes a traceback: it is still importing the package.
+        assert process.stdout is not None
+        assert process.stdout.readline() == "started\n"
+        time.sleep(random.random())
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=30)
         assert "Traceback" not in said
