@@ -1,4 +1,4 @@
-"""Write the generated parts of the pages: `make pages`, or `python -m tests.pages NAME …` for some."""
+"""Write the generated parts of all pages, or of those that are named: `make pages`."""
 
 from __future__ import annotations
 
