@@ -11,22 +11,23 @@ import msgspec
 import sqlalchemy as sa
 
 from bench.load import deliveries
-from logto_webhooks.adapters.stores.schema import deliveries as inbox
-from logto_webhooks.core.delivery import Delivery, identify
-from logto_webhooks.core.ports import Store
-from logto_webhooks.core.signature import vouch
+from logto_webhooks.database import Database, open_database
+from logto_webhooks.database.schema import deliveries as inbox
+from logto_webhooks.deliveries import NewDelivery, identify
+from logto_webhooks.interfaces import Store
+from logto_webhooks.runtime import make_worker
 from logto_webhooks.settings import Settings
-from logto_webhooks.wiring import Database, database_of, worker_of
+from logto_webhooks.signing_keys import trust
 
 BATCH = 512
 
 
-def backlog(count: int, seed: int) -> list[Delivery]:
+def backlog(count: int, seed: int) -> list[NewDelivery]:
     """Deliveries that nobody applied yet."""
-    return [identify(vouch(each.body), 2_000_000_000_000) for each in deliveries(count, seed)]
+    return [identify(trust(each.body), 2_000_000_000_000) for each in deliveries(count, seed)]
 
 
-async def fill(database: Database, some: Sequence[Delivery]) -> float:
+async def fill(database: Database, some: Sequence[NewDelivery]) -> float:
     """Put them into the inbox; return how many a second."""
     started = time.perf_counter()
     for start in range(0, len(some), BATCH):
@@ -35,23 +36,23 @@ async def fill(database: Database, some: Sequence[Delivery]) -> float:
     return len(some) / (time.perf_counter() - started)
 
 
-def _add(some: Sequence[Delivery], store: Store) -> None:
+def _add(some: Sequence[NewDelivery], store: Store) -> None:
     store.add(some)
 
 
 async def filled(url: str, count: int, seed: int) -> None:
     """Accept a backlog."""
-    database = database_of(url)
+    database = open_database(url)
     await fill(database, backlog(count, seed))
     await database.host.close()
 
 
 async def synced(url: str, count: int, seed: int) -> tuple[float, float]:
     """Accept and apply a backlog; return both rates."""
-    database = database_of(url)
+    database = open_database(url)
     await database.migrate()
     accepts = await fill(database, backlog(count, seed))
-    worker = worker_of(Settings(), database, lambda report: None)
+    worker = make_worker(Settings(), database, lambda report: None)
     started = time.perf_counter()
     while await worker.step():
         pass

@@ -22,8 +22,8 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
+from logto_webhooks.runtime import make_client
 from logto_webhooks.settings import from_env
-from logto_webhooks.wiring import api_of
 
 Environment = dict[str, str]
 KILLS = 5
@@ -52,7 +52,7 @@ def read_and_discard(environment: Environment, what: str, hook: str = "") -> flo
 
 
 async def _discard(environment: Environment, what: str, hook: str) -> None:
-    api = api_of(from_env(environment), fast=True)
+    api = make_client(from_env(environment), fast=True)
     if what == "log":
         [hook] = [each["id"] async for page in api.hooks() for each in page.content]
     pages = api.users() if what == "users" else api.log(hook, 1, 2**42)

@@ -15,15 +15,14 @@ import sqlalchemy as sa
 from tests.support import postgres
 from tests.support.copy import delivery
 
-from logto_webhooks.core.events import UserDataUpdated
-from logto_webhooks.core.jobs import NewJob
-from logto_webhooks.core.ports import Store
-from logto_webhooks.service.handlers import Handlers
-from logto_webhooks.service.options import Options
-from logto_webhooks.service.run import Runner
+from logto_webhooks.clock import SystemClock
+from logto_webhooks.database import Database, open_database
+from logto_webhooks.events import UserDataUpdated
+from logto_webhooks.handlers.registry import HandlerOptions, Handlers
+from logto_webhooks.handlers.runner import JobRunner
+from logto_webhooks.interfaces import Store
+from logto_webhooks.jobs import NewJob
 from logto_webhooks.testing import make
-from logto_webhooks.wiring import Database, database_of
-from logto_webhooks.wiring.clock import SystemClock
 
 SUBJECTS = 200
 PIECE = 5_000
@@ -42,7 +41,7 @@ class Lines:
         self._all_done = asyncio.Event()
         self._handlers = Handlers()
         self._handlers.fit(database.host.provides)
-        options = Options(max_attempts=10**9, waits=(AGAIN_S,))
+        options = HandlerOptions(max_attempts=10**9, waits=(AGAIN_S,))
         self._handlers.add(self._empty, ["User.Data.Updated"], name="empty", options=options)
 
     async def prepare(self, stuck: int) -> None:
@@ -69,7 +68,7 @@ class Lines:
         self._all_done.clear()
         before, failed = self._done, self._failed
         host, clock = self._database.host, SystemClock()
-        runner = Runner(host, clock, lambda report: None, random.random, self._handlers)
+        runner = JobRunner(host, clock, lambda report: None, random.random, self._handlers)
         started = time.perf_counter()
         running = asyncio.create_task(runner.run())
         with contextlib.suppress(TimeoutError):
@@ -105,13 +104,13 @@ class Lines:
 async def lines(kind: str, name: str, folder: Path) -> AsyncIterator[Lines]:
     """A new database: a file, or a schema that is dropped in the end."""
     if kind == "sqlite":
-        database = database_of(f"sqlite:///{folder / name}.db")
+        database = open_database(f"sqlite:///{folder / name}.db")
         yield Lines(name, database, None)
         await database.host.close()
         return
     with new_schema(name) as schema:
         url = postgres.server_url().render_as_string(hide_password=False)
-        database = database_of(url, schema)
+        database = open_database(url, schema)
         yield Lines(name, database, schema)
         await database.host.close()
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from bench.sides import KEY
 from logto_webhooks.samples.payloads import payload
-from logto_webhooks.samples.signed import Signed, signed
+from logto_webhooks.samples.request import SignedRequest, sign_request
 
 PATH = "/api/webhooks/logto"
 EVENTS = ("User.Created", "User.Data.Updated", "PostSignIn")
@@ -32,13 +32,13 @@ end
 """
 
 
-def deliveries(count: int, seed: int, users: int = 20_000) -> Iterator[Signed]:
+def deliveries(count: int, seed: int, users: int = 20_000) -> Iterator[SignedRequest]:
     """Realistic deliveries about so many users."""
     rng = random.Random(seed)
     for number in range(count):
         about = f"u{rng.randrange(users)}"
         at = 1_795_485_335_000 + number
-        yield signed(payload(rng.choice(EVENTS), {}, at=at, rng=rng, id=about), KEY)
+        yield sign_request(payload(rng.choice(EVENTS), {}, at=at, rng=rng, id=about), KEY)
 
 
 def write_requests(file: Path, count: int) -> None:
@@ -68,14 +68,14 @@ def wrk(port: int, requests: Path, seconds: int) -> float:
     return float(found[1])
 
 
-async def steady(port: int, sent: Sequence[Signed], rate: int) -> list[float]:
+async def steady(port: int, sent: Sequence[SignedRequest], rate: int) -> list[float]:
     """Send so many a second, whatever the answers do; return how long each took, in ms."""
     free: asyncio.Queue[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = asyncio.Queue()
     for _ in range(32):
         free.put_nowait(await asyncio.open_connection("127.0.0.1", port))
     took: list[float] = []
 
-    async def one(each: Signed, due: float) -> None:
+    async def one(each: SignedRequest, due: float) -> None:
         reader, writer = await free.get()
         head = f"POST {PATH} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(each.body)}\r\n"
         writer.write(

@@ -12,8 +12,8 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from logto_webhooks.testing.fake import FakeLogto
-from logto_webhooks.testing.fake.numbered import Made
+from logto_webhooks.testing.fake.logto import FakeLogto
+from logto_webhooks.testing.fake.numbered import MadeUsers
 from logto_webhooks.testing.fake.shapes import Json
 
 GAP_MS = 400  # between two entries of the log
@@ -33,7 +33,7 @@ async def _serve(users: int, entries: int) -> None:
         logto.populate(users)
         hook = logto.add_hook("http://127.0.0.1:9/webhook")
         now = int(hook["createdAt"])
-        logto.populate_log(hook["id"], Made(entries, lambda number: _entry(number, now)))
+        logto.populate_log(hook["id"], MadeUsers(entries, lambda number: _entry(number, now)))
         told = {
             "LOGTO_ENDPOINT": logto.url,
             "LOGTO_M2M_APP_ID": logto.app_id,

@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar
 import pytest
 from hypothesis import HealthCheck, settings
 
-from logto_webhooks.core.ports import Host, Store
+from logto_webhooks.interfaces import Store, TransactionRunner
 from tests.support.copy import STORES, open_host
 
 T = TypeVar("T")
@@ -36,7 +36,7 @@ class Run(Protocol):
 
 
 @pytest.fixture(params=STORES)
-def host(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Host]:
+def host(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[TransactionRunner]:
     """An empty store of each kind."""
     opened = open_host(request.param, tmp_path)
     yield opened
@@ -44,7 +44,7 @@ def host(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Host]:
 
 
 @pytest.fixture
-def run(host: Host) -> Run:
+def run(host: TransactionRunner) -> Run:
     """Run work in one transaction, and commit."""
 
     def run_now(work: Callable[[Store], T]) -> T:

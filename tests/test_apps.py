@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from logto_webhooks import LogtoWebhooks
-from logto_webhooks.cli.apps import application_of, handlers_of
-from logto_webhooks.errors import HandlerRefused, SettingInvalid
+from logto_webhooks.cli.load_app import load_application, load_handlers
+from logto_webhooks.errors import InvalidHandler, SettingInvalid
 from logto_webhooks.settings import Settings
 from logto_webhooks.testing import SIGNING_KEY, make
 from tests.support import postgres
@@ -92,7 +92,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_what_is_no_application_is_refused(app: str, says: str) -> None:
     """Whatever it raises, which may quote a secret."""
     with pytest.raises(SettingInvalid) as raised:
-        handlers_of(Settings(app=app))
+        load_handlers(Settings(app=app))
     assert says in str(raised.value)
     assert "secret" not in str(raised.value)
 
@@ -100,14 +100,14 @@ def test_what_is_no_application_is_refused(app: str, says: str) -> None:
 @pytest.mark.usefixtures("folder")
 def test_an_application_is_found() -> None:
     """By the name of an attribute, or of one of an attribute's."""
-    assert [each.name for each in handlers_of(Settings(app="app_good:inner.logto"))] == ["all"]
+    assert [each.name for each in load_handlers(Settings(app="app_good:inner.logto"))] == ["all"]
 
 
 @pytest.mark.usefixtures("folder")
 def test_what_our_own_errors_say_is_kept() -> None:
     """A handler that is refused says why."""
-    with pytest.raises(HandlerRefused, match="concurrency"):
-        handlers_of(Settings(app="app_refused:logto"))
+    with pytest.raises(InvalidHandler, match="concurrency"):
+        load_handlers(Settings(app="app_refused:logto"))
 
 
 @pytest.mark.usefixtures("folder")
@@ -150,7 +150,7 @@ def test_its_calls_are_made_on_the_commands_loop(folder: Path) -> None:
 
 
 def _of(settings: Settings) -> LogtoWebhooks:
-    application = application_of(settings)
+    application = load_application(settings)
     assert application
     return application
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from logto_webhooks.core.signature import HEADER, sign
-from logto_webhooks.samples.signed import Signed
+from logto_webhooks.samples.request import SignedRequest
+from logto_webhooks.signing_keys import HEADER, sign
 from logto_webhooks.testing import SIGNING_KEY, make
 from tests.support.service import PATH, Service, command, one_line, wait_until_done
 from tests.support.waiting import until
@@ -31,8 +31,8 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         yield running
 
 
-def signed_raw(body: bytes) -> Signed:
-    return Signed("", body, [(HEADER, sign(body, SIGNING_KEY))])
+def signed_raw(body: bytes) -> SignedRequest:
+    return SignedRequest("", body, [(HEADER, sign(body, SIGNING_KEY))])
 
 
 def head(*lines: str) -> bytes:

@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from logto_webhooks import LogtoWebhooks
 from logto_webhooks.fastapi import router
-from logto_webhooks.samples.signed import Signed
+from logto_webhooks.samples.request import SignedRequest
 from logto_webhooks.starlette import routes
 from logto_webhooks.testing import SIGNING_KEY, make
 from tests.support.mounted import on_sqlite
@@ -115,7 +115,7 @@ async def _client(logto: LogtoWebhooks, build: Build) -> AsyncIterator[httpx2.As
         yield client
 
 
-async def _post(client: httpx2.AsyncClient, delivery: Signed) -> httpx2.Response:
+async def _post(client: httpx2.AsyncClient, delivery: SignedRequest) -> httpx2.Response:
     headers = dict(delivery.headers)
     async with asyncio.timeout(5):
         return await client.post("/api/webhooks/logto", content=delivery.body, headers=headers)
@@ -173,7 +173,7 @@ def test_a_middleware_that_keeps_the_body_is_a_suspect(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """When not a byte came in time."""
-    monkeypatch.setattr("logto_webhooks.adapters.web.READ_S", 0.2)
+    monkeypatch.setattr("logto_webhooks.ingest.asgi.READ_S", 0.2)
 
     def build(logto: LogtoWebhooks) -> ASGIApp:
         inner = _starlette(logto)

@@ -16,8 +16,8 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session
 
 from logto_webhooks import LogtoWebhooks, UserRow, events
-from logto_webhooks.core.jobs import JobRow
-from logto_webhooks.errors import CalledOnTheLoop
+from logto_webhooks.errors import CalledFromEventLoop
+from logto_webhooks.jobs import JobRow
 from logto_webhooks.testing import SIGNING_KEY, make
 from tests.support import postgres
 from tests.support.mounted import all_over, live, on_postgres, on_sqlite, send, soon, until
@@ -119,7 +119,7 @@ def test_a_call_on_the_event_loop_is_refused(tmp_path: Path) -> None:
     logto = on_sqlite(tmp_path)
 
     async def body(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
-        with pytest.raises(CalledOnTheLoop, match="await"):
+        with pytest.raises(CalledFromEventLoop, match="await"):
             logto.call(logto.status())
 
     live(logto, body)
@@ -178,7 +178,7 @@ def test_a_handler_ensures_a_user(
         expected = {"beside": "done", "within": "done", "waits": "dead"}
         assert states == {name: expected[name] for name in states}
         if "waits" in jobs:
-            assert "WriterHeld" in (jobs["waits"].error or "")
+            assert "WriterBusy" in (jobs["waits"].error or "")
             assert await logto.wait_for_user("eve", 0)
         assert await logto.wait_for_user("bo", 0)
 

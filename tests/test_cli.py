@@ -13,9 +13,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from logto_webhooks.core.events.catalog import BY_NAME
-from logto_webhooks.core.signature import sign
+from logto_webhooks.events.registry import BY_NAME
 from logto_webhooks.settings import VARIABLES
+from logto_webhooks.signing_keys import sign
 from logto_webhooks.testing import SIGNING_KEY, make
 from tests.support.inbox import fill
 from tests.support.service import (

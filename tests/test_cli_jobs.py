@@ -10,11 +10,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from logto_webhooks.core.jobs import JobOutcome, NewJob, Registered
-from logto_webhooks.core.lifecycle import JobState
-from logto_webhooks.core.ports import Store
+from logto_webhooks.database import open_database
+from logto_webhooks.interfaces import Store
+from logto_webhooks.jobs import JobOutcome, NewJob, RegisteredHandler
+from logto_webhooks.states import JobState
 from logto_webhooks.testing import make
-from logto_webhooks.wiring import database_of
 from tests.support.copy import delivery
 from tests.support.service import command, one_line
 
@@ -23,14 +23,14 @@ from tests.support.service import command, one_line
 def folder(tmp_path: Path) -> Path:
     """A database with a dead job, one that waits, and one of a handler that nobody registered."""
     assert command("migrate", folder=tmp_path).returncode == 0
-    database = database_of(f"sqlite:///{tmp_path / 'logto-webhooks.db'}")
+    database = open_database(f"sqlite:///{tmp_path / 'logto-webhooks.db'}")
     asyncio.run(database.host.run(fill))
     asyncio.run(database.host.close())
     return tmp_path
 
 
 def fill(store: Store) -> None:
-    store.jobs.register([Registered(name="app:greet", patterns=("User.Created", "Local*"))])
+    store.jobs.register([RegisteredHandler(name="app:greet", patterns=("User.Created", "Local*"))])
     store.jobs.add([job("a", "app:greet", "ana"), job("b", "app:greet", "bo"), job("c", "old:x")])
     held = store.jobs.claim("t", {"app:greet": 1}, 60)
     error = f"Traceback\n  somewhere {'far ' * 30}away\nValueError: of no use"
@@ -157,13 +157,13 @@ def test_jobs_are_counted(folder: Path) -> None:
 def test_deliveries_are_replayed(tmp_path: Path) -> None:
     """A dry run tells what would differ; then they are applied again, with their jobs."""
     command("migrate", folder=tmp_path)
-    database = database_of(f"sqlite:///{tmp_path / 'logto-webhooks.db'}")
+    database = open_database(f"sqlite:///{tmp_path / 'logto-webhooks.db'}")
     at = time.time_ns() // 1_000_000 + 1_000  # after the installation
     old = make.user_created(id="ana", email="ana@example.com", at=at).body
     dead = make.user_created(id="bo", at=at).body.replace(b'"createdAt"', b'"never"', 1)
 
     def filled(store: Store) -> None:
-        store.jobs.register([Registered(name="app:greet", patterns=("User.Created",))])
+        store.jobs.register([RegisteredHandler(name="app:greet", patterns=("User.Created",))])
         store.add([delivery(old), delivery(dead)])
 
     asyncio.run(database.host.run(filled))

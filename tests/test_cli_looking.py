@@ -13,9 +13,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from logto_webhooks.samples.signed import Signed, signed
+from logto_webhooks.database import open_database
+from logto_webhooks.samples.request import SignedRequest, sign_request
 from logto_webhooks.testing import SIGNING_KEY, make
-from logto_webhooks.wiring import database_of
 from tests.support.copy import Copy, delivery
 from tests.support.service import clean_environment, command, one_line
 
@@ -29,9 +29,9 @@ ANA = (
 )
 
 
-def keep(folder: Path, *sent: Signed, applied: bool = True) -> None:
+def keep(folder: Path, *sent: SignedRequest, applied: bool = True) -> None:
     """Put deliveries into the inbox, and apply them."""
-    database = database_of(f"sqlite:///{folder / 'logto-webhooks.db'}")
+    database = open_database(f"sqlite:///{folder / 'logto-webhooks.db'}")
 
     async def add() -> None:
         await database.open()
@@ -134,7 +134,7 @@ class TestDeliveries:
         assert says in one_line(refused.stderr)
 
 
-LATER = signed({"event": "User.Craeted", "createdAt": "2026-11-24T03:18:31Z"}, SIGNING_KEY)
+LATER = sign_request({"event": "User.Craeted", "createdAt": "2026-11-24T03:18:31Z"}, SIGNING_KEY)
 
 
 class TestUnknownEvents:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import msgspec
 
+from logto_webhooks.database import open_database
 from logto_webhooks.testing import make
-from logto_webhooks.wiring import database_of
 from tests.crash.databases import PostgresVictim, SqliteVictim
 from tests.crash.harness import Harness
 from tests.support import postgres
@@ -45,7 +45,7 @@ def test_a_worker_paused_past_its_lease_applies_nothing_twice(tmp_path: Path) ->
     deliveries = [delivery(make.user_created().body) for _ in range(6000)]
 
     async def fill() -> None:
-        database = database_of(url, schema)
+        database = open_database(url, schema)
         await database.host.run(lambda store: store.add(deliveries))
         await database.host.close()
 

@@ -10,10 +10,10 @@ from urllib.parse import quote
 import pytest
 import sqlalchemy as sa
 
-from logto_webhooks.adapters.stores.address import address_of
-from logto_webhooks.adapters.stores.postgres import engine_of
+from logto_webhooks.database import open_database
+from logto_webhooks.database.postgres import make_postgres_engine
+from logto_webhooks.database.postgres_url import address_of
 from logto_webhooks.errors import SettingInvalid
-from logto_webhooks.wiring import database_of
 from tests.support import postgres
 from tests.support.service import command, one_line
 
@@ -76,7 +76,7 @@ def test_parts(tmp_path: Path) -> None:
 def test_what_can_not_be_used_is_told_without_its_values(text: str, says: str) -> None:
     """By the name of the setting, and with what to do."""
     with pytest.raises(SettingInvalid) as raised:
-        database_of(text, name="DATABASE_URL in .env")
+        open_database(text, name="DATABASE_URL in .env")
     assert says in str(raised.value)
     assert str(raised.value).startswith("DATABASE_URL in .env can't be used")
     assert SECRET not in str(raised.value)
@@ -100,7 +100,7 @@ def seen(url: str, *names: str) -> list[str]:
     """What the server says of these settings, on a connection by this URL."""
 
     async def ask() -> list[str]:
-        engine = engine_of(url)
+        engine = make_postgres_engine(url)
         async with engine.connect() as connection:
             found = [
                 await connection.scalar(sa.select(sa.func.current_setting(name))) for name in names

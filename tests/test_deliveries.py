@@ -8,8 +8,8 @@ from typing import Any, Literal
 import pytest
 from msgspec import Struct
 
-from logto_webhooks.core.ports import Found
-from logto_webhooks.testing import App, Signed, make
+from logto_webhooks.interfaces import FoundRow
+from logto_webhooks.testing import App, SignedRequest, make
 from tests.support import recorded
 
 Row = dict[str, Any]
@@ -434,7 +434,7 @@ a_user = partial(
 an_organization = partial(make.organization_created, **EARLIER)
 
 
-def joined(organization: str, users: list[str]) -> Signed:
+def joined(organization: str, users: list[str]) -> SignedRequest:
     return make.organization_membership_updated(id=organization, addedUserIds=users, **EARLIER)
 
 
@@ -443,17 +443,17 @@ def app() -> App:
     return App(keys=recorded.KEYS)
 
 
-def rows(found: list[Found]) -> list[Row]:
+def rows(found: list[FoundRow]) -> list[Row]:
     """Without the local id, which is made up here."""
     return [{name: each.row[name] for name in each.row if name != "id"} for each in found]
 
 
-def by_id(found: list[Found]) -> dict[str, Found]:
+def by_id(found: list[FoundRow]) -> dict[str, FoundRow]:
     names = ("logto_user_id", "logto_organization_id")
     return {each.row[name]: each for each in found for name in names if name in each.row}
 
 
-def changed(before: list[Found], after: list[Found]) -> dict[str, Row]:
+def changed(before: list[FoundRow], after: list[FoundRow]) -> dict[str, Row]:
     """By Logto's id: the columns that aren't what they were, of the rows where there are any."""
     old, new = by_id(before), by_id(after)
     assert old.keys() == new.keys()
@@ -464,7 +464,7 @@ def changed(before: list[Found], after: list[Found]) -> dict[str, Row]:
     return {id: row for id, row in columns.items() if row}
 
 
-def memberships(found: list[Found]) -> dict[str, list[str]]:
+def memberships(found: list[FoundRow]) -> dict[str, list[str]]:
     return {id: each.memberships for id, each in by_id(found).items()}
 
 
@@ -537,7 +537,7 @@ def test_members_are_kept_until_their_users_and_organization_come(app: App, name
     assert memberships(app.organizations()) == {id: sorted(["stays", *effect.added])}
 
 
-def past(gone: Deleted) -> list[Signed]:
+def past(gone: Deleted) -> list[SignedRequest]:
     """An organization and its member, of which one will be gone."""
     organization = gone.id if gone.kind == "organization" else "some-organization"
     user = gone.id if gone.kind == "user" else "some-user"

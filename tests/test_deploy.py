@@ -20,11 +20,11 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 
-from logto_webhooks.adapters.server import GRACE_S, KEEP_ALIVE_S
-from logto_webhooks.samples.signed import Signed
+from logto_webhooks.runtime import LONGEST_STOP_S
+from logto_webhooks.samples.request import SignedRequest
+from logto_webhooks.server import GRACE_S, KEEP_ALIVE_S
 from logto_webhooks.settings import Settings
 from logto_webhooks.testing import SIGNING_KEY, make
-from logto_webhooks.wiring.service import LONGEST_STOP_S
 from tests.support import container, named, yaml
 from tests.support.container import Container, Instruction
 from tests.support.servers import free_port
@@ -93,7 +93,7 @@ class Running:
         assert self.process.poll() is None, self.log
         return "listening on" in self.log
 
-    def post(self, delivery: Signed) -> int:
+    def post(self, delivery: SignedRequest) -> int:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
         connection.request("POST", PATH, delivery.body, dict(delivery.headers))
         status = connection.getresponse().status

@@ -10,17 +10,7 @@ from typing import get_args
 import pytest
 
 from logto_webhooks import LogtoWebhooks, events
-from logto_webhooks.adapters.observers.metrics import (
-    GAUGES,
-    METRICS,
-    SPOOLED,
-    SPOOLED_SAYS,
-    UNMEASURED,
-    UP,
-    UP_SAYS,
-    Metric,
-)
-from logto_webhooks.adapters.stores.schema import (
+from logto_webhooks.database.schema import (
     VERSION_TABLE,
     member_roles,
     members,
@@ -30,13 +20,23 @@ from logto_webhooks.adapters.stores.schema import (
     user_roles,
     users,
 )
-from logto_webhooks.core.events.catalog import ALIASES, BY_NAME
-from logto_webhooks.core.events.local import LOCAL
-from logto_webhooks.core.lifecycle import JOB_MOVES, JobState, State
-from logto_webhooks.core.outcome import OUTCOMES
-from logto_webhooks.core.record import DEAD_DELIVERY
-from logto_webhooks.core.reports import Report
+from logto_webhooks.events.local import LOCAL
+from logto_webhooks.events.registry import ALIASES, BY_NAME
+from logto_webhooks.instrumentation.events import TelemetryEvent
+from logto_webhooks.instrumentation.prometheus import (
+    GAUGES,
+    METRICS,
+    SPOOLED,
+    SPOOLED_SAYS,
+    UNMEASURED,
+    UP,
+    UP_SAYS,
+    Metric,
+)
+from logto_webhooks.records.outcome import OUTCOMES
+from logto_webhooks.records.record import DEAD_DELIVERY
 from logto_webhooks.settings import VARIABLES, Settings
+from logto_webhooks.states import JOB_MOVES, DeliveryState, JobState
 from tests.support import named
 
 ROOT = Path(__file__).parent.parent
@@ -130,7 +130,7 @@ def test_every_word_is_explained() -> None:
     page = (ROOT / "docs/words.md").read_text()
     groups = ["own", "suspension", "custom_data", "profile", "present", DEAD_DELIVERY]
     reasons = ["incomplete", "members", "unknown change"]
-    for word in [*OUTCOMES, *State, *JobState, *reasons]:
+    for word in [*OUTCOMES, *DeliveryState, *JobState, *reasons]:
         assert f"| `{word}`" in page, word
     for group in groups:
         assert f"{group}`" in page, group
@@ -218,7 +218,7 @@ def test_every_report_is_documented_and_measured() -> None:
     page = (ROOT / "docs/metrics.md").read_text()
     measured = {
         report: [f"`{metric.name}`" for metric in METRICS if metric.report is report]
-        for report in get_args(Report)
+        for report in get_args(TelemetryEvent)
     }
     assert {report for report, names in measured.items() if not names} == set(UNMEASURED)
     assert rows(page, "What is reported") == [

@@ -15,13 +15,12 @@ import httpx2
 import msgspec
 import pytest
 
-from logto_webhooks import errors
-from logto_webhooks.core import canonical
-from logto_webhooks.core.doctor.findings import FAULTS, Finding, Level, exit_code
+from logto_webhooks import canonical_json, errors
+from logto_webhooks.doctor.checks import CHECKS
+from logto_webhooks.doctor.findings import FAULTS, Finding, Level, exit_code
 from logto_webhooks.errors import LogtoWebhooksError, SettingInvalid
-from logto_webhooks.service.doctor.checks import CHECKS
 from logto_webhooks.testing import make
-from logto_webhooks.testing.fake import log_entry
+from logto_webhooks.testing.fake.log import entry
 from tests.support import postgres
 from tests.support.clinic import OTHER_KEY, Clinic, Examine, bad, clinic
 from tests.support.fake import credentials
@@ -68,8 +67,8 @@ def test_what_failed_and_is_here_is_no_fault_for_long(tmp_path: Path) -> None:
         async with httpx2.AsyncClient() as client:
             answer = await client.post(healthy.url, content=made.body, headers=dict(made.headers))
         assert answer.status_code == 200
-        payload = canonical.decode(made.body) | {"hookId": healthy.hook}
-        logged = log_entry("failed", payload, then, None, "ECONNRESET")
+        payload = canonical_json.decode(made.body) | {"hookId": healthy.hook}
+        logged = entry("failed", payload, then, None, "ECONNRESET")
         healthy.logto.populate_log(healthy.hook, [logged])
         *_, finding = await healthy.ask("log")
         return finding

@@ -12,12 +12,12 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
-from logto_webhooks import LogtoWebhooks, UserDeleted, events
-from logto_webhooks.core.record import Drop, Key
+from logto_webhooks import LogtoWebhooks, UserIsDeletedError, events
 from logto_webhooks.errors import ClaimsUnusable, SettingInvalid
-from logto_webhooks.service import sync
+from logto_webhooks.records.record import Key, Tombstone
+from logto_webhooks.sync import apply
 from logto_webhooks.testing import SIGNING_KEY, make
-from logto_webhooks.testing.fake import FakeLogto
+from logto_webhooks.testing.fake.logto import FakeLogto
 from tests.support.mounted import live, on_postgres, on_sqlite, send, soon
 from tests.support.postgres import server_url
 from tests.support.waiting import eventually
@@ -93,11 +93,11 @@ def test_a_deleted_user_stays_deleted(tmp_path: Path) -> None:
     logto = on_sqlite(tmp_path)
 
     async def body(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
-        drop = Drop(Key("user", "ana"), soon())
-        await logto.database.host.run(lambda store: sync.learn(store, [drop], None))
-        with pytest.raises(UserDeleted):
+        drop = Tombstone(Key("user", "ana"), soon())
+        await logto.database.host.run(lambda store: apply.apply_reads(store, [drop], None))
+        with pytest.raises(UserIsDeletedError):
             await logto.ensure_user(CLAIMS)
-        with pytest.raises(UserDeleted):
+        with pytest.raises(UserIsDeletedError):
             await logto.wait_for_user("ana", 1)
 
     live(logto, body)

@@ -10,26 +10,28 @@ import pytest
 import sqlalchemy as sa
 from msgspec.structs import replace
 
-from logto_webhooks.adapters.stores.schema import deliveries
-from logto_webhooks.core.jobs import JobFilter, Registered
-from logto_webhooks.core.log import INSTALLED
-from logto_webhooks.core.ports import Host, Progress, Store
-from logto_webhooks.core.record import Key
+from logto_webhooks.checkpoints import INSTALLED
+from logto_webhooks.database.schema import deliveries
 from logto_webhooks.errors import StoreUnavailable
-from logto_webhooks.service import sync, work
+from logto_webhooks.interfaces import Progress, Store, TransactionRunner
+from logto_webhooks.jobs import JobFilter, RegisteredHandler
+from logto_webhooks.records.record import Key
+from logto_webhooks.sync import apply, worker
 from logto_webhooks.testing import make
 from tests.conftest import Run
 from tests.support.copy import ALL, Copy, delivery
 
 PEOPLE = [f"u{number:03}" for number in range(90)]
-MEMBER_LEFT = Registered(name="left", patterns=("LocalMemberRemoved",))
-MEMBER_ADDED = Registered(name="added", patterns=("LocalMemberAdded", "Organization.User.Added"))
+MEMBER_LEFT = RegisteredHandler(name="left", patterns=("LocalMemberRemoved",))
+MEMBER_ADDED = RegisteredHandler(
+    name="added", patterns=("LocalMemberAdded", "Organization.User.Added")
+)
 
 
 class Dying:
     """A host before a real one, that fails at a certain transaction."""
 
-    def __init__(self, host: Host, at: int) -> None:
+    def __init__(self, host: TransactionRunner, at: int) -> None:
         self._host = host
         self._left = at
 
@@ -60,14 +62,14 @@ class Dying:
 @pytest.fixture(autouse=True)
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if these few were very many."""
-    monkeypatch.setattr(sync, "FEW", 20)
-    monkeypatch.setattr(work, "FIRST_WEIGHT", 16)
-    monkeypatch.setattr(work, "MAX_PIECE", 16)
-    monkeypatch.setattr("logto_webhooks.service.endings.LEAST", 7)
-    monkeypatch.setattr("logto_webhooks.service.endings.MOST", 7)
+    monkeypatch.setattr(apply, "FEW", 20)
+    monkeypatch.setattr(worker, "FIRST_WEIGHT", 16)
+    monkeypatch.setattr(worker, "MAX_PIECE", 16)
+    monkeypatch.setattr("logto_webhooks.sync.endings.LEAST", 7)
+    monkeypatch.setattr("logto_webhooks.sync.endings.MOST", 7)
 
 
-def know(run: Run, *handlers: Registered) -> None:
+def know(run: Run, *handlers: RegisteredHandler) -> None:
     run(lambda store: store.jobs.register(handlers))
     run(lambda store: store.progress(INSTALLED, Progress(0, 0)))
 
@@ -99,7 +101,7 @@ def crowd(organization: str) -> list[bytes]:
 
 @pytest.mark.parametrize("killed_at", [2, 3, 5, 9])
 def test_a_deletion_with_many_memberships_survives_a_kill(
-    host: Host, run: Run, killed_at: int
+    host: TransactionRunner, run: Run, killed_at: int
 ) -> None:
     """The deletion is there at once, each membership ends once, whoever goes on."""
     know(run, MEMBER_LEFT)
@@ -120,7 +122,9 @@ def test_a_deletion_with_many_memberships_survives_a_kill(
         assert jobs_made(run, "LocalMemberRemoved") == {f"user:{each}": 1 for each in PEOPLE}
 
 
-def test_a_user_with_many_memberships_is_deleted_in_steps(host: Host, run: Run) -> None:
+def test_a_user_with_many_memberships_is_deleted_in_steps(
+    host: TransactionRunner, run: Run
+) -> None:
     """And what comes meanwhile about one of them is right, and tells handlers once."""
     know(run, MEMBER_LEFT)
     joined = [
@@ -143,7 +147,7 @@ def test_a_user_with_many_memberships_is_deleted_in_steps(host: Host, run: Run) 
 
 @pytest.mark.parametrize("killed_at", [3, 5, 7])
 def test_a_large_membership_event_is_applied_in_pieces(
-    host: Host, run: Run, killed_at: int
+    host: TransactionRunner, run: Run, killed_at: int
 ) -> None:
     """Killed in between, it is applied again, and makes no job twice."""
     know(run, MEMBER_ADDED)

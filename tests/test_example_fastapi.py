@@ -17,7 +17,7 @@ import httpx2
 import pytest
 import sqlalchemy as sa
 
-from logto_webhooks.samples.signed import Signed
+from logto_webhooks.samples.request import SignedRequest
 from logto_webhooks.testing import SIGNING_KEY, make
 from tests.support import postgres
 from tests.support.mounted import soon
@@ -119,7 +119,7 @@ class Application:
         """What the server wrote so far."""
         return self._log.read_text()
 
-    def send(self, delivery: Signed, path: str = PATH) -> None:
+    def send(self, delivery: SignedRequest, path: str = PATH) -> None:
         """As Logto does; anything but 200 from there, without a redirect, is a failure."""
         answer = self.http.post(path, content=delivery.body, headers=delivery.headers)
         assert answer.status_code == 200, answer.text
@@ -146,7 +146,7 @@ def token_of(claims: str, environment: dict[str, str]) -> str:
     return run([sys.executable, "-m", "app.auth", claims], environment).strip()
 
 
-def signed_up(person: str, at: int) -> tuple[Signed, Signed]:
+def signed_up(person: str, at: int) -> tuple[SignedRequest, SignedRequest]:
     """What Logto sends of a sign-up: both tell the same user."""
     created = make.user_created(id=person, name=person, at=at)
     user = json.loads(created.body)["data"]

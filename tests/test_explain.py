@@ -13,21 +13,28 @@ from typing import Any
 import msgspec
 import pytest
 
-from logto_webhooks.core.credit import By, Field
-from logto_webhooks.core.delivery import Delivery
-from logto_webhooks.core.explain import Explained
-from logto_webhooks.core.inbox import MEMBERSHIP_EVENTS, Kept
-from logto_webhooks.core.mirror import row_of
-from logto_webhooks.core.ports import Store
-from logto_webhooks.core.record import ROLE, ROLES, Absent, Change, Key, Read, Record, membership
+from logto_webhooks.admin import resolve_one
+from logto_webhooks.deliveries import MEMBERSHIP_EVENTS, NewDelivery, StoredDelivery
+from logto_webhooks.ensure_user import ensure_user
 from logto_webhooks.errors import SettingInvalid
+from logto_webhooks.explain import Explained, explain_stored
+from logto_webhooks.explain.provenance import DeliveryRef, Field
+from logto_webhooks.interfaces import Store
+from logto_webhooks.records.projection import project
+from logto_webhooks.records.record import (
+    ROLE,
+    ROLES,
+    Absent,
+    ApiRead,
+    Change,
+    Key,
+    Record,
+    membership,
+)
 from logto_webhooks.samples import history
 from logto_webhooks.samples.history import Name
-from logto_webhooks.samples.signed import Signed
-from logto_webhooks.service.early import ensure
-from logto_webhooks.service.explain import explain
-from logto_webhooks.service.manage import only
-from logto_webhooks.service.sync import learn
+from logto_webhooks.samples.request import SignedRequest
+from logto_webhooks.sync.apply import apply_reads
 from logto_webhooks.testing import FrozenClock, make
 from tests.support.copy import STORES, Copy, StoreKind, delivery, keys_of, memory_host, open_host
 
@@ -51,13 +58,13 @@ class Life:
 
 def look(
     store: Store, subjects: list[Key]
-) -> tuple[dict[Key, Record], dict[int, Kept], dict[Key, Explained]]:
+) -> tuple[dict[Key, Record], dict[int, StoredDelivery], dict[Key, Explained]]:
     known: dict[Key, Record] = {}
-    kept: dict[int, Kept] = {}
+    kept: dict[int, StoredDelivery] = {}
     told: dict[Key, Explained] = {}
     for subject in subjects:
         known |= store.inbox.known(subject)
-        found = explain(store, subject)
+        found = explain_stored(store, subject)
         assert found
         told[subject] = found
         for line in found.lines:
@@ -95,7 +102,7 @@ def test_every_field_of_a_row_is_explained(name: Name, tmp_path: Path) -> None:
     """With the mirror's own value; and every membership."""
     life = Life("memory", tmp_path, shuffled(name, 0))
     for subject, found in life.told.items():
-        row = row_of(life.known[subject]) or {}
+        row = project(life.known[subject]) or {}
         fields = {field.name: field.value for field in found.fields}
         for column in row.keys() - {f"logto_{subject.kind}_id"}:
             assert fields[column] == row[column]
@@ -180,37 +187,37 @@ ANA, ACME = Key("user", "ana"), Key("organization", "acme")
 OWN: dict[str, Any] = {"username": None, "primaryPhone": None, "avatar": None, "identities": {}}
 
 
-def came(sent: Signed, after_ms: int = 50) -> Delivery:
+def came(sent: SignedRequest, after_ms: int = 50) -> NewDelivery:
     made = delivery(sent.body)
     return msgspec.structs.replace(made, received_at=made.occurred_at + after_ms)
 
 
-def life_of(subject: Key, *steps: Signed | Delivery | Change) -> Explained:
+def life_of(subject: Key, *steps: SignedRequest | NewDelivery | Change) -> Explained:
     """Explain after deliveries, which came 50 ms after they were sent, and answers."""
 
     async def live() -> Explained | None:
         copy = Copy(memory_host(FrozenClock()))
         for step in steps:
-            if isinstance(step, Signed | Delivery):
-                one = came(step) if isinstance(step, Signed) else step
+            if isinstance(step, SignedRequest | NewDelivery):
+                one = came(step) if isinstance(step, SignedRequest) else step
                 await copy.host.run(partial(add, one))
                 while await copy.worker.step():
                     pass
             else:
                 await copy.host.run(partial(learned, step))
-        return await copy.host.read(lambda store: explain(store, subject))
+        return await copy.host.read(lambda store: explain_stored(store, subject))
 
     found = asyncio.run(live())
     assert found
     return found
 
 
-def add(one: Delivery, store: Store) -> None:
+def add(one: NewDelivery, store: Store) -> None:
     store.add([one])
 
 
 def learned(change: Change, store: Store) -> None:
-    learn(store, [change], None)
+    apply_reads(store, [change], None)
 
 
 def field(found: Explained, name: str) -> Field:
@@ -218,17 +225,17 @@ def field(found: Explained, name: str) -> Field:
     return one
 
 
-def number(by: By | None) -> int | None:
+def number(by: DeliveryRef | None) -> int | None:
     return by.id if by else None
 
 
-def asked(at: int, **own: object) -> Read:
+def asked(at: int, **own: object) -> ApiRead:
     """Logto was asked about Ana."""
     contents = {"own": OWN | {"primaryEmail": "ana@example.com", "name": "Ana"} | own}
-    return Read(ANA, contents, at, at + 1)
+    return ApiRead(ANA, contents, at, at + 1)
 
 
-def named(name: str, at: int, stamp: int | None = None) -> Signed:
+def named(name: str, at: int, stamp: int | None = None) -> SignedRequest:
     return make.user_data_updated(id="ana", name=name, at=at, updatedAt=stamp or at)
 
 
@@ -243,12 +250,12 @@ def test_who_set_a_field_is_who_changed_it() -> None:
     name, email = field(found, "name"), field(found, "email")
     assert (name.value, name.set_by, name.told_by) == (
         "Anna",
-        By(2, "User.Data.Updated", "PATCH /users/:userId", T0 + 1000),
-        By(3, "PostSignIn", "SignIn", T0 + 2000),
+        DeliveryRef(2, "User.Data.Updated", "PATCH /users/:userId", T0 + 1000),
+        DeliveryRef(3, "PostSignIn", "SignIn", T0 + 2000),
     )
     assert (email.set_by, email.told_by) == (
-        By(1, "User.Created", "POST /users", T0),
-        By(3, "PostSignIn", "SignIn", T0 + 2000),
+        DeliveryRef(1, "User.Created", "POST /users", T0),
+        DeliveryRef(3, "PostSignIn", "SignIn", T0 + 2000),
     )
     assert [line.set for line in found.lines][1:] == [
         ("name", "updated_at"),
@@ -275,7 +282,7 @@ def test_what_came_too_late_is_told() -> None:
         (5, "applied", ()),
         (6, "tombstoned", ("name",)),
     ]
-    assert field(found, "name").told_by == By(
+    assert field(found, "name").told_by == DeliveryRef(
         2, "User.Data.Updated", "PATCH /users/:userId", T0 + 9000
     )
     gone = field(found, "deleted_at")
@@ -351,7 +358,7 @@ def test_members_and_roles_are_told() -> None:
     steps = (
         make.organization_created(id="acme", at=T0),
         make.organization_membership_updated(id="acme", addedUserIds=["ana", "bo"], at=T0 + 1000),
-        Read(pair, {"present": True, ROLES: {"r": "admin"}}, T0 + 4000, T0 + 4001),
+        ApiRead(pair, {"present": True, ROLES: {"r": "admin"}}, T0 + 4000, T0 + 4001),
         make.organization_membership_updated(
             id="acme", addedUserIds=[], removedUserIds=["bo"], at=T0 + 9000
         ),
@@ -376,7 +383,7 @@ def test_members_and_roles_are_told() -> None:
     }
 
 
-def joined(at: int) -> Signed:
+def joined(at: int) -> SignedRequest:
     return make.organization_membership_updated(id="acme", addedUserIds=["ana"], at=at)
 
 
@@ -407,9 +414,9 @@ def test_a_membership_is_credited_to_the_deletion_that_ended_it() -> None:
 
 def test_roles_stay_what_logto_answered() -> None:
     """Of a user who was deleted since, and of a membership that is over."""
-    roles = Read(ANA, {ROLES: None, f"{ROLE}r": "admin"}, T0 + 2000, T0 + 2001, all_of=ROLE)
+    roles = ApiRead(ANA, {ROLES: None, f"{ROLE}r": "admin"}, T0 + 2000, T0 + 2001, all_of=ROLE)
     there = {"present": True, ROLES: {"o": "owner"}}
-    pair = Read(membership("acme", "ana"), there, T0 + 2000, T0 + 2001)
+    pair = ApiRead(membership("acme", "ana"), there, T0 + 2000, T0 + 2001)
     deleted = make.user_deleted(id="ana", at=T0 + 9000)
     found = life_of(ANA, make.user_created(id="ana", at=T0), joined(T0 + 10), roles, pair, deleted)
     own, of_member = field(found, "roles"), field(found, "organizations.acme.roles")
@@ -449,11 +456,13 @@ def test_an_email_that_is_used_again_names_the_living(kind: StoreKind, tmp_path:
         ]
         await copy.take([each.body for each in sent])
         with pytest.raises(SettingInvalid):
-            await copy.host.read(lambda store: only(store, "user", email))
+            await copy.host.read(lambda store: resolve_one(store, "user", email))
         await copy.take([make.user_created(id="z", email=email, at=T0 + 2000).body])
         found = await copy.host.read(lambda store: store.find("user", email, 9))
         assert found[0].row["logto_user_id"] == "z"
-        assert await copy.host.read(lambda store: only(store, "user", email)) == Key("user", "z")
+        assert await copy.host.read(lambda store: resolve_one(store, "user", email)) == Key(
+            "user", "z"
+        )
         await copy.host.close()
 
     asyncio.run(live())
@@ -465,7 +474,7 @@ def test_of_whom_nothing_came_nothing_is_told() -> None:
     async def live() -> None:
         copy = Copy(memory_host(FrozenClock()))
         await copy.take([make.user_created(id="bo", customData={"friend": "ana"}).body])
-        assert await copy.host.read(lambda store: explain(store, ANA)) is None
+        assert await copy.host.read(lambda store: explain_stored(store, ANA)) is None
 
     asyncio.run(live())
 
@@ -476,12 +485,12 @@ def test_what_a_token_claimed_is_told(tmp_path: Path) -> None:
     claims = {"sub": "ana", "email": "ana@example.com"}
 
     def claimed(store: Store) -> bool:
-        found = explain(store, Key("user", "ana"))
+        found = explain_stored(store, Key("user", "ana"))
         assert found
         return found.only("email").fields[0].claimed
 
     async def run() -> None:
-        await copy.host.run(lambda store: ensure(store, claims))
+        await copy.host.run(lambda store: ensure_user(store, claims))
         assert await copy.host.read(claimed)
         await copy.take([make.user_created(id="ana", email="ana@example.com").body])
         assert not await copy.host.read(claimed)

@@ -18,8 +18,11 @@ from starlette.types import Receive, Scope, Send
 
 from logto_webhooks.samples.history import NAMES, Name, load
 from logto_webhooks.testing import FrozenClock
-from logto_webhooks.testing.fake import FakeLogto, Faults, Made, log_entry
-from logto_webhooks.testing.fake.server import served
+from logto_webhooks.testing.fake.app import served
+from logto_webhooks.testing.fake.faults import Faults
+from logto_webhooks.testing.fake.log import entry
+from logto_webhooks.testing.fake.logto import FakeLogto
+from logto_webhooks.testing.fake.numbered import MadeUsers
 from tests.support.recorded import FOLDER, Recorded
 
 Json = dict[str, Any]
@@ -509,11 +512,11 @@ def test_a_log_of_a_million() -> None:
     payload = {"event": "User.Created", "hookId": "h"}
 
     def made(number: int) -> Json:
-        return log_entry(f"e{number}", payload, clock.now() - 1000 - number, None, "lost")
+        return entry(f"e{number}", payload, clock.now() - 1000 - number, None, "lost")
 
     async def test(logto: FakeLogto, receiver: Receiver) -> None:
         [hook] = (await ask(logto, "/api/hooks")).json()
-        logto.populate_log(hook["id"], Made(1_000_000, made))
+        logto.populate_log(hook["id"], MadeUsers(1_000_000, made))
         logto.create_user()
         await logto.settle()
         start, end = clock.now() - 600_000, clock.now() - 500_000

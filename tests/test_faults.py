@@ -12,14 +12,15 @@ from typing import Literal
 import msgspec
 import pytest
 
-from logto_webhooks.adapters.management import Management
-from logto_webhooks.core.ports import Store, Waiting
-from logto_webhooks.core.record import Key
-from logto_webhooks.service.clocks import clocks
-from logto_webhooks.service.person import both_sides
+from logto_webhooks.database import Database, open_database
+from logto_webhooks.interfaces import RefetchNeed, Store
+from logto_webhooks.logto.client import ManagementClient
+from logto_webhooks.logto.clock_skew import make_span_clock
+from logto_webhooks.reconcile.user import compare_user
+from logto_webhooks.records.record import Key
 from logto_webhooks.testing import FrozenClock
-from logto_webhooks.testing.fake import FakeLogto, Faults
-from logto_webhooks.wiring import Database, database_of
+from logto_webhooks.testing.fake.faults import Faults
+from logto_webhooks.testing.fake.logto import FakeLogto
 from tests.support import postgres
 from tests.support.fake import credentials
 from tests.support.service import PATH, Service, command
@@ -84,7 +85,7 @@ def _database(kind: Kind, folder: Path) -> tuple[dict[str, str], Database]:
     return {
         "LOGTO_WEBHOOKS_DATABASE_URL": url,
         "LOGTO_WEBHOOKS_SCHEMA": schema or "",
-    }, database_of(url, schema)
+    }, open_database(url, schema)
 
 
 async def _started(folder: Path, port: int, given: dict[str, str]) -> Service:
@@ -95,7 +96,7 @@ async def _started(folder: Path, port: int, given: dict[str, str]) -> Service:
 async def _quiet(database: Database, service: Service) -> None:
     """Wait until nothing is pending, and nothing waits to be asked about."""
 
-    def left(store: Store) -> tuple[int, list[Waiting], str]:
+    def left(store: Store) -> tuple[int, list[RefetchNeed], str]:
         return store.status().deliveries["pending"], store.waiting(10), service.log
 
     await eventually(lambda: database.host.read(left), lambda found: not (found[0] or found[1]), 60)
@@ -103,13 +104,15 @@ async def _quiet(database: Database, service: Service) -> None:
 
 async def _compare(logto: FakeLogto, database: Database) -> None:
     """Everybody here beside everybody there, with roles, organizations and the roles there."""
-    api = Management(logto.url, logto.app_id, logto.app_secret, now=FrozenClock(), budget=10_000)
+    api = ManagementClient(
+        logto.url, logto.app_id, logto.app_secret, now=FrozenClock(), budget=10_000
+    )
     there = {user["id"] async for page in api.users() for user in page.content}
     here = {key.id for key in await database.host.read(lambda store: store.keys("user", 10_000))}
     assert here == there
-    when = await clocks(database.host)
+    when = await make_span_clock(database.host)
     for user in sorted(there):
-        sides = await both_sides(api, database.host, user, when)
+        sides = await compare_user(api, database.host, user, when)
         assert sides.differ == [], (user, sides)
     listed = {each["id"]: each async for page in api.organizations() for each in page.content}
     found = await database.host.read(lambda store: store.find("organization", "", 10_000))

@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager, closing, suppress
 
 import pytest
 
-from logto_webhooks.adapters import forwarder
-from logto_webhooks.service.listen import Answer
+from logto_webhooks.listen import forwarder
+from logto_webhooks.listen.log_reader import ForwardResponse
 
 _HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -29,7 +29,7 @@ async def endless(piece: bytes, pause_s: float) -> AsyncIterator[str]:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
 
 
-async def forwarded(piece: bytes, pause_s: float) -> Answer:
+async def forwarded(piece: bytes, pause_s: float) -> ForwardResponse:
     async with endless(piece, pause_s) as url, forwarder.Forwarder(url, "key") as to:
         return await asyncio.wait_for(to.forward(b"{}"), 20)
 

@@ -14,13 +14,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, create_async_e
 from sqlalchemy.orm import Session
 
 from logto_webhooks import Delivery, Discard, LogtoWebhooks, RetryLater, UserRow, events
-from logto_webhooks.core.delivery import identify
-from logto_webhooks.core.log import INSTALLED
-from logto_webhooks.core.ports import Progress
-from logto_webhooks.core.reports import Stalled
-from logto_webhooks.core.signature import vouch
+from logto_webhooks.checkpoints import INSTALLED
+from logto_webhooks.deliveries import identify
+from logto_webhooks.instrumentation.events import Stalled
+from logto_webhooks.interfaces import Progress
 from logto_webhooks.samples.payloads import console_test
-from logto_webhooks.samples.signed import signed
+from logto_webhooks.samples.request import sign_request
+from logto_webhooks.signing_keys import trust
 from logto_webhooks.testing import SIGNING_KEY, make
 from tests.support import postgres
 from tests.support.mounted import all_over, jobs, live, on_postgres, on_sqlite, send, soon, until
@@ -243,7 +243,7 @@ def test_what_comes_later_than_the_replay_window_is_applied_and_runs_nothing(
         await send(client, make.user_created(id="young", at=now - 2 * 86_400_000))
         await until(all_over(3), logto)
         logged = make.user_created(id="logged", at=now - 5 * 86_400_000).body
-        delivery = identify(vouch(logged), now, origin="log")
+        delivery = identify(trust(logged), now, origin="log")
         await host.run(lambda store: store.add([delivery]))
         await until(all_over(5), logto)
         assert sorted(told) == ["LocalUserCreated"] * 2 + ["User.Created"] * 3
@@ -266,7 +266,7 @@ def test_a_test_is_for_who_wants_it(tmp_path: Path) -> None:
     logto.on_test(name="only")(nothing)
 
     async def body(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
-        await send(client, signed(console_test("User.Created", at=soon()), SIGNING_KEY))
+        await send(client, sign_request(console_test("User.Created", at=soon()), SIGNING_KEY))
         rows = await until(all_over(2), logto)
         assert {each.handler for each in rows} == {"too", "only"}
         await send(client, make.user_created(id="ana", at=soon()))

@@ -14,9 +14,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from logto_webhooks.core.record import Key
+from logto_webhooks.records.record import Key
 from logto_webhooks.samples import history
-from logto_webhooks.samples.compare import differences
+from logto_webhooks.samples.diff import differences
 from logto_webhooks.samples.history import Final, Name
 from tests.support import recorded
 from tests.support.copy import STORES, Copy, Known, StoreKind, keys_of, open_host

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from logto_webhooks import Delivery, LogtoWebhooks
-from logto_webhooks.core.log import INSTALLED
-from logto_webhooks.core.ports import Progress
-from logto_webhooks.testing.fake import FakeLogto
+from logto_webhooks.checkpoints import INSTALLED
+from logto_webhooks.interfaces import Progress
+from logto_webhooks.testing.fake.logto import FakeLogto
 from tests.support.fake import NOBODY, application
 from tests.support.waiting import eventually
 

@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 from msgspec import Struct
 
-from logto_webhooks.core import answers
-from logto_webhooks.core.answers import Span
-from logto_webhooks.core.events import parse
-from logto_webhooks.core.merge import merge
-from logto_webhooks.core.mirror import row_of
-from logto_webhooks.core.projection import plan
-from logto_webhooks.core.record import Absent, Change, Key, Record
-from logto_webhooks.core.signature import vouch
+from logto_webhooks.events import parse
+from logto_webhooks.logto import api_responses
+from logto_webhooks.logto.api_responses import Span
+from logto_webhooks.records.changes import changes_from_event
+from logto_webhooks.records.merge import merge
+from logto_webhooks.records.projection import project
+from logto_webhooks.records.record import Absent, Change, Key, Record
+from logto_webhooks.signing_keys import trust
 
 Json = dict[str, Any]
 USER = Key("user", "u")
@@ -141,7 +141,7 @@ class Logto(RuleBasedStateMachine):
         if self.truth is None:
             assert self.known.deleted_at is not None
             return
-        row = row_of(self.known)
+        row = project(self.known)
         assert row
         assert self.known.deleted_at is None
         assert row["name"] == self.truth["name"]
@@ -165,12 +165,12 @@ class Logto(RuleBasedStateMachine):
             body["matchedRoute"] = f"/users/:userId{write.route}"
             whole = self._whole(write.start)
             body["data"] = whole["customData"] if write.route else whole
-        self.under_way += plan(parse(vouch(msgspec.json.encode(body))))
+        self.under_way += changes_from_event(parse(trust(msgspec.json.encode(body))))
 
     def _answered(self, at: int, end: int) -> Change:
         self.unheard = [each for each in self.unheard if each.executed > at]
         content = self._whole(self.now) if self.truth is not None else None
-        told = answers.about_user("u", content, Span(at, end))
+        told = api_responses.read_user("u", content, Span(at, end))
         assert isinstance(told, Absent) == (self.truth is None)
         return told
 

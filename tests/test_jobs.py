@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from logto_webhooks.core.inbox import Outcome
-from logto_webhooks.core.jobs import JobFilter, JobOutcome, Registered
-from logto_webhooks.core.lifecycle import JobMove, JobState, State
+from logto_webhooks.deliveries import DeliveryOutcome
+from logto_webhooks.jobs import JobFilter, JobOutcome, RegisteredHandler
+from logto_webhooks.states import DeliveryState, JobMove, JobState
 from logto_webhooks.testing import make
 from tests.conftest import Run
 from tests.support.copy import delivery
@@ -13,7 +13,7 @@ from tests.support.jobs import ONE, TWO, add, claim, finish, job
 
 def test_handlers_are_known_as_they_are_now(run: Run) -> None:
     """Registered twice, each is there once, as it was last."""
-    again = Registered(name="one", patterns=("*",), tests="too")
+    again = RegisteredHandler(name="one", patterns=("*",), tests="too")
     run(lambda store: store.jobs.register([TWO, ONE]))
     run(lambda store: store.jobs.register([again]))
     assert run(lambda store: store.jobs.handlers()) == [again, TWO]
@@ -155,7 +155,11 @@ def test_a_delivery_is_made_pending_again(run: Run) -> None:
     bodies = [make.user_created(id=user).body for user in ("ana", "bo")]
     run(lambda store: store.add([delivery(body) for body in bodies]))
     [held] = run(lambda store: store.claim("t", 1, 2**20, 60))
-    run(lambda store: store.finish("t", [Outcome(id=held.id, state=State.DEAD, error="x")]))
+    run(
+        lambda store: store.finish(
+            "t", [DeliveryOutcome(id=held.id, state=DeliveryState.DEAD, error="x")]
+        )
+    )
     ids = [held.id, held.id + 1, 99]
     assert run(lambda store: store.inbox.again(ids)) == 1
     assert len(run(lambda store: store.claim("t", 9, 2**20, 60))) == 2

@@ -11,9 +11,9 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from logto_webhooks import Delivery, LogtoWebhooks, events
-from logto_webhooks.adapters.stores.jobs import SqlJobs
-from logto_webhooks.core.jobs import JobFilter, JobOutcome, JobRow
-from logto_webhooks.core.lifecycle import JobMove, JobState
+from logto_webhooks.database.jobs import DatabaseJobs
+from logto_webhooks.jobs import JobFilter, JobOutcome, JobRow
+from logto_webhooks.states import JobMove, JobState
 from logto_webhooks.testing import make
 from tests.conftest import Run
 from tests.support import postgres
@@ -150,26 +150,28 @@ def test_who_repeats_waits_for_who_ends_the_line() -> None:
         schema_translate_map={None: postgres.emptied_schema()}
     )
     with engine.begin() as connection:
-        SqlJobs(connection).add([job("dead", at=1), job("last", at=2)])
-        [first] = SqlJobs(connection).claim("t", {"one": 1}, 60)
-        SqlJobs(connection).finish("t", [ended(first.id, first.line_id, JobState.DEAD)])
-        [last] = SqlJobs(connection).claim("t", {"one": 1}, 60)
+        DatabaseJobs(connection).add([job("dead", at=1), job("last", at=2)])
+        [first] = DatabaseJobs(connection).claim("t", {"one": 1}, 60)
+        DatabaseJobs(connection).finish("t", [ended(first.id, first.line_id, JobState.DEAD)])
+        [last] = DatabaseJobs(connection).claim("t", {"one": 1}, 60)
     begun = threading.Event()
 
     def repeat() -> list[int]:
         with engine.begin() as connection:
             begun.set()
-            return SqlJobs(connection).move([first.id], JobMove.REPEAT)
+            return DatabaseJobs(connection).move([first.id], JobMove.REPEAT)
 
     with ThreadPoolExecutor(1) as pool:
         with engine.begin() as connection:
-            SqlJobs(connection).finish("t", [ended(last.id, last.line_id, JobState.DONE)])
+            DatabaseJobs(connection).finish("t", [ended(last.id, last.line_id, JobState.DONE)])
             repeated = pool.submit(repeat)
             assert begun.wait(10)
             until_one_waits(engine)
         assert repeated.result(10) == [first.id]
     with engine.begin() as connection:
-        assert [each.id for each in SqlJobs(connection).claim("t", {"one": 1}, 60)] == [first.id]
+        assert [each.id for each in DatabaseJobs(connection).claim("t", {"one": 1}, 60)] == [
+            first.id
+        ]
 
 
 def ended(number: int, line: int, state: JobState) -> JobOutcome:

@@ -16,9 +16,9 @@ from typing import Any, Literal
 import pytest
 import sqlalchemy as sa
 
-from logto_webhooks.core.ports import Status, Store
+from logto_webhooks.database import Database, open_database
+from logto_webhooks.interfaces import Status, Store
 from logto_webhooks.testing import make
-from logto_webhooks.wiring import Database, database_of
 from tests.support import postgres
 from tests.support.copy import delivery
 from tests.support.service import clean_environment, command
@@ -106,7 +106,7 @@ def prepared(kind: Kind, folder: Path) -> tuple[dict[str, str], sa.Engine, str]:
 
 def opened(given: dict[str, str]) -> Database:
     url, schema = given["LOGTO_WEBHOOKS_DATABASE_URL"], given.get("LOGTO_WEBHOOKS_SCHEMA")
-    return database_of(url, schema)
+    return open_database(url, schema)
 
 
 async def fill(given: dict[str, str]) -> list[tuple[str, int]]:

@@ -16,18 +16,18 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from logto_webhooks.core.keys import (
+from logto_webhooks.samples.request import SignedRequest, sign_request
+from logto_webhooks.signing_keys import (
     BOUNDS,
     OVERLAP_MS,
-    HookKey,
-    Stranger,
+    RejectedRequest,
+    WebhookKey,
     fingerprint,
     hook_of_sender,
     hooks_named,
 )
-from logto_webhooks.samples.signed import Signed, signed
 from logto_webhooks.testing import make
-from logto_webhooks.testing.fake import FakeLogto
+from logto_webhooks.testing.fake.logto import FakeLogto
 from tests.conftest import Run
 from tests.support.copy import RECEIVED_AT
 from tests.support.fake import credentials, serving
@@ -41,8 +41,10 @@ def now() -> int:
     return time.time_ns() // 1_000_000
 
 
-def stranger(number: int = 0, *, known: bool = True, size: int = 10, at: int = 0) -> Stranger:
-    return Stranger(
+def stranger(
+    number: int = 0, *, known: bool = True, size: int = 10, at: int = 0
+) -> RejectedRequest:
+    return RejectedRequest(
         body=b"x" * size,
         signature=f"{number:064x}",
         received_at=at or now(),
@@ -85,10 +87,10 @@ class TestStore:
     def test_a_key_that_is_replaced_ends_after_the_overlap(self, run: Run) -> None:
         """Another hook's doesn't; one that ends sooner keeps its end."""
         told = [
-            HookKey(hook="a", key="first-key-0123456789", learnt_at=1),
-            HookKey(hook="b", key="other-key-0123456789", learnt_at=2),
-            HookKey(hook="a", key="second-key-0123456789", learnt_at=3),
-            HookKey(hook="a", key="third-key-0123456789", learnt_at=4),
+            WebhookKey(hook="a", key="first-key-0123456789", learnt_at=1),
+            WebhookKey(hook="b", key="other-key-0123456789", learnt_at=2),
+            WebhookKey(hook="a", key="second-key-0123456789", learnt_at=3),
+            WebhookKey(hook="a", key="third-key-0123456789", learnt_at=4),
         ]
         for each in told:
             run(lambda store, each=each: store.keys_of_hooks.learn([each]))  # type: ignore[misc]
@@ -106,7 +108,7 @@ class TestStore:
         assert run(lambda store: store.keys_of_hooks.used(marks)) == marks
         run(
             lambda store: store.keys_of_hooks.learn(
-                [HookKey(hook="a", key="learnt-key-0123456789", learnt_at=1)]
+                [WebhookKey(hook="a", key="learnt-key-0123456789", learnt_at=1)]
             )
         )
         more = {fingerprint("learnt-key-0123456789"): 9}
@@ -118,7 +120,7 @@ class TestStore:
     def test_what_is_no_key_is_neither_kept_nor_returned(self, run: Run) -> None:
         """Also if a row that another release wrote has it: anybody can sign with an empty key."""
         for key in ("", "short", '"quoted-0123456789"', "KEY=0123456789abcdef"):
-            told = HookKey(hook="a", key=key, learnt_at=1)
+            told = WebhookKey(hook="a", key=key, learnt_at=1)
             run(lambda store, told=told: store.keys_of_hooks.learn([told]))  # type: ignore[misc]
         assert run(lambda store: store.keys_of_hooks.learnt()) == []
 
@@ -248,12 +250,12 @@ async def junk(service: Service, number: int, hook: str) -> None:
             assert set(answers) == {401}
 
 
-def _forged(rng: random.Random, number: int, hook: str) -> Signed:
+def _forged(rng: random.Random, number: int, hook: str) -> SignedRequest:
     payload = {"event": "User.Created", "n": number, "hookId": hook}
-    return signed(payload, f"guess {rng.random()}")
+    return sign_request(payload, f"guess {rng.random()}")
 
 
-async def _post(client: httpx2.AsyncClient, service: Service, delivery: Signed) -> int:
+async def _post(client: httpx2.AsyncClient, service: Service, delivery: SignedRequest) -> int:
     url = f"{service.url}/api/webhooks/logto"
     answer = await client.post(url, content=delivery.body, headers=dict(delivery.headers))
     return answer.status_code

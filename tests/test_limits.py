@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from logto_webhooks.core.signature import HEADER, sign
+from logto_webhooks.signing_keys import HEADER, sign
 from logto_webhooks.testing import SIGNING_KEY, make
 from tests.support.service import PATH, Service
 

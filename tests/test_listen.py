@@ -20,10 +20,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from logto_webhooks.core.hooks import subscription
-from logto_webhooks.core.signature import HEADER, verify
-from logto_webhooks.testing.fake import FakeLogto, Faults
-from logto_webhooks.testing.fake.server import served
+from logto_webhooks.logto.webhooks import subscription
+from logto_webhooks.signing_keys import HEADER, verify
+from logto_webhooks.testing.fake.app import served
+from logto_webhooks.testing.fake.faults import Faults
+from logto_webhooks.testing.fake.logto import FakeLogto
 from tests.support.fake import credentials
 from tests.support.service import clean_environment, command
 from tests.support.waiting import eventually

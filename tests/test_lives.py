@@ -8,7 +8,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from logto_webhooks.samples.compare import Difference, differences
+from logto_webhooks.samples.diff import Difference, differences
 from logto_webhooks.testing import App, FrozenClock, make
 from tests.support.copy import Copy, Known, keys_of, memory_host
 from tests.support.life import Life

@@ -9,12 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import sqlalchemy as sa
 
-from logto_webhooks.adapters.stores.sql import SqlStore
-from logto_webhooks.core.jobs import JobOutcome
-from logto_webhooks.core.lifecycle import JobState
-from logto_webhooks.core.ports import Store
-from logto_webhooks.core.record import Key
-from logto_webhooks.service import manage, run
+from logto_webhooks import admin
+from logto_webhooks.database.store import DatabaseStore
+from logto_webhooks.handlers import runner
+from logto_webhooks.interfaces import Store
+from logto_webhooks.jobs import JobOutcome
+from logto_webhooks.records.record import Key
+from logto_webhooks.states import JobState
 from logto_webhooks.testing import make
 from tests.support import postgres
 from tests.support.copy import delivery
@@ -33,12 +34,12 @@ def locks(user: str) -> Step:
 
 
 def forgets(store: Store) -> None:
-    manage.forget(store, "one")
+    admin.forget_handler(store, "one")
 
 
 def applies(store: Store) -> None:
     """The later first."""
-    manage.replay(store, [2, 1], 100, tell=True)
+    admin.replay(store, [2, 1], 100, tell=True)
 
 
 def ends(store: Store) -> None:
@@ -47,11 +48,11 @@ def ends(store: Store) -> None:
         (each.line, JobOutcome(id=each.id, line_id=each.line_id, state=JobState.DONE))
         for each in held(store)
     ]
-    run._finish(store, sorted(done, key=lambda each: each[0], reverse=True))
+    runner._finish(store, sorted(done, key=lambda each: each[0], reverse=True))
 
 
 def held(store: Store) -> list[sa.Row[tuple[int, int, str]]]:
-    assert isinstance(store, SqlStore)
+    assert isinstance(store, DatabaseStore)
     query = "SELECT jobs.id, lines.id AS line_id, token AS line FROM logto_lines lines"
     query += " JOIN logto_jobs jobs USING (handler, line) WHERE token IS NOT NULL"
     return list(store._connection.execute(sa.text(query)))
@@ -73,14 +74,14 @@ def test_no_two_wait_for_each_other(several: Step, first: Step, second: Step) ->
     def connected(work: Step) -> None:
         with engine.begin() as connection:
             connection.execute(sa.text(f"SET LOCAL search_path TO {schema}"))
-            work(SqlStore(connection))
+            work(DatabaseStore(connection))
 
     connected(prepare)
     with ThreadPoolExecutor(1) as threads, engine.begin() as connection:
-        first(SqlStore(connection))
+        first(DatabaseStore(connection))
         other = threads.submit(connected, several)
         until_one_waits(engine)
-        second(SqlStore(connection))
+        second(DatabaseStore(connection))
         connection.commit()
         other.result(10)
 

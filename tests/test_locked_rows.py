@@ -15,11 +15,11 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from logto_webhooks import LogtoWebhooks, events
-from logto_webhooks.core.ports import DatabaseClock, Host
-from logto_webhooks.core.reports import ClockSetBack, Report
 from logto_webhooks.errors import TimedOut
-from logto_webhooks.service import clock_watch, sync
-from logto_webhooks.service.clock_watch import ClockWatch
+from logto_webhooks.instrumentation.events import ClockSetBack, TelemetryEvent
+from logto_webhooks.interfaces import DatabaseClock, TransactionRunner
+from logto_webhooks.sync import apply, clock_watch
+from logto_webhooks.sync.clock_watch import ClockWatch
 from logto_webhooks.testing import SIGNING_KEY, make
 from tests.support import postgres
 from tests.support.copy import Copy, StoreKind, delivery, open_host
@@ -71,7 +71,7 @@ def test_others_are_applied_beside_a_locked_row(
         copy.worker._token = "claimed"
         copy.worker._claimed_at = time.monotonic()
         claimed = await host.run(copy.worker._claim)
-        copy.worker._held = [sync.planned(each, 100) for each in claimed]
+        copy.worker._held = [apply.parse_delivery(each, 100) for each in claimed]
         with locked(statement):
             working = asyncio.create_task(copy.worker.run())
             await eventually(lambda: pending(1))
@@ -198,15 +198,15 @@ class Clocks:
 
 
 @pytest.fixture
-def looking(monkeypatch: pytest.MonkeyPatch) -> tuple[Clocks, ClockWatch, list[Report]]:
+def looking(monkeypatch: pytest.MonkeyPatch) -> tuple[Clocks, ClockWatch, list[TelemetryEvent]]:
     monkeypatch.setattr(clock_watch, "LOOK_S", 0.0)
-    clocks, reports = Clocks(), list[Report]()
-    host: Host = clocks  # type: ignore[assignment]
+    clocks, reports = Clocks(), list[TelemetryEvent]()
+    host: TransactionRunner = clocks  # type: ignore[assignment]
     return clocks, ClockWatch(host, reports.append), reports
 
 
 def test_a_clock_that_goes_back_is_noticed_once(
-    looking: tuple[Clocks, ClockWatch, list[Report]],
+    looking: tuple[Clocks, ClockWatch, list[TelemetryEvent]],
 ) -> None:
     """By how much what waits must be moved; a small correction is none."""
     clocks, watch, reports = looking
@@ -223,7 +223,7 @@ def test_a_clock_that_goes_back_is_noticed_once(
 
 
 def test_a_clock_that_goes_back_while_rows_are_locked_is_noticed_again(
-    looking: tuple[Clocks, ClockWatch, list[Report]],
+    looking: tuple[Clocks, ClockWatch, list[TelemetryEvent]],
 ) -> None:
     clocks, watch, reports = looking
     asyncio.run(watch.look())
@@ -237,7 +237,7 @@ def test_a_clock_that_goes_back_while_rows_are_locked_is_noticed_again(
 
 
 def test_a_due_time_that_no_wait_explains_is_mended(
-    looking: tuple[Clocks, ClockWatch, list[Report]],
+    looking: tuple[Clocks, ClockWatch, list[TelemetryEvent]],
 ) -> None:
     clocks, watch, reports = looking
     clocks.too_late = True

@@ -6,11 +6,11 @@ import asyncio
 
 from starlette.types import Receive, Scope, Send
 
-from logto_webhooks.adapters.management import Management
-from logto_webhooks.service.listen import LogReader
+from logto_webhooks.listen.log_reader import LogReader
+from logto_webhooks.logto.client import ManagementClient
 from logto_webhooks.testing import FrozenClock
-from logto_webhooks.testing.fake import FakeLogto
-from logto_webhooks.testing.fake.server import served
+from logto_webhooks.testing.fake.app import served
+from logto_webhooks.testing.fake.logto import FakeLogto
 from tests.support.waiting import eventually
 from tests.test_stores import T0
 
@@ -39,7 +39,9 @@ def test_a_copy_that_ended_later_is_still_one() -> None:
         async with served(slow, 0) as url, FakeLogto(at_once=1, now=clock.now) as logto:
             for to in (NOBODY, url):
                 logto.add_hook(to)
-            api = Management(logto.url, logto.app_id, logto.app_secret, now=clock, budget=100_000)
+            api = ManagementClient(
+                logto.url, logto.app_id, logto.app_secret, now=clock, budget=100_000
+            )
             ana = logto.create_user()
             await logto.settle()
             clock.tick(2)

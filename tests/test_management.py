@@ -16,15 +16,14 @@ from urllib.parse import parse_qs
 import msgspec
 import pytest
 
-from logto_webhooks.adapters.management import Management
-from logto_webhooks.adapters.management.budget import Budget
-from logto_webhooks.adapters.management.client import resource_of
-from logto_webhooks.adapters.management.exchange import MOST_BYTES
-from logto_webhooks.adapters.management.retry import GiveUp, Wait, after_failure, asked_wait
-from logto_webhooks.core.ports import Answered
-from logto_webhooks.errors import AnswerMalformed, LogtoRefused, LogtoUnreachable
+from logto_webhooks.errors import InvalidApiResponse, LogtoApiError, LogtoUnreachable
+from logto_webhooks.interfaces import ApiResponse
+from logto_webhooks.logto.client import ManagementClient, resource_of
+from logto_webhooks.logto.rate_limit import RateLimiter
+from logto_webhooks.logto.retry import GiveUp, Wait, after_failure, asked_wait
+from logto_webhooks.logto.transport import MOST_BYTES
 from logto_webhooks.testing import FrozenClock
-from logto_webhooks.testing.fake import FakeLogto
+from logto_webhooks.testing.fake.logto import FakeLogto
 from tests.support.recorded import FOLDER
 
 T = TypeVar("T")
@@ -73,7 +72,7 @@ class Stand:
         self.asked: list[Asked] = []
         self.time, self.clock = Time(), FrozenClock(START)
 
-    def ask(self, question: Callable[[Management], Awaitable[T]], **options: Any) -> T:
+    def ask(self, question: Callable[[ManagementClient], Awaitable[T]], **options: Any) -> T:
         async def asking() -> T:
             async with self.serving() as endpoint:
                 logto = self.management(endpoint, **options)
@@ -84,9 +83,9 @@ class Stand:
 
         return asyncio.run(asking())
 
-    def management(self, endpoint: str, **options: Any) -> Management:
+    def management(self, endpoint: str, **options: Any) -> ManagementClient:
         options = {"sleep": self.time.sleep, "monotonic": lambda: self.time.now} | options
-        return Management(endpoint, "m-default", SECRET, now=self.clock, **options)
+        return ManagementClient(endpoint, "m-default", SECRET, now=self.clock, **options)
 
     def targets(self, path: str = "/api") -> list[str]:
         return [each.target for each in self.asked if each.target.startswith(path)]
@@ -166,17 +165,17 @@ def token(name: str = "oidc-token-basic") -> str:
     return str(content(name)["access_token"])
 
 
-async def user(logto: Management) -> Answered:
+async def user(logto: ManagementClient) -> ApiResponse:
     return await logto.user("u")
 
 
-async def users(logto: Management) -> list[Answered]:
+async def users(logto: ManagementClient) -> list[ApiResponse]:
     return [page async for page in logto.users()]
 
 
-def refused(stand: Stand, question: Callable[[Management], Awaitable[object]] = user) -> str:
+def refused(stand: Stand, question: Callable[[ManagementClient], Awaitable[object]] = user) -> str:
     """Return what the error says, which is never the secret or the token."""
-    with pytest.raises(LogtoRefused) as raised:
+    with pytest.raises(LogtoApiError) as raised:
         stand.ask(question)
     text = f"{raised.value} {raised.value!r}"
     assert SECRET not in text
@@ -188,7 +187,9 @@ def test_one_user_is_asked_for() -> None:
     """With the token; the answer tells when it was asked, by our clock, and Logto's date."""
     stand = Stand({USER: [recorded("user")]})
     answered = stand.ask(user)
-    assert answered == Answered(content=content("user"), asked_at=START + 250, took=250, date=DATE)
+    assert answered == ApiResponse(
+        content=content("user"), asked_at=START + 250, took=250, date=DATE
+    )
     assert stand.asked[1][:2] == ("GET", USER)
     assert stand.asked[1].headers["authorization"] == f"Bearer {token()}"
 
@@ -197,7 +198,7 @@ def test_the_token_is_asked_for_as_recorded() -> None:
     """Client credentials with HTTP basic; once for all who ask at the same time."""
     stand = Stand({USER: [recorded("user")]})
 
-    async def many(logto: Management) -> None:
+    async def many(logto: ManagementClient) -> None:
         await asyncio.gather(*(logto.user("u") for _ in range(8)))
 
     stand.ask(many)
@@ -225,7 +226,7 @@ def test_listings(name: str, of: tuple[Any, ...], path: str, file: str, total: i
     """Each is asked for a hundred at a time, and ends where Logto's total says so."""
     stand = Stand({path: [recorded(file)]})
 
-    async def listed(logto: Management) -> list[Answered]:
+    async def listed(logto: ManagementClient) -> list[ApiResponse]:
         return [page async for page in getattr(logto, name)(*of)]
 
     [page] = stand.ask(users)
@@ -239,7 +240,7 @@ def test_a_hook_is_made_changed_tested_and_deleted() -> None:
 
     async def main() -> None:
         async with FakeLogto() as fake:
-            logto = Management(fake.url, fake.app_id, fake.app_secret, now=FrozenClock())
+            logto = ManagementClient(fake.url, fake.app_id, fake.app_secret, now=FrozenClock())
             made = (await logto.create_hook("n", "http://127.0.0.1:9/a", ["User.Created"])).content
             assert made["name"] == "n"
             await logto.change_hook(made["id"], {"config": {"url": "http://127.0.0.1:9/b"}})
@@ -247,7 +248,7 @@ def test_a_hook_is_made_changed_tested_and_deleted() -> None:
             assert changed["config"] == {"url": "http://127.0.0.1:9/b"}
             told = await logto.test_hook(made["id"], "http://127.0.0.1:9/", "User.Created")
             assert told.content["code"] == "hook.send_test_payload_failed"
-            with pytest.raises(LogtoRefused, match="version of Logto"):
+            with pytest.raises(LogtoApiError, match="version of Logto"):
                 await logto.test_hook(made["id"], "http://127.0.0.1:9/", "No.Such")
             assert (await logto.delete_hook(made["id"])).content == {}
             assert fake.hooks == []
@@ -305,7 +306,7 @@ def test_what_does_not_exist_is_none() -> None:
     assert stand.ask(user).content is None
     assert stand.ask(lambda logto: logto.organization("o")).content is None
 
-    async def roles(logto: Management) -> list[tuple[Any, int | None]]:
+    async def roles(logto: ManagementClient) -> list[tuple[Any, int | None]]:
         return [(page.content, page.total) async for page in logto.roles_of("u")]
 
     assert stand.ask(roles) == [([], 0)]
@@ -371,7 +372,7 @@ def test_the_token_is_renewed_a_minute_before_it_ends() -> None:
     """It lives for an hour."""
     stand = Stand({USER: [recorded("user")]})
 
-    async def three(logto: Management) -> list[int]:
+    async def three(logto: ManagementClient) -> list[int]:
         seen = []
         for moment in (0, 3539, 3541):
             stand.time.now = moment
@@ -397,7 +398,7 @@ def test_a_refused_token_is_renewed_once_for_all() -> None:
     tokens = [recorded("oidc-token-basic"), recorded("oidc-token-post")]
     stand = Stand({TOKEN: tokens, USER: [other_than(token())]})
 
-    async def many(logto: Management) -> list[Answered]:
+    async def many(logto: ManagementClient) -> list[ApiResponse]:
         return await asyncio.gather(*(logto.user("u") for _ in range(4)))
 
     assert [each.content for each in stand.ask(many)] == [content("user")] * 4
@@ -408,14 +409,14 @@ def test_who_waits_for_a_token_shares_the_outcome() -> None:
     """A wrong secret is tried once, however many ask; and anew when they ask again."""
     stand = Stand({TOKEN: [recorded("oidc-token-badsecret")]})
 
-    async def many(logto: Management) -> list[Any]:
+    async def many(logto: ManagementClient) -> list[Any]:
         asked = (logto.user("u") for _ in range(6))
         return await asyncio.gather(*asked, return_exceptions=True)
 
-    async def twice(logto: Management) -> list[Any]:
+    async def twice(logto: ManagementClient) -> list[Any]:
         return [*await many(logto), *await many(logto)]
 
-    assert {type(error) for error in stand.ask(twice)} == {LogtoRefused}
+    assert {type(error) for error in stand.ask(twice)} == {LogtoApiError}
     assert len(stand.targets(TOKEN)) == 2
 
 
@@ -428,7 +429,7 @@ def test_who_stops_waiting_for_a_token_stops_no_other() -> None:
         await asyncio.sleep(0.01)
         return recorded("oidc-token-basic")
 
-    async def two(logto: Management) -> Answered:
+    async def two(logto: ManagementClient) -> ApiResponse:
         first, second = (asyncio.create_task(logto.user("u")) for _ in range(2))
         await reached.wait()
         first.cancel()
@@ -501,13 +502,13 @@ def test_a_page_that_is_too_large_is_asked_for_in_pieces(packed: str) -> None:
         }
     ).ask(users)
     assert page.content[0] == {"id": "u"}
-    with pytest.raises(AnswerMalformed, match="too large"):
+    with pytest.raises(InvalidApiResponse, match="too large"):
         Stand({USER: [bomb]}).ask(user)
 
 
 def test_a_number_of_thousands_of_digits_is_none() -> None:
     """Python would refuse to read it."""
-    with pytest.raises(LogtoRefused):
+    with pytest.raises(LogtoApiError):
         Stand(
             {USERS: [answer(200, b"[]", content_type="application/json", total_number="9" * 5_000)]}
         ).ask(users)
@@ -526,11 +527,11 @@ def test_nobody_listens_there() -> None:
 @pytest.mark.parametrize("endpoint", ["http://127.0.0.1:99999", "http://[::1", "http:/x"])
 def test_an_endpoint_that_is_no_address(endpoint: str) -> None:
     """Trying again can't help."""
-    with pytest.raises(LogtoRefused, match="Set LOGTO_ENDPOINT"):
+    with pytest.raises(LogtoApiError, match="Set LOGTO_ENDPOINT"):
         asyncio.run(used(Stand({}).management(endpoint)))
 
 
-async def used(logto: Management) -> None:
+async def used(logto: ManagementClient) -> None:
     try:
         await logto.user("u")
     finally:
@@ -576,7 +577,7 @@ def test_requests_are_let_in_evenly() -> None:
     """The token's too, with no burst after a pause."""
     stand = Stand({USER: [recorded("user")]})
 
-    async def many(logto: Management) -> None:
+    async def many(logto: ManagementClient) -> None:
         await asyncio.gather(*(logto.user("u") for _ in range(9)))
         stand.time.now += 60
         await asyncio.gather(*(logto.user("u") for _ in range(3)))
@@ -596,7 +597,7 @@ def test_at_most_four_requests_at_once() -> None:
         inside.append(inside[-1] - 1)
         return recorded("user")
 
-    async def many(logto: Management) -> None:
+    async def many(logto: ManagementClient) -> None:
         await asyncio.gather(*(logto.user("u") for _ in range(12)))
 
     Stand({USER: [together]}).ask(many)
@@ -608,7 +609,7 @@ def test_turns_are_in_the_order_of_asking() -> None:
 
     async def turns() -> list[int]:
         time, order = Time(), list[int]()
-        budget = Budget(100, time.sleep, lambda: time.now)
+        budget = RateLimiter(100, time.sleep, lambda: time.now)
 
         async def one(number: int) -> None:
             async with budget.turn():

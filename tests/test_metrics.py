@@ -11,32 +11,31 @@ import httpx2
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from logto_webhooks.adapters.observers import prometheus
-from logto_webhooks.adapters.observers.metrics import GAUGES, METRICS, UNMEASURED
-from logto_webhooks.adapters.observers.prometheus import Metrics
-from logto_webhooks.adapters.observers.several import several
-from logto_webhooks.core.lifecycle import State
-from logto_webhooks.core.ports import Status
-from logto_webhooks.core.reports import (
-    Asked,
-    Compared,
-    Failed,
-    LookedBack,
-    NotAsked,
+from logto_webhooks.database import open_database
+from logto_webhooks.errors import StoreUnavailable
+from logto_webhooks.instrumentation import prometheus
+from logto_webhooks.instrumentation.events import (
+    ApiUnavailable,
+    DeliveryFailed,
+    DeliveryStored,
+    DeliverySynced,
+    LogRecovered,
     NotStored,
-    Refused,
-    Report,
+    Reconciled,
+    Refetched,
+    RequestRefused,
     Resumed,
     Stalled,
-    Stored,
-    Synced,
+    TelemetryEvent,
 )
-from logto_webhooks.errors import StoreUnavailable
+from logto_webhooks.instrumentation.logs import fan_out
+from logto_webhooks.instrumentation.prometheus import GAUGES, METRICS, UNMEASURED, Metrics
+from logto_webhooks.interfaces import Status
+from logto_webhooks.runtime import Service as Wired
 from logto_webhooks.settings import Settings
+from logto_webhooks.states import DeliveryState
 from logto_webhooks.testing import SIGNING_KEY, make
-from logto_webhooks.testing.fake import FakeLogto
-from logto_webhooks.wiring import Service as Wired
-from logto_webhooks.wiring import database_of
+from logto_webhooks.testing.fake.logto import FakeLogto
 from tests.support.fake import serving
 from tests.support.service import Service, wait_until_done
 from tests.support.waiting import until
@@ -166,7 +165,7 @@ def test_what_logto_told_is_counted(tmp_path: Path) -> None:
 
 def test_an_application_that_mounts_the_webhook_has_no_metrics(tmp_path: Path) -> None:
     """Only `serve` gives them."""
-    database = database_of(f"sqlite:///{tmp_path / 'x.db'}")
+    database = open_database(f"sqlite:///{tmp_path / 'x.db'}")
     wired = Wired(Settings(signing_key=SIGNING_KEY), database, lambda _: None)
 
     async def ask() -> int:
@@ -177,31 +176,31 @@ def test_an_application_that_mounts_the_webhook_has_no_metrics(tmp_path: Path) -
     assert asyncio.run(ask()) == 404
 
 
-REPORTS: list[tuple[Report, Samples]] = [
+REPORTS: list[tuple[TelemetryEvent, Samples]] = [
     (
-        Stored(1, "e", "user:ana", True, 20),
+        DeliveryStored(1, "e", "user:ana", True, 20),
         {"deliveries_stored_total{duplicate=true}": 1, "answer_seconds_sum": 0.02},
     ),
-    (Refused(413, "too_large", "", ""), {"requests_refused_total{code=too_large}": 1}),
+    (RequestRefused(413, "too_large", "", ""), {"requests_refused_total{code=too_large}": 1}),
     (NotStored(7, "gone"), {"deliveries_not_stored_total": 7}),
     (
-        Synced(1, "e", "user:ana", "stale", 3000),
+        DeliverySynced(1, "e", "user:ana", "stale", 3000),
         {"deliveries_synced_total{outcome=stale}": 1, "delivery_to_row_seconds_sum": 3},
     ),
     (
-        Failed(1, "e", None, "x", 1, 2.0),
+        DeliveryFailed(1, "e", None, "x", 1, 2.0),
         {"deliveries_failed_total": 1, "deliveries_given_up_total": 0},
     ),
     (
-        Failed(1, "e", None, "x", 8, None),
+        DeliveryFailed(1, "e", None, "x", 8, None),
         {"deliveries_failed_total": 1, "deliveries_given_up_total": 1},
     ),
     (Stalled("gone", 1), {"stalls_total": 1}),
     (Resumed(), {}),
-    (LookedBack(9, 2, "x: 2", ""), {"log_entries_total": 9, "deliveries_recovered_total": 2}),
-    (Asked("user:ana", ("doubtful",)), {"asked_total": 1}),
-    (NotAsked("gone", 1), {"not_asked_total": 1}),
-    (Compared(5, 2, 1, "x: 1", ""), {"records_compared_total": 7, "records_drifted_total": 1}),
+    (LogRecovered(9, 2, "x: 2", ""), {"log_entries_total": 9, "deliveries_recovered_total": 2}),
+    (Refetched("user:ana", ("doubtful",)), {"asked_total": 1}),
+    (ApiUnavailable("gone", 1), {"not_asked_total": 1}),
+    (Reconciled(5, 2, 1, "x: 1", ""), {"records_compared_total": 7, "records_drifted_total": 1}),
 ]
 
 
@@ -221,8 +220,8 @@ class Counted:
             raise self.error
         if self.hangs:
             await asyncio.Event().wait()
-        deliveries = dict.fromkeys((state.value for state in State), 0)
-        deliveries[State.PENDING] = self.asked
+        deliveries = dict.fromkeys((state.value for state in DeliveryState), 0)
+        deliveries[DeliveryState.PENDING] = self.asked
         return Status(deliveries=deliveries, doubtful=2, refetch=3, oldest_pending_s=4)
 
     async def scrape(self) -> Samples:
@@ -234,7 +233,7 @@ class Counted:
 
 
 @pytest.mark.parametrize(("report", "adds"), REPORTS, ids=lambda each: type(each).__name__)
-def test_each_report_counts_where_it_should(report: Report, adds: Samples) -> None:
+def test_each_report_counts_where_it_should(report: TelemetryEvent, adds: Samples) -> None:
     """And nowhere else."""
     counted = Counted()
     before = counted.scraped()
@@ -302,13 +301,13 @@ def test_a_database_that_cannot_be_asked_takes_only_the_gauges_along(
 
 def test_an_observer_that_raises_hurts_nobody(caplog: pytest.LogCaptureFixture) -> None:
     """The others are told, before and after it; it is logged once."""
-    first: list[Report] = []
-    last: list[Report] = []
+    first: list[TelemetryEvent] = []
+    last: list[TelemetryEvent] = []
 
-    def broken(report: Report) -> None:
+    def broken(report: TelemetryEvent) -> None:
         raise ZeroDivisionError
 
-    observe = several(first.append, broken, last.append)
+    observe = fan_out(first.append, broken, last.append)
     with caplog.at_level(logging.ERROR, logger="logto_webhooks"):
         for _ in range(3):
             observe(Resumed())

@@ -14,19 +14,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from logto_webhooks.core import answers, canonical, clocks
-from logto_webhooks.core.answers import about_pairs, about_user
-from logto_webhooks.core.clocks import Clocks, Dated
-from logto_webhooks.core.delivery import FUTURE_MS, Delivery, identify
-from logto_webhooks.core.inbox import Received
-from logto_webhooks.core.lifecycle import State
-from logto_webhooks.core.merge import merge
-from logto_webhooks.core.ports import Answered, Found, Host, Store
-from logto_webhooks.core.projection import LAG_MS, plan, read
-from logto_webhooks.core.record import MEMBERS, WRONG_CLOCK, Key, Put, Record, Refetch
-from logto_webhooks.core.signature import vouch
-from logto_webhooks.samples.signed import Signed
-from logto_webhooks.service.clocks import clocks as clocks_of
+from logto_webhooks import canonical_json, clock_offset
+from logto_webhooks.clock_offset import Clocks, Dated
+from logto_webhooks.deliveries import FUTURE_MS, NewDelivery, ReceivedBody, identify
+from logto_webhooks.interfaces import ApiResponse, FoundRow, Store, TransactionRunner
+from logto_webhooks.logto import api_responses
+from logto_webhooks.logto.api_responses import read_pairs, read_user
+from logto_webhooks.logto.clock_skew import make_span_clock as clocks_of
+from logto_webhooks.records.changes import LAG_MS, changes_from_event, read
+from logto_webhooks.records.merge import merge
+from logto_webhooks.records.record import MEMBERS, WRONG_CLOCK, Key, Record, RefetchRequest, Upsert
+from logto_webhooks.samples.request import SignedRequest
+from logto_webhooks.signing_keys import trust
+from logto_webhooks.states import DeliveryState
 from logto_webhooks.testing import make
 from tests.support.copy import STORES, Copy, StoreKind, open_host
 
@@ -35,7 +35,7 @@ NOW = 1_795_485_335_924
 
 async def applied(
     kind: StoreKind, folder: Path, bodies: Sequence[bytes]
-) -> tuple[list[Found], list[Found], dict[str, int], list[tuple[Key, str]]]:
+) -> tuple[list[FoundRow], list[FoundRow], dict[str, int], list[tuple[Key, str]]]:
     """Apply bodies; return users, organizations, the counts of states, and what is waited for."""
     host = open_host(kind, folder)
     try:
@@ -54,11 +54,11 @@ async def applied(
         await host.close()
 
 
-def _users(store: Store, *, query: str) -> list[Found]:
+def _users(store: Store, *, query: str) -> list[FoundRow]:
     return store.find("user", query, 10)
 
 
-def replaced(signed: Signed, old: bytes, new: bytes) -> bytes:
+def replaced(signed: SignedRequest, old: bytes, new: bytes) -> bytes:
     assert signed.body.count(old) == 1
     return signed.body.replace(old, new)
 
@@ -116,30 +116,30 @@ class TestDepth:
             b'"%s":' % name.encode() + nested(700),
         )
         part = make.user_data_updated(id="ana", at=NOW).body
-        payload: Any = canonical.decode(part)
+        payload: Any = canonical_json.decode(part)
         payload |= {
             "matchedRoute": f"/users/:userId/{route}",
             "params": {"userId": "ana"},
-            "data": canonical.decode(nested(700)),
+            "data": canonical_json.decode(nested(700)),
         }
-        asked = canonical.decode(b'[{"id":"ana","%s":' % name.encode() + nested(700) + b"}]")
+        asked = canonical_json.decode(b'[{"id":"ana","%s":' % name.encode() + nested(700) + b"}]")
         told = [
-            *read(vouch(whole), 0)[1],
-            *read(vouch(canonical.encode(payload)), 0)[1],
+            *read(trust(whole), 0)[1],
+            *read(trust(canonical_json.encode(payload)), 0)[1],
         ]
         group = {"customData": "custom_data"}.get(name, name)
-        values = [change.values[group].content for change in told if isinstance(change, Put)]
-        answer: Any = about_user("ana", asked[0], answers.Span(NOW, NOW))
+        values = [change.values[group].content for change in told if isinstance(change, Upsert)]
+        answer: Any = read_user("ana", asked[0], api_responses.Span(NOW, NOW))
         assert len(values) == 2
         assert values[0] == values[1] == answer.contents[group]
 
     def test_a_delivery_of_any_depth_is_known_again(self) -> None:
         """What Logto's log gives back has other bytes, in another order."""
         body = b'{"event":"X", "createdAt":"2026-11-24T01:55:45.176Z","a":' + nested(3_000) + b"}"
-        entry = canonical.decode(b'[{"payload":{"hookRequest":{"body":' + body + b"}}}]")[0]
-        again = canonical.encode(entry["payload"]["hookRequest"]["body"])
+        entry = canonical_json.decode(b'[{"payload":{"hookRequest":{"body":' + body + b"}}}]")[0]
+        again = canonical_json.encode(entry["payload"]["hookRequest"]["body"])
         assert again != body
-        assert identify(vouch(again), NOW).digest == identify(vouch(body), NOW).digest
+        assert identify(trust(again), NOW).digest == identify(trust(body), NOW).digest
 
 
 class TestLength:
@@ -148,7 +148,7 @@ class TestLength:
         self, kind: StoreKind, tmp_path: Path
     ) -> None:
         """No index holds them in whole, and searches are right all the same."""
-        random_text = "".join(canonical.digest(number).hex() for number in range(150))
+        random_text = "".join(canonical_json.digest(number).hex() for number in range(150))
         long = {
             name: f"{name}-{random_text}"
             for name in ("username", "primaryEmail", "primaryPhone", "name", "avatar")
@@ -169,7 +169,7 @@ class TestLength:
             try:
                 await Copy(host).take([one, other])
                 status = await host.read(lambda store: store.status())
-                assert status.deliveries[State.DONE] == 2
+                assert status.deliveries[DeliveryState.DONE] == 2
                 for name in ("username", "primaryEmail", "primaryPhone"):
                     found = await host.read(partial(_users, query=long[name]))
                     assert [each.row["logto_user_id"] for each in found] == ["ana"]
@@ -200,16 +200,16 @@ class TestClocks:
     )
     def test_a_date_beyond_belief_is_the_receipt_and_a_doubt(self, created_at: str) -> None:
         """It is applied; what comes later wins over it."""
-        delivery = identify(vouch(dated(created_at)), NOW)
+        delivery = identify(trust(dated(created_at)), NOW)
         assert delivery.occurred_at == NOW
-        _, changes = read(vouch(delivery.body), delivery.occurred_at)
+        _, changes = read(trust(delivery.body), delivery.occurred_at)
         record = Record(Key("user", "ana"))
         for change in changes:
             record = merge(record, change)
         assert record.doubts == [WRONG_CLOCK]
         assert all(group.end <= NOW for group in record.groups.values())
         later = make.user_data_updated(id="ana", name="Later", at=NOW + 1_000).body
-        for change in read(vouch(later), NOW + 1_000)[1]:
+        for change in read(trust(later), NOW + 1_000)[1]:
             record = merge(record, change)
         assert record.own["name"] == "Later"
 
@@ -224,18 +224,18 @@ class TestClocks:
     ) -> None:
         """Whatever the dates in it are."""
         made = make.user_data_updated(id="ana", at=created, updatedAt=updated, lastSignInAt=last)
-        delivery = identify(vouch(made.body), NOW, ahead=ahead)
+        delivery = identify(trust(made.body), NOW, ahead=ahead)
         latest = NOW + ahead + FUTURE_MS
         believed = created <= latest
         assert delivery.occurred_at == (created if believed else NOW + ahead)
-        for change in read(vouch(delivery.body), delivery.occurred_at)[1]:
-            if isinstance(change, Put):
+        for change in read(trust(delivery.body), delivery.occurred_at)[1]:
+            if isinstance(change, Upsert):
                 for value in change.values.values():
                     assert 0 <= value.stamp <= value.end <= latest
                     assert value.start <= value.stamp
                 assert all(0 <= fact <= latest for fact in change.facts.values())
             else:
-                assert isinstance(change, Refetch)
+                assert isinstance(change, RefetchRequest)
                 assert not believed
 
     def test_members_of_a_wrong_date_are_in_doubt_until_a_list_tells(self) -> None:
@@ -243,10 +243,10 @@ class TestClocks:
         made = make.organization_membership_updated(id="acme", addedUserIds=["ana"], at=NOW)
         payload = msgspec.json.decode(made.body) | {"createdAt": "2099-01-01T00:00:00.000Z"}
         record = Record(Key("membership", "acme:ana"))
-        for change in read(vouch(msgspec.json.encode(payload)), NOW)[1]:
+        for change in read(trust(msgspec.json.encode(payload)), NOW)[1]:
             record = merge(record, change)
         assert record.doubts == [WRONG_CLOCK]
-        [answer] = about_pairs([record.key], {}, answers.Span(NOW + 1, NOW + 2))
+        [answer] = read_pairs([record.key], {}, api_responses.Span(NOW + 1, NOW + 2))
         assert merge(record, answer).waiting_for is None
 
     def test_a_deletion_of_a_wrong_date_is_applied_and_asked_about(self) -> None:
@@ -254,17 +254,19 @@ class TestClocks:
         payload = msgspec.json.decode(make.user_deleted(id="ana").body)
         body = msgspec.json.encode(payload | {"createdAt": "2099-01-01T00:00:00.000Z"})
         record = Record(Key("user", "ana"))
-        for change in read(vouch(body), NOW)[1]:
+        for change in read(trust(body), NOW)[1]:
             record = merge(record, change)
         assert (record.deleted_at, record.doubts) == (NOW, [WRONG_CLOCK])
-        assert merge(record, about_user("ana", None, answers.Span(NOW + 1, NOW + 2))).doubts == []
+        assert (
+            merge(record, read_user("ana", None, api_responses.Span(NOW + 1, NOW + 2))).doubts == []
+        )
 
     def test_one_delivery_doesnt_shift_the_clock(self) -> None:
         """Two that agree do, if there are no others; those in the past never do."""
 
         def ahead(*offsets: int, database: int = 0) -> int:
             recent = [Dated(NOW + offset, NOW, NOW) for offset in offsets]
-            return clocks.ahead(NOW, Clocks(NOW + database, recent))
+            return clock_offset.ahead(NOW, Clocks(NOW + database, recent))
 
         hour = 3_600_000
         assert ahead() == ahead(10**12) == ahead(0, 10**12) == ahead(-hour, -hour, -hour) == 0
@@ -272,18 +274,18 @@ class TestClocks:
         assert ahead(database=hour) == ahead(hour, hour, database=hour) == hour
         assert ahead(-hour, -hour, database=-hour) == -hour
         late = [Dated(NOW + hour, NOW, NOW, "log")] * 3
-        assert clocks.ahead(NOW, Clocks(NOW, late)) == 0
+        assert clock_offset.ahead(NOW, Clocks(NOW, late)) == 0
 
     @pytest.mark.parametrize("kind", STORES)
     def test_what_isnt_believed_tells_nothing_about_clocks(
         self, kind: StoreKind, tmp_path: Path
     ) -> None:
         """And no answer is of later than a second after its own date."""
-        wrong = identify(vouch(dated("2099-01-01T00:00:00.000Z")), NOW + 3_600_000)
-        right = identify(vouch(make.user_created(at=NOW).body), NOW + 3_600_000)
+        wrong = identify(trust(dated("2099-01-01T00:00:00.000Z")), NOW + 3_600_000)
+        right = identify(trust(make.user_created(at=NOW).body), NOW + 3_600_000)
 
-        async def when(deliveries: list[Delivery], *asked: Answered) -> list[int]:
-            host: Host = open_host(kind, tmp_path)
+        async def when(deliveries: list[NewDelivery], *asked: ApiResponse) -> list[int]:
+            host: TransactionRunner = open_host(kind, tmp_path)
             try:
                 await host.run(lambda store: store.add(deliveries))
                 tell = await clocks_of(host)
@@ -291,10 +293,10 @@ class TestClocks:
             finally:
                 await host.close()
 
-        asked = Answered(content=None, asked_at=NOW + 3_600_500, took=0)
+        asked = ApiResponse(content=None, asked_at=NOW + 3_600_500, took=0)
         assert asyncio.run(when([right, wrong], asked)) == [NOW + 500 - 1]
-        early = Answered(content=None, asked_at=0, took=0, date=NOW + 9_000)
-        late = Answered(content=None, asked_at=0, took=0, date=NOW)
+        early = ApiResponse(content=None, asked_at=0, took=0, date=NOW + 9_000)
+        late = ApiResponse(content=None, asked_at=0, took=0, date=NOW)
         at = asyncio.run(when([], early, late))
         assert at[1] <= NOW + 1_000
 
@@ -306,15 +308,15 @@ class TestLeftOut:
         payload = msgspec.json.decode(make.user_data_updated(id="ana", at=NOW + 1_000).body)
         payload["data"] = {"id": "ana", "name": None, "updatedAt": NOW + 900}
         part = msgspec.json.encode(payload)
-        changes = [*read(vouch(whole), 0)[1], *read(vouch(part), 0)[1]]
+        changes = [*read(trust(whole), 0)[1], *read(trust(part), 0)[1]]
         for order in (changes, changes[::-1]):
             record = Record(Key("user", "ana"))
             for change in order:
                 record = merge(record, change)
             assert (record.own["name"], record.own["username"]) == (None, "ana")
             assert record.waiting_for == "unknown change"
-        about = about_user(
-            "ana", payload["data"] | {"name": "B"}, answers.Span(NOW + 2_000, NOW + 2_001)
+        about = read_user(
+            "ana", payload["data"] | {"name": "B"}, api_responses.Span(NOW + 2_000, NOW + 2_001)
         )
         settled = merge(record, about)
         assert (settled.own["name"], settled.waiting_for) == ("B", None)
@@ -328,7 +330,7 @@ class TestLeftOut:
         del payload["data"]["customData"]
         record = Record(Key("organization", "acme"))
         for body in (first, msgspec.json.encode(payload)):
-            for change in read(vouch(body), 0)[1]:
+            for change in read(trust(body), 0)[1]:
                 record = merge(record, change)
         assert record.own["name"] == "New"
         assert record.own["customData"] == {"plan": "pro"}
@@ -339,7 +341,7 @@ class TestOlderMemberships:
         payload = msgspec.json.decode(make.organization_membership_updated(id="acme").body)
         del payload["addedUserIds"]
         payload |= {"method": method, "matchedRoute": route, "params": params, "status": 404}
-        return read(vouch(msgspec.json.encode(payload | more)), 0)[1]
+        return read(trust(msgspec.json.encode(payload | more)), 0)[1]
 
     def test_the_call_names_who_was_removed(self) -> None:
         """Only where no list does; an application that was removed is nobody's membership."""
@@ -353,29 +355,29 @@ class TestOlderMemberships:
         assert self.call("DELETE", applications, {"id": "acme", "applicationId": "x"}) == []
         for method, route in (("PUT", users), ("DELETE", f"{users}/roles"), ("POST", users)):
             [asks] = self.call(method, route, ids)
-            assert isinstance(asks, Refetch)
+            assert isinstance(asks, RefetchRequest)
             assert asks.why == MEMBERS
 
 
 def test_who_is_meant_by_events_of_no_route() -> None:
     """A device has its user in `data`; a limit of messages has none."""
     assert (
-        identify(vouch(make.trusted_device_deleted(userId="ana").body), NOW).subject == "user:ana"
+        identify(trust(make.trusted_device_deleted(userId="ana").body), NOW).subject == "user:ana"
     )
-    assert identify(vouch(make.message_rate_limited().body), NOW).subject is None
-    assert identify(vouch(make.grant_limit_exceeded(id="ana").body), NOW).subject == "user:ana"
+    assert identify(trust(make.message_rate_limited().body), NOW).subject is None
+    assert identify(trust(make.grant_limit_exceeded(id="ana").body), NOW).subject == "user:ana"
     assert [
         type(each)
-        for each in plan(
-            read(vouch(make.post_sign_in_adaptive_mfa_triggered(id="ana").body), 0)[0], LAG_MS
+        for each in changes_from_event(
+            read(trust(make.post_sign_in_adaptive_mfa_triggered(id="ana").body), 0)[0], LAG_MS
         )
-    ] == [Put]
+    ] == [Upsert]
 
 
 def test_a_received_delivery_of_a_wrong_date_is_no_measure() -> None:
     """The span is as wide as without it."""
-    answered = Answered(content=None, asked_at=NOW, took=0, date=NOW)
-    assert answers.span(answered, [Received(b"", NOW, NOW)]).at <= NOW + 1_000
+    answered = ApiResponse(content=None, asked_at=NOW, took=0, date=NOW)
+    assert api_responses.read_span(answered, [ReceivedBody(b"", NOW, NOW)]).at <= NOW + 1_000
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "asyncpg", "psycopg"])

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from logto_webhooks import LogtoWebhooks
-from logto_webhooks.core.inbox import DeliveryFilter
-from logto_webhooks.core.jobs import JobFilter
-from logto_webhooks.core.lifecycle import State
+from logto_webhooks.deliveries import DeliveryFilter
 from logto_webhooks.errors import ApiNotConfigured, DeliveryUnknown, SettingInvalid
-from logto_webhooks.testing.fake import FakeLogto
+from logto_webhooks.jobs import JobFilter
+from logto_webhooks.states import DeliveryState
+from logto_webhooks.testing.fake.logto import FakeLogto
 from tests.support.fake import NOBODY, application
 from tests.support.mounted import on_postgres, on_sqlite
 from tests.support.waiting import eventually
@@ -53,7 +53,9 @@ async def through_all(logto: LogtoWebhooks, fake: FakeLogto, ana: str) -> None:
     [dead] = await eventually(
         lambda: logto.jobs(JobFilter(handler="breaks", state="dead")), lambda rows: len(rows) == 1
     )
-    [delivery] = await logto.deliveries(DeliveryFilter(event="User.Data.Updated", state=State.DONE))
+    [delivery] = await logto.deliveries(
+        DeliveryFilter(event="User.Data.Updated", state=DeliveryState.DONE)
+    )
     assert (await logto.deliveries(DeliveryFilter(until=1))) == []
     kept = await logto.delivery(delivery.id)
     assert kept

@@ -13,9 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from logto_webhooks.core import canonical
-from logto_webhooks.errors import StoreUnavailable
-from logto_webhooks.errors.base import REPORT, described
+from logto_webhooks import canonical_json
+from logto_webhooks.errors import REPORT, StoreUnavailable, describe
 from tests.support.service import clean_environment, command, one_line
 
 PROGRAM = (sys.executable, "-m", "logto_webhooks")
@@ -128,7 +127,7 @@ def test_debug_may_stand_anywhere(tmp_path: Path) -> None:
 def test_a_loop_that_caught_it_says_where_to_report_it() -> None:
     """With the place in this package's code; an error that is known says only what it says."""
     with pytest.raises(ValueError) as raised:  # noqa: PT011
-        canonical.decode(b"{")
-    told = described(raised.value)
-    assert re.fullmatch(rf"unexpected \w+ at core/canonical:\d+; {REPORT}", told)
-    assert REPORT not in described(StoreUnavailable(problem="it is away"))
+        canonical_json.decode(b"{")
+    told = describe(raised.value)
+    assert re.fullmatch(rf"unexpected \w+ at canonical_json:\d+; {REPORT}", told)
+    assert REPORT not in describe(StoreUnavailable(problem="it is away"))

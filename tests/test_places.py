@@ -18,8 +18,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Session
 
 from logto_webhooks import Delivery, Discard, LogtoWebhooks, RetryLater, events
-from logto_webhooks.core.reports import Report
-from logto_webhooks.samples.signed import Signed
+from logto_webhooks.instrumentation.events import TelemetryEvent
+from logto_webhooks.samples.request import SignedRequest
 from logto_webhooks.testing import SIGNING_KEY, make
 from tests.support import postgres
 from tests.support.mounted import all_over, jobs, live, on_postgres, on_sqlite, send, soon, until
@@ -27,7 +27,7 @@ from tests.support.service import Service
 from tests.support.waiting import until as until_true
 
 
-def people(count: int, since: int = 0) -> list[Signed]:
+def people(count: int, since: int = 0) -> list[SignedRequest]:
     at = soon()
     return [make.user_created(id=f"u{since + number}", at=at) for number in range(count)]
 
@@ -257,7 +257,7 @@ class Dropped(Discard):
 def test_odd_errors_are_errors_like_others(tmp_path: Path) -> None:
     """Subclasses that say nothing, what can't be shown, and an observer that raises itself."""
 
-    def observe(report: Report) -> None:
+    def observe(report: TelemetryEvent) -> None:
         raise RuntimeError("of the application's")
 
     engine = sa.create_engine(f"sqlite:///{tmp_path / 'app.db'}")

@@ -14,8 +14,8 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
 from logto_webhooks import testing
-from logto_webhooks.adapters.stores.schema import VERSION_TABLE, metadata
-from logto_webhooks.wiring import database_of
+from logto_webhooks.database import open_database
+from logto_webhooks.database.schema import VERSION_TABLE, metadata
 
 ROOT = Path(__file__).parent.parent
 MODULES = sorted((ROOT / "src").rglob("*.py"))
@@ -31,7 +31,7 @@ def test_importing_it_is_light() -> None:
     loaded = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout.split()
-    assert "logto_webhooks.core.events" in loaded
+    assert "logto_webhooks.events" in loaded
     assert set(HEAVY.split()) & set(loaded) == set()
 
 
@@ -44,7 +44,7 @@ def test_a_module_is_typed(module: Path) -> None:
 def test_the_migrations_make_the_tables(tmp_path: Path) -> None:
     """No column or index is in one and not in the other."""
     file = tmp_path / "x.db"
-    asyncio.run(database_of(f"sqlite:///{file}").migrate())
+    asyncio.run(open_database(f"sqlite:///{file}").migrate())
     engine = sa.create_engine(f"sqlite:///{file}")
     with engine.connect() as connection:
         options = {"version_table": VERSION_TABLE, "compare_type": True}

@@ -9,26 +9,22 @@ from pathlib import Path
 
 import pytest
 
-from logto_webhooks.core.delivery import Delivery
-from logto_webhooks.core.inbox import Accepted
-from logto_webhooks.core.keys import HookKey
-from logto_webhooks.core.reports import Report
-from logto_webhooks.core.signature import sign
+from logto_webhooks.database import Database, open_database
+from logto_webhooks.deliveries import NewDelivery, StoreResult
 from logto_webhooks.errors import LogtoUnreachable, StoreUnavailable
-from logto_webhooks.service import quarantine
-from logto_webhooks.service.keyring import Keyring
-from logto_webhooks.service.quarantine import Ask, Quarantine
-from logto_webhooks.service.receive import Receiver
+from logto_webhooks.ingest import quarantine
+from logto_webhooks.ingest.quarantine import Ask, Quarantine
+from logto_webhooks.ingest.receiver import Receiver
+from logto_webhooks.instrumentation.events import TelemetryEvent
+from logto_webhooks.signing_keys import Keyring, WebhookKey, sign
 from logto_webhooks.testing import FrozenClock, make
-from logto_webhooks.wiring import database_of
-from logto_webhooks.wiring.databases import Database
 from tests.test_stores import T0
 
 OLD, NEW = "old-key-0123456789", "new-key-0123456789"
 
 
 def of(
-    database: Database, told: list[Report], ask: Ask | None = None, key: str = "configured"
+    database: Database, told: list[TelemetryEvent], ask: Ask | None = None, key: str = "configured"
 ) -> Quarantine:
     ring = Keyring([key])
     return Quarantine(database.host, ring, FrozenClock(T0), told.append, lambda: None, ask)
@@ -46,7 +42,7 @@ def test_it_stays_within_its_bounds_while_nothing_can_be_written(
     monkeypatch.setitem(quarantine._QUEUE, False, (4, 20_000))
 
     async def main() -> None:
-        database, told = database_of(f"sqlite:///{tmp_path / 'a.db'}"), list[Report]()
+        database, told = open_database(f"sqlite:///{tmp_path / 'a.db'}"), list[TelemetryEvent]()
         waiting = of(database, told)
         for number in range(10):
             offer(waiting, number, 9_000)
@@ -67,14 +63,14 @@ def test_logto_is_asked_again_when_it_could_not_be(
     monkeypatch.setattr(quarantine, "ASK_S", 0.0)
     asked: list[Sequence[str]] = []
 
-    async def ask(keys: Sequence[str]) -> list[HookKey]:
+    async def ask(keys: Sequence[str]) -> list[WebhookKey]:
         asked.append(keys)
         if len(asked) == 1:
             raise LogtoUnreachable(endpoint="e", problem="p")
         return []
 
     async def main() -> None:
-        database = database_of(f"sqlite:///{tmp_path / 'a.db'}")
+        database = open_database(f"sqlite:///{tmp_path / 'a.db'}")
         await database.migrate()
         waiting = of(database, [], ask)
         offer(waiting, 1)
@@ -95,7 +91,7 @@ def test_what_a_process_with_an_old_key_sets_aside_others_take(
     monkeypatch.setattr(quarantine, "QUIET_S", 0.0)
 
     async def main() -> None:
-        database, told = database_of(f"sqlite:///{tmp_path / 'a.db'}"), list[Report]()
+        database, told = open_database(f"sqlite:///{tmp_path / 'a.db'}"), list[TelemetryEvent]()
         await database.migrate()
         stale, current = of(database, told, key="old"), of(database, told)
         await current.turn()
@@ -119,14 +115,14 @@ def test_a_key_ends_when_it_ends() -> None:
     async def main() -> None:
         clock, ring = FrozenClock(T0), Keyring([OLD])
 
-        async def store(delivery: Delivery, deadline: float | None) -> Accepted:
+        async def store(delivery: NewDelivery, deadline: float | None) -> StoreResult:
             raise StoreUnavailable(problem="that it is signed is enough here")
 
         receiver = Receiver(ring, store, clock, lambda report: None)
         body = make.user_created().body
         learnt = [
-            HookKey(hook="h", key=OLD, learnt_at=T0, until=T0 + 5_000),
-            HookKey(hook="h", key=NEW, learnt_at=T0),
+            WebhookKey(hook="h", key=OLD, learnt_at=T0, until=T0 + 5_000),
+            WebhookKey(hook="h", key=NEW, learnt_at=T0),
         ]
         assert ring.learn(learnt, T0)
         for seconds, status in ((4, 503), (1, 401)):

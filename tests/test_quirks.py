@@ -8,12 +8,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from logto_webhooks.core import log
-from logto_webhooks.core.answers import PAGE, pairs_of_organization, pairs_of_user
-from logto_webhooks.core.delivery import identify
-from logto_webhooks.core.log import points_here
-from logto_webhooks.core.record import membership
-from logto_webhooks.core.signature import vouch
+from logto_webhooks.deliveries import identify
+from logto_webhooks.logto import delivery_log
+from logto_webhooks.logto.api_responses import PAGE, pairs_of_organization, pairs_of_user
+from logto_webhooks.logto.delivery_log import leads_here
+from logto_webhooks.records.record import membership
+from logto_webhooks.signing_keys import trust
 from tests.support import recorded
 
 Json = dict[str, Any]
@@ -90,8 +90,8 @@ def test_both_lists_of_memberships_tell_the_roles(name: str) -> None:
 def test_a_hook_shows_its_key() -> None:
     """By which it is known to point here."""
     [hook] = [load("hook").content]
-    assert points_here(hook, set(), {hook["signingKey"]}, None)
-    assert not points_here(hook, set(), {"another"}, "http://127.0.0.1:1/")
+    assert leads_here(hook, set(), {hook["signingKey"]}, None)
+    assert not leads_here(hook, set(), {"another"}, "http://127.0.0.1:1/")
 
 
 def test_entries_are_stamped_at_their_end() -> None:
@@ -107,10 +107,10 @@ def test_entries_are_stamped_at_their_end() -> None:
 def test_an_entry_is_its_delivery_in_another_order() -> None:
     """Of keys: what identifies it knows no order, and no hook."""
     found = 0
-    sent = {identify(vouch(each.body.encode()), 0).digest for each in recorded.deliveries()}
+    sent = {identify(trust(each.body.encode()), 0).digest for each in recorded.deliveries()}
     for name in ("hook-recent-logs-start-end", "hook-recent-logs-p2-3"):
         for entry in load(name).content:
-            delivery = log.delivery_of(entry, 0)
+            delivery = delivery_log.parse_delivery(entry, 0)
             assert delivery
             found += delivery.digest in sent
     assert found > 0

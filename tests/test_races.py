@@ -10,15 +10,16 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from logto_webhooks.adapters.stores.sql import SqlStore
-from logto_webhooks.core.inbox import Claimed, Outcome
-from logto_webhooks.core.ports import Host, Store
-from logto_webhooks.core.record import Key, Record, membership
-from logto_webhooks.core.reports import Stalled
-from logto_webhooks.samples.signed import Signed
-from logto_webhooks.service import sync, work
-from logto_webhooks.service.making import Planned
-from logto_webhooks.service.work import Worker
+from logto_webhooks.database.store import DatabaseStore
+from logto_webhooks.deliveries import ClaimedDelivery, DeliveryOutcome
+from logto_webhooks.handlers.enqueue import PlannedDelivery
+from logto_webhooks.instrumentation.events import Stalled
+from logto_webhooks.interfaces import Store, TransactionRunner
+from logto_webhooks.records.record import Key, Record, membership
+from logto_webhooks.samples.request import SignedRequest
+from logto_webhooks.sync import apply as apply_module
+from logto_webhooks.sync import worker as worker_module
+from logto_webhooks.sync.worker import SyncWorker
 from logto_webhooks.testing import FrozenClock, make
 from tests.support import postgres
 from tests.support.copy import ALL, Copy, StoreKind, delivery, open_host
@@ -27,27 +28,31 @@ RACES = int(os.environ.get("LOGTO_WEBHOOKS_TEST_RACES", "20"))
 KINDS: tuple[StoreKind, ...] = ("asyncpg", "psycopg")
 
 
-async def apply(host: Host, token: str) -> None:
+async def apply(host: TransactionRunner, token: str) -> None:
     """Claim one delivery, and apply it in a transaction of its own."""
 
-    def claim(store: Store) -> list[Claimed]:
+    def claim(store: Store) -> list[ClaimedDelivery]:
         return store.claim(token, 1, 2**20, 60)
 
-    def apply_them(store: Store) -> list[Outcome]:
-        planned = [sync.planned(each, lag_ms=100) for each in claimed]
-        usable = [each for each in planned if isinstance(each, Planned)]
-        return sync.apply(store, token, usable)[0]
+    def apply_them(store: Store) -> list[DeliveryOutcome]:
+        planned = [apply_module.parse_delivery(each, lag_ms=100) for each in claimed]
+        usable = [each for each in planned if isinstance(each, PlannedDelivery)]
+        return apply_module.apply_batch(store, token, usable)[0]
 
     claimed = await host.run(claim)
     assert len(claimed) == 1
     await host.run(apply_them)
 
 
-async def add(host: Host, signed: Signed) -> None:
+async def add(host: TransactionRunner, signed: SignedRequest) -> None:
     await host.run(lambda store: store.add([delivery(signed.body)]))
 
 
-async def race(host: Host, before: list[Signed], rivals: tuple[Signed, Signed]) -> None:
+async def race(
+    host: TransactionRunner,
+    before: list[SignedRequest],
+    rivals: tuple[SignedRequest, SignedRequest],
+) -> None:
     """Apply what was before, then both rivals at once."""
     for each in before:
         await add(host, each)
@@ -86,13 +91,13 @@ def test_who_only_reads_an_organization_shares_it() -> None:
     engine = sa.create_engine(url, execution_options={"schema_translate_map": {None: schema}})
     acme = [Key("organization", "acme")]
     with engine.begin() as connection:
-        SqlStore(connection).save([Record(acme[0])])
+        DatabaseStore(connection).save([Record(acme[0])])
     with engine.connect() as one, engine.connect() as other, engine.connect() as third:
         for connection in (one, other):
-            assert SqlStore(connection).lock(acme, share=True)[acme[0]].kept
+            assert DatabaseStore(connection).lock(acme, share=True)[acme[0]].kept
         third.exec_driver_sql("SET LOCAL lock_timeout = 100")
         with pytest.raises(sa.exc.OperationalError):
-            SqlStore(third).lock(acme)
+            DatabaseStore(third).lock(acme)
     engine.dispose()
 
 
@@ -124,7 +129,7 @@ def test_deleting_users_and_organizations_of_one_another_never_deadlocks(
     kind: StoreKind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each ends memberships that the other ends, too; malformed events lock among them."""
-    monkeypatch.setattr(work, "MAX_ROWS", 5)  # or one worker would take all
+    monkeypatch.setattr(worker_module, "MAX_ROWS", 5)  # or one worker would take all
     organizations = [f"o{number}" for number in range(12)]
     users = [f"u{number}" for number in range(40)]
     joins = [
@@ -144,7 +149,9 @@ def test_deleting_users_and_organizations_of_one_another_never_deadlocks(
             await add(host, each)
             if number % 5 == 0:
                 await add(host, broken)
-        workers = [Worker(host, FrozenClock(), copy.reports.append, lambda: 0.0) for _ in range(3)]
+        workers = [
+            SyncWorker(host, FrozenClock(), copy.reports.append, lambda: 0.0) for _ in range(3)
+        ]
         await asyncio.gather(*[worker.drain() for worker in workers])
         assert [each for each in copy.reports if isinstance(each, Stalled)] == []
         assert await asyncio.to_thread(deadlocks) == before

@@ -12,16 +12,16 @@ from typing import Any
 import msgspec
 import pytest
 
-from logto_webhooks.adapters.management import Management
-from logto_webhooks.core.ports import Host
-from logto_webhooks.core.record import Key
-from logto_webhooks.core.reports import NotAsked, Report
+from logto_webhooks.instrumentation.events import ApiUnavailable, TelemetryEvent
+from logto_webhooks.interfaces import TransactionRunner
+from logto_webhooks.logto.client import ManagementClient
+from logto_webhooks.reconcile.refetch import Refetcher
+from logto_webhooks.records.record import Key
 from logto_webhooks.samples import history
-from logto_webhooks.samples.compare import differences
+from logto_webhooks.samples.diff import differences
 from logto_webhooks.samples.history import Final, Name
-from logto_webhooks.service.reads import Reads
 from logto_webhooks.testing import FrozenClock, make
-from logto_webhooks.testing.fake import FakeLogto
+from logto_webhooks.testing.fake.logto import FakeLogto
 from tests.support import recorded
 from tests.support.copy import STORES, Copy, StoreKind, keys_of, open_host
 from tests.support.fake import serving
@@ -33,17 +33,19 @@ KINDS: tuple[StoreKind, ...] = ("sqlite", "asyncpg")
 ORDERS = int(os.environ.get("LOGTO_WEBHOOKS_TEST_ASKED_ORDERS", "2"))
 
 
-def client(logto: FakeLogto, clock: FrozenClock) -> Management:
-    return Management(logto.url, logto.app_id, logto.app_secret, now=clock, budget=100_000)
+def client(logto: FakeLogto, clock: FrozenClock) -> ManagementClient:
+    return ManagementClient(logto.url, logto.app_id, logto.app_secret, now=clock, budget=100_000)
 
 
-async def settled(logto: FakeLogto, host: Host, reports: list[Report] | None = None) -> None:
+async def settled(
+    logto: FakeLogto, host: TransactionRunner, reports: list[TelemetryEvent] | None = None
+) -> None:
     """Ask until nothing waits."""
     clock = FrozenClock()
     api = client(logto, clock)
     try:
         async with asyncio.timeout(30):
-            await Reads(
+            await Refetcher(
                 api, host, (lambda report: None) if reports is None else reports.append
             ).drain()
     finally:
@@ -148,13 +150,13 @@ def test_another_logto_takes_nobody_for_deleted(tmp_path: Path) -> None:
 
     async def live() -> None:
         copy = Copy(open_host("sqlite", tmp_path))
-        reports: list[Report] = []
+        reports: list[TelemetryEvent] = []
         async with FakeLogto() as logto:
             await copy.take([make.organization_membership_updated(id="o", addedUserIds=["u"]).body])
             api = client(logto, FrozenClock())
-            await Reads(api, copy.host, reports.append).step()
+            await Refetcher(api, copy.host, reports.append).step()
             await api.close()
-        assert all(isinstance(each, NotAsked) for each in reports)
+        assert all(isinstance(each, ApiUnavailable) for each in reports)
         assert "LOGTO_ENDPOINT" in str(reports[0])
         waiting = await copy.host.read(lambda store: store.waiting(10))
         assert {each.key.kind for each in waiting} == {"user", "organization"}

@@ -12,17 +12,17 @@ from typing import Any
 import msgspec
 import pytest
 
-from logto_webhooks.adapters.management import Management
-from logto_webhooks.core.ports import Answered, Found, Host
-from logto_webhooks.core.record import Key
-from logto_webhooks.errors import AnotherLogto, LogtoUnreachable
-from logto_webhooks.service.clocks import clocks
-from logto_webhooks.service.look import Reconciled
-from logto_webhooks.service.person import both_sides
-from logto_webhooks.service.reconcile import Reconciliation
-from logto_webhooks.service.turn import Turn
+from logto_webhooks.errors import LogtoUnreachable, WrongTenant
+from logto_webhooks.interfaces import ApiResponse, FoundRow, TransactionRunner
+from logto_webhooks.logto.client import ManagementClient
+from logto_webhooks.logto.clock_skew import make_span_clock
+from logto_webhooks.reconcile.leader import LeaderLease
+from logto_webhooks.reconcile.reconcile import Reconciliation
+from logto_webhooks.reconcile.run import ReconcileResult
+from logto_webhooks.reconcile.user import compare_user
+from logto_webhooks.records.record import Key
 from logto_webhooks.testing import FrozenClock, make
-from logto_webhooks.testing.fake import FakeLogto
+from logto_webhooks.testing.fake.logto import FakeLogto
 from tests.support.copy import Copy, StoreKind, open_host
 from tests.support.fake import credentials, serving
 from tests.support.service import command
@@ -32,7 +32,9 @@ KINDS: tuple[StoreKind, ...] = ("memory", "sqlite", "asyncpg")
 
 
 @asynccontextmanager
-async def asking(logto: FakeLogto, cls: type[Management] = Management) -> AsyncIterator[Management]:
+async def asking(
+    logto: FakeLogto, cls: type[ManagementClient] = ManagementClient
+) -> AsyncIterator[ManagementClient]:
     api = cls(logto.url, logto.app_id, logto.app_secret, now=FrozenClock(), budget=100_000)
     try:
         yield api
@@ -40,11 +42,11 @@ async def asking(logto: FakeLogto, cls: type[Management] = Management) -> AsyncI
         await api.close()
 
 
-def told(found: Reconciled) -> list[tuple[str, str, tuple[str, ...]]]:
+def told(found: ReconcileResult) -> list[tuple[str, str, tuple[str, ...]]]:
     return [(each.kind, each.id, each.fields) for each in found.drifts]
 
 
-async def users(host: Host) -> dict[str, Found]:
+async def users(host: TransactionRunner) -> dict[str, FoundRow]:
     found = await host.read(lambda store: store.find("user", "", 10_000))
     return {each.row["logto_user_id"]: each for each in found if each.row["deleted_at"] is None}
 
@@ -108,24 +110,24 @@ def test_what_logto_never_told_is_mended(kind: StoreKind, tmp_path: Path) -> Non
     asyncio.run(live())
 
 
-class Empty(Management):
+class Empty(ManagementClient):
     """Lists nobody, as something between Logto and us may."""
 
-    async def users(self, page: int = 1) -> AsyncIterator[Answered]:
+    async def users(self, page: int = 1) -> AsyncIterator[ApiResponse]:
         async for answered in super().users(page):
-            yield Answered(
+            yield ApiResponse(
                 content=[], asked_at=answered.asked_at, took=0, date=answered.date, total=0
             )
             return
 
 
-class Shifting(Management):
+class Shifting(ManagementClient):
     """Somebody is deleted between two pages: the others move up, and one is in neither."""
 
     logto: FakeLogto
     gone: str
 
-    async def users(self, page: int = 1) -> AsyncIterator[Answered]:
+    async def users(self, page: int = 1) -> AsyncIterator[ApiResponse]:
         async for answered in super().users(page):
             yield answered
             if self.gone:
@@ -229,10 +231,10 @@ def test_another_logto_deletes_nobody(tmp_path: Path) -> None:
         async with FakeLogto(now=clock.now, seed=9) as other, asking(other) as wrong:
             stranger = other.create_user()["id"]
             for _ in range(2):
-                with pytest.raises(AnotherLogto, match="LOGTO_ENDPOINT"):
+                with pytest.raises(WrongTenant, match="LOGTO_ENDPOINT"):
                     await Reconciliation(wrong, host, FrozenClock()).run()
                 for one in (stranger, min(ids)):
-                    with pytest.raises(AnotherLogto):
+                    with pytest.raises(WrongTenant):
                         await Reconciliation(wrong, host, FrozenClock()).one_user(one)
         assert ids == set(await users(host))
         await host.close()
@@ -270,7 +272,7 @@ def test_what_changes_silently_comes_along(kind: StoreKind, tmp_path: Path) -> N
                 (ana, ("roles",), silent),
             }
             assert (await users(host))[ana].roles == ["admin", "guest"]
-            sides = await both_sides(api, host, ana, await clocks(host))
+            sides = await compare_user(api, host, ana, await make_span_clock(host))
             assert sides.differ == []
             assert sides.logto
             assert sides.logto["roles"] == ["admin", "guest"]
@@ -304,14 +306,14 @@ def test_nobody_is_nobody(kind: StoreKind, user_id: str, tmp_path: Path) -> None
     asyncio.run(live())
 
 
-class Swapping(Management):
+class Swapping(ManagementClient):
     """After the first page of members one leaves, and another joins at the end."""
 
     logto: FakeLogto
     leaves: str
     joins: str
 
-    async def members(self, organization_id: str, page: int = 1) -> AsyncIterator[Answered]:
+    async def members(self, organization_id: str, page: int = 1) -> AsyncIterator[ApiResponse]:
         async for answered in super().members(organization_id, page):
             yield answered
             if self.leaves:
@@ -363,7 +365,7 @@ def test_roles_of_who_joined_while_listed_are_there(tmp_path: Path) -> None:
             copy = Copy(host)
 
             async def roles() -> dict[str, list[str]]:
-                sides = await both_sides(api, host, ana, await clocks(host))
+                sides = await compare_user(api, host, ana, await make_span_clock(host))
                 assert sides.ours
                 told: dict[str, list[str]] = sides.ours["organizations"]
                 return told
@@ -406,13 +408,13 @@ def test_a_dry_run_sees_a_role_that_is_gone(tmp_path: Path) -> None:
     asyncio.run(live())
 
 
-class Falling(Management):
+class Falling(ManagementClient):
     """Before the fourth page the sixty newest are deleted; then Logto is down."""
 
     logto: FakeLogto
     newest: list[str]
 
-    async def users(self, page: int = 1) -> AsyncIterator[Answered]:
+    async def users(self, page: int = 1) -> AsyncIterator[ApiResponse]:
         async for answered in super().users(page):
             yield answered
             page += 1
@@ -476,10 +478,10 @@ def test_what_is_odd_about_one_keeps_no_other_away(kind: StoreKind, tmp_path: Pa
     asyncio.run(live())
 
 
-class Cut(Management):
+class Cut(ManagementClient):
     """Its listing of users ends after the first page, whatever its total says."""
 
-    async def users(self, page: int = 1) -> AsyncIterator[Answered]:
+    async def users(self, page: int = 1) -> AsyncIterator[ApiResponse]:
         async for answered in super().users(page):
             yield answered
             return
@@ -544,11 +546,11 @@ def test_a_kill_costs_only_the_page_in_hand(kind: StoreKind, tmp_path: Path) -> 
     asyncio.run(live())
 
 
-def dying_after(pages: int) -> type[Management]:
+def dying_after(pages: int) -> type[ManagementClient]:
     """A client that dies when so many pages of users were read."""
 
-    class Dying(Management):
-        async def users(self, page: int = 1) -> AsyncIterator[Answered]:
+    class Dying(ManagementClient):
+        async def users(self, page: int = 1) -> AsyncIterator[ApiResponse]:
             left = pages
             async for answered in super().users(page):
                 left -= 1
@@ -586,7 +588,7 @@ def test_one_of_two_asks(tmp_path: Path) -> None:
             await asyncio.Event().wait()
 
         def turn(number: int) -> asyncio.Task[None]:
-            kept = Turn(host, clock, number).keep(lambda: work(number), lambda report: None)
+            kept = LeaderLease(host, clock, number).keep(lambda: work(number), lambda report: None)
             return asyncio.create_task(kept)
 
         async def worked() -> list[int]:
@@ -636,10 +638,10 @@ def test_backfill_and_both_sides_of_one(tmp_path: Path) -> None:
     asyncio.run(live())
 
 
-class Odd(Management):
+class Odd(ManagementClient):
     """Lists items that no Logto has."""
 
-    async def users(self, page: int = 1) -> AsyncIterator[Answered]:
+    async def users(self, page: int = 1) -> AsyncIterator[ApiResponse]:
         async for answered in super().users(page):
             odd: list[Any] = [None, "x", {}, {"id": 5}, {"id": "a:b"}, {"id": "u", "name": 5}]
             yield msgspec.structs.replace(answered, content=[*answered.content, *odd])
@@ -661,18 +663,18 @@ def test_an_odd_item_stops_nothing(tmp_path: Path) -> None:
     asyncio.run(live())
 
 
-class Slow(Management):
+class Slow(ManagementClient):
     """Its second page takes long, and each question about one user alone is counted."""
 
     asked = 0
 
-    async def users(self, page: int = 1) -> AsyncIterator[Answered]:
+    async def users(self, page: int = 1) -> AsyncIterator[ApiResponse]:
         took = 0
         async for answered in super().users(page):
             yield msgspec.structs.replace(answered, took=took)
             took = 5_000
 
-    async def user(self, user_id: str) -> Answered:
+    async def user(self, user_id: str) -> ApiResponse:
         self.asked += 1
         return await super().user(user_id)
 

@@ -13,15 +13,16 @@ import msgspec
 import pytest
 from msgspec import Struct
 
-from logto_webhooks.adapters.management import Management
-from logto_webhooks.core.ports import Host
 from logto_webhooks.errors import LogtoUnreachable
+from logto_webhooks.interfaces import TransactionRunner
+from logto_webhooks.logto.client import ManagementClient
+from logto_webhooks.reconcile import recover
+from logto_webhooks.reconcile.recover import RecoverResult, Recovery
 from logto_webhooks.samples import history
-from logto_webhooks.samples.compare import differences
-from logto_webhooks.service import recover
-from logto_webhooks.service.recover import Recovered, Recovery
+from logto_webhooks.samples.diff import differences
 from logto_webhooks.testing import FrozenClock
-from logto_webhooks.testing.fake import FakeLogto, Faults
+from logto_webhooks.testing.fake.faults import Faults
+from logto_webhooks.testing.fake.logto import FakeLogto
 from tests.support import recorded
 from tests.support.copy import STORES, Copy, StoreKind, delivery, keys_of, open_host
 from tests.support.fake import credentials, serving
@@ -65,13 +66,15 @@ def fake(name: history.Name) -> FakeLogto:
     )
 
 
-def client(logto: FakeLogto) -> Management:
-    return Management(logto.url, logto.app_id, logto.app_secret, now=FrozenClock(), budget=10_000)
+def client(logto: FakeLogto) -> ManagementClient:
+    return ManagementClient(
+        logto.url, logto.app_id, logto.app_secret, now=FrozenClock(), budget=10_000
+    )
 
 
 async def recovered(
-    logto: FakeLogto, host: Host, since: int | None = 0, dry_run: bool = False
-) -> Recovered:
+    logto: FakeLogto, host: TransactionRunner, since: int | None = 0, dry_run: bool = False
+) -> RecoverResult:
     api = client(logto)
     try:
         return await Recovery(api, host, FrozenClock(), [logto.signing_key]).run(since, dry_run)
@@ -109,7 +112,7 @@ def test_what_was_answered_500_comes_back(kind: StoreKind, tmp_path: Path) -> No
 def test_a_dry_run_only_counts(tmp_path: Path) -> None:
     """Nothing is stored, and nothing is noted as done."""
 
-    async def live(host: Host) -> None:
+    async def live(host: TransactionRunner) -> None:
         async with fake("people") as logto:
             found = await recovered(logto, host, dry_run=True)
             assert found.recovered == found.entries == len(logged("people"))
@@ -123,7 +126,7 @@ def test_a_dry_run_only_counts(tmp_path: Path) -> None:
 def test_the_next_look_begins_where_the_last_one_ended(tmp_path: Path) -> None:
     """Less the overlap: entries are stamped when their attempt ended."""
 
-    async def live(host: Host) -> None:
+    async def live(host: TransactionRunner) -> None:
         async with FakeLogto() as logto:
             logto.add_hook("http://127.0.0.1:9/webhook")
             logto.faults = Faults(lost=1)
@@ -146,7 +149,7 @@ def test_a_kill_costs_only_the_stretch_in_hand(tmp_path: Path) -> None:
     """Five times in the middle of a long log; nothing is missing, and what was done stays done."""
     entries = 3_000
 
-    async def live(host: Host) -> None:
+    async def live(host: TransactionRunner) -> None:
         async with FakeLogto() as logto:
             hook = logto.add_hook("http://127.0.0.1:9/webhook")
             logto.populate_log(hook["id"], long_log(entries, logto_now()))
@@ -170,7 +173,7 @@ def test_only_hooks_that_point_here_are_asked(tmp_path: Path) -> None:
     """By key, by a delivery of theirs that was accepted, or by URL."""
     url = "https://app.example.com/api/webhooks/logto"
 
-    async def live(host: Host) -> None:
+    async def live(host: TransactionRunner) -> None:
         async with FakeLogto() as logto:
             other = {"signing_key": "somebody else's"}
             by_key = logto.add_hook("http://127.0.0.1:9/a")
@@ -193,7 +196,7 @@ def test_an_odd_entry_stops_nothing(tmp_path: Path) -> None:
     """It is told, and the others come back."""
     odd: list[Any] = [{"payload": None}, {"payload": []}, {}, {"payload": {"hookRequest": 5}}]
 
-    async def live(host: Host) -> None:
+    async def live(host: TransactionRunner) -> None:
         async with FakeLogto() as logto:
             hook = logto.add_hook("http://127.0.0.1:9/webhook")
             now = logto_now()
@@ -209,7 +212,7 @@ def test_an_odd_entry_stops_nothing(tmp_path: Path) -> None:
 def test_a_log_that_was_cut_off_is_told(tmp_path: Path) -> None:
     """It lacks what the inbox has: so it may lack more. Test payloads are in no log."""
 
-    async def live(host: Host) -> None:
+    async def live(host: TransactionRunner) -> None:
         async with FakeLogto() as logto:
             hook = logto.add_hook("http://127.0.0.1:9/webhook")["id"]
             now = logto_now()
@@ -229,7 +232,7 @@ def test_a_log_that_was_cut_off_is_told(tmp_path: Path) -> None:
     on_sqlite(live, tmp_path)
 
 
-def on_sqlite(live: Callable[[Host], Coroutine[Any, Any, None]], folder: Path) -> None:
+def on_sqlite(live: Callable[[TransactionRunner], Coroutine[Any, Any, None]], folder: Path) -> None:
     async def run() -> None:
         host = open_host("sqlite", folder)
         try:
@@ -240,10 +243,10 @@ def on_sqlite(live: Callable[[Host], Coroutine[Any, Any, None]], folder: Path) -
     asyncio.run(run())
 
 
-async def killed_after(logto: FakeLogto, host: Host, pages: int) -> None:
+async def killed_after(logto: FakeLogto, host: TransactionRunner, pages: int) -> None:
     """Recover, but die when so many pages of the log were read."""
 
-    class Dying(Management):
+    class Dying(ManagementClient):
         async def log(self, hook_id: str, start: int, end: int) -> Any:
             nonlocal pages
             async for page in super().log(hook_id, start, end):

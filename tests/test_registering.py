@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 from logto_webhooks import Delivery, LogtoWebhooks, UserRow, events
-from logto_webhooks.errors import HandlerRefused, LogtoWebhooksError, UnknownEventName
+from logto_webhooks.errors import InvalidHandler, LogtoWebhooksError, UnknownEventName
 from logto_webhooks.testing import SIGNING_KEY
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def refused(logto: LogtoWebhooks) -> Register:
     """Register what must be refused; return what is said."""
 
     def register(*what: Any, function: Any = plain, **options: Any) -> str:
-        with pytest.raises((HandlerRefused, UnknownEventName)) as raised:
+        with pytest.raises((InvalidHandler, UnknownEventName)) as raised:
             logto.on(*what, **options)(function)
         assert not len(logto.handlers)
         return str(raised.value)
@@ -81,7 +81,7 @@ def test_parentheses_that_are_missing_are_told_at_once(logto: LogtoWebhooks) -> 
     """When decorating, and not when the function is called."""
     for decorate in (logto.on, logto.on_test):
         forgetful: Any = decorate
-        with pytest.raises(HandlerRefused, match=r"plain .* in parentheses"):
+        with pytest.raises(InvalidHandler, match=r"plain .* in parentheses"):
             forgetful(plain)
 
 
@@ -151,7 +151,7 @@ def test_what_is_no_function_is_refused(refused: Register, function: Any) -> Non
 def test_two_of_one_name_are_refused(logto: LogtoWebhooks) -> None:
     """Jobs couldn't tell them apart."""
     logto.on("Newer.Event", unknown=True, name="one")(plain)
-    with pytest.raises(HandlerRefused, match="another has this name"):
+    with pytest.raises(InvalidHandler, match="another has this name"):
         logto.on("*", name="one")(plain)
 
 
@@ -254,14 +254,14 @@ def test_an_event_parameter_is_for_all_that_come(
     if missing is None:
         assert logto.on(*what, **options)(function) is function
         return
-    with pytest.raises(HandlerRefused, match=missing):
+    with pytest.raises(InvalidHandler, match=missing):
         logto.on(*what, **options)(function)
 
 
 def test_a_test_is_a_test_payload(logto: LogtoWebhooks) -> None:
     """Whatever the event whose name it has."""
     logto.on_test(events.UserCreated)(of_a_test)
-    with pytest.raises(HandlerRefused, match="TestPayload"):
+    with pytest.raises(InvalidHandler, match="TestPayload"):
         logto.on_test(events.UserCreated)(of_users)
 
 
@@ -338,7 +338,7 @@ def test_none_is_registered_once_it_is_started(logto: LogtoWebhooks) -> None:
     async def run() -> None:
         async with logto.lifespan():
             for register in (logto.on("*"), logto.on_test()):
-                with pytest.raises(HandlerRefused, match="register it before"):
+                with pytest.raises(InvalidHandler, match="register it before"):
                     register(plain)
         logto.on("*", name="later")(plain)
         async with logto.lifespan():

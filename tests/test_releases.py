@@ -113,7 +113,7 @@ def test_no_release_calls_a_handler_for_events_of_another(tmp_path: Path) -> Non
         old.send(*people(3), *gone(3))
         errors = "SELECT error FROM {}logto_jobs WHERE event = 'User.Deleted' AND failures > 0"
         until(lambda: len(app.rows(errors)) == 3, lambda: str(app.jobs()))
-        assert all("HandlerNotFor" in error for (error,) in app.rows(errors))
+        assert all("HandlerMismatch" in error for (error,) in app.rows(errors))
         assert app.jobs() == {("grows", "done"): 3, ("grows", "waiting"): 3}
         with Server(app, "uvicorn", "new:api", "--port", "PORT"):
             old.stop()

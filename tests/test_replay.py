@@ -9,32 +9,31 @@ from typing import Any, TypeVar
 
 import pytest
 
-from logto_webhooks import LogtoWebhooks
-from logto_webhooks.core.inbox import DeliveryFilter, Outcome
-from logto_webhooks.core.jobs import JobFilter, NewJob, Registered
-from logto_webhooks.core.lifecycle import JobMove, JobState, State
-from logto_webhooks.core.log import INSTALLED
-from logto_webhooks.core.ports import Progress, Store
+from logto_webhooks import LogtoWebhooks, admin
+from logto_webhooks.checkpoints import INSTALLED
+from logto_webhooks.deliveries import DeliveryFilter, DeliveryOutcome
 from logto_webhooks.errors import DeliveryUnknown, HandlerUnknown, JobUnknown, SettingInvalid
-from logto_webhooks.service import manage
-from logto_webhooks.service.replay import Replayed
+from logto_webhooks.interfaces import Progress, Store
+from logto_webhooks.jobs import JobFilter, NewJob, RegisteredHandler
+from logto_webhooks.states import DeliveryState, JobMove, JobState
+from logto_webhooks.sync.replay import ReplayResult
 from logto_webhooks.testing import FrozenClock, make
 from tests.conftest import Run
 from tests.support.copy import Copy, delivery, memory_host
 from tests.support.jobs import claim, finish, job
 
 T = TypeVar("T")
-OLD = Registered(name="old", patterns=("User.*",))
-NEW = Registered(name="new", patterns=("User.Created",))
-OTHER = Registered(name="other", patterns=("*",))
+OLD = RegisteredHandler(name="old", patterns=("User.*",))
+NEW = RegisteredHandler(name="new", patterns=("User.Created",))
+OTHER = RegisteredHandler(name="other", patterns=("*",))
 
 
-def registered(run: Run, *handlers: Registered) -> None:
+def registered(run: Run, *handlers: RegisteredHandler) -> None:
     run(lambda store: store.jobs.register(handlers))
 
 
-def replayed(run: Run, *ids: int, **how: Any) -> Replayed:
-    return run(lambda store: manage.replay(store, ids, 100, **how))
+def replayed(run: Run, *ids: int, **how: Any) -> ReplayResult:
+    return run(lambda store: admin.replay(store, ids, 100, **how))
 
 
 def told(run: Run) -> list[tuple[str, str]]:
@@ -85,7 +84,11 @@ def test_what_was_never_applied_is_told_to_all(run: Run, applied: Callable[[], N
     """A dead delivery comes like a new one, whichever handler it is replayed for."""
     run(lambda store: store.add([delivery(make.user_created(id="bo").body)]))
     [held] = run(lambda store: store.claim("t", 1, 2**20, 60))
-    run(lambda store: store.finish("t", [Outcome(id=held.id, state=State.DEAD, error="x")]))
+    run(
+        lambda store: store.finish(
+            "t", [DeliveryOutcome(id=held.id, state=DeliveryState.DEAD, error="x")]
+        )
+    )
     done = replayed(run, held.id, handler="old")
     assert (done.deliveries, done.jobs) == (1, 1)
     applied()
@@ -131,12 +134,12 @@ def test_a_handler_that_is_not_known_is_refused(run: Run) -> None:
 
 def test_jobs_are_counted_and_who_is_missing(run: Run) -> None:
     """By state; what waits for a handler that nobody registered is told apart."""
-    registered(run, Registered(name="one", patterns=("*",)))
+    registered(run, RegisteredHandler(name="one", patterns=("*",)))
     jobs = [job("a"), job("b", line="user:bo"), job("c", handler="gone")]
     run(lambda store: store.jobs.add(jobs))
     [first, _] = claim(run, names=("one",))
     finish(run, first, JobState.DEAD)
-    status = run(manage.status)
+    status = run(admin.status)
     assert status.jobs == {"waiting": 2, "done": 0, "dead": 1, "discarded": 0}
     assert status.unrunnable == {"gone": 1}
 
@@ -148,7 +151,7 @@ def logto(tmp_path: Path) -> Iterator[LogtoWebhooks]:
 
     def fill(store: Store) -> None:
         store.add([delivery(make.user_created(id="ana").body)])
-        store.jobs.register([Registered(name="one", patterns=("*",))])
+        store.jobs.register([RegisteredHandler(name="one", patterns=("*",))])
         store.jobs.add([job("a")])
 
     async def prepare() -> None:

@@ -9,17 +9,16 @@ from typing import Any
 
 import pytest
 
-from logto_webhooks.core.keys import is_key, problem_of_key
-from logto_webhooks.core.reports import Report
-from logto_webhooks.core.signature import sign
+from logto_webhooks.admin import Admin
+from logto_webhooks.database import open_database
 from logto_webhooks.errors import KeyNotTold, SettingInvalid
-from logto_webhooks.service.quarantine import asker
+from logto_webhooks.ingest.quarantine import make_key_reader
+from logto_webhooks.instrumentation.events import TelemetryEvent
+from logto_webhooks.runtime import make_client
 from logto_webhooks.settings import from_env
+from logto_webhooks.signing_keys import is_key, problem_of_key, sign
 from logto_webhooks.testing import FrozenClock, make
-from logto_webhooks.testing.fake import FakeLogto
-from logto_webhooks.wiring import database_of
-from logto_webhooks.wiring.api import api_of
-from logto_webhooks.wiring.operations import Operations
+from logto_webhooks.testing.fake.logto import FakeLogto
 from tests.support.fake import credentials
 from tests.support.service import command, one_line
 from tests.test_quarantine import of
@@ -55,7 +54,7 @@ def test_what_can_not_be_a_key_is_refused_at_start(tmp_path: Path, key: str, say
     assert said.startswith("LOGTO_WEBHOOK_SIGNING_KEY (--signing-key) (key 2 of 2) can't be used")
     assert says in said
     assert KEY[:9] not in said
-    found = asyncio.run(Operations(lambda: from_env({}, signing_key=key)).diagnose(["key"]))
+    found = asyncio.run(Admin(lambda: from_env({}, signing_key=key)).diagnose(["key"]))
     codes = {each.code for each in found}
     assert codes & {"key_unusable", "key_short"}
     assert KEY[:9] not in str(found)
@@ -170,15 +169,15 @@ def test_a_key_that_is_none_is_not_learnt(tmp_path: Path, key: Any) -> None:
     """A forgery signed with what Logto's answer has for a key stays set aside."""
 
     async def main() -> None:
-        database, told = database_of(f"sqlite:///{tmp_path / 'a.db'}"), list[Report]()
+        database, told = open_database(f"sqlite:///{tmp_path / 'a.db'}"), list[TelemetryEvent]()
         await database.migrate()
         async with FakeLogto() as logto:
             url = "http://127.0.0.1:9/api/webhooks/logto"
             hook = logto.add_hook(url)["id"]
             logto.change_hook(hook, signingKey=key)
             environment = credentials(logto) | {"LOGTO_WEBHOOKS_PUBLIC_URL": url}
-            client = api_of(from_env(environment))
-            ask = asker(client, database.host, FrozenClock(T0), url)
+            client = make_client(from_env(environment))
+            ask = make_key_reader(client, database.host, FrozenClock(T0), url)
             waiting = of(database, told, ask, key=KEY)
             body = make.user_created().body
             forged = sign(body, key if isinstance(key, str) else "").encode()
@@ -212,7 +211,7 @@ def test_an_endpoint_without_a_key_is_an_error(tmp_path: Path) -> None:
             environment = credentials(logto) | {
                 "LOGTO_WEBHOOKS_DATABASE_URL": f"sqlite:///{tmp_path / 'a.db'}"
             }
-            operations = Operations(lambda: from_env(environment))
+            operations = Admin(lambda: from_env(environment))
             await operations.migrate()
             with pytest.raises(KeyNotTold, match="it is empty"):
                 await operations.create_endpoint("http://127.0.0.1:9/x")

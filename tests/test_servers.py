@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from logto_webhooks.samples.signed import Signed
+from logto_webhooks.samples.request import SignedRequest
 from tests.support.servers import UVICORN, Application, Kind, Server, gone, people
 from tests.support.service import command
 from tests.support.sources import AWAITED, BARE, BESIDE, FASTAPI, PLAIN, STARLETTE
@@ -124,6 +124,6 @@ def test_a_killed_process_leaves_its_jobs_to_others(tmp_path: Path) -> None:
         assert server.stop() == 0
 
 
-def new() -> Signed:
+def new() -> SignedRequest:
     """Somebody nobody saw before."""
     return people(1, since=time.time_ns())[0]

@@ -12,10 +12,10 @@ import httpx2
 import msgspec
 import pytest
 
-from logto_webhooks.adapters import server
-from logto_webhooks.adapters.sender import send
+from logto_webhooks import server
+from logto_webhooks.cli.http_sender import send_request
 from logto_webhooks.samples import history
-from logto_webhooks.samples.signed import Signed
+from logto_webhooks.samples.request import SignedRequest
 from logto_webhooks.testing import SIGNING_KEY, make
 from tests.support import recorded
 from tests.support.service import PATH, Service, wait_until_done
@@ -91,12 +91,12 @@ def test_a_whole_history_over_http(tmp_path: Path) -> None:
     recorded_history = history.load("lossy")
     statuses: list[int] = []
 
-    def answered(_: Signed, response: httpx2.Response) -> None:
+    def answered(_: SignedRequest, response: httpx2.Response) -> None:
         statuses.append(response.status_code)
 
     with Service(tmp_path, LOGTO_WEBHOOK_SIGNING_KEY=recorded_history.signing_key) as service:
         url = f"{service.url}{PATH}"
-        asyncio.run(send(url, recorded_history.deliveries, answered, concurrency=480))
+        asyncio.run(send_request(url, recorded_history.deliveries, answered, concurrency=480))
         assert statuses == [200] * len(recorded_history.deliveries)
         assert service.stored() == len(recorded_history.deliveries)
         wait_until_done(service)

@@ -17,7 +17,7 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 
-from logto_webhooks.adapters.stores import migrate
+from logto_webhooks.database import migrate
 from logto_webhooks.testing import SIGNING_KEY, make
 from tests.crash.databases import PostgresVictim
 from tests.crash.harness import free_port

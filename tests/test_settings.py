@@ -11,10 +11,10 @@ import sqlalchemy as sa
 from sqlalchemy.orm import sessionmaker
 
 from logto_webhooks import LogtoWebhooks
+from logto_webhooks.database import open_database
 from logto_webhooks.errors import SettingInvalid
 from logto_webhooks.settings import from_env
 from logto_webhooks.testing import SIGNING_KEY
-from logto_webhooks.wiring import database_of
 from tests.support.service import command, one_line
 
 
@@ -42,7 +42,7 @@ def test_a_driver_that_is_missing(monkeypatch: pytest.MonkeyPatch, driver: str, 
     """The extra that brings it is named."""
     monkeypatch.setitem(sys.modules, driver, None)
     with pytest.raises(SettingInvalid, match=f'the extra "{extra}" .*{driver} is missing'):
-        database_of(f"postgresql+{driver}://127.0.0.1/name")
+        open_database(f"postgresql+{driver}://127.0.0.1/name")
 
 
 class TestTheFile:

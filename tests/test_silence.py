@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from logto_webhooks.core.delivery import Delivery, Origin
-from logto_webhooks.core.keys import Stranger
-from logto_webhooks.core.reports import FlowResumed, FlowStopped, Report
-from logto_webhooks.core.silence import DAY_MS, LEARNT_MS, LEAST_MS, Flow, silence
-from logto_webhooks.service.silence import Watch, noted
+from logto_webhooks.database import open_database
+from logto_webhooks.deliveries import NewDelivery, Origin
+from logto_webhooks.flow import DAY_MS, LEARNT_MS, LEAST_MS, Flow, find_silence
+from logto_webhooks.flow_monitor import FlowMonitor, record_flow
+from logto_webhooks.instrumentation.events import FlowResumed, FlowStopped, TelemetryEvent
+from logto_webhooks.signing_keys import RejectedRequest
 from logto_webhooks.testing import FrozenClock, make
-from logto_webhooks.wiring import database_of
 from tests.conftest import Run
 from tests.support.copy import RECEIVED_AT, delivery
 from tests.support.service import Service
@@ -28,45 +28,45 @@ HOUR_MS = 3_600_000
 def test_what_was_usual_before_is_no_alarm(gaps: list[int], quiet_ms: int) -> None:
     """Nor is anything before a weekend was seen; twice the longest gap is one."""
     flow = Flow(began=0, last=LEARNT_MS, gaps=tuple(gaps))
-    found = silence(flow, LEARNT_MS + quiet_ms)
+    found = find_silence(flow, LEARNT_MS + quiet_ms)
     usual = max(gaps, default=0)
     assert (found is not None) == (quiet_ms > max(LEAST_MS, 2 * usual))
     young = replace(flow, began=1)
-    assert silence(young, LEARNT_MS + quiet_ms) is None
-    assert (silence(young, LEARNT_MS + quiet_ms, HOUR_MS) is not None) == (quiet_ms > HOUR_MS)
+    assert find_silence(young, LEARNT_MS + quiet_ms) is None
+    assert (find_silence(young, LEARNT_MS + quiet_ms, HOUR_MS) is not None) == (quiet_ms > HOUR_MS)
 
 
 def test_all_rejected_is_an_alarm_at_once() -> None:
     """Before anything ever came, too: then the key was never right."""
-    assert silence(Flow(rejected=4), 0) is None
-    found = silence(Flow(rejected=5), 0)
+    assert find_silence(Flow(rejected=4), 0) is None
+    found = find_silence(Flow(rejected=5), 0)
     assert found
     assert found.why == "rejected"
 
 
 def test_the_flow_is_learnt_from_the_inbox(run: Run) -> None:
     """The longest gap of each day, for two weeks; what Logto's log brought back is no flow."""
-    assert run(noted) == Flow()
+    assert run(record_flow) == Flow()
     for day in range(20):
         for hour in (8, 9, 17):
             add(run, RECEIVED_AT + day * DAY_MS + hour * HOUR_MS)
-            run(noted)
-    flow = run(noted)
+            run(record_flow)
+    flow = run(record_flow)
     assert flow.began == RECEIVED_AT + 8 * HOUR_MS
     assert flow.last == RECEIVED_AT + 19 * DAY_MS + 17 * HOUR_MS
     assert flow.gaps == (15 * HOUR_MS,) * 14
     add(run, RECEIVED_AT + 25 * DAY_MS, origin="log")
-    assert run(noted) == flow
-    assert silence(flow, (flow.last or 0) + 30 * HOUR_MS) is None
-    assert silence(flow, (flow.last or 0) + 31 * HOUR_MS) is not None
+    assert run(record_flow) == flow
+    assert find_silence(flow, (flow.last or 0) + 30 * HOUR_MS) is None
+    assert find_silence(flow, (flow.last or 0) + 31 * HOUR_MS) is not None
 
 
 def test_a_gap_is_forgotten_after_two_weeks(run: Run) -> None:
     """Be there nothing on that day of the week ever after: an outage ended on a Saturday."""
     for day in (0, 5, *(each for each in range(6, 40) if each % 7 != 5)):
         add(run, RECEIVED_AT + day * DAY_MS)
-        run(noted)
-        gaps = run(noted).gaps
+        run(record_flow)
+        gaps = run(record_flow).gaps
         assert (max(gaps, default=0) == 5 * DAY_MS) == (5 <= day < 19), day
 
 
@@ -75,17 +75,17 @@ def test_what_is_rejected_since_the_last_is_counted(run: Run) -> None:
     add(run, RECEIVED_AT)
     strangers = [_stranger(at, known) for at in (-1, 1, 2) for known in (True, False)]
     run(lambda store: store.keys_of_hooks.set_aside(strangers))
-    assert run(noted).rejected == 2
+    assert run(record_flow).rejected == 2
 
 
 def test_it_is_told_once(tmp_path: Path) -> None:
     """And that deliveries come again; `status` knows, too."""
 
     async def main() -> None:
-        database, clock = database_of(f"sqlite:///{tmp_path / 'a.db'}"), FrozenClock(RECEIVED_AT)
-        told: list[Report] = []
+        database, clock = open_database(f"sqlite:///{tmp_path / 'a.db'}"), FrozenClock(RECEIVED_AT)
+        told: list[TelemetryEvent] = []
         await database.migrate()
-        watch = Watch(database.host, clock, told.append, 3600)
+        watch = FlowMonitor(database.host, clock, told.append, 3600)
 
         async def came() -> None:
             await database.host.run(lambda store: store.add([_delivery(clock.now(), "webhook")]))
@@ -120,11 +120,11 @@ def add(run: Run, at: int, origin: Origin = "webhook") -> None:
     run(lambda store: store.add([_delivery(at, origin)]))
 
 
-def _delivery(at: int, origin: Origin) -> Delivery:
+def _delivery(at: int, origin: Origin) -> NewDelivery:
     return replace(delivery(make.user_created(at=at).body), received_at=at, origin=origin)
 
 
-def _stranger(at: int, known: bool) -> Stranger:
-    return Stranger(
+def _stranger(at: int, known: bool) -> RejectedRequest:
+    return RejectedRequest(
         body=b"x", signature="0" * 64, received_at=RECEIVED_AT + at, hook="h", known=known
     )

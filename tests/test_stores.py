@@ -9,21 +9,27 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from logto_webhooks.core.delivery import Delivery
-from logto_webhooks.core.inbox import Accepted, Claimed, DeliveryFilter, Kept, Outcome
-from logto_webhooks.core.lifecycle import State
-from logto_webhooks.core.merge import merge
-from logto_webhooks.core.ports import Found, Progress, Store
-from logto_webhooks.core.record import (
-    Drop,
+from logto_webhooks.deliveries import (
+    ClaimedDelivery,
+    DeliveryFilter,
+    DeliveryOutcome,
+    NewDelivery,
+    StoredDelivery,
+    StoreResult,
+)
+from logto_webhooks.errors import ClaimLost
+from logto_webhooks.interfaces import FoundRow, Progress, Store
+from logto_webhooks.records.merge import merge
+from logto_webhooks.records.record import (
     Key,
-    Put,
     Record,
-    Refetch,
+    RefetchRequest,
+    Tombstone,
+    Upsert,
     Value,
     membership,
 )
-from logto_webhooks.errors import ClaimLost
+from logto_webhooks.states import DeliveryState
 from logto_webhooks.testing import make
 from tests.conftest import Run
 from tests.support.copy import delivery
@@ -47,23 +53,25 @@ NOBODY: dict[str, Any] = {
 T0 = 1_795_485_335_917
 
 
-def made(count: int = 1) -> list[Delivery]:
+def made(count: int = 1) -> list[NewDelivery]:
     return [delivery(make.user_created().body) for _ in range(count)]
 
 
-def add(run: Run, deliveries: list[Delivery]) -> list[Accepted]:
+def add(run: Run, deliveries: list[NewDelivery]) -> list[StoreResult]:
     return run(lambda store: store.add(deliveries))
 
 
-def claim(run: Run, token: str = "t", limit: int = 10, lease_s: float = 30) -> list[Claimed]:
+def claim(
+    run: Run, token: str = "t", limit: int = 10, lease_s: float = 30
+) -> list[ClaimedDelivery]:
     return run(lambda store: store.claim(token, limit, 2**20, lease_s))
 
 
-def finish(run: Run, token: str, *outcomes: Outcome) -> None:
+def finish(run: Run, token: str, *outcomes: DeliveryOutcome) -> None:
     run(lambda store: store.finish(token, outcomes))
 
 
-def put(run: Run, *changes: Put | Drop | Refetch) -> dict[Key, Record]:
+def put(run: Run, *changes: Upsert | Tombstone | RefetchRequest) -> dict[Key, Record]:
     """Merge changes into the records that they are about."""
 
     def work(store: Store) -> dict[Key, Record]:
@@ -76,7 +84,7 @@ def put(run: Run, *changes: Put | Drop | Refetch) -> dict[Key, Record]:
     return run(work)
 
 
-def find(run: Run, query: str) -> list[Found]:
+def find(run: Run, query: str) -> list[FoundRow]:
     return run(lambda store: store.find("user", query, 10))
 
 
@@ -84,12 +92,12 @@ def drop(end: Record, store: Store) -> None:
     store.drop_memberships([end])
 
 
-def user(key: Key = ANA, at: int = T0, **own: object) -> Put:
-    return Put(key, {"own": Value(OWN | own, at, at, at)}, {"updatedAt": at, "createdAt": T0})
+def user(key: Key = ANA, at: int = T0, **own: object) -> Upsert:
+    return Upsert(key, {"own": Value(OWN | own, at, at, at)}, {"updatedAt": at, "createdAt": T0})
 
 
-def present(at: int = T0, there: bool = True) -> Put:
-    return Put(membership("org", "ana"), {"present": Value(there, at, at - 100, at)})
+def present(at: int = T0, there: bool = True) -> Upsert:
+    return Upsert(membership("org", "ana"), {"present": Value(there, at, at - 100, at)})
 
 
 class TestInbox:
@@ -107,14 +115,14 @@ class TestInbox:
         first, second = add(run, [one, other])
         [third] = add(run, [one])
         assert not first.duplicate
-        assert second == third == Accepted(first.id, duplicate=True)
+        assert second == third == StoreResult(first.id, duplicate=True)
 
     def test_a_claimed_delivery_is_whole(self, run: Run) -> None:
         """A claim gives the exact bytes, the subject, and counts the attempt."""
         [one] = made()
         [accepted] = add(run, [one])
         assert claim(run) == [
-            Claimed(
+            ClaimedDelivery(
                 id=accepted.id,
                 body=one.body,
                 event="User.Created",
@@ -150,15 +158,19 @@ class TestInbox:
         assert again.id == held.id
         assert again.attempt == 2
         with pytest.raises(ClaimLost):
-            finish(run, "first", Outcome(id=held.id, state=State.DONE))
-        finish(run, "second", Outcome(id=held.id, state=State.DONE, result="applied"))
+            finish(run, "first", DeliveryOutcome(id=held.id, state=DeliveryState.DONE))
+        finish(
+            run, "second", DeliveryOutcome(id=held.id, state=DeliveryState.DONE, result="applied")
+        )
 
     def test_finish_is_all_or_nothing(self, run: Run) -> None:
         """One lost claim rolls the whole batch back."""
         add(run, made(2))
         [mine] = claim(run, "mine", limit=1)
         [theirs] = claim(run, "theirs", limit=1)
-        outcomes = [Outcome(id=each.id, state=State.DONE) for each in (mine, theirs)]
+        outcomes = [
+            DeliveryOutcome(id=each.id, state=DeliveryState.DONE) for each in (mine, theirs)
+        ]
         with pytest.raises(ClaimLost):
             finish(run, "mine", *outcomes)
         assert run(lambda store: store.status()).deliveries["pending"] == 2
@@ -167,16 +179,24 @@ class TestInbox:
         """Not even by who held it."""
         add(run, made())
         [held] = claim(run)
-        finish(run, "t", Outcome(id=held.id, state=State.DONE))
+        finish(run, "t", DeliveryOutcome(id=held.id, state=DeliveryState.DONE))
         with pytest.raises(ClaimLost):
-            finish(run, "t", Outcome(id=held.id, state=State.DONE))
+            finish(run, "t", DeliveryOutcome(id=held.id, state=DeliveryState.DONE))
 
     def test_a_retry_waits_for_its_time(self, run: Run) -> None:
         """It is pending, and due later."""
         add(run, made(2))
         soon, later = claim(run)
-        finish(run, "t", Outcome(id=soon.id, state=State.PENDING, error="x", retry_after_s=0))
-        finish(run, "t", Outcome(id=later.id, state=State.PENDING, error="x", retry_after_s=60))
+        finish(
+            run,
+            "t",
+            DeliveryOutcome(id=soon.id, state=DeliveryState.PENDING, error="x", retry_after_s=0),
+        )
+        finish(
+            run,
+            "t",
+            DeliveryOutcome(id=later.id, state=DeliveryState.PENDING, error="x", retry_after_s=60),
+        )
         assert [each.id for each in claim(run)] == [soon.id]
         assert run(lambda store: store.status()).deliveries["pending"] == 2
 
@@ -202,9 +222,9 @@ class TestInbox:
         finish(
             run,
             "t",
-            Outcome(id=done.id, state=State.DONE, result="applied"),
-            Outcome(id=dead.id, state=State.DEAD, error="why"),
-            Outcome(id=ignored.id, state=State.IGNORED, result="test"),
+            DeliveryOutcome(id=done.id, state=DeliveryState.DONE, result="applied"),
+            DeliveryOutcome(id=dead.id, state=DeliveryState.DEAD, error="why"),
+            DeliveryOutcome(id=ignored.id, state=DeliveryState.IGNORED, result="test"),
         )
         status = run(lambda store: store.status())
         assert status.deliveries == {"pending": 1, "done": 1, "ignored": 1, "dead": 1}
@@ -217,14 +237,14 @@ class TestLooking:
         """Its bytes, and what became of it; nothing, where there is no such id."""
         [one] = made()
         [accepted] = add(run, [one])
-        stored = Kept(
+        stored = StoredDelivery(
             id=accepted.id,
             event="User.Created",
             subject=one.subject,
             occurred_at=one.occurred_at,
             received_at=one.received_at,
             origin="webhook",
-            state=State.PENDING,
+            state=DeliveryState.PENDING,
             result=None,
             attempts=0,
             error=None,
@@ -233,8 +253,8 @@ class TestLooking:
         assert run(lambda store: store.inbox.get(accepted.id)) == stored
         assert run(lambda store: store.inbox.get(accepted.id + 1)) is None
         claim(run)
-        finish(run, "t", Outcome(id=accepted.id, state=State.DEAD, error="why"))
-        done = replace(stored, state=State.DEAD, attempts=1, error="why")
+        finish(run, "t", DeliveryOutcome(id=accepted.id, state=DeliveryState.DEAD, error="why"))
+        done = replace(stored, state=DeliveryState.DEAD, attempts=1, error="why")
         assert run(lambda store: store.inbox.search(DeliveryFilter())) == [done]
 
     def test_pages_go_on_after_an_id(self, run: Run) -> None:
@@ -252,8 +272,12 @@ class TestLooking:
         gone = delivery(make.user_deleted(id="ana").body, T0 + 9)
         first, second, third, fourth = (each.id for each in add(run, [ana, bo, gone, *made()]))
         claim(run, limit=3)
-        states = [(first, State.DONE), (second, State.DEAD), (third, State.IGNORED)]
-        finish(run, "t", *[Outcome(id=number, state=state) for number, state in states])
+        states = [
+            (first, DeliveryState.DONE),
+            (second, DeliveryState.DEAD),
+            (third, DeliveryState.IGNORED),
+        ]
+        finish(run, "t", *[DeliveryOutcome(id=number, state=state) for number, state in states])
         assert search(run, event="User.Deleted") == [third]
         assert search(run, event="User") == []
         assert search(run, subject="user:ana") == [third, first]
@@ -262,7 +286,7 @@ class TestLooking:
         assert search(run, text="NÄME") == []
         for part in ("näme", '"a\\"b%"'):
             assert search(run, text=part) == [second]
-        for number, state in [*states, (fourth, State.PENDING)]:
+        for number, state in [*states, (fourth, DeliveryState.PENDING)]:
             assert search(run, state=state) == [number]
 
     def test_what_may_tell_of_a_record(self, run: Run) -> None:
@@ -342,9 +366,11 @@ class TestRecords:
 
     def test_a_record_is_read_as_it_was_written(self, run: Run) -> None:
         """Groups, rivals, facts, needs and the tombstone."""
-        part = Put(ANA, {"custom_data": Value({"a": [1, None, "ü\0"]}, T0, T0 - 100, T0)})
+        part = Upsert(ANA, {"custom_data": Value({"a": [1, None, "ü\0"]}, T0, T0 - 100, T0)})
         older = user(at=T0 - 5, name="older")
-        written = put(run, user(), part, older, Refetch(ANA, "members", T0), Drop(ANA, T0 + 1))
+        written = put(
+            run, user(), part, older, RefetchRequest(ANA, "members", T0), Tombstone(ANA, T0 + 1)
+        )
         assert written[ANA].groups["own"].ends[0] != written[ANA].groups["own"].ends[1]
         assert run(lambda store: store.lock([ANA])) == written
 
@@ -357,10 +383,10 @@ class TestRecords:
         """At the time of the deletion, the later of two; nothing is asked about them."""
         keys = [membership("org", "ana"), membership("org", "bo"), membership("other", "ana")]
         values = {"present": Value(True, T0, T0 - 100, T0)}
-        put(run, user(), *[Put(key, values) for key in keys])
-        put(run, Put(keys[0], {"present": Value(False, T0 + 1, T0 - 99, T0 + 1)}))
+        put(run, user(), *[Upsert(key, values) for key in keys])
+        put(run, Upsert(keys[0], {"present": Value(False, T0 + 1, T0 - 99, T0 + 1)}))
         for end, at in ((ORG, T0 + 7), (ANA, T0 + 5)):
-            dropped = put(run, Drop(end, at))[end]
+            dropped = put(run, Tombstone(end, at))[end]
             run(partial(drop, dropped))
         records = run(lambda store: store.lock(keys))
         ended = [records[key].deleted_at for key in keys]
@@ -371,7 +397,7 @@ class TestRecords:
 
     def test_waiting_lists_who_waits_longest_first(self, run: Run) -> None:
         """And says why; nobody who is complete and undoubted."""
-        put(run, Put(ANA, {"profile": Value({}, T0, T0, T0)}))
+        put(run, Upsert(ANA, {"profile": Value({}, T0, T0, T0)}))
         put(run, user(BO, name="one"), user(BO, name="two"))
         ana, bo = run(lambda store: store.waiting(10))
         assert (ana.key, ana.reason, ana.doubtful) == (ANA, "incomplete", False)
@@ -396,7 +422,7 @@ class TestMirror:
 
     def test_a_row_has_all_columns(self, run: Run) -> None:
         """Times in milliseconds, Logto's customData with the user's id in it."""
-        put(run, user(), Put(ANA, {"custom_data": Value({"n": 1}, T0, T0, T0)}))
+        put(run, user(), Upsert(ANA, {"custom_data": Value({"n": 1}, T0, T0, T0)}))
         [found] = find(run, "ana")
         row = dict(found.row)
         assert row.pop("id")
@@ -427,7 +453,7 @@ class TestMirror:
     def test_an_organization_lists_its_members(self, run: Run) -> None:
         """And a user its organizations, as long as they are members."""
         content = {"name": "Org", "description": None, "customData": {"n": 1}}
-        organization = Put(ORG, {"own": Value(content, T0, T0, T0)}, {"updatedAt": T0})
+        organization = Upsert(ORG, {"own": Value(content, T0, T0, T0)}, {"updatedAt": T0})
         put(run, organization, user(), present())
         [found] = run(lambda store: store.find("organization", "org", 10))
         assert (found.row["name"], found.memberships) == ("Org", ["ana"])
@@ -439,11 +465,11 @@ class TestMirror:
 
     def test_a_deleted_user_keeps_its_row(self, run: Run) -> None:
         """With the time of its deletion."""
-        put(run, user(), Drop(ANA, T0 + 5))
+        put(run, user(), Tombstone(ANA, T0 + 5))
         [found] = find(run, "ana")
         assert found.row["deleted_at"] == T0 + 5
 
     def test_a_user_of_whom_only_a_part_is_known_has_no_row(self, run: Run) -> None:
         """It waits for a read instead."""
-        put(run, Put(ANA, {"custom_data": Value({}, T0, T0, T0)}))
+        put(run, Upsert(ANA, {"custom_data": Value({}, T0, T0, T0)}))
         assert find(run, "ana") == []

@@ -15,7 +15,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 import logto_webhooks
 from logto_webhooks import LogtoWebhooks, tables
-from logto_webhooks.adapters.stores import migrate
+from logto_webhooks.database import migrate
 from logto_webhooks.testing import SIGNING_KEY
 from tests.support import postgres
 

@@ -14,8 +14,8 @@ from sqlalchemy.orm import Session
 from logto_webhooks import Delivery, Discard, LogtoWebhooks, UserRow, events, testing
 from logto_webhooks.errors import (
     HandlerNotAwaited,
-    HandlerRefused,
     HandlerUnknown,
+    InvalidHandler,
     SchemaMismatch,
     SettingInvalid,
 )
@@ -235,7 +235,7 @@ def test_in_memory_handlers_have_no_transaction(tmp_path: Path) -> None:
     @logto.on("User.*", name="asks")
     def asks(session: Session) -> None: ...
 
-    with pytest.raises(HandlerRefused, match="session"):
+    with pytest.raises(InvalidHandler, match="session"):
         testing.app(logto)
 
 
@@ -289,7 +289,7 @@ def test_the_fixture_is_imported_beside_ones_own(pytester: pytest.Pytester) -> N
 import pytest, sqlalchemy as sa
 from sqlalchemy.orm import Session
 from logto_webhooks import LogtoWebhooks, events
-from logto_webhooks.testing.fixtures import logto_app, logto_connection
+from logto_webhooks.testing.pytest_plugin import logto_app, logto_connection
 
 engine = sa.create_engine("sqlite:///app.db")
 mounted = LogtoWebhooks(signing_key="x", engine=engine)

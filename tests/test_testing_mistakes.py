@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
 from logto_webhooks import LogtoWebhooks, events, testing
-from logto_webhooks.errors import HandlerRefused, HandlerUnknown, SchemaMismatch, SettingInvalid
+from logto_webhooks.errors import HandlerUnknown, InvalidHandler, SchemaMismatch, SettingInvalid
 from logto_webhooks.testing import make
 from tests.support import postgres
 
@@ -117,9 +117,9 @@ def test_a_transaction_is_of_the_connections_kind(logto: LogtoWebhooks, engine: 
     @awaited.on(events.LocalUserCreated, name="awaits")
     async def awaits(session: AsyncSession) -> None: ...
 
-    with pytest.raises(HandlerRefused, match=r"'session'.*an open connection: in memory"):
+    with pytest.raises(InvalidHandler, match=r"'session'.*an open connection: in memory"):
         testing.app(logto)
-    with engine.connect() as connection, pytest.raises(HandlerRefused, match="an AsyncConnection"):
+    with engine.connect() as connection, pytest.raises(InvalidHandler, match="an AsyncConnection"):
         testing.app(awaited, connection)
 
     async def run() -> None:

@@ -20,7 +20,7 @@ FIXTURES = """
 import pytest
 import test_awaited
 from logto_webhooks import LogtoWebhooks, events, testing
-from logto_webhooks.testing.fixtures import logto_app, logto_connection
+from logto_webhooks.testing.pytest_plugin import logto_app, logto_connection
 from test_awaited import anyio_backend, engine
 
 class TestAwaited:

@@ -12,13 +12,13 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from logto_webhooks import testing
-from logto_webhooks.adapters.sender import send
 from logto_webhooks.cli import app as cli
-from logto_webhooks.core.events.catalog import BY_NAME
-from logto_webhooks.samples.faults import FAULTS, PIECES, Fault, Step, plan
+from logto_webhooks.cli.http_sender import send_request
+from logto_webhooks.events.registry import BY_NAME
+from logto_webhooks.samples.faults import FAULTS, PIECES, Fault, Step, plan_faults
 from logto_webhooks.samples.payloads import Json
+from logto_webhooks.samples.request import SignedRequest, sign_request
 from logto_webhooks.samples.scenarios import SCENARIOS, scenario
-from logto_webhooks.samples.signed import Signed, signed
 from logto_webhooks.testing import SIGNING_KEY, make
 from tests.support.service import PATH, Service, wait_until_done
 
@@ -31,11 +31,11 @@ def story(name: str) -> list[Json]:
     return scenario(name, at=AT, rng=random.Random(1), id="ana")
 
 
-def deliveries(name: str) -> list[Signed]:
-    return [signed(each, SIGNING_KEY) for each in story(name)]
+def deliveries(name: str) -> list[SignedRequest]:
+    return [sign_request(each, SIGNING_KEY) for each in story(name)]
 
 
-def many() -> list[Signed]:
+def many() -> list[SignedRequest]:
     return [make.user_created(id=f"u{number}", at=AT) for number in range(40)]
 
 
@@ -81,9 +81,9 @@ class TestFaults:
     def test_a_plan_follows_from_its_seed(self, seed: int) -> None:
         """Another seed is another plan; no fault changes nothing."""
         sent = many()
-        assert plan(sent, FAULTS, seed) == plan(sent, FAULTS, seed)
-        assert plan(sent, FAULTS, seed) != plan(sent, FAULTS, seed + 1)
-        assert [(each.body, each.faults) for each in plan(sent, (), seed)] == [
+        assert plan_faults(sent, FAULTS, seed) == plan_faults(sent, FAULTS, seed)
+        assert plan_faults(sent, FAULTS, seed) != plan_faults(sent, FAULTS, seed + 1)
+        assert [(each.body, each.faults) for each in plan_faults(sent, (), seed)] == [
             (each.body, ()) for each in sent
         ]
 
@@ -91,9 +91,9 @@ class TestFaults:
     @pytest.mark.parametrize("name", SCENARIOS)
     def test_each_strikes(self, name: str, seed: int) -> None:
         """At least one delivery; nothing else befalls what is lost."""
-        steps = plan(deliveries(name), HARMLESS, seed)
+        steps = plan_faults(deliveries(name), HARMLESS, seed)
         assert all(struck(steps, each) for each in HARMLESS)
-        steps = plan(deliveries(name), FAULTS, seed)
+        steps = plan_faults(deliveries(name), FAULTS, seed)
         lost = {each.number for each in struck(steps, "loss")}
         assert lost
         assert lost.isdisjoint(each.number for each in steps if not each.lost)
@@ -102,14 +102,14 @@ class TestFaults:
     @pytest.mark.parametrize("seed", SEEDS)
     def test_only_loss_keeps_a_delivery_away(self, seed: int) -> None:
         """Each goes out once by itself, copies are beside it."""
-        steps = plan(many(), FAULTS, seed)
+        steps = plan_faults(many(), FAULTS, seed)
         lost = [each.number for each in struck(steps, "loss")]
         assert sorted(true_ones(steps) + lost) == list(range(1, 41))
 
     @pytest.mark.parametrize("seed", SEEDS)
     def test_what_is_out_of_order_was_overtaken(self, seed: int) -> None:
         """Those that aren't struck keep theirs."""
-        steps = plan(many(), ["reordering"], seed)
+        steps = plan_faults(many(), ["reordering"], seed)
         numbers = [each.number for each in steps]
         assert numbers != sorted(numbers)
         assert (kept := [each.number for each in steps if not each.faults]) == sorted(kept)
@@ -117,14 +117,14 @@ class TestFaults:
     def test_a_wrong_signature_is_refused_and_a_slow_body_is_whole(self) -> None:
         """A copy of the first is signed by nobody's key; the second comes in pieces."""
         app = testing.App()
-        steps = plan(many(), ["wrong-signatures", "slow-sending"], 1)
+        steps = plan_faults(many(), ["wrong-signatures", "slow-sending"], 1)
         assert {each.pieces for each in struck(steps, "slow-sending")} == {PIECES}
         for each in steps:
             assert app.deliver(each).status == each.expected
 
     def test_a_slow_body_comes_in_pieces(self) -> None:
         """Of an announced length, as Logto's always is."""
-        [step] = plan([make.user_created(id="ana")], ["slow-sending"], 1)
+        [step] = plan_faults([make.user_created(id="ana")], ["slow-sending"], 1)
         head, pieces = asyncio.run(read_while_sending(step))
         assert f"content-length: {len(step.body)}\r\n" in head
         assert "transfer-encoding" not in head
@@ -136,7 +136,7 @@ class TestFaults:
         """Whatever the seed: the rows, and what is in doubt."""
         expected = end_of(deliveries(name))
         for seed in SEEDS:
-            assert end_of(plan(deliveries(name), HARMLESS, seed)) == expected
+            assert end_of(plan_faults(deliveries(name), HARMLESS, seed)) == expected
 
 
 async def read_while_sending(step: Step) -> tuple[str, list[bytes]]:
@@ -153,11 +153,11 @@ async def read_while_sending(step: Step) -> tuple[str, list[bytes]]:
 
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
-        await send(f"http://127.0.0.1:{port}", [step], lambda step, answer: None)
+        await send_request(f"http://127.0.0.1:{port}", [step], lambda step, answer: None)
     return head.decode().lower(), pieces
 
 
-def end_of(sent: Collection[Signed]) -> list[Any]:
+def end_of(sent: Collection[SignedRequest]) -> list[Any]:
     app = testing.App()
     for each in sent:
         app.deliver(each)

@@ -16,18 +16,21 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from logto_webhooks.adapters.spool import SpoolDirectory
-from logto_webhooks.adapters.stores import migrate
-from logto_webhooks.adapters.stores.sql import SqlStore
-from logto_webhooks.core.inbox import Accepted
-from logto_webhooks.core.ports import Host, Store
-from logto_webhooks.core.reports import NotStored, Report, Retrying, Spooled, Unspooled
+from logto_webhooks.database import Database, migrate, open_database, wrap_engine
+from logto_webhooks.database.store import DatabaseStore
+from logto_webhooks.deliveries import StoreResult
 from logto_webhooks.errors import StoreUnavailable, TimedOut
-from logto_webhooks.service.receive import GroupCommit
-from logto_webhooks.service.unspool import Unspooler
+from logto_webhooks.ingest.receiver import GroupCommit
+from logto_webhooks.ingest.spool import SpoolDirectory, Unspooler
+from logto_webhooks.instrumentation.events import (
+    NotStored,
+    Retrying,
+    Spooled,
+    TelemetryEvent,
+    Unspooled,
+)
+from logto_webhooks.interfaces import Store, TransactionRunner
 from logto_webhooks.testing import make
-from logto_webhooks.wiring import Database, database_of
-from logto_webhooks.wiring.given import given_database
 from tests.support import postgres
 from tests.support.copy import delivery
 from tests.support.service import Service, wait_until_done
@@ -108,15 +111,15 @@ def relayed() -> Iterator[tuple[Relay, sa.URL]]:
 def _made(kind: str, url: sa.URL) -> tuple[Database, Any]:
     if kind == "own asyncpg":
         named = url.set(drivername="postgresql+asyncpg")
-        return database_of(named.render_as_string(hide_password=False)), None
+        return open_database(named.render_as_string(hide_password=False)), None
     if kind == "asyncpg":
         awaited = create_async_engine(url.set(drivername="postgresql+asyncpg"))
-        return given_database(awaited, None), awaited
+        return wrap_engine(awaited, None), awaited
     if kind == "psycopg":
         engine = sa.create_engine(url.set(drivername="postgresql+psycopg"))
-        return given_database(engine, None), engine
+        return wrap_engine(engine, None), engine
     awaited = create_async_engine(url.set(drivername="postgresql+psycopg"))
-    return given_database(awaited, None), awaited
+    return wrap_engine(awaited, None), awaited
 
 
 @pytest.mark.parametrize("kind", ["own asyncpg", "asyncpg", "psycopg", "psycopg awaited"])
@@ -128,7 +131,7 @@ def test_connections_that_fall_silent_are_replaced(kind: str) -> None:
             database, engine = _made(kind, url)
             group = GroupCommit(database.host, lambda report: None, lambda: None)
 
-            async def add() -> Accepted | None:
+            async def add() -> StoreResult | None:
                 return await group.add(delivery(make.user_created().body))
 
             assert all(await asyncio.gather(*(add() for _ in range(10))))
@@ -162,7 +165,7 @@ def test_connections_that_fall_silent_are_replaced(kind: str) -> None:
 class Losing:
     """A host before a real one: commits are done, but their answers are lost, for a while."""
 
-    def __init__(self, host: Host, failures: int) -> None:
+    def __init__(self, host: TransactionRunner, failures: int) -> None:
         self._host = host
         self.failures = failures
         self.error: Exception = StoreUnavailable(problem="the answer was lost")
@@ -188,7 +191,7 @@ class Losing:
 
 
 def _on(tmp_path: Path) -> Database:
-    return database_of(f"sqlite:///{tmp_path / 'a.db'}")
+    return open_database(f"sqlite:///{tmp_path / 'a.db'}")
 
 
 def test_what_was_committed_unheard_is_no_duplicate(tmp_path: Path) -> None:
@@ -198,14 +201,14 @@ def test_what_was_committed_unheard_is_no_duplicate(tmp_path: Path) -> None:
         database = _on(tmp_path)
         await database.open()
         woken: list[bool] = []
-        reports: list[Report] = []
+        reports: list[TelemetryEvent] = []
         host = Losing(database.host, 2)
         group = GroupCommit(host, reports.append, lambda: woken.append(True))
         body = make.user_created().body
         first = await group.add(delivery(body, 1_000))
         again = await group.add(delivery(body, 2_000))
-        assert first == Accepted(1, duplicate=False)
-        assert again == Accepted(1, duplicate=True)
+        assert first == StoreResult(1, duplicate=False)
+        assert again == StoreResult(1, duplicate=True)
         assert woken == [True]
         assert [type(each) for each in reports] == [Retrying]
         await database.host.close()
@@ -219,7 +222,7 @@ def test_a_request_is_answered_by_its_own_deadline(tmp_path: Path) -> None:
     async def main() -> None:
         database = _on(tmp_path)
         await database.open()
-        reports: list[Report] = []
+        reports: list[TelemetryEvent] = []
         host = Losing(database.host, 10**6)
         host.before = True
         group = GroupCommit(host, reports.append, lambda: None)
@@ -230,7 +233,7 @@ def test_a_request_is_answered_by_its_own_deadline(tmp_path: Path) -> None:
             await late
         assert not early.done()
         host.failures = 0
-        assert await early == Accepted(1, duplicate=False)
+        assert await early == StoreResult(1, duplicate=False)
         assert [each.count for each in reports if isinstance(each, NotStored)] == [1]
         await database.host.close()
 
@@ -246,7 +249,7 @@ def test_a_digest_that_another_holds_waits_alone() -> None:
             held, free = (delivery(make.user_created().body) for _ in range(2))
             engine = sa.create_engine(url.set(drivername="postgresql+psycopg"))
             with engine.connect() as other:
-                SqlStore(other).add([held])
+                DatabaseStore(other).add([held])
                 group = GroupCommit(database.host, lambda report: None, lambda: None)
                 waits = asyncio.create_task(group.add(held))
                 assert await group.add(free) is not None
@@ -267,7 +270,7 @@ def test_what_cannot_be_stored_is_spooled_and_stored_later(tmp_path: Path) -> No
     async def main() -> None:
         database = _on(tmp_path)
         await database.open()
-        reports: list[Report] = []
+        reports: list[TelemetryEvent] = []
         host = Losing(database.host, 10**6)
         host.before = True
         spool = SpoolDirectory(tmp_path / "spool")

@@ -9,17 +9,23 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from logto_webhooks.adapters.stores.schema import deliveries
-from logto_webhooks.core.inbox import Accepted, Claimed
-from logto_webhooks.core.ports import Host, Store
-from logto_webhooks.core.record import Key, Record
-from logto_webhooks.core.reports import Failed, Report, Resumed, Stalled, Synced
+from logto_webhooks.database.schema import deliveries
+from logto_webhooks.deliveries import ClaimedDelivery, StoreResult
 from logto_webhooks.errors import RowRejected, StoreUnavailable
-from logto_webhooks.samples.signed import Signed
-from logto_webhooks.service import sync
-from logto_webhooks.service.pace import Pace
-from logto_webhooks.service.receive import GroupCommit
-from logto_webhooks.service.sync import Unusable
+from logto_webhooks.ingest.receiver import GroupCommit
+from logto_webhooks.instrumentation.events import (
+    DeliveryFailed,
+    DeliverySynced,
+    Resumed,
+    Stalled,
+    TelemetryEvent,
+)
+from logto_webhooks.interfaces import Store, TransactionRunner
+from logto_webhooks.records.record import Key, Record
+from logto_webhooks.samples.request import SignedRequest
+from logto_webhooks.sync import apply
+from logto_webhooks.sync.apply import InvalidDelivery
+from logto_webhooks.sync.batch_size import BatchSizer
 from logto_webhooks.testing import App, make
 from tests.conftest import Run
 from tests.support.copy import Copy, delivery
@@ -28,7 +34,7 @@ from tests.support.copy import Copy, delivery
 class Refusing:
     """A host before a real one, whose database refuses rows about one user."""
 
-    def __init__(self, host: Host, user: str, error: Exception) -> None:
+    def __init__(self, host: TransactionRunner, user: str, error: Exception) -> None:
         self._host = host
         self._key = Key("user", user)
         self.error: Exception | None = error
@@ -71,7 +77,7 @@ def bodies(*users: str) -> list[bytes]:
     return [make.user_created(id=user, email=f"{user}@example.com").body for user in users]
 
 
-def test_one_refused_row_harms_nobody_else(host: Host, run: Run) -> None:
+def test_one_refused_row_harms_nobody_else(host: TransactionRunner, run: Run) -> None:
     """The batch is halved until the culprit is alone; it is tried again later."""
     users = [f"u{number}" for number in range(20)]
     refusing = Refusing(host, "u13", RowRejected(problem="DataError"))
@@ -80,23 +86,25 @@ def test_one_refused_row_harms_nobody_else(host: Host, run: Run) -> None:
     assert len(run(lambda store: store.find("user", "", 99))) == 19
     status = run(lambda store: store.status())
     assert (status.deliveries["done"], status.deliveries["pending"]) == (19, 1)
-    [failed] = [report for report in copy.reports if isinstance(report, Failed)]
+    [failed] = [report for report in copy.reports if isinstance(report, DeliveryFailed)]
     assert (failed.subject, failed.attempt, failed.retry_in_s) == ("user:u13", 1, 1)
     assert failed.error == "The database refuses a row of this batch: DataError."
 
 
-def test_an_unexpected_error_harms_nobody_else_and_is_not_quoted(host: Host, run: Run) -> None:
+def test_an_unexpected_error_harms_nobody_else_and_is_not_quoted(
+    host: TransactionRunner, run: Run
+) -> None:
     """Its text could hold what the payload holds."""
     copy = Copy(Refusing(host, "bo", ValueError("bo@example.com")))
     asyncio.run(copy.take(bodies("ana", "bo", "cy")))
     assert run(lambda store: store.status()).deliveries["done"] == 2
-    [failed] = [report for report in copy.reports if isinstance(report, Failed)]
+    [failed] = [report for report in copy.reports if isinstance(report, DeliveryFailed)]
     assert failed.error is not None
     assert failed.error.startswith("unexpected ValueError at ")  # the place in the code
     assert "bo@example.com" not in failed.error
 
 
-def test_an_unreachable_database_costs_no_attempt(host: Host, run: Run) -> None:
+def test_an_unreachable_database_costs_no_attempt(host: TransactionRunner, run: Run) -> None:
     """What was claimed is kept, and applied once the database is back."""
     refusing = Refusing(host, "ana", StoreUnavailable(problem="gone"))
     copy = Copy(refusing)
@@ -106,15 +114,15 @@ def test_an_unreachable_database_costs_no_attempt(host: Host, run: Run) -> None:
     refusing.error = None
     assert asyncio.run(copy.worker.step()) == 2
     assert run(lambda store: store.status()).deliveries["done"] == 2
-    assert not [report for report in copy.reports if isinstance(report, Failed)]
+    assert not [report for report in copy.reports if isinstance(report, DeliveryFailed)]
 
 
-def test_a_stalled_worker_says_so_and_goes_on(host: Host, run: Run) -> None:
+def test_a_stalled_worker_says_so_and_goes_on(host: TransactionRunner, run: Run) -> None:
     """It waits with growing pauses; what is pending is applied in the end."""
-    seen: list[type[Report]] = []
+    seen: list[type[TelemetryEvent]] = []
     stalled_twice, resumed = asyncio.Event(), asyncio.Event()
 
-    def observe(report: Report) -> None:
+    def observe(report: TelemetryEvent) -> None:
         seen.append(type(report))
         if seen.count(Stalled) == 2:
             stalled_twice.set()
@@ -135,11 +143,11 @@ def test_a_stalled_worker_says_so_and_goes_on(host: Host, run: Run) -> None:
         await working
 
     asyncio.run(live())
-    assert seen == [Stalled, Stalled, Synced, Resumed]
+    assert seen == [Stalled, Stalled, DeliverySynced, Resumed]
     assert run(lambda store: store.status()).deliveries["done"] == 1
 
 
-def test_who_lost_its_lease_writes_nothing(host: Host, run: Run) -> None:
+def test_who_lost_its_lease_writes_nothing(host: TransactionRunner, run: Run) -> None:
     """A worker that was paused too long finds that another one took over: all is rolled back."""
     run(lambda store: store.add([delivery(body) for body in bodies("ana")]))
     copy = Copy(host)
@@ -227,14 +235,14 @@ class TestDeath:
             app.clock.tick(0.01)
             app.work()
             assert len(app.reports) == before + 1
-        attempts = [each for each in app.reports if isinstance(each, Failed)]
+        attempts = [each for each in app.reports if isinstance(each, DeliveryFailed)]
         assert [each.retry_in_s for each in attempts] == [*waits, None]
         assert app.status().deliveries["dead"] == 1
 
 
 def test_the_pace_keeps_to_its_budget() -> None:
     """Batches shrink when they take too long, or fail, and at most double."""
-    pace = Pace(0.005)
+    pace = BatchSizer(0.005)
     first = pace.weight
     pace.took(first, 0.001)
     assert pace.weight == first * 2
@@ -252,12 +260,13 @@ def test_a_delivery_weighs_what_it_changes() -> None:
     members = [f"u{number}" for number in range(40)]
     heavy = make.organization_membership_updated(id="acme", addedUserIds=members)
     work = [
-        sync.planned(
-            Claimed(id=1, body=each.body, event="", subject=None, received_at=0, attempt=1), 0
+        apply.parse_delivery(
+            ClaimedDelivery(id=1, body=each.body, event="", subject=None, received_at=0, attempt=1),
+            0,
         )
         for each in (make.user_created(), heavy, make.user_created(), heavy)
     ]
-    pace = Pace(1)
+    pace = BatchSizer(1)
     assert len(pace.cut(work)) == 1
     assert len(pace.cut(work[1:])) == 1
     pace.weight = 42
@@ -268,19 +277,21 @@ def test_a_delivery_weighs_what_it_changes() -> None:
 def test_what_is_malformed_keeps_no_frame() -> None:
     """Or its body, and those of the whole batch, stayed until the collector came."""
     body = make.user_created(id="a:b").body
-    claimed = Claimed(id=1, body=body, event="", subject=None, received_at=0, attempt=1)
-    work = sync.planned(claimed, 0)
-    assert isinstance(work, Unusable)
+    claimed = ClaimedDelivery(id=1, body=body, event="", subject=None, received_at=0, attempt=1)
+    work = apply.parse_delivery(claimed, 0)
+    assert isinstance(work, InvalidDelivery)
     assert work.error.__traceback__ is None
 
 
 class TestGroupCommit:
     """Requests that wait join one transaction."""
 
-    def commit(self, host: Host, sent: list[Signed]) -> tuple[list[Any], int, int]:
+    def commit(
+        self, host: TransactionRunner, sent: list[SignedRequest]
+    ) -> tuple[list[Any], int, int]:
         """Add all at once; return the results, how often was committed, and woken."""
         commits, woken = [0], [0]
-        reports: list[Report] = []
+        reports: list[TelemetryEvent] = []
 
         class Counting(Refusing):
             async def run(self, work: Any) -> Any:
@@ -297,26 +308,26 @@ class TestGroupCommit:
 
         return asyncio.run(live()), commits[0], woken[0]
 
-    def test_all_that_wait_are_committed_together(self, host: Host) -> None:
+    def test_all_that_wait_are_committed_together(self, host: TransactionRunner) -> None:
         """One transaction, one wake-up, for a hundred."""
         results, commits, woken = self.commit(host, [make.user_created() for _ in range(100)])
-        assert all(isinstance(result, Accepted) for result in results)
+        assert all(isinstance(result, StoreResult) for result in results)
         assert (commits, woken) == (1, 1)
 
-    def test_a_batch_ends_at_512_rows(self, host: Host) -> None:
+    def test_a_batch_ends_at_512_rows(self, host: TransactionRunner) -> None:
         """Then comes the next."""
         results, commits, _ = self.commit(host, [make.user_created() for _ in range(600)])
         assert len({result.id for result in results}) == 600
         assert commits == 2
 
-    def test_a_batch_ends_at_16_mib(self, host: Host) -> None:
+    def test_a_batch_ends_at_16_mib(self, host: TransactionRunner) -> None:
         """Bodies can be large."""
         big = "x" * 6 * 2**20
         sent = [make.user_created(customData={"big": big}) for _ in range(3)]
         _, commits, _ = self.commit(host, sent)
         assert commits == 2
 
-    def test_one_refused_row_fails_alone(self, host: Host, run: Run) -> None:
+    def test_one_refused_row_fails_alone(self, host: TransactionRunner, run: Run) -> None:
         """All others are stored."""
         sent = [make.user_created(name="refused" if n == 5 else "Ana") for n in range(12)]
         results, _, _ = self.commit(host, sent)
@@ -324,7 +335,7 @@ class TestGroupCommit:
         assert failed == [5]
         assert run(lambda store: store.status()).deliveries["pending"] == 11
 
-    def test_only_duplicates_wake_nobody(self, host: Host) -> None:
+    def test_only_duplicates_wake_nobody(self, host: TransactionRunner) -> None:
         """There is nothing to apply."""
         one = make.user_created()
         self.commit(host, [one])
@@ -337,7 +348,7 @@ class _RefusingAdd:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    def add(self, deliveries: Sequence[Any], tried: Collection[bytes] = ()) -> list[Accepted]:
+    def add(self, deliveries: Sequence[Any], tried: Collection[bytes] = ()) -> list[StoreResult]:
         if any(b'"refused"' in each.body for each in deliveries):
             raise RowRejected(problem="DataError")
         return self._store.add(deliveries, tried)

@@ -3,15 +3,15 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from logto_webhooks.core import events
-from logto_webhooks.core.events.local import OrganizationRow, UserRow
-from logto_webhooks.core.jobs import Delivery
-from logto_webhooks.core.signature import VerifiedBody, sign, verify
-from logto_webhooks.errors import Discard, LogtoWebhooksError, RetryLater, UserDeleted
+from logto_webhooks import events
+from logto_webhooks.errors import Discard, LogtoWebhooksError, RetryLater, UserIsDeletedError
+from logto_webhooks.events.local import OrganizationRow, UserRow
+from logto_webhooks.jobs import Delivery
+from logto_webhooks.signing_keys import VerifiedBody, sign, verify
 
 if TYPE_CHECKING:
     from logto_webhooks import tables
-    from logto_webhooks.wiring.application import LogtoWebhooks
+    from logto_webhooks.app import LogtoWebhooks
 
 __all__ = [
     "Delivery",
@@ -20,7 +20,7 @@ __all__ = [
     "LogtoWebhooksError",
     "OrganizationRow",
     "RetryLater",
-    "UserDeleted",
+    "UserIsDeletedError",
     "UserRow",
     "VerifiedBody",
     "events",
@@ -33,7 +33,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Import what needs SQLAlchemy or Starlette only when it is asked for."""
     if name == "LogtoWebhooks":
-        from logto_webhooks.wiring.application import LogtoWebhooks
+        from logto_webhooks.app import LogtoWebhooks
 
         return LogtoWebhooks
     if name == "tables":

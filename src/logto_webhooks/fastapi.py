@@ -7,17 +7,17 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
-from logto_webhooks.wiring.application import LogtoWebhooks
+from logto_webhooks.app import LogtoWebhooks
 
 
-class Accepted(BaseModel):
+class AcceptedBody(BaseModel):
     """The delivery is on disk."""
 
     id: str
     duplicate: bool
 
 
-class Refused(BaseModel):
+class RefusedBody(BaseModel):
     """It isn't, and why."""
 
     error: str
@@ -31,9 +31,9 @@ def router(logto: LogtoWebhooks) -> APIRouter:
 
     made = APIRouter(lifespan=logto.lifespan)
     refused: dict[int | str, dict[str, Any]] = {
-        status: {"model": Refused} for status in (400, 401, 413, 503)
+        status: {"model": RefusedBody} for status in (400, 401, 413, 503)
     }
     path = logto.path.rstrip("/")
-    made.post(path, response_model=Accepted, responses=refused, name="logto")(receive)
+    made.post(path, response_model=AcceptedBody, responses=refused, name="logto")(receive)
     made.post(f"{path}/", include_in_schema=False)(receive)
     return made

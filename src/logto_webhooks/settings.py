@@ -11,11 +11,11 @@ from typing import Annotated, Any, Final, TypedDict, get_args
 import msgspec
 from msgspec import Meta, Struct
 
-from logto_webhooks.adapters.observers.logs import LogFormat, LogLevel
-from logto_webhooks.core.keys import problem_of_key, problem_of_secret
-from logto_webhooks.core.lifecycle import MAX_ATTEMPTS
-from logto_webhooks.core.projection import LAG_MS
 from logto_webhooks.errors import SettingInvalid, SigningKeyMissing
+from logto_webhooks.instrumentation.logs import LogFormat, LogLevel
+from logto_webhooks.records.changes import LAG_MS
+from logto_webhooks.signing_keys import problem_of_key, problem_of_secret
+from logto_webhooks.states import MAX_ATTEMPTS
 
 DEFAULT_DATABASE: Final = "sqlite:///logto-webhooks.db"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from starlette.routing import Route
 
-from logto_webhooks.wiring.application import LogtoWebhooks
+from logto_webhooks.app import LogtoWebhooks
 
 
 def routes(logto: LogtoWebhooks) -> list[Route]:

@@ -15,7 +15,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
-from logto_webhooks.adapters.stores import schema as private
+from logto_webhooks.database import schema as private
 
 __all__ = [
     "PublicTables",

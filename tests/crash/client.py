@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 
-from logto_webhooks.core.signature import HEADER, sign
+from logto_webhooks.signing_keys import HEADER, sign
 
 _LOST = (OSError, asyncio.IncompleteReadError, TimeoutError, ValueError)
 

@@ -19,10 +19,10 @@ from typing import TypeVar
 import msgspec
 from msgspec import Struct
 
-from logto_webhooks.core.delivery import Delivery
-from logto_webhooks.core.ports import Store
-from logto_webhooks.samples.compare import Difference, differences
-from logto_webhooks.wiring import database_of
+from logto_webhooks.database import open_database
+from logto_webhooks.deliveries import NewDelivery
+from logto_webhooks.interfaces import Store
+from logto_webhooks.samples.diff import Difference, differences
 from tests.crash.client import Sender
 from tests.crash.databases import Victim
 from tests.support.copy import ALL, delivery
@@ -228,7 +228,7 @@ class Harness:
     async def _lost(self) -> int:
         """Ask again for all that was answered: what isn't there yet would be new now."""
         deliveries = [delivery(body) for body in self._answered]
-        database = database_of(self._victim.url)
+        database = open_database(self._victim.url)
         new = 0
         for start in range(0, len(deliveries), 500):
             some = deliveries[start : start + 500]
@@ -237,7 +237,7 @@ class Harness:
         return new
 
 
-def _add(deliveries: list[Delivery], store: Store) -> int:
+def _add(deliveries: list[NewDelivery], store: Store) -> int:
     return sum(not each.duplicate for each in store.add(deliveries))
 
 
@@ -246,13 +246,13 @@ def _pending(store: Store) -> int:
 
 
 async def _migrate(url: str) -> None:
-    database = database_of(url)
+    database = open_database(url)
     await database.migrate()
     await database.host.close()
 
 
 async def _read(url: str, work: Callable[[Store], T]) -> T:
-    database = database_of(url)
+    database = open_database(url)
     try:
         return await database.host.read(work)
     finally:

@@ -11,19 +11,19 @@ from typing import Any, Final, get_type_hints
 import msgspec
 from msgspec import Struct
 
-from logto_webhooks.core.delivery import identify
-from logto_webhooks.core.events import Application, Event, Organization, Role, Scope, User
-from logto_webhooks.core.events.base import is_test
-from logto_webhooks.core.events.catalog import ALIASES, BY_NAME, DERIVED
-from logto_webhooks.core.events.local import (
+from logto_webhooks.deliveries import identify
+from logto_webhooks.events import Application, Event, Organization, Role, Scope, User
+from logto_webhooks.events.base import is_test
+from logto_webhooks.events.local import (
     LOCAL,
     LocalEvent,
     LocalOrganizationEvent,
     OrganizationRow,
     UserRow,
 )
-from logto_webhooks.core.signature import vouch
+from logto_webhooks.events.registry import ALIASES, BY_NAME, DERIVED
 from logto_webhooks.samples import history, payloads
+from logto_webhooks.signing_keys import trust
 from tests.support import recorded
 
 Json = dict[str, Any]
@@ -104,7 +104,7 @@ def anchor(name: str) -> str:
 
 def _subject(name: str) -> str:
     made = payloads.payload(name, at=0, rng=random.Random(0))
-    subject = identify(vouch(msgspec.json.encode(made)), 0).subject
+    subject = identify(trust(msgspec.json.encode(made)), 0).subject
     return subject.partition(":")[0].replace("-", " ") if subject else "nothing known"
 
 

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 import pytest
 
 from logto_webhooks import cli
-from logto_webhooks.cli import tables
+from logto_webhooks.cli import output
 from tests.pages import tree
 from tests.pages.scene import WIDTH
 
@@ -69,7 +69,7 @@ def run(line: str) -> str:
     printed = io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [program, *words])
-        for console in (tables.out, tables.err):
+        for console in (output.out, output.err):
             patch.setattr(console, "_width", WIDTH)
         with redirect_stdout(printed), redirect_stderr(printed), pytest.raises(SystemExit):
             cli.run()

@@ -13,12 +13,12 @@ from typing import Final
 
 import pytest
 
-from logto_webhooks.core.delivery import Delivery, identify, sent_at_of
-from logto_webhooks.core.signature import vouch
+from logto_webhooks.database import open_database
+from logto_webhooks.deliveries import NewDelivery, identify, sent_at_of
 from logto_webhooks.samples import history
+from logto_webhooks.signing_keys import trust
 from logto_webhooks.testing import SIGNING_KEY, make
-from logto_webhooks.testing.fake import FakeLogto
-from logto_webhooks.wiring import database_of
+from logto_webhooks.testing.fake.logto import FakeLogto
 from tests.support.fake import credentials
 from tests.support.service import Service, clean_environment, command
 
@@ -70,7 +70,7 @@ def stage(folder: Path, page: str) -> Iterator[None]:
 
 async def _fill(folder: Path) -> None:
     recorded = [each.body for each in history.load(NAME).deliveries[:-LOST]]
-    database = database_of(f"sqlite:///{folder / FILE}")
+    database = open_database(f"sqlite:///{folder / FILE}")
     now = time.time_ns() // 1_000_000 + 1_000  # after the installation: for handlers
     people = [
         make.user_created(id="ana", username="ana", name="Ana", email="ana@example.com", at=now),
@@ -83,10 +83,10 @@ async def _fill(folder: Path) -> None:
     await asyncio.sleep(1.2)  # until they are of the past: a comparison asks about them then
 
 
-def _received(body: bytes) -> Delivery:
+def _received(body: bytes) -> NewDelivery:
     sent_by_now = time.time_ns() // 1_000_000 + 60_000  # later than any of them was sent
-    at = sent_at_of(identify(vouch(body), sent_by_now).digest)
-    return identify(vouch(body), at + TRAVEL_MS)
+    at = sent_at_of(identify(trust(body), sent_by_now).digest)
+    return identify(trust(body), at + TRAVEL_MS)
 
 
 @contextmanager

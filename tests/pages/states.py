@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Final, TypeVar
 
-from logto_webhooks.core.lifecycle import JOB_MOVES, MOVES, JobState, State
+from logto_webhooks.states import DELIVERY_MOVES, JOB_MOVES, DeliveryState, JobState
 
 S = TypeVar("S", bound=StrEnum)
 M = TypeVar("M", bound=StrEnum)
@@ -23,6 +23,6 @@ def _drawn(first: S, moves: Mapping[tuple[S, M], S]) -> str:
 
 
 _DIAGRAMS: Final = {
-    "deliveries": _drawn(State.PENDING, MOVES),
+    "deliveries": _drawn(DeliveryState.PENDING, DELIVERY_MOVES),
     "jobs": _drawn(JobState.WAITING, JOB_MOVES),
 }

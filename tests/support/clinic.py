@@ -18,11 +18,11 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from logto_webhooks import LogtoWebhooks, events
-from logto_webhooks.core.doctor.findings import Finding, Level
+from logto_webhooks.admin import Admin
+from logto_webhooks.doctor.findings import Finding, Level
 from logto_webhooks.settings import from_env
-from logto_webhooks.testing.fake import FakeLogto
-from logto_webhooks.testing.fake.server import served
-from logto_webhooks.wiring.operations import Operations
+from logto_webhooks.testing.fake.app import served
+from logto_webhooks.testing.fake.logto import FakeLogto
 from tests.support.service import PATH
 from tests.support.waiting import eventually
 
@@ -46,7 +46,7 @@ class Clinic(Struct):
     async def ask(self, *only: str, engine: Any = None, **how: Any) -> list[Finding]:
         """Examine it, with other settings than its own if they are named."""
         options = {name: how.pop(name) for name in _OPTIONS & how.keys()}
-        operations = Operations(lambda: from_env({}, **self.settings | how), engine)
+        operations = Admin(lambda: from_env({}, **self.settings | how), engine)
         operations.handlers = self.app.handlers
         try:
             return await operations.diagnose(only, **options)
@@ -75,9 +75,7 @@ class Clinic(Struct):
         """The settings of a database of its own, in which only the handlers are known."""
         file = f"another-{next(_numbers)}.db"
         database_url = f"sqlite:///{self.folder / file}"
-        operations = Operations(
-            lambda: from_env({}, **self.settings | {"database_url": database_url})
-        )
+        operations = Admin(lambda: from_env({}, **self.settings | {"database_url": database_url}))
         await operations.migrate()
         known = [each.registered for each in self.app.handlers]
         await operations.database.host.run(lambda store: store.jobs.register(known))

@@ -12,25 +12,21 @@ import sqlalchemy as sa
 from msgspec import Struct
 from sqlalchemy.pool import NullPool
 
-from logto_webhooks.adapters.hosts.loop import LoopHost
-from logto_webhooks.adapters.hosts.memory import MemoryHost
-from logto_webhooks.adapters.hosts.thread import ThreadHost
-from logto_webhooks.adapters.stores import migrate, sqlite
-from logto_webhooks.adapters.stores.memory import MemoryStore
-from logto_webhooks.adapters.stores.memory_tables import Tables
-from logto_webhooks.adapters.stores.postgres import engine_of, stop
-from logto_webhooks.adapters.stores.sql import SqlStore
-from logto_webhooks.core.delivery import Delivery, identify, sent_at_of
-from logto_webhooks.core.events import parse
-from logto_webhooks.core.ports import Found, Host, Observer, Store, Waiting
-from logto_webhooks.core.projection import plan
-from logto_webhooks.core.record import Key, Record
-from logto_webhooks.core.reports import Report
-from logto_webhooks.core.signature import vouch
-from logto_webhooks.service.work import Worker
+from logto_webhooks.database import migrate, open_database, sqlite
+from logto_webhooks.database.async_runner import AsyncRunner
+from logto_webhooks.database.postgres import in_schema, make_postgres_engine, stop_connection
+from logto_webhooks.database.store import DatabaseStore
+from logto_webhooks.database.sync_runner import ThreadRunner
+from logto_webhooks.deliveries import NewDelivery, identify, sent_at_of
+from logto_webhooks.events import parse
+from logto_webhooks.instrumentation.events import Observer, TelemetryEvent
+from logto_webhooks.interfaces import FoundRow, RefetchNeed, Store, TransactionRunner
+from logto_webhooks.records.changes import changes_from_event
+from logto_webhooks.records.record import Key, Record
+from logto_webhooks.signing_keys import trust
+from logto_webhooks.sync.worker import SyncWorker
 from logto_webhooks.testing import FrozenClock
-from logto_webhooks.wiring import database_of
-from logto_webhooks.wiring.postgres import in_schema
+from logto_webhooks.testing.memory import MemoryHost, MemoryStore, Tables
 from tests.support import postgres
 
 StoreKind = Literal["memory", "sqlite", "asyncpg", "psycopg", "postgres-thread"]
@@ -54,7 +50,7 @@ def memory_host(clock: FrozenClock) -> MemoryHost:
     return MemoryHost(open_store)
 
 
-def open_host(kind: StoreKind, folder: Path) -> Host:
+def open_host(kind: StoreKind, folder: Path) -> TransactionRunner:
     """An empty store, in the host that runs it."""
     if kind == "memory":
         return memory_host(FrozenClock())
@@ -66,20 +62,22 @@ def open_host(kind: StoreKind, folder: Path) -> Host:
             postgres.server_url().set(drivername="postgresql+psycopg"),
             execution_options={"schema_translate_map": {None: schema}},
         )
-        return ThreadHost(
+        return ThreadRunner(
             engine,
-            SqlStore,
+            DatabaseStore,
             reads={},
             committed=lambda: None,
             failed=engine.dispose,
-            stop=stop,
+            stop=stop_connection,
         )
     # Tests run on an event loop each, and a connection belongs to one loop.
     url = postgres.server_url().set(drivername=f"postgresql+{kind}")
-    return LoopHost(in_schema(engine_of(url, poolclass=NullPool), schema), SqlStore)
+    return AsyncRunner(
+        in_schema(make_postgres_engine(url, poolclass=NullPool), schema), DatabaseStore
+    )
 
 
-def _sqlite_host(folder: Path) -> Host:
+def _sqlite_host(folder: Path) -> TransactionRunner:
     """The file is copied from one that was migrated once."""
     template = folder / "template.db"
     if not template.exists():
@@ -87,26 +85,28 @@ def _sqlite_host(folder: Path) -> Host:
     for old in folder.glob("copy.db*"):
         old.unlink()
     shutil.copy(template, folder / "copy.db")
-    return database_of(f"sqlite:///{folder / 'copy.db'}").host
+    return open_database(f"sqlite:///{folder / 'copy.db'}").host
 
 
 def _make(file: Path) -> None:
-    sqlite.create(file)
-    engine = sqlite.engine_of(file)
+    sqlite.create_file(file)
+    engine = sqlite.make_sqlite_engine(file)
     with engine.begin() as connection:
         migrate.upgrade(connection)
     engine.dispose()
 
 
-def delivery(body: bytes, received_at: int = RECEIVED_AT) -> Delivery:
+def delivery(body: bytes, received_at: int = RECEIVED_AT) -> NewDelivery:
     """A delivery of a body that needs no signature, received at that time, and dated as it says."""
-    sent_at = sent_at_of(identify(vouch(body), received_at).digest)
-    return identify(vouch(body), received_at, ahead=max(0, sent_at - received_at))
+    sent_at = sent_at_of(identify(trust(body), received_at).digest)
+    return identify(trust(body), received_at, ahead=max(0, sent_at - received_at))
 
 
 def keys_of(bodies: Iterable[bytes]) -> set[Key]:
     """All records that the bodies are about."""
-    touched = {change.key for body in set(bodies) for change in plan(parse(vouch(body)))}
+    touched = {
+        change.key for body in set(bodies) for change in changes_from_event(parse(trust(body)))
+    }
     ends = {end for key in touched if key.kind == "membership" for end in key.organization_and_user}
     return touched | ends
 
@@ -115,19 +115,19 @@ class Known(Struct, frozen=True):
     """All that a store knows, without what is its own (local ids, when it heard of it)."""
 
     records: dict[Key, Record]
-    users: list[Found]
-    organizations: list[Found]
-    waiting: list[Waiting]
+    users: list[FoundRow]
+    organizations: list[FoundRow]
+    waiting: list[RefetchNeed]
 
 
 class Copy:
     """Receives bodies and applies them, in any number of batches."""
 
-    def __init__(self, host: Host, observe: Observer | None = None) -> None:
+    def __init__(self, host: TransactionRunner, observe: Observer | None = None) -> None:
         self.host = host
-        self.reports: list[Report] = []
+        self.reports: list[TelemetryEvent] = []
         observe = observe or self.reports.append
-        self.worker = Worker(host, FrozenClock(), observe, jitter=lambda: 0.0)
+        self.worker = SyncWorker(host, FrozenClock(), observe, jitter=lambda: 0.0)
 
     async def take(self, bodies: Iterable[bytes]) -> None:
         """Add to the inbox, and apply."""
@@ -156,6 +156,6 @@ def _known(store: Store, records: dict[Key, Record]) -> Known:
     )
 
 
-def _without_id(found: Found) -> Found:
+def _without_id(found: FoundRow) -> FoundRow:
     row: dict[str, Any] = {name: value for name, value in found.row.items() if name != "id"}
     return msgspec.structs.replace(found, row=row)

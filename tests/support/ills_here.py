@@ -10,11 +10,11 @@ import httpx2
 import sqlalchemy as sa
 
 from logto_webhooks import LogtoWebhooks
-from logto_webhooks.adapters.spool import SpoolDirectory
-from logto_webhooks.core.doctor.findings import Finding
-from logto_webhooks.core.jobs import NewJob, Registered
-from logto_webhooks.core.ports import Progress, Store
-from logto_webhooks.core.silence import SILENT
+from logto_webhooks.checkpoints import SILENT
+from logto_webhooks.doctor.findings import Finding
+from logto_webhooks.ingest.spool import SpoolDirectory
+from logto_webhooks.interfaces import Progress, Store
+from logto_webhooks.jobs import NewJob, RegisteredHandler
 from logto_webhooks.testing import make
 from tests.support import postgres
 from tests.support.clinic import OTHER_KEY, Clinic, answering, ills
@@ -289,7 +289,7 @@ async def _with_a_part(clinic: Clinic) -> dict[str, str]:
 
 def _new_job(store: Store, handler: str) -> None:
     an_hour_ago = time.time_ns() // 1_000_000 - 3_600_000
-    store.jobs.register([Registered(name=handler, patterns=("User.Created",))])
+    store.jobs.register([RegisteredHandler(name=handler, patterns=("User.Created",))])
     job = NewJob(
         handler=handler,
         key="k",

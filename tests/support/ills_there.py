@@ -7,11 +7,11 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 
 import pytest
 
-from logto_webhooks.core import canonical
-from logto_webhooks.core.doctor.findings import Finding
-from logto_webhooks.core.hooks import subscription
+from logto_webhooks import canonical_json
+from logto_webhooks.doctor.findings import Finding
+from logto_webhooks.logto.webhooks import subscription
 from logto_webhooks.testing import make
-from logto_webhooks.testing.fake import log_entry
+from logto_webhooks.testing.fake.log import entry
 from tests.support.clinic import (
     OTHER_KEY,
     TLS,
@@ -293,8 +293,10 @@ async def _while_leading_to(
 async def _logged(clinic: Clinic, error: str) -> list[Finding]:
     """Logto's log has an attempt that failed before serve could bring it back."""
     an_hour_ago = time.time_ns() // 1_000_000 - 3_600_000
-    payload = canonical.decode(make.user_created(at=an_hour_ago).body) | {"hookId": clinic.hook}
-    clinic.logto.populate_log(clinic.hook, [log_entry("e", payload, an_hour_ago, None, error)])
+    payload = canonical_json.decode(make.user_created(at=an_hour_ago).body) | {
+        "hookId": clinic.hook
+    }
+    clinic.logto.populate_log(clinic.hook, [entry("e", payload, an_hour_ago, None, error)])
     try:
         return await clinic.ask()
     finally:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from logto_webhooks.core.jobs import Job, JobOutcome, NewJob, Registered
-from logto_webhooks.core.lifecycle import JobState
+from logto_webhooks.jobs import Job, JobOutcome, NewJob, RegisteredHandler
+from logto_webhooks.states import JobState
 from tests.conftest import Run
 
-ONE = Registered(name="one", patterns=("User.*",))
-TWO = Registered(name="two", patterns=("*",), ordered=False)
+ONE = RegisteredHandler(name="one", patterns=("User.*",))
+TWO = RegisteredHandler(name="two", patterns=("*",), ordered=False)
 
 
 def job(key: str, line: str = "user:ana", at: int = 1, handler: str = "one") -> NewJob:

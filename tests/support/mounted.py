@@ -14,9 +14,9 @@ from fastapi import FastAPI
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from logto_webhooks import LogtoWebhooks
-from logto_webhooks.core.jobs import JobFilter, JobRow
 from logto_webhooks.fastapi import router
-from logto_webhooks.samples.signed import Signed
+from logto_webhooks.jobs import JobFilter, JobRow
+from logto_webhooks.samples.request import SignedRequest
 from logto_webhooks.settings import MountedSettings
 from logto_webhooks.testing import SIGNING_KEY
 from tests.support import postgres
@@ -66,7 +66,7 @@ def live(logto: LogtoWebhooks, body: Body) -> None:
     asyncio.run(run())
 
 
-async def send(client: httpx2.AsyncClient, *deliveries: Signed) -> None:
+async def send(client: httpx2.AsyncClient, *deliveries: SignedRequest) -> None:
     for each in deliveries:
         answer = await client.post(
             "/api/webhooks/logto", content=each.body, headers=dict(each.headers)

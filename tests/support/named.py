@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from logto_webhooks.adapters.observers.metrics import GAUGES, METRICS, SPOOLED, UP
+from logto_webhooks.instrumentation.prometheus import GAUGES, METRICS, SPOOLED, UP
 from logto_webhooks.settings import FILE_VARIABLES, VARIABLES
 from tests.pages import examples, tree
 

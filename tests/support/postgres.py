@@ -13,7 +13,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from logto_webhooks.adapters.stores import migrate
+from logto_webhooks.database import migrate
 
 VARIABLE = "LOGTO_WEBHOOKS_TEST_POSTGRES_URL"
 TABLES = (

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from logto_webhooks.samples.signed import Signed
+from logto_webhooks.samples.request import SignedRequest
 
 FOLDER = Path(__file__).parent.parent / "recorded"
 
@@ -22,11 +22,11 @@ class Recorded(Struct, frozen=True):
     name: str = ""
 
     @property
-    def signed(self) -> Signed:
+    def signed(self) -> SignedRequest:
         """As it is sent again: uvicorn counts the length by itself."""
         skipped = ("content-length", "connection", "host", "transfer-encoding")
         headers = [(name, value) for name, value in self.headers if name not in skipped]
-        return Signed(self.event, self.body.encode(), headers)
+        return SignedRequest(self.event, self.body.encode(), headers)
 
 
 class Sequence(Struct, frozen=True):

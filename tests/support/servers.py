@@ -16,7 +16,7 @@ from typing import Any, Literal
 import httpx2
 import sqlalchemy as sa
 
-from logto_webhooks.samples.signed import Signed
+from logto_webhooks.samples.request import SignedRequest
 from logto_webhooks.testing import SIGNING_KEY, make
 from tests.support import postgres
 from tests.support.service import PATH, clean_environment
@@ -176,7 +176,7 @@ class Server:
         until(lambda: not self.alive(), lambda: f"it goes on\n{self.log}", seconds)
         return self.process.wait()
 
-    def send(self, *deliveries: Signed) -> set[int]:
+    def send(self, *deliveries: SignedRequest) -> set[int]:
         """Send each on a connection of its own; return the ids of those that were answered 200."""
         return {number for each in deliveries if (number := self._sent(each)) is not None}
 
@@ -184,7 +184,7 @@ class Server:
         with socket.socket() as client:
             return client.connect_ex(("127.0.0.1", self.port)) == 0
 
-    def _sent(self, delivery: Signed) -> int | None:
+    def _sent(self, delivery: SignedRequest) -> int | None:
         try:
             answer = self._http.post(PATH, content=delivery.body, headers=delivery.headers)
         except httpx2.TransportError:
@@ -192,12 +192,12 @@ class Server:
         return int(answer.json()["id"]) if answer.status_code == 200 else None
 
 
-def people(count: int, since: int = 0) -> list[Signed]:
+def people(count: int, since: int = 0) -> list[SignedRequest]:
     """So many who are new."""
     return [make.user_created(id=f"u{since + each}", at=soon()) for each in range(count)]
 
 
-def gone(count: int = 1) -> list[Signed]:
+def gone(count: int = 1) -> list[SignedRequest]:
     """So many who are deleted."""
     return [make.user_deleted(id=f"gone{each}", at=soon()) for each in range(count)]
 

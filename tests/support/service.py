@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx2
 
-from logto_webhooks.samples.signed import Signed
+from logto_webhooks.samples.request import SignedRequest
 from logto_webhooks.testing import SIGNING_KEY
 from tests.support import forked
 from tests.support.waiting import until
@@ -99,7 +99,7 @@ class Service:
         assert line, f"no {text!r} in the log:\n{self.log}"
         return line
 
-    def post(self, delivery: Signed, path: str = PATH) -> httpx2.Response:
+    def post(self, delivery: SignedRequest, path: str = PATH) -> httpx2.Response:
         """Send a delivery as Logto does."""
         return self.http.post(path, content=delivery.body, headers=delivery.headers)
 

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from starlette.applications import Starlette
 from starlette.routing import Route
 
-from logto_webhooks import LogtoWebhooks, UserDeleted, UserRow
+from logto_webhooks import LogtoWebhooks, UserIsDeletedError, UserRow
 from logto_webhooks.fastapi import router
 from logto_webhooks.starlette import routes
 
@@ -46,7 +46,7 @@ async def early(session: AsyncSession, sync_session: Session) -> None:
     assert_type(await by_engine.ensure_user(claims, session=sync_session), UserRow)
     try:
         assert_type(await by_url.wait_for_user("ana", timeout_s=1), UserRow)
-    except UserDeleted as error:
+    except UserIsDeletedError as error:
         assert_type(str(error), str)
     assert_type((await by_url.status()).deliveries, dict[str, int])
 

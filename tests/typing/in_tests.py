@@ -8,8 +8,9 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from logto_webhooks import LogtoWebhooks, sign, testing
-from logto_webhooks.core.ports import Found
-from logto_webhooks.testing.fake import FakeLogto, Faults
+from logto_webhooks.interfaces import FoundRow
+from logto_webhooks.testing.fake.faults import Faults
+from logto_webhooks.testing.fake.logto import FakeLogto
 
 app = testing.App(keys=["k"], clock=testing.FrozenClock())
 delivered = app.deliver(
@@ -17,13 +18,13 @@ delivered = app.deliver(
     testing.make.event("Some.Event", key="k"),
     testing.make.console_test("User.Created"),
 )
-assert_type(delivered, testing.Delivered)
+assert_type(delivered, testing.DeliveryResult)
 assert_type(delivered.outcome, str | None)
-assert_type(app.users("ana"), list[Found])
+assert_type(app.users("ana"), list[FoundRow])
 assert_type(app.users("ana")[0].row, dict[str, Any])
 assert_type(app.users("ana")[0].memberships, list[str])
-assert_type(testing.make.post_sign_in(id="ana"), testing.Signed)
-assert_type(testing.make.first_sign_in(id="bo", email="bo@example.com"), testing.Signed)
+assert_type(testing.make.post_sign_in(id="ana"), testing.SignedRequest)
+assert_type(testing.make.first_sign_in(id="bo", email="bo@example.com"), testing.SignedRequest)
 assert_type(sign(b"{}", testing.SIGNING_KEY), str)
 
 
@@ -32,7 +33,7 @@ def on_a_connection(logto: LogtoWebhooks, connection: sa.Connection) -> None:
     tested = testing.app(logto, connection)
     assert_type(tested, testing.App)
     assert_type(tested.deliver(testing.make.sign_up(email="ana@example.com")).ran, list[str])
-    assert_type(tested.tick(), list[testing.Run])
+    assert_type(tested.tick(), list[testing.HandlerCall])
     tested.fail("mail", ConnectionError("away"), times=2)
     still = testing.app(logto, connection, clock=testing.FrozenClock(1), raise_errors=False)
     assert_type(still, testing.App)
@@ -42,7 +43,9 @@ async def on_an_async_connection(logto: LogtoWebhooks, connection: AsyncConnecti
     """The same, awaited."""
     tested = testing.app(logto, connection)
     assert_type(tested, testing.AsyncApp)
-    assert_type((await tested.deliver(testing.make.sign_up())).runs, tuple[testing.Run, ...])
+    assert_type(
+        (await tested.deliver(testing.make.sign_up())).runs, tuple[testing.HandlerCall, ...]
+    )
 
 
 async def live() -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from logto_webhooks.core import canonical
+from logto_webhooks import canonical_json
 from logto_webhooks.samples import history
 from logto_webhooks.samples.history import Name
 from tests.support.copy import delivery
@@ -51,7 +51,9 @@ def _body(entry: dict[str, Any]) -> Any:
 )
 def test_one_value_spelt_twice_is_one(one: bytes, other: bytes) -> None:
     """As JavaScript reads numbers, and JSON strings."""
-    assert canonical.digest(canonical.decode(one)) == canonical.digest(canonical.decode(other))
+    assert canonical_json.digest(canonical_json.decode(one)) == canonical_json.digest(
+        canonical_json.decode(other)
+    )
 
 
 @pytest.mark.parametrize(
@@ -59,7 +61,9 @@ def test_one_value_spelt_twice_is_one(one: bytes, other: bytes) -> None:
 )
 def test_different_values_differ(one: bytes, other: bytes) -> None:
     """Types and the order of lists count."""
-    assert canonical.digest(canonical.decode(one)) != canonical.digest(canonical.decode(other))
+    assert canonical_json.digest(canonical_json.decode(one)) != canonical_json.digest(
+        canonical_json.decode(other)
+    )
 
 
 @pytest.mark.parametrize(
@@ -68,7 +72,7 @@ def test_different_values_differ(one: bytes, other: bytes) -> None:
 def test_what_is_no_json_is_a_value_error(text: bytes) -> None:
     """Whatever is wrong with it."""
     with pytest.raises(ValueError, match=r"(?i)json|truncated|range|utf-8|nesting"):
-        canonical.decode(text)
+        canonical_json.decode(text)
 
 
 @pytest.mark.parametrize(
@@ -86,8 +90,8 @@ def test_what_is_no_json_is_a_value_error(text: bytes) -> None:
 )
 def test_what_only_javascript_reads_is_read(text: bytes, value: Any) -> None:
     """Half a surrogate pair is U+FFFD, as in every UTF-8; a number out of range is null."""
-    assert canonical.decode(text) == value
-    assert canonical.decode(canonical.encode(value)) == value
+    assert canonical_json.decode(text) == value
+    assert canonical_json.decode(canonical_json.encode(value)) == value
 
 
 def nested(levels: int, kind: int = 0) -> bytes:
@@ -109,15 +113,15 @@ def depth_of(value: Any) -> int:
 def test_a_value_of_any_depth_comes_back(levels: int, kind: int, wrapped: int) -> None:
     """Its JSON is the same, and what is shown of it doesn't depend on where it stood."""
     text = nested(levels, kind)
-    value = canonical.decode(text)
-    assert canonical.decode(canonical.encode(value)) == value
-    assert canonical.encode(value) == (text if kind != 2 else canonical.encode(value))
-    inside = canonical.decode(b"[" * wrapped + text + b"]" * wrapped)
+    value = canonical_json.decode(text)
+    assert canonical_json.decode(canonical_json.encode(value)) == value
+    assert canonical_json.encode(value) == (text if kind != 2 else canonical_json.encode(value))
+    inside = canonical_json.decode(b"[" * wrapped + text + b"]" * wrapped)
     for _ in range(wrapped):
         [inside] = inside
-    shown = canonical.shown(inside)
-    assert shown == canonical.shown(value)
-    assert depth_of(shown) == min(canonical.SHOWN, levels * (2 if kind == 2 else 1))
+    shown = canonical_json.shown(inside)
+    assert shown == canonical_json.shown(value)
+    assert depth_of(shown) == min(canonical_json.SHOWN, levels * (2 if kind == 2 else 1))
     assert json.loads(json.dumps(shown)) == shown
 
 
@@ -125,19 +129,19 @@ def test_what_is_below_is_kept_as_its_json() -> None:
     """Without spaces, in its own order of keys; brackets in strings don't count."""
     deep = b'{"b": "}]\\"[{", "a": [1, null]}'
     text = b"[" * 200 + deep + b"]" * 200
-    shown = canonical.shown(canonical.decode(text))
-    for _ in range(canonical.SHOWN):
+    shown = canonical_json.shown(canonical_json.decode(text))
+    for _ in range(canonical_json.SHOWN):
         [shown] = shown
-    below = 200 - canonical.SHOWN
+    below = 200 - canonical_json.SHOWN
     assert shown == "[" * below + '{"b":"}]\\"[{","a":[1,null]}' + "]" * below
 
 
 def test_brackets_in_strings_hide_no_depth() -> None:
     """A text of closing brackets before the opening ones."""
     text = b'[{"x":"' + b"]" * 2_000 + b'"},' + nested(1_500) + b"]"
-    value = canonical.decode(text)
-    assert canonical.encode(value) == text
-    assert depth_of(canonical.shown(value)[1]) == canonical.SHOWN - 1
+    value = canonical_json.decode(text)
+    assert canonical_json.encode(value) == text
+    assert depth_of(canonical_json.shown(value)[1]) == canonical_json.SHOWN - 1
 
 
 def test_a_value_nested_by_hand_is_encoded() -> None:
@@ -145,4 +149,4 @@ def test_a_value_nested_by_hand_is_encoded() -> None:
     value: Any = {"b": 1, "a": 2}
     for _ in range(5_000):
         value = {"a": value}
-    assert canonical.encode(value) == b'{"a":' * 5_000 + b'{"b":1,"a":2}' + b"}" * 5_000
+    assert canonical_json.encode(value) == b'{"a":' * 5_000 + b'{"b":1,"a":2}' + b"}" * 5_000

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from logto_webhooks.core.count import Count
+from logto_webhooks.plural import Count
 
 
 @pytest.mark.parametrize(

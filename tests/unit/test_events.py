@@ -11,16 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from logto_webhooks.core import events
-from logto_webhooks.core.delivery import identify
-from logto_webhooks.core.events.base import Event
-from logto_webhooks.core.events.catalog import ALIASES, BY_NAME
-from logto_webhooks.core.projection import plan
-from logto_webhooks.core.record import Drop, Key, Put, Refetch, membership
-from logto_webhooks.core.signature import vouch
+from logto_webhooks import events
+from logto_webhooks.deliveries import identify
 from logto_webhooks.errors import MalformedEvent, NotADelivery, UnknownEventName
+from logto_webhooks.events.base import Event
+from logto_webhooks.events.registry import ALIASES, BY_NAME
+from logto_webhooks.records.changes import changes_from_event
+from logto_webhooks.records.record import Key, RefetchRequest, Tombstone, Upsert, membership
 from logto_webhooks.samples import history
 from logto_webhooks.samples.payloads import payload
+from logto_webhooks.signing_keys import trust
 from tests.support import recorded
 
 AT = 1_795_485_335_924
@@ -68,7 +68,7 @@ def sample(name: str, **fields: Any) -> dict[str, Any]:
 
 
 def parsed(made: dict[str, Any]) -> Event:
-    return events.parse(vouch(msgspec.json.encode(made)))
+    return events.parse(trust(msgspec.json.encode(made)))
 
 
 def test_all_events_are_known() -> None:
@@ -105,7 +105,7 @@ def test_an_unknown_event_keeps_everything() -> None:
     assert isinstance(event, events.UnknownEvent)
     assert event.payload == made
     assert event.odd_fields == ("createdAt", "params")
-    assert plan(event) == []
+    assert changes_from_event(event) == []
 
 
 def test_unknown_fields_are_in_the_payload() -> None:
@@ -117,7 +117,7 @@ def test_unknown_fields_are_in_the_payload() -> None:
 @pytest.mark.parametrize("each", recorded.deliveries(), ids=lambda each: each.name)
 def test_every_recorded_delivery_is_typed(each: recorded.Recorded) -> None:
     """As a real Logto sends it, nothing is odd."""
-    event = events.parse(vouch(each.body.encode()))
+    event = events.parse(trust(each.body.encode()))
     assert event.event == each.event
     assert event.odd_fields == ()
     assert isinstance(event, events.TestPayload) == ("hooktest" in each.name)
@@ -132,15 +132,15 @@ class TestShape:
         event = parsed(made)
         assert isinstance(event, events.UserDataUpdated)
         assert (event.user, event.custom_data, event.user_id) == (None, forged, "theid")
-        [change] = plan(event)
-        assert isinstance(change, Put)
+        [change] = changes_from_event(event)
+        assert isinstance(change, Upsert)
         assert (change.key, list(change.values)) == (Key("user", "theid"), ["custom_data"])
 
     def test_a_profile_is_a_profile(self) -> None:
         """The same for the other part."""
         made = sample("User.Data.Updated", data={}, matchedRoute="/users/:userId/profile")
-        [change] = plan(parsed(made))
-        assert isinstance(change, Put)
+        [change] = changes_from_event(parsed(made))
+        assert isinstance(change, Upsert)
         assert list(change.values) == ["profile"]
 
     @pytest.mark.parametrize("route", ["/users/:userId/new-thing", ["odd"], 7])
@@ -148,15 +148,17 @@ class TestShape:
     def test_an_unknown_route_asks_instead_of_guessing(self, name: str, route: Any) -> None:
         """A new Logto release never stops the copy."""
         made = sample(name, matchedRoute=route, params={"userId": "theid"})
-        assert plan(parsed(made)) == [Refetch(Key("user", "theid"), "unknown change", AT)]
+        assert changes_from_event(parsed(made)) == [
+            RefetchRequest(Key("user", "theid"), "unknown change", AT)
+        ]
 
     @pytest.mark.parametrize("name", ["Organization.Created", "Organization.Data.Updated"])
     def test_an_organizations_unknown_route_asks_too(self, name: str) -> None:
         """Its customData could have a route of its own one day."""
         route, forged = "/organizations/:id/custom-data", {"id": "theid", "name": "Forged"}
         made = sample(name, matchedRoute=route, params={"id": "theid"}, data=forged)
-        asked = Refetch(Key("organization", "theid"), "unknown change", AT)
-        assert plan(parsed(made)) == [asked]
+        asked = RefetchRequest(Key("organization", "theid"), "unknown change", AT)
+        assert changes_from_event(parsed(made)) == [asked]
 
     def test_names_of_ours_cannot_be_sent(self) -> None:
         """A payload can't set what the shape decides."""
@@ -169,17 +171,19 @@ class TestShape:
         """Logto never sends them."""
         made = sample("User.Data.Updated", params={"userId": "other"})
         with pytest.raises(MalformedEvent, match="two different ids"):
-            plan(parsed(made))
+            changes_from_event(parsed(made))
 
     @pytest.mark.parametrize("data", [None, {"id": "theid"}, {"id": 7}, []])
     def test_a_deleted_user_needs_its_id_alone(self, data: Any) -> None:
         """Older Logto sends no data."""
-        assert plan(parsed(sample("User.Deleted", data=data))) == [Drop(Key("user", "theid"), AT)]
+        assert changes_from_event(parsed(sample("User.Deleted", data=data))) == [
+            Tombstone(Key("user", "theid"), AT)
+        ]
 
     def test_an_accepted_invitation_is_about_the_organization(self) -> None:
         """`params.id` is the invitation's."""
         made = sample("Organization.Membership.Updated", params={"id": "invitation"})
-        keys = {change.key for change in plan(parsed(made))}
+        keys = {change.key for change in changes_from_event(parsed(made))}
         assert keys == {membership("theid", made["addedUserIds"][0])}
 
 
@@ -209,26 +213,28 @@ class TestMembers:
             ("Organization.User.Added", True),
             ("Organization.User.Removed", False),
         ):
-            [change] = plan(parsed(sample(name, userId="ana")))
-            assert isinstance(change, Put)
+            [change] = changes_from_event(parsed(sample(name, userId="ana")))
+            assert isinstance(change, Upsert)
             assert change.key == membership("theid", "ana")
             assert change.values["present"].content is there
 
     def test_without_ids_only_logto_can_tell(self) -> None:
         """Older Logto sends the organization alone; adding present members does, too."""
-        assert plan(self.members()) == [Refetch(Key("organization", "theid"), "members", AT)]
+        assert changes_from_event(self.members()) == [
+            RefetchRequest(Key("organization", "theid"), "members", AT)
+        ]
 
     def test_applications_are_no_members(self) -> None:
         """Nothing is to be asked about them."""
-        assert plan(self.members(addedApplicationIds=["app"])) == []
+        assert changes_from_event(self.members(addedApplicationIds=["app"])) == []
 
     def test_a_list_at_the_cap_may_be_cut(self) -> None:
         """What it names is applied, and the rest is asked for."""
         ids = [f"u{number}" for number in range(5000)]
-        changes = plan(self.members(addedUserIds=ids))
+        changes = changes_from_event(self.members(addedUserIds=ids))
         assert len(changes) == 5001
-        assert changes[-1] == Refetch(Key("organization", "theid"), "members", AT)
-        assert len(plan(self.members(removedUserIds=ids[1:]))) == 4999
+        assert changes[-1] == RefetchRequest(Key("organization", "theid"), "members", AT)
+        assert len(changes_from_event(self.members(removedUserIds=ids[1:]))) == 4999
 
 
 class TestStrictness:
@@ -266,13 +272,13 @@ class TestStrictness:
         made = sample(name)
         del made["createdAt"]
         with pytest.raises(MalformedEvent, match="createdAt"):
-            plan(parsed(made))
+            changes_from_event(parsed(made))
 
     @pytest.mark.parametrize("at", ["9999-12-31T23:59:59-23:59", "1969-12-31T23:59:59Z"])
     def test_a_time_that_no_timestamp_holds_is_malformed(self, at: str) -> None:
         """It would spoil the record for all that comes after."""
         with pytest.raises(MalformedEvent, match="out of range"):
-            plan(parsed(sample("User.Deleted", createdAt=at)))
+            changes_from_event(parsed(sample("User.Deleted", createdAt=at)))
 
     @pytest.mark.parametrize(
         ("field", "odd"),
@@ -321,17 +327,17 @@ FIELDS = ["createdAt", "params", "matchedRoute", "data", "user", "userId", "orga
 def test_no_payload_makes_another_error(name: str, odd: dict[str, Any]) -> None:
     """Whatever is signed is stored, and then planned or malformed; nothing else is raised."""
     base = sample(name) if name != "Unknown.Event" else {"event": name}
-    body = vouch(msgspec.json.encode(base | odd))
+    body = trust(msgspec.json.encode(base | odd))
     identify(body, received_at=AT)
     with contextlib.suppress(MalformedEvent):
-        assert isinstance(plan(events.parse(body)), list)
+        assert isinstance(changes_from_event(events.parse(body)), list)
 
 
 @pytest.mark.parametrize("name", history.NAMES)
 def test_every_delivery_of_a_history_has_its_subject(name: history.Name) -> None:
     """A label for people: who it is about."""
     for each in history.load(name).deliveries:
-        delivery = identify(vouch(each.body), AT)
+        delivery = identify(trust(each.body), AT)
         kinds = {"User": "user", "Post": "user", "Orga": "organization"}
         if delivery.event[:4] in kinds and b"fake-id" not in each.body:
             assert delivery.subject
@@ -342,7 +348,7 @@ def test_what_names_no_event_is_no_delivery() -> None:
     """It isn't stored."""
     for body in (b"[]", b"{}", b'{"event":7}', b"{", b'{"event":""}'):
         with pytest.raises(NotADelivery):
-            identify(vouch(body), AT)
+            identify(trust(body), AT)
 
 
 def test_a_wrong_name_gets_the_nearest() -> None:

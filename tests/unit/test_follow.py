@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 from contextlib import aclosing
 
-from logto_webhooks.adapters.hosts.memory import MemoryHost
-from logto_webhooks.adapters.stores.memory import MemoryStore
-from logto_webhooks.adapters.stores.memory_tables import InboxRow, Tables
-from logto_webhooks.core.inbox import DeliveryFilter
-from logto_webhooks.service.follow import follow, newest_id
+from logto_webhooks.deliveries import DeliveryFilter
+from logto_webhooks.tail import follow, newest_id
 from logto_webhooks.testing import FrozenClock, make
+from logto_webhooks.testing.memory import InboxRow, MemoryHost, MemoryStore, Tables
 from tests.support.copy import delivery
 
 

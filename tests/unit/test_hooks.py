@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import pytest
 
-from logto_webhooks.core.hooks import Hook, hook_of, is_url, named, ours, subscription
-from logto_webhooks.errors import EndpointUnknown
+from logto_webhooks.errors import WebhookUnknown
+from logto_webhooks.logto.webhooks import (
+    Webhook,
+    find_our_webhook,
+    find_webhook,
+    is_url,
+    parse_webhook,
+    subscription,
+)
 
 SYNC = subscription()
-A = Hook(id="a", name="main", config={"url": "https://a.example/x"}, signing_key="key-a")
-B = Hook(id="b", name="twin", config={"url": "https://b.example/x/"}, signing_key="key-b")
-C = Hook(id="c", name="twin", config={"url": "https://c.example/x"}, signing_key="key-c")
+A = Webhook(id="a", name="main", config={"url": "https://a.example/x"}, signing_key="key-a")
+B = Webhook(id="b", name="twin", config={"url": "https://b.example/x/"}, signing_key="key-b")
+C = Webhook(id="c", name="twin", config={"url": "https://c.example/x"}, signing_key="key-c")
 
 
 @pytest.mark.parametrize(
@@ -73,33 +80,33 @@ def test_a_star_is_all_that_a_released_logto_sends() -> None:
 
 def test_one_is_named_by_id_name_or_url() -> None:
     """What names none, or several, is refused, with all there are."""
-    assert named([A, B, C], "b") == B
-    assert named([A, B, C], "main") == A
-    assert named([A, B, C], "https://b.example/x") == B
+    assert find_webhook([A, B, C], "b") == B
+    assert find_webhook([A, B, C], "main") == A
+    assert find_webhook([A, B, C], "https://b.example/x") == B
     for query, says in (("twin", "several have"), ("nobody", "none has")):
-        with pytest.raises(EndpointUnknown, match=rf"{says} the name or URL '{query}'\. .*twin"):
-            named([A, B, C], query)
+        with pytest.raises(WebhookUnknown, match=rf"{says} the name or URL '{query}'\. .*twin"):
+            find_webhook([A, B, C], query)
 
 
 def test_ours_has_our_key_or_url() -> None:
     """If none has, the only one is meant."""
-    assert ours([A, B], ["key-b"], None) == B
-    assert ours([A, B], ["other"], "https://a.example/x/") == A
-    assert ours([A], ["other"], None) == A
+    assert find_our_webhook([A, B], ["key-b"], None) == B
+    assert find_our_webhook([A, B], ["other"], "https://a.example/x/") == A
+    assert find_our_webhook([A], ["other"], None) == A
     for hooks, keys, says in (
         ([A, B], ["other"], "none has the key or URL that is set here. Name one"),
         ([A, B, C], ["key-a", "key-b"], "several have the key or URL"),
         ([], ["key-a"], "Logto has none. Make one: logto-webhooks endpoint create"),
     ):
-        with pytest.raises(EndpointUnknown, match=says):
-            ours(hooks, keys, None)
+        with pytest.raises(WebhookUnknown, match=says):
+            find_our_webhook(hooks, keys, None)
 
 
 def test_no_key_is_shown() -> None:
     """Nor a header; what is no webhook is none."""
-    hook = hook_of({"id": "a", "signingKey": "k-e-y", "config": {"headers": {"x": "s-e-c"}}})
+    hook = parse_webhook({"id": "a", "signingKey": "k-e-y", "config": {"headers": {"x": "s-e-c"}}})
     assert hook is not None
     assert hook.signing_key == "k-e-y"
     assert "k-e-y" not in repr(hook)
     assert "s-e-c" not in repr(hook)
-    assert hook_of({"id": 5}) is None
+    assert parse_webhook({"id": 5}) is None

@@ -6,7 +6,7 @@ import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-from logto_webhooks.adapters.hosts.lane import Lane
+from logto_webhooks.database.serial_executor import SerialExecutor
 
 LOOPS = 8
 
@@ -14,9 +14,9 @@ LOOPS = 8
 def test_there_is_one_thread_whoever_begins() -> None:
     """Loops of several threads that begin at once share it."""
     for _ in range(100):
-        lane, together = Lane("lane"), threading.Barrier(LOOPS)
+        lane, together = SerialExecutor("lane"), threading.Barrier(LOOPS)
 
-        def begin(lane: Lane, together: threading.Barrier) -> int:
+        def begin(lane: SerialExecutor, together: threading.Barrier) -> int:
             together.wait()
             return asyncio.run(lane.run(threading.get_ident))
 
@@ -28,7 +28,7 @@ def test_there_is_one_thread_whoever_begins() -> None:
 
 def test_what_is_given_while_it_is_closed_is_done() -> None:
     """By the thread of before or by the next one; never by nobody."""
-    lane = Lane("lane")
+    lane = SerialExecutor("lane")
 
     async def count(to: int) -> int:
         return sum([await asyncio.wait_for(lane.run(lambda: 1), 10) for _ in range(to)])

@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import pytest
 
-from logto_webhooks.core.lifecycle import (
+from logto_webhooks.errors import JobLost, MalformedEvent, RetryLater, TimedOut
+from logto_webhooks.states import (
+    DELIVERY_MOVES,
     MAX_TIME_OUTS,
-    MOVES,
     Dead,
-    Move,
+    DeliveryMove,
+    DeliveryState,
     Retry,
-    State,
     after_failure,
     after_job_failure,
 )
-from logto_webhooks.errors import JobLost, MalformedEvent, RetryLater, TimedOut
 
 ERROR = RuntimeError("x")
 
 
 def test_only_what_is_pending_moves() -> None:
     """Every move is in the table; the other states are final, but for who replays by hand."""
-    assert {state for state, move in MOVES if move is not Move.REPLAY} == {State.PENDING}
-    assert {move for _, move in MOVES} == set(Move)
-    assert set(MOVES.values()) == set(State)
+    assert {state for state, move in DELIVERY_MOVES if move is not DeliveryMove.REPLAY} == {
+        DeliveryState.PENDING
+    }
+    assert {move for _, move in DELIVERY_MOVES} == set(DeliveryMove)
+    assert set(DELIVERY_MOVES.values()) == set(DeliveryState)
 
 
 def test_the_waits_grow_and_end() -> None:

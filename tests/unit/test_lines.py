@@ -6,11 +6,11 @@ import traceback
 
 import pytest
 
-from logto_webhooks.cli import lines
-from logto_webhooks.cli.lines import raised
-from logto_webhooks.core.jobs import JobRow
-from logto_webhooks.core.life import Line
+from logto_webhooks.cli import output
+from logto_webhooks.cli.output import format_error
 from logto_webhooks.errors import RetryLater
+from logto_webhooks.explain.timeline import TimelineEntry
+from logto_webhooks.jobs import JobRow
 
 ODD = "ana\n2026-11-24 FAKED\t\x1b[31m\x9b2J\u202e\r"
 SHOWN = r"ana\n2026-11-24 FAKED\t\x1b[31m\x9b2J\u202e\r"
@@ -28,13 +28,13 @@ def test_what_a_traceback_says_was_raised(message: str, told: str) -> None:
     """Its first line; not what a library adds behind."""
     with pytest.raises(ValueError) as caught:  # noqa: PT011
         raise ValueError(message) if message else ValueError
-    assert raised("".join(traceback.format_exception(caught.value))) == told
+    assert format_error("".join(traceback.format_exception(caught.value))) == told
 
 
 def shown(error: Exception) -> str:
     with pytest.raises(type(error)) as caught:
         raise error
-    return raised("".join(traceback.format_exception(caught.value)))
+    return format_error("".join(traceback.format_exception(caught.value)))
 
 
 def test_of_a_group_itself_is_told() -> None:
@@ -51,8 +51,8 @@ def test_who_asks_to_be_retried_did_not_fail() -> None:
 
 def test_of_what_is_no_traceback_the_last_line_counts() -> None:
     """As of a job that was discarded with a word."""
-    assert raised("first\nwhy\n") == "why"
-    assert raised(None) == ""
+    assert format_error("first\nwhy\n") == "why"
+    assert format_error(None) == ""
 
 
 def test_nothing_in_it_makes_another_line_or_steers_a_terminal() -> None:
@@ -71,7 +71,9 @@ def test_nothing_in_it_makes_another_line_or_steers_a_terminal() -> None:
         finished_at=None,
         error=None,
     )
-    life = Line(occurred_at=0, origin="read", event=ODD, call=ODD, outcome="applied", set=(ODD,))
-    for line in (lines.of_job(row).plain, lines.of_life(life).plain):
+    life = TimelineEntry(
+        occurred_at=0, origin="read", event=ODD, call=ODD, outcome="applied", set=(ODD,)
+    )
+    for line in (output.format_job(row).plain, output.format_timeline_entry(life).plain):
         assert line.count(SHOWN) == 3
         assert line.isprintable()

@@ -9,7 +9,13 @@ import re
 import msgspec
 import pytest
 
-from logto_webhooks.adapters.observers.logs import (
+from logto_webhooks.instrumentation.events import (
+    DeliverySynced,
+    HandlerFailed,
+    RequestRefused,
+    Unrunnable,
+)
+from logto_webhooks.instrumentation.logs import (
     LINES,
     QUEUED,
     JsonFormatter,
@@ -19,7 +25,6 @@ from logto_webhooks.adapters.observers.logs import (
     TextFormatter,
     observe,
 )
-from logto_webhooks.core.reports import HandlerFailed, Refused, Synced, Unrunnable
 from tests.support.waiting import until
 
 
@@ -39,7 +44,7 @@ from tests.support.waiting import until
 def test_no_event_forges_a_field_or_a_line(event: str, caplog: pytest.LogCaptureFixture) -> None:
     """Whatever its name holds is quoted."""
     with caplog.at_level("INFO", logger="logto_webhooks"):
-        observe(Synced(7, event, None, "unknown", 3))
+        observe(DeliverySynced(7, event, None, "unknown", 3))
     [record] = caplog.records
     line = TextFormatter().format(record)
     assert line.isprintable()
@@ -149,7 +154,7 @@ def test_what_others_log_is_summed_up_too() -> None:
 
 def test_a_long_value_is_cut(caplog: pytest.LogCaptureFixture) -> None:
     """Whoever sends it chooses its length."""
-    observe(Refused(404, "not_found", "x" * 60_000, "a hint"))
+    observe(RequestRefused(404, "not_found", "x" * 60_000, "a hint"))
     [record] = caplog.records
     assert len(record.message) < 1_000
     assert "(60000 characters)" in record.message

@@ -9,24 +9,24 @@ from typing import Any
 import msgspec
 import pytest
 
-from logto_webhooks.core.delivery import identify, sent_at_of
-from logto_webhooks.core.signature import vouch
-from logto_webhooks.testing import FrozenClock, Signed, make
+from logto_webhooks.deliveries import identify, sent_at_of
+from logto_webhooks.signing_keys import trust
+from logto_webhooks.testing import FrozenClock, SignedRequest, make
 
 AT = 1_795_485_335_917
 NEW = {"User.Created": "data", "PostRegister": "user", "Organization.Created": "data"}
 KNOWN = {"User.Data.Updated": "data", "PostSignIn": "user", "Organization.Data.Updated": "data"}
 
 
-def payload(signed: Signed) -> dict[str, Any]:
+def payload(signed: SignedRequest) -> dict[str, Any]:
     """What a delivery says."""
     made: dict[str, Any] = msgspec.json.decode(signed.body)
     return made
 
 
-def moment(signed: Signed) -> int:
+def moment(signed: SignedRequest) -> int:
     """When Logto sent it."""
-    return sent_at_of(identify(vouch(signed.body), 0).digest)
+    return sent_at_of(identify(trust(signed.body), 0).digest)
 
 
 def test_each_is_of_now_and_later_than_the_last() -> None:
@@ -43,7 +43,7 @@ def test_each_is_of_now_and_later_than_the_last() -> None:
 def test_what_is_dated_by_hand_is_always_the_same_moment(made: Any) -> None:
     """`at` is taken as it is."""
     first = made(at=AT)
-    assert moment(first if isinstance(first, Signed) else first[0]) == AT
+    assert moment(first if isinstance(first, SignedRequest) else first[0]) == AT
 
 
 @pytest.mark.parametrize("name", [*NEW, *KNOWN])

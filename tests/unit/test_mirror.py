@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from logto_webhooks.core import canonical
-from logto_webhooks.core.mirror import without_nul
+from logto_webhooks import canonical_json
+from logto_webhooks.records.projection import without_nul
 
 
 @pytest.mark.parametrize(
@@ -28,5 +28,5 @@ def test_it_goes_however_deep() -> None:
     deep: Any = "\0x"
     for _ in range(800):
         deep = [deep]
-    assert b"x" in canonical.encode(without_nul(deep))
-    assert b"u0000" not in canonical.encode(without_nul(deep))
+    assert b"x" in canonical_json.encode(without_nul(deep))
+    assert b"u0000" not in canonical_json.encode(without_nul(deep))

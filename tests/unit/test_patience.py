@@ -7,25 +7,27 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from logto_webhooks.service.patience import Patience
+from logto_webhooks.timeouts import SharedTimeout
 
 SHORT_S = 0.05
 
 
-def run(test: Callable[[Patience], Awaitable[None]], patience: Patience | None = None) -> None:
+def run(
+    test: Callable[[SharedTimeout], Awaitable[None]], patience: SharedTimeout | None = None
+) -> None:
     """In a loop of its own, which nothing is left in."""
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
         problems: list[object] = []
         loop.set_exception_handler(lambda _, told: problems.append(told))
-        await asyncio.wait_for(test(patience or Patience(SHORT_S)), 10)
+        await asyncio.wait_for(test(patience or SharedTimeout(SHORT_S)), 10)
         assert problems == []
 
     asyncio.run(main())
 
 
-async def forever(patience: Patience) -> None:
+async def forever(patience: SharedTimeout) -> None:
     with patience.limit():
         await asyncio.Event().wait()
 
@@ -33,7 +35,7 @@ async def forever(patience: Patience) -> None:
 def test_who_waits_too_long_is_told() -> None:
     """And nobody before the time."""
 
-    async def test(patience: Patience) -> None:
+    async def test(patience: SharedTimeout) -> None:
         started = asyncio.get_running_loop().time()
         with pytest.raises(TimeoutError):
             await forever(patience)
@@ -45,7 +47,7 @@ def test_who_waits_too_long_is_told() -> None:
 def test_each_has_its_own_time() -> None:
     """Who came later, while others wait or after they are done, waits as long."""
 
-    async def test(patience: Patience) -> None:
+    async def test(patience: SharedTimeout) -> None:
         loop, ended = asyncio.get_running_loop(), list[float]()
 
         async def one(after_s: float) -> None:
@@ -70,7 +72,7 @@ def test_each_has_its_own_time() -> None:
 def test_who_is_cancelled_is_cancelled() -> None:
     """By somebody else: that is no TimeoutError, and stays in force."""
 
-    async def test(patience: Patience) -> None:
+    async def test(patience: SharedTimeout) -> None:
         task = asyncio.create_task(forever(patience))
         await asyncio.sleep(0)
         task.cancel()
@@ -84,7 +86,7 @@ def test_who_is_cancelled_is_cancelled() -> None:
 def test_a_block_that_ends_in_time_is_left_alone() -> None:
     """Its task goes on, and an error that it raises is its own."""
 
-    async def test(patience: Patience) -> None:
+    async def test(patience: SharedTimeout) -> None:
         with patience.limit():
             await asyncio.sleep(0)
         with pytest.raises(ValueError, match="mine"), patience.limit():
@@ -97,9 +99,9 @@ def test_a_block_that_ends_in_time_is_left_alone() -> None:
 
 def test_it_can_be_used_in_one_loop_after_another() -> None:
     """As an application that is started again does."""
-    patience = Patience(SHORT_S)
+    patience = SharedTimeout(SHORT_S)
 
-    async def test(patience: Patience) -> None:
+    async def test(patience: SharedTimeout) -> None:
         with patience.limit():
             await asyncio.sleep(0)
         with pytest.raises(TimeoutError):

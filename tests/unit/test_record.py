@@ -9,20 +9,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from logto_webhooks.core.merge import merge, merge_group
-from logto_webhooks.core.outcome import effect
-from logto_webhooks.core.record import (
+from logto_webhooks.records.merge import merge, merge_group
+from logto_webhooks.records.outcome import name_effect
+from logto_webhooks.records.record import (
     ROLE,
     ROLES,
+    ApiRead,
     Change,
-    Drop,
+    DeliveryChange,
     Group,
     Key,
-    Put,
-    Read,
     Record,
-    Refetch,
-    Told,
+    RefetchRequest,
+    Tombstone,
+    Upsert,
     Value,
 )
 
@@ -94,13 +94,13 @@ values = st.one_of(
 )
 changes: st.SearchStrategy[Change] = st.one_of(
     st.builds(
-        Put,
+        Upsert,
         st.just(ANA),
         st.dictionaries(st.sampled_from(["own", "profile"]), values),
         st.dictionaries(st.sampled_from(["updatedAt", "lastSignInAt"]), stamps),
     ),
-    st.builds(Drop, st.just(ANA), stamps),
-    st.builds(Refetch, st.just(ANA), st.sampled_from(["members", "dead delivery"]), stamps),
+    st.builds(Tombstone, st.just(ANA), stamps),
+    st.builds(RefetchRequest, st.just(ANA), st.sampled_from(["members", "dead delivery"]), stamps),
 )
 
 
@@ -136,10 +136,14 @@ def test_two_ends_are_enough_to_know_doubt(some: list[Value]) -> None:
 
 def test_a_deletion_outlives_what_is_older() -> None:
     """An update that comes late revives nobody; a deletion ends every doubt and need."""
-    late = Put(ANA, {"own": whole("late", 1900)})
-    record = known([Drop(ANA, 2000), late, Refetch(ANA, "dead delivery", 1), Drop(ANA, 1500)])
+    late = Upsert(ANA, {"own": whole("late", 1900)})
+    record = known(
+        [Tombstone(ANA, 2000), late, RefetchRequest(ANA, "dead delivery", 1), Tombstone(ANA, 1500)]
+    )
     assert record.deleted_at == 2000
-    assert known([Drop(ANA, 0), Drop(ANA, 5)]) == known([Drop(ANA, 5), Drop(ANA, 0)])
+    assert known([Tombstone(ANA, 0), Tombstone(ANA, 5)]) == known(
+        [Tombstone(ANA, 5), Tombstone(ANA, 0)]
+    )
     assert record.doubts == []
     assert record.waiting_for is None
 
@@ -147,52 +151,60 @@ def test_a_deletion_outlives_what_is_older() -> None:
 def test_a_record_says_what_it_waits_for() -> None:
     """Doubt, what is missing, and what only Logto can tell."""
     assert Record(ANA).waiting_for == "incomplete"
-    own = Put(ANA, {"own": whole("a", 1000)})
+    own = Upsert(ANA, {"own": whole("a", 1000)})
     assert known([own]).waiting_for is None
-    rival = Put(ANA, {"own": whole("b", 1000)})
-    asked = Refetch(ANA, "members", 1)
+    rival = Upsert(ANA, {"own": whole("b", 1000)})
+    asked = RefetchRequest(ANA, "members", 1)
     assert known([own, rival, asked]).waiting_for == "doubtful: own; members"
-    assert known([own, Refetch(ANA, "dead delivery", 1)]).doubts == ["dead delivery"]
+    assert known([own, RefetchRequest(ANA, "dead delivery", 1)]).doubts == ["dead delivery"]
 
 
 @pytest.mark.parametrize(
     ("before", "change", "word"),
     [
-        ([], Put(ANA, {"own": whole("a", 1000)}), "applied"),
-        ([Put(ANA, {"own": whole("b", 2000)})], Put(ANA, {"own": whole("a", 1000)}), "stale"),
-        ([Put(ANA, {"own": whole("a", 2000)})], Put(ANA, {"own": whole("a", 1000)}), "unchanged"),
-        ([Put(ANA, {"own": whole("a", 1)})], Put(ANA, {}, {"lastSignInAt": 1}), "applied"),
-        ([Put(ANA, {"own": whole("a", 1)})], Put(ANA, {"profile": part({}, 500)}), "applied"),
-        ([Drop(ANA, 1)], Put(ANA, {"own": whole("a", 1000)}), "tombstoned"),
-        ([], Drop(ANA, 1), "applied"),
-        ([Drop(ANA, 1)], Drop(ANA, 1), "tombstoned"),
-        ([], Refetch(ANA, "members", 1), "asks"),
+        ([], Upsert(ANA, {"own": whole("a", 1000)}), "applied"),
+        ([Upsert(ANA, {"own": whole("b", 2000)})], Upsert(ANA, {"own": whole("a", 1000)}), "stale"),
+        (
+            [Upsert(ANA, {"own": whole("a", 2000)})],
+            Upsert(ANA, {"own": whole("a", 1000)}),
+            "unchanged",
+        ),
+        ([Upsert(ANA, {"own": whole("a", 1)})], Upsert(ANA, {}, {"lastSignInAt": 1}), "applied"),
+        ([Upsert(ANA, {"own": whole("a", 1)})], Upsert(ANA, {"profile": part({}, 500)}), "applied"),
+        ([Tombstone(ANA, 1)], Upsert(ANA, {"own": whole("a", 1000)}), "tombstoned"),
+        ([], Tombstone(ANA, 1), "applied"),
+        ([Tombstone(ANA, 1)], Tombstone(ANA, 1), "tombstoned"),
+        ([], RefetchRequest(ANA, "members", 1), "asks"),
     ],
 )
-def test_an_effect_has_a_word(before: list[Change], change: Told, word: str) -> None:
+def test_an_effect_has_a_word(before: list[Change], change: DeliveryChange, word: str) -> None:
     """For people, in one word."""
     record = known(before)
-    assert effect(record, change, merge(record, change)) == word
+    assert name_effect(record, change, merge(record, change)) == word
 
 
 changes = st.one_of(
-    st.builds(Put, st.just(ANA), st.dictionaries(st.just("own"), values, max_size=1)),
+    st.builds(Upsert, st.just(ANA), st.dictionaries(st.just("own"), values, max_size=1)),
     st.builds(
-        lambda content, at, took: Read(ANA, {"own": content}, at, at + took, settles=("members",)),
+        lambda content, at, took: ApiRead(
+            ANA, {"own": content}, at, at + took, settles=("members",)
+        ),
         st.sampled_from("abc"),
         st.integers(0, 3000),
         st.integers(0, 200),
     ),
-    st.builds(Refetch, st.just(ANA), st.sampled_from(["members", "other"]), st.integers(0, 3000)),
+    st.builds(
+        RefetchRequest, st.just(ANA), st.sampled_from(["members", "other"]), st.integers(0, 3000)
+    ),
     # One role's list of users, and one user's list of roles.
     st.builds(
-        lambda role, at, took: Read(ANA, {f"{ROLE}{role}": role}, at, at + took),
+        lambda role, at, took: ApiRead(ANA, {f"{ROLE}{role}": role}, at, at + took),
         st.sampled_from("rs"),
         st.integers(0, 3000),
         st.integers(0, 200),
     ),
     st.builds(
-        lambda roles, at, took: Read(
+        lambda roles, at, took: ApiRead(
             ANA,
             {ROLES: None, **{f"{ROLE}{each}": each for each in roles}},
             at,
@@ -240,11 +252,11 @@ def test_a_read_neither_loses_to_what_is_older_nor_hides_what_is_newer(
     told: list[Change] = []
     for content, made, sent, in_part in lived.writes:
         value = Value(content, sent, sent - 100, sent) if in_part else whole(content, made, sent)
-        told.append(Put(ANA, {"own": value}))
+        told.append(Upsert(ANA, {"own": value}))
     last = lived.writes[-1][1]
     for moment in data.draw(st.lists(st.integers(1000, last + 200), max_size=3)):
         before, after = data.draw(st.integers(0, 80)), data.draw(st.integers(0, 80))
-        told.append(Read(ANA, {"own": lived.at(moment)}, moment - before, moment + after))
+        told.append(ApiRead(ANA, {"own": lived.at(moment)}, moment - before, moment + after))
     record = known(data.draw(st.permutations(told)))
     assert record.doubts or record.groups["own"].content == lived.writes[-1][0]
 
@@ -254,10 +266,10 @@ def test_a_read_after_all_settles_what_was_lost(lived: Lived, data: st.DataObjec
     """Whichever deliveries came: all of them had been sent when Logto was asked."""
     came = data.draw(st.lists(st.sampled_from(lived.writes), unique=True))
     told: list[Change] = [
-        Put(ANA, {"own": whole(content, made, sent)}) for content, made, sent, _ in came
+        Upsert(ANA, {"own": whole(content, made, sent)}) for content, made, sent, _ in came
     ]
     end = max(sent for _, _, sent, _ in lived.writes)
-    told.append(Read(ANA, {"own": lived.at(end)}, end, end + 50))
+    told.append(ApiRead(ANA, {"own": lived.at(end)}, end, end + 50))
     record = known(data.draw(st.permutations(told)))
     assert record.groups["own"].content == lived.writes[-1][0]
     assert record.waiting_for is None
@@ -265,8 +277,8 @@ def test_a_read_after_all_settles_what_was_lost(lived: Lived, data: st.DataObjec
 
 def test_a_read_meets_needs_that_arose_before() -> None:
     """A later one is still there, and an older one that comes later isn't."""
-    asked = Read(ANA, {"own": "a"}, 1000, 1010, settles=("members",))
-    assert known([Refetch(ANA, "members", 1000), asked]).waiting_for is None
-    assert known([asked, Refetch(ANA, "members", 999)]).waiting_for is None
-    assert known([asked, Refetch(ANA, "members", 1001)]).waiting_for == "members"
-    assert known([asked, Refetch(ANA, "other", 1)]).waiting_for == "other"
+    asked = ApiRead(ANA, {"own": "a"}, 1000, 1010, settles=("members",))
+    assert known([RefetchRequest(ANA, "members", 1000), asked]).waiting_for is None
+    assert known([asked, RefetchRequest(ANA, "members", 999)]).waiting_for is None
+    assert known([asked, RefetchRequest(ANA, "members", 1001)]).waiting_for == "members"
+    assert known([asked, RefetchRequest(ANA, "other", 1)]).waiting_for == "other"

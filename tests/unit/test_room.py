@@ -6,9 +6,9 @@ import asyncio
 
 import pytest
 
-from logto_webhooks.adapters import room as rooms
-from logto_webhooks.adapters.room import Room
 from logto_webhooks.errors import NoRoom
+from logto_webhooks.ingest import memory_limit as rooms
+from logto_webhooks.ingest.memory_limit import ByteLimiter
 
 LARGE = rooms.SMALL * 2
 
@@ -17,7 +17,7 @@ def test_what_only_begins_holds_nothing() -> None:
     """Room is taken as bytes arrive, whatever a request announces."""
 
     async def live() -> None:
-        room = Room(LARGE * 8)
+        room = ByteLimiter(LARGE * 8)
         _ = [room.body(0) for _ in range(1_000)]
         body = room.body(0)
         async with asyncio.timeout(0.5):
@@ -32,7 +32,7 @@ def test_the_slow_make_room() -> None:
 
     async def live() -> None:
         now = asyncio.get_running_loop().time()
-        room = Room(LARGE * 8)
+        room = ByteLimiter(LARGE * 8)
         stored, old, older, young = (room.body(now - age) for age in (9, 3, 7, 0))
         for body in (old, older, young):
             await body.add(b"x" * LARGE, True)
@@ -55,7 +55,7 @@ def test_small_ones_have_room_of_their_own() -> None:
 
     async def live() -> None:
         now = asyncio.get_running_loop().time()
-        room = Room(LARGE * 8)
+        room = ByteLimiter(LARGE * 8)
         large = [room.body(now) for _ in range(7)]
         for body in large:
             await body.add(b"x" * LARGE, True)
@@ -72,7 +72,7 @@ def test_who_waits_is_served_the_smallest_first_or_refused(monkeypatch: pytest.M
     async def live() -> tuple[list[str], float]:
         loop = asyncio.get_running_loop()
         now = loop.time()
-        room, order = Room(LARGE * 4), list[str]()
+        room, order = ByteLimiter(LARGE * 4), list[str]()
         stored = room.body(now)
         await stored.add(b"s" * LARGE * 3, False)
         stored.whole()
@@ -109,7 +109,7 @@ def test_who_gives_up_leaves_no_gap() -> None:
 
     async def live() -> None:
         now = asyncio.get_running_loop().time()
-        room = Room(LARGE)
+        room = ByteLimiter(LARGE)
         first = room.body(now)
         await first.add(b"x" * (LARGE - LARGE // 8), False)
         first.whole()
@@ -128,7 +128,7 @@ def test_what_cannot_be_signed_is_counted_and_not_kept() -> None:
     """It takes no room."""
 
     async def live() -> None:
-        room = Room(LARGE)
+        room = ByteLimiter(LARGE)
         junk = room.body(0, keep=False)
         for _ in range(100):
             await junk.add(b"x" * LARGE, True)

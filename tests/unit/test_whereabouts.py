@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from logto_webhooks.service.whereabouts import whereabouts
+from logto_webhooks.handlers.execute import error_location
 
 
 def raises() -> None:
@@ -27,11 +27,11 @@ def caught(function: Callable[[], None]) -> Exception:
 
 def test_the_line_of_the_application_is_told() -> None:
     """The innermost of the handler's own module, not of what it calls."""
-    where = whereabouts(caught(wraps), wraps)
+    where = error_location(caught(wraps), wraps)
     assert where == f"test_whereabouts.py:{raises.__code__.co_firstlineno + 1} raises"
 
 
 def test_what_was_raised_elsewhere_has_no_line() -> None:
     """As when its time was over."""
-    assert whereabouts(caught(wraps), traceback.format_exc) is None
-    assert whereabouts(ValueError("never raised"), wraps) is None
+    assert error_location(caught(wraps), traceback.format_exc) is None
+    assert error_location(ValueError("never raised"), wraps) is None

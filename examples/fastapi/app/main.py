@@ -15,7 +15,7 @@ from app.auth import Claims
 from app.database import InSession, engine
 from app.logto import logto
 from app.models import Greeting, Note, SignIn, Workspace, logto_users
-from logto_webhooks import UserDeleted
+from logto_webhooks import UserIsDeletedError
 from logto_webhooks.fastapi import router
 
 logger = logging.getLogger("uvicorn.error")
@@ -58,7 +58,7 @@ app = FastAPI(title="An application with users of Logto", lifespan=lifespan)
 app.include_router(router(logto))  # POST /api/webhooks/logto
 
 
-@app.exception_handler(UserDeleted)
+@app.exception_handler(UserIsDeletedError)
 async def refuse(request: Request, error: Exception) -> JSONResponse:
     """A token can outlive its user."""
     return JSONResponse({"detail": "this user was deleted"}, 403)

@@ -11,21 +11,20 @@ from logto_webhooks.cli import (
     deliveries,
     demo,
     doctor,
-    endpoint,
+    errors,
     explain,
     handlers,
+    init,
     jobs,
     listen,
-    look,
-    outermost,
-    person,
     reconcile,
+    records,
     recover,
-    send,
     serve,
-    setup,
+    sign,
     tail,
     trigger,
+    webhooks,
     worker,
 )
 
@@ -47,7 +46,7 @@ def main(
     ] = False,
     debug: Annotated[
         bool,
-        typer.Option(outermost.DEBUG, help="Show the traceback of an error that nobody foresaw."),
+        typer.Option(errors.DEBUG, help="Show the traceback of an error that nobody foresaw."),
     ] = False,
 ) -> None:
     """Receive Logto's webhooks, and keep an exact copy of Logto's users and organizations."""
@@ -60,24 +59,24 @@ for command in (
     demo.demo,
     serve.serve,
     worker.worker,
-    setup.init,
-    setup.migrate,
-    look.status,
+    init.init,
+    init.migrate,
+    records.status,
     doctor.doctor,
-    person.users,
-    look.organizations,
+    records.users,
+    records.organizations,
     tail.tail,
     recover.recover,
     reconcile.reconcile,
     reconcile.backfill,
     trigger.trigger,
-    send.sign,
+    sign.sign,
     listen.listen,
 ):
     app.command()(command)
 
 app.add_typer(deliveries.app, name="deliveries")
-app.add_typer(endpoint.app, name="endpoint")
+app.add_typer(webhooks.app, name="endpoint")
 app.add_typer(explain.app, name="explain")
 app.add_typer(handlers.app, name="handlers")
 app.add_typer(jobs.app, name="jobs")
@@ -85,4 +84,4 @@ app.add_typer(jobs.app, name="jobs")
 
 def run() -> None:
     """Run the command line. Whatever goes wrong is one line, and exit code 2."""
-    outermost.run(app, debug=outermost.take_debug())
+    errors.run(app, debug=errors.take_debug())

@@ -11,14 +11,14 @@ import msgspec
 import typer
 from rich.text import Text
 
-from logto_webhooks.cli import given, lines, look, options, progress, tables
-from logto_webhooks.core.inbox import DeliveryFilter, Kept
-from logto_webhooks.core.lifecycle import State
+from logto_webhooks.admin import Admin
+from logto_webhooks.cli import arguments, options, output, progress, records
+from logto_webhooks.deliveries import DeliveryFilter, StoredDelivery
 from logto_webhooks.errors import DeliveryUnknown
-from logto_webhooks.service.given import GREATEST_ID
-from logto_webhooks.service.replay import Replayed
 from logto_webhooks.settings import Settings
-from logto_webhooks.wiring.operations import Operations
+from logto_webhooks.states import DeliveryState
+from logto_webhooks.sync.replay import ReplayResult
+from logto_webhooks.validation import GREATEST_ID
 
 AT_ONCE = 200
 Event = Annotated[str | None, typer.Option(help="Only of this event, such as User.Created.")]
@@ -33,7 +33,8 @@ app = typer.Typer(
 def list_(
     event: Event = None,
     state: Annotated[
-        State | None, typer.Option(help="Only in this state: pending, done, ignored or dead.")
+        DeliveryState | None,
+        typer.Option(help="Only in this state: pending, done, ignored or dead."),
     ] = None,
     subject: Subject = None,
     since: Annotated[
@@ -48,7 +49,7 @@ def list_(
         int | None,
         typer.Option(min=1, max=GREATEST_ID, help="Go on after this id: the next page."),
     ] = None,
-    limit: look.Limit = 20,
+    limit: records.Limit = 20,
     oldest_first: Annotated[bool, typer.Option("--oldest-first", help="Oldest first.")] = False,
     database_url: options.DatabaseUrl = None,
     schema: options.Schema = None,
@@ -59,23 +60,23 @@ def list_(
     settings = options.settings(env_file, database_url=database_url, schema=schema)
     now = datetime.now(UTC)
     sought = DeliveryFilter(
-        event=given.text("--event", event),
+        event=arguments.check_printable("--event", event),
         state=state,
-        subject=given.subject(subject),
-        since=given.moment("--since", since, now),
-        until=given.moment("--until", until, now),
-        text=given.text("--text", text),
+        subject=arguments.parse_subject(subject),
+        since=arguments.parse_moment("--since", since, now),
+        until=arguments.parse_moment("--until", until, now),
+        text=arguments.check_printable("--text", text),
         after=after,
         oldest_first=oldest_first,
         limit=limit + 1,
     )
-    found = look.done(settings, lambda to: to.deliveries(sought))
+    found = records.run_admin(settings, lambda to: to.deliveries(sought))
     _show(found[:limit], as_json)
     if len(found) > limit:
         more = f"There are more: go on with --after {found[limit - 1].id}."
-        tables.err.print(more, markup=False)
+        output.err.print(more, markup=False)
     if not found:
-        given.warn_of(event)
+        arguments.warn_about(event)
         raise typer.Exit(1)
 
 
@@ -89,17 +90,17 @@ def show(
 ) -> None:
     """Show a delivery with its body, as Logto sent it."""
     settings = options.settings(env_file, database_url=database_url, schema=schema)
-    kept = look.done(settings, lambda to: to.delivery(id))
+    kept = records.run_admin(settings, lambda to: to.delivery(id))
     if kept is None:
-        tables.err.print(f"No delivery has the id {id}.", markup=False)
+        output.err.print(f"No delivery has the id {id}.", markup=False)
         raise typer.Exit(1)
     if as_json:
-        print(lines.as_json(kept, body=msgspec.Raw(kept.body)))
+        print(output.delivery_to_json(kept, body=msgspec.Raw(kept.body)))
         return
-    rows = [(name, value) for name, value in tables.dated(kept).items() if name != "body"]
-    tables.table("", ("", ""), [*rows, ("call", kept.call)], fold=True)
+    rows = [(name, value) for name, value in output.format_moment(kept).items() if name != "body"]
+    output.table("", ("", ""), [*rows, ("call", kept.call)], fold=True)
     body = msgspec.json.format(kept.body, indent=2).decode()
-    tables.out.print(Text(f"\n{tables.plain(body)}"), soft_wrap=True)
+    output.out.print(Text(f"\n{output.strip_controls(body)}"), soft_wrap=True)
 
 
 @app.command()
@@ -129,52 +130,52 @@ def replay(
     settings = options.settings(env_file, database_url=database_url, schema=schema, lag_ms=lag_ms)
     ids = list(dict.fromkeys(ids))
 
-    async def work(some: list[int], to: Operations) -> Replayed:
+    async def work(some: list[int], to: Admin) -> ReplayResult:
         return await to.replay(
             some, handler=handler, rerun=rerun, sync_only=sync_only, dry_run=dry_run
         )
 
     with progress.stoppable("Nothing was done."):
-        unknown = look.done(settings, partial(_unknown, ids))
+        unknown = records.run_admin(settings, partial(_unknown, ids))
     if unknown:
-        tables.err.print(str(DeliveryUnknown(unknown)), markup=False, soft_wrap=True)
+        output.err.print(str(DeliveryUnknown(unknown)), markup=False, soft_wrap=True)
         raise typer.Exit(1)
     done = _in_pieces(settings, ids, work, dry_run=dry_run, silent=as_json)
     if as_json:
-        print(tables.as_json(done))
+        print(output.to_json(done))
     else:
-        tables.show_replayed(done, dry_run)
+        output.show_replayed(done, dry_run)
 
 
-async def _unknown(ids: list[int], to: Operations) -> list[int]:
+async def _unknown(ids: list[int], to: Admin) -> list[int]:
     return [each for each in ids if await to.delivery(each) is None]
 
 
 def _in_pieces(
     settings: Settings,
     ids: list[int],
-    work: Callable[[list[int], Operations], Coroutine[Any, Any, Replayed]],
+    work: Callable[[list[int], Admin], Coroutine[Any, Any, ReplayResult]],
     *,
     dry_run: bool,
     silent: bool,
-) -> Replayed:
+) -> ReplayResult:
     """A transaction each: a long one would hold back who accepts."""
-    done = Replayed(deliveries=0, jobs=0, drifts=[])
+    done = ReplayResult(deliveries=0, jobs=0, drifts=[])
     with progress.bar("deliveries", silent=silent) as bar:
         for start in range(0, len(ids), AT_ONCE):
             go_on = f"{start} of {len(ids)} were done; go on with the id {ids[start]}."
             some = ids[start : start + AT_ONCE]
             with progress.stoppable("Nothing was changed." if dry_run else go_on):
-                done = done.plus(look.done(settings, partial(work, some)))
+                done = done.plus(records.run_admin(settings, partial(work, some)))
             bar.update("deliveries", start + len(some), (start + len(some)) / len(ids))
     return done
 
 
-def _show(found: list[Kept], as_json: bool) -> None:
+def _show(found: list[StoredDelivery], as_json: bool) -> None:
     if as_json:
-        print("[" + ",".join(lines.as_json(each) for each in found) + "]")
+        print("[" + ",".join(output.delivery_to_json(each) for each in found) + "]")
         return
     for each in found:
-        lines.show(lines.of_delivery(each))
+        output.print_line(output.format_delivery(each))
     if not found:
-        tables.err.print("No such delivery is in the inbox.", markup=False)
+        output.err.print("No such delivery is in the inbox.", markup=False)

@@ -16,19 +16,27 @@ import typer
 from msgspec import Struct
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from logto_webhooks.adapters import server
-from logto_webhooks.adapters.observers import logs
-from logto_webhooks.adapters.sender import send
-from logto_webhooks.cli import tables
-from logto_webhooks.core.outcome import OUTCOMES
-from logto_webhooks.core.ports import Found, Store, Waiting
-from logto_webhooks.core.reports import Failed, NotStored, Refused, Report, Stored, Synced
-from logto_webhooks.errors import PortTaken
+from logto_webhooks import server
+from logto_webhooks.cli import output
+from logto_webhooks.cli.http_sender import send_request
+from logto_webhooks.database import open_database
+from logto_webhooks.errors import AddressUnavailable
+from logto_webhooks.instrumentation import logs
+from logto_webhooks.instrumentation.events import (
+    DeliveryFailed,
+    DeliveryStored,
+    DeliverySynced,
+    NotStored,
+    RequestRefused,
+    TelemetryEvent,
+)
+from logto_webhooks.interfaces import FoundRow, RefetchNeed, Store
+from logto_webhooks.records.outcome import OUTCOMES
+from logto_webhooks.runtime import Service, make_worker
 from logto_webhooks.samples import history
-from logto_webhooks.samples.compare import Difference, differences
-from logto_webhooks.samples.signed import Signed, signed
+from logto_webhooks.samples.diff import Difference, differences
+from logto_webhooks.samples.request import SignedRequest, sign_request
 from logto_webhooks.settings import Settings
-from logto_webhooks.wiring import Service, database_of, worker_of
 
 PORT = 8787
 DUPLICATES = 0.1
@@ -41,9 +49,9 @@ _LATER = {"event": "Passkey.Created", "createdAt": "2026-11-24T03:18:31.533Z", "
 class Mirror(Struct, frozen=True):
     """All that the database holds at the end."""
 
-    users: list[Found]
-    organizations: list[Found]
-    waiting: list[Waiting]
+    users: list[FoundRow]
+    organizations: list[FoundRow]
+    waiting: list[RefetchNeed]
 
 
 def demo(
@@ -87,7 +95,7 @@ async def _demo(name: history.Name, seed: int, port: int | None, file: Path, onc
         port=PORT if port is None else port,
     )
     logs.configure("text", "warning")
-    database = database_of(settings.database_url)
+    database = open_database(settings.database_url)
     outcomes = Counter[str]()
     observe = partial(_count, outcomes)
     service = Service(settings, database, observe)
@@ -97,10 +105,10 @@ async def _demo(name: history.Name, seed: int, port: int | None, file: Path, onc
     running = server.Server(service.app, listener)
     serving = asyncio.create_task(running.run())
     try:
-        later = signed(_LATER, recorded.signing_key)
+        later = sign_request(_LATER, recorded.signing_key)
         sent = _shuffled(recorded.deliveries, later, seed)
         await _play(sent, url, f"recorded history {name}, shuffled with seed {seed}")
-        await worker_of(settings, database, observe).drain()
+        await make_worker(settings, database, observe).drain()
         mirror = await database.host.read(_mirror)
         found = differences(recorded.final, mirror.users, mirror.organizations, mirror.waiting)
         _summary(mirror, outcomes, found)
@@ -119,14 +127,16 @@ def _listen(host: str, port: int | None) -> socket.socket:
         return server.listen(host, port)
     try:
         return server.listen(host, PORT)
-    except PortTaken:
+    except AddressUnavailable:
         listener = server.listen(host, 0)
         free = listener.getsockname()[1]
-        tables.out.print(f"Port {PORT} is in use; using {free} instead.", markup=False)
+        output.out.print(f"Port {PORT} is in use; using {free} instead.", markup=False)
         return listener
 
 
-def _shuffled(deliveries: list[Signed], later: Signed, seed: int) -> list[Signed]:
+def _shuffled(
+    deliveries: list[SignedRequest], later: SignedRequest, seed: int
+) -> list[SignedRequest]:
     """Any order, some twice, and one of a `later` Logto."""
     rng = random.Random(seed)
     sent = deliveries + rng.sample(deliveries, int(len(deliveries) * DUPLICATES))
@@ -135,23 +145,23 @@ def _shuffled(deliveries: list[Signed], later: Signed, seed: int) -> list[Signed
     return sent
 
 
-def _count(outcomes: Counter[str], report: Report) -> None:
-    if isinstance(report, Synced):
+def _count(outcomes: Counter[str], report: TelemetryEvent) -> None:
+    if isinstance(report, DeliverySynced):
         outcomes[report.outcome] += 1
-    elif isinstance(report, Stored) and report.duplicate:
+    elif isinstance(report, DeliveryStored) and report.duplicate:
         outcomes["duplicate"] += 1
-    elif isinstance(report, Failed | Refused | NotStored):
+    elif isinstance(report, DeliveryFailed | RequestRefused | NotStored):
         outcomes[type(report).__name__] += 1
 
 
-async def _play(sent: list[Signed], url: str, what: str) -> None:
-    tables.out.print(
+async def _play(sent: list[SignedRequest], url: str, what: str) -> None:
+    output.out.print(
         f"Sending {len(sent)} deliveries ({what}) to {url}", markup=False, soft_wrap=True
     )
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=tables.out) as progress:
+    with Progress(*columns, console=output.out) as progress:
         bar = progress.add_task("", total=len(sent))
-        await send(url, sent, lambda each, response: progress.advance(bar))
+        await send_request(url, sent, lambda each, response: progress.advance(bar))
 
 
 def _mirror(store: Store) -> Mirror:
@@ -163,14 +173,14 @@ def _mirror(store: Store) -> Mirror:
 def _summary(mirror: Mirror, outcomes: Counter[str], found: list[Difference]) -> None:
     _show_rows(mirror)
     known = {name: outcomes[name] for name in OUTCOMES} | outcomes
-    tables.table("\nWhat became of the deliveries", ("outcome", "count", ""), _explained(known))
+    output.table("\nWhat became of the deliveries", ("outcome", "count", ""), _explained(known))
     doubtful = sorted((each for each in mirror.waiting if each.doubtful), key=lambda each: each.key)
-    tables.table(
+    output.table(
         f"\nIn doubt, because only Logto could tell: {_counted(doubtful)}",
         ("kind", "id", "which of its values"),
         [(each.key.kind, each.key.id, each.reason.removeprefix("doubtful: ")) for each in doubtful],
     )
-    tables.table(
+    output.table(
         f"\nDifferences from what Logto itself said at the end: {len(found)}",
         ("kind", "id", "field", "ours", "Logto's", "in doubt"),
         [(each.key.kind, each.key.id, *_values(each)) for each in found],
@@ -178,7 +188,7 @@ def _summary(mirror: Mirror, outcomes: Counter[str], found: list[Difference]) ->
     )
     wrong = {each.key for each in found if not each.doubtful}
     differing = {each.key for each in found if each.doubtful}
-    tables.out.print(
+    output.out.print(
         f"\n{len(doubtful)} records in doubt, of which {len(differing)} differ from Logto. "
         f"{len(wrong)} others differ.",
         markup=False,
@@ -205,10 +215,10 @@ def _explained(counts: dict[str, int]) -> list[tuple[str, int, str]]:
 def _rows(name: str, columns: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
     more = f", of which the first {_SHOWN}" if len(rows) > _SHOWN else ""
     cells = [[row[column] for column in columns] for row in rows[:_SHOWN]]
-    tables.table(f"\n{name}: {len(rows)} rows{more}", columns, cells)
+    output.table(f"\n{name}: {len(rows)} rows{more}", columns, cells)
 
 
-def _counted(doubtful: list[Waiting]) -> str:
+def _counted(doubtful: list[RefetchNeed]) -> str:
     kinds = Counter(each.key.kind for each in doubtful)
     plural = [f"{count} {kind}{'s' * (count > 1)}" for kind, count in sorted(kinds.items())]
     return ", ".join(plural) or "nothing"
@@ -221,7 +231,7 @@ def _values(each: Difference) -> tuple[str, str, str, str]:
 def _next_steps(settings: Settings, url: str, mirror: Mirror) -> None:
     command = sys.argv[0]
     email = next((each.row["email"] for each in mirror.users if each.row["email"]), "")
-    tables.out.print(
+    output.out.print(
         f"\nStill listening on {url}\nTry in another terminal:\n\n"
         f"  export LOGTO_WEBHOOKS_DATABASE_URL={settings.database_url}\n"
         f"  export LOGTO_WEBHOOK_SIGNING_KEY={settings.signing_key}\n"

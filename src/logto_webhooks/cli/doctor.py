@@ -10,13 +10,12 @@ from typing import Annotated, Final
 
 import typer
 
-from logto_webhooks.cli import look, options, tables
-from logto_webhooks.cli.apps import application_of
-from logto_webhooks.core.count import Count
-from logto_webhooks.core.doctor.findings import Finding, Level, exit_code
-from logto_webhooks.service.doctor.checks import CHECKS
-from logto_webhooks.wiring.doctor import LEAST_FREE_MB, TIMEOUT_S
-from logto_webhooks.wiring.operations import Operations
+from logto_webhooks.admin import LEAST_FREE_MB, TIMEOUT_S, Admin
+from logto_webhooks.cli import options, output, records
+from logto_webhooks.cli.load_app import load_application
+from logto_webhooks.doctor.checks import CHECKS
+from logto_webhooks.doctor.findings import Finding, Level, exit_code
+from logto_webhooks.plural import Count
 
 _NAMES: Final = ", ".join(each.name for each in CHECKS)
 _MARKS: Final = {Level.OK: "✓", Level.SKIPPED: "-", Level.WARNING: "!", Level.BROKEN: "✗"}
@@ -67,10 +66,10 @@ def doctor(
         public_url=public_url,
         spool_dir=spool_dir,
     )
-    application = application_of(settings)
+    application = load_application(settings)
     names = [each.strip() for each in (only or "").split(",") if each.strip()]
 
-    async def work(to: Operations) -> list[Finding]:
+    async def work(to: Admin) -> list[Finding]:
         if application is not None:
             to.handlers = application.handlers
         return await to.diagnose(
@@ -81,9 +80,9 @@ def doctor(
             files=[env_file or Path(".env")],
         )
 
-    findings = look.done(settings, work)
+    findings = records.run_admin(settings, work)
     if as_json:
-        print(tables.as_json(findings))
+        print(output.to_json(findings))
     else:
         _show(findings)
     raise typer.Exit(exit_code(findings))
@@ -109,4 +108,4 @@ def _show(findings: Sequence[Finding]) -> None:
 
 
 def _say(text: str) -> None:
-    tables.out.print(tables.plain(text), markup=False, soft_wrap=True)
+    output.out.print(output.strip_controls(text), markup=False, soft_wrap=True)

@@ -11,7 +11,7 @@ from typing import Final
 
 from dotenv.parser import Binding, Original, parse_stream
 
-from logto_webhooks.cli import tables
+from logto_webhooks.cli import output
 from logto_webhooks.errors import SettingInvalid
 from logto_webhooks.settings import FILE_VARIABLES, VARIABLES
 
@@ -51,10 +51,10 @@ def _warn(file: Path, bindings: Iterable[Binding]) -> None:
     for each in bindings:
         if each.error:
             line = f"{file}, line {_line(each.original)}"
-            tables.warn(f"{line} can't be read, and sets nothing; write NAME=value.")
+            output.warn(f"{line} can't be read, and sets nothing; write NAME=value.")
         elif each.key and each.key.startswith(_OURS) and each.key not in _KNOWN:
             [near] = get_close_matches(each.key, _KNOWN, n=1, cutoff=0.0)
-            tables.warn(f"{file}: there is no setting {each.key}, the nearest is {near}.")
+            output.warn(f"{file}: there is no setting {each.key}, the nearest is {near}.")
 
 
 def _line(original: Original) -> int:

@@ -7,9 +7,9 @@ from typing import Annotated
 import typer
 from msgspec import structs
 
-from logto_webhooks.cli import look, options, tables
-from logto_webhooks.core.count import Count
-from logto_webhooks.service.manage import Known
+from logto_webhooks.admin import HandlerInfo
+from logto_webhooks.cli import options, output, records
+from logto_webhooks.plural import Count
 
 app = typer.Typer(no_args_is_help=True, help="List the handlers that are known, or forget one.")
 
@@ -24,16 +24,16 @@ def list_(
     """List handlers, with how many of their jobs wait, are done, dead or discarded."""
     settings = options.settings(env_file, database_url=database_url, schema=schema)
 
-    known = look.done(settings, lambda to: to.known_handlers())
+    known = records.run_admin(settings, lambda to: to.known_handlers())
     columns = ("handler", "events", "waiting", "done", "dead", "discarded")
     rows = [structs.asdict(each) | {"events": _events(each)} for each in known]
     cells = [tuple(row[name] for name in columns) for row in rows]
     if as_json:
-        print(tables.as_json([dict(zip(columns, each, strict=True)) for each in cells]))
+        print(output.to_json([dict(zip(columns, each, strict=True)) for each in cells]))
     elif cells:
-        tables.table("", columns, cells, fold=True)
+        output.table("", columns, cells, fold=True)
     else:
-        tables.err.print("No handler is known: serve or worker with --app makes them known.")
+        output.err.print("No handler is known: serve or worker with --app makes them known.")
     if not cells:
         raise typer.Exit(1)
 
@@ -52,16 +52,16 @@ def forget(
     """
     settings = options.settings(env_file, database_url=database_url, schema=schema)
 
-    discarded = look.done(settings, lambda to: to.forget_handler(name))
+    discarded = records.run_admin(settings, lambda to: to.forget_handler(name))
     if discarded is None:
-        tables.err.print(f"No handler is called {name!r}.", markup=False)
+        output.err.print(f"No handler is called {name!r}.", markup=False)
         raise typer.Exit(1)
     if as_json:
-        print(tables.as_json({"handler": name, "discarded": discarded}))
+        print(output.to_json({"handler": name, "discarded": discarded}))
     else:
         told = f"{name} is forgotten, {Count(discarded):job is|jobs are} discarded."
-        tables.out.print(told, markup=False)
+        output.out.print(told, markup=False)
 
 
-def _events(known: Known) -> str:
+def _events(known: HandlerInfo) -> str:
     return ", ".join(known.events) or "not registered"

@@ -10,15 +10,15 @@ import typer
 from msgspec.structs import replace
 from rich.text import Text
 
-from logto_webhooks.cli import given, lines, look, options, tables
-from logto_webhooks.core.count import Count
-from logto_webhooks.core.jobs import JobFilter, JobRow
-from logto_webhooks.core.lifecycle import JobMove, JobState
+from logto_webhooks.admin import Admin
+from logto_webhooks.cli import arguments, options, output, records
 from logto_webhooks.errors import HandlerUnknown, JobUnknown
-from logto_webhooks.service.given import GREATEST_ID
-from logto_webhooks.service.paging import AT_ONCE
+from logto_webhooks.jobs import JobFilter, JobRow
+from logto_webhooks.plural import Count
 from logto_webhooks.settings import Settings
-from logto_webhooks.wiring.operations import Operations
+from logto_webhooks.states import JobMove, JobState
+from logto_webhooks.sync.replay import AT_ONCE
+from logto_webhooks.validation import GREATEST_ID
 
 _NONE = "There is no such job."
 _STAYS = {
@@ -50,7 +50,7 @@ def list_(
     after: Annotated[
         int | None, typer.Option(min=1, max=GREATEST_ID, help="Go on after this id: the next page.")
     ] = None,
-    limit: look.Limit = 20,
+    limit: records.Limit = 20,
     database_url: options.DatabaseUrl = None,
     schema: options.Schema = None,
     env_file: options.EnvFile = None,
@@ -61,7 +61,7 @@ def list_(
     wanted = JobFilter(
         handler=handler,
         event=event,
-        subject=given.subject(subject),
+        subject=arguments.parse_subject(subject),
         state=state,
         delivery_id=delivery,
         after=after,
@@ -71,11 +71,11 @@ def list_(
         found = _all(settings, wanted)
         _show_groups(found, as_json)
     else:
-        found = look.done(settings, lambda to: to.jobs(wanted))
+        found = records.run_admin(settings, lambda to: to.jobs(wanted))
         _show(found[:limit], as_json)
         if len(found) > limit:
             more = f"There are more: go on with --after {found[limit - 1].id}."
-            tables.err.print(more, markup=False)
+            output.err.print(more, markup=False)
     if not found:
         _say_why_none(settings, handler, event)
         raise typer.Exit(1)
@@ -91,18 +91,20 @@ def show(
 ) -> None:
     """Show a job with the traceback of its last failure, as it was printed."""
     settings = options.settings(env_file, database_url=database_url, schema=schema)
-    found = look.done(settings, lambda to: to.jobs(JobFilter(id=id)))
+    found = records.run_admin(settings, lambda to: to.jobs(JobFilter(id=id)))
     if not found:
-        tables.err.print(f"No job has the id {id}.", markup=False)
+        output.err.print(f"No job has the id {id}.", markup=False)
         raise typer.Exit(1)
     if as_json:
-        print(tables.as_json(found[0]))
+        print(output.to_json(found[0]))
         return
-    rows = [(name, value) for name, value in tables.dated(found[0]).items() if name != "error"]
-    tables.table("", ("", ""), rows, fold=True)
+    rows = [
+        (name, value) for name, value in output.format_moment(found[0]).items() if name != "error"
+    ]
+    output.table("", ("", ""), rows, fold=True)
     if found[0].error:
-        tables.out.print(f"\n{_titled(found[0])}", style="bold", markup=False)
-        tables.out.print(Text(tables.plain(found[0].error.rstrip())), soft_wrap=True)
+        output.out.print(f"\n{_titled(found[0])}", style="bold", markup=False)
+        output.out.print(Text(output.strip_controls(found[0].error.rstrip())), soft_wrap=True)
 
 
 @app.command()
@@ -153,45 +155,45 @@ def _move(
 ) -> None:
     chosen = list(dict.fromkeys(ids or []))
 
-    async def work(to: Operations) -> int:
+    async def work(to: Admin) -> int:
         moving = to.retry_jobs if move is JobMove.REPEAT else to.discard_jobs
         return await moving(chosen, handler=handler, state=state)
 
     try:
-        moved = look.done(settings, work)
+        moved = records.run_admin(settings, work)
     except JobUnknown as error:
-        tables.err.print(str(error), markup=False, soft_wrap=True)
+        output.err.print(str(error), markup=False, soft_wrap=True)
         raise typer.Exit(1) from None
     total = len(chosen) or moved
     said = "to be run again" if move is JobMove.REPEAT else "discarded"
     if as_json:
-        print(tables.as_json({"jobs": total, "moved": moved}))
+        print(output.to_json({"jobs": total, "moved": moved}))
     elif total:
-        tables.out.print(f"{moved} of {Count(total):job is|jobs are} {said}.", markup=False)
+        output.out.print(f"{moved} of {Count(total):job is|jobs are} {said}.", markup=False)
     else:
         nothing = f"No job of {handler} is {state or JobState.DEAD}: none is {said}."
-        tables.err.print(nothing, markup=False, soft_wrap=True)
+        output.err.print(nothing, markup=False, soft_wrap=True)
     if moved < total:
-        tables.err.print(_STAYS[move], markup=False)
+        output.err.print(_STAYS[move], markup=False)
     if not moved:
         raise typer.Exit(1)
 
 
 def _say_why_none(settings: Settings, handler: str | None, event: str | None) -> None:
     """It may be the name of something that there isn't."""
-    given.warn_of(event)
+    arguments.warn_about(event)
     if handler is not None:
-        known = look.done(settings, lambda to: to.known_handlers())
+        known = records.run_admin(settings, lambda to: to.known_handlers())
         names = [each.handler for each in known]
         if handler not in names:
-            tables.warn(str(HandlerUnknown(handler, names)))
+            output.warn(str(HandlerUnknown(handler, names)))
 
 
 def _titled(row: JobRow) -> str:
     """What its error is."""
     if row.state == JobState.DISCARDED and "Traceback " not in (row.error or ""):
         return "Why it was discarded"
-    asked = lines.raised(row.error) == lines.ASKED_LATER
+    asked = output.format_error(row.error) == output.ASKED_LATER
     return "It asked to be retried" if asked else "The last failure"
 
 
@@ -199,34 +201,34 @@ def _all(settings: Settings, wanted: JobFilter) -> list[JobRow]:
     found: list[JobRow] = []
     after = wanted.after
     while True:
-        page = look.done(settings, partial(_page, wanted, after))
+        page = records.run_admin(settings, partial(_page, wanted, after))
         found += page
         if len(page) < AT_ONCE:
             return found
         after = page[-1].id
 
 
-async def _page(wanted: JobFilter, after: int | None, to: Operations) -> list[JobRow]:
+async def _page(wanted: JobFilter, after: int | None, to: Admin) -> list[JobRow]:
     return await to.jobs(replace(wanted, after=after, limit=AT_ONCE))
 
 
 def _show(found: list[JobRow], as_json: bool) -> None:
     if as_json:
-        print(tables.as_json(found))
+        print(output.to_json(found))
     elif found:
         for each in found:
-            lines.show(lines.of_job(each))
+            output.print_line(output.format_job(each))
     else:
-        tables.err.print(_NONE, markup=False)
+        output.err.print(_NONE, markup=False)
 
 
 def _show_groups(found: list[JobRow], as_json: bool) -> None:
-    counted = Counter((each.handler, each.state, lines.raised(each.error)) for each in found)
+    counted = Counter((each.handler, each.state, output.format_error(each.error)) for each in found)
     groups = [(*group, count) for group, count in counted.most_common()]
     columns = ("handler", "state", "error", "jobs")
     if as_json:
-        print(tables.as_json([dict(zip(columns, each, strict=True)) for each in groups]))
+        print(output.to_json([dict(zip(columns, each, strict=True)) for each in groups]))
     elif groups:
-        tables.table("", columns, groups, fold=True)
+        output.table("", columns, groups, fold=True)
     else:
-        tables.err.print(_NONE, markup=False)
+        output.err.print(_NONE, markup=False)

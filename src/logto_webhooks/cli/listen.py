@@ -12,17 +12,17 @@ import typer
 from msgspec.structs import replace
 from rich.text import Text
 
-from logto_webhooks.adapters import signals
-from logto_webhooks.cli import lines, options, progress, tables
-from logto_webhooks.cli.endpoint import say
-from logto_webhooks.cli.given import moment
-from logto_webhooks.cli.hints import Hints
-from logto_webhooks.core.hooks import Hook
+from logto_webhooks import signals
+from logto_webhooks.cli import options, output, progress
+from logto_webhooks.cli.arguments import parse_moment
+from logto_webhooks.cli.output import Hints
+from logto_webhooks.cli.webhooks import print_webhook
 from logto_webhooks.errors import SettingInvalid
-from logto_webhooks.service.listen import Forwarded
+from logto_webhooks.listen.log_reader import ForwardResult
+from logto_webhooks.listen.session import ListenCallbacks, ListenConfig
+from logto_webhooks.listen.session import listen as run
+from logto_webhooks.logto.webhooks import Webhook
 from logto_webhooks.settings import Settings
-from logto_webhooks.wiring.listen import Ears, Wanted
-from logto_webhooks.wiring.listen import listen as run
 
 _COMMAND = "--tunnel-command"
 
@@ -77,19 +77,19 @@ def listen(
         app_secret=app_secret,
         api_resource=api_resource,
     )
-    wanted = Wanted(
+    wanted = ListenConfig(
         to=forward_to or settings.url_at(settings.port),
         key=settings.signing_keys[0] if settings.signing_key else secrets.token_urlsafe(24),
         key_is_ours=not settings.signing_key,
         hook=hook,
-        since=moment("--since", since, datetime.now(UTC)),
+        since=parse_moment("--since", since, datetime.now(UTC)),
         tunnel=tunnel_command,
         repoint=repoint,
         count=count,
     )
     _check(wanted)
     shown = _Shown(as_json)
-    ears = Ears(shown.show, say, _go_on if yes else _ask)
+    ears = ListenCallbacks(shown.show, print_webhook, _go_on if yes else _ask)
     # Not on uvloop: there, the end of a tunnel's process isn't noticed while its pipes are open.
     if not asyncio.run(_until_stopped(settings, wanted, ears)):
         progress.stopped("Begin again with --since to have what comes meanwhile.")
@@ -97,11 +97,11 @@ def listen(
         raise typer.Exit(1)
 
 
-async def _until_stopped(settings: Settings, wanted: Wanted, ears: Ears) -> bool:
+async def _until_stopped(settings: Settings, wanted: ListenConfig, ears: ListenCallbacks) -> bool:
     """Listen; return False if a signal ended it, once all is given back."""
     loop = asyncio.get_running_loop()
 
-    def ask(hook: Hook) -> None:
+    def ask(hook: Webhook) -> None:
         signals.default(loop, signal.SIGINT)  # else it would wait for the answer
         ears.ask(hook)
         signals.on_signal(loop, signal.SIGINT, listening.cancel)
@@ -114,7 +114,7 @@ async def _until_stopped(settings: Settings, wanted: Wanted, ears: Ears) -> bool
     return not listening.cancelled()
 
 
-def _check(wanted: Wanted) -> None:
+def _check(wanted: ListenConfig) -> None:
     if wanted.tunnel is None and wanted.repoint is not None:
         raise SettingInvalid(name="--repoint", problem=f"it needs {_COMMAND}")
     if wanted.tunnel is not None and "{port}" not in wanted.tunnel:
@@ -124,11 +124,11 @@ def _check(wanted: Wanted) -> None:
             raise SettingInvalid(name=name, problem=f"it is about the log, {_COMMAND} isn't")
 
 
-def _go_on(hook: Hook) -> None:
+def _go_on(hook: Webhook) -> None:
     """It was agreed to."""
 
 
-def _ask(hook: Hook) -> None:
+def _ask(hook: Webhook) -> None:
     question = f"Change the URL of the webhook {hook.name!r} until this ends? {hook.url} gets"
     typer.confirm(f"{question} nothing meanwhile.", abort=True, err=True)
 
@@ -141,23 +141,26 @@ class _Shown:
         self._hints = Hints("--forward-to")
         self.refused = False
 
-    def show(self, each: Forwarded) -> None:
+    def show(self, each: ForwardResult) -> None:
         """Print it, and once what to do about such an answer."""
         self.refused |= not _is_fine(each)
         if self._as_json:
-            print(tables.as_json(each), flush=True)
+            print(output.to_json(each), flush=True)
         else:
-            lines.show(_line(each))
+            output.print_line(_line(each))
         self._hints.tell(each.status)
 
 
-def _is_fine(each: Forwarded) -> bool:
+def _is_fine(each: ForwardResult) -> bool:
     return each.status is not None and 200 <= each.status < 300
 
 
-def _line(each: Forwarded) -> Text:
-    line = Text(f"{tables.shown('_at', each.occurred_at)}  {tables.plain(each.event):<31}  ")
-    line.append(f"{tables.plain(each.subject) or '-':<24}  {tables.plain(each.call):<28}  ")
+def _line(each: ForwardResult) -> Text:
+    line = Text(
+        f"{output.format_value('_at', each.occurred_at)}  {output.strip_controls(each.event):<31}  "
+    )
+    line.append(f"{output.strip_controls(each.subject) or '-':<24}  ")
+    line.append(f"{output.strip_controls(each.call):<28}  ")
     line.append(each.problem or str(each.status), "green" if _is_fine(each) else "bold red")
     if each.status is not None and 300 <= each.status < 400:
         line.append(" a redirect: Logto would lose it", "red")

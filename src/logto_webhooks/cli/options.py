@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from logto_webhooks.cli import envfile, tables
+from logto_webhooks.cli import envfile, output
 from logto_webhooks.errors import SettingInvalid
 from logto_webhooks.settings import FILE, FILE_VARIABLES, VARIABLES, Settings, from_env
 
@@ -132,7 +132,7 @@ def _warn_of_secrets(given: dict[str, Any]) -> None:
     shown = [name for name in ("signing_key", "app_secret") if given.get(name)]
     for name in shown:
         variable = VARIABLES[name][0]
-        tables.warn(
+        output.warn(
             f"--{name.replace('_', '-')} on a command line can be read by everybody on this machine"
             f" (ps shows it). Set {variable}, or {variable}{FILE} to a file that holds it."
         )

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from logto_webhooks.cli import tables
+from logto_webhooks.cli import output
 
 STOPPED = 130
 
@@ -47,8 +47,8 @@ def bar(first: str, *, silent: bool = False) -> Iterator[Bar]:
         TextColumn("{task.percentage:>3.0f} %  {task.fields[rate]}", markup=False),
         TimeRemainingColumn(),
     )
-    hidden = silent or not tables.err.is_terminal
-    with Progress(*columns, console=tables.err, transient=True, disable=hidden) as progress:
+    hidden = silent or not output.err.is_terminal
+    with Progress(*columns, console=output.err, transient=True, disable=hidden) as progress:
         made = Bar(progress)
         made.update(first, 0, 0.0)
         yield made
@@ -65,5 +65,5 @@ def stoppable(how_to_go_on: str) -> Iterator[None]:
 
 def stopped(how_to_go_on: str) -> None:
     """Say how to go on, and leave. Raises Exit."""
-    tables.err.print(f"Stopped. {how_to_go_on}", markup=False, soft_wrap=True)
+    output.err.print(f"Stopped. {how_to_go_on}", markup=False, soft_wrap=True)
     raise typer.Exit(STOPPED)

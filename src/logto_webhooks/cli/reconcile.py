@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from logto_webhooks.cli import look, options, progress, tables
-from logto_webhooks.service.look import Reconciled
-from logto_webhooks.wiring.operations import Operations
+from logto_webhooks.admin import Admin
+from logto_webhooks.cli import options, output, progress, records
+from logto_webhooks.reconcile.run import ReconcileResult
 
 Report = Annotated[
     bool, typer.Option("--report", help="Say of each since when it differed, and why likely.")
@@ -49,13 +49,15 @@ def reconcile(
         api_budget=api_budget,
     )
     with progress.stoppable("Nothing was changed." if dry_run else _GO_ON):
-        found = look.done(settings, lambda to: _reconcile(to, user, dry_run, silent=as_json))
+        found = records.run_admin(
+            settings, lambda to: _reconcile(to, user, dry_run, silent=as_json)
+        )
     if as_json:
-        print(tables.as_json(found))
+        print(output.to_json(found))
     else:
-        tables.show_reconciled(found, dry_run, report)
+        output.show_reconciled(found, dry_run, report)
     if user is not None and not found.users:
-        tables.err.print(f"No user found for {user!r}, neither here nor at Logto.", markup=False)
+        output.err.print(f"No user found for {user!r}, neither here nor at Logto.", markup=False)
         raise typer.Exit(1)
 
 
@@ -88,20 +90,20 @@ def backfill(
         api_budget=api_budget,
     )
     with progress.stoppable(_GO_ON):
-        found = look.done(settings, lambda to: _backfill(to, run_handlers, silent=as_json))
+        found = records.run_admin(settings, lambda to: _backfill(to, run_handlers, silent=as_json))
     if as_json:
-        print(tables.as_json(found))
+        print(output.to_json(found))
     else:
-        tables.show_filled(found)
+        output.show_filled(found)
 
 
-async def _reconcile(to: Operations, user: str | None, dry_run: bool, silent: bool) -> Reconciled:
+async def _reconcile(to: Admin, user: str | None, dry_run: bool, silent: bool) -> ReconcileResult:
     if user is not None:
         return await to.reconcile(user, dry_run=dry_run)
     with progress.bar("users", silent=silent) as bar:
         return await to.reconcile(dry_run=dry_run, progressed=bar.update)
 
 
-async def _backfill(to: Operations, run_handlers: bool, silent: bool) -> Reconciled:
+async def _backfill(to: Admin, run_handlers: bool, silent: bool) -> ReconcileResult:
     with progress.bar("users", silent=silent) as bar:
         return await to.backfill(run_handlers=run_handlers, progressed=bar.update)

@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from logto_webhooks.cli import look, options, progress, tables
-from logto_webhooks.cli.given import moment
-from logto_webhooks.service.recover import Recovered
-from logto_webhooks.wiring.operations import Operations
+from logto_webhooks.admin import Admin
+from logto_webhooks.cli import options, output, progress, records
+from logto_webhooks.cli.arguments import parse_moment
+from logto_webhooks.reconcile.recover import RecoverResult
 
 _GO_ON = "What came back is kept; run it again for the rest."
 
@@ -46,18 +46,18 @@ def recover(
         api_budget=api_budget,
         public_url=public_url,
     )
-    start = moment("--since", since, datetime.now(UTC))
+    start = parse_moment("--since", since, datetime.now(UTC))
     with progress.stoppable("Nothing was changed." if dry_run else _GO_ON):
-        found = look.done(settings, lambda to: _recover(to, start, dry_run, silent=as_json))
+        found = records.run_admin(settings, lambda to: _recover(to, start, dry_run, silent=as_json))
     if as_json:
-        print(tables.as_json(found))
+        print(output.to_json(found))
     else:
-        tables.show_recovered(found, dry_run)
+        output.show_recovered(found, dry_run)
     if not found.hooks:
         raise typer.Exit(1)
 
 
-async def _recover(to: Operations, since: int | None, dry_run: bool, silent: bool) -> Recovered:
+async def _recover(to: Admin, since: int | None, dry_run: bool, silent: bool) -> RecoverResult:
     what = "entries of Logto's log"
     with progress.bar(what, silent=silent) as bar:
         return await to.recover(

@@ -5,20 +5,16 @@ from __future__ import annotations
 import logging
 from functools import partial
 
-from logto_webhooks.adapters import running, server
-from logto_webhooks.adapters.observers import logs
-from logto_webhooks.adapters.observers.prometheus import Metrics
-from logto_webhooks.adapters.observers.several import several
-from logto_webhooks.cli import options
-from logto_webhooks.cli.apps import handlers_of
+from logto_webhooks import server
+from logto_webhooks.cli import event_loop, options
+from logto_webhooks.cli.load_app import load_handlers
+from logto_webhooks.database import database_for, for_another_loop, read_status
+from logto_webhooks.ingest.spool import spool_of
+from logto_webhooks.instrumentation import logs
+from logto_webhooks.instrumentation.logs import fan_out
+from logto_webhooks.instrumentation.prometheus import Metrics
+from logto_webhooks.runtime import Service
 from logto_webhooks.settings import Settings
-from logto_webhooks.wiring import (
-    Service,
-    database_for,
-    for_another_loop,
-    spool_of,
-    status_of,
-)
 
 logger = logging.getLogger("logto_webhooks")
 
@@ -79,17 +75,17 @@ def serve(
         log_level=log_level,
     )
     logs.configure(settings.log_format, settings.log_level)
-    running.run(_serve(settings))
+    event_loop.run_async(_serve(settings))
     logger.info("stopped")
 
 
 async def _serve(settings: Settings) -> None:
     database = database_for(settings)
     spool = spool_of(settings)
-    metrics = Metrics(partial(status_of, database), spooled=spool.count if spool else None)
-    observe = several(logs.observe, metrics.observe)
+    metrics = Metrics(partial(read_status, database), spooled=spool.count if spool else None)
+    observe = fan_out(logs.observe, metrics.observe)
     apart = for_another_loop(database, settings)
-    handlers = handlers_of(settings, apart)
+    handlers = load_handlers(settings, apart)
     service = Service(settings, database, observe, handlers, metrics.scrape, apart)
     await database.open()
     listener = server.listen(settings.host, settings.port)

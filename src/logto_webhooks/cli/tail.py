@@ -9,13 +9,13 @@ from typing import Annotated
 import typer
 from msgspec.structs import replace
 
-from logto_webhooks.cli import given, lines, options, tables
+from logto_webhooks.cli import arguments, options, output
 from logto_webhooks.cli.deliveries import Event, Subject
-from logto_webhooks.core.inbox import DeliveryFilter, Kept
-from logto_webhooks.service.follow import follow, newest_id
-from logto_webhooks.service.given import GREATEST_ID
+from logto_webhooks.database import database_for
+from logto_webhooks.deliveries import DeliveryFilter, StoredDelivery
 from logto_webhooks.settings import Settings
-from logto_webhooks.wiring import database_for
+from logto_webhooks.tail import follow, newest_id
+from logto_webhooks.validation import GREATEST_ID
 
 
 def tail(
@@ -34,7 +34,9 @@ def tail(
     """Show deliveries as they come, a line each, until Ctrl-C."""
     settings = options.settings(env_file, database_url=database_url, schema=schema)
     sought = DeliveryFilter(
-        after=since_id, event=given.text("--event", event), subject=given.subject(subject)
+        after=since_id,
+        event=arguments.check_printable("--event", event),
+        subject=arguments.parse_subject(subject),
     )
     asyncio.run(_tail(settings, sought, count, as_json))
 
@@ -46,8 +48,8 @@ async def _tail(
     try:
         await database.check()
         after = await newest_id(database.host) if sought.after is None else sought.after
-        given.warn_of(sought.event)
-        tables.err.print(f"Following from id {after} on; Ctrl-C ends.", markup=False)
+        arguments.warn_about(sought.event)
+        output.err.print(f"Following from id {after} on; Ctrl-C ends.", markup=False)
         async with aclosing(follow(database.host, replace(sought, after=after))) as coming:
             shown = 0
             async for kept in coming:
@@ -59,8 +61,8 @@ async def _tail(
         await database.host.close()
 
 
-def _show(kept: Kept, as_json: bool) -> None:
+def _show(kept: StoredDelivery, as_json: bool) -> None:
     if as_json:
-        print(lines.as_json(kept), flush=True)
+        print(output.delivery_to_json(kept), flush=True)
     else:
-        lines.show(lines.of_delivery(kept))
+        output.print_line(output.format_delivery(kept))

@@ -9,22 +9,22 @@ from typing import Annotated
 
 import typer
 
-from logto_webhooks.adapters import running, signals
-from logto_webhooks.adapters.observers import logs
-from logto_webhooks.cli import options, progress
-from logto_webhooks.cli.apps import handlers_of
-from logto_webhooks.core.count import Count
-from logto_webhooks.core.lifecycle import State
-from logto_webhooks.core.ports import Observer
-from logto_webhooks.core.reports import Failed, Report, Synced
-from logto_webhooks.settings import Settings
-from logto_webhooks.wiring import (
-    Database,
-    Workers,
-    database_for,
-    for_another_loop,
-    unspooling,
+from logto_webhooks import signals
+from logto_webhooks.cli import event_loop, options, progress
+from logto_webhooks.cli.load_app import load_handlers
+from logto_webhooks.database import Database, database_for, for_another_loop
+from logto_webhooks.ingest.spool import unspooling
+from logto_webhooks.instrumentation import logs
+from logto_webhooks.instrumentation.events import (
+    DeliveryFailed,
+    DeliverySynced,
+    Observer,
+    TelemetryEvent,
 )
+from logto_webhooks.plural import Count
+from logto_webhooks.runtime import WorkerGroup
+from logto_webhooks.settings import Settings
+from logto_webhooks.states import DeliveryState
 
 logger = logging.getLogger("logto_webhooks")
 
@@ -59,11 +59,11 @@ def worker(
     )
     if not drain:
         logs.configure(settings.log_format, settings.log_level)
-        running.run(_work(settings))
+        event_loop.run_async(_work(settings))
         return
     with progress.bar("deliveries", silent=settings.log_format == "json") as bar:
         logs.configure(settings.log_format, settings.log_level)  # writes above the bar
-        done = running.run(_drain(settings, bar))
+        done = event_loop.run_async(_drain(settings, bar))
     if not done:
         raise typer.Exit(progress.STOPPED)
 
@@ -78,10 +78,10 @@ async def _drain(settings: Settings, bar: progress.Bar) -> bool:
     """Return False if it was stopped before the end."""
     applied, pending = 0, 0
 
-    def observe(report: Report) -> None:
+    def observe(report: TelemetryEvent) -> None:
         nonlocal applied
         logs.observe(report)
-        if isinstance(report, Synced | Failed):
+        if isinstance(report, DeliverySynced | DeliveryFailed):
             applied += 1
             bar.update("deliveries", applied, applied / max(applied, pending))
 
@@ -97,19 +97,21 @@ async def _drain(settings: Settings, bar: progress.Bar) -> bool:
 
 
 async def _pending(database: Database) -> int:
-    return (await database.host.read(lambda store: store.status())).deliveries[State.PENDING]
+    return (await database.host.read(lambda store: store.status())).deliveries[
+        DeliveryState.PENDING
+    ]
 
 
 @contextlib.asynccontextmanager
 async def _working(
     settings: Settings, observe: Observer, *, apart_too: bool = False
-) -> AsyncIterator[tuple[Workers, Database]]:
+) -> AsyncIterator[tuple[WorkerGroup, Database]]:
     """What works on the database, until SIGTERM or SIGINT; with `apart_too`, handlers on an event
     loop of their own."""
     database = database_for(settings)
     apart = for_another_loop(database, settings) if apart_too else None
-    handlers = handlers_of(settings, apart or database)
-    work = Workers(settings, database, observe, handlers, apart)
+    handlers = load_handlers(settings, apart or database)
+    work = WorkerGroup(settings, database, observe, handlers, apart)
     signals.on_stop(work.stop)
     try:
         await database.check()

@@ -8,7 +8,7 @@ from typing import Final, Literal, get_args
 
 from msgspec.structs import asdict
 
-from logto_webhooks.samples.signed import Signed, headers_of
+from logto_webhooks.samples.request import SignedRequest, make_headers
 
 Fault = Literal["duplicates", "reordering", "loss", "wrong-signatures", "slow-sending"]
 
@@ -20,7 +20,7 @@ _OF_ITSELF: Final[tuple[Fault, ...]] = ("reordering", "slow-sending")
 _NO_HOOKS_KEY: Final = "a key of no hook"
 
 
-class Step(Signed, frozen=True, kw_only=True):
+class Step(SignedRequest, frozen=True, kw_only=True):
     """A request to make, or to leave out; `number` is the delivery's place in Logto's order.
 
     `faults` is what befell this request.
@@ -40,7 +40,9 @@ class Step(Signed, frozen=True, kw_only=True):
         return 401 if "wrong-signatures" in self.faults else 200
 
 
-def plan(deliveries: Sequence[Signed], faults: Collection[Fault], seed: int) -> list[Step]:
+def plan_faults(
+    deliveries: Sequence[SignedRequest], faults: Collection[Fault], seed: int
+) -> list[Step]:
     """Say what is sent, in which order, and how.
 
     Duplicates, and copies with a wrong signature, are requests beside the true one: only `loss`
@@ -66,7 +68,7 @@ def _struck(places: Sequence[int], fault: Fault, seed: int) -> set[int]:
 
 
 def _requests(
-    index: int, delivery: Signed, hit: Collection[Fault], rng: random.Random
+    index: int, delivery: SignedRequest, hit: Collection[Fault], rng: random.Random
 ) -> Iterator[tuple[float, Step]]:
     if "loss" in hit:
         yield index, _step(index, delivery, "loss")
@@ -79,10 +81,10 @@ def _requests(
         yield place, _step(index, delivery, "wrong-signatures")
 
 
-def _step(index: int, delivery: Signed, *faults: Fault) -> Step:
+def _step(index: int, delivery: SignedRequest, *faults: Fault) -> Step:
     fields = asdict(delivery)
     if "wrong-signatures" in faults:
-        fields["headers"] = headers_of(delivery.body, _NO_HOOKS_KEY)
+        fields["headers"] = make_headers(delivery.body, _NO_HOOKS_KEY)
     if "slow-sending" in faults:
         fields["pieces"] = PIECES
     return Step(**fields, number=index + 1, faults=faults)

@@ -11,8 +11,8 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct
 
-from logto_webhooks.core.signature import HEADER
-from logto_webhooks.samples.signed import Signed
+from logto_webhooks.samples.request import SignedRequest
+from logto_webhooks.signing_keys import HEADER
 
 Name = Literal["people", "calm", "race", "lossy"]
 NAMES: tuple[Name, ...] = ("people", "calm", "race", "lossy")
@@ -33,7 +33,7 @@ class History(Struct, frozen=True):
     """Deliveries in their order of arrival, with the key that signed them."""
 
     signing_key: str
-    deliveries: list[Signed]
+    deliveries: list[SignedRequest]
     final: Final
 
 
@@ -63,8 +63,8 @@ def load(name: Name) -> History:
     )
 
 
-def _signed(recorded: _Recorded) -> Signed:
+def _signed(recorded: _Recorded) -> SignedRequest:
     body = recorded.body.encode()
     kept = (HEADER, "user-agent", "content-type")
     headers = [(name, value) for name, value in recorded.headers if name in kept]
-    return Signed(msgspec.json.decode(body, type=_Event).event, body, headers)
+    return SignedRequest(msgspec.json.decode(body, type=_Event).event, body, headers)

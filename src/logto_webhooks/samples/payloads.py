@@ -11,8 +11,8 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-from logto_webhooks.core.events import named
 from logto_webhooks.errors import SettingInvalid
+from logto_webhooks.events import named
 
 Json = dict[str, Any]
 _Shape = Callable[["Scene"], Json]

@@ -8,22 +8,21 @@
 'ana@example.com'
 """
 
-from logto_webhooks.samples.signed import Signed
+from logto_webhooks.samples.request import SignedRequest
 from logto_webhooks.testing import make
-from logto_webhooks.testing.apps import App, app
+from logto_webhooks.testing.app import App, AsyncApp, app
 from logto_webhooks.testing.clock import FrozenClock
-from logto_webhooks.testing.inline import AsyncApp
 from logto_webhooks.testing.make import SIGNING_KEY
-from logto_webhooks.testing.outcomes import Delivered, Run
+from logto_webhooks.testing.results import DeliveryResult, HandlerCall
 
 __all__ = [
     "SIGNING_KEY",
     "App",
     "AsyncApp",
-    "Delivered",
+    "DeliveryResult",
     "FrozenClock",
-    "Run",
-    "Signed",
+    "HandlerCall",
+    "SignedRequest",
     "app",
     "make",
 ]

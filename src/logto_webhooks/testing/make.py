@@ -16,11 +16,11 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, Final
 
-from logto_webhooks.core import events
+from logto_webhooks import events
 from logto_webhooks.samples import scenarios
 from logto_webhooks.samples.payloads import console_test as _console_test
 from logto_webhooks.samples.payloads import payload
-from logto_webhooks.samples.signed import Signed, signed
+from logto_webhooks.samples.request import SignedRequest, sign_request
 from logto_webhooks.testing.clock import MOMENTS
 
 SIGNING_KEY: Final = "a-key-for-tests-and-nothing-else"
@@ -36,9 +36,9 @@ def event(
     at: int | None = None,
     key: str = SIGNING_KEY,
     **fields: Any,
-) -> Signed:
+) -> SignedRequest:
     """Make a delivery of the event of this name. Raises UnknownEventName."""
-    return signed(payload(name, fields, at=_moment(at), rng=_random, id=id), key)
+    return sign_request(payload(name, fields, at=_moment(at), rng=_random, id=id), key)
 
 
 def sign_up(
@@ -48,27 +48,27 @@ def sign_up(
     at: int | None = None,
     key: str = SIGNING_KEY,
     **fields: Any,
-) -> list[Signed]:
+) -> list[SignedRequest]:
     """Make what Logto sends when a person registers, and is provisioned into `organizations`."""
     at = _moment(at)
     sent = scenarios.sign_up(fields, at=at, rng=_random, id=id, organizations=organizations)
-    return [signed(each, key) for each in sent]
+    return [sign_request(each, key) for each in sent]
 
 
 def first_sign_in(
     *, id: str | None = None, at: int | None = None, key: str = SIGNING_KEY, **fields: Any
-) -> Signed:
+) -> SignedRequest:
     """Make the PostSignIn of a person who is new by it, as single sign-on makes them: no
     User.Created tells of them."""
     made = scenarios.first_sign_in(fields, at=_moment(at), rng=_random, id=id)
-    return signed(made, key)
+    return sign_request(made, key)
 
 
 def console_test(
     name: str = "User.Created", *, at: int | None = None, key: str = SIGNING_KEY
-) -> Signed:
+) -> SignedRequest:
     """Make what Logto's console sends by "send test payload"."""
-    return signed(_console_test(name, at=_moment(at)), key)
+    return sign_request(_console_test(name, at=_moment(at)), key)
 
 
 def _moment(at: int | None) -> int:

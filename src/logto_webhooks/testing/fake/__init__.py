@@ -3,6 +3,6 @@
 from logto_webhooks.testing.fake.faults import Faults
 from logto_webhooks.testing.fake.log import entry as log_entry
 from logto_webhooks.testing.fake.logto import FakeLogto
-from logto_webhooks.testing.fake.numbered import Made
+from logto_webhooks.testing.fake.numbered import MadeUsers
 
-__all__ = ["FakeLogto", "Faults", "Made", "log_entry"]
+__all__ = ["FakeLogto", "Faults", "MadeUsers", "log_entry"]

@@ -11,23 +11,22 @@ from types import TracebackType
 from typing import Final
 
 from logto_webhooks.samples.history import Name
-from logto_webhooks.testing.fake import recorded, shapes
-from logto_webhooks.testing.fake.api import Api
-from logto_webhooks.testing.fake.changes import Changes
-from logto_webhooks.testing.fake.deliveries import TIMEOUT_S, Deliveries
+from logto_webhooks.testing.fake import from_history, shapes
+from logto_webhooks.testing.fake.actions import Actions
+from logto_webhooks.testing.fake.app import FakeApp, served
 from logto_webhooks.testing.fake.faults import Faults
-from logto_webhooks.testing.fake.hooks import HookRoutes
-from logto_webhooks.testing.fake.numbered import NumberedUsers
-from logto_webhooks.testing.fake.server import Front, served
+from logto_webhooks.testing.fake.numbered import LazyUsers
+from logto_webhooks.testing.fake.routes import ApiRoutes, HookRoutes
+from logto_webhooks.testing.fake.sender import TIMEOUT_S, Sender
 from logto_webhooks.testing.fake.shapes import Json
-from logto_webhooks.testing.fake.state import State
-from logto_webhooks.testing.fake.tokens import Tokens
+from logto_webhooks.testing.fake.state import FakeState
+from logto_webhooks.testing.fake.tokens import TokenRoutes
 from logto_webhooks.testing.make import SIGNING_KEY
 
 _MINUTE_MS: Final = 60_000
 
 
-class FakeLogto(Changes):
+class FakeLogto(Actions):
     """A Logto on 127.0.0.1 while the context lasts; all is used from its event loop.
 
     >>> async def test(app_url: str) -> None:
@@ -52,7 +51,7 @@ class FakeLogto(Changes):
         at_once: int = 10,
         timeout_s: float = TIMEOUT_S,
         port: int = 0,
-        state: State | None = None,
+        state: FakeState | None = None,
     ) -> None:
         self.signing_key = signing_key
         self.app_id = "fake-logto-app"
@@ -60,13 +59,13 @@ class FakeLogto(Changes):
         self.url: str = ""
         self._port = port
         self._at_once = at_once
-        clock, state = now or _now, state or State()
-        self._deliveries = Deliveries(state, clock, seed, timeout_s)
-        self._tokens = Tokens(self.app_id, self.app_secret, clock, seed)
+        clock, state = now or _now, state or FakeState()
+        self._deliveries = Sender(state, clock, seed, timeout_s)
+        self._tokens = TokenRoutes(self.app_id, self.app_secret, clock, seed)
         super().__init__(state, clock, seed, ties, self._deliveries.queue)
         hooks = HookRoutes(state, self, clock, self._deliveries.test)
-        routes = [*Api(state).routes(), *hooks.routes()]
-        self._front = Front(routes, self._tokens, lambda: self.faults, clock, seed)
+        routes = [*ApiRoutes(state).routes(), *hooks.routes()]
+        self._front = FakeApp(routes, self._tokens, lambda: self.faults, clock, seed)
         self._stack = AsyncExitStack()
 
     @classmethod
@@ -82,7 +81,7 @@ class FakeLogto(Changes):
         `log` are the recorded entries, newest first; without it, they are made from the
         deliveries. Its clock stands a minute after the end, if no other is given.
         """
-        state, ended_at = recorded.load(name, log)
+        state, ended_at = from_history.load(name, log)
         [hook] = state.hooks.values()
         clock = now or (lambda: ended_at + _MINUTE_MS)
         return cls(signing_key=hook["signingKey"], now=clock, state=state)
@@ -136,7 +135,7 @@ class FakeLogto(Changes):
         A sequence may make each when it is asked for. All must be older than those that are
         created.
         """
-        many = NumberedUsers(users, self._now()) if isinstance(users, int) else users
+        many = LazyUsers(users, self._now()) if isinstance(users, int) else users
         self._state.users.hold(many)
 
     def populate_log(self, hook_id: str, entries: Sequence[Json]) -> None:

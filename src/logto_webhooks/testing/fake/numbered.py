@@ -11,7 +11,7 @@ from logto_webhooks.testing.fake.shapes import Json
 T = TypeVar("T")
 
 
-class Made(Sequence[T], Generic[T]):
+class MadeUsers(Sequence[T], Generic[T]):
     """`count` items of which `make(number)` makes each, and none is kept."""
 
     def __init__(self, count: int, make: Callable[[int], T]) -> None:
@@ -31,7 +31,7 @@ class Made(Sequence[T], Generic[T]):
         return self._make(self._numbers[index])
 
 
-class NumberedUsers(Made[Json]):
+class LazyUsers(MadeUsers[Json]):
     """Users `user00000000`, `user00000001`, …, the oldest first, born a millisecond apart."""
 
     def __init__(self, count: int, born_until: int) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import bisect
 from collections.abc import Iterable, Sequence
 
-from logto_webhooks.testing.fake.numbered import NumberedUsers
+from logto_webhooks.testing.fake.numbered import LazyUsers
 from logto_webhooks.testing.fake.shapes import Json
 
 
-class Roll:
+class UserTable:
     """All users. `page` lists them as Logto does, the newest first."""
 
     def __init__(self) -> None:
@@ -90,7 +90,7 @@ class Roll:
         return None if number is None or number in self._gone else number
 
     def _find(self, user_id: str) -> int | None:
-        if isinstance(self._many, NumberedUsers):
+        if isinstance(self._many, LazyUsers):
             return self._many.find(user_id)
         if self._numbers is None:
             self._numbers = {user["id"]: number for number, user in enumerate(self._many)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from logto_webhooks.core.events.catalog import BY_NAME
+from logto_webhooks.events.registry import BY_NAME
 
 Json = dict[str, Any]
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from logto_webhooks.testing.fake.log import Log
-from logto_webhooks.testing.fake.roll import Roll
+from logto_webhooks.testing.fake.roll import UserTable
 from logto_webhooks.testing.fake.shapes import Json, public
 
 
-class State:
+class FakeState:
     """Records are replaced, never changed in place: what was sent of one stays as it was."""
 
     def __init__(self) -> None:
-        self.users: Roll = Roll()
+        self.users: UserTable = UserTable()
         self.organizations: dict[str, Json] = {}
         self.members: dict[str, dict[str, list[Json]]] = {}
         self.roles: dict[str, Json] = {}

@@ -13,14 +13,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from logto_webhooks.samples.payloads import new_id
-from logto_webhooks.testing.fake.answers import answer, refuse
+from logto_webhooks.testing.fake.responses import answer, refuse
 from logto_webhooks.testing.fake.shapes import Json
 
 RESOURCE: Final = "https://default.logto.app/api"
 LIVES_S: Final = 3600
 
 
-class Tokens:
+class TokenRoutes:
     """Gives tokens to one application, and knows them again."""
 
     def __init__(self, app_id: str, app_secret: str, now: Callable[[], int], seed: int) -> None:

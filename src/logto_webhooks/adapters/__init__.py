@@ -1,1 +1,0 @@
-"""One outside thing each; they never import each other."""

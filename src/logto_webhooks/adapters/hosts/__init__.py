@@ -1,1 +1,0 @@
-"""Hosts: where the steps of a store run."""

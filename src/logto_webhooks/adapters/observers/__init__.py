@@ -1,1 +1,0 @@
-"""Observers: who is told what happens."""

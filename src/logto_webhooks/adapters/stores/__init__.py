@@ -1,1 +1,0 @@
-"""Stores: what is kept, and how."""

@@ -1,0 +1,585 @@
+"""Everything that a command does, as methods: look, replay, retry, recover, reconcile, diagnose."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shlex
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from logto_webhooks import doctor, explain, private_files, validation
+from logto_webhooks.clock import SystemClock
+from logto_webhooks.database import Database, Engine, database_for, wrap_engine
+from logto_webhooks.database.dry_run import run_or_rehearse
+from logto_webhooks.deliveries import DeliveryFilter, StoredDelivery
+from logto_webhooks.doctor.context import DoctorTarget
+from logto_webhooks.doctor.findings import Finding
+from logto_webhooks.doctor.url_probe import LIMIT_S, Probed
+from logto_webhooks.errors import (
+    DeliveryUnknown,
+    HandlerUnknown,
+    JobUnknown,
+    LogtoApiError,
+    SettingInvalid,
+)
+from logto_webhooks.events import registry
+from logto_webhooks.events.local import Source
+from logto_webhooks.explain import Explained
+from logto_webhooks.handlers.registry import Handlers
+from logto_webhooks.ingest.spool import spool_of
+from logto_webhooks.interfaces import FoundRow, Logto, RefetchNeed, Status, Store
+from logto_webhooks.jobs import JobFilter, JobRow
+from logto_webhooks.logto import webhooks
+from logto_webhooks.logto.admin_address import signs_of_admin
+from logto_webhooks.logto.key_rotation import RotationResult, rotate_key
+from logto_webhooks.logto.webhooks import (
+    LATER,
+    TestResult,
+    Webhook,
+    find_our_webhook,
+    find_webhook,
+    is_url,
+    subscription,
+)
+from logto_webhooks.reconcile.recover import RecoverResult
+from logto_webhooks.reconcile.run import Progressed, ReconcileResult
+from logto_webhooks.reconcile.user import UserComparison
+from logto_webhooks.records.record import Key, Kind
+from logto_webhooks.runtime import (
+    compare_one_user,
+    make_client,
+    make_reconciliation,
+    make_recovery,
+    split_signing_keys,
+)
+from logto_webhooks.settings import VARIABLES, Settings
+from logto_webhooks.states import JobMove, JobState, job_targets
+from logto_webhooks.sync.replay import AT_ONCE, ReplayResult, iterate_jobs
+from logto_webhooks.sync.replay import replay as apply_again
+from logto_webhooks.validation import check_text, limited
+
+
+class HandlerInfo(Struct, frozen=True, kw_only=True):
+    """A handler with counts of its jobs; without `events` it isn't registered any more."""
+
+    handler: str
+    events: list[str]
+    waiting: int = 0
+    done: int = 0
+    dead: int = 0
+    discarded: int = 0
+
+
+def resolve_one(store: Store, kind: Kind, query: str) -> Key:
+    """The one user or organization that a query finds, the living one before those that are
+    deleted; else the query is taken for its id.
+
+    Raises SettingInvalid if it finds several.
+    """
+    found = store.find(kind, validation.check_text("the query", query), 2)
+    living = [each for each in found if each.row["deleted_at"] is None]
+    found = living if len(living) == 1 else found
+    if len(found) > 1:
+        named = f"see `logto-webhooks {kind}s {shlex.quote(query)}`, and name one by its id"
+        raise SettingInvalid(name=f"the {kind}", problem=f"it finds more than one; {named}")
+    return Key(kind, str(found[0].row[f"logto_{kind}_id"]) if found else query)
+
+
+def replay(store: Store, ids: Sequence[int], lag_ms: int, **how: Any) -> ReplayResult:
+    """Replay deliveries by id, or none of them. Raises DeliveryUnknown, HandlerUnknown."""
+    if how.get("handler") is not None:
+        check_handler(store, how["handler"])
+    some = {each: store.inbox.get(each) for each in ids}
+    unknown = [each for each, kept in some.items() if kept is None]
+    if unknown:
+        raise DeliveryUnknown(unknown)
+    return apply_again(store, [kept for kept in some.values() if kept], lag_ms, **how)
+
+
+def status(store: Store) -> Status:
+    """Count deliveries and records, and jobs by state; of whom nobody registered what waits."""
+    counts = store.jobs.counts()
+    known = {each.name for each in store.jobs.handlers()}
+    jobs = dict.fromkeys((state.value for state in JobState), 0)
+    for each in counts:
+        jobs[each.state] += each.count
+    waiting = [each for each in counts if each.state == JobState.WAITING]
+    unrunnable = {each.handler: each.count for each in waiting if each.handler not in known}
+    return replace(store.status(), jobs=jobs, unrunnable=unrunnable)
+
+
+def list_handlers(store: Store) -> list[HandlerInfo]:
+    """All handlers that are registered, or have jobs."""
+    counts: dict[str, dict[str, int]] = {}
+    for each in store.jobs.counts():
+        counts.setdefault(each.handler, {})[each.state] = each.count
+    events = {each.name: list(each.patterns) for each in store.jobs.handlers()}
+    names = sorted(events.keys() | counts.keys())
+    return [
+        HandlerInfo(handler=name, events=events.get(name, []), **counts.get(name, {}))
+        for name in names
+    ]
+
+
+def forget_handler(store: Store, name: str) -> int | None:
+    """Forget a handler; None if nothing is known of it."""
+    is_known = any(each.name == name for each in store.jobs.handlers())
+    discarded = store.jobs.forget(name)
+    return discarded if is_known or discarded else None
+
+
+def check_job_ids(store: Store, ids: Sequence[int]) -> list[int]:
+    """The same ids, if there is a job of each. Raises JobUnknown."""
+    known: set[int] = set()
+    for start in range(0, len(ids), AT_ONCE):
+        some = tuple(ids[start : start + AT_ONCE])
+        known |= {each.id for each in store.jobs.find(JobFilter(ids=some, limit=len(some)))}
+    unknown = [each for each in ids if each not in known]
+    if unknown:
+        raise JobUnknown(unknown)
+    return list(ids)
+
+
+def select_jobs(store: Store, handler: str, state: str, move: JobMove) -> list[int]:
+    """The ids of all jobs of a handler in a state. Raises HandlerUnknown, and SettingInvalid for a
+    state in which they can't be moved so."""
+    wanted = validation.check_state(state, JobState)
+    if wanted not in job_targets(move):
+        can = ", ".join(job_targets(move))
+        problem = f"what is {wanted} can't be: {can} can"
+        raise SettingInvalid(name="the state", problem=problem)
+    check_handler(store, handler)
+    return [each.id for each in iterate_jobs(store, JobFilter(handler=handler, state=wanted))]
+
+
+def check_handler(store: Store, name: str) -> None:
+    """Raises HandlerUnknown for one that isn't registered, and has no jobs."""
+    names = [each.name for each in store.jobs.handlers()]
+    if name in names:
+        return
+    names = sorted({*names, *(each.handler for each in store.jobs.counts())})
+    if name in names:
+        return
+    raise HandlerUnknown(name, names)
+
+
+TIMEOUT_S: Final = 30.0
+LEAST_FREE_MB: Final = 1_024
+_WAIT_S: Final = 0.2  # before Logto is asked again: somebody waits for the answer
+_CREDENTIALS: Final = ("endpoint", "app_id", "app_secret")
+
+
+class DoctorAdmin(ABC):
+    """What has settings, a database and handlers."""
+
+    handlers: Handlers
+    _settings: Callable[[], Settings]
+
+    @property
+    @abstractmethod
+    def _database_setting(self) -> str:
+        """The name of the setting that the database's URL came from."""
+
+    @property
+    @abstractmethod
+    def database(self) -> Database:
+        """The database. Raises SettingInvalid."""
+
+    async def diagnose(
+        self,
+        only: Sequence[str] = (),
+        *,
+        timeout_s: float = TIMEOUT_S,
+        least_free_mb: int = LEAST_FREE_MB,
+        application: DoctorAdmin | None = None,
+        files: Sequence[Path] = (),
+    ) -> list[Finding]:
+        """Look at both sides, and tell what is wrong and what to do, check by check.
+
+        Of `only` some checks, with those that they build on; each may take `timeout_s`.
+        `application` is one whose handlers run here, so that its database should be this one;
+        `files` are others than the database's that hold a secret.
+        Raises SettingInvalid for a name that is no check's.
+        """
+        settings = self._settings()
+        patient = DoctorTarget(
+            keys=split_signing_keys(settings),
+            public_url=settings.public_url,
+            local_url=settings.url_at(settings.port),
+            path=settings.path,
+            recover_every_s=settings.recover_every_s,
+            least_free_mb=least_free_mb,
+            spooled=spool.count() if (spool := spool_of(settings)) else 0,
+            missing=[VARIABLES[name][0] for name in _CREDENTIALS if not getattr(settings, name)],
+            signs_of_admin=signs_of_admin(settings.endpoint, settings.app_id),
+            open=lambda: self.database,
+            database_setting=self._database_setting,
+            open_files=lambda: _too_open([*files, *self._files()]),
+            ask=partial(make_client, settings, longest_wait_s=_WAIT_S),
+            post=partial(_post, limit_s=min(LIMIT_S, timeout_s / 2)),
+            clock=SystemClock(),
+            handlers=[each.registered for each in self.handlers] or None,
+            databases=None if application is None else partial(_places, self, application),
+        )
+        return await doctor.diagnose(patient, only, timeout_s)
+
+    def _files(self) -> Sequence[Path]:
+        try:
+            return self.database.files
+        except SettingInvalid:
+            return ()  # the check of the database says so
+
+
+def _too_open(files: Iterable[Path]) -> dict[str, str]:
+    modes = {str(file): private_files.too_open(file) for file in files}
+    return {path: mode for path, mode in modes.items() if mode}
+
+
+async def _post(url: str, limit_s: float) -> Probed:
+    # Here, for it needs an HTTP client, which an application doesn't.
+    from logto_webhooks.doctor import url_probe
+
+    return await url_probe.post(url, limit_s)
+
+
+def _places(ours: DoctorAdmin, theirs: DoctorAdmin) -> tuple[str, str]:
+    return _place(ours.database), _place(theirs.database)
+
+
+def _place(database: Database) -> str:
+    """Where a database is, whoever asks it, and by whichever driver."""
+    _, separator, rest = database.name.partition("://")
+    if not separator:
+        return str(Path(database.name).resolve())
+    hosts, _, name = rest.rpartition("/")
+    return f"{','.join(_with_port(each) for each in hosts.split(','))}/{name}"
+
+
+def _with_port(host: str) -> str:
+    return host if re.search(r"[^:\]]:[0-9]+$|\]:[0-9]+$", host) else f"{host}:5432"
+
+
+T = TypeVar("T")
+_UNCLEAR: Final = "give either their ids, or --handler NAME, for all its dead ones"
+
+
+class InboxAdmin(ABC):
+    """What has settings and a database."""
+
+    _settings: Callable[[], Settings]
+
+    @property
+    @abstractmethod
+    def database(self) -> Database:
+        """The database. Raises SettingInvalid."""
+
+    async def deliveries(self, wanted: DeliveryFilter | None = None) -> list[StoredDelivery]:
+        """List the inbox, the newest first."""
+        sought = validation.check_delivery_filter(wanted or DeliveryFilter())
+        return await self._read(lambda store: store.inbox.search(sought))
+
+    async def delivery(self, id: int) -> StoredDelivery | None:
+        """Return one delivery with its body; None if there is none of this id."""
+        [checked] = validation.check_ids("delivery", [id])
+        return await self._read(lambda store: store.inbox.get(checked))
+
+    async def replay(
+        self,
+        ids: Sequence[int],
+        *,
+        handler: str | None = None,
+        rerun: bool = False,
+        sync_only: bool = False,
+        dry_run: bool = False,
+    ) -> ReplayResult:
+        """Have deliveries applied again, and their jobs that are dead or discarded run again.
+
+        With `rerun` those that are done, too; `sync_only` none. With a `handler` only its jobs:
+        then only what was never applied is. `dry_run` says what would differ. Raises
+        DeliveryUnknown, HandlerUnknown, and SettingInvalid for what is no id.
+        """
+        lag_ms, some = self._settings().lag_ms, validation.check_ids("delivery", ids)
+
+        def work(store: Store) -> ReplayResult:
+            return replay(
+                store, some, lag_ms, handler=handler, rerun=rerun, sync_only=sync_only, tell=dry_run
+            )
+
+        await self.database.check()
+        return await run_or_rehearse(self.database.host, work, dry_run)
+
+    async def jobs(self, wanted: JobFilter | None = None) -> list[JobRow]:
+        """List jobs of handlers, the newest first."""
+        sought = validation.check_job_filter(wanted or JobFilter())
+        return await self._read(lambda store: store.jobs.find(sought))
+
+    async def retry_jobs(
+        self, ids: Sequence[int] = (), *, handler: str | None = None, state: str | None = None
+    ) -> int:
+        """Run jobs again, at the end of their lines: by id, or all of a handler in a state, which
+        is "dead" if none is named. What waits for its next attempt has it now.
+
+        Returns how many will be; what runs just now is none of them. Raises JobUnknown,
+        HandlerUnknown, and SettingInvalid for what is no id or state, or too much at once.
+        """
+        return await self._move(ids, handler, state, JobMove.REPEAT)
+
+    async def discard_jobs(
+        self, ids: Sequence[int] = (), *, handler: str | None = None, state: str | None = None
+    ) -> int:
+        """Give jobs up, those that run just now, too. Returns how many were. Raises as above."""
+        return await self._move(ids, handler, state, JobMove.DISCARD)
+
+    async def known_handlers(self) -> list[HandlerInfo]:
+        """List the handlers that any process has registered, with counts of their jobs."""
+        return await self._read(list_handlers)
+
+    async def forget_handler(self, name: str) -> int | None:
+        """Forget a handler whose code is gone, and discard what waits for it: so many jobs.
+
+        Returns None if it isn't known.
+        """
+        checked = validation.check_text("the handler", name)
+        return await self._write(lambda store: forget_handler(store, checked))
+
+    async def _move(
+        self, ids: Sequence[int], handler: str | None, state: str | None, move: JobMove
+    ) -> int:
+        chosen = await self._chosen_jobs(ids, handler, state, move)
+        moved = 0
+        for start in range(0, len(chosen), AT_ONCE):  # a long transaction holds back who accepts
+            piece = chosen[start : start + AT_ONCE]
+            moved += await self._write(partial(_moved, ids=piece, move=move))
+        return moved
+
+    async def _chosen_jobs(
+        self, ids: Sequence[int], handler: str | None, state: str | None, move: JobMove
+    ) -> list[int]:
+        named = validation.check_ids("job", ids)
+        if bool(named) is (handler is not None) or (named and state is not None):
+            raise SettingInvalid(name="the choice of jobs", problem=_UNCLEAR)
+        if handler is None:
+            return await self._read(lambda store: check_job_ids(store, named))
+        wanted = JobState.DEAD if state is None else state
+        return await self._read(lambda store: select_jobs(store, handler, wanted, move))
+
+    async def _read(self, work: Callable[[Store], T]) -> T:
+        await self.database.check()
+        return await self.database.host.read(work)
+
+    async def _write(self, work: Callable[[Store], T]) -> T:
+        await self.database.check()
+        return await self.database.host.run(work)
+
+
+def _moved(store: Store, *, ids: Sequence[int], move: JobMove) -> int:
+    return len(store.jobs.move(ids, move))
+
+
+_DEFAULT_TEST_EVENT: Final = "User.Created"  # by a webhook without events
+
+
+def _silent(*told: object) -> None:
+    """Tell nobody how far it came."""
+
+
+class Admin(InboxAdmin, DoctorAdmin):
+    """Everything that can be done by hand.
+
+    A query is a Logto id, a local id, an email, a phone, a username or a name. All raise
+    StoreUnavailable and SchemaMismatch; those that ask Logto ApiNotConfigured, LogtoUnreachable
+    and LogtoApiError, too.
+    """
+
+    def __init__(self, settings: Callable[[], Settings], engine: Engine | None = None) -> None:
+        """The database is the engine's, or else the settings'. Nothing is opened."""
+        self.handlers: Handlers = Handlers()
+        self._settings = settings
+        self._engine = engine
+        self._database: Database | None = None
+
+    @property
+    def database(self) -> Database:
+        """The database; nothing is opened before it is used. Raises SettingInvalid."""
+        if self._database is None:
+            settings = self._settings()
+            if self._engine is None:
+                self._database = database_for(settings)
+            else:
+                self._database = wrap_engine(self._engine, settings.schema)
+        return self._database
+
+    @property
+    def _database_setting(self) -> str:
+        if self._engine is not None:
+            return "the application's engine"
+        return self._settings().name_of("database_url")
+
+    async def migrate(self) -> None:
+        """Bring the schema up to this release."""
+        await self.database.migrate()
+
+    async def close(self) -> None:
+        """Give back threads and connections; they are made again when they are needed."""
+        if self._database is not None:
+            await self._database.host.close()
+
+    async def status(self) -> Status:
+        """Count deliveries, records and jobs."""
+        spool = spool_of(self._settings())
+        return replace(await self._read(status), spooled=spool.count() if spool else 0)
+
+    async def waiting(self, limit: int = 100) -> list[RefetchNeed]:
+        """List the records that only Logto can settle, the longest waiting first."""
+        most = limited(limit)
+        return await self._read(lambda store: store.waiting(most))
+
+    async def users(self, query: str = "", limit: int = 100) -> list[FoundRow]:
+        """Find users by a query, else by a part of an email, a username, a name or a phone."""
+        sought, most = check_text("the query", query), limited(limit)
+        return await self._read(lambda store: store.find("user", sought, most))
+
+    async def organizations(self, query: str = "", limit: int = 100) -> list[FoundRow]:
+        """Find organizations by a query, else by a part of the name."""
+        sought, most = check_text("the query", query), limited(limit)
+        return await self._read(lambda store: store.find("organization", sought, most))
+
+    async def explain_user(self, query: str) -> Explained | None:
+        """Tell a user's life, and which delivery set each field; None if there is none.
+
+        Raises SettingInvalid for a query that finds several.
+        """
+        return await self._explain("user", query)
+
+    async def explain_organization(self, query: str) -> Explained | None:
+        """The same of an organization, its members included."""
+        return await self._explain("organization", query)
+
+    async def compare_user(self, query: str) -> UserComparison:
+        """Show a user here beside what Logto answers now. Raises as above."""
+        async with self._asking() as logto:
+            key = await self._read(lambda store: resolve_one(store, "user", query))
+            return await compare_one_user(logto, self.database, key.id)
+
+    async def recover(
+        self,
+        since: int | None = None,
+        *,
+        dry_run: bool = False,
+        progressed: Callable[[RecoverResult], None] = _silent,
+    ) -> RecoverResult:
+        """Bring back from Logto's log what was sent, `since` (ms) a moment, and isn't in the inbox;
+        `dry_run` counts. Without `since` it goes on where it last ended."""
+        await self.database.check()
+        async with self._asking() as logto:
+            recovery = make_recovery(self._settings(), logto, self.database, self._woken)
+            return await recovery.run(since, dry_run, progressed)
+
+    async def reconcile(
+        self,
+        user: str | None = None,
+        *,
+        dry_run: bool = False,
+        progressed: Progressed = _silent,
+    ) -> ReconcileResult:
+        """Compare all records with Logto's own, or those of one user, and mend what differs."""
+        await self.database.check()
+        async with self._asking() as logto:
+            reconciliation = make_reconciliation(logto, self.database)
+            if user is None:
+                return await reconciliation.run(dry_run, progressed)
+            key = await self._read(lambda store: resolve_one(store, "user", user))
+            return await reconciliation.one_user(key.id, dry_run)
+
+    async def backfill(
+        self, *, run_handlers: bool = False, progressed: Progressed = _silent
+    ) -> ReconcileResult:
+        """Fill an empty database from Logto, as fast as Logto allows; handlers aren't told unless
+        they are to be run."""
+        await self.database.check()
+        async with self._asking(fast=True) as logto:
+            source: Source | None = "backfill" if run_handlers else None
+            reconciliation = make_reconciliation(logto, self.database, source)
+            return await reconciliation.run(False, progressed)
+
+    async def endpoints(self) -> list[Webhook]:
+        """List Logto's webhooks."""
+        async with self._asking() as logto:
+            found, _ = await webhooks.list_webhooks(logto)
+            return found
+
+    async def create_endpoint(self, url: str, *, name: str = webhooks.NAME) -> Webhook:
+        """Make a webhook with the events that the sync and the handlers need.
+
+        Raises WebhookExists, SettingInvalid.
+        """
+        if not is_url(url):
+            raise SettingInvalid(name="url", problem=f"{url!r} isn't like https://host/path")
+        patterns = [each for one in self.handlers for each in one.registered.patterns]
+        async with self._asking() as logto:
+            return await webhooks.create_webhook(logto, url, name, subscription(patterns))
+
+    async def test_endpoint(
+        self, hook: str | None = None, *, event: str | None = None, timeout_s: float = 10.0
+    ) -> TestResult:
+        """Have Logto send a test by a webhook, ours if none is named, and wait until it is here.
+
+        Raises WebhookUnknown, UnknownEventName.
+        """
+        await self.database.check()
+        async with self._asking() as logto:
+            chosen = await self._chosen(logto, hook)
+            sent = event or next(
+                (each for each in chosen.events if each not in LATER), _DEFAULT_TEST_EVENT
+            )
+            try:
+                return await webhooks.send_test(logto, self.database.host, chosen, sent, timeout_s)
+            except LogtoApiError:
+                registry.named(sent)  # a later Logto may have it; so that isn't asked before
+                raise
+
+    async def rotate_endpoint(
+        self, hook: str | None = None, *, overlap_s: float = 600
+    ) -> RotationResult:
+        """Change the key of a webhook at Logto, ours if none is named; the old one is accepted for
+        the overlap. Raises WebhookUnknown."""
+        await self.database.check()
+        async with self._asking() as logto:
+            chosen = await self._chosen(logto, hook)
+            overlap_ms = round(overlap_s * 1000)
+            return await rotate_key(logto, self.database.host, SystemClock(), chosen, overlap_ms)
+
+    async def _chosen(self, logto: Logto, hook: str | None) -> Webhook:
+        found, _ = await webhooks.list_webhooks(logto)
+        if hook:
+            return find_webhook(found, hook)
+        settings = self._settings()
+        learnt = await self._read(lambda store: store.keys_of_hooks.learnt())
+        keys = {*split_signing_keys(settings), *(each.key for each in learnt)}
+        return find_our_webhook(found, keys, settings.public_url)
+
+    async def _explain(self, kind: Kind, query: str) -> Explained | None:
+        lag_ms = self._settings().lag_ms
+
+        def work(store: Store) -> Explained | None:
+            return explain.explain_stored(store, resolve_one(store, kind, query), lag_ms)
+
+        return await self._read(work)
+
+    @contextlib.asynccontextmanager
+    async def _asking(self, fast: bool = False) -> AsyncIterator[Logto]:
+        logto = make_client(self._settings(), fast=fast)
+        try:
+            yield logto
+        finally:
+            await logto.close()
+
+    def _woken(self) -> None:
+        """The inbox got something."""

@@ -1,0 +1,264 @@
+"""`LogtoWebhooks`: the settings, the handlers and the ASGI application in one object."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import threading
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Mapping,
+    MutableMapping,
+    Sequence,
+)
+from functools import partial
+from typing import Any, TypeVar, Unpack
+
+import sqlalchemy as sa
+from msgspec.structs import replace
+from starlette.requests import Request
+from starlette.responses import Response
+
+from logto_webhooks import ensure_user
+from logto_webhooks.admin import Admin
+from logto_webhooks.database import Database, Engine
+from logto_webhooks.database.sync_runner import ThreadRunner
+from logto_webhooks.errors import CalledFromEventLoop, NotStarted, SettingInvalid
+from logto_webhooks.events.local import UserRow
+from logto_webhooks.handlers.patterns import What, parse_patterns
+from logto_webhooks.handlers.registry import TIME_LIMIT_S, Function, HandlerOptions
+from logto_webhooks.ingest import asgi
+from logto_webhooks.ingest.receiver import WebhookResponse
+from logto_webhooks.instrumentation import logs
+from logto_webhooks.instrumentation.events import Observer
+from logto_webhooks.instrumentation.logs import fan_out
+from logto_webhooks.interfaces import Logto
+from logto_webhooks.jobs import Tests
+from logto_webhooks.runtime import Service
+from logto_webhooks.settings import MountedSettings, Settings, from_env
+from logto_webhooks.states import MAX_ATTEMPTS
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+T = TypeVar("T")
+logger = logging.getLogger("logto_webhooks")
+
+
+class LogtoWebhooks(Admin):
+    """Receives Logto's webhooks within an application, and runs its handlers.
+
+    Making one reads no environment and opens nothing; `lifespan` starts it. What a command does
+    is a method, too: `status`, `users`, `explain_user`, `replay`, `recover`, `reconcile` ….
+    """
+
+    def __init__(
+        self,
+        *,
+        signing_key: str = "",
+        engine: Engine | None = None,
+        database_url: str | None = None,
+        path: str = "/api/webhooks/logto",
+        observe: Observer = logs.observe,
+        environment: Mapping[str, str] | None = None,
+        **settings: Unpack[MountedSettings],
+    ) -> None:
+        """`signing_key` is one key, or several separated by commas. The database is an engine of
+        the application's or a URL; other settings are those of `MountedSettings`. What isn't
+        given is read from the `environment`, if there is one, and only when it is needed.
+
+        Raises SettingInvalid, and TypeError for a setting that there isn't.
+        """
+        given = {"signing_key": signing_key or None, "database_url": database_url, "path": path}
+        self._given: dict[str, Any] = {**given, **settings}
+        self._environment = environment
+        super().__init__(partial(from_env, environment or {}, **self._given), engine)
+        self._observe = fan_out(observe)
+        self._service: Service | None = None
+        self._alone = threading.Lock()
+        self.path = path
+        self._mounted = asgi.make_mounted(self.answer, self.lifespan, asgi.path_variants(path))
+        if environment is None:
+            self._settings()  # what is misspelled is told first: it may be the engine
+            if (engine is None) == (database_url is None):
+                problem = "give either an engine or a database_url: the application's database"
+                raise SettingInvalid(name="LogtoWebhooks", problem=problem)
+            self.handlers.fit(self.database.host.provides)
+
+    @classmethod
+    def from_env(cls, *, path: str = "/api/webhooks/logto") -> LogtoWebhooks:
+        """One that reads its settings from the environment when it is started, or takes those of
+        the command that runs its handlers, which reads a file `.env`, too."""
+        return cls(path=path, environment=os.environ)
+
+    def run_by(self, settings: Settings, database: Database | None = None) -> None:
+        """Take a command's settings instead of the environment's, if that is read at all; and its
+        database, if it is the same."""
+        if self._environment is None:
+            return
+        given = {name: value for name, value in self._given.items() if value is not None}
+        sources = settings.sources | {name: name for name in given}
+        mine = replace(settings, **given, sources=sources)
+        self._settings = lambda: mine
+        same = (mine.database_url, mine.schema) == (settings.database_url, settings.schema)
+        self._database = database if same and self._engine is None else None
+
+    @property
+    def schema(self) -> str | None:
+        """PostgreSQL's schema with our tables, if it isn't the default. Raises SettingInvalid."""
+        return self._settings().schema
+
+    @property
+    def _api(self) -> Logto | None:
+        return None if self._service is None else self._service.api
+
+    def on(
+        self,
+        *what: What,
+        name: str | None = None,
+        ordered: bool = True,
+        max_attempts: int = MAX_ATTEMPTS,
+        waits: Sequence[float] = (),
+        time_limit: float = TIME_LIMIT_S,
+        max_age: float | None = None,
+        concurrency: int | None = None,
+        test: bool = False,
+        rerun: bool = True,
+        unknown: bool = False,
+    ) -> Callable[[Function], Function]:
+        """Register a function for events: classes, names, patterns such as "Organization.*", "*".
+
+        It is returned unchanged. Times are seconds. Parameters are filled by annotation, or by
+        name: event, delivery, user, logger. `unknown` lets names pass that this release doesn't
+        know. Raises UnknownEventName, InvalidHandler.
+        """
+        tests: Tests = "too" if test else "no"
+        patterns = parse_patterns(what, unknown=unknown, tests=tests)
+        options = HandlerOptions(
+            max_attempts=max_attempts,
+            waits=tuple(waits) if isinstance(waits, Sequence) else waits,
+            time_limit_s=time_limit,
+            max_age_s=max_age,
+            concurrency=concurrency,
+        )
+
+        def register(function: Function) -> Function:
+            return self.handlers.add(
+                function,
+                patterns,
+                name=name,
+                ordered=ordered,
+                tests=tests,
+                rerun=rerun,
+                options=options,
+            )
+
+        return register
+
+    def on_test(self, *what: What, name: str | None = None) -> Callable[[Function], Function]:
+        """Register a function for what Logto's console sends as a test. Raises as `on`."""
+        patterns = parse_patterns(what or ("*",), unknown=False, tests="only")
+
+        def register(function: Function) -> Function:
+            return self.handlers.add(
+                function, patterns, name=name, tests="only", options=HandlerOptions()
+            )
+
+        return register
+
+    @contextlib.asynccontextmanager
+    async def lifespan(self, app: object = None) -> AsyncIterator[None]:
+        """Receive, apply and run handlers as long as the block lasts.
+
+        Raises StoreUnavailable, SchemaMismatch, SettingInvalid, InvalidHandler.
+        """
+        service = Service(self._settings(), self.database, self._observe, self.handlers)
+        await self.database.open()
+        async with service.running():
+            before, self._service = self._service, service
+            try:
+                yield
+            finally:
+                self._service = before  # of another lifespan, if it was entered twice
+
+    async def answer(self, scope: Scope, receive: Receive) -> WebhookResponse | None:
+        """Take a request of the webhook's path; None if its body never arrived."""
+        if self._service is None:
+            logger.error("%s", NotStarted())
+            return WebhookResponse(503, {"error": "not_started"}, 5)
+        return await self._service.webhook.answer(scope, receive)
+
+    async def respond(self, request: Request) -> Response:
+        """Take a request of Starlette or FastAPI, whose body may have been read before: by a
+        dependency, a middleware, or a tool such as Sentry."""
+        return asgi.to_response(await self.answer(request.scope, asgi.receive_from(request)))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The webhook alone as an ASGI application, with a lifespan of its own.
+
+        The body must not have been read before: a middleware that reads it must pass it on, as
+        Starlette's BaseHTTPMiddleware does.
+        """
+        await self._mounted(scope, receive, send)
+
+    async def ensure_user(self, claims: Mapping[str, Any], *, session: Any = None) -> UserRow:
+        """Return the local user for a verified token's claims at once, made of them if the webhook
+        isn't there yet.
+
+        With a `session` (AsyncSession, Session) in its transaction; else in one of its own, of
+        what Logto answers about the user, if the Management API is configured. Raises
+        ClaimsUnusable, UserDeleted, WriterBusy, StoreUnavailable.
+        """
+        host = self.database.host
+        if session is not None:
+            return await host.within(session, lambda store: ensure_user.ensure_user(store, claims))
+        more = await ensure_user.ask_for_user(self._api, host, claims) if self._api else None
+        row = await host.run(lambda store: ensure_user.ensure_user(store, claims, more))
+        self._woken()
+        return row
+
+    async def wait_for_user(self, logto_id: str, timeout_s: float = 5.0) -> UserRow:
+        """Wait until a user's webhook was applied; without time, look once. Raises ClaimsUnusable
+        for what is no id, TimeoutError, UserDeleted, StoreUnavailable."""
+        return await ensure_user.wait_for_user(self.database.host, logto_id, timeout_s)
+
+    def call(self, work: Coroutine[Any, Any, T]) -> T:
+        """Await something of this object's from code that isn't asynchronous, in a thread beside
+        the event loop: `logto.call(logto.ensure_user(claims))`. Raises CalledFromEventLoop and what
+        it raises."""
+        if _is_a_loop_here():
+            work.close()
+            raise CalledFromEventLoop()
+        loop = self.handlers.loop
+        if loop is not None:  # whose connections can't be used in another
+            return asyncio.run_coroutine_threadsafe(work, loop).result()
+        with contextlib.closing(work):
+            return asyncio.run(self._in_a_loop_of_its_own(work))
+
+    async def _in_a_loop_of_its_own(self, work: Coroutine[Any, Any, T]) -> T:
+        """The next call has another loop, in which no connection of this one can be used."""
+        if isinstance(self.database.host, ThreadRunner):  # whose connections are of no loop
+            return await work
+        with self._alone:
+            try:
+                return await work
+            finally:
+                await self.close()
+                if self._engine is not None and not isinstance(self._engine, sa.Engine):
+                    await self._engine.dispose()
+
+    def _woken(self) -> None:
+        if self._service is not None:
+            self._service.wake()
+
+
+def _is_a_loop_here() -> bool:
+    with contextlib.suppress(RuntimeError):
+        asyncio.get_running_loop()
+        return True
+    return False

@@ -1,1 +1,0 @@
-"""What `doctor` finds: decided from facts that somebody else gathered. Pure."""

@@ -1,0 +1,311 @@
+"""Run transactions on an asynchronous engine, on the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from functools import partial
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
+
+from logto_webhooks.database.detached_call import DetachedCall
+from logto_webhooks.database.errors import translate_errors
+from logto_webhooks.database.session_state import Traces
+from logto_webhooks.database.sessions import (
+    SESSION,
+    SYNC,
+    app_schema,
+    finish_session,
+    has_no_transaction,
+    make_session,
+    no_session,
+    our_schema,
+    pool_limit,
+    release,
+    rollback,
+)
+from logto_webhooks.database.time_limits import (
+    ACCEPTS,
+    CANCEL_S,
+    CLOSE_S,
+    CUT_S,
+    READ_S,
+    RUN_S,
+    Distrust,
+    Held,
+    limited,
+)
+from logto_webhooks.errors import StoreUnavailable, TransactionEnded
+from logto_webhooks.interfaces import Store
+
+T = TypeVar("T")
+
+
+class AsyncRunner:
+    """Runs the very same work as the thread host, by `AsyncConnection.run_sync`."""
+
+    _is_pooled = True  # whether others get the connection of a handler after it
+
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        bind: Callable[[sa.Connection], Store],
+        owns: bool = True,
+        theirs: Any = None,
+        watched: bool = True,
+    ) -> None:
+        """`owns`: whether to dispose of the engine at the end; `theirs`: the application's
+        `translation`; `watched`: whether silent connections of its pool are replaced."""
+        self._engine = engine
+        self._bind = bind
+        self._owns = owns
+        self._theirs = theirs
+        self._distrust = Distrust(engine.sync_engine) if watched else None
+        self._left: set[asyncio.Task[Any]] = set()
+
+    @property
+    def room(self) -> int:
+        """How many handlers may be in a transaction at once."""
+        return pool_limit(self._engine.pool)
+
+    async def run(self, work: Callable[[Store], T]) -> T:
+        """Run and commit. Raises StoreUnavailable or RowRejected for what the database says."""
+        return await self._within(RUN_S, lambda held: self._run(work, held))
+
+    async def accept(self, work: Callable[[Store], T], limit_s: float) -> T:
+        """Run each statement as a transaction of its own, within a limit."""
+        return await self._within(
+            limit_s, lambda held: self._look(lambda sync: work(self._bind(sync)), held, ACCEPTS)
+        )
+
+    async def read(self, work: Callable[[Store], T]) -> T:
+        """Run without writing."""
+        return await self.look(lambda sync: work(self._bind(sync)), READ_S)
+
+    async def look(self, work: Callable[[sa.Connection], T], limit_s: float) -> T:
+        """The same with the connection itself, within a limit."""
+        return await self._within(limit_s, lambda held: self._look(work, held))
+
+    async def within(self, session: Any, work: Callable[[Store], T]) -> T:
+        """Run within the transaction of an application's AsyncSession or AsyncConnection.
+
+        Raises SettingInvalid, StoreUnavailable, RowRejected.
+        """
+        if not isinstance(session, AsyncSession | AsyncConnection):
+            raise no_session(session, "an AsyncSession or an AsyncConnection")
+        if isinstance(session, AsyncSession):
+            connection = await session.connection()
+        else:
+            connection = session
+
+        def run(sync: sa.Connection) -> T:
+            with our_schema(self._engine.sync_engine, sync):
+                return work(self._bind(sync))
+
+        with translate_errors(self._engine):
+            return await connection.run_sync(run)
+
+    def provides(self, awaited: bool) -> tuple[type, ...]:
+        """The kinds of transaction that a handler, `awaited` or not, can ask for by annotation."""
+        return (AsyncSession, AsyncConnection) if awaited else SYNC
+
+    async def handle(
+        self, wish: type, call: Callable[[Any], Any], finish: Callable[[Store], None]
+    ) -> None:
+        """Call with the transaction that was wished for, and let `finish` end in the same one."""
+
+        async with self._begin() as connection:
+            sync = connection.sync_connection
+            assert sync is not None
+            try:
+                to_close = await self._handle(connection, sync, wish, call, finish)
+                if self._is_pooled:
+                    await connection.commit()
+            except BaseException:
+                if self._is_pooled:  # not all that it did ends with its transaction
+                    await _rolled_back(connection)
+                    await _drop(connection)
+                raise
+            if to_close:
+                await _drop(connection)
+
+    async def _handle(
+        self,
+        connection: AsyncConnection,
+        sync: sa.Connection,
+        wish: type,
+        call: Callable[[Any], Any],
+        finish: Callable[[Store], None],
+    ) -> bool:
+        """Return whether the connection is to be closed, because nobody else should have it."""
+        traces = await connection.run_sync(Traces) if self._is_pooled else None
+
+        def end(sync: sa.Connection) -> bool:
+            release(sync, begun)
+            to_close = traces is not None and traces.put_back()
+            finish(self._bind(sync))
+            return to_close
+
+        begun = await connection.run_sync(sa.Connection.begin_nested)
+        try:
+            with app_schema(sync, self._theirs):
+                if issubclass(wish, SYNC):
+                    await _call_sync(connection, wish, call)
+                else:
+                    await _call(connection, wish, call)
+        except BaseException as error:
+            await connection.run_sync(rollback, begun)
+            if has_no_transaction(error):
+                raise TransactionEnded() from error
+            raise
+        return await connection.run_sync(end)
+
+    async def close(self) -> None:
+        """Close the connections, if they are ours: those that don't answer are cut off."""
+        for task in self._left:
+            task.cancel()
+        if self._owns and not await _done_within(CLOSE_S, self._engine.dispose()):
+            if self._distrust:
+                self._distrust.begin()
+            await _done_within(CLOSE_S, self._engine.dispose())
+
+    async def _run(self, work: Callable[[Store], T], held: Held) -> T:
+        async with self._begin() as connection:
+            assert connection.sync_connection is not None
+            held.hold(connection.sync_connection)
+            return await connection.run_sync(lambda sync: work(limited(self._bind(sync))))
+
+    async def _look(
+        self,
+        work: Callable[[sa.Connection], T],
+        held: Held,
+        options: dict[str, Any] | None = None,
+    ) -> T:
+        def run(sync: sa.Connection) -> T:
+            held.hold(sync)
+            return work(sync.execution_options(**options) if options else sync)
+
+        async with self._engine.connect() as connection:
+            return await connection.run_sync(run)
+
+    async def _within(self, limit_s: float, call: Callable[[Held], Coroutine[Any, Any, T]]) -> T:
+        """Await a call, for so long. Raises StoreUnavailable, RowRejected."""
+        held = Held()
+        with translate_errors(self._engine):
+            task = asyncio.create_task(call(held))
+            try:
+                done, _ = await asyncio.wait({task}, timeout=limit_s)
+            except asyncio.CancelledError:
+                await self._end(task, held)
+                raise
+            if not done:
+                if self._distrust:
+                    self._distrust.begin()
+                await self._end(task, held)
+            if task.cancelled() or not task.done():
+                raise StoreUnavailable(problem=f"no answer within {limit_s:g} s")
+            return task.result()
+
+    async def _end(self, task: asyncio.Task[Any], held: Held) -> None:
+        """Cancel it, which asyncpg tells the server; else cut it off, or leave it behind."""
+        held.left = True
+        task.cancel()
+        done, _ = await asyncio.wait({task}, timeout=CANCEL_S)
+        if not done:
+            held.cut()
+            done, _ = await asyncio.wait({task}, timeout=CUT_S)
+        if not done:
+            self._left.add(task)
+            task.add_done_callback(self._left.discard)
+            task.add_done_callback(_seen)
+
+    def _begin(self) -> AbstractAsyncContextManager[AsyncConnection]:
+        return _transaction(self._engine)
+
+
+async def _done_within(limit_s: float, work: Coroutine[Any, Any, None]) -> bool:
+    """Await it, for so long; what isn't done by then is cancelled."""
+    task = asyncio.create_task(work)
+    done, _ = await asyncio.wait({task}, timeout=limit_s)
+    task.cancel()
+    task.add_done_callback(_seen)
+    return bool(done)
+
+
+def _seen(task: asyncio.Task[Any]) -> None:
+    """Look at the error, or the event loop would log that nobody did."""
+    if not task.cancelled():
+        task.exception()
+
+
+@asynccontextmanager
+async def _transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    """As `engine.begin()`; but what can't be rolled back, because a handler left something that
+    still uses it, is closed: the next to have that connection would be in the same transaction."""
+    async with engine.connect() as connection:
+        try:
+            yield connection
+            await connection.commit()
+        except sa.exc.InterfaceError:
+            await connection.invalidate()
+            raise
+        except BaseException:
+            await _rolled_back(connection)
+            raise
+
+
+async def _rolled_back(connection: AsyncConnection) -> None:
+    try:
+        await connection.rollback()
+    except sa.exc.SQLAlchemyError:
+        await connection.invalidate()
+
+
+async def _drop(connection: AsyncConnection) -> None:
+    """Close it, so that nobody has it again. `invalidate` alone leaves psycopg's open."""
+    if connection.invalidated:
+        return
+    with suppress(Exception):  # it is broken, or in use
+        driver: Any = (await connection.get_raw_connection()).driver_connection
+        async with asyncio.timeout(CLOSE_S):
+            await driver.close()
+    await connection.invalidate()
+
+
+async def _call(connection: AsyncConnection, wish: type, call: Callable[[Any], Any]) -> None:
+    if wish is AsyncConnection:
+        await _awaited(call(connection))
+        return
+    async with wish(bind=connection, **SESSION) as session:
+        await _awaited(call(session))
+        await session.commit()
+
+
+async def _awaited(result: Any) -> None:
+    if inspect.isawaitable(result):
+        await result
+
+
+async def _call_sync(connection: AsyncConnection, wish: type, call: Callable[[Any], Any]) -> None:
+    """Call in a thread, which may block; left behind, it loses its connection."""
+    # Needs greenlet, which comes with the extras of PostgreSQL's drivers.
+    from logto_webhooks.database.greenlet_bridge import Crossing
+
+    crossing, sync = Crossing(), connection.sync_connection
+    assert sync is not None
+
+    def call_with_it() -> None:
+        given = make_session(wish, sync)
+        call(given)
+        finish_session(given)
+
+    try:
+        await DetachedCall[None]().awaited(partial(crossing.run, call_with_it))
+    except asyncio.CancelledError:
+        await crossing.close()
+        await connection.invalidate()
+        raise

@@ -1,0 +1,62 @@
+"""The database's clock and what waits for it, on a Connection whose transaction is the caller's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+
+from logto_webhooks.checkpoints import CLOCK, INSTALLED
+from logto_webhooks.database import checkpoints
+from logto_webhooks.database.dialect import by_code, now
+from logto_webhooks.database.schema import deliveries, is_pending, lines
+from logto_webhooks.interfaces import DatabaseClock, Progress
+from logto_webhooks.states import LONGEST_WAIT_S
+
+_LONGEST_MS = int(LONGEST_WAIT_S * 1000)
+_TOO_LATE = sa.and_(is_pending, deliveries.c.due_at > now() + _LONGEST_MS)
+_READ = sa.select(now().label("now"), sa.exists().where(_TOO_LATE).label("too_late"))
+
+
+def read(connection: sa.Connection) -> DatabaseClock:
+    """What the clock says, and what was noted of it."""
+    row = connection.execute(_READ).one()
+    noted, installed = (
+        checkpoints.read_checkpoint(connection, name) for name in (CLOCK, INSTALLED)
+    )
+    return DatabaseClock(
+        now=row.now,
+        noted=noted.at if noted else 0,
+        installed=installed.at if installed else 0,
+        due_too_late=bool(row.too_late),
+    )
+
+
+def set_back(connection: sa.Connection, by_ms: int) -> None:
+    """Let what is due later be due so much sooner; note what the clock says.
+
+    No delivery ever waits longer than the longest wait that we set: one that would is due now.
+    """
+    moment = int(connection.scalar(sa.select(now())) or 0)
+    too_late = sa.update(deliveries).where(_TOO_LATE).values(due_at=moment)
+    connection.execute(too_late)
+    if by_ms > 0:
+        pending = sa.select(deliveries.c.id).where(is_pending, deliveries.c.due_at > moment)
+        in_order = pending.order_by(deliveries.c.id)
+        _sooner(connection, deliveries, in_order, moment, by_ms)
+        waiting = sa.select(lines.c.id).where(lines.c.due_at > moment)
+        in_order = waiting.order_by(by_code(lines.c.handler), by_code(lines.c.line))
+        _sooner(connection, lines, in_order, moment, by_ms)
+        installed = checkpoints.read_checkpoint(connection, INSTALLED)
+        if installed and installed.at > moment:
+            at = min(installed.at - by_ms, moment)
+            checkpoints.write_checkpoint(connection, INSTALLED, Progress(at, installed.count))
+    checkpoints.write_checkpoint(connection, CLOCK, Progress(moment, 0))
+
+
+def _sooner(connection: sa.Connection, table: sa.Table, rows: Any, moment: int, by_ms: int) -> None:
+    # What is locked is being changed, and gets a new due time by that.
+    ids = rows.with_for_update(skip_locked=True)
+    due = table.c.due_at - by_ms
+    sooner = sa.case((due < moment, moment), else_=due)
+    connection.execute(sa.update(table).where(table.c.id.in_(ids)).values(due_at=sooner))

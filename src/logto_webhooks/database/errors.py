@@ -1,0 +1,170 @@
+"""Translate errors of SQLAlchemy and its drivers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final, Union
+
+import sqlalchemy as sa
+from sqlalchemy import exc
+
+from logto_webhooks.errors import LogtoWebhooksError, RowRejected, StoreUnavailable, TimedOut
+from logto_webhooks.interfaces import SETTING
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+# The classes of SQLSTATE that blame a row: bad data, a constraint, a limit of the program.
+_OF_A_ROW: Final = ("22", "23", "54")
+# A lock or a statement took longer than it may; what else is done in the same way can succeed.
+_TIMED_OUT: Final = ("55P03", "57014")
+# What stands in a SQLSTATE and a text -> what to do. Of connecting, psycopg tells no SQLSTATE.
+_HINTS: Final = (
+    ("^3D000|database .* does not exist", "make it, then run: logto-webhooks migrate"),
+    ("channel binding", "remove channel_binding from {setting}, or use a server with TLS"),
+    ("SSL|ssl|certificate", "see what the server offers, and mend sslmode in {setting}"),
+    ("^28|role .* does not exist|authentication failed", "mend user and password in {setting}"),
+    ("resolve|not known", "mend the host in {setting}"),
+    ("refused|Connect call|No such file", "see that the server runs, and what {setting} is"),
+    ("unrecognized configuration parameter", "mend options in {setting}"),
+    ("not a database", "name another file in {setting}"),
+    ("is locked", "end who holds it, or wait; fuser tells who"),
+)
+_PAGE: Final = "docs/how-to/database-rights.md"
+# Of a server's "permission denied": what is missing, and what gives it.
+_RIGHTS: Final = (
+    (
+        r"for (?:table|relation|view) (\S+)",
+        "an owner must run: GRANT SELECT, INSERT, UPDATE, DELETE ON {0} TO {role}",
+    ),
+    (r"for sequence (\S+)", "an owner must run: GRANT USAGE ON SEQUENCE {0} TO {role}"),
+    (
+        r"for schema (\S+)",
+        "an owner must run: GRANT {rights} ON SCHEMA {0} TO {role}; or set LOGTO_WEBHOOKS_SCHEMA "
+        "to a schema that belongs to {role}",
+    ),
+    (
+        r"for database (\S+)",
+        "to create a schema needs CREATE on the database: an owner must run "
+        "CREATE SCHEMA name AUTHORIZATION {role}, with the name in LOGTO_WEBHOOKS_SCHEMA",
+    ),
+    (r"must be owner of (?:table|relation|index|sequence) (\S+)", "run it as the owner of {0}"),
+)
+_NO_SCHEMA: Final = "^3F000|no schema has been selected"
+_NO_SCHEMA_HINT: Final = (
+    "the role's search_path names no schema that it may use: set LOGTO_WEBHOOKS_SCHEMA, or run "
+    "ALTER ROLE {role} SET search_path = name"
+)
+
+Place = Union[sa.URL, sa.Engine, "AsyncEngine"]
+
+
+@contextmanager
+def translate_errors(place: Place) -> Iterator[None]:
+    """Turn what SQLAlchemy and its drivers raise into StoreUnavailable or RowRejected.
+
+    The text is the driver's first line, with the place of the URL, and what to do if that is known;
+    or the error's name, where that may quote a row. Drivers raise some errors of connecting bare,
+    so those are known by their SQLSTATE.
+    """
+    try:
+        yield
+    except LogtoWebhooksError:
+        raise
+    except exc.TimeoutError as error:
+        raise StoreUnavailable(problem="no connection is free") from error
+    except exc.DBAPIError as error:
+        raise _meaning(error.orig or error, error, place) from error
+    except exc.StatementError as error:
+        raise RowRejected(problem=type(error.orig or error).__name__) from error
+    except OverflowError as error:  # a number that SQLite's driver can't pass on
+        raise RowRejected(problem="a number is too large") from error
+    except (OSError, TimeoutError) as error:
+        raise _unavailable(error, place) from error
+    except Exception as error:
+        if not hasattr(error, "sqlstate") and not _is_of_asyncpg(error):
+            raise
+        raise _meaning(error, error, place) from error
+
+
+def place_of(url: sa.URL) -> str:
+    """The URL without who asks, and without options: either may hold a secret."""
+    backend = url.get_backend_name()
+    host = url.host or ""
+    if not host:  # SQLAlchemy takes it from the query, too
+        queried = url.query.get("host", "")
+        host = queried if isinstance(queried, str) else ",".join(queried)
+    if "," in host or host.startswith("/"):
+        return f"{backend}://{host}/{url.database or ''}"
+    bare = sa.URL.create(backend, host=host or None, port=url.port, database=url.database)
+    return bare.render_as_string()
+
+
+def _is_of_asyncpg(error: Exception) -> bool:
+    """Whether it is one of those that asyncpg raises by itself, which have no SQLSTATE."""
+    return any(each.__module__ == "asyncpg.exceptions._base" for each in type(error).__mro__)
+
+
+def _meaning(
+    cause: BaseException, error: Exception, place: Place
+) -> StoreUnavailable | RowRejected:
+    sqlstate = getattr(cause, "sqlstate", None)
+    of_a_row = isinstance(error, exc.DataError | exc.IntegrityError)
+    if sqlstate:
+        of_a_row = str(sqlstate).startswith(_OF_A_ROW)
+    if of_a_row:
+        return RowRejected(problem=type(cause).__name__)
+    return _unavailable(cause, place, getattr(error, "statement", None) or "")
+
+
+def _unavailable(cause: BaseException, place: Place, statement: str = "") -> StoreUnavailable:
+    url = place if isinstance(place, sa.URL) else place.url
+    told = _without_secrets(_first_line(cause), url)
+    coded = f"{getattr(cause, 'sqlstate', None) or ''} {told}"
+    hint = _hint(coded, _setting_of(place), url.username or "the role", statement)
+    kind = TimedOut if getattr(cause, "sqlstate", None) in _TIMED_OUT else StoreUnavailable
+    return kind(problem=f"{told} ({place_of(url)}){hint}")
+
+
+def _hint(coded: str, setting: str, role: str, statement: str) -> str:
+    """What to do, after a semicolon; nothing if that isn't known."""
+    rights = "USAGE, CREATE" if re.match(r"\s*(CREATE|ALTER|DO)\b", statement) else "USAGE"
+    role = role if role.isidentifier() else f'"{role}"'
+    if "permission denied" in coded or "must be owner" in coded:
+        for sign, do in _RIGHTS:
+            if found := re.search(sign, coded):
+                return f"; {do.format(*found.groups(), role=role, rights=rights)} ({_PAGE})"
+    if re.search(_NO_SCHEMA, coded):
+        return f"; {_NO_SCHEMA_HINT.format(role=role)} ({_PAGE})"
+    return next(
+        (f"; {do.format(setting=setting)}" for sign, do in _HINTS if re.search(sign, coded)), ""
+    )
+
+
+def _setting_of(place: Place) -> str:
+    """The name of the setting that the URL came from."""
+    if isinstance(place, sa.URL):
+        return "the database's URL"
+    name: str = place.get_execution_options().get(SETTING, "the application's engine")
+    return name
+
+
+def _without_secrets(text: str, url: sa.URL) -> str:
+    """A driver may quote what it was given."""
+    secrets = [str(url.password or "")]
+    if ":" in (url.username or ""):
+        secrets.append(str(url.username).partition(":")[2])
+    for name in ("password", "sslpassword"):
+        secrets.extend(url.normalized_query.get(name, ()))
+    for secret in filter(lambda each: len(each) >= _SHORTEST_SECRET, secrets):
+        text = text.replace(secret, "***")
+    return text
+
+
+_SHORTEST_SECRET: Final = 4  # a shorter one would hide parts of words
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,451 @@
+"""Jobs of handlers: enqueue, claim, finish, list."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+import sqlalchemy as sa
+
+from logto_webhooks.database.bulk import given
+from logto_webhooks.database.dialect import INSERT, among, by_code, now
+from logto_webhooks.database.schema import deliveries, handlers, jobs, lines
+from logto_webhooks.jobs import (
+    Job,
+    JobCount,
+    JobFilter,
+    JobOutcome,
+    JobRow,
+    NewJob,
+    RegisteredHandler,
+)
+from logto_webhooks.states import JOB_MOVES, JobMove, JobState, job_targets
+
+_IS_WAITING = jobs.c.state == sa.literal_column("'waiting'")
+_FIRST = jobs.alias("first")
+_NEWER = jobs.alias("newer")
+
+HANDLERS = sa.select(handlers.c.options).order_by(handlers.c.name)
+DUE = (
+    sa.select(lines.c.id, lines.c.token)
+    .where(lines.c.handler == sa.bindparam("name"), lines.c.due_at <= now())
+    .where(lines.c.token.is_(None) | sa.bindparam("lost", type_=sa.Boolean))
+    .order_by(lines.c.due_at)
+    .limit(sa.bindparam("most"))
+    .with_for_update(skip_locked=True)
+)
+HOLD = (
+    sa.update(lines)
+    .where(among(lines.c.id, "ids"))
+    .values(token=sa.bindparam("by"), due_at=now() + sa.bindparam("lease_ms"))
+)
+RENEW = (
+    sa.update(lines)
+    .where(among(lines.c.id, "ids"), lines.c.token == sa.bindparam("by"))
+    .values(due_at=now() + sa.bindparam("lease_ms"))
+)
+_LOCKED = (
+    sa.select(lines.c.id)
+    .order_by(by_code(lines.c.handler), by_code(lines.c.line))  # as `touch_lines` is given them
+    .with_for_update()
+)
+LOCK = _LOCKED.where(among(lines.c.id, "ids"))
+LOCK_OF_HANDLER = _LOCKED.where(lines.c.handler == sa.bindparam("name"))
+KNOWN_LINES = sa.select(lines.c.id).where(among(lines.c.id, "ids"))
+LOCK_FREE_LINES = KNOWN_LINES.with_for_update(skip_locked=True)
+KNOWN_JOBS = sa.select(jobs.c.id).where(among(jobs.c.id, "ids"))
+LOCK_FREE_JOBS = KNOWN_JOBS.with_for_update(skip_locked=True)
+HELD = LOCK.where(lines.c.token == sa.bindparam("by"))
+_first_of_line = (
+    sa.select(_FIRST.c.id)
+    .where(
+        _FIRST.c.handler == lines.c.handler,
+        _FIRST.c.line == lines.c.line,
+        _FIRST.c.state == sa.literal_column("'waiting'"),
+    )
+    .order_by(_FIRST.c.occurred_at, _FIRST.c.id)
+    .limit(1)
+    .correlate(lines)
+    .scalar_subquery()
+)
+_is_late = (
+    sa.select(sa.literal_column("1"))
+    .where(
+        _NEWER.c.handler == jobs.c.handler,
+        _NEWER.c.line == jobs.c.line,
+        _NEWER.c.state == sa.literal_column("'done'"),
+        _NEWER.c.occurred_at > jobs.c.occurred_at,
+    )
+    .correlate(jobs)
+    .exists()
+)
+HEADS = (
+    sa.select(
+        jobs.c.id,
+        lines.c.id.label("line_id"),
+        jobs.c.handler,
+        jobs.c.key,
+        jobs.c.event,
+        jobs.c.subject,
+        jobs.c.occurred_at,
+        jobs.c.attempts,
+        jobs.c.failures,
+        jobs.c.runs,
+        _is_late.label("late"),
+        jobs.c.delivery_id,
+        deliveries.c.received_at,
+        deliveries.c.origin,
+        sa.func.coalesce(jobs.c.payload, deliveries.c.body).label("payload"),
+    )
+    .select_from(lines)
+    .join(jobs, jobs.c.id == _first_of_line)
+    .outerjoin(deliveries, deliveries.c.id == jobs.c.delivery_id)
+    .where(among(lines.c.id, "ids"))
+)
+FREE_HEADS = HEADS.with_for_update(of=jobs, skip_locked=True)
+_IS_BEGUN = jobs.c.attempts > jobs.c.failures  # by who holds its line, or lost it
+BEGUN = sa.select(jobs.c.id).where(among(jobs.c.id, "ids"), _IS_WAITING, _IS_BEGUN)
+PLACES = sa.select(jobs.c.handler, jobs.c.line, jobs.c.state).where(among(jobs.c.id, "ids"))
+COUNT = sa.update(jobs).where(among(jobs.c.id, "ids")).values(attempts=jobs.c.attempts + 1)
+FINISH = (
+    sa.update(jobs)
+    .where(among(jobs.c.id, "ids"))
+    .values(
+        state=sa.bindparam("state"),
+        error=sa.bindparam("error"),
+        failures=jobs.c.failures + sa.bindparam("failed"),
+        attempts=jobs.c.attempts - sa.bindparam("not_counted"),
+        finished_at=sa.case((sa.bindparam("is_over", type_=sa.Boolean), now())),
+    )
+)
+FREE = (
+    sa.update(lines)
+    .where(among(lines.c.id, "ids"))
+    .values(token=None, due_at=now() + sa.bindparam("wait_ms"))
+)
+_somebody_waits = (
+    sa.select(sa.literal_column("1"))
+    .where(jobs.c.handler == lines.c.handler, jobs.c.line == lines.c.line, _IS_WAITING)
+    .correlate(lines)
+    .exists()
+)
+_is_held = (
+    sa.select(sa.literal_column("1"))
+    .where(lines.c.handler == jobs.c.handler, lines.c.line == jobs.c.line)
+    .where(lines.c.token.is_not(None), lines.c.due_at > now())
+    .correlate(jobs)
+    .exists()
+)
+DROP_EMPTY = sa.delete(lines).where(among(lines.c.id, "ids"), ~_somebody_waits)
+
+_COLUMNS = (
+    "handler",
+    "key",
+    "event",
+    "subject",
+    "line",
+    "occurred_at",
+    "delivery_id",
+    "payload",
+)
+
+
+@functools.cache
+def add_jobs(dialect: str) -> Any:
+    """Insert the jobs that aren't there; their place in the line is now, if none is given."""
+    values, source = _values(dialect, jobs, _COLUMNS)
+    values["occurred_at"] = sa.func.coalesce(values["occurred_at"], now())
+    values["state"] = sa.literal_column(f"'{JobState.WAITING.value}'")
+    values |= {name: sa.literal_column("0") for name in ("attempts", "failures", "runs")}
+    return _inserted(dialect, jobs, values, source).on_conflict_do_nothing()
+
+
+@functools.cache
+def touch_queue_keys(dialect: str, wake: bool = False) -> Any:
+    """Insert the lines that aren't there; those that are, are held until the transaction ends.
+
+    To `wake` them is to let them be due now, unless somebody holds them.
+    """
+    values, source = _values(dialect, lines, ("handler", "line"))
+    values["due_at"] = now()
+    statement = _inserted(dialect, lines, values, source)
+    due = sa.case((lines.c.token.is_(None), statement.excluded.due_at), else_=lines.c.due_at)
+    changed = {"due_at": due} if wake else {"line": statement.excluded.line}
+    return statement.on_conflict_do_update(index_elements=["handler", "line"], set_=changed)
+
+
+@functools.cache
+def moving(state: JobState, move: JobMove) -> Any:
+    """Repeat or discard those jobs that are in a state."""
+    target = JOB_MOVES[state, move].value
+    statement = (
+        sa.update(jobs)
+        .where(among(jobs.c.id, "ids"), jobs.c.state == sa.literal_column(f"'{state.value}'"))
+        .returning(jobs.c.id)
+    )
+    if move is JobMove.DISCARD:
+        return statement.values(state=target, finished_at=now())
+    afresh: dict[str, Any] = {"attempts": 0, "failures": 0}
+    if state is JobState.WAITING:
+        return statement.where(~(_IS_BEGUN & _is_held)).values(afresh)
+    afresh |= {"occurred_at": now(), "runs": jobs.c.runs + 1, "finished_at": None}
+    return statement.values(state=target, **afresh)
+
+
+@functools.cache
+def mend(dialect: str) -> Any:
+    """Insert the lines that are missing."""
+    missing = (
+        sa.select(jobs.c.handler, jobs.c.line, now())
+        .where(_IS_WAITING)
+        .where(
+            ~sa.select(sa.literal_column("1"))
+            .where(lines.c.handler == jobs.c.handler, lines.c.line == jobs.c.line)
+            .correlate(jobs)
+            .exists()
+        )
+        .distinct()
+    )
+    statement = INSERT[dialect](lines).from_select(["handler", "line", "due_at"], missing)
+    return statement.on_conflict_do_nothing()
+
+
+def _values(dialect: str, table: sa.Table, columns: tuple[str, ...]) -> tuple[dict[str, Any], Any]:
+    if dialect != "postgresql":
+        return {name: sa.bindparam(name, type_=table.c[name].type) for name in columns}, None
+    source = given(table, columns)
+    return {name: source.c[name] for name in columns}, source
+
+
+def _inserted(dialect: str, table: sa.Table, values: dict[str, Any], source: Any) -> Any:
+    statement = INSERT[dialect](table)
+    if source is None:
+        return statement.values(values)
+    return statement.from_select(list(values), sa.select(*values.values()).select_from(source))
+
+
+LOCKED_MS: Final = 1_000  # until a job is looked at again that was locked
+
+
+class DatabaseJobs:
+    """The Jobs of a SqlStore."""
+
+    def __init__(self, connection: sa.Connection) -> None:
+        self._connection = connection
+
+    def handlers(self) -> list[RegisteredHandler]:
+        """All that are registered, whichever process has their code."""
+        found = self._connection.scalars(HANDLERS)
+        return [msgspec.convert(options, RegisteredHandler) for options in found]
+
+    def register(self, new: Sequence[RegisteredHandler]) -> None:
+        """Make them known, or known as they are now."""
+        for each in sorted(new, key=lambda handler: handler.name):
+            insert = INSERT[self._connection.dialect.name](handlers)
+            options = msgspec.to_builtins(each)
+            values = {"name": each.name, "options": options, "registered_at": now()}
+            self._connection.execute(
+                insert.values(values).on_conflict_do_update(
+                    index_elements=["name"], set_={"options": insert.excluded.options}
+                )
+            )
+
+    def forget(self, name: str) -> int:
+        """Take a handler out with what waits for it; return how many jobs that were."""
+        waiting = (jobs.c.handler == name, jobs.c.state == JobState.WAITING)
+        self._connection.execute(sa.delete(handlers).where(handlers.c.name == name))
+        self._connection.execute(LOCK_OF_HANDLER, {"name": name})
+        self._connection.execute(sa.delete(lines).where(lines.c.handler == name))
+        over = sa.update(jobs).where(*waiting).values(state=JobState.DISCARDED, finished_at=now())
+        return self._connection.execute(over).rowcount
+
+    def add(self, new: Sequence[NewJob]) -> None:
+        """Make jobs, each once for its handler and key, and see that their lines are due."""
+        if not new:
+            return
+        rows = [_row(each) for each in new]
+        self._write(add_jobs(self._connection.dialect.name), rows)
+        self._touch({(each.handler, each.line) for each in new})
+
+    def claim(
+        self,
+        token: str,
+        room: Mapping[str, int],
+        lease_s: float,
+        *,
+        lost: bool = True,
+        skip_locked: bool = False,
+    ) -> list[Job]:
+        """Take the first job of each due line, of so many of each handler; nobody else gets a
+        line during the lease.
+
+        Of lines whose lease ran out it takes one, or none unless `lost`.
+        To `skip_locked` is to take no job whose row another transaction holds.
+        """
+        due: list[int] = []
+        of_lost: list[int] = []
+        for name, most in room.items():
+            wanted = {"name": name, "most": most, "lost": lost and not of_lost}
+            for line, holder in self._connection.execute(DUE, wanted):
+                (due if holder is None else of_lost).append(line)
+        due += of_lost[:1]
+        if not due:
+            return []
+        held = {"ids": due, "by": token, "lease_ms": int(lease_s * 1000)}
+        self._connection.execute(HOLD, held)
+        heads = FREE_HEADS if skip_locked else HEADS
+        rows = self._connection.execute(heads, {"ids": due}).mappings().all()
+        ids = {"ids": [row["id"] for row in rows]}
+        self._connection.execute(COUNT, ids)
+        empty = set(due) - {row["line_id"] for row in rows}
+        if empty:
+            self._connection.execute(DROP_EMPTY, {"ids": list(empty)})
+            if skip_locked:  # what is left of them has a first job that is locked
+                later = {"ids": list(empty), "wait_ms": LOCKED_MS}
+                self._connection.execute(FREE, later)
+        return [Job(**row | {"late": bool(row["late"])}) for row in map(dict, rows)]
+
+    def lock(self, line_ids: Sequence[int]) -> None:
+        """Let nobody change lines until the transaction ends, in the order of `_touch`."""
+        self._connection.execute(LOCK, {"ids": list(line_ids)})
+
+    def held_elsewhere(
+        self, line_ids: Sequence[int], job_ids: Sequence[int]
+    ) -> tuple[set[int], set[int]]:
+        """Hold lines and jobs without waiting; return those that another transaction holds."""
+        return (
+            self._busy(LOCK_FREE_LINES, KNOWN_LINES, line_ids),
+            self._busy(LOCK_FREE_JOBS, KNOWN_JOBS, job_ids),
+        )
+
+    def renew(self, token: str, line_ids: Sequence[int], lease_s: float) -> None:
+        """Hold lines longer."""
+        held = {"ids": list(line_ids), "by": token, "lease_ms": int(lease_s * 1000)}
+        self._connection.execute(RENEW, held)
+
+    def finish(self, token: str, outcomes: Sequence[JobOutcome]) -> list[int]:
+        """Write outcomes, and let the lines go on; return the ids of jobs no longer held by
+        `token`, or discarded meanwhile, of which nothing was written."""
+        lines_held = {"ids": [each.line_id for each in outcomes], "by": token}
+        held = set(self._connection.scalars(HELD, lines_held))
+        ours = [each for each in outcomes if each.line_id in held]
+        if not ours:
+            return [each.id for each in outcomes]
+        begun = set(self._connection.scalars(BEGUN, {"ids": [each.id for each in ours]}))
+        kept = [each for each in ours if each.id in begun]
+        waits = {each.line_id: int(each.after_s * 1000) for each in kept}
+        self._alike(FINISH, {each.id: _outcome(each) for each in kept})
+        self._alike(FREE, {line: {"wait_ms": waits.get(line, 0)} for line in held})
+        self._connection.execute(DROP_EMPTY, {"ids": sorted(held)})
+        written = {each.id for each in kept}
+        return [each.id for each in outcomes if each.id not in written]
+
+    def counts(self) -> list[JobCount]:
+        """Count jobs by handler and state; the oldest that waits, too."""
+        return count_jobs(self._connection)
+
+    def find(self, wanted: JobFilter) -> list[JobRow]:
+        """List jobs, the newest first."""
+        return find_jobs(self._connection, wanted)
+
+    def move(self, ids: Sequence[int], move: JobMove) -> list[int]:
+        """Repeat or discard jobs by hand, where that can be; return the ids of those."""
+        some = {"ids": list(ids)}
+        targets = job_targets(move)
+        in_line = {state for state, to in targets.items() if JobState.WAITING in (state, to)}
+        places = self._connection.execute(PLACES, some).all()
+        self._touch({(at.handler, at.line) for at in places if at.state in in_line}, wake=True)
+        moved: set[int] = set()
+        for state in targets:  # what waits first: so nothing is moved twice
+            moved.update(self._connection.scalars(moving(state, move), some))
+        return sorted(moved)
+
+    def mend(self) -> int:
+        """Make the lines that are missing where jobs wait; return how many."""
+        return self._connection.execute(mend(self._connection.dialect.name)).rowcount
+
+    def _busy(self, lock_free: Any, known: Any, ids: Sequence[int]) -> set[int]:
+        wanted = {"ids": list(ids)}
+        free = set(self._connection.scalars(lock_free, wanted))
+        if free.issuperset(ids):
+            return set()
+        return set(self._connection.scalars(known, wanted)) - free
+
+    def _touch(self, touched: set[tuple[str, str]], *, wake: bool = False) -> None:
+        statement = touch_queue_keys(self._connection.dialect.name, wake)
+        if touched:
+            names = [{"handler": handler, "line": line} for handler, line in sorted(touched)]
+            self._write(statement, names)
+
+    def _alike(self, statement: Any, changes: dict[int, dict[str, Any]]) -> None:
+        """Change rows by id, all that change alike at once: mostly that is all of them."""
+        together: dict[tuple[Any, ...], list[int]] = {}
+        for row, values in changes.items():
+            together.setdefault(tuple(values.items()), []).append(row)
+        for alike, ids in together.items():
+            self._connection.execute(statement, dict(alike) | {"ids": ids})
+
+    def _write(self, statement: Any, rows: Sequence[dict[str, Any]]) -> None:
+        at_once = self._connection.dialect.name == "postgresql"
+        arrays = {name: [row[name] for row in rows] for name in rows[0]}
+        self._connection.execute(statement, arrays if at_once else rows)
+
+
+def _row(job: NewJob) -> dict[str, Any]:
+    return {
+        "handler": job.handler,
+        "key": job.key,
+        "event": job.event.replace("\0", ""),
+        "subject": job.subject,
+        "line": job.line,
+        "occurred_at": job.occurred_at,
+        "delivery_id": job.delivery_id,
+        "payload": job.payload,
+    }
+
+
+def _outcome(each: JobOutcome) -> dict[str, Any]:
+    return {
+        "state": each.state.value,
+        "error": None if each.error is None else _clean(each.error),
+        "failed": int(each.failed),
+        "not_counted": int(not each.counts),
+        "is_over": each.state is not JobState.WAITING,
+    }
+
+
+def _clean(text: str) -> str:
+    """As any database takes it: no NUL, no lone surrogates."""
+    return text.replace("\0", "").encode(errors="backslashreplace").decode()
+
+
+def count_jobs(connection: sa.Connection) -> list[JobCount]:
+    """Count jobs by handler and state; the oldest of each, too."""
+    query = (
+        sa.select(jobs.c.handler, jobs.c.state, sa.func.count(), sa.func.min(jobs.c.occurred_at))
+        .group_by(jobs.c.handler, jobs.c.state)
+        .order_by(jobs.c.handler, jobs.c.state)
+    )
+    moment = connection.scalar(sa.select(now())) or 0
+    return [
+        JobCount(handler=handler, state=state, count=count, oldest_s=max(0, moment - first) / 1000)
+        for handler, state, count, first in connection.execute(query)
+    ]
+
+
+def find_jobs(connection: sa.Connection, wanted: JobFilter) -> list[JobRow]:
+    """List jobs, the newest first."""
+    names = JobRow.__struct_fields__
+    query = sa.select(*(jobs.c[name] for name in names)).order_by(jobs.c.id.desc())
+    if wanted.ids is not None:
+        query = query.where(jobs.c.id.in_(wanted.ids))
+    for name in ("id", "handler", "state", "subject", "event", "delivery_id"):
+        value = getattr(wanted, name)
+        if value is not None:
+            query = query.where(jobs.c[name] == value)
+    if wanted.after is not None:
+        query = query.where(jobs.c.id < wanted.after)
+    rows = connection.execute(query.limit(wanted.limit)).mappings()
+    return [JobRow(**row) for row in rows]

@@ -1,0 +1,211 @@
+"""PostgreSQL: the engine, and the Database on it."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from logto_webhooks import canonical_json
+from logto_webhooks.database import inspect, migrate
+from logto_webhooks.database.async_runner import AsyncRunner
+from logto_webhooks.database.errors import place_of, translate_errors
+from logto_webhooks.database.inspect import DatabaseInfo
+from logto_webhooks.database.postgres_url import address_of
+from logto_webhooks.database.sessions import schema_map, translation
+from logto_webhooks.database.store import DatabaseStore
+from logto_webhooks.database.sync_runner import ThreadRunner
+from logto_webhooks.database.time_limits import READ_S
+from logto_webhooks.interfaces import LONGEST_S, SETTING, HandlerRunner
+
+# A transaction in which what follows a lock sees what others committed before it.
+LEVEL: Final = "READ COMMITTED"
+CONNECT_S: Final = 3.0
+CANCEL_EVERY_S: Final = 0.1
+STATEMENT_S: Final = 8.0
+
+
+def make_postgres_engine(url: sa.URL | str, name: str = "database_url", **pool: Any) -> AsyncEngine:
+    """Make an engine; it connects on first use. Raises SettingInvalid with the setting's `name`.
+
+    `postgres://…` and `postgresql://…` use asyncpg; `+asyncpg` and `+psycopg` name a driver.
+    `?pgbouncer=true` is for PgBouncer in transaction mode, which hands connections around:
+    nothing is prepared ahead then.
+    `pool` are SQLAlchemy's options of a pool, instead of ours.
+    """
+    text = url if isinstance(url, str) else url.render_as_string(hide_password=False)
+    address = address_of(text, name)
+    driver, pooled = address.driver, address.pooled
+    settings = {} if pooled else _SETTINGS
+    return create_async_engine(
+        address.url,
+        connect_args={
+            **_OPTIONS[driver],
+            **(_UNPREPARED[driver] if pooled else {}),
+            **address.arguments(settings, CONNECT_S),
+        },
+        isolation_level=LEVEL,
+        hide_parameters=True,
+        json_serializer=lambda value: canonical_json.encode(value).decode(),
+        json_deserializer=canonical_json.decode,
+        execution_options={SETTING: name},
+        **(pool or _POOL),
+    )
+
+
+def stop_connection(connection: sa.Connection) -> None:
+    """Close it, from any thread; a statement that runs is cancelled.
+
+    psycopg crashes when it is closed while it sends something: its lock is waited for.
+    """
+    driver: Any = connection.connection.driver_connection
+    lock = getattr(driver, "lock", None)
+    while lock and not lock.acquire(timeout=CANCEL_EVERY_S):
+        with suppress(Exception):  # what can't be cancelled ends by itself
+            driver.cancel_safe(timeout=CONNECT_S)
+    try:
+        driver.close()
+    finally:
+        if lock:
+            lock.release()
+
+
+# A worker that was paused in the middle of a transaction must not hold its locks for ever.
+_IDLE: Final = "10s"
+_POOL: Final[dict[str, Any]] = {"pool_size": 5, "max_overflow": 5, "pool_timeout": CONNECT_S}
+# Settings of the server for our connections; the URL's own win. PgBouncer takes none.
+_SETTINGS: Final[dict[str, str]] = {
+    "idle_in_transaction_session_timeout": _IDLE,
+    # Also where the client can't be reached any more, or has given up.
+    "statement_timeout": f"{STATEMENT_S:.0f}s",
+}
+_OPTIONS: Final[dict[str, dict[str, Any]]] = {
+    "asyncpg": {"command_timeout": STATEMENT_S},
+    "psycopg": {"tcp_user_timeout": int(STATEMENT_S * 1000)},
+}
+_UNPREPARED: Final[dict[str, dict[str, Any]]] = {
+    "asyncpg": {
+        "statement_cache_size": 0,
+        "prepared_statement_cache_size": 0,
+        "prepared_statement_name_func": lambda: f"logto_{uuid.uuid4().hex}",
+    },
+    "psycopg": {"prepare_threshold": None},
+}
+
+
+T = TypeVar("T")
+CHECK_S: Final = 5.0
+# What our work needs, whatever the application's engine is set to.
+_LEVEL: Final[dict[str, Any]] = {"isolation_level": LEVEL}
+
+
+class Postgres:
+    """A PostgreSQL server, on the running event loop; migrated only by `migrate`."""
+
+    budget_s = LONGEST_S
+    any_loop = False
+    files: Sequence[Path] = ()
+
+    def __init__(self, engine: AsyncEngine, schema: str | None, owns: bool = True) -> None:
+        """`owns`: whether the engine is ours to dispose of."""
+        self.name = place_of(engine.url)
+        self._schema = schema
+        self._engine = in_schema(engine if owns else engine.execution_options(**_LEVEL), schema)
+        self._host = AsyncRunner(self._engine, DatabaseStore, owns, translation(engine))
+        self.host: HandlerRunner = self._host
+
+    async def open(self) -> None:
+        """Raise StoreUnavailable, or SchemaMismatch if `migrate` must be run before."""
+        await self.check()
+
+    async def migrate(self) -> None:
+        """Bring the schema up to this release; waits for whoever is at it."""
+        with translate_errors(self._engine):
+            async with self._engine.begin() as connection:
+                await connection.run_sync(migrate.upgrade, self._schema)
+
+    async def check(self) -> None:
+        """Raise StoreUnavailable or SchemaMismatch unless it can be used as it is."""
+        await self._host.look(partial(migrate.check, schema=self._schema), CHECK_S)
+
+    async def premises(self) -> DatabaseInfo:
+        """Tell of itself, whatever its schema. Raises StoreUnavailable."""
+        return await self._host.look(
+            inspect.inspect_database(self.name, schema=self._schema), READ_S
+        )
+
+    def may_work(self) -> bool:
+        """Any number of processes work on one server."""
+        return True
+
+    def migration_sql(self) -> str:
+        """Return the statements that make the schema."""
+        return migrate.sql("postgresql", self._schema)
+
+
+class ThreadedPostgres:
+    """The same on a synchronous engine, in threads."""
+
+    budget_s = LONGEST_S
+    any_loop = True
+    files: Sequence[Path] = ()
+
+    def __init__(self, engine: sa.Engine, schema: str | None) -> None:
+        """The engine is the application's."""
+        self.name = place_of(engine.url)
+        self._schema = schema
+        placing = {"schema_translate_map": schema_map(schema)}
+        self._engine = engine.execution_options(**_LEVEL, **placing)
+        self._host = ThreadRunner(
+            self._engine,
+            DatabaseStore,
+            reads={},
+            committed=lambda: None,
+            failed=lambda: None,
+            stop=stop_connection,
+            owns=False,
+            theirs=translation(engine),
+        )
+        self.host: HandlerRunner = self._host
+
+    async def open(self) -> None:
+        """Raise StoreUnavailable, or SchemaMismatch if `migrate` must be run before."""
+        await self.check()
+
+    async def migrate(self) -> None:
+        """Bring the schema up to this release; waits for whoever is at it."""
+        await asyncio.to_thread(self._in_transaction, partial(migrate.upgrade, schema=self._schema))
+
+    async def check(self) -> None:
+        """Raise StoreUnavailable or SchemaMismatch unless it can be used as it is."""
+        await self._host.look(partial(migrate.check, schema=self._schema), CHECK_S)
+
+    async def premises(self) -> DatabaseInfo:
+        """Tell of itself, whatever its schema. Raises StoreUnavailable."""
+        return await self._host.look(
+            inspect.inspect_database(self.name, schema=self._schema), READ_S
+        )
+
+    def may_work(self) -> bool:
+        """Any number of processes work on one server."""
+        return True
+
+    def migration_sql(self) -> str:
+        """Return the statements that make the schema."""
+        return migrate.sql("postgresql", self._schema)
+
+    def _in_transaction(self, work: Callable[[sa.Connection], T]) -> T:
+        with translate_errors(self._engine), self._engine.begin() as connection:
+            return work(connection)
+
+
+def in_schema(engine: AsyncEngine, schema: str | None) -> AsyncEngine:
+    """The engine, with our tables in a schema of their own."""
+    return engine.execution_options(schema_translate_map=schema_map(schema))

@@ -1,0 +1,155 @@
+"""The engine for embedded SQLite: durable, one writer at a time, and never a file that is gone."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.pool import QueuePool
+
+from logto_webhooks import private_files
+from logto_webhooks.errors import SettingInvalid, StoreUnavailable
+from logto_webhooks.interfaces import SETTING
+
+BUSY_S = 3.0  # the worker's wait and a request's own fit into what a request may wait
+_WAL_PAGES = 4000  # 16 MB: to move pages into the database costs commits that accept
+READS = {"logto_reads": True}
+
+
+def make_sqlite_engine(file: Path, setting: str = "database_url") -> sa.Engine:
+    """Open `file`, which `create` made; the engine itself never creates one.
+
+    WAL with `synchronous=FULL`: a commit is on disk when it returns. A transaction takes the
+    write lock with its first statement, unless the connection has the options `READS`.
+    """
+    uri = f"{file.absolute().as_uri()}?mode=rw"
+
+    def connect() -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            uri, uri=True, timeout=BUSY_S, isolation_level=None, check_same_thread=False
+        )
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute(f"PRAGMA wal_autocheckpoint={_WAL_PAGES}")
+        return connection
+
+    named = sa.URL.create("sqlite", database=str(file))  # for messages: `connect` opens it
+    engine = sa.create_engine(
+        named,
+        creator=connect,
+        poolclass=QueuePool,
+        hide_parameters=True,
+        execution_options={SETTING: setting},
+    )
+    event.listen(engine, "begin", _begin)
+    return engine
+
+
+def stop_connection(connection: sa.Connection) -> None:
+    """Roll back, from any thread, and let nothing more be done on a connection.
+
+    A statement that runs is interrupted, and none is prepared again: who still has the
+    connection would write outside of any transaction.
+    """
+    driver: Any = connection.connection.dbapi_connection
+    driver.set_authorizer(_only_rolling_back)
+    driver.interrupt()
+    driver.rollback()
+
+
+def _only_rolling_back(action: int, what: str | None, *more: str | None) -> int:
+    rolls_back = action == sqlite3.SQLITE_TRANSACTION and what == "ROLLBACK"
+    return sqlite3.SQLITE_OK if rolls_back else sqlite3.SQLITE_DENY
+
+
+def create_file(file: Path, setting: str = "database_url") -> None:
+    """Make an empty database file unless it exists, for its owner alone. Raises SettingInvalid.
+
+    SQLite gives the files beside it the same mode.
+    """
+    try:
+        private_files.create(file)
+        sqlite3.connect(file).close()
+        file.touch()
+        problem = find_forbidden(file)
+    except (OSError, sqlite3.Error) as error:
+        problem = f"{file} can't be opened for writing ({error})"
+    if problem is not None:
+        raise SettingInvalid(name=setting, problem=problem)
+
+
+def find_forbidden(file: Path) -> str | None:
+    """Why this user can't have a database there, if so.
+
+    The file isn't opened for it: to close it again would end SQLite's locks of this process.
+    """
+    effective = os.access in os.supports_effective_ids
+    for path in (file, file.absolute().parent):
+        if not os.access(path, os.W_OK, effective_ids=effective):
+            return f"this user may not write to {path}"
+    return None
+
+
+def try_to_write(connection: sa.Connection) -> None:
+    """Write something, in a transaction that the caller rolls back.
+
+    To begin isn't enough: of a file that is read-only, SQLite makes that a transaction that reads.
+    """
+    connection.exec_driver_sql("PRAGMA user_version = 1")
+
+
+class FileGuard:
+    """Notices that a file of the database was deleted, moved or replaced.
+
+    SQLite goes on writing to such a file, and reports success. The `-wal` and the `-shm` beside
+    the database count, too: they are made with the first connection, and go with the last.
+    """
+
+    def __init__(self, engine: sa.Engine, file: Path) -> None:
+        self._engine = engine
+        self._file = file
+        self._beside = [Path(f"{file}{end}") for end in ("-wal", "-shm")]
+        self._seen: dict[Path, tuple[int, int]] = {}
+
+    def check(self) -> None:
+        """Raise StoreUnavailable if any of them isn't what was first seen; after each commit."""
+        self.check_file()
+        for file in self._beside:
+            self._same(file, "was replaced")
+
+    def check_file(self) -> None:
+        """The same for the database alone, when nobody may be connected."""
+        self._same(self._file, "was replaced; restart to use the new one")
+
+    def _same(self, file: Path, replaced: str) -> None:
+        try:
+            stat = file.stat()
+        except OSError:
+            never = "isn't there; logto-webhooks serve or migrate makes it"
+            raise self._lost(f"{file} {'is gone' if self._seen else never}") from None
+        identity = (stat.st_dev, stat.st_ino)
+        if self._seen.setdefault(file, identity) != identity:
+            raise self._lost(f"{file} {replaced}")
+
+    def reset(self) -> None:
+        """Disconnect, and begin anew: a connection may remember what is wrong after it was mended.
+
+        The last one to disconnect moves what only it can still see into the database.
+        """
+        self._engine.dispose()
+        for file in self._beside:
+            self._seen.pop(file, None)
+
+    def _lost(self, problem: str) -> StoreUnavailable:
+        self.reset()
+        return StoreUnavailable(problem=problem)
+
+
+def _begin(connection: sa.Connection) -> None:
+    options: Any = connection.get_execution_options()
+    reads = options.get("logto_reads", False)
+    connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")

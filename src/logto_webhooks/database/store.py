@@ -1,0 +1,175 @@
+"""The store: everything that a transaction can do."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import sqlalchemy as sa
+
+from logto_webhooks.checkpoints import RECONCILE, RECOVER, SILENT
+from logto_webhooks.clock_offset import Clocks
+from logto_webhooks.database import checkpoints, clock, deliveries, endings, records
+from logto_webhooks.database.deliveries import DatabaseInbox
+from logto_webhooks.database.jobs import DatabaseJobs
+from logto_webhooks.database.signing_keys import DatabaseKeyStore
+from logto_webhooks.deliveries import (
+    ClaimedDelivery,
+    DeliveryOutcome,
+    NewDelivery,
+    ReceivedBody,
+    StoreResult,
+)
+from logto_webhooks.interfaces import DatabaseClock, FoundRow, Progress, RefetchNeed, Status
+from logto_webhooks.records.ending import Ending
+from logto_webhooks.records.record import Key, Kind, Record
+
+
+class DatabaseStore:
+    """A Store; the connection's transaction is the caller's."""
+
+    def __init__(self, connection: sa.Connection) -> None:
+        self._connection = connection
+
+    @property
+    def inbox(self) -> DatabaseInbox:
+        """The inbox to look at."""
+        return DatabaseInbox(self._connection)
+
+    def add(self, new: Sequence[NewDelivery], tried: Collection[bytes] = ()) -> list[StoreResult]:
+        """Put deliveries into the inbox; one answer each, in order."""
+        return deliveries.add_deliveries(self._connection, new, tried)
+
+    def limit_waits(self, lock_s: float, statement_s: float) -> None:
+        """Let this transaction wait no longer for a lock, or for a statement."""
+        if self._connection.dialect.name == "postgresql":
+            limits = {"lock": f"{lock_s * 1000:.0f}", "statement": f"{statement_s * 1000:.0f}"}
+            self._connection.execute(deliveries.LIMIT_WAITS, limits).close()
+
+    def claim(
+        self, token: str, limit: int, max_bytes: int, lease_s: float
+    ) -> list[ClaimedDelivery]:
+        """Take due deliveries, the longest due first; nobody else gets them during the lease."""
+        return deliveries.claim_deliveries(self._connection, token, limit, max_bytes, lease_s)
+
+    def renew(self, token: str, ids: Sequence[int], lease_s: float) -> None:
+        """Hold claimed deliveries longer. Raises ClaimLost when any is no longer held."""
+        deliveries.renew(self._connection, token, ids, lease_s)
+
+    def finish(self, token: str, outcomes: Sequence[DeliveryOutcome]) -> None:
+        """Write outcomes. Raises ClaimLost when any of them is no longer held by `token`."""
+        deliveries.finish_deliveries(self._connection, token, outcomes)
+
+    def lock(
+        self, keys: Sequence[Key], *, share: bool = False, ends: Sequence[Key] = ()
+    ) -> dict[Key, Record]:
+        """Hold records until the transaction ends; of unknown ones there are empty stubs."""
+        return records.lock_records(self._connection, keys, share, ends)
+
+    @property
+    def jobs(self) -> DatabaseJobs:
+        """The handlers and their jobs, in the same transaction."""
+        return DatabaseJobs(self._connection)
+
+    @property
+    def keys_of_hooks(self) -> DatabaseKeyStore:
+        """Keys of hooks, and what no key signed."""
+        return DatabaseKeyStore(self._connection)
+
+    def save(self, changed: Sequence[Record]) -> list[Record]:
+        """Write locked records, and the rows of the mirror that follow from them; return them
+        as they are kept, with their local ids."""
+        return records.save_records(self._connection, changed)
+
+    def drop_memberships(self, ends: Sequence[Record]) -> list[Key]:
+        """End the memberships that are no newer than the end of their user or organization; return
+        those that were present."""
+        return records.drop_memberships(self._connection, ends)
+
+    def newest_membership(self, end: Key) -> int:
+        """Return the greatest stamp at which a membership of a user or an organization was told
+        of; NEVER if there is none."""
+        return records.newest_membership(self._connection, end)
+
+    def end_memberships(self, end: Record, pairs: Sequence[Key]) -> tuple[list[Key], int]:
+        """Do both of the above for some memberships of a user or an organization."""
+        return records.end_memberships(self._connection, end, pairs)
+
+    def with_few_memberships(self, ends: Sequence[Key], most: int) -> list[Key]:
+        """List those users and organizations that have no more than `most` memberships in all,
+        ended ones included."""
+        return records.with_few_memberships(self._connection, ends, most)
+
+    def note_ending(self, ending: Ending) -> None:
+        """Keep that memberships are to be ended step by step."""
+        endings.note(self._connection, ending)
+
+    def endings(self) -> list[Ending]:
+        """List whose memberships are to be ended, the oldest first."""
+        return endings.listed(self._connection)
+
+    def memberships_to_end(self, ending: Ending, limit: int) -> list[Key]:
+        """List memberships that are still to be ended."""
+        return records.to_end(self._connection, ending, limit)
+
+    def finish_ending(self, ending: Ending) -> None:
+        """Note that all memberships have ended."""
+        endings.finish(self._connection, ending)
+
+    def recent(self, limit: int) -> list[ReceivedBody]:
+        """Return the newest deliveries, the newest first."""
+        return deliveries.recent_deliveries(self._connection, limit)
+
+    def clocks(self, limit: int) -> Clocks:
+        """Return the database's clock, and how the newest deliveries are dated."""
+        return deliveries.clocks(self._connection, limit)
+
+    def progress(self, name: str, reached: Progress | None = None) -> Progress | None:
+        """Return how far the work of that name has come; keep `reached` before, if given."""
+        if reached:
+            checkpoints.write_checkpoint(self._connection, name, reached)
+        return checkpoints.read_checkpoint(self._connection, name)
+
+    def clock(self) -> DatabaseClock:
+        """Look at the database's clock."""
+        return clock.read(self._connection)
+
+    def set_clock_back(self, by_ms: int) -> None:
+        """Let all that is due later be due so much sooner, and note what the clock says."""
+        clock.set_back(self._connection, by_ms)
+
+    def waiting(self, limit: int) -> list[RefetchNeed]:
+        """List the records about which Logto must be asked, the longest waiting first."""
+        return records.list_refetches(self._connection, limit)
+
+    def status(self) -> Status:
+        """Count."""
+        recovered, reconciled, silent = map(self.progress, (RECOVER, RECONCILE, SILENT))
+        return Status(
+            deliveries=deliveries.count_deliveries(self._connection),
+            doubtful=records.count_doubtful(self._connection),
+            refetch=records.count_refetches(self._connection),
+            oldest_pending_s=deliveries.oldest_pending_s(self._connection),
+            recovered=recovered.count if recovered else 0,
+            complete_up_to=recovered.at if recovered else None,
+            reconciled_at=reconciled.at if reconciled else None,
+            silent_since=silent.at if silent and silent.count else None,
+            memberships_to_end=endings.memberships_left(self._connection),
+        )
+
+    def find(self, kind: Kind, query: str, limit: int) -> list[FoundRow]:
+        """Find users or organizations by Logto id, local id or what else names them (an email, a
+        phone, a name); else by a part of that."""
+        return records.find_rows(self._connection, records.SIDES[kind], query, limit)
+
+    def keys(
+        self,
+        kind: Kind,
+        limit: int,
+        *,
+        after: str = "",
+        of: Key | None = None,
+        unread_since: int | None = None,
+        with_roles: bool = False,
+    ) -> list[Key]:
+        """List known records that aren't deleted, by id, from `after` on."""
+        return records.list_keys(self._connection, kind, limit, after, of, unread_since, with_roles)

@@ -1,0 +1,244 @@
+"""Deliveries: how they are identified, and their form in each stage of the inbox."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any, Final, Literal, Protocol
+
+from msgspec import Struct
+
+from logto_webhooks import canonical_json
+from logto_webhooks.errors import NotADelivery
+from logto_webhooks.events import (
+    OrganizationDeleted,
+    OrganizationMembershipUpdated,
+    OrganizationUserAdded,
+    OrganizationUserRemoved,
+    UserDeleted,
+)
+from logto_webhooks.events.base import Json, sent_at
+from logto_webhooks.events.registry import payload_of
+from logto_webhooks.records.record import Key, Record
+from logto_webhooks.signing_keys import VerifiedBody, trust
+from logto_webhooks.states import DeliveryState
+
+FUTURE_MS: Final = 300_000  # so far ahead of its receipt a `createdAt` may be
+_ID = re.compile(r"[^\0:]{1,256}")
+Origin = Literal["webhook", "log", "replay"]
+
+# The first word of an event's name -> the kind of its subject, and the parameter with its id.
+_SUBJECTS: Final = {
+    "User": ("user", "userId"),
+    "Organization": ("organization", "id"),
+    "Role": ("role", "id"),
+    "Scope": ("scope", "scopeId"),
+    "OrganizationRole": ("organization-role", "id"),
+    "OrganizationScope": ("organization-scope", "id"),
+    "TrustedDevice": ("user", "userId"),
+}
+
+
+class NewDelivery(Struct, frozen=True, kw_only=True):
+    """One delivery on its way into the inbox; times in milliseconds since the epoch.
+
+    `digest` identifies it: 8 bytes of `createdAt`, and 16 of the SHA-256 of its canonical JSON
+    without `hookId`, because Logto's log returns the same body with other bytes, and each hook
+    sends its own copy. The time in front keeps an index on it in order; `occurred_at` is another
+    one only where that `createdAt` can't be believed.
+    """
+
+    body: bytes
+    digest: bytes
+    event: str
+    subject: str | None
+    occurred_at: int
+    received_at: int
+    origin: Origin = "webhook"
+
+
+def identify(
+    body: VerifiedBody, received_at: int, origin: Origin = "webhook", ahead: int = 0
+) -> NewDelivery:
+    """Make a delivery of a verified body. `ahead` is how far Logto's clock is known to be ahead of
+    the one that told `received_at` (ms).
+
+    A `createdAt` that can't be believed is replaced by the receipt: one of more than `FUTURE_MS`
+    after it, or of no moment that a database holds. Raises NotADelivery.
+    """
+    payload = payload_of(body)
+    occurred_at = sent_at(payload)
+    receipt = received_at + ahead
+    believed = occurred_at is not None and 0 <= occurred_at <= receipt + FUTURE_MS
+    return NewDelivery(
+        body=body.content,
+        digest=_digest(payload, occurred_at or 0),
+        event=_clean(payload["event"]),
+        subject=_subject(payload),
+        occurred_at=occurred_at if occurred_at is not None and believed else receipt,
+        received_at=received_at,
+        origin=origin,
+    )
+
+
+def sent_at_of(digest: bytes) -> int:
+    """When Logto says that it sent a delivery (ms); 0 if it names no moment."""
+    return int.from_bytes(digest[:8])
+
+
+def _digest(payload: Json, occurred_at: int) -> bytes:
+    known = canonical_json.digest({k: v for k, v in payload.items() if k != "hookId"})
+    return max(occurred_at, 0).to_bytes(8, "big") + known[:16]
+
+
+def _subject(payload: Json) -> str | None:
+    """Say whom a delivery is about, as `kind:id`: for people, and to mark who is in doubt."""
+    entity = payload["event"].partition(".")[0]
+    params, data = payload.get("params"), payload.get("data")
+    kind, param = _SUBJECTS.get(entity, ("user", "userId"))
+    candidates: list[Any] = [payload.get("organizationId")] if kind == "organization" else []
+    candidates += [params.get(param)] if isinstance(params, dict) else []
+    candidates += [payload.get("userId")] if kind == "user" else []
+    no_part = payload.get("matchedRoute") in (None, "/users")
+    if isinstance(data, dict) and entity == "TrustedDevice":
+        candidates.insert(0, data.get("userId"))
+    elif isinstance(data, dict) and (kind != "user" or no_part):
+        candidates.append(data.get("id"))
+    found = next((each for each in candidates if isinstance(each, str)), "")
+    return f"{kind}:{found}" if _ID.fullmatch(found) else None
+
+
+def _clean(text: str) -> str:
+    """PostgreSQL's text can't hold NUL; and a label needn't be endless."""
+    return text.replace("\0", "")[:256]
+
+
+# What tells of a user's memberships has an organization as its subject.
+MEMBERSHIP_EVENTS: Final = tuple(
+    each.name
+    for each in (OrganizationMembershipUpdated, OrganizationUserAdded, OrganizationUserRemoved)
+)
+DELETIONS: Final = (UserDeleted.name, OrganizationDeleted.name)
+
+
+class StoreResult(Struct, frozen=True):
+    """Where a delivery stands in the inbox; a duplicate has the id of the first."""
+
+    id: int
+    duplicate: bool
+
+
+class ClaimedDelivery(Struct, frozen=True, kw_only=True):
+    """A delivery that a worker holds; `attempt` counts this one."""
+
+    id: int
+    body: bytes
+    event: str
+    subject: str | None
+    received_at: int
+    attempt: int
+    digest: bytes = b""
+    occurred_at: int = 0
+    origin: str = "webhook"
+
+
+class ReceivedBody(Struct, frozen=True):
+    """A delivery as it came; times in milliseconds, `occurred_at` on Logto's clock."""
+
+    body: bytes
+    occurred_at: int
+    received_at: int
+
+
+class DeliveryOutcome(Struct, frozen=True, kw_only=True):
+    """What became of a claimed delivery; `retry_after_s` only when it is pending again."""
+
+    id: int
+    state: DeliveryState
+    result: str | None = None
+    error: str | None = None
+    retry_after_s: float = 0
+
+
+class StoredDelivery(Struct, frozen=True, kw_only=True):
+    """A delivery in the inbox, and where it stands; times in milliseconds since the epoch.
+
+    `result` is the outcome of the sync, None until then; `error` what last went wrong.
+    """
+
+    id: int
+    event: str
+    subject: str | None
+    occurred_at: int
+    received_at: int
+    origin: Origin
+    state: DeliveryState
+    result: str | None
+    attempts: int
+    error: str | None
+    body: bytes
+
+    @property
+    def call(self) -> str:
+        """The call of Logto's API, or the interaction, that it tells of; "" where Logto doesn't
+        say, as with the account API."""
+        return api_call(self.body)
+
+
+def api_call(body: bytes) -> str:
+    """The call, or the interaction, that a body tells of."""
+    try:
+        payload = payload_of(trust(body))
+    except NotADelivery:
+        return ""
+    method, route = payload.get("method"), payload.get("matchedRoute")
+    if isinstance(method, str) and isinstance(route, str):
+        return f"{method} {route}"
+    interaction = payload.get("interactionEvent")
+    return interaction if isinstance(interaction, str) else ""
+
+
+class DeliveryFilter(Struct, frozen=True, kw_only=True):
+    """Which deliveries to list: all that is given must hold.
+
+    `subject` is `kind:id`; `since` and `until` (not included) are when it was received, in
+    milliseconds; `text` stands in the body as it is. The list is of the newest first, or of the
+    `oldest_first`, and goes on `after` an id.
+    """
+
+    event: str | None = None
+    state: DeliveryState | None = None
+    subject: str | None = None
+    since: int | None = None
+    until: int | None = None
+    text: str | None = None
+    after: int | None = None
+    oldest_first: bool = False
+    limit: int = 20
+
+
+class Inbox(Protocol):
+    """The inbox to look at, and the records that follow from it; nothing of them is held."""
+
+    def search(self, sought: DeliveryFilter) -> list[StoredDelivery]:
+        """List deliveries."""
+
+    def get(self, delivery_id: int) -> StoredDelivery | None:
+        """Return one delivery; None if there is no such id."""
+
+    def again(self, ids: Sequence[int]) -> int:
+        """Make deliveries pending again, but those that are; return how many."""
+
+    def about(
+        self, key: Key, others: Sequence[Key], after: int, limit: int
+    ) -> list[StoredDelivery]:
+        """List what may tell of a user or an organization, or of its memberships, by id; of the
+        `others`, at the other ends of these, only their deletions.
+
+        A user's membership stands in an organization's delivery: those come that hold the
+        user's id as text.
+        """
+
+    def known(self, key: Key) -> dict[Key, Record]:
+        """Return a user's or an organization's record, if there is one, and those of all its
+        memberships, ended ones included."""

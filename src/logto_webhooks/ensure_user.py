@@ -1,0 +1,145 @@
+"""Create a user from token claims before its webhook arrives."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Annotated, Any, Final
+
+import msgspec
+from msgspec import Meta, Struct
+
+from logto_webhooks.errors import (
+    ClaimsUnusable,
+    LogtoApiError,
+    LogtoUnreachable,
+    UserIsDeletedError,
+)
+from logto_webhooks.events.local import UserRow
+from logto_webhooks.interfaces import Logto, Store, TransactionRunner
+from logto_webhooks.logto import api_responses
+from logto_webhooks.logto.clock_skew import make_span_clock
+from logto_webhooks.records import local_events
+from logto_webhooks.records.record import Change, Key, Record, Upsert, Value
+from logto_webhooks.sync import apply
+
+# Alone they are no text: no database has them.
+_SURROGATES: Final = r"\ud800-\udfff"
+Text = Annotated[str, Meta(pattern=rf"\A[^{_SURROGATES}]*\Z")]
+Sub = Annotated[str, Meta(min_length=1, max_length=256, pattern=rf"\A[^\0:{_SURROGATES}]*\Z")]
+
+
+class Claims(Struct, frozen=True, kw_only=True):
+    """The claims of an ID token, an access token or of `/oidc/me`, as Logto names them.
+
+    An application's own token has its id in both `sub` and `client_id`.
+    """
+
+    sub: Sub
+    client_id: Any = None
+    username: Text | None = None
+    email: Text | None = None
+    phone_number: Text | None = None
+    name: Text | None = None
+    picture: Text | None = None
+
+
+def to_change(claims: Mapping[str, Any]) -> Upsert:
+    """What the claims tell, with the lowest stamp: whatever Logto says, before or after, wins.
+
+    Raises ClaimsUnusable.
+    """
+    if not isinstance(claims, Mapping):
+        raise ClaimsUnusable(problem=f"they are a {type(claims).__name__}, not a mapping")
+    try:
+        told = msgspec.convert(dict(claims), Claims)
+    except msgspec.ValidationError as error:
+        raise ClaimsUnusable(problem=str(error)) from None
+    if told.client_id == told.sub:
+        raise ClaimsUnusable(problem="they are an application's, whose `sub` is its `client_id`")
+    own: dict[str, Any] = {
+        "username": told.username,
+        "primaryEmail": told.email,
+        "primaryPhone": told.phone_number,
+        "name": told.name,
+        "avatar": told.picture,
+        "identities": {},
+    }
+    return Upsert(Key("user", told.sub), {"own": Value(own, 0, 0, 0)})
+
+
+POLL_S: Final = 0.1
+
+
+def ensure_user(store: Store, told: Mapping[str, Any], more: Change | None = None) -> UserRow:
+    """Return the user whom claims name, made of them if there is none; `more` is what Logto
+    answered about the user.
+
+    Raises ClaimsUnusable, UserDeleted.
+    """
+    change = to_change(told)
+    record = store.lock([change.key])[change.key]
+    is_gone = record.deleted_at is not None
+    told_by = more if is_gone or more is not None else change  # no claims bring anybody back
+    if told_by is not None and (is_gone or not record.complete):
+        apply.apply_reads(store, [told_by], "ensure_user")
+        record = store.lock([change.key])[change.key]
+    return _row(record)
+
+
+async def ask_for_user(
+    logto: Logto, host: TransactionRunner, told: Mapping[str, Any]
+) -> Change | None:
+    """Ask Logto about a user who isn't known here, or who may be back after a deletion; None if
+    there is no need, or it can't be asked now.
+
+    Raises ClaimsUnusable, InvalidApiResponse, StoreUnavailable.
+    """
+    key = to_change(told).key
+    record = (await host.read(lambda store: store.inbox.known(key))).get(key) or Record(key)
+    if record.complete if record.deleted_at is None else not _may_be_back(record, told):
+        return None
+    try:
+        answered = await logto.user(key.id)
+    except (LogtoUnreachable, LogtoApiError):
+        return None
+    if answered.content is None:
+        return None  # who has a token was there: let the webhook tell
+    return api_responses.read_user(
+        key.id, answered.content, (await make_span_clock(host))(answered)
+    )
+
+
+async def find_user(host: TransactionRunner, key: Key) -> UserRow | None:
+    """The row of a user; None if there is none (yet). Raises UserDeleted, StoreUnavailable."""
+    record = (await host.read(lambda store: store.inbox.known(key))).get(key)
+    if record is None or not (record.complete or record.deleted_at is not None):
+        return None
+    return _row(record)
+
+
+async def wait_for_user(host: TransactionRunner, user_id: str, timeout_s: float) -> UserRow:
+    """Look, and wait until a user is known here. Raises ClaimsUnusable for what is no id,
+    TimeoutError, UserDeleted, StoreUnavailable."""
+    key = to_change({"sub": user_id}).key
+    row = await find_user(host, key)
+    async with asyncio.timeout(max(0, timeout_s)):
+        while row is None:  # whoever applies it may be another process
+            await asyncio.sleep(POLL_S)
+            row = await find_user(host, key)
+    return row
+
+
+def _may_be_back(record: Record, told: Mapping[str, Any]) -> bool:
+    """Whether something later tells of a deleted user: Logto, or a token issued after that."""
+    issued_at = told.get("iat")
+    if isinstance(issued_at, int | float) and issued_at * 1000 > (record.deleted_at or 0):
+        return True
+    return bool(record.doubts)
+
+
+def _row(record: Record) -> UserRow:
+    row = local_events.user_row(record)
+    if record.deleted_at is not None or row is None:
+        raise UserIsDeletedError(id=record.key.id)
+    return row

@@ -1,0 +1,130 @@
+"""A user, and the events that tell of one: administration, sign-up, sign-in."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Final
+
+from msgspec import UNSET, Struct, UnsetType
+
+from logto_webhooks.events.base import Event, Id, Json, first_present
+
+# The shape of `data` is known from the route, never from its content: whoever can write
+# customData could else make it look like another user.
+WHOLE_USER_ROUTES: Final = (
+    None,  # sign-ups, the account API and logto-configs name no route
+    "/users",
+    "/users/:userId",
+    "/users/:userId/password",
+    "/users/:userId/is-suspended",
+)
+PART_ROUTES: Final = {
+    "/users/:userId/custom-data": "customData",
+    "/users/:userId/profile": "profile",
+}
+
+
+class User(Struct, frozen=True, kw_only=True, rename="camel"):
+    """A user as Logto's API answers it; times in milliseconds since the epoch."""
+
+    id: Id
+    username: str | None = None
+    primary_email: str | None = None
+    primary_phone: str | None = None
+    name: str | None = None
+    avatar: str | None = None
+    identities: Json = {}
+    custom_data: Json | UnsetType = UNSET
+    profile: Json | UnsetType = UNSET
+    is_suspended: bool | UnsetType = UNSET
+    last_sign_in_at: int | None = None
+    created_at: int | None = None
+    updated_at: int | None = None
+
+
+class UserEvent(Event, frozen=True, kw_only=True):
+    """An event about one user; `user` is None where Logto's route is unknown to this release."""
+
+    strict: ClassVar[frozenset[str]] = frozenset(
+        {"createdAt", "userId", "user", "customData", "profile"}
+    )
+
+    user_id: Id
+    user: User | None = None
+
+    @classmethod
+    def shape(cls, payload: Json) -> Json:
+        """Take `data` for what the route says it is; for nothing, if the route is unknown."""
+        data, params = payload.get("data"), payload.get("params")
+        route = payload.get("matchedRoute")
+        part = PART_ROUTES.get(route) if isinstance(route, str) else None
+        whole = data if route in WHOLE_USER_ROUTES else None
+        user_id = first_present(
+            params.get("userId") if isinstance(params, dict) else None,
+            whole.get("id") if isinstance(whole, dict) else None,
+        )
+        shaped: Json = {"userId": user_id, "user": whole, "customData": None, "profile": None}
+        return shaped | ({part: data} if part else {})
+
+
+class UserCreated(UserEvent, frozen=True, kw_only=True):
+    """A user was created by an administrator, or signed up."""
+
+    name: ClassVar[str] = "User.Created"
+
+
+class UserDataUpdated(UserEvent, frozen=True, kw_only=True):
+    """A user was changed. One of `user`, `custom_data` and `profile` holds the new state.
+
+    All three are None where the route is one that this release doesn't know.
+    """
+
+    name: ClassVar[str] = "User.Data.Updated"
+    custom_data: Json | None = None
+    profile: Json | None = None
+
+
+class UserSuspensionStatusUpdated(UserEvent, frozen=True, kw_only=True):
+    """A user was suspended, or no longer is."""
+
+    name: ClassVar[str] = "User.SuspensionStatus.Updated"
+
+
+class UserDeleted(UserEvent, frozen=True, kw_only=True):
+    """A user was deleted; `user` is the last state, where Logto told it."""
+
+    name: ClassVar[str] = "User.Deleted"
+    strict: ClassVar[frozenset[str]] = frozenset({"createdAt", "userId"})
+
+
+class InteractionEvent(Event, frozen=True, kw_only=True):
+    """Somebody signed up, signed in or reset a password; `user` is the state after it."""
+
+    strict: ClassVar[frozenset[str]] = frozenset({"createdAt", "userId", "user"})
+
+    user_id: Id
+    user: User | None = None
+    user_ip: str | None = None
+
+
+class PostRegister(InteractionEvent, frozen=True, kw_only=True):
+    """Somebody signed up."""
+
+    name: ClassVar[str] = "PostRegister"
+
+
+class PostSignIn(InteractionEvent, frozen=True, kw_only=True):
+    """Somebody signed in. After a single sign-on Logto sends nothing else of the user."""
+
+    name: ClassVar[str] = "PostSignIn"
+
+
+class PostResetPassword(InteractionEvent, frozen=True, kw_only=True):
+    """Somebody set a new password."""
+
+    name: ClassVar[str] = "PostResetPassword"
+
+
+class PostSignInAdaptiveMfaTriggered(InteractionEvent, frozen=True, kw_only=True):
+    """A sign-in looked risky, and Logto asked for a second factor (Logto 1.38 and later)."""
+
+    name: ClassVar[str] = "PostSignInAdaptiveMfaTriggered"

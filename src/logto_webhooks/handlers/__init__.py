@@ -1,0 +1,1 @@
+"""The application's handlers: registration, jobs, execution."""

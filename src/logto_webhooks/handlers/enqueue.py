@@ -1,0 +1,231 @@
+"""Enqueue jobs in the transaction that applies a delivery."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from typing import Final, cast
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from logto_webhooks.checkpoints import INSTALLED, RECONCILE
+from logto_webhooks.deliveries import ClaimedDelivery
+from logto_webhooks.events import Event
+from logto_webhooks.events.base import LATEST
+from logto_webhooks.events.local import (
+    LocalEvent,
+    LocalMemberAdded,
+    LocalMemberRemoved,
+    LocalOrganizationCreated,
+    LocalUserCreated,
+    Source,
+)
+from logto_webhooks.handlers import matching
+from logto_webhooks.interfaces import Store
+from logto_webhooks.jobs import NewJob
+from logto_webhooks.records import local_events
+from logto_webhooks.records.ending import Ending
+from logto_webhooks.records.record import NEVER, DeliveryChange, Key, Record
+
+_NEW: Final = (LocalUserCreated, LocalOrganizationCreated, LocalMemberAdded)
+
+
+class PlannedDelivery(Struct, frozen=True):
+    """A claimed delivery, and what it changes."""
+
+    claimed: ClaimedDelivery
+    event: Event
+    changes: list[DeliveryChange]
+
+    @property
+    def weight(self) -> int:
+        """How much work it is: one, or as many as it changes."""
+        return max(1, len(self.changes))
+
+
+class WrittenRecords(Struct, frozen=True):
+    """What a transaction wrote: records before and after, and memberships that went with an end.
+
+    `many` are deleted records whose memberships are to be ended step by step.
+    """
+
+    changed: list[tuple[Record, Record]]
+    left: list[Key]
+    many: list[Record] = []
+
+
+def is_late(claimed: ClaimedDelivery, window_ms: int) -> bool:
+    """Whether a signed body came to the webhook later than Logto sends any, so that somebody else
+    may have sent it again. Logto's log, and a replay by hand, may bring what is older."""
+    age = claimed.received_at - claimed.occurred_at
+    return window_ms > 0 and claimed.origin == "webhook" and age > window_ms
+
+
+def enqueue_for_deliveries(
+    store: Store,
+    batch: Sequence[PlannedDelivery],
+    written: WrittenRecords,
+    *,
+    own: bool = True,
+    window_ms: int = 0,
+) -> int:
+    """Make the deliveries' `own` jobs, and those of what they changed here; none of what came to
+    the webhook later than `window_ms`, if that isn't 0.
+
+    Return since when there are any (ms): 0 if no handler is known, so that none could be told.
+    """
+    handlers = store.jobs.handlers()
+    if not handlers:
+        return 0
+    since = read_installed_at(store)
+    jobs = [
+        job
+        for each in (batch if own else ())
+        if not is_late(each.claimed, window_ms)
+        for job in matching.jobs_for_event(each.event, each.claimed, handlers, since)
+    ]
+    brought = _brought(batch)
+    for key, event in _events(written, since, "webhook"):
+        claimed = _bringer(key, brought)
+        if claimed.occurred_at < since or is_late(claimed, window_ms):
+            continue
+        told = replace(event, source=cast(Source, claimed.origin))
+        jobs += matching.jobs_for_change(told, uuid.uuid4().hex, handlers, claimed.id)
+    store.jobs.add(jobs)
+    return since
+
+
+def own_jobs(store: Store, planned: PlannedDelivery, window_ms: int = 0) -> list[NewJob]:
+    """The jobs of a delivery itself, to be made."""
+    handlers = store.jobs.handlers()
+    if not handlers or is_late(planned.claimed, window_ms):
+        return []
+    return matching.jobs_for_event(
+        planned.event, planned.claimed, handlers, read_installed_at(store)
+    )
+
+
+def endings_of_deliveries(
+    store: Store,
+    batch: Sequence[PlannedDelivery],
+    written: WrittenRecords,
+    since: int,
+    window_ms: int = 0,
+) -> None:
+    """Keep what is left to do for deleted records with very many memberships."""
+    brought = _brought(batch) if written.many else {}
+    for record in written.many:
+        claimed = _bringer(record.key, brought)
+        is_quiet = claimed.occurred_at < since or is_late(claimed, window_ms)
+        source = None if is_quiet else claimed.origin
+        store.note_ending(_ending(record, source, claimed.id))
+
+
+def of_ended(store: Store, pairs: Sequence[Key], ending: Ending) -> None:
+    """Make the jobs of memberships that ended with a deleted user or organization."""
+    if ending.source is None or not pairs:
+        return
+    name = LocalMemberRemoved.name
+    handlers = [each for each in store.jobs.handlers() if matching.is_wanted(each, name)]
+    if not handlers:
+        return
+    source = cast(Source, ending.source)
+    store.jobs.add(
+        [
+            job
+            for key in pairs
+            for job in matching.jobs_for_change(
+                local_events.member_removed(key, source),
+                uuid.uuid4().hex,
+                handlers,
+                ending.delivery_id,
+            )
+        ]
+    )
+
+
+def enqueue_for_reads(store: Store, written: WrittenRecords, source: Source | None) -> None:
+    """Make the jobs of what Logto's answers changed here; none without a `source`. Keep what is
+    left to do for deleted records with very many memberships."""
+    old = _jobs_of_answers(store, written, source) if source is not None else set()
+    for record in written.many:
+        store.note_ending(_ending(record, None if record.key in old else source, None))
+
+
+def _ending(record: Record, source: str | None, delivery_id: int | None) -> Ending:
+    return Ending(
+        key=record.key,
+        ended_at=record.ended_at,
+        source=source,
+        delivery_id=delivery_id,
+    )
+
+
+def _jobs_of_answers(store: Store, written: WrittenRecords, source: Source) -> set[Key]:
+    """Make the jobs; return of what there are none, because it may be older than the
+    installation."""
+    handlers = store.jobs.handlers()
+    if not handlers:
+        return set()
+    since = read_installed_at(store)
+    # Until all was compared once, what changed before the installation can't be told from others.
+    first_look = store.progress(RECONCILE) is None
+    old = {after.key for _, after in written.changed if first_look and _is_old(after, since)}
+    old |= {key for key in written.left if old.intersection(key.organization_and_user)}
+    jobs = [
+        job
+        for key, event in _events(written, since, source)
+        if key not in old
+        for job in matching.jobs_for_change(event, uuid.uuid4().hex, handlers, None)
+    ]
+    store.jobs.add(jobs)
+    return old
+
+
+def read_installed_at(store: Store) -> int:
+    """Since when this is installed (ms): what is older runs no handlers."""
+    installed = store.progress(INSTALLED)
+    return installed.at if installed else 0
+
+
+def _events(written: WrittenRecords, since: int, source: Source) -> list[tuple[Key, LocalEvent]]:
+    told = [
+        (after.key, event)
+        for before, after in written.changed
+        for event in local_events.local_events(before, after, source)
+        if not (_is_new(event) and _born(after) < since)
+    ]
+    return told + [(key, local_events.member_removed(key, source)) for key in written.left]
+
+
+def _is_new(event: LocalEvent) -> bool:
+    """Whether it tells of what wasn't here before; what is back was."""
+    return isinstance(event, _NEW) and not getattr(event, "restored", False)
+
+
+def _born(record: Record) -> int:
+    name = "addedAt" if record.key.kind == "membership" else "createdAt"
+    return record.facts.get(name, LATEST)
+
+
+def _is_old(record: Record, since: int) -> bool:
+    """Whether nothing says that it is of after the installation. An answer doesn't tell when
+    somebody joined."""
+    newest = record.facts.get("updatedAt", NEVER)
+    return record.key.kind == "membership" or (_born(record) < since and newest < since)
+
+
+def _brought(batch: Sequence[PlannedDelivery]) -> dict[Key, ClaimedDelivery]:
+    """Which delivery, the newest if several, told of a record."""
+    brought: dict[Key, ClaimedDelivery] = {}
+    for each in sorted(batch, key=lambda planned: planned.claimed.occurred_at):
+        brought |= {change.key: each.claimed for change in each.changes}
+    return brought
+
+
+def _bringer(key: Key, brought: dict[Key, ClaimedDelivery]) -> ClaimedDelivery:
+    """The delivery that changed a record: its own, or its end's, with which it went."""
+    if key in brought:
+        return brought[key]
+    return next(brought[end] for end in key.organization_and_user if end in brought)

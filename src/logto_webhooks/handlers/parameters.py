@@ -1,0 +1,262 @@
+"""Resolve the parameters of a handler, once, when it is registered."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+import types
+import typing
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final, Literal
+
+from msgspec import Struct
+
+from logto_webhooks.errors import InvalidHandler
+from logto_webhooks.events import Event
+from logto_webhooks.events.local import LocalEvent, LocalUserEvent, UserRow
+from logto_webhooks.jobs import Delivery
+
+LONGEST_NAME: Final = 200
+_CALL_IT: Final = "give it a name: name='…'"
+
+
+def handler_name(function: Any, name: Any) -> str:
+    """By which name jobs know a function: the one that is given, or its module's and its own.
+
+    Raises InvalidHandler.
+    """
+    if not callable(function) or isinstance(function, type):
+        raise InvalidHandler(name=repr(function), problem="it is no function")
+    own = _own_name(function) if name is None else name
+    if not isinstance(own, str) or not own.strip() or not own.isprintable():
+        problem = "its name must be a text that can be printed"
+        raise InvalidHandler(name=repr(own), problem=problem)
+    if len(own) > LONGEST_NAME:
+        problem = f"its name is longer than {LONGEST_NAME} characters; {_CALL_IT}"
+        raise InvalidHandler(name=own, problem=problem)
+    return own
+
+
+def _own_name(function: Any) -> str:
+    module, own = (getattr(function, each, None) for each in ("__module__", "__qualname__"))
+    if module is None or own is None:
+        raise InvalidHandler(name=repr(function), problem=f"it has none; {_CALL_IT}")
+    return f"{module}:{own}"
+
+
+def is_awaited(function: Callable[..., Any]) -> bool:
+    """Whether calling it gives what must be awaited. Raises ValueError for a generator, which
+    nobody would run."""
+    called = _called(function)
+    if any(
+        inspect.isgeneratorfunction(each) or inspect.isasyncgenfunction(each) for each in called
+    ):
+        raise ValueError("it is a generator, of which nothing would run: let it have no yield")
+    return any(inspect.iscoroutinefunction(each) for each in called)
+
+
+def _called(function: Any) -> tuple[Any, Any]:
+    """What runs when it is called: of a partial or a staticmethod its function, of an object its
+    `__call__`."""
+    while isinstance(function, functools.partial | staticmethod):
+        function = function.func if isinstance(function, functools.partial) else function.__func__
+    return function, type(function).__call__
+
+
+class Absent:
+    """A type that isn't there when the function runs, such as one imported for type checkers."""
+
+    def __class_getitem__(cls, item: object) -> type:
+        return cls
+
+
+def read_parameters(function: Callable[..., Any]) -> Iterable[inspect.Parameter]:
+    """The parameters; a name that isn't there stands for an Absent type of that name.
+
+    Raises ValueError.
+    """
+    absent: dict[str, Any] = {}
+    try:
+        while True:
+            try:
+                signature = inspect.signature(function, eval_str=True, locals=absent)
+                return signature.parameters.values()
+            except NameError as error:
+                if error.name is None or error.name in absent:
+                    raise
+                absent[error.name] = type(error.name, (Absent,), {})
+    except Exception as error:
+        raise ValueError(f"its annotations can't be read ({error})") from None
+
+
+def union_members(annotation: Any) -> list[Any]:
+    """What an annotation means, of a union each."""
+    origin = typing.get_origin(annotation)
+    if origin is typing.Annotated:
+        return union_members(annotation.__origin__)
+    if origin in (typing.Union, types.UnionType):
+        return [one for each in typing.get_args(annotation) for one in union_members(each)]
+    return [origin or annotation]
+
+
+def annotated_classes(members: Sequence[Any]) -> tuple[type, ...]:
+    """The classes, without None; none if anything is odd."""
+    classes = tuple(each for each in members if each is not types.NoneType)
+    return classes if all(isinstance(each, type) for each in classes) else ()
+
+
+Kind = Literal["event", "delivery", "user", "logger", "transaction"]
+LOGGER: Final = logging.LoggerAdapter
+# What a subclass of a Session is made with.
+SESSION_ARGUMENTS: Final = ("bind", "join_transaction_mode", "expire_on_commit")
+# Where defaults come from that frameworks replace before they call a function.
+_MARKER_MODULES: Final = {
+    "fastapi.params",
+    "litestar.params",
+    "dependency_injector.wiring",
+    "typer.models",
+    "pydantic.fields",
+    "ninja.params.models",
+}
+_MARKER_PACKAGES: Final = {"fast_depends", "faststream", "taskiq_dependencies", "injector", "ninja"}
+_MARKERS: Final = {"Depends", "Security", "Dependency", "Provide", "Inject", "Injected"}
+_FIX: Final = "the default (sessions are given by their type), or get the value in the function"
+_BY_NAME: Final[dict[str, Kind]] = {
+    "event": "event",
+    "delivery": "delivery",
+    "user": "user",
+    "logger": "logger",
+}
+_BY_TYPE: Final[dict[Any, Kind]] = {Delivery: "delivery", UserRow: "user", LOGGER: "logger"}
+
+
+class ParameterSource(Struct, frozen=True):
+    """One parameter: what fills it, and of which types that may be; without any, it was named."""
+
+    name: str
+    kind: Kind
+    types: tuple[type, ...] = ()
+
+
+def resolve_parameters(
+    function: Callable[..., Any], provided: Sequence[type] | None, told: Sequence[type]
+) -> tuple[ParameterSource, ...]:
+    """Look at a handler's parameters. `provided` are the database's transactions, None if it
+    isn't known yet; `told` the classes of the events that the handler is given.
+
+    Raises ValueError, which says what can't be filled.
+    """
+    wishes = [wish for each in read_parameters(function) if (wish := _wish(each, provided, told))]
+    if sum(each.kind == "transaction" for each in wishes) > 1:
+        raise ValueError("it asks for two transactions: a handler has one")
+    return tuple(wishes)
+
+
+def _wish(
+    parameter: inspect.Parameter, provided: Sequence[type] | None, told: Sequence[type]
+) -> ParameterSource | None:
+    """What fills a parameter; None if it keeps its default."""
+    if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+        return None
+    members = [] if _says_nothing(parameter) else union_members(parameter.annotation)
+    classes = annotated_classes(members)
+    _refuse_marker(parameter)
+    kind = _kind(parameter, classes, provided)
+    if parameter.kind is parameter.POSITIONAL_ONLY or kind is None:
+        if parameter.default is not parameter.empty:
+            return None
+        raise ValueError(_cannot(parameter, provided or ()))
+    wish = ParameterSource(parameter.name, kind, classes)
+    _check(wish, told, may_be_none=types.NoneType in members)
+    return wish
+
+
+def _kind(
+    parameter: inspect.Parameter, classes: Sequence[type], provided: Sequence[type] | None
+) -> Kind | None:
+    if _says_nothing(parameter):
+        return _BY_NAME.get(parameter.name)
+    if isinstance(parameter.annotation, str):  # as all are where annotations are imported
+        raise ValueError(f"{_named(parameter)} is quoted twice: leave out the quotes")
+    if any(issubclass(each, Absent) for each in classes):
+        problem = "isn't there when this runs: import it outside of `if TYPE_CHECKING`"
+        raise ValueError(f"{_named(parameter)} {problem}")
+    if classes and all(issubclass(each, Event | LocalEvent) for each in classes):
+        return "event"
+    if len(classes) != 1:
+        return None
+    if kind := _BY_TYPE.get(classes[0]):
+        return kind
+    if provided is None:
+        may_be = parameter.default is parameter.empty
+    else:
+        may_be = _is_provided(parameter, classes[0], provided)
+    return "transaction" if may_be else None
+
+
+def _is_provided(parameter: inspect.Parameter, wanted: type, provided: Sequence[type]) -> bool:
+    """Whether a transaction can be given as that. Raises ValueError for a subclass that can't be
+    made."""
+    if wanted in provided:
+        return True
+    if not issubclass(wanted, tuple(provided)):
+        return False
+    try:
+        inspect.signature(wanted).bind(**dict.fromkeys(SESSION_ARGUMENTS))
+    except (TypeError, ValueError):
+        arguments = ", ".join(f"{each}=…" for each in SESSION_ARGUMENTS)
+        problem = f"can't be made by {wanted.__name__}({arguments}): let its __init__ take these"
+        raise ValueError(f"{_named(parameter)} {problem}") from None
+    return True
+
+
+def _refuse_marker(parameter: inspect.Parameter) -> None:
+    """Raise ValueError for a default that means something to a framework alone."""
+    kind = type(parameter.default)
+    module = kind.__module__.partition(".")[0]
+    if (
+        kind.__module__ in _MARKER_MODULES
+        or module in _MARKER_PACKAGES
+        or kind.__name__ in _MARKERS
+    ):
+        problem = f"a framework would fill that, and no framework calls a handler: remove {_FIX}"
+        shown = f"{kind.__module__}.{kind.__name__}"
+        raise ValueError(f"{_named(parameter)} has a {shown} as its default; {problem}")
+
+
+def _says_nothing(parameter: inspect.Parameter) -> bool:
+    return parameter.annotation in (parameter.empty, Any)
+
+
+def _check(wish: ParameterSource, told: Sequence[type], may_be_none: bool) -> None:
+    """Raise ValueError if the types of a parameter leave out what it will be given."""
+    if not wish.types:
+        return
+    if wish.kind == "event":
+        for each in told:
+            if not issubclass(each, wish.types):
+                problem = "let its type have it, too, or be events.Event"
+                raise ValueError(
+                    f"the parameter {wish.name!r} isn't for {each.__name__}: {problem}"
+                )
+    has_row = all(issubclass(each, LocalUserEvent) for each in told)
+    if wish.kind == "user" and not may_be_none and not has_row:
+        problem = "not every event has one here, so write UserRow | None"
+        raise ValueError(f"the parameter {wish.name!r} may be None: {problem}")
+
+
+def _cannot(parameter: inspect.Parameter, provided: Sequence[type]) -> str:
+    if parameter.kind is parameter.POSITIONAL_ONLY:
+        return f"{_named(parameter)} is positional-only, and all are given by name: remove the /"
+    transactions = [each.__name__ for each in provided]
+    can = ["an event", "Delivery", "UserRow | None", "logging.LoggerAdapter", *transactions]
+    names = ", ".join(_BY_NAME)
+    return f"{_named(parameter)} can't be filled here, only {', '.join(can)}, or by name {names}"
+
+
+def _named(parameter: inspect.Parameter) -> str:
+    named = f"the parameter {parameter.name!r}"
+    if parameter.annotation is parameter.empty:
+        return named
+    return f"{named} of type {getattr(parameter.annotation, '__name__', parameter.annotation)}"

@@ -1,0 +1,296 @@
+"""How many jobs a process holds at once, handler by handler: none takes the places of another."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
+from functools import partial
+from typing import Final
+
+from logto_webhooks.database.detached_call import MOST as MOST_LEFT
+from logto_webhooks.database.detached_call import MOST_OF_ONE, AbandonedCalls
+from logto_webhooks.errors import TimedOut, describe
+from logto_webhooks.handlers.execute import (
+    LEASE_S,
+    ClaimedJob,
+    JobExecutor,
+    to_released,
+    was_cancelled,
+)
+from logto_webhooks.handlers.registry import Handler, Handlers
+from logto_webhooks.handlers.watchdog import Watchdog
+from logto_webhooks.instrumentation.events import HandlerHeld, Observer, Stalled
+from logto_webhooks.interfaces import Clock, HandlerRunner, Store
+from logto_webhooks.jobs import JobOutcome
+
+MOST: Final = 100
+
+
+class ConcurrencyLimits:
+    """The places of each handler: as many as its `concurrency` says."""
+
+    def __init__(
+        self, handlers: Iterable[Handler], transactions: int, left: AbandonedCalls
+    ) -> None:
+        """`transactions`: how many handlers may be in a transaction at once, whichever."""
+        handlers = list(handlers)
+        self._most = {each.name: _most(each, transactions) for each in handlers}
+        self._plain = {each.name for each in handlers if not each.is_async}
+        self._left = left
+
+    def free(self, taken: Iterable[str]) -> dict[str, int]:
+        """How many more of each handler there may be; `taken` are the names of those in hand."""
+        counts = Counter(taken)
+        held = self.held()
+        free = {name: most - counts[name] for name, most in self._most.items()}
+        return {name: room for name, room in free.items() if room > 0 and name not in held}
+
+    def held(self) -> dict[str, int]:
+        """The handlers that may not be called now, because too many threads were left behind, by
+        them or by all; and how many by each."""
+        left = self._left.counts()
+        if left.total() >= MOST_LEFT:
+            return {name: left[name] for name in self._plain}
+        return {name: count for name, count in left.items() if count >= MOST_OF_ONE}
+
+
+def _most(handler: Handler, transactions: int) -> int:
+    if handler.options.concurrency:
+        return handler.options.concurrency
+    if handler.transaction is None:
+        return MOST
+    return max(1, transactions * 2 // 3)  # a slow one leaves some to others
+
+
+POLL_S: Final = 1.0
+LONGEST_STALL_S: Final = 5.0
+MEND_S: Final = 300.0
+GRACE_S: Final = 5.0
+CANCEL_S: Final = 1.0
+TELL_S: Final = 60.0
+CAREFUL_S: Final = 60.0
+
+
+class JobRunner:
+    """Runs the jobs of the handlers whose code is here. Any number may run."""
+
+    def __init__(
+        self,
+        host: HandlerRunner,
+        clock: Clock,
+        observe: Observer,
+        jitter: Callable[[], float],
+        handlers: Handlers,
+        may_work: Callable[[], bool] = lambda: True,
+    ) -> None:
+        self._host = host
+        self._observe = observe
+        self._attempts = JobExecutor(host.handle, clock, jitter, handlers)
+        self._may_work = may_work
+        self._wake = asyncio.Event()
+        self._stopping = False
+        self._held: dict[int, ClaimedJob] = {}  # line -> its job
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._outcomes: list[tuple[str, JobOutcome]] = []
+        self._put_back: list[tuple[str, JobOutcome]] = []  # what was locked
+        self._put_back_until = 0.0
+        self._careful_until = 0.0  # something is locked: from then on nothing is waited for
+        self._places = ConcurrencyLimits(handlers, host.room, self._attempts.left)
+        self._transactions = asyncio.Semaphore(host.room)
+        self._renewed = self._mended = time.monotonic()
+        self._told_held: dict[str, float] = {}
+        self._watchdog = Watchdog(observe)
+        self._coroutines = any(each.is_async for each in handlers)
+
+    def wake(self) -> None:
+        """Tell the runner that there may be jobs."""
+        self._wake.set()
+
+    def stop(self, wake: Callable[[], object] | None = None) -> None:
+        """End `run`, once what is in hand is done, or after some seconds. From another thread,
+        `wake` is how its loop is told."""
+        self._stopping = True
+        (wake or self.wake)()
+
+    @property
+    def woken(self) -> bool:
+        """Whether it was told already that there may be jobs."""
+        return self._wake.is_set()
+
+    async def run(self) -> None:
+        """Run jobs until stopped. An unreachable database is tried again."""
+        with self._watchdog.watching() if self._coroutines else contextlib.nullcontext():
+            await self._run()
+
+    async def _run(self) -> None:
+        stalls = 0
+        while not self._stopping:
+            self._wake.clear()
+            try:
+                claimed = await self.turn() if self._may_work() else 0
+                stalls = 0
+            except Exception as error:
+                stalls += 1
+                wait = min(0.1 * 2.0 ** min(stalls, 10), LONGEST_STALL_S)
+                self._observe(Stalled(describe(error), wait))
+                await asyncio.sleep(wait)
+                continue
+            self._tell_held()
+            await asyncio.sleep(0)  # so that what is quick is written by the next turn
+            if not self._outcomes and not (claimed and self._free(self._held.values())):
+                await self._sleep(POLL_S)
+        await self._end()
+
+    async def drain(self) -> None:
+        """Run until no job is due, and those in hand are done; or until stopped."""
+        while not self._stopping:
+            self._wake.clear()
+            if not (await self.turn() or self._tasks or self._outcomes or self._put_back):
+                return
+            if self._tasks or self._put_back:
+                await self._sleep(POLL_S)
+        await self._end()
+
+    async def turn(self) -> int:
+        """Write what has become of jobs, and claim the next; return how many.
+
+        Raises StoreUnavailable.
+        """
+        token, done, held = uuid.uuid4().hex, self._outcomes, list(self._held.values())
+        self._outcomes = []
+        now = time.monotonic()
+        if self._put_back and now >= self._put_back_until:
+            done, self._put_back = self._put_back + done, []
+        step = partial(self._turn, token=token, done=done, held=held)
+        try:
+            new, locked = await self._host.run(partial(step, careful=now < self._careful_until))
+        except TimedOut:
+            self._outcomes = done + self._outcomes
+            if now < self._careful_until:
+                raise
+            self._careful_until = time.monotonic() + CAREFUL_S
+            return 0
+        except BaseException:
+            self._outcomes = done + self._outcomes
+            raise
+        if locked:
+            self._put_back += locked
+            self._put_back_until = time.monotonic() + POLL_S
+        for each in new:
+            self._held[each.job.line_id] = each
+            task = asyncio.create_task(self._do(each))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        return len(new)
+
+    def _turn(
+        self,
+        store: Store,
+        *,
+        token: str,
+        done: list[tuple[str, JobOutcome]],
+        held: list[ClaimedJob],
+        careful: bool,
+    ) -> tuple[list[ClaimedJob], list[tuple[str, JobOutcome]]]:
+        """Return what is claimed, and the outcomes that can't be written now."""
+        now = time.monotonic()
+        renewed = held if now - self._renewed > LEASE_S / 3 else []
+        locked = _finish(store, done, renewed, careful=careful)
+        if renewed:
+            self._renewed = now
+        if now - self._mended > MEND_S:
+            self._mended = now
+            store.jobs.mend()
+        # Of those that may have ended a process, one at a time: it takes no other with it again.
+        may_be_lost = not any(each.job.losses for each in held)
+        room = self._free(held)
+        new = self._attempts.claim(store, token, room, lost=may_be_lost, skip_locked=careful)
+        return new, locked
+
+    def _tell_held(self) -> None:
+        """Say which handlers aren't called any more; again only after a while."""
+        held, now = self._places.held(), time.monotonic()
+        for name, count in held.items():
+            if now - self._told_held.get(name, now - TELL_S) >= TELL_S:
+                self._told_held[name] = now
+                self._observe(HandlerHeld(name, count, self._attempts.left.counts().total()))
+
+    def _free(self, held: Iterable[ClaimedJob]) -> dict[str, int]:
+        return self._places.free(each.handler.name for each in held)
+
+    async def _do(self, held: ClaimedJob) -> None:
+        try:
+            async with self._room(held.handler):
+                if self._stopping:
+                    raise asyncio.CancelledError  # it wasn't called yet
+                attempted = await self._attempts.make(held)
+            if self._stopping and was_cancelled(attempted):
+                self._outcomes.append((held.token, to_released(held)))
+                return
+            if attempted.outcome:
+                self._outcomes.append((held.token, attempted.outcome))
+            if attempted.report:
+                self._observe(attempted.report)
+        except asyncio.CancelledError:
+            self._outcomes.append((held.token, to_released(held, called=False)))
+        finally:
+            self._held.pop(held.job.line_id, None)
+            self._wake.set()
+
+    def _room(self, handler: Handler) -> AbstractAsyncContextManager[object]:
+        """Wait until there is room for one more; that is no time of the handler's."""
+        return contextlib.nullcontext() if handler.transaction is None else self._transactions
+
+    async def _end(self) -> None:
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=GRACE_S)
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:  # who won't be cancelled is left behind
+            await asyncio.wait(self._tasks, timeout=CANCEL_S)
+        with contextlib.suppress(Exception):  # they are done again by the next
+            async with asyncio.timeout(GRACE_S):
+                done = self._put_back + self._outcomes
+                await self._host.run(partial(_finish, done=done, careful=True))
+
+    async def _sleep(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._wake.wait(), seconds)
+
+
+def _finish(
+    store: Store,
+    done: list[tuple[str, JobOutcome]],
+    renewed: Sequence[ClaimedJob] = (),
+    *,
+    careful: bool = False,
+) -> list[tuple[str, JobOutcome]]:
+    """Write outcomes, and hold longer what is still in hand. Return the outcomes that weren't
+    written: to be `careful` is to wait for nobody who holds a line or a job."""
+    locked: list[tuple[str, JobOutcome]] = []
+    if careful:
+        wanted = [outcome.line_id for _, outcome in done] + [each.job.line_id for each in renewed]
+        busy, busy_jobs = store.jobs.held_elsewhere(wanted, [outcome.id for _, outcome in done])
+        for each in done:
+            if each[1].line_id in busy or each[1].id in busy_jobs:
+                locked.append(each)
+                if each[1].line_id not in busy:  # or somebody else would take it
+                    store.jobs.renew(each[0], [each[1].line_id], LEASE_S)
+        done = [each for each in done if each not in locked]
+        renewed = [each for each in renewed if each.job.line_id not in busy]
+    by_token: dict[str, list[JobOutcome]] = {}
+    for claimed_by, outcome in done:
+        by_token.setdefault(claimed_by, []).append(outcome)
+    if len(by_token) + len(renewed) > 1:
+        lines = [outcome.line_id for _, outcome in done]
+        store.jobs.lock(lines + [each.job.line_id for each in renewed])
+    for claimed_by, outcomes in by_token.items():
+        store.jobs.finish(claimed_by, outcomes)  # what was lost is somebody else's now
+    for held in renewed:
+        store.jobs.renew(held.token, [held.job.line_id], LEASE_S)
+    return locked

@@ -1,0 +1,95 @@
+"""Notices a coroutine that blocks its event loop, and names its handler."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+import time
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import PurePath
+from typing import Final
+
+from logto_webhooks.database.detached_call import RUNNING
+from logto_webhooks.instrumentation.events import HandlerBlocks
+
+BLOCKED_S: Final = 1.0
+LOOK_S: Final = 0.25
+AGAIN_S: Final = 60.0  # of one handler
+_FRAMES: Final = 8
+_HANDLE: Final = asyncio.Handle._run.__code__  # where asyncio runs a callback
+# A local variable of who awaits a handler: uvloop's callbacks have no frames.
+MARK: Final = "_handler_that_is_awaited"
+
+
+class Watchdog:
+    """A thread that asks an event loop for a sign of life, again and again."""
+
+    def __init__(self, observe: Callable[[HandlerBlocks], None]) -> None:
+        """`observe` is told, in the watchdog's thread, while the loop is blocked."""
+        self._observe = observe
+        self._told: dict[str, float] = {}
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Watch the running loop as long as the block lasts."""
+        over = threading.Event()
+        watched = (asyncio.get_running_loop(), threading.get_ident(), over)
+        threading.Thread(
+            target=self._watch, args=watched, name="logto-watchdog", daemon=True
+        ).start()
+        try:
+            yield
+        finally:
+            over.set()
+
+    def _watch(self, loop: asyncio.AbstractEventLoop, thread: int, over: threading.Event) -> None:
+        while not over.wait(LOOK_S):
+            alive = threading.Event()
+            asked = time.monotonic()
+            try:
+                loop.call_soon_threadsafe(alive.set)
+            except RuntimeError:  # the loop is closed
+                return
+            while not alive.wait(BLOCKED_S) and not over.is_set():
+                self._look(thread, time.monotonic() - asked)
+
+    def _look(self, thread: int, blocked_s: float) -> None:
+        frame = sys._current_frames().get(thread)
+        frames = [] if frame is None else list(_outwards(frame))
+        handler = _handler_of(frames)
+        now = time.monotonic()
+        if handler is None or now - self._told.get(handler, now - AGAIN_S) < AGAIN_S:
+            return
+        self._told[handler] = now
+        stack = " < ".join(_place(each) for each in frames[:_FRAMES])
+        self._observe(HandlerBlocks(handler, round(blocked_s, 1), stack))
+
+
+def _outwards(frame: types.FrameType | None) -> Iterator[types.FrameType]:
+    """The frames of a thread, the innermost first, up to where the loop called."""
+    while frame is not None:
+        yield frame
+        if frame.f_code is _HANDLE:
+            return
+        frame = frame.f_back
+
+
+def _handler_of(frames: list[types.FrameType]) -> str | None:
+    """For which handler that code runs, in a task that it made, too."""
+    for frame in frames:
+        if frame.f_code is _HANDLE:
+            context = frame.f_locals["self"]._context
+            running = context.get(RUNNING)
+            return running.handler if running else None
+        if name := frame.f_locals.get(MARK):
+            return str(name)
+    return None
+
+
+def _place(frame: types.FrameType) -> str:
+    """Its file, line and name, and no value."""
+    code = frame.f_code
+    return f"{PurePath(code.co_filename).name}:{frame.f_lineno} {code.co_name}"

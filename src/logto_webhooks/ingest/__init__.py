@@ -1,0 +1,1 @@
+"""Receive deliveries: verify, store durably, answer."""

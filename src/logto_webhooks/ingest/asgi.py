@@ -1,0 +1,348 @@
+"""The ASGI application: the webhook, health checks and metrics.
+
+The webhook's path never redirects: Logto would follow with a GET without a body, and log the
+loss as a success. So the path answers with and without a trailing slash.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Final, Protocol, TypeVar
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from logto_webhooks.errors import (
+    BodyIncomplete,
+    BodyReadBefore,
+    BodyTooLarge,
+    BodyTooSlow,
+    LogtoWebhooksError,
+    NoRoom,
+    UnknownPath,
+)
+from logto_webhooks.flow import Silence
+from logto_webhooks.ingest.receiver import RETRY_AFTER_S, Receiver, WebhookResponse
+from logto_webhooks.instrumentation.events import RefusedFor
+from logto_webhooks.signing_keys import HEADER
+from logto_webhooks.timeouts import SharedTimeout
+
+READ_S: Final = 8.0  # Logto itself gives up after 10 s
+_SIGNATURE: Final = HEADER.encode()
+_SIGNATURE_SIZE: Final = 64
+_UNREAD: Final = {"too_slow", "too_large", "no_room"}
+_CODES: Final[dict[int, RefusedFor]] = {404: "not_found", 405: "method_not_allowed"}
+
+
+T = TypeVar("T")
+
+
+class Body(Protocol):
+    """The body of one request, as far as it has arrived."""
+
+    @property
+    def began(self) -> float:
+        """The event loop's time at the request's head."""
+
+    @property
+    def size(self) -> int:
+        """How many bytes have arrived."""
+
+    async def add(self, piece: bytes, more: bool) -> None:
+        """Add what arrived; `more` is to come. Raises NoRoom."""
+
+    def whole(self) -> bytes:
+        """Return all of it."""
+
+    def close(self) -> None:
+        """Give the room back."""
+
+
+class Room(Protocol):
+    """Keeps the bodies in flight within bounds."""
+
+    def body(self, began: float, *, keep: bool) -> Body:
+        """Begin a body at the event loop's time of the request's head."""
+
+
+_NOTHING_CAME: Final = (
+    "not one byte of it came: a slow client, or a middleware that read the body and kept it"
+)
+Ready = Callable[[], Awaitable[Silence | None]]
+Scrape = Callable[[str], Awaitable[tuple[bytes, str]]]
+Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
+
+
+def make_application(
+    webhook: WebhookApp,
+    receiver: Receiver,
+    ready: Ready,
+    lifespan: Lifespan,
+    path: str,
+    scrape: Scrape | None = None,
+) -> ASGIApp:
+    """Build the application. `ready` raises a LogtoWebhooksError that says what is missing, and
+    returns the silence, if there is one.
+
+    `scrape` takes a header Accept, and returns the metrics with their type; without it there
+    are none.
+    """
+    paths = path_variants(path)
+    more = [Route("/metrics", _metrics(scrape))] if scrape else []
+    others = _others(receiver, ready, lifespan, paths, more)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in paths:
+            await webhook(scope, receive, send)
+        else:
+            await others(scope, receive, send)
+
+    return app
+
+
+def path_variants(path: str) -> set[str]:
+    """A path with and without a slash at its end: no redirect may come from either."""
+    return {path.rstrip("/"), path.rstrip("/") + "/"}
+
+
+class WebhookApp:
+    """The webhook itself, as bare ASGI: it is what must be fast."""
+
+    def __init__(self, receiver: Receiver, max_body: int, room: Room) -> None:
+        self._receiver = receiver
+        self._max_body = max_body
+        self._room = room
+        self._patience = SharedTimeout(READ_S)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Read, hand over, answer. A connection is closed when its body wasn't read."""
+        answer = await self.answer(scope, receive)
+        if answer is not None:  # else nobody is there to be answered
+            await _send(send, answer)
+
+    async def answer(self, scope: Scope, receive: Receive) -> WebhookResponse | None:
+        """Read and hand over; None if the body never arrived."""
+        began = asyncio.get_running_loop().time()
+        headers: list[tuple[bytes, bytes]] = scope["headers"]
+        signatures: list[bytes] = []
+        announced = 0
+        for name, value in headers:
+            if name == _SIGNATURE:
+                signatures.append(value)
+            elif name == b"content-length" and value.isdigit():
+                announced = int(value)
+        # What can't be signed is read, so that the answer arrives, but isn't kept.
+        body = self._room.body(began, keep=_may_be_signed(signatures))
+        try:
+            return await self._take(signatures, announced, body, receive)
+        finally:
+            body.close()
+
+    async def _take(
+        self, signatures: list[bytes], announced: int, body: Body, receive: Receive
+    ) -> WebhookResponse | None:
+        receiver = self._receiver
+        try:
+            with self._patience.limit():
+                await _read(announced, body, receive, self._max_body)
+        except BodyIncomplete:
+            return None
+        except BodyTooLarge as error:
+            return receiver.refuse(413, "too_large", error, "nothing was stored")
+        except TimeoutError:
+            slow = BodyTooSlow(seconds=READ_S)
+            hint = "nothing was stored" if body.size else _NOTHING_CAME
+            return receiver.refuse(408, "too_slow", slow, hint)
+        except NoRoom as error:
+            hint = "many large or slow bodies arrive at once; who sends them may be no Logto"
+            answer = receiver.refuse(503, "no_room", error, hint)
+            return WebhookResponse(answer.status, answer.content, retry_after_s=RETRY_AFTER_S)
+        except BodyReadBefore as error:
+            return receiver.refuse(503, "body_gone", error, "nothing was stored")
+        return await receiver.receive(signatures, body.whole(), body.began + READ_S)
+
+
+def _may_be_signed(signatures: list[bytes]) -> bool:
+    return len(signatures) == 1 and len(signatures[0].strip()) == _SIGNATURE_SIZE
+
+
+def make_mounted(
+    answer: Callable[[Scope, Receive], Awaitable[WebhookResponse | None]],
+    lifespan: Callable[[], AbstractAsyncContextManager[None]],
+    paths: set[str],
+) -> ASGIApp:
+    """The webhook's path alone, for an application that knows no framework."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await _live(lifespan, receive, send)
+        elif scope["type"] == "http" and paths.isdisjoint(_paths(scope)):
+            await _send(send, WebhookResponse(404, {"error": "not_found"}))
+        elif scope["type"] == "http" and scope["method"] != "POST":
+            await _send(send, WebhookResponse(405, {"error": "method_not_allowed"}))
+        elif scope["type"] == "http":
+            answered = await answer(scope, receive)
+            if answered is not None:
+                await _send(send, answered)
+
+    return app
+
+
+def _paths(scope: Scope) -> tuple[str, str]:
+    """The path, and what is left of it below where this is mounted (uvicorn's --root-path)."""
+    path, root = scope["path"], scope.get("root_path", "").rstrip("/")
+    return path, path[len(root) :] if path.startswith(f"{root}/") else path
+
+
+async def _live(
+    lifespan: Callable[[], AbstractAsyncContextManager[None]], receive: Receive, send: Send
+) -> None:
+    await receive()
+    try:
+        async with lifespan():
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+    except LogtoWebhooksError as error:
+        await send({"type": "lifespan.startup.failed", "message": str(error)})
+        return
+    await send({"type": "lifespan.shutdown.complete"})
+
+
+async def _read(announced: int, body: Body, receive: Receive, limit: int) -> None:
+    """Read the body, never more than `limit`. Raises BodyTooLarge, BodyIncomplete, NoRoom."""
+    if announced > limit:
+        raise BodyTooLarge(limit=limit)
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise BodyIncomplete()
+        piece: bytes = message.get("body", b"")
+        more = message.get("more_body", False)
+        if body.size + len(piece) > limit:
+            raise BodyTooLarge(limit=limit)
+        await body.add(piece, more)
+
+
+def receive_from(request: Request) -> Receive:
+    """Read the body through a framework's request, which keeps what was read of it before, and
+    keep it there for whatever reads it afterwards."""
+    chunks = request.stream()
+    read: list[bytes] = []
+
+    async def receive() -> Message:
+        try:
+            chunk = await anext(chunks, b"")
+        except ClientDisconnect:
+            return {"type": "http.disconnect"}
+        except RuntimeError:  # Starlette: "Stream consumed"
+            raise BodyReadBefore() from None
+        read.append(chunk)
+        if not chunk:
+            request._body = b"".join(read)
+        return {"type": "http.request", "body": chunk, "more_body": bool(chunk)}
+
+    return receive
+
+
+def to_response(answer: WebhookResponse | None) -> Response:
+    """An answer for a framework; of none, nobody is there to read it."""
+    if answer is None:
+        return Response(status_code=400)
+    content = msgspec.json.encode(answer.content)
+    made = Response(content, answer.status)
+    made.raw_headers = _headers(answer, len(content))
+    return made
+
+
+async def _send(send: Send, answer: WebhookResponse) -> None:
+    content = msgspec.json.encode(answer.content)
+    headers = _headers(answer, len(content))
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    await send({"type": "http.response.body", "body": content})
+
+
+def _headers(answer: WebhookResponse, size: int) -> list[tuple[bytes, bytes]]:
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(size).encode())]
+    if answer.content.get("error") in _UNREAD:
+        headers.append((b"connection", b"close"))
+    if answer.retry_after_s is not None:
+        headers.append((b"retry-after", str(answer.retry_after_s).encode()))
+    return headers
+
+
+def _metrics(scrape: Scrape) -> Callable[[Request], Awaitable[Response]]:
+    async def metrics(request: Request) -> Response:
+        content, content_type = await scrape(request.headers.get("accept", ""))
+        return Response(content, media_type=content_type)
+
+    return metrics
+
+
+def _others(
+    receiver: Receiver, ready: Ready, lifespan: Lifespan, paths: set[str], more: list[Route]
+) -> ASGIApp:
+    """All else: health, and a clear answer for what is at a wrong path or of a wrong method."""
+
+    shared_ready = _shared(ready)
+
+    async def healthz(request: Request) -> Response:
+        return _json(200, {"status": "ok"})
+
+    async def readyz(request: Request) -> Response:
+        try:
+            silence = await shared_ready()
+        except LogtoWebhooksError as error:
+            return _json(503, {"ready": False, "problem": str(error)})
+        # Who can receive is ready, come what may.
+        return _json(200, {"ready": True} | ({"silence": silence} if silence else {}))
+
+    async def refused(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        code = _CODES[error.status_code]
+        if request.method == "POST":
+            wrong = UnknownPath(path=request.url.path)
+            receiver.refuse(error.status_code, code, wrong, f"POST {min(paths)}")
+        return _json(error.status_code, {"error": code}, dict(error.headers or {}))
+
+    async def never(request: Request) -> Response:
+        raise HTTPException(405, headers={"allow": "POST"})  # a POST doesn't come here
+
+    routes = [Route(path, never, methods=["POST"]) for path in paths]
+    routes += [Route("/healthz", healthz), Route("/readyz", readyz), *more]
+    handlers = {404: refused, 405: refused}
+    app = Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
+    app.router.redirect_slashes = False
+    return app
+
+
+def _shared(ask: Callable[[], Awaitable[T]]) -> Callable[[], Awaitable[T]]:
+    """Share one question among all who ask while it is being answered: a flood of requests costs
+    the database one statement at a time."""
+    asking: asyncio.Future[T] | None = None
+
+    async def shared() -> T:
+        nonlocal asking
+        if asking is None or asking.done():
+            asking = asyncio.ensure_future(ask())
+            asking.add_done_callback(_retrieve)
+        return await asyncio.shield(asking)
+
+    return shared
+
+
+def _retrieve(asked: asyncio.Future[T]) -> None:
+    """Asyncio warns of an error that nobody saw, as when all who waited went away."""
+    if not asked.cancelled():
+        asked.exception()
+
+
+def _json(status: int, content: dict[str, Any], headers: dict[str, str] | None = None) -> Response:
+    return Response(msgspec.json.encode(content), status, headers, media_type="application/json")

@@ -1,0 +1,259 @@
+"""Keep requests that no key verifies, and release them once a key does.
+
+They are answered 401 at once. When a key is changed at Logto, nothing is lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Final
+
+from msgspec.structs import replace
+
+from logto_webhooks import canonical_json
+from logto_webhooks.deliveries import NewDelivery, identify
+from logto_webhooks.errors import LogtoUnreachable, NotADelivery, SignatureRejected, describe
+from logto_webhooks.instrumentation.events import (
+    ApiUnavailable,
+    Observer,
+    Quarantined,
+    QuarantineReleased,
+)
+from logto_webhooks.interfaces import Clock, Logto, Store, TransactionRunner
+from logto_webhooks.logto import delivery_log
+from logto_webhooks.signing_keys import (
+    Keyring,
+    RejectedRequest,
+    WebhookKey,
+    hook_of_sender,
+    hooks_named,
+    is_key,
+    verify,
+)
+
+ASK_S: Final = 10.0  # Logto is asked for keys no more often
+# Keys are looked up in the database so often; more often for a while after one of our hooks was
+# rejected, because whoever changes its key writes the new one there.
+QUIET_S: Final = 30.0
+LOOK_S: Final = 1.0
+WATCHFUL_S: Final = 60.0
+SOON_S: Final = 0.25
+JUNK_S: Final = 2.0
+_PAGE: Final = 200
+_RECENT: Final = 200
+# Of requests and bytes that queue, by whether their hook is known.
+_QUEUE: Final = {True: (5_000, 64 * 2**20), False: (200, 2**20)}
+Ask = Callable[[Sequence[str]], Awaitable[list[WebhookKey]]]
+
+
+class Quarantine:
+    """Sets aside what no key signed, and brings it back when one does."""
+
+    def __init__(
+        self,
+        host: TransactionRunner,
+        ring: Keyring,
+        clock: Clock,
+        observe: Observer,
+        stored: Callable[[], None],
+        ask: Ask | None = None,
+        ahead: Callable[[], int] = lambda: 0,
+    ) -> None:
+        """`stored` is called when the inbox got something; `ask` gets the keys of our hooks from
+        Logto, where it can be asked; `ahead` tells how far its clock is ahead of ours (ms)."""
+        self._host = host
+        self._ring = ring
+        self._clock = clock
+        self._observe = observe
+        self._stored = stored
+        self._ask = ask
+        self._ahead = ahead
+        self._queue: dict[bool, list[RejectedRequest]] = {True: [], False: []}
+        self._queued = {True: 0, False: 0}  # bytes
+        self._wake = asyncio.Event()
+        self._asked_at = -ASK_S
+        self._rejected_at = -WATCHFUL_S
+        self._to_ask = False
+        self._untried = True  # whether a key is new to what is set aside
+        self._tried, self._tried_at = 0, 0.0  # up to which id, and when
+
+    def offer(self, body: bytes, signature: bytes, at: int) -> None:
+        """Set a request aside, if it may be of Logto and there is room."""
+        named = hooks_named(body)
+        if not named:
+            return
+        # Which of them is the sender's is decided in `write_down`: nothing is parsed here.
+        ours = named & self._ring.hooks
+        known, hook = bool(ours), min(ours or named)
+        given = signature.strip().decode()
+        stranger = RejectedRequest(
+            body=body, signature=given, received_at=at, hook=hook, known=known
+        )
+        if not self._hold(stranger):
+            return
+        self._to_ask = True
+        if known:
+            self._rejected_at = time.monotonic()
+        self._wake.set()
+
+    async def keep(self) -> None:
+        """Write down, look for keys, try again; over and over. What is wrong is tried again."""
+        while True:
+            try:
+                await self.turn()
+            except Exception as error:
+                self._observe(ApiUnavailable(describe(error), ASK_S))
+                await asyncio.sleep(ASK_S)
+            await self._pause()
+
+    async def turn(self) -> None:
+        """Write down what queued, learn keys, and with a new one try all again.
+
+        Raises StoreUnavailable, LogtoUnreachable, LogtoApiError.
+        """
+        self._learn(await self._host.run(self._read_keys))
+        await self.write_down()
+        await self._try_all()
+        if self._may_ask():
+            self._learn(await self._ask_logto())
+            await self._try_all()
+
+    async def write_down(self) -> None:
+        """Keep what queued. Raises StoreUnavailable."""
+        queued = self._queue[True] + self._queue[False]
+        self._queue, self._queued = {True: [], False: []}, {True: 0, False: 0}
+        proved = [(each, self._delivery(each)) for each in queued]
+        rest = [
+            stranger
+            for each, delivery in proved
+            if delivery is None and (stranger := self._stranger(each))
+        ]
+        try:
+            if rest:
+                await self._host.run(lambda store: store.keys_of_hooks.set_aside(rest))
+                self._observe(Quarantined(len(rest)))
+            await self._add([delivery for _, delivery in proved if delivery], [])
+        except BaseException:
+            for each in queued:
+                self._hold(each)
+            raise
+
+    def _stranger(self, offered: RejectedRequest) -> RejectedRequest | None:
+        """What was offered, with the hook that its top level names; None if Logto can't have sent
+        it."""
+        hook = hook_of_sender(offered.body)
+        if hook is None or not _is_json(offered.body):
+            return None
+        return replace(offered, hook=hook, known=hook in self._ring.hooks)
+
+    def _hold(self, stranger: RejectedRequest) -> bool:
+        """Queue it, if there is room."""
+        known, size = stranger.known, len(stranger.body)
+        rows, most = _QUEUE[known]
+        if len(self._queue[known]) >= rows or self._queued[known] + size > most:
+            return False
+        self._queued[known] += size
+        self._queue[known].append(stranger)
+        return True
+
+    def _learn(self, learnt: list[WebhookKey]) -> None:
+        self._untried = self._ring.learn(learnt, self._clock.now()) or self._untried
+
+    def _read_keys(self, store: Store) -> list[WebhookKey]:
+        uses = self._ring.take_uses()
+        if uses:
+            store.keys_of_hooks.used(uses)
+        if not self._ring.hooks:
+            recent = store.recent(_RECENT)
+            self._ring.hooks |= {
+                hook for each in recent if (hook := delivery_log.read_hook_id(each.body))
+            }
+        return store.keys_of_hooks.learnt()
+
+    def _may_ask(self) -> bool:
+        due = time.monotonic() - self._asked_at >= ASK_S
+        return self._ask is not None and self._to_ask and due
+
+    async def _ask_logto(self) -> list[WebhookKey]:
+        assert self._ask is not None
+        self._asked_at, self._to_ask = time.monotonic(), False
+        try:
+            told = await self._ask(self._ring.at(self._clock.now()))
+        except LogtoUnreachable:
+            self._to_ask = True
+            raise
+        await self._host.run(lambda store: store.keys_of_hooks.learn(told))
+        return await self._host.read(lambda store: store.keys_of_hooks.learnt())
+
+    async def _try_all(self) -> None:
+        """With a new key all, else now and then what others set aside: they may lack a key."""
+        if not self._untried and time.monotonic() - self._tried_at < QUIET_S:
+            return
+        after = 0 if self._untried else self._tried
+        while page := await self._host.read(partial(_strangers, after=after)):
+            after = page[-1].id
+            proved = [(each.id, delivery) for each in page if (delivery := self._delivery(each))]
+            await self._add([each for _, each in proved], [id for id, _ in proved])
+        self._tried, self._tried_at, self._untried = after, time.monotonic(), False
+
+    async def _add(self, deliveries: list[NewDelivery], ids: list[int]) -> None:
+        if not deliveries:
+            return
+
+        def add(store: Store) -> None:
+            store.add(deliveries)
+            store.keys_of_hooks.release(ids)
+
+        await self._host.run(add)
+        self._observe(QuarantineReleased(len(deliveries)))
+        self._stored()
+
+    def _delivery(self, stranger: RejectedRequest) -> NewDelivery | None:
+        try:
+            keys = self._ring.at(self._clock.now())
+            verified = verify(stranger.body, [stranger.signature.encode()], keys)
+            return identify(verified, stranger.received_at, ahead=self._ahead())
+        except (SignatureRejected, NotADelivery):
+            return None
+
+    async def _pause(self) -> None:
+        self._wake.clear()
+        quiet_s = ASK_S if self._to_ask else QUIET_S
+        watchful = time.monotonic() - self._rejected_at < WATCHFUL_S
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._wake.wait(), LOOK_S if watchful else quiet_s)
+        await asyncio.sleep(SOON_S if self._queue[True] else JUNK_S)
+
+
+def make_key_reader(
+    logto: Logto, host: TransactionRunner, clock: Clock, public_url: str | None
+) -> Ask:
+    """What asks Logto for the keys of the hooks that point here."""
+
+    async def ask(keys: Sequence[str]) -> list[WebhookKey]:
+        recent = await host.read(lambda store: store.recent(_RECENT))
+        seen = {hook for each in recent if (hook := delivery_log.read_hook_id(each.body))}
+        return [
+            WebhookKey(hook=hook["id"], key=hook["signingKey"], learnt_at=clock.now())
+            async for page in logto.hooks()
+            for hook in page.content
+            if delivery_log.leads_here(hook, seen, keys, public_url)
+            and is_key(hook.get("signingKey"))
+        ]
+
+    return ask
+
+
+def _is_json(body: bytes) -> bool:
+    try:
+        return isinstance(canonical_json.decode(body), dict)
+    except ValueError:
+        return False
+
+
+def _strangers(store: Store, *, after: int) -> list[RejectedRequest]:
+    return store.keys_of_hooks.strangers(after, _PAGE)

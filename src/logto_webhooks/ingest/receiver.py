@@ -1,0 +1,331 @@
+"""Receive a delivery: verify, identify, join a group commit, answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, Protocol
+
+from msgspec import Struct
+
+from logto_webhooks.deliveries import NewDelivery, StoreResult, identify
+from logto_webhooks.errors import (
+    LogtoWebhooksError,
+    NotADelivery,
+    RowRejected,
+    SignatureRejected,
+    StoreUnavailable,
+    TimedOut,
+    describe,
+)
+from logto_webhooks.instrumentation.events import (
+    DeliveryStored,
+    NotStored,
+    Observer,
+    RefusedFor,
+    RequestRefused,
+    Retrying,
+    Spooled,
+)
+from logto_webhooks.interfaces import Clock, TransactionRunner
+from logto_webhooks.signing_keys import Keyring, VerifiedBody, verify
+
+MAX_ROWS: Final = 512
+LARGE: Final = 256 * 2**10
+MAX_BYTES: Final = 16 * 2**20
+LONGEST_WAIT_S: Final = 8.0  # since the head of the request: Logto waits 10 s, and sends it once
+TRY_S: Final = 2.5
+FIRST_PAUSE_S: Final = 0.02
+LONGEST_PAUSE_S: Final = 0.5
+KEEP_S: Final = 0.5  # before the deadline, what can't be stored is spooled
+LONGEST_KEEP_S: Final = 1.5
+RETRY_AFTER_S: Final = 5
+
+_LIKELY_CAUSES: Final = (
+    "likely the key of another hook, a key that was rotated, or a proxy that changed the body"
+)
+_NOT_LOGTO: Final = "likely not a call of Logto, or a proxy that changed the headers"
+
+
+def _forgotten(body: bytes, signature: bytes, at: int) -> None:
+    """Keep nothing of it."""
+
+
+class WebhookResponse(Struct, frozen=True):
+    """What the receiver answers. Logto stores it, so it holds nothing of a person."""
+
+    status: int
+    content: dict[str, str | bool]
+    retry_after_s: int | None = None
+
+
+class Offload(Protocol):
+    """Runs a function where it holds back nobody."""
+
+    async def __call__(
+        self, function: Callable[[VerifiedBody, int], NewDelivery], body: VerifiedBody, at: int, /
+    ) -> NewDelivery:
+        """Return what it returns."""
+
+
+class Receiver:
+    """Takes the raw parts of a request and gives the answer, whatever the web framework."""
+
+    def __init__(
+        self,
+        keys: Sequence[str] | Keyring,
+        store: Callable[[NewDelivery, float | None], Awaitable[StoreResult | None]],
+        clock: Clock,
+        observe: Observer,
+        aside: Offload = asyncio.to_thread,
+        reject: Callable[[bytes, bytes, int], None] = _forgotten,
+        ahead: Callable[[], int] = lambda: 0,
+    ) -> None:
+        """`store` returns once the delivery is durable, in the database, or else (None) in the
+        spool; its second argument is the deadline, by the event loop's clock. `aside` runs what
+        takes long; `reject` gets the body, the signature and the moment of what no key signed;
+        `ahead` tells how far Logto's clock is ahead of ours (ms)."""
+        self._ring = keys if isinstance(keys, Keyring) else Keyring(keys)
+        self._reject = reject
+        self._store = store
+        self._aside = aside
+        self._clock = clock
+        self._observe = observe
+        self._ahead = ahead
+
+    def _identify(self, body: VerifiedBody, at: int) -> NewDelivery:
+        return identify(body, at, ahead=self._ahead())
+
+    async def receive(
+        self, signatures: Sequence[bytes], body: bytes, deadline: float | None = None
+    ) -> WebhookResponse:
+        """Answer 200 once the delivery is on disk, 401 or 400 for what isn't one, else 503, by the
+        deadline (of the event loop's clock; `LONGEST_WAIT_S` from now if there is none).
+
+        `signatures` holds the values of all headers named `logto-signature-sha-256`.
+        """
+        started = self._clock.now()
+        try:
+            keys = self._ring.at(started)
+            verified = verify(body, signatures, keys)
+            if len(body) < LARGE:
+                delivery = self._identify(verified, started)
+            else:  # it would hold back all others
+                delivery = await self._aside(self._identify, verified, started)
+            accepted = await self._store(delivery, deadline)
+        except SignatureRejected as error:
+            hint = _LIKELY_CAUSES if error.well_formed else _NOT_LOGTO
+            if error.well_formed:
+                self._reject(body, signatures[0], started)
+            return self.refuse(401, "invalid_signature", error, hint)
+        except NotADelivery as error:
+            return self.refuse(400, "not_a_delivery", error, "it is signed, but not by Logto")
+        except (StoreUnavailable, RowRejected):
+            return WebhookResponse(503, {"error": "not_stored"}, retry_after_s=RETRY_AFTER_S)
+        self._ring.note_use(keys[verified.key], body, started)
+        if accepted is None:
+            return WebhookResponse(200, {"spooled": True, "duplicate": False})
+        took = self._clock.now() - started
+        self._observe(
+            DeliveryStored(accepted.id, delivery.event, delivery.subject, accepted.duplicate, took)
+        )
+        return WebhookResponse(200, {"id": str(accepted.id), "duplicate": accepted.duplicate})
+
+    def refuse(
+        self, status: int, code: RefusedFor, error: LogtoWebhooksError, hint: str
+    ) -> WebhookResponse:
+        """Answer a 4xx, and report it."""
+        self._observe(RequestRefused(status, code, str(error), hint))
+        return WebhookResponse(status, {"error": code})
+
+
+class Keeper(Protocol):
+    """Keeps deliveries durably where the database can't."""
+
+    async def keep(self, deliveries: Sequence[NewDelivery]) -> None:
+        """Return once they are on disk. Raises OSError."""
+
+    def keep_now(self, delivery: NewDelivery) -> None:
+        """The same, blocking. Raises OSError."""
+
+
+class _Waiting(Struct, eq=False):
+    """A request that waits for its delivery to be stored, until `deadline` by the loop's clock."""
+
+    delivery: NewDelivery
+    answer: asyncio.Future[StoreResult | None]
+    deadline: float
+    tried: bool = False
+    keeping: bool = False
+
+
+class GroupCommit:
+    """One transaction for all requests that wait: handed over and woken per batch.
+
+    What fails for a reason that may pass is tried again, on another connection, with all who wait
+    by then, until the deadline of each request.
+    """
+
+    def __init__(
+        self,
+        host: TransactionRunner,
+        observe: Observer,
+        stored: Callable[[], None],
+        keeper: Keeper | None = None,
+    ) -> None:
+        """`stored` is called after every batch that holds something new; `keeper` takes what the
+        database didn't take in time."""
+        self._host = host
+        self._observe = observe
+        self._stored = stored
+        self._keeper = keeper
+        self._waiting: list[_Waiting] = []
+        self._batch: list[_Waiting] = []
+        self._committing: asyncio.Task[None] | None = None
+        self._keeping: set[asyncio.Task[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self.error: Exception | None = None
+        self.failed_at = self.stored_at = float("-inf")
+
+    async def add(self, delivery: NewDelivery, deadline: float | None = None) -> StoreResult | None:
+        """Return once it is committed; None if it was handed to the keeper instead.
+
+        `deadline` is by the event loop's clock. Raises StoreUnavailable or RowRejected.
+        """
+        loop = asyncio.get_running_loop()
+        latest = loop.time() + LONGEST_WAIT_S
+        deadline = latest if deadline is None else min(deadline, latest)
+        waiting = _Waiting(delivery, loop.create_future(), deadline)
+        self._waiting.append(waiting)
+        if self._committing is None:
+            self._committing = loop.create_task(self._commit_all())
+        self._watch(loop, deadline)
+        try:
+            return await waiting.answer
+        except asyncio.CancelledError:
+            if self._keeper is not None and self.error is not None and not waiting.keeping:
+                self._keeper.keep_now(delivery)  # the service ends while the database is away
+            raise
+
+    async def _commit_all(self) -> None:
+        failures = 0
+        try:
+            while await self._gathered() and (batch := self._next_batch()):
+                self._batch = batch
+                error = await self._commit(batch)
+                self._batch = []
+                if error is None:
+                    failures, self.error = 0, None
+                    self.stored_at = asyncio.get_running_loop().time()
+                    continue
+                if self.error is None:
+                    self._observe(Retrying(len(batch), describe(error)))
+                self.error, self.failed_at = error, asyncio.get_running_loop().time()
+                self._waiting[:0] = batch
+                await asyncio.sleep(min(FIRST_PAUSE_S * 2.0 ** min(failures, 10), LONGEST_PAUSE_S))
+                failures += 1
+        finally:
+            self._committing = None
+
+    async def _gathered(self) -> bool:
+        # Let those in who are at the door, or were just answered and ask again: a batch of all
+        # costs little more than a batch of one.
+        for _ in range(2):
+            await asyncio.sleep(0)
+        return True
+
+    def _next_batch(self) -> list[_Waiting]:
+        # Who gave up waiting isn't stored for nobody.
+        self._waiting = [each for each in self._waiting if not (each.answer.done() or each.keeping)]
+        size = rows = 0
+        for each in self._waiting[:MAX_ROWS]:
+            size += len(each.delivery.body)
+            if rows and size > MAX_BYTES:
+                break
+            rows += 1
+        batch, self._waiting = self._waiting[:rows], self._waiting[rows:]
+        return batch
+
+    async def _commit(self, batch: list[_Waiting]) -> Exception | None:
+        """Commit and answer; return why some of it must be tried again, if so."""
+        deliveries = [each.delivery for each in batch]
+        tried = {each.delivery.digest for each in batch if each.tried}
+        for each in batch:
+            each.tried = True
+        try:
+            accepted = await self._host.accept(lambda store: store.add(deliveries, tried), TRY_S)
+        except (RowRejected, TimedOut) as error:
+            if len(batch) > 1:
+                # One bad row harms nobody else: halve until it is alone.
+                middle = len(batch) // 2
+                first = await self._commit(batch[:middle])
+                return await self._commit(batch[middle:]) or first
+            if isinstance(error, TimedOut):
+                return error
+            self._fail(batch, str(error))
+        except Exception as error:
+            return error
+        else:
+            for each, answer in zip(batch, accepted, strict=True):
+                if not each.answer.done():
+                    each.answer.set_result(answer)
+            if not all(answer.duplicate for answer in accepted):
+                self._stored()
+        return None
+
+    def _watch(self, loop: asyncio.AbstractEventLoop, deadline: float) -> None:
+        """See to it that a request is answered by its deadline. One timer watches all: a timer
+        each would cost about as much as what they wait for."""
+        due = deadline - (KEEP_S if self._keeper else 0)
+        if self._timer is None or self._timer.when() > due:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = loop.call_at(due, self._give_up, loop)
+
+    def _give_up(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Answer those whose time is over."""
+        self._timer = None
+        latest = loop.time() + (KEEP_S if self._keeper else 0)
+        waiting = [
+            each
+            for each in (*self._batch, *self._waiting)
+            if not (each.answer.done() or each.keeping)
+        ]
+        late = [each for each in waiting if each.deadline <= latest]
+        rest = [each.deadline for each in waiting if each.deadline > latest]
+        if late and self._keeper is None:
+            self._fail(late, self._why())
+        elif late:
+            for each in late:
+                each.keeping = True
+            keeping = loop.create_task(self._keep(late))
+            self._keeping.add(keeping)
+            keeping.add_done_callback(self._keeping.discard)
+        if rest:
+            self._watch(loop, min(rest))
+
+    async def _keep(self, late: list[_Waiting]) -> None:
+        """Have those kept elsewhere for which the database has no more time."""
+        assert self._keeper is not None
+        problem = self._why()
+        try:
+            async with asyncio.timeout(LONGEST_KEEP_S):
+                await self._keeper.keep([each.delivery for each in late])
+        except (OSError, TimeoutError) as error:
+            self._fail(late, f"{problem}; nor could it be spooled: {type(error).__name__}")
+            return
+        self._observe(Spooled(len(late), problem))
+        for each in late:
+            if not each.answer.done():
+                each.answer.set_result(None)
+
+    def _why(self) -> str:
+        if self.error is not None:
+            return describe(self.error)
+        return str(StoreUnavailable(problem=f"it took longer than {LONGEST_WAIT_S:.0f} s"))
+
+    def _fail(self, batch: list[_Waiting], problem: str) -> None:
+        self._observe(NotStored(len(batch), problem))
+        for each in batch:
+            if not each.answer.done():
+                each.answer.set_exception(StoreUnavailable(problem=problem))

@@ -1,0 +1,217 @@
+"""The spool directory: deliveries that the database didn't take in time, one file each."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Final, Protocol
+
+from logto_webhooks.database import Database
+from logto_webhooks.deliveries import NewDelivery, identify
+from logto_webhooks.errors import NotADelivery, RowRejected, SettingInvalid, StoreUnavailable
+from logto_webhooks.instrumentation.events import NotUnspooled, Observer, Unspooled
+from logto_webhooks.interfaces import TransactionRunner
+from logto_webhooks.settings import Settings
+from logto_webhooks.signing_keys import trust
+
+_NAME: Final = re.compile(r"(\d{13,})-([0-9a-f]{48})\.json")
+_VARIABLE: Final = "LOGTO_WEBHOOKS_SPOOL_DIR"
+
+
+class SpoolDirectory:
+    """Several processes may use one: to store a delivery twice does no harm."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def make(self) -> None:
+        """Make the directory unless it exists, for this user alone. Raises SettingInvalid."""
+        try:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            allowed = os.access(self._folder, os.W_OK | os.X_OK)
+        except OSError as error:
+            problem = f"{self._folder} can't be made ({error.strerror})"
+            raise SettingInvalid(name=_VARIABLE, problem=problem) from None
+        if not allowed:
+            problem = f"this user may not write to {self._folder}"
+            raise SettingInvalid(name=_VARIABLE, problem=problem)
+
+    async def keep(self, deliveries: Sequence[NewDelivery]) -> None:
+        """Return once they are on disk. Raises OSError."""
+        await asyncio.to_thread(self._keep, deliveries)
+
+    def keep_now(self, delivery: NewDelivery) -> None:
+        """The same, blocking. Raises OSError."""
+        self._keep([delivery])
+
+    def count(self) -> int:
+        """How many wait; 0 if there is no such directory."""
+        return sum(1 for _ in self._names())
+
+    def oldest(self, limit: int, max_bytes: int) -> list[str]:
+        """Name those that were received first: as many as fit, at least one."""
+        names: list[str] = []
+        size = 0
+        for name in sorted(self._names())[:limit]:
+            with contextlib.suppress(FileNotFoundError):
+                size += (self._folder / name).stat().st_size
+                if names and size > max_bytes:
+                    break
+                names.append(name)
+        return names
+
+    def read(self, name: str) -> NewDelivery | None:
+        """Read one; None if another process has stored it. Raises OSError, NotADelivery."""
+        try:
+            body = (self._folder / name).read_bytes()
+        except FileNotFoundError:
+            return None
+        return identify(trust(body), int(name.partition("-")[0]))
+
+    def remove(self, names: Sequence[str]) -> None:
+        """Remove what is stored by now. Raises OSError."""
+        for name in names:
+            (self._folder / name).unlink(missing_ok=True)
+
+    def set_aside(self, name: str) -> None:
+        """Rename what can't be stored, so that it isn't tried again. Raises OSError."""
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(self._folder / name, self._folder / f"{name}.refused")
+
+    def _names(self) -> Iterator[str]:
+        with contextlib.suppress(FileNotFoundError), os.scandir(self._folder) as found:
+            for entry in found:
+                if _NAME.fullmatch(entry.name):
+                    yield entry.name
+
+    def _keep(self, deliveries: Sequence[NewDelivery]) -> None:
+        for delivery in deliveries:
+            name = f"{delivery.received_at:013d}-{delivery.digest.hex()}.json"
+            temporary = self._folder / f"{name}.{os.getpid()}.part"
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(delivery.body)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, self._folder / name)
+        _sync_directory(self._folder)
+
+
+def _sync_directory(folder: Path) -> None:
+    if os.name == "nt":  # where a directory can't be opened
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def spool_of(settings: Settings) -> SpoolDirectory | None:
+    """The spool directory, if one is set; nothing is opened."""
+    return SpoolDirectory(Path(settings.spool_dir)) if settings.spool_dir else None
+
+
+@contextlib.asynccontextmanager
+async def unspooling(
+    settings: Settings, database: Database, observe: Observer, stored: Callable[[], None]
+) -> AsyncIterator[None]:
+    """Make the spool directory, and store what is in it, as long as the block lasts.
+
+    Raises SettingInvalid.
+    """
+    spool = spool_of(settings)
+    if spool is None:
+        yield
+        return
+    spool.make()
+    keeping = asyncio.create_task(Unspooler(spool, database.host, observe, stored).keep())
+    try:
+        yield
+    finally:
+        keeping.cancel()
+        await asyncio.gather(keeping, return_exceptions=True)
+
+
+LOOK_S: Final = 1.0
+MAX_ROWS: Final = 512
+MAX_BYTES: Final = 16 * 2**20
+
+
+class Spool(Protocol):
+    """Deliveries on disk, by name."""
+
+    def oldest(self, limit: int, max_bytes: int) -> list[str]:
+        """Name those that were received first: as many as fit, at least one."""
+
+    def read(self, name: str) -> NewDelivery | None:
+        """Read one; None if another process has stored it. Raises OSError, NotADelivery."""
+
+    def remove(self, names: Sequence[str]) -> None:
+        """Remove what is stored by now. Raises OSError."""
+
+    def set_aside(self, name: str) -> None:
+        """Rename what can't be stored. Raises OSError."""
+
+
+class Unspooler:
+    """Moves deliveries from the spool to the inbox, the oldest first."""
+
+    def __init__(
+        self, spool: Spool, host: TransactionRunner, observe: Observer, stored: Callable[[], None]
+    ) -> None:
+        """`stored` is called when the inbox got something."""
+        self._spool = spool
+        self._host = host
+        self._observe = observe
+        self._stored = stored
+
+    async def keep(self) -> None:
+        """Look again and again; what can't be stored now is tried again."""
+        while True:
+            try:
+                while await self.turn():
+                    pass
+            except (StoreUnavailable, OSError):
+                pass  # it waits in the spool, which `status` counts
+            await asyncio.sleep(LOOK_S)
+
+    async def turn(self) -> int:
+        """Store some; return how many. Raises StoreUnavailable, OSError."""
+        names = await asyncio.to_thread(self._spool.oldest, MAX_ROWS, MAX_BYTES)
+        found: list[tuple[str, NewDelivery]] = []
+        for name in names:
+            try:
+                delivery = await asyncio.to_thread(self._spool.read, name)
+            except NotADelivery as error:
+                self._refuse(name, str(error))
+            else:
+                if delivery is not None:
+                    found.append((name, delivery))
+        return await self._store(found)
+
+    async def _store(self, found: Sequence[tuple[str, NewDelivery]]) -> int:
+        if not found:
+            return 0
+        deliveries = [delivery for _, delivery in found]
+        try:
+            await self._host.run(lambda store: store.add(deliveries))
+        except RowRejected as error:
+            if len(found) == 1:
+                self._refuse(found[0][0], str(error))
+                return 1
+            # One bad row harms nobody else: halve until it is alone.
+            middle = len(found) // 2
+            return await self._store(found[:middle]) + await self._store(found[middle:])
+        await asyncio.to_thread(self._spool.remove, [name for name, _ in found])
+        self._observe(Unspooled(len(found)))
+        self._stored()
+        return len(found)
+
+    def _refuse(self, name: str, problem: str) -> None:
+        self._spool.set_aside(name)
+        self._observe(NotUnspooled(name, problem))

@@ -1,0 +1,1 @@
+"""Telemetry events, and how they become log lines and metrics."""

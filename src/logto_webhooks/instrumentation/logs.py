@@ -1,0 +1,380 @@
+"""Write telemetry events as log lines."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import queue
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any, Final, Literal
+
+import msgspec
+
+from logto_webhooks.instrumentation.events import (
+    ApiUnavailable,
+    ClockSetBack,
+    DeliveryFailed,
+    DeliveryStored,
+    DeliverySynced,
+    FlowResumed,
+    FlowStopped,
+    HandlerBlocks,
+    HandlerFailed,
+    HandlerHeld,
+    HandlerRan,
+    HandlersKnown,
+    LogRecovered,
+    NotStored,
+    NotUnspooled,
+    Observer,
+    Quarantined,
+    QuarantineReleased,
+    Reconciled,
+    Refetched,
+    RequestRefused,
+    Resumed,
+    Retrying,
+    Spooled,
+    Stalled,
+    TelemetryEvent,
+    Unrunnable,
+    Unspooled,
+)
+
+LogFormat = Literal["text", "json"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+logger = logging.getLogger("logto_webhooks")
+LINES: Final = 20  # of one kind …
+PERIOD_S: Final = 10.0  # … in so much time; the rest is summed up
+LONGEST: Final = 500  # characters of a value
+QUEUED: Final = 10_000  # lines that wait to be written
+LAST_WAIT_S: Final = 1.0
+_FIND_OUT = "find out why with logto-webhooks doctor"
+
+
+def observe(report: TelemetryEvent) -> None:
+    """Log a report: one line for each delivery, once its fate is known."""
+    if isinstance(report, DeliveryStored) and not (
+        report.duplicate or logger.isEnabledFor(logging.DEBUG)
+    ):
+        return  # the common case costs nothing
+    level, message, fields = _line(report)
+    if logger.isEnabledFor(level) and _sums.let_through(logger, level, _kind(message, fields)):
+        # In the message, too: the formatter of an application leaves out what is extra.
+        template = " ".join([message, *(f"{key}=%s" for key in fields)])
+        values = [_plain(value) for value in fields.values()]
+        logger.log(level, template, *values, extra={"logto": fields, "logto_message": message})
+
+
+def _kind(message: str, fields: dict[str, Any]) -> str:
+    """What lines have in common that are summed up."""
+    what = fields.get("code") or fields.get("outcome") or fields.get("handler") or ""
+    return f"{message} {what}".rstrip()
+
+
+def _line(report: TelemetryEvent) -> tuple[int, str, dict[str, Any]]:
+    told = msgspec.structs.asdict(report)
+    fields = {key: _shortened(value) for key, value in told.items() if value}
+    match report:
+        case DeliveryStored(duplicate=True):
+            return logging.INFO, "delivery", _delivery(fields, "duplicate")
+        case DeliveryStored():
+            return logging.DEBUG, "stored", _delivery(fields, "stored")
+        case DeliverySynced():
+            return logging.INFO, "delivery", _delivery(fields, report.outcome)
+        case DeliveryFailed(retry_in_s=None):
+            return logging.ERROR, "delivery", _delivery(fields, "dead")
+        case DeliveryFailed():
+            return logging.WARNING, "delivery", _delivery(fields, "failed")
+        case RequestRefused():
+            return logging.WARNING, "refused", fields
+        case Quarantined():
+            return logging.WARNING, "set aside what no key signed", fields
+        case QuarantineReleased():
+            return logging.INFO, "a new key proved what was set aside", fields
+        case NotStored():
+            return logging.ERROR, "not stored, answered 503", fields
+        case Retrying():
+            return logging.WARNING, "the database doesn't take deliveries, trying again", fields
+        case Spooled():
+            return logging.WARNING, "spooled, because the database didn't take it in time", fields
+        case Unspooled():
+            return logging.INFO, "stored what was spooled", fields
+        case NotUnspooled():
+            return logging.ERROR, "what was spooled can't be stored", fields
+        case Stalled():
+            return logging.ERROR, "the worker waits for the database", fields
+        case Resumed():
+            return logging.INFO, "the worker goes on", fields
+        case ClockSetBack():
+            return logging.WARNING, "the database's clock was set back", fields
+        case LogRecovered():
+            level = logging.WARNING if report.recovered or report.doubts else logging.INFO
+            return level, "compared the inbox with Logto's log", fields
+        case Reconciled():
+            level = logging.WARNING if report.drifted or report.doubts else logging.INFO
+            mended = ", and mended what differed" if report.drifted else ""
+            return level, f"compared all records with Logto{mended}", fields
+        case Refetched():
+            return logging.INFO, "asked Logto", fields
+        case HandlersKnown():
+            return logging.INFO, "jobs are made for these handlers", fields
+        case HandlerRan():
+            return logging.INFO, "handled", fields
+        case HandlerFailed(state="waiting", error="RetryLater"):
+            return logging.INFO, "a handler asked to be retried", fields
+        case HandlerFailed(state="waiting"):
+            return logging.WARNING, "a handler failed", _job(fields)
+        case HandlerFailed(state="discarded"):
+            return logging.INFO, "a handler discarded its job", fields
+        case HandlerFailed():
+            return logging.ERROR, "a job is dead", _job(fields)
+        case HandlerBlocks():
+            blocks = "a handler blocks its event loop: make it a plain function, or await"
+            return logging.ERROR, blocks, fields
+        case HandlerHeld():
+            held = "a handler isn't called any more: its threads never end; mend it, and restart"
+            return logging.ERROR, held, fields
+        case Unrunnable():
+            told = fields | {"hint": _whose_code(report.handlers)}
+            return logging.WARNING, "jobs wait for handlers whose code isn't here: --app", told
+        case FlowStopped(why="rejected"):
+            return logging.ERROR, f"all that comes is rejected: {_FIND_OUT} --only key", fields
+        case FlowStopped():
+            return logging.ERROR, f"no delivery comes any more: {_FIND_OUT}", fields
+        case FlowResumed():
+            return logging.INFO, "deliveries come again", fields
+        case ApiUnavailable():
+            return logging.ERROR, "Logto can't be asked", fields
+
+
+def _delivery(fields: dict[str, Any], outcome: str) -> dict[str, Any]:
+    first = {name: fields.get(name) for name in ("id", "event", "subject")}
+    rest = {k: v for k, v in fields.items() if k not in (*first, "outcome", "duplicate", "took_ms")}
+    return first | {"outcome": outcome, "took_ms": fields.get("took_ms", 0)} | rest
+
+
+def _job(fields: dict[str, Any]) -> dict[str, Any]:
+    return fields | {"see": f"jobs show {fields['job']}"}
+
+
+def _whose_code(handlers: Sequence[str]) -> str:
+    modules = {name.partition(":")[0] for name in handlers if ":" in name}
+    module = modules.pop() if len(modules) == 1 else "MODULE"
+    return f"--app {module}:NAME, of the LogtoWebhooks object that they are registered on"
+
+
+class TextFormatter(logging.Formatter):
+    """`time LEVEL message key=value …`"""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Write one line."""
+        fields = getattr(record, "logto", {})
+        pairs = [f"{key}={_plain(value)}" for key, value in fields.items()]
+        text = " ".join([_time(record), f"{record.levelname:7}", _message(record), *pairs])
+        return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object per line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Write one line."""
+        fields = {"time": _time(record), "level": record.levelname.lower()}
+        fields |= {"message": _message(record)} | getattr(record, "logto", {})
+        if record.exc_info:
+            fields["traceback"] = self.formatException(record.exc_info)
+        return msgspec.json.encode(fields).decode()
+
+
+class Sums:
+    """Lets the first `LINES` warnings of a kind through in `PERIOD_S`, counts the rest, and says
+    how many there were when the time is over. Anyone can cause such lines by the thousand."""
+
+    def __init__(
+        self, period_s: float = PERIOD_S, now: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._period_s = period_s
+        self._now = now
+        self._lock = threading.Lock()
+        self._until = 0.0
+        self._counts: dict[tuple[str, int, str], int] = {}
+
+    def let_through(self, of: logging.Logger, level: int, kind: str) -> bool:
+        """Count a line; say whether it is to be written. News of deliveries are, all of them,
+        except of duplicates: everyone who has a delivery can send it again."""
+        if level < logging.WARNING and not kind.endswith("duplicate"):
+            return True
+        key = (of.name, level, kind)
+        with self._lock:
+            is_over = self._now() >= self._until
+        if is_over:
+            self.sum_up()
+        with self._lock:
+            if not self._counts:
+                self._until = self._now() + self._period_s
+            count = self._counts[key] = self._counts.get(key, 0) + 1
+            if count == LINES + 1:
+                timer = threading.Timer(max(0, self._until - self._now()), self.sum_up)
+                timer.daemon = True
+                timer.start()
+        return count <= LINES
+
+    def sum_up(self) -> None:
+        """Say what was left out, and begin anew."""
+        with self._lock:
+            counts, self._counts = self._counts, {}
+            self._until = 0.0
+        for (name, level, kind), count in counts.items():
+            if count > LINES:
+                self._say(logging.getLogger(name), level, kind, count - LINES)
+
+    def _say(self, of: logging.Logger, level: int, kind: str, count: int) -> None:
+        template = "%s: %s more like this in the last %g s"
+        of.log(level, template, kind, count, self._period_s, extra={"logto_sum": True})
+
+
+_sums = Sums()
+
+
+class SumsFilter(logging.Filter):
+    """Sums up what others log, such as the server about requests that are none."""
+
+    def __init__(self, sums: Sums = _sums) -> None:
+        super().__init__()
+        self._sums = sums
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Say whether it is to be written."""
+        if hasattr(record, "logto") or hasattr(record, "logto_sum"):
+            return True  # counted already
+        kind = str(record.msg)[:80]
+        return self._sums.let_through(logging.getLogger(record.name), record.levelno, kind)
+
+
+class QueuedHandler(logging.Handler):
+    """Writes lines in a thread of its own, so that nobody waits for whoever reads the log. When too
+    many wait they are dropped, counted, and that is said once there is room again."""
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        self._descriptor = descriptor
+        self._lines: queue.Queue[bytes] = queue.Queue(QUEUED)
+        self._dropped = 0
+        self._thread: threading.Thread | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Put a line into the queue."""
+        try:
+            line = (self.format(record) + "\n").encode(errors="backslashreplace")
+        except Exception:
+            self.handleError(record)
+            return
+        try:
+            self._lines.put_nowait(line)
+        except queue.Full:
+            self._dropped += 1
+        # It isn't alive in a process that was forked, either.
+        if self._thread is None or not self._thread.is_alive():
+            self._thread = threading.Thread(target=self._write_all, name="log", daemon=True)
+            self._thread.start()
+
+    def close(self) -> None:
+        """Wait a moment for what is in the queue; whoever reads may have stopped."""
+        until = time.monotonic() + LAST_WAIT_S
+        while self._lines.unfinished_tasks and time.monotonic() < until:
+            time.sleep(0.005)
+        super().close()
+
+    def _write_all(self) -> None:
+        while True:
+            line = self._lines.get()
+            dropped = self._dropped
+            # Nobody reads any more, or the disk is full: the next may get through.
+            with contextlib.suppress(OSError):
+                self._write(line)
+                if dropped:
+                    self._dropped -= dropped
+                    self._write(self._told_of(dropped))
+            self._lines.task_done()
+
+    def _told_of(self, dropped: int) -> bytes:
+        template = "%s log lines were dropped, because the log wasn't read fast enough"
+        record = logger.makeRecord(
+            logger.name, logging.WARNING, "", 0, template, (dropped,), None, extra={}
+        )
+        return (self.format(record) + "\n").encode()
+
+    def _write(self, line: bytes) -> None:
+        while line:
+            try:
+                line = line[os.write(self._descriptor, line) :]
+            except BlockingIOError:  # somebody made the descriptor so
+                time.sleep(0.05)
+
+
+def configure(form: LogFormat, level: LogLevel) -> None:
+    """Send the product's log (and the server's warnings) to standard error."""
+    handler = _handler()
+    handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
+    handler.addFilter(SumsFilter())
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    logger.setLevel(level.upper())
+
+
+def _handler() -> logging.Handler:
+    """Not through `sys.stderr`: at the end of a process Python would wait for its lock. But where
+    something stands in for it, as a progress bar that lines are written above, through that."""
+    if sys.stderr is sys.__stderr__ and sys.stderr is not None:
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            return QueuedHandler(sys.stderr.fileno())
+    return logging.StreamHandler(sys.stderr)
+
+
+def _time(record: logging.LogRecord) -> str:
+    return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+
+
+def _message(record: logging.LogRecord) -> str:
+    """What was said, without the fields that stand behind it."""
+    message: str = getattr(record, "logto_message", "")
+    return message or record.getMessage()
+
+
+def _shortened(value: object) -> object:
+    if isinstance(value, str) and len(value) > LONGEST:
+        return f"{value[:LONGEST]}… ({len(value)} characters)"
+    return round(value, 2) if isinstance(value, float) else value
+
+
+def _plain(value: object) -> str:
+    """Quote what isn't one plain word, so that no text of a delivery can forge a field or line."""
+    text = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    if text.isprintable() and not set(text) & set(' "='):
+        return text
+    return json.dumps(text, ensure_ascii=not text.isprintable())
+
+
+logger = logging.getLogger("logto_webhooks")
+
+
+def fan_out(*observers: Observer) -> Observer:
+    """Tell each of them; one that raises hurts nobody, and is logged once."""
+    broken: set[int] = set()
+
+    def observe(report: TelemetryEvent) -> None:
+        for number, each in enumerate(observers):
+            try:
+                each(report)
+            except Exception:
+                if number not in broken:
+                    broken.add(number)
+                    logger.exception("an observer fails; that is said only now")
+
+    return observe

@@ -1,0 +1,375 @@
+"""Count telemetry events as Prometheus metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, Final, get_args
+
+from msgspec import Struct
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import Metric as Family
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+
+from logto_webhooks.flow import Why
+from logto_webhooks.instrumentation.events import (
+    ApiUnavailable,
+    ClockSetBack,
+    DeliveryFailed,
+    DeliveryStored,
+    DeliverySynced,
+    FlowResumed,
+    FlowStopped,
+    HandlerBlocks,
+    HandlerFailed,
+    HandlerHeld,
+    HandlerRan,
+    HandlersKnown,
+    LogRecovered,
+    NotStored,
+    NotUnspooled,
+    Observer,
+    Quarantined,
+    QuarantineReleased,
+    Reconciled,
+    Refetched,
+    RefusedFor,
+    RequestRefused,
+    Resumed,
+    Retrying,
+    Spooled,
+    Stalled,
+    TelemetryEvent,
+    Unrunnable,
+    Unspooled,
+)
+from logto_webhooks.interfaces import Status
+from logto_webhooks.records.outcome import OUTCOMES
+from logto_webhooks.states import DeliveryState
+
+PREFIX: Final = "logto_webhooks_"
+ANSWER_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 8, 10)
+ROW_S: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 3600)
+
+
+def _one(_: TelemetryEvent) -> float:
+    return 1
+
+
+def _count(report: NotStored | Spooled | Unspooled | Quarantined | QuarantineReleased) -> float:
+    return report.count
+
+
+def _taken_s(report: DeliveryStored | DeliverySynced | HandlerRan) -> float:
+    return report.took_ms / 1000
+
+
+def _seconds(milliseconds: int | None) -> float | None:
+    return None if milliseconds is None else milliseconds / 1000
+
+
+class Metric(Struct, frozen=True):
+    """What follows from a report: a counter, or a histogram if there are `buckets`.
+
+    `amount` is what a report adds; `label` one of its fields, which is one of `values`.
+    """
+
+    name: str
+    report: type[TelemetryEvent]
+    says: str
+    amount: Callable[[Any], float] = _one
+    label: str | None = None
+    values: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+
+    @property
+    def full_name(self) -> str:
+        """Its name as Prometheus has it."""
+        return PREFIX + self.name + ("" if self.buckets else "_total")
+
+
+class Gauge(Struct, frozen=True):
+    """What the database tells when it is asked; absent where that is None."""
+
+    name: str
+    says: str
+    value: Callable[[Status], float | None]
+
+    @property
+    def full_name(self) -> str:
+        """Its name as Prometheus has it."""
+        return PREFIX + self.name
+
+
+METRICS: Final = (
+    Metric(
+        "deliveries_stored",
+        DeliveryStored,
+        "deliveries answered 200; duplicates were in the inbox already",
+        label="duplicate",
+        values=("false", "true"),
+    ),
+    Metric(
+        "answer_seconds",
+        DeliveryStored,
+        "from a body's last byte to its 200",
+        _taken_s,
+        buckets=ANSWER_S,
+    ),
+    Metric(
+        "requests_refused",
+        RequestRefused,
+        "POSTs answered 4xx, or 503 because their body couldn't be read",
+        label="code",
+        values=get_args(RefusedFor),
+    ),
+    Metric("requests_set_aside", Quarantined, "POSTs of no known key that are kept", _count),
+    Metric(
+        "deliveries_rescued",
+        QuarantineReleased,
+        "of those, which a key that was learnt proved",
+        _count,
+    ),
+    Metric("deliveries_not_stored", NotStored, "deliveries answered 503", _count),
+    Metric("store_outages", Retrying, "times the database began not to take deliveries"),
+    Metric("deliveries_spooled", Spooled, "deliveries kept in the spool directory", _count),
+    Metric("deliveries_unspooled", Unspooled, "of those, which are in the inbox by now", _count),
+    Metric("spool_files_refused", NotUnspooled, "files of the spool that can't be stored"),
+    Metric(
+        "deliveries_synced",
+        DeliverySynced,
+        "deliveries applied, by what became of them",
+        label="outcome",
+        values=tuple(outcome for outcome in OUTCOMES if outcome != "duplicate"),
+    ),
+    Metric(
+        "delivery_to_row_seconds",
+        DeliverySynced,
+        "from receiving a delivery to having applied it",
+        _taken_s,
+        buckets=ROW_S,
+    ),
+    Metric(
+        "deliveries_failed",
+        DeliveryFailed,
+        "failed attempts to apply a delivery, the last included",
+    ),
+    Metric(
+        "deliveries_given_up",
+        DeliveryFailed,
+        "deliveries that became dead",
+        lambda told: told.retry_in_s is None,
+    ),
+    Metric("stalls", Stalled, "times the worker couldn't go on, and waited"),
+    Metric(
+        "log_entries",
+        LogRecovered,
+        "entries of Logto's log compared with the inbox",
+        lambda told: told.entries,
+    ),
+    Metric(
+        "deliveries_recovered",
+        LogRecovered,
+        "deliveries that only Logto's log had",
+        lambda told: told.recovered,
+    ),
+    Metric("jobs_done", HandlerRan, "jobs that a handler did"),
+    Metric(
+        "handler_seconds",
+        HandlerRan,
+        "from calling a handler to having its job done",
+        _taken_s,
+        buckets=ROW_S,
+    ),
+    Metric(
+        "jobs_failed",
+        HandlerFailed,
+        "calls of handlers that raised, by what became of the job",
+        label="state",
+        values=("waiting", "dead", "discarded"),
+    ),
+    Metric("handlers_blocking", HandlerBlocks, "alarms that a handler blocks its event loop"),
+    Metric("handlers_held", HandlerHeld, "alarms that a handler left too many threads behind"),
+    Metric(
+        "flow_stopped",
+        FlowStopped,
+        "alarms that nothing comes any more, or that all is rejected",
+        label="why",
+        values=get_args(Why),
+    ),
+    Metric("asked", Refetched, "times Logto was asked about a subject"),
+    Metric("not_asked", ApiUnavailable, "times Logto couldn't be asked"),
+    Metric(
+        "records_compared",
+        Reconciled,
+        "users and organizations compared with Logto's own",
+        lambda told: told.users + told.organizations,
+    ),
+    Metric(
+        "records_drifted",
+        Reconciled,
+        "records that differed from Logto's own",
+        lambda told: told.drifted,
+    ),
+)
+
+# Reports that aren't measured, and why.
+UNMEASURED: Final[dict[type[TelemetryEvent], str]] = {
+    ClockSetBack: "it is seldom, and logged",
+    Resumed: "the stalls before it are counted",
+    FlowResumed: "the gauge `silent` tells",
+    HandlersKnown: "`handlers list` has them",
+    Unrunnable: "`handlers list` counts them",
+}
+
+UP: Final = PREFIX + "database_up"
+UP_SAYS: Final = (
+    "1 if the database told the gauges, 0 if it couldn't be asked: then they are absent"
+)
+
+SPOOLED: Final = PREFIX + "deliveries_in_spool"
+SPOOLED_SAYS: Final = "deliveries that wait in the spool directory; absent if there is none"
+
+GAUGES: Final = (
+    Gauge(
+        "deliveries_pending",
+        "deliveries that wait to be applied",
+        lambda status: status.deliveries[DeliveryState.PENDING],
+    ),
+    Gauge(
+        "oldest_pending_seconds",
+        "how long the oldest of them waits; 0 if none does",
+        lambda status: status.oldest_pending_s or 0,
+    ),
+    Gauge(
+        "deliveries_dead",
+        "deliveries that were given up",
+        lambda status: status.deliveries[DeliveryState.DEAD],
+    ),
+    Gauge("records_doubtful", "records in doubt", lambda status: status.doubtful),
+    Gauge("records_waiting", "records Logto must be asked about", lambda status: status.refetch),
+    Gauge(
+        "memberships_to_end",
+        "memberships still listed though their user or organization was deleted",
+        lambda status: status.memberships_to_end,
+    ),
+    Gauge(
+        "silent",
+        "1 while nothing comes any more, or all is rejected",
+        lambda status: int(status.silent_since is not None),
+    ),
+    Gauge(
+        "complete_up_to_timestamp_seconds",
+        "up to when Logto's log was compared with the inbox; absent if never",
+        lambda status: _seconds(status.complete_up_to),
+    ),
+    Gauge(
+        "reconciled_timestamp_seconds",
+        "when all records were last compared with Logto's own; absent if never",
+        lambda status: _seconds(status.reconciled_at),
+    ),
+)
+
+
+KEEP_S: Final = 5.0  # the database counts at most that often, however many scrape
+PATIENCE_S: Final = 5.0  # Prometheus itself gives up after 10 s
+Ask = Callable[[], Awaitable[Status]]
+
+
+class Metrics:
+    """Counts reports in a registry of its own; what is scraped is since the process began."""
+
+    def __init__(
+        self,
+        ask: Ask,
+        seconds: Callable[[], float] = time.monotonic,
+        spooled: Callable[[], int] | None = None,
+    ) -> None:
+        """`ask` lets the database count; `seconds` is a clock that never goes back; `spooled`
+        counts what is in the spool directory, if there is one."""
+        self._registry = CollectorRegistry()
+        self._meters: dict[type[TelemetryEvent], list[Observer]] = {}
+        for metric in METRICS:
+            meter = _meter(metric, self._registry)
+            self._meters.setdefault(metric.report, []).append(meter)
+        self._gauges = _Gauges(ask, seconds, spooled)
+        self._registry.register(self._gauges)
+
+    def observe(self, report: TelemetryEvent) -> None:
+        """Count a report."""
+        for meter in self._meters.get(type(report), ()):
+            meter(report)
+
+    async def scrape(self, accept: str) -> tuple[bytes, str]:
+        """Return all metrics in the format that the header Accept prefers, and its type."""
+        await self._gauges.refresh()
+        try:
+            encode, content_type = choose_encoder(accept)
+        except TypeError:  # a version that is no number
+            encode, content_type = choose_encoder("")
+        return encode(self._registry), content_type
+
+
+def _meter(metric: Metric, registry: CollectorRegistry) -> Observer:
+    name, amount = PREFIX + metric.name, metric.amount
+    if metric.buckets:
+        histogram = Histogram(name, metric.says, buckets=metric.buckets, registry=registry)
+        return lambda report: histogram.observe(amount(report))
+    if metric.label is None:
+        counter = Counter(name, metric.says, registry=registry)
+        return lambda report: counter.inc(amount(report))
+    return _labelled(metric, metric.label, registry)
+
+
+def _labelled(metric: Metric, label: str, registry: CollectorRegistry) -> Observer:
+    counter = Counter(PREFIX + metric.name, metric.says, [label], registry=registry)
+    # All are there from the start: a rate needs a sample before the first that counts.
+    children = {value: counter.labels(value) for value in metric.values}
+
+    def count(report: TelemetryEvent) -> None:
+        children[str(getattr(report, label)).lower()].inc(metric.amount(report))
+
+    return count
+
+
+class _Gauges(Collector):
+    """What the database told last."""
+
+    def __init__(
+        self, ask: Ask, seconds: Callable[[], float], spooled: Callable[[], int] | None
+    ) -> None:
+        self._ask = ask
+        self._spooled = spooled
+        self._seconds = seconds
+        self._status: Status | None = None
+        self._due = float("-inf")
+        self._asking = asyncio.Lock()
+
+    async def refresh(self) -> None:
+        """Ask, unless that was done just now."""
+        async with self._asking:
+            if self._seconds() >= self._due:
+                self._status = await self._asked()
+                self._due = self._seconds() + KEEP_S
+
+    async def _asked(self) -> Status | None:
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                return await self._ask()
+        except Exception:  # whatever it is, the counters are worth having
+            return None
+
+    def collect(self) -> Iterator[Family]:
+        """Yield the gauges; called by the registry."""
+        status = self._status
+        yield GaugeMetricFamily(UP, UP_SAYS, int(status is not None))
+        if self._spooled is not None:
+            yield GaugeMetricFamily(SPOOLED, SPOOLED_SAYS, self._spooled())
+        if status is None:
+            return
+        for gauge in GAUGES:
+            if (value := gauge.value(status)) is not None:
+                yield GaugeMetricFamily(gauge.full_name, gauge.says, value)

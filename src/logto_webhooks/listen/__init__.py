@@ -1,0 +1,1 @@
+"""Local development: forward what Logto sends to an application here."""

@@ -1,0 +1,132 @@
+"""What an answer means that isn't what was asked for, and what to set then. Pure.
+
+An error names settings, statuses and codes of Logto; never a token, a secret or a body.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+from msgspec import Struct
+
+from logto_webhooks.errors import LogtoApiError
+from logto_webhooks.logto.admin_address import CORE, signs_of_admin
+
+
+class ApiReply(Struct, frozen=True, kw_only=True):
+    """An answer, whatever its status; `content` is decoded JSON, None where the body is none.
+
+    Times in milliseconds, as in `Answered`.
+    """
+
+    status: int
+    content: Any
+    asked_at: int
+    took: int
+    date: int | None
+    total: int | None
+    unreadable: bool = False  # it is JSON, but somebody's data in it is beyond what can be read
+
+    @property
+    def code(self) -> str:
+        """Logto's code of an error; empty if this is none of Logto's errors."""
+        code = self.content.get("code") if isinstance(self.content, dict) else None
+        return code if isinstance(code, str) and _CODE.match(code) else ""
+
+
+_CODE: Final = re.compile(r"\A[a-z0-9_.-]{1,80}\Z")
+_NO_SUCH_THING: Final = {"entity.not_found", "entity.not_exists", "entity.not_exists_with_id"}
+
+_CREDENTIALS: Final = (
+    "Set LOGTO_M2M_APP_ID and LOGTO_M2M_APP_SECRET to the App ID and an App secret of one "
+    "machine-to-machine application of Logto's console, and LOGTO_ENDPOINT to the same Logto."
+)
+_ROLE: Final = (
+    "Give the machine-to-machine application (LOGTO_M2M_APP_ID) a role with the Management API's "
+    'scope "all": in Logto\'s console, the role "Logto Management API access".'
+)
+_RESOURCE: Final = (
+    "Set LOGTO_WEBHOOKS_API_RESOURCE to the Management API's identifier in Logto's console, "
+    "such as https://default.logto.app/api (of Logto Cloud: https://TENANT.logto.app/api)."
+)
+_ENDPOINT: Final = (
+    "Set LOGTO_ENDPOINT to the address of a Logto, such as https://auth.example.com; "
+    "what stands before it must pass /oidc and /api on unchanged."
+)
+_UNKNOWN: Final = (
+    "This release doesn't know that answer: check LOGTO_ENDPOINT, and which version of Logto it is."
+)
+
+# Logto's code -> what to do.
+_HINTS: Final = {
+    "guard.invalid_input": "It may not know what was asked of it, such as an event of a later "
+    "Logto: check which version of Logto it is.",
+    "subscription.limit_exceeded": "Its plan allows no more of these: delete one first.",
+}
+
+# What the token endpoint says -> what is wrong, what to do.
+_TOKEN: Final[dict[str, tuple[str, str]]] = {
+    "oidc.invalid_client": ("it doesn't know this application and secret", _CREDENTIALS),
+    "oidc.unauthorized_client": ("the application isn't machine-to-machine", _CREDENTIALS),
+    "oidc.invalid_target": ("it doesn't know the API for which a token is asked", _RESOURCE),
+    "oidc.invalid_scope": ("the application may not use the Management API", _ROLE),
+}
+
+
+def says_there_is_none(reply: ApiReply) -> bool:
+    """Tell Logto's own 404 (of a change: 400) from one of a proxy, or of another server."""
+    return reply.status in (400, 404) and reply.code in _NO_SUCH_THING
+
+
+def refusal(endpoint: str, reply: ApiReply) -> LogtoApiError:
+    """Tell why the API didn't answer as expected."""
+    answer = f"it answers {reply.status} ({reply.code})"
+    if not reply.code:
+        return not_a_logto(endpoint, reply)
+    if reply.code in _HINTS:
+        return _refused(endpoint, problem=answer, hint=_HINTS[reply.code])
+    if reply.status == 401:
+        return _refused(endpoint, problem=f"{answer} to a new token of its own", hint=_RESOURCE)
+    if reply.status == 403:
+        return _refused(endpoint, problem=answer, hint=_ROLE)
+    return _refused(endpoint, problem=answer, hint=_UNKNOWN)
+
+
+def token_refusal(endpoint: str, reply: ApiReply, app_id: str) -> LogtoApiError:
+    """Tell why there is no token."""
+    if not reply.code:
+        return not_a_logto(endpoint, reply)
+    unknown = (f"it gives no token, but {reply.status} ({reply.code})", _CREDENTIALS)
+    problem, hint = _TOKEN.get(reply.code, unknown)
+    return _refused(endpoint, problem=problem, hint=hint, app_id=app_id)
+
+
+def no_scope(endpoint: str) -> LogtoApiError:
+    """The token is good for nothing."""
+    problem = 'the application gets a token, but without the scope "all"'
+    return _refused(endpoint, problem=problem, hint=_ROLE)
+
+
+def not_a_logto(endpoint: str, reply: ApiReply) -> LogtoApiError:
+    """Something else answers there: a proxy, a website."""
+    problem = f"what answers there ({reply.status}) doesn't answer as a Logto"
+    return _refused(endpoint, problem=problem, hint=_ENDPOINT)
+
+
+def redirected(endpoint: str, origin: str) -> LogtoApiError:
+    """It isn't followed: a token would be shown to who knows whom."""
+    hint = f"Set LOGTO_ENDPOINT to {origin} if that is your Logto."
+    return _refused(endpoint, problem=f"it redirects to {origin}", hint=hint)
+
+
+def no_address(endpoint: str) -> LogtoApiError:
+    """Nothing can be asked there, now or later."""
+    return _refused(endpoint, problem="that is no address", hint=_ENDPOINT)
+
+
+def _refused(endpoint: str, problem: str, hint: str, app_id: str | None = None) -> LogtoApiError:
+    """What to do, first of all if this is Logto's admin side."""
+    if signs := signs_of_admin(endpoint, app_id):
+        hint = f"{signs[0].upper()}{signs[1:]}. {CORE}"
+    return LogtoApiError(endpoint=endpoint, problem=problem, hint=hint)

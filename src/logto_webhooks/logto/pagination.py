@@ -1,0 +1,86 @@
+"""Page through a listing that changes while it is read."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
+from typing import Any, Final
+
+from logto_webhooks.interfaces import ApiResponse
+from logto_webhooks.logto.api_responses import PAGE
+
+BACK_AT_MOST: Final = 1_000
+ENDED: Final = 2**31  # the page after the last
+_NEAR: Final = 4  # pages among which who moved is known again
+
+Ask = Callable[[int], AsyncIterator[ApiResponse]]  # from a page on
+
+
+class OffsetPager:
+    """One way through a listing, from a page on; `total` is what the page before it told.
+
+    `page` is the next to read, `seen` how many items there were, without those that came twice.
+    """
+
+    def __init__(self, ask: Ask, page: int = 1, total: int | None = None) -> None:
+        self._ask = ask
+        self.page = page
+        self.total = total
+        self.seen = 0
+        self._skipped = (page - 1) * PAGE
+        self._least: int | None = total  # who was there from the beginning to the end
+        self._backs = 0
+        self._near: deque[set[Any]] = deque(maxlen=_NEAR)
+
+    @property
+    def missed(self) -> int:
+        """How many must have been on no page, although all are read."""
+        return max(0, (self._least or 0) - self._skipped - self.seen)
+
+    async def pages(self) -> AsyncIterator[ApiResponse]:
+        """Read, the next page already while the one before is worked on. Raises as the API."""
+        going = self.page != ENDED
+        while going:
+            going = False
+            async with aclosing(_ahead(self._ask(self.page))) as answers:
+                async for answered in answers:
+                    if going := self._must_go_back(answered):
+                        break
+                    self._meet(answered)
+                    yield answered
+
+    def _must_go_back(self, answered: ApiResponse) -> bool:
+        """Before the page is used: whoever is killed now sees the fall again."""
+        total = answered.total or 0
+        before = total if self.total is None else self.total
+        fell = max(0, before - total)
+        self._least = (before if self._least is None else self._least) - fell
+        self.total = total
+        if not fell or self.page == 1 or self._backs == BACK_AT_MOST:
+            return False
+        self._backs += 1
+        self.page = max(1, self.page - -(-fell // PAGE))
+        return True
+
+    def _meet(self, answered: ApiResponse) -> None:
+        met = {item.get("id") if isinstance(item, dict) else None for item in answered.content}
+        self.seen += len(met.difference(*self._near))
+        self._near.append(met)
+        self.page += 1
+
+
+async def _ahead(pages: AsyncIterator[ApiResponse]) -> AsyncGenerator[ApiResponse, None]:
+    """The same, each asked for while the one before is worked on."""
+    asked = asyncio.ensure_future(_next(pages))
+    try:
+        while (page := await asked) is not None:
+            asked = asyncio.ensure_future(_next(pages))
+            yield page
+    finally:
+        asked.cancel()
+
+
+async def _next(pages: AsyncIterator[ApiResponse]) -> ApiResponse | None:
+    return await anext(pages, None)

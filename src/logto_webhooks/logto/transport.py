@@ -1,0 +1,191 @@
+"""Requests and answers: within the budget, within time, tried again where that may help."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final
+
+import httpx2
+import msgspec
+from msgspec import Struct
+
+from logto_webhooks import canonical_json
+from logto_webhooks.errors import LogtoUnreachable
+from logto_webhooks.interfaces import Clock
+from logto_webhooks.logto.errors import ApiReply, no_address, redirected
+from logto_webhooks.logto.rate_limit import AT_ONCE, RateLimiter
+from logto_webhooks.logto.retry import TRIES, GiveUp, Wait, after_failure, asked_wait, moment
+
+CONNECT_S: Final = 5.0
+REQUEST_S: Final = 30.0
+# Of an answer, unpacked. A page of a hundred users has some 100 KiB.
+MOST_BYTES: Final = 32 * 2**20
+# Logto closes idle connections after 5 s; whoever closes first loses no request.
+_LIMITS: Final = httpx2.Limits(max_connections=AT_ONCE, keepalive_expiry=4.0)
+
+# httpx2's own words may quote a header or an answer.
+_PROBLEMS: Final[tuple[tuple[type[Exception], str], ...]] = (
+    (httpx2.ConnectTimeout, "no connection in time"),
+    (TimeoutError, "no answer in time"),
+    (httpx2.RemoteProtocolError, "its answer is cut off, or isn't HTTP"),
+    (httpx2.DecodingError, "its answer is cut off"),
+)
+
+
+class FailedTry(Struct, frozen=True):
+    """A try that brought nothing; `asked_for` are the seconds that Logto wants us to wait."""
+
+    problem: str
+    asked_for: float | None = None
+
+
+class Transport:
+    """One server, asked over a few connections that open on first use."""
+
+    def __init__(
+        self,
+        endpoint: str,
+        budget: RateLimiter,
+        clock: Clock,
+        sleep: Callable[[float], Awaitable[None]],
+        request_s: float,
+    ) -> None:
+        self.endpoint = endpoint
+        self._budget = budget
+        self._clock = clock
+        self._sleep = sleep
+        self._request_s = request_s
+        self._client: httpx2.AsyncClient | None = None
+
+    async def send(
+        self,
+        method: str,
+        path: str,
+        authorization: str,
+        *,
+        params: Mapping[str, int] | None = None,
+        form: Mapping[str, str] | None = None,
+        content: object = None,
+        again: bool = True,
+    ) -> ApiReply:
+        """Ask until there is an answer, or once; `content` is sent as JSON.
+
+        Raises LogtoUnreachable, and LogtoApiError on a redirect.
+        """
+        request = self._opened().build_request(
+            method,
+            self._url(path),
+            headers={"authorization": authorization},
+            params=params,
+            data=form,
+            json=content,
+        )
+        return await self._until_answered(request, again)
+
+    async def close(self) -> None:
+        """Give back the connections."""
+        client, self._client = self._client, None
+        if client is not None:
+            await client.aclose()
+
+    def _url(self, path: str) -> httpx2.URL:
+        try:
+            url = httpx2.URL(self.endpoint + path)
+        except httpx2.InvalidURL:
+            raise no_address(self.endpoint) from None
+        if not url.host or (url.port or 0) > 65535:
+            raise no_address(self.endpoint)
+        return url
+
+    async def _until_answered(self, request: httpx2.Request, again: bool) -> ApiReply:
+        tries = 1 if again else TRIES
+        while isinstance(outcome := await self._try(request), FailedTry):
+            match after_failure(tries, outcome.asked_for, random.random()):
+                case Wait(seconds):
+                    await self._sleep(seconds)
+                case GiveUp():
+                    raise LogtoUnreachable(endpoint=self.endpoint, problem=outcome.problem)
+            tries += 1
+        return outcome
+
+    async def _try(self, request: httpx2.Request) -> ApiReply | FailedTry:
+        async with self._budget.turn():
+            asked_at = self._clock.now()
+            try:
+                async with asyncio.timeout(self._request_s):
+                    response, content = await self._answer(request)
+            except (httpx2.TransportError, httpx2.DecodingError, TimeoutError) as error:
+                return FailedTry(_problem(error))
+            took = max(0, self._clock.now() - asked_at)
+        return self._read(response, content, asked_at, took)
+
+    async def _answer(self, request: httpx2.Request) -> tuple[httpx2.Response, bytes | None]:
+        """Return the answer with its content, unpacked in small pieces; None if that is too large:
+        a few bytes may unpack to gigabytes."""
+        response = await self._opened().send(request, stream=True)
+        try:
+            content = bytearray()
+            async for piece in response.aiter_bytes():
+                content += piece
+                if len(content) > MOST_BYTES:
+                    return response, None
+                await asyncio.sleep(0)  # several pieces may come of one that was sent
+            return response, bytes(content)
+        finally:
+            await response.aclose()
+
+    def _opened(self) -> httpx2.AsyncClient:
+        if self._client is None:
+            timeout = httpx2.Timeout(None, connect=CONNECT_S)
+            self._client = httpx2.AsyncClient(timeout=timeout, limits=_LIMITS)
+        return self._client
+
+    def _read(
+        self, response: httpx2.Response, body: bytes | None, asked_at: int, took: int
+    ) -> ApiReply | FailedTry:
+        status, headers = response.status_code, response.headers
+        if response.has_redirect_location:
+            raise redirected(self.endpoint, _origin(response))
+        if status == 429 or status >= 500:
+            return FailedTry(f"it answers {status}", asked_wait(headers))
+        content, unreadable = None, body is None
+        try:
+            content = _json(response, body) if body is not None else None
+        except msgspec.DecodeError:
+            return FailedTry("its answer is cut off, or isn't JSON")
+        except ValueError:  # whole, but nested too deep, or with a number out of range
+            unreadable = True
+        return ApiReply(
+            status=status,
+            content=content,
+            unreadable=unreadable,
+            asked_at=asked_at,
+            took=took,
+            date=moment(headers.get("date", "")),
+            total=_count(headers.get("total-number", "")),
+        )
+
+
+def _problem(error: Exception) -> str:
+    for kind, problem in _PROBLEMS:
+        if isinstance(error, kind):
+            return problem
+    if isinstance(error, httpx2.ConnectError):
+        return str(error) or "no connection"
+    return f"the connection broke ({type(error).__name__})"
+
+
+def _origin(response: httpx2.Response) -> str:
+    target = response.url.join(response.headers["location"])
+    return f"{target.scheme}://{target.netloc.decode('ascii')}"
+
+
+def _json(response: httpx2.Response, body: bytes) -> Any:
+    is_json = response.headers.get("content-type", "").startswith("application/json")
+    return canonical_json.decode(body) if is_json else None
+
+
+def _count(text: str) -> int | None:
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None

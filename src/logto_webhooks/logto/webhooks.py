@@ -1,0 +1,262 @@
+"""Webhooks at Logto: find, create and test them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
+
+from logto_webhooks import canonical_json
+from logto_webhooks.deliveries import DeliveryFilter, StoredDelivery
+from logto_webhooks.errors import (
+    KeyNotTold,
+    LogtoUnreachable,
+    WebhookChanged,
+    WebhookExists,
+    WebhookUnknown,
+)
+from logto_webhooks.events.base import Json
+from logto_webhooks.events.local import LOCAL
+from logto_webhooks.events.organizations import OrganizationEvent
+from logto_webhooks.events.registry import BY_NAME, DERIVED
+from logto_webhooks.events.users import InteractionEvent, UserEvent
+from logto_webhooks.handlers.matching import wants
+from logto_webhooks.interfaces import Logto, TransactionRunner
+from logto_webhooks.logto.delivery_log import RESETS
+from logto_webhooks.signing_keys import problem_of_key
+from logto_webhooks.tail import follow, newest_id
+
+SYNCED: Final = (UserEvent, InteractionEvent, OrganizationEvent)
+# No released Logto lets a webhook subscribe to these.
+LATER: Final = frozenset({"TrustedDevice.Created", "TrustedDevice.Deleted"})
+
+
+class Webhook(Struct, frozen=True, kw_only=True, rename="camel"):
+    """A webhook; `config` is whole, because a change replaces it."""
+
+    id: str
+    name: str = ""
+    events: list[str] = []
+    config: Json = {}
+    signing_key: str = ""
+    enabled: bool = True
+
+    def __repr__(self) -> str:
+        """Without the key, and without headers, which may hold another."""
+        return f"Hook(id={self.id!r}, name={self.name!r}, url={self.url!r})"
+
+    @property
+    def url(self) -> str:
+        """Where it leads."""
+        return str(self.config.get("url", ""))
+
+    def leads_to(self, url: str) -> bool:
+        """Whether it is the same address, with a slash in the end or without."""
+        return self.url.rstrip("/") == url.rstrip("/")
+
+
+def parse_webhook(content: Any) -> Webhook | None:
+    """Read an answer; None if it isn't a webhook. A key that isn't a text is left out."""
+    if isinstance(content, dict) and not isinstance(content.get("signingKey"), str):
+        content = {name: value for name, value in content.items() if name != "signingKey"}
+    try:
+        return msgspec.convert(content, Webhook)
+    except msgspec.ValidationError:
+        return None
+
+
+def is_url(text: str) -> bool:
+    """Whether it is an address that can be posted to."""
+    if any(each.isspace() or not each.isprintable() for each in text):
+        return False  # what reads it would take it for another
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
+def find_webhook(hooks: Sequence[Webhook], query: str) -> Webhook:
+    """Find one by id, else by name, else by URL. Raises WebhookUnknown."""
+    several = False
+    for found in (
+        [each for each in hooks if each.id == query],
+        [each for each in hooks if each.name == query],
+        [each for each in hooks if each.leads_to(query)],
+    ):
+        if len(found) == 1:
+            return found[0]
+        several = several or bool(found)
+    raise _unclear(hooks, f"{'several have' if several else 'none has'} the name or URL {query!r}")
+
+
+def find_our_webhook(
+    hooks: Sequence[Webhook], keys: Collection[str], public_url: str | None
+) -> Webhook:
+    """The one that has our key, or our URL; else the only one. Raises WebhookUnknown."""
+    here = [each for each in hooks if is_ours(each, keys, public_url)]
+    if len(here or hooks) == 1:
+        return (here or hooks)[0]
+    raise _unclear(
+        hooks, f"{'several have' if here else 'none has'} the key or URL that is set here"
+    )
+
+
+def is_ours(hook: Webhook, keys: Collection[str], public_url: str | None) -> bool:
+    """Whether its key, or its URL, is the one that is set here."""
+    has_our_key = hook.signing_key != "" and hook.signing_key in keys
+    return has_our_key or (public_url is not None and hook.leads_to(public_url))
+
+
+def subscription(patterns: Iterable[str] = ()) -> list[str]:
+    """The events that the sync needs, and those that handlers of such patterns get.
+
+    An event that no released Logto has is among them only if it is named.
+    """
+    patterns = list(patterns)
+    unknown = [each for each in patterns if not {"*", "?"} & set(each) and each not in BY_NAME]
+    return [
+        *(name for name in BY_NAME if name not in DERIVED and _needed(name, patterns)),
+        *(each for each in unknown if each not in LOCAL),
+    ]
+
+
+def _needed(name: str, patterns: Sequence[str]) -> bool:
+    if name in patterns or issubclass(BY_NAME[name], SYNCED):
+        return True
+    return name not in LATER and any(wants(pattern, name) for pattern in patterns)
+
+
+def _unclear(hooks: Sequence[Webhook], problem: str) -> WebhookUnknown:
+    if not hooks:
+        hint = "Make one: logto-webhooks endpoint create --url URL"
+        return WebhookUnknown(problem="Logto has none", hint=hint)
+    listed = ", ".join(f"{each.id} ({each.name}, {each.url})" for each in hooks)
+    return WebhookUnknown(problem=problem, hint=f"Name one by its id; Logto has: {listed}.")
+
+
+POLL_S: Final = 0.2
+PROVED_S: Final = 4.0  # within that, what was set aside is proved by a key that is in the database
+NAME: Final = "logto-webhooks"
+
+
+class TestResult(Struct, frozen=True, kw_only=True):
+    """What became of a test: the delivery that it is here, or the problem. By a webhook that isn't
+    `enabled` Logto sends nothing else."""
+
+    hook: str
+    url: str
+    enabled: bool
+    event: str
+    delivery: int | None = None
+    took_ms: int | None = None
+    problem: str | None = None
+
+
+async def list_webhooks(logto: Logto) -> tuple[list[Webhook], int]:
+    """All webhooks, and what time it is at Logto (ms). Raises LogtoUnreachable, LogtoApiError."""
+    found: list[Webhook] = []
+    now = 0
+    async for page in logto.hooks():
+        now = page.date or page.asked_at
+        found += [hook for each in page.content if (hook := parse_webhook(each))]
+    return found, now
+
+
+async def create_webhook(logto: Logto, url: str, name: str, events: Sequence[str]) -> Webhook:
+    """Make a webhook. Raises WebhookExists, KeyNotTold, LogtoUnreachable, LogtoApiError."""
+    found, _ = await list_webhooks(logto)
+    for each in found:
+        if each.leads_to(url):
+            raise WebhookExists(id=each.id, url=url)
+    with note_on_failure("it may be there all the same: see `logto-webhooks endpoint list`"):
+        return parse_created((await logto.create_hook(name, url, events)).content, name)
+
+
+@contextmanager
+def note_on_failure(note: str) -> Iterator[None]:
+    """Who got no answer is told that Logto may have done it. Raises LogtoUnreachable."""
+    try:
+        yield
+    except LogtoUnreachable as error:
+        problem = f"{error.problem}; {note}"
+        raise LogtoUnreachable(endpoint=error.endpoint, problem=problem) from None
+
+
+def parse_created(content: Any, name: str) -> Webhook:
+    """The webhook that was made, or changed. Raises WebhookChanged, and KeyNotTold if Logto doesn't
+    answer its key."""
+    made = parse_webhook(content)
+    if made is None:
+        raise WebhookChanged(name=name, what="deleted")
+    if (problem := problem_of_key(made.signing_key)) is not None:
+        raise KeyNotTold(id=made.id, name=made.name or name, problem=problem)
+    return made
+
+
+async def send_test(
+    logto: Logto, host: TransactionRunner, hook: Webhook, event: str, timeout_s: float
+) -> TestResult:
+    """Have Logto send a test, and wait until the inbox has it.
+
+    One that is answered 401 may come all the same, once the receiver finds a key that was just
+    changed. Raises LogtoUnreachable, LogtoApiError, StoreUnavailable.
+    """
+    newest, began = await newest_id(host), time.monotonic()
+    tested = TestResult(hook=hook.id, url=hook.url, enabled=hook.enabled, event=event)
+    answered = (await logto.test_hook(hook.id, hook.url, event)).content
+    problem = None if answered == {} else _problem(answered)
+    if problem not in (None, _REFUSED):
+        return replace(tested, problem=problem)
+    wait_s = timeout_s if problem is None else min(timeout_s, PROVED_S)
+    sought = DeliveryFilter(event=event, after=newest)
+    try:
+        async with asyncio.timeout(wait_s):
+            kept = await _from(hook, host, sought)
+    except TimeoutError:
+        return replace(tested, problem=problem or _ELSEWHERE.format(timeout_s))
+    took = round((time.monotonic() - began) * 1000)
+    return replace(tested, delivery=kept.id, took_ms=took)
+
+
+async def _from(hook: Webhook, host: TransactionRunner, sought: DeliveryFilter) -> StoredDelivery:
+    async with aclosing(follow(host, sought, POLL_S)) as coming:
+        async for kept in coming:
+            if canonical_json.decode(kept.body).get("hookId") == hook.id:
+                return kept
+    raise AssertionError("following has no end")
+
+
+def _problem(answered: Any) -> str:
+    """What Logto says of a test that came to nothing."""
+    if answered is None:
+        return "Logto has no such webhook any more"
+    data = answered.get("data")
+    status = data.get("responseStatus") if isinstance(data, dict) else None
+    if status == 401:
+        return _REFUSED
+    if isinstance(status, int):
+        return f"it answered {status}"
+    text = str(answered.get("message", ""))
+    return next((word for sign, word in _CAUSES if sign in text), "Logto got no answer from it")
+
+
+_CAUSES: Final = (
+    ("timed out", "Logto got no answer in time"),
+    ("ECONNREFUSED", "nothing listens there, seen from Logto"),
+    *((sign, "it closed the connection without an answer, seen from Logto") for sign in RESETS),
+    ("ENOTFOUND", "Logto can't find its host"),
+    ("certificate", "Logto doesn't trust its TLS certificate"),
+)
+_REFUSED: Final = "it answered 401: the signing key that is set there isn't this webhook's"
+_ELSEWHERE: Final = (
+    "Logto got an answer of success, but nothing came here within {:g} s: the URL leads elsewhere, "
+    "something redirects, or this is another database"
+)

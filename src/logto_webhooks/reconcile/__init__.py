@@ -1,0 +1,1 @@
+"""Compare with Logto: recover, refetch, reconcile."""

@@ -1,0 +1,69 @@
+"""Elect one process that talks to Logto; the others stand by."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
+
+from logto_webhooks.errors import describe
+from logto_webhooks.instrumentation.events import ApiUnavailable
+from logto_webhooks.interfaces import Clock, Progress, Store, TransactionRunner
+
+LEASE_MS: Final = 10_000
+RENEW_S: Final = 3.0
+_NAME: Final = "asking"
+
+
+class LeaderLease:
+    """Who has it says so in the database, again and again; `number` tells processes apart.
+
+    Two may have it for a moment, which costs Logto some requests and harms nothing.
+    """
+
+    def __init__(self, host: TransactionRunner, clock: Clock, number: int) -> None:
+        self._host = host
+        self._clock = clock
+        self._number = number
+
+    async def keep(
+        self,
+        work: Callable[[], Coroutine[Any, Any, None]],
+        observe: Callable[[ApiUnavailable], None],
+    ) -> None:
+        """Work while it is ours; end never."""
+        working: asyncio.Task[None] | None = None
+        try:
+            while True:
+                mine = await self._take(observe)
+                if mine and (working is None or working.done()):
+                    working = asyncio.create_task(work())
+                elif not mine and working is not None:
+                    await _end(working)
+                    working = None
+                await asyncio.sleep(RENEW_S)
+        finally:
+            if working is not None:
+                await _end(working)
+                await self._host.run(lambda store: store.progress(_NAME, Progress(0, 0)))
+
+    async def _take(self, observe: Callable[[ApiUnavailable], None]) -> bool:
+        try:
+            return await self._host.run(self._taken)
+        except Exception as error:
+            observe(ApiUnavailable(describe(error), RENEW_S))
+            return False
+
+    def _taken(self, store: Store) -> bool:
+        now = self._clock.now()
+        held = store.progress(_NAME)
+        # A lease that is longer than any of ours is of before the clock was set back.
+        if held and held.count != self._number and now < held.at <= now + 2 * LEASE_MS:
+            return False
+        store.progress(_NAME, Progress(now + LEASE_MS, self._number))
+        return True
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

@@ -1,0 +1,182 @@
+"""Recover deliveries from Logto's log that the inbox lacks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from msgspec import Struct
+
+from logto_webhooks.checkpoints import RECOVER
+from logto_webhooks.database.dry_run import run_or_rehearse
+from logto_webhooks.deliveries import ReceivedBody
+from logto_webhooks.errors import describe
+from logto_webhooks.instrumentation.events import ApiUnavailable, LogRecovered, Observer
+from logto_webhooks.interfaces import Clock, Logto, Progress, Store, TransactionRunner
+from logto_webhooks.logto import delivery_log
+from logto_webhooks.signing_keys import hook_of_sender
+
+OVERLAP_MS: Final = 15_000
+FIRST_MS: Final = 86_400_000  # how far back the first look goes
+MOST: Final = 1_000  # entries of one stretch, if it isn't short already
+SHORTEST_MS: Final = 1_000
+AGAIN_S: Final = 30.0  # after what went wrong
+_RECENT: Final = 200  # deliveries that are asked for the id of their hook
+
+
+class RecoverResult(Struct, kw_only=True):
+    """What a look found, up to `until` (ms); `causes` counts what the inbox lacked, by why."""
+
+    since: int
+    until: int
+    done: float = 0  # of the stretch, from 0 to 1
+    hooks: list[str] = []
+    entries: int = 0
+    recovered: int = 0
+    causes: dict[str, int] = {}
+    doubts: list[str] = []  # why something may be missing all the same
+
+
+class Recovery:
+    """Looks into Logto's log, over what wasn't looked at yet."""
+
+    def __init__(
+        self,
+        logto: Logto,
+        host: TransactionRunner,
+        clock: Clock,
+        keys: Sequence[str],
+        public_url: str | None = None,
+        stored: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`stored` is called when the inbox got something."""
+        self._logto = logto
+        self._host = host
+        self._clock = clock
+        self._keys = keys
+        self._public_url = public_url
+        self._stored = stored
+        self._oldest = 0  # of the entries of the hook in hand
+
+    async def run(
+        self,
+        since: int | None = None,
+        dry_run: bool = False,
+        progress: Callable[[RecoverResult], None] = lambda found: None,
+    ) -> RecoverResult:
+        """Recover; `dry_run` only counts. Raises LogtoUnreachable, LogtoApiError, StoreUnavailable.
+
+        Without `since` (ms), each hook's look begins where its last one ended.
+        """
+        found = RecoverResult(since=self._clock.now(), until=self._clock.now())
+        hooks = await self._hooks(found)
+        until = found.until
+        for number, hook in enumerate(hooks):
+            start = since if since is not None else await self._reached(hook, until)
+            found.since = min(found.since, start)
+            self._oldest = until
+            stretches = [(start, until)] if start < until else []
+            while stretches:
+                begin, end = stretches.pop()
+                if await self._take(hook, begin, end, found, dry_run):
+                    await self._note(_of(hook), end, 0, dry_run)
+                    done = (end - start) / max(until - start, 1)
+                    found.done = (number + done) / len(hooks)
+                    progress(found)
+                else:
+                    middle = (begin + end) // 2
+                    stretches += [(middle, end), (begin, middle)]
+            if delivery_log.is_cut(await self._recent(), hook, start, self._oldest):
+                problem = f"the log of the hook {hook} begins only at {_shown(self._oldest)}"
+                found.doubts.append(f"{problem}: what failed before can't be known; `reconcile`")
+        await self._note(RECOVER, until, found.recovered, dry_run or not hooks)
+        return found
+
+    async def keep(self, seconds: float, observe: Observer) -> None:
+        """Look now, and again and again. What is wrong is reported, and tried again."""
+        while True:
+            wait = seconds
+            try:
+                found = await self.run()
+                causes = ", ".join(f"{why}: {count}" for why, count in found.causes.items())
+                observe(
+                    LogRecovered(found.entries, found.recovered, causes, "; ".join(found.doubts))
+                )
+            except Exception as error:
+                wait = min(seconds, AGAIN_S)
+                observe(ApiUnavailable(describe(error), wait))
+            await asyncio.sleep(wait)
+
+    async def _hooks(self, found: RecoverResult) -> list[str]:
+        seen = {hook for each in await self._recent() if (hook := hook_of_sender(each.body))}
+        async for page in self._logto.hooks():
+            # By Logto's clock, on which its entries are stamped; its header tells whole seconds.
+            found.since = found.until = page.date + 1000 if page.date else found.until
+            for hook in page.content:
+                if delivery_log.leads_here(hook, seen, self._keys, self._public_url):
+                    found.hooks.append(hook["id"])
+                    if not hook.get("enabled", True):
+                        found.doubts.append(f"the hook {hook['id']} is disabled")
+        if not found.hooks:
+            found.doubts.append(_NOWHERE)
+        return found.hooks
+
+    async def _recent(self) -> list[ReceivedBody]:
+        return await self._host.read(lambda store: store.recent(_RECENT))
+
+    async def _reached(self, hook: str, until: int) -> int:
+        reached = await self._host.read(lambda store: store.progress(_of(hook)))
+        return (reached.at if reached else until - FIRST_MS) - OVERLAP_MS
+
+    async def _take(self, hook: str, begin: int, end: int, found: RecoverResult, dry: bool) -> bool:
+        """Put what the inbox lacks of a stretch into it; False, with nothing done, if it's long."""
+        async for page in self._logto.log(hook, begin, end):
+            if (page.total or 0) > MOST and end - begin > SHORTEST_MS:
+                return False
+            await self._add(page.content, found, dry, page.date)
+        return True
+
+    async def _add(
+        self, entries: Sequence[dict[str, Any]], found: RecoverResult, dry: bool, date: int | None
+    ) -> None:
+        now = self._clock.now()
+        ahead = 0 if date is None else max(0, date - now)  # of our clock, by Logto's own
+        told = [(entry, delivery_log.parse_delivery(entry, now, ahead)) for entry in entries]
+        deliveries = [delivery for _, delivery in told if delivery]
+        found.entries += len(entries)
+        self._oldest = min([self._oldest, *(each.occurred_at for each in deliveries)])
+        if len(deliveries) < len(told) and _UNREADABLE not in found.doubts:
+            found.doubts.append(_UNREADABLE)
+        accepted = iter(await run_or_rehearse(self._host, lambda store: store.add(deliveries), dry))
+        new = [entry for entry, delivery in told if delivery and not next(accepted).duplicate]
+        found.recovered += len(new)
+        for entry in new:
+            why = delivery_log.failure_cause(entry)
+            found.causes[why] = found.causes.get(why, 0) + 1
+        if new and not dry:
+            self._stored()
+
+    async def _note(self, name: str, at: int, count: int, dry: bool) -> None:
+        def note(store: Store) -> None:
+            before = store.progress(name) or Progress(0, 0)
+            store.progress(name, Progress(max(at, before.at), before.count + count))
+
+        if not dry:
+            await self._host.run(note)
+
+
+def _shown(at: int) -> str:
+    return datetime.fromtimestamp(at / 1000, UTC).isoformat(timespec="seconds")
+
+
+_UNREADABLE: Final = "an entry of the log holds no delivery"
+_NOWHERE: Final = (
+    "no hook of this Logto points here: none has our key or LOGTO_WEBHOOKS_PUBLIC_URL, and nothing "
+    "came of one; set either"
+)
+
+
+def _of(hook: str) -> str:
+    return f"{RECOVER}:{hook}"

@@ -1,0 +1,150 @@
+"""Refetch records that only Logto can settle."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Final
+
+from logto_webhooks.errors import InvalidApiResponse, TimedOut, WrongTenant, describe
+from logto_webhooks.instrumentation.events import ApiUnavailable, Observer, Refetched
+from logto_webhooks.interfaces import ApiResponse, Logto, RefetchNeed, TransactionRunner
+from logto_webhooks.logto import api_responses, tenant_check
+from logto_webhooks.logto.clock_skew import SpanClock, make_span_clock
+from logto_webhooks.reconcile import members, user
+from logto_webhooks.records.record import MEMBERS, RESTORED, ROLE, Absent, Change, Key
+from logto_webhooks.sync import apply
+
+AT_ONCE: Final = 500  # records that are looked at in one step
+POLL_S: Final = 1.0
+AGAIN_S: Final = 0.5
+LONGEST_S: Final = 60.0
+
+
+class Refetcher:
+    """Settles what waits, one subject after the other."""
+
+    def __init__(self, logto: Logto, host: TransactionRunner, observe: Observer) -> None:
+        self._logto = logto
+        self._host = host
+        self._observe = observe
+        self._is_kin = False
+        self._tries: dict[Key, tuple[int, float]] = {}  # subject -> tries, not before (monotonic)
+
+    async def keep(self) -> None:
+        """Ask, again and again. What is wrong is reported, and tried again."""
+        stalls = 0
+        while True:
+            wait = POLL_S
+            try:
+                await self.step()
+                stalls = 0
+            except Exception as error:
+                stalls += 1
+                wait = min(2.0**stalls, LONGEST_S)
+                self._observe(ApiUnavailable(describe(error), wait))
+            await asyncio.sleep(wait)
+
+    async def drain(self) -> None:
+        """Ask until nothing waits. Raises LogtoUnreachable, LogtoApiError, StoreUnavailable."""
+        while await self._waiting():
+            if not await self.step():
+                await asyncio.sleep(AGAIN_S)
+
+    async def step(self) -> int:
+        """Ask once about each that is due; return how many that were.
+
+        Raises LogtoUnreachable, LogtoApiError, StoreUnavailable.
+        """
+        waiting = await self._waiting()
+        subjects: dict[Key, list[RefetchNeed]] = {}
+        for each in waiting:
+            subjects.setdefault(_subject(each.key), []).append(each)
+        self._tries = {key: tried for key, tried in self._tries.items() if key in subjects}
+        now = time.monotonic()
+        due = [key for key in subjects if self._tries.get(key, (0, 0))[1] <= now]
+        # A list of members tells at once what else is asked about one by one.
+        due.sort(key=lambda key: not any(MEMBERS in each.reason for each in subjects[key]))
+        for subject in due:
+            await self._settle(subject, subjects[subject])
+        return len(due)
+
+    async def _waiting(self) -> list[RefetchNeed]:
+        return await self._host.read(lambda store: store.waiting(AT_ONCE + len(self._tries)))
+
+    async def _settle(self, subject: Key, waiting: Sequence[RefetchNeed]) -> None:
+        tries, _ = self._tries.get(subject, (0, 0))
+        wait = min(AGAIN_S * 2.0 ** min(tries, 10), LONGEST_S)
+        self._tries[subject] = (tries + 1, time.monotonic() + wait)
+        try:
+            if subject.kind == "user":
+                await self._user(subject.id, waiting)
+            else:
+                await self._organization(subject.id, waiting)
+        except (InvalidApiResponse, WrongTenant, TimedOut) as error:  # the others can be settled
+            self._observe(ApiUnavailable(describe(error), wait))
+        else:
+            self._observe(Refetched(f"{subject.kind}:{subject.id}", tuple(_reasons(waiting))))
+
+    async def _user(self, user_id: str, waiting: Sequence[RefetchNeed]) -> None:
+        when = await make_span_clock(self._host)
+        pairs = [each.key for each in waiting if each.key.kind == "membership"]
+        reasons = [each.reason for each in waiting if each.key.kind == "user"]
+        is_back = any(RESTORED in reason for reason in reasons)
+        if reasons:
+            answered = await self._logto.user(user_id)
+            await self._believe(answered)
+            told = api_responses.read_user(user_id, answered.content, when(answered))
+            is_back |= await self._learn(told)
+            if answered.content is None:
+                return  # memberships that are older are over, too
+        if is_back:
+            await self._learn(*await user.belongings(self._logto, self._host, user_id, when))
+            return
+        if any(ROLE in reason for reason in reasons):
+            await self._learn(await user.fetch_roles(self._logto, user_id, when))
+        if pairs:
+            answered = await self._logto.organizations_of(user_id)
+            await self._believe(answered)
+            span = when(answered)
+            if answered.content is None:
+                await self._learn(Absent(Key("user", user_id), span.at))
+            else:
+                present = api_responses.pairs_of_user(user_id, answered.content)
+                await self._learn(*api_responses.read_pairs(pairs, present, span))
+
+    async def _organization(self, organization_id: str, waiting: Sequence[RefetchNeed]) -> None:
+        when = await make_span_clock(self._host)
+        answered = await self._logto.organization(organization_id)
+        await self._believe(answered)
+        told = api_responses.read_organization(organization_id, answered.content, when(answered))
+        is_back = await self._learn(told)
+        untold = any(MEMBERS in each.reason or RESTORED in each.reason for each in waiting)
+        if (untold or is_back) and answered.content is not None:
+            await self._members(organization_id, when)
+
+    async def _members(self, organization_id: str, when: SpanClock) -> None:
+        pieces = await members.member_changes(self._logto, self._host, organization_id, when)
+        for piece in pieces:
+            await self._learn(*piece)
+
+    async def _believe(self, answered: ApiResponse) -> None:
+        """See that nobody is taken for deleted whom only this Logto never had."""
+        if answered.content is None and not self._is_kin:
+            await tenant_check.ensure_same_tenant(self._logto, self._host)
+            self._is_kin = True
+
+    async def _learn(self, *changes: Change) -> bool:
+        """Apply answers; return whether a user or an organization is back by them."""
+        changed = await self._host.run(lambda store: apply.apply_reads(store, changes, "read"))
+        return any(after.is_restored for _, after in changed)
+
+
+def _subject(key: Key) -> Key:
+    """Whom to ask about: of a membership, the user."""
+    return key.organization_and_user[1] if key.kind == "membership" else key
+
+
+def _reasons(waiting: Sequence[RefetchNeed]) -> list[str]:
+    return sorted({f"{each.key.kind}: {each.reason}" for each in waiting})

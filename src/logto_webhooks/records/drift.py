@@ -1,0 +1,145 @@
+"""Describe how a record differed from Logto's own."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from msgspec import Struct
+
+from logto_webhooks.records.projection import Part, child_rows, project
+from logto_webhooks.records.record import NEVER, ROLE, ROLES, Absent, ApiRead, Change, Kind, Record
+
+MISSING: Final = "missing"
+DELETED: Final = "deleted"
+# Logto sends nothing when these change.
+_SILENT: Final = {"identities"}
+_PARTS: Final[dict[Part, str]] = {"roles": "roles", "member_roles": "organization_roles"}
+
+
+class Drift(Struct, frozen=True):
+    """A record that differed, in which columns (`missing` and `deleted` are whole records), since
+    when at the latest (ms; None if that is unknown), and the likely reason.
+
+    A role that differs is a drift of its own: `role` is its name.
+    """
+
+    kind: Kind
+    id: str
+    fields: tuple[str, ...]
+    since: int | None = None
+    reason: str = ""
+    role: str = ""
+
+
+def drifts_of(before: Record, after: Record) -> list[Drift]:
+    """Compare a record with what it became once Logto was asked; empty if nothing differs."""
+    fields = differing(before, after)
+    own = tuple(name for name in fields if name not in _PARTS.values())
+    drifts = []
+    if own:
+        since, reason = _since(before, after, own), _reason(before, after, own)
+        drifts.append(Drift(after.key.kind, after.key.id, own, since, reason))
+    for part, column in _PARTS.items():
+        if column in fields:
+            drifts += _roles(before, after, part)
+    return drifts
+
+
+def differing(before: Record, after: Record) -> tuple[str, ...]:
+    """Name the columns of the mirror in which two states of a record differ."""
+    old, new = _live(before), _live(after)
+    if old is None or new is None:
+        return () if old is new else (MISSING if old is None else DELETED,)
+    return tuple(name for name, value in new.items() if old[name] != value)
+
+
+def agrees(record: Record, change: Change) -> bool:
+    """Whether a record is what an answer of Logto's says: something that was told of later may
+    have won."""
+    match change:
+        case Absent():
+            return record.deleted_at is not None
+        case ApiRead():
+            present = change.contents.get("present", "own" in change.contents or None)
+            if present is not None and (_live(record) is not None) is not present:
+                return False
+            return present is False or all(
+                (record.own if name == "own" else record.groups[name].content) == content
+                for name, content in change.contents.items()
+                if not name.startswith(ROLE)
+            )
+    return True
+
+
+def _live(record: Record) -> dict[str, Any] | None:
+    row = project(record)
+    if row is None or record.deleted_at is not None:
+        return None
+    found = {name: value for name, value in row.items() if name not in _OWN}
+    for part, name in _PARTS.items():
+        found[name] = _names(record, part)
+    return found
+
+
+def _names(record: Record, part: Part) -> dict[str, str]:
+    """The roles by id, with their names."""
+    return {each["role_id"]: each["name"] for each in child_rows(record).get(part, [])}
+
+
+def _roles(before: Record, after: Record, part: Part) -> list[Drift]:
+    """One for each role that one of the two has, or has under another name."""
+    old, new = _names(before, part), _names(after, part)
+    return [
+        Drift(
+            after.key.kind,
+            after.key.id,
+            (_PARTS[part],),
+            _role_read_at(before, part, role_id),
+            "Logto sends no webhook when these change",
+            new.get(role_id, old.get(role_id, "")),
+        )
+        for role_id in sorted(old.keys() | new.keys())
+        if old.get(role_id) != new.get(role_id)
+    ]
+
+
+def _role_read_at(record: Record, part: Part, role_id: str) -> int | None:
+    """When Logto was last asked about a role; None if it never was."""
+    group = record.groups.get(ROLES)
+    if part == "roles":
+        group = record.groups.get(ROLE + role_id, group)
+    return None if group is None or group.read_at == NEVER else group.read_at
+
+
+# Known only here; and the newest change, which Logto bumps without saying so.
+_OWN: Final = {"updated_at", "joined_at", "deleted_at"}
+
+
+def _since(before: Record, after: Record, fields: tuple[str, ...]) -> int | None:
+    if fields == (MISSING,) and before.deleted_at is not None:
+        return before.deleted_at
+    groups = [group for name, group in before.groups.items() if not name.startswith("role")]
+    # What a read told is true as of its beginning.
+    heard = max((max(group.read_at, group.stamp) for group in groups), default=None)
+    changed = after.facts.get("createdAt" if heard is None else "updatedAt")
+    if heard is None or (changed is not None and changed > heard):
+        return changed
+    return heard
+
+
+def _reason(before: Record, after: Record, fields: tuple[str, ...]) -> str:
+    if before.waiting_for is not None and before.groups:
+        return f"known here, to be asked about: {before.waiting_for}"
+    if set(fields) <= _SILENT:
+        return "Logto sends no webhook when these change"
+    if fields == (MISSING,) and before.deleted_at is not None:
+        return "it was deleted, and Logto has it again"
+    if fields == (MISSING,):
+        made = "added" if after.key.kind == "membership" else "created"
+        return f"{made} before the hook, or its webhook was lost"
+    if fields == (DELETED,):
+        gone = "removed" if after.key.kind == "membership" else "deleted"
+        return f"the webhook of its being {gone} was lost"
+    if set(fields) == {"last_sign_in_at"}:
+        return "PostSignIn was lost, or the hook doesn't subscribe to it"
+    return "its webhook was lost, or the hook doesn't subscribe to it"

@@ -1,0 +1,247 @@
+"""Project a record onto the rows of the mirror tables."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final, Literal
+
+from msgspec import UNSET, Struct
+
+from logto_webhooks import canonical_json
+from logto_webhooks.records.record import OWN_FIELD, ROLE, ROLES, Key, Kind, Record
+
+
+class Column(Struct, frozen=True):
+    """A column, its group, and its name in the group's content; None where it is all of that."""
+
+    name: str
+    group: str
+    inside: str | None = None
+
+    def told(self, content: Any) -> Any:
+        """The column's value in a content of its group."""
+        return content if self.inside is None else content[self.inside]
+
+    def deciding(self, record: Record) -> Column:
+        """The same column in the group that decides about it."""
+        alone, whole = f"{OWN_FIELD}{self.inside}", record.groups.get(self.group)
+        group = record.groups.get(alone) if self.group == "own" else None
+        newer = group is not None and (whole is None or group.stamp > whole.stamp)
+        return Column(self.name, alone) if newer else self
+
+    def value(self, record: Record) -> Any:
+        """The column's value; UNSET as long as nothing is known."""
+        column = self.deciding(record)
+        if column is not self:
+            return column.value(record)
+        group = record.groups.get(self.group)
+        if group is None:
+            return UNSET
+        over = record.key.kind == "membership" and record.deleted_at is not None
+        return False if over and self.group == "present" else self.told(group.content)
+
+
+_GROUPED: Final[dict[Kind, tuple[Column, ...]]] = {
+    "user": (
+        Column("username", "own", "username"),
+        Column("email", "own", "primaryEmail"),
+        Column("phone", "own", "primaryPhone"),
+        Column("name", "own", "name"),
+        Column("avatar", "own", "avatar"),
+        Column("identities", "own", "identities"),
+        Column("profile", "profile"),
+        Column("custom_data", "custom_data"),
+        Column("is_suspended", "suspension"),
+    ),
+    "organization": (
+        Column("name", "own", "name"),
+        Column("description", "own", "description"),
+        Column("custom_data", "own", "customData"),
+    ),
+}
+_FACTS: Final[dict[Kind, dict[str, str]]] = {
+    "user": {
+        "last_sign_in_at": "lastSignInAt",
+        "created_at": "createdAt",
+        "updated_at": "updatedAt",
+    },
+    "organization": {"created_at": "createdAt", "updated_at": "updatedAt"},
+}
+
+
+def columns_for(key: Key, subject: Key) -> tuple[Column, ...]:
+    """The columns that stand in groups, of the subject or of one of its memberships."""
+    if key.kind == "membership":
+        return (Column(_membership(key, subject), "present"),)
+    return _GROUPED[key.kind]
+
+
+def fact_columns(key: Key) -> dict[str, str]:
+    """The columns that are facts, and what these are called."""
+    return _FACTS.get(key.kind, {})
+
+
+def column_names(kind: Kind) -> list[str]:
+    """The names under which a user or an organization is explained."""
+    more = ["deleted_at", *(["organizations", ROLES] if kind == "user" else ["members"])]
+    return [*(column.name for column in _GROUPED[kind]), *_FACTS[kind], *more]
+
+
+def column_label(key: Key, group: str, subject: Key) -> str:
+    """What a group is called beside others of the subject and its memberships."""
+    name = ROLES if group.startswith(ROLE) else group
+    if key.kind != "membership":
+        return name
+    pair = _membership(key, subject)
+    return pair if group == "present" else f"{pair}.{name}"
+
+
+def belongs_to(key: Key, subject: Key) -> bool:
+    """Whether a record is the subject's own, or of one of its memberships."""
+    return key == subject or (key.kind == "membership" and subject in key.organization_and_user)
+
+
+def _membership(key: Key, subject: Key) -> str:
+    organization, user = key.organization_and_user
+    return f"organizations.{organization.id}" if subject == user else f"members.{user.id}"
+
+
+KEY_LENGTH: Final = 256  # of a text in a primary key
+Part = Literal["identities", "roles", "member_roles"]
+
+
+def project(record: Record) -> dict[str, Any] | None:
+    """Return the mirror's row of a record, by column; None where there is none (yet)."""
+    if not record.complete:
+        return None
+    row = _ROWS[record.key.kind](record)
+    return row and {name: _clean(value) for name, value in row.items()}
+
+
+def child_rows(record: Record) -> dict[Part, list[dict[str, Any]]]:
+    """Return the rows that hang on a record's own: of each part of which something is known."""
+    parts: dict[Part, list[dict[str, Any]]] = {}
+    if record.key.kind == "user":
+        if record.complete:
+            parts["identities"] = _identities(record)
+        if any(name.startswith(ROLE) for name in record.groups):
+            parts["roles"] = _user_roles(record)
+    elif ROLES in record.groups:
+        parts["member_roles"] = _member_roles(record)
+    return parts
+
+
+def without_nul(value: Any) -> Any:
+    """Take NUL out of all text in a JSON value, for databases that can't hold it."""
+    text = canonical_json.encode(value)
+    if b"\\u0000" not in text:
+        return value
+    # In the text, since the value may be nested deeper than Python's functions.
+    return canonical_json.decode(_NUL.sub(rb"\1", text))
+
+
+_NUL: Final = re.compile(rb"(?<!\\)((?:\\\\)*)\\u0000")
+
+
+def _clean(value: Any) -> Any:
+    return value.replace("\0", "") if isinstance(value, str) else value
+
+
+def _user_row(record: Record) -> dict[str, Any]:
+    own = record.own
+    return {
+        "logto_user_id": record.key.id,
+        "username": own.get("username"),
+        "email": own.get("primaryEmail"),
+        "phone": own.get("primaryPhone"),
+        "name": own.get("name"),
+        "avatar": own.get("avatar"),
+        "identities": own.get("identities", {}),
+        "profile": _content(record, "profile", {}),
+        "custom_data": _content(record, "custom_data", {}) | {"logtoUserId": record.key.id},
+        "is_suspended": _content(record, "suspension", False),
+        "last_sign_in_at": record.facts.get("lastSignInAt"),
+        "created_at": record.facts.get("createdAt"),
+        "updated_at": record.facts.get("updatedAt"),
+        "deleted_at": record.deleted_at,
+    }
+
+
+def _organization_row(record: Record) -> dict[str, Any]:
+    own = record.own
+    return {
+        "logto_organization_id": record.key.id,
+        "name": own["name"],
+        "description": own.get("description"),
+        "custom_data": own.get("customData", {}),
+        "created_at": record.facts.get("createdAt"),
+        "updated_at": record.facts.get("updatedAt"),
+        "deleted_at": record.deleted_at,
+    }
+
+
+def _member_row(record: Record) -> dict[str, Any] | None:
+    present = record.groups["present"]
+    if not present.content or record.deleted_at is not None:
+        return None
+    organization, user = record.key.organization_and_user
+    return {
+        "logto_organization_id": organization.id,
+        "logto_user_id": user.id,
+        "joined_at": record.facts.get("addedAt"),
+    }
+
+
+def _identities(record: Record) -> list[dict[str, Any]]:
+    identities = record.own.get("identities", {}) if record.deleted_at is None else {}
+    found: dict[str, dict[str, Any]] = {}  # by target: of two, the first that is spelt so
+    for target, identity in sorted(identities.items()):
+        told = identity if isinstance(identity, dict) else {}
+        user_id, name = told.get("userId"), _as_key(target)
+        row = {
+            "logto_user_id": record.key.id,
+            "target": name,
+            "identity_id": _clean(user_id) if isinstance(user_id, str) else None,
+            "details": told.get("details"),
+        }
+        found.setdefault(name, row)
+    return list(found.values())
+
+
+def _as_key(text: str) -> str:
+    """A text for a primary key: one that no index takes is cut, and ends in its digest."""
+    if len(text) <= KEY_LENGTH:
+        return str(_clean(text))
+    return f"{_clean(text[:KEY_LENGTH])}…{canonical_json.digest(text).hex()}"
+
+
+def _user_roles(record: Record) -> list[dict[str, Any]]:
+    roles = [(name, group) for name, group in record.groups.items() if name.startswith(ROLE)]
+    return [
+        {
+            "logto_user_id": record.key.id,
+            "role_id": _clean(name.removeprefix(ROLE)),
+            "name": _clean(group.content),
+            "read_at": group.read_at,
+        }
+        for name, group in sorted(roles)
+        if group.content is not None and record.deleted_at is None
+    ]
+
+
+def _member_roles(record: Record) -> list[dict[str, Any]]:
+    row, roles = project(record), record.groups[ROLES]
+    if row is None or record.roles_are_old:
+        return []
+    ends = {name: row[name] for name in ("logto_organization_id", "logto_user_id")}
+    return [
+        ends | {"role_id": _clean(role_id), "name": _clean(name)}
+        for role_id, name in sorted(roles.content.items())
+    ]
+
+
+def _content(record: Record, group: str, otherwise: Any) -> Any:
+    return record.groups[group].content if group in record.groups else otherwise
+
+
+_ROWS = {"user": _user_row, "organization": _organization_row, "membership": _member_row}

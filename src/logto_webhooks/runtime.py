@@ -1,0 +1,399 @@
+"""Run the service: receive, apply, run jobs, ask Logto."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import sys
+from collections.abc import AsyncIterator, Callable
+from math import inf
+from typing import Final
+
+from starlette.types import ASGIApp
+
+from logto_webhooks.clock import SystemClock
+from logto_webhooks.database import Database
+from logto_webhooks.errors import ApiNotConfigured, LogtoWebhooksError, StoreUnavailable, describe
+from logto_webhooks.events.local import Source
+from logto_webhooks.flow import Silence
+from logto_webhooks.flow_monitor import FlowMonitor
+from logto_webhooks.handlers.loop_thread import Apart
+from logto_webhooks.handlers.registry import Handlers
+from logto_webhooks.handlers.runner import JobRunner
+from logto_webhooks.ingest import asgi
+from logto_webhooks.ingest.memory_limit import ByteLimiter
+from logto_webhooks.ingest.quarantine import Quarantine, make_key_reader
+from logto_webhooks.ingest.readiness import Readiness
+from logto_webhooks.ingest.receiver import GroupCommit, Receiver
+from logto_webhooks.ingest.spool import spool_of, unspooling
+from logto_webhooks.instrumentation.events import (
+    DeliverySynced,
+    HandlersKnown,
+    Observer,
+    Reconciled,
+    Refetched,
+    Stalled,
+    TelemetryEvent,
+    Unrunnable,
+)
+from logto_webhooks.interfaces import Logto, Store
+from logto_webhooks.logto.clock_skew import Ahead, make_span_clock
+from logto_webhooks.reconcile.leader import LeaderLease
+from logto_webhooks.reconcile.reconcile import Reconciliation
+from logto_webhooks.reconcile.recover import Recovery
+from logto_webhooks.reconcile.refetch import Refetcher
+from logto_webhooks.reconcile.user import UserComparison, compare_user
+from logto_webhooks.settings import Settings, split_keys
+from logto_webhooks.signing_keys import Keyring
+from logto_webhooks.sync.worker import SyncWorker
+
+# Requests a second.
+BUDGET: Final = 15.0
+# Of Logto Cloud; a Logto of one's own has no limit but its strength.
+CLOUD_BUDGET: Final = 20.0
+NO_BUDGET: Final = 1_000.0
+
+
+def make_client(settings: Settings, *, fast: bool = False, longest_wait_s: float = inf) -> Logto:
+    """Make a client; it connects on first use. `fast` asks as much as Logto allows, unless a
+    budget is set; what fails is tried again after `longest_wait_s` at most. Raises
+    ApiNotConfigured."""
+    if not (settings.endpoint and settings.app_id and settings.app_secret):
+        raise ApiNotConfigured()
+    # Here, for it needs the extra `api`, which a service without credentials doesn't.
+    from logto_webhooks.logto.client import ManagementClient
+
+    return ManagementClient(
+        settings.endpoint,
+        settings.app_id,
+        settings.app_secret,
+        now=SystemClock(),
+        resource=settings.api_resource,
+        budget=settings.api_budget or (_most(settings.endpoint) if fast else BUDGET),
+        sleep=lambda seconds: asyncio.sleep(min(seconds, longest_wait_s)),
+    )
+
+
+def _most(endpoint: str) -> float:
+    return CLOUD_BUDGET if endpoint.rstrip("/").endswith(".logto.app") else NO_BUDGET
+
+
+@contextlib.asynccontextmanager
+async def talk_to_logto(
+    settings: Settings,
+    logto: Logto,
+    database: Database,
+    observe: Observer,
+    stored: Callable[[], None],
+) -> AsyncIterator[None]:
+    """Recover, settle what waits, and compare, as long as the block lasts and it is our turn."""
+    recovery = make_recovery(settings, logto, database, stored)
+    reads = Refetcher(logto, database.host, observe)
+    reconciliation = make_reconciliation(logto, database)
+
+    async def ask() -> None:
+        async with asyncio.TaskGroup() as loops:
+            loops.create_task(recovery.keep(settings.recover_every_s, observe))
+            loops.create_task(reads.keep())
+            if settings.reconcile_every_s:
+                loops.create_task(reconciliation.keep(settings.reconcile_every_s, observe))
+
+    turn = LeaderLease(database.host, SystemClock(), random.getrandbits(62))
+    asked = asyncio.create_task(turn.keep(ask, observe))
+    try:
+        yield
+    finally:
+        asked.cancel()
+        await asyncio.gather(asked, return_exceptions=True)
+        await logto.close()
+
+
+def make_reconciliation(
+    logto: Logto, database: Database, source: Source | None = "reconcile"
+) -> Reconciliation:
+    """Make what compares all records with all that Logto lists; without a `source` no handler is
+    told."""
+    return Reconciliation(logto, database.host, SystemClock(), source)
+
+
+async def compare_one_user(logto: Logto, database: Database, user_id: str) -> UserComparison:
+    """Compare one user here and at Logto. Raises InvalidApiResponse, LogtoUnreachable,
+    LogtoApiError, StoreUnavailable."""
+    host = database.host
+    return await compare_user(logto, host, user_id, await make_span_clock(host))
+
+
+def make_recovery(
+    settings: Settings,
+    logto: Logto,
+    database: Database,
+    stored: Callable[[], None] = lambda: None,
+) -> Recovery:
+    """Make what brings back from Logto's log what the inbox lacks."""
+    return Recovery(
+        logto,
+        database.host,
+        SystemClock(),
+        split_signing_keys(settings),
+        settings.public_url,
+        stored,
+    )
+
+
+def split_signing_keys(settings: Settings) -> list[str]:
+    """The signing keys, if there are any."""
+    return list(split_keys(settings.signing_key))
+
+
+BODIES_IN_FLIGHT: Final = 256 * 2**20
+AGAIN_S: Final = 2.0
+WATCH_S: Final = 60.0
+LONGEST_STOP_S: Final = 12.0
+# How long a thread that computes may keep the interpreter from those that accept; Python's own
+# 5 ms are waited for several times in each answer.
+SWITCH_S: Final = 0.0005
+
+
+class Service:
+    """All of it: `webhook` receives, `running` does the rest, `app` is both, for a server."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        observe: Observer,
+        handlers: Handlers | None = None,
+        scrape: asgi.Scrape | None = None,
+        apart: Database | None = None,
+    ) -> None:
+        """Opens nothing; `scrape` answers `GET /metrics`. With `apart`, the same database for
+        another event loop, handlers run on a loop of their own. Raises SigningKeyMissing,
+        InvalidHandler."""
+        self._settings = settings
+        self._database = database
+        self._observe = observe
+        self._handlers = Handlers() if handlers is None else handlers
+        self._workers = WorkerGroup(settings, database, observe, self._handlers, apart)
+        self.api = make_client(settings) if settings.endpoint else None
+        commit = GroupCommit(database.host, observe, self._workers.wake, spool_of(settings))
+        self._readiness = Readiness(database.check, database.host, SystemClock(), commit)
+        ring = Keyring(settings.signing_keys)
+        self._ahead = Ahead(database.host, SystemClock())
+        self._quarantine = self._set_aside(ring)
+        receiver = Receiver(
+            ring,
+            commit.add,
+            SystemClock(),
+            observe,
+            reject=self._quarantine.offer,
+            ahead=self._ahead,
+        )
+        self.webhook = asgi.WebhookApp(
+            receiver,
+            settings.max_body_bytes,
+            ByteLimiter(max(BODIES_IN_FLIGHT, 4 * settings.max_body_bytes)),
+        )
+        self._watch = FlowMonitor(database.host, SystemClock(), observe, settings.silence_after_s)
+        self.app: ASGIApp = asgi.make_application(
+            self.webhook,
+            receiver,
+            self._ready,
+            lambda _: self.running(),
+            settings.path,
+            scrape,
+        )
+
+    def wake(self) -> None:
+        """Tell that there may be something to apply, or to run."""
+        self._workers.wake()
+        self._workers.wake_runner()
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Apply, run handlers, ask Logto, as long as the block lasts."""
+        async with contextlib.AsyncExitStack() as stack:
+            stack.enter_context(self._handlers.in_use())
+            stack.push_async_callback(self._database.host.close)
+            wake = self._workers.wake
+            spooled = unspooling(self._settings, self._database, self._observe, wake)
+            await stack.enter_async_context(spooled)
+            await stack.enter_async_context(self._setting_aside())
+            if self._settings.worker:
+                await stack.enter_async_context(self._workers.running())
+            else:
+                await self._workers.register()
+            if self.api is not None:
+                told = self._workers.observe
+                loops = talk_to_logto(self._settings, self.api, self._database, told, wake)
+                await stack.enter_async_context(loops)
+            yield
+
+    async def _ready(self) -> Silence | None:
+        await self._readiness.check()
+        return self._watch.silence
+
+    def _set_aside(self, ring: Keyring) -> Quarantine:
+        host, clock, api = self._database.host, SystemClock(), self.api
+        ask = make_key_reader(api, host, clock, self._settings.public_url) if api else None
+        wake = self._workers.wake
+        return Quarantine(host, ring, clock, self._observe, wake, ask, self._ahead)
+
+    @contextlib.asynccontextmanager
+    async def _setting_aside(self) -> AsyncIterator[None]:
+        keeping = asyncio.gather(self._quarantine.keep(), self._watch.keep(), self._ahead.keep())
+        try:
+            yield
+        finally:
+            keeping.cancel()
+            await asyncio.gather(keeping, return_exceptions=True)
+            with contextlib.suppress(LogtoWebhooksError):
+                await self._quarantine.write_down()
+
+
+class WorkerGroup:
+    """What applies deliveries, and what runs handlers."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        observe: Observer,
+        handlers: Handlers,
+        apart: Database | None = None,
+    ) -> None:
+        """With `apart`, the same database for another event loop, `run` runs handlers on a loop of
+        their own, if there are any. Raises InvalidHandler."""
+        handlers.fit(database.host.provides)
+        apart = apart if len(handlers) else None
+        self._database = database
+        self._handlers = handlers
+        self._tell = observe
+        self._registered = False
+        self._loops: list[asyncio.Task[None]] = []
+        self.worker = make_worker(settings, database, self.observe)
+        self._handlers_database = database if apart is None else apart
+        self._apart = None if apart is None else Apart("logto-handlers")
+        host = self._handlers_database.host
+        self.runner = JobRunner(
+            host, SystemClock(), observe, random.random, handlers, database.may_work
+        )
+
+    def wake(self) -> None:
+        """Tell that something is pending."""
+        self.worker.wake()
+
+    def wake_runner(self) -> None:
+        """Tell that there may be jobs."""
+        if self._apart is None:
+            self.runner.wake()
+        elif not self.runner.woken:
+            self._apart.call(self.runner.wake)
+
+    def observe(self, report: TelemetryEvent) -> None:
+        """Pass on what is reported; what was applied may have made jobs."""
+        self._tell(report)
+        if isinstance(report, DeliverySynced | Refetched | Reconciled):
+            self.wake_runner()
+
+    def stop(self) -> None:
+        """End `run`, whatever a handler or the database does, within `LONGEST_STOP_S`."""
+        self.worker.stop()
+        self.runner.stop(self.wake_runner)
+        for each in self._loops:
+            asyncio.get_running_loop().call_later(LONGEST_STOP_S, each.cancel)
+
+    async def run(self) -> None:
+        """Work until stopped. Handlers are made known first, or jobs would be missing."""
+        if not await self.register():
+            return
+        watching = asyncio.create_task(self._watch())
+        loops = (self.worker.run(), self._run_handlers())
+        self._loops = [asyncio.create_task(each) for each in loops]
+        over, _ = await asyncio.wait(self._loops, return_when=asyncio.FIRST_EXCEPTION)
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+        for each in over:
+            if not each.cancelled():
+                each.result()
+
+    async def _run_handlers(self) -> None:
+        if self._apart is None:
+            await self.runner.run()
+        else:
+            sys.setswitchinterval(SWITCH_S)
+            await self._apart.run(self._run_apart)
+
+    async def _run_apart(self) -> None:
+        with self._handlers.in_use():
+            await self.runner.run()
+        if self._handlers_database is not self._database:
+            await self._handlers_database.host.close()
+
+    async def drain(self) -> None:
+        """Work until nothing is pending, and no job is due."""
+        if await self.register():
+            await self.worker.drain()
+            await self.runner.drain()
+            await self._tell_of_others()
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Work as long as the block lasts; handlers are known once it begins."""
+        await self.register()
+        working = asyncio.create_task(self.run())
+        try:
+            yield
+        finally:
+            self.stop()
+            await working
+
+    async def register(self) -> bool:
+        """Make the handlers known, once the database can be reached; False when stopped."""
+        registered = [each.registered for each in self._handlers]
+
+        def register(store: Store) -> None:
+            store.jobs.register(registered)
+
+        while not self._registered and not self.worker.stopping:
+            try:
+                await self._database.host.run(register)
+                self._registered = True
+                if registered:
+                    self._tell(HandlersKnown(tuple(each.name for each in registered)))
+            except StoreUnavailable as error:
+                self._tell(Stalled(describe(error), AGAIN_S))
+                await asyncio.sleep(AGAIN_S)
+        return self._registered
+
+    async def _watch(self) -> None:
+        """Tell, again when it changes, of jobs that wait for code which isn't here."""
+        told = 0
+        while True:
+            with contextlib.suppress(LogtoWebhooksError):
+                told = await self._tell_of_others(told)
+            await asyncio.sleep(WATCH_S)
+
+    async def _tell_of_others(self, told: int = 0) -> int:
+        counts = await self._database.host.read(lambda store: store.jobs.counts())
+        waiting = [each for each in counts if each.state == "waiting"]
+        others = [each for each in waiting if self._handlers.get(each.handler) is None]
+        jobs = sum(each.count for each in others)
+        if jobs and jobs != told:
+            self._tell(Unrunnable(tuple(each.handler for each in others), jobs))
+        return jobs
+
+
+def make_worker(settings: Settings, database: Database, observe: Observer) -> SyncWorker:
+    """Make a worker on `database`."""
+    return SyncWorker(
+        database.host,
+        SystemClock(),
+        observe,
+        random.random,
+        lag_ms=settings.lag_ms,
+        max_attempts=settings.max_attempts,
+        replay_window_ms=settings.replay_window_s * 1000,
+        budget_s=database.budget_s,
+        may_work=database.may_work,
+    )

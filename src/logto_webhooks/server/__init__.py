@@ -1,0 +1,85 @@
+"""The HTTP server: uvicorn with limits on connections, headers and time."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+from collections.abc import Iterator
+from typing import Final
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from logto_webhooks import signals
+from logto_webhooks.errors import AddressUnavailable
+from logto_webhooks.server.connections import Connections, raise_limit
+from logto_webhooks.server.protocol import PatientProtocol
+
+# Logto closes its idle connections after 4 to 13 s; a server that closes first loses a delivery.
+KEEP_ALIVE_S: Final = 75
+GRACE_S: Final = 5
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Take the address. Raises AddressUnavailable."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # The protocol, too: asyncio's own loop answers at once only where it is named.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        # On Windows, SO_REUSEADDR would let a second process take the same port.
+        exclusive = getattr(socket, "SO_EXCLUSIVEADDRUSE", None)
+        reuse = socket.SO_REUSEADDR if exclusive is None else exclusive
+        listener.setsockopt(socket.SOL_SOCKET, reuse, 1)
+        listener.bind((host, port))
+        listener.listen(2048)
+    except (OSError, OverflowError) as error:
+        listener.close()
+        problem = getattr(error, "strerror", None) or str(error)
+        nowhere = isinstance(error, socket.gaierror) or error.args[0] == errno.EADDRNOTAVAIL
+        option = "--host" if nowhere else "--port"
+        raise AddressUnavailable(host=host, port=port, problem=problem, option=option) from None
+    return listener
+
+
+class Server:
+    """Serves `app` until it is told to stop; then answers what it has, within `GRACE_S`."""
+
+    def __init__(self, app: ASGIApp, listener: socket.socket) -> None:
+        class OfThisServer(PatientProtocol):
+            open_connections = Connections(raise_limit())
+
+        config = uvicorn.Config(
+            app,
+            http=OfThisServer,
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=GRACE_S,
+        )
+        self._server = _Server(config)
+        self._listener = listener
+
+    async def run(self) -> None:
+        """Serve; SIGTERM and SIGINT stop it."""
+        signals.on_stop(self.stop)
+        await self.serve()
+
+    async def serve(self) -> None:
+        """Serve until `stop`; signals are others' business."""
+        await self._server.serve([self._listener])
+
+    def stop(self) -> None:
+        """Stop listening; make `run` return."""
+        self._server.should_exit = True
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        # uvicorn would kill the process with the signal that it got: 143 instead of 0.
+        yield

@@ -1,0 +1,239 @@
+"""A connection that sends an answer's head and body together: each piece by itself is a call of the
+system, and a packet."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Final, cast
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from logto_webhooks.server.connections import Connections
+
+
+class CoalescingTransport(asyncio.Transport):
+    """Holds a piece until the next comes, or the event loop has nothing else to do."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__()
+        self._transport = transport
+        self._loop = loop
+        self._held = b""
+
+    def write(self, data: Any) -> None:
+        """Send it, soon."""
+        if self._held:
+            data, self._held = self._held + data, b""
+            self._transport.write(data)
+        else:
+            self._held = bytes(data)
+            self._loop.call_soon(self._flush)
+
+    def close(self) -> None:
+        """Send what is held, and close."""
+        self._flush()
+        self._transport.close()
+
+    def abort(self) -> None:
+        """Close at once."""
+        self._transport.abort()
+
+    def is_closing(self) -> bool:
+        """Whether it is closed, or will be."""
+        return self._transport.is_closing()
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """What is known of the connection."""
+        return self._transport.get_extra_info(name, default)
+
+    def pause_reading(self) -> None:
+        """Take nothing more."""
+        self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Take more."""
+        self._transport.resume_reading()
+
+    def _flush(self) -> None:
+        if self._held:
+            data, self._held = self._held, b""
+            self._transport.write(data)
+
+
+HEADERS_S: Final = 8.0
+HEAD_BYTES: Final = 64 * 2**10
+HEADERS: Final = 200
+PIPELINE: Final = 8  # requests that wait behind another; Logto never sends any
+IDLE_S: Final = 15.0  # Logto closes its own idle connections after 4 to 13 s
+SLOW_S: Final = 2.0
+LINGER_S: Final = 1.0
+_HOP: Final = {b"upgrade", b"http2-settings"}
+_TOO_LARGE: Final = {
+    414: b'{"error":"url_too_long"}',
+    431: b'{"error":"headers_too_large"}',
+}
+
+
+class PatientProtocol(HttpToolsProtocol):
+    """Drops a client that doesn't finish its headers in time, or that sends request after request
+    without reading the answers; uvicorn would wait for ever, and keep all of them. Limits the size
+    of what comes before and after a body. Answers a request that offers another protocol in
+    HTTP/1.1 (RFC 9110, 7.8), and ignores trailers."""
+
+    open_connections: Connections  # of the server
+    is_brief = False
+    _deadline: asyncio.TimerHandle | None = None
+    _since = 0.0
+    _unread = 0  # bytes since the parser last told of a head, a body, or an end
+    _is_refused = False
+    _too_large = 0
+    _offers_upgrade = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Who connects has something to say."""
+        super().connection_made(CoalescingTransport(cast(asyncio.Transport, transport), self.loop))
+        self._since = self.loop.time()
+        self._arm()
+        accepted = transport.get_extra_info("socket")
+        self.open_connections.add(self, accepted.fileno() if accepted else 0, self._since)
+
+    def data_received(self, data: bytes) -> None:
+        """Give the headers of a request, once begun, a deadline; most come in one piece."""
+        if self._is_refused:
+            return
+        self._unset_keepalive_if_required()
+        self._unread += len(data)
+        try:
+            self._feed(data)
+        except httptools.HttpParserError:
+            self._refuse()
+            return
+        if self._unread > HEAD_BYTES:
+            self._too_large = 414 if len(self.url) > HEAD_BYTES else 431
+            self._refuse()
+            return
+        if self.cycle is None or self.cycle.response_complete:
+            self._arm()
+        if len(self.pipeline) > PIPELINE:
+            self.drop()
+
+    def on_headers_complete(self) -> None:
+        """The headers are here."""
+        if self._unread > HEAD_BYTES or len(self.headers) > HEADERS:
+            self._measure()
+        self._unread = 0
+        if self.parser.should_upgrade():
+            self._offers_upgrade = True
+            return
+        self._disarm()
+        self._since = self.loop.time()
+        super().on_headers_complete()
+        if self.is_brief:
+            self.cycle.keep_alive = False
+        self.headers = []  # for the trailers
+
+    def on_body(self, body: bytes) -> None:
+        """Some of the body is here."""
+        self._unread = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """All of it is here."""
+        self._unread = 0
+        if not self._offers_upgrade:
+            super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """From now on it is idle."""
+        self._since = self.loop.time()
+        super().on_response_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client is gone."""
+        self._disarm()
+        self.open_connections.remove(self)
+        super().connection_lost(exc)
+
+    def may_be_closed(self, now: float) -> bool:
+        """Say whether it is idle for longer than Logto's would be, or slow."""
+        if self._deadline is not None:
+            return now - (self._deadline.when() - HEADERS_S) >= SLOW_S
+        if self.cycle is None or self.cycle.response_complete:
+            return now - self._since >= IDLE_S
+        return self.cycle.more_body and now - self._since >= SLOW_S
+
+    def is_waited_for(self) -> bool:
+        """Say whether a whole request is being answered."""
+        cycle = self.cycle
+        return cycle is not None and not (cycle.response_complete or cycle.more_body)
+
+    def drop(self) -> None:
+        """Close it at once."""
+        self.transport.abort()
+
+    def _feed(self, data: bytes) -> None:
+        while len(self.pipeline) <= PIPELINE:
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                data = self._without_upgrade() + data[upgrade.args[0] :]
+            else:
+                return
+
+    def _without_upgrade(self) -> bytes:
+        """The head once more, for a parser that takes what follows for a body."""
+        self._offers_upgrade = False
+        method, version = self.parser.get_method(), self.parser.get_http_version()
+        if method == b"CONNECT":
+            raise httptools.HttpParserError("this is no proxy")
+        lines = [b" ".join((method, self.url, b"HTTP/" + version.encode()))]
+        for name, value in self.headers:
+            if name == b"connection":
+                tokens = [token.strip() for token in value.split(b",")]
+                value = b", ".join(token for token in tokens if token.lower() not in _HOP)
+            if name not in _HOP and value:
+                lines.append(name + b": " + value)
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        return b"\r\n".join([*lines, b"", b""])
+
+    def _measure(self) -> None:
+        """Look at the head itself: what came with it may be a body."""
+        size = sum(len(name) + len(value) + 4 for name, value in self.headers)
+        if len(self.url) > HEAD_BYTES:
+            self._too_large = 414
+        elif len(self.url) + size > HEAD_BYTES or len(self.headers) > HEADERS:
+            self._too_large = 431
+        if self._too_large:
+            raise ValueError("the head is too large")
+
+    def _refuse(self) -> None:
+        """Answer what is no request, or too large a one; read on for a moment, or the client
+        wouldn't get to read the answer."""
+        self._disarm()
+        self._is_refused = True
+        cycle = self.cycle
+        if self.pipeline or (cycle and cycle.response_started and not cycle.response_complete):
+            self.drop()  # an answer would get between others
+            return
+        if self._too_large:
+            self.logger.warning("Refused a request with a head of more than %s bytes.", HEAD_BYTES)
+            status, content = self._too_large, _TOO_LARGE[self._too_large]
+        else:
+            self.logger.warning("Invalid HTTP request received.")
+            status, content = 400, b'{"error":"not_http"}'
+        head = STATUS_LINE[status] + (
+            b"content-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n"
+        )
+        self.transport.write(head % len(content) + content)
+        self._deadline = self.loop.call_later(LINGER_S, self.drop)
+
+    def _arm(self) -> None:
+        if self._deadline is None:
+            self._deadline = self.loop.call_later(HEADERS_S, self.drop)
+
+    def _disarm(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None

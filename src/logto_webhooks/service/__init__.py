@@ -1,1 +1,0 @@
-"""What happens, in order, over ports: no SQL, no framework."""

@@ -1,0 +1,248 @@
+"""Sign and verify deliveries, and keep the keys: configured, learned from Logto, or retired."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+from collections.abc import Sequence
+from math import inf
+from typing import Any, Final, Protocol, TypeGuard, final
+
+import msgspec
+from msgspec import Struct
+
+from logto_webhooks.errors import SignatureRejected
+
+HEADER: Final = "logto-signature-sha-256"
+_WELL_FORMED = re.compile(rb"[0-9a-f]{64}")
+_SEAL: Final = object()
+
+
+@final
+class VerifiedBody:
+    """A body that Logto is known to have sent; only `verify` and `vouch` make one."""
+
+    __slots__ = ("content", "key")
+
+    def __init__(self, content: bytes, seal: object, key: int = -1) -> None:
+        """`key` is the place of the one that proved it, among those that were tried."""
+        if seal is not _SEAL:
+            raise TypeError("a VerifiedBody comes from verify() or vouch()")
+        self.content: bytes = content
+        self.key: int = key
+
+
+def sign(body: bytes, key: str) -> str:
+    """Return the value of Logto's signature header for `body`."""
+    # Not hmac.digest: it gives up Python's lock, and waits for it while a batch is written.
+    return hmac.new(key.encode(), body, "sha256").hexdigest()
+
+
+def verify(body: bytes, signatures: Sequence[bytes], keys: Sequence[str]) -> VerifiedBody:
+    """Prove that `body` was signed with one of `keys`, in constant time.
+
+    `signatures` holds the value of every `logto-signature-sha-256` header of the request:
+    anything but exactly one well-formed value is refused. Raises SignatureRejected.
+    """
+    if not keys:
+        raise SignatureRejected(reason="no signing key is configured")
+    if len(signatures) != 1:
+        reason = "the header is missing" if not signatures else "the header was sent twice"
+        raise SignatureRejected(reason=reason)
+    given = signatures[0].strip(b" \t")  # HTTP allows blanks around a value
+    if not _WELL_FORMED.fullmatch(given):
+        raise SignatureRejected(reason="the header is not 64 lowercase hex digits")
+    # Every key is tried, so that the time doesn't tell which one matched. An empty key proves
+    # nothing: anybody can sign with it.
+    matches = [hmac.compare_digest(given, sign(body, key).encode()) and key != "" for key in keys]
+    if not any(matches):
+        reason = "no configured key gives this signature"
+        raise SignatureRejected(reason=reason, well_formed=True)
+    return VerifiedBody(body, _SEAL, matches.index(True))
+
+
+def trust(body: bytes) -> VerifiedBody:
+    """Take bytes as verified: for what the inbox holds, which was verified on its way in."""
+    return VerifiedBody(body, _SEAL)
+
+
+OVERLAP_MS: Final = 600_000  # how long a key that was replaced is still accepted
+SHORTEST: Final = 16  # characters; the keys that Logto makes have 32
+_HOOK = re.compile(rb'"hookId"\s*:\s*"([A-Za-z0-9_-]{1,64})"')
+_HOOK_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_ASSIGNED = re.compile(r"(export\s+)?[A-Za-z_][A-Za-z0-9_]*\s*=+[^=]")
+_PLACEHOLDER = re.compile(r"\$\{?\w+\}?|<.*>|\{\{.*\}\}")
+_QUOTES: Final = "\"'`\u00ab\u00bb\u2018\u2019\u201c\u201d\u201e"
+
+
+class WebhookKey(Struct, frozen=True, kw_only=True):
+    """A key as Logto told it, accepted until it is replaced or `until` (ms)."""
+
+    hook: str
+    key: str
+    learnt_at: int
+    until: int | None = None
+
+
+class RejectedRequest(Struct, frozen=True, kw_only=True):
+    """A request whose signature is well-formed, and of no key that was known; `known` is whether
+    the hook that it names has sent something before."""
+
+    body: bytes
+    signature: str
+    received_at: int
+    hook: str
+    known: bool
+    id: int = 0
+
+
+class QuarantineLimits(Struct, frozen=True):
+    """How much is kept: the newest of so many rows and bytes, and nothing older."""
+
+    rows: int
+    bytes: int
+    age_ms: int
+
+
+# By whether the hook is known: junk that names none of ours can't push out what does.
+BOUNDS: Final = {
+    True: QuarantineLimits(10_000, 64 * 2**20, 7 * 86_400_000),
+    False: QuarantineLimits(1_000, 4 * 2**20, 86_400_000),
+}
+
+
+class KeyStore(Protocol):
+    """What a database knows of keys, and what is set aside, within one transaction."""
+
+    def learnt(self) -> list[WebhookKey]:
+        """The keys that Logto told; what can't be a key is left out."""
+
+    def learn(self, keys: Sequence[WebhookKey]) -> None:
+        """Keep keys; the others of the same hooks end after the overlap, unless they do before.
+        What can't be a key isn't kept."""
+
+    def used(self, marks: dict[str, int]) -> dict[str, int]:
+        """Note when keys were last used (ms), by their fingerprints; return that of all."""
+
+    def set_aside(self, strangers: Sequence[RejectedRequest]) -> None:
+        """Keep requests, and of all that are kept what is within the bounds."""
+
+    def strangers(self, after: int, limit: int) -> list[RejectedRequest]:
+        """List what is set aside, the oldest first."""
+
+    def release(self, ids: Sequence[int]) -> None:
+        """Forget what was set aside."""
+
+    def aside(self, since: int = 0, *, known: bool = False) -> int:
+        """Count what is set aside, received after a moment (ms); of `known` hooks, or of any."""
+
+
+class _Sender(Struct, rename="camel"):
+    hook_id: Any = None
+
+
+def problem_of_key(key: str) -> str | None:
+    """Say why a text can't be the signing key of a webhook; None if it can be. The key itself
+    isn't quoted."""
+    if not key.strip():
+        return "it is empty"
+    if (problem := problem_of_secret(key)) is not None:
+        return problem
+    if len(key) < SHORTEST:
+        return f"it has fewer than {SHORTEST} characters, so it can be guessed"
+    return None
+
+
+def problem_of_secret(key: str) -> str | None:
+    """Say what a text has that no key or secret of Logto's has, such as quotes around it."""
+    if not key:
+        return None
+    if _ASSIGNED.match(key):
+        return "it is a whole NAME=value line: give what stands after the ="
+    if key[0] in _QUOTES or key[-1] in _QUOTES:
+        return "it has quotes around it, which would be part of the key: remove them"
+    if any(each in _QUOTES for each in key):
+        return "it has quotes in it, and no key has: copy it again"
+    if _PLACEHOLDER.fullmatch(key):
+        return "it is a placeholder: put the key in its place"
+    if any(each.isspace() for each in key):
+        return "it has spaces or line breaks in it, and no key has: copy it again"
+    if not (key.isascii() and key.isprintable()):
+        return "it holds characters that no key has: copy it again"
+    return None
+
+
+def is_key(value: object) -> TypeGuard[str]:
+    """Whether a value, such as one that an API answered, can be a signing key."""
+    return isinstance(value, str) and problem_of_key(value) is None
+
+
+def hook_of_sender(body: bytes) -> str | None:
+    """The hook that a body names at its top level; None if it names none. It tells who sent the
+    body only if the body is verified."""
+    try:
+        found = msgspec.json.decode(body, type=_Sender).hook_id
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, str) and _HOOK_ID.fullmatch(found) else None
+
+
+def hooks_named(body: bytes) -> set[str]:
+    """What may be the hook of an unverified body, found without parsing it: every value of a
+    `hookId`, at whatever depth."""
+    return {found.decode() for found in _HOOK.findall(body)}
+
+
+def fingerprint(key: str) -> str:
+    """By what a key is known without being told."""
+    return hashlib.sha256(key.encode()).hexdigest()[:16]
+
+
+_LOOK_MS: Final = 1_000
+_LARGEST: Final = 256 * 2**10  # of a body that is parsed for its hook's id
+
+
+class Keyring:
+    """`hooks` are those that are known to send here."""
+
+    def __init__(self, configured: Sequence[str]) -> None:
+        self._keys = self._configured = tuple(configured)
+        self._learnt: Sequence[WebhookKey] = ()
+        self._next_end = inf
+        self.hooks: set[str] = set()
+        self._used: dict[str, int] = {}
+        self._looked: dict[str, int] = {}
+
+    def at(self, now: int) -> tuple[str, ...]:
+        """The keys that are accepted now (ms); one that has ended isn't, be it configured."""
+        if now >= self._next_end:
+            self._choose(now)
+        return self._keys
+
+    def learn(self, learnt: Sequence[WebhookKey], now: int) -> bool:
+        """Take what Logto told. Say whether a key is new."""
+        before = set(self._keys)
+        self._learnt = [each for each in learnt if is_key(each.key)]
+        self.hooks |= {each.hook for each in self._learnt}
+        self._choose(now)
+        return not before.issuperset(self._keys)
+
+    def _choose(self, now: int) -> None:
+        ends = {each.key: each.until for each in self._learnt if each.until is not None}
+        known = (*self._configured, *(each.key for each in self._learnt))
+        self._keys = tuple(dict.fromkeys(key for key in known if ends.get(key, inf) > now))
+        self._next_end = min((end for end in ends.values() if end > now), default=inf)
+
+    def note_use(self, key: str, body: bytes, at: int) -> None:
+        """Note that a key proved a body (ms), and now and then which hook it is of."""
+        if at - self._looked.get(key, 0) > _LOOK_MS:
+            self._looked[key] = at
+            if len(body) <= _LARGEST and (hook := hook_of_sender(body)):
+                self.hooks.add(hook)
+        self._used[key] = at
+
+    def take_uses(self) -> dict[str, int]:
+        """When keys were used since this was last asked, by their fingerprints."""
+        used, self._used = self._used, {}
+        return {fingerprint(key): at for key, at in used.items()}

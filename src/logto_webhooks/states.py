@@ -1,0 +1,154 @@
+"""States of deliveries and jobs, the moves between them, and when a failure is retried."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final
+
+from msgspec import Struct
+
+from logto_webhooks.errors import (
+    Discard,
+    JobLost,
+    MalformedEvent,
+    NotADelivery,
+    RetryLater,
+    TimedOut,
+)
+
+
+class DeliveryState(StrEnum):
+    """Where a delivery stands."""
+
+    PENDING = "pending"  # to be applied, now or at `due_at`
+    DONE = "done"
+    IGNORED = "ignored"  # a test payload: it touches nothing
+    DEAD = "dead"  # given up; its record is doubtful
+
+
+class DeliveryMove(StrEnum):
+    """What can happen to a delivery."""
+
+    APPLY = "apply"
+    IGNORE = "ignore"
+    RETRY = "retry"
+    GIVE_UP = "give up"
+    REPLAY = "replay"  # by hand
+
+
+DELIVERY_MOVES: Final[dict[tuple[DeliveryState, DeliveryMove], DeliveryState]] = {
+    (DeliveryState.PENDING, DeliveryMove.APPLY): DeliveryState.DONE,
+    (DeliveryState.PENDING, DeliveryMove.IGNORE): DeliveryState.IGNORED,
+    (DeliveryState.PENDING, DeliveryMove.RETRY): DeliveryState.PENDING,
+    (DeliveryState.PENDING, DeliveryMove.GIVE_UP): DeliveryState.DEAD,
+    (DeliveryState.DONE, DeliveryMove.REPLAY): DeliveryState.PENDING,
+    (DeliveryState.IGNORED, DeliveryMove.REPLAY): DeliveryState.PENDING,
+    (DeliveryState.DEAD, DeliveryMove.REPLAY): DeliveryState.PENDING,
+}
+
+
+class JobState(StrEnum):
+    """Where a job stands."""
+
+    WAITING = "waiting"  # in its line, to be run now or at the line's due time
+    DONE = "done"
+    DEAD = "dead"  # given up, with the traceback
+    DISCARDED = "discarded"  # by its handler, by age, or by hand
+
+
+class JobMove(StrEnum):
+    """What can happen to a job."""
+
+    FINISH = "finish"
+    RETRY = "retry"
+    GIVE_UP = "give up"
+    DISCARD = "discard"
+    REPEAT = "repeat"  # by hand; what waits for its next attempt has it now
+
+
+JOB_MOVES: Final[dict[tuple[JobState, JobMove], JobState]] = {
+    (JobState.WAITING, JobMove.FINISH): JobState.DONE,
+    (JobState.WAITING, JobMove.RETRY): JobState.WAITING,
+    (JobState.WAITING, JobMove.GIVE_UP): JobState.DEAD,
+    (JobState.WAITING, JobMove.DISCARD): JobState.DISCARDED,
+    (JobState.WAITING, JobMove.REPEAT): JobState.WAITING,
+    (JobState.DEAD, JobMove.DISCARD): JobState.DISCARDED,
+    (JobState.DONE, JobMove.REPEAT): JobState.WAITING,
+    (JobState.DEAD, JobMove.REPEAT): JobState.WAITING,
+    (JobState.DISCARDED, JobMove.REPEAT): JobState.WAITING,
+}
+
+MAX_ATTEMPTS: Final = 8
+MAX_LOSSES: Final = 3  # of a job that whoever held it said nothing more about
+FIRST_WAIT_S: Final = 1.0
+LONGEST_WAIT_S: Final = 900.0
+# What is locked is tried again once a minute, and given up after about a day.
+LONGEST_LOCKED_WAIT_S: Final = 15.0
+MAX_TIME_OUTS: Final = 6_000
+_A_YEAR_S: Final = 366 * 86_400.0
+
+
+class Retry(Struct, frozen=True):
+    """Try again after so many seconds."""
+
+    after_s: float
+
+
+class Dead(Struct, frozen=True):
+    """Give up."""
+
+
+class DiscardJob(Struct, frozen=True):
+    """Nothing more is to be done, and why."""
+
+    why: str
+
+
+def job_targets(move: JobMove) -> dict[JobState, JobState]:
+    """From which states a job moves so, and to which; `waiting` first."""
+    return {state: JOB_MOVES[state, move] for state in JobState if (state, move) in JOB_MOVES}
+
+
+def after_job_failure(
+    error: BaseException, failures: int, jitter: float, max_attempts: int, waits: tuple[float, ...]
+) -> Retry | Dead | DiscardJob:
+    """Decide what follows a handler's error, of which there were `failures` before.
+
+    `waits` (seconds) are those before the second, third, … attempt, the last for all later ones;
+    without any they grow as a delivery's. A handler can decide by itself: RetryLater, Discard.
+    """
+    if isinstance(error, Discard):
+        return DiscardJob(error.why)
+    if failures + 1 >= max_attempts or isinstance(error, JobLost):
+        return Dead()
+    if isinstance(error, RetryLater) and error.after_s is not None:
+        return _retry(error.after_s)
+    if waits:
+        return _retry(waits[min(failures, len(waits) - 1)])
+    wait = min(FIRST_WAIT_S * 3.0 ** min(failures, 20), LONGEST_WAIT_S)
+    return Retry(wait * (1 - jitter / 2))
+
+
+def _retry(after_s: float) -> Retry:
+    return Retry(min(max(0.0, after_s), _A_YEAR_S))
+
+
+def after_failure(
+    error: Exception, attempt: int, jitter: float, max_attempts: int = MAX_ATTEMPTS
+) -> Retry | Dead:
+    """Decide what follows the failure of the given attempt (the first is 1).
+
+    The waits grow threefold: 1 s, 3 s, 9 s, … up to 15 minutes; `jitter` (0 to 1) takes off up
+    to half, so that what failed together isn't tried together. A malformed event stays
+    malformed: it is dead at once. A time-out counts as an attempt, but says nothing against the
+    delivery: the waits grow to 15 s, and it is dead only after about a day.
+    """
+    if isinstance(error, TimedOut):
+        if attempt >= max(MAX_TIME_OUTS, max_attempts):
+            return Dead()
+        wait = min(FIRST_WAIT_S * 3.0 ** min(attempt - 1, 20), LONGEST_LOCKED_WAIT_S)
+        return Retry(wait * (1 - jitter / 2))
+    if isinstance(error, MalformedEvent | NotADelivery) or attempt >= max_attempts:
+        return Dead()
+    wait = min(FIRST_WAIT_S * 3.0 ** min(attempt - 1, 20), LONGEST_WAIT_S)
+    return Retry(wait * (1 - jitter / 2))

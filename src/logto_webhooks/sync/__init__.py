@@ -1,0 +1,1 @@
+"""Apply deliveries from the inbox to records and mirror tables."""

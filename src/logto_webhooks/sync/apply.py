@@ -1,0 +1,222 @@
+"""One batch of claimed deliveries becomes records and rows, in one transaction.
+
+The steps, in order: plan, lock, merge, save, drop memberships, finish. All is decided before
+anything is written; what one malformed delivery does harms no other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from msgspec import Struct
+
+from logto_webhooks.deliveries import ClaimedDelivery, DeliveryOutcome
+from logto_webhooks.events import TestPayload, UnknownEvent
+from logto_webhooks.events.local import Source
+from logto_webhooks.handlers import enqueue
+from logto_webhooks.handlers.enqueue import PlannedDelivery, WrittenRecords
+from logto_webhooks.interfaces import Store
+from logto_webhooks.records.changes import read
+from logto_webhooks.records.merge import merge
+from logto_webhooks.records.outcome import OUTCOMES, name_effect
+from logto_webhooks.records.record import (
+    DEAD_DELIVERY,
+    MEMBERS,
+    NEVER,
+    Absent,
+    ApiRead,
+    Change,
+    Key,
+    Named,
+    Record,
+    RefetchRequest,
+    Tombstone,
+)
+from logto_webhooks.signing_keys import trust
+from logto_webhooks.states import DELIVERY_MOVES, DeliveryMove, DeliveryState
+
+Records = dict[Key, Record]
+FEW: Final = 500  # memberships that can end in the transaction of the deletion
+
+
+class Locked(Struct, frozen=True):
+    """Records that are held, and those deleted ones among them whose memberships are, too."""
+
+    records: Records
+    few: frozenset[Key]
+
+
+class InvalidDelivery(Struct, frozen=True):
+    """A claimed delivery that can't be applied."""
+
+    claimed: ClaimedDelivery
+    error: Exception
+    weight: int = 1
+
+
+Work = PlannedDelivery | InvalidDelivery
+
+
+def parse_delivery(claimed: ClaimedDelivery, lag_ms: int) -> Work:
+    """Parse and plan a delivery; pure, so that it needs no transaction."""
+    try:
+        return PlannedDelivery(claimed, *read(trust(claimed.body), claimed.occurred_at, lag_ms))
+    except Exception as error:
+        # Its traceback would keep the body for as long as the error is kept.
+        return InvalidDelivery(claimed, error.with_traceback(None))
+
+
+def apply_batch(
+    store: Store, token: str, batch: Sequence[PlannedDelivery], window_ms: int = 0
+) -> tuple[list[DeliveryOutcome], int]:
+    """Apply planned deliveries and finish them; return what became of each, and since when handlers
+    are told (ms). Raises ClaimLost."""
+    written, outcomes = _apply(store, batch)
+    since = enqueue.enqueue_for_deliveries(store, batch, written, window_ms=window_ms)
+    enqueue.endings_of_deliveries(store, batch, written, since, window_ms)
+    store.finish(token, outcomes)
+    return outcomes, since
+
+
+def apply_piece(store: Store, piece: PlannedDelivery, window_ms: int = 0) -> str:
+    """Apply some of what a large delivery changes, and say what that did; to do it again changes
+    nothing. The delivery isn't finished, and its own jobs aren't made."""
+    written, [outcome] = _apply(store, [piece])
+    since = enqueue.enqueue_for_deliveries(store, [piece], written, own=False, window_ms=window_ms)
+    enqueue.endings_of_deliveries(store, [piece], written, since, window_ms)
+    return outcome.result or "nothing"
+
+
+def whole_outcome(planned: PlannedDelivery, results: Iterable[str]) -> DeliveryOutcome:
+    """What became of a large delivery, of which the pieces were applied with these results."""
+    result = min(results, default="nothing", key=_STRONGEST_FIRST.index)
+    return DeliveryOutcome(
+        id=planned.claimed.id,
+        state=DELIVERY_MOVES[DeliveryState.PENDING, DeliveryMove.APPLY],
+        result=result,
+    )
+
+
+def _apply(
+    store: Store, batch: Sequence[PlannedDelivery]
+) -> tuple[WrittenRecords, list[DeliveryOutcome]]:
+    locked = lock_records(store, [change for each in batch for change in each.changes])
+    records = _unlisted(locked.records)
+    outcomes = [_merge_one(records, each) for each in batch]
+    return _write(store, locked, records), outcomes
+
+
+def apply_reads(
+    store: Store, changes: Sequence[Change], source: Source | None
+) -> list[tuple[Record, Record]]:
+    """Apply what Logto's API answered; return what it changed: each record before and after.
+
+    Without a `source`, no handler is told.
+    """
+    locked = lock_records(store, changes)
+    records = _unlisted(locked.records)
+    for change in changes:
+        records[change.key] = merge(records[change.key], change)
+    written = _write(store, locked, records)
+    enqueue.enqueue_for_reads(store, written, source)
+    return written.changed
+
+
+def _write(store: Store, locked: Locked, records: Records) -> WrittenRecords:
+    before = locked.records
+    for key in locked.few:
+        if records[key].ended_at != before[key].ended_at:
+            records[key] = merge(records[key], Named(key, store.newest_membership(key)))
+    _bury(records)
+    changed = [each for key, each in records.items() if each is not before[key] or not each.kept]
+    kept = store.save(changed)
+    ended = [
+        each
+        for each in changed
+        if each.key.kind != "membership" and each.ended_at != before[each.key].ended_at
+    ]
+    left = store.drop_memberships([each for each in ended if each.key in locked.few])
+    many = [each for each in ended if each.key not in locked.few]
+    return WrittenRecords([(before[each.key], each) for each in kept], left, many)
+
+
+def lock_records(store: Store, changes: Iterable[Change]) -> Locked:
+    """Lock what is touched: organizations, users, memberships, each sorted.
+
+    Organizations that only gain members are shared; where one changes itself, all are held, for
+    two ways of locking in one pass would have no order. The memberships of who is deleted are
+    held, too, unless there are so many that they are ended later.
+    """
+    told = list(changes)
+    changed = {change.key for change in told}
+    over = sorted({change.key for change in told if isinstance(change, Tombstone | Absent)})
+    ends = {end for key in changed if key.kind == "membership" for end in key.organization_and_user}
+    records: Records = {}
+    few: Sequence[Key] = ()
+    for kind in ("organization", "user", "membership"):
+        keys = sorted(key for key in changed | ends if key.kind == kind)
+        share = kind == "organization" and changed.isdisjoint(keys)
+        if kind == "membership" and over:  # now that they are held, there come no more
+            few = store.with_few_memberships(over, FEW)
+        records |= store.lock(keys, share=share, ends=few if kind == "membership" else ())
+    return Locked(records, frozenset(few))
+
+
+def mark_doubtful(store: Store, claimed: ClaimedDelivery) -> None:
+    """Mark the record of a dead delivery as doubtful: only Logto can tell now."""
+    kind, _, logto_id = (claimed.subject or "").partition(":")
+    if kind not in ("user", "organization"):
+        return
+    key = Key("user" if kind == "user" else "organization", logto_id)
+    needs = [DEAD_DELIVERY] if kind == "user" else [DEAD_DELIVERY, MEMBERS]
+    record = store.lock([key])[key]
+    for need in needs:
+        record = merge(record, RefetchRequest(key, need, claimed.received_at))
+    store.save([record])
+
+
+def _merge_one(records: Records, planned: PlannedDelivery) -> DeliveryOutcome:
+    effects = []
+    for change in planned.changes:
+        known = records[change.key]
+        records[change.key] = merge(known, change)
+        effects.append(name_effect(known, change, records[change.key]))
+    result = min(effects, default="nothing", key=_STRONGEST_FIRST.index)
+    move = DeliveryMove.APPLY
+    if isinstance(planned.event, TestPayload):
+        move, result = DeliveryMove.IGNORE, "test"
+    elif isinstance(planned.event, UnknownEvent):
+        result = "unknown"
+    return DeliveryOutcome(
+        id=planned.claimed.id, state=DELIVERY_MOVES[DeliveryState.PENDING, move], result=result
+    )
+
+
+_STRONGEST_FIRST = list(OUTCOMES)
+
+
+def _unlisted(known: Records) -> Records:
+    """A pair of which nothing is known wasn't among the members when Logto last listed them."""
+    records = dict(known)
+    for key, record in known.items():
+        if key.kind == "membership" and not record.groups:
+            listed_at = known[key.organization_and_user[0]].asked_for(MEMBERS)
+            if listed_at != NEVER:
+                unlisted = ApiRead(key, {"present": False}, listed_at, listed_at)
+                records[key] = merge(record, unlisted)
+    return records
+
+
+def _bury(records: Records) -> None:
+    """End each membership that is no newer than a deletion of either of its ends.
+
+    One that is newer is evidence that the end exists.
+    """
+    for key in [key for key in records if key.kind == "membership"]:
+        for end in key.organization_and_user:
+            ended_at = records[end].ended_at
+            if ended_at == NEVER:
+                continue
+            records[key] = merge(records[key], Tombstone(key, ended_at))
+            records[end] = merge(records[end], Named(end, records[key].told_stamp))

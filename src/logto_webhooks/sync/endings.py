@@ -1,0 +1,110 @@
+"""End the memberships of a deleted record in steps, where they are too many for one transaction."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from typing import Final
+
+from logto_webhooks.errors import TimedOut
+from logto_webhooks.handlers import enqueue
+from logto_webhooks.interfaces import STATEMENT_S, Store, TransactionRunner
+from logto_webhooks.records.ending import Ending
+from logto_webhooks.records.merge import merge
+from logto_webhooks.records.record import Key, Named
+from logto_webhooks.sync.batch_size import BatchSizer
+
+LISTED: Final = 50_000  # memberships that are looked up at a time
+LEAST: Final = 600  # memberships of one step, tens of ms on SQLite
+MOST: Final = 5_000
+LONGEST_S: Final = 0.3  # of a step: deliveries are applied between them
+LOOK_S: Final = 1.0
+LOCKED_S: Final = 5.0  # until what is locked is tried again
+LOCK_S: Final = 0.2
+
+
+class Endings:
+    """Makes the steps. Any number of workers may do so: a step holds the deleted record."""
+
+    def __init__(self, host: TransactionRunner, budget_s: float) -> None:
+        self._host = host
+        self._pace = BatchSizer(min(budget_s, LONGEST_S), MOST, LEAST)
+        self._ending: Ending | None = None
+        self._left: list[Key] = []
+        self._ended = 0  # of those that were listed
+        self._look_at = 0.0
+        self._locked: dict[Key, float] = {}  # the deleted record -> when it is tried again
+        self._holds_end = False
+
+    def wake(self) -> None:
+        """Look at once: there may be something to do."""
+        self._look_at = 0.0
+
+    async def step(self) -> int:
+        """End some memberships; return how many. Raises StoreUnavailable."""
+        if not self._left and not await self._list():
+            return 0
+        assert self._ending is not None
+        ending, pairs = self._ending, self._left[: self._pace.weight]
+        self._holds_end = False
+        try:
+            await self._host.run(lambda store: self._end(store, ending, pairs))
+        except TimedOut:
+            self._put_off(ending, pairs)
+            return 0
+        self._left = self._left[len(pairs) :]
+        self._ended += len(pairs)
+        return len(pairs)
+
+    async def _list(self) -> bool:
+        """Find memberships to end; return whether there are any."""
+        now = time.monotonic()
+        if now < self._look_at:
+            return False
+        if self._ending is not None and not self._ended:  # all that is left is locked
+            self._locked[self._ending.key] = now + LOCKED_S
+        self._ending, self._ended = None, 0
+        self._locked = {key: until for key, until in self._locked.items() if until > now}
+        try:
+            endings = await self._host.read(lambda store: store.endings())
+            for ending in endings:
+                if ending.key in self._locked:
+                    continue
+                self._left = await self._host.read(partial(_listed, ending=ending))
+                if self._left:
+                    self._ending = ending
+                    return True
+                await self._host.run(partial(_finish, ending=ending))
+        except TimedOut:
+            pass
+        self._look_at = now + LOOK_S
+        return False
+
+    def _put_off(self, ending: Ending, pairs: list[Key]) -> None:
+        if not self._holds_end:  # the deleted record itself is locked
+            self._locked[ending.key] = time.monotonic() + LOCKED_S
+            self._ending, self._left = None, []
+        elif len(pairs) == 1:  # the one that is locked; it is listed again later
+            self._left = self._left[1:]
+        else:
+            self._pace.weight = max(1, len(pairs) // 2)
+
+    def _end(self, store: Store, ending: Ending, pairs: list[Key]) -> None:
+        store.limit_waits(LOCK_S, STATEMENT_S)
+        end = store.lock([ending.key])[ending.key]
+        self._holds_end = True
+        started = time.perf_counter()
+        present, newest = store.end_memberships(end, pairs)
+        named = merge(end, Named(end.key, newest))
+        if named is not end:  # a membership that is newer is evidence that the end exists
+            store.save([named])
+        enqueue.of_ended(store, present, ending)
+        self._pace.took(len(pairs), time.perf_counter() - started)
+
+
+def _listed(store: Store, ending: Ending) -> list[Key]:
+    return store.memberships_to_end(ending, LISTED)
+
+
+def _finish(store: Store, ending: Ending) -> None:
+    store.finish_ending(ending)

@@ -1,0 +1,160 @@
+"""Apply deliveries again, and run jobs again that are dead or discarded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from logto_webhooks.deliveries import ClaimedDelivery, StoredDelivery, identify
+from logto_webhooks.errors import MalformedEvent, NotADelivery
+from logto_webhooks.handlers import matching
+from logto_webhooks.handlers.enqueue import read_installed_at
+from logto_webhooks.interfaces import Store
+from logto_webhooks.jobs import JobFilter, JobRow, NewJob
+from logto_webhooks.records.changes import read
+from logto_webhooks.records.drift import Drift, drifts_of
+from logto_webhooks.records.record import Change
+from logto_webhooks.signing_keys import trust
+from logto_webhooks.states import DeliveryState, JobMove
+from logto_webhooks.sync import apply
+
+AT_ONCE: Final = 1_000
+
+
+def iterate_jobs(store: Store, wanted: JobFilter) -> Iterator[JobRow]:
+    """All that are wanted, whatever the limit, the newest first."""
+    wanted = replace(wanted, limit=AT_ONCE)
+    while page := store.jobs.find(wanted):
+        yield from page
+        wanted = replace(wanted, after=page[-1].id)
+
+
+class ReplayResult(Struct, frozen=True, kw_only=True):
+    """What a replay did, or would do: deliveries that are applied again, jobs that are to run
+    again or for the first time, and what differs."""
+
+    deliveries: int
+    jobs: int
+    drifts: list[Drift]
+
+    def plus(self, more: ReplayResult) -> ReplayResult:
+        """Count both."""
+        return ReplayResult(
+            deliveries=self.deliveries + more.deliveries,
+            jobs=self.jobs + more.jobs,
+            drifts=self.drifts + more.drifts,
+        )
+
+
+def replay(
+    store: Store,
+    some: Sequence[StoredDelivery],
+    lag_ms: int,
+    *,
+    handler: str | None = None,
+    rerun: bool = False,
+    sync_only: bool = False,
+    tell: bool = False,
+) -> ReplayResult:
+    """Let deliveries be applied again, and their jobs that are dead or discarded run again, with
+    those of handlers that are new since then.
+
+    With `rerun` jobs that are done, too, but of handlers that are left out of that. Of one
+    `handler` only its jobs; deliveries are then left as they are, but for those never applied.
+    `sync_only` applies here and now, and no handler is told; to `tell` what would differ, roll
+    this back.
+    """
+    at_once = sync_only or tell
+    applied = [
+        each for each in some if handler is None or sync_only or each.state is DeliveryState.DEAD
+    ]
+    drifts = _applied(store, applied, lag_ms) if at_once else []
+    jobs = 0
+    if not sync_only:
+        store.inbox.again([each.id for each in applied])
+        again = _Again(store, lag_ms, handler, rerun)
+        for each in some:
+            again.look(each)
+        jobs = again.run()
+    return ReplayResult(deliveries=len(applied), jobs=jobs, drifts=drifts)
+
+
+def _applied(store: Store, some: Sequence[StoredDelivery], lag_ms: int) -> list[Drift]:
+    told = [_changes(each, lag_ms) for each in some]
+    # All are locked at first, in order: so no worker that has some of them waits in a circle.
+    apply.lock_records(store, [change for changes in told for change in changes])
+    pairs = [pair for changes in told for pair in apply.apply_reads(store, changes, None)]
+    return [drift for pair in pairs for drift in drifts_of(*pair)]
+
+
+def _changes(kept: StoredDelivery, lag_ms: int) -> Sequence[Change]:
+    try:
+        return read(trust(kept.body), kept.occurred_at, lag_ms)[1]
+    except MalformedEvent:
+        return []
+
+
+class _Again:
+    """Has jobs of deliveries run again, and those that are missing."""
+
+    def __init__(self, store: Store, lag_ms: int, handler: str | None, rerun: bool) -> None:
+        registered = store.jobs.handlers()
+        self._store = store
+        self._lag_ms = lag_ms
+        self._handler = handler
+        self._reruns = {each.name for each in registered if rerun and each.rerun}
+        self._told = [each for each in registered if handler in (None, each.name)]
+        self._since = read_installed_at(store)
+        self._again: list[int] = []
+        self._new: list[NewJob] = []
+        self._missing = 0
+
+    def look(self, kept: StoredDelivery) -> None:
+        """Find those of one delivery.
+
+        Those that are missing are made here, whatever its age; of a dead one by whoever applies it.
+        """
+        known: set[tuple[str, str, str]] = set()
+        for row in iterate_jobs(self._store, JobFilter(delivery_id=kept.id, handler=self._handler)):
+            known.add((row.handler, row.event, row.subject))
+            if row.state in ("dead", "discarded") or self._is_rerun(row):
+                self._again.append(row.id)
+        made = self._made(kept)
+        new = [each for each in made if (each.handler, each.event, each.subject) not in known]
+        self._missing += len(new)
+        if kept.state is not DeliveryState.DEAD:
+            self._new += new
+
+    def run(self) -> int:
+        """Make and move them, those of all deliveries at once: their lines are taken in order."""
+        self._store.jobs.add(self._new)
+        return len(self._store.jobs.move(self._again, JobMove.REPEAT)) + self._missing
+
+    def _is_rerun(self, row: JobRow) -> bool:
+        return row.state == "done" and row.handler in self._reruns
+
+    def _made(self, kept: StoredDelivery) -> list[NewJob]:
+        """The jobs that a delivery would make today; none as long as it isn't applied at all."""
+        if kept.state is DeliveryState.PENDING:
+            return []
+        body = trust(kept.body)
+        try:
+            event, _ = read(body, kept.occurred_at, self._lag_ms)
+            digest = identify(body, kept.received_at).digest
+        except (MalformedEvent, NotADelivery):
+            return []
+        claimed = ClaimedDelivery(
+            id=kept.id,
+            body=kept.body,
+            event=kept.event,
+            subject=kept.subject,
+            received_at=kept.received_at,
+            attempt=1,
+            digest=digest,
+            occurred_at=kept.occurred_at,
+            origin=kept.origin,
+        )
+        return matching.jobs_for_event(event, claimed, self._told, self._since)
