@@ -11,7 +11,6 @@ from typer.testing import CliRunner
 from logto_webhooks.cli import app
 from tests.pages import examples, made, scene, tree
 
-README = tree.FOLDER.parents[1] / "README.md"
 WITH_EXAMPLES = [page for page in sorted(made.DOCS.rglob("*.md")) if examples.are_in(page)]
 
 
@@ -21,11 +20,11 @@ def words(path: tree.Path) -> str:
 
 @pytest.mark.parametrize("path", tree.COMMANDS, ids=words)
 def test_a_command_is_told_of(path: tree.Path) -> None:
-    """It has a section with its options on its page, and a line in the README."""
+    """It has a section with its options on its page, and a line in the table of commands."""
     page = tree.page_of(path).read_text()
     assert f"`{words(path)}`\n" in page, "a title of its own"
     assert path in made.told(page), f"<!-- options: {words(path)} -->"
-    assert f"`{words(path)}" in README.read_text()
+    assert f"| [`{words(path)}`](" in tree.INDEX.read_text()
 
 
 @pytest.mark.parametrize("path", [*tree.COMMANDS, *tree.GROUPS], ids=words)
