@@ -27,6 +27,7 @@ from logto_webhooks.testing.fake.logto import FakeLogto
 from tests.support.recorded import FOLDER
 
 T = TypeVar("T")
+APP_ID: Final = "qtkhl6lt8v6kpzgrp1vhb"
 SECRET: Final = "KwS7miiBaug5Mfk38ur6UaA3VKUV35kJ"
 TOKEN, USER, USERS = "/oidc/token", "/api/users/u", "/api/users"
 START, DATE = 1_795_485_335_924, 1_795_485_839_000
@@ -83,9 +84,9 @@ class Stand:
 
         return asyncio.run(asking())
 
-    def management(self, endpoint: str, **options: Any) -> ManagementClient:
+    def management(self, endpoint: str, app_id: str = APP_ID, **options: Any) -> ManagementClient:
         options = {"sleep": self.time.sleep, "monotonic": lambda: self.time.now} | options
-        return ManagementClient(endpoint, "m-default", SECRET, now=self.clock, **options)
+        return ManagementClient(endpoint, app_id, SECRET, now=self.clock, **options)
 
     def targets(self, path: str = "/api") -> list[str]:
         return [each.target for each in self.asked if each.target.startswith(path)]
@@ -173,10 +174,14 @@ async def users(logto: ManagementClient) -> list[ApiResponse]:
     return [page async for page in logto.users()]
 
 
-def refused(stand: Stand, question: Callable[[ManagementClient], Awaitable[object]] = user) -> str:
+def refused(
+    stand: Stand,
+    question: Callable[[ManagementClient], Awaitable[object]] = user,
+    **options: Any,
+) -> str:
     """Return what the error says, which is never the secret or the token."""
     with pytest.raises(LogtoApiError) as raised:
-        stand.ask(question)
+        stand.ask(question, **options)
     text = f"{raised.value} {raised.value!r}"
     assert SECRET not in text
     assert token()[:20] not in text
@@ -206,7 +211,7 @@ def test_the_token_is_asked_for_as_recorded() -> None:
     form = {name: value for name, [value] in parse_qs(stand.asked[0].body).items()}
     assert form == load("oidc-token-basic")["request"]["form"]
     basic = stand.asked[0].headers["authorization"].removeprefix("Basic ")
-    assert base64.b64decode(basic).decode() == f"m-default:{SECRET}"
+    assert base64.b64decode(basic).decode() == f"{APP_ID}:{SECRET}"
 
 
 LISTINGS: Final[list[tuple[str, tuple[Any, ...], str, str, int]]] = [
@@ -229,7 +234,7 @@ def test_listings(name: str, of: tuple[Any, ...], path: str, file: str, total: i
     async def listed(logto: ManagementClient) -> list[ApiResponse]:
         return [page async for page in getattr(logto, name)(*of)]
 
-    [page] = stand.ask(users)
+    [page] = stand.ask(listed)
     assert (page.content, page.total, page.date) == (content(file), total, DATE)
     window = "&start_time=5&end_time=9" if name == "log" else ""
     assert stand.targets() == [f"{path}?page=1&page_size=100{window}"]
@@ -366,6 +371,15 @@ def test_a_refusal_says_what_to_set(path: str, given: bytes, hints: list[str]) -
     assert [hint for hint in hints if hint not in text] == []
     assert len(stand.targets(path)) <= 2
     assert stand.time.waits == []
+
+
+def test_the_built_in_application_is_named() -> None:
+    """It is good for Logto's admin side alone, so the resource is not what to set first."""
+    stand = Stand({TOKEN: [recorded("oidc-token-badresource")]})
+    text = refused(stand, users, app_id="m-default")
+    assert "LOGTO_M2M_APP_ID is m-default" in text
+    assert "Set LOGTO_ENDPOINT to Logto's core address" in text
+    assert "LOGTO_WEBHOOKS_API_RESOURCE" not in text
 
 
 def test_the_token_is_renewed_a_minute_before_it_ends() -> None:

@@ -102,9 +102,9 @@ def test_ctrl_c_at_any_moment(tmp_path: Path) -> None:
 def test_what_nobody_foresaw_says_where_to_report_it(tmp_path: Path, debug: bool) -> None:
     """In one line with its kind, and nothing of what it says; with --debug, the traceback."""
     code = (
-        "from logto_webhooks.cli import outermost\n"
+        "from logto_webhooks.cli import errors\n"
         "def fails(): raise ExceptionGroup('of tasks', [KeyError('s-e-c-r-e-t')])\n"
-        f"outermost.run(fails, debug={debug})"
+        f"errors.run(fails, debug={debug})"
     )
     ended = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ
@@ -112,6 +112,7 @@ def test_what_nobody_foresaw_says_where_to_report_it(tmp_path: Path, debug: bool
     if debug:
         assert ended.returncode == 1
         assert "Traceback" in ended.stderr
+        assert "s-e-c-r-e-t" in ended.stderr
         return
     assert ended.returncode == 2
     assert one_line(ended.stderr).startswith(f"error: unexpected KeyError; {REPORT}")

@@ -327,7 +327,12 @@ def test_what_is_wrong_is_one_line(options: list[str], says: str, tmp_path: Path
             await asyncio.to_thread(command, "migrate", folder=tmp_path)
             done = await asyncio.to_thread(command, "recover", *options, folder=tmp_path, **given)
             assert done.returncode == 2
-            assert says in one_line(done.stderr)
+            *warned, error = done.stderr.splitlines()
+            assert error.startswith("error: ")
+            assert says in error
+            # A secret on a command line is warned of besides.
+            assert len(warned) == options.count("--app-secret")
+            assert all("can be read by everybody" in line for line in warned)
             assert logto.app_secret not in done.stderr
 
     asyncio.run(live())
