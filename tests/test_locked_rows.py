@@ -179,12 +179,19 @@ class Clocks:
 
     def __init__(self) -> None:
         self.now, self.noted, self.too_late = 1_000_000_000, 1_000_000_000, False
+        self.moved = 0
+        self.slow_s = 0.0  # until an answer comes
         self.back: list[int] = []
         self.locked = False
 
     async def read(self, work: object) -> DatabaseClock:
+        await asyncio.sleep(self.slow_s)
         return DatabaseClock(
-            now=self.now, noted=self.noted, installed=0, due_too_late=self.too_late
+            now=self.now,
+            noted=self.noted,
+            installed=0,
+            moved=self.moved,
+            due_too_late=self.too_late,
         )
 
     async def run(self, work: Callable[[Clocks], None]) -> None:
@@ -192,9 +199,11 @@ class Clocks:
             raise TimedOut(problem="locked")
         work(self)
 
-    def set_clock_back(self, by_ms: int) -> None:
+    def set_clock_back(self, by_ms: int, moved: int) -> None:
+        assert moved == self.moved
         self.back.append(by_ms)
         self.noted = self.now
+        self.moved += by_ms
 
 
 @pytest.fixture
@@ -220,6 +229,36 @@ def test_a_clock_that_goes_back_is_noticed_once(
     [by_ms] = clocks.back
     assert 86_400_000 <= by_ms < 86_410_000
     assert [type(each) for each in reports] == [ClockSetBack]
+
+
+def test_of_several_who_notice_only_one_moves_what_waits(
+    looking: tuple[Clocks, ClockWatch, list[TelemetryEvent]],
+) -> None:
+    """A lease that is moved twice ends while its job runs: somebody else would run it, too."""
+    clocks, watch, _ = looking
+    other = ClockWatch(clocks, lambda event: None)  # type: ignore[arg-type]
+    for each in (watch, other, watch, other):
+        asyncio.run(each.look())
+    clocks.now -= 20_000
+    for each in (watch, other, watch, other):
+        asyncio.run(each.look())
+    assert len(clocks.back) == 1
+    clocks.now -= 20_000
+    for each in (other, watch, other, watch):
+        asyncio.run(each.look())
+    assert len(clocks.back) == 2
+
+
+def test_an_answer_that_took_long_is_no_clock_that_went_back(
+    looking: tuple[Clocks, ClockWatch, list[TelemetryEvent]],
+) -> None:
+    clocks, watch, _ = looking
+    clocks.slow_s = 1.3
+    clocks.now += 1_300
+    asyncio.run(watch.look())
+    clocks.slow_s = 0.0
+    asyncio.run(watch.look())
+    assert clocks.back == []
 
 
 def test_a_clock_that_goes_back_while_rows_are_locked_is_noticed_again(

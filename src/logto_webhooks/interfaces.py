@@ -61,11 +61,13 @@ class Progress(Struct, frozen=True):
 
 class DatabaseClock(Struct, frozen=True, kw_only=True):
     """What the database's clock says now, what it said when that was last noted and when this was
-    installed (ms; 0 if never), and whether a delivery is due later than any wait explains."""
+    installed (ms; 0 if never), by how much due times were moved along with it in all, and whether
+    a delivery is due later than any wait explains."""
 
     now: int
     noted: int
     installed: int
+    moved: int
     due_too_late: bool
 
 
@@ -200,8 +202,9 @@ class Store(Protocol):
     def clock(self) -> DatabaseClock:
         """Look at the database's clock."""
 
-    def set_clock_back(self, by_ms: int) -> None:
-        """Let all that is due later be due so much sooner, and note what the clock says."""
+    def set_clock_back(self, by_ms: int, moved: int) -> None:
+        """Let all that is due later be due so much sooner, and note what the clock says. Who saw
+        another sum `moved` than there is now comes after somebody else, and moves nothing."""
 
     def waiting(self, limit: int) -> list[RefetchNeed]:
         """List the records about which Logto must be asked, the longest waiting first."""

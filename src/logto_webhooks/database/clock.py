@@ -9,12 +9,14 @@ import sqlalchemy as sa
 from logto_webhooks.checkpoints import CLOCK, INSTALLED
 from logto_webhooks.database import checkpoints
 from logto_webhooks.database.dialect import by_code, now
-from logto_webhooks.database.schema import deliveries, is_pending, lines
+from logto_webhooks.database.schema import deliveries, is_pending, lines, progress
 from logto_webhooks.interfaces import DatabaseClock, Progress
 from logto_webhooks.states import LONGEST_WAIT_S
 
 _LONGEST_MS = int(LONGEST_WAIT_S * 1000)
 _TOO_LATE = sa.and_(is_pending, deliveries.c.due_at > now() + _LONGEST_MS)
+# Of the checkpoint of the clock, `count` is by how much due times were moved in all.
+_MOVED = sa.select(progress.c.count).where(progress.c.name == CLOCK).with_for_update()
 _READ = sa.select(now().label("now"), sa.exists().where(_TOO_LATE).label("too_late"))
 
 
@@ -28,15 +30,21 @@ def read(connection: sa.Connection) -> DatabaseClock:
         now=row.now,
         noted=noted.at if noted else 0,
         installed=installed.at if installed else 0,
+        moved=noted.count if noted else 0,
         due_too_late=bool(row.too_late),
     )
 
 
-def set_back(connection: sa.Connection, by_ms: int) -> None:
+def set_back(connection: sa.Connection, by_ms: int, moved: int) -> None:
     """Let what is due later be due so much sooner; note what the clock says.
 
+    Each process notices that the clock was set back, but only one may move what waits: a lease
+    that is moved twice ends while its job runs. So who saw another sum `moved` does nothing.
     No delivery ever waits longer than the longest wait that we set: one that would is due now.
     """
+    known = connection.scalar(_MOVED) or 0
+    if by_ms > 0 and known != moved:
+        return
     moment = int(connection.scalar(sa.select(now())) or 0)
     too_late = sa.update(deliveries).where(_TOO_LATE).values(due_at=moment)
     connection.execute(too_late)
@@ -51,7 +59,7 @@ def set_back(connection: sa.Connection, by_ms: int) -> None:
         if installed and installed.at > moment:
             at = min(installed.at - by_ms, moment)
             checkpoints.write_checkpoint(connection, INSTALLED, Progress(at, installed.count))
-    checkpoints.write_checkpoint(connection, CLOCK, Progress(moment, 0))
+    checkpoints.write_checkpoint(connection, CLOCK, Progress(moment, known + by_ms))
 
 
 def _sooner(connection: sa.Connection, table: sa.Table, rows: Any, moment: int, by_ms: int) -> None:

@@ -133,9 +133,10 @@ class DatabaseStore:
         """Look at the database's clock."""
         return clock.read(self._connection)
 
-    def set_clock_back(self, by_ms: int) -> None:
-        """Let all that is due later be due so much sooner, and note what the clock says."""
-        clock.set_back(self._connection, by_ms)
+    def set_clock_back(self, by_ms: int, moved: int) -> None:
+        """Let all that is due later be due so much sooner, unless that was done since `moved` was
+        read, and note what the clock says."""
+        clock.set_back(self._connection, by_ms, moved)
 
     def waiting(self, limit: int) -> list[RefetchNeed]:
         """List the records about which Logto must be asked, the longest waiting first."""

@@ -22,22 +22,28 @@ class ClockWatch:
         self._observe = observe
         self._looked_at: float | None = None  # monotonic
         self._seen = 0  # what the database's clock said then
+        self._moved = 0  # by how much due times had been moved by then, by whomever
 
     async def look(self) -> None:
         """Compare, if that is due; mend what must be. Raises StoreUnavailable."""
-        moment = time.monotonic()
-        if self._looked_at is not None and moment - self._looked_at < LOOK_S:
+        asked_at = time.monotonic()
+        if self._looked_at is not None and asked_at - self._looked_at < LOOK_S:
             return
         told = await self._host.read(lambda store: store.clock())
-        passed_ms = 0 if self._looked_at is None else int((moment - self._looked_at) * 1000)
-        expected = max(self._seen + passed_ms if self._seen else 0, told.noted, told.installed)
-        self._looked_at, self._seen = moment, told.now
+        # From the end of one look to the beginning of the next: so much passed at least, however
+        # long each of them waited for its answer.
+        passed_ms = 0 if self._looked_at is None else int((asked_at - self._looked_at) * 1000)
+        moved_ms = max(0, told.moved - self._moved)  # by somebody else, since the last look
+        expected = self._seen + passed_ms - moved_ms if self._seen else 0
+        expected = max(expected, told.noted, told.installed)
+        self._looked_at, self._seen, self._moved = time.monotonic(), told.now, told.moved
         back_ms = expected - told.now
         try:
             if back_ms > SLACK_MS:
-                await self._host.run(lambda store: store.set_clock_back(back_ms))
+                await self._host.run(lambda store: store.set_clock_back(back_ms, told.moved))
+                self._moved += back_ms
                 self._observe(ClockSetBack(back_ms / 1000))
             elif told.due_too_late or told.now - told.noted >= NOTE_MS:
-                await self._host.run(lambda store: store.set_clock_back(0))
+                await self._host.run(lambda store: store.set_clock_back(0, told.moved))
         except TimedOut:  # something is locked: found again by the next look
             self._seen = expected

@@ -790,9 +790,9 @@ class MemoryStore:
     def clock(self) -> DatabaseClock:
         """Look at the clock; it is the test's."""
         at = self._clock.now()
-        return DatabaseClock(now=at, noted=at, installed=0, due_too_late=False)
+        return DatabaseClock(now=at, noted=at, installed=0, moved=0, due_too_late=False)
 
-    def set_clock_back(self, by_ms: int) -> None:
+    def set_clock_back(self, by_ms: int, moved: int) -> None:
         """Nothing here outlives a test."""
 
     def waiting(self, limit: int) -> list[RefetchNeed]:
