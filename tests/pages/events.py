@@ -36,6 +36,7 @@ def section(name: str) -> str:
 
 def _kin(module: str) -> str:
     kin = [each for each in BY_NAME.values() if each.__module__.endswith(f".{module}")]
+    assert kin, f"no event is in a module named {module}"
     return "\n\n".join(_sent(each) for each in kin if each.name not in DERIVED)
 
 
@@ -136,7 +137,7 @@ def _call(payload: Json) -> str:
 _SECTIONS: Final = {
     "users": lambda: _kin("users"),
     "organizations": lambda: _kin("organizations"),
-    "access": lambda: _kin("access"),
+    "rbac": lambda: _kin("rbac"),
     "security": lambda: _kin("security"),
     "derived": _derived,
     "local": _local,
