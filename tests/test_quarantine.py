@@ -56,6 +56,26 @@ def test_it_stays_within_its_bounds_while_nothing_can_be_written(
     asyncio.run(main())
 
 
+def test_junk_that_names_many_hooks_holds_back_nobody(tmp_path: Path) -> None:
+    """Anybody can send it: neither the answer nor what comes later may take long."""
+    names = b",".join(b'"hookId":"%d"' % number for number in range(200_000))
+    nested = b'{"hookId":[%b{}]}' % (b"{}," * 300_000)
+
+    async def main() -> None:
+        database = open_database(f"sqlite:///{tmp_path / 'a.db'}")
+        await database.migrate()
+        waiting = of(database, [])
+        waiting._ring.hooks.add("ours")
+        for body in (b"{%b}" % names, b'{"a":["ours"],%b' % nested[1:]):
+            started = time.process_time()
+            waiting.offer(body, b"0" * 64, T0)
+            await waiting.write_down()
+            assert time.process_time() - started < 0.15
+        await database.host.close()
+
+    asyncio.run(main())
+
+
 def test_logto_is_asked_again_when_it_could_not_be(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

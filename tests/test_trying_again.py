@@ -7,7 +7,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,13 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from logto_webhooks.database import Database, migrate, open_database, wrap_engine
 from logto_webhooks.database.store import DatabaseStore
-from logto_webhooks.deliveries import StoreResult
+from logto_webhooks.deliveries import NewDelivery, StoreResult
 from logto_webhooks.errors import StoreUnavailable, TimedOut
 from logto_webhooks.ingest.receiver import GroupCommit
 from logto_webhooks.ingest.spool import SpoolDirectory, Unspooler
 from logto_webhooks.instrumentation.events import (
     NotStored,
+    NotUnspooled,
     Retrying,
     Spooled,
     TelemetryEvent,
@@ -298,6 +299,63 @@ def test_what_cannot_be_stored_is_spooled_and_stored_later(tmp_path: Path) -> No
         assert any(isinstance(each, Spooled) for each in reports)
         assert any(isinstance(each, Unspooled) for each in reports)
         await database.host.close()
+
+    asyncio.run(main())
+
+
+def test_a_spooled_file_that_cannot_be_read_holds_back_no_other(tmp_path: Path) -> None:
+    """As one that another user wrote; it is told of once, and stays."""
+
+    async def main() -> None:
+        database = _on(tmp_path)
+        await database.open()
+        reports: list[TelemetryEvent] = []
+        spool = SpoolDirectory(tmp_path / "spool")
+        spool.make()
+        (tmp_path / "spool" / f"{'0' * 13}-{'0' * 48}.json").mkdir()
+        await spool.keep([delivery(make.user_created().body)])
+        unspooler = Unspooler(spool, database.host, reports.append, lambda: None)
+        assert [await unspooler.turn() for _ in range(3)] == [1, 0, 0]
+        assert [type(each) for each in reports] == [NotUnspooled, Unspooled]
+        assert spool.count() == 1
+        await database.host.close()
+
+    asyncio.run(main())
+
+
+def test_what_goes_wrong_in_unforeseen_ways_is_answered_all_the_same(tmp_path: Path) -> None:
+    """Also if no thread can be started that would spool it."""
+
+    class Exhausted(SpoolDirectory):
+        async def keep(self, deliveries: Sequence[NewDelivery]) -> None:
+            raise RuntimeError("can't start new thread")
+
+    async def main() -> None:
+        host = Losing(_on(tmp_path).host, 10**6)
+        group = GroupCommit(host, lambda report: None, lambda: None, Exhausted(tmp_path))
+        now = asyncio.get_running_loop().time()
+        with pytest.raises(StoreUnavailable, match="RuntimeError"):
+            await asyncio.wait_for(group.add(delivery(make.user_created().body), now + 0.6), 5)
+
+    asyncio.run(main())
+
+
+def test_a_batch_is_halved_no_longer_than_somebody_waits(tmp_path: Path) -> None:
+    """In a table that is locked, each half takes the time of a lock again."""
+
+    class Locked(Losing):
+        async def accept(self, work: Callable[[Store], Any], limit_s: float) -> Any:
+            await asyncio.sleep(0.05)
+            raise TimedOut(problem="locked")
+
+    async def main() -> None:
+        group = GroupCommit(Locked(_on(tmp_path).host, 0), lambda report: None, lambda: None)
+        now = asyncio.get_running_loop().time()
+        added = [group.add(delivery(make.user_created().body), now + 0.2) for _ in range(64)]
+        answers = await asyncio.gather(*added, return_exceptions=True)
+        assert {type(each) for each in answers} == {StoreUnavailable}
+        await asyncio.sleep(0.2)
+        assert group._committing is None
 
     asyncio.run(main())
 

@@ -124,6 +124,9 @@ class Body:
         if self._keep:
             if not self._room.take(size, self.size):
                 await self._room.wait(self, size)
+                if self._is_dropped:  # after it got the room, and before it came to know
+                    self._room.give_back(size)
+                    raise NoRoom()
             self._pieces.append(piece)
         self.size += size
         if more and self._keep:

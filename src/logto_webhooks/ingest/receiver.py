@@ -159,6 +159,11 @@ class _Waiting(Struct, eq=False):
     keeping: bool = False
 
 
+def _still_waiting(requests: list[_Waiting]) -> list[_Waiting]:
+    """Without those that gave up, or are spooled: nothing is stored for nobody."""
+    return [each for each in requests if not (each.answer.done() or each.keeping)]
+
+
 class GroupCommit:
     """One transaction for all requests that wait: handed over and woken per batch.
 
@@ -235,8 +240,7 @@ class GroupCommit:
         return True
 
     def _next_batch(self) -> list[_Waiting]:
-        # Who gave up waiting isn't stored for nobody.
-        self._waiting = [each for each in self._waiting if not (each.answer.done() or each.keeping)]
+        self._waiting = _still_waiting(self._waiting)
         size = rows = 0
         for each in self._waiting[:MAX_ROWS]:
             size += len(each.delivery.body)
@@ -248,6 +252,9 @@ class GroupCommit:
 
     async def _commit(self, batch: list[_Waiting]) -> Exception | None:
         """Commit and answer; return why some of it must be tried again, if so."""
+        # In a table that is locked, the halves are tried for longer than anybody waits.
+        if not (batch := _still_waiting(batch)):
+            return None
         deliveries = [each.delivery for each in batch]
         tried = {each.delivery.digest for each in batch if each.tried}
         for each in batch:
@@ -286,11 +293,8 @@ class GroupCommit:
         """Answer those whose time is over."""
         self._timer = None
         latest = loop.time() + (KEEP_S if self._keeper else 0)
-        waiting = [
-            each
-            for each in (*self._batch, *self._waiting)
-            if not (each.answer.done() or each.keeping)
-        ]
+        self._waiting = _still_waiting(self._waiting)  # no batch may begin for long
+        waiting = [*_still_waiting(self._batch), *self._waiting]
         late = [each for each in waiting if each.deadline <= latest]
         rest = [each.deadline for each in waiting if each.deadline > latest]
         if late and self._keeper is None:
@@ -311,7 +315,7 @@ class GroupCommit:
         try:
             async with asyncio.timeout(LONGEST_KEEP_S):
                 await self._keeper.keep([each.delivery for each in late])
-        except (OSError, TimeoutError) as error:
+        except Exception as error:  # such as of a thread that can't be started
             self._fail(late, f"{problem}; nor could it be spooled: {type(error).__name__}")
             return
         self._observe(Spooled(len(late), problem))

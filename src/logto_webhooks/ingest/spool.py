@@ -6,13 +6,20 @@ import asyncio
 import contextlib
 import os
 import re
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, Protocol
 
 from logto_webhooks.database import Database
 from logto_webhooks.deliveries import NewDelivery, identify
-from logto_webhooks.errors import NotADelivery, RowRejected, SettingInvalid, StoreUnavailable
+from logto_webhooks.errors import (
+    NotADelivery,
+    RowRejected,
+    SettingInvalid,
+    StoreUnavailable,
+    describe,
+)
 from logto_webhooks.instrumentation.events import NotUnspooled, Observer, Unspooled
 from logto_webhooks.interfaces import TransactionRunner
 from logto_webhooks.settings import Settings
@@ -91,13 +98,19 @@ class SpoolDirectory:
     def _keep(self, deliveries: Sequence[NewDelivery]) -> None:
         for delivery in deliveries:
             name = f"{delivery.received_at:013d}-{delivery.digest.hex()}.json"
-            temporary = self._folder / f"{name}.{os.getpid()}.part"
+            # Of copies that two threads keep, one must not write into the other's file.
+            temporary = self._folder / f"{name}.{os.getpid()}-{threading.get_ident()}.part"
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(delivery.body)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self._folder / name)
+            try:
+                with os.fdopen(descriptor, "wb") as file:
+                    file.write(delivery.body)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(temporary, self._folder / name)
+            except OSError:
+                with contextlib.suppress(OSError):  # what is on a full disk would keep it so
+                    temporary.unlink()
+                raise
         _sync_directory(self._folder)
 
 
@@ -169,6 +182,7 @@ class Unspooler:
         self._host = host
         self._observe = observe
         self._stored = stored
+        self._told: set[str] = set()  # what can't be read, or renamed
 
     async def keep(self) -> None:
         """Look again and again; what can't be stored now is tried again."""
@@ -178,6 +192,8 @@ class Unspooler:
                     pass
             except (StoreUnavailable, OSError):
                 pass  # it waits in the spool, which `status` counts
+            except Exception as error:  # nobody else would store what was answered 200
+                self._observe(NotUnspooled("", describe(error)))
             await asyncio.sleep(LOOK_S)
 
     async def turn(self) -> int:
@@ -189,6 +205,8 @@ class Unspooler:
                 delivery = await asyncio.to_thread(self._spool.read, name)
             except NotADelivery as error:
                 self._refuse(name, str(error))
+            except OSError as error:  # such as a file of another user's: it holds back no other
+                self._tell(name, str(error))
             else:
                 if delivery is not None:
                     found.append((name, delivery))
@@ -202,8 +220,7 @@ class Unspooler:
             await self._host.run(lambda store: store.add(deliveries))
         except RowRejected as error:
             if len(found) == 1:
-                self._refuse(found[0][0], str(error))
-                return 1
+                return int(self._refuse(found[0][0], str(error)))
             # One bad row harms nobody else: halve until it is alone.
             middle = len(found) // 2
             return await self._store(found[:middle]) + await self._store(found[middle:])
@@ -212,6 +229,18 @@ class Unspooler:
         self._stored()
         return len(found)
 
-    def _refuse(self, name: str, problem: str) -> None:
-        self._spool.set_aside(name)
+    def _refuse(self, name: str, problem: str) -> bool:
+        """Set it aside, if that can be done."""
+        try:
+            self._spool.set_aside(name)
+        except OSError as error:
+            self._tell(name, f"{problem}; nor can it be renamed: {error}")
+            return False
         self._observe(NotUnspooled(name, problem))
+        return True
+
+    def _tell(self, name: str, problem: str) -> None:
+        """Say what is tried again and again; once."""
+        if name not in self._told:
+            self._told.add(name)
+            self._observe(NotUnspooled(name, problem))
