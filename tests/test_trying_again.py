@@ -340,6 +340,27 @@ def test_what_goes_wrong_in_unforeseen_ways_is_answered_all_the_same(tmp_path: P
     asyncio.run(main())
 
 
+def test_who_is_cancelled_in_the_first_try_is_spooled(tmp_path: Path) -> None:
+    """As when the service ends while a database is silent, and has not failed yet."""
+
+    class Silent(Losing):
+        async def accept(self, work: Callable[[Store], Any], limit_s: float) -> Any:
+            await asyncio.sleep(limit_s)
+
+    async def main() -> None:
+        spool = SpoolDirectory(tmp_path)
+        host = Silent(_on(tmp_path).host, 0)
+        group = GroupCommit(host, lambda report: None, lambda: None, spool)
+        added = asyncio.create_task(group.add(delivery(make.user_created().body)))
+        await asyncio.sleep(0.05)
+        added.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await added
+        assert spool.count() == 1
+
+    asyncio.run(main())
+
+
 def test_a_batch_is_halved_no_longer_than_somebody_waits(tmp_path: Path) -> None:
     """In a table that is locked, each half takes the time of a lock again."""
 

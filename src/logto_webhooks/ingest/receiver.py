@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Final, Protocol
 
 from msgspec import Struct
@@ -208,8 +209,10 @@ class GroupCommit:
         try:
             return await waiting.answer
         except asyncio.CancelledError:
-            if self._keeper is not None and self.error is not None and not waiting.keeping:
-                self._keeper.keep_now(delivery)  # the service ends while the database is away
+            # The service ends while the database is away, or before it was tried.
+            if self._keeper is not None and waiting.answer.cancelled() and not waiting.keeping:
+                with suppress(OSError):  # nor can it be kept
+                    self._keeper.keep_now(delivery)
             raise
 
     async def _commit_all(self) -> None:
