@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from logto_webhooks.database import open_database
 from logto_webhooks.errors import SettingInvalid
 from logto_webhooks.settings import from_env
 from logto_webhooks.testing import SIGNING_KEY
-from tests.support.service import command, one_line
+from tests.support.service import clean_environment, command, one_line
 
 
 @pytest.mark.parametrize(
@@ -43,6 +44,83 @@ def test_a_driver_that_is_missing(monkeypatch: pytest.MonkeyPatch, driver: str, 
     monkeypatch.setitem(sys.modules, driver, None)
     with pytest.raises(SettingInvalid, match=f'the extra "{extra}" .*{driver} is missing'):
         open_database(f"postgresql+{driver}://127.0.0.1/name")
+
+
+STATUS = """
+import sys, types
+from logto_webhooks.__main__ import main
+{before}
+sys.argv = ["logto-webhooks", "status", "--database-url", "{driver}://u:s-e-c@127.0.0.1:1/name"]
+main()
+"""
+
+
+def status_after(before: str, folder: Path, driver: str = "postgresql") -> str:
+    """Change what can be imported, run `status`, and return the line of its error."""
+    script = folder / "script.py"
+    script.write_text(STATUS.format(before=before, driver=driver))
+    ended = subprocess.run(
+        [sys.executable, script],
+        cwd=folder,
+        env=clean_environment({}),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ended.returncode == 2, ended.stderr
+    assert "s-e-c" not in ended.stderr
+    return one_line(ended.stderr)
+
+
+@pytest.mark.parametrize(
+    ("driver", "before", "says"),
+    [
+        ("postgresql", "sys.modules['greenlet'] = None", '"postgres" of this package (greenlet'),
+        (
+            "postgresql+psycopg",
+            "sys.modules['greenlet'] = None",
+            '"psycopg" of this package (greenlet',
+        ),
+        (
+            "postgresql+psycopg",
+            "import os; os.environ['PSYCOPG_IMPL'] = 'python'; import ctypes.util; "
+            "ctypes.util.find_library = lambda name: None",
+            '"psycopg" of this package (libpq',
+        ),
+    ],
+)
+def test_what_a_driver_needs_is_missing(
+    tmp_path: Path, driver: str, before: str, says: str
+) -> None:
+    """It is named, and so is the extra."""
+    assert f"{says} is missing)" in status_after(before, tmp_path, driver)
+
+
+@pytest.mark.parametrize(
+    ("before", "says"),
+    [
+        (
+            "import logto_webhooks.database.sessions as sessions; del sessions.has_no_transaction",
+            "can't be imported (cannot import name 'has_no_transaction' from",
+        ),
+        ("sys.modules['logto_webhooks.database.postgres'] = None", "can't be imported (import of"),
+        (
+            "sys.modules['asyncpg.pgproto.pgproto'] = None",
+            "can't be imported (import of asyncpg.pgproto.pgproto",
+        ),
+        (
+            "sys.modules['sqlalchemy.ext.asyncio'] = types.ModuleType('sqlalchemy.ext.asyncio')",
+            "can't be imported (cannot import name",
+        ),
+        ("sys.modules['logto_webhooks.cli.errors'] = None", "the command line can't be imported"),
+    ],
+)
+def test_packages_that_do_not_fit_together(tmp_path: Path, before: str, says: str) -> None:
+    """As after an upgrade below a running process: none of them is reported as missing."""
+    line = status_after(before, tmp_path)
+    assert says in line
+    assert "nstall this package again" in line
+    assert "is missing" not in line
 
 
 class TestTheFile:

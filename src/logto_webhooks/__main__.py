@@ -7,16 +7,16 @@ def main() -> None:
     """Run the command line, or say how to install it."""
     try:
         from logto_webhooks.cli import run
-    except ModuleNotFoundError as error:
-        print(
-            f"{error.name} is missing: the command line comes with the extra `all` of this "
-            'package. From a clone: pip install ".[all]"; a wheel: pip install "FILE.whl[all]"',
-            file=sys.stderr,
-        )
-        sys.exit(2)
     except KeyboardInterrupt:  # while all of it is imported
         sys.exit(130)
     except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and not _is_ours(error):
+            print(
+                f"{error.name} is missing: the command line comes with the extra `all` of this "
+                'package. From a clone: pip install ".[all]"; a wheel: pip install "FILE.whl[all]"',
+                file=sys.stderr,
+            )
+            sys.exit(2)
         if "--debug" in sys.argv:
             raise
         print(
@@ -26,6 +26,11 @@ def main() -> None:
         )
         sys.exit(2)
     run()
+
+
+def _is_ours(error: ModuleNotFoundError) -> bool:
+    """Whether the module is a part of this package, which no extra brings."""
+    return (error.name or "").partition(".")[0] == "logto_webhooks"
 
 
 if __name__ == "__main__":

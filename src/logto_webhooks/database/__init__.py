@@ -24,6 +24,7 @@ from logto_webhooks.settings import Settings
 T = TypeVar("T")
 _NAME: Final = "database_url"  # of who has no setting: an argument
 _USE: Final = "sqlite:///file.db or postgresql://user:password@host/name"
+_DRIVERS: Final = ("asyncpg", "psycopg", "greenlet")  # packages that come with an extra
 # Backends whose names can be repeated in an error; anything else may be a part of a password.
 _OTHERS: Final = (
     "mysql",
@@ -197,12 +198,24 @@ def _postgres(url: str, schema: str | None, name: str) -> Database:
 
         return Postgres(make_postgres_engine(url, name), schema)
     except ImportError as error:
-        missing = error.name or "libpq"  # which psycopg tells only in its text
-        extra = (
-            "psycopg" if "psycopg" in (*url.partition(":")[0].split("+"), missing) else "postgres"
-        )
-        problem = f'PostgreSQL needs the extra "{extra}" of this package ({missing} is missing)'
-        raise SettingInvalid(name=name, problem=problem) from None
+        raise SettingInvalid(name=name, problem=_import_problem(url, error)) from None
+
+
+def _import_problem(url: str, error: ImportError) -> str:
+    """Tell a package that is missing from packages that don't fit together."""
+    text = str(error)
+    missing = error.name
+    if missing is None:  # these two are named in the text alone
+        missing = next((name for name in ("greenlet", "libpq") if name in text), None)
+    elif not isinstance(error, ModuleNotFoundError) or missing not in _DRIVERS:
+        missing = None
+    scheme = url.partition(":")[0].split("+")
+    extra = "psycopg" if "psycopg" in (*scheme, missing) else "postgres"
+    if missing:
+        return f'PostgreSQL needs the extra "{extra}" of this package ({missing} is missing)'
+    first_line = next(iter(text.splitlines()), type(error).__name__)
+    again = f'install this package again, with its extra "{extra}", and restart'
+    return f"what PostgreSQL needs can't be imported ({first_line}); {again}"
 
 
 def _file_of(url: str, name: str) -> Path:
