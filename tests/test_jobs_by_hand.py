@@ -14,7 +14,7 @@ from logto_webhooks import Delivery, LogtoWebhooks, events
 from logto_webhooks.database.jobs import DatabaseJobs
 from logto_webhooks.jobs import JobFilter, JobOutcome, JobRow
 from logto_webhooks.states import JobMove, JobState
-from logto_webhooks.testing import make
+from logto_webhooks.testing import SIGNING_KEY, make
 from tests.conftest import Run
 from tests.support import postgres
 from tests.support.copy import delivery as delivered
@@ -194,7 +194,7 @@ def test_what_a_discarded_handler_wrote_is_rolled_back() -> None:
     """And the next of its line runs as soon as it has returned (PostgreSQL)."""
     url = postgres.server_url().render_as_string(hide_password=False)
     schema = postgres.emptied_schema()
-    logto = LogtoWebhooks(signing_key="x", database_url=url, schema=schema)
+    logto = LogtoWebhooks(signing_key=SIGNING_KEY, database_url=url, schema=schema)
     begun, go_on = asyncio.Event(), asyncio.Event()
 
     @logto.on(events.UserDataUpdated, name="writes")

@@ -62,14 +62,18 @@ class Relay:
         with suppress(OSError):
             while True:
                 near, _ = self._listener.accept()
-                far = self._target()
                 passing = threading.Event()
                 passing.set()
                 self._passing.append(passing)
-                for source, to in ((near, far), (far, near)):
-                    threading.Thread(
-                        target=_pass_on, args=(source, to, passing), daemon=True
-                    ).start()
+                threading.Thread(target=self._carry, args=(near, passing), daemon=True).start()
+
+    def _carry(self, near: socket.socket, passing: threading.Event) -> None:
+        """Pass on both ways until either ends, and close both."""
+        with near, self._target() as far:
+            back = threading.Thread(target=_pass_on, args=(far, near, passing), daemon=True)
+            back.start()
+            _pass_on(near, far, passing)
+            back.join()
 
 
 def _pass_on(source: socket.socket, to: socket.socket, passing: threading.Event) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
+import subprocess
+import sys
 
 import msgspec
 import pytest
@@ -182,3 +185,41 @@ def test_nobody_waits_for_a_log_that_is_not_read() -> None:
     log.warning("nobody is there")  # which harms nothing
     handler.close()
     os.close(writing)
+
+
+AT_THE_END = """
+import logging
+from logto_webhooks.instrumentation import logs
+
+logs.configure("text", "info")
+
+
+class Last:
+    def __del__(self):
+        for number in range(40):
+            logging.getLogger("logto_webhooks").warning("late %s", number)
+
+
+last = Last()  # gone once no thread runs any more
+logging.getLogger("logto_webhooks").warning("early")
+"""
+
+
+@pytest.mark.parametrize("read", [True, False])
+def test_a_line_at_the_very_end_does_not_keep_the_process(read: bool) -> None:
+    """It is written if there is room for it, and waited for by nobody."""
+    reading, writing = os.pipe()
+    if not read:
+        os.set_blocking(writing, False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(writing, b"x" * 512)
+        os.set_blocking(writing, True)
+    ended = subprocess.run(
+        [sys.executable, "-c", AT_THE_END], stderr=writing, timeout=30, check=False
+    )
+    os.close(writing)
+    assert ended.returncode == 0
+    with os.fdopen(reading, "rb") as pipe:
+        text = pipe.read()
+    assert (b"early" in text, b"late 0" in text) == (read, read)

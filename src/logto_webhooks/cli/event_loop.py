@@ -10,6 +10,8 @@ import threading
 from collections.abc import Coroutine
 from typing import Any, Final, TypeVar
 
+from logto_webhooks.handlers.loop_thread import NOT_CANCELLED
+
 T = TypeVar("T")
 END_S: Final = 2.0  # for what is left once all is done
 logger = logging.getLogger("logto_webhooks")
@@ -41,7 +43,7 @@ async def _then(main: Coroutine[Any, Any, T], end: threading.Timer) -> T:
 
 def _end_all() -> None:
     """No loop closes while a task of an application's won't be cancelled."""
-    logger.warning("ended without what a handler left running and couldn't be cancelled")
+    logger.warning(NOT_CANCELLED)
     logging.shutdown()
     os._exit(0)
 

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 END_S: Final = 2.0
 AGAIN_S: Final = 0.1
+NOT_CANCELLED: Final = "ended without what a handler left running and couldn't be cancelled"
 logger = logging.getLogger("logto_webhooks")
 Main = Callable[[], Coroutine[Any, Any, None]]
 
@@ -96,7 +97,9 @@ def _end(loop: asyncio.AbstractEventLoop) -> None:
 
     async def end() -> None:
         if left:
-            await asyncio.wait(left, timeout=END_S)
+            _, still = await asyncio.wait(left, timeout=END_S)
+            if still:
+                logger.warning(NOT_CANCELLED)
         await loop.shutdown_asyncgens()
 
     with suppress(BaseException):

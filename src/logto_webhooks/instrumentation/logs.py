@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import queue
+import select
 import sys
 import threading
 import time
@@ -55,6 +56,7 @@ PERIOD_S: Final = 10.0  # … in so much time; the rest is summed up
 LONGEST: Final = 500  # characters of a value
 QUEUED: Final = 10_000  # lines that wait to be written
 LAST_WAIT_S: Final = 1.0
+PIPE_BYTES: Final = 4_096  # there is room for so many in a pipe that can be written to
 _FIND_OUT = "find out why with logto-webhooks doctor"
 
 
@@ -220,7 +222,7 @@ class Sums:
             if not self._counts:
                 self._until = self._now() + self._period_s
             count = self._counts[key] = self._counts.get(key, 0) + 1
-            if count == LINES + 1:
+            if count == LINES + 1 and not sys.is_finalizing():
                 timer = threading.Timer(max(0, self._until - self._now()), self.sum_up)
                 timer.daemon = True
                 timer.start()
@@ -276,6 +278,9 @@ class QueuedHandler(logging.Handler):
         except Exception:
             self.handleError(record)
             return
+        if sys.is_finalizing():
+            self._write_at_the_end(line)
+            return
         try:
             self._lines.put_nowait(line)
         except queue.Full:
@@ -284,6 +289,13 @@ class QueuedHandler(logging.Handler):
         if self._thread is None or not self._thread.is_alive():
             self._thread = threading.Thread(target=self._write_all, name="log", daemon=True)
             self._thread.start()
+
+    def _write_at_the_end(self, line: bytes) -> None:
+        """No thread runs any more, and to start one would never return. What there is no room
+        for is left out, or the process wouldn't end."""
+        with contextlib.suppress(OSError, ValueError):
+            if select.select([], [self._descriptor], [], 0)[1]:
+                os.write(self._descriptor, line[:PIPE_BYTES])
 
     def close(self) -> None:
         """Wait a moment for what is in the queue; whoever reads may have stopped."""
