@@ -20,7 +20,7 @@ from logto_webhooks.database import Database, migrate, open_database, wrap_engin
 from logto_webhooks.database.store import DatabaseStore
 from logto_webhooks.deliveries import NewDelivery, StoreResult
 from logto_webhooks.errors import StoreUnavailable, TimedOut
-from logto_webhooks.ingest.receiver import GroupCommit
+from logto_webhooks.ingest.receiver import TRY_S, GroupCommit
 from logto_webhooks.ingest.spool import SpoolDirectory, Unspooler
 from logto_webhooks.instrumentation.events import (
     NotStored,
@@ -264,6 +264,22 @@ def test_a_digest_that_another_holds_waits_alone() -> None:
                 other.rollback()
             assert await waits is not None
             engine.dispose()
+            await database.host.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+def test_the_second_host_is_tried_while_the_first_is_silent(driver: str) -> None:
+    """In the time of one try: the first may be without power for long."""
+
+    async def main() -> None:
+        with relayed() as (relay, url), socket.create_server(("127.0.0.1", 0)) as silent:
+            hosts = f"127.0.0.1:{silent.getsockname()[1]},127.0.0.1:{relay.port}"
+            user = f"{url.username}:{url.password or ''}"
+            database = open_database(f"postgresql+{driver}://{user}@{hosts}/{url.database}")
+            new = delivery(make.user_created().body)
+            assert await database.host.accept(lambda store: store.add([new]), TRY_S)
             await database.host.close()
 
     asyncio.run(main())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -18,7 +19,7 @@ from logto_webhooks.database import inspect, migrate
 from logto_webhooks.database.async_runner import AsyncRunner
 from logto_webhooks.database.errors import place_of, translate_errors
 from logto_webhooks.database.inspect import DatabaseInfo
-from logto_webhooks.database.postgres_url import address_of
+from logto_webhooks.database.postgres_url import ASYNCPG, Address, address_of
 from logto_webhooks.database.sessions import schema_map, translation
 from logto_webhooks.database.store import DatabaseStore
 from logto_webhooks.database.sync_runner import ThreadRunner
@@ -50,6 +51,7 @@ def make_postgres_engine(url: sa.URL | str, name: str = "database_url", **pool: 
             **_OPTIONS[driver],
             **(_UNPREPARED[driver] if pooled else {}),
             **address.arguments(settings, CONNECT_S),
+            **_by_hosts(address),
         },
         isolation_level=LEVEL,
         hide_parameters=True,
@@ -98,6 +100,36 @@ _UNPREPARED: Final[dict[str, dict[str, Any]]] = {
     },
     "psycopg": {"prepare_threshold": None},
 }
+
+
+HOST_S: Final = 1.0  # for each but the last: to accept is tried for little more than two of them
+
+
+def _by_hosts(address: Address) -> dict[str, Any]:
+    """How several hosts are tried where one may be silent. What prefers a standby knows only after
+    all of them."""
+    preferred = address.parameters.get("target_session_attrs") == "prefer-standby"
+    if len(address.hosts) < 2 or address.driver != ASYNCPG or preferred:
+        return {}
+    return {"async_creator_fn": _connect_to_one}
+
+
+async def _connect_to_one(host: Sequence[str], port: Sequence[int], **arguments: Any) -> Any:
+    """Connect to the first host that can be used. asyncpg itself would spend all its time on one
+    that doesn't answer."""
+    asyncpg: Any = importlib.import_module(ASYNCPG)
+    places = list(zip(host, port, strict=True))
+    for name, number in places[:-1]:
+        one = {**arguments, "timeout": min(HOST_S, arguments["timeout"])}
+        with suppress(
+            OSError,
+            asyncpg.PostgresConnectionError,
+            asyncpg.CannotConnectNowError,
+            asyncpg.TargetServerAttributeNotMatched,
+        ):
+            return await asyncpg.connect(host=name, port=number, **one)
+    name, number = places[-1]
+    return await asyncpg.connect(host=name, port=number, **arguments)
 
 
 T = TypeVar("T")

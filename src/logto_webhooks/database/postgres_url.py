@@ -152,6 +152,7 @@ class Address(Struct, frozen=True, kw_only=True):
 
 
 NAME: Final = "logto-webhooks"
+_LEAST_S: Final = 2  # that libpq waits for a host
 
 
 def address_of(text: str, name: str) -> Address:
@@ -372,6 +373,8 @@ def _for_psycopg(address: Address, settings: dict[str, str], connect_s: float) -
     found["options"] = " ".join([*ours, *filter(None, [parameters.get("options")])])
     found["connect_timeout"] = int(parameters.get("connect_timeout", 0)) or int(connect_s)
     if len(address.hosts) > 1:
+        if "connect_timeout" not in parameters:
+            found["connect_timeout"] = _LEAST_S  # of each: one may be silent
         found["host"] = ",".join(host for host, _ in address.hosts)
         found["port"] = ",".join(str(port or "") for _, port in address.hosts)
     return found
