@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from logto_webhooks.database.schema import deliveries
 from logto_webhooks.errors import StoreUnavailable
 from logto_webhooks.interfaces import Progress, Store, TransactionRunner
 from logto_webhooks.jobs import JobFilter, RegisteredHandler
-from logto_webhooks.records.record import Key
+from logto_webhooks.records.record import Change, Key, Tombstone, Upsert, Value, membership
 from logto_webhooks.sync import apply, worker
 from logto_webhooks.testing import make
 from tests.conftest import Run
@@ -143,6 +144,28 @@ def test_a_user_with_many_memberships_is_deleted_in_steps(
     made = jobs_made(run, "LocalMemberRemoved")
     assert made == {"user:ana": len(PEOPLE), "user:bo": 1}
     assert run(lambda store: store.endings()) == []
+
+
+def test_a_member_told_of_after_the_deletion_puts_it_in_doubt(
+    host: TransactionRunner, run: Run
+) -> None:
+    """Also one whose membership had ended with the user already, so that no step ends it."""
+    organization, user = Key("organization", "o"), Key("user", "u001")
+
+    def joined(user_id: str, at: int) -> Upsert:
+        return Upsert(membership("o", user_id), {"present": Value(True, at, at - 100, at)})
+
+    told: list[list[Change]] = [
+        [joined(each, 1_000) for each in PEOPLE],
+        [Tombstone(user, 300_000), joined(user.id, 400_000)],
+        [Tombstone(organization, 200_000)],
+    ]
+    for changes in told:
+        run(partial(apply.apply_reads, changes=changes, source=None))
+    asyncio.run(until_done(Copy(host)))
+    record = run(lambda store: store.lock([organization]))[organization]
+    assert record.deleted_at == 200_000
+    assert record.doubts == ["existence"]
 
 
 @pytest.mark.parametrize("killed_at", [3, 5, 7])

@@ -393,8 +393,8 @@ def _is_over(ended_at: _EndedAt) -> sa.ColumnElement[bool]:
 
 def _over(ended_at: _EndedAt) -> dict[str, Any]:
     """What the end of its user or organization makes of a membership."""
-    is_over = _is_over(ended_at)
     newest = sa.case((records.c.gone_at > ended_at, records.c.gone_at), else_=ended_at)
+    is_over = _is_over(newest)
     return {
         "gone_at": newest,
         "deleted_at": sa.case((is_over, newest)),

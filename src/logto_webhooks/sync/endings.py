@@ -74,7 +74,8 @@ class Endings:
                 if self._left:
                     self._ending = ending
                     return True
-                await self._host.run(partial(_finish, ending=ending))
+                newest = await self._host.read(partial(_newest, ending=ending))
+                await self._host.run(partial(_finish, ending=ending, newest=newest))
         except TimedOut:
             pass
         self._look_at = now + LOOK_S
@@ -106,5 +107,15 @@ def _listed(store: Store, ending: Ending) -> list[Key]:
     return store.memberships_to_end(ending, LISTED)
 
 
-def _finish(store: Store, ending: Ending) -> None:
+def _newest(store: Store, ending: Ending) -> int:
+    return store.newest_membership(ending.key)
+
+
+def _finish(store: Store, ending: Ending, newest: int) -> None:
+    """Of memberships that had ended with their other end no step told how new they are."""
+    store.limit_waits(LOCK_S, STATEMENT_S)
+    end = store.lock([ending.key])[ending.key]
+    named = merge(end, Named(end.key, newest))
+    if named is not end:
+        store.save([named])
     store.finish_ending(ending)
