@@ -22,6 +22,8 @@ from tests.pages.scene import WIDTH
 PROMPT: Final = "$ "
 CUT: Final = "…"  # a line that stands for any number of lines
 _BLOCK: Final = re.compile(r"(?<=```console\n).*?(?=```)", re.DOTALL)
+# All of a traceback but its last line of code: whose folders they are in is nobody's business.
+_FRAMES: Final = re.compile(r"(Traceback .*:\n)(?: .*\n)*?((?: {4}.*\n){0,2}(?=\S))")
 # These set up logging, or wait for signals: a process of their own is for them.
 _APART: Final = ("demo", "listen", "worker")
 # What differs each time.
@@ -107,7 +109,7 @@ def _of_block(block: str) -> Iterator[Example]:
 
 
 def _again(example: Example) -> str:
-    printed = run(example.line)
+    printed = _FRAMES.sub(rf"\1{CUT}\n\2", run(example.line))
     kept = example.printed if alike(example.printed, printed) else printed
     return f"{PROMPT}{example.line}\n{kept}"
 

@@ -46,7 +46,8 @@ def fill(folder: Path) -> None:
     (folder / "app.py").write_text(APP)
     (folder / "body.json").write_bytes(make.user_created(id="ana", at=0).body)
     asyncio.run(_fill(folder))
-    command("worker", "--drain", "--app", "app:logto", folder=folder)
+    drained = command("worker", "--drain", "--app", "app:logto", folder=folder)
+    assert drained.returncode == 0, drained.stderr
 
 
 @contextmanager
@@ -71,13 +72,13 @@ def stage(folder: Path, page: str) -> Iterator[None]:
 async def _fill(folder: Path) -> None:
     recorded = [each.body for each in history.load(NAME).deliveries[:-LOST]]
     database = open_database(f"sqlite:///{folder / FILE}")
+    await database.open()
     now = time.time_ns() // 1_000_000 + 1_000  # after the installation: for handlers
     people = [
         make.user_created(id="ana", username="ana", name="Ana", email="ana@example.com", at=now),
         make.user_created(id="bo", username="bo", name="Bo", primaryEmail=None, at=now + 100),
     ]
     new = [_received(each) for each in [*recorded, *(each.body for each in people)]]
-    await database.open()
     await database.host.run(lambda store: store.add(new))
     await database.host.close()
     await asyncio.sleep(1.2)  # until they are of the past: a comparison asks about them then
