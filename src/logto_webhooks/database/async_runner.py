@@ -127,8 +127,10 @@ class AsyncRunner:
                     await connection.commit()
             except BaseException:
                 if self._is_pooled:  # not all that it did ends with its transaction
-                    await _rolled_back(connection)
-                    await _drop(connection)
+                    try:
+                        await _rolled_back(connection)
+                    finally:  # it may be cancelled once more
+                        await _drop(connection)
                 raise
             if to_close:
                 await _drop(connection)
@@ -269,11 +271,13 @@ async def _drop(connection: AsyncConnection) -> None:
     """Close it, so that nobody has it again. `invalidate` alone leaves psycopg's open."""
     if connection.invalidated:
         return
-    with suppress(Exception):  # it is broken, or in use
-        driver: Any = (await connection.get_raw_connection()).driver_connection
-        async with asyncio.timeout(CLOSE_S):
-            await driver.close()
-    await connection.invalidate()
+    try:
+        with suppress(Exception):  # it is broken, or in use
+            driver: Any = (await connection.get_raw_connection()).driver_connection
+            async with asyncio.timeout(CLOSE_S):
+                await driver.close()
+    finally:
+        await connection.invalidate()
 
 
 async def _call(connection: AsyncConnection, wish: type, call: Callable[[Any], Any]) -> None:
