@@ -166,7 +166,8 @@ class JobRunner:
         now = time.monotonic()
         if self._put_back and now >= self._put_back_until:
             done, self._put_back = self._put_back + done, []
-        step = partial(self._turn, token=token, done=done, held=held)
+        renewed = held if now - self._renewed > LEASE_S / 3 else []
+        step = partial(self._turn, token=token, done=done, held=held, renewed=renewed)
         try:
             new, locked = await self._host.run(partial(step, careful=now < self._careful_until))
         except TimedOut:
@@ -178,6 +179,8 @@ class JobRunner:
         except BaseException:
             self._outcomes = done + self._outcomes
             raise
+        if renewed:  # now that it is committed: else the next turn must do it
+            self._renewed = now
         if locked:
             self._put_back += locked
             self._put_back_until = time.monotonic() + POLL_S
@@ -195,14 +198,12 @@ class JobRunner:
         token: str,
         done: list[tuple[str, JobOutcome]],
         held: list[ClaimedJob],
+        renewed: list[ClaimedJob],
         careful: bool,
     ) -> tuple[list[ClaimedJob], list[tuple[str, JobOutcome]]]:
         """Return what is claimed, and the outcomes that can't be written now."""
         now = time.monotonic()
-        renewed = held if now - self._renewed > LEASE_S / 3 else []
         locked = _finish(store, done, renewed, careful=careful)
-        if renewed:
-            self._renewed = now
         if now - self._mended > MEND_S:
             self._mended = now
             store.jobs.mend()
