@@ -22,6 +22,7 @@ from tests.support.waiting import until
 
 TERMINAL = {"FORCE_COLOR": "1", "TERM": "xterm"}
 MANY = 3_000
+PATIENCE_S = 120
 
 
 class Running:
@@ -45,13 +46,26 @@ class Running:
 
     def interrupt(self, once: str) -> int:
         """Wait until it said `once`, press Ctrl-C, and return the exit code."""
-        until(lambda: once in self.errors, lambda: self.errors)
+        try:
+            until(lambda: once in self.errors, lambda: self.errors, seconds=PATIENCE_S)
+        except AssertionError:
+            self._kill()
+            raise
         self._process.send_signal(signal.SIGINT)
         return self.end()
 
     def end(self) -> int:
-        self.printed, _ = self._process.communicate(timeout=60)
+        try:
+            self.printed, _ = self._process.communicate(timeout=PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            self._kill()
+            raise
         return self._process.returncode
+
+    def _kill(self) -> None:
+        """Leave nothing behind: a later test would be blamed for it."""
+        self._process.kill()
+        self._process.communicate()
 
 
 @asynccontextmanager

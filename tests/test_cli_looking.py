@@ -174,7 +174,7 @@ class TestTail:
         last = msgspec.json.decode(tail.stdout.readline())
         assert (last["event"], last["call"], "body" in last) == ("PostSignIn", "SignIn", False)
         tail.send_signal(signal.SIGINT)
-        assert tail.wait(10) == 130
+        assert tail.wait(60) == 130
         assert tail.communicate() == ("", "")
 
     def test_it_begins_where_it_is_told(self, tmp_path: Path) -> None:
