@@ -99,7 +99,9 @@ async def _quiet(database: Database, service: Service) -> None:
     def left(store: Store) -> tuple[int, list[RefetchNeed], str]:
         return store.status().deliveries["pending"], store.waiting(10), service.log
 
-    await eventually(lambda: database.host.read(left), lambda found: not (found[0] or found[1]), 60)
+    await eventually(
+        lambda: database.host.read(left), lambda found: not (found[0] or found[1]), 180
+    )
 
 
 async def _compare(logto: FakeLogto, database: Database) -> None:
