@@ -226,6 +226,6 @@ def test_what_the_readme_shows(environment: dict[str, str], tmp_path: Path) -> N
             status: answer["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
             for status, answer in operation["responses"].items()
         }
-        assert schemas == {"200": "Accepted"} | dict.fromkeys(
-            ("400", "401", "413", "503"), "Refused"
+        assert schemas == {"200": "AcceptedBody"} | dict.fromkeys(
+            ("400", "401", "413", "503"), "RefusedBody"
         )

@@ -10,7 +10,7 @@ from types import TracebackType
 class SharedTimeout:
     """Lets nobody in its loop wait for more than so many seconds.
 
-    >>> async def answered(patience: Patience) -> None:
+    >>> async def answered(patience: SharedTimeout) -> None:
     ...     with patience.limit():
     ...         await asyncio.sleep(0)
     """

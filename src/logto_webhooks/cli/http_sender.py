@@ -25,7 +25,7 @@ async def send_request(
 ) -> None:
     """Post each delivery once, in order, at most `concurrency` at a time.
 
-    `answered` is called with each answer, whatever its status. Raises Unreachable.
+    `answered` is called with each answer, whatever its status. Raises ServiceUnreachable.
     """
     waiting = iter(deliveries)
 

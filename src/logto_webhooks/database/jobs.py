@@ -48,7 +48,7 @@ RENEW = (
 )
 _LOCKED = (
     sa.select(lines.c.id)
-    .order_by(by_code(lines.c.handler), by_code(lines.c.line))  # as `touch_lines` is given them
+    .order_by(by_code(lines.c.handler), by_code(lines.c.line))  # as `touch_queue_keys` gets them
     .with_for_update()
 )
 LOCK = _LOCKED.where(among(lines.c.id, "ids"))
@@ -230,7 +230,7 @@ LOCKED_MS: Final = 1_000  # until a job is looked at again that was locked
 
 
 class DatabaseJobs:
-    """The Jobs of a SqlStore."""
+    """The jobs of a database."""
 
     def __init__(self, connection: sa.Connection) -> None:
         self._connection = connection

@@ -24,7 +24,7 @@ _COLUMNS = ("id", "body", "signature", "received_at", "hook", "known")
 
 
 class DatabaseKeyStore:
-    """The Keys of a SqlStore."""
+    """The signing keys of a database."""
 
     def __init__(self, connection: sa.Connection) -> None:
         self._connection = connection

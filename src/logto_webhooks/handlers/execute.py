@@ -180,7 +180,7 @@ class JobExecutor:
         handlers: Handlers,
         call: Call = call_handler,
     ) -> None:
-        """`handle` is how a handler is called that asks for a transaction, as a HandlerHost does
+        """`handle` is how a handler is called that asks for a transaction, as a HandlerRunner does
         it; `call` how others are."""
         self._handle = handle
         self._clock = clock

@@ -130,7 +130,7 @@ class Handlers:
         rerun: bool = True,
         options: HandlerOptions,
     ) -> Function:
-        """Register a function for what `patterns_of` gave; return it unchanged.
+        """Register a function for what `parse_patterns` gave; return it unchanged.
 
         Raises InvalidHandler.
         """

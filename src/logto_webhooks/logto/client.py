@@ -22,7 +22,7 @@ _CLOUD: Final = re.compile(r"\Ahttps://[a-z0-9-]+\.logto\.app\Z")
 
 
 class ManagementClient:
-    """The Management API of one Logto; implements `core.ports.Logto`.
+    """The Management API of one Logto; implements `interfaces.Logto`.
 
     `resource` is the API's identifier, `budget` a number of requests a second, `request_s` the
     time for one try. The connections open on first use, and belong to one event loop.

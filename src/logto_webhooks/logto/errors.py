@@ -17,7 +17,7 @@ from logto_webhooks.logto.admin_address import CORE, signs_of_admin
 class ApiReply(Struct, frozen=True, kw_only=True):
     """An answer, whatever its status; `content` is decoded JSON, None where the body is none.
 
-    Times in milliseconds, as in `Answered`.
+    Times in milliseconds, as in `ApiResponse`.
     """
 
     status: int

@@ -29,7 +29,7 @@ class RotationResult(Struct, frozen=True, kw_only=True):
 
     def __repr__(self) -> str:
         """Without the keys."""
-        return f"Rotated(hook={self.hook!r}, url={self.url!r})"
+        return f"RotationResult(hook={self.hook!r}, url={self.url!r})"
 
 
 async def rotate_key(

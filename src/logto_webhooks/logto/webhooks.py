@@ -50,7 +50,7 @@ class Webhook(Struct, frozen=True, kw_only=True, rename="camel"):
 
     def __repr__(self) -> str:
         """Without the key, and without headers, which may hold another."""
-        return f"Hook(id={self.id!r}, name={self.name!r}, url={self.url!r})"
+        return f"Webhook(id={self.id!r}, name={self.name!r}, url={self.url!r})"
 
     @property
     def url(self) -> str:

@@ -142,7 +142,7 @@ class KeyTables(Struct):
 
 
 class MemoryKeys:
-    """The Keys of a MemoryStore."""
+    """The signing keys of the in-memory store."""
 
     def __init__(self, tables: KeyTables, clock: Clock) -> None:
         self._tables = tables
