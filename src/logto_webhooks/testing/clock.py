@@ -22,6 +22,14 @@ class Moments:
         self._last = max(now, self._last + _APART_MS)
         return self._last
 
+    def ahead_ms(self) -> int:
+        """Return how far the last one is ahead of the machine's clock."""
+        return max(0, self._last - time.time_ns() // 1_000_000)
+
+    def restart(self) -> None:
+        """Go on from the machine's clock: what was made before is of another test."""
+        self._last = 0
+
 
 MOMENTS: Final = Moments()
 
