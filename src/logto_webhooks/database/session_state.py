@@ -43,7 +43,8 @@ _LOOK: Final = sa.text(
 
 def _put_back(name: str, number: int) -> str:
     was = f"CAST(:was{number} AS text)"
-    return f"CASE WHEN current_setting('{name}', true) <> {was} THEN set_config('{name}', {was}, false) END"  # noqa: E501
+    changed = f"current_setting('{name}', true) <> {was}"
+    return f"CASE WHEN {changed} THEN set_config('{name}', {was}, false) END"
 
 
 # One statement looks and puts back. Columns are computed in their order. Locks of the session are
