@@ -339,7 +339,7 @@ def test_a_membership_is_over_with_either_end(life: str, kind: StoreKind, tmp_pa
     """In every order, in every store: the same records, rows and questions."""
     changes, members = PAIRS[life]
     orders = list(itertools.permutations(changes))
-    orders = random.Random(7).sample(orders, min(len(orders), 24 if kind == "memory" else 5))
+    orders = random.Random(7).sample(orders, min(len(orders), 24 if kind == "sqlite" else 5))
     ends = learned(kind, tmp_path, orders)
     assert all(end == ends[0] for end in ends)
     assert ends[0].memberships == members
@@ -380,7 +380,7 @@ async def rows(host: TransactionRunner, kind: Kind) -> dict[str, Any]:
     return {each.row[f"logto_{kind}_id"]: each for each in found if not each.row["deleted_at"]}
 
 
-@pytest.mark.parametrize("kind", ["memory", "sqlite", "asyncpg"])
+@pytest.mark.parametrize("kind", ["sqlite", "asyncpg"])
 def test_reconcile_mends_what_is_deleted_here_and_alive_there(
     kind: StoreKind, tmp_path: Path
 ) -> None:

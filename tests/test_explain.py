@@ -35,7 +35,7 @@ from logto_webhooks.samples import history
 from logto_webhooks.samples.history import Name
 from logto_webhooks.samples.request import SignedRequest
 from logto_webhooks.sync.apply import apply_reads
-from logto_webhooks.testing import FrozenClock, make
+from logto_webhooks.testing import make
 from tests.support.copy import STORES, Copy, StoreKind, delivery, keys_of, memory_host, open_host
 
 T0 = 1_795_485_335_917
@@ -85,7 +85,7 @@ def shuffled(name: Name, seed: int) -> list[bytes]:
 @pytest.mark.parametrize("name", history.NAMES)
 def test_the_credited_deliveries_hold_the_value(name: Name, seed: int, tmp_path: Path) -> None:
     """Of every field of every user and organization of a history, in any order of arrival."""
-    life = Life("memory", tmp_path, shuffled(name, seed))
+    life = Life("sqlite", tmp_path, shuffled(name, seed))
     for subject, found in life.told.items():
         for field in found.fields:
             if field.set_by is None and not field.ended_at:
@@ -100,7 +100,7 @@ def test_the_credited_deliveries_hold_the_value(name: Name, seed: int, tmp_path:
 @pytest.mark.parametrize("name", history.NAMES)
 def test_every_field_of_a_row_is_explained(name: Name, tmp_path: Path) -> None:
     """With the mirror's own value; and every membership."""
-    life = Life("memory", tmp_path, shuffled(name, 0))
+    life = Life("sqlite", tmp_path, shuffled(name, 0))
     for subject, found in life.told.items():
         row = project(life.known[subject]) or {}
         fields = {field.name: field.value for field in found.fields}
@@ -114,7 +114,7 @@ def test_every_field_of_a_row_is_explained(name: Name, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", history.NAMES)
 def test_the_lines_end_in_what_is_known(name: Name, tmp_path: Path) -> None:
     """In doubt is what is in doubt; and each outcome is the one that the sync wrote down."""
-    life = Life("memory", tmp_path, shuffled(name, 0))
+    life = Life("sqlite", tmp_path, shuffled(name, 0))
     for subject, found in life.told.items():
         record, last = life.known[subject], found.lines[-1]
         assert [each for each in last.doubtful if "." not in each] == record.doubts
@@ -123,11 +123,11 @@ def test_the_lines_end_in_what_is_known(name: Name, tmp_path: Path) -> None:
                 assert line.outcome == life.kept[line.id].result
 
 
-@pytest.mark.parametrize("kind", STORES)
+@pytest.mark.parametrize("kind", [kind for kind in STORES if kind != "sqlite"])
 def test_every_store_tells_the_same(kind: StoreKind, tmp_path: Path) -> None:
     """Line by line."""
     bodies = shuffled("people", 0)
-    assert Life(kind, tmp_path, bodies).told == Life("memory", tmp_path, bodies).told
+    assert Life(kind, tmp_path, bodies).told == Life("sqlite", tmp_path, bodies).told
 
 
 def holds(body: Any, subject: Key, field: Field) -> bool:
@@ -196,7 +196,7 @@ def life_of(subject: Key, *steps: SignedRequest | NewDelivery | Change) -> Expla
     """Explain after deliveries, which came 50 ms after they were sent, and answers."""
 
     async def live() -> Explained | None:
-        copy = Copy(memory_host(FrozenClock()))
+        copy = Copy(memory_host())
         for step in steps:
             if isinstance(step, SignedRequest | NewDelivery):
                 one = came(step) if isinstance(step, SignedRequest) else step
@@ -441,7 +441,7 @@ def test_a_user_who_is_back_is_told() -> None:
     assert field(early, "deleted_at").value is None
 
 
-@pytest.mark.parametrize("kind", ["memory", "sqlite", "asyncpg"])
+@pytest.mark.parametrize("kind", ["sqlite", "asyncpg"])
 def test_an_email_that_is_used_again_names_the_living(kind: StoreKind, tmp_path: Path) -> None:
     """Whoever had it before; of two deleted ones none is named."""
 
@@ -472,7 +472,7 @@ def test_of_whom_nothing_came_nothing_is_told() -> None:
     """None, not an empty life."""
 
     async def live() -> None:
-        copy = Copy(memory_host(FrozenClock()))
+        copy = Copy(memory_host())
         await copy.take([make.user_created(id="bo", customData={"friend": "ana"}).body])
         assert await copy.host.read(lambda store: explain_stored(store, ANA)) is None
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from logto_webhooks.samples.diff import Difference, differences
-from logto_webhooks.testing import App, FrozenClock, make
+from logto_webhooks.testing import App, make
 from tests.support.copy import Copy, Known, keys_of, memory_host
 from tests.support.life import Life
 
@@ -25,7 +25,7 @@ def copied(life: Life, rng: random.Random) -> Known:
     bodies = life.bodies
     sent = bodies + [body for body in bodies if rng.random() < 0.1]
     rng.shuffle(sent)
-    copy = Copy(memory_host(FrozenClock()))
+    copy = Copy(memory_host())
     cut = rng.randint(0, len(sent))
     asyncio.run(copy.take(sent[:cut]))
     asyncio.run(copy.take(sent[cut:]))

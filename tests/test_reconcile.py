@@ -28,7 +28,7 @@ from tests.support.fake import credentials, serving
 from tests.support.service import command
 from tests.support.waiting import eventually
 
-KINDS: tuple[StoreKind, ...] = ("memory", "sqlite", "asyncpg")
+KINDS: tuple[StoreKind, ...] = ("sqlite", "asyncpg")
 
 
 @asynccontextmanager

@@ -24,7 +24,15 @@ from logto_webhooks.testing import FrozenClock
 from logto_webhooks.testing.fake.faults import Faults
 from logto_webhooks.testing.fake.logto import FakeLogto
 from tests.support import recorded
-from tests.support.copy import STORES, Copy, StoreKind, delivery, keys_of, open_host
+from tests.support.copy import (
+    STORES,
+    Copy,
+    StoreKind,
+    delivery,
+    keys_of,
+    memory_host,
+    open_host,
+)
 from tests.support.fake import credentials, serving
 from tests.support.service import Service, command, one_line
 from tests.support.waiting import until
@@ -185,7 +193,7 @@ def test_only_hooks_that_point_here_are_asked(tmp_path: Path) -> None:
             api = client(logto)
             found = await Recovery(api, host, FrozenClock(), [logto.signing_key], url).run()
             assert set(found.hooks) == {by_key["id"], by_url["id"], by_delivery["id"]}
-            nobody = await Recovery(api, open_host("memory", tmp_path), FrozenClock(), []).run()
+            nobody = await Recovery(api, memory_host(), FrozenClock(), []).run()
             assert "no hook of this Logto points here" in nobody.doubts[0]
             await api.close()
 

@@ -17,7 +17,7 @@ from logto_webhooks.interfaces import Progress, Store
 from logto_webhooks.jobs import JobFilter, NewJob, RegisteredHandler
 from logto_webhooks.states import DeliveryState, JobMove, JobState
 from logto_webhooks.sync.replay import ReplayResult
-from logto_webhooks.testing import FrozenClock, make
+from logto_webhooks.testing import make
 from tests.conftest import Run
 from tests.support.copy import Copy, delivery, memory_host
 from tests.support.jobs import claim, finish, job
@@ -97,7 +97,7 @@ def test_what_was_never_applied_is_told_to_all(run: Run, applied: Callable[[], N
 
 def test_all_jobs_of_a_delivery_run_again() -> None:
     """However many: a change of members makes thousands."""
-    host = memory_host(FrozenClock())
+    host = memory_host()
 
     def run(work: Callable[[Store], T]) -> T:
         return asyncio.run(host.run(work))

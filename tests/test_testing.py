@@ -15,7 +15,6 @@ from logto_webhooks import Delivery, Discard, LogtoWebhooks, UserRow, events, te
 from logto_webhooks.errors import (
     HandlerNotAwaited,
     HandlerUnknown,
-    InvalidHandler,
     SchemaMismatch,
     SettingInvalid,
 )
@@ -208,8 +207,8 @@ def test_a_plain_handler_may_call_what_is_awaited(engine: sa.Engine) -> None:
     asyncio.run(awaited())
 
 
-def test_in_memory_handlers_have_no_transaction(tmp_path: Path) -> None:
-    """Without a connection it needs no database; who asks for a transaction is refused."""
+def test_without_a_connection_it_is_in_memory(tmp_path: Path) -> None:
+    """It needs no database of the test's own; handlers have transactions all the same."""
     logto = LogtoWebhooks(signing_key="x", database_url=f"sqlite:///{tmp_path / 'never.db'}")
     told: list[str | None] = []
 
@@ -232,11 +231,18 @@ def test_in_memory_handlers_have_no_transaction(tmp_path: Path) -> None:
     assert app.deliver(testing.make.user_created(key="a key of somebody else")).status == 401
     assert not (tmp_path / "never.db").exists()
 
-    @logto.on("User.*", name="asks")
-    def asks(session: Session) -> None: ...
+    @logto.on(events.OrganizationCreated, name="writes")
+    def writes(session: Session) -> None:
+        session.execute(sa.insert(GREETED).values(email="acme"))
 
-    with pytest.raises(InvalidHandler, match="session"):
-        testing.app(logto)
+    other = testing.app(logto)
+    GREETED.create(other.connection)
+    other.fail("writes")
+    assert other.deliver(testing.make.organization_created()).ran == []
+    assert greeted(other.connection) == []
+    assert [each.state for each in other.tick()] == ["done"]
+    assert greeted(other.connection) == ["acme"]
+    assert other.users() == []
 
 
 def test_what_a_handler_returns_unrun_is_told(engine: sa.Engine) -> None:

@@ -110,15 +110,15 @@ def test_what_is_no_open_connection_is_told(logto: LogtoWebhooks, engine: sa.Eng
 
 
 def test_a_transaction_is_of_the_connections_kind(logto: LogtoWebhooks, engine: sa.Engine) -> None:
-    """In memory there is none; what is awaited needs an AsyncConnection, opened."""
+    """What is awaited needs an AsyncConnection, opened."""
     url = postgres.server_url().set(drivername="postgresql+asyncpg")
     awaited = LogtoWebhooks(signing_key="x", engine=create_async_engine(url))
 
     @awaited.on(events.LocalUserCreated, name="awaits")
     async def awaits(session: AsyncSession) -> None: ...
 
-    with pytest.raises(InvalidHandler, match=r"'session'.*an open connection: in memory"):
-        testing.app(logto)
+    with pytest.raises(InvalidHandler, match=r"'session'.*an AsyncConnection"):
+        testing.app(awaited)
     with engine.connect() as connection, pytest.raises(InvalidHandler, match="an AsyncConnection"):
         testing.app(awaited, connection)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -22,38 +22,36 @@ from logto_webhooks.events import parse
 from logto_webhooks.instrumentation.events import Observer, TelemetryEvent
 from logto_webhooks.interfaces import FoundRow, RefetchNeed, Store, TransactionRunner
 from logto_webhooks.records.changes import changes_from_event
-from logto_webhooks.records.record import Key, Record
+from logto_webhooks.records.merge import merge
+from logto_webhooks.records.projection import child_rows, project
+from logto_webhooks.records.record import (
+    NEVER,
+    Change,
+    Key,
+    Kind,
+    Named,
+    Record,
+    Tombstone,
+)
 from logto_webhooks.signing_keys import trust
 from logto_webhooks.sync.worker import SyncWorker
 from logto_webhooks.testing import FrozenClock
-from logto_webhooks.testing.memory import MemoryHost, MemoryStore, Tables
+from logto_webhooks.testing.backend import open_in_memory
 from tests.support import postgres
 
-StoreKind = Literal["memory", "sqlite", "asyncpg", "psycopg", "postgres-thread"]
+StoreKind = Literal["sqlite", "asyncpg", "psycopg", "postgres-thread"]
 STORES: tuple[StoreKind, ...] = get_args(StoreKind)
 ALL = 1_000_000
 RECEIVED_AT = 1_795_485_335_924
 
 
-def memory_host(clock: FrozenClock) -> MemoryHost:
-    """An empty store in memory."""
-    tables = [Tables()]
-
-    def open_store() -> tuple[Store, Callable[[], None]]:
-        snapshot = tables[0].copy()
-
-        def undo() -> None:
-            tables[0] = snapshot
-
-        return MemoryStore(tables[0], clock), undo
-
-    return MemoryHost(open_store)
+def memory_host() -> TransactionRunner:
+    """An empty store on SQLite in memory, for what is the same on every store."""
+    return open_in_memory().host
 
 
 def open_host(kind: StoreKind, folder: Path) -> TransactionRunner:
     """An empty store, in the host that runs it."""
-    if kind == "memory":
-        return memory_host(FrozenClock())
     if kind == "sqlite":
         return _sqlite_host(folder)
     schema = postgres.emptied_schema()
@@ -140,6 +138,59 @@ class Copy:
         """Return all that is known; `keys` are the records."""
         records = await self.host.run(lambda store: _locked(store, keys))
         return await self.host.read(lambda store: _known(store, records))
+
+
+def fold(bodies: Iterable[bytes]) -> Known:
+    """What a store must know once it has these bodies: the rule alone, without a database."""
+    records: dict[Key, Record] = {}
+
+    def apply(change: Change) -> None:
+        records[change.key] = merge(records.get(change.key, Record(change.key)), change)
+
+    for body in bodies:
+        for change in changes_from_event(parse(trust(body))):
+            apply(change)
+    for key in [key for key in records if key.kind == "membership"]:
+        for end in key.organization_and_user:
+            ended_at = records.setdefault(end, Record(end)).ended_at
+            if ended_at != NEVER:  # it ends the membership, which may be evidence that it exists
+                apply(Tombstone(key, ended_at))
+                apply(Named(end, records[key].told_stamp))
+    return Known(
+        records,
+        _projected(records, "user"),
+        _projected(records, "organization"),
+        [
+            RefetchNeed(key=key, reason=record.waiting_for, doubtful=bool(record.doubts))
+            for key, record in sorted(records.items())
+            if record.waiting_for is not None
+        ],
+    )
+
+
+def _projected(records: dict[Key, Record], kind: Kind) -> list[FoundRow]:
+    return [
+        FoundRow(
+            row=row,
+            waiting_for=record.waiting_for,
+            memberships=[id for id, pair in _pairs(records, key) if project(pair)],
+            memberships_in_doubt=[id for id, pair in _pairs(records, key) if pair.doubts],
+            roles=sorted(role["name"] for role in child_rows(record).get("roles", ())),
+        )
+        for key, record in records.items()
+        if key.kind == kind and (row := project(record))
+    ]
+
+
+def _pairs(records: dict[Key, Record], end: Key) -> list[tuple[str, Record]]:
+    """The memberships of a user or an organization, by the id of the other end."""
+    return sorted(
+        (other.id, record)
+        for key, record in records.items()
+        if key.kind == "membership" and end in key.organization_and_user
+        for other in key.organization_and_user
+        if other != end
+    )
 
 
 def _locked(store: Store, keys: set[Key]) -> dict[Key, Record]:

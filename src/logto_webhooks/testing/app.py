@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Callable, Coroutine, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from msgspec.structs import replace
 
@@ -38,7 +38,7 @@ T = TypeVar("T")
 
 
 class App:
-    """An application under test, over the store in memory unless `testing.app` makes it."""
+    """An application under test, on SQLite in memory unless `testing.app` makes it."""
 
     def __init__(
         self,
@@ -49,7 +49,13 @@ class App:
     ) -> None:
         """`playing` is what it makes usable without `await`."""
         clock = clock or FrozenClock()
-        self._app = playing or AsyncApp(open_in_memory(clock), clock, keys, Handlers(), True)
+        self._app = playing or AsyncApp(open_in_memory(), clock, keys, Handlers(), True)
+
+    @property
+    def connection(self) -> sa.Connection:
+        """The connection on which all happens: for your own tables and queries."""
+        connection: Any = self._app.connection
+        return cast("sa.Connection", connection)
 
     @property
     def clock(self) -> FrozenClock:
@@ -144,15 +150,12 @@ def app(
     """Make an application under test with the handlers of `logto`.
 
     All happens on `connection`, in savepoints: who opened it rolls back. It must be of a database
-    with our schema. Without one all is in memory, where no handler can ask for a transaction.
+    with our schema. Without one it is a SQLite database in memory, which has our tables: create
+    yours on `connection` of the application that is returned.
     Raises InvalidHandler, SettingInvalid.
     """
     clock = clock or FrozenClock()
-    stage = (
-        open_in_memory(clock)
-        if connection is None
-        else open_on_connection(connection, logto.schema)
-    )
+    stage = open_in_memory() if connection is None else open_on_connection(connection, logto.schema)
     made = AsyncApp(stage, clock, keys, logto.handlers, raise_errors)
     is_awaited = hasattr(connection, "run_sync")
     return made if is_awaited else App(playing=made)
@@ -190,6 +193,7 @@ class AsyncApp:
         """Raises InvalidHandler for a handler that asks for what the stage hasn't got."""
         self.clock: FrozenClock = clock
         self.reports: list[TelemetryEvent] = []
+        self.connection: sa.Connection | AsyncConnection = stage.connection
         self._stage = stage
         self._host = stage.host
         self._handlers = _fitted(handlers, stage)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, Union
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from logto_webhooks.errors import SettingInvalid
-from logto_webhooks.interfaces import Clock, Store
+from logto_webhooks.interfaces import Store
 from logto_webhooks.samples.request import SignedRequest
-from logto_webhooks.states import DeliveryState
-from logto_webhooks.testing.memory import MemoryHost, MemoryStore, Tables
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -96,7 +96,6 @@ def _unusable(problem: str) -> SettingInvalid:
 
 
 T = TypeVar("T")
-_NO_CONNECTION: Final = "Give testing.app an open connection: in memory there is no transaction"
 _NO_ASYNC_CONNECTION: Final = "Give testing.app an AsyncConnection if it asks for what is awaited"
 
 
@@ -129,6 +128,7 @@ class Backend(Struct, frozen=True):
     `until_due` tells how many it is until the next is due, of the jobs those of the handlers named;
     `check` raises SchemaMismatch. `more` says where handlers get what they can't have here."""
 
+    connection: Connection
     host: BackendRunner
     elapse: Callable[[int], Awaitable[None]]
     until_due: Callable[[Sequence[str]], Awaitable[int | None]]
@@ -136,35 +136,29 @@ class Backend(Struct, frozen=True):
     more: str = ""
 
 
-def open_in_memory(clock: Clock) -> Backend:
-    """The store in memory; it goes by `clock`."""
-    tables = Tables()
+def open_in_memory() -> Backend:
+    """A SQLite database in memory, with our tables alone. It ends with what uses it."""
+    import sqlalchemy as sa
 
-    def open_store() -> tuple[Store, Callable[[], None]]:
-        nonlocal tables
-        snapshot = tables.copy()
+    from logto_webhooks.database.schema import metadata
 
-        def undo() -> None:
-            nonlocal tables
-            tables = snapshot
+    # The garbage collector, which may run in any thread, closes the connection.
+    any_thread = {"check_same_thread": False}
+    engine = sa.create_engine("sqlite://", poolclass=sa.StaticPool, connect_args=any_thread)
+    connection = engine.connect()
+    metadata.create_all(connection)
+    backend = open_on_connection(connection, None)
+    weakref.finalize(backend.host, _close, connection)
+    return replace(backend, check=_has_schema)
 
-        return MemoryStore(tables, clock), undo
 
-    async def elapse(milliseconds: int) -> None:
-        """The clock is all there is."""
+async def _has_schema() -> None:
+    """The tables were just created."""
 
-    async def until_due(names: Sequence[str]) -> int | None:
-        pending = [
-            each.due_at for each in tables.inbox.values() if each.state is DeliveryState.PENDING
-        ]
-        lines = tables.jobs.lines.items()
-        due = pending + [kept.due_at for (handler, _), kept in lines if handler in names]
-        return min(due) - clock.now() if due else None
 
-    async def check() -> None:
-        """There is no schema."""
-
-    return Backend(MemoryHost(open_store), elapse, until_due, check, _NO_CONNECTION)
+def _close(connection: sa.Connection) -> None:
+    connection.close()
+    connection.engine.dispose()
 
 
 def open_on_connection(connection: Connection, schema: str | None) -> Backend:
@@ -186,6 +180,7 @@ def open_on_connection(connection: Connection, schema: str | None) -> Backend:
     else:
         host, more = AsyncSavepointRunner(on, DatabaseStore, schema), ""
     return Backend(
+        on,
         host,
         lambda milliseconds: host.on(lambda on: time_travel.advance_time(on, milliseconds)),
         lambda names: host.on(lambda on: time_travel.until_due(on, names)),

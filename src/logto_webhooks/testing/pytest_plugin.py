@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def logto_connection() -> sa.Connection | AsyncConnection | None:
-    """None: all is in memory. Have one of your own that gives an open connection, and rolls it
+    """None: SQLite in memory. Have one of your own that gives an open connection, and rolls it
     back."""
     return None
 
@@ -31,6 +31,6 @@ def logto_connection() -> sa.Connection | AsyncConnection | None:
 def logto_app(
     logto: LogtoWebhooks, logto_connection: sa.Connection | AsyncConnection | None
 ) -> testing.App | testing.AsyncApp:
-    """The application under test, with the handlers of the fixture `logto`; in memory unless
-    there is a connection."""
+    """The application under test, with the handlers of the fixture `logto`; on SQLite in
+    memory unless there is a connection."""
     return testing.app(logto, logto_connection)
