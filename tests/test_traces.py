@@ -16,9 +16,6 @@ from logto_webhooks.testing import SIGNING_KEY, make
 from tests.support import postgres
 from tests.support.mounted import all_over, live, send, soon, until
 
-# Psycopg warns of a connection that is left to the garbage collector when an application ends.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
 CARELESS = [
     "SET ROLE pg_read_all_data",
     "SET SESSION AUTHORIZATION pg_read_all_data",

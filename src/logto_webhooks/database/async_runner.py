@@ -130,10 +130,10 @@ class AsyncRunner:
                     try:
                         await _rolled_back(connection)
                     finally:  # it may be cancelled once more
-                        await _drop(connection)
+                        await drop_connection(connection)
                 raise
             if to_close:
-                await _drop(connection)
+                await drop_connection(connection)
 
     async def _handle(
         self,
@@ -267,7 +267,7 @@ async def _rolled_back(connection: AsyncConnection) -> None:
         await connection.invalidate()
 
 
-async def _drop(connection: AsyncConnection) -> None:
+async def drop_connection(connection: AsyncConnection) -> None:
     """Close it, so that nobody has it again. `invalidate` alone leaves psycopg's open."""
     if connection.invalidated:
         return

@@ -26,11 +26,13 @@ def upgrade(connection: sa.Connection, schema: str | None = None) -> None:
     """Bring the schema up to this release, in the caller's transaction, with its own record.
 
     On PostgreSQL it waits for whoever is at it, and makes `schema` if there is none. The connection
-    isn't kept: who forks, or begins another event loop, must not find it in the pool.
+    isn't kept: who forks, or begins another event loop, must not find it in the pool. Of an
+    asynchronous engine the caller must close it: SQLAlchemy doesn't close what is detached there.
     """
     from alembic import command
 
-    connection.detach()
+    if not connection.dialect.is_async:
+        connection.detach()
     if connection.dialect.name == "postgresql":
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
     config = _config(schema)

@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from logto_webhooks import canonical_json
 from logto_webhooks.database import inspect, migrate
-from logto_webhooks.database.async_runner import AsyncRunner
+from logto_webhooks.database.async_runner import AsyncRunner, drop_connection
 from logto_webhooks.database.errors import place_of, translate_errors
 from logto_webhooks.database.inspect import DatabaseInfo
 from logto_webhooks.database.postgres_url import ASYNCPG, Address, address_of
@@ -160,8 +160,12 @@ class Postgres:
     async def migrate(self) -> None:
         """Bring the schema up to this release; waits for whoever is at it."""
         with translate_errors(self._engine):
-            async with self._engine.begin() as connection:
-                await connection.run_sync(migrate.upgrade, self._schema)
+            async with self._engine.connect() as connection:
+                try:
+                    await connection.run_sync(migrate.upgrade, self._schema)
+                    await connection.commit()
+                finally:
+                    await drop_connection(connection)
 
     async def check(self) -> None:
         """Raise StoreUnavailable or SchemaMismatch unless it can be used as it is."""

@@ -159,13 +159,18 @@ class ThreadRunner:
             self._engine.dispose()
 
     async def _within(self, limit_s: float, lane: SerialExecutor, call: Callable[[Held], T]) -> T:
-        """Call on a lane and await the result, for so long where a server may fall silent.
+        """Call on a lane and await the result, for so long where a server may fall silent. If the
+        caller is cancelled, the call is ended, and what it wrote is rolled back.
 
         Raises StoreUnavailable, RowRejected.
         """
         held = Held()
         if self._distrust is None:
-            return await lane.run(partial(call, held))
+            try:
+                return await lane.run(partial(call, held))
+            except asyncio.CancelledError:
+                held.left = True
+                raise
         self._left = [thread for thread in self._left if thread.is_alive()]
         if len(self._left) >= MOST_LEFT:
             raise StoreUnavailable(problem=f"{MOST_LEFT} calls still wait for an answer")
@@ -173,8 +178,7 @@ class ThreadRunner:
         try:
             done, _ = await asyncio.wait({called}, timeout=limit_s)
         except asyncio.CancelledError:
-            held.left = True
-            called.cancel()
+            await self._end(called, lane, held)
             raise
         if not done:
             self._distrust.begin()
@@ -195,6 +199,8 @@ class ThreadRunner:
             called.cancel()
             if thread := lane.leave():
                 self._left.append(thread)
+        elif not called.cancelled():
+            called.exception()  # or asyncio would log that nobody looked at it
 
     def _write(self, work: Callable[[Store], T], held: Held) -> T:
         # The transaction begins with the first statement: planning holds back nobody.
@@ -203,6 +209,7 @@ class ThreadRunner:
                 held.hold(connection)
                 try:
                     result = work(limited(self._bind(connection)))
+                    held.check()
                     connection.commit()
                 finally:
                     held.release()

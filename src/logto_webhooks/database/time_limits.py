@@ -41,8 +41,12 @@ class Held:
     def hold(self, connection: sa.Connection) -> None:
         """Note what is held. Raises TimeoutError if nobody waits any more."""
         self._driver = connection.connection.driver_connection
+        self.check()
+
+    def check(self) -> None:
+        """Raise TimeoutError if nobody waits any more: what was done must not be committed."""
         if self.left:
-            raise TimeoutError("it was waited for too long")
+            raise TimeoutError("nobody waits for it any more")
 
     def release(self) -> None:
         """Note that it is given back: from now on it may be somebody else's."""

@@ -184,11 +184,11 @@ class JobRunner:
         if locked:
             self._put_back += locked
             self._put_back_until = time.monotonic() + POLL_S
-        for each in new:
-            self._held[each.job.line_id] = each
-            task = asyncio.create_task(self._do(each))
+        for claimed in new:
+            self._held[claimed.job.line_id] = claimed
+            task = asyncio.create_task(self._do(claimed))
             self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(partial(self._ended, claimed))
         return len(new)
 
     def _turn(
@@ -241,6 +241,13 @@ class JobRunner:
             self._outcomes.append((held.token, to_released(held, called=False)))
         finally:
             self._held.pop(held.job.line_id, None)
+            self._wake.set()
+
+    def _ended(self, claimed: ClaimedJob, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if self._held.get(claimed.job.line_id) is claimed:  # cancelled before `_do` began
+            del self._held[claimed.job.line_id]
+            self._outcomes.append((claimed.token, to_released(claimed, called=False)))
             self._wake.set()
 
     def _room(self, handler: Handler) -> AbstractAsyncContextManager[object]:
