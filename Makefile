@@ -7,7 +7,7 @@ PORT ?=
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(8, 2 * (os.cpu_count() or 1)))')
 ORDERS ?=
 
-.PHONY: help demo test orders asked bench crash endure races faults kills junk search check format lint types docs pages lock clean
+.PHONY: help demo test coverage orders asked bench crash endure races faults kills junk search check format lint types docs pages lock clean
 
 help: ## Show this help
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | sort
@@ -32,6 +32,13 @@ demo: $(if $(wildcard .venv/made),.venv/made,.venv/run) ## Send a recorded histo
 
 test: .venv/made ## Run all tests
 	$(BIN)/pytest -n $(WORKERS)
+
+coverage: .venv/made ## Run all tests and measure line and branch coverage (report in build/coverage)
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -n $(WORKERS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage html --quiet
+	$(BIN)/coverage report
 
 orders: .venv/made ## Run the recorded histories in ORDERS random orders each (default 1000)
 	LOGTO_WEBHOOKS_TEST_ORDERS=$(or $(ORDERS),1000) $(BIN)/pytest -n $(WORKERS) tests/test_histories.py --durations 12
@@ -80,7 +87,6 @@ types: .venv/made ## Type-check all, and what users write as pyright does it, to
 
 docs: .venv/made ## Build the docs into build/docs; a link that leads nowhere fails
 	$(BIN)/sphinx-build -c docs -n -W --keep-going -q . build/docs
-	$(BIN)/towncrier build --draft --version 0.0.0 > /dev/null
 
 pages: .venv/made ## Write what is made in docs: options, what the examples print, events, states
 	$(BIN)/python -m tests.pages

@@ -18,8 +18,12 @@ def diagram(name: str) -> str:
 
 
 def _drawn(first: S, moves: Mapping[tuple[S, M], S]) -> str:
-    arrows = [f"    {state} --> {to}: {move}" for (state, move), to in moves.items()]
-    return "\n".join(["```mermaid", "stateDiagram-v2", f"    [*] --> {first}", *arrows, "```"])
+    names: dict[tuple[S, S], list[str]] = {}
+    for (state, move), to in moves.items():
+        names.setdefault((state, to), []).append(move)
+    arrows = [f"    {state} --> {to}: {', '.join(by)}" for (state, to), by in names.items()]
+    head = ["```mermaid", "stateDiagram-v2", "    direction LR", f"    [*] --> {first}"]
+    return "\n".join([*head, *arrows, "```"])
 
 
 _DIAGRAMS: Final = {
