@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx2
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
 from logto_webhooks import LogtoWebhooks, events
@@ -23,6 +23,8 @@ from logto_webhooks.database.detached_call import (
     DetachedCall,
     Running,
 )
+from logto_webhooks.database.session_state import written_table
+from logto_webhooks.errors import TableIsReadOnly
 from logto_webhooks.handlers.registry import HandlerOptions, Handlers
 from logto_webhooks.handlers.runner import ConcurrencyLimits
 from logto_webhooks.instrumentation.events import HandlerBlocks, HandlerHeld, TelemetryEvent
@@ -241,3 +243,72 @@ def test_the_service_goes_on_whatever_a_handler_does_to_its_loop(tmp_path: Path)
         assert service.post(make.user_created(id="last", at=soon())).status_code == 200
         done = "SELECT count(*) FROM logto_jobs WHERE handler = 'good' AND state = 'done'"
         wait_until(lambda: service.rows(done) == [(4,)], lambda: service.log)
+
+
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "LOCK TABLE logto_deliveries IN ACCESS EXCLUSIVE MODE",
+        "LOCK TABLE pg_temp.mine, logto_records",
+        "DO $$ BEGIN PERFORM * FROM logto_records FOR UPDATE; END $$",
+        "UPDATE logto_users SET name = 'x'",
+        'DELETE FROM ONLY "logto_jobs"',
+    ],
+)
+def test_a_handler_that_locks_our_tables_stops_nobody(statement: str, driver: str) -> None:
+    """Its statement is refused; accepting and the sync of others go on beside it."""
+    schema = postgres.emptied_schema()
+    url = postgres.server_url().set(drivername=f"postgresql+{driver}")
+    logto = LogtoWebhooks(signing_key=SIGNING_KEY, engine=create_async_engine(url), schema=schema)
+    begun, release = asyncio.Event(), asyncio.Event()
+    raised: list[Exception] = []
+
+    @logto.on("User.Created", name="locks", max_attempts=1, ordered=False)
+    async def locks(event: events.UserCreated, session: AsyncSession) -> None:
+        if event.user_id == "first":
+            await session.execute(sa.text(f"SET LOCAL search_path TO {schema}"))
+            try:
+                await session.execute(sa.text(statement))
+            except TableIsReadOnly as error:
+                raised.append(error)
+            await logto.ensure_user({"sub": "somebody"}, session=session)
+            begun.set()
+            await release.wait()
+
+    async def body(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
+        await send(client, make.user_created(id="first", at=soon()))
+        await asyncio.wait_for(begun.wait(), 10)
+        started = time.monotonic()
+        await send(client, make.user_created(id="second", at=soon()))
+        await logto.wait_for_user("second")
+        assert time.monotonic() - started < 5
+        release.set()
+        rows = await until(all_over(2), logto)
+        assert states("locks", rows) == ["done", "done"]
+        await logto.wait_for_user("somebody")
+
+    live(logto, body)
+    assert len(raised) == 1
+
+
+@pytest.mark.parametrize(
+    ("statement", "table"),
+    [
+        ("SELECT * FROM logto_users JOIN mine USING (id)", None),
+        ("SELECT * FROM mine JOIN logto_users USING (id) FOR UPDATE OF mine", None),
+        ("INSERT INTO mine SELECT id FROM logto_users", None),
+        ("UPDATE mine SET name = u.name FROM logto_users u", None),
+        ("UPDATE logto_users_of_mine SET name = 'x'", None),
+        ("CREATE TABLE mine (id uuid REFERENCES logto_users (id))", None),
+        ("SELECT id FROM public.logto_users FOR NO KEY UPDATE", "logto_users"),
+        ("INSERT INTO auth.logto_users VALUES (1)", "logto_users"),
+        ("WITH x AS (DELETE FROM logto_jobs RETURNING id) SELECT 1", "logto_jobs"),
+        ("truncate table logto_organization_members", "logto_organization_members"),
+        ("ALTER TABLE logto_users ADD COLUMN mine int", "logto_users"),
+        ("CREATE INDEX mine ON logto_users (name)", "logto_users"),
+    ],
+)
+def test_which_statements_write_to_our_tables(statement: str, table: str | None) -> None:
+    """Or lock them; foreign keys and reading are fine."""
+    assert written_table(statement) == table

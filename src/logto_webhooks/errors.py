@@ -130,6 +130,13 @@ class InvalidHandler(LogtoWebhooksError):
     problem: str
 
 
+class TableIsReadOnly(LogtoWebhooksError):
+    """A handler may read {table}, but not write to it or lock it: all deliveries would wait for the
+    end of its transaction. To lock rows of your own in a join, write FOR UPDATE OF your_table."""
+
+    table: str
+
+
 class HandlerMismatch(LogtoWebhooksError):
     """The handler {name} is for {event} in another release, but not in this one, so it wasn't
     called. It is tried again, there or here."""
@@ -439,6 +446,7 @@ __all__ = [
     "SigningKeyExists",
     "SigningKeyMissing",
     "StoreUnavailable",
+    "TableIsReadOnly",
     "TimeLimitExceeded",
     "TimedOut",
     "TransactionEnded",

@@ -1,4 +1,5 @@
-"""Put back what a handler set on its connection, and close the connection."""
+"""Watch what a handler does with its connection: put back what it set, and keep our tables from
+its writes and locks."""
 
 from __future__ import annotations
 
@@ -7,6 +8,10 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy import event
+
+from logto_webhooks.database.schema import VERSION_TABLE, metadata
+from logto_webhooks.database.sessions import OURS
+from logto_webhooks.errors import TableIsReadOnly
 
 _KEPT: Final = "logto_webhooks_settings"
 _SETTINGS: Final = (  # the role first: it decides which of the others may be set
@@ -82,6 +87,19 @@ _PLAIN: Final = re.compile(
 )
 _SPEAKS_OF: Final = re.compile(r"set_config|pg_(?:try_)?advisory_lock|;\s*\S|\binto\s+temp", re.I)
 
+_TABLES: Final = "|".join(sorted([*metadata.tables, VERSION_TABLE], key=len, reverse=True))
+_OUR_TABLE: Final = rf'(?:[\w"]+\.)?"?({_TABLES})\b'
+_WRITES: Final = re.compile(
+    r"\b(?:insert\s+into|update|delete\s+from|merge\s+into|truncate(?:\s+table)?|lock(?:\s+table)?"
+    r"|(?:alter|drop)\s+table(?:\s+if\s+exists)?|create\s+(?:unique\s+)?index\b[^;(]*?\bon)"
+    rf"\s+(?:only\s+)?(?:[\w\".]+\s*,\s*)*{_OUR_TABLE}",
+    re.I,
+)
+_LOCKS: Final = re.compile(
+    rf"\b(?:from|join)\s+{_OUR_TABLE}.*\bfor\s+(?:no\s+key\s+|key\s+)?(?:update|share)\b(?!\s+of\b)",
+    re.I | re.S,
+)
+
 
 class Traces:
     """Watches what a handler does with a connection that others will have after it."""
@@ -124,6 +142,8 @@ class Traces:
         return self.doubtful or after != self._before
 
     def _executes(self, connection: Any, cursor: Any, statement: str, *others: Any) -> None:
+        if "logto_" in statement and not connection.get_execution_options().get(OURS):
+            _refuse_write(statement)
         self.doubtful = self.doubtful or outlasts(statement)
 
 
@@ -136,6 +156,20 @@ def outlasts(statement: str) -> bool:
     if not _PLAIN.fullmatch(word) and not is_local and not to_savepoint:
         return True
     return _SPEAKS_OF.search(statement) is not None
+
+
+def written_table(statement: str) -> str | None:
+    """Which of our tables a statement writes to, or locks; None if there is none.
+
+    Everybody's deliveries would wait for the end of the handler.
+    """
+    found = _WRITES.search(statement) or _LOCKS.search(statement)
+    return found[1] if found else None
+
+
+def _refuse_write(statement: str) -> None:
+    if table := written_table(statement):
+        raise TableIsReadOnly(table=table)
 
 
 def _pragmas(connection: sa.Connection) -> tuple[Any, ...]:

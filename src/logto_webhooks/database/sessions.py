@@ -24,6 +24,7 @@ SESSION: Final[dict[str, Any]] = {
 _FAILED: Final = "25P02"  # PostgreSQL's: in_failed_sql_transaction
 # PostgreSQL's: no_active_sql_transaction, invalid_savepoint_specification
 _ENDED: Final = ("25P01", "3B001")
+OURS: Final = "logto_ours"  # an option of a connection while statements of this package run on it
 _MAP: Final = "schema_translate_map"
 _ROOM: Final = 4  # what a pool of SQLAlchemy's usual size has
 
@@ -49,7 +50,7 @@ def app_schema(connection: sa.Connection, theirs: Any) -> Iterator[None]:
 @contextmanager
 def our_schema(engine: sa.Engine, connection: sa.Connection) -> Iterator[None]:
     """Our tables are where our engine says, on a connection that is the application's."""
-    with _mapped(connection, translation(engine)):
+    with _mapped(connection, translation(engine), **{OURS: True}):
         yield
 
 
@@ -80,13 +81,13 @@ def handler_savepoint(connection: sa.Connection) -> Iterator[None]:
 
 
 @contextmanager
-def _mapped(connection: sa.Connection, there: Any) -> Iterator[None]:
+def _mapped(connection: sa.Connection, there: Any, **options: Any) -> Iterator[None]:
     before = translation(connection)
-    connection.execution_options(**{_MAP: there})
+    connection.execution_options(**{_MAP: there}, **options)
     try:
         yield
     finally:
-        connection.execution_options(**{_MAP: before})
+        connection.execution_options(**{_MAP: before}, **dict.fromkeys(options))
 
 
 def no_session(session: object, wanted: str) -> SettingInvalid:
