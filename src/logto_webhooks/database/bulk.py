@@ -137,11 +137,16 @@ def _postgres(connection: sa.Connection, rows: Sequence[Row]) -> dict[bytes, int
 @functools.cache
 def _from_arrays(columns: tuple[str, ...], alone: bool) -> sa.Executable:
     """The statement; `alone` in its transaction, it sets how long it may wait for one that
-    has inserted the same digest, and neither commits nor ends."""
+    has inserted the same digest, and neither commits nor ends; and that its commit waits for the
+    disk, whatever is set for the role."""
     selected = sa.select(*given(deliveries, columns).c, now())
     if alone:
         limit = sa.func.set_config("lock_timeout", f"{LOCK_MS}ms", sa.true())
-        selected = selected.where(sa.select(limit).scalar_subquery().is_not(None))
+        mode = sa.func.current_setting("synchronous_commit")
+        durable = sa.case((mode == "off", "on"), else_=mode)  # remote_apply promises more than on
+        commit = sa.func.set_config("synchronous_commit", durable, sa.true())
+        settings = sa.select(limit.concat(commit)).scalar_subquery()
+        selected = selected.where(settings.is_not(None))
     return (
         postgresql.insert(deliveries)
         .from_select([*columns, "due_at"], selected)

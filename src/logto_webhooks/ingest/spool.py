@@ -150,6 +150,7 @@ async def unspooling(
         await asyncio.gather(keeping, return_exceptions=True)
 
 
+STORE_S: Final = 10.0
 LOOK_S: Final = 1.0
 MAX_ROWS: Final = 512
 MAX_BYTES: Final = 16 * 2**20
@@ -217,7 +218,8 @@ class Unspooler:
             return 0
         deliveries = [delivery for _, delivery in found]
         try:
-            await self._host.run(lambda store: store.add(deliveries))
+            # As if it arrived now: its file goes, so it must be on the database's disk.
+            await self._host.accept(lambda store: store.add(deliveries), STORE_S)
         except RowRejected as error:
             if len(found) == 1:
                 return int(self._refuse(found[0][0], str(error)))

@@ -1,0 +1,57 @@
+"""What is answered 200 is on the disk of the database, whatever is set for its role."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from logto_webhooks.testing import make
+from tests.support import postgres
+from tests.support.copy import StoreKind, delivery, open_host
+
+TRIGGER = """
+CREATE OR REPLACE FUNCTION note_commit() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN NEW.last_error := current_setting('synchronous_commit'); RETURN NEW; END $$;
+DROP TRIGGER IF EXISTS note_commit ON logto_deliveries;
+CREATE TRIGGER note_commit BEFORE INSERT ON logto_deliveries
+FOR EACH ROW EXECUTE FUNCTION note_commit();
+"""
+
+
+@pytest.mark.parametrize("kind", ["asyncpg", "psycopg", "postgres-thread"])
+@pytest.mark.parametrize(
+    ("of_role", "used"), [("off", "on"), ("local", "local"), ("remote_apply", "remote_apply")]
+)
+def test_accepting_waits_for_the_disk(
+    of_role: str, used: str, kind: StoreKind, tmp_path: Path
+) -> None:
+    """Where the role's commits don't; what promises more, or was chosen, stays."""
+    host = open_host(kind, tmp_path)
+    server = postgres.sync_engine().execution_options(isolation_level="AUTOCOMMIT")
+    table = f"{postgres.schema()}.logto_deliveries"
+
+    def run(*statements: str) -> None:
+        with server.connect() as connection:
+            connection.execute(sa.text(f"SET search_path TO {postgres.schema()}"))
+            for statement in statements:
+                connection.execute(sa.text(statement))
+            connection.execute(sa.text("RESET search_path"))
+
+    async def accept() -> None:
+        new = [delivery(make.user_created(id="u").body)]
+        await host.accept(lambda store: store.add(new), 10)
+        await host.close()
+
+    run(TRIGGER, f"ALTER ROLE CURRENT_USER SET synchronous_commit = {of_role}")
+    try:
+        asyncio.run(accept())
+    finally:
+        run(
+            "ALTER ROLE CURRENT_USER RESET synchronous_commit",
+            f"DROP TRIGGER note_commit ON {table}",
+        )
+    with postgres.sync_engine().connect() as looking:
+        assert looking.scalars(sa.text(f"SELECT last_error FROM {table}")).all() == [used]
