@@ -15,9 +15,11 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from logto_webhooks import LogtoWebhooks, events
+from logto_webhooks.database.schema import deliveries
+from logto_webhooks.database.store import DatabaseStore
 from logto_webhooks.errors import TimedOut
 from logto_webhooks.instrumentation.events import ClockSetBack, TelemetryEvent
-from logto_webhooks.interfaces import DatabaseClock, TransactionRunner
+from logto_webhooks.interfaces import DatabaseClock, Store, TransactionRunner
 from logto_webhooks.sync import apply, clock_watch
 from logto_webhooks.sync.clock_watch import ClockWatch
 from logto_webhooks.testing import SIGNING_KEY, make
@@ -83,6 +85,32 @@ def test_others_are_applied_beside_a_locked_row(
         await host.close()
 
     asyncio.run(body())
+
+
+@pytest.mark.parametrize("kind", DRIVERS)
+def test_time_outs_leave_a_delivery_all_its_failures(kind: StoreKind, tmp_path: Path) -> None:
+    """Locked more often than it may fail, it is tried again after the first failure."""
+
+    async def body() -> None:
+        host = open_host(kind, tmp_path)
+        copy = Copy(host)
+        await host.run(lambda store: store.add([delivery(organization("a", "a"))]))
+        errors = [*[TimedOut(problem="locked")] * 9, ValueError(), ValueError()]
+        for number, error in enumerate(errors):
+            copy.worker._token = f"token {number}"
+            await host.run(_make_due)
+            [claimed] = await host.run(copy.worker._claim)
+            report = await copy.worker._fail_alone(claimed, error)
+            assert report.retry_in_s is not None, number
+        assert (claimed.attempt, claimed.failures) == (11, 1)
+        await host.close()
+
+    asyncio.run(body())
+
+
+def _make_due(store: Store) -> None:
+    assert isinstance(store, DatabaseStore)
+    store._connection.execute(sa.update(deliveries).values(due_at=0))
 
 
 @pytest.mark.parametrize("kind", DRIVERS)

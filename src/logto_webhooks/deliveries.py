@@ -129,7 +129,8 @@ class StoreResult(Struct, frozen=True):
 
 
 class ClaimedDelivery(Struct, frozen=True, kw_only=True):
-    """A delivery that a worker holds; `attempt` counts this one."""
+    """A delivery that a worker holds; `attempt` counts this one, `failures` those before that
+    failed for a reason that isn't a lock."""
 
     id: int
     body: bytes
@@ -137,6 +138,7 @@ class ClaimedDelivery(Struct, frozen=True, kw_only=True):
     subject: str | None
     received_at: int
     attempt: int
+    failures: int = 0
     digest: bytes = b""
     occurred_at: int = 0
     origin: str = "webhook"
@@ -151,13 +153,15 @@ class ReceivedBody(Struct, frozen=True):
 
 
 class DeliveryOutcome(Struct, frozen=True, kw_only=True):
-    """What became of a claimed delivery; `retry_after_s` only when it is pending again."""
+    """What became of a claimed delivery; `retry_after_s` only when it is pending again. It
+    `failed` if that says something against the delivery."""
 
     id: int
     state: DeliveryState
     result: str | None = None
     error: str | None = None
     retry_after_s: float = 0
+    failed: bool = False
 
 
 class StoredDelivery(Struct, frozen=True, kw_only=True):

@@ -125,8 +125,7 @@ def after_job_failure(
         return _retry(error.after_s)
     if waits:
         return _retry(waits[min(failures, len(waits) - 1)])
-    wait = min(FIRST_WAIT_S * 3.0 ** min(failures, 20), LONGEST_WAIT_S)
-    return Retry(wait * (1 - jitter / 2))
+    return Retry(_growing(failures, LONGEST_WAIT_S, jitter))
 
 
 def _retry(after_s: float) -> Retry:
@@ -134,21 +133,31 @@ def _retry(after_s: float) -> Retry:
 
 
 def after_failure(
-    error: Exception, attempt: int, jitter: float, max_attempts: int = MAX_ATTEMPTS
+    error: Exception,
+    attempt: int,
+    failures: int,
+    jitter: float,
+    max_attempts: int = MAX_ATTEMPTS,
 ) -> Retry | Dead:
-    """Decide what follows the failure of the given attempt (the first is 1).
+    """Decide what follows an error in the given attempt (the first is 1) of a delivery, which had
+    so many `failures` before.
 
     The waits grow threefold: 1 s, 3 s, 9 s, … up to 15 minutes; `jitter` (0 to 1) takes off up
     to half, so that what failed together isn't tried together. A malformed event stays
-    malformed: it is dead at once. A time-out counts as an attempt, but says nothing against the
-    delivery: the waits grow to 15 s, and it is dead only after about a day.
+    malformed: it is dead at once. A time-out counts as an attempt, but is no failure, because it
+    says nothing against the delivery: the waits grow to 15 s, and it is dead only after about a
+    day of them.
     """
     if isinstance(error, TimedOut):
-        if attempt >= max(MAX_TIME_OUTS, max_attempts):
+        others = attempt - 1 - failures
+        if others + 1 >= max(MAX_TIME_OUTS, max_attempts):
             return Dead()
-        wait = min(FIRST_WAIT_S * 3.0 ** min(attempt - 1, 20), LONGEST_LOCKED_WAIT_S)
-        return Retry(wait * (1 - jitter / 2))
-    if isinstance(error, MalformedEvent | NotADelivery) or attempt >= max_attempts:
+        return Retry(_growing(others, LONGEST_LOCKED_WAIT_S, jitter))
+    if isinstance(error, MalformedEvent | NotADelivery) or failures + 1 >= max_attempts:
         return Dead()
-    wait = min(FIRST_WAIT_S * 3.0 ** min(attempt - 1, 20), LONGEST_WAIT_S)
-    return Retry(wait * (1 - jitter / 2))
+    return Retry(_growing(failures, LONGEST_WAIT_S, jitter))
+
+
+def _growing(before: int, longest_s: float, jitter: float) -> float:
+    """The wait after so many others."""
+    return min(FIRST_WAIT_S * 3.0 ** min(before, 20), longest_s) * (1 - jitter / 2)

@@ -30,20 +30,21 @@ def test_only_what_is_pending_moves() -> None:
 
 def test_the_waits_grow_and_end() -> None:
     """Threefold, up to 15 minutes; the eighth failure is the last."""
-    decisions = [after_failure(ERROR, attempt, jitter=0) for attempt in range(1, 9)]
+    decisions = [after_failure(ERROR, before + 1, before, jitter=0) for before in range(8)]
     assert decisions == [*map(Retry, [1, 3, 9, 27, 81, 243, 729]), Dead()]
-    assert after_failure(ERROR, 20, jitter=0, max_attempts=99) == Retry(900)
+    assert after_failure(ERROR, 20, 19, jitter=0, max_attempts=99) == Retry(900)
 
 
 def test_jitter_takes_off_up_to_half() -> None:
     """So that what failed together isn't tried together."""
-    assert after_failure(ERROR, 3, jitter=1) == Retry(4.5)
+    assert after_failure(ERROR, 3, 2, jitter=1) == Retry(4.5)
 
 
 @pytest.mark.parametrize("attempt", [1, 5])
 def test_a_malformed_event_is_dead_at_once(attempt: int) -> None:
     """Trying again can't mend it."""
-    assert after_failure(MalformedEvent(event="x", problem="y"), attempt, jitter=0) == Dead()
+    malformed = MalformedEvent(event="x", problem="y")
+    assert after_failure(malformed, attempt, attempt - 1, jitter=0) == Dead()
 
 
 def test_what_ends_its_process_is_dead() -> None:
@@ -63,6 +64,17 @@ def test_a_handler_asks_for_any_wait(asked: float, wait: float) -> None:
 def test_a_time_out_is_tried_again_soon_and_for_long() -> None:
     """A lock says nothing against a delivery: it isn't dead after the usual attempts."""
     locked = TimedOut(problem="locked")
-    assert after_failure(locked, 1, jitter=0) == Retry(1)
-    assert after_failure(locked, 100, jitter=0) == Retry(15)
-    assert after_failure(locked, MAX_TIME_OUTS, jitter=0) == Dead()
+    assert after_failure(locked, 1, 0, jitter=0) == Retry(1)
+    assert after_failure(locked, 100, 0, jitter=0) == Retry(15)
+    assert after_failure(locked, MAX_TIME_OUTS, 0, jitter=0) == Dead()
+
+
+def test_time_outs_and_failures_have_limits_of_their_own() -> None:
+    """After many time-outs a failure is the first of eight, with its short wait; and the other way
+    round."""
+    locked = TimedOut(problem="locked")
+    assert after_failure(ERROR, 100, 0, jitter=0) == Retry(1)
+    assert after_failure(ERROR, 100, 7, jitter=0) == Dead()
+    assert after_failure(locked, 8, 7, jitter=0) == Retry(1)
+    assert after_failure(locked, MAX_TIME_OUTS + 6, 7, jitter=0) == Retry(15)
+    assert after_failure(locked, MAX_TIME_OUTS + 7, 7, jitter=0) == Dead()

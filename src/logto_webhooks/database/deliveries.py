@@ -58,6 +58,7 @@ LEASE = (
         deliveries.c.occurred_at,
         deliveries.c.origin,
         deliveries.c.attempts.label("attempt"),
+        deliveries.c.failures,
     )
 )
 RENEW = (
@@ -72,6 +73,7 @@ FINISH = (
     .values(
         token=None,
         due_at=now() + sa.bindparam("wait_ms"),
+        failures=deliveries.c.failures + sa.bindparam("failed"),
         **{name: sa.bindparam(name) for name in ("state", "result", "last_error")},
     )
 )
@@ -161,11 +163,13 @@ def finish_deliveries(
     """Write outcomes. Raises ClaimLost when any of them is no longer held by `token`."""
     alike: dict[tuple[Any, ...], list[int]] = {}
     for each in outcomes:
-        said = (each.state.value, each.result, each.error, int(each.retry_after_s * 1000))
+        wait_ms = int(each.retry_after_s * 1000)
+        said = (each.state.value, each.result, each.error, wait_ms, int(each.failed))
         alike.setdefault(said, []).append(each.id)
     held = 0
-    for (state, result, error, wait_ms), ids in alike.items():
-        values = {"state": state, "result": result, "last_error": error, "wait_ms": wait_ms}
+    for (state, result, error, wait_ms, failed), ids in alike.items():
+        values = {"state": state, "result": result, "last_error": error}
+        values |= {"wait_ms": wait_ms, "failed": failed}
         held += connection.execute(FINISH, values | {"ids": ids, "by": token}).rowcount
     if held < len(outcomes):
         raise ClaimLost(count=len(outcomes) - held)
@@ -253,7 +257,9 @@ class DatabaseInbox:
         replay = (
             sa.update(deliveries)
             .where(among(deliveries.c.id, "ids"), ~is_pending)
-            .values(state=DeliveryState.PENDING.value, due_at=now(), attempts=0, token=None)
+            .values(
+                state=DeliveryState.PENDING.value, due_at=now(), attempts=0, failures=0, token=None
+            )
         )
         return self._connection.execute(replay, {"ids": list(ids)}).rowcount
 

@@ -372,7 +372,9 @@ class SyncWorker:
     def _fail(
         self, store: Store, claimed: ClaimedDelivery, error: Exception, mark: bool = True
     ) -> DeliveryFailed:
-        decision = after_failure(error, claimed.attempt, self._jitter(), self._max_attempts)
+        decision = after_failure(
+            error, claimed.attempt, claimed.failures, self._jitter(), self._max_attempts
+        )
         wait = decision.after_s if isinstance(decision, Retry) else None
         if wait is None and mark:
             apply.mark_doubtful(store, claimed)
@@ -383,6 +385,7 @@ class SyncWorker:
             ],
             error=describe(error),
             retry_after_s=wait or 0,
+            failed=not isinstance(error, TimedOut),
         )
         store.finish(self._token, [outcome])
         return DeliveryFailed(
