@@ -183,7 +183,7 @@ def test_every_option_of_a_handler_is_documented_with_its_default() -> None:
     page = (ROOT / "docs/handlers.md").read_text()
     options = inspect.signature(LogtoWebhooks.on).parameters.values()
     named = [each for each in options if each.kind is each.KEYWORD_ONLY]
-    told = {cells[0]: cells[1] for cells in rows(page, "How it is run")}
+    told = {cells[0]: cells[1] for cells in rows(page, "Options")}
     expected = {f"`{each.name}`": f"`{each.default}`" for each in named}
     assert told == expected | {"`name`": "`module:function`"}
 
@@ -191,7 +191,7 @@ def test_every_option_of_a_handler_is_documented_with_its_default() -> None:
 def test_every_event_is_documented_with_its_fields() -> None:
     """In the page about handlers; those of all are told once."""
     page = (ROOT / "docs/handlers.md").read_text()
-    told = {name: cells[1] for cells in rows(page, "The fields of events") for name in words(cells)}
+    told = {name: cells[1] for cells in rows(page, "Event fields") for name in words(cells)}
     for kind in (*BY_NAME.values(), *LOCAL.values()):
         own = set(kind.__struct_fields__) - set(events.Event.__struct_fields__)
         line = told[kind.__name__]
