@@ -7,7 +7,7 @@ PORT ?=
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(8, 2 * (os.cpu_count() or 1)))')
 ORDERS ?=
 
-.PHONY: help demo test coverage orders asked bench crash endure races faults kills junk search check format lint types docs pages lock clean
+.PHONY: help demo test quick coverage orders asked bench crash endure races faults kills junk search check format lint types docs pages lock clean
 
 help: ## Show this help
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | sort
@@ -33,6 +33,9 @@ demo: $(if $(wildcard .venv/made),.venv/made,.venv/run) ## Send a recorded histo
 test: .venv/made ## Run all tests
 	$(BIN)/pytest -n $(WORKERS)
 
+quick: .venv/made ## Run what takes less than a minute: no PostgreSQL, no processes
+	$(BIN)/pytest -n 2 -m "not postgres and not process and not slow" tests/unit tests/integration
+
 coverage: .venv/made ## Run all tests and measure line and branch coverage (report in build/coverage)
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest -n $(WORKERS)
@@ -41,10 +44,10 @@ coverage: .venv/made ## Run all tests and measure line and branch coverage (repo
 	$(BIN)/coverage report
 
 orders: .venv/made ## Run the recorded histories in ORDERS random orders each (default 1000)
-	LOGTO_WEBHOOKS_TEST_ORDERS=$(or $(ORDERS),1000) $(BIN)/pytest -n $(WORKERS) tests/test_histories.py --durations 12
+	LOGTO_WEBHOOKS_TEST_ORDERS=$(or $(ORDERS),1000) $(BIN)/pytest -n $(WORKERS) tests/integration/test_histories.py --durations 12
 
 asked: .venv/made ## Run them in ORDERS random orders each (default 200), with Logto there to be asked
-	LOGTO_WEBHOOKS_TEST_ASKED_ORDERS=$(or $(ORDERS),200) $(BIN)/pytest -n $(WORKERS) tests/test_reads.py -k equals --durations 8
+	LOGTO_WEBHOOKS_TEST_ASKED_ORDERS=$(or $(ORDERS),200) $(BIN)/pytest -n $(WORKERS) tests/integration/test_reads.py -k equals --durations 8
 
 bench: .venv/made ## Measure, against the bare server, the usual view and bare SQL (needs wrk; ROWS=, ROUNDS=)
 	$(BIN)/python -m bench $(if $(ROWS),--rows $(ROWS)) $(if $(ROUNDS),--rounds $(ROUNDS))
@@ -56,19 +59,19 @@ endure: .venv/made ## Load 2 receivers and 4 workers on one PostgreSQL for MINUT
 	$(BIN)/python -m tests.crash --kills 0 --minutes $(or $(MINUTES),10) --workers 4 --database postgres $(if $(SEED),--seed $(SEED))
 
 races: .venv/made ## Race deletions against additions and changes 1,000 times on PostgreSQL
-	LOGTO_WEBHOOKS_TEST_RACES=1000 $(BIN)/pytest -n $(WORKERS) tests/test_races.py
+	LOGTO_WEBHOOKS_TEST_RACES=1000 $(BIN)/pytest -n $(WORKERS) tests/integration/test_races.py
 
 faults: .venv/made ## Kill Logto and the service while webhooks are lost, SEEDS times (default 50) per database
-	LOGTO_WEBHOOKS_TEST_FAULTS=$(or $(SEEDS),50) $(BIN)/pytest -n $(WORKERS) tests/test_faults.py
+	LOGTO_WEBHOOKS_TEST_FAULTS=$(or $(SEEDS),50) $(BIN)/pytest -n $(WORKERS) tests/e2e/test_faults.py
 
 kills: .venv/made ## Kill workers KILLS times (default 30) while their handlers fail at random
-	LOGTO_WEBHOOKS_TEST_JOB_KILLS=$(or $(KILLS),30) $(BIN)/pytest tests/test_jobs_crash.py
+	LOGTO_WEBHOOKS_TEST_JOB_KILLS=$(or $(KILLS),30) $(BIN)/pytest tests/e2e/test_jobs_crash.py
 
 junk: .venv/made ## Rotate a key amid JUNK requests that no key signed (default 100000)
-	LOGTO_WEBHOOKS_TEST_JUNK=$(or $(JUNK),100000) $(BIN)/pytest tests/test_keys.py -k with_credentials
+	LOGTO_WEBHOOKS_TEST_JUNK=$(or $(JUNK),100000) $(BIN)/pytest tests/integration/test_keys.py -k with_credentials
 
 search: .venv/made ## Let the property tests try 3,000 new examples each
-	LOGTO_WEBHOOKS_TEST_PROFILE=search $(BIN)/pytest -n $(WORKERS) tests/test_lives.py tests/unit
+	LOGTO_WEBHOOKS_TEST_PROFILE=search $(BIN)/pytest -n $(WORKERS) tests/integration/test_lives.py tests/unit
 
 check: .venv/made lint types test docs ## The gate: format, lint, layers, types, tests, docs
 

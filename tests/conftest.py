@@ -1,33 +1,56 @@
-"""Every store behind its port: a test that takes `host` runs on each."""
+"""What all tests have in common. No database driver is imported here."""
 
 from __future__ import annotations
 
-import asyncio
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Generator
 from pathlib import Path
-from typing import Protocol, TypeVar
 
 import pytest
 from hypothesis import HealthCheck, settings
 
-from logto_webhooks.interfaces import Store, TransactionRunner
 from logto_webhooks.testing.clock import MOMENTS
-from tests.support.copy import STORES, open_host
+from tests.support import needs
 
-T = TypeVar("T")
+HERE = Path(__file__).parent
+ON_POSTGRES = ("asyncpg", "psycopg", "postgres")  # what parameters are called
 
 # Hundreds of processes start in these tests: what one compiles, the next need not.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
-# The gate tries the same examples each time; `make search` tries many new ones.
+# The gate tries the same few examples each time; `make search` tries many new ones.
 settings.register_profile(
-    "gate", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    "gate",
+    derandomize=True,
+    deadline=None,
+    max_examples=15,
+    suppress_health_check=[HealthCheck.too_slow],
 )
 settings.register_profile(
     "search", settings.get_profile("gate"), derandomize=False, max_examples=3000
 )
 settings.load_profile(os.environ.get("LOGTO_WEBHOOKS_TEST_PROFILE", "gate"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what runs on PostgreSQL by its parameters, and all that starts processes."""
+    for item in items:
+        if HERE / "e2e" in item.path.parents:
+            item.add_marker(pytest.mark.process)
+            if hasattr(getattr(item, "module", None), "postgres"):  # of tests.support
+                item.add_marker(pytest.mark.postgres)
+        callspec = getattr(item, "callspec", None)
+        parameters = callspec.params.values() if callspec else ()
+        names = [value for value in parameters if isinstance(value, str)]
+        if any(kind in name for kind in ON_POSTGRES for name in names):
+            item.add_marker(pytest.mark.postgres)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Tests without the mark can't start a process or a PostgreSQL server."""
+    needs.marks = {mark.name for mark in item.iter_markers()}
+    return (yield)
 
 
 @pytest.fixture(autouse=True)
@@ -36,27 +59,3 @@ def _dates_near_now() -> None:
     ahead. The next test would find its own clamped, as of a wrong clock."""
     if MOMENTS.ahead_ms() > 120_000:
         MOMENTS.restart()
-
-
-class Run(Protocol):
-    """Runs work on the store under test, in one transaction."""
-
-    def __call__(self, work: Callable[[Store], T]) -> T: ...
-
-
-@pytest.fixture(params=STORES)
-def host(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[TransactionRunner]:
-    """An empty store of each kind."""
-    opened = open_host(request.param, tmp_path)
-    yield opened
-    asyncio.run(opened.close())
-
-
-@pytest.fixture
-def run(host: TransactionRunner) -> Run:
-    """Run work in one transaction, and commit."""
-
-    def run_now(work: Callable[[Store], T]) -> T:
-        return asyncio.run(host.run(work))
-
-    return run_now

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from logto_webhooks.jobs import Job, JobOutcome, NewJob, RegisteredHandler
 from logto_webhooks.states import JobState
-from tests.conftest import Run
+from tests.integration.conftest import Run
 
 ONE = RegisteredHandler(name="one", patterns=("User.*",))
 TWO = RegisteredHandler(name="two", patterns=("*",), ordered=False)

@@ -14,6 +14,7 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from logto_webhooks.database import migrate
+from tests.support.needs import need
 
 VARIABLE = "LOGTO_WEBHOOKS_TEST_POSTGRES_URL"
 TABLES = (
@@ -24,9 +25,14 @@ TABLES = (
 )
 
 
-@functools.cache
 def server_url() -> sa.URL:
     """The URL of a database that tests may use; starts a server if none is named."""
+    need("postgres", "process")
+    return _server_url()
+
+
+@functools.cache
+def _server_url() -> sa.URL:
     named = os.environ.get(VARIABLE)
     if named:
         return sa.make_url(named).set(drivername="postgresql")

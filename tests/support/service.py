@@ -18,6 +18,7 @@ import httpx2
 from logto_webhooks.samples.request import SignedRequest
 from logto_webhooks.testing import SIGNING_KEY
 from tests.support import forked
+from tests.support.needs import need
 from tests.support.waiting import until
 
 PATH = "/api/webhooks/logto"
@@ -25,6 +26,7 @@ PATH = "/api/webhooks/logto"
 
 def command(*arguments: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a command of the product to its end."""
+    need("process")
     environment = clean_environment(environment)
     code, out, err = forked.run(arguments, folder, environment, seconds=60)
     return subprocess.CompletedProcess(arguments, code, out, err)
@@ -47,6 +49,7 @@ class Service:
         prefix: str = "",
         **environment: str,
     ) -> None:
+        need("process")
         self.file = folder / "logto-webhooks.db"
         self.process = subprocess.Popen(
             [

@@ -1,1 +1,1 @@
-"""One module at a time."""
+"""No database, no socket."""

@@ -1,0 +1,231 @@
+"""The example with FastAPI, as its README runs it: real processes, HTTP and PostgreSQL."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import sqlalchemy as sa
+
+from logto_webhooks.samples.request import SignedRequest
+from logto_webhooks.testing import SIGNING_KEY, make
+from tests.support import postgres
+from tests.support.mounted import soon
+from tests.support.service import PATH, clean_environment
+from tests.support.waiting import until
+
+FOLDER = Path(__file__).parents[2] / "examples/fastapi"
+README = (FOLDER / "README.md").read_text()
+OWN_TABLES = {"workspaces", "sign_ins", "greetings", "notes"}
+
+
+@pytest.fixture
+def database() -> Iterator[sa.URL]:
+    """An empty database, dropped afterwards."""
+    name = f"logto_example_{uuid.uuid4().hex[:12]}"
+    server = postgres.sync_engine().execution_options(isolation_level="AUTOCOMMIT")
+    with server.connect() as connection:
+        connection.execute(sa.text(f"CREATE DATABASE {name}"))
+        yield postgres.server_url().set(database=name)
+        connection.execute(sa.text(f"DROP DATABASE {name} WITH (FORCE)"))
+
+
+@pytest.fixture
+def environment(database: sa.URL) -> dict[str, str]:
+    """What the README exports."""
+    variables = {
+        "DATABASE_URL": database.render_as_string(hide_password=False),
+        "LOGTO_WEBHOOK_SIGNING_KEY": SIGNING_KEY,
+        "TOKEN_SECRET": uuid.uuid4().hex,
+    }
+    assert all(f"export {name}=" in README for name in variables)
+    return clean_environment(variables)
+
+
+def arguments(line: str) -> list[str]:
+    """A command that the README has, of this interpreter's environment."""
+    assert f"\n{line}\n" in README, line
+    program, *rest = shlex.split(line)
+    return [str(Path(sys.executable).with_name(program)), *rest]
+
+
+def run(command: list[str], environment: dict[str, str]) -> str:
+    """Run a command in the example's folder to its good end, and return what it printed."""
+    done = subprocess.run(
+        command,
+        cwd=FOLDER,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def migrate(environment: dict[str, str]) -> None:
+    for line in ("alembic upgrade head", "logto-webhooks migrate"):
+        run(arguments(line), environment)
+
+
+def tables(database: sa.URL) -> set[str]:
+    engine = sa.create_engine(database.set(drivername="postgresql+psycopg"))
+    try:
+        return set(sa.inspect(engine).get_table_names())
+    finally:
+        engine.dispose()
+
+
+class Application:
+    """The example's own server; killed at the end of the block, unless it has ended."""
+
+    def __init__(self, environment: dict[str, str], log: Path) -> None:
+        self._environment, self._log = environment, log
+
+    def __enter__(self) -> Application:
+        command = arguments("uvicorn app.main:app --port 8787")
+        with self._log.open("w") as log:
+            self.process = subprocess.Popen(
+                [*command[:-1], "0", "--no-access-log"],
+                cwd=FOLDER,
+                env=self._environment,
+                stdout=log,
+                stderr=log,
+            )
+        until(lambda: "Uvicorn running" in self.log or self.process.poll() is not None)
+        found = re.search(r"running on (http://127\.0\.0\.1:\d+)", self.log)
+        assert found, self.log
+        self.http = httpx2.Client(base_url=found[1], timeout=30)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.http.close()
+        self.process.kill()
+        self.process.wait()
+
+    @property
+    def log(self) -> str:
+        """What the server wrote so far."""
+        return self._log.read_text()
+
+    def send(self, delivery: SignedRequest, path: str = PATH) -> None:
+        """As Logto does; anything but 200 from there, without a redirect, is a failure."""
+        answer = self.http.post(path, content=delivery.body, headers=delivery.headers)
+        assert answer.status_code == 200, answer.text
+        assert not answer.history
+
+    def ask(self, method: str, path: str, token: str, **more: Any) -> httpx2.Response:
+        """As a user with a token does."""
+        headers = {"Authorization": f"Bearer {token}"}
+        return self.http.request(method, path, headers=headers, **more)
+
+    def wait_for_workspace(self, token: str, **wanted: object) -> None:
+        """Wait until a user's workspace has these values."""
+
+        def holds() -> bool:
+            answer = self.ask("GET", "/workspace", token)
+            return answer.status_code == 200 and wanted.items() <= answer.json().items()
+
+        until(holds, lambda: self.ask("GET", "/workspace", token).text + self.log, seconds=60)
+
+
+def token_of(claims: str, environment: dict[str, str]) -> str:
+    """A token as the README makes it."""
+    assert "$(python -m app.auth '" in README
+    return run([sys.executable, "-m", "app.auth", claims], environment).strip()
+
+
+def signed_up(person: str, at: int) -> tuple[SignedRequest, SignedRequest]:
+    """What Logto sends of a sign-up: both tell the same user."""
+    created = make.user_created(id=person, name=person, at=at)
+    user = json.loads(created.body)["data"]
+    return created, make.post_sign_in(id=person, user=user, at=at)
+
+
+def test_each_migrates_its_own(database: sa.URL, environment: dict[str, str]) -> None:
+    """Alembic finds nothing to do about our tables, and goes back without them; so do we."""
+    migrate(environment)
+    run(arguments("alembic check"), environment)
+    both = tables(database)
+    assert both >= OWN_TABLES | {"alembic_version", "logto_users", "logto_schema_version"}
+    alembic = arguments("alembic check")[0]
+    run([alembic, "downgrade", "base"], environment)
+    assert tables(database) == both - OWN_TABLES
+    run(arguments("alembic upgrade head"), environment)
+    run(arguments("logto-webhooks migrate"), environment)
+    assert tables(database) == both
+
+
+def test_nothing_is_lost_when_it_is_killed(environment: dict[str, str], tmp_path: Path) -> None:
+    """What was answered 200 has all its effects, each once; then it ends when it is told to."""
+    migrate(environment)
+    at, people = soon(), [f"person-{number}" for number in range(8)]
+    with Application(environment, tmp_path / "first.log") as application:
+        for number, person in enumerate(people):
+            for delivery in signed_up(person, at + number):
+                application.send(delivery, PATH + "/" * (number % 2))
+        application.process.send_signal(signal.SIGKILL)
+        application.process.wait()
+
+    with Application(environment, tmp_path / "second.log") as application:
+        for person in people:
+            application.wait_for_workspace(
+                token_of(f'{{"sub": "{person}"}}', environment),
+                title=f"Workspace of {person}",
+                name=person,
+                sign_ins=1,
+                greetings=[f"Welcome, {person}!"],
+            )
+        application.process.terminate()
+        assert application.process.wait(timeout=20) in (0, -signal.SIGTERM)
+        assert "The application has stopped" in application.log
+        assert "Finished server process" in application.log
+
+
+def test_what_the_readme_shows(environment: dict[str, str], tmp_path: Path) -> None:
+    """A user whom a webhook told of, one who was early, and one who has left."""
+    migrate(environment)
+    ana = token_of('{"sub": "ana"}', environment)
+    bo = token_of('{"sub": "bo", "name": "Bo"}', environment)
+    forged = ana[:-1] + ("0" if ana[-1] != "0" else "1")
+    with Application(environment, tmp_path / "log") as application:
+        assert application.http.get("/workspace").status_code == 401
+        for bad in (forged, "nonsense", "WzVd."):
+            assert application.ask("GET", "/workspace", bad).status_code == 401
+        assert application.ask("GET", "/workspace", ana).status_code == 404
+
+        to = f"{application.http.base_url}".rstrip("/") + PATH
+        for line in re.findall(r"^logto-webhooks trigger .*$", README, re.MULTILINE):
+            run([*arguments(line), "--to", to], environment)
+            until(lambda: application.ask("GET", "/workspace", ana).status_code == 200)
+        application.wait_for_workspace(
+            ana, name="Ana", email="ana@example.com", sign_ins=1, greetings=["Welcome, Ana!"]
+        )
+
+        written = application.ask("POST", "/notes", bo, json={"text": "Bread"})
+        assert (written.status_code, written.json()["author"]) == (201, "bo")
+        application.wait_for_workspace(bo, title="Workspace of Bo", notes=["Bread"])
+
+        application.send(make.user_deleted(id="bo", at=soon()))
+        until(lambda: application.ask("GET", "/workspace", bo).status_code == 404)
+        assert application.ask("POST", "/notes", bo, json={"text": "Milk"}).status_code == 403
+
+        operation = application.http.get("/openapi.json").json()["paths"][PATH]["post"]
+        schemas = {
+            status: answer["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
+            for status, answer in operation["responses"].items()
+        }
+        assert schemas == {"200": "AcceptedBody"} | dict.fromkeys(
+            ("400", "401", "413", "503"), "RefusedBody"
+        )

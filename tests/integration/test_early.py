@@ -1,0 +1,169 @@
+"""Being early: a user of a token whom no webhook told of yet."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.orm import Session
+
+from logto_webhooks import LogtoWebhooks, UserIsDeletedError, events
+from logto_webhooks.errors import ClaimsUnusable, SettingInvalid
+from logto_webhooks.records.record import Key, Tombstone
+from logto_webhooks.sync import apply
+from logto_webhooks.testing import SIGNING_KEY, make
+from logto_webhooks.testing.fake.logto import FakeLogto
+from tests.support.mounted import live, on_postgres, on_sqlite, send, soon
+from tests.support.postgres import server_url
+from tests.support.waiting import eventually
+
+CLAIMS = {"sub": "ana", "email": "ana@example.com", "name": "Ana", "iat": 5}
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+def test_the_user_is_there_at_once_and_logto_wins(kind: str, tmp_path: Path) -> None:
+    """Made once; the webhook that comes later, although older, tells what is so."""
+    logto = on_sqlite(tmp_path) if kind == "sqlite" else on_postgres()
+    told: list[str] = []
+
+    @logto.on(events.LocalUserCreated)
+    def created(event: events.LocalUserCreated) -> None:
+        told.append(event.source)
+
+    async def body(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
+        first = await logto.ensure_user(CLAIMS)
+        assert (first.email, first.name) == ("ana@example.com", "Ana")
+        assert (await logto.ensure_user({"sub": "ana"})).id == first.id
+        await send(client, make.user_created(id="ana", email="ana@work.example", at=1_000_000))
+        row = await eventually(
+            lambda: logto.wait_for_user("ana"),
+            lambda row: row.email == "ana@work.example" and bool(told),
+        )
+        assert row.id == first.id
+        assert told == ["ensure_user"]
+        threaded = await asyncio.to_thread(lambda: logto.call(logto.ensure_user(CLAIMS)))
+        assert threaded == row
+
+    live(logto, body)
+
+
+@pytest.mark.postgres
+def test_within_an_async_session(tmp_path: Path) -> None:
+    """It is there with what the application writes, or not at all."""
+    logto = on_postgres()
+
+    async def body(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
+        engine = create_async_engine(server_url().set(drivername="postgresql+asyncpg"))
+        async with AsyncSession(engine) as session:
+            await logto.ensure_user(CLAIMS, session=session)
+            await session.rollback()
+            with pytest.raises(TimeoutError):
+                await logto.wait_for_user("ana", 0.2)
+            made = await logto.ensure_user(CLAIMS, session=session)
+            await session.commit()
+        assert await logto.wait_for_user("ana", 1) == made
+        with pytest.raises(SettingInvalid, match="AsyncSession"):
+            await logto.ensure_user(CLAIMS, session=Session())
+        await engine.dispose()
+
+    live(logto, body)
+
+
+def test_within_a_session_on_sqlite(tmp_path: Path) -> None:
+    """The application's own, on the same file."""
+    logto = on_sqlite(tmp_path)
+
+    async def body(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
+        engine = sa.create_engine(f"sqlite:///{tmp_path / 'app.db'}")
+        with Session(engine) as session:
+            made = await logto.ensure_user(CLAIMS, session=session)
+            session.commit()
+        assert await logto.wait_for_user("ana", 1) == made
+        engine.dispose()
+
+    live(logto, body)
+
+
+def test_a_deleted_user_stays_deleted(tmp_path: Path) -> None:
+    """The token outlived the user."""
+    logto = on_sqlite(tmp_path)
+
+    async def body(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
+        drop = Tombstone(Key("user", "ana"), soon())
+        await logto.database.host.run(lambda store: apply.apply_reads(store, [drop], None))
+        with pytest.raises(UserIsDeletedError):
+            await logto.ensure_user(CLAIMS)
+        with pytest.raises(UserIsDeletedError):
+            await logto.wait_for_user("ana", 1)
+
+    live(logto, body)
+
+
+NAMELESS: list[Any] = [{}, None, "ana", ["sub"], {5: "ana"}]
+SUBS: list[Any] = [5, None, "", "a:b", "a\0b", "\ud800", "x" * 257, ["ana"]]
+OF_AN_APPLICATION = {"sub": "m2m", "client_id": "m2m"}
+ODD = [
+    *NAMELESS,
+    *({"sub": sub} for sub in SUBS),
+    {"sub": "ana", "name": "\udfff"},
+    OF_AN_APPLICATION,
+]
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+def test_claims_that_no_user_can_have_are_refused(kind: str, tmp_path: Path) -> None:
+    """Before the database would refuse them."""
+    logto = on_sqlite(tmp_path) if kind == "sqlite" else on_postgres()
+
+    async def body(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
+        for claims in ODD:
+            with pytest.raises(ClaimsUnusable):
+                await logto.ensure_user(claims)
+        for sub in SUBS:
+            with pytest.raises(ClaimsUnusable):
+                await logto.wait_for_user(sub, 0)
+        row = await logto.ensure_user({"sub": "ana", "name": "A\0na"})
+        assert row.logto_user_id == "ana"
+
+    live(logto, body)
+
+
+def test_who_does_not_wait_looks_once(tmp_path: Path) -> None:
+    """A user who is known is found in no time."""
+    logto = on_sqlite(tmp_path)
+
+    async def body(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
+        made = await logto.ensure_user(CLAIMS)
+        for timeout_s in (0, -1, float("nan")):
+            assert await logto.wait_for_user("ana", timeout_s) == made
+            with pytest.raises(TimeoutError):
+                await logto.wait_for_user("bo", timeout_s)
+
+    live(logto, body)
+
+
+def test_logto_is_asked_for_what_claims_lack(tmp_path: Path) -> None:
+    """If there are credentials; a Logto that can't be asked costs nothing."""
+
+    async def run() -> None:
+        async with FakeLogto() as fake:
+            ana = fake.create_user(primaryEmail="ana@example.com", username="ana")
+            for endpoint, username in ((fake.url, "ana"), ("http://127.0.0.1:9", None)):
+                logto = LogtoWebhooks(
+                    signing_key=SIGNING_KEY,
+                    database_url=f"sqlite:///{tmp_path / (username or 'other')}.db",
+                    endpoint=endpoint,
+                    app_id=fake.app_id,
+                    app_secret=fake.app_secret,
+                    reconcile_every_s=0,
+                )
+                async with logto.lifespan():
+                    row = await logto.ensure_user({"sub": ana["id"]})
+                    assert row.username == username
+
+    asyncio.run(run())

@@ -1,0 +1,130 @@
+"""The application's own engine, whatever it is set to, and whatever a handler does on it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import httpx2
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, create_async_engine
+from sqlalchemy.orm import Session
+
+from logto_webhooks import LogtoWebhooks, events, testing
+from logto_webhooks.errors import SettingInvalid
+from logto_webhooks.testing import SIGNING_KEY, make
+from tests.support import postgres
+from tests.support.mounted import all_over, live, send, soon, until
+
+THEIRS = sa.Table("greeted", sa.MetaData(), sa.Column("level", sa.Text))
+LEVEL = sa.select(sa.func.current_setting("transaction_isolation"))
+
+
+@pytest.mark.postgres
+def test_what_a_handler_left_on_its_connection_is_in_no_other_transaction() -> None:
+    """One who uses its session several times at once breaks that connection alone: asyncpg's
+    can't be rolled back while it is used, and the next to have it would fail for ever."""
+    schema = postgres.emptied_schema()
+    url = postgres.server_url().set(drivername="postgresql+asyncpg")
+    engine = create_async_engine(url, pool_size=2, max_overflow=0)
+    logto = LogtoWebhooks(signing_key=SIGNING_KEY, engine=engine, schema=schema)
+
+    @logto.on("User.Created", name="careless", max_attempts=1)
+    async def careless(event: events.UserCreated, session: AsyncSession) -> None:
+        await asyncio.gather(*(session.execute(sa.text("SELECT pg_sleep(0.1)")) for _ in range(3)))
+
+    @logto.on("User.Deleted", name="good", max_attempts=1)
+    async def good(event: events.UserDeleted, connection: AsyncConnection) -> None: ...
+
+    async def body(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
+        await send(client, *(make.user_created(id=f"u{each}", at=soon()) for each in range(5)))
+        await until(all_over(5), logto)
+        await send(client, *(make.user_deleted(id=f"u{each}", at=soon()) for each in range(5)))
+        rows = await until(all_over(10), logto)
+        states = {(each.handler, each.state) for each in rows}
+        assert states == {("careless", "dead"), ("good", "done")}
+
+    live(logto, body)
+
+
+@pytest.fixture
+def database() -> Iterator[sa.URL]:
+    """A database in which the application's tables are in a schema of its own."""
+    with postgres.own_database() as url:
+        driven = url.set(drivername="postgresql+psycopg")
+        engine = sa.create_engine(driven)
+        with engine.begin() as connection:
+            connection.execute(sa.schema.CreateSchema("theirs"))
+            connection.execute(sa.text("CREATE TABLE theirs.greeted (level TEXT)"))
+        engine.dispose()
+        yield driven
+
+
+@pytest.mark.parametrize("level", ["AUTOCOMMIT", "SERIALIZABLE"])
+@pytest.mark.parametrize("schema", [None, "ours"])
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+def test_what_an_engine_is_set_to_is_for_the_application(
+    driver: str, schema: str | None, level: Any, database: sa.URL
+) -> None:
+    """Ours works in transactions as it needs them; our tables are where `schema` says, and those
+    of handlers where the application's engine says."""
+    url = database.set(drivername=f"postgresql+{driver}")
+    made = (create_async_engine if driver == "asyncpg" else sa.create_engine)(
+        url, isolation_level=level
+    )
+    engine = made.execution_options(schema_translate_map={None: "theirs"})
+    logto = LogtoWebhooks(signing_key=SIGNING_KEY, engine=engine, schema=schema)
+
+    async def awaited(session: AsyncSession) -> None:
+        seen = await session.scalar(LEVEL)
+        await session.execute(sa.insert(THEIRS).values(level=seen))
+
+    def plain(session: Session) -> None:
+        session.execute(sa.insert(THEIRS).values(level=session.scalar(LEVEL)))
+
+    logto.on("User.Created", max_attempts=1)(awaited if driver == "asyncpg" else plain)
+
+    async def body(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
+        await send(client, make.user_created(id="ana", at=soon()))
+        [job] = await until(all_over(1), logto)
+        assert (job.state, job.error) == ("done", None)
+
+    live(logto, body)
+    beside = sa.create_engine(database)
+    with beside.connect() as connection:
+        written = connection.scalars(sa.text("SELECT level FROM theirs.greeted")).all()
+        users = connection.scalar(sa.text(f"SELECT count(*) FROM {schema or 'public'}.logto_users"))
+    assert (list(written), users) == (["read committed"], 1)
+    beside.dispose()
+
+
+@pytest.mark.postgres
+def test_in_tests_the_tables_are_the_same_ones(database: sa.URL) -> None:
+    """On a connection of such an engine."""
+    engine = sa.create_engine(database).execution_options(schema_translate_map={None: "theirs"})
+    logto = LogtoWebhooks(signing_key=SIGNING_KEY, engine=engine)
+    logto.call(logto.migrate())
+
+    @logto.on("User.Created", name="greet")
+    def greet(session: Session) -> None:
+        session.execute(sa.insert(THEIRS).values(level="tested"))
+
+    with engine.connect() as connection:
+        app = testing.app(logto, connection)
+        assert app.deliver(make.user_created()).ran == ["greet"]
+        assert connection.scalars(sa.select(THEIRS.c.level)).all() == ["tested"]
+        connection.rollback()
+    engine.dispose()
+
+
+@pytest.mark.postgres
+def test_what_no_later_option_changes_is_refused(database: sa.URL) -> None:
+    """SQLAlchemy lets the first execution_options of an engine win."""
+    for made in (sa.create_engine(database), create_async_engine(database)):
+        engine = made.execution_options(isolation_level="AUTOCOMMIT")
+        logto = LogtoWebhooks(signing_key=SIGNING_KEY, engine=made.execution_options(other=1))
+        assert logto.database.name
+        with pytest.raises(SettingInvalid, match="the engine that it was made of"):
+            LogtoWebhooks(signing_key=SIGNING_KEY, engine=engine)

@@ -1,0 +1,165 @@
+"""Handlers and their jobs, as every store keeps them: one suite for all."""
+
+from __future__ import annotations
+
+from logto_webhooks.deliveries import DeliveryOutcome
+from logto_webhooks.jobs import JobFilter, JobOutcome, RegisteredHandler
+from logto_webhooks.states import DeliveryState, JobMove, JobState
+from logto_webhooks.testing import make
+from tests.integration.conftest import Run
+from tests.support.copy import delivery
+from tests.support.jobs import ONE, TWO, add, claim, finish, job
+
+
+def test_handlers_are_known_as_they_are_now(run: Run) -> None:
+    """Registered twice, each is there once, as it was last."""
+    again = RegisteredHandler(name="one", patterns=("*",), tests="too")
+    run(lambda store: store.jobs.register([TWO, ONE]))
+    run(lambda store: store.jobs.register([again]))
+    assert run(lambda store: store.jobs.handlers()) == [again, TWO]
+
+
+def test_a_job_is_made_once(run: Run) -> None:
+    """For its handler and key."""
+    add(run, job("a"), job("a"))
+    add(run, job("a"), job("a", handler="two"))
+    assert len(run(lambda store: store.jobs.find(JobFilter()))) == 2
+
+
+def test_a_line_gives_one_at_a_time_in_order(run: Run) -> None:
+    """Whatever the order in which they came; other lines go on."""
+    add(run, job("late", at=9), job("early", at=5), job("other", line="user:bo", at=7))
+    held = claim(run)
+    assert sorted(each.key for each in held) == ["early", "other"]
+    assert claim(run, "another") == []
+    [first] = [each for each in held if each.key == "early"]
+    assert finish(run, first, JobState.DONE) == []
+    [second] = claim(run)
+    assert (second.key, second.late) == ("late", False)
+    add(run, job("older", at=1))
+    finish(run, second, JobState.DONE)
+    [older] = claim(run)
+    assert (older.key, older.late) == ("older", True)
+
+
+def test_a_failing_job_holds_back_only_its_line(run: Run) -> None:
+    """Until it is due again; dead, it lets the next go."""
+    add(run, job("fails", at=1), job("next", at=2), job("other", line="user:bo"))
+    held = {each.key: each for each in claim(run)}
+    finish(run, held["fails"], JobState.WAITING, after_s=60)
+    finish(run, held["other"], JobState.DONE)
+    assert claim(run) == []
+    [row] = run(lambda store: store.jobs.find(JobFilter(state="waiting", event=None)))[1:]
+    assert (row.failures, row.attempts) == (1, 1)
+
+
+def test_a_dead_job_lets_the_next_go(run: Run) -> None:
+    """And so does a discarded one."""
+    add(run, job("a", at=1), job("b", at=2), job("c", at=3))
+    for state in (JobState.DEAD, JobState.DISCARDED, JobState.DONE):
+        [held] = claim(run)
+        finish(run, held, state)
+    rows = run(lambda store: store.jobs.find(JobFilter()))
+    assert [row.state for row in rows] == ["done", "discarded", "dead"]
+    assert claim(run) == []
+
+
+def test_who_lost_a_line_writes_nothing(run: Run) -> None:
+    """Its lease ended, and somebody else has it."""
+    add(run, job("a"))
+    [mine] = run(lambda store: store.jobs.claim("mine", {"one": 10}, -1))
+    [theirs] = claim(run, "theirs")
+    assert finish(run, mine, JobState.DONE, "mine") == [mine.id]
+    [row] = run(lambda store: store.jobs.find(JobFilter()))
+    assert row.state == "waiting"
+    assert finish(run, theirs, JobState.DONE, "theirs") == []
+
+
+def test_what_was_lost_comes_one_at_a_time(run: Run) -> None:
+    """It may have ended its process; who has such a one in hand gets others alone."""
+    add(run, *(job(key, line=f"user:{key}") for key in "abc"))
+    assert len(run(lambda store: store.jobs.claim("gone", {"one": 10}, -1))) == 3
+    add(run, job("new", line="user:new"))
+    [new] = run(lambda store: store.jobs.claim("t", {"one": 10}, 60, lost=False))
+    assert (new.key, new.losses) == ("new", 0)
+    held = [claim(run) for _ in range(4)]
+    assert [[each.losses for each in some] for some in held] == [[1], [1], [1], []]
+
+
+def test_what_is_given_back_was_never_begun(run: Run) -> None:
+    """What failed did not get lost; nor did what was repeated by hand."""
+    add(run, job("a"))
+    [held] = claim(run)
+    back = JobOutcome(id=held.id, line_id=held.line_id, state=JobState.WAITING, counts=False)
+    run(lambda store: store.jobs.finish("t", [back]))
+    for _ in range(2):
+        [again] = claim(run)
+        assert (again.attempts, again.losses) == (again.failures, 0)
+        finish(run, again, JobState.WAITING)
+    [lost] = run(lambda store: store.jobs.claim("gone", {"one": 10}, -1))
+    [last] = claim(run)
+    assert (lost.losses, last.losses) == (0, 1)
+    finish(run, last, JobState.DEAD)
+    run(lambda store: store.jobs.move([last.id], JobMove.REPEAT))
+    assert [(each.attempts, each.losses) for each in claim(run)] == [(0, 0)]
+
+
+def test_any_error_can_be_written(run: Run) -> None:
+    """NUL and half characters, too."""
+    add(run, job("a"))
+    [held] = claim(run)
+    outcome = JobOutcome(
+        id=held.id, line_id=held.line_id, state=JobState.DEAD, error="a\0b\udc80", failed=True
+    )
+    assert run(lambda store: store.jobs.finish("t", [outcome])) == []
+    [row] = run(lambda store: store.jobs.find(JobFilter()))
+    assert row.state == "dead"
+    assert (row.error or "").startswith("a")
+
+
+def test_only_whose_code_is_here_is_claimed(run: Run) -> None:
+    """The others wait for whoever has theirs."""
+    add(run, job("a"), job("b", handler="two"))
+    assert [each.handler for each in claim(run, names=("two",))] == ["two"]
+    assert [each.handler for each in claim(run, names=("one", "nobody"))] == ["one"]
+
+
+def test_a_repeated_job_goes_to_the_end_of_its_line(run: Run) -> None:
+    """As a new run of the same."""
+    add(run, job("a", at=1))
+    [held] = claim(run)
+    finish(run, held, JobState.DEAD)
+    add(run, job("b", at=2))
+    assert run(lambda store: store.jobs.move([held.id], JobMove.REPEAT)) == [held.id]
+    [first] = claim(run)
+    assert (first.key, first.runs) == ("b", 0)
+    finish(run, first, JobState.DONE)
+    [again] = claim(run)
+    assert (again.id, again.key, again.runs, again.failures) == (held.id, "a", 1, 0)
+
+
+def test_forgetting_a_handler_discards_what_waits_for_it(run: Run) -> None:
+    """And nothing else."""
+    run(lambda store: store.jobs.register([ONE, TWO]))
+    add(run, job("a"), job("b", line="user:bo"), job("c", handler="two"))
+    assert run(lambda store: store.jobs.forget("one")) == 2
+    assert run(lambda store: store.jobs.handlers()) == [TWO]
+    counts = {
+        (each.handler, each.state): each.count for each in run(lambda store: store.jobs.counts())
+    }
+    assert counts == {("one", "discarded"): 2, ("two", "waiting"): 1}
+
+
+def test_a_delivery_is_made_pending_again(run: Run) -> None:
+    """What is over; what is pending stays as it is."""
+    bodies = [make.user_created(id=user).body for user in ("ana", "bo")]
+    run(lambda store: store.add([delivery(body) for body in bodies]))
+    [held] = run(lambda store: store.claim("t", 1, 2**20, 60))
+    run(
+        lambda store: store.finish(
+            "t", [DeliveryOutcome(id=held.id, state=DeliveryState.DEAD, error="x")]
+        )
+    )
+    ids = [held.id, held.id + 1, 99]
+    assert run(lambda store: store.inbox.again(ids)) == 1
+    assert len(run(lambda store: store.claim("t", 9, 2**20, 60))) == 2

@@ -1,0 +1,231 @@
+"""Jobs repeated or discarded by hand, whatever they do just then: one suite for every store."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from logto_webhooks import Delivery, LogtoWebhooks, events
+from logto_webhooks.database.jobs import DatabaseJobs
+from logto_webhooks.jobs import JobFilter, JobOutcome, JobRow
+from logto_webhooks.states import JobMove, JobState
+from logto_webhooks.testing import SIGNING_KEY, make
+from tests.integration.conftest import Run
+from tests.support import postgres
+from tests.support.copy import delivery as delivered
+from tests.support.jobs import add, claim, finish, job
+from tests.support.waiting import eventually, until
+
+
+def moved(run: Run, move: JobMove, *ids: int) -> list[int]:
+    return run(lambda store: store.jobs.move(ids, move))
+
+
+def rows(run: Run) -> dict[int, JobRow]:
+    return {each.id: each for each in run(lambda store: store.jobs.find(JobFilter()))}
+
+
+@pytest.mark.parametrize("outcome", [JobState.DONE, JobState.WAITING, JobState.DEAD])
+def test_what_is_discarded_while_it_runs_stays_so(run: Run, outcome: JobState) -> None:
+    """Nothing is written of how it ended, and the next of its line is run at once."""
+    add(run, job("a", at=1), job("b", at=2))
+    [held] = claim(run)
+    assert moved(run, JobMove.DISCARD, held.id) == [held.id]
+    assert claim(run, "another") == [], "the line is held as long as it runs"
+    assert finish(run, held, outcome, after_s=60) == [held.id]
+    row = rows(run)[held.id]
+    assert (row.state, row.failures) == ("discarded", 0)
+    assert [each.key for each in claim(run)] == ["b"]
+
+
+def test_what_is_repeated_after_that_runs_once_more(run: Run) -> None:
+    """How the first run ended isn't taken for the second."""
+    add(run, job("a"))
+    [held] = claim(run)
+    moved(run, JobMove.DISCARD, held.id)
+    assert moved(run, JobMove.REPEAT, held.id) == [held.id]
+    assert claim(run, "another") == []
+    assert finish(run, held, JobState.DONE) == [held.id]
+    [again] = claim(run)
+    assert (again.id, again.runs, again.attempts) == (held.id, 1, 0)
+    assert finish(run, again, JobState.DONE) == []
+    assert rows(run)[held.id].state == "done"
+
+
+def test_what_runs_is_not_repeated(run: Run) -> None:
+    """It does so already; nor is what stands behind it run beside it."""
+    add(run, job("a", at=1), job("b", at=2))
+    [held] = claim(run)
+    assert moved(run, JobMove.REPEAT, held.id) == []
+    assert moved(run, JobMove.REPEAT, held.id + 1) == [held.id + 1]
+    assert claim(run, "another") == []
+    assert finish(run, held, JobState.DONE) == []
+
+
+def test_what_its_holder_lost_is_repeated(run: Run) -> None:
+    """And whoever comes back to it writes nothing."""
+    add(run, job("a"))
+    [lost] = run(lambda store: store.jobs.claim("gone", {"one": 10}, -1))
+    assert moved(run, JobMove.REPEAT, lost.id) == [lost.id]
+    assert finish(run, lost, JobState.DONE, "gone") == [lost.id]
+    assert [(each.id, each.losses) for each in claim(run)] == [(lost.id, 0)]
+
+
+def test_after_a_failure_it_is_repeated_at_once(run: Run) -> None:
+    """With all attempts before it, at its place, as the same run."""
+    add(run, job("a", at=1), job("b", at=2))
+    [held] = claim(run)
+    finish(run, held, JobState.WAITING, after_s=3600)
+    assert claim(run) == []
+    assert moved(run, JobMove.REPEAT, held.id) == [held.id]
+    [again] = claim(run)
+    assert (again.key, again.failures, again.attempts, again.runs) == ("a", 0, 0, 0)
+
+
+def test_discarded_after_a_failure_the_next_runs_at_once(run: Run) -> None:
+    """It doesn't wait for the attempt that isn't made any more."""
+    add(run, job("a", at=1), job("b", at=2))
+    [held] = claim(run)
+    finish(run, held, JobState.WAITING, after_s=3600)
+    assert moved(run, JobMove.DISCARD, held.id) == [held.id]
+    assert [each.key for each in claim(run)] == ["b"]
+
+
+def test_a_dead_job_is_repeated_at_once(run: Run) -> None:
+    """Though its line waits for another attempt; the order in the line is kept."""
+    add(run, job("a", at=1), job("b", at=2))
+    [dead] = claim(run)
+    finish(run, dead, JobState.DEAD)
+    [failing] = claim(run)
+    finish(run, failing, JobState.WAITING, after_s=3600)
+    assert moved(run, JobMove.REPEAT, dead.id) == [dead.id]
+    [first] = claim(run)
+    assert first.key == "b"
+    finish(run, first, JobState.DONE)
+    assert [each.key for each in claim(run)] == ["a"]
+
+
+def test_what_cannot_move_leaves_its_line_alone(run: Run) -> None:
+    """A job that is done isn't discarded, and whoever fails beside it still waits."""
+    add(run, job("a", at=1), job("b", at=2))
+    [done] = claim(run)
+    finish(run, done, JobState.DONE)
+    [failing] = claim(run)
+    finish(run, failing, JobState.WAITING, after_s=3600)
+    assert moved(run, JobMove.DISCARD, done.id, 4711) == []
+    assert claim(run) == []
+
+
+def test_many_move_at_once_and_each_once(run: Run) -> None:
+    """Named twice, or in several states."""
+    add(run, *(job(key, line=f"user:{key}") for key in "abcd"))
+    held = {each.key: each for each in claim(run)}
+    finish(run, held["a"], JobState.DONE)
+    finish(run, held["b"], JobState.DEAD)
+    finish(run, held["c"], JobState.WAITING, after_s=60)
+    ids = [each.id for each in held.values()]
+    some = sorted(held[key].id for key in "abc")
+    assert moved(run, JobMove.REPEAT, *ids, *ids) == some
+    assert {each.runs for each in rows(run).values() if each.id in some} == {0, 1}
+    assert moved(run, JobMove.DISCARD, *ids, *ids) == sorted(ids)
+    assert moved(run, JobMove.DISCARD, *ids) == []
+
+
+def test_jobs_are_found_by_ids(run: Run) -> None:
+    """Those that there are."""
+    add(run, *(job(key) for key in "abc"))
+    found = run(lambda store: store.jobs.find(JobFilter(ids=(3, 1, 99))))
+    assert [each.id for each in found] == [3, 1]
+    assert run(lambda store: store.jobs.find(JobFilter(ids=()))) == []
+
+
+@pytest.mark.postgres
+def test_who_repeats_waits_for_who_ends_the_line() -> None:
+    """Else the line would be gone, and nobody would wake it (PostgreSQL)."""
+    engine = postgres.sync_engine().execution_options(
+        schema_translate_map={None: postgres.emptied_schema()}
+    )
+    with engine.begin() as connection:
+        DatabaseJobs(connection).add([job("dead", at=1), job("last", at=2)])
+        [first] = DatabaseJobs(connection).claim("t", {"one": 1}, 60)
+        DatabaseJobs(connection).finish("t", [ended(first.id, first.line_id, JobState.DEAD)])
+        [last] = DatabaseJobs(connection).claim("t", {"one": 1}, 60)
+    begun = threading.Event()
+
+    def repeat() -> list[int]:
+        with engine.begin() as connection:
+            begun.set()
+            return DatabaseJobs(connection).move([first.id], JobMove.REPEAT)
+
+    with ThreadPoolExecutor(1) as pool:
+        with engine.begin() as connection:
+            DatabaseJobs(connection).finish("t", [ended(last.id, last.line_id, JobState.DONE)])
+            repeated = pool.submit(repeat)
+            assert begun.wait(10)
+            until_one_waits(engine)
+        assert repeated.result(10) == [first.id]
+    with engine.begin() as connection:
+        assert [each.id for each in DatabaseJobs(connection).claim("t", {"one": 1}, 60)] == [
+            first.id
+        ]
+
+
+def ended(number: int, line: int, state: JobState) -> JobOutcome:
+    return JobOutcome(id=number, line_id=line, state=state, failed=state is JobState.DEAD)
+
+
+def until_one_waits(engine: sa.Engine) -> None:
+    """For a lock of this schema; whoever runs beside this test has another."""
+    query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE :q"
+    named = {"q": f"%{postgres.schema()}%"}
+
+    def one_waits() -> bool:
+        with engine.connect() as connection:
+            return bool(connection.scalar(sa.text(query), named))
+
+    until(one_waits)
+
+
+@pytest.mark.postgres
+def test_what_a_discarded_handler_wrote_is_rolled_back() -> None:
+    """And the next of its line runs as soon as it has returned (PostgreSQL)."""
+    url = postgres.server_url().render_as_string(hide_password=False)
+    schema = postgres.emptied_schema()
+    logto = LogtoWebhooks(signing_key=SIGNING_KEY, database_url=url, schema=schema)
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    @logto.on(events.UserDataUpdated, name="writes")
+    async def writes(delivery: Delivery, connection: AsyncConnection) -> None:
+        note = f"INSERT INTO {schema}.logto_progress VALUES ('note {delivery.id}', 0, 0)"
+        await connection.execute(sa.text(note))
+        begun.set()
+        await go_on.wait()
+
+    async def run() -> None:
+        async with logto.lifespan():
+            bodies = [make.user_data_updated(id="ana", name=name).body for name in "ab"]
+            new = [delivered(body) for body in bodies]
+            await logto.database.host.run(lambda store: store.add(new))
+            async with asyncio.timeout(20):
+                await begun.wait()
+            [first] = await logto.jobs(JobFilter(delivery_id=1))
+            assert await logto.retry_jobs([first.id]) == 0, "it runs just now"
+            assert await logto.discard_jobs([first.id]) == 1
+            go_on.set()
+            done = JobFilter(handler="writes", state="done")
+            await eventually(lambda: logto.jobs(done), lambda rows: len(rows) == 1)
+            assert [each.state for each in await logto.jobs(JobFilter(id=first.id))] == [
+                "discarded"
+            ]
+        notes = await logto.database.host.read(
+            lambda store: [store.progress(f"note {each}") is not None for each in (1, 2)]
+        )
+        assert notes == [False, True]
+        await logto.close()
+
+    asyncio.run(run())

@@ -1,0 +1,98 @@
+"""Who changes several lines or records takes them in the one order of all, so that no two wait for
+each other (PostgreSQL)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import sqlalchemy as sa
+
+from logto_webhooks import admin
+from logto_webhooks.database.store import DatabaseStore
+from logto_webhooks.handlers import runner
+from logto_webhooks.interfaces import Store
+from logto_webhooks.jobs import JobOutcome
+from logto_webhooks.records.record import Key
+from logto_webhooks.states import JobState
+from logto_webhooks.testing import make
+from tests.integration.test_jobs_by_hand import until_one_waits
+from tests.support import postgres
+from tests.support.copy import delivery
+from tests.support.jobs import ONE, job
+
+Step = Callable[[Store], object]
+
+
+def adds(line: str) -> Step:
+    return lambda store: store.jobs.add([job(f"more {line}", line=line)])
+
+
+def locks(user: str) -> Step:
+    return lambda store: store.lock([Key("user", user)])
+
+
+def forgets(store: Store) -> None:
+    admin.forget_handler(store, "one")
+
+
+def applies(store: Store) -> None:
+    """The later first."""
+    admin.replay(store, [2, 1], 100, tell=True)
+
+
+def ends(store: Store) -> None:
+    """What was claimed at two times, the later line first."""
+    done = [
+        (each.line, JobOutcome(id=each.id, line_id=each.line_id, state=JobState.DONE))
+        for each in held(store)
+    ]
+    runner._finish(store, sorted(done, key=lambda each: each[0], reverse=True))
+
+
+def held(store: Store) -> list[sa.Row[tuple[int, int, str]]]:
+    assert isinstance(store, DatabaseStore)
+    query = "SELECT jobs.id, lines.id AS line_id, token AS line FROM logto_lines lines"
+    query += " JOIN logto_jobs jobs USING (handler, line) WHERE token IS NOT NULL"
+    return list(store._connection.execute(sa.text(query)))
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize(
+    ("several", "first", "second"),
+    [
+        (forgets, adds("user:a"), adds("user:z")),
+        (ends, adds("user:a"), adds("user:z")),
+        (applies, locks("ana"), locks("zoe")),
+    ],
+)
+def test_no_two_wait_for_each_other(several: Step, first: Step, second: Step) -> None:
+    """One takes the first and then the second, while another takes both."""
+    schema = postgres.emptied_schema()
+    engine = postgres.sync_engine().execution_options(schema_translate_map={None: schema})
+
+    def connected(work: Step) -> None:
+        with engine.begin() as connection:
+            connection.execute(sa.text(f"SET LOCAL search_path TO {schema}"))
+            work(DatabaseStore(connection))
+
+    connected(prepare)
+    with ThreadPoolExecutor(1) as threads, engine.begin() as connection:
+        first(DatabaseStore(connection))
+        other = threads.submit(connected, several)
+        until_one_waits(engine)
+        second(DatabaseStore(connection))
+        connection.commit()
+        other.result(10)
+
+
+def prepare(store: Store) -> None:
+    """Two deliveries, two users, and two lines, each of them held."""
+    made = [make.user_created(id=each).body for each in ("ana", "zoe")]
+    store.add([delivery(each) for each in made])
+    store.lock([Key("user", each) for each in ("ana", "zoe")])
+    store.jobs.register([ONE])
+    for name in ("z", "a"):  # as they lie in the table
+        store.jobs.add([job(name, line=f"user:{name}")])
+        store.jobs.claim(name, {"one": 1}, 60)

@@ -1,0 +1,187 @@
+"""What is in doubt is settled by asking Logto."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from logto_webhooks.instrumentation.events import ApiUnavailable, TelemetryEvent
+from logto_webhooks.interfaces import TransactionRunner
+from logto_webhooks.logto.client import ManagementClient
+from logto_webhooks.reconcile.refetch import Refetcher
+from logto_webhooks.records.record import Key
+from logto_webhooks.samples import history
+from logto_webhooks.samples.diff import differences
+from logto_webhooks.samples.history import Final, Name
+from logto_webhooks.testing import FrozenClock, make
+from logto_webhooks.testing.fake.logto import FakeLogto
+from tests.support import recorded
+from tests.support.copy import STORES, Copy, StoreKind, keys_of, open_host
+from tests.support.fake import serving
+from tests.support.service import PATH, command
+from tests.support.waiting import until
+
+Json = dict[str, Any]
+KINDS: tuple[StoreKind, ...] = ("sqlite", "asyncpg")
+ORDERS = int(os.environ.get("LOGTO_WEBHOOKS_TEST_ASKED_ORDERS", "2"))
+
+
+def client(logto: FakeLogto, clock: FrozenClock) -> ManagementClient:
+    return ManagementClient(logto.url, logto.app_id, logto.app_secret, now=clock, budget=100_000)
+
+
+async def settled(
+    logto: FakeLogto, host: TransactionRunner, reports: list[TelemetryEvent] | None = None
+) -> None:
+    """Ask until nothing waits."""
+    clock = FrozenClock()
+    api = client(logto, clock)
+    try:
+        async with asyncio.timeout(30):
+            await Refetcher(
+                api, host, (lambda report: None) if reports is None else reports.append
+            ).drain()
+    finally:
+        await api.close()
+
+
+@pytest.mark.parametrize("name", history.NAMES)
+@pytest.mark.parametrize("kind", STORES)
+def test_with_the_api_a_history_equals_logto(name: Name, kind: StoreKind, tmp_path: Path) -> None:
+    """In any order, with duplicates; nothing is left in doubt."""
+    lived = history.load(name)
+    bodies = [each.body for each in lived.deliveries]
+
+    async def live(seed: int) -> None:
+        rng = random.Random(seed)
+        sent = bodies + rng.sample(bodies, len(bodies) // 10)
+        rng.shuffle(sent)
+        copy = Copy(open_host(kind, tmp_path))
+        async with FakeLogto.from_history(name) as logto:
+            half = rng.randrange(len(sent))
+            await copy.take(sent[:half])
+            await settled(logto, copy.host)
+            await copy.take(sent[half:])
+            await settled(logto, copy.host)
+        known = await copy.known(keys_of(bodies))
+        assert differences(lived.final, known.users, known.organizations, known.waiting) == []
+        assert known.waiting == []
+        await copy.host.close()
+
+    for seed in range(ORDERS):
+        asyncio.run(live(seed))
+
+
+@pytest.mark.parametrize("file", sorted((recorded.FOLDER / "sequences").glob("*.json")), ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_with_the_api_a_sequence_equals_logto(file: Path, kind: StoreKind, tmp_path: Path) -> None:
+    """One user, changed eight times in parallel."""
+    sequence = msgspec.json.decode(file.read_bytes(), type=recorded.Sequence)
+    bodies = [each.body.encode() for each in sequence.deliveries]
+    final = Final([dict(sequence.final_api_user)], [], [], [], {})
+
+    async def live(seed: int) -> None:
+        copy = Copy(open_host(kind, tmp_path))
+        async with FakeLogto() as logto:
+            logto.populate([dict(sequence.final_api_user)])
+            await copy.take(random.Random(seed).sample(bodies, len(bodies)))
+            await settled(logto, copy.host)
+        known = await copy.known(keys_of(bodies))
+        assert differences(final, known.users, known.organizations, known.waiting) == []
+        await copy.host.close()
+
+    for seed in range(ORDERS):
+        asyncio.run(live(seed))
+
+
+def test_a_membership_event_without_ids_is_asked_about(tmp_path: Path) -> None:
+    """Its organization's members are listed: who is new comes in, who left goes."""
+
+    async def live() -> None:
+        copy = Copy(open_host("sqlite", tmp_path))
+        async with FakeLogto() as logto:
+            acme = logto.create_organization(name="Acme")["id"]
+            users = [logto.create_user()["id"] for _ in range(120)]
+            logto.add_members(acme, users)
+            at = time.time_ns() // 1_000_000 - 60_000
+            told = make.organization_membership_updated
+            gone = told(id=acme, addedUserIds=["gone", users[0]], at=at + 1_000)
+            untold = told(id=acme, addedUserIds=[], at=at + 2_000)
+            made = make.organization_created(id=acme, at=at)
+            await copy.take([made.body, gone.body, untold.body])
+            await settled(logto, copy.host)
+        [found] = await copy.host.read(lambda store: store.find("organization", acme, 1))
+        assert found.memberships == sorted(users)
+        assert await copy.host.read(lambda store: store.waiting(10)) == []
+        await copy.host.close()
+
+    asyncio.run(live())
+
+
+def test_who_is_gone_in_logto_is_deleted_here(tmp_path: Path) -> None:
+    """A part of a user came, whose deletion was lost."""
+
+    async def live() -> None:
+        copy = Copy(open_host("sqlite", tmp_path))
+        async with FakeLogto() as logto:
+            hook = logto.add_hook("http://127.0.0.1:9/webhook")["id"]
+            joined = make.organization_membership_updated(
+                id="o", addedUserIds=["u"], hookId=hook, at=time.time_ns() // 1_000_000 - 60_000
+            )
+            await copy.take([joined.body])
+            await settled(logto, copy.host)
+        records = await copy.host.run(lambda store: store.lock([Key("user", "u")]))
+        assert records[Key("user", "u")].deleted_at is not None
+        assert await copy.host.read(lambda store: store.waiting(10)) == []
+        await copy.host.close()
+
+    asyncio.run(live())
+
+
+def test_another_logto_takes_nobody_for_deleted(tmp_path: Path) -> None:
+    """One that has neither the hook nor the users: it is told, and they go on waiting."""
+
+    async def live() -> None:
+        copy = Copy(open_host("sqlite", tmp_path))
+        reports: list[TelemetryEvent] = []
+        async with FakeLogto() as logto:
+            await copy.take([make.organization_membership_updated(id="o", addedUserIds=["u"]).body])
+            api = client(logto, FrozenClock())
+            await Refetcher(api, copy.host, reports.append).step()
+            await api.close()
+        assert all(isinstance(each, ApiUnavailable) for each in reports)
+        assert "LOGTO_ENDPOINT" in str(reports[0])
+        waiting = await copy.host.read(lambda store: store.waiting(10))
+        assert {each.key.kind for each in waiting} == {"user", "organization"}
+        await copy.host.close()
+
+    asyncio.run(live())
+
+
+@pytest.mark.process
+def test_serve_settles_what_waits(tmp_path: Path) -> None:
+    """A part of a user arrived; the user itself was lost, and is asked for."""
+
+    async def live() -> None:
+        async with FakeLogto() as logto, serving(tmp_path, logto) as service:
+            hook = f"{service.url}{PATH}"
+            ana = logto.create_user(primaryEmail="ana@example.com")
+            logto.add_hook(hook)
+            logto.set_custom_data(ana["id"], {"plan": "pro"})
+            await logto.settle()
+            line = await asyncio.to_thread(service.wait_for_log, "asked Logto")
+            assert "incomplete" in line
+            await asyncio.to_thread(until, lambda: "ana@example.com" in shown(tmp_path, ana["id"]))
+
+    asyncio.run(live())
+
+
+def shown(folder: Path, user_id: str) -> str:
+    return command("users", user_id, folder=folder).stdout

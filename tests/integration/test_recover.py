@@ -1,0 +1,391 @@
+"""What was lost comes back from Logto's own log."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from msgspec import Struct
+
+from logto_webhooks.errors import LogtoUnreachable
+from logto_webhooks.interfaces import TransactionRunner
+from logto_webhooks.logto.client import ManagementClient
+from logto_webhooks.reconcile import recover
+from logto_webhooks.reconcile.recover import RecoverResult, Recovery
+from logto_webhooks.samples import history
+from logto_webhooks.samples.diff import differences
+from logto_webhooks.testing import FrozenClock
+from logto_webhooks.testing.fake.faults import Faults
+from logto_webhooks.testing.fake.logto import FakeLogto
+from tests.support import recorded
+from tests.support.copy import (
+    STORES,
+    Copy,
+    StoreKind,
+    delivery,
+    keys_of,
+    memory_host,
+    open_host,
+)
+from tests.support.fake import credentials, serving
+from tests.support.service import Service, command, one_line
+from tests.support.waiting import until
+
+Json = dict[str, Any]
+
+
+class Lossy(Struct, frozen=True):
+    """The recorded history of which 15 % were answered 500: what arrived, and what didn't."""
+
+    arrived: list[bytes]
+    lost: list[bytes]
+
+
+def lossy() -> Lossy:
+    log = [msgspec.json.decode(line, type=Json) for line in logged("lossy")]
+    failed = {
+        msgspec.json.encode(entry["payload"]["hookRequest"]["body"], order="sorted")
+        for entry in log
+        if entry["payload"]["result"] != "Success"
+    }
+    bodies = [each.body for each in history.load("lossy").deliveries]
+    lost = [
+        body
+        for body in bodies
+        if msgspec.json.encode(msgspec.json.decode(body), order="sorted") in failed
+    ]
+    return Lossy([body for body in bodies if body not in lost], lost)
+
+
+def logged(name: str) -> list[bytes]:
+    """The lines of a recorded log, newest first."""
+    return (recorded.FOLDER / "logs" / f"{name}.jsonl").read_bytes().splitlines()
+
+
+def fake(name: history.Name) -> FakeLogto:
+    return FakeLogto.from_history(
+        name, log=[msgspec.json.decode(line, type=Json) for line in logged(name)]
+    )
+
+
+def client(logto: FakeLogto) -> ManagementClient:
+    return ManagementClient(
+        logto.url, logto.app_id, logto.app_secret, now=FrozenClock(), budget=10_000
+    )
+
+
+async def recovered(
+    logto: FakeLogto, host: TransactionRunner, since: int | None = 0, dry_run: bool = False
+) -> RecoverResult:
+    api = client(logto)
+    try:
+        return await Recovery(api, host, FrozenClock(), [logto.signing_key]).run(since, dry_run)
+    finally:
+        await api.close()
+
+
+@pytest.mark.parametrize("kind", STORES)
+def test_what_was_answered_500_comes_back(kind: StoreKind, tmp_path: Path) -> None:
+    """All of it, and then the copy equals Logto but for what is in doubt."""
+
+    async def live() -> None:
+        told, host = lossy(), open_host(kind, tmp_path)
+        copy = Copy(host)
+        await copy.take(told.arrived)
+        async with fake("lossy") as logto:
+            found = await recovered(logto, host)
+        assert len(told.lost) > 50
+        assert found.causes == {"answered 5xx": len(told.lost)}
+        assert found.recovered == len(told.lost)
+        assert found.doubts == []
+        while await copy.worker.step():
+            pass
+        known = await copy.known(keys_of(told.arrived + told.lost))
+        final = history.load("lossy").final
+        left = differences(final, known.users, known.organizations, known.waiting)
+        assert [each for each in left if not each.doubtful] == []
+        status = await host.read(lambda store: store.status())
+        assert status.recovered == len(told.lost)
+        await host.close()
+
+    asyncio.run(live())
+
+
+def test_a_dry_run_only_counts(tmp_path: Path) -> None:
+    """Nothing is stored, and nothing is noted as done."""
+
+    async def live(host: TransactionRunner) -> None:
+        async with fake("people") as logto:
+            found = await recovered(logto, host, dry_run=True)
+            assert found.recovered == found.entries == len(logged("people"))
+        status = await host.read(lambda store: store.status())
+        assert sum(status.deliveries.values()) == 0
+        assert status.complete_up_to is None
+
+    on_sqlite(live, tmp_path)
+
+
+def test_the_next_look_begins_where_the_last_one_ended(tmp_path: Path) -> None:
+    """Less the overlap: entries are stamped when their attempt ended."""
+
+    async def live(host: TransactionRunner) -> None:
+        async with FakeLogto() as logto:
+            logto.add_hook("http://127.0.0.1:9/webhook")
+            logto.faults = Faults(lost=1)
+            for wave in range(2):
+                for _ in range(3):
+                    logto.create_user()
+                await logto.settle()
+                found = await recovered(logto, host, since=None)
+                assert found.recovered == 3
+                assert found.causes == {"refused": 3}, wave
+            assert found.until - found.since < recover.FIRST_MS
+            status = await host.read(lambda store: store.status())
+            assert status.complete_up_to == found.until
+            assert status.recovered == 6
+
+    on_sqlite(live, tmp_path)
+
+
+def test_a_kill_costs_only_the_stretch_in_hand(tmp_path: Path) -> None:
+    """Five times in the middle of a long log; nothing is missing, and what was done stays done."""
+    entries = 3_000
+
+    async def live(host: TransactionRunner) -> None:
+        async with FakeLogto() as logto:
+            hook = logto.add_hook("http://127.0.0.1:9/webhook")
+            logto.populate_log(hook["id"], long_log(entries, logto_now()))
+            starts = []
+            for number in range(5):
+                with pytest.raises(LogtoUnreachable):
+                    await killed_after(logto, host, pages=7 + number)
+                reached = await host.read(lambda store: store.progress(f"recover:{hook['id']}"))
+                starts.append(reached.at if reached else 0)
+            assert starts == sorted(starts)
+            assert starts[-1] > 0
+            found = await recovered(logto, host, since=None)
+            assert found.entries < entries
+        status = await host.read(lambda store: store.status())
+        assert sum(status.deliveries.values()) == entries
+
+    on_sqlite(live, tmp_path)
+
+
+def test_only_hooks_that_point_here_are_asked(tmp_path: Path) -> None:
+    """By key, by a delivery of theirs that was accepted, or by URL."""
+    url = "https://app.example.com/api/webhooks/logto"
+
+    async def live(host: TransactionRunner) -> None:
+        async with FakeLogto() as logto:
+            other = {"signing_key": "somebody else's"}
+            by_key = logto.add_hook("http://127.0.0.1:9/a")
+            by_url = logto.add_hook(f"{url}/", **other)
+            by_delivery = logto.add_hook("http://127.0.0.1:9/c", **other)
+            logto.add_hook("http://127.0.0.1:9/d", **other)
+            body = msgspec.json.encode({"event": "PostSignIn", "hookId": by_delivery["id"]})
+            await host.run(lambda store: store.add([delivery(body)]))
+            api = client(logto)
+            found = await Recovery(api, host, FrozenClock(), [logto.signing_key], url).run()
+            assert set(found.hooks) == {by_key["id"], by_url["id"], by_delivery["id"]}
+            nobody = await Recovery(api, memory_host(), FrozenClock(), []).run()
+            assert "no hook of this Logto points here" in nobody.doubts[0]
+            await api.close()
+
+    on_sqlite(live, tmp_path)
+
+
+def test_an_odd_entry_stops_nothing(tmp_path: Path) -> None:
+    """It is told, and the others come back."""
+    odd: list[Any] = [{"payload": None}, {"payload": []}, {}, {"payload": {"hookRequest": 5}}]
+
+    async def live(host: TransactionRunner) -> None:
+        async with FakeLogto() as logto:
+            hook = logto.add_hook("http://127.0.0.1:9/webhook")
+            now = logto_now()
+            broken = [{"id": str(n), "createdAt": now - 500} | each for n, each in enumerate(odd)]
+            logto.populate_log(hook["id"], [*broken, *long_log(3, now)])
+            found = await recovered(logto, host, since=None)
+            assert found.recovered == 3
+            assert found.doubts == ["an entry of the log holds no delivery"]
+
+    on_sqlite(live, tmp_path)
+
+
+def test_a_log_that_was_cut_off_is_told(tmp_path: Path) -> None:
+    """It lacks what the inbox has: so it may lack more. Test payloads are in no log."""
+
+    async def live(host: TransactionRunner) -> None:
+        async with FakeLogto() as logto:
+            hook = logto.add_hook("http://127.0.0.1:9/webhook")["id"]
+            now = logto_now()
+
+            async def got(at: int, **more: Any) -> None:
+                body = {"event": "Role.Created", "hookId": hook, "createdAt": stamp(at), **more}
+                await host.run(lambda store: store.add([delivery(msgspec.json.encode(body))]))
+
+            await got(now - 7_200_000, path="/fake-path/:id", params={"id": "fake-id"})
+            assert (await recovered(logto, host, since=None)).doubts == []
+            logto.populate_log(hook, long_log(3, now - 1_000))
+            await got(now - 3_600_000)
+            [doubt] = (await recovered(logto, host, since=now - 7_200_000)).doubts
+            assert "can't be known" in doubt
+            assert hook in doubt
+
+    on_sqlite(live, tmp_path)
+
+
+def on_sqlite(live: Callable[[TransactionRunner], Coroutine[Any, Any, None]], folder: Path) -> None:
+    async def run() -> None:
+        host = open_host("sqlite", folder)
+        try:
+            await live(host)
+        finally:
+            await host.close()
+
+    asyncio.run(run())
+
+
+async def killed_after(logto: FakeLogto, host: TransactionRunner, pages: int) -> None:
+    """Recover, but die when so many pages of the log were read."""
+
+    class Dying(ManagementClient):
+        async def log(self, hook_id: str, start: int, end: int) -> Any:
+            nonlocal pages
+            async for page in super().log(hook_id, start, end):
+                pages -= 1
+                if pages < 0:
+                    raise LogtoUnreachable(endpoint=logto.url, problem="killed")
+                yield page
+
+    api = Dying(logto.url, logto.app_id, logto.app_secret, now=FrozenClock(), budget=10_000)
+    try:
+        await Recovery(api, host, FrozenClock(), [logto.signing_key]).run()
+    finally:
+        await api.close()
+
+
+def logto_now() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def long_log(count: int, now: int) -> Sequence[Json]:
+    """Entries of the last twelve hours, the newest first."""
+    gap = 43_200_000 // count
+    made = []
+    for number in range(count):
+        at = now - number * gap - 1000
+        body = {"event": "Role.Created", "createdAt": stamp(at), "n": number}
+        payload = {"result": "Error", "error": "timed out", "hookRequest": {"body": body}}
+        made.append({"id": str(number), "payload": payload, "createdAt": at})
+    return made
+
+
+def stamp(at: int) -> str:
+    return datetime.fromtimestamp(at / 1000, UTC).isoformat()
+
+
+@pytest.mark.process
+def test_the_command_brings_back_and_status_tells(tmp_path: Path) -> None:
+    """A dry run first; then all is there, once."""
+
+    async def run(*arguments: str, **environment: str) -> Json:
+        done = await asyncio.to_thread(command, *arguments, folder=tmp_path, **environment)
+        assert done.returncode == 0, done.stderr
+        found: Json = msgspec.json.decode(done.stdout)
+        return found
+
+    async def live() -> None:
+        async with fake("lossy") as logto:
+            given = credentials(logto)
+            await asyncio.to_thread(command, "migrate", folder=tmp_path)
+            since = ("--since", "2026-11-24T00:00Z", "--json")
+            dry = await run("recover", "--dry-run", *since, **given)
+            found = await run("recover", *since, **given)
+            assert dry["recovered"] == found["recovered"] == len(logged("lossy"))
+            assert found["causes"]["answered 5xx"] == len(lossy().lost)
+            assert (await run("recover", *since, **given))["recovered"] == 0
+            status = await run("status", "--json")
+            assert status["recovered"] == found["recovered"]
+            assert status["deliveries"]["pending"] == found["recovered"]
+
+    asyncio.run(live())
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--since", "yesterday"], "neither a time such as"),
+        (["--app-secret", "wrong"], "LOGTO_M2M_APP_SECRET"),
+        (["--endpoint", "http://127.0.0.1:9"], "can't be asked now"),
+        (["--endpoint", "logto.example.com"], "the address of a Logto"),
+        (["--api-resource", "https://nowhere/api"], "LOGTO_WEBHOOKS_API_RESOURCE"),
+    ],
+)
+def test_what_is_wrong_is_one_line(options: list[str], says: str, tmp_path: Path) -> None:
+    """That names what to do, and shows no secret."""
+
+    async def live() -> None:
+        async with FakeLogto() as logto:
+            given = credentials(logto)
+            await asyncio.to_thread(command, "migrate", folder=tmp_path)
+            done = await asyncio.to_thread(command, "recover", *options, folder=tmp_path, **given)
+            assert done.returncode == 2
+            *warned, error = done.stderr.splitlines()
+            assert error.startswith("error: ")
+            assert says in error
+            # A secret on a command line is warned of besides.
+            assert len(warned) == options.count("--app-secret")
+            assert all("can be read by everybody" in line for line in warned)
+            assert logto.app_secret not in done.stderr
+
+    asyncio.run(live())
+
+
+@pytest.mark.process
+def test_without_credentials_it_says_which(tmp_path: Path) -> None:
+    """All three."""
+    command("migrate", folder=tmp_path)
+    done = command("recover", folder=tmp_path)
+    assert done.returncode == 2
+    assert "LOGTO_M2M_APP_ID" in one_line(done.stderr)
+
+
+@pytest.mark.process
+def test_serve_brings_back_what_it_missed(tmp_path: Path) -> None:
+    """What was sent while it was down is there soon after its start."""
+
+    async def live() -> None:
+        async with FakeLogto() as logto:
+            logto.add_hook("http://127.0.0.1:9/webhook")
+            ana = logto.create_user(primaryEmail="ana@example.com")
+            await logto.settle()
+            async with serving(tmp_path, logto) as service:
+                line = await asyncio.to_thread(service.wait_for_log, "compared the inbox")
+                assert "recovered=1" in line
+                await asyncio.to_thread(until, lambda: found(tmp_path, ana["id"]))
+
+    asyncio.run(live())
+
+
+def found(folder: Path, user_id: str) -> bool:
+    return command("users", user_id, folder=folder).returncode == 0
+
+
+@pytest.mark.process
+def test_serve_says_when_logto_cannot_be_asked(tmp_path: Path) -> None:
+    """And goes on receiving."""
+    given = {
+        "LOGTO_ENDPOINT": "http://127.0.0.1:9",
+        "LOGTO_M2M_APP_ID": "x",
+        "LOGTO_M2M_APP_SECRET": "a-secret",
+    }
+    with Service(tmp_path, port=0, **given) as service:
+        assert "a-secret" not in service.wait_for_log("Logto can't be asked")
+        assert service.http.get("/healthz").status_code == 200

@@ -1,0 +1,423 @@
+"""A database that fails for a while costs no delivery: it is tried again, or spooled."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from logto_webhooks.database import Database, migrate, open_database, wrap_engine
+from logto_webhooks.database.store import DatabaseStore
+from logto_webhooks.deliveries import NewDelivery, StoreResult
+from logto_webhooks.errors import StoreUnavailable, TimedOut
+from logto_webhooks.ingest.receiver import TRY_S, GroupCommit
+from logto_webhooks.ingest.spool import SpoolDirectory, Unspooler
+from logto_webhooks.instrumentation.events import (
+    NotStored,
+    NotUnspooled,
+    Retrying,
+    Spooled,
+    TelemetryEvent,
+    Unspooled,
+)
+from logto_webhooks.interfaces import Store, TransactionRunner
+from logto_webhooks.testing import make
+from tests.support import postgres
+from tests.support.copy import delivery
+from tests.support.service import Service, wait_until_done
+from tests.support.waiting import until
+
+
+class Relay:
+    """A way to a server that can fall silent: nothing is passed on, and nothing is closed."""
+
+    def __init__(self, target: Callable[[], socket.socket]) -> None:
+        self._target = target
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self._passing: list[threading.Event] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def silence(self) -> None:
+        """Let what is connected fall silent; new connections work."""
+        for passing in self._passing:
+            passing.clear()
+
+    def close(self) -> None:
+        self._listener.close()
+        for passing in self._passing:
+            passing.set()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                near, _ = self._listener.accept()
+                passing = threading.Event()
+                passing.set()
+                self._passing.append(passing)
+                threading.Thread(target=self._carry, args=(near, passing), daemon=True).start()
+
+    def _carry(self, near: socket.socket, passing: threading.Event) -> None:
+        """Pass on both ways until either ends, and close both."""
+        with near, self._target() as far:
+            back = threading.Thread(target=_pass_on, args=(far, near, passing), daemon=True)
+            back.start()
+            _pass_on(near, far, passing)
+            back.join()
+
+
+def _pass_on(source: socket.socket, to: socket.socket, passing: threading.Event) -> None:
+    with suppress(OSError):
+        while data := source.recv(65536):
+            passing.wait()
+            to.sendall(data)
+    passing.wait()
+    for each in (source, to):
+        with suppress(OSError):
+            each.shutdown(socket.SHUT_RDWR)
+
+
+@contextmanager
+def relayed() -> Iterator[tuple[Relay, sa.URL]]:
+    """A migrated database behind a relay."""
+    with postgres.own_database() as url:
+        host, port = url.host or url.query.get("host"), url.port or 5432
+        assert isinstance(host, str)
+
+        def target() -> socket.socket:
+            if host.startswith("/"):
+                far = socket.socket(socket.AF_UNIX)
+                far.connect(f"{host}/.s.PGSQL.{port}")
+                return far
+            return socket.create_connection((host, port))
+
+        engine = sa.create_engine(url.set(drivername="postgresql+psycopg"))
+        with engine.begin() as connection:
+            migrate.upgrade(connection)
+        engine.dispose()
+        relay = Relay(target)
+        try:
+            there = url.set(host="127.0.0.1", port=relay.port)
+            yield relay, there.difference_update_query(["host", "port"])
+        finally:
+            relay.close()
+
+
+def _made(kind: str, url: sa.URL) -> tuple[Database, Any]:
+    if kind == "own asyncpg":
+        named = url.set(drivername="postgresql+asyncpg")
+        return open_database(named.render_as_string(hide_password=False)), None
+    if kind == "asyncpg":
+        awaited = create_async_engine(url.set(drivername="postgresql+asyncpg"))
+        return wrap_engine(awaited, None), awaited
+    if kind == "psycopg":
+        engine = sa.create_engine(url.set(drivername="postgresql+psycopg"))
+        return wrap_engine(engine, None), engine
+    awaited = create_async_engine(url.set(drivername="postgresql+psycopg"))
+    return wrap_engine(awaited, None), awaited
+
+
+@pytest.mark.parametrize("kind", ["own asyncpg", "asyncpg", "psycopg", "psycopg awaited"])
+def test_connections_that_fall_silent_are_replaced(kind: str) -> None:
+    """Those of accepting, of the worker, and of checks, whoever made the engine."""
+
+    async def main() -> None:
+        with relayed() as (relay, url):
+            database, engine = _made(kind, url)
+            group = GroupCommit(database.host, lambda report: None, lambda: None)
+
+            async def add() -> StoreResult | None:
+                return await group.add(delivery(make.user_created().body))
+
+            assert all(await asyncio.gather(*(add() for _ in range(10))))
+            await asyncio.gather(*(database.host.run(lambda store: store.status()) for _ in "123"))
+            relay.silence()
+            started = time.monotonic()
+            accepted = await add()
+            assert accepted is not None
+            assert not accepted.duplicate
+            await database.check()
+            await database.host.run(lambda store: store.status())
+            relay.silence()
+            with suppress(StoreUnavailable):
+                await database.host.run(lambda store: store.status())
+            await database.host.run(lambda store: store.status())
+            assert time.monotonic() - started < 30
+            relay.silence()
+            ending = time.monotonic()
+            await database.host.close()
+            assert time.monotonic() - ending < 10
+            if isinstance(engine, sa.Engine):
+                engine.dispose()
+            elif engine is not None:
+                relay.close()
+                with suppress(Exception):
+                    await asyncio.wait_for(engine.dispose(), 5)
+
+    asyncio.run(main())
+
+
+class Losing:
+    """A host before a real one: commits are done, but their answers are lost, for a while."""
+
+    def __init__(self, host: TransactionRunner, failures: int) -> None:
+        self._host = host
+        self.failures = failures
+        self.error: Exception = StoreUnavailable(problem="the answer was lost")
+        self.before = False
+
+    async def accept(self, work: Callable[[Store], Any], limit_s: float) -> Any:
+        self.failures -= 1
+        if self.failures >= 0 and self.before:
+            raise self.error
+        done = await self._host.accept(work, limit_s)
+        if self.failures >= 0:
+            raise self.error
+        return done
+
+    async def run(self, work: Callable[[Store], Any]) -> Any:
+        return await self._host.run(work)
+
+    async def read(self, work: Callable[[Store], Any]) -> Any:
+        return await self._host.read(work)
+
+    async def close(self) -> None:
+        await self._host.close()
+
+
+def _on(tmp_path: Path) -> Database:
+    return open_database(f"sqlite:///{tmp_path / 'a.db'}")
+
+
+def test_what_was_committed_unheard_is_no_duplicate(tmp_path: Path) -> None:
+    """The worker is woken for it; a copy that comes later is one."""
+
+    async def main() -> None:
+        database = _on(tmp_path)
+        await database.open()
+        woken: list[bool] = []
+        reports: list[TelemetryEvent] = []
+        host = Losing(database.host, 2)
+        group = GroupCommit(host, reports.append, lambda: woken.append(True))
+        body = make.user_created().body
+        first = await group.add(delivery(body, 1_000))
+        again = await group.add(delivery(body, 2_000))
+        assert first == StoreResult(1, duplicate=False)
+        assert again == StoreResult(1, duplicate=True)
+        assert woken == [True]
+        assert [type(each) for each in reports] == [Retrying]
+        await database.host.close()
+
+    asyncio.run(main())
+
+
+def test_a_request_is_answered_by_its_own_deadline(tmp_path: Path) -> None:
+    """Those that came later are tried for longer; nobody is stored once it was refused."""
+
+    async def main() -> None:
+        database = _on(tmp_path)
+        await database.open()
+        reports: list[TelemetryEvent] = []
+        host = Losing(database.host, 10**6)
+        host.before = True
+        group = GroupCommit(host, reports.append, lambda: None)
+        now = asyncio.get_running_loop().time()
+        late = asyncio.create_task(group.add(delivery(make.user_created().body), now + 0.2))
+        early = asyncio.create_task(group.add(delivery(make.user_created().body), now + 5))
+        with pytest.raises(StoreUnavailable, match="the answer was lost"):
+            await late
+        assert not early.done()
+        host.failures = 0
+        assert await early == StoreResult(1, duplicate=False)
+        assert [each.count for each in reports if isinstance(each, NotStored)] == [1]
+        await database.host.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.postgres
+def test_a_digest_that_another_holds_waits_alone() -> None:
+    """Others of its batch are stored meanwhile; and it is, once the other lets go."""
+
+    async def main() -> None:
+        with relayed() as (_, url):
+            database, _ = _made("own asyncpg", url)
+            held, free = (delivery(make.user_created().body) for _ in range(2))
+            engine = sa.create_engine(url.set(drivername="postgresql+psycopg"))
+            with engine.connect() as other:
+                DatabaseStore(other).add([held])
+                group = GroupCommit(database.host, lambda report: None, lambda: None)
+                waits = asyncio.create_task(group.add(held))
+                assert await group.add(free) is not None
+                assert not waits.done()
+                with pytest.raises(TimedOut):
+                    await database.host.accept(lambda store: store.add([held]), 3)
+                other.rollback()
+            assert await waits is not None
+            engine.dispose()
+            await database.host.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+def test_the_second_host_is_tried_while_the_first_is_silent(driver: str) -> None:
+    """In the time of one try: the first may be without power for long."""
+
+    async def main() -> None:
+        with relayed() as (relay, url), socket.create_server(("127.0.0.1", 0)) as silent:
+            hosts = f"127.0.0.1:{silent.getsockname()[1]},127.0.0.1:{relay.port}"
+            user = f"{url.username}:{url.password or ''}"
+            database = open_database(f"postgresql+{driver}://{user}@{hosts}/{url.database}")
+            new = delivery(make.user_created().body)
+            assert await database.host.accept(lambda store: store.add([new]), TRY_S)
+            await database.host.close()
+
+    asyncio.run(main())
+
+
+def test_what_cannot_be_stored_is_spooled_and_stored_later(tmp_path: Path) -> None:
+    """On disk for this user alone; stored once, also by two processes."""
+
+    async def main() -> None:
+        database = _on(tmp_path)
+        await database.open()
+        reports: list[TelemetryEvent] = []
+        host = Losing(database.host, 10**6)
+        host.before = True
+        spool = SpoolDirectory(tmp_path / "spool")
+        spool.make()
+        group = GroupCommit(host, reports.append, lambda: None, spool)
+        now = asyncio.get_running_loop().time()
+        made = [delivery(make.user_created().body) for _ in range(5)]
+        answers = await asyncio.gather(*(group.add(each, now + 1) for each in made))
+        assert answers == [None] * 5
+        assert spool.count() == 5
+        if os.name != "nt":
+            assert (tmp_path / "spool").stat().st_mode & 0o777 == 0o700
+            modes = {each.stat().st_mode & 0o777 for each in (tmp_path / "spool").iterdir()}
+            assert modes == {0o600}
+        name = f"{made[0].received_at:013d}-{'0' * 48}.json"
+        (tmp_path / "spool" / name).write_text("[]")
+        unspoolers = [
+            Unspooler(spool, database.host, reports.append, lambda: None) for _ in range(2)
+        ]
+        await asyncio.gather(*(each.turn() for each in unspoolers))
+        assert spool.count() == 0
+        assert (tmp_path / "spool" / f"{name}.refused").exists()
+        status = await database.host.read(lambda store: store.status())
+        assert status.deliveries["pending"] == 5
+        assert any(isinstance(each, Spooled) for each in reports)
+        assert any(isinstance(each, Unspooled) for each in reports)
+        await database.host.close()
+
+    asyncio.run(main())
+
+
+def test_a_spooled_file_that_cannot_be_read_holds_back_no_other(tmp_path: Path) -> None:
+    """As one that another user wrote; it is told of once, and stays."""
+
+    async def main() -> None:
+        database = _on(tmp_path)
+        await database.open()
+        reports: list[TelemetryEvent] = []
+        spool = SpoolDirectory(tmp_path / "spool")
+        spool.make()
+        (tmp_path / "spool" / f"{'0' * 13}-{'0' * 48}.json").mkdir()
+        await spool.keep([delivery(make.user_created().body)])
+        unspooler = Unspooler(spool, database.host, reports.append, lambda: None)
+        assert [await unspooler.turn() for _ in range(3)] == [1, 0, 0]
+        assert [type(each) for each in reports] == [NotUnspooled, Unspooled]
+        assert spool.count() == 1
+        await database.host.close()
+
+    asyncio.run(main())
+
+
+def test_what_goes_wrong_in_unforeseen_ways_is_answered_all_the_same(tmp_path: Path) -> None:
+    """Also if no thread can be started that would spool it."""
+
+    class Exhausted(SpoolDirectory):
+        async def keep(self, deliveries: Sequence[NewDelivery]) -> None:
+            raise RuntimeError("can't start new thread")
+
+    async def main() -> None:
+        host = Losing(_on(tmp_path).host, 10**6)
+        group = GroupCommit(host, lambda report: None, lambda: None, Exhausted(tmp_path))
+        now = asyncio.get_running_loop().time()
+        with pytest.raises(StoreUnavailable, match="RuntimeError"):
+            await asyncio.wait_for(group.add(delivery(make.user_created().body), now + 0.6), 5)
+
+    asyncio.run(main())
+
+
+def test_who_is_cancelled_in_the_first_try_is_spooled(tmp_path: Path) -> None:
+    """As when the service ends while a database is silent, and has not failed yet."""
+
+    class Silent(Losing):
+        async def accept(self, work: Callable[[Store], Any], limit_s: float) -> Any:
+            await asyncio.sleep(limit_s)
+
+    async def main() -> None:
+        spool = SpoolDirectory(tmp_path)
+        host = Silent(_on(tmp_path).host, 0)
+        group = GroupCommit(host, lambda report: None, lambda: None, spool)
+        added = asyncio.create_task(group.add(delivery(make.user_created().body)))
+        await asyncio.sleep(0.05)
+        added.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await added
+        assert spool.count() == 1
+
+    asyncio.run(main())
+
+
+def test_a_batch_is_halved_no_longer_than_somebody_waits(tmp_path: Path) -> None:
+    """In a table that is locked, each half takes the time of a lock again."""
+
+    class Locked(Losing):
+        async def accept(self, work: Callable[[Store], Any], limit_s: float) -> Any:
+            await asyncio.sleep(0.05)
+            raise TimedOut(problem="locked")
+
+    async def main() -> None:
+        group = GroupCommit(Locked(_on(tmp_path).host, 0), lambda report: None, lambda: None)
+        now = asyncio.get_running_loop().time()
+        added = [group.add(delivery(make.user_created().body), now + 0.2) for _ in range(64)]
+        answers = await asyncio.gather(*added, return_exceptions=True)
+        assert {type(each) for each in answers} == {StoreUnavailable}
+        await asyncio.sleep(0.2)
+        assert group._committing is None
+
+    asyncio.run(main())
+
+
+@pytest.mark.process
+def test_serve_spools_while_its_database_is_away(tmp_path: Path) -> None:
+    """It answers 200; after a restart with its database it has all of it."""
+    spool = ["--spool-dir", str(tmp_path / "spool")]
+    with Service(tmp_path, *spool) as service:
+        assert service.post(make.user_created()).status_code == 200
+        wait_until_done(service)
+        moved = service.file.rename(tmp_path / "moved.db")
+        answer = service.post(make.user_created())
+        assert (answer.status_code, answer.json()) == (200, {"spooled": True, "duplicate": False})
+        assert service.http.get("/readyz").status_code == 503
+        assert "logto_webhooks_deliveries_in_spool 1.0" in service.http.get("/metrics").text
+        service.process.terminate()
+        assert service.process.wait(timeout=30) == 0
+    moved.rename(tmp_path / "logto-webhooks.db")
+    with Service(tmp_path, *spool) as service:
+        until(lambda: service.stored() == 2, lambda: service.log)
+        wait_until_done(service)
+        assert service.rows("SELECT count(*) FROM logto_users") == [(2,)]
