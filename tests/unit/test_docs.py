@@ -159,7 +159,7 @@ def test_every_word_is_explained() -> None:
 
 def test_what_moves_a_job_is_told() -> None:
     """The page about words has every move, and no other."""
-    told = rows((ROOT / "docs/words.md").read_text(), "What moves a job")
+    told = rows((ROOT / "docs/words.md").read_text(), "Job transitions")
     moves = {
         (f"`{state}`", f"`{move}`", f"`{target}`") for (state, move), target in JOB_MOVES.items()
     }
