@@ -20,7 +20,7 @@ from tests.crash.databases import PostgresVictim
 
 from bench import backlog, fleet, load
 from bench.sides import KEY
-from logto_webhooks.cli import event_loop
+from logto_webhooks.cli import session
 from logto_webhooks.database import open_database
 
 SECONDS = 3
@@ -92,7 +92,7 @@ class Bench:
         ours, bare = [], []
         for number in range(self._rounds):
             self._empty()
-            ours.append(event_loop.run_async(backlog.synced(self._url, BACKLOG, seed=number))[1])
+            ours.append(session.run_async(backlog.synced(self._url, BACKLOG, seed=number))[1])
             bare.append(backlog.bare(self._engine, BACKLOG, seed=number))
         self._row("sync/s ÷ bare SQL", _median(ours), _median(bare), 0.15)
 
@@ -101,7 +101,7 @@ class Bench:
         for number in range(3):
             for workers, found in rates.items():
                 self._empty()
-                event_loop.run_async(backlog.filled(self._url, 2 * BACKLOG, 300 + number))
+                session.run_async(backlog.filled(self._url, 2 * BACKLOG, 300 + number))
                 found.append(fleet.synced_by(workers, self._engine, self._url))
         alone = _median(rates[1])
         for workers in (2, 4):
@@ -109,12 +109,10 @@ class Bench:
 
     def _with_finished_rows(self) -> None:
         self._empty()
-        empty = [
-            event_loop.run_async(backlog.synced(self._url, BACKLOG, 100 + n)) for n in range(3)
-        ]
+        empty = [session.run_async(backlog.synced(self._url, BACKLOG, 100 + n)) for n in range(3)]
         self._empty()
         backlog.finished_rows(self._engine, self._finished)
-        full = [event_loop.run_async(backlog.synced(self._url, BACKLOG, 200 + n)) for n in range(3)]
+        full = [session.run_async(backlog.synced(self._url, BACKLOG, 200 + n)) for n in range(3)]
         for index, what in enumerate(("accepts", "sync")):
             rates = [_median([each[index] for each in side]) for side in (full, empty)]
             self._row(f"{what}/s with {self._finished:,} rows ÷ with none", rates[0], rates[1], 0.8)

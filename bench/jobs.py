@@ -17,7 +17,7 @@ from pathlib import Path
 
 from bench.lines import Lines, lines
 from bench.rival import CONCURRENCIES, rival
-from logto_webhooks.cli import event_loop
+from logto_webhooks.cli import session
 
 FEW = 10
 SMALL = 2_000
@@ -121,7 +121,7 @@ def main() -> None:
     parser.add_argument("--beside", type=int, default=20_000, help="waiting, for procrastinate")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=6.0, help="a round, at most")
-    event_loop.run_async(measure(parser.parse_args()))
+    session.run_async(measure(parser.parse_args()))
 
 
 if __name__ == "__main__":

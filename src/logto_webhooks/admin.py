@@ -45,7 +45,6 @@ from logto_webhooks.logto.webhooks import (
     Webhook,
     find_our_webhook,
     find_webhook,
-    is_url,
     subscription,
 )
 from logto_webhooks.reconcile.recover import RecoverResult
@@ -63,7 +62,7 @@ from logto_webhooks.settings import VARIABLES, Settings
 from logto_webhooks.states import JobMove, JobState, job_targets
 from logto_webhooks.sync.replay import AT_ONCE, ReplayResult, iterate_jobs
 from logto_webhooks.sync.replay import replay as apply_again
-from logto_webhooks.validation import check_text, limited
+from logto_webhooks.validation import check_text, is_url, limited
 
 
 class HandlerInfo(Struct, frozen=True, kw_only=True):

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable
 from difflib import get_close_matches
 from enum import StrEnum
 from typing import Final, TypeVar
+from urllib.parse import urlsplit
 
 from logto_webhooks.deliveries import DeliveryFilter
 from logto_webhooks.errors import SettingInvalid
@@ -101,3 +102,14 @@ def limited(limit: int) -> int:
         problem = f"{limit!r:.60} isn't 1 or more, up to {GREATEST_ID}"
         raise SettingInvalid(name="the limit", problem=problem)
     return limit
+
+
+def is_url(text: str) -> bool:
+    """Return whether you can post to it."""
+    if any(character.isspace() or not character.isprintable() for character in text):
+        return False  # what reads it would take it for another
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False

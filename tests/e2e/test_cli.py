@@ -244,7 +244,12 @@ class TestTrigger:
         """Signed with another key, or sent elsewhere; it is said what to do."""
         with Service(tmp_path) as service:
             for path, key, status, says in (
-                (PATH, "another-key-0123456789", "401", "the service doesn't know the key"),
+                (
+                    PATH,
+                    "another-key-0123456789",
+                    "401",
+                    "the service doesn't accept this signing key",
+                ),
                 ("/wrong", SIGNING_KEY, "404", "the whole URL with --to"),
             ):
                 options, keys = ["--to", f"{service.url}{path}"], {"LOGTO_WEBHOOK_SIGNING_KEY": key}

@@ -78,7 +78,7 @@ def test_handlers_are_listed_with_their_jobs(folder: Path) -> None:
 
 def test_a_handler_is_forgotten(folder: Path) -> None:
     """What waits for it is discarded; one that isn't there is said so."""
-    assert "1 job is discarded" in said(folder, "handlers", "forget", "app:greet")
+    assert "discarded 1 job" in said(folder, "handlers", "forget", "app:greet")
     [dead] = told(folder, "jobs", "list", "--handler", "app:greet", "--state", "dead")
     assert dead["error"].endswith("of no use")
     assert "No handler is called" in one_line(said(folder, "handlers", "forget", "no", code=1))
@@ -127,11 +127,11 @@ def test_no_job_is_found(folder: Path, options: list[str], says: list[str]) -> N
 def test_dead_jobs_are_repeated_or_discarded(folder: Path) -> None:
     """By id or by handler; what can't be moved is said so."""
     [dead] = told(folder, "jobs", "list", "--state", "dead")
-    assert "1 of 1 job is to be run" in said(folder, "jobs", "retry", str(dead["id"]))
+    assert "1 of 1 job queued for retry" in said(folder, "jobs", "retry", str(dead["id"]))
     [again] = [each for each in told(folder, "jobs", "list") if each["id"] == dead["id"]]
     assert (again["state"], again["runs"]) == ("waiting", 1)
     options = ("--handler", "app:greet", "--state", "waiting")
-    assert "2 of 2 jobs are discarded" in said(folder, "jobs", "discard", *options)
+    assert "2 of 2 jobs discarded" in said(folder, "jobs", "discard", *options)
     none = one_line(said(folder, "jobs", "discard", *options, code=1))
     assert none == "No job of app:greet is waiting: none is discarded."
     assert "--handler" in one_line(said(folder, "jobs", "retry", code=2))
@@ -151,7 +151,7 @@ def test_jobs_are_counted(folder: Path) -> None:
     assert status["unrunnable"] == {"old:x": 1}
     printed = " ".join(said(folder, "status").split())
     assert "jobs dead 1" in printed
-    assert "nobody registered handler jobs old:x 1" in printed
+    assert "no process has registered handler jobs old:x 1" in printed
 
 
 def test_deliveries_are_replayed(tmp_path: Path) -> None:

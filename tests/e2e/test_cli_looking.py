@@ -167,7 +167,7 @@ class TestTail:
         tail = started(tmp_path, "--json")
         assert tail.stdout
         assert tail.stderr
-        assert "id 2" in tail.stderr.readline()
+        assert "ID 2" in tail.stderr.readline()
         keep(tmp_path, *ANA[2:4])
         assert [msgspec.json.decode(tail.stdout.readline())["id"] for _ in range(2)] == [3, 4]
         keep(tmp_path, ANA[4])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from logto_webhooks.cli import app
+from logto_webhooks import cli
 from tests.pages import examples, made, scene, tree
 
 WITH_EXAMPLES = [page for page in sorted(made.DOCS.rglob("*.md")) if examples.are_in(page)]
@@ -30,12 +30,20 @@ def test_a_command_is_told_of(path: tree.Path) -> None:
 @pytest.mark.parametrize("path", [*tree.COMMANDS, *tree.GROUPS], ids=words)
 def test_help_helps(path: tree.Path) -> None:
     """`--help` works, and says what a command, each argument and each option is for."""
-    told = CliRunner().invoke(app, [*path, "--help"])
+    told = CliRunner().invoke(cli.app, [*path, "--help"])
     assert told.exit_code == 0, told.output
     command = tree.COMMANDS.get(path) or tree.GROUPS[path]
     assert tree.summary(command).endswith((".", ":")) or not path
     for option in command.params if path in tree.COMMANDS else []:
         assert option.help, option.name
+
+
+def test_the_list_of_commands_has_their_summaries() -> None:
+    """`--help` imports no command, so it lists summaries of its own: the first sentences."""
+    commands = {path[0]: each for path, each in {**tree.COMMANDS, **tree.GROUPS}.items() if path}
+    assert {name: summary for name, (_, summary) in cli.COMMANDS.items()} == {
+        name: tree.summary(tree.GROUPS.get((name,), commands[name])) for name in cli.COMMANDS
+    }
 
 
 @pytest.mark.parametrize("page", made.pages(), ids=lambda page: page.stem)

@@ -190,7 +190,7 @@ def test_a_test_arrives(tmp_path: Path) -> None:
             assert row == (told["delivery"], "PostRegister")
             tested = await run("test", "mine", "--event", "User.Created")
             assert tested.returncode == 0
-            assert tested.stdout.startswith(f"User.Created is delivery {row[0] + 1} here")
+            assert tested.stdout.startswith(f"User.Created arrived as delivery {row[0] + 1},")
 
     live(test, tmp_path)
 
@@ -205,7 +205,7 @@ def test_a_test_right_after_a_rotation_arrives(tmp_path: Path) -> None:
             logto.change_hook(mine["id"], enabled=False)
             assert (await run("rotate")).returncode == 0
             tested = await run("test")
-            assert tested.stdout.startswith("PostRegister is delivery 1 here"), tested.stderr
+            assert tested.stdout.startswith("PostRegister arrived as delivery 1,"), tested.stderr
             assert "The webhook is disabled" in tested.stderr
 
     live(test, tmp_path)
@@ -287,7 +287,7 @@ def test_a_new_key_is_one_line_to_paste(tmp_path: Path) -> None:
         [hook] = logto.hooks
         assert rotated.stdout == f"LOGTO_WEBHOOK_SIGNING_KEY={hook['signingKey']}\n"
         assert old not in rotated.stderr
-        assert f"The key of {hook['id']} ({URL}) is changed" in rotated.stderr
+        assert f"Rotated the key of {hook['id']} ({URL})." in rotated.stderr
 
     live(test, tmp_path)
 

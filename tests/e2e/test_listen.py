@@ -204,7 +204,7 @@ def test_what_the_log_has_arrives_once_in_order_and_signed(tmp_path: Path) -> No
         assert KEY not in listening.printed
         assert listening.printed.count("User.Created") == 13
         assert "POST /users" in listening.printed
-        assert "Begin again with --since" in listening.printed
+        assert "Run it again with --since" in listening.printed
         assert scene.logto.hooks == hooks
 
     live(test, tmp_path)

@@ -127,9 +127,9 @@ class TestTheFile:
     @pytest.mark.parametrize(
         ("text", "says"),
         [
-            ("LOGTO_WEBHOOKS_PROT=1\n", "no setting LOGTO_WEBHOOKS_PROT, the nearest is LOGTO_WEB"),
-            ("LOGTO_WEBHOOKS_SIGNING_KEY=s-e-c\n", "the nearest is LOGTO_WEBHOOK_SIGNING_KEY"),
-            ("A=1\n\nB='s-e-c\n", ".env, line 5 can't be read, and sets nothing"),
+            ("LOGTO_WEBHOOKS_PROT=1\n", "no setting LOGTO_WEBHOOKS_PROT. Did you mean LOGTO_WEB"),
+            ("LOGTO_WEBHOOKS_SIGNING_KEY=s-e-c\n", "Did you mean LOGTO_WEBHOOK_SIGNING_KEY"),
+            ("A=1\n\nB='s-e-c\n", ".env, line 5 is ignored"),
         ],
     )
     def test_what_sets_nothing_is_a_warning(self, tmp_path: Path, text: str, says: str) -> None:

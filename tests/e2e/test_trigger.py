@@ -226,9 +226,9 @@ class TestTheCommand:
         [
             (["--scenario", "brust"], "the nearest is burst"),
             (["--scenario", "xyz"], "known are sign-up, burst"),
-            (["--scenario", "sso", "PostSignIn"], "give it, or an event"),
-            ([], "give it, or an event"),
-            (["--scenario", "sso", "--data", "name=x"], "a scenario takes none"),
+            (["--scenario", "sso", "PostSignIn"], "give either it or an event"),
+            ([], "give either it or an event"),
+            (["--scenario", "sso", "--data", "name=x"], "it works with an event only"),
             (["PostSignIn", "--faults", "loss,duplicate"], "the nearest is duplicates"),
         ],
     )

@@ -633,7 +633,7 @@ def test_backfill_and_both_sides_of_one(tmp_path: Path) -> None:
                 assert sides["differ"] == ["name"]
                 assert (sides["ours"]["name"], sides["logto"]["name"]) == ("Ana", "Anna")
             assert "differs" in await run(logto, *query)
-            assert "likely because" in await run(logto, "reconcile", "--report")
+            assert "likely reason" in await run(logto, "reconcile", "--report")
             logto.delete_user(ana)
             sides = msgspec.json.decode(await run(logto, *query, "--json"))
             assert sides["logto"] is None

@@ -20,8 +20,8 @@ _VARIABLES: Final = re.compile(r"\s*\[([A-Z0-9_, ]+)\]$")
 def walk(path: Path, command: Any) -> Iterator[tuple[Path, Any]]:
     """Every command and every group, by the words that name it; the whole has none."""
     yield path, command
-    for name, each in sorted(getattr(command, "commands", {}).items()):
-        yield from walk((*path, name), each)
+    for name in sorted(getattr(command, "commands", ())):
+        yield from walk((*path, name), command.get_command(None, name))
 
 
 _ALL: Final = dict(walk((), get_command(app)))

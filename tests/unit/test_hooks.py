@@ -9,10 +9,10 @@ from logto_webhooks.logto.webhooks import (
     Webhook,
     find_our_webhook,
     find_webhook,
-    is_url,
     parse_webhook,
     subscription,
 )
+from logto_webhooks.validation import is_url
 
 SYNC = subscription()
 A = Webhook(id="a", name="main", config={"url": "https://a.example/x"}, signing_key="key-a")

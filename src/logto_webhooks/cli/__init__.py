@@ -2,34 +2,77 @@
 
 from __future__ import annotations
 
-from importlib import metadata
-from typing import Annotated
+import importlib
+from typing import Annotated, Any, Final
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
-from logto_webhooks.cli import (
-    deliveries,
-    demo,
-    doctor,
-    errors,
-    explain,
-    handlers,
-    init,
-    jobs,
-    listen,
-    reconcile,
-    records,
-    recover,
-    serve,
-    sign,
-    tail,
-    trigger,
-    webhooks,
-    worker,
-)
+from logto_webhooks.cli import errors
+
+# Name -> the module and the function or group in it, and the first sentence of its help. Only the
+# module of the command that runs is imported.
+COMMANDS: Final = {
+    "demo": ("demo:demo", "Send a recorded history in random order; show the result."),
+    "serve": ("serve:serve", "Receive Logto's webhooks, and apply them."),
+    "worker": ("serve:worker", "Apply the deliveries in the inbox, without receiving any."),
+    "init": ("init:init", "Write an .env file that explains every setting."),
+    "migrate": ("init:migrate", "Migrate the database's schema to this release."),
+    "status": ("records:status", "Count deliveries, jobs, and records that wait for Logto."),
+    "doctor": ("doctor:doctor", "Show what is wrong, here or at Logto, and how to fix it."),
+    "users": ("records:users", "Find users by ID, email, phone or username."),
+    "organizations": ("records:organizations", "Find organizations by ID or name."),
+    "tail": ("deliveries:tail", "Print each delivery as it arrives, until you press Ctrl-C."),
+    "recover": ("sync:recover", "Recover missed deliveries from Logto's own log."),
+    "reconcile": ("sync:reconcile", "Compare all records with Logto's, and fix differences."),
+    "backfill": ("sync:backfill", "Fill an empty database from Logto."),
+    "trigger": ("trigger:trigger", "Sign and send a sample of any event, or a scenario."),
+    "sign": ("trigger:sign", "Print the value of Logto's signature header for a body."),
+    "listen": ("listen:listen", "Forward Logto's webhooks to an application on localhost."),
+    "deliveries": ("deliveries:app", "List, show and replay the deliveries in the inbox."),
+    "endpoint": ("webhooks:app", "Create, list and test webhooks at Logto; rotate keys."),
+    "explain": ("explain:app", "Show a record's history, and which delivery set each field."),
+    "handlers": ("jobs:handlers", "List the known handlers, and forget old ones."),
+    "jobs": ("jobs:app", "List, show, retry and discard the jobs of handlers."),
+}
+
+
+class LazyGroup(TyperGroup):
+    """A group that imports a command when it runs, and shows its help without importing any."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        for name, (_, summary) in COMMANDS.items():
+            self.commands[name] = TyperCommand(name, help=summary)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Import a command."""
+        return load_command(cmd_name) if cmd_name in COMMANDS else None
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the list of commands."""
+        width = formatter.width - 6 - max(map(len, self.commands))
+        with formatter.section("Commands"):
+            formatter.write_dl(
+                [(name, stub.get_short_help_str(width)) for name, stub in self.commands.items()]
+            )
+
+
+def load_command(name: str) -> Any:
+    """Import a command, or a group of them."""
+    place, _ = COMMANDS[name]
+    module, _, attribute = place.partition(":")
+    target = getattr(importlib.import_module(f"{__name__}.{module}"), attribute)
+    if isinstance(target, typer.Typer):
+        return typer.main.get_group(target)
+    single = typer.Typer(add_completion=False, rich_markup_mode=None)
+    single.command(name)(target)
+    return typer.main.get_command(single)
+
 
 app = typer.Typer(
     name="logto-webhooks",
+    cls=LazyGroup,
     invoke_without_command=True,
     no_args_is_help=True,
     add_completion=False,
@@ -45,43 +88,17 @@ def main(
         bool, typer.Option("--version", help="Print the version.", is_eager=True)
     ] = False,
     debug: Annotated[
-        bool,
-        typer.Option(errors.DEBUG, help="Show the traceback of an error that nobody foresaw."),
+        bool, typer.Option(errors.DEBUG, help="Show the traceback of an unexpected error.")
     ] = False,
 ) -> None:
     """Receive Logto's webhooks, and keep an exact copy of Logto's users and organizations."""
     if version:
+        from importlib import metadata
+
         print(metadata.version("logto-webhooks"))
         raise typer.Exit
 
 
-for command in (
-    demo.demo,
-    serve.serve,
-    worker.worker,
-    init.init,
-    init.migrate,
-    records.status,
-    doctor.doctor,
-    records.users,
-    records.organizations,
-    tail.tail,
-    recover.recover,
-    reconcile.reconcile,
-    reconcile.backfill,
-    trigger.trigger,
-    sign.sign,
-    listen.listen,
-):
-    app.command()(command)
-
-app.add_typer(deliveries.app, name="deliveries")
-app.add_typer(webhooks.app, name="endpoint")
-app.add_typer(explain.app, name="explain")
-app.add_typer(handlers.app, name="handlers")
-app.add_typer(jobs.app, name="jobs")
-
-
 def run() -> None:
-    """Run the command line. Whatever goes wrong is one line, and exit code 2."""
+    """Run the command line. An error is one line, and exit code 2."""
     errors.run(app, debug=errors.take_debug())

@@ -1,4 +1,4 @@
-"""`demo`: a recorded history, sent to a real service, and what came out of it."""
+"""`demo`: send a recorded history to a real service, and show the result."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ PORT = 8787
 DUPLICATES = 0.1
 _ALL = 1_000_000
 _SHOWN = 8
-# No recorded history has one: an event that only a later Logto will send.
+# An event that only a later Logto sends: no recorded history has one.
 _LATER = {"event": "Passkey.Created", "createdAt": "2026-11-24T03:18:31.533Z", "data": {}}
 
 
-class Mirror(Struct, frozen=True):
-    """All that the database holds at the end."""
+class _Mirror(Struct, frozen=True):
+    """All records in the database at the end."""
 
     users: list[FoundRow]
     organizations: list[FoundRow]
@@ -59,7 +59,7 @@ def demo(
         bool,
         typer.Option(
             "--once",
-            help="Leave after the summary; exit code 1 if a record differs, undoubted.",
+            help="Exit after the summary: with code 1 if a record differs and isn't in doubt.",
         ),
     ] = False,
     name: Annotated[
@@ -68,26 +68,29 @@ def demo(
             "--history", help="The recorded history to send: people, calm, race or lossy."
         ),
     ] = "calm",
-    seed: Annotated[int | None, typer.Option(help="For the same order again.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Repeat the order of an earlier run. Default: random.")
+    ] = None,
     port: Annotated[
         int | None,
         typer.Option(
-            min=0, max=65535, help="The port to listen on; 8787 by default, or any free one."
+            min=0, max=65535, help="The port to listen on. Default: 8787, or any free port."
         ),
     ] = None,
 ) -> None:
-    """Send a recorded history of a real Logto, shuffled, and show what came out.
+    """Send a recorded history in random order; show the result.
 
-    It goes over HTTP, some of it twice, to a service with a database that is removed in the end.
+    The history is that of a real Logto. Its deliveries go over HTTP, some of them twice, to a
+    service with a temporary database.
     """
-    chosen = seed if seed is not None else random.SystemRandom().randrange(10_000)
+    chosen_seed = seed if seed is not None else random.SystemRandom().randrange(10_000)
     with tempfile.TemporaryDirectory(prefix="logto-webhooks-demo-") as folder:
-        unexplained = asyncio.run(_demo(name, chosen, port, Path(folder) / "demo.db", once))
-    raise typer.Exit(1 if unexplained else 0)
+        wrong = asyncio.run(_demo(name, chosen_seed, port, Path(folder) / "demo.db", once))
+    raise typer.Exit(1 if wrong else 0)
 
 
 async def _demo(name: history.Name, seed: int, port: int | None, file: Path, once: bool) -> int:
-    """Return how many differences no doubt explains."""
+    """Return how many values differ from Logto's and aren't in doubt."""
     recorded = history.load(name)
     settings = Settings(
         signing_key=recorded.signing_key,
@@ -106,132 +109,138 @@ async def _demo(name: history.Name, seed: int, port: int | None, file: Path, onc
     serving = asyncio.create_task(running.run())
     try:
         later = sign_request(_LATER, recorded.signing_key)
-        sent = _shuffled(recorded.deliveries, later, seed)
-        await _play(sent, url, f"recorded history {name}, shuffled with seed {seed}")
+        requests = _shuffle(recorded.deliveries, later, seed)
+        await _send(requests, url, f"recorded history {name}, shuffled with seed {seed}")
         await make_worker(settings, database, observe).drain()
-        mirror = await database.host.read(_mirror)
-        found = differences(recorded.final, mirror.users, mirror.organizations, mirror.waiting)
-        _summary(mirror, outcomes, found)
+        mirror = await database.host.read(_read_mirror)
+        different = differences(recorded.final, mirror.users, mirror.organizations, mirror.waiting)
+        _show_summary(mirror, outcomes, different)
         if not once:
-            _next_steps(settings, url, mirror)
+            _show_next_steps(settings, url, mirror)
             await serving
     finally:
         running.stop()
         await serving
-    return sum(not difference.doubtful for difference in found)
+    return sum(not difference.doubtful for difference in different)
 
 
 def _listen(host: str, port: int | None) -> socket.socket:
-    """Listen on `port`, or on the usual one, or on any free one if that is taken."""
+    """Listen on `port`; without one on the usual port, or on a free one if it is in use."""
     if port is not None:
         return server.listen(host, port)
     try:
         return server.listen(host, PORT)
     except AddressUnavailable:
         listener = server.listen(host, 0)
-        free = listener.getsockname()[1]
-        output.out.print(f"Port {PORT} is in use; using {free} instead.", markup=False)
+        output.say(f"Port {PORT} is in use; using {listener.getsockname()[1]} instead.")
         return listener
 
 
-def _shuffled(
+def _shuffle(
     deliveries: list[SignedRequest], later: SignedRequest, seed: int
 ) -> list[SignedRequest]:
-    """Any order, some twice, and one of a `later` Logto."""
+    """Put them in random order, some twice, with an event of a later Logto among them."""
     rng = random.Random(seed)
-    sent = deliveries + rng.sample(deliveries, int(len(deliveries) * DUPLICATES))
-    sent.append(later)
-    rng.shuffle(sent)
-    return sent
+    requests = deliveries + rng.sample(deliveries, int(len(deliveries) * DUPLICATES))
+    requests.append(later)
+    rng.shuffle(requests)
+    return requests
 
 
-def _count(outcomes: Counter[str], report: TelemetryEvent) -> None:
-    if isinstance(report, DeliverySynced):
-        outcomes[report.outcome] += 1
-    elif isinstance(report, DeliveryStored) and report.duplicate:
+def _count(outcomes: Counter[str], event: TelemetryEvent) -> None:
+    if isinstance(event, DeliverySynced):
+        outcomes[event.outcome] += 1
+    elif isinstance(event, DeliveryStored) and event.duplicate:
         outcomes["duplicate"] += 1
-    elif isinstance(report, DeliveryFailed | RequestRefused | NotStored):
-        outcomes[type(report).__name__] += 1
+    elif isinstance(event, DeliveryFailed | RequestRefused | NotStored):
+        outcomes[type(event).__name__] += 1
 
 
-async def _play(sent: list[SignedRequest], url: str, what: str) -> None:
-    output.out.print(
-        f"Sending {len(sent)} deliveries ({what}) to {url}", markup=False, soft_wrap=True
-    )
+async def _send(requests: list[SignedRequest], url: str, title: str) -> None:
+    output.say(f"Sending {len(requests)} deliveries ({title}) to {url}")
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=output.out) as progress:
-        bar = progress.add_task("", total=len(sent))
-        await send_request(url, sent, lambda each, response: progress.advance(bar))
+        bar = progress.add_task("", total=len(requests))
+        await send_request(url, requests, lambda request, response: progress.advance(bar))
 
 
-def _mirror(store: Store) -> Mirror:
-    return Mirror(
+def _read_mirror(store: Store) -> _Mirror:
+    return _Mirror(
         store.find("user", "", _ALL), store.find("organization", "", _ALL), store.waiting(_ALL)
     )
 
 
-def _summary(mirror: Mirror, outcomes: Counter[str], found: list[Difference]) -> None:
+def _show_summary(mirror: _Mirror, outcomes: Counter[str], different: list[Difference]) -> None:
     _show_rows(mirror)
-    known = {name: outcomes[name] for name in OUTCOMES} | outcomes
-    output.table("\nWhat became of the deliveries", ("outcome", "count", ""), _explained(known))
-    doubtful = sorted((each for each in mirror.waiting if each.doubtful), key=lambda each: each.key)
+    counts = {name: outcomes[name] for name in OUTCOMES} | outcomes
     output.table(
-        f"\nIn doubt, because only Logto could tell: {_counted(doubtful)}",
-        ("kind", "id", "which of its values"),
-        [(each.key.kind, each.key.id, each.reason.removeprefix("doubtful: ")) for each in doubtful],
+        "\nOutcomes of the deliveries",
+        ("outcome", "count", ""),
+        [(name, count, OUTCOMES.get(name, "")) for name, count in counts.items()],
+    )
+    doubtful = sorted((need for need in mirror.waiting if need.doubtful), key=lambda need: need.key)
+    output.table(
+        f"\nIn doubt, because only Logto's API can tell: {_count_kinds(doubtful)}",
+        ("kind", "id", "values in doubt"),
+        [(need.key.kind, need.key.id, need.reason.removeprefix("doubtful: ")) for need in doubtful],
     )
     output.table(
-        f"\nDifferences from what Logto itself said at the end: {len(found)}",
+        f"\nDifferences from Logto's own final state: {len(different)}",
         ("kind", "id", "field", "ours", "Logto's", "in doubt"),
-        [(each.key.kind, each.key.id, *_values(each)) for each in found],
+        [
+            (
+                *(difference.key.kind, difference.key.id, difference.field),
+                *(difference.ours, difference.logto, "yes" if difference.doubtful else "no"),
+            )
+            for difference in different
+        ],
         fold=True,
     )
-    wrong = {each.key for each in found if not each.doubtful}
-    differing = {each.key for each in found if each.doubtful}
-    output.out.print(
+    wrong = {difference.key for difference in different if not difference.doubtful}
+    differing = {difference.key for difference in different if difference.doubtful}
+    output.say(
         f"\n{len(doubtful)} records in doubt, of which {len(differing)} differ from Logto. "
-        f"{len(wrong)} others differ.",
-        markup=False,
-        soft_wrap=True,
+        f"{len(wrong)} others differ."
     )
 
 
-def _show_rows(mirror: Mirror) -> None:
-    users = [each.row for each in mirror.users if each.row["deleted_at"] is None]
-    live = [each for each in mirror.organizations if each.row["deleted_at"] is None]
-    _rows("logto_users", ("logto_user_id", "username", "email", "name", "is_suspended"), users)
-    columns = ("logto_organization_id", "name", "description", "custom_data")
-    _rows("logto_organizations", columns, [each.row for each in live])
+def _show_rows(mirror: _Mirror) -> None:
+    users = [user.row for user in mirror.users if user.row["deleted_at"] is None]
+    live = [
+        organization
+        for organization in mirror.organizations
+        if organization.row["deleted_at"] is None
+    ]
+    _show_table(
+        "logto_users", ("logto_user_id", "username", "email", "name", "is_suspended"), users
+    )
+    about = ("logto_organization_id", "name", "description", "custom_data")
+    _show_table("logto_organizations", about, [organization.row for organization in live])
+    members = [
+        {"logto_organization_id": organization.row["logto_organization_id"], "logto_user_id": user}
+        for organization in live
+        for user in organization.memberships
+    ]
     ends = ("logto_organization_id", "logto_user_id")
-    pairs = [(each.row[ends[0]], user) for each in live for user in each.memberships]
-    members = [dict(zip(ends, pair, strict=True)) for pair in pairs]
-    _rows("logto_organization_members", ends, members)
+    _show_table("logto_organization_members", ends, members)
 
 
-def _explained(counts: dict[str, int]) -> list[tuple[str, int, str]]:
-    return [(name, count, OUTCOMES.get(name, "")) for name, count in counts.items()]
-
-
-def _rows(name: str, columns: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
-    more = f", of which the first {_SHOWN}" if len(rows) > _SHOWN else ""
+def _show_table(name: str, columns: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
+    first = f", the first {_SHOWN}" if len(rows) > _SHOWN else ""
     cells = [[row[column] for column in columns] for row in rows[:_SHOWN]]
-    output.table(f"\n{name}: {len(rows)} rows{more}", columns, cells)
+    output.table(f"\n{name}: {len(rows)} rows{first}", columns, cells)
 
 
-def _counted(doubtful: list[RefetchNeed]) -> str:
-    kinds = Counter(each.key.kind for each in doubtful)
-    plural = [f"{count} {kind}{'s' * (count > 1)}" for kind, count in sorted(kinds.items())]
-    return ", ".join(plural) or "nothing"
+def _count_kinds(doubtful: list[RefetchNeed]) -> str:
+    kinds = Counter(need.key.kind for need in doubtful)
+    counts = [f"{count} {kind}{'s' * (count > 1)}" for kind, count in sorted(kinds.items())]
+    return ", ".join(counts) or "nothing"
 
 
-def _values(each: Difference) -> tuple[str, str, str, str]:
-    return each.field, each.ours, each.logto, "yes" if each.doubtful else "no"
-
-
-def _next_steps(settings: Settings, url: str, mirror: Mirror) -> None:
+def _show_next_steps(settings: Settings, url: str, mirror: _Mirror) -> None:
     command = sys.argv[0]
-    email = next((each.row["email"] for each in mirror.users if each.row["email"]), "")
-    output.out.print(
+    email = next((user.row["email"] for user in mirror.users if user.row["email"]), "")
+    output.say(
         f"\nStill listening on {url}\nTry in another terminal:\n\n"
         f"  export LOGTO_WEBHOOKS_DATABASE_URL={settings.database_url}\n"
         f"  export LOGTO_WEBHOOK_SIGNING_KEY={settings.signing_key}\n"
@@ -240,7 +249,5 @@ def _next_steps(settings: Settings, url: str, mirror: Mirror) -> None:
         f"  {command} trigger User.Created --data email=ana@example.com\n"
         f"  {command} users ana@example.com\n"
         f"  {command} status\n\n"
-        "Ctrl-C ends it, and removes its database.",
-        markup=False,
-        soft_wrap=True,
+        "Press Ctrl-C to stop, and to remove the database."
     )

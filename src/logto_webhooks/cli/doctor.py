@@ -1,4 +1,4 @@
-"""What is wrong, and what to do: `doctor`."""
+"""Find out what is wrong, and what to do about it: `doctor`."""
 
 from __future__ import annotations
 
@@ -11,68 +11,55 @@ from typing import Annotated, Final
 import typer
 
 from logto_webhooks.admin import LEAST_FREE_MB, TIMEOUT_S, Admin
-from logto_webhooks.cli import options, output, records
+from logto_webhooks.cli import output
 from logto_webhooks.cli.load_app import load_application
+from logto_webhooks.cli.options import DATABASE, LOGTO_API, AsJson, EnvFile, with_settings
+from logto_webhooks.cli.session import run_admin
 from logto_webhooks.doctor.checks import CHECKS
 from logto_webhooks.doctor.findings import Finding, Level, exit_code
 from logto_webhooks.plural import Count
+from logto_webhooks.settings import Settings
 
-_NAMES: Final = ", ".join(each.name for each in CHECKS)
+_NAMES: Final = ", ".join(check.name for check in CHECKS)
 _MARKS: Final = {Level.OK: "✓", Level.SKIPPED: "-", Level.WARNING: "!", Level.BROKEN: "✗"}
 
 
+@with_settings(
+    "app",
+    "signing_key",
+    *DATABASE,
+    "path",
+    *LOGTO_API,
+    "recover_every_s",
+    "public_url",
+    "spool_dir",
+)
 def doctor(
+    settings: Settings,
     only: Annotated[
         str | None,
         typer.Option(
-            help=f"Which of {_NAMES}, separated by commas; with those that they need.",
+            help=f"Only these checks, separated by commas, and those they depend on: {_NAMES}.",
             show_default=False,
         ),
     ] = None,
     timeout: Annotated[
-        float, typer.Option(min=0.1, help="How long a check may take, in seconds.")
+        float, typer.Option(min=0.1, help="Time limit of each check, in seconds.")
     ] = TIMEOUT_S,
     least_free_mb: Annotated[
-        int, typer.Option(min=0, help="How much must be free where the SQLite file is, in MB.")
+        int, typer.Option(min=0, help="Least free disk space for the SQLite file, in MB.")
     ] = LEAST_FREE_MB,
-    app: options.App = None,
-    signing_key: options.SigningKey = None,
-    database_url: options.DatabaseUrl = None,
-    schema: options.Schema = None,
-    path: options.Path_ = None,
-    endpoint: options.Endpoint = None,
-    app_id: options.AppId = None,
-    app_secret: options.AppSecret = None,
-    api_resource: options.ApiResource = None,
-    recover_every_s: options.RecoverEvery = None,
-    public_url: options.PublicUrl = None,
-    spool_dir: options.SpoolDir = None,
-    env_file: options.EnvFile = None,
-    as_json: options.AsJson = False,
+    env_file: EnvFile = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Look at both sides, here and at Logto, and say what is wrong and what to do."""
-    settings = options.settings(
-        env_file,
-        app=app,
-        signing_key=signing_key,
-        database_url=database_url,
-        schema=schema,
-        path=path,
-        endpoint=endpoint,
-        app_id=app_id,
-        app_secret=app_secret,
-        api_resource=api_resource,
-        recover_every_s=recover_every_s,
-        public_url=public_url,
-        spool_dir=spool_dir,
-    )
+    """Show what is wrong, here or at Logto, and how to fix it."""
     application = load_application(settings)
-    names = [each.strip() for each in (only or "").split(",") if each.strip()]
+    names = [name.strip() for name in (only or "").split(",") if name.strip()]
 
-    async def work(to: Admin) -> list[Finding]:
+    async def diagnose(admin: Admin) -> list[Finding]:
         if application is not None:
-            to.handlers = application.handlers
-        return await to.diagnose(
+            admin.handlers = application.handlers
+        return await admin.diagnose(
             names,
             timeout_s=timeout,
             least_free_mb=least_free_mb,
@@ -80,7 +67,7 @@ def doctor(
             files=[env_file or Path(".env")],
         )
 
-    findings = records.run_admin(settings, work)
+    findings = run_admin(settings, diagnose)
     if as_json:
         print(output.to_json(findings))
     else:
@@ -89,23 +76,19 @@ def doctor(
 
 
 def _show(findings: Sequence[Finding]) -> None:
-    """A line for each finding, and what to do below it; in the end, how many there are.
+    """Print findings, what to do about them, and how many there are.
 
-    Checks in a row that are skipped for one reason share a line.
+    Consecutive checks that are skipped for the same reason share a line.
     """
     for (level, text), group in groupby(findings, attrgetter("level", "text")):
         alike = list(group)
-        checks = ", ".join(dict.fromkeys(each.check for each in alike))
-        _say(f"{_MARKS[level]} {checks}: {text}")
+        checks = ", ".join(dict.fromkeys(finding.check for finding in alike))
+        output.say(f"{_MARKS[level]} {checks}: {text}")
         if alike[0].do:
-            _say(f"    {alike[0].do}")
-            _say(f"    {alike[0].docs}")
-    levels = [each.level for each in findings]
+            output.say(f"    {alike[0].do}")
+            output.say(f"    {alike[0].docs}")
+    levels = [finding.level for finding in findings]
     broken, warnings, skipped = (
-        Count(levels.count(each)) for each in (Level.BROKEN, Level.WARNING, Level.SKIPPED)
+        Count(levels.count(level)) for level in (Level.BROKEN, Level.WARNING, Level.SKIPPED)
     )
-    _say(f"\n{broken} broken, {warnings:warning|warnings}, {skipped:check|checks} skipped.")
-
-
-def _say(text: str) -> None:
-    output.out.print(output.strip_controls(text), markup=False, soft_wrap=True)
+    output.say(f"\n{broken} broken, {warnings:warning|warnings}, {skipped:check|checks} skipped.")

@@ -1,4 +1,4 @@
-"""The file `.env`: what it sets, and what in it sets nothing."""
+"""Read `.env`, and warn of lines that set nothing."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ logging.getLogger("dotenv").setLevel(logging.ERROR)  # its warning names no file
 
 
 def read(file: Path) -> dict[str, str]:
-    """What it sets; a warning for each line and name that sets nothing. Raises SettingInvalid."""
-    bindings = _bindings(file)
+    """Read its values; warn of each line and name that sets nothing. Raises SettingInvalid."""
+    bindings = _parse(file)
     _warn(file, bindings)
-    return _values(bindings)
+    return _to_values(bindings)
 
 
 def values(file: Path) -> dict[str, str]:
-    """The same, of a file that was read before. Raises SettingInvalid."""
-    return _values(_bindings(file))
+    """Read its values, without warnings. Raises SettingInvalid."""
+    return _to_values(_parse(file))
 
 
-def _bindings(file: Path) -> list[Binding]:
+def _parse(file: Path) -> list[Binding]:
     try:
         with file.open(encoding="utf-8-sig") as lines:
             return list(parse_stream(lines))
@@ -40,23 +40,23 @@ def _bindings(file: Path) -> list[Binding]:
         problem = f"it can't be read ({error.strerror})"
         raise SettingInvalid(name=str(file), problem=problem) from None
     except ValueError:
-        raise SettingInvalid(name=str(file), problem="it isn't a file of UTF-8 text") from None
+        raise SettingInvalid(name=str(file), problem="it isn't a UTF-8 text file") from None
 
 
-def _values(bindings: Iterable[Binding]) -> dict[str, str]:
-    return {each.key: each.value for each in bindings if each.key and each.value}
+def _to_values(bindings: Iterable[Binding]) -> dict[str, str]:
+    return {binding.key: binding.value for binding in bindings if binding.key and binding.value}
 
 
 def _warn(file: Path, bindings: Iterable[Binding]) -> None:
-    for each in bindings:
-        if each.error:
-            line = f"{file}, line {_line(each.original)}"
-            output.warn(f"{line} can't be read, and sets nothing; write NAME=value.")
-        elif each.key and each.key.startswith(_OURS) and each.key not in _KNOWN:
-            [near] = get_close_matches(each.key, _KNOWN, n=1, cutoff=0.0)
-            output.warn(f"{file}: there is no setting {each.key}, the nearest is {near}.")
+    for binding in bindings:
+        if binding.error:
+            line = f"{file}, line {_line_number(binding.original)}"
+            output.warn(f"{line} is ignored, because it isn't of the form NAME=value.")
+        elif binding.key and binding.key.startswith(_OURS) and binding.key not in _KNOWN:
+            [near] = get_close_matches(binding.key, _KNOWN, n=1, cutoff=0.0)
+            output.warn(f"{file}: there is no setting {binding.key}. Did you mean {near}?")
 
 
-def _line(original: Original) -> int:
-    before, _, _ = original.string.partition(original.string.strip())  # blank lines are a part
+def _line_number(original: Original) -> int:
+    before, _, _ = original.string.partition(original.string.strip())  # blank lines are included
     return original.line + before.count("\n")

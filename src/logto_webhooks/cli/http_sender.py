@@ -1,4 +1,4 @@
-"""Sends signed deliveries over HTTP, as Logto does: several at once, each once."""
+"""Send signed deliveries over HTTP as Logto does: several at a time, each once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import httpx2
 from logto_webhooks.errors import ServiceUnreachable
 from logto_webhooks.samples.request import SignedRequest
 
-Delivery = TypeVar("Delivery", bound=SignedRequest)
+Request = TypeVar("Request", bound=SignedRequest)
 
 TIMEOUT_S: Final = 10.0  # Logto's
 PAUSE_S: Final = 0.05  # between the pieces of a body
@@ -19,19 +19,19 @@ PAUSE_S: Final = 0.05  # between the pieces of a body
 
 async def send_request(
     url: str,
-    deliveries: Iterable[Delivery],
-    answered: Callable[[Delivery, httpx2.Response], None],
+    requests: Iterable[Request],
+    answered: Callable[[Request, httpx2.Response], None],
     concurrency: int = 10,
 ) -> None:
-    """Post each delivery once, in order, at most `concurrency` at a time.
+    """Post each request once, in order, at most `concurrency` at a time.
 
-    `answered` is called with each answer, whatever its status. Raises ServiceUnreachable.
+    `answered` is called with each response, whatever its status. Raises ServiceUnreachable.
     """
-    waiting = iter(deliveries)
+    waiting = iter(requests)
 
     async def sender(client: httpx2.AsyncClient) -> None:
-        for each in waiting:
-            answered(each, await _post(client, url, each))
+        for request in waiting:
+            answered(request, await _post(client, url, request))
 
     try:
         async with httpx2.AsyncClient(timeout=TIMEOUT_S) as client, asyncio.TaskGroup() as group:
@@ -43,15 +43,16 @@ async def send_request(
         raise ServiceUnreachable(url=url, problem=problem) from None
 
 
-async def _post(client: httpx2.AsyncClient, url: str, each: SignedRequest) -> httpx2.Response:
-    if each.pieces == 1:
-        return await client.post(url, content=each.body, headers=each.headers)
-    size = ("content-length", str(len(each.body)))  # else it would be chunked; Logto's never is
-    return await client.post(url, content=_dribbled(each), headers=[*each.headers, size])
+async def _post(client: httpx2.AsyncClient, url: str, request: SignedRequest) -> httpx2.Response:
+    if request.pieces == 1:
+        return await client.post(url, content=request.body, headers=request.headers)
+    # With a length, or it would be sent chunked, which Logto never does.
+    headers = [*request.headers, ("content-length", str(len(request.body)))]
+    return await client.post(url, content=_send_slowly(request), headers=headers)
 
 
-async def _dribbled(each: SignedRequest) -> AsyncIterator[bytes]:
-    size = -(-len(each.body) // each.pieces)
-    for start in range(0, len(each.body), size):
-        yield each.body[start : start + size]
+async def _send_slowly(request: SignedRequest) -> AsyncIterator[bytes]:
+    size = -(-len(request.body) // request.pieces)
+    for start in range(0, len(request.body), size):
+        yield request.body[start : start + size]
         await asyncio.sleep(PAUSE_S)

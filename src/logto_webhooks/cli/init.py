@@ -5,82 +5,83 @@ from __future__ import annotations
 import asyncio
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
 from logto_webhooks import private_files
-from logto_webhooks.cli import options
+from logto_webhooks.cli.options import DATABASE, with_settings
 from logto_webhooks.database import Database, database_for
 from logto_webhooks.database import migrate as migrations
 from logto_webhooks.errors import FileExists, NotWritable
+from logto_webhooks.settings import Settings
 
-_ENV = """\
-# Settings of logto-webhooks. Its commands read this file where they are run;
-# a variable of the environment wins over it, an option over both.
+_ENV: Final = """\
+# Settings of logto-webhooks. Commands read this file from the current folder.
+# Environment variables override it, and options override both.
 
-# The hook's signing key: Logto's console, Webhooks > your webhook > Settings > Signing key.
-# Several keys, separated by commas, are all accepted: during a rotation, put the new one first.
-# To try it without Logto, with `logto-webhooks trigger`, any text of 16 characters or more will do.
+# The webhook's signing key: in Logto's console, Webhooks > your webhook > Settings > Signing key.
+# You can set several, separated by commas. During a rotation, put the new one first.
+# To try it without Logto, with `logto-webhooks trigger`, use any text of 16 or more characters.
 LOGTO_WEBHOOK_SIGNING_KEY=
-# A secret can also be the content of a file: add _FILE to the variable's name. It works for the
-# signing key, the database's URL and the secret of the machine-to-machine application.
+# Secrets can also be in files: add _FILE to the variable's name. This works for the signing key,
+# the database's URL and the secret of the machine-to-machine application.
 #LOGTO_WEBHOOK_SIGNING_KEY_FILE=/run/secrets/logto-signing-key
 
-# Where the data is kept; DATABASE_URL serves, too. A SQLite file is made, and migrated, when the
-# service starts.
+# The database. If this isn't set, DATABASE_URL is used. A SQLite file is created, and migrated,
+# when the service starts.
 #LOGTO_WEBHOOKS_DATABASE_URL=sqlite:///logto-webhooks.db
-# Or a PostgreSQL server (run `logto-webhooks migrate` once), and a schema of its own in it.
+# Or a PostgreSQL database, and a schema in it for the tables (run `logto-webhooks migrate` once).
 #LOGTO_WEBHOOKS_DATABASE_URL=postgresql://user:password@127.0.0.1/name
 #LOGTO_WEBHOOKS_SCHEMA=logto
 
-# Whether `serve` applies what it receives; if not, `worker` must run beside it.
+# Whether `serve` also applies deliveries. If false, run `worker` beside it.
 #LOGTO_WEBHOOKS_WORKER=true
 
-# Where the service listens. In Logto's console, the endpoint's URL is this address as Logto
-# reaches it, with the path: https://your-host/api/webhooks/logto
+# Where the service listens. In Logto's console, the webhook's endpoint URL is the address at which
+# Logto reaches the service, and the path: https://your-host/api/webhooks/logto
 #LOGTO_WEBHOOKS_HOST=127.0.0.1
 #LOGTO_WEBHOOKS_PORT=8787
 #LOGTO_WEBHOOKS_PATH=/api/webhooks/logto
 
-# The largest body that is accepted, in bytes. Bodies of 3.6 MB were seen.
+# The largest request body, in bytes. Logto has sent bodies of 3.6 MB.
 #LOGTO_WEBHOOKS_MAX_BODY_BYTES=8388608
 
-# How often a delivery that can't be applied is tried before it is dead.
+# Attempts to apply a delivery before it is dead.
 #LOGTO_WEBHOOKS_MAX_ATTEMPTS=8
 
-# How much older than its dispatch a change can be, in milliseconds, where Logto tells no time.
-# Greater marks more records as doubtful, smaller misses some.
+# How long before its webhook a change may have happened, in milliseconds, if Logto doesn't send
+# the time. Greater values mark more records as doubtful, smaller ones miss some.
 #LOGTO_WEBHOOKS_LAG_MS=100
 
-# How old a delivery to the webhook may be, in seconds, and still run handlers; 0 is no limit.
-# Somebody may send a signed delivery again. What Logto's log brings back isn't limited.
+# Run no handlers for deliveries that are older than this, in seconds: somebody may have recorded
+# and replayed them. 0 disables the limit. It doesn't apply to deliveries from Logto's log.
 #LOGTO_WEBHOOKS_REPLAY_WINDOW_S=604800
 
-# Logto's Management API: with it, what Logto sent and this service didn't get is brought back
-# from Logto's own log. A machine-to-machine application of Logto's console with the role
-# "Logto Management API access"; the endpoint is Logto's address.
+# Logto's Management API. With it, missed deliveries are recovered from Logto's own log.
+# Create a machine-to-machine application in Logto's console, with the role "Logto Management API
+# access". The endpoint is Logto's address.
 #LOGTO_ENDPOINT=https://auth.example.com
 #LOGTO_M2M_APP_ID=
 #LOGTO_M2M_APP_SECRET=
-# The API's identifier, where it can't be derived from the endpoint (Cloud with a domain of yours).
+# The API's resource indicator. Set it on Logto Cloud if you use a custom domain.
 #LOGTO_WEBHOOKS_API_RESOURCE=https://your-tenant.logto.app/api
-# How many requests a second Logto gets; Cloud allows 20.
+# Requests per second to the API. Logto Cloud allows 20.
 #LOGTO_WEBHOOKS_API_BUDGET=15
-# How often, in seconds, its log is asked.
+# Seconds between two reads of Logto's log.
 #LOGTO_WEBHOOKS_RECOVER_EVERY_S=300
-# How often, in seconds, all records are compared with Logto's own; 0 is never.
+# Seconds between two comparisons of all records with Logto. 0 disables them.
 #LOGTO_WEBHOOKS_RECONCILE_EVERY_S=86400
-# How long nothing may come, in seconds, before that is an alarm; learnt from what is usual if
-# unset, 0 is for ever.
+# Seconds without a delivery before the silence alarm. If this isn't set, it is learned from usual
+# traffic. 0 disables the alarm.
 #LOGTO_WEBHOOKS_SILENCE_AFTER_S=3600
-# Where Logto reaches the webhook, if its key and its deliveries aren't known here yet.
+# The URL at which Logto reaches the webhook. Set it if no webhook there has your signing key yet.
 #LOGTO_WEBHOOKS_PUBLIC_URL=https://your-host/api/webhooks/logto
-# A directory for deliveries that the database doesn't take in time: they are answered 200, and
-# stored once it does. It must outlive the process.
+# A directory for deliveries that the database can't take in time. They are answered 200, and
+# stored later. The directory must outlive the process.
 #LOGTO_WEBHOOKS_SPOOL_DIR=/var/lib/logto-webhooks/spool
 
-# Where your handlers are, as module:name of a LogtoWebhooks.
+# Your LogtoWebhooks object, as module:name. Its handlers run.
 #LOGTO_WEBHOOKS_APP=app.logto:logto
 
 # text or json; debug, info, warning or error.
@@ -92,9 +93,9 @@ LOGTO_WEBHOOK_SIGNING_KEY=
 def init(
     file: Annotated[Path, typer.Option(help="The file to write.")] = Path(".env"),
 ) -> None:
-    """Write an .env with every setting explained.
+    """Write an .env file that explains every setting.
 
-    One that exists is left as it is.
+    A file that exists is not changed.
     """
     try:
         with os.fdopen(private_files.open_for_writing(file, new=True), "wb") as new:
@@ -103,22 +104,20 @@ def init(
         raise FileExists(path=file) from None
     except OSError as error:
         raise NotWritable(path=file, problem=error.strerror) from None
-    print(f"Wrote {file}. Put the signing key into it, then run: logto-webhooks serve")
+    print(f"Wrote {file}. Set your signing key in it, then run: logto-webhooks serve")
 
 
+@with_settings(*DATABASE)
 def migrate(
-    database_url: options.DatabaseUrl = None,
-    schema: options.Schema = None,
-    env_file: options.EnvFile = None,
+    settings: Settings,
     sql: Annotated[
-        bool, typer.Option("--sql", help="Print the statements instead of running them.")
+        bool, typer.Option("--sql", help="Print the SQL statements instead of running them.")
     ] = False,
 ) -> None:
-    """Bring the database's schema up to this release.
+    """Migrate the database's schema to this release.
 
-    On SQLite, `serve` does it by itself.
+    For SQLite, `serve` does this when it starts.
     """
-    settings = options.settings(env_file, database_url=database_url, schema=schema)
     database = database_for(settings)
     if sql:
         print(database.migration_sql(), end="")

@@ -1,17 +1,19 @@
-"""Jobs of handlers: `jobs list`, `show`, `retry` and `discard`."""
+"""Handlers and their jobs: `handlers list`, `forget`; `jobs list`, `show`, `retry`, `discard`."""
 
 from __future__ import annotations
 
 from collections import Counter
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
-from msgspec.structs import replace
+from msgspec import structs
 from rich.text import Text
 
 from logto_webhooks.admin import Admin
-from logto_webhooks.cli import arguments, options, output, records
+from logto_webhooks.cli import options, output
+from logto_webhooks.cli.options import DATABASE, AsJson, Limit, with_settings
+from logto_webhooks.cli.session import run_admin
 from logto_webhooks.errors import HandlerUnknown, JobUnknown
 from logto_webhooks.jobs import JobFilter, JobRow
 from logto_webhooks.plural import Count
@@ -20,128 +22,172 @@ from logto_webhooks.states import JobMove, JobState
 from logto_webhooks.sync.replay import AT_ONCE
 from logto_webhooks.validation import GREATEST_ID
 
-_NONE = "There is no such job."
-_STAYS = {
-    JobMove.REPEAT: "What runs just now stays as it is.",
-    JobMove.DISCARD: "What is done, or was discarded before, stays as it is.",
+_UNCHANGED: Final = {
+    JobMove.REPEAT: "Jobs that are running now are left alone.",
+    JobMove.DISCARD: "Jobs that are done or already discarded stay as they are.",
 }
-Handler = Annotated[str | None, typer.Option(help="Only of this handler: module:function.")]
-Event = Annotated[str | None, typer.Option(help="Only for this event, such as User.Created.")]
-Subject = Annotated[str | None, typer.Option(help="Only about this: user:ID, organization:ID, …")]
+Handler = Annotated[str | None, typer.Option(help="Only this handler: module:function.")]
+Event = Annotated[str | None, typer.Option(help="Only this event, such as User.Created.")]
+Subject = Annotated[
+    str | None, typer.Option(help="Only about this record: user:ID, organization:ID, …")
+]
 State = Annotated[
     JobState | None, typer.Option(help="Only in this state: waiting, done, dead or discarded.")
 ]
-Delivery = Annotated[int | None, typer.Option(help="Only of the delivery of this id.")]
-Ids = Annotated[list[int] | None, typer.Argument(min=1, max=GREATEST_ID, help="Their ids.")]
+Ids = Annotated[list[int] | None, typer.Argument(min=1, max=GREATEST_ID, help="Job IDs.")]
 
-app = typer.Typer(no_args_is_help=True, help="List, show, repeat or discard jobs of handlers.")
+handlers = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="List the known handlers, and forget old ones.",
+)
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="List, show, retry and discard the jobs of handlers.",
+)
+
+
+@handlers.command("list")
+@with_settings(*DATABASE)
+def list_handlers(settings: Settings, as_json: AsJson = False) -> None:
+    """List handlers, and count their jobs by state."""
+    rows = [
+        structs.asdict(handler) | {"events": ", ".join(handler.events) or "not registered"}
+        for handler in run_admin(settings, lambda admin: admin.known_handlers())
+    ]
+    columns = ("handler", "events", "waiting", "done", "dead", "discarded")
+    if as_json:
+        print(output.to_json([{name: row[name] for name in columns} for row in rows]))
+    elif rows:
+        output.table("", columns, [[row[name] for name in columns] for row in rows], fold=True)
+    else:
+        output.note("No handlers are known. Start `serve` or `worker` with --app to register some.")
+    if not rows:
+        raise typer.Exit(1)
+
+
+@handlers.command()
+@with_settings(*DATABASE)
+def forget(
+    settings: Settings,
+    name: Annotated[str, typer.Argument(help="The handler's name, as `handlers list` shows it.")],
+    as_json: AsJson = False,
+) -> None:
+    """Forget a handler that you have removed, and discard its waiting jobs.
+
+    It gets no more jobs. If a process still has its code, the next start registers it again.
+    """
+    discarded = run_admin(settings, lambda admin: admin.forget_handler(name))
+    if discarded is None:
+        output.note(f"No handler is called {name!r}.")
+        raise typer.Exit(1)
+    if as_json:
+        print(output.to_json({"handler": name, "discarded": discarded}))
+    else:
+        output.say(f"Forgot {name}, and discarded {Count(discarded):job|jobs}.")
 
 
 @app.command("list")
+@with_settings(*DATABASE)
 def list_(
+    settings: Settings,
     handler: Handler = None,
     event: Event = None,
     subject: Subject = None,
     state: State = None,
-    delivery: Delivery = None,
+    delivery: Annotated[
+        int | None, typer.Option(help="Only jobs of the delivery with this ID.")
+    ] = None,
     group: Annotated[
-        bool, typer.Option("--group", help="Count them by handler, state and error.")
+        bool, typer.Option("--group", help="Count jobs by handler, state and error.")
     ] = False,
     after: Annotated[
-        int | None, typer.Option(min=1, max=GREATEST_ID, help="Go on after this id: the next page.")
+        int | None,
+        typer.Option(min=1, max=GREATEST_ID, help="Continue after this ID: the next page."),
     ] = None,
-    limit: records.Limit = 20,
-    database_url: options.DatabaseUrl = None,
-    schema: options.Schema = None,
-    env_file: options.EnvFile = None,
-    as_json: options.AsJson = False,
+    limit: Limit = 20,
+    as_json: AsJson = False,
 ) -> None:
-    """List jobs, the newest first: of which handler, and what became of each."""
-    settings = options.settings(env_file, database_url=database_url, schema=schema)
-    wanted = JobFilter(
+    """List jobs, the newest first."""
+    filter = JobFilter(
         handler=handler,
         event=event,
-        subject=arguments.parse_subject(subject),
+        subject=options.parse_subject(subject),
         state=state,
         delivery_id=delivery,
         after=after,
         limit=limit + 1,
     )
     if group:
-        found = _all(settings, wanted)
-        _show_groups(found, as_json)
+        jobs = _read_all(settings, filter)
+        _show_groups(jobs, as_json)
     else:
-        found = records.run_admin(settings, lambda to: to.jobs(wanted))
-        _show(found[:limit], as_json)
-        if len(found) > limit:
-            more = f"There are more: go on with --after {found[limit - 1].id}."
-            output.err.print(more, markup=False)
-    if not found:
-        _say_why_none(settings, handler, event)
+        jobs = run_admin(settings, lambda admin: admin.jobs(filter))
+        _show(jobs[:limit], as_json)
+        if len(jobs) > limit:
+            output.note(f"There are more: continue with --after {jobs[limit - 1].id}.")
+    if not jobs:
+        if not as_json:
+            output.note("There is no such job.")
+        _explain_empty(settings, handler, event)
         raise typer.Exit(1)
 
 
 @app.command()
+@with_settings(*DATABASE)
 def show(
-    id: Annotated[int, typer.Argument(min=1, max=GREATEST_ID, help="The job's id.")],
-    database_url: options.DatabaseUrl = None,
-    schema: options.Schema = None,
-    env_file: options.EnvFile = None,
-    as_json: options.AsJson = False,
+    settings: Settings,
+    id: Annotated[int, typer.Argument(min=1, max=GREATEST_ID, help="The job's ID.")],
+    as_json: AsJson = False,
 ) -> None:
-    """Show a job with the traceback of its last failure, as it was printed."""
-    settings = options.settings(env_file, database_url=database_url, schema=schema)
-    found = records.run_admin(settings, lambda to: to.jobs(JobFilter(id=id)))
-    if not found:
-        output.err.print(f"No job has the id {id}.", markup=False)
+    """Show a job with the traceback of its last failure."""
+    jobs = run_admin(settings, lambda admin: admin.jobs(JobFilter(id=id)))
+    if not jobs:
+        output.note(f"No job has the ID {id}.")
         raise typer.Exit(1)
+    [job] = jobs
     if as_json:
-        print(output.to_json(found[0]))
+        print(output.to_json(job))
         return
-    rows = [
-        (name, value) for name, value in output.format_moment(found[0]).items() if name != "error"
-    ]
-    output.table("", ("", ""), rows, fold=True)
-    if found[0].error:
-        output.out.print(f"\n{_titled(found[0])}", style="bold", markup=False)
-        output.out.print(Text(output.strip_controls(found[0].error.rstrip())), soft_wrap=True)
+    fields = output.format_moment(job).items()
+    output.table("", ("", ""), [row for row in fields if row[0] != "error"], fold=True)
+    if job.error:
+        output.out.print(f"\n{_error_title(job)}", style="bold", markup=False)
+        output.out.print(Text(output.strip_controls(job.error.rstrip())), soft_wrap=True)
 
 
 @app.command()
+@with_settings(*DATABASE)
 def retry(
+    settings: Settings,
     ids: Ids = None,
     handler: Handler = None,
     state: State = None,
-    database_url: options.DatabaseUrl = None,
-    schema: options.Schema = None,
-    env_file: options.EnvFile = None,
-    as_json: options.AsJson = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Run jobs again, at the end of their lines.
+    """Run jobs again, at the end of their queues.
 
-    Some by id, or all of a handler: the dead ones, if no state is named. What waits for its next
-    attempt has it now; what runs just now is left alone.
+    Name them by ID, or name a handler to retry all its jobs in one state, by default the dead
+    ones. Jobs that wait for their next attempt run now. Running jobs are left alone.
     """
-    settings = options.settings(env_file, database_url=database_url, schema=schema)
     _move(settings, ids, handler, state, JobMove.REPEAT, as_json)
 
 
 @app.command()
+@with_settings(*DATABASE)
 def discard(
+    settings: Settings,
     ids: Ids = None,
     handler: Handler = None,
     state: State = None,
-    database_url: options.DatabaseUrl = None,
-    schema: options.Schema = None,
-    env_file: options.EnvFile = None,
-    as_json: options.AsJson = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Give jobs up, so that the next of their lines may run.
+    """Give up jobs, so that the next ones in their queues can run.
 
-    Some by id, or all of a handler: the dead ones, if no state is named. Of what runs just now
-    nothing is written: what its handler does in its transaction is rolled back.
+    Name them by ID, or name a handler to discard all its jobs in one state, by default the dead
+    ones. If a job is running, its handler's transaction is rolled back.
     """
-    settings = options.settings(env_file, database_url=database_url, schema=schema)
     _move(settings, ids, handler, state, JobMove.DISCARD, as_json)
 
 
@@ -155,80 +201,74 @@ def _move(
 ) -> None:
     chosen = list(dict.fromkeys(ids or []))
 
-    async def work(to: Admin) -> int:
-        moving = to.retry_jobs if move is JobMove.REPEAT else to.discard_jobs
-        return await moving(chosen, handler=handler, state=state)
+    async def move_jobs(admin: Admin) -> int:
+        method = admin.retry_jobs if move is JobMove.REPEAT else admin.discard_jobs
+        return await method(chosen, handler=handler, state=state)
 
     try:
-        moved = records.run_admin(settings, work)
+        moved = run_admin(settings, move_jobs)
     except JobUnknown as error:
-        output.err.print(str(error), markup=False, soft_wrap=True)
+        output.note(str(error))
         raise typer.Exit(1) from None
     total = len(chosen) or moved
-    said = "to be run again" if move is JobMove.REPEAT else "discarded"
+    result = "queued for retry" if move is JobMove.REPEAT else "discarded"
     if as_json:
         print(output.to_json({"jobs": total, "moved": moved}))
     elif total:
-        output.out.print(f"{moved} of {Count(total):job is|jobs are} {said}.", markup=False)
+        output.say(f"{moved} of {Count(total):job|jobs} {result}.")
     else:
-        nothing = f"No job of {handler} is {state or JobState.DEAD}: none is {said}."
-        output.err.print(nothing, markup=False, soft_wrap=True)
+        output.note(f"{handler} has no {state or JobState.DEAD} jobs: none {result}.")
     if moved < total:
-        output.err.print(_STAYS[move], markup=False)
+        output.note(_UNCHANGED[move])
     if not moved:
         raise typer.Exit(1)
 
 
-def _say_why_none(settings: Settings, handler: str | None, event: str | None) -> None:
-    """It may be the name of something that there isn't."""
-    arguments.warn_about(event)
+def _explain_empty(settings: Settings, handler: str | None, event: str | None) -> None:
+    """Warn if the filter names an event or a handler that doesn't exist."""
+    options.warn_about_event(event)
     if handler is not None:
-        known = records.run_admin(settings, lambda to: to.known_handlers())
-        names = [each.handler for each in known]
+        known = run_admin(settings, lambda admin: admin.known_handlers())
+        names = [info.handler for info in known]
         if handler not in names:
             output.warn(str(HandlerUnknown(handler, names)))
 
 
-def _titled(row: JobRow) -> str:
-    """What its error is."""
-    if row.state == JobState.DISCARDED and "Traceback " not in (row.error or ""):
+def _error_title(job: JobRow) -> str:
+    if job.state == JobState.DISCARDED and "Traceback " not in (job.error or ""):
         return "Why it was discarded"
-    asked = output.format_error(row.error) == output.ASKED_LATER
-    return "It asked to be retried" if asked else "The last failure"
+    asked_later = output.format_error(job.error) == output.ASKED_LATER
+    return "It asked to be retried" if asked_later else "The last failure"
 
 
-def _all(settings: Settings, wanted: JobFilter) -> list[JobRow]:
-    found: list[JobRow] = []
-    after = wanted.after
+def _read_all(settings: Settings, filter: JobFilter) -> list[JobRow]:
+    jobs: list[JobRow] = []
+    after = filter.after
     while True:
-        page = records.run_admin(settings, partial(_page, wanted, after))
-        found += page
+        page = run_admin(settings, partial(_read_page, filter, after))
+        jobs += page
         if len(page) < AT_ONCE:
-            return found
+            return jobs
         after = page[-1].id
 
 
-async def _page(wanted: JobFilter, after: int | None, to: Admin) -> list[JobRow]:
-    return await to.jobs(replace(wanted, after=after, limit=AT_ONCE))
+async def _read_page(filter: JobFilter, after: int | None, admin: Admin) -> list[JobRow]:
+    return await admin.jobs(structs.replace(filter, after=after, limit=AT_ONCE))
 
 
-def _show(found: list[JobRow], as_json: bool) -> None:
+def _show(jobs: list[JobRow], as_json: bool) -> None:
     if as_json:
-        print(output.to_json(found))
-    elif found:
-        for each in found:
-            output.print_line(output.format_job(each))
-    else:
-        output.err.print(_NONE, markup=False)
+        print(output.to_json(jobs))
+        return
+    for job in jobs:
+        output.print_line(output.format_job(job))
 
 
-def _show_groups(found: list[JobRow], as_json: bool) -> None:
-    counted = Counter((each.handler, each.state, output.format_error(each.error)) for each in found)
-    groups = [(*group, count) for group, count in counted.most_common()]
+def _show_groups(jobs: list[JobRow], as_json: bool) -> None:
+    counts = Counter((job.handler, job.state, output.format_error(job.error)) for job in jobs)
+    groups = [(*group, count) for group, count in counts.most_common()]
     columns = ("handler", "state", "error", "jobs")
     if as_json:
-        print(output.to_json([dict(zip(columns, each, strict=True)) for each in groups]))
+        print(output.to_json([dict(zip(columns, group, strict=True)) for group in groups]))
     elif groups:
         output.table("", columns, groups, fold=True)
-    else:
-        output.err.print(_NONE, markup=False)

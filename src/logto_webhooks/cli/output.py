@@ -1,4 +1,4 @@
-"""How commands print: tables, lines, progress and hints."""
+"""How commands print: tables, lines, notes and hints."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _COLOURS: Final = {
 _MOST_NAMES: Final = 12
 ASKED_LATER: Final = "asked to be retried"
 _RETRY_LATER: Final = re.compile(r"logto_webhooks\.errors\.(\w+\.)*RetryLater\b")
-# Of a group of exceptions the group itself: those in it stand further to the right.
+# The group itself, not the exceptions in it, which are indented further.
 _GROUP: Final = re.compile(
     r"^  \+ Exception Group Traceback .*?^  \| (\S[^\n]*)", re.DOTALL | re.MULTILINE
 )
@@ -46,84 +46,97 @@ def print_line(line: Text) -> None:
     out.print(line, soft_wrap=True)
 
 
-def format_delivery(kept: StoredDelivery) -> Text:
-    """A delivery: when it came, what became of it, whom it is about, by which call at Logto."""
-    outcome = kept.result if kept.state == "done" and kept.result else kept.state.value
-    line = _head(kept.id, kept.received_at, outcome, kept.event)
-    line.append(f"  {_plain(kept.subject) or '-':<24}  {_plain(kept.call)}".rstrip())
-    if kept.origin != "webhook":
-        line.append(f"  from the {kept.origin}", "dim")
-    if kept.error:
-        line.append(f"  {_plain(kept.error)}", "red")
+def say(text: str) -> None:
+    """Print a result."""
+    out.print(strip_controls(text), markup=False, soft_wrap=True)
+
+
+def note(text: str) -> None:
+    """Print to stderr what isn't a result."""
+    err.print(strip_controls(text), markup=False, soft_wrap=True)
+
+
+def warn(text: str) -> None:
+    """Print a warning to stderr."""
+    note(f"warning: {text}")
+
+
+def format_delivery(delivery: StoredDelivery) -> Text:
+    """Format a delivery: when it was received, its outcome, its record, and the call at Logto."""
+    is_done = delivery.state == "done"
+    outcome = delivery.result if is_done and delivery.result else delivery.state.value
+    line = _start_line(delivery.id, delivery.received_at, outcome, delivery.event)
+    line.append(f"  {_plain(delivery.subject) or '-':<24}  {_plain(delivery.call)}".rstrip())
+    if delivery.origin != "webhook":
+        line.append(f"  from the {delivery.origin}", "dim")
+    if delivery.error:
+        line.append(f"  {_plain(delivery.error)}", "red")
     return line
 
 
-def format_job(row: JobRow) -> Text:
-    """A job: what became of it, whose it is, for what, and what its handler last raised."""
-    line = _head(row.id, row.occurred_at, row.state, row.event)
-    line.append(f"  {_plain(row.subject):<24}  {_plain(row.handler)}")
-    if row.attempts != 1:
-        line.append(f"  attempts: {row.attempts}", "dim")
-    if row.error:
-        told = format_error(row.error)
-        line.append(f"  {_plain(told)}", "yellow" if told == ASKED_LATER else "red")
+def format_job(job: JobRow) -> Text:
+    """Format a job: its state, record and handler, and what the handler last raised."""
+    line = _start_line(job.id, job.occurred_at, job.state, job.event)
+    line.append(f"  {_plain(job.subject):<24}  {_plain(job.handler)}")
+    if job.attempts != 1:
+        line.append(f"  attempts: {job.attempts}", "dim")
+    if job.error:
+        error = format_error(job.error)
+        line.append(f"  {_plain(error)}", "yellow" if error == ASKED_LATER else "red")
     return line
 
 
 def format_error(error: str | None) -> str:
-    """What a traceback says was raised, without what a library adds on lines of its own."""
-    told = _raised(error)
-    return ASKED_LATER if _RETRY_LATER.match(told) else told
+    """Return the line of a traceback that says what was raised, without a library's own notes."""
+    line = _raised_line(error)
+    return ASKED_LATER if _RETRY_LATER.match(line) else line
 
 
-def _raised(error: str | None) -> str:
+def _raised_line(error: str | None) -> str:
     group = _GROUP.search(error or "")
     if group:
         return group[1]
     _, frame, last = (error or "").rpartition('  File "')
-    told = [line for line in last.splitlines()[1 if frame else 0 :] if line.strip()]
+    lines = [line for line in last.splitlines()[1 if frame else 0 :] if line.strip()]
     if not frame:
-        return told[-1] if told else ""
-    return next((line for line in told if not line.startswith(" ")), "")
+        return lines[-1] if lines else ""
+    return next((line for line in lines if not line.startswith(" ")), "")
 
 
-def format_timeline_entry(told: TimelineEntry) -> Text:
-    """What a delivery, or an answer of Logto's, did."""
-    line = _head(told.id, told.occurred_at, told.outcome, told.event)
-    if told.received_at is not None:
-        after = (told.received_at - told.occurred_at) / 1000
-        line.append(f"  {_origin(told)} {after:+.3f} s", "dim")
-    if told.call:
-        line.append(f"  {_plain(told.call)}")
-    _append(line, "set", told.set)
-    _append(line, "late", told.stale, "magenta")
-    _append(line, "settled", told.settled, "green")
-    _append(line, "in doubt", told.doubtful, "yellow")
+def format_timeline_entry(entry: TimelineEntry) -> Text:
+    """Format what a delivery, or an API response, did."""
+    line = _start_line(entry.id, entry.occurred_at, entry.outcome, entry.event)
+    if entry.received_at is not None:
+        delay_s = (entry.received_at - entry.occurred_at) / 1000
+        origin = "received" if entry.origin == "webhook" else f"from the {entry.origin}"
+        line.append(f"  {origin} {delay_s:+.3f} s", "dim")
+    if entry.call:
+        line.append(f"  {_plain(entry.call)}")
+    _append_names(line, "set", entry.set)
+    _append_names(line, "late", entry.stale, "magenta")
+    _append_names(line, "settled", entry.settled, "green")
+    _append_names(line, "in doubt", entry.doubtful, "yellow")
     return line
 
 
-def delivery_to_json(kept: StoredDelivery, **more: Any) -> str:
-    """A delivery without its body, which `more` may bring."""
-    made = format_moment(kept) | {"call": kept.call}
-    del made["body"]
-    return to_json(made | more)
+def delivery_to_json(delivery: StoredDelivery, **more: Any) -> str:
+    """Encode a delivery without its body; `more` may add that."""
+    fields = format_moment(delivery) | {"call": delivery.call}
+    del fields["body"]
+    return to_json(fields | more)
 
 
 def _plain(cell: str | None) -> str:
     return strip_controls(cell).replace("\n", "\\n").replace("\t", "\\t")
 
 
-def _origin(told: TimelineEntry) -> str:
-    return "came" if told.origin == "webhook" else f"from the {told.origin}"
-
-
-def _head(number: int | None, at: int, outcome: str, event: str) -> Text:
+def _start_line(number: int | None, at: int, outcome: str, event: str) -> Text:
     line = Text(f"{'' if number is None else number:>7}  {format_value('_at', at)}  ")
     line.append(f"{outcome:<10}", _COLOURS.get(outcome, ""))
     return line.append(f"  {_plain(event):<31}")
 
 
-def _append(line: Text, word: str, names: Sequence[str], colour: str = "") -> None:
+def _append_names(line: Text, word: str, names: Sequence[str], colour: str = "") -> None:
     if not names:
         return
     more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
@@ -133,7 +146,7 @@ def _append(line: Text, word: str, names: Sequence[str], colour: str = "") -> No
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
-_wide = Console(width=10_000, highlight=False)  # what is to be copied isn't broken
+_wide = Console(width=10_000, highlight=False)  # so that nothing you may copy is wrapped
 
 _COMPACT = {
     "user": ("logto_user_id", "username", "email", "name", "deleted_at"),
@@ -149,48 +162,46 @@ def table(
     fold: bool = False,
     wide: bool = False,
 ) -> None:
-    """Print rows under a title, long cells cut (folded; or as wide as they are); the title alone
-    if there are none."""
-    made = Table(show_header=any(columns), header_style="bold", box=None, pad_edge=False)
+    """Print rows under a title; only the title if there are none.
+
+    Long cells are cut, unless they `fold`, or the table is as `wide` as they are.
+    """
+    grid = Table(show_header=any(columns), header_style="bold", box=None, pad_edge=False)
     for column in columns:
-        made.add_column(column, overflow="fold" if fold else "ellipsis", no_wrap=not fold)
+        grid.add_column(column, overflow="fold" if fold else "ellipsis", no_wrap=not fold)
     for row in rows:
-        made.add_row(*[Text(strip_controls(cell)) for cell in row])
+        grid.add_row(*[Text(strip_controls(cell)) for cell in row])
     if title:
         out.print(title, style="bold", markup=False, soft_wrap=True)
-    if made.row_count:
-        _print_bare(_wide if wide else out, made)
+    if grid.row_count:
+        _print_bare(_wide if wide else out, grid)
 
 
-def _print_bare(console: Console, made: Table) -> None:
-    """Without the blanks to which the last column is filled."""
+def _print_bare(console: Console, grid: Table) -> None:
+    """Print without the padding of the last column."""
     with console.capture() as captured:
-        console.print(made)
+        console.print(grid)
     print(re.sub(r" +$", "", captured.get(), flags=re.MULTILINE), end="")
 
 
-def warn(text: str) -> None:
-    """Tell a person of what goes on all the same, beside what is printed."""
-    err.print(f"warning: {strip_controls(text)}", markup=False, soft_wrap=True)
-
-
 def show_status(status: Status, waiting: Sequence[RefetchNeed]) -> None:
-    """Print counts, and which records wait."""
+    """Print counts, and the records that wait."""
     rows: list[tuple[str, Any]] = [
         (f"deliveries {state}", count) for state, count in status.deliveries.items()
     ]
     oldest = status.oldest_pending_s
+    complete_up_to = format_value("complete_up_to", status.complete_up_to)
     rows += [
         ("oldest pending", "none" if oldest is None else f"{oldest:.1f} s"),
-        (
-            "complete up to",
-            format_value("complete_up_to", status.complete_up_to) or "never asked Logto",
-        ),
+        ("complete up to", complete_up_to or "Logto's log was never read"),
         ("recovered from Logto's log", status.recovered),
-        ("all compared with Logto", format_value("reconciled_at", status.reconciled_at) or "never"),
+        (
+            "last compared with Logto",
+            format_value("reconciled_at", status.reconciled_at) or "never",
+        ),
         ("silent since", format_value("silent_since_at", status.silent_since) or "not silent"),
         ("records in doubt", status.doubtful),
-        ("records to ask Logto about", status.refetch),
+        ("records to refetch", status.refetch),
     ]
     if status.memberships_to_end:
         rows.append(("memberships still to end", status.memberships_to_end))
@@ -199,138 +210,139 @@ def show_status(status: Status, waiting: Sequence[RefetchNeed]) -> None:
     table("", ("", ""), rows)
     if status.unrunnable:
         table(
-            "\nJobs that wait for handlers that nobody registered",
+            "\nJobs of handlers that no process has registered",
             ("handler", "jobs"),
             status.unrunnable.items(),
             fold=True,
         )
     if waiting:
-        cells = [(each.key.kind, each.key.id, each.reason) for each in waiting]
-        more = f", of {status.refetch} the longest waiting" if status.refetch > len(cells) else ""
-        table(f"\nTo ask Logto about{more}", ("kind", "id", "why"), cells, fold=True)
+        cells = [(need.key.kind, need.key.id, need.reason) for need in waiting]
+        more = f", the oldest of {status.refetch}" if status.refetch > len(cells) else ""
+        table(f"\nTo refetch from Logto{more}", ("kind", "id", "reason"), cells, fold=True)
 
 
-def show_recovered(found: RecoverResult, dry_run: bool) -> None:
-    """Print what Logto's log had that the inbox lacked."""
+def show_recovered(result: RecoverResult, dry_run: bool) -> None:
+    """Print what was missing in the inbox, by Logto's log."""
     rows: list[tuple[str, Any]] = [
-        ("since", format_value("since", found.since)),
-        ("up to", format_value("until", found.until)),
-        ("hooks", len(found.hooks)),
-        ("entries", found.entries),
-        ("would be recovered" if dry_run else "recovered", found.recovered),
+        ("since", format_value("since", result.since)),
+        ("up to", format_value("until", result.until)),
+        ("webhooks", len(result.hooks)),
+        ("log entries", result.entries),
+        ("would be recovered" if dry_run else "recovered", result.recovered),
     ]
-    rows += [(f"  {why}", count) for why, count in sorted(found.causes.items())]
-    rows += [("can't know", why) for why in found.doubts]
+    rows += [(f"  {cause}", count) for cause, count in sorted(result.causes.items())]
+    rows += [("unknown", doubt) for doubt in result.doubts]
     table("", ("", ""), rows, fold=True)
 
 
-def show_reconciled(found: ReconcileResult, dry_run: bool, report: bool) -> None:
-    """Print what differed from what Logto lists; as a `report`, since when, and why likely."""
-    rows = _counted(found)
-    rows += [("differ" if dry_run else "differed, now as in Logto", found.drifted)]
-    rows += [(f"  in {name}", count) for name, count in sorted(found.fields.items())]
-    rows += [("can't tell", why) for why in found.doubts]
+def show_reconciled(result: ReconcileResult, dry_run: bool, report: bool) -> None:
+    """Print differences from Logto; as a `report`, since when they exist, and the likely reason."""
+    rows = _count_rows(result)
+    rows += [("different" if dry_run else "corrected", result.drifted)]
+    rows += [(f"  in {name}", count) for name, count in sorted(result.fields.items())]
+    rows += [("unknown", doubt) for doubt in result.doubts]
     table("", ("", ""), rows, fold=True)
-    if found.drifts:
-        more = f", the first {len(found.drifts)}" if found.drifted > len(found.drifts) else ""
-        columns = ("kind", "id", "columns", *(("since", "likely because") if report else ()))
-        cells = [_drift(each)[: len(columns)] for each in found.drifts]
-        table(f"\nWhat differed{more}", columns, cells, fold=True)
+    if result.drifts:
+        more = f", the first {len(result.drifts)}" if result.drifted > len(result.drifts) else ""
+        columns = ("kind", "id", "columns", *(("since", "likely reason") if report else ()))
+        cells = [_drift_cells(drift)[: len(columns)] for drift in result.drifts]
+        table(f"\nDifferences{more}", columns, cells, fold=True)
 
 
-def show_replayed(done: ReplayResult, dry_run: bool) -> None:
+def show_replayed(result: ReplayResult, dry_run: bool) -> None:
     """Print what a replay did, or would do."""
-    would = "would be " if dry_run else ""
+    would_be = "would be " if dry_run else ""
     rows: list[tuple[str, Any]] = [
-        (f"deliveries {would}applied again", done.deliveries),
-        (f"jobs {would}run again", done.jobs),
+        (f"deliveries {would_be}applied again", result.deliveries),
+        (f"jobs {would_be}run again", result.jobs),
     ]
     table("", ("", ""), rows)
-    if done.drifts:
-        cells = [(each.kind, each.id, ", ".join(each.fields)) for each in done.drifts]
-        table("\nWhat differs by it", ("kind", "id", "columns"), cells, fold=True)
+    if result.drifts:
+        cells = [(drift.kind, drift.id, ", ".join(drift.fields)) for drift in result.drifts]
+        table("\nChanges", ("kind", "id", "columns"), cells, fold=True)
 
 
-def show_filled(found: ReconcileResult) -> None:
-    """Print what the first look brought."""
-    rows = [*_counted(found), ("written", found.drifted)]
-    rows += [("can't tell", why) for why in found.doubts]
+def show_backfilled(result: ReconcileResult) -> None:
+    """Print what a backfill wrote."""
+    rows = [*_count_rows(result), ("written", result.drifted)]
+    rows += [("unknown", doubt) for doubt in result.doubts]
     table("", ("", ""), rows, fold=True)
 
 
-def show_sides(sides: UserComparison) -> None:
-    """Print somebody as known here and as Logto answers, what differs in a column of its own."""
-    ours, logtos = sides.ours or {}, sides.logto or {}
+def show_comparison(comparison: UserComparison) -> None:
+    """Print a user as stored here and as Logto returns it, and mark the differences."""
+    ours, logtos = comparison.ours or {}, comparison.logto or {}
     cells = [
         (
             name,
             format_value(name, ours.get(name)),
             format_value(name, logtos.get(name)),
-            "differs" if name in sides.differ else "",
+            "differs" if name in comparison.differ else "",
         )
         for name in ours | logtos
     ]
-    here = "here" if sides.ours else "here: unknown, or deleted"
-    there = "at Logto" if sides.logto else "at Logto: deleted, or never there"
-    table("", ("", here, there, ""), cells, fold=True)
+    here = "here" if comparison.ours else "here: unknown, or deleted"
+    at_logto = "at Logto" if comparison.logto else "at Logto: deleted, or never existed"
+    table("", ("", here, at_logto, ""), cells, fold=True)
 
 
-def _counted(found: ReconcileResult) -> list[tuple[str, Any]]:
-    resumed = [("goes on from", format_value("began", found.began))] if found.resumed else []
+def _count_rows(result: ReconcileResult) -> list[tuple[str, Any]]:
+    resumed = [("resumed from", format_value("began", result.began))] if result.resumed else []
     return [
         *resumed,
-        ("users", found.users),
-        ("organizations", found.organizations),
-        ("members", found.members),
-        ("roles", found.roles),
+        ("users", result.users),
+        ("organizations", result.organizations),
+        ("members", result.members),
+        ("roles", result.roles),
     ]
 
 
-def _drift(each: Drift) -> tuple[Any, ...]:
-    since = format_value("since", each.since)
-    fields = ", ".join(each.fields) + (f": {each.role}" if each.role else "")
-    return each.kind, each.id, fields, since, each.reason
+def _drift_cells(drift: Drift) -> tuple[Any, ...]:
+    since = format_value("since", drift.since)
+    fields = ", ".join(drift.fields) + (f": {drift.role}" if drift.role else "")
+    return drift.kind, drift.id, fields, since, drift.reason
 
 
-def show_found(found: Sequence[FoundRow], kind: str) -> None:
-    """Print all that is known of one, or a line for each of several."""
-    if len(found) > 1:
+def show_rows(rows: Sequence[FoundRow], kind: str) -> None:
+    """Print all about one record, or a line for each of several."""
+    if len(rows) > 1:
         columns = _COMPACT[kind]
-        cells = [
-            [format_value(name, each.row[name]) for name in columns] + [each.waiting_for]
-            for each in found
+        lines = [
+            [format_value(name, found.row[name]) for name in columns] + [found.waiting_for]
+            for found in rows
         ]
-        table("", (*columns, "waits for"), cells)
+        table("", (*columns, "waits for"), lines)
         return
-    [one] = found
-    other = "organizations" if kind == "user" else "members"
-    rows = [(name, format_value(name, value)) for name, value in one.row.items()]
-    rows += [(other, one.memberships), (f"{other} in doubt", one.memberships_in_doubt)]
-    rows += [("roles", one.roles)] if kind == "user" else []
-    rows += [("waits for", one.waiting_for or "nothing")]
-    table("", ("", ""), rows, fold=True)
+    [found] = rows
+    others = "organizations" if kind == "user" else "members"
+    cells = [(name, format_value(name, value)) for name, value in found.row.items()]
+    cells += [(others, found.memberships), (f"{others} in doubt", found.memberships_in_doubt)]
+    cells += [("roles", found.roles)] if kind == "user" else []
+    cells += [("waits for", found.waiting_for or "nothing")]
+    table("", ("", ""), cells, fold=True)
 
 
 def to_json(value: Any) -> str:
-    """Encode what was found; its times as ISO 8601. Nothing in it steers a terminal."""
+    """Encode a result: times as ISO 8601, and without characters that control a terminal."""
     if isinstance(value, list):
-        return "[" + ",".join(to_json(each) for each in value) + "]"
+        return "[" + ",".join(to_json(item) for item in value) + "]"
     if isinstance(value, FoundRow):
-        value = msgspec.structs.replace(value, row=_dated(value.row))
+        value = msgspec.structs.replace(value, row=_format_row(value.row))
     elif isinstance(value, UserComparison):
-        value = msgspec.structs.replace(value, ours=_dated(value.ours), logto=_dated(value.logto))
+        ours, logtos = _format_row(value.ours), _format_row(value.logto)
+        value = msgspec.structs.replace(value, ours=ours, logto=logtos)
     text = msgspec.json.encode(format_moment(value)).decode()
-    return _IN_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    return _IN_JSON.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
-def _dated(row: dict[str, Any] | None) -> Any:
+def _format_row(row: dict[str, Any] | None) -> Any:
     return row and {name: format_value(name, content) for name, content in row.items()}
 
 
 def format_moment(value: Any) -> Any:
-    """Make JSON of a struct, and of those in it: their times as ISO 8601."""
+    """Make a dict of a struct, and of those in it, with times as ISO 8601."""
     if isinstance(value, list):
-        return [format_moment(each) for each in value]
+        return [format_moment(item) for item in value]
     if not isinstance(value, msgspec.Struct):
         return value
     names = value.__struct_fields__
@@ -338,7 +350,7 @@ def format_moment(value: Any) -> Any:
 
 
 def format_value(column: str, value: Any) -> Any:
-    """Show the milliseconds of a `…_at` column as a date and time in UTC."""
+    """Format the milliseconds of a `…_at` column as a date and time in UTC."""
     if not (column.endswith("_at") or column in _MOMENTS) or not isinstance(value, int):
         return value
     moment = datetime.fromtimestamp(value / 1000, UTC)
@@ -346,38 +358,36 @@ def format_value(column: str, value: Any) -> Any:
 
 
 def strip_controls(cell: Any) -> str:
-    """Show a cell: None as nothing, what isn't text as JSON; nothing that steers a terminal."""
+    """Format a cell: None is empty, other objects are JSON, control characters are escaped."""
     if cell is None:
         return ""
     text = cell if isinstance(cell, str) else canonical_json.encode(cell).decode()
-    return _STEERING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
-# When something was, and not called `…_at`.
-_MOMENTS = ("since", "until", "began", "complete_up_to")
+_MOMENTS = ("since", "until", "began", "complete_up_to")  # times that aren't called `…_at`
 _ABOVE = r"\x7f-\x9f\u202a-\u202e\u2066-\u2069"
-_STEERING = re.compile(rf"[\x00-\x08\x0b-\x1f{_ABOVE}]")
-_IN_JSON = re.compile(f"[{_ABOVE}]")  # which escapes the others itself
+_CONTROLS = re.compile(rf"[\x00-\x08\x0b-\x1f{_ABOVE}]")
+_IN_JSON = re.compile(f"[{_ABOVE}]")  # JSON escapes the others
 
 
 _HINTS: Final = {
-    401: "the service doesn't know the key with which this was signed. Set "
-    "LOGTO_WEBHOOK_SIGNING_KEY to the one it runs with; after a rotation, to the new one.",
-    404: "there is no webhook at that path. Set LOGTO_WEBHOOKS_PATH to the one that there is, or "
-    "give the whole URL with {option}.",
+    401: "the service doesn't accept this signing key. Set LOGTO_WEBHOOK_SIGNING_KEY to the key "
+    "that the service uses. After a rotation, that is the new one.",
+    404: "no webhook answers at this path. Set LOGTO_WEBHOOKS_PATH to the service's path, or give "
+    "the whole URL with {option}.",
 }
 
 
 class Hints:
-    """Tells each once, beside what is printed; `option` names a URL."""
+    """Prints what to do about a status, each once; `option` is the one that takes a URL."""
 
     def __init__(self, option: str) -> None:
         self._option = option
-        self._told: set[int] = set()
+        self._shown: set[int] = set()
 
-    def tell(self, status: int | None) -> None:
-        """Say what to do about an answer, if that is known."""
-        if status in _HINTS and status not in self._told:
-            self._told.add(status)
-            hint = _HINTS[status].format(option=self._option)
-            err.print(f"{status}: {hint}", markup=False, soft_wrap=True)
+    def show(self, status: int | None) -> None:
+        """Print the hint for a status, if there is one."""
+        if status in _HINTS and status not in self._shown:
+            self._shown.add(status)
+            note(f"{status}: {_HINTS[status].format(option=self._option)}")

@@ -1,4 +1,4 @@
-"""Long work: a bar on a terminal, with rate and time left; a line about going on after Ctrl-C."""
+"""Progress of long work: a bar on a terminal, and what to do after Ctrl-C."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STOPPED = 130
 
 
 class Bar:
-    """How far work came: `stage` after `stage`, each with a bar of its own."""
+    """Shows progress: one stage after the other, each from 0 to 100 %."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
@@ -24,7 +24,7 @@ class Bar:
         self._began = (time.monotonic(), 0)
 
     def update(self, stage: str, count: int, done: float) -> None:
-        """Say that `count` items of a stage are done, which is so much of it, from 0 to 1."""
+        """Show that `count` items of a stage are done; `done` is the share, from 0 to 1."""
         now = time.monotonic()
         if stage != self._stage:
             self._stage, self._began = stage, (now, count)
@@ -40,7 +40,7 @@ class Bar:
 
 @contextmanager
 def bar(first: str, *, silent: bool = False) -> Iterator[Bar]:
-    """Show a bar on stderr while the block lasts, if that is a terminal and it isn't `silent`."""
+    """Show a bar on stderr during the block, if that is a terminal, and unless `silent`."""
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -49,21 +49,21 @@ def bar(first: str, *, silent: bool = False) -> Iterator[Bar]:
     )
     hidden = silent or not output.err.is_terminal
     with Progress(*columns, console=output.err, transient=True, disable=hidden) as progress:
-        made = Bar(progress)
-        made.update(first, 0, 0.0)
-        yield made
+        shown = Bar(progress)
+        shown.update(first, 0, 0.0)
+        yield shown
 
 
 @contextmanager
-def stoppable(how_to_go_on: str) -> Iterator[None]:
-    """Let Ctrl-C end the block with a line that says how to go on, and exit code 130."""
+def stoppable(advice: str) -> Iterator[None]:
+    """Let Ctrl-C end the block with a line of advice, and exit code 130."""
     try:
         yield
     except KeyboardInterrupt:
-        stopped(how_to_go_on)
+        stopped(advice)
 
 
-def stopped(how_to_go_on: str) -> None:
-    """Say how to go on, and leave. Raises Exit."""
-    output.err.print(f"Stopped. {how_to_go_on}", markup=False, soft_wrap=True)
+def stopped(advice: str) -> None:
+    """Print that the command was stopped, and advice. Raises Exit."""
+    output.note(f"Stopped. {advice}")
     raise typer.Exit(STOPPED)

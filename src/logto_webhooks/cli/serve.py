@@ -1,81 +1,44 @@
-"""Running the service: `serve`."""
+"""Run the service: `serve`, and `worker`, which applies deliveries without receiving any."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import AsyncIterator
 from functools import partial
+from typing import Annotated
 
-from logto_webhooks import server
-from logto_webhooks.cli import event_loop, options
+import typer
+
+from logto_webhooks import server, signals
+from logto_webhooks.cli import progress
 from logto_webhooks.cli.load_app import load_handlers
-from logto_webhooks.database import database_for, for_another_loop, read_status
-from logto_webhooks.ingest.spool import spool_of
+from logto_webhooks.cli.options import DATABASE, OPTIONS, with_settings
+from logto_webhooks.cli.session import run_async
+from logto_webhooks.database import Database, database_for, for_another_loop, read_status
+from logto_webhooks.ingest.spool import spool_of, unspooling
 from logto_webhooks.instrumentation import logs
+from logto_webhooks.instrumentation.events import (
+    DeliveryFailed,
+    DeliverySynced,
+    Observer,
+    TelemetryEvent,
+)
 from logto_webhooks.instrumentation.logs import fan_out
 from logto_webhooks.instrumentation.prometheus import Metrics
-from logto_webhooks.runtime import Service
+from logto_webhooks.plural import Count
+from logto_webhooks.runtime import Service, WorkerGroup
 from logto_webhooks.settings import Settings
+from logto_webhooks.states import DeliveryState
 
 logger = logging.getLogger("logto_webhooks")
 
 
-def serve(
-    signing_key: options.SigningKey = None,
-    database_url: options.DatabaseUrl = None,
-    schema: options.Schema = None,
-    worker: options.WithWorker = None,
-    host: options.Host = None,
-    port: options.Port = None,
-    path: options.Path_ = None,
-    max_body_bytes: options.MaxBody = None,
-    max_attempts: options.MaxAttempts = None,
-    lag_ms: options.LagMs = None,
-    replay_window_s: options.ReplayWindow = None,
-    endpoint: options.Endpoint = None,
-    app_id: options.AppId = None,
-    app_secret: options.AppSecret = None,
-    api_resource: options.ApiResource = None,
-    api_budget: options.ApiBudget = None,
-    recover_every_s: options.RecoverEvery = None,
-    reconcile_every_s: options.ReconcileEvery = None,
-    silence_after_s: options.SilenceAfter = None,
-    public_url: options.PublicUrl = None,
-    spool_dir: options.SpoolDir = None,
-    app: options.App = None,
-    log_format: options.LogFormat = None,
-    log_level: options.LogLevel = None,
-    env_file: options.EnvFile = None,
-) -> None:
-    """Receive Logto's webhooks, and apply them, in one process."""
-    settings = options.settings(
-        env_file,
-        signing_key=signing_key,
-        database_url=database_url,
-        schema=schema,
-        worker=worker,
-        host=host,
-        port=port,
-        path=path,
-        max_body_bytes=max_body_bytes,
-        max_attempts=max_attempts,
-        lag_ms=lag_ms,
-        replay_window_s=replay_window_s,
-        endpoint=endpoint,
-        app_id=app_id,
-        app_secret=app_secret,
-        api_resource=api_resource,
-        api_budget=api_budget,
-        recover_every_s=recover_every_s,
-        reconcile_every_s=reconcile_every_s,
-        silence_after_s=silence_after_s,
-        public_url=public_url,
-        spool_dir=spool_dir,
-        app=app,
-        log_format=log_format,
-        log_level=log_level,
-    )
+@with_settings(*OPTIONS)
+def serve(settings: Settings) -> None:
+    """Receive Logto's webhooks, and apply them."""
     logs.configure(settings.log_format, settings.log_level)
-    event_loop.run_async(_serve(settings))
+    run_async(_serve(settings))
     logger.info("stopped")
 
 
@@ -90,5 +53,85 @@ async def _serve(settings: Settings) -> None:
     await database.open()
     listener = server.listen(settings.host, settings.port)
     address = settings.url_at(listener.getsockname()[1])
-    logger.info("listening on %s, keeping its data in %s", address, database.name)
+    logger.info("listening on %s, storing data in %s", address, database.name)
     await server.Server(service.app, listener).run()
+
+
+@with_settings(
+    *DATABASE,
+    "max_attempts",
+    "lag_ms",
+    "replay_window_s",
+    "spool_dir",
+    "app",
+    "log_format",
+    "log_level",
+)
+def worker(
+    settings: Settings,
+    drain: Annotated[bool, typer.Option("--drain", help="Exit when nothing is pending.")] = False,
+) -> None:
+    """Apply the deliveries in the inbox, without receiving any."""
+    if not drain:
+        logs.configure(settings.log_format, settings.log_level)
+        run_async(_work(settings))
+        return
+    with progress.bar("deliveries", silent=settings.log_format == "json") as bar:
+        logs.configure(settings.log_format, settings.log_level)  # writes above the bar
+        is_done = run_async(_drain(settings, bar))
+    if not is_done:
+        raise typer.Exit(progress.STOPPED)
+
+
+async def _work(settings: Settings) -> None:
+    async with _workers(settings, logs.observe, apart_too=True) as (workers, _):
+        await workers.run()
+        logger.info("stopped")
+
+
+async def _drain(settings: Settings, bar: progress.Bar) -> bool:
+    """Return False if it was stopped before the end."""
+    applied, pending = 0, 0
+
+    def observe(event: TelemetryEvent) -> None:
+        nonlocal applied
+        logs.observe(event)
+        if isinstance(event, DeliverySynced | DeliveryFailed):
+            applied += 1
+            bar.update("deliveries", applied, applied / max(applied, pending))
+
+    async with _workers(settings, observe) as (workers, database):
+        pending = await _count_pending(database)
+        await workers.drain()
+        if not workers.worker.stopping:
+            logger.info("nothing is pending")
+            return True
+        left = f"{Count(await _count_pending(database)):delivery|deliveries}"
+        logger.warning("stopped with %s pending; run it again to continue", left)
+        return False
+
+
+async def _count_pending(database: Database) -> int:
+    status = await database.host.read(lambda store: store.status())
+    return status.deliveries[DeliveryState.PENDING]
+
+
+@contextlib.asynccontextmanager
+async def _workers(
+    settings: Settings, observe: Observer, *, apart_too: bool = False
+) -> AsyncIterator[tuple[WorkerGroup, Database]]:
+    """Open the database and its workers, until SIGTERM or SIGINT; with `apart_too`, handlers run
+    on an event loop of their own."""
+    database = database_for(settings)
+    apart = for_another_loop(database, settings) if apart_too else None
+    handlers = load_handlers(settings, apart or database)
+    workers = WorkerGroup(settings, database, observe, handlers, apart)
+    signals.on_stop(workers.stop)
+    try:
+        await database.check()
+        logger.info("working on %s", database.name)
+        async with unspooling(settings, database, observe, workers.wake):
+            with handlers.in_use():
+                yield workers, database
+    finally:
+        await database.host.close()

@@ -10,8 +10,8 @@ import httpx2
 
 from logto_webhooks.errors import SettingInvalid
 from logto_webhooks.listen.log_reader import ForwardResponse
-from logto_webhooks.logto.webhooks import is_url
 from logto_webhooks.samples.request import make_headers
+from logto_webhooks.validation import is_url
 
 TIMEOUT_S: Final = 10.0  # Logto's
 _LONGEST: Final = 2**16

@@ -7,7 +7,6 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Struct
@@ -70,17 +69,6 @@ def parse_webhook(content: Any) -> Webhook | None:
         return msgspec.convert(content, Webhook)
     except msgspec.ValidationError:
         return None
-
-
-def is_url(text: str) -> bool:
-    """Whether it is an address that can be posted to."""
-    if any(each.isspace() or not each.isprintable() for each in text):
-        return False  # what reads it would take it for another
-    try:
-        parts = urlsplit(text)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        return False
 
 
 def find_webhook(hooks: Sequence[Webhook], query: str) -> Webhook:

@@ -1,0 +1,120 @@
+"""Compare with Logto, and bring back what was missed: `recover`, `reconcile` and `backfill`."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, Final
+
+import typer
+
+from logto_webhooks.admin import Admin
+from logto_webhooks.cli import output, progress
+from logto_webhooks.cli.options import DATABASE, LOGTO_API, AsJson, parse_moment, with_settings
+from logto_webhooks.cli.session import run_admin
+from logto_webhooks.reconcile.recover import RecoverResult
+from logto_webhooks.reconcile.run import ReconcileResult
+from logto_webhooks.settings import Settings
+
+_UNCHANGED: Final = "Nothing was changed."
+_RUN_AGAIN: Final = "Run it again within a day to continue."
+_LOG_ENTRIES: Final = "entries of Logto's log"
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Show what would change, but change nothing.")
+]
+
+
+@with_settings("signing_key", *DATABASE, *LOGTO_API, "api_budget", "public_url")
+def recover(
+    settings: Settings,
+    since: Annotated[
+        str | None,
+        typer.Option(
+            help="Start then: a time (2026-11-24T08:00Z), or 90m, 36h, 7d ago. Default: where the "
+            "last run ended."
+        ),
+    ] = None,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Recover missed deliveries from Logto's own log."""
+    start = parse_moment("--since", since, datetime.now(UTC))
+
+    async def run(admin: Admin) -> RecoverResult:
+        with progress.bar(_LOG_ENTRIES, silent=as_json) as bar:
+            return await admin.recover(
+                start,
+                dry_run=dry_run,
+                progressed=lambda result: bar.update(_LOG_ENTRIES, result.entries, result.done),
+            )
+
+    resume = "Recovered deliveries are stored. Run it again for the rest."
+    with progress.stoppable(_UNCHANGED if dry_run else resume):
+        result = run_admin(settings, run)
+    if as_json:
+        print(output.to_json(result))
+    else:
+        output.show_recovered(result, dry_run)
+    if not result.hooks:
+        raise typer.Exit(1)
+
+
+@with_settings(*DATABASE, *LOGTO_API, "api_budget")
+def reconcile(
+    settings: Settings,
+    user: Annotated[
+        str | None,
+        typer.Option(help="Only this user: a Logto ID, or a query matching exactly one user."),
+    ] = None,
+    dry_run: DryRun = False,
+    report: Annotated[
+        bool, typer.Option("--report", help="For each difference, show since when, and a reason.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compare all records with Logto's, and fix differences.
+
+    It compares users, organizations, members and roles. An interrupted run resumes.
+    """
+
+    async def run(admin: Admin) -> ReconcileResult:
+        if user is not None:
+            return await admin.reconcile(user, dry_run=dry_run)
+        with progress.bar("users", silent=as_json) as bar:
+            return await admin.reconcile(dry_run=dry_run, progressed=bar.update)
+
+    with progress.stoppable(_UNCHANGED if dry_run else _RUN_AGAIN):
+        result = run_admin(settings, run)
+    if as_json:
+        print(output.to_json(result))
+    else:
+        output.show_reconciled(result, dry_run, report)
+    if user is not None and not result.users:
+        output.note(f"No user found for {user!r}, neither here nor at Logto.")
+        raise typer.Exit(1)
+
+
+@with_settings(*DATABASE, *LOGTO_API, "api_budget")
+def backfill(
+    settings: Settings,
+    run_handlers: Annotated[
+        bool,
+        typer.Option("--run-handlers", help="Run handlers for LocalUserCreated and the like."),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Fill an empty database from Logto.
+
+    It is as fast as Logto allows: Logto Cloud allows 20 requests per second. An interrupted run
+    resumes.
+    """
+
+    async def run(admin: Admin) -> ReconcileResult:
+        with progress.bar("users", silent=as_json) as bar:
+            return await admin.backfill(run_handlers=run_handlers, progressed=bar.update)
+
+    with progress.stoppable(_RUN_AGAIN):
+        result = run_admin(settings, run)
+    if as_json:
+        print(output.to_json(result))
+    else:
+        output.show_backfilled(result)
