@@ -521,7 +521,7 @@ def test_a_logto_that_is_gone_for_a_while(tmp_path: Path) -> None:
         ([], {"LOGTO_M2M_APP_SECRET": "wrong"}, "LOGTO_M2M_APP_SECRET"),
         ([], {"LOGTO_M2M_APP_ID": ""}, "Management API isn't configured"),
         (["--repoint", "main"], {}, "--repoint can't be used: it needs --tunnel-command"),
-        (["--tunnel-command", "ngrok http 80"], {}, "where {port} goes"),
+        (["--tunnel-command", "ngrok http 80"], {}, "it must contain {port}"),
         (["--tunnel-command", "x {port}", "--since", "1h"], {}, "--since can't be used"),
         (["--forward-to", "localhost:80"], {}, "isn't like http://"),
     ],
