@@ -43,7 +43,7 @@ def test_the_logto_runs_as_printed(reader: Reader) -> None:
     assert "recovered" in recovered
     assert "user0@example.com" in found
     assert "LOGTO_WEBHOOK_SIGNING_KEY=" in rotated
-    assert "is delivery" in rotated
+    assert "arrived as delivery" in rotated
     assert "✗" not in judged
 
 
