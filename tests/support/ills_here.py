@@ -111,7 +111,7 @@ async def a_database_without_tables(clinic: Clinic) -> list[Finding]:
 
 @finds("schema_old")
 async def tables_of_an_older_release(clinic: Clinic) -> list[Finding]:
-    older = "UPDATE logto_schema_version SET version_num = '0001'"
+    older = "UPDATE logto_schema_version SET version_num = '0000'"
     return await clinic.ask(**await clinic.another(older))
 
 

@@ -134,7 +134,7 @@ records = sa.Table(
     metadata,
     sa.Column("kind", sa.Text, primary_key=True),
     sa.Column("logto_id", sa.Text, primary_key=True),
-    sa.Column("local_id", Uuid, nullable=False, unique=True),
+    sa.Column("local_id", Uuid, nullable=False),
     sa.Column("organization_id", sa.Text),  # of a membership
     sa.Column("user_id", sa.Text),  # of a membership
     sa.Column("data", Json, nullable=False),
@@ -153,9 +153,13 @@ records = sa.Table(
     sa.Column("told_at", Millis),
     sa.Column("told_end", Millis),
 )
-sa.Index("logto_records_organization", records.c.organization_id)
-sa.Index("logto_records_user", records.c.user_id)
-sa.Index("logto_records_refetch", records.c.refetch_since)
+for _name, _column in (
+    ("organization", records.c.organization_id),
+    ("user", records.c.user_id),
+    ("refetch", records.c.refetch_since),
+):
+    _is_there = _column.is_not(None)
+    sa.Index(f"logto_records_{_name}", _column, sqlite_where=_is_there, postgresql_where=_is_there)
 
 users = sa.Table(
     "logto_users",
