@@ -27,7 +27,7 @@ from logto_webhooks.testing import make
 SUBJECTS = 200
 PIECE = 5_000
 AGAIN_S = 0.05  # what fails is tried again so soon, for ever
-_TABLES = ("logto_jobs", "logto_lines", "logto_deliveries")
+_TABLES = ("logto_jobs", "logto_queue_keys", "logto_deliveries")
 
 
 class Lines:
@@ -126,9 +126,12 @@ def new_schema(name: str) -> Iterator[str]:
         on_postgres(f"DROP SCHEMA {schema} CASCADE")
 
 
-def on_postgres(statement: str) -> None:
-    """Run a statement outside of a transaction."""
-    engine = postgres.sync_engine().execution_options(isolation_level="AUTOCOMMIT")
+def on_postgres(statement: str, url: str | None = None) -> None:
+    """Run a statement outside of a transaction, on the tests' server if there is no URL."""
+    engine = postgres.sync_engine()
+    if url:
+        engine = sa.create_engine(sa.make_url(url).set(drivername="postgresql+psycopg"))
+    engine = engine.execution_options(isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:
         connection.execute(sa.text(statement))
 
@@ -139,7 +142,7 @@ def _job(number: int, subject: str, delivery_id: int) -> NewJob:
         key=f"{subject}:{number}",
         event="User.Data.Updated",
         subject=subject,
-        line=subject,
+        queue_key=subject,
         occurred_at=number,
         delivery_id=delivery_id,
     )

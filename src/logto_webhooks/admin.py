@@ -322,7 +322,7 @@ class InboxAdmin(ABC):
     async def retry_jobs(
         self, ids: Sequence[int] = (), *, handler: str | None = None, state: str | None = None
     ) -> int:
-        """Run jobs again, at the end of their lines: by id, or all of a handler in a state, which
+        """Run jobs again, at the end of their queues: by id, or all of a handler in a state, which
         is "dead" if none is named. What waits for its next attempt has it now.
 
         Returns how many will be; what runs just now is none of them. Raises JobUnknown,

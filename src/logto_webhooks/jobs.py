@@ -30,7 +30,7 @@ class RegisteredHandler(Struct, frozen=True, kw_only=True):
 class NewJob(Struct, frozen=True, kw_only=True):
     """A job to be made; `key` is unique for its handler.
 
-    `subject` names the line in which it keeps its order; `occurred_at` (ms) is its place in it,
+    `queue_key` names the queue in which it keeps its order; `occurred_at` (ms) is its place in it,
     None for now. `payload` is a record's own event; a delivery's is its body.
     """
 
@@ -38,7 +38,7 @@ class NewJob(Struct, frozen=True, kw_only=True):
     key: str
     event: str
     subject: str
-    line: str
+    queue_key: str
     occurred_at: int | None = None
     delivery_id: int | None = None
     payload: bytes | None = None
@@ -48,7 +48,7 @@ class Job(Struct, frozen=True, kw_only=True):
     """A job that a worker holds; times in milliseconds."""
 
     id: int
-    line_id: int
+    queue_key_id: int
     handler: str
     key: str
     event: str
@@ -74,7 +74,7 @@ class JobOutcome(Struct, frozen=True, kw_only=True):
     it was given back, as if never begun."""
 
     id: int
-    line_id: int
+    queue_key_id: int
     state: JobState
     error: str | None = None
     failed: bool = False
@@ -156,7 +156,7 @@ class Jobs(Protocol):
         """Take a handler out with what waits for it; return how many jobs that were."""
 
     def add(self, new: Sequence[NewJob]) -> None:
-        """Make jobs, each once for its handler and key, and see that their lines are due."""
+        """Make jobs, each once for its handler and key, and see that their queues are due."""
 
     def claim(
         self,
@@ -167,26 +167,26 @@ class Jobs(Protocol):
         lost: bool = True,
         skip_locked: bool = False,
     ) -> list[Job]:
-        """Take the first job of each due line, of so many of each handler; nobody else gets a
-        line during the lease.
+        """Take the first job of each due queue, of so many of each handler; nobody else gets a
+        queue during the lease.
 
-        Of lines whose lease ran out it takes one, or none unless `lost`.
+        Of queues whose lease ran out it takes one, or none unless `lost`.
         To `skip_locked` is to take no job whose row another transaction holds.
         """
 
-    def lock(self, line_ids: Sequence[int]) -> None:
-        """Let nobody change lines until the transaction ends; all lock them in the same order."""
+    def lock(self, queue_key_ids: Sequence[int]) -> None:
+        """Let nobody change queues until the transaction ends; all lock them in the same order."""
 
     def held_elsewhere(
-        self, line_ids: Sequence[int], job_ids: Sequence[int]
+        self, queue_key_ids: Sequence[int], job_ids: Sequence[int]
     ) -> tuple[set[int], set[int]]:
-        """Hold lines and jobs without waiting; return those that another transaction holds."""
+        """Hold queues and jobs without waiting; return those that another transaction holds."""
 
-    def renew(self, token: str, line_ids: Sequence[int], lease_s: float) -> None:
-        """Hold lines longer."""
+    def renew(self, token: str, queue_key_ids: Sequence[int], lease_s: float) -> None:
+        """Hold queues longer."""
 
     def finish(self, token: str, outcomes: Sequence[JobOutcome]) -> list[int]:
-        """Write outcomes, and let the lines go on; return the ids of jobs no longer held by
+        """Write outcomes, and let the queues go on; return the ids of jobs no longer held by
         `token`, or discarded meanwhile, of which nothing was written."""
 
     def counts(self) -> list[JobCount]:
@@ -198,9 +198,9 @@ class Jobs(Protocol):
     def move(self, ids: Sequence[int], move: JobMove) -> list[int]:
         """Repeat or discard jobs by hand, where that can be; return the ids of those.
 
-        A repeated one goes to the end of its line; one that waits has its next attempt now, but
-        for one that is run just now. Their lines are due, unless somebody holds them.
+        A repeated one goes to the end of its queue; one that waits has its next attempt now, but
+        for one that is run just now. Their queues are due, unless somebody holds them.
         """
 
     def mend(self) -> int:
-        """Make the lines that are missing where jobs wait; return how many."""
+        """Make the queue keys that are missing where jobs wait; return how many."""

@@ -50,7 +50,7 @@ DELIVERY_MOVES: Final[dict[tuple[DeliveryState, DeliveryMove], DeliveryState]] =
 class JobState(StrEnum):
     """Where a job stands."""
 
-    WAITING = "waiting"  # in its line, to be run now or at the line's due time
+    WAITING = "waiting"  # in its queue, to be run now or when the queue is due
     DONE = "done"
     DEAD = "dead"  # given up, with the traceback
     DISCARDED = "discarded"  # by its handler, by age, or by hand

@@ -38,7 +38,11 @@ def fill(store: Store) -> None:
         "t",
         [
             JobOutcome(
-                id=each.id, line_id=each.line_id, state=JobState.DEAD, error=error, failed=True
+                id=each.id,
+                queue_key_id=each.queue_key_id,
+                state=JobState.DEAD,
+                error=error,
+                failed=True,
             )
             for each in held
         ],
@@ -52,7 +56,7 @@ def job(key: str, handler: str, user: str = "ana") -> NewJob:
         key=key,
         event="User.Created",
         subject=subject,
-        line=subject,
+        queue_key=subject,
         occurred_at=1,
         payload=b"{}",
     )

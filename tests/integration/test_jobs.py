@@ -90,7 +90,9 @@ def test_what_is_given_back_was_never_begun(run: Run) -> None:
     """What failed did not get lost; nor did what was repeated by hand."""
     add(run, job("a"))
     [held] = claim(run)
-    back = JobOutcome(id=held.id, line_id=held.line_id, state=JobState.WAITING, counts=False)
+    back = JobOutcome(
+        id=held.id, queue_key_id=held.queue_key_id, state=JobState.WAITING, counts=False
+    )
     run(lambda store: store.jobs.finish("t", [back]))
     for _ in range(2):
         [again] = claim(run)
@@ -109,7 +111,11 @@ def test_any_error_can_be_written(run: Run) -> None:
     add(run, job("a"))
     [held] = claim(run)
     outcome = JobOutcome(
-        id=held.id, line_id=held.line_id, state=JobState.DEAD, error="a\0b\udc80", failed=True
+        id=held.id,
+        queue_key_id=held.queue_key_id,
+        state=JobState.DEAD,
+        error="a\0b\udc80",
+        failed=True,
     )
     assert run(lambda store: store.jobs.finish("t", [outcome])) == []
     [row] = run(lambda store: store.jobs.find(JobFilter()))

@@ -153,7 +153,7 @@ def test_who_repeats_waits_for_who_ends_the_line() -> None:
     with engine.begin() as connection:
         DatabaseJobs(connection).add([job("dead", at=1), job("last", at=2)])
         [first] = DatabaseJobs(connection).claim("t", {"one": 1}, 60)
-        DatabaseJobs(connection).finish("t", [ended(first.id, first.line_id, JobState.DEAD)])
+        DatabaseJobs(connection).finish("t", [ended(first.id, first.queue_key_id, JobState.DEAD)])
         [last] = DatabaseJobs(connection).claim("t", {"one": 1}, 60)
     begun = threading.Event()
 
@@ -164,7 +164,7 @@ def test_who_repeats_waits_for_who_ends_the_line() -> None:
 
     with ThreadPoolExecutor(1) as pool:
         with engine.begin() as connection:
-            DatabaseJobs(connection).finish("t", [ended(last.id, last.line_id, JobState.DONE)])
+            DatabaseJobs(connection).finish("t", [ended(last.id, last.queue_key_id, JobState.DONE)])
             repeated = pool.submit(repeat)
             assert begun.wait(10)
             until_one_waits(engine)
@@ -176,7 +176,7 @@ def test_who_repeats_waits_for_who_ends_the_line() -> None:
 
 
 def ended(number: int, line: int, state: JobState) -> JobOutcome:
-    return JobOutcome(id=number, line_id=line, state=state, failed=state is JobState.DEAD)
+    return JobOutcome(id=number, queue_key_id=line, state=state, failed=state is JobState.DEAD)
 
 
 def until_one_waits(engine: sa.Engine) -> None:

@@ -45,7 +45,7 @@ def applies(store: Store) -> None:
 def ends(store: Store) -> None:
     """What was claimed at two times, the later line first."""
     done = [
-        (each.line, JobOutcome(id=each.id, line_id=each.line_id, state=JobState.DONE))
+        (each.line, JobOutcome(id=each.id, queue_key_id=each.queue_key_id, state=JobState.DONE))
         for each in held(store)
     ]
     runner._finish(store, sorted(done, key=lambda each: each[0], reverse=True))
@@ -53,8 +53,9 @@ def ends(store: Store) -> None:
 
 def held(store: Store) -> list[sa.Row[tuple[int, int, str]]]:
     assert isinstance(store, DatabaseStore)
-    query = "SELECT jobs.id, lines.id AS line_id, token AS line FROM logto_lines lines"
-    query += " JOIN logto_jobs jobs USING (handler, line) WHERE token IS NOT NULL"
+    query = "SELECT jobs.id, queue_keys.id AS queue_key_id, token AS line"
+    query += " FROM logto_queue_keys queue_keys JOIN logto_jobs jobs USING (handler, queue_key)"
+    query += " WHERE token IS NOT NULL"
     return list(store._connection.execute(sa.text(query)))
 
 

@@ -109,7 +109,7 @@ def test_all_jobs_of_a_delivery_run_again() -> None:
             key=str(number),
             event="LocalUserUpdated",
             subject="user:ana",
-            line="user:ana",
+            queue_key="user:ana",
             occurred_at=1,
             delivery_id=1,
             payload=b"{}",

@@ -295,7 +295,7 @@ def _new_job(store: Store, handler: str) -> None:
         key="k",
         event="User.Created",
         subject="user:a",
-        line="user:a",
+        queue_key="user:a",
         occurred_at=an_hour_ago,
         payload=make.user_created(id="a").body,
     )

@@ -16,7 +16,7 @@ def job(key: str, line: str = "user:ana", at: int = 1, handler: str = "one") -> 
         key=key,
         event="LocalUserUpdated",
         subject="user:ana",
-        line=line,
+        queue_key=line,
         occurred_at=at,
         payload=b"{}",
     )
@@ -33,6 +33,6 @@ def claim(run: Run, token: str = "t", names: tuple[str, ...] = ("one", "two")) -
 def finish(run: Run, held: Job, state: JobState, token: str = "t", after_s: float = 0) -> list[int]:
     failed = state in (JobState.WAITING, JobState.DEAD)
     outcome = JobOutcome(
-        id=held.id, line_id=held.line_id, state=state, failed=failed, after_s=after_s
+        id=held.id, queue_key_id=held.queue_key_id, state=state, failed=failed, after_s=after_s
     )
     return run(lambda store: store.jobs.finish(token, [outcome]))

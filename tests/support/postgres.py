@@ -20,7 +20,7 @@ VARIABLE = "LOGTO_WEBHOOKS_TEST_POSTGRES_URL"
 TABLES = (
     "logto_deliveries, logto_records, logto_users, logto_organizations, "
     "logto_organization_members, logto_progress, logto_user_identities, logto_user_roles, "
-    "logto_organization_member_roles, logto_handlers, logto_jobs, logto_lines, logto_keys, "
+    "logto_organization_member_roles, logto_handlers, logto_jobs, logto_queue_keys, logto_keys, "
     "logto_rejected, logto_endings"
 )
 

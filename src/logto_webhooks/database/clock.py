@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from logto_webhooks.checkpoints import CLOCK, INSTALLED
 from logto_webhooks.database import checkpoints
 from logto_webhooks.database.dialect import by_code, now
-from logto_webhooks.database.schema import deliveries, is_pending, lines, progress
+from logto_webhooks.database.schema import deliveries, is_pending, progress, queue_keys
 from logto_webhooks.interfaces import DatabaseClock, Progress
 from logto_webhooks.states import LONGEST_WAIT_S
 
@@ -52,9 +52,10 @@ def set_back(connection: sa.Connection, by_ms: int, moved: int) -> None:
         pending = sa.select(deliveries.c.id).where(is_pending, deliveries.c.due_at > moment)
         in_order = pending.order_by(deliveries.c.id)
         _sooner(connection, deliveries, in_order, moment, by_ms)
-        waiting = sa.select(lines.c.id).where(lines.c.due_at > moment)
-        in_order = waiting.order_by(by_code(lines.c.handler), by_code(lines.c.line))
-        _sooner(connection, lines, in_order, moment, by_ms)
+        later = sa.or_(queue_keys.c.due_at > moment, queue_keys.c.held_until > moment)
+        waiting = sa.select(queue_keys.c.id).where(later)
+        in_order = waiting.order_by(by_code(queue_keys.c.handler), by_code(queue_keys.c.queue_key))
+        _sooner(connection, queue_keys, in_order, moment, by_ms)
         installed = checkpoints.read_checkpoint(connection, INSTALLED)
         if installed and installed.at > moment:
             at = min(installed.at - by_ms, moment)
@@ -65,6 +66,11 @@ def set_back(connection: sa.Connection, by_ms: int, moved: int) -> None:
 def _sooner(connection: sa.Connection, table: sa.Table, rows: Any, moment: int, by_ms: int) -> None:
     # What is locked is being changed, and gets a new due time by that.
     ids = rows.with_for_update(skip_locked=True)
-    due = table.c.due_at - by_ms
-    sooner = sa.case((due < moment, moment), else_=due)
-    connection.execute(sa.update(table).where(table.c.id.in_(ids)).values(due_at=sooner))
+    times = [table.c[name] for name in ("due_at", "held_until") if name in table.c]
+    sooner = {time: _moved(time, moment, by_ms) for time in times}
+    connection.execute(sa.update(table).where(table.c.id.in_(ids)).values(sooner))
+
+
+def _moved(time: sa.Column[int], moment: int, by_ms: int) -> sa.ColumnElement[int]:
+    """What is later than the moment is sooner by so much, but not before it."""
+    return sa.case((time <= moment, time), (time - by_ms < moment, moment), else_=time - by_ms)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from logto_webhooks.database.bulk import given
 from logto_webhooks.database.dialect import INSERT, among, by_code, now
-from logto_webhooks.database.schema import deliveries, handlers, jobs, lines
+from logto_webhooks.database.schema import deliveries, handlers, jobs, queue_keys
 from logto_webhooks.jobs import (
     Job,
     JobCount,
@@ -27,54 +27,59 @@ _IS_WAITING = jobs.c.state == sa.literal_column("'waiting'")
 _FIRST = jobs.alias("first")
 _NEWER = jobs.alias("newer")
 
+TURN_MS: Final = 1_000
 HANDLERS = sa.select(handlers.c.options).order_by(handlers.c.name)
+_is_free = queue_keys.c.token.is_(None)
+# Of what changes often, only `due_at` is in an index: to hold a queue and to let it go changes it
+# seldom, so that these updates write into no index (PostgreSQL).
 DUE = (
-    sa.select(lines.c.id, lines.c.token)
-    .where(lines.c.handler == sa.bindparam("name"), lines.c.due_at <= now())
-    .where(lines.c.token.is_(None) | sa.bindparam("lost", type_=sa.Boolean))
-    .order_by(lines.c.due_at)
+    sa.select(queue_keys.c.id, queue_keys.c.token)
+    .where(queue_keys.c.handler == sa.bindparam("name"), queue_keys.c.due_at <= now())
+    .where(_is_free | (sa.bindparam("lost", type_=sa.Boolean) & (queue_keys.c.held_until <= now())))
+    .order_by(queue_keys.c.due_at)
     .limit(sa.bindparam("most"))
     .with_for_update(skip_locked=True)
 )
 HOLD = (
-    sa.update(lines)
-    .where(among(lines.c.id, "ids"))
-    .values(token=sa.bindparam("by"), due_at=now() + sa.bindparam("lease_ms"))
+    sa.update(queue_keys)
+    .where(among(queue_keys.c.id, "ids"))
+    .values(token=sa.bindparam("by"), held_until=now() + sa.bindparam("lease_ms"))
 )
 RENEW = (
-    sa.update(lines)
-    .where(among(lines.c.id, "ids"), lines.c.token == sa.bindparam("by"))
-    .values(due_at=now() + sa.bindparam("lease_ms"))
+    sa.update(queue_keys)
+    .where(among(queue_keys.c.id, "ids"), queue_keys.c.token == sa.bindparam("by"))
+    .values(held_until=now() + sa.bindparam("lease_ms"))
 )
 _LOCKED = (
-    sa.select(lines.c.id)
-    .order_by(by_code(lines.c.handler), by_code(lines.c.line))  # as `touch_queue_keys` gets them
+    sa.select(queue_keys.c.id)
+    # as `touch_queue_keys` gets them
+    .order_by(by_code(queue_keys.c.handler), by_code(queue_keys.c.queue_key))
     .with_for_update()
 )
-LOCK = _LOCKED.where(among(lines.c.id, "ids"))
-LOCK_OF_HANDLER = _LOCKED.where(lines.c.handler == sa.bindparam("name"))
-KNOWN_LINES = sa.select(lines.c.id).where(among(lines.c.id, "ids"))
-LOCK_FREE_LINES = KNOWN_LINES.with_for_update(skip_locked=True)
+LOCK = _LOCKED.where(among(queue_keys.c.id, "ids"))
+LOCK_OF_HANDLER = _LOCKED.where(queue_keys.c.handler == sa.bindparam("name"))
+KNOWN_QUEUE_KEYS = sa.select(queue_keys.c.id).where(among(queue_keys.c.id, "ids"))
+LOCK_FREE_QUEUE_KEYS = KNOWN_QUEUE_KEYS.with_for_update(skip_locked=True)
 KNOWN_JOBS = sa.select(jobs.c.id).where(among(jobs.c.id, "ids"))
 LOCK_FREE_JOBS = KNOWN_JOBS.with_for_update(skip_locked=True)
-HELD = LOCK.where(lines.c.token == sa.bindparam("by"))
-_first_of_line = (
+HELD = LOCK.where(queue_keys.c.token == sa.bindparam("by"))
+_first_of_queue = (
     sa.select(_FIRST.c.id)
     .where(
-        _FIRST.c.handler == lines.c.handler,
-        _FIRST.c.line == lines.c.line,
+        _FIRST.c.handler == queue_keys.c.handler,
+        _FIRST.c.queue_key == queue_keys.c.queue_key,
         _FIRST.c.state == sa.literal_column("'waiting'"),
     )
     .order_by(_FIRST.c.occurred_at, _FIRST.c.id)
     .limit(1)
-    .correlate(lines)
+    .correlate(queue_keys)
     .scalar_subquery()
 )
 _is_late = (
     sa.select(sa.literal_column("1"))
     .where(
         _NEWER.c.handler == jobs.c.handler,
-        _NEWER.c.line == jobs.c.line,
+        _NEWER.c.queue_key == jobs.c.queue_key,
         _NEWER.c.state == sa.literal_column("'done'"),
         _NEWER.c.occurred_at > jobs.c.occurred_at,
     )
@@ -84,7 +89,7 @@ _is_late = (
 HEADS = (
     sa.select(
         jobs.c.id,
-        lines.c.id.label("line_id"),
+        queue_keys.c.id.label("queue_key_id"),
         jobs.c.handler,
         jobs.c.key,
         jobs.c.event,
@@ -99,19 +104,18 @@ HEADS = (
         deliveries.c.origin,
         sa.func.coalesce(jobs.c.payload, deliveries.c.body).label("payload"),
     )
-    .select_from(lines)
-    .join(jobs, jobs.c.id == _first_of_line)
+    .select_from(queue_keys)
+    .join(jobs, jobs.c.id == _first_of_queue)
     .outerjoin(deliveries, deliveries.c.id == jobs.c.delivery_id)
-    .where(among(lines.c.id, "ids"))
+    .where(among(queue_keys.c.id, "ids"))
 )
 FREE_HEADS = HEADS.with_for_update(of=jobs, skip_locked=True)
-_IS_BEGUN = jobs.c.attempts > jobs.c.failures  # by who holds its line, or lost it
-BEGUN = sa.select(jobs.c.id).where(among(jobs.c.id, "ids"), _IS_WAITING, _IS_BEGUN)
-PLACES = sa.select(jobs.c.handler, jobs.c.line, jobs.c.state).where(among(jobs.c.id, "ids"))
+_IS_BEGUN = jobs.c.attempts > jobs.c.failures  # by who holds its queue, or lost it
+PLACES = sa.select(jobs.c.handler, jobs.c.queue_key, jobs.c.state).where(among(jobs.c.id, "ids"))
 COUNT = sa.update(jobs).where(among(jobs.c.id, "ids")).values(attempts=jobs.c.attempts + 1)
 FINISH = (
     sa.update(jobs)
-    .where(among(jobs.c.id, "ids"))
+    .where(among(jobs.c.id, "ids"), _IS_WAITING, _IS_BEGUN)
     .values(
         state=sa.bindparam("state"),
         error=sa.bindparam("error"),
@@ -119,33 +123,53 @@ FINISH = (
         attempts=jobs.c.attempts - sa.bindparam("not_counted"),
         finished_at=sa.case((sa.bindparam("is_over", type_=sa.Boolean), now())),
     )
+    .returning(jobs.c.id)
 )
+# Whose turn it was for a while goes behind the others that are due.
+_had_its_turn = queue_keys.c.due_at < now() - TURN_MS
 FREE = (
-    sa.update(lines)
-    .where(among(lines.c.id, "ids"))
-    .values(token=None, due_at=now() + sa.bindparam("wait_ms"))
+    sa.update(queue_keys)
+    .where(among(queue_keys.c.id, "ids"))
+    .values(
+        token=None,
+        held_until=None,
+        due_at=sa.case((_had_its_turn, now()), else_=queue_keys.c.due_at),
+    )
+)
+FREE_LATER = (
+    sa.update(queue_keys)
+    .where(among(queue_keys.c.id, "ids"))
+    .values(token=None, held_until=None, due_at=now() + sa.bindparam("wait_ms"))
 )
 _somebody_waits = (
     sa.select(sa.literal_column("1"))
-    .where(jobs.c.handler == lines.c.handler, jobs.c.line == lines.c.line, _IS_WAITING)
-    .correlate(lines)
+    .where(
+        jobs.c.handler == queue_keys.c.handler,
+        jobs.c.queue_key == queue_keys.c.queue_key,
+        _IS_WAITING,
+    )
+    .correlate(queue_keys)
     .exists()
 )
 _is_held = (
     sa.select(sa.literal_column("1"))
-    .where(lines.c.handler == jobs.c.handler, lines.c.line == jobs.c.line)
-    .where(lines.c.token.is_not(None), lines.c.due_at > now())
+    .where(queue_keys.c.handler == jobs.c.handler, queue_keys.c.queue_key == jobs.c.queue_key)
+    .where(queue_keys.c.held_until > now())
     .correlate(jobs)
     .exists()
 )
-DROP_EMPTY = sa.delete(lines).where(among(lines.c.id, "ids"), ~_somebody_waits)
+DROP_EMPTY = (
+    sa.delete(queue_keys)
+    .where(among(queue_keys.c.id, "ids"), ~_somebody_waits)
+    .returning(queue_keys.c.id)
+)
 
 _COLUMNS = (
     "handler",
     "key",
     "event",
     "subject",
-    "line",
+    "queue_key",
     "occurred_at",
     "delivery_id",
     "payload",
@@ -154,7 +178,7 @@ _COLUMNS = (
 
 @functools.cache
 def add_jobs(dialect: str) -> Any:
-    """Insert the jobs that aren't there; their place in the line is now, if none is given."""
+    """Insert the jobs that aren't there; their place in the queue is now, if none is given."""
     values, source = _values(dialect, jobs, _COLUMNS)
     values["occurred_at"] = sa.func.coalesce(values["occurred_at"], now())
     values["state"] = sa.literal_column(f"'{JobState.WAITING.value}'")
@@ -164,16 +188,20 @@ def add_jobs(dialect: str) -> Any:
 
 @functools.cache
 def touch_queue_keys(dialect: str, wake: bool = False) -> Any:
-    """Insert the lines that aren't there; those that are, are held until the transaction ends.
+    """Insert the queue keys that aren't there; those that are, are held until the transaction
+    ends.
 
     To `wake` them is to let them be due now, unless somebody holds them.
     """
-    values, source = _values(dialect, lines, ("handler", "line"))
+    values, source = _values(dialect, queue_keys, ("handler", "queue_key"))
     values["due_at"] = now()
-    statement = _inserted(dialect, lines, values, source)
-    due = sa.case((lines.c.token.is_(None), statement.excluded.due_at), else_=lines.c.due_at)
-    changed = {"due_at": due} if wake else {"line": statement.excluded.line}
-    return statement.on_conflict_do_update(index_elements=["handler", "line"], set_=changed)
+    statement = _inserted(dialect, queue_keys, values, source)
+    new = statement.excluded
+    # A row that isn't updated is locked all the same.
+    is_changed = _is_free & (queue_keys.c.due_at > new.due_at) if wake else sa.false()
+    return statement.on_conflict_do_update(
+        index_elements=["handler", "queue_key"], set_={"due_at": new.due_at}, where=is_changed
+    )
 
 
 @functools.cache
@@ -196,19 +224,22 @@ def moving(state: JobState, move: JobMove) -> Any:
 
 @functools.cache
 def mend(dialect: str) -> Any:
-    """Insert the lines that are missing."""
+    """Insert the queue keys that are missing."""
     missing = (
-        sa.select(jobs.c.handler, jobs.c.line, now())
+        sa.select(jobs.c.handler, jobs.c.queue_key, now())
         .where(_IS_WAITING)
         .where(
             ~sa.select(sa.literal_column("1"))
-            .where(lines.c.handler == jobs.c.handler, lines.c.line == jobs.c.line)
+            .where(
+                queue_keys.c.handler == jobs.c.handler, queue_keys.c.queue_key == jobs.c.queue_key
+            )
             .correlate(jobs)
             .exists()
         )
         .distinct()
     )
-    statement = INSERT[dialect](lines).from_select(["handler", "line", "due_at"], missing)
+    statement = INSERT[dialect](queue_keys)
+    statement = statement.from_select(["handler", "queue_key", "due_at"], missing)
     return statement.on_conflict_do_nothing()
 
 
@@ -257,17 +288,17 @@ class DatabaseJobs:
         waiting = (jobs.c.handler == name, jobs.c.state == JobState.WAITING)
         self._connection.execute(sa.delete(handlers).where(handlers.c.name == name))
         self._connection.execute(LOCK_OF_HANDLER, {"name": name})
-        self._connection.execute(sa.delete(lines).where(lines.c.handler == name))
+        self._connection.execute(sa.delete(queue_keys).where(queue_keys.c.handler == name))
         over = sa.update(jobs).where(*waiting).values(state=JobState.DISCARDED, finished_at=now())
         return self._connection.execute(over).rowcount
 
     def add(self, new: Sequence[NewJob]) -> None:
-        """Make jobs, each once for its handler and key, and see that their lines are due."""
+        """Make jobs, each once for its handler and key, and see that their queues are due."""
         if not new:
             return
         rows = [_row(each) for each in new]
         self._write(add_jobs(self._connection.dialect.name), rows)
-        self._touch({(each.handler, each.line) for each in new})
+        self._touch({(job.handler, job.queue_key) for job in new})
 
     def claim(
         self,
@@ -278,18 +309,18 @@ class DatabaseJobs:
         lost: bool = True,
         skip_locked: bool = False,
     ) -> list[Job]:
-        """Take the first job of each due line, of so many of each handler; nobody else gets a
-        line during the lease.
+        """Take the first job of each due queue, of so many of each handler; nobody else gets a
+        queue during the lease.
 
-        Of lines whose lease ran out it takes one, or none unless `lost`.
+        Of queues whose lease ran out it takes one, or none unless `lost`.
         To `skip_locked` is to take no job whose row another transaction holds.
         """
         due: list[int] = []
         of_lost: list[int] = []
         for name, most in room.items():
             wanted = {"name": name, "most": most, "lost": lost and not of_lost}
-            for line, holder in self._connection.execute(DUE, wanted):
-                (due if holder is None else of_lost).append(line)
+            for queue_key_id, holder in self._connection.execute(DUE, wanted):
+                (due if holder is None else of_lost).append(queue_key_id)
         due += of_lost[:1]
         if not due:
             return []
@@ -299,48 +330,47 @@ class DatabaseJobs:
         rows = self._connection.execute(heads, {"ids": due}).mappings().all()
         ids = {"ids": [row["id"] for row in rows]}
         self._connection.execute(COUNT, ids)
-        empty = set(due) - {row["line_id"] for row in rows}
+        empty = set(due) - {row["queue_key_id"] for row in rows}
         if empty:
             self._connection.execute(DROP_EMPTY, {"ids": list(empty)})
             if skip_locked:  # what is left of them has a first job that is locked
                 later = {"ids": list(empty), "wait_ms": LOCKED_MS}
-                self._connection.execute(FREE, later)
+                self._connection.execute(FREE_LATER, later)
         return [Job(**row | {"late": bool(row["late"])}) for row in map(dict, rows)]
 
-    def lock(self, line_ids: Sequence[int]) -> None:
-        """Let nobody change lines until the transaction ends, in the order of `_touch`."""
-        self._connection.execute(LOCK, {"ids": list(line_ids)})
+    def lock(self, queue_key_ids: Sequence[int]) -> None:
+        """Let nobody change queues until the transaction ends, in the order of `_touch`."""
+        self._connection.execute(LOCK, {"ids": list(queue_key_ids)})
 
     def held_elsewhere(
-        self, line_ids: Sequence[int], job_ids: Sequence[int]
+        self, queue_key_ids: Sequence[int], job_ids: Sequence[int]
     ) -> tuple[set[int], set[int]]:
-        """Hold lines and jobs without waiting; return those that another transaction holds."""
+        """Hold queues and jobs without waiting; return those that another transaction holds."""
         return (
-            self._busy(LOCK_FREE_LINES, KNOWN_LINES, line_ids),
+            self._busy(LOCK_FREE_QUEUE_KEYS, KNOWN_QUEUE_KEYS, queue_key_ids),
             self._busy(LOCK_FREE_JOBS, KNOWN_JOBS, job_ids),
         )
 
-    def renew(self, token: str, line_ids: Sequence[int], lease_s: float) -> None:
-        """Hold lines longer."""
-        held = {"ids": list(line_ids), "by": token, "lease_ms": int(lease_s * 1000)}
+    def renew(self, token: str, queue_key_ids: Sequence[int], lease_s: float) -> None:
+        """Hold queues longer."""
+        held = {"ids": list(queue_key_ids), "by": token, "lease_ms": int(lease_s * 1000)}
         self._connection.execute(RENEW, held)
 
     def finish(self, token: str, outcomes: Sequence[JobOutcome]) -> list[int]:
-        """Write outcomes, and let the lines go on; return the ids of jobs no longer held by
+        """Write outcomes, and let the queues go on; return the ids of jobs no longer held by
         `token`, or discarded meanwhile, of which nothing was written."""
-        lines_held = {"ids": [each.line_id for each in outcomes], "by": token}
-        held = set(self._connection.scalars(HELD, lines_held))
-        ours = [each for each in outcomes if each.line_id in held]
+        wanted = {"ids": [outcome.queue_key_id for outcome in outcomes], "by": token}
+        held = set(self._connection.scalars(HELD, wanted))
+        ours = [outcome for outcome in outcomes if outcome.queue_key_id in held]
         if not ours:
-            return [each.id for each in outcomes]
-        begun = set(self._connection.scalars(BEGUN, {"ids": [each.id for each in ours]}))
-        kept = [each for each in ours if each.id in begun]
-        waits = {each.line_id: int(each.after_s * 1000) for each in kept}
-        self._alike(FINISH, {each.id: _outcome(each) for each in kept})
-        self._alike(FREE, {line: {"wait_ms": waits.get(line, 0)} for line in held})
-        self._connection.execute(DROP_EMPTY, {"ids": sorted(held)})
-        written = {each.id for each in kept}
-        return [each.id for each in outcomes if each.id not in written]
+            return [outcome.id for outcome in outcomes]
+        written: set[int] = set()
+        for values, ids in _alike((_values_of(outcome), outcome.id) for outcome in ours):
+            written.update(self._connection.scalars(FINISH, values | {"ids": ids}))
+        left = held.difference(self._connection.scalars(DROP_EMPTY, {"ids": sorted(held)}))
+        if left:
+            self._free(left, [outcome for outcome in ours if outcome.id in written])
+        return [outcome.id for outcome in outcomes if outcome.id not in written]
 
     def counts(self) -> list[JobCount]:
         """Count jobs by handler and state; the oldest that waits, too."""
@@ -354,16 +384,18 @@ class DatabaseJobs:
         """Repeat or discard jobs by hand, where that can be; return the ids of those."""
         some = {"ids": list(ids)}
         targets = job_targets(move)
-        in_line = {state for state, to in targets.items() if JobState.WAITING in (state, to)}
+        in_queue = {state for state, to in targets.items() if JobState.WAITING in (state, to)}
         places = self._connection.execute(PLACES, some).all()
-        self._touch({(at.handler, at.line) for at in places if at.state in in_line}, wake=True)
+        self._touch(
+            {(at.handler, at.queue_key) for at in places if at.state in in_queue}, wake=True
+        )
         moved: set[int] = set()
         for state in targets:  # what waits first: so nothing is moved twice
             moved.update(self._connection.scalars(moving(state, move), some))
         return sorted(moved)
 
     def mend(self) -> int:
-        """Make the lines that are missing where jobs wait; return how many."""
+        """Make the queue keys that are missing where jobs wait; return how many."""
         return self._connection.execute(mend(self._connection.dialect.name)).rowcount
 
     def _busy(self, lock_free: Any, known: Any, ids: Sequence[int]) -> set[int]:
@@ -376,16 +408,18 @@ class DatabaseJobs:
     def _touch(self, touched: set[tuple[str, str]], *, wake: bool = False) -> None:
         statement = touch_queue_keys(self._connection.dialect.name, wake)
         if touched:
-            names = [{"handler": handler, "line": line} for handler, line in sorted(touched)]
+            names = [{"handler": handler, "queue_key": key} for handler, key in sorted(touched)]
             self._write(statement, names)
 
-    def _alike(self, statement: Any, changes: dict[int, dict[str, Any]]) -> None:
-        """Change rows by id, all that change alike at once: mostly that is all of them."""
-        together: dict[tuple[Any, ...], list[int]] = {}
-        for row, values in changes.items():
-            together.setdefault(tuple(values.items()), []).append(row)
-        for alike, ids in together.items():
-            self._connection.execute(statement, dict(alike) | {"ids": ids})
+    def _free(self, queue_key_ids: set[int], written: Sequence[JobOutcome]) -> None:
+        """Let queues go on, after the wait of the job that was written, if there is one."""
+        waits = {outcome.queue_key_id: int(outcome.after_s * 1000) for outcome in written}
+        later = [({"wait_ms": wait}, key) for key, wait in waits.items() if wait > 0]
+        for values, ids in _alike(pair for pair in later if pair[1] in queue_key_ids):
+            self._connection.execute(FREE_LATER, values | {"ids": ids})
+        now_free = queue_key_ids.difference(key for _, key in later)
+        if now_free:
+            self._connection.execute(FREE, {"ids": sorted(now_free)})
 
     def _write(self, statement: Any, rows: Sequence[dict[str, Any]]) -> None:
         at_once = self._connection.dialect.name == "postgresql"
@@ -399,21 +433,31 @@ def _row(job: NewJob) -> dict[str, Any]:
         "key": job.key,
         "event": job.event.replace("\0", ""),
         "subject": job.subject,
-        "line": job.line,
+        "queue_key": job.queue_key,
         "occurred_at": job.occurred_at,
         "delivery_id": job.delivery_id,
         "payload": job.payload,
     }
 
 
-def _outcome(each: JobOutcome) -> dict[str, Any]:
+def _values_of(outcome: JobOutcome) -> dict[str, Any]:
     return {
-        "state": each.state.value,
-        "error": None if each.error is None else _clean(each.error),
-        "failed": int(each.failed),
-        "not_counted": int(not each.counts),
-        "is_over": each.state is not JobState.WAITING,
+        "state": outcome.state.value,
+        "error": None if outcome.error is None else _clean(outcome.error),
+        "failed": int(outcome.failed),
+        "not_counted": int(not outcome.counts),
+        "is_over": outcome.state is not JobState.WAITING,
     }
+
+
+def _alike(
+    changes: Iterable[tuple[dict[str, Any], int]],
+) -> Iterator[tuple[dict[str, Any], list[int]]]:
+    """Group ids by the values that they get: mostly that is one group."""
+    together: dict[tuple[Any, ...], list[int]] = {}
+    for values, row_id in changes:
+        together.setdefault(tuple(values.items()), []).append(row_id)
+    return ((dict(values), ids) for values, ids in together.items())
 
 
 def _clean(text: str) -> str:

@@ -274,7 +274,7 @@ jobs = sa.Table(
     sa.Column("key", sa.Text, nullable=False),
     sa.Column("event", sa.Text, nullable=False),
     sa.Column("subject", sa.Text, nullable=False),
-    sa.Column("line", sa.Text, nullable=False),
+    sa.Column("queue_key", sa.Text, nullable=False),
     sa.Column("occurred_at", Millis, nullable=False),
     sa.Column("delivery_id", sa.BigInteger),
     sa.Column("payload", sa.LargeBinary),
@@ -287,22 +287,31 @@ jobs = sa.Table(
     sa.UniqueConstraint("handler", "key", name="logto_jobs_once"),
     sqlite_autoincrement=True,
 )
-sa.Index("logto_jobs_line", *(jobs.c[each] for each in ("handler", "line", "state", "occurred_at")))
+for _state, _of_state in (("waiting", ["occurred_at", "id"]), ("done", ["occurred_at"])):
+    _is_in_state = jobs.c.state == sa.literal_column(f"'{_state}'")
+    sa.Index(
+        f"logto_jobs_{_state}",
+        *(jobs.c[name] for name in ("handler", "queue_key", *_of_state)),
+        sqlite_where=_is_in_state,
+        postgresql_where=_is_in_state,
+    )
 sa.Index("logto_jobs_delivery", jobs.c.delivery_id)
 
-# One row for each line in which jobs wait: who holds it runs its first job.
-lines = sa.Table(
-    "logto_lines",
+# One row for each queue in which jobs wait: who holds it runs its first job.
+queue_keys = sa.Table(
+    "logto_queue_keys",
     metadata,
     sa.Column("id", Identity, primary_key=True, autoincrement=True),
     sa.Column("handler", sa.Text, nullable=False),
-    sa.Column("line", sa.Text, nullable=False),
+    sa.Column("queue_key", sa.Text, nullable=False),
     sa.Column("due_at", Millis, nullable=False),
+    # In no index, so that to hold a row and to let it go writes into none.
+    sa.Column("held_until", Millis),
     sa.Column("token", sa.Text),
-    sa.UniqueConstraint("handler", "line", name="logto_lines_once"),
+    sa.UniqueConstraint("handler", "queue_key", name="logto_queue_keys_once"),
     sqlite_autoincrement=True,
 )
-sa.Index("logto_lines_due", lines.c.handler, lines.c.due_at)
+sa.Index("logto_queue_keys_due", queue_keys.c.handler, queue_keys.c.due_at)
 
 
 # `key` only of what Logto told: what is configured is kept nowhere but by its fingerprint.

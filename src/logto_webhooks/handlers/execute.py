@@ -198,7 +198,7 @@ class JobExecutor:
         lost: bool = True,
         skip_locked: bool = False,
     ) -> list[ClaimedJob]:
-        """Take the first jobs of so many lines of each handler; of those whose holder is lost
+        """Take the first jobs of so many queues of each handler; of those whose holder is lost
         one, if any. To `skip_locked` is to take no job whose row another transaction holds."""
         return [
             self._held(store, job, token)
@@ -312,4 +312,4 @@ def _names(job: Job) -> tuple[int, str, str, str, int]:
 
 def _outcome(job: Job, move: JobMove, **more: Any) -> JobOutcome:
     state = JOB_MOVES[JobState.WAITING, move]
-    return JobOutcome(id=job.id, line_id=job.line_id, state=state, **more)
+    return JobOutcome(id=job.id, queue_key_id=job.queue_key_id, state=state, **more)

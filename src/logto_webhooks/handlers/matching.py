@@ -67,7 +67,7 @@ def jobs_for_change(
             key=key,
             event=event.name,
             subject=subject,
-            line=subject if handler.ordered else key,
+            queue_key=subject if handler.ordered else key,
             delivery_id=delivery_id,
             payload=msgspec.json.encode(event),
         )
@@ -95,7 +95,7 @@ def _job(
         key=key,
         event=name,
         subject=subject,
-        line=subject if handler.ordered else key,
+        queue_key=subject if handler.ordered else key,
         occurred_at=claimed.occurred_at,
         delivery_id=claimed.id,
     )

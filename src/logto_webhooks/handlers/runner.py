@@ -94,7 +94,7 @@ class JobRunner:
         self._may_work = may_work
         self._wake = asyncio.Event()
         self._stopping = False
-        self._held: dict[int, ClaimedJob] = {}  # line -> its job
+        self._held: dict[int, ClaimedJob] = {}  # queue key -> its job
         self._tasks: set[asyncio.Task[None]] = set()
         self._outcomes: list[tuple[str, JobOutcome]] = []
         self._put_back: list[tuple[str, JobOutcome]] = []  # what was locked
@@ -185,7 +185,7 @@ class JobRunner:
             self._put_back += locked
             self._put_back_until = time.monotonic() + POLL_S
         for claimed in new:
-            self._held[claimed.job.line_id] = claimed
+            self._held[claimed.job.queue_key_id] = claimed
             task = asyncio.create_task(self._do(claimed))
             self._tasks.add(task)
             task.add_done_callback(partial(self._ended, claimed))
@@ -240,13 +240,13 @@ class JobRunner:
         except asyncio.CancelledError:
             self._outcomes.append((held.token, to_released(held, called=False)))
         finally:
-            self._held.pop(held.job.line_id, None)
+            self._held.pop(held.job.queue_key_id, None)
             self._wake.set()
 
     def _ended(self, claimed: ClaimedJob, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if self._held.get(claimed.job.line_id) is claimed:  # cancelled before `_do` began
-            del self._held[claimed.job.line_id]
+        if self._held.get(claimed.job.queue_key_id) is claimed:  # cancelled before `_do` began
+            del self._held[claimed.job.queue_key_id]
             self._outcomes.append((claimed.token, to_released(claimed, called=False)))
             self._wake.set()
 
@@ -279,26 +279,28 @@ def _finish(
     careful: bool = False,
 ) -> list[tuple[str, JobOutcome]]:
     """Write outcomes, and hold longer what is still in hand. Return the outcomes that weren't
-    written: to be `careful` is to wait for nobody who holds a line or a job."""
+    written: to be `careful` is to wait for nobody who holds a queue or a job."""
     locked: list[tuple[str, JobOutcome]] = []
     if careful:
-        wanted = [outcome.line_id for _, outcome in done] + [each.job.line_id for each in renewed]
+        wanted = [outcome.queue_key_id for _, outcome in done] + [
+            each.job.queue_key_id for each in renewed
+        ]
         busy, busy_jobs = store.jobs.held_elsewhere(wanted, [outcome.id for _, outcome in done])
         for each in done:
-            if each[1].line_id in busy or each[1].id in busy_jobs:
+            if each[1].queue_key_id in busy or each[1].id in busy_jobs:
                 locked.append(each)
-                if each[1].line_id not in busy:  # or somebody else would take it
-                    store.jobs.renew(each[0], [each[1].line_id], LEASE_S)
+                if each[1].queue_key_id not in busy:  # or somebody else would take it
+                    store.jobs.renew(each[0], [each[1].queue_key_id], LEASE_S)
         done = [each for each in done if each not in locked]
-        renewed = [each for each in renewed if each.job.line_id not in busy]
+        renewed = [each for each in renewed if each.job.queue_key_id not in busy]
     by_token: dict[str, list[JobOutcome]] = {}
     for claimed_by, outcome in done:
         by_token.setdefault(claimed_by, []).append(outcome)
     if len(by_token) + len(renewed) > 1:
-        lines = [outcome.line_id for _, outcome in done]
-        store.jobs.lock(lines + [each.job.line_id for each in renewed])
+        finished = [outcome.queue_key_id for _, outcome in done]
+        store.jobs.lock(finished + [each.job.queue_key_id for each in renewed])
     for claimed_by, outcomes in by_token.items():
         store.jobs.finish(claimed_by, outcomes)  # what was lost is somebody else's now
     for held in renewed:
-        store.jobs.renew(held.token, [held.job.line_id], LEASE_S)
+        store.jobs.renew(held.token, [held.job.queue_key_id], LEASE_S)
     return locked

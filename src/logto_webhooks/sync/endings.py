@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from functools import partial
 from typing import Final
@@ -72,6 +73,9 @@ class Endings:
                     continue
                 self._left = await self._host.read(partial(_listed, ending=ending))
                 if self._left:
+                    # A step then changes few rows of each page: their new versions find room there,
+                    # and write into no index (PostgreSQL).
+                    random.shuffle(self._left)
                     self._ending = ending
                     return True
                 newest = await self._host.read(partial(_newest, ending=ending))

@@ -129,7 +129,7 @@ class _Again:
             self._new += new
 
     def run(self) -> int:
-        """Make and move them, those of all deliveries at once: their lines are taken in order."""
+        """Make and move them, those of all deliveries at once: their queues are taken in order."""
         self._store.jobs.add(self._new)
         return len(self._store.jobs.move(self._again, JobMove.REPEAT)) + self._missing
 

@@ -7,17 +7,20 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 
 from logto_webhooks.database.dialect import now
-from logto_webhooks.database.schema import deliveries, lines
+from logto_webhooks.database.schema import deliveries, queue_keys
 from logto_webhooks.states import DeliveryState
 
 _IS_PENDING = deliveries.c.state == DeliveryState.PENDING
 
+_NEXT = sa.func.coalesce(queue_keys.c.held_until, queue_keys.c.due_at).label("due_at")
+
 
 def advance_time(connection: sa.Connection, milliseconds: int) -> None:
     """Let time pass for all that waits."""
-    for table, waits in ((deliveries, _IS_PENDING), (lines, sa.true())):
-        sooner = {"due_at": table.c.due_at - milliseconds}
-        connection.execute(sa.update(table).where(waits).values(sooner))
+    pending = sa.update(deliveries).where(_IS_PENDING)
+    connection.execute(pending.values(due_at=deliveries.c.due_at - milliseconds))
+    sooner = {name: queue_keys.c[name] - milliseconds for name in ("due_at", "held_until")}
+    connection.execute(sa.update(queue_keys).values(sooner))
 
 
 def until_due(connection: sa.Connection, handlers: Sequence[str]) -> int | None:
@@ -25,6 +28,6 @@ def until_due(connection: sa.Connection, handlers: Sequence[str]) -> int | None:
     nothing waits."""
     waiting = sa.union_all(
         sa.select(deliveries.c.due_at).where(_IS_PENDING),
-        sa.select(lines.c.due_at).where(lines.c.handler.in_(handlers)),
+        sa.select(_NEXT).where(queue_keys.c.handler.in_(handlers)),
     ).subquery()
     return connection.scalar(sa.select(sa.func.min(waiting.c.due_at) - now()))
