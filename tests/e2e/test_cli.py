@@ -104,7 +104,7 @@ class TestMigrate:
         fill(tmp_path, 2)
         second = command("migrate", folder=tmp_path)
         assert first.stdout == second.stdout
-        assert "is at schema 0009" in second.stdout
+        assert "is at schema 0001" in second.stdout
         assert '"pending":2' in command("status", "--json", folder=tmp_path).stdout
 
 

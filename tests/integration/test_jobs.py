@@ -27,8 +27,8 @@ def test_a_job_is_made_once(run: Run) -> None:
 
 
 def test_a_line_gives_one_at_a_time_in_order(run: Run) -> None:
-    """Whatever the order in which they came; other lines go on."""
-    add(run, job("late", at=9), job("early", at=5), job("other", line="user:bo", at=7))
+    """Whatever the order in which they came; other queues go on."""
+    add(run, job("late", at=9), job("early", at=5), job("other", queue_key="user:bo", at=7))
     held = claim(run)
     assert sorted(each.key for each in held) == ["early", "other"]
     assert claim(run, "another") == []
@@ -42,9 +42,9 @@ def test_a_line_gives_one_at_a_time_in_order(run: Run) -> None:
     assert (older.key, older.late) == ("older", True)
 
 
-def test_a_failing_job_holds_back_only_its_line(run: Run) -> None:
+def test_a_failing_job_holds_back_only_its_queue(run: Run) -> None:
     """Until it is due again; dead, it lets the next go."""
-    add(run, job("fails", at=1), job("next", at=2), job("other", line="user:bo"))
+    add(run, job("fails", at=1), job("next", at=2), job("other", queue_key="user:bo"))
     held = {each.key: each for each in claim(run)}
     finish(run, held["fails"], JobState.WAITING, after_s=60)
     finish(run, held["other"], JobState.DONE)
@@ -77,9 +77,9 @@ def test_who_lost_a_line_writes_nothing(run: Run) -> None:
 
 def test_what_was_lost_comes_one_at_a_time(run: Run) -> None:
     """It may have ended its process; who has such a one in hand gets others alone."""
-    add(run, *(job(key, line=f"user:{key}") for key in "abc"))
+    add(run, *(job(key, queue_key=f"user:{key}") for key in "abc"))
     assert len(run(lambda store: store.jobs.claim("gone", {"one": 10}, -1))) == 3
-    add(run, job("new", line="user:new"))
+    add(run, job("new", queue_key="user:new"))
     [new] = run(lambda store: store.jobs.claim("t", {"one": 10}, 60, lost=False))
     assert (new.key, new.losses) == ("new", 0)
     held = [claim(run) for _ in range(4)]
@@ -130,7 +130,7 @@ def test_only_whose_code_is_here_is_claimed(run: Run) -> None:
     assert [each.handler for each in claim(run, names=("one", "nobody"))] == ["one"]
 
 
-def test_a_repeated_job_goes_to_the_end_of_its_line(run: Run) -> None:
+def test_a_repeated_job_goes_to_the_end_of_its_queue(run: Run) -> None:
     """As a new run of the same."""
     add(run, job("a", at=1))
     [held] = claim(run)
@@ -147,7 +147,7 @@ def test_a_repeated_job_goes_to_the_end_of_its_line(run: Run) -> None:
 def test_forgetting_a_handler_discards_what_waits_for_it(run: Run) -> None:
     """And nothing else."""
     run(lambda store: store.jobs.register([ONE, TWO]))
-    add(run, job("a"), job("b", line="user:bo"), job("c", handler="two"))
+    add(run, job("a"), job("b", queue_key="user:bo"), job("c", handler="two"))
     assert run(lambda store: store.jobs.forget("one")) == 2
     assert run(lambda store: store.jobs.handlers()) == [TWO]
     counts = {

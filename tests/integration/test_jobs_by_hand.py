@@ -32,11 +32,11 @@ def rows(run: Run) -> dict[int, JobRow]:
 
 @pytest.mark.parametrize("outcome", [JobState.DONE, JobState.WAITING, JobState.DEAD])
 def test_what_is_discarded_while_it_runs_stays_so(run: Run, outcome: JobState) -> None:
-    """Nothing is written of how it ended, and the next of its line is run at once."""
+    """Nothing is written of how it ended, and the next of its queue is run at once."""
     add(run, job("a", at=1), job("b", at=2))
     [held] = claim(run)
     assert moved(run, JobMove.DISCARD, held.id) == [held.id]
-    assert claim(run, "another") == [], "the line is held as long as it runs"
+    assert claim(run, "another") == [], "the queue is held as long as it runs"
     assert finish(run, held, outcome, after_s=60) == [held.id]
     row = rows(run)[held.id]
     assert (row.state, row.failures) == ("discarded", 0)
@@ -97,7 +97,7 @@ def test_discarded_after_a_failure_the_next_runs_at_once(run: Run) -> None:
 
 
 def test_a_dead_job_is_repeated_at_once(run: Run) -> None:
-    """Though its line waits for another attempt; the order in the line is kept."""
+    """Though its queue waits for another attempt; the order in the queue is kept."""
     add(run, job("a", at=1), job("b", at=2))
     [dead] = claim(run)
     finish(run, dead, JobState.DEAD)
@@ -123,7 +123,7 @@ def test_what_cannot_move_leaves_its_line_alone(run: Run) -> None:
 
 def test_many_move_at_once_and_each_once(run: Run) -> None:
     """Named twice, or in several states."""
-    add(run, *(job(key, line=f"user:{key}") for key in "abcd"))
+    add(run, *(job(key, queue_key=f"user:{key}") for key in "abcd"))
     held = {each.key: each for each in claim(run)}
     finish(run, held["a"], JobState.DONE)
     finish(run, held["b"], JobState.DEAD)
@@ -145,8 +145,8 @@ def test_jobs_are_found_by_ids(run: Run) -> None:
 
 
 @pytest.mark.postgres
-def test_who_repeats_waits_for_who_ends_the_line() -> None:
-    """Else the line would be gone, and nobody would wake it (PostgreSQL)."""
+def test_who_repeats_waits_for_who_ends_the_queue() -> None:
+    """Else the queue would be gone, and nobody would wake it (PostgreSQL)."""
     engine = postgres.sync_engine().execution_options(
         schema_translate_map={None: postgres.emptied_schema()}
     )
@@ -193,7 +193,7 @@ def until_one_waits(engine: sa.Engine) -> None:
 
 @pytest.mark.postgres
 def test_what_a_discarded_handler_wrote_is_rolled_back() -> None:
-    """And the next of its line runs as soon as it has returned (PostgreSQL)."""
+    """And the next of its queue runs as soon as it has returned (PostgreSQL)."""
     url = postgres.server_url().render_as_string(hide_password=False)
     schema = postgres.emptied_schema()
     logto = LogtoWebhooks(signing_key=SIGNING_KEY, database_url=url, schema=schema)

@@ -1,4 +1,4 @@
-"""Who changes several lines or records takes them in the one order of all, so that no two wait for
+"""Who changes several queues or records takes them in the one order of all, so that no two wait for
 each other (PostgreSQL)."""
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Step = Callable[[Store], object]
 
 
 def adds(line: str) -> Step:
-    return lambda store: store.jobs.add([job(f"more {line}", line=line)])
+    return lambda store: store.jobs.add([job(f"more {line}", queue_key=line)])
 
 
 def locks(user: str) -> Step:
@@ -43,7 +43,7 @@ def applies(store: Store) -> None:
 
 
 def ends(store: Store) -> None:
-    """What was claimed at two times, the later line first."""
+    """What was claimed at two times, the later queue first."""
     done = [
         (each.line, JobOutcome(id=each.id, queue_key_id=each.queue_key_id, state=JobState.DONE))
         for each in held(store)
@@ -89,11 +89,11 @@ def test_no_two_wait_for_each_other(several: Step, first: Step, second: Step) ->
 
 
 def prepare(store: Store) -> None:
-    """Two deliveries, two users, and two lines, each of them held."""
+    """Two deliveries, two users, and two queues, each of them held."""
     made = [make.user_created(id=each).body for each in ("ana", "zoe")]
     store.add([delivery(each) for each in made])
     store.lock([Key("user", each) for each in ("ana", "zoe")])
     store.jobs.register([ONE])
     for name in ("z", "a"):  # as they lie in the table
-        store.jobs.add([job(name, line=f"user:{name}")])
+        store.jobs.add([job(name, queue_key=f"user:{name}")])
         store.jobs.claim(name, {"one": 1}, 60)

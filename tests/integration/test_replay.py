@@ -135,7 +135,7 @@ def test_a_handler_that_is_not_known_is_refused(run: Run) -> None:
 def test_jobs_are_counted_and_who_is_missing(run: Run) -> None:
     """By state; what waits for a handler that nobody registered is told apart."""
     registered(run, RegisteredHandler(name="one", patterns=("*",)))
-    jobs = [job("a"), job("b", line="user:bo"), job("c", handler="gone")]
+    jobs = [job("a"), job("b", queue_key="user:bo"), job("c", handler="gone")]
     run(lambda store: store.jobs.add(jobs))
     [first, _] = claim(run, names=("one",))
     finish(run, first, JobState.DEAD)

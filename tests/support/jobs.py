@@ -10,13 +10,13 @@ ONE = RegisteredHandler(name="one", patterns=("User.*",))
 TWO = RegisteredHandler(name="two", patterns=("*",), ordered=False)
 
 
-def job(key: str, line: str = "user:ana", at: int = 1, handler: str = "one") -> NewJob:
+def job(key: str, queue_key: str = "user:ana", at: int = 1, handler: str = "one") -> NewJob:
     return NewJob(
         handler=handler,
         key=key,
         event="LocalUserUpdated",
         subject="user:ana",
-        queue_key=line,
+        queue_key=queue_key,
         occurred_at=at,
         payload=b"{}",
     )

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
 import sqlalchemy as sa
 
 from logto_webhooks.database import records
@@ -18,6 +19,8 @@ from logto_webhooks.records.record import Key, Record, Upsert, Value, membership
 from logto_webhooks.states import JobState
 from tests.support import postgres
 from tests.support.jobs import job
+
+pytestmark = pytest.mark.postgres
 
 JOBS = 400
 MEMBERS = 2_000
@@ -58,7 +61,7 @@ def test_a_job_changes_an_index_only_when_it_ends() -> None:
     """Its queue key is written once, when it is held, and its row twice: held, and ended."""
     updates = Updates()
     with updates.engine.begin() as connection:
-        DatabaseJobs(connection).add([job(f"{n}", line=f"user:{n}") for n in range(JOBS)])
+        DatabaseJobs(connection).add([job(f"{n}", queue_key=f"user:{n}") for n in range(JOBS)])
     held: list[Job] = []
     for _ in range(JOBS // 10 + 1):
         with updates.counted() as connection:
