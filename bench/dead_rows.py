@@ -20,7 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from tests.support.copy import delivery
 
 from bench.lines import on_postgres
-from logto_webhooks.cli import event_loop
+from logto_webhooks.cli.session import run_async
 from logto_webhooks.clock import SystemClock
 from logto_webhooks.database import Database, open_database
 from logto_webhooks.events import UserDataUpdated
@@ -121,7 +121,7 @@ def main() -> None:
     parser.add_argument("--server", required=True, help="URL of a PostgreSQL database")
     parser.add_argument("--jobs", type=int, default=50_000)
     parser.add_argument("--piece", type=int, default=1_000)
-    event_loop.run_async(measure(parser.parse_args()))
+    run_async(measure(parser.parse_args()))
 
 
 if __name__ == "__main__":
