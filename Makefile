@@ -7,7 +7,7 @@ PORT ?=
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(8, 2 * (os.cpu_count() or 1)))')
 ORDERS ?=
 
-.PHONY: help demo test quick coverage orders asked bench crash endure races faults kills junk search check format lint types docs pages lock clean
+.PHONY: help demo test quick coverage orders asked bench crash endure soak races faults kills junk search check format lint types docs pages lock clean
 
 help: ## Show this help
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | sort
@@ -57,6 +57,9 @@ crash: .venv/made ## Kill everything KILLS times (default 100) under load, and c
 
 endure: .venv/made ## Load 2 receivers and 4 workers on one PostgreSQL for MINUTES (default 10)
 	$(BIN)/python -m tests.crash --kills 0 --minutes $(or $(MINUTES),10) --workers 4 --database postgres $(if $(SEED),--seed $(SEED))
+
+soak: .venv/made ## Serve for MINUTES (default 30) while PostgreSQL fails, handlers misbehave and strangers attack
+	$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),30) $(if $(SEED),--seed $(SEED))
 
 races: .venv/made ## Race deletions against additions and changes 1,000 times on PostgreSQL
 	LOGTO_WEBHOOKS_TEST_RACES=1000 $(BIN)/pytest -n $(WORKERS) tests/integration/test_races.py

@@ -76,6 +76,10 @@ class PostgresVictim:
         self._pg_ctl("-m", "immediate", "stop")
         return True
 
+    def stop(self) -> None:
+        """Stop as a restart does: sessions are ended, and everything is written."""
+        self._pg_ctl("-m", "fast", "stop")
+
     def start(self) -> None:
         """Start, and wait until it has recovered."""
         self._server.ensure_postgres_running()

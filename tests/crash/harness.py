@@ -129,7 +129,7 @@ class Harness:
 
     async def run(self) -> Result:
         """Live, kill, recover, compare."""
-        await _migrate(self._victim.url)
+        await migrate_database(self._victim.url)
         alone = self._workers is not None
         workers = self._workers if self._workers is not None else self._victim.workers
         kinds: list[int | None] = [*self._ports, *[None] * workers]
@@ -245,7 +245,8 @@ def _pending(store: Store) -> int:
     return store.status().deliveries["pending"]
 
 
-async def _migrate(url: str) -> None:
+async def migrate_database(url: str) -> None:
+    """Make the tables."""
     database = open_database(url)
     await database.migrate()
     await database.host.close()

@@ -1,0 +1,1 @@
+"""A long run of the service beside a database in trouble, bad handlers and hostile clients."""
