@@ -129,7 +129,7 @@ def _judge_database(engine: sa.Engine, load: Load) -> list[tuple[str, bool, Any]
         ).all()
         effects = connection.scalars(sa.text("SELECT user_id FROM effects")).all()
         users = connection.execute(sa.text("SELECT logto_user_id, name FROM logto_users")).all()
-    names = {user_id: name for user_id, name in users}
+    names: dict[str, str] = {row.logto_user_id: row.name for row in users}
     now_ms = int(time.time() * 1000)
     lost = [body for body in load.accepted if identify(trust(body), now_ms).digest not in stored]
     wrong = [user_id for user_id, name in load.names.items() if names.get(user_id) != name]
