@@ -5,40 +5,100 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import TextIO
 
 WIDTH = {"COLUMNS": "200"}  # is read when the product is imported
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["logto_webhooks.cli", __name__])
+_CONTEXT.set_forkserver_preload(["tests.support.preload", __name__])
+
+
+class Forked:
+    """A command that runs, with the methods of `subprocess.Popen` that tests use."""
+
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        folder: Path,
+        environment: Mapping[str, str],
+        out: Path | None = None,
+    ) -> None:
+        """What it prints goes into the file `out`, if given; errors can be read from `stderr`."""
+        os.environ.update(WIDTH)
+        reader, writer = _CONTEXT.Pipe(duplex=False)
+        given = (list(arguments), folder, dict(environment), out, writer)
+        self._process = _CONTEXT.Process(target=_main, args=given)
+        self._process.start()
+        writer.close()
+        self.stderr: TextIO = os.fdopen(os.dup(reader.fileno()))
+        reader.close()
+        assert self._process.pid
+        self.pid: int = self._process.pid
+
+    def poll(self) -> int | None:
+        """The exit code, if it has ended."""
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for its end; return the exit code. Raises subprocess.TimeoutExpired."""
+        self._process.join(timeout)
+        code = self._process.exitcode
+        if code is None:
+            raise subprocess.TimeoutExpired("logto-webhooks", timeout or 0)
+        return code
+
+    def send_signal(self, sign: int) -> None:
+        """Send a signal, unless it has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, sign)
+
+    def terminate(self) -> None:
+        """Send SIGTERM."""
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Send SIGKILL."""
+        self.send_signal(signal.SIGKILL)
 
 
 def run(
-    arguments: tuple[str, ...], folder: Path, environment: dict[str, str], seconds: float
+    arguments: Sequence[str], folder: Path, environment: Mapping[str, str], seconds: float
 ) -> tuple[int, str, str]:
     """Run a command to its end; return its exit code, and what it printed."""
-    os.environ.update(WIDTH)
     with tempfile.TemporaryDirectory() as printed:
-        files = Path(printed, "out"), Path(printed, "err")
-        process = _CONTEXT.Process(target=_main, args=(arguments, folder, environment, files))
-        process.start()
-        process.join(seconds)
-        if process.exitcode is None:
+        out = Path(printed, "out")
+        process = Forked(arguments, folder, environment, out)
+        try:
+            with process.stderr:
+                errors = process.stderr.read()
+            code = process.wait(seconds)
+        except subprocess.TimeoutExpired:
             process.kill()
-            process.join()
-            raise TimeoutError(f"{arguments} took longer than {seconds} s")
-        code = process.exitcode
-        process.close()
-        return code, files[0].read_text(), files[1].read_text()
+            process.wait()
+            raise TimeoutError(f"{arguments} took longer than {seconds} s") from None
+        return code, out.read_text(), errors
 
 
 def _main(
-    arguments: tuple[str, ...], folder: Path, environment: dict[str, str], files: tuple[Path, Path]
+    arguments: list[str],
+    folder: Path,
+    environment: dict[str, str],
+    out: Path | None,
+    errors: Connection,
 ) -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    for number, file in enumerate(files, 1):
-        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
+    os.dup2(os.open(out or os.devnull, os.O_WRONLY | os.O_CREAT), 1)
+    os.dup2(errors.fileno(), 2)
+    errors.close()
+    # What Python opened at the start may be of another kind: a file, not a pipe.
+    sys.stdout = open(1, "w", closefd=False)
+    sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)

@@ -51,16 +51,11 @@ class Service:
     ) -> None:
         need("process")
         self.file = folder / "logto-webhooks.db"
-        self.process = subprocess.Popen(
-            [
-                *(*shlex.split(prefix), sys.executable, "-m", "logto_webhooks"),
-                *("serve", "--port", str(port), *options),
-            ],
-            cwd=folder,
-            env=clean_environment({"LOGTO_WEBHOOK_SIGNING_KEY": SIGNING_KEY} | environment),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
+        self.process = self._start(
+            shlex.split(prefix),
+            ["serve", "--port", str(port), *options],
+            folder,
+            clean_environment({"LOGTO_WEBHOOK_SIGNING_KEY": SIGNING_KEY} | environment),
         )
         self._lines: list[str] = []
         self._changed = threading.Condition()
@@ -122,6 +117,20 @@ class Service:
     def connect(self) -> socket.socket:
         """A bare connection."""
         return socket.create_connection(("127.0.0.1", self.port), timeout=30)
+
+    def _start(
+        self, prefix: list[str], arguments: list[str], folder: Path, environment: dict[str, str]
+    ) -> forked.Forked | subprocess.Popen[str]:
+        if not prefix:
+            return forked.Forked(arguments, folder, environment)
+        return subprocess.Popen(
+            [*prefix, sys.executable, "-m", "logto_webhooks", *arguments],
+            cwd=folder,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
 
     def _read(self) -> None:
         assert self.process.stderr
