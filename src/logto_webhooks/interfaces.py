@@ -164,6 +164,12 @@ class Store(Protocol):
         """End the memberships that are no newer than the end of their user or organization; return
         those that were present."""
 
+    def present_memberships(self, ends: Sequence[Key]) -> list[Key]:
+        """List the present memberships of users and organizations."""
+
+    def find_here(self, keys: Sequence[Key]) -> set[Key]:
+        """Find those users and organizations that have a row, and aren't deleted."""
+
     def newest_membership(self, end: Key) -> int:
         """Return the greatest stamp at which a membership of a user or an organization was told
         of; NEVER if there is none."""

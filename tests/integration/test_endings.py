@@ -100,13 +100,17 @@ def crowd(organization: str) -> list[bytes]:
     return [created.body, joined.body]
 
 
+def people(*ids: str) -> list[bytes]:
+    return [make.user_created(id=each).body for each in ids]
+
+
 @pytest.mark.parametrize("killed_at", [2, 3, 5, 9])
 def test_a_deletion_with_many_memberships_survives_a_kill(
     host: TransactionRunner, run: Run, killed_at: int
 ) -> None:
     """The deletion is there at once, each membership ends once, whoever goes on."""
     know(run, MEMBER_LEFT)
-    asyncio.run(Copy(host).take(crowd("o")))
+    asyncio.run(Copy(host).take(people(*PEOPLE) + crowd("o")))
     add(run, make.event("Organization.Deleted", id="o").body)
     with pytest.raises(StoreUnavailable):
         asyncio.run(until_done(Copy(Dying(host, killed_at))))
@@ -134,7 +138,8 @@ def test_a_user_with_many_memberships_is_deleted_in_steps(
         ).body
         for name in PEOPLE
     ]
-    asyncio.run(Copy(host).take(joined))
+    created = [make.event("Organization.Created", id=name, name=name).body for name in PEOPLE]
+    asyncio.run(Copy(host).take(people("ana", "bo") + created + joined))
     again = make.event(
         "Organization.Membership.Updated", organizationId="u050", removedUserIds=["ana", "bo"]
     )
@@ -174,6 +179,7 @@ def test_a_large_membership_event_is_applied_in_pieces(
 ) -> None:
     """Killed in between, it is applied again, and makes no job twice."""
     know(run, MEMBER_ADDED)
+    asyncio.run(Copy(host).take(people(*PEOPLE)))
     add(run, *crowd("o"))
     with pytest.raises(StoreUnavailable):
         asyncio.run(until_done(Copy(Dying(host, killed_at))))

@@ -30,6 +30,10 @@ from logto_webhooks.records.projection import Part, child_rows, project
 from logto_webhooks.records.record import MEMBERS, NEVER, RESTORED_MS, Key, Kind, Record, membership
 
 Row = dict[str, Any]
+_MIRRORED: tuple[tuple[sa.Table, Kind, sa.Column[str]], ...] = (
+    (users, "user", users.c.logto_user_id),
+    (organizations, "organization", organizations.c.logto_organization_id),
+)
 _TABLES: dict[Part, sa.Table] = {
     "identities": user_identities,
     "roles": user_roles,
@@ -255,6 +259,27 @@ def _save_newer(
     soon_after = records.c.stamp.between(end.ended_at + 1, end.ended_at + RESTORED_MS)
     newer = connection.execute(sa.select(records).where(mine, soon_after), given).mappings()
     save_records(connection, [codec.from_record_row(row) for row in newer.all()])
+
+
+def present_memberships(connection: sa.Connection, ends: Sequence[Key]) -> list[Key]:
+    """List the present memberships of users and organizations."""
+    both = (members.c.logto_organization_id, members.c.logto_user_id)
+    found: set[Key] = set()
+    for kind, (_, mine) in _SIDES.items():
+        if ids := [end.id for end in ends if end.kind == kind]:
+            query = sa.select(*both).where(among(mine, "ids"))
+            found.update(membership(*pair) for pair in connection.execute(query, {"ids": ids}))
+    return sorted(found)
+
+
+def find_here(connection: sa.Connection, keys: Sequence[Key]) -> set[Key]:
+    """Find those users and organizations that have a row, and aren't deleted."""
+    found: set[Key] = set()
+    for table, kind, column in _MIRRORED:
+        if ids := [key.id for key in keys if key.kind == kind]:
+            query = sa.select(column).where(among(column, "ids"), table.c.deleted_at.is_(None))
+            found.update(Key(kind, each) for each in connection.scalars(query, {"ids": ids}))
+    return found
 
 
 def newest_membership(

@@ -85,6 +85,14 @@ class DatabaseStore:
         those that were present."""
         return records.drop_memberships(self._connection, ends)
 
+    def present_memberships(self, ends: Sequence[Key]) -> list[Key]:
+        """List the present memberships of users and organizations."""
+        return records.present_memberships(self._connection, ends)
+
+    def find_here(self, keys: Sequence[Key]) -> set[Key]:
+        """Find those users and organizations that have a row, and aren't deleted."""
+        return records.find_here(self._connection, keys)
+
     def newest_membership(self, end: Key) -> int:
         """Return the greatest stamp at which a membership of a user or an organization was told
         of; NEVER if there is none."""

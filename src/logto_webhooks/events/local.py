@@ -120,7 +120,7 @@ class LocalMemberEvent(LocalEvent, frozen=True, kw_only=True):
 
 
 class LocalMemberAdded(LocalMemberEvent, frozen=True, kw_only=True):
-    """A user is a member now."""
+    """A user is a member now, and both the user and the organization are in the tables."""
 
     name: ClassVar[str] = "LocalMemberAdded"
 

@@ -9,7 +9,7 @@ from typing import Final, cast
 from msgspec import Struct
 from msgspec.structs import replace
 
-from logto_webhooks.checkpoints import INSTALLED, RECONCILE
+from logto_webhooks.checkpoints import INSTALLED
 from logto_webhooks.deliveries import ClaimedDelivery
 from logto_webhooks.events import Event
 from logto_webhooks.events.base import LATEST
@@ -23,12 +23,14 @@ from logto_webhooks.events.local import (
 )
 from logto_webhooks.handlers import matching
 from logto_webhooks.interfaces import Store
-from logto_webhooks.jobs import NewJob
+from logto_webhooks.jobs import NewJob, RegisteredHandler
 from logto_webhooks.records import local_events
 from logto_webhooks.records.ending import Ending
-from logto_webhooks.records.record import NEVER, DeliveryChange, Key, Record
+from logto_webhooks.records.record import MEMBERS, NEVER, DeliveryChange, Key, Record
 
-_NEW: Final = (LocalUserCreated, LocalOrganizationCreated, LocalMemberAdded)
+_NEW: Final = (LocalUserCreated, LocalOrganizationCreated)
+_BEFORE: Final = 0
+_AFTER: Final = 1
 
 
 class PlannedDelivery(Struct, frozen=True):
@@ -47,12 +49,14 @@ class PlannedDelivery(Struct, frozen=True):
 class WrittenRecords(Struct, frozen=True):
     """What a transaction wrote: records before and after, and memberships that went with an end.
 
-    `many` are deleted records whose memberships are to be ended step by step.
+    `many` are deleted records whose memberships are to be ended step by step. `ends` are all users
+    and organizations that were locked, before and after.
     """
 
     changed: list[tuple[Record, Record]]
     left: list[Key]
     many: list[Record] = []
+    ends: dict[Key, tuple[Record, Record]] = {}
 
 
 def is_late(claimed: ClaimedDelivery, window_ms: int) -> bool:
@@ -86,7 +90,7 @@ def enqueue_for_deliveries(
         for job in matching.jobs_for_event(each.event, each.claimed, handlers, since)
     ]
     brought = _brought(batch)
-    for key, event in _events(written, since, "webhook"):
+    for key, event in _events(store, written, since, "webhook", handlers):
         claimed = _bringer(key, brought)
         if claimed.occurred_at < since or is_late(claimed, window_ms):
             continue
@@ -131,10 +135,13 @@ def of_ended(store: Store, pairs: Sequence[Key], ending: Ending) -> None:
     if not handlers:
         return
     source = cast(Source, ending.source)
+    ends = {key for pair in pairs for key in pair.organization_and_user if key != ending.key}
+    here = store.find_here(sorted(ends)) | {ending.key}
     store.jobs.add(
         [
             job
             for key in pairs
+            if here.issuperset(key.organization_and_user)  # else nobody was told of it
             for job in matching.jobs_for_change(
                 local_events.member_removed(key, source),
                 uuid.uuid4().hex,
@@ -169,13 +176,15 @@ def _jobs_of_answers(store: Store, written: WrittenRecords, source: Source) -> s
     if not handlers:
         return set()
     since = read_installed_at(store)
-    # Until all was compared once, what changed before the installation can't be told from others.
-    first_look = store.progress(RECONCILE) is None
-    old = {after.key for _, after in written.changed if first_look and _is_old(after, since)}
+    old = {
+        after.key
+        for before, after in written.changed
+        if _is_old(after, since) and _known_until(before, written.ends) < since
+    }
     old |= {key for key in written.left if old.intersection(key.organization_and_user)}
     jobs = [
         job
-        for key, event in _events(written, since, source)
+        for key, event in _events(store, written, since, source, handlers)
         if key not in old
         for job in matching.jobs_for_change(event, uuid.uuid4().hex, handlers, None)
     ]
@@ -189,14 +198,85 @@ def read_installed_at(store: Store) -> int:
     return installed.at if installed else 0
 
 
-def _events(written: WrittenRecords, since: int, source: Source) -> list[tuple[Key, LocalEvent]]:
-    told = [
+def _events(
+    store: Store,
+    written: WrittenRecords,
+    since: int,
+    source: Source,
+    handlers: Sequence[RegisteredHandler],
+) -> list[tuple[Key, LocalEvent]]:
+    """What changed here: users and organizations first, then their memberships."""
+    events = [
         (after.key, event)
         for before, after in written.changed
+        if after.key.kind != "membership"
         for event in local_events.local_events(before, after, source)
         if not (_is_new(event) and _born(after) < since)
     ]
-    return told + [(key, local_events.member_removed(key, source)) for key in written.left]
+    names = (LocalMemberAdded.name, LocalMemberRemoved.name)
+    if any(matching.is_wanted(each, name) for each in handlers for name in names):
+        events += _member_events(store, written, since, source)
+    return events
+
+
+def _member_events(
+    store: Store, written: WrittenRecords, since: int, source: Source
+) -> list[tuple[Key, LocalEvent]]:
+    """A membership counts as here when it and both its ends are: what made that true or false may
+    be a change of any of the three."""
+    ends = dict(written.ends)
+    memberships = {
+        after.key: (before, after)
+        for before, after in written.changed
+        if after.key.kind == "membership"
+    }
+    others = {end for key in written.left for end in key.organization_and_user} - ends.keys()
+    came = [key for key, (before, after) in ends.items() if _came(before, after)]
+    if came:
+        pairs = [key for key in store.present_memberships(came) if key not in memberships]
+        missing = {end for key in pairs for end in key.organization_and_user} - ends.keys()
+        # Locked: if the other end comes in another transaction, one of the two must see both.
+        for records in (store.lock(sorted(missing), share=True), store.lock(pairs, share=True)):
+            for key, record in records.items():
+                target = memberships if key.kind == "membership" else ends
+                target[key] = (record, record)
+    here = store.find_here(sorted(others)) if others else set()
+
+    def is_here(key: Key, when: int) -> bool:
+        return all(
+            local_events.is_here(ends[end][when]) if end in ends else end in here
+            for end in key.organization_and_user
+        )
+
+    events: list[tuple[Key, LocalEvent]] = [
+        (key, local_events.member_removed(key, source))
+        for key in written.left
+        if is_here(key, _BEFORE)
+    ]
+    for key, (before, after) in memberships.items():
+        was = local_events.is_here(before) and is_here(key, _BEFORE)
+        is_now = local_events.is_here(after) and is_here(key, _AFTER)
+        if was and not is_now:
+            events.append((key, local_events.member_removed(key, source)))
+        elif is_now and not was:
+            is_new_end = any(_born(ends[end][_AFTER]) >= since for end in key.organization_and_user)
+            if is_new_end or _joined(before, after) >= since:
+                events.append((key, local_events.member_added(key, source)))
+    return events
+
+
+def _came(before: Record, after: Record) -> bool:
+    return local_events.is_here(after) and not local_events.is_here(before)
+
+
+def _joined(before: Record, after: Record) -> int:
+    """When a membership began, as far as that is known. If it was here before its ends were, and
+    an answer told of it, that may have been at any time."""
+    if "addedAt" in after.facts:
+        return after.facts["addedAt"]
+    is_told_now = not local_events.is_here(before)
+    group = after.groups["present"]
+    return LATEST if is_told_now else NEVER if group.read_at != NEVER else group.stamp
 
 
 def _is_new(event: LocalEvent) -> bool:
@@ -205,8 +285,7 @@ def _is_new(event: LocalEvent) -> bool:
 
 
 def _born(record: Record) -> int:
-    name = "addedAt" if record.key.kind == "membership" else "createdAt"
-    return record.facts.get(name, LATEST)
+    return record.facts.get("createdAt", LATEST)
 
 
 def _is_old(record: Record, since: int) -> bool:
@@ -214,6 +293,17 @@ def _is_old(record: Record, since: int) -> bool:
     somebody joined."""
     newest = record.facts.get("updatedAt", NEVER)
     return record.key.kind == "membership" or (_born(record) < since and newest < since)
+
+
+def _known_until(before: Record, ends: dict[Key, tuple[Record, Record]]) -> int:
+    """Until when something else was known of a record: it changed later than that. Of a membership
+    also that a list of all members didn't have it, or that one of its ends wasn't there yet."""
+    told = [max(group.read_at, group.stamp) for group in before.groups.values()]
+    if before.key.kind == "membership":
+        organization, user = (ends[key] for key in before.key.organization_and_user)
+        born = [_born(after) for _, after in (organization, user) if "createdAt" in after.facts]
+        told += [organization[_BEFORE].asked_for(MEMBERS), *born]
+    return max(told, default=NEVER)
 
 
 def _brought(batch: Sequence[PlannedDelivery]) -> dict[Key, ClaimedDelivery]:

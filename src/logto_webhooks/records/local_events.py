@@ -29,9 +29,7 @@ _UNTOLD: Final = {"updated_at", "deleted_at"}  # they follow from what else chan
 
 
 def local_events(before: Record, after: Record, source: Source) -> list[LocalEvent]:
-    """Say what became of a record's row; nothing if it looks the same."""
-    if after.key.kind == "membership":
-        return _member_events(before, after, source)
+    """Say what became of the row of a user or an organization; nothing if it looks the same."""
     old, new = _live(before), _live(after)
     if new is None:
         return [_deleted(after, source)] if old is not None else []
@@ -46,8 +44,14 @@ def local_events(before: Record, after: Record, source: Source) -> list[LocalEve
     return [_updated(after, source, changes)] if changes else []
 
 
-def member_removed(key: Key, source: Source) -> LocalEvent:
-    """That a membership is over."""
+def member_added(key: Key, source: Source) -> LocalMemberAdded:
+    """That a membership is here, and so are both its ends."""
+    organization, user = key.organization_and_user
+    return LocalMemberAdded(source=source, organization_id=organization.id, user_id=user.id)
+
+
+def member_removed(key: Key, source: Source) -> LocalMemberRemoved:
+    """That a membership, of which it was told that it was here, is over."""
     organization, user = key.organization_and_user
     return LocalMemberRemoved(source=source, organization_id=organization.id, user_id=user.id)
 
@@ -58,14 +62,9 @@ def user_row(record: Record) -> UserRow | None:
     return None if row is None else msgspec.convert(_dated(record, row), UserRow)
 
 
-def _member_events(before: Record, after: Record, source: Source) -> list[LocalEvent]:
-    was, is_now = project(before) is not None, project(after) is not None
-    if was == is_now:
-        return []
-    if was:
-        return [member_removed(after.key, source)]
-    organization, user = after.key.organization_and_user
-    return [LocalMemberAdded(source=source, organization_id=organization.id, user_id=user.id)]
+def is_here(record: Record) -> bool:
+    """Whether a record has a row, and isn't deleted."""
+    return record.deleted_at is None and project(record) is not None
 
 
 def _live(record: Record) -> dict[str, Any] | None:

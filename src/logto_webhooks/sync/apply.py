@@ -138,7 +138,8 @@ def _write(store: Store, locked: Locked, records: Records) -> WrittenRecords:
     ]
     left = store.drop_memberships([each for each in ended if each.key in locked.few])
     many = [each for each in ended if each.key not in locked.few]
-    return WrittenRecords([(before[each.key], each) for each in kept], left, many)
+    ends = {key: (before[key], each) for key, each in records.items() if key.kind != "membership"}
+    return WrittenRecords([(before[each.key], each) for each in kept], left, many, ends)
 
 
 def lock_records(store: Store, changes: Iterable[Change]) -> Locked:

@@ -1,0 +1,172 @@
+"""`LocalMemberAdded` and `LocalMemberRemoved`: once per change, when both ends are here."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from logto_webhooks.checkpoints import INSTALLED
+from logto_webhooks.interfaces import Progress, Store, TransactionRunner
+from logto_webhooks.jobs import JobFilter, RegisteredHandler
+from logto_webhooks.records.record import MEMBERS, Absent, ApiRead, Change, Key, membership
+from logto_webhooks.sync import apply
+from logto_webhooks.testing import make
+from tests.conftest import Run
+from tests.support.copy import ALL, Copy, open_host
+
+SINCE = 1_000_000
+OWN = {"username": None, "primaryEmail": None, "primaryPhone": None, "name": None, "avatar": None}
+LOCAL = RegisteredHandler(name="local", patterns=("Local*",))
+USER, ORGANIZATION = Key("user", "ana"), Key("organization", "acme")
+PAIR = membership("acme", "ana")
+
+
+@pytest.fixture(autouse=True)
+def known(run: Run) -> None:
+    know(run)
+
+
+def know(run: Run, since: int = 0) -> None:
+    run(lambda store: store.jobs.register([LOCAL]))
+    run(lambda store: store.progress(INSTALLED, Progress(since, 0)))
+
+
+def names(store: Store) -> list[str]:
+    """The events of which there are jobs, the oldest first."""
+    return [job.event for job in reversed(store.jobs.find(JobFilter(limit=ALL)))]
+
+
+def member_events(run: Run) -> list[str]:
+    return [name for name in run(names) if "Member" in name]
+
+
+def user(at: int, born: int) -> ApiRead:
+    return ApiRead(USER, {"own": {**OWN, "identities": {}}}, at, at + 1, {"createdAt": born})
+
+
+def organization(at: int, born: int, *, listed: bool = False) -> ApiRead:
+    content: dict[str, object] = {"name": "Acme", "description": None, "customData": {}}
+    settles = (MEMBERS,) if listed else ()
+    return ApiRead(ORGANIZATION, {"own": content}, at, at + 1, {"createdAt": born}, settles)
+
+
+def member(at: int, present: bool = True) -> ApiRead:
+    return ApiRead(PAIR, {"present": present}, at, at + 1)
+
+
+def read(run: Run, *changes: Change) -> list[str]:
+    """Apply what Logto answered; return the events of memberships that it made."""
+    before = len(member_events(run))
+    run(partial(apply.apply_reads, changes=changes, source="read"))
+    return member_events(run)[before:]
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+@pytest.mark.parametrize("at_once", [False, True])
+def test_it_comes_with_the_last_of_the_three(
+    order: tuple[int, ...], at_once: bool, host: TransactionRunner, run: Run
+) -> None:
+    """A user, an organization, a membership, in any order, at once or one by one."""
+    bodies = [
+        make.user_created(id="ana").body,
+        make.event("Organization.Created", id="acme", name="Acme").body,
+        make.event(
+            "Organization.Membership.Updated", organizationId="acme", addedUserIds=["ana"]
+        ).body,
+    ]
+    copy = Copy(host)
+    batches = [bodies] if at_once else [[bodies[number]] for number in order]
+    for number, batch in enumerate(batches):
+        asyncio.run(copy.take([batch[each] for each in order] if at_once else batch))
+        is_last = number == len(batches) - 1
+        assert member_events(run) == (["LocalMemberAdded"] if is_last else [])
+    made = run(names)
+    assert made.index("LocalUserCreated") < made.index("LocalMemberAdded")
+    asyncio.run(copy.take([make.user_deleted(id="ana").body]))
+    assert member_events(run) == ["LocalMemberAdded", "LocalMemberRemoved"]
+
+
+def test_what_was_never_told_is_not_taken_back(host: TransactionRunner, run: Run) -> None:
+    """The membership of a user who never came."""
+    joined = make.event(
+        "Organization.Membership.Updated", organizationId="acme", addedUserIds=["ana"]
+    )
+    created = make.event("Organization.Created", id="acme", name="Acme")
+    copy = Copy(host)
+    asyncio.run(copy.take([created.body, joined.body]))
+    asyncio.run(copy.take([make.event("Organization.Deleted", id="acme").body]))
+    assert member_events(run) == []
+
+
+def test_ends_that_come_in_two_transactions_at_once(tmp_path: Path) -> None:
+    """The later one waits for the earlier, and sees its end (PostgreSQL)."""
+
+    async def body() -> None:
+        host, other = open_host("postgres-thread", tmp_path), open_host("postgres-thread", tmp_path)
+        await host.run(lambda store: store.jobs.register([LOCAL]))
+        await host.run(lambda store: store.progress(INSTALLED, Progress(0, 0)))
+        await host.run(partial(apply.apply_reads, changes=[member(5)], source="read"))
+        applied = threading.Event()
+
+        def slowly(store: Store) -> None:
+            apply.apply_reads(store, [user(6, born=6)], "read")
+            applied.set()
+            time.sleep(0.4)  # until it commits
+
+        first = asyncio.create_task(host.run(slowly))
+        await asyncio.to_thread(applied.wait)
+        change = organization(6, born=6)
+        await other.run(partial(apply.apply_reads, changes=[change], source="read"))
+        await first
+        assert (await host.read(names)).count("LocalMemberAdded") == 1
+        await host.close()
+        await other.close()
+
+    asyncio.run(body())
+
+
+class TestReadsAfterAnInstallation:
+    """No comparison of all records came before."""
+
+    @pytest.fixture(autouse=True)
+    def installed(self, known: None, run: Run) -> None:
+        know(run, SINCE)
+
+    def test_members_of_before_are_quiet(self, run: Run) -> None:
+        """So are they when one end, which was before the installation, comes here later."""
+        old = SINCE - 10
+        assert read(run, organization(SINCE + 5, old), member(SINCE + 5)) == []
+        assert read(run, user(SINCE + 6, old)) == []
+
+    def test_who_was_not_in_an_earlier_list_has_joined(self, run: Run) -> None:
+        old = SINCE - 10
+        ends = [user(SINCE + 5, old), organization(SINCE + 5, old, listed=True)]
+        assert read(run, *ends) == []
+        assert read(run, member(SINCE + 9)) == ["LocalMemberAdded"]
+        assert read(run, member(SINCE + 12, present=False)) == ["LocalMemberRemoved"]
+        assert read(run, member(SINCE + 15)) == ["LocalMemberAdded"]
+
+    def test_a_new_user_joined_after_it(self, run: Run) -> None:
+        """In whichever order they are read."""
+        assert read(run, organization(SINCE + 5, SINCE - 10), member(SINCE + 5)) == []
+        assert read(run, user(SINCE + 6, SINCE + 2)) == ["LocalMemberAdded"]
+
+    def test_whose_member_was_known_has_left(self, run: Run) -> None:
+        """An answer said so after the installation; also when the user is found to be gone."""
+        old = SINCE - 10
+        read(run, user(SINCE + 5, old), organization(SINCE + 5, old), member(SINCE + 5))
+        assert read(run, Absent(USER, SINCE + 9)) == ["LocalMemberRemoved"]
+        assert "LocalUserDeleted" in run(names)
+
+    def test_what_changed_before_it_is_quiet(self, run: Run) -> None:
+        """Known from a delivery of before, and then found to be otherwise: nobody knows since
+        when."""
+        old = SINCE - 10
+        read(run, user(SINCE - 9, old), organization(SINCE - 9, old), member(SINCE - 9))
+        assert read(run, member(SINCE + 5, present=False)) == []
