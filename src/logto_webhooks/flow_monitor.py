@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 from typing import Final
 
 from logto_webhooks.checkpoints import FLOW, SILENT
 from logto_webhooks.deliveries import DeliveryFilter
-from logto_webhooks.errors import LogtoWebhooksError
 from logto_webhooks.flow import DAY_MS, DAYS, Flow, Silence, find_silence
+from logto_webhooks.forever import forever
 from logto_webhooks.instrumentation.events import FlowResumed, FlowStopped, Observer
 from logto_webhooks.interfaces import Clock, Progress, Store, TransactionRunner
 
@@ -31,11 +29,9 @@ class FlowMonitor:
         self.silence: Silence | None = None
 
     async def keep(self) -> None:
-        """Look, over and over; an unreachable database is others' business."""
-        while self._after_ms != 0:
-            with contextlib.suppress(LogtoWebhooksError):
-                await self.look()
-            await asyncio.sleep(LOOK_S)
+        """Look, over and over."""
+        if self._after_ms != 0:
+            await forever(self.look, LOOK_S)
 
     async def look(self) -> None:
         """Note what came, and tell when the flow stops or goes on. Raises StoreUnavailable."""

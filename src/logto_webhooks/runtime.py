@@ -18,6 +18,7 @@ from logto_webhooks.errors import ApiNotConfigured, LogtoWebhooksError, StoreUna
 from logto_webhooks.events.local import Source
 from logto_webhooks.flow import Silence
 from logto_webhooks.flow_monitor import FlowMonitor
+from logto_webhooks.forever import forever
 from logto_webhooks.handlers.loop_thread import Apart
 from logto_webhooks.handlers.registry import Handlers
 from logto_webhooks.handlers.runner import JobRunner
@@ -368,11 +369,13 @@ class WorkerGroup:
 
     async def _watch(self) -> None:
         """Tell, again when it changes, of jobs that wait for code which isn't here."""
-        told = 0
-        while True:
-            with contextlib.suppress(LogtoWebhooksError):
-                told = await self._tell_of_others(told)
-            await asyncio.sleep(WATCH_S)
+        jobs = 0
+
+        async def look() -> None:
+            nonlocal jobs
+            jobs = await self._tell_of_others(jobs)
+
+        await forever(look, WATCH_S)
 
     async def _tell_of_others(self, told: int = 0) -> int:
         counts = await self._database.host.read(lambda store: store.jobs.counts())

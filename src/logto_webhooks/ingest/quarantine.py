@@ -16,6 +16,7 @@ from msgspec.structs import replace
 
 from logto_webhooks.deliveries import NewDelivery, identify
 from logto_webhooks.errors import LogtoUnreachable, NotADelivery, SignatureRejected, describe
+from logto_webhooks.forever import forever
 from logto_webhooks.instrumentation.events import (
     ApiUnavailable,
     Observer,
@@ -100,13 +101,16 @@ class Quarantine:
 
     async def keep(self) -> None:
         """Write down, look for keys, try again; over and over. What is wrong is tried again."""
-        while True:
-            try:
-                await self.turn()
-            except Exception as error:
-                self._observe(ApiUnavailable(describe(error), ASK_S))
-                await asyncio.sleep(ASK_S)
+
+        async def turn_and_pause() -> None:
+            await self.turn()
             await self._pause()
+
+        await forever(turn_and_pause, 0, self._report)
+
+    def _report(self, error: Exception) -> float:
+        self._observe(ApiUnavailable(describe(error), ASK_S))
+        return ASK_S
 
     async def turn(self) -> None:
         """Write down what queued, learn keys, and with a new one try all again.

@@ -20,6 +20,7 @@ from logto_webhooks.errors import (
     StoreUnavailable,
     describe,
 )
+from logto_webhooks.forever import forever
 from logto_webhooks.instrumentation.events import NotUnspooled, Observer, Unspooled
 from logto_webhooks.interfaces import TransactionRunner
 from logto_webhooks.settings import Settings
@@ -187,15 +188,18 @@ class Unspooler:
 
     async def keep(self) -> None:
         """Look again and again; what can't be stored now is tried again."""
-        while True:
-            try:
-                while await self.turn():
-                    pass
-            except (StoreUnavailable, OSError):
-                pass  # it waits in the spool, which `status` counts
-            except Exception as error:  # nobody else would store what was answered 200
-                self._observe(NotUnspooled("", describe(error)))
-            await asyncio.sleep(LOOK_S)
+
+        async def store_all() -> None:
+            while await self.turn():
+                pass
+
+        await forever(store_all, LOOK_S, self._report)
+
+    def _report(self, error: Exception) -> float:
+        # What waits in the spool is counted by `status`.
+        if not isinstance(error, StoreUnavailable | OSError):
+            self._observe(NotUnspooled("", describe(error)))
+        return LOOK_S
 
     async def turn(self) -> int:
         """Store some; return how many. Raises StoreUnavailable, OSError."""

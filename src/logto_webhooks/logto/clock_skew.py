@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 from collections.abc import Callable
 from typing import Final
 
 from logto_webhooks.clock_offset import ahead
 from logto_webhooks.deliveries import ReceivedBody
-from logto_webhooks.errors import LogtoWebhooksError
+from logto_webhooks.forever import forever
 from logto_webhooks.interfaces import ApiResponse, Clock, TransactionRunner
 from logto_webhooks.logto import api_responses
 from logto_webhooks.logto.api_responses import SECOND_MS, Span
@@ -59,10 +57,7 @@ class Ahead:
 
     async def keep(self) -> None:
         """Look now, and every minute. While the database can't be reached, nothing changes."""
-        while True:
-            with contextlib.suppress(LogtoWebhooksError):
-                await self.look()
-            await asyncio.sleep(LOOK_S)
+        await forever(self.look, LOOK_S)
 
     async def look(self) -> None:
         """Compare the clocks. Raises StoreUnavailable."""

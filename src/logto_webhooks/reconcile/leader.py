@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
 from logto_webhooks.errors import describe
+from logto_webhooks.forever import forever
 from logto_webhooks.instrumentation.events import ApiUnavailable
 from logto_webhooks.interfaces import Clock, Progress, Store, TransactionRunner
 
@@ -33,15 +34,24 @@ class LeaderLease:
     ) -> None:
         """Work while it is ours; end never."""
         working: asyncio.Task[None] | None = None
+
+        async def work_if_ours() -> None:
+            nonlocal working
+            is_ours = await self._take(observe)
+            if working is not None and working.done() and (error := _error_of(working)):
+                report(error)
+            if is_ours and (working is None or working.done()):
+                working = asyncio.create_task(work())
+            elif not is_ours and working is not None:
+                ended, working = working, None
+                await _end(ended)
+
+        def report(error: Exception) -> float:
+            observe(ApiUnavailable(describe(error), RENEW_S))
+            return RENEW_S
+
         try:
-            while True:
-                mine = await self._take(observe)
-                if mine and (working is None or working.done()):
-                    working = asyncio.create_task(work())
-                elif not mine and working is not None:
-                    await _end(working)
-                    working = None
-                await asyncio.sleep(RENEW_S)
+            await forever(work_if_ours, RENEW_S, report)
         finally:
             if working is not None:
                 await _end(working)
@@ -62,6 +72,11 @@ class LeaderLease:
             return False
         store.progress(_NAME, Progress(now + LEASE_MS, self._number))
         return True
+
+
+def _error_of(task: asyncio.Task[None]) -> Exception | None:
+    error = None if task.cancelled() else task.exception()
+    return error if isinstance(error, Exception) else None
 
 
 async def _end(task: asyncio.Task[None]) -> None:

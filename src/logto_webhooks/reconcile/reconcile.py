@@ -10,6 +10,7 @@ from typing import Any, Final
 from logto_webhooks.checkpoints import RECONCILE
 from logto_webhooks.errors import InvalidApiResponse, describe
 from logto_webhooks.events.local import Source
+from logto_webhooks.forever import forever
 from logto_webhooks.instrumentation.events import ApiUnavailable, Observer, Reconciled
 from logto_webhooks.interfaces import ApiResponse, Clock, Logto, Store, TransactionRunner
 from logto_webhooks.logto import api_responses, tenant_check
@@ -65,17 +66,19 @@ class Reconciliation:
 
     async def keep(self, every_s: int, observe: Observer) -> None:
         """Look whenever the last look is older; what is wrong is reported, and tried again."""
-        while True:
-            wait = LOOK_S
-            try:
-                if await self._is_due(every_s):
-                    found = await self.run()
-                    fields = ", ".join(f"{name}: {n}" for name, n in sorted(found.fields.items()))
-                    counts = (found.users, found.organizations, found.drifted)
-                    observe(Reconciled(*counts, fields, "; ".join(found.doubts)))
-            except Exception as error:
-                observe(ApiUnavailable(describe(error), wait))
-            await asyncio.sleep(wait)
+
+        async def look() -> None:
+            if await self._is_due(every_s):
+                result = await self.run()
+                fields = ", ".join(f"{name}: {n}" for name, n in sorted(result.fields.items()))
+                counts = (result.users, result.organizations, result.drifted)
+                observe(Reconciled(*counts, fields, "; ".join(result.doubts)))
+
+        def report(error: Exception) -> float:
+            observe(ApiUnavailable(describe(error), LOOK_S))
+            return LOOK_S
+
+        await forever(look, LOOK_S, report)
 
     async def _is_due(self, every_s: int) -> bool:
         last = await self._host.read(lambda store: store.progress(RECONCILE))

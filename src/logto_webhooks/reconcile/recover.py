@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -13,6 +12,7 @@ from logto_webhooks.checkpoints import RECOVER
 from logto_webhooks.database.dry_run import run_or_rehearse
 from logto_webhooks.deliveries import ReceivedBody
 from logto_webhooks.errors import describe
+from logto_webhooks.forever import forever
 from logto_webhooks.instrumentation.events import ApiUnavailable, LogRecovered, Observer
 from logto_webhooks.interfaces import Clock, Logto, Progress, Store, TransactionRunner
 from logto_webhooks.logto import delivery_log
@@ -96,18 +96,19 @@ class Recovery:
 
     async def keep(self, seconds: float, observe: Observer) -> None:
         """Look now, and again and again. What is wrong is reported, and tried again."""
-        while True:
-            wait = seconds
-            try:
-                found = await self.run()
-                causes = ", ".join(f"{why}: {count}" for why, count in found.causes.items())
-                observe(
-                    LogRecovered(found.entries, found.recovered, causes, "; ".join(found.doubts))
-                )
-            except Exception as error:
-                wait = min(seconds, AGAIN_S)
-                observe(ApiUnavailable(describe(error), wait))
-            await asyncio.sleep(wait)
+
+        async def look() -> None:
+            result = await self.run()
+            causes = ", ".join(f"{why}: {count}" for why, count in result.causes.items())
+            doubts = "; ".join(result.doubts)
+            observe(LogRecovered(result.entries, result.recovered, causes, doubts))
+
+        def report(error: Exception) -> float:
+            wait_s = min(seconds, AGAIN_S)
+            observe(ApiUnavailable(describe(error), wait_s))
+            return wait_s
+
+        await forever(look, seconds, report)
 
     async def _hooks(self, found: RecoverResult) -> list[str]:
         seen = {hook for each in await self._recent() if (hook := hook_of_sender(each.body))}

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from logto_webhooks.errors import InvalidApiResponse, TimedOut, WrongTenant, describe
+from logto_webhooks.forever import forever
 from logto_webhooks.instrumentation.events import ApiUnavailable, Observer, Refetched
 from logto_webhooks.interfaces import ApiResponse, Logto, RefetchNeed, TransactionRunner
 from logto_webhooks.logto import api_responses, tenant_check
@@ -35,16 +36,20 @@ class Refetcher:
     async def keep(self) -> None:
         """Ask, again and again. What is wrong is reported, and tried again."""
         stalls = 0
-        while True:
-            wait = POLL_S
-            try:
-                await self.step()
-                stalls = 0
-            except Exception as error:
-                stalls += 1
-                wait = min(2.0**stalls, LONGEST_S)
-                self._observe(ApiUnavailable(describe(error), wait))
-            await asyncio.sleep(wait)
+
+        async def step() -> None:
+            nonlocal stalls
+            await self.step()
+            stalls = 0
+
+        def report(error: Exception) -> float:
+            nonlocal stalls
+            stalls += 1
+            wait_s = min(2.0**stalls, LONGEST_S)
+            self._observe(ApiUnavailable(describe(error), wait_s))
+            return wait_s
+
+        await forever(step, POLL_S, report)
 
     async def drain(self) -> None:
         """Ask until nothing waits. Raises LogtoUnreachable, LogtoApiError, StoreUnavailable."""
