@@ -217,7 +217,7 @@ def labelled(metric: Metric) -> str:
 def test_every_metric_is_documented() -> None:
     """The page about metrics has what the table has, and no more."""
     page = (ROOT / "docs/metrics.md").read_text()
-    assert rows(page, "What this process did") == [
+    assert rows(page, "Metrics of this process") == [
         [
             f"`{metric.full_name}`",
             "histogram" if metric.buckets else "counter",
@@ -231,7 +231,7 @@ def test_every_metric_is_documented() -> None:
         (UP, UP_SAYS),
         *((gauge.full_name, gauge.says) for gauge in GAUGES),
     ]
-    assert rows(page, "What the database holds") == [[f"`{name}`", says] for name, says in gauges]
+    assert rows(page, "Metrics of the database") == [[f"`{name}`", says] for name, says in gauges]
 
 
 def test_every_report_is_documented_and_measured() -> None:
@@ -242,7 +242,7 @@ def test_every_report_is_documented_and_measured() -> None:
         for report in get_args(TelemetryEvent)
     }
     assert {report for report, names in measured.items() if not names} == set(UNMEASURED)
-    assert rows(page, "What is reported") == [
+    assert rows(page, "Telemetry events") == [
         [
             f"`{report.__name__}`",
             (report.__doc__ or "").splitlines()[0],
