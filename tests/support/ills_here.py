@@ -126,6 +126,26 @@ async def a_server_that_commits_without_the_disk(clinic: Clinic) -> list[Finding
     return await _on_postgres(clinic, "-c synchronous_commit=off")
 
 
+@finds("vacuum_off")
+async def a_table_that_nobody_vacuums(clinic: Clinic) -> list[Finding]:
+    schema = postgres.emptied_schema()
+    url = postgres.server_url().set(drivername="postgresql+psycopg")
+    engine = sa.create_engine(url)
+    table = f"{schema}.logto_progress"
+    try:
+        with engine.begin() as connection:
+            connection.execute(sa.text(f"ALTER TABLE {table} SET (autovacuum_enabled = off)"))
+            rows = f"INSERT INTO {table} SELECT n::text, 0, 0 FROM generate_series(1, 10001) n"
+            connection.execute(sa.text(rows))
+            connection.execute(sa.text(f"DELETE FROM {table}"))
+        engine.dispose()  # a session tells its counts at its end
+        return await clinic.ask("vacuum", engine=engine, schema=schema)
+    finally:
+        with engine.begin() as connection:
+            connection.execute(sa.text(f"ALTER TABLE {table} RESET (autovacuum_enabled)"))
+        engine.dispose()
+
+
 @finds("database_read_only")
 async def a_server_that_takes_no_writes(clinic: Clinic) -> list[Finding]:
     return await _on_postgres(clinic, "-c default_transaction_read_only=on")

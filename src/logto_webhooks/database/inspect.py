@@ -11,7 +11,15 @@ from msgspec import Struct
 
 from logto_webhooks.database import migrate
 from logto_webhooks.database.dialect import now
-from logto_webhooks.database.schema import records
+from logto_webhooks.database.schema import metadata, records
+
+
+class DeadRows(Struct, frozen=True):
+    """A table's rows, and its dead ones: what updates and deletes left behind, until a vacuum."""
+
+    table: str
+    live: int
+    dead: int
 
 
 class DatabaseInfo(Struct, frozen=True, kw_only=True):
@@ -19,7 +27,7 @@ class DatabaseInfo(Struct, frozen=True, kw_only=True):
 
     `settings` are a server's. `free` are bytes where its file is, None if that can't be seen;
     `unwritable` is why its file can't be written. `unsettled_s` is how long the first record has
-    waited for Logto.
+    waited for Logto. `unvacuumed` are our tables that the server doesn't vacuum by itself.
     """
 
     place: str
@@ -29,11 +37,22 @@ class DatabaseInfo(Struct, frozen=True, kw_only=True):
     free: int | None = None
     unwritable: str | None = None
     unsettled_s: float | None = None
+    unvacuumed: list[DeadRows] = []
 
 
 _SETTINGS: Final = sa.text(
     "SELECT name, setting FROM pg_settings WHERE name IN "
     "('fsync', 'full_page_writes', 'synchronous_commit', 'transaction_read_only')"
+)
+_UNVACUUMED: Final = sa.text(
+    "SELECT stats.relname, stats.n_live_tup, stats.n_dead_tup FROM pg_stat_user_tables stats"
+    " JOIN pg_class ON pg_class.oid = stats.relid"
+    " LEFT JOIN pg_options_to_table(pg_class.reloptions) options"
+    " ON options.option_name = 'autovacuum_enabled'"
+    " WHERE stats.schemaname = coalesce(:schema, current_schema()) AND stats.relname = ANY(:tables)"
+    " AND NOT (current_setting('autovacuum')::boolean"
+    " AND coalesce(options.option_value::boolean, true))"
+    " ORDER BY stats.relname"
 )
 
 
@@ -49,8 +68,11 @@ def _look(
 ) -> DatabaseInfo:
     found, needed = migrate.version(connection, schema), migrate.head()
     settings: dict[str, str] = {}
+    unvacuumed: list[DeadRows] = []
     if connection.dialect.name == "postgresql":
         settings = {row.name: row.setting for row in connection.execute(_SETTINGS)}
+        ours = {"schema": schema, "tables": sorted(metadata.tables)}
+        unvacuumed = [DeadRows(*row) for row in connection.execute(_UNVACUUMED, ours)]
     return DatabaseInfo(
         place=place,
         schema=found,
@@ -58,6 +80,7 @@ def _look(
         settings=settings,
         free=free,
         unsettled_s=_unsettled_s(connection) if found and found >= needed else None,
+        unvacuumed=unvacuumed,
     )
 
 

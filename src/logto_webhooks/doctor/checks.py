@@ -44,6 +44,11 @@ async def durability(facts: CheckContext) -> list[Finding]:
     return local.judge_durability(await facts.premises(), facts.patient.database_setting)
 
 
+async def vacuum(facts: CheckContext) -> list[Finding]:
+    """No dead rows pile up."""
+    return local.judge_vacuum(await facts.premises())
+
+
 async def disk(facts: CheckContext) -> list[Finding]:
     """There is room for more."""
     premises = await facts.premises()
@@ -212,6 +217,7 @@ async def _of_ours(
 CHECKS: Final = (
     Check("database", database),
     Check("durability", durability, needs=("database",)),
+    Check("vacuum", vacuum, needs=("database",)),
     Check("disk", disk, needs=("database",)),
     Check("files", files),
     Check("api", api),

@@ -109,6 +109,11 @@ HERE: Final[dict[str, Fault]] = {
         "What was answered 200 can be lost when the server stops: {settings}.",
         "Switch them on for this role and database, as ALTER ROLE … SET synchronous_commit = on.",
     ),
+    "vacuum_off": Fault(
+        "warning",
+        "PostgreSQL doesn't vacuum {tables} by itself; {dead} dead rows slow down every statement.",
+        "Switch autovacuum on, for the server and for these tables, and run VACUUM on them.",
+    ),
     "files_open": Fault(
         "warning",
         "Other users of this machine can read or write files with people or keys in them: {files}.",

@@ -25,6 +25,7 @@ from logto_webhooks.states import DeliveryState, JobState
 PENDING_S: Final = 60
 WAITING_S: Final = 600  # a job that fails is tried again within that, at first
 UNSETTLED_S: Final = 600
+DEAD_ROWS: Final = 10_000  # that are nothing for a table
 _MB: Final = 2**20
 _FULL: Final = 16  # times less than there should be
 _DURABLE: Final = ("fsync", "full_page_writes", "synchronous_commit")
@@ -90,6 +91,18 @@ def judge_durability(premises: DatabaseInfo, setting: str) -> list[Finding]:
     if premises.unwritable is not None:
         faults.append(make_finding("database_unwritable", problem=premises.unwritable))
     return faults or [fine("What is answered 200 is on disk.")]
+
+
+def judge_vacuum(premises: DatabaseInfo) -> list[Finding]:
+    """Judge the dead rows of tables that the server doesn't vacuum by itself."""
+    piled_up = [
+        table for table in premises.unvacuumed if table.dead > max(DEAD_ROWS, table.live // 5)
+    ]
+    if not piled_up:
+        return [fine("No dead rows pile up.")]
+    dead = sum(table.dead for table in piled_up)
+    tables = [table.table for table in piled_up]
+    return [make_finding("vacuum_off", dead=dead, tables=tables)]
 
 
 def judge_disk(premises: DatabaseInfo, free: int, least_mb: int) -> list[Finding]:
