@@ -18,7 +18,7 @@ import pytest
 from logto_webhooks.samples.request import SignedRequest
 from logto_webhooks.signing_keys import HEADER, sign
 from logto_webhooks.testing import SIGNING_KEY, make
-from tests.support.service import PATH, Service, command, one_line, wait_until_done
+from tests.support.service import PATH, HastyService, Service, command, one_line, wait_until_done
 from tests.support.waiting import until
 
 KEY = {"LOGTO_WEBHOOK_SIGNING_KEY": SIGNING_KEY}
@@ -285,7 +285,7 @@ class TestDatabase:
     def test_a_full_disk_is_a_503_and_recovers(self, tmp_path: Path) -> None:
         """The file may not grow; once it may, the service goes on by itself."""
         big = "x" * 3_000_000  # more than a try again can make room for in the -wal
-        with Service(tmp_path) as service:
+        with HastyService(tmp_path) as service:
             assert service.post(make.user_created()).status_code == 200
             wait_until_done(service)
             size = sum(file.stat().st_size for file in tmp_path.glob("*.db*"))
@@ -301,7 +301,7 @@ class TestDatabase:
 
     def test_a_database_that_is_gone_is_a_503_and_recovers(self, tmp_path: Path) -> None:
         """SQLite itself would go on writing to a file that nobody finds again."""
-        with Service(tmp_path) as service:
+        with HastyService(tmp_path) as service:
             assert service.post(make.user_created()).status_code == 200
             wait_until_done(service)
             assert service.http.get("/readyz").json() == {"ready": True}
@@ -338,7 +338,7 @@ class TestDatabase:
 
     def test_a_damaged_database_that_is_mended_recovers(self, tmp_path: Path) -> None:
         """Without a restart."""
-        with Service(tmp_path) as service:
+        with HastyService(tmp_path) as service:
             assert service.post(make.user_created()).status_code == 200
             wait_until_done(service)
             other = sqlite3.connect(service.file)

@@ -37,7 +37,7 @@ from logto_webhooks.states import DeliveryState
 from logto_webhooks.testing import SIGNING_KEY, make
 from logto_webhooks.testing.fake.logto import FakeLogto
 from tests.support.fake import serving
-from tests.support.service import Service, wait_until_done
+from tests.support.service import HastyService, Service, wait_until_done
 from tests.support.waiting import until
 
 Samples = dict[str, float]
@@ -125,7 +125,7 @@ def test_no_text_of_a_delivery_or_a_request_is_in_it(service: Service) -> None:
 
 def test_a_database_that_is_gone_fails_no_scrape(tmp_path: Path) -> None:
     """The counters are there, the gauges aren't; and what wasn't stored is counted."""
-    with Service(tmp_path) as service:
+    with HastyService(tmp_path) as service:
         assert service.post(make.user_created()).status_code == 200
         wait_until_done(service)
         moved = service.file.rename(tmp_path / "moved.db")

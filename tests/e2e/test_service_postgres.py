@@ -22,7 +22,7 @@ from logto_webhooks.testing import SIGNING_KEY, make
 from tests.crash.databases import PostgresVictim
 from tests.crash.harness import free_port
 from tests.support import postgres
-from tests.support.service import Service, command, one_line
+from tests.support.service import HastyService, Service, command, one_line
 from tests.support.waiting import until
 
 SCHEMA = "logto"
@@ -142,7 +142,7 @@ def test_a_server_that_is_stopped_is_a_503_and_recovers(
     server: PostgresVictim, options: list[str], tmp_path: Path
 ) -> None:
     """What was answered 200 before is applied after."""
-    with Service(tmp_path, *options) as service:
+    with HastyService(tmp_path, *options) as service:
         before = count(server, "logto_deliveries")
         stored = sum(accepted(service) for _ in range(20))
         server.crash()
@@ -173,7 +173,7 @@ def test_a_server_that_is_read_only_is_a_503_and_recovers(
     server: PostgresVictim, options: list[str], tmp_path: Path
 ) -> None:
     """As after a failover, until the connections are made anew."""
-    with Service(tmp_path, *options) as service:
+    with HastyService(tmp_path, *options) as service:
         assert accepted(service)
         read_only = "ALTER SYSTEM SET default_transaction_read_only = "
         execute(server, f"{read_only}on", "SELECT pg_reload_conf()")
@@ -191,7 +191,7 @@ def test_a_server_without_free_connections_is_a_503_and_recovers(
     server: PostgresVictim, options: list[str], tmp_path: Path
 ) -> None:
     """The service's own are gone, and others took all there are."""
-    with Service(tmp_path, *options) as service:
+    with HastyService(tmp_path, *options) as service:
         assert accepted(service)
         with contextlib.ExitStack() as others:
             watch = others.enter_context(psycopg.connect(server.url, autocommit=True))

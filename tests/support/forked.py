@@ -3,6 +3,7 @@ has. Most tests of commands wait for little else."""
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import signal
@@ -28,11 +29,15 @@ class Forked:
         folder: Path,
         environment: Mapping[str, str],
         out: Path | None = None,
+        constants: Mapping[str, object] | None = None,
     ) -> None:
-        """What it prints goes into the file `out`, if given; errors can be read from `stderr`."""
+        """What it prints goes into the file `out`, if given; errors can be read from `stderr`.
+
+        `constants` of the product, such as "package.module:NAME", have other values there.
+        """
         os.environ.update(WIDTH)
         reader, writer = _CONTEXT.Pipe(duplex=False)
-        given = (list(arguments), folder, dict(environment), out, writer)
+        given = (list(arguments), folder, dict(environment), dict(constants or {}), out, writer)
         self._process = _CONTEXT.Process(target=_main, args=given)
         self._process.start()
         writer.close()
@@ -89,6 +94,7 @@ def _main(
     arguments: list[str],
     folder: Path,
     environment: dict[str, str],
+    constants: dict[str, object],
     out: Path | None,
     errors: Connection,
 ) -> None:
@@ -104,6 +110,9 @@ def _main(
     os.chdir(folder)
     sys.path.insert(0, str(folder))
     sys.argv = ["logto-webhooks", *arguments]
+    for constant, value in constants.items():
+        module, _, name = constant.partition(":")
+        setattr(importlib.import_module(module), name, value)
     from logto_webhooks.__main__ import main
 
     main()

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx2
 
@@ -40,6 +40,8 @@ def clean_environment(more: dict[str, str]) -> dict[str, str]:
 
 class Service:
     """`logto-webhooks serve` on a free port of 127.0.0.1; ends with the block."""
+
+    constants: ClassVar[dict[str, object]] = {}  # of the product, that have other values
 
     def __init__(
         self,
@@ -122,7 +124,7 @@ class Service:
         self, prefix: list[str], arguments: list[str], folder: Path, environment: dict[str, str]
     ) -> forked.Forked | subprocess.Popen[str]:
         if not prefix:
-            return forked.Forked(arguments, folder, environment)
+            return forked.Forked(arguments, folder, environment, constants=self.constants)
         return subprocess.Popen(
             [*prefix, sys.executable, "-m", "logto_webhooks", *arguments],
             cwd=folder,
@@ -140,6 +142,12 @@ class Service:
                 self._changed.notify_all()
         with self._changed:
             self._changed.notify_all()
+
+
+class HastyService(Service):
+    """One that answers 503 after 2 s, not 8, if a delivery can't be stored."""
+
+    constants: ClassVar = {"logto_webhooks.ingest.receiver:LONGEST_WAIT_S": 2.0}
 
 
 def wait_until_done(service: Service) -> None:
