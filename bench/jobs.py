@@ -41,8 +41,8 @@ async def stuck(kind: str, given: Namespace, folder: Path) -> None:
         for side in turns:
             await side.check()
     _row(kind, "jobs/s", statistics.median(rates["quiet"]), None, 1000)
-    _ratio(kind, f"beside a line that fails, {FEW} jobs in it", rates, ("failing", "quiet"), 0.9)
-    _ratio(kind, f"beside a line of {given.stuck:,} jobs", rates, ("stuck", "quiet"), 0.8)
+    _ratio(kind, f"with a failing queue of {FEW} jobs", rates, ("failing", "quiet"), 0.9)
+    _ratio(kind, f"with a queue of {given.stuck:,} jobs", rates, ("stuck", "quiet"), 0.8)
 
 
 async def _by_turns(sides: list[Lines], seconds: float) -> dict[str, float]:
