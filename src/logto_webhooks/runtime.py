@@ -177,7 +177,9 @@ class Service:
         self._handlers = Handlers() if handlers is None else handlers
         self._workers = WorkerGroup(settings, database, observe, self._handlers, apart)
         self.api = make_client(settings) if settings.endpoint else None
-        commit = GroupCommit(database.host, observe, self._workers.wake, spool_of(settings))
+        commit = self._commit = GroupCommit(
+            database.host, observe, self._workers.wake, spool_of(settings)
+        )
         self._readiness = Readiness(database.check, database.host, SystemClock(), commit)
         ring = Keyring(settings.signing_keys)
         self._ahead = Ahead(database.host, SystemClock())
@@ -216,6 +218,7 @@ class Service:
         async with contextlib.AsyncExitStack() as stack:
             stack.enter_context(self._handlers.in_use())
             stack.push_async_callback(self._database.host.close)
+            stack.push_async_callback(self._commit.finish)
             wake = self._workers.wake
             spooled = unspooling(self._settings, self._database, self._observe, wake)
             await stack.enter_async_context(spooled)

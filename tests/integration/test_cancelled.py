@@ -1,19 +1,28 @@
-"""Whose caller is cancelled is ended, and what it wrote is rolled back."""
+"""A caller that is cancelled: its transaction is rolled back, but a verified delivery is stored."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import pytest
 import sqlalchemy as sa
 
+from logto_webhooks.clock import SystemClock
 from logto_webhooks.database.store import DatabaseStore
-from logto_webhooks.interfaces import Progress, Store
+from logto_webhooks.deliveries import NewDelivery
+from logto_webhooks.ingest.receiver import GroupCommit, Receiver
+from logto_webhooks.interfaces import Progress, Store, TransactionRunner
+from logto_webhooks.testing import SIGNING_KEY, make
 from tests.support import postgres
 from tests.support.copy import StoreKind, open_host
+from tests.support.waiting import eventually
+
+T = TypeVar("T")
 
 
 async def cancelled_at(begun: threading.Event, task: asyncio.Task[None]) -> None:
@@ -64,6 +73,65 @@ def test_a_transaction_that_nobody_waits_for_is_not_committed(tmp_path: Path) ->
         await cancelled_at(begun, asyncio.create_task(host.run(work)))
         gate.set()
         assert await host.run(lambda store: store.progress("mark")) is None
+        await host.close()
+
+    asyncio.run(body())
+
+
+class Slow:
+    """A host whose database answers once the gate is open."""
+
+    def __init__(self, host: TransactionRunner) -> None:
+        self._host = host
+        self.gate = asyncio.Event()
+
+    async def accept(self, work: Callable[[Store], T], limit_s: float) -> T:
+        await self.gate.wait()
+        return await self._host.accept(work, limit_s)
+
+
+class Keeper:
+    """Keeps in memory what would be spooled."""
+
+    def __init__(self) -> None:
+        self.kept: list[NewDelivery] = []
+
+    async def keep(self, deliveries: Sequence[NewDelivery]) -> None:
+        self.kept += deliveries
+
+    def keep_now(self, delivery: NewDelivery) -> None:
+        self.kept.append(delivery)
+
+
+@pytest.mark.parametrize("size", [10, 300_000])
+@pytest.mark.parametrize("has_spool", [False, True])
+def test_a_verified_delivery_is_stored_though_its_request_is_cancelled(
+    size: int, has_spool: bool, tmp_path: Path
+) -> None:
+    """By a time-out of the application: Logto won't send it again. With a spool, it is there."""
+
+    async def body() -> None:
+        host = open_host("sqlite", tmp_path)
+        slow: Any = Slow(host)
+        keeper = Keeper() if has_spool else None
+        commit = GroupCommit(slow, lambda report: None, lambda: None, keeper)
+        receiver = Receiver([SIGNING_KEY], commit.add, SystemClock(), lambda report: None)
+        sent = make.user_created(id="ana", name="a" * size)
+        signature = dict(sent.headers)["logto-signature-sha-256"].encode()
+        task = asyncio.create_task(receiver.receive([signature], sent.body))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert bool(keeper and keeper.kept) == (has_spool and size == 10)
+        slow.gate.set()
+
+        async def stored() -> int:
+            status = await host.read(lambda store: store.status())
+            return status.deliveries["pending"] + len(keeper.kept if keeper else [])
+
+        await eventually(stored)
+        await commit.finish()
         await host.close()
 
     asyncio.run(body())

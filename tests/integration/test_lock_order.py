@@ -14,7 +14,8 @@ from logto_webhooks.database.store import DatabaseStore
 from logto_webhooks.handlers import runner
 from logto_webhooks.interfaces import Store
 from logto_webhooks.jobs import JobOutcome
-from logto_webhooks.records.record import Key
+from logto_webhooks.records.merge import merge
+from logto_webhooks.records.record import Key, Tombstone
 from logto_webhooks.states import JobState
 from logto_webhooks.testing import make
 from tests.integration.test_jobs_by_hand import until_one_waits
@@ -97,3 +98,27 @@ def prepare(store: Store) -> None:
     for name in ("z", "a"):  # as they lie in the table
         store.jobs.add([job(name, queue_key=f"user:{name}")])
         store.jobs.claim(name, {"one": 1}, 60)
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("was_deleted", [False, True])
+def test_an_organization_that_gains_members_is_shared_unless_it_was_deleted(
+    was_deleted: bool,
+) -> None:
+    """Two that share it, and then write that a member tells of it, would wait for each other."""
+    schema = postgres.emptied_schema()
+    engine = postgres.sync_engine().execution_options(schema_translate_map={None: schema})
+    key = Key("organization", "acme")
+    nowait = sa.text(f"SELECT 1 FROM {schema}.logto_records FOR SHARE NOWAIT")
+    with engine.begin() as connection:
+        store = DatabaseStore(connection)
+        known = store.lock([key])[key]
+        store.save([merge(known, Tombstone(key, 5))] if was_deleted else [known])
+    with engine.begin() as connection, engine.connect() as other:
+        DatabaseStore(connection).lock([key], share=True)
+        if was_deleted:
+            with pytest.raises(sa.exc.OperationalError, match="could not obtain lock"):
+                other.execute(nowait)
+        else:
+            other.execute(nowait)
+        other.rollback()

@@ -17,7 +17,7 @@ from logto_webhooks.jobs import JobFilter, RegisteredHandler
 from logto_webhooks.records.record import MEMBERS, Absent, ApiRead, Change, Key, membership
 from logto_webhooks.sync import apply
 from logto_webhooks.testing import make
-from tests.conftest import Run
+from tests.integration.conftest import Run
 from tests.support.copy import ALL, Copy, open_host
 
 SINCE = 1_000_000
@@ -104,6 +104,7 @@ def test_what_was_never_told_is_not_taken_back(host: TransactionRunner, run: Run
     assert member_events(run) == []
 
 
+@pytest.mark.postgres
 def test_ends_that_come_in_two_transactions_at_once(tmp_path: Path) -> None:
     """The later one waits for the earlier, and sees its end (PostgreSQL)."""
 

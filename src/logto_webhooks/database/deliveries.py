@@ -85,6 +85,12 @@ _RECORDS = (
     .where(records.c.kind == sa.bindparam("of_kind"), among(records.c.logto_id, "ids"))
     .order_by(records.c.kind, records.c.logto_id)
 )
+ENDED = (
+    sa.select(records.c.logto_id)
+    .where(records.c.kind == sa.bindparam("of_kind"), among(records.c.logto_id, "ids"))
+    .where(records.c.gone_at.is_not(None) | records.c.absent_at.is_not(None))
+    .limit(1)
+)
 LOCK = _RECORDS.with_for_update()
 SHARE = _RECORDS.with_for_update(read=True)
 HOLD = (

@@ -147,13 +147,31 @@ def lock_records(
         _keep(connection, _unknown(connection, keys, by_kind))
     if ends and connection.dialect.name == "postgresql":
         _hold(connection, keys, ends)
-    statement = deliveries.SHARE if share else deliveries.LOCK
+    if share and not _have_ended(connection, by_kind):
+        shared = _locked(connection, deliveries.SHARE, keys, by_kind)
+        if all(record.ended_at == NEVER for record in shared.values()):
+            return shared
+    # What a membership tells of an end that was deleted before is written to that end's record.
+    return _locked(connection, deliveries.LOCK, keys, by_kind)
+
+
+def _locked(
+    connection: sa.Connection, statement: Any, keys: Sequence[Key], by_kind: _ByKind
+) -> dict[Key, Record]:
     found = {
         record.key: record
         for wanted in by_kind.values()
         for record in map(codec.from_record_row, connection.execute(statement, wanted).mappings())
     }
     return {key: found.get(key) or Record(key) for key in keys}
+
+
+def _have_ended(connection: sa.Connection, by_kind: _ByKind) -> bool:
+    """Whether any was deleted once: then it is locked for writing at once, since two that share
+    it, and then write, would wait for each other."""
+    if connection.dialect.name != "postgresql":  # where one transaction writes at a time
+        return False
+    return any(connection.execute(deliveries.ENDED, wanted).first() for wanted in by_kind.values())
 
 
 def save_records(connection: sa.Connection, changed: Sequence[Record]) -> list[Record]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from msgspec import Struct
 
@@ -38,6 +38,7 @@ LONGEST_WAIT_S: Final = 8.0  # since the head of the request: Logto waits 10 s, 
 TRY_S: Final = 2.5
 FIRST_PAUSE_S: Final = 0.02
 LONGEST_PAUSE_S: Final = 0.5
+FINISH_S: Final = 2.0
 KEEP_S: Final = 0.5  # before the deadline, what can't be stored is spooled
 LONGEST_KEEP_S: Final = 1.5
 RETRY_AFTER_S: Final = 5
@@ -69,6 +70,9 @@ class Offload(Protocol):
         """Return what it returns."""
 
 
+_StoringTask = asyncio.Task[tuple[NewDelivery, StoreResult | None]]
+
+
 class Receiver:
     """Takes the raw parts of a request and gives the answer, whatever the web framework."""
 
@@ -93,6 +97,7 @@ class Receiver:
         self._clock = clock
         self._observe = observe
         self._ahead = ahead
+        self._storing: set[_StoringTask] = set()
 
     def _identify(self, body: VerifiedBody, at: int) -> NewDelivery:
         return identify(body, at, ahead=self._ahead())
@@ -111,9 +116,13 @@ class Receiver:
             verified = verify(body, signatures, keys)
             if len(body) < LARGE:
                 delivery = self._identify(verified, started)
-            else:  # it would hold back all others
-                delivery = await self._aside(self._identify, verified, started)
-            accepted = await self._store(delivery, deadline)
+                accepted = await self._store(delivery, deadline)
+            else:
+                storing = asyncio.create_task(self._store_large(verified, started, deadline))
+                self._storing.add(storing)
+                storing.add_done_callback(self._stored)
+                # The application may cancel its request, but Logto won't send it again.
+                delivery, accepted = await asyncio.shield(storing)
         except SignatureRejected as error:
             hint = _LIKELY_CAUSES if error.well_formed else _NOT_LOGTO
             if error.well_formed:
@@ -131,6 +140,17 @@ class Receiver:
             DeliveryStored(accepted.id, delivery.event, delivery.subject, accepted.duplicate, took)
         )
         return WebhookResponse(200, {"id": str(accepted.id), "duplicate": accepted.duplicate})
+
+    async def _store_large(
+        self, verified: VerifiedBody, started: int, deadline: float | None
+    ) -> tuple[NewDelivery, StoreResult | None]:
+        # On the event loop it would hold back all others.
+        delivery = await self._aside(self._identify, verified, started)
+        return delivery, await self._store(delivery, deadline)
+
+    def _stored(self, task: _StoringTask) -> None:
+        self._storing.discard(task)
+        _retrieve(task)
 
     def refuse(
         self, status: int, code: RefusedFor, error: LogtoWebhooksError, hint: str
@@ -151,7 +171,7 @@ class Keeper(Protocol):
 
 
 class _Waiting(Struct, eq=False):
-    """A request that waits for its delivery to be stored, until `deadline` by the loop's clock."""
+    """A delivery that waits to be stored, until `deadline` by the loop's clock."""
 
     delivery: NewDelivery
     answer: asyncio.Future[StoreResult | None]
@@ -161,8 +181,14 @@ class _Waiting(Struct, eq=False):
 
 
 def _still_waiting(requests: list[_Waiting]) -> list[_Waiting]:
-    """Without those that gave up, or are spooled: nothing is stored for nobody."""
+    """Without those that are stored or refused by now, or spooled."""
     return [each for each in requests if not (each.answer.done() or each.keeping)]
+
+
+def _retrieve(answer: asyncio.Future[Any]) -> None:
+    """Look at the error of what nobody waits for, or asyncio would log that nobody did."""
+    if not answer.cancelled():
+        answer.exception()
 
 
 class GroupCommit:
@@ -196,7 +222,9 @@ class GroupCommit:
     async def add(self, delivery: NewDelivery, deadline: float | None = None) -> StoreResult | None:
         """Return once it is committed; None if it was handed to the keeper instead.
 
-        `deadline` is by the event loop's clock. Raises StoreUnavailable or RowRejected.
+        `deadline` is by the event loop's clock. If the caller is cancelled, by a time-out of the
+        application or at the end, it is stored all the same: Logto won't send it again. Raises
+        StoreUnavailable or RowRejected.
         """
         loop = asyncio.get_running_loop()
         latest = loop.time() + LONGEST_WAIT_S
@@ -207,13 +235,19 @@ class GroupCommit:
             self._committing = loop.create_task(self._commit_all())
         self._watch(loop, deadline)
         try:
-            return await waiting.answer
+            return await asyncio.shield(waiting.answer)
         except asyncio.CancelledError:
-            # The service ends while the database is away, or before it was tried.
-            if self._keeper is not None and waiting.answer.cancelled() and not waiting.keeping:
-                with suppress(OSError):  # nor can it be kept
+            waiting.answer.add_done_callback(_retrieve)
+            if self._keeper is not None and not waiting.answer.done() and not waiting.keeping:
+                with suppress(OSError):  # it may still be stored
                     self._keeper.keep_now(delivery)
+                    waiting.keeping = True
             raise
+
+    async def finish(self) -> None:
+        """Store what waits, at the end, for so long as that takes little time."""
+        if self._committing is not None:
+            await asyncio.wait({self._committing}, timeout=FINISH_S)
 
     async def _commit_all(self) -> None:
         failures = 0
