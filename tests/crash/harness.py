@@ -7,8 +7,6 @@ import itertools
 import random
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -26,6 +24,7 @@ from logto_webhooks.samples.diff import Difference, differences
 from tests.crash.client import Sender
 from tests.crash.databases import Victim
 from tests.support.copy import ALL, delivery
+from tests.support.forked import Forked
 from tests.support.life import Life
 from tests.support.service import PATH, clean_environment
 
@@ -74,13 +73,9 @@ class Process:
 
     def start(self) -> None:
         """Start."""
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "logto_webhooks", *self._command],
-                cwd=self._folder,
-                env=clean_environment({"LOGTO_WEBHOOK_SIGNING_KEY": KEY}),
-                stderr=log,
-            )
+        environment = clean_environment({"LOGTO_WEBHOOK_SIGNING_KEY": KEY})
+        self._process = Forked(self._command, self._folder, environment, errors=self._log)
+        self._process.stderr.close()
 
     def stop(self, how: signal.Signals) -> None:
         """End it, and wait for that."""

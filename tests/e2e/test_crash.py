@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import msgspec
@@ -16,6 +14,7 @@ from tests.crash.databases import PostgresVictim, SqliteVictim
 from tests.crash.harness import Harness
 from tests.support import postgres
 from tests.support.copy import delivery
+from tests.support.forked import Forked
 from tests.support.service import clean_environment
 from tests.support.waiting import until
 
@@ -50,18 +49,15 @@ def test_a_worker_paused_past_its_lease_applies_nothing_twice(tmp_path: Path) ->
         await database.host.close()
 
     asyncio.run(fill())
-    command = [sys.executable, "-m", "logto_webhooks", "worker", "--drain", "--log-format", "json"]
-    environment = clean_environment({})
+    command = ["worker", "--drain", "--log-format", "json"]
+    command += ["--database-url", url, "--schema", schema]
     logs = [tmp_path / "paused.log", tmp_path / "other.log"]
     processes = []
     for log in logs:
-        with log.open("wb") as file:
-            options = ["--database-url", url, "--schema", schema]
-            processes.append(
-                subprocess.Popen(command + options, cwd=tmp_path, env=environment, stderr=file)
-            )
+        processes.append(Forked(command, tmp_path, clean_environment({}), errors=log))
+        processes[-1].stderr.close()
         if log is logs[0]:
-            until(lambda: b'"delivery"' in logs[0].read_bytes())
+            until(lambda: logs[0].exists() and b'"delivery"' in logs[0].read_bytes())
             processes[0].send_signal(signal.SIGSTOP)
     assert processes[1].wait(60) == 0, logs[1].read_text()[-2000:]
     processes[0].send_signal(signal.SIGCONT)

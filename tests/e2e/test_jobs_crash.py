@@ -7,11 +7,9 @@ import asyncio
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pytest
 import sqlalchemy as sa
@@ -21,6 +19,7 @@ from logto_webhooks.interfaces import Status, Store
 from logto_webhooks.testing import make
 from tests.support import postgres
 from tests.support.copy import delivery
+from tests.support.forked import Forked
 from tests.support.service import clean_environment, command
 
 KILLS = int(os.environ.get("LOGTO_WEBHOOKS_TEST_JOB_KILLS", "3"))
@@ -161,11 +160,8 @@ def killed_until_done(given: dict[str, str], folder: Path, count: int) -> None:
             worker.wait()
 
 
-def started(given: dict[str, str], folder: Path) -> subprocess.Popen[Any]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "logto_webhooks", "worker", "--app", "app:logto"],
-        cwd=folder,
-        env=clean_environment(given),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+def started(given: dict[str, str], folder: Path) -> Forked:
+    arguments = ["worker", "--app", "app:logto"]
+    worker = Forked(arguments, folder, clean_environment(given), errors=folder / "errors")
+    worker.stderr.close()
+    return worker

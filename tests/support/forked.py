@@ -29,15 +29,24 @@ class Forked:
         folder: Path,
         environment: Mapping[str, str],
         out: Path | None = None,
+        errors: Path | None = None,
         constants: Mapping[str, object] | None = None,
     ) -> None:
-        """What it prints goes into the file `out`, if given; errors can be read from `stderr`.
+        """What it prints goes into the file `out`, if given. What it says on the other stream goes
+        to the end of the file `errors`; without one it can be read from `stderr`.
 
         `constants` of the product, such as "package.module:NAME", have other values there.
         """
         os.environ.update(WIDTH)
         reader, writer = _CONTEXT.Pipe(duplex=False)
-        given = (list(arguments), folder, dict(environment), dict(constants or {}), out, writer)
+        given = (
+            list(arguments),
+            folder,
+            dict(environment),
+            dict(constants or {}),
+            out,
+            errors or writer,
+        )
         self._process = _CONTEXT.Process(target=_main, args=given)
         self._process.start()
         writer.close()
@@ -96,15 +105,18 @@ def _main(
     environment: dict[str, str],
     constants: dict[str, object],
     out: Path | None,
-    errors: Connection,
+    errors: Path | Connection,
 ) -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(os.open(out or os.devnull, os.O_WRONLY | os.O_CREAT), 1)
-    os.dup2(errors.fileno(), 2)
-    errors.close()
+    if isinstance(errors, Path):
+        os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+    else:
+        os.dup2(errors.fileno(), 2)
+        errors.close()
     # What Python opened at the start may be of another kind: a file, not a pipe.
-    sys.stdout = open(1, "w", closefd=False)
-    sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)
+    sys.stdout = os.fdopen(1, "w", closefd=False)
+    sys.stderr = os.fdopen(2, "w", 1, errors="backslashreplace", closefd=False)
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
