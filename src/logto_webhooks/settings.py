@@ -115,7 +115,8 @@ class Settings(Struct, frozen=True, kw_only=True):
         for number, key in enumerate(keys, 1):
             if (problem := problem_of_key(key)) is not None:
                 which = f" (key {number} of {len(keys)})" if len(keys) > 1 else ""
-                raise SettingInvalid(name=f"{_named('signing_key')}{which}", problem=problem)
+                name = f"{self.name_of('signing_key')}{which}"
+                raise SettingInvalid(name=name, problem=problem)
         return keys
 
     def url_at(self, port: int) -> str:
@@ -186,7 +187,7 @@ def from_env(
                 break
     values |= given
     if (problem := problem_of_secret(values.get("app_secret") or "")) is not None:
-        raise SettingInvalid(name=_named("app_secret"), problem=problem)
+        raise SettingInvalid(name=sources["app_secret"], problem=problem)
     try:
         return msgspec.convert(values | {"sources": sources}, Settings, strict=False)
     except msgspec.ValidationError as error:
@@ -194,11 +195,7 @@ def from_env(
         field = place.rstrip("`")
         allowed = _CHOICES.get(field) or _allowed(problem)
         problem = f"it must be {allowed}" if allowed else problem.lower()
-        raise SettingInvalid(name=_named(field), problem=problem) from None
-
-
-def _named(field: str) -> str:
-    return f"{VARIABLES[field][0]} ({_option(field)})"
+        raise SettingInvalid(name=sources[field], problem=problem) from None
 
 
 def _value_of(name: str, environment: Mapping[str, str], is_secret: bool) -> tuple[str, str | None]:

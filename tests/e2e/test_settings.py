@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,11 @@ import sqlalchemy as sa
 from sqlalchemy.orm import sessionmaker
 
 from logto_webhooks import LogtoWebhooks
-from logto_webhooks.database import open_database
+from logto_webhooks.cli.load_app import load_application
+from logto_webhooks.database import database_for, open_database
 from logto_webhooks.errors import SettingInvalid
-from logto_webhooks.settings import from_env
+from logto_webhooks.ingest.spool import spool_of
+from logto_webhooks.settings import VARIABLES, Settings, from_env
 from logto_webhooks.testing import SIGNING_KEY
 from tests.support.service import clean_environment, command, one_line
 
@@ -22,7 +26,7 @@ from tests.support.service import clean_environment, command, one_line
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [
-        ("WORKER", "maybe", "WORKER (--worker) can't be used: it must be true or false."),
+        ("WORKER", "maybe", "WORKER can't be used: it must be true or false."),
         ("LAG_MS", "x", "it must be a whole number."),
         ("LAG_MS", "-1", "it must be a whole number >= 0."),
         ("SILENCE_AFTER_S", "x", "it must be a whole number."),
@@ -36,6 +40,68 @@ def test_a_value_that_can_not_be(name: str, value: str, says: str) -> None:
     with pytest.raises(SettingInvalid) as raised:
         from_env({f"LOGTO_WEBHOOKS_{name}": value})
     assert says in str(raised.value)
+
+
+WRONG = {
+    "signing_key": "short",
+    "worker": "maybe",
+    "host": None,  # found by whoever listens there
+    "schema": "bad schema;",
+    "port": "99999",
+    "path": "no slash",
+    "max_body_bytes": "0",
+    "max_attempts": "0",
+    "lag_ms": "-1",
+    "replay_window_s": "-1",
+    "endpoint": "nowhere",
+    "app_id": None,  # any text
+    "app_secret": '"quoted"',
+    "api_resource": None,  # any text
+    "api_budget": "0",
+    "recover_every_s": "0",
+    "reconcile_every_s": "-1",
+    "silence_after_s": "-1",
+    "public_url": None,  # any text
+    "app": "no colon",
+    "log_format": "xml",
+    "log_level": "loud",
+    "database_url": "mysql://name",
+    "spool_dir": "/dev/null/spool",
+}
+
+
+@pytest.mark.parametrize("field", WRONG)
+def test_an_error_names_what_was_read(field: str) -> None:
+    """The variable and its file, the option, or the argument of an application."""
+    value = WRONG[field]
+    assert WRONG.keys() == VARIABLES.keys()
+    option = f"--{field.replace('_', '-')}"
+    if value is None:
+        return
+    for variable in VARIABLES[field]:
+        read = {variable: value}
+        assert named(partial(from_env, read)) == variable
+        in_file = partial(from_env, read, places={variable: ".env"})
+        assert named(in_file) == f"{variable} in .env"
+    given: dict[str, Any] = {field: value}
+    assert named(partial(from_env, {}, option=True, **given)) == option
+    assert named(partial(from_env, {}, **given)) == field
+
+
+def named(read: Callable[[], Settings]) -> object:
+    """What the error about a setting names, whoever finds it."""
+    with pytest.raises(SettingInvalid) as raised:
+        use(read)
+    return vars(raised.value)["name"]
+
+
+def use(read: Callable[[], Settings]) -> None:
+    settings = read()
+    database_for(settings)
+    if spool := spool_of(settings):
+        spool.make()
+    load_application(settings)
+    _ = settings.signing_keys
 
 
 @pytest.mark.parametrize(("driver", "extra"), [("asyncpg", "postgres"), ("psycopg", "psycopg")])

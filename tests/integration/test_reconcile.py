@@ -12,12 +12,14 @@ from typing import Any
 import msgspec
 import pytest
 
+from logto_webhooks.clock import SystemClock
 from logto_webhooks.errors import LogtoUnreachable, WrongTenant
 from logto_webhooks.interfaces import ApiResponse, FoundRow, TransactionRunner
 from logto_webhooks.logto.client import ManagementClient
 from logto_webhooks.logto.clock_skew import make_span_clock
 from logto_webhooks.reconcile.leader import LeaderLease
 from logto_webhooks.reconcile.reconcile import Reconciliation
+from logto_webhooks.reconcile.refetch import Refetcher
 from logto_webhooks.reconcile.run import ReconcileResult
 from logto_webhooks.reconcile.user import compare_user
 from logto_webhooks.records.record import Key
@@ -70,6 +72,30 @@ def test_an_empty_database_is_filled(kind: StoreKind, tmp_path: Path) -> None:
             assert found.memberships == sorted(ids[:120])
             assert (await Reconciliation(api, host, FrozenClock()).run()).drifted == 0
         assert await host.read(lambda store: store.waiting(10)) == []
+        await host.close()
+
+    asyncio.run(live())
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "psycopg"])
+def test_a_difference_that_is_shown_is_mended(kind: StoreKind, tmp_path: Path) -> None:
+    """Comparing one user notes that Logto must be asked again, about roles, too."""
+
+    async def live() -> None:
+        host = open_host(kind, tmp_path)
+        async with FakeLogto() as logto, asking(logto) as api:
+            ana = logto.create_user(name="Ana")["id"]
+            await Reconciliation(api, host, SystemClock()).run()
+            logto.assign_role(ana, "admin")
+            logto.set_identities(ana, {"google": {"userId": "g1", "details": {}}})
+            sides = await compare_user(api, host, ana, await make_span_clock(host))
+            assert sides.differ == ["identities", "roles"]
+            [waiting] = await host.read(lambda store: store.waiting(10))
+            assert waiting.key == Key("user", ana)
+            await Refetcher(api, host, lambda report: None).drain()
+            sides = await compare_user(api, host, ana, await make_span_clock(host))
+            assert sides.differ == []
+            assert await host.read(lambda store: store.waiting(10)) == []
         await host.close()
 
     asyncio.run(live())

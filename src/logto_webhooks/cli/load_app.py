@@ -30,17 +30,21 @@ def load_application(settings: Settings, database: Database | None = None) -> Lo
     module, colon, name = settings.app.partition(":")
     parts = [*module.split("."), *name.split(".")]
     if not colon or not all(part.isidentifier() for part in parts):
-        raise _invalid(f"{settings.app!r} isn't of the form module:name, such as app.logto:logto")
+        raise _invalid(
+            settings, f"{settings.app!r} isn't of the form module:name, such as app.logto:logto"
+        )
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
-    application = _import(module, name)
+    application = _import(settings, module, name)
     if not isinstance(application, LogtoWebhooks):
-        raise _invalid(f"{settings.app} isn't a LogtoWebhooks; name the variable that holds one")
+        raise _invalid(
+            settings, f"{settings.app} isn't a LogtoWebhooks; name the variable that holds one"
+        )
     application.run_by(settings, database)
     return application
 
 
-def _import(module: str, name: str) -> object:
+def _import(settings: Settings, module: str, name: str) -> object:
     try:
         value: object = importlib.import_module(module)
         for part in name.split("."):
@@ -48,13 +52,13 @@ def _import(module: str, name: str) -> object:
     except LogtoWebhooksError:
         raise
     except ModuleNotFoundError as error:
-        raise _invalid(f"there is no module {error.name} on the import path") from None
+        raise _invalid(settings, f"there is no module {error.name} on the import path") from None
     except (Exception, SystemExit) as error:
         # Without its message, which may quote a secret.
         command = f"run python -c 'import {module}' to see where"
-        raise _invalid(f"{module} raised {type(error).__name__}; {command}") from None
+        raise _invalid(settings, f"{module} raised {type(error).__name__}; {command}") from None
     return value
 
 
-def _invalid(problem: str) -> SettingInvalid:
-    return SettingInvalid(name="LOGTO_WEBHOOKS_APP (--app)", problem=problem)
+def _invalid(settings: Settings, problem: str) -> SettingInvalid:
+    return SettingInvalid(name=settings.name_of("app"), problem=problem)

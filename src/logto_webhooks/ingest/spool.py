@@ -27,14 +27,15 @@ from logto_webhooks.settings import Settings
 from logto_webhooks.signing_keys import trust
 
 _NAME: Final = re.compile(r"(\d{13,})-([0-9a-f]{48})\.json")
-_VARIABLE: Final = "LOGTO_WEBHOOKS_SPOOL_DIR"
 
 
 class SpoolDirectory:
     """Several processes may use one: to store a delivery twice does no harm."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, setting: str = "spool_dir") -> None:
+        """`setting` is what named the folder, for errors."""
         self._folder = folder
+        self._setting = setting
 
     def make(self) -> None:
         """Make the directory unless it exists, for this user alone. Raises SettingInvalid."""
@@ -43,10 +44,10 @@ class SpoolDirectory:
             allowed = os.access(self._folder, os.W_OK | os.X_OK)
         except OSError as error:
             problem = f"{self._folder} can't be made ({error.strerror})"
-            raise SettingInvalid(name=_VARIABLE, problem=problem) from None
+            raise SettingInvalid(name=self._setting, problem=problem) from None
         if not allowed:
             problem = f"this user may not write to {self._folder}"
-            raise SettingInvalid(name=_VARIABLE, problem=problem)
+            raise SettingInvalid(name=self._setting, problem=problem)
 
     async def keep(self, deliveries: Sequence[NewDelivery]) -> None:
         """Return once they are on disk. Raises OSError."""
@@ -127,7 +128,9 @@ def _sync_directory(folder: Path) -> None:
 
 def spool_of(settings: Settings) -> SpoolDirectory | None:
     """The spool directory, if one is set; nothing is opened."""
-    return SpoolDirectory(Path(settings.spool_dir)) if settings.spool_dir else None
+    if not settings.spool_dir:
+        return None
+    return SpoolDirectory(Path(settings.spool_dir), settings.name_of("spool_dir"))
 
 
 @contextlib.asynccontextmanager

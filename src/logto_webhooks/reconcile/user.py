@@ -14,9 +14,20 @@ from logto_webhooks.logto.api_responses import Span
 from logto_webhooks.logto.clock_skew import SpanClock
 from logto_webhooks.records.merge import merge
 from logto_webhooks.records.projection import Part, child_rows, project
-from logto_webhooks.records.record import Absent, ApiRead, Change, Key, Record
+from logto_webhooks.records.record import (
+    RESTORED,
+    UNKNOWN_CHANGE,
+    Absent,
+    ApiRead,
+    Change,
+    Key,
+    Record,
+    RefetchRequest,
+)
+from logto_webhooks.sync import apply
 
 _ALL: Final = 2**31
+_ALL_OF_A_USER: Final = (UNKNOWN_CHANGE, RESTORED)  # the user, and the roles and memberships
 
 
 class UserComparison(Struct, frozen=True, kw_only=True):
@@ -51,7 +62,7 @@ async def user_changes(
 async def belongings(
     logto: Logto, host: TransactionRunner, user_id: str, when: SpanClock
 ) -> list[Change]:
-    """Ask which roles and memberships a user has. Raises as `changes`."""
+    """Ask which roles and memberships a user has. Raises as `user_changes`."""
     key = Key("user", user_id)
     roles = await fetch_roles(logto, user_id, when)
     organizations = await logto.organizations_of(user_id)
@@ -71,7 +82,8 @@ async def belongings(
 async def compare_user(
     logto: Logto, host: TransactionRunner, user_id: str, when: SpanClock
 ) -> UserComparison:
-    """Compare, and change nothing. Raises as `changes`."""
+    """Compare. Where something differs, note that Logto must be asked again, which mends it.
+    Raises as `user_changes`."""
     told = await user_changes(logto, host, user_id, when)
     keys = sorted({change.key for change in told} | {Key("user", user_id)})
     known = await run_or_rehearse(host, lambda store: store.lock(keys), dry=True)
@@ -82,9 +94,12 @@ async def compare_user(
     names = (ours or {}).keys() | (logtos or {}).keys()
     both = (ours or {}, logtos or {})
     differ = sorted(name for name in names if both[0].get(name) != both[1].get(name))
-    return UserComparison(
-        ours=ours, logto=logtos, differ=[each for each in differ if each != "updated_at"]
-    )
+    differ = [name for name in differ if name != "updated_at"]
+    if differ:
+        at = max(change.at for change in told if isinstance(change, ApiRead | Absent))
+        needs = [RefetchRequest(Key("user", user_id), why, at) for why in _ALL_OF_A_USER]
+        await host.run(lambda store: apply.apply_reads(store, needs, None))
+    return UserComparison(ours=ours, logto=logtos, differ=differ)
 
 
 def _shown(known: Iterable[Record]) -> dict[str, Any] | None:
