@@ -28,7 +28,8 @@ STARTS: Final[dict[str, tuple[Sequence[str], float]]] = {
 def run(command: Sequence[str], folder: Path) -> tuple[float, float]:
     """Run a command; return the seconds that it took by the clock, and of the processor."""
     began = time.perf_counter()
-    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL)
+    environment = {name: v for name, v in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, env=environment)
     _, status, used = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
