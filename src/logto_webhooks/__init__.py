@@ -3,44 +3,112 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from logto_webhooks import events
-from logto_webhooks.errors import Discard, LogtoWebhooksError, RetryLater, UserIsDeletedError
-from logto_webhooks.events.local import OrganizationRow, UserRow
-from logto_webhooks.jobs import Delivery
-from logto_webhooks.signing_keys import VerifiedBody, sign, verify
-
 if TYPE_CHECKING:
-    from logto_webhooks import tables
+    from logto_webhooks import events, tables
+    from logto_webhooks.admin import HandlerInfo
     from logto_webhooks.app import LogtoWebhooks
+    from logto_webhooks.deliveries import DeliveryFilter, StoredDelivery
+    from logto_webhooks.doctor.faults import Finding
+    from logto_webhooks.errors import (
+        Discard,
+        LogtoWebhooksError,
+        RetryLater,
+        UserIsDeletedError,
+    )
+    from logto_webhooks.events.local import OrganizationRow, UserRow
+    from logto_webhooks.explain import Explained
+    from logto_webhooks.interfaces import FoundRow, RefetchNeed, Status
+    from logto_webhooks.jobs import Delivery, JobFilter, JobRow
+    from logto_webhooks.logto.key_rotation import RotationResult
+    from logto_webhooks.logto.webhooks import TestResult, Webhook
+    from logto_webhooks.reconcile.recover import RecoverResult
+    from logto_webhooks.reconcile.run import ReconcileResult
+    from logto_webhooks.reconcile.user import UserComparison
+    from logto_webhooks.signing_keys import VerifiedBody, sign, verify
+    from logto_webhooks.states import DeliveryState, JobState
+    from logto_webhooks.sync.replay import ReplayResult
 
 __all__ = [
     "Delivery",
+    "DeliveryFilter",
+    "DeliveryState",
     "Discard",
+    "Explained",
+    "Finding",
+    "FoundRow",
+    "HandlerInfo",
+    "JobFilter",
+    "JobRow",
+    "JobState",
     "LogtoWebhooks",
     "LogtoWebhooksError",
     "OrganizationRow",
+    "ReconcileResult",
+    "RecoverResult",
+    "RefetchNeed",
+    "ReplayResult",
     "RetryLater",
+    "RotationResult",
+    "Status",
+    "StoredDelivery",
+    "TestResult",
+    "UserComparison",
     "UserIsDeletedError",
     "UserRow",
     "VerifiedBody",
+    "Webhook",
     "events",
     "sign",
     "tables",
     "verify",
 ]
 
+# Name -> its module, as above. It is imported on first use: SQLAlchemy and others start slowly.
+_MODULES = {
+    "Delivery": "jobs",
+    "DeliveryFilter": "deliveries",
+    "DeliveryState": "states",
+    "Discard": "errors",
+    "Explained": "explain",
+    "Finding": "doctor.faults",
+    "FoundRow": "interfaces",
+    "HandlerInfo": "admin",
+    "JobFilter": "jobs",
+    "JobRow": "jobs",
+    "JobState": "states",
+    "LogtoWebhooks": "app",
+    "LogtoWebhooksError": "errors",
+    "OrganizationRow": "events.local",
+    "ReconcileResult": "reconcile.run",
+    "RecoverResult": "reconcile.recover",
+    "RefetchNeed": "interfaces",
+    "ReplayResult": "sync.replay",
+    "RetryLater": "errors",
+    "RotationResult": "logto.key_rotation",
+    "Status": "interfaces",
+    "StoredDelivery": "deliveries",
+    "TestResult": "logto.webhooks",
+    "UserComparison": "reconcile.user",
+    "UserIsDeletedError": "errors",
+    "UserRow": "events.local",
+    "VerifiedBody": "signing_keys",
+    "Webhook": "logto.webhooks",
+    "sign": "signing_keys",
+    "verify": "signing_keys",
+}
+
 
 def __getattr__(name: str) -> Any:
-    """Import what needs SQLAlchemy or Starlette only when it is asked for."""
-    if name == "LogtoWebhooks":
-        from logto_webhooks.app import LogtoWebhooks
-
-        return LogtoWebhooks
-    if name == "tables":
-        return importlib.import_module("logto_webhooks.tables")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    """Import a public name, or `events` or `tables`, on first use."""
+    if name in ("events", "tables"):
+        return importlib.import_module(f"{__name__}.{name}")
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:
-    """What can be asked for, imported or not."""
+    """List the public names, imported or not."""
     return sorted({*globals(), *__all__})

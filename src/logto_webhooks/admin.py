@@ -19,9 +19,8 @@ from logto_webhooks.clock import SystemClock
 from logto_webhooks.database import Database, Engine, database_for, wrap_engine
 from logto_webhooks.database.dry_run import run_or_rehearse
 from logto_webhooks.deliveries import DeliveryFilter, StoredDelivery
-from logto_webhooks.doctor.context import DoctorTarget
-from logto_webhooks.doctor.findings import Finding
-from logto_webhooks.doctor.url_probe import LIMIT_S, Probed
+from logto_webhooks.doctor.context import LIMIT_S, DoctorTarget, ProbeResult
+from logto_webhooks.doctor.faults import Finding
 from logto_webhooks.errors import (
     DeliveryUnknown,
     HandlerUnknown,
@@ -208,7 +207,7 @@ class DoctorAdmin(ABC):
         Raises SettingInvalid for a name that is no check's.
         """
         settings = self._settings()
-        patient = DoctorTarget(
+        target = DoctorTarget(
             keys=split_signing_keys(settings),
             public_url=settings.public_url,
             local_url=settings.url_at(settings.port),
@@ -227,7 +226,7 @@ class DoctorAdmin(ABC):
             handlers=[each.registered for each in self.handlers] or None,
             databases=None if application is None else partial(_places, self, application),
         )
-        return await doctor.diagnose(patient, only, timeout_s)
+        return await doctor.diagnose(target, only, timeout_s)
 
     def _files(self) -> Sequence[Path]:
         try:
@@ -241,7 +240,7 @@ def _too_open(files: Iterable[Path]) -> dict[str, str]:
     return {path: mode for path, mode in modes.items() if mode}
 
 
-async def _post(url: str, limit_s: float) -> Probed:
+async def _post(url: str, limit_s: float) -> ProbeResult:
     # Here, for it needs an HTTP client, which an application doesn't.
     from logto_webhooks.doctor import url_probe
 

@@ -8,9 +8,7 @@ import random
 import sys
 from collections.abc import AsyncIterator, Callable
 from math import inf
-from typing import Final
-
-from starlette.types import ASGIApp
+from typing import TYPE_CHECKING, Final
 
 from logto_webhooks.clock import SystemClock
 from logto_webhooks.database import Database
@@ -22,7 +20,6 @@ from logto_webhooks.forever import forever
 from logto_webhooks.handlers.loop_thread import Apart
 from logto_webhooks.handlers.registry import Handlers
 from logto_webhooks.handlers.runner import JobRunner
-from logto_webhooks.ingest import asgi
 from logto_webhooks.ingest.memory_limit import ByteLimiter
 from logto_webhooks.ingest.quarantine import Quarantine, make_key_reader
 from logto_webhooks.ingest.readiness import Readiness
@@ -48,6 +45,11 @@ from logto_webhooks.reconcile.user import UserComparison, compare_user
 from logto_webhooks.settings import Settings, split_keys
 from logto_webhooks.signing_keys import Keyring
 from logto_webhooks.sync.worker import SyncWorker
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
+    from logto_webhooks.ingest import asgi
 
 # Requests a second.
 BUDGET: Final = 15.0
@@ -171,6 +173,9 @@ class Service:
         """Opens nothing; `scrape` answers `GET /metrics`. With `apart`, the same database for
         another event loop, handlers run on a loop of their own. Raises SigningKeyMissing,
         InvalidHandler."""
+        # Here, so that a command that only reads the database starts without a web framework.
+        from logto_webhooks.ingest import asgi
+
         self._settings = settings
         self._database = database
         self._observe = observe

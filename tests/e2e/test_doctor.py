@@ -17,7 +17,7 @@ import pytest
 
 from logto_webhooks import canonical_json, errors
 from logto_webhooks.doctor.checks import CHECKS
-from logto_webhooks.doctor.findings import FAULTS, Finding, Level, exit_code
+from logto_webhooks.doctor.faults import FAULTS, Finding, Level, exit_code
 from logto_webhooks.errors import LogtoWebhooksError, SettingInvalid
 from logto_webhooks.testing import make
 from logto_webhooks.testing.fake.log import entry
@@ -78,7 +78,7 @@ def test_what_failed_and_is_here_is_no_fault_for_long(tmp_path: Path) -> None:
 
     early, late = examined(tmp_path, both)
     assert early.code == "log_reset"
-    assert late.text == "1 failed, none within the last hour; all are here by now."
+    assert late.text == "1 delivery failed, none within the last hour; all were recovered."
 
 
 def test_what_was_set_aside_is_no_fault_for_long(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from logto_webhooks import LogtoWebhooks, events
 from logto_webhooks.admin import Admin
-from logto_webhooks.doctor.findings import Finding, Level
+from logto_webhooks.doctor.faults import Finding, Level
 from logto_webhooks.settings import from_env
 from logto_webhooks.testing.fake.app import served
 from logto_webhooks.testing.fake.logto import FakeLogto

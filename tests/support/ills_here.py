@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from logto_webhooks import LogtoWebhooks
 from logto_webhooks.checkpoints import SILENT
-from logto_webhooks.doctor.findings import Finding
+from logto_webhooks.doctor.faults import Finding
 from logto_webhooks.ingest.spool import SpoolDirectory
 from logto_webhooks.interfaces import Progress, Store
 from logto_webhooks.jobs import NewJob, RegisteredHandler

@@ -8,7 +8,7 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 import pytest
 
 from logto_webhooks import canonical_json
-from logto_webhooks.doctor.findings import Finding
+from logto_webhooks.doctor.faults import Finding
 from logto_webhooks.logto.webhooks import subscription
 from logto_webhooks.testing import make
 from logto_webhooks.testing.fake.log import entry

@@ -16,7 +16,7 @@ from logto_webhooks.cli.load_app import load_application
 from logto_webhooks.cli.options import DATABASE, LOGTO_API, AsJson, EnvFile, with_settings
 from logto_webhooks.cli.session import run_admin
 from logto_webhooks.doctor.checks import CHECKS
-from logto_webhooks.doctor.findings import Finding, Level, exit_code
+from logto_webhooks.doctor.faults import Finding, Level, exit_code
 from logto_webhooks.plural import Count
 from logto_webhooks.settings import Settings
 

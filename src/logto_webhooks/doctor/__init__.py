@@ -1,58 +1,59 @@
-"""Looks at both sides, and tells what is wrong and what to do: one check after the other."""
+"""Check both sides, here and at Logto, and tell what is wrong and what to do."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import Final
 
 from msgspec.structs import replace
 
 from logto_webhooks.doctor.checks import CHECKS, Check
 from logto_webhooks.doctor.context import CheckContext, DoctorTarget
-from logto_webhooks.doctor.findings import Finding, Level, make_finding, skipped
+from logto_webhooks.doctor.faults import Finding, Level, make_finding, make_skipped
 from logto_webhooks.errors import describe
 from logto_webhooks.validation import check_choice
 
-_UNWELL = (Level.BROKEN, Level.SKIPPED)
+_FAILED: Final = (Level.BROKEN, Level.SKIPPED)
 
 
-async def diagnose(patient: DoctorTarget, only: Sequence[str], timeout_s: float) -> list[Finding]:
-    """Run all checks, or `only` some and those that they build on; each may take `timeout_s`.
+async def diagnose(target: DoctorTarget, only: Sequence[str], timeout_s: float) -> list[Finding]:
+    """Run all checks, or `only` some and those that they depend on, each within `timeout_s`.
 
-    Raises SettingInvalid for a name that is no check's.
+    Raises SettingInvalid for a name that no check has.
     """
-    facts = CheckContext(patient)
+    context = CheckContext(target)
     findings: list[Finding] = []
     try:
-        for check in _chosen(only):
-            told = await _checked(check, facts, timeout_s)
-            if not any(each.level in _UNWELL for each in told):
-                facts.well.add(check.name)
-            findings += [replace(each, check=check.name) for each in told]
+        for check in _choose(only):
+            results = await _run(check, context, timeout_s)
+            if not any(finding.level in _FAILED for finding in results):
+                context.passed.add(check.name)
+            findings += [replace(finding, check=check.name) for finding in results]
     finally:
-        await facts.close()
+        await context.close()
     return findings
 
 
-async def _checked(check: Check, facts: CheckContext, timeout_s: float) -> list[Finding]:
+async def _run(check: Check, context: CheckContext, timeout_s: float) -> list[Finding]:
     for needed in check.needs:
-        if needed not in facts.well:
-            return [skipped(f"Left out, because the check {needed} must be well first.")]
+        if needed not in context.passed:
+            return [make_skipped(f"Skipped, because the check {needed} did not pass.")]
     try:
         async with asyncio.timeout(timeout_s):
-            return await check.run(facts)
+            return await check.run(context)
     except TimeoutError:
         return [make_finding("check_failed", problem=f"it took longer than {timeout_s:g} s")]
     except Exception as error:
         return [make_finding("check_failed", problem=describe(error).rstrip("."))]
 
 
-def _chosen(only: Sequence[str]) -> list[Check]:
-    names = [each.name for each in CHECKS]
+def _choose(only: Sequence[str]) -> list[Check]:
+    names = [check.name for check in CHECKS]
     for name in only:
         check_choice("--only", name, names)
-    wanted = set(only or names)
-    for check in reversed(CHECKS):  # what a check builds on stands before it
-        if check.name in wanted:
-            wanted |= {*check.needs, *check.uses}
-    return [each for each in CHECKS if each.name in wanted]
+    chosen = set(only or names)
+    for check in reversed(CHECKS):  # checks stand after those that they depend on
+        if check.name in chosen:
+            chosen |= {*check.needs, *check.uses}
+    return [check for check in CHECKS if check.name in chosen]

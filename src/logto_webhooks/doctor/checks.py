@@ -1,25 +1,64 @@
-"""The checks: what each asks for, and who decides about it."""
+"""The checks of `doctor`: each reads facts from the context, and decides what is wrong."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+import shlex
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Final, NamedTuple
 
 from logto_webhooks.deliveries import DeliveryFilter
-from logto_webhooks.doctor import local, remote
-from logto_webhooks.doctor import url_probe as by_address
-from logto_webhooks.doctor.context import DAY_MS, CheckContext
-from logto_webhooks.doctor.findings import Finding, fine, make_finding, skipped
+from logto_webhooks.doctor.context import DAY_MS, CheckContext, ProbeResult
+from logto_webhooks.doctor.faults import (
+    Finding,
+    format_time,
+    make_finding,
+    make_ok,
+    make_skipped,
+    strip_url,
+)
 from logto_webhooks.errors import LogtoApiError, LogtoUnreachable, SettingInvalid, StoreUnavailable
-from logto_webhooks.interfaces import Store
-from logto_webhooks.logto.webhooks import Webhook
+from logto_webhooks.handlers.matching import wants
+from logto_webhooks.interfaces import ApiResponse, Store
+from logto_webhooks.jobs import JobCount, RegisteredHandler
+from logto_webhooks.logto.webhooks import Webhook, subscription
+from logto_webhooks.plural import Count
+from logto_webhooks.signing_keys import (
+    SHORTEST,
+    WebhookKey,
+    fingerprint,
+    problem_of_key,
+    problem_of_secret,
+)
+from logto_webhooks.states import DeliveryState, JobState
 
 _CREDENTIALS: Final = 3
+_PENDING_S: Final = 60
+_WAITING_S: Final = 600  # the first retries of a job come within that
+_UNSETTLED_S: Final = 600
+_SKEW_MS: Final = 5_000
+_UNREAD: Final = 3  # times the interval at which Logto's log is read
+_DEAD_ROWS: Final = 10_000  # that no table minds
+_MB: Final = 2**20
+_FULL: Final = 16  # the disk is full at this fraction of the least free space
+_SLOW: Final = 0.3  # of the time limit of a response
+_DURABLE: Final = ("fsync", "full_page_writes", "synchronous_commit")
+_UNSIGNED: Final = (401, "invalid_signature")  # our own response to an unsigned request
+_LOSING: Final = (301, 302, 303)
+_BY_STATUS: Final = {404: "address_not_found", 405: "address_method"}
+# Why an attempt failed, as logto/delivery_log.py names it -> the fault.
+_CAUSES: Final = {
+    "timed out": "log_timed_out",
+    "wrong signature": "log_signature",
+    "refused": "log_refused",
+    "connection reset": "log_reset",
+    "answered 5xx": "log_failing",
+    "answered 4xx": "log_denied",
+}
 
 
 class Check(NamedTuple):
-    """A check; it is left out unless those that it `needs` went well, not those that it `uses`."""
+    """A check. It is skipped unless all that it `needs` passed; it only `uses` others' results."""
 
     name: str
     run: Callable[[CheckContext], Awaitable[list[Finding]]]
@@ -27,212 +66,404 @@ class Check(NamedTuple):
     uses: tuple[str, ...] = ()
 
 
-async def database(facts: CheckContext) -> list[Finding]:
-    """It can be reached, and has our tables."""
+async def check_database(context: CheckContext) -> list[Finding]:
+    """Check that the database can be reached, and the version of its tables."""
+    setting = context.target.database_setting
     try:
-        return local.judge_schema(await facts.premises())
+        info = await context.database_info()
     except SettingInvalid as error:
-        setting = facts.patient.database_setting
         return [make_finding("database_setting", problem=str(error), setting=setting)]
     except StoreUnavailable as error:
-        setting = facts.patient.database_setting
         return [make_finding("database_unusable", problem=error.problem, setting=setting)]
+    if info.schema is None:
+        return [make_finding("schema_missing")]
+    if info.schema == info.needed:
+        return [make_ok(f"{info.place} has the schema of this release.")]
+    code = "schema_old" if info.schema < info.needed else "schema_newer"
+    return [make_finding(code, found=info.schema, needed=info.needed)]
 
 
-async def durability(facts: CheckContext) -> list[Finding]:
-    """A commit is on disk."""
-    return local.judge_durability(await facts.premises(), facts.patient.database_setting)
+async def check_durability(context: CheckContext) -> list[Finding]:
+    """Check that commits reach the disk."""
+    info = await context.database_info()
+    off = [f"{name} = off" for name in _DURABLE if info.settings.get(name) == "off"]
+    faults = [make_finding("not_durable", settings=off)] if off else []
+    if info.settings.get("transaction_read_only") == "on":
+        setting = context.target.database_setting
+        faults.append(make_finding("database_read_only", setting=setting))
+    if info.unwritable is not None:
+        faults.append(make_finding("database_unwritable", problem=info.unwritable))
+    return faults or [make_ok("Deliveries answered 200 are on disk.")]
 
 
-async def vacuum(facts: CheckContext) -> list[Finding]:
-    """No dead rows pile up."""
-    return local.judge_vacuum(await facts.premises())
+async def check_vacuum(context: CheckContext) -> list[Finding]:
+    """Check that no dead rows pile up in tables that the server doesn't vacuum."""
+    unvacuumed = (await context.database_info()).unvacuumed
+    full = [table for table in unvacuumed if table.dead > max(_DEAD_ROWS, table.live // 5)]
+    if not full:
+        return [make_ok("No dead rows pile up.")]
+    dead = sum(table.dead for table in full)
+    return [make_finding("vacuum_off", dead=dead, tables=[table.table for table in full])]
 
 
-async def disk(facts: CheckContext) -> list[Finding]:
-    """There is room for more."""
-    premises = await facts.premises()
-    if premises.free is None:
-        return [skipped("The disk of a server can't be seen from here.")]
-    return local.judge_disk(premises, premises.free, facts.patient.least_free_mb)
+async def check_disk(context: CheckContext) -> list[Finding]:
+    """Check the free disk space."""
+    info = await context.database_info()
+    if info.free is None:
+        return [make_skipped("The disk of a database server can't be checked from here.")]
+    free_mb, least_mb = info.free // _MB, context.target.least_free_mb
+    if free_mb >= least_mb:
+        return [make_ok(f"{free_mb} MB are free.")]
+    code = "disk_full" if free_mb < least_mb // _FULL else "disk_low"
+    return [make_finding(code, free_mb=free_mb, place=info.place)]
 
 
-async def files(facts: CheckContext) -> list[Finding]:
-    """Nobody else can read the files with people and keys."""
-    return local.of_files(facts.patient.open_files())
+async def check_files(context: CheckContext) -> list[Finding]:
+    """Check that other users can't read files with personal data or keys."""
+    modes = context.target.open_files()
+    if not modes:
+        return [make_ok("Only their owner can read the files.")]
+    files = [f"{path} (mode {mode})" for path, mode in modes.items()]
+    return [make_finding("files_open", files=files, paths=" ".join(map(shlex.quote, modes)))]
 
 
-async def api(facts: CheckContext) -> list[Finding]:
-    """Logto can be asked."""
-    missing = list(facts.patient.missing)
+async def check_api(context: CheckContext) -> list[Finding]:
+    """Check that the Management API answers."""
+    missing = list(context.target.missing)
+    if len(missing) == _CREDENTIALS:
+        return [make_finding("api_missing")]
     if missing:
-        whole = len(missing) == _CREDENTIALS
-        return [
-            make_finding("api_missing") if whole else make_finding("api_partial", missing=missing)
-        ]
-    signs = facts.patient.signs_of_admin
+        return [make_finding("api_partial", missing=missing)]
+    signs = context.target.signs_of_admin
     try:
-        hooks = await facts.hooks()
+        hooks = await context.hooks()
     except LogtoUnreachable as error:
-        named = [make_finding("api_admin", signs=signs)] if signs else []
-        return [
-            *named,
-            make_finding("api_unreachable", endpoint=error.endpoint, problem=error.problem),
-        ]
+        admin = [make_finding("api_admin", signs=signs)] if signs else []
+        problem = {"endpoint": error.endpoint, "problem": error.problem}
+        return [*admin, make_finding("api_unreachable", **problem)]
     except LogtoApiError as error:
         if signs:
             return [make_finding("api_admin", signs=f"{signs}; it refuses: {error.problem}")]
-        told = {"endpoint": error.endpoint, "problem": error.problem, "hint": error.hint}
-        return [make_finding("api_refused", **told)]
+        problem = {"endpoint": error.endpoint, "problem": error.problem, "hint": error.hint}
+        return [make_finding("api_refused", **problem)]
     if signs:
         return [make_finding("api_admin_answers", signs=signs)]
-    return [fine(f"Logto answers. Its webhooks: {len(hooks)}. It doesn't tell its version.")]
+    return [make_ok(f"Logto answers. It has {Count(len(hooks)):webhook|webhooks}.")]
 
 
-async def clock(facts: CheckContext) -> list[Finding]:
-    """Both clocks tell the same."""
-    return remote.judge_clock((await facts.listed())[-1])
+async def check_clock(context: CheckContext) -> list[Finding]:
+    """Compare our clock with Logto's."""
+    skew_ms = abs(_measure_skew_ms((await context.hook_pages())[-1]))
+    if skew_ms > _SKEW_MS:
+        return [make_finding("clock_skew", seconds=round(skew_ms / 1000))]
+    return [make_ok("Logto's clock and ours agree within seconds.")]
 
 
-async def key(facts: CheckContext) -> list[Finding]:
-    """It is set, and the webhook's."""
-    keys = facts.patient.keys
-    faults = local.judge_keys(keys)
+def _measure_skew_ms(response: ApiResponse) -> int:
+    """Return by how much Logto's clock is ahead of ours, at least: its header has whole seconds."""
+    if response.date is None:
+        return 0
+    least = response.date - (response.asked_at + response.took)
+    most = response.date + 1_000 - response.asked_at
+    return least if least > 0 else min(most, 0)
+
+
+async def check_key(context: CheckContext) -> list[Finding]:
+    """Check that a signing key is set, and that it is the webhook's."""
+    keys = context.target.keys
     if not keys:
-        return faults
-    ours = [each for each in await facts.ours() if each.enabled]
-    learnt = await facts.learnt()
-    faults += [fault for hook in ours for fault in local.judge_key_of_webhook(hook, keys, learnt)]
-    if not ours and "database" in facts.well:
-        return faults + await facts.read(lambda store: _of_key_use(keys, store))
-    return faults or [fine("It is the webhook's." if ours else "It is set.")]
+        return [make_finding("key_missing")]
+    faults = []
+    for key in keys:
+        if (problem := problem_of_secret(key)) is not None:
+            faults.append(make_finding("key_unusable", problem=problem))
+        elif len(key) < SHORTEST:
+            faults.append(make_finding("key_short", length=len(key)))
+    ours = [hook for hook in await context.our_hooks() if hook.enabled]
+    learned = await context.learned_keys()
+    for hook in ours:
+        faults += _compare_key(hook, keys, learned)
+    if not ours and "database" in context.passed:
+        return faults + await context.read(lambda store: _check_key_use(keys, store))
+    return faults or [make_ok("It is the webhook's key." if ours else "A key is set.")]
 
 
-async def hook(facts: CheckContext) -> list[Finding]:
-    """A webhook leads here, and only one."""
-    return remote.judge_webhooks(
-        await facts.hooks(), await facts.leading(), facts.patient.public_url
-    )
+def _compare_key(
+    hook: Webhook, keys: Collection[str], learned: Sequence[WebhookKey]
+) -> list[Finding]:
+    if (problem := problem_of_key(hook.signing_key)) is not None:
+        return [make_finding("key_not_told", hook=_name(hook), problem=problem)]
+    if hook.signing_key in keys:
+        return []
+    is_learned = any(key.key == hook.signing_key for key in learned)
+    return [make_finding("key_outdated" if is_learned else "key_differs", hook=_name(hook))]
 
 
-async def address(facts: CheckContext) -> list[Finding]:
-    """Its URL answers as ours does, and in time."""
-    public_url, local_url = facts.patient.public_url, facts.patient.local_url
-    ours = await facts.ours()
-    urls = {each.url for each in ours if each.enabled}
-    urls = urls or ({public_url} if public_url else {each.url for each in ours})
+def _check_key_use(keys: Sequence[str], store: Store) -> list[Finding]:
+    """Decide by the deliveries that were received; a first use is recorded only after a while."""
+    used = store.keys_of_hooks.used({})
+    rejected = store.keys_of_hooks.aside()
+    received = any(row.origin == "webhook" for row in store.inbox.search(DeliveryFilter()))
+    if any(fingerprint(key) in used for key in keys) or (received and not used):
+        return [make_ok("Deliveries signed with it were received.")]
+    if rejected:
+        return [make_finding("key_doubted", count=rejected)]
+    return [make_finding("key_unproven")]
+
+
+async def check_hook(context: CheckContext) -> list[Finding]:
+    """Check that exactly one webhook leads here."""
+    hooks, found = await context.hooks(), await context.found_hooks()
+    public_url = context.target.public_url
+    if not found.hooks:
+        names = [f"{_name(hook)} ({strip_url(hook.url)})" for hook in hooks] or ["none"]
+        return [make_finding("hook_missing", hooks=names)]
+    enabled = [hook for hook in found.hooks if hook.enabled]
+    if not enabled:
+        return [make_finding("hook_disabled", hook=_name(hook)) for hook in found.hooks]
+    faults = []
+    if public_url and not any(hook.leads_to(public_url) for hook in enabled):
+        shown = strip_url(public_url)
+        faults += [
+            make_finding(
+                "hook_elsewhere", hook=_name(hook), url=strip_url(hook.url), public_url=shown
+            )
+            for hook in enabled
+        ]
+    for url in {hook.url.rstrip("/") for hook in enabled}:
+        same = [_name(hook) for hook in hooks if hook.enabled and hook.leads_to(url)]
+        if len(same) > 1:
+            faults.append(make_finding("hook_twice", url=strip_url(url), hooks=same))
+    if found.by_path:
+        faults += [make_finding("hook_unproven", hook=_name(hook)) for hook in enabled]
+    return faults or [make_ok(f"{_name(enabled[0])} leads to {strip_url(enabled[0].url)}.")]
+
+
+async def check_address(context: CheckContext) -> list[Finding]:
+    """Check that the webhook's URL leads to this service, and answers in time."""
+    public_url, local_url = context.target.public_url, context.target.local_url
+    ours = await context.our_hooks()
+    urls = {hook.url for hook in ours if hook.enabled}
+    urls = urls or ({public_url} if public_url else {hook.url for hook in ours})
     if not urls:
-        return [by_address.judge_local(local_url, await facts.patient.post(local_url))]
-    told = await asyncio.gather(*(_probed(facts, url) for url in sorted(urls)))
-    return [finding for each in told for finding in each]
+        return [_judge_local_url(local_url, await context.target.post(local_url))]
+    results = await asyncio.gather(*(_check_url(context, url) for url in sorted(urls)))
+    return [finding for findings in results for finding in findings]
 
 
-async def events(facts: CheckContext) -> list[Finding]:
-    """All events that are needed are sent."""
-    handlers = {each.name: each for each in facts.patient.handlers or ()}
-    if "database" in facts.well:
-        handlers = {each.name: each for each in await facts.registered()} | handlers
-    return await _of_ours(facts, lambda ours: remote.judge_events(ours, list(handlers.values())))
+def _judge_local_url(url: str, result: ProbeResult) -> Finding:
+    unknown = "At which URL Logto reaches it isn't known: set LOGTO_WEBHOOKS_PUBLIC_URL."
+    if (result.status, result.error) == _UNSIGNED:
+        return make_ok(f"{strip_url(url)} answers. {unknown}")
+    what = "Nothing listens" if result.problem == "address_refused" else "Something else answers"
+    return make_skipped(f"{what} at {strip_url(url)}, where `serve` would listen. {unknown}")
 
 
-async def failures(facts: CheckContext) -> list[Finding]:
-    """None of the last day failed, by Logto's log."""
-    looked = await facts.log()
-    return await _of_ours(facts, lambda ours: remote.judge_log(looked))
+async def _check_url(context: CheckContext, url: str) -> list[Finding]:
+    """Post without a signature: our own 401 is the right answer."""
+    result = await context.target.post(url)
+    shown, status = strip_url(url), result.status
+    if result.problem is not None:
+        return [make_finding(result.problem, url=shown, seconds=round(result.limit_s, 1))]
+    if 300 <= status < 400:
+        code = "address_lost" if status in _LOSING else "address_moved"
+        location = strip_url(result.location)
+        return [make_finding(code, url=shown, status=status, location=location)]
+    if (status, result.error) == _UNSIGNED:
+        if result.took_ms > _SLOW * result.limit_s * 1000:
+            return [make_finding("address_slow", url=shown, took_ms=result.took_ms)]
+        return [make_ok(f"{shown} answers in {result.took_ms} ms, and refuses unsigned requests.")]
+    if status >= 500:
+        code = "address_failing"
+    elif status < 300:
+        code = "address_open"
+    else:
+        code = _BY_STATUS.get(status, "address_guarded")
+    return [make_finding(code, url=shown, status=status)]
 
 
-async def gap(facts: CheckContext) -> list[Finding]:
-    """All that Logto's log has is here."""
-    looked = await facts.log()
-    return await _of_ours(facts, lambda ours: remote.judge_gap(looked))
+async def check_events(context: CheckContext) -> list[Finding]:
+    """Check that our webhooks send all events that the sync and the handlers need."""
+    ours = await context.our_hooks()
+    if not ours:
+        return [_no_webhook()]
+    handlers = {handler.name: handler for handler in context.target.handlers or ()}
+    if "database" in context.passed:
+        handlers = {row.name: row for row in await context.registered_handlers()} | handlers
+    sending = [hook for hook in ours if hook.enabled] or ours
+    sent = {event for hook in sending for event in hook.events}
+    synced = subscription()
+    needed = subscription([name for handler in handlers.values() for name in handler.patterns])
+    missing = [event for event in needed if event not in sent]
+    for_sync = [event for event in missing if event in synced]
+    for_handlers = [event for event in missing if event not in synced]
+    faults = [make_finding("events_missing", events=for_sync)] if for_sync else []
+    if for_handlers:
+        names = [row.name for row in handlers.values() if _wants_any(row, for_handlers)]
+        faults.append(make_finding("events_missing_handlers", handlers=names, events=for_handlers))
+    return faults or [make_ok("The webhook sends all events that are needed.")]
 
 
-async def recovery(facts: CheckContext) -> list[Finding]:
-    """Somebody reads Logto's log."""
-    now, every_s = facts.patient.clock.now(), facts.patient.recover_every_s
-    return remote.judge_recovery(await facts.status(), now, every_s)
+def _wants_any(handler: RegisteredHandler, events: Sequence[str]) -> bool:
+    return any(wants(pattern, event) for pattern in handler.patterns for event in events)
 
 
-async def inbox(facts: CheckContext) -> list[Finding]:
-    """Deliveries are applied."""
-    return local.judge_inbox(await facts.status())
+async def check_log(context: CheckContext) -> list[Finding]:
+    """Look for failed deliveries of the last day in Logto's log."""
+    summary = await context.log_summary()
+    if not await context.our_hooks():
+        return [_no_webhook()]
+    counts: dict[str, int] = {}
+    for cause, count in summary.causes.items():
+        code = _CAUSES.get(cause, "log_other")
+        counts[code] = counts.get(code, 0) + count
+    faults = [make_finding(code, count=count) for code, count in sorted(counts.items())]
+    if faults:
+        return faults
+    if summary.recovered:
+        failed = f"{Count(summary.recovered):delivery|deliveries}"
+        return [make_ok(f"{failed} failed, none within the last hour; all were recovered.")]
+    return [make_ok(f"None of the newest {summary.entries} of {summary.total} failed.")]
 
 
-async def spool(facts: CheckContext) -> list[Finding]:
-    """What was spooled is stored."""
-    return local.of_spool(facts.patient.spooled)
+async def check_gap(context: CheckContext) -> list[Finding]:
+    """Compare Logto's log with the inbox."""
+    summary = await context.log_summary()
+    if not await context.our_hooks():
+        return [_no_webhook()]
+    faults = []
+    if summary.answered:
+        faults.append(make_finding("gap_answered", count=summary.answered))
+    if summary.late:
+        faults.append(make_finding("gap", count=summary.late, entries=summary.entries))
+    if summary.recent:
+        faults.append(make_finding("gap_recent", count=summary.recent, entries=summary.entries))
+    return faults or [
+        make_ok(f"All of the newest {summary.entries} of {summary.total} are in the inbox.")
+    ]
 
 
-async def jobs(facts: CheckContext) -> list[Finding]:
-    """Handlers run."""
-    counts = await facts.read(lambda store: store.jobs.counts())
-    known = {each.name for each in await facts.registered()}
-    handlers = facts.patient.handlers
-    ours = None if handlers is None else {each.name for each in handlers}
-    return local.judge_jobs(counts, known, ours)
+async def check_recovery(context: CheckContext) -> list[Finding]:
+    """Check that Logto's log is read regularly."""
+    now, read_at = context.target.clock.now(), (await context.status()).complete_up_to
+    if read_at is None:
+        return [make_finding("log_unread", when="never")]
+    if now - read_at > _UNREAD * context.target.recover_every_s * 1000:
+        return [make_finding("log_unread", when=f"at {format_time(read_at)}")]
+    return [make_ok("Logto's log is read regularly.")]
 
 
-async def records(facts: CheckContext) -> list[Finding]:
-    """What only Logto can settle is settled."""
-    unsettled_s = (await facts.premises()).unsettled_s
-    return local.judge_records(await facts.status(), unsettled_s, "api" in facts.well)
+async def check_inbox(context: CheckContext) -> list[Finding]:
+    """Check that deliveries arrive and are applied."""
+    status = await context.status()
+    counts, oldest = status.deliveries, status.oldest_pending_s or 0
+    faults = []
+    if oldest > _PENDING_S:
+        pending = counts[DeliveryState.PENDING]
+        faults.append(make_finding("pending_old", count=pending, seconds=round(oldest)))
+    if dead := counts[DeliveryState.DEAD]:
+        faults.append(make_finding("deliveries_dead", count=dead))
+    if status.silent_since is not None:
+        faults.append(make_finding("silent", since=format_time(status.silent_since)))
+    done = Count(counts[DeliveryState.DONE])
+    return faults or [make_ok(f"{done:delivery is|deliveries are} applied.")]
 
 
-async def rejected(facts: CheckContext) -> list[Finding]:
-    """All that came was signed with a known key."""
-    yesterday = facts.patient.clock.now() - DAY_MS
+async def check_spool(context: CheckContext) -> list[Finding]:
+    """Check that no deliveries are left in the spool directory."""
+    if context.target.spooled:
+        return [make_finding("spool_waiting", count=context.target.spooled)]
+    return [make_ok("No deliveries wait in the spool directory.")]
 
-    def count(store: Store) -> tuple[int, int]:
+
+async def check_jobs(context: CheckContext) -> list[Finding]:
+    """Check that jobs run, and that their handlers exist."""
+    counts = await context.read(lambda store: store.jobs.counts())
+    registered = {handler.name for handler in await context.registered_handlers()}
+    handlers = context.target.handlers  # the application's, None if none is named
+    here = None if handlers is None else {handler.name for handler in handlers}
+    dead = [row for row in counts if row.state == JobState.DEAD]
+    waiting = [row for row in counts if row.state == JobState.WAITING]
+    orphans = [row for row in waiting if here is not None and row.handler not in here]
+    late = [row for row in waiting if row.oldest_s > _WAITING_S and row not in orphans]
+    faults = [make_finding("jobs_dead", **_summarize(dead))] if dead else []
+    if unknown := sorted(set(here or ()).difference(registered)):
+        faults.append(make_finding("handlers_unregistered", handlers=unknown))
+    if orphans:
+        faults.append(make_finding("jobs_without_code", **_summarize(orphans)))
+    if late:
+        seconds = round(max(row.oldest_s for row in late))
+        faults.append(make_finding("jobs_waiting", seconds=seconds, **_summarize(late)))
+    return faults or [make_ok("No jobs are dead, and none have waited long.")]
+
+
+def _summarize(counts: Sequence[JobCount]) -> dict[str, object]:
+    handlers = sorted(row.handler for row in counts)
+    return {"count": sum(row.count for row in counts), "handlers": handlers}
+
+
+async def check_records(context: CheckContext) -> list[Finding]:
+    """Check that records are refetched when only Logto's API can tell their values."""
+    count = (await context.status()).refetch
+    unsettled_s = (await context.database_info()).unsettled_s
+    if count and "api" not in context.passed:
+        return [make_finding("records_unsettled", count=count)]
+    if count and unsettled_s is not None and unsettled_s > _UNSETTLED_S:
+        return [make_finding("records_waiting", count=count, seconds=round(unsettled_s))]
+    return [make_ok(f"{Count(count):record waits|records wait} to be refetched, none for long.")]
+
+
+async def check_rejected(context: CheckContext) -> list[Finding]:
+    """Look for requests that were signed with an unknown key."""
+    yesterday = context.target.clock.now() - DAY_MS
+
+    def count_rejected(store: Store) -> tuple[int, int]:
         return store.keys_of_hooks.aside(), store.keys_of_hooks.aside(yesterday)
 
-    return local.judge_rejected(*await facts.read(count))
+    count, recent = await context.read(count_rejected)
+    if recent:
+        return [make_finding("rejected", count=count, fresh=recent)]
+    return [make_ok(f"{Count(count):request is|requests are} set aside, none of the last day.")]
 
 
-async def application(facts: CheckContext) -> list[Finding]:
-    """Handlers run on the application's database."""
-    databases = facts.patient.databases
-    if databases is None:
-        return [skipped("No application is named: --app module:name.")]
-    return local.judge_application(*databases(), setting=facts.patient.database_setting)
+async def check_application(context: CheckContext) -> list[Finding]:
+    """Check that handlers run on the application's own database."""
+    if context.target.databases is None:
+        return [make_skipped("No application is named; give --app module:name.")]
+    ours, theirs = context.target.databases()
+    if ours != theirs:
+        setting = context.target.database_setting
+        return [make_finding("application_database", ours=ours, theirs=theirs, setting=setting)]
+    return [make_ok("The application uses this database.")]
 
 
-def _of_key_use(keys: Sequence[str], store: Store) -> list[Finding]:
-    newest = store.inbox.search(DeliveryFilter())
-    return local.judge_key_use(
-        keys, store.keys_of_hooks.used({}), newest, store.keys_of_hooks.aside()
-    )
+def _no_webhook() -> Finding:
+    return make_skipped("No webhook leads here.")
 
 
-async def _probed(facts: CheckContext, url: str) -> list[Finding]:
-    return by_address.judge_response(url, await facts.patient.post(url))
-
-
-async def _of_ours(
-    facts: CheckContext, judge: Callable[[list[Webhook]], list[Finding]]
-) -> list[Finding]:
-    ours = await facts.ours()
-    return judge(ours) if ours else [skipped("No webhook leads here.")]
+def _name(hook: Webhook) -> str:
+    return hook.name or hook.id
 
 
 CHECKS: Final = (
-    Check("database", database),
-    Check("durability", durability, needs=("database",)),
-    Check("vacuum", vacuum, needs=("database",)),
-    Check("disk", disk, needs=("database",)),
-    Check("files", files),
-    Check("api", api),
-    Check("clock", clock, needs=("api",)),
-    Check("key", key, uses=("database", "api")),
-    Check("hook", hook, needs=("api",), uses=("database",)),
-    Check("address", address, uses=("database", "api")),
-    Check("events", events, needs=("api",), uses=("database",)),
-    Check("log", failures, needs=("database", "api")),
-    Check("gap", gap, needs=("database", "api")),
-    Check("recovery", recovery, needs=("database", "api")),
-    Check("inbox", inbox, needs=("database",)),
-    Check("spool", spool),
-    Check("jobs", jobs, needs=("database",)),
-    Check("records", records, needs=("database",), uses=("api",)),
-    Check("rejected", rejected, needs=("database",)),
-    Check("application", application),
+    Check("database", check_database),
+    Check("durability", check_durability, needs=("database",)),
+    Check("vacuum", check_vacuum, needs=("database",)),
+    Check("disk", check_disk, needs=("database",)),
+    Check("files", check_files),
+    Check("api", check_api),
+    Check("clock", check_clock, needs=("api",)),
+    Check("key", check_key, uses=("database", "api")),
+    Check("hook", check_hook, needs=("api",), uses=("database",)),
+    Check("address", check_address, uses=("database", "api")),
+    Check("events", check_events, needs=("api",), uses=("database",)),
+    Check("log", check_log, needs=("database", "api")),
+    Check("gap", check_gap, needs=("database", "api")),
+    Check("recovery", check_recovery, needs=("database", "api")),
+    Check("inbox", check_inbox, needs=("database",)),
+    Check("spool", check_spool),
+    Check("jobs", check_jobs, needs=("database",)),
+    Check("records", check_records, needs=("database",), uses=("api",)),
+    Check("rejected", check_rejected, needs=("database",)),
+    Check("application", check_application),
 )

@@ -1,0 +1,60 @@
+"""What starts fast imports little: which modules are not imported, whatever the time they take."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Final
+
+import pytest
+
+import logto_webhooks
+
+HEAVY: Final = (
+    "alembic",
+    "asyncio",
+    "asyncpg",
+    "fastapi",
+    "httpx",
+    "httpx2",
+    "msgspec",
+    "prometheus_client",
+    "psycopg",
+    "rich",
+    "sqlalchemy",
+    "sqlite3",
+    "starlette",
+    "uvicorn",
+)
+STATUS: Final = ("alembic", "httpx2", "prometheus_client", "starlette", "uvicorn")
+
+
+def imported(code: str) -> set[str]:
+    """Run code in a new interpreter, and return the packages that it imports."""
+    printing = f"import sys\n{code}\nprint(*{{name.partition('.')[0] for name in sys.modules}})"
+    done = subprocess.run(
+        [sys.executable, "-c", printing], capture_output=True, text=True, check=True
+    )
+    return set(done.stdout.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize(
+    ("code", "absent"),
+    [
+        ("import logto_webhooks", (*HEAVY, "typer")),
+        ("import logto_webhooks.cli as c\nc.app(['--help'], standalone_mode=False)", HEAVY),
+        ("import logto_webhooks.cli.records", STATUS),
+        ("import logto_webhooks.admin", STATUS),
+    ],
+    ids=["package", "help", "status", "admin"],
+)
+def test_what_is_not_imported(code: str, absent: tuple[str, ...]) -> None:
+    """Only what is used is imported."""
+    assert imported(code).isdisjoint(absent)
+
+
+@pytest.mark.parametrize("name", logto_webhooks.__all__)
+def test_public_names_are_there(name: str) -> None:
+    """Each is imported on first use."""
+    assert getattr(logto_webhooks, name) is not None
+    assert name in dir(logto_webhooks)
