@@ -6,7 +6,3 @@ from typing import Final
 
 RECOVER: Final = "recover"
 RECONCILE: Final = "reconcile"
-INSTALLED: Final = "installed"  # before that, nothing runs handlers
-CLOCK: Final = "clock"  # the latest moment that the database's clock told
-FLOW: Final = "flow"
-SILENT: Final = "silent"

@@ -12,7 +12,6 @@ LEARNT_MS: Final = 8 * DAY_MS  # a weekend is among them
 LEAST_MS: Final = 3_600_000
 TIMES: Final = 2  # as long as the longest gap
 REJECTED: Final = 5
-# Under what a database keeps them: the newest delivery, with when the first came; the alarm.
 
 Why = Literal["silent", "rejected"]
 
@@ -27,6 +26,23 @@ class Flow(Struct, frozen=True, kw_only=True):
     last: int | None = None
     gaps: tuple[int, ...] = ()
     rejected: int = 0
+
+
+class Gap(Struct, frozen=True):
+    """How long (ms) nothing had come when a delivery came."""
+
+    ended_at: int
+    length: int
+
+
+class RecordedFlow(Struct, frozen=True, kw_only=True):
+    """What a database keeps of it: when the first and the `last` delivery came, the longest gap of
+    each of the last days, and since when it is silent; None while it isn't."""
+
+    began: int | None = None
+    last: int | None = None
+    silent_since: int | None = None
+    gaps: tuple[Gap, ...] = ()
 
 
 class Silence(Struct, frozen=True, kw_only=True):

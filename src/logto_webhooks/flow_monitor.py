@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Final
 
-from logto_webhooks.checkpoints import FLOW, SILENT
+from msgspec.structs import replace
+
 from logto_webhooks.deliveries import DeliveryFilter
-from logto_webhooks.flow import DAY_MS, DAYS, Flow, Silence, find_silence
+from logto_webhooks.flow import DAY_MS, DAYS, Flow, Gap, RecordedFlow, Silence, find_silence
 from logto_webhooks.forever import forever
 from logto_webhooks.instrumentation.events import FlowResumed, FlowStopped, Observer
-from logto_webhooks.interfaces import Clock, Progress, Store, TransactionRunner
+from logto_webhooks.interfaces import Clock, Store, TransactionRunner
 
 LOOK_S: Final = 60.0
 _RECENT: Final = 20  # what Logto's log brought back is no flow
@@ -45,29 +46,27 @@ class FlowMonitor:
 
     def _judged(self, store: Store, now: int) -> Silence | None:
         found = find_silence(record_flow(store), now, self._after_ms)
-        told = Progress(found.since, 1) if found else Progress(0, 0)
-        if store.progress(SILENT) != told:
-            store.progress(SILENT, told)
+        since, known = found.since if found else None, store.flow()
+        if known.silent_since != since:
+            store.save_flow(replace(known, silent_since=since))
         return found
 
 
 def record_flow(store: Store) -> Flow:
     """Note the newest delivery, and the gap before it; return all that is known of the flow."""
-    newest = _newest(store)
-    known = store.progress(FLOW)
-    if newest is not None and known is None:
-        known = store.progress(FLOW, Progress(newest, newest))
-    if newest is not None and known is not None and newest > known.at:
-        _note_gap(store, newest, newest - known.at)
-        known = store.progress(FLOW, Progress(newest, known.count))
-    oldest = (known.at if known else 0) - DAYS * DAY_MS
-    kept = (store.progress(_of_day(day)) for day in range(DAYS))
-    gaps = [each for each in kept if each and each.at > oldest]
+    newest, known = _newest(store), store.flow()
+    if newest is not None and (known.last is None or newest > known.last):
+        if known.last is not None:
+            _note_gap(store, known, Gap(newest, newest - known.last))
+        began = newest if known.began is None else known.began
+        store.save_flow(replace(known, began=began, last=newest))
+        known = store.flow()
+    last = known.last or 0
     return Flow(
-        began=known.count if known else None,
-        last=known.at if known else None,
-        gaps=tuple(each.count for each in gaps),
-        rejected=store.keys_of_hooks.aside(known.at if known else 0, known=known is not None),
+        began=known.began,
+        last=known.last,
+        gaps=tuple(gap.length for gap in known.gaps if gap.ended_at > last - DAYS * DAY_MS),
+        rejected=store.keys_of_hooks.aside(last, known=known.last is not None),
     )
 
 
@@ -76,13 +75,8 @@ def _newest(store: Store) -> int | None:
     return next((each.received_at for each in recent if each.origin == "webhook"), None)
 
 
-def _note_gap(store: Store, at: int, gap: int) -> None:
-    name = _of_day(at // DAY_MS)
-    kept = store.progress(name)
-    same_day = kept is not None and kept.at // DAY_MS == at // DAY_MS
-    if kept is None or not same_day or kept.count < gap:
-        store.progress(name, Progress(at, gap))
-
-
-def _of_day(day: int) -> str:
-    return f"gap:{day % DAYS}"
+def _note_gap(store: Store, known: RecordedFlow, gap: Gap) -> None:
+    """Of each day, the longest is kept."""
+    day = gap.ended_at // DAY_MS
+    if all(gap.length > kept.length for kept in known.gaps if kept.ended_at // DAY_MS == day):
+        store.save_gap(day % DAYS, gap)

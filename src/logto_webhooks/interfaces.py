@@ -16,6 +16,7 @@ from logto_webhooks.deliveries import (
     ReceivedBody,
     StoreResult,
 )
+from logto_webhooks.flow import Gap, RecordedFlow
 from logto_webhooks.jobs import Jobs
 from logto_webhooks.records.ending import Ending
 from logto_webhooks.records.record import Key, Kind, Record
@@ -52,11 +53,18 @@ class Status(Struct, frozen=True, kw_only=True):
     spooled: int = 0
 
 
-class Progress(Struct, frozen=True):
+class Checkpoint(Struct, frozen=True):
     """How far long work has come: up to which moment (ms), and with how much to show for it."""
 
     at: int
     count: int
+
+
+class Lease(Struct, frozen=True):
+    """Which process holds something, and until when (ms)."""
+
+    holder: int
+    until: int
 
 
 class DatabaseClock(Struct, frozen=True, kw_only=True):
@@ -199,8 +207,32 @@ class Store(Protocol):
     def clocks(self, limit: int) -> Clocks:
         """Return the database's clock, and how the newest deliveries are dated."""
 
-    def progress(self, name: str, reached: Progress | None = None) -> Progress | None:
-        """Return how far the work of that name has come; keep `reached` before, if given."""
+    def checkpoint(self, name: str) -> Checkpoint | None:
+        """Return how far the work of that name has come; None if it never began."""
+
+    def save_checkpoint(self, name: str, reached: Checkpoint) -> None:
+        """Keep how far the work of that name has come."""
+
+    def lease(self, name: str) -> Lease | None:
+        """Return who holds what has that name, or held it last."""
+
+    def save_lease(self, name: str, lease: Lease) -> None:
+        """Keep who holds what has that name."""
+
+    def flow(self) -> RecordedFlow:
+        """Return what is noted of the flow of deliveries."""
+
+    def save_flow(self, flow: RecordedFlow) -> None:
+        """Note it, but for its gaps."""
+
+    def save_gap(self, place: int, gap: Gap) -> None:
+        """Note a gap in the flow, instead of the one that has the same place."""
+
+    def installed_at(self) -> int:
+        """Return since when this is installed (ms): what is older runs no handlers."""
+
+    def set_installed_at(self, moment: int) -> None:
+        """Let it be installed since then."""
 
     def status(self) -> Status:
         """Count."""

@@ -16,7 +16,7 @@ from logto_webhooks.clock import SystemClock
 from logto_webhooks.database.store import DatabaseStore
 from logto_webhooks.deliveries import NewDelivery
 from logto_webhooks.ingest.receiver import GroupCommit, Receiver
-from logto_webhooks.interfaces import Progress, Store, TransactionRunner
+from logto_webhooks.interfaces import Checkpoint, Store, TransactionRunner
 from logto_webhooks.testing import SIGNING_KEY, make
 from tests.support import postgres
 from tests.support.copy import StoreKind, open_host
@@ -42,7 +42,7 @@ def test_a_statement_ends_with_its_caller(kind: StoreKind, tmp_path: Path) -> No
 
         def work(store: Store) -> None:
             assert isinstance(store, DatabaseStore)
-            store.progress("mark", Progress(1, 1))
+            store.save_checkpoint("mark", Checkpoint(1, 1))
             begun.set()
             store._connection.execute(sa.text("SELECT pg_sleep(4.25)"))
 
@@ -52,7 +52,7 @@ def test_a_statement_ends_with_its_caller(kind: StoreKind, tmp_path: Path) -> No
         with postgres.sync_engine().connect() as looking:
             query = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE "
             assert looking.scalar(sa.text(query + "'SELECT pg_sleep(4.25)%'")) == 0
-        assert await host.read(lambda store: store.progress("mark")) is None
+        assert await host.read(lambda store: store.checkpoint("mark")) is None
         await host.close()
 
     asyncio.run(body())
@@ -66,13 +66,13 @@ def test_a_transaction_that_nobody_waits_for_is_not_committed(tmp_path: Path) ->
         begun, gate = threading.Event(), threading.Event()
 
         def work(store: Store) -> None:
-            store.progress("mark", Progress(1, 1))
+            store.save_checkpoint("mark", Checkpoint(1, 1))
             begun.set()
             gate.wait()
 
         await cancelled_at(begun, asyncio.create_task(host.run(work)))
         gate.set()
-        assert await host.run(lambda store: store.progress("mark")) is None
+        assert await host.run(lambda store: store.checkpoint("mark")) is None
         await host.close()
 
     asyncio.run(body())

@@ -11,10 +11,9 @@ import pytest
 import sqlalchemy as sa
 from msgspec.structs import replace
 
-from logto_webhooks.checkpoints import INSTALLED
 from logto_webhooks.database.schema import deliveries
 from logto_webhooks.errors import StoreUnavailable
-from logto_webhooks.interfaces import Progress, Store, TransactionRunner
+from logto_webhooks.interfaces import Store, TransactionRunner
 from logto_webhooks.jobs import JobFilter, RegisteredHandler
 from logto_webhooks.records.record import Change, Key, Tombstone, Upsert, Value, membership
 from logto_webhooks.sync import apply, worker
@@ -72,7 +71,7 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def know(run: Run, *handlers: RegisteredHandler) -> None:
     run(lambda store: store.jobs.register(handlers))
-    run(lambda store: store.progress(INSTALLED, Progress(0, 0)))
+    run(lambda store: store.set_installed_at(0))
 
 
 def add(run: Run, *bodies: bytes) -> None:

@@ -14,10 +14,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, create_async_e
 from sqlalchemy.orm import Session
 
 from logto_webhooks import Delivery, Discard, LogtoWebhooks, RetryLater, UserRow, events
-from logto_webhooks.checkpoints import INSTALLED
 from logto_webhooks.deliveries import identify
 from logto_webhooks.instrumentation.events import Stalled
-from logto_webhooks.interfaces import Progress
 from logto_webhooks.samples.payloads import console_test
 from logto_webhooks.samples.request import sign_request
 from logto_webhooks.signing_keys import trust
@@ -233,7 +231,7 @@ def test_what_comes_later_than_the_replay_window_is_applied_and_runs_nothing(
 
     async def body(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
         host, now = logto.database.host, soon()
-        await host.run(lambda store: store.progress(INSTALLED, Progress(0, 0)))
+        await host.run(lambda store: store.set_installed_at(0))
         await send(client, make.user_created(id="old", at=now - 4 * 86_400_000))
         await eventually(logto.status, lambda status: status.deliveries["done"] == 1)
         assert [each.row["logto_user_id"] for each in await logto.users("old")] == ["old"]

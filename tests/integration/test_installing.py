@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 
 from logto_webhooks import Delivery, LogtoWebhooks
-from logto_webhooks.checkpoints import INSTALLED
-from logto_webhooks.interfaces import Progress
 from logto_webhooks.testing.fake.logto import FakeLogto
 from tests.support.fake import NOBODY, application
 from tests.support.waiting import eventually
@@ -44,8 +42,8 @@ def test_what_was_before_runs_no_handler(kind: str, tmp_path: Path) -> None:
             listen(logto, ran)
             await logto.migrate()
             if kind == "postgres":  # a schema that was emptied forgot when it was installed
-                installed = Progress(clock.now(), 0)
-                await logto.database.host.run(lambda store: store.progress(INSTALLED, installed))
+                installed = clock.now()
+                await logto.database.host.run(lambda store: store.set_installed_at(installed))
             async with logto.lifespan():
                 await everything(logto)
                 assert ran == []

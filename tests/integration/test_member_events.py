@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from logto_webhooks.checkpoints import INSTALLED
-from logto_webhooks.interfaces import Progress, Store, TransactionRunner
+from logto_webhooks.interfaces import Store, TransactionRunner
 from logto_webhooks.jobs import JobFilter, RegisteredHandler
 from logto_webhooks.records.record import MEMBERS, Absent, ApiRead, Change, Key, membership
 from logto_webhooks.sync import apply
@@ -34,7 +33,7 @@ def known(run: Run) -> None:
 
 def know(run: Run, since: int = 0) -> None:
     run(lambda store: store.jobs.register([LOCAL]))
-    run(lambda store: store.progress(INSTALLED, Progress(since, 0)))
+    run(lambda store: store.set_installed_at(since))
 
 
 def names(store: Store) -> list[str]:
@@ -111,7 +110,7 @@ def test_ends_that_come_in_two_transactions_at_once(tmp_path: Path) -> None:
     async def body() -> None:
         host, other = open_host("postgres-thread", tmp_path), open_host("postgres-thread", tmp_path)
         await host.run(lambda store: store.jobs.register([LOCAL]))
-        await host.run(lambda store: store.progress(INSTALLED, Progress(0, 0)))
+        await host.run(lambda store: store.set_installed_at(0))
         await host.run(partial(apply.apply_reads, changes=[member(5)], source="read"))
         applied = threading.Event()
 

@@ -555,7 +555,7 @@ def test_a_kill_costs_only_the_page_in_hand(kind: StoreKind, tmp_path: Path) -> 
                     with pytest.raises(LogtoUnreachable):
                         await Reconciliation(api, host, clock).run()
                 clock.tick(10)
-                reached = await host.read(lambda store: store.progress("reconcile began"))
+                reached = await host.read(lambda store: store.checkpoint("reconcile began"))
                 assert reached
                 began.add(reached.at)
             async with asking(logto) as api:

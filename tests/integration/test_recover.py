@@ -165,7 +165,7 @@ def test_a_kill_costs_only_the_stretch_in_hand(tmp_path: Path) -> None:
             for number in range(5):
                 with pytest.raises(LogtoUnreachable):
                     await killed_after(logto, host, pages=7 + number)
-                reached = await host.read(lambda store: store.progress(f"recover:{hook['id']}"))
+                reached = await host.read(lambda store: store.checkpoint(f"recover:{hook['id']}"))
                 starts.append(reached.at if reached else 0)
             assert starts == sorted(starts)
             assert starts[-1] > 0

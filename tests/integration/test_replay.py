@@ -10,10 +10,9 @@ from typing import Any, TypeVar
 import pytest
 
 from logto_webhooks import LogtoWebhooks, admin
-from logto_webhooks.checkpoints import INSTALLED
 from logto_webhooks.deliveries import DeliveryFilter, DeliveryOutcome
 from logto_webhooks.errors import DeliveryUnknown, HandlerUnknown, JobUnknown, SettingInvalid
-from logto_webhooks.interfaces import Progress, Store
+from logto_webhooks.interfaces import Store
 from logto_webhooks.jobs import JobFilter, NewJob, RegisteredHandler
 from logto_webhooks.states import DeliveryState, JobMove, JobState
 from logto_webhooks.sync.replay import ReplayResult
@@ -50,7 +49,7 @@ def applied(run: Run, host: Any) -> Callable[[], None]:
         asyncio.run(copy.take([]))
 
     registered(run, OLD)
-    run(lambda store: store.progress(INSTALLED, Progress(0, 0)))
+    run(lambda store: store.set_installed_at(0))
     asyncio.run(copy.take([make.user_created(id="ana").body]))
     return apply
 

@@ -18,7 +18,8 @@ from logto_webhooks.deliveries import (
     StoreResult,
 )
 from logto_webhooks.errors import ClaimLost
-from logto_webhooks.interfaces import FoundRow, Progress, Store
+from logto_webhooks.flow import Gap, RecordedFlow
+from logto_webhooks.interfaces import Checkpoint, FoundRow, Lease, Store
 from logto_webhooks.records.merge import merge
 from logto_webhooks.records.record import (
     Key,
@@ -323,20 +324,50 @@ def about(run: Run, key: Key, after: int = 0, limit: int = 9) -> list[int]:
     return [each.id for each in run(lambda store: store.inbox.about(key, (), after, limit))]
 
 
-class TestProgress:
+def _save_gap(store: Store, place: int, gap: Gap) -> None:
+    store.save_gap(place, gap)
+
+
+class TestCheckpoints:
     def test_how_far_work_has_come_is_kept(self, run: Run) -> None:
         """By name; the last that was kept counts."""
-        assert run(lambda store: store.progress("one")) is None
-        run(lambda store: store.progress("one", Progress(5, 1)))
-        assert run(lambda store: store.progress("one", Progress(T0, 2))) == Progress(T0, 2)
-        assert run(lambda store: store.progress("one")) == Progress(T0, 2)
-        assert run(lambda store: store.progress("other")) is None
+        assert run(lambda store: store.checkpoint("one")) is None
+        run(lambda store: store.save_checkpoint("one", Checkpoint(5, 1)))
+        run(lambda store: store.save_checkpoint("one", Checkpoint(T0, 2)))
+        assert run(lambda store: store.checkpoint("one")) == Checkpoint(T0, 2)
+        assert run(lambda store: store.checkpoint("other")) is None
+
+    def test_who_holds_a_lease_is_kept(self, run: Run) -> None:
+        """By name; the last that was kept counts."""
+        assert run(lambda store: store.lease("one")) is None
+        run(lambda store: store.save_lease("one", Lease(1, T0)))
+        run(lambda store: store.save_lease("one", Lease(2**40, T0 + 1)))
+        assert run(lambda store: store.lease("one")) == Lease(2**40, T0 + 1)
+        assert run(lambda store: store.lease("other")) is None
+
+    def test_the_flow_is_kept_with_its_gaps(self, run: Run) -> None:
+        """A gap takes the place of an earlier one."""
+        assert run(lambda store: store.flow()) == RecordedFlow()
+        known = RecordedFlow(began=T0, last=T0 + 9, silent_since=T0 + 5)
+        run(lambda store: store.save_flow(known))
+        for place, gap in [(1, Gap(T0, 3)), (2, Gap(T0 + 1, 4)), (1, Gap(T0 + 2, 5))]:
+            run(partial(_save_gap, place=place, gap=gap))
+        found = run(lambda store: store.flow())
+        assert replace(found, gaps=()) == known
+        assert set(found.gaps) == {Gap(T0 + 1, 4), Gap(T0 + 2, 5)}
+        assert run(lambda store: store.status()).silent_since == T0 + 5
+
+    def test_since_when_it_is_installed_is_kept(self, run: Run) -> None:
+        """Till it is set."""
+        run(lambda store: store.set_installed_at(T0))
+        assert run(lambda store: store.installed_at()) == T0
+        assert run(lambda store: store.clock()).installed == T0
 
     def test_what_log_brought_back_is_counted(self, run: Run) -> None:
         """And up to when the copy is complete."""
         assert run(lambda store: store.status()).complete_up_to is None
-        run(lambda store: store.progress("recover", Progress(T0, 7)))
-        run(lambda store: store.progress("reconcile", Progress(T0 + 1, 0)))
+        run(lambda store: store.save_checkpoint("recover", Checkpoint(T0, 7)))
+        run(lambda store: store.save_checkpoint("reconcile", Checkpoint(T0 + 1, 0)))
         status = run(lambda store: store.status())
         assert (status.complete_up_to, status.recovered) == (T0, 7)
         assert status.reconciled_at == T0 + 1

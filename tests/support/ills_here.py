@@ -10,10 +10,10 @@ import httpx2
 import sqlalchemy as sa
 
 from logto_webhooks import LogtoWebhooks
-from logto_webhooks.checkpoints import SILENT
 from logto_webhooks.doctor.faults import Finding
+from logto_webhooks.flow import RecordedFlow
 from logto_webhooks.ingest.spool import SpoolDirectory
-from logto_webhooks.interfaces import Progress, Store
+from logto_webhooks.interfaces import Store
 from logto_webhooks.jobs import NewJob, RegisteredHandler
 from logto_webhooks.testing import make
 from tests.support import postgres
@@ -131,7 +131,7 @@ async def a_table_that_nobody_vacuums(clinic: Clinic) -> list[Finding]:
     schema = postgres.emptied_schema()
     url = postgres.server_url().set(drivername="postgresql+psycopg")
     engine = sa.create_engine(url)
-    table = f"{schema}.logto_progress"
+    table = f"{schema}.logto_checkpoints"
     try:
         with engine.begin() as connection:
             connection.execute(sa.text(f"ALTER TABLE {table} SET (autovacuum_enabled = off)"))
@@ -197,7 +197,7 @@ async def a_delivery_that_nobody_takes_from_the_spool(clinic: Clinic) -> list[Fi
 @finds("silent")
 async def a_flow_that_stopped(clinic: Clinic) -> list[Finding]:
     another = await clinic.another()
-    await _run(another, lambda store: store.progress(SILENT, Progress(1, 1)))
+    await _run(another, lambda store: store.save_flow(RecordedFlow(silent_since=1)))
     return await clinic.ask("inbox", **another)
 
 

@@ -257,7 +257,7 @@ async def a_log_that_nobody_ever_read(clinic: Clinic) -> list[Finding]:
 
 @finds("log_unread", stays=True)
 async def a_log_that_nobody_reads_any_more(clinic: Clinic) -> list[Finding]:
-    clinic.sql("UPDATE logto_progress SET at = 1000000000000 WHERE name = 'recover'")
+    clinic.sql("UPDATE logto_checkpoints SET at = 1000000000000 WHERE name = 'recover'")
     return await clinic.ask()
 
 

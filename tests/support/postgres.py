@@ -19,7 +19,8 @@ from tests.support.needs import need
 VARIABLE = "LOGTO_WEBHOOKS_TEST_POSTGRES_URL"
 TABLES = (
     "logto_deliveries, logto_records, logto_users, logto_organizations, "
-    "logto_organization_members, logto_progress, logto_user_identities, logto_user_roles, "
+    "logto_organization_members, logto_checkpoints, logto_leases, logto_flow, "
+    "logto_flow_gaps, logto_installation, logto_user_identities, logto_user_roles, "
     "logto_organization_member_roles, logto_handlers, logto_jobs, logto_queue_keys, logto_keys, "
     "logto_rejected, logto_endings"
 )

@@ -6,31 +6,29 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from logto_webhooks.checkpoints import CLOCK, INSTALLED
 from logto_webhooks.database import checkpoints
 from logto_webhooks.database.dialect import by_code, now
-from logto_webhooks.database.schema import deliveries, is_pending, progress, queue_keys
-from logto_webhooks.interfaces import DatabaseClock, Progress
+from logto_webhooks.database.schema import deliveries, installation, is_pending, queue_keys
+from logto_webhooks.interfaces import DatabaseClock
 from logto_webhooks.states import LONGEST_WAIT_S
 
 _LONGEST_MS = int(LONGEST_WAIT_S * 1000)
 _TOO_LATE = sa.and_(is_pending, deliveries.c.due_at > now() + _LONGEST_MS)
-# Of the checkpoint of the clock, `count` is by how much due times were moved in all.
-_MOVED = sa.select(progress.c.count).where(progress.c.name == CLOCK).with_for_update()
+_NOTED = sa.select(
+    installation.c.installed_at, installation.c.clock_noted_at, installation.c.clock_moved_ms
+)
 _READ = sa.select(now().label("now"), sa.exists().where(_TOO_LATE).label("too_late"))
 
 
 def read(connection: sa.Connection) -> DatabaseClock:
     """What the clock says, and what was noted of it."""
     row = connection.execute(_READ).one()
-    noted, installed = (
-        checkpoints.read_checkpoint(connection, name) for name in (CLOCK, INSTALLED)
-    )
+    installed_at, noted_at, moved_ms = connection.execute(_NOTED).one_or_none() or (0, 0, 0)
     return DatabaseClock(
         now=row.now,
-        noted=noted.at if noted else 0,
-        installed=installed.at if installed else 0,
-        moved=noted.count if noted else 0,
+        noted=noted_at,
+        installed=installed_at,
+        moved=moved_ms,
         due_too_late=bool(row.too_late),
     )
 
@@ -42,8 +40,9 @@ def set_back(connection: sa.Connection, by_ms: int, moved: int) -> None:
     that is moved twice ends while its job runs. So who saw another sum `moved` does nothing.
     No delivery ever waits longer than the longest wait that we set: one that would is due now.
     """
-    known = connection.scalar(_MOVED) or 0
-    if by_ms > 0 and known != moved:
+    row = connection.execute(_NOTED.with_for_update()).one_or_none()
+    installed_at, _, moved_before = row or (0, 0, 0)
+    if by_ms > 0 and moved_before != moved:
         return
     moment = int(connection.scalar(sa.select(now())) or 0)
     too_late = sa.update(deliveries).where(_TOO_LATE).values(due_at=moment)
@@ -56,11 +55,9 @@ def set_back(connection: sa.Connection, by_ms: int, moved: int) -> None:
         waiting = sa.select(queue_keys.c.id).where(later)
         in_order = waiting.order_by(by_code(queue_keys.c.handler), by_code(queue_keys.c.queue_key))
         _sooner(connection, queue_keys, in_order, moment, by_ms)
-        installed = checkpoints.read_checkpoint(connection, INSTALLED)
-        if installed and installed.at > moment:
-            at = min(installed.at - by_ms, moment)
-            checkpoints.write_checkpoint(connection, INSTALLED, Progress(at, installed.count))
-    checkpoints.write_checkpoint(connection, CLOCK, Progress(moment, known + by_ms))
+        if installed_at > moment:
+            installed_at = min(installed_at - by_ms, moment)
+    checkpoints.write_installation(connection, installed_at, moment, moved_before + by_ms)
 
 
 def _sooner(connection: sa.Connection, table: sa.Table, rows: Any, moment: int, by_ms: int) -> None:

@@ -198,14 +198,6 @@ organizations = sa.Table(
     sa.Column("deleted_at", Moment),
 )
 
-progress = sa.Table(
-    "logto_progress",
-    metadata,
-    sa.Column("name", sa.Text, primary_key=True),
-    sa.Column("at", Millis, nullable=False),
-    sa.Column("count", sa.BigInteger, nullable=False),
-)
-
 # No foreign keys: memberships come before their users.
 members = sa.Table(
     "logto_organization_members",
@@ -312,6 +304,54 @@ queue_keys = sa.Table(
     sqlite_autoincrement=True,
 )
 sa.Index("logto_queue_keys_due", queue_keys.c.handler, queue_keys.c.due_at)
+
+
+# How far recovering and reconciling have come.
+checkpoints = sa.Table(
+    "logto_checkpoints",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("at", Millis, nullable=False),
+    sa.Column("count", sa.BigInteger, nullable=False),
+)
+
+# What only one process does at a time.
+leases = sa.Table(
+    "logto_leases",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("holder", sa.BigInteger, nullable=False),
+    sa.Column("until", Millis, nullable=False),
+)
+
+# One row: since when deliveries come, and whether they still do.
+flow = sa.Table(
+    "logto_flow",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("began", Millis),
+    sa.Column("last", Millis),
+    sa.Column("silent_since", Millis),
+)
+
+# One row for each of the last days: the longest time without a delivery that ended then.
+flow_gaps = sa.Table(
+    "logto_flow_gaps",
+    metadata,
+    sa.Column("place", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("ended_at", Millis, nullable=False),
+    sa.Column("length", Millis, nullable=False),
+)
+
+# One row: since when this is installed, and what the database's clock said.
+installation = sa.Table(
+    "logto_installation",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("installed_at", Millis, nullable=False),
+    sa.Column("clock_noted_at", Millis, nullable=False),
+    sa.Column("clock_moved_ms", Millis, nullable=False),
+)
 
 
 # `key` only of what Logto told: what is configured is kept nowhere but by its fingerprint.

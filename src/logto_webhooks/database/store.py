@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 
 import sqlalchemy as sa
 
-from logto_webhooks.checkpoints import RECONCILE, RECOVER, SILENT
+from logto_webhooks.checkpoints import RECONCILE, RECOVER
 from logto_webhooks.clock_offset import Clocks
 from logto_webhooks.database import checkpoints, clock, deliveries, endings, records
 from logto_webhooks.database.deliveries import DatabaseInbox
@@ -19,7 +19,15 @@ from logto_webhooks.deliveries import (
     ReceivedBody,
     StoreResult,
 )
-from logto_webhooks.interfaces import DatabaseClock, FoundRow, Progress, RefetchNeed, Status
+from logto_webhooks.flow import Gap, RecordedFlow
+from logto_webhooks.interfaces import (
+    Checkpoint,
+    DatabaseClock,
+    FoundRow,
+    Lease,
+    RefetchNeed,
+    Status,
+)
 from logto_webhooks.records.ending import Ending
 from logto_webhooks.records.record import Key, Kind, Record
 
@@ -131,11 +139,41 @@ class DatabaseStore:
         """Return the database's clock, and how the newest deliveries are dated."""
         return deliveries.clocks(self._connection, limit)
 
-    def progress(self, name: str, reached: Progress | None = None) -> Progress | None:
-        """Return how far the work of that name has come; keep `reached` before, if given."""
-        if reached:
-            checkpoints.write_checkpoint(self._connection, name, reached)
+    def checkpoint(self, name: str) -> Checkpoint | None:
+        """Return how far the work of that name has come; None if it never began."""
         return checkpoints.read_checkpoint(self._connection, name)
+
+    def save_checkpoint(self, name: str, reached: Checkpoint) -> None:
+        """Keep how far the work of that name has come."""
+        checkpoints.write_checkpoint(self._connection, name, reached)
+
+    def lease(self, name: str) -> Lease | None:
+        """Return who holds what has that name, or held it last."""
+        return checkpoints.read_lease(self._connection, name)
+
+    def save_lease(self, name: str, lease: Lease) -> None:
+        """Keep who holds what has that name."""
+        checkpoints.write_lease(self._connection, name, lease)
+
+    def flow(self) -> RecordedFlow:
+        """Return what is noted of the flow of deliveries."""
+        return checkpoints.read_flow(self._connection)
+
+    def save_flow(self, flow: RecordedFlow) -> None:
+        """Note it, but for its gaps."""
+        checkpoints.write_flow(self._connection, flow)
+
+    def save_gap(self, place: int, gap: Gap) -> None:
+        """Note a gap in the flow, instead of the one that has the same place."""
+        checkpoints.write_gap(self._connection, place, gap)
+
+    def installed_at(self) -> int:
+        """Return since when this is installed (ms): what is older runs no handlers."""
+        return checkpoints.read_installed_at(self._connection)
+
+    def set_installed_at(self, moment: int) -> None:
+        """Let it be installed since then."""
+        checkpoints.write_installation(self._connection, moment)
 
     def clock(self) -> DatabaseClock:
         """Look at the database's clock."""
@@ -152,7 +190,7 @@ class DatabaseStore:
 
     def status(self) -> Status:
         """Count."""
-        recovered, reconciled, silent = map(self.progress, (RECOVER, RECONCILE, SILENT))
+        recovered, reconciled = map(self.checkpoint, (RECOVER, RECONCILE))
         return Status(
             deliveries=deliveries.count_deliveries(self._connection),
             doubtful=records.count_doubtful(self._connection),
@@ -161,7 +199,7 @@ class DatabaseStore:
             recovered=recovered.count if recovered else 0,
             complete_up_to=recovered.at if recovered else None,
             reconciled_at=reconciled.at if reconciled else None,
-            silent_since=silent.at if silent and silent.count else None,
+            silent_since=self.flow().silent_since,
             memberships_to_end=endings.memberships_left(self._connection),
         )
 

@@ -9,7 +9,6 @@ from typing import Final, cast
 from msgspec import Struct
 from msgspec.structs import replace
 
-from logto_webhooks.checkpoints import INSTALLED
 from logto_webhooks.deliveries import ClaimedDelivery
 from logto_webhooks.events import Event
 from logto_webhooks.events.base import LATEST
@@ -82,7 +81,7 @@ def enqueue_for_deliveries(
     handlers = store.jobs.handlers()
     if not handlers:
         return 0
-    since = read_installed_at(store)
+    since = store.installed_at()
     jobs = [
         job
         for each in (batch if own else ())
@@ -105,9 +104,7 @@ def own_jobs(store: Store, planned: PlannedDelivery, window_ms: int = 0) -> list
     handlers = store.jobs.handlers()
     if not handlers or is_late(planned.claimed, window_ms):
         return []
-    return matching.jobs_for_event(
-        planned.event, planned.claimed, handlers, read_installed_at(store)
-    )
+    return matching.jobs_for_event(planned.event, planned.claimed, handlers, store.installed_at())
 
 
 def endings_of_deliveries(
@@ -175,7 +172,7 @@ def _jobs_of_answers(store: Store, written: WrittenRecords, source: Source) -> s
     handlers = store.jobs.handlers()
     if not handlers:
         return set()
-    since = read_installed_at(store)
+    since = store.installed_at()
     old = {
         after.key
         for before, after in written.changed
@@ -190,12 +187,6 @@ def _jobs_of_answers(store: Store, written: WrittenRecords, source: Source) -> s
     ]
     store.jobs.add(jobs)
     return old
-
-
-def read_installed_at(store: Store) -> int:
-    """Since when this is installed (ms): what is older runs no handlers."""
-    installed = store.progress(INSTALLED)
-    return installed.at if installed else 0
 
 
 def _events(

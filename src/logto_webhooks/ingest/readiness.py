@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final, Protocol
 
 from logto_webhooks.errors import LogtoWebhooksError, StoreUnavailable, describe
-from logto_webhooks.interfaces import Clock, Progress, Store, TransactionRunner
+from logto_webhooks.interfaces import Checkpoint, Clock, Store, TransactionRunner
 
 TRY_EVERY_S: Final = 1.0
 TRY_S: Final = 3.0
@@ -79,4 +79,4 @@ class Readiness:
         return None
 
     def _write(self, store: Store) -> None:
-        store.progress(_NAME, Progress(self._clock.now(), 0))
+        store.save_checkpoint(_NAME, Checkpoint(self._clock.now(), 0))

@@ -9,7 +9,7 @@ from typing import Any, Final
 from logto_webhooks.errors import describe
 from logto_webhooks.forever import forever
 from logto_webhooks.instrumentation.events import ApiUnavailable
-from logto_webhooks.interfaces import Clock, Progress, Store, TransactionRunner
+from logto_webhooks.interfaces import Clock, Lease, Store, TransactionRunner
 
 LEASE_MS: Final = 10_000
 RENEW_S: Final = 3.0
@@ -55,7 +55,7 @@ class LeaderLease:
         finally:
             if working is not None:
                 await _end(working)
-                await self._host.run(lambda store: store.progress(_NAME, Progress(0, 0)))
+                await self._host.run(lambda store: store.save_lease(_NAME, Lease(self._number, 0)))
 
     async def _take(self, observe: Callable[[ApiUnavailable], None]) -> bool:
         try:
@@ -66,11 +66,11 @@ class LeaderLease:
 
     def _taken(self, store: Store) -> bool:
         now = self._clock.now()
-        held = store.progress(_NAME)
+        held = store.lease(_NAME)
         # A lease that is longer than any of ours is of before the clock was set back.
-        if held and held.count != self._number and now < held.at <= now + 2 * LEASE_MS:
+        if held and held.holder != self._number and now < held.until <= now + 2 * LEASE_MS:
             return False
-        store.progress(_NAME, Progress(now + LEASE_MS, self._number))
+        store.save_lease(_NAME, Lease(self._number, now + LEASE_MS))
         return True
 
 

@@ -81,7 +81,7 @@ class Reconciliation:
         await forever(look, LOOK_S, report)
 
     async def _is_due(self, every_s: int) -> bool:
-        last = await self._host.read(lambda store: store.progress(RECONCILE))
+        last = await self._host.read(lambda store: store.checkpoint(RECONCILE))
         if last is None:
             return True
         passed_ms = self._clock.now() - last.at

@@ -14,7 +14,7 @@ from logto_webhooks.deliveries import ReceivedBody
 from logto_webhooks.errors import describe
 from logto_webhooks.forever import forever
 from logto_webhooks.instrumentation.events import ApiUnavailable, LogRecovered, Observer
-from logto_webhooks.interfaces import Clock, Logto, Progress, Store, TransactionRunner
+from logto_webhooks.interfaces import Checkpoint, Clock, Logto, Store, TransactionRunner
 from logto_webhooks.logto import delivery_log
 from logto_webhooks.signing_keys import hook_of_sender
 
@@ -128,7 +128,7 @@ class Recovery:
         return await self._host.read(lambda store: store.recent(_RECENT))
 
     async def _reached(self, hook: str, until: int) -> int:
-        reached = await self._host.read(lambda store: store.progress(_of(hook)))
+        reached = await self._host.read(lambda store: store.checkpoint(_of(hook)))
         return (reached.at if reached else until - FIRST_MS) - OVERLAP_MS
 
     async def _take(self, hook: str, begin: int, end: int, found: RecoverResult, dry: bool) -> bool:
@@ -161,8 +161,8 @@ class Recovery:
 
     async def _note(self, name: str, at: int, count: int, dry: bool) -> None:
         def note(store: Store) -> None:
-            before = store.progress(name) or Progress(0, 0)
-            store.progress(name, Progress(max(at, before.at), before.count + count))
+            before = store.checkpoint(name) or Checkpoint(0, 0)
+            store.save_checkpoint(name, Checkpoint(max(at, before.at), before.count + count))
 
         if not dry:
             await self._host.run(note)

@@ -11,7 +11,7 @@ from logto_webhooks.checkpoints import RECONCILE
 from logto_webhooks.database.dry_run import run_or_rehearse
 from logto_webhooks.errors import RowRejected, TimedOut
 from logto_webhooks.events.local import Source
-from logto_webhooks.interfaces import Progress, Store, TransactionRunner
+from logto_webhooks.interfaces import Checkpoint, Store, TransactionRunner
 from logto_webhooks.logto.api_responses import PAGE
 from logto_webhooks.logto.clock_skew import SpanClock
 from logto_webhooks.records.drift import Drift, agrees, drifts_of
@@ -83,7 +83,7 @@ class ReconcileRun:
         """Say since when what is compared is true, if it isn't known."""
         if not self.found.began:
             self.found.began = began
-            await self._note({"began": Progress(began, 1)})
+            await self._note({"began": Checkpoint(began, 1)})
 
     async def place(self, stage: str) -> tuple[int, int | None]:
         """Return the page at which a stage goes on, and the total of the page before."""
@@ -96,7 +96,7 @@ class ReconcileRun:
         """Note at which page a stage goes on."""
         began = self.found.began
         await self._note(
-            {stage: Progress(began, page), f"{stage} total": Progress(began, total or 0)}
+            {stage: Checkpoint(began, page), f"{stage} total": Checkpoint(began, total or 0)}
         )
         listed = min((page - 1) * PAGE, total or 0)
         self._progressed(stage, listed, listed / total if total else 1.0)
@@ -106,8 +106,8 @@ class ReconcileRun:
         began = self.found.began
 
         def note(store: Store) -> None:
-            store.progress(RECONCILE, Progress(began, self.found.drifted))
-            store.progress(f"{RECONCILE} began", Progress(began, 0))
+            store.save_checkpoint(RECONCILE, Checkpoint(began, self.found.drifted))
+            store.save_checkpoint(f"{RECONCILE} began", Checkpoint(began, 0))
 
         if not self._dry:
             await self.host.run(note)
@@ -190,13 +190,13 @@ class ReconcileRun:
             found.fields[field] = found.fields.get(field, 0) + 1
         found.drifts += drifts[: MOST - len(found.drifts)]
 
-    async def _read(self, name: str) -> Progress | None:
-        return await self.host.read(lambda store: store.progress(f"{RECONCILE} {name}"))
+    async def _read(self, name: str) -> Checkpoint | None:
+        return await self.host.read(lambda store: store.checkpoint(f"{RECONCILE} {name}"))
 
-    async def _note(self, reached: dict[str, Progress]) -> None:
+    async def _note(self, reached: dict[str, Checkpoint]) -> None:
         def note(store: Store) -> None:
-            for name, each in reached.items():
-                store.progress(f"{RECONCILE} {name}", each)
+            for name, checkpoint in reached.items():
+                store.save_checkpoint(f"{RECONCILE} {name}", checkpoint)
 
         if not self._dry:
             await self.host.run(note)

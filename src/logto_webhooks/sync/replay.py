@@ -11,7 +11,6 @@ from msgspec.structs import replace
 from logto_webhooks.deliveries import ClaimedDelivery, StoredDelivery, identify
 from logto_webhooks.errors import MalformedEvent, NotADelivery
 from logto_webhooks.handlers import matching
-from logto_webhooks.handlers.enqueue import read_installed_at
 from logto_webhooks.interfaces import Store
 from logto_webhooks.jobs import JobFilter, JobRow, NewJob
 from logto_webhooks.records.changes import read
@@ -107,7 +106,7 @@ class _Again:
         self._handler = handler
         self._reruns = {each.name for each in registered if rerun and each.rerun}
         self._told = [each for each in registered if handler in (None, each.name)]
-        self._since = read_installed_at(store)
+        self._since = store.installed_at()
         self._again: list[int] = []
         self._new: list[NewJob] = []
         self._missing = 0

@@ -288,7 +288,7 @@ class SyncWorker:
         store.jobs.add(jobs)
 
     def _finish_large(self, outcome: DeliveryOutcome, store: Store) -> int:
-        since = enqueue.read_installed_at(store)
+        since = store.installed_at()
         store.finish(self._token, [outcome])
         return since
 

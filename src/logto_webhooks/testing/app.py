@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from msgspec.structs import replace
 
-from logto_webhooks.checkpoints import INSTALLED
 from logto_webhooks.deliveries import NewDelivery, StoreResult
 from logto_webhooks.errors import Discard, HandlerUnknown, InvalidHandler, RetryLater
 from logto_webhooks.handlers.execute import ClaimedJob, JobExecutor, call_in_tests
 from logto_webhooks.handlers.registry import Handler, Handlers
 from logto_webhooks.ingest.receiver import Receiver
 from logto_webhooks.instrumentation.events import TelemetryEvent
-from logto_webhooks.interfaces import FoundRow, Progress, RefetchNeed, Status, Store
+from logto_webhooks.interfaces import FoundRow, RefetchNeed, Status, Store
 from logto_webhooks.jobs import JobFilter, JobRow
 from logto_webhooks.samples.request import SignedRequest
 from logto_webhooks.signing_keys import HEADER, VerifiedBody
@@ -285,7 +284,7 @@ class AsyncApp:
     def _prepare(self, store: Store) -> None:
         store.jobs.register([each.registered for each in self._handlers])
         # No delivery is older than the installation: it may be of any time that a test likes.
-        store.progress(INSTALLED, Progress(0, 0))
+        store.set_installed_at(0)
 
     def _claim(self, store: Store) -> list[ClaimedJob]:
         one_each = dict.fromkeys((each.name for each in self._handlers), 1)

@@ -31,7 +31,7 @@ def upgrade() -> None:
     _organizations()
     _jobs()
     _signing_keys()
-    _progress()
+    _state()
     if op.get_context().dialect.name == "postgresql":
         _storage()
 
@@ -50,6 +50,10 @@ def _key(*names: str) -> list[sa.Column]:
 
 def _id() -> sa.Column:
     return sa.Column("id", Identity, primary_key=True, autoincrement=True)
+
+
+def _number(name: str) -> sa.Column:
+    return sa.Column(name, sa.Integer(), primary_key=True, autoincrement=False)
 
 
 def _index(name: str, table: str, columns: list[str], where: str | None = None) -> None:
@@ -220,16 +224,30 @@ def _signing_keys() -> None:
     )
 
 
-def _progress() -> None:
+def _state() -> None:
     op.create_table(
-        "logto_progress", *_key("name"), _column("at", Millis), _column("count", sa.BigInteger())
+        "logto_checkpoints", *_key("name"), _column("at", Millis), _column("count", sa.BigInteger())
+    )
+    op.create_table(
+        "logto_leases", *_key("name"), _column("holder", sa.BigInteger()), _column("until", Millis)
+    )
+    op.create_table(
+        "logto_flow", _number("id"), *_optional(Millis, "began", "last", "silent_since")
+    )
+    op.create_table(
+        "logto_flow_gaps", _number("place"), _column("ended_at", Millis), _column("length", Millis)
+    )
+    op.create_table(
+        "logto_installation",
+        _number("id"),
+        *(_column(name, Millis) for name in ("installed_at", "clock_noted_at", "clock_moved_ms")),
     )
     # What is older runs no handlers: installing must not mail last week's sign-ups.
     context = op.get_context()
     schema = context.opts.get("version_table_schema")
-    table = f'"{schema}".logto_progress' if schema else "logto_progress"
+    table = f'"{schema}".logto_installation' if schema else "logto_installation"
     now = NOW[context.dialect.name]
-    op.execute(f"INSERT INTO {table} (name, at, count) VALUES ('installed', {now}, 0)")
+    op.execute(f"INSERT INTO {table} VALUES (1, {now}, 0, 0)")
 
 
 def _storage() -> None:
