@@ -199,12 +199,11 @@ class DoctorAdmin(ABC):
         application: DoctorAdmin | None = None,
         files: Sequence[Path] = (),
     ) -> list[Finding]:
-        """Look at both sides, and tell what is wrong and what to do, check by check.
+        """Check both sides, and return what is wrong and what to do for each check.
 
-        Of `only` some checks, with those that they build on; each may take `timeout_s`.
-        `application` is one whose handlers run here, so that its database should be this one;
-        `files` are others than the database's that hold a secret.
-        Raises SettingInvalid for a name that is no check's.
+        `only` names checks to run, together with those they depend on. Each may take `timeout_s`.
+        `application` is one whose handlers run here, so its database should be this one. `files`
+        are further files that contain a secret. Raises SettingInvalid for an unknown check.
         """
         settings = self._settings()
         target = DoctorTarget(
@@ -279,12 +278,12 @@ class InboxAdmin(ABC):
         """The database. Raises SettingInvalid."""
 
     async def deliveries(self, wanted: DeliveryFilter | None = None) -> list[StoredDelivery]:
-        """List the inbox, the newest first."""
+        """List deliveries in the inbox, newest first."""
         sought = validation.check_delivery_filter(wanted or DeliveryFilter())
         return await self._read(lambda store: store.inbox.search(sought))
 
     async def delivery(self, id: int) -> StoredDelivery | None:
-        """Return one delivery with its body; None if there is none of this id."""
+        """Return one delivery with its body, or None if the id is unknown."""
         [checked] = validation.check_ids("delivery", [id])
         return await self._read(lambda store: store.inbox.get(checked))
 
@@ -297,11 +296,12 @@ class InboxAdmin(ABC):
         sync_only: bool = False,
         dry_run: bool = False,
     ) -> ReplayResult:
-        """Have deliveries applied again, and their jobs that are dead or discarded run again.
+        """Apply deliveries again, and run their dead and discarded jobs again.
 
-        With `rerun` those that are done, too; `sync_only` none. With a `handler` only its jobs:
-        then only what was never applied is. `dry_run` says what would differ. Raises
-        DeliveryUnknown, HandlerUnknown, and SettingInvalid for what is no id.
+        With `rerun`, finished jobs run again, too; with `sync_only`, none. With a `handler`, only
+        its jobs run, and only deliveries that were never applied are applied. `dry_run` returns
+        what would differ. Raises DeliveryUnknown, HandlerUnknown, and SettingInvalid for an invalid
+        id.
         """
         lag_ms, some = self._settings().lag_ms, validation.check_ids("delivery", ids)
 
@@ -314,25 +314,28 @@ class InboxAdmin(ABC):
         return await run_or_rehearse(self.database.host, work, dry_run)
 
     async def jobs(self, wanted: JobFilter | None = None) -> list[JobRow]:
-        """List jobs of handlers, the newest first."""
+        """List jobs, newest first."""
         sought = validation.check_job_filter(wanted or JobFilter())
         return await self._read(lambda store: store.jobs.find(sought))
 
     async def retry_jobs(
         self, ids: Sequence[int] = (), *, handler: str | None = None, state: str | None = None
     ) -> int:
-        """Run jobs again, at the end of their queues: by id, or all of a handler in a state, which
-        is "dead" if none is named. What waits for its next attempt has it now.
+        """Run jobs again, at the end of their queues: by id, or all of a handler in a state (by
+        default "dead"). A job that waits for its next attempt has it now.
 
-        Returns how many will be; what runs just now is none of them. Raises JobUnknown,
-        HandlerUnknown, and SettingInvalid for what is no id or state, or too much at once.
+        Returns how many will run again; running jobs aren't among them. Raises JobUnknown,
+        HandlerUnknown, and SettingInvalid for an invalid id or state, or too many jobs at once.
         """
         return await self._move(ids, handler, state, JobMove.REPEAT)
 
     async def discard_jobs(
         self, ids: Sequence[int] = (), *, handler: str | None = None, state: str | None = None
     ) -> int:
-        """Give jobs up, those that run just now, too. Returns how many were. Raises as above."""
+        """Discard jobs, including running ones. Returns how many were discarded.
+
+        Raises JobUnknown, HandlerUnknown, SettingInvalid.
+        """
         return await self._move(ids, handler, state, JobMove.DISCARD)
 
     async def known_handlers(self) -> list[HandlerInfo]:
@@ -340,9 +343,9 @@ class InboxAdmin(ABC):
         return await self._read(list_handlers)
 
     async def forget_handler(self, name: str) -> int | None:
-        """Forget a handler whose code is gone, and discard what waits for it: so many jobs.
+        """Forget a handler whose code is gone, and discard its waiting jobs.
 
-        Returns None if it isn't known.
+        Returns how many were discarded, or None if the handler is unknown.
         """
         checked = validation.check_text("the handler", name)
         return await self._write(lambda store: forget_handler(store, checked))
@@ -405,7 +408,7 @@ class Admin(InboxAdmin, DoctorAdmin):
 
     @property
     def database(self) -> Database:
-        """The database; nothing is opened before it is used. Raises SettingInvalid."""
+        """The database. It is opened when first used. Raises SettingInvalid."""
         if self._database is None:
             settings = self._settings()
             if self._engine is None:
@@ -421,11 +424,11 @@ class Admin(InboxAdmin, DoctorAdmin):
         return self._settings().name_of("database_url")
 
     async def migrate(self) -> None:
-        """Bring the schema up to this release."""
+        """Upgrade the schema to this release."""
         await self.database.migrate()
 
     async def close(self) -> None:
-        """Give back threads and connections; they are made again when they are needed."""
+        """Close threads and connections. They are opened again when needed."""
         if self._database is not None:
             await self._database.host.close()
 
@@ -435,33 +438,34 @@ class Admin(InboxAdmin, DoctorAdmin):
         return replace(await self._read(status), spooled=spool.count() if spool else 0)
 
     async def waiting(self, limit: int = 100) -> list[RefetchNeed]:
-        """List the records that only Logto can settle, the longest waiting first."""
+        """List the records that need a refetch, the longest waiting first."""
         most = limited(limit)
         return await self._read(lambda store: store.waiting(most))
 
     async def users(self, query: str = "", limit: int = 100) -> list[FoundRow]:
-        """Find users by a query, else by a part of an email, a username, a name or a phone."""
+        """Find users by id, email, phone or username, or else by part of an email, a username, a
+        name or a phone."""
         sought, most = check_text("the query", query), limited(limit)
         return await self._read(lambda store: store.find("user", sought, most))
 
     async def organizations(self, query: str = "", limit: int = 100) -> list[FoundRow]:
-        """Find organizations by a query, else by a part of the name."""
+        """Find organizations by id or name, or else by part of the name."""
         sought, most = check_text("the query", query), limited(limit)
         return await self._read(lambda store: store.find("organization", sought, most))
 
     async def explain_user(self, query: str) -> Explained | None:
-        """Tell a user's life, and which delivery set each field; None if there is none.
+        """Return a user's history, and which delivery set each field, or None if nobody is found.
 
-        Raises SettingInvalid for a query that finds several.
+        Raises SettingInvalid if several users match.
         """
         return await self._explain("user", query)
 
     async def explain_organization(self, query: str) -> Explained | None:
-        """The same of an organization, its members included."""
+        """Return an organization's history, including its members, as `explain_user` does."""
         return await self._explain("organization", query)
 
     async def compare_user(self, query: str) -> UserComparison:
-        """Show a user here beside what Logto answers now. Raises as above."""
+        """Compare a user here with what Logto answers now."""
         async with self._asking() as logto:
             key = await self._read(lambda store: resolve_one(store, "user", query))
             return await compare_one_user(logto, self.database, key.id)
@@ -473,8 +477,8 @@ class Admin(InboxAdmin, DoctorAdmin):
         dry_run: bool = False,
         progressed: Callable[[RecoverResult], None] = _silent,
     ) -> RecoverResult:
-        """Bring back from Logto's log what was sent, `since` (ms) a moment, and isn't in the inbox;
-        `dry_run` counts. Without `since` it goes on where it last ended."""
+        """Restore deliveries from Logto's log that aren't in the inbox, from `since` (ms) on, or
+        else from where the last recovery ended. `dry_run` only counts."""
         await self.database.check()
         async with self._asking() as logto:
             recovery = make_recovery(self._settings(), logto, self.database, self._woken)
@@ -487,7 +491,7 @@ class Admin(InboxAdmin, DoctorAdmin):
         dry_run: bool = False,
         progressed: Progressed = _silent,
     ) -> ReconcileResult:
-        """Compare all records with Logto's own, or those of one user, and mend what differs."""
+        """Compare all records, or those of one user, with Logto, and correct what differs."""
         await self.database.check()
         async with self._asking() as logto:
             reconciliation = make_reconciliation(logto, self.database)
@@ -499,8 +503,8 @@ class Admin(InboxAdmin, DoctorAdmin):
     async def backfill(
         self, *, run_handlers: bool = False, progressed: Progressed = _silent
     ) -> ReconcileResult:
-        """Fill an empty database from Logto, as fast as Logto allows; handlers aren't told unless
-        they are to be run."""
+        """Fill an empty database from Logto, as fast as Logto allows. Handlers only run with
+        `run_handlers`."""
         await self.database.check()
         async with self._asking(fast=True) as logto:
             source: Source | None = "backfill" if run_handlers else None
@@ -514,7 +518,7 @@ class Admin(InboxAdmin, DoctorAdmin):
             return found
 
     async def create_endpoint(self, url: str, *, name: str = webhooks.NAME) -> Webhook:
-        """Make a webhook with the events that the sync and the handlers need.
+        """Create a webhook with the events that the sync and the handlers need.
 
         Raises WebhookExists, SettingInvalid.
         """
@@ -527,7 +531,8 @@ class Admin(InboxAdmin, DoctorAdmin):
     async def test_endpoint(
         self, hook: str | None = None, *, event: str | None = None, timeout_s: float = 10.0
     ) -> TestResult:
-        """Have Logto send a test by a webhook, ours if none is named, and wait until it is here.
+        """Make Logto send a test payload by a webhook (by default yours), and wait until it
+        arrives.
 
         Raises WebhookUnknown, UnknownEventName.
         """
@@ -546,8 +551,11 @@ class Admin(InboxAdmin, DoctorAdmin):
     async def rotate_endpoint(
         self, hook: str | None = None, *, overlap_s: float = 600
     ) -> RotationResult:
-        """Change the key of a webhook at Logto, ours if none is named; the old one is accepted for
-        the overlap. Raises WebhookUnknown."""
+        """Change a webhook's key in Logto (by default your webhook's). The old key is accepted
+        during the overlap.
+
+        Raises WebhookUnknown.
+        """
         await self.database.check()
         async with self._asking() as logto:
             chosen = await self._chosen(logto, hook)

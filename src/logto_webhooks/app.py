@@ -51,10 +51,10 @@ logger = logging.getLogger("logto_webhooks")
 
 
 class LogtoWebhooks(Admin):
-    """Receives Logto's webhooks within an application, and runs its handlers.
+    """Receives Logto's webhooks in an application, and runs its handlers.
 
-    Making one reads no environment and opens nothing; `lifespan` starts it. What a command does
-    is a method, too: `status`, `users`, `explain_user`, `replay`, `recover`, `reconcile` ….
+    Creating one reads no environment and opens nothing; `lifespan` starts it. Each command is a
+    method, too: `status`, `users`, `explain_user`, `replay`, `recover`, `reconcile` ….
     """
 
     def __init__(
@@ -68,11 +68,11 @@ class LogtoWebhooks(Admin):
         environment: Mapping[str, str] | None = None,
         **settings: Unpack[MountedSettings],
     ) -> None:
-        """`signing_key` is one key, or several separated by commas. The database is an engine of
-        the application's or a URL; other settings are those of `MountedSettings`. What isn't
-        given is read from the `environment`, if there is one, and only when it is needed.
+        """`signing_key` is one key, or several separated by commas. Give either your `engine` or a
+        `database_url`. Other settings are those of `MountedSettings`. If there is an `environment`,
+        settings that you leave out are read from it when they are needed.
 
-        Raises SettingInvalid, and TypeError for a setting that there isn't.
+        Raises SettingInvalid, and TypeError for an unknown setting.
         """
         given = {"signing_key": signing_key or None, "database_url": database_url, "path": path}
         self._given: dict[str, Any] = {**given, **settings}
@@ -92,13 +92,13 @@ class LogtoWebhooks(Admin):
 
     @classmethod
     def from_env(cls, *, path: str = "/api/webhooks/logto") -> LogtoWebhooks:
-        """One that reads its settings from the environment when it is started, or takes those of
-        the command that runs its handlers, which reads a file `.env`, too."""
+        """Create one that reads its settings from the environment when it starts. If a command runs
+        it, it uses the command's settings, which include the file `.env`."""
         return cls(path=path, environment=os.environ)
 
     def run_by(self, settings: Settings, database: Database | None = None) -> None:
-        """Take a command's settings instead of the environment's, if that is read at all; and its
-        database, if it is the same."""
+        """Use a command's settings instead of the environment's, and its database if it is the
+        same. Does nothing unless `from_env` created this object."""
         if self._environment is None:
             return
         given = {name: value for name, value in self._given.items() if value is not None}
@@ -110,7 +110,7 @@ class LogtoWebhooks(Admin):
 
     @property
     def schema(self) -> str | None:
-        """PostgreSQL's schema with our tables, if it isn't the default. Raises SettingInvalid."""
+        """The PostgreSQL schema of the tables, or None for the default. Raises SettingInvalid."""
         return self._settings().schema
 
     @property
@@ -133,8 +133,8 @@ class LogtoWebhooks(Admin):
     ) -> Callable[[Function], Function]:
         """Register a function for events: classes, names, patterns such as "Organization.*", "*".
 
-        It is returned unchanged. Times are seconds. Parameters are filled by annotation, or by
-        name: event, delivery, user, logger. `unknown` lets names pass that this release doesn't
+        Returns the function unchanged. Times are in seconds. Parameters are filled by annotation,
+        or by name: event, delivery, user, logger. `unknown` accepts names that this release doesn't
         know. Raises UnknownEventName, InvalidHandler.
         """
         tests: Tests = "too" if test else "no"
@@ -161,7 +161,10 @@ class LogtoWebhooks(Admin):
         return register
 
     def on_test(self, *what: What, name: str | None = None) -> Callable[[Function], Function]:
-        """Register a function for what Logto's console sends as a test. Raises as `on`."""
+        """Register a function for test payloads from Logto's console.
+
+        Raises UnknownEventName, InvalidHandler.
+        """
         patterns = parse_patterns(what or ("*",), unknown=False, tests="only")
 
         def register(function: Function) -> Function:
@@ -173,7 +176,7 @@ class LogtoWebhooks(Admin):
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: object = None) -> AsyncIterator[None]:
-        """Receive, apply and run handlers as long as the block lasts.
+        """Receive deliveries, apply them and run handlers while the context is open.
 
         Raises StoreUnavailable, SchemaMismatch, SettingInvalid, InvalidHandler.
         """
@@ -187,19 +190,19 @@ class LogtoWebhooks(Admin):
                 self._service = before  # of another lifespan, if it was entered twice
 
     async def answer(self, scope: Scope, receive: Receive) -> WebhookResponse | None:
-        """Take a request of the webhook's path; None if its body never arrived."""
+        """Answer a request to the webhook's path. Returns None if its body never arrived."""
         if self._service is None:
             logger.error("%s", NotStarted())
             return WebhookResponse(503, {"error": "not_started"}, 5)
         return await self._service.webhook.answer(scope, receive)
 
     async def respond(self, request: Request) -> Response:
-        """Take a request of Starlette or FastAPI, whose body may have been read before: by a
-        dependency, a middleware, or a tool such as Sentry."""
+        """Answer a Starlette or FastAPI request. A dependency, a middleware, or a tool such as
+        Sentry may have read its body before."""
         return asgi.to_response(await self.answer(request.scope, asgi.receive_from(request)))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The webhook alone as an ASGI application, with a lifespan of its own.
+        """Run the webhook as an ASGI application, with a lifespan of its own.
 
         The body must not have been read before: a middleware that reads it must pass it on, as
         Starlette's BaseHTTPMiddleware does.
@@ -207,12 +210,12 @@ class LogtoWebhooks(Admin):
         await self._mounted(scope, receive, send)
 
     async def ensure_user(self, claims: Mapping[str, Any], *, session: Any = None) -> UserRow:
-        """Return the local user for a verified token's claims at once, made of them if the webhook
-        isn't there yet.
+        """Return the user for a verified token's claims. If the webhook hasn't arrived yet, create
+        the user from the claims.
 
-        With a `session` (AsyncSession, Session) in its transaction; else in one of its own, of
-        what Logto answers about the user, if the Management API is configured. Raises
-        ClaimsUnusable, UserDeleted, WriterBusy, StoreUnavailable.
+        With a `session` (AsyncSession, Session), this happens in its transaction. Without one, it
+        happens in a transaction of its own, with what the Management API returns about the user, if
+        it is configured. Raises ClaimsUnusable, UserIsDeletedError, WriterBusy, StoreUnavailable.
         """
         host = self.database.host
         if session is not None:
@@ -223,14 +226,18 @@ class LogtoWebhooks(Admin):
         return row
 
     async def wait_for_user(self, logto_id: str, timeout_s: float = 5.0) -> UserRow:
-        """Wait until a user's webhook was applied; without time, look once. Raises ClaimsUnusable
-        for what is no id, TimeoutError, UserDeleted, StoreUnavailable."""
+        """Wait until a user's webhook was applied. With a time-out of 0, look once.
+
+        Raises ClaimsUnusable for an invalid id, TimeoutError, UserIsDeletedError, StoreUnavailable.
+        """
         return await ensure_user.wait_for_user(self.database.host, logto_id, timeout_s)
 
     def call(self, work: Coroutine[Any, Any, T]) -> T:
-        """Await something of this object's from code that isn't asynchronous, in a thread beside
-        the event loop: `logto.call(logto.ensure_user(claims))`. Raises CalledFromEventLoop and what
-        it raises."""
+        """Await a coroutine of this object in synchronous code, in a thread other than the event
+        loop's: `logto.call(logto.ensure_user(claims))`.
+
+        Raises CalledFromEventLoop, and whatever the coroutine raises.
+        """
         if _is_a_loop_here():
             work.close()
             raise CalledFromEventLoop()

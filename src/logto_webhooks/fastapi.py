@@ -1,4 +1,4 @@
-"""FastAPI: `app.include_router(router(logto))`; it brings its own lifespan."""
+"""FastAPI: `app.include_router(router(logto))`. The router includes the lifespan."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from logto_webhooks.app import LogtoWebhooks
 
 
 class AcceptedBody(BaseModel):
-    """The delivery is on disk."""
+    """The answer to an accepted delivery, which is on disk."""
 
     id: str
     duplicate: bool
 
 
 class RefusedBody(BaseModel):
-    """It isn't, and why."""
+    """The answer to a refused request."""
 
     error: str
 
 
 def router(logto: LogtoWebhooks) -> APIRouter:
-    """The webhook at its path, with and without a slash at its end."""
+    """Return a router with the webhook at its path, with and without a trailing slash."""
 
     async def receive(request: Request) -> Response:
         return await logto.respond(request)

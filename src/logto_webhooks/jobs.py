@@ -123,12 +123,12 @@ class JobRow(Struct, frozen=True, kw_only=True):
 
 
 class Delivery(Struct, frozen=True, kw_only=True):
-    """What a handler can ask to be told of what it handles.
+    """What a handler can ask about the delivery that it handles.
 
-    `id` is the inbox's, None for a record's own event that no delivery brought. `late`: something
-    newer of this subject was handled before. `replayed`: somebody asked for this to be repeated.
-    `idempotency_key` is the same in all attempts and replays: give it to whoever should do
-    something only once. Times in milliseconds since the epoch.
+    `id` is the id in the inbox, or None for a local event without a delivery. `late`: something
+    newer of this subject was handled before. `replayed`: the job was repeated on request.
+    `idempotency_key` is the same in all attempts and replays: pass it to services that must act
+    only once. Times are in milliseconds since the epoch.
     """
 
     id: int | None

@@ -130,7 +130,7 @@ class Settings(Struct, frozen=True, kw_only=True):
 
 
 class MountedSettings(TypedDict, total=False):
-    """What can be set, by these names, where an application mounts the package."""
+    """The settings that you can pass to `LogtoWebhooks`."""
 
     schema: str | None
     worker: bool

@@ -21,7 +21,7 @@ _SEAL: Final = object()
 
 @final
 class VerifiedBody:
-    """A body that Logto is known to have sent; only `verify` and `vouch` make one."""
+    """A body that Logto is known to have sent. `verify` returns one."""
 
     __slots__ = ("content", "key")
 
@@ -40,10 +40,10 @@ def sign(body: bytes, key: str) -> str:
 
 
 def verify(body: bytes, signatures: Sequence[bytes], keys: Sequence[str]) -> VerifiedBody:
-    """Prove that `body` was signed with one of `keys`, in constant time.
+    """Verify that `body` was signed with one of `keys`, in constant time.
 
-    `signatures` holds the value of every `logto-signature-sha-256` header of the request:
-    anything but exactly one well-formed value is refused. Raises SignatureRejected.
+    `signatures` contains the value of every `logto-signature-sha-256` header of the request.
+    Anything but exactly one well-formed value is refused. Raises SignatureRejected.
     """
     if not keys:
         raise SignatureRejected(reason="no signing key is configured")

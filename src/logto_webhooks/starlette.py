@@ -8,6 +8,6 @@ from logto_webhooks.app import LogtoWebhooks
 
 
 def routes(logto: LogtoWebhooks) -> list[Route]:
-    """The webhook at its path, with and without a slash at its end."""
+    """Return the webhook's routes, with and without a trailing slash."""
     path = logto.path.rstrip("/")
     return [Route(each, logto.respond, methods=["POST"]) for each in (path, f"{path}/")]

@@ -1,10 +1,10 @@
-"""The public tables, for your joins and foreign keys, and what keeps Alembic from touching them.
+"""The public tables, for your joins and foreign keys, and a filter for Alembic.
 
-Refer to their columns: `ForeignKey(tables.users.c.logto_user_id)`. The tables are in no metadata of
-yours, so your `create_all` and `drop_all` leave them alone.
+Refer to their columns: `ForeignKey(tables.users.c.logto_user_id)`. The tables are in a metadata of
+their own, so your `create_all` and `drop_all` ignore them.
 
-`logto-webhooks migrate` makes the tables and changes them. In the `env.py` of your own Alembic,
-pass `include_object` of this module, so that autogenerate neither drops nor creates them.
+`logto-webhooks migrate` creates and changes the tables. In the `env.py` of your Alembic, pass
+`include_object` of this module, so that autogenerate neither drops nor creates them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _OURS: Final = frozenset({*private.metadata.tables, private.VERSION_TABLE})
 
 @dataclass(frozen=True)
 class PublicTables:
-    """The tables that are yours to read, in one schema."""
+    """The public tables in one schema."""
 
     users: sa.Table
     organizations: sa.Table
@@ -49,11 +49,11 @@ class PublicTables:
 def public_tables(
     *, schema: str | None = None, metadata: sa.MetaData | None = None
 ) -> PublicTables:
-    """The tables in a schema of PostgreSQL, the one that LOGTO_WEBHOOKS_SCHEMA names.
+    """Return the tables in a PostgreSQL schema, the one that LOGTO_WEBHOOKS_SCHEMA names.
 
-    With a `metadata` of yours they are made in it, for foreign keys that are strings
-    (`ForeignKey("logto_users.logto_user_id")`, and those of SQLModel); its `create_all` would
-    create them, too.
+    With your `metadata`, they are added to it, for foreign keys that are strings
+    (`ForeignKey("logto_users.logto_user_id")`, and those of SQLModel). Its `create_all` then
+    creates them, too.
     """
     where = sa.MetaData() if metadata is None else metadata
     return PublicTables(
@@ -69,10 +69,10 @@ def public_tables(
 def include_object(
     object: Any, name: str | None, type_: str, reflected: bool, compare_to: Any
 ) -> bool:
-    """Whether Alembic's autogenerate may look at something: not at the tables of this package.
+    """Exclude the tables of this package from Alembic's autogenerate.
 
-    Pass it to `context.configure`. A table of the database counts as ours, too, if it begins with
-    `logto_` and none of your models is of it: a newer release may have made it.
+    Pass it to `context.configure`. A table in the database whose name begins with `logto_`, and
+    which none of your models maps, is excluded, too: a newer release may have created it.
     """
     if type_ == "table":
         return not (name in _OURS or (reflected and compare_to is None and _is_ours(name)))
@@ -81,8 +81,8 @@ def include_object(
 
 
 def include_name(name: str | None, type_: str, parent_names: Any) -> bool:
-    """The same for the names in the database, before Alembic reads the tables: `include_object`
-    alone is enough, with this it reads less."""
+    """Exclude the tables before Alembic reads them. Optional: `include_object` is enough, but reads
+    more."""
     return type_ != "table" or name not in _OURS
 
 

@@ -1,8 +1,7 @@
-"""Typed events: all that Logto 1.42 sends, two of a later Logto, two that are derived, and the
-record's own, which tell what changed here.
+"""Typed events: everything that Logto 1.42 sends, two of a later Logto, two derived ones, and the
+local events, which say what changed in your database.
 
-`parse` turns a verified body into one of them. To add an event, write its class beside its
-kin and name it in `catalog.py`, which makes it known everywhere.
+`parse` turns a verified body into one of them.
 """
 
 from logto_webhooks.events.base import Application, Event, TestPayload, UnknownEvent

@@ -20,7 +20,7 @@ E = TypeVar("E", bound="Event")
 
 
 class Application(Struct, frozen=True, kw_only=True):
-    """The application through which somebody acted."""
+    """The application that somebody used."""
 
     id: str
     name: str | None = None
@@ -29,10 +29,10 @@ class Application(Struct, frozen=True, kw_only=True):
 
 
 class Event(Struct, frozen=True, kw_only=True, rename="camel"):
-    """What all events share. `payload` is all that Logto sent, unknown fields included.
+    """The fields of all events. `payload` is everything that Logto sent, including unknown fields.
 
-    A field that the sync doesn't need and that isn't as documented has its default here; its
-    raw value stands in `payload`, its name in `odd_fields`.
+    A field that the sync doesn't need and that isn't as documented has its default value. Its raw
+    value is in `payload`, and its name in `odd_fields`.
     """
 
     name: ClassVar[str] = ""
@@ -85,11 +85,11 @@ class Event(Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 class UnknownEvent(Event, frozen=True, kw_only=True):
-    """An event that this release doesn't know; everything of it is in `payload`."""
+    """An event that this release doesn't know. `payload` has all of it."""
 
 
 class TestPayload(Event, frozen=True, kw_only=True):
-    """What Logto's console sends by "send test payload", under the name of any event."""
+    """What "send test payload" in Logto's console sends, under the name of any event."""
 
     __test__: ClassVar[bool] = False  # not for pytest
 

@@ -15,7 +15,7 @@ Source = Literal["webhook", "log", "replay", "read", "reconcile", "backfill", "e
 
 
 class UserRow(Struct, frozen=True, kw_only=True):
-    """A row of `logto_users`; `id` is the local one."""
+    """A row of `logto_users`. `id` is the local id."""
 
     id: str
     logto_user_id: str
@@ -35,7 +35,7 @@ class UserRow(Struct, frozen=True, kw_only=True):
 
 
 class OrganizationRow(Struct, frozen=True, kw_only=True):
-    """A row of `logto_organizations`; `id` is the local one."""
+    """A row of `logto_organizations`. `id` is the local id."""
 
     id: str
     logto_organization_id: str
@@ -51,7 +51,7 @@ Changes = dict[str, tuple[Any, Any]]  # column -> (old, new)
 
 
 class LocalEvent(Struct, frozen=True, kw_only=True):
-    """What all of them share."""
+    """The fields of all local events."""
 
     name: ClassVar[str] = ""
 
@@ -65,22 +65,22 @@ class LocalUserEvent(LocalEvent, frozen=True, kw_only=True):
 
 
 class LocalUserCreated(LocalUserEvent, frozen=True, kw_only=True):
-    """A user is here for the first time, once per Logto id; or again after a deletion, which
-    `restored` tells."""
+    """A user appeared: for the first time, once per Logto id, or again after a deletion
+    (`restored`)."""
 
     name: ClassVar[str] = "LocalUserCreated"
     restored: bool = False
 
 
 class LocalUserUpdated(LocalUserEvent, frozen=True, kw_only=True):
-    """Columns of a user changed; `changes` has the old and the new value of each."""
+    """Columns of a user changed. `changes` has the old and the new value of each."""
 
     name: ClassVar[str] = "LocalUserUpdated"
     changes: Changes
 
 
 class LocalUserDeleted(LocalUserEvent, frozen=True, kw_only=True):
-    """A user was deleted; `user` is the last state."""
+    """A user was deleted. `user` is the last state."""
 
     name: ClassVar[str] = "LocalUserDeleted"
 
@@ -92,22 +92,22 @@ class LocalOrganizationEvent(LocalEvent, frozen=True, kw_only=True):
 
 
 class LocalOrganizationCreated(LocalOrganizationEvent, frozen=True, kw_only=True):
-    """An organization is here for the first time, once per Logto id; or again after a deletion,
-    which `restored` tells."""
+    """An organization appeared: for the first time, once per Logto id, or again after a deletion
+    (`restored`)."""
 
     name: ClassVar[str] = "LocalOrganizationCreated"
     restored: bool = False
 
 
 class LocalOrganizationUpdated(LocalOrganizationEvent, frozen=True, kw_only=True):
-    """Columns of an organization changed; `changes` has the old and the new value of each."""
+    """Columns of an organization changed. `changes` has the old and the new value of each."""
 
     name: ClassVar[str] = "LocalOrganizationUpdated"
     changes: Changes
 
 
 class LocalOrganizationDeleted(LocalOrganizationEvent, frozen=True, kw_only=True):
-    """An organization was deleted; `organization` is the last state."""
+    """An organization was deleted. `organization` is the last state."""
 
     name: ClassVar[str] = "LocalOrganizationDeleted"
 
@@ -126,7 +126,8 @@ class LocalMemberAdded(LocalMemberEvent, frozen=True, kw_only=True):
 
 
 class LocalMemberRemoved(LocalMemberEvent, frozen=True, kw_only=True):
-    """A user is no longer a member: removed, or either end was deleted."""
+    """A user is no longer a member: the user was removed, or the user or the organization was
+    deleted."""
 
     name: ClassVar[str] = "LocalMemberRemoved"
 

@@ -12,7 +12,7 @@ WHOLE_ROUTES: Final = (None, "/organizations", "/organizations/:id")
 
 
 class Organization(Struct, frozen=True, kw_only=True, rename="camel"):
-    """An organization as Logto's API answers it; it has no `updatedAt`."""
+    """An organization as Logto's API returns it. It has no `updatedAt`."""
 
     id: Id
     name: str
@@ -61,8 +61,8 @@ class OrganizationDeleted(OrganizationEvent, frozen=True, kw_only=True):
 
 
 class OrganizationMembershipUpdated(OrganizationEvent, frozen=True, kw_only=True):
-    """Members came or went. Logto cuts each list without a word at 5,000, and leaves out an
-    empty one. With none at all, only the Management API can tell what changed, unless the call
+    """Members were added or removed. Logto cuts each list at 5,000 without notice, and leaves out
+    an empty one. Without any list, only the Management API knows what changed, unless the call
     removes one member: then `removed_user_ids` has the user that the call names."""
 
     name: ClassVar[str] = "Organization.Membership.Updated"

@@ -10,7 +10,7 @@ from logto_webhooks.events.base import Event
 
 
 class Role(Struct, frozen=True, kw_only=True, rename="camel"):
-    """A role; one of an organization has no `is_default`."""
+    """A role. Organization roles have no `is_default`."""
 
     id: str
     name: str | None = None
@@ -20,7 +20,7 @@ class Role(Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 class Scope(Struct, frozen=True, kw_only=True, rename="camel"):
-    """A scope; one of an organization has no `resource_id`."""
+    """A scope. Organization scopes have no `resource_id`."""
 
     id: str
     name: str | None = None

@@ -84,12 +84,12 @@ def named(name: str) -> type[Event]:
 
 
 def parse(body: VerifiedBody, occurred_at: int | None = None) -> Event:
-    """Parse a verified body. An event of an unknown name becomes an UnknownEvent.
+    """Parse a verified body. An event with an unknown name becomes an UnknownEvent.
 
-    Values nested deeper than `canonical.SHOWN` levels are strings with their JSON. `occurred_at`
-    (ms) is how the inbox dates it: it replaces a `createdAt` that can't be believed.
+    Values nested deeper than 64 levels become strings of JSON. `occurred_at` (ms) is the inbox's
+    date of the delivery, and replaces an implausible `createdAt`.
 
-    Raises NotADelivery, or MalformedEvent when a field that the sync needs is odd.
+    Raises NotADelivery, or MalformedEvent if a field that the sync needs has the wrong type.
     """
     payload = canonical_json.shown(payload_of(body))
     return from_payload(payload, None if occurred_at is None else corrected(payload, occurred_at))

@@ -29,10 +29,10 @@ class MessageRateLimited(Event, frozen=True, kw_only=True):
 
 
 class GrantLimitExceeded(Event, frozen=True, kw_only=True):
-    """A user has more grants for one application than it allows; Logto revoked the oldest.
+    """A user had more grants for one application than allowed, and Logto revoked the oldest.
 
-    `application_id` is missing for a client that isn't registered: its address is in
-    `cimd_client_id`. `pre_revocation_active_grant_count` is how many there were.
+    `application_id` is missing for an unregistered client, whose address is in `cimd_client_id`.
+    `pre_revocation_active_grant_count` is how many there were.
     """
 
     name: ClassVar[str] = "Grant.LimitExceeded"

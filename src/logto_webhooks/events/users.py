@@ -24,7 +24,7 @@ PART_ROUTES: Final = {
 
 
 class User(Struct, frozen=True, kw_only=True, rename="camel"):
-    """A user as Logto's API answers it; times in milliseconds since the epoch."""
+    """A user as Logto's API returns it. Times are in milliseconds since the epoch."""
 
     id: Id
     username: str | None = None
@@ -73,10 +73,8 @@ class UserCreated(UserEvent, frozen=True, kw_only=True):
 
 
 class UserDataUpdated(UserEvent, frozen=True, kw_only=True):
-    """A user was changed. One of `user`, `custom_data` and `profile` holds the new state.
-
-    All three are None where the route is one that this release doesn't know.
-    """
+    """A user was changed. One of `user`, `custom_data` and `profile` has the new state. All three
+    are None if this release doesn't know the route."""
 
     name: ClassVar[str] = "User.Data.Updated"
     custom_data: Json | None = None
@@ -84,13 +82,13 @@ class UserDataUpdated(UserEvent, frozen=True, kw_only=True):
 
 
 class UserSuspensionStatusUpdated(UserEvent, frozen=True, kw_only=True):
-    """A user was suspended, or no longer is."""
+    """A user was suspended or unsuspended."""
 
     name: ClassVar[str] = "User.SuspensionStatus.Updated"
 
 
 class UserDeleted(UserEvent, frozen=True, kw_only=True):
-    """A user was deleted; `user` is the last state, where Logto told it."""
+    """A user was deleted. `user` is the last state, if Logto sent it."""
 
     name: ClassVar[str] = "User.Deleted"
     strict: ClassVar[frozenset[str]] = frozenset({"createdAt", "userId"})
@@ -113,7 +111,7 @@ class PostRegister(InteractionEvent, frozen=True, kw_only=True):
 
 
 class PostSignIn(InteractionEvent, frozen=True, kw_only=True):
-    """Somebody signed in. After a single sign-on Logto sends nothing else of the user."""
+    """Somebody signed in. After a single sign-on, Logto sends nothing else about the user."""
 
     name: ClassVar[str] = "PostSignIn"
 

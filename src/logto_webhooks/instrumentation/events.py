@@ -22,7 +22,7 @@ RefusedFor = Literal[
 
 
 class DeliveryStored(Struct, frozen=True):
-    """A delivery is in the inbox (or was already), and 200 is the answer."""
+    """A delivery is in the inbox (or was already), and was answered 200."""
 
     id: int
     event: str
@@ -41,55 +41,55 @@ class RequestRefused(Struct, frozen=True):
 
 
 class Quarantined(Struct, frozen=True):
-    """Requests that no key signed are kept, in case that a key proves them."""
+    """Requests that no known key signed were quarantined."""
 
     count: int
 
 
 class QuarantineReleased(Struct, frozen=True):
-    """What was set aside was proved by a key that was learnt, and is in the inbox."""
+    """A new key proved quarantined requests, which are now in the inbox."""
 
     count: int
 
 
 class NotStored(Struct, frozen=True):
-    """Deliveries couldn't be stored: 503."""
+    """Deliveries couldn't be stored, and were answered 503."""
 
     count: int
     problem: str
 
 
 class Retrying(Struct, frozen=True):
-    """The database doesn't take deliveries for now; they are tried again."""
+    """The database can't store deliveries now. They are tried again."""
 
     count: int
     problem: str
 
 
 class Spooled(Struct, frozen=True):
-    """The database didn't take deliveries in time; they are in the spool directory: 200."""
+    """The database didn't store deliveries in time. They are in the spool directory."""
 
     count: int
     problem: str
 
 
 class Unspooled(Struct, frozen=True):
-    """Deliveries of the spool directory are in the inbox."""
+    """Deliveries were moved from the spool directory to the inbox."""
 
     count: int
 
 
 class NotUnspooled(Struct, frozen=True):
-    """A file of the spool directory can't be stored; it stays there under another name."""
+    """A file of the spool directory can't be stored. It was renamed."""
 
     file: str
     problem: str
 
 
 class DeliverySynced(Struct, frozen=True):
-    """A delivery was applied; `took_ms` since it was received.
+    """A delivery was applied, `took_ms` after it was received.
 
-    One that is `older_than_installation`, or came `later_than_replay_window`, runs no handlers.
+    One that is `older_than_installation`, or arrived `later_than_replay_window`, runs no handlers.
     """
 
     id: int
@@ -103,7 +103,7 @@ class DeliverySynced(Struct, frozen=True):
 
 
 class DeliveryFailed(Struct, frozen=True):
-    """A delivery couldn't be applied; it is dead when `retry_in_s` is None."""
+    """A delivery couldn't be applied. It is dead if `retry_in_s` is None."""
 
     id: int
     event: str
@@ -114,18 +114,18 @@ class DeliveryFailed(Struct, frozen=True):
 
 
 class Stalled(Struct, frozen=True):
-    """The worker can't go on for now, and tries again."""
+    """The worker can't continue now, and tries again."""
 
     problem: str
     retry_in_s: float
 
 
 class Resumed(Struct, frozen=True):
-    """The worker goes on after a stall."""
+    """The worker continues after a stall."""
 
 
 class LogRecovered(Struct, frozen=True):
-    """Logto's log was compared with the inbox; `causes` says why what it lacked had failed."""
+    """Logto's log was compared with the inbox. `causes` says why deliveries had failed."""
 
     entries: int
     recovered: int
@@ -134,14 +134,14 @@ class LogRecovered(Struct, frozen=True):
 
 
 class Refetched(Struct, frozen=True):
-    """Logto was asked about a subject, as `kind:id`; `why` it had to be."""
+    """A subject (`kind:id`) was refetched; `why` has the reasons."""
 
     subject: str
     why: tuple[str, ...]
 
 
 class Reconciled(Struct, frozen=True):
-    """All records were compared with Logto's own; `fields` says which columns differed."""
+    """All records were compared with Logto. `fields` says which columns differed."""
 
     users: int
     organizations: int
@@ -151,14 +151,14 @@ class Reconciled(Struct, frozen=True):
 
 
 class ApiUnavailable(Struct, frozen=True):
-    """Logto's API can't be asked now; it is asked again."""
+    """The Management API can't be reached now. The call is tried again."""
 
     problem: str
     retry_in_s: float
 
 
 class FlowStopped(Struct, frozen=True):
-    """Nothing has come for `since_s`, or all was rejected (`why`); `usual_s` is a usual gap."""
+    """No delivery arrived for `since_s`, or all were rejected (`why`). `usual_s` is usual."""
 
     why: Why
     since_s: int
@@ -166,19 +166,19 @@ class FlowStopped(Struct, frozen=True):
 
 
 class FlowResumed(Struct, frozen=True):
-    """Deliveries come again, after `silent_s`."""
+    """Deliveries arrive again, after `silent_s`."""
 
     silent_s: int
 
 
 class HandlersKnown(Struct, frozen=True):
-    """From now on jobs are made for these handlers, which this process has."""
+    """The process registered its handlers. From now on, jobs are created for them."""
 
     handlers: tuple[str, ...]
 
 
 class HandlerRan(Struct, frozen=True):
-    """A handler did a job; `took_ms` since it was called."""
+    """A handler finished a job, `took_ms` after it was called."""
 
     job: int
     handler: str
@@ -189,9 +189,9 @@ class HandlerRan(Struct, frozen=True):
 
 
 class HandlerFailed(Struct, frozen=True):
-    """A handler raised; `state` is what its job is now: waiting (`retry_in_s`), dead, discarded.
+    """A handler failed. Its job's `state` is now waiting (`retry_in_s`), dead or discarded.
 
-    `error` is the name of what it raised, `where` the line of its code that did.
+    `error` is the kind of the exception, `where` the line of the handler's code that raised it.
     """
 
     job: int
@@ -206,8 +206,10 @@ class HandlerFailed(Struct, frozen=True):
 
 
 class HandlerBlocks(Struct, frozen=True):
-    """A handler's coroutine has blocked its event loop for `blocked_s`; `stack` says where it is,
-    the innermost line first."""
+    """A handler's coroutine has blocked its event loop for `blocked_s`.
+
+    `stack` says where, the innermost line first.
+    """
 
     handler: str
     blocked_s: float
@@ -215,8 +217,10 @@ class HandlerBlocks(Struct, frozen=True):
 
 
 class HandlerHeld(Struct, frozen=True):
-    """No call of a handler starts in this process: too many threads were left behind, `left` of
-    them by this handler, `total` by all."""
+    """A handler no longer runs in this process, because too many threads were abandoned.
+
+    `left` of them are of this handler, and `total` of all.
+    """
 
     handler: str
     left: int
@@ -224,14 +228,14 @@ class HandlerHeld(Struct, frozen=True):
 
 
 class Unrunnable(Struct, frozen=True):
-    """Jobs of these handlers wait, and nobody here has their code."""
+    """Jobs wait for these handlers, whose code this process doesn't have."""
 
     handlers: tuple[str, ...]
     jobs: int
 
 
 class ClockSetBack(Struct, frozen=True):
-    """The database's clock was set back by so many seconds; what waits is due so much sooner."""
+    """The database's clock was set back by `seconds`. Waiting work is due that much sooner."""
 
     seconds: float
 

@@ -115,7 +115,7 @@ METRICS: Final = (
     Metric(
         "answer_seconds",
         DeliveryStored,
-        "from a body's last byte to its 200",
+        "seconds from a body's last byte to its 200",
         _taken_s,
         buckets=ANSWER_S,
     ),
@@ -126,36 +126,48 @@ METRICS: Final = (
         label="code",
         values=get_args(RefusedFor),
     ),
-    Metric("requests_set_aside", Quarantined, "POSTs of no known key that are kept", _count),
+    Metric(
+        "requests_set_aside",
+        Quarantined,
+        "requests quarantined because no known key signed them",
+        _count,
+    ),
     Metric(
         "deliveries_rescued",
         QuarantineReleased,
-        "of those, which a key that was learnt proved",
+        "quarantined requests that a new key proved",
         _count,
     ),
     Metric("deliveries_not_stored", NotStored, "deliveries answered 503", _count),
-    Metric("store_outages", Retrying, "times the database began not to take deliveries"),
+    Metric("store_outages", Retrying, "times the database stopped storing deliveries"),
     Metric("deliveries_spooled", Spooled, "deliveries kept in the spool directory", _count),
-    Metric("deliveries_unspooled", Unspooled, "of those, which are in the inbox by now", _count),
-    Metric("spool_files_refused", NotUnspooled, "files of the spool that can't be stored"),
+    Metric(
+        "deliveries_unspooled",
+        Unspooled,
+        "deliveries moved from the spool directory to the inbox",
+        _count,
+    ),
+    Metric(
+        "spool_files_refused", NotUnspooled, "files of the spool directory that can't be stored"
+    ),
     Metric(
         "deliveries_synced",
         DeliverySynced,
-        "deliveries applied, by what became of them",
+        "deliveries applied, by outcome",
         label="outcome",
         values=tuple(outcome for outcome in OUTCOMES if outcome != "duplicate"),
     ),
     Metric(
         "delivery_to_row_seconds",
         DeliverySynced,
-        "from receiving a delivery to having applied it",
+        "seconds from receiving a delivery to applying it",
         _taken_s,
         buckets=ROW_S,
     ),
     Metric(
         "deliveries_failed",
         DeliveryFailed,
-        "failed attempts to apply a delivery, the last included",
+        "failed attempts to apply a delivery, including the last",
     ),
     Metric(
         "deliveries_given_up",
@@ -163,7 +175,7 @@ METRICS: Final = (
         "deliveries that became dead",
         lambda told: told.retry_in_s is None,
     ),
-    Metric("stalls", Stalled, "times the worker couldn't go on, and waited"),
+    Metric("stalls", Stalled, "times the worker had to wait"),
     Metric(
         "log_entries",
         LogRecovered,
@@ -173,102 +185,100 @@ METRICS: Final = (
     Metric(
         "deliveries_recovered",
         LogRecovered,
-        "deliveries that only Logto's log had",
+        "deliveries recovered from Logto's log",
         lambda told: told.recovered,
     ),
-    Metric("jobs_done", HandlerRan, "jobs that a handler did"),
+    Metric("jobs_done", HandlerRan, "jobs done"),
     Metric(
         "handler_seconds",
         HandlerRan,
-        "from calling a handler to having its job done",
+        "seconds from calling a handler to finishing its job",
         _taken_s,
         buckets=ROW_S,
     ),
     Metric(
         "jobs_failed",
         HandlerFailed,
-        "calls of handlers that raised, by what became of the job",
+        "failed calls of handlers, by the state of the job afterwards",
         label="state",
         values=("waiting", "dead", "discarded"),
     ),
-    Metric("handlers_blocking", HandlerBlocks, "alarms that a handler blocks its event loop"),
-    Metric("handlers_held", HandlerHeld, "alarms that a handler left too many threads behind"),
+    Metric("handlers_blocking", HandlerBlocks, "alarms because a handler blocked its event loop"),
+    Metric("handlers_held", HandlerHeld, "alarms because a handler had too many abandoned threads"),
     Metric(
         "flow_stopped",
         FlowStopped,
-        "alarms that nothing comes any more, or that all is rejected",
+        "alarms because no delivery arrived, or all were rejected",
         label="why",
         values=get_args(Why),
     ),
-    Metric("asked", Refetched, "times Logto was asked about a subject"),
-    Metric("not_asked", ApiUnavailable, "times Logto couldn't be asked"),
+    Metric("asked", Refetched, "refetches from the Management API"),
+    Metric("not_asked", ApiUnavailable, "failed calls of the Management API"),
     Metric(
         "records_compared",
         Reconciled,
-        "users and organizations compared with Logto's own",
+        "users and organizations compared with Logto",
         lambda told: told.users + told.organizations,
     ),
     Metric(
         "records_drifted",
         Reconciled,
-        "records that differed from Logto's own",
+        "records that differed from Logto",
         lambda told: told.drifted,
     ),
 )
 
 # Reports that aren't measured, and why.
 UNMEASURED: Final[dict[type[TelemetryEvent], str]] = {
-    ClockSetBack: "it is seldom, and logged",
-    Resumed: "the stalls before it are counted",
-    FlowResumed: "the gauge `silent` tells",
-    HandlersKnown: "`handlers list` has them",
+    ClockSetBack: "it is rare, and logged",
+    Resumed: "the stalls are counted",
+    FlowResumed: "see the gauge `silent`",
+    HandlersKnown: "`handlers list` shows them",
     Unrunnable: "`handlers list` counts them",
 }
 
 UP: Final = PREFIX + "database_up"
-UP_SAYS: Final = (
-    "1 if the database told the gauges, 0 if it couldn't be asked: then they are absent"
-)
+UP_SAYS: Final = "1 if the database could be read, 0 if not, and then the other gauges are absent"
 
 SPOOLED: Final = PREFIX + "deliveries_in_spool"
-SPOOLED_SAYS: Final = "deliveries that wait in the spool directory; absent if there is none"
+SPOOLED_SAYS: Final = "deliveries in the spool directory; absent without a spool directory"
 
 GAUGES: Final = (
     Gauge(
         "deliveries_pending",
-        "deliveries that wait to be applied",
+        "deliveries waiting to be applied",
         lambda status: status.deliveries[DeliveryState.PENDING],
     ),
     Gauge(
         "oldest_pending_seconds",
-        "how long the oldest of them waits; 0 if none does",
+        "age of the oldest of them, in seconds; 0 if there is none",
         lambda status: status.oldest_pending_s or 0,
     ),
     Gauge(
         "deliveries_dead",
-        "deliveries that were given up",
+        "dead deliveries",
         lambda status: status.deliveries[DeliveryState.DEAD],
     ),
     Gauge("records_doubtful", "records in doubt", lambda status: status.doubtful),
-    Gauge("records_waiting", "records Logto must be asked about", lambda status: status.refetch),
+    Gauge("records_waiting", "records that need a refetch", lambda status: status.refetch),
     Gauge(
         "memberships_to_end",
-        "memberships still listed though their user or organization was deleted",
+        "memberships of deleted users and organizations that are still listed",
         lambda status: status.memberships_to_end,
     ),
     Gauge(
         "silent",
-        "1 while nothing comes any more, or all is rejected",
+        "1 while no deliveries arrive, or all are rejected",
         lambda status: int(status.silent_since is not None),
     ),
     Gauge(
         "complete_up_to_timestamp_seconds",
-        "up to when Logto's log was compared with the inbox; absent if never",
+        "time up to which Logto's log was compared with the inbox; absent if never",
         lambda status: _seconds(status.complete_up_to),
     ),
     Gauge(
         "reconciled_timestamp_seconds",
-        "when all records were last compared with Logto's own; absent if never",
+        "time of the last full comparison with Logto; absent if never",
         lambda status: _seconds(status.reconciled_at),
     ),
 )

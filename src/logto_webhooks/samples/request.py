@@ -11,7 +11,7 @@ from logto_webhooks.signing_keys import HEADER, sign
 
 
 class SignedRequest(Struct, frozen=True):
-    """A signed request; `event` is its name. A slow network brings its body in `pieces`."""
+    """A signed request. `event` is the event's name. A slow network sends the body in `pieces`."""
 
     event: str
     body: bytes

@@ -1,4 +1,4 @@
-"""For tests: deliveries made and signed, an application without a server, a still clock.
+"""For tests: signed deliveries, an application without a server, and a frozen clock.
 
 >>> from logto_webhooks import testing
 >>> app = testing.App()

@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 
 class App:
-    """An application under test, on SQLite in memory unless `testing.app` makes it."""
+    """An application under test, on SQLite in memory. `testing.app` creates one with handlers."""
 
     def __init__(
         self,
@@ -52,34 +52,35 @@ class App:
 
     @property
     def connection(self) -> sa.Connection:
-        """The connection on which all happens: for your own tables and queries."""
+        """The connection that it uses, for your own tables and queries."""
         connection: Any = self._app.connection
         return cast("sa.Connection", connection)
 
     @property
     def clock(self) -> FrozenClock:
-        """Its clock; `tick` lets time pass."""
+        """Its clock, which `tick` moves."""
         return self._app.clock
 
     @property
     def reports(self) -> list[TelemetryEvent]:
-        """All that observers would have been told."""
+        """Everything that was reported to observers."""
         return self._app.reports
 
     def deliver(self, *deliveries: SignedRequest | Sequence[SignedRequest]) -> DeliveryResult:
-        """Receive deliveries, apply what is due, run the handlers; tell what became of the last.
+        """Receive deliveries, apply what is due, and run the handlers. Returns the result of the
+        last delivery.
 
-        Raises what a handler raised that wasn't made to fail, unless `raise_errors` is off;
-        SettingInvalid for what `testing.make` didn't make; SchemaMismatch.
+        Raises what a handler raised, unless `fail` made it fail or `raise_errors` is off;
+        SettingInvalid for anything that `testing.make` didn't make; SchemaMismatch.
         """
         return _run(self._app.deliver(*deliveries))
 
     def work(self) -> list[HandlerCall]:
-        """Apply all that is due now, and run the handlers of what that brings. Raises as above."""
+        """Apply everything that is due now, and run the handlers. Raises as `deliver`."""
         return _run(self._app.work())
 
     def tick(self, seconds: float | None = None) -> list[HandlerCall]:
-        """Let time pass, by default until the next retry is due, and work. Raises as above."""
+        """Move the clock, by default to the next retry, and work. Raises as `deliver`."""
         return _run(self._app.tick(seconds))
 
     def fail(
@@ -89,7 +90,7 @@ class App:
         *,
         times: int = 1,
     ) -> None:
-        """Let the next calls of a handler, or of that name, raise instead.
+        """Make the next calls of a handler raise an error. The handler is a function or a name.
 
         Raises HandlerUnknown, SettingInvalid.
         """
@@ -100,19 +101,19 @@ class App:
         return _run(self._app.status())
 
     def users(self, query: str = "") -> list[FoundRow]:
-        """Find users; all of them if nothing is asked for."""
+        """Find users, or list all of them."""
         return _run(self._app.users(query))
 
     def organizations(self, query: str = "") -> list[FoundRow]:
-        """Find organizations; all of them if nothing is asked for."""
+        """Find organizations, or list all of them."""
         return _run(self._app.organizations(query))
 
     def waiting(self) -> list[RefetchNeed]:
-        """List the records that only Logto can settle."""
+        """List the records that need a refetch."""
         return _run(self._app.waiting())
 
     def jobs(self) -> list[JobRow]:
-        """List the jobs of handlers, the newest first."""
+        """List jobs, newest first."""
         return _run(self._app.jobs())
 
 
@@ -146,12 +147,12 @@ def app(
     clock: FrozenClock | None = None,
     raise_errors: bool = True,
 ) -> App | AsyncApp:
-    """Make an application under test with the handlers of `logto`.
+    """Create an application under test with the handlers of `logto`.
 
-    All happens on `connection`, in savepoints: who opened it rolls back. It must be of a database
-    with our schema. Without one it is a SQLite database in memory, which has our tables: create
-    yours on `connection` of the application that is returned.
-    Raises InvalidHandler, SettingInvalid.
+    Everything happens on your `connection`, in savepoints, and you roll it back. Its database must
+    have the tables of this package. Without a connection, it uses a SQLite database in memory,
+    which has these tables: create yours on the `connection` of the returned application. Raises
+    InvalidHandler, SettingInvalid.
     """
     clock = clock or FrozenClock()
     stage = open_in_memory() if connection is None else open_on_connection(connection, logto.schema)
@@ -179,7 +180,7 @@ ALL = 1_000_000
 
 
 class AsyncApp:
-    """An application under test, of which everything is awaited. `testing.app` makes one."""
+    """An application under test with asynchronous methods. `testing.app` creates one."""
 
     def __init__(
         self,
@@ -206,10 +207,11 @@ class AsyncApp:
         self._attempts = JobExecutor(stage.host.handle, clock, _no_jitter, self._handlers, _call)
 
     async def deliver(self, *deliveries: SignedRequest | Sequence[SignedRequest]) -> DeliveryResult:
-        """Receive deliveries, apply what is due, run the handlers; tell what became of the last.
+        """Receive deliveries, apply what is due, and run the handlers. Returns the result of the
+        last delivery.
 
-        Raises what a handler raised that wasn't made to fail, unless `raise_errors` is off;
-        SettingInvalid for what `testing.make` didn't make; SchemaMismatch.
+        Raises what a handler raised, unless `fail` made it fail or `raise_errors` is off;
+        SettingInvalid for anything that `testing.make` didn't make; SchemaMismatch.
         """
         made = backend.check_deliveries(deliveries)
         await self._stage.check()
@@ -222,7 +224,7 @@ class AsyncApp:
         return DeliveryResult(last.status, last.id, outcome, tuple(runs))
 
     async def work(self) -> list[HandlerCall]:
-        """Apply all that is due now, and run the handlers of what that brings. Raises as above."""
+        """Apply everything that is due now, and run the handlers. Raises as `deliver`."""
         await self._host.run(self._prepare)
         runs: list[HandlerCall] = []
         while True:
@@ -236,7 +238,7 @@ class AsyncApp:
         return runs
 
     async def tick(self, seconds: float | None = None) -> list[HandlerCall]:
-        """Let time pass, by default until the next retry is due, and work. Raises as above."""
+        """Move the clock, by default to the next retry, and work. Raises as `deliver`."""
         if seconds is None:
             names = [each.name for each in self._handlers]
             seconds = max(await self._stage.until_due(names) or 0, 0) / 1000
@@ -251,7 +253,7 @@ class AsyncApp:
         *,
         times: int = 1,
     ) -> None:
-        """Let the next calls of a handler, or of that name, raise instead.
+        """Make the next calls of a handler raise an error. The handler is a function or a name.
 
         Raises HandlerUnknown, SettingInvalid.
         """
@@ -266,19 +268,19 @@ class AsyncApp:
         return await self._host.read(lambda store: store.status())
 
     async def users(self, query: str = "") -> list[FoundRow]:
-        """Find users; all of them if nothing is asked for."""
+        """Find users, or list all of them."""
         return await self._host.read(lambda store: store.find("user", query, ALL))
 
     async def organizations(self, query: str = "") -> list[FoundRow]:
-        """Find organizations; all of them if nothing is asked for."""
+        """Find organizations, or list all of them."""
         return await self._host.read(lambda store: store.find("organization", query, ALL))
 
     async def waiting(self) -> list[RefetchNeed]:
-        """List the records that only Logto can settle."""
+        """List the records that need a refetch."""
         return await self._host.read(lambda store: store.waiting(ALL))
 
     async def jobs(self) -> list[JobRow]:
-        """List the jobs of handlers, the newest first."""
+        """List jobs, newest first."""
         return await self._host.read(lambda store: store.jobs.find(JobFilter(limit=ALL)))
 
     def _prepare(self, store: Store) -> None:

@@ -35,16 +35,16 @@ MOMENTS: Final = Moments()
 
 
 class FrozenClock:
-    """A Clock; `now` is in milliseconds since the epoch: if left out, when `make` would date a
-    delivery made now."""
+    """A clock that only moves when you move it. `now` is in milliseconds since the epoch, and by
+    default the time that `make` gives to the next delivery."""
 
     def __init__(self, now: int | None = None) -> None:
         self._now = MOMENTS.next() if now is None else now
 
     def now(self) -> int:
-        """Return the time at which it stands."""
+        """Return its time."""
         return self._now
 
     def tick(self, seconds: float) -> None:
-        """Go on by `seconds`."""
+        """Move the clock by `seconds`."""
         self._now += round(seconds * 1000)

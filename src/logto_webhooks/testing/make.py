@@ -1,12 +1,12 @@
 """Makes and signs deliveries of any event: `make.user_created(email="ana@example.com")`.
 
-Each takes `id` (of the user, organization, role or scope), `at` (when Logto sent it, in
-milliseconds since the epoch), `key` (the signing key) and any field: one of the payload's top goes
-there, any other into the record.
+Each function takes `id` (of the user, organization, role or scope), `at` (when Logto sent it, in
+milliseconds since the epoch), `key` (the signing key) and any field. Top-level fields of the
+payload go there, all others into the record.
 
-Without `at` it is sent now, to be newer than the application that takes it: some seconds ahead, and
-after all that was made before. Who is created or registers is new then, too; whom anything else is
-about was there three days before, as far as `make` knows.
+Without `at`, the delivery is dated now, so that it is newer than the application that receives it:
+some seconds ahead, and after all that were made before. Users and organizations that are created,
+and users who register, are new. All others were created three days earlier.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def event(
     key: str = SIGNING_KEY,
     **fields: Any,
 ) -> SignedRequest:
-    """Make a delivery of the event of this name. Raises UnknownEventName."""
+    """Make a delivery of the event with this name. Raises UnknownEventName."""
     return sign_request(payload(name, fields, at=_moment(at), rng=_random, id=id), key)
 
 
@@ -49,7 +49,7 @@ def sign_up(
     key: str = SIGNING_KEY,
     **fields: Any,
 ) -> list[SignedRequest]:
-    """Make what Logto sends when a person registers, and is provisioned into `organizations`."""
+    """Make what Logto sends when a user registers and joins `organizations` just in time."""
     at = _moment(at)
     sent = scenarios.sign_up(fields, at=at, rng=_random, id=id, organizations=organizations)
     return [sign_request(each, key) for each in sent]
@@ -58,8 +58,8 @@ def sign_up(
 def first_sign_in(
     *, id: str | None = None, at: int | None = None, key: str = SIGNING_KEY, **fields: Any
 ) -> SignedRequest:
-    """Make the PostSignIn of a person who is new by it, as single sign-on makes them: no
-    User.Created tells of them."""
+    """Make the PostSignIn of a user whom the sign-in creates, as with single sign-on: there is no
+    User.Created."""
     made = scenarios.first_sign_in(fields, at=_moment(at), rng=_random, id=id)
     return sign_request(made, key)
 
@@ -67,7 +67,7 @@ def first_sign_in(
 def console_test(
     name: str = "User.Created", *, at: int | None = None, key: str = SIGNING_KEY
 ) -> SignedRequest:
-    """Make what Logto's console sends by "send test payload"."""
+    """Make what "send test payload" in Logto's console sends."""
     return sign_request(_console_test(name, at=_moment(at)), key)
 
 

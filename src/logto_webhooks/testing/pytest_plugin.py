@@ -1,8 +1,8 @@
-"""pytest fixtures: in `conftest.py`, import them beside a fixture `logto` of your own.
+"""pytest fixtures: import them in `conftest.py`, next to a fixture `logto` of your own.
 
-from logto_webhooks.testing.pytest_plugin import logto_app, logto_connection
+`from logto_webhooks.testing.pytest_plugin import logto_app, logto_connection`
 
-Without the second, have a fixture `logto_connection` of your own.
+Instead of importing the second, you can write a fixture `logto_connection` of your own.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def logto_connection() -> sa.Connection | AsyncConnection | None:
-    """None: SQLite in memory. Have one of your own that gives an open connection, and rolls it
-    back."""
+    """None, for SQLite in memory. Write your own to return an open connection, and roll it back."""
     return None
 
 
@@ -31,6 +30,6 @@ def logto_connection() -> sa.Connection | AsyncConnection | None:
 def logto_app(
     logto: LogtoWebhooks, logto_connection: sa.Connection | AsyncConnection | None
 ) -> testing.App | testing.AsyncApp:
-    """The application under test, with the handlers of the fixture `logto`; on SQLite in
-    memory unless there is a connection."""
+    """The application under test, with the handlers of the fixture `logto`, on SQLite in memory
+    unless there is a connection."""
     return testing.app(logto, logto_connection)

@@ -16,8 +16,8 @@ from logto_webhooks.instrumentation.events import (
 
 
 class HandlerCall(Struct, frozen=True):
-    """One call of a handler. `state` is its job's after it: done, waiting (it failed, and is tried
-    again later), dead or discarded."""
+    """One call of a handler. `state` is the state of its job afterwards: done, waiting (it failed
+    and will be tried again), dead or discarded."""
 
     handler: str
     event: str
@@ -27,11 +27,11 @@ class HandlerCall(Struct, frozen=True):
 
 
 class DeliveryResult(Struct, frozen=True):
-    """What became of a delivery: the answer's status, and the outcome of the sync; and `runs`, the
+    """The result of a delivery: the status of the answer, the outcome of the sync, and `runs`, the
     calls of handlers that followed.
 
-    `outcome` is applied, stale, tombstoned, unchanged, asks, nothing, test, unknown, failed,
-    dead or duplicate; None when it wasn't accepted.
+    `outcome` is applied, stale, tombstoned, unchanged, asks, nothing, test, unknown, failed, dead
+    or duplicate, or None if the delivery wasn't accepted.
     """
 
     status: int
@@ -41,7 +41,7 @@ class DeliveryResult(Struct, frozen=True):
 
     @property
     def ran(self) -> list[str]:
-        """The names of the handlers that are done, in the order in which they ran."""
+        """The names of the handlers that finished, in the order in which they ran."""
         return [each.handler for each in self.runs if each.state == "done"]
 
 

@@ -1,4 +1,4 @@
-"""A Logto to test against: its Management API, and its webhooks, over real HTTP on 127.0.0.1."""
+"""A Logto for tests: Management API, log and webhooks, over real HTTP on 127.0.0.1."""
 
 from logto_webhooks.testing.fake.faults import Faults
 from logto_webhooks.testing.fake.log import entry as log_entry

@@ -34,27 +34,27 @@ class Actions:
         return made
 
     def update_user(self, user_id: str, **fields: Any) -> Json:
-        """Change fields, as `PATCH /users/:userId` does; it sends even where nothing changes."""
+        """Change fields, as `PATCH /users/:userId` does. Sends an event even if nothing changes."""
         changed = self._touch(user_id, fields)
         self._send_user("User.Data.Updated", "", changed)
         return changed
 
     def set_custom_data(self, user_id: str, custom_data: Json) -> Json:
-        """Merge into the custom data, as Logto does; only the whole custom data is sent."""
+        """Merge into the custom data, as Logto does. Sends only the custom data."""
         return self._set_part(user_id, "customData", "/custom-data", custom_data)
 
     def set_profile(self, user_id: str, profile: Json) -> Json:
-        """Merge into the profile, as Logto does; only the whole profile is sent."""
+        """Merge into the profile, as Logto does. Sends only the profile."""
         return self._set_part(user_id, "profile", "/profile", profile)
 
     def suspend(self, user_id: str, suspended: bool = True) -> Json:
-        """Suspend a user, or let a suspended one in again."""
+        """Suspend a user, or undo it."""
         changed = self._touch(user_id, {"isSuspended": suspended})
         self._send_user("User.SuspensionStatus.Updated", "/is-suspended", changed)
         return changed
 
     def delete_user(self, user_id: str) -> None:
-        """Delete a user; that the memberships go too is not sent."""
+        """Delete a user with their memberships. Sends nothing about the memberships."""
         gone = shapes.public(self._state.user(user_id))
         self._state.drop_user(user_id)
         call, params = "DELETE /users/:userId", {"userId": user_id}
@@ -62,11 +62,11 @@ class Actions:
         self._tell([payloads.managed("User.Deleted", at, call, params, status=204, data=gone)])
 
     def set_identities(self, user_id: str, identities: Json) -> Json:
-        """Replace the identities of social sign-in: sends nothing."""
+        """Replace the identities of social sign-in. Sends nothing."""
         return self._touch(user_id, {"identities": identities})
 
     def assign_role(self, user_id: str, name: str) -> None:
-        """Give a user a role, which need not exist yet: sends nothing."""
+        """Assign a role to a user, and create it if needed. Sends nothing."""
         self._state.user(user_id)
         role = self._role(name)
         roles = self._state.user_roles.setdefault(user_id, [])
@@ -74,12 +74,12 @@ class Actions:
             roles.append(role)
 
     def remove_role(self, user_id: str, name: str) -> None:
-        """Take a role from a user: sends nothing."""
+        """Remove a role from a user. Sends nothing."""
         kept = [role for role in self._state.user_roles.get(user_id, []) if role["name"] != name]
         self._state.user_roles[user_id] = kept
 
     def sign_in(self, user_id: str) -> Json:
-        """Sign a user in: `lastSignInAt` and `updatedAt` change, only `PostSignIn` is sent."""
+        """Sign a user in. `lastSignInAt` and `updatedAt` change. Sends only `PostSignIn`."""
         at = self._now()
         fields = {"lastSignInAt": at, "applicationId": payloads.APPLICATION["id"]}
         changed = self._touch(user_id, fields)
@@ -88,8 +88,8 @@ class Actions:
         return changed
 
     def sign_up(self, organization_ids: Iterable[str] = (), **fields: Any) -> Json:
-        """Sign somebody up, who joins organizations just in time: the memberships are sent before
-        the user, then `PostRegister`."""
+        """Sign up a user who joins organizations just in time. Sends the memberships before the
+        user, then `PostRegister`."""
         joins = {each: self._state.members[each] for each in organization_ids}
         made = self._born(fields)
         session, at = self._new_id(43), self._now()
@@ -122,21 +122,21 @@ class Actions:
         return changed
 
     def delete_organization(self, organization_id: str) -> None:
-        """Delete an organization; that the memberships go too is not sent."""
+        """Delete an organization with its memberships. Sends nothing about the memberships."""
         self._state.drop_organization(organization_id)
         call, params = "DELETE /organizations/:id", {"id": organization_id}
         at = self._now()
         self._tell([payloads.managed("Organization.Deleted", at, call, params, status=204)])
 
     def add_members(self, organization_id: str, user_ids: Iterable[str]) -> None:
-        """Add users to an organization; those who are in it already are not sent."""
+        """Add users to an organization. Existing members are not sent."""
         members = self._state.members[organization_id]
         added = [each for each in dict.fromkeys(user_ids) if each not in members]
         members.update({self._state.user(each)["id"]: [] for each in added})
         self._send_moved(organization_id, "POST", 201, added, [])
 
     def replace_members(self, organization_id: str, user_ids: Iterable[str]) -> None:
-        """Make these users an organization's members, and nobody else."""
+        """Replace all members of an organization."""
         members = self._state.members[organization_id]
         wanted = dict.fromkeys(user_ids)
         added = [each for each in wanted if each not in members]
@@ -146,13 +146,13 @@ class Actions:
         self._send_moved(organization_id, "PUT", 204, added, removed)
 
     def remove_members(self, organization_id: str, user_ids: Iterable[str]) -> None:
-        """Take users out of an organization."""
+        """Remove users from an organization."""
         gone = set(user_ids)
         left = [each for each in self._state.members[organization_id] if each not in gone]
         self.replace_members(organization_id, left)
 
     def assign_organization_role(self, organization_id: str, user_id: str, name: str) -> None:
-        """Give a member a role there, which need not exist yet: sends nothing."""
+        """Assign an organization role to a member, and create it if needed. Sends nothing."""
         role = self._role(name)
         roles = self._state.members[organization_id][user_id]
         short = {"id": role["id"], "name": name}

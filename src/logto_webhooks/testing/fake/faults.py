@@ -11,13 +11,12 @@ REORDERED_BY: Final = 10
 
 
 class Faults(Struct, frozen=True, kw_only=True):
-    """Probabilities from 0 to 1, drawn for each webhook as it is queued, and for each API answer.
+    """Probabilities from 0 to 1, drawn for each delivery as it is queued, and for each API answer.
 
-    Webhooks: `lost` ones fail and are logged as failed; `silent` ones are never sent nor logged;
-    `doubled` ones are sent twice; `reordered` ones go behind up to ten that wait with them;
-    `delay_ms` is how long each is held back, from and to. The API: `status_429`, with
-    `retry_after_s` where Logto says how long to wait, `status_500`, and `slow_ms` before each
-    answer.
+    Deliveries: `lost` ones fail and are logged as failed; `silent` ones are neither sent nor
+    logged; `doubled` ones are sent twice; `reordered` ones are sent after up to ten others that
+    wait with them; `delay_ms` is the shortest and the longest delay. The API: `status_429`, with
+    `retry_after_s` for `Retry-After`, `status_500`, and `slow_ms` before each answer.
     """
 
     lost: float = 0.0

@@ -64,7 +64,7 @@ class Window:
 def entry(
     entry_id: str, payload: Json, ended_at: int, response: Json | None, error: str | None
 ) -> Json:
-    """An entry; without an error it is a success. The payload is one with `hookId`."""
+    """Make a log entry. Without an error, it is a success. The payload includes `hookId`."""
     key = f"TriggerHook.{payload['event']}"
     told: Json = {"key": key, "result": "Error" if error else "Success"}
     told |= {"error": error} if error else {}

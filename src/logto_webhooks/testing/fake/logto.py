@@ -76,10 +76,10 @@ class FakeLogto(Actions):
         log: Sequence[Json] | None = None,
         now: Callable[[], int] | None = None,
     ) -> FakeLogto:
-        """A Logto at the end of a recorded history, with its hook, its records and its log.
+        """Create a Logto at the end of a recorded history, with its webhook, records and log.
 
-        `log` are the recorded entries, newest first; without it, they are made from the
-        deliveries. Its clock stands a minute after the end, if no other is given.
+        `log` contains the recorded entries, newest first; by default, they are made from the
+        deliveries. Unless you give a clock, its clock stands one minute after the end.
         """
         state, ended_at = from_history.load(name, log)
         [hook] = state.hooks.values()
@@ -88,7 +88,7 @@ class FakeLogto(Actions):
 
     @property
     def faults(self) -> Faults:
-        """What goes wrong with the webhooks and answers from now on."""
+        """The faults of webhooks and API answers from now on."""
         return self._deliveries.faults
 
     @faults.setter
@@ -97,7 +97,7 @@ class FakeLogto(Actions):
 
     @property
     def hooks(self) -> list[Json]:
-        """The webhooks, the newest first."""
+        """The webhooks, newest first."""
         return self._state.all_hooks()
 
     def add_hook(
@@ -108,55 +108,56 @@ class FakeLogto(Actions):
         signing_key: str | None = None,
         name: str | None = None,
     ) -> Json:
-        """Subscribe an endpoint to events, to all of them if left out."""
+        """Create a webhook for events, by default for all of them."""
         key = self.signing_key if signing_key is None else signing_key
         made = shapes.hook(self._new_id(21), self._now(), url, list(events), key, name)
         self._state.add_hook(made)
         return made
 
     def change_hook(self, hook_id: str, **fields: object) -> Json:
-        """Replace fields of a hook, `config` whole, as Logto does. Raises KeyError, TypeError."""
+        """Replace fields of a webhook, including the whole `config`, as Logto does. Raises
+        KeyError, TypeError."""
         changed = shapes.changed(self._state.hooks[hook_id], fields)
         self._state.hooks[hook_id] = changed
         return changed
 
     def delete_hook(self, hook_id: str) -> None:
-        """Delete a hook, and its log; what is queued is still sent. Raises KeyError."""
+        """Delete a webhook and its log. Queued deliveries are still sent. Raises KeyError."""
         self._state.drop_hook(hook_id)
 
     def rotate_signing_key(self, hook_id: str) -> Json:
-        """Give a hook a new key at once; what is queued keeps the old one. Raises KeyError."""
+        """Give a webhook a new key at once. Queued deliveries keep the old one. Raises KeyError."""
         key = "".join(self._random.choices(string.ascii_letters + string.digits, k=32))
         return self.change_hook(hook_id, signingKey=key)
 
     def populate(self, users: int | Sequence[Json]) -> None:
-        """Hold many users, of whom nothing was sent: so many, or these, the oldest first.
+        """Add many users without sending anything: a number of them, or a sequence, oldest first.
 
-        A sequence may make each when it is asked for. All must be older than those that are
-        created.
+        A sequence can create each user on access. All must be older than the users that you create
+        afterwards.
         """
         many = LazyUsers(users, self._now()) if isinstance(users, int) else users
         self._state.users.hold(many)
 
     def populate_log(self, hook_id: str, entries: Sequence[Json]) -> None:
-        """Hold many entries of a hook's log, the newest first, older than those to come."""
+        """Add many entries to a webhook's log, newest first, and older than all later ones."""
         self._state.logs[hook_id].hold(entries)
 
     def set_role(self, has: bool) -> None:
-        """Give the application its role with the Management API's scope, or take it away, from
-        its next token on."""
+        """Assign or remove the application's role with the Management API's scope, from its next
+        token on."""
         self._tokens.has_role = has
 
     def revoke_tokens(self) -> None:
-        """Make all access tokens invalid."""
+        """Revoke all access tokens."""
         self._tokens.revoke()
 
     def kill(self) -> None:
-        """Forget all webhooks that weren't sent yet: they are in no log."""
+        """Forget all deliveries that weren't sent yet. They are in no log."""
         self._deliveries.kill()
 
     async def settle(self) -> None:
-        """Wait until every queued webhook was attempted."""
+        """Wait until every queued delivery was attempted."""
         await self._deliveries.settle()
 
     async def __aenter__(self) -> FakeLogto:
