@@ -37,13 +37,14 @@ from logto_webhooks.interfaces import FoundRow, Logto, RefetchNeed, Status, Stor
 from logto_webhooks.jobs import JobFilter, JobRow
 from logto_webhooks.logto import webhooks
 from logto_webhooks.logto.admin_address import signs_of_admin
-from logto_webhooks.logto.key_rotation import RotationResult, rotate_key
 from logto_webhooks.logto.webhooks import (
     LATER,
+    RotationResult,
     TestResult,
     Webhook,
     find_our_webhook,
     find_webhook,
+    rotate_key,
     subscription,
 )
 from logto_webhooks.reconcile.recover import RecoverResult

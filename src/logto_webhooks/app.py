@@ -30,7 +30,7 @@ from logto_webhooks.database import Database, Engine
 from logto_webhooks.database.sync_runner import ThreadRunner
 from logto_webhooks.errors import CalledFromEventLoop, NotStarted, SettingInvalid
 from logto_webhooks.events.local import UserRow
-from logto_webhooks.handlers.patterns import What, parse_patterns
+from logto_webhooks.handlers.matching import What, parse_patterns
 from logto_webhooks.handlers.registry import TIME_LIMIT_S, Function, HandlerOptions
 from logto_webhooks.ingest import asgi
 from logto_webhooks.ingest.receiver import WebhookResponse

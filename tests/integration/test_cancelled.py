@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,8 +14,8 @@ import sqlalchemy as sa
 
 from logto_webhooks.clock import SystemClock
 from logto_webhooks.database.store import DatabaseStore
-from logto_webhooks.deliveries import NewDelivery
 from logto_webhooks.ingest.receiver import GroupCommit, Receiver
+from logto_webhooks.ingest.spool import SpoolDirectory
 from logto_webhooks.interfaces import Checkpoint, Store, TransactionRunner
 from logto_webhooks.testing import SIGNING_KEY, make
 from tests.support import postgres
@@ -90,19 +90,6 @@ class Slow:
         return await self._host.accept(work, limit_s)
 
 
-class Keeper:
-    """Keeps in memory what would be spooled."""
-
-    def __init__(self) -> None:
-        self.kept: list[NewDelivery] = []
-
-    async def keep(self, deliveries: Sequence[NewDelivery]) -> None:
-        self.kept += deliveries
-
-    def keep_now(self, delivery: NewDelivery) -> None:
-        self.kept.append(delivery)
-
-
 @pytest.mark.parametrize("size", [10, 300_000])
 @pytest.mark.parametrize("has_spool", [False, True])
 def test_a_verified_delivery_is_stored_though_its_request_is_cancelled(
@@ -113,8 +100,10 @@ def test_a_verified_delivery_is_stored_though_its_request_is_cancelled(
     async def body() -> None:
         host = open_host("sqlite", tmp_path)
         slow: Any = Slow(host)
-        keeper = Keeper() if has_spool else None
-        commit = GroupCommit(slow, lambda report: None, lambda: None, keeper)
+        spool = SpoolDirectory(tmp_path / "spool") if has_spool else None
+        if spool:
+            spool.make()
+        commit = GroupCommit(slow, lambda report: None, lambda: None, spool)
         receiver = Receiver([SIGNING_KEY], commit.add, SystemClock(), lambda report: None)
         sent = make.user_created(id="ana", name="a" * size)
         signature = dict(sent.headers)["logto-signature-sha-256"].encode()
@@ -123,12 +112,12 @@ def test_a_verified_delivery_is_stored_though_its_request_is_cancelled(
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert bool(keeper and keeper.kept) == (has_spool and size == 10)
+        assert bool(spool and spool.count()) == (has_spool and size == 10)
         slow.gate.set()
 
         async def stored() -> int:
             status = await host.read(lambda store: store.status())
-            return status.deliveries["pending"] + len(keeper.kept if keeper else [])
+            return status.deliveries["pending"] + (spool.count() if spool else 0)
 
         await eventually(stored)
         await commit.finish()

@@ -19,9 +19,14 @@ import pytest
 from logto_webhooks.errors import InvalidApiResponse, LogtoApiError, LogtoUnreachable
 from logto_webhooks.interfaces import ApiResponse
 from logto_webhooks.logto.client import ManagementClient, resource_of
-from logto_webhooks.logto.rate_limit import RateLimiter
-from logto_webhooks.logto.retry import GiveUp, Wait, after_failure, asked_wait
-from logto_webhooks.logto.transport import MOST_BYTES
+from logto_webhooks.logto.transport import (
+    MOST_BYTES,
+    GiveUp,
+    RateLimiter,
+    Wait,
+    after_failure,
+    asked_wait,
+)
 from logto_webhooks.testing import FrozenClock
 from logto_webhooks.testing.fake.logto import FakeLogto
 from tests.support.recorded import FOLDER

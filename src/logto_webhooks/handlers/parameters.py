@@ -64,7 +64,7 @@ def _called(function: Any) -> tuple[Any, Any]:
     return function, type(function).__call__
 
 
-class Absent:
+class MissingType:
     """A type that isn't there when the function runs, such as one imported for type checkers."""
 
     def __class_getitem__(cls, item: object) -> type:
@@ -72,7 +72,7 @@ class Absent:
 
 
 def read_parameters(function: Callable[..., Any]) -> Iterable[inspect.Parameter]:
-    """The parameters; a name that isn't there stands for an Absent type of that name.
+    """The parameters; a name that isn't there stands for a MissingType of that name.
 
     Raises ValueError.
     """
@@ -85,7 +85,7 @@ def read_parameters(function: Callable[..., Any]) -> Iterable[inspect.Parameter]
             except NameError as error:
                 if error.name is None or error.name in absent:
                     raise
-                absent[error.name] = type(error.name, (Absent,), {})
+                absent[error.name] = type(error.name, (MissingType,), {})
     except Exception as error:
         raise ValueError(f"its annotations can't be read ({error})") from None
 
@@ -179,7 +179,7 @@ def _kind(
         return _BY_NAME.get(parameter.name)
     if isinstance(parameter.annotation, str):  # as all are where annotations are imported
         raise ValueError(f"{_named(parameter)} is quoted twice: leave out the quotes")
-    if any(issubclass(each, Absent) for each in classes):
+    if any(issubclass(each, MissingType) for each in classes):
         problem = "isn't there when this runs: import it outside of `if TYPE_CHECKING`"
         raise ValueError(f"{_named(parameter)} {problem}")
     if classes and all(issubclass(each, Event | LocalEvent) for each in classes):

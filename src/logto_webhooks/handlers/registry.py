@@ -12,13 +12,13 @@ from msgspec import Meta, Struct
 from msgspec.structs import replace
 
 from logto_webhooks.errors import InvalidHandler
+from logto_webhooks.handlers.matching import match_classes
 from logto_webhooks.handlers.parameters import (
     ParameterSource,
     handler_name,
     is_awaited,
     resolve_parameters,
 )
-from logto_webhooks.handlers.patterns import match_classes
 from logto_webhooks.jobs import RegisteredHandler, Tests
 from logto_webhooks.states import MAX_ATTEMPTS
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 from starlette.applications import Starlette
@@ -29,6 +29,7 @@ from logto_webhooks.errors import (
     UnknownPath,
 )
 from logto_webhooks.flow import Silence
+from logto_webhooks.ingest.memory_limit import ByteLimiter, RequestBody
 from logto_webhooks.ingest.receiver import RETRY_AFTER_S, Receiver, WebhookResponse
 from logto_webhooks.instrumentation.events import RefusedFor
 from logto_webhooks.signing_keys import HEADER
@@ -42,34 +43,6 @@ _CODES: Final[dict[int, RefusedFor]] = {404: "not_found", 405: "method_not_allow
 
 
 T = TypeVar("T")
-
-
-class Body(Protocol):
-    """The body of one request, as far as it has arrived."""
-
-    @property
-    def began(self) -> float:
-        """The event loop's time at the request's head."""
-
-    @property
-    def size(self) -> int:
-        """How many bytes have arrived."""
-
-    async def add(self, piece: bytes, more: bool) -> None:
-        """Add what arrived; `more` is to come. Raises NoRoom."""
-
-    def whole(self) -> bytes:
-        """Return all of it."""
-
-    def close(self) -> None:
-        """Give the room back."""
-
-
-class Room(Protocol):
-    """Keeps the bodies in flight within bounds."""
-
-    def body(self, began: float, *, keep: bool) -> Body:
-        """Begin a body at the event loop's time of the request's head."""
 
 
 _NOTHING_CAME: Final = (
@@ -115,7 +88,7 @@ def path_variants(path: str) -> set[str]:
 class WebhookApp:
     """The webhook itself, as bare ASGI: it is what must be fast."""
 
-    def __init__(self, receiver: Receiver, max_body: int, room: Room) -> None:
+    def __init__(self, receiver: Receiver, max_body: int, room: ByteLimiter) -> None:
         self._receiver = receiver
         self._max_body = max_body
         self._room = room
@@ -146,7 +119,7 @@ class WebhookApp:
             body.close()
 
     async def _take(
-        self, signatures: list[bytes], announced: int, body: Body, receive: Receive
+        self, signatures: list[bytes], announced: int, body: RequestBody, receive: Receive
     ) -> WebhookResponse | None:
         receiver = self._receiver
         try:
@@ -215,7 +188,7 @@ async def _live(
     await send({"type": "lifespan.shutdown.complete"})
 
 
-async def _read(announced: int, body: Body, receive: Receive, limit: int) -> None:
+async def _read(announced: int, body: RequestBody, receive: Receive, limit: int) -> None:
     """Read the body, never more than `limit`. Raises BodyTooLarge, BodyIncomplete, NoRoom."""
     if announced > limit:
         raise BodyTooLarge(limit=limit)

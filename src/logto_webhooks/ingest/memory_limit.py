@@ -18,14 +18,14 @@ class ByteLimiter:
     def __init__(self, total: int) -> None:
         self._free = total
         self._for_small = total // 8
-        self._arriving: set[Body] = set()
-        self._waiting: set[Body] = set()
+        self._arriving: set[RequestBody] = set()
+        self._waiting: set[RequestBody] = set()
         self._timer: asyncio.TimerHandle | None = None
 
-    def body(self, began: float, *, keep: bool = True) -> Body:
+    def body(self, began: float, *, keep: bool = True) -> RequestBody:
         """Begin a body. `began` is the event loop's time at the request's head; a body that isn't
         kept is counted and thrown away."""
-        return Body(self, began, keep)
+        return RequestBody(self, began, keep)
 
     def take(self, size: int, more_to_a_body_of: int) -> bool:
         """Take room for a piece of a body, if there is any."""
@@ -41,16 +41,16 @@ class ByteLimiter:
         if self._waiting:
             self._let_in()
 
-    def watch(self, body: Body) -> None:
+    def watch(self, body: RequestBody) -> None:
         """Note that more of this body is to come: it may be dropped."""
         self._arriving.add(body)
 
-    def forget(self, body: Body) -> None:
+    def forget(self, body: RequestBody) -> None:
         """Note that all of this body is here, or that nobody waits for it any more."""
         self._arriving.discard(body)
         self._waiting.discard(body)
 
-    async def wait(self, body: Body, size: int) -> None:
+    async def wait(self, body: RequestBody, size: int) -> None:
         """Wait until there is room for a piece. Raises NoRoom."""
         loop = asyncio.get_running_loop()
         body.turn, body.wanted = loop.create_future(), size
@@ -100,7 +100,7 @@ def _has_come(turn: asyncio.Future[None]) -> bool:
     return turn.done() and not turn.cancelled() and turn.exception() is None
 
 
-class Body:
+class RequestBody:
     """The body of one request, as far as it has arrived."""
 
     __slots__ = ("_is_dropped", "_keep", "_pieces", "_room", "began", "size", "turn", "wanted")

@@ -19,6 +19,7 @@ from logto_webhooks.errors import (
     TimedOut,
     describe,
 )
+from logto_webhooks.ingest.spool import SpoolDirectory
 from logto_webhooks.instrumentation.events import (
     DeliveryStored,
     NotStored,
@@ -160,16 +161,6 @@ class Receiver:
         return WebhookResponse(status, {"error": code})
 
 
-class Keeper(Protocol):
-    """Keeps deliveries durably where the database can't."""
-
-    async def keep(self, deliveries: Sequence[NewDelivery]) -> None:
-        """Return once they are on disk. Raises OSError."""
-
-    def keep_now(self, delivery: NewDelivery) -> None:
-        """The same, blocking. Raises OSError."""
-
-
 class _Waiting(Struct, eq=False):
     """A delivery that waits to be stored, until `deadline` by the loop's clock."""
 
@@ -203,14 +194,14 @@ class GroupCommit:
         host: TransactionRunner,
         observe: Observer,
         stored: Callable[[], None],
-        keeper: Keeper | None = None,
+        spool: SpoolDirectory | None = None,
     ) -> None:
-        """`stored` is called after every batch that holds something new; `keeper` takes what the
+        """`stored` is called after every batch that holds something new; `spool` takes what the
         database didn't take in time."""
         self._host = host
         self._observe = observe
         self._stored = stored
-        self._keeper = keeper
+        self._spool = spool
         self._waiting: list[_Waiting] = []
         self._batch: list[_Waiting] = []
         self._committing: asyncio.Task[None] | None = None
@@ -220,7 +211,7 @@ class GroupCommit:
         self.failed_at = self.stored_at = float("-inf")
 
     async def add(self, delivery: NewDelivery, deadline: float | None = None) -> StoreResult | None:
-        """Return once it is committed; None if it was handed to the keeper instead.
+        """Return once it is committed; None if it was spooled instead.
 
         `deadline` is by the event loop's clock. If the caller is cancelled, by a time-out of the
         application or at the end, it is stored all the same: Logto won't send it again. Raises
@@ -238,9 +229,9 @@ class GroupCommit:
             return await asyncio.shield(waiting.answer)
         except asyncio.CancelledError:
             waiting.answer.add_done_callback(_retrieve)
-            if self._keeper is not None and not waiting.answer.done() and not waiting.keeping:
+            if self._spool is not None and not waiting.answer.done() and not waiting.keeping:
                 with suppress(OSError):  # it may still be stored
-                    self._keeper.keep_now(delivery)
+                    self._spool.keep_now(delivery)
                     waiting.keeping = True
             raise
 
@@ -320,7 +311,7 @@ class GroupCommit:
     def _watch(self, loop: asyncio.AbstractEventLoop, deadline: float) -> None:
         """See to it that a request is answered by its deadline. One timer watches all: a timer
         each would cost about as much as what they wait for."""
-        due = deadline - (KEEP_S if self._keeper else 0)
+        due = deadline - (KEEP_S if self._spool else 0)
         if self._timer is None or self._timer.when() > due:
             if self._timer is not None:
                 self._timer.cancel()
@@ -329,12 +320,12 @@ class GroupCommit:
     def _give_up(self, loop: asyncio.AbstractEventLoop) -> None:
         """Answer those whose time is over."""
         self._timer = None
-        latest = loop.time() + (KEEP_S if self._keeper else 0)
+        latest = loop.time() + (KEEP_S if self._spool else 0)
         self._waiting = _still_waiting(self._waiting)  # no batch may begin for long
         waiting = [*_still_waiting(self._batch), *self._waiting]
         late = [each for each in waiting if each.deadline <= latest]
         rest = [each.deadline for each in waiting if each.deadline > latest]
-        if late and self._keeper is None:
+        if late and self._spool is None:
             self._fail(late, self._why())
         elif late:
             for each in late:
@@ -347,11 +338,11 @@ class GroupCommit:
 
     async def _keep(self, late: list[_Waiting]) -> None:
         """Have those kept elsewhere for which the database has no more time."""
-        assert self._keeper is not None
+        assert self._spool is not None
         problem = self._why()
         try:
             async with asyncio.timeout(LONGEST_KEEP_S):
-                await self._keeper.keep([each.delivery for each in late])
+                await self._spool.keep([each.delivery for each in late])
         except Exception as error:  # such as of a thread that can't be started
             self._fail(late, f"{problem}; nor could it be spooled: {type(error).__name__}")
             return

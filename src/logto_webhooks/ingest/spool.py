@@ -9,7 +9,7 @@ import re
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 from logto_webhooks.database import Database
 from logto_webhooks.deliveries import NewDelivery, identify
@@ -160,27 +160,15 @@ MAX_ROWS: Final = 512
 MAX_BYTES: Final = 16 * 2**20
 
 
-class Spool(Protocol):
-    """Deliveries on disk, by name."""
-
-    def oldest(self, limit: int, max_bytes: int) -> list[str]:
-        """Name those that were received first: as many as fit, at least one."""
-
-    def read(self, name: str) -> NewDelivery | None:
-        """Read one; None if another process has stored it. Raises OSError, NotADelivery."""
-
-    def remove(self, names: Sequence[str]) -> None:
-        """Remove what is stored by now. Raises OSError."""
-
-    def set_aside(self, name: str) -> None:
-        """Rename what can't be stored. Raises OSError."""
-
-
 class Unspooler:
     """Moves deliveries from the spool to the inbox, the oldest first."""
 
     def __init__(
-        self, spool: Spool, host: TransactionRunner, observe: Observer, stored: Callable[[], None]
+        self,
+        spool: SpoolDirectory,
+        host: TransactionRunner,
+        observe: Observer,
+        stored: Callable[[], None],
     ) -> None:
         """`stored` is called when the inbox got something."""
         self._spool = spool

@@ -17,12 +17,11 @@ from logto_webhooks import server
 from logto_webhooks.clock import SystemClock
 from logto_webhooks.errors import AlreadyListening, LogtoUnreachable, WebhookChanged
 from logto_webhooks.interfaces import Logto
-from logto_webhooks.listen import temporary_webhook, tunnel_relay
+from logto_webhooks.listen import temporary_webhook
 from logto_webhooks.listen.forwarder import Forwarder
 from logto_webhooks.listen.log_reader import ForwardResult, LogReader, describe_forward
 from logto_webhooks.listen.temporary_webhook import LeaseFolder
-from logto_webhooks.listen.tunnel import ASKED_S, PROBE, Tunnel, ask_url
-from logto_webhooks.listen.tunnel_relay import Relay
+from logto_webhooks.listen.tunnel import ASKED_S, PROBE, Relay, Tunnel, ask_url, make_tunnel_app
 from logto_webhooks.lockfile import LockFile
 from logto_webhooks.logto.webhooks import Webhook, find_webhook, list_webhooks, subscription
 from logto_webhooks.runtime import make_client
@@ -120,7 +119,7 @@ async def _by_tunnel(
     session = temporary_webhook.PREFIX + secrets.token_hex(8)
     hook = await _chosen(logto, wanted, ears)
     relay = Relay(forwarder.forward, SystemClock(), ears.show, wanted.count)
-    app = tunnel_relay.make_tunnel_app(relay.take, PROBE, session, settings.max_body_bytes)
+    app = make_tunnel_app(relay.take, PROBE, session, settings.max_body_bytes)
     async with _served(app) as port, Tunnel(command, port, session) as tunnel:
         url = await tunnel.url() + forwarder.path
         async with _borrowed(settings, logto, session, hook, url, ears) as lent:

@@ -14,9 +14,8 @@ from logto_webhooks.errors import InvalidApiResponse
 from logto_webhooks.interfaces import ApiResponse, Clock
 from logto_webhooks.logto.api_responses import PAGE
 from logto_webhooks.logto.errors import ApiReply, not_a_logto, refusal, says_there_is_none
-from logto_webhooks.logto.rate_limit import RateLimiter
 from logto_webhooks.logto.tokens import M2MCredentials, TokenProvider
-from logto_webhooks.logto.transport import REQUEST_S, Transport
+from logto_webhooks.logto.transport import REQUEST_S, RateLimiter, Transport
 
 _CLOUD: Final = re.compile(r"\Ahttps://[a-z0-9-]+\.logto\.app\Z")
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from email.utils import parsedate_to_datetime
 from typing import Any, Final
 
 import httpx2
@@ -15,8 +17,84 @@ from logto_webhooks import canonical_json
 from logto_webhooks.errors import LogtoUnreachable
 from logto_webhooks.interfaces import Clock
 from logto_webhooks.logto.errors import ApiReply, no_address, redirected
-from logto_webhooks.logto.rate_limit import AT_ONCE, RateLimiter
-from logto_webhooks.logto.retry import TRIES, GiveUp, Wait, after_failure, asked_wait, moment
+
+AT_ONCE: Final = 4
+
+
+class RateLimiter:
+    """At most so many requests in any second, token requests included."""
+
+    def __init__(
+        self,
+        per_second: float,
+        sleep: Callable[[float], Awaitable[None]],
+        monotonic: Callable[[], float],
+    ) -> None:
+        self._gap = 1 / per_second
+        self._sleep = sleep
+        self._monotonic = monotonic
+        self._next = monotonic()
+        self._places = asyncio.Semaphore(AT_ONCE)
+        self._line = asyncio.Lock()
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Wait in line, then hold one of the places."""
+        async with self._places:
+            async with self._line:
+                wait = self._next - self._monotonic()
+                if wait > 0:
+                    await self._sleep(wait)
+                # From when it is really let in: who wakes late doesn't crowd the next.
+                self._next = self._monotonic() + self._gap
+            yield
+
+
+TRIES: Final = 4
+FIRST_WAIT_S: Final = 0.5
+LONGEST_WAIT_S: Final = 30.0
+
+
+class Wait(Struct, frozen=True):
+    """Try again after so many seconds."""
+
+    seconds: float
+
+
+class GiveUp(Struct, frozen=True):
+    """Try no more."""
+
+
+def after_failure(tries: int, asked_for: float | None, jitter: float) -> Wait | GiveUp:
+    """Decide after so many failed tries.
+
+    `asked_for` are the seconds that the answer wants us to wait. Else the waits double from half
+    a second on; `jitter` (0 to 1) adds up to as much, so that what failed together isn't tried
+    together.
+    """
+    if tries >= TRIES:
+        return GiveUp()
+    if asked_for is not None:
+        return Wait(min(asked_for, LONGEST_WAIT_S))
+    return Wait(FIRST_WAIT_S * 2.0 ** (tries - 1) * (1 + jitter))
+
+
+def asked_wait(headers: Mapping[str, str]) -> float | None:
+    """Read Retry-After: seconds, or a moment on the clock that the Date header tells."""
+    text = headers.get("retry-after", "").strip()
+    if text.isascii() and text.isdigit():
+        return float(text)
+    until, now = moment(text), moment(headers.get("date", ""))
+    return None if until is None or now is None else max(0.0, (until - now) / 1000)
+
+
+def moment(text: str) -> int | None:
+    """Milliseconds since the epoch of a header's date; None if it is none."""
+    try:
+        return round(parsedate_to_datetime(text).timestamp() * 1000)
+    except (ValueError, OverflowError):
+        return None
+
 
 CONNECT_S: Final = 5.0
 REQUEST_S: Final = 30.0
