@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Final
 
-# What is said of an error that nobody foresaw.
+# Added to the message of an unexpected error.
 REPORT: Final = "this is a bug: report it as docs/troubleshooting.md#unexpected says"
 _PACKAGE: Final = "logto_webhooks"
 
@@ -26,15 +26,15 @@ class LogtoWebhooksError(Exception):
 
 
 def describe(error: BaseException) -> str:
-    """Name an error without what it may quote of a payload or a statement; one that nobody foresaw
-    with its place in the code, and where to report it."""
+    """Describe an error without quoting a payload or a statement. Of an unexpected one, name its
+    place in the code, and where to report it."""
     if isinstance(error, LogtoWebhooksError):
         return str(error)
     return f"unexpected {located(error)}; {REPORT}"
 
 
 def located(error: BaseException) -> str:
-    """The kind of an error, and the last line of this package that it went through."""
+    """Name the type of an error, and the last line of this package in its traceback."""
     while isinstance(error, BaseExceptionGroup) and error.exceptions:
         error = error.exceptions[0]
     frames = traceback.walk_tb(error.__traceback__)
@@ -54,31 +54,31 @@ class StoreUnavailable(LogtoWebhooksError):
 
 
 class TimedOut(StoreUnavailable):
-    """The database didn't finish in time, most likely because another transaction holds a lock:
+    """The database didn't finish in time, probably because another transaction holds a lock:
     {problem}."""
 
 
 class RowRejected(LogtoWebhooksError):
-    """The database refuses a row of this batch: {problem}."""
+    """The database rejected a row of this batch: {problem}."""
 
     problem: str
 
 
 class ClaimLost(LogtoWebhooksError):
-    """Another worker took over what this one had claimed ({count}): its lease had run out."""
+    """Another worker took over {count} claimed rows, because this worker's lease had expired."""
 
     count: int
 
 
 class SchemaMismatch(LogtoWebhooksError):
-    """The database's schema is {state}, this release needs {needed}.
+    """The database's schema is {state}, but this release needs {needed}.
     Run: logto-webhooks migrate"""
 
     found: str | None
     needed: str
 
     def __init__(self, found: str | None, needed: str) -> None:
-        state = f"at {found}" if found else "not there yet"
+        state = f"at {found}" if found else "missing"
         super().__init__(found=found, needed=needed, state=state)
 
 
@@ -104,9 +104,10 @@ _MOST_NAMES: Final = 12
 
 
 class RetryLater(LogtoWebhooksError):
-    """Raise it in a handler: try again later; after so many seconds, if that is given."""
+    """Raise it in a handler to run the handler again later, after `after_s` seconds if you give
+    them."""
 
-    after_s: float | None = None  # of a subclass that doesn't say it, too
+    after_s: float | None = None  # also for subclasses that don't set it
 
     def __init__(self, after_s: float | None = None) -> None:
         super().__init__(after_s=after_s)
@@ -114,7 +115,7 @@ class RetryLater(LogtoWebhooksError):
 
 
 class Discard(LogtoWebhooksError):
-    """Raise it in a handler: nothing is to be done, and nothing to be tried again."""
+    """Raise it in a handler to discard the job: there is nothing to do, and no retry."""
 
     why: str = "no reason given"
 
@@ -138,82 +139,90 @@ class TableIsReadOnly(LogtoWebhooksError):
 
 
 class HandlerMismatch(LogtoWebhooksError):
-    """The handler {name} is for {event} in another release, but not in this one, so it wasn't
-    called. It is tried again, there or here."""
+    """The handler {name} handles {event} in another release, but not in this one, so it wasn't
+    called. The job will be retried."""
 
     name: str
     event: str
 
 
 class HandlerNotAwaited(LogtoWebhooksError):
-    """The handler {name} returned what nobody runs, of type {returned}. Make it an `async def` that
-    awaits it, or let it do its work before it returns."""
+    """The handler {name} returned an un-awaited {returned}. Make it an `async def` that awaits it,
+    or let it finish its work before it returns."""
 
     name: str
     returned: str
 
 
 class CalledFromEventLoop(LogtoWebhooksError):
-    """`logto.call` would stop the event loop that runs on this thread. Write `await` instead."""
+    """`logto.call` would block the event loop of this thread. Use `await` instead."""
 
 
 class HandlerUnknown(LogtoWebhooksError):
-    """No handler is called {name!r}; {known}."""
+    """No handler is called {name!r}. {known}."""
 
     name: object
     known: str
 
     def __init__(self, name: object, names: Sequence[str]) -> None:
         near = get_close_matches(str(name), names, n=1)
-        others = [each for each in names if each not in near]
-        told = [f"{each} (did you mean that?)" for each in near] + others[:_MOST_NAMES]
-        known = f"there are: {', '.join(told)}" if told else "there is none"
+        others = [other for other in names if other not in near]
+        listed = [f"{name} (did you mean this?)" for name in near] + others[:_MOST_NAMES]
+        known = f"Known handlers: {', '.join(listed)}" if listed else "No handlers are known"
         super().__init__(name=name, known=known)
 
 
 class TransactionEnded(LogtoWebhooksError):
-    """The handler committed or rolled back the transaction that it was given. Leave that to
-    logto-webhooks: it commits when the handler returns, and rolls back when it raises."""
+    """The handler committed or rolled back its transaction. Leave that to logto-webhooks: it
+    commits when the handler returns, and rolls back when it raises."""
 
 
 class WriterBusy(LogtoWebhooksError):
-    """The handler has SQLite's one writer, so it can't wait for another transaction: do that in
-    its own, with session=, or in a handler that asks for none."""
+    """The handler holds SQLite's only write transaction, so it can't wait for another one. Use the
+    handler's own with session=, or a handler without a transaction."""
 
 
 class TimeLimitExceeded(LogtoWebhooksError):
-    """The handler took longer than {seconds:g} s. Raise its time_limit, or let it do less."""
+    """The handler took longer than {seconds:g} s. Raise its time_limit, or make it faster."""
 
     seconds: float
 
 
 class JobLost(LogtoWebhooksError):
-    """The process ended, or was stuck, {times} times while the handler ran, so it isn't tried
-    again by itself. Mend it, then: logto-webhooks jobs retry."""
+    """The process ended or hung {times} times while the handler ran, so the job isn't retried.
+    Fix the handler, then run: logto-webhooks jobs retry"""
 
     times: int
 
 
 class ClaimsUnusable(LogtoWebhooksError):
-    """The claims name no user of Logto: {problem}. Give those of a verified token, with its sub."""
+    """The claims name no user of Logto: {problem}. Pass the claims of a verified token."""
 
     problem: str
 
 
 class UserIsDeletedError(LogtoWebhooksError):
-    """The user {id} was deleted in Logto; its token outlived it. Answer as for no token at all."""
+    """The user {id} was deleted in Logto; the token has outlived it. Respond as without a token."""
 
     id: str
 
 
 class ApiNotConfigured(LogtoWebhooksError):
     """Logto's Management API isn't configured. Set LOGTO_ENDPOINT, LOGTO_M2M_APP_ID and
-    LOGTO_M2M_APP_SECRET: a machine-to-machine application of Logto's console that has the role
-    "Logto Management API access"."""
+    LOGTO_M2M_APP_SECRET to those of a machine-to-machine application with the role "Logto
+    Management API access", which you create in Logto's console."""
+
+
+class ExtraMissing(LogtoWebhooksError):
+    """{feature} needs the extra "{extra}" of this package ({package} is missing)."""
+
+    feature: str
+    extra: str
+    package: str
 
 
 class LogtoUnreachable(LogtoWebhooksError):
-    """Logto at {endpoint} can't be asked now: {problem}."""
+    """Logto at {endpoint} can't be reached now: {problem}."""
 
     endpoint: str
     problem: str
@@ -228,7 +237,7 @@ class LogtoApiError(LogtoWebhooksError):
 
 
 class InvalidApiResponse(LogtoWebhooksError):
-    """What Logto answers about the {kind} {id} can't be used: {problem}."""
+    """Logto's response about the {kind} {id} can't be used: {problem}."""
 
     kind: str
     id: str
@@ -236,19 +245,20 @@ class InvalidApiResponse(LogtoWebhooksError):
 
 
 class WrongTenant(LogtoWebhooksError):
-    """This Logto has neither a hook that sent something here nor the users known here, so
-    none of them is taken for deleted. Set LOGTO_ENDPOINT to the Logto whose webhooks come here."""
+    """This seems to be another Logto: it has neither the users known here, nor a webhook that sent
+    deliveries here. Nothing was marked as deleted. Set LOGTO_ENDPOINT to the Logto that sends the
+    webhooks."""
 
 
 class WebhookUnknown(LogtoWebhooksError):
-    """It isn't clear which webhook is meant: {problem}. {hint}"""
+    """It isn't clear which webhook you mean: {problem}. {hint}"""
 
     problem: str
     hint: str
 
 
 class WebhookExists(LogtoWebhooksError):
-    """The webhook {id} leads to {url} already; with another, each delivery would come twice.
+    """The webhook {id} leads to {url} already. With another one, each delivery would arrive twice.
     Use its key, or delete it in Logto's console first."""
 
     id: str
@@ -256,7 +266,7 @@ class WebhookExists(LogtoWebhooksError):
 
 
 class WebhookChanged(LogtoWebhooksError):
-    """The webhook {name} was {what} in Logto while it was in use. See what there is with
+    """The webhook {name} was {what} in Logto while it was in use. Check the webhooks with
     `logto-webhooks endpoint list`, then run this again."""
 
     name: str
@@ -264,9 +274,9 @@ class WebhookChanged(LogtoWebhooksError):
 
 
 class KeyNotTold(LogtoWebhooksError):
-    """Logto's answer about the webhook {name} ({id}) has no signing key that can be used:
-    {problem}. It isn't accepted here. Look at the webhook's signing key in Logto's console, and
-    change it there; or delete the webhook, and make another."""
+    """Logto's API returns no usable signing key for the webhook {name} ({id}): {problem}. Its
+    deliveries are rejected. Check and rotate its signing key in Logto's console, or delete the
+    webhook and create another."""
 
     id: str
     name: str
@@ -274,19 +284,19 @@ class KeyNotTold(LogtoWebhooksError):
 
 
 class NoEnabledWebhook(LogtoWebhooksError):
-    """Logto has no enabled webhook to read the log of, so it logs nothing. Make one, whose address
-    need not answer: logto-webhooks endpoint create --url URL. Or give --tunnel-command."""
+    """Logto logs nothing, because it has no enabled webhook. Create one, whose URL need not answer:
+    logto-webhooks endpoint create --url URL. Or use --tunnel-command."""
 
 
 class AlreadyListening(LogtoWebhooksError):
-    """Another `listen` {what}. End that one first, or run this one {instead}."""
+    """Another `listen` {what}. Stop it first, or run this one {instead}."""
 
     what: str
     instead: str
 
 
 class TunnelFailed(LogtoWebhooksError):
-    """The tunnel {problem}. Run its command by itself to see why: {command}"""
+    """The tunnel {problem}. Run its command alone to see why: {command}"""
 
     problem: str
     command: str
@@ -318,16 +328,16 @@ class BodyTooSlow(LogtoWebhooksError):
 
 
 class BodyIncomplete(LogtoWebhooksError):
-    """The client went away before the body had arrived."""
+    """The client disconnected before the body had arrived."""
 
 
 class BodyReadBefore(LogtoWebhooksError):
-    """Something in the application read the request's body as a stream before the webhook could, so
-    nothing of it is left. Let it await request.body() instead, or leave the webhook's path out."""
+    """Something in the application read the request's body as a stream, so that the webhook can't
+    read it. Let it await request.body() instead, or let it skip the webhook's path."""
 
 
 class NoRoom(LogtoWebhooksError):
-    """The memory for request bodies in flight is used up, and none became free in time."""
+    """Request bodies use all memory reserved for them, and none became free in time."""
 
 
 class UnknownPath(LogtoWebhooksError):
@@ -337,8 +347,8 @@ class UnknownPath(LogtoWebhooksError):
 
 
 class MalformedEvent(LogtoWebhooksError):
-    """{event} can't be applied, because a field that the sync needs is not as expected: {problem}.
-    The body is kept in the inbox."""
+    """{event} can't be applied, because a field that the sync needs is malformed: {problem}. The
+    body stays in the inbox."""
 
     event: str
     problem: str
@@ -352,8 +362,8 @@ class UnknownEventName(LogtoWebhooksError):
 
 
 class NotStarted(LogtoWebhooksError):
-    """A webhook came before logto-webhooks was started, and was answered 503. Let the
-    application's lifespan start it: include its router, or enter `logto.lifespan()`."""
+    """A webhook was answered 503, because logto-webhooks isn't started. Start it in your
+    application's lifespan: include its router, or enter `logto.lifespan()`."""
 
 
 class SettingInvalid(LogtoWebhooksError):
@@ -364,9 +374,9 @@ class SettingInvalid(LogtoWebhooksError):
 
 
 class SigningKeyMissing(LogtoWebhooksError):
-    """No signing key. Set LOGTO_WEBHOOK_SIGNING_KEY to the hook's signing key, which stands in
-    Logto's console under Webhooks > your webhook > Settings > Signing key. Commands take it from
-    --signing-key or a file .env, too, an application only from its environment."""
+    """No signing key. Set LOGTO_WEBHOOK_SIGNING_KEY to the webhook's signing key: in Logto's
+    console, Webhooks > your webhook > Settings > Signing key. Commands also read it from
+    --signing-key or a file .env, an application only from its environment."""
 
 
 class ServiceUnreachable(LogtoWebhooksError):
@@ -377,15 +387,15 @@ class ServiceUnreachable(LogtoWebhooksError):
 
 
 class SigningKeyExists(LogtoWebhooksError):
-    """{path} holds a signing key already and is left as it is, and no webhook was made. Remove the
-    line LOGTO_WEBHOOK_SIGNING_KEY first, or leave out --env-file and put the key there by hand
-    (several are separated by commas)."""
+    """{path} holds a signing key already. It was not changed, and no webhook was created. Remove
+    the line LOGTO_WEBHOOK_SIGNING_KEY first, or leave out --env-file and add the new key yourself
+    (separate several with commas)."""
 
     path: str
 
 
 class FileExists(LogtoWebhooksError):
-    """{path} exists and is left as it is. Remove it first, or name another file with --file."""
+    """{path} exists and was not changed. Remove it first, or name another file with --file."""
 
     path: str
 
@@ -419,6 +429,7 @@ __all__ = [
     "ClaimsUnusable",
     "DeliveryUnknown",
     "Discard",
+    "ExtraMissing",
     "FileExists",
     "HandlerMismatch",
     "HandlerNotAwaited",

@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Final
 
 from logto_webhooks.clock import SystemClock
 from logto_webhooks.database import Database
-from logto_webhooks.errors import ApiNotConfigured, LogtoWebhooksError, StoreUnavailable, describe
+from logto_webhooks.errors import (
+    ApiNotConfigured,
+    ExtraMissing,
+    LogtoWebhooksError,
+    StoreUnavailable,
+    describe,
+)
 from logto_webhooks.events.local import Source
 from logto_webhooks.flow import Silence
 from logto_webhooks.flow_monitor import FlowMonitor
@@ -61,11 +67,14 @@ NO_BUDGET: Final = 1_000.0
 def make_client(settings: Settings, *, fast: bool = False, longest_wait_s: float = inf) -> Logto:
     """Make a client; it connects on first use. `fast` asks as much as Logto allows, unless a
     budget is set; what fails is tried again after `longest_wait_s` at most. Raises
-    ApiNotConfigured."""
+    ApiNotConfigured, ExtraMissing."""
     if not (settings.endpoint and settings.app_id and settings.app_secret):
         raise ApiNotConfigured()
-    # Here, for it needs the extra `api`, which a service without credentials doesn't.
-    from logto_webhooks.logto.client import ManagementClient
+    try:
+        # Here, because a service without credentials doesn't need the extra `api`.
+        from logto_webhooks.logto.client import ManagementClient
+    except ModuleNotFoundError as error:
+        raise ExtraMissing(feature="Logto's API", extra="api", package=error.name) from None
 
     return ManagementClient(
         settings.endpoint,

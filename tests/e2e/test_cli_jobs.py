@@ -114,7 +114,7 @@ def test_jobs_are_listed_and_shown(folder: Path) -> None:
         (["--event", "Foo"], ["no event 'Foo' is known to this release; known are PostRegister"]),
         (["--event", "LocalUserCreate"], ["the nearest is LocalUserCreated."]),
         (["--group", "--handler", "app:gret"], ["app:greet (did you mean that?)"]),
-        (["--handler", "nope"], ["No handler is called 'nope'; there are: app:greet, old:x."]),
+        (["--handler", "nope"], ["No handler is called 'nope'. Known handlers: app:greet, old:x."]),
         (["--handler", "app:greet", "--state", "done"], []),
     ],
 )

@@ -517,7 +517,7 @@ def test_a_logto_that_is_gone_for_a_while(tmp_path: Path) -> None:
     [
         ([], {}, "Make one, whose address need not answer"),
         (["--hook", "main"], {}, "It isn't clear which webhook"),
-        ([], {"LOGTO_ENDPOINT": "http://127.0.0.1:9"}, "can't be asked now"),
+        ([], {"LOGTO_ENDPOINT": "http://127.0.0.1:9"}, "can't be reached now"),
         ([], {"LOGTO_M2M_APP_SECRET": "wrong"}, "LOGTO_M2M_APP_SECRET"),
         ([], {"LOGTO_M2M_APP_ID": ""}, "Management API isn't configured"),
         (["--repoint", "main"], {}, "--repoint can't be used: it needs --tunnel-command"),

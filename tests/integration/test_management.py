@@ -471,7 +471,7 @@ def test_a_failing_logto_is_given_up_after_four_tries() -> None:
     """The error tells the last answer; a token is no different."""
     for path in (USER, TOKEN):
         stand = Stand({path: [html(503)]})
-        with pytest.raises(LogtoUnreachable, match="can't be asked now: it answers 503"):
+        with pytest.raises(LogtoUnreachable, match="can't be reached now: it answers 503"):
             stand.ask(user)
         assert len(stand.targets(path)) == 4
 
@@ -539,7 +539,7 @@ def test_nobody_listens_there() -> None:
         unused.bind(("127.0.0.1", 0))
         endpoint = f"http://127.0.0.1:{unused.getsockname()[1]}"
         logto = Stand({}).management(endpoint)
-        with pytest.raises(LogtoUnreachable, match=f"{endpoint} can't be asked now: .+"):
+        with pytest.raises(LogtoUnreachable, match=f"{endpoint} can't be reached now: .+"):
             asyncio.run(used(logto))
 
 

@@ -277,9 +277,9 @@ def test_what_cannot_be_is_said(tmp_path: Path) -> None:
     engine = sa.create_engine(f"sqlite:///{tmp_path / 'app.db'}")
     logto = LogtoWebhooks(signing_key="x", engine=engine)
     with engine.connect() as connection:
-        with pytest.raises(SchemaMismatch, match=r"is not there yet.* migrate"):
+        with pytest.raises(SchemaMismatch, match=r"is missing.* migrate"):
             testing.app(logto, connection).deliver(testing.make.user_created())
-        with pytest.raises(HandlerUnknown, match=r"'nobody'; there is none\."):
+        with pytest.raises(HandlerUnknown, match=r"'nobody'\. No handlers are known\."):
             testing.app(logto, connection).fail("nobody")
     with pytest.raises(SettingInvalid, match="not Engine"):
         testing.app(logto, engine)  # type: ignore[call-overload]

@@ -75,7 +75,7 @@ def test_a_handler_is_made_to_fail_by_its_name_or_itself(
     with engine.connect() as connection:
         app = testing.app(logto, connection)
         for handler in ("theirs", print):
-            with pytest.raises(HandlerUnknown, match="there are: ours"):
+            with pytest.raises(HandlerUnknown, match="Known handlers: ours"):
                 app.fail(handler)
         with pytest.raises(SettingInvalid, match="give an exception, such as"):
             app.fail("ours", ConnectionError)  # type: ignore[arg-type]

@@ -88,7 +88,7 @@ def test_one_refused_row_harms_nobody_else(host: TransactionRunner, run: Run) ->
     assert (status.deliveries["done"], status.deliveries["pending"]) == (19, 1)
     [failed] = [report for report in copy.reports if isinstance(report, DeliveryFailed)]
     assert (failed.subject, failed.attempt, failed.retry_in_s) == ("user:u13", 1, 1)
-    assert failed.error == "The database refuses a row of this batch: DataError."
+    assert failed.error == "The database rejected a row of this batch: DataError."
 
 
 def test_an_unexpected_error_harms_nobody_else_and_is_not_quoted(
