@@ -18,8 +18,7 @@ from logto_webhooks.deliveries import (
 )
 from logto_webhooks.flow import Gap, RecordedFlow
 from logto_webhooks.jobs import Jobs
-from logto_webhooks.records.ending import Ending
-from logto_webhooks.records.record import Key, Kind, Record
+from logto_webhooks.records.record import Ending, Key, Kind, Record
 from logto_webhooks.signing_keys import KeyStore
 
 T = TypeVar("T")
@@ -51,6 +50,10 @@ class Status(Struct, frozen=True, kw_only=True):
     jobs: dict[str, int] = {}
     unrunnable: dict[str, int] = {}
     spooled: int = 0
+
+
+RECOVER: Final = "recover"
+RECONCILE: Final = "reconcile"
 
 
 class Checkpoint(Struct, frozen=True):

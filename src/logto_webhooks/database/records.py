@@ -13,9 +13,10 @@ from msgspec.structs import replace
 
 from logto_webhooks.database import bulk, codec, deliveries
 from logto_webhooks.database.codec import local_ids
-from logto_webhooks.database.dialect import among
+from logto_webhooks.database.dialect import INSERT, among, now
 from logto_webhooks.database.schema import (
     Millis,
+    endings,
     member_roles,
     members,
     organizations,
@@ -25,9 +26,17 @@ from logto_webhooks.database.schema import (
     users,
 )
 from logto_webhooks.interfaces import FoundRow, RefetchNeed
-from logto_webhooks.records.ending import Ending
 from logto_webhooks.records.projection import Part, child_rows, project
-from logto_webhooks.records.record import MEMBERS, NEVER, RESTORED_MS, Key, Kind, Record, membership
+from logto_webhooks.records.record import (
+    MEMBERS,
+    NEVER,
+    RESTORED_MS,
+    Ending,
+    Key,
+    Kind,
+    Record,
+    membership,
+)
 
 Row = dict[str, Any]
 _MIRRORED: tuple[tuple[sa.Table, Kind, sa.Column[str]], ...] = (
@@ -203,6 +212,63 @@ def with_few_memberships(connection: sa.Connection, ends: Sequence[Key], most: i
             most -= count
             few.append(end)
     return few
+
+
+def note_ending(connection: sa.Connection, ending: Ending) -> None:
+    """Keep what is to be done."""
+    insert = INSERT[connection.dialect.name](endings).values(
+        kind=ending.key.kind,
+        logto_id=ending.key.id,
+        ended_at=ending.ended_at,
+        source=ending.source,
+        delivery_id=ending.delivery_id,
+        noted_at=now(),
+    )
+    new = insert.excluded
+    newest = sa.case((endings.c.ended_at > new.ended_at, endings.c.ended_at), else_=new.ended_at)
+    origin = {
+        name: sa.func.coalesce(new[name], endings.c[name]) for name in ("source", "delivery_id")
+    }
+    connection.execute(
+        insert.on_conflict_do_update(
+            index_elements=["kind", "logto_id"], set_={"ended_at": newest, **origin}
+        )
+    )
+
+
+def list_endings(connection: sa.Connection) -> list[Ending]:
+    """All that is to be done, the oldest first."""
+    query = sa.select(endings).order_by(endings.c.noted_at, endings.c.kind, endings.c.logto_id)
+    return [
+        Ending(
+            key=Key(row["kind"], row["logto_id"]),
+            ended_at=row["ended_at"],
+            source=row["source"],
+            delivery_id=row["delivery_id"],
+        )
+        for row in connection.execute(query).mappings()
+    ]
+
+
+def finish_ending(connection: sa.Connection, ending: Ending) -> None:
+    """All of it is done, unless it was deleted once more meanwhile."""
+    connection.execute(
+        sa.delete(endings).where(
+            endings.c.kind == ending.key.kind,
+            endings.c.logto_id == ending.key.id,
+            endings.c.ended_at == ending.ended_at,
+        )
+    )
+
+
+def memberships_left(connection: sa.Connection) -> int:
+    """Count the rows of members whose user or organization was deleted."""
+    left = 0
+    for ending in list_endings(connection):
+        column = members.c[f"logto_{ending.key.kind}_id"]
+        count = sa.select(sa.func.count()).select_from(members).where(column == ending.key.id)
+        left += connection.scalar(count) or 0
+    return left
 
 
 def to_end(connection: sa.Connection, ending: Ending, limit: int) -> list[Key]:

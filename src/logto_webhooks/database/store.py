@@ -6,9 +6,8 @@ from collections.abc import Collection, Sequence
 
 import sqlalchemy as sa
 
-from logto_webhooks.checkpoints import RECONCILE, RECOVER
 from logto_webhooks.clock_offset import Clocks
-from logto_webhooks.database import checkpoints, clock, deliveries, endings, records
+from logto_webhooks.database import checkpoints, clock, deliveries, records
 from logto_webhooks.database.deliveries import DatabaseInbox
 from logto_webhooks.database.jobs import DatabaseJobs
 from logto_webhooks.database.signing_keys import DatabaseKeyStore
@@ -21,6 +20,8 @@ from logto_webhooks.deliveries import (
 )
 from logto_webhooks.flow import Gap, RecordedFlow
 from logto_webhooks.interfaces import (
+    RECONCILE,
+    RECOVER,
     Checkpoint,
     DatabaseClock,
     FoundRow,
@@ -28,8 +29,7 @@ from logto_webhooks.interfaces import (
     RefetchNeed,
     Status,
 )
-from logto_webhooks.records.ending import Ending
-from logto_webhooks.records.record import Key, Kind, Record
+from logto_webhooks.records.record import Ending, Key, Kind, Record
 
 
 class DatabaseStore:
@@ -117,11 +117,11 @@ class DatabaseStore:
 
     def note_ending(self, ending: Ending) -> None:
         """Keep that memberships are to be ended step by step."""
-        endings.note(self._connection, ending)
+        records.note_ending(self._connection, ending)
 
     def endings(self) -> list[Ending]:
         """List whose memberships are to be ended, the oldest first."""
-        return endings.listed(self._connection)
+        return records.list_endings(self._connection)
 
     def memberships_to_end(self, ending: Ending, limit: int) -> list[Key]:
         """List memberships that are still to be ended."""
@@ -129,7 +129,7 @@ class DatabaseStore:
 
     def finish_ending(self, ending: Ending) -> None:
         """Note that all memberships have ended."""
-        endings.finish(self._connection, ending)
+        records.finish_ending(self._connection, ending)
 
     def recent(self, limit: int) -> list[ReceivedBody]:
         """Return the newest deliveries, the newest first."""
@@ -200,7 +200,7 @@ class DatabaseStore:
             complete_up_to=recovered.at if recovered else None,
             reconciled_at=reconciled.at if reconciled else None,
             silent_since=self.flow().silent_since,
-            memberships_to_end=endings.memberships_left(self._connection),
+            memberships_to_end=records.memberships_left(self._connection),
         )
 
     def find(self, kind: Kind, query: str, limit: int) -> list[FoundRow]:

@@ -24,8 +24,7 @@ from logto_webhooks.handlers import matching
 from logto_webhooks.interfaces import Store
 from logto_webhooks.jobs import NewJob, RegisteredHandler
 from logto_webhooks.records import local_events
-from logto_webhooks.records.ending import Ending
-from logto_webhooks.records.record import MEMBERS, NEVER, DeliveryChange, Key, Record
+from logto_webhooks.records.record import MEMBERS, NEVER, DeliveryChange, Ending, Key, Record
 
 _NEW: Final = (LocalUserCreated, LocalOrganizationCreated)
 _BEFORE: Final = 0

@@ -7,12 +7,11 @@ from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Any, Final
 
-from logto_webhooks.checkpoints import RECONCILE
 from logto_webhooks.errors import InvalidApiResponse, describe
 from logto_webhooks.events.local import Source
 from logto_webhooks.forever import forever
 from logto_webhooks.instrumentation.events import ApiUnavailable, Observer, Reconciled
-from logto_webhooks.interfaces import ApiResponse, Clock, Logto, Store, TransactionRunner
+from logto_webhooks.interfaces import RECONCILE, ApiResponse, Clock, Logto, Store, TransactionRunner
 from logto_webhooks.logto import api_responses, tenant_check
 from logto_webhooks.logto.api_responses import Span, TenantRole
 from logto_webhooks.logto.clock_skew import make_span_clock

@@ -8,13 +8,12 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-from logto_webhooks.checkpoints import RECOVER
 from logto_webhooks.database.dry_run import run_or_rehearse
 from logto_webhooks.deliveries import ReceivedBody
 from logto_webhooks.errors import describe
 from logto_webhooks.forever import forever
 from logto_webhooks.instrumentation.events import ApiUnavailable, LogRecovered, Observer
-from logto_webhooks.interfaces import Checkpoint, Clock, Logto, Store, TransactionRunner
+from logto_webhooks.interfaces import RECOVER, Checkpoint, Clock, Logto, Store, TransactionRunner
 from logto_webhooks.logto import delivery_log
 from logto_webhooks.signing_keys import hook_of_sender
 

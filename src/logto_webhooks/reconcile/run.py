@@ -7,11 +7,10 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-from logto_webhooks.checkpoints import RECONCILE
 from logto_webhooks.database.dry_run import run_or_rehearse
 from logto_webhooks.errors import RowRejected, TimedOut
 from logto_webhooks.events.local import Source
-from logto_webhooks.interfaces import Checkpoint, Store, TransactionRunner
+from logto_webhooks.interfaces import RECONCILE, Checkpoint, Store, TransactionRunner
 from logto_webhooks.logto.api_responses import PAGE
 from logto_webhooks.logto.clock_skew import SpanClock
 from logto_webhooks.records.drift import Drift, agrees, drifts_of

@@ -10,9 +10,8 @@ from typing import Final
 from logto_webhooks.errors import TimedOut
 from logto_webhooks.handlers import enqueue
 from logto_webhooks.interfaces import STATEMENT_S, Store, TransactionRunner
-from logto_webhooks.records.ending import Ending
 from logto_webhooks.records.merge import merge
-from logto_webhooks.records.record import Key, Named
+from logto_webhooks.records.record import Ending, Key, Named
 from logto_webhooks.sync.batch_size import BatchSizer
 
 LISTED: Final = 50_000  # memberships that are looked up at a time
