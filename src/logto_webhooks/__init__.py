@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from logto_webhooks.explain import Explained
     from logto_webhooks.interfaces import FoundRow, RefetchNeed, Status
     from logto_webhooks.jobs import Delivery, JobFilter, JobRow
-    from logto_webhooks.logto.key_rotation import RotationResult
-    from logto_webhooks.logto.webhooks import TestResult, Webhook
+    from logto_webhooks.logto.webhooks import RotationResult, TestResult, Webhook
     from logto_webhooks.reconcile.recover import RecoverResult
     from logto_webhooks.reconcile.run import ReconcileResult
     from logto_webhooks.reconcile.user import UserComparison
@@ -84,7 +83,7 @@ _MODULES = {
     "RefetchNeed": "interfaces",
     "ReplayResult": "sync.replay",
     "RetryLater": "errors",
-    "RotationResult": "logto.key_rotation",
+    "RotationResult": "logto.webhooks",
     "Status": "interfaces",
     "StoredDelivery": "deliveries",
     "TestResult": "logto.webhooks",
