@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 
 from logto_webhooks.runtime import LONGEST_STOP_S
@@ -25,7 +26,7 @@ from logto_webhooks.samples.request import SignedRequest
 from logto_webhooks.server import GRACE_S, KEEP_ALIVE_S
 from logto_webhooks.settings import Settings
 from logto_webhooks.testing import SIGNING_KEY, make
-from tests.support import container, named, yaml
+from tests.support import container, named
 from tests.support.container import Container, Instruction
 from tests.support.servers import free_port
 from tests.support.service import PATH
@@ -37,7 +38,7 @@ UNIT = ROOT / "deploy" / "logto-webhooks.service"
 PAGE = ROOT / "docs" / "how-to" / "deploy.md"
 BUILD, IMAGE = container.stages(DOCKERFILE)
 COMPOSE_FILE = ROOT / "compose.yaml"
-COMPOSE = yaml.parse(COMPOSE_FILE.read_text())
+COMPOSE = yaml.safe_load(COMPOSE_FILE.read_text())
 OURS = ("migrate", "receiver", "worker")
 USER = container.only(IMAGE, "USER").text
 STOP_S = GRACE_S + LONGEST_STOP_S + 5

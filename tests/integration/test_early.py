@@ -147,6 +147,7 @@ def test_who_does_not_wait_looks_once(tmp_path: Path) -> None:
     live(logto, body)
 
 
+@pytest.mark.slow
 def test_logto_is_asked_for_what_claims_lack(tmp_path: Path) -> None:
     """If there are credentials; a Logto that can't be asked costs nothing."""
 

@@ -354,6 +354,7 @@ def test_a_membership_tells_of_a_deleted_user(kind: StoreKind, tmp_path: Path) -
         assert end.waiting[PAIR] == "doubtful: existence"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", STORES)
 def test_every_life_ends_the_same_in_every_store(kind: StoreKind, tmp_path: Path) -> None:
     """Some orders of each, through a real database."""

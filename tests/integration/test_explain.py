@@ -81,6 +81,7 @@ def shuffled(name: Name, seed: int) -> list[bytes]:
     return bodies
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("name", history.NAMES)
 def test_the_credited_deliveries_hold_the_value(name: Name, seed: int, tmp_path: Path) -> None:
@@ -97,6 +98,7 @@ def test_the_credited_deliveries_hold_the_value(name: Name, seed: int, tmp_path:
                 assert holds(body, subject, field), (subject, field, by)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", history.NAMES)
 def test_every_field_of_a_row_is_explained(name: Name, tmp_path: Path) -> None:
     """With the mirror's own value; and every membership."""
@@ -111,6 +113,7 @@ def test_every_field_of_a_row_is_explained(name: Name, tmp_path: Path) -> None:
         assert sum("." in field for field in fields) == len(mine)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", history.NAMES)
 def test_the_lines_end_in_what_is_known(name: Name, tmp_path: Path) -> None:
     """In doubt is what is in doubt; and each outcome is the one that the sync wrote down."""
@@ -123,6 +126,7 @@ def test_the_lines_end_in_what_is_known(name: Name, tmp_path: Path) -> None:
                 assert line.outcome == life.kept[line.id].result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [kind for kind in STORES if kind != "sqlite"])
 def test_every_store_tells_the_same(kind: StoreKind, tmp_path: Path) -> None:
     """Line by line."""

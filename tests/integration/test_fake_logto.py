@@ -183,6 +183,7 @@ ANSWERS = [
 ]
 
 
+@pytest.mark.slow
 def test_answers_as_recorded() -> None:
     """Every route answers as a real Logto did: status, headers, keys; errors to the letter."""
 
@@ -551,6 +552,7 @@ def test_users_of_a_million() -> None:
     live(test)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_history(name: Name) -> None:
     """At the end of a recorded history, the API says what was recorded, the log included."""

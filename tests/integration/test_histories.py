@@ -49,6 +49,7 @@ async def copied(kind: StoreKind, folder: Path, bodies: list[bytes], keys: set[K
         await host.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", history.NAMES)
 @pytest.mark.parametrize("kind", STORES)
 def test_every_order_of_a_history_ends_in_one_state(
@@ -63,6 +64,7 @@ def test_every_order_of_a_history_ends_in_one_state(
         assert by_id(known) == by_id(expected), f"seed {seed}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", history.NAMES)
 @pytest.mark.parametrize("kind", STORES)
 def test_a_history_equals_logto_but_for_what_is_in_doubt(
@@ -76,6 +78,7 @@ def test_a_history_equals_logto_but_for_what_is_in_doubt(
     assert [each for each in found if not each.doubtful] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", history.NAMES)
 def test_as_many_users_are_in_doubt_as_were_measured(name: Name, tmp_path: Path) -> None:
     """Doubt is exact: 0, 7, 2 and 5 users, of 14, 38, 24 and 35."""

@@ -26,6 +26,7 @@ class Past:
         return time.time_ns() // 1_000_000 - self.behind
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sqlite", "postgres"])
 def test_what_was_before_runs_no_handler(kind: str, tmp_path: Path) -> None:
     """Of a day's log, of backfill, of a comparison and of reads; what comes after runs them."""

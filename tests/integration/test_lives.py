@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -36,6 +37,7 @@ def found(life: Life, known: Known) -> list[Difference]:
     return differences(life.final(), known.users, known.organizations, known.waiting)
 
 
+@pytest.mark.slow
 @given(rng=st.randoms(use_true_random=False), steps=st.integers(1, 60))
 def test_what_differs_is_in_doubt(rng: random.Random, steps: int) -> None:
     """Changes overlap; every difference from the truth is in a record marked as doubtful."""
@@ -43,6 +45,7 @@ def test_what_differs_is_in_doubt(rng: random.Random, steps: int) -> None:
     assert [each for each in found(life, copied(life, rng)) if not each.doubtful] == []
 
 
+@pytest.mark.slow
 @given(rng=st.randoms(use_true_random=False), steps=st.integers(1, 60))
 def test_two_orders_end_in_one_state(rng: random.Random, steps: int) -> None:
     """All that is known follows from the set of deliveries."""
@@ -52,6 +55,7 @@ def test_two_orders_end_in_one_state(rng: random.Random, steps: int) -> None:
     assert one.waiting == other.waiting
 
 
+@pytest.mark.slow
 @given(rng=st.randoms(use_true_random=False), steps=st.integers(1, 60))
 def test_a_slow_life_leaves_no_doubt(rng: random.Random, steps: int) -> None:
     """Changes that keep their distance are copied exactly, and nothing is in doubt."""
@@ -61,6 +65,7 @@ def test_a_slow_life_leaves_no_doubt(rng: random.Random, steps: int) -> None:
     assert [each for each in known.waiting if each.doubtful] == []
 
 
+@pytest.mark.slow
 @given(order=st.permutations(range(3)), gap=st.integers(0, 50))
 def test_a_plain_sign_up_leaves_no_doubt(order: list[int], gap: int) -> None:
     """User.Created, PostRegister and PostSignIn, in any order, all within some milliseconds."""

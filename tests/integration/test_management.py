@@ -502,6 +502,7 @@ def test_a_broken_answer_is_none(given: Answer, problem: str) -> None:
         assert Stand({USER: [given, recorded("user")]}).ask(user).content == content("user")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packed", ["gzip", "deflate", "gzip, gzip", "identity"])
 def test_a_page_that_is_too_large_is_asked_for_in_pieces(packed: str) -> None:
     """Counted as unpacked, however often it is packed; and one that is too large alone is none."""

@@ -19,6 +19,7 @@ from tests.support.mounted import on_postgres, on_sqlite
 from tests.support.waiting import eventually
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sqlite", "postgres"])
 def test_every_command_has_its_method(kind: str, tmp_path: Path) -> None:
     """Filled, asked, lost and brought back, explained, repeated: without a command line."""

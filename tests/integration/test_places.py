@@ -32,6 +32,7 @@ def people(count: int, since: int = 0) -> list[SignedRequest]:
     return [make.user_created(id=f"u{since + number}", at=at) for number in range(count)]
 
 
+@pytest.mark.slow
 def test_a_slow_handler_takes_no_places_of_others(tmp_path: Path) -> None:
     """What waits for it hasn't begun: when it stops, that isn't counted as lost."""
     logto = on_sqlite(tmp_path)
@@ -176,6 +177,7 @@ def test_who_is_left_behind_writes_nothing_on_postgresql() -> None:
     assert set(ended) == {None, "57014"}  # it was cancelled
 
 
+@pytest.mark.slow
 def test_who_waits_for_the_writer_has_its_whole_time(tmp_path: Path) -> None:
     """Others before it take nothing from it."""
     logto = on_sqlite(tmp_path)

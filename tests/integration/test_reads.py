@@ -52,6 +52,7 @@ async def settled(
         await api.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", history.NAMES)
 @pytest.mark.parametrize("kind", STORES)
 def test_with_the_api_a_history_equals_logto(name: Name, kind: StoreKind, tmp_path: Path) -> None:

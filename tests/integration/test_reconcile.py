@@ -349,6 +349,7 @@ class Swapping(ManagementClient):
                 self.leaves = ""
 
 
+@pytest.mark.slow
 def test_a_member_who_slips_through_stays(tmp_path: Path) -> None:
     """The total is the same: who isn't listed is asked about alone."""
 
@@ -453,6 +454,7 @@ class Falling(ManagementClient):
                 raise LogtoUnreachable(endpoint="", problem="down")
 
 
+@pytest.mark.slow
 def test_who_slips_away_while_it_is_killed_is_found(tmp_path: Path) -> None:
     """The fall is seen again by who goes on."""
 
@@ -537,6 +539,7 @@ def test_a_listing_that_is_cut_off_deletes_nobody(tmp_path: Path) -> None:
     asyncio.run(live())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_kill_costs_only_the_page_in_hand(kind: StoreKind, tmp_path: Path) -> None:
     """Five times in the middle; then all is there once, and the end is said to be as of the
@@ -604,6 +607,7 @@ def test_serve_compares_by_itself(tmp_path: Path) -> None:
     asyncio.run(live())
 
 
+@pytest.mark.slow
 def test_one_of_two_asks(tmp_path: Path) -> None:
     """The other stands by, and takes over when the first ends."""
 

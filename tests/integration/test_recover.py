@@ -90,6 +90,7 @@ async def recovered(
         await api.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", STORES)
 def test_what_was_answered_500_comes_back(kind: StoreKind, tmp_path: Path) -> None:
     """All of it, and then the copy equals Logto but for what is in doubt."""
@@ -153,6 +154,7 @@ def test_the_next_look_begins_where_the_last_one_ended(tmp_path: Path) -> None:
     on_sqlite(live, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_kill_costs_only_the_stretch_in_hand(tmp_path: Path) -> None:
     """Five times in the middle of a long log; nothing is missing, and what was done stays done."""
     entries = 3_000

@@ -94,6 +94,7 @@ def test_what_was_never_applied_is_told_to_all(run: Run, applied: Callable[[], N
     assert told(run) == [("old", "waiting"), ("old", "waiting")]
 
 
+@pytest.mark.slow
 def test_all_jobs_of_a_delivery_run_again() -> None:
     """However many: a change of members makes thousands."""
     host = memory_host()

@@ -45,6 +45,7 @@ def test_all_rejected_is_an_alarm_at_once() -> None:
     assert found.why == "rejected"
 
 
+@pytest.mark.slow
 def test_the_flow_is_learnt_from_the_inbox(run: Run) -> None:
     """The longest gap of each day, for two weeks; what Logto's log brought back is no flow."""
     assert run(record_flow) == Flow()
@@ -62,6 +63,7 @@ def test_the_flow_is_learnt_from_the_inbox(run: Run) -> None:
     assert find_silence(flow, (flow.last or 0) + 31 * HOUR_MS) is not None
 
 
+@pytest.mark.slow
 def test_a_gap_is_forgotten_after_two_weeks(run: Run) -> None:
     """Be there nothing on that day of the week ever after: an outage ended on a Saturday."""
     for day in (0, 5, *(each for each in range(6, 40) if each % 7 != 5)):
