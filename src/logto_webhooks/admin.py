@@ -62,11 +62,11 @@ from logto_webhooks.settings import VARIABLES, Settings
 from logto_webhooks.states import JobMove, JobState, job_targets
 from logto_webhooks.sync.replay import AT_ONCE, ReplayResult, iterate_jobs
 from logto_webhooks.sync.replay import replay as apply_again
-from logto_webhooks.validation import check_text, is_url, limited
+from logto_webhooks.validation import check_limit, check_text, is_url
 
 
 class HandlerInfo(Struct, frozen=True, kw_only=True):
-    """A handler with counts of its jobs; without `events` it isn't registered any more."""
+    """A handler, and counts of its jobs. Without `events`, it is no longer registered."""
 
     handler: str
     events: list[str]
@@ -77,49 +77,50 @@ class HandlerInfo(Struct, frozen=True, kw_only=True):
 
 
 def resolve_one(store: Store, kind: Kind, query: str) -> Key:
-    """The one user or organization that a query finds, the living one before those that are
-    deleted; else the query is taken for its id.
+    """Resolve a query to the one record that it matches, or the only one that isn't deleted. If it
+    matches none, it is taken for a Logto ID.
 
-    Raises SettingInvalid if it finds several.
+    Raises SettingInvalid if it matches several.
     """
-    found = store.find(kind, validation.check_text("the query", query), 2)
-    living = [each for each in found if each.row["deleted_at"] is None]
-    found = living if len(living) == 1 else found
-    if len(found) > 1:
-        named = f"see `logto-webhooks {kind}s {shlex.quote(query)}`, and name one by its id"
-        raise SettingInvalid(name=f"the {kind}", problem=f"it finds more than one; {named}")
-    return Key(kind, str(found[0].row[f"logto_{kind}_id"]) if found else query)
+    rows = store.find(kind, validation.check_text("the query", query), 2)
+    living = [found for found in rows if found.row["deleted_at"] is None]
+    rows = living if len(living) == 1 else rows
+    if len(rows) > 1:
+        advice = f"see `logto-webhooks {kind}s {shlex.quote(query)}`, and use an ID"
+        raise SettingInvalid(name=f"the {kind}", problem=f"several match; {advice}")
+    return Key(kind, str(rows[0].row[f"logto_{kind}_id"]) if rows else query)
 
 
 def replay(store: Store, ids: Sequence[int], lag_ms: int, **how: Any) -> ReplayResult:
-    """Replay deliveries by id, or none of them. Raises DeliveryUnknown, HandlerUnknown."""
+    """Replay deliveries by ID, all or none. Raises DeliveryUnknown, HandlerUnknown."""
     if how.get("handler") is not None:
         check_handler(store, how["handler"])
-    some = {each: store.inbox.get(each) for each in ids}
-    unknown = [each for each, kept in some.items() if kept is None]
+    deliveries = {id: store.inbox.get(id) for id in ids}
+    unknown = [id for id, delivery in deliveries.items() if delivery is None]
     if unknown:
         raise DeliveryUnknown(unknown)
-    return apply_again(store, [kept for kept in some.values() if kept], lag_ms, **how)
+    stored = [delivery for delivery in deliveries.values() if delivery]
+    return apply_again(store, stored, lag_ms, **how)
 
 
 def status(store: Store) -> Status:
-    """Count deliveries and records, and jobs by state; of whom nobody registered what waits."""
+    """Count deliveries and records, jobs by state, and waiting jobs of unregistered handlers."""
     counts = store.jobs.counts()
-    known = {each.name for each in store.jobs.handlers()}
+    registered = {handler.name for handler in store.jobs.handlers()}
     jobs = dict.fromkeys((state.value for state in JobState), 0)
-    for each in counts:
-        jobs[each.state] += each.count
-    waiting = [each for each in counts if each.state == JobState.WAITING]
-    unrunnable = {each.handler: each.count for each in waiting if each.handler not in known}
+    for row in counts:
+        jobs[row.state] += row.count
+    waiting = [row for row in counts if row.state == JobState.WAITING]
+    unrunnable = {row.handler: row.count for row in waiting if row.handler not in registered}
     return replace(store.status(), jobs=jobs, unrunnable=unrunnable)
 
 
 def list_handlers(store: Store) -> list[HandlerInfo]:
-    """All handlers that are registered, or have jobs."""
+    """List all handlers that are registered, or have jobs."""
     counts: dict[str, dict[str, int]] = {}
-    for each in store.jobs.counts():
-        counts.setdefault(each.handler, {})[each.state] = each.count
-    events = {each.name: list(each.patterns) for each in store.jobs.handlers()}
+    for row in store.jobs.counts():
+        counts.setdefault(row.handler, {})[row.state] = row.count
+    events = {handler.name: list(handler.patterns) for handler in store.jobs.handlers()}
     names = sorted(events.keys() | counts.keys())
     return [
         HandlerInfo(handler=name, events=events.get(name, []), **counts.get(name, {}))
@@ -128,42 +129,43 @@ def list_handlers(store: Store) -> list[HandlerInfo]:
 
 
 def forget_handler(store: Store, name: str) -> int | None:
-    """Forget a handler; None if nothing is known of it."""
-    is_known = any(each.name == name for each in store.jobs.handlers())
+    """Forget a handler, and count its discarded jobs; return None if it is unknown."""
+    is_known = any(handler.name == name for handler in store.jobs.handlers())
     discarded = store.jobs.forget(name)
     return discarded if is_known or discarded else None
 
 
 def check_job_ids(store: Store, ids: Sequence[int]) -> list[int]:
-    """The same ids, if there is a job of each. Raises JobUnknown."""
+    """Check that there is a job for each ID. Raises JobUnknown."""
     known: set[int] = set()
     for start in range(0, len(ids), AT_ONCE):
         some = tuple(ids[start : start + AT_ONCE])
-        known |= {each.id for each in store.jobs.find(JobFilter(ids=some, limit=len(some)))}
-    unknown = [each for each in ids if each not in known]
+        known |= {job.id for job in store.jobs.find(JobFilter(ids=some, limit=len(some)))}
+    unknown = [id for id in ids if id not in known]
     if unknown:
         raise JobUnknown(unknown)
     return list(ids)
 
 
 def select_jobs(store: Store, handler: str, state: str, move: JobMove) -> list[int]:
-    """The ids of all jobs of a handler in a state. Raises HandlerUnknown, and SettingInvalid for a
-    state in which they can't be moved so."""
-    wanted = validation.check_state(state, JobState)
-    if wanted not in job_targets(move):
-        can = ", ".join(job_targets(move))
-        problem = f"what is {wanted} can't be: {can} can"
+    """Select the IDs of all jobs of a handler in a state. Raises HandlerUnknown, and SettingInvalid
+    for a state that doesn't allow the move."""
+    checked = validation.check_state(state, JobState)
+    if checked not in job_targets(move):
+        done = "retried" if move is JobMove.REPEAT else "discarded"
+        allowed = ", ".join(job_targets(move))
+        problem = f"{checked} jobs can't be {done}; allowed: {allowed}"
         raise SettingInvalid(name="the state", problem=problem)
     check_handler(store, handler)
-    return [each.id for each in iterate_jobs(store, JobFilter(handler=handler, state=wanted))]
+    return [job.id for job in iterate_jobs(store, JobFilter(handler=handler, state=checked))]
 
 
 def check_handler(store: Store, name: str) -> None:
-    """Raises HandlerUnknown for one that isn't registered, and has no jobs."""
-    names = [each.name for each in store.jobs.handlers()]
+    """Check that a handler is registered, or has jobs. Raises HandlerUnknown."""
+    names = [handler.name for handler in store.jobs.handlers()]
     if name in names:
         return
-    names = sorted({*names, *(each.handler for each in store.jobs.counts())})
+    names = sorted({*names, *(row.handler for row in store.jobs.counts())})
     if name in names:
         return
     raise HandlerUnknown(name, names)
@@ -171,12 +173,12 @@ def check_handler(store: Store, name: str) -> None:
 
 TIMEOUT_S: Final = 30.0
 LEAST_FREE_MB: Final = 1_024
-_WAIT_S: Final = 0.2  # before Logto is asked again: somebody waits for the answer
+_WAIT_S: Final = 0.2  # between tries to reach Logto: somebody waits for the result
 _CREDENTIALS: Final = ("endpoint", "app_id", "app_secret")
 
 
 class DoctorAdmin(ABC):
-    """What has settings, a database and handlers."""
+    """The methods behind `doctor`."""
 
     handlers: Handlers
     _settings: Callable[[], Settings]
@@ -223,7 +225,7 @@ class DoctorAdmin(ABC):
             ask=partial(make_client, settings, longest_wait_s=_WAIT_S),
             post=partial(_post, limit_s=min(LIMIT_S, timeout_s / 2)),
             clock=SystemClock(),
-            handlers=[each.registered for each in self.handlers] or None,
+            handlers=[handler.registered for handler in self.handlers] or None,
             databases=None if application is None else partial(_places, self, application),
         )
         return await doctor.diagnose(target, only, timeout_s)
@@ -241,7 +243,7 @@ def _too_open(files: Iterable[Path]) -> dict[str, str]:
 
 
 async def _post(url: str, limit_s: float) -> ProbeResult:
-    # Here, for it needs an HTTP client, which an application doesn't.
+    # Here, because it needs an HTTP client, which applications don't.
     from logto_webhooks.doctor import url_probe
 
     return await url_probe.post(url, limit_s)
@@ -252,12 +254,12 @@ def _places(ours: DoctorAdmin, theirs: DoctorAdmin) -> tuple[str, str]:
 
 
 def _place(database: Database) -> str:
-    """Where a database is, whoever asks it, and by whichever driver."""
+    """Return the place of a database, without its user and driver."""
     _, separator, rest = database.name.partition("://")
     if not separator:
         return str(Path(database.name).resolve())
     hosts, _, name = rest.rpartition("/")
-    return f"{','.join(_with_port(each) for each in hosts.split(','))}/{name}"
+    return f"{','.join(_with_port(host) for host in hosts.split(','))}/{name}"
 
 
 def _with_port(host: str) -> str:
@@ -265,11 +267,11 @@ def _with_port(host: str) -> str:
 
 
 T = TypeVar("T")
-_UNCLEAR: Final = "give either their ids, or --handler NAME, for all its dead ones"
+_UNCLEAR: Final = "name jobs by ID, or use --handler NAME for all its dead jobs"
 
 
 class InboxAdmin(ABC):
-    """What has settings and a database."""
+    """Methods for deliveries, jobs and handlers."""
 
     _settings: Callable[[], Settings]
 
@@ -278,10 +280,10 @@ class InboxAdmin(ABC):
     def database(self) -> Database:
         """The database. Raises SettingInvalid."""
 
-    async def deliveries(self, wanted: DeliveryFilter | None = None) -> list[StoredDelivery]:
+    async def deliveries(self, filter: DeliveryFilter | None = None) -> list[StoredDelivery]:
         """List deliveries in the inbox, newest first."""
-        sought = validation.check_delivery_filter(wanted or DeliveryFilter())
-        return await self._read(lambda store: store.inbox.search(sought))
+        checked = validation.check_delivery_filter(filter or DeliveryFilter())
+        return await self._read(lambda store: store.inbox.search(checked))
 
     async def delivery(self, id: int) -> StoredDelivery | None:
         """Return one delivery with its body, or None if the id is unknown."""
@@ -314,10 +316,10 @@ class InboxAdmin(ABC):
         await self.database.check()
         return await run_or_rehearse(self.database.host, work, dry_run)
 
-    async def jobs(self, wanted: JobFilter | None = None) -> list[JobRow]:
+    async def jobs(self, filter: JobFilter | None = None) -> list[JobRow]:
         """List jobs, newest first."""
-        sought = validation.check_job_filter(wanted or JobFilter())
-        return await self._read(lambda store: store.jobs.find(sought))
+        checked = validation.check_job_filter(filter or JobFilter())
+        return await self._read(lambda store: store.jobs.find(checked))
 
     async def retry_jobs(
         self, ids: Sequence[int] = (), *, handler: str | None = None, state: str | None = None
@@ -356,7 +358,7 @@ class InboxAdmin(ABC):
     ) -> int:
         chosen = await self._chosen_jobs(ids, handler, state, move)
         moved = 0
-        for start in range(0, len(chosen), AT_ONCE):  # a long transaction holds back who accepts
+        for start in range(0, len(chosen), AT_ONCE):  # a long transaction would delay the receiver
             piece = chosen[start : start + AT_ONCE]
             moved += await self._write(partial(_moved, ids=piece, move=move))
         return moved
@@ -388,8 +390,8 @@ def _moved(store: Store, *, ids: Sequence[int], move: JobMove) -> int:
 _DEFAULT_TEST_EVENT: Final = "User.Created"  # by a webhook without events
 
 
-def _silent(*told: object) -> None:
-    """Tell nobody how far it came."""
+def _silent(*progress: object) -> None:
+    """Report no progress."""
 
 
 class Admin(InboxAdmin, DoctorAdmin):
@@ -440,19 +442,19 @@ class Admin(InboxAdmin, DoctorAdmin):
 
     async def waiting(self, limit: int = 100) -> list[RefetchNeed]:
         """List the records that need a refetch, the longest waiting first."""
-        most = limited(limit)
+        most = check_limit(limit)
         return await self._read(lambda store: store.waiting(most))
 
     async def users(self, query: str = "", limit: int = 100) -> list[FoundRow]:
         """Find users by id, email, phone or username, or else by part of an email, a username, a
         name or a phone."""
-        sought, most = check_text("the query", query), limited(limit)
-        return await self._read(lambda store: store.find("user", sought, most))
+        checked, most = check_text("the query", query), check_limit(limit)
+        return await self._read(lambda store: store.find("user", checked, most))
 
     async def organizations(self, query: str = "", limit: int = 100) -> list[FoundRow]:
         """Find organizations by id or name, or else by part of the name."""
-        sought, most = check_text("the query", query), limited(limit)
-        return await self._read(lambda store: store.find("organization", sought, most))
+        checked, most = check_text("the query", query), check_limit(limit)
+        return await self._read(lambda store: store.find("organization", checked, most))
 
     async def explain_user(self, query: str) -> Explained | None:
         """Return a user's history, and which delivery set each field, or None if nobody is found.
@@ -515,8 +517,8 @@ class Admin(InboxAdmin, DoctorAdmin):
     async def endpoints(self) -> list[Webhook]:
         """List Logto's webhooks."""
         async with self._asking() as logto:
-            found, _ = await webhooks.list_webhooks(logto)
-            return found
+            hooks, _ = await webhooks.list_webhooks(logto)
+            return hooks
 
     async def create_endpoint(self, url: str, *, name: str = webhooks.NAME) -> Webhook:
         """Create a webhook with the events that the sync and the handlers need.
@@ -525,7 +527,7 @@ class Admin(InboxAdmin, DoctorAdmin):
         """
         if not is_url(url):
             raise SettingInvalid(name="url", problem=f"{url!r} isn't like https://host/path")
-        patterns = [each for one in self.handlers for each in one.registered.patterns]
+        patterns = [name for handler in self.handlers for name in handler.registered.patterns]
         async with self._asking() as logto:
             return await webhooks.create_webhook(logto, url, name, subscription(patterns))
 
@@ -541,12 +543,12 @@ class Admin(InboxAdmin, DoctorAdmin):
         async with self._asking() as logto:
             chosen = await self._chosen(logto, hook)
             sent = event or next(
-                (each for each in chosen.events if each not in LATER), _DEFAULT_TEST_EVENT
+                (name for name in chosen.events if name not in LATER), _DEFAULT_TEST_EVENT
             )
             try:
                 return await webhooks.send_test(logto, self.database.host, chosen, sent, timeout_s)
             except LogtoApiError:
-                registry.named(sent)  # a later Logto may have it; so that isn't asked before
+                registry.named(sent)  # checked only now: a later Logto may have it
                 raise
 
     async def rotate_endpoint(
@@ -564,13 +566,13 @@ class Admin(InboxAdmin, DoctorAdmin):
             return await rotate_key(logto, self.database.host, SystemClock(), chosen, overlap_ms)
 
     async def _chosen(self, logto: Logto, hook: str | None) -> Webhook:
-        found, _ = await webhooks.list_webhooks(logto)
+        hooks, _ = await webhooks.list_webhooks(logto)
         if hook:
-            return find_webhook(found, hook)
+            return find_webhook(hooks, hook)
         settings = self._settings()
         learnt = await self._read(lambda store: store.keys_of_hooks.learnt())
-        keys = {*split_signing_keys(settings), *(each.key for each in learnt)}
-        return find_our_webhook(found, keys, settings.public_url)
+        keys = {*split_signing_keys(settings), *(key.key for key in learnt)}
+        return find_our_webhook(hooks, keys, settings.public_url)
 
     async def _explain(self, kind: Kind, query: str) -> Explained | None:
         lag_ms = self._settings().lag_ms

@@ -19,7 +19,7 @@ from logto_webhooks.states import MAX_ATTEMPTS
 
 DEFAULT_DATABASE: Final = "sqlite:///logto-webhooks.db"
 
-# Field -> the variables that set it, the first that is there wins.
+# Field -> the variables that set it; the first that is set wins.
 VARIABLES: Final[dict[str, tuple[str, ...]]] = {
     "signing_key": ("LOGTO_WEBHOOK_SIGNING_KEY",),
     "database_url": ("LOGTO_WEBHOOKS_DATABASE_URL", "DATABASE_URL"),
@@ -47,7 +47,7 @@ VARIABLES: Final[dict[str, tuple[str, ...]]] = {
     "log_level": ("LOGTO_WEBHOOKS_LOG_LEVEL",),
 }
 
-# Each of these can also be the content of a file, which a variable with this ending names.
+# These can also be in files, which variables with this suffix name.
 SECRETS: Final = ("signing_key", "database_url", "app_secret")
 FILE: Final = "_FILE"
 FILE_VARIABLES: Final = {f"{name}{FILE}": name for field in SECRETS for name in VARIABLES[field]}
@@ -60,19 +60,19 @@ _CHOICES: Final = {
     "endpoint": "the address of a Logto, such as https://auth.example.com",
     "app": "module:name, such as app.logto:logto",
     "port": "a number from 0 to 65535",
-    "schema": "letters (a to z), digits and _, at most 63, the first of them no digit",
+    "schema": "at most 63 letters (a to z), digits and _, and must not begin with a digit",
 }
 _TYPES: Final = {"bool": "true or false", "int": "a whole number", "float": "a number"}
 
 
 class Settings(Struct, frozen=True, kw_only=True):
-    """All that can be set.
+    """All settings.
 
-    `signing_key` is one key of a hook, or several separated by commas. `lag_ms` is how much
-    older than its dispatch a change may be for which Logto tells no time. Without `worker`, the
-    service only receives, and a process of its own must apply. `api_budget` is how many requests
-    a second Logto's Management API may be asked; `public_url` is where Logto reaches the webhook.
-    `spool_dir` is a directory for deliveries that the database doesn't take in time.
+    `signing_key` is one key of a webhook, or several separated by commas. `lag_ms` is how long
+    before its webhook a change may have happened, if Logto doesn't send the time. Without `worker`,
+    the service only receives, and another process must apply deliveries. `api_budget` is the number
+    of requests per second to the Management API. `public_url` is where Logto reaches the webhook.
+    `spool_dir` is a directory for deliveries that the database can't take in time.
     """
 
     signing_key: str = ""
@@ -103,7 +103,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     sources: dict[str, str] = {}
 
     def name_of(self, field: str) -> str:
-        """The variable, option or argument that set a field; else the variable that can."""
+        """Name the variable, option or argument that set a field, else the variable that can."""
         return self.sources.get(field, VARIABLES[field][0])
 
     @property
@@ -120,12 +120,12 @@ class Settings(Struct, frozen=True, kw_only=True):
         return keys
 
     def url_at(self, port: int) -> str:
-        """Where `serve` takes deliveries, once it listens on a port."""
+        """Return the URL of the webhook, when `serve` listens on this port."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"http://{host}:{port}{self.path}"
 
     def __repr__(self) -> str:
-        """Without the key and the database's password."""
+        """Leave out keys and passwords."""
         return f"Settings(host={self.host!r}, port={self.port}, path={self.path!r})"
 
 
@@ -151,7 +151,7 @@ class MountedSettings(TypedDict, total=False):
 
 
 def split_keys(signing_key: str) -> tuple[str, ...]:
-    """The keys in a setting that holds several, separated by commas; what is empty is left out."""
+    """Split several keys, separated by commas; leave out empty ones."""
     return tuple(key.strip() for key in signing_key.split(",") if key.strip())
 
 
@@ -161,22 +161,20 @@ def from_env(
     *,
     places: Mapping[str, str] = MappingProxyType({}),
     option: bool = False,
-    **given: Any,
+    **values: Any,
 ) -> Settings:
-    """Read settings from `environment`; what is `given` (and not None) wins.
+    """Read settings from `environment`. `values` override it, unless they are None.
 
-    A secret is also read from the file that its variable with `_FILE` names.
-    `places` says of a variable in which file it stands, and `option` that what is given are options
-    of a command: errors name what was read. Raises SettingInvalid, which names the variable, and
-    TypeError for a name that is none.
+    A secret is also read from the file that its variable with `_FILE` names. Errors name what was
+    read: `places` has the files that variables were read from, and with `option` the values are a
+    command's options. Raises SettingInvalid, and TypeError for an unknown setting.
     """
-    if unknown := sorted(given.keys() - VARIABLES.keys()):
+    if unknown := sorted(values.keys() - VARIABLES.keys()):
         raise TypeError(f"there is no setting {unknown[0]!r}")
-    values: dict[str, Any] = {}
+    values = {field: value for field, value in values.items() if value is not None}
     sources: dict[str, str] = {}
-    given = {name: value for name, value in given.items() if value is not None}
     for field, variables in VARIABLES.items():
-        if field in given:
+        if field in values:
             sources[field] = _option(field) if option else field
             continue
         for name in variables:
@@ -185,7 +183,6 @@ def from_env(
                 values[field] = value
                 sources[field] = f"{source} in {places[source]}" if source in places else source
                 break
-    values |= given
     if (problem := problem_of_secret(values.get("app_secret") or "")) is not None:
         raise SettingInvalid(name=sources["app_secret"], problem=problem)
     try:
@@ -199,21 +196,21 @@ def from_env(
 
 
 def _value_of(name: str, environment: Mapping[str, str], is_secret: bool) -> tuple[str, str | None]:
-    """What a variable sets, itself or by a file that it names; and the one that was read."""
+    """Read a variable, or the file that it names; return its name and the value."""
     value, path = environment.get(name), environment.get(f"{name}{FILE}") if is_secret else None
     if value and path:
-        problem = f"{name} is set, too: set only one of them"
+        problem = f"{name} is also set; set only one of them"
         raise SettingInvalid(name=f"{name}{FILE}", problem=problem)
     return (f"{name}{FILE}", _content(f"{name}{FILE}", path)) if path else (name, value)
 
 
 def _content(name: str, path: str) -> str:
-    """A secret that a file holds, without the line break at its end."""
+    """Read a secret from a file, without the line break at its end."""
     try:
         with Path(path).expanduser().open("rb") as file:
             content = file.read(_LARGEST_SECRET + 1)
     except (OSError, ValueError, RuntimeError) as error:
-        reason = getattr(error, "strerror", None) or "that isn't a path"
+        reason = getattr(error, "strerror", None) or "it isn't a path"
         problem = f"the file {path!r} can't be read ({reason})"
         raise SettingInvalid(name=name, problem=problem) from None
     if len(content) > _LARGEST_SECRET:
@@ -233,6 +230,6 @@ def _option(field: str) -> str:
 
 
 def _allowed(problem: str) -> str | None:
-    """What msgspec expected, in words, if it says that."""
-    found = re.match(r"Expected `(\w+)(?: \| null)?`([^,]*)", problem)
-    return f"{_TYPES[found[1]]}{found[2]}" if found and found[1] in _TYPES else None
+    """Say in words what msgspec expected, if it names that."""
+    match = re.match(r"Expected `(\w+)(?: \| null)?`([^,]*)", problem)
+    return f"{_TYPES[match[1]]}{match[2]}" if match and match[1] in _TYPES else None

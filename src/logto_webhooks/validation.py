@@ -18,88 +18,88 @@ Name = TypeVar("Name", bound=str)
 States = TypeVar("States", bound=StrEnum)
 
 
-def nearest(given: str, known: Collection[str]) -> str:
-    """Which of the known names is likely meant."""
-    near = get_close_matches(given, known, n=1, cutoff=0.5)
+def nearest(name: str, known: Collection[str]) -> str:
+    """Name the most similar of the known names."""
+    near = get_close_matches(name, known, n=1, cutoff=0.5)
     return f"the nearest is {near[0]}" if near else f"known are {', '.join(known)}"
 
 
-def check_choice(name: str, given: str, known: Collection[Name]) -> Name:
-    """One of some names. Raises SettingInvalid, which says which is likely meant."""
-    for each in known:
-        if each == given:
-            return each
-    problem = f"there is no {given!r}, {nearest(given, known)}"
+def check_choice(name: str, value: str, known: Collection[Name]) -> Name:
+    """Check one of several names. Raises SettingInvalid, which suggests one."""
+    for choice in known:
+        if choice == value:
+            return choice
+    problem = f"there is no {value!r}, {nearest(value, known)}"
     raise SettingInvalid(name=name, problem=problem)
 
 
-def check_ids(what: str, given: Iterable[object]) -> list[int]:
-    """The ids, each once. Raises SettingInvalid for what can be none."""
-    found: dict[int, None] = {}
-    for each in given:
-        if type(each) is not int or not 0 < each <= GREATEST_ID:
-            problem = f"{each!r:.60} is no id: that is a whole number from 1 on"
-            raise SettingInvalid(name=f"the id of a {what}", problem=problem)
-        found[each] = None
-    return list(found)
+def check_ids(kind: str, ids: Iterable[object]) -> list[int]:
+    """Check IDs, and remove duplicates. Raises SettingInvalid."""
+    checked: dict[int, None] = {}
+    for id in ids:
+        if type(id) is not int or not 0 < id <= GREATEST_ID:
+            problem = f"{id!r:.60} isn't a whole number from 1 on"
+            raise SettingInvalid(name=f"the ID of a {kind}", problem=problem)
+        checked[id] = None
+    return list(checked)
 
 
-def check_state(given: str, states: type[States]) -> States:
-    """One of the states. Raises SettingInvalid."""
-    known = [each.value for each in states]
-    if given not in known:
-        problem = f"{given!r:.60} is none of {', '.join(known)}"
+def check_state(value: str, states: type[States]) -> States:
+    """Check a state. Raises SettingInvalid."""
+    known = [state.value for state in states]
+    if value not in known:
+        problem = f"{value!r:.60} isn't one of {', '.join(known)}"
         raise SettingInvalid(name="the state", problem=problem)
-    return states(given)
+    return states(value)
 
 
-def check_text(what: str, given: str) -> str:
-    """A text that a database can look for. Raises SettingInvalid."""
+def check_text(name: str, text: str) -> str:
+    """Check text that a database can search for. Raises SettingInvalid."""
     try:
-        given.encode()
+        text.encode()
     except UnicodeError:
-        raise SettingInvalid(name=what, problem="it isn't UTF-8 text") from None
-    if "\0" in given:
-        raise SettingInvalid(name=what, problem="it has a NUL, which no text here has")
-    return given
+        raise SettingInvalid(name=name, problem="it isn't UTF-8 text") from None
+    if "\0" in text:
+        raise SettingInvalid(name=name, problem="it contains a NUL character")
+    return text
 
 
-def check_job_filter(wanted: JobFilter) -> JobFilter:
-    """A filter that can be asked for. Raises SettingInvalid."""
-    check_ids("job", wanted.ids or ())
-    _checked("job", wanted.id, wanted.after)
-    _checked("delivery", wanted.delivery_id)
-    if wanted.state is not None:
-        check_state(wanted.state, JobState)
-    _texts(handler=wanted.handler, event=wanted.event, subject=wanted.subject)
-    limited(wanted.limit)
-    return wanted
+def check_job_filter(filter: JobFilter) -> JobFilter:
+    """Check a filter of jobs. Raises SettingInvalid."""
+    check_ids("job", filter.ids or ())
+    _check_optional_ids("job", filter.id, filter.after)
+    _check_optional_ids("delivery", filter.delivery_id)
+    if filter.state is not None:
+        check_state(filter.state, JobState)
+    _check_texts(handler=filter.handler, event=filter.event, subject=filter.subject)
+    check_limit(filter.limit)
+    return filter
 
 
-def check_delivery_filter(wanted: DeliveryFilter) -> DeliveryFilter:
-    """A filter that can be asked for. Raises SettingInvalid."""
-    _checked("delivery", wanted.after)
-    if wanted.state is not None:
-        check_state(wanted.state, DeliveryState)
-    _texts(event=wanted.event, subject=wanted.subject, text=wanted.text)
-    limited(wanted.limit)
-    return wanted
+def check_delivery_filter(filter: DeliveryFilter) -> DeliveryFilter:
+    """Check a filter of deliveries. Raises SettingInvalid."""
+    _check_optional_ids("delivery", filter.after)
+    if filter.state is not None:
+        check_state(filter.state, DeliveryState)
+    _check_texts(event=filter.event, subject=filter.subject, text=filter.text)
+    check_limit(filter.limit)
+    return filter
 
 
-def _checked(what: str, *given: object) -> None:
-    check_ids(what, [each for each in given if each is not None])
+def _check_optional_ids(kind: str, *ids: object) -> None:
+    check_ids(kind, [id for id in ids if id is not None])
 
 
-def _texts(**given: str | None) -> None:
-    for name, each in given.items():
-        if each is not None:
-            check_text(f"the {name}", each)
+def _check_texts(**texts: str | None) -> None:
+    for name, text in texts.items():
+        if text is not None:
+            check_text(f"the {name}", text)
 
 
-def limited(limit: int) -> int:
-    """How many to list at most. Raises SettingInvalid."""
+def check_limit(limit: int) -> int:
+    """Check how many to list at most. Raises SettingInvalid."""
     if type(limit) is not int or not 0 < limit <= GREATEST_ID:
-        problem = f"{limit!r:.60} isn't 1 or more, up to {GREATEST_ID}"
+        problem = f"{limit!r:.60} isn't a whole number from 1 to {GREATEST_ID}"
         raise SettingInvalid(name="the limit", problem=problem)
     return limit
 
