@@ -165,9 +165,9 @@ class DeliveryOutcome(Struct, frozen=True, kw_only=True):
 
 
 class StoredDelivery(Struct, frozen=True, kw_only=True):
-    """A delivery in the inbox, and where it stands; times in milliseconds since the epoch.
+    """A delivery in the inbox, with its state. Times are in milliseconds since the epoch.
 
-    `result` is the outcome of the sync, None until then; `error` what last went wrong.
+    `result` is the outcome of the sync, or None before it. `error` is the last error.
     """
 
     id: int
@@ -184,8 +184,8 @@ class StoredDelivery(Struct, frozen=True, kw_only=True):
 
     @property
     def call(self) -> str:
-        """The call of Logto's API, or the interaction, that it tells of; "" where Logto doesn't
-        say, as with the account API."""
+        """The call of Logto's API, or the interaction, that caused it. "" if Logto doesn't say, as
+        with the account API."""
         return api_call(self.body)
 
 
@@ -203,11 +203,11 @@ def api_call(body: bytes) -> str:
 
 
 class DeliveryFilter(Struct, frozen=True, kw_only=True):
-    """Which deliveries to list: all that is given must hold.
+    """Which deliveries to list. All conditions must match.
 
-    `subject` is `kind:id`; `since` and `until` (not included) are when it was received, in
-    milliseconds; `text` stands in the body as it is. The list is of the newest first, or of the
-    `oldest_first`, and goes on `after` an id.
+    `subject` is `kind:id`. `since` and `until` (exclusive) limit the time of receipt, in
+    milliseconds. `text` is a literal part of the body. The list is newest first, or `oldest_first`,
+    and continues `after` an id.
     """
 
     event: str | None = None

@@ -28,14 +28,14 @@ SETTING: Final = "logto_setting"
 
 
 class Status(Struct, frozen=True, kw_only=True):
-    """Counts of the inbox and the records; `oldest_pending_s` is None when nothing is pending.
+    """Counts of deliveries, records and jobs. `oldest_pending_s` is None if nothing is pending.
 
-    `recovered` is what Logto's log brought back, `complete_up_to` (ms) when it was last asked;
-    `reconciled_at` (ms) when all records were last compared with Logto's own. `silent_since` (ms)
-    nothing has come, or all was rejected; None while deliveries come as usual.
-    `memberships_to_end` are still listed though their user or organization was deleted. A store
-    leaves out `jobs`, by state, `unrunnable`, the jobs that wait for handlers that nobody
-    registered, and `spooled`, the deliveries that wait in the spool directory.
+    `recovered` counts deliveries from Logto's log, which was last read at `complete_up_to` (ms).
+    All records were last compared with Logto at `reconciled_at` (ms). Since `silent_since` (ms), no
+    deliveries arrived, or all were rejected; None while they arrive as usual. `memberships_to_end`
+    are still listed although their user or organization was deleted. `jobs` are counted by state,
+    `unrunnable` are jobs of handlers that nobody registered, and `spooled` are deliveries in the
+    spool directory.
     """
 
     deliveries: dict[str, int]
@@ -83,7 +83,7 @@ class DatabaseClock(Struct, frozen=True, kw_only=True):
 
 
 class RefetchNeed(Struct, frozen=True, kw_only=True):
-    """A record that only Logto can settle, and why."""
+    """A record that needs a refetch, and why."""
 
     key: Key
     reason: str
@@ -91,8 +91,11 @@ class RefetchNeed(Struct, frozen=True, kw_only=True):
 
 
 class FoundRow(Struct, frozen=True, kw_only=True):
-    """A row of the mirror, why Logto must be asked about it, the other ends of its memberships,
-    and those of memberships in doubt, present or not; of a user the names of the roles, too."""
+    """A user's or an organization's row, why it needs a refetch, and its memberships.
+
+    Memberships in doubt are listed separately, whether they exist or not. `roles` are the names of
+    a user's roles.
+    """
 
     row: dict[str, Any]
     waiting_for: str | None

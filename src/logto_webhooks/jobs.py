@@ -92,7 +92,7 @@ class JobCount(Struct, frozen=True, kw_only=True):
 
 
 class JobFilter(Struct, frozen=True, kw_only=True):
-    """Which jobs to list; None is any. `after` is the id below which to go on."""
+    """Which jobs to list. None matches any. The list continues below the id `after`."""
 
     id: int | None = None
     ids: tuple[int, ...] | None = None
@@ -106,7 +106,7 @@ class JobFilter(Struct, frozen=True, kw_only=True):
 
 
 class JobRow(Struct, frozen=True, kw_only=True):
-    """A job as it stands; `error` is its last traceback. Times in milliseconds."""
+    """A job with its state. `error` is its last traceback. Times are in milliseconds."""
 
     id: int
     handler: str

@@ -18,7 +18,7 @@ from logto_webhooks.errors import (
 
 
 class DeliveryState(StrEnum):
-    """Where a delivery stands."""
+    """The state of a delivery."""
 
     PENDING = "pending"  # to be applied, now or at `due_at`
     DONE = "done"
@@ -48,7 +48,7 @@ DELIVERY_MOVES: Final[dict[tuple[DeliveryState, DeliveryMove], DeliveryState]] =
 
 
 class JobState(StrEnum):
-    """Where a job stands."""
+    """The state of a job."""
 
     WAITING = "waiting"  # in its queue, to be run now or when the queue is due
     DONE = "done"

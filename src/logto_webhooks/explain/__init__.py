@@ -28,16 +28,17 @@ from logto_webhooks.states import DeliveryState
 
 
 class Explained(Struct, frozen=True):
-    """A line for each delivery and answer, and who set the present value of each column."""
+    """A record's history: a line for each delivery and answer, and what set each column's current
+    value."""
 
     subject: Key
     lines: list[TimelineEntry]
     fields: list[Field]
 
     def only(self, name: str) -> Explained:
-        """What is told of one field, or of all that begin with `name.`; nothing, if it has none.
+        """Return the history of one field, or of all that begin with `name.`.
 
-        Also the lines of who set it: one that came late told what was known by then.
+        It includes the deliveries that set the field.
         """
         group = {each.name: each.group for each in columns_for(self.subject, self.subject)}.get(
             name

@@ -39,7 +39,7 @@ LATER: Final = frozenset({"TrustedDevice.Created", "TrustedDevice.Deleted"})
 
 
 class Webhook(Struct, frozen=True, kw_only=True, rename="camel"):
-    """A webhook; `config` is whole, because a change replaces it."""
+    """A webhook in Logto. `config` is complete, because a change replaces it."""
 
     id: str
     name: str = ""
@@ -54,11 +54,11 @@ class Webhook(Struct, frozen=True, kw_only=True, rename="camel"):
 
     @property
     def url(self) -> str:
-        """Where it leads."""
+        """Its URL."""
         return str(self.config.get("url", ""))
 
     def leads_to(self, url: str) -> bool:
-        """Whether it is the same address, with a slash in the end or without."""
+        """Return whether its URL is `url`, ignoring a trailing slash."""
         return self.url.rstrip("/") == url.rstrip("/")
 
 
@@ -137,8 +137,8 @@ NAME: Final = "logto-webhooks"
 
 
 class TestResult(Struct, frozen=True, kw_only=True):
-    """What became of a test: the delivery that it is here, or the problem. By a webhook that isn't
-    `enabled` Logto sends nothing else."""
+    """The result of a test: the delivery's id, or the problem. A webhook that isn't `enabled` sends
+    nothing but tests."""
 
     hook: str
     url: str

@@ -26,7 +26,7 @@ _RECENT: Final = 200  # deliveries that are asked for the id of their hook
 
 
 class RecoverResult(Struct, kw_only=True):
-    """What a look found, up to `until` (ms); `causes` counts what the inbox lacked, by why."""
+    """The result of a recovery up to `until` (ms). `causes` counts missing deliveries by reason."""
 
     since: int
     until: int

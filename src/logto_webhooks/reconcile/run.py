@@ -23,10 +23,10 @@ RESUME_MS: Final = 86_400_000  # how old a look may be that is gone on with
 
 
 class ReconcileResult(Struct, kw_only=True):
-    """What a look at all records found; `fields` counts the columns that differed.
+    """The result of a comparison with Logto. `fields` counts the columns that differed.
 
-    `began` is since when what it compared was true (ms); a look that was `resumed` counts only
-    what it saw itself.
+    `began` is the time (ms) from which on its data are valid. A comparison that was `resumed` only
+    counts its own part.
     """
 
     began: int = 0

@@ -31,7 +31,7 @@ _ALL_OF_A_USER: Final = (UNKNOWN_CHANGE, RESTORED)  # the user, and the roles an
 
 
 class UserComparison(Struct, frozen=True, kw_only=True):
-    """Somebody here and at Logto, by column; None where there is nobody (any more)."""
+    """A user here and in Logto, by column. None if the user doesn't exist there (any more)."""
 
     ours: dict[str, Any] | None
     logto: dict[str, Any] | None

@@ -32,15 +32,15 @@ def iterate_jobs(store: Store, wanted: JobFilter) -> Iterator[JobRow]:
 
 
 class ReplayResult(Struct, frozen=True, kw_only=True):
-    """What a replay did, or would do: deliveries that are applied again, jobs that are to run
-    again or for the first time, and what differs."""
+    """What a replay did, or would do: deliveries applied again, jobs to run again or for the first
+    time, and differences."""
 
     deliveries: int
     jobs: int
     drifts: list[Drift]
 
     def plus(self, more: ReplayResult) -> ReplayResult:
-        """Count both."""
+        """Return the sum of both."""
         return ReplayResult(
             deliveries=self.deliveries + more.deliveries,
             jobs=self.jobs + more.jobs,
