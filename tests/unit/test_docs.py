@@ -70,6 +70,14 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_modules_that_a_page_names_exist(page: Path) -> None:
+    """As a path within the package, the project, or the page's folder."""
+    places = (ROOT / "src/logto_webhooks", ROOT, page.parent)
+    for path in re.findall(r"`([\w/]+/\w+\.py)`", page.read_text()):
+        assert any((place / path).exists() for place in places), path
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_what_a_page_names_exists(page: Path) -> None:
     """Settings, metrics, and commands with their options."""
     text = page.read_text()

@@ -255,9 +255,10 @@ _CHANGED: Final = "the key is changed at Logto, so run this again"
 
 
 class RotationResult(Struct, frozen=True, kw_only=True):
-    """A webhook with a new key; times in milliseconds since the epoch.
+    """A webhook with a new key. Times are in milliseconds since the epoch.
 
-    `signing_key` is the new key. The old one needn't be set beside it: it is in the database.
+    `signing_key` is the new key. The old one is in the database, so you don't need to keep it in
+    the settings.
     """
 
     hook: str
