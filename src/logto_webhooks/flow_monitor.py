@@ -72,7 +72,7 @@ def record_flow(store: Store) -> Flow:
 
 def _newest(store: Store) -> int | None:
     recent = store.inbox.search(DeliveryFilter(limit=_RECENT))
-    return next((each.received_at for each in recent if each.origin == "webhook"), None)
+    return next((delivery.received_at for delivery in recent if delivery.origin == "webhook"), None)
 
 
 def _note_gap(store: Store, known: RecordedFlow, gap: Gap) -> None:

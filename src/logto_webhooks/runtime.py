@@ -318,8 +318,8 @@ class WorkerGroup:
         """End `run`, whatever a handler or the database does, within `LONGEST_STOP_S`."""
         self.worker.stop()
         self.runner.stop(self.wake_runner)
-        for each in self._loops:
-            asyncio.get_running_loop().call_later(LONGEST_STOP_S, each.cancel)
+        for loop in self._loops:
+            asyncio.get_running_loop().call_later(LONGEST_STOP_S, loop.cancel)
 
     async def run(self) -> None:
         """Work until stopped. Handlers are made known first, or jobs would be missing."""
@@ -327,13 +327,13 @@ class WorkerGroup:
             return
         watching = asyncio.create_task(self._watch())
         loops = (self.worker.run(), self._run_handlers())
-        self._loops = [asyncio.create_task(each) for each in loops]
+        self._loops = [asyncio.create_task(loop) for loop in loops]
         over, _ = await asyncio.wait(self._loops, return_when=asyncio.FIRST_EXCEPTION)
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
-        for each in over:
-            if not each.cancelled():
-                each.result()
+        for task in over:
+            if not task.cancelled():
+                task.result()
 
     async def _run_handlers(self) -> None:
         if self._apart is None:
@@ -368,7 +368,7 @@ class WorkerGroup:
 
     async def register(self) -> bool:
         """Make the handlers known, once the database can be reached; False when stopped."""
-        registered = [each.registered for each in self._handlers]
+        registered = [handler.registered for handler in self._handlers]
 
         def register(store: Store) -> None:
             store.jobs.register(registered)
@@ -378,7 +378,7 @@ class WorkerGroup:
                 await self._database.host.run(register)
                 self._registered = True
                 if registered:
-                    self._tell(HandlersKnown(tuple(each.name for each in registered)))
+                    self._tell(HandlersKnown(tuple(handler.name for handler in registered)))
             except StoreUnavailable as error:
                 self._tell(Stalled(describe(error), AGAIN_S))
                 await asyncio.sleep(AGAIN_S)
@@ -396,11 +396,11 @@ class WorkerGroup:
 
     async def _tell_of_others(self, told: int = 0) -> int:
         counts = await self._database.host.read(lambda store: store.jobs.counts())
-        waiting = [each for each in counts if each.state == "waiting"]
-        others = [each for each in waiting if self._handlers.get(each.handler) is None]
-        jobs = sum(each.count for each in others)
+        waiting = [count for count in counts if count.state == "waiting"]
+        others = [count for count in waiting if self._handlers.get(count.handler) is None]
+        jobs = sum(other.count for other in others)
         if jobs and jobs != told:
-            self._tell(Unrunnable(tuple(each.handler for each in others), jobs))
+            self._tell(Unrunnable(tuple(other.handler for other in others), jobs))
         return jobs
 
 

@@ -287,7 +287,7 @@ def test_annotations_of_all_forms_are_read(logto: LogtoWebhooks) -> None:
     logto.on("*")(in_all_forms)
     logto.on("*")(by_name)
     logto.on("*", name="quoted")(quoted["quoted"])
-    kinds = [[each.kind for each in handler.wishes] for handler in logto.handlers]
+    kinds = [[each.kind for each in handler.parameters] for handler in logto.handlers]
     given = ["event", "delivery", "user", "logger"]
     by_names = ["event", "delivery", "logger", "user"]
     assert kinds == [[*given, "transaction"], by_names, ["logger"]]

@@ -83,9 +83,9 @@ def enqueue_for_deliveries(
     since = store.installed_at()
     jobs = [
         job
-        for each in (batch if own else ())
-        if not is_late(each.claimed, window_ms)
-        for job in matching.jobs_for_event(each.event, each.claimed, handlers, since)
+        for planned in (batch if own else ())
+        if not is_late(planned.claimed, window_ms)
+        for job in matching.jobs_for_event(planned.event, planned.claimed, handlers, since)
     ]
     brought = _brought(batch)
     for key, event in _events(store, written, since, "webhook", handlers):
@@ -127,7 +127,7 @@ def of_ended(store: Store, pairs: Sequence[Key], ending: Ending) -> None:
     if ending.source is None or not pairs:
         return
     name = LocalMemberRemoved.name
-    handlers = [each for each in store.jobs.handlers() if matching.is_wanted(each, name)]
+    handlers = [handler for handler in store.jobs.handlers() if matching.is_wanted(handler, name)]
     if not handlers:
         return
     source = cast(Source, ending.source)
@@ -204,7 +204,7 @@ def _events(
         if not (_is_new(event) and _born(after) < since)
     ]
     names = (LocalMemberAdded.name, LocalMemberRemoved.name)
-    if any(matching.is_wanted(each, name) for each in handlers for name in names):
+    if any(matching.is_wanted(handler, name) for handler in handlers for name in names):
         events += _member_events(store, written, since, source)
     return events
 
@@ -299,8 +299,8 @@ def _known_until(before: Record, ends: dict[Key, tuple[Record, Record]]) -> int:
 def _brought(batch: Sequence[PlannedDelivery]) -> dict[Key, ClaimedDelivery]:
     """Which delivery, the newest if several, told of a record."""
     brought: dict[Key, ClaimedDelivery] = {}
-    for each in sorted(batch, key=lambda planned: planned.claimed.occurred_at):
-        brought |= {change.key: each.claimed for change in each.changes}
+    for planned in sorted(batch, key=lambda item: item.claimed.occurred_at):
+        brought |= {change.key: planned.claimed for change in planned.changes}
     return brought
 
 

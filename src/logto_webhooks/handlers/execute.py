@@ -72,8 +72,10 @@ def build_event(job: Job) -> Event | LocalEvent:
     event = parse(trust(job.payload), job.occurred_at)
     if job.event in DERIVED and isinstance(event, OrganizationMembershipUpdated):
         user = job.subject.partition(":")[2]
-        derived = [each for each in event.derived() if each.event == job.event]
-        return next(each for each in derived if each.user_id == user)
+        derived = [
+            member_event for member_event in event.derived() if member_event.event == job.event
+        ]
+        return next(event for event in derived if event.user_id == user)
     return event
 
 
@@ -103,7 +105,11 @@ def fill_parameters(handler: Handler, job: Job, user: UserRow | None) -> dict[st
         "user": user,
         "logger": logging.LoggerAdapter(logger, {"logto": told}),
     }
-    return {each.name: given[each.kind] for each in handler.wishes if each.kind in given}
+    return {
+        parameter.name: given[parameter.kind]
+        for parameter in handler.parameters
+        if parameter.kind in given
+    }
 
 
 async def call_handler(handler: Handler, arguments: dict[str, Any]) -> None:
@@ -242,7 +248,9 @@ class JobExecutor:
         if wish is None:
             await self._call(handler, arguments)
             return False
-        name = next(each.name for each in handler.wishes if each.kind == "transaction")
+        name = next(
+            parameter.name for parameter in handler.parameters if parameter.kind == "transaction"
+        )
 
         def with_transaction(given: Any) -> Any:
             return call_in_tests(handler, arguments | {name: given})

@@ -92,8 +92,8 @@ def _go_on(loop: asyncio.AbstractEventLoop, stopped: str, done: Callable[[], boo
 def _end(loop: asyncio.AbstractEventLoop) -> None:
     """Cancel what handlers left running, and wait for that a little."""
     left = asyncio.all_tasks(loop)
-    for each in left:
-        each.cancel()
+    for task in left:
+        task.cancel()
 
     async def end() -> None:
         if left:

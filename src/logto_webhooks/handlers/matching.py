@@ -49,11 +49,11 @@ def jobs_for_event(
     if claimed.occurred_at < since:
         return []
     other = "no" if isinstance(event, TestPayload) else "only"
-    handlers = [each for each in handlers if each.tests != other]
+    handlers = [handler for handler in handlers if handler.tests != other]
     name = ALIASES.get(event.event, event.event)
-    jobs = [_job(each, name, claimed, None) for each in _wanting(handlers, name)]
+    jobs = [_job(handler, name, claimed, None) for handler in _wanting(handlers, name)]
     for derived, user in _derived(event):
-        jobs += [_job(each, derived, claimed, user) for each in _wanting(handlers, derived)]
+        jobs += [_job(handler, derived, claimed, user) for handler in _wanting(handlers, derived)]
     return jobs
 
 
@@ -85,7 +85,7 @@ def is_wanted(handler: RegisteredHandler, name: str) -> bool:
 
 
 def _wanting(handlers: Sequence[RegisteredHandler], name: str) -> list[RegisteredHandler]:
-    return [each for each in handlers if is_wanted(each, name)]
+    return [handler for handler in handlers if is_wanted(handler, name)]
 
 
 def _job(
@@ -139,7 +139,7 @@ def parse_patterns(what: Sequence[What], *, unknown: bool, tests: Tests) -> tupl
 
     Raises UnknownEventName, and InvalidHandler for a function.
     """
-    return tuple(dict.fromkeys(_pattern(each, unknown, tests) for each in what))
+    return tuple(dict.fromkeys(_pattern(event, unknown, tests) for event in what))
 
 
 def match_classes(patterns: Sequence[str], tests: Tests) -> list[type]:
@@ -148,7 +148,7 @@ def match_classes(patterns: Sequence[str], tests: Tests) -> list[type]:
         return [TestPayload]
     meant = [name for name in _KNOWN if _mean(patterns, name)]
     found: list[type] = [_KNOWN[name] for name in meant]
-    if any(each == "*" or not _comes(each, tuple(_KNOWN)) for each in patterns):
+    if any(pattern == "*" or not _comes(pattern, tuple(_KNOWN)) for pattern in patterns):
         found.append(UnknownEvent)
     if tests == "too" and any(name in _SENT for name in meant):
         found.append(TestPayload)
@@ -177,7 +177,7 @@ def _name(what: Any) -> str:
 
 
 def _hint(name: str, tests: Tests) -> str:
-    if any(fnmatchcase(each, name) for each in _KNOWN):
+    if any(fnmatchcase(known_name, name) for known_name in _KNOWN):
         return _NO_TEST if tests == "only" else _BY_NAME_ONLY
     if "*" in name or "?" in name:
         return "No event that this release knows is like that."
@@ -186,8 +186,8 @@ def _hint(name: str, tests: Tests) -> str:
 
 
 def _mean(patterns: Sequence[str], name: str) -> bool:
-    return any(wants(each, name) for each in patterns)
+    return any(wants(pattern, name) for pattern in patterns)
 
 
 def _comes(pattern: str, names: Sequence[str]) -> bool:
-    return any(wants(pattern, each) for each in names)
+    return any(wants(pattern, name) for name in names)

@@ -39,7 +39,9 @@ def handler_name(function: Any, name: Any) -> str:
 
 
 def _own_name(function: Any) -> str:
-    module, own = (getattr(function, each, None) for each in ("__module__", "__qualname__"))
+    module, own = (
+        getattr(function, attribute, None) for attribute in ("__module__", "__qualname__")
+    )
     if module is None or own is None:
         raise InvalidHandler(name=repr(function), problem=f"it has none; {_CALL_IT}")
     return f"{module}:{own}"
@@ -50,10 +52,11 @@ def is_awaited(function: Callable[..., Any]) -> bool:
     nobody would run."""
     called = _called(function)
     if any(
-        inspect.isgeneratorfunction(each) or inspect.isasyncgenfunction(each) for each in called
+        inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
+        for function in called
     ):
         raise ValueError("it is a generator, of which nothing would run: let it have no yield")
-    return any(inspect.iscoroutinefunction(each) for each in called)
+    return any(inspect.iscoroutinefunction(function) for function in called)
 
 
 def _called(function: Any) -> tuple[Any, Any]:
@@ -96,14 +99,14 @@ def union_members(annotation: Any) -> list[Any]:
     if origin is typing.Annotated:
         return union_members(annotation.__origin__)
     if origin in (typing.Union, types.UnionType):
-        return [one for each in typing.get_args(annotation) for one in union_members(each)]
+        return [one for argument in typing.get_args(annotation) for one in union_members(argument)]
     return [origin or annotation]
 
 
 def annotated_classes(members: Sequence[Any]) -> tuple[type, ...]:
     """The classes, without None; none if anything is odd."""
-    classes = tuple(each for each in members if each is not types.NoneType)
-    return classes if all(isinstance(each, type) for each in classes) else ()
+    classes = tuple(member for member in members if member is not types.NoneType)
+    return classes if all(isinstance(member, type) for member in classes) else ()
 
 
 Kind = Literal["event", "delivery", "user", "logger", "transaction"]
@@ -147,10 +150,14 @@ def resolve_parameters(
 
     Raises ValueError, which says what can't be filled.
     """
-    wishes = [wish for each in read_parameters(function) if (wish := _wish(each, provided, told))]
-    if sum(each.kind == "transaction" for each in wishes) > 1:
+    parameters = [
+        wish
+        for parameter in read_parameters(function)
+        if (wish := _wish(parameter, provided, told))
+    ]
+    if sum(parameter.kind == "transaction" for parameter in parameters) > 1:
         raise ValueError("it asks for two transactions: a handler has one")
-    return tuple(wishes)
+    return tuple(parameters)
 
 
 def _wish(
@@ -179,10 +186,10 @@ def _kind(
         return _BY_NAME.get(parameter.name)
     if isinstance(parameter.annotation, str):  # as all are where annotations are imported
         raise ValueError(f"{_named(parameter)} is quoted twice: leave out the quotes")
-    if any(issubclass(each, MissingType) for each in classes):
+    if any(issubclass(annotated, MissingType) for annotated in classes):
         problem = "isn't there when this runs: import it outside of `if TYPE_CHECKING`"
         raise ValueError(f"{_named(parameter)} {problem}")
-    if classes and all(issubclass(each, Event | LocalEvent) for each in classes):
+    if classes and all(issubclass(annotated, Event | LocalEvent) for annotated in classes):
         return "event"
     if len(classes) != 1:
         return None
@@ -205,7 +212,7 @@ def _is_provided(parameter: inspect.Parameter, wanted: type, provided: Sequence[
     try:
         inspect.signature(wanted).bind(**dict.fromkeys(SESSION_ARGUMENTS))
     except (TypeError, ValueError):
-        arguments = ", ".join(f"{each}=…" for each in SESSION_ARGUMENTS)
+        arguments = ", ".join(f"{argument}=…" for argument in SESSION_ARGUMENTS)
         problem = f"can't be made by {wanted.__name__}({arguments}): let its __init__ take these"
         raise ValueError(f"{_named(parameter)} {problem}") from None
     return True
@@ -234,13 +241,13 @@ def _check(wish: ParameterSource, told: Sequence[type], may_be_none: bool) -> No
     if not wish.types:
         return
     if wish.kind == "event":
-        for each in told:
-            if not issubclass(each, wish.types):
+        for event_class in told:
+            if not issubclass(event_class, wish.types):
                 problem = "let its type have it, too, or be events.Event"
                 raise ValueError(
-                    f"the parameter {wish.name!r} isn't for {each.__name__}: {problem}"
+                    f"the parameter {wish.name!r} isn't for {event_class.__name__}: {problem}"
                 )
-    has_row = all(issubclass(each, LocalUserEvent) for each in told)
+    has_row = all(issubclass(event_class, LocalUserEvent) for event_class in told)
     if wish.kind == "user" and not may_be_none and not has_row:
         problem = "not every event has one here, so write UserRow | None"
         raise ValueError(f"the parameter {wish.name!r} may be None: {problem}")
@@ -249,7 +256,7 @@ def _check(wish: ParameterSource, told: Sequence[type], may_be_none: bool) -> No
 def _cannot(parameter: inspect.Parameter, provided: Sequence[type]) -> str:
     if parameter.kind is parameter.POSITIONAL_ONLY:
         return f"{_named(parameter)} is positional-only, and all are given by name: remove the /"
-    transactions = [each.__name__ for each in provided]
+    transactions = [transaction.__name__ for transaction in provided]
     can = ["an event", "Delivery", "UserRow | None", "logging.LoggerAdapter", *transactions]
     names = ", ".join(_BY_NAME)
     return f"{_named(parameter)} can't be filled here, only {', '.join(can)}, or by name {names}"

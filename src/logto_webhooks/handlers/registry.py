@@ -53,7 +53,7 @@ class HandlerOptions(
 def check_options(options: HandlerOptions) -> HandlerOptions:
     """The same, if each can be. Raises ValueError, which says what can't."""
     fields = msgspec.structs.fields(HandlerOptions)
-    given = {each.encode_name: getattr(options, each.name) for each in fields}
+    given = {field.encode_name: getattr(options, field.name) for field in fields}
     return make_options(given, HandlerOptions)
 
 
@@ -78,7 +78,7 @@ class Handler(Struct, frozen=True, kw_only=True):
     function: Callable[..., Any]
     is_async: bool  # whether it is awaited
     options: HandlerOptions
-    wishes: tuple[ParameterSource, ...] = ()
+    parameters: tuple[ParameterSource, ...] = ()
 
     @property
     def name(self) -> str:
@@ -88,12 +88,14 @@ class Handler(Struct, frozen=True, kw_only=True):
     @property
     def transaction(self) -> type | None:
         """The kind of transaction that it asks for."""
-        asked = [each.types[0] for each in self.wishes if each.kind == "transaction"]
+        asked = [
+            parameter.types[0] for parameter in self.parameters if parameter.kind == "transaction"
+        ]
         return asked[0] if asked else None
 
     def asks_for(self, kind: str) -> bool:
         """Whether a parameter is filled with that."""
-        return any(each.kind == kind for each in self.wishes)
+        return any(parameter.kind == kind for parameter in self.parameters)
 
 
 class Handlers:
@@ -176,13 +178,13 @@ class Handlers:
     def fit(self, provides: Provides) -> None:
         """Look at all parameters, now that the database is known. Raises InvalidHandler."""
         self._provides = provides
-        for name, each in self._all.items():
+        for name, handler in self._all.items():
             try:
-                self._all[name] = self._fitted(each)
+                self._all[name] = self._fitted(handler)
             except ValueError as error:
                 raise InvalidHandler(name=name, problem=str(error)) from None
 
     def _fitted(self, handler: Handler) -> Handler:
         provided = self._provides(handler.is_async) if self._provides else None
         told = match_classes(handler.registered.patterns, handler.registered.tests)
-        return replace(handler, wishes=resolve_parameters(handler.function, provided, told))
+        return replace(handler, parameters=resolve_parameters(handler.function, provided, told))

@@ -39,8 +39,8 @@ class ConcurrencyLimits:
     ) -> None:
         """`transactions`: how many handlers may be in a transaction at once, whichever."""
         handlers = list(handlers)
-        self._most = {each.name: _most(each, transactions) for each in handlers}
-        self._plain = {each.name for each in handlers if not each.is_async}
+        self._most = {handler.name: _most(handler, transactions) for handler in handlers}
+        self._plain = {handler.name for handler in handlers if not handler.is_async}
         self._left = left
 
     def free(self, taken: Iterable[str]) -> dict[str, int]:
@@ -105,7 +105,7 @@ class JobRunner:
         self._renewed = self._mended = time.monotonic()
         self._told_held: dict[str, float] = {}
         self._watchdog = Watchdog(observe)
-        self._coroutines = any(each.is_async for each in handlers)
+        self._coroutines = any(handler.is_async for handler in handlers)
 
     def wake(self) -> None:
         """Tell the runner that there may be jobs."""
@@ -208,7 +208,7 @@ class JobRunner:
             self._mended = now
             store.jobs.mend()
         # Of those that may have ended a process, one at a time: it takes no other with it again.
-        may_be_lost = not any(each.job.losses for each in held)
+        may_be_lost = not any(claimed.job.losses for claimed in held)
         room = self._free(held)
         new = self._attempts.claim(store, token, room, lost=may_be_lost, skip_locked=careful)
         return new, locked
@@ -222,7 +222,7 @@ class JobRunner:
                 self._observe(HandlerHeld(name, count, self._attempts.left.counts().total()))
 
     def _free(self, held: Iterable[ClaimedJob]) -> dict[str, int]:
-        return self._places.free(each.handler.name for each in held)
+        return self._places.free(claimed.handler.name for claimed in held)
 
     async def _do(self, held: ClaimedJob) -> None:
         try:
@@ -283,22 +283,22 @@ def _finish(
     locked: list[tuple[str, JobOutcome]] = []
     if careful:
         wanted = [outcome.queue_key_id for _, outcome in done] + [
-            each.job.queue_key_id for each in renewed
+            claimed.job.queue_key_id for claimed in renewed
         ]
         busy, busy_jobs = store.jobs.held_elsewhere(wanted, [outcome.id for _, outcome in done])
-        for each in done:
-            if each[1].queue_key_id in busy or each[1].id in busy_jobs:
-                locked.append(each)
-                if each[1].queue_key_id not in busy:  # or somebody else would take it
-                    store.jobs.renew(each[0], [each[1].queue_key_id], LEASE_S)
-        done = [each for each in done if each not in locked]
-        renewed = [each for each in renewed if each.job.queue_key_id not in busy]
+        for token, outcome in done:
+            if outcome.queue_key_id in busy or outcome.id in busy_jobs:
+                locked.append((token, outcome))
+                if outcome.queue_key_id not in busy:  # or somebody else would take it
+                    store.jobs.renew(token, [outcome.queue_key_id], LEASE_S)
+        done = [finished for finished in done if finished not in locked]
+        renewed = [claimed for claimed in renewed if claimed.job.queue_key_id not in busy]
     by_token: dict[str, list[JobOutcome]] = {}
     for claimed_by, outcome in done:
         by_token.setdefault(claimed_by, []).append(outcome)
     if len(by_token) + len(renewed) > 1:
         finished = [outcome.queue_key_id for _, outcome in done]
-        store.jobs.lock(finished + [each.job.queue_key_id for each in renewed])
+        store.jobs.lock(finished + [claimed.job.queue_key_id for claimed in renewed])
     for claimed_by, outcomes in by_token.items():
         store.jobs.finish(claimed_by, outcomes)  # what was lost is somebody else's now
     for held in renewed:

@@ -64,7 +64,7 @@ class Watchdog:
         if handler is None or now - self._told.get(handler, now - AGAIN_S) < AGAIN_S:
             return
         self._told[handler] = now
-        stack = " < ".join(_place(each) for each in frames[:_FRAMES])
+        stack = " < ".join(_place(frame) for frame in frames[:_FRAMES])
         self._observe(HandlerBlocks(handler, round(blocked_s, 1), stack))
 
 

@@ -86,7 +86,7 @@ class Quarantine:
         # that names a million hooks takes no longer than others.
         if b'"hookId"' not in body:
             return
-        hook = next((each for each in self._ring.hooks if f'"{each}"'.encode() in body), "")
+        hook = next((hook for hook in self._ring.hooks if f'"{hook}"'.encode() in body), "")
         known = bool(hook)
         given = signature.strip().decode()
         stranger = RejectedRequest(
@@ -128,11 +128,11 @@ class Quarantine:
         """Keep what queued. Raises StoreUnavailable."""
         queued = self._queue[True] + self._queue[False]
         self._queue, self._queued = {True: [], False: []}, {True: 0, False: 0}
-        proved = [(each, self._delivery(each)) for each in queued]
+        proved = [(body, self._delivery(body)) for body in queued]
         rest = [
             stranger
-            for each, delivery in proved
-            if delivery is None and (stranger := self._stranger(each))
+            for unsigned, delivery in proved
+            if delivery is None and (stranger := self._stranger(unsigned))
         ]
         try:
             if rest:
@@ -140,8 +140,8 @@ class Quarantine:
                 self._observe(Quarantined(len(rest)))
             await self._add([delivery for _, delivery in proved if delivery], [])
         except BaseException:
-            for each in queued:
-                self._hold(each)
+            for body in queued:
+                self._hold(body)
             raise
 
     def _stranger(self, offered: RejectedRequest) -> RejectedRequest | None:
@@ -172,7 +172,7 @@ class Quarantine:
         if not self._ring.hooks:
             recent = store.recent(_RECENT)
             self._ring.hooks |= {
-                hook for each in recent if (hook := delivery_log.read_hook_id(each.body))
+                hook for delivery in recent if (hook := delivery_log.read_hook_id(delivery.body))
             }
         return store.keys_of_hooks.learnt()
 
@@ -198,8 +198,12 @@ class Quarantine:
         after = 0 if self._untried else self._tried
         while page := await self._host.read(partial(_strangers, after=after)):
             after = page[-1].id
-            proved = [(each.id, delivery) for each in page if (delivery := self._delivery(each))]
-            await self._add([each for _, each in proved], [id for id, _ in proved])
+            proved = [
+                (stranger.id, delivery)
+                for stranger in page
+                if (delivery := self._delivery(stranger))
+            ]
+            await self._add([delivery for _, delivery in proved], [id for id, _ in proved])
         self._tried, self._tried_at, self._untried = after, time.monotonic(), False
 
     async def _add(self, deliveries: list[NewDelivery], ids: list[int]) -> None:
@@ -238,7 +242,7 @@ def make_key_reader(
 
     async def ask(keys: Sequence[str]) -> list[WebhookKey]:
         recent = await host.read(lambda store: store.recent(_RECENT))
-        seen = {hook for each in recent if (hook := delivery_log.read_hook_id(each.body))}
+        seen = {hook for delivery in recent if (hook := delivery_log.read_hook_id(delivery.body))}
         return [
             WebhookKey(hook=hook["id"], key=hook["signingKey"], learnt_at=clock.now())
             async for page in logto.hooks()

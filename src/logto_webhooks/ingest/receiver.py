@@ -173,7 +173,7 @@ class _Waiting(Struct, eq=False):
 
 def _still_waiting(requests: list[_Waiting]) -> list[_Waiting]:
     """Without those that are stored or refused by now, or spooled."""
-    return [each for each in requests if not (each.answer.done() or each.keeping)]
+    return [request for request in requests if not (request.answer.done() or request.keeping)]
 
 
 def _retrieve(answer: asyncio.Future[Any]) -> None:
@@ -270,8 +270,8 @@ class GroupCommit:
     def _next_batch(self) -> list[_Waiting]:
         self._waiting = _still_waiting(self._waiting)
         size = rows = 0
-        for each in self._waiting[:MAX_ROWS]:
-            size += len(each.delivery.body)
+        for request in self._waiting[:MAX_ROWS]:
+            size += len(request.delivery.body)
             if rows and size > MAX_BYTES:
                 break
             rows += 1
@@ -283,10 +283,10 @@ class GroupCommit:
         # In a table that is locked, the halves are tried for longer than anybody waits.
         if not (batch := _still_waiting(batch)):
             return None
-        deliveries = [each.delivery for each in batch]
-        tried = {each.delivery.digest for each in batch if each.tried}
-        for each in batch:
-            each.tried = True
+        deliveries = [request.delivery for request in batch]
+        tried = {request.delivery.digest for request in batch if request.tried}
+        for request in batch:
+            request.tried = True
         try:
             accepted = await self._host.accept(lambda store: store.add(deliveries, tried), TRY_S)
         except (RowRejected, TimedOut) as error:
@@ -301,9 +301,9 @@ class GroupCommit:
         except Exception as error:
             return error
         else:
-            for each, answer in zip(batch, accepted, strict=True):
-                if not each.answer.done():
-                    each.answer.set_result(answer)
+            for request, answer in zip(batch, accepted, strict=True):
+                if not request.answer.done():
+                    request.answer.set_result(answer)
             if not all(answer.duplicate for answer in accepted):
                 self._stored()
         return None
@@ -323,13 +323,13 @@ class GroupCommit:
         latest = loop.time() + (KEEP_S if self._spool else 0)
         self._waiting = _still_waiting(self._waiting)  # no batch may begin for long
         waiting = [*_still_waiting(self._batch), *self._waiting]
-        late = [each for each in waiting if each.deadline <= latest]
-        rest = [each.deadline for each in waiting if each.deadline > latest]
+        late = [request for request in waiting if request.deadline <= latest]
+        rest = [request.deadline for request in waiting if request.deadline > latest]
         if late and self._spool is None:
             self._fail(late, self._why())
         elif late:
-            for each in late:
-                each.keeping = True
+            for request in late:
+                request.keeping = True
             keeping = loop.create_task(self._keep(late))
             self._keeping.add(keeping)
             keeping.add_done_callback(self._keeping.discard)
@@ -342,14 +342,14 @@ class GroupCommit:
         problem = self._why()
         try:
             async with asyncio.timeout(LONGEST_KEEP_S):
-                await self._spool.keep([each.delivery for each in late])
+                await self._spool.keep([request.delivery for request in late])
         except Exception as error:  # such as of a thread that can't be started
             self._fail(late, f"{problem}; nor could it be spooled: {type(error).__name__}")
             return
         self._observe(Spooled(len(late), problem))
-        for each in late:
-            if not each.answer.done():
-                each.answer.set_result(None)
+        for request in late:
+            if not request.answer.done():
+                request.answer.set_result(None)
 
     def _why(self) -> str:
         if self.error is not None:
@@ -358,6 +358,6 @@ class GroupCommit:
 
     def _fail(self, batch: list[_Waiting], problem: str) -> None:
         self._observe(NotStored(len(batch), problem))
-        for each in batch:
-            if not each.answer.done():
-                each.answer.set_exception(StoreUnavailable(problem=problem))
+        for request in batch:
+            if not request.answer.done():
+                request.answer.set_exception(StoreUnavailable(problem=problem))

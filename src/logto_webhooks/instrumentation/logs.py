@@ -381,9 +381,9 @@ def fan_out(*observers: Observer) -> Observer:
     broken: set[int] = set()
 
     def observe(report: TelemetryEvent) -> None:
-        for number, each in enumerate(observers):
+        for number, observer in enumerate(observers):
             try:
-                each(report)
+                observer(report)
             except Exception:
                 if number not in broken:
                     broken.add(number)

@@ -89,7 +89,7 @@ class LogReader:
         if self._hook is not None:
             self._hook = find_webhook(found, self._hook).id
         self._choose(found)
-        names = ", ".join(each.name or each.id for each in self._read.values())
+        names = ", ".join(entry.name or entry.id for entry in self._read.values())
         self._tell(f"Reading the log of: {names}.")
         return now if self._since is None else self._since
 
@@ -103,8 +103,8 @@ class LogReader:
         reachable = True
         while True:
             try:
-                async for each in self._look(begin):
-                    yield each
+                async for entry in self._look(begin):
+                    yield entry
                 if not reachable:
                     self._tell("Logto answers again.")
                 reachable = True
@@ -125,24 +125,24 @@ class LogReader:
             if entries is None:
                 middle = (start + end) // 2
                 stretches += [(middle, end), (start, middle)]
-            for each in filter(None, map(self._new, entries or [])):
-                yield each
+            for entry in filter(None, map(self._new, entries or [])):
+                yield entry
         self._reached = max(now, self._reached)
         kept = self._reached - OVERLAP_MS
-        self._seen = {each: ended for each, ended in self._seen.items() if ended >= kept}
+        self._seen = {key: ended for key, ended in self._seen.items() if ended >= kept}
 
     def _choose(self, found: list[Webhook]) -> None:
         """Read the logs of those that are still there, and that last."""
         chosen = {
-            each.id: each
-            for each in found
-            if each.enabled and self._hook in (None, each.id) and not is_temporary(each)
+            item.id: item
+            for item in found
+            if item.enabled and self._hook in (None, item.id) and not is_temporary(item)
         }
-        gone = [each for each in self._read.values() if each.id not in chosen]
+        gone = [entry for entry in self._read.values() if entry.id not in chosen]
         if not chosen:
             raise WebhookChanged(name=gone[0].name, what=_GONE) if gone else NoEnabledWebhook()
-        for each in gone:
-            self._tell(f"The webhook {each.name} was {_GONE} in Logto; the others are read.")
+        for entry in gone:
+            self._tell(f"The webhook {entry.name} was {_GONE} in Logto; the others are read.")
         self._read = chosen
 
     async def _entries(self, start: int, end: int) -> list[Json] | None:
@@ -153,7 +153,7 @@ class LogReader:
             async for page in self._logto.log(hook, start, end):
                 if (page.total or 0) > MOST and end - start > SHORTEST_MS:
                     return None
-                entries += [each for each in page.content if isinstance(each, dict)]
+                entries += [item for item in page.content if isinstance(item, dict)]
             found += reversed(entries)
         return sorted(found, key=lambda entry: int(entry["createdAt"]))
 

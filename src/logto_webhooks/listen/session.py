@@ -96,8 +96,8 @@ async def _by_log(
     shown, begin = 0, await reader.begin()
     _ready(wanted, ears)
     async with aclosing(reader.deliveries(begin)) as coming:
-        async for each in coming:
-            ears.show(describe_forward(each, await forwarder.forward(each.body)))
+        async for entry in coming:
+            ears.show(describe_forward(entry, await forwarder.forward(entry.body)))
             shown += 1
             if shown == wanted.count:
                 return
@@ -169,7 +169,7 @@ async def _watch(logto: Logto, lent: Webhook) -> None:
     while True:
         await asyncio.sleep(WATCH_S)
         with contextlib.suppress(LogtoUnreachable):
-            found = {each.id: each for each in (await list_webhooks(logto))[0]}
+            found = {webhook.id: webhook for webhook in (await list_webhooks(logto))[0]}
             there = found.get(lent.id)
             if there is None or not there.enabled:
                 raise WebhookChanged(name=lent.name, what="deleted or disabled")
@@ -179,15 +179,15 @@ async def _watch(logto: Logto, lent: Webhook) -> None:
 
 async def _first(*works: Coroutine[Any, Any, Any]) -> None:
     """Wait until one ends, or raises; end the others."""
-    tasks = [asyncio.create_task(each) for each in works]
+    tasks = [asyncio.create_task(work) for work in works]
     try:
         over, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        for each in tasks:
-            each.cancel()
+        for task in tasks:
+            task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-    for each in over:
-        each.result()
+    for task in over:
+        task.result()
 
 
 @contextlib.asynccontextmanager

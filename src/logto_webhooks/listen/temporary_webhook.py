@@ -103,13 +103,13 @@ async def _give_back(logto: Logto, notes: LeaseStore, note: Lease) -> list[str]:
     """Returns what was done, for people."""
     found, _ = await list_webhooks(logto)
     done = []
-    for each in found:
-        if note.hook and each.id == note.hook and each.url == note.lent:
-            await logto.change_hook(each.id, {"config": each.config | {"url": note.url}})
-            done.append(f"the webhook {each.name} leads to {note.url} again")
-        elif not note.hook and each.name == note.session:
-            await logto.delete_hook(each.id)
-            done.append(f"the webhook {each.name!r} is deleted")
+    for item in found:
+        if note.hook and item.id == note.hook and item.url == note.lent:
+            await logto.change_hook(item.id, {"config": item.config | {"url": note.url}})
+            done.append(f"the webhook {item.name} leads to {note.url} again")
+        elif not note.hook and item.name == note.session:
+            await logto.delete_hook(item.id)
+            done.append(f"the webhook {item.name!r} is deleted")
     notes.remove(note)
     return done
 

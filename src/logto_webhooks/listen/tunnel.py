@@ -91,7 +91,7 @@ def make_tunnel_app(take: Take, probe: str, mark: str, limit: int) -> ASGIApp:
             body += piece
             if len(body) > limit:
                 return Response(status_code=413)
-        signatures = [each.encode("latin-1") for each in request.headers.getlist(HEADER)]
+        signatures = [value.encode("latin-1") for value in request.headers.getlist(HEADER)]
         answer = await take(bytes(body), signatures)
         if answer.problem is not None:
             return PlainTextResponse(answer.problem, 502)

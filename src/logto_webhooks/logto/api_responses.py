@@ -76,7 +76,7 @@ def read_span(answered: ApiResponse, recent: Sequence[ReceivedBody]) -> Span:
     """
     bounds = []
     if recent:
-        ahead = min(each.received_at - each.occurred_at for each in recent)
+        ahead = min(delivery.received_at - delivery.occurred_at for delivery in recent)
         bounds.append(answered.asked_at - ahead)
     if answered.date is not None:
         bounds.append(answered.date - SECOND_MS - answered.took)
@@ -145,20 +145,23 @@ def read_roles(user_id: str, roles: Iterable[Any], when: Span) -> ApiRead:
 def read_role_holders(role: TenantRole, users: Iterable[str], when: Span) -> list[Change]:
     """What a list of users says who have a role."""
     return [
-        ApiRead(Key("user", each), {ROLE + role.id: role.name}, when.at, when.end) for each in users
+        ApiRead(Key("user", user), {ROLE + role.id: role.name}, when.at, when.end) for user in users
     ]
 
 
 def pairs_of_user(user_id: str, organizations: Iterable[Any]) -> Present:
     """The memberships that a list of a user's organizations tells of. Raises InvalidApiResponse."""
     key = Key("user", user_id)
-    return {membership(_id(each, key), user_id): _roles(each, key) for each in organizations}
+    return {
+        membership(_id(organization, key), user_id): _roles(organization, key)
+        for organization in organizations
+    }
 
 
 def pairs_of_organization(organization_id: str, users: Iterable[Any]) -> Present:
     """The memberships that a list of members tells of. Raises InvalidApiResponse."""
     key = Key("organization", organization_id)
-    return {membership(organization_id, _id(each, key)): _roles(each, key) for each in users}
+    return {membership(organization_id, _id(user, key)): _roles(user, key) for user in users}
 
 
 def parse_role(item: Any) -> TenantRole | None:
@@ -200,9 +203,9 @@ def _roles(item: Any, about: Key) -> dict[str, str]:
 def _usable(roles: Iterable[Any]) -> dict[str, str]:
     """The roles of a list, without what is odd in it: that must not keep the others away."""
     found = {}
-    for each in roles:
+    for item in roles:
         try:
-            role = msgspec.convert(each, TenantRole)
+            role = msgspec.convert(item, TenantRole)
         except msgspec.ValidationError:
             continue
         found[role.id] = role.name

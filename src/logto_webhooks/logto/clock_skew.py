@@ -27,9 +27,9 @@ async def make_span_clock(host: TransactionRunner) -> SpanClock:
     """
     known = await host.read(lambda store: store.clocks(RECENT))
     recent = [
-        ReceivedBody(b"", each.occurred_at, each.received_at)
-        for each in known.recent
-        if each.believed
+        ReceivedBody(b"", delivery.occurred_at, delivery.received_at)
+        for delivery in known.recent
+        if delivery.believed
     ]
     latest = 0
 

@@ -60,8 +60,8 @@ def is_cut(recent: Iterable[ReceivedBody], hook: str, since: int, oldest: int) -
     """Whether a hook's log, whose oldest entry since a moment is of `oldest`, lacks what came
     before that: deliveries that the inbox has."""
     return any(
-        since <= each.occurred_at < oldest - ATTEMPT_MS and read_hook_id(each.body) == hook
-        for each in recent
+        since <= delivery.occurred_at < oldest - ATTEMPT_MS and read_hook_id(delivery.body) == hook
+        for delivery in recent
     )
 
 

@@ -21,7 +21,7 @@ async def ensure_same_tenant(logto: Logto, host: TransactionRunner) -> None:
     if not users and not organizations:
         return
     recent = await host.read(lambda store: store.recent(_RECENT))
-    senders = {delivery_log.read_hook_id(each.body) for each in recent}
+    senders = {delivery_log.read_hook_id(delivery.body) for delivery in recent}
     async for page in logto.hooks():
         if any(isinstance(hook, dict) and hook.get("id") in senders for hook in page.content):
             return

@@ -76,9 +76,9 @@ def find_webhook(hooks: Sequence[Webhook], query: str) -> Webhook:
     """Find one by id, else by name, else by URL. Raises WebhookUnknown."""
     several = False
     for found in (
-        [each for each in hooks if each.id == query],
-        [each for each in hooks if each.name == query],
-        [each for each in hooks if each.leads_to(query)],
+        [hook for hook in hooks if hook.id == query],
+        [hook for hook in hooks if hook.name == query],
+        [hook for hook in hooks if hook.leads_to(query)],
     ):
         if len(found) == 1:
             return found[0]
@@ -90,7 +90,7 @@ def find_our_webhook(
     hooks: Sequence[Webhook], keys: Collection[str], public_url: str | None
 ) -> Webhook:
     """The one that has our key, or our URL; else the only one. Raises WebhookUnknown."""
-    here = [each for each in hooks if is_ours(each, keys, public_url)]
+    here = [hook for hook in hooks if is_ours(hook, keys, public_url)]
     if len(here or hooks) == 1:
         return (here or hooks)[0]
     raise _unclear(
@@ -110,10 +110,12 @@ def subscription(patterns: Iterable[str] = ()) -> list[str]:
     An event that no released Logto has is among them only if it is named.
     """
     patterns = list(patterns)
-    unknown = [each for each in patterns if not {"*", "?"} & set(each) and each not in BY_NAME]
+    unknown = [
+        pattern for pattern in patterns if not {"*", "?"} & set(pattern) and pattern not in BY_NAME
+    ]
     return [
         *(name for name in BY_NAME if name not in DERIVED and _needed(name, patterns)),
-        *(each for each in unknown if each not in LOCAL),
+        *(name for name in unknown if name not in LOCAL),
     ]
 
 
@@ -127,7 +129,7 @@ def _unclear(hooks: Sequence[Webhook], problem: str) -> WebhookUnknown:
     if not hooks:
         hint = "Make one: logto-webhooks endpoint create --url URL"
         return WebhookUnknown(problem="Logto has none", hint=hint)
-    listed = ", ".join(f"{each.id} ({each.name}, {each.url})" for each in hooks)
+    listed = ", ".join(f"{hook.id} ({hook.name}, {hook.url})" for hook in hooks)
     return WebhookUnknown(problem=problem, hint=f"Name one by its id; Logto has: {listed}.")
 
 
@@ -155,16 +157,16 @@ async def list_webhooks(logto: Logto) -> tuple[list[Webhook], int]:
     now = 0
     async for page in logto.hooks():
         now = page.date or page.asked_at
-        found += [hook for each in page.content if (hook := parse_webhook(each))]
+        found += [hook for item in page.content if (hook := parse_webhook(item))]
     return found, now
 
 
 async def create_webhook(logto: Logto, url: str, name: str, events: Sequence[str]) -> Webhook:
     """Make a webhook. Raises WebhookExists, KeyNotTold, LogtoUnreachable, LogtoApiError."""
     found, _ = await list_webhooks(logto)
-    for each in found:
-        if each.leads_to(url):
-            raise WebhookExists(id=each.id, url=url)
+    for item in found:
+        if item.leads_to(url):
+            raise WebhookExists(id=item.id, url=url)
     with note_on_failure("it may be there all the same: see `logto-webhooks endpoint list`"):
         return parse_created((await logto.create_hook(name, url, events)).content, name)
 

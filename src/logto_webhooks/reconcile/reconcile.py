@@ -147,8 +147,8 @@ class Reconciliation:
             look.found.organizations = seen
             items = _items(look, "organization", page)
             await look.learn(_told(look, api_responses.read_organization, items, span))
-            for each in items:
-                await self._members(look, each)
+            for item in items:
+                await self._members(look, item)
         await self._rest(look, "organization", self._ask_organization)
 
     async def _members(self, look: ReconcileRun, organization_id: str) -> None:

@@ -110,7 +110,9 @@ class Recovery:
         await forever(look, seconds, report)
 
     async def _hooks(self, found: RecoverResult) -> list[str]:
-        seen = {hook for each in await self._recent() if (hook := hook_of_sender(each.body))}
+        seen = {
+            hook for delivery in await self._recent() if (hook := hook_of_sender(delivery.body))
+        }
         async for page in self._logto.hooks():
             # By Logto's clock, on which its entries are stamped; its header tells whole seconds.
             found.since = found.until = page.date + 1000 if page.date else found.until
@@ -146,7 +148,7 @@ class Recovery:
         told = [(entry, delivery_log.parse_delivery(entry, now, ahead)) for entry in entries]
         deliveries = [delivery for _, delivery in told if delivery]
         found.entries += len(entries)
-        self._oldest = min([self._oldest, *(each.occurred_at for each in deliveries)])
+        self._oldest = min([self._oldest, *(delivery.occurred_at for delivery in deliveries)])
         if len(deliveries) < len(told) and _UNREADABLE not in found.doubts:
             found.doubts.append(_UNREADABLE)
         accepted = iter(await run_or_rehearse(self._host, lambda store: store.add(deliveries), dry))

@@ -64,13 +64,13 @@ class Refetcher:
         """
         waiting = await self._waiting()
         subjects: dict[Key, list[RefetchNeed]] = {}
-        for each in waiting:
-            subjects.setdefault(_subject(each.key), []).append(each)
+        for need in waiting:
+            subjects.setdefault(_subject(need.key), []).append(need)
         self._tries = {key: tried for key, tried in self._tries.items() if key in subjects}
         now = time.monotonic()
         due = [key for key in subjects if self._tries.get(key, (0, 0))[1] <= now]
         # A list of members tells at once what else is asked about one by one.
-        due.sort(key=lambda key: not any(MEMBERS in each.reason for each in subjects[key]))
+        due.sort(key=lambda key: not any(MEMBERS in subject.reason for subject in subjects[key]))
         for subject in due:
             await self._settle(subject, subjects[subject])
         return len(due)
@@ -94,8 +94,8 @@ class Refetcher:
 
     async def _user(self, user_id: str, waiting: Sequence[RefetchNeed]) -> None:
         when = await make_span_clock(self._host)
-        pairs = [each.key for each in waiting if each.key.kind == "membership"]
-        reasons = [each.reason for each in waiting if each.key.kind == "user"]
+        pairs = [need.key for need in waiting if need.key.kind == "membership"]
+        reasons = [need.reason for need in waiting if need.key.kind == "user"]
         is_back = any(RESTORED in reason for reason in reasons)
         if reasons:
             answered = await self._logto.user(user_id)
@@ -125,7 +125,7 @@ class Refetcher:
         await self._believe(answered)
         told = api_responses.read_organization(organization_id, answered.content, when(answered))
         is_back = await self._learn(told)
-        untold = any(MEMBERS in each.reason or RESTORED in each.reason for each in waiting)
+        untold = any(MEMBERS in need.reason or RESTORED in need.reason for need in waiting)
         if (untold or is_back) and answered.content is not None:
             await self._members(organization_id, when)
 
@@ -152,4 +152,4 @@ def _subject(key: Key) -> Key:
 
 
 def _reasons(waiting: Sequence[RefetchNeed]) -> list[str]:
-    return sorted({f"{each.key.kind}: {each.reason}" for each in waiting})
+    return sorted({f"{need.key.kind}: {need.reason}" for need in waiting})

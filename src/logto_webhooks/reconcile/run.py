@@ -133,7 +133,7 @@ class ReconcileRun:
             record = now.get(change.key)
             if record is not None and not agrees(record, change):
                 self._unequal[_subject(change.key)] = None
-        restored = [each.key for each in now.values() if each.key.kind == "user"]
+        restored = [entry.key for entry in now.values() if entry.key.kind == "user"]
         self._unequal |= {key: None for key in restored if now[key].is_restored}
 
     def unequal(self) -> list[Key]:
@@ -185,7 +185,7 @@ class ReconcileRun:
         if self._dry:
             self._told.add(key)
         found.drifted += 1
-        for field in (field for each in drifts for field in each.fields):
+        for field in (field for drift in drifts for field in drift.fields):
             found.fields[field] = found.fields.get(field, 0) + 1
         found.drifts += drifts[: MOST - len(found.drifts)]
 

@@ -117,4 +117,4 @@ def _shown(known: Iterable[Record]) -> dict[str, Any] | None:
 
 
 def _names(record: Record, part: Part) -> list[str]:
-    return sorted(each["name"] for each in child_rows(record).get(part, []))
+    return sorted(row["name"] for row in child_rows(record).get(part, []))

@@ -73,7 +73,9 @@ class Connections:
         return False
 
     def _close_a_brief_one(self) -> None:
-        oldest = next((each for each in self._brief if not each.is_waited_for()), None)
+        oldest = next(
+            (connection for connection in self._brief if not connection.is_waited_for()), None
+        )
         if oldest is not None:
             self.remove(oldest)
             oldest.drop()
