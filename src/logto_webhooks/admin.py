@@ -267,7 +267,7 @@ def _with_port(host: str) -> str:
 
 
 T = TypeVar("T")
-_UNCLEAR: Final = "name jobs by ID, or use --handler NAME for all its dead jobs"
+_UNCLEAR: Final = "either name jobs by ID, or use --handler NAME for all its dead jobs"
 
 
 class InboxAdmin(ABC):

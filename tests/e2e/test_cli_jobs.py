@@ -113,7 +113,7 @@ def test_jobs_are_listed_and_shown(folder: Path) -> None:
         (["--event", "PostSignIn"], []),
         (["--event", "Foo"], ["no event 'Foo' is known to this release; known are PostRegister"]),
         (["--event", "LocalUserCreate"], ["the nearest is LocalUserCreated."]),
-        (["--group", "--handler", "app:gret"], ["app:greet (did you mean that?)"]),
+        (["--group", "--handler", "app:gret"], ["app:greet (did you mean this?)"]),
         (["--handler", "nope"], ["No handler is called 'nope'. Known handlers: app:greet, old:x."]),
         (["--handler", "app:greet", "--state", "done"], []),
     ],
@@ -137,10 +137,10 @@ def test_dead_jobs_are_repeated_or_discarded(folder: Path) -> None:
     options = ("--handler", "app:greet", "--state", "waiting")
     assert "2 of 2 jobs discarded" in said(folder, "jobs", "discard", *options)
     none = one_line(said(folder, "jobs", "discard", *options, code=1))
-    assert none == "No job of app:greet is waiting: none is discarded."
+    assert none == "app:greet has no waiting jobs: none discarded."
     assert "--handler" in one_line(said(folder, "jobs", "retry", code=2))
     number = str(dead["id"])
-    assert "discarded before" in said(folder, "jobs", "discard", number, number, code=1)
+    assert "already discarded" in said(folder, "jobs", "discard", number, number, code=1)
     assert "id 98, 99;" in one_line(said(folder, "jobs", "retry", number, "98", "99", code=1))
     assert "either" in one_line(said(folder, "jobs", "retry", number, *options[:2], code=2))
     assert "app:greet (did" in one_line(

@@ -125,7 +125,7 @@ def test_draining_can_be_stopped(tmp_path: Path) -> None:
     fill(tmp_path, 5_000)
     running = Running(tmp_path, "worker", "--drain", "--log-level", "warning")
     assert running.interrupt("/s") == 130
-    assert "deliveries pending; run it again to go on" in running.errors
+    assert "deliveries pending; run it again to continue" in running.errors
 
 
 def test_handlers_that_are_drained_can_be_stopped(tmp_path: Path) -> None:

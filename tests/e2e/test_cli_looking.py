@@ -245,7 +245,7 @@ class TestExplain:
         assert "'nobody'" in one_line(nobody.stderr)
         several = command("explain", "user", "example.com", folder=tmp_path)
         assert several.returncode == 2
-        says = "more than one; see `logto-webhooks users example.com`, and name one by its id."
+        says = "several match; see `logto-webhooks users example.com`, and use an ID."
         assert says in one_line(several.stderr)
         unknown = command("explain", "user", "ana", "--field", "mail", folder=tmp_path)
         assert unknown.returncode == 2

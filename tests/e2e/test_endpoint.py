@@ -246,7 +246,7 @@ async def migrated(settings: dict[str, str], folder: Path) -> subprocess.Complet
         (["create", "--url", "app.example"], {}, "isn't like https://host/path"),
         (["create", "--url", URL], {"LOGTO_M2M_APP_SECRET": "wrong"}, "LOGTO_M2M_APP_SECRET"),
         (["list"], {"LOGTO_ENDPOINT": ""}, "Management API isn't configured"),
-        (["test"], {}, "It isn't clear which webhook is meant"),
+        (["test"], {}, "It isn't clear which webhook you mean"),
         (["test", "nobody"], {}, "Logto has: "),
         (["test", "one", "--event", "User.Creatd"], {}, "Did you mean User.Created?"),
     ],

@@ -515,7 +515,7 @@ def test_a_logto_that_is_gone_for_a_while(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "changed", "says"),
     [
-        ([], {}, "Make one, whose address need not answer"),
+        ([], {}, "Create one, whose URL need not answer"),
         (["--hook", "main"], {}, "It isn't clear which webhook"),
         ([], {"LOGTO_ENDPOINT": "http://127.0.0.1:9"}, "can't be reached now"),
         ([], {"LOGTO_M2M_APP_SECRET": "wrong"}, "LOGTO_M2M_APP_SECRET"),

@@ -31,7 +31,7 @@ from tests.support.service import clean_environment, command, one_line
         ("LAG_MS", "-1", "it must be a whole number >= 0."),
         ("SILENCE_AFTER_S", "x", "it must be a whole number."),
         ("API_BUDGET", "0", "it must be a number > 0."),
-        ("SCHEMA", "bad schema;", "it must be letters (a to z), digits and _, at most 63"),
+        ("SCHEMA", "bad schema;", "it must be at most 63 letters (a to z), digits and _"),
         ("LOG_LEVEL", "loud", "it must be debug, info"),
     ],
 )
