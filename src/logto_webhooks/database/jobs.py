@@ -141,16 +141,6 @@ FREE_LATER = (
     .where(among(queue_keys.c.id, "ids"))
     .values(token=None, held_until=None, due_at=now() + sa.bindparam("wait_ms"))
 )
-_somebody_waits = (
-    sa.select(sa.literal_column("1"))
-    .where(
-        jobs.c.handler == queue_keys.c.handler,
-        jobs.c.queue_key == queue_keys.c.queue_key,
-        _IS_WAITING,
-    )
-    .correlate(queue_keys)
-    .exists()
-)
 _is_held = (
     sa.select(sa.literal_column("1"))
     .where(queue_keys.c.handler == jobs.c.handler, queue_keys.c.queue_key == jobs.c.queue_key)
@@ -158,9 +148,10 @@ _is_held = (
     .correlate(jobs)
     .exists()
 )
+# A planner would make a join of NOT EXISTS, and read all that waits.
 DROP_EMPTY = (
     sa.delete(queue_keys)
-    .where(among(queue_keys.c.id, "ids"), ~_somebody_waits)
+    .where(among(queue_keys.c.id, "ids"), _first_of_queue.is_(None))
     .returning(queue_keys.c.id)
 )
 
