@@ -28,28 +28,26 @@ from logto_webhooks.states import DeliveryState
 
 
 class Explained(Struct, frozen=True):
-    """A record's history: a line for each delivery and answer, and what set each column's current
-    value."""
+    """A record's history: a line for each delivery and API response; and what set each field."""
 
     subject: Key
     lines: list[TimelineEntry]
     fields: list[Field]
 
     def only(self, name: str) -> Explained:
-        """Return the history of one field, or of all that begin with `name.`.
+        """Keep one field, or all that begin with `name.`, and the lines about them.
 
-        It includes the deliveries that set the field.
+        These include lines that changed nothing, but confirmed the field's value.
         """
-        group = {each.name: each.group for each in columns_for(self.subject, self.subject)}.get(
-            name
-        )
+        columns = columns_for(self.subject, self.subject)
+        group = {column.name: column.group for column in columns}.get(name)
 
-        def is_meant(other: str) -> bool:
+        def matches(other: str) -> bool:
             return other in (name, group) or other.startswith(f"{name}.")
 
-        fields = [each for each in self.fields if is_meant(each.name)]
-        ids = {by.id for each in fields for by in (each.set_by, each.told_by) if by}
-        lines = [each for each in self.lines if each.id in ids or any(map(is_meant, each.told))]
+        fields = [field for field in self.fields if matches(field.name)]
+        ids = {by.id for field in fields for by in (field.set_by, field.told_by) if by}
+        lines = [line for line in self.lines if line.id in ids or any(map(matches, line.names))]
         return Explained(self.subject, lines, fields)
 
 
@@ -61,37 +59,41 @@ def explain(
 ) -> Explained:
     """Explain a user or an organization.
 
-    `known` are its record and its memberships' as they are now; `deliveries` come by id, and
-    those that don't concern it are left out.
+    `known` has its current record and those of its memberships. `deliveries` are sorted by ID;
+    those about other records are left out.
     """
-    life, credits = Timeline(subject, known), Provenance(subject)
+    timeline, provenance = Timeline(subject, known), Provenance(subject)
     itself = f"{subject.kind}:{subject.id}"
     others = {end for key in known if key.kind == "membership" for end in key.organization_and_user}
-    for kept in deliveries:
-        if kept.state is DeliveryState.DEAD and kept.subject == itself:
-            life.take(kept, [RefetchRequest(subject, DEAD_DELIVERY, kept.received_at)])
+    for delivery in deliveries:
+        if delivery.state is DeliveryState.DEAD and delivery.subject == itself:
+            timeline.add(delivery, [RefetchRequest(subject, DEAD_DELIVERY, delivery.received_at)])
             continue
-        own = [change for change in _changes(kept, lag_ms) if _concerns(change, subject, others)]
-        if own or kept.subject == itself:
-            life.take(kept, own)
-            credits.take(kept, own)
-    life.end()
-    return Explained(subject, life.lines, credits.fields(known))
+        own = [
+            change
+            for change in _list_changes(delivery, lag_ms)
+            if _concerns(change, subject, others)
+        ]
+        if own or delivery.subject == itself:
+            timeline.add(delivery, own)
+            provenance.add(delivery, own)
+    timeline.end()
+    return Explained(subject, timeline.lines, provenance.fields(known))
 
 
 def _concerns(change: DeliveryChange, subject: Key, others: Collection[Key]) -> bool:
-    """Whether it is about the subject or its memberships, or deletes the other end of one."""
+    """Return whether it changes the subject, one of its memberships, or the other end of one."""
     return belongs_to(change.key, subject) or (
         isinstance(change, Tombstone) and change.key in others
     )
 
 
-def _changes(kept: StoredDelivery, lag_ms: int) -> list[DeliveryChange]:
-    """What it changed; nothing, unless it was applied."""
-    if kept.state is not DeliveryState.DONE:
+def _list_changes(delivery: StoredDelivery, lag_ms: int) -> list[DeliveryChange]:
+    """List the changes of a delivery; none, unless it was applied."""
+    if delivery.state is not DeliveryState.DONE:
         return []
     try:
-        return read(trust(kept.body), kept.occurred_at, lag_ms)[1]
+        return read(trust(delivery.body), delivery.occurred_at, lag_ms)[1]
     except (MalformedEvent, NotADelivery):
         return []
 
@@ -100,9 +102,9 @@ _PAGE: Final = 200
 
 
 def explain_stored(store: Store, subject: Key, lag_ms: int = LAG_MS) -> Explained | None:
-    """Explain a user or an organization; None if nothing came about it and nothing is known.
+    """Explain a stored user or organization; return None if nothing is known about it.
 
-    What comes meanwhile may be told, but credited with nothing yet.
+    Deliveries that arrive meanwhile may be listed, but may not have set a field yet.
     """
     known = store.inbox.known(subject)
     others = [
@@ -112,11 +114,11 @@ def explain_stored(store: Store, subject: Key, lag_ms: int = LAG_MS) -> Explaine
         for end in key.organization_and_user
         if end != subject
     ]
-    found = explain(subject, known, _about(store, subject, others), lag_ms)
-    return found if found.lines or known else None
+    explained = explain(subject, known, _read_deliveries(store, subject, others), lag_ms)
+    return explained if explained.lines or known else None
 
 
-def _about(store: Store, subject: Key, others: Sequence[Key]) -> Iterator[StoredDelivery]:
+def _read_deliveries(store: Store, subject: Key, others: Sequence[Key]) -> Iterator[StoredDelivery]:
     after = 0
     while page := store.inbox.about(subject, others, after, _PAGE):
         yield from page

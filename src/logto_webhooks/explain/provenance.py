@@ -81,7 +81,7 @@ class Provenance:
         # When the subject was deleted, and the other ends of its memberships.
         self._deletions: dict[Key, dict[int, DeliveryRef]] = {}
 
-    def take(self, kept: StoredDelivery, changes: Sequence[DeliveryChange]) -> None:
+    def add(self, kept: StoredDelivery, changes: Sequence[DeliveryChange]) -> None:
         """Note what a delivery told."""
         by = DeliveryRef(kept.id, kept.event, kept.call, kept.occurred_at)
         for change in changes:
@@ -172,9 +172,9 @@ def _run(
 ) -> tuple[DeliveryRef | None, DeliveryRef | None]:
     """The first and the last of those that told the present value, one after another."""
     present = column.told(group.content)
-    known = [each for each in tellings if _order(each)[:2] <= (group.stamp, group.digest)]
+    known = [value for value in tellings if _order(value)[:2] <= (group.stamp, group.digest)]
     newest_first = sorted(known, key=_order, reverse=True)
-    differ = [column.told(each.content) != present for each in newest_first]
+    differ = [column.told(value.content) != present for value in newest_first]
     begin = differ.index(False) if False in differ else len(differ)
     if begin and not (group.by_read and _may_be_newest(newest_first[: begin + 1])):
         return None, None
