@@ -92,7 +92,7 @@ class OrganizationMembershipUpdated(OrganizationEvent, frozen=True, kw_only=True
     removed_application_ids: list[str] = []
 
     def derived(self) -> list[OrganizationMemberEvent]:
-        """One event for each user who came or went; Logto itself sends none."""
+        """Return one event for each user who was added or removed. Logto doesn't send these."""
         shared = {name: getattr(self, name) for name in OrganizationEvent.__struct_fields__}
         moves: list[tuple[type[OrganizationMemberEvent], list[str]]] = [
             (OrganizationUserAdded, self.added_user_ids),
