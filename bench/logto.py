@@ -12,9 +12,9 @@ from datetime import UTC, datetime
 
 import msgspec
 
+from logto_webhooks.samples.shapes import Json
 from logto_webhooks.testing.fake.logto import FakeLogto
 from logto_webhooks.testing.fake.numbered import MadeUsers
-from logto_webhooks.testing.fake.shapes import Json
 
 GAP_MS = 400  # between two entries of the log
 

@@ -6,13 +6,13 @@ import random
 import string
 import zlib
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from typing import Any, Final
 
 from msgspec import Struct
 
 from logto_webhooks.errors import SettingInvalid
 from logto_webhooks.events import named
+from logto_webhooks.samples import shapes
 
 Json = dict[str, Any]
 _Shape = Callable[["Scene"], Json]
@@ -61,6 +61,8 @@ def payload(
     """
     scene = Scene(rng, at, new_id(rng) if id is None else id)
     made = _head(scene, event) | _SHAPES[named(event).name](scene)
+    if "userIp" in made:
+        del made["ip"]  # interactions have that instead
     made["hookId"] = "sample" + scene.new_id(15)
     for name, value in (fields or {}).items():
         _set(made, name, value)
@@ -76,40 +78,24 @@ def console_test(event: str, *, at: int) -> Json:
 
 
 def user(scene: Scene) -> Json:
-    """A whole user, as the Management API answers it; the same person for an id."""
-    name = _NAMES[zlib.crc32(scene.id.encode()) % len(_NAMES)]
-    return {
-        "id": scene.id,
-        "username": None,
+    """A whole user, as most events have it; the same person for an id."""
+    return shapes.public(_user_of_api(scene))
+
+
+def _user_of_api(scene: Scene) -> Json:
+    """The same as the routes of `/users` answer it."""
+    own = {
         "primaryEmail": f"{scene.id}@example.com",
-        "primaryPhone": None,
-        "name": name,
-        "avatar": None,
-        "customData": {},
-        "identities": {},
-        "lastSignInAt": None,
-        "createdAt": scene.born_at,
+        "name": _NAMES[zlib.crc32(scene.id.encode()) % len(_NAMES)],
         "updatedAt": scene.at,
-        "profile": {},
-        "applicationId": None,
-        "isSuspended": False,
     }
+    return shapes.user(scene.id, scene.born_at, own)
 
 
 def organization(scene: Scene) -> Json:
     """A whole organization."""
-    return {
-        "tenantId": "default",
-        "id": scene.id,
-        "name": f"Organization {scene.id[:4]}",
-        "description": None,
-        "customData": {},
-        "isMfaRequired": False,
-        "color": {},
-        "branding": {},
-        "customCss": None,
-        "createdAt": scene.born_at,
-    }
+    own = {"name": f"Organization {scene.id[:4]}"}
+    return shapes.organization(scene.id, scene.born_at, own)
 
 
 def _new(record: Callable[[Scene], Json]) -> Callable[[Scene], Json]:
@@ -117,10 +103,9 @@ def _new(record: Callable[[Scene], Json]) -> Callable[[Scene], Json]:
 
 
 def _head(scene: Scene, event: str) -> Json:
-    moment = datetime.fromtimestamp(scene.at / 1000, UTC).isoformat(timespec="milliseconds")
     return {
         "event": event,
-        "createdAt": moment.replace("+00:00", "Z"),
+        "createdAt": shapes.iso(scene.at),
         "userAgent": _BROWSER,
         "ip": "203.0.113.9",
     }
@@ -162,7 +147,9 @@ def _session(scene: Scene, kind: str) -> Json:
 
 
 def _lockout(scene: Scene) -> Json:
-    return _session(scene, "SignIn") | {"type": "email", "value": f"{scene.id}@example.com"}
+    made = _session(scene, "SignIn")
+    made["applicationId"] = made["application"]["id"]
+    return made | {"type": "email", "value": f"{scene.id}@example.com"}
 
 
 def _message_limit(scene: Scene) -> Json:
@@ -203,18 +190,30 @@ def _scope_call(method: str) -> _Shape:
             params["scopeId"] = scene.id
             route, path = f"{route}/:scopeId", f"{path}/{scene.id}"
         made = {"path": path, "method": method, "params": params, "matchedRoute": route}
-        data = {} if method == "DELETE" else {"data": _scope(scene)}
+        data = (
+            {}
+            if method == "DELETE"
+            else {
+                "data": shapes.scope(
+                    scene.id, scene.born_at, params["resourceId"], f"read:{scene.id[:4]}"
+                )
+            }
+        )
         return made | {"status": 204 if method == "DELETE" else 200} | data
 
     return shape
 
 
 def _role(scene: Scene) -> Json:
-    return {"id": scene.id, "name": f"role-{scene.id[:4]}", "description": "", "type": "User"}
+    return shapes.role(scene.id, f"role-{scene.id[:4]}")
 
 
-def _scope(scene: Scene) -> Json:
-    return {"id": scene.id, "name": f"read:{scene.id[:4]}", "description": None}
+def _organization_role(scene: Scene) -> Json:
+    return shapes.organization_role(scene.id, f"role-{scene.id[:4]}")
+
+
+def _organization_scope(scene: Scene) -> Json:
+    return shapes.organization_scope(scene.id, f"read:{scene.id[:4]}")
 
 
 def _scopes(scene: Scene) -> list[Json]:
@@ -226,14 +225,14 @@ _SHAPES: Final[dict[str, _Shape]] = {
     "PostSignIn": _interaction("SignIn"),
     "PostSignInAdaptiveMfaTriggered": _interaction("SignIn"),
     "PostResetPassword": _interaction("ForgotPassword"),
-    "User.Created": _managed("POST", "/users", "userId", _new(user)),
+    "User.Created": _managed("POST", "/users", "userId", _new(_user_of_api)),
     "User.Deleted": _managed("DELETE", "/users/:userId", "userId", user),
-    "User.Data.Updated": _managed("PATCH", "/users/:userId", "userId", user),
+    "User.Data.Updated": _managed("PATCH", "/users/:userId", "userId", _user_of_api),
     "User.SuspensionStatus.Updated": _managed(
         "PATCH",
         "/users/:userId/is-suspended",
         "userId",
-        lambda scene: user(scene) | {"isSuspended": True},
+        lambda scene: _user_of_api(scene) | {"isSuspended": True},
     ),
     "Role.Created": _managed("POST", "/roles", "id", _role),
     "Role.Deleted": _managed("DELETE", "/roles/:id", "id", None),
@@ -248,15 +247,21 @@ _SHAPES: Final[dict[str, _Shape]] = {
     "Organization.Membership.Updated": _membership,
     "Organization.User.Added": _member,
     "Organization.User.Removed": _member,
-    "OrganizationRole.Created": _managed("POST", "/organization-roles", "id", _role),
+    "OrganizationRole.Created": _managed("POST", "/organization-roles", "id", _organization_role),
     "OrganizationRole.Deleted": _managed("DELETE", "/organization-roles/:id", "id", None),
-    "OrganizationRole.Data.Updated": _managed("PATCH", "/organization-roles/:id", "id", _role),
+    "OrganizationRole.Data.Updated": _managed(
+        "PATCH", "/organization-roles/:id", "id", _organization_role
+    ),
     "OrganizationRole.Scopes.Updated": _managed(
         "POST", "/organization-roles/:id/scopes", "id", None
     ),
-    "OrganizationScope.Created": _managed("POST", "/organization-scopes", "id", _scope),
+    "OrganizationScope.Created": _managed(
+        "POST", "/organization-scopes", "id", _organization_scope
+    ),
     "OrganizationScope.Deleted": _managed("DELETE", "/organization-scopes/:id", "id", None),
-    "OrganizationScope.Data.Updated": _managed("PATCH", "/organization-scopes/:id", "id", _scope),
+    "OrganizationScope.Data.Updated": _managed(
+        "PATCH", "/organization-scopes/:id", "id", _organization_scope
+    ),
     "Identifier.Lockout": _lockout,
     "Message.RateLimited": _message_limit,
     "Grant.LimitExceeded": _grant_limit,

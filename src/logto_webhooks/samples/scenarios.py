@@ -9,6 +9,7 @@ from typing import Any, Final
 from msgspec import Struct
 
 from logto_webhooks.samples.payloads import Json, new_id, payload
+from logto_webhooks.samples.shapes import public
 
 _OF_SESSION: Final = ("createdAt", "userAgent", "hookId", "interactionEvent", "sessionId")
 _HOOK_LATER_MS: Final = 40  # PostRegister comes so much after User.Created
@@ -41,7 +42,7 @@ def sign_up(
         "createdAt": created["createdAt"],
         "applicationId": registered["application"]["id"],
         "application": registered["application"],
-        "ip": registered["ip"],
+        "ip": registered["userIp"],
     }
     joined = [
         {"event": "Organization.Membership.Updated"}
@@ -49,7 +50,8 @@ def sign_up(
         | {"organizationId": each, "addedUserIds": [who]}
         for each in organizations
     ]
-    return [*joined, {"event": "User.Created"} | session | {"data": created["data"]}, registered]
+    made = {"event": "User.Created"} | session | {"data": public(created["data"])}
+    return [*joined, made, registered]
 
 
 def first_sign_in(

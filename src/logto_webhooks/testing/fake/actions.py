@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable
 from random import Random
 from typing import Any, Final
 
+from logto_webhooks.samples import shapes
 from logto_webhooks.samples.payloads import new_id
-from logto_webhooks.testing.fake import payloads, shapes
-from logto_webhooks.testing.fake.shapes import Json
+from logto_webhooks.samples.shapes import Json
+from logto_webhooks.testing.fake import payloads
 from logto_webhooks.testing.fake.state import FakeState
 
 TRANSACTION_MS: Final = 20

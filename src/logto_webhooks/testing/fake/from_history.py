@@ -10,8 +10,8 @@ from msgspec import Struct
 
 from logto_webhooks import samples
 from logto_webhooks.samples.history import Final, Name
+from logto_webhooks.samples.shapes import Json
 from logto_webhooks.testing.fake.log import entry, response
-from logto_webhooks.testing.fake.shapes import Json
 from logto_webhooks.testing.fake.state import FakeState
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from logto_webhooks.testing.fake.shapes import Json
+from logto_webhooks.samples.shapes import Json
 
 
 class Log:

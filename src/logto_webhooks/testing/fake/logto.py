@@ -10,15 +10,16 @@ from contextlib import AsyncExitStack, suppress
 from types import TracebackType
 from typing import Final
 
+from logto_webhooks.samples import shapes
 from logto_webhooks.samples.history import Name
-from logto_webhooks.testing.fake import from_history, shapes
+from logto_webhooks.samples.shapes import Json
+from logto_webhooks.testing.fake import from_history
 from logto_webhooks.testing.fake.actions import Actions
 from logto_webhooks.testing.fake.app import FakeApp, served
 from logto_webhooks.testing.fake.faults import Faults
 from logto_webhooks.testing.fake.numbered import LazyUsers
 from logto_webhooks.testing.fake.routes import ApiRoutes, HookRoutes
 from logto_webhooks.testing.fake.sender import TIMEOUT_S, Sender
-from logto_webhooks.testing.fake.shapes import Json
 from logto_webhooks.testing.fake.state import FakeState
 from logto_webhooks.testing.fake.tokens import TokenRoutes
 from logto_webhooks.testing.make import SIGNING_KEY

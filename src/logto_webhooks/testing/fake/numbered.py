@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar, overload
 
-from logto_webhooks.testing.fake import shapes
-from logto_webhooks.testing.fake.shapes import Json
+from logto_webhooks.samples import shapes
+from logto_webhooks.samples.shapes import Json
 
 T = TypeVar("T")
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Final
 
-from logto_webhooks.testing.fake.shapes import Json, public
+from logto_webhooks.samples.shapes import Json, iso, public
 
 MEMBERS_AT_MOST: Final = 5000
 APPLICATION: Final[Json] = {
@@ -16,12 +15,6 @@ APPLICATION: Final[Json] = {
 }
 _BROWSER: Final = "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36"
 _CLIENT_IP: Final = "203.0.113.9"
-
-
-def iso(at: int) -> str:
-    """Milliseconds since the epoch, as JavaScript writes them."""
-    moment = datetime.fromtimestamp(at / 1000, UTC).isoformat(timespec="milliseconds")
-    return moment.replace("+00:00", "Z")
 
 
 def managed(

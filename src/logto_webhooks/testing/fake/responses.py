@@ -9,7 +9,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from logto_webhooks.testing.fake.shapes import Json
+from logto_webhooks.samples.shapes import Json
 
 PAGE_SIZE: Final = 20
 LARGEST_PAGE: Final = 100

@@ -5,8 +5,8 @@ from __future__ import annotations
 import bisect
 from collections.abc import Iterable, Sequence
 
+from logto_webhooks.samples.shapes import Json
 from logto_webhooks.testing.fake.numbered import LazyUsers
-from logto_webhooks.testing.fake.shapes import Json
 
 
 class UserTable:

@@ -11,7 +11,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from logto_webhooks.testing.fake import payloads, shapes
+from logto_webhooks.samples import shapes
+from logto_webhooks.samples.shapes import Json
+from logto_webhooks.testing.fake import payloads
 from logto_webhooks.testing.fake.responses import (
     answer,
     is_paged,
@@ -23,7 +25,6 @@ from logto_webhooks.testing.fake.responses import (
     unknown,
 )
 from logto_webhooks.testing.fake.sender import SendResult
-from logto_webhooks.testing.fake.shapes import Json
 from logto_webhooks.testing.fake.state import FakeState
 
 

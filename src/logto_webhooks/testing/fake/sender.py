@@ -14,9 +14,9 @@ from msgspec import Struct
 
 from logto_webhooks.samples.payloads import new_id
 from logto_webhooks.samples.request import SignedRequest, sign_request
+from logto_webhooks.samples.shapes import Json
 from logto_webhooks.testing.fake import log
 from logto_webhooks.testing.fake.faults import Fate, Faults, draw
-from logto_webhooks.testing.fake.shapes import Json
 from logto_webhooks.testing.fake.state import FakeState
 
 TIMEOUT_S: Final = 10.0

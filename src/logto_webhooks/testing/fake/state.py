@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from logto_webhooks.samples.shapes import Json, public
 from logto_webhooks.testing.fake.log import Log
 from logto_webhooks.testing.fake.roll import UserTable
-from logto_webhooks.testing.fake.shapes import Json, public
 
 
 class FakeState:

@@ -13,8 +13,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from logto_webhooks.samples.payloads import new_id
+from logto_webhooks.samples.shapes import Json
 from logto_webhooks.testing.fake.responses import answer, refuse
-from logto_webhooks.testing.fake.shapes import Json
 
 RESOURCE: Final = "https://default.logto.app/api"
 LIVES_S: Final = 3600

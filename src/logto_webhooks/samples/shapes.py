@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from logto_webhooks.events.registry import BY_NAME
@@ -70,6 +71,40 @@ def role(role_id: str, name: str) -> Json:
         "type": "User",
         "isDefault": False,
     }
+
+
+def organization_role(role_id: str, name: str) -> Json:
+    """A role of an organization's members."""
+    return {
+        "tenantId": TENANT,
+        "id": role_id,
+        "name": name,
+        "description": name,
+        "type": "User",
+    }
+
+
+def scope(scope_id: str, at: int, resource_id: str, name: str) -> Json:
+    """A scope of an API resource."""
+    return {
+        "tenantId": TENANT,
+        "id": scope_id,
+        "resourceId": resource_id,
+        "name": name,
+        "description": name,
+        "createdAt": at,
+    }
+
+
+def organization_scope(scope_id: str, name: str) -> Json:
+    """A scope of organizations."""
+    return {"tenantId": TENANT, "id": scope_id, "name": name, "description": name}
+
+
+def iso(at: int) -> str:
+    """Milliseconds since the epoch, as JavaScript writes them."""
+    moment = datetime.fromtimestamp(at / 1000, UTC).isoformat(timespec="milliseconds")
+    return moment.replace("+00:00", "Z")
 
 
 def hook(
