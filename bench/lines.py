@@ -27,7 +27,7 @@ from logto_webhooks.testing import make
 SUBJECTS = 200
 PIECE = 5_000
 AGAIN_S = 0.05  # what fails is tried again so soon, for ever
-_TABLES = ("logto_jobs", "logto_queue_keys", "logto_deliveries")
+_TABLES = ("logto_jobs", "logto_lines", "logto_deliveries")
 
 
 class Lines:

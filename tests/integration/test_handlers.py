@@ -324,7 +324,7 @@ def test_a_handler_may_end_while_leases_are_renewed() -> None:
         assert logto._service is not None
         runner = logto._service._workers.runner
         with postgres.sync_engine().connect() as other:
-            other.execute(sa.text(f"SELECT id FROM {schema}.logto_queue_keys FOR UPDATE"))
+            other.execute(sa.text(f"SELECT id FROM {schema}.logto_lines FOR UPDATE"))
             blocker = other.scalar(sa.text("SELECT pg_backend_pid()"))
             runner._renewed = float("-inf")
             blocked = sa.text(

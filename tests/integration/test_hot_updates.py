@@ -71,8 +71,8 @@ def test_a_job_changes_an_index_only_when_it_ends() -> None:
     with updates.engine.connect() as connection:
         [done] = DatabaseJobs(connection).counts()
     assert (done.state, done.count) == ("done", JOBS)
-    assert updates.all == {"logto_queue_keys": JOBS, "logto_jobs": 2 * JOBS}
-    assert updates.hot["logto_queue_keys"] == JOBS
+    assert updates.all == {"logto_lines": JOBS, "logto_jobs": 2 * JOBS}
+    assert updates.hot["logto_lines"] == JOBS
     assert updates.hot["logto_jobs"] >= 0.9 * JOBS
 
 
@@ -86,8 +86,8 @@ def test_a_long_queue_changes_no_index_of_its_key() -> None:
             jobs = DatabaseJobs(connection)
             [first] = jobs.claim("t", {"one": 10}, 60)
             assert jobs.finish("t", [_done(first)]) == []
-    assert updates.all["logto_queue_keys"] == 2 * JOBS - 1
-    assert updates.hot["logto_queue_keys"] >= 0.9 * updates.all["logto_queue_keys"]
+    assert updates.all["logto_lines"] == 2 * JOBS - 1
+    assert updates.hot["logto_lines"] >= 0.9 * updates.all["logto_lines"]
 
 
 def test_memberships_that_end_with_an_organization_change_no_index() -> None:

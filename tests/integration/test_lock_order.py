@@ -55,7 +55,7 @@ def ends(store: Store) -> None:
 def held(store: Store) -> list[sa.Row[tuple[int, int, str]]]:
     assert isinstance(store, DatabaseStore)
     query = "SELECT jobs.id, queue_keys.id AS queue_key_id, token AS line"
-    query += " FROM logto_queue_keys queue_keys JOIN logto_jobs jobs USING (handler, queue_key)"
+    query += " FROM logto_lines queue_keys JOIN logto_jobs jobs USING (handler, queue_key)"
     query += " WHERE token IS NOT NULL"
     return list(store._connection.execute(sa.text(query)))
 

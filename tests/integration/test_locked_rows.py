@@ -155,7 +155,7 @@ def test_no_transaction_of_ours_waits_long_for_a_lock(kind: StoreKind, tmp_path:
 
 
 @pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
-@pytest.mark.parametrize("table", ["logto_jobs", "logto_queue_keys"])
+@pytest.mark.parametrize("table", ["logto_jobs", "logto_lines"])
 def test_other_jobs_run_beside_a_locked_one(table: str, driver: str) -> None:
     """What was run while its job, or its queue, is locked isn't run again."""
     schema = postgres.emptied_schema()

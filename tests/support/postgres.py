@@ -21,7 +21,7 @@ TABLES = (
     "logto_deliveries, logto_records, logto_users, logto_organizations, "
     "logto_organization_members, logto_checkpoints, logto_leases, logto_flow, "
     "logto_flow_gaps, logto_installation, logto_user_identities, logto_user_roles, "
-    "logto_organization_member_roles, logto_handlers, logto_jobs, logto_queue_keys, logto_keys, "
+    "logto_organization_member_roles, logto_handlers, logto_jobs, logto_lines, logto_keys, "
     "logto_rejected, logto_endings"
 )
 

@@ -93,7 +93,7 @@ class Application:
 
     def leases_end(self) -> None:
         """What a dead process held is free, as some seconds later."""
-        self.change("UPDATE {}logto_queue_keys SET held_until = 0 WHERE token IS NOT NULL")
+        self.change("UPDATE {}logto_lines SET held_until = 0 WHERE token IS NOT NULL")
         self.change("UPDATE {}logto_deliveries SET due_at = 0 WHERE state = 'pending'")
 
     def once(self, answered: set[int], *handlers: str) -> None:

@@ -291,7 +291,7 @@ sa.Index("logto_jobs_delivery", jobs.c.delivery_id)
 
 # One row for each queue in which jobs wait: who holds it runs its first job.
 queue_keys = sa.Table(
-    "logto_queue_keys",
+    "logto_lines",  # the name of the table of queue keys is older than the term
     metadata,
     sa.Column("id", Identity, primary_key=True, autoincrement=True),
     sa.Column("handler", sa.Text, nullable=False),
@@ -300,10 +300,10 @@ queue_keys = sa.Table(
     # In no index, so that to hold a row and to let it go writes into none.
     sa.Column("held_until", Millis),
     sa.Column("token", sa.Text),
-    sa.UniqueConstraint("handler", "queue_key", name="logto_queue_keys_once"),
+    sa.UniqueConstraint("handler", "queue_key", name="logto_lines_once"),
     sqlite_autoincrement=True,
 )
-sa.Index("logto_queue_keys_due", queue_keys.c.handler, queue_keys.c.due_at)
+sa.Index("logto_lines_due", queue_keys.c.handler, queue_keys.c.due_at)
 
 
 # How far recovering and reconciling have come.

@@ -191,17 +191,17 @@ def _jobs() -> None:
     _index("logto_jobs_done", "logto_jobs", order, "state = 'done'")
     _index("logto_jobs_delivery", "logto_jobs", ["delivery_id"])
     op.create_table(
-        "logto_queue_keys",
+        "logto_lines",
         _id(),
         _column("handler", Text),
         _column("queue_key", Text),
         _column("due_at", Millis),
         _column("held_until", Millis, nullable=True),
         _column("token", Text, nullable=True),
-        sa.UniqueConstraint("handler", "queue_key", name="logto_queue_keys_once"),
+        sa.UniqueConstraint("handler", "queue_key", name="logto_lines_once"),
         sqlite_autoincrement=True,
     )
-    _index("logto_queue_keys_due", "logto_queue_keys", ["handler", "due_at"])
+    _index("logto_lines_due", "logto_lines", ["handler", "due_at"])
 
 
 def _signing_keys() -> None:
@@ -260,7 +260,7 @@ def _storage() -> None:
         "logto_users": f"fillfactor = 85, {vacuum}",
         "logto_jobs": f"fillfactor = 70, {vacuum}",
         # Its rows come and go: it is small, and what is dead of it is in everybody's way.
-        "logto_queue_keys": "fillfactor = 50, autovacuum_vacuum_scale_factor = 0,"
+        "logto_lines": "fillfactor = 50, autovacuum_vacuum_scale_factor = 0,"
         " autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0",
     }.items():
         op.execute(f"ALTER TABLE {table} SET ({settings})")
