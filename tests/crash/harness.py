@@ -34,6 +34,7 @@ KEY = "a-key-for-crashes"
 CONNECTIONS = 64
 DUPLICATES = 0.1
 DISORDER = 500  # deliveries that are shuffled together
+NOT_APPLIED = ("duplicate", "failed", "dead")  # outcomes in the log; "failed" is tried again
 SLOW_LIFE_MS = (300, 400)  # changes keep their distance, so that the truth is exact
 
 
@@ -90,8 +91,8 @@ class Process:
     def synced(self) -> list[int]:
         """The ids of the deliveries that it said it applied."""
         lines = [line for line in self._log.read_bytes().splitlines() if b'"delivery"' in line]
-        found = [msgspec.json.decode(line) for line in lines if line.endswith(b"}")]
-        return [each["id"] for each in found if each["outcome"] != "duplicate"]
+        entries = [msgspec.json.decode(line) for line in lines if line.endswith(b"}")]
+        return [entry["id"] for entry in entries if entry["outcome"] not in NOT_APPLIED]
 
 
 class Harness:
