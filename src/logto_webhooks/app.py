@@ -39,9 +39,9 @@ from logto_webhooks.instrumentation.events import Observer
 from logto_webhooks.instrumentation.logs import fan_out
 from logto_webhooks.interfaces import Logto
 from logto_webhooks.jobs import Tests
+from logto_webhooks.retries import MAX_ATTEMPTS
 from logto_webhooks.runtime import Service
 from logto_webhooks.settings import MountedSettings, Settings, from_env
-from logto_webhooks.states import MAX_ATTEMPTS
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]

@@ -26,10 +26,11 @@ from logto_webhooks.forever import forever
 from logto_webhooks.handlers.loop_thread import Apart
 from logto_webhooks.handlers.registry import Handlers
 from logto_webhooks.handlers.runner import JobRunner
+from logto_webhooks.ingest.group_commit import GroupCommit
 from logto_webhooks.ingest.memory_limit import ByteLimiter
 from logto_webhooks.ingest.quarantine import Quarantine, make_key_reader
 from logto_webhooks.ingest.readiness import Readiness
-from logto_webhooks.ingest.receiver import GroupCommit, Receiver
+from logto_webhooks.ingest.receiver import Receiver
 from logto_webhooks.ingest.spool import spool_of, unspooling
 from logto_webhooks.instrumentation.events import (
     DeliverySynced,

@@ -14,8 +14,8 @@ from msgspec import Meta, Struct
 from logto_webhooks.errors import SettingInvalid, SigningKeyMissing
 from logto_webhooks.instrumentation.logs import LogFormat, LogLevel
 from logto_webhooks.records.changes import LAG_MS
+from logto_webhooks.retries import MAX_ATTEMPTS
 from logto_webhooks.signing_keys import problem_of_key, problem_of_secret
-from logto_webhooks.states import MAX_ATTEMPTS
 
 DEFAULT_DATABASE: Final = "sqlite:///logto-webhooks.db"
 

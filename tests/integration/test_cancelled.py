@@ -14,7 +14,8 @@ import sqlalchemy as sa
 
 from logto_webhooks.clock import SystemClock
 from logto_webhooks.database.store import DatabaseStore
-from logto_webhooks.ingest.receiver import GroupCommit, Receiver
+from logto_webhooks.ingest.group_commit import GroupCommit
+from logto_webhooks.ingest.receiver import Receiver
 from logto_webhooks.ingest.spool import SpoolDirectory
 from logto_webhooks.interfaces import Checkpoint, Store, TransactionRunner
 from logto_webhooks.testing import SIGNING_KEY, make

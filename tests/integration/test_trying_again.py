@@ -20,7 +20,7 @@ from logto_webhooks.database import Database, migrate, open_database, wrap_engin
 from logto_webhooks.database.store import DatabaseStore
 from logto_webhooks.deliveries import NewDelivery, StoreResult
 from logto_webhooks.errors import StoreUnavailable, TimedOut
-from logto_webhooks.ingest.receiver import TRY_S, GroupCommit
+from logto_webhooks.ingest.group_commit import TRY_S, GroupCommit
 from logto_webhooks.ingest.spool import SpoolDirectory, Unspooler
 from logto_webhooks.instrumentation.events import (
     NotStored,

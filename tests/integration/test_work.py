@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from logto_webhooks.database.schema import deliveries
 from logto_webhooks.deliveries import ClaimedDelivery, StoreResult
 from logto_webhooks.errors import RowRejected, StoreUnavailable
-from logto_webhooks.ingest.receiver import GroupCommit
+from logto_webhooks.ingest.group_commit import GroupCommit
 from logto_webhooks.instrumentation.events import (
     DeliveryFailed,
     DeliverySynced,

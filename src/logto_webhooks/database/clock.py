@@ -10,7 +10,7 @@ from logto_webhooks.database import checkpoints
 from logto_webhooks.database.dialect import by_code, now
 from logto_webhooks.database.schema import deliveries, installation, is_pending, queue_keys
 from logto_webhooks.interfaces import DatabaseClock
-from logto_webhooks.states import LONGEST_WAIT_S
+from logto_webhooks.retries import LONGEST_WAIT_S
 
 _LONGEST_MS = int(LONGEST_WAIT_S * 1000)
 _TOO_LATE = sa.and_(is_pending, deliveries.c.due_at > now() + _LONGEST_MS)

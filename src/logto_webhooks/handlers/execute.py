@@ -35,17 +35,9 @@ from logto_webhooks.interfaces import Clock, Store
 from logto_webhooks.jobs import Delivery, Job, JobOutcome
 from logto_webhooks.records import local_events
 from logto_webhooks.records.record import Key
+from logto_webhooks.retries import MAX_LOSSES, Dead, DiscardJob, Retry, after_job_failure
 from logto_webhooks.signing_keys import trust
-from logto_webhooks.states import (
-    JOB_MOVES,
-    MAX_LOSSES,
-    Dead,
-    DiscardJob,
-    JobMove,
-    JobState,
-    Retry,
-    after_job_failure,
-)
+from logto_webhooks.states import JOB_MOVES, JobMove, JobState
 
 
 def error_location(error: BaseException, function: Callable[..., Any]) -> str | None:

@@ -20,7 +20,7 @@ from logto_webhooks.handlers.parameters import (
     resolve_parameters,
 )
 from logto_webhooks.jobs import RegisteredHandler, Tests
-from logto_webhooks.states import MAX_ATTEMPTS
+from logto_webhooks.retries import MAX_ATTEMPTS
 
 T = TypeVar("T")
 TIME_LIMIT_S: Final = 60.0

@@ -1,11 +1,10 @@
-"""Receive a delivery: verify, identify, join a group commit, answer."""
+"""Receive a delivery: verify, identify, have it stored, answer."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from msgspec import Struct
 
@@ -16,32 +15,18 @@ from logto_webhooks.errors import (
     RowRejected,
     SignatureRejected,
     StoreUnavailable,
-    TimedOut,
-    describe,
 )
-from logto_webhooks.ingest.spool import SpoolDirectory
+from logto_webhooks.ingest.group_commit import retrieve_error
 from logto_webhooks.instrumentation.events import (
     DeliveryStored,
-    NotStored,
     Observer,
     RefusedFor,
     RequestRefused,
-    Retrying,
-    Spooled,
 )
-from logto_webhooks.interfaces import Clock, TransactionRunner
+from logto_webhooks.interfaces import Clock
 from logto_webhooks.signing_keys import Keyring, VerifiedBody, verify
 
-MAX_ROWS: Final = 512
 LARGE: Final = 256 * 2**10
-MAX_BYTES: Final = 16 * 2**20
-LONGEST_WAIT_S: Final = 8.0  # since the head of the request: Logto waits 10 s, and sends it once
-TRY_S: Final = 2.5
-FIRST_PAUSE_S: Final = 0.02
-LONGEST_PAUSE_S: Final = 0.5
-FINISH_S: Final = 2.0
-KEEP_S: Final = 0.5  # before the deadline, what can't be stored is spooled
-LONGEST_KEEP_S: Final = 1.5
 RETRY_AFTER_S: Final = 5
 
 _LIKELY_CAUSES: Final = (
@@ -151,7 +136,7 @@ class Receiver:
 
     def _stored(self, task: _StoringTask) -> None:
         self._storing.discard(task)
-        _retrieve(task)
+        retrieve_error(task)
 
     def refuse(
         self, status: int, code: RefusedFor, error: LogtoWebhooksError, hint: str
@@ -159,205 +144,3 @@ class Receiver:
         """Answer a 4xx, and report it."""
         self._observe(RequestRefused(status, code, str(error), hint))
         return WebhookResponse(status, {"error": code})
-
-
-class _Waiting(Struct, eq=False):
-    """A delivery that waits to be stored, until `deadline` by the loop's clock."""
-
-    delivery: NewDelivery
-    answer: asyncio.Future[StoreResult | None]
-    deadline: float
-    tried: bool = False
-    keeping: bool = False
-
-
-def _still_waiting(requests: list[_Waiting]) -> list[_Waiting]:
-    """Without those that are stored or refused by now, or spooled."""
-    return [request for request in requests if not (request.answer.done() or request.keeping)]
-
-
-def _retrieve(answer: asyncio.Future[Any]) -> None:
-    """Look at the error of what nobody waits for, or asyncio would log that nobody did."""
-    if not answer.cancelled():
-        answer.exception()
-
-
-class GroupCommit:
-    """One transaction for all requests that wait: handed over and woken per batch.
-
-    What fails for a reason that may pass is tried again, on another connection, with all who wait
-    by then, until the deadline of each request.
-    """
-
-    def __init__(
-        self,
-        host: TransactionRunner,
-        observe: Observer,
-        stored: Callable[[], None],
-        spool: SpoolDirectory | None = None,
-    ) -> None:
-        """`stored` is called after every batch that holds something new; `spool` takes what the
-        database didn't take in time."""
-        self._host = host
-        self._observe = observe
-        self._stored = stored
-        self._spool = spool
-        self._waiting: list[_Waiting] = []
-        self._batch: list[_Waiting] = []
-        self._committing: asyncio.Task[None] | None = None
-        self._keeping: set[asyncio.Task[None]] = set()
-        self._timer: asyncio.TimerHandle | None = None
-        self.error: Exception | None = None
-        self.failed_at = self.stored_at = float("-inf")
-
-    async def add(self, delivery: NewDelivery, deadline: float | None = None) -> StoreResult | None:
-        """Return once it is committed; None if it was spooled instead.
-
-        `deadline` is by the event loop's clock. If the caller is cancelled, by a time-out of the
-        application or at the end, it is stored all the same: Logto won't send it again. Raises
-        StoreUnavailable or RowRejected.
-        """
-        loop = asyncio.get_running_loop()
-        latest = loop.time() + LONGEST_WAIT_S
-        deadline = latest if deadline is None else min(deadline, latest)
-        waiting = _Waiting(delivery, loop.create_future(), deadline)
-        self._waiting.append(waiting)
-        if self._committing is None:
-            self._committing = loop.create_task(self._commit_all())
-        self._watch(loop, deadline)
-        try:
-            return await asyncio.shield(waiting.answer)
-        except asyncio.CancelledError:
-            waiting.answer.add_done_callback(_retrieve)
-            if self._spool is not None and not waiting.answer.done() and not waiting.keeping:
-                with suppress(OSError):  # it may still be stored
-                    self._spool.keep_now(delivery)
-                    waiting.keeping = True
-            raise
-
-    async def finish(self) -> None:
-        """Store what waits, at the end, for so long as that takes little time."""
-        if self._committing is not None:
-            await asyncio.wait({self._committing}, timeout=FINISH_S)
-
-    async def _commit_all(self) -> None:
-        failures = 0
-        try:
-            while await self._gathered() and (batch := self._next_batch()):
-                self._batch = batch
-                error = await self._commit(batch)
-                self._batch = []
-                if error is None:
-                    failures, self.error = 0, None
-                    self.stored_at = asyncio.get_running_loop().time()
-                    continue
-                if self.error is None:
-                    self._observe(Retrying(len(batch), describe(error)))
-                self.error, self.failed_at = error, asyncio.get_running_loop().time()
-                self._waiting[:0] = batch
-                await asyncio.sleep(min(FIRST_PAUSE_S * 2.0 ** min(failures, 10), LONGEST_PAUSE_S))
-                failures += 1
-        finally:
-            self._committing = None
-
-    async def _gathered(self) -> bool:
-        # Let those in who are at the door, or were just answered and ask again: a batch of all
-        # costs little more than a batch of one.
-        for _ in range(2):
-            await asyncio.sleep(0)
-        return True
-
-    def _next_batch(self) -> list[_Waiting]:
-        self._waiting = _still_waiting(self._waiting)
-        size = rows = 0
-        for request in self._waiting[:MAX_ROWS]:
-            size += len(request.delivery.body)
-            if rows and size > MAX_BYTES:
-                break
-            rows += 1
-        batch, self._waiting = self._waiting[:rows], self._waiting[rows:]
-        return batch
-
-    async def _commit(self, batch: list[_Waiting]) -> Exception | None:
-        """Commit and answer; return why some of it must be tried again, if so."""
-        # In a table that is locked, the halves are tried for longer than anybody waits.
-        if not (batch := _still_waiting(batch)):
-            return None
-        deliveries = [request.delivery for request in batch]
-        tried = {request.delivery.digest for request in batch if request.tried}
-        for request in batch:
-            request.tried = True
-        try:
-            accepted = await self._host.accept(lambda store: store.add(deliveries, tried), TRY_S)
-        except (RowRejected, TimedOut) as error:
-            if len(batch) > 1:
-                # One bad row harms nobody else: halve until it is alone.
-                middle = len(batch) // 2
-                first = await self._commit(batch[:middle])
-                return await self._commit(batch[middle:]) or first
-            if isinstance(error, TimedOut):
-                return error
-            self._fail(batch, str(error))
-        except Exception as error:
-            return error
-        else:
-            for request, answer in zip(batch, accepted, strict=True):
-                if not request.answer.done():
-                    request.answer.set_result(answer)
-            if not all(answer.duplicate for answer in accepted):
-                self._stored()
-        return None
-
-    def _watch(self, loop: asyncio.AbstractEventLoop, deadline: float) -> None:
-        """See to it that a request is answered by its deadline. One timer watches all: a timer
-        each would cost about as much as what they wait for."""
-        due = deadline - (KEEP_S if self._spool else 0)
-        if self._timer is None or self._timer.when() > due:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer = loop.call_at(due, self._give_up, loop)
-
-    def _give_up(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Answer those whose time is over."""
-        self._timer = None
-        latest = loop.time() + (KEEP_S if self._spool else 0)
-        self._waiting = _still_waiting(self._waiting)  # no batch may begin for long
-        waiting = [*_still_waiting(self._batch), *self._waiting]
-        late = [request for request in waiting if request.deadline <= latest]
-        rest = [request.deadline for request in waiting if request.deadline > latest]
-        if late and self._spool is None:
-            self._fail(late, self._why())
-        elif late:
-            for request in late:
-                request.keeping = True
-            keeping = loop.create_task(self._keep(late))
-            self._keeping.add(keeping)
-            keeping.add_done_callback(self._keeping.discard)
-        if rest:
-            self._watch(loop, min(rest))
-
-    async def _keep(self, late: list[_Waiting]) -> None:
-        """Have those kept elsewhere for which the database has no more time."""
-        assert self._spool is not None
-        problem = self._why()
-        try:
-            async with asyncio.timeout(LONGEST_KEEP_S):
-                await self._spool.keep([request.delivery for request in late])
-        except Exception as error:  # such as of a thread that can't be started
-            self._fail(late, f"{problem}; nor could it be spooled: {type(error).__name__}")
-            return
-        self._observe(Spooled(len(late), problem))
-        for request in late:
-            if not request.answer.done():
-                request.answer.set_result(None)
-
-    def _why(self) -> str:
-        if self.error is not None:
-            return describe(self.error)
-        return str(StoreUnavailable(problem=f"it took longer than {LONGEST_WAIT_S:.0f} s"))
-
-    def _fail(self, batch: list[_Waiting], problem: str) -> None:
-        self._observe(NotStored(len(batch), problem))
-        for request in batch:
-            if not request.answer.done():
-                request.answer.set_exception(StoreUnavailable(problem=problem))

@@ -35,14 +35,8 @@ from logto_webhooks.interfaces import (
 from logto_webhooks.jobs import NewJob
 from logto_webhooks.records.changes import LAG_MS
 from logto_webhooks.records.record import Key, Tombstone
-from logto_webhooks.states import (
-    DELIVERY_MOVES,
-    MAX_ATTEMPTS,
-    DeliveryMove,
-    DeliveryState,
-    Retry,
-    after_failure,
-)
+from logto_webhooks.retries import MAX_ATTEMPTS, Retry, after_failure
+from logto_webhooks.states import DELIVERY_MOVES, DeliveryMove, DeliveryState
 from logto_webhooks.sync import apply
 from logto_webhooks.sync.apply import InvalidDelivery, Work
 from logto_webhooks.sync.batch_size import FIRST_WEIGHT, BatchSizer
