@@ -47,7 +47,7 @@ orders: .venv/made ## Run the recorded histories in ORDERS random orders each (d
 	LOGTO_WEBHOOKS_TEST_ORDERS=$(or $(ORDERS),1000) $(BIN)/pytest -n $(WORKERS) tests/integration/test_histories.py --durations 12
 
 asked: .venv/made ## Run them in ORDERS random orders each (default 200), with Logto there to be asked
-	LOGTO_WEBHOOKS_TEST_ASKED_ORDERS=$(or $(ORDERS),200) $(BIN)/pytest -n $(WORKERS) tests/integration/test_reads.py -k equals --durations 8
+	LOGTO_WEBHOOKS_TEST_ASKED_ORDERS=$(or $(ORDERS),200) $(BIN)/pytest -n $(WORKERS) tests/integration/test_refetch.py -k equals --durations 8
 
 bench: .venv/made ## Measure, against the bare server, the usual view and bare SQL (needs wrk; ROWS=, ROUNDS=)
 	$(BIN)/python -m bench $(if $(ROWS),--rows $(ROWS)) $(if $(ROUNDS),--rounds $(ROUNDS))
@@ -65,16 +65,16 @@ races: .venv/made ## Race deletions against additions and changes 1,000 times on
 	LOGTO_WEBHOOKS_TEST_RACES=1000 $(BIN)/pytest -n $(WORKERS) tests/integration/test_races.py
 
 faults: .venv/made ## Kill Logto and the service while webhooks are lost, SEEDS times (default 50) per database
-	LOGTO_WEBHOOKS_TEST_FAULTS=$(or $(SEEDS),50) $(BIN)/pytest -n $(WORKERS) tests/e2e/test_faults.py
+	LOGTO_WEBHOOKS_TEST_FAULTS=$(or $(SEEDS),50) $(BIN)/pytest -n $(WORKERS) tests/e2e/test_lossy_logto.py
 
 kills: .venv/made ## Kill workers KILLS times (default 30) while their handlers fail at random
 	LOGTO_WEBHOOKS_TEST_JOB_KILLS=$(or $(KILLS),30) $(BIN)/pytest tests/e2e/test_jobs_crash.py
 
 junk: .venv/made ## Rotate a key amid JUNK requests that no key signed (default 100000)
-	LOGTO_WEBHOOKS_TEST_JUNK=$(or $(JUNK),100000) $(BIN)/pytest tests/integration/test_keys.py -k with_credentials
+	LOGTO_WEBHOOKS_TEST_JUNK=$(or $(JUNK),100000) $(BIN)/pytest tests/integration/test_key_rotation.py -k with_credentials
 
 search: .venv/made ## Let the property tests try 3,000 new examples each
-	LOGTO_WEBHOOKS_TEST_PROFILE=search $(BIN)/pytest -n $(WORKERS) tests/integration/test_lives.py tests/unit
+	LOGTO_WEBHOOKS_TEST_PROFILE=search $(BIN)/pytest -n $(WORKERS) tests/integration/test_generated_histories.py tests/unit
 
 check: .venv/made lint types test docs ## The gate: format, lint, layers, types, tests, docs
 

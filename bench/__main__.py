@@ -18,8 +18,8 @@ import msgspec
 import sqlalchemy as sa
 from tests.crash.databases import PostgresVictim
 
-from bench import backlog, fleet, load
-from bench.sides import KEY
+from bench import backlog, load, many_workers
+from bench.baselines import KEY
 from logto_webhooks.cli import session
 from logto_webhooks.database import open_database
 
@@ -102,7 +102,7 @@ class Bench:
             for workers, found in rates.items():
                 self._empty()
                 session.run_async(backlog.filled(self._url, 2 * BACKLOG, 300 + number))
-                found.append(fleet.synced_by(workers, self._engine, self._url))
+                found.append(many_workers.synced_by(workers, self._engine, self._url))
         alone = _median(rates[1])
         for workers in (2, 4):
             self._row(f"sync/s of {workers} workers ÷ of 1", _median(rates[workers]), alone, None)
@@ -118,10 +118,10 @@ class Bench:
             self._row(f"{what}/s with {self._finished:,} rows ÷ with none", rates[0], rates[1], 0.8)
 
     def _verify_only(self) -> list[str]:
-        return _uvicorn("bench.sides:verify_only", PORTS["verify"])
+        return _uvicorn("bench.baselines:verify_only", PORTS["verify"])
 
     def _tutorial(self) -> list[str]:
-        return [*_uvicorn("bench.sides:tutorial", PORTS["tutorial"]), "--factory"]
+        return [*_uvicorn("bench.baselines:tutorial", PORTS["tutorial"]), "--factory"]
 
     def _ours(self, *options: str) -> list[str]:
         port = ["--port", str(PORTS["ours"])]

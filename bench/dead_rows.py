@@ -17,9 +17,9 @@ from argparse import Namespace
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
-from tests.support.copy import delivery
+from tests.support.stores import delivery
 
-from bench.lines import on_postgres
+from bench.queue_databases import on_postgres
 from logto_webhooks.cli.session import run_async
 from logto_webhooks.clock import SystemClock
 from logto_webhooks.database import Database, open_database

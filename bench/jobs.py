@@ -15,8 +15,8 @@ from argparse import Namespace
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from bench.lines import Lines, lines
-from bench.rival import CONCURRENCIES, rival
+from bench.procrastinate_queue import CONCURRENCIES, rival
+from bench.queue_databases import Lines, lines
 from logto_webhooks.cli import session
 
 FEW = 10

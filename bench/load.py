@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench.sides import KEY
+from bench.baselines import KEY
 from logto_webhooks.samples.payloads import payload
 from logto_webhooks.samples.request import SignedRequest, sign_request
 

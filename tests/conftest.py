@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from logto_webhooks.testing.clock import MOMENTS
-from tests.support import needs
+from tests.support import marks
 
 HERE = Path(__file__).parent
 ON_POSTGRES = ("asyncpg", "psycopg", "postgres")  # what parameters are called
@@ -49,7 +49,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """Tests without the mark can't start a process or a PostgreSQL server."""
-    needs.marks = {mark.name for mark in item.iter_markers()}
+    marks.marks = {mark.name for mark in item.iter_markers()}
     return (yield)
 
 

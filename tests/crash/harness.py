@@ -23,10 +23,10 @@ from logto_webhooks.interfaces import Store
 from logto_webhooks.samples.diff import Difference, differences
 from tests.crash.client import Sender
 from tests.crash.databases import Victim
-from tests.support.copy import ALL, delivery
 from tests.support.forked import Forked
-from tests.support.life import Life
+from tests.support.generated_history import Life
 from tests.support.service import PATH, clean_environment
+from tests.support.stores import ALL, delivery
 
 T = TypeVar("T")
 

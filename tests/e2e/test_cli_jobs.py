@@ -15,8 +15,8 @@ from logto_webhooks.interfaces import Store
 from logto_webhooks.jobs import JobOutcome, NewJob, RegisteredHandler
 from logto_webhooks.states import JobState
 from logto_webhooks.testing import make
-from tests.support.copy import delivery
 from tests.support.service import command, one_line
+from tests.support.stores import delivery
 
 
 @pytest.fixture

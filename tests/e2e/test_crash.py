@@ -13,9 +13,9 @@ from logto_webhooks.testing import make
 from tests.crash.databases import PostgresVictim, SqliteVictim
 from tests.crash.harness import Harness
 from tests.support import postgres
-from tests.support.copy import delivery
 from tests.support.forked import Forked
 from tests.support.service import clean_environment
+from tests.support.stores import delivery
 from tests.support.waiting import until
 
 

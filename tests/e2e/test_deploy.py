@@ -26,7 +26,7 @@ from logto_webhooks.samples.request import SignedRequest
 from logto_webhooks.server import GRACE_S, KEEP_ALIVE_S
 from logto_webhooks.settings import Settings
 from logto_webhooks.testing import SIGNING_KEY, make
-from tests.support import container, named
+from tests.support import container, names_in_docs
 from tests.support.container import Container, Instruction
 from tests.support.servers import free_port
 from tests.support.service import PATH
@@ -335,7 +335,7 @@ class TestWhatIsNamed:
     @pytest.mark.parametrize("file", [DOCKERFILE, UNIT, COMPOSE_FILE], ids=lambda file: file.name)
     def test_settings_exist(self, file: Path) -> None:
         """Each variable of ours."""
-        assert named.unknown_settings(file.read_text()) == set()
+        assert names_in_docs.unknown_settings(file.read_text()) == set()
 
     def test_commands_exist(self) -> None:
         """With their options."""
@@ -343,7 +343,7 @@ class TestWhatIsNamed:
         lines = [container.only(IMAGE, "CMD").words]
         lines += [each["command"] for _, each in services()]
         lines += [shlex.split(service[each])[1:] for each in ("ExecStart", "ExecStartPre")]
-        assert named.unknown_commands(lines) == []
+        assert names_in_docs.unknown_commands(lines) == []
 
     def test_the_proxy_lets_all_through(self) -> None:
         """As large as we take it, as patient as we are, and with no redirect."""

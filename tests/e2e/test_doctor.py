@@ -22,10 +22,10 @@ from logto_webhooks.errors import LogtoWebhooksError, SettingInvalid
 from logto_webhooks.testing import make
 from logto_webhooks.testing.fake.log import entry
 from tests.support import postgres
-from tests.support.clinic import OTHER_KEY, Clinic, Examine, bad, clinic
 from tests.support.fake import credentials
-from tests.support.ills_here import HERE
-from tests.support.ills_there import THERE
+from tests.support.healthy_system import OTHER_KEY, Clinic, Examine, bad, clinic
+from tests.support.local_faults import HERE
+from tests.support.logto_faults import THERE
 from tests.support.service import command
 
 PAGE = Path(__file__).parents[2] / "docs/troubleshooting.md"

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from logto_webhooks.testing.fake.faults import Faults
 from logto_webhooks.testing.fake.logto import FakeLogto
-from tests.support.reader import Reader, steps
+from tests.support.doc_reader import Reader, steps
 from tests.support.servers import free_port
 
 PAGE = (Path(__file__).parents[2] / "docs" / "fake-logto.md").read_text()

@@ -18,9 +18,9 @@ from logto_webhooks.database import Database, open_database
 from logto_webhooks.interfaces import Status, Store
 from logto_webhooks.testing import make
 from tests.support import postgres
-from tests.support.copy import delivery
 from tests.support.forked import Forked
 from tests.support.service import clean_environment, command
+from tests.support.stores import delivery
 
 KILLS = int(os.environ.get("LOGTO_WEBHOOKS_TEST_JOB_KILLS", "3"))
 USERS, CHANGES = 10 * max(1, KILLS // 4), 8

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import msgspec
 
+from tests.support.app_sources import BARE
 from tests.support.servers import Application, Server, gone, people
 from tests.support.service import command
-from tests.support.sources import BARE
 from tests.support.waiting import until
 
 HANDLER = """

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from tests.pages.examples import alike
 from tests.support import postgres
-from tests.support.reader import Reader, steps
+from tests.support.doc_reader import Reader, steps
 
 PAGE = Path(__file__).parents[2] / "docs" / "tutorial.md"
 BEGINNING = "\n## A service on a database\n"  # before it stands how to install

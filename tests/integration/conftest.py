@@ -10,7 +10,7 @@ from typing import Protocol, TypeVar
 import pytest
 
 from logto_webhooks.interfaces import Store, TransactionRunner
-from tests.support.copy import STORES, open_host
+from tests.support.stores import STORES, open_host
 
 T = TypeVar("T")
 

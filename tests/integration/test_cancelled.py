@@ -20,7 +20,7 @@ from logto_webhooks.ingest.spool import SpoolDirectory
 from logto_webhooks.interfaces import Checkpoint, Store, TransactionRunner
 from logto_webhooks.testing import SIGNING_KEY, make
 from tests.support import postgres
-from tests.support.copy import StoreKind, open_host
+from tests.support.stores import StoreKind, open_host
 from tests.support.waiting import eventually
 
 T = TypeVar("T")

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from logto_webhooks.testing import make
 from tests.support import postgres
-from tests.support.copy import StoreKind, delivery, open_host
+from tests.support.stores import StoreKind, delivery, open_host
 
 TRIGGER = """
 CREATE OR REPLACE FUNCTION note_commit() RETURNS trigger LANGUAGE plpgsql AS $$

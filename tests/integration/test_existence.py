@@ -46,7 +46,7 @@ from logto_webhooks.records.record import (
 from logto_webhooks.sync import apply
 from logto_webhooks.testing import FrozenClock, make
 from logto_webhooks.testing.fake.logto import FakeLogto
-from tests.support.copy import STORES, StoreKind, open_host
+from tests.support.stores import STORES, StoreKind, open_host
 
 ANA, ACME = Key("user", "ana"), Key("organization", "acme")
 PAIR = membership("acme", "ana")

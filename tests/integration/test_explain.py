@@ -36,7 +36,7 @@ from logto_webhooks.samples.history import Name
 from logto_webhooks.samples.request import SignedRequest
 from logto_webhooks.sync.apply import apply_reads
 from logto_webhooks.testing import make
-from tests.support.copy import STORES, Copy, StoreKind, delivery, keys_of, memory_host, open_host
+from tests.support.stores import STORES, Copy, StoreKind, delivery, keys_of, memory_host, open_host
 
 T0 = 1_795_485_335_917
 HOLDS_NOTHING: tuple[Any, ...] = (None, {}, [], False)

@@ -19,7 +19,7 @@ from logto_webhooks.samples import history
 from logto_webhooks.samples.diff import differences
 from logto_webhooks.samples.history import Final, Name
 from tests.support import recorded
-from tests.support.copy import STORES, Copy, Known, StoreKind, fold, keys_of, open_host
+from tests.support.stores import STORES, Copy, Known, StoreKind, fold, keys_of, open_host
 
 ORDERS = os.environ.get("LOGTO_WEBHOOKS_TEST_ORDERS")
 DOUBTFUL_USERS: dict[Name, int] = {"people": 0, "calm": 7, "race": 2, "lossy": 5}

@@ -7,8 +7,8 @@ from logto_webhooks.jobs import JobFilter, JobOutcome, RegisteredHandler
 from logto_webhooks.states import DeliveryState, JobMove, JobState
 from logto_webhooks.testing import make
 from tests.integration.conftest import Run
-from tests.support.copy import delivery
 from tests.support.jobs import ONE, TWO, add, claim, finish, job
+from tests.support.stores import delivery
 
 
 def test_handlers_are_known_as_they_are_now(run: Run) -> None:

@@ -17,8 +17,8 @@ from logto_webhooks.states import JobMove, JobState
 from logto_webhooks.testing import SIGNING_KEY, make
 from tests.integration.conftest import Run
 from tests.support import postgres
-from tests.support.copy import delivery as delivered
 from tests.support.jobs import add, claim, finish, job
+from tests.support.stores import delivery as delivered
 from tests.support.waiting import eventually, until
 
 

@@ -20,8 +20,8 @@ from logto_webhooks.states import JobState
 from logto_webhooks.testing import make
 from tests.integration.test_jobs_by_hand import until_one_waits
 from tests.support import postgres
-from tests.support.copy import delivery
 from tests.support.jobs import ONE, job
+from tests.support.stores import delivery
 
 Step = Callable[[Store], object]
 

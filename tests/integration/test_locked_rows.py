@@ -24,8 +24,8 @@ from logto_webhooks.sync import apply, clock_watch
 from logto_webhooks.sync.clock_watch import ClockWatch
 from logto_webhooks.testing import SIGNING_KEY, make
 from tests.support import postgres
-from tests.support.copy import Copy, StoreKind, delivery, open_host
 from tests.support.mounted import live, send, soon
+from tests.support.stores import Copy, StoreKind, delivery, open_host
 from tests.support.waiting import eventually
 
 DRIVERS: list[StoreKind] = ["asyncpg", "psycopg", "postgres-thread"]

@@ -17,7 +17,7 @@ from logto_webhooks.records.record import MEMBERS, Absent, ApiRead, Change, Key,
 from logto_webhooks.sync import apply
 from logto_webhooks.testing import make
 from tests.integration.conftest import Run
-from tests.support.copy import ALL, Copy, open_host
+from tests.support.stores import ALL, Copy, open_host
 
 SINCE = 1_000_000
 OWN = {"username": None, "primaryEmail": None, "primaryPhone": None, "name": None, "avatar": None}

@@ -28,7 +28,7 @@ from logto_webhooks.samples.request import SignedRequest
 from logto_webhooks.signing_keys import trust
 from logto_webhooks.states import DeliveryState
 from logto_webhooks.testing import make
-from tests.support.copy import STORES, Copy, StoreKind, open_host
+from tests.support.stores import STORES, Copy, StoreKind, open_host
 
 NOW = 1_795_485_335_924
 

@@ -22,7 +22,7 @@ from logto_webhooks.sync import worker as worker_module
 from logto_webhooks.sync.worker import SyncWorker
 from logto_webhooks.testing import FrozenClock, make
 from tests.support import postgres
-from tests.support.copy import ALL, Copy, StoreKind, delivery, open_host
+from tests.support.stores import ALL, Copy, StoreKind, delivery, open_host
 
 RACES = int(os.environ.get("LOGTO_WEBHOOKS_TEST_RACES", "20"))
 KINDS: tuple[StoreKind, ...] = ("asyncpg", "psycopg")

@@ -25,9 +25,9 @@ from logto_webhooks.reconcile.user import compare_user
 from logto_webhooks.records.record import Key
 from logto_webhooks.testing import FrozenClock, make
 from logto_webhooks.testing.fake.logto import FakeLogto
-from tests.support.copy import Copy, StoreKind, open_host
 from tests.support.fake import credentials, serving
 from tests.support.service import command
+from tests.support.stores import Copy, StoreKind, open_host
 from tests.support.waiting import eventually
 
 KINDS: tuple[StoreKind, ...] = ("sqlite", "asyncpg")

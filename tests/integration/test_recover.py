@@ -24,7 +24,9 @@ from logto_webhooks.testing import FrozenClock
 from logto_webhooks.testing.fake.faults import Faults
 from logto_webhooks.testing.fake.logto import FakeLogto
 from tests.support import recorded
-from tests.support.copy import (
+from tests.support.fake import credentials, serving
+from tests.support.service import Service, command, one_line
+from tests.support.stores import (
     STORES,
     Copy,
     StoreKind,
@@ -33,8 +35,6 @@ from tests.support.copy import (
     memory_host,
     open_host,
 )
-from tests.support.fake import credentials, serving
-from tests.support.service import Service, command, one_line
 from tests.support.waiting import until
 
 Json = dict[str, Any]

@@ -18,8 +18,8 @@ from logto_webhooks.states import DeliveryState, JobMove, JobState
 from logto_webhooks.sync.replay import ReplayResult
 from logto_webhooks.testing import make
 from tests.integration.conftest import Run
-from tests.support.copy import Copy, delivery, memory_host
 from tests.support.jobs import claim, finish, job
+from tests.support.stores import Copy, delivery, memory_host
 
 T = TypeVar("T")
 OLD = RegisteredHandler(name="old", patterns=("User.*",))

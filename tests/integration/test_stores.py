@@ -33,7 +33,7 @@ from logto_webhooks.records.record import (
 from logto_webhooks.states import DeliveryState
 from logto_webhooks.testing import make
 from tests.integration.conftest import Run
-from tests.support.copy import delivery
+from tests.support.stores import delivery
 
 ANA, BO = Key("user", "ana"), Key("user", "bo")
 ORG = Key("organization", "org")

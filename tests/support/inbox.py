@@ -7,7 +7,7 @@ from pathlib import Path
 
 from logto_webhooks.database import open_database
 from logto_webhooks.testing import make
-from tests.support.copy import delivery
+from tests.support.stores import delivery
 
 
 def fill(folder: Path, count: int, at: int | None = None) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from logto_webhooks.database import migrate
-from tests.support.needs import need
+from tests.support.marks import need
 
 VARIABLE = "LOGTO_WEBHOOKS_TEST_POSTGRES_URL"
 TABLES = (

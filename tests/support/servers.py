@@ -19,8 +19,8 @@ import sqlalchemy as sa
 from logto_webhooks.samples.request import SignedRequest
 from logto_webhooks.testing import SIGNING_KEY, make
 from tests.support import postgres
+from tests.support.app_sources import HEAD
 from tests.support.service import PATH, clean_environment
-from tests.support.sources import HEAD
 from tests.support.waiting import until
 
 Kind = Literal["asyncpg", "psycopg", "sqlite"]

@@ -18,7 +18,7 @@ import httpx2
 from logto_webhooks.samples.request import SignedRequest
 from logto_webhooks.testing import SIGNING_KEY
 from tests.support import forked
-from tests.support.needs import need
+from tests.support.marks import need
 from tests.support.waiting import until
 
 PATH = "/api/webhooks/logto"

@@ -38,7 +38,7 @@ from logto_webhooks.records.outcome import OUTCOMES
 from logto_webhooks.records.record import DEAD_DELIVERY
 from logto_webhooks.settings import VARIABLES, Settings
 from logto_webhooks.states import JOB_MOVES, DeliveryState, JobState
-from tests.support import named
+from tests.support import names_in_docs
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -81,9 +81,9 @@ def test_the_modules_that_a_page_names_exist(page: Path) -> None:
 def test_what_a_page_names_exists(page: Path) -> None:
     """Settings, metrics, and commands with their options."""
     text = page.read_text()
-    assert named.unknown_settings(text) == set()
-    assert named.unknown_metrics(text) == set()
-    assert named.unknown_commands(named.of_page(text)) == []
+    assert names_in_docs.unknown_settings(text) == set()
+    assert names_in_docs.unknown_metrics(text) == set()
+    assert names_in_docs.unknown_commands(names_in_docs.of_page(text)) == []
 
 
 def test_what_is_unknown_is_found() -> None:
@@ -101,13 +101,13 @@ logto-webhooks retry
    logto-webhooks serve --prot 1   # not --port
    ```
 """
-    assert set(named.unknown_commands(named.of_page(page))) == {
+    assert set(names_in_docs.unknown_commands(names_in_docs.of_page(page))) == {
         "jobs list --gruop",
         "retry",
         "serve --prot 1",
     }
-    assert named.unknown_settings("LOGTO_WEBHOOKS_PROT") == {"LOGTO_WEBHOOKS_PROT"}
-    assert named.unknown_metrics("logto_webhooks_ups") == {"logto_webhooks_ups"}
+    assert names_in_docs.unknown_settings("LOGTO_WEBHOOKS_PROT") == {"LOGTO_WEBHOOKS_PROT"}
+    assert names_in_docs.unknown_metrics("logto_webhooks_ups") == {"logto_webhooks_ups"}
 
 
 def test_every_public_module_is_in_the_api_reference() -> None:

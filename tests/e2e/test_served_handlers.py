@@ -12,9 +12,9 @@ import sqlalchemy as sa
 
 from logto_webhooks import LogtoWebhooks, events
 from logto_webhooks.testing import SIGNING_KEY
+from tests.support.app_sources import AWAITED, BARE, PLAIN
 from tests.support.servers import UVICORN, Application, Kind, Server, gone, people
 from tests.support.service import command
-from tests.support.sources import AWAITED, BARE, PLAIN
 from tests.support.waiting import until
 
 BAD = """

@@ -1,4 +1,4 @@
-"""How long commands take to start: `python -m bench.starts`, in multiples of `python -c pass`.
+"""How long commands take to start: `python -m bench.start_times`, in multiples of `python -c pass`.
 
 They are started in turn, again and again; the fastest start of each counts, by the clock and by the
 time of the processor, which other work of the machine influences less.

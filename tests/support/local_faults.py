@@ -17,8 +17,8 @@ from logto_webhooks.interfaces import Store
 from logto_webhooks.jobs import NewJob, RegisteredHandler
 from logto_webhooks.testing import make
 from tests.support import postgres
-from tests.support.clinic import OTHER_KEY, Clinic, answering, ills
-from tests.support.copy import Copy, delivery
+from tests.support.healthy_system import OTHER_KEY, Clinic, answering, ills
+from tests.support.stores import Copy, delivery
 from tests.support.waiting import eventually
 
 T = TypeVar("T")

@@ -12,7 +12,8 @@ from logto_webhooks.doctor.faults import Finding
 from logto_webhooks.logto.webhooks import subscription
 from logto_webhooks.testing import make
 from logto_webhooks.testing.fake.log import entry
-from tests.support.clinic import (
+from tests.support.fake import NOBODY
+from tests.support.healthy_system import (
     OTHER_KEY,
     TLS,
     Clinic,
@@ -21,7 +22,6 @@ from tests.support.clinic import (
     ills,
     refusing,
 )
-from tests.support.fake import NOBODY
 
 THERE, finds = ills()
 _RESET = 'TypeError: {"message":"fetch failed","cause":{"code":"ECONNRESET"}}'

@@ -20,7 +20,7 @@ import psycopg_pool
 from procrastinate.jobs import Job
 from tests.support import postgres
 
-from bench.lines import PIECE, SUBJECTS, new_schema, on_postgres
+from bench.queue_databases import PIECE, SUBJECTS, new_schema, on_postgres
 
 CONCURRENCIES = (1, 5, 10, 30, 100)
 POLL_S = 0.01

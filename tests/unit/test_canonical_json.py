@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from logto_webhooks import canonical_json
 from logto_webhooks.samples import history
 from logto_webhooks.samples.history import Name
-from tests.support.copy import delivery
 from tests.support.recorded import FOLDER
+from tests.support.stores import delivery
 
 
 @pytest.mark.parametrize("name", history.NAMES)

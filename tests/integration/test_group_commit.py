@@ -33,8 +33,8 @@ from logto_webhooks.instrumentation.events import (
 from logto_webhooks.interfaces import Store, TransactionRunner
 from logto_webhooks.testing import make
 from tests.support import postgres
-from tests.support.copy import delivery
 from tests.support.service import Service, wait_until_done
+from tests.support.stores import delivery
 from tests.support.waiting import until
 
 

@@ -1,6 +1,6 @@
 """Which modules and functions one delivery with one transactional handler goes through.
 
-    python -m bench.path [--functions]
+    python -m bench.delivery_path [--functions]
 
 On SQLite, from the request to the job that is done. The first delivery only warms up.
 """

@@ -23,8 +23,8 @@ from logto_webhooks.testing.fake.faults import Faults
 from logto_webhooks.testing.fake.logto import FakeLogto
 from tests.support import postgres
 from tests.support.fake import credentials
+from tests.support.generated_people import Town
 from tests.support.service import PATH, Service, command
-from tests.support.town import Town
 from tests.support.waiting import eventually
 
 SEEDS = int(os.environ.get("LOGTO_WEBHOOKS_TEST_FAULTS", "1"))

@@ -28,9 +28,9 @@ from logto_webhooks.signing_keys import (
 from logto_webhooks.testing import make
 from logto_webhooks.testing.fake.logto import FakeLogto
 from tests.integration.conftest import Run
-from tests.support.copy import RECEIVED_AT
 from tests.support.fake import credentials, serving
 from tests.support.service import Service, command
+from tests.support.stores import RECEIVED_AT
 from tests.support.waiting import eventually
 
 JUNK = int(os.environ.get("LOGTO_WEBHOOKS_TEST_JUNK", "1000"))

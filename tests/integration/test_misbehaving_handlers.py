@@ -110,8 +110,8 @@ def test_a_coroutine_that_blocks_its_loop_is_named(
     assert report.handler == "blocks"
     assert 1 <= report.blocked_s < 1.7
     innermost, caller, *_ = report.stack.split(" < ")
-    assert innermost == f"test_handlers_apart.py:{block.__code__.co_firstlineno + 1} block"
-    assert caller.startswith("test_handlers_apart.py:")
+    assert innermost == f"test_misbehaving_handlers.py:{block.__code__.co_firstlineno + 1} block"
+    assert caller.startswith("test_misbehaving_handlers.py:")
 
 
 def test_a_handler_that_left_too_many_threads_is_not_called(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 from tests.support import postgres
-from tests.support.copy import delivery
+from tests.support.stores import delivery
 
 from logto_webhooks.clock import SystemClock
 from logto_webhooks.database import Database, open_database

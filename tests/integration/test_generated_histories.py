@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from logto_webhooks.samples.diff import Difference, differences
 from logto_webhooks.testing import App, make
-from tests.support.copy import Copy, Known, keys_of, memory_host
-from tests.support.life import Life
+from tests.support.generated_history import Life
+from tests.support.stores import Copy, Known, keys_of, memory_host
 
 
 def lived(rng: random.Random, steps: int, pause_ms: tuple[int, int]) -> Life:

@@ -28,7 +28,7 @@ from logto_webhooks.sync.apply import InvalidDelivery
 from logto_webhooks.sync.batch_size import BatchSizer
 from logto_webhooks.testing import App, make
 from tests.integration.conftest import Run
-from tests.support.copy import Copy, delivery
+from tests.support.stores import Copy, delivery
 
 
 class Refusing:

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from logto_webhooks.testing import SIGNING_KEY
-from tests.support.rights import bound, mode
+from tests.support.file_permissions import bound, mode
 from tests.support.service import clean_environment, command
 
 PLACES = {"the file": ("logto-webhooks.db", 0o444), "its folder": (".", 0o555)}

@@ -28,7 +28,7 @@ def caught(function: Callable[[], None]) -> Exception:
 def test_the_line_of_the_application_is_told() -> None:
     """The innermost of the handler's own module, not of what it calls."""
     where = error_location(caught(wraps), wraps)
-    assert where == f"test_whereabouts.py:{raises.__code__.co_firstlineno + 1} raises"
+    assert where == f"test_error_location.py:{raises.__code__.co_firstlineno + 1} raises"
 
 
 def test_what_was_raised_elsewhere_has_no_line() -> None:

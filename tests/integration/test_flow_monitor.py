@@ -18,8 +18,8 @@ from logto_webhooks.instrumentation.events import FlowResumed, FlowStopped, Tele
 from logto_webhooks.signing_keys import RejectedRequest
 from logto_webhooks.testing import FrozenClock, make
 from tests.integration.conftest import Run
-from tests.support.copy import RECEIVED_AT, delivery
 from tests.support.service import Service
+from tests.support.stores import RECEIVED_AT, delivery
 from tests.support.waiting import until
 
 HOUR_MS = 3_600_000

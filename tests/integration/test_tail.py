@@ -12,7 +12,7 @@ from logto_webhooks.deliveries import DeliveryFilter
 from logto_webhooks.tail import follow, newest_id
 from logto_webhooks.testing import make
 from logto_webhooks.testing.backend import Backend, open_in_memory
-from tests.support.copy import delivery
+from tests.support.stores import delivery
 
 
 async def put(backend: Backend, *ids: int) -> None:

@@ -19,7 +19,7 @@ from logto_webhooks.records.record import Change, Key, Tombstone, Upsert, Value,
 from logto_webhooks.sync import apply, worker
 from logto_webhooks.testing import make
 from tests.integration.conftest import Run
-from tests.support.copy import ALL, Copy, delivery
+from tests.support.stores import ALL, Copy, delivery
 
 PEOPLE = [f"u{number:03}" for number in range(90)]
 MEMBER_LEFT = RegisteredHandler(name="left", patterns=("LocalMemberRemoved",))

@@ -1,4 +1,4 @@
-"""`python -m bench.filling`: backfill and recover of much, beside reading the same and discarding.
+"""`python -m bench.backfill`: backfill and recover of much, beside reading the same and discarding.
 
 Time as a ratio to a reader that decodes the pages and forgets them; peak memory as a ratio to a
 hundredth of the work; and both killed five times, and gone on with.

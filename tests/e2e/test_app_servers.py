@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from logto_webhooks.samples.request import SignedRequest
+from tests.support.app_sources import AWAITED, BARE, BESIDE, FASTAPI, PLAIN, STARLETTE
 from tests.support.servers import UVICORN, Application, Kind, Server, gone, people
 from tests.support.service import command
-from tests.support.sources import AWAITED, BARE, BESIDE, FASTAPI, PLAIN, STARLETTE
 from tests.support.waiting import until
 
 MIGRATED = """

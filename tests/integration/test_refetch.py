@@ -23,9 +23,9 @@ from logto_webhooks.samples.history import Final, Name
 from logto_webhooks.testing import FrozenClock, make
 from logto_webhooks.testing.fake.logto import FakeLogto
 from tests.support import recorded
-from tests.support.copy import STORES, Copy, StoreKind, keys_of, open_host
 from tests.support.fake import serving
 from tests.support.service import PATH, command
+from tests.support.stores import STORES, Copy, StoreKind, keys_of, open_host
 from tests.support.waiting import until
 
 Json = dict[str, Any]

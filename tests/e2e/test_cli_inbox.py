@@ -16,8 +16,8 @@ import pytest
 from logto_webhooks.database import open_database
 from logto_webhooks.samples.request import SignedRequest, sign_request
 from logto_webhooks.testing import SIGNING_KEY, make
-from tests.support.copy import Copy, delivery
 from tests.support.service import clean_environment, command, one_line
+from tests.support.stores import Copy, delivery
 
 T0 = 1_795_485_335_917
 ANA = (
