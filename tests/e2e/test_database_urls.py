@@ -174,5 +174,5 @@ def test_an_error_names_what_was_read_and_no_secret(scheme: str, tmp_path: Path)
         assert name in one_line(ended.stderr)
         assert SECRET not in ended.stdout + ended.stderr
     examined = command("doctor", "--json", folder=tmp_path, DATABASE_URL=url)
-    assert "DATABASE_URL leads to it" in examined.stdout
+    assert "that DATABASE_URL is right" in examined.stdout
     assert SECRET not in examined.stdout + examined.stderr

@@ -111,7 +111,7 @@ class TestFiles:
         """Nobody could tell which one counts; an option counts before either."""
         (tmp_path / "key").write_text(KEY)
         both = {"LOGTO_M2M_APP_SECRET": "x", "LOGTO_M2M_APP_SECRET_FILE": str(tmp_path / "key")}
-        with pytest.raises(SettingInvalid, match="LOGTO_M2M_APP_SECRET is set, too"):
+        with pytest.raises(SettingInvalid, match="LOGTO_M2M_APP_SECRET is also set"):
             from_env(both)
         assert from_env(both, app_secret="given").app_secret == "given"
 
@@ -159,7 +159,7 @@ def test_a_secret_on_the_command_line_is_a_warning(tmp_path: Path, option: str, 
     (tmp_path / "body").write_bytes(b"{}")
     words = ("sign", "body") if option == "--signing-key" else ("endpoint", "list")
     said = command(*words, option, value, folder=tmp_path, LOGTO_WEBHOOK_SIGNING_KEY=KEY)
-    assert f"warning: {option} on a command line can be read" in said.stderr
+    assert f"warning: everybody on this machine can read {option} with `ps`" in said.stderr
     assert "_FILE to a file" in said.stderr
     assert KEY not in said.stderr
 

@@ -94,7 +94,7 @@ def test_a_plain_function_that_returns_what_must_be_awaited_is_dead(tmp_path: Pa
     )
     assert {each.state for each in jobs.values()} == {"dead"}
     assert all("HandlerNotAwaited" in (each.error or "") for each in jobs.values())
-    assert "of type async_generator" in (jobs["async_generator"].error or "")
+    assert "an un-awaited async_generator" in (jobs["async_generator"].error or "")
     assert DONE == []
 
 

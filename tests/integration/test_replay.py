@@ -126,7 +126,7 @@ def test_a_handler_that_is_not_known_is_refused(run: Run) -> None:
     """With the name that was meant; one that has jobs is known, too."""
     registered(run, OLD)
     run(lambda store: store.jobs.add([job("a", handler="gone")]))
-    with pytest.raises(HandlerUnknown, match=r"old \(did you mean that\?\), gone"):
+    with pytest.raises(HandlerUnknown, match=r"old \(did you mean this\?\), gone"):
         replayed(run, 1, handler="odl")
     with pytest.raises(DeliveryUnknown, match="1, 4711"):
         replayed(run, 1, 4711, handler="gone")
@@ -202,11 +202,11 @@ def test_what_cannot_be_meant_is_refused(logto: LogtoWebhooks) -> None:
             await logto.retry_jobs([1], handler="one")
         with pytest.raises(SettingInvalid, match="either"):
             await logto.retry_jobs([1], state="dead")
-        with pytest.raises(SettingInvalid, match="none of waiting, done, dead, discarded"):
+        with pytest.raises(SettingInvalid, match="isn.t one of waiting, done, dead, discarded"):
             await logto.retry_jobs(handler="one", state="bogus")
-        with pytest.raises(SettingInvalid, match="none of waiting"):
+        with pytest.raises(SettingInvalid, match="isn.t one of waiting"):
             await logto.jobs(JobFilter(state="bogus"))
-        with pytest.raises(SettingInvalid, match="waiting, dead can"):
+        with pytest.raises(SettingInvalid, match="allowed: waiting, dead"):
             await logto.discard_jobs(handler="one", state="done")
         with pytest.raises(HandlerUnknown, match="one"):
             await logto.discard_jobs(handler="on")
