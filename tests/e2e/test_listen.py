@@ -237,7 +237,10 @@ def test_the_answer_is_shown(tmp_path: Path) -> None:
 
     async def test(scene: Scene) -> None:
         scene.logto.add_hook(HOOK)
-        for status, shown in ((422, "422"), (301, "301 a redirect: Logto would lose this delivery")):
+        for status, shown in (
+            (422, "422"),
+            (301, "301 a redirect: Logto would lose this delivery"),
+        ):
             scene.app.status = status
             scene.app.received.clear()
             scene.create(f"u{status}")
@@ -378,7 +381,10 @@ def test_repointed_and_restored(tmp_path: Path) -> None:
         refused.process.stdin.write("n\n")
         refused.process.stdin.flush()
         assert await refused.end() == 1
-        assert f"Change the URL of the webhook 'main' until this command ends? {HOOK}" in refused.printed
+        assert (
+            f"Change the URL of the webhook 'main' until this command ends? {HOOK}"
+            in refused.printed
+        )
         assert scene.logto.hooks == [before]
         for how in (signal.SIGINT, signal.SIGKILL):
             scene.app.received.clear()

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+import uvloop
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from logto_webhooks.database import Database, migrate, open_database, wrap_engine
@@ -243,6 +244,29 @@ def test_a_request_is_answered_by_its_own_deadline(tmp_path: Path) -> None:
         await database.host.close()
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_a_deadline_that_passed_while_the_loop_was_busy(
+    loop: Callable[[], asyncio.AbstractEventLoop], tmp_path: Path
+) -> None:
+    """Those who come next are stored, or refused by their own deadline; uvloop, too."""
+
+    async def main() -> None:
+        database = _on(tmp_path)
+        await database.open()
+        host = Losing(database.host, 10**6)
+        group = GroupCommit(host, lambda report: None, lambda: None)
+        passed = asyncio.get_running_loop().time() - 1
+        requests = [group.add(delivery(make.user_created().body), passed) for _ in range(3)]
+        answers = await asyncio.gather(*requests, return_exceptions=True)
+        assert [type(answer) for answer in answers] == [StoreUnavailable] * 3
+        host.failures = 0
+        assert await group.add(delivery(make.user_created().body)) is not None
+        await database.host.close()
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(main())
 
 
 @pytest.mark.postgres

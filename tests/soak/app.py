@@ -21,10 +21,10 @@ async def count(event: events.LocalUserCreated, session: AsyncSession) -> None:
     await session.execute(statement, {"user_id": event.user.logto_user_id})
 
 
-@logto.on("User.Data.Updated", time_limit=2, max_attempts=2, waits=(0.5,))
-async def misbehave(event: events.UserDataUpdated, session: AsyncSession) -> None:
-    """One in 200 does harm, each of its own kind."""
-    match hash(event.user_id) % 1_200:
+@logto.on("PostResetPassword", time_limit=2, max_attempts=2, waits=(0.5,))
+async def misbehave(event: events.PostResetPassword, session: AsyncSession) -> None:
+    """Do harm of one of six kinds."""
+    match hash(event.user_id) % 6:
         case 0:
             time.sleep(1.5)  # noqa: ASYNC251 - blocks its loop: that is the harm
         case 1:

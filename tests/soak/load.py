@@ -14,6 +14,8 @@ from logto_webhooks.samples.request import SignedRequest
 from logto_webhooks.testing import make
 from tests.support.service import PATH
 
+IDLE_S = 4  # Logto closes its own connections after 4 to 13 s
+HARMFUL = 0.002  # of the deliveries: what their handler does is in `app.py`
 _LOST = (OSError, asyncio.IncompleteReadError, TimeoutError, ValueError, IndexError)
 
 
@@ -31,13 +33,14 @@ class Load:
     def __init__(self, port: int, rate: int) -> None:
         self._port = port
         self._rate = rate
-        self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+        self._idle: list[tuple[float, asyncio.StreamReader, asyncio.StreamWriter]] = []
         self._numbers = itertools.count()
         self._rows_to_change: list[tuple[float, str]] = []
         self.answers: list[Answer] = []
         self.accepted: list[bytes] = []
         self.created: set[str] = set()
         self.names: dict[str, str] = {}
+        self.unanswered: set[str] = set()  # users whose change may be stored, or not
         self.stopping = False
 
     async def send_genuine(self) -> None:
@@ -83,6 +86,9 @@ class Load:
     def _next(self) -> tuple[SignedRequest, str, str]:
         """A delivery, its user, and the name that the user has by it."""
         now = time.time()
+        if random.random() < HARMFUL:
+            user_id = f"harmful{next(self._numbers)}"
+            return make.post_reset_password(id=user_id, at=int(now * 1000)), user_id, ""
         if self._rows_to_change and self._rows_to_change[0][0] < now and random.random() < 0.5:
             _, user_id = self._rows_to_change.pop(0)
             name = f"changed {next(self._numbers)}"
@@ -103,16 +109,21 @@ class Load:
                 status = await self._post(request)
         self.answers.append(Answer(began, time.monotonic() - began, status))
         if status != 200:
+            self.unanswered.add(user_id)
             return
         self.accepted.append(request.body)
+        if not name:
+            return
         self.names[user_id] = name
         if name == "new":
             self.created.add(user_id)
             self._rows_to_change.append((time.time() + 1, user_id))
 
     async def _post(self, request: SignedRequest) -> int:
+        while self._idle and self._idle[0][0] < time.monotonic() - IDLE_S:
+            self._idle.pop(0)[2].close()
         if self._idle:
-            reader, writer = self._idle.pop()
+            _, reader, writer = self._idle.pop()
         else:
             reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
         try:
@@ -127,5 +138,5 @@ class Load:
         if b"connection: close" in head:
             writer.close()
         else:
-            self._idle.append((reader, writer))
+            self._idle.append((time.monotonic(), reader, writer))
         return int(head.split(b" ")[1])

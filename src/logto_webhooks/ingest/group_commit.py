@@ -72,6 +72,7 @@ class GroupCommit:
         self._committing: asyncio.Task[None] | None = None
         self._keeping: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
+        self._due = 0.0  # when the timer is, by the loop's clock
         self.error: Exception | None = None
         self.failed_at = self.stored_at = float("-inf")
 
@@ -177,9 +178,11 @@ class GroupCommit:
         """See to it that a request is answered by its deadline. One timer watches all: a timer
         each would cost about as much as what they wait for."""
         due = deadline - (KEEP_S if self._spool else 0)
-        if self._timer is None or self._timer.when() > due:
+        if self._timer is None or self._due > due:
             if self._timer is not None:
                 self._timer.cancel()
+            # The loop's handle may not know when it is due: uvloop's doesn't for what is past.
+            self._due = due
             self._timer = loop.call_at(due, self._give_up, loop)
 
     def _give_up(self, loop: asyncio.AbstractEventLoop) -> None:
