@@ -205,14 +205,15 @@ def api_call(body: bytes) -> str:
 class DeliveryFilter(Struct, frozen=True, kw_only=True):
     """Which deliveries to list. All conditions must match.
 
-    `subject` is `kind:id`. `since` and `until` (exclusive) limit the time of receipt, in
-    milliseconds. `text` is a literal part of the body. The list is newest first, or `oldest_first`,
-    and continues `after` an id.
+    `subject` is `kind:id`. `origin` is `webhook` or `log` (Logto's log). `since` and `until`
+    (exclusive) limit the time of receipt, in milliseconds. `text` is a literal part of the body.
+    The list is newest first, or `oldest_first`, and continues `after` an id.
     """
 
     event: str | None = None
     state: DeliveryState | None = None
     subject: str | None = None
+    origin: Origin | None = None
     since: int | None = None
     until: int | None = None
     text: str | None = None

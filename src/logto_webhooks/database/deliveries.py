@@ -308,6 +308,8 @@ def _conditions(sought: DeliveryFilter) -> Iterator[_Condition]:
         yield deliveries.c.event == sought.event
     if sought.subject is not None:
         yield deliveries.c.subject == sought.subject
+    if sought.origin is not None:
+        yield deliveries.c.origin == sought.origin
     if sought.since is not None:
         yield deliveries.c.received_at >= sought.since
     if sought.until is not None:

@@ -1,34 +1,99 @@
-"""Check that the Management API belongs to the tenant whose records are kept here."""
+"""Check that the Management API belongs to the tenant whose webhooks arrive here."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from typing import Final
 
+from logto_webhooks.deliveries import DELETIONS, DeliveryFilter, StoredDelivery
 from logto_webhooks.errors import WrongTenant
 from logto_webhooks.interfaces import Logto, TransactionRunner
-from logto_webhooks.logto import delivery_log
+from logto_webhooks.logto import api_responses
+from logto_webhooks.records.record import Key
+from logto_webhooks.signing_keys import hook_of_sender
+from logto_webhooks.states import DeliveryState
 
-_RECENT: Final = 200
-SAMPLE_SIZE: Final = 20  # users, and organizations, known here of whom ours must have one
+SAMPLE_SIZE: Final = 20  # users, and organizations, of whom this Logto must know one
+AGAIN_S: Final = 5.0
+# Not those from Logto's log: this same Logto answered with them.
+_WEBHOOKS: Final = DeliveryFilter(origin="webhook", limit=100)
 
 
-async def ensure_same_tenant(logto: Logto, host: TransactionRunner) -> None:
-    """Ask, before anything of its is written here: for somebody of another Logto's, once known,
-    would prove that other Logto to be ours. Raises WrongTenant, LogtoUnreachable, LogtoApiError,
-    StoreUnavailable."""
-    users = await host.read(lambda store: store.keys("user", SAMPLE_SIZE))
-    organizations = await host.read(lambda store: store.keys("organization", SAMPLE_SIZE))
-    if not users and not organizations:
-        return
-    recent = await host.read(lambda store: store.recent(_RECENT))
-    senders = {delivery_log.read_hook_id(delivery.body) for delivery in recent}
-    async for page in logto.hooks():
-        if any(isinstance(hook, dict) and hook.get("id") in senders for hook in page.content):
+class TenantCheck:
+    """Nothing counts as deleted because of a Logto that isn't the one that sends the webhooks.
+
+    Only verified deliveries prove which one that is. Records don't: they may have been imported
+    from this same Logto. They count only before the first delivery.
+    """
+
+    def __init__(self, logto: Logto, host: TransactionRunner) -> None:
+        self._logto = logto
+        self._host = host
+        self._is_proven = False
+        self._knows_records = False
+        self._refused_until = 0.0
+
+    async def ensure_same_tenant(self, *, by_records: bool = True) -> None:
+        """Ask before you write that something is gone, and after you read that it is known here:
+        then the delivery that told of it is in the inbox. Without `by_records`, any Logto will do
+        before the first delivery.
+
+        Raises WrongTenant, LogtoUnreachable, LogtoApiError, StoreUnavailable.
+        """
+        if self._is_proven:
             return
-    for key in users:
-        if (await logto.user(key.id)).content is not None:
-            return
-    for key in organizations:
-        if (await logto.organization(key.id)).content is not None:
-            return
-    raise WrongTenant()
+        if time.monotonic() < self._refused_until:
+            raise WrongTenant()
+        received = await self._host.read(lambda store: store.inbox.search(_WEBHOOKS))
+        deliveries = [
+            delivery for delivery in received if delivery.state is not DeliveryState.IGNORED
+        ]
+        if deliveries:
+            self._is_proven = is_ours = await self._sent(deliveries)
+        else:
+            is_ours = not by_records or await self._has_records()
+        if not is_ours:
+            self._refused_until = time.monotonic() + AGAIN_S
+            raise WrongTenant()
+
+    async def _sent(self, deliveries: Sequence[StoredDelivery]) -> bool:
+        """Whether one of the webhooks is this Logto's, or, if they were deleted there, one of the
+        users and organizations that they told of."""
+        senders = {hook_of_sender(delivery.body) for delivery in deliveries}
+        async for page in self._logto.hooks():
+            if any(isinstance(hook, dict) and hook.get("id") in senders for hook in page.content):
+                return True
+        return await self._knows_any(_subjects(deliveries))
+
+    async def _has_records(self) -> bool:
+        """Whether it has one of the records here, if there are any."""
+        users = await self._host.read(lambda store: store.keys("user", SAMPLE_SIZE))
+        organizations = await self._host.read(lambda store: store.keys("organization", SAMPLE_SIZE))
+        keys = users + organizations
+        if keys and not self._knows_records:
+            self._knows_records = await self._knows_any(keys)
+        return not keys or self._knows_records
+
+    async def _knows_any(self, keys: Sequence[Key]) -> bool:
+        for key in keys:
+            ask = self._logto.user if key.kind == "user" else self._logto.organization
+            if (await ask(key.id)).content is not None:
+                return True
+        return False
+
+
+def _subjects(deliveries: Sequence[StoredDelivery]) -> list[Key]:
+    """Users and organizations that deliveries told of, the newest first."""
+    named = [delivery for delivery in deliveries if delivery.event not in DELETIONS]
+    subjects = dict.fromkeys(delivery.subject for delivery in named if delivery.subject)
+    keys = []
+    for kind in ("user", "organization"):
+        ids = [
+            subject.removeprefix(f"{kind}:")
+            for subject in subjects
+            if subject.startswith(f"{kind}:")
+        ]
+        usable = [logto_id for logto_id in ids if api_responses.can_be_id(logto_id)]
+        keys += [Key(kind, logto_id) for logto_id in usable[:SAMPLE_SIZE]]
+    return keys

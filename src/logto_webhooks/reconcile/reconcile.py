@@ -7,15 +7,16 @@ from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Any, Final
 
-from logto_webhooks.errors import InvalidApiResponse, describe
+from logto_webhooks.errors import InvalidApiResponse, WrongTenant, describe
 from logto_webhooks.events.local import Source
 from logto_webhooks.forever import forever
 from logto_webhooks.instrumentation.events import ApiUnavailable, Observer, Reconciled
 from logto_webhooks.interfaces import RECONCILE, ApiResponse, Clock, Logto, Store, TransactionRunner
-from logto_webhooks.logto import api_responses, tenant_check
+from logto_webhooks.logto import api_responses
 from logto_webhooks.logto.api_responses import Span, TenantRole
 from logto_webhooks.logto.clock_skew import make_span_clock
 from logto_webhooks.logto.pagination import ENDED, Ask, OffsetPager
+from logto_webhooks.logto.tenant_check import TenantCheck
 from logto_webhooks.reconcile import members, user
 from logto_webhooks.reconcile.run import Progressed, ReconcileResult, ReconcileRun
 from logto_webhooks.records.record import Absent, Change, Key, Kind
@@ -47,19 +48,24 @@ class Reconciliation:
         self._logto = logto
         self._host = host
         self._clock = clock
+        self._tenant = TenantCheck(logto, host)
 
     async def run(self, dry_run: bool = False, progressed: Progressed = _silent) -> ReconcileResult:
         """Look at all; with `dry_run` change nothing. A look that was killed is gone on with.
 
         Raises WrongTenant, LogtoUnreachable, LogtoApiError, StoreUnavailable.
         """
-        await tenant_check.ensure_same_tenant(self._logto, self._host)
+        await self._tenant.ensure_same_tenant()
         look = await self._look(dry_run, progressed)
         await look.resume(self._clock.now())
-        await self._users(look)
-        await self._organizations(look)
-        await self._roles(look)
-        await self._settle(look)
+        try:
+            await self._users(look)
+            await self._organizations(look)
+            await self._roles(look)
+            await self._settle(look)
+        except WrongTenant:
+            await look.forget_place()
+            raise
         await look.end()
         return look.found
 
@@ -96,7 +102,7 @@ class Reconciliation:
         look.found.began = self._clock.now()
         if not api_responses.can_be_id(user_id):
             return look.found
-        await tenant_check.ensure_same_tenant(self._logto, self._host)
+        await self._tenant.ensure_same_tenant()
         changes = await user.user_changes(self._logto, self._host, user_id, look.when)
         key = Key("user", user_id)
         known = await self._host.read(lambda store: store.inbox.known(key))
@@ -132,7 +138,14 @@ class Reconciliation:
 
     async def _look(self, dry: bool, progressed: Progressed) -> ReconcileRun:
         when = await make_span_clock(self._host)
-        return ReconcileRun(self._host, when, dry=dry, source=self._source, progressed=progressed)
+        return ReconcileRun(
+            self._host,
+            when,
+            self._tenant,
+            dry=dry,
+            source=self._source,
+            progressed=progressed,
+        )
 
     async def _users(self, look: ReconcileRun) -> None:
         async for page, span, seen in self._listed(look, "users", self._logto.users):

@@ -11,8 +11,9 @@ from logto_webhooks.errors import InvalidApiResponse, TimedOut, WrongTenant, des
 from logto_webhooks.forever import forever
 from logto_webhooks.instrumentation.events import ApiUnavailable, Observer, Refetched
 from logto_webhooks.interfaces import ApiResponse, Logto, RefetchNeed, TransactionRunner
-from logto_webhooks.logto import api_responses, tenant_check
+from logto_webhooks.logto import api_responses
 from logto_webhooks.logto.clock_skew import SpanClock, make_span_clock
+from logto_webhooks.logto.tenant_check import TenantCheck
 from logto_webhooks.reconcile import members, user
 from logto_webhooks.records.record import MEMBERS, RESTORED, ROLE, Absent, Change, Key
 from logto_webhooks.sync import apply
@@ -30,7 +31,7 @@ class Refetcher:
         self._logto = logto
         self._host = host
         self._observe = observe
-        self._is_kin = False
+        self._tenant = TenantCheck(logto, host)
         self._tries: dict[Key, tuple[int, float]] = {}  # subject -> tries, not before (monotonic)
 
     async def keep(self) -> None:
@@ -136,9 +137,8 @@ class Refetcher:
 
     async def _believe(self, answered: ApiResponse) -> None:
         """See that nobody is taken for deleted whom only this Logto never had."""
-        if answered.content is None and not self._is_kin:
-            await tenant_check.ensure_same_tenant(self._logto, self._host)
-            self._is_kin = True
+        if answered.content is None:
+            await self._tenant.ensure_same_tenant()
 
     async def _learn(self, *changes: Change) -> bool:
         """Apply answers; return whether a user or an organization is back by them."""

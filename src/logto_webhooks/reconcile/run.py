@@ -13,8 +13,9 @@ from logto_webhooks.events.local import Source
 from logto_webhooks.interfaces import RECONCILE, Checkpoint, Store, TransactionRunner
 from logto_webhooks.logto.api_responses import PAGE
 from logto_webhooks.logto.clock_skew import SpanClock
+from logto_webhooks.logto.tenant_check import TenantCheck
 from logto_webhooks.records.drift import Drift, agrees, drifts_of
-from logto_webhooks.records.record import ROLE, Change, Key, Record
+from logto_webhooks.records.record import ROLE, Absent, Change, Key, Record
 from logto_webhooks.sync import apply
 
 MOST: Final = 1_000  # differences that are told one by one
@@ -52,6 +53,7 @@ class ReconcileRun:
         self,
         host: TransactionRunner,
         when: SpanClock,
+        tenant: TenantCheck,
         *,
         dry: bool,
         source: Source | None,
@@ -60,6 +62,7 @@ class ReconcileRun:
         """`source` is what handlers are told; without one they are told nothing."""
         self.host = host
         self.when = when
+        self._tenant = tenant
         self.found = ReconcileResult()
         # In a dry look, which notes nowhere who was asked about, and which roles were listed.
         self._asked: set[Key] = set()
@@ -111,10 +114,16 @@ class ReconcileRun:
         if not self._dry:
             await self.host.run(note)
 
+    async def forget_place(self) -> None:
+        """Let the next look begin anew: it may be at another Logto."""
+        await self._note({"began": Checkpoint(self.found.began, 0)})
+
     async def learn(self, changes: Sequence[Change]) -> None:
-        """Apply what Logto answered, and count what differed."""
+        """Apply what Logto answered, and count what differed. Raises WrongTenant."""
         if not changes:
             return
+        if any(isinstance(change, Absent) for change in changes):
+            await self._tenant.ensure_same_tenant()
 
         def learn(store: Store) -> list[tuple[Record, Record]]:
             return apply.apply_reads(store, changes, self._source)

@@ -12,6 +12,7 @@ from logto_webhooks.interfaces import Logto, Store, TransactionRunner
 from logto_webhooks.logto import api_responses
 from logto_webhooks.logto.api_responses import Span
 from logto_webhooks.logto.clock_skew import SpanClock
+from logto_webhooks.logto.tenant_check import TenantCheck
 from logto_webhooks.records.merge import merge
 from logto_webhooks.records.projection import Part, child_rows, project
 from logto_webhooks.records.record import (
@@ -83,8 +84,10 @@ async def compare_user(
     logto: Logto, host: TransactionRunner, user_id: str, when: SpanClock
 ) -> UserComparison:
     """Compare. Where something differs, note that Logto must be asked again, which mends it.
-    Raises as `user_changes`."""
+    Raises as `user_changes`, and WrongTenant."""
     told = await user_changes(logto, host, user_id, when)
+    if any(isinstance(change, Absent) for change in told):
+        await TenantCheck(logto, host).ensure_same_tenant(by_records=False)
     keys = sorted({change.key for change in told} | {Key("user", user_id)})
     known = await run_or_rehearse(host, lambda store: store.lock(keys), dry=True)
     theirs = {key: Record(key) for key in keys}
