@@ -103,6 +103,41 @@ def _mounted(logto: LogtoWebhooks) -> ASGIApp:
     )
 
 
+class _Spends(BaseHTTPMiddleware):
+    async def dispatch(self, request: Request, call_next: RequestResponseEndpoint) -> Response:
+        read.extend([chunk async for chunk in request.stream()])
+        return await call_next(request)
+
+
+class _SpendsSome:
+    """Bare ASGI, which reads the first piece and passes on the rest."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await receive()
+        await self._app(scope, receive, send)
+
+
+def _behind(middleware: Middleware, mounted: bool) -> Build:
+    def build(logto: LogtoWebhooks) -> ASGIApp:
+        app = FastAPI(middleware=[middleware])
+        if mounted:
+            app.mount("/", logto)
+        else:
+            app.include_router(router(logto))
+        return app
+
+    return build
+
+
+async def _in_pieces(body: bytes) -> AsyncIterator[bytes]:
+    yield body[:50]
+    yield body[50:]
+
+
 @asynccontextmanager
 async def _client(logto: LogtoWebhooks, build: Build) -> AsyncIterator[httpx2.AsyncClient]:
     await logto.migrate()
@@ -163,6 +198,27 @@ def test_a_stream_that_is_spent_is_told_at_once(
     async def run() -> None:
         async with _client(on_sqlite(tmp_path), _with(_stream)) as client:
             answer = await _post(client, make.user_created())
+            assert (answer.status_code, answer.json()) == (503, {"error": "body_gone"})
+
+    asyncio.run(run())
+    assert "Let it await request.body() instead" in caplog.text
+
+
+@pytest.mark.parametrize("middleware", [Middleware(_Spends), Middleware(_SpendsSome)])
+@pytest.mark.parametrize("mounted", [False, True])
+def test_a_body_of_which_less_is_left_than_was_announced_is_no_forgery(
+    middleware: Middleware, mounted: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A middleware read all of it, or a part."""
+
+    async def run() -> None:
+        async with _client(on_sqlite(tmp_path), _behind(middleware, mounted)) as client:
+            delivery = make.user_created()
+            headers = dict(delivery.headers) | {"content-length": str(len(delivery.body))}
+            async with asyncio.timeout(5):
+                answer = await client.post(
+                    "/api/webhooks/logto", content=_in_pieces(delivery.body), headers=headers
+                )
             assert (answer.status_code, answer.json()) == (503, {"error": "body_gone"})
 
     asyncio.run(run())

@@ -189,7 +189,8 @@ async def _live(
 
 
 async def _read(announced: int, body: RequestBody, receive: Receive, limit: int) -> None:
-    """Read the body, never more than `limit`. Raises BodyTooLarge, BodyIncomplete, NoRoom."""
+    """Read the body, never more than `limit`. Raises BodyTooLarge, BodyIncomplete, BodyReadBefore,
+    NoRoom."""
     if announced > limit:
         raise BodyTooLarge(limit=limit)
     more = True
@@ -202,6 +203,8 @@ async def _read(announced: int, body: RequestBody, receive: Receive, limit: int)
         if body.size + len(piece) > limit:
             raise BodyTooLarge(limit=limit)
         await body.add(piece, more)
+    if body.size < announced:  # servers pass on what was announced, or a disconnect
+        raise BodyReadBefore()
 
 
 def receive_from(request: Request) -> Receive:
