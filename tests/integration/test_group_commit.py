@@ -15,9 +15,8 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 import uvloop
-from sqlalchemy.ext.asyncio import create_async_engine
 
-from logto_webhooks.database import Database, migrate, open_database, wrap_engine
+from logto_webhooks.database import Database, open_database
 from logto_webhooks.database.store import DatabaseStore
 from logto_webhooks.deliveries import NewDelivery, StoreResult
 from logto_webhooks.errors import StoreUnavailable, TimedOut
@@ -102,10 +101,7 @@ def relayed() -> Iterator[tuple[Relay, sa.URL]]:
                 return far
             return socket.create_connection((host, port))
 
-        engine = sa.create_engine(url.set(drivername="postgresql+psycopg"))
-        with engine.begin() as connection:
-            migrate.upgrade(connection)
-        engine.dispose()
+        postgres.migrate_database(url)
         relay = Relay(target)
         try:
             there = url.set(host="127.0.0.1", port=relay.port)
@@ -114,27 +110,13 @@ def relayed() -> Iterator[tuple[Relay, sa.URL]]:
             relay.close()
 
 
-def _made(kind: str, url: sa.URL) -> tuple[Database, Any]:
-    if kind == "own asyncpg":
-        named = url.set(drivername="postgresql+asyncpg")
-        return open_database(named.render_as_string(hide_password=False)), None
-    if kind == "asyncpg":
-        awaited = create_async_engine(url.set(drivername="postgresql+asyncpg"))
-        return wrap_engine(awaited, None), awaited
-    if kind == "psycopg":
-        engine = sa.create_engine(url.set(drivername="postgresql+psycopg"))
-        return wrap_engine(engine, None), engine
-    awaited = create_async_engine(url.set(drivername="postgresql+psycopg"))
-    return wrap_engine(awaited, None), awaited
-
-
-@pytest.mark.parametrize("kind", ["own asyncpg", "asyncpg", "psycopg", "psycopg awaited"])
+@pytest.mark.parametrize("kind", postgres.ENGINES)
 def test_connections_that_fall_silent_are_replaced(kind: str) -> None:
     """Those of accepting, of the worker, and of checks, whoever made the engine."""
 
     async def main() -> None:
         with relayed() as (relay, url):
-            database, engine = _made(kind, url)
+            database, engine = postgres.open_as(kind, url)
             group = GroupCommit(database.host, lambda report: None, lambda: None)
 
             async def add() -> StoreResult | None:
@@ -275,7 +257,7 @@ def test_a_digest_that_another_holds_waits_alone() -> None:
 
     async def main() -> None:
         with relayed() as (_, url):
-            database, _ = _made("own asyncpg", url)
+            database, _ = postgres.open_as("own asyncpg", url)
             held, free = (delivery(make.user_created().body) for _ in range(2))
             engine = sa.create_engine(url.set(drivername="postgresql+psycopg"))
             with engine.connect() as other:

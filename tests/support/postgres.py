@@ -10,13 +10,17 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import create_async_engine
 
-from logto_webhooks.database import migrate
+from logto_webhooks.database import Database, migrate, open_database, wrap_engine
 from tests.support.marks import need
 
 VARIABLE = "LOGTO_WEBHOOKS_TEST_POSTGRES_URL"
+# Who makes the engine, and its driver; see `open_as`.
+ENGINES = ("own asyncpg", "asyncpg", "psycopg", "psycopg awaited")
 TABLES = (
     "logto_deliveries, logto_records, logto_users, logto_organizations, "
     "logto_organization_members, logto_checkpoints, logto_leases, logto_flow, "
@@ -89,3 +93,24 @@ def own_database() -> Iterator[sa.URL]:
             yield server_url().set(database=name)
         finally:
             connection.execute(sa.text(f"DROP DATABASE {name} WITH (FORCE)"))
+
+
+def migrate_database(url: sa.URL) -> None:
+    """Make the tables."""
+    engine = sa.create_engine(url.set(drivername="postgresql+psycopg"))
+    with engine.begin() as connection:
+        migrate.upgrade(connection)
+    engine.dispose()
+
+
+def open_as(kind: str, url: sa.URL) -> tuple[Database, Any]:
+    """Open it on an engine of one of ENGINES; return that, too, if it is the application's."""
+    if kind == "own asyncpg":
+        named = url.set(drivername="postgresql+asyncpg")
+        return open_database(named.render_as_string(hide_password=False)), None
+    if kind == "psycopg":
+        engine = sa.create_engine(url.set(drivername="postgresql+psycopg"))
+        return wrap_engine(engine, None), engine
+    driver = kind.partition(" ")[0]
+    awaited = create_async_engine(url.set(drivername=f"postgresql+{driver}"))
+    return wrap_engine(awaited, None), awaited

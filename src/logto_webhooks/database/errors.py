@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Final, Union
 import sqlalchemy as sa
 from sqlalchemy import exc
 
+from logto_webhooks.database.diagnostics import diagnose
 from logto_webhooks.errors import LogtoWebhooksError, RowRejected, StoreUnavailable, TimedOut
 from logto_webhooks.interfaces import SETTING
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
-# The classes of SQLSTATE that blame a row: bad data, a constraint, a limit of the program.
-_OF_A_ROW: Final = ("22", "23", "54")
 # A lock or a statement took longer than it may; what else is done in the same way can succeed.
 _TIMED_OUT: Final = ("55P03", "57014")
 # What stands in a SQLSTATE and a text -> what to do. Of connecting, psycopg tells no SQLSTATE.
@@ -66,8 +65,8 @@ def translate_errors(place: Place) -> Iterator[None]:
     """Turn what SQLAlchemy and its drivers raise into StoreUnavailable or RowRejected.
 
     The text is the driver's first line, with the place of the URL, and what to do if that is known;
-    or the error's name, where that may quote a row. Drivers raise some errors of connecting bare,
-    so those are known by their SQLSTATE.
+    or names and codes alone, where that may quote a row. Drivers raise some errors of connecting
+    bare, so those are known by their SQLSTATE.
     """
     try:
         yield
@@ -110,21 +109,25 @@ def _is_of_asyncpg(error: Exception) -> bool:
 def _meaning(
     cause: BaseException, error: Exception, place: Place
 ) -> StoreUnavailable | RowRejected:
-    sqlstate = getattr(cause, "sqlstate", None)
-    of_a_row = isinstance(error, exc.DataError | exc.IntegrityError)
-    if sqlstate:
-        of_a_row = str(sqlstate).startswith(_OF_A_ROW)
-    if of_a_row:
-        return RowRejected(problem=type(cause).__name__)
+    diagnostics = diagnose(cause)
+    if diagnostics is not None and diagnostics.is_of_row:
+        return RowRejected(problem=diagnostics.describe())
+    if diagnostics is None and isinstance(error, exc.DataError | exc.IntegrityError):
+        return RowRejected(problem=getattr(cause, "sqlite_errorname", type(cause).__name__))
     return _unavailable(cause, place, getattr(error, "statement", None) or "")
 
 
 def _unavailable(cause: BaseException, place: Place, statement: str = "") -> StoreUnavailable:
     url = place if isinstance(place, sa.URL) else place.url
-    told = _without_secrets(_first_line(cause), url)
-    coded = f"{getattr(cause, 'sqlstate', None) or ''} {told}"
+    diagnostics = diagnose(cause)
+    if diagnostics is not None and diagnostics.may_quote_row:
+        told = diagnostics.describe()
+    else:
+        told = _without_secrets(_first_line(cause), url)
+    sqlstate = diagnostics.sqlstate if diagnostics else ""
+    coded = f"{sqlstate} {told}"
     hint = _hint(coded, _setting_of(place), url.username or "the role", statement)
-    kind = TimedOut if getattr(cause, "sqlstate", None) in _TIMED_OUT else StoreUnavailable
+    kind = TimedOut if sqlstate in _TIMED_OUT else StoreUnavailable
     return kind(problem=f"{told} ({place_of(url)}){hint}")
 
 

@@ -25,6 +25,7 @@ _FAILED: Final = "25P02"  # PostgreSQL's: in_failed_sql_transaction
 # PostgreSQL's: no_active_sql_transaction, invalid_savepoint_specification
 _ENDED: Final = ("25P01", "3B001")
 OURS: Final = "logto_ours"  # an option of a connection while statements of this package run on it
+THEIRS: Final = "logto_theirs"  # the same, while a handler has it
 _MAP: Final = "schema_translate_map"
 _ROOM: Final = 4  # what a pool of SQLAlchemy's usual size has
 
@@ -43,7 +44,7 @@ def translation(engine: sa.Engine | sa.Connection | AsyncEngine) -> Any:
 @contextmanager
 def app_schema(connection: sa.Connection, theirs: Any) -> Iterator[None]:
     """Our schema is ours: the application's tables are where it says, by `theirs`."""
-    with _mapped(connection, theirs):
+    with _mapped(connection, theirs, **{THEIRS: True}):
         yield
 
 

@@ -12,6 +12,8 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.exc import InvalidatePoolError
 
+from logto_webhooks.database.diagnostics import diagnose
+from logto_webhooks.database.sessions import THEIRS
 from logto_webhooks.interfaces import LOCK_S, STATEMENT_S, Store
 
 # Accepting: each statement is a transaction, so that no silent connection leaves one open.
@@ -72,14 +74,21 @@ class Held:
                     line.shutdown(socket.SHUT_RDWR)
 
 
+def _is_of_handler(connection: sa.Connection | None) -> bool:
+    return connection is not None and bool(connection.get_execution_options().get(THEIRS))
+
+
 class Distrust:
-    """Replaces the connections of a pool that are older than the last one that was silent."""
+    """Replaces the connections of a pool that are older than the last one that was silent, or than
+    the last error that a session may have from when it began, such as that it is read-only."""
 
     def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
         self._since = 0.0
         event.listen(engine, "connect", self._connected)
         event.listen(engine, "checkout", self._checked_out)
         event.listen(engine, "close", self._closing)
+        event.listen(engine, "handle_error", self._failed)
 
     def begin(self) -> None:
         """Trust no connection that is open now."""
@@ -91,6 +100,13 @@ class Distrust:
     def _checked_out(self, connection: Any, record: Any, proxy: Any) -> None:
         if self._distrusts(record):
             raise InvalidatePoolError()
+
+    def _failed(self, context: sa.engine.ExceptionContext) -> None:
+        if context.engine is not self._engine or _is_of_handler(context.connection):
+            return  # an error in the application's own SQL, of which there may be many
+        diagnostics = diagnose(context.original_exception)
+        if diagnostics is not None and diagnostics.is_of_session:
+            self.begin()
 
     def _closing(self, connection: Any, record: Any) -> None:
         # asyncpg would wait for a farewell that never comes.

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
-from logto_webhooks.errors import InvalidApiResponse, TimedOut, WrongTenant, describe
+from logto_webhooks.errors import InvalidApiResponse, RowRejected, TimedOut, WrongTenant, describe
 from logto_webhooks.forever import forever
 from logto_webhooks.instrumentation.events import ApiUnavailable, Observer, Refetched
 from logto_webhooks.interfaces import ApiResponse, Logto, RefetchNeed, TransactionRunner
@@ -88,7 +88,12 @@ class Refetcher:
                 await self._user(subject.id, waiting)
             else:
                 await self._organization(subject.id, waiting)
-        except (InvalidApiResponse, WrongTenant, TimedOut) as error:  # the others can be settled
+        except (
+            InvalidApiResponse,
+            WrongTenant,
+            RowRejected,
+            TimedOut,
+        ) as error:  # the others can be settled
             self._observe(ApiUnavailable(describe(error), wait))
         else:
             self._observe(Refetched(f"{subject.kind}:{subject.id}", tuple(_reasons(waiting))))

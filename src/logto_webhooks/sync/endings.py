@@ -7,7 +7,7 @@ import time
 from functools import partial
 from typing import Final
 
-from logto_webhooks.errors import TimedOut
+from logto_webhooks.errors import RowRejected, TimedOut
 from logto_webhooks.handlers import enqueue
 from logto_webhooks.interfaces import STATEMENT_S, Store, TransactionRunner
 from logto_webhooks.records.merge import merge
@@ -49,7 +49,7 @@ class Endings:
         self._holds_end = False
         try:
             await self._host.run(lambda store: self._end(store, ending, pairs))
-        except TimedOut:
+        except (RowRejected, TimedOut):
             self._put_off(ending, pairs)
             return 0
         self._left = self._left[len(pairs) :]
@@ -79,7 +79,7 @@ class Endings:
                     return True
                 newest = await self._host.read(partial(_newest, ending=ending))
                 await self._host.run(partial(_finish, ending=ending, newest=newest))
-        except TimedOut:
+        except (RowRejected, TimedOut):
             pass
         self._look_at = now + LOOK_S
         return False
