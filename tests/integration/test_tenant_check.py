@@ -168,6 +168,35 @@ def test_a_deleted_webhook_is_replaced_by_whom_it_told_of(tmp_path: Path) -> Non
     asyncio.run(live())
 
 
+def test_the_newest_delivery_decides(tmp_path: Path) -> None:
+    """The webhooks moved to another Logto, and LOGTO_ENDPOINT still names the old one; then it is
+    corrected."""
+
+    async def live() -> None:
+        copy, clock = Copy(open_host("sqlite", tmp_path)), FrozenClock()
+        async with fake() as old, asking(old) as api:
+            hook = old.add_hook("http://127.0.0.1:9/webhook")["id"]
+            old.populate([{**old.create_user(), "id": "cy"}])
+            await copy.take([make.user_created(id="cy", at=AT, hookId=hook).body])
+            reconciliation = Reconciliation(api, copy.host, clock)
+            await reconciliation.run()
+            await copy.take(genuine())
+            with pytest.raises(WrongTenant):
+                await reconciliation.run()
+            await Refetcher(api, copy.host, lambda report: None).step()
+        assert await present(copy.host) >= {"ana", "bo", "acme", "cy"}
+        clock.tick(60)
+        async with FakeLogto(now=clock.now, seed=9) as new, asking(new) as api:
+            hook = new.add_hook("http://127.0.0.1:9/webhook")["id"]
+            dee = new.create_user()["id"]
+            await copy.take([make.user_created(id=dee, at=AT, hookId=hook).body])
+            await Reconciliation(api, copy.host, clock).run()
+        assert await present(copy.host) == {dee}
+        await copy.host.close()
+
+    asyncio.run(live())
+
+
 def test_its_own_log_proves_nothing(tmp_path: Path) -> None:
     """What came from there is newer than the genuine delivery."""
 

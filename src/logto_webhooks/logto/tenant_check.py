@@ -17,20 +17,22 @@ from logto_webhooks.states import DeliveryState
 SAMPLE_SIZE: Final = 20  # users, and organizations, of whom this Logto must know one
 AGAIN_S: Final = 5.0
 # Not those from Logto's log: this same Logto answered with them.
-_WEBHOOKS: Final = DeliveryFilter(origin="webhook", limit=100)
+_RECENT: Final = DeliveryFilter(origin="webhook", limit=100)
+_NEWEST: Final = DeliveryFilter(origin="webhook", limit=1)
 
 
 class TenantCheck:
     """Nothing counts as deleted because of a Logto that isn't the one that sends the webhooks.
 
-    Only verified deliveries prove which one that is. Records don't: they may have been imported
-    from this same Logto. They count only before the first delivery.
+    Only verified deliveries prove which one that is, the newest first: the webhooks may have moved.
+    Records don't: they may have been imported from this same Logto. They count only before the
+    first delivery.
     """
 
     def __init__(self, logto: Logto, host: TransactionRunner) -> None:
         self._logto = logto
         self._host = host
-        self._is_proven = False
+        self._our_webhooks: set[str] = set()
         self._knows_records = False
         self._refused_until = 0.0
 
@@ -41,16 +43,17 @@ class TenantCheck:
 
         Raises WrongTenant, LogtoUnreachable, LogtoApiError, StoreUnavailable.
         """
-        if self._is_proven:
+        newest = await self._host.read(lambda store: store.inbox.search(_NEWEST))
+        if newest and hook_of_sender(newest[0].body) in self._our_webhooks:
             return
         if time.monotonic() < self._refused_until:
             raise WrongTenant()
-        received = await self._host.read(lambda store: store.inbox.search(_WEBHOOKS))
+        received = await self._host.read(lambda store: store.inbox.search(_RECENT))
         deliveries = [
             delivery for delivery in received if delivery.state is not DeliveryState.IGNORED
         ]
         if deliveries:
-            self._is_proven = is_ours = await self._sent(deliveries)
+            is_ours = await self._sent(deliveries)
         else:
             is_ours = not by_records or await self._has_records()
         if not is_ours:
@@ -58,13 +61,24 @@ class TenantCheck:
             raise WrongTenant()
 
     async def _sent(self, deliveries: Sequence[StoredDelivery]) -> bool:
-        """Whether one of the webhooks is this Logto's, or, if they were deleted there, one of the
-        users and organizations that they told of."""
-        senders = {hook_of_sender(delivery.body) for delivery in deliveries}
+        """Whether the webhook that sent the newest is this Logto's, or, if it was deleted there,
+        one of the users and organizations that it told of."""
+        sender = hook_of_sender(deliveries[0].body)
+        told = [delivery for delivery in deliveries if hook_of_sender(delivery.body) == sender]
+        if await self._has_webhook(sender) or await self._knows_any(_subjects(told)):
+            self._our_webhooks |= {sender} if sender is not None else set()
+            return True
+        return False
+
+    async def _has_webhook(self, webhook_id: str | None) -> bool:
+        if webhook_id is None:
+            return False
         async for page in self._logto.hooks():
-            if any(isinstance(hook, dict) and hook.get("id") in senders for hook in page.content):
+            if any(
+                isinstance(hook, dict) and hook.get("id") == webhook_id for hook in page.content
+            ):
                 return True
-        return await self._knows_any(_subjects(deliveries))
+        return False
 
     async def _has_records(self) -> bool:
         """Whether it has one of the records here, if there are any."""
