@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import sqlalchemy as sa
 
 from logto_webhooks.instrumentation.events import ApiUnavailable, TelemetryEvent
 from logto_webhooks.interfaces import TransactionRunner
@@ -121,6 +122,38 @@ def test_a_membership_event_without_ids_is_asked_about(tmp_path: Path) -> None:
         [found] = await copy.host.read(lambda store: store.find("organization", acme, 1))
         assert found.memberships == sorted(users)
         assert await copy.host.read(lambda store: store.waiting(10)) == []
+        await copy.host.close()
+
+    asyncio.run(live())
+
+
+def test_an_answer_that_the_database_refuses_harms_no_other(tmp_path: Path) -> None:
+    """That user goes on waiting; the others are asked about and kept."""
+
+    async def live() -> None:
+        copy = Copy(open_host("sqlite", tmp_path))
+        engine = sa.create_engine(f"sqlite:///{tmp_path / 'copy.db'}")
+        with engine.begin() as connection:
+            connection.exec_driver_sql(
+                "CREATE TRIGGER refuse BEFORE INSERT ON logto_users WHEN new.name = 'Mary' "
+                "BEGIN SELECT RAISE(ABORT, 'no Mary'); END"
+            )
+        engine.dispose()
+        reports: list[TelemetryEvent] = []
+        async with FakeLogto() as logto:
+            users = {name: logto.create_user(name=name)["id"] for name in ("Ana", "Mary", "Zoe")}
+            acme = logto.create_organization(name="Acme")["id"]
+            logto.add_members(acme, list(users.values()))
+            told = make.organization_membership_updated(id=acme, addedUserIds=[*users.values()])
+            await copy.take([told.body])
+            api = client(logto, FrozenClock())
+            await Refetcher(api, copy.host, reports.append).step()
+            await api.close()
+        found = await copy.host.read(lambda store: store.find("user", "", 9))
+        assert {user.row["name"] for user in found} == {"Ana", "Zoe"}
+        [refused] = [report for report in reports if isinstance(report, ApiUnavailable)]
+        assert "SQLITE_CONSTRAINT_TRIGGER" in refused.problem
+        assert "Mary" not in str(reports)
         await copy.host.close()
 
     asyncio.run(live())
