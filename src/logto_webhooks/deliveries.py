@@ -23,6 +23,9 @@ from logto_webhooks.records.record import Key, Record
 from logto_webhooks.signing_keys import VerifiedBody, trust
 from logto_webhooks.states import DeliveryState
 
+SAMPLE_WEBHOOK: Final = (
+    "sample"  # how the id of the webhook begins from which a sample claims to be
+)
 FUTURE_MS: Final = 300_000  # so far ahead of its receipt a `createdAt` may be
 _ID = re.compile(r"[^\0:]{1,256}")
 Origin = Literal["webhook", "log", "replay"]

@@ -197,6 +197,23 @@ def test_the_newest_delivery_decides(tmp_path: Path) -> None:
     asyncio.run(live())
 
 
+def test_a_sample_proves_nothing(tmp_path: Path) -> None:
+    """Neither that a Logto is another, nor that it is ours: what came before it decides."""
+
+    async def live() -> None:
+        copy = Copy(open_host("sqlite", tmp_path))
+        async with fake(1) as ours, asking(ours) as api, fake(1) as other, asking(other) as wrong:
+            hook = ours.add_hook("http://127.0.0.1:9/")
+            await copy.take(genuine(hook["id"]))
+            await copy.take([make.user_created(id="nobody").body])
+            await TenantCheck(api, copy.host).ensure_same_tenant()
+            with pytest.raises(WrongTenant):
+                await TenantCheck(wrong, copy.host).ensure_same_tenant()
+        await copy.host.close()
+
+    asyncio.run(live())
+
+
 def test_its_own_log_proves_nothing(tmp_path: Path) -> None:
     """What came from there is newer than the genuine delivery."""
 

@@ -6,7 +6,12 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
-from logto_webhooks.deliveries import DELETIONS, DeliveryFilter, StoredDelivery
+from logto_webhooks.deliveries import (
+    DELETIONS,
+    SAMPLE_WEBHOOK,
+    DeliveryFilter,
+    StoredDelivery,
+)
 from logto_webhooks.errors import WrongTenant
 from logto_webhooks.interfaces import Logto, TransactionRunner
 from logto_webhooks.logto import api_responses
@@ -49,9 +54,7 @@ class TenantCheck:
         if time.monotonic() < self._refused_until:
             raise WrongTenant()
         received = await self._host.read(lambda store: store.inbox.search(_RECENT))
-        deliveries = [
-            delivery for delivery in received if delivery.state is not DeliveryState.IGNORED
-        ]
+        deliveries = [delivery for delivery in received if _is_from_logto(delivery)]
         if deliveries:
             is_ours = await self._sent(deliveries)
         else:
@@ -95,6 +98,12 @@ class TenantCheck:
             if (await ask(key.id)).content is not None:
                 return True
         return False
+
+
+def _is_from_logto(delivery: StoredDelivery) -> bool:
+    """Whether it is neither a test payload nor a sample, as `trigger` sends them."""
+    sender = hook_of_sender(delivery.body) or ""
+    return delivery.state is not DeliveryState.IGNORED and not sender.startswith(SAMPLE_WEBHOOK)
 
 
 def _subjects(deliveries: Sequence[StoredDelivery]) -> list[Key]:

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from msgspec import Struct
 
+from logto_webhooks.deliveries import SAMPLE_WEBHOOK
 from logto_webhooks.errors import SettingInvalid
 from logto_webhooks.events import named
 from logto_webhooks.samples import shapes
@@ -63,7 +64,7 @@ def payload(
     made = _head(scene, event) | _SHAPES[named(event).name](scene)
     if "userIp" in made:
         del made["ip"]  # interactions have that instead
-    made["hookId"] = "sample" + scene.new_id(15)
+    made["hookId"] = SAMPLE_WEBHOOK + scene.new_id(15)
     for name, value in (fields or {}).items():
         _set(made, name, value)
     return made
