@@ -10,6 +10,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import httpx2
@@ -341,17 +342,29 @@ class TestDatabase:
         with HastyService(tmp_path) as service:
             assert service.post(make.user_created()).status_code == 200
             wait_until_done(service)
-            other = sqlite3.connect(service.file)
-            other.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            other.close()
-            with service.file.open("r+b") as file:
-                whole = file.read(4096)
-                file.seek(0)
-                file.write(b"\xff" * 4096)
-            assert service.post(make.user_created()).status_code == 503
+            intact = b""
+
+            def damage() -> bool:
+                """SQLite may still have the page in its cache: then it is put back, and damaged again."""
+                nonlocal intact
+                with closing(sqlite3.connect(service.file)) as other:
+                    other.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                with service.file.open("r+b") as file:
+                    intact = file.read(4096)
+                    file.seek(0)
+                    file.write(b"\xff" * 4096)
+                if service.post(make.user_created()).status_code == 503:
+                    return True
+                mend()
+                return False
+
+            def mend() -> None:
+                with service.file.open("r+b") as file:
+                    file.write(intact)
+
+            until(damage, lambda: service.log)
             assert "not a database" in service.wait_for_log("answered 503")
-            with service.file.open("r+b") as file:
-                file.write(whole)
+            mend()
             until(lambda: service.post(make.user_created()).status_code == 200, lambda: service.log)
             assert service.http.get("/readyz").status_code == 200
 
