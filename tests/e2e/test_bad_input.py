@@ -345,7 +345,7 @@ class TestDatabase:
             intact = b""
 
             def damage() -> bool:
-                """SQLite may still have the page in its cache: then it is put back, and damaged again."""
+                """SQLite may have the page in its cache: then mend it, to damage it again."""
                 nonlocal intact
                 with closing(sqlite3.connect(service.file)) as other:
                     other.execute("PRAGMA wal_checkpoint(TRUNCATE)")
