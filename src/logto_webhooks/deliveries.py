@@ -17,8 +17,9 @@ from logto_webhooks.events import (
     OrganizationUserRemoved,
     UserDeleted,
 )
-from logto_webhooks.events.base import Json, sent_at
+from logto_webhooks.events.base import Json, has_whole_record, sent_at
 from logto_webhooks.events.registry import payload_of
+from logto_webhooks.events.users import WHOLE_USER_ROUTES
 from logto_webhooks.records.record import Key, Record
 from logto_webhooks.signing_keys import VerifiedBody, trust
 from logto_webhooks.states import DeliveryState
@@ -102,10 +103,11 @@ def _subject(payload: Json) -> str | None:
     candidates: list[Any] = [payload.get("organizationId")] if kind == "organization" else []
     candidates += [params.get(param)] if isinstance(params, dict) else []
     candidates += [payload.get("userId")] if kind == "user" else []
-    no_part = payload.get("matchedRoute") in (None, "/users")
     if isinstance(data, dict) and entity == "TrustedDevice":
         candidates.insert(0, data.get("userId"))
-    elif isinstance(data, dict) and (kind != "user" or no_part):
+    elif isinstance(data, dict) and (
+        kind != "user" or has_whole_record(payload, WHOLE_USER_ROUTES)
+    ):
         candidates.append(data.get("id"))
     found = next((each for each in candidates if isinstance(each, str)), "")
     return f"{kind}:{found}" if _ID.fullmatch(found) else None

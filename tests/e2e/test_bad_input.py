@@ -437,6 +437,7 @@ class TestStart:
             ("LOGTO_WEBHOOK_SIGNING_KEY", "key\udcff"),
             ("LOGTO_WEBHOOKS_LOG_FORMAT", "xml"),
             ("LOGTO_WEBHOOKS_MAX_BODY_BYTES", "0"),
+            ("LOGTO_WEBHOOKS_SPOOL_DIR", "/dev/null/spool"),
         ],
     )
     def test_a_setting_that_cannot_be(self, tmp_path: Path, variable: str, value: str) -> None:

@@ -152,11 +152,26 @@ class TestShape:
             RefetchRequest(Key("user", "theid"), "unknown change", AT)
         ]
 
+    @pytest.mark.parametrize("path", ["/users/:userId/custom-data", "/api/users/theid"])
+    def test_a_path_without_a_route_asks_too(self, path: str) -> None:
+        """Only what comes from the Management API has a path, and Logto names its route."""
+        made = sample("User.Data.Updated", path=path, matchedRoute=None)
+        assert changes_from_event(parsed(made | {"params": {"userId": "theid"}})) == [
+            RefetchRequest(Key("user", "theid"), "unknown change", AT)
+        ]
+
+    @pytest.mark.parametrize("route", ["/organizations/:id/custom-data", None])
     @pytest.mark.parametrize("name", ["Organization.Created", "Organization.Data.Updated"])
-    def test_an_organizations_unknown_route_asks_too(self, name: str) -> None:
+    def test_an_organizations_unknown_route_asks_too(self, name: str, route: str | None) -> None:
         """Its customData could have a route of its own one day."""
-        route, forged = "/organizations/:id/custom-data", {"id": "theid", "name": "Forged"}
-        made = sample(name, matchedRoute=route, params={"id": "theid"}, data=forged)
+        forged = {"id": "theid", "name": "Forged"}
+        made = sample(
+            name,
+            path="/organizations/theid/custom-data",
+            matchedRoute=route,
+            params={"id": "theid"},
+            data=forged,
+        )
         asked = RefetchRequest(Key("organization", "theid"), "unknown change", AT)
         assert changes_from_event(parsed(made)) == [asked]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from datetime import UTC, datetime
 from typing import Annotated, Any, ClassVar, TypeVar
 
@@ -92,6 +93,13 @@ class TestPayload(Event, frozen=True, kw_only=True):
     """What "send test payload" in Logto's console sends, under the name of any event."""
 
     __test__: ClassVar[bool] = False  # not for pytest
+
+
+def has_whole_record(payload: Json, routes: Collection[str]) -> bool:
+    """Whether `data` is a whole record: it came by one of `routes`, or by a sign-up, the account
+    API or the like, which have neither a route nor a path."""
+    route = payload.get("matchedRoute")
+    return payload.get("path") is None if route is None else route in routes
 
 
 def first_present(*candidates: Any) -> Any:

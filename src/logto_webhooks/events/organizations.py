@@ -6,9 +6,9 @@ from typing import Any, ClassVar, Final
 
 from msgspec import Struct
 
-from logto_webhooks.events.base import Event, Id, Json
+from logto_webhooks.events.base import Event, Id, Json, has_whole_record
 
-WHOLE_ROUTES: Final = (None, "/organizations", "/organizations/:id")
+WHOLE_ROUTES: Final = ("/organizations", "/organizations/:id")
 
 
 class Organization(Struct, frozen=True, kw_only=True, rename="camel"):
@@ -38,7 +38,7 @@ class WholeOrganizationEvent(OrganizationEvent, frozen=True, kw_only=True):
     @classmethod
     def shape(cls, payload: Json) -> Json:
         """Take `data` for the organization only where the route says so."""
-        whole = payload.get("data") if payload.get("matchedRoute") in WHOLE_ROUTES else None
+        whole = payload.get("data") if has_whole_record(payload, WHOLE_ROUTES) else None
         return super().shape(payload) | {"organization": whole}
 
 

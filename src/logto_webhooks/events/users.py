@@ -6,12 +6,11 @@ from typing import ClassVar, Final
 
 from msgspec import UNSET, Struct, UnsetType
 
-from logto_webhooks.events.base import Event, Id, Json, first_present
+from logto_webhooks.events.base import Event, Id, Json, first_present, has_whole_record
 
 # The shape of `data` is known from the route, never from its content: whoever can write
 # customData could else make it look like another user.
 WHOLE_USER_ROUTES: Final = (
-    None,  # sign-ups, the account API and logto-configs name no route
     "/users",
     "/users/:userId",
     "/users/:userId/password",
@@ -57,7 +56,7 @@ class UserEvent(Event, frozen=True, kw_only=True):
         data, params = payload.get("data"), payload.get("params")
         route = payload.get("matchedRoute")
         part = PART_ROUTES.get(route) if isinstance(route, str) else None
-        whole = data if route in WHOLE_USER_ROUTES else None
+        whole = data if has_whole_record(payload, WHOLE_USER_ROUTES) else None
         user_id = first_present(
             params.get("userId") if isinstance(params, dict) else None,
             whole.get("id") if isinstance(whole, dict) else None,

@@ -92,8 +92,8 @@ class SpoolDirectory:
             os.replace(self._folder / name, self._folder / f"{name}.refused")
 
     def _names(self) -> Iterator[str]:
-        with contextlib.suppress(FileNotFoundError), os.scandir(self._folder) as found:
-            for entry in found:
+        with contextlib.suppress(FileNotFoundError), os.scandir(self._folder) as entries:
+            for entry in entries:
                 if _NAME.fullmatch(entry.name):
                     yield entry.name
 
