@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 from msgspec import Struct
 from msgspec.structs import replace
 
-from logto_webhooks import doctor, explain, private_files, validation
+from logto_webhooks import doctor, events, explain, private_files, validation
 from logto_webhooks.clock import SystemClock
 from logto_webhooks.database import Database, Engine, database_for, wrap_engine
 from logto_webhooks.database.dry_run import run_or_rehearse
@@ -28,7 +28,6 @@ from logto_webhooks.errors import (
     LogtoApiError,
     SettingInvalid,
 )
-from logto_webhooks.events import registry
 from logto_webhooks.events.local import Source
 from logto_webhooks.explain import Explained
 from logto_webhooks.handlers.registry import Handlers
@@ -548,7 +547,7 @@ class Admin(InboxAdmin, DoctorAdmin):
             try:
                 return await webhooks.send_test(logto, self.database.host, chosen, sent, timeout_s)
             except LogtoApiError:
-                registry.named(sent)  # checked only now: a later Logto may have it
+                events.named(sent)  # checked only now: a later Logto may have it
                 raise
 
     async def rotate_endpoint(

@@ -16,9 +16,9 @@ from logto_webhooks.events import (
     OrganizationUserAdded,
     OrganizationUserRemoved,
     UserDeleted,
+    payload_of,
 )
 from logto_webhooks.events.base import Json, has_whole_record, sent_at
-from logto_webhooks.events.registry import payload_of
 from logto_webhooks.events.users import WHOLE_USER_ROUTES
 from logto_webhooks.records.record import Key, Record
 from logto_webhooks.signing_keys import VerifiedBody, trust

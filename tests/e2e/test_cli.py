@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from logto_webhooks.events.registry import BY_NAME
+from logto_webhooks.events import BY_NAME
 from logto_webhooks.settings import VARIABLES
 from logto_webhooks.signing_keys import sign
 from logto_webhooks.testing import SIGNING_KEY, make

@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 from logto_webhooks import testing
 from logto_webhooks.cli import app as cli
 from logto_webhooks.cli.http_sender import send_request
-from logto_webhooks.events.registry import BY_NAME
+from logto_webhooks.events import BY_NAME
 from logto_webhooks.samples.faults import FAULTS, PIECES, Fault, Step, plan_faults
 from logto_webhooks.samples.payloads import Json
 from logto_webhooks.samples.request import SignedRequest, sign_request

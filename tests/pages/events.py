@@ -12,7 +12,17 @@ import msgspec
 from msgspec import Struct
 
 from logto_webhooks.deliveries import identify
-from logto_webhooks.events import Application, Event, Organization, Role, Scope, User
+from logto_webhooks.events import (
+    ALIASES,
+    BY_NAME,
+    DERIVED,
+    Application,
+    Event,
+    Organization,
+    Role,
+    Scope,
+    User,
+)
 from logto_webhooks.events.base import is_test
 from logto_webhooks.events.local import (
     LOCAL,
@@ -21,7 +31,6 @@ from logto_webhooks.events.local import (
     OrganizationRow,
     UserRow,
 )
-from logto_webhooks.events.registry import ALIASES, BY_NAME, DERIVED
 from logto_webhooks.samples import history, payloads
 from logto_webhooks.signing_keys import trust
 from tests.support import recorded

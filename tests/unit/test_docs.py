@@ -21,8 +21,8 @@ from logto_webhooks.database.schema import (
     user_roles,
     users,
 )
+from logto_webhooks.events import ALIASES, BY_NAME
 from logto_webhooks.events.local import LOCAL
-from logto_webhooks.events.registry import ALIASES, BY_NAME
 from logto_webhooks.instrumentation.events import TelemetryEvent
 from logto_webhooks.instrumentation.prometheus import (
     GAUGES,

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from logto_webhooks import events
 from logto_webhooks.deliveries import identify
 from logto_webhooks.errors import MalformedEvent, NotADelivery, UnknownEventName
+from logto_webhooks.events import ALIASES, BY_NAME
 from logto_webhooks.events.base import Event
-from logto_webhooks.events.registry import ALIASES, BY_NAME
 from logto_webhooks.records.changes import changes_from_event
 from logto_webhooks.records.record import Key, RefetchRequest, Tombstone, Upsert, membership
 from logto_webhooks.samples import history

@@ -16,9 +16,9 @@ import typer
 
 from logto_webhooks.cli import envfile, output
 from logto_webhooks.errors import SettingInvalid
+from logto_webhooks.events import BY_NAME
 from logto_webhooks.events.base import to_millis
 from logto_webhooks.events.local import LOCAL
-from logto_webhooks.events.registry import BY_NAME
 from logto_webhooks.settings import FILE, FILE_VARIABLES, VARIABLES, Settings, from_env
 from logto_webhooks.validation import check_text, is_url, nearest
 

@@ -73,14 +73,14 @@ class Event(Struct, frozen=True, kw_only=True, rename="camel"):
     def shape(cls, payload: Json) -> Json:
         """Name the parts of a payload as the fields of this class, by its route alone."""
         shaped: Json = {}
-        data, params = payload.get("data"), payload.get("params")
+        data = payload.get("data")
         if cls.data_as and data is not None:
             shaped[cls.data_as] = data
         if cls.id_as:
             shaped[cls.id_as] = first_present(
                 payload.get(cls.id_as),
-                params.get(cls.id_param) if isinstance(params, dict) else None,
-                data.get("id") if isinstance(data, dict) else None,
+                get_from(payload.get("params"), cls.id_param),
+                get_from(data, "id"),
             )
         return shaped
 
@@ -107,6 +107,11 @@ def first_present(*candidates: Any) -> Any:
     return next((candidate for candidate in candidates if candidate is not None), None)
 
 
+def get_from(part: Any, name: str) -> Any:
+    """Return a field of a part of a payload; None if the part is no object, or lacks it."""
+    return part.get(name) if isinstance(part, dict) else None
+
+
 def to_millis(moment: datetime) -> int:
     """Milliseconds since the epoch; a moment without a zone is UTC, as Logto's are."""
     aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
@@ -115,9 +120,8 @@ def to_millis(moment: datetime) -> int:
 
 def is_test(payload: Json) -> bool:
     """Tell a test payload by ids that only Logto's server sets and no real record has."""
-    params = payload.get("params")
     if payload.get("path") == "/fake-path/:id":
-        return isinstance(params, dict) and params.get("id") == "fake-id"
+        return bool(get_from(payload.get("params"), "id") == "fake-id")
     return payload.get("userId") == "fake-id" and payload.get("userAgent") == "fake-user-agent"
 
 
@@ -152,33 +156,27 @@ def build(payload: Json, cls: type[E], at: int | None = None) -> E:
     Raises MalformedEvent when a field that the sync needs is odd.
     """
     # `shape` comes last: what a part is called is never taken from the payload.
-    fields = {"payload": payload, "event": payload["event"]}
-    given = {name: value for name, value in payload.items() if name not in _OURS} | fields
-    given |= cls.shape(payload)
+    fields = payload | {"payload": payload, "oddFields": ()} | cls.shape(payload)
     if at is not None:
-        given["createdAt"] = datetime.fromtimestamp(at / 1000, UTC)
+        fields["createdAt"] = datetime.fromtimestamp(at / 1000, UTC)
     try:
-        return msgspec.convert(given, cls)
+        return msgspec.convert(fields, cls)
     except msgspec.ValidationError:
-        pass
-    odd = _odd_fields(given, cls)
-    kept = {name: value for name, value in given.items() if name not in odd}
+        odd = _find_odd_fields(fields, cls)
+    kept = {name: value for name, value in fields.items() if name not in odd}
     try:
         return msgspec.convert(kept | {"oddFields": odd}, cls)
     except msgspec.ValidationError as error:
         raise MalformedEvent(event=cls.name, problem=str(error)) from None
 
 
-_OURS = frozenset({"payload", "oddFields"})
-
-
-def _odd_fields(given: Json, cls: type[Event]) -> list[str]:
+def _find_odd_fields(fields: Json, cls: type[Event]) -> list[str]:
     odd = []
     for field in msgspec.structs.fields(cls):
         name = field.encode_name
-        if name in given and name not in cls.strict:
+        if name in fields and name not in cls.strict:
             try:
-                msgspec.convert(given[name], field.type)
+                msgspec.convert(fields[name], field.type)
             except msgspec.ValidationError:
                 odd.append(name)
     return odd

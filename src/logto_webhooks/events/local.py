@@ -133,8 +133,8 @@ class LocalMemberRemoved(LocalMemberEvent, frozen=True, kw_only=True):
 
 
 LOCAL: Final[dict[str, type[LocalEvent]]] = {
-    each.name: each
-    for each in (
+    event.name: event
+    for event in (
         LocalUserCreated,
         LocalUserUpdated,
         LocalUserDeleted,

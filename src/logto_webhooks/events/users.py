@@ -1,12 +1,12 @@
-"""A user, and the events that tell of one: administration, sign-up, sign-in."""
+"""Events about users: administration, sign-up, sign-in, and what guards their accounts."""
 
 from __future__ import annotations
 
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 from msgspec import UNSET, Struct, UnsetType
 
-from logto_webhooks.events.base import Event, Id, Json, first_present, has_whole_record
+from logto_webhooks.events.base import Event, Id, Json, first_present, get_from, has_whole_record
 
 # The shape of `data` is known from the route, never from its content: whoever can write
 # customData could else make it look like another user.
@@ -53,14 +53,10 @@ class UserEvent(Event, frozen=True, kw_only=True):
     @classmethod
     def shape(cls, payload: Json) -> Json:
         """Take `data` for what the route says it is; for nothing, if the route is unknown."""
-        data, params = payload.get("data"), payload.get("params")
-        route = payload.get("matchedRoute")
+        data, route = payload.get("data"), payload.get("matchedRoute")
         part = PART_ROUTES.get(route) if isinstance(route, str) else None
         whole = data if has_whole_record(payload, WHOLE_USER_ROUTES) else None
-        user_id = first_present(
-            params.get("userId") if isinstance(params, dict) else None,
-            whole.get("id") if isinstance(whole, dict) else None,
-        )
+        user_id = first_present(get_from(payload.get("params"), "userId"), get_from(whole, "id"))
         shaped: Json = {"userId": user_id, "user": whole, "customData": None, "profile": None}
         return shaped | ({part: data} if part else {})
 
@@ -125,3 +121,70 @@ class PostSignInAdaptiveMfaTriggered(InteractionEvent, frozen=True, kw_only=True
     """A sign-in looked risky, and Logto asked for a second factor (Logto 1.38 and later)."""
 
     name: ClassVar[str] = "PostSignInAdaptiveMfaTriggered"
+
+
+class IdentifierLockout(Event, frozen=True, kw_only=True):
+    """Too many wrong passwords or codes: `value` (of `type`: email, phone, …) is locked out."""
+
+    name: ClassVar[str] = "Identifier.Lockout"
+
+    type: str | None = None
+    value: str | None = None
+
+
+class MessageRateLimited(Event, frozen=True, kw_only=True):
+    """Too many messages were requested for one `recipient`, an email address or a phone number.
+
+    `action` is what Logto limited, such as VerificationCodeSend. Logto names no user.
+    """
+
+    name: ClassVar[str] = "Message.RateLimited"
+
+    action: str | None = None
+    recipient: str | None = None
+
+
+class GrantLimitExceeded(Event, frozen=True, kw_only=True):
+    """A user had more grants for one application than allowed, and Logto revoked the oldest.
+
+    `application_id` is missing for an unregistered client, whose address is in `cimd_client_id`.
+    `pre_revocation_active_grant_count` is how many there were.
+    """
+
+    name: ClassVar[str] = "Grant.LimitExceeded"
+
+    user_id: str | None = None
+    cimd_client_id: str | None = None
+    revoked_grant_ids: list[str] = []
+    max_allowed_grants: int | None = None
+    pre_revocation_active_grant_count: int | None = None
+
+
+class TrustedDeviceEvent(Event, frozen=True, kw_only=True):
+    """An event about a device that a user trusts; `device` has its id, `userId`, `expiresAt`."""
+
+    id_as: ClassVar[str | None] = "deviceId"
+    data_as: ClassVar[str | None] = "device"
+
+    device_id: str | None = None
+    user_id: str | None = None
+    device: dict[str, Any] | None = None
+
+    @classmethod
+    def shape(cls, payload: Json) -> Json:
+        """Take the user from the device."""
+        parts = (payload.get("data"), payload, payload.get("params"))
+        user_id = first_present(*(get_from(part, "userId") for part in parts))
+        return super().shape(payload) | {"userId": user_id}
+
+
+class TrustedDeviceCreated(TrustedDeviceEvent, frozen=True, kw_only=True):
+    """A user trusts a device (Logto after 1.42)."""
+
+    name: ClassVar[str] = "TrustedDevice.Created"
+
+
+class TrustedDeviceDeleted(TrustedDeviceEvent, frozen=True, kw_only=True):
+    """A user no longer trusts a device (Logto after 1.42)."""
+
+    name: ClassVar[str] = "TrustedDevice.Deleted"

@@ -25,9 +25,8 @@ from logto_webhooks.errors import (
     JobLost,
     TimeLimitExceeded,
 )
-from logto_webhooks.events import Event, OrganizationMembershipUpdated, parse
+from logto_webhooks.events import DERIVED, Event, OrganizationMembershipUpdated, parse
 from logto_webhooks.events.local import LOCAL, LocalEvent, UserRow
-from logto_webhooks.events.registry import DERIVED
 from logto_webhooks.handlers import matching
 from logto_webhooks.handlers.registry import Handler, HandlerOptions, Handlers
 from logto_webhooks.instrumentation.events import HandlerFailed, HandlerRan

@@ -12,6 +12,9 @@ import msgspec
 from logto_webhooks.deliveries import ClaimedDelivery
 from logto_webhooks.errors import InvalidHandler, UnknownEventName
 from logto_webhooks.events import (
+    ALIASES,
+    BY_NAME,
+    DERIVED,
     Event,
     OrganizationMembershipUpdated,
     OrganizationUserAdded,
@@ -28,7 +31,6 @@ from logto_webhooks.events.local import (
     LocalUserCreated,
     LocalUserEvent,
 )
-from logto_webhooks.events.registry import ALIASES, BY_NAME, DERIVED
 from logto_webhooks.jobs import NewJob, RegisteredHandler, Tests
 
 _CREATED: Final = (LocalUserCreated, LocalOrganizationCreated)

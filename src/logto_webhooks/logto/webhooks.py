@@ -22,10 +22,10 @@ from logto_webhooks.errors import (
     WebhookExists,
     WebhookUnknown,
 )
+from logto_webhooks.events import BY_NAME, DERIVED
 from logto_webhooks.events.base import Json
 from logto_webhooks.events.local import LOCAL
 from logto_webhooks.events.organizations import OrganizationEvent
-from logto_webhooks.events.registry import BY_NAME, DERIVED
 from logto_webhooks.events.users import InteractionEvent, UserEvent
 from logto_webhooks.handlers.matching import wants
 from logto_webhooks.interfaces import Clock, Logto, Store, TransactionRunner

@@ -21,10 +21,11 @@ from logto_webhooks.events import (
     UserCreated,
     UserDataUpdated,
     UserDeleted,
+    from_payload,
+    payload_of,
 )
 from logto_webhooks.events.base import Json, corrected
 from logto_webhooks.events.organizations import WholeOrganizationEvent
-from logto_webhooks.events.registry import from_payload, payload_of
 from logto_webhooks.events.users import InteractionEvent, UserEvent
 from logto_webhooks.records.record import (
     MEMBERS,

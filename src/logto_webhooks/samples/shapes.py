@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from logto_webhooks.events.registry import BY_NAME
+from logto_webhooks.events import BY_NAME
 
 Json = dict[str, Any]
 
