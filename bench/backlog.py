@@ -13,8 +13,8 @@ import sqlalchemy as sa
 from bench.load import deliveries
 from logto_webhooks.database import Database, open_database
 from logto_webhooks.database.schema import deliveries as inbox
+from logto_webhooks.database.store import Store
 from logto_webhooks.deliveries import NewDelivery, identify
-from logto_webhooks.interfaces import Store
 from logto_webhooks.runtime import make_worker
 from logto_webhooks.settings import Settings
 from logto_webhooks.signing_keys import trust

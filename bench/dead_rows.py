@@ -23,10 +23,10 @@ from bench.queue_databases import on_postgres
 from logto_webhooks.cli.session import run_async
 from logto_webhooks.clock import SystemClock
 from logto_webhooks.database import Database, open_database
+from logto_webhooks.database.store import Store
 from logto_webhooks.events import UserDataUpdated
 from logto_webhooks.handlers.registry import HandlerOptions, Handlers
 from logto_webhooks.handlers.runner import JobRunner
-from logto_webhooks.interfaces import Store
 from logto_webhooks.jobs import NewJob
 from logto_webhooks.testing import make
 

@@ -17,10 +17,10 @@ from tests.support.stores import delivery
 
 from logto_webhooks.clock import SystemClock
 from logto_webhooks.database import Database, open_database
+from logto_webhooks.database.store import Store
 from logto_webhooks.events import UserDataUpdated
 from logto_webhooks.handlers.registry import HandlerOptions, Handlers
 from logto_webhooks.handlers.runner import JobRunner
-from logto_webhooks.interfaces import Store
 from logto_webhooks.jobs import NewJob
 from logto_webhooks.testing import make
 

@@ -7,7 +7,8 @@ if TYPE_CHECKING:
     from logto_webhooks import events, tables
     from logto_webhooks.admin import HandlerInfo
     from logto_webhooks.app import LogtoWebhooks
-    from logto_webhooks.deliveries import DeliveryFilter, StoredDelivery
+    from logto_webhooks.database.records import FoundRow, RefetchNeed
+    from logto_webhooks.deliveries import DeliveryFilter, DeliveryState, Status, StoredDelivery
     from logto_webhooks.doctor.faults import Finding
     from logto_webhooks.errors import (
         Discard,
@@ -17,14 +18,12 @@ if TYPE_CHECKING:
     )
     from logto_webhooks.events.local import OrganizationRow, UserRow
     from logto_webhooks.explain import Explained
-    from logto_webhooks.interfaces import FoundRow, RefetchNeed, Status
-    from logto_webhooks.jobs import Delivery, JobFilter, JobRow
+    from logto_webhooks.jobs import Delivery, JobFilter, JobRow, JobState
     from logto_webhooks.logto.webhooks import RotationResult, TestResult, Webhook
     from logto_webhooks.reconcile.recover import RecoverResult
     from logto_webhooks.reconcile.run import ReconcileResult
     from logto_webhooks.reconcile.user import UserComparison
     from logto_webhooks.signing_keys import VerifiedBody, sign, verify
-    from logto_webhooks.states import DeliveryState, JobState
     from logto_webhooks.sync.replay import ReplayResult
 
 __all__ = [
@@ -66,25 +65,25 @@ __all__ = [
 _MODULES = {
     "Delivery": "jobs",
     "DeliveryFilter": "deliveries",
-    "DeliveryState": "states",
+    "DeliveryState": "deliveries",
     "Discard": "errors",
     "Explained": "explain",
     "Finding": "doctor.faults",
-    "FoundRow": "interfaces",
+    "FoundRow": "database.records",
     "HandlerInfo": "admin",
     "JobFilter": "jobs",
     "JobRow": "jobs",
-    "JobState": "states",
+    "JobState": "jobs",
     "LogtoWebhooks": "app",
     "LogtoWebhooksError": "errors",
     "OrganizationRow": "events.local",
     "ReconcileResult": "reconcile.run",
     "RecoverResult": "reconcile.recover",
-    "RefetchNeed": "interfaces",
+    "RefetchNeed": "database.records",
     "ReplayResult": "sync.replay",
     "RetryLater": "errors",
     "RotationResult": "logto.webhooks",
-    "Status": "interfaces",
+    "Status": "deliveries",
     "StoredDelivery": "deliveries",
     "TestResult": "logto.webhooks",
     "UserComparison": "reconcile.user",

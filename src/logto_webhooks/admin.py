@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -18,7 +18,9 @@ from logto_webhooks import doctor, events, explain, private_files, validation
 from logto_webhooks.clock import SystemClock
 from logto_webhooks.database import Database, Engine, database_for, wrap_engine
 from logto_webhooks.database.dry_run import run_or_rehearse
-from logto_webhooks.deliveries import DeliveryFilter, StoredDelivery
+from logto_webhooks.database.records import FoundRow, RefetchNeed
+from logto_webhooks.database.store import Store
+from logto_webhooks.deliveries import DeliveryFilter, Status, StoredDelivery
 from logto_webhooks.doctor.context import LIMIT_S, DoctorTarget, ProbeResult
 from logto_webhooks.doctor.faults import Finding
 from logto_webhooks.errors import (
@@ -32,8 +34,7 @@ from logto_webhooks.events.local import Source
 from logto_webhooks.explain import Explained
 from logto_webhooks.handlers.registry import Handlers
 from logto_webhooks.ingest.spool import spool_of
-from logto_webhooks.interfaces import FoundRow, Logto, RefetchNeed, Status, Store
-from logto_webhooks.jobs import JobFilter, JobRow
+from logto_webhooks.jobs import JobFilter, JobMove, JobRow, JobState, job_targets
 from logto_webhooks.logto import webhooks
 from logto_webhooks.logto.admin_address import signs_of_admin
 from logto_webhooks.logto.webhooks import (
@@ -58,10 +59,12 @@ from logto_webhooks.runtime import (
     split_signing_keys,
 )
 from logto_webhooks.settings import VARIABLES, Settings
-from logto_webhooks.states import JobMove, JobState, job_targets
 from logto_webhooks.sync.replay import AT_ONCE, ReplayResult, iterate_jobs
 from logto_webhooks.sync.replay import replay as apply_again
 from logto_webhooks.validation import check_limit, check_text, is_url
+
+if TYPE_CHECKING:
+    from logto_webhooks.logto.client import ManagementClient
 
 
 class HandlerInfo(Struct, frozen=True, kw_only=True):
@@ -564,7 +567,7 @@ class Admin(InboxAdmin, DoctorAdmin):
             overlap_ms = round(overlap_s * 1000)
             return await rotate_key(logto, self.database.host, SystemClock(), chosen, overlap_ms)
 
-    async def _chosen(self, logto: Logto, hook: str | None) -> Webhook:
+    async def _chosen(self, logto: ManagementClient, hook: str | None) -> Webhook:
         hooks, _ = await webhooks.list_webhooks(logto)
         if hook:
             return find_webhook(hooks, hook)
@@ -582,7 +585,7 @@ class Admin(InboxAdmin, DoctorAdmin):
         return await self._read(work)
 
     @contextlib.asynccontextmanager
-    async def _asking(self, fast: bool = False) -> AsyncIterator[Logto]:
+    async def _asking(self, fast: bool = False) -> AsyncIterator[ManagementClient]:
         logto = make_client(self._settings(), fast=fast)
         try:
             yield logto

@@ -17,7 +17,7 @@ from collections.abc import (
     Sequence,
 )
 from functools import partial
-from typing import Any, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 import sqlalchemy as sa
 from msgspec.structs import replace
@@ -37,11 +37,13 @@ from logto_webhooks.ingest.receiver import WebhookResponse
 from logto_webhooks.instrumentation import logs
 from logto_webhooks.instrumentation.events import Observer
 from logto_webhooks.instrumentation.logs import fan_out
-from logto_webhooks.interfaces import Logto
 from logto_webhooks.jobs import Tests
 from logto_webhooks.retries import MAX_ATTEMPTS
 from logto_webhooks.runtime import Service
 from logto_webhooks.settings import MountedSettings, Settings, from_env
+
+if TYPE_CHECKING:
+    from logto_webhooks.logto.client import ManagementClient
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -114,7 +116,7 @@ class LogtoWebhooks(Admin):
         return self._settings().schema
 
     @property
-    def _api(self) -> Logto | None:
+    def _api(self) -> ManagementClient | None:
         return None if self._service is None else self._service.api
 
     def on(

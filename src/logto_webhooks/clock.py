@@ -1,8 +1,16 @@
-"""The system clock."""
+"""Our clock, in milliseconds since the epoch."""
 
 from __future__ import annotations
 
 import time
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """Tells the time."""
+
+    def now(self) -> int:
+        """Milliseconds since the epoch."""
 
 
 class SystemClock:

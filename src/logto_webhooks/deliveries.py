@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import Any, Final, Literal, Protocol
+from enum import StrEnum
+from statistics import median_low
+from typing import Any, Final, Literal
 
 from msgspec import Struct
 
@@ -20,9 +21,7 @@ from logto_webhooks.events import (
 )
 from logto_webhooks.events.base import Json, has_whole_record, sent_at
 from logto_webhooks.events.users import WHOLE_USER_ROUTES
-from logto_webhooks.records.record import Key, Record
 from logto_webhooks.signing_keys import VerifiedBody, trust
-from logto_webhooks.states import DeliveryState
 
 SAMPLE_WEBHOOK: Final = (
     "sample"  # how the id of the webhook begins from which a sample claims to be
@@ -40,6 +39,36 @@ _SUBJECTS: Final = {
     "OrganizationRole": ("organization-role", "id"),
     "OrganizationScope": ("organization-scope", "id"),
     "TrustedDevice": ("user", "userId"),
+}
+
+
+class DeliveryState(StrEnum):
+    """The state of a delivery."""
+
+    PENDING = "pending"  # to be applied, now or at `due_at`
+    DONE = "done"
+    IGNORED = "ignored"  # a test payload: it touches nothing
+    DEAD = "dead"  # given up; its record is doubtful
+
+
+class DeliveryMove(StrEnum):
+    """What can happen to a delivery."""
+
+    APPLY = "apply"
+    IGNORE = "ignore"
+    RETRY = "retry"
+    GIVE_UP = "give up"
+    REPLAY = "replay"  # by hand
+
+
+DELIVERY_MOVES: Final[dict[tuple[DeliveryState, DeliveryMove], DeliveryState]] = {
+    (DeliveryState.PENDING, DeliveryMove.APPLY): DeliveryState.DONE,
+    (DeliveryState.PENDING, DeliveryMove.IGNORE): DeliveryState.IGNORED,
+    (DeliveryState.PENDING, DeliveryMove.RETRY): DeliveryState.PENDING,
+    (DeliveryState.PENDING, DeliveryMove.GIVE_UP): DeliveryState.DEAD,
+    (DeliveryState.DONE, DeliveryMove.REPLAY): DeliveryState.PENDING,
+    (DeliveryState.IGNORED, DeliveryMove.REPLAY): DeliveryState.PENDING,
+    (DeliveryState.DEAD, DeliveryMove.REPLAY): DeliveryState.PENDING,
 }
 
 
@@ -227,28 +256,64 @@ class DeliveryFilter(Struct, frozen=True, kw_only=True):
     limit: int = 20
 
 
-class Inbox(Protocol):
-    """The inbox to look at, and the records that follow from it; nothing of them is held."""
+class Status(Struct, frozen=True, kw_only=True):
+    """Counts of deliveries, records and jobs. `oldest_pending_s` is None if nothing is pending.
 
-    def search(self, sought: DeliveryFilter) -> list[StoredDelivery]:
-        """List deliveries."""
+    `recovered` counts deliveries from Logto's log, which was last read at `complete_up_to` (ms).
+    All records were last compared with Logto at `reconciled_at` (ms). Since `silent_since` (ms), no
+    deliveries arrived, or all were rejected; None while they arrive as usual. `memberships_to_end`
+    are still listed although their user or organization was deleted. `jobs` are counted by state,
+    `unrunnable` are jobs of handlers that nobody registered, and `spooled` are deliveries in the
+    spool directory.
+    """
 
-    def get(self, delivery_id: int) -> StoredDelivery | None:
-        """Return one delivery; None if there is no such id."""
+    deliveries: dict[str, int]
+    doubtful: int
+    refetch: int
+    oldest_pending_s: float | None
+    recovered: int = 0
+    complete_up_to: int | None = None
+    reconciled_at: int | None = None
+    silent_since: int | None = None
+    memberships_to_end: int = 0
+    jobs: dict[str, int] = {}
+    unrunnable: dict[str, int] = {}
+    spooled: int = 0
 
-    def again(self, ids: Sequence[int]) -> int:
-        """Make deliveries pending again, but those that are; return how many."""
 
-    def about(
-        self, key: Key, others: Sequence[Key], after: int, limit: int
-    ) -> list[StoredDelivery]:
-        """List what may tell of a user or an organization, or of its memberships, by id; of the
-        `others`, at the other ends of these, only their deletions.
+class Dated(Struct, frozen=True):
+    """How one delivery is dated, in milliseconds since the epoch: by Logto, by the inbox (another
+    date where Logto's can't be believed), and when it was received."""
 
-        A user's membership stands in an organization's delivery: those come that hold the
-        user's id as text.
-        """
+    created_at: int
+    occurred_at: int
+    received_at: int
+    origin: str = "webhook"
 
-    def known(self, key: Key) -> dict[Key, Record]:
-        """Return a user's or an organization's record, if there is one, and those of all its
-        memberships, ended ones included."""
+    @property
+    def believed(self) -> bool:
+        """Whether the inbox took Logto's own date."""
+        return self.created_at == self.occurred_at
+
+
+class Clocks(Struct, frozen=True):
+    """The database's clock, and how the newest deliveries are dated."""
+
+    now: int
+    recent: list[Dated]
+
+
+def estimate_ahead(ours: int, clocks: Clocks) -> int:
+    """Return how far Logto's clock is ahead of ours (ms), by which a new delivery is judged.
+
+    It is the distance to the database's clock, plus the median of how far recent deliveries are
+    dated ahead of that. One delivery alone doesn't shift the median. Dates in the past don't
+    count: most often they are of deliveries that were held up or sent again.
+    """
+    database = clocks.now - ours
+    offsets = [
+        delivery.created_at - delivery.received_at - database
+        for delivery in clocks.recent
+        if delivery.origin == "webhook"
+    ]
+    return database + max(0, median_low([0, *offsets]))

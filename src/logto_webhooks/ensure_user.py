@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
 from msgspec import Meta, Struct
 
+from logto_webhooks.database.store import Store, TransactionRunner
 from logto_webhooks.errors import (
     ClaimsUnusable,
     LogtoApiError,
@@ -16,12 +17,14 @@ from logto_webhooks.errors import (
     UserIsDeletedError,
 )
 from logto_webhooks.events.local import UserRow
-from logto_webhooks.interfaces import Logto, Store, TransactionRunner
 from logto_webhooks.logto import api_responses
 from logto_webhooks.logto.clock_skew import make_span_clock
 from logto_webhooks.records import local_events
 from logto_webhooks.records.record import Change, Key, Record, Upsert, Value
 from logto_webhooks.sync import apply
+
+if TYPE_CHECKING:
+    from logto_webhooks.logto.client import ManagementClient
 
 # Alone they are no text: no database has them.
 _SURROGATES: Final = r"\ud800-\udfff"
@@ -88,7 +91,7 @@ def ensure_user(store: Store, told: Mapping[str, Any], more: Change | None = Non
 
 
 async def ask_for_user(
-    logto: Logto, host: TransactionRunner, told: Mapping[str, Any]
+    logto: ManagementClient, host: TransactionRunner, told: Mapping[str, Any]
 ) -> Change | None:
     """Ask Logto about a user who isn't known here, or who may be back after a deletion; None if
     there is no need, or it can't be asked now.

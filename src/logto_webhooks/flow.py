@@ -1,10 +1,18 @@
-"""Decide whether deliveries stopped arriving, or all are refused."""
+"""Notice when deliveries stop arriving, or are all refused, on behalf of all processes."""
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Final
 
 from msgspec import Struct
+from msgspec.structs import replace
+
+from logto_webhooks.clock import Clock
+from logto_webhooks.database.checkpoints import Gap, RecordedFlow
+from logto_webhooks.database.store import Store, TransactionRunner
+from logto_webhooks.deliveries import DeliveryFilter
+from logto_webhooks.forever import forever
+from logto_webhooks.instrumentation.events import FlowResumed, FlowStopped, Observer, Why
 
 DAY_MS: Final = 86_400_000
 DAYS: Final = 14  # of which the longest gap is remembered
@@ -12,8 +20,6 @@ LEARNT_MS: Final = 8 * DAY_MS  # a weekend is among them
 LEAST_MS: Final = 3_600_000
 TIMES: Final = 2  # as long as the longest gap
 REJECTED: Final = 5
-
-Why = Literal["silent", "rejected"]
 
 
 class Flow(Struct, frozen=True, kw_only=True):
@@ -26,23 +32,6 @@ class Flow(Struct, frozen=True, kw_only=True):
     last: int | None = None
     gaps: tuple[int, ...] = ()
     rejected: int = 0
-
-
-class Gap(Struct, frozen=True):
-    """How long (ms) nothing had come when a delivery came."""
-
-    ended_at: int
-    length: int
-
-
-class RecordedFlow(Struct, frozen=True, kw_only=True):
-    """What a database keeps of it: when the first and the `last` delivery came, the longest gap of
-    each of the last days, and since when it is silent; None while it isn't."""
-
-    began: int | None = None
-    last: int | None = None
-    silent_since: int | None = None
-    gaps: tuple[Gap, ...] = ()
 
 
 class Silence(Struct, frozen=True, kw_only=True):
@@ -68,3 +57,73 @@ def find_silence(flow: Flow, now: int, after_ms: int | None = None) -> Silence |
     if now - flow.last <= after_ms:
         return None
     return Silence(why="silent", since=since, usual_ms=usual)
+
+
+LOOK_S: Final = 60.0
+_RECENT: Final = 20  # what Logto's log brought back is no flow
+
+
+class FlowMonitor:
+    """Looks every minute; `silence` is what it found."""
+
+    def __init__(
+        self, host: TransactionRunner, clock: Clock, observe: Observer, after_s: float | None
+    ) -> None:
+        """`after_s` without a delivery is silence; None learns it, 0 never says so."""
+        self._host = host
+        self._clock = clock
+        self._observe = observe
+        self._after_ms = None if after_s is None else round(after_s * 1000)
+        self.silence: Silence | None = None
+
+    async def keep(self) -> None:
+        """Look, over and over."""
+        if self._after_ms != 0:
+            await forever(self.look, LOOK_S)
+
+    async def look(self) -> None:
+        """Note what came, and tell when the flow stops or goes on. Raises StoreUnavailable."""
+        before, now = self.silence, self._clock.now()
+        self.silence = found = await self._host.run(lambda store: self._judged(store, now))
+        if found and (before is None or before.why != found.why):
+            usual_s = None if found.usual_ms is None else found.usual_ms // 1000
+            self._observe(FlowStopped(found.why, (now - found.since) // 1000, usual_s))
+        elif before and not found:
+            self._observe(FlowResumed((now - before.since) // 1000))
+
+    def _judged(self, store: Store, now: int) -> Silence | None:
+        found = find_silence(record_flow(store), now, self._after_ms)
+        since, known = found.since if found else None, store.flow()
+        if known.silent_since != since:
+            store.save_flow(replace(known, silent_since=since))
+        return found
+
+
+def record_flow(store: Store) -> Flow:
+    """Note the newest delivery, and the gap before it; return all that is known of the flow."""
+    newest, known = _newest(store), store.flow()
+    if newest is not None and (known.last is None or newest > known.last):
+        if known.last is not None:
+            _note_gap(store, known, Gap(newest, newest - known.last))
+        began = newest if known.began is None else known.began
+        store.save_flow(replace(known, began=began, last=newest))
+        known = store.flow()
+    last = known.last or 0
+    return Flow(
+        began=known.began,
+        last=known.last,
+        gaps=tuple(gap.length for gap in known.gaps if gap.ended_at > last - DAYS * DAY_MS),
+        rejected=store.keys_of_hooks.aside(last, known=known.last is not None),
+    )
+
+
+def _newest(store: Store) -> int | None:
+    recent = store.inbox.search(DeliveryFilter(limit=_RECENT))
+    return next((delivery.received_at for delivery in recent if delivery.origin == "webhook"), None)
+
+
+def _note_gap(store: Store, known: RecordedFlow, gap: Gap) -> None:
+    """Of each day, the longest is kept."""
+    day = gap.ended_at // DAY_MS
+    if all(gap.length > kept.length for kept in known.gaps if kept.ended_at // DAY_MS == day):
+        store.save_gap(day % DAYS, gap)

@@ -2,14 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Literal, Protocol
+from enum import StrEnum
+from typing import Final, Literal
 
 from msgspec import Struct
 
-from logto_webhooks.states import JobMove, JobState
-
 Tests = Literal["no", "too", "only"]
+
+
+class JobState(StrEnum):
+    """The state of a job."""
+
+    WAITING = "waiting"  # in its queue, to be run now or when the queue is due
+    DONE = "done"
+    DEAD = "dead"  # given up, with the traceback
+    DISCARDED = "discarded"  # by its handler, by age, or by hand
+
+
+class JobMove(StrEnum):
+    """What can happen to a job."""
+
+    FINISH = "finish"
+    RETRY = "retry"
+    GIVE_UP = "give up"
+    DISCARD = "discard"
+    REPEAT = "repeat"  # by hand; what waits for its next attempt has it now
+
+
+JOB_MOVES: Final[dict[tuple[JobState, JobMove], JobState]] = {
+    (JobState.WAITING, JobMove.FINISH): JobState.DONE,
+    (JobState.WAITING, JobMove.RETRY): JobState.WAITING,
+    (JobState.WAITING, JobMove.GIVE_UP): JobState.DEAD,
+    (JobState.WAITING, JobMove.DISCARD): JobState.DISCARDED,
+    (JobState.WAITING, JobMove.REPEAT): JobState.WAITING,
+    (JobState.DEAD, JobMove.DISCARD): JobState.DISCARDED,
+    (JobState.DONE, JobMove.REPEAT): JobState.WAITING,
+    (JobState.DEAD, JobMove.REPEAT): JobState.WAITING,
+    (JobState.DISCARDED, JobMove.REPEAT): JobState.WAITING,
+}
+
+
+def job_targets(move: JobMove) -> dict[JobState, JobState]:
+    """From which states a job moves so, and to which; `waiting` first."""
+    return {state: JOB_MOVES[state, move] for state in JobState if (state, move) in JOB_MOVES}
 
 
 class RegisteredHandler(Struct, frozen=True, kw_only=True):
@@ -141,66 +176,3 @@ class Delivery(Struct, frozen=True, kw_only=True):
     late: bool
     replayed: bool
     idempotency_key: str
-
-
-class Jobs(Protocol):
-    """Handlers and their jobs, within one transaction."""
-
-    def handlers(self) -> list[RegisteredHandler]:
-        """All that are registered, whichever process has their code."""
-
-    def register(self, handlers: Sequence[RegisteredHandler]) -> None:
-        """Make them known, or known as they are now."""
-
-    def forget(self, name: str) -> int:
-        """Take a handler out with what waits for it; return how many jobs that were."""
-
-    def add(self, new: Sequence[NewJob]) -> None:
-        """Make jobs, each once for its handler and key, and see that their queues are due."""
-
-    def claim(
-        self,
-        token: str,
-        room: Mapping[str, int],
-        lease_s: float,
-        *,
-        lost: bool = True,
-        skip_locked: bool = False,
-    ) -> list[Job]:
-        """Take the first job of each due queue, of so many of each handler; nobody else gets a
-        queue during the lease.
-
-        Of queues whose lease ran out it takes one, or none unless `lost`.
-        To `skip_locked` is to take no job whose row another transaction holds.
-        """
-
-    def lock(self, queue_key_ids: Sequence[int]) -> None:
-        """Let nobody change queues until the transaction ends; all lock them in the same order."""
-
-    def held_elsewhere(
-        self, queue_key_ids: Sequence[int], job_ids: Sequence[int]
-    ) -> tuple[set[int], set[int]]:
-        """Hold queues and jobs without waiting; return those that another transaction holds."""
-
-    def renew(self, token: str, queue_key_ids: Sequence[int], lease_s: float) -> None:
-        """Hold queues longer."""
-
-    def finish(self, token: str, outcomes: Sequence[JobOutcome]) -> list[int]:
-        """Write outcomes, and let the queues go on; return the ids of jobs no longer held by
-        `token`, or discarded meanwhile, of which nothing was written."""
-
-    def counts(self) -> list[JobCount]:
-        """Count jobs by handler and state; the oldest that waits, too."""
-
-    def find(self, wanted: JobFilter) -> list[JobRow]:
-        """List jobs, the newest first."""
-
-    def move(self, ids: Sequence[int], move: JobMove) -> list[int]:
-        """Repeat or discard jobs by hand, where that can be; return the ids of those.
-
-        A repeated one goes to the end of its queue; one that waits has its next attempt now, but
-        for one that is run just now. Their queues are due, unless somebody holds them.
-        """
-
-    def mend(self) -> int:
-        """Make the queue keys that are missing where jobs wait; return how many."""

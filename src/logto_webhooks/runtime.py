@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from logto_webhooks.clock import SystemClock
 from logto_webhooks.database import Database
+from logto_webhooks.database.store import Store
 from logto_webhooks.errors import (
     ApiNotConfigured,
     ExtraMissing,
@@ -20,8 +21,7 @@ from logto_webhooks.errors import (
     describe,
 )
 from logto_webhooks.events.local import Source
-from logto_webhooks.flow import Silence
-from logto_webhooks.flow_monitor import FlowMonitor
+from logto_webhooks.flow import FlowMonitor, Silence
 from logto_webhooks.forever import forever
 from logto_webhooks.handlers.loop_thread import Apart
 from logto_webhooks.handlers.registry import Handlers
@@ -42,7 +42,6 @@ from logto_webhooks.instrumentation.events import (
     TelemetryEvent,
     Unrunnable,
 )
-from logto_webhooks.interfaces import Logto, Store
 from logto_webhooks.logto.clock_skew import Ahead, make_span_clock
 from logto_webhooks.reconcile.leader import LeaderLease
 from logto_webhooks.reconcile.reconcile import Reconciliation
@@ -57,6 +56,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
     from logto_webhooks.ingest import asgi
+    from logto_webhooks.logto.client import ManagementClient
 
 # Requests a second.
 BUDGET: Final = 15.0
@@ -65,7 +65,9 @@ CLOUD_BUDGET: Final = 20.0
 NO_BUDGET: Final = 1_000.0
 
 
-def make_client(settings: Settings, *, fast: bool = False, longest_wait_s: float = inf) -> Logto:
+def make_client(
+    settings: Settings, *, fast: bool = False, longest_wait_s: float = inf
+) -> ManagementClient:
     """Make a client; it connects on first use. `fast` asks as much as Logto allows, unless a
     budget is set; what fails is tried again after `longest_wait_s` at most. Raises
     ApiNotConfigured, ExtraMissing."""
@@ -95,7 +97,7 @@ def _most(endpoint: str) -> float:
 @contextlib.asynccontextmanager
 async def talk_to_logto(
     settings: Settings,
-    logto: Logto,
+    logto: ManagementClient,
     database: Database,
     observe: Observer,
     stored: Callable[[], None],
@@ -123,14 +125,16 @@ async def talk_to_logto(
 
 
 def make_reconciliation(
-    logto: Logto, database: Database, source: Source | None = "reconcile"
+    logto: ManagementClient, database: Database, source: Source | None = "reconcile"
 ) -> Reconciliation:
     """Make what compares all records with all that Logto lists; without a `source` no handler is
     told."""
     return Reconciliation(logto, database.host, SystemClock(), source)
 
 
-async def compare_one_user(logto: Logto, database: Database, user_id: str) -> UserComparison:
+async def compare_one_user(
+    logto: ManagementClient, database: Database, user_id: str
+) -> UserComparison:
     """Compare one user here and at Logto. Raises InvalidApiResponse, LogtoUnreachable,
     LogtoApiError, StoreUnavailable."""
     host = database.host
@@ -139,7 +143,7 @@ async def compare_one_user(logto: Logto, database: Database, user_id: str) -> Us
 
 def make_recovery(
     settings: Settings,
-    logto: Logto,
+    logto: ManagementClient,
     database: Database,
     stored: Callable[[], None] = lambda: None,
 ) -> Recovery:

@@ -7,7 +7,7 @@ import hmac
 import re
 from collections.abc import Sequence
 from math import inf
-from typing import Final, Protocol, TypeGuard, final
+from typing import Final, TypeGuard, final
 
 import msgspec
 from msgspec import Struct
@@ -109,32 +109,6 @@ BOUNDS: Final = {
     True: QuarantineLimits(10_000, 64 * 2**20, 7 * 86_400_000),
     False: QuarantineLimits(1_000, 4 * 2**20, 86_400_000),
 }
-
-
-class KeyStore(Protocol):
-    """What a database knows of keys, and what is set aside, within one transaction."""
-
-    def learnt(self) -> list[WebhookKey]:
-        """The keys that Logto told; what can't be a key is left out."""
-
-    def learn(self, keys: Sequence[WebhookKey]) -> None:
-        """Keep keys; the others of the same hooks end after the overlap, unless they do before.
-        What can't be a key isn't kept."""
-
-    def used(self, marks: dict[str, int]) -> dict[str, int]:
-        """Note when keys were last used (ms), by their fingerprints; return that of all."""
-
-    def set_aside(self, strangers: Sequence[RejectedRequest]) -> None:
-        """Keep requests, and of all that are kept what is within the bounds."""
-
-    def strangers(self, after: int, limit: int) -> list[RejectedRequest]:
-        """List what is set aside, the oldest first."""
-
-    def release(self, ids: Sequence[int]) -> None:
-        """Forget what was set aside."""
-
-    def aside(self, since: int = 0, *, known: bool = False) -> int:
-        """Count what is set aside, received after a moment (ms); of `known` hooks, or of any."""
 
 
 class _Sender(Struct, rename="camel"):

@@ -9,8 +9,8 @@ from typing import Final
 
 from msgspec.structs import replace
 
+from logto_webhooks.database.store import Store, TransactionRunner
 from logto_webhooks.deliveries import DeliveryFilter, StoredDelivery
-from logto_webhooks.interfaces import Store, TransactionRunner
 
 POLL_S: Final = 1.0
 _PAGE: Final = 500

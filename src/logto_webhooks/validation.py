@@ -8,10 +8,9 @@ from enum import StrEnum
 from typing import Final, TypeVar
 from urllib.parse import urlsplit
 
-from logto_webhooks.deliveries import DeliveryFilter
+from logto_webhooks.deliveries import DeliveryFilter, DeliveryState
 from logto_webhooks.errors import SettingInvalid
-from logto_webhooks.jobs import JobFilter
-from logto_webhooks.states import DeliveryState, JobState
+from logto_webhooks.jobs import JobFilter, JobState
 
 GREATEST_ID: Final = 2**63 - 1
 Name = TypeVar("Name", bound=str)

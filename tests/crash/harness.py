@@ -20,9 +20,8 @@ from msgspec import Struct
 
 from logto_webhooks.database import open_database
 from logto_webhooks.database.sqlite import make_sqlite_engine
-from logto_webhooks.database.store import DatabaseStore
+from logto_webhooks.database.store import Store
 from logto_webhooks.deliveries import NewDelivery
-from logto_webhooks.interfaces import Store
 from logto_webhooks.samples.diff import Difference, differences
 from tests.crash.client import Sender
 from tests.crash.databases import Victim
@@ -262,7 +261,7 @@ async def _read(url: str, work: Callable[[Store], T]) -> T:
             engine = make_sqlite_engine(Path(place.database or ""))
         try:
             with engine.connect() as connection:
-                return work(DatabaseStore(connection))
+                return work(Store(connection))
         finally:
             engine.dispose()
 

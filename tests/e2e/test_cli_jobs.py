@@ -11,9 +11,8 @@ import msgspec
 import pytest
 
 from logto_webhooks.database import open_database
-from logto_webhooks.interfaces import Store
-from logto_webhooks.jobs import JobOutcome, NewJob, RegisteredHandler
-from logto_webhooks.states import JobState
+from logto_webhooks.database.store import Store
+from logto_webhooks.jobs import JobOutcome, JobState, NewJob, RegisteredHandler
 from logto_webhooks.testing import make
 from tests.support.service import command, one_line
 from tests.support.stores import delivery

@@ -15,7 +15,8 @@ import pytest
 import sqlalchemy as sa
 
 from logto_webhooks.database import Database, open_database
-from logto_webhooks.interfaces import Status, Store
+from logto_webhooks.database.store import Store
+from logto_webhooks.deliveries import Status
 from logto_webhooks.testing import make
 from tests.support import postgres
 from tests.support.forked import Forked

@@ -13,7 +13,8 @@ import msgspec
 import pytest
 
 from logto_webhooks.database import Database, open_database
-from logto_webhooks.interfaces import RefetchNeed, Store
+from logto_webhooks.database.records import RefetchNeed
+from logto_webhooks.database.store import Store
 from logto_webhooks.logto.client import ManagementClient
 from logto_webhooks.logto.clock_skew import make_span_clock
 from logto_webhooks.reconcile.user import compare_user

@@ -12,6 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from logto_webhooks.database import open_database
+from logto_webhooks.deliveries import DeliveryState, Status
 from logto_webhooks.errors import StoreUnavailable
 from logto_webhooks.instrumentation import prometheus
 from logto_webhooks.instrumentation.events import (
@@ -30,10 +31,8 @@ from logto_webhooks.instrumentation.events import (
 )
 from logto_webhooks.instrumentation.logs import fan_out
 from logto_webhooks.instrumentation.prometheus import GAUGES, METRICS, UNMEASURED, Metrics
-from logto_webhooks.interfaces import Status
 from logto_webhooks.runtime import Service as Wired
 from logto_webhooks.settings import Settings
-from logto_webhooks.states import DeliveryState
 from logto_webhooks.testing import SIGNING_KEY, make
 from logto_webhooks.testing.fake.logto import FakeLogto
 from tests.support.fake import serving

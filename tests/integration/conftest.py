@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 
 import pytest
 
-from logto_webhooks.interfaces import Store, TransactionRunner
+from logto_webhooks.database.store import Store, TransactionRunner
 from tests.support.stores import STORES, open_host
 
 T = TypeVar("T")

@@ -13,11 +13,11 @@ import pytest
 import sqlalchemy as sa
 
 from logto_webhooks.clock import SystemClock
-from logto_webhooks.database.store import DatabaseStore
+from logto_webhooks.database.checkpoints import Checkpoint
+from logto_webhooks.database.store import Store, TransactionRunner
 from logto_webhooks.ingest.group_commit import GroupCommit
 from logto_webhooks.ingest.receiver import Receiver
 from logto_webhooks.ingest.spool import SpoolDirectory
-from logto_webhooks.interfaces import Checkpoint, Store, TransactionRunner
 from logto_webhooks.testing import SIGNING_KEY, make
 from tests.support import postgres
 from tests.support.stores import StoreKind, open_host
@@ -42,7 +42,7 @@ def test_a_statement_ends_with_its_caller(kind: StoreKind, tmp_path: Path) -> No
         host, begun = open_host(kind, tmp_path), threading.Event()
 
         def work(store: Store) -> None:
-            assert isinstance(store, DatabaseStore)
+            assert isinstance(store, Store)
             store.save_checkpoint("mark", Checkpoint(1, 1))
             begun.set()
             store._connection.execute(sa.text("SELECT pg_sleep(4.25)"))

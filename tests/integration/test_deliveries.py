@@ -8,7 +8,7 @@ from typing import Any, Literal
 import pytest
 from msgspec import Struct
 
-from logto_webhooks.interfaces import FoundRow
+from logto_webhooks.database.records import FoundRow
 from logto_webhooks.testing import App, SignedRequest, make
 from tests.support import recorded
 

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 
 from logto_webhooks import LogtoWebhooks, events, testing
 from logto_webhooks.database import open_database
+from logto_webhooks.database.store import TransactionRunner
 from logto_webhooks.errors import UserIsDeletedError, WrongTenant
-from logto_webhooks.interfaces import TransactionRunner
 from logto_webhooks.logto.client import ManagementClient
 from logto_webhooks.logto.clock_skew import make_span_clock
 from logto_webhooks.reconcile.reconcile import Reconciliation

@@ -14,12 +14,12 @@ import msgspec
 import pytest
 
 from logto_webhooks.admin import resolve_one
+from logto_webhooks.database.store import Store
 from logto_webhooks.deliveries import MEMBERSHIP_EVENTS, NewDelivery, StoredDelivery
 from logto_webhooks.ensure_user import ensure_user
 from logto_webhooks.errors import SettingInvalid
 from logto_webhooks.explain import Explained, explain_stored
 from logto_webhooks.explain.provenance import DeliveryRef, Field
-from logto_webhooks.interfaces import Store
 from logto_webhooks.records.projection import project
 from logto_webhooks.records.record import (
     ROLE,

@@ -12,8 +12,15 @@ from msgspec.structs import replace
 
 from logto_webhooks.database import open_database
 from logto_webhooks.deliveries import NewDelivery, Origin
-from logto_webhooks.flow import DAY_MS, LEARNT_MS, LEAST_MS, Flow, find_silence
-from logto_webhooks.flow_monitor import FlowMonitor, record_flow
+from logto_webhooks.flow import (
+    DAY_MS,
+    LEARNT_MS,
+    LEAST_MS,
+    Flow,
+    FlowMonitor,
+    find_silence,
+    record_flow,
+)
 from logto_webhooks.instrumentation.events import FlowResumed, FlowStopped, TelemetryEvent
 from logto_webhooks.signing_keys import RejectedRequest
 from logto_webhooks.testing import FrozenClock, make

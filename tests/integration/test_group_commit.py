@@ -17,7 +17,7 @@ import sqlalchemy as sa
 import uvloop
 
 from logto_webhooks.database import Database, open_database
-from logto_webhooks.database.store import DatabaseStore
+from logto_webhooks.database.store import Store, TransactionRunner
 from logto_webhooks.deliveries import NewDelivery, StoreResult
 from logto_webhooks.errors import StoreUnavailable, TimedOut
 from logto_webhooks.ingest.group_commit import TRY_S, GroupCommit
@@ -30,7 +30,6 @@ from logto_webhooks.instrumentation.events import (
     TelemetryEvent,
     Unspooled,
 )
-from logto_webhooks.interfaces import Store, TransactionRunner
 from logto_webhooks.testing import make
 from tests.support import postgres
 from tests.support.service import Service, wait_until_done
@@ -261,7 +260,7 @@ def test_a_digest_that_another_holds_waits_alone() -> None:
             held, free = (delivery(make.user_created().body) for _ in range(2))
             engine = sa.create_engine(url.set(drivername="postgresql+psycopg"))
             with engine.connect() as other:
-                DatabaseStore(other).add([held])
+                Store(other).add([held])
                 group = GroupCommit(database.host, lambda report: None, lambda: None)
                 waits = asyncio.create_task(group.add(held))
                 assert await group.add(free) is not None

@@ -13,10 +13,9 @@ import sqlalchemy as sa
 
 from logto_webhooks.database import records
 from logto_webhooks.database.jobs import DatabaseJobs
-from logto_webhooks.jobs import Job, JobOutcome
+from logto_webhooks.jobs import Job, JobOutcome, JobState
 from logto_webhooks.records.merge import merge
 from logto_webhooks.records.record import Key, Record, Upsert, Value, membership
-from logto_webhooks.states import JobState
 from tests.support import postgres
 from tests.support.jobs import job
 

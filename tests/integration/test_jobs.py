@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from logto_webhooks.deliveries import DeliveryOutcome
-from logto_webhooks.jobs import JobFilter, JobOutcome, RegisteredHandler
-from logto_webhooks.states import DeliveryState, JobMove, JobState
+from logto_webhooks.deliveries import DeliveryOutcome, DeliveryState
+from logto_webhooks.jobs import JobFilter, JobMove, JobOutcome, JobState, RegisteredHandler
 from logto_webhooks.testing import make
 from tests.integration.conftest import Run
 from tests.support.jobs import ONE, TWO, add, claim, finish, job

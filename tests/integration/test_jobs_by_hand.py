@@ -12,8 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from logto_webhooks import Delivery, LogtoWebhooks, events
 from logto_webhooks.database.jobs import DatabaseJobs
-from logto_webhooks.jobs import JobFilter, JobOutcome, JobRow
-from logto_webhooks.states import JobMove, JobState
+from logto_webhooks.jobs import JobFilter, JobMove, JobOutcome, JobRow, JobState
 from logto_webhooks.testing import SIGNING_KEY, make
 from tests.integration.conftest import Run
 from tests.support import postgres

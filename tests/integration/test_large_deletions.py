@@ -12,8 +12,8 @@ import sqlalchemy as sa
 from msgspec.structs import replace
 
 from logto_webhooks.database.schema import deliveries
+from logto_webhooks.database.store import Store, TransactionRunner
 from logto_webhooks.errors import StoreUnavailable
-from logto_webhooks.interfaces import Store, TransactionRunner
 from logto_webhooks.jobs import JobFilter, RegisteredHandler
 from logto_webhooks.records.record import Change, Key, Tombstone, Upsert, Value, membership
 from logto_webhooks.sync import apply, worker

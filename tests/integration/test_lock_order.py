@@ -10,13 +10,11 @@ import pytest
 import sqlalchemy as sa
 
 from logto_webhooks import admin
-from logto_webhooks.database.store import DatabaseStore
+from logto_webhooks.database.store import Store
 from logto_webhooks.handlers import runner
-from logto_webhooks.interfaces import Store
-from logto_webhooks.jobs import JobOutcome
+from logto_webhooks.jobs import JobOutcome, JobState
 from logto_webhooks.records.merge import merge
 from logto_webhooks.records.record import Key, Tombstone
-from logto_webhooks.states import JobState
 from logto_webhooks.testing import make
 from tests.integration.test_jobs_by_hand import until_one_waits
 from tests.support import postgres
@@ -53,7 +51,7 @@ def ends(store: Store) -> None:
 
 
 def held(store: Store) -> list[sa.Row[tuple[int, int, str]]]:
-    assert isinstance(store, DatabaseStore)
+    assert isinstance(store, Store)
     query = "SELECT jobs.id, queue_keys.id AS queue_key_id, token AS line"
     query += " FROM logto_lines queue_keys JOIN logto_jobs jobs USING (handler, queue_key)"
     query += " WHERE token IS NOT NULL"
@@ -77,14 +75,14 @@ def test_no_two_wait_for_each_other(several: Step, first: Step, second: Step) ->
     def connected(work: Step) -> None:
         with engine.begin() as connection:
             connection.execute(sa.text(f"SET LOCAL search_path TO {schema}"))
-            work(DatabaseStore(connection))
+            work(Store(connection))
 
     connected(prepare)
     with ThreadPoolExecutor(1) as threads, engine.begin() as connection:
-        first(DatabaseStore(connection))
+        first(Store(connection))
         other = threads.submit(connected, several)
         until_one_waits(engine)
-        second(DatabaseStore(connection))
+        second(Store(connection))
         connection.commit()
         other.result(10)
 
@@ -111,11 +109,11 @@ def test_an_organization_that_gains_members_is_shared_unless_it_was_deleted(
     key = Key("organization", "acme")
     nowait = sa.text(f"SELECT 1 FROM {schema}.logto_records FOR SHARE NOWAIT")
     with engine.begin() as connection:
-        store = DatabaseStore(connection)
+        store = Store(connection)
         known = store.lock([key])[key]
         store.save([merge(known, Tombstone(key, 5))] if was_deleted else [known])
     with engine.begin() as connection, engine.connect() as other:
-        DatabaseStore(connection).lock([key], share=True)
+        Store(connection).lock([key], share=True)
         if was_deleted:
             with pytest.raises(sa.exc.OperationalError, match="could not obtain lock"):
                 other.execute(nowait)

@@ -15,11 +15,11 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from logto_webhooks import LogtoWebhooks, events
+from logto_webhooks.database.clock import DatabaseClock
 from logto_webhooks.database.schema import deliveries
-from logto_webhooks.database.store import DatabaseStore
+from logto_webhooks.database.store import Store, TransactionRunner
 from logto_webhooks.errors import TimedOut
 from logto_webhooks.instrumentation.events import ClockSetBack, TelemetryEvent
-from logto_webhooks.interfaces import DatabaseClock, Store, TransactionRunner
 from logto_webhooks.sync import apply, clock_watch
 from logto_webhooks.sync.clock_watch import ClockWatch
 from logto_webhooks.testing import SIGNING_KEY, make
@@ -109,7 +109,7 @@ def test_time_outs_leave_a_delivery_all_its_failures(kind: StoreKind, tmp_path: 
 
 
 def _make_due(store: Store) -> None:
-    assert isinstance(store, DatabaseStore)
+    assert isinstance(store, Store)
     store._connection.execute(sa.update(deliveries).values(due_at=0))
 
 

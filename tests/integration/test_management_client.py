@@ -17,7 +17,7 @@ import msgspec
 import pytest
 
 from logto_webhooks.errors import InvalidApiResponse, LogtoApiError, LogtoUnreachable
-from logto_webhooks.interfaces import ApiResponse
+from logto_webhooks.logto.api_responses import ApiResponse
 from logto_webhooks.logto.client import ManagementClient, resource_of
 from logto_webhooks.logto.transport import (
     MOST_BYTES,

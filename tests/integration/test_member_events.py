@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from logto_webhooks.interfaces import Store, TransactionRunner
+from logto_webhooks.database.store import Store, TransactionRunner
 from logto_webhooks.jobs import JobFilter, RegisteredHandler
 from logto_webhooks.records.record import MEMBERS, Absent, ApiRead, Change, Key, membership
 from logto_webhooks.sync import apply

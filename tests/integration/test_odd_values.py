@@ -14,19 +14,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from logto_webhooks import canonical_json, clock_offset
-from logto_webhooks.clock_offset import Clocks, Dated
-from logto_webhooks.deliveries import FUTURE_MS, NewDelivery, ReceivedBody, identify
-from logto_webhooks.interfaces import ApiResponse, FoundRow, Store, TransactionRunner
+from logto_webhooks import canonical_json
+from logto_webhooks.database.records import FoundRow
+from logto_webhooks.database.store import Store, TransactionRunner
+from logto_webhooks.deliveries import (
+    FUTURE_MS,
+    Clocks,
+    Dated,
+    DeliveryState,
+    NewDelivery,
+    ReceivedBody,
+    estimate_ahead,
+    identify,
+)
 from logto_webhooks.logto import api_responses
-from logto_webhooks.logto.api_responses import read_pairs, read_user
+from logto_webhooks.logto.api_responses import ApiResponse, read_pairs, read_user
 from logto_webhooks.logto.clock_skew import make_span_clock as clocks_of
 from logto_webhooks.records.changes import LAG_MS, changes_from_event, read
 from logto_webhooks.records.merge import merge
 from logto_webhooks.records.record import MEMBERS, WRONG_CLOCK, Key, Record, RefetchRequest, Upsert
 from logto_webhooks.samples.request import SignedRequest
 from logto_webhooks.signing_keys import trust
-from logto_webhooks.states import DeliveryState
 from logto_webhooks.testing import make
 from tests.support.stores import STORES, Copy, StoreKind, open_host
 
@@ -266,7 +274,7 @@ class TestClocks:
 
         def ahead(*offsets: int, database: int = 0) -> int:
             recent = [Dated(NOW + offset, NOW, NOW) for offset in offsets]
-            return clock_offset.ahead(NOW, Clocks(NOW + database, recent))
+            return estimate_ahead(NOW, Clocks(NOW + database, recent))
 
         hour = 3_600_000
         assert ahead() == ahead(10**12) == ahead(0, 10**12) == ahead(-hour, -hour, -hour) == 0
@@ -274,7 +282,7 @@ class TestClocks:
         assert ahead(database=hour) == ahead(hour, hour, database=hour) == hour
         assert ahead(-hour, -hour, database=-hour) == -hour
         late = [Dated(NOW + hour, NOW, NOW, "log")] * 3
-        assert clock_offset.ahead(NOW, Clocks(NOW, late)) == 0
+        assert estimate_ahead(NOW, Clocks(NOW, late)) == 0
 
     @pytest.mark.parametrize("kind", STORES)
     def test_what_isnt_believed_tells_nothing_about_clocks(

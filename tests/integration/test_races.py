@@ -10,11 +10,10 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from logto_webhooks.database.store import DatabaseStore
+from logto_webhooks.database.store import Store, TransactionRunner
 from logto_webhooks.deliveries import ClaimedDelivery, DeliveryOutcome
 from logto_webhooks.handlers.enqueue import PlannedDelivery
 from logto_webhooks.instrumentation.events import Stalled
-from logto_webhooks.interfaces import Store, TransactionRunner
 from logto_webhooks.records.record import Key, Record, membership
 from logto_webhooks.samples.request import SignedRequest
 from logto_webhooks.sync import apply as apply_module
@@ -92,13 +91,13 @@ def test_who_only_reads_an_organization_shares_it() -> None:
     engine = sa.create_engine(url, execution_options={"schema_translate_map": {None: schema}})
     acme = [Key("organization", "acme")]
     with engine.begin() as connection:
-        DatabaseStore(connection).save([Record(acme[0])])
+        Store(connection).save([Record(acme[0])])
     with engine.connect() as one, engine.connect() as other, engine.connect() as third:
         for connection in (one, other):
-            assert DatabaseStore(connection).lock(acme, share=True)[acme[0]].kept
+            assert Store(connection).lock(acme, share=True)[acme[0]].kept
         third.exec_driver_sql("SET LOCAL lock_timeout = 100")
         with pytest.raises(sa.exc.OperationalError):
-            DatabaseStore(third).lock(acme)
+            Store(third).lock(acme)
     engine.dispose()
 
 

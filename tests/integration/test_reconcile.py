@@ -13,8 +13,10 @@ import msgspec
 import pytest
 
 from logto_webhooks.clock import SystemClock
+from logto_webhooks.database.records import FoundRow
+from logto_webhooks.database.store import TransactionRunner
 from logto_webhooks.errors import LogtoUnreachable, WrongTenant
-from logto_webhooks.interfaces import ApiResponse, FoundRow, TransactionRunner
+from logto_webhooks.logto.api_responses import ApiResponse
 from logto_webhooks.logto.client import ManagementClient
 from logto_webhooks.logto.clock_skew import make_span_clock
 from logto_webhooks.reconcile.leader import LeaderLease

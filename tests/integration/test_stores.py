@@ -9,17 +9,19 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from logto_webhooks.database.checkpoints import Checkpoint, Gap, ProcessLease, RecordedFlow
+from logto_webhooks.database.records import FoundRow
+from logto_webhooks.database.store import Store
 from logto_webhooks.deliveries import (
     ClaimedDelivery,
     DeliveryFilter,
     DeliveryOutcome,
+    DeliveryState,
     NewDelivery,
     StoredDelivery,
     StoreResult,
 )
 from logto_webhooks.errors import ClaimLost
-from logto_webhooks.flow import Gap, RecordedFlow
-from logto_webhooks.interfaces import Checkpoint, FoundRow, Lease, Store
 from logto_webhooks.records.merge import merge
 from logto_webhooks.records.record import (
     Key,
@@ -30,7 +32,6 @@ from logto_webhooks.records.record import (
     Value,
     membership,
 )
-from logto_webhooks.states import DeliveryState
 from logto_webhooks.testing import make
 from tests.integration.conftest import Run
 from tests.support.stores import delivery
@@ -340,9 +341,9 @@ class TestCheckpoints:
     def test_who_holds_a_lease_is_kept(self, run: Run) -> None:
         """By name; the last that was kept counts."""
         assert run(lambda store: store.lease("one")) is None
-        run(lambda store: store.save_lease("one", Lease(1, T0)))
-        run(lambda store: store.save_lease("one", Lease(2**40, T0 + 1)))
-        assert run(lambda store: store.lease("one")) == Lease(2**40, T0 + 1)
+        run(lambda store: store.save_lease("one", ProcessLease(1, T0)))
+        run(lambda store: store.save_lease("one", ProcessLease(2**40, T0 + 1)))
+        assert run(lambda store: store.lease("one")) == ProcessLease(2**40, T0 + 1)
         assert run(lambda store: store.lease("other")) is None
 
     def test_the_flow_is_kept_with_its_gaps(self, run: Run) -> None:

@@ -10,6 +10,7 @@ import pytest
 import sqlalchemy as sa
 
 from logto_webhooks.database.schema import deliveries
+from logto_webhooks.database.store import Store, TransactionRunner
 from logto_webhooks.deliveries import ClaimedDelivery, StoreResult
 from logto_webhooks.errors import RowRejected, StoreUnavailable
 from logto_webhooks.ingest.group_commit import GroupCommit
@@ -20,7 +21,6 @@ from logto_webhooks.instrumentation.events import (
     Stalled,
     TelemetryEvent,
 )
-from logto_webhooks.interfaces import Store, TransactionRunner
 from logto_webhooks.records.record import Key, Record
 from logto_webhooks.samples.request import SignedRequest
 from logto_webhooks.sync import apply

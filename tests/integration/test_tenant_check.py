@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from logto_webhooks.database.store import TransactionRunner
 from logto_webhooks.deliveries import identify
 from logto_webhooks.errors import WrongTenant
 from logto_webhooks.instrumentation.events import ApiUnavailable, TelemetryEvent
-from logto_webhooks.interfaces import ApiResponse, TransactionRunner
 from logto_webhooks.logto import tenant_check
+from logto_webhooks.logto.api_responses import ApiResponse
 from logto_webhooks.logto.client import ManagementClient
 from logto_webhooks.logto.clock_skew import make_span_clock
 from logto_webhooks.logto.tenant_check import TenantCheck

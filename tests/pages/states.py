@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Final, TypeVar
 
-from logto_webhooks.states import DELIVERY_MOVES, JOB_MOVES, DeliveryState, JobState
+from logto_webhooks.deliveries import DELIVERY_MOVES, DeliveryState
+from logto_webhooks.jobs import JOB_MOVES, JobState
 
 S = TypeVar("S", bound=StrEnum)
 M = TypeVar("M", bound=StrEnum)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from logto_webhooks.jobs import Job, JobOutcome, NewJob, RegisteredHandler
-from logto_webhooks.states import JobState
+from logto_webhooks.jobs import Job, JobOutcome, JobState, NewJob, RegisteredHandler
 from tests.integration.conftest import Run
 
 ONE = RegisteredHandler(name="one", patterns=("User.*",))

@@ -15,12 +15,12 @@ from sqlalchemy.pool import NullPool
 from logto_webhooks.database import migrate, open_database, sqlite
 from logto_webhooks.database.async_runner import AsyncRunner
 from logto_webhooks.database.postgres import in_schema, make_postgres_engine, stop_connection
-from logto_webhooks.database.store import DatabaseStore
+from logto_webhooks.database.records import FoundRow, RefetchNeed
+from logto_webhooks.database.store import Store, TransactionRunner
 from logto_webhooks.database.sync_runner import ThreadRunner
 from logto_webhooks.deliveries import NewDelivery, identify, sent_at_of
 from logto_webhooks.events import parse
 from logto_webhooks.instrumentation.events import Observer, TelemetryEvent
-from logto_webhooks.interfaces import FoundRow, RefetchNeed, Store, TransactionRunner
 from logto_webhooks.records.changes import changes_from_event
 from logto_webhooks.records.merge import merge
 from logto_webhooks.records.projection import child_rows, project
@@ -62,7 +62,7 @@ def open_host(kind: StoreKind, folder: Path) -> TransactionRunner:
         )
         return ThreadRunner(
             engine,
-            DatabaseStore,
+            Store,
             reads={},
             committed=lambda: None,
             failed=engine.dispose,
@@ -70,9 +70,7 @@ def open_host(kind: StoreKind, folder: Path) -> TransactionRunner:
         )
     # Tests run on an event loop each, and a connection belongs to one loop.
     url = postgres.server_url().set(drivername=f"postgresql+{kind}")
-    return AsyncRunner(
-        in_schema(make_postgres_engine(url, poolclass=NullPool), schema), DatabaseStore
-    )
+    return AsyncRunner(in_schema(make_postgres_engine(url, poolclass=NullPool), schema), Store)
 
 
 def _sqlite_host(folder: Path) -> TransactionRunner:

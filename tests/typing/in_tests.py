@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from logto_webhooks import LogtoWebhooks, sign, testing
-from logto_webhooks.interfaces import FoundRow
+from logto_webhooks.database.records import FoundRow
 from logto_webhooks.testing.fake.faults import Faults
 from logto_webhooks.testing.fake.logto import FakeLogto
 

@@ -6,8 +6,7 @@ import pytest
 
 from logto_webhooks.deliveries import ReceivedBody
 from logto_webhooks.errors import InvalidApiResponse
-from logto_webhooks.interfaces import ApiResponse
-from logto_webhooks.logto.api_responses import pairs_of_organization, read_span
+from logto_webhooks.logto.api_responses import ApiResponse, pairs_of_organization, read_span
 
 T = 1_795_000_000_000
 

@@ -21,6 +21,7 @@ from logto_webhooks.database.schema import (
     user_roles,
     users,
 )
+from logto_webhooks.deliveries import DeliveryState
 from logto_webhooks.events import ALIASES, BY_NAME
 from logto_webhooks.events.local import LOCAL
 from logto_webhooks.instrumentation.events import TelemetryEvent
@@ -34,10 +35,10 @@ from logto_webhooks.instrumentation.prometheus import (
     UP_SAYS,
     Metric,
 )
+from logto_webhooks.jobs import JOB_MOVES, JobState
 from logto_webhooks.records.outcome import OUTCOMES
 from logto_webhooks.records.record import DEAD_DELIVERY
 from logto_webhooks.settings import VARIABLES, Settings
-from logto_webhooks.states import JOB_MOVES, DeliveryState, JobState
 from tests.support import names_in_docs
 
 ROOT = Path(__file__).parents[2]

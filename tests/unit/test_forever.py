@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from logto_webhooks.database import Database
 from logto_webhooks.errors import StoreUnavailable
-from logto_webhooks.flow_monitor import FlowMonitor
+from logto_webhooks.flow import FlowMonitor
 from logto_webhooks.forever import forever
 from logto_webhooks.ingest.quarantine import Quarantine
-from logto_webhooks.interfaces import Logto
 from logto_webhooks.logto.clock_skew import Ahead
 from logto_webhooks.reconcile.leader import LeaderLease
 from logto_webhooks.reconcile.reconcile import Reconciliation
@@ -23,6 +22,9 @@ from logto_webhooks.reconcile.refetch import Refetcher
 from logto_webhooks.runtime import WorkerGroup
 from logto_webhooks.signing_keys import Keyring
 from logto_webhooks.testing import FrozenClock
+
+if TYPE_CHECKING:
+    from logto_webhooks.logto.client import ManagementClient
 
 CLOCK = FrozenClock()
 
@@ -48,7 +50,7 @@ async def work() -> None:
 
 
 def loops(host: Any, reports: list[Any]) -> dict[str, Callable[[], Awaitable[None]]]:
-    logto: Logto = host
+    logto: ManagementClient = host
     group = object.__new__(WorkerGroup)
     database: Database = type("Fake", (), {"host": host})()
     group._database = database

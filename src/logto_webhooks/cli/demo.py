@@ -20,6 +20,8 @@ from logto_webhooks import server
 from logto_webhooks.cli import output
 from logto_webhooks.cli.http_sender import send_request
 from logto_webhooks.database import open_database
+from logto_webhooks.database.records import FoundRow, RefetchNeed
+from logto_webhooks.database.store import Store
 from logto_webhooks.errors import AddressUnavailable
 from logto_webhooks.instrumentation import logs
 from logto_webhooks.instrumentation.events import (
@@ -30,7 +32,6 @@ from logto_webhooks.instrumentation.events import (
     RequestRefused,
     TelemetryEvent,
 )
-from logto_webhooks.interfaces import FoundRow, RefetchNeed, Store
 from logto_webhooks.records.outcome import OUTCOMES
 from logto_webhooks.runtime import Service, make_worker
 from logto_webhooks.samples import history

@@ -15,10 +15,9 @@ from logto_webhooks.cli import options, output
 from logto_webhooks.cli.options import DATABASE, AsJson, Limit, with_settings
 from logto_webhooks.cli.session import run_admin
 from logto_webhooks.errors import HandlerUnknown, JobUnknown
-from logto_webhooks.jobs import JobFilter, JobRow
+from logto_webhooks.jobs import JobFilter, JobMove, JobRow, JobState
 from logto_webhooks.plural import Count
 from logto_webhooks.settings import Settings
-from logto_webhooks.states import JobMove, JobState
 from logto_webhooks.sync.replay import AT_ONCE
 from logto_webhooks.validation import GREATEST_ID
 

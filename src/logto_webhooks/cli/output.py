@@ -13,9 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from logto_webhooks import canonical_json
-from logto_webhooks.deliveries import StoredDelivery
+from logto_webhooks.database.records import FoundRow, RefetchNeed
+from logto_webhooks.deliveries import Status, StoredDelivery
 from logto_webhooks.explain.timeline import TimelineEntry
-from logto_webhooks.interfaces import FoundRow, RefetchNeed, Status
 from logto_webhooks.jobs import JobRow
 from logto_webhooks.reconcile.recover import RecoverResult
 from logto_webhooks.reconcile.run import ReconcileResult

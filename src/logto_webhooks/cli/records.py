@@ -10,7 +10,8 @@ from logto_webhooks.admin import Admin
 from logto_webhooks.cli import output
 from logto_webhooks.cli.options import DATABASE, LOGTO_API, AsJson, Limit, with_settings
 from logto_webhooks.cli.session import run_admin
-from logto_webhooks.interfaces import FoundRow, RefetchNeed, Status
+from logto_webhooks.database.records import FoundRow, RefetchNeed
+from logto_webhooks.deliveries import Status
 from logto_webhooks.settings import Settings
 
 Query = Annotated[str, typer.Argument(help="The text to search for. An empty text finds all.")]

@@ -16,6 +16,7 @@ from logto_webhooks.cli.load_app import load_handlers
 from logto_webhooks.cli.options import DATABASE, OPTIONS, with_settings
 from logto_webhooks.cli.session import run_async
 from logto_webhooks.database import Database, database_for, for_another_loop, read_status
+from logto_webhooks.deliveries import DeliveryState
 from logto_webhooks.ingest.spool import spool_of, unspooling
 from logto_webhooks.instrumentation import logs
 from logto_webhooks.instrumentation.events import (
@@ -29,7 +30,6 @@ from logto_webhooks.instrumentation.prometheus import Metrics
 from logto_webhooks.plural import Count
 from logto_webhooks.runtime import Service, WorkerGroup
 from logto_webhooks.settings import Settings
-from logto_webhooks.states import DeliveryState
 
 logger = logging.getLogger("logto_webhooks")
 

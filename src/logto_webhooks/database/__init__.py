@@ -14,10 +14,10 @@ from msgspec.structs import replace
 from logto_webhooks.database import inspect, migrate, sqlite
 from logto_webhooks.database.errors import translate_errors
 from logto_webhooks.database.inspect import DatabaseInfo
-from logto_webhooks.database.store import DatabaseStore
+from logto_webhooks.database.store import HandlerRunner, Store
 from logto_webhooks.database.sync_runner import ThreadRunner
+from logto_webhooks.deliveries import Status
 from logto_webhooks.errors import SettingInvalid, StoreUnavailable
-from logto_webhooks.interfaces import HandlerRunner, Status
 from logto_webhooks.lockfile import LockFile
 from logto_webhooks.settings import Settings
 
@@ -89,7 +89,7 @@ class SqliteFile:
         self._guard = sqlite.FileGuard(self._engine, file)
         self.host: HandlerRunner = ThreadRunner(
             self._engine,
-            DatabaseStore,
+            Store,
             reads=sqlite.READS,
             committed=self._guard.check,
             failed=self._guard.reset,

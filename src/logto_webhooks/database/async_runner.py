@@ -28,6 +28,7 @@ from logto_webhooks.database.sessions import (
     release,
     rollback,
 )
+from logto_webhooks.database.store import Store
 from logto_webhooks.database.time_limits import (
     ACCEPTS,
     CANCEL_S,
@@ -40,7 +41,6 @@ from logto_webhooks.database.time_limits import (
     limited,
 )
 from logto_webhooks.errors import StoreUnavailable, TransactionEnded
-from logto_webhooks.interfaces import Store
 
 T = TypeVar("T")
 

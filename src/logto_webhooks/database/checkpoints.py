@@ -2,14 +2,47 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import sqlalchemy as sa
+from msgspec import Struct
 
 from logto_webhooks.database.dialect import INSERT
 from logto_webhooks.database.schema import checkpoints, flow, flow_gaps, installation, leases
-from logto_webhooks.flow import Gap, RecordedFlow
-from logto_webhooks.interfaces import Checkpoint, Lease
+
+RECOVER: Final = "recover"
+RECONCILE: Final = "reconcile"
+
+
+class Checkpoint(Struct, frozen=True):
+    """How far long work has come: up to which moment (ms), and with how much to show for it."""
+
+    at: int
+    count: int
+
+
+class ProcessLease(Struct, frozen=True):
+    """Which process holds something, and until when (ms)."""
+
+    holder: int
+    until: int
+
+
+class Gap(Struct, frozen=True):
+    """How long (ms) nothing had come when a delivery came."""
+
+    ended_at: int
+    length: int
+
+
+class RecordedFlow(Struct, frozen=True, kw_only=True):
+    """What a database keeps of it: when the first and the `last` delivery came, the longest gap of
+    each of the last days, and since when it is silent; None while it isn't."""
+
+    began: int | None = None
+    last: int | None = None
+    silent_since: int | None = None
+    gaps: tuple[Gap, ...] = ()
 
 
 def read_checkpoint(connection: sa.Connection, name: str) -> Checkpoint | None:
@@ -24,14 +57,14 @@ def write_checkpoint(connection: sa.Connection, name: str, reached: Checkpoint) 
     _put(connection, checkpoints, name, at=reached.at, count=reached.count)
 
 
-def read_lease(connection: sa.Connection, name: str) -> Lease | None:
+def read_lease(connection: sa.Connection, name: str) -> ProcessLease | None:
     """Return who holds what has that name, or held it last."""
     query = sa.select(leases.c.holder, leases.c.until).where(leases.c.name == name)
     row = connection.execute(query).one_or_none()
-    return row and Lease(*row)
+    return row and ProcessLease(*row)
 
 
-def write_lease(connection: sa.Connection, name: str, lease: Lease) -> None:
+def write_lease(connection: sa.Connection, name: str, lease: ProcessLease) -> None:
     """Keep who holds it."""
     _put(connection, leases, name, holder=lease.holder, until=lease.until)
 

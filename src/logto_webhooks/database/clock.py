@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import sqlalchemy as sa
+from msgspec import Struct
 
 from logto_webhooks.database import checkpoints
 from logto_webhooks.database.dialect import by_code, now
 from logto_webhooks.database.schema import deliveries, installation, is_pending, queue_keys
-from logto_webhooks.interfaces import DatabaseClock
 from logto_webhooks.retries import LONGEST_WAIT_S
 
 _LONGEST_MS = int(LONGEST_WAIT_S * 1000)
@@ -18,6 +18,18 @@ _NOTED = sa.select(
     installation.c.installed_at, installation.c.clock_noted_at, installation.c.clock_moved_ms
 )
 _READ = sa.select(now().label("now"), sa.exists().where(_TOO_LATE).label("too_late"))
+
+
+class DatabaseClock(Struct, frozen=True, kw_only=True):
+    """What the database's clock says now, what it said when that was last noted and when this was
+    installed (ms; 0 if never), by how much due times were moved along with it in all, and whether
+    a delivery is due later than any wait explains."""
+
+    now: int
+    noted: int
+    installed: int
+    moved: int
+    due_too_late: bool
 
 
 def read(connection: sa.Connection) -> DatabaseClock:

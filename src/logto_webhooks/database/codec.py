@@ -10,9 +10,8 @@ from typing import Any
 
 from sqlalchemy import RowMapping
 
-from logto_webhooks.deliveries import NewDelivery
+from logto_webhooks.deliveries import DeliveryState, NewDelivery
 from logto_webhooks.records.record import NEVER, Contender, Group, Key, Record
-from logto_webhooks.states import DeliveryState
 
 Columns = dict[str, Any]
 

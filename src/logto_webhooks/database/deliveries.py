@@ -7,7 +7,6 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from logto_webhooks.clock_offset import Clocks, Dated
 from logto_webhooks.database import codec
 from logto_webhooks.database.bulk import insert_deliveries
 from logto_webhooks.database.dialect import among, chunks, holds, now, pairs
@@ -16,8 +15,11 @@ from logto_webhooks.deliveries import (
     DELETIONS,
     MEMBERSHIP_EVENTS,
     ClaimedDelivery,
+    Clocks,
+    Dated,
     DeliveryFilter,
     DeliveryOutcome,
+    DeliveryState,
     NewDelivery,
     ReceivedBody,
     StoredDelivery,
@@ -26,7 +28,6 @@ from logto_webhooks.deliveries import (
 )
 from logto_webhooks.errors import ClaimLost
 from logto_webhooks.records.record import Key, Record
-from logto_webhooks.states import DeliveryState
 
 # Until the transaction ends: the connection may be the application's.
 LIMIT_WAITS = sa.select(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from logto_webhooks.interfaces import Store, TransactionRunner
+from logto_webhooks.database.store import Store, TransactionRunner
 
 T = TypeVar("T")
 

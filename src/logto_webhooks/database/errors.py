@@ -12,11 +12,12 @@ from sqlalchemy import exc
 
 from logto_webhooks.database.diagnostics import diagnose
 from logto_webhooks.errors import LogtoWebhooksError, RowRejected, StoreUnavailable, TimedOut
-from logto_webhooks.interfaces import SETTING
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
+# The execution option of an engine that holds the name of the setting with its URL.
+SETTING: Final = "logto_setting"
 # A lock or a statement took longer than it may; what else is done in the same way can succeed.
 _TIMED_OUT: Final = ("55P03", "57014")
 # What stands in a SQLSTATE and a text -> what to do. Of connecting, psycopg tells no SQLSTATE.

@@ -13,15 +13,18 @@ from logto_webhooks.database.bulk import given
 from logto_webhooks.database.dialect import INSERT, among, by_code, now
 from logto_webhooks.database.schema import deliveries, handlers, jobs, queue_keys
 from logto_webhooks.jobs import (
+    JOB_MOVES,
     Job,
     JobCount,
     JobFilter,
+    JobMove,
     JobOutcome,
     JobRow,
+    JobState,
     NewJob,
     RegisteredHandler,
+    job_targets,
 )
-from logto_webhooks.states import JOB_MOVES, JobMove, JobState, job_targets
 
 _IS_WAITING = jobs.c.state == sa.literal_column("'waiting'")
 _FIRST = jobs.alias("first")

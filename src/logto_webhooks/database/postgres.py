@@ -17,14 +17,13 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from logto_webhooks import canonical_json
 from logto_webhooks.database import inspect, migrate
 from logto_webhooks.database.async_runner import AsyncRunner, drop_connection
-from logto_webhooks.database.errors import place_of, translate_errors
+from logto_webhooks.database.errors import SETTING, place_of, translate_errors
 from logto_webhooks.database.inspect import DatabaseInfo
 from logto_webhooks.database.postgres_url import ASYNCPG, Address, address_of
 from logto_webhooks.database.sessions import schema_map, translation
-from logto_webhooks.database.store import DatabaseStore
+from logto_webhooks.database.store import LONGEST_S, HandlerRunner, Store
 from logto_webhooks.database.sync_runner import ThreadRunner
 from logto_webhooks.database.time_limits import READ_S
-from logto_webhooks.interfaces import LONGEST_S, SETTING, HandlerRunner
 
 # A transaction in which what follows a lock sees what others committed before it.
 LEVEL: Final = "READ COMMITTED"
@@ -150,7 +149,7 @@ class Postgres:
         self.name = place_of(engine.url)
         self._schema = schema
         self._engine = in_schema(engine if owns else engine.execution_options(**_LEVEL), schema)
-        self._host = AsyncRunner(self._engine, DatabaseStore, owns, translation(engine))
+        self._host = AsyncRunner(self._engine, Store, owns, translation(engine))
         self.host: HandlerRunner = self._host
 
     async def open(self) -> None:
@@ -201,7 +200,7 @@ class ThreadedPostgres:
         self._engine = engine.execution_options(**_LEVEL, **placing)
         self._host = ThreadRunner(
             self._engine,
-            DatabaseStore,
+            Store,
             reads={},
             committed=lambda: None,
             failed=lambda: None,

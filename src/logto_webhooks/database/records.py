@@ -25,7 +25,6 @@ from logto_webhooks.database.schema import (
     user_roles,
     users,
 )
-from logto_webhooks.interfaces import FoundRow, RefetchNeed
 from logto_webhooks.records.projection import Part, child_rows, project
 from logto_webhooks.records.record import (
     MEMBERS,
@@ -52,6 +51,28 @@ _HAVE = {
     part: sa.select(table).where(among(table.c.logto_user_id, "users"))
     for part, table in _TABLES.items()
 }
+
+
+class RefetchNeed(Struct, frozen=True, kw_only=True):
+    """A record that needs a refetch, and why."""
+
+    key: Key
+    reason: str
+    doubtful: bool
+
+
+class FoundRow(Struct, frozen=True, kw_only=True):
+    """A user's or an organization's row, why it needs a refetch, and its memberships.
+
+    Memberships in doubt are listed separately, whether they exist or not. `roles` are the names of
+    a user's roles.
+    """
+
+    row: dict[str, Any]
+    waiting_for: str | None
+    memberships: list[str]
+    memberships_in_doubt: list[str]
+    roles: list[str] = []
 
 
 def save_children(connection: sa.Connection, changed: Sequence[Record]) -> None:

@@ -12,8 +12,8 @@ from sqlalchemy import event
 from sqlalchemy.pool import QueuePool
 
 from logto_webhooks import private_files
+from logto_webhooks.database.errors import SETTING
 from logto_webhooks.errors import SettingInvalid, StoreUnavailable
-from logto_webhooks.interfaces import SETTING
 
 BUSY_S = 3.0  # the worker's wait and a request's own fit into what a request may wait
 _WAL_PAGES = 4000  # 16 MB: to move pages into the database costs commits that accept

@@ -2,38 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Final, Protocol, TypeVar
 
 import sqlalchemy as sa
 
-from logto_webhooks.clock_offset import Clocks
 from logto_webhooks.database import checkpoints, clock, deliveries, records
-from logto_webhooks.database.deliveries import DatabaseInbox
-from logto_webhooks.database.jobs import DatabaseJobs
-from logto_webhooks.database.signing_keys import DatabaseKeyStore
-from logto_webhooks.deliveries import (
-    ClaimedDelivery,
-    DeliveryOutcome,
-    NewDelivery,
-    ReceivedBody,
-    StoreResult,
-)
-from logto_webhooks.flow import Gap, RecordedFlow
-from logto_webhooks.interfaces import (
+from logto_webhooks.database.checkpoints import (
     RECONCILE,
     RECOVER,
     Checkpoint,
-    DatabaseClock,
-    FoundRow,
-    Lease,
-    RefetchNeed,
+    Gap,
+    ProcessLease,
+    RecordedFlow,
+)
+from logto_webhooks.database.clock import DatabaseClock
+from logto_webhooks.database.deliveries import DatabaseInbox
+from logto_webhooks.database.jobs import DatabaseJobs
+from logto_webhooks.database.records import FoundRow, RefetchNeed
+from logto_webhooks.database.signing_keys import DatabaseKeyStore
+from logto_webhooks.deliveries import (
+    ClaimedDelivery,
+    Clocks,
+    DeliveryOutcome,
+    NewDelivery,
+    ReceivedBody,
     Status,
+    StoreResult,
 )
 from logto_webhooks.records.record import Ending, Key, Kind, Record
 
+LOCK_S: Final = 1.0  # that a transaction of ours waits for a lock
+STATEMENT_S: Final = 5.0  # that one of its statements may take
+LONGEST_S: Final = 1.0  # a transaction of the worker, where it holds up only other workers
+T = TypeVar("T")
 
-class DatabaseStore:
-    """A Store; the connection's transaction is the caller's."""
+
+class Store:
+    """What can be done in one transaction, which is the caller's to commit."""
 
     def __init__(self, connection: sa.Connection) -> None:
         self._connection = connection
@@ -44,11 +50,16 @@ class DatabaseStore:
         return DatabaseInbox(self._connection)
 
     def add(self, new: Sequence[NewDelivery], tried: Collection[bytes] = ()) -> list[StoreResult]:
-        """Put deliveries into the inbox; one answer each, in order."""
+        """Put deliveries into the inbox; one answer each, in order.
+
+        Those whose digests were `tried` before may be there already, with the same `received_at`:
+        then they are no duplicates of others.
+        """
         return deliveries.add_deliveries(self._connection, new, tried)
 
     def limit_waits(self, lock_s: float, statement_s: float) -> None:
-        """Let this transaction wait no longer for a lock, or for a statement."""
+        """Let this transaction wait no longer for a lock, or for a statement, where the database
+        can limit that: TimedOut is raised then. A runner sets LOCK_S and STATEMENT_S."""
         if self._connection.dialect.name == "postgresql":
             limits = {"lock": f"{lock_s * 1000:.0f}", "statement": f"{statement_s * 1000:.0f}"}
             self._connection.execute(deliveries.LIMIT_WAITS, limits).close()
@@ -70,7 +81,11 @@ class DatabaseStore:
     def lock(
         self, keys: Sequence[Key], *, share: bool = False, ends: Sequence[Key] = ()
     ) -> dict[Key, Record]:
-        """Hold records until the transaction ends; of unknown ones there are empty stubs."""
+        """Hold records until the transaction ends; of unknown ones there are empty stubs.
+
+        Who only reads them may share them with others who do. All memberships of `ends` are held,
+        too, but not returned: there can be many.
+        """
         return records.lock_records(self._connection, keys, share, ends)
 
     @property
@@ -147,11 +162,11 @@ class DatabaseStore:
         """Keep how far the work of that name has come."""
         checkpoints.write_checkpoint(self._connection, name, reached)
 
-    def lease(self, name: str) -> Lease | None:
+    def lease(self, name: str) -> ProcessLease | None:
         """Return who holds what has that name, or held it last."""
         return checkpoints.read_lease(self._connection, name)
 
-    def save_lease(self, name: str, lease: Lease) -> None:
+    def save_lease(self, name: str, lease: ProcessLease) -> None:
         """Keep who holds what has that name."""
         checkpoints.write_lease(self._connection, name, lease)
 
@@ -218,5 +233,57 @@ class DatabaseStore:
         unread_since: int | None = None,
         with_roles: bool = False,
     ) -> list[Key]:
-        """List known records that aren't deleted, by id, from `after` on."""
+        """List known records by id, from `after` on, without users and organizations that are
+        deleted for sure.
+
+        Memberships may be those `of` a user or an organization, present or not; users and
+        organizations those of which Logto wasn't asked since a moment (ms); users `with_roles`
+        are those with a role that Logto wasn't asked about since.
+        """
         return records.list_keys(self._connection, kind, limit, after, of, unread_since, with_roles)
+
+
+class TransactionRunner(Protocol):
+    """Runs functions of a Store, each in one transaction."""
+
+    async def run(self, work: Callable[[Store], T]) -> T:
+        """Run and commit. Raises StoreUnavailable or RowRejected for what the database says."""
+
+    async def accept(self, work: Callable[[Store], T], limit_s: float) -> T:
+        """Run `Store.add` alone, each statement committed by itself, within a limit.
+
+        A connection that doesn't answer is thrown away, and so are all others of its age. What
+        was given up may be stored all the same. Raises as `run`.
+        """
+
+    async def read(self, work: Callable[[Store], T]) -> T:
+        """Run without writing, and without waiting for who writes."""
+
+    async def close(self) -> None:
+        """Give back threads and connections."""
+
+
+class HandlerRunner(TransactionRunner, Protocol):
+    """A host that lets handlers take part in its transactions."""
+
+    @property
+    def room(self) -> int:
+        """For how many handlers there is room."""
+
+    async def within(self, session: Any, work: Callable[[Store], T]) -> T:
+        """Run within the transaction of an application's session, which it ends by itself.
+
+        Raises SettingInvalid for a session that can't be used here, and what `run` raises.
+        """
+
+    def provides(self, awaited: bool) -> tuple[type, ...]:
+        """The kinds of transaction that a handler, `awaited` or not, can ask for by annotation."""
+
+    async def handle(
+        self, wish: type, call: Callable[[Any], Any], finish: Callable[[Store], None]
+    ) -> None:
+        """Call with the transaction that was wished for, await what it returns if need be, and
+        let `finish` end in the same one. All is rolled back if either raises.
+
+        Raises what they raise, and StoreUnavailable.
+        """

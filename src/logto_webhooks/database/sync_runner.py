@@ -26,6 +26,7 @@ from logto_webhooks.database.sessions import (
     our_schema,
     pool_limit,
 )
+from logto_webhooks.database.store import Store
 from logto_webhooks.database.time_limits import (
     ACCEPTS,
     CANCEL_S,
@@ -38,7 +39,6 @@ from logto_webhooks.database.time_limits import (
     limited,
 )
 from logto_webhooks.errors import StoreUnavailable, TimedOut, TimeLimitExceeded, WriterBusy
-from logto_webhooks.interfaces import Store
 
 T = TypeVar("T")
 LONGEST_S: Final = 2.0  # that a handler may hold the one writer: accepting waits meanwhile

@@ -14,7 +14,7 @@ from sqlalchemy.exc import InvalidatePoolError
 
 from logto_webhooks.database.diagnostics import diagnose
 from logto_webhooks.database.sessions import THEIRS
-from logto_webhooks.interfaces import LOCK_S, STATEMENT_S, Store
+from logto_webhooks.database.store import LOCK_S, STATEMENT_S, Store
 
 # Accepting: each statement is a transaction, so that no silent connection leaves one open.
 ACCEPTS: Final[dict[str, Any]] = {"isolation_level": "AUTOCOMMIT", "logto_accepts": True}

@@ -7,7 +7,8 @@ import shlex
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Final, NamedTuple
 
-from logto_webhooks.deliveries import DeliveryFilter
+from logto_webhooks.database.store import Store
+from logto_webhooks.deliveries import DeliveryFilter, DeliveryState
 from logto_webhooks.doctor.context import DAY_MS, CheckContext, ProbeResult
 from logto_webhooks.doctor.faults import (
     Finding,
@@ -19,8 +20,8 @@ from logto_webhooks.doctor.faults import (
 )
 from logto_webhooks.errors import LogtoApiError, LogtoUnreachable, SettingInvalid, StoreUnavailable
 from logto_webhooks.handlers.matching import wants
-from logto_webhooks.interfaces import ApiResponse, Store
-from logto_webhooks.jobs import JobCount, RegisteredHandler
+from logto_webhooks.jobs import JobCount, JobState, RegisteredHandler
+from logto_webhooks.logto.api_responses import ApiResponse
 from logto_webhooks.logto.webhooks import Webhook, subscription
 from logto_webhooks.plural import Count
 from logto_webhooks.signing_keys import (
@@ -30,7 +31,6 @@ from logto_webhooks.signing_keys import (
     problem_of_key,
     problem_of_secret,
 )
-from logto_webhooks.states import DeliveryState, JobState
 
 _CREDENTIALS: Final = 3
 _PENDING_S: Final = 60

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from typing import Any, Final, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeVar
 
 from msgspec import Struct
 
+from logto_webhooks.clock import Clock
 from logto_webhooks.database.dry_run import run_or_rehearse
 from logto_webhooks.database.inspect import DatabaseInfo
+from logto_webhooks.database.store import Store, TransactionRunner
+from logto_webhooks.deliveries import Status
 from logto_webhooks.doctor.faults import strip_url
-from logto_webhooks.interfaces import ApiResponse, Clock, Logto, Status, Store, TransactionRunner
 from logto_webhooks.jobs import RegisteredHandler
 from logto_webhooks.logto import delivery_log
+from logto_webhooks.logto.api_responses import ApiResponse
 from logto_webhooks.logto.webhooks import Webhook, is_ours, parse_webhook
 from logto_webhooks.signing_keys import WebhookKey
+
+if TYPE_CHECKING:
+    from logto_webhooks.logto.client import ManagementClient
 
 T = TypeVar("T")
 DAY_MS: Final = 86_400_000
@@ -79,7 +85,7 @@ class DoctorTarget(Struct, frozen=True, kw_only=True):
     open: Callable[[], DoctorDatabase]
     database_setting: str
     open_files: Callable[[], Mapping[str, str]]
-    ask: Callable[[], Logto]
+    ask: Callable[[], ManagementClient]
     post: Callable[[str], Awaitable[ProbeResult]]
     clock: Clock
     handlers: Sequence[RegisteredHandler] | None = None
@@ -119,7 +125,7 @@ class CheckContext:
         self.target = target
         self.passed: set[str] = set()
         self._results: dict[Callable[[], Awaitable[Any]], Any] = {}
-        self._logto: Logto | None = None
+        self._logto: ManagementClient | None = None
 
     async def close(self) -> None:
         """Close the connections to Logto."""

@@ -7,11 +7,11 @@ from typing import Final
 
 from msgspec import Struct
 
-from logto_webhooks.deliveries import StoredDelivery
+from logto_webhooks.database.store import Store
+from logto_webhooks.deliveries import DeliveryState, StoredDelivery
 from logto_webhooks.errors import MalformedEvent, NotADelivery
 from logto_webhooks.explain.provenance import Field, Provenance
 from logto_webhooks.explain.timeline import Timeline, TimelineEntry
-from logto_webhooks.interfaces import Store
 from logto_webhooks.records.changes import LAG_MS, read
 from logto_webhooks.records.projection import belongs_to, columns_for
 from logto_webhooks.records.record import (
@@ -24,7 +24,6 @@ from logto_webhooks.records.record import (
     Tombstone,
 )
 from logto_webhooks.signing_keys import trust
-from logto_webhooks.states import DeliveryState
 
 
 class Explained(Struct, frozen=True):

@@ -8,7 +8,7 @@ from typing import Final, Literal
 from msgspec import Struct
 from msgspec.structs import replace
 
-from logto_webhooks.deliveries import Origin, StoredDelivery
+from logto_webhooks.deliveries import DeliveryState, Origin, StoredDelivery
 from logto_webhooks.records.merge import merge
 from logto_webhooks.records.outcome import OUTCOMES, name_effect
 from logto_webhooks.records.projection import column_label, columns_for, fact_columns
@@ -24,7 +24,6 @@ from logto_webhooks.records.record import (
     Tombstone,
     Upsert,
 )
-from logto_webhooks.states import DeliveryState
 
 SETTLED: Final = "settled"
 ASKED: Final = "asked Logto"

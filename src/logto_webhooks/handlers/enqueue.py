@@ -9,6 +9,7 @@ from typing import Final, cast
 from msgspec import Struct
 from msgspec.structs import replace
 
+from logto_webhooks.database.store import Store
 from logto_webhooks.deliveries import ClaimedDelivery
 from logto_webhooks.events import Event
 from logto_webhooks.events.base import LATEST
@@ -21,7 +22,6 @@ from logto_webhooks.events.local import (
     Source,
 )
 from logto_webhooks.handlers import matching
-from logto_webhooks.interfaces import Store
 from logto_webhooks.jobs import NewJob, RegisteredHandler
 from logto_webhooks.records import local_events
 from logto_webhooks.records.record import MEMBERS, NEVER, DeliveryChange, Ending, Key, Record

@@ -16,7 +16,9 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct
 
+from logto_webhooks.clock import Clock
 from logto_webhooks.database.detached_call import RUNNING, AbandonedCalls, DetachedCall, Running
+from logto_webhooks.database.store import Store
 from logto_webhooks.errors import (
     ClaimLost,
     Discard,
@@ -30,13 +32,11 @@ from logto_webhooks.events.local import LOCAL, LocalEvent, UserRow
 from logto_webhooks.handlers import matching
 from logto_webhooks.handlers.registry import Handler, HandlerOptions, Handlers
 from logto_webhooks.instrumentation.events import HandlerFailed, HandlerRan
-from logto_webhooks.interfaces import Clock, Store
-from logto_webhooks.jobs import Delivery, Job, JobOutcome
+from logto_webhooks.jobs import JOB_MOVES, Delivery, Job, JobMove, JobOutcome, JobState
 from logto_webhooks.records import local_events
 from logto_webhooks.records.record import Key
 from logto_webhooks.retries import MAX_LOSSES, Dead, DiscardJob, Retry, after_job_failure
 from logto_webhooks.signing_keys import trust
-from logto_webhooks.states import JOB_MOVES, JobMove, JobState
 
 
 def error_location(error: BaseException, function: Callable[..., Any]) -> str | None:

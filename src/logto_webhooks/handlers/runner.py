@@ -12,8 +12,10 @@ from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Final
 
+from logto_webhooks.clock import Clock
 from logto_webhooks.database.detached_call import MOST as MOST_LEFT
 from logto_webhooks.database.detached_call import MOST_OF_ONE, AbandonedCalls
+from logto_webhooks.database.store import HandlerRunner, Store
 from logto_webhooks.errors import TimedOut, describe
 from logto_webhooks.handlers.execute import (
     LEASE_S,
@@ -25,7 +27,6 @@ from logto_webhooks.handlers.execute import (
 from logto_webhooks.handlers.registry import Handler, Handlers
 from logto_webhooks.handlers.watchdog import Watchdog
 from logto_webhooks.instrumentation.events import HandlerHeld, Observer, Stalled
-from logto_webhooks.interfaces import Clock, HandlerRunner, Store
 from logto_webhooks.jobs import JobOutcome
 
 MOST: Final = 100

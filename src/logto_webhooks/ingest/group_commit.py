@@ -9,11 +9,11 @@ from typing import Any, Final
 
 from msgspec import Struct
 
+from logto_webhooks.database.store import TransactionRunner
 from logto_webhooks.deliveries import NewDelivery, StoreResult
 from logto_webhooks.errors import RowRejected, StoreUnavailable, TimedOut, describe
 from logto_webhooks.ingest.spool import SpoolDirectory
 from logto_webhooks.instrumentation.events import NotStored, Observer, Retrying, Spooled
-from logto_webhooks.interfaces import TransactionRunner
 
 MAX_ROWS: Final = 512
 MAX_BYTES: Final = 16 * 2**20

@@ -10,10 +10,12 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
 
+from logto_webhooks.clock import Clock
+from logto_webhooks.database.store import Store, TransactionRunner
 from logto_webhooks.deliveries import NewDelivery, identify
 from logto_webhooks.errors import LogtoUnreachable, NotADelivery, SignatureRejected, describe
 from logto_webhooks.forever import forever
@@ -23,7 +25,6 @@ from logto_webhooks.instrumentation.events import (
     Quarantined,
     QuarantineReleased,
 )
-from logto_webhooks.interfaces import Clock, Logto, Store, TransactionRunner
 from logto_webhooks.logto import delivery_log
 from logto_webhooks.signing_keys import (
     Keyring,
@@ -33,6 +34,9 @@ from logto_webhooks.signing_keys import (
     is_key,
     verify,
 )
+
+if TYPE_CHECKING:
+    from logto_webhooks.logto.client import ManagementClient
 
 ASK_S: Final = 10.0  # Logto is asked for keys no more often
 # Keys are looked up in the database so often; more often for a while after one of our hooks was
@@ -236,7 +240,7 @@ class Quarantine:
 
 
 def make_key_reader(
-    logto: Logto, host: TransactionRunner, clock: Clock, public_url: str | None
+    logto: ManagementClient, host: TransactionRunner, clock: Clock, public_url: str | None
 ) -> Ask:
     """What asks Logto for the keys of the hooks that point here."""
 

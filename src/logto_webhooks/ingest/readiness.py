@@ -6,8 +6,10 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Final, Protocol
 
+from logto_webhooks.clock import Clock
+from logto_webhooks.database.checkpoints import Checkpoint
+from logto_webhooks.database.store import Store, TransactionRunner
 from logto_webhooks.errors import LogtoWebhooksError, StoreUnavailable, describe
-from logto_webhooks.interfaces import Checkpoint, Clock, Store, TransactionRunner
 
 TRY_EVERY_S: Final = 1.0
 TRY_S: Final = 3.0

@@ -8,6 +8,7 @@ from typing import Final, Protocol
 
 from msgspec import Struct
 
+from logto_webhooks.clock import Clock
 from logto_webhooks.deliveries import NewDelivery, StoreResult, identify
 from logto_webhooks.errors import (
     LogtoWebhooksError,
@@ -23,7 +24,6 @@ from logto_webhooks.instrumentation.events import (
     RefusedFor,
     RequestRefused,
 )
-from logto_webhooks.interfaces import Clock
 from logto_webhooks.signing_keys import Keyring, VerifiedBody, verify
 
 LARGE: Final = 256 * 2**10

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from logto_webhooks.database import Database
+from logto_webhooks.database.store import TransactionRunner
 from logto_webhooks.deliveries import NewDelivery, identify
 from logto_webhooks.errors import (
     NotADelivery,
@@ -22,7 +23,6 @@ from logto_webhooks.errors import (
 )
 from logto_webhooks.forever import forever
 from logto_webhooks.instrumentation.events import NotUnspooled, Observer, Unspooled
-from logto_webhooks.interfaces import TransactionRunner
 from logto_webhooks.settings import Settings
 from logto_webhooks.signing_keys import trust
 

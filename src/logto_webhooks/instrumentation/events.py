@@ -7,8 +7,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from logto_webhooks.flow import Why
-
+Why = Literal["silent", "rejected"]  # why the flow of deliveries stopped
 RefusedFor = Literal[
     "invalid_signature",
     "not_a_delivery",

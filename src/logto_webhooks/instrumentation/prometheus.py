@@ -14,7 +14,7 @@ from prometheus_client.core import Metric as Family
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from logto_webhooks.flow import Why
+from logto_webhooks.deliveries import DeliveryState, Status
 from logto_webhooks.instrumentation.events import (
     ApiUnavailable,
     ClockSetBack,
@@ -45,10 +45,9 @@ from logto_webhooks.instrumentation.events import (
     TelemetryEvent,
     Unrunnable,
     Unspooled,
+    Why,
 )
-from logto_webhooks.interfaces import Status
 from logto_webhooks.records.outcome import OUTCOMES
-from logto_webhooks.states import DeliveryState
 
 PREFIX: Final = "logto_webhooks_"
 ANSWER_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 8, 10)

@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
 
+from logto_webhooks.clock import Clock
 from logto_webhooks.deliveries import NewDelivery, api_call
 from logto_webhooks.errors import LogtoUnreachable, NoEnabledWebhook, WebhookChanged
 from logto_webhooks.events.base import Json
-from logto_webhooks.interfaces import Clock, Logto
 from logto_webhooks.listen.temporary_webhook import is_temporary
 from logto_webhooks.logto import delivery_log
 from logto_webhooks.logto.webhooks import Webhook, find_webhook, list_webhooks
+
+if TYPE_CHECKING:
+    from logto_webhooks.logto.client import ManagementClient
 
 POLL_S: Final = 2.0
 OVERLAP_MS: Final = 15_000  # two webhooks' copies end up to 10 s apart
@@ -70,7 +73,7 @@ class LogReader:
     """Reads the log of a webhook, or of all that are enabled, over and over."""
 
     def __init__(
-        self, logto: Logto, clock: Clock, tell: Tell, hook: str | None, since: int | None
+        self, logto: ManagementClient, clock: Clock, tell: Tell, hook: str | None, since: int | None
     ) -> None:
         """Begins at a moment (ms), or at the first look. `tell` is for people."""
         self._logto = logto

@@ -8,7 +8,7 @@ import secrets
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, aclosing
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import httpx2
 from msgspec import Struct
@@ -16,7 +16,6 @@ from msgspec import Struct
 from logto_webhooks import server
 from logto_webhooks.clock import SystemClock
 from logto_webhooks.errors import AlreadyListening, LogtoUnreachable, WebhookChanged
-from logto_webhooks.interfaces import Logto
 from logto_webhooks.listen import temporary_webhook
 from logto_webhooks.listen.forwarder import Forwarder
 from logto_webhooks.listen.log_reader import ForwardResult, LogReader, describe_forward
@@ -26,6 +25,9 @@ from logto_webhooks.lockfile import LockFile
 from logto_webhooks.logto.webhooks import Webhook, find_webhook, list_webhooks, subscription
 from logto_webhooks.runtime import make_client
 from logto_webhooks.settings import Settings
+
+if TYPE_CHECKING:
+    from logto_webhooks.logto.client import ManagementClient
 
 FOLDER: Final = Path(".logto-webhooks")
 WATCH_S: Final = 5.0
@@ -90,7 +92,7 @@ async def restore_webhooks(settings: Settings, tell: Callable[[str], None]) -> N
 
 
 async def _by_log(
-    logto: Logto, forwarder: Forwarder, wanted: ListenConfig, ears: ListenCallbacks
+    logto: ManagementClient, forwarder: Forwarder, wanted: ListenConfig, ears: ListenCallbacks
 ) -> None:
     reader = LogReader(logto, SystemClock(), ears.tell, wanted.hook, wanted.since)
     shown, begin = 0, await reader.begin()
@@ -110,7 +112,7 @@ def _ready(wanted: ListenConfig, ears: ListenCallbacks) -> None:
 
 async def _by_tunnel(
     settings: Settings,
-    logto: Logto,
+    logto: ManagementClient,
     forwarder: Forwarder,
     wanted: ListenConfig,
     command: str,
@@ -129,7 +131,9 @@ async def _by_tunnel(
             await _first(tunnel.ended(), relay.enough.wait(), _watch(logto, lent))
 
 
-async def _chosen(logto: Logto, wanted: ListenConfig, ears: ListenCallbacks) -> Webhook | None:
+async def _chosen(
+    logto: ManagementClient, wanted: ListenConfig, ears: ListenCallbacks
+) -> Webhook | None:
     """The webhook to repoint, if there is to be one."""
     if wanted.repoint is None:
         return None
@@ -146,7 +150,7 @@ async def _chosen(logto: Logto, wanted: ListenConfig, ears: ListenCallbacks) -> 
 
 def _borrowed(
     settings: Settings,
-    logto: Logto,
+    logto: ManagementClient,
     session: str,
     hook: Webhook | None,
     url: str,
@@ -164,7 +168,7 @@ def _borrowed(
     return temporary_webhook.repointed_webhook(logto, notes, note, hook, ears.tell)
 
 
-async def _watch(logto: Logto, lent: Webhook) -> None:
+async def _watch(logto: ManagementClient, lent: Webhook) -> None:
     """Look after the webhook. Raises WebhookChanged, LogtoApiError."""
     while True:
         await asyncio.sleep(WATCH_S)
@@ -203,7 +207,7 @@ async def _served(app: Any) -> AsyncIterator[int]:
 
 
 @contextlib.asynccontextmanager
-async def _asking(settings: Settings) -> AsyncIterator[Logto]:
+async def _asking(settings: Settings) -> AsyncIterator[ManagementClient]:
     logto = make_client(settings)
     try:
         yield logto

@@ -7,15 +7,17 @@ import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
 from msgspec import Struct
 
 from logto_webhooks import private_files
 from logto_webhooks.errors import LogtoApiError, LogtoUnreachable, NotWritable
-from logto_webhooks.interfaces import Logto
 from logto_webhooks.logto.webhooks import Webhook, list_webhooks, parse_created
+
+if TYPE_CHECKING:
+    from logto_webhooks.logto.client import ManagementClient
 
 PREFIX: Final = "logto-webhooks listen "
 Tell = Callable[[str], None]
@@ -53,7 +55,9 @@ def is_temporary(hook: Webhook) -> bool:
     return hook.name.startswith(PREFIX)
 
 
-async def restore_leases(logto: Logto, endpoint: str, notes: LeaseStore, tell: Tell) -> None:
+async def restore_leases(
+    logto: ManagementClient, endpoint: str, notes: LeaseStore, tell: Tell
+) -> None:
     """Give back what earlier sessions left. Raises LogtoUnreachable, LogtoApiError."""
     for note in notes.all():
         if note.endpoint == endpoint:
@@ -63,7 +67,12 @@ async def restore_leases(logto: Logto, endpoint: str, notes: LeaseStore, tell: T
 
 @asynccontextmanager
 async def temporary_webhook(
-    logto: Logto, notes: LeaseStore, note: Lease, url: str, events: Sequence[str], tell: Tell
+    logto: ManagementClient,
+    notes: LeaseStore,
+    note: Lease,
+    url: str,
+    events: Sequence[str],
+    tell: Tell,
 ) -> AsyncIterator[Webhook]:
     """A webhook as long as the block lasts. Raises KeyNotTold, LogtoUnreachable,
     LogtoApiError."""
@@ -75,7 +84,7 @@ async def temporary_webhook(
 
 @asynccontextmanager
 async def repointed_webhook(
-    logto: Logto, notes: LeaseStore, note: Lease, hook: Webhook, tell: Tell
+    logto: ManagementClient, notes: LeaseStore, note: Lease, hook: Webhook, tell: Tell
 ) -> AsyncIterator[Webhook]:
     """Another's webhook with the URL that is lent. Raises as above, and WebhookChanged."""
     notes.write(note)
@@ -86,7 +95,7 @@ async def repointed_webhook(
 
 @asynccontextmanager
 async def _returned(
-    logto: Logto, notes: LeaseStore, note: Lease, tell: Tell
+    logto: ManagementClient, notes: LeaseStore, note: Lease, tell: Tell
 ) -> AsyncIterator[None]:
     try:
         yield
@@ -99,7 +108,7 @@ async def _returned(
             tell(f"{error} The next `listen` or `endpoint` in this folder gives back {what}.")
 
 
-async def _give_back(logto: Logto, notes: LeaseStore, note: Lease) -> list[str]:
+async def _give_back(logto: ManagementClient, notes: LeaseStore, note: Lease) -> list[str]:
     """Returns what was done, for people."""
     found, _ = await list_webhooks(logto)
     done = []

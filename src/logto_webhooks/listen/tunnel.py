@@ -22,9 +22,9 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from logto_webhooks.clock import Clock
 from logto_webhooks.deliveries import identify
 from logto_webhooks.errors import NotADelivery, SignatureRejected, TunnelFailed
-from logto_webhooks.interfaces import Clock
 from logto_webhooks.listen.log_reader import (
     Forward,
     ForwardResponse,

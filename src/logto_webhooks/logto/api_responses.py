@@ -13,7 +13,6 @@ from logto_webhooks.errors import InvalidApiResponse
 from logto_webhooks.events.base import Id
 from logto_webhooks.events.organizations import Organization
 from logto_webhooks.events.users import User
-from logto_webhooks.interfaces import ApiResponse
 from logto_webhooks.records.changes import (
     organization_facts,
     organization_group,
@@ -40,6 +39,20 @@ PAGE: Final = 100  # items of a listing that come at once, Logto's most
 SECOND_MS: Final = 1000  # the header Date tells no less, and may be as old
 UNKNOWN_MS: Final = 5000  # how far beyond its question an answer without a date may reach
 _OWN: Final = (*DOUBTS, UNKNOWN_CHANGE)
+
+
+class ApiResponse(Struct, frozen=True, kw_only=True):
+    """What Logto's API answered: `content` is decoded JSON, None where there is no such thing.
+
+    Times in milliseconds: `asked_at` and `took` by our clock, `date` by Logto's, as its header
+    tells it to the second. `total` counts all items of a listing.
+    """
+
+    content: Any
+    asked_at: int
+    took: int
+    date: int | None = None
+    total: int | None = None
 
 
 class TenantRole(Struct, frozen=True):

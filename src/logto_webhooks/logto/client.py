@@ -10,9 +10,9 @@ from functools import partial
 from typing import Any, Final
 from urllib.parse import quote
 
+from logto_webhooks.clock import Clock
 from logto_webhooks.errors import InvalidApiResponse
-from logto_webhooks.interfaces import ApiResponse, Clock
-from logto_webhooks.logto.api_responses import PAGE
+from logto_webhooks.logto.api_responses import PAGE, ApiResponse
 from logto_webhooks.logto.errors import ApiReply, not_a_logto, refusal, says_there_is_none
 from logto_webhooks.logto.tokens import M2MCredentials, TokenProvider
 from logto_webhooks.logto.transport import REQUEST_S, RateLimiter, Transport
@@ -21,7 +21,10 @@ _CLOUD: Final = re.compile(r"\Ahttps://[a-z0-9-]+\.logto\.app\Z")
 
 
 class ManagementClient:
-    """The Management API of one Logto; implements `interfaces.Logto`.
+    """The Management API of one Logto, within a budget; listings come page by page.
+
+    All methods raise LogtoUnreachable for what may be better later, LogtoApiError for what a person
+    has to mend.
 
     `resource` is the API's identifier, `budget` a number of requests a second, `request_s` the
     time for one try. The connections open on first use, and belong to one event loop.

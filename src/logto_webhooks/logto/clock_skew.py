@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from logto_webhooks.clock_offset import ahead
-from logto_webhooks.deliveries import ReceivedBody
+from logto_webhooks.clock import Clock
+from logto_webhooks.database.store import TransactionRunner
+from logto_webhooks.deliveries import ReceivedBody, estimate_ahead
 from logto_webhooks.forever import forever
-from logto_webhooks.interfaces import ApiResponse, Clock, TransactionRunner
 from logto_webhooks.logto import api_responses
-from logto_webhooks.logto.api_responses import SECOND_MS, Span
+from logto_webhooks.logto.api_responses import SECOND_MS, ApiResponse, Span
 
 RECENT: Final = 50  # deliveries that tell how far apart the clocks are
 LOOK_S: Final = 60.0
@@ -62,4 +62,4 @@ class Ahead:
     async def look(self) -> None:
         """Compare the clocks. Raises StoreUnavailable."""
         known = await self._host.read(lambda store: store.clocks(RECENT))
-        self._ahead = ahead(self._clock.now(), known)
+        self._ahead = estimate_ahead(self._clock.now(), known)

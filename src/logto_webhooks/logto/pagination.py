@@ -8,8 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any, Final
 
-from logto_webhooks.interfaces import ApiResponse
-from logto_webhooks.logto.api_responses import PAGE
+from logto_webhooks.logto.api_responses import PAGE, ApiResponse
 
 BACK_AT_MOST: Final = 1_000
 ENDED: Final = 2**31  # the page after the last

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
+from logto_webhooks.database.store import TransactionRunner
 from logto_webhooks.deliveries import (
     DELETIONS,
     SAMPLE_WEBHOOK,
     DeliveryFilter,
+    DeliveryState,
     StoredDelivery,
 )
 from logto_webhooks.errors import WrongTenant
-from logto_webhooks.interfaces import Logto, TransactionRunner
 from logto_webhooks.logto import api_responses
 from logto_webhooks.records.record import Key
 from logto_webhooks.signing_keys import hook_of_sender
-from logto_webhooks.states import DeliveryState
+
+if TYPE_CHECKING:
+    from logto_webhooks.logto.client import ManagementClient
 
 SAMPLE_SIZE: Final = 20  # users, and organizations, of whom this Logto must know one
 AGAIN_S: Final = 5.0
@@ -34,7 +37,7 @@ class TenantCheck:
     first delivery.
     """
 
-    def __init__(self, logto: Logto, host: TransactionRunner) -> None:
+    def __init__(self, logto: ManagementClient, host: TransactionRunner) -> None:
         self._logto = logto
         self._host = host
         self._our_webhooks: set[str] = set()

@@ -14,8 +14,8 @@ import msgspec
 from msgspec import Struct
 
 from logto_webhooks import canonical_json
+from logto_webhooks.clock import Clock
 from logto_webhooks.errors import LogtoUnreachable
-from logto_webhooks.interfaces import Clock
 from logto_webhooks.logto.errors import ApiReply, no_address, redirected
 
 AT_ONCE: Final = 4

@@ -6,13 +6,15 @@ import asyncio
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
 from logto_webhooks import canonical_json
+from logto_webhooks.clock import Clock
+from logto_webhooks.database.store import Store, TransactionRunner
 from logto_webhooks.deliveries import DeliveryFilter, StoredDelivery
 from logto_webhooks.errors import (
     KeyNotTold,
@@ -28,10 +30,12 @@ from logto_webhooks.events.local import LOCAL
 from logto_webhooks.events.organizations import OrganizationEvent
 from logto_webhooks.events.users import InteractionEvent, UserEvent
 from logto_webhooks.handlers.matching import wants
-from logto_webhooks.interfaces import Clock, Logto, Store, TransactionRunner
 from logto_webhooks.logto.delivery_log import RESETS
 from logto_webhooks.signing_keys import WebhookKey, fingerprint, problem_of_key
 from logto_webhooks.tail import follow, newest_id
+
+if TYPE_CHECKING:
+    from logto_webhooks.logto.client import ManagementClient
 
 SYNCED: Final = (UserEvent, InteractionEvent, OrganizationEvent)
 # No released Logto lets a webhook subscribe to these.
@@ -151,7 +155,7 @@ class TestResult(Struct, frozen=True, kw_only=True):
     problem: str | None = None
 
 
-async def list_webhooks(logto: Logto) -> tuple[list[Webhook], int]:
+async def list_webhooks(logto: ManagementClient) -> tuple[list[Webhook], int]:
     """All webhooks, and what time it is at Logto (ms). Raises LogtoUnreachable, LogtoApiError."""
     found: list[Webhook] = []
     now = 0
@@ -161,7 +165,9 @@ async def list_webhooks(logto: Logto) -> tuple[list[Webhook], int]:
     return found, now
 
 
-async def create_webhook(logto: Logto, url: str, name: str, events: Sequence[str]) -> Webhook:
+async def create_webhook(
+    logto: ManagementClient, url: str, name: str, events: Sequence[str]
+) -> Webhook:
     """Make a webhook. Raises WebhookExists, KeyNotTold, LogtoUnreachable, LogtoApiError."""
     found, _ = await list_webhooks(logto)
     for item in found:
@@ -193,7 +199,7 @@ def parse_created(content: Any, name: str) -> Webhook:
 
 
 async def send_test(
-    logto: Logto, host: TransactionRunner, hook: Webhook, event: str, timeout_s: float
+    logto: ManagementClient, host: TransactionRunner, hook: Webhook, event: str, timeout_s: float
 ) -> TestResult:
     """Have Logto send a test, and wait until the inbox has it.
 
@@ -275,7 +281,7 @@ class RotationResult(Struct, frozen=True, kw_only=True):
 
 
 async def rotate_key(
-    logto: Logto, host: TransactionRunner, clock: Clock, hook: Webhook, overlap_ms: int
+    logto: ManagementClient, host: TransactionRunner, clock: Clock, hook: Webhook, overlap_ms: int
 ) -> RotationResult:
     """Change the key at Logto, and let every process on the database know of both.
 

@@ -6,10 +6,12 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
+from logto_webhooks.clock import Clock
+from logto_webhooks.database.checkpoints import ProcessLease
+from logto_webhooks.database.store import Store, TransactionRunner
 from logto_webhooks.errors import describe
 from logto_webhooks.forever import forever
 from logto_webhooks.instrumentation.events import ApiUnavailable
-from logto_webhooks.interfaces import Clock, Lease, Store, TransactionRunner
 
 LEASE_MS: Final = 10_000
 RENEW_S: Final = 3.0
@@ -55,7 +57,9 @@ class LeaderLease:
         finally:
             if working is not None:
                 await _end(working)
-                await self._host.run(lambda store: store.save_lease(_NAME, Lease(self._number, 0)))
+                await self._host.run(
+                    lambda store: store.save_lease(_NAME, ProcessLease(self._number, 0))
+                )
 
     async def _take(self, observe: Callable[[ApiUnavailable], None]) -> bool:
         try:
@@ -70,7 +74,7 @@ class LeaderLease:
         # A lease that is longer than any of ours is of before the clock was set back.
         if held and held.holder != self._number and now < held.until <= now + 2 * LEASE_MS:
             return False
-        store.save_lease(_NAME, Lease(self._number, now + LEASE_MS))
+        store.save_lease(_NAME, ProcessLease(self._number, now + LEASE_MS))
         return True
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from logto_webhooks.database.dry_run import run_or_rehearse
+from logto_webhooks.database.store import Store, TransactionRunner
 from logto_webhooks.errors import InvalidApiResponse
-from logto_webhooks.interfaces import Logto, Store, TransactionRunner
 from logto_webhooks.logto import api_responses
 from logto_webhooks.logto.api_responses import Span
 from logto_webhooks.logto.clock_skew import SpanClock
@@ -16,13 +16,16 @@ from logto_webhooks.logto.pagination import OffsetPager
 from logto_webhooks.records.projection import project
 from logto_webhooks.records.record import Absent, Change, Key
 
+if TYPE_CHECKING:
+    from logto_webhooks.logto.client import ManagementClient
+
 PIECE: Final = 500  # memberships that are written in one transaction
 _ALL: Final = 2**31
 T = TypeVar("T")
 
 
 async def member_changes(
-    logto: Logto, host: TransactionRunner, organization_id: str, when: SpanClock
+    logto: ManagementClient, host: TransactionRunner, organization_id: str, when: SpanClock
 ) -> Iterator[Sequence[Change]]:
     """What the list says, in pieces for a transaction each; the last makes the list count.
 
@@ -54,7 +57,7 @@ async def _members_here(host: TransactionRunner, pairs: Sequence[Key]) -> list[K
     return [key for key, record in known.items() if project(record) or record.doubts]
 
 
-async def _alone(logto: Logto, pair: Key, when: SpanClock) -> list[Change]:
+async def _alone(logto: ManagementClient, pair: Key, when: SpanClock) -> list[Change]:
     user = pair.organization_and_user[1]
     answered = await logto.organizations_of(user.id)
     if answered.content is None:
@@ -68,7 +71,7 @@ def _cut(items: Sequence[T]) -> list[Sequence[T]]:
 
 
 async def _listed(
-    logto: Logto, organization_id: str, when: SpanClock
+    logto: ManagementClient, organization_id: str, when: SpanClock
 ) -> tuple[api_responses.Present, Span]:
     present: api_responses.Present = {}
     spans: list[Span] = []

@@ -5,21 +5,26 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
+from logto_webhooks.clock import Clock
+from logto_webhooks.database.checkpoints import RECONCILE
+from logto_webhooks.database.store import Store, TransactionRunner
 from logto_webhooks.errors import InvalidApiResponse, WrongTenant, describe
 from logto_webhooks.events.local import Source
 from logto_webhooks.forever import forever
 from logto_webhooks.instrumentation.events import ApiUnavailable, Observer, Reconciled
-from logto_webhooks.interfaces import RECONCILE, ApiResponse, Clock, Logto, Store, TransactionRunner
 from logto_webhooks.logto import api_responses
-from logto_webhooks.logto.api_responses import Span, TenantRole
+from logto_webhooks.logto.api_responses import ApiResponse, Span, TenantRole
 from logto_webhooks.logto.clock_skew import make_span_clock
 from logto_webhooks.logto.pagination import ENDED, Ask, OffsetPager
 from logto_webhooks.logto.tenant_check import TenantCheck
 from logto_webhooks.reconcile import members, user
 from logto_webhooks.reconcile.run import Progressed, ReconcileResult, ReconcileRun
 from logto_webhooks.records.record import Absent, Change, Key, Kind
+
+if TYPE_CHECKING:
+    from logto_webhooks.logto.client import ManagementClient
 
 PIECE: Final = 200  # records that are asked about in one go
 AGAIN: Final = 3  # how often those are asked about again that changed while they were listed
@@ -38,7 +43,7 @@ class Reconciliation:
 
     def __init__(
         self,
-        logto: Logto,
+        logto: ManagementClient,
         host: TransactionRunner,
         clock: Clock,
         source: Source | None = "reconcile",

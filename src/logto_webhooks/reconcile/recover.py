@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import Struct
 
+from logto_webhooks.clock import Clock
+from logto_webhooks.database.checkpoints import RECOVER, Checkpoint
 from logto_webhooks.database.dry_run import run_or_rehearse
+from logto_webhooks.database.store import Store, TransactionRunner
 from logto_webhooks.deliveries import ReceivedBody
 from logto_webhooks.errors import describe
 from logto_webhooks.forever import forever
 from logto_webhooks.instrumentation.events import ApiUnavailable, LogRecovered, Observer
-from logto_webhooks.interfaces import RECOVER, Checkpoint, Clock, Logto, Store, TransactionRunner
 from logto_webhooks.logto import delivery_log
 from logto_webhooks.signing_keys import hook_of_sender
+
+if TYPE_CHECKING:
+    from logto_webhooks.logto.client import ManagementClient
 
 OVERLAP_MS: Final = 15_000
 FIRST_MS: Final = 86_400_000  # how far back the first look goes
@@ -43,7 +48,7 @@ class Recovery:
 
     def __init__(
         self,
-        logto: Logto,
+        logto: ManagementClient,
         host: TransactionRunner,
         clock: Clock,
         keys: Sequence[str],

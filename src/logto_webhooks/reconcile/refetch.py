@@ -5,18 +5,23 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
+from logto_webhooks.database.records import RefetchNeed
+from logto_webhooks.database.store import TransactionRunner
 from logto_webhooks.errors import InvalidApiResponse, RowRejected, TimedOut, WrongTenant, describe
 from logto_webhooks.forever import forever
 from logto_webhooks.instrumentation.events import ApiUnavailable, Observer, Refetched
-from logto_webhooks.interfaces import ApiResponse, Logto, RefetchNeed, TransactionRunner
 from logto_webhooks.logto import api_responses
+from logto_webhooks.logto.api_responses import ApiResponse
 from logto_webhooks.logto.clock_skew import SpanClock, make_span_clock
 from logto_webhooks.logto.tenant_check import TenantCheck
 from logto_webhooks.reconcile import members, user
 from logto_webhooks.records.record import MEMBERS, RESTORED, ROLE, Absent, Change, Key
 from logto_webhooks.sync import apply
+
+if TYPE_CHECKING:
+    from logto_webhooks.logto.client import ManagementClient
 
 AT_ONCE: Final = 500  # records that are looked at in one step
 POLL_S: Final = 1.0
@@ -27,7 +32,7 @@ LONGEST_S: Final = 60.0
 class Refetcher:
     """Settles what waits, one subject after the other."""
 
-    def __init__(self, logto: Logto, host: TransactionRunner, observe: Observer) -> None:
+    def __init__(self, logto: ManagementClient, host: TransactionRunner, observe: Observer) -> None:
         self._logto = logto
         self._host = host
         self._observe = observe

@@ -7,10 +7,11 @@ from typing import Any, Final
 
 from msgspec import Struct
 
+from logto_webhooks.database.checkpoints import RECONCILE, Checkpoint
 from logto_webhooks.database.dry_run import run_or_rehearse
+from logto_webhooks.database.store import Store, TransactionRunner
 from logto_webhooks.errors import RowRejected, TimedOut
 from logto_webhooks.events.local import Source
-from logto_webhooks.interfaces import RECONCILE, Checkpoint, Store, TransactionRunner
 from logto_webhooks.logto.api_responses import PAGE
 from logto_webhooks.logto.clock_skew import SpanClock
 from logto_webhooks.logto.tenant_check import TenantCheck

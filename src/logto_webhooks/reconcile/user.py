@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import Struct
 
 from logto_webhooks.database.dry_run import run_or_rehearse
-from logto_webhooks.interfaces import Logto, Store, TransactionRunner
+from logto_webhooks.database.store import Store, TransactionRunner
 from logto_webhooks.logto import api_responses
 from logto_webhooks.logto.api_responses import Span
 from logto_webhooks.logto.clock_skew import SpanClock
@@ -27,6 +27,9 @@ from logto_webhooks.records.record import (
 )
 from logto_webhooks.sync import apply
 
+if TYPE_CHECKING:
+    from logto_webhooks.logto.client import ManagementClient
+
 _ALL: Final = 2**31
 _ALL_OF_A_USER: Final = (UNKNOWN_CHANGE, RESTORED)  # the user, and the roles and memberships
 
@@ -39,7 +42,7 @@ class UserComparison(Struct, frozen=True, kw_only=True):
     differ: list[str]
 
 
-async def fetch_roles(logto: Logto, user_id: str, when: SpanClock) -> ApiRead:
+async def fetch_roles(logto: ManagementClient, user_id: str, when: SpanClock) -> ApiRead:
     """What the list of a user's roles says. Raises InvalidApiResponse, LogtoUnreachable,
     LogtoApiError."""
     pages = [page async for page in logto.roles_of(user_id)]
@@ -49,7 +52,7 @@ async def fetch_roles(logto: Logto, user_id: str, when: SpanClock) -> ApiRead:
 
 
 async def user_changes(
-    logto: Logto, host: TransactionRunner, user_id: str, when: SpanClock
+    logto: ManagementClient, host: TransactionRunner, user_id: str, when: SpanClock
 ) -> list[Change]:
     """Ask all about one user. Raises InvalidApiResponse, LogtoUnreachable, LogtoApiError,
     StoreUnavailable."""
@@ -61,7 +64,7 @@ async def user_changes(
 
 
 async def belongings(
-    logto: Logto, host: TransactionRunner, user_id: str, when: SpanClock
+    logto: ManagementClient, host: TransactionRunner, user_id: str, when: SpanClock
 ) -> list[Change]:
     """Ask which roles and memberships a user has. Raises as `user_changes`."""
     key = Key("user", user_id)
@@ -81,7 +84,7 @@ async def belongings(
 
 
 async def compare_user(
-    logto: Logto, host: TransactionRunner, user_id: str, when: SpanClock
+    logto: ManagementClient, host: TransactionRunner, user_id: str, when: SpanClock
 ) -> UserComparison:
     """Compare. Where something differs, note that Logto must be asked again, which mends it.
     Raises as `user_changes`, and WrongTenant."""

@@ -8,7 +8,7 @@ from typing import Any
 from msgspec import Struct
 
 from logto_webhooks import canonical_json
-from logto_webhooks.interfaces import FoundRow, RefetchNeed
+from logto_webhooks.database.records import FoundRow, RefetchNeed
 from logto_webhooks.records.record import Key, membership
 from logto_webhooks.samples.history import Final, Json
 

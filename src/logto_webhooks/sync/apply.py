@@ -11,12 +11,18 @@ from typing import Final
 
 from msgspec import Struct
 
-from logto_webhooks.deliveries import ClaimedDelivery, DeliveryOutcome
+from logto_webhooks.database.store import Store
+from logto_webhooks.deliveries import (
+    DELIVERY_MOVES,
+    ClaimedDelivery,
+    DeliveryMove,
+    DeliveryOutcome,
+    DeliveryState,
+)
 from logto_webhooks.events import TestPayload, UnknownEvent
 from logto_webhooks.events.local import Source
 from logto_webhooks.handlers import enqueue
 from logto_webhooks.handlers.enqueue import PlannedDelivery, WrittenRecords
-from logto_webhooks.interfaces import Store
 from logto_webhooks.records.changes import read
 from logto_webhooks.records.merge import merge
 from logto_webhooks.records.outcome import OUTCOMES, name_effect
@@ -34,7 +40,6 @@ from logto_webhooks.records.record import (
     Tombstone,
 )
 from logto_webhooks.signing_keys import trust
-from logto_webhooks.states import DELIVERY_MOVES, DeliveryMove, DeliveryState
 
 Records = dict[Key, Record]
 FEW: Final = 500  # memberships that can end in the transaction of the deletion

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from typing import Final
 
+from logto_webhooks.database.store import TransactionRunner
 from logto_webhooks.errors import TimedOut
 from logto_webhooks.instrumentation.events import ClockSetBack, Observer
-from logto_webhooks.interfaces import TransactionRunner
 
 LOOK_S: Final = 2.0
 SLACK_MS: Final = 1_000  # what clocks of several servers, or a small correction, may differ

@@ -7,9 +7,9 @@ import time
 from functools import partial
 from typing import Final
 
+from logto_webhooks.database.store import STATEMENT_S, Store, TransactionRunner
 from logto_webhooks.errors import RowRejected, TimedOut
 from logto_webhooks.handlers import enqueue
-from logto_webhooks.interfaces import STATEMENT_S, Store, TransactionRunner
 from logto_webhooks.records.merge import merge
 from logto_webhooks.records.record import Ending, Key, Named
 from logto_webhooks.sync.batch_size import BatchSizer

@@ -8,16 +8,15 @@ from typing import Final
 from msgspec import Struct
 from msgspec.structs import replace
 
-from logto_webhooks.deliveries import ClaimedDelivery, StoredDelivery, identify
+from logto_webhooks.database.store import Store
+from logto_webhooks.deliveries import ClaimedDelivery, DeliveryState, StoredDelivery, identify
 from logto_webhooks.errors import MalformedEvent, NotADelivery
 from logto_webhooks.handlers import matching
-from logto_webhooks.interfaces import Store
-from logto_webhooks.jobs import JobFilter, JobRow, NewJob
+from logto_webhooks.jobs import JobFilter, JobMove, JobRow, NewJob
 from logto_webhooks.records.changes import read
 from logto_webhooks.records.drift import Drift, drifts_of
 from logto_webhooks.records.record import Change
 from logto_webhooks.signing_keys import trust
-from logto_webhooks.states import DeliveryState, JobMove
 from logto_webhooks.sync import apply
 
 AT_ONCE: Final = 1_000

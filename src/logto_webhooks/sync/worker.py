@@ -12,7 +12,15 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from logto_webhooks.deliveries import ClaimedDelivery, DeliveryOutcome
+from logto_webhooks.clock import Clock
+from logto_webhooks.database.store import LOCK_S, LONGEST_S, STATEMENT_S, Store, TransactionRunner
+from logto_webhooks.deliveries import (
+    DELIVERY_MOVES,
+    ClaimedDelivery,
+    DeliveryMove,
+    DeliveryOutcome,
+    DeliveryState,
+)
 from logto_webhooks.errors import ClaimLost, StoreUnavailable, TimedOut, describe
 from logto_webhooks.handlers import enqueue
 from logto_webhooks.handlers.enqueue import PlannedDelivery
@@ -24,19 +32,10 @@ from logto_webhooks.instrumentation.events import (
     Stalled,
     TelemetryEvent,
 )
-from logto_webhooks.interfaces import (
-    LOCK_S,
-    LONGEST_S,
-    STATEMENT_S,
-    Clock,
-    Store,
-    TransactionRunner,
-)
 from logto_webhooks.jobs import NewJob
 from logto_webhooks.records.changes import LAG_MS
 from logto_webhooks.records.record import Key, Tombstone
 from logto_webhooks.retries import MAX_ATTEMPTS, Retry, after_failure
-from logto_webhooks.states import DELIVERY_MOVES, DeliveryMove, DeliveryState
 from logto_webhooks.sync import apply
 from logto_webhooks.sync.apply import InvalidDelivery, Work
 from logto_webhooks.sync.batch_size import FIRST_WEIGHT, BatchSizer

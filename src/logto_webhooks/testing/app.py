@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from msgspec.structs import replace
 
-from logto_webhooks.deliveries import NewDelivery, StoreResult
+from logto_webhooks.database.records import FoundRow, RefetchNeed
+from logto_webhooks.database.store import Store
+from logto_webhooks.deliveries import NewDelivery, Status, StoreResult
 from logto_webhooks.errors import Discard, HandlerUnknown, InvalidHandler, RetryLater
 from logto_webhooks.handlers.execute import ClaimedJob, JobExecutor, call_in_tests
 from logto_webhooks.handlers.registry import Handler, Handlers
 from logto_webhooks.ingest.receiver import Receiver
 from logto_webhooks.instrumentation.events import TelemetryEvent
-from logto_webhooks.interfaces import FoundRow, RefetchNeed, Status, Store
 from logto_webhooks.jobs import JobFilter, JobRow
 from logto_webhooks.samples.request import SignedRequest
 from logto_webhooks.signing_keys import HEADER, VerifiedBody

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, Union
 from msgspec import Struct
 from msgspec.structs import replace
 
+from logto_webhooks.database.store import Store
 from logto_webhooks.errors import SettingInvalid
-from logto_webhooks.interfaces import Store
 from logto_webhooks.samples.request import SignedRequest
 
 if TYPE_CHECKING:
@@ -169,16 +169,16 @@ def open_on_connection(connection: Connection, schema: str | None) -> Backend:
     import sqlalchemy as sa
 
     from logto_webhooks.database import migrate
-    from logto_webhooks.database.store import DatabaseStore
+    from logto_webhooks.database.store import Store
     from logto_webhooks.testing import time_travel
     from logto_webhooks.testing.transactions import AsyncSavepointRunner, SavepointRunner
 
     on = check_connection(connection, schema)
     host: SavepointRunner | AsyncSavepointRunner
     if isinstance(on, sa.Connection):
-        host, more = SavepointRunner(on, DatabaseStore, schema), _NO_ASYNC_CONNECTION
+        host, more = SavepointRunner(on, Store, schema), _NO_ASYNC_CONNECTION
     else:
-        host, more = AsyncSavepointRunner(on, DatabaseStore, schema), ""
+        host, more = AsyncSavepointRunner(on, Store, schema), ""
     return Backend(
         on,
         host,

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from logto_webhooks.database.dialect import now
 from logto_webhooks.database.schema import deliveries, queue_keys
-from logto_webhooks.states import DeliveryState
+from logto_webhooks.deliveries import DeliveryState
 
 _IS_PENDING = deliveries.c.state == DeliveryState.PENDING
 

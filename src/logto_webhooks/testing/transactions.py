@@ -21,7 +21,7 @@ from logto_webhooks.database.sessions import (
     make_session,
     translation,
 )
-from logto_webhooks.interfaces import Store
+from logto_webhooks.database.store import Store
 
 
 @contextmanager
