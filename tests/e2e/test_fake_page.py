@@ -16,7 +16,7 @@ from tests.support.doc_reader import Reader, steps
 from tests.support.servers import free_port
 
 PAGE = (Path(__file__).parents[2] / "docs" / "fake-logto.md").read_text()
-PLAY, _, REST = PAGE.partition("\n## In a test\n")
+PLAY, REST = PAGE.split("\n## Use it in a test\n")
 
 
 @pytest.fixture
