@@ -25,8 +25,8 @@ from logto_webhooks.clock import SystemClock
 from logto_webhooks.database import Database, open_database
 from logto_webhooks.database.store import Store
 from logto_webhooks.events import UserDataUpdated
-from logto_webhooks.handlers.registry import HandlerOptions, Handlers
-from logto_webhooks.handlers.runner import JobRunner
+from logto_webhooks.handlers import HandlerOptions, Handlers
+from logto_webhooks.handlers.worker import JobWorker
 from logto_webhooks.jobs import NewJob
 from logto_webhooks.testing import make
 
@@ -56,7 +56,7 @@ async def run_piece(database: Database, handlers: Handlers, first: int, count: i
     delivery_id = await database.host.run(_deliver)
     jobs = [_job(number, delivery_id) for number in range(first, first + count)]
     await database.host.run(lambda store: store.jobs.add(jobs))
-    runner = JobRunner(database.host, SystemClock(), lambda report: None, random.random, handlers)
+    runner = JobWorker(database.host, SystemClock(), lambda report: None, random.random, handlers)
     started = time.perf_counter()
     await runner.drain()
     return count / (time.perf_counter() - started)

@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session
 
 import logto_webhooks
 from logto_webhooks import LogtoWebhooks, events
-from logto_webhooks.instrumentation.events import HandlerRan
+from logto_webhooks.instrumentation import HandlerRan
 from logto_webhooks.samples.request import SignedRequest
 from logto_webhooks.testing import SIGNING_KEY, make
 

@@ -19,8 +19,8 @@ from logto_webhooks.clock import SystemClock
 from logto_webhooks.database import Database, open_database
 from logto_webhooks.database.store import Store
 from logto_webhooks.events import UserDataUpdated
-from logto_webhooks.handlers.registry import HandlerOptions, Handlers
-from logto_webhooks.handlers.runner import JobRunner
+from logto_webhooks.handlers import HandlerOptions, Handlers
+from logto_webhooks.handlers.worker import JobWorker
 from logto_webhooks.jobs import NewJob
 from logto_webhooks.testing import make
 
@@ -68,7 +68,7 @@ class Lines:
         self._all_done.clear()
         before, failed = self._done, self._failed
         host, clock = self._database.host, SystemClock()
-        runner = JobRunner(host, clock, lambda report: None, random.random, self._handlers)
+        runner = JobWorker(host, clock, lambda report: None, random.random, self._handlers)
         started = time.perf_counter()
         running = asyncio.create_task(runner.run())
         with contextlib.suppress(TimeoutError):

@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from logto_webhooks import events, tables
     from logto_webhooks.admin import HandlerInfo
     from logto_webhooks.app import LogtoWebhooks
+    from logto_webhooks.apply.replay import ReplayResult
     from logto_webhooks.database.records import FoundRow, RefetchNeed
     from logto_webhooks.deliveries import DeliveryFilter, DeliveryState, Status, StoredDelivery
     from logto_webhooks.doctor.faults import Finding
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from logto_webhooks.reconcile.run import ReconcileResult
     from logto_webhooks.reconcile.user import UserComparison
     from logto_webhooks.signing_keys import VerifiedBody, sign, verify
-    from logto_webhooks.sync.replay import ReplayResult
 
 __all__ = [
     "Delivery",

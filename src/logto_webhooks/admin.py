@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from msgspec import Struct
 from msgspec.structs import replace
 
-from logto_webhooks import doctor, events, explain, private_files, validation
+from logto_webhooks import doctor, events, explain, validation
+from logto_webhooks.apply.replay import AT_ONCE, ReplayResult, iterate_jobs
+from logto_webhooks.apply.replay import replay as apply_again
 from logto_webhooks.clock import SystemClock
 from logto_webhooks.database import Database, Engine, database_for, wrap_engine
 from logto_webhooks.database.dry_run import run_or_rehearse
@@ -32,7 +34,8 @@ from logto_webhooks.errors import (
 )
 from logto_webhooks.events.local import Source
 from logto_webhooks.explain import Explained
-from logto_webhooks.handlers.registry import Handlers
+from logto_webhooks.files import find_open_mode
+from logto_webhooks.handlers import Handlers
 from logto_webhooks.ingest.spool import spool_of
 from logto_webhooks.jobs import JobFilter, JobMove, JobRow, JobState, job_targets
 from logto_webhooks.logto import webhooks
@@ -59,8 +62,6 @@ from logto_webhooks.runtime import (
     split_signing_keys,
 )
 from logto_webhooks.settings import VARIABLES, Settings
-from logto_webhooks.sync.replay import AT_ONCE, ReplayResult, iterate_jobs
-from logto_webhooks.sync.replay import replay as apply_again
 from logto_webhooks.validation import check_limit, check_text, is_url
 
 if TYPE_CHECKING:
@@ -240,7 +241,7 @@ class DoctorAdmin(ABC):
 
 
 def _too_open(files: Iterable[Path]) -> dict[str, str]:
-    modes = {str(file): private_files.too_open(file) for file in files}
+    modes = {str(file): find_open_mode(file) for file in files}
     return {path: mode for path, mode in modes.items() if mode}
 
 

@@ -30,12 +30,9 @@ from logto_webhooks.database import Database, Engine
 from logto_webhooks.database.sync_runner import ThreadRunner
 from logto_webhooks.errors import CalledFromEventLoop, NotStarted, SettingInvalid
 from logto_webhooks.events.local import UserRow
-from logto_webhooks.handlers.matching import What, parse_patterns
-from logto_webhooks.handlers.registry import TIME_LIMIT_S, Function, HandlerOptions
-from logto_webhooks.ingest import asgi
-from logto_webhooks.ingest.receiver import WebhookResponse
-from logto_webhooks.instrumentation import logs
-from logto_webhooks.instrumentation.events import Observer
+from logto_webhooks.handlers import TIME_LIMIT_S, Function, HandlerOptions, What, parse_patterns
+from logto_webhooks.ingest import WebhookResponse, asgi
+from logto_webhooks.instrumentation import Observer, logs
 from logto_webhooks.instrumentation.logs import fan_out
 from logto_webhooks.jobs import Tests
 from logto_webhooks.retries import MAX_ATTEMPTS

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import msgspec
 from msgspec import Meta, Struct
 
+from logto_webhooks.apply import batch
 from logto_webhooks.database.store import Store, TransactionRunner
 from logto_webhooks.errors import (
     ClaimsUnusable,
@@ -21,7 +22,6 @@ from logto_webhooks.logto import api_responses
 from logto_webhooks.logto.clock_skew import make_span_clock
 from logto_webhooks.records import local_events
 from logto_webhooks.records.record import Change, Key, Record, Upsert, Value
-from logto_webhooks.sync import apply
 
 if TYPE_CHECKING:
     from logto_webhooks.logto.client import ManagementClient
@@ -85,7 +85,7 @@ def ensure_user(store: Store, told: Mapping[str, Any], more: Change | None = Non
     is_gone = record.deleted_at is not None
     told_by = more if is_gone or more is not None else change  # no claims bring anybody back
     if told_by is not None and (is_gone or not record.complete):
-        apply.apply_reads(store, [told_by], "ensure_user")
+        batch.apply_reads(store, [told_by], "ensure_user")
         record = store.lock([change.key])[change.key]
     return _row(record)
 

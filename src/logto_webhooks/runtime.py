@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from math import inf
 from typing import TYPE_CHECKING, Final
 
+from logto_webhooks.apply import DeliveryWorker
 from logto_webhooks.clock import SystemClock
 from logto_webhooks.database import Database
 from logto_webhooks.database.store import Store
@@ -20,19 +21,17 @@ from logto_webhooks.errors import (
     StoreUnavailable,
     describe,
 )
+from logto_webhooks.event_loop import LoopThread, forever
 from logto_webhooks.events.local import Source
 from logto_webhooks.flow import FlowMonitor, Silence
-from logto_webhooks.forever import forever
-from logto_webhooks.handlers.loop_thread import Apart
-from logto_webhooks.handlers.registry import Handlers
-from logto_webhooks.handlers.runner import JobRunner
-from logto_webhooks.ingest.group_commit import GroupCommit
-from logto_webhooks.ingest.memory_limit import ByteLimiter
+from logto_webhooks.handlers import Handlers
+from logto_webhooks.handlers.worker import JobWorker
+from logto_webhooks.ingest import Receiver
+from logto_webhooks.ingest.body import ByteLimiter
+from logto_webhooks.ingest.group_commit import GroupCommit, Readiness
 from logto_webhooks.ingest.quarantine import Quarantine, make_key_reader
-from logto_webhooks.ingest.readiness import Readiness
-from logto_webhooks.ingest.receiver import Receiver
 from logto_webhooks.ingest.spool import spool_of, unspooling
-from logto_webhooks.instrumentation.events import (
+from logto_webhooks.instrumentation import (
     DeliverySynced,
     HandlersKnown,
     Observer,
@@ -50,7 +49,6 @@ from logto_webhooks.reconcile.refetch import Refetcher
 from logto_webhooks.reconcile.user import UserComparison, compare_user
 from logto_webhooks.settings import Settings, split_keys
 from logto_webhooks.signing_keys import Keyring
-from logto_webhooks.sync.worker import SyncWorker
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -296,9 +294,9 @@ class WorkerGroup:
         self._loops: list[asyncio.Task[None]] = []
         self.worker = make_worker(settings, database, self.observe)
         self._handlers_database = database if apart is None else apart
-        self._apart = None if apart is None else Apart("logto-handlers")
+        self._apart = None if apart is None else LoopThread("logto-handlers")
         host = self._handlers_database.host
-        self.runner = JobRunner(
+        self.runner = JobWorker(
             host, SystemClock(), observe, random.random, handlers, database.may_work
         )
 
@@ -409,9 +407,9 @@ class WorkerGroup:
         return jobs
 
 
-def make_worker(settings: Settings, database: Database, observe: Observer) -> SyncWorker:
+def make_worker(settings: Settings, database: Database, observe: Observer) -> DeliveryWorker:
     """Make a worker on `database`."""
-    return SyncWorker(
+    return DeliveryWorker(
         database.host,
         SystemClock(),
         observe,

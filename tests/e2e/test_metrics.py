@@ -14,8 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from logto_webhooks.database import open_database
 from logto_webhooks.deliveries import DeliveryState, Status
 from logto_webhooks.errors import StoreUnavailable
-from logto_webhooks.instrumentation import prometheus
-from logto_webhooks.instrumentation.events import (
+from logto_webhooks.instrumentation import (
     ApiUnavailable,
     DeliveryFailed,
     DeliveryStored,
@@ -28,6 +27,7 @@ from logto_webhooks.instrumentation.events import (
     Resumed,
     Stalled,
     TelemetryEvent,
+    prometheus,
 )
 from logto_webhooks.instrumentation.logs import fan_out
 from logto_webhooks.instrumentation.prometheus import GAUGES, METRICS, UNMEASURED, Metrics

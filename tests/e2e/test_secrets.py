@@ -13,7 +13,7 @@ from logto_webhooks.admin import Admin
 from logto_webhooks.database import open_database
 from logto_webhooks.errors import KeyNotTold, SettingInvalid
 from logto_webhooks.ingest.quarantine import make_key_reader
-from logto_webhooks.instrumentation.events import TelemetryEvent
+from logto_webhooks.instrumentation import TelemetryEvent
 from logto_webhooks.runtime import make_client
 from logto_webhooks.settings import from_env
 from logto_webhooks.signing_keys import is_key, problem_of_key, sign

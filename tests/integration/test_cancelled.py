@@ -15,8 +15,8 @@ import sqlalchemy as sa
 from logto_webhooks.clock import SystemClock
 from logto_webhooks.database.checkpoints import Checkpoint
 from logto_webhooks.database.store import Store, TransactionRunner
+from logto_webhooks.ingest import Receiver
 from logto_webhooks.ingest.group_commit import GroupCommit
-from logto_webhooks.ingest.receiver import Receiver
 from logto_webhooks.ingest.spool import SpoolDirectory
 from logto_webhooks.testing import SIGNING_KEY, make
 from tests.support import postgres

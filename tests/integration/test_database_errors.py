@@ -17,14 +17,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from logto_webhooks.database import Database, open_database
 from logto_webhooks.deliveries import DeliveryFilter
 from logto_webhooks.errors import SchemaMismatch, StoreUnavailable
-from logto_webhooks.ingest.group_commit import GroupCommit
-from logto_webhooks.ingest.readiness import Readiness
-from logto_webhooks.instrumentation.events import (
-    DeliveryFailed,
-    NotStored,
-    Stalled,
-    TelemetryEvent,
-)
+from logto_webhooks.ingest.group_commit import GroupCommit, Readiness
+from logto_webhooks.instrumentation import DeliveryFailed, NotStored, Stalled, TelemetryEvent
 from logto_webhooks.testing import FrozenClock, make
 from tests.support import postgres
 from tests.support.stores import Copy, delivery
@@ -110,7 +104,7 @@ def test_what_a_session_has_from_its_beginning_ends_with_it(kind: str, setting: 
             with suppress(StoreUnavailable):  # the first to have such a session
                 await asyncio.gather(*_all_at_once(database))
             await asyncio.gather(*_all_at_once(database))
-            ready._tried_at = float("-inf")  # not in a second
+            ready._checked_at = float("-inf")  # not in a second
             await ready.check()
 
     with _migrated() as url, _role(url) as role:

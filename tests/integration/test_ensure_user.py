@@ -13,9 +13,9 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
 from logto_webhooks import LogtoWebhooks, UserIsDeletedError, events
+from logto_webhooks.apply import batch
 from logto_webhooks.errors import ClaimsUnusable, SettingInvalid
 from logto_webhooks.records.record import Key, Tombstone
-from logto_webhooks.sync import apply
 from logto_webhooks.testing import SIGNING_KEY, make
 from logto_webhooks.testing.fake.logto import FakeLogto
 from tests.support.mounted import live, on_postgres, on_sqlite, send, soon
@@ -95,7 +95,7 @@ def test_a_deleted_user_stays_deleted(tmp_path: Path) -> None:
 
     async def body(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
         drop = Tombstone(Key("user", "ana"), soon())
-        await logto.database.host.run(lambda store: apply.apply_reads(store, [drop], None))
+        await logto.database.host.run(lambda store: batch.apply_reads(store, [drop], None))
         with pytest.raises(UserIsDeletedError):
             await logto.ensure_user(CLAIMS)
         with pytest.raises(UserIsDeletedError):

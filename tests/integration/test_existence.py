@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from logto_webhooks import LogtoWebhooks, events, testing
+from logto_webhooks.apply import batch
 from logto_webhooks.database import open_database
 from logto_webhooks.database.store import TransactionRunner
 from logto_webhooks.errors import UserIsDeletedError, WrongTenant
@@ -43,7 +44,6 @@ from logto_webhooks.records.record import (
     Value,
     membership,
 )
-from logto_webhooks.sync import apply
 from logto_webhooks.testing import FrozenClock, make
 from logto_webhooks.testing.fake.logto import FakeLogto
 from tests.support.stores import STORES, StoreKind, open_host
@@ -286,7 +286,7 @@ def learned(kind: StoreKind, folder: Path, orders: Sequence[Sequence[Change]]) -
 async def _learn(host: TransactionRunner, order: Sequence[Change], number: int) -> End:
     for change in order:
         mine = msgspec.structs.replace(change, key=numbered(change.key, number))
-        await host.run(partial(apply.apply_reads, changes=[mine], source="read"))
+        await host.run(partial(batch.apply_reads, changes=[mine], source="read"))
     keys = {numbered(key, number): key for key in (ACME, PAIR, ANA)}
     found = await host.run(lambda store: store.lock(sorted(keys)))
     records = {
@@ -400,7 +400,7 @@ def test_reconcile_mends_what_is_deleted_here_and_alive_there(
             before = await rows(host, "user")
             for end in (Key("user", ana), Key("organization", acme)):
                 await host.run(
-                    partial(apply.apply_reads, changes=[Tombstone(end, clock.now())], source=None)
+                    partial(batch.apply_reads, changes=[Tombstone(end, clock.now())], source=None)
                 )
             assert set(await rows(host, "user")) == {bo}
             clock.tick(600)
@@ -439,11 +439,11 @@ def test_an_answer_that_came_too_early_gives_way(tmp_path: Path) -> None:
             for told in (Absent, Tombstone):
                 clock.tick(600)
                 early = told(user, clock.now())
-                await host.run(partial(apply.apply_reads, changes=[early], source=None))
+                await host.run(partial(batch.apply_reads, changes=[early], source=None))
                 assert ana not in await rows(host, "user")
                 clock.tick(600)
                 later = RefetchRequest(user, "unknown change", clock.now())
-                await host.run(partial(apply.apply_reads, changes=[later], source=None))
+                await host.run(partial(batch.apply_reads, changes=[later], source=None))
                 clock.tick(60)
                 await reads.drain()
                 assert (await rows(host, "user"))[ana].memberships == [acme]
@@ -490,7 +490,7 @@ def test_another_logto_deletes_nobody(organizations: bool, tmp_path: Path) -> No
         known = Key("organization", "acme") if organizations else ANA
         changes: list[Change] = [whole(T, key=known), RefetchRequest(known, "members", T + 1)]
         for change in changes:
-            await host.run(partial(apply.apply_reads, changes=[change], source=None))
+            await host.run(partial(batch.apply_reads, changes=[change], source=None))
         async with FakeLogto(now=clock.now) as logto, asking(logto) as api:
             await Refetcher(api, host, lambda report: None).step()
             with pytest.raises(WrongTenant):
@@ -526,7 +526,7 @@ def test_a_token_of_after_the_deletion_brings_back_only_who_is_there(tmp_path: P
                 for user_id in (ana["id"], "nobody"):
                     drop = Tombstone(Key("user", user_id), now - 60_000)
                     await logto.database.host.run(
-                        partial(apply.apply_reads, changes=[drop], source=None)
+                        partial(batch.apply_reads, changes=[drop], source=None)
                     )
                     with pytest.raises(UserIsDeletedError):
                         await logto.ensure_user({"sub": user_id, "iat": now // 1000 - 90})
@@ -544,7 +544,7 @@ def test_a_row_of_an_older_release_is_read_rightly(tmp_path: Path) -> None:
     async def live() -> None:
         host = open_host("sqlite", tmp_path)
         await host.run(
-            partial(apply.apply_reads, changes=[whole(T), Tombstone(ANA, T + 10)], source=None)
+            partial(batch.apply_reads, changes=[whole(T), Tombstone(ANA, T + 10)], source=None)
         )
         await host.close()
         with sqlite3.connect(tmp_path / "copy.db") as connection:
@@ -556,7 +556,7 @@ def test_a_row_of_an_older_release_is_read_rightly(tmp_path: Path) -> None:
         host = open_database(f"sqlite:///{tmp_path / 'copy.db'}").host
         record = (await host.run(lambda store: store.lock([ANA])))[ANA]
         assert (record.deleted_at, record.doubts) == (T + 10, [])
-        await host.run(partial(apply.apply_reads, changes=[found(T + 9000)], source=None))
+        await host.run(partial(batch.apply_reads, changes=[found(T + 9000)], source=None))
         assert list(await rows(host, "user")) == ["ana"]
         await host.close()
 

@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 from logto_webhooks.admin import resolve_one
+from logto_webhooks.apply.batch import apply_reads
 from logto_webhooks.database.store import Store
 from logto_webhooks.deliveries import MEMBERSHIP_EVENTS, NewDelivery, StoredDelivery
 from logto_webhooks.ensure_user import ensure_user
@@ -34,7 +35,6 @@ from logto_webhooks.records.record import (
 from logto_webhooks.samples import history
 from logto_webhooks.samples.history import Name
 from logto_webhooks.samples.request import SignedRequest
-from logto_webhooks.sync.apply import apply_reads
 from logto_webhooks.testing import make
 from tests.support.stores import STORES, Copy, StoreKind, delivery, keys_of, memory_host, open_host
 

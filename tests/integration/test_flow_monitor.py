@@ -21,7 +21,7 @@ from logto_webhooks.flow import (
     find_silence,
     record_flow,
 )
-from logto_webhooks.instrumentation.events import FlowResumed, FlowStopped, TelemetryEvent
+from logto_webhooks.instrumentation import FlowResumed, FlowStopped, TelemetryEvent
 from logto_webhooks.signing_keys import RejectedRequest
 from logto_webhooks.testing import FrozenClock, make
 from tests.integration.conftest import Run

@@ -22,7 +22,7 @@ from logto_webhooks.deliveries import NewDelivery, StoreResult
 from logto_webhooks.errors import StoreUnavailable, TimedOut
 from logto_webhooks.ingest.group_commit import TRY_S, GroupCommit
 from logto_webhooks.ingest.spool import SpoolDirectory, Unspooler
-from logto_webhooks.instrumentation.events import (
+from logto_webhooks.instrumentation import (
     NotStored,
     NotUnspooled,
     Retrying,

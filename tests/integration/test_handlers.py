@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from logto_webhooks import Delivery, Discard, LogtoWebhooks, RetryLater, UserRow, events
 from logto_webhooks.deliveries import identify
-from logto_webhooks.instrumentation.events import Stalled
+from logto_webhooks.instrumentation import Stalled
 from logto_webhooks.samples.payloads import console_test
 from logto_webhooks.samples.request import sign_request
 from logto_webhooks.signing_keys import trust

@@ -11,12 +11,12 @@ import pytest
 import sqlalchemy as sa
 from msgspec.structs import replace
 
+from logto_webhooks.apply import batch
 from logto_webhooks.database.schema import deliveries
 from logto_webhooks.database.store import Store, TransactionRunner
 from logto_webhooks.errors import StoreUnavailable
 from logto_webhooks.jobs import JobFilter, RegisteredHandler
 from logto_webhooks.records.record import Change, Key, Tombstone, Upsert, Value, membership
-from logto_webhooks.sync import apply, worker
 from logto_webhooks.testing import make
 from tests.integration.conftest import Run
 from tests.support.stores import ALL, Copy, delivery
@@ -62,11 +62,11 @@ class Dying:
 @pytest.fixture(autouse=True)
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if these few were very many."""
-    monkeypatch.setattr(apply, "FEW", 20)
-    monkeypatch.setattr(worker, "FIRST_WEIGHT", 16)
-    monkeypatch.setattr(worker, "MAX_PIECE", 16)
-    monkeypatch.setattr("logto_webhooks.sync.endings.LEAST", 7)
-    monkeypatch.setattr("logto_webhooks.sync.endings.MOST", 7)
+    monkeypatch.setattr(batch, "FEW", 20)
+    monkeypatch.setattr("logto_webhooks.apply.FIRST_WEIGHT", 16)
+    monkeypatch.setattr("logto_webhooks.apply.MAX_PIECE", 16)
+    monkeypatch.setattr("logto_webhooks.apply.endings.LEAST", 7)
+    monkeypatch.setattr("logto_webhooks.apply.endings.MOST", 7)
 
 
 def know(run: Run, *handlers: RegisteredHandler) -> None:
@@ -165,7 +165,7 @@ def test_a_member_told_of_after_the_deletion_puts_it_in_doubt(
         [Tombstone(organization, 200_000)],
     ]
     for changes in told:
-        run(partial(apply.apply_reads, changes=changes, source=None))
+        run(partial(batch.apply_reads, changes=changes, source=None))
     asyncio.run(until_done(Copy(host)))
     record = run(lambda store: store.lock([organization]))[organization]
     assert record.deleted_at == 200_000

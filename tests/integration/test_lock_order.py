@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from logto_webhooks import admin
 from logto_webhooks.database.store import Store
-from logto_webhooks.handlers import runner
+from logto_webhooks.handlers import worker
 from logto_webhooks.jobs import JobOutcome, JobState
 from logto_webhooks.records.merge import merge
 from logto_webhooks.records.record import Key, Tombstone
@@ -47,7 +47,7 @@ def ends(store: Store) -> None:
         (each.line, JobOutcome(id=each.id, queue_key_id=each.queue_key_id, state=JobState.DONE))
         for each in held(store)
     ]
-    runner._finish(store, sorted(done, key=lambda each: each[0], reverse=True))
+    worker._finish(store, sorted(done, key=lambda each: each[0], reverse=True))
 
 
 def held(store: Store) -> list[sa.Row[tuple[int, int, str]]]:

@@ -15,13 +15,12 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from logto_webhooks import LogtoWebhooks, events
+from logto_webhooks.apply import ClockWatch, batch
 from logto_webhooks.database.clock import DatabaseClock
 from logto_webhooks.database.schema import deliveries
 from logto_webhooks.database.store import Store, TransactionRunner
 from logto_webhooks.errors import TimedOut
-from logto_webhooks.instrumentation.events import ClockSetBack, TelemetryEvent
-from logto_webhooks.sync import apply, clock_watch
-from logto_webhooks.sync.clock_watch import ClockWatch
+from logto_webhooks.instrumentation import ClockSetBack, TelemetryEvent
 from logto_webhooks.testing import SIGNING_KEY, make
 from tests.support import postgres
 from tests.support.mounted import live, send, soon
@@ -73,7 +72,7 @@ def test_others_are_applied_beside_a_locked_row(
         copy.worker._token = "claimed"
         copy.worker._claimed_at = time.monotonic()
         claimed = await host.run(copy.worker._claim)
-        copy.worker._held = [apply.parse_delivery(each, 100) for each in claimed]
+        copy.worker._held = [batch.parse_delivery(each, 100) for each in claimed]
         with locked(statement):
             working = asyncio.create_task(copy.worker.run())
             await eventually(lambda: pending(1))
@@ -236,7 +235,7 @@ class Clocks:
 
 @pytest.fixture
 def looking(monkeypatch: pytest.MonkeyPatch) -> tuple[Clocks, ClockWatch, list[TelemetryEvent]]:
-    monkeypatch.setattr(clock_watch, "LOOK_S", 0.0)
+    monkeypatch.setattr("logto_webhooks.apply.LOOK_S", 0.0)
     clocks, reports = Clocks(), list[TelemetryEvent]()
     host: TransactionRunner = clocks  # type: ignore[assignment]
     return clocks, ClockWatch(host, reports.append), reports

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from logto_webhooks.apply import batch
 from logto_webhooks.database.store import Store, TransactionRunner
 from logto_webhooks.jobs import JobFilter, RegisteredHandler
 from logto_webhooks.records.record import MEMBERS, Absent, ApiRead, Change, Key, membership
-from logto_webhooks.sync import apply
 from logto_webhooks.testing import make
 from tests.integration.conftest import Run
 from tests.support.stores import ALL, Copy, open_host
@@ -62,7 +62,7 @@ def member(at: int, present: bool = True) -> ApiRead:
 def read(run: Run, *changes: Change) -> list[str]:
     """Apply what Logto answered; return the events of memberships that it made."""
     before = len(member_events(run))
-    run(partial(apply.apply_reads, changes=changes, source="read"))
+    run(partial(batch.apply_reads, changes=changes, source="read"))
     return member_events(run)[before:]
 
 
@@ -81,8 +81,8 @@ def test_it_comes_with_the_last_of_the_three(
     ]
     copy = Copy(host)
     batches = [bodies] if at_once else [[bodies[number]] for number in order]
-    for number, batch in enumerate(batches):
-        asyncio.run(copy.take([batch[each] for each in order] if at_once else batch))
+    for number, bodies in enumerate(batches):
+        asyncio.run(copy.take([bodies[place] for place in order] if at_once else bodies))
         is_last = number == len(batches) - 1
         assert member_events(run) == (["LocalMemberAdded"] if is_last else [])
     made = run(names)
@@ -111,18 +111,18 @@ def test_ends_that_come_in_two_transactions_at_once(tmp_path: Path) -> None:
         host, other = open_host("postgres-thread", tmp_path), open_host("postgres-thread", tmp_path)
         await host.run(lambda store: store.jobs.register([LOCAL]))
         await host.run(lambda store: store.set_installed_at(0))
-        await host.run(partial(apply.apply_reads, changes=[member(5)], source="read"))
+        await host.run(partial(batch.apply_reads, changes=[member(5)], source="read"))
         applied = threading.Event()
 
         def slowly(store: Store) -> None:
-            apply.apply_reads(store, [user(6, born=6)], "read")
+            batch.apply_reads(store, [user(6, born=6)], "read")
             applied.set()
             time.sleep(0.4)  # until it commits
 
         first = asyncio.create_task(host.run(slowly))
         await asyncio.to_thread(applied.wait)
         change = organization(6, born=6)
-        await other.run(partial(apply.apply_reads, changes=[change], source="read"))
+        await other.run(partial(batch.apply_reads, changes=[change], source="read"))
         await first
         assert (await host.read(names)).count("LocalMemberAdded") == 1
         await host.close()

@@ -25,9 +25,9 @@ from logto_webhooks.database.detached_call import (
 )
 from logto_webhooks.database.session_state import written_table
 from logto_webhooks.errors import TableIsReadOnly
-from logto_webhooks.handlers.registry import HandlerOptions, Handlers
-from logto_webhooks.handlers.runner import ConcurrencyLimits
-from logto_webhooks.instrumentation.events import HandlerBlocks, HandlerHeld, TelemetryEvent
+from logto_webhooks.handlers import HandlerOptions, Handlers
+from logto_webhooks.handlers.worker import ConcurrencyLimits
+from logto_webhooks.instrumentation import HandlerBlocks, HandlerHeld, TelemetryEvent
 from logto_webhooks.jobs import JobRow
 from logto_webhooks.testing import SIGNING_KEY, make
 from tests.support import postgres

@@ -12,10 +12,9 @@ import pytest
 from logto_webhooks.database import Database, open_database
 from logto_webhooks.deliveries import NewDelivery, StoreResult
 from logto_webhooks.errors import LogtoUnreachable, StoreUnavailable
-from logto_webhooks.ingest import quarantine
+from logto_webhooks.ingest import Receiver, quarantine
 from logto_webhooks.ingest.quarantine import Ask, Quarantine
-from logto_webhooks.ingest.receiver import Receiver
-from logto_webhooks.instrumentation.events import TelemetryEvent
+from logto_webhooks.instrumentation import TelemetryEvent
 from logto_webhooks.signing_keys import Keyring, WebhookKey, sign
 from logto_webhooks.testing import FrozenClock, make
 from tests.integration.test_stores import T0

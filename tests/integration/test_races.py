@@ -10,15 +10,14 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from logto_webhooks.apply import DeliveryWorker
+from logto_webhooks.apply import batch as apply_module
 from logto_webhooks.database.store import Store, TransactionRunner
 from logto_webhooks.deliveries import ClaimedDelivery, DeliveryOutcome
 from logto_webhooks.handlers.enqueue import PlannedDelivery
-from logto_webhooks.instrumentation.events import Stalled
+from logto_webhooks.instrumentation import Stalled
 from logto_webhooks.records.record import Key, Record, membership
 from logto_webhooks.samples.request import SignedRequest
-from logto_webhooks.sync import apply as apply_module
-from logto_webhooks.sync import worker as worker_module
-from logto_webhooks.sync.worker import SyncWorker
 from logto_webhooks.testing import FrozenClock, make
 from tests.support import postgres
 from tests.support.stores import ALL, Copy, StoreKind, delivery, open_host
@@ -129,7 +128,7 @@ def test_deleting_users_and_organizations_of_one_another_never_deadlocks(
     kind: StoreKind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each ends memberships that the other ends, too; malformed events lock among them."""
-    monkeypatch.setattr(worker_module, "MAX_ROWS", 5)  # or one worker would take all
+    monkeypatch.setattr("logto_webhooks.apply.MAX_ROWS", 5)  # or one worker would take all
     organizations = [f"o{number}" for number in range(12)]
     users = [f"u{number}" for number in range(40)]
     joins = [
@@ -150,7 +149,7 @@ def test_deleting_users_and_organizations_of_one_another_never_deadlocks(
             if number % 5 == 0:
                 await add(host, broken)
         workers = [
-            SyncWorker(host, FrozenClock(), copy.reports.append, lambda: 0.0) for _ in range(3)
+            DeliveryWorker(host, FrozenClock(), copy.reports.append, lambda: 0.0) for _ in range(3)
         ]
         await asyncio.gather(*[worker.drain() for worker in workers])
         assert [each for each in copy.reports if isinstance(each, Stalled)] == []

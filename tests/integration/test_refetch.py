@@ -14,7 +14,7 @@ import pytest
 import sqlalchemy as sa
 
 from logto_webhooks.database.store import TransactionRunner
-from logto_webhooks.instrumentation.events import ApiUnavailable, TelemetryEvent
+from logto_webhooks.instrumentation import ApiUnavailable, TelemetryEvent
 from logto_webhooks.logto.client import ManagementClient
 from logto_webhooks.reconcile.refetch import Refetcher
 from logto_webhooks.records.record import Key

@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 import pytest
 
 from logto_webhooks import LogtoWebhooks, admin
+from logto_webhooks.apply.replay import ReplayResult
 from logto_webhooks.database.store import Store
 from logto_webhooks.deliveries import DeliveryFilter, DeliveryOutcome, DeliveryState
 from logto_webhooks.errors import DeliveryUnknown, HandlerUnknown, JobUnknown, SettingInvalid
 from logto_webhooks.jobs import JobFilter, JobMove, JobState, NewJob, RegisteredHandler
-from logto_webhooks.sync.replay import ReplayResult
 from logto_webhooks.testing import make
 from tests.integration.conftest import Run
 from tests.support.jobs import claim, finish, job

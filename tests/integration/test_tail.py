@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from logto_webhooks.database.schema import deliveries
 from logto_webhooks.deliveries import DeliveryFilter
-from logto_webhooks.tail import follow, newest_id
+from logto_webhooks.flow import follow, newest_id
 from logto_webhooks.testing import make
 from logto_webhooks.testing.backend import Backend, open_in_memory
 from tests.support.stores import delivery

@@ -12,7 +12,7 @@ import pytest
 from logto_webhooks.database.store import TransactionRunner
 from logto_webhooks.deliveries import identify
 from logto_webhooks.errors import WrongTenant
-from logto_webhooks.instrumentation.events import ApiUnavailable, TelemetryEvent
+from logto_webhooks.instrumentation import ApiUnavailable, TelemetryEvent
 from logto_webhooks.logto import tenant_check
 from logto_webhooks.logto.api_responses import ApiResponse
 from logto_webhooks.logto.client import ManagementClient

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from msgspec import Struct
 from sqlalchemy.pool import NullPool
 
+from logto_webhooks.apply import DeliveryWorker
 from logto_webhooks.database import migrate, open_database, sqlite
 from logto_webhooks.database.async_runner import AsyncRunner
 from logto_webhooks.database.postgres import in_schema, make_postgres_engine, stop_connection
@@ -20,7 +21,7 @@ from logto_webhooks.database.store import Store, TransactionRunner
 from logto_webhooks.database.sync_runner import ThreadRunner
 from logto_webhooks.deliveries import NewDelivery, identify, sent_at_of
 from logto_webhooks.events import parse
-from logto_webhooks.instrumentation.events import Observer, TelemetryEvent
+from logto_webhooks.instrumentation import Observer, TelemetryEvent
 from logto_webhooks.records.changes import changes_from_event
 from logto_webhooks.records.merge import merge
 from logto_webhooks.records.projection import child_rows, project
@@ -34,7 +35,6 @@ from logto_webhooks.records.record import (
     Tombstone,
 )
 from logto_webhooks.signing_keys import trust
-from logto_webhooks.sync.worker import SyncWorker
 from logto_webhooks.testing import FrozenClock
 from logto_webhooks.testing.backend import open_in_memory
 from tests.support import postgres
@@ -123,7 +123,7 @@ class Copy:
         self.host = host
         self.reports: list[TelemetryEvent] = []
         observe = observe or self.reports.append
-        self.worker = SyncWorker(host, FrozenClock(), observe, jitter=lambda: 0.0)
+        self.worker = DeliveryWorker(host, FrozenClock(), observe, jitter=lambda: 0.0)
 
     async def take(self, bodies: Iterable[bytes]) -> None:
         """Add to the inbox, and apply."""

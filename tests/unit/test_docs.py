@@ -24,7 +24,7 @@ from logto_webhooks.database.schema import (
 from logto_webhooks.deliveries import DeliveryState
 from logto_webhooks.events import ALIASES, BY_NAME
 from logto_webhooks.events.local import LOCAL
-from logto_webhooks.instrumentation.events import TelemetryEvent
+from logto_webhooks.instrumentation import TelemetryEvent
 from logto_webhooks.instrumentation.prometheus import (
     GAUGES,
     METRICS,

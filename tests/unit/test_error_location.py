@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from logto_webhooks.handlers.execute import error_location
+from logto_webhooks.handlers.call import error_location
 
 
 def raises() -> None:

@@ -12,12 +12,7 @@ import sys
 import msgspec
 import pytest
 
-from logto_webhooks.instrumentation.events import (
-    DeliverySynced,
-    HandlerFailed,
-    RequestRefused,
-    Unrunnable,
-)
+from logto_webhooks.instrumentation import DeliverySynced, HandlerFailed, RequestRefused, Unrunnable
 from logto_webhooks.instrumentation.logs import (
     LINES,
     QUEUED,

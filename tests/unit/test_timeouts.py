@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from logto_webhooks.timeouts import SharedTimeout
+from logto_webhooks.ingest.body import SharedTimeout
 
 SHORT_S = 0.05
 

@@ -15,15 +15,15 @@ from msgspec.structs import replace
 from rich.text import Text
 
 from logto_webhooks.admin import Admin
+from logto_webhooks.apply.replay import ReplayResult
 from logto_webhooks.cli import options, output, progress
 from logto_webhooks.cli.options import DATABASE, AsJson, Limit, with_settings
 from logto_webhooks.cli.session import run_admin
 from logto_webhooks.database import database_for
 from logto_webhooks.deliveries import DeliveryFilter, DeliveryState
 from logto_webhooks.errors import DeliveryUnknown
+from logto_webhooks.flow import follow, newest_id
 from logto_webhooks.settings import Settings
-from logto_webhooks.sync.replay import ReplayResult
-from logto_webhooks.tail import follow, newest_id
 from logto_webhooks.validation import GREATEST_ID
 
 REPLAYED_AT_ONCE: Final = 200

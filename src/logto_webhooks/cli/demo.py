@@ -23,14 +23,14 @@ from logto_webhooks.database import open_database
 from logto_webhooks.database.records import FoundRow, RefetchNeed
 from logto_webhooks.database.store import Store
 from logto_webhooks.errors import AddressUnavailable
-from logto_webhooks.instrumentation import logs
-from logto_webhooks.instrumentation.events import (
+from logto_webhooks.instrumentation import (
     DeliveryFailed,
     DeliveryStored,
     DeliverySynced,
     NotStored,
     RequestRefused,
     TelemetryEvent,
+    logs,
 )
 from logto_webhooks.records.outcome import OUTCOMES
 from logto_webhooks.runtime import Service, make_worker

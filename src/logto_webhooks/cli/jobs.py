@@ -11,6 +11,7 @@ from msgspec import structs
 from rich.text import Text
 
 from logto_webhooks.admin import Admin
+from logto_webhooks.apply.replay import AT_ONCE
 from logto_webhooks.cli import options, output
 from logto_webhooks.cli.options import DATABASE, AsJson, Limit, with_settings
 from logto_webhooks.cli.session import run_admin
@@ -18,7 +19,6 @@ from logto_webhooks.errors import HandlerUnknown, JobUnknown
 from logto_webhooks.jobs import JobFilter, JobMove, JobRow, JobState
 from logto_webhooks.plural import Count
 from logto_webhooks.settings import Settings
-from logto_webhooks.sync.replay import AT_ONCE
 from logto_webhooks.validation import GREATEST_ID
 
 _UNCHANGED: Final = {

@@ -12,7 +12,7 @@ import typer
 from msgspec.structs import replace
 from rich.text import Text
 
-from logto_webhooks import signals
+from logto_webhooks import event_loop
 from logto_webhooks.cli import output, progress
 from logto_webhooks.cli.options import LOGTO_API, AsJson, parse_moment, with_settings
 from logto_webhooks.errors import SettingInvalid
@@ -95,12 +95,12 @@ async def _run_until_stopped(
     loop = asyncio.get_running_loop()
 
     def ask(hook: Webhook) -> None:
-        signals.default(loop, signal.SIGINT)  # otherwise Ctrl-C would wait for the answer
+        event_loop.reset_signal(loop, signal.SIGINT)  # otherwise Ctrl-C would wait for the answer
         callbacks.ask(hook)
-        signals.on_signal(loop, signal.SIGINT, task.cancel)
+        event_loop.on_signal(loop, signal.SIGINT, task.cancel)
 
     task = asyncio.ensure_future(forward(settings, config, replace(callbacks, ask=ask)))
-    signals.on_stop(task.cancel)
+    event_loop.on_stop(task.cancel)
     await asyncio.wait([task])
     if not task.cancelled():
         task.result()

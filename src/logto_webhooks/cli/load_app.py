@@ -9,7 +9,7 @@ import sys
 from logto_webhooks.app import LogtoWebhooks
 from logto_webhooks.database import Database
 from logto_webhooks.errors import LogtoWebhooksError, SettingInvalid
-from logto_webhooks.handlers.registry import Handlers
+from logto_webhooks.handlers import Handlers
 from logto_webhooks.settings import Settings
 
 

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from logto_webhooks import canonical_json
+from logto_webhooks.apply.replay import ReplayResult
 from logto_webhooks.database.records import FoundRow, RefetchNeed
 from logto_webhooks.deliveries import Status, StoredDelivery
 from logto_webhooks.explain.timeline import TimelineEntry
@@ -21,7 +22,6 @@ from logto_webhooks.reconcile.recover import RecoverResult
 from logto_webhooks.reconcile.run import ReconcileResult
 from logto_webhooks.reconcile.user import UserComparison
 from logto_webhooks.records.drift import Drift
-from logto_webhooks.sync.replay import ReplayResult
 
 _COLOURS: Final = {
     "applied": "green",

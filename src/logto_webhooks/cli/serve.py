@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from logto_webhooks import server, signals
+from logto_webhooks import event_loop, server
 from logto_webhooks.cli import progress
 from logto_webhooks.cli.load_app import load_handlers
 from logto_webhooks.cli.options import DATABASE, OPTIONS, with_settings
@@ -18,12 +18,12 @@ from logto_webhooks.cli.session import run_async
 from logto_webhooks.database import Database, database_for, for_another_loop, read_status
 from logto_webhooks.deliveries import DeliveryState
 from logto_webhooks.ingest.spool import spool_of, unspooling
-from logto_webhooks.instrumentation import logs
-from logto_webhooks.instrumentation.events import (
+from logto_webhooks.instrumentation import (
     DeliveryFailed,
     DeliverySynced,
     Observer,
     TelemetryEvent,
+    logs,
 )
 from logto_webhooks.instrumentation.logs import fan_out
 from logto_webhooks.instrumentation.prometheus import Metrics
@@ -128,7 +128,7 @@ async def _workers(
     apart = for_another_loop(database, settings) if apart_too else None
     handlers = load_handlers(settings, apart or database)
     workers = WorkerGroup(settings, database, observe, handlers, apart)
-    signals.on_stop(workers.stop)
+    event_loop.on_stop(workers.stop)
     try:
         await database.check()
         logger.info("working on %s", database.name)

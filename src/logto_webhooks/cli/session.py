@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Final, TypeVar
 
 from logto_webhooks.admin import Admin
-from logto_webhooks.handlers.loop_thread import NOT_CANCELLED
+from logto_webhooks.event_loop import NOT_CANCELLED
 from logto_webhooks.settings import Settings
 
 T = TypeVar("T")

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import typer
 from dotenv import set_key
 
-from logto_webhooks import private_files
+from logto_webhooks import files
 from logto_webhooks.admin import Admin
 from logto_webhooks.cli import envfile, output
 from logto_webhooks.cli.load_app import load_handlers
@@ -205,7 +205,7 @@ def _check_writable(file: Path) -> None:
             if _KEY in envfile.values(file):
                 raise SigningKeyExists(path=file)
         else:
-            private_files.create(file)
+            files.create(file)
         with file.open("a"):
             pass
     except OSError as error:
@@ -214,7 +214,7 @@ def _check_writable(file: Path) -> None:
 
 def _write_key(file: Path, key: str) -> None:
     try:
-        private_files.close_to_others(file)
+        files.close_to_others(file)
         set_key(file, _KEY, key, quote_mode="auto", follow_symlinks=True)
     except OSError as error:
         raise NotWritable(path=file, problem=error.strerror) from None

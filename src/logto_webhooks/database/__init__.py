@@ -18,7 +18,7 @@ from logto_webhooks.database.store import HandlerRunner, Store
 from logto_webhooks.database.sync_runner import ThreadRunner
 from logto_webhooks.deliveries import Status
 from logto_webhooks.errors import SettingInvalid, StoreUnavailable
-from logto_webhooks.lockfile import LockFile
+from logto_webhooks.files import LockFile
 from logto_webhooks.settings import Settings
 
 T = TypeVar("T")

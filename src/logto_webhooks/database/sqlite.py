@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.pool import QueuePool
 
-from logto_webhooks import private_files
+from logto_webhooks import files
 from logto_webhooks.database.errors import SETTING
 from logto_webhooks.errors import SettingInvalid, StoreUnavailable
 
@@ -72,7 +72,7 @@ def create_file(file: Path, setting: str = "database_url") -> None:
     SQLite gives the files beside it the same mode.
     """
     try:
-        private_files.create(file)
+        files.create(file)
         sqlite3.connect(file).close()
         file.touch()
         problem = find_forbidden(file)

@@ -19,7 +19,7 @@ from logto_webhooks.doctor.faults import (
     strip_url,
 )
 from logto_webhooks.errors import LogtoApiError, LogtoUnreachable, SettingInvalid, StoreUnavailable
-from logto_webhooks.handlers.matching import wants
+from logto_webhooks.handlers import wants
 from logto_webhooks.jobs import JobCount, JobState, RegisteredHandler
 from logto_webhooks.logto.api_responses import ApiResponse
 from logto_webhooks.logto.webhooks import Webhook, subscription

@@ -1,1 +1,287 @@
-"""The application's handlers: registration, jobs, execution."""
+"""Register the application's handlers: their patterns, options and parameters."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from typing import Annotated, Any, Final, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct
+from msgspec.structs import replace
+
+from logto_webhooks.errors import InvalidHandler, UnknownEventName
+from logto_webhooks.events import (
+    ALIASES,
+    BY_NAME,
+    DERIVED,
+    Event,
+    TestPayload,
+    UnknownEvent,
+)
+from logto_webhooks.events.local import (
+    LOCAL,
+    LocalEvent,
+)
+from logto_webhooks.handlers.parameters import (
+    ParameterSource,
+    handler_name,
+    is_awaited,
+    resolve_parameters,
+)
+from logto_webhooks.jobs import RegisteredHandler, Tests
+from logto_webhooks.retries import MAX_ATTEMPTS
+
+What = type[Event] | type[LocalEvent] | str
+_KNOWN: Final[dict[str, type[Event] | type[LocalEvent]]] = {**BY_NAME, **LOCAL}
+_SENT: Final = tuple(name for name in BY_NAME if name not in DERIVED)
+_EACH: Final = 'Give classes such as events.UserCreated, or names, each by itself; for all, "*".'
+_BY_NAME_ONLY: Final = (
+    'What is made here is meant by its name alone, or by a pattern that begins with "Local" or '
+    '"Organization.User.".'
+)
+_NO_TEST: Final = "Logto's console sends no test of what is made here."
+_NEVER_BY_A_STAR: Final = DERIVED | LOCAL.keys()
+
+
+def wants(pattern: str, name: str) -> bool:
+    """Whether a pattern means an event; those that this package makes must be named."""
+    if name in _NEVER_BY_A_STAR and not pattern.startswith(("Organization.User.", "Local")):
+        return False
+    return fnmatchcase(name, pattern)
+
+
+def is_wanted(handler: RegisteredHandler, name: str) -> bool:
+    """Whether a handler wants an event."""
+    return any(wants(pattern, name) for pattern in handler.patterns)
+
+
+def parse_patterns(what: Sequence[What], *, unknown: bool, tests: Tests) -> tuple[str, ...]:
+    """The names and patterns of what is given; each means an event that can come, by the very rule
+    by which jobs are made. `unknown` lets pass what this release doesn't know.
+
+    Raises UnknownEventName, and InvalidHandler for a function.
+    """
+    return tuple(dict.fromkeys(_pattern(event, unknown, tests) for event in what))
+
+
+def match_classes(patterns: Sequence[str], tests: Tests) -> list[type]:
+    """The classes of the events that a handler is given."""
+    if tests == "only":
+        return [TestPayload]
+    meant = [name for name in _KNOWN if _mean(patterns, name)]
+    found: list[type] = [_KNOWN[name] for name in meant]
+    if any(pattern == "*" or not _comes(pattern, tuple(_KNOWN)) for pattern in patterns):
+        found.append(UnknownEvent)
+    if tests == "too" and any(name in _SENT for name in meant):
+        found.append(TestPayload)
+    return found
+
+
+def _pattern(what: What, unknown: bool, tests: Tests) -> str:
+    name = _name(what)
+    names = _SENT if tests == "only" else tuple(_KNOWN)
+    if _comes(name, names) or (unknown and name and name.isprintable()):
+        return name
+    raise UnknownEventName(name=name, hint=_hint(name, tests))
+
+
+def _name(what: Any) -> str:
+    if isinstance(what, str):
+        return ALIASES.get(what, what)
+    if not isinstance(what, type):
+        if callable(what):
+            problem = "write what it is for, in parentheses: @logto.on(events.UserCreated)"
+            raise InvalidHandler(name=getattr(what, "__qualname__", repr(what)), problem=problem)
+        raise UnknownEventName(name=what, hint=_EACH)
+    if issubclass(what, Event | LocalEvent) and what.name:
+        return what.name
+    raise UnknownEventName(name=what.__name__, hint=_EACH)
+
+
+def _hint(name: str, tests: Tests) -> str:
+    if any(fnmatchcase(known_name, name) for known_name in _KNOWN):
+        return _NO_TEST if tests == "only" else _BY_NAME_ONLY
+    if "*" in name or "?" in name:
+        return "No event that this release knows is like that."
+    near = get_close_matches(name, _KNOWN, n=1, cutoff=0.5)
+    return f"Did you mean {near[0]}?" if near else f"Known are: {', '.join(_KNOWN)}."
+
+
+def _mean(patterns: Sequence[str], name: str) -> bool:
+    return any(wants(pattern, name) for pattern in patterns)
+
+
+def _comes(pattern: str, names: Sequence[str]) -> bool:
+    return any(wants(pattern, name) for name in names)
+
+
+T = TypeVar("T")
+TIME_LIMIT_S: Final = 60.0
+_LONGEST_S: Final = 1e9  # 31 years: what a database can add to a time, and no infinity
+Wait = Annotated[float, Meta(ge=0, le=_LONGEST_S)]
+Duration = Annotated[float, Meta(gt=0, le=_LONGEST_S)]
+Count = Annotated[int, Meta(ge=1)]
+
+
+class HandlerOptions(
+    Struct,
+    frozen=True,
+    kw_only=True,
+    rename={"time_limit_s": "time_limit", "max_age_s": "max_age"},
+):
+    """How a handler is run; times in seconds.
+
+    `waits` are those before the second, third, … attempt; without any they grow from 1 s to 15
+    min. A job older than `max_age_s` is discarded. `concurrency` is how many of its jobs a process
+    runs at once.
+    """
+
+    max_attempts: Count = MAX_ATTEMPTS
+    waits: tuple[Wait, ...] = ()
+    time_limit_s: Duration = TIME_LIMIT_S
+    max_age_s: Duration | None = None
+    concurrency: Count | None = None
+
+
+def check_options(options: HandlerOptions) -> HandlerOptions:
+    """The same, if each can be. Raises ValueError, which says what can't."""
+    fields = msgspec.structs.fields(HandlerOptions)
+    given = {field.encode_name: getattr(options, field.name) for field in fields}
+    return make_options(given, HandlerOptions)
+
+
+def make_options(given: dict[str, Any], kind: type[T]) -> T:
+    """Make a struct of what was given. Raises ValueError, which names what can't be."""
+    try:
+        return msgspec.convert(given, kind)
+    except msgspec.ValidationError as error:
+        expected, _, where = str(error).partition(" - at `$.")
+        raise ValueError(f"{where.rstrip('`')}: {expected}") from None
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+# The kinds of transaction that the database has for a handler, awaited or not.
+Provides = Callable[[bool], Sequence[type]]
+
+
+class Handler(Struct, frozen=True, kw_only=True):
+    """A registered function, and what fills its parameters."""
+
+    registered: RegisteredHandler
+    function: Callable[..., Any]
+    is_async: bool  # whether it is awaited
+    options: HandlerOptions
+    parameters: tuple[ParameterSource, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """By which jobs know it."""
+        return self.registered.name
+
+    @property
+    def transaction(self) -> type | None:
+        """The kind of transaction that it asks for."""
+        asked = [
+            parameter.types[0] for parameter in self.parameters if parameter.kind == "transaction"
+        ]
+        return asked[0] if asked else None
+
+    def asks_for(self, kind: str) -> bool:
+        """Whether a parameter is filled with that."""
+        return any(parameter.kind == kind for parameter in self.parameters)
+
+
+class Handlers:
+    """All handlers of an application."""
+
+    def __init__(self) -> None:
+        self._provides: Provides | None = None  # as long as the database isn't known
+        self._all: dict[str, Handler] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def __iter__(self) -> Iterator[Handler]:
+        return iter(self._all.values())
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """The event loop on which they run, of an application or a command; None if they don't."""
+        return self._loop
+
+    def get(self, name: str) -> Handler | None:
+        """Find one by its name."""
+        return self._all.get(name)
+
+    def add(
+        self,
+        function: Function,
+        patterns: Sequence[str],
+        *,
+        name: str | None = None,
+        ordered: bool = True,
+        tests: Tests = "no",
+        rerun: bool = True,
+        options: HandlerOptions,
+    ) -> Function:
+        """Register a function for what `parse_patterns` gave; return it unchanged.
+
+        Raises InvalidHandler.
+        """
+        called = handler_name(function, name)
+        if called in self._all:
+            problem = "another has this name; give one of them a name of its own, name='…'"
+            raise InvalidHandler(name=called, problem=problem)
+        if self._loop is not None:
+            problem = "jobs are made for what is known at the start: register it before"
+            raise InvalidHandler(name=called, problem=problem)
+        if not patterns:
+            raise InvalidHandler(name=called, problem="no event is named; for all, name '*'")
+        given: dict[str, Any] = {"name": called, "patterns": patterns, "tests": tests}
+        given |= {"ordered": ordered, "rerun": rerun}
+        try:
+            handler = Handler(
+                registered=make_options(given, RegisteredHandler),
+                function=function,
+                is_async=is_awaited(function),
+                options=check_options(options),
+            )
+            self._all[called] = self._fitted(handler)
+        except ValueError as error:
+            raise InvalidHandler(name=called, problem=str(error)) from None
+        return function
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """As long as the block lasts, they run, and none can be registered: it never would."""
+        before, self._loop = self._loop, asyncio.get_running_loop()
+        try:
+            yield
+        finally:
+            self._loop = before
+
+    def copy(self, provides: Provides) -> Handlers:
+        """The same handlers on another database. Raises InvalidHandler."""
+        made = Handlers()
+        made._all = dict(self._all)
+        made.fit(provides)
+        return made
+
+    def fit(self, provides: Provides) -> None:
+        """Look at all parameters, now that the database is known. Raises InvalidHandler."""
+        self._provides = provides
+        for name, handler in self._all.items():
+            try:
+                self._all[name] = self._fitted(handler)
+            except ValueError as error:
+                raise InvalidHandler(name=name, problem=str(error)) from None
+
+    def _fitted(self, handler: Handler) -> Handler:
+        provided = self._provides(handler.is_async) if self._provides else None
+        told = match_classes(handler.registered.patterns, handler.registered.tests)
+        return replace(handler, parameters=resolve_parameters(handler.function, provided, told))

@@ -6,22 +6,33 @@ import uuid
 from collections.abc import Sequence
 from typing import Final, cast
 
+import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
 from logto_webhooks.database.store import Store
 from logto_webhooks.deliveries import ClaimedDelivery
-from logto_webhooks.events import Event
+from logto_webhooks.events import (
+    ALIASES,
+    Event,
+    OrganizationMembershipUpdated,
+    OrganizationUserAdded,
+    OrganizationUserRemoved,
+    TestPayload,
+)
 from logto_webhooks.events.base import LATEST
 from logto_webhooks.events.local import (
     LocalEvent,
     LocalMemberAdded,
+    LocalMemberEvent,
     LocalMemberRemoved,
     LocalOrganizationCreated,
+    LocalOrganizationEvent,
     LocalUserCreated,
+    LocalUserEvent,
     Source,
 )
-from logto_webhooks.handlers import matching
+from logto_webhooks.handlers import is_wanted
 from logto_webhooks.jobs import NewJob, RegisteredHandler
 from logto_webhooks.records import local_events
 from logto_webhooks.records.record import MEMBERS, NEVER, DeliveryChange, Ending, Key, Record
@@ -29,6 +40,8 @@ from logto_webhooks.records.record import MEMBERS, NEVER, DeliveryChange, Ending
 _NEW: Final = (LocalUserCreated, LocalOrganizationCreated)
 _BEFORE: Final = 0
 _AFTER: Final = 1
+
+_CREATED: Final = (LocalUserCreated, LocalOrganizationCreated)
 
 
 class PlannedDelivery(Struct, frozen=True):
@@ -85,7 +98,7 @@ def enqueue_for_deliveries(
         job
         for planned in (batch if own else ())
         if not is_late(planned.claimed, window_ms)
-        for job in matching.jobs_for_event(planned.event, planned.claimed, handlers, since)
+        for job in jobs_for_event(planned.event, planned.claimed, handlers, since)
     ]
     brought = _brought(batch)
     for key, event in _events(store, written, since, "webhook", handlers):
@@ -93,7 +106,7 @@ def enqueue_for_deliveries(
         if claimed.occurred_at < since or is_late(claimed, window_ms):
             continue
         told = replace(event, source=cast(Source, claimed.origin))
-        jobs += matching.jobs_for_change(told, uuid.uuid4().hex, handlers, claimed.id)
+        jobs += jobs_for_change(told, uuid.uuid4().hex, handlers, claimed.id)
     store.jobs.add(jobs)
     return since
 
@@ -103,7 +116,7 @@ def own_jobs(store: Store, planned: PlannedDelivery, window_ms: int = 0) -> list
     handlers = store.jobs.handlers()
     if not handlers or is_late(planned.claimed, window_ms):
         return []
-    return matching.jobs_for_event(planned.event, planned.claimed, handlers, store.installed_at())
+    return jobs_for_event(planned.event, planned.claimed, handlers, store.installed_at())
 
 
 def endings_of_deliveries(
@@ -127,7 +140,7 @@ def of_ended(store: Store, pairs: Sequence[Key], ending: Ending) -> None:
     if ending.source is None or not pairs:
         return
     name = LocalMemberRemoved.name
-    handlers = [handler for handler in store.jobs.handlers() if matching.is_wanted(handler, name)]
+    handlers = [handler for handler in store.jobs.handlers() if is_wanted(handler, name)]
     if not handlers:
         return
     source = cast(Source, ending.source)
@@ -138,7 +151,7 @@ def of_ended(store: Store, pairs: Sequence[Key], ending: Ending) -> None:
             job
             for key in pairs
             if here.issuperset(key.organization_and_user)  # else nobody was told of it
-            for job in matching.jobs_for_change(
+            for job in jobs_for_change(
                 local_events.member_removed(key, source),
                 uuid.uuid4().hex,
                 handlers,
@@ -182,7 +195,7 @@ def _jobs_of_answers(store: Store, written: WrittenRecords, source: Source) -> s
         job
         for key, event in _events(store, written, since, source, handlers)
         if key not in old
-        for job in matching.jobs_for_change(event, uuid.uuid4().hex, handlers, None)
+        for job in jobs_for_change(event, uuid.uuid4().hex, handlers, None)
     ]
     store.jobs.add(jobs)
     return old
@@ -204,7 +217,7 @@ def _events(
         if not (_is_new(event) and _born(after) < since)
     ]
     names = (LocalMemberAdded.name, LocalMemberRemoved.name)
-    if any(matching.is_wanted(handler, name) for handler in handlers for name in names):
+    if any(is_wanted(handler, name) for handler in handlers for name in names):
         events += _member_events(store, written, since, source)
     return events
 
@@ -309,3 +322,78 @@ def _bringer(key: Key, brought: dict[Key, ClaimedDelivery]) -> ClaimedDelivery:
     if key in brought:
         return brought[key]
     return next(brought[end] for end in key.organization_and_user if end in brought)
+
+
+def jobs_for_event(
+    event: Event, claimed: ClaimedDelivery, handlers: Sequence[RegisteredHandler], since: int
+) -> list[NewJob]:
+    """The jobs that an applied delivery makes: none if it is older than `since` (ms)."""
+    if claimed.occurred_at < since:
+        return []
+    other = "no" if isinstance(event, TestPayload) else "only"
+    handlers = [handler for handler in handlers if handler.tests != other]
+    name = ALIASES.get(event.event, event.event)
+    jobs = [_job(handler, name, claimed, None) for handler in _wanting(handlers, name)]
+    for derived, user in _derived(event):
+        jobs += [_job(handler, derived, claimed, user) for handler in _wanting(handlers, derived)]
+    return jobs
+
+
+def jobs_for_change(
+    event: LocalEvent, mark: str, handlers: Sequence[RegisteredHandler], delivery_id: int | None
+) -> list[NewJob]:
+    """The jobs of a record's own event; `mark` is what no other change has."""
+    subject = _subject(event)
+    once = isinstance(event, _CREATED) and not event.restored  # per Logto id
+    key = f"{event.name}:{subject}" + ("" if once else f":{mark}")
+    return [
+        NewJob(
+            handler=handler.name,
+            key=key,
+            event=event.name,
+            subject=subject,
+            queue_key=subject if handler.ordered else key,
+            delivery_id=delivery_id,
+            payload=msgspec.json.encode(event),
+        )
+        for handler in _wanting(handlers, event.name)
+        if handler.tests != "only"
+    ]
+
+
+def _wanting(handlers: Sequence[RegisteredHandler], name: str) -> list[RegisteredHandler]:
+    return [handler for handler in handlers if is_wanted(handler, name)]
+
+
+def _job(
+    handler: RegisteredHandler, name: str, claimed: ClaimedDelivery, user: str | None
+) -> NewJob:
+    subject = f"user:{user}" if user is not None else claimed.subject or f"event:{name}"
+    key = claimed.digest.hex() + (f":{name}:{user}" if user is not None else "")
+    return NewJob(
+        handler=handler.name,
+        key=key,
+        event=name,
+        subject=subject,
+        queue_key=subject if handler.ordered else key,
+        occurred_at=claimed.occurred_at,
+        delivery_id=claimed.id,
+    )
+
+
+def _derived(event: Event) -> list[tuple[str, str]]:
+    if not isinstance(event, OrganizationMembershipUpdated):
+        return []
+    added = [(OrganizationUserAdded.name, user) for user in event.added_user_ids]
+    return added + [(OrganizationUserRemoved.name, user) for user in event.removed_user_ids]
+
+
+def _subject(event: LocalEvent) -> str:
+    match event:
+        case LocalUserEvent():
+            return f"user:{event.user.logto_user_id}"
+        case LocalOrganizationEvent():
+            return f"organization:{event.organization.logto_organization_id}"
+        case LocalMemberEvent():
+            return f"user:{event.user_id}"
+    raise TypeError(event)

@@ -13,7 +13,7 @@ from pathlib import PurePath
 from typing import Final
 
 from logto_webhooks.database.detached_call import RUNNING
-from logto_webhooks.instrumentation.events import HandlerBlocks
+from logto_webhooks.instrumentation import HandlerBlocks
 
 BLOCKED_S: Final = 1.0
 LOOK_S: Final = 0.25

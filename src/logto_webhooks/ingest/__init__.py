@@ -1,1 +1,141 @@
-"""Receive deliveries: verify, store durably, answer."""
+"""Receive a delivery: verify, identify, have it stored, answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, Protocol
+
+from msgspec import Struct
+
+from logto_webhooks.clock import Clock
+from logto_webhooks.deliveries import NewDelivery, StoreResult, identify
+from logto_webhooks.errors import (
+    LogtoWebhooksError,
+    NotADelivery,
+    RowRejected,
+    SignatureRejected,
+    StoreUnavailable,
+)
+from logto_webhooks.ingest.group_commit import retrieve_error
+from logto_webhooks.instrumentation import DeliveryStored, Observer, RefusedFor, RequestRefused
+from logto_webhooks.signing_keys import Keyring, VerifiedBody, verify
+
+LARGE: Final = 256 * 2**10
+RETRY_AFTER_S: Final = 5
+
+_LIKELY_CAUSES: Final = (
+    "likely the key of another hook, a key that was rotated, or a proxy that changed the body"
+)
+_NOT_LOGTO: Final = "likely not a call of Logto, or a proxy that changed the headers"
+
+
+def _forgotten(body: bytes, signature: bytes, at: int) -> None:
+    """Keep nothing of it."""
+
+
+class WebhookResponse(Struct, frozen=True):
+    """What the receiver answers. Logto stores it, so it holds nothing of a person."""
+
+    status: int
+    content: dict[str, str | bool]
+    retry_after_s: int | None = None
+
+
+class Offload(Protocol):
+    """Runs a function where it holds back nobody."""
+
+    async def __call__(
+        self, function: Callable[[VerifiedBody, int], NewDelivery], body: VerifiedBody, at: int, /
+    ) -> NewDelivery:
+        """Return what it returns."""
+
+
+_StoringTask = asyncio.Task[tuple[NewDelivery, StoreResult | None]]
+
+
+class Receiver:
+    """Takes the raw parts of a request and gives the answer, whatever the web framework."""
+
+    def __init__(
+        self,
+        keys: Sequence[str] | Keyring,
+        store: Callable[[NewDelivery, float | None], Awaitable[StoreResult | None]],
+        clock: Clock,
+        observe: Observer,
+        aside: Offload = asyncio.to_thread,
+        reject: Callable[[bytes, bytes, int], None] = _forgotten,
+        ahead: Callable[[], int] = lambda: 0,
+    ) -> None:
+        """`store` returns once the delivery is durable, in the database, or else (None) in the
+        spool; its second argument is the deadline, by the event loop's clock. `aside` runs what
+        takes long; `reject` gets the body, the signature and the moment of what no key signed;
+        `ahead` tells how far Logto's clock is ahead of ours (ms)."""
+        self._ring = keys if isinstance(keys, Keyring) else Keyring(keys)
+        self._reject = reject
+        self._store = store
+        self._aside = aside
+        self._clock = clock
+        self._observe = observe
+        self._ahead = ahead
+        self._storing: set[_StoringTask] = set()
+
+    def _identify(self, body: VerifiedBody, at: int) -> NewDelivery:
+        return identify(body, at, ahead=self._ahead())
+
+    async def receive(
+        self, signatures: Sequence[bytes], body: bytes, deadline: float | None = None
+    ) -> WebhookResponse:
+        """Answer 200 once the delivery is on disk, 401 or 400 for what isn't one, else 503, by the
+        deadline (of the event loop's clock; `LONGEST_WAIT_S` from now if there is none).
+
+        `signatures` holds the values of all headers named `logto-signature-sha-256`.
+        """
+        started = self._clock.now()
+        try:
+            keys = self._ring.at(started)
+            verified = verify(body, signatures, keys)
+            if len(body) < LARGE:
+                delivery = self._identify(verified, started)
+                accepted = await self._store(delivery, deadline)
+            else:
+                storing = asyncio.create_task(self._store_large(verified, started, deadline))
+                self._storing.add(storing)
+                storing.add_done_callback(self._stored)
+                # The application may cancel its request, but Logto won't send it again.
+                delivery, accepted = await asyncio.shield(storing)
+        except SignatureRejected as error:
+            hint = _LIKELY_CAUSES if error.well_formed else _NOT_LOGTO
+            if error.well_formed:
+                self._reject(body, signatures[0], started)
+            return self.refuse(401, "invalid_signature", error, hint)
+        except NotADelivery as error:
+            return self.refuse(400, "not_a_delivery", error, "it is signed, but not by Logto")
+        except (StoreUnavailable, RowRejected):
+            return WebhookResponse(503, {"error": "not_stored"}, retry_after_s=RETRY_AFTER_S)
+        self._ring.note_use(keys[verified.key], body, started)
+        if accepted is None:
+            return WebhookResponse(200, {"spooled": True, "duplicate": False})
+        took = self._clock.now() - started
+        self._observe(
+            DeliveryStored(accepted.id, delivery.event, delivery.subject, accepted.duplicate, took)
+        )
+        return WebhookResponse(200, {"id": str(accepted.id), "duplicate": accepted.duplicate})
+
+    async def _store_large(
+        self, verified: VerifiedBody, started: int, deadline: float | None
+    ) -> tuple[NewDelivery, StoreResult | None]:
+        # On the event loop it would hold back all others.
+        delivery = await self._aside(self._identify, verified, started)
+        return delivery, await self._store(delivery, deadline)
+
+    def _stored(self, task: _StoringTask) -> None:
+        self._storing.discard(task)
+        retrieve_error(task)
+
+    def refuse(
+        self, status: int, code: RefusedFor, error: LogtoWebhooksError, hint: str
+    ) -> WebhookResponse:
+        """Answer a 4xx, and report it."""
+        self._observe(RequestRefused(status, code, str(error), hint))
+        return WebhookResponse(status, {"error": code})

@@ -29,11 +29,10 @@ from logto_webhooks.errors import (
     UnknownPath,
 )
 from logto_webhooks.flow import Silence
-from logto_webhooks.ingest.memory_limit import ByteLimiter, RequestBody
-from logto_webhooks.ingest.receiver import RETRY_AFTER_S, Receiver, WebhookResponse
-from logto_webhooks.instrumentation.events import RefusedFor
+from logto_webhooks.ingest import RETRY_AFTER_S, Receiver, WebhookResponse
+from logto_webhooks.ingest.body import ByteLimiter, RequestBody, SharedTimeout
+from logto_webhooks.instrumentation import RefusedFor
 from logto_webhooks.signing_keys import HEADER
-from logto_webhooks.timeouts import SharedTimeout
 
 READ_S: Final = 8.0  # Logto itself gives up after 10 s
 _SIGNATURE: Final = HEADER.encode()

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, Final
 
 from msgspec import Struct
 
-from logto_webhooks.database.store import TransactionRunner
+from logto_webhooks.clock import Clock
+from logto_webhooks.database.checkpoints import Checkpoint
+from logto_webhooks.database.store import Store, TransactionRunner
 from logto_webhooks.deliveries import NewDelivery, StoreResult
-from logto_webhooks.errors import RowRejected, StoreUnavailable, TimedOut, describe
+from logto_webhooks.errors import (
+    LogtoWebhooksError,
+    RowRejected,
+    StoreUnavailable,
+    TimedOut,
+    describe,
+)
 from logto_webhooks.ingest.spool import SpoolDirectory
-from logto_webhooks.instrumentation.events import NotStored, Observer, Retrying, Spooled
+from logto_webhooks.instrumentation import NotStored, Observer, Retrying, Spooled
 
 MAX_ROWS: Final = 512
 MAX_BYTES: Final = 16 * 2**20
@@ -229,3 +237,60 @@ class GroupCommit:
         for request in batch:
             if not request.answer.done():
                 request.answer.set_exception(StoreUnavailable(problem=problem))
+
+
+CHECK_EVERY_S: Final = 1.0
+CHECK_S: Final = 3.0
+DISTRUST_S: Final = 10.0
+
+
+class Readiness:
+    """Says whether a delivery that arrives now could be stored: checks the database, writes to it,
+    and remembers the result for a moment.
+
+    A balancer that is told 503 sends nothing here any more, so deliveries alone can't tell when the
+    database is well again. A small write can succeed where a delivery fails: for a while after a
+    failure, that failure counts.
+    """
+
+    def __init__(
+        self,
+        check_database: Callable[[], Awaitable[None]],
+        host: TransactionRunner,
+        clock: Clock,
+        commits: GroupCommit,
+    ) -> None:
+        """`check_database` raises what is wrong with the database, without writing."""
+        self._check_database = check_database
+        self._host = host
+        self._clock = clock
+        self._commits = commits
+        self._checked_at = float("-inf")
+        self._error: LogtoWebhooksError | None = None
+
+    async def check(self) -> None:
+        """Raise StoreUnavailable or SchemaMismatch if nothing can be stored."""
+        now = asyncio.get_running_loop().time()
+        error = self._commits.error
+        if error is not None and now - self._commits.failed_at < DISTRUST_S:
+            if isinstance(error, LogtoWebhooksError):
+                raise error
+            raise StoreUnavailable(problem=describe(error))
+        if now - self._checked_at >= CHECK_EVERY_S:
+            self._checked_at = now
+            self._error = await self._try_to_write()
+        if self._error is not None and self._commits.stored_at < self._checked_at:
+            raise self._error
+
+    async def _try_to_write(self) -> LogtoWebhooksError | None:
+        try:
+            await self._check_database()
+            await asyncio.wait_for(self._host.run(self._write), CHECK_S)
+        except LogtoWebhooksError as error:
+            return error
+        except TimeoutError:
+            return StoreUnavailable(problem=f"nothing could be written within {CHECK_S:g} s")
+        return None
+
+    def _write(self, store: Store) -> None:
+        store.save_checkpoint("ready", Checkpoint(self._clock.now(), 0))

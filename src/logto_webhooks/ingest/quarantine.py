@@ -18,13 +18,8 @@ from logto_webhooks.clock import Clock
 from logto_webhooks.database.store import Store, TransactionRunner
 from logto_webhooks.deliveries import NewDelivery, identify
 from logto_webhooks.errors import LogtoUnreachable, NotADelivery, SignatureRejected, describe
-from logto_webhooks.forever import forever
-from logto_webhooks.instrumentation.events import (
-    ApiUnavailable,
-    Observer,
-    Quarantined,
-    QuarantineReleased,
-)
+from logto_webhooks.event_loop import forever
+from logto_webhooks.instrumentation import ApiUnavailable, Observer, Quarantined, QuarantineReleased
 from logto_webhooks.logto import delivery_log
 from logto_webhooks.signing_keys import (
     Keyring,

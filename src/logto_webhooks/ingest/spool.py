@@ -21,8 +21,8 @@ from logto_webhooks.errors import (
     StoreUnavailable,
     describe,
 )
-from logto_webhooks.forever import forever
-from logto_webhooks.instrumentation.events import NotUnspooled, Observer, Unspooled
+from logto_webhooks.event_loop import forever
+from logto_webhooks.instrumentation import NotUnspooled, Observer, Unspooled
 from logto_webhooks.settings import Settings
 from logto_webhooks.signing_keys import trust
 

@@ -17,7 +17,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from logto_webhooks.instrumentation.events import (
+from logto_webhooks.instrumentation import (
     ApiUnavailable,
     ClockSetBack,
     DeliveryFailed,

@@ -15,7 +15,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from logto_webhooks.deliveries import DeliveryState, Status
-from logto_webhooks.instrumentation.events import (
+from logto_webhooks.instrumentation import (
     ApiUnavailable,
     ClockSetBack,
     DeliveryFailed,

@@ -16,12 +16,12 @@ from msgspec import Struct
 from logto_webhooks import server
 from logto_webhooks.clock import SystemClock
 from logto_webhooks.errors import AlreadyListening, LogtoUnreachable, WebhookChanged
+from logto_webhooks.files import LockFile
 from logto_webhooks.listen import temporary_webhook
 from logto_webhooks.listen.forwarder import Forwarder
 from logto_webhooks.listen.log_reader import ForwardResult, LogReader, describe_forward
 from logto_webhooks.listen.temporary_webhook import LeaseFolder
 from logto_webhooks.listen.tunnel import ASKED_S, PROBE, Relay, Tunnel, ask_url, make_tunnel_app
-from logto_webhooks.lockfile import LockFile
 from logto_webhooks.logto.webhooks import Webhook, find_webhook, list_webhooks, subscription
 from logto_webhooks.runtime import make_client
 from logto_webhooks.settings import Settings

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import msgspec
 from msgspec import Struct
 
-from logto_webhooks import private_files
+from logto_webhooks import files
 from logto_webhooks.errors import LogtoApiError, LogtoUnreachable, NotWritable
 from logto_webhooks.logto.webhooks import Webhook, list_webhooks, parse_created
 
@@ -133,7 +133,7 @@ class LeaseFolder:
         """Make the folder. Raises NotWritable."""
         try:
             self._folder.mkdir(mode=0o700, exist_ok=True)
-            private_files.write(self._folder / ".gitignore", b"*\n")
+            files.write(self._folder / ".gitignore", b"*\n")
         except OSError as error:
             raise NotWritable(path=self._folder, problem=error.strerror) from None
 
@@ -148,7 +148,7 @@ class LeaseFolder:
     def write(self, note: Lease) -> None:
         """Keep one: it is on disk when this returns. Raises NotWritable."""
         try:
-            descriptor = private_files.open_for_writing(self._file(note), new=True)
+            descriptor = files.open_for_writing(self._file(note), new=True)
             with os.fdopen(descriptor, "wb") as file:
                 file.write(msgspec.json.encode(note))
                 file.flush()

@@ -8,7 +8,7 @@ from typing import Final
 from logto_webhooks.clock import Clock
 from logto_webhooks.database.store import TransactionRunner
 from logto_webhooks.deliveries import ReceivedBody, estimate_ahead
-from logto_webhooks.forever import forever
+from logto_webhooks.event_loop import forever
 from logto_webhooks.logto import api_responses
 from logto_webhooks.logto.api_responses import SECOND_MS, ApiResponse, Span
 

@@ -29,10 +29,10 @@ from logto_webhooks.events.base import Json
 from logto_webhooks.events.local import LOCAL
 from logto_webhooks.events.organizations import OrganizationEvent
 from logto_webhooks.events.users import InteractionEvent, UserEvent
-from logto_webhooks.handlers.matching import wants
+from logto_webhooks.flow import follow, newest_id
+from logto_webhooks.handlers import wants
 from logto_webhooks.logto.delivery_log import RESETS
 from logto_webhooks.signing_keys import WebhookKey, fingerprint, problem_of_key
-from logto_webhooks.tail import follow, newest_id
 
 if TYPE_CHECKING:
     from logto_webhooks.logto.client import ManagementClient

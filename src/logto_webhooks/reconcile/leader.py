@@ -10,8 +10,8 @@ from logto_webhooks.clock import Clock
 from logto_webhooks.database.checkpoints import ProcessLease
 from logto_webhooks.database.store import Store, TransactionRunner
 from logto_webhooks.errors import describe
-from logto_webhooks.forever import forever
-from logto_webhooks.instrumentation.events import ApiUnavailable
+from logto_webhooks.event_loop import forever
+from logto_webhooks.instrumentation import ApiUnavailable
 
 LEASE_MS: Final = 10_000
 RENEW_S: Final = 3.0

@@ -11,9 +11,9 @@ from logto_webhooks.clock import Clock
 from logto_webhooks.database.checkpoints import RECONCILE
 from logto_webhooks.database.store import Store, TransactionRunner
 from logto_webhooks.errors import InvalidApiResponse, WrongTenant, describe
+from logto_webhooks.event_loop import forever
 from logto_webhooks.events.local import Source
-from logto_webhooks.forever import forever
-from logto_webhooks.instrumentation.events import ApiUnavailable, Observer, Reconciled
+from logto_webhooks.instrumentation import ApiUnavailable, Observer, Reconciled
 from logto_webhooks.logto import api_responses
 from logto_webhooks.logto.api_responses import ApiResponse, Span, TenantRole
 from logto_webhooks.logto.clock_skew import make_span_clock

@@ -14,8 +14,8 @@ from logto_webhooks.database.dry_run import run_or_rehearse
 from logto_webhooks.database.store import Store, TransactionRunner
 from logto_webhooks.deliveries import ReceivedBody
 from logto_webhooks.errors import describe
-from logto_webhooks.forever import forever
-from logto_webhooks.instrumentation.events import ApiUnavailable, LogRecovered, Observer
+from logto_webhooks.event_loop import forever
+from logto_webhooks.instrumentation import ApiUnavailable, LogRecovered, Observer
 from logto_webhooks.logto import delivery_log
 from logto_webhooks.signing_keys import hook_of_sender
 

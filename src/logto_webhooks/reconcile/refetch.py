@@ -7,18 +7,18 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
+from logto_webhooks.apply import batch
 from logto_webhooks.database.records import RefetchNeed
 from logto_webhooks.database.store import TransactionRunner
 from logto_webhooks.errors import InvalidApiResponse, RowRejected, TimedOut, WrongTenant, describe
-from logto_webhooks.forever import forever
-from logto_webhooks.instrumentation.events import ApiUnavailable, Observer, Refetched
+from logto_webhooks.event_loop import forever
+from logto_webhooks.instrumentation import ApiUnavailable, Observer, Refetched
 from logto_webhooks.logto import api_responses
 from logto_webhooks.logto.api_responses import ApiResponse
 from logto_webhooks.logto.clock_skew import SpanClock, make_span_clock
 from logto_webhooks.logto.tenant_check import TenantCheck
 from logto_webhooks.reconcile import members, user
 from logto_webhooks.records.record import MEMBERS, RESTORED, ROLE, Absent, Change, Key
-from logto_webhooks.sync import apply
 
 if TYPE_CHECKING:
     from logto_webhooks.logto.client import ManagementClient
@@ -152,7 +152,7 @@ class Refetcher:
 
     async def _learn(self, *changes: Change) -> bool:
         """Apply answers; return whether a user or an organization is back by them."""
-        changed = await self._host.run(lambda store: apply.apply_reads(store, changes, "read"))
+        changed = await self._host.run(lambda store: batch.apply_reads(store, changes, "read"))
         return any(after.is_restored for _, after in changed)
 
 

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from msgspec import Struct
 
+from logto_webhooks.apply import batch
 from logto_webhooks.database.checkpoints import RECONCILE, Checkpoint
 from logto_webhooks.database.dry_run import run_or_rehearse
 from logto_webhooks.database.store import Store, TransactionRunner
@@ -17,7 +18,6 @@ from logto_webhooks.logto.clock_skew import SpanClock
 from logto_webhooks.logto.tenant_check import TenantCheck
 from logto_webhooks.records.drift import Drift, agrees, drifts_of
 from logto_webhooks.records.record import ROLE, Absent, Change, Key, Record
-from logto_webhooks.sync import apply
 
 MOST: Final = 1_000  # differences that are told one by one
 MOST_LOCKED: Final = 20  # records that are left out because something else holds them
@@ -127,7 +127,7 @@ class ReconcileRun:
             await self._tenant.ensure_same_tenant()
 
         def learn(store: Store) -> list[tuple[Record, Record]]:
-            return apply.apply_reads(store, changes, self._source)
+            return batch.apply_reads(store, changes, self._source)
 
         try:
             changed = await run_or_rehearse(self.host, learn, self._dry)

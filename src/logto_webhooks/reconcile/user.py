@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import Struct
 
+from logto_webhooks.apply import batch
 from logto_webhooks.database.dry_run import run_or_rehearse
 from logto_webhooks.database.store import Store, TransactionRunner
 from logto_webhooks.logto import api_responses
@@ -25,7 +26,6 @@ from logto_webhooks.records.record import (
     Record,
     RefetchRequest,
 )
-from logto_webhooks.sync import apply
 
 if TYPE_CHECKING:
     from logto_webhooks.logto.client import ManagementClient
@@ -104,7 +104,7 @@ async def compare_user(
     if differ:
         at = max(change.at for change in told if isinstance(change, ApiRead | Absent))
         needs = [RefetchRequest(Key("user", user_id), why, at) for why in _ALL_OF_A_USER]
-        await host.run(lambda store: apply.apply_reads(store, needs, None))
+        await host.run(lambda store: batch.apply_reads(store, needs, None))
     return UserComparison(ours=ours, logto=logtos, differ=differ)
 
 

@@ -11,10 +11,9 @@ from typing import Final
 import uvicorn
 from starlette.types import ASGIApp
 
-from logto_webhooks import signals
+from logto_webhooks import event_loop
 from logto_webhooks.errors import AddressUnavailable
-from logto_webhooks.server.connections import Connections, raise_limit
-from logto_webhooks.server.protocol import PatientProtocol
+from logto_webhooks.server.protocol import Connections, PatientProtocol, raise_limit
 
 # Logto closes its idle connections after 4 to 13 s; a server that closes first loses a delivery.
 KEEP_ALIVE_S: Final = 75
@@ -66,7 +65,7 @@ class Server:
 
     async def run(self) -> None:
         """Serve; SIGTERM and SIGINT stop it."""
-        signals.on_stop(self.stop)
+        event_loop.on_stop(self.stop)
         await self.serve()
 
     async def serve(self) -> None:

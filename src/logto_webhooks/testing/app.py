@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from msgspec.structs import replace
 
+from logto_webhooks.apply import DeliveryWorker
 from logto_webhooks.database.records import FoundRow, RefetchNeed
 from logto_webhooks.database.store import Store
 from logto_webhooks.deliveries import NewDelivery, Status, StoreResult
 from logto_webhooks.errors import Discard, HandlerUnknown, InvalidHandler, RetryLater
-from logto_webhooks.handlers.execute import ClaimedJob, JobExecutor, call_in_tests
-from logto_webhooks.handlers.registry import Handler, Handlers
-from logto_webhooks.ingest.receiver import Receiver
-from logto_webhooks.instrumentation.events import TelemetryEvent
+from logto_webhooks.handlers import Handler, Handlers
+from logto_webhooks.handlers.call import ClaimedJob, JobExecutor, call_in_tests
+from logto_webhooks.ingest import Receiver
+from logto_webhooks.instrumentation import TelemetryEvent
 from logto_webhooks.jobs import JobFilter, JobRow
 from logto_webhooks.samples.request import SignedRequest
 from logto_webhooks.signing_keys import HEADER, VerifiedBody
-from logto_webhooks.sync.worker import SyncWorker
 from logto_webhooks.testing import backend
 from logto_webhooks.testing.backend import Backend, open_in_memory, open_on_connection
 from logto_webhooks.testing.clock import FrozenClock
@@ -202,7 +202,7 @@ class AsyncApp:
         self._failures: dict[str, list[BaseException]] = {}
         self._made: list[BaseException] = []  # errors, by `fail`
         self._receiver = Receiver(keys, self._store, clock, self.reports.append, _here)
-        self.worker: SyncWorker = SyncWorker(
+        self.worker: DeliveryWorker = DeliveryWorker(
             stage.host, clock, self.reports.append, jitter=_no_jitter
         )
         self._attempts = JobExecutor(stage.host.handle, clock, _no_jitter, self._handlers, _call)

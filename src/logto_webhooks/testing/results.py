@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from msgspec import Struct
 
-from logto_webhooks.instrumentation.events import (
+from logto_webhooks.instrumentation import (
     DeliveryFailed,
     DeliverySynced,
     HandlerFailed,

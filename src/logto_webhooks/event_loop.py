@@ -1,23 +1,76 @@
-"""An event loop in a thread of its own, for code that may block, stop or end its loop."""
+"""Event loops: steps repeated forever, signals, and a loop in a thread of its own."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+import signal
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from threading import Thread
 from typing import Any, Final
 
+from logto_webhooks.errors import LogtoWebhooksError, describe
+
+logger = logging.getLogger("logto_webhooks")
+
+
+async def forever(
+    step: Callable[[], Awaitable[object]],
+    pause_s: float,
+    failed: Callable[[Exception], float] | None = None,
+) -> None:
+    """Take a step again and again, with a pause after each, until cancelled.
+
+    `failed` reports an error and returns the pause that follows. Without it, what the package
+    foresees passes in silence: others report that the database is away. All else is logged.
+    """
+    while True:
+        wait_s = pause_s
+        try:
+            await step()
+        except Exception as error:
+            if failed is not None:
+                wait_s = failed(error)
+            elif not isinstance(error, LogtoWebhooksError):
+                logger.error("%s, in a loop that goes on", describe(error))
+        await asyncio.sleep(wait_s)
+
+
+def on_stop(stop: Callable[[], object]) -> None:
+    """Call `stop` on the running loop when this process is asked to end."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        on_signal(loop, number, stop)
+
+
+def on_signal(
+    loop: asyncio.AbstractEventLoop, number: signal.Signals, work: Callable[[], object]
+) -> None:
+    """Call `work` on the loop for each such signal, on Windows, too, whose loops take none."""
+    try:
+        loop.add_signal_handler(number, work)
+    except NotImplementedError:
+        signal.signal(number, lambda *_: loop.call_soon_threadsafe(work))
+
+
+def reset_signal(loop: asyncio.AbstractEventLoop, number: signal.Signals) -> None:
+    """Let a signal do again what it does without `on_signal`."""
+    try:
+        loop.remove_signal_handler(number)
+    except NotImplementedError:
+        usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+        signal.signal(number, usual)
+
+
 END_S: Final = 2.0
 AGAIN_S: Final = 0.1
 NOT_CANCELLED: Final = "ended without what a handler left running and couldn't be cancelled"
-logger = logging.getLogger("logto_webhooks")
 Main = Callable[[], Coroutine[Any, Any, None]]
 
 
-class Apart:
+class LoopThread:
     """Runs one coroutine function on that loop until it returns, whatever happens to the loop."""
 
     def __init__(self, name: str) -> None:

@@ -29,9 +29,8 @@ from logto_webhooks.errors import (
 )
 from logto_webhooks.events import DERIVED, Event, OrganizationMembershipUpdated, parse
 from logto_webhooks.events.local import LOCAL, LocalEvent, UserRow
-from logto_webhooks.handlers import matching
-from logto_webhooks.handlers.registry import Handler, HandlerOptions, Handlers
-from logto_webhooks.instrumentation.events import HandlerFailed, HandlerRan
+from logto_webhooks.handlers import Handler, HandlerOptions, Handlers, is_wanted
+from logto_webhooks.instrumentation import HandlerFailed, HandlerRan
 from logto_webhooks.jobs import JOB_MOVES, Delivery, Job, JobMove, JobOutcome, JobState
 from logto_webhooks.records import local_events
 from logto_webhooks.records.record import Key
@@ -232,7 +231,7 @@ class JobExecutor:
             raise JobLost(times=job.losses)
         if age is not None and self._clock.now() - job.occurred_at > age * 1000:
             raise Discard(f"older than {age:g} s")
-        if not matching.is_wanted(handler.registered, job.event):
+        if not is_wanted(handler.registered, job.event):
             raise HandlerMismatch(name=handler.name, event=job.event)
         arguments = fill_parameters(handler, job, held.user)
         wish = handler.transaction

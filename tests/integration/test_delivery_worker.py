@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from logto_webhooks.apply import batch
+from logto_webhooks.apply.batch import BatchSizer, InvalidDelivery
 from logto_webhooks.database.schema import deliveries
 from logto_webhooks.database.store import Store, TransactionRunner
 from logto_webhooks.deliveries import ClaimedDelivery, StoreResult
 from logto_webhooks.errors import RowRejected, StoreUnavailable
 from logto_webhooks.ingest.group_commit import GroupCommit
-from logto_webhooks.instrumentation.events import (
+from logto_webhooks.instrumentation import (
     DeliveryFailed,
     DeliverySynced,
     Resumed,
@@ -23,9 +25,6 @@ from logto_webhooks.instrumentation.events import (
 )
 from logto_webhooks.records.record import Key, Record
 from logto_webhooks.samples.request import SignedRequest
-from logto_webhooks.sync import apply
-from logto_webhooks.sync.apply import InvalidDelivery
-from logto_webhooks.sync.batch_size import BatchSizer
 from logto_webhooks.testing import App, make
 from tests.integration.conftest import Run
 from tests.support.stores import Copy, delivery
@@ -258,7 +257,7 @@ def test_a_delivery_weighs_what_it_changes() -> None:
     members = [f"u{number}" for number in range(40)]
     heavy = make.organization_membership_updated(id="acme", addedUserIds=members)
     work = [
-        apply.parse_delivery(
+        batch.parse_delivery(
             ClaimedDelivery(id=1, body=each.body, event="", subject=None, received_at=0, attempt=1),
             0,
         )
@@ -276,7 +275,7 @@ def test_what_is_malformed_keeps_no_frame() -> None:
     """Or its body, and those of the whole batch, stayed until the collector came."""
     body = make.user_created(id="a:b").body
     claimed = ClaimedDelivery(id=1, body=body, event="", subject=None, received_at=0, attempt=1)
-    work = apply.parse_delivery(claimed, 0)
+    work = batch.parse_delivery(claimed, 0)
     assert isinstance(work, InvalidDelivery)
     assert work.error.__traceback__ is None
 

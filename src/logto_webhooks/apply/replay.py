@@ -8,16 +8,16 @@ from typing import Final
 from msgspec import Struct
 from msgspec.structs import replace
 
+from logto_webhooks.apply import batch
 from logto_webhooks.database.store import Store
 from logto_webhooks.deliveries import ClaimedDelivery, DeliveryState, StoredDelivery, identify
 from logto_webhooks.errors import MalformedEvent, NotADelivery
-from logto_webhooks.handlers import matching
+from logto_webhooks.handlers.enqueue import jobs_for_event
 from logto_webhooks.jobs import JobFilter, JobMove, JobRow, NewJob
 from logto_webhooks.records.changes import read
 from logto_webhooks.records.drift import Drift, drifts_of
 from logto_webhooks.records.record import Change
 from logto_webhooks.signing_keys import trust
-from logto_webhooks.sync import apply
 
 AT_ONCE: Final = 1_000
 
@@ -83,8 +83,8 @@ def replay(
 def _applied(store: Store, some: Sequence[StoredDelivery], lag_ms: int) -> list[Drift]:
     told = [_changes(each, lag_ms) for each in some]
     # All are locked at first, in order: so no worker that has some of them waits in a circle.
-    apply.lock_records(store, [change for changes in told for change in changes])
-    pairs = [pair for changes in told for pair in apply.apply_reads(store, changes, None)]
+    batch.lock_records(store, [change for changes in told for change in changes])
+    pairs = [pair for changes in told for pair in batch.apply_reads(store, changes, None)]
     return [drift for pair in pairs for drift in drifts_of(*pair)]
 
 
@@ -155,4 +155,4 @@ class _Again:
             occurred_at=kept.occurred_at,
             origin=kept.origin,
         )
-        return matching.jobs_for_event(event, claimed, self._told, self._since)
+        return jobs_for_event(event, claimed, self._told, self._since)

@@ -17,16 +17,16 @@ from logto_webhooks.database.detached_call import MOST as MOST_LEFT
 from logto_webhooks.database.detached_call import MOST_OF_ONE, AbandonedCalls
 from logto_webhooks.database.store import HandlerRunner, Store
 from logto_webhooks.errors import TimedOut, describe
-from logto_webhooks.handlers.execute import (
+from logto_webhooks.handlers import Handler, Handlers
+from logto_webhooks.handlers.call import (
     LEASE_S,
     ClaimedJob,
     JobExecutor,
     to_released,
     was_cancelled,
 )
-from logto_webhooks.handlers.registry import Handler, Handlers
 from logto_webhooks.handlers.watchdog import Watchdog
-from logto_webhooks.instrumentation.events import HandlerHeld, Observer, Stalled
+from logto_webhooks.instrumentation import HandlerHeld, Observer, Stalled
 from logto_webhooks.jobs import JobOutcome
 
 MOST: Final = 100
@@ -77,7 +77,7 @@ TELL_S: Final = 60.0
 CAREFUL_S: Final = 60.0
 
 
-class JobRunner:
+class JobWorker:
     """Runs the jobs of the handlers whose code is here. Any number may run."""
 
     def __init__(

@@ -7,12 +7,12 @@ import time
 from functools import partial
 from typing import Final
 
+from logto_webhooks.apply.batch import BatchSizer
 from logto_webhooks.database.store import STATEMENT_S, Store, TransactionRunner
 from logto_webhooks.errors import RowRejected, TimedOut
 from logto_webhooks.handlers import enqueue
 from logto_webhooks.records.merge import merge
 from logto_webhooks.records.record import Ending, Key, Named
-from logto_webhooks.sync.batch_size import BatchSizer
 
 LISTED: Final = 50_000  # memberships that are looked up at a time
 LEAST: Final = 600  # memberships of one step, tens of ms on SQLite

@@ -1,4 +1,4 @@
-"""The worker: claim a batch, apply it, decide about what failed; over and over."""
+"""Apply deliveries: claim a batch, apply it, decide what follows a failure; over and over."""
 
 from __future__ import annotations
 
@@ -12,6 +12,18 @@ from typing import Final
 
 from msgspec.structs import replace
 
+from logto_webhooks.apply.batch import (
+    FIRST_WEIGHT,
+    BatchSizer,
+    InvalidDelivery,
+    Work,
+    apply_batch,
+    apply_piece,
+    mark_doubtful,
+    parse_delivery,
+    whole_outcome,
+)
+from logto_webhooks.apply.endings import Endings
 from logto_webhooks.clock import Clock
 from logto_webhooks.database.store import LOCK_S, LONGEST_S, STATEMENT_S, Store, TransactionRunner
 from logto_webhooks.deliveries import (
@@ -24,7 +36,8 @@ from logto_webhooks.deliveries import (
 from logto_webhooks.errors import ClaimLost, StoreUnavailable, TimedOut, describe
 from logto_webhooks.handlers import enqueue
 from logto_webhooks.handlers.enqueue import PlannedDelivery
-from logto_webhooks.instrumentation.events import (
+from logto_webhooks.instrumentation import (
+    ClockSetBack,
     DeliveryFailed,
     DeliverySynced,
     Observer,
@@ -36,11 +49,6 @@ from logto_webhooks.jobs import NewJob
 from logto_webhooks.records.changes import LAG_MS
 from logto_webhooks.records.record import Key, Tombstone
 from logto_webhooks.retries import MAX_ATTEMPTS, Retry, after_failure
-from logto_webhooks.sync import apply
-from logto_webhooks.sync.apply import InvalidDelivery, Work
-from logto_webhooks.sync.batch_size import FIRST_WEIGHT, BatchSizer
-from logto_webhooks.sync.clock_watch import ClockWatch
-from logto_webhooks.sync.endings import Endings
 
 MAX_ROWS: Final = 512
 MAX_BYTES: Final = 2 * 2**20
@@ -54,7 +62,7 @@ PUT_BACK_S: Final = 1.0  # what wasn't halved any more
 SUSPECT_S: Final = 60.0  # that what touches a locked record is applied apart from the others
 
 
-class SyncWorker:
+class DeliveryWorker:
     """Applies what is pending. Any number may run: each claim has its own token and lease."""
 
     def __init__(
@@ -163,7 +171,7 @@ class SyncWorker:
             self._token = uuid.uuid4().hex
             claimed = await self._host.run(self._claim)
             self._claimed_at = time.monotonic()
-            self._held = [apply.parse_delivery(each, self._lag_ms) for each in claimed]
+            self._held = [parse_delivery(each, self._lag_ms) for each in claimed]
         batch: Sequence[Work] = self._held
         with contextlib.suppress(ClaimLost):
             if time.monotonic() - self._claimed_at > LEASE_S / 2:
@@ -261,7 +269,7 @@ class SyncWorker:
         while jobs:
             some, jobs = jobs[:MAX_PIECE], jobs[MAX_PIECE:]
             await self._host.run(partial(self._add_jobs, planned, some, lock_s))
-        outcome = apply.whole_outcome(planned, results)
+        outcome = whole_outcome(planned, results)
         since = await self._host.run(partial(self._finish_large, outcome))
         return self._synced(planned, outcome, since)
 
@@ -269,7 +277,7 @@ class SyncWorker:
         _limit(store, lock_s)
         store.renew(self._token, [piece.claimed.id], LEASE_S)
         started = time.perf_counter()
-        result = apply.apply_piece(store, piece, self._replay_window_ms)
+        result = apply_piece(store, piece, self._replay_window_ms)
         self._pace.took(piece.weight, time.perf_counter() - started)
         return result
 
@@ -338,7 +346,7 @@ class SyncWorker:
     ) -> list[TelemetryEvent]:
         _limit(store, lock_s)
         started = time.perf_counter()
-        outcomes, since = apply.apply_batch(store, self._token, batch, self._replay_window_ms)
+        outcomes, since = apply_batch(store, self._token, batch, self._replay_window_ms)
         self._pace.took(sum(each.weight for each in batch), time.perf_counter() - started)
         if any(isinstance(change, Tombstone) for each in batch for change in each.changes):
             self._endings.wake()
@@ -370,7 +378,7 @@ class SyncWorker:
         )
         wait = decision.after_s if isinstance(decision, Retry) else None
         if wait is None and mark:
-            apply.mark_doubtful(store, claimed)
+            mark_doubtful(store, claimed)
         outcome = DeliveryOutcome(
             id=claimed.id,
             state=DELIVERY_MOVES[
@@ -404,3 +412,43 @@ def _touched(planned: PlannedDelivery) -> set[Key]:
     """The records that are locked to apply a delivery."""
     keys = {change.key for change in planned.changes}
     return keys.union(*(key.organization_and_user for key in keys if key.kind == "membership"))
+
+
+LOOK_S: Final = 2.0
+SLACK_MS: Final = 1_000  # what clocks of several servers, or a small correction, may differ
+NOTE_MS: Final = 60_000
+
+
+class ClockWatch:
+    """Looks at the database's clock."""
+
+    def __init__(self, host: TransactionRunner, observe: Observer) -> None:
+        self._host = host
+        self._observe = observe
+        self._looked_at: float | None = None  # monotonic
+        self._seen = 0  # what the database's clock said then
+        self._moved = 0  # by how much due times had been moved by then, by whomever
+
+    async def look(self) -> None:
+        """Compare, if that is due; mend what must be. Raises StoreUnavailable."""
+        asked_at = time.monotonic()
+        if self._looked_at is not None and asked_at - self._looked_at < LOOK_S:
+            return
+        told = await self._host.read(lambda store: store.clock())
+        # From the end of one look to the beginning of the next: so much passed at least, however
+        # long each of them waited for its answer.
+        passed_ms = 0 if self._looked_at is None else int((asked_at - self._looked_at) * 1000)
+        moved_ms = max(0, told.moved - self._moved)  # by somebody else, since the last look
+        expected = self._seen + passed_ms - moved_ms if self._seen else 0
+        expected = max(expected, told.noted, told.installed)
+        self._looked_at, self._seen, self._moved = time.monotonic(), told.now, told.moved
+        back_ms = expected - told.now
+        try:
+            if back_ms > SLACK_MS:
+                await self._host.run(lambda store: store.set_clock_back(back_ms, told.moved))
+                self._moved += back_ms
+                self._observe(ClockSetBack(back_ms / 1000))
+            elif told.due_too_late or told.now - told.noted >= NOTE_MS:
+                await self._host.run(lambda store: store.set_clock_back(0, told.moved))
+        except TimedOut:  # something is locked: found again by the next look
+            self._seen = expected

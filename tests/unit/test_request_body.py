@@ -7,10 +7,10 @@ import asyncio
 import pytest
 
 from logto_webhooks.errors import NoRoom
-from logto_webhooks.ingest import memory_limit as rooms
-from logto_webhooks.ingest.memory_limit import ByteLimiter
+from logto_webhooks.ingest import body as body_module
+from logto_webhooks.ingest.body import ByteLimiter
 
-LARGE = rooms.SMALL * 2
+LARGE = body_module.SMALL * 2
 
 
 def test_what_only_begins_holds_nothing() -> None:
@@ -60,14 +60,14 @@ def test_small_ones_have_room_of_their_own() -> None:
         for body in large:
             await body.add(b"x" * LARGE, True)
         async with asyncio.timeout(0.5):
-            await room.body(now).add(b"x" * rooms.SMALL, False)
+            await room.body(now).add(b"x" * body_module.SMALL, False)
 
     asyncio.run(live())
 
 
 def test_who_waits_is_served_the_smallest_first_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody waits for longer than the limit."""
-    monkeypatch.setattr(rooms, "WAIT_S", 0.3)
+    monkeypatch.setattr(body_module, "WAIT_S", 0.3)
 
     async def live() -> tuple[list[str], float]:
         loop = asyncio.get_running_loop()
@@ -77,7 +77,7 @@ def test_who_waits_is_served_the_smallest_first_or_refused(monkeypatch: pytest.M
         await stored.add(b"s" * LARGE * 3, False)
         stored.whole()
         rest = room.body(now)
-        await rest.add(b"s" * rooms.SMALL, False)
+        await rest.add(b"s" * body_module.SMALL, False)
         rest.whole()
 
         async def ask(name: str, size: int) -> None:

@@ -226,3 +226,37 @@ def _bury(records: Records) -> None:
                 continue
             records[key] = merge(records[key], Tombstone(key, ended_at))
             records[end] = merge(records[end], Named(end, records[key].told_stamp))
+
+
+MAX_WEIGHT: Final = 5_000
+FIRST_WEIGHT: Final = 32
+
+
+class BatchSizer:
+    """How much fits into the time of a transaction; a delivery weighs what it changes."""
+
+    def __init__(self, budget_s: float, most: int = MAX_WEIGHT, least: int = 1) -> None:
+        """`least` fits whatever the time: a transaction costs something even if it is empty."""
+        self._budget_s = budget_s
+        self._most = most
+        self._least = least
+        self.weight = min(max(FIRST_WEIGHT, least), most)
+
+    def cut(self, held: Sequence[Work]) -> Sequence[Work]:
+        """Return as many as fit, at least one."""
+        weight = fitting = 0
+        for work in held:
+            weight += work.weight
+            if fitting and weight > self.weight:
+                break
+            fitting += 1
+        return held[:fitting]
+
+    def took(self, weight: int, seconds: float) -> None:
+        """Learn from a batch; at most double."""
+        fitting = int(weight * self._budget_s / max(seconds, 1e-6))
+        self.weight = max(self._least, min(fitting, self.weight * 2, self._most))
+
+    def failed(self) -> None:
+        """What was too much for the database is less next time."""
+        self.weight = max(1, self.weight // 2)

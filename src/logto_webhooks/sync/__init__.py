@@ -1,1 +1,0 @@
-"""Apply deliveries from the inbox to records and mirror tables."""
