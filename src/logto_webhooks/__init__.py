@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from logto_webhooks.explain import Explained
     from logto_webhooks.jobs import Delivery, JobFilter, JobRow, JobState
     from logto_webhooks.logto.webhooks import RotationResult, TestResult, Webhook
+    from logto_webhooks.reconcile.fetch import UserComparison
+    from logto_webhooks.reconcile.reconcile import ReconcileResult
     from logto_webhooks.reconcile.recover import RecoverResult
-    from logto_webhooks.reconcile.run import ReconcileResult
-    from logto_webhooks.reconcile.user import UserComparison
     from logto_webhooks.signing_keys import VerifiedBody, sign, verify
 
 __all__ = [
@@ -77,7 +77,7 @@ _MODULES = {
     "LogtoWebhooks": "app",
     "LogtoWebhooksError": "errors",
     "OrganizationRow": "events.local",
-    "ReconcileResult": "reconcile.run",
+    "ReconcileResult": "reconcile.reconcile",
     "RecoverResult": "reconcile.recover",
     "RefetchNeed": "database.records",
     "ReplayResult": "sync.replay",
@@ -86,7 +86,7 @@ _MODULES = {
     "Status": "deliveries",
     "StoredDelivery": "deliveries",
     "TestResult": "logto.webhooks",
-    "UserComparison": "reconcile.user",
+    "UserComparison": "reconcile.fetch",
     "UserIsDeletedError": "errors",
     "UserRow": "events.local",
     "VerifiedBody": "signing_keys",

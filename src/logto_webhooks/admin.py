@@ -39,7 +39,7 @@ from logto_webhooks.handlers import Handlers
 from logto_webhooks.ingest.spool import spool_of
 from logto_webhooks.jobs import JobFilter, JobMove, JobRow, JobState, job_targets
 from logto_webhooks.logto import webhooks
-from logto_webhooks.logto.admin_address import signs_of_admin
+from logto_webhooks.logto.errors import signs_of_admin
 from logto_webhooks.logto.webhooks import (
     LATER,
     RotationResult,
@@ -50,9 +50,9 @@ from logto_webhooks.logto.webhooks import (
     rotate_key,
     subscription,
 )
+from logto_webhooks.reconcile.fetch import UserComparison
+from logto_webhooks.reconcile.reconcile import Progressed, ReconcileResult
 from logto_webhooks.reconcile.recover import RecoverResult
-from logto_webhooks.reconcile.run import Progressed, ReconcileResult
-from logto_webhooks.reconcile.user import UserComparison
 from logto_webhooks.records.record import Key, Kind
 from logto_webhooks.runtime import (
     compare_one_user,

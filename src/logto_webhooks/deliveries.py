@@ -303,6 +303,9 @@ class Clocks(Struct, frozen=True):
     recent: list[Dated]
 
 
+RECENT: Final = 50  # deliveries that tell how far apart the clocks are
+
+
 def estimate_ahead(ours: int, clocks: Clocks) -> int:
     """Return how far Logto's clock is ahead of ours (ms), by which a new delivery is judged.
 

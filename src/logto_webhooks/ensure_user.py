@@ -19,7 +19,7 @@ from logto_webhooks.errors import (
 )
 from logto_webhooks.events.local import UserRow
 from logto_webhooks.logto import api_responses
-from logto_webhooks.logto.clock_skew import make_span_clock
+from logto_webhooks.logto.api_responses import make_span_clock
 from logto_webhooks.records import local_events
 from logto_webhooks.records.record import Change, Key, Record, Upsert, Value
 

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from logto_webhooks.clock import Clock
 from logto_webhooks.database.checkpoints import Gap, RecordedFlow
 from logto_webhooks.database.store import Store, TransactionRunner
-from logto_webhooks.deliveries import DeliveryFilter, StoredDelivery
+from logto_webhooks.deliveries import RECENT, DeliveryFilter, StoredDelivery, estimate_ahead
 from logto_webhooks.event_loop import forever
 from logto_webhooks.instrumentation import FlowResumed, FlowStopped, Observer, Why
 
@@ -164,3 +164,25 @@ async def newest_id(host: TransactionRunner) -> int:
 
 def _search(sought: DeliveryFilter, store: Store) -> list[StoredDelivery]:
     return store.inbox.search(sought)
+
+
+class Ahead:
+    """Knows how far Logto's clock is ahead of ours (ms): by that, deliveries are believed."""
+
+    def __init__(self, host: TransactionRunner, clock: Clock) -> None:
+        self._host = host
+        self._clock = clock
+        self._ahead = 0
+
+    def __call__(self) -> int:
+        """Return what the last look found."""
+        return self._ahead
+
+    async def keep(self) -> None:
+        """Look now, and every minute. While the database can't be reached, nothing changes."""
+        await forever(self.look, 60.0)
+
+    async def look(self) -> None:
+        """Compare the clocks. Raises StoreUnavailable."""
+        clocks = await self._host.read(lambda store: store.clocks(RECENT))
+        self._ahead = estimate_ahead(self._clock.now(), clocks)

@@ -23,7 +23,7 @@ from logto_webhooks.errors import (
 )
 from logto_webhooks.event_loop import LoopThread, forever
 from logto_webhooks.events.local import Source
-from logto_webhooks.flow import FlowMonitor, Silence
+from logto_webhooks.flow import Ahead, FlowMonitor, Silence
 from logto_webhooks.handlers import Handlers
 from logto_webhooks.handlers.worker import JobWorker
 from logto_webhooks.ingest import Receiver
@@ -41,12 +41,12 @@ from logto_webhooks.instrumentation import (
     TelemetryEvent,
     Unrunnable,
 )
-from logto_webhooks.logto.clock_skew import Ahead, make_span_clock
+from logto_webhooks.logto.api_responses import make_span_clock
+from logto_webhooks.reconcile.fetch import UserComparison, compare_and_request_refetch
 from logto_webhooks.reconcile.leader import LeaderLease
 from logto_webhooks.reconcile.reconcile import Reconciliation
 from logto_webhooks.reconcile.recover import Recovery
 from logto_webhooks.reconcile.refetch import Refetcher
-from logto_webhooks.reconcile.user import UserComparison, compare_user
 from logto_webhooks.settings import Settings, split_keys
 from logto_webhooks.signing_keys import Keyring
 
@@ -136,7 +136,7 @@ async def compare_one_user(
     """Compare one user here and at Logto. Raises InvalidApiResponse, LogtoUnreachable,
     LogtoApiError, StoreUnavailable."""
     host = database.host
-    return await compare_user(logto, host, user_id, await make_span_clock(host))
+    return await compare_and_request_refetch(logto, host, user_id, await make_span_clock(host))
 
 
 def make_recovery(

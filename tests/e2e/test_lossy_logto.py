@@ -15,9 +15,9 @@ import pytest
 from logto_webhooks.database import Database, open_database
 from logto_webhooks.database.records import RefetchNeed
 from logto_webhooks.database.store import Store
+from logto_webhooks.logto.api_responses import make_span_clock
 from logto_webhooks.logto.client import ManagementClient
-from logto_webhooks.logto.clock_skew import make_span_clock
-from logto_webhooks.reconcile.user import compare_user
+from logto_webhooks.reconcile.fetch import compare_and_request_refetch
 from logto_webhooks.records.record import Key
 from logto_webhooks.testing import FrozenClock
 from logto_webhooks.testing.fake.faults import Faults
@@ -115,7 +115,7 @@ async def _compare(logto: FakeLogto, database: Database) -> None:
     assert here == there
     when = await make_span_clock(database.host)
     for user in sorted(there):
-        sides = await compare_user(api, database.host, user, when)
+        sides = await compare_and_request_refetch(api, database.host, user, when)
         assert sides.differ == [], (user, sides)
     listed = {each["id"]: each async for page in api.organizations() for each in page.content}
     found = await database.host.read(lambda store: store.find("organization", "", 10_000))

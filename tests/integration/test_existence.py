@@ -23,11 +23,11 @@ from logto_webhooks.apply import batch
 from logto_webhooks.database import open_database
 from logto_webhooks.database.store import TransactionRunner
 from logto_webhooks.errors import UserIsDeletedError, WrongTenant
+from logto_webhooks.logto.api_responses import make_span_clock
 from logto_webhooks.logto.client import ManagementClient
-from logto_webhooks.logto.clock_skew import make_span_clock
+from logto_webhooks.reconcile.fetch import compare_and_request_refetch
 from logto_webhooks.reconcile.reconcile import Reconciliation
 from logto_webhooks.reconcile.refetch import Refetcher
-from logto_webhooks.reconcile.user import compare_user
 from logto_webhooks.records.merge import merge
 from logto_webhooks.records.record import (
     NEVER,
@@ -497,7 +497,7 @@ def test_another_logto_deletes_nobody(organizations: bool, tmp_path: Path) -> No
                 await Reconciliation(api, host, clock).run()
             with pytest.raises(WrongTenant):
                 await Reconciliation(api, host, clock).one_user("ana")
-            sides = await compare_user(
+            sides = await compare_and_request_refetch(
                 api, host, "ana", await make_span_clock(host)
             )  # it changes nothing
             assert sides.logto is None

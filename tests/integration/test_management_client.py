@@ -21,11 +21,9 @@ from logto_webhooks.logto.api_responses import ApiResponse
 from logto_webhooks.logto.client import ManagementClient, resource_of
 from logto_webhooks.logto.transport import (
     MOST_BYTES,
-    GiveUp,
     RateLimiter,
-    Wait,
-    after_failure,
-    asked_wait,
+    read_retry_after,
+    retry_delay,
 )
 from logto_webhooks.testing import FrozenClock
 from logto_webhooks.testing.fake.logto import FakeLogto
@@ -559,21 +557,21 @@ async def used(logto: ManagementClient) -> None:
 
 
 @pytest.mark.parametrize(
-    ("tries", "asked_for", "jitter", "decision"),
+    ("tries", "asked_for", "jitter", "seconds"),
     [
-        (1, None, 0, Wait(0.5)),
-        (2, None, 0.5, Wait(1.5)),
-        (3, None, 1, Wait(4)),
-        (3, 12, 1, Wait(12)),
-        (1, 31, 0, Wait(30)),
-        (4, 1, 0, GiveUp()),
+        (1, None, 0, 0.5),
+        (2, None, 0.5, 1.5),
+        (3, None, 1, 4),
+        (3, 12, 1, 12),
+        (1, 31, 0, 30),
+        (4, 1, 0, None),
     ],
 )
 def test_what_follows_a_failure(
-    tries: int, asked_for: float | None, jitter: float, decision: Wait | GiveUp
+    tries: int, asked_for: float | None, jitter: float, seconds: float | None
 ) -> None:
     """The waits double; a wish of Logto comes first."""
-    assert after_failure(tries, asked_for, jitter) == decision
+    assert retry_delay(tries, asked_for, jitter) == seconds
 
 
 @pytest.mark.parametrize(
@@ -590,7 +588,7 @@ def test_what_follows_a_failure(
 def test_retry_after_is_seconds_or_a_moment(retry_after: str, seconds: float | None) -> None:
     """A moment on Logto's clock."""
     headers = {"retry-after": retry_after, "date": "Tue, 24 Nov 2026 02:03:59 GMT"}
-    assert asked_wait(headers) == seconds
+    assert read_retry_after(headers) == seconds
 
 
 def test_requests_are_let_in_evenly() -> None:

@@ -28,8 +28,7 @@ from logto_webhooks.deliveries import (
     identify,
 )
 from logto_webhooks.logto import api_responses
-from logto_webhooks.logto.api_responses import ApiResponse, read_pairs, read_user
-from logto_webhooks.logto.clock_skew import make_span_clock as clocks_of
+from logto_webhooks.logto.api_responses import ApiResponse, make_span_clock, read_pairs, read_user
 from logto_webhooks.records.changes import LAG_MS, changes_from_event, read
 from logto_webhooks.records.merge import merge
 from logto_webhooks.records.record import MEMBERS, WRONG_CLOCK, Key, Record, RefetchRequest, Upsert
@@ -296,7 +295,7 @@ class TestClocks:
             host: TransactionRunner = open_host(kind, tmp_path)
             try:
                 await host.run(lambda store: store.add(deliveries))
-                tell = await clocks_of(host)
+                tell = await make_span_clock(host)
                 return [tell(each).at for each in asked]
             finally:
                 await host.close()

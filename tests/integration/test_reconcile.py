@@ -16,14 +16,12 @@ from logto_webhooks.clock import SystemClock
 from logto_webhooks.database.records import FoundRow
 from logto_webhooks.database.store import TransactionRunner
 from logto_webhooks.errors import LogtoUnreachable, WrongTenant
-from logto_webhooks.logto.api_responses import ApiResponse
+from logto_webhooks.logto.api_responses import ApiResponse, make_span_clock
 from logto_webhooks.logto.client import ManagementClient
-from logto_webhooks.logto.clock_skew import make_span_clock
+from logto_webhooks.reconcile.fetch import compare_and_request_refetch
 from logto_webhooks.reconcile.leader import LeaderLease
-from logto_webhooks.reconcile.reconcile import Reconciliation
+from logto_webhooks.reconcile.reconcile import ReconcileResult, Reconciliation
 from logto_webhooks.reconcile.refetch import Refetcher
-from logto_webhooks.reconcile.run import ReconcileResult
-from logto_webhooks.reconcile.user import compare_user
 from logto_webhooks.records.record import Key
 from logto_webhooks.testing import FrozenClock, make
 from logto_webhooks.testing.fake.logto import FakeLogto
@@ -90,12 +88,12 @@ def test_a_difference_that_is_shown_is_mended(kind: StoreKind, tmp_path: Path) -
             await Reconciliation(api, host, SystemClock()).run()
             logto.assign_role(ana, "admin")
             logto.set_identities(ana, {"google": {"userId": "g1", "details": {}}})
-            sides = await compare_user(api, host, ana, await make_span_clock(host))
+            sides = await compare_and_request_refetch(api, host, ana, await make_span_clock(host))
             assert sides.differ == ["identities", "roles"]
             [waiting] = await host.read(lambda store: store.waiting(10))
             assert waiting.key == Key("user", ana)
             await Refetcher(api, host, lambda report: None).drain()
-            sides = await compare_user(api, host, ana, await make_span_clock(host))
+            sides = await compare_and_request_refetch(api, host, ana, await make_span_clock(host))
             assert sides.differ == []
             assert await host.read(lambda store: store.waiting(10)) == []
         await host.close()
@@ -301,7 +299,7 @@ def test_what_changes_silently_comes_along(kind: StoreKind, tmp_path: Path) -> N
                 (ana, ("roles",), silent),
             }
             assert (await users(host))[ana].roles == ["admin", "guest"]
-            sides = await compare_user(api, host, ana, await make_span_clock(host))
+            sides = await compare_and_request_refetch(api, host, ana, await make_span_clock(host))
             assert sides.differ == []
             assert sides.logto
             assert sides.logto["roles"] == ["admin", "guest"]
@@ -395,7 +393,9 @@ def test_roles_of_who_joined_while_listed_are_there(tmp_path: Path) -> None:
             copy = Copy(host)
 
             async def roles() -> dict[str, list[str]]:
-                sides = await compare_user(api, host, ana, await make_span_clock(host))
+                sides = await compare_and_request_refetch(
+                    api, host, ana, await make_span_clock(host)
+                )
                 assert sides.ours
                 told: dict[str, list[str]] = sides.ours["organizations"]
                 return told

@@ -14,13 +14,12 @@ from logto_webhooks.deliveries import identify
 from logto_webhooks.errors import WrongTenant
 from logto_webhooks.instrumentation import ApiUnavailable, TelemetryEvent
 from logto_webhooks.logto import tenant_check
-from logto_webhooks.logto.api_responses import ApiResponse
+from logto_webhooks.logto.api_responses import ApiResponse, make_span_clock
 from logto_webhooks.logto.client import ManagementClient
-from logto_webhooks.logto.clock_skew import make_span_clock
 from logto_webhooks.logto.tenant_check import TenantCheck
+from logto_webhooks.reconcile.fetch import compare_and_request_refetch
 from logto_webhooks.reconcile.reconcile import Reconciliation
 from logto_webhooks.reconcile.refetch import Refetcher
-from logto_webhooks.reconcile.user import compare_user
 from logto_webhooks.signing_keys import trust
 from logto_webhooks.testing import FrozenClock, make
 from logto_webhooks.testing.fake.logto import FakeLogto
@@ -115,7 +114,7 @@ def test_a_wrong_logto_at_the_first_start_deletes_nobody(
             with pytest.raises(WrongTenant):
                 await Reconciliation(api, host, clock).one_user("ana")
             with pytest.raises(WrongTenant):
-                await compare_user(api, host, "ana", await make_span_clock(host))
+                await compare_and_request_refetch(api, host, "ana", await make_span_clock(host))
         assert await present(host) == before >= {"ana", "bo", "acme"}
         assert await host.read(lambda store: store.waiting(10)) == waiting
         await host.close()

@@ -12,9 +12,8 @@ import pytest
 from logto_webhooks.database import Database
 from logto_webhooks.errors import StoreUnavailable
 from logto_webhooks.event_loop import forever
-from logto_webhooks.flow import FlowMonitor
+from logto_webhooks.flow import Ahead, FlowMonitor
 from logto_webhooks.ingest.quarantine import Quarantine
-from logto_webhooks.logto.clock_skew import Ahead
 from logto_webhooks.reconcile.leader import LeaderLease
 from logto_webhooks.reconcile.reconcile import Reconciliation
 from logto_webhooks.reconcile.recover import Recovery

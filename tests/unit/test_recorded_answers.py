@@ -11,7 +11,7 @@ import pytest
 from logto_webhooks.deliveries import identify
 from logto_webhooks.logto import delivery_log
 from logto_webhooks.logto.api_responses import PAGE, pairs_of_organization, pairs_of_user
-from logto_webhooks.logto.delivery_log import leads_here
+from logto_webhooks.logto.webhooks import leads_here
 from logto_webhooks.records.record import membership
 from logto_webhooks.signing_keys import trust
 from tests.support import recorded

@@ -18,9 +18,9 @@ from logto_webhooks.database.records import FoundRow, RefetchNeed
 from logto_webhooks.deliveries import Status, StoredDelivery
 from logto_webhooks.explain.timeline import TimelineEntry
 from logto_webhooks.jobs import JobRow
+from logto_webhooks.reconcile.fetch import UserComparison
+from logto_webhooks.reconcile.reconcile import ReconcileResult
 from logto_webhooks.reconcile.recover import RecoverResult
-from logto_webhooks.reconcile.run import ReconcileResult
-from logto_webhooks.reconcile.user import UserComparison
 from logto_webhooks.records.drift import Drift
 
 _COLOURS: Final = {

@@ -11,8 +11,8 @@ from logto_webhooks.admin import Admin
 from logto_webhooks.cli import output, progress
 from logto_webhooks.cli.options import DATABASE, LOGTO_API, AsJson, parse_moment, with_settings
 from logto_webhooks.cli.session import run_admin
+from logto_webhooks.reconcile.reconcile import ReconcileResult
 from logto_webhooks.reconcile.recover import RecoverResult
-from logto_webhooks.reconcile.run import ReconcileResult
 from logto_webhooks.settings import Settings
 
 _UNCHANGED: Final = "Nothing was changed."

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from msgspec import Struct
 
-from logto_webhooks.logto.admin_address import CORE
+from logto_webhooks.logto.errors import CORE
 from logto_webhooks.plural import Count
 
 PAGE: Final = "docs/troubleshooting.md"

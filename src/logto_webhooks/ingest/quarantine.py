@@ -21,6 +21,7 @@ from logto_webhooks.errors import LogtoUnreachable, NotADelivery, SignatureRejec
 from logto_webhooks.event_loop import forever
 from logto_webhooks.instrumentation import ApiUnavailable, Observer, Quarantined, QuarantineReleased
 from logto_webhooks.logto import delivery_log
+from logto_webhooks.logto.webhooks import leads_here
 from logto_webhooks.signing_keys import (
     Keyring,
     RejectedRequest,
@@ -246,8 +247,7 @@ def make_key_reader(
             WebhookKey(hook=hook["id"], key=hook["signingKey"], learnt_at=clock.now())
             async for page in logto.hooks()
             for hook in page.content
-            if delivery_log.leads_here(hook, seen, keys, public_url)
-            and is_key(hook.get("signingKey"))
+            if leads_here(hook, seen, keys, public_url) and is_key(hook.get("signingKey"))
         ]
 
     return ask

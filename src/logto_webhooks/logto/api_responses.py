@@ -1,14 +1,16 @@
-"""Turn responses of the Management API into changes of records."""
+"""Turn responses of the Management API into changes of records, placed on Logto's clock."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import Struct
 
-from logto_webhooks.deliveries import ReceivedBody
+from logto_webhooks.database.store import TransactionRunner
+from logto_webhooks.deliveries import RECENT, ReceivedBody
 from logto_webhooks.errors import InvalidApiResponse
 from logto_webhooks.events.base import Id
 from logto_webhooks.events.organizations import Organization
@@ -101,91 +103,115 @@ def read_span(answered: ApiResponse, recent: Sequence[ReceivedBody]) -> Span:
     return Span(at, max(at, at if answered.date is None else answered.date) + latest)
 
 
+SpanClock = Callable[[ApiResponse], Span]
+
+
+async def make_span_clock(host: TransactionRunner) -> SpanClock:
+    """Return a function that tells an answer's span. Raises StoreUnavailable.
+
+    Who asks later asks no earlier: so no answer is older than the one before, however long it
+    took; else the users of a slow page would look as if they hadn't been listed at all. But no
+    answer is of later than a second after its own date.
+    """
+    clocks = await host.read(lambda store: store.clocks(RECENT))
+    recent = [
+        ReceivedBody(b"", delivery.occurred_at, delivery.received_at)
+        for delivery in clocks.recent
+        if delivery.believed
+    ]
+    latest = 0
+
+    def when(answered: ApiResponse) -> Span:
+        nonlocal latest
+        span = read_span(answered, recent)
+        latest = max(latest, span.at)
+        at = latest if answered.date is None else min(latest, answered.date + SECOND_MS)
+        return Span(at, max(at, span.end))
+
+    return when
+
+
 def read_user(user_id: str, content: Any, when: Span) -> Change:
     """Read a user; None is a user that Logto doesn't have. Raises InvalidApiResponse."""
     key = Key("user", user_id)
     if content is None:
         return Absent(key, when.at)
-    user = _parsed(content, User, key)
-    facts = user_facts(user, when.end)
-    return ApiRead(key, user_groups(user), when.at, when.end, facts, _OWN)
+    user = _parse(content, User, key)
+    return ApiRead(key, user_groups(user), when.at, when.end, user_facts(user, when.end), _OWN)
 
 
 def read_organization(organization_id: str, content: Any, when: Span) -> Change:
-    """What an organization's answer says; None is one that Logto
-    doesn't have. Raises InvalidApiResponse."""
+    """Read an organization; None is one that Logto doesn't have. Raises InvalidApiResponse."""
     key = Key("organization", organization_id)
     if content is None:
         return Absent(key, when.at)
-    organization = _parsed(content, Organization, key)
+    organization = _parse(content, Organization, key)
     facts = organization_facts(organization, when.end)
     contents = {"own": organization_group(organization)}
     return ApiRead(key, contents, when.at, when.end, facts, _OWN)
 
 
 def read_pairs(pairs: Iterable[Key], present: Present, when: Span) -> list[Change]:
-    """What a full list says of each pair: present with its roles there, if it is in the list."""
+    """Read a full list as to each pair: present with its roles there, if it is in the list."""
+    contents = {pair: {"present": pair in present, ROLES: present.get(pair, {})} for pair in pairs}
     return [
-        ApiRead(
-            pair,
-            {"present": pair in present, ROLES: present.get(pair, {})},
-            when.at,
-            when.end,
-            settles=DOUBTS,
-        )
-        for pair in pairs
+        ApiRead(pair, content, when.at, when.end, settles=DOUBTS)
+        for pair, content in contents.items()
     ]
 
 
-def read_all_listed(organization_id: str, when: Span) -> Change:
-    """That all members of an organization were listed: who wasn't among them was none."""
+def settle_members(organization_id: str, when: Span) -> Change:
+    """Note that all members of an organization were listed: who wasn't among them was none."""
     key = Key("organization", organization_id)
     return ApiRead(key, {}, when.at, when.end, {}, (MEMBERS, RESTORED))
 
 
-def all_told(user_id: str, when: Span) -> Change:
-    """That all roles and organizations of a user were listed, since a moment."""
+def settle_belongings(user_id: str, when: Span) -> Change:
+    """Note that all roles and organizations of a user were listed."""
     return ApiRead(Key("user", user_id), {}, when.at, when.end, {}, (RESTORED,))
 
 
 def read_roles(user_id: str, roles: Iterable[Any], when: Span) -> ApiRead:
-    """What the list of all of a user's roles says. Raises InvalidApiResponse."""
+    """Read the list of all of a user's roles. Raises InvalidApiResponse."""
     key = Key("user", user_id)
-    named = {ROLE + role_id: name for role_id, name in _usable(roles).items()}
+    named = {ROLE + role_id: name for role_id, name in _name_roles(roles).items()}
     return ApiRead(key, {ROLES: None, **named}, when.at, when.end, all_of=ROLE)
 
 
 def read_role_holders(role: TenantRole, users: Iterable[str], when: Span) -> list[Change]:
-    """What a list of users says who have a role."""
+    """Read a list of users who have a role."""
     return [
         ApiRead(Key("user", user), {ROLE + role.id: role.name}, when.at, when.end) for user in users
     ]
 
 
 def pairs_of_user(user_id: str, organizations: Iterable[Any]) -> Present:
-    """The memberships that a list of a user's organizations tells of. Raises InvalidApiResponse."""
+    """Read the memberships in a list of a user's organizations. Raises InvalidApiResponse."""
     key = Key("user", user_id)
     return {
-        membership(_id(organization, key), user_id): _roles(organization, key)
+        membership(_read_id(organization, key), user_id): _read_member_roles(organization, key)
         for organization in organizations
     }
 
 
 def pairs_of_organization(organization_id: str, users: Iterable[Any]) -> Present:
-    """The memberships that a list of members tells of. Raises InvalidApiResponse."""
+    """Read the memberships in a list of members. Raises InvalidApiResponse."""
     key = Key("organization", organization_id)
-    return {membership(organization_id, _id(user, key)): _roles(user, key) for user in users}
+    return {
+        membership(organization_id, _read_id(user, key)): _read_member_roles(user, key)
+        for user in users
+    }
 
 
 def parse_role(item: Any) -> TenantRole | None:
-    """A role of a listing; None for one that users can't have. Raises InvalidApiResponse."""
-    role = _role(item, Key("user", "of a listing of roles"))
+    """Read a role; None for one that users can't have. Raises InvalidApiResponse."""
+    role = _convert(item, TenantRole, Key("user", "of a listing of roles"))
     return role if role.type == "User" else None
 
 
 def parse_id(item: Any, kind: Kind) -> str:
-    """The id of an item of a listing. Raises InvalidApiResponse."""
-    return _id(item, Key(kind, "of a listing"))
+    """Read the id of an item of a listing. Raises InvalidApiResponse."""
+    return _read_id(item, Key(kind, "of a listing"))
 
 
 def can_be_id(text: str) -> bool:
@@ -197,7 +223,7 @@ def can_be_id(text: str) -> bool:
     return True
 
 
-def _id(item: Any, about: Key) -> str:
+def _read_id(item: Any, about: Key) -> str:
     try:
         return msgspec.convert(item, _Item).id
     except msgspec.ValidationError:
@@ -205,35 +231,29 @@ def _id(item: Any, about: Key) -> str:
         raise InvalidApiResponse(kind=about.kind, id=about.id, problem=problem) from None
 
 
-def _role(item: Any, about: Key) -> TenantRole:
-    return _converted(item, TenantRole, about)
+def _read_member_roles(item: Any, about: Key) -> dict[str, str]:
+    return _name_roles(_convert(item, _Member, about).organization_roles or [])
 
 
-def _roles(item: Any, about: Key) -> dict[str, str]:
-    return _usable(_converted(item, _Member, about).organization_roles or [])
-
-
-def _usable(roles: Iterable[Any]) -> dict[str, str]:
-    """The roles of a list, without what is odd in it: that must not keep the others away."""
-    found = {}
-    for item in roles:
-        try:
+def _name_roles(items: Iterable[Any]) -> dict[str, str]:
+    """Return names of roles by id, without odd items: they must not keep the others away."""
+    names = {}
+    for item in items:
+        with suppress(msgspec.ValidationError):
             role = msgspec.convert(item, TenantRole)
-        except msgspec.ValidationError:
-            continue
-        found[role.id] = role.name
-    return found
+            names[role.id] = role.name
+    return names
 
 
-def _converted(content: Any, cls: type[T], key: Key) -> T:
+def _convert(content: Any, cls: type[T], key: Key) -> T:
     try:
         return msgspec.convert(content, cls)
     except msgspec.ValidationError as error:
         raise InvalidApiResponse(kind=key.kind, id=key.id, problem=str(error)) from None
 
 
-def _parsed(content: Any, cls: type[T], key: Key) -> T:
-    parsed = _converted(content, cls, key)
-    if _id(content, key) != key.id:
+def _parse(content: Any, cls: type[T], key: Key) -> T:
+    parsed = _convert(content, cls, key)
+    if _read_id(content, key) != key.id:
         raise InvalidApiResponse(kind=key.kind, id=key.id, problem="it names another id")
     return parsed

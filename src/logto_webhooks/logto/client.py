@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
-from typing import Any, Final
-from urllib.parse import quote
+from typing import Annotated, Any, Final
+from urllib.parse import quote, quote_plus
+
+import msgspec
+from msgspec import Meta, Struct
 
 from logto_webhooks.clock import Clock
 from logto_webhooks.errors import InvalidApiResponse
 from logto_webhooks.logto.api_responses import PAGE, ApiResponse
-from logto_webhooks.logto.errors import ApiReply, not_a_logto, refusal, says_there_is_none
-from logto_webhooks.logto.tokens import M2MCredentials, TokenProvider
+from logto_webhooks.logto.errors import (
+    ApiReply,
+    no_scope,
+    not_a_logto,
+    refusal,
+    says_there_is_none,
+    token_refusal,
+)
 from logto_webhooks.logto.transport import REQUEST_S, RateLimiter, Transport
 
 _CLOUD: Final = re.compile(r"\Ahttps://[a-z0-9-]+\.logto\.app\Z")
@@ -44,22 +54,22 @@ class ManagementClient:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._endpoint = endpoint.rstrip("/")
-        line = RateLimiter(budget, sleep, monotonic)
-        self._exchange = Transport(self._endpoint, line, now, sleep, request_s)
+        limiter = RateLimiter(budget, sleep, monotonic)
+        self._transport = Transport(self._endpoint, limiter, now, sleep, request_s)
         application = M2MCredentials(app_id, app_secret, resource or resource_of(self._endpoint))
-        self._tokens = TokenProvider(self._exchange, application, monotonic)
+        self._tokens = TokenProvider(self._transport, application, monotonic)
 
     async def user(self, user_id: str) -> ApiResponse:
         """One user."""
-        return await self._one(f"/api/users/{_part(user_id)}")
+        return await self._fetch(f"/api/users/{_quote(user_id)}")
 
     async def organization(self, organization_id: str) -> ApiResponse:
         """One organization."""
-        return await self._one(f"/api/organizations/{_part(organization_id)}")
+        return await self._fetch(f"/api/organizations/{_quote(organization_id)}")
 
     async def organizations_of(self, user_id: str) -> ApiResponse:
         """All organizations of one user."""
-        return await self._one(f"/api/users/{_part(user_id)}/organizations", list)
+        return await self._fetch(f"/api/users/{_quote(user_id)}/organizations", list)
 
     def users(self, page: int = 1) -> AsyncIterator[ApiResponse]:
         """All users, the newest first, from a page on."""
@@ -71,11 +81,11 @@ class ManagementClient:
 
     def members(self, organization_id: str, page: int = 1) -> AsyncIterator[ApiResponse]:
         """An organization's members with their roles in it; none for an unknown organization."""
-        return self._pages(f"/api/organizations/{_part(organization_id)}/users", page)
+        return self._pages(f"/api/organizations/{_quote(organization_id)}/users", page)
 
     def roles_of(self, user_id: str) -> AsyncIterator[ApiResponse]:
         """A user's roles; none for an unknown user."""
-        return self._pages(f"/api/users/{_part(user_id)}/roles")
+        return self._pages(f"/api/users/{_quote(user_id)}/roles")
 
     def roles(self) -> AsyncIterator[ApiResponse]:
         """All roles, of users and of applications."""
@@ -83,7 +93,7 @@ class ManagementClient:
 
     def holders(self, role_id: str, page: int = 1) -> AsyncIterator[ApiResponse]:
         """All users who have a role; none for an unknown role."""
-        return self._pages(f"/api/roles/{_part(role_id)}/users", page)
+        return self._pages(f"/api/roles/{_quote(role_id)}/users", page)
 
     def hooks(self) -> AsyncIterator[ApiResponse]:
         """All webhooks, with their signing keys."""
@@ -91,50 +101,50 @@ class ManagementClient:
 
     def log(self, hook_id: str, start: int, end: int) -> AsyncIterator[ApiResponse]:
         """What a hook tried to deliver between two moments (ms), the newest first."""
-        path = f"/api/hooks/{_part(hook_id)}/recent-logs"
+        path = f"/api/hooks/{_quote(hook_id)}/recent-logs"
         return self._pages(path, start_time=start, end_time=end)
 
     async def create_hook(self, name: str, url: str, events: Sequence[str]) -> ApiResponse:
         """Make a webhook. It is asked once: if that fails, it may be there all the same."""
         content = {"name": name, "events": list(events), "config": {"url": url}}
-        return self._done(await self._send("POST", "/api/hooks", content, again=False))
+        return self._accept(await self._send("POST", "/api/hooks", content, again=False))
 
     async def change_hook(self, hook_id: str, changes: dict[str, Any]) -> ApiResponse:
         """Replace some fields of a webhook, each whole."""
-        return self._done(await self._send("PATCH", f"/api/hooks/{_part(hook_id)}", changes))
+        return self._accept(await self._send("PATCH", f"/api/hooks/{_quote(hook_id)}", changes))
 
     async def rotate_key(self, hook_id: str) -> ApiResponse:
         """Give a webhook a new signing key; it is asked once. None if the webhook is unknown."""
-        path = f"/api/hooks/{_part(hook_id)}/signing-key"
-        return self._done(await self._send("PATCH", path, again=False))
+        path = f"/api/hooks/{_quote(hook_id)}/signing-key"
+        return self._accept(await self._send("PATCH", path, again=False))
 
     async def delete_hook(self, hook_id: str) -> ApiResponse:
         """Delete a webhook, if it is there."""
-        return self._done(await self._send("DELETE", f"/api/hooks/{_part(hook_id)}"))
+        return self._accept(await self._send("DELETE", f"/api/hooks/{_quote(hook_id)}"))
 
     async def test_hook(self, hook_id: str, url: str, event: str) -> ApiResponse:
         """Have a test sent to a URL. None if the webhook is unknown; else what went wrong, empty
         if nothing did."""
         content = {"events": [event], "config": {"url": url}}
-        reply = await self._send("POST", f"/api/hooks/{_part(hook_id)}/test", content, again=False)
+        reply = await self._send("POST", f"/api/hooks/{_quote(hook_id)}/test", content, again=False)
         if reply.status == 422 and reply.code:
-            return _answered(reply, reply.content)
-        return self._done(reply)
+            return _to_response(reply, reply.content)
+        return self._accept(reply)
 
     async def close(self) -> None:
         """Give back the connections."""
         await self._tokens.close()
-        await self._exchange.close()
+        await self._transport.close()
 
-    async def _one(self, path: str, shape: type = dict) -> ApiResponse:
+    async def _fetch(self, path: str, shape: type = dict) -> ApiResponse:
         reply = await self._ask(path)
         if says_there_is_none(reply):
-            return _answered(reply, None)
+            return _to_response(reply, None)
         if reply.unreadable:
             problem = "it is too large, nested too deep, or a number in it is out of range"
             raise InvalidApiResponse(kind="address", id=path, problem=problem)
         self._check(reply, shape)
-        return _answered(reply, reply.content)
+        return _to_response(reply, reply.content)
 
     async def _pages(self, path: str, page: int = 1, **params: int) -> AsyncIterator[ApiResponse]:
         """Page by `Total-Number`, from a page on: the Link header lacks /api."""
@@ -142,20 +152,20 @@ class ManagementClient:
         while more:
             reply = await self._ask(path, page=page, page_size=PAGE, **params)
             if says_there_is_none(reply):
-                yield _answered(reply, [], 0)
+                yield _to_response(reply, [], 0)
                 return
-            content = await self._one_by_one(path, page, params) if reply.unreadable else None
+            content = await self._fetch_one_by_one(path, page, params) if reply.unreadable else None
             if content is None:
                 self._check(reply, list)
                 content = reply.content
             # Without it nobody knows whether the listing is whole, and who misses in it is gone.
             if reply.total is None:
                 raise not_a_logto(self._endpoint, reply)
-            yield _answered(reply, content, reply.total)
+            yield _to_response(reply, content, reply.total)
             more = bool(content) and page * PAGE < reply.total
             page += 1
 
-    async def _one_by_one(self, path: str, page: int, params: dict[str, int]) -> list[Any]:
+    async def _fetch_one_by_one(self, path: str, page: int, params: dict[str, int]) -> list[Any]:
         """A page whose items can't be read together: None for each that can't be read alone."""
         items: list[Any] = []
         for number in range((page - 1) * PAGE + 1, page * PAGE + 1):
@@ -166,13 +176,13 @@ class ManagementClient:
         return items
 
     async def _ask(self, path: str, **params: int) -> ApiReply:
-        return await self._with_token(partial(self._exchange.send, "GET", path, params=params))
+        return await self._with_token(partial(self._transport.send, "GET", path, params=params))
 
     async def _send(
         self, method: str, path: str, content: object = None, *, again: bool = True
     ) -> ApiReply:
         """Change something; what isn't the same a second time is not sent `again`."""
-        sending = partial(self._exchange.send, method, path, content=content, again=again)
+        sending = partial(self._transport.send, method, path, content=content, again=again)
         return await self._with_token(sending)
 
     async def _with_token(self, send: Callable[[str], Awaitable[ApiReply]]) -> ApiReply:
@@ -182,13 +192,13 @@ class ManagementClient:
             reply = await send(await self._tokens.instead_of(token))
         return reply
 
-    def _done(self, reply: ApiReply) -> ApiResponse:
+    def _accept(self, reply: ApiReply) -> ApiResponse:
         if says_there_is_none(reply):
-            return _answered(reply, None)
+            return _to_response(reply, None)
         if reply.status == 204:
-            return _answered(reply, {})
+            return _to_response(reply, {})
         self._check(reply, dict, 201)
-        return _answered(reply, reply.content)
+        return _to_response(reply, reply.content)
 
     def _check(
         self, reply: ApiReply, kind: type[dict[str, Any]] | type[list[Any]], *also: int
@@ -204,12 +214,117 @@ def resource_of(endpoint: str) -> str:
     return f"{endpoint}/api" if _CLOUD.match(endpoint) else "https://default.logto.app/api"
 
 
-def _part(text: str) -> str:
+def _quote(text: str) -> str:
     """Quote a part of a path, its dots too: `..` would be the folder above."""
     return quote(text, safe="").replace(".", "%2E")
 
 
-def _answered(reply: ApiReply, content: Any, total: int | None = None) -> ApiResponse:
+def _to_response(reply: ApiReply, content: Any, total: int | None = None) -> ApiResponse:
     return ApiResponse(
         content=content, asked_at=reply.asked_at, took=reply.took, date=reply.date, total=total
     )
+
+
+RENEWED_BEFORE_S: Final = 60
+SCOPE: Final = "all"
+
+
+class M2MCredentials(Struct, frozen=True):
+    """A machine-to-machine application, and the API for which it asks."""
+
+    id: str
+    secret: str
+    resource: str
+
+    def __repr__(self) -> str:
+        """Without the secret."""
+        return f"Application(id={self.id!r}, resource={self.resource!r})"
+
+    @property
+    def authorization(self) -> str:
+        """HTTP basic, each part encoded as RFC 6749 (2.3.1) wants it."""
+        pair = f"{quote_plus(self.id)}:{quote_plus(self.secret)}"
+        return "Basic " + base64.b64encode(pair.encode()).decode()
+
+
+class _Grant(Struct, frozen=True):
+    access_token: Annotated[str, Meta(pattern=r"\A[!-~]+\Z")]
+    expires_in: float
+    scope: str = ""
+
+
+class _Token(Struct, frozen=True):
+    authorization: str
+    good_until: float
+
+
+class TokenProvider:
+    """Has the token."""
+
+    def __init__(
+        self, transport: Transport, application: M2MCredentials, monotonic: Callable[[], float]
+    ) -> None:
+        self._transport = transport
+        self._application = application
+        self._monotonic = monotonic
+        self._renewal: asyncio.Task[_Token] | None = None
+
+    async def authorization(self) -> str:
+        """Return the header. Raises LogtoUnreachable, LogtoApiError.
+
+        Who asks while it is being renewed shares the outcome.
+        """
+        if self._renewal is None or self._is_over(self._renewal):
+            self._renewal = asyncio.create_task(self._renew())
+            self._renewal.add_done_callback(_mark_seen)
+        return (await asyncio.shield(self._renewal)).authorization
+
+    async def instead_of(self, refused: str) -> str:
+        """Return another header than the one that was refused."""
+        renewal = self._renewal
+        if renewal and _has_succeeded(renewal) and renewal.result().authorization == refused:
+            self._renewal = None
+        return await self.authorization()
+
+    async def close(self) -> None:
+        """Let nothing run on."""
+        renewal, self._renewal = self._renewal, None
+        if renewal:
+            renewal.cancel()
+            await asyncio.wait([renewal])
+
+    def _is_over(self, renewal: asyncio.Task[_Token]) -> bool:
+        if not renewal.done():
+            return False
+        return not _has_succeeded(renewal) or renewal.result().good_until <= self._monotonic()
+
+    async def _renew(self) -> _Token:
+        asked_at = self._monotonic()
+        form = {
+            "grant_type": "client_credentials",
+            "resource": self._application.resource,
+            "scope": SCOPE,
+        }
+        authorization = self._application.authorization
+        reply = await self._transport.send("POST", "/oidc/token", authorization, form=form)
+        endpoint = self._transport.endpoint
+        if reply.status != 200:
+            raise token_refusal(endpoint, reply, self._application.id)
+        try:
+            grant = msgspec.convert(reply.content, _Grant)
+        except msgspec.ValidationError:
+            raise not_a_logto(endpoint, reply) from None
+        if SCOPE not in grant.scope.split():
+            raise no_scope(endpoint)
+        good_until = asked_at + grant.expires_in - RENEWED_BEFORE_S
+        return _Token(f"Bearer {grant.access_token}", good_until)
+
+
+def _has_succeeded(renewal: asyncio.Task[_Token]) -> bool:
+    return renewal.done() and not renewal.cancelled() and renewal.exception() is None
+
+
+def _mark_seen(renewal: asyncio.Task[_Token]) -> None:
+    """Asyncio complains of an error that nobody saw, as when all who waited were cancelled."""
+    if not renewal.cancelled():
+        renewal.exception()

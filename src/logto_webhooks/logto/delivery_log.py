@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from typing import Any, Final
 
 from logto_webhooks import canonical_json
 from logto_webhooks.deliveries import NewDelivery, ReceivedBody, identify
 from logto_webhooks.errors import NotADelivery
-from logto_webhooks.events.base import is_test
+from logto_webhooks.events.base import Json, get_from, is_test
 from logto_webhooks.signing_keys import trust
-
-Json = dict[str, Any]
 
 ATTEMPT_MS: Final = 15_000  # an attempt ends 10 s after it began at the latest
 ANSWERED: Final = "answered 200, but not in the inbox"
@@ -32,15 +30,9 @@ _CAUSES: Final = (
 )
 
 
-def _payload(entry: Any) -> Json:
-    payload = entry.get("payload") if isinstance(entry, dict) else None
-    return payload if isinstance(payload, dict) else {}
-
-
 def parse_delivery(entry: Any, received_at: int, ahead: int = 0) -> NewDelivery | None:
     """Make a delivery of an entry; None if it holds no body that Logto could have sent."""
-    request = _payload(entry).get("hookRequest")
-    body = request.get("body") if isinstance(request, dict) else None
+    body = get_from(get_from(get_from(entry, "payload"), "hookRequest"), "body")
     try:
         return identify(trust(canonical_json.encode(body)), received_at, origin="log", ahead=ahead)
     except NotADelivery:
@@ -49,10 +41,10 @@ def parse_delivery(entry: Any, received_at: int, ahead: int = 0) -> NewDelivery 
 
 def failure_cause(entry: Any) -> str:
     """Say why an entry's attempt came to nothing, in a word."""
-    payload = _payload(entry)
-    if payload.get("result") == "Success":
+    payload = get_from(entry, "payload")
+    if get_from(payload, "result") == "Success":
         return ANSWERED
-    text = str(payload.get("error", ""))
+    text = str(get_from(payload, "error"))
     return next((word for sign, word in _CAUSES if sign in text), "another error")
 
 
@@ -67,20 +59,6 @@ def is_cut(recent: Iterable[ReceivedBody], hook: str, since: int, oldest: int) -
 
 def read_hook_id(body: bytes) -> str | None:
     """The hook that sent a body; None for a test, which isn't logged."""
-    payload = canonical_json.decode(body)
+    payload: Json = canonical_json.decode(body)
     hook = payload.get("hookId")
     return hook if isinstance(hook, str) and not is_test(payload) else None
-
-
-def leads_here(
-    hook: Any, seen: Collection[str], keys: Collection[str], public_url: str | None
-) -> bool:
-    """Whether a hook is one of ours: by its key, by its accepted deliveries, or by its URL."""
-    if not isinstance(hook, dict) or not isinstance(hook.get("id"), str):
-        return False
-    config = hook.get("config")
-    url = config.get("url") if isinstance(config, dict) else None
-    same_url = bool(public_url) and str(url).rstrip("/") == str(public_url).rstrip("/")
-    key = hook.get("signingKey")
-    has_our_key = isinstance(key, str) and key != "" and key in keys
-    return has_our_key or hook["id"] in seen or same_url

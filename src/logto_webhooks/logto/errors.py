@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import re
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from msgspec import Struct
 
 from logto_webhooks.errors import LogtoApiError
-from logto_webhooks.logto.admin_address import CORE, signs_of_admin
 
 
 class ApiReply(Struct, frozen=True, kw_only=True):
@@ -130,3 +130,29 @@ def _refused(endpoint: str, problem: str, hint: str, app_id: str | None = None) 
     if signs := signs_of_admin(endpoint, app_id):
         hint = f"{signs[0].upper()}{signs[1:]}. {CORE}"
     return LogtoApiError(endpoint=endpoint, problem=problem, hint=hint)
+
+
+ADMIN_PORT: Final = 3002
+ADMIN_APPLICATION: Final = "m-default"
+CORE: Final = (
+    "Set LOGTO_ENDPOINT to Logto's core address (port 3001 unless you changed it), and "
+    "LOGTO_M2M_APP_ID and LOGTO_M2M_APP_SECRET to a machine-to-machine application that you made "
+    "in Logto's console."
+)
+
+
+def signs_of_admin(endpoint: str | None, app_id: str | None) -> str:
+    """What says that settings are of the admin side; empty if nothing does."""
+    signs = []
+    try:
+        port = urlsplit(endpoint or "").port
+    except ValueError:
+        port = None
+    if port == ADMIN_PORT:
+        signs.append(f"LOGTO_ENDPOINT has port {ADMIN_PORT}, the port of Logto's admin side")
+    if (app_id or "").strip() == ADMIN_APPLICATION:
+        signs.append(
+            f"LOGTO_M2M_APP_ID is {ADMIN_APPLICATION}, the built-in application of Logto's "
+            "admin side"
+        )
+    return ", and ".join(signs)

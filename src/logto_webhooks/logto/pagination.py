@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any, Final
 
+from logto_webhooks.events.base import get_from
 from logto_webhooks.logto.api_responses import PAGE, ApiResponse
 
 BACK_AT_MOST: Final = 1_000
@@ -43,11 +44,11 @@ class OffsetPager:
         going = self.page != ENDED
         while going:
             going = False
-            async with aclosing(_ahead(self._ask(self.page))) as answers:
+            async with aclosing(_prefetch(self._ask(self.page))) as answers:
                 async for answered in answers:
                     if going := self._must_go_back(answered):
                         break
-                    self._meet(answered)
+                    self._count(answered)
                     yield answered
 
     def _must_go_back(self, answered: ApiResponse) -> bool:
@@ -63,14 +64,14 @@ class OffsetPager:
         self.page = max(1, self.page - -(-fell // PAGE))
         return True
 
-    def _meet(self, answered: ApiResponse) -> None:
-        met = {item.get("id") if isinstance(item, dict) else None for item in answered.content}
-        self.seen += len(met.difference(*self._near))
-        self._near.append(met)
+    def _count(self, answered: ApiResponse) -> None:
+        ids = {get_from(item, "id") for item in answered.content}
+        self.seen += len(ids.difference(*self._near))
+        self._near.append(ids)
         self.page += 1
 
 
-async def _ahead(pages: AsyncIterator[ApiResponse]) -> AsyncGenerator[ApiResponse, None]:
+async def _prefetch(pages: AsyncIterator[ApiResponse]) -> AsyncGenerator[ApiResponse, None]:
     """The same, each asked for while the one before is worked on."""
     asked = asyncio.ensure_future(_next(pages))
     try:

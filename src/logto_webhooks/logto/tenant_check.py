@@ -15,6 +15,7 @@ from logto_webhooks.deliveries import (
     StoredDelivery,
 )
 from logto_webhooks.errors import WrongTenant
+from logto_webhooks.events.base import get_from
 from logto_webhooks.logto import api_responses
 from logto_webhooks.records.record import Key
 from logto_webhooks.signing_keys import hook_of_sender
@@ -59,19 +60,19 @@ class TenantCheck:
         received = await self._host.read(lambda store: store.inbox.search(_RECENT))
         deliveries = [delivery for delivery in received if _is_from_logto(delivery)]
         if deliveries:
-            is_ours = await self._sent(deliveries)
+            is_ours = await self._has_sent(deliveries)
         else:
             is_ours = not by_records or await self._has_records()
         if not is_ours:
             self._refused_until = time.monotonic() + AGAIN_S
             raise WrongTenant()
 
-    async def _sent(self, deliveries: Sequence[StoredDelivery]) -> bool:
+    async def _has_sent(self, deliveries: Sequence[StoredDelivery]) -> bool:
         """Whether the webhook that sent the newest is this Logto's, or, if it was deleted there,
         one of the users and organizations that it told of."""
         sender = hook_of_sender(deliveries[0].body)
-        told = [delivery for delivery in deliveries if hook_of_sender(delivery.body) == sender]
-        if await self._has_webhook(sender) or await self._knows_any(_subjects(told)):
+        sent = [delivery for delivery in deliveries if hook_of_sender(delivery.body) == sender]
+        if await self._has_webhook(sender) or await self._knows_any(_list_subjects(sent)):
             self._our_webhooks |= {sender} if sender is not None else set()
             return True
         return False
@@ -80,9 +81,7 @@ class TenantCheck:
         if webhook_id is None:
             return False
         async for page in self._logto.hooks():
-            if any(
-                isinstance(hook, dict) and hook.get("id") == webhook_id for hook in page.content
-            ):
+            if any(get_from(hook, "id") == webhook_id for hook in page.content):
                 return True
         return False
 
@@ -109,17 +108,14 @@ def _is_from_logto(delivery: StoredDelivery) -> bool:
     return delivery.state is not DeliveryState.IGNORED and not sender.startswith(SAMPLE_WEBHOOK)
 
 
-def _subjects(deliveries: Sequence[StoredDelivery]) -> list[Key]:
+def _list_subjects(deliveries: Sequence[StoredDelivery]) -> list[Key]:
     """Users and organizations that deliveries told of, the newest first."""
-    named = [delivery for delivery in deliveries if delivery.event not in DELETIONS]
-    subjects = dict.fromkeys(delivery.subject for delivery in named if delivery.subject)
-    keys = []
+    saying = [delivery for delivery in deliveries if delivery.event not in DELETIONS]
+    subjects = dict.fromkeys(delivery.subject for delivery in saying if delivery.subject)
+    parts = [subject.partition(":") for subject in subjects]
+    keys: list[Key] = []
     for kind in ("user", "organization"):
-        ids = [
-            subject.removeprefix(f"{kind}:")
-            for subject in subjects
-            if subject.startswith(f"{kind}:")
-        ]
+        ids = [logto_id for prefix, _, logto_id in parts if prefix == kind]
         usable = [logto_id for logto_id in ids if api_responses.can_be_id(logto_id)]
         keys += [Key(kind, logto_id) for logto_id in usable[:SAMPLE_SIZE]]
     return keys

@@ -55,40 +55,30 @@ FIRST_WAIT_S: Final = 0.5
 LONGEST_WAIT_S: Final = 30.0
 
 
-class Wait(Struct, frozen=True):
-    """Try again after so many seconds."""
-
-    seconds: float
-
-
-class GiveUp(Struct, frozen=True):
-    """Try no more."""
-
-
-def after_failure(tries: int, asked_for: float | None, jitter: float) -> Wait | GiveUp:
-    """Decide after so many failed tries.
+def retry_delay(tries: int, asked_for: float | None, jitter: float) -> float | None:
+    """Return the seconds to wait after so many failed tries; None to give up.
 
     `asked_for` are the seconds that the answer wants us to wait. Else the waits double from half
     a second on; `jitter` (0 to 1) adds up to as much, so that what failed together isn't tried
     together.
     """
     if tries >= TRIES:
-        return GiveUp()
+        return None
     if asked_for is not None:
-        return Wait(min(asked_for, LONGEST_WAIT_S))
-    return Wait(FIRST_WAIT_S * 2.0 ** (tries - 1) * (1 + jitter))
+        return min(asked_for, LONGEST_WAIT_S)
+    return FIRST_WAIT_S * 2.0 ** (tries - 1) * (1 + jitter)
 
 
-def asked_wait(headers: Mapping[str, str]) -> float | None:
+def read_retry_after(headers: Mapping[str, str]) -> float | None:
     """Read Retry-After: seconds, or a moment on the clock that the Date header tells."""
     text = headers.get("retry-after", "").strip()
     if text.isascii() and text.isdigit():
         return float(text)
-    until, now = moment(text), moment(headers.get("date", ""))
+    until, now = parse_date(text), parse_date(headers.get("date", ""))
     return None if until is None or now is None else max(0.0, (until - now) / 1000)
 
 
-def moment(text: str) -> int | None:
+def parse_date(text: str) -> int | None:
     """Milliseconds since the epoch of a header's date; None if it is none."""
     try:
         return round(parsedate_to_datetime(text).timestamp() * 1000)
@@ -125,13 +115,13 @@ class Transport:
     def __init__(
         self,
         endpoint: str,
-        budget: RateLimiter,
+        limiter: RateLimiter,
         clock: Clock,
         sleep: Callable[[float], Awaitable[None]],
         request_s: float,
     ) -> None:
         self.endpoint = endpoint
-        self._budget = budget
+        self._limiter = limiter
         self._clock = clock
         self._sleep = sleep
         self._request_s = request_s
@@ -152,15 +142,15 @@ class Transport:
 
         Raises LogtoUnreachable, and LogtoApiError on a redirect.
         """
-        request = self._opened().build_request(
+        request = self._open().build_request(
             method,
-            self._url(path),
+            self._make_url(path),
             headers={"authorization": authorization},
             params=params,
             data=form,
             json=content,
         )
-        return await self._until_answered(request, again)
+        return await self._send_until_answered(request, again)
 
     async def close(self) -> None:
         """Give back the connections."""
@@ -168,7 +158,7 @@ class Transport:
         if client is not None:
             await client.aclose()
 
-    def _url(self, path: str) -> httpx2.URL:
+    def _make_url(self, path: str) -> httpx2.URL:
         try:
             url = httpx2.URL(self.endpoint + path)
         except httpx2.InvalidURL:
@@ -177,32 +167,31 @@ class Transport:
             raise no_address(self.endpoint)
         return url
 
-    async def _until_answered(self, request: httpx2.Request, again: bool) -> ApiReply:
+    async def _send_until_answered(self, request: httpx2.Request, again: bool) -> ApiReply:
         tries = 1 if again else TRIES
         while isinstance(outcome := await self._try(request), FailedTry):
-            match after_failure(tries, outcome.asked_for, random.random()):
-                case Wait(seconds):
-                    await self._sleep(seconds)
-                case GiveUp():
-                    raise LogtoUnreachable(endpoint=self.endpoint, problem=outcome.problem)
+            delay = retry_delay(tries, outcome.asked_for, random.random())
+            if delay is None:
+                raise LogtoUnreachable(endpoint=self.endpoint, problem=outcome.problem)
+            await self._sleep(delay)
             tries += 1
         return outcome
 
     async def _try(self, request: httpx2.Request) -> ApiReply | FailedTry:
-        async with self._budget.turn():
+        async with self._limiter.turn():
             asked_at = self._clock.now()
             try:
                 async with asyncio.timeout(self._request_s):
-                    response, content = await self._answer(request)
+                    response, content = await self._fetch(request)
             except (httpx2.TransportError, httpx2.DecodingError, TimeoutError) as error:
-                return FailedTry(_problem(error))
+                return FailedTry(_describe(error))
             took = max(0, self._clock.now() - asked_at)
         return self._read(response, content, asked_at, took)
 
-    async def _answer(self, request: httpx2.Request) -> tuple[httpx2.Response, bytes | None]:
+    async def _fetch(self, request: httpx2.Request) -> tuple[httpx2.Response, bytes | None]:
         """Return the answer with its content, unpacked in small pieces; None if that is too large:
         a few bytes may unpack to gigabytes."""
-        response = await self._opened().send(request, stream=True)
+        response = await self._open().send(request, stream=True)
         try:
             content = bytearray()
             async for piece in response.aiter_bytes():
@@ -214,7 +203,7 @@ class Transport:
         finally:
             await response.aclose()
 
-    def _opened(self) -> httpx2.AsyncClient:
+    def _open(self) -> httpx2.AsyncClient:
         if self._client is None:
             timeout = httpx2.Timeout(None, connect=CONNECT_S)
             self._client = httpx2.AsyncClient(timeout=timeout, limits=_LIMITS)
@@ -225,12 +214,12 @@ class Transport:
     ) -> ApiReply | FailedTry:
         status, headers = response.status_code, response.headers
         if response.has_redirect_location:
-            raise redirected(self.endpoint, _origin(response))
+            raise redirected(self.endpoint, _find_origin(response))
         if status == 429 or status >= 500:
-            return FailedTry(f"it answers {status}", asked_wait(headers))
+            return FailedTry(f"it answers {status}", read_retry_after(headers))
         content, unreadable = None, body is None
         try:
-            content = _json(response, body) if body is not None else None
+            content = _decode(response, body) if body is not None else None
         except msgspec.DecodeError:
             return FailedTry("its answer is cut off, or isn't JSON")
         except ValueError:  # whole, but nested too deep, or with a number out of range
@@ -241,12 +230,12 @@ class Transport:
             unreadable=unreadable,
             asked_at=asked_at,
             took=took,
-            date=moment(headers.get("date", "")),
-            total=_count(headers.get("total-number", "")),
+            date=parse_date(headers.get("date", "")),
+            total=_parse_count(headers.get("total-number", "")),
         )
 
 
-def _problem(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     for kind, problem in _PROBLEMS:
         if isinstance(error, kind):
             return problem
@@ -255,15 +244,15 @@ def _problem(error: Exception) -> str:
     return f"the connection broke ({type(error).__name__})"
 
 
-def _origin(response: httpx2.Response) -> str:
+def _find_origin(response: httpx2.Response) -> str:
     target = response.url.join(response.headers["location"])
     return f"{target.scheme}://{target.netloc.decode('ascii')}"
 
 
-def _json(response: httpx2.Response, body: bytes) -> Any:
+def _decode(response: httpx2.Response, body: bytes) -> Any:
     is_json = response.headers.get("content-type", "").startswith("application/json")
     return canonical_json.decode(body) if is_json else None
 
 
-def _count(text: str) -> int | None:
+def _parse_count(text: str) -> int | None:
     return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None

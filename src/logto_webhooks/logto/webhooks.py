@@ -79,15 +79,15 @@ def parse_webhook(content: Any) -> Webhook | None:
 def find_webhook(hooks: Sequence[Webhook], query: str) -> Webhook:
     """Find one by id, else by name, else by URL. Raises WebhookUnknown."""
     several = False
-    for found in (
+    for matching in (
         [hook for hook in hooks if hook.id == query],
         [hook for hook in hooks if hook.name == query],
         [hook for hook in hooks if hook.leads_to(query)],
     ):
-        if len(found) == 1:
-            return found[0]
-        several = several or bool(found)
-    raise _unclear(hooks, f"{'several have' if several else 'none has'} the name or URL {query!r}")
+        if len(matching) == 1:
+            return matching[0]
+        several = several or bool(matching)
+    raise _refuse(hooks, several, f"the name or URL {query!r}")
 
 
 def find_our_webhook(
@@ -97,15 +97,21 @@ def find_our_webhook(
     here = [hook for hook in hooks if is_ours(hook, keys, public_url)]
     if len(here or hooks) == 1:
         return (here or hooks)[0]
-    raise _unclear(
-        hooks, f"{'several have' if here else 'none has'} the key or URL that is set here"
-    )
+    raise _refuse(hooks, bool(here), "the key or URL that is set here")
 
 
 def is_ours(hook: Webhook, keys: Collection[str], public_url: str | None) -> bool:
     """Whether its key, or its URL, is the one that is set here."""
     has_our_key = hook.signing_key != "" and hook.signing_key in keys
-    return has_our_key or (public_url is not None and hook.leads_to(public_url))
+    return has_our_key or (bool(public_url) and hook.leads_to(str(public_url)))
+
+
+def leads_here(
+    content: Any, seen: Collection[str], keys: Collection[str], public_url: str | None
+) -> bool:
+    """Whether a hook of an answer is one of ours, also by its accepted deliveries (`seen`)."""
+    hook = parse_webhook(content)
+    return hook is not None and (hook.id in seen or is_ours(hook, keys, public_url))
 
 
 def subscription(patterns: Iterable[str] = ()) -> list[str]:
@@ -118,18 +124,19 @@ def subscription(patterns: Iterable[str] = ()) -> list[str]:
         pattern for pattern in patterns if not {"*", "?"} & set(pattern) and pattern not in BY_NAME
     ]
     return [
-        *(name for name in BY_NAME if name not in DERIVED and _needed(name, patterns)),
+        *(name for name in BY_NAME if name not in DERIVED and _is_needed(name, patterns)),
         *(name for name in unknown if name not in LOCAL),
     ]
 
 
-def _needed(name: str, patterns: Sequence[str]) -> bool:
+def _is_needed(name: str, patterns: Sequence[str]) -> bool:
     if name in patterns or issubclass(BY_NAME[name], SYNCED):
         return True
     return name not in LATER and any(wants(pattern, name) for pattern in patterns)
 
 
-def _unclear(hooks: Sequence[Webhook], problem: str) -> WebhookUnknown:
+def _refuse(hooks: Sequence[Webhook], several: bool, what: str) -> WebhookUnknown:
+    problem = f"{'several have' if several else 'none has'} {what}"
     if not hooks:
         hint = "Make one: logto-webhooks endpoint create --url URL"
         return WebhookUnknown(problem="Logto has none", hint=hint)
@@ -157,22 +164,22 @@ class TestResult(Struct, frozen=True, kw_only=True):
 
 async def list_webhooks(logto: ManagementClient) -> tuple[list[Webhook], int]:
     """All webhooks, and what time it is at Logto (ms). Raises LogtoUnreachable, LogtoApiError."""
-    found: list[Webhook] = []
+    hooks: list[Webhook] = []
     now = 0
     async for page in logto.hooks():
         now = page.date or page.asked_at
-        found += [hook for item in page.content if (hook := parse_webhook(item))]
-    return found, now
+        hooks += [hook for item in page.content if (hook := parse_webhook(item))]
+    return hooks, now
 
 
 async def create_webhook(
     logto: ManagementClient, url: str, name: str, events: Sequence[str]
 ) -> Webhook:
     """Make a webhook. Raises WebhookExists, KeyNotTold, LogtoUnreachable, LogtoApiError."""
-    found, _ = await list_webhooks(logto)
-    for item in found:
-        if item.leads_to(url):
-            raise WebhookExists(id=item.id, url=url)
+    hooks, _ = await list_webhooks(logto)
+    for hook in hooks:
+        if hook.leads_to(url):
+            raise WebhookExists(id=hook.id, url=url)
     with note_on_failure("it may be there all the same: see `logto-webhooks endpoint list`"):
         return parse_created((await logto.create_hook(name, url, events)).content, name)
 
@@ -190,12 +197,12 @@ def note_on_failure(note: str) -> Iterator[None]:
 def parse_created(content: Any, name: str) -> Webhook:
     """The webhook that was made, or changed. Raises WebhookChanged, and KeyNotTold if Logto doesn't
     answer its key."""
-    made = parse_webhook(content)
-    if made is None:
+    hook = parse_webhook(content)
+    if hook is None:
         raise WebhookChanged(name=name, what="deleted")
-    if (problem := problem_of_key(made.signing_key)) is not None:
-        raise KeyNotTold(id=made.id, name=made.name or name, problem=problem)
-    return made
+    if (problem := problem_of_key(hook.signing_key)) is not None:
+        raise KeyNotTold(id=hook.id, name=hook.name or name, problem=problem)
+    return hook
 
 
 async def send_test(
@@ -207,31 +214,32 @@ async def send_test(
     changed. Raises LogtoUnreachable, LogtoApiError, StoreUnavailable.
     """
     newest, began = await newest_id(host), time.monotonic()
-    tested = TestResult(hook=hook.id, url=hook.url, enabled=hook.enabled, event=event)
+    result = TestResult(hook=hook.id, url=hook.url, enabled=hook.enabled, event=event)
     answered = (await logto.test_hook(hook.id, hook.url, event)).content
-    problem = None if answered == {} else _problem(answered)
+    problem = None if answered == {} else _describe_failure(answered)
     if problem not in (None, _REFUSED):
-        return replace(tested, problem=problem)
+        return replace(result, problem=problem)
     wait_s = timeout_s if problem is None else min(timeout_s, PROVED_S)
-    sought = DeliveryFilter(event=event, after=newest)
     try:
         async with asyncio.timeout(wait_s):
-            kept = await _from(hook, host, sought)
+            delivery = await _await_delivery(hook, host, DeliveryFilter(event=event, after=newest))
     except TimeoutError:
-        return replace(tested, problem=problem or _ELSEWHERE.format(timeout_s))
+        return replace(result, problem=problem or _ELSEWHERE.format(timeout_s))
     took = round((time.monotonic() - began) * 1000)
-    return replace(tested, delivery=kept.id, took_ms=took)
+    return replace(result, delivery=delivery.id, took_ms=took)
 
 
-async def _from(hook: Webhook, host: TransactionRunner, sought: DeliveryFilter) -> StoredDelivery:
-    async with aclosing(follow(host, sought, POLL_S)) as coming:
-        async for kept in coming:
-            if canonical_json.decode(kept.body).get("hookId") == hook.id:
-                return kept
+async def _await_delivery(
+    hook: Webhook, host: TransactionRunner, awaited: DeliveryFilter
+) -> StoredDelivery:
+    async with aclosing(follow(host, awaited, POLL_S)) as deliveries:
+        async for delivery in deliveries:
+            if canonical_json.decode(delivery.body).get("hookId") == hook.id:
+                return delivery
     raise AssertionError("following has no end")
 
 
-def _problem(answered: Any) -> str:
+def _describe_failure(answered: Any) -> str:
     """What Logto says of a test that came to nothing."""
     if answered is None:
         return "Logto has no such webhook any more"

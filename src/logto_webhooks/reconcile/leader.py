@@ -40,7 +40,7 @@ class LeaderLease:
         async def work_if_ours() -> None:
             nonlocal working
             is_ours = await self._take(observe)
-            if working is not None and working.done() and (error := _error_of(working)):
+            if working is not None and working.done() and (error := _get_error(working)):
                 report(error)
             if is_ours and (working is None or working.done()):
                 working = asyncio.create_task(work())
@@ -63,12 +63,12 @@ class LeaderLease:
 
     async def _take(self, observe: Callable[[ApiUnavailable], None]) -> bool:
         try:
-            return await self._host.run(self._taken)
+            return await self._host.run(self._try_to_take)
         except Exception as error:
             observe(ApiUnavailable(describe(error), RENEW_S))
             return False
 
-    def _taken(self, store: Store) -> bool:
+    def _try_to_take(self, store: Store) -> bool:
         now = self._clock.now()
         held = store.lease(_NAME)
         # A lease that is longer than any of ours is of before the clock was set back.
@@ -78,7 +78,7 @@ class LeaderLease:
         return True
 
 
-def _error_of(task: asyncio.Task[None]) -> Exception | None:
+def _get_error(task: asyncio.Task[None]) -> Exception | None:
     error = None if task.cancelled() else task.exception()
     return error if isinstance(error, Exception) else None
 

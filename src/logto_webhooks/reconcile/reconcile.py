@@ -3,25 +3,41 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from msgspec import Struct
+
+from logto_webhooks.apply import batch
 from logto_webhooks.clock import Clock
-from logto_webhooks.database.checkpoints import RECONCILE
+from logto_webhooks.database.checkpoints import RECONCILE, Checkpoint
+from logto_webhooks.database.dry_run import run_or_rehearse
 from logto_webhooks.database.store import Store, TransactionRunner
-from logto_webhooks.errors import InvalidApiResponse, WrongTenant, describe
+from logto_webhooks.errors import (
+    InvalidApiResponse,
+    RowRejected,
+    TimedOut,
+    WrongTenant,
+    describe,
+)
 from logto_webhooks.event_loop import forever
 from logto_webhooks.events.local import Source
 from logto_webhooks.instrumentation import ApiUnavailable, Observer, Reconciled
 from logto_webhooks.logto import api_responses
-from logto_webhooks.logto.api_responses import ApiResponse, Span, TenantRole
-from logto_webhooks.logto.clock_skew import make_span_clock
+from logto_webhooks.logto.api_responses import (
+    PAGE,
+    ApiResponse,
+    Span,
+    SpanClock,
+    TenantRole,
+    make_span_clock,
+)
 from logto_webhooks.logto.pagination import ENDED, Ask, OffsetPager
 from logto_webhooks.logto.tenant_check import TenantCheck
-from logto_webhooks.reconcile import members, user
-from logto_webhooks.reconcile.run import Progressed, ReconcileResult, ReconcileRun
-from logto_webhooks.records.record import Absent, Change, Key, Kind
+from logto_webhooks.reconcile import fetch
+from logto_webhooks.records.drift import Drift, agrees, drifts_of
+from logto_webhooks.records.record import ROLE, Absent, Change, Key, Kind, Record
 
 if TYPE_CHECKING:
     from logto_webhooks.logto.client import ManagementClient
@@ -29,12 +45,38 @@ if TYPE_CHECKING:
 PIECE: Final = 200  # records that are asked about in one go
 AGAIN: Final = 3  # how often those are asked about again that changed while they were listed
 AGAIN_S: Final = 0.5
-LOOK_S: Final = 30.0  # how often it is seen whether a look is due
+LOOK_S: Final = 30.0  # how often it is seen whether a run is due
 FUTURE_MS: Final = 600_000  # by how much Logto's clock may be ahead of ours
-_About = Callable[[str, Any, Span], Change]
+MOST: Final = 1_000  # differences that are told one by one
+MOST_LOCKED: Final = 20  # records that are left out because something else holds them
+RESUME_MS: Final = 86_400_000  # how old a run may be that is gone on with
+_BEGAN: Final = f"{RECONCILE} began"
 
 
-def _silent(stage: str, listed: int, done: float) -> None:
+class ReconcileResult(Struct, kw_only=True):
+    """The result of a comparison with Logto. `fields` counts the columns that differed.
+
+    `began` is the time (ms) from which on its data are valid. A comparison that was `resumed` only
+    counts its own part.
+    """
+
+    began: int = 0
+    resumed: bool = False
+    users: int = 0
+    organizations: int = 0
+    members: int = 0
+    roles: int = 0
+    drifted: int = 0
+    fields: dict[str, int] = {}
+    drifts: list[Drift] = []
+    doubts: list[str] = []  # what can't be told
+
+
+# What is being listed, how many of it were, and how much of all that is, from 0 to 1.
+Progressed = Callable[[str, int, float], None]
+
+
+def _ignore(stage: str, listed: int, done: float) -> None:
     """Tell nobody."""
 
 
@@ -55,29 +97,20 @@ class Reconciliation:
         self._clock = clock
         self._tenant = TenantCheck(logto, host)
 
-    async def run(self, dry_run: bool = False, progressed: Progressed = _silent) -> ReconcileResult:
-        """Look at all; with `dry_run` change nothing. A look that was killed is gone on with.
+    async def run(self, dry_run: bool = False, progressed: Progressed = _ignore) -> ReconcileResult:
+        """Compare all; with `dry_run` change nothing. A run that was killed is resumed.
 
         Raises WrongTenant, LogtoUnreachable, LogtoApiError, StoreUnavailable.
         """
         await self._tenant.ensure_same_tenant()
-        look = await self._look(dry_run, progressed)
-        await look.resume(self._clock.now())
-        try:
-            await self._users(look)
-            await self._organizations(look)
-            await self._roles(look)
-            await self._settle(look)
-        except WrongTenant:
-            await look.forget_place()
-            raise
-        await look.end()
-        return look.found
+        run = await self._start(dry_run, progressed)
+        await run.compare_all(self._clock.now())
+        return run.result
 
     async def keep(self, every_s: int, observe: Observer) -> None:
-        """Look whenever the last look is older; what is wrong is reported, and tried again."""
+        """Run whenever the last run is older; what is wrong is reported, and tried again."""
 
-        async def look() -> None:
+        async def run_if_due() -> None:
             if await self._is_due(every_s):
                 result = await self.run()
                 fields = ", ".join(f"{name}: {n}" for name, n in sorted(result.fields.items()))
@@ -88,62 +121,32 @@ class Reconciliation:
             observe(ApiUnavailable(describe(error), LOOK_S))
             return LOOK_S
 
-        await forever(look, LOOK_S, report)
+        await forever(run_if_due, LOOK_S, report)
+
+    async def one_user(self, user_id: str, dry_run: bool = False) -> ReconcileResult:
+        """Compare one user alone, with roles and memberships; `users` is 0 if there is none.
+
+        Raises as `run`, and InvalidApiResponse.
+        """
+        run = await self._start(dry_run, _ignore)
+        run.result.began = self._clock.now()
+        if api_responses.can_be_id(user_id):
+            await self._tenant.ensure_same_tenant()
+            await run.compare_user(user_id)
+        return run.result
 
     async def _is_due(self, every_s: int) -> bool:
         last = await self._host.read(lambda store: store.checkpoint(RECONCILE))
         if last is None:
             return True
         passed_ms = self._clock.now() - last.at
-        # A look that is dated in the future is of before the clock was set back.
+        # A run that is dated in the future is of before the clock was set back.
         return passed_ms >= every_s * 1000 or passed_ms < -FUTURE_MS
 
-    async def one_user(self, user_id: str, dry_run: bool = False) -> ReconcileResult:
-        """Look at one user alone, with roles and memberships; `users` is 0 if there is none.
-
-        Raises as `run`, and InvalidApiResponse.
-        """
-        look = await self._look(dry_run, _silent)
-        look.found.began = self._clock.now()
-        if not api_responses.can_be_id(user_id):
-            return look.found
-        await self._tenant.ensure_same_tenant()
-        changes = await user.user_changes(self._logto, self._host, user_id, look.when)
-        key = Key("user", user_id)
-        known = await self._host.read(lambda store: store.inbox.known(key))
-        if isinstance(changes[0], Absent) and key not in known:
-            return look.found
-        look.found.users = 1
-        await look.learn(changes)
-        await self._settle(look)
-        return look.found
-
-    async def _settle(self, look: ReconcileRun) -> None:
-        """Ask again about those that aren't what Logto answered: never take one for equal."""
-        for _ in range(AGAIN):
-            keys = look.unequal()
-            if not keys:
-                return
-            await asyncio.sleep(AGAIN_S)
-            for key in keys:
-                try:
-                    if key.kind == "user":
-                        await look.learn(
-                            await user.user_changes(self._logto, self._host, key.id, look.when)
-                        )
-                    else:
-                        await self._ask_organization(look, key.id)
-                except InvalidApiResponse as error:
-                    look.doubt(error)
-        for key in look.unequal():
-            look.doubt(
-                f"the {key.kind} {key.id} isn't what Logto answers: what came of it is newer; "
-                "run it again"
-            )
-
-    async def _look(self, dry: bool, progressed: Progressed) -> ReconcileRun:
+    async def _start(self, dry: bool, progressed: Progressed) -> ReconcileRun:
         when = await make_span_clock(self._host)
         return ReconcileRun(
+            self._logto,
             self._host,
             when,
             self._tenant,
@@ -152,138 +155,318 @@ class Reconciliation:
             progressed=progressed,
         )
 
-    async def _users(self, look: ReconcileRun) -> None:
-        async for page, span, seen in self._listed(look, "users", self._logto.users):
-            look.found.users = seen
-            items = _items(look, "user", page)
-            await look.learn(_told(look, api_responses.read_user, items, span))
-        await self._rest(look, "user", self._ask_user)
 
-    async def _organizations(self, look: ReconcileRun) -> None:
-        listed = self._listed(look, "organizations", self._logto.organizations)
-        async for page, span, seen in listed:
-            look.found.organizations = seen
-            items = _items(look, "organization", page)
-            await look.learn(_told(look, api_responses.read_organization, items, span))
-            for item in items:
-                await self._members(look, item)
-        await self._rest(look, "organization", self._ask_organization)
+class ReconcileRun:
+    """One comparison; a `dry` one changes nothing, and keeps no checkpoint."""
 
-    async def _members(self, look: ReconcileRun, organization_id: str) -> None:
+    def __init__(
+        self,
+        logto: ManagementClient,
+        host: TransactionRunner,
+        when: SpanClock,
+        tenant: TenantCheck,
+        *,
+        dry: bool,
+        source: Source | None,
+        progressed: Progressed,
+    ) -> None:
+        self.result = ReconcileResult()
+        self._logto = logto
+        self._host = host
+        self._when = when
+        self._tenant = tenant
+        # In a dry run, which notes nowhere who was asked about, and which roles were listed.
+        self._asked: set[Key] = set()
+        self._roles: dict[Key, set[str]] = {}
+        self._unequal: dict[Key, None] = {}
+        self._differed: set[Key] = set()  # in a dry run
+        self._settles = False
+        self._locked = 0
+        self._dry = dry
+        self._source = source
+        self._progressed = progressed
+
+    async def compare_all(self, now: int) -> None:
+        """Compare all records, or what a run that was killed left."""
+        reached = await self._read_checkpoint(_BEGAN)
+        if not self._dry and reached and reached.count and reached.at > now - RESUME_MS:
+            self.result.began, self.result.resumed = reached.at, True
         try:
-            pieces = await members.member_changes(
-                self._logto, self._host, organization_id, look.when
-            )
+            await self._compare_users()
+            await self._compare_organizations()
+            await self._compare_roles()
+            await self._settle()
+        except WrongTenant:
+            # The next run begins anew: it may be at another Logto.
+            await self._save({_BEGAN: Checkpoint(self.result.began, 0)})
+            raise
+        began, drifted = self.result.began, self.result.drifted
+        await self._save({RECONCILE: Checkpoint(began, drifted), _BEGAN: Checkpoint(began, 0)})
+
+    async def compare_user(self, user_id: str) -> None:
+        """Compare one user, with roles and memberships."""
+        changes = await fetch.fetch_user(self._logto, self._host, user_id, self._when)
+        key = Key("user", user_id)
+        known = await self._host.read(lambda store: store.inbox.known(key))
+        if isinstance(changes[0], Absent) and key not in known:
+            return
+        self.result.users = 1
+        await self._learn(changes)
+        await self._settle()
+
+    async def _compare_users(self) -> None:
+        async for page, span, seen in self._list("users", self._logto.users):
+            self.result.users = seen
+            items = self._items_by_id("user", page)
+            await self._learn(self._read_items(api_responses.read_user, items, span))
+        await self._ask_unlisted("user", self._ask_user)
+
+    async def _compare_organizations(self) -> None:
+        listed = self._list("organizations", self._logto.organizations)
+        async for page, span, seen in listed:
+            self.result.organizations = seen
+            items = self._items_by_id("organization", page)
+            await self._learn(self._read_items(api_responses.read_organization, items, span))
+            for organization_id in items:
+                await self._compare_members(organization_id)
+        await self._ask_unlisted("organization", self._ask_organization)
+
+    async def _compare_members(self, organization_id: str) -> None:
+        try:
+            pieces = await fetch.fetch_members(self._logto, self._host, organization_id, self._when)
         except InvalidApiResponse as error:
-            look.doubt(error)
+            self._doubt(error)
             return
         for piece in pieces:
-            look.found.members += sum(change.key.kind == "membership" for change in piece)
-            await look.learn(piece)
+            self.result.members += sum(change.key.kind == "membership" for change in piece)
+            await self._learn(piece)
 
-    async def _roles(self, look: ReconcileRun) -> None:
+    async def _compare_roles(self) -> None:
         """Ask each role who has it: to ask each user would take a hundred times as long."""
         async for page in self._logto.roles():
             for item in page.content:
                 try:
                     role = api_responses.parse_role(item)
                 except InvalidApiResponse as error:
-                    look.doubt(error)
+                    self._doubt(error)
                     continue
                 if role is not None:
-                    look.found.roles += 1
-                    await self._holders(look, role)
-        await self._rest(look, "user", self._ask_roles, with_roles=True)
+                    self.result.roles += 1
+                    await self._compare_holders(role)
+        await self._ask_unlisted("user", self._ask_roles, with_roles=True)
 
-    async def _holders(self, look: ReconcileRun, role: TenantRole) -> None:
+    async def _compare_holders(self, role: TenantRole) -> None:
         holders = partial(self._logto.holders, role.id)
-        async for page, span, _ in self._listed(look, f"role {role.id}", holders):
-            await look.learn(
-                api_responses.read_role_holders(role, _items(look, "user", page), span)
-            )
+        async for page, span, _ in self._list(f"role {role.id}", holders):
+            users = self._items_by_id("user", page)
+            await self._learn(api_responses.read_role_holders(role, users, span))
 
-    async def _listed(
-        self, look: ReconcileRun, stage: str, ask: Ask
-    ) -> AsyncIterator[tuple[ApiResponse, Span, int]]:
-        """Each page, when it was true, and how many were listed by then."""
-        start, total = await look.place(stage)
-        listing = OffsetPager(ask, start, total)
+    async def _list(self, stage: str, ask: Ask) -> AsyncIterator[tuple[ApiResponse, Span, int]]:
+        """Give each page, when it was true, and how many were listed by then."""
+        listing = OffsetPager(ask, *await self._find_place(stage))
         async for page in listing.pages():
-            span = look.when(page)
-            await look.start(span.at)
+            span = self._when(page)
+            if not self.result.began:
+                self.result.began = span.at
+                await self._save({_BEGAN: Checkpoint(span.at, 1)})
             yield page, span, listing.seen
-            await look.keep_place(stage, listing.page, listing.total)
-        await look.keep_place(stage, ENDED, listing.total)
+            await self._save_place(stage, listing.page, listing.total)
+        await self._save_place(stage, ENDED, listing.total)
         if listing.missed:
-            look.doubt(
+            self._doubt(
                 f"{listing.missed} of the {stage} moved while they were listed: run it again"
             )
 
-    async def _rest(
-        self,
-        look: ReconcileRun,
-        kind: Kind,
-        ask: Callable[[ReconcileRun, str], Any],
-        with_roles: bool = False,
+    def _items_by_id(self, kind: Kind, page: ApiResponse) -> dict[str, Any]:
+        items = {}
+        for item in page.content:
+            try:
+                items[api_responses.parse_id(item, kind)] = item
+            except InvalidApiResponse as error:
+                self._doubt(error)
+        return items
+
+    def _read_items(
+        self, read: Callable[[str, Any, Span], Change], items: dict[str, Any], span: Span
+    ) -> list[Change]:
+        changes = []
+        for logto_id, item in items.items():
+            try:
+                changes.append(read(logto_id, item, span))
+            except InvalidApiResponse as error:
+                self._doubt(error)
+        return changes
+
+    async def _ask_unlisted(
+        self, kind: Kind, ask: Callable[[str], Awaitable[None]], with_roles: bool = False
     ) -> None:
         """Ask about those whom no list named."""
-        unread = self._unread(look, kind, with_roles)
-        async for key in unread:
+        async for key in self._find_unread(kind, with_roles):
             try:
-                await ask(look, key.id)
+                await ask(key.id)
             except InvalidApiResponse as error:
-                look.doubt(error)
+                self._doubt(error)
 
-    async def _unread(self, look: ReconcileRun, kind: Kind, with_roles: bool) -> AsyncIterator[Key]:
+    async def _find_unread(self, kind: Kind, with_roles: bool) -> AsyncIterator[Key]:
         after = ""
         while True:
 
             def find(store: Store, after: str = after) -> list[Key]:
-                began = look.found.began
+                began = self.result.began
                 return store.keys(
                     kind, PIECE, after=after, unread_since=began, with_roles=with_roles
                 )
 
             keys = await self._host.read(find)
             for key in keys:
-                if not look.asked_about(key, with_roles):
+                # A dry run asked already; of roles, about each that is known here.
+                if self._roles.get(key, {""}) if with_roles else key not in self._asked:
                     yield key
             if not keys:
                 return
             after = keys[-1].id
 
-    async def _ask_user(self, look: ReconcileRun, user_id: str) -> None:
+    async def _ask_user(self, user_id: str) -> None:
         answered = await self._logto.user(user_id)
-        await look.learn([api_responses.read_user(user_id, answered.content, look.when(answered))])
+        span = self._when(answered)
+        await self._learn([api_responses.read_user(user_id, answered.content, span)])
 
-    async def _ask_organization(self, look: ReconcileRun, organization_id: str) -> None:
+    async def _ask_organization(self, organization_id: str) -> None:
         answered = await self._logto.organization(organization_id)
-        told = api_responses.read_organization(
-            organization_id, answered.content, look.when(answered)
+        content, span = answered.content, self._when(answered)
+        await self._learn([api_responses.read_organization(organization_id, content, span)])
+        if content is not None:
+            await self._compare_members(organization_id)
+
+    async def _ask_roles(self, user_id: str) -> None:
+        await self._learn([await fetch.fetch_roles(self._logto, user_id, self._when)])
+
+    async def _settle(self) -> None:
+        """Ask again about those that aren't what Logto answered: never take one for equal."""
+        for _ in range(AGAIN):
+            keys = self._take_unequal()
+            if not keys:
+                return
+            await asyncio.sleep(AGAIN_S)
+            for key in keys:
+                try:
+                    if key.kind == "user":
+                        await self._learn(
+                            await fetch.fetch_user(self._logto, self._host, key.id, self._when)
+                        )
+                    else:
+                        await self._ask_organization(key.id)
+                except InvalidApiResponse as error:
+                    self._doubt(error)
+        for key in self._take_unequal():
+            self._doubt(
+                f"the {key.kind} {key.id} isn't what Logto answers: what came of it is newer; "
+                "run it again"
+            )
+
+    def _take_unequal(self) -> list[Key]:
+        """Return the users and organizations, once each, about which must be asked again: what is
+        known of one is newer than the answer, or one is back whose memberships are unknown."""
+        keys, self._unequal, self._settles = list(self._unequal), {}, True
+        if len(keys) > MOST:
+            self._doubt(f"{len(keys) - MOST} records changed while they were listed: run it again")
+        return keys[:MOST]
+
+    async def _learn(self, changes: Sequence[Change]) -> None:
+        """Apply what Logto answered, and count what differed. Raises WrongTenant."""
+        if not changes:
+            return
+        if any(isinstance(change, Absent) for change in changes):
+            await self._tenant.ensure_same_tenant()
+
+        def learn(store: Store) -> list[tuple[Record, Record]]:
+            return batch.apply_reads(store, changes, self._source)
+
+        try:
+            changed = await run_or_rehearse(self._host, learn, self._dry)
+        except (RowRejected, TimedOut) as error:
+            await self._learn_halves(changes, error)
+            return
+        if self._dry:
+            self._remember(changes, [before for before, _ in changed])
+        for before, after in changed:
+            self._count(before.key, drifts_of(before, after))
+        self._find_unequal(changes, [after for _, after in changed])
+
+    async def _learn_halves(self, changes: Sequence[Change], error: RowRejected | TimedOut) -> None:
+        """One bad row, or one that is locked, harms nobody else. Raises TimedOut if very much is
+        locked."""
+        if len(changes) == 1:
+            key = changes[0].key
+            if isinstance(error, TimedOut):
+                self._locked += 1
+                if self._locked > MOST_LOCKED:
+                    raise error
+            self._doubt(f"the {key.kind} {key.id} isn't kept: {error}")
+            return
+        middle = len(changes) // 2
+        await self._learn(changes[:middle])
+        await self._learn(changes[middle:])
+
+    def _remember(self, changes: Sequence[Change], before: Iterable[Record]) -> None:
+        for record in before:
+            here = {name for name in record.groups if name.startswith(ROLE)}
+            self._roles.setdefault(record.key, here)
+        for change in changes:
+            listed = [name for name in getattr(change, "contents", {}) if name.startswith(ROLE)]
+            if listed:
+                self._roles[change.key] = self._roles.get(change.key, set()) - set(listed)
+            else:
+                self._asked.add(change.key)
+
+    def _count(self, key: Key, drifts: Sequence[Drift]) -> None:
+        if not drifts or (self._settles and key in self._differed):
+            return
+        if self._dry:
+            self._differed.add(key)
+        result = self.result
+        result.drifted += 1
+        for field in (field for drift in drifts for field in drift.fields):
+            result.fields[field] = result.fields.get(field, 0) + 1
+        result.drifts += drifts[: MOST - len(result.drifts)]
+
+    def _find_unequal(self, changes: Sequence[Change], records: Iterable[Record]) -> None:
+        by_key = {record.key: record for record in records}
+        for change in changes:
+            record = by_key.get(change.key)
+            if record is not None and not agrees(record, change):
+                self._unequal[fetch.find_subject(change.key)] = None
+        for key, record in by_key.items():
+            if key.kind == "user" and record.is_restored:
+                self._unequal[key] = None
+
+    def _doubt(self, why: InvalidApiResponse | str) -> None:
+        """Note what can't be told."""
+        self.result.doubts.append(str(why))
+
+    async def _find_place(self, stage: str) -> tuple[int, int | None]:
+        """Return the page at which a stage goes on, and the total of the page before."""
+        page = await self._read_checkpoint(f"{RECONCILE} {stage}")
+        total = await self._read_checkpoint(f"{RECONCILE} {stage} total")
+        if not self.result.resumed or not page or page.at != self.result.began:
+            return 1, None
+        return page.count, total.count if total else None
+
+    async def _save_place(self, stage: str, page: int, total: int | None) -> None:
+        name, began = f"{RECONCILE} {stage}", self.result.began
+        await self._save(
+            {name: Checkpoint(began, page), f"{name} total": Checkpoint(began, total or 0)}
         )
-        await look.learn([told])
-        if answered.content is not None:
-            await self._members(look, organization_id)
+        listed = min((page - 1) * PAGE, total or 0)
+        self._progressed(stage, listed, listed / total if total else 1.0)
 
-    async def _ask_roles(self, look: ReconcileRun, user_id: str) -> None:
-        await look.learn([await user.fetch_roles(self._logto, user_id, look.when)])
+    async def _read_checkpoint(self, name: str) -> Checkpoint | None:
+        return await self._host.read(lambda store: store.checkpoint(name))
 
+    async def _save(self, checkpoints: dict[str, Checkpoint]) -> None:
+        def save(store: Store) -> None:
+            for name, checkpoint in checkpoints.items():
+                store.save_checkpoint(name, checkpoint)
 
-def _items(look: ReconcileRun, kind: Kind, page: ApiResponse) -> dict[str, Any]:
-    items = {}
-    for item in page.content:
-        try:
-            items[api_responses.parse_id(item, kind)] = item
-        except InvalidApiResponse as error:
-            look.doubt(error)
-    return items
-
-
-def _told(look: ReconcileRun, about: _About, items: dict[str, Any], span: Span) -> list[Change]:
-    changes = []
-    for logto_id, item in items.items():
-        try:
-            changes.append(about(logto_id, item, span))
-        except InvalidApiResponse as error:
-            look.doubt(error)
-    return changes
+        if not self._dry:
+            await self._host.run(save)

@@ -17,6 +17,7 @@ from logto_webhooks.errors import describe
 from logto_webhooks.event_loop import forever
 from logto_webhooks.instrumentation import ApiUnavailable, LogRecovered, Observer
 from logto_webhooks.logto import delivery_log
+from logto_webhooks.logto.webhooks import leads_here
 from logto_webhooks.signing_keys import hook_of_sender
 
 if TYPE_CHECKING:
@@ -68,35 +69,35 @@ class Recovery:
         self,
         since: int | None = None,
         dry_run: bool = False,
-        progress: Callable[[RecoverResult], None] = lambda found: None,
+        progress: Callable[[RecoverResult], None] = lambda result: None,
     ) -> RecoverResult:
         """Recover; `dry_run` only counts. Raises LogtoUnreachable, LogtoApiError, StoreUnavailable.
 
         Without `since` (ms), each hook's look begins where its last one ended.
         """
-        found = RecoverResult(since=self._clock.now(), until=self._clock.now())
-        hooks = await self._hooks(found)
-        until = found.until
+        result = RecoverResult(since=self._clock.now(), until=self._clock.now())
+        hooks = await self._find_hooks(result)
+        until = result.until
         for number, hook in enumerate(hooks):
-            start = since if since is not None else await self._reached(hook, until)
-            found.since = min(found.since, start)
+            start = since if since is not None else await self._find_start(hook, until)
+            result.since = min(result.since, start)
             self._oldest = until
             stretches = [(start, until)] if start < until else []
             while stretches:
                 begin, end = stretches.pop()
-                if await self._take(hook, begin, end, found, dry_run):
-                    await self._note(_of(hook), end, 0, dry_run)
+                if await self._take(hook, begin, end, result, dry_run):
+                    await self._save_checkpoint(_name_checkpoint(hook), end, 0, dry_run)
                     done = (end - start) / max(until - start, 1)
-                    found.done = (number + done) / len(hooks)
-                    progress(found)
+                    result.done = (number + done) / len(hooks)
+                    progress(result)
                 else:
                     middle = (begin + end) // 2
                     stretches += [(middle, end), (begin, middle)]
-            if delivery_log.is_cut(await self._recent(), hook, start, self._oldest):
-                problem = f"the log of the hook {hook} begins only at {_shown(self._oldest)}"
-                found.doubts.append(f"{problem}: what failed before can't be known; `reconcile`")
-        await self._note(RECOVER, until, found.recovered, dry_run or not hooks)
-        return found
+            if delivery_log.is_cut(await self._read_recent(), hook, start, self._oldest):
+                problem = f"the log of the hook {hook} begins only at {_to_iso(self._oldest)}"
+                result.doubts.append(f"{problem}: what failed before can't be known; `reconcile`")
+        await self._save_checkpoint(RECOVER, until, result.recovered, dry_run or not hooks)
+        return result
 
     async def keep(self, seconds: float, observe: Observer) -> None:
         """Look now, and again and again. What is wrong is reported, and tried again."""
@@ -114,58 +115,62 @@ class Recovery:
 
         await forever(look, seconds, report)
 
-    async def _hooks(self, found: RecoverResult) -> list[str]:
+    async def _find_hooks(self, result: RecoverResult) -> list[str]:
         seen = {
-            hook for delivery in await self._recent() if (hook := hook_of_sender(delivery.body))
+            hook
+            for delivery in await self._read_recent()
+            if (hook := hook_of_sender(delivery.body))
         }
         async for page in self._logto.hooks():
             # By Logto's clock, on which its entries are stamped; its header tells whole seconds.
-            found.since = found.until = page.date + 1000 if page.date else found.until
+            result.since = result.until = page.date + 1000 if page.date else result.until
             for hook in page.content:
-                if delivery_log.leads_here(hook, seen, self._keys, self._public_url):
-                    found.hooks.append(hook["id"])
+                if leads_here(hook, seen, self._keys, self._public_url):
+                    result.hooks.append(hook["id"])
                     if not hook.get("enabled", True):
-                        found.doubts.append(f"the hook {hook['id']} is disabled")
-        if not found.hooks:
-            found.doubts.append(_NOWHERE)
-        return found.hooks
+                        result.doubts.append(f"the hook {hook['id']} is disabled")
+        if not result.hooks:
+            result.doubts.append(_NOWHERE)
+        return result.hooks
 
-    async def _recent(self) -> list[ReceivedBody]:
+    async def _read_recent(self) -> list[ReceivedBody]:
         return await self._host.read(lambda store: store.recent(_RECENT))
 
-    async def _reached(self, hook: str, until: int) -> int:
-        reached = await self._host.read(lambda store: store.checkpoint(_of(hook)))
+    async def _find_start(self, hook: str, until: int) -> int:
+        reached = await self._host.read(lambda store: store.checkpoint(_name_checkpoint(hook)))
         return (reached.at if reached else until - FIRST_MS) - OVERLAP_MS
 
-    async def _take(self, hook: str, begin: int, end: int, found: RecoverResult, dry: bool) -> bool:
+    async def _take(
+        self, hook: str, begin: int, end: int, result: RecoverResult, dry: bool
+    ) -> bool:
         """Put what the inbox lacks of a stretch into it; False, with nothing done, if it's long."""
         async for page in self._logto.log(hook, begin, end):
             if (page.total or 0) > MOST and end - begin > SHORTEST_MS:
                 return False
-            await self._add(page.content, found, dry, page.date)
+            await self._add(page.content, result, dry, page.date)
         return True
 
     async def _add(
-        self, entries: Sequence[dict[str, Any]], found: RecoverResult, dry: bool, date: int | None
+        self, entries: Sequence[dict[str, Any]], result: RecoverResult, dry: bool, date: int | None
     ) -> None:
         now = self._clock.now()
         ahead = 0 if date is None else max(0, date - now)  # of our clock, by Logto's own
-        told = [(entry, delivery_log.parse_delivery(entry, now, ahead)) for entry in entries]
-        deliveries = [delivery for _, delivery in told if delivery]
-        found.entries += len(entries)
+        parsed = [(entry, delivery_log.parse_delivery(entry, now, ahead)) for entry in entries]
+        deliveries = [delivery for _, delivery in parsed if delivery]
+        result.entries += len(entries)
         self._oldest = min([self._oldest, *(delivery.occurred_at for delivery in deliveries)])
-        if len(deliveries) < len(told) and _UNREADABLE not in found.doubts:
-            found.doubts.append(_UNREADABLE)
+        if len(deliveries) < len(parsed) and _UNREADABLE not in result.doubts:
+            result.doubts.append(_UNREADABLE)
         accepted = iter(await run_or_rehearse(self._host, lambda store: store.add(deliveries), dry))
-        new = [entry for entry, delivery in told if delivery and not next(accepted).duplicate]
-        found.recovered += len(new)
+        new = [entry for entry, delivery in parsed if delivery and not next(accepted).duplicate]
+        result.recovered += len(new)
         for entry in new:
             why = delivery_log.failure_cause(entry)
-            found.causes[why] = found.causes.get(why, 0) + 1
+            result.causes[why] = result.causes.get(why, 0) + 1
         if new and not dry:
             self._stored()
 
-    async def _note(self, name: str, at: int, count: int, dry: bool) -> None:
+    async def _save_checkpoint(self, name: str, at: int, count: int, dry: bool) -> None:
         def note(store: Store) -> None:
             before = store.checkpoint(name) or Checkpoint(0, 0)
             store.save_checkpoint(name, Checkpoint(max(at, before.at), before.count + count))
@@ -174,7 +179,7 @@ class Recovery:
             await self._host.run(note)
 
 
-def _shown(at: int) -> str:
+def _to_iso(at: int) -> str:
     return datetime.fromtimestamp(at / 1000, UTC).isoformat(timespec="seconds")
 
 
@@ -185,5 +190,5 @@ _NOWHERE: Final = (
 )
 
 
-def _of(hook: str) -> str:
+def _name_checkpoint(hook: str) -> str:
     return f"{RECOVER}:{hook}"

@@ -14,10 +14,9 @@ from logto_webhooks.errors import InvalidApiResponse, RowRejected, TimedOut, Wro
 from logto_webhooks.event_loop import forever
 from logto_webhooks.instrumentation import ApiUnavailable, Observer, Refetched
 from logto_webhooks.logto import api_responses
-from logto_webhooks.logto.api_responses import ApiResponse
-from logto_webhooks.logto.clock_skew import SpanClock, make_span_clock
+from logto_webhooks.logto.api_responses import ApiResponse, make_span_clock
 from logto_webhooks.logto.tenant_check import TenantCheck
-from logto_webhooks.reconcile import members, user
+from logto_webhooks.reconcile import fetch
 from logto_webhooks.records.record import MEMBERS, RESTORED, ROLE, Absent, Change, Key
 
 if TYPE_CHECKING:
@@ -71,7 +70,7 @@ class Refetcher:
         waiting = await self._waiting()
         subjects: dict[Key, list[RefetchNeed]] = {}
         for need in waiting:
-            subjects.setdefault(_subject(need.key), []).append(need)
+            subjects.setdefault(fetch.find_subject(need.key), []).append(need)
         self._tries = {key: tried for key, tried in self._tries.items() if key in subjects}
         now = time.monotonic()
         due = [key for key in subjects if self._tries.get(key, (0, 0))[1] <= now]
@@ -90,39 +89,35 @@ class Refetcher:
         self._tries[subject] = (tries + 1, time.monotonic() + wait)
         try:
             if subject.kind == "user":
-                await self._user(subject.id, waiting)
+                await self._refetch_user(subject.id, waiting)
             else:
-                await self._organization(subject.id, waiting)
-        except (
-            InvalidApiResponse,
-            WrongTenant,
-            RowRejected,
-            TimedOut,
-        ) as error:  # the others can be settled
+                await self._refetch_organization(subject.id, waiting)
+        # The others can be settled.
+        except (InvalidApiResponse, WrongTenant, RowRejected, TimedOut) as error:
             self._observe(ApiUnavailable(describe(error), wait))
         else:
-            self._observe(Refetched(f"{subject.kind}:{subject.id}", tuple(_reasons(waiting))))
+            self._observe(Refetched(f"{subject.kind}:{subject.id}", tuple(_list_reasons(waiting))))
 
-    async def _user(self, user_id: str, waiting: Sequence[RefetchNeed]) -> None:
+    async def _refetch_user(self, user_id: str, waiting: Sequence[RefetchNeed]) -> None:
         when = await make_span_clock(self._host)
         pairs = [need.key for need in waiting if need.key.kind == "membership"]
         reasons = [need.reason for need in waiting if need.key.kind == "user"]
         is_back = any(RESTORED in reason for reason in reasons)
         if reasons:
             answered = await self._logto.user(user_id)
-            await self._believe(answered)
-            told = api_responses.read_user(user_id, answered.content, when(answered))
-            is_back |= await self._learn(told)
+            await self._check_tenant(answered)
+            change = api_responses.read_user(user_id, answered.content, when(answered))
+            is_back |= await self._learn(change)
             if answered.content is None:
                 return  # memberships that are older are over, too
         if is_back:
-            await self._learn(*await user.belongings(self._logto, self._host, user_id, when))
+            await self._learn(*await fetch.fetch_belongings(self._logto, self._host, user_id, when))
             return
         if any(ROLE in reason for reason in reasons):
-            await self._learn(await user.fetch_roles(self._logto, user_id, when))
+            await self._learn(await fetch.fetch_roles(self._logto, user_id, when))
         if pairs:
             answered = await self._logto.organizations_of(user_id)
-            await self._believe(answered)
+            await self._check_tenant(answered)
             span = when(answered)
             if answered.content is None:
                 await self._learn(Absent(Key("user", user_id), span.at))
@@ -130,23 +125,22 @@ class Refetcher:
                 present = api_responses.pairs_of_user(user_id, answered.content)
                 await self._learn(*api_responses.read_pairs(pairs, present, span))
 
-    async def _organization(self, organization_id: str, waiting: Sequence[RefetchNeed]) -> None:
+    async def _refetch_organization(
+        self, organization_id: str, waiting: Sequence[RefetchNeed]
+    ) -> None:
         when = await make_span_clock(self._host)
         answered = await self._logto.organization(organization_id)
-        await self._believe(answered)
-        told = api_responses.read_organization(organization_id, answered.content, when(answered))
-        is_back = await self._learn(told)
-        untold = any(MEMBERS in need.reason or RESTORED in need.reason for need in waiting)
-        if (untold or is_back) and answered.content is not None:
-            await self._members(organization_id, when)
+        await self._check_tenant(answered)
+        content, span = answered.content, when(answered)
+        is_back = await self._learn(api_responses.read_organization(organization_id, content, span))
+        is_back |= any(MEMBERS in need.reason or RESTORED in need.reason for need in waiting)
+        if is_back and content is not None:
+            pieces = await fetch.fetch_members(self._logto, self._host, organization_id, when)
+            for piece in pieces:
+                await self._learn(*piece)
 
-    async def _members(self, organization_id: str, when: SpanClock) -> None:
-        pieces = await members.member_changes(self._logto, self._host, organization_id, when)
-        for piece in pieces:
-            await self._learn(*piece)
-
-    async def _believe(self, answered: ApiResponse) -> None:
-        """See that nobody is taken for deleted whom only this Logto never had."""
+    async def _check_tenant(self, answered: ApiResponse) -> None:
+        """Take nobody for deleted whom only this Logto never had. Raises WrongTenant."""
         if answered.content is None:
             await self._tenant.ensure_same_tenant()
 
@@ -156,10 +150,5 @@ class Refetcher:
         return any(after.is_restored for _, after in changed)
 
 
-def _subject(key: Key) -> Key:
-    """Whom to ask about: of a membership, the user."""
-    return key.organization_and_user[1] if key.kind == "membership" else key
-
-
-def _reasons(waiting: Sequence[RefetchNeed]) -> list[str]:
+def _list_reasons(waiting: Sequence[RefetchNeed]) -> list[str]:
     return sorted({f"{need.key.kind}: {need.reason}" for need in waiting})
