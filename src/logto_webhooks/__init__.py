@@ -80,7 +80,7 @@ _MODULES = {
     "ReconcileResult": "reconcile.reconcile",
     "RecoverResult": "reconcile.recover",
     "RefetchNeed": "database.records",
-    "ReplayResult": "sync.replay",
+    "ReplayResult": "apply.replay",
     "RetryLater": "errors",
     "RotationResult": "logto.webhooks",
     "Status": "deliveries",

@@ -19,8 +19,8 @@ from logto_webhooks.apply.replay import AT_ONCE, ReplayResult, iterate_jobs
 from logto_webhooks.apply.replay import replay as apply_again
 from logto_webhooks.clock import SystemClock
 from logto_webhooks.database import Database, Engine, database_for, wrap_engine
-from logto_webhooks.database.dry_run import run_or_rehearse
 from logto_webhooks.database.records import FoundRow, RefetchNeed
+from logto_webhooks.database.runner import run_or_rehearse
 from logto_webhooks.database.store import Store
 from logto_webhooks.deliveries import DeliveryFilter, Status, StoredDelivery
 from logto_webhooks.doctor.context import LIMIT_S, DoctorTarget, ProbeResult

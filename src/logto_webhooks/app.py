@@ -27,7 +27,6 @@ from starlette.responses import Response
 from logto_webhooks import ensure_user
 from logto_webhooks.admin import Admin
 from logto_webhooks.database import Database, Engine
-from logto_webhooks.database.sync_runner import ThreadRunner
 from logto_webhooks.errors import CalledFromEventLoop, NotStarted, SettingInvalid
 from logto_webhooks.events.local import UserRow
 from logto_webhooks.handlers import TIME_LIMIT_S, Function, HandlerOptions, What, parse_patterns
@@ -248,7 +247,7 @@ class LogtoWebhooks(Admin):
 
     async def _in_a_loop_of_its_own(self, work: Coroutine[Any, Any, T]) -> T:
         """The next call has another loop, in which no connection of this one can be used."""
-        if isinstance(self.database.host, ThreadRunner):  # whose connections are of no loop
+        if self.database.any_loop:
             return await work
         with self._alone:
             try:

@@ -10,7 +10,8 @@ import msgspec
 from msgspec import Meta, Struct
 
 from logto_webhooks.apply import batch
-from logto_webhooks.database.store import Store, TransactionRunner
+from logto_webhooks.database.runner import TransactionRunner
+from logto_webhooks.database.store import Store
 from logto_webhooks.errors import (
     ClaimsUnusable,
     LogtoApiError,

@@ -11,8 +11,8 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from logto_webhooks.clock import Clock
-from logto_webhooks.database.checkpoints import Gap, RecordedFlow
-from logto_webhooks.database.store import Store, TransactionRunner
+from logto_webhooks.database.runner import TransactionRunner
+from logto_webhooks.database.store import Gap, RecordedFlow, Store
 from logto_webhooks.deliveries import RECENT, DeliveryFilter, StoredDelivery, estimate_ahead
 from logto_webhooks.event_loop import forever
 from logto_webhooks.instrumentation import FlowResumed, FlowStopped, Observer, Why

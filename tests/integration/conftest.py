@@ -9,7 +9,8 @@ from typing import Protocol, TypeVar
 
 import pytest
 
-from logto_webhooks.database.store import Store, TransactionRunner
+from logto_webhooks.database.runner import TransactionRunner
+from logto_webhooks.database.store import Store
 from tests.support.stores import STORES, open_host
 
 T = TypeVar("T")

@@ -13,8 +13,8 @@ import pytest
 import sqlalchemy as sa
 
 from logto_webhooks.clock import SystemClock
-from logto_webhooks.database.checkpoints import Checkpoint
-from logto_webhooks.database.store import Store, TransactionRunner
+from logto_webhooks.database.runner import TransactionRunner
+from logto_webhooks.database.store import Checkpoint, Store
 from logto_webhooks.ingest import Receiver
 from logto_webhooks.ingest.group_commit import GroupCommit
 from logto_webhooks.ingest.spool import SpoolDirectory

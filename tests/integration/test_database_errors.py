@@ -14,7 +14,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from logto_webhooks.database import Database, open_database
+from logto_webhooks.database import Database, open_database, wrap_engine
 from logto_webhooks.deliveries import DeliveryFilter
 from logto_webhooks.errors import SchemaMismatch, StoreUnavailable
 from logto_webhooks.ingest.group_commit import GroupCommit, Readiness
@@ -116,19 +116,22 @@ def test_the_applications_own_errors_replace_no_connection() -> None:
     """It may fail as often as it likes."""
 
     async def run(url: sa.URL) -> None:
-        async with _opened("psycopg", url) as database:
+        engine = sa.create_engine(url.set(drivername="postgresql+psycopg"))
+        database = wrap_engine(engine, None)
+
+        def pid() -> int:
+            with engine.connect() as connection:
+                return int(connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one())
+
+        try:
             await _add(database)
-            engine = database.host._engine  # type: ignore[attr-defined]
-            theirs = engine.execution_options()
-
-            def pid() -> int:
-                with theirs.connect() as connection:
-                    return int(connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one())
-
             before = pid()
-            with suppress(sa.exc.ProgrammingError), theirs.connect() as connection:
+            with suppress(sa.exc.ProgrammingError), engine.connect() as connection:
                 connection.exec_driver_sql("SELECT * FROM nowhere")
             assert pid() == before
+        finally:
+            await database.host.close()
+            engine.dispose()
 
     with _migrated() as url:
         asyncio.run(run(url))

@@ -11,8 +11,9 @@ import sqlalchemy as sa
 
 from logto_webhooks.apply import batch
 from logto_webhooks.apply.batch import BatchSizer, InvalidDelivery
+from logto_webhooks.database.runner import TransactionRunner
 from logto_webhooks.database.schema import deliveries
-from logto_webhooks.database.store import Store, TransactionRunner
+from logto_webhooks.database.store import Store
 from logto_webhooks.deliveries import ClaimedDelivery, StoreResult
 from logto_webhooks.errors import RowRejected, StoreUnavailable
 from logto_webhooks.ingest.group_commit import GroupCommit

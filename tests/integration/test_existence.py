@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from logto_webhooks import LogtoWebhooks, events, testing
 from logto_webhooks.apply import batch
 from logto_webhooks.database import open_database
-from logto_webhooks.database.store import TransactionRunner
+from logto_webhooks.database.runner import TransactionRunner
 from logto_webhooks.errors import UserIsDeletedError, WrongTenant
 from logto_webhooks.logto.api_responses import make_span_clock
 from logto_webhooks.logto.client import ManagementClient

@@ -17,7 +17,8 @@ import sqlalchemy as sa
 import uvloop
 
 from logto_webhooks.database import Database, open_database
-from logto_webhooks.database.store import Store, TransactionRunner
+from logto_webhooks.database.runner import TransactionRunner
+from logto_webhooks.database.store import Store
 from logto_webhooks.deliveries import NewDelivery, StoreResult
 from logto_webhooks.errors import StoreUnavailable, TimedOut
 from logto_webhooks.ingest.group_commit import TRY_S, GroupCommit

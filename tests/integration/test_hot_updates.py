@@ -11,8 +11,8 @@ from contextlib import contextmanager
 import pytest
 import sqlalchemy as sa
 
-from logto_webhooks.database import records
-from logto_webhooks.database.jobs import DatabaseJobs
+from logto_webhooks.database.jobs import JobStore
+from logto_webhooks.database.store import Store
 from logto_webhooks.jobs import Job, JobOutcome, JobState
 from logto_webhooks.records.merge import merge
 from logto_webhooks.records.record import Key, Record, Upsert, Value, membership
@@ -60,15 +60,15 @@ def test_a_job_changes_an_index_only_when_it_ends() -> None:
     """Its queue key is written once, when it is held, and its row twice: held, and ended."""
     updates = Updates()
     with updates.engine.begin() as connection:
-        DatabaseJobs(connection).add([job(f"{n}", queue_key=f"user:{n}") for n in range(JOBS)])
+        JobStore(connection).add([job(f"{n}", queue_key=f"user:{n}") for n in range(JOBS)])
     held: list[Job] = []
     for _ in range(JOBS // 10 + 1):
         with updates.counted() as connection:
-            jobs = DatabaseJobs(connection)
+            jobs = JobStore(connection)
             assert jobs.finish("t", [_done(job) for job in held]) == []
             held = jobs.claim("t", {"one": 10}, 60)
     with updates.engine.connect() as connection:
-        [done] = DatabaseJobs(connection).counts()
+        [done] = JobStore(connection).counts()
     assert (done.state, done.count) == ("done", JOBS)
     assert updates.all == {"logto_lines": JOBS, "logto_jobs": 2 * JOBS}
     assert updates.hot["logto_lines"] == JOBS
@@ -79,10 +79,10 @@ def test_a_long_queue_changes_no_index_of_its_key() -> None:
     """But for once in a while, when it goes behind the others."""
     updates = Updates()
     with updates.engine.begin() as connection:
-        DatabaseJobs(connection).add([job(f"{n}", at=n) for n in range(JOBS)])
+        JobStore(connection).add([job(f"{n}", at=n) for n in range(JOBS)])
     for _ in range(JOBS):
         with updates.counted() as connection:
-            jobs = DatabaseJobs(connection)
+            jobs = JobStore(connection)
             [first] = jobs.claim("t", {"one": 10}, 60)
             assert jobs.finish("t", [_done(first)]) == []
     assert updates.all["logto_lines"] == 2 * JOBS - 1
@@ -99,11 +99,11 @@ def test_memberships_that_end_with_an_organization_change_no_index() -> None:
     )
     with updates.engine.begin() as connection:
         known = [merge(Record(pair), Upsert(pair, present)) for pair in pairs]
-        records.save_records(connection, known)
+        Store(connection).save(known)
     random.Random(1).shuffle(pairs)
     for start in range(0, MEMBERS, STEP):
         with updates.counted() as connection:
-            ended, _ = records.end_memberships(connection, end, pairs[start : start + STEP])
+            ended, _ = Store(connection).end_memberships(end, pairs[start : start + STEP])
             assert len(ended) == STEP
     assert updates.all["logto_records"] == MEMBERS
     assert updates.hot["logto_records"] >= 0.9 * MEMBERS

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from logto_webhooks import Delivery, LogtoWebhooks, events
-from logto_webhooks.database.jobs import DatabaseJobs
+from logto_webhooks.database.jobs import JobStore
 from logto_webhooks.jobs import JobFilter, JobMove, JobOutcome, JobRow, JobState
 from logto_webhooks.testing import SIGNING_KEY, make
 from tests.integration.conftest import Run
@@ -150,28 +150,26 @@ def test_who_repeats_waits_for_who_ends_the_queue() -> None:
         schema_translate_map={None: postgres.emptied_schema()}
     )
     with engine.begin() as connection:
-        DatabaseJobs(connection).add([job("dead", at=1), job("last", at=2)])
-        [first] = DatabaseJobs(connection).claim("t", {"one": 1}, 60)
-        DatabaseJobs(connection).finish("t", [ended(first.id, first.queue_key_id, JobState.DEAD)])
-        [last] = DatabaseJobs(connection).claim("t", {"one": 1}, 60)
+        JobStore(connection).add([job("dead", at=1), job("last", at=2)])
+        [first] = JobStore(connection).claim("t", {"one": 1}, 60)
+        JobStore(connection).finish("t", [ended(first.id, first.queue_key_id, JobState.DEAD)])
+        [last] = JobStore(connection).claim("t", {"one": 1}, 60)
     begun = threading.Event()
 
     def repeat() -> list[int]:
         with engine.begin() as connection:
             begun.set()
-            return DatabaseJobs(connection).move([first.id], JobMove.REPEAT)
+            return JobStore(connection).move([first.id], JobMove.REPEAT)
 
     with ThreadPoolExecutor(1) as pool:
         with engine.begin() as connection:
-            DatabaseJobs(connection).finish("t", [ended(last.id, last.queue_key_id, JobState.DONE)])
+            JobStore(connection).finish("t", [ended(last.id, last.queue_key_id, JobState.DONE)])
             repeated = pool.submit(repeat)
             assert begun.wait(10)
             until_one_waits(engine)
         assert repeated.result(10) == [first.id]
     with engine.begin() as connection:
-        assert [each.id for each in DatabaseJobs(connection).claim("t", {"one": 1}, 60)] == [
-            first.id
-        ]
+        assert [each.id for each in JobStore(connection).claim("t", {"one": 1}, 60)] == [first.id]
 
 
 def ended(number: int, line: int, state: JobState) -> JobOutcome:

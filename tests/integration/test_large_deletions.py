@@ -12,8 +12,9 @@ import sqlalchemy as sa
 from msgspec.structs import replace
 
 from logto_webhooks.apply import batch
+from logto_webhooks.database.runner import TransactionRunner
 from logto_webhooks.database.schema import deliveries
-from logto_webhooks.database.store import Store, TransactionRunner
+from logto_webhooks.database.store import Store
 from logto_webhooks.errors import StoreUnavailable
 from logto_webhooks.jobs import JobFilter, RegisteredHandler
 from logto_webhooks.records.record import Change, Key, Tombstone, Upsert, Value, membership

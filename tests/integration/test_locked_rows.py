@@ -16,9 +16,9 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from logto_webhooks import LogtoWebhooks, events
 from logto_webhooks.apply import ClockWatch, batch
-from logto_webhooks.database.clock import DatabaseClock
+from logto_webhooks.database.runner import TransactionRunner
 from logto_webhooks.database.schema import deliveries
-from logto_webhooks.database.store import Store, TransactionRunner
+from logto_webhooks.database.store import DatabaseClock, Store
 from logto_webhooks.errors import TimedOut
 from logto_webhooks.instrumentation import ClockSetBack, TelemetryEvent
 from logto_webhooks.testing import SIGNING_KEY, make

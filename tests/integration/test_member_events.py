@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from logto_webhooks.apply import batch
-from logto_webhooks.database.store import Store, TransactionRunner
+from logto_webhooks.database.runner import TransactionRunner
+from logto_webhooks.database.store import Store
 from logto_webhooks.jobs import JobFilter, RegisteredHandler
 from logto_webhooks.records.record import MEMBERS, Absent, ApiRead, Change, Key, membership
 from logto_webhooks.testing import make

@@ -15,7 +15,8 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
 from logto_webhooks import LogtoWebhooks, events
-from logto_webhooks.database.detached_call import (
+from logto_webhooks.database.sessions import written_table
+from logto_webhooks.database.threads import (
     MOST,
     MOST_OF_ONE,
     RUNNING,
@@ -23,7 +24,6 @@ from logto_webhooks.database.detached_call import (
     DetachedCall,
     Running,
 )
-from logto_webhooks.database.session_state import written_table
 from logto_webhooks.errors import TableIsReadOnly
 from logto_webhooks.handlers import HandlerOptions, Handlers
 from logto_webhooks.handlers.worker import ConcurrencyLimits
@@ -168,7 +168,7 @@ def test_where_all_left_too_many_threads_only_coroutines_are_called() -> None:
     for number in range(MOST):
         RUNNING.set(Running(names[number % len(names)], left))
         call = DetachedCall[bool]()
-        assert not call.waited(gate.wait, longest_s=0)
+        assert not call.wait(gate.wait, longest_s=0)
     assert max(left.counts().values()) < MOST_OF_ONE
     assert limits.free([]).keys() == {"awaited"}
     assert limits.held().keys() == set(names)

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from logto_webhooks import canonical_json
 from logto_webhooks.database.records import FoundRow
-from logto_webhooks.database.store import Store, TransactionRunner
+from logto_webhooks.database.runner import TransactionRunner
+from logto_webhooks.database.store import Store
 from logto_webhooks.deliveries import (
     FUTURE_MS,
     Clocks,

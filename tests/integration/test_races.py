@@ -12,7 +12,8 @@ import sqlalchemy as sa
 
 from logto_webhooks.apply import DeliveryWorker
 from logto_webhooks.apply import batch as apply_module
-from logto_webhooks.database.store import Store, TransactionRunner
+from logto_webhooks.database.runner import TransactionRunner
+from logto_webhooks.database.store import Store
 from logto_webhooks.deliveries import ClaimedDelivery, DeliveryOutcome
 from logto_webhooks.handlers.enqueue import PlannedDelivery
 from logto_webhooks.instrumentation import Stalled

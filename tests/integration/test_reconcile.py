@@ -14,7 +14,7 @@ import pytest
 
 from logto_webhooks.clock import SystemClock
 from logto_webhooks.database.records import FoundRow
-from logto_webhooks.database.store import TransactionRunner
+from logto_webhooks.database.runner import TransactionRunner
 from logto_webhooks.errors import LogtoUnreachable, WrongTenant
 from logto_webhooks.logto.api_responses import ApiResponse, make_span_clock
 from logto_webhooks.logto.client import ManagementClient

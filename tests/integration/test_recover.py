@@ -13,7 +13,7 @@ import msgspec
 import pytest
 from msgspec import Struct
 
-from logto_webhooks.database.store import TransactionRunner
+from logto_webhooks.database.runner import TransactionRunner
 from logto_webhooks.errors import LogtoUnreachable
 from logto_webhooks.logto.client import ManagementClient
 from logto_webhooks.reconcile import recover

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 import sqlalchemy as sa
 
-from logto_webhooks.database.store import TransactionRunner
+from logto_webhooks.database.runner import TransactionRunner
 from logto_webhooks.instrumentation import ApiUnavailable, TelemetryEvent
 from logto_webhooks.logto.client import ManagementClient
 from logto_webhooks.reconcile.refetch import Refetcher

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
 from logto_webhooks import LogtoWebhooks, events
-from logto_webhooks.database.session_state import outlasts
+from logto_webhooks.database.sessions import outlasts
 from logto_webhooks.testing import SIGNING_KEY, make
 from tests.support import postgres
 from tests.support.mounted import all_over, live, send, soon, until

@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from logto_webhooks.database.checkpoints import Checkpoint, Gap, ProcessLease, RecordedFlow
 from logto_webhooks.database.records import FoundRow
-from logto_webhooks.database.store import Store
+from logto_webhooks.database.store import Checkpoint, Gap, ProcessLease, RecordedFlow, Store
 from logto_webhooks.deliveries import (
     ClaimedDelivery,
     DeliveryFilter,

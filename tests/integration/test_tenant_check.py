@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from logto_webhooks.database.store import TransactionRunner
+from logto_webhooks.database.runner import TransactionRunner
 from logto_webhooks.deliveries import identify
 from logto_webhooks.errors import WrongTenant
 from logto_webhooks.instrumentation import ApiUnavailable, TelemetryEvent

@@ -10,8 +10,7 @@ import httpx2
 import sqlalchemy as sa
 
 from logto_webhooks import LogtoWebhooks
-from logto_webhooks.database.checkpoints import RecordedFlow
-from logto_webhooks.database.store import Store
+from logto_webhooks.database.store import RecordedFlow, Store
 from logto_webhooks.doctor.faults import Finding
 from logto_webhooks.ingest.spool import SpoolDirectory
 from logto_webhooks.jobs import NewJob, RegisteredHandler

@@ -8,17 +8,15 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import msgspec
-import sqlalchemy as sa
 from msgspec import Struct
 from sqlalchemy.pool import NullPool
 
 from logto_webhooks.apply import DeliveryWorker
 from logto_webhooks.database import migrate, open_database, sqlite
-from logto_webhooks.database.async_runner import AsyncRunner
-from logto_webhooks.database.postgres import in_schema, make_postgres_engine, stop_connection
+from logto_webhooks.database.postgres import Postgres, make_postgres_engine
 from logto_webhooks.database.records import FoundRow, RefetchNeed
-from logto_webhooks.database.store import Store, TransactionRunner
-from logto_webhooks.database.sync_runner import ThreadRunner
+from logto_webhooks.database.runner import TransactionRunner
+from logto_webhooks.database.store import Store
 from logto_webhooks.deliveries import NewDelivery, identify, sent_at_of
 from logto_webhooks.events import parse
 from logto_webhooks.instrumentation import Observer, TelemetryEvent
@@ -56,21 +54,10 @@ def open_host(kind: StoreKind, folder: Path) -> TransactionRunner:
         return _sqlite_host(folder)
     schema = postgres.emptied_schema()
     if kind == "postgres-thread":
-        engine = sa.create_engine(
-            postgres.server_url().set(drivername="postgresql+psycopg"),
-            execution_options={"schema_translate_map": {None: schema}},
-        )
-        return ThreadRunner(
-            engine,
-            Store,
-            reads={},
-            committed=lambda: None,
-            failed=engine.dispose,
-            stop=stop_connection,
-        )
+        return Postgres(postgres.sync_engine(), schema).host
     # Tests run on an event loop each, and a connection belongs to one loop.
     url = postgres.server_url().set(drivername=f"postgresql+{kind}")
-    return AsyncRunner(in_schema(make_postgres_engine(url, poolclass=NullPool), schema), Store)
+    return Postgres(make_postgres_engine(url, poolclass=NullPool), schema).host
 
 
 def _sqlite_host(folder: Path) -> TransactionRunner:

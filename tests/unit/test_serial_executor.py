@@ -6,7 +6,7 @@ import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-from logto_webhooks.database.serial_executor import SerialExecutor
+from logto_webhooks.database.threads import SerialExecutor
 
 LOOPS = 8
 

@@ -25,7 +25,8 @@ from logto_webhooks.apply.batch import (
 )
 from logto_webhooks.apply.endings import Endings
 from logto_webhooks.clock import Clock
-from logto_webhooks.database.store import LOCK_S, LONGEST_S, STATEMENT_S, Store, TransactionRunner
+from logto_webhooks.database.runner import TransactionRunner
+from logto_webhooks.database.store import LOCK_S, LONGEST_S, STATEMENT_S, Store
 from logto_webhooks.deliveries import (
     DELIVERY_MOVES,
     ClaimedDelivery,

@@ -8,7 +8,8 @@ from functools import partial
 from typing import Final
 
 from logto_webhooks.apply.batch import BatchSizer
-from logto_webhooks.database.store import STATEMENT_S, Store, TransactionRunner
+from logto_webhooks.database.runner import TransactionRunner
+from logto_webhooks.database.store import STATEMENT_S, Store
 from logto_webhooks.errors import RowRejected, TimedOut
 from logto_webhooks.handlers import enqueue
 from logto_webhooks.records.merge import merge

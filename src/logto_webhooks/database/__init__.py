@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol, TypeVar, Union
+from typing import TYPE_CHECKING, Final, Protocol, Union
 
 import sqlalchemy as sa
-from msgspec.structs import replace
 
-from logto_webhooks.database import inspect, migrate, sqlite
-from logto_webhooks.database.errors import translate_errors
 from logto_webhooks.database.inspect import DatabaseInfo
-from logto_webhooks.database.store import HandlerRunner, Store
-from logto_webhooks.database.sync_runner import ThreadRunner
+from logto_webhooks.database.runner import HandlerRunner
+from logto_webhooks.database.sqlite import SqliteFile
 from logto_webhooks.deliveries import Status
-from logto_webhooks.errors import SettingInvalid, StoreUnavailable
-from logto_webhooks.files import LockFile
+from logto_webhooks.errors import SettingInvalid
 from logto_webhooks.settings import Settings
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+Engine = Union[sa.Engine, "AsyncEngine"]
 _NAME: Final = "database_url"  # of who has no setting: an argument
 _USE: Final = "sqlite:///file.db or postgresql://user:password@host/name"
 _DRIVERS: Final = ("asyncpg", "psycopg", "greenlet")  # packages that come with an extra
@@ -71,87 +68,6 @@ class Database(Protocol):
 
     def migration_sql(self) -> str:
         """Return the statements that make the schema."""
-
-
-class SqliteFile:
-    """An embedded SQLite file: one writer, in a thread; migrated whenever it is opened."""
-
-    budget_s = 0.005
-    any_loop = True
-
-    def __init__(self, file: Path, setting: str = _NAME) -> None:
-        """`setting` is the name of the setting that the file's URL came from."""
-        self.name = str(file)
-        self.file = file
-        self._setting = setting
-        self._engine = sqlite.make_sqlite_engine(file, setting)
-        self._worker = LockFile(Path(f"{file}-worker"))
-        self._guard = sqlite.FileGuard(self._engine, file)
-        self.host: HandlerRunner = ThreadRunner(
-            self._engine,
-            Store,
-            reads=sqlite.READS,
-            committed=self._guard.check,
-            failed=self._guard.reset,
-            stop=sqlite.stop_connection,
-            one_writer=True,
-        )
-
-    @property
-    def files(self) -> Sequence[Path]:
-        """The database, and what is beside it."""
-        return [Path(f"{self.file}{end}") for end in ("", "-wal", "-shm", "-journal", "-worker")]
-
-    async def open(self) -> None:
-        """Make the file unless it exists, and migrate it. Raises SettingInvalid."""
-        self._guard.reset()  # with the last connection of before, the files beside it went, too
-        await self.migrate()
-
-    async def migrate(self) -> None:
-        """Bring the schema up to this release."""
-        sqlite.create_file(self.file, self._setting)
-        with translate_errors(self._engine), self._engine.begin() as connection:
-            migrate.upgrade(connection)
-
-    async def check(self) -> None:
-        """Raise StoreUnavailable or SchemaMismatch unless it can be used as it is."""
-        await asyncio.to_thread(self._check)
-
-    async def premises(self) -> DatabaseInfo:
-        """Tell of itself, whatever its schema. Raises StoreUnavailable."""
-        return await asyncio.to_thread(self._premises)
-
-    def migration_sql(self) -> str:
-        """Return the statements that make the schema."""
-        return migrate.sql("sqlite")
-
-    def may_work(self) -> bool:
-        """One process works on a file; others are its spares."""
-        return self._worker.acquire()
-
-    def _check(self) -> None:
-        self._look(migrate.check)
-        if problem := sqlite.find_forbidden(self.file):
-            raise StoreUnavailable(problem=problem)
-
-    def _premises(self) -> DatabaseInfo:
-        free = shutil.disk_usage(self.file.absolute().parent).free
-        found = self._look(inspect.inspect_database(self.name, free))
-        return replace(found, unwritable=self._unwritable())
-
-    def _unwritable(self) -> str | None:
-        """Why nothing can be written now, if so; nothing is."""
-        try:
-            with translate_errors(self._engine), self._engine.connect() as connection:
-                sqlite.try_to_write(connection)
-        except StoreUnavailable as error:
-            return error.problem
-        return sqlite.find_forbidden(self.file)
-
-    def _look(self, work: Callable[[sa.Connection], T]) -> T:
-        self._guard.check_file()
-        with translate_errors(self._engine), self._engine.connect() as connection:
-            return work(connection.execution_options(**sqlite.READS))
 
 
 def open_database(url: str, schema: str | None = None, name: str = _NAME) -> Database:
@@ -229,20 +145,12 @@ def _file_of(url: str, name: str) -> Path:
     return Path(database)
 
 
-if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncEngine
-
-Engine = Union[sa.Engine, "AsyncEngine"]
-_USE_PLAIN_ENGINE: Final = "give the engine that it was made of"
-
-
 def wrap_engine(engine: Engine, schema: str | None) -> Database:
     """Choose by the engine. Of SQLite the file alone is taken: how it is written must be durable,
     and one writes at a time. Raises SettingInvalid."""
     if not isinstance(getattr(engine, "url", None), sa.URL):
-        problem = f"it must be an Engine or an AsyncEngine, not {type(engine).__name__}"
-        hint = "; a URL is given as database_url"
-        raise SettingInvalid(name="engine", problem=f"{problem}{hint}")
+        problem = f"it must be an Engine or an AsyncEngine, not {type(engine).__name__}; "
+        raise SettingInvalid(name="engine", problem=f"{problem}a URL is given as database_url")
     backend = engine.url.get_backend_name()
     if backend == "sqlite":
         file = engine.url.database
@@ -254,12 +162,13 @@ def wrap_engine(engine: Engine, schema: str | None) -> Database:
         problem = f"it must be of SQLite or PostgreSQL, not {backend}"
         raise SettingInvalid(name="engine", problem=problem)
     # Imported only when used: greenlet comes with the extra `postgres`.
-    from logto_webhooks.database.postgres import LEVEL, Postgres, ThreadedPostgres
+    from logto_webhooks.database.postgres import LEVEL, Postgres
 
     level = str(engine.get_execution_options().get("isolation_level", LEVEL))
     if level.upper().replace("_", " ") != LEVEL:
-        problem = f"its execution_options say {level}, which can't be changed: {_USE_PLAIN_ENGINE}"
+        problem = (
+            f"its execution_options say {level}, which can't be changed: "
+            "give the engine that it was made of"
+        )
         raise SettingInvalid(name="engine", problem=problem)
-    if isinstance(engine, sa.Engine):
-        return ThreadedPostgres(engine, schema)
     return Postgres(engine, schema, owns=False)

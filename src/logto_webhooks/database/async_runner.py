@@ -7,17 +7,25 @@ import inspect
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
-from logto_webhooks.database.detached_call import DetachedCall
 from logto_webhooks.database.errors import translate_errors
-from logto_webhooks.database.session_state import Traces
+from logto_webhooks.database.runner import (
+    ACCEPTS,
+    CANCEL_S,
+    CUT_S,
+    READ_S,
+    RUN_S,
+    Distrust,
+    Held,
+    await_within,
+)
 from logto_webhooks.database.sessions import (
     SESSION,
-    SYNC,
+    Traces,
     app_schema,
     finish_session,
     has_no_transaction,
@@ -27,41 +35,27 @@ from logto_webhooks.database.sessions import (
     pool_limit,
     release,
     rollback,
+    sync_types,
 )
-from logto_webhooks.database.store import Store
-from logto_webhooks.database.time_limits import (
-    ACCEPTS,
-    CANCEL_S,
-    CLOSE_S,
-    CUT_S,
-    READ_S,
-    RUN_S,
-    Distrust,
-    Held,
-    limited,
-)
-from logto_webhooks.errors import StoreUnavailable, TransactionEnded
+from logto_webhooks.database.store import LOCK_S, STATEMENT_S, Store
+from logto_webhooks.database.threads import DetachedCall, GreenletBridge
+from logto_webhooks.errors import TransactionEnded
 
 T = TypeVar("T")
+CLOSE_S: Final = 1.0
 
 
 class AsyncRunner:
-    """Runs the very same work as the thread host, by `AsyncConnection.run_sync`."""
+    """Runs the very same work as ThreadRunner, by `AsyncConnection.run_sync`."""
 
     _is_pooled = True  # whether others get the connection of a handler after it
 
     def __init__(
-        self,
-        engine: AsyncEngine,
-        bind: Callable[[sa.Connection], Store],
-        owns: bool = True,
-        theirs: Any = None,
-        watched: bool = True,
+        self, engine: AsyncEngine, owns: bool = True, theirs: Any = None, watched: bool = True
     ) -> None:
         """`owns`: whether to dispose of the engine at the end; `theirs`: the application's
         `translation`; `watched`: whether silent connections of its pool are replaced."""
         self._engine = engine
-        self._bind = bind
         self._owns = owns
         self._theirs = theirs
         self._distrust = Distrust(engine.sync_engine) if watched else None
@@ -79,12 +73,12 @@ class AsyncRunner:
     async def accept(self, work: Callable[[Store], T], limit_s: float) -> T:
         """Run each statement as a transaction of its own, within a limit."""
         return await self._within(
-            limit_s, lambda held: self._look(lambda sync: work(self._bind(sync)), held, ACCEPTS)
+            limit_s, lambda held: self._look(lambda sync: work(Store(sync)), held, ACCEPTS)
         )
 
     async def read(self, work: Callable[[Store], T]) -> T:
         """Run without writing."""
-        return await self.look(lambda sync: work(self._bind(sync)), READ_S)
+        return await self.look(lambda sync: work(Store(sync)), READ_S)
 
     async def look(self, work: Callable[[sa.Connection], T], limit_s: float) -> T:
         """The same with the connection itself, within a limit."""
@@ -104,14 +98,14 @@ class AsyncRunner:
 
         def run(sync: sa.Connection) -> T:
             with our_schema(self._engine.sync_engine, sync):
-                return work(self._bind(sync))
+                return work(Store(sync))
 
         with translate_errors(self._engine):
             return await connection.run_sync(run)
 
     def provides(self, awaited: bool) -> tuple[type, ...]:
         """The kinds of transaction that a handler, `awaited` or not, can ask for by annotation."""
-        return (AsyncSession, AsyncConnection) if awaited else SYNC
+        return (AsyncSession, AsyncConnection) if awaited else sync_types()
 
     async def handle(
         self, wish: type, call: Callable[[Any], Any], finish: Callable[[Store], None]
@@ -128,7 +122,7 @@ class AsyncRunner:
             except BaseException:
                 if self._is_pooled:  # not all that it did ends with its transaction
                     try:
-                        await _rolled_back(connection)
+                        await _roll_back(connection)
                     finally:  # it may be cancelled once more
                         await drop_connection(connection)
                 raise
@@ -149,13 +143,13 @@ class AsyncRunner:
         def end(sync: sa.Connection) -> bool:
             release(sync, begun)
             to_close = traces is not None and traces.put_back()
-            finish(self._bind(sync))
+            finish(Store(sync))
             return to_close
 
         begun = await connection.run_sync(sa.Connection.begin_nested)
         try:
             with app_schema(sync, self._theirs):
-                if issubclass(wish, SYNC):
+                if issubclass(wish, sync_types()):
                     await _call_sync(connection, wish, call)
                 else:
                     await _call(connection, wish, call)
@@ -170,16 +164,20 @@ class AsyncRunner:
         """Close the connections, if they are ours: those that don't answer are cut off."""
         for task in self._left:
             task.cancel()
-        if self._owns and not await _done_within(CLOSE_S, self._engine.dispose()):
+        if self._owns and not await _finish_within(CLOSE_S, self._engine.dispose()):
             if self._distrust:
                 self._distrust.begin()
-            await _done_within(CLOSE_S, self._engine.dispose())
+            await _finish_within(CLOSE_S, self._engine.dispose())
 
     async def _run(self, work: Callable[[Store], T], held: Held) -> T:
+        def run(sync: sa.Connection) -> T:
+            held.hold(sync)
+            store = Store(sync)
+            store.limit_waits(LOCK_S, STATEMENT_S)
+            return work(store)
+
         async with self._begin() as connection:
-            assert connection.sync_connection is not None
-            held.hold(connection.sync_connection)
-            return await connection.run_sync(lambda sync: work(limited(self._bind(sync))))
+            return await connection.run_sync(run)
 
     async def _look(
         self,
@@ -199,18 +197,7 @@ class AsyncRunner:
         held = Held()
         with translate_errors(self._engine):
             task = asyncio.create_task(call(held))
-            try:
-                done, _ = await asyncio.wait({task}, timeout=limit_s)
-            except asyncio.CancelledError:
-                await self._end(task, held)
-                raise
-            if not done:
-                if self._distrust:
-                    self._distrust.begin()
-                await self._end(task, held)
-            if task.cancelled() or not task.done():
-                raise StoreUnavailable(problem=f"no answer within {limit_s:g} s")
-            return task.result()
+            return await await_within(limit_s, task, partial(self._end, task, held), self._distrust)
 
     async def _end(self, task: asyncio.Task[Any], held: Held) -> None:
         """Cancel it, which asyncpg tells the server; else cut it off, or leave it behind."""
@@ -223,22 +210,22 @@ class AsyncRunner:
         if not done:
             self._left.add(task)
             task.add_done_callback(self._left.discard)
-            task.add_done_callback(_seen)
+            task.add_done_callback(_retrieve_error)
 
     def _begin(self) -> AbstractAsyncContextManager[AsyncConnection]:
         return _transaction(self._engine)
 
 
-async def _done_within(limit_s: float, work: Coroutine[Any, Any, None]) -> bool:
+async def _finish_within(limit_s: float, work: Coroutine[Any, Any, None]) -> bool:
     """Await it, for so long; what isn't done by then is cancelled."""
     task = asyncio.create_task(work)
     done, _ = await asyncio.wait({task}, timeout=limit_s)
     task.cancel()
-    task.add_done_callback(_seen)
+    task.add_done_callback(_retrieve_error)
     return bool(done)
 
 
-def _seen(task: asyncio.Task[Any]) -> None:
+def _retrieve_error(task: asyncio.Task[Any]) -> None:
     """Look at the error, or the event loop would log that nobody did."""
     if not task.cancelled():
         task.exception()
@@ -256,11 +243,11 @@ async def _transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
             await connection.invalidate()
             raise
         except BaseException:
-            await _rolled_back(connection)
+            await _roll_back(connection)
             raise
 
 
-async def _rolled_back(connection: AsyncConnection) -> None:
+async def _roll_back(connection: AsyncConnection) -> None:
     try:
         await connection.rollback()
     except sa.exc.SQLAlchemyError:
@@ -282,34 +269,31 @@ async def drop_connection(connection: AsyncConnection) -> None:
 
 async def _call(connection: AsyncConnection, wish: type, call: Callable[[Any], Any]) -> None:
     if wish is AsyncConnection:
-        await _awaited(call(connection))
+        await _await_result(call(connection))
         return
     async with wish(bind=connection, **SESSION) as session:
-        await _awaited(call(session))
+        await _await_result(call(session))
         await session.commit()
 
 
-async def _awaited(result: Any) -> None:
+async def _await_result(result: Any) -> None:
     if inspect.isawaitable(result):
         await result
 
 
 async def _call_sync(connection: AsyncConnection, wish: type, call: Callable[[Any], Any]) -> None:
     """Call in a thread, which may block; left behind, it loses its connection."""
-    # Needs greenlet, which comes with the extras of PostgreSQL's drivers.
-    from logto_webhooks.database.greenlet_bridge import Crossing
-
-    crossing, sync = Crossing(), connection.sync_connection
+    bridge, sync = GreenletBridge(), connection.sync_connection
     assert sync is not None
 
-    def call_with_it() -> None:
-        given = make_session(wish, sync)
-        call(given)
-        finish_session(given)
+    def call_with_session() -> None:
+        session = make_session(wish, sync)
+        call(session)
+        finish_session(session)
 
     try:
-        await DetachedCall[None]().awaited(partial(crossing.run, call_with_it))
+        await DetachedCall[None]().run(partial(bridge.run, call_with_session))
     except asyncio.CancelledError:
-        await crossing.close()
+        await bridge.close()
         await connection.invalidate()
         raise

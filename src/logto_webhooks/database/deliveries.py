@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Final
 
 import sqlalchemy as sa
 
-from logto_webhooks.database import codec
-from logto_webhooks.database.bulk import insert_deliveries
-from logto_webhooks.database.dialect import among, chunks, holds, now, pairs
-from logto_webhooks.database.schema import deliveries, is_odd, is_pending, members, records
+from logto_webhooks.database.dialect import (
+    NOW_ON_SQLITE,
+    Row,
+    among,
+    execute_rows,
+    group_ids,
+    holds,
+    insert_into,
+    now,
+    read_clock,
+    unnest,
+)
+from logto_webhooks.database.records import from_row
+from logto_webhooks.database.schema import deliveries, is_odd, is_pending, records
 from logto_webhooks.deliveries import (
     DELETIONS,
     MEMBERSHIP_EVENTS,
@@ -29,19 +40,17 @@ from logto_webhooks.deliveries import (
 from logto_webhooks.errors import ClaimLost
 from logto_webhooks.records.record import Key, Record
 
-# Until the transaction ends: the connection may be the application's.
-LIMIT_WAITS = sa.select(
-    sa.func.set_config("lock_timeout", sa.bindparam("lock", type_=sa.Text), sa.true()),
-    sa.func.set_config("statement_timeout", sa.bindparam("statement", type_=sa.Text), sa.true()),
-)
-DUE = (
+LOCK_MS: Final = 500
+_MOST_ROWS: Final = 64  # of one INSERT on SQLite
+_MOST_DIGESTS: Final = 1000  # of one IN (…)
+_DUE = (
     sa.select(deliveries.c.id, sa.func.length(deliveries.c.body))
     .where(is_pending, deliveries.c.due_at <= now())
     .order_by(deliveries.c.due_at, deliveries.c.id)
     .limit(sa.bindparam("most"))
     .with_for_update(skip_locked=True)
 )
-LEASE = (
+_LEASE = (
     sa.update(deliveries)
     .where(among(deliveries.c.id, "ids"))
     .values(
@@ -62,12 +71,12 @@ LEASE = (
         deliveries.c.failures,
     )
 )
-RENEW = (
+_RENEW = (
     sa.update(deliveries)
     .where(among(deliveries.c.id, "ids"), deliveries.c.token == sa.bindparam("by"))
     .values(due_at=now() + sa.bindparam("lease_ms"))
 )
-FINISH = (
+_FINISH = (
     sa.update(deliveries)
     # Only what is pending has a token; to ask for the state would lead a planner astray.
     .where(among(deliveries.c.id, "ids"), deliveries.c.token == sa.bindparam("by"))
@@ -78,157 +87,196 @@ FINISH = (
         **{name: sa.bindparam(name) for name in ("state", "result", "last_error")},
     )
 )
-KNOWN = sa.select(records.c.logto_id).where(
-    records.c.kind == sa.bindparam("of_kind"), among(records.c.logto_id, "ids")
-)
-_RECORDS = (
-    sa.select(records)
-    .where(records.c.kind == sa.bindparam("of_kind"), among(records.c.logto_id, "ids"))
-    .order_by(records.c.kind, records.c.logto_id)
-)
-ENDED = (
-    sa.select(records.c.logto_id)
-    .where(records.c.kind == sa.bindparam("of_kind"), among(records.c.logto_id, "ids"))
-    .where(records.c.gone_at.is_not(None) | records.c.absent_at.is_not(None))
-    .limit(1)
-)
-LOCK = _RECORDS.with_for_update()
-SHARE = _RECORDS.with_for_update(read=True)
-HOLD = (
-    sa.select(records.c.doubtful)
-    .where(records.c.kind == sa.literal_column("'membership'"), among(records.c.logto_id, "ids"))
-    .order_by(records.c.logto_id)
-    .with_for_update()
-)
-# One index serves each of them; an OR in one statement would lead a planner astray.
-MEMBERSHIPS_OF = {
-    kind: sa.select(records.c.logto_id).where(among(column, "ids"))
-    for kind, column in (("user", records.c.user_id), ("organization", records.c.organization_id))
-}
-COUNT_OF = {
-    kind: sa.select(sa.func.count()).select_from(
-        sa.select(sa.literal_column("1").label("one"))
-        .where(among(column, "ids"))
-        .limit(sa.bindparam("most", type_=sa.Integer) + 1)
-        .subquery()
-    )
-    for kind, column in (("user", records.c.user_id), ("organization", records.c.organization_id))
-}
-LEAVE = sa.delete(members).where(
-    members.c.logto_organization_id == sa.bindparam("organization"),
-    members.c.logto_user_id == sa.bindparam("user"),
-)
 
 
-def add_deliveries(
-    connection: sa.Connection, new: Sequence[NewDelivery], tried: Collection[bytes] = ()
-) -> list[StoreResult]:
-    """Put deliveries into the inbox; one answer each, in order.
+class DeliveryStore:
+    """The part of a Store that fills and empties the inbox."""
 
-    Those whose digests were `tried` before may be there already, with the same `received_at`.
-    """
-    if not new:
-        return []
-    inserted = insert_deliveries(connection, [codec.to_inbox_row(delivery) for delivery in new])
-    known = dict(inserted)
-    ours = {(each.digest, each.received_at) for each in new if each.digest in tried}
-    for some in chunks([each.digest for each in new if each.digest not in known]):
+    _connection: sa.Connection
+
+    def add(self, new: Sequence[NewDelivery], tried: Collection[bytes] = ()) -> list[StoreResult]:
+        """Put deliveries into the inbox; one answer each, in order.
+
+        Those whose digests were `tried` before may be there already, with the same `received_at`:
+        then they are no duplicates of others.
+        """
+        if not new:
+            return []
+        inserted = _insert(self._connection, [_to_row(delivery) for delivery in new])
+        stored = dict(inserted)
+        ours = {
+            (delivery.digest, delivery.received_at) for delivery in new if delivery.digest in tried
+        }
+        there = [delivery.digest for delivery in new if delivery.digest not in stored]
         query = sa.select(deliveries.c.digest, deliveries.c.id, deliveries.c.received_at)
-        for digest, number, at in connection.execute(query.where(deliveries.c.digest.in_(some))):
-            known[digest] = number
-            if (digest, at) in ours:  # its commit was done, and only the answer was lost
-                inserted[digest] = number
-    # Of two copies in one batch, only the first is new.
-    return [
-        StoreResult(known[each.digest], inserted.pop(each.digest, None) is None) for each in new
-    ]
+        for start in range(0, len(there), _MOST_DIGESTS):
+            digests = deliveries.c.digest.in_(there[start : start + _MOST_DIGESTS])
+            for digest, id_, received_at in self._connection.execute(query.where(digests)):
+                stored[digest] = id_
+                if (digest, received_at) in ours:  # it was committed, and only the answer was lost
+                    inserted[digest] = id_
+        # Of two copies in one batch, only the first is new.
+        return [
+            StoreResult(stored[delivery.digest], inserted.pop(delivery.digest, None) is None)
+            for delivery in new
+        ]
+
+    def claim(
+        self, token: str, limit: int, max_bytes: int, lease_s: float
+    ) -> list[ClaimedDelivery]:
+        """Take due deliveries, the longest due first; nobody else gets them during the lease."""
+        ids = _fitting(max_bytes, self._connection.execute(_DUE, {"most": limit}))
+        if not ids:
+            return []
+        lease = {"ids": ids, "by": token, "lease_ms": int(lease_s * 1000)}
+        rows = self._connection.execute(_LEASE, lease).mappings()
+        return [ClaimedDelivery(**row) for row in sorted(rows, key=lambda row: row["id"])]
+
+    def renew(self, token: str, ids: Sequence[int], lease_s: float) -> None:
+        """Hold claimed deliveries longer. Raises ClaimLost when any is no longer held."""
+        lease = {"ids": list(ids), "by": token, "lease_ms": int(lease_s * 1000)}
+        renewed = self._connection.execute(_RENEW, lease).rowcount
+        if renewed < len(ids):
+            raise ClaimLost(count=len(ids) - renewed)
+
+    def finish(self, token: str, outcomes: Sequence[DeliveryOutcome]) -> None:
+        """Write outcomes. Raises ClaimLost when any of them is no longer held by `token`."""
+        changes = [
+            (
+                {
+                    "state": outcome.state.value,
+                    "result": outcome.result,
+                    "last_error": outcome.error,
+                    "wait_ms": int(outcome.retry_after_s * 1000),
+                    "failed": int(outcome.failed),
+                },
+                outcome.id,
+            )
+            for outcome in outcomes
+        ]
+        held = 0
+        for values, ids in group_ids(changes):
+            held += self._connection.execute(_FINISH, values | {"ids": ids, "by": token}).rowcount
+        if held < len(outcomes):
+            raise ClaimLost(count=len(outcomes) - held)
+
+    def recent(self, limit: int) -> list[ReceivedBody]:
+        """Return the newest deliveries, the newest first."""
+        columns = (deliveries.c.body, deliveries.c.occurred_at, deliveries.c.received_at)
+        query = sa.select(*columns).order_by(deliveries.c.id.desc()).limit(limit)
+        return [ReceivedBody(*row) for row in self._connection.execute(query)]
+
+    def clocks(self, limit: int) -> Clocks:
+        """Return the database's clock, and how the newest deliveries are dated."""
+        names = ("digest", "occurred_at", "received_at", "origin")
+        query = sa.select(*(deliveries.c[name] for name in names))
+        rows = self._connection.execute(query.order_by(deliveries.c.id.desc()).limit(limit))
+        dated = [Dated(sent_at_of(digest), *times) for digest, *times in rows]
+        return Clocks(read_clock(self._connection), dated)
+
+    def count_deliveries(self) -> dict[str, int]:
+        """Count deliveries by state; every state is there."""
+        counts = dict.fromkeys((state.value for state in DeliveryState), 0)
+        for condition in (is_pending, is_odd):  # each by its small index; all else is done
+            query = sa.select(deliveries.c.state, sa.func.count()).where(condition)
+            for state, count in self._connection.execute(query.group_by(deliveries.c.state)):
+                counts[state] = count
+        total = self._connection.scalar(sa.select(sa.func.count()).select_from(deliveries)) or 0
+        return counts | {DeliveryState.DONE.value: total - sum(counts.values())}
+
+    def oldest_pending_s(self) -> float | None:
+        """How long ago the oldest pending delivery was received; None if nothing is pending."""
+        query = sa.select(sa.func.min(deliveries.c.received_at)).where(is_pending)
+        oldest = self._connection.scalar(query)
+        return None if oldest is None else max(0, read_clock(self._connection) - oldest) / 1000
 
 
-def claim_deliveries(
-    connection: sa.Connection, token: str, limit: int, max_bytes: int, lease_s: float
-) -> list[ClaimedDelivery]:
-    """Take due deliveries, the longest due first; nobody else gets them during the lease."""
-    ids = _within(max_bytes, connection.execute(DUE, {"most": limit}))
-    if not ids:
-        return []
-    lease = {"ids": ids, "by": token, "lease_ms": int(lease_s * 1000)}
-    rows = connection.execute(LEASE, lease).mappings()
-    return [ClaimedDelivery(**row) for row in sorted(rows, key=lambda row: row["id"])]
+def _to_row(delivery: NewDelivery) -> Row:
+    return {
+        "digest": delivery.digest,
+        "body": delivery.body,
+        "event": delivery.event,
+        "subject": delivery.subject,
+        "occurred_at": delivery.occurred_at,
+        "received_at": delivery.received_at,
+        "origin": delivery.origin,
+        "state": DeliveryState.PENDING.value,
+        "attempts": 0,
+    }
 
 
-def renew(connection: sa.Connection, token: str, ids: Sequence[int], lease_s: float) -> None:
-    """Hold claimed deliveries longer. Raises ClaimLost when any is no longer held by `token`."""
-    held = {"ids": list(ids), "by": token, "lease_ms": int(lease_s * 1000)}
-    renewed = connection.execute(RENEW, held).rowcount
-    if renewed < len(ids):
-        raise ClaimLost(count=len(ids) - renewed)
+def _insert(connection: sa.Connection, rows: Sequence[Row]) -> dict[bytes, int]:
+    """Insert the rows whose digest is new, due at once; return their ids by digest."""
+    columns = tuple(rows[0])
+    if connection.dialect.name == "sqlite":
+        return _insert_on_sqlite(connection, columns, rows)
+    alone = bool(connection.get_execution_options().get("logto_accepts"))
+    return dict(execute_rows(connection, _insert_arrays(columns, alone), rows).all())
 
 
-def finish_deliveries(
-    connection: sa.Connection, token: str, outcomes: Sequence[DeliveryOutcome]
-) -> None:
-    """Write outcomes. Raises ClaimLost when any of them is no longer held by `token`."""
-    alike: dict[tuple[Any, ...], list[int]] = {}
-    for each in outcomes:
-        wait_ms = int(each.retry_after_s * 1000)
-        said = (each.state.value, each.result, each.error, wait_ms, int(each.failed))
-        alike.setdefault(said, []).append(each.id)
-    held = 0
-    for (state, result, error, wait_ms, failed), ids in alike.items():
-        values = {"state": state, "result": result, "last_error": error}
-        values |= {"wait_ms": wait_ms, "failed": failed}
-        held += connection.execute(FINISH, values | {"ids": ids, "by": token}).rowcount
-    if held < len(outcomes):
-        raise ClaimLost(count=len(outcomes) - held)
+def _insert_on_sqlite(
+    connection: sa.Connection, columns: tuple[str, ...], rows: Sequence[Row]
+) -> dict[bytes, int]:
+    before = connection.scalar(sa.select(sa.func.max(deliveries.c.id))) or 0
+    start = inserted = last = 0
+    while start < len(rows):
+        # Powers of two, so that there are few statements to prepare.
+        size = min(_MOST_ROWS, 1 << (len(rows) - start).bit_length() - 1)
+        values = tuple(value for row in rows[start : start + size] for value in row.values())
+        result = connection.exec_driver_sql(_insert_tuples(columns, size), values)
+        inserted, last = inserted + result.rowcount, result.lastrowid or 0
+        start += size
+    if inserted == len(rows):  # the only writer: ids are given in order, without a gap
+        ids = range(last - inserted + 1, last + 1)
+        return dict(zip((row["digest"] for row in rows), ids, strict=True))
+    new = sa.select(deliveries.c.digest, deliveries.c.id).where(deliveries.c.id > before)
+    return dict(connection.execute(new).all())
 
 
-def recent_deliveries(connection: sa.Connection, limit: int) -> list[ReceivedBody]:
-    """Return the newest deliveries, the newest first."""
-    columns = (deliveries.c.body, deliveries.c.occurred_at, deliveries.c.received_at)
-    query = sa.select(*columns).order_by(deliveries.c.id.desc()).limit(limit)
-    return [ReceivedBody(*row) for row in connection.execute(query)]
+@functools.cache
+def _insert_tuples(columns: tuple[str, ...], count: int) -> str:
+    row = f"({', '.join('?' * len(columns))}, {NOW_ON_SQLITE})"
+    return (
+        f"INSERT INTO {deliveries.name} ({', '.join(columns)}, due_at) "
+        f"VALUES {', '.join([row] * count)} ON CONFLICT (digest) DO NOTHING"
+    )
 
 
-def clocks(connection: sa.Connection, limit: int) -> Clocks:
-    """Return the database's clock, and how the newest deliveries are dated."""
-    dated = (deliveries.c.digest, deliveries.c.occurred_at, deliveries.c.received_at)
-    query = sa.select(*dated, deliveries.c.origin).order_by(deliveries.c.id.desc()).limit(limit)
-    found = [Dated(sent_at_of(row[0]), *row[1:]) for row in connection.execute(query)]
-    return Clocks(connection.scalar(sa.select(now())) or 0, found)
+@functools.cache
+def _insert_arrays(columns: tuple[str, ...], alone: bool) -> sa.Executable:
+    """The statement; `alone` in its transaction, it sets how long it may wait for one that
+    has inserted the same digest, and neither commits nor ends; and that its commit waits for the
+    disk, whatever is set for the role."""
+    rows = sa.select(*unnest(deliveries, columns).c, now())
+    if alone:
+        limit = sa.func.set_config("lock_timeout", f"{LOCK_MS}ms", sa.true())
+        mode = sa.func.current_setting("synchronous_commit")
+        durable = sa.case((mode == "off", "on"), else_=mode)  # remote_apply promises more than on
+        commit = sa.func.set_config("synchronous_commit", durable, sa.true())
+        settings = sa.select(limit.concat(commit)).scalar_subquery()
+        rows = rows.where(settings.is_not(None))
+    insert: sa.Executable = (
+        insert_into(deliveries, "postgresql")
+        .from_select([*columns, "due_at"], rows)
+        .on_conflict_do_nothing(index_elements=["digest"])
+        .returning(deliveries.c.digest, deliveries.c.id)
+    )
+    return insert
 
 
-def count_deliveries(connection: sa.Connection) -> dict[str, int]:
-    """Count deliveries by state; every state is there."""
-    found = dict.fromkeys((state.value for state in DeliveryState), 0)
-    for condition in (is_pending, is_odd):  # each by its small index; all else is done
-        by_state = sa.select(deliveries.c.state, sa.func.count()).where(condition)
-        found |= pairs(connection.execute(by_state.group_by(deliveries.c.state)))
-    total = connection.scalar(sa.select(sa.func.count()).select_from(deliveries)) or 0
-    return found | {DeliveryState.DONE.value: total - sum(found.values())}
-
-
-def oldest_pending_s(connection: sa.Connection) -> float | None:
-    """How long ago the oldest pending delivery was received; None if nothing is pending."""
-    query = sa.select(sa.func.min(deliveries.c.received_at)).where(is_pending)
-    oldest = connection.scalar(query)
-    moment = connection.scalar(sa.select(now())) or 0
-    return None if oldest is None else max(0, moment - oldest) / 1000
-
-
-def _within(max_bytes: int, sizes: Iterable[Any]) -> list[int]:
+def _fitting(max_bytes: int, sizes: Iterable[Any]) -> list[int]:
     """Take ids as long as their bodies fit; at least one."""
-    taken: list[int] = []
+    ids: list[int] = []
     total = 0
-    for row_id, size in sizes:
+    for id_, size in sizes:
         total += size
-        if taken and total > max_bytes:
+        if ids and total > max_bytes:
             break
-        taken.append(row_id)
-    return taken
+        ids.append(id_)
+    return ids
 
 
-_Condition = sa.ColumnElement[bool]
-_KEPT = sa.select(
+_STORED = sa.select(
     deliveries.c.id,
     deliveries.c.event,
     deliveries.c.subject,
@@ -243,21 +291,21 @@ _KEPT = sa.select(
 )
 
 
-class DatabaseInbox:
-    """An Inbox."""
+class Inbox:
+    """The inbox to look at, and the records that follow from it; nothing of them is held."""
 
     def __init__(self, connection: sa.Connection) -> None:
         self._connection = connection
 
-    def search(self, sought: DeliveryFilter) -> list[StoredDelivery]:
+    def search(self, wanted: DeliveryFilter) -> list[StoredDelivery]:
         """List deliveries."""
-        wanted = _KEPT.where(*_conditions(sought)).limit(sought.limit)
-        number = deliveries.c.id
-        return self._kept(wanted.order_by(number if sought.oldest_first else number.desc()))
+        query = _STORED.where(*_conditions(wanted)).limit(wanted.limit)
+        id_ = deliveries.c.id
+        return self._stored(query.order_by(id_ if wanted.oldest_first else id_.desc()))
 
     def get(self, delivery_id: int) -> StoredDelivery | None:
         """Return one delivery; None if there is no such id."""
-        return next(iter(self._kept(_KEPT.where(deliveries.c.id == delivery_id))), None)
+        return next(iter(self._stored(_STORED.where(deliveries.c.id == delivery_id))), None)
 
     def again(self, ids: Sequence[int]) -> int:
         """Make deliveries pending again, but those that are; return how many."""
@@ -274,52 +322,52 @@ class DatabaseInbox:
         self, key: Key, others: Sequence[Key], after: int, limit: int
     ) -> list[StoredDelivery]:
         """List what may tell of a user or an organization, or of its memberships, by id; of the
-        `others`, at the other ends of these, only their deletions."""
-        concerned: _Condition = deliveries.c.subject == f"{key.kind}:{key.id}"
+        `others`, at the other ends of these, only their deletions.
+
+        A user's membership stands in an organization's delivery: those come that hold the
+        user's id as text.
+        """
+        concerned = [
+            deliveries.c.subject == f"{key.kind}:{key.id}",
+            deliveries.c.event.in_(DELETIONS) & among(deliveries.c.subject, "others"),
+        ]
         if key.kind == "user":
-            named = deliveries.c.event.in_(MEMBERSHIP_EVENTS), _holds(key.id)
-            concerned = sa.or_(concerned, sa.and_(*named))
-        deleted = deliveries.c.event.in_(DELETIONS), among(deliveries.c.subject, "others")
-        concerned = sa.or_(concerned, sa.and_(*deleted))
-        wanted = _KEPT.where(deliveries.c.id > after, concerned)
-        names = {"others": [f"{each.kind}:{each.id}" for each in others]}
-        return self._kept(wanted.order_by(deliveries.c.id).limit(limit), names)
+            concerned.append(deliveries.c.event.in_(MEMBERSHIP_EVENTS) & _holds(key.id))
+        query = _STORED.where(deliveries.c.id > after, sa.or_(*concerned))
+        subjects = {"others": [f"{other.kind}:{other.id}" for other in others]}
+        return self._stored(query.order_by(deliveries.c.id).limit(limit), subjects)
 
     def known(self, key: Key) -> dict[Key, Record]:
-        """Return a record, if there is one, and those of all its memberships."""
+        """Return a user's or an organization's record, if there is one, and those of all its
+        memberships, ended ones included."""
         itself = sa.and_(records.c.kind == key.kind, records.c.logto_id == key.id)
-        wanted = sa.select(records).where(sa.or_(itself, records.c[f"{key.kind}_id"] == key.id))
-        rows = self._connection.execute(wanted.order_by(records.c.logto_id)).mappings()
-        return {record.key: record for record in map(codec.from_record_row, rows)}
+        query = sa.select(records).where(sa.or_(itself, records.c[f"{key.kind}_id"] == key.id))
+        rows = self._connection.execute(query.order_by(records.c.logto_id)).mappings()
+        return {record.key: record for record in map(from_row, rows)}
 
-    def _kept(
-        self, wanted: sa.Select[Any], given: dict[str, Any] | None = None
-    ) -> list[StoredDelivery]:
-        rows = self._connection.execute(wanted, given or {}).mappings()
+    def _stored(self, query: sa.Select[Any], values: Row | None = None) -> list[StoredDelivery]:
+        rows = self._connection.execute(query, values or {}).mappings()
         return [StoredDelivery(**{**row, "state": DeliveryState(row["state"])}) for row in rows]
 
 
-def _conditions(sought: DeliveryFilter) -> Iterator[_Condition]:
-    if sought.after is not None:
-        number = deliveries.c.id
-        yield number > sought.after if sought.oldest_first else number < sought.after
-    if sought.state is not None:
-        yield from _in_state(sought.state)
-    if sought.event is not None:
-        yield deliveries.c.event == sought.event
-    if sought.subject is not None:
-        yield deliveries.c.subject == sought.subject
-    if sought.origin is not None:
-        yield deliveries.c.origin == sought.origin
-    if sought.since is not None:
-        yield deliveries.c.received_at >= sought.since
-    if sought.until is not None:
-        yield deliveries.c.received_at < sought.until
-    if sought.text:
-        yield _holds(sought.text)
+def _conditions(wanted: DeliveryFilter) -> Iterator[sa.ColumnElement[bool]]:
+    if wanted.after is not None:
+        id_ = deliveries.c.id
+        yield id_ > wanted.after if wanted.oldest_first else id_ < wanted.after
+    if wanted.state is not None:
+        yield from _in_state(wanted.state)
+    for name in ("event", "subject", "origin"):
+        if (value := getattr(wanted, name)) is not None:
+            yield deliveries.c[name] == value
+    if wanted.since is not None:
+        yield deliveries.c.received_at >= wanted.since
+    if wanted.until is not None:
+        yield deliveries.c.received_at < wanted.until
+    if wanted.text:
+        yield _holds(wanted.text)
 
 
-def _in_state(state: DeliveryState) -> Iterator[_Condition]:
+def _in_state(state: DeliveryState) -> Iterator[sa.ColumnElement[bool]]:
     """By the small index, where there is one."""
     if state is DeliveryState.PENDING:
         yield is_pending
@@ -329,5 +377,5 @@ def _in_state(state: DeliveryState) -> Iterator[_Condition]:
     yield deliveries.c.state == state.value
 
 
-def _holds(text: str) -> _Condition:
+def _holds(text: str) -> sa.ColumnElement[bool]:
     return holds(deliveries.c.body, text.encode())

@@ -1,23 +1,21 @@
-"""The few expressions that differ per database, and what all statements share."""
+"""The SQL that differs per database, and how many rows are written at once."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from importlib import import_module
+from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
 from logto_webhooks import canonical_json
 
-T = TypeVar("T")
+Row = dict[str, Any]
 
-_MOST_PARAMETERS = 1000  # of one IN (…)
 NOW_ON_SQLITE = "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)"
-INSERT: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 
 
 class now(FunctionElement[int]):  # noqa: N801
@@ -53,13 +51,13 @@ class among(FunctionElement[Any]):  # noqa: N801
 
 @compiles(among, "sqlite")
 def _among_on_sqlite(element: among, compiler: SQLCompiler, **options: Any) -> str:
-    column, values = (compiler.process(each, **options) for each in element.clauses)
+    column, values = (compiler.process(clause, **options) for clause in element.clauses)
     return f"{column} IN (SELECT value FROM json_each({values}))"
 
 
 @compiles(among, "postgresql")
 def _among_on_postgresql(element: among, compiler: SQLCompiler, **options: Any) -> str:
-    column, values = (compiler.process(each, **options) for each in element.clauses)
+    column, values = (compiler.process(clause, **options) for clause in element.clauses)
     return f"{column} = ANY({values})"
 
 
@@ -75,8 +73,8 @@ class _Values(sa.types.TypeDecorator[Any]):
 
     def load_dialect_impl(self, dialect: sa.Dialect) -> sa.types.TypeEngine[Any]:
         """Choose by the database."""
-        array = postgresql.ARRAY(self.item) if dialect.name == "postgresql" else sa.Text()
-        return dialect.type_descriptor(array)
+        is_postgresql = dialect.name == "postgresql"
+        return dialect.type_descriptor(_array(self.item) if is_postgresql else sa.Text())
 
     def process_bind_param(self, value: Any, dialect: sa.Dialect) -> Any:
         """Encode, where there are no arrays."""
@@ -112,22 +110,72 @@ class holds(FunctionElement[bool]):  # noqa: N801
 
 @compiles(holds, "sqlite")
 def _holds_on_sqlite(element: holds, compiler: SQLCompiler, **options: Any) -> str:
-    column, part = (compiler.process(each, **options) for each in element.clauses)
+    column, part = (compiler.process(clause, **options) for clause in element.clauses)
     return f"(instr({column}, {part}) > 0)"
 
 
 @compiles(holds, "postgresql")
 def _holds_on_postgresql(element: holds, compiler: SQLCompiler, **options: Any) -> str:
-    column, part = (compiler.process(each, **options) for each in element.clauses)
+    column, part = (compiler.process(clause, **options) for clause in element.clauses)
     return f"(position({part} IN {column}) > 0)"
 
 
-def chunks(items: Sequence[T]) -> Iterator[Sequence[T]]:
-    """Cut into pieces that fit into one statement."""
-    for start in range(0, len(items), _MOST_PARAMETERS):
-        yield items[start : start + _MOST_PARAMETERS]
+def read_clock(connection: sa.Connection) -> int:
+    """Return what the database's clock says."""
+    return int(connection.scalar(sa.select(now())) or 0)
 
 
-def pairs(rows: Iterable[Any]) -> dict[Any, Any]:
-    """Make a mapping of rows of two columns."""
-    return {row[0]: row[1] for row in rows}
+def group_ids(changes: Iterable[tuple[Row, int]]) -> Iterator[tuple[Row, list[int]]]:
+    """Group ids by the values that they get: mostly that is one group."""
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    for values, id_ in changes:
+        groups.setdefault(tuple(values.items()), []).append(id_)
+    return ((dict(values), ids) for values, ids in groups.items())
+
+
+def insert_into(table: sa.Table, dialect: str) -> Any:
+    """Begin an INSERT that can say ON CONFLICT."""
+    # Imported only when used: PostgreSQL's dialect takes long.
+    return import_module(f"sqlalchemy.dialects.{dialect}").insert(table)
+
+
+def put_row(connection: sa.Connection, table: sa.Table, row: Row) -> None:
+    """Insert a row, or update the one with its primary key."""
+    [key] = table.primary_key
+    values = {name: value for name, value in row.items() if name != key.name}
+    insert = insert_into(table, connection.dialect.name).values(row)
+    connection.execute(insert.on_conflict_do_update(index_elements=[key], set_=values))
+
+
+def inserted_values(table: sa.Table, columns: Sequence[str], dialect: str) -> Row:
+    """Name the values of rows that `execute_rows` inserts: parameters, or columns of `unnest`."""
+    if dialect == "postgresql":
+        return dict(unnest(table, columns).c)
+    return {name: sa.bindparam(name, type_=table.c[name].type) for name in columns}
+
+
+def insert_values(table: sa.Table, values: Row, dialect: str) -> Any:
+    """Insert such values."""
+    insert = insert_into(table, dialect)
+    if dialect == "postgresql":
+        return insert.from_select(list(values), sa.select(*values.values()))
+    return insert.values(values)
+
+
+def execute_rows(connection: sa.Connection, statement: Any, rows: Sequence[Row]) -> Any:
+    """Execute for all rows: at once on PostgreSQL, which gets an array for each column."""
+    if connection.dialect.name != "postgresql":
+        return connection.execute(statement, rows)
+    arrays = {name: [row[name] for row in rows] for name in rows[0]}
+    return connection.execute(statement, arrays)
+
+
+def unnest(table: sa.Table, columns: Sequence[str]) -> sa.TableValuedAlias:
+    """The rows that PostgreSQL gets as one array for each column."""
+    arrays = [sa.bindparam(name, type_=_array(table.c[name].type)) for name in columns]
+    return sa.func.unnest(*arrays).table_valued(*columns).render_derived()
+
+
+def _array(item: sa.types.TypeEngine[Any]) -> sa.types.TypeEngine[Any]:
+    array: sa.types.TypeEngine[Any] = import_module("sqlalchemy.dialects.postgresql").ARRAY(item)
+    return array

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
 import sqlalchemy as sa
 
-from logto_webhooks.database.bulk import given
-from logto_webhooks.database.dialect import INSERT, among, by_code, now
+from logto_webhooks.database.dialect import (
+    Row,
+    among,
+    by_code,
+    execute_rows,
+    group_ids,
+    insert_into,
+    insert_values,
+    inserted_values,
+    now,
+    read_clock,
+)
 from logto_webhooks.database.schema import deliveries, handlers, jobs, queue_keys
 from logto_webhooks.jobs import (
     JOB_MOVES,
@@ -31,11 +41,11 @@ _FIRST = jobs.alias("first")
 _NEWER = jobs.alias("newer")
 
 TURN_MS: Final = 1_000
-HANDLERS = sa.select(handlers.c.options).order_by(handlers.c.name)
+_HANDLERS = sa.select(handlers.c.options).order_by(handlers.c.name)
 _is_free = queue_keys.c.token.is_(None)
 # Of what changes often, only `due_at` is in an index: to hold a queue and to let it go changes it
 # seldom, so that these updates write into no index (PostgreSQL).
-DUE = (
+_DUE = (
     sa.select(queue_keys.c.id, queue_keys.c.token)
     .where(queue_keys.c.handler == sa.bindparam("name"), queue_keys.c.due_at <= now())
     .where(_is_free | (sa.bindparam("lost", type_=sa.Boolean) & (queue_keys.c.held_until <= now())))
@@ -43,29 +53,29 @@ DUE = (
     .limit(sa.bindparam("most"))
     .with_for_update(skip_locked=True)
 )
-HOLD = (
+_HOLD = (
     sa.update(queue_keys)
     .where(among(queue_keys.c.id, "ids"))
     .values(token=sa.bindparam("by"), held_until=now() + sa.bindparam("lease_ms"))
 )
-RENEW = (
+_RENEW = (
     sa.update(queue_keys)
     .where(among(queue_keys.c.id, "ids"), queue_keys.c.token == sa.bindparam("by"))
     .values(held_until=now() + sa.bindparam("lease_ms"))
 )
 _LOCKED = (
     sa.select(queue_keys.c.id)
-    # as `touch_queue_keys` gets them
+    # as `_touch_queue_keys` gets them
     .order_by(by_code(queue_keys.c.handler), by_code(queue_keys.c.queue_key))
     .with_for_update()
 )
-LOCK = _LOCKED.where(among(queue_keys.c.id, "ids"))
-LOCK_OF_HANDLER = _LOCKED.where(queue_keys.c.handler == sa.bindparam("name"))
-KNOWN_QUEUE_KEYS = sa.select(queue_keys.c.id).where(among(queue_keys.c.id, "ids"))
-LOCK_FREE_QUEUE_KEYS = KNOWN_QUEUE_KEYS.with_for_update(skip_locked=True)
-KNOWN_JOBS = sa.select(jobs.c.id).where(among(jobs.c.id, "ids"))
-LOCK_FREE_JOBS = KNOWN_JOBS.with_for_update(skip_locked=True)
-HELD = LOCK.where(queue_keys.c.token == sa.bindparam("by"))
+_LOCK = _LOCKED.where(among(queue_keys.c.id, "ids"))
+_LOCK_OF_HANDLER = _LOCKED.where(queue_keys.c.handler == sa.bindparam("name"))
+_KNOWN_QUEUE_KEYS = sa.select(queue_keys.c.id).where(among(queue_keys.c.id, "ids"))
+_LOCK_FREE_QUEUE_KEYS = _KNOWN_QUEUE_KEYS.with_for_update(skip_locked=True)
+_KNOWN_JOBS = sa.select(jobs.c.id).where(among(jobs.c.id, "ids"))
+_LOCK_FREE_JOBS = _KNOWN_JOBS.with_for_update(skip_locked=True)
+_HELD = _LOCK.where(queue_keys.c.token == sa.bindparam("by"))
 _first_of_queue = (
     sa.select(_FIRST.c.id)
     .where(
@@ -89,7 +99,7 @@ _is_late = (
     .correlate(jobs)
     .exists()
 )
-HEADS = (
+_HEADS = (
     sa.select(
         jobs.c.id,
         queue_keys.c.id.label("queue_key_id"),
@@ -112,11 +122,11 @@ HEADS = (
     .outerjoin(deliveries, deliveries.c.id == jobs.c.delivery_id)
     .where(among(queue_keys.c.id, "ids"))
 )
-FREE_HEADS = HEADS.with_for_update(of=jobs, skip_locked=True)
+_FREE_HEADS = _HEADS.with_for_update(of=jobs, skip_locked=True)
 _IS_BEGUN = jobs.c.attempts > jobs.c.failures  # by who holds its queue, or lost it
-PLACES = sa.select(jobs.c.handler, jobs.c.queue_key, jobs.c.state).where(among(jobs.c.id, "ids"))
-COUNT = sa.update(jobs).where(among(jobs.c.id, "ids")).values(attempts=jobs.c.attempts + 1)
-FINISH = (
+_PLACES = sa.select(jobs.c.handler, jobs.c.queue_key, jobs.c.state).where(among(jobs.c.id, "ids"))
+_COUNT = sa.update(jobs).where(among(jobs.c.id, "ids")).values(attempts=jobs.c.attempts + 1)
+_FINISH = (
     sa.update(jobs)
     # What waits has no end; to ask for the state would lead a planner to all that waits.
     .where(among(jobs.c.id, "ids"), jobs.c.finished_at.is_(None), _IS_BEGUN)
@@ -131,7 +141,7 @@ FINISH = (
 )
 # Whose turn it was for a while goes behind the others that are due.
 _had_its_turn = queue_keys.c.due_at < now() - TURN_MS
-FREE = (
+_FREE = (
     sa.update(queue_keys)
     .where(among(queue_keys.c.id, "ids"))
     .values(
@@ -140,7 +150,7 @@ FREE = (
         due_at=sa.case((_had_its_turn, now()), else_=queue_keys.c.due_at),
     )
 )
-FREE_LATER = (
+_FREE_LATER = (
     sa.update(queue_keys)
     .where(among(queue_keys.c.id, "ids"))
     .values(token=None, held_until=None, due_at=now() + sa.bindparam("wait_ms"))
@@ -153,54 +163,42 @@ _is_held = (
     .exists()
 )
 # A planner would make a join of NOT EXISTS, and read all that waits.
-DROP_EMPTY = (
+_DROP_EMPTY = (
     sa.delete(queue_keys)
     .where(among(queue_keys.c.id, "ids"), _first_of_queue.is_(None))
     .returning(queue_keys.c.id)
 )
 
-_COLUMNS = (
-    "handler",
-    "key",
-    "event",
-    "subject",
-    "queue_key",
-    "occurred_at",
-    "delivery_id",
-    "payload",
-)
-
 
 @functools.cache
-def add_jobs(dialect: str) -> Any:
+def _add_jobs(columns: tuple[str, ...], dialect: str) -> Any:
     """Insert the jobs that aren't there; their place in the queue is now, if none is given."""
-    values, source = _values(dialect, jobs, _COLUMNS)
+    values = inserted_values(jobs, columns, dialect)
     values["occurred_at"] = sa.func.coalesce(values["occurred_at"], now())
     values["state"] = sa.literal_column(f"'{JobState.WAITING.value}'")
     values |= {name: sa.literal_column("0") for name in ("attempts", "failures", "runs")}
-    return _inserted(dialect, jobs, values, source).on_conflict_do_nothing()
+    return insert_values(jobs, values, dialect).on_conflict_do_nothing()
 
 
 @functools.cache
-def touch_queue_keys(dialect: str, wake: bool = False) -> Any:
+def _touch_queue_keys(dialect: str, wake: bool) -> Any:
     """Insert the queue keys that aren't there; those that are, are held until the transaction
     ends.
 
     To `wake` them is to let them be due now, unless somebody holds them.
     """
-    values, source = _values(dialect, queue_keys, ("handler", "queue_key"))
-    values["due_at"] = now()
-    statement = _inserted(dialect, queue_keys, values, source)
-    new = statement.excluded
+    values = inserted_values(queue_keys, ("handler", "queue_key"), dialect) | {"due_at": now()}
+    insert = insert_values(queue_keys, values, dialect)
+    new = insert.excluded
     # A row that isn't updated is locked all the same.
     is_changed = _is_free & (queue_keys.c.due_at > new.due_at) if wake else sa.false()
-    return statement.on_conflict_do_update(
+    return insert.on_conflict_do_update(
         index_elements=["handler", "queue_key"], set_={"due_at": new.due_at}, where=is_changed
     )
 
 
 @functools.cache
-def moving(state: JobState, move: JobMove) -> Any:
+def _move_jobs(state: JobState, move: JobMove) -> Any:
     """Repeat or discard those jobs that are in a state."""
     target = JOB_MOVES[state, move].value
     statement = (
@@ -217,63 +215,28 @@ def moving(state: JobState, move: JobMove) -> Any:
     return statement.values(state=target, **afresh)
 
 
-@functools.cache
-def mend(dialect: str) -> Any:
-    """Insert the queue keys that are missing."""
-    missing = (
-        sa.select(jobs.c.handler, jobs.c.queue_key, now())
-        .where(_IS_WAITING)
-        .where(
-            ~sa.select(sa.literal_column("1"))
-            .where(
-                queue_keys.c.handler == jobs.c.handler, queue_keys.c.queue_key == jobs.c.queue_key
-            )
-            .correlate(jobs)
-            .exists()
-        )
-        .distinct()
-    )
-    statement = INSERT[dialect](queue_keys)
-    statement = statement.from_select(["handler", "queue_key", "due_at"], missing)
-    return statement.on_conflict_do_nothing()
-
-
-def _values(dialect: str, table: sa.Table, columns: tuple[str, ...]) -> tuple[dict[str, Any], Any]:
-    if dialect != "postgresql":
-        return {name: sa.bindparam(name, type_=table.c[name].type) for name in columns}, None
-    source = given(table, columns)
-    return {name: source.c[name] for name in columns}, source
-
-
-def _inserted(dialect: str, table: sa.Table, values: dict[str, Any], source: Any) -> Any:
-    statement = INSERT[dialect](table)
-    if source is None:
-        return statement.values(values)
-    return statement.from_select(list(values), sa.select(*values.values()).select_from(source))
-
-
 LOCKED_MS: Final = 1_000  # until a job is looked at again that was locked
 
 
-class DatabaseJobs:
-    """The jobs of a database."""
+class JobStore:
+    """Handlers and their jobs, in the transaction of a Connection."""
 
     def __init__(self, connection: sa.Connection) -> None:
         self._connection = connection
 
     def handlers(self) -> list[RegisteredHandler]:
         """All that are registered, whichever process has their code."""
-        found = self._connection.scalars(HANDLERS)
-        return [msgspec.convert(options, RegisteredHandler) for options in found]
+        stored = self._connection.scalars(_HANDLERS)
+        return [msgspec.convert(options, RegisteredHandler) for options in stored]
 
     def register(self, new: Sequence[RegisteredHandler]) -> None:
         """Make them known, or known as they are now."""
-        for each in sorted(new, key=lambda handler: handler.name):
-            insert = INSERT[self._connection.dialect.name](handlers)
-            options = msgspec.to_builtins(each)
-            values = {"name": each.name, "options": options, "registered_at": now()}
+        for handler in sorted(new, key=lambda handler: handler.name):
+            insert = insert_into(handlers, self._connection.dialect.name).values(
+                name=handler.name, options=msgspec.to_builtins(handler), registered_at=now()
+            )
             self._connection.execute(
-                insert.values(values).on_conflict_do_update(
+                insert.on_conflict_do_update(
                     index_elements=["name"], set_={"options": insert.excluded.options}
                 )
             )
@@ -282,7 +245,7 @@ class DatabaseJobs:
         """Take a handler out with what waits for it; return how many jobs that were."""
         waiting = (jobs.c.handler == name, jobs.c.state == JobState.WAITING)
         self._connection.execute(sa.delete(handlers).where(handlers.c.name == name))
-        self._connection.execute(LOCK_OF_HANDLER, {"name": name})
+        self._connection.execute(_LOCK_OF_HANDLER, {"name": name})
         self._connection.execute(sa.delete(queue_keys).where(queue_keys.c.handler == name))
         over = sa.update(jobs).where(*waiting).values(state=JobState.DISCARDED, finished_at=now())
         return self._connection.execute(over).rowcount
@@ -291,8 +254,9 @@ class DatabaseJobs:
         """Make jobs, each once for its handler and key, and see that their queues are due."""
         if not new:
             return
-        rows = [_row(each) for each in new]
-        self._write(add_jobs(self._connection.dialect.name), rows)
+        rows = [_to_row(job) for job in new]
+        statement = _add_jobs(tuple(rows[0]), self._connection.dialect.name)
+        execute_rows(self._connection, statement, rows)
         self._touch({(job.handler, job.queue_key) for job in new})
 
     def claim(
@@ -314,84 +278,121 @@ class DatabaseJobs:
         of_lost: list[int] = []
         for name, most in room.items():
             wanted = {"name": name, "most": most, "lost": lost and not of_lost}
-            for queue_key_id, holder in self._connection.execute(DUE, wanted):
+            for queue_key_id, holder in self._connection.execute(_DUE, wanted):
                 (due if holder is None else of_lost).append(queue_key_id)
         due += of_lost[:1]
         if not due:
             return []
         held = {"ids": due, "by": token, "lease_ms": int(lease_s * 1000)}
-        self._connection.execute(HOLD, held)
-        heads = FREE_HEADS if skip_locked else HEADS
+        self._connection.execute(_HOLD, held)
+        heads = _FREE_HEADS if skip_locked else _HEADS
         rows = self._connection.execute(heads, {"ids": due}).mappings().all()
         ids = {"ids": [row["id"] for row in rows]}
-        self._connection.execute(COUNT, ids)
+        self._connection.execute(_COUNT, ids)
         empty = set(due) - {row["queue_key_id"] for row in rows}
         if empty:
-            self._connection.execute(DROP_EMPTY, {"ids": list(empty)})
+            self._connection.execute(_DROP_EMPTY, {"ids": list(empty)})
             if skip_locked:  # what is left of them has a first job that is locked
                 later = {"ids": list(empty), "wait_ms": LOCKED_MS}
-                self._connection.execute(FREE_LATER, later)
+                self._connection.execute(_FREE_LATER, later)
         return [Job(**row | {"late": bool(row["late"])}) for row in map(dict, rows)]
 
     def lock(self, queue_key_ids: Sequence[int]) -> None:
-        """Let nobody change queues until the transaction ends, in the order of `_touch`."""
-        self._connection.execute(LOCK, {"ids": list(queue_key_ids)})
+        """Let nobody change queues until the transaction ends; all lock them in the same order."""
+        self._connection.execute(_LOCK, {"ids": list(queue_key_ids)})
 
     def held_elsewhere(
         self, queue_key_ids: Sequence[int], job_ids: Sequence[int]
     ) -> tuple[set[int], set[int]]:
         """Hold queues and jobs without waiting; return those that another transaction holds."""
         return (
-            self._busy(LOCK_FREE_QUEUE_KEYS, KNOWN_QUEUE_KEYS, queue_key_ids),
-            self._busy(LOCK_FREE_JOBS, KNOWN_JOBS, job_ids),
+            self._busy(_LOCK_FREE_QUEUE_KEYS, _KNOWN_QUEUE_KEYS, queue_key_ids),
+            self._busy(_LOCK_FREE_JOBS, _KNOWN_JOBS, job_ids),
         )
 
     def renew(self, token: str, queue_key_ids: Sequence[int], lease_s: float) -> None:
         """Hold queues longer."""
         held = {"ids": list(queue_key_ids), "by": token, "lease_ms": int(lease_s * 1000)}
-        self._connection.execute(RENEW, held)
+        self._connection.execute(_RENEW, held)
 
     def finish(self, token: str, outcomes: Sequence[JobOutcome]) -> list[int]:
         """Write outcomes, and let the queues go on; return the ids of jobs no longer held by
         `token`, or discarded meanwhile, of which nothing was written."""
         wanted = {"ids": [outcome.queue_key_id for outcome in outcomes], "by": token}
-        held = set(self._connection.scalars(HELD, wanted))
+        held = set(self._connection.scalars(_HELD, wanted))
         ours = [outcome for outcome in outcomes if outcome.queue_key_id in held]
         if not ours:
             return [outcome.id for outcome in outcomes]
         written: set[int] = set()
-        for values, ids in _alike((_values_of(outcome), outcome.id) for outcome in ours):
-            written.update(self._connection.scalars(FINISH, values | {"ids": ids}))
-        left = held.difference(self._connection.scalars(DROP_EMPTY, {"ids": sorted(held)}))
+        for values, ids in group_ids((_to_values(outcome), outcome.id) for outcome in ours):
+            written.update(self._connection.scalars(_FINISH, values | {"ids": ids}))
+        left = held.difference(self._connection.scalars(_DROP_EMPTY, {"ids": sorted(held)}))
         if left:
             self._free(left, [outcome for outcome in ours if outcome.id in written])
         return [outcome.id for outcome in outcomes if outcome.id not in written]
 
     def counts(self) -> list[JobCount]:
-        """Count jobs by handler and state; the oldest that waits, too."""
-        return count_jobs(self._connection)
+        """Count jobs by handler and state; the oldest of each, too."""
+        group = (jobs.c.handler, jobs.c.state)
+        query = sa.select(*group, sa.func.count(), sa.func.min(jobs.c.occurred_at))
+        query = query.group_by(*group).order_by(*group)
+        moment = read_clock(self._connection)
+        return [
+            JobCount(
+                handler=handler, state=state, count=count, oldest_s=max(0, moment - first) / 1000
+            )
+            for handler, state, count, first in self._connection.execute(query)
+        ]
 
     def find(self, wanted: JobFilter) -> list[JobRow]:
         """List jobs, the newest first."""
-        return find_jobs(self._connection, wanted)
+        names = JobRow.__struct_fields__
+        query = sa.select(*(jobs.c[name] for name in names)).order_by(jobs.c.id.desc())
+        if wanted.ids is not None:
+            query = query.where(jobs.c.id.in_(wanted.ids))
+        for name in ("id", "handler", "state", "subject", "event", "delivery_id"):
+            if (value := getattr(wanted, name)) is not None:
+                query = query.where(jobs.c[name] == value)
+        if wanted.after is not None:
+            query = query.where(jobs.c.id < wanted.after)
+        rows = self._connection.execute(query.limit(wanted.limit)).mappings()
+        return [JobRow(**row) for row in rows]
 
     def move(self, ids: Sequence[int], move: JobMove) -> list[int]:
-        """Repeat or discard jobs by hand, where that can be; return the ids of those."""
+        """Repeat or discard jobs by hand, where that can be; return the ids of those.
+
+        A repeated one goes to the end of its queue; one that waits has its next attempt now, but
+        for one that is run just now. Their queues are due, unless somebody holds them.
+        """
         some = {"ids": list(ids)}
         targets = job_targets(move)
         in_queue = {state for state, to in targets.items() if JobState.WAITING in (state, to)}
-        places = self._connection.execute(PLACES, some).all()
+        places = self._connection.execute(_PLACES, some).all()
         self._touch(
             {(at.handler, at.queue_key) for at in places if at.state in in_queue}, wake=True
         )
         moved: set[int] = set()
         for state in targets:  # what waits first: so nothing is moved twice
-            moved.update(self._connection.scalars(moving(state, move), some))
+            moved.update(self._connection.scalars(_move_jobs(state, move), some))
         return sorted(moved)
 
     def mend(self) -> int:
         """Make the queue keys that are missing where jobs wait; return how many."""
-        return self._connection.execute(mend(self._connection.dialect.name)).rowcount
+        has_queue_key = (
+            sa.exists()
+            .where(
+                queue_keys.c.handler == jobs.c.handler, queue_keys.c.queue_key == jobs.c.queue_key
+            )
+            .correlate(jobs)
+        )
+        missing = (
+            sa.select(jobs.c.handler, jobs.c.queue_key, now())
+            .where(_IS_WAITING, ~has_queue_key)
+            .distinct()
+        )
+        insert = insert_into(queue_keys, self._connection.dialect.name)
+        insert = insert.from_select(["handler", "queue_key", "due_at"], missing)
+        return int(self._connection.execute(insert.on_conflict_do_nothing()).rowcount)
 
     def _busy(self, lock_free: Any, known: Any, ids: Sequence[int]) -> set[int]:
         wanted = {"ids": list(ids)}
@@ -401,28 +402,23 @@ class DatabaseJobs:
         return set(self._connection.scalars(known, wanted)) - free
 
     def _touch(self, touched: set[tuple[str, str]], *, wake: bool = False) -> None:
-        statement = touch_queue_keys(self._connection.dialect.name, wake)
         if touched:
-            names = [{"handler": handler, "queue_key": key} for handler, key in sorted(touched)]
-            self._write(statement, names)
+            rows = [{"handler": handler, "queue_key": key} for handler, key in sorted(touched)]
+            statement = _touch_queue_keys(self._connection.dialect.name, wake)
+            execute_rows(self._connection, statement, rows)
 
     def _free(self, queue_key_ids: set[int], written: Sequence[JobOutcome]) -> None:
         """Let queues go on, after the wait of the job that was written, if there is one."""
         waits = {outcome.queue_key_id: int(outcome.after_s * 1000) for outcome in written}
         later = [({"wait_ms": wait}, key) for key, wait in waits.items() if wait > 0]
-        for values, ids in _alike(pair for pair in later if pair[1] in queue_key_ids):
-            self._connection.execute(FREE_LATER, values | {"ids": ids})
+        for values, ids in group_ids(pair for pair in later if pair[1] in queue_key_ids):
+            self._connection.execute(_FREE_LATER, values | {"ids": ids})
         now_free = queue_key_ids.difference(key for _, key in later)
         if now_free:
-            self._connection.execute(FREE, {"ids": sorted(now_free)})
-
-    def _write(self, statement: Any, rows: Sequence[dict[str, Any]]) -> None:
-        at_once = self._connection.dialect.name == "postgresql"
-        arrays = {name: [row[name] for row in rows] for name in rows[0]}
-        self._connection.execute(statement, arrays if at_once else rows)
+            self._connection.execute(_FREE, {"ids": sorted(now_free)})
 
 
-def _row(job: NewJob) -> dict[str, Any]:
+def _to_row(job: NewJob) -> Row:
     return {
         "handler": job.handler,
         "key": job.key,
@@ -435,7 +431,7 @@ def _row(job: NewJob) -> dict[str, Any]:
     }
 
 
-def _values_of(outcome: JobOutcome) -> dict[str, Any]:
+def _to_values(outcome: JobOutcome) -> Row:
     return {
         "state": outcome.state.value,
         "error": None if outcome.error is None else _clean(outcome.error),
@@ -445,46 +441,6 @@ def _values_of(outcome: JobOutcome) -> dict[str, Any]:
     }
 
 
-def _alike(
-    changes: Iterable[tuple[dict[str, Any], int]],
-) -> Iterator[tuple[dict[str, Any], list[int]]]:
-    """Group ids by the values that they get: mostly that is one group."""
-    together: dict[tuple[Any, ...], list[int]] = {}
-    for values, row_id in changes:
-        together.setdefault(tuple(values.items()), []).append(row_id)
-    return ((dict(values), ids) for values, ids in together.items())
-
-
 def _clean(text: str) -> str:
     """As any database takes it: no NUL, no lone surrogates."""
     return text.replace("\0", "").encode(errors="backslashreplace").decode()
-
-
-def count_jobs(connection: sa.Connection) -> list[JobCount]:
-    """Count jobs by handler and state; the oldest of each, too."""
-    query = (
-        sa.select(jobs.c.handler, jobs.c.state, sa.func.count(), sa.func.min(jobs.c.occurred_at))
-        .group_by(jobs.c.handler, jobs.c.state)
-        .order_by(jobs.c.handler, jobs.c.state)
-    )
-    moment = connection.scalar(sa.select(now())) or 0
-    return [
-        JobCount(handler=handler, state=state, count=count, oldest_s=max(0, moment - first) / 1000)
-        for handler, state, count, first in connection.execute(query)
-    ]
-
-
-def find_jobs(connection: sa.Connection, wanted: JobFilter) -> list[JobRow]:
-    """List jobs, the newest first."""
-    names = JobRow.__struct_fields__
-    query = sa.select(*(jobs.c[name] for name in names)).order_by(jobs.c.id.desc())
-    if wanted.ids is not None:
-        query = query.where(jobs.c.id.in_(wanted.ids))
-    for name in ("id", "handler", "state", "subject", "event", "delivery_id"):
-        value = getattr(wanted, name)
-        if value is not None:
-            query = query.where(jobs.c[name] == value)
-    if wanted.after is not None:
-        query = query.where(jobs.c.id < wanted.after)
-    rows = connection.execute(query.limit(wanted.limit)).mappings()
-    return [JobRow(**row) for row in rows]

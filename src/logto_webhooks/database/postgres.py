@@ -5,30 +5,29 @@ from __future__ import annotations
 import asyncio
 import importlib
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from logto_webhooks import canonical_json
-from logto_webhooks.database import inspect, migrate
+from logto_webhooks.database import migrate
 from logto_webhooks.database.async_runner import AsyncRunner, drop_connection
 from logto_webhooks.database.errors import SETTING, place_of, translate_errors
-from logto_webhooks.database.inspect import DatabaseInfo
+from logto_webhooks.database.inspect import DatabaseInfo, inspect_database
 from logto_webhooks.database.postgres_url import ASYNCPG, Address, address_of
+from logto_webhooks.database.runner import READ_S, HandlerRunner
 from logto_webhooks.database.sessions import schema_map, translation
-from logto_webhooks.database.store import LONGEST_S, HandlerRunner, Store
+from logto_webhooks.database.store import LONGEST_S
 from logto_webhooks.database.sync_runner import ThreadRunner
-from logto_webhooks.database.time_limits import READ_S
 
 # A transaction in which what follows a lock sees what others committed before it.
 LEVEL: Final = "READ COMMITTED"
 CONNECT_S: Final = 3.0
-CANCEL_EVERY_S: Final = 0.1
 STATEMENT_S: Final = 8.0
 
 
@@ -59,23 +58,6 @@ def make_postgres_engine(url: sa.URL | str, name: str = "database_url", **pool: 
         execution_options={SETTING: name},
         **(pool or _POOL),
     )
-
-
-def stop_connection(connection: sa.Connection) -> None:
-    """Close it, from any thread; a statement that runs is cancelled.
-
-    psycopg crashes when it is closed while it sends something: its lock is waited for.
-    """
-    driver: Any = connection.connection.driver_connection
-    lock = getattr(driver, "lock", None)
-    while lock and not lock.acquire(timeout=CANCEL_EVERY_S):
-        with suppress(Exception):  # what can't be cancelled ends by itself
-            driver.cancel_safe(timeout=CONNECT_S)
-    try:
-        driver.close()
-    finally:
-        if lock:
-            lock.release()
 
 
 # A worker that was paused in the middle of a transaction must not hold its locks for ever.
@@ -131,26 +113,34 @@ async def _connect_to_one(host: Sequence[str], port: Sequence[int], **arguments:
     return await asyncpg.connect(host=name, port=number, **arguments)
 
 
-T = TypeVar("T")
 CHECK_S: Final = 5.0
 # What our work needs, whatever the application's engine is set to.
 _LEVEL: Final[dict[str, Any]] = {"isolation_level": LEVEL}
 
 
 class Postgres:
-    """A PostgreSQL server, on the running event loop; migrated only by `migrate`."""
+    """A PostgreSQL server, on the running event loop or, with a synchronous engine, in threads;
+    migrated only by `migrate`."""
 
     budget_s = LONGEST_S
-    any_loop = False
     files: Sequence[Path] = ()
 
-    def __init__(self, engine: AsyncEngine, schema: str | None, owns: bool = True) -> None:
+    def __init__(
+        self, engine: AsyncEngine | sa.Engine, schema: str | None, owns: bool = True
+    ) -> None:
         """`owns`: whether the engine is ours to dispose of."""
         self.name = place_of(engine.url)
+        self.any_loop = isinstance(engine, sa.Engine)
         self._schema = schema
-        self._engine = in_schema(engine if owns else engine.execution_options(**_LEVEL), schema)
-        self._host = AsyncRunner(self._engine, Store, owns, translation(engine))
-        self.host: HandlerRunner = self._host
+        theirs = translation(engine)
+        options = {"schema_translate_map": schema_map(schema)} | ({} if owns else _LEVEL)
+        self._engine = engine.execution_options(**options)
+        self._runner = (
+            ThreadRunner(self._engine, owns, theirs)
+            if isinstance(self._engine, sa.Engine)
+            else AsyncRunner(self._engine, owns, theirs)
+        )
+        self.host: HandlerRunner = self._runner
 
     async def open(self) -> None:
         """Raise StoreUnavailable, or SchemaMismatch if `migrate` must be run before."""
@@ -158,8 +148,12 @@ class Postgres:
 
     async def migrate(self) -> None:
         """Bring the schema up to this release; waits for whoever is at it."""
-        with translate_errors(self._engine):
-            async with self._engine.connect() as connection:
+        engine = self._engine
+        with translate_errors(engine):
+            if isinstance(engine, sa.Engine):
+                await asyncio.to_thread(_migrate, engine, self._schema)
+                return
+            async with engine.connect() as connection:
                 try:
                     await connection.run_sync(migrate.upgrade, self._schema)
                     await connection.commit()
@@ -168,13 +162,11 @@ class Postgres:
 
     async def check(self) -> None:
         """Raise StoreUnavailable or SchemaMismatch unless it can be used as it is."""
-        await self._host.look(partial(migrate.check, schema=self._schema), CHECK_S)
+        await self._runner.look(partial(migrate.check, schema=self._schema), CHECK_S)
 
     async def premises(self) -> DatabaseInfo:
         """Tell of itself, whatever its schema. Raises StoreUnavailable."""
-        return await self._host.look(
-            inspect.inspect_database(self.name, schema=self._schema), READ_S
-        )
+        return await self._runner.look(inspect_database(self.name, schema=self._schema), READ_S)
 
     def may_work(self) -> bool:
         """Any number of processes work on one server."""
@@ -185,62 +177,6 @@ class Postgres:
         return migrate.sql("postgresql", self._schema)
 
 
-class ThreadedPostgres:
-    """The same on a synchronous engine, in threads."""
-
-    budget_s = LONGEST_S
-    any_loop = True
-    files: Sequence[Path] = ()
-
-    def __init__(self, engine: sa.Engine, schema: str | None) -> None:
-        """The engine is the application's."""
-        self.name = place_of(engine.url)
-        self._schema = schema
-        placing = {"schema_translate_map": schema_map(schema)}
-        self._engine = engine.execution_options(**_LEVEL, **placing)
-        self._host = ThreadRunner(
-            self._engine,
-            Store,
-            reads={},
-            committed=lambda: None,
-            failed=lambda: None,
-            stop=stop_connection,
-            owns=False,
-            theirs=translation(engine),
-        )
-        self.host: HandlerRunner = self._host
-
-    async def open(self) -> None:
-        """Raise StoreUnavailable, or SchemaMismatch if `migrate` must be run before."""
-        await self.check()
-
-    async def migrate(self) -> None:
-        """Bring the schema up to this release; waits for whoever is at it."""
-        await asyncio.to_thread(self._in_transaction, partial(migrate.upgrade, schema=self._schema))
-
-    async def check(self) -> None:
-        """Raise StoreUnavailable or SchemaMismatch unless it can be used as it is."""
-        await self._host.look(partial(migrate.check, schema=self._schema), CHECK_S)
-
-    async def premises(self) -> DatabaseInfo:
-        """Tell of itself, whatever its schema. Raises StoreUnavailable."""
-        return await self._host.look(
-            inspect.inspect_database(self.name, schema=self._schema), READ_S
-        )
-
-    def may_work(self) -> bool:
-        """Any number of processes work on one server."""
-        return True
-
-    def migration_sql(self) -> str:
-        """Return the statements that make the schema."""
-        return migrate.sql("postgresql", self._schema)
-
-    def _in_transaction(self, work: Callable[[sa.Connection], T]) -> T:
-        with translate_errors(self._engine), self._engine.begin() as connection:
-            return work(connection)
-
-
-def in_schema(engine: AsyncEngine, schema: str | None) -> AsyncEngine:
-    """The engine, with our tables in a schema of their own."""
-    return engine.execution_options(schema_translate_map=schema_map(schema))
+def _migrate(engine: sa.Engine, schema: str | None) -> None:
+    with engine.begin() as connection:
+        migrate.upgrade(connection, schema)

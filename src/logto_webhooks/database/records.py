@@ -1,22 +1,28 @@
-"""Records and mirror rows: lock, save, find."""
+"""Records and the rows of the mirror: lock, save, find."""
 
 from __future__ import annotations
 
+import functools
 import itertools
+import os
+import time
 import uuid
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
 
 import sqlalchemy as sa
 from msgspec import Struct
 from msgspec.structs import replace
 
-from logto_webhooks.database import bulk, codec, deliveries
-from logto_webhooks.database.codec import local_ids
-from logto_webhooks.database.dialect import INSERT, among, now
+from logto_webhooks.database.dialect import (
+    Row,
+    among,
+    execute_rows,
+    insert_values,
+    inserted_values,
+    now,
+)
 from logto_webhooks.database.schema import (
-    Millis,
-    endings,
     member_roles,
     members,
     organizations,
@@ -29,28 +35,53 @@ from logto_webhooks.records.projection import Part, child_rows, project
 from logto_webhooks.records.record import (
     MEMBERS,
     NEVER,
-    RESTORED_MS,
-    Ending,
+    Contender,
+    Group,
     Key,
     Kind,
     Record,
-    membership,
 )
 
-Row = dict[str, Any]
-_MIRRORED: tuple[tuple[sa.Table, Kind, sa.Column[str]], ...] = (
-    (users, "user", users.c.logto_user_id),
-    (organizations, "organization", organizations.c.logto_organization_id),
-)
-_TABLES: dict[Part, sa.Table] = {
+MIRROR: Final[dict[Kind, sa.Table]] = {
+    "user": users,
+    "organization": organizations,
+    "membership": members,
+}
+_PARTS: Final[dict[Part, sa.Table]] = {
     "identities": user_identities,
     "roles": user_roles,
     "member_roles": member_roles,
 }
-_HAVE = {
+_PART_OF_USERS: Final = {
     part: sa.select(table).where(among(table.c.logto_user_id, "users"))
-    for part, table in _TABLES.items()
+    for part, table in _PARTS.items()
 }
+_of_kind = (records.c.kind == sa.bindparam("of_kind"), among(records.c.logto_id, "ids"))
+is_among_memberships = sa.and_(
+    records.c.kind == sa.literal_column("'membership'"), among(records.c.logto_id, "ids")
+)
+_KNOWN: Final = sa.select(records.c.logto_id).where(*_of_kind)
+_ENDED: Final = _KNOWN.where(
+    records.c.gone_at.is_not(None) | records.c.absent_at.is_not(None)
+).limit(1)
+_IN_ORDER: Final = sa.select(records).where(*_of_kind).order_by(records.c.kind, records.c.logto_id)
+_LOCK: Final = _IN_ORDER.with_for_update()
+_SHARE: Final = _IN_ORDER.with_for_update(read=True)
+_HOLD: Final = (
+    sa.select(records.c.doubtful)
+    .where(is_among_memberships)
+    .order_by(records.c.logto_id)
+    .with_for_update()
+)
+# One index serves each of them; an OR in one statement would lead a planner astray.
+_MEMBERSHIPS_OF: Final[dict[Kind, sa.Select[Any]]] = {
+    kind: sa.select(records.c.logto_id).where(among(records.c[f"{kind}_id"], "ids"))
+    for kind in ("user", "organization")
+}
+_LEAVE: Final = sa.delete(members).where(
+    members.c.logto_organization_id == sa.bindparam("organization"),
+    members.c.logto_user_id == sa.bindparam("user"),
+)
 
 
 class RefetchNeed(Struct, frozen=True, kw_only=True):
@@ -75,577 +106,378 @@ class FoundRow(Struct, frozen=True, kw_only=True):
     roles: list[str] = []
 
 
-def save_children(connection: sa.Connection, changed: Sequence[Record]) -> None:
-    """Make the rows of changed records those that follow from them."""
-    wanted: dict[Part, dict[Key, list[Row]]] = {}
-    for record in changed:
-        for part, rows in child_rows(record).items():
-            wanted.setdefault(part, {})[record.key] = rows
-    for part, by_record in wanted.items():
-        _replace(connection, part, by_record)
+class RecordStore:
+    """The part of a Store that has records, and the rows of the mirror that follow from them."""
 
+    _connection: sa.Connection
 
-def drop_children(connection: sa.Connection, end: Key, others: Sequence[str] | None = None) -> None:
-    """Take the rows of a user's or an organization's memberships out, or of those with `others`,
-    but of those that stay."""
-    user, organization = member_roles.c.logto_user_id, member_roles.c.logto_organization_id
-    mine, theirs = (user, organization) if end.kind == "user" else (organization, user)
-    stays = sa.exists().where(
-        members.c.logto_organization_id == organization, members.c.logto_user_id == user
-    )
-    delete = sa.delete(member_roles).where(mine == end.id, sa.not_(stays))
-    if others is None:
-        connection.execute(delete)
-    else:
-        connection.execute(delete.where(among(theirs, "others")), {"others": list(others)})
+    def lock(
+        self, keys: Sequence[Key], *, share: bool = False, ends: Sequence[Key] = ()
+    ) -> dict[Key, Record]:
+        """Hold records until the transaction ends; of unknown ones there are empty stubs.
 
-
-def holders(
-    connection: sa.Connection, limit: int, after: str, unread_since: int | None
-) -> list[Key]:
-    """List users who have a role, by id, from `after` on; those with one not read since."""
-    user = user_roles.c.logto_user_id
-    query = sa.select(user).where(user > after).distinct()
-    if unread_since is not None:
-        query = query.where(user_roles.c.read_at < unread_since)
-    return [Key("user", each) for each in connection.scalars(query.order_by(user).limit(limit))]
-
-
-def role_names(connection: sa.Connection, user_id: str) -> list[str]:
-    """The names of a user's roles."""
-    name = user_roles.c.name
-    query = sa.select(name).where(user_roles.c.logto_user_id == user_id).order_by(name)
-    return list(connection.scalars(query))
-
-
-def _replace(connection: sa.Connection, part: Part, by_record: dict[Key, list[Row]]) -> None:
-    table = _TABLES[part]
-    users = sorted({_user(key) for key in by_record})
-    rows = connection.execute(_HAVE[part], {"users": users}).mappings()
-    have = {_key(table, row): dict(row) for row in rows if _owner(row) in by_record}
-    want = {_key(table, row): row for rows in by_record.values() for row in rows}
-    old = [key for key, row in have.items() if want.get(key) != row]
-    new = [row for key, row in want.items() if have.get(key) != row]
-    if old:
-        names = [column.name for column in table.primary_key]
-        mine = [table.c[name] == sa.bindparam(f"of_{name}") for name in names]
-        given = [{f"of_{name}": each for name, each in zip(names, key, strict=True)} for key in old]
-        connection.execute(sa.delete(table).where(*mine), given)
-    if new:
-        connection.execute(sa.insert(table), new)
-
-
-def _user(key: Key) -> str:
-    return key.organization_and_user[1].id if key.kind == "membership" else key.id
-
-
-def _owner(row: Any) -> Key:
-    organization = row.get("logto_organization_id")
-    user = row["logto_user_id"]
-    return Key("membership", f"{organization}:{user}") if organization else Key("user", user)
-
-
-def _key(table: sa.Table, row: Any) -> tuple[Any, ...]:
-    return tuple(row[column.name] for column in table.primary_key)
-
-
-_OTHERS: dict[Kind, sa.Column[Any]] = {
-    "user": members.c.logto_organization_id,
-    "organization": members.c.logto_user_id,
-}
-_EndedAt = int | sa.ColumnElement[int]
-_ByKind = dict[Kind, dict[str, Any]]
-_SIDES: dict[Kind, tuple[sa.Column[Any], sa.Column[Any]]] = {
-    "user": (records.c.user_id, members.c.logto_user_id),
-    "organization": (records.c.organization_id, members.c.logto_organization_id),
-}
-
-
-def lock_records(
-    connection: sa.Connection, keys: Sequence[Key], share: bool, ends: Sequence[Key]
-) -> dict[Key, Record]:
-    """Hold records until the transaction ends; of unknown ones there are empty stubs.
-
-    All memberships of `ends` are held, too: in one pass with the others, or two transactions that
-    end memberships of one another's could wait for each other.
-    """
-    by_kind = {
-        kind: {"of_kind": kind, "ids": [key.id for key in group]}
-        for kind, group in itertools.groupby(keys, key=lambda key: key.kind)
-    }
-    if connection.dialect.name == "postgresql":  # only what is there can be locked
-        _keep(connection, _unknown(connection, keys, by_kind))
-    if ends and connection.dialect.name == "postgresql":
-        _hold(connection, keys, ends)
-    if share and not _have_ended(connection, by_kind):
-        shared = _locked(connection, deliveries.SHARE, keys, by_kind)
-        if all(record.ended_at == NEVER for record in shared.values()):
-            return shared
-    # What a membership tells of an end that was deleted before is written to that end's record.
-    return _locked(connection, deliveries.LOCK, keys, by_kind)
-
-
-def _locked(
-    connection: sa.Connection, statement: Any, keys: Sequence[Key], by_kind: _ByKind
-) -> dict[Key, Record]:
-    found = {
-        record.key: record
-        for wanted in by_kind.values()
-        for record in map(codec.from_record_row, connection.execute(statement, wanted).mappings())
-    }
-    return {key: found.get(key) or Record(key) for key in keys}
-
-
-def _have_ended(connection: sa.Connection, by_kind: _ByKind) -> bool:
-    """Whether any was deleted once: then it is locked for writing at once, since two that share
-    it, and then write, would wait for each other."""
-    if connection.dialect.name != "postgresql":  # where one transaction writes at a time
-        return False
-    return any(connection.execute(deliveries.ENDED, wanted).first() for wanted in by_kind.values())
-
-
-def save_records(connection: sa.Connection, changed: Sequence[Record]) -> list[Record]:
-    """Write locked records, and the rows of the mirror that follow from them; return them as they
-    are kept, with their local ids."""
-    ids = local_ids(sum(not each.kept for each in changed))
-    kept = [each if each.kept else replace(each, local_id=next(ids)) for each in changed]
-    bulk.upsert(connection, records, [codec.to_record_row(each) for each in kept])
-    for kind in bulk.MIRROR:
-        _project(connection, kind, [each for each in kept if each.key.kind == kind])
-    save_children(connection, kept)
-    return kept
-
-
-def with_few_memberships(connection: sa.Connection, ends: Sequence[Key], most: int) -> list[Key]:
-    """List those users and organizations that have no more than `most` memberships in all."""
-    found = {kind: [end.id for end in ends if end.kind == kind] for kind in _SIDES}
-    total = 0
-    for kind, ids in found.items():
-        if ids:
-            total += connection.scalar(deliveries.COUNT_OF[kind], {"ids": ids, "most": most}) or 0
-    if total <= most:  # most often
-        return list(ends)
-    few = []
-    for end in ends:
-        one = {"ids": [end.id], "most": most}
-        count = connection.scalar(deliveries.COUNT_OF[end.kind], one) or 0
-        if count <= most:
-            most -= count
-            few.append(end)
-    return few
-
-
-def note_ending(connection: sa.Connection, ending: Ending) -> None:
-    """Keep what is to be done."""
-    insert = INSERT[connection.dialect.name](endings).values(
-        kind=ending.key.kind,
-        logto_id=ending.key.id,
-        ended_at=ending.ended_at,
-        source=ending.source,
-        delivery_id=ending.delivery_id,
-        noted_at=now(),
-    )
-    new = insert.excluded
-    newest = sa.case((endings.c.ended_at > new.ended_at, endings.c.ended_at), else_=new.ended_at)
-    origin = {
-        name: sa.func.coalesce(new[name], endings.c[name]) for name in ("source", "delivery_id")
-    }
-    connection.execute(
-        insert.on_conflict_do_update(
-            index_elements=["kind", "logto_id"], set_={"ended_at": newest, **origin}
-        )
-    )
-
-
-def list_endings(connection: sa.Connection) -> list[Ending]:
-    """All that is to be done, the oldest first."""
-    query = sa.select(endings).order_by(endings.c.noted_at, endings.c.kind, endings.c.logto_id)
-    return [
-        Ending(
-            key=Key(row["kind"], row["logto_id"]),
-            ended_at=row["ended_at"],
-            source=row["source"],
-            delivery_id=row["delivery_id"],
-        )
-        for row in connection.execute(query).mappings()
-    ]
-
-
-def finish_ending(connection: sa.Connection, ending: Ending) -> None:
-    """All of it is done, unless it was deleted once more meanwhile."""
-    connection.execute(
-        sa.delete(endings).where(
-            endings.c.kind == ending.key.kind,
-            endings.c.logto_id == ending.key.id,
-            endings.c.ended_at == ending.ended_at,
-        )
-    )
-
-
-def memberships_left(connection: sa.Connection) -> int:
-    """Count the rows of members whose user or organization was deleted."""
-    left = 0
-    for ending in list_endings(connection):
-        column = members.c[f"logto_{ending.key.kind}_id"]
-        count = sa.select(sa.func.count()).select_from(members).where(column == ending.key.id)
-        left += connection.scalar(count) or 0
-    return left
-
-
-def to_end(connection: sa.Connection, ending: Ending, limit: int) -> list[Key]:
-    """List memberships of a deleted user or organization that aren't ended yet."""
-    query = (
-        sa.select(records.c.logto_id)
-        .where(_SIDES[ending.key.kind][0] == ending.key.id)
-        .where(sa.func.coalesce(records.c.gone_at, NEVER) < ending.ended_at)
-        .limit(limit)
-    )
-    return sorted(Key("membership", each) for each in connection.scalars(query))
-
-
-def drop_memberships(
-    connection: sa.Connection, ends: Sequence[Record], pairs: Sequence[Key] | None = None
-) -> list[Key]:
-    """End the memberships that are no newer than the end of their user or organization, or of
-    them only the `pairs`; return those that were present."""
-    present: list[Key] = []
-    for end in ends:
-        known, row = _SIDES.get(end.key.kind, (None, None))
-        if known is None or row is None or end.ended_at == NEVER:
-            continue
-        mine, theirs = known == end.key.id, row == end.key.id
-        given: dict[str, Any] = {}
-        others: list[str] | None = None
-        if pairs is not None:
-            others = [_other_end(end.key, pair).id for pair in pairs]
-            given = {"ids": [pair.id for pair in pairs], "others": others}
-            mine = (records.c.kind == "membership") & among(records.c.logto_id, "ids")
-            theirs = sa.and_(theirs, among(_OTHERS[end.key.kind], "others"))
-        connection.execute(sa.update(records).where(mine).values(_over(end.ended_at)), given)
-        both = (members.c.logto_organization_id, members.c.logto_user_id)
-        newer = sa.exists().where(
-            records.c.kind == "membership",
-            records.c.logto_id == both[0] + ":" + both[1],
-            sa.not_(_is_over(end.ended_at)),
-        )
-        left = sa.delete(members).where(theirs, sa.not_(newer)).returning(*both)
-        present += [membership(*pair) for pair in connection.execute(left, given)]
-        drop_children(connection, end.key, others)
-        _save_newer(connection, end, mine, given)
-    return present
-
-
-def end_memberships(
-    connection: sa.Connection, end: Record, pairs: Sequence[Key]
-) -> tuple[list[Key], int]:
-    """End those of the `pairs` that are no newer than the end of their user or organization.
-
-    Return the keys of those that were present, and the greatest stamp at which any was told of.
-    """
-    if connection.dialect.name != "postgresql":
-        return drop_memberships(connection, [end], pairs), newest_membership(
-            connection, end.key, pairs
-        )
-    parameters = {"ids": [pair.id for pair in pairs], "ended_at": end.ended_at}
-    newest, *present = connection.execute(_END, parameters).one()
-    if newest is not None and newest > end.ended_at:
-        mine = (records.c.kind == "membership") & among(records.c.logto_id, "ids")
-        _save_newer(connection, end, mine, {"ids": parameters["ids"]})
-    return list(map(membership, *present)), NEVER if newest is None else newest
-
-
-def _save_newer(
-    connection: sa.Connection,
-    end: Record,
-    mine: sa.ColumnElement[bool],
-    given: dict[str, Any],
-) -> None:
-    """Save those that were told of soon after the end, since they are in doubt now."""
-    soon_after = records.c.stamp.between(end.ended_at + 1, end.ended_at + RESTORED_MS)
-    newer = connection.execute(sa.select(records).where(mine, soon_after), given).mappings()
-    save_records(connection, [codec.from_record_row(row) for row in newer.all()])
-
-
-def present_memberships(connection: sa.Connection, ends: Sequence[Key]) -> list[Key]:
-    """List the present memberships of users and organizations."""
-    both = (members.c.logto_organization_id, members.c.logto_user_id)
-    found: set[Key] = set()
-    for kind, (_, mine) in _SIDES.items():
-        if ids := [end.id for end in ends if end.kind == kind]:
-            query = sa.select(*both).where(among(mine, "ids"))
-            found.update(membership(*pair) for pair in connection.execute(query, {"ids": ids}))
-    return sorted(found)
-
-
-def find_here(connection: sa.Connection, keys: Sequence[Key]) -> set[Key]:
-    """Find those users and organizations that have a row, and aren't deleted."""
-    found: set[Key] = set()
-    for table, kind, column in _MIRRORED:
-        if ids := [key.id for key in keys if key.kind == kind]:
-            query = sa.select(column).where(among(column, "ids"), table.c.deleted_at.is_(None))
-            found.update(Key(kind, each) for each in connection.scalars(query, {"ids": ids}))
-    return found
-
-
-def newest_membership(
-    connection: sa.Connection, end: Key, pairs: Sequence[Key] | None = None
-) -> int:
-    """Return the greatest stamp at which a membership of a user or an organization, or one of the
-    `pairs`, was told of."""
-    newest = sa.select(sa.func.max(records.c.told_at))
-    if pairs is None:
-        return connection.scalar(newest.where(_SIDES[end.kind][0] == end.id)) or NEVER
-    mine = newest.where(records.c.kind == "membership", among(records.c.logto_id, "ids"))
-    return connection.scalar(mine, {"ids": [pair.id for pair in pairs]}) or NEVER
-
-
-def list_keys(
-    connection: sa.Connection,
-    kind: Kind,
-    limit: int,
-    after: str,
-    of: Key | None,
-    unread_since: int | None,
-    with_roles: bool,
-) -> list[Key]:
-    """List known records by id, without users and organizations that are deleted for sure."""
-    if with_roles:
-        return holders(connection, limit, after, unread_since)
-    query = (
-        sa.select(records.c.logto_id)
-        .where(records.c.kind == kind, records.c.logto_id > after)
-        .order_by(records.c.logto_id)
-        .limit(limit)
-    )
-    if kind != "membership":
-        query = query.where(sa.or_(records.c.deleted_at.is_(None), records.c.doubtful))
-    if of is not None:
-        query = query.where(_SIDES[of.kind][0] == of.id)
-    if unread_since is not None:
-        query = query.where(sa.func.coalesce(records.c.read_at, -1) < unread_since)
-    return [Key(kind, each) for each in connection.scalars(query)]
-
-
-def list_refetches(connection: sa.Connection, limit: int) -> list[RefetchNeed]:
-    """List the records about which Logto must be asked, the longest waiting first.
-
-    If there are more, organizations whose members must be listed come before all others: one list
-    tells what else is asked about one by one.
-    """
-    query = (
-        sa.select(records)
-        .where(records.c.refetch_since.is_not(None))
-        .order_by(records.c.refetch_since, records.c.kind, records.c.logto_id)
-        .limit(limit)
-    )
-    rows = connection.execute(query).mappings().all()
-    if len(rows) == limit:
-        of_members = records.c.kind == "organization", records.c.waiting_reason.contains(MEMBERS)
-        lists = connection.execute(query.where(*of_members)).mappings().all()
-        listed = {row["logto_id"] for row in lists}
-        others = [
-            row for row in rows if row["kind"] != "organization" or row["logto_id"] not in listed
+        Who only reads them may share them with others who do. All memberships of `ends` are held,
+        too, but not returned: there can be many. They are held in one pass with the others, or two
+        transactions that end memberships of one another's could wait for each other.
+        """
+        by_kind = [
+            {"of_kind": kind, "ids": [key.id for key in group]}
+            for kind, group in itertools.groupby(keys, key=lambda key: key.kind)
         ]
-        rows = [*lists, *others][:limit]
-    return [
-        RefetchNeed(
-            key=Key(row["kind"], row["logto_id"]),
-            reason=row["waiting_reason"],
-            doubtful=row["doubtful"],
+        if self._connection.dialect.name != "postgresql":  # where one transaction writes at a time
+            return self._locked(_LOCK, keys, by_kind)
+        self._insert_stubs(keys, by_kind)  # only what is there can be locked
+        if ends:
+            self._hold_memberships(keys, ends)
+        # What was deleted once is locked for writing at once: two that share it, and then write,
+        # would wait for each other.
+        if share and not any(self._connection.execute(_ENDED, ids).first() for ids in by_kind):
+            shared = self._locked(_SHARE, keys, by_kind)
+            if all(record.ended_at == NEVER for record in shared.values()):
+                return shared
+        # What a membership tells of an end that was deleted before is written to that end's record.
+        return self._locked(_LOCK, keys, by_kind)
+
+    def save(self, changed: Sequence[Record]) -> list[Record]:
+        """Write locked records, and the rows of the mirror that follow from them; return them
+        as they are kept, with their local ids."""
+        ids = _local_ids(sum(not record.kept for record in changed))
+        kept = [
+            record if record.kept else replace(record, local_id=next(ids)) for record in changed
+        ]
+        _upsert(self._connection, records, [to_row(record) for record in kept])
+        for kind in MIRROR:
+            self._save_mirror(kind, [record for record in kept if record.key.kind == kind])
+        by_part: dict[Part, dict[Key, list[Row]]] = {}
+        for record in kept:
+            for part, rows in child_rows(record).items():
+                by_part.setdefault(part, {})[record.key] = rows
+        for part, by_key in by_part.items():
+            self._save_part(part, by_key)
+        return kept
+
+    def find_here(self, keys: Sequence[Key]) -> set[Key]:
+        """Find those users and organizations that have a row, and aren't deleted."""
+        here: set[Key] = set()
+        for kind in _NAMES:
+            if ids := [key.id for key in keys if key.kind == kind]:
+                table = MIRROR[kind]
+                column = table.c[f"logto_{kind}_id"]
+                query = sa.select(column).where(among(column, "ids"), table.c.deleted_at.is_(None))
+                here.update(Key(kind, id_) for id_ in self._connection.scalars(query, {"ids": ids}))
+        return here
+
+    def keys(
+        self,
+        kind: Kind,
+        limit: int,
+        *,
+        after: str = "",
+        of: Key | None = None,
+        unread_since: int | None = None,
+        with_roles: bool = False,
+    ) -> list[Key]:
+        """List known records by id, from `after` on, without users and organizations that are
+        deleted for sure.
+
+        Memberships may be those `of` a user or an organization, present or not; users and
+        organizations those of which Logto wasn't asked since a moment (ms); users `with_roles`
+        are those with a role that Logto wasn't asked about since.
+        """
+        if with_roles:
+            column = user_roles.c.logto_user_id
+            query = sa.select(column).distinct()
+            read_at: sa.ColumnElement[int] = user_roles.c.read_at
+        else:
+            column = records.c.logto_id
+            query = sa.select(column).where(records.c.kind == kind)
+            read_at = sa.func.coalesce(records.c.read_at, -1)
+            if kind != "membership":
+                query = query.where(records.c.deleted_at.is_(None) | records.c.doubtful)
+            if of is not None:
+                query = query.where(records.c[f"{of.kind}_id"] == of.id)
+        if unread_since is not None:
+            query = query.where(read_at < unread_since)
+        query = query.where(column > after).order_by(column).limit(limit)
+        return [Key(kind, id_) for id_ in self._connection.scalars(query)]
+
+    def waiting(self, limit: int) -> list[RefetchNeed]:
+        """List the records about which Logto must be asked, the longest waiting first.
+
+        If there are more, organizations whose members must be listed come before all others: one
+        list tells what else is asked about one by one.
+        """
+        query = (
+            sa.select(records)
+            .where(records.c.refetch_since.is_not(None))
+            .order_by(records.c.refetch_since, records.c.kind, records.c.logto_id)
+            .limit(limit)
         )
-        for row in rows
-    ]
+        rows = self._connection.execute(query).mappings().all()
+        if len(rows) == limit:
+            to_list = records.c.kind == "organization", records.c.waiting_reason.contains(MEMBERS)
+            first = self._connection.execute(query.where(*to_list)).mappings().all()
+            rows = [*first, *(row for row in rows if row not in first)][:limit]
+        return [
+            RefetchNeed(
+                key=Key(row["kind"], row["logto_id"]),
+                reason=row["waiting_reason"],
+                doubtful=row["doubtful"],
+            )
+            for row in rows
+        ]
+
+    def count_records(self, condition: sa.ColumnElement[bool]) -> int:
+        """Count the records of which something is true."""
+        query = sa.select(sa.func.count()).select_from(records).where(condition)
+        return self._connection.scalar(query) or 0
+
+    def find(self, kind: Kind, query: str, limit: int) -> list[FoundRow]:
+        """Find users or organizations by Logto id, local id or what else names them (an email, a
+        phone, a name); else by a part of that, those that are deleted last.
+
+        An empty query finds all.
+        """
+        table, names = MIRROR[kind], _NAMES[kind]
+        order = (table.c.deleted_at.is_not(None), table.c.id)
+        same = [table.c[name] == query for name in names.exact]
+        same += [sa.func.lower(table.c[name]) == query.lower() for name in names.any_case]
+        same += [table.c.id == local_id for local_id in _uuids(query)]
+        alike = [table.c[name].icontains(query, autoescape=True) for name in names.parts]
+        if not query:
+            alike.append(sa.true())
+        for conditions in (same, alike):
+            wanted = sa.select(table).where(sa.or_(*conditions)).order_by(*order).limit(limit)
+            if rows := self._connection.execute(wanted).mappings().all():
+                return [self._with_memberships(kind, dict(row)) for row in rows]
+        return []
+
+    def _with_memberships(self, kind: Kind, row: Row) -> FoundRow:
+        logto_id = row[f"logto_{kind}_id"]
+        other = OTHER_END[kind]
+        reason = sa.select(records.c.waiting_reason)
+        reason = reason.where(records.c.kind == kind, records.c.logto_id == logto_id)
+        ends = members.c[f"logto_{other}_id"]
+        present = sa.select(ends).where(members.c[f"logto_{kind}_id"] == logto_id).order_by(ends)
+        doubtful_ends = records.c[f"{other}_id"]
+        doubtful = sa.select(doubtful_ends).order_by(doubtful_ends)
+        doubtful = doubtful.where(records.c[f"{kind}_id"] == logto_id, records.c.doubtful)
+        role = user_roles.c.name
+        roles = sa.select(role).where(user_roles.c.logto_user_id == logto_id).order_by(role)
+        return FoundRow(
+            row=row,
+            waiting_for=self._connection.scalar(reason),
+            memberships=list(self._connection.scalars(present)),
+            memberships_in_doubt=list(self._connection.scalars(doubtful)),
+            roles=list(self._connection.scalars(roles)) if kind == "user" else [],
+        )
+
+    def _locked(
+        self, statement: sa.Select[Any], keys: Sequence[Key], by_kind: Sequence[Row]
+    ) -> dict[Key, Record]:
+        known = {
+            record.key: record
+            for ids in by_kind
+            for record in map(from_row, self._connection.execute(statement, ids).mappings())
+        }
+        return {key: known.get(key) or Record(key) for key in keys}
+
+    def _insert_stubs(self, keys: Sequence[Key], by_kind: Sequence[Row]) -> None:
+        known = {
+            (ids["of_kind"], logto_id)
+            for ids in by_kind
+            for logto_id in self._connection.scalars(_KNOWN, ids)
+        }
+        new = [key for key in keys if key not in known]
+        if new:
+            stubs = map(Record, new)
+            ids = _local_ids(len(new))
+            rows = [to_row(replace(stub, local_id=next(ids))) for stub in stubs]
+            statement = _insert(records, tuple(rows[0]), self._connection.dialect.name)
+            execute_rows(self._connection, statement.on_conflict_do_nothing(), rows)
+
+    def _hold_memberships(self, keys: Sequence[Key], ends: Sequence[Key]) -> None:
+        """The ends are held already, so there come no more memberships of theirs meanwhile."""
+        held = {key.id for key in keys}
+        for kind, statement in _MEMBERSHIPS_OF.items():
+            if ids := [end.id for end in ends if end.kind == kind]:
+                held.update(self._connection.scalars(statement, {"ids": ids}))
+        self._connection.execute(_HOLD, {"ids": list(held)}).close()
+
+    def _save_mirror(self, kind: Kind, changed: Sequence[Record]) -> None:
+        present, absent = [], []
+        for record in changed:
+            row = project(record)
+            if kind == "membership" and row is None:
+                organization, user = record.key.organization_and_user
+                absent.append({"organization": organization.id, "user": user.id})
+            elif row is not None:
+                present.append(row if kind == "membership" else row | {"id": record.local_id})
+        _upsert(self._connection, MIRROR[kind], present)
+        if absent:
+            self._connection.execute(_LEAVE, absent)
+
+    def _save_part(self, part: Part, by_key: dict[Key, list[Row]]) -> None:
+        """Let records have these rows of a part, and no others."""
+        table = _PARTS[part]
+        names = [column.name for column in table.primary_key]
+        owners = {
+            key.organization_and_user[1] if key.kind == "membership" else key for key in by_key
+        }
+        ids = {"users": sorted(user.id for user in owners)}
+        there = self._connection.execute(_PART_OF_USERS[part], ids).mappings()
+        old = {
+            tuple(row[name] for name in names): dict(row) for row in there if _owner(row) in by_key
+        }
+        new = {tuple(row[name] for name in names): row for rows in by_key.values() for row in rows}
+        if dropped := [key for key, row in old.items() if new.get(key) != row]:
+            own = [table.c[name] == sa.bindparam(f"of_{name}") for name in names]
+            values = [
+                dict(zip((f"of_{name}" for name in names), key, strict=True)) for key in dropped
+            ]
+            self._connection.execute(sa.delete(table).where(*own), values)
+        if added := [row for key, row in new.items() if old.get(key) != row]:
+            self._connection.execute(sa.insert(table), added)
 
 
-def count_doubtful(connection: sa.Connection) -> int:
-    """Count the records in doubt."""
-    return _count(connection, records.c.doubtful)
+OTHER_END: Final[dict[Kind, Kind]] = {"user": "organization", "organization": "user"}
 
 
-def count_refetches(connection: sa.Connection) -> int:
-    """Count the records about which Logto must be asked."""
-    return _count(connection, records.c.refetch_since.is_not(None))
+class _Names(Struct, frozen=True):
+    """The columns by which people name a row."""
+
+    exact: list[str]
+    any_case: list[str]
+    parts: list[str]
 
 
-def _other_end(end: Key, pair: Key) -> Key:
-    organization, user = pair.organization_and_user
-    return user if end.kind == "organization" else organization
+_NAMES: Final[dict[Kind, _Names]] = {
+    "user": _Names(
+        exact=["logto_user_id", "phone", "username"],
+        any_case=["email"],
+        parts=["email", "username", "name", "phone"],
+    ),
+    "organization": _Names(exact=["logto_organization_id"], any_case=["name"], parts=["name"]),
+}
+_NEVER_CHANGED: Final = {"id", "local_id"}
 
 
-def _hold(connection: sa.Connection, keys: Sequence[Key], ends: Sequence[Key]) -> None:
-    """The ends are held already, so there come no more memberships of theirs meanwhile."""
-    wanted = {key.id for key in keys}
-    for kind, statement in deliveries.MEMBERSHIPS_OF.items():
-        ids = [end.id for end in ends if end.kind == kind]
-        if ids:
-            wanted.update(connection.scalars(statement, {"ids": ids}))
-    connection.execute(deliveries.HOLD, {"ids": list(wanted)}).close()
+def _upsert(connection: sa.Connection, table: sa.Table, rows: Sequence[Row]) -> None:
+    """Insert or update rows; a local id is never changed. All have the same columns."""
+    if rows:
+        statement = _upsert_statement(table, tuple(rows[0]), connection.dialect.name)
+        execute_rows(connection, statement, rows)
 
 
-def _unknown(connection: sa.Connection, keys: Sequence[Key], by_kind: _ByKind) -> list[Key]:
-    known = {
-        Key(kind, logto_id)
-        for kind, wanted in by_kind.items()
-        for logto_id in connection.scalars(deliveries.KNOWN, wanted)
-    }
-    return [key for key in keys if key not in known]
+@functools.cache
+def _insert(table: sa.Table, columns: tuple[str, ...], dialect: str) -> Any:
+    values = inserted_values(table, columns, dialect)
+    if table is records:
+        values["refetch_since"] = sa.case((values["waiting_reason"].is_not(None), now()))
+    return insert_values(table, values, dialect)
 
 
-def _keep(connection: sa.Connection, keys: Sequence[Key]) -> None:
-    new = zip(keys, local_ids(len(keys)), strict=True)
-    rows = [codec.to_record_row(Record(key, local_id=local_id)) for key, local_id in new]
-    bulk.insert(connection, records, rows)
+@functools.cache
+def _upsert_statement(table: sa.Table, columns: tuple[str, ...], dialect: str) -> Any:
+    statement = _insert(table, columns, dialect)
+    new = statement.excluded
+    key = [name for name in columns if name == "kind" or name.startswith("logto_")]
+    changed = {name: new[name] for name in columns if name not in {*key, *_NEVER_CHANGED}}
+    if table is records:  # since when it waits stays, as long as it waits
+        since = sa.func.coalesce(records.c.refetch_since, new.refetch_since)
+        changed["refetch_since"] = sa.case((new.waiting_reason.is_not(None), since), else_=None)
+    return statement.on_conflict_do_update(index_elements=key, set_=changed)
 
 
-def _project(connection: sa.Connection, kind: str, changed: Sequence[Record]) -> None:
-    present, absent = [], []
-    for record in changed:
-        row = project(record)
-        if kind == "membership" and row is None:
-            organization, user = record.key.organization_and_user
-            absent.append({"organization": organization.id, "user": user.id})
-        elif row is not None:
-            present.append(row if kind == "membership" else row | {"id": record.local_id})
-    bulk.upsert(connection, bulk.MIRROR[kind], present)
-    if absent:
-        connection.execute(deliveries.LEAVE, absent)
+def _local_ids(count: int) -> Iterator[str]:
+    """Make ids: UUIDs of version 7, for ids in order of time keep an index small and near."""
+    now_ms, chance = time.time_ns() // 1_000_000 << 80, os.urandom(10 * count)
+    for start in range(0, 10 * count, 10):
+        number = now_ms | int.from_bytes(chance[start : start + 10])
+        number = number & ~(0xF << 76) | 7 << 76
+        yield str(uuid.UUID(int=number & ~(0x3 << 62) | 0x2 << 62))
 
 
-def _count(connection: sa.Connection, condition: sa.ColumnElement[bool]) -> int:
-    query = sa.select(sa.func.count()).select_from(records).where(condition)
-    return connection.scalar(query) or 0
-
-
-def _is_over(ended_at: _EndedAt) -> sa.ColumnElement[bool]:
-    """Whether a membership is no newer than the end of its user or organization."""
-    return sa.func.coalesce(records.c.stamp, NEVER) <= ended_at
-
-
-def _over(ended_at: _EndedAt) -> dict[str, Any]:
-    """What the end of its user or organization makes of a membership."""
-    newest = sa.case((records.c.gone_at > ended_at, records.c.gone_at), else_=ended_at)
-    is_over = _is_over(newest)
+def to_row(record: Record) -> Row:
+    """The columns of a record; since when it waits is for the database's clock to say."""
+    organization = user = None
+    if record.key.kind == "membership":
+        organization, user = (end.id for end in record.key.organization_and_user)
     return {
-        "gone_at": newest,
-        "deleted_at": sa.case((is_over, newest)),
-        "doubtful": sa.and_(sa.not_(is_over), records.c.doubtful),
-        "refetch_since": sa.case((sa.not_(is_over), records.c.refetch_since)),
-        "waiting_reason": sa.case((sa.not_(is_over), records.c.waiting_reason)),
+        "kind": record.key.kind,
+        "logto_id": record.key.id,
+        "local_id": record.local_id,
+        "organization_id": organization,
+        "user_id": user,
+        "data": {name: group.content for name, group in record.groups.items()},
+        "groups": {name: _standing(group) for name, group in record.groups.items()},
+        "facts": record.facts,
+        "needs": record.needs,
+        "deleted_at": record.deleted_at,
+        "gone_at": _to_moment(record.gone_at),
+        "absent_at": _to_moment(record.absent_at),
+        "stamp": _to_moment(record.stamp),
+        "told_at": _to_moment(record.told_stamp),
+        "told_end": _to_moment(record.told_end),
+        "read_at": record.read_at,
+        "doubtful": bool(record.doubts),
+        "waiting_reason": record.waiting_for,
     }
 
 
-def _end_statement() -> sa.Select[Any]:
-    """End memberships, their rows and their roles, in one statement.
-
-    It locks in no order: whoever runs it limits how long it waits for a lock, and tries again.
-    """
-    ended_at = sa.bindparam("ended_at", type_=Millis)
-    over = (
-        sa.update(records)
-        .where(
-            records.c.kind == sa.literal_column("'membership'"), among(records.c.logto_id, "ids")
-        )
-        .values(_over(ended_at))
-        .returning(
-            records.c.organization_id,
-            records.c.user_id,
-            records.c.told_at,
-            _is_over(ended_at).label("is_over"),
-        )
-        .cte("over")
+def from_row(row: sa.RowMapping) -> Record:
+    """The record of a row."""
+    return Record(
+        key=Key(row["kind"], row["logto_id"]),
+        groups={
+            name: _group(row["data"][name], standing) for name, standing in row["groups"].items()
+        },
+        facts=row["facts"],
+        needs=row["needs"],
+        gone_at=_gone_at(row),
+        absent_at=_from_moment(row["absent_at"]),
+        told_stamp=_from_moment(row["told_at"]),
+        told_end=_from_moment(row["told_end"]),
+        local_id=row["local_id"],
     )
 
-    def of_over(table: sa.Table) -> sa.Delete:
-        return sa.delete(table).where(
-            over.c.is_over,
-            table.c.logto_organization_id == over.c.organization_id,
-            table.c.logto_user_id == over.c.user_id,
-        )
 
-    both = (members.c.logto_organization_id, members.c.logto_user_id)
-    left = of_over(members).returning(*both).cte("membership_left")
-    lists = [sa.func.array_agg(left.c[column.name]) for column in both]
-    return sa.select(
-        sa.select(sa.func.max(over.c.told_at)).scalar_subquery(),
-        *(sa.func.coalesce(each, sa.text("ARRAY[]::text[]")) for each in lists),
-    ).add_cte(of_over(member_roles).cte("roles_left"))
+def _gone_at(row: sa.RowMapping) -> int:
+    """When it was deleted; a release that knew no `gone_at` wrote only `deleted_at`."""
+    gone_at, deleted_at = _from_moment(row["gone_at"]), row["deleted_at"]
+    if deleted_at is None or deleted_at in (gone_at, row["absent_at"]):
+        return gone_at
+    return max(gone_at, int(deleted_at))
 
 
-_END = _end_statement()
+def _to_moment(number: int) -> int | None:
+    return None if number == NEVER else number
 
 
-Column = sa.Column[Any]
+def _from_moment(moment: int | None) -> int:
+    return NEVER if moment is None else moment
 
 
-class _Side(Struct, frozen=True):
-    """How one end of memberships is found; `mine` and `other` in the mirror and in the records."""
-
-    table: sa.Table
-    kind: str
-    exact: list[Column]
-    any_case: list[Column]
-    parts: list[Column]
-    mine: tuple[Column, Column]
-    other: tuple[Column, Column]
-
-
-_USER = (members.c.logto_user_id, records.c.user_id)
-_ORGANIZATION = (members.c.logto_organization_id, records.c.organization_id)
-
-USERS = _Side(
-    table=users,
-    kind="user",
-    exact=[users.c.logto_user_id, users.c.phone, users.c.username],
-    any_case=[users.c.email],
-    parts=[users.c.email, users.c.username, users.c.name, users.c.phone],
-    mine=_USER,
-    other=_ORGANIZATION,
-)
-ORGANIZATIONS = _Side(
-    table=organizations,
-    kind="organization",
-    exact=[organizations.c.logto_organization_id],
-    any_case=[organizations.c.name],
-    parts=[organizations.c.name],
-    mine=_ORGANIZATION,
-    other=_USER,
-)
-SIDES = {"user": USERS, "organization": ORGANIZATIONS}
+def _standing(group: Group) -> Row:
+    return {
+        "stamp": group.stamp,
+        "start": group.start,
+        "end": group.end,
+        "read_at": group.read_at,
+        "digest": group.digest,
+        "ends": [list(rival) for rival in group.ends],
+    }
 
 
-def find_rows(connection: sa.Connection, side: _Side, query: str, limit: int) -> list[FoundRow]:
-    """Find rows by what names them; else by a part of it, those that are deleted last.
-
-    An empty query finds all.
-    """
-    order = (side.table.c.deleted_at.is_not(None), side.table.c.id)
-    same = [column == query for column in side.exact]
-    same += [sa.func.lower(column) == query.lower() for column in side.any_case]
-    same += [side.table.c.id == local_id for local_id in _uuids(query)]
-    alike = [column.icontains(query, autoescape=True) for column in side.parts]
-    if not query:
-        alike.append(sa.true())
-    for conditions in (same, alike):
-        wanted = sa.select(side.table).where(sa.or_(*conditions))
-        rows = connection.execute(wanted.order_by(*order).limit(limit)).mappings().all()
-        if rows:
-            return [_found(connection, side, dict(row)) for row in rows]
-    return []
+def _group(content: Any, standing: Row) -> Group:
+    ends = tuple(Contender(end, digest) for end, digest in standing["ends"])
+    return Group(**standing | {"content": content, "ends": ends})
 
 
-def _found(connection: sa.Connection, side: _Side, row: dict[str, Any]) -> FoundRow:
-    logto_id = row[f"logto_{side.kind}_id"]
-    (mine, mine_known), (other, other_known) = side.mine, side.other
-    own = (records.c.kind == side.kind, records.c.logto_id == logto_id)
-    memberships = sa.select(other).where(mine == logto_id).order_by(other)
-    in_doubt = sa.select(other_known).where(mine_known == logto_id, records.c.doubtful)
-    return FoundRow(
-        row=row,
-        waiting_for=connection.scalar(sa.select(records.c.waiting_reason).where(*own)),
-        memberships=list(connection.scalars(memberships)),
-        memberships_in_doubt=list(connection.scalars(in_doubt.order_by(other_known))),
-        roles=role_names(connection, logto_id) if side is USERS else [],
-    )
+def _owner(row: sa.RowMapping) -> Key:
+    """The record that a row of a part follows from."""
+    organization, user = row.get("logto_organization_id"), row["logto_user_id"]
+    return Key("membership", f"{organization}:{user}") if organization else Key("user", user)
 
 
 def _uuids(query: str) -> list[str]:

@@ -6,7 +6,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql
 
 from logto_webhooks import canonical_json
 from logto_webhooks.events.base import to_millis
@@ -39,8 +38,11 @@ class Document(Json):
 
     def load_dialect_impl(self, dialect: sa.Dialect) -> sa.types.TypeEngine[Any]:
         """Choose by the database."""
-        jsonb = dialect.name == "postgresql"
-        return dialect.type_descriptor(postgresql.JSONB() if jsonb else sa.Text())
+        if dialect.name != "postgresql":
+            return dialect.type_descriptor(sa.Text())
+        from sqlalchemy.dialects.postgresql import JSONB  # which takes long to import
+
+        return dialect.type_descriptor(JSONB())
 
     def process_bind_param(self, value: Any, dialect: sa.Dialect) -> Any:
         """Leave the encoding to JSONB, or encode."""

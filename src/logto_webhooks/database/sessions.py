@@ -1,21 +1,24 @@
-"""What a handler can ask for by annotation: sessions and connections bound to our transaction."""
+"""What a handler has of our transaction: a session or a connection, of which what it set is put
+back, and with which it can't write to or lock our tables."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Session
+from sqlalchemy import event
 from sqlalchemy.pool import Pool, QueuePool
 
-from logto_webhooks.errors import SettingInvalid, TransactionEnded
+from logto_webhooks.database.runner import THEIRS
+from logto_webhooks.database.schema import VERSION_TABLE, metadata
+from logto_webhooks.errors import SettingInvalid, TableIsReadOnly, TransactionEnded
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
-SYNC: Final[tuple[type, ...]] = (Session, sa.Connection)
 # What a session commits or rolls back by itself is a savepoint; "done" commits it all.
 SESSION: Final[dict[str, Any]] = {
     "join_transaction_mode": "create_savepoint",
@@ -25,9 +28,15 @@ _FAILED: Final = "25P02"  # PostgreSQL's: in_failed_sql_transaction
 # PostgreSQL's: no_active_sql_transaction, invalid_savepoint_specification
 _ENDED: Final = ("25P01", "3B001")
 OURS: Final = "logto_ours"  # an option of a connection while statements of this package run on it
-THEIRS: Final = "logto_theirs"  # the same, while a handler has it
 _MAP: Final = "schema_translate_map"
 _ROOM: Final = 4  # what a pool of SQLAlchemy's usual size has
+
+
+def sync_types() -> tuple[type, ...]:
+    """The kinds of transaction that plain handlers can have."""
+    from sqlalchemy.orm import Session  # which takes long, and is seldom used
+
+    return (Session, sa.Connection)
 
 
 def pool_limit(pool: Pool) -> int:
@@ -102,11 +111,11 @@ def make_session(wish: type, connection: sa.Connection) -> Any:
     return connection if wish is sa.Connection else wish(bind=connection, **SESSION)
 
 
-def finish_session(given: Any) -> None:
-    """Write what a session holds, and let go of it."""
-    if isinstance(given, Session):
-        given.commit()
-        given.close()
+def finish_session(session: Any) -> None:
+    """Write what a session holds, and let go of it; a Connection holds nothing."""
+    if not isinstance(session, sa.Connection):
+        session.commit()
+        session.close()
 
 
 def rollback(connection: sa.Connection, begun: sa.NestedTransaction) -> None:
@@ -134,3 +143,164 @@ def release(connection: sa.Connection, begun: sa.NestedTransaction) -> None:
         if getattr(error.orig, "sqlstate", None) == _FAILED:
             raise  # it went on after an error of the database
         raise TransactionEnded() from error
+
+
+_KEPT: Final = "logto_webhooks_settings"
+_SETTINGS: Final = (  # the role first: it decides which of the others may be set
+    "session_authorization",
+    "role",
+    "statement_timeout",
+    "search_path",
+    "lock_timeout",
+    "idle_in_transaction_session_timeout",
+    "default_transaction_read_only",
+    "default_transaction_isolation",
+    "default_transaction_deferrable",
+    "synchronous_commit",
+    "session_replication_role",
+    "row_security",
+    "check_function_bodies",
+    "TimeZone",
+    "DateStyle",
+    "IntervalStyle",
+    "bytea_output",
+    "client_encoding",
+    "client_min_messages",
+    "standard_conforming_strings",
+    "application_name",
+    "work_mem",
+    "jit",
+    "enable_seqscan",
+    "enable_indexscan",
+)
+_LOOK: Final = sa.text(
+    "SELECT " + ", ".join(f"current_setting('{name}', true)" for name in _SETTINGS)
+)
+
+
+def _put_back(name: str, number: int) -> str:
+    was = f"CAST(:was{number} AS text)"
+    changed = f"current_setting('{name}', true) <> {was}"
+    return f"CASE WHEN {changed} THEN set_config('{name}', {was}, false) END"
+
+
+# One statement looks and puts back. Columns are computed in their order. Locks of the session are
+# given up.
+_RESTORE: Final = sa.text(
+    "SELECT "
+    + ", ".join(_put_back(name, number) for number, name in enumerate(_SETTINGS))
+    + ", CASE WHEN pg_my_temp_schema() <> 0 AND EXISTS (SELECT FROM pg_class"
+    " WHERE relnamespace = pg_my_temp_schema()) THEN 'temporary' END, pg_advisory_unlock_all()"
+)
+_PRAGMAS: Final = (
+    "query_only",
+    "foreign_keys",
+    "synchronous",
+    "busy_timeout",
+    "locking_mode",
+    "ignore_check_constraints",
+    "recursive_triggers",
+    "defer_foreign_keys",
+    "read_uncommitted",
+    "secure_delete",
+    "cache_size",
+    "temp_store",
+    "trusted_schema",
+)
+_BESIDE: Final = (
+    "SELECT (SELECT count(*) FROM sqlite_temp_master), (SELECT count(*) FROM pragma_database_list)"
+)
+_BEGINNING: Final = re.compile(
+    r"(?:\s|\(|/\*.*?\*/|--[^\n]*\n)*([a-z]+)(?:\s+(local)\b)?", re.S | re.I
+)
+_PLAIN: Final = re.compile(
+    "select|insert|update|delete|merge|replace|with|values|savepoint|release|lock|truncate|copy|explain",
+    re.I,
+)
+_SPEAKS_OF: Final = re.compile(r"set_config|pg_(?:try_)?advisory_lock|;\s*\S|\binto\s+temp", re.I)
+
+_TABLES: Final = "|".join(sorted([*metadata.tables, VERSION_TABLE], key=len, reverse=True))
+_OUR_TABLE: Final = rf'(?:[\w"]+\.)?"?({_TABLES})\b'
+_WRITES: Final = re.compile(
+    r"\b(?:insert\s+into|update|delete\s+from|merge\s+into|truncate(?:\s+table)?|lock(?:\s+table)?"
+    r"|(?:alter|drop)\s+table(?:\s+if\s+exists)?|create\s+(?:unique\s+)?index\b[^;(]*?\bon)"
+    rf"\s+(?:only\s+)?(?:[\w\".]+\s*,\s*)*{_OUR_TABLE}",
+    re.I,
+)
+_LOCKS: Final = re.compile(
+    rf"\b(?:from|join)\s+{_OUR_TABLE}.*\bfor\s+(?:no\s+key\s+|key\s+)?(?:update|share)\b(?!\s+of\b)",
+    re.I | re.S,
+)
+
+
+class Traces:
+    """Watches what a handler does with a connection that others will have after it."""
+
+    def __init__(self, connection: sa.Connection) -> None:
+        """From now on; it may look once, as long as that connection is open."""
+        self._connection = connection
+        self._sqlite = connection.dialect.name == "sqlite"
+        self.doubtful = False  # whether it did what outlasts a transaction, or may have
+        if self._sqlite:
+            self._before = _read_pragmas(connection)
+        elif _KEPT in connection.info:
+            self._before = connection.info[_KEPT]
+        else:
+            self._before = connection.info[_KEPT] = tuple(connection.execute(_LOOK).one())
+        event.listen(connection, "before_cursor_execute", self._watch)
+
+    def put_back(self) -> bool:
+        """Put settings back, in the transaction; return whether to close the connection then."""
+        event.remove(self._connection, "before_cursor_execute", self._watch)
+        return self._put_back_pragmas() if self._sqlite else self._put_back_settings()
+
+    def _put_back_settings(self) -> bool:
+        connection = self._connection
+        if self.doubtful:  # its time limit may be shorter than what follows takes
+            connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
+        was = {f"was{number}": value or "" for number, value in enumerate(self._before)}
+        *changed, temporary, _ = connection.execute(_RESTORE, was).one()
+        if temporary:
+            connection.exec_driver_sql("DISCARD TEMP")
+        if self.doubtful:
+            connection.exec_driver_sql("UNLISTEN *")
+        return self.doubtful or bool(temporary) or any(value is not None for value in changed)
+
+    def _put_back_pragmas(self) -> bool:
+        after = _read_pragmas(self._connection)
+        for name, was, now in zip(_PRAGMAS, self._before, after, strict=False):
+            if was != now:
+                self._connection.exec_driver_sql(f"PRAGMA {name} = {was}")
+        return self.doubtful or after != self._before
+
+    def _watch(self, connection: Any, cursor: Any, statement: str, *others: Any) -> None:
+        is_ours = "logto_" not in statement or connection.get_execution_options().get(OURS)
+        if not is_ours and (table := written_table(statement)):
+            raise TableIsReadOnly(table=table)
+        self.doubtful = self.doubtful or outlasts(statement)
+
+
+def outlasts(statement: str) -> bool:
+    """Whether a statement may change its connection beyond the transaction."""
+    beginning = _BEGINNING.match(statement)
+    word = beginning[1].lower() if beginning else ""
+    is_local = word == "set" and beginning is not None and beginning[2] is not None
+    to_savepoint = word == "rollback" and " to " in statement.lower()
+    if not _PLAIN.fullmatch(word) and not is_local and not to_savepoint:
+        return True
+    return _SPEAKS_OF.search(statement) is not None
+
+
+def written_table(statement: str) -> str | None:
+    """Which of our tables a statement writes to, or locks; None if there is none.
+
+    Everybody's deliveries would wait for the end of the handler.
+    """
+    match = _WRITES.search(statement) or _LOCKS.search(statement)
+    return match[1] if match else None
+
+
+def _read_pragmas(connection: sa.Connection) -> tuple[Any, ...]:
+    driver: Any = connection.connection.dbapi_connection
+    rows = [driver.execute(f"PRAGMA {name}").fetchone() for name in _PRAGMAS]
+    return (*(row and row[0] for row in rows), *driver.execute(_BESIDE).fetchone())

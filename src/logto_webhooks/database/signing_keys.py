@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 from msgspec import structs
 
-from logto_webhooks.database.dialect import INSERT, among, now
+from logto_webhooks.database.dialect import among, now, put_row
 from logto_webhooks.database.schema import keys, rejected
 from logto_webhooks.signing_keys import (
     BOUNDS,
@@ -23,41 +23,42 @@ _BY_ID = among(rejected.c.id, "ids")
 _COLUMNS = ("id", "body", "signature", "received_at", "hook", "known")
 
 
-class DatabaseKeyStore:
-    """The signing keys of a database."""
+class KeyStore:
+    """What a database knows of keys, and what is set aside, in the transaction of a Connection."""
 
     def __init__(self, connection: sa.Connection) -> None:
         self._connection = connection
 
     def learnt(self) -> list[WebhookKey]:
-        """The keys that Logto told."""
+        """The keys that Logto told; what can't be a key is left out."""
         names = ("hook", "key", "learnt_at", "until")
-        wanted = sa.select(*(keys.c[name] for name in names)).where(keys.c.key.is_not(None))
-        rows = self._connection.execute(wanted.order_by(keys.c.learnt_at)).mappings()
+        query = sa.select(*(keys.c[name] for name in names)).where(keys.c.key.is_not(None))
+        rows = self._connection.execute(query.order_by(keys.c.learnt_at)).mappings()
         return [WebhookKey(**row) for row in rows if is_key(row["key"])]
 
     def learn(self, new: Sequence[WebhookKey]) -> None:
         """Keep keys; the others of the same hooks end after the overlap, unless they do before.
         What can't be a key isn't kept."""
-        for each in filter(lambda told: is_key(told.key), new):
-            known = fingerprint(each.key)
-            ends = each.learnt_at + OVERLAP_MS
-            others = (keys.c.hook == each.hook, keys.c.fingerprint != known)
-            sooner = sa.func.coalesce(keys.c.until, ends)
+        for key in new:
+            if not is_key(key.key):
+                continue
+            mark = fingerprint(key.key)
+            others = (keys.c.hook == key.hook, keys.c.fingerprint != mark)
+            sooner = sa.func.coalesce(keys.c.until, key.learnt_at + OVERLAP_MS)
             self._connection.execute(sa.update(keys).where(*others).values(until=sooner))
-            self._put({"fingerprint": known} | structs.asdict(each))
+            put_row(self._connection, keys, {"fingerprint": mark} | structs.asdict(key))
 
     def used(self, marks: dict[str, int]) -> dict[str, int]:
         """Note when keys were last used (ms), by their fingerprints; return that of all."""
-        for known, at in marks.items():
-            self._put({"fingerprint": known, "last_used_at": at})
-        wanted = sa.select(keys.c.fingerprint, keys.c.last_used_at)
-        rows = self._connection.execute(wanted.where(keys.c.last_used_at.is_not(None)))
+        for mark, at in marks.items():
+            put_row(self._connection, keys, {"fingerprint": mark, "last_used_at": at})
+        query = sa.select(keys.c.fingerprint, keys.c.last_used_at)
+        rows = self._connection.execute(query.where(keys.c.last_used_at.is_not(None)))
         return {row.fingerprint: row.last_used_at for row in rows}
 
     def set_aside(self, strangers: Sequence[RejectedRequest]) -> None:
         """Keep requests, and of all that are kept what is within the bounds."""
-        rows = [structs.asdict(each) | {"size": len(each.body)} for each in strangers]
+        rows = [structs.asdict(request) | {"size": len(request.body)} for request in strangers]
         for row in rows:
             del row["id"]
         if rows:
@@ -67,8 +68,8 @@ class DatabaseKeyStore:
 
     def strangers(self, after: int, limit: int) -> list[RejectedRequest]:
         """List what is set aside, the oldest first."""
-        wanted = sa.select(*(rejected.c[name] for name in _COLUMNS)).where(rejected.c.id > after)
-        rows = self._connection.execute(wanted.order_by(rejected.c.id).limit(limit)).mappings()
+        query = sa.select(*(rejected.c[name] for name in _COLUMNS)).where(rejected.c.id > after)
+        rows = self._connection.execute(query.order_by(rejected.c.id).limit(limit)).mappings()
         return [RejectedRequest(**row) for row in rows]
 
     def release(self, ids: Sequence[int]) -> None:
@@ -81,13 +82,6 @@ class DatabaseKeyStore:
         if known:
             counted = counted.where(rejected.c.known == sa.true())
         return self._connection.scalar(counted) or 0
-
-    def _put(self, row: dict[str, object]) -> None:
-        statement = INSERT[self._connection.dialect.name](keys).values(row)
-        known = {name: value for name, value in row.items() if name != "fingerprint"}
-        self._connection.execute(
-            statement.on_conflict_do_update(index_elements=["fingerprint"], set_=known)
-        )
 
     def _prune(self, known: bool, bounds: QuarantineLimits) -> None:
         newest = rejected.c.id.desc()

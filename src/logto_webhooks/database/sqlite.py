@@ -1,23 +1,34 @@
-"""The engine for embedded SQLite: durable, one writer at a time, and never a file that is gone."""
+"""SQLite: durable, one writer at a time, and never a file that is gone."""
 
 from __future__ import annotations
 
+import asyncio
 import os
+import shutil
 import sqlite3
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
+from msgspec.structs import replace
 from sqlalchemy import event
 from sqlalchemy.pool import QueuePool
 
 from logto_webhooks import files
-from logto_webhooks.database.errors import SETTING
+from logto_webhooks.database import migrate
+from logto_webhooks.database.errors import SETTING, translate_errors
+from logto_webhooks.database.inspect import DatabaseInfo, inspect_database
+from logto_webhooks.database.runner import HandlerRunner
+from logto_webhooks.database.sync_runner import ThreadRunner
 from logto_webhooks.errors import SettingInvalid, StoreUnavailable
+from logto_webhooks.files import LockFile
 
-BUSY_S = 3.0  # the worker's wait and a request's own fit into what a request may wait
-_WAL_PAGES = 4000  # 16 MB: to move pages into the database costs commits that accept
-READS = {"logto_reads": True}
+T = TypeVar("T")
+
+BUSY_S: Final = 3.0  # the worker's wait and a request's own fit into what a request may wait
+_WAL_PAGES: Final = 4000  # 16 MB: to move pages into the database costs commits that accept
+READS: Final = {"logto_reads": True}  # options of a connection
 
 
 def make_sqlite_engine(file: Path, setting: str = "database_url") -> sa.Engine:
@@ -49,21 +60,10 @@ def make_sqlite_engine(file: Path, setting: str = "database_url") -> sa.Engine:
     return engine
 
 
-def stop_connection(connection: sa.Connection) -> None:
-    """Roll back, from any thread, and let nothing more be done on a connection.
-
-    A statement that runs is interrupted, and none is prepared again: who still has the
-    connection would write outside of any transaction.
-    """
-    driver: Any = connection.connection.dbapi_connection
-    driver.set_authorizer(_only_rolling_back)
-    driver.interrupt()
-    driver.rollback()
-
-
-def _only_rolling_back(action: int, what: str | None, *more: str | None) -> int:
-    rolls_back = action == sqlite3.SQLITE_TRANSACTION and what == "ROLLBACK"
-    return sqlite3.SQLITE_OK if rolls_back else sqlite3.SQLITE_DENY
+def _begin(connection: sa.Connection) -> None:
+    options: Any = connection.get_execution_options()
+    reads = options.get("logto_reads", False)
+    connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
 
 
 def create_file(file: Path, setting: str = "database_url") -> None:
@@ -94,7 +94,7 @@ def find_forbidden(file: Path) -> str | None:
     return None
 
 
-def try_to_write(connection: sa.Connection) -> None:
+def _try_to_write(connection: sa.Connection) -> None:
     """Write something, in a transaction that the caller rolls back.
 
     To begin isn't enough: of a file that is read-only, SQLite makes that a transaction that reads.
@@ -149,7 +149,107 @@ class FileGuard:
         return StoreUnavailable(problem=problem)
 
 
-def _begin(connection: sa.Connection) -> None:
-    options: Any = connection.get_execution_options()
-    reads = options.get("logto_reads", False)
-    connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+class FileRunner(ThreadRunner):
+    """Writes one transaction at a time, and trusts no commit to a file that is gone."""
+
+    _reads = READS
+    _one_writer = True
+
+    def __init__(self, engine: sa.Engine, guard: FileGuard) -> None:
+        super().__init__(engine)
+        self._guard = guard
+
+    def _trust_commit(self) -> None:
+        self._guard.check()
+
+    def _begin_anew(self) -> None:
+        self._guard.reset()
+
+    def _stop(self, connection: sa.Connection) -> None:
+        """Roll back, from any thread, and let nothing more be done on a connection.
+
+        A statement that runs is interrupted, and none is prepared again: who still has the
+        connection would write outside of any transaction.
+        """
+        driver: Any = connection.connection.dbapi_connection
+        driver.set_authorizer(_allow_only_rollback)
+        driver.interrupt()
+        driver.rollback()
+
+
+def _allow_only_rollback(action: int, what: str | None, *more: str | None) -> int:
+    rolls_back = action == sqlite3.SQLITE_TRANSACTION and what == "ROLLBACK"
+    return sqlite3.SQLITE_OK if rolls_back else sqlite3.SQLITE_DENY
+
+
+class SqliteFile:
+    """An embedded SQLite file: one writer, in a thread; migrated whenever it is opened."""
+
+    budget_s = 0.005
+    any_loop = True
+
+    def __init__(self, file: Path, setting: str = "database_url") -> None:
+        """`setting` is the name of the setting that the file's URL came from."""
+        self.name = str(file)
+        self.file = file
+        self._setting = setting
+        self._engine = make_sqlite_engine(file, setting)
+        self._worker = LockFile(Path(f"{file}-worker"))
+        self._guard = FileGuard(self._engine, file)
+        self.host: HandlerRunner = FileRunner(self._engine, self._guard)
+
+    @property
+    def files(self) -> Sequence[Path]:
+        """The database, and what is beside it."""
+        return [Path(f"{self.file}{end}") for end in ("", "-wal", "-shm", "-journal", "-worker")]
+
+    async def open(self) -> None:
+        """Make the file unless it exists, and migrate it. Raises SettingInvalid."""
+        self._guard.reset()  # with the last connection of before, the files beside it went, too
+        await self.migrate()
+
+    async def migrate(self) -> None:
+        """Bring the schema up to this release."""
+        create_file(self.file, self._setting)
+        with translate_errors(self._engine), self._engine.begin() as connection:
+            migrate.upgrade(connection)
+
+    async def check(self) -> None:
+        """Raise StoreUnavailable or SchemaMismatch unless it can be used as it is."""
+        await asyncio.to_thread(self._check)
+
+    async def premises(self) -> DatabaseInfo:
+        """Tell of itself, whatever its schema. Raises StoreUnavailable."""
+        return await asyncio.to_thread(self._premises)
+
+    def migration_sql(self) -> str:
+        """Return the statements that make the schema."""
+        return migrate.sql("sqlite")
+
+    def may_work(self) -> bool:
+        """One process works on a file; others are its spares."""
+        return self._worker.acquire()
+
+    def _check(self) -> None:
+        self._look(migrate.check)
+        if problem := find_forbidden(self.file):
+            raise StoreUnavailable(problem=problem)
+
+    def _premises(self) -> DatabaseInfo:
+        free = shutil.disk_usage(self.file.absolute().parent).free
+        info = self._look(inspect_database(self.name, free))
+        return replace(info, unwritable=self._unwritable())
+
+    def _unwritable(self) -> str | None:
+        """Why nothing can be written now, if so; nothing is."""
+        try:
+            with translate_errors(self._engine), self._engine.connect() as connection:
+                _try_to_write(connection)
+        except StoreUnavailable as error:
+            return error.problem
+        return find_forbidden(self.file)
+
+    def _look(self, work: Callable[[sa.Connection], T]) -> T:
+        self._guard.check_file()
+        with translate_errors(self._engine), self._engine.connect() as connection:
+            return work(connection.execution_options(**READS))

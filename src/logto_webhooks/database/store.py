@@ -2,288 +2,236 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final
 
 import sqlalchemy as sa
+from msgspec import Struct
 
-from logto_webhooks.database import checkpoints, clock, deliveries, records
-from logto_webhooks.database.checkpoints import (
-    RECONCILE,
-    RECOVER,
-    Checkpoint,
-    Gap,
-    ProcessLease,
-    RecordedFlow,
+from logto_webhooks.database.deliveries import DeliveryStore, Inbox
+from logto_webhooks.database.dialect import by_code, now, put_row, read_clock
+from logto_webhooks.database.jobs import JobStore
+from logto_webhooks.database.memberships import MembershipStore
+from logto_webhooks.database.schema import (
+    checkpoints,
+    deliveries,
+    flow,
+    flow_gaps,
+    installation,
+    is_pending,
+    leases,
+    queue_keys,
+    records,
 )
-from logto_webhooks.database.clock import DatabaseClock
-from logto_webhooks.database.deliveries import DatabaseInbox
-from logto_webhooks.database.jobs import DatabaseJobs
-from logto_webhooks.database.records import FoundRow, RefetchNeed
-from logto_webhooks.database.signing_keys import DatabaseKeyStore
-from logto_webhooks.deliveries import (
-    ClaimedDelivery,
-    Clocks,
-    DeliveryOutcome,
-    NewDelivery,
-    ReceivedBody,
-    Status,
-    StoreResult,
-)
-from logto_webhooks.records.record import Ending, Key, Kind, Record
+from logto_webhooks.database.signing_keys import KeyStore
+from logto_webhooks.deliveries import Status
+from logto_webhooks.retries import LONGEST_WAIT_S
 
 LOCK_S: Final = 1.0  # that a transaction of ours waits for a lock
 STATEMENT_S: Final = 5.0  # that one of its statements may take
 LONGEST_S: Final = 1.0  # a transaction of the worker, where it holds up only other workers
-T = TypeVar("T")
+RECOVER: Final = "recover"
+RECONCILE: Final = "reconcile"
+# Until the transaction ends: the connection may be the application's.
+_LIMIT_WAITS: Final = sa.select(
+    sa.func.set_config("lock_timeout", sa.bindparam("lock", type_=sa.Text), sa.true()),
+    sa.func.set_config("statement_timeout", sa.bindparam("statement", type_=sa.Text), sa.true()),
+)
+_NOTED: Final = sa.select(
+    installation.c.installed_at, installation.c.clock_noted_at, installation.c.clock_moved_ms
+)
+_is_too_late = sa.and_(is_pending, deliveries.c.due_at > now() + int(LONGEST_WAIT_S * 1000))
+_CLOCK: Final = sa.select(now().label("now"), sa.exists().where(_is_too_late).label("too_late"))
 
 
-class Store:
+class Checkpoint(Struct, frozen=True):
+    """How far long work has come: up to which moment (ms), and with how much to show for it."""
+
+    at: int
+    count: int
+
+
+class ProcessLease(Struct, frozen=True):
+    """Which process holds something, and until when (ms)."""
+
+    holder: int
+    until: int
+
+
+class Gap(Struct, frozen=True):
+    """How long (ms) nothing had come when a delivery came."""
+
+    ended_at: int
+    length: int
+
+
+class RecordedFlow(Struct, frozen=True, kw_only=True):
+    """What a database keeps of it: when the first and the `last` delivery came, the longest gap of
+    each of the last days, and since when it is silent; None while it isn't."""
+
+    began: int | None = None
+    last: int | None = None
+    silent_since: int | None = None
+    gaps: tuple[Gap, ...] = ()
+
+
+class DatabaseClock(Struct, frozen=True, kw_only=True):
+    """What the database's clock says now, what it said when that was last noted and when this was
+    installed (ms; 0 if never), by how much due times were moved along with it in all, and whether
+    a delivery is due later than any wait explains."""
+
+    now: int
+    noted: int
+    installed: int
+    moved: int
+    due_too_late: bool
+
+
+class Store(DeliveryStore, MembershipStore):
     """What can be done in one transaction, which is the caller's to commit."""
 
     def __init__(self, connection: sa.Connection) -> None:
         self._connection = connection
 
     @property
-    def inbox(self) -> DatabaseInbox:
+    def inbox(self) -> Inbox:
         """The inbox to look at."""
-        return DatabaseInbox(self._connection)
+        return Inbox(self._connection)
 
-    def add(self, new: Sequence[NewDelivery], tried: Collection[bytes] = ()) -> list[StoreResult]:
-        """Put deliveries into the inbox; one answer each, in order.
+    @property
+    def jobs(self) -> JobStore:
+        """The handlers and their jobs."""
+        return JobStore(self._connection)
 
-        Those whose digests were `tried` before may be there already, with the same `received_at`:
-        then they are no duplicates of others.
-        """
-        return deliveries.add_deliveries(self._connection, new, tried)
+    @property
+    def keys_of_hooks(self) -> KeyStore:
+        """Keys of hooks, and what no key signed."""
+        return KeyStore(self._connection)
 
     def limit_waits(self, lock_s: float, statement_s: float) -> None:
         """Let this transaction wait no longer for a lock, or for a statement, where the database
         can limit that: TimedOut is raised then. A runner sets LOCK_S and STATEMENT_S."""
         if self._connection.dialect.name == "postgresql":
             limits = {"lock": f"{lock_s * 1000:.0f}", "statement": f"{statement_s * 1000:.0f}"}
-            self._connection.execute(deliveries.LIMIT_WAITS, limits).close()
-
-    def claim(
-        self, token: str, limit: int, max_bytes: int, lease_s: float
-    ) -> list[ClaimedDelivery]:
-        """Take due deliveries, the longest due first; nobody else gets them during the lease."""
-        return deliveries.claim_deliveries(self._connection, token, limit, max_bytes, lease_s)
-
-    def renew(self, token: str, ids: Sequence[int], lease_s: float) -> None:
-        """Hold claimed deliveries longer. Raises ClaimLost when any is no longer held."""
-        deliveries.renew(self._connection, token, ids, lease_s)
-
-    def finish(self, token: str, outcomes: Sequence[DeliveryOutcome]) -> None:
-        """Write outcomes. Raises ClaimLost when any of them is no longer held by `token`."""
-        deliveries.finish_deliveries(self._connection, token, outcomes)
-
-    def lock(
-        self, keys: Sequence[Key], *, share: bool = False, ends: Sequence[Key] = ()
-    ) -> dict[Key, Record]:
-        """Hold records until the transaction ends; of unknown ones there are empty stubs.
-
-        Who only reads them may share them with others who do. All memberships of `ends` are held,
-        too, but not returned: there can be many.
-        """
-        return records.lock_records(self._connection, keys, share, ends)
-
-    @property
-    def jobs(self) -> DatabaseJobs:
-        """The handlers and their jobs, in the same transaction."""
-        return DatabaseJobs(self._connection)
-
-    @property
-    def keys_of_hooks(self) -> DatabaseKeyStore:
-        """Keys of hooks, and what no key signed."""
-        return DatabaseKeyStore(self._connection)
-
-    def save(self, changed: Sequence[Record]) -> list[Record]:
-        """Write locked records, and the rows of the mirror that follow from them; return them
-        as they are kept, with their local ids."""
-        return records.save_records(self._connection, changed)
-
-    def drop_memberships(self, ends: Sequence[Record]) -> list[Key]:
-        """End the memberships that are no newer than the end of their user or organization; return
-        those that were present."""
-        return records.drop_memberships(self._connection, ends)
-
-    def present_memberships(self, ends: Sequence[Key]) -> list[Key]:
-        """List the present memberships of users and organizations."""
-        return records.present_memberships(self._connection, ends)
-
-    def find_here(self, keys: Sequence[Key]) -> set[Key]:
-        """Find those users and organizations that have a row, and aren't deleted."""
-        return records.find_here(self._connection, keys)
-
-    def newest_membership(self, end: Key) -> int:
-        """Return the greatest stamp at which a membership of a user or an organization was told
-        of; NEVER if there is none."""
-        return records.newest_membership(self._connection, end)
-
-    def end_memberships(self, end: Record, pairs: Sequence[Key]) -> tuple[list[Key], int]:
-        """Do both of the above for some memberships of a user or an organization."""
-        return records.end_memberships(self._connection, end, pairs)
-
-    def with_few_memberships(self, ends: Sequence[Key], most: int) -> list[Key]:
-        """List those users and organizations that have no more than `most` memberships in all,
-        ended ones included."""
-        return records.with_few_memberships(self._connection, ends, most)
-
-    def note_ending(self, ending: Ending) -> None:
-        """Keep that memberships are to be ended step by step."""
-        records.note_ending(self._connection, ending)
-
-    def endings(self) -> list[Ending]:
-        """List whose memberships are to be ended, the oldest first."""
-        return records.list_endings(self._connection)
-
-    def memberships_to_end(self, ending: Ending, limit: int) -> list[Key]:
-        """List memberships that are still to be ended."""
-        return records.to_end(self._connection, ending, limit)
-
-    def finish_ending(self, ending: Ending) -> None:
-        """Note that all memberships have ended."""
-        records.finish_ending(self._connection, ending)
-
-    def recent(self, limit: int) -> list[ReceivedBody]:
-        """Return the newest deliveries, the newest first."""
-        return deliveries.recent_deliveries(self._connection, limit)
-
-    def clocks(self, limit: int) -> Clocks:
-        """Return the database's clock, and how the newest deliveries are dated."""
-        return deliveries.clocks(self._connection, limit)
+            self._connection.execute(_LIMIT_WAITS, limits).close()
 
     def checkpoint(self, name: str) -> Checkpoint | None:
         """Return how far the work of that name has come; None if it never began."""
-        return checkpoints.read_checkpoint(self._connection, name)
+        query = sa.select(checkpoints.c.at, checkpoints.c.count).where(checkpoints.c.name == name)
+        row = self._connection.execute(query).one_or_none()
+        return row and Checkpoint(*row)
 
     def save_checkpoint(self, name: str, reached: Checkpoint) -> None:
         """Keep how far the work of that name has come."""
-        checkpoints.write_checkpoint(self._connection, name, reached)
+        row = {"name": name, "at": reached.at, "count": reached.count}
+        put_row(self._connection, checkpoints, row)
 
     def lease(self, name: str) -> ProcessLease | None:
         """Return who holds what has that name, or held it last."""
-        return checkpoints.read_lease(self._connection, name)
+        query = sa.select(leases.c.holder, leases.c.until).where(leases.c.name == name)
+        row = self._connection.execute(query).one_or_none()
+        return row and ProcessLease(*row)
 
     def save_lease(self, name: str, lease: ProcessLease) -> None:
         """Keep who holds what has that name."""
-        checkpoints.write_lease(self._connection, name, lease)
+        row = {"name": name, "holder": lease.holder, "until": lease.until}
+        put_row(self._connection, leases, row)
 
     def flow(self) -> RecordedFlow:
         """Return what is noted of the flow of deliveries."""
-        return checkpoints.read_flow(self._connection)
+        query = sa.select(flow.c.began, flow.c.last, flow.c.silent_since)
+        row = self._connection.execute(query).one_or_none()
+        began, last, silent_since = row or (None, None, None)
+        gaps = self._connection.execute(sa.select(flow_gaps.c.ended_at, flow_gaps.c.length))
+        return RecordedFlow(
+            began=began, last=last, silent_since=silent_since, gaps=tuple(Gap(*gap) for gap in gaps)
+        )
 
-    def save_flow(self, flow: RecordedFlow) -> None:
+    def save_flow(self, new: RecordedFlow) -> None:
         """Note it, but for its gaps."""
-        checkpoints.write_flow(self._connection, flow)
+        row = {"id": 1, "began": new.began, "last": new.last, "silent_since": new.silent_since}
+        put_row(self._connection, flow, row)
 
     def save_gap(self, place: int, gap: Gap) -> None:
         """Note a gap in the flow, instead of the one that has the same place."""
-        checkpoints.write_gap(self._connection, place, gap)
+        row = {"place": place, "ended_at": gap.ended_at, "length": gap.length}
+        put_row(self._connection, flow_gaps, row)
 
     def installed_at(self) -> int:
         """Return since when this is installed (ms): what is older runs no handlers."""
-        return checkpoints.read_installed_at(self._connection)
+        return self._connection.scalar(sa.select(installation.c.installed_at)) or 0
 
     def set_installed_at(self, moment: int) -> None:
         """Let it be installed since then."""
-        checkpoints.write_installation(self._connection, moment)
+        self._save_installation(moment, 0, 0)
 
     def clock(self) -> DatabaseClock:
         """Look at the database's clock."""
-        return clock.read(self._connection)
+        row = self._connection.execute(_CLOCK).one()
+        noted = self._connection.execute(_NOTED).one_or_none()
+        installed_at, noted_at, moved_ms = noted or (0, 0, 0)
+        return DatabaseClock(
+            now=row.now,
+            noted=noted_at,
+            installed=installed_at,
+            moved=moved_ms,
+            due_too_late=bool(row.too_late),
+        )
 
     def set_clock_back(self, by_ms: int, moved: int) -> None:
-        """Let all that is due later be due so much sooner, unless that was done since `moved` was
-        read, and note what the clock says."""
-        clock.set_back(self._connection, by_ms, moved)
+        """Let all that is due later be due so much sooner, and note what the clock says.
 
-    def waiting(self, limit: int) -> list[RefetchNeed]:
-        """List the records about which Logto must be asked, the longest waiting first."""
-        return records.list_refetches(self._connection, limit)
+        Each process notices that the clock was set back, but only one may move what waits: a lease
+        that is moved twice ends while its job runs. So who saw another sum `moved` does nothing.
+        No delivery ever waits longer than the longest wait that we set: one that would is due now.
+        """
+        noted = self._connection.execute(_NOTED.with_for_update()).one_or_none()
+        installed_at, _, moved_before = noted or (0, 0, 0)
+        if by_ms > 0 and moved_before != moved:
+            return
+        moment = read_clock(self._connection)
+        self._connection.execute(sa.update(deliveries).where(_is_too_late).values(due_at=moment))
+        if by_ms > 0:
+            pending = sa.select(deliveries.c.id).where(is_pending, deliveries.c.due_at > moment)
+            self._bring_forward(deliveries, pending.order_by(deliveries.c.id), moment, by_ms)
+            later = sa.or_(queue_keys.c.due_at > moment, queue_keys.c.held_until > moment)
+            in_order = by_code(queue_keys.c.handler), by_code(queue_keys.c.queue_key)
+            waiting = sa.select(queue_keys.c.id).where(later).order_by(*in_order)
+            self._bring_forward(queue_keys, waiting, moment, by_ms)
+            if installed_at > moment:
+                installed_at = min(installed_at - by_ms, moment)
+        self._save_installation(installed_at, moment, moved_before + by_ms)
 
     def status(self) -> Status:
-        """Count."""
+        """Count deliveries and records, and say how far long work has come."""
         recovered, reconciled = map(self.checkpoint, (RECOVER, RECONCILE))
         return Status(
-            deliveries=deliveries.count_deliveries(self._connection),
-            doubtful=records.count_doubtful(self._connection),
-            refetch=records.count_refetches(self._connection),
-            oldest_pending_s=deliveries.oldest_pending_s(self._connection),
+            deliveries=self.count_deliveries(),
+            doubtful=self.count_records(records.c.doubtful),
+            refetch=self.count_records(records.c.refetch_since.is_not(None)),
+            oldest_pending_s=self.oldest_pending_s(),
             recovered=recovered.count if recovered else 0,
             complete_up_to=recovered.at if recovered else None,
             reconciled_at=reconciled.at if reconciled else None,
             silent_since=self.flow().silent_since,
-            memberships_to_end=records.memberships_left(self._connection),
+            memberships_to_end=self.count_memberships_to_end(),
         )
 
-    def find(self, kind: Kind, query: str, limit: int) -> list[FoundRow]:
-        """Find users or organizations by Logto id, local id or what else names them (an email, a
-        phone, a name); else by a part of that."""
-        return records.find_rows(self._connection, records.SIDES[kind], query, limit)
+    def _save_installation(self, installed_at: int, clock_noted_at: int, moved_ms: int) -> None:
+        row = {
+            "id": 1,
+            "installed_at": installed_at,
+            "clock_noted_at": clock_noted_at,
+            "clock_moved_ms": moved_ms,
+        }
+        put_row(self._connection, installation, row)
 
-    def keys(
-        self,
-        kind: Kind,
-        limit: int,
-        *,
-        after: str = "",
-        of: Key | None = None,
-        unread_since: int | None = None,
-        with_roles: bool = False,
-    ) -> list[Key]:
-        """List known records by id, from `after` on, without users and organizations that are
-        deleted for sure.
-
-        Memberships may be those `of` a user or an organization, present or not; users and
-        organizations those of which Logto wasn't asked since a moment (ms); users `with_roles`
-        are those with a role that Logto wasn't asked about since.
-        """
-        return records.list_keys(self._connection, kind, limit, after, of, unread_since, with_roles)
-
-
-class TransactionRunner(Protocol):
-    """Runs functions of a Store, each in one transaction."""
-
-    async def run(self, work: Callable[[Store], T]) -> T:
-        """Run and commit. Raises StoreUnavailable or RowRejected for what the database says."""
-
-    async def accept(self, work: Callable[[Store], T], limit_s: float) -> T:
-        """Run `Store.add` alone, each statement committed by itself, within a limit.
-
-        A connection that doesn't answer is thrown away, and so are all others of its age. What
-        was given up may be stored all the same. Raises as `run`.
-        """
-
-    async def read(self, work: Callable[[Store], T]) -> T:
-        """Run without writing, and without waiting for who writes."""
-
-    async def close(self) -> None:
-        """Give back threads and connections."""
-
-
-class HandlerRunner(TransactionRunner, Protocol):
-    """A host that lets handlers take part in its transactions."""
-
-    @property
-    def room(self) -> int:
-        """For how many handlers there is room."""
-
-    async def within(self, session: Any, work: Callable[[Store], T]) -> T:
-        """Run within the transaction of an application's session, which it ends by itself.
-
-        Raises SettingInvalid for a session that can't be used here, and what `run` raises.
-        """
-
-    def provides(self, awaited: bool) -> tuple[type, ...]:
-        """The kinds of transaction that a handler, `awaited` or not, can ask for by annotation."""
-
-    async def handle(
-        self, wish: type, call: Callable[[Any], Any], finish: Callable[[Store], None]
-    ) -> None:
-        """Call with the transaction that was wished for, await what it returns if need be, and
-        let `finish` end in the same one. All is rolled back if either raises.
-
-        Raises what they raise, and StoreUnavailable.
-        """
+    def _bring_forward(self, table: sa.Table, ids: sa.Select[Any], moment: int, by_ms: int) -> None:
+        """What is later than the moment is sooner by so much, but not before it."""
+        sooner = {
+            at: sa.case((at <= moment, at), (at - by_ms < moment, moment), else_=at - by_ms)
+            for at in table.c
+            if at.name in ("due_at", "held_until")
+        }
+        # What is locked is being changed, and gets a new due time by that.
+        free = ids.with_for_update(skip_locked=True)
+        self._connection.execute(sa.update(table).where(table.c.id.in_(free)).values(sooner))

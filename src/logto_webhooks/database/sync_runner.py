@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from threading import Thread
-from typing import Any, Final, TypeVar
+from typing import Any, ClassVar, Final, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Session
 
-from logto_webhooks.database.detached_call import HAS_WRITER, DetachedCall
 from logto_webhooks.database.errors import translate_errors
-from logto_webhooks.database.serial_executor import SerialExecutor
-from logto_webhooks.database.session_state import Traces
+from logto_webhooks.database.runner import (
+    ACCEPTS,
+    CANCEL_S,
+    CUT_S,
+    READ_S,
+    RUN_S,
+    Distrust,
+    Held,
+    await_within,
+)
 from logto_webhooks.database.sessions import (
-    SYNC,
+    Traces,
     app_schema,
     finish_session,
     handler_savepoint,
@@ -25,61 +31,38 @@ from logto_webhooks.database.sessions import (
     no_session,
     our_schema,
     pool_limit,
+    sync_types,
 )
-from logto_webhooks.database.store import Store
-from logto_webhooks.database.time_limits import (
-    ACCEPTS,
-    CANCEL_S,
-    CUT_S,
-    MOST_LEFT,
-    READ_S,
-    RUN_S,
-    Distrust,
-    Held,
-    limited,
-)
+from logto_webhooks.database.store import LOCK_S, STATEMENT_S, Store
+from logto_webhooks.database.threads import HAS_WRITER, DetachedCall, SerialExecutor
 from logto_webhooks.errors import StoreUnavailable, TimedOut, TimeLimitExceeded, WriterBusy
 
 T = TypeVar("T")
 LONGEST_S: Final = 2.0  # that a handler may hold the one writer: accepting waits meanwhile
 IN_TURN: Final = 1  # handler in its line: who accepts waits for no more, nor does one's time
 CLOSE_S: Final = 1.0
+MOST_LEFT: Final = 8  # calls that may be left behind at once
+CANCEL_WAIT_S: Final = 3.0
+CANCEL_EVERY_S: Final = 0.1
 
 
 class ThreadRunner:
     """Runs work on `engine`; what waits is written in the order in which it came."""
 
-    def __init__(
-        self,
-        engine: sa.Engine,
-        bind: Callable[[sa.Connection], Store],
-        reads: dict[str, bool],
-        committed: Callable[[], None],
-        failed: Callable[[], None],
-        stop: Callable[[sa.Connection], None],
-        owns: bool = True,
-        one_writer: bool = False,
-        theirs: Any = None,
-    ) -> None:
-        """`committed` is called after each commit, and raises when that can't be trusted;
-        `failed` when the database can't be used. `stop` ends what is done on a connection, from
-        any thread, and lets nothing more be done. `owns`: whether to dispose of the engine at the
-        end. `one_writer`: whether the database has but one, so that handlers write in its turn.
-        `theirs`: the application's `translation`."""
+    _reads: ClassVar[dict[str, Any]] = {}  # options of a connection that only reads
+    _one_writer = False  # whether the database has but one, so that handlers write in its turn
+
+    def __init__(self, engine: sa.Engine, owns: bool = True, theirs: Any = None) -> None:
+        """`owns`: whether to dispose of the engine at the end. `theirs`: the application's
+        `translation`."""
         self._engine = engine
-        self._bind = bind
-        self._reads = reads
         self._owns = owns
-        self._committed = committed
-        self._failed = failed
-        self._stop = stop
-        self._one_writer = one_writer
         self._theirs = theirs
         self._writer = SerialExecutor("logto-writer")
         self._reader = SerialExecutor("logto-reader")
         # Whoever accepts waits for no worker where several can write.
-        self._acceptor = self._writer if one_writer else SerialExecutor("logto-acceptor")
-        self._distrust = None if one_writer else Distrust(engine)
+        self._acceptor = self._writer if self._one_writer else SerialExecutor("logto-acceptor")
+        self._distrust = None if self._one_writer else Distrust(engine)
         self._left: list[Thread] = []
 
     @property
@@ -105,7 +88,7 @@ class ThreadRunner:
 
     async def read(self, work: Callable[[Store], T]) -> T:
         """Run without writing, and without waiting for who writes."""
-        return await self.look(lambda connection: work(self._bind(connection)), READ_S)
+        return await self.look(lambda connection: work(Store(connection)), READ_S)
 
     async def look(self, work: Callable[[sa.Connection], T], limit_s: float) -> T:
         """The same with the connection itself, within a limit."""
@@ -116,18 +99,19 @@ class ThreadRunner:
 
         Raises SettingInvalid, StoreUnavailable, RowRejected.
         """
-        if not isinstance(session, Session | sa.Connection):
+        is_usable = isinstance(session, sync_types())
+        if not is_usable:
             raise no_session(session, "a Session or a Connection")
         connection = session if isinstance(session, sa.Connection) else session.connection()
         with translate_errors(self._engine), our_schema(self._engine, connection):
-            return work(self._bind(connection))
+            return work(Store(connection))
 
     def provides(self, awaited: bool) -> tuple[type, ...]:
         """The kinds of transaction that a handler, `awaited` or not, can ask for by annotation.
 
         What is awaited can't have one: it would stop the event loop as long as the database takes.
         """
-        return () if awaited else SYNC
+        return () if awaited else sync_types()
 
     async def handle(
         self, wish: type, call: Callable[[Any], Any], finish: Callable[[Store], None]
@@ -175,17 +159,8 @@ class ThreadRunner:
         if len(self._left) >= MOST_LEFT:
             raise StoreUnavailable(problem=f"{MOST_LEFT} calls still wait for an answer")
         called = asyncio.ensure_future(lane.run(partial(call, held)))
-        try:
-            done, _ = await asyncio.wait({called}, timeout=limit_s)
-        except asyncio.CancelledError:
-            await self._end(called, lane, held)
-            raise
-        if not done:
-            self._distrust.begin()
-            await self._end(called, lane, held)
-        if called.cancelled() or not called.done():
-            raise StoreUnavailable(problem=f"no answer within {limit_s:g} s")
-        return called.result()
+        end = partial(self._end, called, lane, held)
+        return await await_within(limit_s, called, end, self._distrust)
 
     async def _end(self, called: asyncio.Future[Any], lane: SerialExecutor, held: Held) -> None:
         """Cancel the statement, else cut its connection off, or leave its thread behind."""
@@ -205,19 +180,17 @@ class ThreadRunner:
     def _write(self, work: Callable[[Store], T], held: Held) -> T:
         # The transaction begins with the first statement: planning holds back nobody.
         try:
-            with translate_errors(self._engine), self._engine.connect() as connection:
-                held.hold(connection)
-                try:
-                    result = work(limited(self._bind(connection)))
-                    held.check()
-                    connection.commit()
-                finally:
-                    held.release()
-            self._committed()
+            with self._connect(held) as connection:
+                store = Store(connection)
+                store.limit_waits(LOCK_S, STATEMENT_S)
+                result = work(store)
+                held.check()
+                connection.commit()
+            self._trust_commit()
         except TimedOut:
             raise
         except StoreUnavailable:
-            self._failed()
+            self._begin_anew()
             raise
         return result
 
@@ -239,7 +212,7 @@ class ThreadRunner:
                 raise
             if to_close:
                 connection.invalidate()
-        self._committed()
+        self._trust_commit()
 
     def _call_and_finish(
         self,
@@ -252,13 +225,13 @@ class ThreadRunner:
         """Return whether the connection is to be closed, because nobody else should have it."""
         traces = Traces(connection)
         with handler_savepoint(connection), app_schema(connection, self._theirs):
-            given = make_session(wish, connection)
-            if not called.waited(partial(call, given), LONGEST_S if self._one_writer else None):
+            session = make_session(wish, connection)
+            if not called.wait(partial(call, session), LONGEST_S if self._one_writer else None):
                 self._take_back(connection)
                 raise TimeLimitExceeded(seconds=LONGEST_S)
-            finish_session(given)
+            finish_session(session)
         to_close = traces.put_back()
-        finish(self._bind(connection))
+        finish(Store(connection))
         return to_close
 
     def _take_back(self, connection: sa.Connection) -> None:
@@ -267,17 +240,40 @@ class ThreadRunner:
         connection.invalidate()
 
     def _accept(self, work: Callable[[Store], T], held: Held) -> T:
-        with translate_errors(self._engine), self._engine.connect() as connection:
-            held.hold(connection)
-            try:
-                return work(self._bind(connection.execution_options(**ACCEPTS)))
-            finally:
-                held.release()
+        with self._connect(held) as connection:
+            return work(Store(connection.execution_options(**ACCEPTS)))
 
     def _read(self, work: Callable[[sa.Connection], T], held: Held) -> T:
-        with translate_errors(self._engine), self._engine.connect() as connection:
-            held.hold(connection)
-            try:
-                return work(connection.execution_options(**self._reads))
-            finally:
-                held.release()
+        with self._connect(held) as connection:
+            return work(connection.execution_options(**self._reads))
+
+    @contextmanager
+    def _connect(self, held: Held) -> Iterator[sa.Connection]:
+        with (
+            translate_errors(self._engine),
+            self._engine.connect() as connection,
+            held.holding(connection),
+        ):
+            yield connection
+
+    def _trust_commit(self) -> None:
+        """Raise StoreUnavailable when what was just committed may be lost."""
+
+    def _begin_anew(self) -> None:
+        """Let go of connections that may remember why the database couldn't be used."""
+
+    def _stop(self, connection: sa.Connection) -> None:
+        """End what is done on a connection, from any thread, and let nothing more be done.
+
+        psycopg crashes when it is closed while it sends something: its lock is waited for.
+        """
+        driver: Any = connection.connection.driver_connection
+        lock = getattr(driver, "lock", None)
+        while lock and not lock.acquire(timeout=CANCEL_EVERY_S):
+            with suppress(Exception):  # what can't be cancelled ends by itself
+                driver.cancel_safe(timeout=CANCEL_WAIT_S)
+        try:
+            driver.close()
+        finally:
+            if lock:
+                lock.release()

@@ -17,8 +17,8 @@ import msgspec
 from msgspec import Struct
 
 from logto_webhooks.clock import Clock
-from logto_webhooks.database.detached_call import RUNNING, AbandonedCalls, DetachedCall, Running
 from logto_webhooks.database.store import Store
+from logto_webhooks.database.threads import RUNNING, AbandonedCalls, DetachedCall, Running
 from logto_webhooks.errors import (
     ClaimLost,
     Discard,
@@ -109,7 +109,7 @@ async def call_handler(handler: Handler, arguments: dict[str, Any]) -> None:
         if handler.is_async:
             await call_in_tests(handler, arguments)
         else:
-            await DetachedCall().awaited(partial(call_in_tests, handler, arguments))
+            await DetachedCall().run(partial(call_in_tests, handler, arguments))
 
 
 def call_in_tests(handler: Handler, arguments: dict[str, Any]) -> Any:

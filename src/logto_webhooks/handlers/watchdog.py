@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import PurePath
 from typing import Final
 
-from logto_webhooks.database.detached_call import RUNNING
+from logto_webhooks.database.threads import RUNNING
 from logto_webhooks.instrumentation import HandlerBlocks
 
 BLOCKED_S: Final = 1.0

@@ -13,9 +13,10 @@ from functools import partial
 from typing import Final
 
 from logto_webhooks.clock import Clock
-from logto_webhooks.database.detached_call import MOST as MOST_LEFT
-from logto_webhooks.database.detached_call import MOST_OF_ONE, AbandonedCalls
-from logto_webhooks.database.store import HandlerRunner, Store
+from logto_webhooks.database.runner import HandlerRunner
+from logto_webhooks.database.store import Store
+from logto_webhooks.database.threads import MOST as MOST_LEFT
+from logto_webhooks.database.threads import MOST_OF_ONE, AbandonedCalls
 from logto_webhooks.errors import TimedOut, describe
 from logto_webhooks.handlers import Handler, Handlers
 from logto_webhooks.handlers.call import (

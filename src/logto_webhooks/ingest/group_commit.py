@@ -10,8 +10,8 @@ from typing import Any, Final
 from msgspec import Struct
 
 from logto_webhooks.clock import Clock
-from logto_webhooks.database.checkpoints import Checkpoint
-from logto_webhooks.database.store import Store, TransactionRunner
+from logto_webhooks.database.runner import TransactionRunner
+from logto_webhooks.database.store import Checkpoint, Store
 from logto_webhooks.deliveries import NewDelivery, StoreResult
 from logto_webhooks.errors import (
     LogtoWebhooksError,

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Final
 from msgspec.structs import replace
 
 from logto_webhooks.clock import Clock
-from logto_webhooks.database.store import Store, TransactionRunner
+from logto_webhooks.database.runner import TransactionRunner
+from logto_webhooks.database.store import Store
 from logto_webhooks.deliveries import NewDelivery, identify
 from logto_webhooks.errors import LogtoUnreachable, NotADelivery, SignatureRejected, describe
 from logto_webhooks.event_loop import forever

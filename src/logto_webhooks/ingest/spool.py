@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from logto_webhooks.database import Database
-from logto_webhooks.database.store import TransactionRunner
+from logto_webhooks.database.runner import TransactionRunner
 from logto_webhooks.deliveries import NewDelivery, identify
 from logto_webhooks.errors import (
     NotADelivery,

@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 import msgspec
 from msgspec import Struct
 
-from logto_webhooks.database.store import TransactionRunner
+from logto_webhooks.database.runner import TransactionRunner
 from logto_webhooks.deliveries import RECENT, ReceivedBody
 from logto_webhooks.errors import InvalidApiResponse
 from logto_webhooks.events.base import Id

@@ -14,7 +14,8 @@ from msgspec.structs import replace
 
 from logto_webhooks import canonical_json
 from logto_webhooks.clock import Clock
-from logto_webhooks.database.store import Store, TransactionRunner
+from logto_webhooks.database.runner import TransactionRunner
+from logto_webhooks.database.store import Store
 from logto_webhooks.deliveries import DeliveryFilter, StoredDelivery
 from logto_webhooks.errors import (
     KeyNotTold,

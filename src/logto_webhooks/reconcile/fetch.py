@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from msgspec import Struct
 
 from logto_webhooks.apply import batch
-from logto_webhooks.database.dry_run import run_or_rehearse
-from logto_webhooks.database.store import Store, TransactionRunner
+from logto_webhooks.database.runner import TransactionRunner, run_or_rehearse
+from logto_webhooks.database.store import Store
 from logto_webhooks.errors import InvalidApiResponse
 from logto_webhooks.logto import api_responses
 from logto_webhooks.logto.api_responses import Present, Span, SpanClock

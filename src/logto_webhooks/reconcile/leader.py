@@ -7,8 +7,8 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
 from logto_webhooks.clock import Clock
-from logto_webhooks.database.checkpoints import ProcessLease
-from logto_webhooks.database.store import Store, TransactionRunner
+from logto_webhooks.database.runner import TransactionRunner
+from logto_webhooks.database.store import ProcessLease, Store
 from logto_webhooks.errors import describe
 from logto_webhooks.event_loop import forever
 from logto_webhooks.instrumentation import ApiUnavailable

@@ -11,9 +11,8 @@ from msgspec import Struct
 
 from logto_webhooks.apply import batch
 from logto_webhooks.clock import Clock
-from logto_webhooks.database.checkpoints import RECONCILE, Checkpoint
-from logto_webhooks.database.dry_run import run_or_rehearse
-from logto_webhooks.database.store import Store, TransactionRunner
+from logto_webhooks.database.runner import TransactionRunner, run_or_rehearse
+from logto_webhooks.database.store import RECONCILE, Checkpoint, Store
 from logto_webhooks.errors import (
     InvalidApiResponse,
     RowRejected,

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 from msgspec import Struct
 
 from logto_webhooks.clock import Clock
-from logto_webhooks.database.checkpoints import RECOVER, Checkpoint
-from logto_webhooks.database.dry_run import run_or_rehearse
-from logto_webhooks.database.store import Store, TransactionRunner
+from logto_webhooks.database.runner import TransactionRunner, run_or_rehearse
+from logto_webhooks.database.store import RECOVER, Checkpoint, Store
 from logto_webhooks.deliveries import ReceivedBody
 from logto_webhooks.errors import describe
 from logto_webhooks.event_loop import forever

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from logto_webhooks.apply import batch
 from logto_webhooks.database.records import RefetchNeed
-from logto_webhooks.database.store import TransactionRunner
+from logto_webhooks.database.runner import TransactionRunner
 from logto_webhooks.errors import InvalidApiResponse, RowRejected, TimedOut, WrongTenant, describe
 from logto_webhooks.event_loop import forever
 from logto_webhooks.instrumentation import ApiUnavailable, Observer, Refetched

@@ -169,16 +169,15 @@ def open_on_connection(connection: Connection, schema: str | None) -> Backend:
     import sqlalchemy as sa
 
     from logto_webhooks.database import migrate
-    from logto_webhooks.database.store import Store
     from logto_webhooks.testing import time_travel
     from logto_webhooks.testing.transactions import AsyncSavepointRunner, SavepointRunner
 
     on = check_connection(connection, schema)
     host: SavepointRunner | AsyncSavepointRunner
     if isinstance(on, sa.Connection):
-        host, more = SavepointRunner(on, Store, schema), _NO_ASYNC_CONNECTION
+        host, more = SavepointRunner(on, schema), _NO_ASYNC_CONNECTION
     else:
-        host, more = AsyncSavepointRunner(on, Store, schema), ""
+        host, more = AsyncSavepointRunner(on, schema), ""
     return Backend(
         on,
         host,

@@ -13,12 +13,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from logto_webhooks.database.async_runner import AsyncRunner
 from logto_webhooks.database.errors import translate_errors
 from logto_webhooks.database.sessions import (
-    SYNC,
     app_schema,
     finish_session,
     handler_savepoint,
     in_schema,
     make_session,
+    sync_types,
     translation,
 )
 from logto_webhooks.database.store import Store
@@ -42,18 +42,15 @@ T = TypeVar("T")
 class SavepointRunner:
     """Runs work on a Connection, at once, on the caller's thread."""
 
-    def __init__(
-        self, connection: sa.Connection, bind: Callable[[sa.Connection], Store], schema: str | None
-    ) -> None:
+    def __init__(self, connection: sa.Connection, schema: str | None) -> None:
         """`schema` is where our tables are."""
         self._connection = connection
-        self._bind = bind
         self._schema = schema
         self._theirs = translation(connection)
 
     async def run(self, work: Callable[[Store], T]) -> T:
         """Run in a savepoint. Raises StoreUnavailable or RowRejected for what the database says."""
-        return await self.on(lambda connection: work(self._bind(connection)))
+        return await self.on(lambda connection: work(Store(connection)))
 
     async def accept(self, work: Callable[[Store], T], limit_s: float) -> T:
         """Run."""
@@ -70,7 +67,7 @@ class SavepointRunner:
 
     def provides(self, awaited: bool) -> tuple[type, ...]:
         """The kinds of transaction that a handler, `awaited` or not, can ask for by annotation."""
-        return () if awaited else SYNC
+        return () if awaited else sync_types()
 
     async def handle(
         self, wish: type, call: Callable[[Any], Any], finish: Callable[[Store], None]
@@ -78,11 +75,11 @@ class SavepointRunner:
         """Call with what was wished for, and let `finish` end in the same savepoint."""
         with self._savepoint():
             with handler_savepoint(self._connection), app_schema(self._connection, self._theirs):
-                given = make_session(wish, self._connection)
+                session = make_session(wish, self._connection)
                 with hide_running_loop():
-                    call(given)
-                finish_session(given)
-            finish(self._bind(self._connection))
+                    call(session)
+                finish_session(session)
+            finish(Store(self._connection))
 
     async def close(self) -> None:
         """Nothing is ours."""
@@ -99,22 +96,17 @@ class AsyncSavepointRunner(AsyncRunner):
 
     _is_pooled = False  # it is the test's own
 
-    def __init__(
-        self,
-        connection: AsyncConnection,
-        bind: Callable[[sa.Connection], Store],
-        schema: str | None,
-    ) -> None:
+    def __init__(self, connection: AsyncConnection, schema: str | None) -> None:
         """`schema` is where our tables are."""
         assert connection.sync_connection is not None
         theirs = translation(connection.sync_connection)
-        super().__init__(connection.engine, bind, owns=False, theirs=theirs, watched=False)
+        super().__init__(connection.engine, owns=False, theirs=theirs, watched=False)
         self._connection = connection
         self._schema = schema
 
     async def run(self, work: Callable[[Store], T]) -> T:
         """Run in a savepoint. Raises StoreUnavailable or RowRejected for what the database says."""
-        return await self.on(lambda connection: work(self._bind(connection)))
+        return await self.on(lambda connection: work(Store(connection)))
 
     async def accept(self, work: Callable[[Store], T], limit_s: float) -> T:
         """Run."""

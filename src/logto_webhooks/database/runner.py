@@ -1,21 +1,24 @@
-"""Time limits for a database that doesn't answer, and which connections to distrust."""
+"""Run transactions: the interfaces, and what both runners do when a database doesn't answer."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import time
-from contextlib import suppress
-from typing import Any, Final
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, Final, Protocol, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.exc import InvalidatePoolError
 
-from logto_webhooks.database.diagnostics import diagnose
-from logto_webhooks.database.sessions import THEIRS
-from logto_webhooks.database.store import LOCK_S, STATEMENT_S, Store
+from logto_webhooks.database.errors import diagnose
+from logto_webhooks.database.store import Store
+from logto_webhooks.errors import StoreUnavailable
 
+T = TypeVar("T")
 # Accepting: each statement is a transaction, so that no silent connection leaves one open.
 ACCEPTS: Final[dict[str, Any]] = {"isolation_level": "AUTOCOMMIT", "logto_accepts": True}
 RUN_S: Final = 10.0  # a transaction of ours, which is meant to take a second
@@ -23,14 +26,98 @@ READ_S: Final = 15.0
 CANCEL_S: Final = 0.5  # for the server to confirm that it cancelled
 CUT_S: Final = 0.5  # for what was cut off to end
 CLOSE_S: Final = 1.0
-MOST_LEFT: Final = 8  # calls that may be left behind at once
 _BORN: Final = "logto_connected_at"
+THEIRS: Final = "logto_theirs"  # an option of a connection while a handler has it
 
 
-def limited(store: Store) -> Store:
-    """Limit the waits of a transaction of ours that begins: for a lock, and for a statement."""
-    store.limit_waits(LOCK_S, STATEMENT_S)
-    return store
+class TransactionRunner(Protocol):
+    """Runs functions of a Store, each in one transaction."""
+
+    async def run(self, work: Callable[[Store], T]) -> T:
+        """Run and commit. Raises StoreUnavailable or RowRejected for what the database says."""
+
+    async def accept(self, work: Callable[[Store], T], limit_s: float) -> T:
+        """Run `Store.add` alone, each statement committed by itself, within a limit.
+
+        A connection that doesn't answer is thrown away, and so are all others of its age. What
+        was given up may be stored all the same. Raises as `run`.
+        """
+
+    async def read(self, work: Callable[[Store], T]) -> T:
+        """Run without writing, and without waiting for who writes."""
+
+    async def close(self) -> None:
+        """Give back threads and connections."""
+
+
+class HandlerRunner(TransactionRunner, Protocol):
+    """A runner that lets handlers take part in its transactions."""
+
+    @property
+    def room(self) -> int:
+        """For how many handlers there is room."""
+
+    async def within(self, session: Any, work: Callable[[Store], T]) -> T:
+        """Run within the transaction of an application's session, which it ends by itself.
+
+        Raises SettingInvalid for a session that can't be used here, and what `run` raises.
+        """
+
+    def provides(self, awaited: bool) -> tuple[type, ...]:
+        """The kinds of transaction that a handler, `awaited` or not, can ask for by annotation."""
+
+    async def handle(
+        self, wish: type, call: Callable[[Any], Any], finish: Callable[[Store], None]
+    ) -> None:
+        """Call with the transaction that was wished for, await what it returns if need be, and
+        let `finish` end in the same one. All is rolled back if either raises.
+
+        Raises what they raise, and StoreUnavailable.
+        """
+
+
+async def run_or_rehearse(runner: TransactionRunner, work: Callable[[Store], T], dry: bool) -> T:
+    """Run work in a transaction; with `dry`, roll it back and return its result all the same."""
+    if not dry:
+        return await runner.run(work)
+    results: list[T] = []
+
+    def rehearse(store: Store) -> T:
+        results.append(work(store))
+        raise _RolledBack
+
+    try:
+        return await runner.run(rehearse)
+    except _RolledBack:
+        return results[-1]
+
+
+class _RolledBack(Exception):
+    """Rolls the transaction back."""
+
+
+async def await_within(
+    limit_s: float,
+    call: asyncio.Future[T],
+    end: Callable[[], Awaitable[None]],
+    distrust: Distrust | None,
+) -> T:
+    """Await a call for so long, or until the caller is cancelled; then `end` it.
+
+    Raises StoreUnavailable if there is no result.
+    """
+    try:
+        done, _ = await asyncio.wait({call}, timeout=limit_s)
+    except asyncio.CancelledError:
+        await end()
+        raise
+    if not done:
+        if distrust is not None:
+            distrust.begin()
+        await end()
+    if call.cancelled() or not call.done():
+        raise StoreUnavailable(problem=f"no answer within {limit_s:g} s")
+    return call.result()
 
 
 class Held:
@@ -50,9 +137,14 @@ class Held:
         if self.left:
             raise TimeoutError("nobody waits for it any more")
 
-    def release(self) -> None:
-        """Note that it is given back: from now on it may be somebody else's."""
-        self._driver = None
+    @contextmanager
+    def holding(self, connection: sa.Connection) -> Iterator[None]:
+        """The same until it is given back: from then on it may be somebody else's."""
+        self.hold(connection)
+        try:
+            yield
+        finally:
+            self._driver = None
 
     def cancel(self) -> None:
         """Ask the server to cancel the statement, if the driver is used from threads; blocking."""

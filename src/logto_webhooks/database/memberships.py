@@ -1,0 +1,254 @@
+"""End the memberships of users and organizations that are deleted."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from logto_webhooks.database.dialect import Row, among, insert_into, now
+from logto_webhooks.database.records import (
+    OTHER_END,
+    RecordStore,
+    from_row,
+    is_among_memberships,
+)
+from logto_webhooks.database.schema import Millis, endings, member_roles, members, records
+from logto_webhooks.records.record import NEVER, RESTORED_MS, Ending, Key, Kind, Record, membership
+
+_MEMBER: Final = (members.c.logto_organization_id, members.c.logto_user_id)
+# One index serves each of them; an OR in one statement would lead a planner astray.
+_COUNT_OF: Final[dict[Kind, sa.Select[Any]]] = {
+    kind: sa.select(sa.func.count()).select_from(
+        sa.select(sa.literal_column("1").label("one"))
+        .where(among(records.c[f"{kind}_id"], "ids"))
+        .limit(sa.bindparam("most", type_=sa.Integer) + 1)
+        .subquery()
+    )
+    for kind in OTHER_END
+}
+
+
+class MembershipStore(RecordStore):
+    """The part of a Store that ends memberships together with their users and organizations."""
+
+    def drop_memberships(self, ends: Sequence[Record]) -> list[Key]:
+        """End the memberships that are no newer than the end of their user or organization; return
+        those that were present."""
+        present: list[Key] = []
+        for end in ends:
+            if end.key.kind != "membership" and end.ended_at != NEVER:
+                present += self._drop(end)
+        return present
+
+    def present_memberships(self, ends: Sequence[Key]) -> list[Key]:
+        """List the present memberships of users and organizations."""
+        present: set[Key] = set()
+        for kind in OTHER_END:
+            if ids := [end.id for end in ends if end.kind == kind]:
+                query = sa.select(*_MEMBER).where(among(members.c[f"logto_{kind}_id"], "ids"))
+                pairs = self._connection.execute(query, {"ids": ids})
+                present.update(membership(*pair) for pair in pairs)
+        return sorted(present)
+
+    def newest_membership(self, end: Key) -> int:
+        """Return the greatest stamp at which a membership of a user or an organization was told
+        of; NEVER if there is none."""
+        return self._newest(records.c[f"{end.kind}_id"] == end.id, {})
+
+    def end_memberships(self, end: Record, pairs: Sequence[Key]) -> tuple[list[Key], int]:
+        """End those of the `pairs` that are no newer than the end of their user or organization.
+
+        Return the keys of those that were present, and the greatest stamp at which any was told of.
+        """
+        ids = {"ids": [pair.id for pair in pairs]}
+        if self._connection.dialect.name != "postgresql":
+            return self._drop(end, pairs), self._newest(is_among_memberships, ids)
+        row = self._connection.execute(_end_statement(), ids | {"ended_at": end.ended_at}).one()
+        newest, *present = row
+        if newest is not None and newest > end.ended_at:
+            self._save_newer(end, is_among_memberships, ids)
+        return list(map(membership, *present)), NEVER if newest is None else newest
+
+    def with_few_memberships(self, ends: Sequence[Key], most: int) -> list[Key]:
+        """List those users and organizations that have no more than `most` memberships in all,
+        ended ones included."""
+
+        def count(kind: Kind, ids: list[str]) -> int:
+            return self._connection.scalar(_COUNT_OF[kind], {"ids": ids, "most": most}) or 0
+
+        by_kind = {kind: [end.id for end in ends if end.kind == kind] for kind in OTHER_END}
+        if sum(count(kind, ids) for kind, ids in by_kind.items() if ids) <= most:  # most often
+            return list(ends)
+        few = []
+        for end in ends:
+            memberships = count(end.kind, [end.id])
+            if memberships <= most:
+                most -= memberships
+                few.append(end)
+        return few
+
+    def note_ending(self, ending: Ending) -> None:
+        """Keep that memberships are to be ended step by step."""
+        insert = insert_into(endings, self._connection.dialect.name).values(
+            kind=ending.key.kind,
+            logto_id=ending.key.id,
+            ended_at=ending.ended_at,
+            source=ending.source,
+            delivery_id=ending.delivery_id,
+            noted_at=now(),
+        )
+        new, old = insert.excluded, endings.c
+        newest = sa.case((old.ended_at > new.ended_at, old.ended_at), else_=new.ended_at)
+        changed = {
+            name: sa.func.coalesce(new[name], old[name]) for name in ("source", "delivery_id")
+        }
+        self._connection.execute(
+            insert.on_conflict_do_update(
+                index_elements=["kind", "logto_id"], set_={"ended_at": newest, **changed}
+            )
+        )
+
+    def endings(self) -> list[Ending]:
+        """List whose memberships are to be ended, the oldest first."""
+        query = sa.select(endings).order_by(endings.c.noted_at, endings.c.kind, endings.c.logto_id)
+        return [
+            Ending(
+                key=Key(row["kind"], row["logto_id"]),
+                ended_at=row["ended_at"],
+                source=row["source"],
+                delivery_id=row["delivery_id"],
+            )
+            for row in self._connection.execute(query).mappings()
+        ]
+
+    def memberships_to_end(self, ending: Ending, limit: int) -> list[Key]:
+        """List memberships that are still to be ended."""
+        query = (
+            sa.select(records.c.logto_id)
+            .where(records.c[f"{ending.key.kind}_id"] == ending.key.id)
+            .where(sa.func.coalesce(records.c.gone_at, NEVER) < ending.ended_at)
+            .limit(limit)
+        )
+        return sorted(Key("membership", id_) for id_ in self._connection.scalars(query))
+
+    def finish_ending(self, ending: Ending) -> None:
+        """Note that all have ended, unless their user or organization was deleted once more."""
+        self._connection.execute(
+            sa.delete(endings).where(
+                endings.c.kind == ending.key.kind,
+                endings.c.logto_id == ending.key.id,
+                endings.c.ended_at == ending.ended_at,
+            )
+        )
+
+    def count_memberships_to_end(self) -> int:
+        """Count the rows of members whose user or organization was deleted."""
+        total = 0
+        for ending in self.endings():
+            column = members.c[f"logto_{ending.key.kind}_id"]
+            count = sa.select(sa.func.count()).select_from(members).where(column == ending.key.id)
+            total += self._connection.scalar(count) or 0
+        return total
+
+    def _drop(self, end: Record, pairs: Sequence[Key] | None = None) -> list[Key]:
+        """End its memberships that are no newer, or of them only the `pairs`."""
+        kind, other = end.key.kind, OTHER_END[end.key.kind]
+        own_record = records.c[f"{kind}_id"] == end.key.id
+        is_own = [table.c[f"logto_{kind}_id"] == end.key.id for table in (members, member_roles)]
+        values: Row = {}
+        if pairs is not None:
+            own_record = is_among_memberships
+            values = {
+                "ids": [pair.id for pair in pairs],
+                "others": [
+                    key.id
+                    for pair in pairs
+                    for key in pair.organization_and_user
+                    if key.kind == other
+                ],
+            }
+            is_own = [
+                condition & among(table.c[f"logto_{other}_id"], "others")
+                for condition, table in zip(is_own, (members, member_roles), strict=True)
+            ]
+        self._connection.execute(
+            sa.update(records).where(own_record).values(_over(end.ended_at)), values
+        )
+        newer = sa.exists().where(
+            records.c.kind == "membership",
+            records.c.logto_id == _MEMBER[0] + ":" + _MEMBER[1],
+            sa.not_(_is_over(end.ended_at)),
+        )
+        left = sa.delete(members).where(is_own[0], sa.not_(newer)).returning(*_MEMBER)
+        present = [membership(*pair) for pair in self._connection.execute(left, values)]
+        stays = sa.exists().where(*(column == member_roles.c[column.name] for column in _MEMBER))
+        self._connection.execute(sa.delete(member_roles).where(is_own[1], sa.not_(stays)), values)
+        self._save_newer(end, own_record, values)
+        return present
+
+    def _newest(self, condition: sa.ColumnElement[bool], values: Row) -> int:
+        newest = sa.select(sa.func.max(records.c.told_at)).where(condition)
+        return self._connection.scalar(newest, values) or NEVER
+
+    def _save_newer(self, end: Record, own_record: sa.ColumnElement[bool], values: Row) -> None:
+        """Save those that were told of soon after the end, since they are in doubt now."""
+        soon_after = records.c.stamp.between(end.ended_at + 1, end.ended_at + RESTORED_MS)
+        query = sa.select(records).where(own_record, soon_after)
+        rows = self._connection.execute(query, values).mappings().all()
+        self.save([from_row(row) for row in rows])
+
+
+def _is_over(ended_at: int | sa.ColumnElement[int]) -> sa.ColumnElement[bool]:
+    """Whether a membership is no newer than the end of its user or organization."""
+    return sa.func.coalesce(records.c.stamp, NEVER) <= ended_at
+
+
+def _over(ended_at: int | sa.ColumnElement[int]) -> dict[str, sa.ColumnElement[Any]]:
+    """What the end of its user or organization makes of a membership."""
+    newest = sa.case((records.c.gone_at > ended_at, records.c.gone_at), else_=ended_at)
+    is_over = _is_over(newest)
+    return {
+        "gone_at": newest,
+        "deleted_at": sa.case((is_over, newest)),
+        "doubtful": sa.and_(sa.not_(is_over), records.c.doubtful),
+        "refetch_since": sa.case((sa.not_(is_over), records.c.refetch_since)),
+        "waiting_reason": sa.case((sa.not_(is_over), records.c.waiting_reason)),
+    }
+
+
+@functools.cache
+def _end_statement() -> sa.Select[Any]:
+    """End memberships, their rows and their roles, in one statement.
+
+    It locks in no order: whoever runs it limits how long it waits for a lock, and tries again.
+    """
+    ended_at = sa.bindparam("ended_at", type_=Millis)
+    over = (
+        sa.update(records)
+        .where(is_among_memberships)
+        .values(_over(ended_at))
+        .returning(
+            records.c.organization_id,
+            records.c.user_id,
+            records.c.told_at,
+            _is_over(ended_at).label("is_over"),
+        )
+        .cte("over")
+    )
+
+    def of_over(table: sa.Table) -> sa.Delete:
+        return sa.delete(table).where(
+            over.c.is_over,
+            table.c.logto_organization_id == over.c.organization_id,
+            table.c.logto_user_id == over.c.user_id,
+        )
+
+    left = of_over(members).returning(*_MEMBER).cte("membership_left")
+    lists = [sa.func.array_agg(left.c[column.name]) for column in _MEMBER]
+    return sa.select(
+        sa.select(sa.func.max(over.c.told_at)).scalar_subquery(),
+        *(sa.func.coalesce(ids, sa.text("ARRAY[]::text[]")) for ids in lists),
+    ).add_cte(of_over(member_roles).cte("roles_left"))
