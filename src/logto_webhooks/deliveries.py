@@ -51,27 +51,6 @@ class DeliveryState(StrEnum):
     DEAD = "dead"  # given up; its record is doubtful
 
 
-class DeliveryMove(StrEnum):
-    """What can happen to a delivery."""
-
-    APPLY = "apply"
-    IGNORE = "ignore"
-    RETRY = "retry"
-    GIVE_UP = "give up"
-    REPLAY = "replay"  # by hand
-
-
-DELIVERY_MOVES: Final[dict[tuple[DeliveryState, DeliveryMove], DeliveryState]] = {
-    (DeliveryState.PENDING, DeliveryMove.APPLY): DeliveryState.DONE,
-    (DeliveryState.PENDING, DeliveryMove.IGNORE): DeliveryState.IGNORED,
-    (DeliveryState.PENDING, DeliveryMove.RETRY): DeliveryState.PENDING,
-    (DeliveryState.PENDING, DeliveryMove.GIVE_UP): DeliveryState.DEAD,
-    (DeliveryState.DONE, DeliveryMove.REPLAY): DeliveryState.PENDING,
-    (DeliveryState.IGNORED, DeliveryMove.REPLAY): DeliveryState.PENDING,
-    (DeliveryState.DEAD, DeliveryMove.REPLAY): DeliveryState.PENDING,
-}
-
-
 class NewDelivery(Struct, frozen=True, kw_only=True):
     """One delivery on its way into the inbox; times in milliseconds since the epoch.
 

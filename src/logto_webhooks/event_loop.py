@@ -38,6 +38,12 @@ async def forever(
         await asyncio.sleep(wait_s)
 
 
+async def wait_for_event(event: asyncio.Event, seconds: float) -> None:
+    """Wait for an event, for so many seconds at most."""
+    with suppress(TimeoutError):
+        await asyncio.wait_for(event.wait(), seconds)
+
+
 def on_stop(stop: Callable[[], object]) -> None:
     """Call `stop` on the running loop when this process is asked to end."""
     loop = asyncio.get_running_loop()

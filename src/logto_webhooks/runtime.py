@@ -400,7 +400,7 @@ class WorkerGroup:
     async def _tell_of_others(self, told: int = 0) -> int:
         counts = await self._database.host.read(lambda store: store.jobs.counts())
         waiting = [count for count in counts if count.state == "waiting"]
-        others = [count for count in waiting if self._handlers.get(count.handler) is None]
+        others = [count for count in waiting if count.handler not in self._handlers.by_name]
         jobs = sum(other.count for other in others)
         if jobs and jobs != told:
             self._tell(Unrunnable(tuple(other.handler for other in others), jobs))

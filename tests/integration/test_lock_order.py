@@ -47,7 +47,7 @@ def ends(store: Store) -> None:
         (each.line, JobOutcome(id=each.id, queue_key_id=each.queue_key_id, state=JobState.DONE))
         for each in held(store)
     ]
-    worker._finish(store, sorted(done, key=lambda each: each[0], reverse=True))
+    worker.write_outcomes(store, sorted(done, key=lambda each: each[0], reverse=True))
 
 
 def held(store: Store) -> list[sa.Row[tuple[int, int, str]]]:

@@ -235,7 +235,7 @@ class Clocks:
 
 @pytest.fixture
 def looking(monkeypatch: pytest.MonkeyPatch) -> tuple[Clocks, ClockWatch, list[TelemetryEvent]]:
-    monkeypatch.setattr("logto_webhooks.apply.LOOK_S", 0.0)
+    monkeypatch.setattr("logto_webhooks.apply.CLOCK_S", 0.0)
     clocks, reports = Clocks(), list[TelemetryEvent]()
     host: TransactionRunner = clocks  # type: ignore[assignment]
     return clocks, ClockWatch(host, reports.append), reports

@@ -164,17 +164,17 @@ def test_where_all_left_too_many_threads_only_coroutines_are_called() -> None:
         handlers.add(plain, ["User.Created"], name=name, options=HandlerOptions())
     handlers.add(awaited, ["User.Created"], name="awaited", options=HandlerOptions())
     limits = ConcurrencyLimits(handlers, transactions=5, left=left)
-    assert limits.free([]).keys() == {*names, "awaited"}
+    assert limits.find_free([]).keys() == {*names, "awaited"}
     for number in range(MOST):
         RUNNING.set(Running(names[number % len(names)], left))
         call = DetachedCall[bool]()
         assert not call.wait(gate.wait, longest_s=0)
     assert max(left.counts().values()) < MOST_OF_ONE
-    assert limits.free([]).keys() == {"awaited"}
-    assert limits.held().keys() == set(names)
+    assert limits.find_free([]).keys() == {"awaited"}
+    assert limits.find_blocked().keys() == set(names)
     gate.set()
     wait_until(lambda: not left.counts())
-    assert limits.free([]).keys() == {*names, "awaited"}
+    assert limits.find_free([]).keys() == {*names, "awaited"}
 
 
 HOSTILE = """

@@ -36,7 +36,9 @@ async def apply(host: TransactionRunner, token: str) -> None:
     def apply_them(store: Store) -> list[DeliveryOutcome]:
         planned = [apply_module.parse_delivery(each, lag_ms=100) for each in claimed]
         usable = [each for each in planned if isinstance(each, PlannedDelivery)]
-        return apply_module.apply_batch(store, token, usable)[0]
+        outcomes, _ = apply_module.apply_batch(store, usable)
+        store.finish(token, outcomes)
+        return outcomes
 
     claimed = await host.run(claim)
     assert len(claimed) == 1

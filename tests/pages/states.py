@@ -1,4 +1,4 @@
-"""The states of deliveries and jobs as diagrams, made of the tables that decide."""
+"""The states of deliveries and jobs as diagrams."""
 
 from __future__ import annotations
 
@@ -6,11 +6,32 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Final, TypeVar
 
-from logto_webhooks.deliveries import DELIVERY_MOVES, DeliveryState
+from logto_webhooks.deliveries import DeliveryState
 from logto_webhooks.jobs import JOB_MOVES, JobState
 
 S = TypeVar("S", bound=StrEnum)
 M = TypeVar("M", bound=StrEnum)
+
+
+class DeliveryMove(StrEnum):
+    """What can happen to a delivery."""
+
+    APPLY = "apply"
+    IGNORE = "ignore"
+    RETRY = "retry"
+    GIVE_UP = "give up"
+    REPLAY = "replay"  # by hand
+
+
+DELIVERY_MOVES: Final[dict[tuple[DeliveryState, DeliveryMove], DeliveryState]] = {
+    (DeliveryState.PENDING, DeliveryMove.APPLY): DeliveryState.DONE,
+    (DeliveryState.PENDING, DeliveryMove.IGNORE): DeliveryState.IGNORED,
+    (DeliveryState.PENDING, DeliveryMove.RETRY): DeliveryState.PENDING,
+    (DeliveryState.PENDING, DeliveryMove.GIVE_UP): DeliveryState.DEAD,
+    (DeliveryState.DONE, DeliveryMove.REPLAY): DeliveryState.PENDING,
+    (DeliveryState.IGNORED, DeliveryMove.REPLAY): DeliveryState.PENDING,
+    (DeliveryState.DEAD, DeliveryMove.REPLAY): DeliveryState.PENDING,
+}
 
 
 def diagram(name: str) -> str:

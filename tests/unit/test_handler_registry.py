@@ -304,7 +304,8 @@ def test_a_default_is_filled_once_the_database_is_known() -> None:
     assert before.transaction is None
     logto.handlers.fit(lambda awaited: (Session,))
     [after] = logto.handlers
-    assert after.transaction is Session
+    assert after.transaction is not None
+    assert after.transaction.types == (Session,)
 
 
 class Awaited:

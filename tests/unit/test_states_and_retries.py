@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from logto_webhooks.deliveries import DELIVERY_MOVES, DeliveryMove, DeliveryState
+from logto_webhooks.deliveries import DeliveryState
 from logto_webhooks.errors import JobLost, MalformedEvent, RetryLater, TimedOut
 from logto_webhooks.retries import MAX_TIME_OUTS, Dead, Retry, after_failure, after_job_failure
+from tests.pages.states import DELIVERY_MOVES, DeliveryMove
 
 ERROR = RuntimeError("x")
 

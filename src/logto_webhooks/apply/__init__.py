@@ -18,7 +18,6 @@ from logto_webhooks.apply.batch import (
     InvalidDelivery,
     Work,
     apply_batch,
-    apply_piece,
     mark_doubtful,
     parse_delivery,
     whole_outcome,
@@ -28,15 +27,13 @@ from logto_webhooks.clock import Clock
 from logto_webhooks.database.runner import TransactionRunner
 from logto_webhooks.database.store import LOCK_S, LONGEST_S, STATEMENT_S, Store
 from logto_webhooks.deliveries import (
-    DELIVERY_MOVES,
     ClaimedDelivery,
-    DeliveryMove,
     DeliveryOutcome,
     DeliveryState,
 )
 from logto_webhooks.errors import ClaimLost, StoreUnavailable, TimedOut, describe
-from logto_webhooks.handlers import enqueue
-from logto_webhooks.handlers.enqueue import PlannedDelivery
+from logto_webhooks.event_loop import wait_for_event
+from logto_webhooks.handlers.enqueue import PlannedDelivery, own_jobs
 from logto_webhooks.instrumentation import (
     ClockSetBack,
     DeliveryFailed,
@@ -61,6 +58,9 @@ CULPRIT_LOCK_S: Final = 0.2  # that a batch waits, once it is known that somethi
 HALVING_S: Final = 3.0  # that halving may take while the others wait
 PUT_BACK_S: Final = 1.0  # what wasn't halved any more
 SUSPECT_S: Final = 60.0  # that what touches a locked record is applied apart from the others
+CLOCK_S: Final = 2.0  # how often the database's clock is looked at
+SLACK_MS: Final = 1_000  # what clocks of several servers, or a small correction, may differ
+NOTE_MS: Final = 60_000
 
 
 class DeliveryWorker:
@@ -124,7 +124,7 @@ class DeliveryWorker:
         while not self._stopping:
             self._wake.clear()
             if not await self._turn():
-                await self._sleep(POLL_S)
+                await wait_for_event(self._wake, POLL_S)
 
     async def drain(self) -> None:
         """Work until nothing is pending, what waits for its next attempt included."""
@@ -134,26 +134,25 @@ class DeliveryWorker:
     async def _turn(self) -> int:
         """Make a step; wait if that can't be done now. Return how much was done, or tried."""
         try:
-            done = await self._watched_step() if self._may_work() else 0
+            if not self._may_work():
+                return 0
+            await self._clock_watch.look()
+            done = await self.step()
         except Exception as error:
             self._stalls += 1
             wait = min(0.1 * 2.0 ** min(self._stalls, 10), LONGEST_STALL_S)
             self._observe(Stalled(describe(error), wait))
-            await self._sleep(wait)
+            await wait_for_event(self._wake, wait)
             return 1
         if self._stalls:
             self._stalls = 0
             self._observe(Resumed())
         return done
 
-    async def _watched_step(self) -> int:
-        await self._clock_watch.look()
-        return await self.step()
-
     async def _pending(self) -> int:
-        await self._sleep(0.1)
+        await wait_for_event(self._wake, 0.1)
         try:
-            status = await self._host.read(lambda store: store.status())
+            status = await self._host.read(Store.status)
         except StoreUnavailable:
             return 1
         return status.deliveries[DeliveryState.PENDING] + status.memberships_to_end
@@ -165,67 +164,67 @@ class DeliveryWorker:
         still ours. Then some memberships of who was deleted are ended, if any wait for that.
         Raises StoreUnavailable.
         """
-        return await self._apply_some() + await self._endings.step()
-
-    async def _apply_some(self) -> int:
         if not self._held:
             self._token = uuid.uuid4().hex
             claimed = await self._host.run(self._claim)
             self._claimed_at = time.monotonic()
-            self._held = [parse_delivery(each, self._lag_ms) for each in claimed]
+            self._held = [
+                parse_delivery(delivery, self._lag_ms, self._replay_window_ms)
+                for delivery in claimed
+            ]
         batch: Sequence[Work] = self._held
         with contextlib.suppress(ClaimLost):
             if time.monotonic() - self._claimed_at > LEASE_S / 2:
-                return await self._give_back()
-            batch = self._pace.cut(self._held)
-            await self._apply(batch)
+                await self._give_back()
+            else:
+                batch = self._pace.cut(self._held)
+                await self._apply(batch)
         self._held = self._held[len(batch) :]
-        return len(batch)
+        return len(batch) + await self._endings.step()
 
     def _claim(self, store: Store) -> list[ClaimedDelivery]:
         return store.claim(self._token, MAX_ROWS, MAX_BYTES, LEASE_S)
 
-    async def _give_back(self) -> int:
+    async def _give_back(self) -> None:
         """What may not be done within the lease would be done in vain."""
-        held, self._held = self._held, []
-        outcomes = [
-            DeliveryOutcome(id=each.claimed.id, state=DeliveryState.PENDING) for each in held
-        ]
-        await self._finish_if_free(outcomes)
-        return len(held)
+        await self._put_back([work.claimed for work in self._held])
 
     async def _apply(self, batch: Sequence[Work]) -> None:
-        planned = [each for each in batch if isinstance(each, PlannedDelivery)]
-        suspects = self._suspected(planned)
+        planned = [work for work in batch if isinstance(work, PlannedDelivery)]
         self._locked.clear()
         self._halve_until = None
+        suspects = self._find_suspects(planned) if self._suspects else []
         if suspects:
-            await self._apply_planned([each for each in planned if each not in suspects])
-            await self._apply_planned(suspects, CULPRIT_LOCK_S)
-        else:
-            await self._apply_planned(planned)
-        for each in batch:
-            if isinstance(
-                each, InvalidDelivery
-            ):  # in a transaction of its own: it locks out of turn
+            planned = [delivery for delivery in planned if delivery not in suspects]
+        await self._apply_planned(planned)
+        await self._apply_planned(suspects, CULPRIT_LOCK_S)
+        for work in batch:
+            # In a transaction of its own: it locks out of turn.
+            if isinstance(work, InvalidDelivery):
                 with contextlib.suppress(TimedOut):  # its lease ends
-                    self._observe(await self._fail_alone(each.claimed, each.error))
+                    self._observe(await self._fail_alone(work.claimed, work.error))
 
-    def _suspected(self, planned: Sequence[PlannedDelivery]) -> list[PlannedDelivery]:
+    def _find_suspects(self, planned: Sequence[PlannedDelivery]) -> list[PlannedDelivery]:
         """Those that touch what was locked lately: they aren't applied with the others."""
-        if not self._suspects:
-            return []
         now = time.monotonic()
         self._suspects = {key: until for key, until in self._suspects.items() if until > now}
-        return [each for each in planned if not self._suspects.keys().isdisjoint(_touched(each))]
+        return [
+            delivery
+            for delivery in planned
+            if not self._suspects.keys().isdisjoint(_touched_records(delivery))
+        ]
 
     async def _apply_planned(
         self, batch: Sequence[PlannedDelivery], lock_s: float = LOCK_S
     ) -> None:
+        """Apply a batch in a transaction, or in several what is too large for one."""
         if not batch:
             return
         try:
-            reports: Sequence[TelemetryEvent] = await self._apply_at_once(batch, lock_s)
+            if len(batch) == 1 and batch[0].weight > max(FIRST_WEIGHT, self._pace.weight):
+                reports: Sequence[TelemetryEvent] = [await self._apply_large(batch[0], lock_s)]
+            else:
+                reports = await self._host.run(partial(self._sync, batch=batch, lock_s=lock_s))
         except ClaimLost:
             raise
         except TimedOut as error:
@@ -246,14 +245,6 @@ class DeliveryWorker:
         for report in reports:
             self._observe(report)
 
-    async def _apply_at_once(
-        self, batch: Sequence[PlannedDelivery], lock_s: float
-    ) -> Sequence[TelemetryEvent]:
-        """Apply a batch in a transaction, or in several what is too large for one."""
-        if len(batch) == 1 and batch[0].weight > max(FIRST_WEIGHT, self._pace.weight):
-            return [await self._apply_large(batch[0], lock_s)]
-        return await self._host.run(lambda store: self._sync(store, batch, lock_s))
-
     async def _apply_large(self, planned: PlannedDelivery, lock_s: float) -> TelemetryEvent:
         """Apply a delivery in pieces; the last finishes it.
 
@@ -265,34 +256,29 @@ class DeliveryWorker:
             size = max(FIRST_WEIGHT, min(self._pace.weight, MAX_PIECE))
             piece, changes = replace(planned, changes=changes[:size]), changes[size:]
             results.append(await self._host.run(partial(self._sync_piece, piece, lock_s)))
-        window_ms = self._replay_window_ms
-        jobs = await self._host.read(lambda store: enqueue.own_jobs(store, planned, window_ms))
+        jobs = await self._host.read(partial(_make_own_jobs, planned=planned))
         while jobs:
             some, jobs = jobs[:MAX_PIECE], jobs[MAX_PIECE:]
             await self._host.run(partial(self._add_jobs, planned, some, lock_s))
         outcome = whole_outcome(planned, results)
-        since = await self._host.run(partial(self._finish_large, outcome))
-        return self._synced(planned, outcome, since)
+        await self._host.run(lambda store: store.finish(self._token, [outcome]))
+        since = await self._host.read(Store.installed_at)
+        return self._to_report(planned, outcome, since)
 
     def _sync_piece(self, piece: PlannedDelivery, lock_s: float, store: Store) -> str:
-        _limit(store, lock_s)
+        _limit_waits(store, lock_s)
         store.renew(self._token, [piece.claimed.id], LEASE_S)
         started = time.perf_counter()
-        result = apply_piece(store, piece, self._replay_window_ms)
+        [outcome], _ = apply_batch(store, [piece], own_jobs=False)
         self._pace.took(piece.weight, time.perf_counter() - started)
-        return result
+        return outcome.result or "nothing"
 
     def _add_jobs(
         self, planned: PlannedDelivery, jobs: Sequence[NewJob], lock_s: float, store: Store
     ) -> None:
-        _limit(store, lock_s)
+        _limit_waits(store, lock_s)
         store.renew(self._token, [planned.claimed.id], LEASE_S)
         store.jobs.add(jobs)
-
-    def _finish_large(self, outcome: DeliveryOutcome, store: Store) -> int:
-        since = store.installed_at()
-        store.finish(self._token, [outcome])
-        return since
 
     async def _isolate(self, batch: Sequence[PlannedDelivery], error: TimedOut) -> None:
         now = time.monotonic()
@@ -302,34 +288,38 @@ class DeliveryWorker:
             await self._put_aside(batch[0], error)
             return
         if now > self._halve_until:  # too much is locked, a whole table maybe
-            outcomes = [
-                DeliveryOutcome(
-                    id=each.claimed.id,
-                    state=DeliveryState.PENDING,
-                    error=describe(error),
-                    retry_after_s=PUT_BACK_S,
-                )
-                for each in batch
-            ]
-            await self._finish_if_free(outcomes)
+            await self._put_back([delivery.claimed for delivery in batch], error)
             return
         for half in (batch[: len(batch) // 2], batch[len(batch) // 2 :]):
-            known = [each for each in half if each.claimed.subject in self._locked]
-            for each in known:  # locked as well: not to be waited for once more
-                await self._put_aside(each, error)
-            await self._apply_planned([each for each in half if each not in known], CULPRIT_LOCK_S)
+            locked = [delivery for delivery in half if delivery.claimed.subject in self._locked]
+            for delivery in locked:  # not to be waited for once more
+                await self._put_aside(delivery, error)
+            rest = [delivery for delivery in half if delivery not in locked]
+            await self._apply_planned(rest, CULPRIT_LOCK_S)
 
     async def _put_aside(self, planned: PlannedDelivery, error: TimedOut) -> None:
         """Have it tried again later, and apart from the others."""
         until = time.monotonic() + SUSPECT_S
-        self._suspects |= dict.fromkeys(_touched(planned), until)
+        self._suspects |= dict.fromkeys(_touched_records(planned), until)
         if planned.claimed.subject is not None:
             self._locked.add(planned.claimed.subject)
         with contextlib.suppress(TimedOut):
             self._observe(await self._fail_alone(planned.claimed, error))
 
-    async def _finish_if_free(self, outcomes: Sequence[DeliveryOutcome]) -> None:
-        """Where a delivery's own row is locked, its lease ends it: it is due again then."""
+    async def _put_back(
+        self, claimed: Sequence[ClaimedDelivery], error: TimedOut | None = None
+    ) -> None:
+        """Let others have them, after a while if something is locked. Where a delivery's own row is
+        locked, its lease ends it: it is due again then."""
+        outcomes = [
+            DeliveryOutcome(
+                id=delivery.id,
+                state=DeliveryState.PENDING,
+                error=describe(error) if error else None,
+                retry_after_s=PUT_BACK_S if error else 0,
+            )
+            for delivery in claimed
+        ]
         with contextlib.suppress(TimedOut):
             await self._host.run(lambda store: store.finish(self._token, outcomes))
 
@@ -345,18 +335,20 @@ class DeliveryWorker:
     def _sync(
         self, store: Store, batch: Sequence[PlannedDelivery], lock_s: float
     ) -> list[TelemetryEvent]:
-        _limit(store, lock_s)
+        _limit_waits(store, lock_s)
         started = time.perf_counter()
-        outcomes, since = apply_batch(store, self._token, batch, self._replay_window_ms)
-        self._pace.took(sum(each.weight for each in batch), time.perf_counter() - started)
-        if any(isinstance(change, Tombstone) for each in batch for change in each.changes):
+        outcomes, since = apply_batch(store, batch)
+        store.finish(self._token, outcomes)
+        weight = sum(delivery.weight for delivery in batch)
+        self._pace.took(weight, time.perf_counter() - started)
+        if any(isinstance(change, Tombstone) for delivery in batch for change in delivery.changes):
             self._endings.wake()
         return [
-            self._synced(each, outcome, since)
-            for each, outcome in zip(batch, outcomes, strict=True)
+            self._to_report(delivery, outcome, since)
+            for delivery, outcome in zip(batch, outcomes, strict=True)
         ]
 
-    def _synced(
+    def _to_report(
         self, planned: PlannedDelivery, outcome: DeliveryOutcome, since: int
     ) -> TelemetryEvent:
         claimed = planned.claimed
@@ -368,7 +360,7 @@ class DeliveryWorker:
             self._clock.now() - claimed.received_at,
             planned.event.odd_fields,
             claimed.occurred_at < since,
-            enqueue.is_late(claimed, self._replay_window_ms),
+            planned.is_late,
         )
 
     def _fail(
@@ -382,9 +374,7 @@ class DeliveryWorker:
             mark_doubtful(store, claimed)
         outcome = DeliveryOutcome(
             id=claimed.id,
-            state=DELIVERY_MOVES[
-                DeliveryState.PENDING, DeliveryMove.GIVE_UP if wait is None else DeliveryMove.RETRY
-            ],
+            state=DeliveryState.DEAD if wait is None else DeliveryState.PENDING,
             error=describe(error),
             retry_after_s=wait or 0,
             failed=not isinstance(error, TimedOut),
@@ -399,29 +389,24 @@ class DeliveryWorker:
             wait,
         )
 
-    async def _sleep(self, seconds: float) -> None:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._wake.wait(), seconds)
 
-
-def _limit(store: Store, lock_s: float) -> None:
-    if lock_s != LOCK_S:  # as the host set it already
+def _limit_waits(store: Store, lock_s: float) -> None:
+    if lock_s != LOCK_S:  # which every transaction begins with
         store.limit_waits(lock_s, STATEMENT_S)
 
 
-def _touched(planned: PlannedDelivery) -> set[Key]:
+def _make_own_jobs(store: Store, planned: PlannedDelivery) -> list[NewJob]:
+    return own_jobs([planned], store.jobs.handlers(), store.installed_at())
+
+
+def _touched_records(planned: PlannedDelivery) -> set[Key]:
     """The records that are locked to apply a delivery."""
     keys = {change.key for change in planned.changes}
     return keys.union(*(key.organization_and_user for key in keys if key.kind == "membership"))
 
 
-LOOK_S: Final = 2.0
-SLACK_MS: Final = 1_000  # what clocks of several servers, or a small correction, may differ
-NOTE_MS: Final = 60_000
-
-
 class ClockWatch:
-    """Looks at the database's clock."""
+    """Notices that the database's clock was set back, and moves due times along with it."""
 
     def __init__(self, host: TransactionRunner, observe: Observer) -> None:
         self._host = host
@@ -433,23 +418,23 @@ class ClockWatch:
     async def look(self) -> None:
         """Compare, if that is due; mend what must be. Raises StoreUnavailable."""
         asked_at = time.monotonic()
-        if self._looked_at is not None and asked_at - self._looked_at < LOOK_S:
+        if self._looked_at is not None and asked_at - self._looked_at < CLOCK_S:
             return
-        told = await self._host.read(lambda store: store.clock())
+        clock = await self._host.read(Store.clock)
         # From the end of one look to the beginning of the next: so much passed at least, however
         # long each of them waited for its answer.
         passed_ms = 0 if self._looked_at is None else int((asked_at - self._looked_at) * 1000)
-        moved_ms = max(0, told.moved - self._moved)  # by somebody else, since the last look
+        moved_ms = max(0, clock.moved - self._moved)  # by somebody else, since the last look
         expected = self._seen + passed_ms - moved_ms if self._seen else 0
-        expected = max(expected, told.noted, told.installed)
-        self._looked_at, self._seen, self._moved = time.monotonic(), told.now, told.moved
-        back_ms = expected - told.now
+        expected = max(expected, clock.noted, clock.installed)
+        self._looked_at, self._seen, self._moved = time.monotonic(), clock.now, clock.moved
+        back_ms = expected - clock.now
         try:
             if back_ms > SLACK_MS:
-                await self._host.run(lambda store: store.set_clock_back(back_ms, told.moved))
+                await self._host.run(lambda store: store.set_clock_back(back_ms, clock.moved))
                 self._moved += back_ms
                 self._observe(ClockSetBack(back_ms / 1000))
-            elif told.due_too_late or told.now - told.noted >= NOTE_MS:
-                await self._host.run(lambda store: store.set_clock_back(0, told.moved))
+            elif clock.due_too_late or clock.now - clock.noted >= NOTE_MS:
+                await self._host.run(lambda store: store.set_clock_back(0, clock.moved))
         except TimedOut:  # something is locked: found again by the next look
             self._seen = expected

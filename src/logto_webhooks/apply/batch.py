@@ -13,16 +13,18 @@ from msgspec import Struct
 
 from logto_webhooks.database.store import Store
 from logto_webhooks.deliveries import (
-    DELIVERY_MOVES,
     ClaimedDelivery,
-    DeliveryMove,
     DeliveryOutcome,
     DeliveryState,
 )
 from logto_webhooks.events import TestPayload, UnknownEvent
 from logto_webhooks.events.local import Source
-from logto_webhooks.handlers import enqueue
-from logto_webhooks.handlers.enqueue import PlannedDelivery, WrittenRecords
+from logto_webhooks.handlers.enqueue import (
+    PlannedDelivery,
+    WrittenRecords,
+    enqueue_for_deliveries,
+    enqueue_for_reads,
+)
 from logto_webhooks.records.changes import read
 from logto_webhooks.records.merge import merge
 from logto_webhooks.records.outcome import OUTCOMES, name_effect
@@ -42,6 +44,8 @@ from logto_webhooks.records.record import (
 from logto_webhooks.signing_keys import trust
 
 Records = dict[Key, Record]
+MAX_WEIGHT: Final = 5_000
+FIRST_WEIGHT: Final = 32
 FEW: Final = 500  # memberships that can end in the transaction of the deletion
 
 
@@ -63,53 +67,39 @@ class InvalidDelivery(Struct, frozen=True):
 Work = PlannedDelivery | InvalidDelivery
 
 
-def parse_delivery(claimed: ClaimedDelivery, lag_ms: int) -> Work:
-    """Parse and plan a delivery; pure, so that it needs no transaction."""
+def parse_delivery(claimed: ClaimedDelivery, lag_ms: int, window_ms: int = 0) -> Work:
+    """Parse and plan a delivery; pure, so that it needs no transaction. Of one that came to the
+    webhook later than `window_ms` no handler is told; 0 is no limit. Logto's log, and a replay by
+    hand, may bring what is older."""
+    age = claimed.received_at - claimed.occurred_at
+    is_late = window_ms > 0 and claimed.origin == "webhook" and age > window_ms
     try:
-        return PlannedDelivery(claimed, *read(trust(claimed.body), claimed.occurred_at, lag_ms))
+        event, changes = read(trust(claimed.body), claimed.occurred_at, lag_ms)
+        return PlannedDelivery(claimed, event, changes, is_late)
     except Exception as error:
         # Its traceback would keep the body for as long as the error is kept.
         return InvalidDelivery(claimed, error.with_traceback(None))
 
 
 def apply_batch(
-    store: Store, token: str, batch: Sequence[PlannedDelivery], window_ms: int = 0
+    store: Store, batch: Sequence[PlannedDelivery], *, own_jobs: bool = True
 ) -> tuple[list[DeliveryOutcome], int]:
-    """Apply planned deliveries and finish them; return what became of each, and since when handlers
-    are told (ms). Raises ClaimLost."""
-    written, outcomes = _apply(store, batch)
-    since = enqueue.enqueue_for_deliveries(store, batch, written, window_ms=window_ms)
-    enqueue.endings_of_deliveries(store, batch, written, since, window_ms)
-    store.finish(token, outcomes)
-    return outcomes, since
+    """Apply planned deliveries; return what became of each, which is still to be written, and
+    since when handlers are told (ms). To do it again changes nothing.
 
-
-def apply_piece(store: Store, piece: PlannedDelivery, window_ms: int = 0) -> str:
-    """Apply some of what a large delivery changes, and say what that did; to do it again changes
-    nothing. The delivery isn't finished, and its own jobs aren't made."""
-    written, [outcome] = _apply(store, [piece])
-    since = enqueue.enqueue_for_deliveries(store, [piece], written, own=False, window_ms=window_ms)
-    enqueue.endings_of_deliveries(store, [piece], written, since, window_ms)
-    return outcome.result or "nothing"
+    Without `own_jobs`, only those of what changed here are made: for a piece of a delivery.
+    """
+    locked = lock_records(store, [change for planned in batch for change in planned.changes])
+    records = _unlisted(locked.records)
+    outcomes = [_merge_one(records, planned) for planned in batch]
+    written = _write(store, locked, records)
+    return outcomes, enqueue_for_deliveries(store, batch, written, own=own_jobs)
 
 
 def whole_outcome(planned: PlannedDelivery, results: Iterable[str]) -> DeliveryOutcome:
     """What became of a large delivery, of which the pieces were applied with these results."""
     result = min(results, default="nothing", key=_STRONGEST_FIRST.index)
-    return DeliveryOutcome(
-        id=planned.claimed.id,
-        state=DELIVERY_MOVES[DeliveryState.PENDING, DeliveryMove.APPLY],
-        result=result,
-    )
-
-
-def _apply(
-    store: Store, batch: Sequence[PlannedDelivery]
-) -> tuple[WrittenRecords, list[DeliveryOutcome]]:
-    locked = lock_records(store, [change for each in batch for change in each.changes])
-    records = _unlisted(locked.records)
-    outcomes = [_merge_one(records, each) for each in batch]
-    return _write(store, locked, records), outcomes
+    return DeliveryOutcome(id=planned.claimed.id, state=DeliveryState.DONE, result=result)
 
 
 def apply_reads(
@@ -124,7 +114,7 @@ def apply_reads(
     for change in changes:
         records[change.key] = merge(records[change.key], change)
     written = _write(store, locked, records)
-    enqueue.enqueue_for_reads(store, written, source)
+    enqueue_for_reads(store, written, source)
     return written.changed
 
 
@@ -134,17 +124,22 @@ def _write(store: Store, locked: Locked, records: Records) -> WrittenRecords:
         if records[key].ended_at != before[key].ended_at:
             records[key] = merge(records[key], Named(key, store.newest_membership(key)))
     _bury(records)
-    changed = [each for key, each in records.items() if each is not before[key] or not each.kept]
+    changed = [
+        record for key, record in records.items() if record is not before[key] or not record.kept
+    ]
     kept = store.save(changed)
     ended = [
-        each
-        for each in changed
-        if each.key.kind != "membership" and each.ended_at != before[each.key].ended_at
+        record
+        for record in changed
+        if record.key.kind != "membership" and record.ended_at != before[record.key].ended_at
     ]
-    left = store.drop_memberships([each for each in ended if each.key in locked.few])
-    many = [each for each in ended if each.key not in locked.few]
-    ends = {key: (before[key], each) for key, each in records.items() if key.kind != "membership"}
-    return WrittenRecords([(before[each.key], each) for each in kept], left, many, ends)
+    few = [record for record in ended if record.key in locked.few]
+    left = store.drop_memberships(few) if few else []
+    many = [record for record in ended if record.key not in locked.few]
+    ends = {
+        key: (before[key], record) for key, record in records.items() if key.kind != "membership"
+    }
+    return WrittenRecords([(before[record.key], record) for record in kept], left, many, ends)
 
 
 def lock_records(store: Store, changes: Iterable[Change]) -> Locked:
@@ -154,9 +149,9 @@ def lock_records(store: Store, changes: Iterable[Change]) -> Locked:
     two ways of locking in one pass would have no order. The memberships of who is deleted are
     held, too, unless there are so many that they are ended later.
     """
-    told = list(changes)
-    changed = {change.key for change in told}
-    over = sorted({change.key for change in told if isinstance(change, Tombstone | Absent)})
+    changes = list(changes)
+    changed = {change.key for change in changes}
+    over = sorted({change.key for change in changes if isinstance(change, Tombstone | Absent)})
     ends = {end for key in changed if key.kind == "membership" for end in key.organization_and_user}
     records: Records = {}
     few: Sequence[Key] = ()
@@ -189,14 +184,12 @@ def _merge_one(records: Records, planned: PlannedDelivery) -> DeliveryOutcome:
         records[change.key] = merge(known, change)
         effects.append(name_effect(known, change, records[change.key]))
     result = min(effects, default="nothing", key=_STRONGEST_FIRST.index)
-    move = DeliveryMove.APPLY
+    state = DeliveryState.DONE
     if isinstance(planned.event, TestPayload):
-        move, result = DeliveryMove.IGNORE, "test"
+        state, result = DeliveryState.IGNORED, "test"
     elif isinstance(planned.event, UnknownEvent):
         result = "unknown"
-    return DeliveryOutcome(
-        id=planned.claimed.id, state=DELIVERY_MOVES[DeliveryState.PENDING, move], result=result
-    )
+    return DeliveryOutcome(id=planned.claimed.id, state=state, result=result)
 
 
 _STRONGEST_FIRST = list(OUTCOMES)
@@ -226,10 +219,6 @@ def _bury(records: Records) -> None:
                 continue
             records[key] = merge(records[key], Tombstone(key, ended_at))
             records[end] = merge(records[end], Named(end, records[key].told_stamp))
-
-
-MAX_WEIGHT: Final = 5_000
-FIRST_WEIGHT: Final = 32
 
 
 class BatchSizer:

@@ -11,7 +11,7 @@ from logto_webhooks.apply.batch import BatchSizer
 from logto_webhooks.database.runner import TransactionRunner
 from logto_webhooks.database.store import STATEMENT_S, Store
 from logto_webhooks.errors import RowRejected, TimedOut
-from logto_webhooks.handlers import enqueue
+from logto_webhooks.handlers.enqueue import enqueue_for_ended
 from logto_webhooks.records.merge import merge
 from logto_webhooks.records.record import Ending, Key, Named
 
@@ -103,7 +103,7 @@ class Endings:
         named = merge(end, Named(end.key, newest))
         if named is not end:  # a membership that is newer is evidence that the end exists
             store.save([named])
-        enqueue.of_ended(store, present, ending)
+        enqueue_for_ended(store, present, ending)
         self._pace.took(len(pairs), time.perf_counter() - started)
 
 

@@ -135,8 +135,9 @@ class _Again:
         return row.state == "done" and row.handler in self._reruns
 
     def _made(self, kept: StoredDelivery) -> list[NewJob]:
-        """The jobs that a delivery would make today; none as long as it isn't applied at all."""
-        if kept.state is DeliveryState.PENDING:
+        """The jobs that a delivery would make today: none as long as it isn't applied at all, or
+        if it is older than the installation."""
+        if kept.state is DeliveryState.PENDING or kept.occurred_at < self._since:
             return []
         body = trust(kept.body)
         try:
@@ -155,4 +156,4 @@ class _Again:
             occurred_at=kept.occurred_at,
             origin=kept.origin,
         )
-        return jobs_for_event(event, claimed, self._told, self._since)
+        return jobs_for_event(event, claimed, self._told)

@@ -169,30 +169,15 @@ Provides = Callable[[bool], Sequence[type]]
 
 
 class Handler(Struct, frozen=True, kw_only=True):
-    """A registered function, and what fills its parameters."""
+    """A registered function, and what fills its parameters; `transaction` is one of these."""
 
+    name: str  # by which jobs know it
     registered: RegisteredHandler
     function: Callable[..., Any]
     is_async: bool  # whether it is awaited
     options: HandlerOptions
     parameters: tuple[ParameterSource, ...] = ()
-
-    @property
-    def name(self) -> str:
-        """By which jobs know it."""
-        return self.registered.name
-
-    @property
-    def transaction(self) -> type | None:
-        """The kind of transaction that it asks for."""
-        asked = [
-            parameter.types[0] for parameter in self.parameters if parameter.kind == "transaction"
-        ]
-        return asked[0] if asked else None
-
-    def asks_for(self, kind: str) -> bool:
-        """Whether a parameter is filled with that."""
-        return any(parameter.kind == kind for parameter in self.parameters)
+    transaction: ParameterSource | None = None
 
 
 class Handlers:
@@ -200,23 +185,19 @@ class Handlers:
 
     def __init__(self) -> None:
         self._provides: Provides | None = None  # as long as the database isn't known
-        self._all: dict[str, Handler] = {}
+        self.by_name: dict[str, Handler] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def __iter__(self) -> Iterator[Handler]:
-        return iter(self._all.values())
+        return iter(self.by_name.values())
 
     def __len__(self) -> int:
-        return len(self._all)
+        return len(self.by_name)
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop | None:
         """The event loop on which they run, of an application or a command; None if they don't."""
         return self._loop
-
-    def get(self, name: str) -> Handler | None:
-        """Find one by its name."""
-        return self._all.get(name)
 
     def add(
         self,
@@ -234,7 +215,7 @@ class Handlers:
         Raises InvalidHandler.
         """
         called = handler_name(function, name)
-        if called in self._all:
+        if called in self.by_name:
             problem = "another has this name; give one of them a name of its own, name='…'"
             raise InvalidHandler(name=called, problem=problem)
         if self._loop is not None:
@@ -246,12 +227,13 @@ class Handlers:
         given |= {"ordered": ordered, "rerun": rerun}
         try:
             handler = Handler(
+                name=called,
                 registered=make_options(given, RegisteredHandler),
                 function=function,
                 is_async=is_awaited(function),
                 options=check_options(options),
             )
-            self._all[called] = self._fitted(handler)
+            self.by_name[called] = self._fitted(handler)
         except ValueError as error:
             raise InvalidHandler(name=called, problem=str(error)) from None
         return function
@@ -268,20 +250,22 @@ class Handlers:
     def copy(self, provides: Provides) -> Handlers:
         """The same handlers on another database. Raises InvalidHandler."""
         made = Handlers()
-        made._all = dict(self._all)
+        made.by_name = dict(self.by_name)
         made.fit(provides)
         return made
 
     def fit(self, provides: Provides) -> None:
         """Look at all parameters, now that the database is known. Raises InvalidHandler."""
         self._provides = provides
-        for name, handler in self._all.items():
+        for name, handler in self.by_name.items():
             try:
-                self._all[name] = self._fitted(handler)
+                self.by_name[name] = self._fitted(handler)
             except ValueError as error:
                 raise InvalidHandler(name=name, problem=str(error)) from None
 
     def _fitted(self, handler: Handler) -> Handler:
         provided = self._provides(handler.is_async) if self._provides else None
-        told = match_classes(handler.registered.patterns, handler.registered.tests)
-        return replace(handler, parameters=resolve_parameters(handler.function, provided, told))
+        classes = match_classes(handler.registered.patterns, handler.registered.tests)
+        parameters = resolve_parameters(handler.function, provided, classes)
+        transactions = (source for source in parameters if source.kind == "transaction")
+        return replace(handler, parameters=parameters, transaction=next(transactions, None))

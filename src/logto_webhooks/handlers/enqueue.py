@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Final, cast
 
 import msgspec
@@ -37,7 +38,6 @@ from logto_webhooks.jobs import NewJob, RegisteredHandler
 from logto_webhooks.records import local_events
 from logto_webhooks.records.record import MEMBERS, NEVER, DeliveryChange, Ending, Key, Record
 
-_NEW: Final = (LocalUserCreated, LocalOrganizationCreated)
 _BEFORE: Final = 0
 _AFTER: Final = 1
 
@@ -45,16 +45,22 @@ _CREATED: Final = (LocalUserCreated, LocalOrganizationCreated)
 
 
 class PlannedDelivery(Struct, frozen=True):
-    """A claimed delivery, and what it changes."""
+    """A claimed delivery, and what it changes. One that `is_late` came to the webhook later than
+    Logto sends any, so that somebody else may have sent it again: it runs no handlers."""
 
     claimed: ClaimedDelivery
     event: Event
     changes: list[DeliveryChange]
+    is_late: bool = False
 
     @property
     def weight(self) -> int:
         """How much work it is: one, or as many as it changes."""
         return max(1, len(self.changes))
+
+    def runs_handlers(self, since: int) -> bool:
+        """Whether it is neither late nor older than the installation."""
+        return not self.is_late and self.claimed.occurred_at >= since
 
 
 class WrittenRecords(Struct, frozen=True):
@@ -70,72 +76,55 @@ class WrittenRecords(Struct, frozen=True):
     ends: dict[Key, tuple[Record, Record]] = {}
 
 
-def is_late(claimed: ClaimedDelivery, window_ms: int) -> bool:
-    """Whether a signed body came to the webhook later than Logto sends any, so that somebody else
-    may have sent it again. Logto's log, and a replay by hand, may bring what is older."""
-    age = claimed.received_at - claimed.occurred_at
-    return window_ms > 0 and claimed.origin == "webhook" and age > window_ms
-
-
 def enqueue_for_deliveries(
-    store: Store,
-    batch: Sequence[PlannedDelivery],
-    written: WrittenRecords,
-    *,
-    own: bool = True,
-    window_ms: int = 0,
+    store: Store, batch: Sequence[PlannedDelivery], written: WrittenRecords, *, own: bool = True
 ) -> int:
-    """Make the deliveries' `own` jobs, and those of what they changed here; none of what came to
-    the webhook later than `window_ms`, if that isn't 0.
+    """Make the deliveries' `own` jobs, and those of what they changed here. Keep what is left to do
+    for deleted records with very many memberships.
 
     Return since when there are any (ms): 0 if no handler is known, so that none could be told.
     """
     handlers = store.jobs.handlers()
-    if not handlers:
+    since = store.installed_at() if handlers else 0
+    if not handlers and not written.many:
         return 0
-    since = store.installed_at()
-    jobs = [
-        job
-        for planned in (batch if own else ())
-        if not is_late(planned.claimed, window_ms)
-        for job in jobs_for_event(planned.event, planned.claimed, handlers, since)
-    ]
-    brought = _brought(batch)
-    for key, event in _events(store, written, since, "webhook", handlers):
-        claimed = _bringer(key, brought)
-        if claimed.occurred_at < since or is_late(claimed, window_ms):
-            continue
-        told = replace(event, source=cast(Source, claimed.origin))
-        jobs += jobs_for_change(told, uuid.uuid4().hex, handlers, claimed.id)
+    jobs = own_jobs(batch, handlers, since) if own else []
+    sources: dict[Key, PlannedDelivery] = {}  # which delivery, the newest, told of a record
+    for planned in sorted(batch, key=attrgetter("claimed.occurred_at")):
+        sources |= {change.key: planned for change in planned.changes}
+    for key, event in _local_events(store, written, since, "webhook", handlers):
+        planned = _find_source(key, sources)
+        if planned.runs_handlers(since):
+            event = replace(event, source=cast(Source, planned.claimed.origin))
+            jobs += jobs_for_change(event, handlers, planned.claimed.id)
     store.jobs.add(jobs)
+    for record in written.many:
+        planned = _find_source(record.key, sources)
+        source = planned.claimed.origin if planned.runs_handlers(since) else None
+        store.note_ending(_to_ending(record, source, planned.claimed.id))
     return since
 
 
-def own_jobs(store: Store, planned: PlannedDelivery, window_ms: int = 0) -> list[NewJob]:
-    """The jobs of a delivery itself, to be made."""
-    handlers = store.jobs.handlers()
-    if not handlers or is_late(planned.claimed, window_ms):
-        return []
-    return jobs_for_event(planned.event, planned.claimed, handlers, store.installed_at())
+def _find_source(key: Key, sources: dict[Key, PlannedDelivery]) -> PlannedDelivery:
+    """The delivery that changed a record: its own, or its end's, with which it went."""
+    if key in sources:
+        return sources[key]
+    return next(sources[end] for end in key.organization_and_user if end in sources)
 
 
-def endings_of_deliveries(
-    store: Store,
-    batch: Sequence[PlannedDelivery],
-    written: WrittenRecords,
-    since: int,
-    window_ms: int = 0,
-) -> None:
-    """Keep what is left to do for deleted records with very many memberships."""
-    brought = _brought(batch) if written.many else {}
-    for record in written.many:
-        claimed = _bringer(record.key, brought)
-        is_quiet = claimed.occurred_at < since or is_late(claimed, window_ms)
-        source = None if is_quiet else claimed.origin
-        store.note_ending(_ending(record, source, claimed.id))
+def own_jobs(
+    batch: Sequence[PlannedDelivery], handlers: Sequence[RegisteredHandler], since: int
+) -> list[NewJob]:
+    """The jobs of deliveries themselves, to be made."""
+    return [
+        job
+        for planned in batch
+        if planned.runs_handlers(since)
+        for job in jobs_for_event(planned.event, planned.claimed, handlers)
+    ]
 
 
-def of_ended(store: Store, pairs: Sequence[Key], ending: Ending) -> None:
+def enqueue_for_ended(store: Store, pairs: Sequence[Key], ending: Ending) -> None:
     """Make the jobs of memberships that ended with a deleted user or organization."""
     if ending.source is None or not pairs:
         return
@@ -152,10 +141,7 @@ def of_ended(store: Store, pairs: Sequence[Key], ending: Ending) -> None:
             for key in pairs
             if here.issuperset(key.organization_and_user)  # else nobody was told of it
             for job in jobs_for_change(
-                local_events.member_removed(key, source),
-                uuid.uuid4().hex,
-                handlers,
-                ending.delivery_id,
+                local_events.member_removed(key, source), handlers, ending.delivery_id
             )
         ]
     )
@@ -164,12 +150,12 @@ def of_ended(store: Store, pairs: Sequence[Key], ending: Ending) -> None:
 def enqueue_for_reads(store: Store, written: WrittenRecords, source: Source | None) -> None:
     """Make the jobs of what Logto's answers changed here; none without a `source`. Keep what is
     left to do for deleted records with very many memberships."""
-    old = _jobs_of_answers(store, written, source) if source is not None else set()
+    old = _enqueue_for_reads(store, written, source) if source is not None else set()
     for record in written.many:
-        store.note_ending(_ending(record, None if record.key in old else source, None))
+        store.note_ending(_to_ending(record, None if record.key in old else source, None))
 
 
-def _ending(record: Record, source: str | None, delivery_id: int | None) -> Ending:
+def _to_ending(record: Record, source: str | None, delivery_id: int | None) -> Ending:
     return Ending(
         key=record.key,
         ended_at=record.ended_at,
@@ -178,7 +164,7 @@ def _ending(record: Record, source: str | None, delivery_id: int | None) -> Endi
     )
 
 
-def _jobs_of_answers(store: Store, written: WrittenRecords, source: Source) -> set[Key]:
+def _enqueue_for_reads(store: Store, written: WrittenRecords, source: Source) -> set[Key]:
     """Make the jobs; return of what there are none, because it may be older than the
     installation."""
     handlers = store.jobs.handlers()
@@ -193,29 +179,33 @@ def _jobs_of_answers(store: Store, written: WrittenRecords, source: Source) -> s
     old |= {key for key in written.left if old.intersection(key.organization_and_user)}
     jobs = [
         job
-        for key, event in _events(store, written, since, source, handlers)
+        for key, event in _local_events(store, written, since, source, handlers)
         if key not in old
-        for job in jobs_for_change(event, uuid.uuid4().hex, handlers, None)
+        for job in jobs_for_change(event, handlers, None)
     ]
     store.jobs.add(jobs)
     return old
 
 
-def _events(
+def _local_events(
     store: Store,
     written: WrittenRecords,
     since: int,
     source: Source,
     handlers: Sequence[RegisteredHandler],
 ) -> list[tuple[Key, LocalEvent]]:
-    """What changed here: users and organizations first, then their memberships."""
-    events = [
-        (after.key, event)
-        for before, after in written.changed
-        if after.key.kind != "membership"
-        for event in local_events.local_events(before, after, source)
-        if not (_is_new(event) and _born(after) < since)
-    ]
+    """What changed here: users and organizations first, then their memberships. Of what is new
+    here, but older than the installation, nobody is told; what is back was here before."""
+    if not handlers:
+        return []
+    events = []
+    for before, after in written.changed:
+        if after.key.kind == "membership":
+            continue
+        for event in local_events.local_events(before, after, source):
+            is_new = isinstance(event, _CREATED) and not event.restored
+            if not is_new or _born(after) >= since:
+                events.append((after.key, event))
     names = (LocalMemberAdded.name, LocalMemberRemoved.name)
     if any(is_wanted(handler, name) for handler in handlers for name in names):
         events += _member_events(store, written, since, source)
@@ -282,11 +272,6 @@ def _joined(before: Record, after: Record) -> int:
     return LATEST if is_told_now else NEVER if group.read_at != NEVER else group.stamp
 
 
-def _is_new(event: LocalEvent) -> bool:
-    """Whether it tells of what wasn't here before; what is back was."""
-    return isinstance(event, _NEW) and not getattr(event, "restored", False)
-
-
 def _born(record: Record) -> int:
     return record.facts.get("createdAt", LATEST)
 
@@ -309,43 +294,44 @@ def _known_until(before: Record, ends: dict[Key, tuple[Record, Record]]) -> int:
     return max(told, default=NEVER)
 
 
-def _brought(batch: Sequence[PlannedDelivery]) -> dict[Key, ClaimedDelivery]:
-    """Which delivery, the newest if several, told of a record."""
-    brought: dict[Key, ClaimedDelivery] = {}
-    for planned in sorted(batch, key=lambda item: item.claimed.occurred_at):
-        brought |= {change.key: planned.claimed for change in planned.changes}
-    return brought
-
-
-def _bringer(key: Key, brought: dict[Key, ClaimedDelivery]) -> ClaimedDelivery:
-    """The delivery that changed a record: its own, or its end's, with which it went."""
-    if key in brought:
-        return brought[key]
-    return next(brought[end] for end in key.organization_and_user if end in brought)
-
-
 def jobs_for_event(
-    event: Event, claimed: ClaimedDelivery, handlers: Sequence[RegisteredHandler], since: int
+    event: Event, claimed: ClaimedDelivery, handlers: Sequence[RegisteredHandler]
 ) -> list[NewJob]:
-    """The jobs that an applied delivery makes: none if it is older than `since` (ms)."""
-    if claimed.occurred_at < since:
-        return []
+    """The jobs that an applied delivery makes: of its event, and of each member it names."""
     other = "no" if isinstance(event, TestPayload) else "only"
-    handlers = [handler for handler in handlers if handler.tests != other]
     name = ALIASES.get(event.event, event.event)
-    jobs = [_job(handler, name, claimed, None) for handler in _wanting(handlers, name)]
-    for derived, user in _derived(event):
-        jobs += [_job(handler, derived, claimed, user) for handler in _wanting(handlers, derived)]
-    return jobs
+    subject, key = claimed.subject or f"event:{name}", claimed.digest.hex()
+    wanted = [(name, subject, key)]
+    if isinstance(event, OrganizationMembershipUpdated):
+        for derived, users in (
+            (OrganizationUserAdded.name, event.added_user_ids),
+            (OrganizationUserRemoved.name, event.removed_user_ids),
+        ):
+            wanted += [(derived, f"user:{user}", f"{key}:{derived}:{user}") for user in users]
+    return [
+        NewJob(
+            handler=handler.name,
+            key=key,
+            event=name,
+            subject=subject,
+            queue_key=subject if handler.ordered else key,
+            occurred_at=claimed.occurred_at,
+            delivery_id=claimed.id,
+        )
+        for name, subject, key in wanted
+        for handler in handlers
+        if handler.tests != other and is_wanted(handler, name)
+    ]
 
 
 def jobs_for_change(
-    event: LocalEvent, mark: str, handlers: Sequence[RegisteredHandler], delivery_id: int | None
+    event: LocalEvent, handlers: Sequence[RegisteredHandler], delivery_id: int | None
 ) -> list[NewJob]:
-    """The jobs of a record's own event; `mark` is what no other change has."""
+    """The jobs of a record's own event."""
     subject = _subject(event)
-    once = isinstance(event, _CREATED) and not event.restored  # per Logto id
-    key = f"{event.name}:{subject}" + ("" if once else f":{mark}")
+    key = f"{event.name}:{subject}"
+    if not isinstance(event, _CREATED) or event.restored:  # else it comes once per Logto id
+        key += f":{uuid.uuid4().hex}"
     return [
         NewJob(
             handler=handler.name,
@@ -356,36 +342,9 @@ def jobs_for_change(
             delivery_id=delivery_id,
             payload=msgspec.json.encode(event),
         )
-        for handler in _wanting(handlers, event.name)
-        if handler.tests != "only"
+        for handler in handlers
+        if handler.tests != "only" and is_wanted(handler, event.name)
     ]
-
-
-def _wanting(handlers: Sequence[RegisteredHandler], name: str) -> list[RegisteredHandler]:
-    return [handler for handler in handlers if is_wanted(handler, name)]
-
-
-def _job(
-    handler: RegisteredHandler, name: str, claimed: ClaimedDelivery, user: str | None
-) -> NewJob:
-    subject = f"user:{user}" if user is not None else claimed.subject or f"event:{name}"
-    key = claimed.digest.hex() + (f":{name}:{user}" if user is not None else "")
-    return NewJob(
-        handler=handler.name,
-        key=key,
-        event=name,
-        subject=subject,
-        queue_key=subject if handler.ordered else key,
-        occurred_at=claimed.occurred_at,
-        delivery_id=claimed.id,
-    )
-
-
-def _derived(event: Event) -> list[tuple[str, str]]:
-    if not isinstance(event, OrganizationMembershipUpdated):
-        return []
-    added = [(OrganizationUserAdded.name, user) for user in event.added_user_ids]
-    return added + [(OrganizationUserRemoved.name, user) for user in event.removed_user_ids]
 
 
 def _subject(event: LocalEvent) -> str:

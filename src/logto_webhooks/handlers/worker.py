@@ -1,4 +1,4 @@
-"""How many jobs a process holds at once, handler by handler: none takes the places of another."""
+"""The worker: claim jobs, have their handlers called, write what became of them; over and over."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Final
 
@@ -18,56 +17,17 @@ from logto_webhooks.database.store import Store
 from logto_webhooks.database.threads import MOST as MOST_LEFT
 from logto_webhooks.database.threads import MOST_OF_ONE, AbandonedCalls
 from logto_webhooks.errors import TimedOut, describe
+from logto_webhooks.event_loop import wait_for_event
 from logto_webhooks.handlers import Handler, Handlers
 from logto_webhooks.handlers.call import (
     LEASE_S,
     ClaimedJob,
     JobExecutor,
     to_released,
-    was_cancelled,
 )
 from logto_webhooks.handlers.watchdog import Watchdog
 from logto_webhooks.instrumentation import HandlerHeld, Observer, Stalled
 from logto_webhooks.jobs import JobOutcome
-
-MOST: Final = 100
-
-
-class ConcurrencyLimits:
-    """The places of each handler: as many as its `concurrency` says."""
-
-    def __init__(
-        self, handlers: Iterable[Handler], transactions: int, left: AbandonedCalls
-    ) -> None:
-        """`transactions`: how many handlers may be in a transaction at once, whichever."""
-        handlers = list(handlers)
-        self._most = {handler.name: _most(handler, transactions) for handler in handlers}
-        self._plain = {handler.name for handler in handlers if not handler.is_async}
-        self._left = left
-
-    def free(self, taken: Iterable[str]) -> dict[str, int]:
-        """How many more of each handler there may be; `taken` are the names of those in hand."""
-        counts = Counter(taken)
-        held = self.held()
-        free = {name: most - counts[name] for name, most in self._most.items()}
-        return {name: room for name, room in free.items() if room > 0 and name not in held}
-
-    def held(self) -> dict[str, int]:
-        """The handlers that may not be called now, because too many threads were left behind, by
-        them or by all; and how many by each."""
-        left = self._left.counts()
-        if left.total() >= MOST_LEFT:
-            return {name: left[name] for name in self._plain}
-        return {name: count for name, count in left.items() if count >= MOST_OF_ONE}
-
-
-def _most(handler: Handler, transactions: int) -> int:
-    if handler.options.concurrency:
-        return handler.options.concurrency
-    if handler.transaction is None:
-        return MOST
-    return max(1, transactions * 2 // 3)  # a slow one leaves some to others
-
 
 POLL_S: Final = 1.0
 LONGEST_STALL_S: Final = 5.0
@@ -76,6 +36,45 @@ GRACE_S: Final = 5.0
 CANCEL_S: Final = 1.0
 TELL_S: Final = 60.0
 CAREFUL_S: Final = 60.0
+MOST: Final = 100  # jobs of one handler that asks for no transaction
+
+
+class ConcurrencyLimits:
+    """How many jobs of each handler a process holds at once: none takes the places of another."""
+
+    def __init__(
+        self, handlers: Iterable[Handler], transactions: int, left: AbandonedCalls
+    ) -> None:
+        """`transactions`: how many handlers may be in a transaction at once, whichever."""
+        handlers = list(handlers)
+        self._most = {handler.name: _limit_of(handler, transactions) for handler in handlers}
+        self._in_threads = {handler.name for handler in handlers if not handler.is_async}
+        self._left = left
+
+    def find_free(self, jobs: Iterable[ClaimedJob]) -> dict[str, int]:
+        """How many more jobs of each handler there may be beside those in hand."""
+        taken, blocked = Counter(job.handler.name for job in jobs), self.find_blocked()
+        return {
+            name: most - taken[name]
+            for name, most in self._most.items()
+            if most > taken[name] and name not in blocked
+        }
+
+    def find_blocked(self) -> dict[str, int]:
+        """The handlers that may not be called now, because too many threads were left behind, by
+        them or by all; and how many by each."""
+        left = self._left.counts()
+        if left.total() >= MOST_LEFT:
+            return {name: left[name] for name in self._in_threads}
+        return {name: count for name, count in left.items() if count >= MOST_OF_ONE}
+
+
+def _limit_of(handler: Handler, transactions: int) -> int:
+    if handler.options.concurrency:
+        return handler.options.concurrency
+    if handler.transaction is None:
+        return MOST
+    return max(1, transactions * 2 // 3)  # a slow one leaves some to others
 
 
 class JobWorker:
@@ -92,7 +91,7 @@ class JobWorker:
     ) -> None:
         self._host = host
         self._observe = observe
-        self._attempts = JobExecutor(host.handle, clock, jitter, handlers)
+        self._executor = JobExecutor(host.handle, clock, jitter, handlers)
         self._may_work = may_work
         self._wake = asyncio.Event()
         self._stopping = False
@@ -102,10 +101,10 @@ class JobWorker:
         self._put_back: list[tuple[str, JobOutcome]] = []  # what was locked
         self._put_back_until = 0.0
         self._careful_until = 0.0  # something is locked: from then on nothing is waited for
-        self._places = ConcurrencyLimits(handlers, host.room, self._attempts.left)
+        self._limits = ConcurrencyLimits(handlers, host.room, self._executor.left)
         self._transactions = asyncio.Semaphore(host.room)
         self._renewed = self._mended = time.monotonic()
-        self._told_held: dict[str, float] = {}
+        self._reported: dict[str, float] = {}  # blocked handlers -> when that was said
         self._watchdog = Watchdog(observe)
         self._coroutines = any(handler.is_async for handler in handlers)
 
@@ -126,27 +125,24 @@ class JobWorker:
 
     async def run(self) -> None:
         """Run jobs until stopped. An unreachable database is tried again."""
-        with self._watchdog.watching() if self._coroutines else contextlib.nullcontext():
-            await self._run()
-
-    async def _run(self) -> None:
         stalls = 0
-        while not self._stopping:
-            self._wake.clear()
-            try:
-                claimed = await self.turn() if self._may_work() else 0
-                stalls = 0
-            except Exception as error:
-                stalls += 1
-                wait = min(0.1 * 2.0 ** min(stalls, 10), LONGEST_STALL_S)
-                self._observe(Stalled(describe(error), wait))
-                await asyncio.sleep(wait)
-                continue
-            self._tell_held()
-            await asyncio.sleep(0)  # so that what is quick is written by the next turn
-            if not self._outcomes and not (claimed and self._free(self._held.values())):
-                await self._sleep(POLL_S)
-        await self._end()
+        with self._watchdog.watching() if self._coroutines else contextlib.nullcontext():
+            while not self._stopping:
+                self._wake.clear()
+                try:
+                    claimed = await self.turn() if self._may_work() else 0
+                    stalls = 0
+                except Exception as error:
+                    stalls += 1
+                    wait = min(0.1 * 2.0 ** min(stalls, 10), LONGEST_STALL_S)
+                    self._observe(Stalled(describe(error), wait))
+                    await asyncio.sleep(wait)
+                    continue
+                await asyncio.sleep(0)  # so that what is quick is written by the next turn
+                if self._outcomes or (claimed and self._limits.find_free(self._held.values())):
+                    continue
+                await wait_for_event(self._wake, POLL_S)
+            await self._end()
 
     async def drain(self) -> None:
         """Run until no job is due, and those in hand are done; or until stopped."""
@@ -155,7 +151,7 @@ class JobWorker:
             if not (await self.turn() or self._tasks or self._outcomes or self._put_back):
                 return
             if self._tasks or self._put_back:
-                await self._sleep(POLL_S)
+                await wait_for_event(self._wake, POLL_S)
         await self._end()
 
     async def turn(self) -> int:
@@ -169,6 +165,8 @@ class JobWorker:
         if self._put_back and now >= self._put_back_until:
             done, self._put_back = self._put_back + done, []
         renewed = held if now - self._renewed > LEASE_S / 3 else []
+        if blocked := self._limits.find_blocked():
+            self._report_blocked(blocked)
         step = partial(self._turn, token=token, done=done, held=held, renewed=renewed)
         try:
             new, locked = await self._host.run(partial(step, careful=now < self._careful_until))
@@ -190,7 +188,7 @@ class JobWorker:
             self._held[claimed.job.queue_key_id] = claimed
             task = asyncio.create_task(self._do(claimed))
             self._tasks.add(task)
-            task.add_done_callback(partial(self._ended, claimed))
+            task.add_done_callback(partial(self._forget, claimed))
         return len(new)
 
     def _turn(
@@ -205,56 +203,51 @@ class JobWorker:
     ) -> tuple[list[ClaimedJob], list[tuple[str, JobOutcome]]]:
         """Return what is claimed, and the outcomes that can't be written now."""
         now = time.monotonic()
-        locked = _finish(store, done, renewed, careful=careful)
+        locked = write_outcomes(store, done, renewed, careful=careful)
         if now - self._mended > MEND_S:
             self._mended = now
             store.jobs.mend()
         # Of those that may have ended a process, one at a time: it takes no other with it again.
         may_be_lost = not any(claimed.job.losses for claimed in held)
-        room = self._free(held)
-        new = self._attempts.claim(store, token, room, lost=may_be_lost, skip_locked=careful)
+        room = self._limits.find_free(held)
+        new = self._executor.claim(store, token, room, lost=may_be_lost, skip_locked=careful)
         return new, locked
 
-    def _tell_held(self) -> None:
+    def _report_blocked(self, blocked: dict[str, int]) -> None:
         """Say which handlers aren't called any more; again only after a while."""
-        held, now = self._places.held(), time.monotonic()
-        for name, count in held.items():
-            if now - self._told_held.get(name, now - TELL_S) >= TELL_S:
-                self._told_held[name] = now
-                self._observe(HandlerHeld(name, count, self._attempts.left.counts().total()))
+        now = time.monotonic()
+        for name, count in blocked.items():
+            if now - self._reported.get(name, now - TELL_S) >= TELL_S:
+                self._reported[name] = now
+                self._observe(HandlerHeld(name, count, self._executor.left.counts().total()))
 
-    def _free(self, held: Iterable[ClaimedJob]) -> dict[str, int]:
-        return self._places.free(claimed.handler.name for claimed in held)
-
-    async def _do(self, held: ClaimedJob) -> None:
+    async def _do(self, claimed: ClaimedJob) -> None:
+        # To wait for one's turn is no time of the handler's.
+        turn = self._transactions if claimed.handler.transaction else contextlib.nullcontext()
         try:
-            async with self._room(held.handler):
+            async with turn:
                 if self._stopping:
                     raise asyncio.CancelledError  # it wasn't called yet
-                attempted = await self._attempts.make(held)
-            if self._stopping and was_cancelled(attempted):
-                self._outcomes.append((held.token, to_released(held)))
+                result = await self._executor.make(claimed)
+            if self._stopping and isinstance(result.error, asyncio.CancelledError):
+                self._outcomes.append((claimed.token, to_released(claimed)))
                 return
-            if attempted.outcome:
-                self._outcomes.append((held.token, attempted.outcome))
-            if attempted.report:
-                self._observe(attempted.report)
+            if result.outcome:
+                self._outcomes.append((claimed.token, result.outcome))
+            if result.report:
+                self._observe(result.report)
         except asyncio.CancelledError:
-            self._outcomes.append((held.token, to_released(held, called=False)))
+            self._outcomes.append((claimed.token, to_released(claimed, called=False)))
         finally:
-            self._held.pop(held.job.queue_key_id, None)
+            self._held.pop(claimed.job.queue_key_id, None)
             self._wake.set()
 
-    def _ended(self, claimed: ClaimedJob, task: asyncio.Task[None]) -> None:
+    def _forget(self, claimed: ClaimedJob, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if self._held.get(claimed.job.queue_key_id) is claimed:  # cancelled before `_do` began
             del self._held[claimed.job.queue_key_id]
             self._outcomes.append((claimed.token, to_released(claimed, called=False)))
             self._wake.set()
-
-    def _room(self, handler: Handler) -> AbstractAsyncContextManager[object]:
-        """Wait until there is room for one more; that is no time of the handler's."""
-        return contextlib.nullcontext() if handler.transaction is None else self._transactions
 
     async def _end(self) -> None:
         if self._tasks:
@@ -266,14 +259,10 @@ class JobWorker:
         with contextlib.suppress(Exception):  # they are done again by the next
             async with asyncio.timeout(GRACE_S):
                 done = self._put_back + self._outcomes
-                await self._host.run(partial(_finish, done=done, careful=True))
-
-    async def _sleep(self, seconds: float) -> None:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._wake.wait(), seconds)
+                await self._host.run(partial(write_outcomes, done=done, careful=True))
 
 
-def _finish(
+def write_outcomes(
     store: Store,
     done: list[tuple[str, JobOutcome]],
     renewed: Sequence[ClaimedJob] = (),

@@ -15,7 +15,7 @@ from logto_webhooks.database.store import Store
 from logto_webhooks.deliveries import NewDelivery, Status, StoreResult
 from logto_webhooks.errors import Discard, HandlerUnknown, InvalidHandler, RetryLater
 from logto_webhooks.handlers import Handler, Handlers
-from logto_webhooks.handlers.call import ClaimedJob, JobExecutor, call_in_tests
+from logto_webhooks.handlers.call import ClaimedJob, JobExecutor, call_function
 from logto_webhooks.ingest import Receiver
 from logto_webhooks.instrumentation import TelemetryEvent
 from logto_webhooks.jobs import JobFilter, JobRow
@@ -351,10 +351,10 @@ def _fitted(handlers: Handlers, stage: Backend) -> Handlers:
 
 async def _call(handler: Handler, arguments: dict[str, Any]) -> None:
     if handler.is_async:
-        await call_in_tests(handler, arguments)
+        await call_function(handler, arguments)
         return
     with hide_running_loop():
-        call_in_tests(handler, arguments)
+        call_function(handler, arguments)
 
 
 async def _here(
