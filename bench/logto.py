@@ -13,8 +13,7 @@ from datetime import UTC, datetime
 import msgspec
 
 from logto_webhooks.samples.shapes import Json
-from logto_webhooks.testing.fake.logto import FakeLogto
-from logto_webhooks.testing.fake.numbered import MadeUsers
+from logto_webhooks.testing.fake import FakeLogto, MadeUsers
 
 GAP_MS = 400  # between two entries of the log
 

@@ -22,7 +22,7 @@ from logto_webhooks.database import open_database
 from logto_webhooks.database.sqlite import make_sqlite_engine
 from logto_webhooks.database.store import Store
 from logto_webhooks.deliveries import NewDelivery
-from logto_webhooks.samples.diff import Difference, differences
+from logto_webhooks.samples.history import Difference, differences
 from tests.crash.client import Sender
 from tests.crash.databases import Victim
 from tests.support.forked import Forked

@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from logto_webhooks.testing.fake.faults import Faults
-from logto_webhooks.testing.fake.logto import FakeLogto
+from logto_webhooks.testing.fake import FakeLogto, Faults
 from tests.support.fake import credentials
 from tests.support.inbox import fill
 from tests.support.service import clean_environment, command

@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 
 from logto_webhooks.testing import make
-from logto_webhooks.testing.fake.logto import FakeLogto
+from logto_webhooks.testing.fake import FakeLogto
 from tests.support import postgres
 from tests.support.service import Service, command, one_line
 from tests.support.waiting import until

@@ -20,7 +20,7 @@ from logto_webhooks.doctor.checks import CHECKS
 from logto_webhooks.doctor.faults import FAULTS, Finding, Level, exit_code
 from logto_webhooks.errors import LogtoWebhooksError, SettingInvalid
 from logto_webhooks.testing import make
-from logto_webhooks.testing.fake.log import entry
+from logto_webhooks.testing.fake import log_entry
 from tests.support import postgres
 from tests.support.fake import credentials
 from tests.support.healthy_system import OTHER_KEY, Clinic, Examine, bad, clinic
@@ -68,7 +68,7 @@ def test_what_failed_and_is_here_is_no_fault_for_long(tmp_path: Path) -> None:
             answer = await client.post(healthy.url, content=made.body, headers=dict(made.headers))
         assert answer.status_code == 200
         payload = canonical_json.decode(made.body) | {"hookId": healthy.hook}
-        logged = entry("failed", payload, then, None, "ECONNRESET")
+        logged = log_entry("failed", payload, then, None, "ECONNRESET")
         healthy.logto.populate_log(healthy.hook, [logged])
         *_, finding = await healthy.ask("log")
         return finding

@@ -15,7 +15,7 @@ import pytest
 
 from logto_webhooks import LogtoWebhooks, events
 from logto_webhooks.logto.webhooks import subscription
-from logto_webhooks.testing.fake.logto import FakeLogto
+from logto_webhooks.testing.fake import FakeLogto
 from tests.support.fake import credentials, serving
 from tests.support.service import PATH, clean_environment, command, one_line
 

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from logto_webhooks.testing.fake.faults import Faults
-from logto_webhooks.testing.fake.logto import FakeLogto
+from logto_webhooks.testing.fake import FakeLogto, Faults
 from tests.support.doc_reader import Reader, steps
 from tests.support.servers import free_port
 

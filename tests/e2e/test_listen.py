@@ -22,9 +22,8 @@ from starlette.types import Receive, Scope, Send
 
 from logto_webhooks.logto.webhooks import subscription
 from logto_webhooks.signing_keys import HEADER, verify
-from logto_webhooks.testing.fake.app import served
-from logto_webhooks.testing.fake.faults import Faults
-from logto_webhooks.testing.fake.logto import FakeLogto
+from logto_webhooks.testing.fake import FakeLogto, Faults
+from logto_webhooks.testing.fake.app import serve
 from tests.support.fake import credentials
 from tests.support.service import clean_environment, command
 from tests.support.waiting import eventually
@@ -166,7 +165,7 @@ def live(test: Callable[[Scene], Awaitable[None]], folder: Path) -> None:
 
     async def main() -> None:
         app = App()
-        async with served(app, 0) as url, FakeLogto(at_once=1) as logto:
+        async with serve(app, 0) as url, FakeLogto(at_once=1) as logto:
             scene = Scene(folder, logto, app, f"{url}/hook")
             try:
                 await test(scene)

@@ -20,8 +20,7 @@ from logto_webhooks.logto.client import ManagementClient
 from logto_webhooks.reconcile.fetch import compare_and_request_refetch
 from logto_webhooks.records.record import Key
 from logto_webhooks.testing import FrozenClock
-from logto_webhooks.testing.fake.faults import Faults
-from logto_webhooks.testing.fake.logto import FakeLogto
+from logto_webhooks.testing.fake import FakeLogto, Faults
 from tests.support import postgres
 from tests.support.fake import credentials
 from tests.support.generated_people import Town

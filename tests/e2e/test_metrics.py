@@ -34,7 +34,7 @@ from logto_webhooks.instrumentation.prometheus import GAUGES, METRICS, UNMEASURE
 from logto_webhooks.runtime import Service as Wired
 from logto_webhooks.settings import Settings
 from logto_webhooks.testing import SIGNING_KEY, make
-from logto_webhooks.testing.fake.logto import FakeLogto
+from logto_webhooks.testing.fake import FakeLogto
 from tests.support.fake import serving
 from tests.support.service import HastyService, Service, wait_until_done
 from tests.support.waiting import until

@@ -18,7 +18,7 @@ from logto_webhooks.runtime import make_client
 from logto_webhooks.settings import from_env
 from logto_webhooks.signing_keys import is_key, problem_of_key, sign
 from logto_webhooks.testing import FrozenClock, make
-from logto_webhooks.testing.fake.logto import FakeLogto
+from logto_webhooks.testing.fake import FakeLogto
 from tests.integration.test_quarantine import of
 from tests.integration.test_stores import T0
 from tests.support.fake import credentials

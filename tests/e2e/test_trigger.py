@@ -15,10 +15,17 @@ from logto_webhooks import testing
 from logto_webhooks.cli import app as cli
 from logto_webhooks.cli.http_sender import send_request
 from logto_webhooks.events import BY_NAME
-from logto_webhooks.samples.faults import FAULTS, PIECES, Fault, Step, plan_faults
-from logto_webhooks.samples.payloads import Json
-from logto_webhooks.samples.request import SignedRequest, sign_request
+from logto_webhooks.samples.request import (
+    FAULTS,
+    PIECES,
+    Fault,
+    SignedRequest,
+    Step,
+    plan_faults,
+    sign_request,
+)
 from logto_webhooks.samples.scenarios import SCENARIOS, scenario
+from logto_webhooks.samples.shapes import Json
 from logto_webhooks.testing import SIGNING_KEY, make
 from tests.support.service import PATH, Service, wait_until_done
 

@@ -12,7 +12,7 @@ from logto_webhooks import LogtoWebhooks
 from logto_webhooks.deliveries import DeliveryFilter, DeliveryState
 from logto_webhooks.errors import ApiNotConfigured, DeliveryUnknown, SettingInvalid
 from logto_webhooks.jobs import JobFilter
-from logto_webhooks.testing.fake.logto import FakeLogto
+from logto_webhooks.testing.fake import FakeLogto
 from tests.support.fake import NOBODY, application
 from tests.support.mounted import on_postgres, on_sqlite
 from tests.support.waiting import eventually

@@ -17,7 +17,7 @@ from logto_webhooks.apply import batch
 from logto_webhooks.errors import ClaimsUnusable, SettingInvalid
 from logto_webhooks.records.record import Key, Tombstone
 from logto_webhooks.testing import SIGNING_KEY, make
-from logto_webhooks.testing.fake.logto import FakeLogto
+from logto_webhooks.testing.fake import FakeLogto
 from tests.support.mounted import live, on_postgres, on_sqlite, send, soon
 from tests.support.postgres import server_url
 from tests.support.waiting import eventually

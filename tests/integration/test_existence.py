@@ -45,7 +45,7 @@ from logto_webhooks.records.record import (
     membership,
 )
 from logto_webhooks.testing import FrozenClock, make
-from logto_webhooks.testing.fake.logto import FakeLogto
+from logto_webhooks.testing.fake import FakeLogto
 from tests.support.stores import STORES, StoreKind, open_host
 
 ANA, ACME = Key("user", "ana"), Key("organization", "acme")

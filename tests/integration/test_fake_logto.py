@@ -18,11 +18,8 @@ from starlette.types import Receive, Scope, Send
 
 from logto_webhooks.samples.history import NAMES, Name, load
 from logto_webhooks.testing import FrozenClock
-from logto_webhooks.testing.fake.app import served
-from logto_webhooks.testing.fake.faults import Faults
-from logto_webhooks.testing.fake.log import entry
-from logto_webhooks.testing.fake.logto import FakeLogto
-from logto_webhooks.testing.fake.numbered import MadeUsers
+from logto_webhooks.testing.fake import FakeLogto, Faults, MadeUsers, log_entry
+from logto_webhooks.testing.fake.app import serve
 from tests.support.recorded import FOLDER, Recorded
 
 Json = dict[str, Any]
@@ -96,7 +93,7 @@ def live(
     async def main() -> None:
         receiver = Receiver()
         fake = logto or FakeLogto(now=FrozenClock().now, at_once=1)
-        async with served(receiver, 0) as url, fake:
+        async with serve(receiver, 0) as url, fake:
             fake.add_hook(f"{url}/api/webhooks/logto")
             await test(fake, receiver)
 
@@ -513,7 +510,7 @@ def test_a_log_of_a_million() -> None:
     payload = {"event": "User.Created", "hookId": "h"}
 
     def made(number: int) -> Json:
-        return entry(f"e{number}", payload, clock.now() - 1000 - number, None, "lost")
+        return log_entry(f"e{number}", payload, clock.now() - 1000 - number, None, "lost")
 
     async def test(logto: FakeLogto, receiver: Receiver) -> None:
         [hook] = (await ask(logto, "/api/hooks")).json()

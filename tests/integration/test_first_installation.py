@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from logto_webhooks import Delivery, LogtoWebhooks
-from logto_webhooks.testing.fake.logto import FakeLogto
+from logto_webhooks.testing.fake import FakeLogto
 from tests.support.fake import NOBODY, application
 from tests.support.waiting import eventually
 

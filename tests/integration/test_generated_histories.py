@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from logto_webhooks.samples.diff import Difference, differences
+from logto_webhooks.samples.history import Difference, differences
 from logto_webhooks.testing import App, make
 from tests.support.generated_history import Life
 from tests.support.stores import Copy, Known, keys_of, memory_host

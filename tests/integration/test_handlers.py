@@ -16,8 +16,8 @@ from sqlalchemy.orm import Session
 from logto_webhooks import Delivery, Discard, LogtoWebhooks, RetryLater, UserRow, events
 from logto_webhooks.deliveries import identify
 from logto_webhooks.instrumentation import Stalled
-from logto_webhooks.samples.payloads import console_test
 from logto_webhooks.samples.request import sign_request
+from logto_webhooks.samples.shapes import console_test
 from logto_webhooks.signing_keys import trust
 from logto_webhooks.testing import SIGNING_KEY, make
 from tests.support import postgres
@@ -265,7 +265,7 @@ def test_a_test_is_for_who_wants_it(tmp_path: Path) -> None:
     logto.on_test(name="only")(nothing)
 
     async def body(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
-        await send(client, sign_request(console_test("User.Created", at=soon()), SIGNING_KEY))
+        await send(client, sign_request(console_test("User.Created", "hook", soon()), SIGNING_KEY))
         rows = await until(all_over(2), logto)
         assert {each.handler for each in rows} == {"too", "only"}
         await send(client, make.user_created(id="ana", at=soon()))

@@ -16,8 +16,7 @@ import pytest
 
 from logto_webhooks.records.record import Key
 from logto_webhooks.samples import history
-from logto_webhooks.samples.diff import differences
-from logto_webhooks.samples.history import Final, Name
+from logto_webhooks.samples.history import Final, Name, differences
 from tests.support import recorded
 from tests.support.stores import STORES, Copy, Known, StoreKind, fold, keys_of, open_host
 

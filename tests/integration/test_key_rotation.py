@@ -26,7 +26,7 @@ from logto_webhooks.signing_keys import (
     hook_of_sender,
 )
 from logto_webhooks.testing import make
-from logto_webhooks.testing.fake.logto import FakeLogto
+from logto_webhooks.testing.fake import FakeLogto
 from tests.integration.conftest import Run
 from tests.support.fake import credentials, serving
 from tests.support.service import Service, command

@@ -9,8 +9,8 @@ from starlette.types import Receive, Scope, Send
 from logto_webhooks.listen.log_reader import LogReader
 from logto_webhooks.logto.client import ManagementClient
 from logto_webhooks.testing import FrozenClock
-from logto_webhooks.testing.fake.app import served
-from logto_webhooks.testing.fake.logto import FakeLogto
+from logto_webhooks.testing.fake import FakeLogto
+from logto_webhooks.testing.fake.app import serve
 from tests.integration.test_stores import T0
 from tests.support.waiting import eventually
 
@@ -36,7 +36,7 @@ def test_a_copy_that_ended_later_is_still_one() -> None:
         async def seen() -> list[str | None]:
             return got
 
-        async with served(slow, 0) as url, FakeLogto(at_once=1, now=clock.now) as logto:
+        async with serve(slow, 0) as url, FakeLogto(at_once=1, now=clock.now) as logto:
             for to in (NOBODY, url):
                 logto.add_hook(to)
             api = ManagementClient(

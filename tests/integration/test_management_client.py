@@ -26,7 +26,7 @@ from logto_webhooks.logto.transport import (
     retry_delay,
 )
 from logto_webhooks.testing import FrozenClock
-from logto_webhooks.testing.fake.logto import FakeLogto
+from logto_webhooks.testing.fake import FakeLogto
 from tests.support.recorded import FOLDER
 
 T = TypeVar("T")

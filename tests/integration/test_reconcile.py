@@ -24,7 +24,7 @@ from logto_webhooks.reconcile.reconcile import ReconcileResult, Reconciliation
 from logto_webhooks.reconcile.refetch import Refetcher
 from logto_webhooks.records.record import Key
 from logto_webhooks.testing import FrozenClock, make
-from logto_webhooks.testing.fake.logto import FakeLogto
+from logto_webhooks.testing.fake import FakeLogto
 from tests.support.fake import credentials, serving
 from tests.support.service import command
 from tests.support.stores import Copy, StoreKind, open_host

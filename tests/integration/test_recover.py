@@ -19,10 +19,9 @@ from logto_webhooks.logto.client import ManagementClient
 from logto_webhooks.reconcile import recover
 from logto_webhooks.reconcile.recover import RecoverResult, Recovery
 from logto_webhooks.samples import history
-from logto_webhooks.samples.diff import differences
+from logto_webhooks.samples.history import differences
 from logto_webhooks.testing import FrozenClock
-from logto_webhooks.testing.fake.faults import Faults
-from logto_webhooks.testing.fake.logto import FakeLogto
+from logto_webhooks.testing.fake import FakeLogto, Faults
 from tests.support import recorded
 from tests.support.fake import credentials, serving
 from tests.support.service import Service, command, one_line

@@ -19,10 +19,9 @@ from logto_webhooks.logto.client import ManagementClient
 from logto_webhooks.reconcile.refetch import Refetcher
 from logto_webhooks.records.record import Key
 from logto_webhooks.samples import history
-from logto_webhooks.samples.diff import differences
-from logto_webhooks.samples.history import Final, Name
+from logto_webhooks.samples.history import Final, Name, differences
 from logto_webhooks.testing import FrozenClock, make
-from logto_webhooks.testing.fake.logto import FakeLogto
+from logto_webhooks.testing.fake import FakeLogto
 from tests.support import recorded
 from tests.support.fake import serving
 from tests.support.service import PATH, command

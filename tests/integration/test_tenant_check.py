@@ -22,7 +22,7 @@ from logto_webhooks.reconcile.reconcile import Reconciliation
 from logto_webhooks.reconcile.refetch import Refetcher
 from logto_webhooks.signing_keys import trust
 from logto_webhooks.testing import FrozenClock, make
-from logto_webhooks.testing.fake.logto import FakeLogto
+from logto_webhooks.testing.fake import FakeLogto
 from tests.support.stores import RECEIVED_AT, Copy, StoreKind, open_host
 
 KINDS: tuple[StoreKind, ...] = ("sqlite", "asyncpg")

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from logto_webhooks.testing.fake.logto import FakeLogto
+from logto_webhooks.testing.fake import FakeLogto
 
 _LONG: Final = re.compile(r"\(.{40,}\)")  # a default that its method explains
 

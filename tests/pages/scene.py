@@ -18,7 +18,7 @@ from logto_webhooks.deliveries import NewDelivery, identify, sent_at_of
 from logto_webhooks.samples import history
 from logto_webhooks.signing_keys import trust
 from logto_webhooks.testing import SIGNING_KEY, make
-from logto_webhooks.testing.fake.logto import FakeLogto
+from logto_webhooks.testing.fake import FakeLogto
 from tests.support.fake import credentials
 from tests.support.service import Service, clean_environment, command
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from logto_webhooks import LogtoWebhooks, events
-from logto_webhooks.testing.fake.logto import FakeLogto
+from logto_webhooks.testing.fake import FakeLogto
 from tests.support import postgres
 from tests.support.service import PATH, Service
 

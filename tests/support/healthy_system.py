@@ -21,8 +21,8 @@ from logto_webhooks import LogtoWebhooks, events
 from logto_webhooks.admin import Admin
 from logto_webhooks.doctor.faults import Finding, Level
 from logto_webhooks.settings import from_env
-from logto_webhooks.testing.fake.app import served
-from logto_webhooks.testing.fake.logto import FakeLogto
+from logto_webhooks.testing.fake import FakeLogto
+from logto_webhooks.testing.fake.app import serve
 from tests.support.service import PATH
 from tests.support.waiting import eventually
 
@@ -124,7 +124,7 @@ async def _healthy(folder: Path, ahead_ms: int, given: dict[str, Any]) -> AsyncI
         @app.on(events.RoleCreated, name="audit")
         def audit(event: events.RoleCreated) -> None: ...
 
-        async with served(app, 0) as origin:
+        async with serve(app, 0) as origin:
             hook = logto.add_hook(f"{origin}{PATH}", name="the webhook")["id"]
             logto.add_hook(NEIGHBOUR, signing_key="hush", name="a neighbour", events=[RARE])
             async with app.lifespan():
@@ -183,7 +183,7 @@ async def breaking(tls: str | None = None) -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def _at(app: ASGIApp) -> AsyncIterator[str]:
-    async with served(app, 0) as origin:
+    async with serve(app, 0) as origin:
         yield f"{origin}{PATH}"
 
 

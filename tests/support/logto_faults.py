@@ -11,7 +11,7 @@ from logto_webhooks import canonical_json
 from logto_webhooks.doctor.faults import Finding
 from logto_webhooks.logto.webhooks import subscription
 from logto_webhooks.testing import make
-from logto_webhooks.testing.fake.log import entry
+from logto_webhooks.testing.fake import log_entry
 from tests.support.fake import NOBODY
 from tests.support.healthy_system import (
     OTHER_KEY,
@@ -296,7 +296,7 @@ async def _logged(clinic: Clinic, error: str) -> list[Finding]:
     payload = canonical_json.decode(make.user_created(at=an_hour_ago).body) | {
         "hookId": clinic.hook
     }
-    clinic.logto.populate_log(clinic.hook, [entry("e", payload, an_hour_ago, None, error)])
+    clinic.logto.populate_log(clinic.hook, [log_entry("e", payload, an_hour_ago, None, error)])
     try:
         return await clinic.ask()
     finally:

@@ -9,8 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from logto_webhooks import LogtoWebhooks, sign, testing
 from logto_webhooks.database.records import FoundRow
-from logto_webhooks.testing.fake.faults import Faults
-from logto_webhooks.testing.fake.logto import FakeLogto
+from logto_webhooks.testing.fake import FakeLogto, Faults
 
 app = testing.App(keys=["k"], clock=testing.FrozenClock())
 delivered = app.deliver(

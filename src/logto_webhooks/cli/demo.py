@@ -35,7 +35,7 @@ from logto_webhooks.instrumentation import (
 from logto_webhooks.records.outcome import OUTCOMES
 from logto_webhooks.runtime import Service, make_worker
 from logto_webhooks.samples import history
-from logto_webhooks.samples.diff import Difference, differences
+from logto_webhooks.samples.history import Difference, differences
 from logto_webhooks.samples.request import SignedRequest, sign_request
 from logto_webhooks.settings import Settings
 

@@ -22,10 +22,10 @@ from logto_webhooks.errors import MalformedEvent, SettingInvalid
 from logto_webhooks.events import parse
 from logto_webhooks.records.changes import changes_from_event
 from logto_webhooks.samples import scenarios
-from logto_webhooks.samples.faults import FAULTS, Fault, Step, plan_faults
-from logto_webhooks.samples.payloads import Json, payload
-from logto_webhooks.samples.request import sign_request
+from logto_webhooks.samples.payloads import payload
+from logto_webhooks.samples.request import FAULTS, Fault, Step, plan_faults, sign_request
 from logto_webhooks.samples.scenarios import SCENARIOS
+from logto_webhooks.samples.shapes import Json
 from logto_webhooks.settings import Settings
 from logto_webhooks.validation import check_choice
 

@@ -1,22 +1,26 @@
-"""Recorded histories: what a real Logto 1.42 sent during some life, and what it said at the end.
+"""Recorded histories: what a real Logto 1.42 sent, what it said at the end, and what differs here.
 
 Everybody in them is made up, and so are the keys.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from importlib import resources
 from typing import Any, Literal
 
 import msgspec
 from msgspec import Struct
 
+from logto_webhooks import canonical_json
+from logto_webhooks.database.records import FoundRow, RefetchNeed
+from logto_webhooks.records.record import Key, Kind, membership
 from logto_webhooks.samples.request import SignedRequest
+from logto_webhooks.samples.shapes import Json
 from logto_webhooks.signing_keys import HEADER
 
 Name = Literal["people", "calm", "race", "lossy"]
 NAMES: tuple[Name, ...] = ("people", "calm", "race", "lossy")
-Json = dict[str, Any]
 
 
 class Final(Struct, frozen=True):
@@ -37,34 +41,131 @@ class History(Struct, frozen=True):
     final: Final
 
 
-class _Recorded(Struct):
+class Recorded(Struct):
+    """A recorded delivery: the request, when it came (ms), and the status of the answer."""
+
     headers: list[tuple[str, str]]
     body: str
+    received_at: int
+    answered: int
 
-
-class _Event(Struct):
-    event: str
-
-
-class _Hook(Struct, rename="camel"):
-    signing_key: str
+    def to_request(self) -> SignedRequest:
+        """Make the request, with the headers that matter."""
+        kept = (HEADER, "user-agent", "content-type")
+        headers = [(name, value) for name, value in self.headers if name in kept]
+        event = msgspec.json.decode(self.body)["event"]
+        return SignedRequest(event, self.body.encode(), headers)
 
 
 def load(name: Name) -> History:
     """Load a history: people (217 deliveries), calm (414), race (765) or lossy (588)."""
+    hook, deliveries, final = read(name)
+    requests = [delivery.to_request() for delivery in deliveries]
+    return History(signing_key=hook["signingKey"], deliveries=requests, final=final)
+
+
+def read(name: Name) -> tuple[Json, list[Recorded], Final]:
+    """Read the files of a history: the webhook, what it sent, and what Logto said at the end."""
     folder = resources.files(__package__) / "histories" / name
     lines = (folder / "deliveries.jsonl").read_bytes().splitlines()
-    return History(
-        signing_key=msgspec.json.decode(
-            (folder / "hook.json").read_bytes(), type=_Hook
-        ).signing_key,
-        deliveries=[_signed(msgspec.json.decode(line, type=_Recorded)) for line in lines],
-        final=msgspec.json.decode((folder / "final.json").read_bytes(), type=Final),
+    return (
+        msgspec.json.decode((folder / "hook.json").read_bytes(), type=Json),
+        [msgspec.json.decode(line, type=Recorded) for line in lines],
+        msgspec.json.decode((folder / "final.json").read_bytes(), type=Final),
     )
 
 
-def _signed(recorded: _Recorded) -> SignedRequest:
-    body = recorded.body.encode()
-    kept = (HEADER, "user-agent", "content-type")
-    headers = [(name, value) for name, value in recorded.headers if name in kept]
-    return SignedRequest(msgspec.json.decode(body, type=_Event).event, body, headers)
+class Difference(Struct, frozen=True):
+    """One field, or the presence, of one record; the values as text."""
+
+    key: Key
+    field: str
+    ours: str
+    logto: str
+    doubtful: bool
+
+
+_USER_FIELDS = {
+    "username": "username",
+    "email": "primaryEmail",
+    "phone": "primaryPhone",
+    "name": "name",
+    "avatar": "avatar",
+    "identities": "identities",
+    "profile": "profile",
+    "custom_data": "customData",
+    "is_suspended": "isSuspended",
+    "last_sign_in_at": "lastSignInAt",
+    "created_at": "createdAt",
+}
+_ORGANIZATION_FIELDS = {
+    "name": "name",
+    "description": "description",
+    "custom_data": "customData",
+    "created_at": "createdAt",
+}
+
+
+def differences(
+    final: Final, users: list[FoundRow], organizations: list[FoundRow], waiting: list[RefetchNeed]
+) -> list[Difference]:
+    """List all that differs. The arguments are the whole mirror, deleted rows included."""
+    doubtful = {need.key for need in waiting if need.doubtful}
+    marked_users = [
+        user | {"customData": user["customData"] | {"logtoUserId": user["id"]}}
+        for user in final.users
+    ]
+    differing = [
+        *_compare_fields("user", users, marked_users, _USER_FIELDS),
+        *_compare_fields("organization", organizations, final.organizations, _ORGANIZATION_FIELDS),
+        *_compare_deleted("user", users, final.deleted_users),
+        *_compare_deleted("organization", organizations, final.deleted_organizations),
+        *_compare_members(organizations, final),
+    ]
+    return [
+        Difference(key, field, _to_text(mine), _to_text(logtos), key in doubtful)
+        for key, field, mine, logtos in differing
+    ]
+
+
+_Differing = Iterable[tuple[Key, str, Any, Any]]  # field, our value, Logto's value
+
+
+def _compare_fields(
+    kind: Kind, mirror: list[FoundRow], records: list[Json], names: dict[str, str]
+) -> _Differing:
+    ours = {mirrored.row[f"logto_{kind}_id"]: mirrored.row for mirrored in mirror}
+    theirs = {record["id"]: record for record in records}
+    live = {logto_id for logto_id, row in ours.items() if row["deleted_at"] is None}
+    for logto_id in sorted(live | theirs.keys()):
+        key = Key(kind, logto_id)
+        if logto_id not in live or logto_id not in theirs:
+            yield key, "exists", logto_id in live, logto_id in theirs
+            continue
+        for column, name in names.items():
+            mine, logtos = ours[logto_id][column], theirs[logto_id][name]
+            if mine != logtos:
+                yield key, column, mine, logtos
+
+
+def _compare_deleted(kind: Kind, mirror: list[FoundRow], deleted: list[str]) -> _Differing:
+    rows = [mirrored.row for mirrored in mirror]
+    mine = {row[f"logto_{kind}_id"] for row in rows if row["deleted_at"] is not None}
+    for logto_id in sorted(mine ^ set(deleted)):
+        yield Key(kind, logto_id), "deleted", logto_id in mine, logto_id in deleted
+
+
+def _compare_members(organizations: list[FoundRow], final: Final) -> _Differing:
+    ours = {
+        mirrored.row["logto_organization_id"]: set(mirrored.memberships)
+        for mirrored in organizations
+    }
+    theirs = {name: {user["id"] for user in users} for name, users in final.members.items()}
+    for organization in sorted(ours.keys() | theirs.keys()):
+        mine, logtos = ours.get(organization, set()), theirs.get(organization, set())
+        for user in sorted(mine ^ logtos):
+            yield membership(organization, user), "member", user in mine, user in logtos
+
+
+def _to_text(value: Any) -> str:
+    return value if isinstance(value, str) else canonical_json.encode(value).decode()

@@ -8,8 +8,8 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-from logto_webhooks.samples.payloads import Json, new_id, payload
-from logto_webhooks.samples.shapes import public
+from logto_webhooks.samples.payloads import new_id, payload
+from logto_webhooks.samples.shapes import Json, public
 
 _OF_SESSION: Final = ("createdAt", "userAgent", "hookId", "interactionEvent", "sessionId")
 _HOOK_LATER_MS: Final = 40  # PostRegister comes so much after User.Created

@@ -1,4 +1,4 @@
-"""The records as Logto 1.42 has them, key by key in its order."""
+"""Logto's records and the bodies of its webhooks, as Logto 1.42 has them, in its order of keys."""
 
 from __future__ import annotations
 
@@ -10,6 +10,14 @@ from logto_webhooks.events import BY_NAME
 Json = dict[str, Any]
 
 TENANT: Final = "default"
+APPLICATION: Final[Json] = {
+    "id": "fakespa0application00",
+    "type": "SPA",
+    "name": "Fake",
+    "description": None,
+}
+CLIENT_IP: Final = "203.0.113.9"
+_BROWSER: Final = "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36"
 # Those a hook of Logto 1.42 can subscribe to.
 EVENTS: Final = tuple(
     name for name in BY_NAME if not name.startswith(("Organization.User.", "TrustedDevice."))
@@ -36,7 +44,7 @@ def user(user_id: str, at: int, fields: Json) -> Json:
         "isSuspended": False,
         "hasPassword": False,
     }
-    return changed(made, fields)
+    return change(made, fields)
 
 
 def public(user: Json) -> Json:
@@ -58,30 +66,17 @@ def organization(organization_id: str, at: int, fields: Json) -> Json:
         "customCss": None,
         "createdAt": at,
     }
-    return changed(made, fields)
+    return change(made, fields)
 
 
 def role(role_id: str, name: str) -> Json:
     """A role of users."""
-    return {
-        "tenantId": TENANT,
-        "id": role_id,
-        "name": name,
-        "description": name,
-        "type": "User",
-        "isDefault": False,
-    }
+    return organization_role(role_id, name) | {"isDefault": False}
 
 
 def organization_role(role_id: str, name: str) -> Json:
     """A role of an organization's members."""
-    return {
-        "tenantId": TENANT,
-        "id": role_id,
-        "name": name,
-        "description": name,
-        "type": "User",
-    }
+    return organization_scope(role_id, name) | {"type": "User"}
 
 
 def scope(scope_id: str, at: int, resource_id: str, name: str) -> Json:
@@ -101,7 +96,7 @@ def organization_scope(scope_id: str, name: str) -> Json:
     return {"tenantId": TENANT, "id": scope_id, "name": name, "description": name}
 
 
-def iso(at: int) -> str:
+def to_iso(at: int) -> str:
     """Milliseconds since the epoch, as JavaScript writes them."""
     moment = datetime.fromtimestamp(at / 1000, UTC).isoformat(timespec="milliseconds")
     return moment.replace("+00:00", "Z")
@@ -124,9 +119,112 @@ def hook(
     }
 
 
-def changed(record: Json, fields: Json) -> Json:
-    """The record with other fields. Raises TypeError for a field that it lacks."""
+def change(record: Json, fields: Json) -> Json:
+    """Return the record with other fields. Raises TypeError for a field that it lacks."""
     unknown = sorted(fields.keys() - record.keys())
     if unknown:
         raise TypeError(f"Logto has no {', '.join(unknown)} here, only {', '.join(record)}")
     return record | fields
+
+
+def managed(event: str, at: int, call: str, params: dict[str, str], **rest: object) -> Json:
+    """Make what a call of the Management API sends; `call` is `PATCH /users/:userId`."""
+    method, route = call.split(" ")
+    path = route
+    for name, value in params.items():
+        path = path.replace(f":{name}", value)
+    call_fields = {
+        "path": path,
+        "method": method,
+        "status": 204 if method == "DELETE" else 200,
+        "params": params,
+        "matchedRoute": route,
+    }
+    return head(event, at) | call_fields | rest
+
+
+def registered(
+    event: str, at: int, session_id: str, application: Json = APPLICATION, **rest: object
+) -> Json:
+    """Make what a sign-up sends about the records that it made."""
+    body = {
+        "event": event,
+        "createdAt": to_iso(at),
+        "interactionEvent": "Register",
+        "userAgent": _BROWSER,
+        "applicationId": application["id"],
+        "sessionId": session_id,
+        "ip": CLIENT_IP,
+        "application": application,
+    }
+    return body | rest
+
+
+def interaction(
+    event: str, kind: str, at: int, session_id: str, user: Json, application: Json = APPLICATION
+) -> Json:
+    """Make what an interaction sends; `kind` is Register, SignIn or ForgotPassword."""
+    return {
+        "event": event,
+        "interactionEvent": kind,
+        "createdAt": to_iso(at),
+        "sessionId": session_id,
+        "userAgent": _BROWSER,
+        "userId": user["id"],
+        "userIp": CLIENT_IP,
+        "user": public(user),
+        "application": application,
+    }
+
+
+def head(event: str, at: int) -> Json:
+    """Make the beginning of most bodies."""
+    return {"event": event, "createdAt": to_iso(at), "userAgent": _BROWSER, "ip": CLIENT_IP}
+
+
+def console_test(event: str, hook_id: str, at: int) -> Json:
+    """Make what "send test payload" in Logto's console sends."""
+    head = {
+        "event": event,
+        "hookId": hook_id,
+        "createdAt": to_iso(at),
+        "userAgent": "fake-user-agent",
+    }
+    return head | (_make_fake_session(at) if event.startswith("Post") else _FAKE_CALL)
+
+
+_FAKE_CALL: Final[Json] = {
+    "path": "/fake-path/:id",
+    "method": "POST",
+    "status": 200,
+    "params": {"id": "fake-id"},
+    "data": {"result": "success"},
+}
+
+
+def _make_fake_session(at: int) -> Json:
+    user = {
+        "id": "fake-id",
+        "username": "fake-user",
+        "primaryEmail": "fake-user@fake-service.com",
+        "primaryPhone": "1234567890",
+        "name": "Fake User",
+        "avatar": "https://fake-service.com/avatars/fake-user.png",
+        "customData": {"theme": "light"},
+        "identities": {"google": {"userId": "fake-google-user-id"}},
+        "profile": {},
+        "applicationId": "fake-application-id",
+        "cimdClientId": None,
+        "isSuspended": False,
+        "lastSignInAt": at,
+        "createdAt": at,
+        "updatedAt": at,
+    }
+    application = {
+        "id": "fake-spa-application-id",
+        "type": "SPA",
+        "name": "Fake Application",
+        "description": "Fake application data for testing",
+    }
+    session = {"sessionId": "fake-session-id", "userIp": "fake-user-ip", "userId": "fake-id"}
+    return session | {"user": user, "application": application}

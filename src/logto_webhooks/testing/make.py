@@ -17,8 +17,7 @@ from functools import partial
 from typing import Any, Final
 
 from logto_webhooks import events
-from logto_webhooks.samples import scenarios
-from logto_webhooks.samples.payloads import console_test as _console_test
+from logto_webhooks.samples import scenarios, shapes
 from logto_webhooks.samples.payloads import payload
 from logto_webhooks.samples.request import SignedRequest, sign_request
 from logto_webhooks.testing.clock import MOMENTS
@@ -52,7 +51,7 @@ def sign_up(
     """Make what Logto sends when a user registers and joins `organizations` just in time."""
     at = _moment(at)
     sent = scenarios.sign_up(fields, at=at, rng=_random, id=id, organizations=organizations)
-    return [sign_request(each, key) for each in sent]
+    return [sign_request(body, key) for body in sent]
 
 
 def first_sign_in(
@@ -60,15 +59,15 @@ def first_sign_in(
 ) -> SignedRequest:
     """Make the PostSignIn of a user whom the sign-in creates, as with single sign-on: there is no
     User.Created."""
-    made = scenarios.first_sign_in(fields, at=_moment(at), rng=_random, id=id)
-    return sign_request(made, key)
+    body = scenarios.first_sign_in(fields, at=_moment(at), rng=_random, id=id)
+    return sign_request(body, key)
 
 
 def console_test(
     name: str = "User.Created", *, at: int | None = None, key: str = SIGNING_KEY
 ) -> SignedRequest:
     """Make what "send test payload" in Logto's console sends."""
-    return sign_request(_console_test(name, at=_moment(at)), key)
+    return sign_request(shapes.console_test(name, "sample-hook", _moment(at)), key)
 
 
 def _moment(at: int | None) -> int:

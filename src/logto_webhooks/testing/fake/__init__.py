@@ -1,8 +1,8 @@
 """A Logto for tests: Management API, log and webhooks, over real HTTP on 127.0.0.1."""
 
-from logto_webhooks.testing.fake.faults import Faults
+from logto_webhooks.testing.fake.log import MadeUsers
 from logto_webhooks.testing.fake.log import entry as log_entry
 from logto_webhooks.testing.fake.logto import FakeLogto
-from logto_webhooks.testing.fake.numbered import MadeUsers
+from logto_webhooks.testing.fake.sender import Faults
 
 __all__ = ["FakeLogto", "Faults", "MadeUsers", "log_entry"]

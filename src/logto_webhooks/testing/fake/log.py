@@ -1,15 +1,36 @@
-"""Logto's log of what its webhooks tried to deliver."""
+"""Logto's log of what its webhooks tried to deliver, of any length."""
 
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterable, Sequence
-from operator import itemgetter
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar, overload
 
 import msgspec
 
 from logto_webhooks.samples.shapes import Json
+
+T = TypeVar("T")
+
+
+class MadeUsers(Sequence[T], Generic[T]):
+    """`count` items, each made by `make(number)` when it is asked for. None is kept."""
+
+    def __init__(self, count: int, make: Callable[[int], T]) -> None:
+        self._numbers = range(count)
+        self._make = make
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[T]: ...
+    def __getitem__(self, index: int | slice) -> T | list[T]:
+        if isinstance(index, slice):
+            return [self._make(number) for number in self._numbers[index]]
+        return self._make(self._numbers[index])
 
 
 class Log:
@@ -19,46 +40,27 @@ class Log:
         self._own: list[Json] = []
         self._many: Sequence[Json] = ()
 
-    def hold(self, many: Sequence[Json]) -> None:
+    def hold(self, entries: Sequence[Json]) -> None:
         """Take any number of entries, the newest first, all older than those that are added."""
-        self._many = many
+        self._many = entries
 
     def add(self, entry: Json) -> None:
         """Add an entry."""
-        bisect.insort(self._own, entry, key=itemgetter("createdAt"))
+        bisect.insort(self._own, entry, key=_get_end)
 
-    def window(self, start: int, end: int) -> Window:
-        """The entries from `start` on and before `end`: Logto counts microseconds, so that what
-        it shows as having ended at `end` has ended after."""
-        own = self._own
-        first, last = (bisect.bisect_left(own, each, key=_ended) for each in (start, end))
+    def window(self, start: int, end: int) -> Sequence[Json]:
+        """The entries from `start` on and before `end`, newest first: Logto counts microseconds,
+        so that what it shows as having ended at `end` has ended after."""
+        first, last = (bisect.bisect_left(self._own, at, key=_get_end) for at in (start, end))
         newest, oldest = (
-            bisect.bisect_right(self._many, -each, key=lambda entry: -_ended(entry))
-            for each in (end, start)
+            bisect.bisect_right(self._many, -at, key=lambda entry: -_get_end(entry))
+            for at in (end, start)
         )
-        return Window(own, range(last - 1, first - 1, -1), self._many, range(newest, oldest))
-
-
-class Window:
-    """Some of the entries, the newest first."""
-
-    def __init__(
-        self, own: Sequence[Json], own_places: range, many: Sequence[Json], places: range
-    ) -> None:
-        self._parts = ((own, own_places), (many, places))
-
-    def __len__(self) -> int:
-        return sum(len(places) for _, places in self._parts)
-
-    def page(self, offset: int, size: int) -> list[Json]:
-        """List some of them."""
-        return list(self._page(offset, size))
-
-    def _page(self, offset: int, size: int) -> Iterable[Json]:
-        for entries, places in self._parts:
-            here = places[offset : offset + size]
-            yield from (entries[place] for place in here)
-            offset, size = max(0, offset - len(places)), size - len(here)
+        own, many = self._own[first:last][::-1], self._many
+        return MadeUsers(
+            len(own) + oldest - newest,
+            lambda place: own[place] if place < len(own) else many[newest + place - len(own)],
+        )
 
 
 def entry(
@@ -66,15 +68,15 @@ def entry(
 ) -> Json:
     """Make a log entry. Without an error, it is a success. The payload includes `hookId`."""
     key = f"TriggerHook.{payload['event']}"
-    told: Json = {"key": key, "result": "Error" if error else "Success"}
-    told |= {"error": error} if error else {}
-    told |= {"hookId": payload["hookId"]} | ({"response": response} if response else {})
-    told |= {"hookRequest": {"body": _as_jsonb(payload)}}
-    return {"id": entry_id, "key": key, "payload": told, "createdAt": ended_at}
+    attempt: Json = {"key": key, "result": "Error" if error else "Success"}
+    attempt |= {"error": error} if error else {}
+    attempt |= {"hookId": payload["hookId"]} | ({"response": response} if response else {})
+    attempt |= {"hookRequest": {"body": _sort_keys(payload)}}
+    return {"id": entry_id, "key": key, "payload": attempt, "createdAt": ended_at}
 
 
-def response(status: int, body: bytes) -> Json:
-    """An answer as it is logged."""
+def log_response(status: int, body: bytes) -> Json:
+    """Make what is logged of an answer."""
     try:
         content = msgspec.json.decode(body)
     except msgspec.DecodeError:
@@ -82,16 +84,16 @@ def response(status: int, body: bytes) -> Json:
     return {"body": content, "statusCode": status}
 
 
-def _ended(entry: Json) -> int:
+def _get_end(entry: Json) -> int:
     ended_at: int = entry["createdAt"]
     return ended_at
 
 
-def _as_jsonb(value: Any) -> Any:
+def _sort_keys(value: Any) -> Any:
     """The database's order of keys: the short ones first."""
     if isinstance(value, dict):
         names = sorted(value, key=lambda name: (len(name.encode()), name))
-        return {name: _as_jsonb(value[name]) for name in names}
+        return {name: _sort_keys(value[name]) for name in names}
     if isinstance(value, list):
-        return [_as_jsonb(each) for each in value]
+        return [_sort_keys(item) for item in value]
     return value

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import string
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from types import TracebackType
 from typing import Final
 
-from logto_webhooks.samples import shapes
-from logto_webhooks.samples.history import Name
+import msgspec
+
+from logto_webhooks.samples import history
+from logto_webhooks.samples.history import Name, Recorded
 from logto_webhooks.samples.shapes import Json
-from logto_webhooks.testing.fake import from_history
+from logto_webhooks.testing.fake import log as delivery_log
 from logto_webhooks.testing.fake.actions import Actions
-from logto_webhooks.testing.fake.app import FakeApp, served
-from logto_webhooks.testing.fake.faults import Faults
-from logto_webhooks.testing.fake.numbered import LazyUsers
+from logto_webhooks.testing.fake.app import FakeApp, TokenRoutes, serve
 from logto_webhooks.testing.fake.routes import ApiRoutes, HookRoutes
-from logto_webhooks.testing.fake.sender import TIMEOUT_S, Sender
-from logto_webhooks.testing.fake.state import FakeState
-from logto_webhooks.testing.fake.tokens import TokenRoutes
+from logto_webhooks.testing.fake.sender import TIMEOUT_S, Faults, Sender
+from logto_webhooks.testing.fake.state import FakeState, LazyUsers
 from logto_webhooks.testing.make import SIGNING_KEY
 
 _MINUTE_MS: Final = 60_000
@@ -54,7 +52,6 @@ class FakeLogto(Actions):
         port: int = 0,
         state: FakeState | None = None,
     ) -> None:
-        self.signing_key = signing_key
         self.app_id = "fake-logto-app"
         self.app_secret = "fake-logto-app-secret"
         self.url: str = ""
@@ -63,7 +60,7 @@ class FakeLogto(Actions):
         clock, state = now or _now, state or FakeState()
         self._deliveries = Sender(state, clock, seed, timeout_s)
         self._tokens = TokenRoutes(self.app_id, self.app_secret, clock, seed)
-        super().__init__(state, clock, seed, ties, self._deliveries.queue)
+        super().__init__(state, clock, seed, ties, self._deliveries.queue, signing_key)
         hooks = HookRoutes(state, self, clock, self._deliveries.test)
         routes = [*ApiRoutes(state).routes(), *hooks.routes()]
         self._front = FakeApp(routes, self._tokens, lambda: self.faults, clock, seed)
@@ -82,9 +79,19 @@ class FakeLogto(Actions):
         `log` contains the recorded entries, newest first; by default, they are made from the
         deliveries. Unless you give a clock, its clock stands one minute after the end.
         """
-        state, ended_at = from_history.load(name, log)
-        [hook] = state.hooks.values()
-        clock = now or (lambda: ended_at + _MINUTE_MS)
+        hook, deliveries, final = history.read(name)
+        log = log or _make_log(deliveries)
+        state = FakeState()
+        for user in final.users:
+            state.users.add(user)
+        for organization in final.organizations:
+            state.add_organization(organization)
+        for organization_id, members in final.members.items():
+            roles = {member["id"]: member["organizationRoles"] for member in members}
+            state.members[organization_id] = roles
+        state.add_hook(hook)
+        state.log(hook["id"]).hold(log)
+        clock = now or (lambda: log[0]["createdAt"] + _MINUTE_MS)
         return cls(signing_key=hook["signingKey"], now=clock, state=state)
 
     @property
@@ -101,44 +108,15 @@ class FakeLogto(Actions):
         """The webhooks, newest first."""
         return self._state.all_hooks()
 
-    def add_hook(
-        self,
-        url: str,
-        *,
-        events: Sequence[str] = shapes.EVENTS,
-        signing_key: str | None = None,
-        name: str | None = None,
-    ) -> Json:
-        """Create a webhook for events, by default for all of them."""
-        key = self.signing_key if signing_key is None else signing_key
-        made = shapes.hook(self._new_id(21), self._now(), url, list(events), key, name)
-        self._state.add_hook(made)
-        return made
-
-    def change_hook(self, hook_id: str, **fields: object) -> Json:
-        """Replace fields of a webhook, including the whole `config`, as Logto does. Raises
-        KeyError, TypeError."""
-        changed = shapes.changed(self._state.hooks[hook_id], fields)
-        self._state.hooks[hook_id] = changed
-        return changed
-
-    def delete_hook(self, hook_id: str) -> None:
-        """Delete a webhook and its log. Queued deliveries are still sent. Raises KeyError."""
-        self._state.drop_hook(hook_id)
-
-    def rotate_signing_key(self, hook_id: str) -> Json:
-        """Give a webhook a new key at once. Queued deliveries keep the old one. Raises KeyError."""
-        key = "".join(self._random.choices(string.ascii_letters + string.digits, k=32))
-        return self.change_hook(hook_id, signingKey=key)
-
     def populate(self, users: int | Sequence[Json]) -> None:
         """Add many users without sending anything: a number of them, or a sequence, oldest first.
 
         A sequence can create each user on access. All must be older than the users that you create
         afterwards.
         """
-        many = LazyUsers(users, self._now()) if isinstance(users, int) else users
-        self._state.users.hold(many)
+        if isinstance(users, int):
+            users = LazyUsers(users, self._now())
+        self._state.users.hold(users)
 
     def populate_log(self, hook_id: str, entries: Sequence[Json]) -> None:
         """Add many entries to a webhook's log, newest first, and older than all later ones."""
@@ -162,7 +140,7 @@ class FakeLogto(Actions):
         await self._deliveries.settle()
 
     async def __aenter__(self) -> FakeLogto:
-        self.url = await self._stack.enter_async_context(served(self._front, self._port))
+        self.url = await self._stack.enter_async_context(serve(self._front, self._port))
         self._port = int(self.url.rpartition(":")[2])
         sending = asyncio.create_task(self._deliveries.run(self._at_once))
         self._stack.push_async_callback(_stop, sending)
@@ -185,3 +163,24 @@ async def _stop(task: asyncio.Task[None]) -> None:
 
 def _now() -> int:
     return time.time_ns() // 1_000_000
+
+
+def _make_log(deliveries: Sequence[Recorded]) -> list[Json]:
+    """Make the log of a history: each attempt ended when the delivery was received. Tests of the
+    console aren't logged."""
+    newest_first = sorted(deliveries, key=lambda delivery: delivery.received_at, reverse=True)
+    entries = []
+    for number, delivery in enumerate(newest_first):
+        payload = msgspec.json.decode(delivery.body, type=Json)
+        if payload["userAgent"] != "fake-user-agent":
+            is_success = delivery.answered == 200
+            entries.append(
+                delivery_log.entry(
+                    f"{number:021}",
+                    payload,
+                    delivery.received_at,
+                    delivery_log.log_response(delivery.answered, b"ok"),
+                    None if is_success else f"HTTPError: status {delivery.answered}",
+                )
+            )
+    return entries

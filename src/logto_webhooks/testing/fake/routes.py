@@ -1,9 +1,9 @@
-"""The routes of the Management API that are about users, organizations and roles."""
+"""The routes of the Management API, and its manner to answer, to page and to refuse."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -13,23 +13,35 @@ from starlette.routing import Route
 
 from logto_webhooks.samples import shapes
 from logto_webhooks.samples.shapes import Json
-from logto_webhooks.testing.fake import payloads
-from logto_webhooks.testing.fake.responses import (
-    answer,
-    is_paged,
-    list_response,
-    not_found,
-    paged,
-    read_id,
-    refuse,
-    unknown,
-)
+from logto_webhooks.testing.fake.actions import Actions
 from logto_webhooks.testing.fake.sender import SendResult
 from logto_webhooks.testing.fake.state import FakeState
 
+PAGE_SIZE: Final = 20
+LARGEST_PAGE: Final = 100
+_DAY_MS: Final = 86_400_000
+T = TypeVar("T", bound=Struct)
+SendTest = Callable[[str, Json, str], Awaitable[SendResult]]  # url, payload, signing key
+
+
+def answer(content: Any, status: int = 200) -> Response:
+    """Answer JSON, as Logto sends it."""
+    response = Response(msgspec.json.encode(content), status)
+    response.headers["content-type"] = "application/json; charset=utf-8"
+    return response
+
+
+def refuse(
+    status: int, code: str, message: str, data: Json | None = None, details: str | None = None
+) -> Response:
+    """Answer an error, as Logto words it."""
+    content: Json = {"code": code} | ({} if data is None else {"data": data})
+    content |= {} if details is None else {"details": details}
+    return answer(content | {"message": message}, status)
+
 
 class ApiRoutes:
-    """Answers from the state."""
+    """Answers about users, organizations and roles, from the state."""
 
     def __init__(self, state: FakeState) -> None:
         self._state = state
@@ -53,66 +65,40 @@ class ApiRoutes:
         return Response(status_code=204)
 
     async def _users(self, request: Request) -> Response:
-        return paged(request, len(self._state.users), self._state.users.page)
+        return _answer_page(request, self._state.users.newest_first())
 
     async def _user(self, request: Request) -> Response:
-        found = self._state.users.get(read_id(request))
-        return not_found() if found is None else answer(found)
+        user = self._state.users.get(_read_id(request))
+        return _refuse_user() if user is None else answer(user)
 
     async def _roles(self, request: Request) -> Response:
-        if self._state.users.get(read_id(request)) is None:
-            return not_found()
-        return list_response(request, self._state.user_roles.get(read_id(request), []))
+        if self._state.users.get(_read_id(request)) is None:
+            return _refuse_user()
+        return _answer_page(request, self._state.user_roles.get(_read_id(request), []))
 
     async def _all_roles(self, request: Request) -> Response:
-        return list_response(request, self._state.all_roles())
+        return _answer_page(request, self._state.all_roles())
 
     async def _holders(self, request: Request) -> Response:
-        role_id = read_id(request)
-        total = self._state.holders(role_id, 0, 0)[1]
-        return paged(request, total, lambda *at: self._state.holders(role_id, *at)[0])
+        return _answer_page(request, self._state.holders(_read_id(request)))
 
     async def _user_organizations(self, request: Request) -> Response:
-        if self._state.users.get(read_id(request)) is None:
-            return not_found()
-        return answer(self._state.user_organizations(read_id(request)))
+        if self._state.users.get(_read_id(request)) is None:
+            return _refuse_user()
+        return answer(self._state.user_organizations(_read_id(request)))
 
     async def _organizations(self, request: Request) -> Response:
-        return list_response(request, self._state.all_organizations())
+        return _answer_page(request, self._state.all_organizations())
 
     async def _organization(self, request: Request) -> Response:
-        found = self._state.organizations.get(read_id(request))
-        return unknown("organizations", read_id(request)) if found is None else answer(found)
+        organization_id = _read_id(request)
+        organization = self._state.organizations.get(organization_id)
+        if organization is None:
+            return _refuse_unknown("organizations", organization_id)
+        return answer(organization)
 
     async def _organization_users(self, request: Request) -> Response:
-        organization_id = read_id(request)
-        total = len(self._state.members.get(organization_id, ()))
-        return paged(
-            request,
-            total,
-            lambda offset, size: self._state.organization_users(organization_id, offset, size),
-        )
-
-
-T = TypeVar("T", bound=Struct)
-SendTest = Callable[[str, Json, str], Awaitable[SendResult]]  # url, payload, signing key
-_DAY_MS: Final = 86_400_000
-
-
-class Keeper(Protocol):
-    """What makes and changes webhooks."""
-
-    def add_hook(self, url: str, *, events: Sequence[str], name: str | None) -> Json:
-        """Make one."""
-
-    def change_hook(self, hook_id: str, **fields: object) -> Json:
-        """Replace fields."""
-
-    def delete_hook(self, hook_id: str) -> None:
-        """Delete one."""
-
-    def rotate_signing_key(self, hook_id: str) -> Json:
-        """Give one a new key."""
+        return _answer_page(request, self._state.organization_users(_read_id(request)))
 
 
 class _Config(Struct, omit_defaults=True):
@@ -120,13 +106,13 @@ class _Config(Struct, omit_defaults=True):
     headers: dict[str, str] | None = None
 
 
-class _New(Struct):
+class _NewHook(Struct):
     config: _Config
     name: str = ""
     events: list[str] | None = None
 
 
-class _Changed(Struct, omit_defaults=True):
+class _HookChanges(Struct, omit_defaults=True):
     config: _Config | None = None
     name: str | None = None
     events: list[str] | None = None
@@ -139,13 +125,13 @@ class _Test(Struct):
 
 
 class HookRoutes:
-    """Answers from the state, and changes it."""
+    """Answers about webhooks from the state, and changes them."""
 
     def __init__(
-        self, state: FakeState, keeper: Keeper, now: Callable[[], int], send_test: SendTest
+        self, state: FakeState, actions: Actions, now: Callable[[], int], send_test: SendTest
     ) -> None:
         self._state = state
-        self._keeper = keeper
+        self._actions = actions
         self._now = now
         self._send_test = send_test
 
@@ -154,119 +140,171 @@ class HookRoutes:
         one = "/api/hooks/{id}"
         return [
             Route("/api/hooks", self._all),
-            Route("/api/hooks", self._made, methods=["POST"]),
+            Route("/api/hooks", self._create, methods=["POST"]),
             Route(one, self._one),
-            Route(one, self._changed, methods=["PATCH"]),
-            Route(one, self._deleted, methods=["DELETE"]),
-            Route(f"{one}/signing-key", self._rotated, methods=["PATCH"]),
+            Route(one, self._change, methods=["PATCH"]),
+            Route(one, self._delete, methods=["DELETE"]),
+            Route(f"{one}/signing-key", self._rotate, methods=["PATCH"]),
             Route(f"{one}/test", self._test, methods=["POST"]),
             Route(f"{one}/recent-logs", self._recent_logs),
         ]
 
     async def _all(self, request: Request) -> Response:
         hooks = self._state.all_hooks()
-        return list_response(request, hooks) if is_paged(request) else answer(hooks)
+        is_paged = request.query_params.keys() & {"page", "page_size"}
+        return _answer_page(request, hooks) if is_paged else answer(hooks)
 
     async def _one(self, request: Request) -> Response:
-        found = self._state.hooks.get(read_id(request))
-        return unknown("hooks", read_id(request)) if found is None else answer(found)
+        hook = self._state.hooks.get(_read_id(request))
+        return _refuse_unknown("hooks", _read_id(request)) if hook is None else answer(hook)
 
-    async def _made(self, request: Request) -> Response:
-        wanted = await _read(request, _New)
-        if wanted is None:
-            return _invalid()
-        if wanted.events is None:
+    async def _create(self, request: Request) -> Response:
+        new = await _read_body(request, _NewHook)
+        if new is None:
+            return _refuse_body()
+        if new.events is None:
             message = "You need to provide at least one event."
             return refuse(400, "hook.missing_events", message)
-        if unsent := _unsent(wanted.events):
-            return unsent
-        made = self._keeper.add_hook(wanted.config.url, events=wanted.events, name=wanted.name)
-        return answer(self._keeper.rotate_signing_key(made["id"]), 201)
+        if refusal := _check_events(new.events):
+            return refusal
+        hook = self._actions.add_hook(new.config.url, events=new.events, name=new.name)
+        return answer(self._actions.rotate_signing_key(hook["id"]), 201)
 
-    async def _changed(self, request: Request) -> Response:
-        wanted = await _read(request, _Changed)
-        if wanted is None:
-            return _invalid()
-        if unsent := _unsent(wanted.events or []):
-            return unsent
-        if read_id(request) not in self._state.hooks:
-            return unknown("hooks", read_id(request))
-        fields: Json = msgspec.to_builtins(wanted)
-        return answer(self._keeper.change_hook(read_id(request), **fields))
+    async def _change(self, request: Request) -> Response:
+        changes = await _read_body(request, _HookChanges)
+        if changes is None:
+            return _refuse_body()
+        if refusal := _check_events(changes.events or []):
+            return refusal
+        if _read_id(request) not in self._state.hooks:
+            return _refuse_unknown("hooks", _read_id(request))
+        fields: Json = msgspec.to_builtins(changes)
+        return answer(self._actions.change_hook(_read_id(request), **fields))
 
-    async def _deleted(self, request: Request) -> Response:
-        if read_id(request) not in self._state.hooks:
-            return not_found()
-        self._keeper.delete_hook(read_id(request))
+    async def _delete(self, request: Request) -> Response:
+        if _read_id(request) not in self._state.hooks:
+            return _refuse_user()
+        self._actions.delete_hook(_read_id(request))
         return Response(status_code=204)
 
-    async def _rotated(self, request: Request) -> Response:
-        if read_id(request) not in self._state.hooks:
-            return unknown("hooks", read_id(request))
-        return answer(self._keeper.rotate_signing_key(read_id(request)))
+    async def _rotate(self, request: Request) -> Response:
+        if _read_id(request) not in self._state.hooks:
+            return _refuse_unknown("hooks", _read_id(request))
+        return answer(self._actions.rotate_signing_key(_read_id(request)))
 
     async def _test(self, request: Request) -> Response:
-        hook = self._state.hooks.get(read_id(request))
+        hook = self._state.hooks.get(_read_id(request))
         if hook is None:
-            return unknown("hooks", read_id(request))
-        wanted = await _read(request, _Test)
-        if wanted is None or not wanted.events:
-            return _invalid()
-        if unsent := _unsent(wanted.events):
-            return unsent
-        for event in wanted.events:
-            payload = payloads.console_test(event, hook["id"], self._now())
-            outcome = await self._send_test(wanted.config.url, payload, hook["signingKey"])
+            return _refuse_unknown("hooks", _read_id(request))
+        test = await _read_body(request, _Test)
+        if test is None or not test.events:
+            return _refuse_body()
+        if refusal := _check_events(test.events):
+            return refusal
+        for event in test.events:
+            payload = shapes.console_test(event, hook["id"], self._now())
+            outcome = await self._send_test(test.config.url, payload, hook["signingKey"])
             if outcome.error:
-                return _test_failed(outcome)
+                return _refuse_test(outcome)
         return Response(status_code=204)
 
     async def _recent_logs(self, request: Request) -> Response:
-        start, end = (request.query_params.get(name) for name in ("start_time", "end_time"))
-        for name, given in (("start_time", start), ("end_time", end)):
-            if given is not None and not (given.isascii() and given.isdigit()):
+        now = self._now()
+        bounds = {"start_time": now - _DAY_MS, "end_time": now + 1}
+        query = request.query_params
+        for name in [name for name in bounds if name in query]:
+            number = _parse_number(query[name])
+            if number is None:
                 return refuse(400, "guard.invalid_input", f"The request {name} is invalid.")
-        if start and end and int(end) <= int(start):
+            bounds[name] = number
+        start, end = bounds.values()
+        if bounds.keys() <= query.keys() and end <= start:
             message = "`end_time` must be after `start_time`."
             return refuse(400, "log.invalid_time_window", message)
-        now = self._now()
-        window = self._state.log(read_id(request)).window(
-            int(start) if start else now - _DAY_MS, int(end) if end else now + 1
-        )
-        return paged(request, len(window), window.page)
+        return _answer_page(request, self._state.log(_read_id(request)).window(start, end))
 
 
-async def _read(request: Request, shape: type[T]) -> T | None:
+def _read_id(request: Request) -> str:
+    """Return the id in the path."""
+    record_id: str = request.path_params["id"]
+    return record_id
+
+
+async def _read_body(request: Request, shape: type[T]) -> T | None:
     try:
         return msgspec.json.decode(await request.body(), type=shape)
     except msgspec.DecodeError:
         return None
 
 
-def _invalid(**told: Any) -> Response:
-    return refuse(400, "guard.invalid_input", "The request body is invalid.", **told)
+def _answer_page(request: Request, items: Sequence[Json]) -> Response:
+    query = request.query_params
+    page = _parse_number(query.get("page", "1"))
+    size = _parse_number(query.get("page_size", str(PAGE_SIZE)))
+    if not page or not size or size > LARGEST_PAGE:
+        message = "The request pagination value is invalid."
+        return refuse(400, "guard.invalid_pagination", message)
+    response = answer(items[(page - 1) * size : page * size])
+    response.headers["total-number"] = str(len(items))
+    last = max(1, -(-len(items) // size))
+    before = [("prev", page - 1)] if page > 1 else []
+    after = [("next", page + 1)] if page < last else []
+    for relation, number in [("first", 1), *before, ("last", last), *after]:
+        response.headers.append("link", f'<{_make_url(request, number)}>; rel="{relation}"')
+    return response
 
 
-def _unsent(events: list[str]) -> Response | None:
-    """What is said of the first event that no webhook of this Logto can have."""
+def _parse_number(text: str) -> int | None:
+    return int(text) if text.isascii() and text.isdigit() else None
+
+
+def _make_url(request: Request, page: int) -> str:
+    """Make a page's URL, wrong as Logto's are: without `/api`."""
+    parts = [part for part in request.url.query.split("&") if part]
+    names = [part.split("=")[0] for part in parts]
+    if "page" in names:
+        parts[names.index("page")] = f"page={page}"
+    else:
+        parts.append(f"page={page}")
+    path = request.url.path.removeprefix("/api")
+    return f"{request.url.scheme}://{request.url.netloc}{path}?{'&'.join(parts)}"
+
+
+def _refuse_user() -> Response:
+    """Answer as about an unknown user."""
+    return refuse(404, "entity.not_found", "The resource does not exist.")
+
+
+def _refuse_unknown(kind: str, record_id: str) -> Response:
+    """Answer as about an unknown record of most other kinds."""
+    message = f"The {kind} with ID `{record_id}` does not exist."
+    return refuse(404, "entity.not_exists_with_id", message)
+
+
+def _refuse_body(**rest: Any) -> Response:
+    return refuse(400, "guard.invalid_input", "The request body is invalid.", **rest)
+
+
+def _check_events(events: list[str]) -> Response | None:
+    """Refuse the first event that no webhook of this Logto can have."""
     known = shapes.EVENTS
     for place, event in enumerate(events):
         if event not in known:
-            expected = " | ".join(f"'{each}'" for each in known)
+            expected = " | ".join(f"'{name}'" for name in known)
             message = f"Invalid enum value. Expected {expected}, received '{event}'"
             code = "invalid_enum_value"
             issue: Json = {"received": event, "code": code, "options": list(known)}
             issue |= {"path": ["events", place], "message": message}
             details = f'Error in key path "events.{place}": ({code}) {message}'
-            return _invalid(data={"issues": [issue], "name": "ZodError"}, details=details)
+            return _refuse_body(data={"issues": [issue], "name": "ZodError"}, details=details)
     return None
 
 
-def _test_failed(outcome: SendResult) -> Response:
-    if outcome.response is None:
+def _refuse_test(outcome: SendResult) -> Response:
+    response = outcome.response
+    if response is None:
         message = f"Failed to send test payload: {outcome.error}"
         return refuse(422, "hook.send_test_payload_failed", message)
-    told = outcome.response
-    data = {"responseStatus": told["statusCode"], "responseBody": str(told["body"])}
+    data = {"responseStatus": response["statusCode"], "responseBody": str(response["body"])}
     code, message = "hook.endpoint_responded_with_error", "Endpoint responded with error."
     return refuse(422, code, message, data)

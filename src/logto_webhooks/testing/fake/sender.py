@@ -1,4 +1,4 @@
-"""Sends the webhooks: each once, up to ten at a time, unordered, from memory."""
+"""Sends the webhooks: each once, up to ten at a time, unordered, from memory, with faults."""
 
 from __future__ import annotations
 
@@ -16,14 +16,57 @@ from logto_webhooks.samples.payloads import new_id
 from logto_webhooks.samples.request import SignedRequest, sign_request
 from logto_webhooks.samples.shapes import Json
 from logto_webhooks.testing.fake import log
-from logto_webhooks.testing.fake.faults import Fate, Faults, draw
 from logto_webhooks.testing.fake.state import FakeState
 
+REORDERED_BY: Final = 10
 TIMEOUT_S: Final = 10.0
 _REFUSED: Final = (
     'TypeError: {"message":"fetch failed","cause":{"message":"connect ECONNREFUSED",'
     '"errno":-111,"code":"ECONNREFUSED","syscall":"connect"}}'
 )
+
+
+class Faults(Struct, frozen=True, kw_only=True):
+    """Probabilities from 0 to 1, drawn for each delivery as it is queued, and for each API answer.
+
+    Deliveries: `lost` ones fail and are logged as failed; `silent` ones are neither sent nor
+    logged; `doubled` ones are sent twice; `reordered` ones are sent after up to ten others that
+    wait with them; `delay_ms` is the shortest and the longest delay. The API: `status_429`, with
+    `retry_after_s` for `Retry-After`, `status_500`, and `slow_ms` before each answer.
+    """
+
+    lost: float = 0.0
+    silent: float = 0.0
+    doubled: float = 0.0
+    reordered: float = 0.0
+    delay_ms: tuple[int, int] = (0, 0)
+    status_429: float = 0.0
+    status_500: float = 0.0
+    retry_after_s: int | None = None
+    slow_ms: int = 0
+
+
+class Fate(Struct, frozen=True):
+    """What was drawn for one webhook."""
+
+    lost: bool
+    silent: bool
+    doubled: bool
+    behind: float
+    delay_ms: int
+
+
+def draw(faults: Faults, rng: Random) -> Fate:
+    """Decide a webhook's fate; each takes equally many numbers, whatever the faults."""
+    lost, silent, doubled, reordered, behind, delay = (rng.random() for _ in range(6))
+    shortest, longest = faults.delay_ms
+    return Fate(
+        lost=lost < faults.lost,
+        silent=silent < faults.silent,
+        doubled=doubled < faults.doubled,
+        behind=behind * REORDERED_BY if reordered < faults.reordered else 0.0,
+        delay_ms=round(shortest + delay * (longest - shortest)),
+    )
 
 
 class QueuedWebhook(Struct, frozen=True):
@@ -63,12 +106,11 @@ class Sender:
         self._idle = asyncio.Event()
         self._idle.set()
 
-    def queue(self, payloads: list[Json]) -> None:
-        """Queue webhooks for each hook that wants them."""
-        for payload in payloads:
-            for hook in self._state.hooks.values():
-                if hook["enabled"] and payload["event"] in hook["events"]:
-                    self._add(hook, payload | {"hookId": hook["id"]})
+    def queue(self, payload: Json) -> None:
+        """Queue a webhook for each hook that wants it."""
+        for hook in self._state.hooks.values():
+            if hook["enabled"] and payload["event"] in hook["events"]:
+                self._add(hook, payload | {"hookId": hook["id"]})
 
     def kill(self) -> None:
         """Forget what wasn't sent yet."""
@@ -134,10 +176,9 @@ class Sender:
             await _post(client, webhook.url, webhook.signed)
 
     def _log(self, payload: Json, outcome: SendResult) -> None:
-        made = log.entry(
-            new_id(self._ids, 21), payload, self._now(), outcome.response, outcome.error
-        )
-        self._state.log(payload["hookId"]).add(made)
+        entry_id = new_id(self._ids, 21)
+        entry = log.entry(entry_id, payload, self._now(), outcome.response, outcome.error)
+        self._state.log(payload["hookId"]).add(entry)
 
     def _finish(self, count: int) -> None:
         self._unfinished -= count
@@ -153,11 +194,13 @@ async def _post(client: httpx2.AsyncClient, url: str, delivery: SignedRequest) -
         return SendResult(None, f"TimeoutError: {msgspec.json.encode(error).decode()}")
     except (httpx2.HTTPError, httpx2.InvalidURL):
         return SendResult(None, _REFUSED)
-    response = log.response(answer.status_code, answer.content)
-    return SendResult(response, None if answer.is_success else _http_error(answer, delivery.body))
+    response = log.log_response(answer.status_code, answer.content)
+    if answer.is_success:
+        return SendResult(response, None)
+    return SendResult(response, _describe_refusal(answer, delivery.body))
 
 
-def _http_error(answer: httpx2.Response, body: bytes) -> str:
+def _describe_refusal(answer: httpx2.Response, body: bytes) -> str:
     """What Logto makes of a refusal: an error with all that was sent in it."""
     options = {"headers": {}, "json": msgspec.Raw(body), "timeout": 10000, "method": "POST"}
     error = {

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import bisect
+from collections.abc import Sequence
+
+from logto_webhooks.samples import shapes
 from logto_webhooks.samples.shapes import Json, public
-from logto_webhooks.testing.fake.log import Log
-from logto_webhooks.testing.fake.roll import UserTable
+from logto_webhooks.testing.fake.log import Log, MadeUsers
 
 
 class FakeState:
@@ -21,60 +24,54 @@ class FakeState:
 
     def user(self, user_id: str) -> Json:
         """A user. Raises KeyError."""
-        found = self.users.get(user_id)
-        if found is None:
+        user = self.users.get(user_id)
+        if user is None:
             raise KeyError(user_id)
-        return found
+        return user
 
     def all_organizations(self) -> list[Json]:
         """The organizations in the order of Logto's listing."""
-        return [self.organizations[each] for each in sorted(self.organizations)]
+        return [organization for _, organization in sorted(self.organizations.items())]
 
-    def organization_users(self, organization_id: str, offset: int, size: int) -> list[Json]:
-        """Some members, with their roles in the organization; none where it is unknown."""
+    def organization_users(self, organization_id: str) -> Sequence[Json]:
+        """Members, with their roles in the organization; none where it is unknown."""
         members = self.members.get(organization_id, {})
-        listed = sorted(members)[offset : offset + size]
-        return [
-            public(self.user(each)) | {"organizationRoles": list(members[each])} for each in listed
-        ]
+        ids = sorted(members)
+
+        def make(place: int) -> Json:
+            roles = list(members[ids[place]])
+            return public(self.user(ids[place])) | {"organizationRoles": roles}
+
+        return MadeUsers(len(ids), make)
 
     def user_organizations(self, user_id: str) -> list[Json]:
         """A user's organizations, with the roles there."""
         return [
-            each | {"organizationRoles": list(self.members[each["id"]][user_id])}
-            for each in self.all_organizations()
-            if user_id in self.members[each["id"]]
+            organization | {"organizationRoles": list(self.members[organization["id"]][user_id])}
+            for organization in self.all_organizations()
+            if user_id in self.members[organization["id"]]
         ]
 
     def all_roles(self) -> list[Json]:
         """The roles, with what the listing says of who has them."""
+        featured = {"featuredUsers": [], "applicationsCount": 0, "featuredApplications": []}
         return [
-            role
-            | {
-                "usersCount": len(self._holders(role["id"])),
-                "featuredUsers": [],
-                "applicationsCount": 0,
-                "featuredApplications": [],
-            }
+            role | {"usersCount": len(self.holders(role["id"]))} | featured
             for role in self.roles.values()
         ]
 
-    def holders(self, role_id: str, offset: int, size: int) -> tuple[list[Json], int]:
-        """Some users who have a role, and how many there are."""
-        holders = self._holders(role_id)
-        return [public(self.user(each)) for each in holders[offset : offset + size]], len(holders)
-
-    def _holders(self, role_id: str) -> list[str]:
-        return sorted(
+    def holders(self, role_id: str) -> Sequence[Json]:
+        """The users who have a role."""
+        ids = sorted(
             user_id
             for user_id, roles in self.user_roles.items()
             if any(role["id"] == role_id for role in roles)
         )
+        return MadeUsers(len(ids), lambda place: public(self.user(ids[place])))
 
     def all_hooks(self) -> list[Json]:
         """The webhooks, the newest first."""
-        newest_last = sorted(self.hooks.values(), key=lambda hook: int(hook["createdAt"]))
-        return newest_last[::-1]
+        return sorted(self.hooks.values(), key=_get_start)[::-1]
 
     def add_organization(self, organization: Json) -> None:
         """Add an organization, without members."""
@@ -106,3 +103,103 @@ class FakeState:
     def log(self, hook_id: str) -> Log:
         """A webhook's log; an empty one where it is unknown."""
         return self.logs.get(hook_id) or Log()
+
+
+class UserTable:
+    """All users: a few that change, before many that may be made on demand."""
+
+    def __init__(self) -> None:
+        self._own: dict[str, Json] = {}
+        self._many: Sequence[Json] = ()
+        self._numbers: dict[str, int] | None = None
+        self._changed: dict[int, Json] = {}
+        self._gone: list[int] = []
+
+    def hold(self, users: Sequence[Json]) -> None:
+        """Take any number of users, the oldest first, all older than those that are added."""
+        self._many, self._numbers = users, None
+        self._changed, self._gone = {}, []
+
+    def add(self, user: Json) -> None:
+        """Add a user."""
+        self._own[user["id"]] = user
+
+    def get(self, user_id: str) -> Json | None:
+        """Find a user."""
+        if user_id in self._own:
+            return self._own[user_id]
+        number = self._find_number(user_id)
+        return None if number is None else self._at(number)
+
+    def put(self, user: Json) -> None:
+        """Replace a user by a newer version. Raises KeyError."""
+        if user["id"] in self._own:
+            self._own[user["id"]] = user
+        else:
+            self._changed[self._get_number(user["id"])] = user
+
+    def drop(self, user_id: str) -> None:
+        """Take a user out. Raises KeyError."""
+        if user_id in self._own:
+            del self._own[user_id]
+        else:
+            bisect.insort(self._gone, self._get_number(user_id))
+
+    def newest_first(self) -> Sequence[Json]:
+        """List the users as Logto does."""
+        own = sorted(self._own.values(), key=_get_start)[::-1]
+        total = len(own) + len(self._many) - len(self._gone)
+
+        def make(place: int) -> Json:
+            return own[place] if place < len(own) else self._at(self._skip_gone(total - 1 - place))
+
+        return MadeUsers(total, make)
+
+    def _skip_gone(self, place: int) -> int:
+        """The number of the one at a place among those of the many that are left."""
+        number = place
+        while number != (shifted := place + bisect.bisect_right(self._gone, number)):
+            number = shifted
+        return number
+
+    def _at(self, number: int) -> Json:
+        return self._changed.get(number) or self._many[number]
+
+    def _get_number(self, user_id: str) -> int:
+        number = self._find_number(user_id)
+        if number is None:
+            raise KeyError(user_id)
+        return number
+
+    def _find_number(self, user_id: str) -> int | None:
+        if isinstance(self._many, LazyUsers):
+            number = self._many.find(user_id)
+        else:
+            if self._numbers is None:
+                self._numbers = {user["id"]: number for number, user in enumerate(self._many)}
+            number = self._numbers.get(user_id)
+        return None if number in self._gone else number
+
+
+class LazyUsers(MadeUsers[Json]):
+    """Users `user00000000`, `user00000001`, …, the oldest first, born a millisecond apart."""
+
+    def __init__(self, count: int, born_until: int) -> None:
+        super().__init__(count, lambda number: _make_user(number, born_until - count + number))
+
+    def find(self, user_id: str) -> int | None:
+        """The number in an id."""
+        digits = user_id.removeprefix("user")
+        if digits == user_id or len(digits) != 8 or not digits.isdecimal():
+            return None
+        number = int(digits)
+        return number if number < len(self) else None
+
+
+def _make_user(number: int, at: int) -> Json:
+    name = f"user{number:08}"
+    return shapes.user(name, at, {"primaryEmail": f"{name}@example.com", "name": name})
+
+
+def _get_start(record: Json) -> int:
+    return int(record["createdAt"])
