@@ -80,7 +80,7 @@ class LogtoWebhooks(Admin):
         self._service: Service | None = None
         self._alone = threading.Lock()
         self.path = path
-        self._mounted = asgi.make_mounted(self.answer, self.lifespan, asgi.path_variants(path))
+        self._paths = asgi.path_variants(path)
         if environment is None:
             self._settings()  # what is misspelled is told first: it may be the engine
             if (engine is None) == (database_url is None):
@@ -205,7 +205,13 @@ class LogtoWebhooks(Admin):
         The body must not have been read before: a middleware that reads it must pass it on, as
         Starlette's BaseHTTPMiddleware does.
         """
-        await self._mounted(scope, receive, send)
+        if scope["type"] == "lifespan":
+            await asgi.run_lifespan(self.lifespan, receive, send)
+        elif scope["type"] == "http":
+            refusal = asgi.refuse_other_path(scope, self._paths)
+            response = refusal or await self.answer(scope, receive)
+            if response is not None:
+                await asgi.send_response(send, response)
 
     async def ensure_user(self, claims: Mapping[str, Any], *, session: Any = None) -> UserRow:
         """Return the user for a verified token's claims. If the webhook hasn't arrived yet, create

@@ -195,7 +195,7 @@ class Service:
         self._workers = WorkerGroup(settings, database, observe, self._handlers, apart)
         self.api = make_client(settings) if settings.endpoint else None
         commit = self._commit = GroupCommit(
-            database.host, observe, self._workers.wake, spool_of(settings)
+            database.host, observe, self._workers.worker.wake, spool_of(settings)
         )
         self._readiness = Readiness(database.check, database.host, SystemClock(), commit)
         ring = Keyring(settings.signing_keys)

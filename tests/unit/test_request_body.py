@@ -8,7 +8,7 @@ import pytest
 
 from logto_webhooks.errors import NoRoom
 from logto_webhooks.ingest import body as body_module
-from logto_webhooks.ingest.body import ByteLimiter
+from logto_webhooks.ingest.body import ByteLimiter, RequestBody
 
 LARGE = body_module.SMALL * 2
 
@@ -18,8 +18,8 @@ def test_what_only_begins_holds_nothing() -> None:
 
     async def live() -> None:
         room = ByteLimiter(LARGE * 8)
-        _ = [room.body(0) for _ in range(1_000)]
-        body = room.body(0)
+        _ = [RequestBody(room, 0) for _ in range(1_000)]
+        body = RequestBody(room, 0)
         async with asyncio.timeout(0.5):
             await body.add(b"x" * LARGE, False)
         assert body.whole() == b"x" * LARGE
@@ -33,12 +33,12 @@ def test_the_slow_make_room() -> None:
     async def live() -> None:
         now = asyncio.get_running_loop().time()
         room = ByteLimiter(LARGE * 8)
-        stored, old, older, young = (room.body(now - age) for age in (9, 3, 7, 0))
+        stored, old, older, young = (RequestBody(room, now - age) for age in (9, 3, 7, 0))
         for body in (old, older, young):
             await body.add(b"x" * LARGE, True)
         await stored.add(b"s" * LARGE * 4, False)
         assert stored.whole()
-        new = room.body(now)
+        new = RequestBody(room, now)
         async with asyncio.timeout(0.5):
             await new.add(b"n" * LARGE, False)
         with pytest.raises(NoRoom):
@@ -56,11 +56,11 @@ def test_small_ones_have_room_of_their_own() -> None:
     async def live() -> None:
         now = asyncio.get_running_loop().time()
         room = ByteLimiter(LARGE * 8)
-        large = [room.body(now) for _ in range(7)]
+        large = [RequestBody(room, now) for _ in range(7)]
         for body in large:
             await body.add(b"x" * LARGE, True)
         async with asyncio.timeout(0.5):
-            await room.body(now).add(b"x" * body_module.SMALL, False)
+            await RequestBody(room, now).add(b"x" * body_module.SMALL, False)
 
     asyncio.run(live())
 
@@ -73,15 +73,15 @@ def test_who_waits_is_served_the_smallest_first_or_refused(monkeypatch: pytest.M
         loop = asyncio.get_running_loop()
         now = loop.time()
         room, order = ByteLimiter(LARGE * 4), list[str]()
-        stored = room.body(now)
+        stored = RequestBody(room, now)
         await stored.add(b"s" * LARGE * 3, False)
         stored.whole()
-        rest = room.body(now)
+        rest = RequestBody(room, now)
         await rest.add(b"s" * body_module.SMALL, False)
         rest.whole()
 
         async def ask(name: str, size: int) -> None:
-            body = room.body(now + 60)
+            body = RequestBody(room, now + 60)
             try:
                 await body.add(b"x" * size, False)
             except NoRoom:
@@ -110,16 +110,16 @@ def test_who_gives_up_leaves_no_gap() -> None:
     async def live() -> None:
         now = asyncio.get_running_loop().time()
         room = ByteLimiter(LARGE)
-        first = room.body(now)
+        first = RequestBody(room, now)
         await first.add(b"x" * (LARGE - LARGE // 8), False)
         first.whole()
-        given_up = asyncio.ensure_future(room.body(now).add(b"x" * LARGE, False))
+        given_up = asyncio.ensure_future(RequestBody(room, now).add(b"x" * LARGE, False))
         await asyncio.sleep(0)
         given_up.cancel()
         await asyncio.sleep(0)
         first.close()
         async with asyncio.timeout(1):
-            await room.body(now).add(b"x" * (LARGE - LARGE // 8), False)
+            await RequestBody(room, now).add(b"x" * (LARGE - LARGE // 8), False)
 
     asyncio.run(live())
 
@@ -129,7 +129,7 @@ def test_what_cannot_be_signed_is_counted_and_not_kept() -> None:
 
     async def live() -> None:
         room = ByteLimiter(LARGE)
-        junk = room.body(0, keep=False)
+        junk = RequestBody(room, 0, keep=False)
         for _ in range(100):
             await junk.add(b"x" * LARGE, True)
         assert junk.size == 100 * LARGE

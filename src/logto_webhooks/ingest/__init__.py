@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final, Protocol
+from functools import partial
+from typing import Final
 
 from msgspec import Struct
 
@@ -30,10 +31,6 @@ _LIKELY_CAUSES: Final = (
 _NOT_LOGTO: Final = "likely not a call of Logto, or a proxy that changed the headers"
 
 
-def _forgotten(body: bytes, signature: bytes, at: int) -> None:
-    """Keep nothing of it."""
-
-
 class WebhookResponse(Struct, frozen=True):
     """What the receiver answers. Logto stores it, so it holds nothing of a person."""
 
@@ -42,15 +39,9 @@ class WebhookResponse(Struct, frozen=True):
     retry_after_s: int | None = None
 
 
-class Offload(Protocol):
-    """Runs a function where it holds back nobody."""
-
-    async def __call__(
-        self, function: Callable[[VerifiedBody, int], NewDelivery], body: VerifiedBody, at: int, /
-    ) -> NewDelivery:
-        """Return what it returns."""
-
-
+_Identify = Callable[[VerifiedBody, int], NewDelivery]
+# Runs a function where it holds back nobody.
+Offload = Callable[[_Identify, VerifiedBody, int], Awaitable[NewDelivery]]
 _StoringTask = asyncio.Task[tuple[NewDelivery, StoreResult | None]]
 
 
@@ -64,7 +55,7 @@ class Receiver:
         clock: Clock,
         observe: Observer,
         aside: Offload = asyncio.to_thread,
-        reject: Callable[[bytes, bytes, int], None] = _forgotten,
+        reject: Callable[[bytes, bytes, int], None] = lambda body, signature, at: None,
         ahead: Callable[[], int] = lambda: 0,
     ) -> None:
         """`store` returns once the delivery is durable, in the database, or else (None) in the
@@ -80,9 +71,6 @@ class Receiver:
         self._ahead = ahead
         self._storing: set[_StoringTask] = set()
 
-    def _identify(self, body: VerifiedBody, at: int) -> NewDelivery:
-        return identify(body, at, ahead=self._ahead())
-
     async def receive(
         self, signatures: Sequence[bytes], body: bytes, deadline: float | None = None
     ) -> WebhookResponse:
@@ -96,7 +84,7 @@ class Receiver:
             keys = self._ring.at(started)
             verified = verify(body, signatures, keys)
             if len(body) < LARGE:
-                delivery = self._identify(verified, started)
+                delivery = identify(verified, started, ahead=self._ahead())
                 accepted = await self._store(delivery, deadline)
             else:
                 storing = asyncio.create_task(self._store_large(verified, started, deadline))
@@ -126,7 +114,7 @@ class Receiver:
         self, verified: VerifiedBody, started: int, deadline: float | None
     ) -> tuple[NewDelivery, StoreResult | None]:
         # On the event loop it would hold back all others.
-        delivery = await self._aside(self._identify, verified, started)
+        delivery = await self._aside(partial(identify, ahead=self._ahead()), verified, started)
         return delivery, await self._store(delivery, deadline)
 
     def _stored(self, task: _StoringTask) -> None:

@@ -12,6 +12,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any, Final, TypeVar
 
 import msgspec
+from msgspec.structs import replace
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -91,91 +92,70 @@ class WebhookApp:
         self._receiver = receiver
         self._max_body = max_body
         self._room = room
-        self._patience = SharedTimeout(READ_S)
+        self._timeout = SharedTimeout(READ_S)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Read, hand over, answer. A connection is closed when its body wasn't read."""
-        answer = await self.answer(scope, receive)
-        if answer is not None:  # else nobody is there to be answered
-            await _send(send, answer)
+        response = await self.answer(scope, receive)
+        if response is not None:  # else nobody is there to be answered
+            await send_response(send, response)
 
     async def answer(self, scope: Scope, receive: Receive) -> WebhookResponse | None:
         """Read and hand over; None if the body never arrived."""
         began = asyncio.get_running_loop().time()
-        headers: list[tuple[bytes, bytes]] = scope["headers"]
         signatures: list[bytes] = []
         announced = 0
-        for name, value in headers:
+        for name, value in scope["headers"]:
             if name == _SIGNATURE:
                 signatures.append(value)
             elif name == b"content-length" and value.isdigit():
                 announced = int(value)
         # What can't be signed is read, so that the answer arrives, but isn't kept.
-        body = self._room.body(began, keep=_may_be_signed(signatures))
+        may_be_signed = len(signatures) == 1 and len(signatures[0].strip()) == _SIGNATURE_SIZE
+        body = RequestBody(self._room, began, keep=may_be_signed)
         try:
-            return await self._take(signatures, announced, body, receive)
+            try:
+                with self._timeout.limit():
+                    content = await body.read(receive, announced, self._max_body)
+            except BodyIncomplete:
+                return None
+            except (BodyTooLarge, BodyReadBefore, NoRoom, TimeoutError) as error:
+                return self._refuse(error, body)
+            return await self._receiver.receive(signatures, content, began + READ_S)
         finally:
             body.close()
 
-    async def _take(
-        self, signatures: list[bytes], announced: int, body: RequestBody, receive: Receive
-    ) -> WebhookResponse | None:
-        receiver = self._receiver
-        try:
-            with self._patience.limit():
-                await _read(announced, body, receive, self._max_body)
-        except BodyIncomplete:
-            return None
-        except BodyTooLarge as error:
-            return receiver.refuse(413, "too_large", error, "nothing was stored")
-        except TimeoutError:
-            slow = BodyTooSlow(seconds=READ_S)
-            hint = "nothing was stored" if body.size else _NOTHING_CAME
-            return receiver.refuse(408, "too_slow", slow, hint)
-        except NoRoom as error:
-            hint = "many large or slow bodies arrive at once; who sends them may be no Logto"
-            answer = receiver.refuse(503, "no_room", error, hint)
-            return WebhookResponse(answer.status, answer.content, retry_after_s=RETRY_AFTER_S)
-        except BodyReadBefore as error:
-            return receiver.refuse(503, "body_gone", error, "nothing was stored")
-        return await receiver.receive(signatures, body.whole(), body.began + READ_S)
+    def _refuse(self, error: Exception, body: RequestBody) -> WebhookResponse:
+        """Answer about a body that wasn't read."""
+        refuse, hint = self._receiver.refuse, "nothing was stored"
+        match error:
+            case BodyTooLarge():
+                return refuse(413, "too_large", error, hint)
+            case BodyReadBefore():
+                return refuse(503, "body_gone", error, hint)
+            case NoRoom():
+                hint = "many large or slow bodies arrive at once; who sends them may be no Logto"
+                response = refuse(503, "no_room", error, hint)
+                return replace(response, retry_after_s=RETRY_AFTER_S)
+        slow = BodyTooSlow(seconds=READ_S)
+        return refuse(408, "too_slow", slow, hint if body.size else _NOTHING_CAME)
 
 
-def _may_be_signed(signatures: list[bytes]) -> bool:
-    return len(signatures) == 1 and len(signatures[0].strip()) == _SIGNATURE_SIZE
-
-
-def make_mounted(
-    answer: Callable[[Scope, Receive], Awaitable[WebhookResponse | None]],
-    lifespan: Callable[[], AbstractAsyncContextManager[None]],
-    paths: set[str],
-) -> ASGIApp:
-    """The webhook's path alone, for an application that knows no framework."""
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            await _live(lifespan, receive, send)
-        elif scope["type"] == "http" and paths.isdisjoint(_paths(scope)):
-            await _send(send, WebhookResponse(404, {"error": "not_found"}))
-        elif scope["type"] == "http" and scope["method"] != "POST":
-            await _send(send, WebhookResponse(405, {"error": "method_not_allowed"}))
-        elif scope["type"] == "http":
-            answered = await answer(scope, receive)
-            if answered is not None:
-                await _send(send, answered)
-
-    return app
-
-
-def _paths(scope: Scope) -> tuple[str, str]:
-    """The path, and what is left of it below where this is mounted (uvicorn's --root-path)."""
+def refuse_other_path(scope: Scope, paths: set[str]) -> WebhookResponse | None:
+    """Answer a request that isn't to the webhook, for an application that knows no framework; None
+    if it is. The path may be below where this is mounted (uvicorn's --root-path)."""
     path, root = scope["path"], scope.get("root_path", "").rstrip("/")
-    return path, path[len(root) :] if path.startswith(f"{root}/") else path
+    if path not in paths and not (path.startswith(f"{root}/") and path[len(root) :] in paths):
+        return WebhookResponse(404, {"error": "not_found"})
+    if scope["method"] != "POST":
+        return WebhookResponse(405, {"error": "method_not_allowed"})
+    return None
 
 
-async def _live(
+async def run_lifespan(
     lifespan: Callable[[], AbstractAsyncContextManager[None]], receive: Receive, send: Send
 ) -> None:
+    """Enter a context when the server starts, and leave it when the server stops."""
     await receive()
     try:
         async with lifespan():
@@ -185,25 +165,6 @@ async def _live(
         await send({"type": "lifespan.startup.failed", "message": str(error)})
         return
     await send({"type": "lifespan.shutdown.complete"})
-
-
-async def _read(announced: int, body: RequestBody, receive: Receive, limit: int) -> None:
-    """Read the body, never more than `limit`. Raises BodyTooLarge, BodyIncomplete, BodyReadBefore,
-    NoRoom."""
-    if announced > limit:
-        raise BodyTooLarge(limit=limit)
-    more = True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise BodyIncomplete()
-        piece: bytes = message.get("body", b"")
-        more = message.get("more_body", False)
-        if body.size + len(piece) > limit:
-            raise BodyTooLarge(limit=limit)
-        await body.add(piece, more)
-    if body.size < announced:  # servers pass on what was announced, or a disconnect
-        raise BodyReadBefore()
 
 
 def receive_from(request: Request) -> Receive:
@@ -237,7 +198,8 @@ def to_response(answer: WebhookResponse | None) -> Response:
     return made
 
 
-async def _send(send: Send, answer: WebhookResponse) -> None:
+async def send_response(send: Send, answer: WebhookResponse) -> None:
+    """Send an answer."""
     content = msgspec.json.encode(answer.content)
     headers = _headers(answer, len(content))
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})

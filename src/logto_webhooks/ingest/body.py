@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from types import TracebackType
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from logto_webhooks.errors import NoRoom
+from logto_webhooks.errors import BodyIncomplete, BodyReadBefore, BodyTooLarge, NoRoom
+
+if TYPE_CHECKING:
+    from starlette.types import Receive
 
 WAIT_S: Final = 2.0
 SMALL: Final = 64 * 2**10
@@ -20,14 +23,9 @@ class ByteLimiter:
     def __init__(self, total: int) -> None:
         self._free = total
         self._for_small = total // 8
-        self._arriving: set[RequestBody] = set()
+        self.arriving: set[RequestBody] = set()  # of which more is to come: they may be dropped
         self._waiting: set[RequestBody] = set()
         self._timer: asyncio.TimerHandle | None = None
-
-    def body(self, began: float, *, keep: bool = True) -> RequestBody:
-        """Begin a body. `began` is the event loop's time at the request's head; a body that isn't
-        kept is counted and thrown away."""
-        return RequestBody(self, began, keep)
 
     def take(self, size: int, more_to_a_body_of: int) -> bool:
         """Take room for a piece of a body, if there is any."""
@@ -42,15 +40,6 @@ class ByteLimiter:
         self._free += size
         if self._waiting:
             self._let_in()
-
-    def watch(self, body: RequestBody) -> None:
-        """Note that more of this body is to come: it may be dropped."""
-        self._arriving.add(body)
-
-    def forget(self, body: RequestBody) -> None:
-        """Note that all of this body is here, or that nobody waits for it any more."""
-        self._arriving.discard(body)
-        self._waiting.discard(body)
 
     async def wait(self, body: RequestBody, size: int) -> None:
         """Wait until there is room for a piece. Raises NoRoom."""
@@ -76,7 +65,7 @@ class ByteLimiter:
         self._let_in()
         if self._waiting:
             now = loop.time()
-            slow = [body for body in self._arriving if now - body.began >= WAIT_S]
+            slow = [body for body in self.arriving if now - body.began >= WAIT_S]
             slow.sort(key=lambda body: body.size * (now - body.began))
             while self._waiting and slow:
                 slow.pop().drop()
@@ -110,13 +99,34 @@ class RequestBody:
     turn: asyncio.Future[None]
     wanted: int
 
-    def __init__(self, room: ByteLimiter, began: float, keep: bool) -> None:
+    def __init__(self, room: ByteLimiter, began: float, *, keep: bool = True) -> None:
+        """`began` is the event loop's time at the request's head; a body that isn't kept is
+        counted and thrown away."""
         self._room = room
         self._keep = keep
         self._pieces: list[bytes] = []
         self._is_dropped = False
         self.began = began
         self.size = 0
+
+    async def read(self, receive: Receive, announced: int, limit: int) -> bytes:
+        """Read all of it, never more than `limit`. Raises BodyTooLarge, BodyIncomplete,
+        BodyReadBefore, NoRoom."""
+        if announced > limit:
+            raise BodyTooLarge(limit=limit)
+        more = True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise BodyIncomplete()
+            piece: bytes = message.get("body", b"")
+            more = message.get("more_body", False)
+            if self.size + len(piece) > limit:
+                raise BodyTooLarge(limit=limit)
+            await self.add(piece, more)
+        if self.size < announced:  # servers pass on what was announced, or a disconnect
+            raise BodyReadBefore()
+        return self.whole()
 
     async def add(self, piece: bytes, more: bool) -> None:
         """Add what arrived; `more` is to come. Raises NoRoom."""
@@ -132,11 +142,11 @@ class RequestBody:
             self._pieces.append(piece)
         self.size += size
         if more and self._keep:
-            self._room.watch(self)
+            self._room.arriving.add(self)
 
     def whole(self) -> bytes:
         """Return all of it; it can't be dropped any more."""
-        self._room.forget(self)
+        self._room.arriving.discard(self)
         return b"".join(self._pieces)
 
     def drop(self) -> None:
@@ -148,7 +158,7 @@ class RequestBody:
 
     def close(self) -> None:
         """Give the room back."""
-        self._room.forget(self)
+        self._room.arriving.discard(self)
         size, self.size = self.size, 0
         if self._keep and size:
             self._pieces.clear()
@@ -156,58 +166,41 @@ class RequestBody:
 
 
 class SharedTimeout:
-    """Lets nobody in its loop wait for more than so many seconds.
+    """Lets nobody in its loop wait for more than so many seconds: many timeouts, one timer.
 
-    >>> async def answered(patience: SharedTimeout) -> None:
-    ...     with patience.limit():
+    >>> async def answer(timeout: SharedTimeout) -> None:
+    ...     with timeout.limit():
     ...         await asyncio.sleep(0)
     """
 
+    loop: asyncio.AbstractEventLoop
+
     def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._waits: deque[_Wait] = deque()  # the oldest first
-        self._timer: asyncio.TimerHandle | None = None
+        self.seconds = seconds
+        self.waits: deque[_Wait] = deque()  # the oldest first
+        self.timer: asyncio.TimerHandle | None = None
 
     def limit(self) -> _Wait:
         """Raise TimeoutError out of a block that takes longer, as `asyncio.timeout` does."""
         return _Wait(self)
 
-    def begin(self, wait: _Wait) -> asyncio.Task[object]:
-        """Watch it, too; return whose it is."""
-        if not self._waits:
-            self._loop = asyncio.get_running_loop()  # which is slow; all who wait are in one
-        wait.deadline = self._loop.time() + self._seconds
-        self._waits.append(wait)
-        if self._timer is None:
-            self._timer = self._loop.call_at(wait.deadline, self._look)
-        task = asyncio.current_task(self._loop)
-        assert task, "only a task can wait"
-        return task
-
-    def end(self) -> None:
-        """Forget those that are over."""
-        while self._waits and self._waits[0].is_over:
-            self._waits.popleft()
-        if not self._waits and self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _look(self) -> None:
-        now = self._loop.time()
-        while self._waits and (self._waits[0].is_over or self._waits[0].deadline <= now):
-            self._waits.popleft().give_up()
-        self._timer = None
-        if self._waits:
-            self._timer = self._loop.call_at(self._waits[0].deadline, self._look)
+    def end_late(self) -> None:
+        """End the blocks whose time is over."""
+        now = self.loop.time()
+        while self.waits and (self.waits[0].is_over or self.waits[0].deadline <= now):
+            self.waits.popleft().give_up()
+        self.timer = None
+        if self.waits:
+            self.timer = self.loop.call_at(self.waits[0].deadline, self.end_late)
 
 
 class _Wait:
     """One block of one task."""
 
-    __slots__ = ("_cancelling", "_gave_up", "_patience", "_task", "deadline", "is_over")
+    __slots__ = ("_cancelling", "_gave_up", "_shared", "_task", "deadline", "is_over")
 
-    def __init__(self, patience: SharedTimeout) -> None:
-        self._patience = patience
+    def __init__(self, shared: SharedTimeout) -> None:
+        self._shared = shared
         self._gave_up = False
         self.is_over = False
         self.deadline = 0.0
@@ -219,8 +212,16 @@ class _Wait:
             self._task.cancel()
 
     def __enter__(self) -> None:
-        self._task = self._patience.begin(self)
-        self._cancelling = self._task.cancelling()
+        shared = self._shared
+        if not shared.waits:
+            shared.loop = asyncio.get_running_loop()  # which is slow; all who wait are in one
+        self.deadline = shared.loop.time() + shared.seconds
+        shared.waits.append(self)
+        if shared.timer is None:
+            shared.timer = shared.loop.call_at(self.deadline, shared.end_late)
+        task = asyncio.current_task(shared.loop)
+        assert task, "only a task can wait"
+        self._task, self._cancelling = task, task.cancelling()
 
     def __exit__(
         self,
@@ -229,7 +230,12 @@ class _Wait:
         traceback: TracebackType | None,
     ) -> None:
         self.is_over = True
-        self._patience.end()
+        shared = self._shared
+        while shared.waits and shared.waits[0].is_over:
+            shared.waits.popleft()
+        if not shared.waits and shared.timer is not None:
+            shared.timer.cancel()
+            shared.timer = None
         ours = self._gave_up and self._task.uncancel() <= self._cancelling
         if ours and kind is not None and issubclass(kind, asyncio.CancelledError):
             raise TimeoutError from error

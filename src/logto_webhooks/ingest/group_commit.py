@@ -117,7 +117,13 @@ class GroupCommit:
     async def _commit_all(self) -> None:
         failures = 0
         try:
-            while await self._gathered() and (batch := self._next_batch()):
+            while True:
+                # Let those in who are at the door, or were just answered and ask again: a batch of
+                # all costs little more than a batch of one.
+                for _ in range(2):
+                    await asyncio.sleep(0)
+                if not (batch := self._next_batch()):
+                    return
                 self._batch = batch
                 error = await self._commit(batch)
                 self._batch = []
@@ -133,13 +139,6 @@ class GroupCommit:
                 failures += 1
         finally:
             self._committing = None
-
-    async def _gathered(self) -> bool:
-        # Let those in who are at the door, or were just answered and ask again: a batch of all
-        # costs little more than a batch of one.
-        for _ in range(2):
-            await asyncio.sleep(0)
-        return True
 
     def _next_batch(self) -> list[_Waiting]:
         self._waiting = _still_waiting(self._waiting)
