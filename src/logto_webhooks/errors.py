@@ -9,12 +9,12 @@ from difflib import get_close_matches
 from typing import Final
 
 # Added to the message of an unexpected error.
-REPORT: Final = "this is a bug: report it as docs/troubleshooting.md#unexpected says"
+REPORT: Final = "this is a bug, please report it: docs/troubleshooting.md#unexpected"
 _PACKAGE: Final = "logto_webhooks"
 
 
 class LogtoWebhooksError(Exception):
-    """Something in logto-webhooks went wrong."""
+    """The base class of all errors of logto-webhooks."""
 
     def __init__(self, **data: object) -> None:
         super().__init__(*data.values())
@@ -54,7 +54,7 @@ class StoreUnavailable(LogtoWebhooksError):
 
 
 class TimedOut(StoreUnavailable):
-    """The database didn't finish in time, probably because another transaction holds a lock:
+    """The database didn't answer in time, probably because another transaction holds a lock:
     {problem}."""
 
 
@@ -65,7 +65,7 @@ class RowRejected(LogtoWebhooksError):
 
 
 class ClaimLost(LogtoWebhooksError):
-    """Another worker took over {count} claimed rows, because this worker's lease had expired."""
+    """This worker's lease expired, and another worker took over {count} of its claimed rows."""
 
     count: int
 
@@ -83,7 +83,8 @@ class SchemaMismatch(LogtoWebhooksError):
 
 
 class DeliveryUnknown(LogtoWebhooksError):
-    """No delivery has the id {listed}; nothing was done."""
+    """Unknown delivery ID: {listed}. Nothing was done. List deliveries with:
+    logto-webhooks deliveries list"""
 
     ids: tuple[int, ...]
 
@@ -92,7 +93,7 @@ class DeliveryUnknown(LogtoWebhooksError):
 
 
 class JobUnknown(LogtoWebhooksError):
-    """No job has the id {listed}; nothing was done."""
+    """Unknown job ID: {listed}. Nothing was done. List jobs with: logto-webhooks jobs list"""
 
     ids: tuple[int, ...]
 
@@ -104,8 +105,8 @@ _MOST_NAMES: Final = 12
 
 
 class RetryLater(LogtoWebhooksError):
-    """Raise it in a handler to run the handler again later, after `after_s` seconds if you give
-    them."""
+    """Raise this in a handler to retry its job later: after `after_s` seconds, or after the usual
+    wait."""
 
     after_s: float | None = None  # also for subclasses that don't set it
 
@@ -115,7 +116,7 @@ class RetryLater(LogtoWebhooksError):
 
 
 class Discard(LogtoWebhooksError):
-    """Raise it in a handler to discard the job: there is nothing to do, and no retry."""
+    """Raise this in a handler to discard its job without a retry."""
 
     why: str = "no reason given"
 
@@ -132,23 +133,23 @@ class InvalidHandler(LogtoWebhooksError):
 
 
 class TableIsReadOnly(LogtoWebhooksError):
-    """A handler may read {table}, but not write to it or lock it: all deliveries would wait for the
-    end of its transaction. To lock rows of your own in a join, write FOR UPDATE OF your_table."""
+    """A handler can read {table}, but can't write to it or lock it: all deliveries would have to
+    wait for the handler. To lock only your own rows in a join, use FOR UPDATE OF your_table."""
 
     table: str
 
 
 class HandlerMismatch(LogtoWebhooksError):
-    """The handler {name} handles {event} in another release, but not in this one, so it wasn't
-    called. The job will be retried."""
+    """The handler {name} is registered for {event} in another release of the application, but not
+    in this one. It wasn't called, and its job will be retried."""
 
     name: str
     event: str
 
 
 class HandlerNotAwaited(LogtoWebhooksError):
-    """The handler {name} returned an un-awaited {returned}. Make it an `async def` that awaits it,
-    or let it finish its work before it returns."""
+    """The handler {name} returned an un-awaited {returned}. Make the handler an `async def`
+    function, and await the {returned} in it."""
 
     name: str
     returned: str
@@ -159,7 +160,7 @@ class CalledFromEventLoop(LogtoWebhooksError):
 
 
 class HandlerUnknown(LogtoWebhooksError):
-    """No handler is called {name!r}. {known}."""
+    """There is no handler named {name!r}. {known}."""
 
     name: object
     known: str
@@ -168,22 +169,22 @@ class HandlerUnknown(LogtoWebhooksError):
         near = get_close_matches(str(name), names, n=1)
         others = [other for other in names if other not in near]
         listed = [f"{name} (did you mean this?)" for name in near] + others[:_MOST_NAMES]
-        known = f"Known handlers: {', '.join(listed)}" if listed else "No handlers are known"
+        known = f"Known handlers: {', '.join(listed)}" if listed else "No handlers are registered"
         super().__init__(name=name, known=known)
 
 
 class TransactionEnded(LogtoWebhooksError):
-    """The handler committed or rolled back its transaction. Leave that to logto-webhooks: it
-    commits when the handler returns, and rolls back when it raises."""
+    """The handler committed or rolled back its transaction. Remove this call: logto-webhooks
+    commits when the handler returns, and rolls back when it raises an exception."""
 
 
 class WriterBusy(LogtoWebhooksError):
-    """The handler holds SQLite's only write transaction, so it can't wait for another one. Use the
-    handler's own with session=, or a handler without a transaction."""
+    """The handler already holds SQLite's only write transaction, so this call can't get another
+    one. Pass the handler's session as session=, or use a handler without a transaction."""
 
 
 class TimeLimitExceeded(LogtoWebhooksError):
-    """The handler took longer than {seconds:g} s. Raise its time_limit, or make it faster."""
+    """The handler took longer than {seconds:g} s. Increase its time_limit, or make it faster."""
 
     seconds: float
 
@@ -196,25 +197,26 @@ class JobLost(LogtoWebhooksError):
 
 
 class ClaimsUnusable(LogtoWebhooksError):
-    """The claims name no user of Logto: {problem}. Pass the claims of a verified token."""
+    """The claims don't identify a user: {problem}. Pass the claims of a user's verified token."""
 
     problem: str
 
 
 class UserIsDeletedError(LogtoWebhooksError):
-    """The user {id} was deleted in Logto; the token has outlived it. Respond as without a token."""
+    """The user {id} was deleted in Logto, but the token is still valid. Answer 401."""
 
     id: str
 
 
 class ApiNotConfigured(LogtoWebhooksError):
-    """Logto's Management API isn't configured. Set LOGTO_ENDPOINT, LOGTO_M2M_APP_ID and
-    LOGTO_M2M_APP_SECRET to those of a machine-to-machine application with the role "Logto
-    Management API access", which you create in Logto's console."""
+    """Logto's Management API isn't configured. In Logto's console, create a machine-to-machine
+    application, and assign it the role "Logto Management API access". Set LOGTO_M2M_APP_ID and
+    LOGTO_M2M_APP_SECRET to its ID and secret, and LOGTO_ENDPOINT to Logto's address."""
 
 
 class ExtraMissing(LogtoWebhooksError):
-    """{feature} needs the extra "{extra}" of this package ({package} is missing)."""
+    """{feature} needs {package}, which isn't installed. Install the extra "{extra}" of
+    logto-webhooks."""
 
     feature: str
     extra: str
@@ -222,14 +224,14 @@ class ExtraMissing(LogtoWebhooksError):
 
 
 class LogtoUnreachable(LogtoWebhooksError):
-    """Logto at {endpoint} can't be reached now: {problem}."""
+    """Can't reach Logto at {endpoint}: {problem}."""
 
     endpoint: str
     problem: str
 
 
 class LogtoApiError(LogtoWebhooksError):
-    """Logto at {endpoint} refuses: {problem}. {hint}"""
+    """Logto at {endpoint} refused the request: {problem}. {hint}"""
 
     endpoint: str
     problem: str
@@ -245,29 +247,29 @@ class InvalidApiResponse(LogtoWebhooksError):
 
 
 class WrongTenant(LogtoWebhooksError):
-    """This seems to be another Logto: it has neither the users known here, nor a webhook that sent
-    deliveries here. Nothing was marked as deleted. Set LOGTO_ENDPOINT to the Logto that sends the
+    """LOGTO_ENDPOINT seems to be another Logto: it has neither the known users, nor a webhook that
+    sent deliveries. Nothing was marked as deleted. Set LOGTO_ENDPOINT to the Logto that sends the
     webhooks."""
 
 
 class WebhookUnknown(LogtoWebhooksError):
-    """It isn't clear which webhook you mean: {problem}. {hint}"""
+    """Can't select a webhook: {problem}. {hint}"""
 
     problem: str
     hint: str
 
 
 class WebhookExists(LogtoWebhooksError):
-    """The webhook {id} leads to {url} already. With another one, each delivery would arrive twice.
-    Use its key, or delete it in Logto's console first."""
+    """The webhook {id} already sends to {url}. With a second one, each delivery would arrive twice.
+    Use the existing webhook's key, or delete it in Logto's console first."""
 
     id: str
     url: str
 
 
 class WebhookChanged(LogtoWebhooksError):
-    """The webhook {name} was {what} in Logto while it was in use. Check the webhooks with
-    `logto-webhooks endpoint list`, then run this again."""
+    """The webhook {name} was {what} in Logto while this command was using it. Check the webhooks
+    with `logto-webhooks endpoint list`, then run the command again."""
 
     name: str
     what: str
@@ -284,8 +286,8 @@ class KeyNotTold(LogtoWebhooksError):
 
 
 class NoEnabledWebhook(LogtoWebhooksError):
-    """Logto logs nothing, because it has no enabled webhook. Create one, whose URL need not answer:
-    logto-webhooks endpoint create --url URL. Or use --tunnel-command."""
+    """Logto has no enabled webhook, so its log is empty. Use --tunnel-command, or create a webhook
+    with any URL: logto-webhooks endpoint create --url URL"""
 
 
 class AlreadyListening(LogtoWebhooksError):
@@ -296,27 +298,28 @@ class AlreadyListening(LogtoWebhooksError):
 
 
 class TunnelFailed(LogtoWebhooksError):
-    """The tunnel {problem}. Run its command alone to see why: {command}"""
+    """The tunnel {problem}. To find out why, run its command by itself: {command}"""
 
     problem: str
     command: str
 
 
 class SignatureRejected(LogtoWebhooksError):
-    """The signature is not valid: {reason}."""
+    """The signature is invalid: {reason}."""
 
     reason: str
     well_formed: bool = False  # one header, of the right shape, but of no known key
 
 
 class NotADelivery(LogtoWebhooksError):
-    """The signed body is not a delivery of Logto: {problem}."""
+    """The signed body isn't a delivery from Logto: {problem}."""
 
     problem: str
 
 
 class BodyTooLarge(LogtoWebhooksError):
-    """The body is larger than {limit} bytes. Raise LOGTO_WEBHOOKS_MAX_BODY_BYTES to accept it."""
+    """The body is larger than {limit} bytes. To accept it, increase
+    LOGTO_WEBHOOKS_MAX_BODY_BYTES."""
 
     limit: int
 
@@ -328,16 +331,16 @@ class BodyTooSlow(LogtoWebhooksError):
 
 
 class BodyIncomplete(LogtoWebhooksError):
-    """The client disconnected before the body had arrived."""
+    """The client disconnected before the whole body had arrived."""
 
 
 class BodyReadBefore(LogtoWebhooksError):
-    """Something in the application read the request's body as a stream, so that the webhook can't
-    read it. Let it await request.body() instead, or let it skip the webhook's path."""
+    """Other code in the application read the request's body as a stream, so the webhook can't read
+    it. Change that code to await request.body(), or to skip the webhook's path."""
 
 
 class NoRoom(LogtoWebhooksError):
-    """Request bodies use all memory reserved for them, and none became free in time."""
+    """The memory for request bodies is full, and none became free in time."""
 
 
 class UnknownPath(LogtoWebhooksError):
@@ -347,22 +350,22 @@ class UnknownPath(LogtoWebhooksError):
 
 
 class MalformedEvent(LogtoWebhooksError):
-    """{event} can't be applied, because a field that the sync needs is malformed: {problem}. The
-    body stays in the inbox."""
+    """{event} can't be applied, because a required field is malformed: {problem}. The body stays in
+    the inbox."""
 
     event: str
     problem: str
 
 
 class UnknownEventName(LogtoWebhooksError):
-    """Logto has no event named {name!r}. {hint}"""
+    """Unknown event {name!r}. {hint}"""
 
     name: str
     hint: str
 
 
 class NotStarted(LogtoWebhooksError):
-    """A webhook was answered 503, because logto-webhooks isn't started. Start it in your
+    """A webhook was answered 503, because logto-webhooks isn't running. Start it in your
     application's lifespan: include its router, or enter `logto.lifespan()`."""
 
 
@@ -374,34 +377,34 @@ class SettingInvalid(LogtoWebhooksError):
 
 
 class SigningKeyMissing(LogtoWebhooksError):
-    """No signing key. Set LOGTO_WEBHOOK_SIGNING_KEY to the webhook's signing key: in Logto's
+    """No signing key is set. Set LOGTO_WEBHOOK_SIGNING_KEY to the webhook's signing key: in Logto's
     console, Webhooks > your webhook > Settings > Signing key. Commands also read it from
-    --signing-key or a file .env, an application only from its environment."""
+    --signing-key or the file .env. An application only reads its environment."""
 
 
 class ServiceUnreachable(LogtoWebhooksError):
-    """{url} can't be reached: {problem}. Is `logto-webhooks serve` running there?"""
+    """Can't reach {url}: {problem}. Check that `logto-webhooks serve` is running there."""
 
     url: str
     problem: str
 
 
 class SigningKeyExists(LogtoWebhooksError):
-    """{path} holds a signing key already. It was not changed, and no webhook was created. Remove
-    the line LOGTO_WEBHOOK_SIGNING_KEY first, or leave out --env-file and add the new key yourself
-    (separate several with commas)."""
+    """{path} already contains a signing key, so no webhook was created. Remove the line
+    LOGTO_WEBHOOK_SIGNING_KEY first, or leave out --env-file and add the new key yourself (separate
+    several keys with commas)."""
 
     path: str
 
 
 class FileExists(LogtoWebhooksError):
-    """{path} exists and was not changed. Remove it first, or name another file with --file."""
+    """{path} already exists. Remove it first, or choose another file with --file."""
 
     path: str
 
 
 class NotWritable(LogtoWebhooksError):
-    """{path} can't be written: {problem}."""
+    """Can't write {path}: {problem}."""
 
     path: str
     problem: str

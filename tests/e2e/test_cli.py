@@ -218,7 +218,7 @@ class TestTrigger:
             (["User.Created", "--to", "nonsense"], "--to can't be used: 'nonsense' isn't like"),
             (["User.Created", "--to", "http://127.0.0.1:99999"], "isn't like http://127.0.0.1"),
             (["User.Created", "--data", "a=\udcff"], "isn't UTF-8"),
-            (["User.Created", "--to", "http://127.0.0.1:1/"], "serve` running there?"),
+            (["User.Created", "--to", "http://127.0.0.1:1/"], "serve` is running there"),
         ],
     )
     def test_what_cannot_be_sent_is_one_line(

@@ -68,7 +68,7 @@ def test_one_is_made_for_the_sync(tmp_path: Path) -> None:
         logto.delete_hook(other)
         again = await run("create", "--url", f"{URL}/")
         assert again.returncode == 2
-        assert f"The webhook {hook['id']} leads to" in one_line(again.stderr)
+        assert f"The webhook {hook['id']} already sends to" in one_line(again.stderr)
         assert logto.hooks == [hook]
 
     live(test, tmp_path)
@@ -138,10 +138,10 @@ def test_a_key_that_is_there_is_left(tmp_path: Path) -> None:
         file.write_text("LOGTO_WEBHOOK_SIGNING_KEY=mine\n")
         refused = await run("create", "--url", URL, "--env-file", ".env")
         assert refused.returncode == 2
-        assert "holds a signing key already" in one_line(refused.stderr)
+        assert "already contains a signing key" in one_line(refused.stderr)
         assert file.read_text() == "LOGTO_WEBHOOK_SIGNING_KEY=mine\n"
         refused = await run("create", "--url", URL, "--env-file", "no/.env")
-        assert "can't be written" in one_line(refused.stderr)
+        assert "Can't write " in one_line(refused.stderr)
         assert logto.hooks == []
 
     live(test, tmp_path)
@@ -224,10 +224,10 @@ def test_a_test_that_does_not_arrive(tmp_path: Path) -> None:
             right = logto.add_hook(url)["id"]
             assert (await migrated(other, tmp_path)).returncode == 0
             for hook, more, says in (
-                (wrong, {}, "401: the signing key that is set there isn't this webhook's"),
+                (wrong, {}, "401: the service doesn't have this webhook's signing key"),
                 (nobody, {}, "nothing listens there"),
-                (nowhere, {}, "it answered 404"),
-                (right, other, "nothing came here within 0.5 s"),
+                (nowhere, {}, "the answer was 404"),
+                (right, other, "didn't arrive here within 0.5 s"),
             ):
                 tested = await run("test", hook, "--timeout", "0.5", **more)
                 assert tested.returncode == 1
@@ -246,8 +246,8 @@ async def migrated(settings: dict[str, str], folder: Path) -> subprocess.Complet
         (["create", "--url", "app.example"], {}, "isn't like https://host/path"),
         (["create", "--url", URL], {"LOGTO_M2M_APP_SECRET": "wrong"}, "LOGTO_M2M_APP_SECRET"),
         (["list"], {"LOGTO_ENDPOINT": ""}, "Management API isn't configured"),
-        (["test"], {}, "It isn't clear which webhook you mean"),
-        (["test", "nobody"], {}, "Logto has: "),
+        (["test"], {}, "Can't select a webhook"),
+        (["test", "nobody"], {}, "Logto has these webhooks: "),
         (["test", "one", "--event", "User.Creatd"], {}, "Did you mean User.Created?"),
     ],
 )

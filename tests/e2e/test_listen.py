@@ -520,9 +520,9 @@ def test_a_logto_that_is_gone_for_a_while(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "changed", "says"),
     [
-        ([], {}, "Create one, whose URL need not answer"),
-        (["--hook", "main"], {}, "It isn't clear which webhook"),
-        ([], {"LOGTO_ENDPOINT": "http://127.0.0.1:9"}, "can't be reached now"),
+        ([], {}, "create a webhook with any URL"),
+        (["--hook", "main"], {}, "Can't select a webhook"),
+        ([], {"LOGTO_ENDPOINT": "http://127.0.0.1:9"}, "Can't reach Logto at http://127.0.0.1:9"),
         ([], {"LOGTO_M2M_APP_SECRET": "wrong"}, "LOGTO_M2M_APP_SECRET"),
         ([], {"LOGTO_M2M_APP_ID": ""}, "Management API isn't configured"),
         (["--repoint", "main"], {}, "--repoint can't be used: it needs --tunnel-command"),

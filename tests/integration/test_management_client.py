@@ -346,7 +346,7 @@ def test_an_id_is_only_a_part_of_the_path() -> None:
 def test_what_is_no_logto(path: str, given: bytes) -> None:
     """A proxy's page, an unknown route, a listing without a total: the endpoint is wrong."""
     text = refused(Stand({path: [given]}), users)
-    assert "doesn't answer as a Logto" in text
+    assert "doesn't come from a Logto" in text
     assert "Set LOGTO_ENDPOINT" in text
 
 
@@ -469,7 +469,7 @@ def test_a_failing_logto_is_given_up_after_four_tries() -> None:
     """The error tells the last answer; a token is no different."""
     for path in (USER, TOKEN):
         stand = Stand({path: [html(503)]})
-        with pytest.raises(LogtoUnreachable, match="can't be reached now: it answers 503"):
+        with pytest.raises(LogtoUnreachable, match=r"Can't reach Logto at \S+: it answers 503"):
             stand.ask(user)
         assert len(stand.targets(path)) == 4
 
@@ -482,11 +482,11 @@ async def silent(asked: Asked) -> bytes:
 @pytest.mark.parametrize(
     ("given", "problem"),
     [
-        (Cut(recorded("user")[:-9]), "cut off"),
-        (Cut(recorded("users-p1-5")[:-9]), "cut off"),
-        (Cut(b""), "cut off"),
-        (json(b'{"id": "u'), "cut off"),
-        (answer(200, b"no gzip", content_encoding="gzip"), "cut off"),
+        (Cut(recorded("user")[:-9]), "the answer is incomplete"),
+        (Cut(recorded("users-p1-5")[:-9]), "the answer is incomplete"),
+        (Cut(b""), "the answer is incomplete"),
+        (json(b'{"id": "u'), "the answer is incomplete"),
+        (answer(200, b"no gzip", content_encoding="gzip"), "the answer is incomplete"),
         (silent, "no answer in time"),
     ],
 )
@@ -538,7 +538,7 @@ def test_nobody_listens_there() -> None:
         unused.bind(("127.0.0.1", 0))
         endpoint = f"http://127.0.0.1:{unused.getsockname()[1]}"
         logto = Stand({}).management(endpoint)
-        with pytest.raises(LogtoUnreachable, match=f"{endpoint} can't be reached now: .+"):
+        with pytest.raises(LogtoUnreachable, match=f"Can't reach Logto at {endpoint}: .+"):
             asyncio.run(used(logto))
 
 

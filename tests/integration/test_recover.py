@@ -324,7 +324,7 @@ def test_the_command_brings_back_and_status_tells(tmp_path: Path) -> None:
     [
         (["--since", "yesterday"], "neither a time such as"),
         (["--app-secret", "wrong"], "LOGTO_M2M_APP_SECRET"),
-        (["--endpoint", "http://127.0.0.1:9"], "can't be reached now"),
+        (["--endpoint", "http://127.0.0.1:9"], "Can't reach Logto at http://127.0.0.1:9"),
         (["--endpoint", "logto.example.com"], "the address of a Logto"),
         (["--api-resource", "https://nowhere/api"], "LOGTO_WEBHOOKS_API_RESOURCE"),
     ],

@@ -83,7 +83,7 @@ def test_one_is_named_by_id_name_or_url() -> None:
     assert find_webhook([A, B, C], "b") == B
     assert find_webhook([A, B, C], "main") == A
     assert find_webhook([A, B, C], "https://b.example/x") == B
-    for query, says in (("twin", "several have"), ("nobody", "none has")):
+    for query, says in (("twin", "several webhooks have"), ("nobody", "no webhook has")):
         with pytest.raises(WebhookUnknown, match=rf"{says} the name or URL '{query}'\. .*twin"):
             find_webhook([A, B, C], query)
 
@@ -94,9 +94,9 @@ def test_ours_has_our_key_or_url() -> None:
     assert find_our_webhook([A, B], ["other"], "https://a.example/x/") == A
     assert find_our_webhook([A], ["other"], None) == A
     for hooks, keys, says in (
-        ([A, B], ["other"], "none has the key or URL that is set here. Name one"),
-        ([A, B, C], ["key-a", "key-b"], "several have the key or URL"),
-        ([], ["key-a"], "Logto has none. Make one: logto-webhooks endpoint create"),
+        ([A, B], ["other"], "no webhook has the signing key or URL in the settings. Use an ID"),
+        ([A, B, C], ["key-a", "key-b"], "several webhooks have the signing key or URL"),
+        ([], ["key-a"], "Logto has no webhooks. Create one: logto-webhooks endpoint create"),
     ):
         with pytest.raises(WebhookUnknown, match=says):
             find_our_webhook(hooks, keys, None)

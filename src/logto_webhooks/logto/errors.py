@@ -39,38 +39,38 @@ _CODE: Final = re.compile(r"\A[a-z0-9_.-]{1,80}\Z")
 _NO_SUCH_THING: Final = {"entity.not_found", "entity.not_exists", "entity.not_exists_with_id"}
 
 _CREDENTIALS: Final = (
-    "Set LOGTO_M2M_APP_ID and LOGTO_M2M_APP_SECRET to the App ID and an App secret of one "
-    "machine-to-machine application of Logto's console, and LOGTO_ENDPOINT to the same Logto."
+    "Set LOGTO_M2M_APP_ID and LOGTO_M2M_APP_SECRET to the App ID and an App secret of a "
+    "machine-to-machine application in Logto's console, and LOGTO_ENDPOINT to the same Logto."
 )
 _ROLE: Final = (
-    "Give the machine-to-machine application (LOGTO_M2M_APP_ID) a role with the Management API's "
-    'scope "all": in Logto\'s console, the role "Logto Management API access".'
+    'In Logto\'s console, assign the role "Logto Management API access", which has the scope "all", '
+    "to the machine-to-machine application (LOGTO_M2M_APP_ID)."
 )
 _RESOURCE: Final = (
     "Set LOGTO_WEBHOOKS_API_RESOURCE to the Management API's identifier in Logto's console, "
-    "such as https://default.logto.app/api (of Logto Cloud: https://TENANT.logto.app/api)."
+    "such as https://default.logto.app/api, or https://TENANT.logto.app/api on Logto Cloud."
 )
 _ENDPOINT: Final = (
-    "Set LOGTO_ENDPOINT to the address of a Logto, such as https://auth.example.com; "
-    "what stands before it must pass /oidc and /api on unchanged."
+    "Set LOGTO_ENDPOINT to Logto's address, such as https://auth.example.com. A proxy in front of "
+    "it must pass on /oidc and /api unchanged."
 )
 _UNKNOWN: Final = (
-    "This release doesn't know that answer: check LOGTO_ENDPOINT, and which version of Logto it is."
+    "This release doesn't know this answer. Check LOGTO_ENDPOINT and the version of Logto."
 )
 
 # Logto's code -> what to do.
 _HINTS: Final = {
-    "guard.invalid_input": "It may not know what was asked of it, such as an event of a later "
-    "Logto: check which version of Logto it is.",
-    "subscription.limit_exceeded": "Its plan allows no more of these: delete one first.",
+    "guard.invalid_input": "It may not support the request, such as an event of a later Logto. "
+    "Check the version of Logto.",
+    "subscription.limit_exceeded": "Your Logto plan doesn't allow more. Delete one first.",
 }
 
 # What the token endpoint says -> what is wrong, what to do.
 _TOKEN: Final[dict[str, tuple[str, str]]] = {
-    "oidc.invalid_client": ("it doesn't know this application and secret", _CREDENTIALS),
+    "oidc.invalid_client": ("the App ID or the App secret is wrong", _CREDENTIALS),
     "oidc.unauthorized_client": ("the application isn't machine-to-machine", _CREDENTIALS),
-    "oidc.invalid_target": ("it doesn't know the API for which a token is asked", _RESOURCE),
-    "oidc.invalid_scope": ("the application may not use the Management API", _ROLE),
+    "oidc.invalid_target": ("the Management API's identifier is wrong", _RESOURCE),
+    "oidc.invalid_scope": ("the application has no access to the Management API", _ROLE),
 }
 
 
@@ -87,7 +87,7 @@ def refusal(endpoint: str, reply: ApiReply) -> LogtoApiError:
     if reply.code in _HINTS:
         return _refused(endpoint, problem=answer, hint=_HINTS[reply.code])
     if reply.status == 401:
-        return _refused(endpoint, problem=f"{answer} to a new token of its own", hint=_RESOURCE)
+        return _refused(endpoint, problem=f"{answer} to a new token", hint=_RESOURCE)
     if reply.status == 403:
         return _refused(endpoint, problem=answer, hint=_ROLE)
     return _refused(endpoint, problem=answer, hint=_UNKNOWN)
@@ -97,20 +97,20 @@ def token_refusal(endpoint: str, reply: ApiReply, app_id: str) -> LogtoApiError:
     """Tell why there is no token."""
     if not reply.code:
         return not_a_logto(endpoint, reply)
-    unknown = (f"it gives no token, but {reply.status} ({reply.code})", _CREDENTIALS)
+    unknown = (f"its token endpoint answers {reply.status} ({reply.code})", _CREDENTIALS)
     problem, hint = _TOKEN.get(reply.code, unknown)
     return _refused(endpoint, problem=problem, hint=hint, app_id=app_id)
 
 
 def no_scope(endpoint: str) -> LogtoApiError:
     """The token is good for nothing."""
-    problem = 'the application gets a token, but without the scope "all"'
+    problem = "the application's token doesn't have the scope \"all\""
     return _refused(endpoint, problem=problem, hint=_ROLE)
 
 
 def not_a_logto(endpoint: str, reply: ApiReply) -> LogtoApiError:
     """Something else answers there: a proxy, a website."""
-    problem = f"what answers there ({reply.status}) doesn't answer as a Logto"
+    problem = f"the answer ({reply.status}) doesn't come from a Logto"
     return _refused(endpoint, problem=problem, hint=_ENDPOINT)
 
 
@@ -122,7 +122,7 @@ def redirected(endpoint: str, origin: str) -> LogtoApiError:
 
 def no_address(endpoint: str) -> LogtoApiError:
     """Nothing can be asked there, now or later."""
-    return _refused(endpoint, problem="that is no address", hint=_ENDPOINT)
+    return _refused(endpoint, problem="the address is invalid", hint=_ENDPOINT)
 
 
 def _refused(endpoint: str, problem: str, hint: str, app_id: str | None = None) -> LogtoApiError:
@@ -135,9 +135,8 @@ def _refused(endpoint: str, problem: str, hint: str, app_id: str | None = None) 
 ADMIN_PORT: Final = 3002
 ADMIN_APPLICATION: Final = "m-default"
 CORE: Final = (
-    "Set LOGTO_ENDPOINT to Logto's core address (port 3001 unless you changed it), and "
-    "LOGTO_M2M_APP_ID and LOGTO_M2M_APP_SECRET to a machine-to-machine application that you made "
-    "in Logto's console."
+    "Set LOGTO_ENDPOINT to Logto's core address (port 3001 by default), and LOGTO_M2M_APP_ID and "
+    "LOGTO_M2M_APP_SECRET to a machine-to-machine application that you created in Logto's console."
 )
 
 
@@ -149,10 +148,10 @@ def signs_of_admin(endpoint: str | None, app_id: str | None) -> str:
     except ValueError:
         port = None
     if port == ADMIN_PORT:
-        signs.append(f"LOGTO_ENDPOINT has port {ADMIN_PORT}, the port of Logto's admin side")
+        signs.append(f"LOGTO_ENDPOINT has port {ADMIN_PORT}, the port of Logto's admin address")
     if (app_id or "").strip() == ADMIN_APPLICATION:
         signs.append(
             f"LOGTO_M2M_APP_ID is {ADMIN_APPLICATION}, the built-in application of Logto's "
-            "admin side"
+            "admin address"
         )
     return ", and ".join(signs)

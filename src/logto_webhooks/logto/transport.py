@@ -97,8 +97,8 @@ _LIMITS: Final = httpx2.Limits(max_connections=AT_ONCE, keepalive_expiry=4.0)
 _PROBLEMS: Final[tuple[tuple[type[Exception], str], ...]] = (
     (httpx2.ConnectTimeout, "no connection in time"),
     (TimeoutError, "no answer in time"),
-    (httpx2.RemoteProtocolError, "its answer is cut off, or isn't HTTP"),
-    (httpx2.DecodingError, "its answer is cut off"),
+    (httpx2.RemoteProtocolError, "the answer is incomplete, or isn't HTTP"),
+    (httpx2.DecodingError, "the answer is incomplete"),
 )
 
 
@@ -221,7 +221,7 @@ class Transport:
         try:
             content = _decode(response, body) if body is not None else None
         except msgspec.DecodeError:
-            return FailedTry("its answer is cut off, or isn't JSON")
+            return FailedTry("the answer is incomplete, or isn't JSON")
         except ValueError:  # whole, but nested too deep, or with a number out of range
             unreadable = True
         return ApiReply(
@@ -241,7 +241,7 @@ def _describe(error: Exception) -> str:
             return problem
     if isinstance(error, httpx2.ConnectError):
         return str(error) or "no connection"
-    return f"the connection broke ({type(error).__name__})"
+    return f"the connection was lost ({type(error).__name__})"
 
 
 def _find_origin(response: httpx2.Response) -> str:

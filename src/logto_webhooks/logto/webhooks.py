@@ -98,7 +98,7 @@ def find_our_webhook(
     here = [hook for hook in hooks if is_ours(hook, keys, public_url)]
     if len(here or hooks) == 1:
         return (here or hooks)[0]
-    raise _refuse(hooks, bool(here), "the key or URL that is set here")
+    raise _refuse(hooks, bool(here), "the signing key or URL in the settings")
 
 
 def is_ours(hook: Webhook, keys: Collection[str], public_url: str | None) -> bool:
@@ -137,12 +137,12 @@ def _is_needed(name: str, patterns: Sequence[str]) -> bool:
 
 
 def _refuse(hooks: Sequence[Webhook], several: bool, what: str) -> WebhookUnknown:
-    problem = f"{'several have' if several else 'none has'} {what}"
+    problem = f"{'several webhooks have' if several else 'no webhook has'} {what}"
     if not hooks:
-        hint = "Make one: logto-webhooks endpoint create --url URL"
-        return WebhookUnknown(problem="Logto has none", hint=hint)
+        hint = "Create one: logto-webhooks endpoint create --url URL"
+        return WebhookUnknown(problem="Logto has no webhooks", hint=hint)
     listed = ", ".join(f"{hook.id} ({hook.name}, {hook.url})" for hook in hooks)
-    return WebhookUnknown(problem=problem, hint=f"Name one by its id; Logto has: {listed}.")
+    return WebhookUnknown(problem=problem, hint=f"Use an ID. Logto has these webhooks: {listed}.")
 
 
 POLL_S: Final = 0.2
@@ -181,7 +181,7 @@ async def create_webhook(
     for hook in hooks:
         if hook.leads_to(url):
             raise WebhookExists(id=hook.id, url=url)
-    with note_on_failure("it may be there all the same: see `logto-webhooks endpoint list`"):
+    with note_on_failure("it may exist anyway: see `logto-webhooks endpoint list`"):
         return parse_created((await logto.create_hook(name, url, events)).content, name)
 
 
@@ -243,32 +243,32 @@ async def _await_delivery(
 def _describe_failure(answered: Any) -> str:
     """What Logto says of a test that came to nothing."""
     if answered is None:
-        return "Logto has no such webhook any more"
+        return "Logto no longer has this webhook"
     data = answered.get("data")
     status = data.get("responseStatus") if isinstance(data, dict) else None
     if status == 401:
         return _REFUSED
     if isinstance(status, int):
-        return f"it answered {status}"
+        return f"the answer was {status}"
     text = str(answered.get("message", ""))
-    return next((word for sign, word in _CAUSES if sign in text), "Logto got no answer from it")
+    return next((word for sign, word in _CAUSES if sign in text), "Logto got no answer")
 
 
 _CAUSES: Final = (
     ("timed out", "Logto got no answer in time"),
-    ("ECONNREFUSED", "nothing listens there, seen from Logto"),
-    *((sign, "it closed the connection without an answer, seen from Logto") for sign in RESETS),
-    ("ENOTFOUND", "Logto can't find its host"),
-    ("certificate", "Logto doesn't trust its TLS certificate"),
+    ("ECONNREFUSED", "as seen from Logto, nothing listens there"),
+    *((sign, "as seen from Logto, the connection was closed without an answer") for sign in RESETS),
+    ("ENOTFOUND", "Logto can't resolve the host"),
+    ("certificate", "Logto doesn't trust the TLS certificate"),
 )
-_REFUSED: Final = "it answered 401: the signing key that is set there isn't this webhook's"
+_REFUSED: Final = "the answer was 401: the service doesn't have this webhook's signing key"
 _ELSEWHERE: Final = (
-    "Logto got an answer of success, but nothing came here within {:g} s: the URL leads elsewhere, "
-    "something redirects, or this is another database"
+    "Logto got a success, but the test didn't arrive here within {:g} s: the URL leads to another "
+    "server, there is a redirect, or the service uses another database"
 )
 
 
-_CHANGED: Final = "the key is changed at Logto, so run this again"
+_CHANGED: Final = "Logto already uses the new key, so run this command again"
 
 
 class RotationResult(Struct, frozen=True, kw_only=True):
@@ -300,7 +300,7 @@ async def rotate_key(
     """
     old = WebhookKey(hook=hook.id, key=hook.signing_key, learnt_at=clock.now())
     await host.run(lambda store: store.keys_of_hooks.learn([old]))
-    with note_on_failure("the key may be another all the same, so run this again"):
+    with note_on_failure("the key may have changed anyway, so run this command again"):
         changed = parse_created((await logto.rotate_key(hook.id)).content, hook.name)
     now = clock.now()
     new = WebhookKey(hook=hook.id, key=changed.signing_key, learnt_at=now)
