@@ -78,7 +78,7 @@ def test_what_failed_and_is_here_is_no_fault_for_long(tmp_path: Path) -> None:
 
     early, late = examined(tmp_path, both)
     assert early.code == "log_reset"
-    assert late.text == "1 delivery failed, none within the last hour; all were recovered."
+    assert late.text == "1 delivery failed, none within the last hour, and all were recovered."
 
 
 def test_what_was_set_aside_is_no_fault_for_long(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_what_was_set_aside_is_no_fault_for_long(tmp_path: Path) -> None:
     *_, finding = examined(tmp_path, examine)
     assert (finding.level, finding.text) == (
         Level.OK,
-        "1 request is set aside, none of the last day.",
+        "1 request is quarantined, none of the last day.",
     )
 
 

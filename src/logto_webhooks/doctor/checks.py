@@ -93,7 +93,7 @@ async def check_durability(context: CheckContext) -> list[Finding]:
         faults.append(make_finding("database_read_only", setting=setting))
     if info.unwritable is not None:
         faults.append(make_finding("database_unwritable", problem=info.unwritable))
-    return faults or [make_ok("Deliveries answered 200 are on disk.")]
+    return faults or [make_ok("Each delivery is on disk before it is answered 200.")]
 
 
 async def check_vacuum(context: CheckContext) -> list[Finding]:
@@ -101,7 +101,7 @@ async def check_vacuum(context: CheckContext) -> list[Finding]:
     unvacuumed = (await context.database_info()).unvacuumed
     full = [table for table in unvacuumed if table.dead > max(_DEAD_ROWS, table.live // 5)]
     if not full:
-        return [make_ok("No dead rows pile up.")]
+        return [make_ok("No dead rows accumulate.")]
     dead = sum(table.dead for table in full)
     return [make_finding("vacuum_off", dead=dead, tables=[table.table for table in full])]
 
@@ -110,7 +110,7 @@ async def check_disk(context: CheckContext) -> list[Finding]:
     """Check the free disk space."""
     info = await context.database_info()
     if info.free is None:
-        return [make_skipped("The disk of a database server can't be checked from here.")]
+        return [make_skipped("doctor can't check the disk of a database server.")]
     free_mb, least_mb = info.free // _MB, context.target.least_free_mb
     if free_mb >= least_mb:
         return [make_ok(f"{free_mb} MB are free.")]
@@ -122,7 +122,7 @@ async def check_files(context: CheckContext) -> list[Finding]:
     """Check that other users can't read files with personal data or keys."""
     modes = context.target.open_files()
     if not modes:
-        return [make_ok("Only their owner can read the files.")]
+        return [make_ok("Only the owner can read the files.")]
     files = [f"{path} (mode {mode})" for path, mode in modes.items()]
     return [make_finding("files_open", files=files, paths=" ".join(map(shlex.quote, modes)))]
 
@@ -143,7 +143,7 @@ async def check_api(context: CheckContext) -> list[Finding]:
         return [*admin, make_finding("api_unreachable", **problem)]
     except LogtoApiError as error:
         if signs:
-            return [make_finding("api_admin", signs=f"{signs}; it refuses: {error.problem}")]
+            return [make_finding("api_admin", signs=f"{signs}; Logto refused: {error.problem}")]
         problem = {"endpoint": error.endpoint, "problem": error.problem, "hint": error.hint}
         return [make_finding("api_refused", **problem)]
     if signs:
@@ -156,7 +156,7 @@ async def check_clock(context: CheckContext) -> list[Finding]:
     skew_ms = abs(_measure_skew_ms((await context.hook_pages())[-1]))
     if skew_ms > _SKEW_MS:
         return [make_finding("clock_skew", seconds=round(skew_ms / 1000))]
-    return [make_ok("Logto's clock and ours agree within seconds.")]
+    return [make_ok("Logto's clock and this machine's agree within seconds.")]
 
 
 def _measure_skew_ms(response: ApiResponse) -> int:
@@ -185,7 +185,7 @@ async def check_key(context: CheckContext) -> list[Finding]:
         faults += _compare_key(hook, keys, learned)
     if not ours and "database" in context.passed:
         return faults + await context.read(lambda store: _check_key_use(keys, store))
-    return faults or [make_ok("It is the webhook's key." if ours else "A key is set.")]
+    return faults or [make_ok("The key is the webhook's key." if ours else "A key is set.")]
 
 
 def _compare_key(
@@ -205,7 +205,7 @@ def _check_key_use(keys: Sequence[str], store: Store) -> list[Finding]:
     rejected = store.keys_of_hooks.aside()
     received = any(row.origin == "webhook" for row in store.inbox.search(DeliveryFilter()))
     if any(fingerprint(key) in used for key in keys) or (received and not used):
-        return [make_ok("Deliveries signed with it were received.")]
+        return [make_ok("Deliveries signed with this key have arrived.")]
     if rejected:
         return [make_finding("key_doubted", count=rejected)]
     return [make_finding("key_unproven")]
@@ -252,10 +252,10 @@ async def check_address(context: CheckContext) -> list[Finding]:
 
 
 def _judge_local_url(url: str, result: ProbeResult) -> Finding:
-    unknown = "At which URL Logto reaches it isn't known: set LOGTO_WEBHOOKS_PUBLIC_URL."
+    unknown = "To check the URL that Logto uses, set LOGTO_WEBHOOKS_PUBLIC_URL."
     if (result.status, result.error) == _UNSIGNED:
         return make_ok(f"{strip_url(url)} answers. {unknown}")
-    what = "Nothing listens" if result.problem == "address_refused" else "Something else answers"
+    what = "Nothing listens" if result.problem == "address_refused" else "Another program answers"
     return make_skipped(f"{what} at {strip_url(url)}, where `serve` would listen. {unknown}")
 
 
@@ -301,7 +301,7 @@ async def check_events(context: CheckContext) -> list[Finding]:
     if for_handlers:
         names = [row.name for row in handlers.values() if _wants_any(row, for_handlers)]
         faults.append(make_finding("events_missing_handlers", handlers=names, events=for_handlers))
-    return faults or [make_ok("The webhook sends all events that are needed.")]
+    return faults or [make_ok("The webhook sends all required events.")]
 
 
 def _wants_any(handler: RegisteredHandler, events: Sequence[str]) -> bool:
@@ -322,8 +322,8 @@ async def check_log(context: CheckContext) -> list[Finding]:
         return faults
     if summary.recovered:
         failed = f"{Count(summary.recovered):delivery|deliveries}"
-        return [make_ok(f"{failed} failed, none within the last hour; all were recovered.")]
-    return [make_ok(f"None of the newest {summary.entries} of {summary.total} failed.")]
+        return [make_ok(f"{failed} failed, none within the last hour, and all were recovered.")]
+    return [make_ok(f"None of the newest {summary.entries} of {summary.total} deliveries failed.")]
 
 
 async def check_gap(context: CheckContext) -> list[Finding]:
@@ -339,7 +339,9 @@ async def check_gap(context: CheckContext) -> list[Finding]:
     if summary.recent:
         faults.append(make_finding("gap_recent", count=summary.recent, entries=summary.entries))
     return faults or [
-        make_ok(f"All of the newest {summary.entries} of {summary.total} are in the inbox.")
+        make_ok(
+            f"All of the newest {summary.entries} of {summary.total} deliveries are in the inbox."
+        )
     ]
 
 
@@ -394,7 +396,7 @@ async def check_jobs(context: CheckContext) -> list[Finding]:
     if late:
         seconds = round(max(row.oldest_s for row in late))
         faults.append(make_finding("jobs_waiting", seconds=seconds, **_summarize(late)))
-    return faults or [make_ok("No jobs are dead, and none have waited long.")]
+    return faults or [make_ok("No jobs are dead, and none has waited long.")]
 
 
 def _summarize(counts: Sequence[JobCount]) -> dict[str, object]:
@@ -410,7 +412,7 @@ async def check_records(context: CheckContext) -> list[Finding]:
         return [make_finding("records_unsettled", count=count)]
     if count and unsettled_s is not None and unsettled_s > _UNSETTLED_S:
         return [make_finding("records_waiting", count=count, seconds=round(unsettled_s))]
-    return [make_ok(f"{Count(count):record waits|records wait} to be refetched, none for long.")]
+    return [make_ok(f"{Count(count):record waits|records wait} for a refetch, none for long.")]
 
 
 async def check_rejected(context: CheckContext) -> list[Finding]:
@@ -423,13 +425,13 @@ async def check_rejected(context: CheckContext) -> list[Finding]:
     count, recent = await context.read(count_rejected)
     if recent:
         return [make_finding("rejected", count=count, fresh=recent)]
-    return [make_ok(f"{Count(count):request is|requests are} set aside, none of the last day.")]
+    return [make_ok(f"{Count(count):request is|requests are} quarantined, none of the last day.")]
 
 
 async def check_application(context: CheckContext) -> list[Finding]:
     """Check that handlers run on the application's own database."""
     if context.target.databases is None:
-        return [make_skipped("No application is named; give --app module:name.")]
+        return [make_skipped("No application is set. Use --app module:name.")]
     ours, theirs = context.target.databases()
     if ours != theirs:
         setting = context.target.database_setting

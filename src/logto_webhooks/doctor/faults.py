@@ -28,8 +28,8 @@ class Fault(NamedTuple):
 
 SEE_LOG: Final = "The service's log says why."
 CREDENTIALS: Final = (
-    "In Logto's console, create a machine-to-machine application, give it the role "
-    '"Logto Management API access", and set LOGTO_ENDPOINT, LOGTO_M2M_APP_ID and '
+    "In Logto's console, create a machine-to-machine application and assign it the role "
+    '"Logto Management API access". Then set LOGTO_ENDPOINT, LOGTO_M2M_APP_ID and '
     "LOGTO_M2M_APP_SECRET."
 )
 CONSOLE: Final = "in Logto's console, under Webhooks > your webhook"
@@ -39,25 +39,25 @@ FAULTS: Final[dict[str, Fault]] = {
     # Any check.
     "check_failed": Fault(
         "broken",
-        "The check could not finish: {problem}.",
+        "The check failed: {problem}.",
         "Run it again. If it fails again, please report it.",
     ),
     # The signing key.
     "key_missing": Fault(
         "broken",
-        "No signing key is set, so no delivery can be accepted.",
+        "No signing key is set, so deliveries can't be verified.",
         f"Set LOGTO_WEBHOOK_SIGNING_KEY to the webhook's signing key, {CONSOLE}.",
     ),
     "key_unusable": Fault(
         "broken",
-        "A signing key can't be used: {problem}. serve refuses to start.",
+        "A signing key is invalid: {problem}. serve refuses to start.",
         f"Set LOGTO_WEBHOOK_SIGNING_KEY to the webhook's exact signing key, {CONSOLE}.",
     ),
     "key_short": Fault(
         "broken",
         "A signing key has only {length:character|characters} and is easy to guess. serve refuses "
         "to start.",
-        "Set LOGTO_WEBHOOK_SIGNING_KEY to the key of Logto's webhook, which has 32 characters.",
+        "Set LOGTO_WEBHOOK_SIGNING_KEY to the webhook's signing key, which has 32 characters.",
     ),
     "key_not_told": Fault(
         "broken",
@@ -66,25 +66,26 @@ FAULTS: Final[dict[str, Fault]] = {
     ),
     "key_unproven": Fault(
         "warning",
-        "No delivery signed with the key has arrived yet, so it may not be the webhook's.",
+        "No delivery signed with this key has arrived yet, so it may not be the webhook's key.",
         f"Send a test {CONSOLE}. With credentials, you can run: logto-webhooks endpoint test",
     ),
     "key_doubted": Fault(
         "broken",
-        "No delivery was signed with the key, and {count:request was|requests were} rejected. The "
-        "key doesn't seem to be the webhook's.",
+        "No delivery was signed with this key, and {count:request was|requests were} rejected. It "
+        "is probably not the webhook's key.",
         f"Compare LOGTO_WEBHOOK_SIGNING_KEY with the webhook's signing key, {CONSOLE}. Rejected "
         "requests are kept, and accepted once the key is right.",
     ),
     "key_differs": Fault(
         "broken",
-        "The webhook {hook} signs with a key that isn't set here, so its deliveries are rejected.",
+        "The webhook {hook} uses a signing key that isn't in your settings, so its deliveries are "
+        "rejected.",
         f"Set LOGTO_WEBHOOK_SIGNING_KEY to its signing key, {CONSOLE}.",
     ),
     "key_outdated": Fault(
         "warning",
-        "The webhook {hook} has another key than the one set here. It is accepted only because "
-        "Logto's API returned it.",
+        "The webhook {hook} uses another signing key than your settings. Its deliveries are "
+        "accepted only because Logto's API returned the key.",
         f"Set LOGTO_WEBHOOK_SIGNING_KEY to its signing key, {CONSOLE}.",
     ),
     # The database.
@@ -92,11 +93,13 @@ FAULTS: Final[dict[str, Fault]] = {
     "database_unusable": Fault(
         "broken",
         "The database can't be used: {problem}.",
-        "Check that it exists and runs, that this user may write to it, and that {setting} is "
-        "right.",
+        "Check that it exists and is running, that this user can write to it, and that {setting} "
+        "is right.",
     ),
     "schema_missing": Fault(
-        "broken", "The database doesn't have our tables.", "Run: logto-webhooks migrate"
+        "broken",
+        "The database doesn't have the tables of logto-webhooks.",
+        "Run: logto-webhooks migrate",
     ),
     "schema_old": Fault(
         "broken",
@@ -105,28 +108,29 @@ FAULTS: Final[dict[str, Fault]] = {
     ),
     "schema_newer": Fault(
         "warning",
-        "The schema is at {found}, newer than this release, which knows {needed}.",
-        "It works. Upgrade this process to the release that migrated the schema.",
+        "The schema is at {found}, which is newer than {needed}, the schema of this release.",
+        "This works for now. Upgrade this process to the release that migrated the schema.",
     ),
     "database_read_only": Fault(
         "broken",
-        "The database accepts no writes: it is a standby, or read-only.",
-        "Set {setting} to the primary.",
+        "The database is read-only, or a standby.",
+        "Set {setting} to the primary database.",
     ),
     "database_unwritable": Fault(
         "broken",
-        "The database can't be written to: {problem}. All deliveries are answered 503.",
-        "If it is locked, stop the process that locks it. Otherwise, let this user write to the "
-        "file and its folder.",
+        "Can't write to the database: {problem}. All deliveries are answered 503.",
+        "If it is locked, stop the process that locks it. Otherwise, give this user write "
+        "permission for the file and its folder.",
     ),
     "not_durable": Fault(
         "broken",
-        "Deliveries that were answered 200 can be lost when the server crashes: {settings}.",
-        "Turn them on for this role and database: ALTER ROLE … SET synchronous_commit = on",
+        "If the database server crashes, deliveries that were answered 200 can be lost: "
+        "{settings}.",
+        "Turn these settings on. For this role: ALTER ROLE … SET synchronous_commit = on",
     ),
     "vacuum_off": Fault(
         "warning",
-        "PostgreSQL doesn't vacuum {tables}. {dead} dead rows slow down every statement.",
+        "PostgreSQL doesn't vacuum {tables}. Their {dead} dead rows slow down every statement.",
         "Turn on autovacuum for the server and for these tables. Then run VACUUM on them.",
     ),
     "files_open": Fault(
@@ -136,51 +140,56 @@ FAULTS: Final[dict[str, Fault]] = {
     ),
     "disk_low": Fault(
         "warning",
-        "Only {free_mb} MB are free where {place} is.",
+        "Only {free_mb} MB are free on the disk of {place}.",
         "Free some space. When the disk is full, all deliveries are answered 503.",
     ),
     "disk_full": Fault(
         "broken",
-        "Only {free_mb} MB are free where {place} is. Hardly any delivery can be stored.",
+        "Only {free_mb} MB are free on the disk of {place}. Soon, no delivery can be stored.",
         "Free some space, then run: logto-webhooks recover",
     ),
     # What is in it.
     "pending_old": Fault(
         "broken",
-        "{count:delivery is|deliveries are} pending, the oldest for {seconds} s: no worker applies "
-        "them in time.",
+        "{count:delivery is|deliveries are} pending, the oldest for {seconds} s. No worker is "
+        "running, or it can't keep up.",
         "Run logto-webhooks worker, or serve without --no-worker. If it is running, read its log.",
     ),
     "spool_waiting": Fault(
         "warning",
-        "{count:delivery waits|deliveries wait} in the spool directory to be stored.",
+        "{count:delivery waits|deliveries wait} in the spool directory.",
         "Check that serve or worker runs with the same LOGTO_WEBHOOKS_SPOOL_DIR, and that it can "
-        "use the database. Its log has more details.",
+        "use the database. See its log.",
     ),
     "deliveries_dead": Fault(
         "warning",
-        "{count:delivery is|deliveries are} dead: not applied, and the records are in doubt.",
-        "To see why, run logto-webhooks deliveries list --state dead. Then: deliveries replay ID",
+        "{count:delivery is|deliveries are} dead. They weren't applied, and their records are in "
+        "doubt.",
+        "To see the errors, run logto-webhooks deliveries list --state dead. After a fix, run: "
+        "logto-webhooks deliveries replay ID",
     ),
     "silent": Fault(
         "warning",
         "No delivery has been accepted since {since}, which is longer than usual.",
-        "See the checks key, hook, address and log. logto-webhooks endpoint test sends a test.",
+        "See the checks key, hook, address and log. To send a test, run: logto-webhooks endpoint "
+        "test",
     ),
     "jobs_dead": Fault(
         "warning",
         "{count:job is|jobs are} dead, of {handlers}.",
-        "To see why, run logto-webhooks jobs list --group. After a fix: jobs retry --handler NAME",
+        "To see the errors, run logto-webhooks jobs list --group. After a fix, run: logto-webhooks "
+        "jobs retry --handler NAME",
     ),
     "jobs_waiting": Fault(
         "warning",
         "{count:job waits|jobs wait}, of {handlers}, the oldest for {seconds} s.",
-        "Check that serve or worker runs with --app. jobs list --state waiting shows failures.",
+        "Check that serve or worker runs with --app. To see failures, run: logto-webhooks jobs "
+        "list --state waiting",
     ),
     "jobs_without_code": Fault(
         "broken",
         "{count:job waits|jobs wait} for handlers that the application doesn't have: {handlers}.",
-        "Add the handler again under this name, or run: logto-webhooks handlers forget NAME",
+        "Add the handler again with this name, or run: logto-webhooks handlers forget NAME",
     ),
     "handlers_unregistered": Fault(
         "warning",
@@ -190,25 +199,24 @@ FAULTS: Final[dict[str, Fault]] = {
     ),
     "records_waiting": Fault(
         "warning",
-        "{count:record waits|records wait} to be refetched from Logto, the oldest for {seconds} s.",
-        "Check that serve runs with these credentials. Its log says what went wrong.",
+        "{count:record waits|records wait} for a refetch from Logto, the oldest for {seconds} s.",
+        "Check that serve runs with these credentials. See its log.",
     ),
     "records_unsettled": Fault(
         "warning",
-        "{count:record waits|records wait} to be refetched from Logto, which needs credentials for "
+        "{count:record waits|records wait} for a refetch from Logto, which needs credentials for "
         "its API.",
         CREDENTIALS,
     ),
     "rejected": Fault(
         "warning",
-        "{count:request is|requests are} set aside, {fresh} of the last day, because no known key "
-        "signed them.",
-        "If you have rotated a key, add the new one. Requests that are set aside are verified "
-        "again.",
+        "{count:request is|requests are} quarantined, {fresh} of the last day, because no known "
+        "key signed them.",
+        "If you have rotated a key, add the new one. Quarantined requests are then verified again.",
     ),
     "application_database": Fault(
         "broken",
-        "The application's database is {theirs}, but its handlers run on {ours}.",
+        "The application uses the database {theirs}, but its handlers run on {ours}.",
         "Set {setting} to the database that you pass to LogtoWebhooks(…).",
     ),
     # Logto's Management API.
@@ -222,21 +230,22 @@ FAULTS: Final[dict[str, Fault]] = {
     ),
     "api_admin": Fault(
         "broken",
-        "The endpoint is Logto's admin side, which issues tokens but doesn't serve your tenant's "
-        "API: {signs}.",
+        "LOGTO_ENDPOINT is Logto's admin address, which issues tokens but doesn't serve your "
+        "tenant's API: {signs}.",
         CORE,
     ),
     "api_admin_answers": Fault(
         "warning",
-        "Logto answers, but this seems to be its admin side, not your tenant: {signs}.",
+        "Logto answers, but this seems to be its admin address, not your tenant: {signs}.",
         f"If `endpoint list` doesn't show your webhooks: {CORE}",
     ),
     "api_unreachable": Fault(
         "broken",
-        "Logto at {endpoint} can't be reached: {problem}.",
-        "Check that LOGTO_ENDPOINT is right, that Logto runs, and that this machine can reach it.",
+        "Can't reach Logto at {endpoint}: {problem}.",
+        "Check that LOGTO_ENDPOINT is right, that Logto is running, and that this machine can "
+        "reach it.",
     ),
-    "api_refused": Fault("broken", "Logto at {endpoint} refuses: {problem}.", "{hint}"),
+    "api_refused": Fault("broken", "Logto at {endpoint} refused: {problem}.", "{hint}"),
     "clock_skew": Fault(
         "warning",
         "This machine's clock and Logto's differ by at least {seconds} s.",
@@ -245,19 +254,20 @@ FAULTS: Final[dict[str, Fault]] = {
     # Its webhook.
     "hook_missing": Fault(
         "broken",
-        "No webhook of this Logto leads here. It has: {hooks}.",
+        "No webhook of this Logto leads here. Its webhooks: {hooks}.",
         "Run logto-webhooks endpoint create --url URL, or set LOGTO_WEBHOOKS_PUBLIC_URL.",
     ),
     "hook_disabled": Fault(
         "broken",
-        "The webhook {hook} is disabled: Logto sends nothing, and logs nothing.",
+        "The webhook {hook} is disabled. Logto sends and logs nothing.",
         f"Enable it {CONSOLE}. Then run: logto-webhooks reconcile",
     ),
     "hook_unproven": Fault(
         "warning",
-        "Only the path of its URL matches: the webhook {hook} has another key, and none of its "
-        "deliveries arrived. serve and recover ignore it.",
-        "Set LOGTO_WEBHOOK_SIGNING_KEY to its key, or LOGTO_WEBHOOKS_PUBLIC_URL to its URL.",
+        "The webhook {hook} may not be yours: only the path of its URL matches. It has another "
+        "key, and none of its deliveries arrived. serve and recover ignore it.",
+        "If it is yours, set LOGTO_WEBHOOK_SIGNING_KEY to its key, or LOGTO_WEBHOOKS_PUBLIC_URL to "
+        "its URL.",
     ),
     "hook_elsewhere": Fault(
         "broken",
@@ -267,7 +277,7 @@ FAULTS: Final[dict[str, Fault]] = {
     "hook_twice": Fault(
         "warning",
         "Several webhooks lead to {url}: {hooks}. Each delivery arrives more than once.",
-        "In Logto's console, delete all but one.",
+        "In Logto's console, delete all of them but one.",
     ),
     "events_missing": Fault(
         "broken",
@@ -282,8 +292,8 @@ FAULTS: Final[dict[str, Fault]] = {
     # Its URL.
     "address_lost": Fault(
         "broken",
-        "{url} redirects ({status}). Logto follows with a GET without a body, and logs a success: "
-        "every delivery is lost without a trace.",
+        "{url} redirects ({status}). Logto follows with a GET without a body, and logs a success. "
+        "Every delivery is lost.",
         "Change the webhook's URL to {location}, or remove the redirect. Then run: logto-webhooks "
         "recover",
     ),
@@ -295,22 +305,22 @@ FAULTS: Final[dict[str, Fault]] = {
     "address_not_found": Fault(
         "broken",
         "{url} answers 404: there is no webhook at this path.",
-        "Compare it with LOGTO_WEBHOOKS_PATH, or with where the application mounts the router.",
+        "Compare the path with LOGTO_WEBHOOKS_PATH, or with the path of the application's router.",
     ),
     "address_method": Fault(
         "broken",
-        "{url} answers 405: it accepts no POST.",
-        "Compare it with LOGTO_WEBHOOKS_PATH, or with where the application mounts the router.",
+        "{url} answers 405: it doesn't accept POST.",
+        "Compare the path with LOGTO_WEBHOOKS_PATH, or with the path of the application's router.",
     ),
     "address_open": Fault(
         "broken",
         "{url} answers {status} to an unsigned request, so it isn't logto-webhooks.",
-        "Point the URL, or the proxy in front of it, to logto-webhooks.",
+        "Change the URL, or the proxy in front of it, to lead to logto-webhooks.",
     ),
     "address_guarded": Fault(
         "broken",
-        "{url} answers {status}, but not like logto-webhooks: something is in front of it.",
-        "Let the proxy pass on the webhook's path, without authentication of its own.",
+        "{url} answers {status}, but not like logto-webhooks: a proxy or a firewall answers.",
+        "Configure it to pass on the webhook's path without authentication.",
     ),
     "address_failing": Fault(
         "broken", "{url} answers {status}.", f"{SEE_LOG} If it doesn't, see the proxy's log."
@@ -318,7 +328,7 @@ FAULTS: Final[dict[str, Fault]] = {
     "address_refused": Fault(
         "broken",
         "Nothing listens at {url}, as seen from this machine.",
-        "Start logto-webhooks serve, or the application. Check that the port is right and open.",
+        "Start logto-webhooks serve or the application. Check that the port is right and open.",
     ),
     "address_unknown": Fault(
         "broken",
@@ -327,8 +337,9 @@ FAULTS: Final[dict[str, Fault]] = {
     ),
     "address_unreachable": Fault(
         "broken",
-        "{url} can't be reached from this machine: the connection fails.",
-        "Check that the server there speaks HTTP, or HTTPS if the URL says so.",
+        "This machine can't connect to {url}.",
+        "Check the proxy and the firewall, and that the server uses the URL's scheme (HTTP or "
+        "HTTPS).",
     ),
     "address_timeout": Fault(
         "broken",
@@ -343,17 +354,17 @@ FAULTS: Final[dict[str, Fault]] = {
     "tls_expired": Fault(
         "broken",
         "The certificate of {url} has expired.",
-        "Renew it, and make sure that the server loads the new one.",
+        "Renew it, and reload the server.",
     ),
     "tls_untrusted": Fault(
         "broken",
         "This machine doesn't trust the certificate of {url}. Logto probably doesn't either.",
-        "Use a certificate of a public authority, with its whole chain.",
+        "Use a certificate from a public authority, with its whole chain.",
     ),
     "tls_name": Fault(
         "broken",
-        "The certificate of {url} is for another name.",
-        "Use one for this host, or correct the host in the webhook's URL.",
+        "The certificate of {url} is for another host.",
+        "Use a certificate for this host, or correct the host in the webhook's URL.",
     ),
     # Its log of the last day.
     "log_timed_out": Fault(
@@ -365,17 +376,17 @@ FAULTS: Final[dict[str, Fault]] = {
     "log_signature": Fault(
         "warning",
         "{count:delivery of the last day was|deliveries of the last day were} refused with 401.",
-        "Compare the signing key with the webhook's. Or does a proxy change bodies?",
+        "Compare the signing key with the webhook's key, and check that no proxy changes bodies.",
     ),
     "log_refused": Fault(
         "warning",
-        "{count:delivery|deliveries} of the last day could not connect: nothing listened.",
+        "{count:delivery|deliveries} of the last day could not connect: nothing was listening.",
         "Check when the service was down. During a release, start the new process first.",
     ),
     "log_reset": Fault(
         "warning",
-        "{count:connection|connections} of the last day broke off.",
-        "Let proxies keep idle connections open for longer than Logto's 13 s.",
+        "{count:connection|connections} of the last day closed early.",
+        "Configure proxies to keep idle connections open for longer than 13 s.",
     ),
     "log_failing": Fault(
         "warning",
@@ -389,7 +400,8 @@ FAULTS: Final[dict[str, Fault]] = {
     ),
     "log_other": Fault(
         "warning",
-        "{count:delivery|deliveries} of the last day failed in another way, probably DNS or TLS.",
+        "{count:delivery|deliveries} of the last day failed for another reason, probably DNS or "
+        "TLS.",
         "See Logto's console, under Webhooks > your webhook > Recent requests.",
     ),
     "log_unread": Fault(
@@ -399,8 +411,8 @@ FAULTS: Final[dict[str, Fault]] = {
     ),
     "gap": Fault(
         "broken",
-        "Of the newest {entries:delivery|deliveries} in Logto's log, {count:is|are} missing in the "
-        "inbox.",
+        "Of the newest {entries:delivery|deliveries} in Logto's log, {count:is|are} missing from "
+        "the inbox.",
         "Run: logto-webhooks recover",
     ),
     "gap_recent": Fault(
@@ -411,9 +423,9 @@ FAULTS: Final[dict[str, Fault]] = {
     ),
     "gap_answered": Fault(
         "broken",
-        "{count:delivery|deliveries} that Logto logged as a success can't be found in the inbox.",
-        "Check that nothing else answers at the webhook's URL, and that serve uses this database. "
-        "Then run: logto-webhooks recover",
+        "{count:delivery is|deliveries are} not in the inbox, although Logto logged a success.",
+        "Check that no other server answers at the webhook's URL, and that serve uses this "
+        "database. Then run: logto-webhooks recover",
     ),
 }
 
@@ -428,7 +440,7 @@ class Level(StrEnum):
 
 
 class Finding(Struct, frozen=True, kw_only=True):
-    """What a check found. `do` says how to fix it, `docs` where you can read more.
+    """The result of a check. `do` says how to fix a problem, and `docs` is a page about it.
 
     `details` has the numbers and names in the text, for scripts.
     """

@@ -43,8 +43,8 @@ _CREDENTIALS: Final = (
     "machine-to-machine application in Logto's console, and LOGTO_ENDPOINT to the same Logto."
 )
 _ROLE: Final = (
-    'In Logto\'s console, assign the role "Logto Management API access", which has the scope "all", '
-    "to the machine-to-machine application (LOGTO_M2M_APP_ID)."
+    'In Logto\'s console, assign the role "Logto Management API access", with the scope "all", to '
+    "the machine-to-machine application (LOGTO_M2M_APP_ID)."
 )
 _RESOURCE: Final = (
     "Set LOGTO_WEBHOOKS_API_RESOURCE to the Management API's identifier in Logto's console, "
