@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from logto_webhooks import LogtoWebhooks
-from logto_webhooks.cli.load_app import load_application, load_handlers
+from logto_webhooks.cli.session import load_application, load_handlers
 from logto_webhooks.errors import InvalidHandler, SettingInvalid
 from logto_webhooks.settings import Settings
 from logto_webhooks.testing import SIGNING_KEY, make

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from logto_webhooks import server
-from logto_webhooks.cli.http_sender import send_request
+from logto_webhooks.cli.trigger import send_requests
 from logto_webhooks.samples import history
 from logto_webhooks.samples.request import SignedRequest
 from logto_webhooks.testing import SIGNING_KEY, make
@@ -96,7 +96,7 @@ def test_a_whole_history_over_http(tmp_path: Path) -> None:
 
     with Service(tmp_path, LOGTO_WEBHOOK_SIGNING_KEY=recorded_history.signing_key) as service:
         url = f"{service.url}{PATH}"
-        asyncio.run(send_request(url, recorded_history.deliveries, answered, concurrency=480))
+        asyncio.run(send_requests(url, recorded_history.deliveries, answered, concurrency=480))
         assert statuses == [200] * len(recorded_history.deliveries)
         assert service.stored() == len(recorded_history.deliveries)
         wait_until_done(service)

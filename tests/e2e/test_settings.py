@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import sessionmaker
 
 from logto_webhooks import LogtoWebhooks
-from logto_webhooks.cli.load_app import load_application
+from logto_webhooks.cli.session import load_application
 from logto_webhooks.database import database_for, open_database
 from logto_webhooks.errors import SettingInvalid
 from logto_webhooks.ingest.spool import spool_of

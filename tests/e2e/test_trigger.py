@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 
 from logto_webhooks import testing
 from logto_webhooks.cli import app as cli
-from logto_webhooks.cli.http_sender import send_request
+from logto_webhooks.cli.trigger import send_requests
 from logto_webhooks.events import BY_NAME
 from logto_webhooks.samples.request import (
     FAULTS,
@@ -160,7 +160,7 @@ async def read_while_sending(step: Step) -> tuple[str, list[bytes]]:
 
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
-        await send_request(f"http://127.0.0.1:{port}", [step], lambda step, answer: None)
+        await send_requests(f"http://127.0.0.1:{port}", [step], lambda step, answer: None)
     return head.decode().lower(), pieces
 
 

@@ -47,7 +47,7 @@ def played(code: str, *arguments: str, folder: Path) -> subprocess.CompletedProc
     [
         "import logto_webhooks, logto_webhooks.testing, logto_webhooks.fastapi",
         "from logto_webhooks import LogtoWebhooks, tables",
-        "import logto_webhooks.listen.session, logto_webhooks.listen.tunnel",
+        "import logto_webhooks.listen",
     ],
 )
 def test_it_imports(line: str, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, closing, suppress
 import pytest
 
 from logto_webhooks.listen import forwarder
-from logto_webhooks.listen.log_reader import ForwardResponse
+from logto_webhooks.listen.forwarder import ForwardResponse
 
 _HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 

@@ -31,7 +31,7 @@ COMMANDS: Final = {
     "listen": ("listen:listen", "Forward Logto's webhooks to an application on localhost."),
     "deliveries": ("deliveries:app", "List, show and replay the deliveries in the inbox."),
     "endpoint": ("webhooks:app", "Create, list and test webhooks at Logto; rotate keys."),
-    "explain": ("explain:app", "Show a record's history, and which delivery set each field."),
+    "explain": ("records:explain", "Show a record's history, and which delivery set each field."),
     "handlers": ("jobs:handlers", "List the known handlers, and forget old ones."),
     "jobs": ("jobs:app", "List, show, retry and discard the jobs of handlers."),
 }
@@ -60,14 +60,20 @@ class LazyGroup(TyperGroup):
 
 def load_command(name: str) -> Any:
     """Import a command, or a group of them."""
-    place, _ = COMMANDS[name]
+    place, summary = COMMANDS[name]
     module, _, attribute = place.partition(":")
     target = getattr(importlib.import_module(f"{__name__}.{module}"), attribute)
     if isinstance(target, typer.Typer):
+        target.info.help = summary
         return typer.main.get_group(target)
     single = typer.Typer(add_completion=False, rich_markup_mode=None)
     single.command(name)(target)
     return typer.main.get_command(single)
+
+
+def make_group() -> typer.Typer:
+    """Make a group of commands; its help is in `COMMANDS`."""
+    return typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
 
 app = typer.Typer(

@@ -8,17 +8,16 @@ import socket
 import sys
 import tempfile
 from collections import Counter
-from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
-import typer
 from msgspec import Struct
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+from typer import Exit, Option
 
 from logto_webhooks import server
 from logto_webhooks.cli import output
-from logto_webhooks.cli.http_sender import send_request
+from logto_webhooks.cli.trigger import send_requests
 from logto_webhooks.database import open_database
 from logto_webhooks.database.records import FoundRow, RefetchNeed
 from logto_webhooks.database.store import Store
@@ -39,12 +38,12 @@ from logto_webhooks.samples.history import Difference, differences
 from logto_webhooks.samples.request import SignedRequest, sign_request
 from logto_webhooks.settings import Settings
 
-PORT = 8787
-DUPLICATES = 0.1
-_ALL = 1_000_000
-_SHOWN = 8
+PORT: Final = 8787
+DUPLICATES: Final = 0.1
+_ALL: Final = 1_000_000
+_MOST_ROWS: Final = 8
 # An event that only a later Logto sends: no recorded history has one.
-_LATER = {"event": "Passkey.Created", "createdAt": "2026-11-24T03:18:31.533Z", "data": {}}
+_LATER: Final = {"event": "Passkey.Created", "createdAt": "2026-11-24T03:18:31.533Z", "data": {}}
 
 
 class _Mirror(Struct, frozen=True):
@@ -58,25 +57,21 @@ class _Mirror(Struct, frozen=True):
 def demo(
     once: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--once",
             help="Exit after the summary: with code 1 if a record differs and isn't in doubt.",
         ),
     ] = False,
     name: Annotated[
         history.Name,
-        typer.Option(
-            "--history", help="The recorded history to send: people, calm, race or lossy."
-        ),
+        Option("--history", help="The recorded history to send: people, calm, race or lossy."),
     ] = "calm",
     seed: Annotated[
-        int | None, typer.Option(help="Repeat the order of an earlier run. Default: random.")
+        int | None, Option(help="Repeat the order of an earlier run. Default: random.")
     ] = None,
     port: Annotated[
         int | None,
-        typer.Option(
-            min=0, max=65535, help="The port to listen on. Default: 8787, or any free port."
-        ),
+        Option(min=0, max=65535, help="The port to listen on. Default: 8787, or any free port."),
     ] = None,
 ) -> None:
     """Send a recorded history in random order; show the result.
@@ -87,7 +82,7 @@ def demo(
     chosen_seed = seed if seed is not None else random.SystemRandom().randrange(10_000)
     with tempfile.TemporaryDirectory(prefix="logto-webhooks-demo-") as folder:
         wrong = asyncio.run(_demo(name, chosen_seed, port, Path(folder) / "demo.db", once))
-    raise typer.Exit(1 if wrong else 0)
+    raise Exit(1 if wrong else 0)
 
 
 async def _demo(name: history.Name, seed: int, port: int | None, file: Path, once: bool) -> int:
@@ -101,7 +96,15 @@ async def _demo(name: history.Name, seed: int, port: int | None, file: Path, onc
     logs.configure("text", "warning")
     database = open_database(settings.database_url)
     outcomes = Counter[str]()
-    observe = partial(_count, outcomes)
+
+    def observe(event: TelemetryEvent) -> None:
+        if isinstance(event, DeliverySynced):
+            outcomes[event.outcome] += 1
+        elif isinstance(event, DeliveryStored) and event.duplicate:
+            outcomes["duplicate"] += 1
+        elif isinstance(event, DeliveryFailed | RequestRefused | NotStored):
+            outcomes[type(event).__name__] += 1
+
     service = Service(settings, database, observe)
     await database.open()
     listener = _listen(settings.host, port)
@@ -148,21 +151,12 @@ def _shuffle(
     return requests
 
 
-def _count(outcomes: Counter[str], event: TelemetryEvent) -> None:
-    if isinstance(event, DeliverySynced):
-        outcomes[event.outcome] += 1
-    elif isinstance(event, DeliveryStored) and event.duplicate:
-        outcomes["duplicate"] += 1
-    elif isinstance(event, DeliveryFailed | RequestRefused | NotStored):
-        outcomes[type(event).__name__] += 1
-
-
 async def _send(requests: list[SignedRequest], url: str, title: str) -> None:
     output.say(f"Sending {len(requests)} deliveries ({title}) to {url}")
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=output.out) as progress:
         bar = progress.add_task("", total=len(requests))
-        await send_request(url, requests, lambda request, response: progress.advance(bar))
+        await send_requests(url, requests, lambda request, response: progress.advance(bar))
 
 
 def _read_mirror(store: Store) -> _Mirror:
@@ -172,7 +166,16 @@ def _read_mirror(store: Store) -> _Mirror:
 
 
 def _show_summary(mirror: _Mirror, outcomes: Counter[str], different: list[Difference]) -> None:
-    _show_rows(mirror)
+    users = [user.row for user in mirror.users if user.row["deleted_at"] is None]
+    live = [record for record in mirror.organizations if record.row["deleted_at"] is None]
+    members = [
+        {"logto_organization_id": record.row["logto_organization_id"], "logto_user_id": user}
+        for record in live
+        for user in record.memberships
+    ]
+    _show_rows("logto_users", users)
+    _show_rows("logto_organizations", [record.row for record in live])
+    _show_rows("logto_organization_members", members)
     counts = {name: outcomes[name] for name in OUTCOMES} | outcomes
     output.table(
         "\nOutcomes of the deliveries",
@@ -189,11 +192,8 @@ def _show_summary(mirror: _Mirror, outcomes: Counter[str], different: list[Diffe
         f"\nDifferences from Logto's own final state: {len(different)}",
         ("kind", "id", "field", "ours", "Logto's", "in doubt"),
         [
-            (
-                *(difference.key.kind, difference.key.id, difference.field),
-                *(difference.ours, difference.logto, "yes" if difference.doubtful else "no"),
-            )
-            for difference in different
+            (*row.key, row.field, row.ours, row.logto, "yes" if row.doubtful else "no")
+            for row in different
         ],
         fold=True,
     )
@@ -205,31 +205,9 @@ def _show_summary(mirror: _Mirror, outcomes: Counter[str], different: list[Diffe
     )
 
 
-def _show_rows(mirror: _Mirror) -> None:
-    users = [user.row for user in mirror.users if user.row["deleted_at"] is None]
-    live = [
-        organization
-        for organization in mirror.organizations
-        if organization.row["deleted_at"] is None
-    ]
-    _show_table(
-        "logto_users", ("logto_user_id", "username", "email", "name", "is_suspended"), users
-    )
-    about = ("logto_organization_id", "name", "description", "custom_data")
-    _show_table("logto_organizations", about, [organization.row for organization in live])
-    members = [
-        {"logto_organization_id": organization.row["logto_organization_id"], "logto_user_id": user}
-        for organization in live
-        for user in organization.memberships
-    ]
-    ends = ("logto_organization_id", "logto_user_id")
-    _show_table("logto_organization_members", ends, members)
-
-
-def _show_table(name: str, columns: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
-    first = f", the first {_SHOWN}" if len(rows) > _SHOWN else ""
-    cells = [[row[column] for column in columns] for row in rows[:_SHOWN]]
-    output.table(f"\n{name}: {len(rows)} rows{first}", columns, cells)
+def _show_rows(name: str, rows: list[dict[str, Any]]) -> None:
+    first = f", the first {_MOST_ROWS}" if len(rows) > _MOST_ROWS else ""
+    output.print_list(name, rows[:_MOST_ROWS], f"\n{name}: {len(rows)} rows{first}")
 
 
 def _count_kinds(doubtful: list[RefetchNeed]) -> str:

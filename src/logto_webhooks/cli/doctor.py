@@ -8,13 +8,12 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Final
 
-import typer
+from typer import Exit, Option
 
 from logto_webhooks.admin import LEAST_FREE_MB, TIMEOUT_S, Admin
 from logto_webhooks.cli import output
-from logto_webhooks.cli.load_app import load_application
 from logto_webhooks.cli.options import DATABASE, LOGTO_API, AsJson, EnvFile, with_settings
-from logto_webhooks.cli.session import run_admin
+from logto_webhooks.cli.session import load_application, run_admin
 from logto_webhooks.doctor.checks import CHECKS
 from logto_webhooks.doctor.faults import Finding, Level, exit_code
 from logto_webhooks.plural import Count
@@ -38,16 +37,16 @@ def doctor(
     settings: Settings,
     only: Annotated[
         str | None,
-        typer.Option(
+        Option(
             help=f"Only these checks, separated by commas, and those they depend on: {_NAMES}.",
             show_default=False,
         ),
     ] = None,
     timeout: Annotated[
-        float, typer.Option(min=0.1, help="Time limit of each check, in seconds.")
+        float, Option(min=0.1, help="Time limit of each check, in seconds.")
     ] = TIMEOUT_S,
     least_free_mb: Annotated[
-        int, typer.Option(min=0, help="Least free disk space for the SQLite file, in MB.")
+        int, Option(min=0, help="Least free disk space for the SQLite file, in MB.")
     ] = LEAST_FREE_MB,
     env_file: EnvFile = None,
     as_json: AsJson = False,
@@ -68,11 +67,8 @@ def doctor(
         )
 
     findings = run_admin(settings, diagnose)
-    if as_json:
-        print(output.to_json(findings))
-    else:
-        _show(findings)
-    raise typer.Exit(exit_code(findings))
+    output.show(findings, as_json, _show)
+    raise Exit(exit_code(findings))
 
 
 def _show(findings: Sequence[Finding]) -> None:

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Final
 
-import typer
+from typer import Option
 
 from logto_webhooks import files
 from logto_webhooks.cli.options import DATABASE, with_settings
@@ -91,7 +91,7 @@ LOGTO_WEBHOOK_SIGNING_KEY=
 
 
 def init(
-    file: Annotated[Path, typer.Option(help="The file to write.")] = Path(".env"),
+    file: Annotated[Path, Option(help="The file to write.")] = Path(".env"),
 ) -> None:
     """Write an .env file that explains every setting.
 
@@ -111,7 +111,7 @@ def init(
 def migrate(
     settings: Settings,
     sql: Annotated[
-        bool, typer.Option("--sql", help="Print the SQL statements instead of running them.")
+        bool, Option("--sql", help="Print the SQL statements instead of running them.")
     ] = False,
 ) -> None:
     """Migrate the database's schema to this release.

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
-from functools import partial
 from typing import Annotated, Final
 
-import typer
 from msgspec import structs
 from rich.text import Text
+from typer import Argument, Exit, Option
 
 from logto_webhooks.admin import Admin
 from logto_webhooks.apply.replay import AT_ONCE
-from logto_webhooks.cli import options, output
-from logto_webhooks.cli.options import DATABASE, AsJson, Limit, with_settings
+from logto_webhooks.cli import make_group, options, output
+from logto_webhooks.cli.options import (
+    DATABASE,
+    After,
+    AsJson,
+    Event,
+    Limit,
+    Subject,
+    with_settings,
+)
 from logto_webhooks.cli.session import run_admin
 from logto_webhooks.errors import HandlerUnknown, JobUnknown
 from logto_webhooks.jobs import JobFilter, JobMove, JobRow, JobState
@@ -25,26 +32,14 @@ _UNCHANGED: Final = {
     JobMove.REPEAT: "Jobs that are running now are left alone.",
     JobMove.DISCARD: "Jobs that are done or already discarded stay as they are.",
 }
-Handler = Annotated[str | None, typer.Option(help="Only this handler: module:function.")]
-Event = Annotated[str | None, typer.Option(help="Only this event, such as User.Created.")]
-Subject = Annotated[
-    str | None, typer.Option(help="Only about this record: user:ID, organization:ID, …")
-]
+Handler = Annotated[str | None, Option(help="Only this handler: module:function.")]
 State = Annotated[
-    JobState | None, typer.Option(help="Only in this state: waiting, done, dead or discarded.")
+    JobState | None, Option(help="Only in this state: waiting, done, dead or discarded.")
 ]
-Ids = Annotated[list[int] | None, typer.Argument(min=1, max=GREATEST_ID, help="Job IDs.")]
+Ids = Annotated[list[int] | None, Argument(min=1, max=GREATEST_ID, help="Job IDs.")]
 
-handlers = typer.Typer(
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    help="List the known handlers, and forget old ones.",
-)
-app = typer.Typer(
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    help="List, show, retry and discard the jobs of handlers.",
-)
+handlers = make_group()
+app = make_group()
 
 
 @handlers.command("list")
@@ -55,22 +50,19 @@ def list_handlers(settings: Settings, as_json: AsJson = False) -> None:
         structs.asdict(handler) | {"events": ", ".join(handler.events) or "not registered"}
         for handler in run_admin(settings, lambda admin: admin.known_handlers())
     ]
-    columns = ("handler", "events", "waiting", "done", "dead", "discarded")
-    if as_json:
-        print(output.to_json([{name: row[name] for name in columns} for row in rows]))
-    elif rows:
-        output.table("", columns, [[row[name] for name in columns] for row in rows], fold=True)
+    if rows or as_json:
+        output.show(rows, as_json, lambda rows: output.print_list("handler", rows, fold=True))
     else:
         output.note("No handlers are known. Start `serve` or `worker` with --app to register some.")
     if not rows:
-        raise typer.Exit(1)
+        raise Exit(1)
 
 
 @handlers.command()
 @with_settings(*DATABASE)
 def forget(
     settings: Settings,
-    name: Annotated[str, typer.Argument(help="The handler's name, as `handlers list` shows it.")],
+    name: Annotated[str, Argument(help="The handler's name, as `handlers list` shows it.")],
     as_json: AsJson = False,
 ) -> None:
     """Forget a handler that you have removed, and discard its waiting jobs.
@@ -79,12 +71,9 @@ def forget(
     """
     discarded = run_admin(settings, lambda admin: admin.forget_handler(name))
     if discarded is None:
-        output.note(f"No handler is called {name!r}.")
-        raise typer.Exit(1)
-    if as_json:
-        print(output.to_json({"handler": name, "discarded": discarded}))
-    else:
-        output.say(f"Forgot {name}, and discarded {Count(discarded):job|jobs}.")
+        output.fail(f"No handler is called {name!r}.")
+    text = f"Forgot {name}, and discarded {Count(discarded):job|jobs}."
+    output.show({"handler": name, "discarded": discarded}, as_json, lambda _: output.say(text))
 
 
 @app.command("list")
@@ -95,16 +84,11 @@ def list_(
     event: Event = None,
     subject: Subject = None,
     state: State = None,
-    delivery: Annotated[
-        int | None, typer.Option(help="Only jobs of the delivery with this ID.")
-    ] = None,
-    group: Annotated[
-        bool, typer.Option("--group", help="Count jobs by handler, state and error.")
-    ] = False,
-    after: Annotated[
-        int | None,
-        typer.Option(min=1, max=GREATEST_ID, help="Continue after this ID: the next page."),
-    ] = None,
+    delivery: Annotated[int | None, Option(help="Only jobs of the delivery with this ID.")] = None,
+    group: Annotated[bool, Option("--group", help="Count jobs by handler, state and error.")] = (
+        False
+    ),
+    after: After = None,
     limit: Limit = 20,
     as_json: AsJson = False,
 ) -> None:
@@ -112,48 +96,88 @@ def list_(
     filter = JobFilter(
         handler=handler,
         event=event,
-        subject=options.parse_subject(subject),
+        subject=subject,
         state=state,
         delivery_id=delivery,
         after=after,
         limit=limit + 1,
     )
     if group:
-        jobs = _read_all(settings, filter)
-        _show_groups(jobs, as_json)
+        jobs = run_admin(settings, lambda admin: _read_all(admin, filter))
+        output.show(
+            _count_groups(jobs),
+            as_json,
+            lambda groups: output.print_list("job group", groups, fold=True),
+        )
     else:
         jobs = run_admin(settings, lambda admin: admin.jobs(filter))
-        _show(jobs[:limit], as_json)
-        if len(jobs) > limit:
-            output.note(f"There are more: continue with --after {jobs[limit - 1].id}.")
+        output.show(jobs[:limit], as_json, _print)
+        output.note_more(jobs, limit)
     if not jobs:
         if not as_json:
             output.note("There is no such job.")
         _explain_empty(settings, handler, event)
-        raise typer.Exit(1)
+        raise Exit(1)
+
+
+def _print(jobs: list[JobRow]) -> None:
+    for job in jobs:
+        output.print_line(output.format_job(job))
+
+
+async def _read_all(admin: Admin, filter: JobFilter) -> list[JobRow]:
+    jobs: list[JobRow] = []
+    filter = structs.replace(filter, limit=AT_ONCE)
+    while page := await admin.jobs(filter):
+        jobs += page
+        filter = structs.replace(filter, after=page[-1].id)
+    return jobs
+
+
+def _count_groups(jobs: list[JobRow]) -> list[dict[str, object]]:
+    counts = Counter((job.handler, job.state, output.format_error(job.error)) for job in jobs)
+    return [
+        {"handler": handler, "state": state, "error": error, "jobs": count}
+        for (handler, state, error), count in counts.most_common()
+    ]
+
+
+def _explain_empty(settings: Settings, handler: str | None, event: str | None) -> None:
+    """Warn if the filter names an event or a handler that doesn't exist."""
+    options.warn_about_event(event)
+    if handler is not None:
+        infos = run_admin(settings, lambda admin: admin.known_handlers())
+        names = [info.handler for info in infos]
+        if handler not in names:
+            output.warn(str(HandlerUnknown(handler, names)))
 
 
 @app.command()
 @with_settings(*DATABASE)
 def show(
     settings: Settings,
-    id: Annotated[int, typer.Argument(min=1, max=GREATEST_ID, help="The job's ID.")],
+    id: Annotated[int, Argument(min=1, max=GREATEST_ID, help="The job's ID.")],
     as_json: AsJson = False,
 ) -> None:
     """Show a job with the traceback of its last failure."""
     jobs = run_admin(settings, lambda admin: admin.jobs(JobFilter(id=id)))
     if not jobs:
-        output.note(f"No job has the ID {id}.")
-        raise typer.Exit(1)
-    [job] = jobs
-    if as_json:
-        print(output.to_json(job))
-        return
-    fields = output.format_moment(job).items()
-    output.table("", ("", ""), [row for row in fields if row[0] != "error"], fold=True)
+        output.fail(f"No job has the ID {id}.")
+    output.show(jobs[0], as_json, _print_all)
+
+
+def _print_all(job: JobRow) -> None:
+    output.print_pairs(pair for pair in output.to_builtins(job).items() if pair[0] != "error")
     if job.error:
-        output.out.print(f"\n{_error_title(job)}", style="bold", markup=False)
-        output.out.print(Text(output.strip_controls(job.error.rstrip())), soft_wrap=True)
+        output.say_title(f"\n{_error_title(job, job.error)}")
+        output.print_line(Text(output.strip_controls(job.error.rstrip())))
+
+
+def _error_title(job: JobRow, error: str) -> str:
+    if job.state == JobState.DISCARDED and "Traceback " not in error:
+        return "Why it was discarded"
+    asked_later = output.format_error(error) == output.ASKED_LATER
+    return "It asked to be retried" if asked_later else "The last failure"
 
 
 @app.command()
@@ -207,8 +231,7 @@ def _move(
     try:
         moved = run_admin(settings, move_jobs)
     except JobUnknown as error:
-        output.note(str(error))
-        raise typer.Exit(1) from None
+        output.fail(str(error))
     total = len(chosen) or moved
     result = "queued for retry" if move is JobMove.REPEAT else "discarded"
     if as_json:
@@ -220,54 +243,4 @@ def _move(
     if moved < total:
         output.note(_UNCHANGED[move])
     if not moved:
-        raise typer.Exit(1)
-
-
-def _explain_empty(settings: Settings, handler: str | None, event: str | None) -> None:
-    """Warn if the filter names an event or a handler that doesn't exist."""
-    options.warn_about_event(event)
-    if handler is not None:
-        known = run_admin(settings, lambda admin: admin.known_handlers())
-        names = [info.handler for info in known]
-        if handler not in names:
-            output.warn(str(HandlerUnknown(handler, names)))
-
-
-def _error_title(job: JobRow) -> str:
-    if job.state == JobState.DISCARDED and "Traceback " not in (job.error or ""):
-        return "Why it was discarded"
-    asked_later = output.format_error(job.error) == output.ASKED_LATER
-    return "It asked to be retried" if asked_later else "The last failure"
-
-
-def _read_all(settings: Settings, filter: JobFilter) -> list[JobRow]:
-    jobs: list[JobRow] = []
-    after = filter.after
-    while True:
-        page = run_admin(settings, partial(_read_page, filter, after))
-        jobs += page
-        if len(page) < AT_ONCE:
-            return jobs
-        after = page[-1].id
-
-
-async def _read_page(filter: JobFilter, after: int | None, admin: Admin) -> list[JobRow]:
-    return await admin.jobs(structs.replace(filter, after=after, limit=AT_ONCE))
-
-
-def _show(jobs: list[JobRow], as_json: bool) -> None:
-    if as_json:
-        print(output.to_json(jobs))
-        return
-    for job in jobs:
-        output.print_line(output.format_job(job))
-
-
-def _show_groups(jobs: list[JobRow], as_json: bool) -> None:
-    counts = Counter((job.handler, job.state, output.format_error(job.error)) for job in jobs)
-    groups = [(*group, count) for group, count in counts.most_common()]
-    columns = ("handler", "state", "error", "jobs")
-    if as_json:
-        print(output.to_json([dict(zip(columns, group, strict=True)) for group in groups]))
-    elif groups:
-        output.table("", columns, groups, fold=True)
+        raise Exit(1)

@@ -5,20 +5,20 @@ from __future__ import annotations
 import asyncio
 import secrets
 import signal
-from datetime import UTC, datetime
 from typing import Annotated, Final
 
 import typer
 from msgspec.structs import replace
 from rich.text import Text
+from typer import Exit, Option
 
 from logto_webhooks import event_loop
-from logto_webhooks.cli import output, progress
-from logto_webhooks.cli.options import LOGTO_API, AsJson, parse_moment, with_settings
+from logto_webhooks import listen as listening
+from logto_webhooks.cli import output
+from logto_webhooks.cli.options import LOGTO_API, AsJson, ExitAfter, parse_moment, with_settings
 from logto_webhooks.errors import SettingInvalid
-from logto_webhooks.listen.log_reader import ForwardResult
-from logto_webhooks.listen.session import ListenCallbacks, ListenConfig
-from logto_webhooks.listen.session import listen as forward
+from logto_webhooks.listen import ListenCallbacks, ListenConfig
+from logto_webhooks.listen.forwarder import ForwardResult
 from logto_webhooks.logto.webhooks import Webhook
 from logto_webhooks.settings import Settings
 
@@ -29,37 +29,33 @@ _COMMAND: Final = "--tunnel-command"
 def listen(
     settings: Settings,
     forward_to: Annotated[
-        str | None,
-        typer.Option(help="The URL to forward to. Default: `serve` on this machine."),
+        str | None, Option(help="The URL to forward to. Default: `serve` on this machine.")
     ] = None,
     hook: Annotated[
-        str | None,
-        typer.Option(help="Read only this webhook's log. Give its ID, name or URL."),
+        str | None, Option(help="Read only this webhook's log. Give its ID, name or URL.")
     ] = None,
     since: Annotated[
         str | None,
-        typer.Option(help="Begin in the past: a time (2026-11-24T08:00Z), or 90m, 36h, 7d ago."),
+        Option(help="Begin in the past: a time (2026-11-24T08:00Z), or 90m, 36h, 7d ago."),
     ] = None,
     tunnel_command: Annotated[
         str | None,
-        typer.Option(
+        Option(
             help="Create a temporary webhook that uses a tunnel. This command must open the tunnel "
             "to the local port {port}, and print its URL."
         ),
     ] = None,
     repoint: Annotated[
         str | None,
-        typer.Option(
+        Option(
             help="With a tunnel: change the URL of this webhook until the end, instead of creating "
             "one."
         ),
     ] = None,
     yes: Annotated[
-        bool, typer.Option("--yes", help="Don't ask for confirmation before --repoint.")
+        bool, Option("--yes", help="Don't ask for confirmation before --repoint.")
     ] = False,
-    count: Annotated[
-        int | None, typer.Option(min=1, help="Exit after this many deliveries.")
-    ] = None,
+    count: ExitAfter = None,
     as_json: AsJson = False,
 ) -> None:
     """Forward Logto's webhooks to an application on localhost.
@@ -71,21 +67,21 @@ def listen(
     config = ListenConfig(
         to=forward_to or settings.url_at(settings.port),
         key=settings.signing_keys[0] if settings.signing_key else secrets.token_urlsafe(24),
-        key_is_ours=not settings.signing_key,
+        is_new_key=not settings.signing_key,
         hook=hook,
-        since=parse_moment("--since", since, datetime.now(UTC)),
+        since=parse_moment("--since", since),
         tunnel=tunnel_command,
         repoint=repoint,
         count=count,
     )
     _check(config)
     printer = _Printer(as_json)
-    callbacks = ListenCallbacks(printer.show, output.note, _agree if yes else _ask)
+    callbacks = ListenCallbacks(printer.show, output.note, (lambda _: None) if yes else _confirm)
     # Not on uvloop: there, the end of a tunnel's process isn't noticed while its pipes are open.
     if not asyncio.run(_run_until_stopped(settings, config, callbacks)):
-        progress.stopped("Run it again with --since to get deliveries sent in the meantime.")
+        output.stop("Run it again with --since to get deliveries sent in the meantime.")
     if printer.has_failed:
-        raise typer.Exit(1)
+        raise Exit(1)
 
 
 async def _run_until_stopped(
@@ -94,12 +90,13 @@ async def _run_until_stopped(
     """Listen; return False if a signal ended it, after the cleanup."""
     loop = asyncio.get_running_loop()
 
-    def ask(hook: Webhook) -> None:
+    def confirm(hook: Webhook) -> None:
         event_loop.reset_signal(loop, signal.SIGINT)  # otherwise Ctrl-C would wait for the answer
-        callbacks.ask(hook)
+        callbacks.confirm(hook)
         event_loop.on_signal(loop, signal.SIGINT, task.cancel)
 
-    task = asyncio.ensure_future(forward(settings, config, replace(callbacks, ask=ask)))
+    listener = listening.listen(settings, config, replace(callbacks, confirm=confirm))
+    task = asyncio.ensure_future(listener)
     event_loop.on_stop(task.cancel)
     await asyncio.wait([task])
     if not task.cancelled():
@@ -117,11 +114,7 @@ def _check(config: ListenConfig) -> None:
             raise SettingInvalid(name=name, problem=f"it has no effect with {_COMMAND}")
 
 
-def _agree(hook: Webhook) -> None:
-    """Ask nothing: `--yes`."""
-
-
-def _ask(hook: Webhook) -> None:
+def _confirm(hook: Webhook) -> None:
     question = f"Change the URL of the webhook {hook.name!r} until this command ends?"
     typer.confirm(f"{question} {hook.url} gets nothing meanwhile.", abort=True, err=True)
 
@@ -130,9 +123,9 @@ class _Printer:
     """Prints a line for each delivery that was forwarded; remembers whether any has failed."""
 
     def __init__(self, as_json: bool) -> None:
-        self._as_json = as_json
-        self._hints = output.Hints("--forward-to")
         self.has_failed = False
+        self._as_json = as_json
+        self._statuses: set[int | None] = set()
 
     def show(self, result: ForwardResult) -> None:
         """Print a result, and a hint the first time that a status needs one."""
@@ -141,7 +134,9 @@ class _Printer:
             print(output.to_json(result), flush=True)
         else:
             output.print_line(_format(result))
-        self._hints.show(result.status)
+        if result.status not in self._statuses:
+            self._statuses.add(result.status)
+            output.show_hint(result.status, "--forward-to")
 
 
 def _is_success(result: ForwardResult) -> bool:
@@ -149,7 +144,7 @@ def _is_success(result: ForwardResult) -> bool:
 
 
 def _format(result: ForwardResult) -> Text:
-    moment = output.format_value("_at", result.occurred_at)
+    moment = output.format_time(result.occurred_at)
     line = Text(f"{moment}  {output.strip_controls(result.event):<31}  ")
     line.append(f"{output.strip_controls(result.subject) or '-':<24}  ")
     line.append(f"{output.strip_controls(result.call):<28}  ")

@@ -1,26 +1,30 @@
-"""The options of commands: one for each setting, and parsers of what people give to others."""
+"""The options of commands: one for each setting, and those that several commands share."""
 
 from __future__ import annotations
 
 import functools
 import inspect
+import logging
 import os
 import re
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from difflib import get_close_matches
 from inspect import Parameter, Signature
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Concatenate, Final, cast
 
-import typer
+from dotenv.parser import Binding, Original, parse_stream
+from typer import Option
 
-from logto_webhooks.cli import envfile, output
+from logto_webhooks.cli import output
 from logto_webhooks.errors import SettingInvalid
 from logto_webhooks.events import BY_NAME
 from logto_webhooks.events.base import to_millis
 from logto_webhooks.events.local import LOCAL
 from logto_webhooks.settings import FILE, FILE_VARIABLES, VARIABLES, Settings, from_env
-from logto_webhooks.validation import check_text, is_url, nearest
+from logto_webhooks.validation import GREATEST_ID, check_text, is_url, nearest
 
 Command = Callable[Concatenate[Settings, ...], None]
 
@@ -31,91 +35,94 @@ def _check_file(path: Path | None) -> Path | None:
     return path
 
 
+def check_event(event: str | None) -> str | None:
+    """Check text that a database can look for. Raises SettingInvalid."""
+    return None if event is None else check_text("--event", event)
+
+
+def check_subject(subject: str | None) -> str | None:
+    """Check `user:ID` and the like. Raises SettingInvalid."""
+    if subject is None:
+        return None
+    if not re.fullmatch(r"[a-z-]+:.+", subject, re.DOTALL):
+        raise SettingInvalid(name="--subject", problem=f"{subject!r} isn't like user:ID")
+    return check_text("--subject", subject)
+
+
 EnvFile = Annotated[
     Path | None,
-    typer.Option(
-        help="Read settings from this file. Default: .env, if it exists.", callback=_check_file
-    ),
+    Option(help="Read settings from this file. Default: .env, if it exists.", callback=_check_file),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Limit = Annotated[int, typer.Option(min=1, help="Show at most this many.")]
+AsJson = Annotated[bool, Option("--json", help="Print JSON.")]
+DryRun = Annotated[bool, Option("--dry-run", help="Show what would change, but change nothing.")]
+Limit = Annotated[int, Option(min=1, help="Show at most this many.")]
+After = Annotated[
+    int | None, Option(min=1, max=GREATEST_ID, help="Continue after this ID: the next page.")
+]
+ExitAfter = Annotated[int | None, Option(min=1, help="Exit after this many deliveries.")]
+Event = Annotated[
+    str | None, Option(help="Only this event, such as User.Created.", callback=check_event)
+]
+Subject = Annotated[
+    str | None,
+    Option(help="Only about this record: user:ID, organization:ID, …", callback=check_subject),
+]
 
-
-def _option(type: Any, field: str, text: str, *flags: str) -> Any:
-    help = f"{text} [{', '.join(VARIABLES[field])}]"
-    return Annotated[type | None, typer.Option(*flags, help=help, show_default=False)]
-
-
-OPTIONS: Final[dict[str, Any]] = {
-    "signing_key": _option(
-        str, "signing_key", "The webhook's signing key. Separate several with commas."
-    ),
-    "database_url": _option(
-        str, "database_url", "The database's URL. Default: sqlite:///logto-webhooks.db."
-    ),
-    "schema": _option(
-        str, "schema", "The PostgreSQL schema of the tables. Default: the connection's."
-    ),
-    "worker": _option(
-        bool, "worker", "Apply deliveries in this process. Default: yes.", "--worker/--no-worker"
-    ),
-    "host": _option(str, "host", "The address to listen on. Default: 127.0.0.1."),
-    "port": _option(int, "port", "The port to listen on. Default: 8787."),
-    "path": _option(str, "path", "The webhook's path. Default: /api/webhooks/logto."),
-    "max_body_bytes": _option(
-        int, "max_body_bytes", "The largest request body, in bytes. Default: 8388608 (8 MiB)."
-    ),
-    "max_attempts": _option(
-        int, "max_attempts", "Attempts before a failing delivery is dead. Default: 8."
-    ),
-    "lag_ms": _option(
+_SETTINGS: Final[dict[str, tuple[Any, str]]] = {
+    "signing_key": (str, "The webhook's signing key. Separate several with commas."),
+    "database_url": (str, "The database's URL. Default: sqlite:///logto-webhooks.db."),
+    "schema": (str, "The PostgreSQL schema of the tables. Default: the connection's."),
+    "worker": (bool, "Apply deliveries in this process. Default: yes."),
+    "host": (str, "The address to listen on. Default: 127.0.0.1."),
+    "port": (int, "The port to listen on. Default: 8787."),
+    "path": (str, "The webhook's path. Default: /api/webhooks/logto."),
+    "max_body_bytes": (int, "The largest request body, in bytes. Default: 8388608 (8 MiB)."),
+    "max_attempts": (int, "Attempts before a failing delivery is dead. Default: 8."),
+    "lag_ms": (
         int,
-        "lag_ms",
         "How long before its webhook a change may have happened, in milliseconds. Default: 100.",
     ),
-    "replay_window_s": _option(
+    "replay_window_s": (
         int,
-        "replay_window_s",
         "Run no handlers for deliveries older than this, in seconds. Default: 604800 (a week). 0 "
         "disables the limit.",
     ),
-    "endpoint": _option(str, "endpoint", "Logto's address, such as https://auth.example.com."),
-    "app_id": _option(str, "app_id", "The ID of the machine-to-machine application."),
-    "app_secret": _option(str, "app_secret", "The secret of the machine-to-machine application."),
-    "api_resource": _option(
+    "endpoint": (str, "Logto's address, such as https://auth.example.com."),
+    "app_id": (str, "The ID of the machine-to-machine application."),
+    "app_secret": (str, "The secret of the machine-to-machine application."),
+    "api_resource": (
         str,
-        "api_resource",
         "The Management API's resource indicator. Default: derived from --endpoint.",
     ),
-    "api_budget": _option(
-        float, "api_budget", "Requests per second to the Management API. Default: 15."
-    ),
-    "recover_every_s": _option(
-        int, "recover_every_s", "Seconds between two reads of Logto's log. Default: 300."
-    ),
-    "reconcile_every_s": _option(
+    "api_budget": (float, "Requests per second to the Management API. Default: 15."),
+    "recover_every_s": (int, "Seconds between two reads of Logto's log. Default: 300."),
+    "reconcile_every_s": (
         int,
-        "reconcile_every_s",
         "Seconds between two comparisons of all records with Logto. Default: 86400 (a day). 0 "
         "disables them.",
     ),
-    "silence_after_s": _option(
+    "silence_after_s": (
         int,
-        "silence_after_s",
         "Seconds without a delivery before the silence alarm. Default: learned from usual traffic. "
         "0 disables the alarm.",
     ),
-    "public_url": _option(str, "public_url", "The URL at which Logto reaches the webhook."),
-    "spool_dir": _option(
+    "public_url": (str, "The URL at which Logto reaches the webhook."),
+    "spool_dir": (
         str,
-        "spool_dir",
         "A directory for deliveries that the database can't take in time. Default: none.",
     ),
-    "app": _option(str, "app", "Your LogtoWebhooks object, as module:name. Its handlers run."),
-    "log_format": _option(str, "log_format", "text or json. Default: text."),
-    "log_level": _option(str, "log_level", "debug, info, warning or error. Default: info."),
+    "app": (str, "Your LogtoWebhooks object, as module:name. Its handlers run."),
+    "log_format": (str, "text or json. Default: text."),
+    "log_level": (str, "debug, info, warning or error. Default: info."),
+}
+OPTIONS: Final[dict[str, Any]] = {
+    field: Annotated[
+        type | None, Option(help=f"{text} [{', '.join(VARIABLES[field])}]", show_default=False)
+    ]
+    for field, (type, text) in _SETTINGS.items()
 }
 DATABASE: Final = ("database_url", "schema")
+LOGS: Final = ("log_format", "log_level")
 LOGTO_API: Final = ("endpoint", "app_id", "app_secret", "api_resource")
 
 
@@ -150,42 +157,70 @@ def with_settings(*fields: str) -> Callable[[Command], Callable[..., None]]:
 def read_settings(env_file: Path | None, **options: Any) -> Settings:
     """Read the settings: options, then the environment, then the file. Raises SettingInvalid."""
     file = env_file or Path(".env")
-    values = envfile.read(file) if file.is_file() else {}
+    values = read_env_file(file, warn=True) if file.is_file() else {}
     environment = {name: value for name, value in os.environ.items() if value}
     # A secret in the environment, or in a file that it names, wins over the line in `.env`.
     for file_variable, name in FILE_VARIABLES.items():
         if name in environment or file_variable in environment:
-            values = {
-                key: value for key, value in values.items() if key not in (name, file_variable)
-            }
+            values.pop(name, None)
+            values.pop(file_variable, None)
     places = {name: str(file) for name in values.keys() - environment.keys()}
     settings = from_env(values | environment, places=places, option=True, **options)
-    _warn_of_secrets(options)
+    for field in ("signing_key", "app_secret"):
+        if options.get(field):
+            variable = VARIABLES[field][0]
+            output.warn(
+                f"everybody on this machine can read --{field.replace('_', '-')} with `ps`. Set "
+                f"{variable} instead, or set {variable}{FILE} to a file that holds it."
+            )
     return settings
 
 
-def _warn_of_secrets(options: dict[str, Any]) -> None:
-    """Warn that the list of processes shows options."""
-    for name in ("signing_key", "app_secret"):
-        if options.get(name):
-            variable = VARIABLES[name][0]
-            output.warn(
-                f"everybody on this machine can read --{name.replace('_', '-')} with `ps`. Set "
-                f"{variable} instead, or set {variable}{FILE} to a file that holds it."
-            )
+_KNOWN: Final = (*chain(*VARIABLES.values()), *FILE_VARIABLES)
+_OURS: Final = ("LOGTO_WEBHOOK_", "LOGTO_WEBHOOKS_")
+logging.getLogger("dotenv").setLevel(logging.ERROR)  # its warning doesn't name the file
+
+
+def read_env_file(file: Path, *, warn: bool) -> dict[str, str]:
+    """Read `.env`; `warn` about lines that set nothing. Raises SettingInvalid."""
+    try:
+        with file.open(encoding="utf-8-sig") as lines:
+            bindings = list(parse_stream(lines))
+    except OSError as error:
+        problem = f"it can't be read ({error.strerror})"
+        raise SettingInvalid(name=str(file), problem=problem) from None
+    except ValueError:
+        raise SettingInvalid(name=str(file), problem="it isn't a UTF-8 text file") from None
+    for binding in bindings if warn else ():
+        _check_binding(file, binding)
+    return {binding.key: binding.value for binding in bindings if binding.key and binding.value}
+
+
+def _check_binding(file: Path, binding: Binding) -> None:
+    if binding.error:
+        line = f"{file}, line {_line_number(binding.original)}"
+        output.warn(f"{line} is ignored, because it isn't of the form NAME=value.")
+    elif binding.key and binding.key.startswith(_OURS) and binding.key not in _KNOWN:
+        [near] = get_close_matches(binding.key, _KNOWN, n=1, cutoff=0.0)
+        output.warn(f"{file}: there is no setting {binding.key}. Did you mean {near}?")
+
+
+def _line_number(original: Original) -> int:
+    before, _, _ = original.string.partition(original.string.strip())  # blank lines are included
+    return original.line + before.count("\n")
 
 
 _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
-def parse_moment(name: str, value: str | None, now: datetime) -> int | None:
+def parse_moment(name: str, value: str | None) -> int | None:
     """Parse a time, or how long ago it was, to Unix milliseconds. Raises SettingInvalid."""
     if value is None:
         return None
     ago = re.fullmatch(r"(\d{1,6})([mhd])", value)
     try:
         if ago:
-            return to_millis(now - timedelta(**{_UNITS[ago[2]]: int(ago[1])}))
+            return to_millis(datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: int(ago[1])}))
         return to_millis(datetime.fromisoformat(value))
     except (ValueError, OverflowError):
         problem = f"{value!r} is neither a time such as 2026-11-24T08:00Z nor 90m, 36h or 7d"
@@ -198,18 +233,6 @@ def parse_duration(name: str, value: str) -> int:
     if not match:
         raise SettingInvalid(name=name, problem=f"{value!r} isn't like 30s, 10m, 2h or 1d")
     return round(timedelta(**{_UNITS[match[2]]: int(match[1])}).total_seconds())
-
-
-def check_printable(name: str, value: str | None) -> str | None:
-    """Return text that a database can look for. Raises SettingInvalid."""
-    return None if value is None else check_text(name, value)
-
-
-def parse_subject(value: str | None) -> str | None:
-    """Check `user:ID` and the like. Raises SettingInvalid."""
-    if value is not None and not re.fullmatch(r"[a-z-]+:.+", value, re.DOTALL):
-        raise SettingInvalid(name="--subject", problem=f"{value!r} isn't like user:ID")
-    return check_printable("--subject", value)
 
 
 def check_url(name: str, value: str) -> str:

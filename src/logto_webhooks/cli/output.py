@@ -1,28 +1,57 @@
-"""How commands print: tables, lines, notes and hints."""
+"""How commands print: results as text or JSON, lists, notes, hints and progress."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 import msgspec
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from typer import Exit
 
 from logto_webhooks import canonical_json
-from logto_webhooks.apply.replay import ReplayResult
-from logto_webhooks.database.records import FoundRow, RefetchNeed
-from logto_webhooks.deliveries import Status, StoredDelivery
-from logto_webhooks.explain.timeline import TimelineEntry
-from logto_webhooks.jobs import JobRow
-from logto_webhooks.reconcile.fetch import UserComparison
-from logto_webhooks.reconcile.reconcile import ReconcileResult
-from logto_webhooks.reconcile.recover import RecoverResult
-from logto_webhooks.records.drift import Drift
 
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from logto_webhooks.apply.replay import ReplayResult
+    from logto_webhooks.database.records import FoundRow, RefetchNeed
+    from logto_webhooks.deliveries import Status, StoredDelivery
+    from logto_webhooks.explain.timeline import TimelineEntry
+    from logto_webhooks.jobs import JobRow
+    from logto_webhooks.reconcile.fetch import UserComparison
+    from logto_webhooks.reconcile.reconcile import ReconcileResult
+    from logto_webhooks.reconcile.recover import RecoverResult
+    from logto_webhooks.records.drift import Drift
+
+T = TypeVar("T")
+STOPPED: Final = 130
+UNCHANGED: Final = "Nothing was changed."
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+_wide = Console(width=10_000, highlight=False)  # so that nothing you may copy is wrapped
+
+# The columns of each list.
+COLUMNS: Final = {
+    "user": ("logto_user_id", "username", "email", "name", "deleted_at", "waits for"),
+    "organization": ("logto_organization_id", "name", "description", "deleted_at", "waits for"),
+    "webhook": ("id", "name", "enabled", "ours", "url", "events"),
+    "handler": ("handler", "events", "waiting", "done", "dead", "discarded"),
+    "job group": ("handler", "state", "error", "jobs"),
+    "unrunnable": ("handler", "jobs"),
+    "logto_users": ("logto_user_id", "username", "email", "name", "is_suspended"),
+    "logto_organizations": ("logto_organization_id", "name", "description", "custom_data"),
+    "logto_organization_members": ("logto_organization_id", "logto_user_id"),
+    "refetch": ("kind", "id", "reason"),
+    "difference": ("kind", "id", "columns"),
+    "reported difference": ("kind", "id", "columns", "since", "likely reason"),
+}
 _COLOURS: Final = {
     "applied": "green",
     "settled": "green",
@@ -33,22 +62,21 @@ _COLOURS: Final = {
     "dead": "bold red",
 }
 _MOST_NAMES: Final = 12
-ASKED_LATER: Final = "asked to be retried"
-_RETRY_LATER: Final = re.compile(r"logto_webhooks\.errors\.(\w+\.)*RetryLater\b")
-# The group itself, not the exceptions in it, which are indented further.
-_GROUP: Final = re.compile(
-    r"^  \+ Exception Group Traceback .*?^  \| (\S[^\n]*)", re.DOTALL | re.MULTILINE
-)
-
-
-def print_line(line: Text) -> None:
-    """Print it as one line, however long."""
-    out.print(line, soft_wrap=True)
 
 
 def say(text: str) -> None:
     """Print a result."""
     out.print(strip_controls(text), markup=False, soft_wrap=True)
+
+
+def say_title(text: str) -> None:
+    """Print a title in bold."""
+    out.print(strip_controls(text), style="bold", markup=False, soft_wrap=True)
+
+
+def print_line(line: Text) -> None:
+    """Print it as one line, however long."""
+    out.print(line, soft_wrap=True)
 
 
 def note(text: str) -> None:
@@ -59,6 +87,73 @@ def note(text: str) -> None:
 def warn(text: str) -> None:
     """Print a warning to stderr."""
     note(f"warning: {text}")
+
+
+def fail(text: str) -> NoReturn:
+    """Print why there is no result, and exit with code 1."""
+    note(text)
+    raise Exit(1)
+
+
+def note_more(rows: Sequence[StoredDelivery] | Sequence[JobRow], limit: int) -> None:
+    """Print how to continue a list, if there are more rows than its limit."""
+    if len(rows) > limit:
+        note(f"There are more: continue with --after {rows[limit - 1].id}.")
+
+
+def show(result: T, as_json: bool, print_text: Callable[[T], object]) -> None:
+    """Print a result as JSON, or as `print_text` prints it."""
+    if as_json:
+        print(to_json(result))
+    else:
+        print_text(result)
+
+
+def print_list(
+    kind: str,
+    rows: Iterable[Mapping[str, Any]],
+    title: str = "",
+    *,
+    fold: bool = False,
+    wide: bool = False,
+) -> None:
+    """Print a line for each row, with the columns of this kind of list."""
+    columns = COLUMNS[kind]
+    cells = [[format_value(name, row[name]) for name in columns] for row in rows]
+    table(title, columns, cells, fold=fold, wide=wide)
+
+
+def print_pairs(pairs: Iterable[tuple[str, Any]], *, fold: bool = True) -> None:
+    """Print a line for each name and its value."""
+    table("", ("", ""), pairs, fold=fold)
+
+
+def table(
+    title: str,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[Any]],
+    *,
+    fold: bool = False,
+    wide: bool = False,
+) -> None:
+    """Print rows under a title; only the title if there are none.
+
+    Long cells are cut, unless they `fold`, or the table is as `wide` as they are.
+    """
+    grid = Table(show_header=any(columns), header_style="bold", box=None, pad_edge=False)
+    for column in columns:
+        grid.add_column(column, overflow="fold" if fold else "ellipsis", no_wrap=not fold)
+    for row in rows:
+        grid.add_row(*[Text(strip_controls(cell)) for cell in row])
+    if title:
+        say_title(title)
+    if not grid.row_count:
+        return
+    console = _wide if wide else out
+    with console.capture() as captured:
+        console.print(grid)
+    # Without the padding of the last column.
+    print(re.sub(r" +$", "", captured.get(), flags=re.MULTILINE), end="")
 
 
 def format_delivery(delivery: StoredDelivery) -> Text:
@@ -86,23 +181,6 @@ def format_job(job: JobRow) -> Text:
     return line
 
 
-def format_error(error: str | None) -> str:
-    """Return the line of a traceback that says what was raised, without a library's own notes."""
-    line = _raised_line(error)
-    return ASKED_LATER if _RETRY_LATER.match(line) else line
-
-
-def _raised_line(error: str | None) -> str:
-    group = _GROUP.search(error or "")
-    if group:
-        return group[1]
-    _, frame, last = (error or "").rpartition('  File "')
-    lines = [line for line in last.splitlines()[1 if frame else 0 :] if line.strip()]
-    if not frame:
-        return lines[-1] if lines else ""
-    return next((line for line in lines if not line.startswith(" ")), "")
-
-
 def format_timeline_entry(entry: TimelineEntry) -> Text:
     """Format what a delivery, or an API response, did."""
     line = _start_line(entry.id, entry.occurred_at, entry.outcome, entry.event)
@@ -112,161 +190,138 @@ def format_timeline_entry(entry: TimelineEntry) -> Text:
         line.append(f"  {origin} {delay_s:+.3f} s", "dim")
     if entry.call:
         line.append(f"  {_plain(entry.call)}")
-    _append_names(line, "set", entry.set)
-    _append_names(line, "late", entry.stale, "magenta")
-    _append_names(line, "settled", entry.settled, "green")
-    _append_names(line, "in doubt", entry.doubtful, "yellow")
+    for title, names, colour in (
+        ("set", entry.set, ""),
+        ("late", entry.stale, "magenta"),
+        ("settled", entry.settled, "green"),
+        ("in doubt", entry.doubtful, "yellow"),
+    ):
+        if names:
+            more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+            shown = ", ".join(_plain(name) for name in names[:_MOST_NAMES])
+            line.append("  ").append(f"{title}: {shown}{more}", colour)
     return line
 
 
-def delivery_to_json(delivery: StoredDelivery, **more: Any) -> str:
-    """Encode a delivery without its body; `more` may add that."""
-    fields = format_moment(delivery) | {"call": delivery.call}
-    del fields["body"]
-    return to_json(fields | more)
+def _start_line(number: int | None, at: int, outcome: str, event: str) -> Text:
+    line = Text(f"{'' if number is None else number:>7}  {format_time(at)}  ")
+    line.append(f"{outcome:<10}", _COLOURS.get(outcome, ""))
+    return line.append(f"  {_plain(event):<31}")
 
 
 def _plain(cell: str | None) -> str:
     return strip_controls(cell).replace("\n", "\\n").replace("\t", "\\t")
 
 
-def _start_line(number: int | None, at: int, outcome: str, event: str) -> Text:
-    line = Text(f"{'' if number is None else number:>7}  {format_value('_at', at)}  ")
-    line.append(f"{outcome:<10}", _COLOURS.get(outcome, ""))
-    return line.append(f"  {_plain(event):<31}")
+ASKED_LATER: Final = "asked to be retried"
+_RETRY_LATER: Final = re.compile(r"logto_webhooks\.errors\.(\w+\.)*RetryLater\b")
+# The group itself, not the exceptions in it, which are indented further.
+_GROUP: Final = re.compile(
+    r"^  \+ Exception Group Traceback .*?^  \| (\S[^\n]*)", re.DOTALL | re.MULTILINE
+)
 
 
-def _append_names(line: Text, word: str, names: Sequence[str], colour: str = "") -> None:
-    if not names:
-        return
-    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-    shown = ", ".join(_plain(name) for name in names[:_MOST_NAMES])
-    line.append("  ").append(f"{word}: {shown}{more}", colour)
+def format_error(error: str | None) -> str:
+    """Return the line of a traceback that says what was raised, without a library's own notes."""
+    line = _find_raised(error or "")
+    return ASKED_LATER if _RETRY_LATER.match(line) else line
 
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
-_wide = Console(width=10_000, highlight=False)  # so that nothing you may copy is wrapped
-
-_COMPACT = {
-    "user": ("logto_user_id", "username", "email", "name", "deleted_at"),
-    "organization": ("logto_organization_id", "name", "description", "deleted_at"),
-}
-
-
-def table(
-    title: str,
-    columns: Sequence[str],
-    rows: Iterable[Sequence[Any]],
-    *,
-    fold: bool = False,
-    wide: bool = False,
-) -> None:
-    """Print rows under a title; only the title if there are none.
-
-    Long cells are cut, unless they `fold`, or the table is as `wide` as they are.
-    """
-    grid = Table(show_header=any(columns), header_style="bold", box=None, pad_edge=False)
-    for column in columns:
-        grid.add_column(column, overflow="fold" if fold else "ellipsis", no_wrap=not fold)
-    for row in rows:
-        grid.add_row(*[Text(strip_controls(cell)) for cell in row])
-    if title:
-        out.print(title, style="bold", markup=False, soft_wrap=True)
-    if grid.row_count:
-        _print_bare(_wide if wide else out, grid)
-
-
-def _print_bare(console: Console, grid: Table) -> None:
-    """Print without the padding of the last column."""
-    with console.capture() as captured:
-        console.print(grid)
-    print(re.sub(r" +$", "", captured.get(), flags=re.MULTILINE), end="")
+def _find_raised(error: str) -> str:
+    if group := _GROUP.search(error):
+        return group[1]
+    _, frame, last = error.rpartition('  File "')
+    lines = [line for line in last.splitlines()[1 if frame else 0 :] if line.strip()]
+    if not frame:
+        return lines[-1] if lines else ""
+    return next((line for line in lines if not line.startswith(" ")), "")
 
 
 def show_status(status: Status, waiting: Sequence[RefetchNeed]) -> None:
     """Print counts, and the records that wait."""
-    rows: list[tuple[str, Any]] = [
-        (f"deliveries {state}", count) for state, count in status.deliveries.items()
-    ]
     oldest = status.oldest_pending_s
-    complete_up_to = format_value("complete_up_to", status.complete_up_to)
-    rows += [
+    pairs: list[tuple[str, Any]] = [
+        *((f"deliveries {state}", count) for state, count in status.deliveries.items()),
         ("oldest pending", "none" if oldest is None else f"{oldest:.1f} s"),
-        ("complete up to", complete_up_to or "Logto's log was never read"),
+        ("complete up to", format_time(status.complete_up_to) or "Logto's log was never read"),
         ("recovered from Logto's log", status.recovered),
-        (
-            "last compared with Logto",
-            format_value("reconciled_at", status.reconciled_at) or "never",
-        ),
-        ("silent since", format_value("silent_since_at", status.silent_since) or "not silent"),
+        ("last compared with Logto", format_time(status.reconciled_at) or "never"),
+        ("silent since", format_time(status.silent_since) or "not silent"),
         ("records in doubt", status.doubtful),
         ("records to refetch", status.refetch),
     ]
     if status.memberships_to_end:
-        rows.append(("memberships still to end", status.memberships_to_end))
-    rows += [("deliveries in the spool", status.spooled)] if status.spooled else []
-    rows += [(f"jobs {state}", count) for state, count in status.jobs.items()]
-    table("", ("", ""), rows)
+        pairs.append(("memberships still to end", status.memberships_to_end))
+    if status.spooled:
+        pairs.append(("deliveries in the spool", status.spooled))
+    pairs += [(f"jobs {state}", count) for state, count in status.jobs.items()]
+    print_pairs(pairs, fold=False)
     if status.unrunnable:
-        table(
-            "\nJobs of handlers that no process has registered",
-            ("handler", "jobs"),
-            status.unrunnable.items(),
-            fold=True,
+        rows = [{"handler": name, "jobs": count} for name, count in status.unrunnable.items()]
+        print_list(
+            "unrunnable", rows, "\nJobs of handlers that no process has registered", fold=True
         )
     if waiting:
-        cells = [(need.key.kind, need.key.id, need.reason) for need in waiting]
-        more = f", the oldest of {status.refetch}" if status.refetch > len(cells) else ""
-        table(f"\nTo refetch from Logto{more}", ("kind", "id", "reason"), cells, fold=True)
+        rows = [need.key._asdict() | {"reason": need.reason} for need in waiting]
+        more = f", the oldest of {status.refetch}" if status.refetch > len(rows) else ""
+        print_list("refetch", rows, f"\nTo refetch from Logto{more}", fold=True)
 
 
 def show_recovered(result: RecoverResult, dry_run: bool) -> None:
     """Print what was missing in the inbox, by Logto's log."""
-    rows: list[tuple[str, Any]] = [
-        ("since", format_value("since", result.since)),
-        ("up to", format_value("until", result.until)),
-        ("webhooks", len(result.hooks)),
-        ("log entries", result.entries),
-        ("would be recovered" if dry_run else "recovered", result.recovered),
-    ]
-    rows += [(f"  {cause}", count) for cause, count in sorted(result.causes.items())]
-    rows += [("unknown", doubt) for doubt in result.doubts]
-    table("", ("", ""), rows, fold=True)
+    print_pairs(
+        [
+            ("since", format_time(result.since)),
+            ("up to", format_time(result.until)),
+            ("webhooks", len(result.hooks)),
+            ("log entries", result.entries),
+            ("would be recovered" if dry_run else "recovered", result.recovered),
+            *((f"  {cause}", count) for cause, count in sorted(result.causes.items())),
+            *(("unknown", doubt) for doubt in result.doubts),
+        ]
+    )
 
 
 def show_reconciled(result: ReconcileResult, dry_run: bool, report: bool) -> None:
     """Print differences from Logto; as a `report`, since when they exist, and the likely reason."""
-    rows = _count_rows(result)
-    rows += [("different" if dry_run else "corrected", result.drifted)]
-    rows += [(f"  in {name}", count) for name, count in sorted(result.fields.items())]
-    rows += [("unknown", doubt) for doubt in result.doubts]
-    table("", ("", ""), rows, fold=True)
+    fields = [(f"  in {name}", count) for name, count in sorted(result.fields.items())]
+    _show_counts(result, ("different" if dry_run else "corrected", result.drifted), *fields)
     if result.drifts:
         more = f", the first {len(result.drifts)}" if result.drifted > len(result.drifts) else ""
-        columns = ("kind", "id", "columns", *(("since", "likely reason") if report else ()))
-        cells = [_drift_cells(drift)[: len(columns)] for drift in result.drifts]
-        table(f"\nDifferences{more}", columns, cells, fold=True)
+        kind = "reported difference" if report else "difference"
+        print_list(kind, map(_drift_row, result.drifts), f"\nDifferences{more}", fold=True)
+
+
+def show_backfilled(result: ReconcileResult) -> None:
+    """Print what a backfill wrote."""
+    _show_counts(result, ("written", result.drifted))
+
+
+def _show_counts(result: ReconcileResult, *more: tuple[str, Any]) -> None:
+    resumed = [("resumed from", format_time(result.began))] if result.resumed else []
+    kinds = ("users", "organizations", "members", "roles")
+    counts = [(kind, getattr(result, kind)) for kind in kinds]
+    print_pairs([*resumed, *counts, *more, *(("unknown", doubt) for doubt in result.doubts)])
 
 
 def show_replayed(result: ReplayResult, dry_run: bool) -> None:
     """Print what a replay did, or would do."""
     would_be = "would be " if dry_run else ""
-    rows: list[tuple[str, Any]] = [
-        (f"deliveries {would_be}applied again", result.deliveries),
-        (f"jobs {would_be}run again", result.jobs),
-    ]
-    table("", ("", ""), rows)
+    applied, jobs = f"deliveries {would_be}applied again", f"jobs {would_be}run again"
+    print_pairs([(applied, result.deliveries), (jobs, result.jobs)], fold=False)
     if result.drifts:
-        cells = [(drift.kind, drift.id, ", ".join(drift.fields)) for drift in result.drifts]
-        table("\nChanges", ("kind", "id", "columns"), cells, fold=True)
+        print_list("difference", map(_drift_row, result.drifts), "\nChanges", fold=True)
 
 
-def show_backfilled(result: ReconcileResult) -> None:
-    """Print what a backfill wrote."""
-    rows = [*_count_rows(result), ("written", result.drifted)]
-    rows += [("unknown", doubt) for doubt in result.doubts]
-    table("", ("", ""), rows, fold=True)
+def _drift_row(drift: Drift) -> dict[str, Any]:
+    role = f": {drift.role}" if drift.role else ""
+    return {
+        "kind": drift.kind,
+        "id": drift.id,
+        "columns": ", ".join(drift.fields) + role,
+        "since": drift.since,
+        "likely reason": drift.reason,
+    }
 
 
 def show_comparison(comparison: UserComparison) -> None:
@@ -286,74 +341,56 @@ def show_comparison(comparison: UserComparison) -> None:
     table("", ("", here, at_logto, ""), cells, fold=True)
 
 
-def _count_rows(result: ReconcileResult) -> list[tuple[str, Any]]:
-    resumed = [("resumed from", format_value("began", result.began))] if result.resumed else []
-    return [
-        *resumed,
-        ("users", result.users),
-        ("organizations", result.organizations),
-        ("members", result.members),
-        ("roles", result.roles),
-    ]
-
-
-def _drift_cells(drift: Drift) -> tuple[Any, ...]:
-    since = format_value("since", drift.since)
-    fields = ", ".join(drift.fields) + (f": {drift.role}" if drift.role else "")
-    return drift.kind, drift.id, fields, since, drift.reason
-
-
-def show_rows(rows: Sequence[FoundRow], kind: str) -> None:
+def show_records(records: Sequence[FoundRow], kind: str) -> None:
     """Print all about one record, or a line for each of several."""
-    if len(rows) > 1:
-        columns = _COMPACT[kind]
-        lines = [
-            [format_value(name, found.row[name]) for name in columns] + [found.waiting_for]
-            for found in rows
-        ]
-        table("", (*columns, "waits for"), lines)
+    if len(records) > 1:
+        print_list(kind, [record.row | {"waits for": record.waiting_for} for record in records])
         return
-    [found] = rows
+    [record] = records
     others = "organizations" if kind == "user" else "members"
-    cells = [(name, format_value(name, value)) for name, value in found.row.items()]
-    cells += [(others, found.memberships), (f"{others} in doubt", found.memberships_in_doubt)]
-    cells += [("roles", found.roles)] if kind == "user" else []
-    cells += [("waits for", found.waiting_for or "nothing")]
-    table("", ("", ""), cells, fold=True)
+    pairs = [(name, format_value(name, value)) for name, value in record.row.items()]
+    pairs += [(others, record.memberships), (f"{others} in doubt", record.memberships_in_doubt)]
+    pairs += [("roles", record.roles)] if kind == "user" else []
+    print_pairs([*pairs, ("waits for", record.waiting_for or "nothing")])
 
 
 def to_json(value: Any) -> str:
     """Encode a result: times as ISO 8601, and without characters that control a terminal."""
-    if isinstance(value, list):
-        return "[" + ",".join(to_json(item) for item in value) + "]"
-    if isinstance(value, FoundRow):
-        value = msgspec.structs.replace(value, row=_format_row(value.row))
-    elif isinstance(value, UserComparison):
-        ours, logtos = _format_row(value.ours), _format_row(value.logto)
-        value = msgspec.structs.replace(value, ours=ours, logto=logtos)
-    text = msgspec.json.encode(format_moment(value)).decode()
+    text = msgspec.json.encode(to_builtins(value)).decode()
     return _IN_JSON.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
-def _format_row(row: dict[str, Any] | None) -> Any:
-    return row and {name: format_value(name, content) for name, content in row.items()}
-
-
-def format_moment(value: Any) -> Any:
+def to_builtins(value: Any) -> Any:
     """Make a dict of a struct, and of those in it, with times as ISO 8601."""
     if isinstance(value, list):
-        return [format_moment(item) for item in value]
+        return [to_builtins(item) for item in value]
     if not isinstance(value, msgspec.Struct):
         return value
-    names = value.__struct_fields__
-    return {name: format_value(name, format_moment(getattr(value, name))) for name in names}
+    fields = {name: to_builtins(getattr(value, name)) for name in value.__struct_fields__}
+    for name in _ROWS & fields.keys():
+        row = fields[name] or {}
+        fields[name] = {column: format_value(column, cell) for column, cell in row.items()} or None
+    return {name: format_value(name, content) for name, content in fields.items()}
+
+
+def delivery_to_builtins(delivery: StoredDelivery) -> dict[str, Any]:
+    """Make a dict of a delivery, without its body."""
+    fields: dict[str, Any] = to_builtins(delivery)
+    del fields["body"]
+    return fields | {"call": delivery.call}
 
 
 def format_value(column: str, value: Any) -> Any:
     """Format the milliseconds of a `…_at` column as a date and time in UTC."""
-    if not (column.endswith("_at") or column in _MOMENTS) or not isinstance(value, int):
-        return value
-    moment = datetime.fromtimestamp(value / 1000, UTC)
+    is_time = (column.endswith("_at") or column in _TIMES) and isinstance(value, int)
+    return format_time(value) if is_time else value
+
+
+def format_time(at: int | None) -> str:
+    """Format Unix milliseconds as a date and time in UTC; None is empty."""
+    if at is None:
+        return ""
+    moment = datetime.fromtimestamp(at / 1000, UTC)
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
@@ -365,12 +402,11 @@ def strip_controls(cell: Any) -> str:
     return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
-_MOMENTS = ("since", "until", "began", "complete_up_to")  # times that aren't called `…_at`
-_ABOVE = r"\x7f-\x9f\u202a-\u202e\u2066-\u2069"
-_CONTROLS = re.compile(rf"[\x00-\x08\x0b-\x1f{_ABOVE}]")
-_IN_JSON = re.compile(f"[{_ABOVE}]")  # JSON escapes the others
-
-
+_TIMES: Final = ("since", "until", "began", "complete_up_to")  # times that aren't called `…_at`
+_ROWS: Final = {"row", "ours", "logto"}  # fields that hold a row of a table
+_ABOVE: Final = r"\x7f-\x9f\u202a-\u202e\u2066-\u2069"
+_CONTROLS: Final = re.compile(rf"[\x00-\x08\x0b-\x1f{_ABOVE}]")
+_IN_JSON: Final = re.compile(f"[{_ABOVE}]")  # JSON escapes the others
 _HINTS: Final = {
     401: "the service doesn't accept this signing key. Set LOGTO_WEBHOOK_SIGNING_KEY to the key "
     "that the service uses. After a rotation, that is the new one.",
@@ -379,15 +415,65 @@ _HINTS: Final = {
 }
 
 
-class Hints:
-    """Prints what to do about a status, each once; `option` is the one that takes a URL."""
+def show_hint(status: int | None, option: str) -> None:
+    """Print what to do about a status, if there is something; `option` takes a URL."""
+    if status in _HINTS:
+        note(f"{status}: {_HINTS[status].format(option=option)}")
 
-    def __init__(self, option: str) -> None:
-        self._option = option
-        self._shown: set[int] = set()
 
-    def show(self, status: int | None) -> None:
-        """Print the hint for a status, if there is one."""
-        if status in _HINTS and status not in self._shown:
-            self._shown.add(status)
-            note(f"{status}: {_HINTS[status].format(option=self._option)}")
+class Bar:
+    """Shows progress: one stage after the other, each from 0 to 100 %."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._task = progress.add_task("", total=1.0, rate="")
+        self._stage = ""
+        self._began = (time.monotonic(), 0)
+
+    def update(self, stage: str, count: int, done: float) -> None:
+        """Show that `count` items of a stage are done; `done` is the share, from 0 to 1."""
+        now = time.monotonic()
+        if stage != self._stage:
+            self._stage, self._began = stage, (now, count)
+            self._progress.reset(self._task, rate="")
+        began, first = self._began
+        self._progress.update(
+            self._task,
+            completed=done,
+            description=f"{stage}: {count:,}",
+            rate=f"{(count - first) / (now - began):,.0f}/s" if count > first else "",
+        )
+
+
+@contextmanager
+def show_progress(first: str, *, silent: bool = False) -> Iterator[Bar]:
+    """Show a bar on stderr during the block, if that is a terminal, and unless `silent`."""
+    # Here, because most commands show none.
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %  {task.fields[rate]}", markup=False),
+        TimeRemainingColumn(),
+    )
+    hidden = silent or not err.is_terminal
+    with Progress(*columns, console=err, transient=True, disable=hidden) as progress:
+        bar = Bar(progress)
+        bar.update(first, 0, 0.0)
+        yield bar
+
+
+@contextmanager
+def stoppable(advice: str) -> Iterator[None]:
+    """Let Ctrl-C end the block with a line of advice, and exit code 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        stop(advice)
+
+
+def stop(advice: str) -> NoReturn:
+    """Print that the command was stopped, and advice; exit with code 130."""
+    note(f"Stopped. {advice}")
+    raise Exit(STOPPED)

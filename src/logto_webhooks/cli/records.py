@@ -1,20 +1,30 @@
-"""`status`, `users` and `organizations`."""
+"""Records: `status`, `users`, `organizations` and `explain`."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-import typer
+from msgspec.structs import replace
+from typer import Argument, Exit, Option
 
 from logto_webhooks.admin import Admin
-from logto_webhooks.cli import output
+from logto_webhooks.cli import make_group, output
 from logto_webhooks.cli.options import DATABASE, LOGTO_API, AsJson, Limit, with_settings
 from logto_webhooks.cli.session import run_admin
 from logto_webhooks.database.records import FoundRow, RefetchNeed
 from logto_webhooks.deliveries import Status
+from logto_webhooks.errors import SettingInvalid
+from logto_webhooks.explain import Explained
+from logto_webhooks.explain.provenance import DeliveryRef, Field
+from logto_webhooks.records.projection import column_names
+from logto_webhooks.records.record import Kind
 from logto_webhooks.settings import Settings
 
-Query = Annotated[str, typer.Argument(help="The text to search for. An empty text finds all.")]
+Text = Annotated[str, Argument(help="The text to search for. An empty text finds all.")]
+Query = Annotated[str, Argument(help="A Logto ID, or a query that matches exactly one.")]
+OneField = Annotated[
+    str | None, Option("--field", help="Only this column, or `organizations` or `members`.")
+]
 
 
 @with_settings(*DATABASE, "spool_dir")
@@ -30,33 +40,31 @@ def status(settings: Settings, limit: Limit = 10, as_json: AsJson = False) -> No
     counts, waiting = run_admin(settings, read)
     if as_json:
         needs = [need.key._asdict() | {"why": need.reason} for need in waiting]
-        print(output.to_json(output.format_moment(counts) | {"waiting": needs}))
+        print(output.to_json(output.to_builtins(counts) | {"waiting": needs}))
     else:
         output.show_status(counts, waiting)
 
 
 @with_settings(*DATABASE)
 def organizations(
-    settings: Settings, query: Query, limit: Limit = 20, as_json: AsJson = False
+    settings: Settings, query: Text, limit: Limit = 20, as_json: AsJson = False
 ) -> None:
     """Find organizations by ID or name.
 
     The ID is Logto's or the local one. If nothing matches exactly, it finds organizations by a part
     of these.
     """
-    rows = run_admin(settings, lambda admin: admin.organizations(query, limit + 1))
-    _print_rows(rows, "organization", query, limit, as_json)
+    records = run_admin(settings, lambda admin: admin.organizations(query, limit + 1))
+    _show(records, "organization", query, limit, as_json)
 
 
 @with_settings(*DATABASE, *LOGTO_API)
 def users(
     settings: Settings,
-    query: Query,
+    query: Text,
     ask_logto: Annotated[
         bool,
-        typer.Option(
-            "--ask-logto", help="Fetch the user from Logto, and show both versions side by side."
-        ),
+        Option("--ask-logto", help="Fetch the user from Logto, and show both versions."),
     ] = False,
     limit: Limit = 20,
     as_json: AsJson = False,
@@ -67,29 +75,102 @@ def users(
     these, or of the name.
     """
     if not ask_logto:
-        rows = run_admin(settings, lambda admin: admin.users(query, limit + 1))
-        _print_rows(rows, "user", query, limit, as_json)
+        records = run_admin(settings, lambda admin: admin.users(query, limit + 1))
+        _show(records, "user", query, limit, as_json)
         return
     comparison = run_admin(settings, lambda admin: admin.compare_user(query))
-    is_unknown = comparison.ours is None and comparison.logto is None
-    if as_json:
-        print(output.to_json(comparison))
-    elif is_unknown:
-        output.note(f"No user found for {query!r}, neither here nor at Logto.")
+    is_known = comparison.ours is not None or comparison.logto is not None
+    if is_known or as_json:
+        output.show(comparison, as_json, output.show_comparison)
     else:
-        output.show_comparison(comparison)
-    if is_unknown:
-        raise typer.Exit(1)
+        output.note(f"No user found for {query!r}, neither here nor at Logto.")
+    if not is_known:
+        raise Exit(1)
 
 
-def _print_rows(rows: list[FoundRow], kind: str, query: str, limit: int, as_json: bool) -> None:
-    if as_json:
-        print(output.to_json(rows[:limit]))
-    elif rows:
-        output.show_rows(rows[:limit], kind)
+def _show(records: list[FoundRow], kind: Kind, query: str, limit: int, as_json: bool) -> None:
+    if records or as_json:
+        output.show(records[:limit], as_json, lambda first: output.show_records(first, kind))
     else:
         output.note(f"No {kind} found for {query!r}.")
-    if len(rows) > limit:
+    if len(records) > limit:
         output.note(f"There are more than {limit}; see --limit.")
-    if not rows:
-        raise typer.Exit(1)
+    if not records:
+        raise Exit(1)
+
+
+explain = make_group()
+
+
+@explain.command()
+@with_settings("lag_ms", *DATABASE)
+def user(settings: Settings, query: Query, field: OneField = None, as_json: AsJson = False) -> None:
+    """Show a user's history: each delivery or API response, then each field."""
+    _explain(settings, "user", query, field, as_json)
+
+
+@explain.command()
+@with_settings("lag_ms", *DATABASE)
+def organization(
+    settings: Settings, query: Query, field: OneField = None, as_json: AsJson = False
+) -> None:
+    """Show an organization's history: each delivery or API response, then each field."""
+    _explain(settings, "organization", query, field, as_json)
+
+
+def _explain(settings: Settings, kind: Kind, query: str, field: str | None, as_json: bool) -> None:
+    columns = column_names(kind)
+    if field is not None and field.partition(".")[0] not in columns:
+        problem = f"{field!r} isn't one of {', '.join(columns)}"
+        raise SettingInvalid(name="--field", problem=problem)
+    explained = run_admin(
+        settings,
+        lambda admin: (admin.explain_user if kind == "user" else admin.explain_organization)(query),
+    )
+    if explained is None:
+        output.fail(f"No {kind} found for {query!r}.")
+    explained = explained.only(field) if field else explained
+    if as_json:
+        print(output.to_json(_to_builtins(explained)))
+    else:
+        _show_explained(explained)
+
+
+def _to_builtins(explained: Explained) -> dict[str, Any]:
+    fields = [
+        replace(field, value=output.format_value(field.name, field.value))
+        for field in explained.fields
+    ]
+    lists = {"lines": output.to_builtins(explained.lines), "fields": output.to_builtins(fields)}
+    return explained.subject._asdict() | lists
+
+
+def _show_explained(explained: Explained) -> None:
+    output.say_title(f"{explained.subject.kind} {explained.subject.id}")
+    for entry in explained.lines:
+        output.print_line(output.format_timeline_entry(entry))
+    nothing = "" if explained.fields else ": nothing"
+    columns = ("field", "value", "set by", "last confirmed by", "")
+    output.table(f"\nWhat it has now{nothing}", columns, map(_to_row, explained.fields), fold=True)
+
+
+def _to_row(field: Field) -> tuple[Any, ...]:
+    last = field.told_by if field.told_by != field.set_by else None
+    value = output.format_value(field.name, field.value)
+    return field.name, value, _format_delivery(field.set_by), _format_delivery(last), _remark(field)
+
+
+def _format_delivery(delivery: DeliveryRef | None) -> str | None:
+    return f"{delivery.id} {delivery.call or delivery.event}" if delivery else None
+
+
+def _remark(field: Field) -> str:
+    remarks = ["in doubt"] if field.doubtful else []
+    if field.claimed:
+        remarks.append("from a token's claims")
+    if field.asked_at is not None:
+        remarks.append(f"read from Logto at {output.format_time(field.asked_at)}")
+    if field.ended_at is not None:
+        ended = output.format_time(field.ended_at)
+        remarks.append(f"ended with its user or organization at {ended}")
+    return ", ".join(remarks)

@@ -8,13 +8,12 @@ from collections.abc import AsyncIterator
 from functools import partial
 from typing import Annotated
 
-import typer
+from typer import Exit, Option
 
 from logto_webhooks import event_loop, server
-from logto_webhooks.cli import progress
-from logto_webhooks.cli.load_app import load_handlers
-from logto_webhooks.cli.options import DATABASE, OPTIONS, with_settings
-from logto_webhooks.cli.session import run_async
+from logto_webhooks.cli import output
+from logto_webhooks.cli.options import DATABASE, LOGS, OPTIONS, with_settings
+from logto_webhooks.cli.session import load_handlers, run_async
 from logto_webhooks.database import Database, database_for, for_another_loop, read_status
 from logto_webhooks.deliveries import DeliveryState
 from logto_webhooks.ingest.spool import spool_of, unspooling
@@ -59,30 +58,21 @@ async def _serve(settings: Settings) -> None:
     await server.Server(service.app, listener).run()
 
 
-@with_settings(
-    *DATABASE,
-    "max_attempts",
-    "lag_ms",
-    "replay_window_s",
-    "spool_dir",
-    "app",
-    "log_format",
-    "log_level",
-)
+@with_settings(*DATABASE, "max_attempts", "lag_ms", "replay_window_s", "spool_dir", "app", *LOGS)
 def worker(
     settings: Settings,
-    drain: Annotated[bool, typer.Option("--drain", help="Exit when nothing is pending.")] = False,
+    drain: Annotated[bool, Option("--drain", help="Exit when nothing is pending.")] = False,
 ) -> None:
     """Apply the deliveries in the inbox, without receiving any."""
     if not drain:
         logs.configure(settings.log_format, settings.log_level)
         run_async(_work(settings))
         return
-    with progress.bar("deliveries", silent=settings.log_format == "json") as bar:
+    with output.show_progress("deliveries", silent=settings.log_format == "json") as bar:
         logs.configure(settings.log_format, settings.log_level)  # writes above the bar
         is_done = run_async(_drain(settings, bar))
     if not is_done:
-        raise typer.Exit(progress.STOPPED)
+        raise Exit(output.STOPPED)
 
 
 async def _work(settings: Settings) -> None:
@@ -91,7 +81,7 @@ async def _work(settings: Settings) -> None:
         logger.info("stopped")
 
 
-async def _drain(settings: Settings, bar: progress.Bar) -> bool:
+async def _drain(settings: Settings, bar: output.Bar) -> bool:
     """Return False if it was stopped before the end."""
     applied, pending = 0, 0
 

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Annotated, Final
 
-import typer
+from typer import Exit, Option
 
 from logto_webhooks.admin import Admin
-from logto_webhooks.cli import output, progress
-from logto_webhooks.cli.options import DATABASE, LOGTO_API, AsJson, parse_moment, with_settings
+from logto_webhooks.cli import output
+from logto_webhooks.cli.options import (
+    DATABASE,
+    LOGTO_API,
+    AsJson,
+    DryRun,
+    parse_moment,
+    with_settings,
+)
 from logto_webhooks.cli.session import run_admin
 from logto_webhooks.reconcile.reconcile import ReconcileResult
 from logto_webhooks.reconcile.recover import RecoverResult
 from logto_webhooks.settings import Settings
 
-_UNCHANGED: Final = "Nothing was changed."
 _RUN_AGAIN: Final = "Run it again within a day to continue."
 _LOG_ENTRIES: Final = "entries of Logto's log"
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Show what would change, but change nothing.")
-]
 
 
 @with_settings("signing_key", *DATABASE, *LOGTO_API, "api_budget", "public_url")
@@ -28,7 +30,7 @@ def recover(
     settings: Settings,
     since: Annotated[
         str | None,
-        typer.Option(
+        Option(
             help="Start then: a time (2026-11-24T08:00Z), or 90m, 36h, 7d ago. Default: where the "
             "last run ended."
         ),
@@ -37,10 +39,10 @@ def recover(
     as_json: AsJson = False,
 ) -> None:
     """Recover missed deliveries from Logto's own log."""
-    start = parse_moment("--since", since, datetime.now(UTC))
+    start = parse_moment("--since", since)
 
     async def run(admin: Admin) -> RecoverResult:
-        with progress.bar(_LOG_ENTRIES, silent=as_json) as bar:
+        with output.show_progress(_LOG_ENTRIES, silent=as_json) as bar:
             return await admin.recover(
                 start,
                 dry_run=dry_run,
@@ -48,14 +50,11 @@ def recover(
             )
 
     resume = "Recovered deliveries are stored. Run it again for the rest."
-    with progress.stoppable(_UNCHANGED if dry_run else resume):
+    with output.stoppable(output.UNCHANGED if dry_run else resume):
         result = run_admin(settings, run)
-    if as_json:
-        print(output.to_json(result))
-    else:
-        output.show_recovered(result, dry_run)
+    output.show(result, as_json, lambda result: output.show_recovered(result, dry_run))
     if not result.hooks:
-        raise typer.Exit(1)
+        raise Exit(1)
 
 
 @with_settings(*DATABASE, *LOGTO_API, "api_budget")
@@ -63,11 +62,11 @@ def reconcile(
     settings: Settings,
     user: Annotated[
         str | None,
-        typer.Option(help="Only this user: a Logto ID, or a query matching exactly one user."),
+        Option(help="Only this user: a Logto ID, or a query matching exactly one user."),
     ] = None,
     dry_run: DryRun = False,
     report: Annotated[
-        bool, typer.Option("--report", help="For each difference, show since when, and a reason.")
+        bool, Option("--report", help="For each difference, show since when, and a reason.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -79,26 +78,21 @@ def reconcile(
     async def run(admin: Admin) -> ReconcileResult:
         if user is not None:
             return await admin.reconcile(user, dry_run=dry_run)
-        with progress.bar("users", silent=as_json) as bar:
+        with output.show_progress("users", silent=as_json) as bar:
             return await admin.reconcile(dry_run=dry_run, progressed=bar.update)
 
-    with progress.stoppable(_UNCHANGED if dry_run else _RUN_AGAIN):
+    with output.stoppable(output.UNCHANGED if dry_run else _RUN_AGAIN):
         result = run_admin(settings, run)
-    if as_json:
-        print(output.to_json(result))
-    else:
-        output.show_reconciled(result, dry_run, report)
+    output.show(result, as_json, lambda result: output.show_reconciled(result, dry_run, report))
     if user is not None and not result.users:
-        output.note(f"No user found for {user!r}, neither here nor at Logto.")
-        raise typer.Exit(1)
+        output.fail(f"No user found for {user!r}, neither here nor at Logto.")
 
 
 @with_settings(*DATABASE, *LOGTO_API, "api_budget")
 def backfill(
     settings: Settings,
     run_handlers: Annotated[
-        bool,
-        typer.Option("--run-handlers", help="Run handlers for LocalUserCreated and the like."),
+        bool, Option("--run-handlers", help="Run handlers for LocalUserCreated and the like.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -109,12 +103,9 @@ def backfill(
     """
 
     async def run(admin: Admin) -> ReconcileResult:
-        with progress.bar("users", silent=as_json) as bar:
+        with output.show_progress("users", silent=as_json) as bar:
             return await admin.backfill(run_handlers=run_handlers, progressed=bar.update)
 
-    with progress.stoppable(_RUN_AGAIN):
+    with output.stoppable(_RUN_AGAIN):
         result = run_admin(settings, run)
-    if as_json:
-        print(output.to_json(result))
-    else:
-        output.show_backfilled(result)
+    output.show(result, as_json, output.show_backfilled)

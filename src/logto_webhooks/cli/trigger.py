@@ -7,28 +7,39 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, TypeVar
 
+import httpx2
 import msgspec
-import typer
+from typer import Argument, Exit, Option
 
 from logto_webhooks import canonical_json, signing_keys
 from logto_webhooks.cli import output
-from logto_webhooks.cli.http_sender import send_request
 from logto_webhooks.cli.options import AsJson, check_url, with_settings
-from logto_webhooks.errors import MalformedEvent, SettingInvalid
+from logto_webhooks.errors import MalformedEvent, ServiceUnreachable, SettingInvalid
 from logto_webhooks.events import parse
 from logto_webhooks.records.changes import changes_from_event
 from logto_webhooks.samples import scenarios
 from logto_webhooks.samples.payloads import payload
-from logto_webhooks.samples.request import FAULTS, Fault, Step, plan_faults, sign_request
+from logto_webhooks.samples.request import (
+    FAULTS,
+    Fault,
+    SignedRequest,
+    Step,
+    plan_faults,
+    sign_request,
+)
 from logto_webhooks.samples.scenarios import SCENARIOS
 from logto_webhooks.samples.shapes import Json
 from logto_webhooks.settings import Settings
 from logto_webhooks.validation import check_choice
 
+Request = TypeVar("Request", bound=SignedRequest)
+
+TIMEOUT_S: Final = 10.0  # Logto's
+PAUSE_S: Final = 0.05  # between the pieces of a body
 _FAULT_NAMES: Final[dict[Fault, str]] = {
     "duplicates": "duplicate",
     "reordering": "out of order",
@@ -42,7 +53,7 @@ _FAULT_NAMES: Final[dict[Fault, str]] = {
 def sign(
     settings: Settings,
     file: Annotated[
-        Path | None, typer.Argument(help="The file with the body. Default: standard input.")
+        Path | None, Argument(help="The file with the body. Default: standard input.")
     ] = None,
 ) -> None:
     """Print the value of Logto's signature header for a body."""
@@ -56,16 +67,14 @@ def sign(
 @with_settings("signing_key")
 def trigger(
     settings: Settings,
-    event: Annotated[
-        str | None, typer.Argument(help="The event's name, such as User.Created.")
-    ] = None,
+    event: Annotated[str | None, Argument(help="The event's name, such as User.Created.")] = None,
     scenario: Annotated[
         str | None,
-        typer.Option(help=f"Send a series of deliveries instead: {', '.join(SCENARIOS)}."),
+        Option(help=f"Send a series of deliveries instead: {', '.join(SCENARIOS)}."),
     ] = None,
     data: Annotated[
         list[str] | None,
-        typer.Option(
+        Option(
             help="Set a field: key=value. You can repeat it. Top-level keys of the payload are set "
             "there, others in the record. a.b sets a nested key. email is short for primaryEmail. "
             "Values may be JSON: isSuspended=true, addedUserIds='[\"ana\"]'."
@@ -73,23 +82,18 @@ def trigger(
     ] = None,
     id: Annotated[
         str | None,
-        typer.Option(
-            help="The ID of the user, organization, role or scope; of the user in a scenario."
-        ),
+        Option(help="The ID of the user, organization, role or scope; of the user in a scenario."),
     ] = None,
-    count: Annotated[
-        int, typer.Option(min=1, help="Send this many, each about a different record.")
-    ] = 1,
+    count: Annotated[int, Option(min=1, help="Send this many, each about a different record.")] = 1,
     faults: Annotated[
         str | None,
-        typer.Option(help=f"Faults to simulate, separated by commas: all, {', '.join(FAULTS)}."),
+        Option(help=f"Faults to simulate, separated by commas: all, {', '.join(FAULTS)}."),
     ] = None,
     seed: Annotated[
-        int | None,
-        typer.Option(help="Repeat the IDs and faults of an earlier run. Default: random."),
+        int | None, Option(help="Repeat the IDs and faults of an earlier run. Default: random.")
     ] = None,
     to: Annotated[
-        str | None, typer.Option(help="The URL to send to. Default: `serve` on this machine.")
+        str | None, Option(help="The URL to send to. Default: `serve` on this machine.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -105,60 +109,54 @@ def trigger(
     requests = [sign_request(body, key) for body in payloads]
     steps = plan_faults(requests, chosen_faults, chosen_seed)
     report = _Report(chosen_seed, steps, as_json=as_json)
-    asyncio.run(send_request(url, [step for step in steps if not step.lost], report.add_response))
+    asyncio.run(send_requests(url, [step for step in steps if not step.lost], report.add_response))
     report.finish(summary=bool(chosen_faults or scenario))
-    if report.has_unexpected:
-        raise typer.Exit(1)
+    if report.unexpected:
+        raise Exit(1)
 
 
 class _Report:
     """Prints each step when its response is there; as JSON, all of them at the end, in order."""
 
     def __init__(self, seed: int, steps: Sequence[Step], *, as_json: bool) -> None:
+        self.unexpected: set[int] = set()  # statuses
         self._seed = seed
         self._steps = steps
-        self._responses: dict[tuple[int, tuple[Fault, ...]], Any] = {}
+        self._responses: dict[tuple[int, tuple[Fault, ...]], httpx2.Response] = {}
         self._as_json = as_json
-        self._unexpected: set[int] = set()
         _warn_if_malformed(steps)
         for step in steps:
             if step.lost:
                 self._print(step)
 
-    @property
-    def has_unexpected(self) -> bool:
-        """Whether a response had another status than expected."""
-        return bool(self._unexpected)
-
-    def add_response(self, step: Step, response: Any) -> None:
+    def add_response(self, step: Step, response: httpx2.Response) -> None:
         """Record a response."""
         self._responses[step.number, step.faults] = response
         if response.status_code != step.expected:
-            self._unexpected.add(response.status_code)
+            self.unexpected.add(response.status_code)
         self._print(step, response.status_code, output.strip_controls(response.text))
 
     def finish(self, *, summary: bool) -> None:
         """Print the rest: the JSON, or a summary, and hints."""
         statuses = Counter(response.status_code for response in self._responses.values())
-        lost = sum(step.lost for step in self._steps)
+        sent, lost = len(self._responses), sum(step.lost for step in self._steps)
         if self._as_json:
             report = {
                 "seed": self._seed,
-                "deliveries": [self._to_json(step) for step in self._steps],
-                "sent": len(self._responses),
+                "deliveries": [self._to_builtins(step) for step in self._steps],
+                "sent": sent,
                 "answered": {str(status): count for status, count in sorted(statuses.items())},
                 "lost": lost,
             }
             print(msgspec.json.encode(report).decode())
         elif summary:
             answered = [f"{count} answered {status}" for status, count in sorted(statuses.items())]
-            counts = [f"{len(self._responses)} sent", *answered, f"{lost} lost on purpose"]
-            output.say(f"seed {self._seed}: {', '.join(counts)}")
-        hints = output.Hints("--to")
-        for status in sorted(self._unexpected):
-            hints.show(status)
+            counts = ", ".join([f"{sent} sent", *answered, f"{lost} lost on purpose"])
+            output.say(f"seed {self._seed}: {counts}")
+        for status in sorted(self.unexpected):
+            output.show_hint(status, "--to")
 
-    def _to_json(self, step: Step) -> dict[str, Any]:
+    def _to_builtins(self, step: Step) -> dict[str, Any]:
         fields = {"number": step.number, "event": step.event, "faults": step.faults}
         if step.lost:
             return fields | {"status": None, "answer": None}
@@ -181,7 +179,7 @@ def _warn_if_malformed(steps: Sequence[Step]) -> None:
         output.warn(str(error))
 
 
-def _decode(response: Any) -> Any:
+def _decode(response: httpx2.Response) -> Any:
     try:
         return msgspec.json.decode(response.content)
     except msgspec.DecodeError:
@@ -233,3 +231,44 @@ def _parse_fields(pairs: list[str]) -> dict[str, Any]:
         except ValueError:
             fields[name] = text
     return fields
+
+
+async def send_requests(
+    url: str,
+    requests: Iterable[Request],
+    add_response: Callable[[Request, httpx2.Response], None],
+    concurrency: int = 10,
+) -> None:
+    """Post each request once, in order, at most `concurrency` at a time, as Logto does.
+
+    `add_response` is called with each response, whatever its status. Raises ServiceUnreachable.
+    """
+    waiting = iter(requests)
+
+    async def send(client: httpx2.AsyncClient) -> None:
+        for request in waiting:
+            add_response(request, await _post(client, url, request))
+
+    try:
+        async with httpx2.AsyncClient(timeout=TIMEOUT_S) as client, asyncio.TaskGroup() as group:
+            for _ in range(concurrency):
+                group.create_task(send(client))
+    except* (httpx2.HTTPError, httpx2.InvalidURL, OverflowError) as errors:
+        first = errors.exceptions[0]
+        problem = str(first) or type(first).__name__
+        raise ServiceUnreachable(url=url, problem=problem) from None
+
+
+async def _post(client: httpx2.AsyncClient, url: str, request: SignedRequest) -> httpx2.Response:
+    if request.pieces == 1:
+        return await client.post(url, content=request.body, headers=request.headers)
+    # With a length, or it would be sent chunked, which Logto never does.
+    headers = [*request.headers, ("content-length", str(len(request.body)))]
+    return await client.post(url, content=_send_slowly(request), headers=headers)
+
+
+async def _send_slowly(request: SignedRequest) -> AsyncIterator[bytes]:
+    size = -(-len(request.body) // request.pieces)
+    for start in range(0, len(request.body), size):
+        yield request.body[start : start + size]
+        await asyncio.sleep(PAUSE_S)

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-import typer
 from dotenv import set_key
+from typer import Argument, Exit, Option
 
 from logto_webhooks import files
 from logto_webhooks.admin import Admin
-from logto_webhooks.cli import envfile, output
-from logto_webhooks.cli.load_app import load_handlers
-from logto_webhooks.cli.options import DATABASE, LOGTO_API, AsJson, parse_duration, with_settings
-from logto_webhooks.cli.session import run_admin, run_async
+from logto_webhooks.cli import make_group, output
+from logto_webhooks.cli.options import (
+    DATABASE,
+    LOGTO_API,
+    AsJson,
+    parse_duration,
+    read_env_file,
+    with_settings,
+)
+from logto_webhooks.cli.session import load_handlers, run_admin, run_async
 from logto_webhooks.errors import NotWritable, SigningKeyExists
-from logto_webhooks.listen import session
+from logto_webhooks.listen import restore_webhooks
 from logto_webhooks.logto.webhooks import NAME, Webhook, is_ours
 from logto_webhooks.runtime import split_signing_keys
 from logto_webhooks.settings import VARIABLES, Settings
@@ -24,28 +30,22 @@ from logto_webhooks.settings import VARIABLES, Settings
 [_KEY] = VARIABLES["signing_key"]
 OneWebhook = Annotated[
     str | None,
-    typer.Argument(
+    Argument(
         help="The webhook's ID, name or URL. Default: the one with our signing key or our URL."
     ),
 ]
-app = typer.Typer(
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    help="Create, list and test webhooks at Logto; rotate keys.",
-)
+app = make_group()
 
 
 @app.command()
 @with_settings("app", *LOGTO_API)
 def create(
     settings: Settings,
-    url: Annotated[
-        str, typer.Option(help="The URL at which Logto reaches the service, with its path.")
-    ],
-    name: Annotated[str, typer.Option(help="The webhook's name in Logto.")] = NAME,
+    url: Annotated[str, Option(help="The URL at which Logto reaches the service, with its path.")],
+    name: Annotated[str, Option(help="The webhook's name in Logto.")] = NAME,
     env_file: Annotated[
         Path | None,
-        typer.Option(
+        Option(
             help="Write the signing key to this file. If it exists, read settings from it.",
             show_default=False,
         ),
@@ -98,19 +98,17 @@ def list_(settings: Settings, as_json: AsJson = False) -> None:
         _to_row(webhook) | {"ours": is_ours(webhook, keys, settings.public_url)}
         for webhook in webhooks
     ]
-    if as_json:
-        print(output.to_json(rows))
-    elif rows:
-        columns = ("id", "name", "enabled", "ours", "url")
-        cells = [
-            [*(row[name] for name in columns), len(webhook.events)]
-            for row, webhook in zip(rows, webhooks, strict=True)
-        ]
-        output.table("", (*columns, "events"), cells, wide=True)
+    if rows or as_json:
+        output.show(rows, as_json, _print_rows)
     else:
         output.note("Logto has no webhooks.")
     if not rows:
-        raise typer.Exit(1)
+        raise Exit(1)
+
+
+def _print_rows(rows: list[dict[str, Any]]) -> None:
+    counted = [row | {"events": len(row["events"])} for row in rows]
+    output.print_list("webhook", counted, wide=True)
 
 
 @app.command("test")
@@ -119,10 +117,10 @@ def send_test(
     settings: Settings,
     hook: OneWebhook = None,
     event: Annotated[
-        str | None, typer.Option(help="The event to send. Default: the webhook's first.")
+        str | None, Option(help="The event to send. Default: the webhook's first.")
     ] = None,
     timeout: Annotated[
-        float, typer.Option(min=0.1, help="How long to wait for the delivery, in seconds.")
+        float, Option(min=0.1, help="How long to wait for the delivery, in seconds.")
     ] = 10.0,
     as_json: AsJson = False,
 ) -> None:
@@ -144,7 +142,7 @@ def send_test(
             "The webhook is disabled: Logto sends it tests only. Enable it in Logto's console."
         )
     if result.problem is not None:
-        raise typer.Exit(1)
+        raise Exit(1)
 
 
 @app.command()
@@ -154,9 +152,7 @@ def rotate(
     hook: OneWebhook = None,
     overlap: Annotated[
         str,
-        typer.Option(
-            help="How long the old key stays valid: 30s, 10m, 2h, 1d. 0s revokes it at once."
-        ),
+        Option(help="How long the old key stays valid: 30s, 10m, 2h, 1d. 0s revokes it at once."),
     ] = "10m",
     as_json: AsJson = False,
 ) -> None:
@@ -171,8 +167,8 @@ def rotate(
         print(output.to_json(result))
         return
     print(f"{_KEY}={result.signing_key}")
-    ends = output.format_value("_at", result.old_ends_at)
-    used = output.format_value("_at", result.old_used_at)
+    ends = output.format_time(result.old_ends_at)
+    used = output.format_time(result.old_used_at)
     last = f"its last recorded use (every 30 s) was at {used}" if used else "it was never used"
     output.note(
         f"Rotated the key of {result.hook} ({result.url}). The old key expires at {ends}; {last}."
@@ -185,24 +181,18 @@ def rotate(
 
 def _restore_webhooks(settings: Settings) -> None:
     """Clean up what a killed `listen` left at Logto."""
-    run_async(session.restore_webhooks(settings, output.note))
+    run_async(restore_webhooks(settings, output.note))
 
 
-def _to_row(webhook: Webhook) -> dict[str, object]:
-    return {
-        "id": webhook.id,
-        "name": webhook.name,
-        "enabled": webhook.enabled,
-        "url": webhook.url,
-        "events": webhook.events,
-    }
+def _to_row(webhook: Webhook) -> dict[str, Any]:
+    return {name: getattr(webhook, name) for name in ("id", "name", "enabled", "url", "events")}
 
 
 def _check_writable(file: Path) -> None:
     """Check before a webhook is created. Raises SigningKeyExists, NotWritable."""
     try:
         if file.exists():
-            if _KEY in envfile.values(file):
+            if _KEY in read_env_file(file, warn=False):
                 raise SigningKeyExists(path=file)
         else:
             files.create(file)

@@ -1,4 +1,4 @@
-"""Forwards deliveries to an application, signed again with its own key."""
+"""Forward deliveries to an application, signed again with its own key."""
 
 from __future__ import annotations
 
@@ -7,22 +7,57 @@ import time
 from typing import Final
 
 import httpx2
+from msgspec import Struct
 
+from logto_webhooks.deliveries import NewDelivery, api_call
 from logto_webhooks.errors import SettingInvalid
-from logto_webhooks.listen.log_reader import ForwardResponse
 from logto_webhooks.samples.request import make_headers
 from logto_webhooks.validation import is_url
 
 TIMEOUT_S: Final = 10.0  # Logto's
-_LONGEST: Final = 2**16
+_MOST_BYTES: Final = 2**16
+
+
+class ForwardResponse(Struct, frozen=True, kw_only=True):
+    """What the application answered, or the problem why it didn't."""
+
+    status: int | None = None
+    body: bytes = b""
+    problem: str | None = None
+    took_ms: int = 0
+
+
+class ForwardResult(Struct, frozen=True, kw_only=True):
+    """A delivery, and what the application answered to it."""
+
+    occurred_at: int
+    event: str
+    subject: str | None
+    call: str
+    status: int | None
+    problem: str | None
+    took_ms: int
+
+
+def describe_forward(delivery: NewDelivery, response: ForwardResponse) -> ForwardResult:
+    """Describe a delivery and its response, for people."""
+    return ForwardResult(
+        occurred_at=delivery.occurred_at,
+        event=delivery.event,
+        subject=delivery.subject,
+        call=api_call(delivery.body),
+        status=response.status,
+        problem=response.problem,
+        took_ms=response.took_ms,
+    )
 
 
 class Forwarder:
-    """Posts to one URL, as long as its block lasts; whatever comes of it is an answer."""
+    """Posts to one URL during its block. Failures are responses, too."""
 
     def __init__(self, url: str, key: str) -> None:
-        """Raises SettingInvalid for what is no URL."""
-        self._url = _read(url)
+        """Raises SettingInvalid for an invalid URL."""
+        self._url = _parse_url(url)
         self._key = key
         self._client = httpx2.AsyncClient(timeout=TIMEOUT_S)
 
@@ -32,18 +67,20 @@ class Forwarder:
         return self._url.path
 
     async def forward(self, body: bytes) -> ForwardResponse:
-        """Post a body once. A redirect isn't followed: with Logto it would lose the delivery."""
+        """Post a body once. Redirects aren't followed: with Logto, they would lose the delivery."""
         began = time.monotonic()
+        status, content, problem = None, b"", None
         headers = make_headers(body, self._key)
         try:
             async with (
                 asyncio.timeout(TIMEOUT_S),
-                self._client.stream("POST", self._url, content=body, headers=headers) as answer,
+                self._client.stream("POST", self._url, content=body, headers=headers) as response,
             ):
-                content = await _beginning(answer)
+                content, status = await _read_beginning(response), response.status_code
         except (httpx2.HTTPError, TimeoutError) as error:
-            return ForwardResponse(problem=_problem(error), took_ms=_since(began))
-        return ForwardResponse(status=answer.status_code, body=content, took_ms=_since(began))
+            problem = _describe(error)
+        took_ms = round((time.monotonic() - began) * 1000)
+        return ForwardResponse(status=status, body=content, problem=problem, took_ms=took_ms)
 
     async def __aenter__(self) -> Forwarder:
         return self
@@ -52,34 +89,29 @@ class Forwarder:
         await self._client.aclose()
 
 
-def _read(url: str) -> httpx2.URL:
+def _parse_url(url: str) -> httpx2.URL:
     try:
-        read = httpx2.URL(url)
+        if is_url(url):
+            return httpx2.URL(url)
     except httpx2.InvalidURL:
-        read = None
-    if read is None or not is_url(url):
-        problem = f"{url!r} isn't like http://127.0.0.1:8000/path"
-        raise SettingInvalid(name="--forward-to", problem=problem)
-    return read
+        pass
+    problem = f"{url!r} isn't like http://127.0.0.1:8000/path"
+    raise SettingInvalid(name="--forward-to", problem=problem)
 
 
-async def _beginning(answer: httpx2.Response) -> bytes:
-    """What it says; of one that has no end, a piece."""
+async def _read_beginning(response: httpx2.Response) -> bytes:
+    """Read the body, but not all of an endless one."""
     content = b""
-    async for piece in answer.aiter_bytes():
+    async for piece in response.aiter_bytes():
         content += piece
-        if len(content) > _LONGEST:
+        if len(content) > _MOST_BYTES:
             break
-    return content[:_LONGEST]
+    return content[:_MOST_BYTES]
 
 
-def _problem(error: BaseException) -> str:
+def _describe(error: BaseException) -> str:
     if isinstance(error, TimeoutError | httpx2.TimeoutException):
         return f"no answer within {TIMEOUT_S:g} s"
     if isinstance(error, httpx2.ConnectError):
-        return f"not reached: {error}"
+        return f"can't connect: {error}"
     return f"the connection broke ({type(error).__name__})"
-
-
-def _since(began: float) -> int:
-    return round((time.monotonic() - began) * 1000)

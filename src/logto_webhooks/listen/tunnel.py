@@ -1,116 +1,52 @@
-"""A tunnel of anybody's: a command that makes a local port reachable, and prints where.
+"""A tunnel, and the temporary webhook that sends through it.
 
-Which of the URLs that it prints is ours, and whether it works yet, is found by asking each for a
-mark that only this process knows.
+Any command can open the tunnel: it makes a local port reachable, and prints URLs. To find out which
+of them leads here, and whether it works yet, each is asked for a mark that only this process knows.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import os
 import re
 import signal
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from pathlib import Path
 from typing import Final, NoReturn
 from urllib.parse import urlsplit
 
 import httpx2
+import msgspec
+from msgspec import Struct
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from logto_webhooks import files
 from logto_webhooks.clock import Clock
 from logto_webhooks.deliveries import identify
-from logto_webhooks.errors import NotADelivery, SignatureRejected, TunnelFailed
-from logto_webhooks.listen.log_reader import (
-    Forward,
-    ForwardResponse,
-    ForwardResult,
-    describe_forward,
+from logto_webhooks.errors import (
+    LogtoApiError,
+    LogtoUnreachable,
+    NotADelivery,
+    NotWritable,
+    SignatureRejected,
+    TunnelFailed,
 )
+from logto_webhooks.listen.forwarder import ForwardResponse, ForwardResult, describe_forward
+from logto_webhooks.logto.client import ManagementClient
+from logto_webhooks.logto.webhooks import Webhook, list_webhooks, parse_created, subscription
 from logto_webhooks.signing_keys import HEADER, verify
 
-
-class Relay:
-    """Between the tunnel and the application: anybody can reach the one, only Logto the other."""
-
-    def __init__(
-        self,
-        forward: Forward,
-        clock: Clock,
-        show: Callable[[ForwardResult], None],
-        count: int | None,
-    ) -> None:
-        """`enough` is set after so many."""
-        self.enough = asyncio.Event()
-        self._forward = forward
-        self._clock = clock
-        self._show = show
-        self._left = count
-        self._open = asyncio.Event()
-        self._keys: tuple[str, ...] = ()
-
-    def open(self, key: str) -> None:
-        """Take what is signed with the webhook's key; until it is known, who comes waits."""
-        self._keys = (key,)
-        self._open.set()
-
-    async def take(self, body: bytes, signatures: Sequence[bytes]) -> ForwardResponse:
-        """Pass a delivery on, and the application's answer back."""
-        await self._open.wait()
-        try:
-            verified = verify(body, signatures, self._keys)
-            delivery = identify(verified, self._clock.now())
-        except SignatureRejected:
-            return ForwardResponse(status=401)
-        except NotADelivery:
-            return ForwardResponse(status=400)
-        if self.enough.is_set():
-            return ForwardResponse(status=503)
-        answer = await self._forward(body)
-        self._show(describe_forward(delivery, answer))
-        if self._left is not None:
-            self._left -= 1
-            if self._left <= 0:
-                self.enough.set()
-        return answer
-
-
-Take = Callable[[bytes, Sequence[bytes]], Awaitable[ForwardResponse]]
-
-
-def make_tunnel_app(take: Take, probe: str, mark: str, limit: int) -> ASGIApp:
-    """Give every POST to `take`, and the mark to who asks for it. Bodies end at the limit."""
-
-    async def delivered(request: Request) -> Response:
-        body = bytearray()
-        async for piece in request.stream():
-            body += piece
-            if len(body) > limit:
-                return Response(status_code=413)
-        signatures = [value.encode("latin-1") for value in request.headers.getlist(HEADER)]
-        answer = await take(bytes(body), signatures)
-        if answer.problem is not None:
-            return PlainTextResponse(answer.problem, 502)
-        return Response(answer.body, answer.status or 502)
-
-    async def marked(request: Request) -> Response:
-        return PlainTextResponse(mark)
-
-    routes = [
-        Route(probe, marked, methods=["GET"]),
-        Route("/{path:path}", delivered, methods=["POST"]),
-    ]
-    return Starlette(routes=routes)
-
-
+PREFIX: Final = "logto-webhooks listen "  # of the names of temporary webhooks
 PROBE: Final = "/.well-known/logto-webhooks-listen"
 READY_S: Final = 60.0
 AGAIN_S: Final = 0.5
-ASKED_S: Final = 5.0
+PROBE_S: Final = 5.0
 END_S: Final = 5.0
 _URL: Final = re.compile(r"https?://[A-Za-z0-9.\[\]:-]+")
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
@@ -123,25 +59,97 @@ exec 3<&-
 """
 
 
+class Relay:
+    """Passes deliveries from the tunnel to the application, if Logto has signed them."""
+
+    def __init__(
+        self,
+        forward: Callable[[bytes], Awaitable[ForwardResponse]],
+        clock: Clock,
+        show: Callable[[ForwardResult], None],
+        count: int | None,
+    ) -> None:
+        """`enough` is set after `count` deliveries."""
+        self.enough = asyncio.Event()
+        self._forward = forward
+        self._clock = clock
+        self._show = show
+        self._left = count
+        self._open = asyncio.Event()
+        self._keys: tuple[str, ...] = ()
+
+    def open(self, key: str) -> None:
+        """Accept what this key signed. Requests that arrive earlier wait for it."""
+        self._keys = (key,)
+        self._open.set()
+
+    async def take(self, body: bytes, signatures: Sequence[bytes]) -> ForwardResponse:
+        """Pass on a delivery, and return the application's response."""
+        await self._open.wait()
+        try:
+            verified = verify(body, signatures, self._keys)
+            delivery = identify(verified, self._clock.now())
+        except SignatureRejected:
+            return ForwardResponse(status=401)
+        except NotADelivery:
+            return ForwardResponse(status=400)
+        if self.enough.is_set():
+            return ForwardResponse(status=503)
+        response = await self._forward(body)
+        self._show(describe_forward(delivery, response))
+        if self._left is not None:
+            self._left -= 1
+            if self._left <= 0:
+                self.enough.set()
+        return response
+
+
+Take = Callable[[bytes, Sequence[bytes]], Awaitable[ForwardResponse]]
+
+
+def make_tunnel_app(take: Take, mark: str, limit: int) -> ASGIApp:
+    """Make an application that passes each POST to `take`, unless its body is over the limit, and
+    answers probes with the mark."""
+
+    async def receive(request: Request) -> Response:
+        body = bytearray()
+        async for piece in request.stream():
+            body += piece
+            if len(body) > limit:
+                return Response(status_code=413)
+        signatures = [value.encode("latin-1") for value in request.headers.getlist(HEADER)]
+        response = await take(bytes(body), signatures)
+        if response.problem is not None:
+            return PlainTextResponse(response.problem, 502)
+        return Response(response.body, response.status or 502)
+
+    async def answer_probe(request: Request) -> Response:
+        return PlainTextResponse(mark)
+
+    routes = [
+        Route(PROBE, answer_probe, methods=["GET"]),
+        Route("/{path:path}", receive, methods=["POST"]),
+    ]
+    return Starlette(routes=routes)
+
+
 class Tunnel:
-    """Runs from `async with` on; `{port}` in the command is the local port."""
+    """Runs the command during its block; `{port}` in it is the local port."""
 
     def __init__(self, command: str, port: int, mark: str) -> None:
         self._command = command.replace("{port}", str(port))
         self._port = port
         self._mark = mark
         self._origins: dict[str, None] = {}
-        self._last = ""
+        self._last_line = ""
 
     async def __aenter__(self) -> Tunnel:
-        script = _SCRIPT.format(command=self._command)
         if os.name == "nt":
-            problem = "can't be started: on Windows there is no /bin/sh"
-            raise TunnelFailed(problem=problem, command=self._command)
+            raise self._failed("can't be started: on Windows there is no /bin/sh")
         self._process = await asyncio.create_subprocess_exec(
             "/bin/sh",
             "-c",
-            script,
+            _SCRIPT.format(command=self._command),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
@@ -160,29 +168,32 @@ class Tunnel:
         await self._process.wait()
         self._reading.cancel()
 
-    async def url(self, ready_s: float = READY_S) -> str:
+    async def find_url(self, ready_s: float = READY_S) -> str:
         """Wait until one of its URLs leads here. Raises TunnelFailed."""
         try:
-            async with asyncio.timeout(ready_s), httpx2.AsyncClient(timeout=ASKED_S) as client:
+            async with asyncio.timeout(ready_s), httpx2.AsyncClient(timeout=PROBE_S) as client:
                 while True:
                     for origin in list(self._origins):
-                        if await ask_url(client, origin) == self._mark:
+                        if await probe_url(client, origin) == self._mark:
                             return origin
                     if self._reading.done():
-                        await self.ended()
+                        await self.wait()
                     await asyncio.sleep(AGAIN_S)
         except TimeoutError:
-            printed = ", ".join(self._origins) or "no URL but the local one"
-            problem = f"leads to nobody here after {ready_s:g} s (it printed {printed})"
-            raise TunnelFailed(problem=problem, command=self._command) from None
+            printed = ", ".join(self._origins) or "no URL"
+            problem = f"can't be reached after {ready_s:g} s; it printed {printed}"
+            raise self._failed(problem) from None
 
-    async def ended(self) -> NoReturn:
-        """Wait until it has ended. Raises TunnelFailed."""
+    async def wait(self) -> NoReturn:
+        """Wait until it ends. Raises TunnelFailed."""
         await asyncio.shield(self._reading)
         self._close()  # some versions of asyncio wait for the pipes, too
         code = await self._process.wait()
-        said = f": {self._last}" if self._last else ""
-        raise TunnelFailed(problem=f"ended with exit code {code}{said}", command=self._command)
+        reason = f": {self._last_line}" if self._last_line else ""
+        raise self._failed(f"ended with exit code {code}{reason}")
+
+    def _failed(self, problem: str) -> TunnelFailed:
+        return TunnelFailed(problem=problem, command=self._command)
 
     def _close(self) -> None:
         assert self._process.stdin
@@ -190,32 +201,33 @@ class Tunnel:
 
     async def _read(self) -> None:
         assert self._process.stdout
-        while line := await _line(self._process.stdout):
-            self._last = line.strip() or self._last
-            for found in _URL.findall(line):
-                if not self._is_local(found):
-                    self._origins[found.rstrip(".:")] = None
+        while line := await _read_line(self._process.stdout):
+            self._last_line = line.strip() or self._last_line
+            for match in _URL.findall(line):
+                url = match.rstrip(".:")
+                if not self._is_local(url):
+                    self._origins[url] = None
 
     def _is_local(self, url: str) -> bool:
-        """Tools print what they lead to, too."""
+        """Return whether it is the local port: commands print that, too."""
         try:
-            parts = urlsplit(url.rstrip(".:"))
+            parts = urlsplit(url)
             return parts.hostname in _LOOPBACK and parts.port == self._port
         except ValueError:
             return True
 
 
-async def ask_url(client: httpx2.AsyncClient, origin: str) -> str | None:
-    """The mark of the `listen` that answers there, if one does."""
+async def probe_url(client: httpx2.AsyncClient, origin: str) -> str | None:
+    """Return the mark of the `listen` that answers there, if one does."""
     try:
-        answer = await client.get(origin + PROBE)
+        response = await client.get(origin + PROBE)
     except (httpx2.HTTPError, httpx2.InvalidURL):
         return None
-    return answer.text if answer.status_code == 200 else None
+    return response.text if response.status_code == 200 else None
 
 
-async def _line(stream: asyncio.StreamReader) -> str:
-    """The next line; of an endless one, a piece; empty at the end."""
+async def _read_line(stream: asyncio.StreamReader) -> str:
+    """Read a line, or a piece of an endless one; empty at the end."""
     try:
         line = await stream.readuntil(b"\n")
     except asyncio.IncompleteReadError as error:
@@ -223,3 +235,113 @@ async def _line(stream: asyncio.StreamReader) -> str:
     except asyncio.LimitOverrunError as error:
         line = await stream.readexactly(error.consumed)
     return line.decode(errors="replace")
+
+
+class Lease(Struct, frozen=True, kw_only=True):
+    """What to restore in the Logto at `endpoint`.
+
+    Either delete the webhook called `session`; or change the URL of the webhook with the ID `hook`
+    back to `url`, if it still is `lent`.
+    """
+
+    endpoint: str
+    session: str
+    hook: str = ""
+    url: str = ""
+    lent: str = ""
+
+
+class LeaseFolder:
+    """Leases in files, so that a later command can restore what a killed one left."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def create(self) -> None:
+        """Create the folder. Raises NotWritable."""
+        try:
+            self._folder.mkdir(mode=0o700, exist_ok=True)
+            files.write(self._folder / ".gitignore", b"*\n")
+        except OSError as error:
+            raise NotWritable(path=self._folder, problem=error.strerror) from None
+
+    def read_all(self) -> list[Lease]:
+        """Read all leases. A file that isn't complete was never acted on."""
+        leases = []
+        for file in sorted(self._folder.glob("*.json")):
+            with contextlib.suppress(OSError, msgspec.DecodeError):
+                leases.append(msgspec.json.decode(file.read_bytes(), type=Lease))
+        return leases
+
+    def write(self, lease: Lease) -> None:
+        """Write a lease to the disk. Raises NotWritable."""
+        try:
+            descriptor = files.open_for_writing(self._file(lease), new=True)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(msgspec.json.encode(lease))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise NotWritable(path=self._folder, problem=error.strerror) from None
+
+    def remove(self, lease: Lease) -> None:
+        """Remove a lease."""
+        self._file(lease).unlink(missing_ok=True)
+
+    def _file(self, lease: Lease) -> Path:
+        digest = hashlib.sha256(lease.session.encode()).hexdigest()
+        return self._folder / f"{digest[:16]}.json"
+
+
+async def restore_leases(
+    logto: ManagementClient, endpoint: str, leases: LeaseFolder, tell: Callable[[str], None]
+) -> None:
+    """Restore what earlier sessions left. Raises LogtoUnreachable, LogtoApiError."""
+    for lease in leases.read_all():
+        if lease.endpoint == endpoint:
+            for action in await _restore(logto, leases, lease):
+                tell(f"Cleaned up after an earlier `listen`: {action}.")
+
+
+@contextlib.asynccontextmanager
+async def borrow_webhook(
+    logto: ManagementClient,
+    leases: LeaseFolder,
+    lease: Lease,
+    hook: Webhook | None,
+    url: str,
+    tell: Callable[[str], None],
+) -> AsyncIterator[Webhook]:
+    """Create a webhook for all events, or change the URL of `hook`, during the block.
+
+    Raises KeyNotTold, LogtoUnreachable, LogtoApiError, NotWritable.
+    """
+    leases.write(lease)
+    if hook is None:  # if this fails, it may exist all the same: the lease stays
+        response = await logto.create_hook(lease.session, url, subscription(["*"]))
+    try:
+        if hook is not None:
+            response = await logto.change_hook(hook.id, {"config": hook.config | {"url": url}})
+        yield parse_created(response.content, lease.session if hook is None else hook.name)
+    finally:
+        try:
+            for action in await _restore(logto, leases, lease):
+                tell(f"{action[0].upper()}{action[1:]}.")
+        except (LogtoUnreachable, LogtoApiError) as error:
+            action = f"restore the URL of {lease.hook}" if hook else f"delete {lease.session!r}"
+            tell(f"{error} The next `listen` or `endpoint` in this folder will {action}.")
+
+
+async def _restore(logto: ManagementClient, leases: LeaseFolder, lease: Lease) -> list[str]:
+    """Restore a webhook; return what was done, for people."""
+    hooks, _ = await list_webhooks(logto)
+    actions = []
+    for hook in hooks:
+        if lease.hook and hook.id == lease.hook and hook.url == lease.lent:
+            await logto.change_hook(hook.id, {"config": hook.config | {"url": lease.url}})
+            actions.append(f"changed the URL of the webhook {hook.name} back to {lease.url}")
+        elif not lease.hook and hook.name == lease.session:
+            await logto.delete_hook(hook.id)
+            actions.append(f"deleted the webhook {hook.name!r}")
+    leases.remove(lease)
+    return actions
