@@ -81,11 +81,13 @@ def identify(
     payload = payload_of(body)
     occurred_at = sent_at(payload)
     receipt = received_at + ahead
+    fields = {name: value for name, value in payload.items() if name != "hookId"}
     believed = occurred_at is not None and 0 <= occurred_at <= receipt + FUTURE_MS
     return NewDelivery(
         body=body.content,
-        digest=_digest(payload, occurred_at or 0),
-        event=_clean(payload["event"]),
+        digest=max(occurred_at or 0, 0).to_bytes(8, "big") + canonical_json.digest(fields)[:16],
+        # PostgreSQL's text can't hold NUL; and a label needn't be endless.
+        event=payload["event"].replace("\0", "")[:256],
         subject=_subject(payload),
         occurred_at=occurred_at if occurred_at is not None and believed else receipt,
         received_at=received_at,
@@ -96,11 +98,6 @@ def identify(
 def sent_at_of(digest: bytes) -> int:
     """When Logto says that it sent a delivery (ms); 0 if it names no moment."""
     return int.from_bytes(digest[:8])
-
-
-def _digest(payload: Json, occurred_at: int) -> bytes:
-    known = canonical_json.digest({k: v for k, v in payload.items() if k != "hookId"})
-    return max(occurred_at, 0).to_bytes(8, "big") + known[:16]
 
 
 def _subject(payload: Json) -> str | None:
@@ -117,19 +114,14 @@ def _subject(payload: Json) -> str | None:
         kind != "user" or has_whole_record(payload, WHOLE_USER_ROUTES)
     ):
         candidates.append(data.get("id"))
-    found = next((each for each in candidates if isinstance(each, str)), "")
-    return f"{kind}:{found}" if _ID.fullmatch(found) else None
-
-
-def _clean(text: str) -> str:
-    """PostgreSQL's text can't hold NUL; and a label needn't be endless."""
-    return text.replace("\0", "")[:256]
+    logto_id = next((candidate for candidate in candidates if isinstance(candidate, str)), "")
+    return f"{kind}:{logto_id}" if _ID.fullmatch(logto_id) else None
 
 
 # What tells of a user's memberships has an organization as its subject.
 MEMBERSHIP_EVENTS: Final = tuple(
-    each.name
-    for each in (OrganizationMembershipUpdated, OrganizationUserAdded, OrganizationUserRemoved)
+    event.name
+    for event in (OrganizationMembershipUpdated, OrganizationUserAdded, OrganizationUserRemoved)
 )
 DELETIONS: Final = (UserDeleted.name, OrganizationDeleted.name)
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from fnmatch import fnmatchcase
 from typing import Final, Literal
 
 from msgspec import Struct
+
+from logto_webhooks.events import DERIVED
+from logto_webhooks.events.local import LOCAL
 
 Tests = Literal["no", "too", "only"]
 
@@ -47,6 +51,17 @@ def job_targets(move: JobMove) -> dict[JobState, JobState]:
     return {state: JOB_MOVES[state, move] for state in JobState if (state, move) in JOB_MOVES}
 
 
+# Made by this package: must be named, or meant by a pattern for such events alone.
+_NEVER_BY_A_STAR: Final = DERIVED | LOCAL.keys()
+
+
+def matches(pattern: str, event_name: str) -> bool:
+    """Whether a pattern means an event; those that this package makes must be named."""
+    if event_name in _NEVER_BY_A_STAR and not pattern.startswith(("Organization.User.", "Local")):
+        return False
+    return fnmatchcase(event_name, pattern)
+
+
 class RegisteredHandler(Struct, frozen=True, kw_only=True):
     """A handler as it is known to all processes, whichever has its code.
 
@@ -60,6 +75,10 @@ class RegisteredHandler(Struct, frozen=True, kw_only=True):
     ordered: bool = True
     tests: Tests = "no"
     rerun: bool = True
+
+    def wants(self, event_name: str) -> bool:
+        """Whether the handler is for an event."""
+        return any(matches(pattern, event_name) for pattern in self.patterns)
 
 
 class NewJob(Struct, frozen=True, kw_only=True):

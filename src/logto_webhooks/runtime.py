@@ -329,7 +329,8 @@ class WorkerGroup:
         if not await self.register():
             return
         watching = asyncio.create_task(self._watch())
-        loops = (self.worker.run(), self._run_handlers())
+        handlers = self.runner.run() if self._apart is None else self._run_apart(self._apart)
+        loops = (self.worker.run(), handlers)
         self._loops = [asyncio.create_task(loop) for loop in loops]
         over, _ = await asyncio.wait(self._loops, return_when=asyncio.FIRST_EXCEPTION)
         watching.cancel()
@@ -338,18 +339,15 @@ class WorkerGroup:
             if not task.cancelled():
                 task.result()
 
-    async def _run_handlers(self) -> None:
-        if self._apart is None:
-            await self.runner.run()
-        else:
-            sys.setswitchinterval(SWITCH_S)
-            await self._apart.run(self._run_apart)
+    async def _run_apart(self, thread: LoopThread) -> None:
+        async def run() -> None:
+            with self._handlers.in_use():
+                await self.runner.run()
+            if self._handlers_database is not self._database:
+                await self._handlers_database.host.close()
 
-    async def _run_apart(self) -> None:
-        with self._handlers.in_use():
-            await self.runner.run()
-        if self._handlers_database is not self._database:
-            await self._handlers_database.host.close()
+        sys.setswitchinterval(SWITCH_S)
+        await thread.run(run)
 
     async def drain(self) -> None:
         """Work until nothing is pending, and no job is due."""

@@ -82,7 +82,7 @@ class DeliveryWorker:
         """`budget_s`: how long a transaction may hold back who accepts (SQLite: one writer).
 
         What comes to the webhook later than `replay_window_ms` runs no handlers; 0 is no limit.
-        `may_work` is asked before each step; who may not is a spare, and waits.
+        `may_work` is asked until it says yes; until then this is a spare, and waits.
         """
         self._host = host
         self._clock = clock
@@ -99,6 +99,7 @@ class DeliveryWorker:
         self._halve_until: float | None = None
         self._wake = asyncio.Event()
         self._may_work = may_work
+        self._is_spare = True  # until it may work
         self._stopping = False
         self._stalls = 0
         self._held: Sequence[Work] = []
@@ -134,7 +135,8 @@ class DeliveryWorker:
     async def _turn(self) -> int:
         """Make a step; wait if that can't be done now. Return how much was done, or tried."""
         try:
-            if not self._may_work():
+            self._is_spare = self._is_spare and not self._may_work()
+            if self._is_spare:
                 return 0
             await self._clock_watch.look()
             done = await self.step()
@@ -266,8 +268,7 @@ class DeliveryWorker:
         return self._to_report(planned, outcome, since)
 
     def _sync_piece(self, piece: PlannedDelivery, lock_s: float, store: Store) -> str:
-        _limit_waits(store, lock_s)
-        store.renew(self._token, [piece.claimed.id], LEASE_S)
+        self._hold(store, piece, lock_s)
         started = time.perf_counter()
         [outcome], _ = apply_batch(store, [piece], own_jobs=False)
         self._pace.took(piece.weight, time.perf_counter() - started)
@@ -276,9 +277,12 @@ class DeliveryWorker:
     def _add_jobs(
         self, planned: PlannedDelivery, jobs: Sequence[NewJob], lock_s: float, store: Store
     ) -> None:
-        _limit_waits(store, lock_s)
-        store.renew(self._token, [planned.claimed.id], LEASE_S)
+        self._hold(store, planned, lock_s)
         store.jobs.add(jobs)
+
+    def _hold(self, store: Store, planned: PlannedDelivery, lock_s: float) -> None:
+        store.limit_waits(lock_s, STATEMENT_S)
+        store.renew(self._token, [planned.claimed.id], LEASE_S)
 
     async def _isolate(self, batch: Sequence[PlannedDelivery], error: TimedOut) -> None:
         now = time.monotonic()
@@ -335,7 +339,8 @@ class DeliveryWorker:
     def _sync(
         self, store: Store, batch: Sequence[PlannedDelivery], lock_s: float
     ) -> list[TelemetryEvent]:
-        _limit_waits(store, lock_s)
+        if lock_s != LOCK_S:  # which every transaction begins with
+            store.limit_waits(lock_s, STATEMENT_S)
         started = time.perf_counter()
         outcomes, since = apply_batch(store, batch)
         store.finish(self._token, outcomes)
@@ -388,11 +393,6 @@ class DeliveryWorker:
             claimed.attempt,
             wait,
         )
-
-
-def _limit_waits(store: Store, lock_s: float) -> None:
-    if lock_s != LOCK_S:  # which every transaction begins with
-        store.limit_waits(lock_s, STATEMENT_S)
 
 
 def _make_own_jobs(store: Store, planned: PlannedDelivery) -> list[NewJob]:

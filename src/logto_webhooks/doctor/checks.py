@@ -19,7 +19,6 @@ from logto_webhooks.doctor.faults import (
     strip_url,
 )
 from logto_webhooks.errors import LogtoApiError, LogtoUnreachable, SettingInvalid, StoreUnavailable
-from logto_webhooks.handlers import wants
 from logto_webhooks.jobs import JobCount, JobState, RegisteredHandler
 from logto_webhooks.logto.api_responses import ApiResponse
 from logto_webhooks.logto.webhooks import Webhook, subscription
@@ -305,7 +304,7 @@ async def check_events(context: CheckContext) -> list[Finding]:
 
 
 def _wants_any(handler: RegisteredHandler, events: Sequence[str]) -> bool:
-    return any(wants(pattern, event) for pattern in handler.patterns for event in events)
+    return any(handler.wants(event) for event in events)
 
 
 async def check_log(context: CheckContext) -> list[Finding]:

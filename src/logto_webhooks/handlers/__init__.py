@@ -32,7 +32,7 @@ from logto_webhooks.handlers.parameters import (
     is_awaited,
     resolve_parameters,
 )
-from logto_webhooks.jobs import RegisteredHandler, Tests
+from logto_webhooks.jobs import RegisteredHandler, Tests, matches
 from logto_webhooks.retries import MAX_ATTEMPTS
 
 What = type[Event] | type[LocalEvent] | str
@@ -44,19 +44,6 @@ _BY_NAME_ONLY: Final = (
     '"Organization.User.".'
 )
 _NO_TEST: Final = "Logto's console sends no test of what is made here."
-_NEVER_BY_A_STAR: Final = DERIVED | LOCAL.keys()
-
-
-def wants(pattern: str, name: str) -> bool:
-    """Whether a pattern means an event; those that this package makes must be named."""
-    if name in _NEVER_BY_A_STAR and not pattern.startswith(("Organization.User.", "Local")):
-        return False
-    return fnmatchcase(name, pattern)
-
-
-def is_wanted(handler: RegisteredHandler, name: str) -> bool:
-    """Whether a handler wants an event."""
-    return any(wants(pattern, name) for pattern in handler.patterns)
 
 
 def parse_patterns(what: Sequence[What], *, unknown: bool, tests: Tests) -> tuple[str, ...]:
@@ -112,11 +99,11 @@ def _hint(name: str, tests: Tests) -> str:
 
 
 def _mean(patterns: Sequence[str], name: str) -> bool:
-    return any(wants(pattern, name) for pattern in patterns)
+    return any(matches(pattern, name) for pattern in patterns)
 
 
 def _comes(pattern: str, names: Sequence[str]) -> bool:
-    return any(wants(pattern, name) for name in names)
+    return any(matches(pattern, name) for name in names)
 
 
 T = TypeVar("T")

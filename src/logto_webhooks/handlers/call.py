@@ -28,7 +28,7 @@ from logto_webhooks.errors import (
 )
 from logto_webhooks.events import DERIVED, Event, OrganizationMembershipUpdated, parse
 from logto_webhooks.events.local import LOCAL, LocalEvent, UserRow
-from logto_webhooks.handlers import Handler, HandlerOptions, Handlers, is_wanted
+from logto_webhooks.handlers import Handler, HandlerOptions, Handlers
 from logto_webhooks.instrumentation import HandlerFailed, HandlerRan
 from logto_webhooks.jobs import Delivery, Job, JobOutcome, JobState
 from logto_webhooks.records import local_events
@@ -172,7 +172,7 @@ class JobExecutor:
             raise JobLost(times=job.losses)
         if age is not None and self._clock.now() - job.occurred_at > age * 1000:
             raise Discard(f"older than {age:g} s")
-        if not is_wanted(handler.registered, job.event):
+        if not handler.registered.wants(job.event):
             raise HandlerMismatch(name=handler.name, event=job.event)
 
     def _fail(self, claimed: ClaimedJob, error: BaseException) -> ExecutionResult:

@@ -33,7 +33,6 @@ from logto_webhooks.events.local import (
     LocalUserEvent,
     Source,
 )
-from logto_webhooks.handlers import is_wanted
 from logto_webhooks.jobs import NewJob, RegisteredHandler
 from logto_webhooks.records import local_events
 from logto_webhooks.records.record import MEMBERS, NEVER, DeliveryChange, Ending, Key, Record
@@ -129,7 +128,7 @@ def enqueue_for_ended(store: Store, pairs: Sequence[Key], ending: Ending) -> Non
     if ending.source is None or not pairs:
         return
     name = LocalMemberRemoved.name
-    handlers = [handler for handler in store.jobs.handlers() if is_wanted(handler, name)]
+    handlers = [handler for handler in store.jobs.handlers() if handler.wants(name)]
     if not handlers:
         return
     source = cast(Source, ending.source)
@@ -207,7 +206,7 @@ def _local_events(
             if not is_new or _born(after) >= since:
                 events.append((after.key, event))
     names = (LocalMemberAdded.name, LocalMemberRemoved.name)
-    if any(is_wanted(handler, name) for handler in handlers for name in names):
+    if any(handler.wants(name) for handler in handlers for name in names):
         events += _member_events(store, written, since, source)
     return events
 
@@ -320,7 +319,7 @@ def jobs_for_event(
         )
         for name, subject, key in wanted
         for handler in handlers
-        if handler.tests != other and is_wanted(handler, name)
+        if handler.tests != other and handler.wants(name)
     ]
 
 
@@ -343,7 +342,7 @@ def jobs_for_change(
             payload=msgspec.json.encode(event),
         )
         for handler in handlers
-        if handler.tests != "only" and is_wanted(handler, event.name)
+        if handler.tests != "only" and handler.wants(event.name)
     ]
 
 

@@ -93,6 +93,7 @@ class JobWorker:
         self._observe = observe
         self._executor = JobExecutor(host.handle, clock, jitter, handlers)
         self._may_work = may_work
+        self._is_spare = True  # until it may work
         self._wake = asyncio.Event()
         self._stopping = False
         self._held: dict[int, ClaimedJob] = {}  # queue key -> its job
@@ -130,7 +131,8 @@ class JobWorker:
             while not self._stopping:
                 self._wake.clear()
                 try:
-                    claimed = await self.turn() if self._may_work() else 0
+                    self._is_spare = self._is_spare and not self._may_work()
+                    claimed = 0 if self._is_spare else await self.turn()
                     stalls = 0
                 except Exception as error:
                     stalls += 1

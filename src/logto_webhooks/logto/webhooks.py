@@ -31,7 +31,7 @@ from logto_webhooks.events.local import LOCAL
 from logto_webhooks.events.organizations import OrganizationEvent
 from logto_webhooks.events.users import InteractionEvent, UserEvent
 from logto_webhooks.flow import follow, newest_id
-from logto_webhooks.handlers import wants
+from logto_webhooks.jobs import matches
 from logto_webhooks.logto.delivery_log import RESETS
 from logto_webhooks.signing_keys import WebhookKey, fingerprint, problem_of_key
 
@@ -133,7 +133,7 @@ def subscription(patterns: Iterable[str] = ()) -> list[str]:
 def _is_needed(name: str, patterns: Sequence[str]) -> bool:
     if name in patterns or issubclass(BY_NAME[name], SYNCED):
         return True
-    return name not in LATER and any(wants(pattern, name) for pattern in patterns)
+    return name not in LATER and any(matches(pattern, name) for pattern in patterns)
 
 
 def _refuse(hooks: Sequence[Webhook], several: bool, what: str) -> WebhookUnknown:
