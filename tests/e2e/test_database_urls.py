@@ -11,8 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from logto_webhooks.database import open_database
-from logto_webhooks.database.postgres import make_postgres_engine
-from logto_webhooks.database.postgres_url import address_of
+from logto_webhooks.database.postgres import make_postgres_engine, parse_url
 from logto_webhooks.errors import SettingInvalid
 from tests.support import postgres
 from tests.support.service import command, one_line
@@ -39,7 +38,7 @@ def test_parts(tmp_path: Path) -> None:
         ("postgresql://%2Frun%2Fpg/d", None, None, (("/run/pg", None),), "d"),
         ("postgresql://", None, None, (), None),
     ]:
-        address = address_of(text, "x")
+        address = parse_url(text, "x")
         found = (address.url.username, address.url.password, address.hosts, address.url.database)
         assert found == (user, password, hosts, name), text
 
@@ -84,9 +83,9 @@ def test_what_can_not_be_used_is_told_without_its_values(text: str, says: str) -
 
 def test_a_url_that_names_no_driver_takes_the_one_that_can() -> None:
     """Neon's has channel_binding=require, which asyncpg doesn't know."""
-    assert address_of("postgresql://h/d?sslmode=require", "x").driver == "asyncpg"
-    assert address_of("postgresql://h/d?channel_binding=require", "x").driver == "psycopg"
-    assert address_of("postgresql://h/d?channel_binding=prefer", "x").driver == "asyncpg"
+    assert parse_url("postgresql://h/d?sslmode=require", "x").driver == "asyncpg"
+    assert parse_url("postgresql://h/d?channel_binding=require", "x").driver == "psycopg"
+    assert parse_url("postgresql://h/d?channel_binding=prefer", "x").driver == "asyncpg"
 
 
 def server(scheme: str, query: str, **parts: Any) -> str:

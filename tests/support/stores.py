@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import msgspec
+import sqlalchemy as sa
 from msgspec import Struct
 from sqlalchemy.pool import NullPool
 
@@ -54,7 +55,8 @@ def open_host(kind: StoreKind, folder: Path) -> TransactionRunner:
         return _sqlite_host(folder)
     schema = postgres.emptied_schema()
     if kind == "postgres-thread":
-        return Postgres(postgres.sync_engine(), schema).host
+        url = postgres.server_url().set(drivername="postgresql+psycopg")
+        return Postgres(sa.create_engine(url), schema).host
     # Tests run on an event loop each, and a connection belongs to one loop.
     url = postgres.server_url().set(drivername=f"postgresql+{kind}")
     return Postgres(make_postgres_engine(url, poolclass=NullPool), schema).host

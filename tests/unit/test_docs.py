@@ -36,7 +36,7 @@ from logto_webhooks.instrumentation.prometheus import (
     Metric,
 )
 from logto_webhooks.jobs import JOB_MOVES, JobState
-from logto_webhooks.records.outcome import OUTCOMES
+from logto_webhooks.records.merge import OUTCOMES
 from logto_webhooks.records.record import DEAD_DELIVERY
 from logto_webhooks.settings import VARIABLES, Settings
 from tests.support import names_in_docs

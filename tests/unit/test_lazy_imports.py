@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Final
 
 import pytest
@@ -51,6 +53,35 @@ def imported(code: str) -> set[str]:
 def test_what_is_not_imported(code: str, absent: tuple[str, ...]) -> None:
     """Only what is used is imported."""
     assert imported(code).isdisjoint(absent)
+
+
+def test_status_on_sqlite_imports_only_what_it_needs(tmp_path: Path) -> None:
+    """Not the ORM, nor the drivers and dialects of another database."""
+    environment = os.environ | {"LOGTO_WEBHOOKS_DATABASE_URL": f"sqlite:///{tmp_path / 'app.db'}"}
+
+    def run(command: str) -> str:
+        code = (
+            "import sys, logto_webhooks.cli as c\n"
+            f"c.app([{command!r}], standalone_mode=False)\n"
+            "print(*sys.modules)"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=environment,
+        )
+        return done.stdout.splitlines()[-1]
+
+    run("migrate")
+    absent = {
+        "sqlalchemy.orm",
+        "sqlalchemy.ext.asyncio",
+        "sqlalchemy.dialects.postgresql",
+        "alembic",
+    }
+    assert set(run("status").split()).isdisjoint({*absent, *STATUS})
 
 
 @pytest.mark.parametrize("name", logto_webhooks.__all__)

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from logto_webhooks.records.merge import merge, merge_group
-from logto_webhooks.records.outcome import name_effect
+from logto_webhooks.records.merge import merge, merge_group, name_effect
 from logto_webhooks.records.record import (
     ROLE,
     ROLES,

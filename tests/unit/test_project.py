@@ -14,7 +14,7 @@ from alembic.runtime.migration import MigrationContext
 
 from logto_webhooks import testing
 from logto_webhooks.database import open_database
-from logto_webhooks.database.schema import VERSION_TABLE, metadata
+from logto_webhooks.database.schema import VERSION_TABLE, metadata_with_indexes
 
 ROOT = Path(__file__).parents[2]
 MODULES = sorted((ROOT / "src").rglob("*.py"))
@@ -34,7 +34,7 @@ def test_the_migrations_make_the_tables(tmp_path: Path) -> None:
     with engine.connect() as connection:
         options = {"version_table": VERSION_TABLE, "compare_type": True}
         context = MigrationContext.configure(connection, opts=options)
-        assert compare_metadata(context, metadata) == []
+        assert compare_metadata(context, metadata_with_indexes()) == []
     engine.dispose()
 
 

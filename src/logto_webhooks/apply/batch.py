@@ -26,8 +26,7 @@ from logto_webhooks.handlers.enqueue import (
     enqueue_for_reads,
 )
 from logto_webhooks.records.changes import read
-from logto_webhooks.records.merge import merge
-from logto_webhooks.records.outcome import OUTCOMES, name_effect
+from logto_webhooks.records.merge import OUTCOMES, merge, name_effect
 from logto_webhooks.records.record import (
     DEAD_DELIVERY,
     MEMBERS,

@@ -31,7 +31,7 @@ from logto_webhooks.instrumentation import (
     TelemetryEvent,
     logs,
 )
-from logto_webhooks.records.outcome import OUTCOMES
+from logto_webhooks.records.merge import OUTCOMES
 from logto_webhooks.runtime import Service, make_worker
 from logto_webhooks.samples import history
 from logto_webhooks.samples.history import Difference, differences

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, Protocol, Union
 
 import sqlalchemy as sa
 
-from logto_webhooks.database.inspect import DatabaseInfo
+from logto_webhooks.database.migrate import DatabaseInfo
 from logto_webhooks.database.runner import HandlerRunner
 from logto_webhooks.database.sqlite import SqliteFile
 from logto_webhooks.deliveries import Status

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
@@ -16,6 +16,7 @@ from logto_webhooks.database.errors import translate_errors
 from logto_webhooks.database.runner import (
     ACCEPTS,
     CANCEL_S,
+    CLOSE_S,
     CUT_S,
     READ_S,
     RUN_S,
@@ -28,21 +29,18 @@ from logto_webhooks.database.sessions import (
     Traces,
     app_schema,
     finish_session,
-    has_no_transaction,
     make_session,
     no_session,
     our_schema,
     pool_limit,
     release,
-    rollback,
+    roll_back,
     sync_types,
 )
 from logto_webhooks.database.store import LOCK_S, STATEMENT_S, Store
 from logto_webhooks.database.threads import DetachedCall, GreenletBridge
-from logto_webhooks.errors import TransactionEnded
 
 T = TypeVar("T")
-CLOSE_S: Final = 1.0
 
 
 class AsyncRunner:
@@ -122,7 +120,7 @@ class AsyncRunner:
             except BaseException:
                 if self._is_pooled:  # not all that it did ends with its transaction
                     try:
-                        await _roll_back(connection)
+                        await _roll_back_or_drop(connection)
                     finally:  # it may be cancelled once more
                         await drop_connection(connection)
                 raise
@@ -141,12 +139,12 @@ class AsyncRunner:
         traces = await connection.run_sync(Traces) if self._is_pooled else None
 
         def end(sync: sa.Connection) -> bool:
-            release(sync, begun)
+            release(sync, savepoint)
             to_close = traces is not None and traces.put_back()
             finish(Store(sync))
             return to_close
 
-        begun = await connection.run_sync(sa.Connection.begin_nested)
+        savepoint = await connection.run_sync(sa.Connection.begin_nested)
         try:
             with app_schema(sync, self._theirs):
                 if issubclass(wish, sync_types()):
@@ -154,9 +152,7 @@ class AsyncRunner:
                 else:
                     await _call(connection, wish, call)
         except BaseException as error:
-            await connection.run_sync(rollback, begun)
-            if has_no_transaction(error):
-                raise TransactionEnded() from error
+            await connection.run_sync(roll_back, savepoint, error)
             raise
         return await connection.run_sync(end)
 
@@ -243,11 +239,11 @@ async def _transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
             await connection.invalidate()
             raise
         except BaseException:
-            await _roll_back(connection)
+            await _roll_back_or_drop(connection)
             raise
 
 
-async def _roll_back(connection: AsyncConnection) -> None:
+async def _roll_back_or_drop(connection: AsyncConnection) -> None:
     try:
         await connection.rollback()
     except sa.exc.SQLAlchemyError:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, Final
 
 import sqlalchemy as sa
+from msgspec import structs
 
 from logto_webhooks.database.dialect import (
     NOW_ON_SQLITE,
@@ -50,36 +51,24 @@ _DUE = (
     .limit(sa.bindparam("most"))
     .with_for_update(skip_locked=True)
 )
+_these = among(deliveries.c.id, "ids")
+_lease_end = now() + sa.bindparam("lease_ms")
+_is_ours = deliveries.c.token == sa.bindparam("by")
+_COLUMNS = {column.name: column for column in deliveries.c} | {
+    "attempt": deliveries.c.attempts.label("attempt"),
+    "error": deliveries.c.last_error.label("error"),
+}
 _LEASE = (
     sa.update(deliveries)
-    .where(among(deliveries.c.id, "ids"))
-    .values(
-        token=sa.bindparam("by"),
-        due_at=now() + sa.bindparam("lease_ms"),
-        attempts=deliveries.c.attempts + 1,
-    )
-    .returning(
-        deliveries.c.id,
-        deliveries.c.body,
-        deliveries.c.event,
-        deliveries.c.subject,
-        deliveries.c.received_at,
-        deliveries.c.digest,
-        deliveries.c.occurred_at,
-        deliveries.c.origin,
-        deliveries.c.attempts.label("attempt"),
-        deliveries.c.failures,
-    )
+    .where(_these)
+    .values(token=sa.bindparam("by"), due_at=_lease_end, attempts=deliveries.c.attempts + 1)
+    .returning(*(_COLUMNS[name] for name in ClaimedDelivery.__struct_fields__))
 )
-_RENEW = (
-    sa.update(deliveries)
-    .where(among(deliveries.c.id, "ids"), deliveries.c.token == sa.bindparam("by"))
-    .values(due_at=now() + sa.bindparam("lease_ms"))
-)
+_RENEW = sa.update(deliveries).where(_these, _is_ours).values(due_at=_lease_end)
 _FINISH = (
     sa.update(deliveries)
     # Only what is pending has a token; to ask for the state would lead a planner astray.
-    .where(among(deliveries.c.id, "ids"), deliveries.c.token == sa.bindparam("by"))
+    .where(_these, _is_ours)
     .values(
         token=None,
         due_at=now() + sa.bindparam("wait_ms"),
@@ -102,7 +91,8 @@ class DeliveryStore:
         """
         if not new:
             return []
-        inserted = _insert(self._connection, [_to_row(delivery) for delivery in new])
+        state = {"state": DeliveryState.PENDING.value, "attempts": 0}
+        inserted = _insert(self._connection, [structs.asdict(delivery) | state for delivery in new])
         stored = dict(inserted)
         ours = {
             (delivery.digest, delivery.received_at) for delivery in new if delivery.digest in tried
@@ -191,20 +181,6 @@ class DeliveryStore:
         return None if oldest is None else max(0, read_clock(self._connection) - oldest) / 1000
 
 
-def _to_row(delivery: NewDelivery) -> Row:
-    return {
-        "digest": delivery.digest,
-        "body": delivery.body,
-        "event": delivery.event,
-        "subject": delivery.subject,
-        "occurred_at": delivery.occurred_at,
-        "received_at": delivery.received_at,
-        "origin": delivery.origin,
-        "state": DeliveryState.PENDING.value,
-        "attempts": 0,
-    }
-
-
 def _insert(connection: sa.Connection, rows: Sequence[Row]) -> dict[bytes, int]:
     """Insert the rows whose digest is new, due at once; return their ids by digest."""
     columns = tuple(rows[0])
@@ -276,19 +252,7 @@ def _fitting(max_bytes: int, sizes: Iterable[Any]) -> list[int]:
     return ids
 
 
-_STORED = sa.select(
-    deliveries.c.id,
-    deliveries.c.event,
-    deliveries.c.subject,
-    deliveries.c.occurred_at,
-    deliveries.c.received_at,
-    deliveries.c.origin,
-    deliveries.c.state,
-    deliveries.c.result,
-    deliveries.c.attempts,
-    deliveries.c.last_error.label("error"),
-    deliveries.c.body,
-)
+_STORED = sa.select(*(_COLUMNS[name] for name in StoredDelivery.__struct_fields__))
 
 
 class Inbox:
@@ -311,7 +275,7 @@ class Inbox:
         """Make deliveries pending again, but those that are; return how many."""
         replay = (
             sa.update(deliveries)
-            .where(among(deliveries.c.id, "ids"), ~is_pending)
+            .where(_these, ~is_pending)
             .values(
                 state=DeliveryState.PENDING.value, due_at=now(), attempts=0, failures=0, token=None
             )

@@ -76,17 +76,17 @@ def translate_errors(place: Place) -> Iterator[None]:
     except exc.TimeoutError as error:
         raise StoreUnavailable(problem="no connection is free") from error
     except exc.DBAPIError as error:
-        raise _meaning(error.orig or error, error, place) from error
+        raise _to_error(error.orig or error, error, place) from error
     except exc.StatementError as error:
         raise RowRejected(problem=type(error.orig or error).__name__) from error
     except OverflowError as error:  # a number that SQLite's driver can't pass on
         raise RowRejected(problem="a number is too large") from error
     except (OSError, TimeoutError) as error:
-        raise _unavailable(error, place) from error
+        raise _to_unavailable(error, place) from error
     except Exception as error:
         if not hasattr(error, "sqlstate") and not _is_of_asyncpg(error):
             raise
-        raise _meaning(error, error, place) from error
+        raise _to_error(error, error, place) from error
 
 
 def place_of(url: sa.URL) -> str:
@@ -104,10 +104,10 @@ def place_of(url: sa.URL) -> str:
 
 def _is_of_asyncpg(error: Exception) -> bool:
     """Whether it is one of those that asyncpg raises by itself, which have no SQLSTATE."""
-    return any(each.__module__ == "asyncpg.exceptions._base" for each in type(error).__mro__)
+    return any(base.__module__ == "asyncpg.exceptions._base" for base in type(error).__mro__)
 
 
-def _meaning(
+def _to_error(
     cause: BaseException, error: Exception, place: Place
 ) -> StoreUnavailable | RowRejected:
     diagnostics = diagnose(cause)
@@ -115,31 +115,32 @@ def _meaning(
         return RowRejected(problem=diagnostics.describe())
     if diagnostics is None and isinstance(error, exc.DataError | exc.IntegrityError):
         return RowRejected(problem=getattr(cause, "sqlite_errorname", type(cause).__name__))
-    return _unavailable(cause, place, getattr(error, "statement", None) or "")
+    return _to_unavailable(cause, place, getattr(error, "statement", None) or "")
 
 
-def _unavailable(cause: BaseException, place: Place, statement: str = "") -> StoreUnavailable:
+def _to_unavailable(cause: BaseException, place: Place, statement: str = "") -> StoreUnavailable:
     url = place if isinstance(place, sa.URL) else place.url
     diagnostics = diagnose(cause)
     if diagnostics is not None and diagnostics.may_quote_row:
-        told = diagnostics.describe()
+        text = diagnostics.describe()
     else:
-        told = _without_secrets(_first_line(cause), url)
+        line = (str(cause).splitlines() or [type(cause).__name__])[0][:200]
+        text = _hide_secrets(line, url)
     sqlstate = diagnostics.sqlstate if diagnostics else ""
-    coded = f"{sqlstate} {told}"
-    hint = _hint(coded, _setting_of(place), url.username or "the role", statement)
+    coded = f"{sqlstate} {text}"
+    hint = _find_hint(coded, _setting_of(place), url.username or "the role", statement)
     kind = TimedOut if sqlstate in _TIMED_OUT else StoreUnavailable
-    return kind(problem=f"{told} ({place_of(url)}){hint}")
+    return kind(problem=f"{text} ({place_of(url)}){hint}")
 
 
-def _hint(coded: str, setting: str, role: str, statement: str) -> str:
+def _find_hint(coded: str, setting: str, role: str, statement: str) -> str:
     """What to do, after a semicolon; nothing if that isn't known."""
     rights = "USAGE, CREATE" if re.match(r"\s*(CREATE|ALTER|DO)\b", statement) else "USAGE"
     role = role if role.isidentifier() else f'"{role}"'
     if "permission denied" in coded or "must be owner" in coded:
         for sign, do in _RIGHTS:
-            if found := re.search(sign, coded):
-                return f"; {do.format(*found.groups(), role=role, rights=rights)} ({_PAGE})"
+            if match := re.search(sign, coded):
+                return f"; {do.format(*match.groups(), role=role, rights=rights)} ({_PAGE})"
     if re.search(_NO_SCHEMA, coded):
         return f"; {_NO_SCHEMA_HINT.format(role=role)} ({_PAGE})"
     return next(
@@ -155,23 +156,17 @@ def _setting_of(place: Place) -> str:
     return name
 
 
-def _without_secrets(text: str, url: sa.URL) -> str:
+def _hide_secrets(text: str, url: sa.URL) -> str:
     """A driver may quote what it was given."""
     secrets = [str(url.password or "")]
     if ":" in (url.username or ""):
         secrets.append(str(url.username).partition(":")[2])
     for name in ("password", "sslpassword"):
         secrets.extend(url.normalized_query.get(name, ()))
-    for secret in filter(lambda each: len(each) >= _SHORTEST_SECRET, secrets):
-        text = text.replace(secret, "***")
+    for secret in secrets:
+        if len(secret) > 3:  # a shorter one would hide parts of words
+            text = text.replace(secret, "***")
     return text
-
-
-_SHORTEST_SECRET: Final = 4  # a shorter one would hide parts of words
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 # Classes of SQLSTATE that blame a row, or what the database does by itself while it is written:
@@ -243,11 +238,11 @@ class Diagnostics(Struct, frozen=True):
     def describe(self) -> str:
         """Describe it by names and codes alone."""
         name = _NAMES.get(self.sqlstate)
-        told = f"{name} ({self.sqlstate})" if name else f"SQLSTATE {self.sqlstate}"
+        error = f"{name} ({self.sqlstate})" if name else f"SQLSTATE {self.sqlstate}"
         if self.raised_in in _RAISES:  # it may name anything
-            return f"{told}, raised by a trigger or function of the database"
+            return f"{error}, raised by a trigger or function of the database"
         names = {"table": self.table, "column": self.column, "constraint": self.constraint}
-        return ", ".join([told, *(f"{kind} {name}" for kind, name in names.items() if name)])
+        return ", ".join([error, *(f"{kind} {name}" for kind, name in names.items() if name)])
 
 
 def diagnose(error: BaseException) -> Diagnostics | None:

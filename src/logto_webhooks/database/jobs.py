@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import msgspec
 import sqlalchemy as sa
+from msgspec import structs
 
 from logto_webhooks.database.dialect import (
     Row,
@@ -36,13 +37,16 @@ from logto_webhooks.jobs import (
     job_targets,
 )
 
-_IS_WAITING = jobs.c.state == sa.literal_column("'waiting'")
-_FIRST = jobs.alias("first")
-_NEWER = jobs.alias("newer")
-
 TURN_MS: Final = 1_000
-_HANDLERS = sa.select(handlers.c.options).order_by(handlers.c.name)
+LOCKED_MS: Final = 1_000  # until a job is looked at again that was locked
+_first, _newer = jobs.alias("first"), jobs.alias("newer")
+_these_jobs = among(jobs.c.id, "ids")
+_these_keys = among(queue_keys.c.id, "ids")
+_lease_end = now() + sa.bindparam("lease_ms")
+_is_ours = queue_keys.c.token == sa.bindparam("by")
 _is_free = queue_keys.c.token.is_(None)
+_has_job = (queue_keys.c.handler == jobs.c.handler, queue_keys.c.queue_key == jobs.c.queue_key)
+_is_begun = jobs.c.attempts > jobs.c.failures  # by who holds its queue, or lost it
 # Of what changes often, only `due_at` is in an index: to hold a queue and to let it go changes it
 # seldom, so that these updates write into no index (PostgreSQL).
 _DUE = (
@@ -53,15 +57,16 @@ _DUE = (
     .limit(sa.bindparam("most"))
     .with_for_update(skip_locked=True)
 )
-_HOLD = (
-    sa.update(queue_keys)
-    .where(among(queue_keys.c.id, "ids"))
-    .values(token=sa.bindparam("by"), held_until=now() + sa.bindparam("lease_ms"))
+_UPDATE_KEYS = sa.update(queue_keys).where(_these_keys)
+_HOLD = _UPDATE_KEYS.values(token=sa.bindparam("by"), held_until=_lease_end)
+_RENEW = _UPDATE_KEYS.where(_is_ours).values(held_until=_lease_end)
+# Whose turn it was for a while goes behind the others that are due.
+_had_its_turn = queue_keys.c.due_at < now() - TURN_MS
+_FREE = _UPDATE_KEYS.values(
+    token=None, held_until=None, due_at=sa.case((_had_its_turn, now()), else_=queue_keys.c.due_at)
 )
-_RENEW = (
-    sa.update(queue_keys)
-    .where(among(queue_keys.c.id, "ids"), queue_keys.c.token == sa.bindparam("by"))
-    .values(held_until=now() + sa.bindparam("lease_ms"))
+_FREE_LATER = _UPDATE_KEYS.values(
+    token=None, held_until=None, due_at=now() + sa.bindparam("wait_ms")
 )
 _LOCKED = (
     sa.select(queue_keys.c.id)
@@ -69,50 +74,39 @@ _LOCKED = (
     .order_by(by_code(queue_keys.c.handler), by_code(queue_keys.c.queue_key))
     .with_for_update()
 )
-_LOCK = _LOCKED.where(among(queue_keys.c.id, "ids"))
+_LOCK = _LOCKED.where(_these_keys)
 _LOCK_OF_HANDLER = _LOCKED.where(queue_keys.c.handler == sa.bindparam("name"))
-_KNOWN_QUEUE_KEYS = sa.select(queue_keys.c.id).where(among(queue_keys.c.id, "ids"))
-_LOCK_FREE_QUEUE_KEYS = _KNOWN_QUEUE_KEYS.with_for_update(skip_locked=True)
-_KNOWN_JOBS = sa.select(jobs.c.id).where(among(jobs.c.id, "ids"))
-_LOCK_FREE_JOBS = _KNOWN_JOBS.with_for_update(skip_locked=True)
-_HELD = _LOCK.where(queue_keys.c.token == sa.bindparam("by"))
+_HELD = _LOCK.where(_is_ours)
+_KNOWN_KEYS = sa.select(queue_keys.c.id).where(_these_keys)
+_KNOWN_JOBS = sa.select(jobs.c.id).where(_these_jobs)
 _first_of_queue = (
-    sa.select(_FIRST.c.id)
+    sa.select(_first.c.id)
     .where(
-        _FIRST.c.handler == queue_keys.c.handler,
-        _FIRST.c.queue_key == queue_keys.c.queue_key,
-        _FIRST.c.state == sa.literal_column("'waiting'"),
+        _first.c.handler == queue_keys.c.handler,
+        _first.c.queue_key == queue_keys.c.queue_key,
+        _first.c.state == sa.literal_column("'waiting'"),
     )
-    .order_by(_FIRST.c.occurred_at, _FIRST.c.id)
+    .order_by(_first.c.occurred_at, _first.c.id)
     .limit(1)
     .correlate(queue_keys)
     .scalar_subquery()
 )
 _is_late = (
-    sa.select(sa.literal_column("1"))
+    sa.exists()
     .where(
-        _NEWER.c.handler == jobs.c.handler,
-        _NEWER.c.queue_key == jobs.c.queue_key,
-        _NEWER.c.state == sa.literal_column("'done'"),
-        _NEWER.c.occurred_at > jobs.c.occurred_at,
+        _newer.c.handler == jobs.c.handler,
+        _newer.c.queue_key == jobs.c.queue_key,
+        _newer.c.state == sa.literal_column("'done'"),
+        _newer.c.occurred_at > jobs.c.occurred_at,
     )
     .correlate(jobs)
-    .exists()
 )
+_OF_JOB = ("id", "handler", "key", "event", "subject", "occurred_at", "delivery_id")
 _HEADS = (
     sa.select(
-        jobs.c.id,
+        *(jobs.c[name] for name in (*_OF_JOB, "attempts", "failures", "runs")),
         queue_keys.c.id.label("queue_key_id"),
-        jobs.c.handler,
-        jobs.c.key,
-        jobs.c.event,
-        jobs.c.subject,
-        jobs.c.occurred_at,
-        jobs.c.attempts,
-        jobs.c.failures,
-        jobs.c.runs,
         _is_late.label("late"),
-        jobs.c.delivery_id,
         deliveries.c.received_at,
         deliveries.c.origin,
         sa.func.coalesce(jobs.c.payload, deliveries.c.body).label("payload"),
@@ -120,16 +114,15 @@ _HEADS = (
     .select_from(queue_keys)
     .join(jobs, jobs.c.id == _first_of_queue)
     .outerjoin(deliveries, deliveries.c.id == jobs.c.delivery_id)
-    .where(among(queue_keys.c.id, "ids"))
+    .where(_these_keys)
 )
 _FREE_HEADS = _HEADS.with_for_update(of=jobs, skip_locked=True)
-_IS_BEGUN = jobs.c.attempts > jobs.c.failures  # by who holds its queue, or lost it
-_PLACES = sa.select(jobs.c.handler, jobs.c.queue_key, jobs.c.state).where(among(jobs.c.id, "ids"))
-_COUNT = sa.update(jobs).where(among(jobs.c.id, "ids")).values(attempts=jobs.c.attempts + 1)
+_PLACES = sa.select(jobs.c.handler, jobs.c.queue_key, jobs.c.state).where(_these_jobs)
+_COUNT = sa.update(jobs).where(_these_jobs).values(attempts=jobs.c.attempts + 1)
 _FINISH = (
     sa.update(jobs)
     # What waits has no end; to ask for the state would lead a planner to all that waits.
-    .where(among(jobs.c.id, "ids"), jobs.c.finished_at.is_(None), _IS_BEGUN)
+    .where(_these_jobs, jobs.c.finished_at.is_(None), _is_begun)
     .values(
         state=sa.bindparam("state"),
         error=sa.bindparam("error"),
@@ -139,34 +132,9 @@ _FINISH = (
     )
     .returning(jobs.c.id)
 )
-# Whose turn it was for a while goes behind the others that are due.
-_had_its_turn = queue_keys.c.due_at < now() - TURN_MS
-_FREE = (
-    sa.update(queue_keys)
-    .where(among(queue_keys.c.id, "ids"))
-    .values(
-        token=None,
-        held_until=None,
-        due_at=sa.case((_had_its_turn, now()), else_=queue_keys.c.due_at),
-    )
-)
-_FREE_LATER = (
-    sa.update(queue_keys)
-    .where(among(queue_keys.c.id, "ids"))
-    .values(token=None, held_until=None, due_at=now() + sa.bindparam("wait_ms"))
-)
-_is_held = (
-    sa.select(sa.literal_column("1"))
-    .where(queue_keys.c.handler == jobs.c.handler, queue_keys.c.queue_key == jobs.c.queue_key)
-    .where(queue_keys.c.held_until > now())
-    .correlate(jobs)
-    .exists()
-)
 # A planner would make a join of NOT EXISTS, and read all that waits.
 _DROP_EMPTY = (
-    sa.delete(queue_keys)
-    .where(among(queue_keys.c.id, "ids"), _first_of_queue.is_(None))
-    .returning(queue_keys.c.id)
+    sa.delete(queue_keys).where(_these_keys, _first_of_queue.is_(None)).returning(queue_keys.c.id)
 )
 
 
@@ -203,19 +171,17 @@ def _move_jobs(state: JobState, move: JobMove) -> Any:
     target = JOB_MOVES[state, move].value
     statement = (
         sa.update(jobs)
-        .where(among(jobs.c.id, "ids"), jobs.c.state == sa.literal_column(f"'{state.value}'"))
+        .where(_these_jobs, jobs.c.state == sa.literal_column(f"'{state.value}'"))
         .returning(jobs.c.id)
     )
     if move is JobMove.DISCARD:
         return statement.values(state=target, finished_at=now())
     afresh: dict[str, Any] = {"attempts": 0, "failures": 0}
     if state is JobState.WAITING:
-        return statement.where(~(_IS_BEGUN & _is_held)).values(afresh)
+        is_held = sa.exists().where(*_has_job, queue_keys.c.held_until > now()).correlate(jobs)
+        return statement.where(~(_is_begun & is_held)).values(afresh)
     afresh |= {"occurred_at": now(), "runs": jobs.c.runs + 1, "finished_at": None}
     return statement.values(state=target, **afresh)
-
-
-LOCKED_MS: Final = 1_000  # until a job is looked at again that was locked
 
 
 class JobStore:
@@ -226,7 +192,7 @@ class JobStore:
 
     def handlers(self) -> list[RegisteredHandler]:
         """All that are registered, whichever process has their code."""
-        stored = self._connection.scalars(_HANDLERS)
+        stored = self._connection.scalars(sa.select(handlers.c.options).order_by(handlers.c.name))
         return [msgspec.convert(options, RegisteredHandler) for options in stored]
 
     def register(self, new: Sequence[RegisteredHandler]) -> None:
@@ -254,7 +220,7 @@ class JobStore:
         """Make jobs, each once for its handler and key, and see that their queues are due."""
         if not new:
             return
-        rows = [_to_row(job) for job in new]
+        rows = [structs.asdict(job) | {"event": job.event.replace("\0", "")} for job in new]
         statement = _add_jobs(tuple(rows[0]), self._connection.dialect.name)
         execute_rows(self._connection, statement, rows)
         self._touch({(job.handler, job.queue_key) for job in new})
@@ -305,10 +271,7 @@ class JobStore:
         self, queue_key_ids: Sequence[int], job_ids: Sequence[int]
     ) -> tuple[set[int], set[int]]:
         """Hold queues and jobs without waiting; return those that another transaction holds."""
-        return (
-            self._busy(_LOCK_FREE_QUEUE_KEYS, _KNOWN_QUEUE_KEYS, queue_key_ids),
-            self._busy(_LOCK_FREE_JOBS, _KNOWN_JOBS, job_ids),
-        )
+        return self._busy(_KNOWN_KEYS, queue_key_ids), self._busy(_KNOWN_JOBS, job_ids)
 
     def renew(self, token: str, queue_key_ids: Sequence[int], lease_s: float) -> None:
         """Hold queues longer."""
@@ -378,24 +341,19 @@ class JobStore:
 
     def mend(self) -> int:
         """Make the queue keys that are missing where jobs wait; return how many."""
-        has_queue_key = (
-            sa.exists()
-            .where(
-                queue_keys.c.handler == jobs.c.handler, queue_keys.c.queue_key == jobs.c.queue_key
-            )
-            .correlate(jobs)
-        )
+        is_waiting = jobs.c.state == sa.literal_column("'waiting'")
         missing = (
             sa.select(jobs.c.handler, jobs.c.queue_key, now())
-            .where(_IS_WAITING, ~has_queue_key)
+            .where(is_waiting, ~sa.exists().where(*_has_job).correlate(jobs))
             .distinct()
         )
         insert = insert_into(queue_keys, self._connection.dialect.name)
         insert = insert.from_select(["handler", "queue_key", "due_at"], missing)
         return int(self._connection.execute(insert.on_conflict_do_nothing()).rowcount)
 
-    def _busy(self, lock_free: Any, known: Any, ids: Sequence[int]) -> set[int]:
+    def _busy(self, known: sa.Select[Any], ids: Sequence[int]) -> set[int]:
         wanted = {"ids": list(ids)}
+        lock_free = known.with_for_update(skip_locked=True)
         free = set(self._connection.scalars(lock_free, wanted))
         if free.issuperset(ids):
             return set()
@@ -416,19 +374,6 @@ class JobStore:
         now_free = queue_key_ids.difference(key for _, key in later)
         if now_free:
             self._connection.execute(_FREE, {"ids": sorted(now_free)})
-
-
-def _to_row(job: NewJob) -> Row:
-    return {
-        "handler": job.handler,
-        "key": job.key,
-        "event": job.event.replace("\0", ""),
-        "subject": job.subject,
-        "queue_key": job.queue_key,
-        "occurred_at": job.occurred_at,
-        "delivery_id": job.delivery_id,
-        "payload": job.payload,
-    }
 
 
 def _to_values(outcome: JobOutcome) -> Row:

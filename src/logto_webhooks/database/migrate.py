@@ -1,6 +1,6 @@
-"""The schema and its version: Alembic inside the package, with a version table of its own.
+"""The schema's version, and what else a database says of itself.
 
-It is imported only to migrate: to look at the version, each command would wait for it.
+Alembic, with a version table of its own, is imported only to migrate: it takes long.
 """
 
 from __future__ import annotations
@@ -8,11 +8,13 @@ from __future__ import annotations
 import functools
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import sqlalchemy as sa
+from msgspec import Struct
 
-from logto_webhooks.database.schema import VERSION_TABLE
+from logto_webhooks.database.dialect import read_clock
+from logto_webhooks.database.schema import VERSION_TABLE, metadata, records
 from logto_webhooks.errors import SchemaMismatch
 
 if TYPE_CHECKING:
@@ -53,9 +55,9 @@ def sql(dialect: str, schema: str | None = None) -> str:
 
 def check(connection: sa.Connection, schema: str | None = None) -> None:
     """Raise SchemaMismatch if the schema is older than this release; a newer one is good."""
-    found, needed = version(connection, schema), head()
-    if found is None or found < needed:  # revisions are numbers of four digits
-        raise SchemaMismatch(found, needed)
+    there, needed = version(connection, schema), head()
+    if there is None or there < needed:  # revisions are numbers of four digits
+        raise SchemaMismatch(there, needed)
 
 
 def version(connection: sa.Connection, schema: str | None = None) -> str | None:
@@ -69,7 +71,7 @@ def version(connection: sa.Connection, schema: str | None = None) -> str | None:
 @functools.cache
 def head() -> str:
     """Return the version of the schema that this release needs."""
-    return max(each.name[:4] for each in (_SCRIPTS / "versions").glob("[0-9]*.py"))
+    return max(script.name[:4] for script in (_SCRIPTS / "versions").glob("[0-9]*.py"))
 
 
 def _config(schema: str | None, output: io.StringIO | None = None) -> Config:
@@ -79,3 +81,72 @@ def _config(schema: str | None, output: io.StringIO | None = None) -> Config:
     config.set_main_option("script_location", str(_SCRIPTS))
     config.attributes["schema"] = schema
     return config
+
+
+class DeadRows(Struct, frozen=True):
+    """A table's rows, and its dead ones: what updates and deletes left behind, until a vacuum."""
+
+    table: str
+    live: int
+    dead: int
+
+
+class DatabaseInfo(Struct, frozen=True, kw_only=True):
+    """What a database says of itself, whose tables may be of another release.
+
+    `settings` are a server's. `free` are bytes where its file is, None if that can't be seen;
+    `unwritable` is why its file can't be written. `unsettled_s` is how long the first record has
+    waited for Logto. `unvacuumed` are our tables that the server doesn't vacuum by itself.
+    """
+
+    place: str
+    schema: str | None
+    needed: str
+    settings: dict[str, str] = {}
+    free: int | None = None
+    unwritable: str | None = None
+    unsettled_s: float | None = None
+    unvacuumed: list[DeadRows] = []
+
+
+_SETTINGS: Final = sa.text(
+    "SELECT name, setting FROM pg_settings WHERE name IN "
+    "('fsync', 'full_page_writes', 'synchronous_commit', 'transaction_read_only')"
+)
+_UNVACUUMED: Final = sa.text(
+    "SELECT stats.relname, stats.n_live_tup, stats.n_dead_tup FROM pg_stat_user_tables stats"
+    " JOIN pg_class ON pg_class.oid = stats.relid"
+    " LEFT JOIN pg_options_to_table(pg_class.reloptions) options"
+    " ON options.option_name = 'autovacuum_enabled'"
+    " WHERE stats.schemaname = coalesce(:schema, current_schema()) AND stats.relname = ANY(:tables)"
+    " AND NOT (current_setting('autovacuum')::boolean"
+    " AND coalesce(options.option_value::boolean, true))"
+    " ORDER BY stats.relname"
+)
+
+
+def inspect_database(
+    connection: sa.Connection, place: str, free: int | None = None, schema: str | None = None
+) -> DatabaseInfo:
+    """Look at a database: `place` names it, `free` bytes are where its file is."""
+    there, needed = version(connection, schema), head()
+    settings: dict[str, str] = {}
+    unvacuumed: list[DeadRows] = []
+    if connection.dialect.name == "postgresql":
+        settings = {row.name: row.setting for row in connection.execute(_SETTINGS)}
+        ours = {"schema": schema, "tables": sorted(metadata.tables)}
+        unvacuumed = [DeadRows(*row) for row in connection.execute(_UNVACUUMED, ours)]
+    return DatabaseInfo(
+        place=place,
+        schema=there,
+        needed=needed,
+        settings=settings,
+        free=free,
+        unsettled_s=_unsettled_s(connection) if there and there >= needed else None,
+        unvacuumed=unvacuumed,
+    )
+
+
+def _unsettled_s(connection: sa.Connection) -> float | None:
+    since = connection.scalar(sa.select(sa.func.min(records.c.refetch_since)))
+    return None if since is None else max(0, read_clock(connection) - since) / 1000

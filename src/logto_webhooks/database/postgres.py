@@ -1,29 +1,32 @@
-"""PostgreSQL: the engine, and the Database on it."""
+"""PostgreSQL: the URL in every spelling of libpq, the engine, and the Database on it."""
 
 from __future__ import annotations
 
 import asyncio
 import importlib
+import re
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote, unquote, urlencode
 
 import sqlalchemy as sa
+from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from logto_webhooks import canonical_json
 from logto_webhooks.database import migrate
 from logto_webhooks.database.async_runner import AsyncRunner, drop_connection
 from logto_webhooks.database.errors import SETTING, place_of, translate_errors
-from logto_webhooks.database.inspect import DatabaseInfo, inspect_database
-from logto_webhooks.database.postgres_url import ASYNCPG, Address, address_of
-from logto_webhooks.database.runner import READ_S, HandlerRunner
+from logto_webhooks.database.migrate import DatabaseInfo, inspect_database
+from logto_webhooks.database.runner import READ_S, HandlerRunner, ThreadRunner
 from logto_webhooks.database.sessions import schema_map, translation
 from logto_webhooks.database.store import LONGEST_S
-from logto_webhooks.database.sync_runner import ThreadRunner
+from logto_webhooks.errors import SettingInvalid
 
 # A transaction in which what follows a lock sees what others committed before it.
 LEVEL: Final = "READ COMMITTED"
@@ -40,7 +43,7 @@ def make_postgres_engine(url: sa.URL | str, name: str = "database_url", **pool: 
     `pool` are SQLAlchemy's options of a pool, instead of ours.
     """
     text = url if isinstance(url, str) else url.render_as_string(hide_password=False)
-    address = address_of(text, name)
+    address = parse_url(text, name)
     driver, pooled = address.driver, address.pooled
     settings = {} if pooled else _SETTINGS
     return create_async_engine(
@@ -99,17 +102,17 @@ async def _connect_to_one(host: Sequence[str], port: Sequence[int], **arguments:
     """Connect to the first host that can be used. asyncpg itself would spend all its time on one
     that doesn't answer."""
     asyncpg: Any = importlib.import_module(ASYNCPG)
-    places = list(zip(host, port, strict=True))
-    for name, number in places[:-1]:
-        one = {**arguments, "timeout": min(HOST_S, arguments["timeout"])}
+    *first, last = zip(host, port, strict=True)
+    for name, number in first:
+        briefly = {**arguments, "timeout": min(HOST_S, arguments["timeout"])}
         with suppress(
             OSError,
             asyncpg.PostgresConnectionError,
             asyncpg.CannotConnectNowError,
             asyncpg.TargetServerAttributeNotMatched,
         ):
-            return await asyncpg.connect(host=name, port=number, **one)
-    name, number = places[-1]
+            return await asyncpg.connect(host=name, port=number, **briefly)
+    name, number = last
     return await asyncpg.connect(host=name, port=number, **arguments)
 
 
@@ -166,7 +169,9 @@ class Postgres:
 
     async def premises(self) -> DatabaseInfo:
         """Tell of itself, whatever its schema. Raises StoreUnavailable."""
-        return await self._runner.look(inspect_database(self.name, schema=self._schema), READ_S)
+        return await self._runner.look(
+            partial(inspect_database, place=self.name, schema=self._schema), READ_S
+        )
 
     def may_work(self) -> bool:
         """Any number of processes work on one server."""
@@ -180,3 +185,336 @@ class Postgres:
 def _migrate(engine: sa.Engine, schema: str | None) -> None:
     with engine.begin() as connection:
         migrate.upgrade(connection, schema)
+
+
+ASYNCPG: Final = "asyncpg"
+PSYCOPG: Final = "psycopg"
+
+_EXAMPLE: Final = "postgresql://user:password@host:5432/name"
+_ENCODE: Final = (
+    "in a user or password, percent-encode the characters @ : / ? # [ ] % (@ is %40, / is %2F)"
+)
+_SCHEMES: Final = ("postgresql", "postgres")
+# Drivers whose names can be repeated in an error; anything else may be a part of a password.
+_OTHER_DRIVERS: Final = ("psycopg2", "psycopg2cffi", "psycopg_async", "pg8000", "aiopg", "pygresql")
+# What libpq knows beside user, password, host, port and dbname, which have places of their own.
+_LIBPQ: Final = re.compile(
+    "application_name|channel_binding|client_encoding|connect_timeout"
+    "|fallback_application_name|gssdelegation|gssencmode|gsslib|hostaddr|keepalives"
+    "|keepalives_count|keepalives_idle|keepalives_interval|krbsrvname|load_balance_hosts"
+    "|max_protocol_version|min_protocol_version|options|passfile|replication|require_auth"
+    "|requirepeer|service|servicefile|ssl_max_protocol_version|ssl_min_protocol_version"
+    "|sslcert|sslcertmode|sslcompression|sslcrl|sslcrldir|sslkey|sslmode|sslnegotiation"
+    "|sslpassword|sslrootcert|sslsni|target_session_attrs|tcp_user_timeout"
+)
+# asyncpg reads these from a DSN as libpq does.
+_DSN: Final = re.compile(
+    "gsslib|krbsrvname|passfile|service|servicefile|ssl_max_protocol_version"
+    "|ssl_min_protocol_version|sslcert|sslcrl|sslkey|sslmode|sslnegotiation|sslpassword"
+    "|sslrootcert|target_session_attrs"
+)
+# What asyncpg has no parameter for, with the values that ask for no more than it does anyway.
+_AS_ASYNCPG_DOES: Final[dict[str, frozenset[str]]] = {
+    "channel_binding": frozenset({"disable", "prefer"}),
+    "client_encoding": frozenset({"auto", "utf8", "utf-8", "unicode"}),
+    "gssencmode": frozenset({"disable", "prefer"}),
+    "load_balance_hosts": frozenset({"disable"}),
+    "sslcompression": frozenset({"0", "1"}),  # libpq ignores it, too
+    "sslsni": frozenset({"1"}),
+}
+_CHOICES: Final[dict[str, tuple[str, ...]]] = {
+    "channel_binding": ("disable", "prefer", "require"),
+    "sslmode": ("disable", "allow", "prefer", "require", "verify-ca", "verify-full"),
+    "target_session_attrs": (
+        "any",
+        "read-write",
+        "read-only",
+        "primary",
+        "standby",
+        "prefer-standby",
+    ),
+}
+_FILES: Final = ("sslrootcert", "sslcert", "sslkey", "sslcrl")
+_NUMBERS: Final = ("connect_timeout", "statement_cache_size", "prepared_statement_cache_size")
+_CACHES: Final = ("statement_cache_size", "prepared_statement_cache_size")
+_ON_OFF: Final = {"true": "require", "1": "require", "false": "disable", "0": "disable"}
+# `-c name=value`, `-cname=value` or `--name=value`, as the server splits them.
+_OPTION: Final = re.compile(r"(?:^|\s)(?:-c\s*|--)([A-Za-z_][\w.-]*)\s*=")
+
+
+class Address(Struct, frozen=True, kw_only=True):
+    """Where a database is, and how to connect to it.
+
+    `url` has user, password, host and name, and no query: it is for SQLAlchemy and for messages.
+    `hosts` are all hosts with their ports, in the order in which they are tried. `parameters` are
+    the others, by libpq's names. `pooled` says that PgBouncer hands connections around.
+    """
+
+    driver: str
+    url: sa.URL
+    hosts: tuple[tuple[str, int | None], ...]
+    parameters: dict[str, str]
+    pooled: bool
+
+    def arguments(self, ours: Mapping[str, str], connect_s: float) -> dict[str, object]:
+        """The driver's arguments to connect.
+
+        `ours` are settings of the server that this package wants, and `connect_s` is how long it
+        waits for a connection; the URL's own win.
+        """
+        build = _to_asyncpg if self.driver == ASYNCPG else _to_psycopg
+        return build(self, self._server_settings(ours), connect_s)
+
+    def _server_settings(self, ours: Mapping[str, str]) -> dict[str, str]:
+        """`ours`, except for what the URL's `options` set."""
+        named = _OPTION.findall(self.parameters.get("options", ""))
+        theirs = {name.lower().replace("-", "_") for name in named}
+        return {name: value for name, value in ours.items() if name not in theirs}
+
+    def _name(self, default: str) -> str:
+        get = self.parameters.get
+        return get("application_name") or get("fallback_application_name") or default
+
+
+NAME: Final = "logto-webhooks"
+_LEAST_S: Final = 2  # that libpq waits for a host
+
+
+def parse_url(text: str, name: str) -> Address:
+    """Read the URL of a PostgreSQL database. Raises SettingInvalid with the setting's `name`.
+
+    No error repeats a value of the URL: any part may hold a password.
+    """
+    try:
+        return _parse(text.strip())
+    except _Unusable as problem:
+        raise SettingInvalid(name=name, problem=str(problem)) from None
+
+
+class _Unusable(Exception):
+    """What is wrong with a URL."""
+
+
+def _parse(text: str) -> Address:
+    scheme, _, rest = text.partition("://")
+    driver = _parse_driver(scheme)
+    authority, path, query = _split(rest)
+    userinfo, at, hostspec = authority.rpartition("@")
+    if not at and "@" in path:
+        raise _Unusable(f"it can't be read; {_ENCODE}")
+    user, _, password = userinfo.partition(":")
+    parameters = _parse_query(query)
+    hosts = _parse_hosts(hostspec, parameters)
+    _check(parameters)
+    pooled = parameters.pop("pgbouncer", "false").lower() == "true"
+    user = parameters.pop("user", unquote(user))
+    password = parameters.pop("password", unquote(password))
+    database = parameters.pop("dbname", unquote(path))
+    chosen = _choose_driver(driver, parameters)
+    return Address(
+        driver=chosen,
+        url=sa.URL.create(
+            f"postgresql+{chosen}",
+            username=user or None,
+            password=password or None,
+            host=_host_for_messages(hosts),
+            port=hosts[0][1] if len(hosts) == 1 else None,
+            database=database or None,
+        ),
+        hosts=hosts,
+        parameters=parameters,
+        pooled=pooled,
+    )
+
+
+def _parse_driver(scheme: str) -> str | None:
+    """The driver that a URL names, if it names one."""
+    backend, plus, driver = scheme.lower().partition("+")
+    if backend not in _SCHEMES:
+        raise _Unusable(f"it isn't a URL of a PostgreSQL database, as {_EXAMPLE}")
+    if not plus:
+        return None
+    if driver not in (ASYNCPG, PSYCOPG):
+        named = f"the driver {driver}" if driver in _OTHER_DRIVERS else "its driver"
+        raise _Unusable(
+            f"{named} isn't asyncpg or psycopg; use postgresql+asyncpg:// or postgresql+psycopg://"
+        )
+    return driver
+
+
+def _split(rest: str) -> tuple[str, str, str]:
+    """What names user and hosts, the path, and the query."""
+    before, _, query = rest.partition("?")
+    authority, _, path = before.partition("/")
+    if "@" in path and "@" in authority:
+        raise _Unusable(f"it can't be read; {_ENCODE}")
+    return authority, path, query
+
+
+def _parse_query(query: str) -> dict[str, str]:
+    parameters: dict[str, str] = {}
+    for pair in filter(None, query.split("&")):
+        name, equals, value = pair.partition("=")
+        name = unquote(name)
+        if not equals or not re.fullmatch(r"[A-Za-z_]{1,40}", name):
+            raise _Unusable(f"a part of its query isn't name=value; {_ENCODE}")
+        if name == "options":
+            value = value.replace("+", " ")
+        value = unquote(value)
+        name = {"database": "dbname", "username": "user"}.get(name, name)
+        if name in ("host", "port") and name in parameters:
+            value = f"{parameters[name]},{value}"
+        parameters[name] = value
+    if (ssl := parameters.pop("ssl", None)) is not None:
+        parameters.setdefault("sslmode", _ON_OFF.get(ssl.lower(), ssl))
+    return {name: value for name, value in parameters.items() if value}
+
+
+def _parse_hosts(hostspec: str, parameters: dict[str, str]) -> tuple[tuple[str, int | None], ...]:
+    """All hosts with their ports: of the URL itself, else of its query."""
+    queried, ports = parameters.pop("host", None), parameters.pop("port", None)
+    decoded = [_parse_host(text) for text in hostspec.split(",")] if hostspec else []
+    if queried is not None:
+        # "host=a:1&host=b:2" is SQLAlchemy's spelling, "host=a,b&port=1,2" libpq's.
+        decoded = [_parse_queried_host(text) for text in queried.split(",")]
+    if ports is None:
+        return tuple(decoded)
+    numbers = [_parse_port(text) for text in ports.split(",")]
+    if len(numbers) == 1:
+        numbers *= max(1, len(decoded))
+    if decoded and len(numbers) != len(decoded):
+        raise _Unusable(f"it names {len(decoded)} hosts and {len(numbers)} ports")
+    if not decoded:
+        return tuple(("", number) for number in numbers)
+    return tuple((host, number) for (host, _), number in zip(decoded, numbers, strict=True))
+
+
+def _parse_queried_host(text: str) -> tuple[str, int | None]:
+    alone = text.startswith("/") or (text.count(":") > 1 and not text.startswith("["))
+    return (text, None) if alone else _parse_host(text)
+
+
+def _parse_host(text: str) -> tuple[str, int | None]:
+    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.%\w]+)\]|([^\[\]:]*))(?::([^:]*))?", text)
+    if match is None:
+        raise _Unusable(
+            "its host or port can't be read: an IPv6 address goes in brackets, as [::1]:5432; "
+            f"{_ENCODE}"
+        )
+    return unquote(match[1] or match[2] or ""), _parse_port(match[3] or "")
+
+
+def _parse_port(text: str) -> int | None:
+    if not text:
+        return None
+    if not re.fullmatch(r"[0-9]{1,5}", text) or not 0 < int(text) < 2**16:
+        raise _Unusable(f"its port isn't a number from 1 to 65535; {_ENCODE}")
+    return int(text)
+
+
+def _check(parameters: Mapping[str, str]) -> None:
+    """Whether the parameters are known, and hold what they can."""
+    for name, value in parameters.items():
+        if name == "schema":
+            raise _Unusable(
+                "schema isn't a parameter of PostgreSQL; remove it, and set LOGTO_WEBHOOKS_SCHEMA "
+                "(--schema), or add options=-csearch_path%3D and the schema's name"
+            )
+        known = _LIBPQ.fullmatch(name) or name in (
+            *_CACHES,
+            "user",
+            "password",
+            "dbname",
+            "pgbouncer",
+        )
+        if not known:
+            raise _Unusable(
+                f"{name} isn't a parameter of a PostgreSQL connection; remove it (a setting of the "
+                f"server is written options=-c%20name%3Dvalue)"
+            )
+        if name in _CHOICES and value not in _CHOICES[name]:
+            raise _Unusable(f"{name} must be one of {', '.join(_CHOICES[name])}")
+        if name in _NUMBERS and not re.fullmatch(r"[0-9]{1,6}", value):
+            raise _Unusable(f"{name} must be a whole number")
+        if name in _FILES and not _is_there(name, value):
+            raise _Unusable(f"{name} names a file that can't be read here")
+
+
+def _is_there(name: str, value: str) -> bool:
+    if name == "sslrootcert" and value == "system":
+        return True
+    try:
+        with Path(value).open("rb"):
+            return True
+    except OSError:
+        return False
+
+
+def _choose_driver(driver: str | None, parameters: Mapping[str, str]) -> str:
+    """The driver: the one that is named, else asyncpg if it can do what the URL asks for."""
+    if driver == PSYCOPG:
+        if cache := next((name for name in _CACHES if name in parameters), None):
+            raise _Unusable(f"psycopg has no {cache}; behind PgBouncer, write pgbouncer=true")
+        return PSYCOPG
+    missing = next(
+        (name for name, value in parameters.items() if not _asyncpg_can(name, value)), ""
+    )
+    if not missing:
+        return ASYNCPG
+    if driver is None and find_spec(PSYCOPG) is not None:
+        return PSYCOPG
+    raise _Unusable(
+        f"the driver asyncpg can't do what {missing} asks for; remove it, or use psycopg "
+        '(postgresql+psycopg://, with the extra "psycopg" of this package)'
+    )
+
+
+def _asyncpg_can(name: str, value: str) -> bool:
+    translated = ("application_name", "connect_timeout", "fallback_application_name", "options")
+    if _DSN.fullmatch(name) or name in _CACHES or name in translated:
+        return True
+    return value.lower() in _AS_ASYNCPG_DOES.get(name, ())
+
+
+def _to_asyncpg(address: Address, settings: dict[str, str], connect_s: float) -> dict[str, object]:
+    parameters = address.parameters
+    settings["application_name"] = address._name(NAME)
+    if options := parameters.get("options"):
+        settings["options"] = options
+    timeout = int(parameters.get("connect_timeout", 0)) or connect_s
+    arguments: dict[str, object] = {"timeout": timeout, "server_settings": settings}
+    arguments |= {name: int(parameters[name]) for name in _CACHES if name in parameters}
+    passed = {name: value for name, value in parameters.items() if _DSN.fullmatch(name)}
+    if passed.get("sslrootcert") == "system":
+        del passed["sslrootcert"]
+        passed.pop("sslmode", None)  # libpq has verify-full alone with it
+        arguments["ssl"] = True
+    if passed:
+        arguments["dsn"] = f"postgresql://?{urlencode(passed, quote_via=quote)}"
+    if len(address.hosts) > 1:
+        arguments["host"] = [host for host, _ in address.hosts]
+        arguments["port"] = [port or 5432 for _, port in address.hosts]
+    return arguments
+
+
+def _to_psycopg(address: Address, settings: dict[str, str], connect_s: float) -> dict[str, object]:
+    parameters = address.parameters
+    ours = [f"-c {name}={value}" for name, value in settings.items()]
+    arguments: dict[str, object] = {**parameters, "application_name": address._name(NAME)}
+    arguments["options"] = " ".join([*ours, *filter(None, [parameters.get("options")])])
+    arguments["connect_timeout"] = int(parameters.get("connect_timeout", 0)) or int(connect_s)
+    if len(address.hosts) > 1:
+        if "connect_timeout" not in parameters:
+            arguments["connect_timeout"] = _LEAST_S  # of each: one may be silent
+        arguments["host"] = ",".join(host for host, _ in address.hosts)
+        arguments["port"] = ",".join(str(port or "") for _, port in address.hosts)
+    return arguments
+
+
+def _host_for_messages(hosts: tuple[tuple[str, int | None], ...]) -> str | None:
+    if len(hosts) < 2:
+        return hosts[0][0] or None if hosts else None
+    shown = [f"[{host}]" if ":" in host else host for host, _ in hosts]
+    return ",".join(
+        f"{host}:{port}" if port else host for host, (_, port) in zip(shown, hosts, strict=True)
+    )

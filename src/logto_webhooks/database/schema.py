@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from datetime import UTC, datetime
 from typing import Any
 
@@ -98,232 +99,179 @@ Millis = sa.BigInteger
 Uuid = sa.Uuid(as_uuid=False).with_variant(sa.String(36), "sqlite")
 Identity = sa.BigInteger().with_variant(sa.Integer, "sqlite")  # SQLite counts INTEGER keys only
 
+
+def _id() -> sa.Column[int]:
+    return sa.Column("id", Identity, primary_key=True, autoincrement=True)
+
+
+def _keys(kind: Any, *names: str) -> list[sa.Column[Any]]:
+    return [sa.Column(name, kind, primary_key=True) for name in names]
+
+
+def _required(kind: Any, *names: str) -> list[sa.Column[Any]]:
+    return [sa.Column(name, kind, nullable=False) for name in names]
+
+
+def _optional(kind: Any, *names: str) -> list[sa.Column[Any]]:
+    return [sa.Column(name, kind) for name in names]
+
+
 deliveries = sa.Table(
     "logto_deliveries",
     metadata,
-    sa.Column("id", Identity, primary_key=True, autoincrement=True),
+    _id(),
     sa.Column("digest", sa.LargeBinary(24), nullable=False, unique=True),
-    sa.Column("body", sa.LargeBinary, nullable=False),
-    sa.Column("event", sa.Text, nullable=False),
-    sa.Column("subject", sa.Text),
-    sa.Column("occurred_at", Millis, nullable=False),
-    sa.Column("received_at", Millis, nullable=False),
-    sa.Column("origin", sa.Text, nullable=False),
-    sa.Column("state", sa.Text, nullable=False),
-    sa.Column("result", sa.Text),
-    sa.Column("attempts", sa.Integer, nullable=False),
+    *_required(sa.LargeBinary, "body"),
+    *_required(sa.Text, "event"),
+    *_optional(sa.Text, "subject"),
+    *_required(Millis, "occurred_at", "received_at"),
+    *_required(sa.Text, "origin", "state"),
+    *_optional(sa.Text, "result"),
+    *_required(sa.Integer, "attempts"),
     sa.Column("failures", sa.Integer, nullable=False, server_default="0"),
-    sa.Column("last_error", sa.Text),
+    *_optional(sa.Text, "last_error"),
     sa.Column("due_at", Millis, nullable=False),  # a lease is a later due time
-    sa.Column("token", sa.Text),
+    *_optional(sa.Text, "token"),
     sqlite_autoincrement=True,
 )
 # Spelt out, not a parameter: only so can a planner prove that the partial index serves.
 is_pending = deliveries.c.state == sa.literal_column("'pending'")
-sa.Index(
-    "logto_deliveries_due",
-    deliveries.c.due_at,
-    deliveries.c.id,
-    sqlite_where=is_pending,
-    postgresql_where=is_pending,
-)
 # Few rows are neither done nor pending.
 is_odd = deliveries.c.state.in_([sa.literal_column("'dead'"), sa.literal_column("'ignored'")])
-sa.Index("logto_deliveries_odd", deliveries.c.state, sqlite_where=is_odd, postgresql_where=is_odd)
 
 records = sa.Table(
     "logto_records",
     metadata,
-    sa.Column("kind", sa.Text, primary_key=True),
-    sa.Column("logto_id", sa.Text, primary_key=True),
-    sa.Column("local_id", Uuid, nullable=False),
-    sa.Column("organization_id", sa.Text),  # of a membership
-    sa.Column("user_id", sa.Text),  # of a membership
-    sa.Column("data", Json, nullable=False),
-    sa.Column("groups", Json, nullable=False),
-    sa.Column("facts", Json, nullable=False),
-    sa.Column("needs", Json, nullable=False),
-    sa.Column("deleted_at", Millis),
-    sa.Column("read_at", Millis),
-    sa.Column("doubtful", sa.Boolean, nullable=False),
-    sa.Column("refetch_since", Millis),
-    sa.Column("waiting_reason", sa.Text),
+    *_keys(sa.Text, "kind", "logto_id"),
+    *_required(Uuid, "local_id"),
+    *_optional(sa.Text, "organization_id", "user_id"),  # of a membership
+    *_required(Json, "data", "groups", "facts", "needs"),
+    *_optional(Millis, "deleted_at", "read_at"),
+    *_required(sa.Boolean, "doubtful"),
+    *_optional(Millis, "refetch_since"),
+    *_optional(sa.Text, "waiting_reason"),
     # Whether it exists follows from these (`Record`); null where nothing told.
-    sa.Column("gone_at", Millis),
-    sa.Column("absent_at", Millis),
-    sa.Column("stamp", Millis),
-    sa.Column("told_at", Millis),
-    sa.Column("told_end", Millis),
+    *_optional(Millis, "gone_at", "absent_at", "stamp", "told_at", "told_end"),
 )
-for _name, _column in (
-    ("organization", records.c.organization_id),
-    ("user", records.c.user_id),
-    ("refetch", records.c.refetch_since),
-):
-    _is_there = _column.is_not(None)
-    sa.Index(f"logto_records_{_name}", _column, sqlite_where=_is_there, postgresql_where=_is_there)
 
 users = sa.Table(
     "logto_users",
     metadata,
-    sa.Column("id", Uuid, primary_key=True),
+    *_keys(Uuid, "id"),
     sa.Column("logto_user_id", sa.Text, nullable=False, unique=True),
-    sa.Column("username", sa.Text),
-    sa.Column("email", sa.Text),
-    sa.Column("phone", sa.Text),
-    sa.Column("name", sa.Text),
-    sa.Column("avatar", sa.Text),
-    sa.Column("profile", Document, nullable=False),
-    sa.Column("identities", Document, nullable=False),
-    sa.Column("custom_data", Document, nullable=False),
-    sa.Column("is_suspended", sa.Boolean, nullable=False),
-    sa.Column("last_sign_in_at", Moment),
-    sa.Column("created_at", Moment),
-    sa.Column("updated_at", Moment),
-    sa.Column("deleted_at", Moment),
+    *_optional(sa.Text, "username", "email", "phone", "name", "avatar"),
+    *_required(Document, "profile", "identities", "custom_data"),
+    *_required(sa.Boolean, "is_suspended"),
+    *_optional(Moment, "last_sign_in_at", "created_at", "updated_at", "deleted_at"),
 )
-# Of any length: PostgreSQL's other indexes refuse values of more than 2,700 bytes. SQLite's don't.
-_ANY_LENGTH: dict[str, Any] = {"postgresql_using": "hash"}
-for _column in (users.c.username, users.c.email, users.c.phone):
-    sa.Index(f"logto_users_{_column.name}", _column, **_ANY_LENGTH)
 
 organizations = sa.Table(
     "logto_organizations",
     metadata,
-    sa.Column("id", Uuid, primary_key=True),
+    *_keys(Uuid, "id"),
     sa.Column("logto_organization_id", sa.Text, nullable=False, unique=True),
-    sa.Column("name", sa.Text, nullable=False),
-    sa.Column("description", sa.Text),
-    sa.Column("custom_data", Document, nullable=False),
-    sa.Column("created_at", Moment),
-    sa.Column("updated_at", Moment),
-    sa.Column("deleted_at", Moment),
+    *_required(sa.Text, "name"),
+    *_optional(sa.Text, "description"),
+    *_required(Document, "custom_data"),
+    *_optional(Moment, "created_at", "updated_at", "deleted_at"),
 )
 
 # No foreign keys: memberships come before their users.
 members = sa.Table(
     "logto_organization_members",
     metadata,
-    sa.Column("logto_organization_id", sa.Text, primary_key=True),
-    sa.Column("logto_user_id", sa.Text, primary_key=True),
-    sa.Column("joined_at", Moment),
+    *_keys(sa.Text, "logto_organization_id", "logto_user_id"),
+    *_optional(Moment, "joined_at"),
 )
-sa.Index("logto_organization_members_user", members.c.logto_user_id)
 
 user_identities = sa.Table(
     "logto_user_identities",
     metadata,
-    sa.Column("logto_user_id", sa.Text, primary_key=True),
-    sa.Column("target", sa.Text, primary_key=True),
-    sa.Column("identity_id", sa.Text),
-    sa.Column("details", Document),
+    *_keys(sa.Text, "logto_user_id", "target"),
+    *_optional(sa.Text, "identity_id"),
+    *_optional(Document, "details"),
 )
-sa.Index("logto_user_identities_identity", user_identities.c.identity_id, **_ANY_LENGTH)
 
 user_roles = sa.Table(
     "logto_user_roles",
     metadata,
-    sa.Column("logto_user_id", sa.Text, primary_key=True),
-    sa.Column("role_id", sa.Text, primary_key=True),
-    sa.Column("name", sa.Text, nullable=False),
-    sa.Column("read_at", Millis, nullable=False),
+    *_keys(sa.Text, "logto_user_id", "role_id"),
+    *_required(sa.Text, "name"),
+    *_required(Millis, "read_at"),
 )
-sa.Index("logto_user_roles_role", user_roles.c.role_id, user_roles.c.logto_user_id)
 
 member_roles = sa.Table(
     "logto_organization_member_roles",
     metadata,
-    sa.Column("logto_organization_id", sa.Text, primary_key=True),
-    sa.Column("logto_user_id", sa.Text, primary_key=True),
-    sa.Column("role_id", sa.Text, primary_key=True),
-    sa.Column("name", sa.Text, nullable=False),
+    *_keys(sa.Text, "logto_organization_id", "logto_user_id", "role_id"),
+    *_required(sa.Text, "name"),
 )
-sa.Index("logto_organization_member_roles_user", member_roles.c.logto_user_id)
 
 # Who was deleted and has memberships that are still to be ended.
 endings = sa.Table(
     "logto_endings",
     metadata,
-    sa.Column("kind", sa.Text, primary_key=True),
-    sa.Column("logto_id", sa.Text, primary_key=True),
-    sa.Column("ended_at", Millis, nullable=False),
-    sa.Column("source", sa.Text),
-    sa.Column("delivery_id", sa.BigInteger),
-    sa.Column("noted_at", Millis, nullable=False),
+    *_keys(sa.Text, "kind", "logto_id"),
+    *_required(Millis, "ended_at"),
+    *_optional(sa.Text, "source"),
+    *_optional(sa.BigInteger, "delivery_id"),
+    *_required(Millis, "noted_at"),
 )
 
 handlers = sa.Table(
     "logto_handlers",
     metadata,
-    sa.Column("name", sa.Text, primary_key=True),
-    sa.Column("options", Json, nullable=False),
-    sa.Column("registered_at", Millis, nullable=False),
+    *_keys(sa.Text, "name"),
+    *_required(Json, "options"),
+    *_required(Millis, "registered_at"),
 )
 
 jobs = sa.Table(
     "logto_jobs",
     metadata,
-    sa.Column("id", Identity, primary_key=True, autoincrement=True),
-    sa.Column("handler", sa.Text, nullable=False),
-    sa.Column("key", sa.Text, nullable=False),
-    sa.Column("event", sa.Text, nullable=False),
-    sa.Column("subject", sa.Text, nullable=False),
-    sa.Column("queue_key", sa.Text, nullable=False),
-    sa.Column("occurred_at", Millis, nullable=False),
-    sa.Column("delivery_id", sa.BigInteger),
-    sa.Column("payload", sa.LargeBinary),
-    sa.Column("state", sa.Text, nullable=False),
-    sa.Column("attempts", sa.Integer, nullable=False),
-    sa.Column("failures", sa.Integer, nullable=False),
-    sa.Column("runs", sa.Integer, nullable=False),
-    sa.Column("finished_at", Millis),
-    sa.Column("error", sa.Text),
+    _id(),
+    *_required(sa.Text, "handler", "key", "event", "subject", "queue_key"),
+    *_required(Millis, "occurred_at"),
+    *_optional(sa.BigInteger, "delivery_id"),
+    *_optional(sa.LargeBinary, "payload"),
+    *_required(sa.Text, "state"),
+    *_required(sa.Integer, "attempts", "failures", "runs"),
+    *_optional(Millis, "finished_at"),
+    *_optional(sa.Text, "error"),
     sa.UniqueConstraint("handler", "key", name="logto_jobs_once"),
     sqlite_autoincrement=True,
 )
-for _state, _of_state in (("waiting", ["occurred_at", "id"]), ("done", ["occurred_at"])):
-    _is_in_state = jobs.c.state == sa.literal_column(f"'{_state}'")
-    sa.Index(
-        f"logto_jobs_{_state}",
-        *(jobs.c[name] for name in ("handler", "queue_key", *_of_state)),
-        sqlite_where=_is_in_state,
-        postgresql_where=_is_in_state,
-    )
-sa.Index("logto_jobs_delivery", jobs.c.delivery_id)
 
 # One row for each queue in which jobs wait: who holds it runs its first job.
 queue_keys = sa.Table(
     "logto_lines",  # the name of the table of queue keys is older than the term
     metadata,
-    sa.Column("id", Identity, primary_key=True, autoincrement=True),
-    sa.Column("handler", sa.Text, nullable=False),
-    sa.Column("queue_key", sa.Text, nullable=False),
-    sa.Column("due_at", Millis, nullable=False),
+    _id(),
+    *_required(sa.Text, "handler", "queue_key"),
+    *_required(Millis, "due_at"),
     # In no index, so that to hold a row and to let it go writes into none.
-    sa.Column("held_until", Millis),
-    sa.Column("token", sa.Text),
+    *_optional(Millis, "held_until"),
+    *_optional(sa.Text, "token"),
     sa.UniqueConstraint("handler", "queue_key", name="logto_lines_once"),
     sqlite_autoincrement=True,
 )
-sa.Index("logto_lines_due", queue_keys.c.handler, queue_keys.c.due_at)
-
 
 # How far recovering and reconciling have come.
 checkpoints = sa.Table(
     "logto_checkpoints",
     metadata,
-    sa.Column("name", sa.Text, primary_key=True),
-    sa.Column("at", Millis, nullable=False),
-    sa.Column("count", sa.BigInteger, nullable=False),
+    *_keys(sa.Text, "name"),
+    *_required(Millis, "at"),
+    *_required(sa.BigInteger, "count"),
 )
 
 # What only one process does at a time.
 leases = sa.Table(
     "logto_leases",
     metadata,
-    sa.Column("name", sa.Text, primary_key=True),
-    sa.Column("holder", sa.BigInteger, nullable=False),
-    sa.Column("until", Millis, nullable=False),
+    *_keys(sa.Text, "name"),
+    *_required(sa.BigInteger, "holder"),
+    *_required(Millis, "until"),
 )
 
 # One row: since when deliveries come, and whether they still do.
@@ -331,9 +279,7 @@ flow = sa.Table(
     "logto_flow",
     metadata,
     sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("began", Millis),
-    sa.Column("last", Millis),
-    sa.Column("silent_since", Millis),
+    *_optional(Millis, "began", "last", "silent_since"),
 )
 
 # One row for each of the last days: the longest time without a delivery that ended then.
@@ -341,8 +287,7 @@ flow_gaps = sa.Table(
     "logto_flow_gaps",
     metadata,
     sa.Column("place", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("ended_at", Millis, nullable=False),
-    sa.Column("length", Millis, nullable=False),
+    *_required(Millis, "ended_at", "length"),
 )
 
 # One row: since when this is installed, and what the database's clock said.
@@ -350,9 +295,7 @@ installation = sa.Table(
     "logto_installation",
     metadata,
     sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("installed_at", Millis, nullable=False),
-    sa.Column("clock_noted_at", Millis, nullable=False),
-    sa.Column("clock_moved_ms", Millis, nullable=False),
+    *_required(Millis, "installed_at", "clock_noted_at", "clock_moved_ms"),
 )
 
 
@@ -360,23 +303,56 @@ installation = sa.Table(
 keys = sa.Table(
     "logto_keys",
     metadata,
-    sa.Column("fingerprint", sa.Text, primary_key=True),
-    sa.Column("hook", sa.Text),
-    sa.Column("key", sa.Text),
-    sa.Column("learnt_at", Millis),
-    sa.Column("until", Millis),
-    sa.Column("last_used_at", Millis),
+    *_keys(sa.Text, "fingerprint"),
+    *_optional(sa.Text, "hook", "key"),
+    *_optional(Millis, "learnt_at", "until", "last_used_at"),
 )
 
 rejected = sa.Table(
     "logto_rejected",
     metadata,
-    sa.Column("id", Identity, primary_key=True, autoincrement=True),
-    sa.Column("body", sa.LargeBinary, nullable=False),
-    sa.Column("size", sa.Integer, nullable=False),
-    sa.Column("signature", sa.Text, nullable=False),
-    sa.Column("received_at", Millis, nullable=False),
-    sa.Column("hook", sa.Text, nullable=False),
-    sa.Column("known", sa.Boolean, nullable=False),
+    _id(),
+    *_required(sa.LargeBinary, "body"),
+    *_required(sa.Integer, "size"),
+    *_required(sa.Text, "signature"),
+    *_required(Millis, "received_at"),
+    *_required(sa.Text, "hook"),
+    *_required(sa.Boolean, "known"),
     sqlite_autoincrement=True,
 )
+
+
+@functools.cache
+def metadata_with_indexes() -> sa.MetaData:
+    """Add the indexes, which only whoever creates the tables needs.
+
+    Their options make SQLAlchemy import PostgreSQL's dialect, which takes long.
+    """
+    _add_index("logto_deliveries_due", deliveries.c.due_at, deliveries.c.id, where=is_pending)
+    _add_index("logto_deliveries_odd", deliveries.c.state, where=is_odd)
+    for name in ("organization_id", "user_id", "refetch_since"):
+        column = records.c[name]
+        _add_index(f"logto_records_{name.split('_')[0]}", column, where=column.is_not(None))
+    for column in (users.c.username, users.c.email, users.c.phone):
+        _add_index(f"logto_users_{column.name}", column, **_ANY_LENGTH)
+    _add_index("logto_organization_members_user", members.c.logto_user_id)
+    _add_index("logto_user_identities_identity", user_identities.c.identity_id, **_ANY_LENGTH)
+    _add_index("logto_user_roles_role", user_roles.c.role_id, user_roles.c.logto_user_id)
+    _add_index("logto_organization_member_roles_user", member_roles.c.logto_user_id)
+    queue = (jobs.c.handler, jobs.c.queue_key, jobs.c.occurred_at)
+    is_waiting, is_done = (jobs.c.state == sa.literal_column(f"'{s}'") for s in ("waiting", "done"))
+    _add_index("logto_jobs_waiting", *queue, jobs.c.id, where=is_waiting)
+    _add_index("logto_jobs_done", *queue, where=is_done)
+    _add_index("logto_jobs_delivery", jobs.c.delivery_id)
+    _add_index("logto_lines_due", queue_keys.c.handler, queue_keys.c.due_at)
+    return metadata
+
+
+# PostgreSQL's other indexes refuse values of more than 2,700 bytes. SQLite's don't.
+_ANY_LENGTH: dict[str, Any] = {"postgresql_using": "hash"}
+
+
+def _add_index(
+    name: str, *columns: sa.Column[Any], where: sa.ColumnElement[bool] | None = None, **options: Any
+) -> None:
+    sa.Index(name, *columns, sqlite_where=where, postgresql_where=where, **options)

@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.pool import Pool, QueuePool
 
-from logto_webhooks.database.runner import THEIRS
 from logto_webhooks.database.schema import VERSION_TABLE, metadata
 from logto_webhooks.errors import SettingInvalid, TableIsReadOnly, TransactionEnded
 
@@ -27,6 +26,7 @@ SESSION: Final[dict[str, Any]] = {
 _FAILED: Final = "25P02"  # PostgreSQL's: in_failed_sql_transaction
 # PostgreSQL's: no_active_sql_transaction, invalid_savepoint_specification
 _ENDED: Final = ("25P01", "3B001")
+THEIRS: Final = "logto_theirs"  # an option of a connection while a handler has it
 OURS: Final = "logto_ours"  # an option of a connection while statements of this package run on it
 _MAP: Final = "schema_translate_map"
 _ROOM: Final = 4  # what a pool of SQLAlchemy's usual size has
@@ -50,44 +50,24 @@ def translation(engine: sa.Engine | sa.Connection | AsyncEngine) -> Any:
     return engine.get_execution_options().get(_MAP)
 
 
-@contextmanager
-def app_schema(connection: sa.Connection, theirs: Any) -> Iterator[None]:
+def app_schema(connection: sa.Connection, theirs: Any) -> AbstractContextManager[None]:
     """Our schema is ours: the application's tables are where it says, by `theirs`."""
-    with _mapped(connection, theirs, **{THEIRS: True}):
-        yield
+    return _mapped(connection, theirs, **{THEIRS: True})
 
 
-@contextmanager
-def our_schema(engine: sa.Engine, connection: sa.Connection) -> Iterator[None]:
+def our_schema(engine: sa.Engine, connection: sa.Connection) -> AbstractContextManager[None]:
     """Our tables are where our engine says, on a connection that is the application's."""
-    with _mapped(connection, translation(engine), **{OURS: True}):
-        yield
+    return _mapped(connection, translation(engine), **{OURS: True})
 
 
-@contextmanager
-def in_schema(connection: sa.Connection, schema: str | None) -> Iterator[None]:
+def in_schema(connection: sa.Connection, schema: str | None) -> AbstractContextManager[None]:
     """The same, where a schema is named."""
-    with _mapped(connection, schema_map(schema)):
-        yield
+    return _mapped(connection, schema_map(schema))
 
 
 def schema_map(schema: str | None) -> dict[str | None, str | None] | None:
     """How SQLAlchemy is told that our tables are in a schema, or in the default one."""
     return {None: schema} if schema else None
-
-
-@contextmanager
-def handler_savepoint(connection: sa.Connection) -> Iterator[None]:
-    """A savepoint in which a handler is called. Raises as `kept`."""
-    begun = connection.begin_nested()
-    try:
-        yield
-    except BaseException as error:
-        rollback(connection, begun)
-        if has_no_transaction(error):
-            raise TransactionEnded() from error
-        raise
-    release(connection, begun)
 
 
 @contextmanager
@@ -98,6 +78,18 @@ def _mapped(connection: sa.Connection, there: Any, **options: Any) -> Iterator[N
         yield
     finally:
         connection.execution_options(**{_MAP: before}, **dict.fromkeys(options))
+
+
+@contextmanager
+def handler_savepoint(connection: sa.Connection) -> Iterator[None]:
+    """A savepoint in which a handler is called. Raises TransactionEnded as the two below."""
+    savepoint = connection.begin_nested()
+    try:
+        yield
+    except BaseException as error:
+        roll_back(connection, savepoint, error)
+        raise
+    release(connection, savepoint)
 
 
 def no_session(session: object, wanted: str) -> SettingInvalid:
@@ -118,27 +110,28 @@ def finish_session(session: Any) -> None:
         session.close()
 
 
-def rollback(connection: sa.Connection, begun: sa.NestedTransaction) -> None:
-    """Roll the savepoint back in which a handler was called, if that can still be done."""
-    if connection.get_nested_transaction() is begun and not connection.invalidated:
+def roll_back(
+    connection: sa.Connection, savepoint: sa.NestedTransaction, error: BaseException
+) -> None:
+    """Roll the savepoint back in which a handler raised, if that can still be done.
+
+    Raises TransactionEnded if a statement failed because somebody ended the transaction, or a
+    savepoint in it, by hand.
+    """
+    if connection.get_nested_transaction() is savepoint and not connection.invalidated:
         with suppress(sa.exc.SQLAlchemyError):
-            begun.rollback()
+            savepoint.rollback()
+    if isinstance(error, sa.exc.DBAPIError) and getattr(error.orig, "sqlstate", None) in _ENDED:
+        raise TransactionEnded() from error
 
 
-def has_no_transaction(error: BaseException) -> bool:
-    """Whether a statement failed because the transaction, or a savepoint in it, is over: somebody
-    ended it by hand."""
-    state = getattr(getattr(error, "orig", None), "sqlstate", None)
-    return isinstance(error, sa.exc.DBAPIError) and state in _ENDED
-
-
-def release(connection: sa.Connection, begun: sa.NestedTransaction) -> None:
+def release(connection: sa.Connection, savepoint: sa.NestedTransaction) -> None:
     """Release it. Raises TransactionEnded when a handler ended what only "done" may end, be it
     behind SQLAlchemy's back."""
-    if not begun.is_active or connection.get_nested_transaction() is not begun:
+    if not savepoint.is_active or connection.get_nested_transaction() is not savepoint:
         raise TransactionEnded()
     try:
-        begun.commit()
+        savepoint.commit()
     except sa.exc.DBAPIError as error:
         if getattr(error.orig, "sqlstate", None) == _FAILED:
             raise  # it went on after an error of the database

@@ -7,6 +7,7 @@ import os
 import shutil
 import sqlite3
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -18,9 +19,8 @@ from sqlalchemy.pool import QueuePool
 from logto_webhooks import files
 from logto_webhooks.database import migrate
 from logto_webhooks.database.errors import SETTING, translate_errors
-from logto_webhooks.database.inspect import DatabaseInfo, inspect_database
-from logto_webhooks.database.runner import HandlerRunner
-from logto_webhooks.database.sync_runner import ThreadRunner
+from logto_webhooks.database.migrate import DatabaseInfo, inspect_database
+from logto_webhooks.database.runner import HandlerRunner, ThreadRunner
 from logto_webhooks.errors import SettingInvalid, StoreUnavailable
 from logto_webhooks.files import LockFile
 
@@ -237,7 +237,7 @@ class SqliteFile:
 
     def _premises(self) -> DatabaseInfo:
         free = shutil.disk_usage(self.file.absolute().parent).free
-        info = self._look(inspect_database(self.name, free))
+        info = self._look(partial(inspect_database, place=self.name, free=free))
         return replace(info, unwritable=self._unwritable())
 
     def _unwritable(self) -> str | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeVar
 from msgspec import Struct
 
 from logto_webhooks.clock import Clock
-from logto_webhooks.database.inspect import DatabaseInfo
+from logto_webhooks.database.migrate import DatabaseInfo
 from logto_webhooks.database.runner import TransactionRunner, run_or_rehearse
 from logto_webhooks.database.store import Store
 from logto_webhooks.deliveries import Status

@@ -121,7 +121,7 @@ class Provenance:
         group = record.groups.get(column.group)
         if group is None:
             return Field(name=column.name, value=shown)
-        if value != column.told(group.content):
+        if value != column.read(group.content):
             return self._ended(Field(name=column.name, value=shown), record)
         first, last = _run(column, group, self._groups.get((record.key, column.group), []))
         return Field(
@@ -171,10 +171,10 @@ def _run(
     column: Column, group: Group, tellings: Sequence[_Telling]
 ) -> tuple[DeliveryRef | None, DeliveryRef | None]:
     """The first and the last of those that told the present value, one after another."""
-    present = column.told(group.content)
+    present = column.read(group.content)
     known = [value for value in tellings if _order(value)[:2] <= (group.stamp, group.digest)]
     newest_first = sorted(known, key=_order, reverse=True)
-    differ = [column.told(value.content) != present for value in newest_first]
+    differ = [column.read(value.content) != present for value in newest_first]
     begin = differ.index(False) if False in differ else len(differ)
     if begin and not (group.by_read and _may_be_newest(newest_first[: begin + 1])):
         return None, None

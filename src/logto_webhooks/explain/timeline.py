@@ -9,8 +9,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from logto_webhooks.deliveries import DeliveryState, Origin, StoredDelivery
-from logto_webhooks.records.merge import merge
-from logto_webhooks.records.outcome import OUTCOMES, name_effect
+from logto_webhooks.records.merge import OUTCOMES, merge, name_effect
 from logto_webhooks.records.projection import column_label, columns_for, fact_columns
 from logto_webhooks.records.record import (
     NEVER,
@@ -167,7 +166,7 @@ class Timeline:
         values = change.values if isinstance(change, Upsert) else {}
         for column in columns_for(change.key, self._subject) if values else ():
             value = values.get(column.group)
-            if value and column.told(value.content) != column.value(self._of(change.key)):
+            if value and column.read(value.content) != column.value(self._of(change.key)):
                 yield column.name
 
     def _is_shown(self, key: Key) -> bool:

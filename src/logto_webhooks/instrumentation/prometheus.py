@@ -47,7 +47,7 @@ from logto_webhooks.instrumentation import (
     Unspooled,
     Why,
 )
-from logto_webhooks.records.outcome import OUTCOMES
+from logto_webhooks.records.merge import OUTCOMES
 
 PREFIX: Final = "logto_webhooks_"
 ANSWER_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 8, 10)

@@ -75,15 +75,13 @@ def _live(record: Record) -> dict[str, Any] | None:
     row = project(record)
     if row is None or record.deleted_at is not None:
         return None
-    found = {name: value for name, value in row.items() if name not in _OWN}
-    for part, name in _PARTS.items():
-        found[name] = _names(record, part)
-    return found
+    columns = {name: value for name, value in row.items() if name not in _OWN}
+    return columns | {name: _names(record, part) for part, name in _PARTS.items()}
 
 
 def _names(record: Record, part: Part) -> dict[str, str]:
     """The roles by id, with their names."""
-    return {each["role_id"]: each["name"] for each in child_rows(record).get(part, [])}
+    return {role["role_id"]: role["name"] for role in child_rows(record).get(part, [])}
 
 
 def _roles(before: Record, after: Record, part: Part) -> list[Drift]:

@@ -18,7 +18,7 @@ class Column(Struct, frozen=True):
     group: str
     inside: str | None = None
 
-    def told(self, content: Any) -> Any:
+    def read(self, content: Any) -> Any:
         """The column's value in a content of its group."""
         return content if self.inside is None else content[self.inside]
 
@@ -38,7 +38,7 @@ class Column(Struct, frozen=True):
         if group is None:
             return UNSET
         over = record.key.kind == "membership" and record.deleted_at is not None
-        return False if over and self.group == "present" else self.told(group.content)
+        return False if over and self.group == "present" else self.read(group.content)
 
 
 _GROUPED: Final[dict[Kind, tuple[Column, ...]]] = {
@@ -194,21 +194,21 @@ def _member_row(record: Record) -> dict[str, Any] | None:
 
 def _identities(record: Record) -> list[dict[str, Any]]:
     identities = record.own.get("identities", {}) if record.deleted_at is None else {}
-    found: dict[str, dict[str, Any]] = {}  # by target: of two, the first that is spelt so
+    rows: dict[str, dict[str, Any]] = {}  # by target: of two, the first that is spelt so
     for target, identity in sorted(identities.items()):
-        told = identity if isinstance(identity, dict) else {}
-        user_id, name = told.get("userId"), _as_key(target)
+        fields = identity if isinstance(identity, dict) else {}
+        user_id, name = fields.get("userId"), _to_key(target)
         row = {
             "logto_user_id": record.key.id,
             "target": name,
             "identity_id": _clean(user_id) if isinstance(user_id, str) else None,
-            "details": told.get("details"),
+            "details": fields.get("details"),
         }
-        found.setdefault(name, row)
-    return list(found.values())
+        rows.setdefault(name, row)
+    return list(rows.values())
 
 
-def _as_key(text: str) -> str:
+def _to_key(text: str) -> str:
     """A text for a primary key: one that no index takes is cut, and ends in its digest."""
     if len(text) <= KEY_LENGTH:
         return str(_clean(text))

@@ -140,13 +140,13 @@ def open_in_memory() -> Backend:
     """A SQLite database in memory, with our tables alone. It ends with what uses it."""
     import sqlalchemy as sa
 
-    from logto_webhooks.database.schema import metadata
+    from logto_webhooks.database.schema import metadata_with_indexes
 
     # The garbage collector, which may run in any thread, closes the connection.
     any_thread = {"check_same_thread": False}
     engine = sa.create_engine("sqlite://", poolclass=sa.StaticPool, connect_args=any_thread)
     connection = engine.connect()
-    metadata.create_all(connection)
+    metadata_with_indexes().create_all(connection)
     backend = open_on_connection(connection, None)
     weakref.finalize(backend.host, _close, connection)
     return replace(backend, check=_has_schema)

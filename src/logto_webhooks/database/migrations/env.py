@@ -2,11 +2,11 @@
 
 from alembic import context
 
-from logto_webhooks.database.schema import VERSION_TABLE, metadata
+from logto_webhooks.database.schema import VERSION_TABLE, metadata_with_indexes
 
 schema = context.config.attributes["schema"]
 options = {
-    "target_metadata": metadata,
+    "target_metadata": metadata_with_indexes(),
     "version_table": VERSION_TABLE,
     "version_table_schema": schema,
 }
