@@ -11,7 +11,7 @@ from logto_webhooks.database.schema import deliveries
 from logto_webhooks.deliveries import DeliveryFilter
 from logto_webhooks.flow import follow, newest_id
 from logto_webhooks.testing import make
-from logto_webhooks.testing.backend import Backend, open_in_memory
+from logto_webhooks.testing.backend import Backend, MemoryBackend
 from tests.support.stores import delivery
 
 
@@ -29,7 +29,7 @@ def test_what_commits_late_is_not_missed() -> None:
     """On PostgreSQL an id is taken before its transaction commits: the greater may come first."""
 
     async def live() -> None:
-        backend = open_in_memory()
+        backend = MemoryBackend()
         assert await newest_id(backend.host) == 0
         await put(backend, 1, 2)
         sought = DeliveryFilter(after=await newest_id(backend.host))
@@ -49,7 +49,7 @@ def test_many_at_once_come_page_by_page() -> None:
     """Each once, in order."""
 
     async def live() -> None:
-        backend = open_in_memory()
+        backend = MemoryBackend()
         await put(backend, *range(1, 1202))
         sought = DeliveryFilter(after=0)
         async with aclosing(follow(backend.host, sought, poll_s=0)) as coming:

@@ -35,7 +35,7 @@ from logto_webhooks.records.record import (
 )
 from logto_webhooks.signing_keys import trust
 from logto_webhooks.testing import FrozenClock
-from logto_webhooks.testing.backend import open_in_memory
+from logto_webhooks.testing.backend import MemoryBackend
 from tests.support import postgres
 
 StoreKind = Literal["sqlite", "asyncpg", "psycopg", "postgres-thread"]
@@ -46,7 +46,7 @@ RECEIVED_AT = 1_795_485_335_924
 
 def memory_host() -> TransactionRunner:
     """An empty store on SQLite in memory, for what is the same on every store."""
-    return open_in_memory().host
+    return MemoryBackend().host
 
 
 def open_host(kind: StoreKind, folder: Path) -> TransactionRunner:

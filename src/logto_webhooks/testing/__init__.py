@@ -10,10 +10,9 @@
 
 from logto_webhooks.samples.request import SignedRequest
 from logto_webhooks.testing import make
-from logto_webhooks.testing.app import App, AsyncApp, app
+from logto_webhooks.testing.app import App, AsyncApp, DeliveryResult, HandlerCall, app
 from logto_webhooks.testing.clock import FrozenClock
 from logto_webhooks.testing.make import SIGNING_KEY
-from logto_webhooks.testing.results import DeliveryResult, HandlerCall
 
 __all__ = [
     "SIGNING_KEY",

@@ -5,28 +5,42 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Callable, Coroutine, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast, overload
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from logto_webhooks.apply import DeliveryWorker
 from logto_webhooks.database.records import FoundRow, RefetchNeed
 from logto_webhooks.database.store import Store
 from logto_webhooks.deliveries import NewDelivery, Status, StoreResult
-from logto_webhooks.errors import Discard, HandlerUnknown, InvalidHandler, RetryLater
+from logto_webhooks.errors import (
+    Discard,
+    HandlerUnknown,
+    InvalidHandler,
+    RetryLater,
+    SettingInvalid,
+)
 from logto_webhooks.handlers import Handler, Handlers
 from logto_webhooks.handlers.call import ClaimedJob, JobExecutor, call_function
 from logto_webhooks.ingest import Receiver
-from logto_webhooks.instrumentation import TelemetryEvent
+from logto_webhooks.instrumentation import (
+    DeliveryFailed,
+    DeliverySynced,
+    HandlerFailed,
+    TelemetryEvent,
+)
 from logto_webhooks.jobs import JobFilter, JobRow
 from logto_webhooks.samples.request import SignedRequest
 from logto_webhooks.signing_keys import HEADER, VerifiedBody
-from logto_webhooks.testing import backend
-from logto_webhooks.testing.backend import Backend, open_in_memory, open_on_connection
+from logto_webhooks.testing.backend import (
+    Backend,
+    MemoryBackend,
+    SavepointRunner,
+    hide_running_loop,
+)
 from logto_webhooks.testing.clock import FrozenClock
 from logto_webhooks.testing.make import SIGNING_KEY
-from logto_webhooks.testing.results import DeliveryResult, HandlerCall, to_handler_call, to_outcome
-from logto_webhooks.testing.transactions import hide_running_loop
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -34,7 +48,39 @@ if TYPE_CHECKING:
 
     from logto_webhooks.app import LogtoWebhooks
 
+ALL: Final = 1_000_000
+_LONGEST_S: Final = 1e9
 T = TypeVar("T")
+
+
+class HandlerCall(Struct, frozen=True):
+    """One call of a handler. `state` is the state of its job afterwards: done, waiting (it failed
+    and will be tried again), dead or discarded."""
+
+    handler: str
+    event: str
+    subject: str
+    state: str
+    error: BaseException | None = None
+
+
+class DeliveryResult(Struct, frozen=True):
+    """The result of a delivery: the status of the answer, the outcome of the sync, and `runs`, the
+    calls of handlers that followed.
+
+    `outcome` is applied, stale, tombstoned, unchanged, asks, nothing, test, unknown, failed, dead
+    or duplicate, or None if the delivery wasn't accepted.
+    """
+
+    status: int
+    id: int | None = None
+    outcome: str | None = None
+    runs: tuple[HandlerCall, ...] = ()
+
+    @property
+    def ran(self) -> list[str]:
+        """The names of the handlers that finished, in the order in which they ran."""
+        return [call.handler for call in self.runs if call.state == "done"]
 
 
 class App:
@@ -45,17 +91,16 @@ class App:
         *,
         keys: Sequence[str] = (SIGNING_KEY,),
         clock: FrozenClock | None = None,
-        playing: AsyncApp | None = None,
+        async_app: AsyncApp | None = None,
     ) -> None:
-        """`playing` is what it makes usable without `await`."""
+        """`async_app` is what it makes usable without `await`."""
         clock = clock or FrozenClock()
-        self._app = playing or AsyncApp(open_in_memory(), clock, keys, Handlers(), True)
+        self._app = async_app or AsyncApp(MemoryBackend(), clock, keys, Handlers(), True)
 
     @property
     def connection(self) -> sa.Connection:
         """The connection that it uses, for your own tables and queries."""
-        connection: Any = self._app.connection
-        return cast("sa.Connection", connection)
+        return cast("sa.Connection", self._app.connection)
 
     @property
     def clock(self) -> FrozenClock:
@@ -118,6 +163,173 @@ class App:
         return _run(self._app.jobs())
 
 
+class AsyncApp:
+    """The same with asynchronous methods. `testing.app` creates one."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        clock: FrozenClock,
+        keys: Sequence[str],
+        handlers: Handlers,
+        raise_errors: bool,
+    ) -> None:
+        """Raises InvalidHandler for a handler that asks for what the backend hasn't got."""
+        self.clock: FrozenClock = clock
+        self.reports: list[TelemetryEvent] = []
+        self.connection: sa.Connection | AsyncConnection = backend.connection
+        self._backend = backend
+        self._host = host = backend.host
+        self._handlers = _copy_handlers(handlers, backend)
+        self._raise_errors = raise_errors
+        self._failures: dict[str, list[BaseException]] = {}
+        self._made_errors: list[BaseException] = []  # by `fail`
+        self._receiver = Receiver(keys, self._store, clock, self.reports.append, _identify)
+        self.worker: DeliveryWorker = DeliveryWorker(
+            host, clock, self.reports.append, jitter=_no_jitter
+        )
+        self._executor = JobExecutor(host.handle, clock, _no_jitter, self._handlers, _call)
+
+    async def deliver(self, *deliveries: SignedRequest | Sequence[SignedRequest]) -> DeliveryResult:
+        """Do as `App.deliver`."""
+        requests = _flatten(deliveries)
+        await self._backend.check()
+        answers = [await self._receive(request) for request in requests]
+        calls = await self.work()
+        last = answers[-1]
+        if last.id is None:
+            return last
+        outcome = last.outcome or self._find_outcome(last.id)
+        return DeliveryResult(last.status, last.id, outcome, tuple(calls))
+
+    async def work(self) -> list[HandlerCall]:
+        """Do as `App.work`."""
+        await self._host.run(self._prepare)
+        calls: list[HandlerCall] = []
+        while True:
+            while await self.worker.step():
+                pass
+            claimed = await self._host.run(self._claim)
+            if not claimed:
+                break
+            calls += [call for job in claimed if (call := await self._run(job))]
+        for error in (call.error for call in calls):
+            is_foreseen = isinstance(error, RetryLater | Discard) or error in self._made_errors
+            if self._raise_errors and error is not None and not is_foreseen:
+                raise error
+        return calls
+
+    async def tick(self, seconds: float | None = None) -> list[HandlerCall]:
+        """Do as `App.tick`."""
+        if seconds is None:
+            milliseconds = await self._backend.until_due(list(self._handlers.by_name))
+            seconds = max(milliseconds or 0, 0) / 1000
+        is_number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+        if not is_number or not 0 <= seconds <= _LONGEST_S:
+            problem = f"give seconds, a number from 0 to {_LONGEST_S:g}, not {seconds!r}"
+            raise SettingInvalid(name="tick", problem=problem)
+        self.clock.tick(seconds)
+        await self._backend.advance(round(seconds * 1000))
+        return await self.work()
+
+    def fail(
+        self,
+        handler: Callable[..., Any] | str,
+        error: BaseException | None = None,
+        *,
+        times: int = 1,
+    ) -> None:
+        """Do as `App.fail`."""
+        error = RuntimeError("made to fail") if error is None else error
+        if not isinstance(error, BaseException):
+            problem = f"give an exception, such as ConnectionError('away'), not {error!r}"
+            raise SettingInvalid(name="error", problem=problem)
+        if not isinstance(times, int) or isinstance(times, bool) or times < 1:
+            problem = f"give a number from 1 on, not {times!r}"
+            raise SettingInvalid(name="times", problem=problem)
+        self._made_errors.append(error)
+        self._failures.setdefault(self._find_name(handler), []).extend([error] * times)
+
+    async def status(self) -> Status:
+        """Count deliveries and records."""
+        return await self._host.read(lambda store: store.status())
+
+    async def users(self, query: str = "") -> list[FoundRow]:
+        """Find users, or list all of them."""
+        return await self._host.read(lambda store: store.find("user", query, ALL))
+
+    async def organizations(self, query: str = "") -> list[FoundRow]:
+        """Find organizations, or list all of them."""
+        return await self._host.read(lambda store: store.find("organization", query, ALL))
+
+    async def waiting(self) -> list[RefetchNeed]:
+        """List the records that need a refetch."""
+        return await self._host.read(lambda store: store.waiting(ALL))
+
+    async def jobs(self) -> list[JobRow]:
+        """List jobs, newest first."""
+        return await self._host.read(lambda store: store.jobs.find(JobFilter(limit=ALL)))
+
+    def _prepare(self, store: Store) -> None:
+        store.jobs.register([handler.registered for handler in self._handlers])
+        # No delivery is older than the installation: it may be of any time that a test likes.
+        store.set_installed_at(0)
+
+    def _claim(self, store: Store) -> list[ClaimedJob]:
+        one_each = dict.fromkeys(self._handlers.by_name, 1)
+        claimed = self._executor.claim(store, uuid.uuid4().hex, one_each)
+        return sorted(claimed, key=lambda claim: claim.job.id)
+
+    async def _run(self, claimed: ClaimedJob) -> HandlerCall | None:
+        result = await self._executor.make(self._make_fail(claimed))
+        outcome, report = result.outcome, result.report
+        if outcome:
+            await self._host.run(lambda store: store.jobs.finish(claimed.token, [outcome]))
+        if report is None:
+            return None
+        self.reports.append(report)
+        state = report.state if isinstance(report, HandlerFailed) else "done"
+        return HandlerCall(report.handler, report.event, report.subject, state, result.error)
+
+    def _make_fail(self, claimed: ClaimedJob) -> ClaimedJob:
+        """Replace the handler if `fail` says so."""
+        errors = self._failures.get(claimed.handler.name)
+        if not errors:
+            return claimed
+
+        def fail(**arguments: Any) -> None:
+            raise errors.pop(0)
+
+        return replace(claimed, handler=replace(claimed.handler, function=fail))
+
+    def _find_name(self, function_or_name: Callable[..., Any] | str) -> str:
+        for handler in self._handlers:
+            if function_or_name in (handler.name, handler.function):
+                return handler.name
+        raise HandlerUnknown(function_or_name, list(self._handlers.by_name))
+
+    def _find_outcome(self, delivery_id: int) -> str | None:
+        """Return what the sync last reported of a delivery."""
+        for report in reversed(self.reports):
+            if isinstance(report, DeliverySynced) and report.id == delivery_id:
+                return report.outcome
+            if isinstance(report, DeliveryFailed) and report.id == delivery_id:
+                return "dead" if report.retry_in_s is None else "failed"
+        return None
+
+    async def _receive(self, request: SignedRequest) -> DeliveryResult:
+        signatures = [value.encode() for name, value in request.headers if name == HEADER]
+        answer = await self._receiver.receive(signatures, request.body)
+        if answer.status != 200:
+            return DeliveryResult(answer.status)
+        duplicate = answer.content["duplicate"]
+        return DeliveryResult(200, int(answer.content["id"]), "duplicate" if duplicate else None)
+
+    async def _store(self, delivery: NewDelivery, deadline: float | None) -> StoreResult:
+        [result] = await self._host.run(lambda store: store.add([delivery]))
+        return result
+
+
 @overload
 def app(
     logto: LogtoWebhooks,
@@ -155,11 +367,10 @@ def app(
     which has these tables: create yours on the `connection` of the returned application. Raises
     InvalidHandler, SettingInvalid.
     """
-    clock = clock or FrozenClock()
-    stage = open_in_memory() if connection is None else open_on_connection(connection, logto.schema)
-    made = AsyncApp(stage, clock, keys, logto.handlers, raise_errors)
-    is_awaited = hasattr(connection, "run_sync")
-    return made if is_awaited else App(playing=made)
+    backend = MemoryBackend() if connection is None else Backend(connection, logto.schema)
+    async_app = AsyncApp(backend, clock or FrozenClock(), keys, logto.handlers, raise_errors)
+    is_sync = isinstance(backend.host, SavepointRunner)
+    return App(async_app=async_app) if is_sync else async_app
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:
@@ -177,175 +388,25 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
     raise RuntimeError("a handler waits: in an asynchronous test give an AsyncConnection")
 
 
-ALL = 1_000_000
+def _flatten(deliveries: Sequence[SignedRequest | Sequence[SignedRequest]]) -> list[SignedRequest]:
+    requests: list[Any] = []
+    for delivery in deliveries:
+        requests += delivery if isinstance(delivery, Sequence) else [delivery]
+    odd = [type(request).__name__ for request in requests if not isinstance(request, SignedRequest)]
+    if odd or not requests:
+        what = odd[0] if odd else "nothing"
+        problem = f"give what testing.make makes, such as testing.make.user_created(), not {what}"
+        raise SettingInvalid(name="A delivery", problem=problem)
+    return requests
 
 
-class AsyncApp:
-    """An application under test with asynchronous methods. `testing.app` creates one."""
-
-    def __init__(
-        self,
-        stage: Backend,
-        clock: FrozenClock,
-        keys: Sequence[str],
-        handlers: Handlers,
-        raise_errors: bool,
-    ) -> None:
-        """Raises InvalidHandler for a handler that asks for what the stage hasn't got."""
-        self.clock: FrozenClock = clock
-        self.reports: list[TelemetryEvent] = []
-        self.connection: sa.Connection | AsyncConnection = stage.connection
-        self._stage = stage
-        self._host = stage.host
-        self._handlers = _fitted(handlers, stage)
-        self._raise_errors = raise_errors
-        self._failures: dict[str, list[BaseException]] = {}
-        self._made: list[BaseException] = []  # errors, by `fail`
-        self._receiver = Receiver(keys, self._store, clock, self.reports.append, _here)
-        self.worker: DeliveryWorker = DeliveryWorker(
-            stage.host, clock, self.reports.append, jitter=_no_jitter
-        )
-        self._attempts = JobExecutor(stage.host.handle, clock, _no_jitter, self._handlers, _call)
-
-    async def deliver(self, *deliveries: SignedRequest | Sequence[SignedRequest]) -> DeliveryResult:
-        """Receive deliveries, apply what is due, and run the handlers. Returns the result of the
-        last delivery.
-
-        Raises what a handler raised, unless `fail` made it fail or `raise_errors` is off;
-        SettingInvalid for anything that `testing.make` didn't make; SchemaMismatch.
-        """
-        made = backend.check_deliveries(deliveries)
-        await self._stage.check()
-        answers = [await self._receive(each) for each in made]
-        runs = await self.work()
-        last = answers[-1]
-        if last.id is None:
-            return last
-        outcome = last.outcome or to_outcome(last.id, self.reports)
-        return DeliveryResult(last.status, last.id, outcome, tuple(runs))
-
-    async def work(self) -> list[HandlerCall]:
-        """Apply everything that is due now, and run the handlers. Raises as `deliver`."""
-        await self._host.run(self._prepare)
-        runs: list[HandlerCall] = []
-        while True:
-            while await self.worker.step():
-                pass
-            held = await self._host.run(self._claim)
-            if not held:
-                break
-            runs += [run for each in held if (run := await self._run(each))]
-        self._raise_unforeseen(runs)
-        return runs
-
-    async def tick(self, seconds: float | None = None) -> list[HandlerCall]:
-        """Move the clock, by default to the next retry, and work. Raises as `deliver`."""
-        if seconds is None:
-            names = [each.name for each in self._handlers]
-            seconds = max(await self._stage.until_due(names) or 0, 0) / 1000
-        self.clock.tick(backend.check_seconds(seconds))
-        await self._stage.elapse(round(seconds * 1000))
-        return await self.work()
-
-    def fail(
-        self,
-        handler: Callable[..., Any] | str,
-        error: BaseException | None = None,
-        *,
-        times: int = 1,
-    ) -> None:
-        """Make the next calls of a handler raise an error. The handler is a function or a name.
-
-        Raises HandlerUnknown, SettingInvalid.
-        """
-        error = backend.check_error(error)
-        self._made.append(error)
-        self._failures.setdefault(self._name(handler), []).extend(
-            [error] * backend.check_times(times)
-        )
-
-    async def status(self) -> Status:
-        """Count deliveries and records."""
-        return await self._host.read(lambda store: store.status())
-
-    async def users(self, query: str = "") -> list[FoundRow]:
-        """Find users, or list all of them."""
-        return await self._host.read(lambda store: store.find("user", query, ALL))
-
-    async def organizations(self, query: str = "") -> list[FoundRow]:
-        """Find organizations, or list all of them."""
-        return await self._host.read(lambda store: store.find("organization", query, ALL))
-
-    async def waiting(self) -> list[RefetchNeed]:
-        """List the records that need a refetch."""
-        return await self._host.read(lambda store: store.waiting(ALL))
-
-    async def jobs(self) -> list[JobRow]:
-        """List jobs, newest first."""
-        return await self._host.read(lambda store: store.jobs.find(JobFilter(limit=ALL)))
-
-    def _prepare(self, store: Store) -> None:
-        store.jobs.register([each.registered for each in self._handlers])
-        # No delivery is older than the installation: it may be of any time that a test likes.
-        store.set_installed_at(0)
-
-    def _claim(self, store: Store) -> list[ClaimedJob]:
-        one_each = dict.fromkeys((each.name for each in self._handlers), 1)
-        held = self._attempts.claim(store, uuid.uuid4().hex, one_each)
-        return sorted(held, key=lambda each: each.job.id)
-
-    async def _run(self, held: ClaimedJob) -> HandlerCall | None:
-        attempted = await self._attempts.make(self._failing(held))
-        outcome = attempted.outcome
-        if outcome:
-            await self._host.run(lambda store: store.jobs.finish(held.token, [outcome]))
-        if attempted.report is None:
-            return None
-        self.reports.append(attempted.report)
-        return to_handler_call(attempted.report, attempted.error)
-
-    def _raise_unforeseen(self, runs: Sequence[HandlerCall]) -> None:
-        for error in (each.error for each in runs):
-            if error is None or isinstance(error, RetryLater | Discard) or error in self._made:
-                continue
-            if self._raise_errors:
-                raise error
-
-    def _failing(self, held: ClaimedJob) -> ClaimedJob:
-        """The same, unless its handler was made to fail."""
-        failures = self._failures.get(held.handler.name)
-        if not failures:
-            return held
-
-        def fail(**arguments: Any) -> None:
-            raise failures.pop(0)
-
-        return replace(held, handler=replace(held.handler, function=fail))
-
-    def _name(self, handler: Callable[..., Any] | str) -> str:
-        for each in self._handlers:
-            if handler in (each.name, each.function):
-                return each.name
-        raise HandlerUnknown(handler, [each.name for each in self._handlers])
-
-    async def _receive(self, delivery: SignedRequest) -> DeliveryResult:
-        signatures = [value.encode() for name, value in delivery.headers if name == HEADER]
-        answer = await self._receiver.receive(signatures, delivery.body)
-        if answer.status != 200:
-            return DeliveryResult(answer.status)
-        duplicate = answer.content["duplicate"]
-        return DeliveryResult(200, int(answer.content["id"]), "duplicate" if duplicate else None)
-
-    async def _store(self, delivery: NewDelivery, deadline: float | None) -> StoreResult:
-        [accepted] = await self._host.run(lambda store: store.add([delivery]))
-        return accepted
-
-
-def _fitted(handlers: Handlers, stage: Backend) -> Handlers:
+def _copy_handlers(handlers: Handlers, backend: Backend) -> Handlers:
     try:
-        return handlers.copy(stage.host.provides)
+        return handlers.copy(backend.host.provides)
     except InvalidHandler as error:
-        problem = f"{error.problem}. {stage.more}".rstrip()
+        problem = error.problem
+        if isinstance(backend.host, SavepointRunner):
+            problem += ". Give testing.app an AsyncConnection if it asks for what is awaited"
         raise InvalidHandler(name=error.name, problem=problem) from None
 
 
@@ -357,7 +418,7 @@ async def _call(handler: Handler, arguments: dict[str, Any]) -> None:
         call_function(handler, arguments)
 
 
-async def _here(
+async def _identify(
     identify: Callable[[VerifiedBody, int], NewDelivery], body: VerifiedBody, at: int
 ) -> NewDelivery:
     return identify(body, at)

@@ -1,159 +1,100 @@
-"""What a test gives, checked: each raises SettingInvalid, which says what to give instead."""
+"""The database of an application under test: one connection, which the test rolls back."""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, Union
+from asyncio import events
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from typing import Any, Final, TypeVar
 
-from msgspec import Struct
-from msgspec.structs import replace
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
 
+from logto_webhooks.database import migrate
+from logto_webhooks.database.async_runner import AsyncRunner
+from logto_webhooks.database.dialect import now
+from logto_webhooks.database.errors import translate_errors
+from logto_webhooks.database.schema import deliveries, metadata_with_indexes, queue_keys
+from logto_webhooks.database.sessions import (
+    app_schema,
+    finish_session,
+    handler_savepoint,
+    in_schema,
+    make_session,
+    sync_types,
+    translation,
+)
 from logto_webhooks.database.store import Store
+from logto_webhooks.deliveries import DeliveryState
 from logto_webhooks.errors import SettingInvalid
-from logto_webhooks.samples.request import SignedRequest
 
-if TYPE_CHECKING:
-    import sqlalchemy as sa
-    from sqlalchemy.ext.asyncio import AsyncConnection
-
-Connection = Union["sa.Connection", "AsyncConnection"]
-_LONGEST_S: Final = 1e9
+T = TypeVar("T")
 _DATABASES: Final = ("sqlite", "postgresql")
-
-
-def check_deliveries(
-    given: Sequence[SignedRequest | Sequence[SignedRequest]],
-) -> list[SignedRequest]:
-    """All of them, in order."""
-    flat: list[Any] = []
-    for each in given:
-        flat += each if isinstance(each, Sequence) else [each]
-    odd = [type(each).__name__ for each in flat if not isinstance(each, SignedRequest)]
-    if odd or not flat:
-        what = odd[0] if odd else "nothing"
-        problem = f"give what testing.make makes, such as testing.make.user_created(), not {what}"
-        raise SettingInvalid(name="A delivery", problem=problem)
-    return flat
-
-
-def check_seconds(given: float) -> float:
-    """For how long to let time pass."""
-    is_number = isinstance(given, int | float) and not isinstance(given, bool)
-    if not is_number or not 0 <= given <= _LONGEST_S:
-        problem = f"give seconds, a number from 0 to {_LONGEST_S:g}, not {given!r}"
-        raise SettingInvalid(name="tick", problem=problem)
-    return given
-
-
-def check_error(given: BaseException | None) -> BaseException:
-    """What a handler is made to raise."""
-    if given is None:
-        return RuntimeError("made to fail")
-    if not isinstance(given, BaseException):
-        problem = f"give an exception, such as ConnectionError('away'), not {given!r}"
-        raise SettingInvalid(name="error", problem=problem)
-    return given
-
-
-def check_times(given: int) -> int:
-    """How often."""
-    if not isinstance(given, int) or isinstance(given, bool) or given < 1:
-        raise SettingInvalid(name="times", problem=f"give a number from 1 on, not {given!r}")
-    return given
-
-
-def check_connection(given: Connection, schema: str | None) -> Connection:
-    """One that is open, of a database that can have our tables."""
-    from sqlalchemy import Connection
-    from sqlalchemy.ext.asyncio import AsyncConnection
-
-    if not isinstance(given, Connection | AsyncConnection):
-        problem = f"it must be a Connection or an AsyncConnection, not {type(given).__name__}"
-        raise _unusable(f"{problem}{_INSTEAD.get(type(given).__name__, '')}")
-    inner = given.sync_connection if isinstance(given, AsyncConnection) else given
-    if inner is None or inner.closed:
-        instead = "async with" if inner is not given else "with"
-        raise _unusable(f"it isn't open; use it inside `{instead} engine.connect() as connection`")
-    dialect = inner.dialect.name
-    if dialect not in _DATABASES:
-        raise _unusable(f"it must be of SQLite or PostgreSQL, not {dialect}")
-    if schema is not None and dialect == "sqlite":
-        raise _unusable(f"it is of SQLite, which has no schema {schema!r}, as logto wants")
-    return given
-
-
 _INSTEAD: Final = {
     "Engine": ", which engine.connect() opens",
     "AsyncEngine": ", which engine.connect() opens",
     "Session": "; give session.connection()",
     "AsyncSession": "; give await session.connection()",
 }
+_IS_PENDING: Final = deliveries.c.state == DeliveryState.PENDING
+_NEXT: Final = sa.func.coalesce(queue_keys.c.held_until, queue_keys.c.due_at).label("due_at")
 
 
-def _unusable(problem: str) -> SettingInvalid:
-    return SettingInvalid(name="connection", problem=problem)
+class Backend:
+    """A database, and the time on its clock. `host` runs transactions in savepoints."""
+
+    def __init__(self, connection: sa.Connection | AsyncConnection, schema: str | None) -> None:
+        """Raises SettingInvalid for a connection that can't be used."""
+        _check_connection(connection, schema)
+        self.connection = connection
+        self.host: SavepointRunner | AsyncSavepointRunner
+        if isinstance(connection, sa.Connection):
+            self.host = SavepointRunner(connection, schema)
+        else:
+            self.host = AsyncSavepointRunner(connection, schema)
+        self._schema = schema
+
+    async def check(self) -> None:
+        """Raise SchemaMismatch for a database without our tables."""
+        await self.host.on(lambda connection: migrate.check(connection, self._schema))
+
+    async def advance(self, milliseconds: int) -> None:
+        """Let time pass at once: what waits on the database's clock is due sooner."""
+        pending = sa.update(deliveries).where(_IS_PENDING)
+        sooner = {name: queue_keys.c[name] - milliseconds for name in ("due_at", "held_until")}
+
+        def advance(connection: sa.Connection) -> None:
+            connection.execute(pending.values(due_at=deliveries.c.due_at - milliseconds))
+            connection.execute(sa.update(queue_keys).values(sooner))
+
+        await self.host.on(advance)
+
+    async def until_due(self, handlers: Sequence[str]) -> int | None:
+        """Return the milliseconds until the next delivery, or job of these handlers, is due; None
+        if nothing waits."""
+        waiting = sa.union_all(
+            sa.select(deliveries.c.due_at).where(_IS_PENDING),
+            sa.select(_NEXT).where(queue_keys.c.handler.in_(handlers)),
+        ).subquery()
+        query = sa.select(sa.func.min(waiting.c.due_at) - now())
+        return await self.host.on(lambda connection: connection.scalar(query))
 
 
-T = TypeVar("T")
-_NO_ASYNC_CONNECTION: Final = "Give testing.app an AsyncConnection if it asks for what is awaited"
-
-
-class BackendRunner(Protocol):
-    """Runs work at once, and calls handlers within it."""
-
-    async def run(self, work: Callable[[Store], T]) -> T:
-        """Run; take it back if it raises."""
-
-    async def accept(self, work: Callable[[Store], T], limit_s: float) -> T:
-        """Run."""
-
-    async def read(self, work: Callable[[Store], T]) -> T:
-        """Run."""
-
-    def provides(self, awaited: bool) -> tuple[type, ...]:
-        """The kinds of transaction that a handler, `awaited` or not, can ask for by annotation."""
-
-    async def handle(
-        self, wish: type, call: Callable[[Any], Any], finish: Callable[[Store], None]
-    ) -> None:
-        """Call with the transaction that was wished for, and let `finish` end in the same one."""
-
-    async def close(self) -> None:
-        """Nothing is held."""
-
-
-class Backend(Struct, frozen=True):
-    """A host, and the time on its clock: `elapse` lets milliseconds pass for what waits there,
-    `until_due` tells how many it is until the next is due, of the jobs those of the handlers named;
-    `check` raises SchemaMismatch. `more` says where handlers get what they can't have here."""
-
-    connection: Connection
-    host: BackendRunner
-    elapse: Callable[[int], Awaitable[None]]
-    until_due: Callable[[Sequence[str]], Awaitable[int | None]]
-    check: Callable[[], Awaitable[None]]
-    more: str = ""
-
-
-def open_in_memory() -> Backend:
+class MemoryBackend(Backend):
     """A SQLite database in memory, with our tables alone. It ends with what uses it."""
-    import sqlalchemy as sa
 
-    from logto_webhooks.database.schema import metadata_with_indexes
+    def __init__(self) -> None:
+        # The garbage collector, which may run in any thread, closes the connection.
+        any_thread = {"check_same_thread": False}
+        engine = sa.create_engine("sqlite://", poolclass=sa.StaticPool, connect_args=any_thread)
+        connection = engine.connect()
+        metadata_with_indexes().create_all(connection)
+        super().__init__(connection, None)
+        weakref.finalize(self.host, _close, connection)
 
-    # The garbage collector, which may run in any thread, closes the connection.
-    any_thread = {"check_same_thread": False}
-    engine = sa.create_engine("sqlite://", poolclass=sa.StaticPool, connect_args=any_thread)
-    connection = engine.connect()
-    metadata_with_indexes().create_all(connection)
-    backend = open_on_connection(connection, None)
-    weakref.finalize(backend.host, _close, connection)
-    return replace(backend, check=_has_schema)
-
-
-async def _has_schema() -> None:
-    """The tables were just created."""
+    async def check(self) -> None:
+        """The tables were just created, without a version."""
 
 
 def _close(connection: sa.Connection) -> None:
@@ -161,28 +102,138 @@ def _close(connection: sa.Connection) -> None:
     connection.engine.dispose()
 
 
-def open_on_connection(connection: Connection, schema: str | None) -> Backend:
-    """A connection that is open, and will be rolled back by who opened it.
+def _check_connection(connection: object, schema: str | None) -> None:
+    if not isinstance(connection, sa.Connection | AsyncConnection):
+        kind = type(connection).__name__
+        problem = f"it must be a Connection or an AsyncConnection, not {kind}"
+        raise _make_error(f"{problem}{_INSTEAD.get(kind, '')}")
+    is_async = isinstance(connection, AsyncConnection)
+    sync = connection.sync_connection if isinstance(connection, AsyncConnection) else connection
+    if sync is None or sync.closed:
+        block = f"{'async ' if is_async else ''}with engine.connect() as connection"
+        raise _make_error(f"it isn't open; use it inside `{block}`")
+    dialect = sync.dialect.name
+    if dialect not in _DATABASES:
+        raise _make_error(f"it must be of SQLite or PostgreSQL, not {dialect}")
+    if schema is not None and dialect == "sqlite":
+        raise _make_error(f"it is of SQLite, which has no schema {schema!r}, as logto wants")
 
-    Raises SettingInvalid.
-    """
-    import sqlalchemy as sa
 
-    from logto_webhooks.database import migrate
-    from logto_webhooks.testing import time_travel
-    from logto_webhooks.testing.transactions import AsyncSavepointRunner, SavepointRunner
+def _make_error(problem: str) -> SettingInvalid:
+    return SettingInvalid(name="connection", problem=problem)
 
-    on = check_connection(connection, schema)
-    host: SavepointRunner | AsyncSavepointRunner
-    if isinstance(on, sa.Connection):
-        host, more = SavepointRunner(on, schema), _NO_ASYNC_CONNECTION
-    else:
-        host, more = AsyncSavepointRunner(on, schema), ""
-    return Backend(
-        on,
-        host,
-        lambda milliseconds: host.on(lambda on: time_travel.advance_time(on, milliseconds)),
-        lambda names: host.on(lambda on: time_travel.until_due(on, names)),
-        lambda: host.on(lambda on: migrate.check(on, schema)),
-        more,
-    )
+
+@contextmanager
+def hide_running_loop() -> Iterator[None]:
+    """Let a plain handler find no event loop, as outside of tests, where it has a thread of its
+    own: so it may call what waits, such as `logto.call`."""
+    loop = events._get_running_loop()
+    events._set_running_loop(None)
+    try:
+        yield
+    finally:
+        events._set_running_loop(loop)
+
+
+class SavepointRunner:
+    """Runs work on a Connection, at once, on the caller's thread."""
+
+    def __init__(self, connection: sa.Connection, schema: str | None) -> None:
+        """`schema` is where our tables are."""
+        self._connection = connection
+        self._schema = schema
+        self._theirs = translation(connection)
+
+    async def run(self, work: Callable[[Store], T]) -> T:
+        """Run in a savepoint. Raises StoreUnavailable or RowRejected for what the database says."""
+        return await self.on(lambda connection: work(Store(connection)))
+
+    async def accept(self, work: Callable[[Store], T], limit_s: float) -> T:
+        """Run."""
+        return await self.run(work)
+
+    async def read(self, work: Callable[[Store], T]) -> T:
+        """Run."""
+        return await self.run(work)
+
+    async def on(self, work: Callable[[sa.Connection], T]) -> T:
+        """The same with the connection itself."""
+        with translate_errors(self._connection.engine), self._savepoint():
+            return work(self._connection)
+
+    def provides(self, awaited: bool) -> tuple[type, ...]:
+        """The kinds of transaction that a handler, `awaited` or not, can ask for by annotation."""
+        return () if awaited else sync_types()
+
+    async def handle(
+        self, wish: type, call: Callable[[Any], Any], finish: Callable[[Store], None]
+    ) -> None:
+        """Call with what was wished for, and let `finish` end in the same savepoint."""
+        with self._savepoint():
+            with handler_savepoint(self._connection), app_schema(self._connection, self._theirs):
+                session = make_session(wish, self._connection)
+                with hide_running_loop():
+                    call(session)
+                finish_session(session)
+            finish(Store(self._connection))
+
+    async def close(self) -> None:
+        """Nothing is ours."""
+
+    @contextmanager
+    def _savepoint(self) -> Iterator[None]:
+        _begin(self._connection)
+        with in_schema(self._connection, self._schema), self._connection.begin_nested():
+            yield
+
+
+class AsyncSavepointRunner(AsyncRunner):
+    """The same on an AsyncConnection."""
+
+    _is_pooled = False  # it is the test's own
+
+    def __init__(self, connection: AsyncConnection, schema: str | None) -> None:
+        """`schema` is where our tables are."""
+        assert connection.sync_connection is not None
+        theirs = translation(connection.sync_connection)
+        super().__init__(connection.engine, owns=False, theirs=theirs, watched=False)
+        self._connection = connection
+        self._schema = schema
+
+    async def run(self, work: Callable[[Store], T]) -> T:
+        """Run in a savepoint. Raises StoreUnavailable or RowRejected for what the database says."""
+        return await self.on(lambda connection: work(Store(connection)))
+
+    async def accept(self, work: Callable[[Store], T], limit_s: float) -> T:
+        """Run."""
+        return await self.run(work)
+
+    async def read(self, work: Callable[[Store], T]) -> T:
+        """Run."""
+        return await self.run(work)
+
+    async def on(self, work: Callable[[sa.Connection], T]) -> T:
+        """The same with the connection itself."""
+        with translate_errors(self._connection.engine):
+            async with self._begin() as connection:
+                return await connection.run_sync(work)
+
+    def _begin(self) -> AbstractAsyncContextManager[AsyncConnection]:
+        return self._savepoint()
+
+    @asynccontextmanager
+    async def _savepoint(self) -> AsyncIterator[AsyncConnection]:
+        assert self._connection.sync_connection is not None
+        with in_schema(self._connection.sync_connection, self._schema):
+            async with self._connection.begin_nested():
+                yield self._connection
+
+
+def _begin(connection: sa.Connection) -> None:
+    """Begin a transaction where Python's driver for SQLite doesn't: there, the end of an outermost
+    savepoint would be a commit."""
+    if connection.dialect.name != "sqlite":
+        return
+    driver: Any = connection.connection.dbapi_connection
+    if not driver.in_transaction:
+        connection.exec_driver_sql("BEGIN")
