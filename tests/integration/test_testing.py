@@ -279,7 +279,7 @@ def test_what_cannot_be_is_said(tmp_path: Path) -> None:
     with engine.connect() as connection:
         with pytest.raises(SchemaMismatch, match=r"is missing.* migrate"):
             testing.app(logto, connection).deliver(testing.make.user_created())
-        with pytest.raises(HandlerUnknown, match=r"'nobody'\. No handlers are known\."):
+        with pytest.raises(HandlerUnknown, match=r"'nobody'\. No handlers are registered\."):
             testing.app(logto, connection).fail("nobody")
     with pytest.raises(SettingInvalid, match="not Engine"):
         testing.app(logto, engine)  # type: ignore[call-overload]
