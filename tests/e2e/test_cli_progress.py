@@ -140,7 +140,7 @@ def test_handlers_that_are_drained_can_be_stopped(tmp_path: Path) -> None:
     command("migrate", folder=tmp_path)
     fill(tmp_path, 200, at=time.time_ns() // 1_000_000 + 60_000)
     running = Running(tmp_path, "worker", "--drain", "--app", "app:logto")
-    assert running.interrupt("handled") == 130
+    assert running.interrupt("a handler finished") == 130
     assert '"waiting"' in command("jobs", "list", "--json", folder=tmp_path).stdout
 
 

@@ -123,7 +123,7 @@ def test_an_applications_calls_see_what_its_handlers_do(folder: Path) -> None:
     """They look into the database that `.env` names, as `serve` does; `doctor` agrees."""
     (folder / ".env").write_text("LOGTO_WEBHOOKS_DATABASE_URL=sqlite:///elsewhere.db\n")
     with Service(folder, "--app", "app_looks:logto") as service:
-        assert "app_looks:" in service.wait_for_log("jobs are made for these handlers")
+        assert "app_looks:" in service.wait_for_log("registered handlers")
         service.post(make.user_created(id="ana", email="ana@example.com"))
         until(lambda: _text(folder / "seen.txt") == "ana@example.com", lambda: service.log)
         service.post(make.user_data_updated(id="ana", name="Ana"))
@@ -142,11 +142,11 @@ def test_its_calls_are_made_on_the_commands_loop(folder: Path) -> None:
     with Service(folder, *options, "--schema", postgres.emptied_schema()) as service:
         for number in range(5):
             service.post(make.user_created(id=f"u{number}"))
-        until(lambda: service.log.count("INFO    handled ") == 20, lambda: service.log)
+        until(lambda: service.log.count("INFO    a handler finished ") == 20, lambda: service.log)
         service.process.terminate()
         assert service.process.wait(20) == 0
         assert "Traceback" not in service.log
-        assert "a job failed" not in service.log
+        assert "a handler failed" not in service.log
 
 
 def _of(settings: Settings) -> LogtoWebhooks:

@@ -312,5 +312,5 @@ def test_an_observer_that_raises_hurts_nobody(caplog: pytest.LogCaptureFixture) 
             observe(Resumed())
     assert first == last == [Resumed()] * 3
     assert [record.message for record in caplog.records] == [
-        "an observer fails; that is said only now"
+        "an observer failed; its further failures are not logged"
     ]

@@ -51,7 +51,7 @@ def test_no_job_is_missing_while_releases_change(tmp_path: Path) -> None:
 def forgotten(app: Application) -> None:
     """Who has no code for what waits says so; a handler whose code is gone can be forgotten."""
     said = command("worker", "--drain", folder=app.folder, **app.environment).stderr
-    assert re.search(r"isn't here: --app .*\ba\b.*jobs=10", said), said
+    assert re.search(r"check --app .*\ba\b.*jobs=10", said), said
     assert waiting_handlers(app) == {"a": 10}
     assert command("handlers", "forget", "a", folder=app.folder, **app.environment).returncode == 0
     assert waiting_handlers(app) == {}

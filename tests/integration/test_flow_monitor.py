@@ -123,7 +123,7 @@ def test_a_service_says_it_at_start(tmp_path: Path) -> None:
             service.post(make.user_created(key="another"))
         until(lambda: bool(service.rows("SELECT 1 FROM logto_rejected")))
     with Service(tmp_path) as service:
-        service.wait_for_log("all that comes is rejected: find out why with logto-webhooks doctor")
+        service.wait_for_log("all requests are rejected: find out why with logto-webhooks doctor")
         assert service.http.get("/readyz").json()["silence"]["why"] == "rejected"
 
 

@@ -388,5 +388,5 @@ def test_serve_says_when_logto_cannot_be_asked(tmp_path: Path) -> None:
         "LOGTO_M2M_APP_SECRET": "a-secret",
     }
     with Service(tmp_path, port=0, **given) as service:
-        assert "a-secret" not in service.wait_for_log("Logto can't be asked")
+        assert "a-secret" not in service.wait_for_log("Logto's API can't be reached")
         assert service.http.get("/healthz").status_code == 200

@@ -209,7 +209,7 @@ def test_serve_settles_what_waits(tmp_path: Path) -> None:
             logto.add_hook(hook)
             logto.set_custom_data(ana["id"], {"plan": "pro"})
             await logto.settle()
-            line = await asyncio.to_thread(service.wait_for_log, "asked Logto")
+            line = await asyncio.to_thread(service.wait_for_log, "refetched from Logto")
             assert "incomplete" in line
             await asyncio.to_thread(until, lambda: "ana@example.com" in shown(tmp_path, ana["id"]))
 

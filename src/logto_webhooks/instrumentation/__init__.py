@@ -21,7 +21,7 @@ RefusedFor = Literal[
 
 
 class DeliveryStored(Struct, frozen=True):
-    """A delivery is in the inbox (or was already), and was answered 200."""
+    """A delivery was answered 200. It is in the inbox, or it already was (`duplicate`)."""
 
     id: int
     event: str
@@ -46,7 +46,7 @@ class Quarantined(Struct, frozen=True):
 
 
 class QuarantineReleased(Struct, frozen=True):
-    """A new key proved quarantined requests, which are now in the inbox."""
+    """A new key proved that quarantined requests are genuine. They are now in the inbox."""
 
     count: int
 
@@ -59,7 +59,7 @@ class NotStored(Struct, frozen=True):
 
 
 class Retrying(Struct, frozen=True):
-    """The database can't store deliveries now. They are tried again."""
+    """The database can't store deliveries now. Storing is retried."""
 
     count: int
     problem: str
@@ -79,7 +79,7 @@ class Unspooled(Struct, frozen=True):
 
 
 class NotUnspooled(Struct, frozen=True):
-    """A file of the spool directory can't be stored. It was renamed."""
+    """A file in the spool directory can't be stored. It was renamed."""
 
     file: str
     problem: str
@@ -113,7 +113,7 @@ class DeliveryFailed(Struct, frozen=True):
 
 
 class Stalled(Struct, frozen=True):
-    """The worker can't continue now, and tries again."""
+    """The worker can't continue now. It retries."""
 
     problem: str
     retry_in_s: float
@@ -124,7 +124,7 @@ class Resumed(Struct, frozen=True):
 
 
 class LogRecovered(Struct, frozen=True):
-    """Logto's log was compared with the inbox. `causes` says why deliveries had failed."""
+    """Logto's log was compared with the inbox. `causes` says why deliveries failed."""
 
     entries: int
     recovered: int
@@ -133,7 +133,7 @@ class LogRecovered(Struct, frozen=True):
 
 
 class Refetched(Struct, frozen=True):
-    """A subject (`kind:id`) was refetched; `why` has the reasons."""
+    """A record was refetched from Logto. `subject` is `kind:id`, and `why` has the reasons."""
 
     subject: str
     why: tuple[str, ...]
@@ -150,14 +150,14 @@ class Reconciled(Struct, frozen=True):
 
 
 class ApiUnavailable(Struct, frozen=True):
-    """The Management API can't be reached now. The call is tried again."""
+    """The Management API can't be reached now. The call is retried."""
 
     problem: str
     retry_in_s: float
 
 
 class FlowStopped(Struct, frozen=True):
-    """No delivery arrived for `since_s`, or all were rejected (`why`). `usual_s` is usual."""
+    """No delivery arrived for `since_s`, or all were rejected. A usual gap is `usual_s`."""
 
     why: Why
     since_s: int
@@ -188,7 +188,7 @@ class HandlerRan(Struct, frozen=True):
 
 
 class HandlerFailed(Struct, frozen=True):
-    """A handler failed. Its job's `state` is now waiting (`retry_in_s`), dead or discarded.
+    """A handler failed. Its job is now waiting (`retry_in_s`), dead or discarded (`state`).
 
     `error` is the kind of the exception, `where` the line of the handler's code that raised it.
     """
@@ -216,7 +216,7 @@ class HandlerBlocks(Struct, frozen=True):
 
 
 class HandlerHeld(Struct, frozen=True):
-    """A handler no longer runs in this process, because too many threads were abandoned.
+    """A handler no longer runs in this process, because it has too many abandoned threads.
 
     `left` of them are of this handler, and `total` of all.
     """
@@ -227,14 +227,14 @@ class HandlerHeld(Struct, frozen=True):
 
 
 class Unrunnable(Struct, frozen=True):
-    """Jobs wait for these handlers, whose code this process doesn't have."""
+    """Jobs wait for handlers whose code this process doesn't have."""
 
     handlers: tuple[str, ...]
     jobs: int
 
 
 class ClockSetBack(Struct, frozen=True):
-    """The database's clock was set back by `seconds`. Waiting work is due that much sooner."""
+    """The database's clock was set back by `seconds`. Waiting work was rescheduled."""
 
     seconds: float
 

@@ -97,23 +97,23 @@ def _line(report: TelemetryEvent) -> tuple[int, str, dict[str, Any]]:
         case RequestRefused():
             return logging.WARNING, "refused", fields
         case Quarantined():
-            return logging.WARNING, "set aside what no key signed", fields
+            return logging.WARNING, "quarantined requests with an unknown signature", fields
         case QuarantineReleased():
-            return logging.INFO, "a new key proved what was set aside", fields
+            return logging.INFO, "a new key proved quarantined requests", fields
         case NotStored():
             return logging.ERROR, "not stored, answered 503", fields
         case Retrying():
-            return logging.WARNING, "the database doesn't take deliveries, trying again", fields
+            return logging.WARNING, "the database can't store deliveries, retrying", fields
         case Spooled():
-            return logging.WARNING, "spooled, because the database didn't take it in time", fields
+            return logging.WARNING, "spooled: the database didn't store in time", fields
         case Unspooled():
-            return logging.INFO, "stored what was spooled", fields
+            return logging.INFO, "stored spooled deliveries", fields
         case NotUnspooled():
-            return logging.ERROR, "what was spooled can't be stored", fields
+            return logging.ERROR, "a spooled delivery can't be stored", fields
         case Stalled():
             return logging.ERROR, "the worker waits for the database", fields
         case Resumed():
-            return logging.INFO, "the worker goes on", fields
+            return logging.INFO, "the worker continues", fields
         case ClockSetBack():
             return logging.WARNING, "the database's clock was set back", fields
         case LogRecovered():
@@ -121,16 +121,16 @@ def _line(report: TelemetryEvent) -> tuple[int, str, dict[str, Any]]:
             return level, "compared the inbox with Logto's log", fields
         case Reconciled():
             level = logging.WARNING if report.drifted or report.doubts else logging.INFO
-            mended = ", and mended what differed" if report.drifted else ""
-            return level, f"compared all records with Logto{mended}", fields
+            corrected = ", and corrected differences" if report.drifted else ""
+            return level, f"compared all records with Logto{corrected}", fields
         case Refetched():
-            return logging.INFO, "asked Logto", fields
+            return logging.INFO, "refetched from Logto", fields
         case HandlersKnown():
-            return logging.INFO, "jobs are made for these handlers", fields
+            return logging.INFO, "registered handlers", fields
         case HandlerRan():
-            return logging.INFO, "handled", fields
+            return logging.INFO, "a handler finished", fields
         case HandlerFailed(state="waiting", error="RetryLater"):
-            return logging.INFO, "a handler asked to be retried", fields
+            return logging.INFO, "a handler asked for a retry", fields
         case HandlerFailed(state="waiting"):
             return logging.WARNING, "a handler failed", _job(fields)
         case HandlerFailed(state="discarded"):
@@ -138,22 +138,22 @@ def _line(report: TelemetryEvent) -> tuple[int, str, dict[str, Any]]:
         case HandlerFailed():
             return logging.ERROR, "a job is dead", _job(fields)
         case HandlerBlocks():
-            blocks = "a handler blocks its event loop: make it a plain function, or await"
+            blocks = "a handler blocks its event loop: use await, or make it a plain function"
             return logging.ERROR, blocks, fields
         case HandlerHeld():
-            held = "a handler isn't called any more: its threads never end; mend it, and restart"
+            held = "a handler is no longer called, because its threads don't end: fix and restart"
             return logging.ERROR, held, fields
         case Unrunnable():
-            told = fields | {"hint": _whose_code(report.handlers)}
-            return logging.WARNING, "jobs wait for handlers whose code isn't here: --app", told
+            hinted = fields | {"hint": _whose_code(report.handlers)}
+            return logging.WARNING, "jobs wait for unknown handlers: check --app", hinted
         case FlowStopped(why="rejected"):
-            return logging.ERROR, f"all that comes is rejected: {_FIND_OUT} --only key", fields
+            return logging.ERROR, f"all requests are rejected: {_FIND_OUT} --only key", fields
         case FlowStopped():
-            return logging.ERROR, f"no delivery comes any more: {_FIND_OUT}", fields
+            return logging.ERROR, f"deliveries no longer arrive: {_FIND_OUT}", fields
         case FlowResumed():
-            return logging.INFO, "deliveries come again", fields
+            return logging.INFO, "deliveries arrive again", fields
         case ApiUnavailable():
-            return logging.ERROR, "Logto can't be asked", fields
+            return logging.ERROR, "Logto's API can't be reached", fields
 
 
 def _delivery(fields: dict[str, Any], outcome: str) -> dict[str, Any]:
@@ -169,7 +169,7 @@ def _job(fields: dict[str, Any]) -> dict[str, Any]:
 def _whose_code(handlers: Sequence[str]) -> str:
     modules = {name.partition(":")[0] for name in handlers if ":" in name}
     module = modules.pop() if len(modules) == 1 else "MODULE"
-    return f"--app {module}:NAME, of the LogtoWebhooks object that they are registered on"
+    return f"use --app {module}:NAME, the LogtoWebhooks object on which you register them"
 
 
 class TextFormatter(logging.Formatter):
@@ -317,7 +317,7 @@ class QueuedHandler(logging.Handler):
             self._lines.task_done()
 
     def _told_of(self, dropped: int) -> bytes:
-        template = "%s log lines were dropped, because the log wasn't read fast enough"
+        template = "dropped %s log lines, because the log wasn't read fast enough"
         record = logger.makeRecord(
             logger.name, logging.WARNING, "", 0, template, (dropped,), None, extra={}
         )
@@ -387,6 +387,6 @@ def fan_out(*observers: Observer) -> Observer:
             except Exception:
                 if number not in broken:
                     broken.add(number)
-                    logger.exception("an observer fails; that is said only now")
+                    logger.exception("an observer failed; its further failures are not logged")
 
     return observe

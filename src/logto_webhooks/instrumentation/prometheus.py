@@ -107,7 +107,7 @@ METRICS: Final = (
     Metric(
         "deliveries_stored",
         DeliveryStored,
-        "deliveries answered 200; duplicates were in the inbox already",
+        "deliveries answered 200; duplicates were already in the inbox",
         label="duplicate",
         values=("false", "true"),
     ),
@@ -134,7 +134,7 @@ METRICS: Final = (
     Metric(
         "deliveries_rescued",
         QuarantineReleased,
-        "quarantined requests that a new key proved",
+        "quarantined requests that a new key proved to be genuine",
         _count,
     ),
     Metric("deliveries_not_stored", NotStored, "deliveries answered 503", _count),
@@ -147,7 +147,7 @@ METRICS: Final = (
         _count,
     ),
     Metric(
-        "spool_files_refused", NotUnspooled, "files of the spool directory that can't be stored"
+        "spool_files_refused", NotUnspooled, "files in the spool directory that can't be stored"
     ),
     Metric(
         "deliveries_synced",
@@ -159,7 +159,7 @@ METRICS: Final = (
     Metric(
         "delivery_to_row_seconds",
         DeliverySynced,
-        "seconds from receiving a delivery to applying it",
+        "seconds from the receipt of a delivery to its application",
         _taken_s,
         buckets=ROW_S,
     ),
@@ -174,7 +174,7 @@ METRICS: Final = (
         "deliveries that became dead",
         lambda told: told.retry_in_s is None,
     ),
-    Metric("stalls", Stalled, "times the worker had to wait"),
+    Metric("stalls", Stalled, "times the worker had to wait for the database"),
     Metric(
         "log_entries",
         LogRecovered,
@@ -191,7 +191,7 @@ METRICS: Final = (
     Metric(
         "handler_seconds",
         HandlerRan,
-        "seconds from calling a handler to finishing its job",
+        "seconds from the call of a handler to the end of its job",
         _taken_s,
         buckets=ROW_S,
     ),
@@ -212,7 +212,7 @@ METRICS: Final = (
         values=get_args(Why),
     ),
     Metric("asked", Refetched, "refetches from the Management API"),
-    Metric("not_asked", ApiUnavailable, "failed calls of the Management API"),
+    Metric("not_asked", ApiUnavailable, "failed calls to the Management API"),
     Metric(
         "records_compared",
         Reconciled,
@@ -229,15 +229,15 @@ METRICS: Final = (
 
 # Reports that aren't measured, and why.
 UNMEASURED: Final[dict[type[TelemetryEvent], str]] = {
-    ClockSetBack: "it is rare, and logged",
-    Resumed: "the stalls are counted",
+    ClockSetBack: "rare; see the log",
+    Resumed: "see `stalls`",
     FlowResumed: "see the gauge `silent`",
     HandlersKnown: "`handlers list` shows them",
     Unrunnable: "`handlers list` counts them",
 }
 
 UP: Final = PREFIX + "database_up"
-UP_SAYS: Final = "1 if the database could be read, 0 if not, and then the other gauges are absent"
+UP_SAYS: Final = "1 if the database could be read, else 0; the other gauges are then absent"
 
 SPOOLED: Final = PREFIX + "deliveries_in_spool"
 SPOOLED_SAYS: Final = "deliveries in the spool directory; absent without a spool directory"
@@ -250,7 +250,7 @@ GAUGES: Final = (
     ),
     Gauge(
         "oldest_pending_seconds",
-        "age of the oldest of them, in seconds; 0 if there is none",
+        "age of the oldest pending delivery, in seconds; 0 if there is none",
         lambda status: status.oldest_pending_s or 0,
     ),
     Gauge(
