@@ -7,8 +7,7 @@ import itertools
 import random
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +23,6 @@ from logto_webhooks.database import open_database
 from logto_webhooks.database.runner import TransactionRunner
 from logto_webhooks.errors import UserIsDeletedError, WrongTenant
 from logto_webhooks.logto.api_responses import make_span_clock
-from logto_webhooks.logto.client import ManagementClient
 from logto_webhooks.reconcile.fetch import compare_and_request_refetch
 from logto_webhooks.reconcile.reconcile import Reconciliation
 from logto_webhooks.reconcile.refetch import Refetcher
@@ -46,6 +44,7 @@ from logto_webhooks.records.record import (
 )
 from logto_webhooks.testing import FrozenClock, make
 from logto_webhooks.testing.fake import FakeLogto
+from tests.support.fake import asking
 from tests.support.stores import STORES, StoreKind, open_host
 
 ANA, ACME = Key("user", "ana"), Key("organization", "acme")
@@ -364,16 +363,6 @@ def test_every_life_ends_the_same_in_every_store(kind: StoreKind, tmp_path: Path
     for (changes, exists, _), end in zip(lives * 2, learned(kind, tmp_path, orders), strict=True):
         assert end.records[ANA] == known(changes)
         assert (end.records[ANA].deleted_at is None) is exists
-
-
-@asynccontextmanager
-async def asking(logto: FakeLogto) -> AsyncIterator[ManagementClient]:
-    clock = FrozenClock()
-    api = ManagementClient(logto.url, logto.app_id, logto.app_secret, now=clock, budget=100_000)
-    try:
-        yield api
-    finally:
-        await api.close()
 
 
 async def rows(host: TransactionRunner, kind: Kind) -> dict[str, Any]:

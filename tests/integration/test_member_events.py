@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import itertools
 import threading
-import time
 from functools import partial
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from logto_webhooks.apply import batch
 from logto_webhooks.database.runner import TransactionRunner
@@ -19,6 +19,13 @@ from logto_webhooks.records.record import MEMBERS, Absent, ApiRead, Change, Key,
 from logto_webhooks.testing import make
 from tests.integration.conftest import Run
 from tests.support.stores import ALL, Copy, open_host
+from tests.support.waiting import until
+
+# Of those that wait for a lock, the ones that this transaction holds up.
+BLOCKED = sa.text(
+    "SELECT count(*) FROM pg_locks "
+    "WHERE NOT granted AND pg_backend_pid() = ANY(pg_blocking_pids(pid))"
+)
 
 SINCE = 1_000_000
 OWN = {"username": None, "primaryEmail": None, "primaryPhone": None, "name": None, "avatar": None}
@@ -118,7 +125,7 @@ def test_ends_that_come_in_two_transactions_at_once(tmp_path: Path) -> None:
         def slowly(store: Store) -> None:
             batch.apply_reads(store, [user(6, born=6)], "read")
             applied.set()
-            time.sleep(0.4)  # until it commits
+            until(lambda: bool(store._connection.scalar(BLOCKED)))
 
         first = asyncio.create_task(host.run(slowly))
         await asyncio.to_thread(applied.wait)

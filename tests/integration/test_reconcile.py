@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +24,12 @@ from logto_webhooks.reconcile.refetch import Refetcher
 from logto_webhooks.records.record import Key
 from logto_webhooks.testing import FrozenClock, make
 from logto_webhooks.testing.fake import FakeLogto
-from tests.support.fake import credentials, serving
+from tests.support.fake import asking, credentials, serving
 from tests.support.service import command
 from tests.support.stores import Copy, StoreKind, open_host
 from tests.support.waiting import eventually
 
 KINDS: tuple[StoreKind, ...] = ("sqlite", "asyncpg")
-
-
-@asynccontextmanager
-async def asking(
-    logto: FakeLogto, cls: type[ManagementClient] = ManagementClient
-) -> AsyncIterator[ManagementClient]:
-    api = cls(logto.url, logto.app_id, logto.app_secret, now=FrozenClock(), budget=100_000)
-    try:
-        yield api
-    finally:
-        await api.close()
 
 
 def told(found: ReconcileResult) -> list[tuple[str, str, tuple[str, ...]]]:

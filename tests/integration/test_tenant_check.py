@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -23,6 +22,7 @@ from logto_webhooks.reconcile.refetch import Refetcher
 from logto_webhooks.signing_keys import trust
 from logto_webhooks.testing import FrozenClock, make
 from logto_webhooks.testing.fake import FakeLogto
+from tests.support.fake import asking
 from tests.support.stores import RECEIVED_AT, Copy, StoreKind, open_host
 
 KINDS: tuple[StoreKind, ...] = ("sqlite", "asyncpg")
@@ -38,17 +38,6 @@ class CountingClient(ManagementClient):
         self.hooks_listed += 1
         async for page in super().hooks():
             yield page
-
-
-@asynccontextmanager
-async def asking(
-    logto: FakeLogto, cls: type[ManagementClient] = ManagementClient
-) -> AsyncIterator[ManagementClient]:
-    api = cls(logto.url, logto.app_id, logto.app_secret, now=FrozenClock(), budget=100_000)
-    try:
-        yield api
-    finally:
-        await api.close()
 
 
 def fake(strangers: int = 0) -> FakeLogto:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Final
 
 from logto_webhooks import LogtoWebhooks, events
+from logto_webhooks.logto.client import ManagementClient
+from logto_webhooks.testing import FrozenClock
 from logto_webhooks.testing.fake import FakeLogto
 from tests.support import postgres
 from tests.support.service import PATH, Service
@@ -40,6 +42,18 @@ async def serving(folder: Path, logto: FakeLogto, **given: str) -> AsyncIterator
         yield service
     finally:
         await asyncio.to_thread(service.__exit__, None, None, None)
+
+
+@asynccontextmanager
+async def asking(
+    logto: FakeLogto, cls: type[ManagementClient] = ManagementClient
+) -> AsyncIterator[ManagementClient]:
+    """A client of its API that has no budget to mind, on a clock that stands still."""
+    api = cls(logto.url, logto.app_id, logto.app_secret, now=FrozenClock(), budget=100_000)
+    try:
+        yield api
+    finally:
+        await api.close()
 
 
 def application(kind: str, folder: Path, fake: FakeLogto) -> LogtoWebhooks:
