@@ -23,7 +23,7 @@ from logto_webhooks.database.records import FoundRow, RefetchNeed
 from logto_webhooks.database.runner import run_or_rehearse
 from logto_webhooks.database.store import Store
 from logto_webhooks.deliveries import DeliveryFilter, Status, StoredDelivery
-from logto_webhooks.doctor.context import LIMIT_S, DoctorTarget, ProbeResult
+from logto_webhooks.doctor.context import LIMIT_S, DoctorTarget
 from logto_webhooks.doctor.faults import Finding
 from logto_webhooks.errors import (
     DeliveryUnknown,
@@ -39,7 +39,6 @@ from logto_webhooks.handlers import Handlers
 from logto_webhooks.ingest.spool import spool_of
 from logto_webhooks.jobs import JobFilter, JobMove, JobRow, JobState, job_targets
 from logto_webhooks.logto import webhooks
-from logto_webhooks.logto.errors import signs_of_admin
 from logto_webhooks.logto.webhooks import (
     LATER,
     RotationResult,
@@ -61,7 +60,7 @@ from logto_webhooks.runtime import (
     make_recovery,
     split_signing_keys,
 )
-from logto_webhooks.settings import VARIABLES, Settings
+from logto_webhooks.settings import Settings
 from logto_webhooks.validation import check_limit, check_text, is_url
 
 if TYPE_CHECKING:
@@ -177,7 +176,6 @@ def check_handler(store: Store, name: str) -> None:
 TIMEOUT_S: Final = 30.0
 LEAST_FREE_MB: Final = 1_024
 _WAIT_S: Final = 0.2  # between tries to reach Logto: somebody waits for the result
-_CREDENTIALS: Final = ("endpoint", "app_id", "app_secret")
 
 
 class DoctorAdmin(ABC):
@@ -213,21 +211,14 @@ class DoctorAdmin(ABC):
         """
         settings = self._settings()
         target = DoctorTarget(
-            keys=split_signing_keys(settings),
-            public_url=settings.public_url,
-            local_url=settings.url_at(settings.port),
-            path=settings.path,
-            recover_every_s=settings.recover_every_s,
+            settings=settings,
             least_free_mb=least_free_mb,
+            limit_s=min(LIMIT_S, timeout_s / 2),
             spooled=spool.count() if (spool := spool_of(settings)) else 0,
-            missing=[VARIABLES[name][0] for name in _CREDENTIALS if not getattr(settings, name)],
-            signs_of_admin=signs_of_admin(settings.endpoint, settings.app_id),
             open=lambda: self.database,
             database_setting=self._database_setting,
             open_files=lambda: _too_open([*files, *self._files()]),
-            ask=partial(make_client, settings, longest_wait_s=_WAIT_S),
-            post=partial(_post, limit_s=min(LIMIT_S, timeout_s / 2)),
-            clock=SystemClock(),
+            make_client=partial(make_client, settings, longest_wait_s=_WAIT_S),
             handlers=[handler.registered for handler in self.handlers] or None,
             databases=None if application is None else partial(_places, self, application),
         )
@@ -243,13 +234,6 @@ class DoctorAdmin(ABC):
 def _too_open(files: Iterable[Path]) -> dict[str, str]:
     modes = {str(file): find_open_mode(file) for file in files}
     return {path: mode for path, mode in modes.items() if mode}
-
-
-async def _post(url: str, limit_s: float) -> ProbeResult:
-    # Here, because it needs an HTTP client, which applications don't.
-    from logto_webhooks.doctor import url_probe
-
-    return await url_probe.post(url, limit_s)
 
 
 def _places(ours: DoctorAdmin, theirs: DoctorAdmin) -> tuple[str, str]:

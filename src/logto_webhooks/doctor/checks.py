@@ -7,9 +7,10 @@ import shlex
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Final, NamedTuple
 
+from logto_webhooks.clock import SystemClock
 from logto_webhooks.database.store import Store
 from logto_webhooks.deliveries import DeliveryFilter, DeliveryState
-from logto_webhooks.doctor.context import DAY_MS, CheckContext, ProbeResult
+from logto_webhooks.doctor.context import DAY_MS, CheckContext, ProbeResult, probe_url
 from logto_webhooks.doctor.faults import (
     Finding,
     format_time,
@@ -21,8 +22,10 @@ from logto_webhooks.doctor.faults import (
 from logto_webhooks.errors import LogtoApiError, LogtoUnreachable, SettingInvalid, StoreUnavailable
 from logto_webhooks.jobs import JobCount, JobState, RegisteredHandler
 from logto_webhooks.logto.api_responses import ApiResponse
+from logto_webhooks.logto.errors import signs_of_admin
 from logto_webhooks.logto.webhooks import Webhook, subscription
 from logto_webhooks.plural import Count
+from logto_webhooks.settings import VARIABLES
 from logto_webhooks.signing_keys import (
     SHORTEST,
     WebhookKey,
@@ -31,7 +34,7 @@ from logto_webhooks.signing_keys import (
     problem_of_secret,
 )
 
-_CREDENTIALS: Final = 3
+_CREDENTIALS: Final = ("endpoint", "app_id", "app_secret")
 _PENDING_S: Final = 60
 _WAITING_S: Final = 600  # the first retries of a job come within that
 _UNSETTLED_S: Final = 600
@@ -128,12 +131,13 @@ async def check_files(context: CheckContext) -> list[Finding]:
 
 async def check_api(context: CheckContext) -> list[Finding]:
     """Check that the Management API answers."""
-    missing = list(context.target.missing)
-    if len(missing) == _CREDENTIALS:
+    settings = context.settings
+    missing = [VARIABLES[name][0] for name in _CREDENTIALS if not getattr(settings, name)]
+    if len(missing) == len(_CREDENTIALS):
         return [make_finding("api_missing")]
     if missing:
         return [make_finding("api_partial", missing=missing)]
-    signs = context.target.signs_of_admin
+    signs = signs_of_admin(settings.endpoint, settings.app_id)
     try:
         hooks = await context.hooks()
     except LogtoUnreachable as error:
@@ -212,14 +216,14 @@ def _check_key_use(keys: Sequence[str], store: Store) -> list[Finding]:
 
 async def check_hook(context: CheckContext) -> list[Finding]:
     """Check that exactly one webhook leads here."""
-    hooks, found = await context.hooks(), await context.found_hooks()
-    public_url = context.target.public_url
-    if not found.hooks:
+    hooks, ours = await context.hooks(), await context.find_our_hooks()
+    public_url = context.settings.public_url
+    if not ours.hooks:
         names = [f"{_name(hook)} ({strip_url(hook.url)})" for hook in hooks] or ["none"]
         return [make_finding("hook_missing", hooks=names)]
-    enabled = [hook for hook in found.hooks if hook.enabled]
+    enabled = [hook for hook in ours.hooks if hook.enabled]
     if not enabled:
-        return [make_finding("hook_disabled", hook=_name(hook)) for hook in found.hooks]
+        return [make_finding("hook_disabled", hook=_name(hook)) for hook in ours.hooks]
     faults = []
     if public_url and not any(hook.leads_to(public_url) for hook in enabled):
         shown = strip_url(public_url)
@@ -233,19 +237,22 @@ async def check_hook(context: CheckContext) -> list[Finding]:
         same = [_name(hook) for hook in hooks if hook.enabled and hook.leads_to(url)]
         if len(same) > 1:
             faults.append(make_finding("hook_twice", url=strip_url(url), hooks=same))
-    if found.by_path:
+    if ours.by_path:
         faults += [make_finding("hook_unproven", hook=_name(hook)) for hook in enabled]
     return faults or [make_ok(f"{_name(enabled[0])} leads to {strip_url(enabled[0].url)}.")]
 
 
 async def check_address(context: CheckContext) -> list[Finding]:
     """Check that the webhook's URL leads to this service, and answers in time."""
-    public_url, local_url = context.target.public_url, context.target.local_url
+    public_url, local_url = (
+        context.settings.public_url,
+        context.settings.url_at(context.settings.port),
+    )
     ours = await context.our_hooks()
     urls = {hook.url for hook in ours if hook.enabled}
     urls = urls or ({public_url} if public_url else {hook.url for hook in ours})
     if not urls:
-        return [_judge_local_url(local_url, await context.target.post(local_url))]
+        return [_judge_local_url(local_url, await probe_url(local_url, context.target.limit_s))]
     results = await asyncio.gather(*(_check_url(context, url) for url in sorted(urls)))
     return [finding for findings in results for finding in findings]
 
@@ -260,16 +267,17 @@ def _judge_local_url(url: str, result: ProbeResult) -> Finding:
 
 async def _check_url(context: CheckContext, url: str) -> list[Finding]:
     """Post without a signature: our own 401 is the right answer."""
-    result = await context.target.post(url)
+    limit_s = context.target.limit_s
+    result = await probe_url(url, limit_s)
     shown, status = strip_url(url), result.status
     if result.problem is not None:
-        return [make_finding(result.problem, url=shown, seconds=round(result.limit_s, 1))]
+        return [make_finding(result.problem, url=shown, seconds=round(limit_s, 1))]
     if 300 <= status < 400:
         code = "address_lost" if status in _LOSING else "address_moved"
         location = strip_url(result.location)
         return [make_finding(code, url=shown, status=status, location=location)]
     if (status, result.error) == _UNSIGNED:
-        if result.took_ms > _SLOW * result.limit_s * 1000:
+        if result.took_ms > _SLOW * limit_s * 1000:
             return [make_finding("address_slow", url=shown, took_ms=result.took_ms)]
         return [make_ok(f"{shown} answers in {result.took_ms} ms, and refuses unsigned requests.")]
     if status >= 500:
@@ -346,10 +354,10 @@ async def check_gap(context: CheckContext) -> list[Finding]:
 
 async def check_recovery(context: CheckContext) -> list[Finding]:
     """Check that Logto's log is read regularly."""
-    now, read_at = context.target.clock.now(), (await context.status()).complete_up_to
+    now, read_at = SystemClock().now(), (await context.status()).complete_up_to
     if read_at is None:
         return [make_finding("log_unread", when="never")]
-    if now - read_at > _UNREAD * context.target.recover_every_s * 1000:
+    if now - read_at > _UNREAD * context.settings.recover_every_s * 1000:
         return [make_finding("log_unread", when=f"at {format_time(read_at)}")]
     return [make_ok("Logto's log is read regularly.")]
 
@@ -416,7 +424,7 @@ async def check_records(context: CheckContext) -> list[Finding]:
 
 async def check_rejected(context: CheckContext) -> list[Finding]:
     """Look for requests that were signed with an unknown key."""
-    yesterday = context.target.clock.now() - DAY_MS
+    yesterday = SystemClock().now() - DAY_MS
 
     def count_rejected(store: Store) -> tuple[int, int]:
         return store.keys_of_hooks.aside(), store.keys_of_hooks.aside(yesterday)

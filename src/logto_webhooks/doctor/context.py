@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeVar
+import asyncio
+import contextlib
+import functools
+import socket
+import ssl
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
+import msgspec
 from msgspec import Struct
 
-from logto_webhooks.clock import Clock
+from logto_webhooks.database import Database
 from logto_webhooks.database.migrate import DatabaseInfo
-from logto_webhooks.database.runner import TransactionRunner, run_or_rehearse
+from logto_webhooks.database.runner import run_or_rehearse
 from logto_webhooks.database.store import Store
 from logto_webhooks.deliveries import Status
 from logto_webhooks.doctor.faults import strip_url
@@ -17,9 +24,12 @@ from logto_webhooks.jobs import RegisteredHandler
 from logto_webhooks.logto import delivery_log
 from logto_webhooks.logto.api_responses import ApiResponse
 from logto_webhooks.logto.webhooks import Webhook, is_ours, parse_webhook
+from logto_webhooks.settings import Settings, split_keys
 from logto_webhooks.signing_keys import WebhookKey
 
 if TYPE_CHECKING:
+    import httpx2
+
     from logto_webhooks.logto.client import ManagementClient
 
 T = TypeVar("T")
@@ -28,69 +38,32 @@ LIMIT_S: Final = 10.0  # Logto's, for a response of a webhook
 MOST: Final = 1_000  # entries of a webhook's log that are read
 _RECENT: Final = 200  # deliveries that are searched for IDs of webhooks
 _FRESH_MS: Final = 3_600_000  # a failure is reported for so long, even if it was recovered
-Problem = Literal[
-    "address_refused",
-    "address_unknown",
-    "address_unreachable",
-    "address_timeout",
-    "tls_expired",
-    "tls_untrusted",
-    "tls_name",
-]
-
-
-class ProbeResult(Struct, frozen=True, kw_only=True):
-    """What a URL answered, or the problem. `error` is the error's name if it answered like our
-    service; `limit_s` was the time limit.
-    """
-
-    took_ms: int = 0
-    status: int = 0
-    error: str = ""
-    location: str = ""
-    problem: Problem | None = None
-    limit_s: float = LIMIT_S
-
-
-class DoctorDatabase(Protocol):
-    """A database that can be inspected."""
-
-    @property
-    def host(self) -> TransactionRunner:
-        """Runs transactions."""
-
-    async def premises(self) -> DatabaseInfo:
-        """Inspect it, whatever its schema. Raises StoreUnavailable."""
 
 
 class DoctorTarget(Struct, frozen=True, kw_only=True):
     """What is checked. Nothing is opened before a check needs it.
 
     `database_setting` names the setting that the database's URL came from. `open_files` returns the
-    modes of files that other users can read, by path. `local_url` is where `serve` listens with
-    these settings. `signs_of_admin` says why the endpoint looks like Logto's admin side, if it
-    does. `missing` names the variables of credentials that aren't set. `handlers` are the
-    application's, None if none is named; `databases` returns the one they run on, and the
-    application's. `spooled` deliveries wait in the spool directory.
+    modes of files that other users can read, by path. `handlers` are the application's, None if
+    none is named; `databases` returns the one they run on, and the application's. `spooled`
+    deliveries wait in the spool directory. A URL must answer within `limit_s`.
     """
 
-    keys: Sequence[str]
-    public_url: str | None
-    local_url: str
-    path: str
-    recover_every_s: int
+    settings: Settings
     least_free_mb: int
-    missing: Sequence[str]
-    signs_of_admin: str
-    open: Callable[[], DoctorDatabase]
+    limit_s: float
+    open: Callable[[], Database]
     database_setting: str
     open_files: Callable[[], Mapping[str, str]]
-    ask: Callable[[], ManagementClient]
-    post: Callable[[str], Awaitable[ProbeResult]]
-    clock: Clock
+    make_client: Callable[[], ManagementClient]
     handlers: Sequence[RegisteredHandler] | None = None
     databases: Callable[[], tuple[str, str]] | None = None
     spooled: int = 0
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The signing keys that are set."""
+        return split_keys(self.settings.signing_key)
 
 
 class LogSummary(Struct, kw_only=True):
@@ -118,13 +91,30 @@ class OurWebhooks(Struct, frozen=True):
     by_path: bool
 
 
+Read = Callable[["CheckContext"], Awaitable[T]]
+
+
+def _read_once(read: Read[T]) -> Read[T]:
+    """Read a fact when a check first needs it, and keep it for others."""
+
+    @functools.wraps(read)
+    async def read_or_return(context: CheckContext) -> T:
+        if read not in context.facts:
+            context.facts[read] = await read(context)
+        fact: T = context.facts[read]
+        return fact
+
+    return read_or_return
+
+
 class CheckContext:
-    """The facts that checks share, read once each. `passed` names the checks without a fault."""
+    """The facts that checks share. `passed` names the checks without a fault."""
 
     def __init__(self, target: DoctorTarget) -> None:
         self.target = target
+        self.settings = target.settings
         self.passed: set[str] = set()
-        self._results: dict[Callable[[], Awaitable[Any]], Any] = {}
+        self.facts: dict[object, Any] = {}
         self._logto: ManagementClient | None = None
 
     async def close(self) -> None:
@@ -136,17 +126,26 @@ class CheckContext:
         """Read something from the database."""
         return await self.target.open().host.read(work)
 
+    @_read_once
     async def database_info(self) -> DatabaseInfo:
         """Inspect the database."""
-        return await self._once(self._inspect_database)
+        return await self.target.open().premises()
 
+    @_read_once
     async def status(self) -> Status:
         """Count deliveries and records."""
-        return await self._once(self._count)
+        return await self.read(lambda store: store.status())
 
+    @_read_once
+    async def registered_handlers(self) -> list[RegisteredHandler]:
+        """Read the handlers that get jobs."""
+        return await self.read(lambda store: store.jobs.handlers())
+
+    @_read_once
     async def hook_pages(self) -> list[ApiResponse]:
         """List Logto's webhooks, page by page."""
-        return await self._once(self._list_hooks)
+        self._logto = self._logto or self.target.make_client()
+        return [page async for page in self._logto.hooks()]
 
     async def hooks(self) -> list[Webhook]:
         """List Logto's webhooks."""
@@ -155,11 +154,22 @@ class CheckContext:
 
     async def our_hooks(self) -> list[Webhook]:
         """List the webhooks that lead here; none if the API can't be used."""
-        return (await self.found_hooks()).hooks if "api" in self.passed else []
+        return (await self.find_our_hooks()).hooks if "api" in self.passed else []
 
-    async def found_hooks(self) -> OurWebhooks:
-        """Find the webhooks that lead here."""
-        return await self._once(self._find_hooks)
+    @_read_once
+    async def find_our_hooks(self) -> OurWebhooks:
+        """Find our webhooks by key or URL, else by received deliveries, else by the path alone."""
+        hooks = await self.hooks()
+        keys = {*self.target.keys, *(key.key for key in await self.learned_keys())}
+        named = [hook for hook in hooks if is_ours(hook, keys, self.settings.public_url)]
+        senders: set[str] = set()
+        if not named and "database" in self.passed:
+            recent = await self.read(lambda store: store.recent(_RECENT))
+            senders = {hook for row in recent if (hook := delivery_log.read_hook_id(row.body))}
+        known = named or [hook for hook in hooks if hook.id in senders]
+        path = self.settings.path.rstrip("/")
+        alike = [hook for hook in hooks if strip_url(hook.url).rstrip("/").endswith(path)]
+        return OurWebhooks(known or alike, by_path=not known)
 
     async def learned_keys(self) -> list[WebhookKey]:
         """Read the signing keys that Logto's API has returned."""
@@ -167,43 +177,9 @@ class CheckContext:
             return []
         return await self.read(lambda store: store.keys_of_hooks.learnt())
 
-    async def registered_handlers(self) -> list[RegisteredHandler]:
-        """Read the handlers that get jobs."""
-        return await self._once(self._read_handlers)
-
+    @_read_once
     async def log_summary(self) -> LogSummary:
         """Summarize the last day of Logto's log of our webhooks."""
-        return await self._once(self._summarize_log)
-
-    async def _once(self, read: Callable[[], Awaitable[T]]) -> T:
-        if read not in self._results:
-            self._results[read] = await read()
-        result: T = self._results[read]
-        return result
-
-    async def _inspect_database(self) -> DatabaseInfo:
-        return await self.target.open().premises()
-
-    async def _count(self) -> Status:
-        return await self.read(lambda store: store.status())
-
-    async def _read_handlers(self) -> list[RegisteredHandler]:
-        return await self.read(lambda store: store.jobs.handlers())
-
-    async def _list_hooks(self) -> list[ApiResponse]:
-        self._logto = self._logto or self.target.ask()
-        return [page async for page in self._logto.hooks()]
-
-    async def _find_hooks(self) -> OurWebhooks:
-        seen: set[str] = set()
-        if "database" in self.passed:
-            recent = await self.read(lambda store: store.recent(_RECENT))
-            seen = {hook for row in recent if (hook := delivery_log.read_hook_id(row.body))}
-        target, hooks = self.target, await self.hooks()
-        keys = {*target.keys, *(key.key for key in await self.learned_keys())}
-        return _find_our_hooks(hooks, keys, target.public_url, seen, target.path)
-
-    async def _summarize_log(self) -> LogSummary:
         summary = LogSummary()
         [last] = (await self.hook_pages())[-1:]
         now = last.date + 1000 if last.date else last.asked_at
@@ -217,58 +193,118 @@ class CheckContext:
         async for page in self._logto.log(hook, now - DAY_MS, now):
             summary.total += 0 if count else page.total or 0
             count += len(page.content)
-            await self._compare(page.content, now, summary)
+            await self._count_entries(page.content, now, summary)
             if count >= MOST:
                 break
 
-    async def _compare(self, entries: Sequence[Any], now: int, summary: LogSummary) -> None:
-        parsed = [
-            (entry, delivery)
+    async def _count_entries(self, entries: Sequence[Any], now: int, summary: LogSummary) -> None:
+        """Count failures, and entries that are missing in the inbox."""
+        parsed = {
+            id(entry): delivery
             for entry in entries
             if (delivery := delivery_log.parse_delivery(entry, now))
-        ]
-        deliveries = [delivery for _, delivery in parsed]
+        }
+        deliveries = list(parsed.values())
         host = self.target.open().host
         results = await run_or_rehearse(host, lambda store: store.add(deliveries), True)
-        missing = [
-            entry
-            for (entry, _), result in zip(parsed, results, strict=True)
-            if not result.duplicate
-        ]
-        _tally(summary, entries, missing, now, 2 * self.target.recover_every_s * 1000)
+        stored = zip(parsed, results, strict=True)
+        missing = {entry_id for entry_id, result in stored if not result.duplicate}
+        summary.entries += len(entries)
+        recover_ms = 2 * self.settings.recover_every_s * 1000
+        for entry in entries:
+            cause, is_missing = delivery_log.failure_cause(entry), id(entry) in missing
+            if cause == delivery_log.ANSWERED:
+                summary.answered += is_missing
+                continue
+            if is_missing or entry["createdAt"] > now - _FRESH_MS:
+                summary.causes[cause] = summary.causes.get(cause, 0) + 1
+            else:
+                summary.recovered += 1
+            if is_missing:
+                is_recent = entry["createdAt"] > now - recover_ms
+                summary.recent += is_recent
+                summary.late += not is_recent
 
 
-def _tally(
-    summary: LogSummary, entries: Sequence[Any], missing: Sequence[Any], now: int, recover_ms: int
-) -> None:
-    """Count entries, some of which are `missing` here; recent ones are of the last `recover_ms`."""
-    summary.entries += len(entries)
-    gone = {id(entry) for entry in missing}
-    for entry in entries:
-        cause = delivery_log.failure_cause(entry)
-        if cause == delivery_log.ANSWERED:
-            summary.answered += id(entry) in gone
-        elif id(entry) in gone or entry["createdAt"] > now - _FRESH_MS:
-            summary.causes[cause] = summary.causes.get(cause, 0) + 1
-        else:
-            summary.recovered += 1
-    for entry in missing:
-        if delivery_log.failure_cause(entry) != delivery_log.ANSWERED:
-            recent = entry["createdAt"] > now - recover_ms
-            summary.recent += recent
-            summary.late += not recent
+Problem = Literal[
+    "address_refused",
+    "address_unknown",
+    "address_unreachable",
+    "address_timeout",
+    "tls_expired",
+    "tls_untrusted",
+    "tls_name",
+]
+_MOST_BYTES: Final = 4_096
+_BODY: Final = b'{"event":"doctor"}'
+_HEADERS: Final = {"content-type": "application/json", "user-agent": "logto-webhooks doctor"}
+# OpenSSL's codes for invalid certificates.
+_EXPIRED: Final = 10
+_WRONG_NAME: Final = (62, 64)  # of a host, of an IP address
 
 
-def _find_our_hooks(
-    hooks: Sequence[Webhook],
-    keys: Collection[str],
-    public_url: str | None,
-    seen: Collection[str],
-    path: str,
-) -> OurWebhooks:
-    """Find our webhooks by key or URL, else by received deliveries, else by the path alone."""
-    named = [hook for hook in hooks if is_ours(hook, keys, public_url)]
-    known = [hook for hook in hooks if hook.id in seen]
-    path = path.rstrip("/")
-    alike = [hook for hook in hooks if strip_url(hook.url).rstrip("/").endswith(path)]
-    return OurWebhooks(named or known or alike, by_path=not (named or known))
+class ProbeResult(Struct, frozen=True, kw_only=True):
+    """What a URL answered, or the problem. `error` is the error's name if it answered like our
+    service."""
+
+    took_ms: int = 0
+    status: int = 0
+    error: str = ""
+    location: str = ""
+    problem: Problem | None = None
+
+
+async def probe_url(url: str, limit_s: float) -> ProbeResult:
+    """Post once, unsigned, within a time limit, without following redirects."""
+    # Here, because applications need no HTTP client.
+    import httpx2
+
+    async with httpx2.AsyncClient(timeout=None) as client:
+        began = time.monotonic()
+        try:
+            async with (
+                asyncio.timeout(limit_s),
+                client.stream("POST", url, content=_BODY, headers=_HEADERS) as response,
+            ):
+                error_name = await _read_error(response)
+        except (httpx2.HTTPError, httpx2.InvalidURL, TimeoutError) as error:
+            return ProbeResult(problem=_find_problem(error))
+        took_ms = round((time.monotonic() - began) * 1000)
+    location = str(response.headers.get("location", ""))
+    with contextlib.suppress(httpx2.InvalidURL):
+        location = str(response.url.join(location))
+    return ProbeResult(
+        took_ms=took_ms, status=response.status_code, error=error_name, location=location
+    )
+
+
+async def _read_error(response: httpx2.Response) -> str:
+    """Read the error's name from a response of our service; of others, read only a little."""
+    body = b""
+    async for piece in response.aiter_bytes():
+        body += piece
+        if len(body) > _MOST_BYTES:
+            return ""
+    try:
+        return msgspec.json.decode(body, type=dict[str, str]).get("error", "")
+    except msgspec.DecodeError:
+        return ""
+
+
+def _find_problem(error: BaseException) -> Problem:
+    """Find the cause that the HTTP client wraps."""
+    cause: BaseException | None = error
+    while cause is not None:
+        match cause:
+            case TimeoutError():
+                return "address_timeout"
+            case ssl.SSLCertVerificationError(verify_code=code):
+                if code == _EXPIRED:
+                    return "tls_expired"
+                return "tls_name" if code in _WRONG_NAME else "tls_untrusted"
+            case ConnectionRefusedError():
+                return "address_refused"
+            case socket.gaierror():
+                return "address_unknown"
+        cause = cause.__cause__ or cause.__context__
+    return "address_unreachable"
