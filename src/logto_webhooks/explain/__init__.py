@@ -1,8 +1,8 @@
-"""Explain a user or an organization: its timeline, and which delivery set each field."""
+"""Explain a user or an organization: its history, and which delivery set each field."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 from msgspec import Struct
@@ -62,29 +62,24 @@ def explain(
     those about other records are left out.
     """
     timeline, provenance = Timeline(subject, known), Provenance(subject)
-    itself = f"{subject.kind}:{subject.id}"
+    subject_name = f"{subject.kind}:{subject.id}"
     others = {end for key in known if key.kind == "membership" for end in key.organization_and_user}
     for delivery in deliveries:
-        if delivery.state is DeliveryState.DEAD and delivery.subject == itself:
+        if delivery.state is DeliveryState.DEAD and delivery.subject == subject_name:
             timeline.add(delivery, [RefetchRequest(subject, DEAD_DELIVERY, delivery.received_at)])
             continue
-        own = [
+        changes = [
             change
             for change in _list_changes(delivery, lag_ms)
-            if _concerns(change, subject, others)
+            # Of the subject, of its memberships, and deletions of their other ends.
+            if belongs_to(change.key, subject)
+            or (isinstance(change, Tombstone) and change.key in others)
         ]
-        if own or delivery.subject == itself:
-            timeline.add(delivery, own)
-            provenance.add(delivery, own)
+        if changes or delivery.subject == subject_name:
+            timeline.add(delivery, changes)
+            provenance.add(delivery, changes)
     timeline.end()
-    return Explained(subject, timeline.lines, provenance.fields(known))
-
-
-def _concerns(change: DeliveryChange, subject: Key, others: Collection[Key]) -> bool:
-    """Return whether it changes the subject, one of its memberships, or the other end of one."""
-    return belongs_to(change.key, subject) or (
-        isinstance(change, Tombstone) and change.key in others
-    )
+    return Explained(subject, timeline.lines, provenance.list_fields(known))
 
 
 def _list_changes(delivery: StoredDelivery, lag_ms: int) -> list[DeliveryChange]:

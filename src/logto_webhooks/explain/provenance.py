@@ -33,7 +33,7 @@ from logto_webhooks.records.record import (
 
 
 class DeliveryRef(Struct, frozen=True):
-    """A delivery: its id, its event, the call that it tells of, and when Logto sent it (ms)."""
+    """A delivery: its ID and event, the call that caused it, and when Logto sent it (ms)."""
 
     id: int
     event: str
@@ -42,12 +42,12 @@ class DeliveryRef(Struct, frozen=True):
 
 
 class Field(Struct, frozen=True, kw_only=True):
-    """A column's present value, and who is to be believed for it.
+    """A column's value now, and where it comes from.
 
-    `set_by` is the first delivery since when it has this value, `told_by` the last that told it:
-    the winner, unless Logto was `asked_at` a moment (ms) after that. All are None where nothing
-    in the inbox tells it, as when it is `claimed` by a token alone. A membership has `ended_at`
-    (ms) when either end was deleted.
+    `set_by` is the first delivery since when it has this value, `told_by` the last that had the
+    same value. Logto's API confirmed it `asked_at` a moment (ms), if that was later. Without either
+    delivery, the API alone returned it, or a token's claims (`claimed`). A membership has
+    `ended_at` (ms) if its user or organization was deleted.
     """
 
     name: str
@@ -60,8 +60,8 @@ class Field(Struct, frozen=True, kw_only=True):
     claimed: bool = False
 
 
-class _Telling(Struct, frozen=True):
-    """A group's content as a delivery told it."""
+class _Observation(Struct, frozen=True):
+    """A group's content in a delivery."""
 
     stamp: int
     digest: str
@@ -70,60 +70,68 @@ class _Telling(Struct, frozen=True):
     by: DeliveryRef
     content: Any
 
+    @property
+    def order(self) -> tuple[int, str, int]:
+        """The newest has the greatest."""
+        return self.stamp, self.digest, self.start
+
 
 class Provenance:
-    """Gathers what deliveries told of a subject and its memberships."""
+    """Collects the values of a subject and its memberships in deliveries."""
 
     def __init__(self, subject: Key) -> None:
         self._subject = subject
-        self._groups: dict[tuple[Key, str], list[_Telling]] = {}
+        self._observations: dict[tuple[Key, str], list[_Observation]] = {}
         self._facts: dict[tuple[Key, str], tuple[int, DeliveryRef]] = {}
         # When the subject was deleted, and the other ends of its memberships.
         self._deletions: dict[Key, dict[int, DeliveryRef]] = {}
 
-    def add(self, kept: StoredDelivery, changes: Sequence[DeliveryChange]) -> None:
-        """Note what a delivery told."""
-        by = DeliveryRef(kept.id, kept.event, kept.call, kept.occurred_at)
+    def add(self, delivery: StoredDelivery, changes: Sequence[DeliveryChange]) -> None:
+        """Add the changes of a delivery."""
+        by = DeliveryRef(delivery.id, delivery.event, delivery.call, delivery.occurred_at)
         for change in changes:
             if isinstance(change, Tombstone):
                 self._deletions.setdefault(change.key, {}).setdefault(change.at, by)
             elif isinstance(change, Upsert):
-                self._put(change, by)
+                self._add_upsert(change, by)
 
-    def fields(self, known: Mapping[Key, Record]) -> list[Field]:
-        """Credit every column of what is known now, the subject's own first."""
-        keys = sorted(known, key=lambda key: (key != self._subject, key))
-        return [field for key in keys for field in self._of(known[key])]
-
-    def _put(self, change: Upsert, by: DeliveryRef) -> None:
+    def _add_upsert(self, change: Upsert, by: DeliveryRef) -> None:
         for name, value in change.values.items():
             group = merge_group(None, value)
-            telling = _Telling(group.stamp, group.digest, group.start, group.end, by, value.content)
-            self._groups.setdefault((change.key, name), []).append(telling)
+            observation = _Observation(
+                group.stamp, group.digest, group.start, group.end, by, value.content
+            )
+            self._observations.setdefault((change.key, name), []).append(observation)
         for name, fact in change.facts.items():
             greatest = self._facts.get((change.key, name))
             if greatest is None or fact > greatest[0]:
                 self._facts[change.key, name] = (fact, by)
 
-    def _of(self, record: Record) -> Iterator[Field]:
+    def list_fields(self, known: Mapping[Key, Record]) -> list[Field]:
+        """List every column of the current records, the subject's own first."""
+        keys = sorted(known, key=lambda key: (key != self._subject, key))
+        return [field for key in keys for field in self._list_fields(known[key])]
+
+    def _list_fields(self, record: Record) -> Iterator[Field]:
         row = project(record) or {}
         for column in columns_for(record.key, self._subject):
-            yield self._column(column.deciding(record), record, row)
+            yield self._make_field(column.deciding(record), record, row)
         for name, fact in fact_columns(record.key).items():
-            yield self._fact(name, fact, record)
+            yield self._make_fact(name, fact, record)
         if record.key == self._subject:
-            yield self._deleted(record)
-        yield from _roles(record, self._subject)
+            yield self._make_deleted_at(record)
+        yield from _list_roles(record, self._subject)
 
-    def _column(self, column: Column, record: Record, row: Mapping[str, Any]) -> Field:
+    def _make_field(self, column: Column, record: Record, row: Mapping[str, Any]) -> Field:
         value = column.value(record)
         shown = row.get(column.name, None if value is UNSET else value)
         group = record.groups.get(column.group)
         if group is None:
             return Field(name=column.name, value=shown)
         if value != column.read(group.content):
-            return self._ended(Field(name=column.name, value=shown), record)
-        first, last = _run(column, group, self._groups.get((record.key, column.group), []))
+            return self._make_ended(Field(name=column.name, value=shown), record)
+        observations = self._observations.get((record.key, column.group), [])
+        first, last = _find_run(column, group, observations)
         return Field(
             name=column.name,
             value=shown,
@@ -134,27 +142,27 @@ class Provenance:
             claimed=group.is_claimed,
         )
 
-    def _ended(self, field: Field, record: Record) -> Field:
-        """A membership that ended with either end: with the one that was deleted first."""
-        ends = {
+    def _make_ended(self, field: Field, record: Record) -> Field:
+        """A membership ended when the first of its user and its organization was deleted."""
+        deletions = {
             at: by
             for end in record.key.organization_and_user
             for at, by in self._deletions.get(end, {}).items()
             if at >= record.stamp
         }
-        if not ends:  # only an answer of Logto's told that the end is gone
+        if not deletions:  # only an API response said so
             return replace(field, ended_at=record.gone_at)
-        ended_at = min(ends)
-        return replace(field, set_by=ends[ended_at], told_by=ends[ended_at], ended_at=ended_at)
+        at, by = min(deletions.items(), key=lambda deletion: deletion[0])
+        return replace(field, set_by=by, told_by=by, ended_at=at)
 
-    def _fact(self, name: str, fact: str, record: Record) -> Field:
+    def _make_fact(self, name: str, fact: str, record: Record) -> Field:
         value = record.facts.get(fact)
         greatest, by = self._facts.get((record.key, fact), (None, None))
         if value is None or greatest == value:
             return Field(name=name, value=value, set_by=by, told_by=by)
         return Field(name=name, value=value, asked_at=record.read_at)
 
-    def _deleted(self, record: Record) -> Field:
+    def _make_deleted_at(self, record: Record) -> Field:
         at = record.deleted_at
         by = None if at is None else self._deletions.get(record.key, {}).get(at)
         return Field(
@@ -167,14 +175,17 @@ class Provenance:
         )
 
 
-def _run(
-    column: Column, group: Group, tellings: Sequence[_Telling]
+def _find_run(
+    column: Column, group: Group, observations: Sequence[_Observation]
 ) -> tuple[DeliveryRef | None, DeliveryRef | None]:
-    """The first and the last of those that told the present value, one after another."""
-    present = column.read(group.content)
-    known = [value for value in tellings if _order(value)[:2] <= (group.stamp, group.digest)]
-    newest_first = sorted(known, key=_order, reverse=True)
-    differ = [column.read(value.content) != present for value in newest_first]
+    """Find the first and the last of the newest consecutive deliveries with the current value."""
+    value = column.read(group.content)
+    newest_first = sorted(
+        (seen for seen in observations if seen.order[:2] <= (group.stamp, group.digest)),
+        key=lambda seen: seen.order,
+        reverse=True,
+    )
+    differ = [column.read(seen.content) != value for seen in newest_first]
     begin = differ.index(False) if False in differ else len(differ)
     if begin and not (group.by_read and _may_be_newest(newest_first[: begin + 1])):
         return None, None
@@ -183,28 +194,26 @@ def _run(
     return (run[-1].by, run[0].by) if run else (None, None)
 
 
-def _may_be_newest(newest_first: Sequence[_Telling]) -> bool:
-    """Whether the last may be newer than all before it: then Logto's answer tells that it is."""
+def _may_be_newest(newest_first: Sequence[_Observation]) -> bool:
+    """Return whether the last may be newer than all before it. Then an API response decides."""
     *others, last = newest_first
     return all(last.end >= other.start - GUARD_MS for other in others)
 
 
-def _order(telling: _Telling) -> tuple[int, str, int]:
-    return telling.stamp, telling.digest, telling.start
-
-
-def _roles(record: Record, subject: Key) -> Iterator[Field]:
-    """What Logto answered of roles, also when the record is deleted or the membership is over:
-    only answers tell of them."""
-    asked = [
-        group.read_at
+def _list_roles(record: Record, subject: Key) -> Iterator[Field]:
+    """List the roles that API responses had, also if the record is deleted or the membership is
+    over: no delivery has roles."""
+    roles = {
+        name: group
         for name, group in record.groups.items()
-        if (name == ROLES or name.startswith(ROLE)) and group.read_at != NEVER
-    ]
-    if asked:
-        if record.key.kind == "membership":
-            names = sorted(record.groups[ROLES].content.values())
-        else:
-            roles = (group for name, group in record.groups.items() if name.startswith(ROLE))
-            names = sorted(group.content for group in roles if group.content is not None)
-        yield Field(name=column_label(record.key, ROLES, subject), value=names, asked_at=min(asked))
+        if name == ROLES or name.startswith(ROLE)
+    }
+    read_at = [group.read_at for group in roles.values() if group.read_at != NEVER]
+    if not read_at:
+        return
+    if record.key.kind == "membership":
+        names = sorted(roles[ROLES].content.values())
+    else:
+        contents = [group.content for name, group in roles.items() if name.startswith(ROLE)]
+        names = sorted(content for content in contents if content is not None)
+    yield Field(name=column_label(record.key, ROLES, subject), value=names, asked_at=min(read_at))

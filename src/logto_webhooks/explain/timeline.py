@@ -53,12 +53,12 @@ class TimelineEntry(Struct, frozen=True, kw_only=True):
 
     @property
     def names(self) -> _Names:
-        """All columns and groups that it had values for."""
+        """The columns and groups that it had values for."""
         return (*self.set, *self.stale, *self.settled)
 
 
 class Timeline:
-    """Merges the records of the subject and its memberships again; `lines` has each step."""
+    """Merges the records of the subject and its memberships again; `lines` are the steps."""
 
     def __init__(self, subject: Key, known: Mapping[Key, Record]) -> None:
         self.lines: list[TimelineEntry] = []
@@ -81,7 +81,7 @@ class Timeline:
             origin=delivery.origin,
             event=delivery.event,
             call=delivery.call,
-            outcome=_outcome(delivery, effects),
+            outcome=_find_outcome(delivery, effects),
         )
         self.lines.append(self._compare(line, before, changes))
 
@@ -92,8 +92,8 @@ class Timeline:
             self._add_response(at, groups)
         ended: dict[int, _Records] = {}
         for key, now in self._known.items():
-            if now.deleted_at is not None and self._of(key).deleted_at is None:
-                ended.setdefault(now.deleted_at, {})[key] = self._of(key)
+            if now.deleted_at is not None and self._get(key).deleted_at is None:
+                ended.setdefault(now.deleted_at, {})[key] = self._get(key)
         for at, before in sorted(ended.items()):
             for key, old in before.items():
                 self._records[key] = merge(old, Tombstone(key, at))
@@ -101,15 +101,15 @@ class Timeline:
             self.lines.append(self._compare(line, before, ()))
 
     def _merge(self, change: DeliveryChange) -> str:
-        old = self._of(change.key)
+        old = self._get(change.key)
         self._records[change.key] = new = merge(old, change)
         return name_effect(old, change, new)
 
     def _add_response(self, at: int, groups: Sequence[tuple[Key, str]]) -> None:
         is_gone = (self._subject, _ABSENT) in groups
-        before = dict(self._records) if is_gone else {key: self._of(key) for key, _ in groups}
+        before = dict(self._records) if is_gone else {key: self._get(key) for key, _ in groups}
         for key, name in groups:
-            self._records[key] = _merge_response(self._of(key), name, self._known[key])
+            self._records[key] = _merge_response(self._get(key), name, self._known[key])
         self._end_memberships()
         line = TimelineEntry(occurred_at=at, origin="read", event=ASKED, outcome=SETTLED)
         line = self._compare(line, before, ())
@@ -122,34 +122,34 @@ class Timeline:
         """Copy the records that may change; when a user or organization is deleted, all of them."""
         if any(isinstance(change, Tombstone) for change in changes):
             return dict(self._records)
-        return {key: self._of(key) for key in [self._subject, *(change.key for change in changes)]}
+        return {key: self._get(key) for key in [self._subject, *(change.key for change in changes)]}
 
     def _end_memberships(self) -> None:
         """End memberships that aren't newer than the deletion of their user or organization."""
         for key in [key for key in self._records if key.kind == "membership"]:
             for end in key.organization_and_user:
-                ended_at = self._of(end).ended_at
+                ended_at = self._get(end).ended_at
                 if ended_at != NEVER:
                     self._records[key] = merge(self._records[key], Tombstone(key, ended_at))
 
     def _compare(
         self, line: TimelineEntry, before: _Records, changes: Sequence[DeliveryChange]
     ) -> TimelineEntry:
-        moved = tuple(name for old in before.values() for name in self._list_changed(old))
+        changed = tuple(name for old in before.values() for name in self._list_changed(old))
         stale = [name for change in changes for name in self._list_stale(change)]
-        doubts = tuple(name for key in before for name in self._doubts(self._of(key)))
-        doubted = [name for old in before.values() for name in self._doubts(old)]
+        doubts = tuple(name for key in before for name in self._list_doubts(self._get(key)))
+        doubts_before = [name for old in before.values() for name in self._list_doubts(old)]
         return replace(
             line,
-            set=moved,
-            stale=tuple(name for name in stale if name not in moved),
-            settled=tuple(name for name in doubted if name not in doubts),
+            set=changed,
+            stale=tuple(name for name in stale if name not in changed),
+            settled=tuple(name for name in doubts_before if name not in doubts),
             doubtful=doubts,
         )
 
     def _list_changed(self, old: Record) -> Iterator[str]:
         """List the columns that have another value than in `old`."""
-        new = self._of(old.key)
+        new = self._get(old.key)
         if not self._is_shown(old.key):
             return
         for column in columns_for(old.key, self._subject):
@@ -166,24 +166,24 @@ class Timeline:
         values = change.values if isinstance(change, Upsert) else {}
         for column in columns_for(change.key, self._subject) if values else ():
             value = values.get(column.group)
-            if value and column.read(value.content) != column.value(self._of(change.key)):
+            if value and column.read(value.content) != column.value(self._get(change.key)):
                 yield column.name
 
     def _is_shown(self, key: Key) -> bool:
         """Return whether this is the subject, or one of its memberships."""
         return key == self._subject or key.kind == "membership"
 
-    def _doubts(self, record: Record) -> list[str]:
+    def _list_doubts(self, record: Record) -> list[str]:
         if not self._is_shown(record.key):
             return []
         names = (column_label(record.key, name, self._subject) for name in record.doubts)
         return list(dict.fromkeys(names))
 
-    def _of(self, key: Key) -> Record:
+    def _get(self, key: Key) -> Record:
         return self._records.get(key) or Record(key)
 
 
-def _outcome(delivery: StoredDelivery, effects: Iterable[str]) -> str:
+def _find_outcome(delivery: StoredDelivery, effects: Iterable[str]) -> str:
     states = {
         DeliveryState.PENDING: "pending",
         DeliveryState.DEAD: "dead",
