@@ -64,7 +64,9 @@ def users(
     query: Text,
     ask_logto: Annotated[
         bool,
-        Option("--ask-logto", help="Fetch the user from Logto, and show both versions."),
+        Option(
+            "--ask-logto", help="Fetch the user from Logto, and show both versions side by side."
+        ),
     ] = False,
     limit: Limit = 20,
     as_json: AsJson = False,
