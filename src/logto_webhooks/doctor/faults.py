@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import partial
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
@@ -18,14 +19,25 @@ FINE: Final = "fine"
 SKIPPED: Final = "skipped"
 
 
+class Level(StrEnum):
+    """How serious a finding is."""
+
+    OK = "ok"
+    SKIPPED = "skipped"  # could not be checked
+    WARNING = "warning"  # it works, but not forever, or not for all
+    BROKEN = "broken"  # deliveries or their effects are lost
+
+
 class Fault(NamedTuple):
     """How serious it is, what is wrong, and what to do."""
 
-    level: str
+    level: Level
     text: str
     do: str
 
 
+_broken = partial(Fault, Level.BROKEN)
+_warning = partial(Fault, Level.WARNING)
 SEE_LOG: Final = "The service's log says why."
 CREDENTIALS: Final = (
     "In Logto's console, create a machine-to-machine application and assign it the role "
@@ -37,406 +49,328 @@ CONSOLE: Final = "in Logto's console, under Webhooks > your webhook"
 
 FAULTS: Final[dict[str, Fault]] = {
     # Any check.
-    "check_failed": Fault(
-        "broken",
+    "check_failed": _broken(
         "The check failed: {problem}.",
         "Run it again. If it fails again, please report it.",
     ),
     # The signing key.
-    "key_missing": Fault(
-        "broken",
+    "key_missing": _broken(
         "No signing key is set, so deliveries can't be verified.",
         f"Set LOGTO_WEBHOOK_SIGNING_KEY to the webhook's signing key, {CONSOLE}.",
     ),
-    "key_unusable": Fault(
-        "broken",
+    "key_unusable": _broken(
         "A signing key is invalid: {problem}. serve refuses to start.",
         f"Set LOGTO_WEBHOOK_SIGNING_KEY to the webhook's exact signing key, {CONSOLE}.",
     ),
-    "key_short": Fault(
-        "broken",
+    "key_short": _broken(
         "A signing key has only {length:character|characters} and is easy to guess. serve refuses "
         "to start.",
         "Set LOGTO_WEBHOOK_SIGNING_KEY to the webhook's signing key, which has 32 characters.",
     ),
-    "key_not_told": Fault(
-        "broken",
+    "key_not_told": _broken(
         "Logto's API returns no usable signing key for the webhook {hook}: {problem}.",
         f"Check and rotate its signing key {CONSOLE}, or create another webhook.",
     ),
-    "key_unproven": Fault(
-        "warning",
+    "key_unproven": _warning(
         "No delivery signed with this key has arrived yet, so it may not be the webhook's key.",
         f"Send a test {CONSOLE}. With credentials, you can run: logto-webhooks endpoint test",
     ),
-    "key_doubted": Fault(
-        "broken",
+    "key_doubted": _broken(
         "No delivery was signed with this key, and {count:request was|requests were} rejected. It "
         "is probably not the webhook's key.",
         f"Compare LOGTO_WEBHOOK_SIGNING_KEY with the webhook's signing key, {CONSOLE}. Rejected "
         "requests are kept, and accepted once the key is right.",
     ),
-    "key_differs": Fault(
-        "broken",
+    "key_differs": _broken(
         "The webhook {hook} uses a signing key that isn't in your settings, so its deliveries are "
         "rejected.",
         f"Set LOGTO_WEBHOOK_SIGNING_KEY to its signing key, {CONSOLE}.",
     ),
-    "key_outdated": Fault(
-        "warning",
+    "key_outdated": _warning(
         "The webhook {hook} uses another signing key than your settings. Its deliveries are "
         "accepted only because Logto's API returned the key.",
         f"Set LOGTO_WEBHOOK_SIGNING_KEY to its signing key, {CONSOLE}.",
     ),
     # The database.
-    "database_setting": Fault("broken", "{problem}", "Correct {setting}."),
-    "database_unusable": Fault(
-        "broken",
+    "database_setting": _broken("{problem}", "Correct {setting}."),
+    "database_unusable": _broken(
         "The database can't be used: {problem}.",
         "Check that it exists and is running, that this user can write to it, and that {setting} "
         "is right.",
     ),
-    "schema_missing": Fault(
-        "broken",
+    "schema_missing": _broken(
         "The database doesn't have the tables of logto-webhooks.",
         "Run: logto-webhooks migrate",
     ),
-    "schema_old": Fault(
-        "broken",
+    "schema_old": _broken(
         "The schema is at {found}, but this release needs {needed}.",
         "Run: logto-webhooks migrate",
     ),
-    "schema_newer": Fault(
-        "warning",
+    "schema_newer": _warning(
         "The schema is at {found}, which is newer than {needed}, the schema of this release.",
         "This works for now. Upgrade this process to the release that migrated the schema.",
     ),
-    "database_read_only": Fault(
-        "broken",
+    "database_read_only": _broken(
         "The database is read-only, or a standby.",
         "Set {setting} to the primary database.",
     ),
-    "database_unwritable": Fault(
-        "broken",
+    "database_unwritable": _broken(
         "Can't write to the database: {problem}. All deliveries are answered 503.",
         "If it is locked, stop the process that locks it. Otherwise, give this user write "
         "permission for the file and its folder.",
     ),
-    "not_durable": Fault(
-        "broken",
+    "not_durable": _broken(
         "If the database server crashes, deliveries that were answered 200 can be lost: "
         "{settings}.",
         "Turn these settings on. For this role: ALTER ROLE … SET synchronous_commit = on",
     ),
-    "vacuum_off": Fault(
-        "warning",
+    "vacuum_off": _warning(
         "PostgreSQL doesn't vacuum {tables}. Their {dead} dead rows slow down every statement.",
         "Turn on autovacuum for the server and for these tables. Then run VACUUM on them.",
     ),
-    "files_open": Fault(
-        "warning",
+    "files_open": _warning(
         "Other users of this machine can read or write files with personal data or keys: {files}.",
         "Run: chmod 600 {paths}",
     ),
-    "disk_low": Fault(
-        "warning",
+    "disk_low": _warning(
         "Only {free_mb} MB are free on the disk of {place}.",
         "Free some space. When the disk is full, all deliveries are answered 503.",
     ),
-    "disk_full": Fault(
-        "broken",
+    "disk_full": _broken(
         "Only {free_mb} MB are free on the disk of {place}. Soon, no delivery can be stored.",
         "Free some space, then run: logto-webhooks recover",
     ),
     # What is in it.
-    "pending_old": Fault(
-        "broken",
+    "pending_old": _broken(
         "{count:delivery is|deliveries are} pending, the oldest for {seconds} s. No worker is "
         "running, or it can't keep up.",
         "Run logto-webhooks worker, or serve without --no-worker. If it is running, read its log.",
     ),
-    "spool_waiting": Fault(
-        "warning",
+    "spool_waiting": _warning(
         "{count:delivery waits|deliveries wait} in the spool directory.",
         "Check that serve or worker runs with the same LOGTO_WEBHOOKS_SPOOL_DIR, and that it can "
         "use the database. See its log.",
     ),
-    "deliveries_dead": Fault(
-        "warning",
+    "deliveries_dead": _warning(
         "{count:delivery is|deliveries are} dead. They weren't applied, and their records are in "
         "doubt.",
         "To see the errors, run logto-webhooks deliveries list --state dead. After a fix, run: "
         "logto-webhooks deliveries replay ID",
     ),
-    "silent": Fault(
-        "warning",
+    "silent": _warning(
         "No delivery has been accepted since {since}, which is longer than usual.",
         "See the checks key, hook, address and log. To send a test, run: logto-webhooks endpoint "
         "test",
     ),
-    "jobs_dead": Fault(
-        "warning",
+    "jobs_dead": _warning(
         "{count:job is|jobs are} dead, of {handlers}.",
         "To see the errors, run logto-webhooks jobs list --group. After a fix, run: logto-webhooks "
         "jobs retry --handler NAME",
     ),
-    "jobs_waiting": Fault(
-        "warning",
+    "jobs_waiting": _warning(
         "{count:job waits|jobs wait}, of {handlers}, the oldest for {seconds} s.",
         "Check that serve or worker runs with --app. To see failures, run: logto-webhooks jobs "
         "list --state waiting",
     ),
-    "jobs_without_code": Fault(
-        "broken",
+    "jobs_without_code": _broken(
         "{count:job waits|jobs wait} for handlers that the application doesn't have: {handlers}.",
         "Add the handler again with this name, or run: logto-webhooks handlers forget NAME",
     ),
-    "handlers_unregistered": Fault(
-        "warning",
+    "handlers_unregistered": _warning(
         "These handlers of the application get no jobs yet: {handlers}.",
         "Restart serve or worker with --app. For earlier deliveries, run: logto-webhooks "
         "deliveries replay ID --handler NAME",
     ),
-    "records_waiting": Fault(
-        "warning",
+    "records_waiting": _warning(
         "{count:record waits|records wait} for a refetch from Logto, the oldest for {seconds} s.",
         "Check that serve runs with these credentials. See its log.",
     ),
-    "records_unsettled": Fault(
-        "warning",
+    "records_unsettled": _warning(
         "{count:record waits|records wait} for a refetch from Logto, which needs credentials for "
         "its API.",
         CREDENTIALS,
     ),
-    "rejected": Fault(
-        "warning",
+    "rejected": _warning(
         "{count:request is|requests are} quarantined, {fresh} of the last day, because no known "
         "key signed them.",
         "If you have rotated a key, add the new one. Quarantined requests are then verified again.",
     ),
-    "application_database": Fault(
-        "broken",
+    "application_database": _broken(
         "The application uses the database {theirs}, but its handlers run on {ours}.",
         "Set {setting} to the database that you pass to LogtoWebhooks(…).",
     ),
     # Logto's Management API.
     "api_missing": Fault(
-        "skipped", "Logto's API isn't used, because no credentials are set.", CREDENTIALS
+        Level.SKIPPED, "Logto's API isn't used, because no credentials are set.", CREDENTIALS
     ),
-    "api_partial": Fault(
-        "broken",
+    "api_partial": _broken(
         "The credentials are incomplete: {missing} is not set. serve refuses to start.",
         CREDENTIALS,
     ),
-    "api_admin": Fault(
-        "broken",
+    "api_admin": _broken(
         "LOGTO_ENDPOINT is Logto's admin address, which issues tokens but doesn't serve your "
         "tenant's API: {signs}.",
         CORE,
     ),
-    "api_admin_answers": Fault(
-        "warning",
+    "api_admin_answers": _warning(
         "Logto answers, but this seems to be its admin address, not your tenant: {signs}.",
         f"If `endpoint list` doesn't show your webhooks: {CORE}",
     ),
-    "api_unreachable": Fault(
-        "broken",
+    "api_unreachable": _broken(
         "Can't reach Logto at {endpoint}: {problem}.",
         "Check that LOGTO_ENDPOINT is right, that Logto is running, and that this machine can "
         "reach it.",
     ),
-    "api_refused": Fault("broken", "Logto at {endpoint} refused: {problem}.", "{hint}"),
-    "clock_skew": Fault(
-        "warning",
+    "api_refused": _broken("Logto at {endpoint} refused: {problem}.", "{hint}"),
+    "clock_skew": _warning(
         "This machine's clock and Logto's differ by at least {seconds} s.",
         "Synchronize both with NTP.",
     ),
     # Its webhook.
-    "hook_missing": Fault(
-        "broken",
+    "hook_missing": _broken(
         "No webhook of this Logto leads here. Its webhooks: {hooks}.",
         "Run logto-webhooks endpoint create --url URL, or set LOGTO_WEBHOOKS_PUBLIC_URL.",
     ),
-    "hook_disabled": Fault(
-        "broken",
+    "hook_disabled": _broken(
         "The webhook {hook} is disabled. Logto sends and logs nothing.",
         f"Enable it {CONSOLE}. Then run: logto-webhooks reconcile",
     ),
-    "hook_unproven": Fault(
-        "warning",
+    "hook_unproven": _warning(
         "The webhook {hook} may not be yours: only the path of its URL matches. It has another "
         "key, and none of its deliveries arrived. serve and recover ignore it.",
         "If it is yours, set LOGTO_WEBHOOK_SIGNING_KEY to its key, or LOGTO_WEBHOOKS_PUBLIC_URL to "
         "its URL.",
     ),
-    "hook_elsewhere": Fault(
-        "broken",
+    "hook_elsewhere": _broken(
         "The webhook {hook} leads to {url}, but LOGTO_WEBHOOKS_PUBLIC_URL is {public_url}.",
         f"Change its endpoint URL {CONSOLE}, or change the setting.",
     ),
-    "hook_twice": Fault(
-        "warning",
+    "hook_twice": _warning(
         "Several webhooks lead to {url}: {hooks}. Each delivery arrives more than once.",
         "In Logto's console, delete all of them but one.",
     ),
-    "events_missing": Fault(
-        "broken",
+    "events_missing": _broken(
         "No webhook sends {events}, which the sync needs.",
         f"Select them {CONSOLE}. Then run: logto-webhooks reconcile",
     ),
-    "events_missing_handlers": Fault(
-        "broken",
+    "events_missing_handlers": _broken(
         "No webhook sends {events}, needed by {handlers}.",
         f"Select them {CONSOLE}.",
     ),
     # Its URL.
-    "address_lost": Fault(
-        "broken",
+    "address_lost": _broken(
         "{url} redirects ({status}). Logto follows with a GET without a body, and logs a success. "
         "Every delivery is lost.",
         "Change the webhook's URL to {location}, or remove the redirect. Then run: logto-webhooks "
         "recover",
     ),
-    "address_moved": Fault(
-        "warning",
+    "address_moved": _warning(
         "{url} redirects ({status}).",
         "Change the webhook's URL to {location}.",
     ),
-    "address_not_found": Fault(
-        "broken",
+    "address_not_found": _broken(
         "{url} answers 404: there is no webhook at this path.",
         "Compare the path with LOGTO_WEBHOOKS_PATH, or with the path of the application's router.",
     ),
-    "address_method": Fault(
-        "broken",
+    "address_method": _broken(
         "{url} answers 405: it doesn't accept POST.",
         "Compare the path with LOGTO_WEBHOOKS_PATH, or with the path of the application's router.",
     ),
-    "address_open": Fault(
-        "broken",
+    "address_open": _broken(
         "{url} answers {status} to an unsigned request, so it isn't logto-webhooks.",
         "Change the URL, or the proxy in front of it, to lead to logto-webhooks.",
     ),
-    "address_guarded": Fault(
-        "broken",
+    "address_guarded": _broken(
         "{url} answers {status}, but not like logto-webhooks: a proxy or a firewall answers.",
         "Configure it to pass on the webhook's path without authentication.",
     ),
-    "address_failing": Fault(
-        "broken", "{url} answers {status}.", f"{SEE_LOG} If it doesn't, see the proxy's log."
+    "address_failing": _broken(
+        "{url} answers {status}.", f"{SEE_LOG} If it doesn't, see the proxy's log."
     ),
-    "address_refused": Fault(
-        "broken",
+    "address_refused": _broken(
         "Nothing listens at {url}, as seen from this machine.",
         "Start logto-webhooks serve or the application. Check that the port is right and open.",
     ),
-    "address_unknown": Fault(
-        "broken",
+    "address_unknown": _broken(
         "This machine can't resolve the host of {url}.",
         "Correct the host in the webhook's URL, or its DNS record.",
     ),
-    "address_unreachable": Fault(
-        "broken",
+    "address_unreachable": _broken(
         "This machine can't connect to {url}.",
         "Check the proxy and the firewall, and that the server uses the URL's scheme (HTTP or "
         "HTTPS).",
     ),
-    "address_timeout": Fault(
-        "broken",
+    "address_timeout": _broken(
         "{url} doesn't answer within {seconds} s. After 10 s, Logto gives up and never retries.",
         "Check the service's log and the load of its database. Then run: logto-webhooks recover",
     ),
-    "address_slow": Fault(
-        "warning",
+    "address_slow": _warning(
         "{url} took {took_ms} ms to answer. After 10 s, Logto gives up.",
         "Check the load of the service and of its database.",
     ),
-    "tls_expired": Fault(
-        "broken",
+    "tls_expired": _broken(
         "The certificate of {url} has expired.",
         "Renew it, and reload the server.",
     ),
-    "tls_untrusted": Fault(
-        "broken",
+    "tls_untrusted": _broken(
         "This machine doesn't trust the certificate of {url}. Logto probably doesn't either.",
         "Use a certificate from a public authority, with its whole chain.",
     ),
-    "tls_name": Fault(
-        "broken",
+    "tls_name": _broken(
         "The certificate of {url} is for another host.",
         "Use a certificate for this host, or correct the host in the webhook's URL.",
     ),
     # Its log of the last day.
-    "log_timed_out": Fault(
-        "warning",
+    "log_timed_out": _warning(
         "{count:delivery of the last day wasn't|deliveries of the last day weren't} answered "
         "within 10 s.",
         "Check the load of the service and of its database, and the proxy in front of it.",
     ),
-    "log_signature": Fault(
-        "warning",
+    "log_signature": _warning(
         "{count:delivery of the last day was|deliveries of the last day were} refused with 401.",
         "Compare the signing key with the webhook's key, and check that no proxy changes bodies.",
     ),
-    "log_refused": Fault(
-        "warning",
+    "log_refused": _warning(
         "{count:delivery|deliveries} of the last day could not connect: nothing was listening.",
         "Check when the service was down. During a release, start the new process first.",
     ),
-    "log_reset": Fault(
-        "warning",
+    "log_reset": _warning(
         "{count:connection|connections} of the last day closed early.",
         "Configure proxies to keep idle connections open for longer than 13 s.",
     ),
-    "log_failing": Fault(
-        "warning",
+    "log_failing": _warning(
         "{count:delivery of the last day was|deliveries of the last day were} answered 5xx.",
         SEE_LOG,
     ),
-    "log_denied": Fault(
-        "warning",
+    "log_denied": _warning(
         "{count:delivery of the last day was|deliveries of the last day were} answered 4xx.",
         "Check the proxy in front of the service: its paths, size limits and firewall rules.",
     ),
-    "log_other": Fault(
-        "warning",
+    "log_other": _warning(
         "{count:delivery|deliveries} of the last day failed for another reason, probably DNS or "
         "TLS.",
         "See Logto's console, under Webhooks > your webhook > Recent requests.",
     ),
-    "log_unread": Fault(
-        "warning",
+    "log_unread": _warning(
         "Logto's log was last compared with the inbox {when}.",
         "Check that serve runs with these credentials, or run: logto-webhooks recover",
     ),
-    "gap": Fault(
-        "broken",
+    "gap": _broken(
         "Of the newest {entries:delivery|deliveries} in Logto's log, {count:is|are} missing from "
         "the inbox.",
         "Run: logto-webhooks recover",
     ),
-    "gap_recent": Fault(
-        "warning",
+    "gap_recent": _warning(
         "Of the newest {entries:delivery|deliveries} in Logto's log, {count:isn't|aren't} in the "
         "inbox yet.",
         "serve will recover them. To do it now, run: logto-webhooks recover",
     ),
-    "gap_answered": Fault(
-        "broken",
+    "gap_answered": _broken(
         "{count:delivery is|deliveries are} not in the inbox, although Logto logged a success.",
         "Check that no other server answers at the webhook's URL, and that serve uses this "
         "database. Then run: logto-webhooks recover",
     ),
 }
-
-
-class Level(StrEnum):
-    """How serious a finding is."""
-
-    OK = "ok"
-    SKIPPED = "skipped"  # could not be checked
-    WARNING = "warning"  # it works, but not forever, or not for all
-    BROKEN = "broken"  # deliveries or their effects are lost
 
 
 class Finding(Struct, frozen=True, kw_only=True):
@@ -460,7 +394,7 @@ def make_finding(code: str, **details: Any) -> Finding:
     shown = {name: _format(value) for name, value in details.items()}
     return Finding(
         code=code,
-        level=Level(level),
+        level=level,
         text=text.format(**shown),
         do=do.format(**shown),
         docs=f"{PAGE}#{code}",
