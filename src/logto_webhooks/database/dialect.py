@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from importlib import import_module
-from typing import Any
+from typing import Any, ClassVar
 
 import sqlalchemy as sa
 from sqlalchemy.ext.compiler import compiles
@@ -18,25 +18,30 @@ Row = dict[str, Any]
 NOW_ON_SQLITE = "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)"
 
 
-class now(FunctionElement[int]):  # noqa: N801
+class _Spelled(FunctionElement[Any]):
+    """What each dialect spells in its own way."""
+
+    sqlite: ClassVar[str]
+    postgresql: ClassVar[str]
+
+
+@compiles(_Spelled)
+def _spell(element: _Spelled, compiler: SQLCompiler, **options: Any) -> str:
+    template: str = getattr(element, compiler.dialect.name)
+    return template.format(*(compiler.process(clause, **options) for clause in element.clauses))
+
+
+class now(_Spelled):  # noqa: N801
     """The database's clock, in milliseconds since the epoch."""
 
     type = sa.BigInteger()
     inherit_cache = True
-
-
-@compiles(now, "sqlite")
-def _now_on_sqlite(element: now, compiler: SQLCompiler, **options: Any) -> str:
-    return NOW_ON_SQLITE
-
-
-@compiles(now, "postgresql")
-def _now_on_postgresql(element: now, compiler: SQLCompiler, **options: Any) -> str:
+    sqlite = NOW_ON_SQLITE
     # Not clock_timestamp(), with which no index serves.
-    return "CAST(extract(epoch FROM statement_timestamp()) * 1000 AS BIGINT)"
+    postgresql = "CAST(extract(epoch FROM statement_timestamp()) * 1000 AS BIGINT)"
 
 
-class among(FunctionElement[Any]):  # noqa: N801
+class among(_Spelled):  # noqa: N801
     """Whether a column is one of the values of the parameter `name`: one statement for any number.
 
     `IN (…)` is another statement for each number of values, to be prepared anew.
@@ -44,21 +49,11 @@ class among(FunctionElement[Any]):  # noqa: N801
 
     type = sa.types.NullType()  # a Boolean becomes `… = 1` on SQLite, which no index serves
     inherit_cache = True
+    sqlite = "{} IN (SELECT value FROM json_each({}))"
+    postgresql = "{} = ANY({})"
 
     def __init__(self, column: sa.Column[Any], name: str) -> None:
         super().__init__(column, sa.bindparam(name, type_=_Values(column.type)))
-
-
-@compiles(among, "sqlite")
-def _among_on_sqlite(element: among, compiler: SQLCompiler, **options: Any) -> str:
-    column, values = (compiler.process(clause, **options) for clause in element.clauses)
-    return f"{column} IN (SELECT value FROM json_each({values}))"
-
-
-@compiles(among, "postgresql")
-def _among_on_postgresql(element: among, compiler: SQLCompiler, **options: Any) -> str:
-    column, values = (compiler.process(clause, **options) for clause in element.clauses)
-    return f"{column} = ANY({values})"
 
 
 class _Values(sa.types.TypeDecorator[Any]):
@@ -81,43 +76,25 @@ class _Values(sa.types.TypeDecorator[Any]):
         return value if dialect.name == "postgresql" else canonical_json.encode(value).decode()
 
 
-class by_code(FunctionElement[str]):  # noqa: N801
+class by_code(_Spelled):  # noqa: N801
     """A text as Python orders it, whatever the language of the database."""
 
     type = sa.Text()
     inherit_cache = True
+    sqlite = "{}"
+    postgresql = '{} COLLATE "C"'
 
 
-@compiles(by_code, "sqlite")
-def _by_code_on_sqlite(element: by_code, compiler: SQLCompiler, **options: Any) -> str:
-    return compiler.process(element.clauses, **options)
-
-
-@compiles(by_code, "postgresql")
-def _by_code_on_postgresql(element: by_code, compiler: SQLCompiler, **options: Any) -> str:
-    return f'{compiler.process(element.clauses, **options)} COLLATE "C"'
-
-
-class holds(FunctionElement[bool]):  # noqa: N801
+class holds(_Spelled):  # noqa: N801
     """Whether the bytes of a column hold some others."""
 
     type = sa.Boolean()
     inherit_cache = True
+    sqlite = "(instr({0}, {1}) > 0)"
+    postgresql = "(position({1} IN {0}) > 0)"
 
     def __init__(self, column: sa.Column[bytes], part: bytes) -> None:
         super().__init__(column, sa.literal(part, sa.LargeBinary))
-
-
-@compiles(holds, "sqlite")
-def _holds_on_sqlite(element: holds, compiler: SQLCompiler, **options: Any) -> str:
-    column, part = (compiler.process(clause, **options) for clause in element.clauses)
-    return f"(instr({column}, {part}) > 0)"
-
-
-@compiles(holds, "postgresql")
-def _holds_on_postgresql(element: holds, compiler: SQLCompiler, **options: Any) -> str:
-    column, part = (compiler.process(clause, **options) for clause in element.clauses)
-    return f"(position({part} IN {column}) > 0)"
 
 
 def read_clock(connection: sa.Connection) -> int:

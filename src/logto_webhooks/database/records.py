@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import sqlalchemy as sa
-from msgspec import Struct
+from msgspec import Struct, structs
 from msgspec.structs import replace
 
 from logto_webhooks.database.dialect import (
@@ -459,14 +459,7 @@ def _from_moment(moment: int | None) -> int:
 
 
 def _standing(group: Group) -> Row:
-    return {
-        "stamp": group.stamp,
-        "start": group.start,
-        "end": group.end,
-        "read_at": group.read_at,
-        "digest": group.digest,
-        "ends": [list(rival) for rival in group.ends],
-    }
+    return {name: value for name, value in structs.asdict(group).items() if name != "content"}
 
 
 def _group(content: Any, standing: Row) -> Group:
