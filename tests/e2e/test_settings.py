@@ -166,8 +166,8 @@ def test_what_a_driver_needs_is_missing(
     ("before", "says"),
     [
         (
-            "import logto_webhooks.database.sessions as sessions; del sessions.has_no_transaction",
-            "can't be imported (cannot import name 'has_no_transaction' from",
+            "import logto_webhooks.database.sessions as sessions; del sessions.roll_back",
+            "can't be imported (cannot import name 'roll_back' from",
         ),
         ("sys.modules['logto_webhooks.database.postgres'] = None", "can't be imported (import of"),
         (

@@ -1,4 +1,8 @@
-"""Open a database from a URL or an engine."""
+"""Open a database from a URL or an engine.
+
+`schema.py` has the tables, and `store.py` what a transaction can do with them; `runner.py` and
+`async_runner.py` run transactions, on a database of `sqlite.py` or `postgres.py`.
+"""
 
 from __future__ import annotations
 

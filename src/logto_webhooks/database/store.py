@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from logto_webhooks.database.deliveries import DeliveryStore, Inbox
 from logto_webhooks.database.dialect import by_code, now, put_row, read_clock
@@ -26,6 +27,7 @@ from logto_webhooks.database.signing_keys import KeyStore
 from logto_webhooks.deliveries import Status
 from logto_webhooks.retries import LONGEST_WAIT_S
 
+T = TypeVar("T")
 LOCK_S: Final = 1.0  # that a transaction of ours waits for a lock
 STATEMENT_S: Final = 5.0  # that one of its statements may take
 LONGEST_S: Final = 1.0  # a transaction of the worker, where it holds up only other workers
@@ -116,25 +118,19 @@ class Store(DeliveryStore, MembershipStore):
 
     def checkpoint(self, name: str) -> Checkpoint | None:
         """Return how far the work of that name has come; None if it never began."""
-        query = sa.select(checkpoints.c.at, checkpoints.c.count).where(checkpoints.c.name == name)
-        row = self._connection.execute(query).one_or_none()
-        return row and Checkpoint(*row)
+        return self._read_named(checkpoints, name, Checkpoint)
 
     def save_checkpoint(self, name: str, reached: Checkpoint) -> None:
         """Keep how far the work of that name has come."""
-        row = {"name": name, "at": reached.at, "count": reached.count}
-        put_row(self._connection, checkpoints, row)
+        put_row(self._connection, checkpoints, {"name": name} | structs.asdict(reached))
 
     def lease(self, name: str) -> ProcessLease | None:
         """Return who holds what has that name, or held it last."""
-        query = sa.select(leases.c.holder, leases.c.until).where(leases.c.name == name)
-        row = self._connection.execute(query).one_or_none()
-        return row and ProcessLease(*row)
+        return self._read_named(leases, name, ProcessLease)
 
     def save_lease(self, name: str, lease: ProcessLease) -> None:
         """Keep who holds what has that name."""
-        row = {"name": name, "holder": lease.holder, "until": lease.until}
-        put_row(self._connection, leases, row)
+        put_row(self._connection, leases, {"name": name} | structs.asdict(lease))
 
     def flow(self) -> RecordedFlow:
         """Return what is noted of the flow of deliveries."""
@@ -153,8 +149,7 @@ class Store(DeliveryStore, MembershipStore):
 
     def save_gap(self, place: int, gap: Gap) -> None:
         """Note a gap in the flow, instead of the one that has the same place."""
-        row = {"place": place, "ended_at": gap.ended_at, "length": gap.length}
-        put_row(self._connection, flow_gaps, row)
+        put_row(self._connection, flow_gaps, {"place": place} | structs.asdict(gap))
 
     def installed_at(self) -> int:
         """Return since when this is installed (ms): what is older runs no handlers."""
@@ -215,6 +210,11 @@ class Store(DeliveryStore, MembershipStore):
             silent_since=self.flow().silent_since,
             memberships_to_end=self.count_memberships_to_end(),
         )
+
+    def _read_named(self, table: sa.Table, name: str, kind: Callable[..., T]) -> T | None:
+        query = sa.select(table).where(table.c.name == name)
+        row = self._connection.execute(query).one_or_none()
+        return None if row is None else kind(*row[1:])
 
     def _save_installation(self, installed_at: int, clock_noted_at: int, moved_ms: int) -> None:
         row = {
