@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import re
 import shlex
-from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -39,6 +38,7 @@ from logto_webhooks.handlers import Handlers
 from logto_webhooks.ingest.spool import spool_of
 from logto_webhooks.jobs import JobFilter, JobMove, JobRow, JobState, job_targets
 from logto_webhooks.logto import webhooks
+from logto_webhooks.logto.api_responses import make_span_clock
 from logto_webhooks.logto.webhooks import (
     LATER,
     RotationResult,
@@ -49,12 +49,11 @@ from logto_webhooks.logto.webhooks import (
     rotate_key,
     subscription,
 )
-from logto_webhooks.reconcile.fetch import UserComparison
+from logto_webhooks.reconcile.fetch import UserComparison, compare_and_request_refetch
 from logto_webhooks.reconcile.reconcile import Progressed, ReconcileResult
 from logto_webhooks.reconcile.recover import RecoverResult
 from logto_webhooks.records.record import Key, Kind
 from logto_webhooks.runtime import (
-    compare_one_user,
     make_client,
     make_reconciliation,
     make_recovery,
@@ -85,7 +84,7 @@ def resolve_one(store: Store, kind: Kind, query: str) -> Key:
     Raises SettingInvalid if it matches several.
     """
     rows = store.find(kind, validation.check_text("the query", query), 2)
-    living = [found for found in rows if found.row["deleted_at"] is None]
+    living = [row for row in rows if row.row["deleted_at"] is None]
     rows = living if len(living) == 1 else rows
     if len(rows) > 1:
         advice = f"see `logto-webhooks {kind}s {shlex.quote(query)}`, and use an ID"
@@ -139,11 +138,11 @@ def forget_handler(store: Store, name: str) -> int | None:
 
 def check_job_ids(store: Store, ids: Sequence[int]) -> list[int]:
     """Check that there is a job for each ID. Raises JobUnknown."""
-    known: set[int] = set()
+    existing: set[int] = set()
     for start in range(0, len(ids), AT_ONCE):
-        some = tuple(ids[start : start + AT_ONCE])
-        known |= {job.id for job in store.jobs.find(JobFilter(ids=some, limit=len(some)))}
-    unknown = [id for id in ids if id not in known]
+        piece = tuple(ids[start : start + AT_ONCE])
+        existing |= {job.id for job in store.jobs.find(JobFilter(ids=piece, limit=len(piece)))}
+    unknown = [id for id in ids if id not in existing]
     if unknown:
         raise JobUnknown(unknown)
     return list(ids)
@@ -173,215 +172,19 @@ def check_handler(store: Store, name: str) -> None:
     raise HandlerUnknown(name, names)
 
 
+T = TypeVar("T")
 TIMEOUT_S: Final = 30.0
 LEAST_FREE_MB: Final = 1_024
 _WAIT_S: Final = 0.2  # between tries to reach Logto: somebody waits for the result
-
-
-class DoctorAdmin(ABC):
-    """The methods behind `doctor`."""
-
-    handlers: Handlers
-    _settings: Callable[[], Settings]
-
-    @property
-    @abstractmethod
-    def _database_setting(self) -> str:
-        """The name of the setting that the database's URL came from."""
-
-    @property
-    @abstractmethod
-    def database(self) -> Database:
-        """The database. Raises SettingInvalid."""
-
-    async def diagnose(
-        self,
-        only: Sequence[str] = (),
-        *,
-        timeout_s: float = TIMEOUT_S,
-        least_free_mb: int = LEAST_FREE_MB,
-        application: DoctorAdmin | None = None,
-        files: Sequence[Path] = (),
-    ) -> list[Finding]:
-        """Check both sides, and return what is wrong and what to do for each check.
-
-        `only` names checks to run, together with those they depend on. Each may take `timeout_s`.
-        `application` is one whose handlers run here, so its database should be this one. `files`
-        are further files that contain a secret. Raises SettingInvalid for an unknown check.
-        """
-        settings = self._settings()
-        target = DoctorTarget(
-            settings=settings,
-            least_free_mb=least_free_mb,
-            limit_s=min(LIMIT_S, timeout_s / 2),
-            spooled=spool.count() if (spool := spool_of(settings)) else 0,
-            open=lambda: self.database,
-            database_setting=self._database_setting,
-            open_files=lambda: _too_open([*files, *self._files()]),
-            make_client=partial(make_client, settings, longest_wait_s=_WAIT_S),
-            handlers=[handler.registered for handler in self.handlers] or None,
-            databases=None if application is None else partial(_places, self, application),
-        )
-        return await doctor.diagnose(target, only, timeout_s)
-
-    def _files(self) -> Sequence[Path]:
-        try:
-            return self.database.files
-        except SettingInvalid:
-            return ()  # the check of the database says so
-
-
-def _too_open(files: Iterable[Path]) -> dict[str, str]:
-    modes = {str(file): find_open_mode(file) for file in files}
-    return {path: mode for path, mode in modes.items() if mode}
-
-
-def _places(ours: DoctorAdmin, theirs: DoctorAdmin) -> tuple[str, str]:
-    return _place(ours.database), _place(theirs.database)
-
-
-def _place(database: Database) -> str:
-    """Return the place of a database, without its user and driver."""
-    _, separator, rest = database.name.partition("://")
-    if not separator:
-        return str(Path(database.name).resolve())
-    hosts, _, name = rest.rpartition("/")
-    return f"{','.join(_with_port(host) for host in hosts.split(','))}/{name}"
-
-
-def _with_port(host: str) -> str:
-    return host if re.search(r"[^:\]]:[0-9]+$|\]:[0-9]+$", host) else f"{host}:5432"
-
-
-T = TypeVar("T")
+_DEFAULT_TEST_EVENT: Final = "User.Created"  # by a webhook without events
 _UNCLEAR: Final = "either name jobs by ID, or use --handler NAME for all its dead jobs"
 
 
-class InboxAdmin(ABC):
-    """Methods for deliveries, jobs and handlers."""
-
-    _settings: Callable[[], Settings]
-
-    @property
-    @abstractmethod
-    def database(self) -> Database:
-        """The database. Raises SettingInvalid."""
-
-    async def deliveries(self, filter: DeliveryFilter | None = None) -> list[StoredDelivery]:
-        """List deliveries in the inbox, newest first."""
-        checked = validation.check_delivery_filter(filter or DeliveryFilter())
-        return await self._read(lambda store: store.inbox.search(checked))
-
-    async def delivery(self, id: int) -> StoredDelivery | None:
-        """Return one delivery with its body, or None if the id is unknown."""
-        [checked] = validation.check_ids("delivery", [id])
-        return await self._read(lambda store: store.inbox.get(checked))
-
-    async def replay(
-        self,
-        ids: Sequence[int],
-        *,
-        handler: str | None = None,
-        rerun: bool = False,
-        sync_only: bool = False,
-        dry_run: bool = False,
-    ) -> ReplayResult:
-        """Apply deliveries again, and run their dead and discarded jobs again.
-
-        With `rerun`, finished jobs run again, too; with `sync_only`, none. With a `handler`, only
-        its jobs run, and only deliveries that were never applied are applied. `dry_run` returns
-        what would differ. Raises DeliveryUnknown, HandlerUnknown, and SettingInvalid for an invalid
-        id.
-        """
-        lag_ms, some = self._settings().lag_ms, validation.check_ids("delivery", ids)
-
-        def work(store: Store) -> ReplayResult:
-            return replay(
-                store, some, lag_ms, handler=handler, rerun=rerun, sync_only=sync_only, tell=dry_run
-            )
-
-        await self.database.check()
-        return await run_or_rehearse(self.database.host, work, dry_run)
-
-    async def jobs(self, filter: JobFilter | None = None) -> list[JobRow]:
-        """List jobs, newest first."""
-        checked = validation.check_job_filter(filter or JobFilter())
-        return await self._read(lambda store: store.jobs.find(checked))
-
-    async def retry_jobs(
-        self, ids: Sequence[int] = (), *, handler: str | None = None, state: str | None = None
-    ) -> int:
-        """Run jobs again, at the end of their queues: by id, or all of a handler in a state (by
-        default "dead"). A job that waits for its next attempt has it now.
-
-        Returns how many will run again; running jobs aren't among them. Raises JobUnknown,
-        HandlerUnknown, and SettingInvalid for an invalid id or state, or too many jobs at once.
-        """
-        return await self._move(ids, handler, state, JobMove.REPEAT)
-
-    async def discard_jobs(
-        self, ids: Sequence[int] = (), *, handler: str | None = None, state: str | None = None
-    ) -> int:
-        """Discard jobs, including running ones. Returns how many were discarded.
-
-        Raises JobUnknown, HandlerUnknown, SettingInvalid.
-        """
-        return await self._move(ids, handler, state, JobMove.DISCARD)
-
-    async def known_handlers(self) -> list[HandlerInfo]:
-        """List the handlers that any process has registered, with counts of their jobs."""
-        return await self._read(list_handlers)
-
-    async def forget_handler(self, name: str) -> int | None:
-        """Forget a handler whose code is gone, and discard its waiting jobs.
-
-        Returns how many were discarded, or None if the handler is unknown.
-        """
-        checked = validation.check_text("the handler", name)
-        return await self._write(lambda store: forget_handler(store, checked))
-
-    async def _move(
-        self, ids: Sequence[int], handler: str | None, state: str | None, move: JobMove
-    ) -> int:
-        chosen = await self._chosen_jobs(ids, handler, state, move)
-        moved = 0
-        for start in range(0, len(chosen), AT_ONCE):  # a long transaction would delay the receiver
-            piece = chosen[start : start + AT_ONCE]
-            moved += await self._write(partial(_moved, ids=piece, move=move))
-        return moved
-
-    async def _chosen_jobs(
-        self, ids: Sequence[int], handler: str | None, state: str | None, move: JobMove
-    ) -> list[int]:
-        named = validation.check_ids("job", ids)
-        if bool(named) is (handler is not None) or (named and state is not None):
-            raise SettingInvalid(name="the choice of jobs", problem=_UNCLEAR)
-        if handler is None:
-            return await self._read(lambda store: check_job_ids(store, named))
-        wanted = JobState.DEAD if state is None else state
-        return await self._read(lambda store: select_jobs(store, handler, wanted, move))
-
-    async def _read(self, work: Callable[[Store], T]) -> T:
-        await self.database.check()
-        return await self.database.host.read(work)
-
-    async def _write(self, work: Callable[[Store], T]) -> T:
-        await self.database.check()
-        return await self.database.host.run(work)
-
-
-def _moved(store: Store, *, ids: Sequence[int], move: JobMove) -> int:
-    return len(store.jobs.move(ids, move))
-
-
-_DEFAULT_TEST_EVENT: Final = "User.Created"  # by a webhook without events
-
-
-def _silent(*progress: object) -> None:
+def _ignore_progress(*progress: object) -> None:
     """Report no progress."""
 
 
-class Admin(InboxAdmin, DoctorAdmin):
+class Admin:
     """Everything that can be done by hand.
 
     A query is a Logto id, a local id, an email, a phone, a username or a name. All raise
@@ -456,22 +259,24 @@ class Admin(InboxAdmin, DoctorAdmin):
 
     async def compare_user(self, query: str) -> UserComparison:
         """Compare a user here with what Logto answers now."""
-        async with self._asking() as logto:
+        async with self._open_client() as logto:
             key = await self._read(lambda store: resolve_one(store, "user", query))
-            return await compare_one_user(logto, self.database, key.id)
+            host = self.database.host
+            when = await make_span_clock(host)
+            return await compare_and_request_refetch(logto, host, key.id, when)
 
     async def recover(
         self,
         since: int | None = None,
         *,
         dry_run: bool = False,
-        progressed: Callable[[RecoverResult], None] = _silent,
+        progressed: Callable[[RecoverResult], None] = _ignore_progress,
     ) -> RecoverResult:
         """Restore deliveries from Logto's log that aren't in the inbox, from `since` (ms) on, or
         else from where the last recovery ended. `dry_run` only counts."""
         await self.database.check()
-        async with self._asking() as logto:
-            recovery = make_recovery(self._settings(), logto, self.database, self._woken)
+        async with self._open_client() as logto:
+            recovery = make_recovery(self._settings(), logto, self.database, self._wake)
             return await recovery.run(since, dry_run, progressed)
 
     async def reconcile(
@@ -479,11 +284,11 @@ class Admin(InboxAdmin, DoctorAdmin):
         user: str | None = None,
         *,
         dry_run: bool = False,
-        progressed: Progressed = _silent,
+        progressed: Progressed = _ignore_progress,
     ) -> ReconcileResult:
         """Compare all records, or those of one user, with Logto, and correct what differs."""
         await self.database.check()
-        async with self._asking() as logto:
+        async with self._open_client() as logto:
             reconciliation = make_reconciliation(logto, self.database)
             if user is None:
                 return await reconciliation.run(dry_run, progressed)
@@ -491,19 +296,19 @@ class Admin(InboxAdmin, DoctorAdmin):
             return await reconciliation.one_user(key.id, dry_run)
 
     async def backfill(
-        self, *, run_handlers: bool = False, progressed: Progressed = _silent
+        self, *, run_handlers: bool = False, progressed: Progressed = _ignore_progress
     ) -> ReconcileResult:
         """Fill an empty database from Logto, as fast as Logto allows. Handlers only run with
         `run_handlers`."""
         await self.database.check()
-        async with self._asking(fast=True) as logto:
+        async with self._open_client(fast=True) as logto:
             source: Source | None = "backfill" if run_handlers else None
             reconciliation = make_reconciliation(logto, self.database, source)
             return await reconciliation.run(False, progressed)
 
     async def endpoints(self) -> list[Webhook]:
         """List Logto's webhooks."""
-        async with self._asking() as logto:
+        async with self._open_client() as logto:
             hooks, _ = await webhooks.list_webhooks(logto)
             return hooks
 
@@ -515,7 +320,7 @@ class Admin(InboxAdmin, DoctorAdmin):
         if not is_url(url):
             raise SettingInvalid(name="url", problem=f"{url!r} isn't like https://host/path")
         patterns = [name for handler in self.handlers for name in handler.registered.patterns]
-        async with self._asking() as logto:
+        async with self._open_client() as logto:
             return await webhooks.create_webhook(logto, url, name, subscription(patterns))
 
     async def test_endpoint(
@@ -527,13 +332,13 @@ class Admin(InboxAdmin, DoctorAdmin):
         Raises WebhookUnknown, UnknownEventName.
         """
         await self.database.check()
-        async with self._asking() as logto:
-            chosen = await self._chosen(logto, hook)
+        async with self._open_client() as logto:
+            webhook = await self._find_webhook(logto, hook)
             sent = event or next(
-                (name for name in chosen.events if name not in LATER), _DEFAULT_TEST_EVENT
+                (name for name in webhook.events if name not in LATER), _DEFAULT_TEST_EVENT
             )
             try:
-                return await webhooks.send_test(logto, self.database.host, chosen, sent, timeout_s)
+                return await webhooks.send_test(logto, self.database.host, webhook, sent, timeout_s)
             except LogtoApiError:
                 events.named(sent)  # checked only now: a later Logto may have it
                 raise
@@ -547,12 +352,158 @@ class Admin(InboxAdmin, DoctorAdmin):
         Raises WebhookUnknown.
         """
         await self.database.check()
-        async with self._asking() as logto:
-            chosen = await self._chosen(logto, hook)
+        async with self._open_client() as logto:
+            webhook = await self._find_webhook(logto, hook)
             overlap_ms = round(overlap_s * 1000)
-            return await rotate_key(logto, self.database.host, SystemClock(), chosen, overlap_ms)
+            return await rotate_key(logto, self.database.host, SystemClock(), webhook, overlap_ms)
 
-    async def _chosen(self, logto: ManagementClient, hook: str | None) -> Webhook:
+    async def deliveries(self, filter: DeliveryFilter | None = None) -> list[StoredDelivery]:
+        """List deliveries in the inbox, newest first."""
+        checked = validation.check_delivery_filter(filter or DeliveryFilter())
+        return await self._read(lambda store: store.inbox.search(checked))
+
+    async def delivery(self, id: int) -> StoredDelivery | None:
+        """Return one delivery with its body, or None if the id is unknown."""
+        [checked] = validation.check_ids("delivery", [id])
+        return await self._read(lambda store: store.inbox.get(checked))
+
+    async def replay(
+        self,
+        ids: Sequence[int],
+        *,
+        handler: str | None = None,
+        rerun: bool = False,
+        sync_only: bool = False,
+        dry_run: bool = False,
+    ) -> ReplayResult:
+        """Apply deliveries again, and run their dead and discarded jobs again.
+
+        With `rerun`, finished jobs run again, too; with `sync_only`, none. With a `handler`, only
+        its jobs run, and only deliveries that were never applied are applied. `dry_run` returns
+        what would differ. Raises DeliveryUnknown, HandlerUnknown, and SettingInvalid for an invalid
+        id.
+        """
+        lag_ms, checked = self._settings().lag_ms, validation.check_ids("delivery", ids)
+
+        def work(store: Store) -> ReplayResult:
+            return replay(
+                store,
+                checked,
+                lag_ms,
+                handler=handler,
+                rerun=rerun,
+                sync_only=sync_only,
+                tell=dry_run,
+            )
+
+        await self.database.check()
+        return await run_or_rehearse(self.database.host, work, dry_run)
+
+    async def jobs(self, filter: JobFilter | None = None) -> list[JobRow]:
+        """List jobs, newest first."""
+        checked = validation.check_job_filter(filter or JobFilter())
+        return await self._read(lambda store: store.jobs.find(checked))
+
+    async def retry_jobs(
+        self, ids: Sequence[int] = (), *, handler: str | None = None, state: str | None = None
+    ) -> int:
+        """Run jobs again, at the end of their queues: by id, or all of a handler in a state (by
+        default "dead"). A job that waits for its next attempt has it now.
+
+        Returns how many will run again; running jobs aren't among them. Raises JobUnknown,
+        HandlerUnknown, and SettingInvalid for an invalid id or state, or too many jobs at once.
+        """
+        return await self._move(ids, handler, state, JobMove.REPEAT)
+
+    async def discard_jobs(
+        self, ids: Sequence[int] = (), *, handler: str | None = None, state: str | None = None
+    ) -> int:
+        """Discard jobs, including running ones. Returns how many were discarded.
+
+        Raises JobUnknown, HandlerUnknown, SettingInvalid.
+        """
+        return await self._move(ids, handler, state, JobMove.DISCARD)
+
+    async def known_handlers(self) -> list[HandlerInfo]:
+        """List the handlers that any process has registered, with counts of their jobs."""
+        return await self._read(list_handlers)
+
+    async def forget_handler(self, name: str) -> int | None:
+        """Forget a handler whose code is gone, and discard its waiting jobs.
+
+        Returns how many were discarded, or None if the handler is unknown.
+        """
+        checked = validation.check_text("the handler", name)
+        return await self._write(lambda store: forget_handler(store, checked))
+
+    async def diagnose(
+        self,
+        only: Sequence[str] = (),
+        *,
+        timeout_s: float = TIMEOUT_S,
+        least_free_mb: int = LEAST_FREE_MB,
+        application: Admin | None = None,
+        files: Sequence[Path] = (),
+    ) -> list[Finding]:
+        """Check both sides, and return what is wrong and what to do for each check.
+
+        `only` names checks to run, together with those they depend on. Each may take `timeout_s`.
+        `application` is one whose handlers run here, so its database should be this one. `files`
+        are further files that contain a secret. Raises SettingInvalid for an unknown check.
+        """
+        settings = self._settings()
+        target = DoctorTarget(
+            settings=settings,
+            least_free_mb=least_free_mb,
+            limit_s=min(LIMIT_S, timeout_s / 2),
+            spooled=spool.count() if (spool := spool_of(settings)) else 0,
+            open=lambda: self.database,
+            database_setting=self._database_setting,
+            open_files=lambda: _find_open_files([*files, *self._files()]),
+            make_client=partial(make_client, settings, longest_wait_s=_WAIT_S),
+            handlers=[handler.registered for handler in self.handlers] or None,
+            databases=None if application is None else partial(_locate_both, self, application),
+        )
+        return await doctor.diagnose(target, only, timeout_s)
+
+    async def _move(
+        self, ids: Sequence[int], handler: str | None, state: str | None, move: JobMove
+    ) -> int:
+        selected = await self._select_jobs(ids, handler, state, move)
+        moved = 0
+        for start in range(
+            0, len(selected), AT_ONCE
+        ):  # a long transaction would delay the receiver
+            piece = selected[start : start + AT_ONCE]
+            moved += await self._write(partial(_move_jobs, ids=piece, move=move))
+        return moved
+
+    async def _select_jobs(
+        self, ids: Sequence[int], handler: str | None, state: str | None, move: JobMove
+    ) -> list[int]:
+        named = validation.check_ids("job", ids)
+        if bool(named) is (handler is not None) or (named and state is not None):
+            raise SettingInvalid(name="the choice of jobs", problem=_UNCLEAR)
+        if handler is None:
+            return await self._read(lambda store: check_job_ids(store, named))
+        wanted = JobState.DEAD if state is None else state
+        return await self._read(lambda store: select_jobs(store, handler, wanted, move))
+
+    async def _read(self, work: Callable[[Store], T]) -> T:
+        await self.database.check()
+        return await self.database.host.read(work)
+
+    async def _write(self, work: Callable[[Store], T]) -> T:
+        await self.database.check()
+        return await self.database.host.run(work)
+
+    def _files(self) -> Sequence[Path]:
+        try:
+            return self.database.files
+        except SettingInvalid:
+            return ()  # the check of the database says so
+
+    async def _find_webhook(self, logto: ManagementClient, hook: str | None) -> Webhook:
         hooks, _ = await webhooks.list_webhooks(logto)
         if hook:
             return find_webhook(hooks, hook)
@@ -570,12 +521,38 @@ class Admin(InboxAdmin, DoctorAdmin):
         return await self._read(work)
 
     @contextlib.asynccontextmanager
-    async def _asking(self, fast: bool = False) -> AsyncIterator[ManagementClient]:
+    async def _open_client(self, fast: bool = False) -> AsyncIterator[ManagementClient]:
         logto = make_client(self._settings(), fast=fast)
         try:
             yield logto
         finally:
             await logto.close()
 
-    def _woken(self) -> None:
+    def _wake(self) -> None:
         """The inbox got something."""
+
+
+def _move_jobs(store: Store, *, ids: Sequence[int], move: JobMove) -> int:
+    return len(store.jobs.move(ids, move))
+
+
+def _find_open_files(files: Iterable[Path]) -> dict[str, str]:
+    modes = {str(file): find_open_mode(file) for file in files}
+    return {path: mode for path, mode in modes.items() if mode}
+
+
+def _locate_both(ours: Admin, theirs: Admin) -> tuple[str, str]:
+    return _locate(ours.database), _locate(theirs.database)
+
+
+def _locate(database: Database) -> str:
+    """Return the place of a database, without its user and driver."""
+    _, separator, rest = database.name.partition("://")
+    if not separator:
+        return str(Path(database.name).resolve())
+    hosts, _, name = rest.rpartition("/")
+    return f"{','.join(_with_port(host) for host in hosts.split(','))}/{name}"
+
+
+def _with_port(host: str) -> str:
+    return host if re.search(r"[^:\]]:[0-9]+$|\]:[0-9]+$", host) else f"{host}:5432"

@@ -226,7 +226,7 @@ class LogtoWebhooks(Admin):
             return await host.within(session, lambda store: ensure_user.ensure_user(store, claims))
         more = await ensure_user.ask_for_user(self._api, host, claims) if self._api else None
         row = await host.run(lambda store: ensure_user.ensure_user(store, claims, more))
-        self._woken()
+        self._wake()
         return row
 
     async def wait_for_user(self, logto_id: str, timeout_s: float = 5.0) -> UserRow:
@@ -263,7 +263,7 @@ class LogtoWebhooks(Admin):
                 if self._engine is not None and not isinstance(self._engine, sa.Engine):
                     await self._engine.dispose()
 
-    def _woken(self) -> None:
+    def _wake(self) -> None:
         if self._service is not None:
             self._service.wake()
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from concurrent.futures import Future, InvalidStateError
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from threading import Thread
 from typing import Any, Final
 
@@ -36,6 +36,18 @@ async def forever(
             elif not isinstance(error, LogtoWebhooksError):
                 logger.error("%s, in a loop that goes on", describe(error))
         await asyncio.sleep(wait_s)
+
+
+@asynccontextmanager
+async def run_in_background(*loops: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Run loops as long as the block lasts, then cancel them."""
+    tasks = [asyncio.create_task(loop) for loop in loops]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def wait_for_event(event: asyncio.Event, seconds: float) -> None:

@@ -21,7 +21,7 @@ from logto_webhooks.errors import (
     StoreUnavailable,
     describe,
 )
-from logto_webhooks.event_loop import LoopThread, forever
+from logto_webhooks.event_loop import LoopThread, forever, run_in_background
 from logto_webhooks.events.local import Source
 from logto_webhooks.flow import Ahead, FlowMonitor, Silence
 from logto_webhooks.handlers import Handlers
@@ -30,7 +30,7 @@ from logto_webhooks.ingest import Receiver
 from logto_webhooks.ingest.body import ByteLimiter
 from logto_webhooks.ingest.group_commit import GroupCommit, Readiness
 from logto_webhooks.ingest.quarantine import Quarantine, make_key_reader
-from logto_webhooks.ingest.spool import spool_of, unspooling
+from logto_webhooks.ingest.spool import spool_of, unspool_in_background
 from logto_webhooks.instrumentation import (
     DeliverySynced,
     HandlersKnown,
@@ -41,8 +41,6 @@ from logto_webhooks.instrumentation import (
     TelemetryEvent,
     Unrunnable,
 )
-from logto_webhooks.logto.api_responses import make_span_clock
-from logto_webhooks.reconcile.fetch import UserComparison, compare_and_request_refetch
 from logto_webhooks.reconcile.leader import LeaderLease
 from logto_webhooks.reconcile.reconcile import Reconciliation
 from logto_webhooks.reconcile.recover import Recovery
@@ -77,19 +75,17 @@ def make_client(
     except ModuleNotFoundError as error:
         raise ExtraMissing(feature="Logto's API", extra="api", package=error.name) from None
 
+    is_cloud = settings.endpoint.rstrip("/").endswith(".logto.app")
+    most = CLOUD_BUDGET if is_cloud else NO_BUDGET
     return ManagementClient(
         settings.endpoint,
         settings.app_id,
         settings.app_secret,
         now=SystemClock(),
         resource=settings.api_resource,
-        budget=settings.api_budget or (_most(settings.endpoint) if fast else BUDGET),
+        budget=settings.api_budget or (most if fast else BUDGET),
         sleep=lambda seconds: asyncio.sleep(min(seconds, longest_wait_s)),
     )
-
-
-def _most(endpoint: str) -> float:
-    return CLOUD_BUDGET if endpoint.rstrip("/").endswith(".logto.app") else NO_BUDGET
 
 
 @contextlib.asynccontextmanager
@@ -112,13 +108,11 @@ async def talk_to_logto(
             if settings.reconcile_every_s:
                 loops.create_task(reconciliation.keep(settings.reconcile_every_s, observe))
 
-    turn = LeaderLease(database.host, SystemClock(), random.getrandbits(62))
-    asked = asyncio.create_task(turn.keep(ask, observe))
+    lease = LeaderLease(database.host, SystemClock(), random.getrandbits(62))
     try:
-        yield
+        async with run_in_background(lease.keep(ask, observe)):
+            yield
     finally:
-        asked.cancel()
-        await asyncio.gather(asked, return_exceptions=True)
         await logto.close()
 
 
@@ -128,15 +122,6 @@ def make_reconciliation(
     """Make what compares all records with all that Logto lists; without a `source` no handler is
     told."""
     return Reconciliation(logto, database.host, SystemClock(), source)
-
-
-async def compare_one_user(
-    logto: ManagementClient, database: Database, user_id: str
-) -> UserComparison:
-    """Compare one user here and at Logto. Raises InvalidApiResponse, LogtoUnreachable,
-    LogtoApiError, StoreUnavailable."""
-    host = database.host
-    return await compare_and_request_refetch(logto, host, user_id, await make_span_clock(host))
 
 
 def make_recovery(
@@ -194,17 +179,19 @@ class Service:
         self._handlers = Handlers() if handlers is None else handlers
         self._workers = WorkerGroup(settings, database, observe, self._handlers, apart)
         self.api = make_client(settings) if settings.endpoint else None
-        commit = self._commit = GroupCommit(
-            database.host, observe, self._workers.worker.wake, spool_of(settings)
+        host, clock, wake = database.host, SystemClock(), self._workers.worker.wake
+        commit = self._commit = GroupCommit(host, observe, wake, spool_of(settings))
+        self._readiness = Readiness(database.check, host, clock, commit)
+        keyring = Keyring(settings.signing_keys)
+        self._ahead = Ahead(host, clock)
+        read_keys = (
+            make_key_reader(self.api, host, clock, settings.public_url) if self.api else None
         )
-        self._readiness = Readiness(database.check, database.host, SystemClock(), commit)
-        ring = Keyring(settings.signing_keys)
-        self._ahead = Ahead(database.host, SystemClock())
-        self._quarantine = self._set_aside(ring)
+        self._quarantine = Quarantine(host, keyring, clock, observe, wake, read_keys, self._ahead)
         receiver = Receiver(
-            ring,
+            keyring,
             commit.add,
-            SystemClock(),
+            clock,
             observe,
             reject=self._quarantine.offer,
             ahead=self._ahead,
@@ -214,7 +201,7 @@ class Service:
             settings.max_body_bytes,
             ByteLimiter(max(BODIES_IN_FLIGHT, 4 * settings.max_body_bytes)),
         )
-        self._watch = FlowMonitor(database.host, SystemClock(), observe, settings.silence_after_s)
+        self._flow = FlowMonitor(host, clock, observe, settings.silence_after_s)
         self.app: ASGIApp = asgi.make_application(
             self.webhook,
             receiver,
@@ -226,7 +213,7 @@ class Service:
 
     def wake(self) -> None:
         """Tell that there may be something to apply, or to run."""
-        self._workers.wake()
+        self._workers.worker.wake()
         self._workers.wake_runner()
 
     @contextlib.asynccontextmanager
@@ -236,40 +223,29 @@ class Service:
             stack.enter_context(self._handlers.in_use())
             stack.push_async_callback(self._database.host.close)
             stack.push_async_callback(self._commit.finish)
-            wake = self._workers.wake
-            spooled = unspooling(self._settings, self._database, self._observe, wake)
-            await stack.enter_async_context(spooled)
-            await stack.enter_async_context(self._setting_aside())
+            wake = self._workers.worker.wake
+            unspooling = unspool_in_background(self._settings, self._database, self._observe, wake)
+            await stack.enter_async_context(unspooling)
+            stack.push_async_callback(self._write_quarantine)
+            loops = (self._quarantine.keep(), self._flow.keep(), self._ahead.keep())
+            await stack.enter_async_context(run_in_background(*loops))
             if self._settings.worker:
                 await stack.enter_async_context(self._workers.running())
             else:
                 await self._workers.register()
             if self.api is not None:
-                told = self._workers.observe
-                loops = talk_to_logto(self._settings, self.api, self._database, told, wake)
-                await stack.enter_async_context(loops)
+                observe = self._workers.observe
+                asking = talk_to_logto(self._settings, self.api, self._database, observe, wake)
+                await stack.enter_async_context(asking)
             yield
 
     async def _ready(self) -> Silence | None:
         await self._readiness.check()
-        return self._watch.silence
+        return self._flow.silence
 
-    def _set_aside(self, ring: Keyring) -> Quarantine:
-        host, clock, api = self._database.host, SystemClock(), self.api
-        ask = make_key_reader(api, host, clock, self._settings.public_url) if api else None
-        wake = self._workers.wake
-        return Quarantine(host, ring, clock, self._observe, wake, ask, self._ahead)
-
-    @contextlib.asynccontextmanager
-    async def _setting_aside(self) -> AsyncIterator[None]:
-        keeping = asyncio.gather(self._quarantine.keep(), self._watch.keep(), self._ahead.keep())
-        try:
-            yield
-        finally:
-            keeping.cancel()
-            await asyncio.gather(keeping, return_exceptions=True)
-            with contextlib.suppress(LogtoWebhooksError):
-                await self._quarantine.write_down()
+    async def _write_quarantine(self) -> None:
+        with contextlib.suppress(LogtoWebhooksError):
+            await self._quarantine.write_down()
 
 
 class WorkerGroup:
@@ -289,7 +265,7 @@ class WorkerGroup:
         apart = apart if len(handlers) else None
         self._database = database
         self._handlers = handlers
-        self._tell = observe
+        self._observe = observe
         self._registered = False
         self._loops: list[asyncio.Task[None]] = []
         self.worker = make_worker(settings, database, self.observe)
@@ -300,10 +276,6 @@ class WorkerGroup:
             host, SystemClock(), observe, random.random, handlers, database.may_work
         )
 
-    def wake(self) -> None:
-        """Tell that something is pending."""
-        self.worker.wake()
-
     def wake_runner(self) -> None:
         """Tell that there may be jobs."""
         if self._apart is None:
@@ -313,7 +285,7 @@ class WorkerGroup:
 
     def observe(self, report: TelemetryEvent) -> None:
         """Pass on what is reported; what was applied may have made jobs."""
-        self._tell(report)
+        self._observe(report)
         if isinstance(report, DeliverySynced | Refetched | Reconciled):
             self.wake_runner()
 
@@ -328,13 +300,11 @@ class WorkerGroup:
         """Work until stopped. Handlers are made known first, or jobs would be missing."""
         if not await self.register():
             return
-        watching = asyncio.create_task(self._watch())
         handlers = self.runner.run() if self._apart is None else self._run_apart(self._apart)
         loops = (self.worker.run(), handlers)
         self._loops = [asyncio.create_task(loop) for loop in loops]
-        over, _ = await asyncio.wait(self._loops, return_when=asyncio.FIRST_EXCEPTION)
-        watching.cancel()
-        await asyncio.gather(watching, return_exceptions=True)
+        async with run_in_background(self._watch()):
+            over, _ = await asyncio.wait(self._loops, return_when=asyncio.FIRST_EXCEPTION)
         for task in over:
             if not task.cancelled():
                 task.result()
@@ -354,7 +324,7 @@ class WorkerGroup:
         if await self.register():
             await self.worker.drain()
             await self.runner.drain()
-            await self._tell_of_others()
+            await self._report_unrunnable()
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -379,9 +349,9 @@ class WorkerGroup:
                 await self._database.host.run(register)
                 self._registered = True
                 if registered:
-                    self._tell(HandlersKnown(tuple(handler.name for handler in registered)))
+                    self._observe(HandlersKnown(tuple(handler.name for handler in registered)))
             except StoreUnavailable as error:
-                self._tell(Stalled(describe(error), AGAIN_S))
+                self._observe(Stalled(describe(error), AGAIN_S))
                 await asyncio.sleep(AGAIN_S)
         return self._registered
 
@@ -391,17 +361,17 @@ class WorkerGroup:
 
         async def look() -> None:
             nonlocal jobs
-            jobs = await self._tell_of_others(jobs)
+            jobs = await self._report_unrunnable(jobs)
 
         await forever(look, WATCH_S)
 
-    async def _tell_of_others(self, told: int = 0) -> int:
+    async def _report_unrunnable(self, reported: int = 0) -> int:
         counts = await self._database.host.read(lambda store: store.jobs.counts())
         waiting = [count for count in counts if count.state == "waiting"]
         others = [count for count in waiting if count.handler not in self._handlers.by_name]
         jobs = sum(other.count for other in others)
-        if jobs and jobs != told:
-            self._tell(Unrunnable(tuple(other.handler for other in others), jobs))
+        if jobs and jobs != reported:
+            self._observe(Unrunnable(tuple(other.handler for other in others), jobs))
         return jobs
 
 

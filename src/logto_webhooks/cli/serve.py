@@ -16,7 +16,7 @@ from logto_webhooks.cli.options import DATABASE, LOGS, OPTIONS, with_settings
 from logto_webhooks.cli.session import load_handlers, run_async
 from logto_webhooks.database import Database, database_for, for_another_loop, read_status
 from logto_webhooks.deliveries import DeliveryState
-from logto_webhooks.ingest.spool import spool_of, unspooling
+from logto_webhooks.ingest.spool import spool_of, unspool_in_background
 from logto_webhooks.instrumentation import (
     DeliveryFailed,
     DeliverySynced,
@@ -122,7 +122,7 @@ async def _workers(
     try:
         await database.check()
         logger.info("working on %s", database.name)
-        async with unspooling(settings, database, observe, workers.wake):
+        async with unspool_in_background(settings, database, observe, workers.worker.wake):
             with handlers.in_use():
                 yield workers, database
     finally:

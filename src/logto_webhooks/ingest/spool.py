@@ -21,7 +21,7 @@ from logto_webhooks.errors import (
     StoreUnavailable,
     describe,
 )
-from logto_webhooks.event_loop import forever
+from logto_webhooks.event_loop import forever, run_in_background
 from logto_webhooks.instrumentation import NotUnspooled, Observer, Unspooled
 from logto_webhooks.settings import Settings
 from logto_webhooks.signing_keys import trust
@@ -51,21 +51,21 @@ class SpoolDirectory:
 
     async def keep(self, deliveries: Sequence[NewDelivery]) -> None:
         """Return once they are on disk. Raises OSError."""
-        await asyncio.to_thread(self._keep, deliveries)
+        await asyncio.to_thread(self._write, deliveries)
 
     def keep_now(self, delivery: NewDelivery) -> None:
         """The same, blocking. Raises OSError."""
-        self._keep([delivery])
+        self._write([delivery])
 
     def count(self) -> int:
         """How many wait; 0 if there is no such directory."""
-        return sum(1 for _ in self._names())
+        return sum(1 for _ in self._list_names())
 
     def oldest(self, limit: int, max_bytes: int) -> list[str]:
         """Name those that were received first: as many as fit, at least one."""
         names: list[str] = []
         size = 0
-        for name in sorted(self._names())[:limit]:
+        for name in sorted(self._list_names())[:limit]:
             with contextlib.suppress(FileNotFoundError):
                 size += (self._folder / name).stat().st_size
                 if names and size > max_bytes:
@@ -91,13 +91,13 @@ class SpoolDirectory:
         with contextlib.suppress(FileNotFoundError):
             os.replace(self._folder / name, self._folder / f"{name}.refused")
 
-    def _names(self) -> Iterator[str]:
+    def _list_names(self) -> Iterator[str]:
         with contextlib.suppress(FileNotFoundError), os.scandir(self._folder) as entries:
             for entry in entries:
                 if _NAME.fullmatch(entry.name):
                     yield entry.name
 
-    def _keep(self, deliveries: Sequence[NewDelivery]) -> None:
+    def _write(self, deliveries: Sequence[NewDelivery]) -> None:
         for delivery in deliveries:
             name = f"{delivery.received_at:013d}-{delivery.digest.hex()}.json"
             # Of copies that two threads keep, one must not write into the other's file.
@@ -134,7 +134,7 @@ def spool_of(settings: Settings) -> SpoolDirectory | None:
 
 
 @contextlib.asynccontextmanager
-async def unspooling(
+async def unspool_in_background(
     settings: Settings, database: Database, observe: Observer, stored: Callable[[], None]
 ) -> AsyncIterator[None]:
     """Make the spool directory, and store what is in it, as long as the block lasts.
@@ -146,12 +146,8 @@ async def unspooling(
         yield
         return
     spool.make()
-    keeping = asyncio.create_task(Unspooler(spool, database.host, observe, stored).keep())
-    try:
+    async with run_in_background(Unspooler(spool, database.host, observe, stored).keep()):
         yield
-    finally:
-        keeping.cancel()
-        await asyncio.gather(keeping, return_exceptions=True)
 
 
 STORE_S: Final = 10.0
@@ -175,7 +171,7 @@ class Unspooler:
         self._host = host
         self._observe = observe
         self._stored = stored
-        self._told: set[str] = set()  # what can't be read, or renamed
+        self._reported: set[str] = set()  # what can't be read, or renamed
 
     async def keep(self) -> None:
         """Look again and again; what can't be stored now is tried again."""
@@ -184,9 +180,9 @@ class Unspooler:
             while await self.turn():
                 pass
 
-        await forever(store_all, LOOK_S, self._report)
+        await forever(store_all, LOOK_S, self._report_failure)
 
-    def _report(self, error: Exception) -> float:
+    def _report_failure(self, error: Exception) -> float:
         # What waits in the spool is counted by `status`.
         if not isinstance(error, StoreUnavailable | OSError):
             self._observe(NotUnspooled("", describe(error)))
@@ -195,49 +191,49 @@ class Unspooler:
     async def turn(self) -> int:
         """Store some; return how many. Raises StoreUnavailable, OSError."""
         names = await asyncio.to_thread(self._spool.oldest, MAX_ROWS, MAX_BYTES)
-        found: list[tuple[str, NewDelivery]] = []
+        spooled: list[tuple[str, NewDelivery]] = []
         for name in names:
             try:
                 delivery = await asyncio.to_thread(self._spool.read, name)
             except NotADelivery as error:
                 self._refuse(name, str(error))
             except OSError as error:  # such as a file of another user's: it holds back no other
-                self._tell(name, str(error))
+                self._report_once(name, str(error))
             else:
                 if delivery is not None:
-                    found.append((name, delivery))
-        return await self._store(found)
+                    spooled.append((name, delivery))
+        return await self._store(spooled)
 
-    async def _store(self, found: Sequence[tuple[str, NewDelivery]]) -> int:
-        if not found:
+    async def _store(self, spooled: Sequence[tuple[str, NewDelivery]]) -> int:
+        if not spooled:
             return 0
-        deliveries = [delivery for _, delivery in found]
+        deliveries = [delivery for _, delivery in spooled]
         try:
             # As if it arrived now: its file goes, so it must be on the database's disk.
             await self._host.accept(lambda store: store.add(deliveries), STORE_S)
         except RowRejected as error:
-            if len(found) == 1:
-                return int(self._refuse(found[0][0], str(error)))
+            if len(spooled) == 1:
+                return int(self._refuse(spooled[0][0], str(error)))
             # One bad row harms nobody else: halve until it is alone.
-            middle = len(found) // 2
-            return await self._store(found[:middle]) + await self._store(found[middle:])
-        await asyncio.to_thread(self._spool.remove, [name for name, _ in found])
-        self._observe(Unspooled(len(found)))
+            middle = len(spooled) // 2
+            return await self._store(spooled[:middle]) + await self._store(spooled[middle:])
+        await asyncio.to_thread(self._spool.remove, [name for name, _ in spooled])
+        self._observe(Unspooled(len(spooled)))
         self._stored()
-        return len(found)
+        return len(spooled)
 
     def _refuse(self, name: str, problem: str) -> bool:
         """Set it aside, if that can be done."""
         try:
             self._spool.set_aside(name)
         except OSError as error:
-            self._tell(name, f"{problem}; nor can it be renamed: {error}")
+            self._report_once(name, f"{problem}; nor can it be renamed: {error}")
             return False
         self._observe(NotUnspooled(name, problem))
         return True
 
-    def _tell(self, name: str, problem: str) -> None:
+    def _report_once(self, name: str, problem: str) -> None:
         """Say what is tried again and again; once."""
-        if name not in self._told:
-            self._told.add(name)
+        if name not in self._reported:
+            self._reported.add(name)
             self._observe(NotUnspooled(name, problem))

@@ -1,9 +1,10 @@
-"""Telemetry events: everything that is logged or counted, in one table."""
+"""Telemetry events: everything that is logged or counted."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
-from typing import Literal
+from typing import ClassVar, Literal
 
 from msgspec import Struct
 
@@ -20,8 +21,18 @@ RefusedFor = Literal[
 ]
 
 
-class DeliveryStored(Struct, frozen=True):
+class TelemetryEvent(Struct, frozen=True):
+    """Something that happened: the `level` and the `message` of its log line."""
+
+    level: ClassVar[int] = logging.INFO
+    message: ClassVar[str]
+
+
+class DeliveryStored(TelemetryEvent, frozen=True):
     """A delivery was answered 200. It is in the inbox, or it already was (`duplicate`)."""
+
+    level = logging.DEBUG
+    message = "stored"
 
     id: int
     event: str
@@ -30,8 +41,11 @@ class DeliveryStored(Struct, frozen=True):
     took_ms: float
 
 
-class RequestRefused(Struct, frozen=True):
+class RequestRefused(TelemetryEvent, frozen=True):
     """A request was answered with a 4xx, or a 503 because its body couldn't be read."""
+
+    level = logging.WARNING
+    message = "refused"
 
     status: int
     code: RefusedFor
@@ -39,57 +53,78 @@ class RequestRefused(Struct, frozen=True):
     hint: str
 
 
-class Quarantined(Struct, frozen=True):
+class Quarantined(TelemetryEvent, frozen=True):
     """Requests that no known key signed were quarantined."""
 
+    level = logging.WARNING
+    message = "quarantined requests with an unknown signature"
+
     count: int
 
 
-class QuarantineReleased(Struct, frozen=True):
+class QuarantineReleased(TelemetryEvent, frozen=True):
     """A new key proved that quarantined requests are genuine. They are now in the inbox."""
 
+    message = "a new key proved quarantined requests"
+
     count: int
 
 
-class NotStored(Struct, frozen=True):
+class NotStored(TelemetryEvent, frozen=True):
     """Deliveries couldn't be stored, and were answered 503."""
 
+    level = logging.ERROR
+    message = "not stored, answered 503"
+
     count: int
     problem: str
 
 
-class Retrying(Struct, frozen=True):
+class Retrying(TelemetryEvent, frozen=True):
     """The database can't store deliveries now. Storing is retried."""
 
+    level = logging.WARNING
+    message = "the database can't store deliveries, retrying"
+
     count: int
     problem: str
 
 
-class Spooled(Struct, frozen=True):
+class Spooled(TelemetryEvent, frozen=True):
     """The database didn't store deliveries in time. They are in the spool directory."""
 
+    level = logging.WARNING
+    message = "spooled: the database didn't store in time"
+
     count: int
     problem: str
 
 
-class Unspooled(Struct, frozen=True):
+class Unspooled(TelemetryEvent, frozen=True):
     """Deliveries were moved from the spool directory to the inbox."""
+
+    message = "stored spooled deliveries"
 
     count: int
 
 
-class NotUnspooled(Struct, frozen=True):
+class NotUnspooled(TelemetryEvent, frozen=True):
     """A file in the spool directory can't be stored. It was renamed."""
+
+    level = logging.ERROR
+    message = "a spooled delivery can't be stored"
 
     file: str
     problem: str
 
 
-class DeliverySynced(Struct, frozen=True):
+class DeliverySynced(TelemetryEvent, frozen=True):
     """A delivery was applied, `took_ms` after it was received.
 
     One that is `older_than_installation`, or arrived `later_than_replay_window`, runs no handlers.
     """
+
+    message = "delivery"
 
     id: int
     event: str
@@ -101,8 +136,11 @@ class DeliverySynced(Struct, frozen=True):
     later_than_replay_window: bool = False
 
 
-class DeliveryFailed(Struct, frozen=True):
+class DeliveryFailed(TelemetryEvent, frozen=True):
     """A delivery couldn't be applied. It is dead if `retry_in_s` is None."""
+
+    level = logging.WARNING
+    message = "delivery"
 
     id: int
     event: str
@@ -112,19 +150,26 @@ class DeliveryFailed(Struct, frozen=True):
     retry_in_s: float | None
 
 
-class Stalled(Struct, frozen=True):
+class Stalled(TelemetryEvent, frozen=True):
     """The worker can't continue now. It retries."""
+
+    level = logging.ERROR
+    message = "the worker waits for the database"
 
     problem: str
     retry_in_s: float
 
 
-class Resumed(Struct, frozen=True):
+class Resumed(TelemetryEvent, frozen=True):
     """The worker continues after a stall."""
 
+    message = "the worker continues"
 
-class LogRecovered(Struct, frozen=True):
+
+class LogRecovered(TelemetryEvent, frozen=True):
     """Logto's log was compared with the inbox. `causes` says why deliveries failed."""
+
+    message = "compared the inbox with Logto's log"
 
     entries: int
     recovered: int
@@ -132,15 +177,19 @@ class LogRecovered(Struct, frozen=True):
     doubts: str
 
 
-class Refetched(Struct, frozen=True):
+class Refetched(TelemetryEvent, frozen=True):
     """A record was refetched from Logto. `subject` is `kind:id`, and `why` has the reasons."""
+
+    message = "refetched from Logto"
 
     subject: str
     why: tuple[str, ...]
 
 
-class Reconciled(Struct, frozen=True):
+class Reconciled(TelemetryEvent, frozen=True):
     """All records were compared with Logto. `fields` says which columns differed."""
+
+    message = "compared all records with Logto"
 
     users: int
     organizations: int
@@ -149,35 +198,47 @@ class Reconciled(Struct, frozen=True):
     doubts: str
 
 
-class ApiUnavailable(Struct, frozen=True):
+class ApiUnavailable(TelemetryEvent, frozen=True):
     """The Management API can't be reached now. The call is retried."""
+
+    level = logging.ERROR
+    message = "Logto's API can't be reached"
 
     problem: str
     retry_in_s: float
 
 
-class FlowStopped(Struct, frozen=True):
+class FlowStopped(TelemetryEvent, frozen=True):
     """No delivery arrived for `since_s`, or all were rejected. A usual gap is `usual_s`."""
+
+    level = logging.ERROR
+    message = "deliveries no longer arrive: find out why with logto-webhooks doctor"
 
     why: Why
     since_s: int
     usual_s: int | None
 
 
-class FlowResumed(Struct, frozen=True):
+class FlowResumed(TelemetryEvent, frozen=True):
     """Deliveries arrive again, after `silent_s`."""
+
+    message = "deliveries arrive again"
 
     silent_s: int
 
 
-class HandlersKnown(Struct, frozen=True):
+class HandlersKnown(TelemetryEvent, frozen=True):
     """The process registered its handlers. From now on, jobs are created for them."""
+
+    message = "registered handlers"
 
     handlers: tuple[str, ...]
 
 
-class HandlerRan(Struct, frozen=True):
+class HandlerRan(TelemetryEvent, frozen=True):
     """A handler finished a job, `took_ms` after it was called."""
+
+    message = "a handler finished"
 
     job: int
     handler: str
@@ -187,11 +248,14 @@ class HandlerRan(Struct, frozen=True):
     took_ms: float
 
 
-class HandlerFailed(Struct, frozen=True):
+class HandlerFailed(TelemetryEvent, frozen=True):
     """A handler failed. Its job is now waiting (`retry_in_s`), dead or discarded (`state`).
 
     `error` is the kind of the exception, `where` the line of the handler's code that raised it.
     """
+
+    level = logging.WARNING
+    message = "a handler failed"
 
     job: int
     handler: str
@@ -204,68 +268,51 @@ class HandlerFailed(Struct, frozen=True):
     where: str | None = None
 
 
-class HandlerBlocks(Struct, frozen=True):
+class HandlerBlocks(TelemetryEvent, frozen=True):
     """A handler's coroutine has blocked its event loop for `blocked_s`.
 
     `stack` says where, the innermost line first.
     """
+
+    level = logging.ERROR
+    message = "a handler blocks its event loop: use await, or make it a plain function"
 
     handler: str
     blocked_s: float
     stack: str
 
 
-class HandlerHeld(Struct, frozen=True):
+class HandlerHeld(TelemetryEvent, frozen=True):
     """A handler no longer runs in this process, because it has too many abandoned threads.
 
     `left` of them are of this handler, and `total` of all.
     """
+
+    level = logging.ERROR
+    message = "a handler is no longer called, because its threads don't end: fix and restart"
 
     handler: str
     left: int
     total: int
 
 
-class Unrunnable(Struct, frozen=True):
+class Unrunnable(TelemetryEvent, frozen=True):
     """Jobs wait for handlers whose code this process doesn't have."""
+
+    level = logging.WARNING
+    message = "jobs wait for unknown handlers: check --app"
 
     handlers: tuple[str, ...]
     jobs: int
 
 
-class ClockSetBack(Struct, frozen=True):
+class ClockSetBack(TelemetryEvent, frozen=True):
     """The database's clock was set back by `seconds`. Waiting work was rescheduled."""
+
+    level = logging.WARNING
+    message = "the database's clock was set back"
 
     seconds: float
 
-
-TelemetryEvent = (
-    DeliveryStored
-    | RequestRefused
-    | Quarantined
-    | QuarantineReleased
-    | NotStored
-    | Retrying
-    | Spooled
-    | Unspooled
-    | NotUnspooled
-    | DeliverySynced
-    | DeliveryFailed
-    | Stalled
-    | Resumed
-    | LogRecovered
-    | Refetched
-    | Reconciled
-    | ApiUnavailable
-    | FlowStopped
-    | FlowResumed
-    | HandlersKnown
-    | HandlerRan
-    | HandlerFailed
-    | HandlerBlocks
-    | HandlerHeld
-    | Unrunnable
-    | ClockSetBack
-)
 
 Observer = Callable[[TelemetryEvent], None]

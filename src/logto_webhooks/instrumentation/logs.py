@@ -18,36 +18,19 @@ from typing import Any, Final, Literal
 import msgspec
 
 from logto_webhooks.instrumentation import (
-    ApiUnavailable,
-    ClockSetBack,
     DeliveryFailed,
     DeliveryStored,
     DeliverySynced,
-    FlowResumed,
     FlowStopped,
-    HandlerBlocks,
     HandlerFailed,
-    HandlerHeld,
-    HandlerRan,
-    HandlersKnown,
     LogRecovered,
-    NotStored,
-    NotUnspooled,
     Observer,
-    Quarantined,
-    QuarantineReleased,
     Reconciled,
-    Refetched,
-    RequestRefused,
-    Resumed,
-    Retrying,
-    Spooled,
-    Stalled,
     TelemetryEvent,
     Unrunnable,
-    Unspooled,
 )
 
+_FIND_OUT: Final = "find out why with logto-webhooks doctor"
 LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 logger = logging.getLogger("logto_webhooks")
@@ -57,7 +40,6 @@ LONGEST: Final = 500  # characters of a value
 QUEUED: Final = 10_000  # lines that wait to be written
 LAST_WAIT_S: Final = 1.0
 PIPE_BYTES: Final = 4_096  # there is room for so many in a pipe that can be written to
-_FIND_OUT = "find out why with logto-webhooks doctor"
 
 
 def observe(report: TelemetryEvent) -> None:
@@ -66,7 +48,8 @@ def observe(report: TelemetryEvent) -> None:
         report.duplicate or logger.isEnabledFor(logging.DEBUG)
     ):
         return  # the common case costs nothing
-    level, message, fields = _line(report)
+    level, message = _describe(report)
+    fields = _fields_of(report, level)
     if logger.isEnabledFor(level) and _sums.let_through(logger, level, _kind(message, fields)):
         # In the message, too: the formatter of an application leaves out what is extra.
         template = " ".join([message, *(f"{key}=%s" for key in fields)])
@@ -80,90 +63,52 @@ def _kind(message: str, fields: dict[str, Any]) -> str:
     return f"{message} {what}".rstrip()
 
 
-def _line(report: TelemetryEvent) -> tuple[int, str, dict[str, Any]]:
-    told = msgspec.structs.asdict(report)
-    fields = {key: _shortened(value) for key, value in told.items() if value}
+def _describe(report: TelemetryEvent) -> tuple[int, str]:
+    """Return the level and the message, which depend on more than the kind for some."""
+    level, message = report.level, report.message
     match report:
         case DeliveryStored(duplicate=True):
-            return logging.INFO, "delivery", _delivery(fields, "duplicate")
-        case DeliveryStored():
-            return logging.DEBUG, "stored", _delivery(fields, "stored")
-        case DeliverySynced():
-            return logging.INFO, "delivery", _delivery(fields, report.outcome)
+            return logging.INFO, "delivery"
         case DeliveryFailed(retry_in_s=None):
-            return logging.ERROR, "delivery", _delivery(fields, "dead")
-        case DeliveryFailed():
-            return logging.WARNING, "delivery", _delivery(fields, "failed")
-        case RequestRefused():
-            return logging.WARNING, "refused", fields
-        case Quarantined():
-            return logging.WARNING, "quarantined requests with an unknown signature", fields
-        case QuarantineReleased():
-            return logging.INFO, "a new key proved quarantined requests", fields
-        case NotStored():
-            return logging.ERROR, "not stored, answered 503", fields
-        case Retrying():
-            return logging.WARNING, "the database can't store deliveries, retrying", fields
-        case Spooled():
-            return logging.WARNING, "spooled: the database didn't store in time", fields
-        case Unspooled():
-            return logging.INFO, "stored spooled deliveries", fields
-        case NotUnspooled():
-            return logging.ERROR, "a spooled delivery can't be stored", fields
-        case Stalled():
-            return logging.ERROR, "the worker waits for the database", fields
-        case Resumed():
-            return logging.INFO, "the worker continues", fields
-        case ClockSetBack():
-            return logging.WARNING, "the database's clock was set back", fields
-        case LogRecovered():
-            level = logging.WARNING if report.recovered or report.doubts else logging.INFO
-            return level, "compared the inbox with Logto's log", fields
-        case Reconciled():
-            level = logging.WARNING if report.drifted or report.doubts else logging.INFO
-            corrected = ", and corrected differences" if report.drifted else ""
-            return level, f"compared all records with Logto{corrected}", fields
-        case Refetched():
-            return logging.INFO, "refetched from Logto", fields
-        case HandlersKnown():
-            return logging.INFO, "registered handlers", fields
-        case HandlerRan():
-            return logging.INFO, "a handler finished", fields
-        case HandlerFailed(state="waiting", error="RetryLater"):
-            return logging.INFO, "a handler asked for a retry", fields
-        case HandlerFailed(state="waiting"):
-            return logging.WARNING, "a handler failed", _job(fields)
-        case HandlerFailed(state="discarded"):
-            return logging.INFO, "a handler discarded its job", fields
-        case HandlerFailed():
-            return logging.ERROR, "a job is dead", _job(fields)
-        case HandlerBlocks():
-            blocks = "a handler blocks its event loop: use await, or make it a plain function"
-            return logging.ERROR, blocks, fields
-        case HandlerHeld():
-            held = "a handler is no longer called, because its threads don't end: fix and restart"
-            return logging.ERROR, held, fields
-        case Unrunnable():
-            hinted = fields | {"hint": _whose_code(report.handlers)}
-            return logging.WARNING, "jobs wait for unknown handlers: check --app", hinted
+            return logging.ERROR, message
+        case LogRecovered() if report.recovered or report.doubts:
+            return logging.WARNING, message
+        case Reconciled() if report.drifted:
+            return logging.WARNING, f"{message}, and corrected differences"
+        case Reconciled() if report.doubts:
+            return logging.WARNING, message
         case FlowStopped(why="rejected"):
-            return logging.ERROR, f"all requests are rejected: {_FIND_OUT} --only key", fields
-        case FlowStopped():
-            return logging.ERROR, f"deliveries no longer arrive: {_FIND_OUT}", fields
-        case FlowResumed():
-            return logging.INFO, "deliveries arrive again", fields
-        case ApiUnavailable():
-            return logging.ERROR, "Logto's API can't be reached", fields
+            return level, f"all requests are rejected: {_FIND_OUT} --only key"
+        case HandlerFailed(state="waiting", error="RetryLater"):
+            return logging.INFO, "a handler asked for a retry"
+        case HandlerFailed(state="discarded"):
+            return logging.INFO, "a handler discarded its job"
+        case HandlerFailed(state="dead"):
+            return logging.ERROR, "a job is dead"
+    return level, message
+
+
+def _fields_of(report: TelemetryEvent, level: int) -> dict[str, Any]:
+    values = msgspec.structs.asdict(report)
+    fields = {name: _shorten(value) for name, value in values.items() if value}
+    match report:
+        case DeliveryStored():
+            return _delivery(fields, "duplicate" if report.duplicate else "stored")
+        case DeliverySynced():
+            return _delivery(fields, report.outcome)
+        case DeliveryFailed():
+            return _delivery(fields, "dead" if report.retry_in_s is None else "failed")
+        case HandlerFailed() if level >= logging.WARNING:
+            return fields | {"see": f"jobs show {report.job}"}
+        case Unrunnable():
+            return fields | {"hint": _whose_code(report.handlers)}
+    return fields
 
 
 def _delivery(fields: dict[str, Any], outcome: str) -> dict[str, Any]:
     first = {name: fields.get(name) for name in ("id", "event", "subject")}
     rest = {k: v for k, v in fields.items() if k not in (*first, "outcome", "duplicate", "took_ms")}
     return first | {"outcome": outcome, "took_ms": fields.get("took_ms", 0)} | rest
-
-
-def _job(fields: dict[str, Any]) -> dict[str, Any]:
-    return fields | {"see": f"jobs show {fields['job']}"}
 
 
 def _whose_code(handlers: Sequence[str]) -> str:
@@ -359,7 +304,7 @@ def _message(record: logging.LogRecord) -> str:
     return message or record.getMessage()
 
 
-def _shortened(value: object) -> object:
+def _shorten(value: object) -> object:
     if isinstance(value, str) and len(value) > LONGEST:
         return f"{value[:LONGEST]}… ({len(value)} characters)"
     return round(value, 2) if isinstance(value, float) else value
@@ -371,9 +316,6 @@ def _plain(value: object) -> str:
     if text.isprintable() and not set(text) & set(' "='):
         return text
     return json.dumps(text, ensure_ascii=not text.isprintable())
-
-
-logger = logging.getLogger("logto_webhooks")
 
 
 def fan_out(*observers: Observer) -> Observer:

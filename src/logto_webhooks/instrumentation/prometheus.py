@@ -14,39 +14,9 @@ from prometheus_client.core import Metric as Family
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
+from logto_webhooks import instrumentation as telemetry
 from logto_webhooks.deliveries import DeliveryState, Status
-from logto_webhooks.instrumentation import (
-    ApiUnavailable,
-    ClockSetBack,
-    DeliveryFailed,
-    DeliveryStored,
-    DeliverySynced,
-    FlowResumed,
-    FlowStopped,
-    HandlerBlocks,
-    HandlerFailed,
-    HandlerHeld,
-    HandlerRan,
-    HandlersKnown,
-    LogRecovered,
-    NotStored,
-    NotUnspooled,
-    Observer,
-    Quarantined,
-    QuarantineReleased,
-    Reconciled,
-    Refetched,
-    RefusedFor,
-    RequestRefused,
-    Resumed,
-    Retrying,
-    Spooled,
-    Stalled,
-    TelemetryEvent,
-    Unrunnable,
-    Unspooled,
-    Why,
-)
+from logto_webhooks.instrumentation import Observer, RefusedFor, TelemetryEvent, Why
 from logto_webhooks.records.merge import OUTCOMES
 
 PREFIX: Final = "logto_webhooks_"
@@ -58,11 +28,19 @@ def _one(_: TelemetryEvent) -> float:
     return 1
 
 
-def _count(report: NotStored | Spooled | Unspooled | Quarantined | QuarantineReleased) -> float:
+def _count(
+    report: telemetry.NotStored
+    | telemetry.Spooled
+    | telemetry.Unspooled
+    | telemetry.Quarantined
+    | telemetry.QuarantineReleased,
+) -> float:
     return report.count
 
 
-def _taken_s(report: DeliveryStored | DeliverySynced | HandlerRan) -> float:
+def _taken_s(
+    report: telemetry.DeliveryStored | telemetry.DeliverySynced | telemetry.HandlerRan,
+) -> float:
     return report.took_ms / 1000
 
 
@@ -106,122 +84,134 @@ class Gauge(Struct, frozen=True):
 METRICS: Final = (
     Metric(
         "deliveries_stored",
-        DeliveryStored,
+        telemetry.DeliveryStored,
         "deliveries answered 200; duplicates were already in the inbox",
         label="duplicate",
         values=("false", "true"),
     ),
     Metric(
         "answer_seconds",
-        DeliveryStored,
+        telemetry.DeliveryStored,
         "seconds from a body's last byte to its 200",
         _taken_s,
         buckets=ANSWER_S,
     ),
     Metric(
         "requests_refused",
-        RequestRefused,
+        telemetry.RequestRefused,
         "POSTs answered 4xx, or 503 because their body couldn't be read",
         label="code",
         values=get_args(RefusedFor),
     ),
     Metric(
         "requests_set_aside",
-        Quarantined,
+        telemetry.Quarantined,
         "requests quarantined because no known key signed them",
         _count,
     ),
     Metric(
         "deliveries_rescued",
-        QuarantineReleased,
+        telemetry.QuarantineReleased,
         "quarantined requests that a new key proved to be genuine",
         _count,
     ),
-    Metric("deliveries_not_stored", NotStored, "deliveries answered 503", _count),
-    Metric("store_outages", Retrying, "times the database stopped storing deliveries"),
-    Metric("deliveries_spooled", Spooled, "deliveries kept in the spool directory", _count),
+    Metric("deliveries_not_stored", telemetry.NotStored, "deliveries answered 503", _count),
+    Metric("store_outages", telemetry.Retrying, "times the database stopped storing deliveries"),
+    Metric(
+        "deliveries_spooled", telemetry.Spooled, "deliveries kept in the spool directory", _count
+    ),
     Metric(
         "deliveries_unspooled",
-        Unspooled,
+        telemetry.Unspooled,
         "deliveries moved from the spool directory to the inbox",
         _count,
     ),
     Metric(
-        "spool_files_refused", NotUnspooled, "files in the spool directory that can't be stored"
+        "spool_files_refused",
+        telemetry.NotUnspooled,
+        "files in the spool directory that can't be stored",
     ),
     Metric(
         "deliveries_synced",
-        DeliverySynced,
+        telemetry.DeliverySynced,
         "deliveries applied, by outcome",
         label="outcome",
         values=tuple(outcome for outcome in OUTCOMES if outcome != "duplicate"),
     ),
     Metric(
         "delivery_to_row_seconds",
-        DeliverySynced,
+        telemetry.DeliverySynced,
         "seconds from the receipt of a delivery to its application",
         _taken_s,
         buckets=ROW_S,
     ),
     Metric(
         "deliveries_failed",
-        DeliveryFailed,
+        telemetry.DeliveryFailed,
         "failed attempts to apply a delivery, including the last",
     ),
     Metric(
         "deliveries_given_up",
-        DeliveryFailed,
+        telemetry.DeliveryFailed,
         "deliveries that became dead",
         lambda told: told.retry_in_s is None,
     ),
-    Metric("stalls", Stalled, "times the worker had to wait for the database"),
+    Metric("stalls", telemetry.Stalled, "times the worker had to wait for the database"),
     Metric(
         "log_entries",
-        LogRecovered,
+        telemetry.LogRecovered,
         "entries of Logto's log compared with the inbox",
         lambda told: told.entries,
     ),
     Metric(
         "deliveries_recovered",
-        LogRecovered,
+        telemetry.LogRecovered,
         "deliveries recovered from Logto's log",
         lambda told: told.recovered,
     ),
-    Metric("jobs_done", HandlerRan, "jobs done"),
+    Metric("jobs_done", telemetry.HandlerRan, "jobs done"),
     Metric(
         "handler_seconds",
-        HandlerRan,
+        telemetry.HandlerRan,
         "seconds from the call of a handler to the end of its job",
         _taken_s,
         buckets=ROW_S,
     ),
     Metric(
         "jobs_failed",
-        HandlerFailed,
+        telemetry.HandlerFailed,
         "failed calls of handlers, by the state of the job afterwards",
         label="state",
         values=("waiting", "dead", "discarded"),
     ),
-    Metric("handlers_blocking", HandlerBlocks, "alarms because a handler blocked its event loop"),
-    Metric("handlers_held", HandlerHeld, "alarms because a handler had too many abandoned threads"),
+    Metric(
+        "handlers_blocking",
+        telemetry.HandlerBlocks,
+        "alarms because a handler blocked its event loop",
+    ),
+    Metric(
+        "handlers_held",
+        telemetry.HandlerHeld,
+        "alarms because a handler had too many abandoned threads",
+    ),
     Metric(
         "flow_stopped",
-        FlowStopped,
+        telemetry.FlowStopped,
         "alarms because no delivery arrived, or all were rejected",
         label="why",
         values=get_args(Why),
     ),
-    Metric("asked", Refetched, "refetches from the Management API"),
-    Metric("not_asked", ApiUnavailable, "failed calls to the Management API"),
+    Metric("asked", telemetry.Refetched, "refetches from the Management API"),
+    Metric("not_asked", telemetry.ApiUnavailable, "failed calls to the Management API"),
     Metric(
         "records_compared",
-        Reconciled,
+        telemetry.Reconciled,
         "users and organizations compared with Logto",
         lambda told: told.users + told.organizations,
     ),
     Metric(
         "records_drifted",
-        Reconciled,
+        telemetry.Reconciled,
         "records that differed from Logto",
         lambda told: told.drifted,
     ),
@@ -229,11 +219,11 @@ METRICS: Final = (
 
 # Reports that aren't measured, and why.
 UNMEASURED: Final[dict[type[TelemetryEvent], str]] = {
-    ClockSetBack: "rare; see the log",
-    Resumed: "see `stalls`",
-    FlowResumed: "see the gauge `silent`",
-    HandlersKnown: "`handlers list` shows them",
-    Unrunnable: "`handlers list` counts them",
+    telemetry.ClockSetBack: "rare; see the log",
+    telemetry.Resumed: "see `stalls`",
+    telemetry.FlowResumed: "see the gauge `silent`",
+    telemetry.HandlersKnown: "`handlers list` shows them",
+    telemetry.Unrunnable: "`handlers list` counts them",
 }
 
 UP: Final = PREFIX + "database_up"
