@@ -12,8 +12,8 @@ def main() -> None:
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and not _is_ours(error):
             print(
-                f"{error.name} is missing: the command line comes with the extra `all` of this "
-                'package. From a clone: pip install ".[all]"; a wheel: pip install "FILE.whl[all]"',
+                f"error: {error.name} isn't installed. Install this package with the extra `all`. "
+                'In a clone: pip install ".[all]". From a wheel: pip install "FILE.whl[all]"',
                 file=sys.stderr,
             )
             sys.exit(2)

@@ -59,7 +59,7 @@ class TestInit:
         (tmp_path / ".env").write_text("mine")
         refused = command("init", folder=tmp_path)
         assert refused.returncode == 2
-        assert ".env exists" in one_line(refused.stderr)
+        assert ".env already exists" in one_line(refused.stderr)
         assert (tmp_path / ".env").read_text() == "mine"
         nowhere = command("init", "--file", "missing/folder/.env", folder=tmp_path)
         assert nowhere.returncode == 2
@@ -309,7 +309,7 @@ class TestDemo:
         options = ["--once", "--port", "0", "--seed", "7", "--history", name]
         shown = command("demo", *options, folder=tmp_path)
         assert shown.returncode == 0, shown.stdout + shown.stderr
-        assert " 0 others differ." in shown.stdout
+        assert " 0 other records differ." in shown.stdout
         for outcome in ("applied", "duplicate", "test", "stale", "unknown"):
             assert outcome in shown.stdout
         assert shown.stderr == ""
@@ -330,7 +330,7 @@ class TestDemo:
                 occupant.listen()
             shown = command("demo", "--once", "--history", "people", folder=tmp_path)
         assert shown.returncode == 0, shown.stdout + shown.stderr
-        assert "Port 8787 is in use; using " in shown.stdout
+        assert "Port 8787 is in use. Using " in shown.stdout
 
 
 def test_an_address_that_is_not_here_is_one_line(tmp_path: Path) -> None:

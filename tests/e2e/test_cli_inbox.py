@@ -78,7 +78,7 @@ class TestDeliveries:
         assert len(ids("--since", "2026-11-24T00:00Z", "--until", "2026-11-25T00:00Z")) == 6
         nothing = command("deliveries", "list", "--until", "2026-11-01", folder=tmp_path)
         assert (nothing.returncode, nothing.stdout) == (1, "")
-        assert "No such delivery" in one_line(nothing.stderr)
+        assert "No deliveries found" in one_line(nothing.stderr)
 
     def test_json_has_its_documented_shape(self, tmp_path: Path) -> None:
         """The body only of one."""
@@ -147,7 +147,7 @@ class TestUnknownEvents:
         assert command(*options, "User.Craeted", folder=tmp_path).stderr == ""
         assert one_line(command(*options, "PostRegister", folder=tmp_path).stderr)
         none, warning = command(*options, "User.Creatd", folder=tmp_path).stderr.splitlines()
-        assert none == "No such delivery is in the inbox."
+        assert none == "No deliveries found."
         assert warning.startswith("warning: no event 'User.Creatd'")
         assert warning.endswith("the nearest is User.Created.")
 
@@ -225,7 +225,7 @@ class TestExplain:
         keep(tmp_path, *ANA[:3])
         options = ("explain", "organization", "Acme")
         none = command(*options, "--field", "members", folder=tmp_path).stdout
-        assert none.endswith("\nWhat it has now: nothing\n")
+        assert none.endswith("\nCurrent values: none\n")
         shown = command(*options, folder=tmp_path).stdout
         assert "name " in shown
         assert not re.search(r" $", shown, re.MULTILINE)

@@ -84,7 +84,7 @@ def test_a_handler_is_forgotten(folder: Path) -> None:
     assert "discarded 1 job" in said(folder, "handlers", "forget", "app:greet")
     [dead] = told(folder, "jobs", "list", "--handler", "app:greet", "--state", "dead")
     assert dead["error"].endswith("of no use")
-    assert "No handler is called" in one_line(said(folder, "handlers", "forget", "no", code=1))
+    assert "There is no handler named" in one_line(said(folder, "handlers", "forget", "no", code=1))
 
 
 def test_jobs_are_listed_and_shown(folder: Path) -> None:
@@ -102,7 +102,7 @@ def test_jobs_are_listed_and_shown(folder: Path) -> None:
     [dead] = told(folder, "jobs", "list", "--state", "dead")
     printed = said(folder, "jobs", "show", str(dead["id"]))
     assert f"\n  somewhere {'far ' * 30}away\nValueError: of no use\n" in printed, "unfolded"
-    assert "No job" in one_line(said(folder, "jobs", "show", "99", code=1))
+    assert "no job with the ID 99" in one_line(said(folder, "jobs", "show", "99", code=1))
 
 
 @pytest.mark.parametrize(
@@ -113,14 +113,17 @@ def test_jobs_are_listed_and_shown(folder: Path) -> None:
         (["--event", "Foo"], ["no event 'Foo' is known to this release; known are PostRegister"]),
         (["--event", "LocalUserCreate"], ["the nearest is LocalUserCreated."]),
         (["--group", "--handler", "app:gret"], ["app:greet (did you mean this?)"]),
-        (["--handler", "nope"], ["No handler is called 'nope'. Known handlers: app:greet, old:x."]),
+        (
+            ["--handler", "nope"],
+            ["There is no handler named 'nope'. Known handlers: app:greet, old:x."],
+        ),
         (["--handler", "app:greet", "--state", "done"], []),
     ],
 )
 def test_no_job_is_found(folder: Path, options: list[str], says: list[str]) -> None:
     """A name that nothing has is a warning."""
     first, *warnings = said(folder, "jobs", "list", *options, code=1).splitlines()
-    assert first == "There is no such job."
+    assert first == "No jobs found."
     assert len(warnings) == len(says)
     for warning, text in zip(warnings, says, strict=True):
         assert warning.startswith("warning: ")
@@ -140,7 +143,7 @@ def test_dead_jobs_are_repeated_or_discarded(folder: Path) -> None:
     assert "--handler" in one_line(said(folder, "jobs", "retry", code=2))
     number = str(dead["id"])
     assert "already discarded" in said(folder, "jobs", "discard", number, number, code=1)
-    assert "id 98, 99;" in one_line(said(folder, "jobs", "retry", number, "98", "99", code=1))
+    assert "ID: 98, 99." in one_line(said(folder, "jobs", "retry", number, "98", "99", code=1))
     assert "either" in one_line(said(folder, "jobs", "retry", number, *options[:2], code=2))
     assert "app:greet (did" in one_line(
         said(folder, "jobs", "retry", "--handler", "app:gret", code=2)
@@ -154,7 +157,7 @@ def test_jobs_are_counted(folder: Path) -> None:
     assert status["unrunnable"] == {"old:x": 1}
     printed = " ".join(said(folder, "status").split())
     assert "jobs dead 1" in printed
-    assert "no process has registered handler jobs old:x 1" in printed
+    assert "Jobs of unregistered handlers handler jobs old:x 1" in printed
 
 
 def test_deliveries_are_replayed(tmp_path: Path) -> None:
@@ -188,5 +191,5 @@ def test_deliveries_are_replayed(tmp_path: Path) -> None:
     assert listed == {1: "done", 2: "dead"}
     assert len(told(tmp_path, "jobs", "list")) == 1
     replay = ("deliveries", "replay")
-    assert "id 8, 9;" in one_line(said(tmp_path, *replay, "1", "8", "9", code=1))
+    assert "ID: 8, 9." in one_line(said(tmp_path, *replay, "1", "8", "9", code=1))
     assert "app:greet" in one_line(said(tmp_path, *replay, "1", "--handler", "greet", code=2))

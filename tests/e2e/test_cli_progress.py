@@ -85,7 +85,11 @@ async def slow_logto(folder: Path) -> AsyncIterator[dict[str, str]]:
     [
         (["backfill"], "/s", "Run it again within a day to continue."),
         (["reconcile", "--dry-run"], "/s", "Nothing was changed."),
-        (["recover"], "entries of Logto's log", "Recovered deliveries are stored. Run it again"),
+        (
+            ["recover"],
+            "entries of Logto's log",
+            "The deliveries recovered so far are stored. Run it again",
+        ),
     ],
     ids=["backfill", "reconcile", "recover"],
 )
@@ -150,4 +154,4 @@ def test_a_replay_of_many_can_be_stopped(tmp_path: Path) -> None:
     ids = [str(number) for number in range(1, 3_001)]
     running = Running(tmp_path, "deliveries", "replay", "--sync-only", *ids)
     assert running.interrupt("/s") == 130
-    assert "of 3000 were replayed; continue with the ID " in running.errors
+    assert "of 3000. Continue with the ID " in running.errors

@@ -159,7 +159,7 @@ def test_a_secret_on_the_command_line_is_a_warning(tmp_path: Path, option: str, 
     (tmp_path / "body").write_bytes(b"{}")
     words = ("sign", "body") if option == "--signing-key" else ("endpoint", "list")
     said = command(*words, option, value, folder=tmp_path, LOGTO_WEBHOOK_SIGNING_KEY=KEY)
-    assert f"warning: everybody on this machine can read {option} with `ps`" in said.stderr
+    assert f"warning: all users of this machine can see {option} with `ps`" in said.stderr
     assert "_FILE to a file" in said.stderr
     assert KEY not in said.stderr
 

@@ -233,9 +233,9 @@ class TestTheCommand:
         [
             (["--scenario", "brust"], "the nearest is burst"),
             (["--scenario", "xyz"], "known are sign-up, burst"),
-            (["--scenario", "sso", "PostSignIn"], "give either it or an event"),
-            ([], "give either it or an event"),
-            (["--scenario", "sso", "--data", "name=x"], "it works with an event only"),
+            (["--scenario", "sso", "PostSignIn"], "use either a scenario or an event"),
+            ([], "use either a scenario or an event"),
+            (["--scenario", "sso", "--data", "name=x"], "it needs an event, not a scenario"),
             (["PostSignIn", "--faults", "loss,duplicate"], "the nearest is duplicates"),
         ],
     )

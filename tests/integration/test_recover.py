@@ -343,7 +343,7 @@ def test_what_is_wrong_is_one_line(options: list[str], says: str, tmp_path: Path
             assert says in error
             # A secret on a command line is warned of besides.
             assert len(warned) == options.count("--app-secret")
-            assert all("everybody on this machine can read" in line for line in warned)
+            assert all("all users of this machine can see" in line for line in warned)
             assert logto.app_secret not in done.stderr
 
     asyncio.run(live())

@@ -31,6 +31,7 @@ from logto_webhooks.events.local import (
     OrganizationRow,
     UserRow,
 )
+from logto_webhooks.events.users import InteractionEvent, UserEvent
 from logto_webhooks.samples import history, payloads
 from logto_webhooks.signing_keys import trust
 from tests.support import recorded
@@ -43,10 +44,18 @@ def section(name: str) -> str:
     return _SECTIONS[name]()
 
 
-def _kin(module: str) -> str:
-    kin = [each for each in BY_NAME.values() if each.__module__.endswith(f".{module}")]
-    assert kin, f"no event is in a module named {module}"
-    return "\n\n".join(_sent(each) for each in kin if each.name not in DERIVED)
+def _in_module(module: str) -> str:
+    kinds = [kind for kind in BY_NAME.values() if kind.__module__.endswith(f".{module}")]
+    assert kinds, f"no event is in a module named {module}"
+    return "\n\n".join(_sent(kind) for kind in kinds if kind.name not in DERIVED)
+
+
+def _of_users(*, security: bool) -> str:
+    """Those that change users or are about a sign-in, or all others in the same module."""
+    kinds = [kind for kind in BY_NAME.values() if kind.__module__ == UserEvent.__module__]
+    return "\n\n".join(
+        _sent(kind) for kind in kinds if issubclass(kind, UserEvent | InteractionEvent) != security
+    )
 
 
 def _sent(event: type[Event]) -> str:
@@ -144,10 +153,10 @@ def _call(payload: Json) -> str:
 
 
 _SECTIONS: Final = {
-    "users": lambda: _kin("users"),
-    "organizations": lambda: _kin("organizations"),
-    "rbac": lambda: _kin("rbac"),
-    "security": lambda: _kin("security"),
+    "users": lambda: _of_users(security=False),
+    "organizations": lambda: _in_module("organizations"),
+    "rbac": lambda: _in_module("rbac"),
+    "security": lambda: _of_users(security=True),
     "derived": _derived,
     "local": _local,
     "all": lambda: _fields(Event),

@@ -46,7 +46,7 @@ def test_of_a_group_itself_is_told() -> None:
 
 def test_who_asks_to_be_retried_did_not_fail() -> None:
     """Its own words are no error's."""
-    assert shown(RetryLater(60)) == "asked to be retried"
+    assert shown(RetryLater(60)) == "asked for a retry"
 
 
 def test_of_what_is_no_traceback_the_last_line_counts() -> None:

@@ -13,26 +13,29 @@ from logto_webhooks.cli import errors
 # Name -> the module and the function or group in it, and the first sentence of its help. Only the
 # module of the command that runs is imported.
 COMMANDS: Final = {
-    "demo": ("demo:demo", "Send a recorded history in random order; show the result."),
-    "serve": ("serve:serve", "Receive Logto's webhooks, and apply them."),
-    "worker": ("serve:worker", "Apply the deliveries in the inbox, without receiving any."),
+    "demo": ("demo:demo", "Send a recorded history in random order and show the result."),
+    "serve": ("serve:serve", "Receive Logto's webhooks and apply them."),
+    "worker": ("serve:worker", "Apply the deliveries in the inbox without receiving new ones."),
     "init": ("init:init", "Write an .env file that explains every setting."),
     "migrate": ("init:migrate", "Migrate the database's schema to this release."),
-    "status": ("records:status", "Count deliveries, jobs, and records that wait for Logto."),
-    "doctor": ("doctor:doctor", "Show what is wrong, here or at Logto, and how to fix it."),
+    "status": ("records:status", "Count deliveries and jobs, and list records to refetch."),
+    "doctor": (
+        "doctor:doctor",
+        "Find problems in the service and in Logto, and say how to fix them.",
+    ),
     "users": ("records:users", "Find users by ID, email, phone or username."),
     "organizations": ("records:organizations", "Find organizations by ID or name."),
     "tail": ("deliveries:tail", "Print each delivery as it arrives, until you press Ctrl-C."),
-    "recover": ("sync:recover", "Recover missed deliveries from Logto's own log."),
-    "reconcile": ("sync:reconcile", "Compare all records with Logto's, and fix differences."),
+    "recover": ("sync:recover", "Recover missed deliveries from Logto's log."),
+    "reconcile": ("sync:reconcile", "Compare all records with Logto and correct the differences."),
     "backfill": ("sync:backfill", "Fill an empty database from Logto."),
-    "trigger": ("trigger:trigger", "Sign and send a sample of any event, or a scenario."),
+    "trigger": ("trigger:trigger", "Send a signed sample of any event, or a scenario."),
     "sign": ("trigger:sign", "Print the value of Logto's signature header for a body."),
     "listen": ("listen:listen", "Forward Logto's webhooks to an application on localhost."),
     "deliveries": ("deliveries:app", "List, show and replay the deliveries in the inbox."),
-    "endpoint": ("webhooks:app", "Create, list and test webhooks at Logto; rotate keys."),
-    "explain": ("records:explain", "Show a record's history, and which delivery set each field."),
-    "handlers": ("jobs:handlers", "List the known handlers, and forget old ones."),
+    "endpoint": ("webhooks:app", "Create, list and test webhooks in Logto, and rotate keys."),
+    "explain": ("records:explain", "Show a record's history and which delivery set each field."),
+    "handlers": ("jobs:handlers", "List registered handlers and forget old ones."),
     "jobs": ("jobs:app", "List, show, retry and discard the jobs of handlers."),
 }
 
@@ -97,7 +100,7 @@ def main(
         bool, typer.Option(errors.DEBUG, help="Show the traceback of an unexpected error.")
     ] = False,
 ) -> None:
-    """Receive Logto's webhooks, and keep an exact copy of Logto's users and organizations."""
+    """Receive Logto's webhooks and keep an exact copy of Logto's users and organizations."""
     if version:
         from importlib import metadata
 

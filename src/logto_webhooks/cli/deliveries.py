@@ -52,9 +52,13 @@ def list_(
     subject: Subject = None,
     since: Annotated[
         str | None,
-        Option(help="Received since then: a time (2026-11-24T08:00Z), or 90m, 36h, 7d ago."),
+        Option(
+            help="Received since this time (2026-11-24T08:00Z), or this long ago (90m, 36h, 7d)."
+        ),
     ] = None,
-    until: Annotated[str | None, Option(help="Received before then, written like --since.")] = None,
+    until: Annotated[
+        str | None, Option(help="Received before this time, in the form of --since.")
+    ] = None,
     text: Annotated[
         str | None, Option(help="Only with this text in the body (case-sensitive).")
     ] = None,
@@ -85,7 +89,7 @@ def list_(
     output.note_more(deliveries, limit)
     if not deliveries:
         if not as_json:
-            output.note("No such delivery is in the inbox.")
+            output.note("No deliveries found.")
         warn_about_event(event)
         raise Exit(1)
 
@@ -100,7 +104,7 @@ def show(
     """Show a delivery with its body, as Logto sent it."""
     delivery = run_admin(settings, lambda admin: admin.delivery(id))
     if delivery is None:
-        output.fail(f"No delivery has the ID {id}.")
+        output.fail(f"There is no delivery with the ID {id}.")
     fields = output.delivery_to_builtins(delivery)
     if as_json:
         print(output.to_json(fields | {"body": msgspec.Raw(delivery.body)}))
@@ -116,9 +120,9 @@ def replay(
     settings: Settings,
     ids: Annotated[list[int], Argument(min=1, max=GREATEST_ID, help="Delivery IDs.")],
     handler: Annotated[str | None, Option(help="Only run jobs of this handler.")] = None,
-    rerun: Annotated[bool, Option("--rerun", help="Also run jobs again that are done.")] = False,
+    rerun: Annotated[bool, Option("--rerun", help="Also repeat jobs that are done.")] = False,
     sync_only: Annotated[
-        bool, Option("--sync-only", help="Only apply the deliveries; run no jobs.")
+        bool, Option("--sync-only", help="Apply the deliveries without running jobs.")
     ] = False,
     dry_run: DryRun = False,
     as_json: AsJson = False,
@@ -145,7 +149,7 @@ def replay(
         # A transaction for each page: a long one would delay the receiver.
         for start in range(0, len(ids), REPLAYED_AT_ONCE):
             page = ids[start : start + REPLAYED_AT_ONCE]
-            resume = f"{start} of {len(ids)} were replayed; continue with the ID {page[0]}."
+            resume = f"Replayed {start} of {len(ids)}. Continue with the ID {page[0]}."
             with output.stoppable(output.UNCHANGED if dry_run else resume):
                 result = result.plus(run_admin(settings, partial(replay_page, page)))
             done = start + len(page)
@@ -162,7 +166,7 @@ def tail(
     settings: Settings,
     since_id: Annotated[
         int | None,
-        Option(min=0, max=GREATEST_ID, help="Begin after this ID. Default: the newest delivery's."),
+        Option(min=0, max=GREATEST_ID, help="Start after this ID. Default: the newest ID."),
     ] = None,
     event: Event = None,
     subject: Subject = None,

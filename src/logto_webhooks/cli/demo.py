@@ -31,6 +31,7 @@ from logto_webhooks.instrumentation import (
     TelemetryEvent,
     logs,
 )
+from logto_webhooks.plural import Count
 from logto_webhooks.records.merge import OUTCOMES
 from logto_webhooks.runtime import Service, make_worker
 from logto_webhooks.samples import history
@@ -59,7 +60,7 @@ def demo(
         bool,
         Option(
             "--once",
-            help="Exit after the summary: with code 1 if a record differs and isn't in doubt.",
+            help="Exit after the summary, with code 1 if a record differs and isn't in doubt.",
         ),
     ] = False,
     name: Annotated[
@@ -74,9 +75,9 @@ def demo(
         Option(min=0, max=65535, help="The port to listen on. Default: 8787, or any free port."),
     ] = None,
 ) -> None:
-    """Send a recorded history in random order; show the result.
+    """Send a recorded history in random order and show the result.
 
-    The history is that of a real Logto. Its deliveries go over HTTP, some of them twice, to a
+    The history comes from a real Logto. Its deliveries are sent over HTTP, some of them twice, to a
     service with a temporary database.
     """
     chosen_seed = seed if seed is not None else random.SystemRandom().randrange(10_000)
@@ -136,7 +137,7 @@ def _listen(host: str, port: int | None) -> socket.socket:
         return server.listen(host, PORT)
     except AddressUnavailable:
         listener = server.listen(host, 0)
-        output.say(f"Port {PORT} is in use; using {listener.getsockname()[1]} instead.")
+        output.say(f"Port {PORT} is in use. Using {listener.getsockname()[1]} instead.")
         return listener
 
 
@@ -184,12 +185,12 @@ def _show_summary(mirror: _Mirror, outcomes: Counter[str], different: list[Diffe
     )
     doubtful = sorted((need for need in mirror.waiting if need.doubtful), key=lambda need: need.key)
     output.table(
-        f"\nIn doubt, because only Logto's API can tell: {_count_kinds(doubtful)}",
+        f"\nIn doubt until a refetch from Logto: {_count_kinds(doubtful)}",
         ("kind", "id", "values in doubt"),
         [(need.key.kind, need.key.id, need.reason.removeprefix("doubtful: ")) for need in doubtful],
     )
     output.table(
-        f"\nDifferences from Logto's own final state: {len(different)}",
+        f"\nDifferences from Logto's final state: {len(different)}",
         ("kind", "id", "field", "ours", "Logto's", "in doubt"),
         [
             (*row.key, row.field, row.ours, row.logto, "yes" if row.doubtful else "no")
@@ -200,8 +201,9 @@ def _show_summary(mirror: _Mirror, outcomes: Counter[str], different: list[Diffe
     wrong = {difference.key for difference in different if not difference.doubtful}
     differing = {difference.key for difference in different if difference.doubtful}
     output.say(
-        f"\n{len(doubtful)} records in doubt, of which {len(differing)} differ from Logto. "
-        f"{len(wrong)} others differ."
+        f"\n{Count(len(doubtful)):record is|records are} in doubt. "
+        f"{Count(len(differing)):of them differs|of them differ} from Logto. "
+        f"{Count(len(wrong)):other record differs|other records differ}."
     )
 
 
@@ -228,5 +230,5 @@ def _show_next_steps(settings: Settings, url: str, mirror: _Mirror) -> None:
         f"  {command} trigger User.Created --data email=ana@example.com\n"
         f"  {command} users ana@example.com\n"
         f"  {command} status\n\n"
-        "Press Ctrl-C to stop, and to remove the database."
+        "Press Ctrl-C to stop and delete the database."
     )

@@ -38,20 +38,20 @@ def doctor(
     only: Annotated[
         str | None,
         Option(
-            help=f"Only these checks, separated by commas, and those they depend on: {_NAMES}.",
+            help=f"Run only these checks, separated by commas, and those they depend on: {_NAMES}.",
             show_default=False,
         ),
     ] = None,
     timeout: Annotated[
-        float, Option(min=0.1, help="Time limit of each check, in seconds.")
+        float, Option(min=0.1, help="The time limit of each check, in seconds.")
     ] = TIMEOUT_S,
     least_free_mb: Annotated[
-        int, Option(min=0, help="Least free disk space for the SQLite file, in MB.")
+        int, Option(min=0, help="Warn if less disk space is free for the SQLite file, in MB.")
     ] = LEAST_FREE_MB,
     env_file: EnvFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what is wrong, here or at Logto, and how to fix it."""
+    """Find problems in the service and in Logto, and say how to fix them."""
     application = load_application(settings)
     names = [name.strip() for name in (only or "").split(",") if name.strip()]
 

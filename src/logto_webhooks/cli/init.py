@@ -35,11 +35,11 @@ LOGTO_WEBHOOK_SIGNING_KEY=
 #LOGTO_WEBHOOKS_DATABASE_URL=postgresql://user:password@127.0.0.1/name
 #LOGTO_WEBHOOKS_SCHEMA=logto
 
-# Whether `serve` also applies deliveries. If false, run `worker` beside it.
+# Whether `serve` also applies deliveries. If false, run `worker` as well.
 #LOGTO_WEBHOOKS_WORKER=true
 
-# Where the service listens. In Logto's console, the webhook's endpoint URL is the address at which
-# Logto reaches the service, and the path: https://your-host/api/webhooks/logto
+# The address on which the service listens. In Logto's console, set the webhook's endpoint URL to
+# the service's public address with this path: https://your-host/api/webhooks/logto
 #LOGTO_WEBHOOKS_HOST=127.0.0.1
 #LOGTO_WEBHOOKS_PORT=8787
 #LOGTO_WEBHOOKS_PATH=/api/webhooks/logto
@@ -51,7 +51,7 @@ LOGTO_WEBHOOK_SIGNING_KEY=
 #LOGTO_WEBHOOKS_MAX_ATTEMPTS=8
 
 # How long before its webhook a change may have happened, in milliseconds, if Logto doesn't send
-# the time. Greater values mark more records as doubtful, smaller ones miss some.
+# the time. Larger values mark more records as in doubt. Smaller values may miss some.
 #LOGTO_WEBHOOKS_LAG_MS=100
 
 # Run no handlers for deliveries that are older than this, in seconds: somebody may have recorded
@@ -77,14 +77,14 @@ LOGTO_WEBHOOK_SIGNING_KEY=
 #LOGTO_WEBHOOKS_SILENCE_AFTER_S=3600
 # The URL at which Logto reaches the webhook. Set it if no webhook there has your signing key yet.
 #LOGTO_WEBHOOKS_PUBLIC_URL=https://your-host/api/webhooks/logto
-# A directory for deliveries that the database can't take in time. They are answered 200, and
+# A directory for deliveries that the database can't store in time. They are answered 200 and
 # stored later. The directory must outlive the process.
 #LOGTO_WEBHOOKS_SPOOL_DIR=/var/lib/logto-webhooks/spool
 
-# Your LogtoWebhooks object, as module:name. Its handlers run.
+# Your LogtoWebhooks object with its handlers, as module:name.
 #LOGTO_WEBHOOKS_APP=app.logto:logto
 
-# text or json; debug, info, warning or error.
+# The log's format (text or json) and level (debug, info, warning or error).
 #LOGTO_WEBHOOKS_LOG_FORMAT=text
 #LOGTO_WEBHOOKS_LOG_LEVEL=info
 """
@@ -95,7 +95,7 @@ def init(
 ) -> None:
     """Write an .env file that explains every setting.
 
-    A file that exists is not changed.
+    An existing file is not changed.
     """
     try:
         with os.fdopen(files.open_for_writing(file, new=True), "wb") as new:
@@ -116,7 +116,7 @@ def migrate(
 ) -> None:
     """Migrate the database's schema to this release.
 
-    For SQLite, `serve` does this when it starts.
+    On SQLite, `serve` also does this when it starts.
     """
     database = database_for(settings)
     if sql:

@@ -29,8 +29,8 @@ from logto_webhooks.settings import Settings
 from logto_webhooks.validation import GREATEST_ID
 
 _UNCHANGED: Final = {
-    JobMove.REPEAT: "Jobs that are running now are left alone.",
-    JobMove.DISCARD: "Jobs that are done or already discarded stay as they are.",
+    JobMove.REPEAT: "Running jobs aren't changed.",
+    JobMove.DISCARD: "Jobs that are done or already discarded aren't changed.",
 }
 Handler = Annotated[str | None, Option(help="Only this handler: module:function.")]
 State = Annotated[
@@ -53,7 +53,9 @@ def list_handlers(settings: Settings, as_json: AsJson = False) -> None:
     if rows or as_json:
         output.show(rows, as_json, lambda rows: output.print_list("handler", rows, fold=True))
     else:
-        output.note("No handlers are known. Start `serve` or `worker` with --app to register some.")
+        output.note(
+            "No handlers are registered. To register yours, start `serve` or `worker` with --app."
+        )
     if not rows:
         raise Exit(1)
 
@@ -71,7 +73,7 @@ def forget(
     """
     discarded = run_admin(settings, lambda admin: admin.forget_handler(name))
     if discarded is None:
-        output.fail(f"No handler is called {name!r}.")
+        output.fail(f"There is no handler named {name!r}.")
     text = f"Forgot {name}, and discarded {Count(discarded):job|jobs}."
     output.show({"handler": name, "discarded": discarded}, as_json, lambda _: output.say(text))
 
@@ -115,7 +117,7 @@ def list_(
         output.note_more(jobs, limit)
     if not jobs:
         if not as_json:
-            output.note("There is no such job.")
+            output.note("No jobs found.")
         _explain_empty(settings, handler, event)
         raise Exit(1)
 
@@ -162,7 +164,7 @@ def show(
     """Show a job with the traceback of its last failure."""
     jobs = run_admin(settings, lambda admin: admin.jobs(JobFilter(id=id)))
     if not jobs:
-        output.fail(f"No job has the ID {id}.")
+        output.fail(f"There is no job with the ID {id}.")
     output.show(jobs[0], as_json, _print_all)
 
 
@@ -177,7 +179,7 @@ def _error_title(job: JobRow, error: str) -> str:
     if job.state == JobState.DISCARDED and "Traceback " not in error:
         return "Why it was discarded"
     asked_later = output.format_error(error) == output.ASKED_LATER
-    return "It asked to be retried" if asked_later else "The last failure"
+    return "Why it asked for a retry" if asked_later else "The last failure"
 
 
 @app.command()

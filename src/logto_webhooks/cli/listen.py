@@ -32,24 +32,24 @@ def listen(
         str | None, Option(help="The URL to forward to. Default: `serve` on this machine.")
     ] = None,
     hook: Annotated[
-        str | None, Option(help="Read only this webhook's log. Give its ID, name or URL.")
+        str | None, Option(help="Read only the log of this webhook: its ID, name or URL.")
     ] = None,
     since: Annotated[
         str | None,
-        Option(help="Begin in the past: a time (2026-11-24T08:00Z), or 90m, 36h, 7d ago."),
+        Option(help="Start at this time (2026-11-24T08:00Z), or this long ago (90m, 36h, 7d)."),
     ] = None,
     tunnel_command: Annotated[
         str | None,
         Option(
-            help="Create a temporary webhook that uses a tunnel. This command must open the tunnel "
-            "to the local port {port}, and print its URL."
+            help="Use a tunnel and a temporary webhook. This command must open the tunnel to the "
+            "local port {port} and print its URL."
         ),
     ] = None,
     repoint: Annotated[
         str | None,
         Option(
-            help="With a tunnel: change the URL of this webhook until the end, instead of creating "
-            "one."
+            help="With a tunnel, change the URL of this webhook until the end, instead of creating "
+            "a webhook."
         ),
     ] = None,
     yes: Annotated[
@@ -116,7 +116,7 @@ def _check(config: ListenConfig) -> None:
 
 def _confirm(hook: Webhook) -> None:
     question = f"Change the URL of the webhook {hook.name!r} until this command ends?"
-    typer.confirm(f"{question} {hook.url} gets nothing meanwhile.", abort=True, err=True)
+    typer.confirm(f"{question} Until then, {hook.url} gets no deliveries.", abort=True, err=True)
 
 
 class _Printer:

@@ -54,10 +54,10 @@ EnvFile = Annotated[
     Option(help="Read settings from this file. Default: .env, if it exists.", callback=_check_file),
 ]
 AsJson = Annotated[bool, Option("--json", help="Print JSON.")]
-DryRun = Annotated[bool, Option("--dry-run", help="Show what would change, but change nothing.")]
-Limit = Annotated[int, Option(min=1, help="Show at most this many.")]
+DryRun = Annotated[bool, Option("--dry-run", help="Show what would change without changing it.")]
+Limit = Annotated[int, Option(min=1, help="Show at most this many results.")]
 After = Annotated[
-    int | None, Option(min=1, max=GREATEST_ID, help="Continue after this ID: the next page.")
+    int | None, Option(min=1, max=GREATEST_ID, help="Show the next page, after this ID.")
 ]
 ExitAfter = Annotated[int | None, Option(min=1, help="Exit after this many deliveries.")]
 Event = Annotated[
@@ -65,13 +65,13 @@ Event = Annotated[
 ]
 Subject = Annotated[
     str | None,
-    Option(help="Only about this record: user:ID, organization:ID, …", callback=check_subject),
+    Option(help="Only this record: user:ID, organization:ID, …", callback=check_subject),
 ]
 
 _SETTINGS: Final[dict[str, tuple[Any, str]]] = {
-    "signing_key": (str, "The webhook's signing key. Separate several with commas."),
+    "signing_key": (str, "The webhook's signing key, or several keys, separated by commas."),
     "database_url": (str, "The database's URL. Default: sqlite:///logto-webhooks.db."),
-    "schema": (str, "The PostgreSQL schema of the tables. Default: the connection's."),
+    "schema": (str, "The PostgreSQL schema of the tables. Default: the connection's default."),
     "worker": (bool, "Apply deliveries in this process. Default: yes."),
     "host": (str, "The address to listen on. Default: 127.0.0.1."),
     "port": (int, "The port to listen on. Default: 8787."),
@@ -109,9 +109,9 @@ _SETTINGS: Final[dict[str, tuple[Any, str]]] = {
     "public_url": (str, "The URL at which Logto reaches the webhook."),
     "spool_dir": (
         str,
-        "A directory for deliveries that the database can't take in time. Default: none.",
+        "A directory for deliveries that the database can't store in time. Default: none.",
     ),
-    "app": (str, "Your LogtoWebhooks object, as module:name. Its handlers run."),
+    "app": (str, "Your LogtoWebhooks object with its handlers, as module:name."),
     "log_format": (str, "text or json. Default: text."),
     "log_level": (str, "debug, info, warning or error. Default: info."),
 }
@@ -170,8 +170,8 @@ def read_settings(env_file: Path | None, **options: Any) -> Settings:
         if options.get(field):
             variable = VARIABLES[field][0]
             output.warn(
-                f"everybody on this machine can read --{field.replace('_', '-')} with `ps`. Set "
-                f"{variable} instead, or set {variable}{FILE} to a file that holds it."
+                f"all users of this machine can see --{field.replace('_', '-')} with `ps`. Set "
+                f"{variable} instead, or set {variable}{FILE} to a file that contains it."
             )
     return settings
 
@@ -202,7 +202,7 @@ def _check_binding(file: Path, binding: Binding) -> None:
         output.warn(f"{line} is ignored, because it isn't of the form NAME=value.")
     elif binding.key and binding.key.startswith(_OURS) and binding.key not in _KNOWN:
         [near] = get_close_matches(binding.key, _KNOWN, n=1, cutoff=0.0)
-        output.warn(f"{file}: there is no setting {binding.key}. Did you mean {near}?")
+        output.warn(f"{file}: unknown setting {binding.key}. Did you mean {near}?")
 
 
 def _line_number(original: Original) -> int:

@@ -213,7 +213,7 @@ def _plain(cell: str | None) -> str:
     return strip_controls(cell).replace("\n", "\\n").replace("\t", "\\t")
 
 
-ASKED_LATER: Final = "asked to be retried"
+ASKED_LATER: Final = "asked for a retry"
 _RETRY_LATER: Final = re.compile(r"logto_webhooks\.errors\.(\w+\.)*RetryLater\b")
 # The group itself, not the exceptions in it, which are indented further.
 _GROUP: Final = re.compile(
@@ -258,9 +258,7 @@ def show_status(status: Status, waiting: Sequence[RefetchNeed]) -> None:
     print_pairs(pairs, fold=False)
     if status.unrunnable:
         rows = [{"handler": name, "jobs": count} for name, count in status.unrunnable.items()]
-        print_list(
-            "unrunnable", rows, "\nJobs of handlers that no process has registered", fold=True
-        )
+        print_list("unrunnable", rows, "\nJobs of unregistered handlers", fold=True)
     if waiting:
         rows = [need.key._asdict() | {"reason": need.reason} for need in waiting]
         more = f", the oldest of {status.refetch}" if status.refetch > len(rows) else ""
@@ -337,8 +335,8 @@ def show_comparison(comparison: UserComparison) -> None:
         for name in ours | logtos
     ]
     here = "here" if comparison.ours else "here: unknown, or deleted"
-    at_logto = "at Logto" if comparison.logto else "at Logto: deleted, or never existed"
-    table("", ("", here, at_logto, ""), cells, fold=True)
+    in_logto = "in Logto" if comparison.logto else "in Logto: deleted, or never existed"
+    table("", ("", here, in_logto, ""), cells, fold=True)
 
 
 def show_records(records: Sequence[FoundRow], kind: str) -> None:
@@ -409,8 +407,8 @@ _CONTROLS: Final = re.compile(rf"[\x00-\x08\x0b-\x1f{_ABOVE}]")
 _IN_JSON: Final = re.compile(f"[{_ABOVE}]")  # JSON escapes the others
 _HINTS: Final = {
     401: "the service doesn't accept this signing key. Set LOGTO_WEBHOOK_SIGNING_KEY to the key "
-    "that the service uses. After a rotation, that is the new one.",
-    404: "no webhook answers at this path. Set LOGTO_WEBHOOKS_PATH to the service's path, or give "
+    "that the service uses. After a rotation, use the new key.",
+    404: "no webhook answers at this path. Set LOGTO_WEBHOOKS_PATH to the service's path, or pass "
     "the whole URL with {option}.",
 }
 

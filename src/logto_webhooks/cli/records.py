@@ -20,8 +20,8 @@ from logto_webhooks.records.projection import column_names
 from logto_webhooks.records.record import Kind
 from logto_webhooks.settings import Settings
 
-Text = Annotated[str, Argument(help="The text to search for. An empty text finds all.")]
-Query = Annotated[str, Argument(help="A Logto ID, or a query that matches exactly one.")]
+Text = Annotated[str, Argument(help="The text to search for. An empty text matches all.")]
+Query = Annotated[str, Argument(help="A Logto ID, or a query that matches exactly one record.")]
 OneField = Annotated[
     str | None, Option("--field", help="Only this column, or `organizations` or `members`.")
 ]
@@ -29,7 +29,7 @@ OneField = Annotated[
 
 @with_settings(*DATABASE, "spool_dir")
 def status(settings: Settings, limit: Limit = 10, as_json: AsJson = False) -> None:
-    """Count deliveries, jobs, and records that wait for Logto.
+    """Count deliveries and jobs, and list records to refetch.
 
     Records wait if only the Management API can tell their current values.
     """
@@ -85,7 +85,7 @@ def users(
     if is_known or as_json:
         output.show(comparison, as_json, output.show_comparison)
     else:
-        output.note(f"No user found for {query!r}, neither here nor at Logto.")
+        output.note(f"No user found for {query!r}, neither here nor in Logto.")
     if not is_known:
         raise Exit(1)
 
@@ -96,7 +96,7 @@ def _show(records: list[FoundRow], kind: Kind, query: str, limit: int, as_json: 
     else:
         output.note(f"No {kind} found for {query!r}.")
     if len(records) > limit:
-        output.note(f"There are more than {limit}; see --limit.")
+        output.note(f"There are more than {limit}. To see them, increase --limit.")
     if not records:
         raise Exit(1)
 
@@ -107,7 +107,7 @@ explain = make_group()
 @explain.command()
 @with_settings("lag_ms", *DATABASE)
 def user(settings: Settings, query: Query, field: OneField = None, as_json: AsJson = False) -> None:
-    """Show a user's history: each delivery or API response, then each field."""
+    """Show a user's history: each delivery and API response, then each field."""
     _explain(settings, "user", query, field, as_json)
 
 
@@ -116,7 +116,7 @@ def user(settings: Settings, query: Query, field: OneField = None, as_json: AsJs
 def organization(
     settings: Settings, query: Query, field: OneField = None, as_json: AsJson = False
 ) -> None:
-    """Show an organization's history: each delivery or API response, then each field."""
+    """Show an organization's history: each delivery and API response, then each field."""
     _explain(settings, "organization", query, field, as_json)
 
 
@@ -151,9 +151,9 @@ def _show_explained(explained: Explained) -> None:
     output.say_title(f"{explained.subject.kind} {explained.subject.id}")
     for entry in explained.lines:
         output.print_line(output.format_timeline_entry(entry))
-    nothing = "" if explained.fields else ": nothing"
+    nothing = "" if explained.fields else ": none"
     columns = ("field", "value", "set by", "last confirmed by", "")
-    output.table(f"\nWhat it has now{nothing}", columns, map(_to_row, explained.fields), fold=True)
+    output.table(f"\nCurrent values{nothing}", columns, map(_to_row, explained.fields), fold=True)
 
 
 def _to_row(field: Field) -> tuple[Any, ...]:

@@ -35,7 +35,7 @@ logger = logging.getLogger("logto_webhooks")
 
 @with_settings(*OPTIONS)
 def serve(settings: Settings) -> None:
-    """Receive Logto's webhooks, and apply them."""
+    """Receive Logto's webhooks and apply them."""
     logs.configure(settings.log_format, settings.log_level)
     run_async(_serve(settings))
     logger.info("stopped")
@@ -63,7 +63,7 @@ def worker(
     settings: Settings,
     drain: Annotated[bool, Option("--drain", help="Exit when nothing is pending.")] = False,
 ) -> None:
-    """Apply the deliveries in the inbox, without receiving any."""
+    """Apply the deliveries in the inbox without receiving new ones."""
     if not drain:
         logs.configure(settings.log_format, settings.log_level)
         run_async(_work(settings))

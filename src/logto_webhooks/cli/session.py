@@ -100,7 +100,7 @@ def load_application(settings: Settings, database: Database | None = None) -> Lo
         sys.path.insert(0, os.getcwd())
     application = _import(settings, module, name)
     if not isinstance(application, LogtoWebhooks):
-        problem = f"{settings.app} isn't a LogtoWebhooks; name the variable that holds one"
+        problem = f"{settings.app} isn't a LogtoWebhooks object"
         raise _invalid(settings, problem)
     application.run_by(settings, database)
     return application

@@ -31,14 +31,14 @@ def recover(
     since: Annotated[
         str | None,
         Option(
-            help="Start then: a time (2026-11-24T08:00Z), or 90m, 36h, 7d ago. Default: where the "
-            "last run ended."
+            help="Start at this time (2026-11-24T08:00Z), or this long ago (90m, 36h, 7d). "
+            "Default: the end of the last run."
         ),
     ] = None,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
-    """Recover missed deliveries from Logto's own log."""
+    """Recover missed deliveries from Logto's log."""
     start = parse_moment("--since", since)
 
     async def run(admin: Admin) -> RecoverResult:
@@ -49,7 +49,7 @@ def recover(
                 progressed=lambda result: bar.update(_LOG_ENTRIES, result.entries, result.done),
             )
 
-    resume = "Recovered deliveries are stored. Run it again for the rest."
+    resume = "The deliveries recovered so far are stored. Run it again for the rest."
     with output.stoppable(output.UNCHANGED if dry_run else resume):
         result = run_admin(settings, run)
     output.show(result, as_json, lambda result: output.show_recovered(result, dry_run))
@@ -66,11 +66,11 @@ def reconcile(
     ] = None,
     dry_run: DryRun = False,
     report: Annotated[
-        bool, Option("--report", help="For each difference, show since when, and a reason.")
+        bool, Option("--report", help="For each difference, show since when and a likely reason.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Compare all records with Logto's, and fix differences.
+    """Compare all records with Logto and correct the differences.
 
     It compares users, organizations, members and roles. An interrupted run resumes.
     """
@@ -85,14 +85,15 @@ def reconcile(
         result = run_admin(settings, run)
     output.show(result, as_json, lambda result: output.show_reconciled(result, dry_run, report))
     if user is not None and not result.users:
-        output.fail(f"No user found for {user!r}, neither here nor at Logto.")
+        output.fail(f"No user found for {user!r}, neither here nor in Logto.")
 
 
 @with_settings(*DATABASE, *LOGTO_API, "api_budget")
 def backfill(
     settings: Settings,
     run_handlers: Annotated[
-        bool, Option("--run-handlers", help="Run handlers for LocalUserCreated and the like.")
+        bool,
+        Option("--run-handlers", help="Run handlers for local events, such as LocalUserCreated."),
     ] = False,
     as_json: AsJson = False,
 ) -> None:

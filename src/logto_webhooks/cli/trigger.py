@@ -75,16 +75,20 @@ def trigger(
     data: Annotated[
         list[str] | None,
         Option(
-            help="Set a field: key=value. You can repeat it. Top-level keys of the payload are set "
-            "there, others in the record. a.b sets a nested key. email is short for primaryEmail. "
-            "Values may be JSON: isSuspended=true, addedUserIds='[\"ana\"]'."
+            help="Set a field: key=value. You can repeat this option. Top-level keys change the "
+            "payload, other keys the record. a.b sets a nested key. email means primaryEmail. "
+            "Values can be JSON: isSuspended=true, addedUserIds='[\"ana\"]'."
         ),
     ] = None,
     id: Annotated[
         str | None,
-        Option(help="The ID of the user, organization, role or scope; of the user in a scenario."),
+        Option(
+            help="The ID of the user, organization, role or scope. In a scenario, the user's ID."
+        ),
     ] = None,
-    count: Annotated[int, Option(min=1, help="Send this many, each about a different record.")] = 1,
+    count: Annotated[
+        int, Option(min=1, help="Send this many deliveries, each about a different record.")
+    ] = 1,
     faults: Annotated[
         str | None,
         Option(help=f"Faults to simulate, separated by commas: all, {', '.join(FAULTS)}."),
@@ -97,7 +101,7 @@ def trigger(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Sign and send a sample of any event, or a scenario.
+    """Send a signed sample of any event, or a scenario.
 
     Fields that you don't set have sample values, always the same for an ID. The command doesn't
     remember what it sent before.
@@ -201,9 +205,9 @@ def _make_payloads(
         fields = _parse_fields(data)
         return [payload(event, fields, at=at, rng=rng, id=id) for at in moments]
     if scenario is None or event is not None:
-        raise SettingInvalid(name="--scenario", problem="give either it or an event")
+        raise SettingInvalid(name="--scenario", problem="use either a scenario or an event")
     if data:
-        raise SettingInvalid(name="--data", problem="it works with an event only")
+        raise SettingInvalid(name="--data", problem="it needs an event, not a scenario")
     name = check_choice("--scenario", scenario, SCENARIOS)
     series = [scenarios.scenario(name, at=at, rng=rng, id=id) for at in moments]
     return [body for bodies in series for body in bodies]

@@ -30,9 +30,7 @@ from logto_webhooks.settings import VARIABLES, Settings
 [_KEY] = VARIABLES["signing_key"]
 OneWebhook = Annotated[
     str | None,
-    Argument(
-        help="The webhook's ID, name or URL. Default: the one with our signing key or our URL."
-    ),
+    Argument(help="The webhook's ID, name or URL. Default: the one with your signing key or URL."),
 ]
 app = make_group()
 
@@ -52,7 +50,7 @@ def create(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Create a webhook, and print its signing key.
+    """Create a webhook and print its signing key.
 
     It sends all events that the sync and your handlers need. The key is saved only if you give
     --env-file.
@@ -76,18 +74,18 @@ def create(
         "events."
     )
     if env_file is None:
-        output.note("Set that key, then (re)start `logto-webhooks serve`.")
+        output.note("Set this key, then start or restart `logto-webhooks serve`.")
     else:
         _write_key(env_file, webhook.signing_key)
-        output.note(f"The key is in {env_file}. (Re)start `logto-webhooks serve`.")
+        output.note(f"The key is in {env_file}. Start or restart `logto-webhooks serve`.")
     if not urlsplit(webhook.url).path.rstrip("/").endswith(settings.path.rstrip("/")):
-        output.warn(f"serve answers at {settings.path}, and 404 elsewhere.")
+        output.warn(f"serve answers only at {settings.path}, and this URL has another path.")
 
 
 @app.command("list")
 @with_settings("signing_key", *LOGTO_API, "public_url")
 def list_(settings: Settings, as_json: AsJson = False) -> None:
-    """List Logto's webhooks, and mark ours.
+    """List Logto's webhooks and mark yours.
 
     Ours have our signing key or our URL. No keys are shown.
     """
@@ -124,7 +122,7 @@ def send_test(
     ] = 10.0,
     as_json: AsJson = False,
 ) -> None:
-    """Have Logto send a test delivery, and wait for it."""
+    """Make Logto send a test delivery and wait for it."""
     _restore_webhooks(settings)
     result = run_admin(
         settings, lambda admin: admin.test_endpoint(hook, event=event, timeout_s=timeout)
@@ -139,7 +137,7 @@ def send_test(
         output.note(f"{result.event} to {result.url} did not arrive: {result.problem}.")
     if not result.enabled:
         output.note(
-            "The webhook is disabled: Logto sends it tests only. Enable it in Logto's console."
+            "The webhook is disabled, so Logto sends only tests. Enable it in Logto's console."
         )
     if result.problem is not None:
         raise Exit(1)
@@ -156,7 +154,7 @@ def rotate(
     ] = "10m",
     as_json: AsJson = False,
 ) -> None:
-    """Rotate a webhook's signing key, and print the new one.
+    """Rotate a webhook's signing key and print the new one.
 
     Both keys are accepted during the overlap.
     """

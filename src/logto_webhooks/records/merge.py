@@ -173,14 +173,14 @@ def _greatest(known: dict[str, int], new: dict[str, int]) -> dict[str, int]:
 # The strongest first: a delivery that changes several records has the strongest of their words.
 OUTCOMES: Final = {
     "applied": "changed a record",
-    "stale": "older than what was known already",
-    "asks": "tells that something changed, not what: only Logto knows",
-    "tombstoned": "about a record that is deleted, and stays so",
-    "unchanged": "said what was known already",
+    "stale": "older than the known values",
+    "asks": "says that something changed, but not what",
+    "tombstoned": "about a deleted record, which stays deleted",
+    "unchanged": "equal to the known values",
     "nothing": "an event that changes no record",
-    "unknown": "an event that this release doesn't know: kept",
-    "test": "a test payload of Logto's console: touches nothing",
-    "duplicate": "was in the inbox already",
+    "unknown": "an event that this release doesn't know",
+    "test": "a test payload from Logto's console",
+    "duplicate": "already in the inbox",
 }
 
 
