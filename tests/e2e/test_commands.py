@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from logto_webhooks import cli
 from tests.pages import examples, made, scene, tree
+from tests.support.doc_runner import is_alike, run_command
 
 WITH_EXAMPLES = [page for page in sorted(made.DOCS.rglob("*.md")) if examples.are_in(page)]
 
@@ -67,5 +68,5 @@ def test_examples_print_what_is_said(page: Path, filled: Path, tmp_path: Path) -
     folder = shutil.copytree(filled, tmp_path / page.stem)
     with scene.stage(folder, page.stem):
         for example in examples.examples(page.read_text()):
-            printed = examples.run(example.line)
-            assert examples.alike(example.printed, printed), f"{example.line}\n{printed}"
+            printed = run_command(example.line)
+            assert is_alike(example.printed, printed), f"{example.line}\n{printed}"

@@ -6,8 +6,6 @@ import json
 import re
 import shlex
 import signal
-import subprocess
-import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,63 +18,42 @@ import sqlalchemy as sa
 from logto_webhooks.samples.request import SignedRequest
 from logto_webhooks.testing import SIGNING_KEY, make
 from tests.support import postgres
+from tests.support.doc_runner import Page
 from tests.support.mounted import soon
-from tests.support.service import PATH, clean_environment
+from tests.support.service import PATH
 from tests.support.waiting import until
 
 FOLDER = Path(__file__).parents[2] / "examples/fastapi"
 README = (FOLDER / "README.md").read_text()
+MIGRATIONS = ("alembic upgrade head", "logto-webhooks migrate")
 OWN_TABLES = {"workspaces", "sign_ins", "greetings", "notes"}
 
 
 @pytest.fixture
 def database() -> Iterator[sa.URL]:
     """An empty database, dropped afterwards."""
-    name = f"logto_example_{uuid.uuid4().hex[:12]}"
-    server = postgres.sync_engine().execution_options(isolation_level="AUTOCOMMIT")
-    with server.connect() as connection:
-        connection.execute(sa.text(f"CREATE DATABASE {name}"))
-        yield postgres.server_url().set(database=name)
-        connection.execute(sa.text(f"DROP DATABASE {name} WITH (FORCE)"))
+    with postgres.own_database() as url:
+        yield url
 
 
 @pytest.fixture
-def environment(database: sa.URL) -> dict[str, str]:
-    """What the README exports."""
-    variables = {
+def page(database: sa.URL, tmp_path: Path) -> Page:
+    """The README, with what it exports, and a server on a port of its own."""
+    exported = {
         "DATABASE_URL": database.render_as_string(hide_password=False),
         "LOGTO_WEBHOOK_SIGNING_KEY": SIGNING_KEY,
         "TOKEN_SECRET": uuid.uuid4().hex,
     }
-    assert all(f"export {name}=" in README for name in variables)
-    return clean_environment(variables)
+    assert all(f"export {name}=" in README for name in exported)
+    port = {"--port 8787": "--port 0 --no-access-log"}
+    return Page(FOLDER, port, logs=tmp_path, environment=exported)
 
 
-def arguments(line: str) -> list[str]:
-    """A command that the README has, of this interpreter's environment."""
-    assert f"\n{line}\n" in README, line
-    program, *rest = shlex.split(line)
-    return [str(Path(sys.executable).with_name(program)), *rest]
-
-
-def run(command: list[str], environment: dict[str, str]) -> str:
-    """Run a command in the example's folder to its good end, and return what it printed."""
-    done = subprocess.run(
-        command,
-        cwd=FOLDER,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-def migrate(environment: dict[str, str]) -> None:
-    for line in ("alembic upgrade head", "logto-webhooks migrate"):
-        run(arguments(line), environment)
+def run(page: Page, *lines: str) -> None:
+    """Run lines that the README has."""
+    for line in lines:
+        assert f"\n{line}\n" in README, line
+        page.run(line)
 
 
 def tables(database: sa.URL) -> set[str]:
@@ -90,20 +67,14 @@ def tables(database: sa.URL) -> set[str]:
 class Application:
     """The example's own server; killed at the end of the block, unless it has ended."""
 
-    def __init__(self, environment: dict[str, str], log: Path) -> None:
-        self._environment, self._log = environment, log
+    def __init__(self, page: Page) -> None:
+        self._page = page
 
     def __enter__(self) -> Application:
-        command = arguments("uvicorn app.main:app --port 8787")
-        with self._log.open("w") as log:
-            self.process = subprocess.Popen(
-                [*command[:-1], "0", "--no-access-log"],
-                cwd=FOLDER,
-                env=self._environment,
-                stdout=log,
-                stderr=log,
-            )
-        until(lambda: "Uvicorn running" in self.log or self.process.poll() is not None)
+        line = "uvicorn app.main:app --port 8787"
+        assert f"\n{line}\n" in README
+        self._started = self._page.start("uvicorn", line, "Uvicorn running")
+        self.process = self._started.process
         found = re.search(r"running on (http://127\.0\.0\.1:\d+)", self.log)
         assert found, self.log
         self.http = httpx2.Client(base_url=found[1], timeout=30)
@@ -117,7 +88,7 @@ class Application:
     @property
     def log(self) -> str:
         """What the server wrote so far."""
-        return self._log.read_text()
+        return self._started.log
 
     def send(self, delivery: SignedRequest, path: str = PATH) -> None:
         """As Logto does; anything but 200 from there, without a redirect, is a failure."""
@@ -140,17 +111,17 @@ class Application:
         until(holds, lambda: self.ask("GET", "/workspace", token).text + self.log, seconds=60)
 
 
-def token_of(claims: str, environment: dict[str, str]) -> str:
+def token_of(page: Page, claims: str) -> str:
     """A token as the README makes it."""
     assert "$(python -m app.auth '" in README
-    return run([sys.executable, "-m", "app.auth", claims], environment).strip()
+    return page.run(f"python -m app.auth '{claims}'").strip()
 
 
-def tokens_of(people: list[str], environment: dict[str, str]) -> list[str]:
+def tokens_of(page: Page, people: list[str]) -> list[str]:
     """A token for each, made in one process."""
     code = "import sys; from app.auth import token_of\n"
     code += "for person in sys.argv[1:]: print(token_of({'sub': person}))"
-    return run([sys.executable, "-c", code, *people], environment).split()
+    return page.run(shlex.join(["python", "-c", code, *people])).split()
 
 
 def signed_up(person: str, at: int) -> tuple[SignedRequest, SignedRequest]:
@@ -160,33 +131,30 @@ def signed_up(person: str, at: int) -> tuple[SignedRequest, SignedRequest]:
     return created, make.post_sign_in(id=person, user=user, at=at)
 
 
-def test_each_migrates_its_own(database: sa.URL, environment: dict[str, str]) -> None:
+def test_each_migrates_its_own(database: sa.URL, page: Page) -> None:
     """Alembic finds nothing to do about our tables, and goes back without them; so do we."""
-    migrate(environment)
-    run(arguments("alembic check"), environment)
+    run(page, *MIGRATIONS, "alembic check")
     both = tables(database)
     assert both >= OWN_TABLES | {"alembic_version", "logto_users", "logto_schema_version"}
-    alembic = arguments("alembic check")[0]
-    run([alembic, "downgrade", "base"], environment)
+    page.run("alembic downgrade base")
     assert tables(database) == both - OWN_TABLES
-    run(arguments("alembic upgrade head"), environment)
-    run(arguments("logto-webhooks migrate"), environment)
+    run(page, *MIGRATIONS)
     assert tables(database) == both
 
 
-def test_nothing_is_lost_when_it_is_killed(environment: dict[str, str], tmp_path: Path) -> None:
+def test_nothing_is_lost_when_it_is_killed(page: Page) -> None:
     """What was answered 200 has all its effects, each once; then it ends when it is told to."""
-    migrate(environment)
+    run(page, *MIGRATIONS)
     at, people = soon(), [f"person-{number}" for number in range(8)]
-    tokens = tokens_of(people, environment)
-    with Application(environment, tmp_path / "first.log") as application:
+    tokens = tokens_of(page, people)
+    with Application(page) as application:
         for number, person in enumerate(people):
             for delivery in signed_up(person, at + number):
                 application.send(delivery, PATH + "/" * (number % 2))
         application.process.send_signal(signal.SIGKILL)
         application.process.wait()
 
-    with Application(environment, tmp_path / "second.log") as application:
+    with Application(page) as application:
         for person, token in zip(people, tokens, strict=True):
             application.wait_for_workspace(
                 token,
@@ -201,13 +169,13 @@ def test_nothing_is_lost_when_it_is_killed(environment: dict[str, str], tmp_path
         assert "Finished server process" in application.log
 
 
-def test_what_the_readme_shows(environment: dict[str, str], tmp_path: Path) -> None:
+def test_what_the_readme_shows(page: Page) -> None:
     """A user whom a webhook told of, one who was early, and one who has left."""
-    migrate(environment)
-    ana = token_of('{"sub": "ana"}', environment)
-    bo = token_of('{"sub": "bo", "name": "Bo"}', environment)
+    run(page, *MIGRATIONS)
+    ana = token_of(page, '{"sub": "ana"}')
+    bo = token_of(page, '{"sub": "bo", "name": "Bo"}')
     forged = ana[:-1] + ("0" if ana[-1] != "0" else "1")
-    with Application(environment, tmp_path / "log") as application:
+    with Application(page) as application:
         assert application.http.get("/workspace").status_code == 401
         for bad in (forged, "nonsense", "WzVd."):
             assert application.ask("GET", "/workspace", bad).status_code == 401
@@ -215,7 +183,7 @@ def test_what_the_readme_shows(environment: dict[str, str], tmp_path: Path) -> N
 
         to = f"{application.http.base_url}".rstrip("/") + PATH
         for line in re.findall(r"^logto-webhooks trigger .*$", README, re.MULTILINE):
-            run([*arguments(line), "--to", to], environment)
+            page.run(f"{line} --to {to}")
             until(lambda: application.ask("GET", "/workspace", ana).status_code == 200)
         application.wait_for_workspace(
             ana, name="Ana", email="ana@example.com", sign_ins=1, greetings=["Welcome, Ana!"]

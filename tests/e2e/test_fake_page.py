@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from logto_webhooks.testing.fake import FakeLogto, Faults
-from tests.support.doc_reader import Reader, steps
+from tests.support.doc_runner import Page
 from tests.support.servers import free_port
 
 PAGE = (Path(__file__).parents[2] / "docs" / "fake-logto.md").read_text()
@@ -19,25 +19,20 @@ PLAY, REST = PAGE.split("\n## Use it in a test\n")
 
 
 @pytest.fixture
-def reader(tmp_path: Path) -> Iterator[Reader]:
+def page(tmp_path: Path) -> Iterator[Page]:
     engine = sa.create_engine(f"sqlite:///{tmp_path}/logto-webhooks.db", poolclass=sa.NullPool)
     port = str(free_port())
-    made = Reader(tmp_path, engine, {"port=3001": f"port={port}", ":3001": f":{port}"})
+    own = {"port=3001": f"port={port}", ":3001": f":{port}"}
+    page = Page(tmp_path, own, engine=engine)
     try:
-        yield made
+        yield page
     finally:
-        made.end()
+        page.end()
 
 
-def test_the_logto_runs_as_printed(reader: Reader) -> None:
+def test_the_logto_runs_as_printed(page: Page) -> None:
     """What it lost is brought back, its key is changed, and all that was sent is here."""
-    printed = []
-    for language, text, name in steps(PLAY):
-        if language == "sh":
-            printed.append(reader.run(text))
-        else:
-            reader.write(name, text)
-    listed, recovered, found, rotated, judged = (each for each in printed if each)
+    listed, recovered, found, rotated, judged = filter(None, page.follow(PLAY))
     assert re.search(r" play +true +true ", listed)
     assert "recovered" in recovered
     assert "user0@example.com" in found

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support import postgres
+from tests.support.doc_runner import Page
 
-PAGE = Path(__file__).parents[2] / "docs" / "testing.md"
+TEXT = Path(__file__).parents[2] / "docs" / "testing.md"
 FILES = ("shop", "conftest", "test_greetings", "test_awaited", "test_fixture", "test_http")
 # What the page says in words: the fixture on an AsyncConnection, and in memory.
 FIXTURES = """
@@ -51,7 +49,7 @@ class TestInMemory:
     def test_everybody_is_told(self, logto_app):
         assert logto_app.deliver(testing.make.post_sign_in()).ran == ["tell"]
 """
-PYTEST = (sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider")
+PYTEST = "python -m pytest -q -W error -p no:cacheprovider"
 PLUGINS = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_PLUGINS": "anyio.pytest_plugin"}
 
 
@@ -64,17 +62,9 @@ def url() -> Iterator[str]:
 
 def test_the_page_about_testing_runs_as_printed(tmp_path: Path, url: str) -> None:
     """Synchronous, awaited, by the fixture, and over HTTP."""
-    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    for file, block in zip(FILES, blocks, strict=True):
-        Path(tmp_path, f"{file}.py").write_text(block)
-    Path(tmp_path, "test_fixtures.py").write_text(FIXTURES)
-    done = subprocess.run(
-        PYTEST,
-        cwd=tmp_path,
-        env=os.environ | PLUGINS | {"TEST_DATABASE_URL": url},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert "8 passed" in done.stdout, done.stdout + done.stderr
+    blocks = re.findall(r"```python\n(.*?)```", TEXT.read_text(), re.DOTALL)
+    page = Page(tmp_path, environment=PLUGINS | {"TEST_DATABASE_URL": url})
+    for name, block in zip(FILES, blocks, strict=True):
+        page.write(f"{name}.py", block)
+    page.write("test_fixtures.py", FIXTURES)
+    assert "8 passed" in page.run(PYTEST)

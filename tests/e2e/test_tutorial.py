@@ -8,37 +8,28 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from tests.pages.examples import alike
 from tests.support import postgres
-from tests.support.doc_reader import Reader, steps
+from tests.support.doc_runner import Page
 
-PAGE = Path(__file__).parents[2] / "docs" / "tutorial.md"
+TUTORIAL = Path(__file__).parents[2] / "docs" / "tutorial.md"
 BEGINNING = "\n## Start the service\n"  # the text before it says how to install
 
 
 @pytest.fixture
-def reader(tmp_path: Path) -> Iterator[Reader]:
+def page(tmp_path: Path) -> Iterator[Page]:
     with postgres.own_database() as url:
         psycopg = url.set(drivername="postgresql+psycopg")
         engine = sa.create_engine(psycopg, poolclass=sa.NullPool)
         mine = url.render_as_string(hide_password=False)
         theirs = ("-h 127.0.0.1 -U postgres tutorial", "postgresql://postgres@127.0.0.1/tutorial")
-        made = Reader(tmp_path, engine, {theirs[0]: f"'{mine}'", theirs[1]: mine})
+        page = Page(tmp_path, {theirs[0]: f"'{mine}'", theirs[1]: mine}, engine=engine)
         try:
-            yield made
+            yield page
         finally:
-            made.end()
+            page.end()
 
 
-def test_the_tutorial_runs_as_printed(reader: Reader) -> None:
+def test_the_tutorial_runs_as_printed(page: Page) -> None:
     """From a service on an empty database to a dead job that is mended, and what is printed."""
-    printed = ""
-    [_, page] = PAGE.read_text().split(BEGINNING)
-    for language, text, name in steps(page):
-        if language == "sh":
-            printed = reader.run(text)
-        elif language == "text":
-            assert alike(text, printed), printed
-        else:
-            assert name, text
-            reader.write(name, text)
+    [_, text] = TUTORIAL.read_text().split(BEGINNING)
+    page.follow(text)

@@ -19,11 +19,11 @@ from logto_webhooks.samples import history
 from logto_webhooks.signing_keys import trust
 from logto_webhooks.testing import SIGNING_KEY, make
 from logto_webhooks.testing.fake import FakeLogto
+from tests.support.doc_runner import WIDTH
 from tests.support.fake import credentials
 from tests.support.service import Service, clean_environment, command
 
 NAME: Final = "calm"
-WIDTH: Final = 120
 FILE: Final = "logto-webhooks.db"
 SERVED: Final = ("listen", "local-development", "trigger")
 LOST: Final = 9  # of the newest deliveries, which Logto's log has
