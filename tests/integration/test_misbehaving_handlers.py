@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx2
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
 from logto_webhooks import LogtoWebhooks, events
@@ -26,7 +26,7 @@ from logto_webhooks.database.threads import (
 )
 from logto_webhooks.errors import TableIsReadOnly
 from logto_webhooks.handlers import HandlerOptions, Handlers
-from logto_webhooks.handlers.worker import ConcurrencyLimits
+from logto_webhooks.handlers.worker import AHEAD_S, ConcurrencyLimits
 from logto_webhooks.instrumentation import HandlerBlocks, HandlerHeld, TelemetryEvent
 from logto_webhooks.jobs import JobRow
 from logto_webhooks.testing import SIGNING_KEY, make
@@ -164,17 +164,44 @@ def test_where_all_left_too_many_threads_only_coroutines_are_called() -> None:
         handlers.add(plain, ["User.Created"], name=name, options=HandlerOptions())
     handlers.add(awaited, ["User.Created"], name="awaited", options=HandlerOptions())
     limits = ConcurrencyLimits(handlers, transactions=5, left=left)
-    assert limits.find_free([]).keys() == {*names, "awaited"}
+    assert limits.find_free({}).keys() == {*names, "awaited"}
     for number in range(MOST):
         RUNNING.set(Running(names[number % len(names)], left))
         call = DetachedCall[bool]()
         assert not call.wait(gate.wait, longest_s=0)
     assert max(left.counts().values()) < MOST_OF_ONE
-    assert limits.find_free([]).keys() == {"awaited"}
+    assert limits.find_free({}).keys() == {"awaited"}
     assert limits.find_blocked().keys() == set(names)
     gate.set()
     wait_until(lambda: not left.counts())
-    assert limits.find_free([]).keys() == {*names, "awaited"}
+    assert limits.find_free({}).keys() == {*names, "awaited"}
+
+
+def test_jobs_of_a_fast_handler_are_claimed_ahead() -> None:
+    """Many at a time, and again when half of them are done; those of a slow one are not."""
+    handlers = Handlers()
+
+    async def awaited(event: events.UserCreated, connection: AsyncConnection) -> None: ...
+
+    for name in ("fast", "slow"):
+        options = HandlerOptions(concurrency=2)
+        handlers.add(awaited, ["User.Created"], name=name, options=options)
+    limits = ConcurrencyLimits(handlers, transactions=4, left=AbandonedCalls())
+    assert limits.find_free({}) == {"fast": 2, "slow": 2}
+
+    async def run_both() -> None:
+        async with limits.run("fast"):
+            pass
+        async with limits.run("slow"):
+            await asyncio.sleep(AHEAD_S)
+
+    asyncio.run(run_both())
+    free = limits.find_free({})
+    assert free["slow"] == 2
+    assert 2 < free["fast"] <= 100
+    few, many = free["fast"] // 2 - 1, free["fast"] // 2
+    assert limits.find_free({"fast": few, "slow": 2}) == {"fast": free["fast"] - few}
+    assert limits.find_free({"fast": many, "slow": 1}) == {"slow": 1}
 
 
 HOSTILE = """

@@ -6,6 +6,7 @@ import asyncio
 import os
 import shutil
 import sqlite3
+import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -114,6 +115,10 @@ class FileGuard:
         self._file = file
         self._beside = [Path(f"{file}{end}") for end in ("-wal", "-shm")]
         self._seen: dict[Path, tuple[int, int]] = {}
+        self._open = 0  # connections
+        self._lock = threading.Lock()
+        event.listen(engine, "connect", self._note_connected)
+        event.listen(engine, "close", self._note_closed)
 
     def check(self) -> None:
         """Raise StoreUnavailable if any of them isn't what was first seen; after each commit."""
@@ -141,6 +146,19 @@ class FileGuard:
         The last one to disconnect moves what only it can still see into the database.
         """
         self._engine.dispose()
+        self._forget_files_beside()
+
+    def _note_connected(self, connection: object, record: object) -> None:
+        with self._lock:
+            self._open += 1
+
+    def _note_closed(self, connection: object, record: object) -> None:
+        with self._lock:
+            self._open -= 1
+            if not self._open:
+                self._forget_files_beside()
+
+    def _forget_files_beside(self) -> None:
         for file in self._beside:
             self._seen.pop(file, None)
 

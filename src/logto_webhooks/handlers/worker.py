@@ -7,7 +7,7 @@ import contextlib
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Final
 
@@ -36,29 +36,48 @@ GRACE_S: Final = 5.0
 CANCEL_S: Final = 1.0
 TELL_S: Final = 60.0
 CAREFUL_S: Final = 60.0
-MOST: Final = 100  # jobs of one handler that asks for no transaction
+MOST: Final = 100  # jobs of one handler that are held at once
+AHEAD_S: Final = 0.2  # jobs are claimed ahead that can probably begin within this
 
 
 class ConcurrencyLimits:
-    """How many jobs of each handler a process holds at once: none takes the places of another."""
+    """How many jobs of each handler a process runs at once, and how many it claims: no handler
+    takes the places of another."""
 
     def __init__(
         self, handlers: Iterable[Handler], transactions: int, left: AbandonedCalls
     ) -> None:
         """`transactions`: how many handlers may be in a transaction at once, whichever."""
         handlers = list(handlers)
-        self._most = {handler.name: _limit_of(handler, transactions) for handler in handlers}
+        self._limits = {handler.name: _limit_of(handler, transactions) for handler in handlers}
+        self._places = {name: asyncio.Semaphore(limit) for name, limit in self._limits.items()}
+        self._took_s: dict[str, float] = {}  # smoothed
         self._in_threads = {handler.name for handler in handlers if not handler.is_async}
         self._left = left
 
-    def find_free(self, jobs: Iterable[ClaimedJob]) -> dict[str, int]:
-        """How many more jobs of each handler there may be beside those in hand."""
-        taken, blocked = Counter(job.handler.name for job in jobs), self.find_blocked()
-        return {
-            name: most - taken[name]
-            for name, most in self._most.items()
-            if most > taken[name] and name not in blocked
-        }
+    def find_free(self, held: Mapping[str, int]) -> dict[str, int]:
+        """How many jobs of each handler to claim beside those in hand. Jobs of a fast handler are
+        claimed ahead, many at a time; those of a slow one are left to other processes."""
+        blocked = self.find_blocked()
+        free = {}
+        for name, limit in self._limits.items():
+            took_s = self._took_s.get(name, AHEAD_S)
+            most = max(limit, min(MOST, int(limit * AHEAD_S / max(took_s, 0.001))))
+            count = held.get(name, 0)
+            if count < max(limit, most // 2) and name not in blocked:
+                free[name] = most - count
+        return free
+
+    @contextlib.asynccontextmanager
+    async def run(self, name: str) -> AsyncIterator[None]:
+        """Wait until one more job of a handler may run; it does as long as the block lasts."""
+        async with self._places[name]:
+            started = time.monotonic()
+            try:
+                yield
+            finally:
+                took_s = time.monotonic() - started
+                self._took_s[name] = 0.8 * self._took_s.get(name, took_s) + 0.2 * took_s
 
     def find_blocked(self) -> dict[str, int]:
         """The handlers that may not be called now, because too many threads were left behind, by
@@ -141,7 +160,7 @@ class JobWorker:
                     await asyncio.sleep(wait)
                     continue
                 await asyncio.sleep(0)  # so that what is quick is written by the next turn
-                if self._outcomes or (claimed and self._limits.find_free(self._held.values())):
+                if self._outcomes or (claimed and self._limits.find_free(self._count_held())):
                     continue
                 await wait_for_event(self._wake, POLL_S)
             await self._end()
@@ -169,7 +188,11 @@ class JobWorker:
         renewed = held if now - self._renewed > LEASE_S / 3 else []
         if blocked := self._limits.find_blocked():
             self._report_blocked(blocked)
-        step = partial(self._turn, token=token, done=done, held=held, renewed=renewed)
+        room = self._limits.find_free(self._count_held())
+        mended = now - self._mended <= MEND_S
+        if mended and not (done or renewed or room):
+            return 0
+        step = partial(self._turn, token=token, done=done, held=held, renewed=renewed, room=room)
         try:
             new, locked = await self._host.run(partial(step, careful=now < self._careful_until))
         except TimedOut:
@@ -201,6 +224,7 @@ class JobWorker:
         done: list[tuple[str, JobOutcome]],
         held: list[ClaimedJob],
         renewed: list[ClaimedJob],
+        room: dict[str, int],
         careful: bool,
     ) -> tuple[list[ClaimedJob], list[tuple[str, JobOutcome]]]:
         """Return what is claimed, and the outcomes that can't be written now."""
@@ -211,9 +235,11 @@ class JobWorker:
             store.jobs.mend()
         # Of those that may have ended a process, one at a time: it takes no other with it again.
         may_be_lost = not any(claimed.job.losses for claimed in held)
-        room = self._limits.find_free(held)
         new = self._executor.claim(store, token, room, lost=may_be_lost, skip_locked=careful)
         return new, locked
+
+    def _count_held(self) -> Counter[str]:
+        return Counter(claimed.handler.name for claimed in self._held.values())
 
     def _report_blocked(self, blocked: dict[str, int]) -> None:
         """Say which handlers aren't called any more; again only after a while."""
@@ -227,7 +253,7 @@ class JobWorker:
         # To wait for one's turn is no time of the handler's.
         turn = self._transactions if claimed.handler.transaction else contextlib.nullcontext()
         try:
-            async with turn:
+            async with self._limits.run(claimed.handler.name), turn:
                 if self._stopping:
                     raise asyncio.CancelledError  # it wasn't called yet
                 result = await self._executor.make(claimed)
