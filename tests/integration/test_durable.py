@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from logto_webhooks.database import open_database
 from logto_webhooks.testing import make
 from tests.support import postgres
 from tests.support.stores import StoreKind, delivery, open_host
@@ -55,3 +56,28 @@ def test_accepting_waits_for_the_disk(
         )
     with postgres.sync_engine().connect() as looking:
         assert looking.scalars(sa.text(f"SELECT last_error FROM {table}")).all() == [used]
+
+
+def test_files_beside_a_database_come_and_go_with_its_connections(tmp_path: Path) -> None:
+    """Nobody replaced a `-wal` that SQLite itself made anew, with the first connection."""
+    database = open_database(f"sqlite:///{tmp_path / 'app.db'}")
+
+    async def accept(user: str) -> None:
+        new = [delivery(make.user_created(id=user).body)]
+        await database.host.accept(lambda store: store.add(new), 10)
+
+    async def run() -> None:
+        await database.open()
+        wal = tmp_path / "app.db-wal"
+        inodes = set()
+        for number in range(3):
+            await accept(f"user{number}")
+            inodes.add(wal.stat().st_ino)
+            await database.host.close()
+            assert not wal.exists()
+            (tmp_path / f"takes-the-inode-{number}").touch()
+        assert len(inodes) > 1
+        assert (await database.host.read(lambda store: store.status())).deliveries["pending"] == 3
+        await database.host.close()
+
+    asyncio.run(run())

@@ -119,6 +119,7 @@ class FileGuard:
         self._lock = threading.Lock()
         event.listen(engine, "connect", self._note_connected)
         event.listen(engine, "close", self._note_closed)
+        event.listen(engine, "close_detached", self._note_closed)
 
     def check(self) -> None:
         """Raise StoreUnavailable if any of them isn't what was first seen; after each commit."""
@@ -152,7 +153,7 @@ class FileGuard:
         with self._lock:
             self._open += 1
 
-    def _note_closed(self, connection: object, record: object) -> None:
+    def _note_closed(self, connection: object, *record: object) -> None:
         with self._lock:
             self._open -= 1
             if not self._open:
