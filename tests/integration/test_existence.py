@@ -44,7 +44,7 @@ from logto_webhooks.records.record import (
 )
 from logto_webhooks.testing import FrozenClock, make
 from logto_webhooks.testing.fake import FakeLogto
-from tests.support.fake import asking
+from tests.support.fake import asking, mirroring
 from tests.support.stores import STORES, StoreKind, open_host
 
 ANA, ACME = Key("user", "ana"), Key("organization", "acme")
@@ -377,8 +377,7 @@ def test_reconcile_mends_what_is_deleted_here_and_alive_there(
     """A user and an organization, with memberships and roles; whole or one user alone."""
 
     async def live() -> None:
-        host, clock = open_host(kind, tmp_path), FrozenClock()
-        async with FakeLogto(now=clock.now) as logto, asking(logto) as api:
+        async with mirroring(kind, tmp_path) as (host, clock, logto, api):
             ana, bo = (logto.create_user()["id"] for _ in range(2))
             acme = logto.create_organization()["id"]
             logto.add_members(acme, [ana, bo])
@@ -408,7 +407,6 @@ def test_reconcile_mends_what_is_deleted_here_and_alive_there(
             assert (users[ana].memberships, users[ana].roles) == ([acme], ["admin"])
             assert organizations[acme].memberships == sorted([ana, bo])
             assert await host.read(lambda store: store.waiting(9)) == []
-        await host.close()
 
     asyncio.run(live())
 
@@ -417,8 +415,7 @@ def test_an_answer_that_came_too_early_gives_way(tmp_path: Path) -> None:
     """And serve's own reads bring back who was restored, with the memberships."""
 
     async def live() -> None:
-        host, clock = open_host("sqlite", tmp_path), FrozenClock()
-        async with FakeLogto(now=clock.now) as logto, asking(logto) as api:
+        async with mirroring("sqlite", tmp_path) as (host, clock, logto, api):
             ana = logto.create_user()["id"]
             acme = logto.create_organization()["id"]
             logto.add_members(acme, [ana])
@@ -436,7 +433,6 @@ def test_an_answer_that_came_too_early_gives_way(tmp_path: Path) -> None:
                 clock.tick(60)
                 await reads.drain()
                 assert (await rows(host, "user"))[ana].memberships == [acme]
-        await host.close()
 
     asyncio.run(live())
 
@@ -556,8 +552,7 @@ def test_each_role_that_differs_has_a_line(tmp_path: Path) -> None:
     """With its name, and since when: when Logto was last asked about that role."""
 
     async def live() -> None:
-        host, clock = open_host("sqlite", tmp_path), FrozenClock()
-        async with FakeLogto(now=clock.now) as logto, asking(logto) as api:
+        async with mirroring("sqlite", tmp_path) as (host, clock, logto, api):
             ana = logto.create_user()["id"]
             logto.assign_role(ana, "guest")
             look = Reconciliation(api, host, clock)
@@ -572,6 +567,5 @@ def test_each_role_that_differs_has_a_line(tmp_path: Path) -> None:
             assert {each.fields for each in found.drifts} == {("roles",)}
             since = [each.since for each in found.drifts if each.role == "guest"]
             assert all(first - 5_000 <= (each or 0) <= first + 5_000 for each in since)
-        await host.close()
 
     asyncio.run(live())

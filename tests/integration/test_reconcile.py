@@ -24,7 +24,7 @@ from logto_webhooks.reconcile.refetch import Refetcher
 from logto_webhooks.records.record import Key
 from logto_webhooks.testing import FrozenClock, make
 from logto_webhooks.testing.fake import FakeLogto
-from tests.support.fake import asking, credentials, serving
+from tests.support.fake import asking, credentials, mirroring, serving
 from tests.support.service import command
 from tests.support.stores import Copy, StoreKind, open_host
 from tests.support.waiting import eventually
@@ -94,9 +94,7 @@ def test_what_logto_never_told_is_mended(kind: StoreKind, tmp_path: Path) -> Non
     """A change, a deletion, a member who left: a dry run tells, and changes nothing."""
 
     async def live() -> None:
-        host = open_host(kind, tmp_path)
-        clock = FrozenClock()
-        async with FakeLogto(now=clock.now) as logto, asking(logto) as api:
+        async with mirroring(kind, tmp_path) as (host, clock, logto, api):
             ana, bo, cy = (logto.create_user(name="Before")["id"] for _ in range(3))
             acme = logto.create_organization()["id"]
             logto.add_members(acme, [ana, bo])
@@ -119,7 +117,6 @@ def test_what_logto_never_told_is_mended(kind: StoreKind, tmp_path: Path) -> Non
             assert set(now) == {ana, bo}
             assert now[ana].row["name"] == "After"
             assert now[bo].memberships == []
-        await host.close()
 
     asyncio.run(live())
 
@@ -174,9 +171,7 @@ def test_who_shifts_between_pages_is_found(tmp_path: Path) -> None:
     """Also if nothing of them is known here: the total fell, so the page before is read again."""
 
     async def live() -> None:
-        host = open_host("sqlite", tmp_path)
-        clock = FrozenClock()
-        async with FakeLogto(now=clock.now) as logto, asking(logto, Shifting) as api:
+        async with mirroring("sqlite", tmp_path, Shifting) as (host, _, logto, api):
             ids = [logto.create_user()["id"] for _ in range(150)]
             assert isinstance(api, Shifting)
             api.logto, api.gone = logto, ids[-1]
@@ -186,7 +181,6 @@ def test_who_shifts_between_pages_is_found(tmp_path: Path) -> None:
             assert set(await users(host)) == set(ids)
             records = await host.run(lambda store: store.lock([Key("user", each) for each in ids]))
             assert all(record.read_at for record in records.values())
-        await host.close()
 
     asyncio.run(live())
 
@@ -195,14 +189,11 @@ def test_one_user_can_be_looked_at_alone(tmp_path: Path) -> None:
     """And what differs is told."""
 
     async def live() -> None:
-        host = open_host("sqlite", tmp_path)
-        clock = FrozenClock()
-        async with FakeLogto(now=clock.now) as logto, asking(logto) as api:
+        async with mirroring("sqlite", tmp_path) as (host, _, logto, api):
             ana: dict[str, Any] = logto.create_user(name="Ana")
             found = await Reconciliation(api, host, FrozenClock()).one_user(ana["id"])
             assert told(found) == [("user", ana["id"], ("missing",))]
             assert (await Reconciliation(api, host, FrozenClock()).one_user(ana["id"])).drifted == 0
-        await host.close()
 
     asyncio.run(live())
 
@@ -342,9 +333,7 @@ def test_a_member_who_slips_through_stays(tmp_path: Path) -> None:
     """The total is the same: who isn't listed is asked about alone."""
 
     async def live() -> None:
-        host = open_host("sqlite", tmp_path)
-        clock = FrozenClock()
-        async with FakeLogto(now=clock.now) as logto, asking(logto, Swapping) as api:
+        async with mirroring("sqlite", tmp_path, Swapping) as (host, clock, logto, api):
             assert isinstance(api, Swapping)
             ids = sorted(logto.create_user()["id"] for _ in range(251))
             acme = logto.create_organization()["id"]
@@ -360,7 +349,6 @@ def test_a_member_who_slips_through_stays(tmp_path: Path) -> None:
             await Reconciliation(api, host, clock).run()
             [found] = await host.read(lambda store: store.find("organization", acme, 1))
             assert set(found.memberships) == set(ids[1:])
-        await host.close()
 
     asyncio.run(live())
 
@@ -370,9 +358,7 @@ def test_roles_of_who_joined_while_listed_are_there(tmp_path: Path) -> None:
     again later is asked about."""
 
     async def live() -> None:
-        host = open_host("sqlite", tmp_path)
-        clock = FrozenClock()
-        async with FakeLogto(now=clock.now) as logto, asking(logto) as api:
+        async with mirroring("sqlite", tmp_path) as (host, clock, logto, api):
             ana, acme = logto.create_user()["id"], logto.create_organization()["id"]
             logto.add_members(acme, [ana])
             logto.assign_organization_role(acme, ana, "owner")
@@ -400,7 +386,6 @@ def test_roles_of_who_joined_while_listed_are_there(tmp_path: Path) -> None:
             of_ana = ("user", "restored; unknown change")  # noted by the comparison in `roles`
             needs = {(need.key.kind, need.reason) for need in waiting}
             assert needs == {("membership", "roles"), of_ana}
-        await host.close()
 
     asyncio.run(live())
 
@@ -409,9 +394,7 @@ def test_a_dry_run_sees_a_role_that_is_gone(tmp_path: Path) -> None:
     """Beside one that is still there."""
 
     async def live() -> None:
-        host = open_host("sqlite", tmp_path)
-        clock = FrozenClock()
-        async with FakeLogto(now=clock.now) as logto, asking(logto) as api:
+        async with mirroring("sqlite", tmp_path) as (host, clock, logto, api):
             ana = logto.create_user()["id"]
             logto.assign_role(ana, "admin")
             logto.assign_role(ana, "guest")
@@ -423,7 +406,6 @@ def test_a_dry_run_sees_a_role_that_is_gone(tmp_path: Path) -> None:
             assert drift.fields == ("roles",)
             assert drift.since is not None
             assert drift.since <= asked
-        await host.close()
 
     asyncio.run(live())
 
@@ -475,9 +457,7 @@ def test_what_is_odd_about_one_keeps_no_other_away(kind: StoreKind, tmp_path: Pa
     """Malformed roles and custom data; deep custom data and a very long name are taken."""
 
     async def live() -> None:
-        host = open_host(kind, tmp_path)
-        clock = FrozenClock()
-        async with FakeLogto(now=clock.now) as logto, asking(logto) as api:
+        async with mirroring(kind, tmp_path) as (host, clock, logto, api):
             ids = [logto.create_user()["id"] for _ in range(120)]
             deep = msgspec.Raw(b'{"a":' * 1500 + b"1" + b"}" * 1500)
             logto._state.users.put(logto._state.user(ids[2]) | {"customData": deep})
@@ -494,7 +474,6 @@ def test_what_is_odd_about_one_keeps_no_other_away(kind: StoreKind, tmp_path: Pa
             assert set(await users(host)) == set(ids) - {ids[3]}
             assert len(found.doubts) == 1
             assert (found.organizations, found.members) == (2, 4)
-        await host.close()
 
     asyncio.run(live())
 

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Final
 
 from logto_webhooks import LogtoWebhooks, events
+from logto_webhooks.database.runner import TransactionRunner
 from logto_webhooks.logto.client import ManagementClient
 from logto_webhooks.testing import FrozenClock
 from logto_webhooks.testing.fake import FakeLogto
 from tests.support import postgres
 from tests.support.service import PATH, Service
+from tests.support.stores import StoreKind, open_host
 
 NOBODY: Final = f"http://127.0.0.1:9{PATH}"
 
@@ -54,6 +56,17 @@ async def asking(
         yield api
     finally:
         await api.close()
+
+
+@asynccontextmanager
+async def mirroring(
+    kind: StoreKind, folder: Path, cls: type[ManagementClient] = ManagementClient
+) -> AsyncIterator[tuple[TransactionRunner, FrozenClock, FakeLogto, ManagementClient]]:
+    """An empty database, a Logto whose clock stands still, and a client of it."""
+    host, clock = open_host(kind, folder), FrozenClock()
+    async with FakeLogto(now=clock.now) as logto, asking(logto, cls) as api:
+        yield host, clock, logto, api
+    await host.close()
 
 
 def application(kind: str, folder: Path, fake: FakeLogto) -> LogtoWebhooks:
