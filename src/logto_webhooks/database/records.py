@@ -159,7 +159,7 @@ class RecordStore:
     def find_here(self, keys: Sequence[Key]) -> set[Key]:
         """Find those users and organizations that have a row, and aren't deleted."""
         here: set[Key] = set()
-        for kind in _NAMES:
+        for kind in OTHER_END:
             if ids := [key.id for key in keys if key.kind == kind]:
                 table = MIRROR[kind]
                 column = table.c[f"logto_{kind}_id"]
@@ -217,7 +217,9 @@ class RecordStore:
         if len(rows) == limit:
             to_list = records.c.kind == "organization", records.c.waiting_reason.contains(MEMBERS)
             first = self._connection.execute(query.where(*to_list)).mappings().all()
-            rows = [*first, *(row for row in rows if row not in first)][:limit]
+            listed = {("organization", row["logto_id"]) for row in first}
+            others = [row for row in rows if (row["kind"], row["logto_id"]) not in listed]
+            rows = [*first, *others][:limit]
         return [
             RefetchNeed(
                 key=Key(row["kind"], row["logto_id"]),
