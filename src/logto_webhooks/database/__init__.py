@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol, Union
@@ -27,17 +28,7 @@ _NAME: Final = "database_url"  # of who has no setting: an argument
 _USE: Final = "sqlite:///file.db or postgresql://user:password@host/name"
 _DRIVERS: Final = ("asyncpg", "psycopg", "greenlet")  # packages that come with an extra
 # Backends whose names can be repeated in an error; anything else may be a part of a password.
-_OTHERS: Final = (
-    "mysql",
-    "mariadb",
-    "mssql",
-    "oracle",
-    "mongodb",
-    "redis",
-    "cockroachdb",
-    "http",
-    "https",
-)
+_OTHERS: Final = re.compile("mysql|mariadb|mssql|oracle|mongodb|redis|cockroachdb|https?")
 
 
 class Database(Protocol):
@@ -85,11 +76,14 @@ def open_database(url: str, schema: str | None = None, name: str = _NAME) -> Dat
     if separator and backend in ("postgresql", "postgres"):
         return _postgres(url, schema, name)
     if separator and backend == "sqlite":
-        return SqliteFile(_file_of(url, name), name)
+        try:
+            return SqliteFile(_to_path(sa.make_url(url), name), name)
+        except (sa.exc.ArgumentError, ValueError):
+            pass
     problem = f"it isn't a URL; use {_USE}"
     if url[:1] in ("'", '"'):
         problem = "it begins with a quote; remove the quotes around it"
-    elif separator and backend in _OTHERS:
+    elif separator and _OTHERS.fullmatch(backend):
         problem = f"it must name a SQLite file or a PostgreSQL server, not {backend}; use {_USE}"
     raise SettingInvalid(name=name, problem=problem)
 
@@ -138,15 +132,11 @@ def _import_problem(url: str, error: ImportError) -> str:
     return f"what PostgreSQL needs can't be imported ({first_line}); {again}"
 
 
-def _file_of(url: str, name: str) -> Path:
-    try:
-        database = sa.make_url(url).database
-    except (sa.exc.ArgumentError, ValueError):
-        raise SettingInvalid(name=name, problem=f"it isn't a URL; use {_USE}") from None
-    if not database or database == ":memory:":
+def _to_path(url: sa.URL, name: str) -> Path:
+    if not url.database or url.database == ":memory:":
         problem = "it names no file, and what is only in memory can't be durable"
         raise SettingInvalid(name=name, problem=problem)
-    return Path(database)
+    return Path(url.database)
 
 
 def wrap_engine(engine: Engine, schema: str | None) -> Database:
@@ -157,11 +147,7 @@ def wrap_engine(engine: Engine, schema: str | None) -> Database:
         raise SettingInvalid(name="engine", problem=f"{problem}a URL is given as database_url")
     backend = engine.url.get_backend_name()
     if backend == "sqlite":
-        file = engine.url.database
-        if not file or file == ":memory:":
-            problem = "it names no file, and what is only in memory can't be durable"
-            raise SettingInvalid(name="engine", problem=problem)
-        return SqliteFile(Path(file))
+        return SqliteFile(_to_path(engine.url, "engine"))
     if backend != "postgresql":
         problem = f"it must be of SQLite or PostgreSQL, not {backend}"
         raise SettingInvalid(name="engine", problem=problem)

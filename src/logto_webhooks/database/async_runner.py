@@ -15,9 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from logto_webhooks.database.errors import translate_errors
 from logto_webhooks.database.runner import (
     ACCEPTS,
-    CANCEL_S,
     CLOSE_S,
-    CUT_S,
     READ_S,
     RUN_S,
     Distrust,
@@ -193,20 +191,14 @@ class AsyncRunner:
         held = Held()
         with translate_errors(self._engine):
             task = asyncio.create_task(call(held))
-            return await await_within(limit_s, task, partial(self._end, task, held), self._distrust)
 
-    async def _end(self, task: asyncio.Task[Any], held: Held) -> None:
-        """Cancel it, which asyncpg tells the server; else cut it off, or leave it behind."""
-        held.left = True
-        task.cancel()
-        done, _ = await asyncio.wait({task}, timeout=CANCEL_S)
-        if not done:
-            held.cut()
-            done, _ = await asyncio.wait({task}, timeout=CUT_S)
-        if not done:
-            self._left.add(task)
-            task.add_done_callback(self._left.discard)
-            task.add_done_callback(_retrieve_error)
+            def leave() -> None:
+                self._left.add(task)
+                task.add_done_callback(self._left.discard)
+                task.add_done_callback(_retrieve_error)
+
+            end = partial(held.end, task, task.cancel, leave)
+            return await await_within(limit_s, task, end, self._distrust)
 
     def _begin(self) -> AbstractAsyncContextManager[AsyncConnection]:
         return _transaction(self._engine)

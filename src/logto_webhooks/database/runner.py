@@ -116,30 +116,6 @@ class _RolledBack(Exception):
     """Rolls the transaction back."""
 
 
-async def await_within(
-    limit_s: float,
-    call: asyncio.Future[T],
-    end: Callable[[], Awaitable[None]],
-    distrust: Distrust | None,
-) -> T:
-    """Await a call for so long, or until the caller is cancelled; then `end` it.
-
-    Raises StoreUnavailable if there is no result.
-    """
-    try:
-        done, _ = await asyncio.wait({call}, timeout=limit_s)
-    except asyncio.CancelledError:
-        await end()
-        raise
-    if not done:
-        if distrust is not None:
-            distrust.begin()
-        await end()
-    if call.cancelled() or not call.done():
-        raise StoreUnavailable(problem=f"no answer within {limit_s:g} s")
-    return call.result()
-
-
 class Held:
     """The connection that a call holds, known to whoever may have to cut it off."""
 
@@ -166,6 +142,22 @@ class Held:
         finally:
             self._driver = None
 
+    async def end(
+        self, call: asyncio.Future[Any], cancel: Callable[[], Any], leave: Callable[[], Any]
+    ) -> None:
+        """Wait for the call no longer: `cancel` its statement, else cut its connection off, else
+        `leave` it behind."""
+        self.left = True
+        cancel()
+        done, _ = await asyncio.wait({call}, timeout=CANCEL_S)
+        if not done:
+            self.cut()
+            done, _ = await asyncio.wait({call}, timeout=CUT_S)
+        if not done:
+            leave()
+        elif not call.cancelled():
+            call.exception()  # or asyncio would log that nobody looked at it
+
     def cancel(self) -> None:
         """Ask the server to cancel the statement, if the driver is used from threads; blocking."""
         driver = self._driver
@@ -188,6 +180,30 @@ class Held:
 
 def _is_of_handler(connection: sa.Connection | None) -> bool:
     return connection is not None and bool(connection.get_execution_options().get(THEIRS))
+
+
+async def await_within(
+    limit_s: float,
+    call: asyncio.Future[T],
+    end: Callable[[], Awaitable[None]],
+    distrust: Distrust | None,
+) -> T:
+    """Await a call for so long, or until the caller is cancelled; then `end` it.
+
+    Raises StoreUnavailable if there is no result.
+    """
+    try:
+        done, _ = await asyncio.wait({call}, timeout=limit_s)
+    except asyncio.CancelledError:
+        await end()
+        raise
+    if not done:
+        if distrust is not None:
+            distrust.begin()
+        await end()
+    if call.cancelled() or not call.done():
+        raise StoreUnavailable(problem=f"no answer within {limit_s:g} s")
+    return call.result()
 
 
 class Distrust:
@@ -343,23 +359,17 @@ class ThreadRunner:
         if len(self._left) >= MOST_LEFT:
             raise StoreUnavailable(problem=f"{MOST_LEFT} calls still wait for an answer")
         called = asyncio.ensure_future(lane.run(partial(call, held)))
-        end = partial(self._end, called, lane, held)
-        return await await_within(limit_s, called, end, self._distrust)
 
-    async def _end(self, called: asyncio.Future[Any], lane: SerialExecutor, held: Held) -> None:
-        """Cancel the statement, else cut its connection off, or leave its thread behind."""
-        held.left = True
-        Thread(target=held.cancel, name="logto-canceller", daemon=True).start()
-        done, _ = await asyncio.wait({called}, timeout=CANCEL_S)
-        if not done:
-            held.cut()
-            done, _ = await asyncio.wait({called}, timeout=CUT_S)
-        if not done:
+        def cancel() -> None:
+            Thread(target=held.cancel, name="logto-canceller", daemon=True).start()
+
+        def leave() -> None:
             called.cancel()
             if thread := lane.leave():
                 self._left.append(thread)
-        elif not called.cancelled():
-            called.exception()  # or asyncio would log that nobody looked at it
+
+        end = partial(held.end, called, cancel, leave)
+        return await await_within(limit_s, called, end, self._distrust)
 
     def _write(self, work: Callable[[Store], T], held: Held) -> T:
         # The transaction begins with the first statement: planning holds back nobody.

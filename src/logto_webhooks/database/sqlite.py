@@ -95,14 +95,6 @@ def find_forbidden(file: Path) -> str | None:
     return None
 
 
-def _try_to_write(connection: sa.Connection) -> None:
-    """Write something, in a transaction that the caller rolls back.
-
-    To begin isn't enough: of a file that is read-only, SQLite makes that a transaction that reads.
-    """
-    connection.exec_driver_sql("PRAGMA user_version = 1")
-
-
 class FileGuard:
     """Notices that a file of the database was deleted, moved or replaced.
 
@@ -260,10 +252,11 @@ class SqliteFile:
         return replace(info, unwritable=self._unwritable())
 
     def _unwritable(self) -> str | None:
-        """Why nothing can be written now, if so; nothing is."""
+        """Why nothing can be written now, if so; what is written for it is rolled back."""
         try:
             with translate_errors(self._engine), self._engine.connect() as connection:
-                _try_to_write(connection)
+                # To begin isn't enough: of a read-only file, SQLite makes a transaction that reads.
+                connection.exec_driver_sql("PRAGMA user_version = 1")
         except StoreUnavailable as error:
             return error.problem
         return find_forbidden(self.file)

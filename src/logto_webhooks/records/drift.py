@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-from logto_webhooks.records.projection import Part, child_rows, project
+from logto_webhooks.records.projection import Part, child_rows, live_row
 from logto_webhooks.records.record import NEVER, ROLE, ROLES, Absent, ApiRead, Change, Kind, Record
 
 MISSING: Final = "missing"
@@ -47,7 +47,7 @@ def drifts_of(before: Record, after: Record) -> list[Drift]:
 
 def differing(before: Record, after: Record) -> tuple[str, ...]:
     """Name the columns of the mirror in which two states of a record differ."""
-    old, new = _live(before), _live(after)
+    old, new = _columns(before), _columns(after)
     if old is None or new is None:
         return () if old is new else (MISSING if old is None else DELETED,)
     return tuple(name for name, value in new.items() if old[name] != value)
@@ -61,7 +61,7 @@ def agrees(record: Record, change: Change) -> bool:
             return record.deleted_at is not None
         case ApiRead():
             present = change.contents.get("present", "own" in change.contents or None)
-            if present is not None and (_live(record) is not None) is not present:
+            if present is not None and (live_row(record) is not None) is not present:
                 return False
             return present is False or all(
                 (record.own if name == "own" else record.groups[name].content) == content
@@ -71,9 +71,9 @@ def agrees(record: Record, change: Change) -> bool:
     return True
 
 
-def _live(record: Record) -> dict[str, Any] | None:
-    row = project(record)
-    if row is None or record.deleted_at is not None:
+def _columns(record: Record) -> dict[str, Any] | None:
+    row = live_row(record)
+    if row is None:
         return None
     columns = {name: value for name, value in row.items() if name not in _OWN}
     return columns | {name: _names(record, part) for part, name in _PARTS.items()}

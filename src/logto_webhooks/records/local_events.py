@@ -22,7 +22,7 @@ from logto_webhooks.events.local import (
     Source,
     UserRow,
 )
-from logto_webhooks.records.projection import project
+from logto_webhooks.records.projection import live_row, project
 from logto_webhooks.records.record import Key, Record
 
 _UNTOLD: Final = {"updated_at", "deleted_at"}  # they follow from what else changed
@@ -30,7 +30,7 @@ _UNTOLD: Final = {"updated_at", "deleted_at"}  # they follow from what else chan
 
 def local_events(before: Record, after: Record, source: Source) -> list[LocalEvent]:
     """Say what became of the row of a user or an organization; nothing if it looks the same."""
-    old, new = _live(before), _live(after)
+    old, new = live_row(before), live_row(after)
     if new is None:
         return [_deleted(after, source)] if old is not None else []
     if old is None:
@@ -64,11 +64,7 @@ def user_row(record: Record) -> UserRow | None:
 
 def is_here(record: Record) -> bool:
     """Whether a record has a row, and isn't deleted."""
-    return record.deleted_at is None and project(record) is not None
-
-
-def _live(record: Record) -> dict[str, Any] | None:
-    return None if record.deleted_at is not None else project(record)
+    return live_row(record) is not None
 
 
 def _created(record: Record, source: Source, restored: bool) -> LocalEvent:

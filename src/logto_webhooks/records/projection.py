@@ -118,6 +118,11 @@ def project(record: Record) -> dict[str, Any] | None:
     return row and {name: _clean(value) for name, value in row.items()}
 
 
+def live_row(record: Record) -> dict[str, Any] | None:
+    """The same for a record that isn't deleted."""
+    return None if record.deleted_at is not None else project(record)
+
+
 def child_rows(record: Record) -> dict[Part, list[dict[str, Any]]]:
     """Return the rows that hang on a record's own: of each part of which something is known."""
     parts: dict[Part, list[dict[str, Any]]] = {}
