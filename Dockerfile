@@ -1,4 +1,4 @@
-# docker build -t logto-webhooks --build-arg PYTHON_IMAGE=python:3.12-slim@sha256:… .
+# docker build -t logto-webhooks --build-arg PYTHON_IMAGE=python:3.11-slim@sha256:… .
 # (docs/how-to/deploy.md says where the digest comes from, and how to run the image)
 ARG PYTHON_IMAGE
 FROM ${PYTHON_IMAGE} AS build

@@ -182,9 +182,10 @@ class TestTheImage:
         ("base", "is_taken"),
         [
             ("", False),
-            ("python:3.12-slim", False),
-            ("python:3.12-slim@sha256:", False),
-            (f"python:3.12-slim@sha256:{'0' * 64}", True),
+            ("python:3.11-slim", False),
+            ("python:3.11-slim@sha256:", False),
+            (f"python:3.11-slim@sha256:{'0' * 64}", True),
+            (f"python@sha256:{'0' * 64}", True),
         ],
     )
     def test_a_base_without_a_digest_is_refused(self, base: str, is_taken: bool) -> None:
@@ -247,6 +248,13 @@ def needed(name: str, extras: frozenset[str]) -> set[str]:
     return found
 
 
+def env_file() -> str:
+    """The `.env` that the page shows for Compose."""
+    block = re.search(r"^```sh\n((?:[A-Z_]+=\S+\n)+)```", PAGE.read_text(), re.MULTILINE)
+    assert block
+    return block[1]
+
+
 class TestCompose:
     def test_ours_can_do_little(self) -> None:
         """Read-only, no capability, room to end, on 127.0.0.1 alone."""
@@ -291,6 +299,14 @@ class TestCompose:
         assert all("${POSTGRES_PASSWORD:?" in each for each in values)
         assert ".env" in (ROOT / ".gitignore").read_text().split()
 
+    def test_the_page_names_what_compose_requires(self) -> None:
+        """Compose stops at the first variable that `.env` lacks."""
+        required = set(re.findall(r"\$\{(\w+):\?", COMPOSE_FILE.read_text()))
+        assert required == {"PYTHON_IMAGE", "POSTGRES_PASSWORD"}
+        assert required | {"LOGTO_WEBHOOK_SIGNING_KEY"} == set(
+            re.findall(r"^(\w+)=", env_file(), re.MULTILINE)
+        )
+
     def test_compose_can_read_it(self, tmp_path: Path) -> None:
         """Where there is a Compose to ask."""
         compose = ["docker", "compose"]
@@ -300,7 +316,7 @@ class TestCompose:
         ):
             pytest.skip("needs docker compose")
         shutil.copy(COMPOSE_FILE, tmp_path)
-        (tmp_path / ".env").write_text("POSTGRES_PASSWORD=x\n")
+        (tmp_path / ".env").write_text(env_file())
         subprocess.run([*compose, "config", "--quiet"], cwd=tmp_path, check=True)
 
 
