@@ -459,7 +459,7 @@ class Admin:
             spooled=spool.count() if (spool := spool_of(settings)) else 0,
             open=lambda: self.database,
             database_setting=self._database_setting,
-            open_files=lambda: _find_open_files([*files, *self._files()]),
+            open_files=lambda: _find_open_files([*files, *self._list_files()]),
             make_client=partial(make_client, settings, longest_wait_s=_WAIT_S),
             handlers=[handler.registered for handler in self.handlers] or None,
             databases=None if application is None else partial(_locate_both, self, application),
@@ -486,8 +486,8 @@ class Admin:
             raise SettingInvalid(name="the choice of jobs", problem=_UNCLEAR)
         if handler is None:
             return await self._read(lambda store: check_job_ids(store, named))
-        wanted = JobState.DEAD if state is None else state
-        return await self._read(lambda store: select_jobs(store, handler, wanted, move))
+        checked_state = JobState.DEAD if state is None else state
+        return await self._read(lambda store: select_jobs(store, handler, checked_state, move))
 
     async def _read(self, work: Callable[[Store], T]) -> T:
         await self.database.check()
@@ -497,7 +497,7 @@ class Admin:
         await self.database.check()
         return await self.database.host.run(work)
 
-    def _files(self) -> Sequence[Path]:
+    def _list_files(self) -> Sequence[Path]:
         try:
             return self.database.files
         except SettingInvalid:

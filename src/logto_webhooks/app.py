@@ -72,8 +72,8 @@ class LogtoWebhooks(Admin):
 
         Raises SettingInvalid, and TypeError for an unknown setting.
         """
-        given = {"signing_key": signing_key or None, "database_url": database_url, "path": path}
-        self._given: dict[str, Any] = {**given, **settings}
+        own = {"signing_key": signing_key or None, "database_url": database_url, "path": path}
+        self._given: dict[str, Any] = {**own, **settings}
         self._environment = environment
         super().__init__(partial(from_env, environment or {}, **self._given), engine)
         self._observe = fan_out(observe)
@@ -99,11 +99,11 @@ class LogtoWebhooks(Admin):
         same. Does nothing unless `from_env` created this object."""
         if self._environment is None:
             return
-        given = {name: value for name, value in self._given.items() if value is not None}
-        sources = settings.sources | {name: name for name in given}
-        mine = replace(settings, **given, sources=sources)
-        self._settings = lambda: mine
-        same = (mine.database_url, mine.schema) == (settings.database_url, settings.schema)
+        own = {name: value for name, value in self._given.items() if value is not None}
+        sources = settings.sources | {name: name for name in own}
+        merged = replace(settings, **own, sources=sources)
+        self._settings = lambda: merged
+        same = (merged.database_url, merged.schema) == (settings.database_url, settings.schema)
         self._database = database if same and self._engine is None else None
 
     @property
@@ -224,8 +224,8 @@ class LogtoWebhooks(Admin):
         host = self.database.host
         if session is not None:
             return await host.within(session, lambda store: ensure_user.ensure_user(store, claims))
-        more = await ensure_user.ask_for_user(self._api, host, claims) if self._api else None
-        row = await host.run(lambda store: ensure_user.ensure_user(store, claims, more))
+        answer = await ensure_user.ask_for_user(self._api, host, claims) if self._api else None
+        row = await host.run(lambda store: ensure_user.ensure_user(store, claims, answer))
         self._wake()
         return row
 
@@ -242,16 +242,16 @@ class LogtoWebhooks(Admin):
 
         Raises CalledFromEventLoop, and whatever the coroutine raises.
         """
-        if _is_a_loop_here():
+        if _is_loop_running():
             work.close()
             raise CalledFromEventLoop()
         loop = self.handlers.loop
         if loop is not None:  # whose connections can't be used in another
             return asyncio.run_coroutine_threadsafe(work, loop).result()
         with contextlib.closing(work):
-            return asyncio.run(self._in_a_loop_of_its_own(work))
+            return asyncio.run(self._run_alone(work))
 
-    async def _in_a_loop_of_its_own(self, work: Coroutine[Any, Any, T]) -> T:
+    async def _run_alone(self, work: Coroutine[Any, Any, T]) -> T:
         """The next call has another loop, in which no connection of this one can be used."""
         if self.database.any_loop:
             return await work
@@ -268,7 +268,7 @@ class LogtoWebhooks(Admin):
             self._service.wake()
 
 
-def _is_a_loop_here() -> bool:
+def _is_loop_running() -> bool:
     with contextlib.suppress(RuntimeError):
         asyncio.get_running_loop()
         return True

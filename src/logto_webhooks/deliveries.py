@@ -88,7 +88,7 @@ def identify(
         digest=max(occurred_at or 0, 0).to_bytes(8, "big") + canonical_json.digest(fields)[:16],
         # PostgreSQL's text can't hold NUL; and a label needn't be endless.
         event=payload["event"].replace("\0", "")[:256],
-        subject=_subject(payload),
+        subject=_name_subject(payload),
         occurred_at=occurred_at if occurred_at is not None and believed else receipt,
         received_at=received_at,
         origin=origin,
@@ -100,7 +100,7 @@ def sent_at_of(digest: bytes) -> int:
     return int.from_bytes(digest[:8])
 
 
-def _subject(payload: Json) -> str | None:
+def _name_subject(payload: Json) -> str | None:
     """Say whom a delivery is about, as `kind:id`: for people, and to mark who is in doubt."""
     entity = payload["event"].partition(".")[0]
     params, data = payload.get("params"), payload.get("data")

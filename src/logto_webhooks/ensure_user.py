@@ -56,52 +56,52 @@ def to_change(claims: Mapping[str, Any]) -> Upsert:
     if not isinstance(claims, Mapping):
         raise ClaimsUnusable(problem=f"they are a {type(claims).__name__}, not a mapping")
     try:
-        told = msgspec.convert(dict(claims), Claims)
+        parsed = msgspec.convert(dict(claims), Claims)
     except msgspec.ValidationError as error:
         raise ClaimsUnusable(problem=str(error)) from None
-    if told.client_id == told.sub:
+    if parsed.client_id == parsed.sub:
         raise ClaimsUnusable(problem="they are an application's, whose `sub` is its `client_id`")
     own: dict[str, Any] = {
-        "username": told.username,
-        "primaryEmail": told.email,
-        "primaryPhone": told.phone_number,
-        "name": told.name,
-        "avatar": told.picture,
+        "username": parsed.username,
+        "primaryEmail": parsed.email,
+        "primaryPhone": parsed.phone_number,
+        "name": parsed.name,
+        "avatar": parsed.picture,
         "identities": {},
     }
-    return Upsert(Key("user", told.sub), {"own": Value(own, 0, 0, 0)})
+    return Upsert(Key("user", parsed.sub), {"own": Value(own, 0, 0, 0)})
 
 
 POLL_S: Final = 0.1
 
 
-def ensure_user(store: Store, told: Mapping[str, Any], more: Change | None = None) -> UserRow:
-    """Return the user whom claims name, made of them if there is none; `more` is what Logto
+def ensure_user(store: Store, claims: Mapping[str, Any], answer: Change | None = None) -> UserRow:
+    """Return the user whom claims name, made of them if there is none; `answer` is what Logto
     answered about the user.
 
     Raises ClaimsUnusable, UserDeleted.
     """
-    change = to_change(told)
+    change = to_change(claims)
     record = store.lock([change.key])[change.key]
     is_gone = record.deleted_at is not None
-    told_by = more if is_gone or more is not None else change  # no claims bring anybody back
+    told_by = answer if is_gone or answer is not None else change  # no claims bring anybody back
     if told_by is not None and (is_gone or not record.complete):
         batch.apply_reads(store, [told_by], "ensure_user")
         record = store.lock([change.key])[change.key]
-    return _row(record)
+    return _to_row(record)
 
 
 async def ask_for_user(
-    logto: ManagementClient, host: TransactionRunner, told: Mapping[str, Any]
+    logto: ManagementClient, host: TransactionRunner, claims: Mapping[str, Any]
 ) -> Change | None:
     """Ask Logto about a user who isn't known here, or who may be back after a deletion; None if
     there is no need, or it can't be asked now.
 
     Raises ClaimsUnusable, InvalidApiResponse, StoreUnavailable.
     """
-    key = to_change(told).key
+    key = to_change(claims).key
     record = (await host.read(lambda store: store.inbox.known(key))).get(key) or Record(key)
-    if record.complete if record.deleted_at is None else not _may_be_back(record, told):
+    if record.complete if record.deleted_at is None else not _may_be_back(record, claims):
         return None
     try:
         answered = await logto.user(key.id)
@@ -119,7 +119,7 @@ async def find_user(host: TransactionRunner, key: Key) -> UserRow | None:
     record = (await host.read(lambda store: store.inbox.known(key))).get(key)
     if record is None or not (record.complete or record.deleted_at is not None):
         return None
-    return _row(record)
+    return _to_row(record)
 
 
 async def wait_for_user(host: TransactionRunner, user_id: str, timeout_s: float) -> UserRow:
@@ -134,15 +134,15 @@ async def wait_for_user(host: TransactionRunner, user_id: str, timeout_s: float)
     return row
 
 
-def _may_be_back(record: Record, told: Mapping[str, Any]) -> bool:
+def _may_be_back(record: Record, claims: Mapping[str, Any]) -> bool:
     """Whether something later tells of a deleted user: Logto, or a token issued after that."""
-    issued_at = told.get("iat")
+    issued_at = claims.get("iat")
     if isinstance(issued_at, int | float) and issued_at * 1000 > (record.deleted_at or 0):
         return True
     return bool(record.doubts)
 
 
-def _row(record: Record) -> UserRow:
+def _to_row(record: Record) -> UserRow:
     row = local_events.user_row(record)
     if record.deleted_at is not None or row is None:
         raise UserIsDeletedError(id=record.key.id)

@@ -135,20 +135,20 @@ def _run(loop: asyncio.AbstractEventLoop, main: Main) -> None:
     task = loop.create_task(main())
     task.add_done_callback(lambda _: loop.stop())
     while not task.done():
-        _go_on(loop, "a handler stopped its event loop; it goes on", task.done)
+        _run_forever(loop, "a handler stopped its event loop; it goes on", task.done)
         if task.cancelled():
             logger.error("a handler cancelled tasks that aren't its own; they begin again")
-            task = loop.create_task(_after(AGAIN_S, main))
+            task = loop.create_task(_wait_and_run(AGAIN_S, main))
             task.add_done_callback(lambda _: loop.stop())
     task.result()
 
 
-async def _after(seconds: float, main: Main) -> None:
+async def _wait_and_run(seconds: float, main: Main) -> None:
     await asyncio.sleep(seconds)
     await main()
 
 
-def _go_on(loop: asyncio.AbstractEventLoop, stopped: str, done: Callable[[], bool]) -> None:
+def _run_forever(loop: asyncio.AbstractEventLoop, stopped: str, done: Callable[[], bool]) -> None:
     try:
         loop.run_forever()
     except BaseException as error:
@@ -162,14 +162,14 @@ def _go_on(loop: asyncio.AbstractEventLoop, stopped: str, done: Callable[[], boo
 
 def _end(loop: asyncio.AbstractEventLoop) -> None:
     """Cancel what handlers left running, and wait for that a little."""
-    left = asyncio.all_tasks(loop)
-    for task in left:
+    tasks = asyncio.all_tasks(loop)
+    for task in tasks:
         task.cancel()
 
     async def end() -> None:
-        if left:
-            _, still = await asyncio.wait(left, timeout=END_S)
-            if still:
+        if tasks:
+            _, pending = await asyncio.wait(tasks, timeout=END_S)
+            if pending:
                 logger.warning(NOT_CANCELLED)
         await loop.shutdown_asyncgens()
 

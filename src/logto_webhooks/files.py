@@ -85,7 +85,7 @@ class LockFile:
         """Take the lock unless somebody else has it; say whether it is ours. Raises NotWritable."""
         if self._held is None:
             try:
-                self._held = (_descriptor if _fcntl else _transaction)(self._file)
+                self._held = (_descriptor if _fcntl else _lock_transaction)(self._file)
             except OSError as error:
                 raise NotWritable(path=self._file, problem=error.strerror) from None
             except sqlite3.Error as error:
@@ -140,7 +140,7 @@ class _Transaction:
 _TRANSACTIONS: Final[dict[Path, _Transaction]] = {}
 
 
-def _transaction(file: Path) -> _Transaction | None:
+def _lock_transaction(file: Path) -> _Transaction | None:
     file = file.resolve()
     if file not in _TRANSACTIONS:
         create(file)

@@ -87,48 +87,48 @@ class FlowMonitor:
     async def look(self) -> None:
         """Note what came, and tell when the flow stops or goes on. Raises StoreUnavailable."""
         before, now = self.silence, self._clock.now()
-        self.silence = found = await self._host.run(lambda store: self._judged(store, now))
-        if found and (before is None or before.why != found.why):
-            usual_s = None if found.usual_ms is None else found.usual_ms // 1000
-            self._observe(FlowStopped(found.why, (now - found.since) // 1000, usual_s))
-        elif before and not found:
+        self.silence = silence = await self._host.run(lambda store: self._judge(store, now))
+        if silence and (before is None or before.why != silence.why):
+            usual_s = None if silence.usual_ms is None else silence.usual_ms // 1000
+            self._observe(FlowStopped(silence.why, (now - silence.since) // 1000, usual_s))
+        elif before and not silence:
             self._observe(FlowResumed((now - before.since) // 1000))
 
-    def _judged(self, store: Store, now: int) -> Silence | None:
-        found = find_silence(record_flow(store), now, self._after_ms)
-        since, known = found.since if found else None, store.flow()
-        if known.silent_since != since:
-            store.save_flow(replace(known, silent_since=since))
-        return found
+    def _judge(self, store: Store, now: int) -> Silence | None:
+        silence = find_silence(record_flow(store), now, self._after_ms)
+        since, recorded = silence.since if silence else None, store.flow()
+        if recorded.silent_since != since:
+            store.save_flow(replace(recorded, silent_since=since))
+        return silence
 
 
 def record_flow(store: Store) -> Flow:
     """Note the newest delivery, and the gap before it; return all that is known of the flow."""
-    newest, known = _newest(store), store.flow()
-    if newest is not None and (known.last is None or newest > known.last):
-        if known.last is not None:
-            _note_gap(store, known, Gap(newest, newest - known.last))
-        began = newest if known.began is None else known.began
-        store.save_flow(replace(known, began=began, last=newest))
-        known = store.flow()
-    last = known.last or 0
+    newest, recorded = _find_newest(store), store.flow()
+    if newest is not None and (recorded.last is None or newest > recorded.last):
+        if recorded.last is not None:
+            _note_gap(store, recorded, Gap(newest, newest - recorded.last))
+        began = newest if recorded.began is None else recorded.began
+        store.save_flow(replace(recorded, began=began, last=newest))
+        recorded = store.flow()
+    last = recorded.last or 0
     return Flow(
-        began=known.began,
-        last=known.last,
-        gaps=tuple(gap.length for gap in known.gaps if gap.ended_at > last - DAYS * DAY_MS),
-        rejected=store.keys_of_hooks.aside(last, known=known.last is not None),
+        began=recorded.began,
+        last=recorded.last,
+        gaps=tuple(gap.length for gap in recorded.gaps if gap.ended_at > last - DAYS * DAY_MS),
+        rejected=store.keys_of_hooks.aside(last, known=recorded.last is not None),
     )
 
 
-def _newest(store: Store) -> int | None:
+def _find_newest(store: Store) -> int | None:
     recent = store.inbox.search(DeliveryFilter(limit=_RECENT))
     return next((delivery.received_at for delivery in recent if delivery.origin == "webhook"), None)
 
 
-def _note_gap(store: Store, known: RecordedFlow, gap: Gap) -> None:
+def _note_gap(store: Store, recorded: RecordedFlow, gap: Gap) -> None:
     """Of each day, the longest is kept."""
     day = gap.ended_at // DAY_MS
-    if all(gap.length > kept.length for kept in known.gaps if kept.ended_at // DAY_MS == day):
+    if all(gap.length > other.length for other in recorded.gaps if other.ended_at // DAY_MS == day):
         store.save_gap(day % DAYS, gap)
 
 
@@ -138,19 +138,19 @@ _BACK: Final = 100  # ids are given before commits, which come in another order
 
 
 async def follow(
-    host: TransactionRunner, sought: DeliveryFilter, poll_s: float = POLL_S
+    host: TransactionRunner, filter: DeliveryFilter, poll_s: float = POLL_S
 ) -> AsyncGenerator[StoredDelivery, None]:
     """Give what comes after the id `sought.after`, as it comes. Raises StoreUnavailable."""
-    first = newest = sought.after or 0
+    first = newest = filter.after or 0
     seen: set[int] = set()
     while True:
         after = max(first, newest - _BACK)
-        wanted = replace(sought, after=after, oldest_first=True, limit=_PAGE)
-        found = await host.read(partial(_search, wanted))
-        new = [each for each in found if each.id not in seen]
-        for each in new:
-            yield each
-        seen = {each.id for each in found}
+        next_page = replace(filter, after=after, oldest_first=True, limit=_PAGE)
+        page = await host.read(partial(_search, next_page))
+        new = [delivery for delivery in page if delivery.id not in seen]
+        for delivery in new:
+            yield delivery
+        seen = {delivery.id for delivery in page}
         newest = max([newest, *seen])
         if not new:
             await asyncio.sleep(poll_s)
@@ -158,12 +158,12 @@ async def follow(
 
 async def newest_id(host: TransactionRunner) -> int:
     """The id of the newest delivery; 0 if there is none. Raises StoreUnavailable."""
-    found = await host.read(partial(_search, DeliveryFilter(limit=1)))
-    return found[0].id if found else 0
+    page = await host.read(partial(_search, DeliveryFilter(limit=1)))
+    return page[0].id if page else 0
 
 
-def _search(sought: DeliveryFilter, store: Store) -> list[StoredDelivery]:
-    return store.inbox.search(sought)
+def _search(filter: DeliveryFilter, store: Store) -> list[StoredDelivery]:
+    return store.inbox.search(filter)
 
 
 class Ahead:

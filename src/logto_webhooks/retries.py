@@ -57,7 +57,7 @@ def after_job_failure(
         return _retry(error.after_s)
     if waits:
         return _retry(waits[min(failures, len(waits) - 1)])
-    return Retry(_growing(failures, LONGEST_WAIT_S, jitter))
+    return Retry(_grow(failures, LONGEST_WAIT_S, jitter))
 
 
 def _retry(after_s: float) -> Retry:
@@ -84,12 +84,12 @@ def after_failure(
         others = attempt - 1 - failures
         if others + 1 >= max(MAX_TIME_OUTS, max_attempts):
             return Dead()
-        return Retry(_growing(others, LONGEST_LOCKED_WAIT_S, jitter))
+        return Retry(_grow(others, LONGEST_LOCKED_WAIT_S, jitter))
     if isinstance(error, MalformedEvent | NotADelivery) or failures + 1 >= max_attempts:
         return Dead()
-    return Retry(_growing(failures, LONGEST_WAIT_S, jitter))
+    return Retry(_grow(failures, LONGEST_WAIT_S, jitter))
 
 
-def _growing(before: int, longest_s: float, jitter: float) -> float:
+def _grow(before: int, longest_s: float, jitter: float) -> float:
     """The wait after so many others."""
     return min(FIRST_WAIT_S * 3.0 ** min(before, 20), longest_s) * (1 - jitter / 2)

@@ -205,7 +205,7 @@ class Service:
         self.app: ASGIApp = asgi.make_application(
             self.webhook,
             receiver,
-            self._ready,
+            self._check_ready,
             lambda _: self.running(),
             settings.path,
             scrape,
@@ -239,7 +239,7 @@ class Service:
                 await stack.enter_async_context(asking)
             yield
 
-    async def _ready(self) -> Silence | None:
+    async def _check_ready(self) -> Silence | None:
         await self._readiness.check()
         return self._flow.silence
 
@@ -368,10 +368,10 @@ class WorkerGroup:
     async def _report_unrunnable(self, reported: int = 0) -> int:
         counts = await self._database.host.read(lambda store: store.jobs.counts())
         waiting = [count for count in counts if count.state == "waiting"]
-        others = [count for count in waiting if count.handler not in self._handlers.by_name]
-        jobs = sum(other.count for other in others)
+        unknown = [count for count in waiting if count.handler not in self._handlers.by_name]
+        jobs = sum(count.count for count in unknown)
         if jobs and jobs != reported:
-            self._observe(Unrunnable(tuple(other.handler for other in others), jobs))
+            self._observe(Unrunnable(tuple(count.handler for count in unknown), jobs))
         return jobs
 
 

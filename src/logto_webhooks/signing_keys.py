@@ -50,12 +50,14 @@ def verify(body: bytes, signatures: Sequence[bytes], keys: Sequence[str]) -> Ver
     if len(signatures) != 1:
         reason = "the header is missing" if not signatures else "the header was sent twice"
         raise SignatureRejected(reason=reason)
-    given = signatures[0].strip(b" \t")  # HTTP allows blanks around a value
-    if not _WELL_FORMED.fullmatch(given):
+    signature = signatures[0].strip(b" \t")  # HTTP allows blanks around a value
+    if not _WELL_FORMED.fullmatch(signature):
         raise SignatureRejected(reason="the header is not 64 lowercase hex digits")
     # Every key is tried, so that the time doesn't tell which one matched. An empty key proves
     # nothing: anybody can sign with it.
-    matches = [hmac.compare_digest(given, sign(body, key).encode()) and key != "" for key in keys]
+    matches = [
+        hmac.compare_digest(signature, sign(body, key).encode()) and key != "" for key in keys
+    ]
     if not any(matches):
         reason = "no configured key gives this signature"
         raise SignatureRejected(reason=reason, well_formed=True)
@@ -135,11 +137,11 @@ def problem_of_secret(key: str) -> str | None:
         return "it is a whole NAME=value line: give what stands after the ="
     if key[0] in _QUOTES or key[-1] in _QUOTES:
         return "it has quotes around it, which would be part of the key: remove them"
-    if any(each in _QUOTES for each in key):
+    if any(character in _QUOTES for character in key):
         return "it has quotes in it, and no key has: copy it again"
     if _PLACEHOLDER.fullmatch(key):
         return "it is a placeholder: put the key in its place"
-    if any(each.isspace() for each in key):
+    if any(character.isspace() for character in key):
         return "it has spaces or line breaks in it, and no key has: copy it again"
     if not (key.isascii() and key.isprintable()):
         return "it holds characters that no key has: copy it again"
@@ -155,10 +157,10 @@ def hook_of_sender(body: bytes) -> str | None:
     """The hook that a body names at its top level; None if it names none. It tells who sent the
     body only if the body is verified."""
     try:
-        found = msgspec.json.decode(body, type=_Sender).hook_id
+        hook_id = msgspec.json.decode(body, type=_Sender).hook_id
     except (ValueError, RecursionError):
         return None
-    return found if _HOOK_ID.fullmatch(found) else None
+    return hook_id if _HOOK_ID.fullmatch(hook_id) else None
 
 
 def fingerprint(key: str) -> str:
@@ -190,15 +192,15 @@ class Keyring:
     def learn(self, learnt: Sequence[WebhookKey], now: int) -> bool:
         """Take what Logto told. Say whether a key is new."""
         before = set(self._keys)
-        self._learnt = [each for each in learnt if is_key(each.key)]
-        self.hooks |= {each.hook for each in self._learnt}
+        self._learnt = [key for key in learnt if is_key(key.key)]
+        self.hooks |= {key.hook for key in self._learnt}
         self._choose(now)
         return not before.issuperset(self._keys)
 
     def _choose(self, now: int) -> None:
-        ends = {each.key: each.until for each in self._learnt if each.until is not None}
-        known = (*self._configured, *(each.key for each in self._learnt))
-        self._keys = tuple(dict.fromkeys(key for key in known if ends.get(key, inf) > now))
+        ends = {learnt.key: learnt.until for learnt in self._learnt if learnt.until is not None}
+        all_keys = (*self._configured, *(learnt.key for learnt in self._learnt))
+        self._keys = tuple(dict.fromkeys(key for key in all_keys if ends.get(key, inf) > now))
         self._next_end = min((end for end in ends.values() if end > now), default=inf)
 
     def note_use(self, key: str, body: bytes, at: int) -> None:

@@ -129,7 +129,7 @@ class DeliveryWorker:
 
     async def drain(self) -> None:
         """Work until nothing is pending, what waits for its next attempt included."""
-        while not self._stopping and (await self._turn() or await self._pending()):
+        while not self._stopping and (await self._turn() or await self._count_pending()):
             pass
 
     async def _turn(self) -> int:
@@ -151,7 +151,7 @@ class DeliveryWorker:
             self._observe(Resumed())
         return done
 
-    async def _pending(self) -> int:
+    async def _count_pending(self) -> int:
         await wait_for_event(self._wake, 0.1)
         try:
             status = await self._host.read(Store.status)
@@ -213,7 +213,7 @@ class DeliveryWorker:
         return [
             delivery
             for delivery in planned
-            if not self._suspects.keys().isdisjoint(_touched_records(delivery))
+            if not self._suspects.keys().isdisjoint(_list_touched_records(delivery))
         ]
 
     async def _apply_planned(
@@ -260,8 +260,8 @@ class DeliveryWorker:
             results.append(await self._host.run(partial(self._sync_piece, piece, lock_s)))
         jobs = await self._host.read(partial(_make_own_jobs, planned=planned))
         while jobs:
-            some, jobs = jobs[:MAX_PIECE], jobs[MAX_PIECE:]
-            await self._host.run(partial(self._add_jobs, planned, some, lock_s))
+            piece_of_jobs, jobs = jobs[:MAX_PIECE], jobs[MAX_PIECE:]
+            await self._host.run(partial(self._add_jobs, planned, piece_of_jobs, lock_s))
         outcome = whole_outcome(planned, results)
         await self._host.run(lambda store: store.finish(self._token, [outcome]))
         since = await self._host.read(Store.installed_at)
@@ -298,13 +298,13 @@ class DeliveryWorker:
             locked = [delivery for delivery in half if delivery.claimed.subject in self._locked]
             for delivery in locked:  # not to be waited for once more
                 await self._put_aside(delivery, error)
-            rest = [delivery for delivery in half if delivery not in locked]
-            await self._apply_planned(rest, CULPRIT_LOCK_S)
+            not_locked = [delivery for delivery in half if delivery not in locked]
+            await self._apply_planned(not_locked, CULPRIT_LOCK_S)
 
     async def _put_aside(self, planned: PlannedDelivery, error: TimedOut) -> None:
         """Have it tried again later, and apart from the others."""
         until = time.monotonic() + SUSPECT_S
-        self._suspects |= dict.fromkeys(_touched_records(planned), until)
+        self._suspects |= dict.fromkeys(_list_touched_records(planned), until)
         if planned.claimed.subject is not None:
             self._locked.add(planned.claimed.subject)
         with contextlib.suppress(TimedOut):
@@ -399,7 +399,7 @@ def _make_own_jobs(store: Store, planned: PlannedDelivery) -> list[NewJob]:
     return own_jobs([planned], store.jobs.handlers(), store.installed_at())
 
 
-def _touched_records(planned: PlannedDelivery) -> set[Key]:
+def _list_touched_records(planned: PlannedDelivery) -> set[Key]:
     """The records that are locked to apply a delivery."""
     keys = {change.key for change in planned.changes}
     return keys.union(*(key.organization_and_user for key in keys if key.kind == "membership"))

@@ -89,7 +89,7 @@ def apply_batch(
     Without `own_jobs`, only those of what changed here are made: for a piece of a delivery.
     """
     locked = lock_records(store, [change for planned in batch for change in planned.changes])
-    records = _unlisted(locked.records)
+    records = _mark_unlisted(locked.records)
     outcomes = [_merge_one(records, planned) for planned in batch]
     written = _write(store, locked, records)
     return outcomes, enqueue_for_deliveries(store, batch, written, own=own_jobs)
@@ -109,7 +109,7 @@ def apply_reads(
     Without a `source`, no handler is told.
     """
     locked = lock_records(store, changes)
-    records = _unlisted(locked.records)
+    records = _mark_unlisted(locked.records)
     for change in changes:
         records[change.key] = merge(records[change.key], change)
     written = _write(store, locked, records)
@@ -122,23 +122,23 @@ def _write(store: Store, locked: Locked, records: Records) -> WrittenRecords:
     for key in locked.few:
         if records[key].ended_at != before[key].ended_at:
             records[key] = merge(records[key], Named(key, store.newest_membership(key)))
-    _bury(records)
+    _end_memberships(records)
     changed = [
         record for key, record in records.items() if record is not before[key] or not record.kept
     ]
-    kept = store.save(changed)
+    saved = store.save(changed)
     ended = [
         record
         for record in changed
         if record.key.kind != "membership" and record.ended_at != before[record.key].ended_at
     ]
     few = [record for record in ended if record.key in locked.few]
-    left = store.drop_memberships(few) if few else []
+    removed = store.drop_memberships(few) if few else []
     many = [record for record in ended if record.key not in locked.few]
     ends = {
         key: (before[key], record) for key, record in records.items() if key.kind != "membership"
     }
-    return WrittenRecords([(before[record.key], record) for record in kept], left, many, ends)
+    return WrittenRecords([(before[record.key], record) for record in saved], removed, many, ends)
 
 
 def lock_records(store: Store, changes: Iterable[Change]) -> Locked:
@@ -179,9 +179,9 @@ def mark_doubtful(store: Store, claimed: ClaimedDelivery) -> None:
 def _merge_one(records: Records, planned: PlannedDelivery) -> DeliveryOutcome:
     effects = []
     for change in planned.changes:
-        known = records[change.key]
-        records[change.key] = merge(known, change)
-        effects.append(name_effect(known, change, records[change.key]))
+        before = records[change.key]
+        records[change.key] = merge(before, change)
+        effects.append(name_effect(before, change, records[change.key]))
     result = min(effects, default="nothing", key=_STRONGEST_FIRST.index)
     state = DeliveryState.DONE
     if isinstance(planned.event, TestPayload):
@@ -194,19 +194,19 @@ def _merge_one(records: Records, planned: PlannedDelivery) -> DeliveryOutcome:
 _STRONGEST_FIRST = list(OUTCOMES)
 
 
-def _unlisted(known: Records) -> Records:
+def _mark_unlisted(locked: Records) -> Records:
     """A pair of which nothing is known wasn't among the members when Logto last listed them."""
-    records = dict(known)
-    for key, record in known.items():
+    records = dict(locked)
+    for key, record in locked.items():
         if key.kind == "membership" and not record.groups:
-            listed_at = known[key.organization_and_user[0]].asked_for(MEMBERS)
+            listed_at = locked[key.organization_and_user[0]].asked_for(MEMBERS)
             if listed_at != NEVER:
                 unlisted = ApiRead(key, {"present": False}, listed_at, listed_at)
                 records[key] = merge(record, unlisted)
     return records
 
 
-def _bury(records: Records) -> None:
+def _end_memberships(records: Records) -> None:
     """End each membership that is no newer than a deletion of either of its ends.
 
     One that is newer is evidence that the end exists.

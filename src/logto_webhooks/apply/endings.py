@@ -71,14 +71,14 @@ class Endings:
             for ending in endings:
                 if ending.key in self._locked:
                     continue
-                self._left = await self._host.read(partial(_listed, ending=ending))
+                self._left = await self._host.read(partial(_list_memberships, ending=ending))
                 if self._left:
                     # A step then changes few rows of each page: their new versions find room there,
                     # and write into no index (PostgreSQL).
                     random.shuffle(self._left)
                     self._ending = ending
                     return True
-                newest = await self._host.read(partial(_newest, ending=ending))
+                newest = await self._host.read(partial(_find_newest, ending=ending))
                 await self._host.run(partial(_finish, ending=ending, newest=newest))
         except (RowRejected, TimedOut):
             pass
@@ -107,11 +107,11 @@ class Endings:
         self._pace.took(len(pairs), time.perf_counter() - started)
 
 
-def _listed(store: Store, ending: Ending) -> list[Key]:
+def _list_memberships(store: Store, ending: Ending) -> list[Key]:
     return store.memberships_to_end(ending, LISTED)
 
 
-def _newest(store: Store, ending: Ending) -> int:
+def _find_newest(store: Store, ending: Ending) -> int:
     return store.newest_membership(ending.key)
 
 

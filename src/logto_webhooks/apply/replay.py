@@ -22,12 +22,12 @@ from logto_webhooks.signing_keys import trust
 AT_ONCE: Final = 1_000
 
 
-def iterate_jobs(store: Store, wanted: JobFilter) -> Iterator[JobRow]:
+def iterate_jobs(store: Store, filter: JobFilter) -> Iterator[JobRow]:
     """All that are wanted, whatever the limit, the newest first."""
-    wanted = replace(wanted, limit=AT_ONCE)
-    while page := store.jobs.find(wanted):
+    filter = replace(filter, limit=AT_ONCE)
+    while page := store.jobs.find(filter):
         yield from page
-        wanted = replace(wanted, after=page[-1].id)
+        filter = replace(filter, after=page[-1].id)
 
 
 class ReplayResult(Struct, frozen=True, kw_only=True):
@@ -38,18 +38,18 @@ class ReplayResult(Struct, frozen=True, kw_only=True):
     jobs: int
     drifts: list[Drift]
 
-    def plus(self, more: ReplayResult) -> ReplayResult:
+    def plus(self, other: ReplayResult) -> ReplayResult:
         """Return the sum of both."""
         return ReplayResult(
-            deliveries=self.deliveries + more.deliveries,
-            jobs=self.jobs + more.jobs,
-            drifts=self.drifts + more.drifts,
+            deliveries=self.deliveries + other.deliveries,
+            jobs=self.jobs + other.jobs,
+            drifts=self.drifts + other.drifts,
         )
 
 
 def replay(
     store: Store,
-    some: Sequence[StoredDelivery],
+    deliveries: Sequence[StoredDelivery],
     lag_ms: int,
     *,
     handler: str | None = None,
@@ -67,30 +67,32 @@ def replay(
     """
     at_once = sync_only or tell
     applied = [
-        each for each in some if handler is None or sync_only or each.state is DeliveryState.DEAD
+        delivery
+        for delivery in deliveries
+        if handler is None or sync_only or delivery.state is DeliveryState.DEAD
     ]
-    drifts = _applied(store, applied, lag_ms) if at_once else []
+    drifts = _apply(store, applied, lag_ms) if at_once else []
     jobs = 0
     if not sync_only:
-        store.inbox.again([each.id for each in applied])
+        store.inbox.again([delivery.id for delivery in applied])
         again = _Again(store, lag_ms, handler, rerun)
-        for each in some:
-            again.look(each)
+        for delivery in deliveries:
+            again.look(delivery)
         jobs = again.run()
     return ReplayResult(deliveries=len(applied), jobs=jobs, drifts=drifts)
 
 
-def _applied(store: Store, some: Sequence[StoredDelivery], lag_ms: int) -> list[Drift]:
-    told = [_changes(each, lag_ms) for each in some]
+def _apply(store: Store, deliveries: Sequence[StoredDelivery], lag_ms: int) -> list[Drift]:
+    all_changes = [_read_changes(delivery, lag_ms) for delivery in deliveries]
     # All are locked at first, in order: so no worker that has some of them waits in a circle.
-    batch.lock_records(store, [change for changes in told for change in changes])
-    pairs = [pair for changes in told for pair in batch.apply_reads(store, changes, None)]
+    batch.lock_records(store, [change for changes in all_changes for change in changes])
+    pairs = [pair for changes in all_changes for pair in batch.apply_reads(store, changes, None)]
     return [drift for pair in pairs for drift in drifts_of(*pair)]
 
 
-def _changes(kept: StoredDelivery, lag_ms: int) -> Sequence[Change]:
+def _read_changes(delivery: StoredDelivery, lag_ms: int) -> Sequence[Change]:
     try:
-        return read(trust(kept.body), kept.occurred_at, lag_ms)[1]
+        return read(trust(delivery.body), delivery.occurred_at, lag_ms)[1]
     except MalformedEvent:
         return []
 
@@ -103,27 +105,33 @@ class _Again:
         self._store = store
         self._lag_ms = lag_ms
         self._handler = handler
-        self._reruns = {each.name for each in registered if rerun and each.rerun}
-        self._told = [each for each in registered if handler in (None, each.name)]
+        self._reruns = {
+            registration.name for registration in registered if rerun and registration.rerun
+        }
+        self._told = [
+            registration for registration in registered if handler in (None, registration.name)
+        ]
         self._since = store.installed_at()
         self._again: list[int] = []
         self._new: list[NewJob] = []
         self._missing = 0
 
-    def look(self, kept: StoredDelivery) -> None:
+    def look(self, delivery: StoredDelivery) -> None:
         """Find those of one delivery.
 
         Those that are missing are made here, whatever its age; of a dead one by whoever applies it.
         """
-        known: set[tuple[str, str, str]] = set()
-        for row in iterate_jobs(self._store, JobFilter(delivery_id=kept.id, handler=self._handler)):
-            known.add((row.handler, row.event, row.subject))
+        existing: set[tuple[str, str, str]] = set()
+        for row in iterate_jobs(
+            self._store, JobFilter(delivery_id=delivery.id, handler=self._handler)
+        ):
+            existing.add((row.handler, row.event, row.subject))
             if row.state in ("dead", "discarded") or self._is_rerun(row):
                 self._again.append(row.id)
-        made = self._made(kept)
-        new = [each for each in made if (each.handler, each.event, each.subject) not in known]
+        jobs = self._make_jobs(delivery)
+        new = [job for job in jobs if (job.handler, job.event, job.subject) not in existing]
         self._missing += len(new)
-        if kept.state is not DeliveryState.DEAD:
+        if delivery.state is not DeliveryState.DEAD:
             self._new += new
 
     def run(self) -> int:
@@ -134,26 +142,26 @@ class _Again:
     def _is_rerun(self, row: JobRow) -> bool:
         return row.state == "done" and row.handler in self._reruns
 
-    def _made(self, kept: StoredDelivery) -> list[NewJob]:
+    def _make_jobs(self, delivery: StoredDelivery) -> list[NewJob]:
         """The jobs that a delivery would make today: none as long as it isn't applied at all, or
         if it is older than the installation."""
-        if kept.state is DeliveryState.PENDING or kept.occurred_at < self._since:
+        if delivery.state is DeliveryState.PENDING or delivery.occurred_at < self._since:
             return []
-        body = trust(kept.body)
+        body = trust(delivery.body)
         try:
-            event, _ = read(body, kept.occurred_at, self._lag_ms)
-            digest = identify(body, kept.received_at).digest
+            event, _ = read(body, delivery.occurred_at, self._lag_ms)
+            digest = identify(body, delivery.received_at).digest
         except (MalformedEvent, NotADelivery):
             return []
         claimed = ClaimedDelivery(
-            id=kept.id,
-            body=kept.body,
-            event=kept.event,
-            subject=kept.subject,
-            received_at=kept.received_at,
+            id=delivery.id,
+            body=delivery.body,
+            event=delivery.event,
+            subject=delivery.subject,
+            received_at=delivery.received_at,
             attempt=1,
             digest=digest,
-            occurred_at=kept.occurred_at,
-            origin=kept.origin,
+            occurred_at=delivery.occurred_at,
+            origin=delivery.origin,
         )
         return jobs_for_event(event, claimed, self._told)

@@ -22,10 +22,7 @@ from logto_webhooks.events import (
     TestPayload,
     UnknownEvent,
 )
-from logto_webhooks.events.local import (
-    LOCAL,
-    LocalEvent,
-)
+from logto_webhooks.events.local import LOCAL, LocalEvent
 from logto_webhooks.handlers.parameters import (
     ParameterSource,
     handler_name,
@@ -52,31 +49,31 @@ def parse_patterns(what: Sequence[What], *, unknown: bool, tests: Tests) -> tupl
 
     Raises UnknownEventName, and InvalidHandler for a function.
     """
-    return tuple(dict.fromkeys(_pattern(event, unknown, tests) for event in what))
+    return tuple(dict.fromkeys(_check_pattern(event, unknown, tests) for event in what))
 
 
 def match_classes(patterns: Sequence[str], tests: Tests) -> list[type]:
     """The classes of the events that a handler is given."""
     if tests == "only":
         return [TestPayload]
-    meant = [name for name in _KNOWN if _mean(patterns, name)]
-    found: list[type] = [_KNOWN[name] for name in meant]
-    if any(pattern == "*" or not _comes(pattern, tuple(_KNOWN)) for pattern in patterns):
-        found.append(UnknownEvent)
-    if tests == "too" and any(name in _SENT for name in meant):
-        found.append(TestPayload)
-    return found
+    names = [name for name in _KNOWN if any(matches(pattern, name) for pattern in patterns)]
+    classes: list[type] = [_KNOWN[name] for name in names]
+    if any(pattern == "*" or not _matches_any(pattern, tuple(_KNOWN)) for pattern in patterns):
+        classes.append(UnknownEvent)
+    if tests == "too" and any(name in _SENT for name in names):
+        classes.append(TestPayload)
+    return classes
 
 
-def _pattern(what: What, unknown: bool, tests: Tests) -> str:
-    name = _name(what)
+def _check_pattern(what: What, unknown: bool, tests: Tests) -> str:
+    name = _read_name(what)
     names = _SENT if tests == "only" else tuple(_KNOWN)
-    if _comes(name, names) or (unknown and name and name.isprintable()):
+    if _matches_any(name, names) or (unknown and name and name.isprintable()):
         return name
-    raise UnknownEventName(name=name, hint=_hint(name, tests))
+    raise UnknownEventName(name=name, hint=_suggest(name, tests))
 
 
-def _name(what: Any) -> str:
+def _read_name(what: Any) -> str:
     if isinstance(what, str):
         return ALIASES.get(what, what)
     if not isinstance(what, type):
@@ -89,7 +86,7 @@ def _name(what: Any) -> str:
     raise UnknownEventName(name=what.__name__, hint=_EACH)
 
 
-def _hint(name: str, tests: Tests) -> str:
+def _suggest(name: str, tests: Tests) -> str:
     if any(fnmatchcase(known_name, name) for known_name in _KNOWN):
         return _NO_TEST if tests == "only" else _BY_NAME_ONLY
     if "*" in name or "?" in name:
@@ -98,11 +95,7 @@ def _hint(name: str, tests: Tests) -> str:
     return f"Did you mean {near[0]}?" if near else f"Known are: {', '.join(_KNOWN)}."
 
 
-def _mean(patterns: Sequence[str], name: str) -> bool:
-    return any(matches(pattern, name) for pattern in patterns)
-
-
-def _comes(pattern: str, names: Sequence[str]) -> bool:
+def _matches_any(pattern: str, names: Sequence[str]) -> bool:
     return any(matches(pattern, name) for name in names)
 
 
@@ -137,14 +130,14 @@ class HandlerOptions(
 def check_options(options: HandlerOptions) -> HandlerOptions:
     """The same, if each can be. Raises ValueError, which says what can't."""
     fields = msgspec.structs.fields(HandlerOptions)
-    given = {field.encode_name: getattr(options, field.name) for field in fields}
-    return make_options(given, HandlerOptions)
+    values = {field.encode_name: getattr(options, field.name) for field in fields}
+    return make_options(values, HandlerOptions)
 
 
-def make_options(given: dict[str, Any], kind: type[T]) -> T:
+def make_options(values: dict[str, Any], kind: type[T]) -> T:
     """Make a struct of what was given. Raises ValueError, which names what can't be."""
     try:
-        return msgspec.convert(given, kind)
+        return msgspec.convert(values, kind)
     except msgspec.ValidationError as error:
         expected, _, where = str(error).partition(" - at `$.")
         raise ValueError(f"{where.rstrip('`')}: {expected}") from None
@@ -210,17 +203,17 @@ class Handlers:
             raise InvalidHandler(name=called, problem=problem)
         if not patterns:
             raise InvalidHandler(name=called, problem="no event is named; for all, name '*'")
-        given: dict[str, Any] = {"name": called, "patterns": patterns, "tests": tests}
-        given |= {"ordered": ordered, "rerun": rerun}
+        fields: dict[str, Any] = {"name": called, "patterns": patterns, "tests": tests}
+        fields |= {"ordered": ordered, "rerun": rerun}
         try:
             handler = Handler(
                 name=called,
-                registered=make_options(given, RegisteredHandler),
+                registered=make_options(fields, RegisteredHandler),
                 function=function,
                 is_async=is_awaited(function),
                 options=check_options(options),
             )
-            self.by_name[called] = self._fitted(handler)
+            self.by_name[called] = self._fit(handler)
         except ValueError as error:
             raise InvalidHandler(name=called, problem=str(error)) from None
         return function
@@ -236,21 +229,21 @@ class Handlers:
 
     def copy(self, provides: Provides) -> Handlers:
         """The same handlers on another database. Raises InvalidHandler."""
-        made = Handlers()
-        made.by_name = dict(self.by_name)
-        made.fit(provides)
-        return made
+        copied = Handlers()
+        copied.by_name = dict(self.by_name)
+        copied.fit(provides)
+        return copied
 
     def fit(self, provides: Provides) -> None:
         """Look at all parameters, now that the database is known. Raises InvalidHandler."""
         self._provides = provides
         for name, handler in self.by_name.items():
             try:
-                self.by_name[name] = self._fitted(handler)
+                self.by_name[name] = self._fit(handler)
             except ValueError as error:
                 raise InvalidHandler(name=name, problem=str(error)) from None
 
-    def _fitted(self, handler: Handler) -> Handler:
+    def _fit(self, handler: Handler) -> Handler:
         provided = self._provides(handler.is_async) if self._provides else None
         classes = match_classes(handler.registered.patterns, handler.registered.tests)
         parameters = resolve_parameters(handler.function, provided, classes)

@@ -51,12 +51,14 @@ class ClaimedJob(Struct, frozen=True):
     token: str
     user: UserRow | None
 
-    def to_outcome(self, state: JobState, **more: Any) -> JobOutcome:
+    def to_outcome(self, state: JobState, **details: Any) -> JobOutcome:
         """Make the outcome that leaves the job in a state."""
-        return JobOutcome(id=self.job.id, queue_key_id=self.job.queue_key_id, state=state, **more)
+        return JobOutcome(
+            id=self.job.id, queue_key_id=self.job.queue_key_id, state=state, **details
+        )
 
 
-class ExecutionResult(Struct, frozen=True):
+class CallResult(Struct, frozen=True):
     """How it went. `outcome` is None when nothing is left to be written: it was, with what the
     handler wrote, or the job is somebody else's by now."""
 
@@ -89,7 +91,7 @@ def call_function(handler: Handler, arguments: dict[str, Any], transaction: Any 
     return result
 
 
-class JobExecutor:
+class HandlerCaller:
     """Claims jobs of the handlers whose code is here, and calls these."""
 
     def __init__(
@@ -128,7 +130,7 @@ class JobExecutor:
             claimed.append(ClaimedJob(job, handler, token, user))
         return claimed
 
-    async def make(self, claimed: ClaimedJob) -> ExecutionResult:
+    async def call(self, claimed: ClaimedJob) -> CallResult:
         """Call the handler; whatever it raises is the job's alone."""
         job, handler = claimed.job, claimed.handler
         done = claimed.to_outcome(JobState.DONE)
@@ -155,14 +157,14 @@ class JobExecutor:
                     await self._call(handler, arguments)
         except ClaimLost:
             # Somebody else has it, or it was discarded: nothing of ours was written.
-            return ExecutionResult(claimed.to_outcome(JobState.WAITING, counts=False))
+            return CallResult(claimed.to_outcome(JobState.WAITING, counts=False))
         except BaseException as error:
             if isinstance(error, TimeoutError) and timeout.expired():  # and not the handler's own
                 error = TimeLimitExceeded(seconds=handler.options.time_limit_s)
             return self._fail(claimed, error)
         took_ms = round((time.monotonic() - started) * 1000, 1)
         ran = HandlerRan(job.id, job.handler, job.event, job.subject, job.attempts + 1, took_ms)
-        return ExecutionResult(None if is_written else done, ran)
+        return CallResult(None if is_written else done, ran)
 
     def _check(self, claimed: ClaimedJob) -> None:
         """Raise JobLost, Discard or HandlerMismatch for a job that isn't to be done."""
@@ -175,7 +177,7 @@ class JobExecutor:
         if not handler.registered.wants(job.event):
             raise HandlerMismatch(name=handler.name, event=job.event)
 
-    def _fail(self, claimed: ClaimedJob, error: BaseException) -> ExecutionResult:
+    def _fail(self, claimed: ClaimedJob, error: BaseException) -> CallResult:
         options, job = claimed.handler.options, claimed.job
         if isinstance(error, HandlerMismatch):
             # While releases change: whoever has its code may yet take it.
@@ -204,7 +206,7 @@ class JobExecutor:
             decision.after_s if isinstance(decision, Retry) else None,
             error_location(error, claimed.handler.function),
         )
-        return ExecutionResult(outcome, report, error)
+        return CallResult(outcome, report, error)
 
 
 def fill_parameters(handler: Handler, job: Job, user: UserRow | None) -> dict[str, Any]:

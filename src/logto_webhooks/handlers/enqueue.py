@@ -91,7 +91,7 @@ def enqueue_for_deliveries(
     sources: dict[Key, PlannedDelivery] = {}  # which delivery, the newest, told of a record
     for planned in sorted(batch, key=attrgetter("claimed.occurred_at")):
         sources |= {change.key: planned for change in planned.changes}
-    for key, event in _local_events(store, written, since, "webhook", handlers):
+    for key, event in _find_local_events(store, written, since, "webhook", handlers):
         planned = _find_source(key, sources)
         if planned.runs_handlers(since):
             event = replace(event, source=cast(Source, planned.claimed.origin))
@@ -133,12 +133,12 @@ def enqueue_for_ended(store: Store, pairs: Sequence[Key], ending: Ending) -> Non
         return
     source = cast(Source, ending.source)
     ends = {key for pair in pairs for key in pair.organization_and_user if key != ending.key}
-    here = store.find_here(sorted(ends)) | {ending.key}
+    ends_here = store.find_here(sorted(ends)) | {ending.key}
     store.jobs.add(
         [
             job
             for key in pairs
-            if here.issuperset(key.organization_and_user)  # else nobody was told of it
+            if ends_here.issuperset(key.organization_and_user)  # else nobody was told of it
             for job in jobs_for_change(
                 local_events.member_removed(key, source), handlers, ending.delivery_id
             )
@@ -178,7 +178,7 @@ def _enqueue_for_reads(store: Store, written: WrittenRecords, source: Source) ->
     old |= {key for key in written.left if old.intersection(key.organization_and_user)}
     jobs = [
         job
-        for key, event in _local_events(store, written, since, source, handlers)
+        for key, event in _find_local_events(store, written, since, source, handlers)
         if key not in old
         for job in jobs_for_change(event, handlers, None)
     ]
@@ -186,7 +186,7 @@ def _enqueue_for_reads(store: Store, written: WrittenRecords, source: Source) ->
     return old
 
 
-def _local_events(
+def _find_local_events(
     store: Store,
     written: WrittenRecords,
     since: int,
@@ -203,15 +203,15 @@ def _local_events(
             continue
         for event in local_events.local_events(before, after, source):
             is_new = isinstance(event, _CREATED) and not event.restored
-            if not is_new or _born(after) >= since:
+            if not is_new or _created_at(after) >= since:
                 events.append((after.key, event))
     names = (LocalMemberAdded.name, LocalMemberRemoved.name)
     if any(handler.wants(name) for handler in handlers for name in names):
-        events += _member_events(store, written, since, source)
+        events += _find_member_events(store, written, since, source)
     return events
 
 
-def _member_events(
+def _find_member_events(
     store: Store, written: WrittenRecords, since: int, source: Source
 ) -> list[tuple[Key, LocalEvent]]:
     """A membership counts as here when it and both its ends are: what made that true or false may
@@ -222,21 +222,21 @@ def _member_events(
         for before, after in written.changed
         if after.key.kind == "membership"
     }
-    others = {end for key in written.left for end in key.organization_and_user} - ends.keys()
-    came = [key for key, (before, after) in ends.items() if _came(before, after)]
-    if came:
-        pairs = [key for key in store.present_memberships(came) if key not in memberships]
+    other_ends = {end for key in written.left for end in key.organization_and_user} - ends.keys()
+    arrived = [key for key, (before, after) in ends.items() if _has_come(before, after)]
+    if arrived:
+        pairs = [key for key in store.present_memberships(arrived) if key not in memberships]
         missing = {end for key in pairs for end in key.organization_and_user} - ends.keys()
         # Locked: if the other end comes in another transaction, one of the two must see both.
         for records in (store.lock(sorted(missing), share=True), store.lock(pairs, share=True)):
             for key, record in records.items():
                 target = memberships if key.kind == "membership" else ends
                 target[key] = (record, record)
-    here = store.find_here(sorted(others)) if others else set()
+    ends_here = store.find_here(sorted(other_ends)) if other_ends else set()
 
     def is_here(key: Key, when: int) -> bool:
         return all(
-            local_events.is_here(ends[end][when]) if end in ends else end in here
+            local_events.is_here(ends[end][when]) if end in ends else end in ends_here
             for end in key.organization_and_user
         )
 
@@ -251,17 +251,19 @@ def _member_events(
         if was and not is_now:
             events.append((key, local_events.member_removed(key, source)))
         elif is_now and not was:
-            is_new_end = any(_born(ends[end][_AFTER]) >= since for end in key.organization_and_user)
-            if is_new_end or _joined(before, after) >= since:
+            is_new_end = any(
+                _created_at(ends[end][_AFTER]) >= since for end in key.organization_and_user
+            )
+            if is_new_end or _find_start(before, after) >= since:
                 events.append((key, local_events.member_added(key, source)))
     return events
 
 
-def _came(before: Record, after: Record) -> bool:
+def _has_come(before: Record, after: Record) -> bool:
     return local_events.is_here(after) and not local_events.is_here(before)
 
 
-def _joined(before: Record, after: Record) -> int:
+def _find_start(before: Record, after: Record) -> int:
     """When a membership began, as far as that is known. If it was here before its ends were, and
     an answer told of it, that may have been at any time."""
     if "addedAt" in after.facts:
@@ -271,7 +273,7 @@ def _joined(before: Record, after: Record) -> int:
     return LATEST if is_told_now else NEVER if group.read_at != NEVER else group.stamp
 
 
-def _born(record: Record) -> int:
+def _created_at(record: Record) -> int:
     return record.facts.get("createdAt", LATEST)
 
 
@@ -279,18 +281,20 @@ def _is_old(record: Record, since: int) -> bool:
     """Whether nothing says that it is of after the installation. An answer doesn't tell when
     somebody joined."""
     newest = record.facts.get("updatedAt", NEVER)
-    return record.key.kind == "membership" or (_born(record) < since and newest < since)
+    return record.key.kind == "membership" or (_created_at(record) < since and newest < since)
 
 
 def _known_until(before: Record, ends: dict[Key, tuple[Record, Record]]) -> int:
     """Until when something else was known of a record: it changed later than that. Of a membership
     also that a list of all members didn't have it, or that one of its ends wasn't there yet."""
-    told = [max(group.read_at, group.stamp) for group in before.groups.values()]
+    moments = [max(group.read_at, group.stamp) for group in before.groups.values()]
     if before.key.kind == "membership":
         organization, user = (ends[key] for key in before.key.organization_and_user)
-        born = [_born(after) for _, after in (organization, user) if "createdAt" in after.facts]
-        told += [organization[_BEFORE].asked_for(MEMBERS), *born]
-    return max(told, default=NEVER)
+        born = [
+            _created_at(after) for _, after in (organization, user) if "createdAt" in after.facts
+        ]
+        moments += [organization[_BEFORE].asked_for(MEMBERS), *born]
+    return max(moments, default=NEVER)
 
 
 def jobs_for_event(
@@ -300,13 +304,13 @@ def jobs_for_event(
     other = "no" if isinstance(event, TestPayload) else "only"
     name = ALIASES.get(event.event, event.event)
     subject, key = claimed.subject or f"event:{name}", claimed.digest.hex()
-    wanted = [(name, subject, key)]
+    subjects = [(name, subject, key)]
     if isinstance(event, OrganizationMembershipUpdated):
         for derived, users in (
             (OrganizationUserAdded.name, event.added_user_ids),
             (OrganizationUserRemoved.name, event.removed_user_ids),
         ):
-            wanted += [(derived, f"user:{user}", f"{key}:{derived}:{user}") for user in users]
+            subjects += [(derived, f"user:{user}", f"{key}:{derived}:{user}") for user in users]
     return [
         NewJob(
             handler=handler.name,
@@ -317,7 +321,7 @@ def jobs_for_event(
             occurred_at=claimed.occurred_at,
             delivery_id=claimed.id,
         )
-        for name, subject, key in wanted
+        for name, subject, key in subjects
         for handler in handlers
         if handler.tests != other and handler.wants(name)
     ]
@@ -327,7 +331,7 @@ def jobs_for_change(
     event: LocalEvent, handlers: Sequence[RegisteredHandler], delivery_id: int | None
 ) -> list[NewJob]:
     """The jobs of a record's own event."""
-    subject = _subject(event)
+    subject = _name_subject(event)
     key = f"{event.name}:{subject}"
     if not isinstance(event, _CREATED) or event.restored:  # else it comes once per Logto id
         key += f":{uuid.uuid4().hex}"
@@ -346,7 +350,7 @@ def jobs_for_change(
     ]
 
 
-def _subject(event: LocalEvent) -> str:
+def _name_subject(event: LocalEvent) -> str:
     match event:
         case LocalUserEvent():
             return f"user:{event.user.logto_user_id}"

@@ -28,7 +28,7 @@ def handler_name(function: Any, name: Any) -> str:
     """
     if not callable(function) or isinstance(function, type):
         raise InvalidHandler(name=repr(function), problem="it is no function")
-    own = _own_name(function) if name is None else name
+    own = _make_name(function) if name is None else name
     if not isinstance(own, str) or not own.strip() or not own.isprintable():
         problem = "its name must be a text that can be printed"
         raise InvalidHandler(name=repr(own), problem=problem)
@@ -38,7 +38,7 @@ def handler_name(function: Any, name: Any) -> str:
     return own
 
 
-def _own_name(function: Any) -> str:
+def _make_name(function: Any) -> str:
     module, own = (
         getattr(function, attribute, None) for attribute in ("__module__", "__qualname__")
     )
@@ -50,7 +50,7 @@ def _own_name(function: Any) -> str:
 def is_awaited(function: Callable[..., Any]) -> bool:
     """Whether calling it gives what must be awaited. Raises ValueError for a generator, which
     nobody would run."""
-    called = _called(function)
+    called = _unwrap(function)
     if any(
         inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
         for function in called
@@ -59,7 +59,7 @@ def is_awaited(function: Callable[..., Any]) -> bool:
     return any(inspect.iscoroutinefunction(function) for function in called)
 
 
-def _called(function: Any) -> tuple[Any, Any]:
+def _unwrap(function: Any) -> tuple[Any, Any]:
     """What runs when it is called: of a partial or a staticmethod its function, of an object its
     `__call__`."""
     while isinstance(function, functools.partial | staticmethod):
@@ -99,7 +99,9 @@ def union_members(annotation: Any) -> list[Any]:
     if origin is typing.Annotated:
         return union_members(annotation.__origin__)
     if origin in (typing.Union, types.UnionType):
-        return [one for argument in typing.get_args(annotation) for one in union_members(argument)]
+        return [
+            member for argument in typing.get_args(annotation) for member in union_members(argument)
+        ]
     return [origin or annotation]
 
 
@@ -143,25 +145,25 @@ class ParameterSource(Struct, frozen=True):
 
 
 def resolve_parameters(
-    function: Callable[..., Any], provided: Sequence[type] | None, told: Sequence[type]
+    function: Callable[..., Any], provided: Sequence[type] | None, events: Sequence[type]
 ) -> tuple[ParameterSource, ...]:
     """Look at a handler's parameters. `provided` are the database's transactions, None if it
-    isn't known yet; `told` the classes of the events that the handler is given.
+    isn't known yet; `events` the classes of the events that the handler is given.
 
     Raises ValueError, which says what can't be filled.
     """
     parameters = [
-        wish
+        source
         for parameter in read_parameters(function)
-        if (wish := _wish(parameter, provided, told))
+        if (source := _resolve(parameter, provided, events))
     ]
     if sum(parameter.kind == "transaction" for parameter in parameters) > 1:
         raise ValueError("it asks for two transactions: a handler has one")
     return tuple(parameters)
 
 
-def _wish(
-    parameter: inspect.Parameter, provided: Sequence[type] | None, told: Sequence[type]
+def _resolve(
+    parameter: inspect.Parameter, provided: Sequence[type] | None, events: Sequence[type]
 ) -> ParameterSource | None:
     """What fills a parameter; None if it keeps its default."""
     if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
@@ -169,26 +171,26 @@ def _wish(
     members = [] if _says_nothing(parameter) else union_members(parameter.annotation)
     classes = annotated_classes(members)
     _refuse_marker(parameter)
-    kind = _kind(parameter, classes, provided)
+    kind = _find_kind(parameter, classes, provided)
     if parameter.kind is parameter.POSITIONAL_ONLY or kind is None:
         if parameter.default is not parameter.empty:
             return None
-        raise ValueError(_cannot(parameter, provided or ()))
-    wish = ParameterSource(parameter.name, kind, classes)
-    _check(wish, told, may_be_none=types.NoneType in members)
-    return wish
+        raise ValueError(_explain(parameter, provided or ()))
+    source = ParameterSource(parameter.name, kind, classes)
+    _check(source, events, may_be_none=types.NoneType in members)
+    return source
 
 
-def _kind(
+def _find_kind(
     parameter: inspect.Parameter, classes: Sequence[type], provided: Sequence[type] | None
 ) -> Kind | None:
     if _says_nothing(parameter):
         return _BY_NAME.get(parameter.name)
     if isinstance(parameter.annotation, str):  # as all are where annotations are imported
-        raise ValueError(f"{_named(parameter)} is quoted twice: leave out the quotes")
+        raise ValueError(f"{_describe(parameter)} is quoted twice: leave out the quotes")
     if any(issubclass(annotated, MissingType) for annotated in classes):
         problem = "isn't there when this runs: import it outside of `if TYPE_CHECKING`"
-        raise ValueError(f"{_named(parameter)} {problem}")
+        raise ValueError(f"{_describe(parameter)} {problem}")
     if classes and all(issubclass(annotated, Event | LocalEvent) for annotated in classes):
         return "event"
     if len(classes) != 1:
@@ -202,19 +204,19 @@ def _kind(
     return "transaction" if may_be else None
 
 
-def _is_provided(parameter: inspect.Parameter, wanted: type, provided: Sequence[type]) -> bool:
+def _is_provided(parameter: inspect.Parameter, annotated: type, provided: Sequence[type]) -> bool:
     """Whether a transaction can be given as that. Raises ValueError for a subclass that can't be
     made."""
-    if wanted in provided:
+    if annotated in provided:
         return True
-    if not issubclass(wanted, tuple(provided)):
+    if not issubclass(annotated, tuple(provided)):
         return False
     try:
-        inspect.signature(wanted).bind(**dict.fromkeys(SESSION_ARGUMENTS))
+        inspect.signature(annotated).bind(**dict.fromkeys(SESSION_ARGUMENTS))
     except (TypeError, ValueError):
         arguments = ", ".join(f"{argument}=…" for argument in SESSION_ARGUMENTS)
-        problem = f"can't be made by {wanted.__name__}({arguments}): let its __init__ take these"
-        raise ValueError(f"{_named(parameter)} {problem}") from None
+        problem = f"can't be made by {annotated.__name__}({arguments}): let its __init__ take these"
+        raise ValueError(f"{_describe(parameter)} {problem}") from None
     return True
 
 
@@ -229,40 +231,40 @@ def _refuse_marker(parameter: inspect.Parameter) -> None:
     ):
         problem = f"a framework would fill that, and no framework calls a handler: remove {_FIX}"
         shown = f"{kind.__module__}.{kind.__name__}"
-        raise ValueError(f"{_named(parameter)} has a {shown} as its default; {problem}")
+        raise ValueError(f"{_describe(parameter)} has a {shown} as its default; {problem}")
 
 
 def _says_nothing(parameter: inspect.Parameter) -> bool:
     return parameter.annotation in (parameter.empty, Any)
 
 
-def _check(wish: ParameterSource, told: Sequence[type], may_be_none: bool) -> None:
+def _check(source: ParameterSource, events: Sequence[type], may_be_none: bool) -> None:
     """Raise ValueError if the types of a parameter leave out what it will be given."""
-    if not wish.types:
+    if not source.types:
         return
-    if wish.kind == "event":
-        for event_class in told:
-            if not issubclass(event_class, wish.types):
+    if source.kind == "event":
+        for event_class in events:
+            if not issubclass(event_class, source.types):
                 problem = "let its type have it, too, or be events.Event"
                 raise ValueError(
-                    f"the parameter {wish.name!r} isn't for {event_class.__name__}: {problem}"
+                    f"the parameter {source.name!r} isn't for {event_class.__name__}: {problem}"
                 )
-    has_row = all(issubclass(event_class, LocalUserEvent) for event_class in told)
-    if wish.kind == "user" and not may_be_none and not has_row:
+    has_row = all(issubclass(event_class, LocalUserEvent) for event_class in events)
+    if source.kind == "user" and not may_be_none and not has_row:
         problem = "not every event has one here, so write UserRow | None"
-        raise ValueError(f"the parameter {wish.name!r} may be None: {problem}")
+        raise ValueError(f"the parameter {source.name!r} may be None: {problem}")
 
 
-def _cannot(parameter: inspect.Parameter, provided: Sequence[type]) -> str:
+def _explain(parameter: inspect.Parameter, provided: Sequence[type]) -> str:
     if parameter.kind is parameter.POSITIONAL_ONLY:
-        return f"{_named(parameter)} is positional-only, and all are given by name: remove the /"
+        return f"{_describe(parameter)} is positional-only, and all are given by name: remove the /"
     transactions = [transaction.__name__ for transaction in provided]
     can = ["an event", "Delivery", "UserRow | None", "logging.LoggerAdapter", *transactions]
     names = ", ".join(_BY_NAME)
-    return f"{_named(parameter)} can't be filled here, only {', '.join(can)}, or by name {names}"
+    return f"{_describe(parameter)} can't be filled here, only {', '.join(can)}, or by name {names}"
 
 
-def _named(parameter: inspect.Parameter) -> str:
+def _describe(parameter: inspect.Parameter) -> str:
     named = f"the parameter {parameter.name!r}"
     if parameter.annotation is parameter.empty:
         return named

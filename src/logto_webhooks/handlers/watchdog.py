@@ -48,27 +48,27 @@ class Watchdog:
     def _watch(self, loop: asyncio.AbstractEventLoop, thread: int, over: threading.Event) -> None:
         while not over.wait(LOOK_S):
             alive = threading.Event()
-            asked = time.monotonic()
+            asked_at = time.monotonic()
             try:
                 loop.call_soon_threadsafe(alive.set)
             except RuntimeError:  # the loop is closed
                 return
             while not alive.wait(BLOCKED_S) and not over.is_set():
-                self._look(thread, time.monotonic() - asked)
+                self._look(thread, time.monotonic() - asked_at)
 
     def _look(self, thread: int, blocked_s: float) -> None:
         frame = sys._current_frames().get(thread)
-        frames = [] if frame is None else list(_outwards(frame))
-        handler = _handler_of(frames)
+        frames = [] if frame is None else list(_walk_outwards(frame))
+        handler = _find_handler(frames)
         now = time.monotonic()
         if handler is None or now - self._told.get(handler, now - AGAIN_S) < AGAIN_S:
             return
         self._told[handler] = now
-        stack = " < ".join(_place(frame) for frame in frames[:_FRAMES])
+        stack = " < ".join(_describe(frame) for frame in frames[:_FRAMES])
         self._observe(HandlerBlocks(handler, round(blocked_s, 1), stack))
 
 
-def _outwards(frame: types.FrameType | None) -> Iterator[types.FrameType]:
+def _walk_outwards(frame: types.FrameType | None) -> Iterator[types.FrameType]:
     """The frames of a thread, the innermost first, up to where the loop called."""
     while frame is not None:
         yield frame
@@ -77,7 +77,7 @@ def _outwards(frame: types.FrameType | None) -> Iterator[types.FrameType]:
         frame = frame.f_back
 
 
-def _handler_of(frames: list[types.FrameType]) -> str | None:
+def _find_handler(frames: list[types.FrameType]) -> str | None:
     """For which handler that code runs, in a task that it made, too."""
     for frame in frames:
         if frame.f_code is _HANDLE:
@@ -89,7 +89,7 @@ def _handler_of(frames: list[types.FrameType]) -> str | None:
     return None
 
 
-def _place(frame: types.FrameType) -> str:
+def _describe(frame: types.FrameType) -> str:
     """Its file, line and name, and no value."""
     code = frame.f_code
     return f"{PurePath(code.co_filename).name}:{frame.f_lineno} {code.co_name}"

@@ -22,7 +22,7 @@ from logto_webhooks.handlers import Handler, Handlers
 from logto_webhooks.handlers.call import (
     LEASE_S,
     ClaimedJob,
-    JobExecutor,
+    HandlerCaller,
     to_released,
 )
 from logto_webhooks.handlers.watchdog import Watchdog
@@ -49,7 +49,7 @@ class ConcurrencyLimits:
     ) -> None:
         """`transactions`: how many handlers may be in a transaction at once, whichever."""
         handlers = list(handlers)
-        self._limits = {handler.name: _limit_of(handler, transactions) for handler in handlers}
+        self._limits = {handler.name: _choose_limit(handler, transactions) for handler in handlers}
         self._places = {name: asyncio.Semaphore(limit) for name, limit in self._limits.items()}
         self._took_s: dict[str, float] = {}  # smoothed
         self._in_threads = {handler.name for handler in handlers if not handler.is_async}
@@ -82,13 +82,13 @@ class ConcurrencyLimits:
     def find_blocked(self) -> dict[str, int]:
         """The handlers that may not be called now, because too many threads were left behind, by
         them or by all; and how many by each."""
-        left = self._left.counts()
-        if left.total() >= MOST_LEFT:
-            return {name: left[name] for name in self._in_threads}
-        return {name: count for name, count in left.items() if count >= MOST_OF_ONE}
+        abandoned = self._left.counts()
+        if abandoned.total() >= MOST_LEFT:
+            return {name: abandoned[name] for name in self._in_threads}
+        return {name: count for name, count in abandoned.items() if count >= MOST_OF_ONE}
 
 
-def _limit_of(handler: Handler, transactions: int) -> int:
+def _choose_limit(handler: Handler, transactions: int) -> int:
     if handler.options.concurrency:
         return handler.options.concurrency
     if handler.transaction is None:
@@ -110,7 +110,7 @@ class JobWorker:
     ) -> None:
         self._host = host
         self._observe = observe
-        self._executor = JobExecutor(host.handle, clock, jitter, handlers)
+        self._caller = HandlerCaller(host.handle, clock, jitter, handlers)
         self._may_work = may_work
         self._is_spare = True  # until it may work
         self._wake = asyncio.Event()
@@ -121,7 +121,7 @@ class JobWorker:
         self._put_back: list[tuple[str, JobOutcome]] = []  # what was locked
         self._put_back_until = 0.0
         self._careful_until = 0.0  # something is locked: from then on nothing is waited for
-        self._limits = ConcurrencyLimits(handlers, host.room, self._executor.left)
+        self._limits = ConcurrencyLimits(handlers, host.room, self._caller.left)
         self._transactions = asyncio.Semaphore(host.room)
         self._renewed = self._mended = time.monotonic()
         self._reported: dict[str, float] = {}  # blocked handlers -> when that was said
@@ -235,7 +235,7 @@ class JobWorker:
             store.jobs.mend()
         # Of those that may have ended a process, one at a time: it takes no other with it again.
         may_be_lost = not any(claimed.job.losses for claimed in held)
-        new = self._executor.claim(store, token, room, lost=may_be_lost, skip_locked=careful)
+        new = self._caller.claim(store, token, room, lost=may_be_lost, skip_locked=careful)
         return new, locked
 
     def _count_held(self) -> Counter[str]:
@@ -247,7 +247,7 @@ class JobWorker:
         for name, count in blocked.items():
             if now - self._reported.get(name, now - TELL_S) >= TELL_S:
                 self._reported[name] = now
-                self._observe(HandlerHeld(name, count, self._executor.left.counts().total()))
+                self._observe(HandlerHeld(name, count, self._caller.left.counts().total()))
 
     async def _do(self, claimed: ClaimedJob) -> None:
         # To wait for one's turn is no time of the handler's.
@@ -256,7 +256,7 @@ class JobWorker:
             async with self._limits.run(claimed.handler.name), turn:
                 if self._stopping:
                     raise asyncio.CancelledError  # it wasn't called yet
-                result = await self._executor.make(claimed)
+                result = await self._caller.call(claimed)
             if self._stopping and isinstance(result.error, asyncio.CancelledError):
                 self._outcomes.append((claimed.token, to_released(claimed)))
                 return
@@ -301,10 +301,12 @@ def write_outcomes(
     written: to be `careful` is to wait for nobody who holds a queue or a job."""
     locked: list[tuple[str, JobOutcome]] = []
     if careful:
-        wanted = [outcome.queue_key_id for _, outcome in done] + [
+        queue_key_ids = [outcome.queue_key_id for _, outcome in done] + [
             claimed.job.queue_key_id for claimed in renewed
         ]
-        busy, busy_jobs = store.jobs.held_elsewhere(wanted, [outcome.id for _, outcome in done])
+        busy, busy_jobs = store.jobs.held_elsewhere(
+            queue_key_ids, [outcome.id for _, outcome in done]
+        )
         for token, outcome in done:
             if outcome.queue_key_id in busy or outcome.id in busy_jobs:
                 locked.append((token, outcome))

@@ -89,7 +89,7 @@ class Receiver:
             else:
                 storing = asyncio.create_task(self._store_large(verified, started, deadline))
                 self._storing.add(storing)
-                storing.add_done_callback(self._stored)
+                storing.add_done_callback(self._forget)
                 # The application may cancel its request, but Logto won't send it again.
                 delivery, accepted = await asyncio.shield(storing)
         except SignatureRejected as error:
@@ -117,7 +117,7 @@ class Receiver:
         delivery = await self._aside(partial(identify, ahead=self._ahead()), verified, started)
         return delivery, await self._store(delivery, deadline)
 
-    def _stored(self, task: _StoringTask) -> None:
+    def _forget(self, task: _StoringTask) -> None:
         self._storing.discard(task)
         retrieve_error(task)
 

@@ -68,14 +68,14 @@ def make_application(
     are none.
     """
     paths = path_variants(path)
-    more = [Route("/metrics", _metrics(scrape))] if scrape else []
-    others = _others(receiver, ready, lifespan, paths, more)
+    routes = [Route("/metrics", _make_metrics(scrape))] if scrape else []
+    other_paths = _make_other_paths(receiver, ready, lifespan, paths, routes)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in paths:
             await webhook(scope, receive, send)
         else:
-            await others(scope, receive, send)
+            await other_paths(scope, receive, send)
 
     return app
 
@@ -193,20 +193,20 @@ def to_response(answer: WebhookResponse | None) -> Response:
     if answer is None:
         return Response(status_code=400)
     content = msgspec.json.encode(answer.content)
-    made = Response(content, answer.status)
-    made.raw_headers = _headers(answer, len(content))
-    return made
+    response = Response(content, answer.status)
+    response.raw_headers = _make_headers(answer, len(content))
+    return response
 
 
 async def send_response(send: Send, answer: WebhookResponse) -> None:
     """Send an answer."""
     content = msgspec.json.encode(answer.content)
-    headers = _headers(answer, len(content))
+    headers = _make_headers(answer, len(content))
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     await send({"type": "http.response.body", "body": content})
 
 
-def _headers(answer: WebhookResponse, size: int) -> list[tuple[bytes, bytes]]:
+def _make_headers(answer: WebhookResponse, size: int) -> list[tuple[bytes, bytes]]:
     headers = [(b"content-type", b"application/json"), (b"content-length", str(size).encode())]
     if answer.content.get("error") in _UNREAD:
         headers.append((b"connection", b"close"))
@@ -215,7 +215,7 @@ def _headers(answer: WebhookResponse, size: int) -> list[tuple[bytes, bytes]]:
     return headers
 
 
-def _metrics(scrape: Scrape) -> Callable[[Request], Awaitable[Response]]:
+def _make_metrics(scrape: Scrape) -> Callable[[Request], Awaitable[Response]]:
     async def metrics(request: Request) -> Response:
         content, content_type = await scrape(request.headers.get("accept", ""))
         return Response(content, media_type=content_type)
@@ -223,23 +223,23 @@ def _metrics(scrape: Scrape) -> Callable[[Request], Awaitable[Response]]:
     return metrics
 
 
-def _others(
-    receiver: Receiver, ready: Ready, lifespan: Lifespan, paths: set[str], more: list[Route]
+def _make_other_paths(
+    receiver: Receiver, ready: Ready, lifespan: Lifespan, paths: set[str], extra_routes: list[Route]
 ) -> ASGIApp:
     """All else: health, and a clear answer for what is at a wrong path or of a wrong method."""
 
-    shared_ready = _shared(ready)
+    shared_ready = _share(ready)
 
     async def healthz(request: Request) -> Response:
-        return _json(200, {"status": "ok"})
+        return _make_json(200, {"status": "ok"})
 
     async def readyz(request: Request) -> Response:
         try:
             silence = await shared_ready()
         except LogtoWebhooksError as error:
-            return _json(503, {"ready": False, "problem": str(error)})
+            return _make_json(503, {"ready": False, "problem": str(error)})
         # Who can receive is ready, come what may.
-        return _json(200, {"ready": True} | ({"silence": silence} if silence else {}))
+        return _make_json(200, {"ready": True} | ({"silence": silence} if silence else {}))
 
     async def refused(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -247,20 +247,20 @@ def _others(
         if request.method == "POST":
             wrong = UnknownPath(path=request.url.path)
             receiver.refuse(error.status_code, code, wrong, f"POST {min(paths)}")
-        return _json(error.status_code, {"error": code}, dict(error.headers or {}))
+        return _make_json(error.status_code, {"error": code}, dict(error.headers or {}))
 
     async def never(request: Request) -> Response:
         raise HTTPException(405, headers={"allow": "POST"})  # a POST doesn't come here
 
     routes = [Route(path, never, methods=["POST"]) for path in paths]
-    routes += [Route("/healthz", healthz), Route("/readyz", readyz), *more]
+    routes += [Route("/healthz", healthz), Route("/readyz", readyz), *extra_routes]
     handlers = {404: refused, 405: refused}
     app = Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
     app.router.redirect_slashes = False
     return app
 
 
-def _shared(ask: Callable[[], Awaitable[T]]) -> Callable[[], Awaitable[T]]:
+def _share(ask: Callable[[], Awaitable[T]]) -> Callable[[], Awaitable[T]]:
     """Share one question among all who ask while it is being answered: a flood of requests costs
     the database one statement at a time."""
     asking: asyncio.Future[T] | None = None
@@ -275,11 +275,13 @@ def _shared(ask: Callable[[], Awaitable[T]]) -> Callable[[], Awaitable[T]]:
     return shared
 
 
-def _retrieve(asked: asyncio.Future[T]) -> None:
+def _retrieve(question: asyncio.Future[T]) -> None:
     """Asyncio warns of an error that nobody saw, as when all who waited went away."""
-    if not asked.cancelled():
-        asked.exception()
+    if not question.cancelled():
+        question.exception()
 
 
-def _json(status: int, content: dict[str, Any], headers: dict[str, str] | None = None) -> Response:
+def _make_json(
+    status: int, content: dict[str, Any], headers: dict[str, str] | None = None
+) -> Response:
     return Response(msgspec.json.encode(content), status, headers, media_type="application/json")

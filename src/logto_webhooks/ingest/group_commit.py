@@ -199,22 +199,22 @@ class GroupCommit:
         self._waiting = _still_waiting(self._waiting)  # no batch may begin for long
         waiting = [*_still_waiting(self._batch), *self._waiting]
         late = [request for request in waiting if request.deadline <= latest]
-        rest = [request.deadline for request in waiting if request.deadline > latest]
+        deadlines = [request.deadline for request in waiting if request.deadline > latest]
         if late and self._spool is None:
-            self._fail(late, self._why())
+            self._fail(late, self._explain())
         elif late:
             for request in late:
                 request.keeping = True
-            keeping = loop.create_task(self._keep(late))
+            keeping = loop.create_task(self._spool_late(late))
             self._keeping.add(keeping)
             keeping.add_done_callback(self._keeping.discard)
-        if rest:
-            self._watch(loop, min(rest))
+        if deadlines:
+            self._watch(loop, min(deadlines))
 
-    async def _keep(self, late: list[_Waiting]) -> None:
+    async def _spool_late(self, late: list[_Waiting]) -> None:
         """Have those kept elsewhere for which the database has no more time."""
         assert self._spool is not None
-        problem = self._why()
+        problem = self._explain()
         try:
             async with asyncio.timeout(LONGEST_KEEP_S):
                 await self._spool.keep([request.delivery for request in late])
@@ -226,7 +226,7 @@ class GroupCommit:
             if not request.answer.done():
                 request.answer.set_result(None)
 
-    def _why(self) -> str:
+    def _explain(self) -> str:
         if self.error is not None:
             return describe(self.error)
         return str(StoreUnavailable(problem=f"it took longer than {LONGEST_WAIT_S:.0f} s"))

@@ -88,15 +88,15 @@ class Quarantine:
         if b'"hookId"' not in body:
             return
         hook = next((hook for hook in self._ring.hooks if f'"{hook}"'.encode() in body), "")
-        known = bool(hook)
-        given = signature.strip().decode()
-        stranger = RejectedRequest(
-            body=body, signature=given, received_at=at, hook=hook, known=known
+        is_known = bool(hook)
+        text = signature.strip().decode()
+        request = RejectedRequest(
+            body=body, signature=text, received_at=at, hook=hook, known=is_known
         )
-        if not self._hold(stranger):
+        if not self._hold(request):
             return
         self._to_ask = True
-        if known:
+        if is_known:
             self._rejected_at = time.monotonic()
         self._wake.set()
 
@@ -129,23 +129,23 @@ class Quarantine:
         """Keep what queued. Raises StoreUnavailable."""
         queued = self._queue[True] + self._queue[False]
         self._queue, self._queued = {True: [], False: []}, {True: 0, False: 0}
-        proved = [(body, self._delivery(body)) for body in queued]
-        rest = [
-            stranger
-            for unsigned, delivery in proved
-            if delivery is None and (stranger := self._stranger(unsigned))
+        proved = [(request, self._verify(request)) for request in queued]
+        rejected = [
+            request
+            for offered, delivery in proved
+            if delivery is None and (request := self._name_hook(offered))
         ]
         try:
-            if rest:
-                await self._host.run(lambda store: store.keys_of_hooks.set_aside(rest))
-                self._observe(Quarantined(len(rest)))
+            if rejected:
+                await self._host.run(lambda store: store.keys_of_hooks.set_aside(rejected))
+                self._observe(Quarantined(len(rejected)))
             await self._add([delivery for _, delivery in proved if delivery], [])
         except BaseException:
-            for body in queued:
-                self._hold(body)
+            for request in queued:
+                self._hold(request)
             raise
 
-    def _stranger(self, offered: RejectedRequest) -> RejectedRequest | None:
+    def _name_hook(self, offered: RejectedRequest) -> RejectedRequest | None:
         """What was offered, with the hook that its top level names; None if Logto can't have sent
         it."""
         hook = hook_of_sender(offered.body)  # of what is no JSON, none
@@ -153,14 +153,14 @@ class Quarantine:
             return None
         return replace(offered, hook=hook, known=hook in self._ring.hooks)
 
-    def _hold(self, stranger: RejectedRequest) -> bool:
+    def _hold(self, request: RejectedRequest) -> bool:
         """Queue it, if there is room."""
-        known, size = stranger.known, len(stranger.body)
-        rows, most = _QUEUE[known]
-        if len(self._queue[known]) >= rows or self._queued[known] + size > most:
+        is_known, size = request.known, len(request.body)
+        rows, most = _QUEUE[is_known]
+        if len(self._queue[is_known]) >= rows or self._queued[is_known] + size > most:
             return False
-        self._queued[known] += size
-        self._queue[known].append(stranger)
+        self._queued[is_known] += size
+        self._queue[is_known].append(request)
         return True
 
     def _learn(self, learnt: list[WebhookKey]) -> None:
@@ -185,11 +185,11 @@ class Quarantine:
         assert self._ask is not None
         self._asked_at, self._to_ask = time.monotonic(), False
         try:
-            told = await self._ask(self._ring.at(self._clock.now()))
+            keys = await self._ask(self._ring.at(self._clock.now()))
         except LogtoUnreachable:
             self._to_ask = True
             raise
-        await self._host.run(lambda store: store.keys_of_hooks.learn(told))
+        await self._host.run(lambda store: store.keys_of_hooks.learn(keys))
         return await self._host.read(lambda store: store.keys_of_hooks.learnt())
 
     async def _try_all(self) -> None:
@@ -197,12 +197,10 @@ class Quarantine:
         if not self._untried and time.monotonic() - self._tried_at < QUIET_S:
             return
         after = 0 if self._untried else self._tried
-        while page := await self._host.read(partial(_strangers, after=after)):
+        while page := await self._host.read(partial(_read_page, after=after)):
             after = page[-1].id
             proved = [
-                (stranger.id, delivery)
-                for stranger in page
-                if (delivery := self._delivery(stranger))
+                (request.id, delivery) for request in page if (delivery := self._verify(request))
             ]
             await self._add([delivery for _, delivery in proved], [id for id, _ in proved])
         self._tried, self._tried_at, self._untried = after, time.monotonic(), False
@@ -219,11 +217,11 @@ class Quarantine:
         self._observe(QuarantineReleased(len(deliveries)))
         self._stored()
 
-    def _delivery(self, stranger: RejectedRequest) -> NewDelivery | None:
+    def _verify(self, request: RejectedRequest) -> NewDelivery | None:
         try:
             keys = self._ring.at(self._clock.now())
-            verified = verify(stranger.body, [stranger.signature.encode()], keys)
-            return identify(verified, stranger.received_at, ahead=self._ahead())
+            verified = verify(request.body, [request.signature.encode()], keys)
+            return identify(verified, request.received_at, ahead=self._ahead())
         except (SignatureRejected, NotADelivery):
             return None
 
@@ -254,5 +252,5 @@ def make_key_reader(
     return ask
 
 
-def _strangers(store: Store, *, after: int) -> list[RejectedRequest]:
+def _read_page(store: Store, *, after: int) -> list[RejectedRequest]:
     return store.keys_of_hooks.strangers(after, _PAGE)

@@ -49,18 +49,18 @@ def observe(report: TelemetryEvent) -> None:
     ):
         return  # the common case costs nothing
     level, message = _describe(report)
-    fields = _fields_of(report, level)
-    if logger.isEnabledFor(level) and _sums.let_through(logger, level, _kind(message, fields)):
+    fields = _make_fields(report, level)
+    if logger.isEnabledFor(level) and _sums.let_through(logger, level, _name_kind(message, fields)):
         # In the message, too: the formatter of an application leaves out what is extra.
         template = " ".join([message, *(f"{key}=%s" for key in fields)])
-        values = [_plain(value) for value in fields.values()]
+        values = [_quote(value) for value in fields.values()]
         logger.log(level, template, *values, extra={"logto": fields, "logto_message": message})
 
 
-def _kind(message: str, fields: dict[str, Any]) -> str:
+def _name_kind(message: str, fields: dict[str, Any]) -> str:
     """What lines have in common that are summed up."""
-    what = fields.get("code") or fields.get("outcome") or fields.get("handler") or ""
-    return f"{message} {what}".rstrip()
+    detail = fields.get("code") or fields.get("outcome") or fields.get("handler") or ""
+    return f"{message} {detail}".rstrip()
 
 
 def _describe(report: TelemetryEvent) -> tuple[int, str]:
@@ -88,30 +88,30 @@ def _describe(report: TelemetryEvent) -> tuple[int, str]:
     return level, message
 
 
-def _fields_of(report: TelemetryEvent, level: int) -> dict[str, Any]:
+def _make_fields(report: TelemetryEvent, level: int) -> dict[str, Any]:
     values = msgspec.structs.asdict(report)
     fields = {name: _shorten(value) for name, value in values.items() if value}
     match report:
         case DeliveryStored():
-            return _delivery(fields, "duplicate" if report.duplicate else "stored")
+            return _order_fields(fields, "duplicate" if report.duplicate else "stored")
         case DeliverySynced():
-            return _delivery(fields, report.outcome)
+            return _order_fields(fields, report.outcome)
         case DeliveryFailed():
-            return _delivery(fields, "dead" if report.retry_in_s is None else "failed")
+            return _order_fields(fields, "dead" if report.retry_in_s is None else "failed")
         case HandlerFailed() if level >= logging.WARNING:
             return fields | {"see": f"jobs show {report.job}"}
         case Unrunnable():
-            return fields | {"hint": _whose_code(report.handlers)}
+            return fields | {"hint": _suggest_app(report.handlers)}
     return fields
 
 
-def _delivery(fields: dict[str, Any], outcome: str) -> dict[str, Any]:
+def _order_fields(fields: dict[str, Any], outcome: str) -> dict[str, Any]:
     first = {name: fields.get(name) for name in ("id", "event", "subject")}
     rest = {k: v for k, v in fields.items() if k not in (*first, "outcome", "duplicate", "took_ms")}
     return first | {"outcome": outcome, "took_ms": fields.get("took_ms", 0)} | rest
 
 
-def _whose_code(handlers: Sequence[str]) -> str:
+def _suggest_app(handlers: Sequence[str]) -> str:
     modules = {name.partition(":")[0] for name in handlers if ":" in name}
     module = modules.pop() if len(modules) == 1 else "MODULE"
     return f"use --app {module}:NAME, the LogtoWebhooks object on which you register them"
@@ -123,8 +123,10 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Write one line."""
         fields = getattr(record, "logto", {})
-        pairs = [f"{key}={_plain(value)}" for key, value in fields.items()]
-        text = " ".join([_time(record), f"{record.levelname:7}", _message(record), *pairs])
+        pairs = [f"{key}={_quote(value)}" for key, value in fields.items()]
+        text = " ".join(
+            [_format_time(record), f"{record.levelname:7}", _read_message(record), *pairs]
+        )
         return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
 
 
@@ -133,8 +135,8 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Write one line."""
-        fields = {"time": _time(record), "level": record.levelname.lower()}
-        fields |= {"message": _message(record)} | getattr(record, "logto", {})
+        fields = {"time": _format_time(record), "level": record.levelname.lower()}
+        fields |= {"message": _read_message(record)} | getattr(record, "logto", {})
         if record.exc_info:
             fields["traceback"] = self.formatException(record.exc_info)
         return msgspec.json.encode(fields).decode()
@@ -258,10 +260,10 @@ class QueuedHandler(logging.Handler):
                 self._write(line)
                 if dropped:
                     self._dropped -= dropped
-                    self._write(self._told_of(dropped))
+                    self._write(self._make_dropped_line(dropped))
             self._lines.task_done()
 
-    def _told_of(self, dropped: int) -> bytes:
+    def _make_dropped_line(self, dropped: int) -> bytes:
         template = "dropped %s log lines, because the log wasn't read fast enough"
         record = logger.makeRecord(
             logger.name, logging.WARNING, "", 0, template, (dropped,), None, extra={}
@@ -278,14 +280,14 @@ class QueuedHandler(logging.Handler):
 
 def configure(form: LogFormat, level: LogLevel) -> None:
     """Send the product's log (and the server's warnings) to standard error."""
-    handler = _handler()
+    handler = _make_handler()
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
     handler.addFilter(SumsFilter())
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logger.setLevel(level.upper())
 
 
-def _handler() -> logging.Handler:
+def _make_handler() -> logging.Handler:
     """Not through `sys.stderr`: at the end of a process Python would wait for its lock. But where
     something stands in for it, as a progress bar that lines are written above, through that."""
     if sys.stderr is sys.__stderr__ and sys.stderr is not None:
@@ -294,11 +296,11 @@ def _handler() -> logging.Handler:
     return logging.StreamHandler(sys.stderr)
 
 
-def _time(record: logging.LogRecord) -> str:
+def _format_time(record: logging.LogRecord) -> str:
     return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
 
 
-def _message(record: logging.LogRecord) -> str:
+def _read_message(record: logging.LogRecord) -> str:
     """What was said, without the fields that stand behind it."""
     message: str = getattr(record, "logto_message", "")
     return message or record.getMessage()
@@ -310,7 +312,7 @@ def _shorten(value: object) -> object:
     return round(value, 2) if isinstance(value, float) else value
 
 
-def _plain(value: object) -> str:
+def _quote(value: object) -> str:
     """Quote what isn't one plain word, so that no text of a delivery can forge a field or line."""
     text = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
     if text.isprintable() and not set(text) & set(' "='):

@@ -24,11 +24,11 @@ ANSWER_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2
 ROW_S: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 3600)
 
 
-def _one(_: TelemetryEvent) -> float:
+def _count_one(_: TelemetryEvent) -> float:
     return 1
 
 
-def _count(
+def _read_count(
     report: telemetry.NotStored
     | telemetry.Spooled
     | telemetry.Unspooled
@@ -38,7 +38,7 @@ def _count(
     return report.count
 
 
-def _taken_s(
+def _read_duration(
     report: telemetry.DeliveryStored | telemetry.DeliverySynced | telemetry.HandlerRan,
 ) -> float:
     return report.took_ms / 1000
@@ -57,7 +57,7 @@ class Metric(Struct, frozen=True):
     name: str
     report: type[TelemetryEvent]
     says: str
-    amount: Callable[[Any], float] = _one
+    amount: Callable[[Any], float] = _count_one
     label: str | None = None
     values: tuple[str, ...] = ()
     buckets: tuple[float, ...] = ()
@@ -93,7 +93,7 @@ METRICS: Final = (
         "answer_seconds",
         telemetry.DeliveryStored,
         "seconds from a body's last byte to its 200",
-        _taken_s,
+        _read_duration,
         buckets=ANSWER_S,
     ),
     Metric(
@@ -107,24 +107,27 @@ METRICS: Final = (
         "requests_set_aside",
         telemetry.Quarantined,
         "requests quarantined because no known key signed them",
-        _count,
+        _read_count,
     ),
     Metric(
         "deliveries_rescued",
         telemetry.QuarantineReleased,
         "quarantined requests that a new key proved to be genuine",
-        _count,
+        _read_count,
     ),
-    Metric("deliveries_not_stored", telemetry.NotStored, "deliveries answered 503", _count),
+    Metric("deliveries_not_stored", telemetry.NotStored, "deliveries answered 503", _read_count),
     Metric("store_outages", telemetry.Retrying, "times the database stopped storing deliveries"),
     Metric(
-        "deliveries_spooled", telemetry.Spooled, "deliveries kept in the spool directory", _count
+        "deliveries_spooled",
+        telemetry.Spooled,
+        "deliveries kept in the spool directory",
+        _read_count,
     ),
     Metric(
         "deliveries_unspooled",
         telemetry.Unspooled,
         "deliveries moved from the spool directory to the inbox",
-        _count,
+        _read_count,
     ),
     Metric(
         "spool_files_refused",
@@ -142,7 +145,7 @@ METRICS: Final = (
         "delivery_to_row_seconds",
         telemetry.DeliverySynced,
         "seconds from the receipt of a delivery to its application",
-        _taken_s,
+        _read_duration,
         buckets=ROW_S,
     ),
     Metric(
@@ -174,7 +177,7 @@ METRICS: Final = (
         "handler_seconds",
         telemetry.HandlerRan,
         "seconds from the call of a handler to the end of its job",
-        _taken_s,
+        _read_duration,
         buckets=ROW_S,
     ),
     Metric(
@@ -292,7 +295,7 @@ class Metrics:
         self._registry = CollectorRegistry()
         self._meters: dict[type[TelemetryEvent], list[Observer]] = {}
         for metric in METRICS:
-            meter = _meter(metric, self._registry)
+            meter = _make_meter(metric, self._registry)
             self._meters.setdefault(metric.report, []).append(meter)
         self._gauges = _Gauges(ask, seconds, spooled)
         self._registry.register(self._gauges)
@@ -312,7 +315,7 @@ class Metrics:
         return encode(self._registry), content_type
 
 
-def _meter(metric: Metric, registry: CollectorRegistry) -> Observer:
+def _make_meter(metric: Metric, registry: CollectorRegistry) -> Observer:
     name, amount = PREFIX + metric.name, metric.amount
     if metric.buckets:
         histogram = Histogram(name, metric.says, buckets=metric.buckets, registry=registry)
@@ -320,10 +323,10 @@ def _meter(metric: Metric, registry: CollectorRegistry) -> Observer:
     if metric.label is None:
         counter = Counter(name, metric.says, registry=registry)
         return lambda report: counter.inc(amount(report))
-    return _labelled(metric, metric.label, registry)
+    return _make_labelled_meter(metric, metric.label, registry)
 
 
-def _labelled(metric: Metric, label: str, registry: CollectorRegistry) -> Observer:
+def _make_labelled_meter(metric: Metric, label: str, registry: CollectorRegistry) -> Observer:
     counter = Counter(PREFIX + metric.name, metric.says, [label], registry=registry)
     # All are there from the start: a rate needs a sample before the first that counts.
     children = {value: counter.labels(value) for value in metric.values}
@@ -351,10 +354,10 @@ class _Gauges(Collector):
         """Ask, unless that was done just now."""
         async with self._asking:
             if self._seconds() >= self._due:
-                self._status = await self._asked()
+                self._status = await self._ask_database()
                 self._due = self._seconds() + KEEP_S
 
-    async def _asked(self) -> Status | None:
+    async def _ask_database(self) -> Status | None:
         try:
             async with asyncio.timeout(PATIENCE_S):
                 return await self._ask()

@@ -263,11 +263,11 @@ class PatientProtocol(HttpToolsProtocol):
             try:
                 self.parser.feed_data(data)
             except httptools.HttpParserUpgrade as upgrade:
-                data = self._without_upgrade() + data[upgrade.args[0] :]
+                data = self._remove_upgrade() + data[upgrade.args[0] :]
             else:
                 return
 
-    def _without_upgrade(self) -> bytes:
+    def _remove_upgrade(self) -> bytes:
         """The head once more, for a parser that takes what follows for a body."""
         self._offers_upgrade = False
         method, version = self.parser.get_method(), self.parser.get_http_version()

@@ -22,7 +22,7 @@ from logto_webhooks.errors import (
     SettingInvalid,
 )
 from logto_webhooks.handlers import Handler, Handlers
-from logto_webhooks.handlers.call import ClaimedJob, JobExecutor, call_function
+from logto_webhooks.handlers.call import ClaimedJob, HandlerCaller, call_function
 from logto_webhooks.ingest import Receiver
 from logto_webhooks.instrumentation import (
     DeliveryFailed,
@@ -188,7 +188,7 @@ class AsyncApp:
         self.worker: DeliveryWorker = DeliveryWorker(
             host, clock, self.reports.append, jitter=_no_jitter
         )
-        self._executor = JobExecutor(host.handle, clock, _no_jitter, self._handlers, _call)
+        self._caller = HandlerCaller(host.handle, clock, _no_jitter, self._handlers, _call)
 
     async def deliver(self, *deliveries: SignedRequest | Sequence[SignedRequest]) -> DeliveryResult:
         """Do as `App.deliver`."""
@@ -277,11 +277,11 @@ class AsyncApp:
 
     def _claim(self, store: Store) -> list[ClaimedJob]:
         one_each = dict.fromkeys(self._handlers.by_name, 1)
-        claimed = self._executor.claim(store, uuid.uuid4().hex, one_each)
+        claimed = self._caller.claim(store, uuid.uuid4().hex, one_each)
         return sorted(claimed, key=lambda claim: claim.job.id)
 
     async def _run(self, claimed: ClaimedJob) -> HandlerCall | None:
-        result = await self._executor.make(self._make_fail(claimed))
+        result = await self._caller.call(self._make_fail(claimed))
         outcome, report = result.outcome, result.report
         if outcome:
             await self._host.run(lambda store: store.jobs.finish(claimed.token, [outcome]))
