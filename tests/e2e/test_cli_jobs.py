@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,30 +23,26 @@ from tests.support.stores import delivery
 def folder(tmp_path: Path) -> Path:
     """A database with a dead job, one that waits, and one of a handler that nobody registered."""
     assert command("migrate", folder=tmp_path).returncode == 0
-    database = open_database(f"sqlite:///{tmp_path / 'logto-webhooks.db'}")
-    asyncio.run(database.host.run(fill))
-    asyncio.run(database.host.close())
+    write(tmp_path, fill)
     return tmp_path
+
+
+def write(folder: Path, work: Callable[[Store], None]) -> None:
+    database = open_database(f"sqlite:///{folder / 'logto-webhooks.db'}")
+    asyncio.run(database.host.run(work))
+    asyncio.run(database.host.close())
 
 
 def fill(store: Store) -> None:
     store.jobs.register([RegisteredHandler(name="app:greet", patterns=("User.Created", "Local*"))])
     store.jobs.add([job("a", "app:greet", "ana"), job("b", "app:greet", "bo"), job("c", "old:x")])
-    held = store.jobs.claim("t", {"app:greet": 1}, 60)
     error = f"Traceback\n  somewhere {'far ' * 30}away\nValueError: of no use"
-    store.jobs.finish(
-        "t",
-        [
-            JobOutcome(
-                id=each.id,
-                queue_key_id=each.queue_key_id,
-                state=JobState.DEAD,
-                error=error,
-                failed=True,
-            )
-            for each in held
-        ],
-    )
+    finish_one(store, state=JobState.DEAD, error=error, failed=True)
+
+
+def finish_one(store: Store, **outcome: Any) -> None:
+    [held] = store.jobs.claim("t", {"app:greet": 1}, 60)
+    store.jobs.finish("t", [JobOutcome(id=held.id, queue_key_id=held.queue_key_id, **outcome)])
 
 
 def job(key: str, handler: str, user: str = "ana") -> NewJob:
@@ -130,6 +127,20 @@ def test_no_job_is_found(folder: Path, options: list[str], says: list[str]) -> N
         assert text in warning
 
 
+@pytest.mark.parametrize(
+    ("options", "retried"),
+    [(["1", "2"], "2 of 2 jobs"), (["--handler", "app:greet", "--state", "done"], "1 of 1 job")],
+)
+def test_a_job_that_is_done_runs_again(folder: Path, options: list[str], retried: str) -> None:
+    """By ID or by state. The note tells it from those that are dead."""
+    write(folder, lambda store: finish_one(store, state=JobState.DONE))
+    states = {job["id"]: job["state"] for job in told(folder, "jobs", "list")}
+    assert states == {1: "dead", 2: "done", 3: "waiting"}
+    done = command("jobs", "retry", *options, folder=folder)
+    assert done.stdout == f"{retried} queued for retry.\n"
+    assert done.stderr == "1 job was already done: the handler runs again.\n"
+
+
 def test_dead_jobs_are_repeated_or_discarded(folder: Path) -> None:
     """By id or by handler; what can't be moved is said so."""
     [dead] = told(folder, "jobs", "list", "--state", "dead")
@@ -163,7 +174,6 @@ def test_jobs_are_counted(folder: Path) -> None:
 def test_deliveries_are_replayed(tmp_path: Path) -> None:
     """A dry run tells what would differ; then they are applied again, with their jobs."""
     command("migrate", folder=tmp_path)
-    database = open_database(f"sqlite:///{tmp_path / 'logto-webhooks.db'}")
     at = time.time_ns() // 1_000_000 + 1_000  # after the installation
     old = make.user_created(id="ana", email="ana@example.com", at=at).body
     dead = make.user_created(id="bo", at=at).body.replace(b'"createdAt"', b'"never"', 1)
@@ -172,8 +182,7 @@ def test_deliveries_are_replayed(tmp_path: Path) -> None:
         store.jobs.register([RegisteredHandler(name="app:greet", patterns=("User.Created",))])
         store.add([delivery(old), delivery(dead)])
 
-    asyncio.run(database.host.run(filled))
-    asyncio.run(database.host.close())
+    write(tmp_path, filled)
     command("worker", "--drain", folder=tmp_path)
     assert told(tmp_path, "deliveries", "replay", "1", "--dry-run")["drifts"] == []
     assert told(tmp_path, "deliveries", "replay", "1", "--sync-only")["jobs"] == 0

@@ -194,7 +194,8 @@ def retry(
     """Run jobs again, at the end of their queues.
 
     Name them by ID, or name a handler to retry all its jobs in one state, by default the dead
-    ones. Jobs that wait for their next attempt run now. Running jobs are left alone.
+    ones. Jobs that wait for their next attempt run now. The handler of a job that is done runs
+    again. Running jobs are left alone.
     """
     _move(settings, ids, handler, state, JobMove.REPEAT, as_json)
 
@@ -226,12 +227,15 @@ def _move(
 ) -> None:
     chosen = list(dict.fromkeys(ids or []))
 
-    async def move_jobs(admin: Admin) -> int:
-        method = admin.retry_jobs if move is JobMove.REPEAT else admin.discard_jobs
-        return await method(chosen, handler=handler, state=state)
+    async def move_jobs(admin: Admin) -> tuple[int, int]:
+        if move is JobMove.DISCARD:
+            return await admin.discard_jobs(chosen, handler=handler, state=state), 0
+        done = await _count_done(admin, chosen)
+        moved = await admin.retry_jobs(chosen, handler=handler, state=state)
+        return moved, moved if state is JobState.DONE else done
 
     try:
-        moved = run_admin(settings, move_jobs)
+        moved, done = run_admin(settings, move_jobs)
     except JobUnknown as error:
         output.fail(str(error))
     total = len(chosen) or moved
@@ -242,7 +246,15 @@ def _move(
         output.say(f"{moved} of {Count(total):job|jobs} {result}.")
     else:
         output.note(f"{handler} has no {state or JobState.DEAD} jobs: none {result}.")
+    if done:
+        output.note(f"{Count(done):job was|jobs were} already done: the handler runs again.")
     if moved < total:
         output.note(_UNCHANGED[move])
     if not moved:
         raise Exit(1)
+
+
+async def _count_done(admin: Admin, ids: list[int]) -> int:
+    pieces = [tuple(ids[start : start + AT_ONCE]) for start in range(0, len(ids), AT_ONCE)]
+    filters = [JobFilter(ids=piece, state=JobState.DONE, limit=len(piece)) for piece in pieces]
+    return sum([len(await admin.jobs(filter)) for filter in filters])
