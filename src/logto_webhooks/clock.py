@@ -7,7 +7,9 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """Tells the time."""
+    """Tells the time, and how far Logto's clock is known to be ahead of it (ms)."""
+
+    ahead_ms: int
 
     def now(self) -> int:
         """Milliseconds since the epoch."""
@@ -15,6 +17,9 @@ class Clock(Protocol):
 
 class SystemClock:
     """The machine's clock."""
+
+    def __init__(self) -> None:
+        self.ahead_ms = 0
 
     def now(self) -> int:
         """Milliseconds since the epoch."""

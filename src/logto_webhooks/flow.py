@@ -166,23 +166,12 @@ def _search(filter: DeliveryFilter, store: Store) -> list[StoredDelivery]:
     return store.inbox.search(filter)
 
 
-class Ahead:
-    """Knows how far Logto's clock is ahead of ours (ms): by that, deliveries are believed."""
+async def compare_clocks(host: TransactionRunner, clock: Clock) -> None:
+    """Note, now and every minute, how far Logto's clock is ahead of ours: by that, deliveries are
+    believed. While the database can't be reached, nothing changes."""
 
-    def __init__(self, host: TransactionRunner, clock: Clock) -> None:
-        self._host = host
-        self._clock = clock
-        self._ahead = 0
+    async def compare() -> None:
+        clocks = await host.read(lambda store: store.clocks(RECENT))
+        clock.ahead_ms = estimate_ahead(clock.now(), clocks)
 
-    def __call__(self) -> int:
-        """Return what the last look found."""
-        return self._ahead
-
-    async def keep(self) -> None:
-        """Look now, and every minute. While the database can't be reached, nothing changes."""
-        await forever(self.look, 60.0)
-
-    async def look(self) -> None:
-        """Compare the clocks. Raises StoreUnavailable."""
-        clocks = await self._host.read(lambda store: store.clocks(RECENT))
-        self._ahead = estimate_ahead(self._clock.now(), clocks)
+    await forever(compare, 60.0)

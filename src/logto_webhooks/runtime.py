@@ -23,7 +23,7 @@ from logto_webhooks.errors import (
 )
 from logto_webhooks.event_loop import LoopThread, forever, run_in_background
 from logto_webhooks.events.local import Source
-from logto_webhooks.flow import Ahead, FlowMonitor, Silence
+from logto_webhooks.flow import FlowMonitor, Silence, compare_clocks
 from logto_webhooks.handlers import Handlers
 from logto_webhooks.handlers.worker import JobWorker
 from logto_webhooks.ingest import Receiver
@@ -183,18 +183,17 @@ class Service:
         commit = self._commit = GroupCommit(host, observe, wake, spool_of(settings))
         self._readiness = Readiness(database.check, host, clock, commit)
         keyring = Keyring(settings.signing_keys)
-        self._ahead = Ahead(host, clock)
+        self._clock = clock
         read_keys = (
             make_key_reader(self.api, host, clock, settings.public_url) if self.api else None
         )
-        self._quarantine = Quarantine(host, keyring, clock, observe, wake, read_keys, self._ahead)
+        self._quarantine = Quarantine(host, keyring, clock, observe, wake, read_keys)
         receiver = Receiver(
             keyring,
             commit.add,
             clock,
             observe,
             reject=self._quarantine.offer,
-            ahead=self._ahead,
         )
         self.webhook = asgi.WebhookApp(
             receiver,
@@ -227,7 +226,11 @@ class Service:
             unspooling = unspool_in_background(self._settings, self._database, self._observe, wake)
             await stack.enter_async_context(unspooling)
             stack.push_async_callback(self._write_quarantine)
-            loops = (self._quarantine.keep(), self._flow.keep(), self._ahead.keep())
+            loops = (
+                self._quarantine.keep(),
+                self._flow.keep(),
+                compare_clocks(self._database.host, self._clock),
+            )
             await stack.enter_async_context(run_in_background(*loops))
             if self._settings.worker:
                 await stack.enter_async_context(self._workers.running())

@@ -290,7 +290,7 @@ def test_not_started_is_a_503(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
             assert (await client.get("/elsewhere")).status_code == 404
 
     asyncio.run(run())
-    assert "logto-webhooks isn't started" in caplog.text
+    assert "logto-webhooks isn't running" in caplog.text
 
 
 def test_a_setting_that_there_is_not_is_refused(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from logto_webhooks.database import Database
 from logto_webhooks.errors import StoreUnavailable
 from logto_webhooks.event_loop import forever
-from logto_webhooks.flow import Ahead, FlowMonitor
+from logto_webhooks.flow import FlowMonitor, compare_clocks
 from logto_webhooks.ingest.quarantine import Quarantine
 from logto_webhooks.reconcile.leader import LeaderLease
 from logto_webhooks.reconcile.reconcile import Reconciliation
@@ -55,7 +56,7 @@ def loops(host: Any, reports: list[Any]) -> dict[str, Callable[[], Awaitable[Non
     group._database = database
     return {
         "flow": FlowMonitor(host, CLOCK, reports.append, None).keep,
-        "clocks": Ahead(host, CLOCK).keep,
+        "clocks": partial(compare_clocks, host, CLOCK),
         "quarantine": Quarantine(
             host, Keyring(["k" * 32]), CLOCK, reports.append, lambda: None
         ).keep,

@@ -56,19 +56,16 @@ class Receiver:
         observe: Observer,
         aside: Offload = asyncio.to_thread,
         reject: Callable[[bytes, bytes, int], None] = lambda body, signature, at: None,
-        ahead: Callable[[], int] = lambda: 0,
     ) -> None:
         """`store` returns once the delivery is durable, in the database, or else (None) in the
         spool; its second argument is the deadline, by the event loop's clock. `aside` runs what
-        takes long; `reject` gets the body, the signature and the moment of what no key signed;
-        `ahead` tells how far Logto's clock is ahead of ours (ms)."""
+        takes long; `reject` gets the body, the signature and the moment of what no key signed."""
         self._ring = keys if isinstance(keys, Keyring) else Keyring(keys)
         self._reject = reject
         self._store = store
         self._aside = aside
         self._clock = clock
         self._observe = observe
-        self._ahead = ahead
         self._storing: set[_StoringTask] = set()
 
     async def receive(
@@ -84,7 +81,7 @@ class Receiver:
             keys = self._ring.at(started)
             verified = verify(body, signatures, keys)
             if len(body) < LARGE:
-                delivery = identify(verified, started, ahead=self._ahead())
+                delivery = identify(verified, started, ahead=self._clock.ahead_ms)
                 accepted = await self._store(delivery, deadline)
             else:
                 storing = asyncio.create_task(self._store_large(verified, started, deadline))
@@ -114,7 +111,9 @@ class Receiver:
         self, verified: VerifiedBody, started: int, deadline: float | None
     ) -> tuple[NewDelivery, StoreResult | None]:
         # On the event loop it would hold back all others.
-        delivery = await self._aside(partial(identify, ahead=self._ahead()), verified, started)
+        delivery = await self._aside(
+            partial(identify, ahead=self._clock.ahead_ms), verified, started
+        )
         return delivery, await self._store(delivery, deadline)
 
     def _forget(self, task: _StoringTask) -> None:

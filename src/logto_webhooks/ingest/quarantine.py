@@ -6,7 +6,6 @@ They are answered 401 at once. When a key is changed at Logto, nothing is lost.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
@@ -19,7 +18,7 @@ from logto_webhooks.database.runner import TransactionRunner
 from logto_webhooks.database.store import Store
 from logto_webhooks.deliveries import NewDelivery, identify
 from logto_webhooks.errors import LogtoUnreachable, NotADelivery, SignatureRejected, describe
-from logto_webhooks.event_loop import forever
+from logto_webhooks.event_loop import forever, wait_for_event
 from logto_webhooks.instrumentation import ApiUnavailable, Observer, Quarantined, QuarantineReleased
 from logto_webhooks.logto import delivery_log
 from logto_webhooks.logto.webhooks import leads_here
@@ -61,17 +60,15 @@ class Quarantine:
         observe: Observer,
         stored: Callable[[], None],
         ask: Ask | None = None,
-        ahead: Callable[[], int] = lambda: 0,
     ) -> None:
         """`stored` is called when the inbox got something; `ask` gets the keys of our hooks from
-        Logto, where it can be asked; `ahead` tells how far its clock is ahead of ours (ms)."""
+        Logto, where it can be asked."""
         self._host = host
         self._ring = ring
         self._clock = clock
         self._observe = observe
         self._stored = stored
         self._ask = ask
-        self._ahead = ahead
         self._queue: dict[bool, list[RejectedRequest]] = {True: [], False: []}
         self._queued = {True: 0, False: 0}  # bytes
         self._wake = asyncio.Event()
@@ -221,7 +218,7 @@ class Quarantine:
         try:
             keys = self._ring.at(self._clock.now())
             verified = verify(request.body, [request.signature.encode()], keys)
-            return identify(verified, request.received_at, ahead=self._ahead())
+            return identify(verified, request.received_at, ahead=self._clock.ahead_ms)
         except (SignatureRejected, NotADelivery):
             return None
 
@@ -229,8 +226,7 @@ class Quarantine:
         self._wake.clear()
         quiet_s = ASK_S if self._to_ask else QUIET_S
         watchful = time.monotonic() - self._rejected_at < WATCHFUL_S
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._wake.wait(), LOOK_S if watchful else quiet_s)
+        await wait_for_event(self._wake, LOOK_S if watchful else quiet_s)
         await asyncio.sleep(SOON_S if self._queue[True] else JUNK_S)
 
 

@@ -39,6 +39,7 @@ class FrozenClock:
     default the time that `make` gives to the next delivery."""
 
     def __init__(self, now: int | None = None) -> None:
+        self.ahead_ms = 0
         self._now = MOMENTS.next() if now is None else now
 
     def now(self) -> int:
