@@ -20,7 +20,7 @@ from tests.crash.databases import PostgresVictim
 
 from bench import backlog, load, many_workers
 from bench.baselines import KEY
-from logto_webhooks.cli import session
+from logto_webhooks.cli import collect_seldom, session
 from logto_webhooks.database import open_database
 
 SECONDS = 3
@@ -187,6 +187,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--database", choices=["sqlite", "postgres"], action="append")
     options = parser.parse_args()
+    collect_seldom()
     rows: Rows = []
     with tempfile.TemporaryDirectory(prefix="logto-webhooks-bench-") as name:
         folder = Path(name)

@@ -20,6 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from tests.support.stores import delivery
 
 from bench.queue_databases import on_postgres
+from logto_webhooks.cli import collect_seldom
 from logto_webhooks.cli.session import run_async
 from logto_webhooks.clock import SystemClock
 from logto_webhooks.database import Database, open_database
@@ -121,6 +122,7 @@ def main() -> None:
     parser.add_argument("--server", required=True, help="URL of a PostgreSQL database")
     parser.add_argument("--jobs", type=int, default=50_000)
     parser.add_argument("--piece", type=int, default=1_000)
+    collect_seldom()
     run_async(measure(parser.parse_args()))
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from bench.procrastinate_queue import CONCURRENCIES, rival
 from bench.queue_databases import Lines, lines
-from logto_webhooks.cli import session
+from logto_webhooks.cli import collect_seldom, session
 
 FEW = 10
 SMALL = 2_000
@@ -121,6 +121,7 @@ def main() -> None:
     parser.add_argument("--beside", type=int, default=20_000, help="waiting, for procrastinate")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=6.0, help="a round, at most")
+    collect_seldom()
     session.run_async(measure(parser.parse_args()))
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from msgspec import Struct
 from msgspec.structs import replace
 
-from logto_webhooks import doctor, events, explain, validation
+from logto_webhooks import events, validation
 from logto_webhooks.apply.replay import AT_ONCE, ReplayResult, iterate_jobs
 from logto_webhooks.apply.replay import replay as apply_again
 from logto_webhooks.clock import SystemClock
@@ -22,8 +22,6 @@ from logto_webhooks.database.records import FoundRow, RefetchNeed
 from logto_webhooks.database.runner import run_or_rehearse
 from logto_webhooks.database.store import Store
 from logto_webhooks.deliveries import DeliveryFilter, Status, StoredDelivery
-from logto_webhooks.doctor.context import LIMIT_S, DoctorTarget
-from logto_webhooks.doctor.faults import Finding
 from logto_webhooks.errors import (
     DeliveryUnknown,
     HandlerUnknown,
@@ -32,7 +30,6 @@ from logto_webhooks.errors import (
     SettingInvalid,
 )
 from logto_webhooks.events.local import Source
-from logto_webhooks.explain import Explained
 from logto_webhooks.files import find_open_mode
 from logto_webhooks.handlers import Handlers
 from logto_webhooks.ingest.spool import spool_of
@@ -63,6 +60,8 @@ from logto_webhooks.settings import Settings
 from logto_webhooks.validation import check_limit, check_text, is_url
 
 if TYPE_CHECKING:
+    from logto_webhooks.doctor.faults import Finding
+    from logto_webhooks.explain import Explained
     from logto_webhooks.logto.client import ManagementClient
 
 
@@ -452,6 +451,10 @@ class Admin:
         are further files that contain a secret. Raises SettingInvalid for an unknown check.
         """
         settings = self._settings()
+        # Here, as `explain` below, so that other commands start faster.
+        from logto_webhooks import doctor
+        from logto_webhooks.doctor.context import LIMIT_S, DoctorTarget
+
         target = DoctorTarget(
             settings=settings,
             least_free_mb=least_free_mb,
@@ -514,6 +517,8 @@ class Admin:
 
     async def _explain(self, kind: Kind, query: str) -> Explained | None:
         lag_ms = self._settings().lag_ms
+
+        from logto_webhooks import explain
 
         def work(store: Store) -> Explained | None:
             return explain.explain_stored(store, resolve_one(store, kind, query), lag_ms)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from msgspec.structs import replace
 from typer import Argument, Exit, Option
@@ -14,11 +14,13 @@ from logto_webhooks.cli.session import run_admin
 from logto_webhooks.database.records import FoundRow, RefetchNeed
 from logto_webhooks.deliveries import Status
 from logto_webhooks.errors import SettingInvalid
-from logto_webhooks.explain import Explained
-from logto_webhooks.explain.provenance import DeliveryRef, Field
 from logto_webhooks.records.projection import column_names
 from logto_webhooks.records.record import Kind
 from logto_webhooks.settings import Settings
+
+if TYPE_CHECKING:
+    from logto_webhooks.explain import Explained
+    from logto_webhooks.explain.provenance import DeliveryRef, Field
 
 Text = Annotated[str, Argument(help="The text to search for. An empty text matches all.")]
 Query = Annotated[str, Argument(help="A Logto ID, or a query that matches exactly one record.")]

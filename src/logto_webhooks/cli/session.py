@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import importlib
 import logging
 import os
@@ -45,10 +44,6 @@ def run_async(main: Coroutine[Any, Any, T]) -> T:
 
     Tasks that don't end after `main` does, or when they are cancelled, end with the process.
     """
-    # Look for garbage cycles seldom: batches make many objects and hardly any cycle, and the
-    # default of every 700 objects costs a third of the sync.
-    gc.freeze()
-    gc.set_threshold(10_000, 10, 10)
     end = threading.Timer(END_S, _end_process)
     end.daemon = True
     try:
