@@ -107,7 +107,7 @@ def test_jobs_are_listed_and_shown(folder: Path) -> None:
     [
         (["--delivery", "99"], []),
         (["--event", "PostSignIn"], []),
-        (["--event", "Foo"], ["no event 'Foo' is known to this release; known are PostRegister"]),
+        (["--event", "Foo"], ["this release doesn't know the event 'Foo'; known are PostRegister"]),
         (["--event", "LocalUserCreate"], ["the nearest is LocalUserCreated."]),
         (["--group", "--handler", "app:gret"], ["app:greet (did you mean this?)"]),
         (

@@ -245,6 +245,6 @@ def check_url(name: str, value: str) -> str:
 
 def warn_about_event(event: str | None) -> None:
     """Warn of an event name that this release doesn't know."""
-    known = [*BY_NAME, *LOCAL]
-    if event is not None and event not in known:
-        output.warn(f"no event {event!r} is known to this release; {nearest(event, known)}.")
+    names = [*BY_NAME, *LOCAL]
+    if event is not None and event not in names:
+        output.warn(f"this release doesn't know the event {event!r}; {nearest(event, names)}.")

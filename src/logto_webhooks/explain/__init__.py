@@ -52,18 +52,20 @@ class Explained(Struct, frozen=True):
 
 def explain(
     subject: Key,
-    known: Mapping[Key, Record],
+    records: Mapping[Key, Record],
     deliveries: Iterable[StoredDelivery],
     lag_ms: int = LAG_MS,
 ) -> Explained:
     """Explain a user or an organization.
 
-    `known` has its current record and those of its memberships. `deliveries` are sorted by ID;
+    `records` has its current record and those of its memberships. `deliveries` are sorted by ID;
     those about other records are left out.
     """
-    timeline, provenance = Timeline(subject, known), Provenance(subject)
+    timeline, provenance = Timeline(subject, records), Provenance(subject)
     subject_name = f"{subject.kind}:{subject.id}"
-    others = {end for key in known if key.kind == "membership" for end in key.organization_and_user}
+    others = {
+        end for key in records if key.kind == "membership" for end in key.organization_and_user
+    }
     for delivery in deliveries:
         if delivery.state is DeliveryState.DEAD and delivery.subject == subject_name:
             timeline.add(delivery, [RefetchRequest(subject, DEAD_DELIVERY, delivery.received_at)])
@@ -79,7 +81,7 @@ def explain(
             timeline.add(delivery, changes)
             provenance.add(delivery, changes)
     timeline.end()
-    return Explained(subject, timeline.lines, provenance.list_fields(known))
+    return Explained(subject, timeline.lines, provenance.list_fields(records))
 
 
 def _list_changes(delivery: StoredDelivery, lag_ms: int) -> list[DeliveryChange]:
@@ -100,16 +102,16 @@ def explain_stored(store: Store, subject: Key, lag_ms: int = LAG_MS) -> Explaine
 
     Deliveries that arrive meanwhile may be listed, but may not have set a field yet.
     """
-    known = store.inbox.known(subject)
+    records = store.inbox.known(subject)
     others = [
         end
-        for key, record in known.items()
+        for key, record in records.items()
         if key.kind == "membership" and record.gone_at != NEVER
         for end in key.organization_and_user
         if end != subject
     ]
-    explained = explain(subject, known, _read_deliveries(store, subject, others), lag_ms)
-    return explained if explained.lines or known else None
+    explained = explain(subject, records, _read_deliveries(store, subject, others), lag_ms)
+    return explained if explained.lines or records else None
 
 
 def _read_deliveries(store: Store, subject: Key, others: Sequence[Key]) -> Iterator[StoredDelivery]:

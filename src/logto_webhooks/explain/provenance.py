@@ -107,10 +107,10 @@ class Provenance:
             if greatest is None or fact > greatest[0]:
                 self._facts[change.key, name] = (fact, by)
 
-    def list_fields(self, known: Mapping[Key, Record]) -> list[Field]:
+    def list_fields(self, records: Mapping[Key, Record]) -> list[Field]:
         """List every column of the current records, the subject's own first."""
-        keys = sorted(known, key=lambda key: (key != self._subject, key))
-        return [field for key in keys for field in self._list_fields(known[key])]
+        keys = sorted(records, key=lambda key: (key != self._subject, key))
+        return [field for key in keys for field in self._list_fields(records[key])]
 
     def _list_fields(self, record: Record) -> Iterator[Field]:
         row = project(record) or {}

@@ -60,12 +60,12 @@ class TimelineEntry(Struct, frozen=True, kw_only=True):
 class Timeline:
     """Merges the records of the subject and its memberships again; `lines` are the steps."""
 
-    def __init__(self, subject: Key, known: Mapping[Key, Record]) -> None:
+    def __init__(self, subject: Key, records: Mapping[Key, Record]) -> None:
         self.lines: list[TimelineEntry] = []
         self._subject = subject
-        self._known = known
+        self._current = records
         self._records: _Records = {subject: Record(subject)}
-        self._responses = _list_responses(known)
+        self._responses = _list_responses(records)
 
     def add(self, delivery: StoredDelivery, changes: Sequence[DeliveryChange]) -> None:
         """Merge the changes of a delivery, after all API responses that came before it."""
@@ -91,7 +91,7 @@ class Timeline:
         for at, groups in self._responses:
             self._add_response(at, groups)
         ended: dict[int, _Records] = {}
-        for key, now in self._known.items():
+        for key, now in self._current.items():
             if now.deleted_at is not None and self._get(key).deleted_at is None:
                 ended.setdefault(now.deleted_at, {})[key] = self._get(key)
         for at, before in sorted(ended.items()):
@@ -109,7 +109,7 @@ class Timeline:
         is_gone = (self._subject, _ABSENT) in groups
         before = dict(self._records) if is_gone else {key: self._get(key) for key, _ in groups}
         for key, name in groups:
-            self._records[key] = _merge_response(self._get(key), name, self._known[key])
+            self._records[key] = _merge_response(self._get(key), name, self._current[key])
         self._end_memberships()
         line = TimelineEntry(occurred_at=at, origin="read", event=ASKED, outcome=SETTLED)
         line = self._compare(line, before, ())
@@ -194,10 +194,10 @@ def _find_outcome(delivery: StoredDelivery, effects: Iterable[str]) -> str:
     return min(effects, default=delivery.result or "nothing", key=_STRONGEST_FIRST.index)
 
 
-def _list_responses(known: Mapping[Key, Record]) -> list[tuple[int, list[tuple[Key, str]]]]:
+def _list_responses(records: Mapping[Key, Record]) -> list[tuple[int, list[tuple[Key, str]]]]:
     """List when the API was last read, and for which groups."""
     by_time: dict[int, list[tuple[Key, str]]] = {}
-    for key, record in known.items():
+    for key, record in records.items():
         for name, group in record.groups.items():
             if group.read_at != NEVER:
                 by_time.setdefault(group.read_at, []).append((key, name))
