@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import json
+import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -76,6 +78,32 @@ def ran(functions: dict[str, Any], folder: Path) -> dict[str, JobRow]:
 
     live(logto, body)
     return {each.handler: each for each in found}
+
+
+def fails(event: events.Event) -> None:
+    json.loads("{")
+
+
+async def fails_later(event: events.Event) -> None:
+    await asyncio.sleep(0)
+    fails(event)
+
+
+def fails_with_session(event: events.Event, session: Session) -> None:
+    fails(event)
+
+
+def test_a_traceback_begins_in_the_handler(tmp_path: Path) -> None:
+    """What called it is left out; what it called is there."""
+    functions: dict[str, Any] = {
+        function.__name__: function for function in (fails, fails_later, fails_with_session)
+    }
+    for name, job in ran(functions, tmp_path).items():
+        lines = str(job.error).splitlines()
+        assert lines[0] == "Traceback (most recent call last):"
+        assert re.fullmatch(rf'  File "{re.escape(__file__)}", line \d+, in {name}', lines[1])
+        assert "json/decoder.py" in str(job.error)
+        assert lines[-1].startswith("json.decoder.JSONDecodeError: ")
 
 
 def test_a_plain_function_that_returns_what_must_be_awaited_is_dead(tmp_path: Path) -> None:

@@ -7,9 +7,10 @@ import inspect
 import logging
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from functools import partial
 from pathlib import PurePath
+from types import TracebackType
 from typing import Any, Final
 
 import msgspec
@@ -29,6 +30,7 @@ from logto_webhooks.errors import (
 from logto_webhooks.events import DERIVED, Event, OrganizationMembershipUpdated, parse
 from logto_webhooks.events.local import LOCAL, LocalEvent, UserRow
 from logto_webhooks.handlers import Handler, HandlerOptions, Handlers
+from logto_webhooks.handlers.parameters import module_of
 from logto_webhooks.instrumentation import HandlerFailed, HandlerRan
 from logto_webhooks.jobs import Delivery, Job, JobOutcome, JobState
 from logto_webhooks.records import local_events
@@ -185,7 +187,7 @@ class HandlerCaller:
         decision = after_job_failure(
             error, job.failures, self._jitter(), options.max_attempts, options.waits
         )
-        text = _format_error(error)
+        text = format_error(error, claimed.handler.function)
         match decision:
             case DiscardJob(why):
                 outcome = claimed.to_outcome(JobState.DISCARDED, error=why)
@@ -273,9 +275,12 @@ def to_released(claimed: ClaimedJob, called: bool = True) -> JobOutcome:
     return claimed.to_outcome(JobState.WAITING, counts=False, after_s=after)
 
 
-def _format_error(error: BaseException) -> str:
+def format_error(error: BaseException, function: Callable[..., Any]) -> str:
+    """Format an error with its traceback, from the first line of a function's own module on: what
+    called the function helps nobody. If its module has no line, the traceback is whole."""
+    first = next(_own_lines(error, function), error.__traceback__)
     try:
-        return "".join(traceback.format_exception(error))[-_ERROR_CHARS:]
+        return "".join(traceback.format_exception(type(error), error, first))[-_ERROR_CHARS:]
     except Exception:  # of an error that can't even be shown
         return f"{type(error).__name__}; its traceback can't be written"
 
@@ -294,10 +299,18 @@ def error_location(error: BaseException, function: Callable[..., Any]) -> str | 
 
     No value is in it, and of the file only the name.
     """
-    module = getattr(function, "__module__", None)
-    inner = None
-    for frame, line in traceback.walk_tb(error.__traceback__):
-        if module is not None and frame.f_globals.get("__name__") == module:
-            code = frame.f_code
-            inner = f"{PurePath(code.co_filename).name}:{line} {code.co_qualname}"
-    return inner
+    *_, innermost = None, *_own_lines(error, function)
+    if innermost is None:
+        return None
+    code = innermost.tb_frame.f_code
+    return f"{PurePath(code.co_filename).name}:{innermost.tb_lineno} {code.co_qualname}"
+
+
+def _own_lines(error: BaseException, function: Callable[..., Any]) -> Iterator[TracebackType]:
+    """The lines of a traceback that are in a function's own module, the outermost first."""
+    module = module_of(function)
+    line = error.__traceback__
+    while line is not None:
+        if module is not None and line.tb_frame.f_globals.get("__name__") == module:
+            yield line
+        line = line.tb_next

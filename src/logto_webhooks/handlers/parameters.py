@@ -59,6 +59,11 @@ def is_awaited(function: Callable[..., Any]) -> bool:
     return any(inspect.iscoroutinefunction(function) for function in called)
 
 
+def module_of(function: Any) -> str | None:
+    """The name of the module whose code runs when it is called."""
+    return getattr(_unwrap(function)[0], "__module__", None)
+
+
 def _unwrap(function: Any) -> tuple[Any, Any]:
     """What runs when it is called: of a partial or a staticmethod its function, of an object its
     `__call__`."""
