@@ -9,9 +9,9 @@ from typing import Any, Final
 from logto_webhooks.clock import Clock
 from logto_webhooks.database.runner import TransactionRunner
 from logto_webhooks.database.store import ProcessLease, Store
-from logto_webhooks.errors import describe
 from logto_webhooks.event_loop import forever
-from logto_webhooks.instrumentation import ApiUnavailable
+from logto_webhooks.instrumentation import Observer
+from logto_webhooks.reconcile import report_to
 
 LEASE_MS: Final = 10_000
 RENEW_S: Final = 3.0
@@ -29,17 +29,14 @@ class LeaderLease:
         self._clock = clock
         self._number = number
 
-    async def keep(
-        self,
-        work: Callable[[], Coroutine[Any, Any, None]],
-        observe: Callable[[ApiUnavailable], None],
-    ) -> None:
+    async def keep(self, work: Callable[[], Coroutine[Any, Any, None]], observe: Observer) -> None:
         """Work while it is ours; end never."""
         working: asyncio.Task[None] | None = None
+        report = report_to(observe, RENEW_S)
 
         async def work_if_ours() -> None:
             nonlocal working
-            is_ours = await self._take(observe)
+            is_ours = await self._take(report)
             if working is not None and working.done() and (error := _get_error(working)):
                 report(error)
             if is_ours and (working is None or working.done()):
@@ -47,10 +44,6 @@ class LeaderLease:
             elif not is_ours and working is not None:
                 ended, working = working, None
                 await _end(ended)
-
-        def report(error: Exception) -> float:
-            observe(ApiUnavailable(describe(error), RENEW_S))
-            return RENEW_S
 
         try:
             await forever(work_if_ours, RENEW_S, report)
@@ -61,11 +54,11 @@ class LeaderLease:
                     lambda store: store.save_lease(_NAME, ProcessLease(self._number, 0))
                 )
 
-    async def _take(self, observe: Callable[[ApiUnavailable], None]) -> bool:
+    async def _take(self, report: Callable[[Exception], float]) -> bool:
         try:
             return await self._host.run(self._try_to_take)
         except Exception as error:
-            observe(ApiUnavailable(describe(error), RENEW_S))
+            report(error)
             return False
 
     def _try_to_take(self, store: Store) -> bool:

@@ -18,11 +18,10 @@ from logto_webhooks.errors import (
     RowRejected,
     TimedOut,
     WrongTenant,
-    describe,
 )
 from logto_webhooks.event_loop import forever
 from logto_webhooks.events.local import Source
-from logto_webhooks.instrumentation import ApiUnavailable, Observer, Reconciled
+from logto_webhooks.instrumentation import Observer, Reconciled
 from logto_webhooks.logto import api_responses
 from logto_webhooks.logto.api_responses import (
     PAGE,
@@ -34,7 +33,7 @@ from logto_webhooks.logto.api_responses import (
 )
 from logto_webhooks.logto.pagination import ENDED, Ask, OffsetPager
 from logto_webhooks.logto.tenant_check import TenantCheck
-from logto_webhooks.reconcile import fetch
+from logto_webhooks.reconcile import fetch, report_to
 from logto_webhooks.records.drift import Drift, agrees, drifts_of
 from logto_webhooks.records.record import ROLE, Absent, Change, Key, Kind, Record
 
@@ -116,11 +115,7 @@ class Reconciliation:
                 counts = (result.users, result.organizations, result.drifted)
                 observe(Reconciled(*counts, fields, "; ".join(result.doubts)))
 
-        def report(error: Exception) -> float:
-            observe(ApiUnavailable(describe(error), LOOK_S))
-            return LOOK_S
-
-        await forever(run_if_due, LOOK_S, report)
+        await forever(run_if_due, LOOK_S, report_to(observe, LOOK_S))
 
     async def one_user(self, user_id: str, dry_run: bool = False) -> ReconcileResult:
         """Compare one user alone, with roles and memberships; `users` is 0 if there is none.

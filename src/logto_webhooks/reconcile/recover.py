@@ -12,11 +12,11 @@ from logto_webhooks.clock import Clock
 from logto_webhooks.database.runner import TransactionRunner, run_or_rehearse
 from logto_webhooks.database.store import RECOVER, Checkpoint, Store
 from logto_webhooks.deliveries import ReceivedBody
-from logto_webhooks.errors import describe
 from logto_webhooks.event_loop import forever
-from logto_webhooks.instrumentation import ApiUnavailable, LogRecovered, Observer
+from logto_webhooks.instrumentation import LogRecovered, Observer
 from logto_webhooks.logto import delivery_log
 from logto_webhooks.logto.webhooks import leads_here
+from logto_webhooks.reconcile import report_to
 from logto_webhooks.signing_keys import hook_of_sender
 
 if TYPE_CHECKING:
@@ -101,18 +101,13 @@ class Recovery:
     async def keep(self, seconds: float, observe: Observer) -> None:
         """Look now, and again and again. What is wrong is reported, and tried again."""
 
-        async def look() -> None:
+        async def recover() -> None:
             result = await self.run()
             causes = ", ".join(f"{why}: {count}" for why, count in result.causes.items())
             doubts = "; ".join(result.doubts)
             observe(LogRecovered(result.entries, result.recovered, causes, doubts))
 
-        def report(error: Exception) -> float:
-            wait_s = min(seconds, AGAIN_S)
-            observe(ApiUnavailable(describe(error), wait_s))
-            return wait_s
-
-        await forever(look, seconds, report)
+        await forever(recover, seconds, report_to(observe, min(seconds, AGAIN_S)))
 
     async def _find_hooks(self, result: RecoverResult) -> list[str]:
         seen = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from asyncio import events
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
@@ -135,7 +135,27 @@ def hide_running_loop() -> Iterator[None]:
         events._set_running_loop(loop)
 
 
-class SavepointRunner:
+class _OneConnection:
+    """Runs all work in savepoints of one connection."""
+
+    async def on(self, work: Callable[[sa.Connection], T]) -> T:
+        """Run in a savepoint. Raises StoreUnavailable or RowRejected for what the database says."""
+        raise NotImplementedError
+
+    async def run(self, work: Callable[[Store], T]) -> T:
+        """Run as `on`."""
+        return await self.on(lambda connection: work(Store(connection)))
+
+    async def accept(self, work: Callable[[Store], T], limit_s: float) -> T:
+        """Run as `on`."""
+        return await self.run(work)
+
+    async def read(self, work: Callable[[Store], T]) -> T:
+        """Run as `on`."""
+        return await self.run(work)
+
+
+class SavepointRunner(_OneConnection):
     """Runs work on a Connection, at once, on the caller's thread."""
 
     def __init__(self, connection: sa.Connection, schema: str | None) -> None:
@@ -144,20 +164,8 @@ class SavepointRunner:
         self._schema = schema
         self._theirs = translation(connection)
 
-    async def run(self, work: Callable[[Store], T]) -> T:
-        """Run in a savepoint. Raises StoreUnavailable or RowRejected for what the database says."""
-        return await self.on(lambda connection: work(Store(connection)))
-
-    async def accept(self, work: Callable[[Store], T], limit_s: float) -> T:
-        """Run."""
-        return await self.run(work)
-
-    async def read(self, work: Callable[[Store], T]) -> T:
-        """Run."""
-        return await self.run(work)
-
     async def on(self, work: Callable[[sa.Connection], T]) -> T:
-        """The same with the connection itself."""
+        """Run in a savepoint."""
         with translate_errors(self._connection.engine), self._savepoint():
             return work(self._connection)
 
@@ -187,8 +195,8 @@ class SavepointRunner:
             yield
 
 
-class AsyncSavepointRunner(AsyncRunner):
-    """The same on an AsyncConnection."""
+class AsyncSavepointRunner(_OneConnection, AsyncRunner):
+    """Runs work on an AsyncConnection."""
 
     _is_pooled = False  # it is the test's own
 
@@ -200,29 +208,14 @@ class AsyncSavepointRunner(AsyncRunner):
         self._connection = connection
         self._schema = schema
 
-    async def run(self, work: Callable[[Store], T]) -> T:
-        """Run in a savepoint. Raises StoreUnavailable or RowRejected for what the database says."""
-        return await self.on(lambda connection: work(Store(connection)))
-
-    async def accept(self, work: Callable[[Store], T], limit_s: float) -> T:
-        """Run."""
-        return await self.run(work)
-
-    async def read(self, work: Callable[[Store], T]) -> T:
-        """Run."""
-        return await self.run(work)
-
     async def on(self, work: Callable[[sa.Connection], T]) -> T:
-        """The same with the connection itself."""
+        """Run in a savepoint."""
         with translate_errors(self._connection.engine):
             async with self._begin() as connection:
                 return await connection.run_sync(work)
 
-    def _begin(self) -> AbstractAsyncContextManager[AsyncConnection]:
-        return self._savepoint()
-
     @asynccontextmanager
-    async def _savepoint(self) -> AsyncIterator[AsyncConnection]:
+    async def _begin(self) -> AsyncIterator[AsyncConnection]:
         assert self._connection.sync_connection is not None
         with in_schema(self._connection.sync_connection, self._schema):
             async with self._connection.begin_nested():

@@ -14,21 +14,13 @@ class Moments:
     """Moments from now on, in milliseconds since the epoch, so far apart that order shows."""
 
     def __init__(self) -> None:
-        self._last = 0
+        self.last = 0
 
     def next(self) -> int:
         """Return one after all others."""
         now = time.time_ns() // 1_000_000 + _AHEAD_MS
-        self._last = max(now, self._last + _APART_MS)
-        return self._last
-
-    def ahead_ms(self) -> int:
-        """Return how far the last one is ahead of the machine's clock."""
-        return max(0, self._last - time.time_ns() // 1_000_000)
-
-    def restart(self) -> None:
-        """Go on from the machine's clock: what was made before is of another test."""
-        self._last = 0
+        self.last = max(now, self.last + _APART_MS)
+        return self.last
 
 
 MOMENTS: Final = Moments()

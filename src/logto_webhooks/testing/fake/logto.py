@@ -17,7 +17,7 @@ from logto_webhooks.samples.shapes import Json
 from logto_webhooks.testing.fake import log as delivery_log
 from logto_webhooks.testing.fake.actions import Actions
 from logto_webhooks.testing.fake.app import FakeApp, TokenRoutes, serve
-from logto_webhooks.testing.fake.routes import ApiRoutes, HookRoutes
+from logto_webhooks.testing.fake.routes import ApiRoutes
 from logto_webhooks.testing.fake.sender import TIMEOUT_S, Faults, Sender
 from logto_webhooks.testing.fake.state import FakeState, LazyUsers
 from logto_webhooks.testing.make import SIGNING_KEY
@@ -61,8 +61,7 @@ class FakeLogto(Actions):
         self._deliveries = Sender(state, clock, seed, timeout_s)
         self._tokens = TokenRoutes(self.app_id, self.app_secret, clock, seed)
         super().__init__(state, clock, seed, ties, self._deliveries.queue, signing_key)
-        hooks = HookRoutes(state, self, clock, self._deliveries.test)
-        routes = [*ApiRoutes(state).routes(), *hooks.routes()]
+        routes = ApiRoutes(state, self, clock, self._deliveries.test).routes()
         self._front = FakeApp(routes, self._tokens, lambda: self.faults, clock, seed)
         self._stack = AsyncExitStack()
 

@@ -40,14 +40,43 @@ def refuse(
     return answer(content | {"message": message}, status)
 
 
-class ApiRoutes:
-    """Answers about users, organizations and roles, from the state."""
+class _Config(Struct, omit_defaults=True):
+    url: str
+    headers: dict[str, str] | None = None
 
-    def __init__(self, state: FakeState) -> None:
+
+class _NewHook(Struct):
+    config: _Config
+    name: str = ""
+    events: list[str] | None = None
+
+
+class _HookChanges(Struct, omit_defaults=True):
+    config: _Config | None = None
+    name: str | None = None
+    events: list[str] | None = None
+    enabled: bool | None = None
+
+
+class _Test(Struct):
+    events: list[str]
+    config: _Config
+
+
+class ApiRoutes:
+    """Answers from the state, and changes webhooks."""
+
+    def __init__(
+        self, state: FakeState, actions: Actions, now: Callable[[], int], send_test: SendTest
+    ) -> None:
         self._state = state
+        self._actions = actions
+        self._now = now
+        self._send_test = send_test
 
     def routes(self) -> list[Route]:
         """The routes, each below `/api`."""
+        hook = "/api/hooks/{id}"
         return [
             Route("/api/status", self._status),
             Route("/api/users", self._users),
@@ -59,6 +88,14 @@ class ApiRoutes:
             Route("/api/organizations", self._organizations),
             Route("/api/organizations/{id}", self._organization),
             Route("/api/organizations/{id}/users", self._organization_users),
+            Route("/api/hooks", self._hooks),
+            Route("/api/hooks", self._create_hook, methods=["POST"]),
+            Route(hook, self._hook),
+            Route(hook, self._change_hook, methods=["PATCH"]),
+            Route(hook, self._delete_hook, methods=["DELETE"]),
+            Route(f"{hook}/signing-key", self._rotate_key, methods=["PATCH"]),
+            Route(f"{hook}/test", self._test_hook, methods=["POST"]),
+            Route(f"{hook}/recent-logs", self._recent_logs),
         ]
 
     async def _status(self, request: Request) -> Response:
@@ -100,65 +137,16 @@ class ApiRoutes:
     async def _organization_users(self, request: Request) -> Response:
         return _answer_page(request, self._state.organization_users(_read_id(request)))
 
-
-class _Config(Struct, omit_defaults=True):
-    url: str
-    headers: dict[str, str] | None = None
-
-
-class _NewHook(Struct):
-    config: _Config
-    name: str = ""
-    events: list[str] | None = None
-
-
-class _HookChanges(Struct, omit_defaults=True):
-    config: _Config | None = None
-    name: str | None = None
-    events: list[str] | None = None
-    enabled: bool | None = None
-
-
-class _Test(Struct):
-    events: list[str]
-    config: _Config
-
-
-class HookRoutes:
-    """Answers about webhooks from the state, and changes them."""
-
-    def __init__(
-        self, state: FakeState, actions: Actions, now: Callable[[], int], send_test: SendTest
-    ) -> None:
-        self._state = state
-        self._actions = actions
-        self._now = now
-        self._send_test = send_test
-
-    def routes(self) -> list[Route]:
-        """The routes, each below `/api`."""
-        one = "/api/hooks/{id}"
-        return [
-            Route("/api/hooks", self._all),
-            Route("/api/hooks", self._create, methods=["POST"]),
-            Route(one, self._one),
-            Route(one, self._change, methods=["PATCH"]),
-            Route(one, self._delete, methods=["DELETE"]),
-            Route(f"{one}/signing-key", self._rotate, methods=["PATCH"]),
-            Route(f"{one}/test", self._test, methods=["POST"]),
-            Route(f"{one}/recent-logs", self._recent_logs),
-        ]
-
-    async def _all(self, request: Request) -> Response:
+    async def _hooks(self, request: Request) -> Response:
         hooks = self._state.all_hooks()
         is_paged = request.query_params.keys() & {"page", "page_size"}
         return _answer_page(request, hooks) if is_paged else answer(hooks)
 
-    async def _one(self, request: Request) -> Response:
+    async def _hook(self, request: Request) -> Response:
         hook = self._state.hooks.get(_read_id(request))
         return _refuse_unknown("hooks", _read_id(request)) if hook is None else answer(hook)
 
-    async def _create(self, request: Request) -> Response:
+    async def _create_hook(self, request: Request) -> Response:
         new = await _read_body(request, _NewHook)
         if new is None:
             return _refuse_body()
@@ -170,7 +158,7 @@ class HookRoutes:
         hook = self._actions.add_hook(new.config.url, events=new.events, name=new.name)
         return answer(self._actions.rotate_signing_key(hook["id"]), 201)
 
-    async def _change(self, request: Request) -> Response:
+    async def _change_hook(self, request: Request) -> Response:
         changes = await _read_body(request, _HookChanges)
         if changes is None:
             return _refuse_body()
@@ -181,18 +169,18 @@ class HookRoutes:
         fields: Json = msgspec.to_builtins(changes)
         return answer(self._actions.change_hook(_read_id(request), **fields))
 
-    async def _delete(self, request: Request) -> Response:
+    async def _delete_hook(self, request: Request) -> Response:
         if _read_id(request) not in self._state.hooks:
             return _refuse_user()
         self._actions.delete_hook(_read_id(request))
         return Response(status_code=204)
 
-    async def _rotate(self, request: Request) -> Response:
+    async def _rotate_key(self, request: Request) -> Response:
         if _read_id(request) not in self._state.hooks:
             return _refuse_unknown("hooks", _read_id(request))
         return answer(self._actions.rotate_signing_key(_read_id(request)))
 
-    async def _test(self, request: Request) -> Response:
+    async def _test_hook(self, request: Request) -> Response:
         hook = self._state.hooks.get(_read_id(request))
         if hook is None:
             return _refuse_unknown("hooks", _read_id(request))
