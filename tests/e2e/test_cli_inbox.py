@@ -148,7 +148,7 @@ class TestUnknownEvents:
         assert one_line(command(*options, "PostRegister", folder=tmp_path).stderr)
         none, warning = command(*options, "User.Creatd", folder=tmp_path).stderr.splitlines()
         assert none == "No deliveries found."
-        assert warning.startswith("warning: no event 'User.Creatd'")
+        assert warning.startswith("warning: this release doesn't know the event 'User.Creatd'")
         assert warning.endswith("the nearest is User.Created.")
 
     def test_one_is_waited_for(self, tmp_path: Path) -> None:
@@ -157,7 +157,9 @@ class TestUnknownEvents:
         options = ("--event", "User.Craeted", "--since-id", "0", "--count", "1")
         shown = command("tail", *options, folder=tmp_path)
         assert shown.returncode == 0
-        assert shown.stderr.startswith("warning: no event 'User.Craeted'")
+        assert shown.stderr.startswith(
+            "warning: this release doesn't know the event 'User.Craeted'"
+        )
 
 
 class TestTail:
