@@ -65,11 +65,7 @@ def _retry(after_s: float) -> Retry:
 
 
 def after_failure(
-    error: Exception,
-    attempt: int,
-    failures: int,
-    jitter: float,
-    max_attempts: int = MAX_ATTEMPTS,
+    error: Exception, attempt: int, failures: int, jitter: float, max_attempts: int = MAX_ATTEMPTS
 ) -> Retry | Dead:
     """Decide what follows an error in the given attempt (the first is 1) of a delivery, which had
     so many `failures` before.

@@ -188,13 +188,7 @@ class Service:
             make_key_reader(self.api, host, clock, settings.public_url) if self.api else None
         )
         self._quarantine = Quarantine(host, keyring, clock, observe, wake, read_keys)
-        receiver = Receiver(
-            keyring,
-            commit.add,
-            clock,
-            observe,
-            reject=self._quarantine.offer,
-        )
+        receiver = Receiver(keyring, commit.add, clock, observe, reject=self._quarantine.offer)
         self.webhook = asgi.WebhookApp(
             receiver,
             settings.max_body_bytes,

@@ -26,11 +26,7 @@ from logto_webhooks.apply.endings import Endings
 from logto_webhooks.clock import Clock
 from logto_webhooks.database.runner import TransactionRunner
 from logto_webhooks.database.store import LOCK_S, LONGEST_S, STATEMENT_S, Store
-from logto_webhooks.deliveries import (
-    ClaimedDelivery,
-    DeliveryOutcome,
-    DeliveryState,
-)
+from logto_webhooks.deliveries import ClaimedDelivery, DeliveryOutcome, DeliveryState
 from logto_webhooks.errors import ClaimLost, StoreUnavailable, TimedOut, describe
 from logto_webhooks.event_loop import wait_for_event
 from logto_webhooks.handlers.enqueue import PlannedDelivery, own_jobs
@@ -64,7 +60,7 @@ NOTE_MS: Final = 60_000
 
 
 class DeliveryWorker:
-    """Applies what is pending. Any number may run: each claim has its own token and lease."""
+    """Applies pending deliveries. Any number may run: each claim has its own token and lease."""
 
     def __init__(
         self,
@@ -79,10 +75,10 @@ class DeliveryWorker:
         budget_s: float = LONGEST_S,
         may_work: Callable[[], bool] = lambda: True,
     ) -> None:
-        """`budget_s`: how long a transaction may hold back who accepts (SQLite: one writer).
+        """`budget_s` limits a transaction, because accepting waits for it on SQLite.
 
-        What comes to the webhook later than `replay_window_ms` runs no handlers; 0 is no limit.
-        `may_work` is asked until it says yes; until then this is a spare, and waits.
+        A delivery that arrives at the webhook later than `replay_window_ms` after it was sent runs
+        no handlers; 0 is no limit. Until `may_work` returns True, the worker is a spare, and waits.
         """
         self._host = host
         self._clock = clock
@@ -133,7 +129,7 @@ class DeliveryWorker:
             pass
 
     async def _turn(self) -> int:
-        """Make a step; wait if that can't be done now. Return how much was done, or tried."""
+        """Make a step, or wait if that can't be done now. Return how much was done, or tried."""
         try:
             self._is_spare = self._is_spare and not self._may_work()
             if self._is_spare:
@@ -160,11 +156,11 @@ class DeliveryWorker:
         return status.deliveries[DeliveryState.PENDING] + status.memberships_to_end
 
     async def step(self) -> int:
-        """Claim a batch, apply as much as fits in a transaction; return how much it was.
+        """Claim a batch, and apply as much as fits in a transaction; return how much that was.
 
-        What is left, or what the database doesn't take now, is kept, and applied next time if
-        still ours. Then some memberships of who was deleted are ended, if any wait for that.
-        Raises StoreUnavailable.
+        The rest, or what the database can't store now, is applied by the next step, if the lease
+        allows. Then some memberships of deleted records are ended, if any are left. Raises
+        StoreUnavailable.
         """
         if not self._held:
             self._token = uuid.uuid4().hex
@@ -177,7 +173,8 @@ class DeliveryWorker:
         batch: Sequence[Work] = self._held
         with contextlib.suppress(ClaimLost):
             if time.monotonic() - self._claimed_at > LEASE_S / 2:
-                await self._give_back()
+                # What may not be done within the lease would be done in vain.
+                await self._put_back([work.claimed for work in self._held])
             else:
                 batch = self._pace.cut(self._held)
                 await self._apply(batch)
@@ -186,10 +183,6 @@ class DeliveryWorker:
 
     def _claim(self, store: Store) -> list[ClaimedDelivery]:
         return store.claim(self._token, MAX_ROWS, MAX_BYTES, LEASE_S)
-
-    async def _give_back(self) -> None:
-        """What may not be done within the lease would be done in vain."""
-        await self._put_back([work.claimed for work in self._held])
 
     async def _apply(self, batch: Sequence[Work]) -> None:
         planned = [work for work in batch if isinstance(work, PlannedDelivery)]
@@ -207,7 +200,7 @@ class DeliveryWorker:
                     self._observe(await self._fail_alone(work.claimed, work.error))
 
     def _find_suspects(self, planned: Sequence[PlannedDelivery]) -> list[PlannedDelivery]:
-        """Those that touch what was locked lately: they aren't applied with the others."""
+        """Find deliveries that touch recently locked records: they are applied apart."""
         now = time.monotonic()
         self._suspects = {key: until for key, until in self._suspects.items() if until > now}
         return [
@@ -250,21 +243,20 @@ class DeliveryWorker:
     async def _apply_large(self, planned: PlannedDelivery, lock_s: float) -> TelemetryEvent:
         """Apply a delivery in pieces; the last finishes it.
 
-        Whoever is killed in between leaves it pending: to do a piece again changes nothing, and
-        makes no job twice.
+        If the process ends in between, the delivery stays pending: to apply a piece again changes
+        nothing, and creates no job twice.
         """
         changes, results = planned.changes, []
         while changes:
             size = max(FIRST_WEIGHT, min(self._pace.weight, MAX_PIECE))
             piece, changes = replace(planned, changes=changes[:size]), changes[size:]
             results.append(await self._host.run(partial(self._sync_piece, piece, lock_s)))
-        jobs = await self._host.read(partial(_make_own_jobs, planned=planned))
+        jobs, since = await self._host.read(partial(_make_own_jobs, planned=planned))
         while jobs:
             piece_of_jobs, jobs = jobs[:MAX_PIECE], jobs[MAX_PIECE:]
             await self._host.run(partial(self._add_jobs, planned, piece_of_jobs, lock_s))
         outcome = whole_outcome(planned, results)
         await self._host.run(lambda store: store.finish(self._token, [outcome]))
-        since = await self._host.read(Store.installed_at)
         return self._to_report(planned, outcome, since)
 
     def _sync_piece(self, piece: PlannedDelivery, lock_s: float, store: Store) -> str:
@@ -302,7 +294,7 @@ class DeliveryWorker:
             await self._apply_planned(not_locked, CULPRIT_LOCK_S)
 
     async def _put_aside(self, planned: PlannedDelivery, error: TimedOut) -> None:
-        """Have it tried again later, and apart from the others."""
+        """Retry it later, and apart from the others."""
         until = time.monotonic() + SUSPECT_S
         self._suspects |= dict.fromkeys(_list_touched_records(planned), until)
         if planned.claimed.subject is not None:
@@ -313,8 +305,8 @@ class DeliveryWorker:
     async def _put_back(
         self, claimed: Sequence[ClaimedDelivery], error: TimedOut | None = None
     ) -> None:
-        """Let others have them, after a while if something is locked. Where a delivery's own row is
-        locked, its lease ends it: it is due again then."""
+        """Release deliveries, so that any worker can claim them: after a pause if something is
+        locked. If a delivery's own row is locked, it is due again when its lease ends."""
         outcomes = [
             DeliveryOutcome(
                 id=delivery.id,
@@ -386,17 +378,13 @@ class DeliveryWorker:
         )
         store.finish(self._token, [outcome])
         return DeliveryFailed(
-            claimed.id,
-            claimed.event,
-            claimed.subject,
-            outcome.error or "",
-            claimed.attempt,
-            wait,
+            claimed.id, claimed.event, claimed.subject, outcome.error or "", claimed.attempt, wait
         )
 
 
-def _make_own_jobs(store: Store, planned: PlannedDelivery) -> list[NewJob]:
-    return own_jobs([planned], store.jobs.handlers(), store.installed_at())
+def _make_own_jobs(store: Store, planned: PlannedDelivery) -> tuple[list[NewJob], int]:
+    since = store.installed_at()
+    return own_jobs([planned], store.jobs.handlers(), since), since
 
 
 def _list_touched_records(planned: PlannedDelivery) -> set[Key]:

@@ -12,11 +12,7 @@ from typing import Final
 from msgspec import Struct
 
 from logto_webhooks.database.store import Store
-from logto_webhooks.deliveries import (
-    ClaimedDelivery,
-    DeliveryOutcome,
-    DeliveryState,
-)
+from logto_webhooks.deliveries import ClaimedDelivery, DeliveryOutcome, DeliveryState
 from logto_webhooks.events import TestPayload, UnknownEvent
 from logto_webhooks.events.local import Source
 from logto_webhooks.handlers.enqueue import (

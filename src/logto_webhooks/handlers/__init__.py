@@ -14,14 +14,7 @@ from msgspec import Meta, Struct
 from msgspec.structs import replace
 
 from logto_webhooks.errors import InvalidHandler, UnknownEventName
-from logto_webhooks.events import (
-    ALIASES,
-    BY_NAME,
-    DERIVED,
-    Event,
-    TestPayload,
-    UnknownEvent,
-)
+from logto_webhooks.events import ALIASES, BY_NAME, DERIVED, Event, TestPayload, UnknownEvent
 from logto_webhooks.events.local import LOCAL, LocalEvent
 from logto_webhooks.handlers.parameters import (
     ParameterSource,
@@ -108,10 +101,7 @@ Count = Annotated[int, Meta(ge=1)]
 
 
 class HandlerOptions(
-    Struct,
-    frozen=True,
-    kw_only=True,
-    rename={"time_limit_s": "time_limit", "max_age_s": "max_age"},
+    Struct, frozen=True, kw_only=True, rename={"time_limit_s": "time_limit", "max_age_s": "max_age"}
 ):
     """How a handler is run; times in seconds.
 

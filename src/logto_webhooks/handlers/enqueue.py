@@ -78,10 +78,10 @@ class WrittenRecords(Struct, frozen=True):
 def enqueue_for_deliveries(
     store: Store, batch: Sequence[PlannedDelivery], written: WrittenRecords, *, own: bool = True
 ) -> int:
-    """Make the deliveries' `own` jobs, and those of what they changed here. Keep what is left to do
-    for deleted records with very many memberships.
+    """Create the deliveries' `own` jobs, and those of the records' own events. Note the deleted
+    records whose memberships are still to be ended.
 
-    Return since when there are any (ms): 0 if no handler is known, so that none could be told.
+    Return since when there are jobs at all (ms); 0 if no handler is registered.
     """
     handlers = store.jobs.handlers()
     since = store.installed_at() if handlers else 0
@@ -105,7 +105,7 @@ def enqueue_for_deliveries(
 
 
 def _find_source(key: Key, sources: dict[Key, PlannedDelivery]) -> PlannedDelivery:
-    """The delivery that changed a record: its own, or its end's, with which it went."""
+    """Find the delivery that changed a record, or deleted the membership's user or organization."""
     if key in sources:
         return sources[key]
     return next(sources[end] for end in key.organization_and_user if end in sources)
@@ -114,7 +114,7 @@ def _find_source(key: Key, sources: dict[Key, PlannedDelivery]) -> PlannedDelive
 def own_jobs(
     batch: Sequence[PlannedDelivery], handlers: Sequence[RegisteredHandler], since: int
 ) -> list[NewJob]:
-    """The jobs of deliveries themselves, to be made."""
+    """Make the jobs of the deliveries' events."""
     return [
         job
         for planned in batch
@@ -124,7 +124,7 @@ def own_jobs(
 
 
 def enqueue_for_ended(store: Store, pairs: Sequence[Key], ending: Ending) -> None:
-    """Make the jobs of memberships that ended with a deleted user or organization."""
+    """Create the jobs of memberships that ended with a deleted user or organization."""
     if ending.source is None or not pairs:
         return
     name = LocalMemberRemoved.name
@@ -147,24 +147,19 @@ def enqueue_for_ended(store: Store, pairs: Sequence[Key], ending: Ending) -> Non
 
 
 def enqueue_for_reads(store: Store, written: WrittenRecords, source: Source | None) -> None:
-    """Make the jobs of what Logto's answers changed here; none without a `source`. Keep what is
-    left to do for deleted records with very many memberships."""
+    """Create the jobs of what Logto's answers changed here; none without a `source`. Note the
+    deleted records whose memberships are still to be ended."""
     old = _enqueue_for_reads(store, written, source) if source is not None else set()
     for record in written.many:
         store.note_ending(_to_ending(record, None if record.key in old else source, None))
 
 
 def _to_ending(record: Record, source: str | None, delivery_id: int | None) -> Ending:
-    return Ending(
-        key=record.key,
-        ended_at=record.ended_at,
-        source=source,
-        delivery_id=delivery_id,
-    )
+    return Ending(key=record.key, ended_at=record.ended_at, source=source, delivery_id=delivery_id)
 
 
 def _enqueue_for_reads(store: Store, written: WrittenRecords, source: Source) -> set[Key]:
-    """Make the jobs; return of what there are none, because it may be older than the
+    """Create the jobs. Return the records without any, because they may be older than the
     installation."""
     handlers = store.jobs.handlers()
     if not handlers:
@@ -193,8 +188,11 @@ def _find_local_events(
     source: Source,
     handlers: Sequence[RegisteredHandler],
 ) -> list[tuple[Key, LocalEvent]]:
-    """What changed here: users and organizations first, then their memberships. Of what is new
-    here, but older than the installation, nobody is told; what is back was here before."""
+    """Derive the records' own events: of users and organizations first, then of memberships.
+
+    A record that is new here, but older than the installation, has none; one that is back was here
+    before.
+    """
     if not handlers:
         return []
     events = []
@@ -300,7 +298,7 @@ def _known_until(before: Record, ends: dict[Key, tuple[Record, Record]]) -> int:
 def jobs_for_event(
     event: Event, claimed: ClaimedDelivery, handlers: Sequence[RegisteredHandler]
 ) -> list[NewJob]:
-    """The jobs that an applied delivery makes: of its event, and of each member it names."""
+    """Make the jobs of an applied delivery: of its event, and of each member that it names."""
     other = "no" if isinstance(event, TestPayload) else "only"
     name = ALIASES.get(event.event, event.event)
     subject, key = claimed.subject or f"event:{name}", claimed.digest.hex()
@@ -330,7 +328,7 @@ def jobs_for_event(
 def jobs_for_change(
     event: LocalEvent, handlers: Sequence[RegisteredHandler], delivery_id: int | None
 ) -> list[NewJob]:
-    """The jobs of a record's own event."""
+    """Make the jobs of a record's own event."""
     subject = _name_subject(event)
     key = f"{event.name}:{subject}"
     if not isinstance(event, _CREATED) or event.restored:  # else it comes once per Logto id

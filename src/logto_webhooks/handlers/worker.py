@@ -19,12 +19,7 @@ from logto_webhooks.database.threads import MOST_OF_ONE, AbandonedCalls
 from logto_webhooks.errors import TimedOut, describe
 from logto_webhooks.event_loop import wait_for_event
 from logto_webhooks.handlers import Handler, Handlers
-from logto_webhooks.handlers.call import (
-    LEASE_S,
-    ClaimedJob,
-    HandlerCaller,
-    to_released,
-)
+from logto_webhooks.handlers.call import LEASE_S, ClaimedJob, HandlerCaller, to_released
 from logto_webhooks.handlers.watchdog import Watchdog
 from logto_webhooks.instrumentation import HandlerHeld, Observer, Stalled
 from logto_webhooks.jobs import JobOutcome

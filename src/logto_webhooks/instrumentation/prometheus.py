@@ -247,9 +247,7 @@ GAUGES: Final = (
         lambda status: status.oldest_pending_s or 0,
     ),
     Gauge(
-        "deliveries_dead",
-        "dead deliveries",
-        lambda status: status.deliveries[DeliveryState.DEAD],
+        "deliveries_dead", "dead deliveries", lambda status: status.deliveries[DeliveryState.DEAD]
     ),
     Gauge("records_doubtful", "records in doubt", lambda status: status.doubtful),
     Gauge("records_waiting", "records that need a refetch", lambda status: status.refetch),

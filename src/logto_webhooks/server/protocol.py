@@ -155,10 +155,7 @@ IDLE_S: Final = 15.0  # Logto closes its own idle connections after 4 to 13 s
 SLOW_S: Final = 2.0
 LINGER_S: Final = 1.0
 _HOP: Final = {b"upgrade", b"http2-settings"}
-_TOO_LARGE: Final = {
-    414: b'{"error":"url_too_long"}',
-    431: b'{"error":"headers_too_large"}',
-}
+_TOO_LARGE: Final = {414: b'{"error":"url_too_long"}', 431: b'{"error":"headers_too_large"}'}
 
 
 class PatientProtocol(HttpToolsProtocol):
