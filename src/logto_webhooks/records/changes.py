@@ -96,27 +96,27 @@ def _user(event: UserEvent | InteractionEvent, lag_ms: int) -> list[DeliveryChan
     user = event.user
     stamp, start = _stamp_and_start(user.updated_at, event.at, lag_ms)
     # Of a user who is new, what is left out is none.
-    told = event.payload.get("user" if isinstance(event, InteractionEvent) else "data")
-    contents = user_groups(user, None if isinstance(event, UserCreated) else told)
+    sent = event.payload.get("user" if isinstance(event, InteractionEvent) else "data")
+    contents = user_groups(user, None if isinstance(event, UserCreated) else sent)
     values = {name: Value(content, stamp, start, event.at) for name, content in contents.items()}
-    put = Upsert(key, values, user_facts(user, event.at) | {"updatedAt": stamp})
-    return [put] if "own" in contents else [put, RefetchRequest(key, UNKNOWN_CHANGE, event.at)]
+    upsert = Upsert(key, values, user_facts(user, event.at) | {"updatedAt": stamp})
+    return _with_refetch(upsert, event.at)
 
 
 def user_facts(user: User, latest: int) -> dict[str, int]:
     """Return the moments that a whole user tells; none is later than it was told itself."""
-    told = {
+    moments = {
         "lastSignInAt": user.last_sign_in_at,
         "createdAt": user.created_at,
         "updatedAt": user.updated_at,
     }
-    return {name: min(at, latest) for name, at in told.items() if at is not None and at >= 0}
+    return {name: min(at, latest) for name, at in moments.items() if at is not None and at >= 0}
 
 
-def user_groups(user: User, told: Container[str] | None = None) -> Json:
+def user_groups(user: User, sent: Container[str] | None = None) -> Json:
     """Split a user into the contents of its groups, named as Logto names the fields.
 
-    `told` has the fields that Logto gave; if it is None, those left out of `own` are null.
+    `sent` has the fields that Logto sent; if it is None, those left out of `own` are null.
     """
     own = {
         "username": user.username,
@@ -126,7 +126,7 @@ def user_groups(user: User, told: Container[str] | None = None) -> Json:
         "avatar": user.avatar,
         "identities": user.identities,
     }
-    contents = _own(own, told) | {
+    contents = _own(own, sent) | {
         "suspension": user.is_suspended,
         "custom_data": user.custom_data,
         "profile": user.profile,
@@ -138,11 +138,18 @@ def user_groups(user: User, told: Container[str] | None = None) -> Json:
     }
 
 
-def _own(fields: Json, told: Container[str] | None) -> Json:
-    """Make one group of all fields, or a group of each where some of them weren't told."""
-    if told is None or all(name in told for name in fields):
+def _own(fields: Json, sent: Container[str] | None) -> Json:
+    """Make one group of all fields, or a group of each where some of them weren't sent."""
+    if sent is None or all(name in sent for name in fields):
         return {"own": fields}
-    return {OWN_FIELD + name: content for name, content in fields.items() if name in told}
+    return {OWN_FIELD + name: content for name, content in fields.items() if name in sent}
+
+
+def _with_refetch(upsert: Upsert, at: int) -> list[DeliveryChange]:
+    """Only Logto knows what some fields are that weren't sent."""
+    if "own" in upsert.values:
+        return [upsert]
+    return [upsert, RefetchRequest(upsert.key, UNKNOWN_CHANGE, at)]
 
 
 def _user_part(event: UserDataUpdated, lag_ms: int) -> DeliveryChange:
@@ -160,13 +167,13 @@ def _organization(event: WholeOrganizationEvent, lag_ms: int) -> list[DeliveryCh
     if organization is None:
         return [RefetchRequest(key, UNKNOWN_CHANGE, event.at)]
     _same_id(event, event.organization_id, organization.id)
-    told = None if isinstance(event, OrganizationCreated) else event.payload.get("data")
+    sent = None if isinstance(event, OrganizationCreated) else event.payload.get("data")
     values = {
         name: Value(content, event.at, event.at - lag_ms, event.at)
-        for name, content in _own(organization_group(organization), told).items()
+        for name, content in _own(organization_group(organization), sent).items()
     }
-    put = Upsert(key, values, organization_facts(organization, event.at) | {"updatedAt": event.at})
-    return [put] if "own" in values else [put, RefetchRequest(key, UNKNOWN_CHANGE, event.at)]
+    facts = organization_facts(organization, event.at) | {"updatedAt": event.at}
+    return _with_refetch(Upsert(key, values, facts), event.at)
 
 
 def organization_facts(organization: Organization, latest: int) -> dict[str, int]:

@@ -57,7 +57,7 @@ def merge(known: Record, change: Change) -> Record:
         case ApiRead():
             merged = _settle(known, change)
         case Upsert():
-            merged = _put(known, change)
+            merged = _upsert(known, change)
     return known if merged == known else merged
 
 
@@ -100,15 +100,17 @@ def read_group(known: Group | None, content: Any, at: int, end: int) -> Group:
     return replace(merged, read_at=at)
 
 
-def _put(known: Record, put: Upsert) -> Record:
+def _upsert(known: Record, upsert: Upsert) -> Record:
     groups = {
-        name: merge_group(known.groups.get(name), value) for name, value in put.values.items()
+        name: merge_group(known.groups.get(name), value) for name, value in upsert.values.items()
     }
-    merged = replace(known, groups=known.groups | groups, facts=_greatest(known.facts, put.facts))
+    merged = replace(
+        known, groups=known.groups | groups, facts=_greatest(known.facts, upsert.facts)
+    )
     # Claims of a token are of no time, and so no evidence.
-    told = [value for value in put.values.values() if value.end]
-    stamp = max((value.stamp for value in told), default=NEVER)
-    end = max((value.end for value in told), default=NEVER)
+    dated = [value for value in upsert.values.values() if value.end]
+    stamp = max((value.stamp for value in dated), default=NEVER)
+    end = max((value.end for value in dated), default=NEVER)
     return _tell(merged, stamp, end)
 
 
