@@ -383,6 +383,7 @@ def _insert(table: sa.Table, columns: tuple[str, ...], dialect: str) -> Any:
 def _upsert_statement(table: sa.Table, columns: tuple[str, ...], dialect: str) -> Any:
     statement = _insert(table, columns, dialect)
     new = statement.excluded
+    # What identifies a row: ids of Logto, and the kind of a record.
     key = [name for name in columns if name == "kind" or name.startswith("logto_")]
     changed = {name: new[name] for name in columns if name not in {*key, *_NEVER_CHANGED}}
     if table is records:  # since when it waits stays, as long as it waits
