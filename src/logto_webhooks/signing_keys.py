@@ -73,7 +73,9 @@ OVERLAP_MS: Final = 600_000  # how long a key that was replaced is still accepte
 SHORTEST: Final = 16  # characters; the keys that Logto makes have 32
 _HOOK_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _ASSIGNED = re.compile(r"(export\s+)?[A-Za-z_][A-Za-z0-9_]*\s*=+[^=]")
-_PLACEHOLDER = re.compile(r"\$\{?\w+\}?|<.*>|\{\{.*\}\}")
+_PLACEHOLDER = re.compile(
+    r"\$\{?\w+\}?|<.*>|\{\{.*\}\}|.*\u2026.*|[.*]+|x{3,}|your[-_ ].*|change[-_ ]?(it|me)", re.I
+)
 _QUOTES: Final = "\"'`\u00ab\u00bb\u2018\u2019\u201c\u201d\u201e"
 
 

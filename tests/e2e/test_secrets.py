@@ -37,8 +37,22 @@ NO_KEYS: list[tuple[str, str]] = [
     (f"{KEY[:16]}\n{KEY[16:]}", "spaces or line breaks"),
     (f"{KEY}\x1b[0m", "characters that no key has"),
     (f"{KEY}\u200b", "characters that no key has"),
-    ("${LOGTO_SIGNING_KEY}", "placeholder"),
-    ("<the-signing-key-of-the-hook>", "placeholder"),
+    *(
+        (key, "placeholder")
+        for key in (
+            "${LOGTO_SIGNING_KEY}",
+            "<the-signing-key-of-the-hook>",
+            "…",
+            "...",
+            "HOS4V3sk…",
+            "********",
+            "xxxxxxxxxxxxxxxx",
+            "your-signing-key",
+            "YOUR_WEBHOOK_SIGNING_KEY",
+            "your signing key",
+            "changeme",
+        )
+    ),
     ("fifteen-letters", "fewer than 16 characters"),
 ]
 
