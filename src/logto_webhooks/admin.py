@@ -87,7 +87,7 @@ def resolve_one(store: Store, kind: Kind, query: str) -> Key:
     rows = living if len(living) == 1 else rows
     if len(rows) > 1:
         advice = f"see `logto-webhooks {kind}s {shlex.quote(query)}`, and use an ID"
-        raise SettingInvalid(name=f"the {kind}", problem=f"several match; {advice}")
+        raise SettingInvalid(name=f"the {kind}", problem=f"several records match; {advice}")
     return Key(kind, str(rows[0].row[f"logto_{kind}_id"]) if rows else query)
 
 
@@ -176,7 +176,7 @@ TIMEOUT_S: Final = 30.0
 LEAST_FREE_MB: Final = 1_024
 _WAIT_S: Final = 0.2  # between tries to reach Logto: somebody waits for the result
 _DEFAULT_TEST_EVENT: Final = "User.Created"  # by a webhook without events
-_UNCLEAR: Final = "either name jobs by ID, or use --handler NAME for all its dead jobs"
+_UNCLEAR: Final = "either pass job IDs, or use --handler NAME for all its dead jobs"
 
 
 def _ignore_progress(*progress: object) -> None:
@@ -486,7 +486,7 @@ class Admin:
     ) -> list[int]:
         named = validation.check_ids("job", ids)
         if bool(named) is (handler is not None) or (named and state is not None):
-            raise SettingInvalid(name="the choice of jobs", problem=_UNCLEAR)
+            raise SettingInvalid(name="the selection of jobs", problem=_UNCLEAR)
         if handler is None:
             return await self._read(lambda store: check_job_ids(store, named))
         checked_state = JobState.DEAD if state is None else state

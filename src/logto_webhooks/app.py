@@ -84,7 +84,7 @@ class LogtoWebhooks(Admin):
         if environment is None:
             self._settings()  # what is misspelled is told first: it may be the engine
             if (engine is None) == (database_url is None):
-                problem = "give either an engine or a database_url: the application's database"
+                problem = "pass either an engine or a database_url, for the application's database"
                 raise SettingInvalid(name="LogtoWebhooks", problem=problem)
             self.handlers.fit(self.database.host.provides)
 

@@ -60,7 +60,9 @@ def to_change(claims: Mapping[str, Any]) -> Upsert:
     except msgspec.ValidationError as error:
         raise ClaimsUnusable(problem=str(error)) from None
     if parsed.client_id == parsed.sub:
-        raise ClaimsUnusable(problem="they are an application's, whose `sub` is its `client_id`")
+        raise ClaimsUnusable(
+            problem="they belong to an application, because `sub` equals `client_id`"
+        )
     own: dict[str, Any] = {
         "username": parsed.username,
         "primaryEmail": parsed.email,

@@ -34,7 +34,7 @@ async def forever(
             if failed is not None:
                 wait_s = failed(error)
             elif not isinstance(error, LogtoWebhooksError):
-                logger.error("%s, in a loop that goes on", describe(error))
+                logger.error("%s, in a loop that continues", describe(error))
         await asyncio.sleep(wait_s)
 
 
@@ -84,7 +84,7 @@ def reset_signal(loop: asyncio.AbstractEventLoop, number: signal.Signals) -> Non
 
 END_S: Final = 2.0
 AGAIN_S: Final = 0.1
-NOT_CANCELLED: Final = "ended without what a handler left running and couldn't be cancelled"
+NOT_CANCELLED: Final = "ended, although a task that a handler started couldn't be cancelled"
 Main = Callable[[], Coroutine[Any, Any, None]]
 
 
@@ -135,9 +135,9 @@ def _run(loop: asyncio.AbstractEventLoop, main: Main) -> None:
     task = loop.create_task(main())
     task.add_done_callback(lambda _: loop.stop())
     while not task.done():
-        _run_forever(loop, "a handler stopped its event loop; it goes on", task.done)
+        _run_forever(loop, "a handler stopped its event loop; it continues", task.done)
         if task.cancelled():
-            logger.error("a handler cancelled tasks that aren't its own; they begin again")
+            logger.error("a handler cancelled tasks of logto-webhooks; they restart")
             task = loop.create_task(_wait_and_run(AGAIN_S, main))
             task.add_done_callback(lambda _: loop.stop())
     task.result()
@@ -154,7 +154,7 @@ def _run_forever(loop: asyncio.AbstractEventLoop, stopped: str, done: Callable[[
     except BaseException as error:
         # A task's SystemExit or KeyboardInterrupt: asyncio lets them through, and would end.
         name = type(error).__name__
-        logger.error("%s was raised in a task of a handler; its event loop goes on", name)
+        logger.error("%s was raised in a task of a handler; the event loop continues", name)
     else:
         if not done():
             logger.error(stopped)

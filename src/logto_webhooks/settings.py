@@ -57,7 +57,7 @@ _CHOICES: Final = {
     "log_format": " or ".join(get_args(LogFormat)),
     "log_level": ", ".join(get_args(LogLevel)),
     "path": "a path such as /api/webhooks/logto",
-    "endpoint": "the address of a Logto, such as https://auth.example.com",
+    "endpoint": "Logto's address, such as https://auth.example.com",
     "app": "module:name, such as app.logto:logto",
     "port": "a number from 0 to 65535",
     "schema": "at most 63 letters (a to z), digits and _, and must not begin with a digit",
@@ -199,7 +199,7 @@ def _value_of(name: str, environment: Mapping[str, str], is_secret: bool) -> tup
     """Read a variable, or the file that it names; return its name and the value."""
     value, path = environment.get(name), environment.get(f"{name}{FILE}") if is_secret else None
     if value and path:
-        problem = f"{name} is also set; set only one of them"
+        problem = f"{name} is also set; remove one of them"
         raise SettingInvalid(name=f"{name}{FILE}", problem=problem)
     return (f"{name}{FILE}", _content(f"{name}{FILE}", path)) if path else (name, value)
 

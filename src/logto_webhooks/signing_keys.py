@@ -28,7 +28,7 @@ class VerifiedBody:
     def __init__(self, content: bytes, seal: object, key: int = -1) -> None:
         """`key` is the place of the one that proved it, among those that were tried."""
         if seal is not _SEAL:
-            raise TypeError("a VerifiedBody comes from verify() or vouch()")
+            raise TypeError("a VerifiedBody can only come from verify() or vouch()")
         self.content: bytes = content
         self.key: int = key
 
@@ -59,7 +59,7 @@ def verify(body: bytes, signatures: Sequence[bytes], keys: Sequence[str]) -> Ver
         hmac.compare_digest(signature, sign(body, key).encode()) and key != "" for key in keys
     ]
     if not any(matches):
-        reason = "no configured key gives this signature"
+        reason = "no known key made this signature"
         raise SignatureRejected(reason=reason, well_formed=True)
     return VerifiedBody(body, _SEAL, matches.index(True))
 
@@ -127,7 +127,7 @@ def problem_of_key(key: str) -> str | None:
     if (problem := problem_of_secret(key)) is not None:
         return problem
     if len(key) < SHORTEST:
-        return f"it has fewer than {SHORTEST} characters, so it can be guessed"
+        return f"it has fewer than {SHORTEST} characters, so it is easy to guess"
     return None
 
 
@@ -136,17 +136,17 @@ def problem_of_secret(key: str) -> str | None:
     if not key:
         return None
     if _ASSIGNED.match(key):
-        return "it is a whole NAME=value line: give what stands after the ="
+        return "it is a whole NAME=value line: use only the part after the ="
     if key[0] in _QUOTES or key[-1] in _QUOTES:
-        return "it has quotes around it, which would be part of the key: remove them"
+        return "it has quotes around it: remove them"
     if any(character in _QUOTES for character in key):
-        return "it has quotes in it, and no key has: copy it again"
+        return "it contains quotes: copy it again"
     if _PLACEHOLDER.fullmatch(key):
-        return "it is a placeholder: put the key in its place"
+        return "it is a placeholder: replace it with the key"
     if any(character.isspace() for character in key):
-        return "it has spaces or line breaks in it, and no key has: copy it again"
+        return "it contains spaces or line breaks: copy it again"
     if not (key.isascii() and key.isprintable()):
-        return "it holds characters that no key has: copy it again"
+        return "it contains characters that no key has: copy it again"
     return None
 
 

@@ -20,7 +20,7 @@ States = TypeVar("States", bound=StrEnum)
 def nearest(name: str, known: Collection[str]) -> str:
     """Name the most similar of the known names."""
     near = get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"the nearest is {near[0]}" if near else f"known are {', '.join(known)}"
+    return f"the closest is {near[0]}" if near else f"use one of {', '.join(known)}"
 
 
 def check_choice(name: str, value: str, known: Collection[Name]) -> Name:
@@ -28,7 +28,7 @@ def check_choice(name: str, value: str, known: Collection[Name]) -> Name:
     for choice in known:
         if choice == value:
             return choice
-    problem = f"there is no {value!r}, {nearest(value, known)}"
+    problem = f"there is no {value!r}; {nearest(value, known)}"
     raise SettingInvalid(name=name, problem=problem)
 
 
@@ -37,7 +37,7 @@ def check_ids(kind: str, ids: Iterable[object]) -> list[int]:
     checked: dict[int, None] = {}
     for id in ids:
         if type(id) is not int or not 0 < id <= GREATEST_ID:
-            problem = f"{id!r:.60} isn't a whole number from 1 on"
+            problem = f"{id!r:.60} isn't a positive whole number"
             raise SettingInvalid(name=f"the ID of a {kind}", problem=problem)
         checked[id] = None
     return list(checked)

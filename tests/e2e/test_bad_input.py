@@ -47,8 +47,8 @@ class TestSignature:
         before = service.stored()
         answer = service.post(make.user_created(email="secret@example.com", key="another"))
         assert (answer.status_code, answer.json()) == (401, {"error": "invalid_signature"})
-        line = service.wait_for_log("no configured key gives this signature")
-        assert "another hook" in line
+        line = service.wait_for_log("no known key made this signature")
+        assert "another webhook" in line
         assert "proxy that changed the body" in line
         assert SIGNING_KEY not in service.log
         assert "secret@example.com" not in service.log
@@ -404,15 +404,18 @@ class TestStart:
             ("mysql://127.0.0.1/x", "not mysql"),
             ("sqlite:///missing/folder/x.db", "can't be opened"),
             ("sqlite:///.", "can't be opened"),
-            ("sqlite:///text.db", "not a database (sqlite:///text.db); name another"),
+            ("sqlite:///text.db", "not a database (sqlite:///text.db); set"),
             ("postgresql://u:p@127.0.0.1:port/db", "its port isn't a number from 1 to 65535"),
             ("postgresql+pg8000://127.0.0.1/db", "asyncpg or psycopg"),
             (
                 "postgresql://u:p@127.0.0.1:1/db",
-                "(postgresql://127.0.0.1:1/db); see that the server",
+                "(postgresql://127.0.0.1:1/db); check that the server",
             ),
-            ("postgresql+psycopg://u:p@127.0.0.1:1/db", "(postgresql://127.0.0.1:1/db); see that"),
-            ("postgresql://u:p@no.invalid/db", "(postgresql://no.invalid/db); mend the host"),
+            (
+                "postgresql+psycopg://u:p@127.0.0.1:1/db",
+                "(postgresql://127.0.0.1:1/db); check that",
+            ),
+            ("postgresql://u:p@no.invalid/db", "(postgresql://no.invalid/db); correct the host"),
         ],
     )
     def test_a_database_that_cannot_be(self, tmp_path: Path, url: str, says: str) -> None:

@@ -134,7 +134,7 @@ class TestStatus:
         for looking in (["status"], ["users", "x"], ["organizations", "x"], ["worker"]):
             refused = command(*looking, folder=tmp_path)
             assert refused.returncode == 2
-            assert "logto-webhooks serve or migrate makes it" in one_line(refused.stderr)
+            assert "logto-webhooks serve or migrate creates it" in one_line(refused.stderr)
         assert list(tmp_path.iterdir()) == []
 
 
@@ -214,7 +214,7 @@ class TestTrigger:
         [
             (["User.Create"], "Did you mean User.Created?"),
             (["User.Created", "--data", "noequals"], "isn't key=value"),
-            (["User.Created", "--data", "name.x=1"], "name holds no fields"),
+            (["User.Created", "--data", "name.x=1"], "name has no fields"),
             (["User.Created", "--to", "nonsense"], "--to can't be used: 'nonsense' isn't like"),
             (["User.Created", "--to", "http://127.0.0.1:99999"], "isn't like http://127.0.0.1"),
             (["User.Created", "--data", "a=\udcff"], "isn't UTF-8"),

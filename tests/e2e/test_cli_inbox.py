@@ -149,7 +149,7 @@ class TestUnknownEvents:
         none, warning = command(*options, "User.Creatd", folder=tmp_path).stderr.splitlines()
         assert none == "No deliveries found."
         assert warning.startswith("warning: this release doesn't know the event 'User.Creatd'")
-        assert warning.endswith("the nearest is User.Created.")
+        assert warning.endswith("the closest is User.Created.")
 
     def test_one_is_waited_for(self, tmp_path: Path) -> None:
         """Told at the start."""
@@ -247,7 +247,7 @@ class TestExplain:
         assert "'nobody'" in one_line(nobody.stderr)
         several = command("explain", "user", "example.com", folder=tmp_path)
         assert several.returncode == 2
-        says = "several match; see `logto-webhooks users example.com`, and use an ID."
+        says = "several records match; see `logto-webhooks users example.com`, and use an ID."
         assert says in one_line(several.stderr)
         unknown = command("explain", "user", "ana", "--field", "mail", folder=tmp_path)
         assert unknown.returncode == 2
@@ -273,5 +273,5 @@ def test_without_a_database_it_says_what_to_run(tmp_path: Path, arguments: list[
     """And makes none."""
     refused = command(*arguments, folder=tmp_path)
     assert refused.returncode == 2
-    assert "logto-webhooks serve or migrate makes it" in one_line(refused.stderr)
+    assert "logto-webhooks serve or migrate creates it" in one_line(refused.stderr)
     assert list(tmp_path.iterdir()) == []

@@ -107,8 +107,11 @@ def test_jobs_are_listed_and_shown(folder: Path) -> None:
     [
         (["--delivery", "99"], []),
         (["--event", "PostSignIn"], []),
-        (["--event", "Foo"], ["this release doesn't know the event 'Foo'; known are PostRegister"]),
-        (["--event", "LocalUserCreate"], ["the nearest is LocalUserCreated."]),
+        (
+            ["--event", "Foo"],
+            ["this release doesn't know the event 'Foo'; use one of PostRegister"],
+        ),
+        (["--event", "LocalUserCreate"], ["the closest is LocalUserCreated."]),
         (["--group", "--handler", "app:gret"], ["app:greet (did you mean this?)"]),
         (
             ["--handler", "nope"],

@@ -57,7 +57,7 @@ def test_parts(tmp_path: Path) -> None:
         (f"postgresql://h/d?connect_timeout={SECRET}", "connect_timeout must be a whole number"),
         (f"postgresql://h/d?sslrootcert=/{SECRET}", "sslrootcert names a file"),
         (f"postgresql://h/d?connection_limit={SECRET}", "connection_limit isn't a parameter"),
-        (f"postgresql://h/d?{SECRET}", "isn't name=value"),
+        (f"postgresql://h/d?{SECRET}", "isn't of the form name=value"),
         (f"postgresql://h/d?schema={SECRET}", "LOGTO_WEBHOOKS_SCHEMA"),
         (f"postgresql://a,b,c/d?port=1,2&password={SECRET}", "3 hosts and 2 ports"),
         (f"postgresql+psycopg2://u:{SECRET}@h/d", "driver psycopg2 isn't asyncpg or psycopg; use"),
@@ -159,13 +159,13 @@ def test_an_error_names_what_was_read_and_no_secret(scheme: str, tmp_path: Path)
     (tmp_path / "file.env").write_text(f"DATABASE_URL='{url}'\n")
     (tmp_path / "secret").write_text(url)
     for arguments, variables, name in [
-        (["--database-url", url], {}, "what --database-url is"),
-        ([], {"DATABASE_URL": url}, "what DATABASE_URL is"),
-        (["--env-file", "file.env"], {}, "what DATABASE_URL in file.env is"),
+        (["--database-url", url], {}, "that --database-url is right"),
+        ([], {"DATABASE_URL": url}, "that DATABASE_URL is right"),
+        (["--env-file", "file.env"], {}, "that DATABASE_URL in file.env is right"),
         (
             [],
             {"LOGTO_WEBHOOKS_DATABASE_URL_FILE": "secret"},
-            "what LOGTO_WEBHOOKS_DATABASE_URL_FILE is",
+            "that LOGTO_WEBHOOKS_DATABASE_URL_FILE is right",
         ),
     ]:
         ended = command("status", *arguments, folder=tmp_path, **variables)

@@ -184,9 +184,9 @@ def test_some_checks_run_with_what_they_build_on(tmp_path: Path) -> None:
     """And a name that is none is answered with the nearest."""
 
     async def some(healthy: Clinic) -> list[Finding]:
-        with pytest.raises(SettingInvalid, match="the nearest is clock"):
+        with pytest.raises(SettingInvalid, match="the closest is clock"):
             await healthy.ask("clok")
-        with pytest.raises(SettingInvalid, match=r"known are database, .*, application\.$"):
+        with pytest.raises(SettingInvalid, match=r"use one of database, .*, application\.$"):
             await healthy.ask("zzz")
         return await healthy.ask("clock", "disk")
 

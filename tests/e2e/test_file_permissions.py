@@ -1,4 +1,4 @@
-"""A database that this user may not write to: said at the start, and found."""
+"""A database that this user has no write permission for: said at the start, and found."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_what_may_not_be_written_is_told(place: str, bits: int, tmp_path: Path) 
     codes = [each["code"] for each in msgspec.json.decode(found.stdout)]
     assert ("database_unwritable" in codes, found.returncode) == (True, 2)
     assert served.returncode == 2
-    assert "may not write to" in served.stderr
+    assert "has no write permission for" in served.stderr
 
 
 @pytest.mark.parametrize("umask", ["0000", "0022", "0777"])

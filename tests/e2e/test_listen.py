@@ -300,7 +300,7 @@ def test_a_tunnel_has_a_webhook_of_its_own(tmp_path: Path) -> None:
         for how in (signal.SIGINT, signal.SIGTERM):
             scene.app.received.clear()
             listening = scene.through()
-            await listening.says("sends here through")
+            await listening.says("sends to this machine through")
             [hook] = scene.logto.hooks
             assert hook["name"].startswith("logto-webhooks listen ")
             assert hook["events"] == subscription(["*"])
@@ -314,7 +314,7 @@ def test_a_tunnel_has_a_webhook_of_its_own(tmp_path: Path) -> None:
             assert "Deleted the webhook" in listening.printed
             assert notes(tmp_path) == []
         listening = scene.through("--count", "1")
-        await listening.says("sends here through")
+        await listening.says("sends to this machine through")
         scene.create("bo")
         assert await listening.end() == 0
         assert scene.logto.hooks == []
@@ -327,7 +327,7 @@ def test_only_logto_comes_through_the_tunnel(tmp_path: Path) -> None:
 
     async def test(scene: Scene) -> None:
         listening = scene.through()
-        await listening.says("sends here through")
+        await listening.says("sends to this machine through")
         [hook] = scene.logto.hooks
         scene.logto.change_hook(hook["id"], signingKey="another")
         scene.create("eve")
@@ -346,7 +346,7 @@ def test_killed_it_leaves_no_webhook_after_one_more_command(tmp_path: Path) -> N
         other = scene.logto.add_hook(HOOK, name="logto-webhooks listen of-somebody-else")
         mine = scene.logto.add_hook(HOOK, name="main")
         listening = scene.through()
-        await listening.says("sends here through")
+        await listening.says("sends to this machine through")
         assert len(scene.logto.hooks) == 3
         url = next(each for each in scene.logto.hooks if each not in (other, mine))["config"]["url"]
         assert await listening.end(signal.SIGKILL) == -signal.SIGKILL
@@ -381,14 +381,14 @@ def test_repointed_and_restored(tmp_path: Path) -> None:
         refused.process.stdin.flush()
         assert await refused.end() == 1
         assert (
-            f"Change the URL of the webhook 'main' until this command ends? {HOOK}"
+            f"Change the URL of the webhook 'main' until this command ends? Until then, {HOOK}"
             in refused.printed
         )
         assert scene.logto.hooks == [before]
         for how in (signal.SIGINT, signal.SIGKILL):
             scene.app.received.clear()
             listening = scene.through("--repoint", "main", "--yes")
-            await listening.says("sends here through")
+            await listening.says("sends to this machine through")
             [lent] = scene.logto.hooks
             assert lent["config"]["headers"] == config["headers"]
             scene.create("ana")
@@ -409,7 +409,7 @@ def test_what_somebody_changed_meanwhile_stays(tmp_path: Path) -> None:
     async def test(scene: Scene) -> None:
         hook = scene.logto.add_hook(HOOK)
         listening = scene.through("--repoint", hook["id"], "--yes")
-        await listening.says("sends here through")
+        await listening.says("sends to this machine through")
         new = scene.logto.change_hook(hook["id"], config={"url": "http://127.0.0.1:9/new"})
         assert await listening.end() == 2
         assert "was pointed elsewhere" in listening.printed
@@ -426,7 +426,7 @@ def test_two_at_once(tmp_path: Path) -> None:
     async def test(scene: Scene) -> None:
         hook = scene.logto.add_hook(HOOK, name="main")
         first = scene.through("--repoint", "main", "--yes")
-        await first.says("sends here through")
+        await first.says("sends to this machine through")
         second = scene.listen()
         assert await second.end() == 2
         assert "Another `listen` runs in this folder" in second.printed
@@ -468,7 +468,7 @@ def test_a_tunnel_that_dies(tmp_path: Path) -> None:
     async def test(scene: Scene) -> None:
         scene.tunnel = f"echo $$ >pid; {scene.tunnel}"
         listening = scene.through()
-        await listening.says("sends here through")
+        await listening.says("sends to this machine through")
         os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
         assert await listening.end() == 2
         assert "The tunnel ended with exit code" in listening.printed
@@ -491,7 +491,7 @@ def test_a_webhook_that_is_deleted_meanwhile(tmp_path: Path) -> None:
         assert await listening.end() == 2
         assert "The webhook two was deleted or disabled in Logto" in listening.printed
         listening = scene.through()
-        await listening.says("sends here through")
+        await listening.says("sends to this machine through")
         scene.logto.delete_hook(scene.logto.hooks[0]["id"])
         assert await listening.end() == 2
         assert "endpoint list" in listening.printed

@@ -29,7 +29,7 @@ NO_KEYS: list[tuple[str, str]] = [
     (f'"{KEY}"', "quotes around it"),
     (f"'{KEY}", "quotes around it"),
     (f"“{KEY}”", "quotes around it"),
-    (f"{KEY[:9]}'{KEY[9:]}", "quotes in it"),
+    (f"{KEY[:9]}'{KEY[9:]}", "contains quotes"),
     (f"LOGTO_WEBHOOK_SIGNING_KEY={KEY}", "NAME=value"),
     (f"export KEY={KEY}", "NAME=value"),
     (f"signingKey = {KEY}", "NAME=value"),

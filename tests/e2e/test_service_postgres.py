@@ -265,9 +265,9 @@ def test_it_runs_through_pgbouncer_in_transaction_mode(
     [
         (
             {"username": "nobody_here", "password": "s-e-c"},
-            "mend user and password in --database-url",
+            "correct user and password in --database-url",
         ),
-        ({"database": "not_there"}, "/not_there); make it, then run: logto-webhooks migrate"),
+        ({"database": "not_there"}, "/not_there); create it, then run: logto-webhooks migrate"),
     ],
 )
 def test_a_url_that_leads_nowhere_says_what_to_do(

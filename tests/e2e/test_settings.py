@@ -193,7 +193,10 @@ class TestTheFile:
     @pytest.mark.parametrize(
         ("text", "says"),
         [
-            ("LOGTO_WEBHOOKS_PROT=1\n", "no setting LOGTO_WEBHOOKS_PROT. Did you mean LOGTO_WEB"),
+            (
+                "LOGTO_WEBHOOKS_PROT=1\n",
+                "unknown setting LOGTO_WEBHOOKS_PROT. Did you mean LOGTO_WEB",
+            ),
             ("LOGTO_WEBHOOKS_SIGNING_KEY=s-e-c\n", "Did you mean LOGTO_WEBHOOK_SIGNING_KEY"),
             ("A=1\n\nB='s-e-c\n", ".env, line 5 is ignored"),
         ],

@@ -231,12 +231,12 @@ class TestTheCommand:
     @pytest.mark.parametrize(
         ("arguments", "says"),
         [
-            (["--scenario", "brust"], "the nearest is burst"),
-            (["--scenario", "xyz"], "known are sign-up, burst"),
+            (["--scenario", "brust"], "the closest is burst"),
+            (["--scenario", "xyz"], "use one of sign-up, burst"),
             (["--scenario", "sso", "PostSignIn"], "use either a scenario or an event"),
             ([], "use either a scenario or an event"),
             (["--scenario", "sso", "--data", "name=x"], "it needs an event, not a scenario"),
-            (["PostSignIn", "--faults", "loss,duplicate"], "the nearest is duplicates"),
+            (["PostSignIn", "--faults", "loss,duplicate"], "the closest is duplicates"),
         ],
     )
     def test_what_it_does_not_know_is_refused(self, arguments: list[str], says: str) -> None:

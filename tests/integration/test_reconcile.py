@@ -216,7 +216,7 @@ def test_the_command_tells_what_differed(tmp_path: Path) -> None:
             found = msgspec.json.decode(await run(logto, "--json"))
             [drift] = found["drifts"]
             assert (drift["id"], drift["fields"]) == (ana, ["missing"])
-            assert "webhook was lost" in drift["reason"]
+            assert "delivery was lost" in drift["reason"]
             assert msgspec.json.decode(await run(logto, "--json"))["drifted"] == 0
             one = msgspec.json.decode(await run(logto, "--user", "ana@example.com", "--json"))
             assert one["users"] == 1
@@ -503,7 +503,7 @@ def test_a_listing_that_is_cut_off_deletes_nobody(tmp_path: Path) -> None:
             await Reconciliation(api, host, clock).run()
             clock.tick(60)
             found = await Reconciliation(cut, host, clock).run()
-            assert "30 of the users moved" in found.doubts[0]
+            assert "30 users changed pages" in found.doubts[0]
             assert (set(await users(host)), found.drifted) == (ids, 0)
         await host.close()
 

@@ -195,7 +195,7 @@ def test_only_hooks_that_point_here_are_asked(tmp_path: Path) -> None:
             found = await Recovery(api, host, FrozenClock(), [logto.signing_key], url).run()
             assert set(found.hooks) == {by_key["id"], by_url["id"], by_delivery["id"]}
             nobody = await Recovery(api, memory_host(), FrozenClock(), []).run()
-            assert "no hook of this Logto points here" in nobody.doubts[0]
+            assert "no webhook of this Logto leads here" in nobody.doubts[0]
             await api.close()
 
     on_sqlite(live, tmp_path)
@@ -213,7 +213,7 @@ def test_an_odd_entry_stops_nothing(tmp_path: Path) -> None:
             logto.populate_log(hook["id"], [*broken, *long_log(3, now)])
             found = await recovered(logto, host, since=None)
             assert found.recovered == 3
-            assert found.doubts == ["an entry of the log holds no delivery"]
+            assert found.doubts == ["an entry of the log contains no delivery"]
 
     on_sqlite(live, tmp_path)
 
@@ -235,7 +235,7 @@ def test_a_log_that_was_cut_off_is_told(tmp_path: Path) -> None:
             logto.populate_log(hook, long_log(3, now - 1_000))
             await got(now - 3_600_000)
             [doubt] = (await recovered(logto, host, since=now - 7_200_000)).doubts
-            assert "can't be known" in doubt
+            assert "earlier failures are unknown" in doubt
             assert hook in doubt
 
     on_sqlite(live, tmp_path)
@@ -325,7 +325,7 @@ def test_the_command_brings_back_and_status_tells(tmp_path: Path) -> None:
         (["--since", "yesterday"], "neither a time such as"),
         (["--app-secret", "wrong"], "LOGTO_M2M_APP_SECRET"),
         (["--endpoint", "http://127.0.0.1:9"], "Can't reach Logto at http://127.0.0.1:9"),
-        (["--endpoint", "logto.example.com"], "the address of a Logto"),
+        (["--endpoint", "logto.example.com"], "Logto's address"),
         (["--api-resource", "https://nowhere/api"], "LOGTO_WEBHOOKS_API_RESOURCE"),
     ],
 )

@@ -53,7 +53,7 @@ def logto(engine: sa.Engine) -> LogtoWebhooks:
 def test_only_what_make_made_is_delivered(given: tuple[Any, ...], what: str) -> None:
     """Nothing of it is delivered, and it says what was given."""
     app = testing.App()
-    with pytest.raises(SettingInvalid, match=rf"testing\.make makes.* not {what}"):
+    with pytest.raises(SettingInvalid, match=rf"deliveries from testing\.make.* not {what}"):
         app.deliver(*given)
     assert app.status().deliveries["done"] == 0
 
@@ -63,7 +63,7 @@ def test_time_passes_by_a_number_of_seconds(seconds: Any) -> None:
     """Never back, and no time passes for what is none."""
     app = testing.App()
     before = app.clock.now()
-    with pytest.raises(SettingInvalid, match="tick can't be used: give seconds"):
+    with pytest.raises(SettingInvalid, match="tick can't be used: pass seconds"):
         app.tick(seconds)
     assert app.clock.now() == before
 
@@ -77,7 +77,7 @@ def test_a_handler_is_made_to_fail_by_its_name_or_itself(
         for handler in ("theirs", print):
             with pytest.raises(HandlerUnknown, match="Known handlers: ours"):
                 app.fail(handler)
-        with pytest.raises(SettingInvalid, match="give an exception, such as"):
+        with pytest.raises(SettingInvalid, match="pass an exception, such as"):
             app.fail("ours", ConnectionError)  # type: ignore[arg-type]
         with pytest.raises(SettingInvalid, match="times can't be used"):
             app.fail("ours", times=0)
@@ -89,7 +89,7 @@ def test_what_is_no_open_connection_is_told(logto: LogtoWebhooks, engine: sa.Eng
     with engine.connect() as connection:
         for what, told in (
             (engine, r"not Engine, which engine\.connect\(\) opens"),
-            (Session(connection), r"not Session; give session\.connection\(\)"),
+            (Session(connection), r"not Session; pass session\.connection\(\)"),
             ("sqlite://", "must be a Connection or an AsyncConnection, not str"),
         ):
             with pytest.raises(SettingInvalid, match=told):

@@ -370,5 +370,5 @@ def test_a_wrong_name_gets_the_nearest() -> None:
     """For who mistypes one."""
     with pytest.raises(UnknownEventName, match=r"Did you mean User\.Created\?"):
         events.named("User.Create")
-    with pytest.raises(UnknownEventName, match=r"Known are: PostRegister"):
+    with pytest.raises(UnknownEventName, match=r"Known events: PostRegister"):
         events.named("zzzzzzzz")

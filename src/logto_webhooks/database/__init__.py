@@ -82,9 +82,11 @@ def open_database(url: str, schema: str | None = None, name: str = _NAME) -> Dat
             pass
     problem = f"it isn't a URL; use {_USE}"
     if url[:1] in ("'", '"'):
-        problem = "it begins with a quote; remove the quotes around it"
+        problem = "it starts with a quote; remove the quotes"
     elif separator and _OTHERS.fullmatch(backend):
-        problem = f"it must name a SQLite file or a PostgreSQL server, not {backend}; use {_USE}"
+        problem = (
+            f"it must be a URL of a SQLite file or a PostgreSQL server, not {backend}; use {_USE}"
+        )
     raise SettingInvalid(name=name, problem=problem)
 
 
@@ -129,12 +131,12 @@ def _import_problem(url: str, error: ImportError) -> str:
         return f'PostgreSQL needs the extra "{extra}" of this package ({missing} is missing)'
     first_line = next(iter(text.splitlines()), type(error).__name__)
     again = f'install this package again, with its extra "{extra}", and restart'
-    return f"what PostgreSQL needs can't be imported ({first_line}); {again}"
+    return f"the PostgreSQL driver can't be imported ({first_line}); {again}"
 
 
 def _to_path(url: sa.URL, name: str) -> Path:
     if not url.database or url.database == ":memory:":
-        problem = "it names no file, and what is only in memory can't be durable"
+        problem = "it names no file, and a database in memory isn't durable"
         raise SettingInvalid(name=name, problem=problem)
     return Path(url.database)
 
@@ -144,12 +146,12 @@ def wrap_engine(engine: Engine, schema: str | None) -> Database:
     and one writes at a time. Raises SettingInvalid."""
     if not isinstance(getattr(engine, "url", None), sa.URL):
         problem = f"it must be an Engine or an AsyncEngine, not {type(engine).__name__}; "
-        raise SettingInvalid(name="engine", problem=f"{problem}a URL is given as database_url")
+        raise SettingInvalid(name="engine", problem=f"{problem}pass a URL as database_url")
     backend = engine.url.get_backend_name()
     if backend == "sqlite":
         return SqliteFile(_to_path(engine.url, "engine"))
     if backend != "postgresql":
-        problem = f"it must be of SQLite or PostgreSQL, not {backend}"
+        problem = f"it must be an engine of SQLite or PostgreSQL, not {backend}"
         raise SettingInvalid(name="engine", problem=problem)
     # Imported only when used: greenlet comes with the extra `postgres`.
     from logto_webhooks.database.postgres import LEVEL, Postgres
@@ -157,8 +159,8 @@ def wrap_engine(engine: Engine, schema: str | None) -> Database:
     level = str(engine.get_execution_options().get("isolation_level", LEVEL))
     if level.upper().replace("_", " ") != LEVEL:
         problem = (
-            f"its execution_options say {level}, which can't be changed: "
-            "give the engine that it was made of"
+            f"its execution_options set {level}, which can't be changed: "
+            "pass the engine without these options"
         )
         raise SettingInvalid(name="engine", problem=problem)
     return Postgres(engine, schema, owns=False)

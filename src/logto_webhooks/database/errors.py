@@ -22,15 +22,18 @@ SETTING: Final = "logto_setting"
 _TIMED_OUT: Final = ("55P03", "57014")
 # What stands in a SQLSTATE and a text -> what to do. Of connecting, psycopg tells no SQLSTATE.
 _HINTS: Final = (
-    ("^3D000|database .* does not exist", "make it, then run: logto-webhooks migrate"),
+    ("^3D000|database .* does not exist", "create it, then run: logto-webhooks migrate"),
     ("channel binding", "remove channel_binding from {setting}, or use a server with TLS"),
-    ("SSL|ssl|certificate", "see what the server offers, and mend sslmode in {setting}"),
-    ("^28|role .* does not exist|authentication failed", "mend user and password in {setting}"),
-    ("resolve|not known", "mend the host in {setting}"),
-    ("refused|Connect call|No such file", "see that the server runs, and what {setting} is"),
-    ("unrecognized configuration parameter", "mend options in {setting}"),
-    ("not a database", "name another file in {setting}"),
-    ("is locked", "end who holds it, or wait; fuser tells who"),
+    ("SSL|ssl|certificate", "check what the server supports, and correct sslmode in {setting}"),
+    ("^28|role .* does not exist|authentication failed", "correct user and password in {setting}"),
+    ("resolve|not known", "correct the host in {setting}"),
+    (
+        "refused|Connect call|No such file",
+        "check that the server is running, and that {setting} is right",
+    ),
+    ("unrecognized configuration parameter", "correct options in {setting}"),
+    ("not a database", "set {setting} to another file"),
+    ("is locked", "wait, or end the program that locks it, which fuser shows"),
 )
 _PAGE: Final = "docs/how-to/database-rights.md"
 # Of a server's "permission denied": what is missing, and what gives it.
@@ -47,14 +50,14 @@ _RIGHTS: Final = (
     ),
     (
         r"for database (\S+)",
-        "to create a schema needs CREATE on the database: an owner must run "
+        "creating a schema needs CREATE on the database: an owner must run "
         "CREATE SCHEMA name AUTHORIZATION {role}, with the name in LOGTO_WEBHOOKS_SCHEMA",
     ),
     (r"must be owner of (?:table|relation|index|sequence) (\S+)", "run it as the owner of {0}"),
 )
 _NO_SCHEMA: Final = "^3F000|no schema has been selected"
 _NO_SCHEMA_HINT: Final = (
-    "the role's search_path names no schema that it may use: set LOGTO_WEBHOOKS_SCHEMA, or run "
+    "the role's search_path contains no schema that it can use: set LOGTO_WEBHOOKS_SCHEMA, or run "
     "ALTER ROLE {role} SET search_path = name"
 )
 
@@ -74,7 +77,7 @@ def translate_errors(place: Place) -> Iterator[None]:
     except LogtoWebhooksError:
         raise
     except exc.TimeoutError as error:
-        raise StoreUnavailable(problem="no connection is free") from error
+        raise StoreUnavailable(problem="all connections are in use") from error
     except exc.DBAPIError as error:
         raise _to_error(error.orig or error, error, place) from error
     except exc.StatementError as error:

@@ -357,7 +357,7 @@ def _parse_query(query: str) -> dict[str, str]:
         name, equals, value = pair.partition("=")
         name = unquote(name)
         if not equals or not re.fullmatch(r"[A-Za-z_]{1,40}", name):
-            raise _Unusable(f"a part of its query isn't name=value; {_ENCODE}")
+            raise _Unusable(f"a part of its query isn't of the form name=value; {_ENCODE}")
         if name == "options":
             value = value.replace("+", " ")
         value = unquote(value)

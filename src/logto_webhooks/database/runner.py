@@ -131,7 +131,7 @@ class Held:
     def check(self) -> None:
         """Raise TimeoutError if nobody waits any more: what was done must not be committed."""
         if self.left:
-            raise TimeoutError("nobody waits for it any more")
+            raise TimeoutError("its caller no longer waits for it")
 
     @contextmanager
     def holding(self, connection: sa.Connection) -> Iterator[None]:
@@ -357,7 +357,7 @@ class ThreadRunner:
                 raise
         self._left = [thread for thread in self._left if thread.is_alive()]
         if len(self._left) >= MOST_LEFT:
-            raise StoreUnavailable(problem=f"{MOST_LEFT} calls still wait for an answer")
+            raise StoreUnavailable(problem=f"{MOST_LEFT} calls are still waiting for an answer")
         called = asyncio.ensure_future(lane.run(partial(call, held)))
 
         def cancel() -> None:

@@ -91,7 +91,7 @@ def find_forbidden(file: Path) -> str | None:
     effective = os.access in os.supports_effective_ids
     for path in (file, file.absolute().parent):
         if not os.access(path, os.W_OK, effective_ids=effective):
-            return f"this user may not write to {path}"
+            return f"this user has no write permission for {path}"
     return None
 
 
@@ -127,7 +127,7 @@ class FileGuard:
         try:
             stat = file.stat()
         except OSError:
-            never = "isn't there; logto-webhooks serve or migrate makes it"
+            never = "doesn't exist; logto-webhooks serve or migrate creates it"
             raise self._lost(f"{file} {'is gone' if self._seen else never}") from None
         identity = (stat.st_dev, stat.st_ino)
         if self._seen.setdefault(file, identity) != identity:

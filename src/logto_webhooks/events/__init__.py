@@ -188,7 +188,7 @@ def named(name: str) -> type[Event]:
     event = BY_NAME.get(ALIASES.get(name, name))
     if event is None:
         near = difflib.get_close_matches(name, BY_NAME, n=1, cutoff=0.5)
-        hint = f"Did you mean {near[0]}?" if near else f"Known are: {', '.join(BY_NAME)}."
+        hint = f"Did you mean {near[0]}?" if near else f"Known events: {', '.join(BY_NAME)}."
         raise UnknownEventName(name=name, hint=hint)
     return event
 
@@ -222,7 +222,7 @@ def payload_of(body: VerifiedBody) -> Json:
     if not isinstance(payload, dict):
         raise NotADelivery(problem="it isn't a JSON object")
     if not isinstance(payload.get("event"), str) or not payload["event"]:
-        raise NotADelivery(problem="it names no event")
+        raise NotADelivery(problem="it has no event")
     return payload
 
 

@@ -28,12 +28,15 @@ from logto_webhooks.retries import MAX_ATTEMPTS
 What = type[Event] | type[LocalEvent] | str
 _KNOWN: Final[dict[str, type[Event] | type[LocalEvent]]] = {**BY_NAME, **LOCAL}
 _SENT: Final = tuple(name for name in BY_NAME if name not in DERIVED)
-_EACH: Final = 'Give classes such as events.UserCreated, or names, each by itself; for all, "*".'
+_EACH: Final = (
+    "Pass event classes such as events.UserCreated, or names, as separate arguments. For all "
+    'events, use "*".'
+)
 _BY_NAME_ONLY: Final = (
-    'What is made here is meant by its name alone, or by a pattern that begins with "Local" or '
+    'To select local events, use their names, or a pattern that starts with "Local" or '
     '"Organization.User.".'
 )
-_NO_TEST: Final = "Logto's console sends no test of what is made here."
+_NO_TEST: Final = "Logto's console sends no test payloads for this event."
 
 
 def parse_patterns(what: Sequence[What], *, unknown: bool, tests: Tests) -> tuple[str, ...]:
@@ -71,7 +74,7 @@ def _read_name(what: Any) -> str:
         return ALIASES.get(what, what)
     if not isinstance(what, type):
         if callable(what):
-            problem = "write what it is for, in parentheses: @logto.on(events.UserCreated)"
+            problem = "pass the events in parentheses: @logto.on(events.UserCreated)"
             raise InvalidHandler(name=getattr(what, "__qualname__", repr(what)), problem=problem)
         raise UnknownEventName(name=what, hint=_EACH)
     if issubclass(what, Event | LocalEvent) and what.name:
@@ -83,9 +86,9 @@ def _suggest(name: str, tests: Tests) -> str:
     if any(fnmatchcase(known_name, name) for known_name in _KNOWN):
         return _NO_TEST if tests == "only" else _BY_NAME_ONLY
     if "*" in name or "?" in name:
-        return "No event that this release knows is like that."
+        return "No known event matches it."
     near = get_close_matches(name, _KNOWN, n=1, cutoff=0.5)
-    return f"Did you mean {near[0]}?" if near else f"Known are: {', '.join(_KNOWN)}."
+    return f"Did you mean {near[0]}?" if near else f"Known events: {', '.join(_KNOWN)}."
 
 
 def _matches_any(pattern: str, names: Sequence[str]) -> bool:
@@ -186,13 +189,13 @@ class Handlers:
         """
         called = handler_name(function, name)
         if called in self.by_name:
-            problem = "another has this name; give one of them a name of its own, name='…'"
+            problem = "another handler has this name; choose another with name='…'"
             raise InvalidHandler(name=called, problem=problem)
         if self._loop is not None:
-            problem = "jobs are made for what is known at the start: register it before"
+            problem = "the application has already started: register handlers before"
             raise InvalidHandler(name=called, problem=problem)
         if not patterns:
-            raise InvalidHandler(name=called, problem="no event is named; for all, name '*'")
+            raise InvalidHandler(name=called, problem="it has no events; for all events, use '*'")
         fields: dict[str, Any] = {"name": called, "patterns": patterns, "tests": tests}
         fields |= {"ordered": ordered, "rerun": rerun}
         try:

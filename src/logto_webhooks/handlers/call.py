@@ -282,7 +282,7 @@ def format_error(error: BaseException, function: Callable[..., Any]) -> str:
     try:
         return "".join(traceback.format_exception(type(error), error, first))[-_ERROR_CHARS:]
     except Exception:  # of an error that can't even be shown
-        return f"{type(error).__name__}; its traceback can't be written"
+        return f"{type(error).__name__}; its traceback can't be formatted"
 
 
 def _find_user(store: Store, job: Job) -> UserRow | None:

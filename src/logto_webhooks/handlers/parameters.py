@@ -18,7 +18,7 @@ from logto_webhooks.events.local import LocalEvent, LocalUserEvent, UserRow
 from logto_webhooks.jobs import Delivery
 
 LONGEST_NAME: Final = 200
-_CALL_IT: Final = "give it a name: name='…'"
+_CALL_IT: Final = "choose one with name='…'"
 
 
 def handler_name(function: Any, name: Any) -> str:
@@ -27,10 +27,10 @@ def handler_name(function: Any, name: Any) -> str:
     Raises InvalidHandler.
     """
     if not callable(function) or isinstance(function, type):
-        raise InvalidHandler(name=repr(function), problem="it is no function")
+        raise InvalidHandler(name=repr(function), problem="it isn't a function")
     own = _make_name(function) if name is None else name
     if not isinstance(own, str) or not own.strip() or not own.isprintable():
-        problem = "its name must be a text that can be printed"
+        problem = "its name must be printable text"
         raise InvalidHandler(name=repr(own), problem=problem)
     if len(own) > LONGEST_NAME:
         problem = f"its name is longer than {LONGEST_NAME} characters; {_CALL_IT}"
@@ -55,7 +55,7 @@ def is_awaited(function: Callable[..., Any]) -> bool:
         inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
         for function in called
     ):
-        raise ValueError("it is a generator, of which nothing would run: let it have no yield")
+        raise ValueError("it is a generator, so it would never run: remove the yield")
     return any(inspect.iscoroutinefunction(function) for function in called)
 
 
@@ -131,7 +131,7 @@ _MARKER_MODULES: Final = {
 }
 _MARKER_PACKAGES: Final = {"fast_depends", "faststream", "taskiq_dependencies", "injector", "ninja"}
 _MARKERS: Final = {"Depends", "Security", "Dependency", "Provide", "Inject", "Injected"}
-_FIX: Final = "the default (sessions are given by their type), or get the value in the function"
+_FIX: Final = "the default (a session needs only its type), or get the value in the function"
 _BY_NAME: Final[dict[str, Kind]] = {
     "event": "event",
     "delivery": "delivery",
@@ -163,7 +163,7 @@ def resolve_parameters(
         if (source := _resolve(parameter, provided, events))
     ]
     if sum(parameter.kind == "transaction" for parameter in parameters) > 1:
-        raise ValueError("it asks for two transactions: a handler has one")
+        raise ValueError("it has parameters for two transactions, but a handler gets only one")
     return tuple(parameters)
 
 
@@ -192,9 +192,9 @@ def _find_kind(
     if _says_nothing(parameter):
         return _BY_NAME.get(parameter.name)
     if isinstance(parameter.annotation, str):  # as all are where annotations are imported
-        raise ValueError(f"{_describe(parameter)} is quoted twice: leave out the quotes")
+        raise ValueError(f"{_describe(parameter)} is quoted twice: remove the quotes")
     if any(issubclass(annotated, MissingType) for annotated in classes):
-        problem = "isn't there when this runs: import it outside of `if TYPE_CHECKING`"
+        problem = "isn't defined at runtime: import it outside of `if TYPE_CHECKING`"
         raise ValueError(f"{_describe(parameter)} {problem}")
     if classes and all(issubclass(annotated, Event | LocalEvent) for annotated in classes):
         return "event"
@@ -220,7 +220,8 @@ def _is_provided(parameter: inspect.Parameter, annotated: type, provided: Sequen
         inspect.signature(annotated).bind(**dict.fromkeys(SESSION_ARGUMENTS))
     except (TypeError, ValueError):
         arguments = ", ".join(f"{argument}=…" for argument in SESSION_ARGUMENTS)
-        problem = f"can't be made by {annotated.__name__}({arguments}): let its __init__ take these"
+        call = f"{annotated.__name__}({arguments})"
+        problem = f"can't be created by {call}: its __init__ must accept these"
         raise ValueError(f"{_describe(parameter)} {problem}") from None
     return True
 
@@ -234,7 +235,7 @@ def _refuse_marker(parameter: inspect.Parameter) -> None:
         or module in _MARKER_PACKAGES
         or kind.__name__ in _MARKERS
     ):
-        problem = f"a framework would fill that, and no framework calls a handler: remove {_FIX}"
+        problem = f"only a framework can fill it, but no framework calls handlers: remove {_FIX}"
         shown = f"{kind.__module__}.{kind.__name__}"
         raise ValueError(f"{_describe(parameter)} has a {shown} as its default; {problem}")
 
@@ -250,23 +251,23 @@ def _check(source: ParameterSource, events: Sequence[type], may_be_none: bool) -
     if source.kind == "event":
         for event_class in events:
             if not issubclass(event_class, source.types):
-                problem = "let its type have it, too, or be events.Event"
-                raise ValueError(
-                    f"the parameter {source.name!r} isn't for {event_class.__name__}: {problem}"
-                )
+                problem = f"doesn't accept {event_class.__name__}"
+                fix = "add it to the type, or use events.Event"
+                raise ValueError(f"the parameter {source.name!r} {problem}: {fix}")
     has_row = all(issubclass(event_class, LocalUserEvent) for event_class in events)
     if source.kind == "user" and not may_be_none and not has_row:
-        problem = "not every event has one here, so write UserRow | None"
+        problem = "not every event has a user, so write UserRow | None"
         raise ValueError(f"the parameter {source.name!r} may be None: {problem}")
 
 
 def _explain(parameter: inspect.Parameter, provided: Sequence[type]) -> str:
     if parameter.kind is parameter.POSITIONAL_ONLY:
-        return f"{_describe(parameter)} is positional-only, and all are given by name: remove the /"
+        return f"{_describe(parameter)} is positional-only, but must accept a keyword: remove the /"
     transactions = [transaction.__name__ for transaction in provided]
     can = ["an event", "Delivery", "UserRow | None", "logging.LoggerAdapter", *transactions]
     names = ", ".join(_BY_NAME)
-    return f"{_describe(parameter)} can't be filled here, only {', '.join(can)}, or by name {names}"
+    choices = f"one of the types {', '.join(can)}, or one of the names {names}"
+    return f"{_describe(parameter)} can't be filled; use {choices}"
 
 
 def _describe(parameter: inspect.Parameter) -> str:

@@ -26,9 +26,9 @@ LARGE: Final = 256 * 2**10
 RETRY_AFTER_S: Final = 5
 
 _LIKELY_CAUSES: Final = (
-    "likely the key of another hook, a key that was rotated, or a proxy that changed the body"
+    "probably the key of another webhook, a rotated key, or a proxy that changed the body"
 )
-_NOT_LOGTO: Final = "likely not a call of Logto, or a proxy that changed the headers"
+_NOT_LOGTO: Final = "probably not a request from Logto, or a proxy changed the headers"
 
 
 class WebhookResponse(Struct, frozen=True):
@@ -95,7 +95,7 @@ class Receiver:
                 self._reject(body, signatures[0], started)
             return self.refuse(401, "invalid_signature", error, hint)
         except NotADelivery as error:
-            return self.refuse(400, "not_a_delivery", error, "it is signed, but not by Logto")
+            return self.refuse(400, "not_a_delivery", error, "it is signed, but isn't from Logto")
         except (StoreUnavailable, RowRejected):
             return WebhookResponse(503, {"error": "not_stored"}, retry_after_s=RETRY_AFTER_S)
         self._ring.note_use(keys[verified.key], body, started)

@@ -45,9 +45,7 @@ _CODES: Final[dict[int, RefusedFor]] = {404: "not_found", 405: "method_not_allow
 T = TypeVar("T")
 
 
-_NOTHING_CAME: Final = (
-    "not one byte of it came: a slow client, or a middleware that read the body and kept it"
-)
+_NOTHING_CAME: Final = "no byte arrived: the client is slow, or middleware has read the body"
 Ready = Callable[[], Awaitable[Silence | None]]
 Scrape = Callable[[str], Awaitable[tuple[bytes, str]]]
 Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
@@ -134,7 +132,7 @@ class WebhookApp:
             case BodyReadBefore():
                 return refuse(503, "body_gone", error, hint)
             case NoRoom():
-                hint = "many large or slow bodies arrive at once; who sends them may be no Logto"
+                hint = "many large or slow bodies arrive at the same time, probably not from Logto"
                 response = refuse(503, "no_room", error, hint)
                 return replace(response, retry_after_s=RETRY_AFTER_S)
         slow = BodyTooSlow(seconds=READ_S)

@@ -46,7 +46,7 @@ class SpoolDirectory:
             problem = f"{self._folder} can't be made ({error.strerror})"
             raise SettingInvalid(name=self._setting, problem=problem) from None
         if not allowed:
-            problem = f"this user may not write to {self._folder}"
+            problem = f"this user has no write permission for {self._folder}"
             raise SettingInvalid(name=self._setting, problem=problem)
 
     async def keep(self, deliveries: Sequence[NewDelivery]) -> None:

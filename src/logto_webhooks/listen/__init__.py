@@ -75,7 +75,7 @@ async def listen(settings: Settings, config: ListenConfig, callbacks: ListenCall
     async with _open_client(settings) as logto:
         with _lock_folder() as is_locked:
             if not is_locked:
-                what = "runs in this folder, and both would forward everything"
+                what = "runs in this folder, and both would forward each delivery"
                 raise AlreadyListening(what=what, instead="in another folder")
             await restore_leases(logto, _endpoint(settings), LeaseFolder(FOLDER), callbacks.tell)
             async with Forwarder(config.to, config.key) as forwarder:
@@ -142,7 +142,7 @@ async def _forward_tunnel(
         async with borrow_webhook(logto, leases, lease, hook, url, callbacks.tell) as borrowed:
             relay.open(borrowed.signing_key)
             callbacks.tell(
-                f"The webhook {borrowed.name!r} sends here through {url} until you stop."
+                f"The webhook {borrowed.name!r} sends to this machine through {url} until you stop."
             )
             _tell_ready(config, callbacks)
             await _wait_first(tunnel.wait(), relay.enough.wait(), _watch(logto, borrowed))

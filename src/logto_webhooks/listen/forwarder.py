@@ -114,4 +114,4 @@ def _describe(error: BaseException) -> str:
         return f"no answer within {TIMEOUT_S:g} s"
     if isinstance(error, httpx2.ConnectError):
         return f"can't connect: {error}"
-    return f"the connection broke ({type(error).__name__})"
+    return f"the connection was lost ({type(error).__name__})"

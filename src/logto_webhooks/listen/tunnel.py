@@ -145,7 +145,7 @@ class Tunnel:
 
     async def __aenter__(self) -> Tunnel:
         if os.name == "nt":
-            raise self._failed("can't be started: on Windows there is no /bin/sh")
+            raise self._failed("can't be started: Windows has no /bin/sh")
         self._process = await asyncio.create_subprocess_exec(
             "/bin/sh",
             "-c",

@@ -227,7 +227,7 @@ def _read_id(item: Any, about: Key) -> str:
     try:
         return msgspec.convert(item, _Item).id
     except msgspec.ValidationError:
-        problem = "an item without an id that can be used"
+        problem = "an item has no valid id"
         raise InvalidApiResponse(kind=about.kind, id=about.id, problem=problem) from None
 
 
@@ -255,5 +255,5 @@ def _convert(content: Any, cls: type[T], key: Key) -> T:
 def _parse(content: Any, cls: type[T], key: Key) -> T:
     parsed = _convert(content, cls, key)
     if _read_id(content, key) != key.id:
-        raise InvalidApiResponse(kind=key.kind, id=key.id, problem="it names another id")
+        raise InvalidApiResponse(kind=key.kind, id=key.id, problem="it has another id")
     return parsed

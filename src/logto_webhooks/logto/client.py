@@ -141,7 +141,7 @@ class ManagementClient:
         if says_there_is_none(reply):
             return _to_response(reply, None)
         if reply.unreadable:
-            problem = "it is too large, nested too deep, or a number in it is out of range"
+            problem = "it is too large or nested too deeply, or contains a number out of range"
             raise InvalidApiResponse(kind="address", id=path, problem=problem)
         self._check(reply, shape)
         return _to_response(reply, reply.content)

@@ -111,7 +111,7 @@ async def _list_members(
         present |= api_responses.pairs_of_organization(organization_id, page.content)
         spans.append(when(page))
     if listing.missed:
-        problem = "its members changed faster than they can be listed"
+        problem = "its members changed faster than Logto can list them"
         raise InvalidApiResponse(kind="organization", id=organization_id, problem=problem)
     return present, Span(spans[0].at, spans[-1].end)
 

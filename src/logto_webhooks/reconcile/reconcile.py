@@ -268,7 +268,7 @@ class ReconcileRun:
         await self._save_place(stage, ENDED, listing.total)
         if listing.missed:
             self._doubt(
-                f"{listing.missed} of the {stage} moved while they were listed: run it again"
+                f"{listing.missed} {stage} changed pages while they were listed: run it again"
             )
 
     def _items_by_id(self, kind: Kind, page: ApiResponse) -> dict[str, Any]:
@@ -354,8 +354,8 @@ class ReconcileRun:
                     self._doubt(error)
         for key in self._take_unequal():
             self._doubt(
-                f"the {key.kind} {key.id} isn't what Logto answers: what came of it is newer; "
-                "run it again"
+                f"the {key.kind} {key.id} differs from Logto's answer, because a newer delivery "
+                "arrived: run it again"
             )
 
     def _take_unequal(self) -> list[Key]:
@@ -396,7 +396,7 @@ class ReconcileRun:
                 self._locked += 1
                 if self._locked > MOST_LOCKED:
                     raise error
-            self._doubt(f"the {key.kind} {key.id} isn't kept: {error}")
+            self._doubt(f"the {key.kind} {key.id} can't be stored: {error}")
             return
         middle = len(changes) // 2
         await self._learn(changes[:middle])

@@ -93,8 +93,8 @@ class Recovery:
                     middle = (begin + end) // 2
                     stretches += [(middle, end), (begin, middle)]
             if delivery_log.is_cut(await self._read_recent(), hook, start, self._oldest):
-                problem = f"the log of the hook {hook} begins only at {_to_iso(self._oldest)}"
-                result.doubts.append(f"{problem}: what failed before can't be known; `reconcile`")
+                problem = f"the log of the webhook {hook} starts at {_to_iso(self._oldest)}"
+                result.doubts.append(f"{problem}, so earlier failures are unknown: run `reconcile`")
         await self._save_checkpoint(RECOVER, until, result.recovered, dry_run or not hooks)
         return result
 
@@ -122,7 +122,7 @@ class Recovery:
                 if leads_here(hook, seen, self._keys, self._public_url):
                     result.hooks.append(hook["id"])
                     if not hook.get("enabled", True):
-                        result.doubts.append(f"the hook {hook['id']} is disabled")
+                        result.doubts.append(f"the webhook {hook['id']} is disabled")
         if not result.hooks:
             result.doubts.append(_NOWHERE)
         return result.hooks
@@ -177,10 +177,10 @@ def _to_iso(at: int) -> str:
     return datetime.fromtimestamp(at / 1000, UTC).isoformat(timespec="seconds")
 
 
-_UNREADABLE: Final = "an entry of the log holds no delivery"
+_UNREADABLE: Final = "an entry of the log contains no delivery"
 _NOWHERE: Final = (
-    "no hook of this Logto points here: none has our key or LOGTO_WEBHOOKS_PUBLIC_URL, and nothing "
-    "came of one; set either"
+    "no webhook of this Logto leads here: none has the signing key or LOGTO_WEBHOOKS_PUBLIC_URL, "
+    "and none has sent a delivery; set one of them"
 )
 
 

@@ -222,4 +222,4 @@ def _stamp_and_start(updated_at: int | None, at: int, lag_ms: int) -> tuple[int,
 
 def _same_id(event: Event, expected: str, found: str) -> None:
     if expected != found:
-        raise MalformedEvent(event=event.event, problem="it names two different ids")
+        raise MalformedEvent(event=event.event, problem="it contains two different ids")

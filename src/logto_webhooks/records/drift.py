@@ -127,17 +127,17 @@ def _since(before: Record, after: Record, fields: tuple[str, ...]) -> int | None
 
 def _reason(before: Record, after: Record, fields: tuple[str, ...]) -> str:
     if before.waiting_for is not None and before.groups:
-        return f"known here, to be asked about: {before.waiting_for}"
+        return f"waiting for a refetch: {before.waiting_for}"
     if set(fields) <= _SILENT:
         return "Logto sends no webhook when these change"
     if fields == (MISSING,) and before.deleted_at is not None:
-        return "it was deleted, and Logto has it again"
+        return "it was deleted, and exists in Logto again"
     if fields == (MISSING,):
         made = "added" if after.key.kind == "membership" else "created"
-        return f"{made} before the hook, or its webhook was lost"
+        return f"{made} before the webhook existed, or its delivery was lost"
     if fields == (DELETED,):
-        gone = "removed" if after.key.kind == "membership" else "deleted"
-        return f"the webhook of its being {gone} was lost"
+        end = "removal" if after.key.kind == "membership" else "deletion"
+        return f"the delivery about its {end} was lost"
     if set(fields) == {"last_sign_in_at"}:
-        return "PostSignIn was lost, or the hook doesn't subscribe to it"
-    return "its webhook was lost, or the hook doesn't subscribe to it"
+        return "PostSignIn was lost, or the webhook isn't subscribed to it"
+    return "its delivery was lost, or the webhook isn't subscribed to it"

@@ -242,5 +242,5 @@ def _set(body: Json, name: str, value: Any) -> None:
     for step in path[:-1]:
         target = target.setdefault(step, {})
         if not isinstance(target, dict):
-            raise SettingInvalid(name=f"--data {name}", problem=f"{step} holds no fields")
+            raise SettingInvalid(name=f"--data {name}", problem=f"{step} has no fields")
     target[path[-1]] = value

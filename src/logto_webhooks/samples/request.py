@@ -45,7 +45,7 @@ SHARE: Final = 0.3  # of the deliveries are struck by a fault, and at least one
 FURTHEST: Final = 10  # so many others overtake one, as Logto sends so many at once
 PIECES: Final = 8
 _OF_ITSELF: Final[tuple[Fault, ...]] = ("reordering", "slow-sending")
-_NO_HOOKS_KEY: Final = "a key of no hook"
+_NO_HOOKS_KEY: Final = "a key of no webhook"
 
 
 class Step(SignedRequest, frozen=True, kw_only=True):

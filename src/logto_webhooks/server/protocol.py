@@ -269,7 +269,7 @@ class PatientProtocol(HttpToolsProtocol):
         self._offers_upgrade = False
         method, version = self.parser.get_method(), self.parser.get_http_version()
         if method == b"CONNECT":
-            raise httptools.HttpParserError("this is no proxy")
+            raise httptools.HttpParserError("this server isn't a proxy")
         lines = [b" ".join((method, self.url, b"HTTP/" + version.encode()))]
         for name, value in self.headers:
             if name == b"connection":
@@ -301,7 +301,7 @@ class PatientProtocol(HttpToolsProtocol):
             self.drop()  # an answer would get between others
             return
         if self._too_large:
-            self.logger.warning("Refused a request with a head of more than %s bytes.", HEAD_BYTES)
+            self.logger.warning("Refused a request with more than %s bytes of headers.", HEAD_BYTES)
             status, content = self._too_large, _TOO_LARGE[self._too_large]
         else:
             self.logger.warning("Invalid HTTP request received.")

@@ -226,7 +226,7 @@ class AsyncApp:
             seconds = max(milliseconds or 0, 0) / 1000
         is_number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
         if not is_number or not 0 <= seconds <= _LONGEST_S:
-            problem = f"give seconds, a number from 0 to {_LONGEST_S:g}, not {seconds!r}"
+            problem = f"pass seconds, a number from 0 to {_LONGEST_S:g}, not {seconds!r}"
             raise SettingInvalid(name="tick", problem=problem)
         self.clock.tick(seconds)
         await self._backend.advance(round(seconds * 1000))
@@ -242,10 +242,10 @@ class AsyncApp:
         """Do as `App.fail`."""
         error = RuntimeError("made to fail") if error is None else error
         if not isinstance(error, BaseException):
-            problem = f"give an exception, such as ConnectionError('away'), not {error!r}"
+            problem = f"pass an exception, such as ConnectionError('away'), not {error!r}"
             raise SettingInvalid(name="error", problem=problem)
         if not isinstance(times, int) or isinstance(times, bool) or times < 1:
-            problem = f"give a number from 1 on, not {times!r}"
+            problem = f"pass a positive whole number, not {times!r}"
             raise SettingInvalid(name="times", problem=problem)
         self._made_errors.append(error)
         self._failures.setdefault(self._find_name(handler), []).extend([error] * times)
@@ -385,7 +385,7 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
         result: T = done.value
         return result
     work.close()
-    raise RuntimeError("a handler waits: in an asynchronous test give an AsyncConnection")
+    raise RuntimeError("a handler waits: in an asynchronous test, pass an AsyncConnection")
 
 
 def _flatten(deliveries: Sequence[SignedRequest | Sequence[SignedRequest]]) -> list[SignedRequest]:
@@ -395,7 +395,9 @@ def _flatten(deliveries: Sequence[SignedRequest | Sequence[SignedRequest]]) -> l
     odd = [type(request).__name__ for request in requests if not isinstance(request, SignedRequest)]
     if odd or not requests:
         what = odd[0] if odd else "nothing"
-        problem = f"give what testing.make makes, such as testing.make.user_created(), not {what}"
+        problem = (
+            f"pass deliveries from testing.make, such as testing.make.user_created(), not {what}"
+        )
         raise SettingInvalid(name="A delivery", problem=problem)
     return requests
 

@@ -34,8 +34,8 @@ _DATABASES: Final = ("sqlite", "postgresql")
 _INSTEAD: Final = {
     "Engine": ", which engine.connect() opens",
     "AsyncEngine": ", which engine.connect() opens",
-    "Session": "; give session.connection()",
-    "AsyncSession": "; give await session.connection()",
+    "Session": "; pass session.connection()",
+    "AsyncSession": "; pass await session.connection()",
 }
 _IS_PENDING: Final = deliveries.c.state == DeliveryState.PENDING
 _NEXT: Final = sa.func.coalesce(queue_keys.c.held_until, queue_keys.c.due_at).label("due_at")
