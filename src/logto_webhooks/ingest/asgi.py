@@ -32,6 +32,7 @@ from logto_webhooks.errors import (
 from logto_webhooks.flow import Silence
 from logto_webhooks.ingest import RETRY_AFTER_S, Receiver, WebhookResponse
 from logto_webhooks.ingest.body import ByteLimiter, RequestBody, SharedTimeout
+from logto_webhooks.ingest.group_commit import retrieve_error
 from logto_webhooks.instrumentation import RefusedFor
 from logto_webhooks.signing_keys import HEADER
 
@@ -267,16 +268,10 @@ def _share(ask: Callable[[], Awaitable[T]]) -> Callable[[], Awaitable[T]]:
         nonlocal asking
         if asking is None or asking.done():
             asking = asyncio.ensure_future(ask())
-            asking.add_done_callback(_retrieve)
+            asking.add_done_callback(retrieve_error)
         return await asyncio.shield(asking)
 
     return shared
-
-
-def _retrieve(question: asyncio.Future[T]) -> None:
-    """Asyncio warns of an error that nobody saw, as when all who waited went away."""
-    if not question.cancelled():
-        question.exception()
 
 
 def _make_json(

@@ -18,13 +18,13 @@ _LOOK_EVERY_S: Final = 0.1
 
 
 class ByteLimiter:
-    """So many bytes for all bodies together."""
+    """Limits the bytes of all request bodies together. Under pressure, slow bodies are dropped."""
 
     def __init__(self, total: int) -> None:
         self._free = total
         self._for_small = total // 8
         self.arriving: set[RequestBody] = set()  # of which more is to come: they may be dropped
-        self._waiting: set[RequestBody] = set()
+        self.waiting: set[RequestBody] = set()  # for room
         self._timer: asyncio.TimerHandle | None = None
 
     def take(self, size: int, more_to_a_body_of: int) -> bool:
@@ -38,14 +38,14 @@ class ByteLimiter:
     def give_back(self, size: int) -> None:
         """Return room, and let in those who wait."""
         self._free += size
-        if self._waiting:
+        if self.waiting:
             self._let_in()
 
     async def wait(self, body: RequestBody, size: int) -> None:
         """Wait until there is room for a piece. Raises NoRoom."""
         loop = asyncio.get_running_loop()
         body.turn, body.wanted = loop.create_future(), size
-        self._waiting.add(body)
+        self.waiting.add(body)
         self._look(loop)
         try:
             async with asyncio.timeout(WAIT_S):
@@ -58,18 +58,18 @@ class ByteLimiter:
                 self.give_back(size)  # just as the request ended
             raise
         finally:
-            self._waiting.discard(body)
+            self.waiting.discard(body)
 
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
         """Drop what arrives too slowly, while somebody waits."""
         self._let_in()
-        if self._waiting:
+        if self.waiting:
             now = loop.time()
             slow = [body for body in self.arriving if now - body.began >= WAIT_S]
             slow.sort(key=lambda body: body.size * (now - body.began))
-            while self._waiting and slow:
+            while self.waiting and slow:
                 slow.pop().drop()
-        if self._waiting and self._timer is None:
+        if self.waiting and self._timer is None:
             self._timer = loop.call_later(_LOOK_EVERY_S, self._look_again, loop)
 
     def _look_again(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -77,10 +77,10 @@ class ByteLimiter:
         self._look(loop)
 
     def _let_in(self) -> None:
-        for body in sorted(self._waiting, key=lambda body: body.size):
+        for body in sorted(self.waiting, key=lambda body: body.size):
             if not self.take(body.wanted, body.size):
                 continue
-            self._waiting.discard(body)
+            self.waiting.discard(body)
             if body.turn.done():  # it gave up
                 self._free += body.wanted
             else:
@@ -152,6 +152,7 @@ class RequestBody:
     def drop(self) -> None:
         """Give up what has arrived: others need the room."""
         self._is_dropped = True
+        self._room.waiting.discard(self)
         self.close()
         if hasattr(self, "turn") and not self.turn.done():
             self.turn.set_exception(NoRoom())
