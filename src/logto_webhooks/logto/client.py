@@ -73,36 +73,36 @@ class ManagementClient:
 
     def users(self, page: int = 1) -> AsyncIterator[ApiResponse]:
         """All users, the newest first, from a page on."""
-        return self._pages("/api/users", page)
+        return self._list_pages("/api/users", page)
 
     def organizations(self, page: int = 1) -> AsyncIterator[ApiResponse]:
         """All organizations, from a page on."""
-        return self._pages("/api/organizations", page)
+        return self._list_pages("/api/organizations", page)
 
     def members(self, organization_id: str, page: int = 1) -> AsyncIterator[ApiResponse]:
         """An organization's members with their roles in it; none for an unknown organization."""
-        return self._pages(f"/api/organizations/{_quote(organization_id)}/users", page)
+        return self._list_pages(f"/api/organizations/{_quote(organization_id)}/users", page)
 
     def roles_of(self, user_id: str) -> AsyncIterator[ApiResponse]:
         """A user's roles; none for an unknown user."""
-        return self._pages(f"/api/users/{_quote(user_id)}/roles")
+        return self._list_pages(f"/api/users/{_quote(user_id)}/roles")
 
     def roles(self) -> AsyncIterator[ApiResponse]:
         """All roles, of users and of applications."""
-        return self._pages("/api/roles")
+        return self._list_pages("/api/roles")
 
     def holders(self, role_id: str, page: int = 1) -> AsyncIterator[ApiResponse]:
         """All users who have a role; none for an unknown role."""
-        return self._pages(f"/api/roles/{_quote(role_id)}/users", page)
+        return self._list_pages(f"/api/roles/{_quote(role_id)}/users", page)
 
     def hooks(self) -> AsyncIterator[ApiResponse]:
         """All webhooks, with their signing keys."""
-        return self._pages("/api/hooks")
+        return self._list_pages("/api/hooks")
 
     def log(self, hook_id: str, start: int, end: int) -> AsyncIterator[ApiResponse]:
         """What a hook tried to deliver between two moments (ms), the newest first."""
         path = f"/api/hooks/{_quote(hook_id)}/recent-logs"
-        return self._pages(path, start_time=start, end_time=end)
+        return self._list_pages(path, start_time=start, end_time=end)
 
     async def create_hook(self, name: str, url: str, events: Sequence[str]) -> ApiResponse:
         """Make a webhook. It is asked once: if that fails, it may be there all the same."""
@@ -146,7 +146,9 @@ class ManagementClient:
         self._check(reply, shape)
         return _to_response(reply, reply.content)
 
-    async def _pages(self, path: str, page: int = 1, **params: int) -> AsyncIterator[ApiResponse]:
+    async def _list_pages(
+        self, path: str, page: int = 1, **params: int
+    ) -> AsyncIterator[ApiResponse]:
         """Page by `Total-Number`, from a page on: the Link header lacks /api."""
         more = True
         while more:
@@ -176,16 +178,18 @@ class ManagementClient:
         return items
 
     async def _ask(self, path: str, **params: int) -> ApiReply:
-        return await self._with_token(partial(self._transport.send, "GET", path, params=params))
+        return await self._send_with_token(
+            partial(self._transport.send, "GET", path, params=params)
+        )
 
     async def _send(
         self, method: str, path: str, content: object = None, *, again: bool = True
     ) -> ApiReply:
         """Change something; what isn't the same a second time is not sent `again`."""
         sending = partial(self._transport.send, method, path, content=content, again=again)
-        return await self._with_token(sending)
+        return await self._send_with_token(sending)
 
-    async def _with_token(self, send: Callable[[str], Awaitable[ApiReply]]) -> ApiReply:
+    async def _send_with_token(self, send: Callable[[str], Awaitable[ApiReply]]) -> ApiReply:
         token = await self._tokens.authorization()
         reply = await send(token)
         if reply.status == 401:

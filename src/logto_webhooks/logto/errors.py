@@ -85,12 +85,12 @@ def refusal(endpoint: str, reply: ApiReply) -> LogtoApiError:
     if not reply.code:
         return not_a_logto(endpoint, reply)
     if reply.code in _HINTS:
-        return _refused(endpoint, problem=answer, hint=_HINTS[reply.code])
+        return _make_error(endpoint, problem=answer, hint=_HINTS[reply.code])
     if reply.status == 401:
-        return _refused(endpoint, problem=f"{answer} to a new token", hint=_RESOURCE)
+        return _make_error(endpoint, problem=f"{answer} to a new token", hint=_RESOURCE)
     if reply.status == 403:
-        return _refused(endpoint, problem=answer, hint=_ROLE)
-    return _refused(endpoint, problem=answer, hint=_UNKNOWN)
+        return _make_error(endpoint, problem=answer, hint=_ROLE)
+    return _make_error(endpoint, problem=answer, hint=_UNKNOWN)
 
 
 def token_refusal(endpoint: str, reply: ApiReply, app_id: str) -> LogtoApiError:
@@ -99,33 +99,33 @@ def token_refusal(endpoint: str, reply: ApiReply, app_id: str) -> LogtoApiError:
         return not_a_logto(endpoint, reply)
     unknown = (f"its token endpoint answers {reply.status} ({reply.code})", _CREDENTIALS)
     problem, hint = _TOKEN.get(reply.code, unknown)
-    return _refused(endpoint, problem=problem, hint=hint, app_id=app_id)
+    return _make_error(endpoint, problem=problem, hint=hint, app_id=app_id)
 
 
 def no_scope(endpoint: str) -> LogtoApiError:
     """The token is good for nothing."""
     problem = "the application's token doesn't have the scope \"all\""
-    return _refused(endpoint, problem=problem, hint=_ROLE)
+    return _make_error(endpoint, problem=problem, hint=_ROLE)
 
 
 def not_a_logto(endpoint: str, reply: ApiReply) -> LogtoApiError:
     """Something else answers there: a proxy, a website."""
     problem = f"the answer ({reply.status}) doesn't come from a Logto"
-    return _refused(endpoint, problem=problem, hint=_ENDPOINT)
+    return _make_error(endpoint, problem=problem, hint=_ENDPOINT)
 
 
 def redirected(endpoint: str, origin: str) -> LogtoApiError:
     """It isn't followed: a token would be shown to who knows whom."""
     hint = f"Set LOGTO_ENDPOINT to {origin} if that is your Logto."
-    return _refused(endpoint, problem=f"it redirects to {origin}", hint=hint)
+    return _make_error(endpoint, problem=f"it redirects to {origin}", hint=hint)
 
 
 def no_address(endpoint: str) -> LogtoApiError:
     """Nothing can be asked there, now or later."""
-    return _refused(endpoint, problem="the address is invalid", hint=_ENDPOINT)
+    return _make_error(endpoint, problem="the address is invalid", hint=_ENDPOINT)
 
 
-def _refused(endpoint: str, problem: str, hint: str, app_id: str | None = None) -> LogtoApiError:
+def _make_error(endpoint: str, problem: str, hint: str, app_id: str | None = None) -> LogtoApiError:
     """What to do, first of all if this is Logto's admin side."""
     if signs := signs_of_admin(endpoint, app_id):
         hint = f"{signs[0].upper()}{signs[1:]}. {CORE}"

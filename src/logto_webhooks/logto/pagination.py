@@ -73,14 +73,14 @@ class OffsetPager:
 
 async def _prefetch(pages: AsyncIterator[ApiResponse]) -> AsyncGenerator[ApiResponse, None]:
     """The same, each asked for while the one before is worked on."""
-    asked = asyncio.ensure_future(_next(pages))
+    asked = asyncio.ensure_future(_get_next(pages))
     try:
         while (page := await asked) is not None:
-            asked = asyncio.ensure_future(_next(pages))
+            asked = asyncio.ensure_future(_get_next(pages))
             yield page
     finally:
         asked.cancel()
 
 
-async def _next(pages: AsyncIterator[ApiResponse]) -> ApiResponse | None:
+async def _get_next(pages: AsyncIterator[ApiResponse]) -> ApiResponse | None:
     return await anext(pages, None)

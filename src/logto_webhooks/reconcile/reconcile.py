@@ -211,7 +211,7 @@ class ReconcileRun:
     async def _compare_users(self) -> None:
         async for page, span, seen in self._list("users", self._logto.users):
             self.result.users = seen
-            items = self._items_by_id("user", page)
+            items = self._parse_ids("user", page)
             await self._learn(self._read_items(api_responses.read_user, items, span))
         await self._ask_unlisted("user", self._ask_user)
 
@@ -219,7 +219,7 @@ class ReconcileRun:
         listed = self._list("organizations", self._logto.organizations)
         async for page, span, seen in listed:
             self.result.organizations = seen
-            items = self._items_by_id("organization", page)
+            items = self._parse_ids("organization", page)
             await self._learn(self._read_items(api_responses.read_organization, items, span))
             for organization_id in items:
                 await self._compare_members(organization_id)
@@ -252,7 +252,7 @@ class ReconcileRun:
     async def _compare_holders(self, role: TenantRole) -> None:
         holders = partial(self._logto.holders, role.id)
         async for page, span, _ in self._list(f"role {role.id}", holders):
-            users = self._items_by_id("user", page)
+            users = self._parse_ids("user", page)
             await self._learn(api_responses.read_role_holders(role, users, span))
 
     async def _list(self, stage: str, ask: Ask) -> AsyncIterator[tuple[ApiResponse, Span, int]]:
@@ -271,7 +271,7 @@ class ReconcileRun:
                 f"{listing.missed} {stage} changed pages while they were listed: run it again"
             )
 
-    def _items_by_id(self, kind: Kind, page: ApiResponse) -> dict[str, Any]:
+    def _parse_ids(self, kind: Kind, page: ApiResponse) -> dict[str, Any]:
         items = {}
         for item in page.content:
             try:

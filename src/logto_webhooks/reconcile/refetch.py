@@ -58,7 +58,7 @@ class Refetcher:
 
     async def drain(self) -> None:
         """Ask until nothing waits. Raises LogtoUnreachable, LogtoApiError, StoreUnavailable."""
-        while await self._waiting():
+        while await self._read_waiting():
             if not await self.step():
                 await asyncio.sleep(AGAIN_S)
 
@@ -67,7 +67,7 @@ class Refetcher:
 
         Raises LogtoUnreachable, LogtoApiError, StoreUnavailable.
         """
-        waiting = await self._waiting()
+        waiting = await self._read_waiting()
         subjects: dict[Key, list[RefetchNeed]] = {}
         for need in waiting:
             subjects.setdefault(fetch.find_subject(need.key), []).append(need)
@@ -80,7 +80,7 @@ class Refetcher:
             await self._settle(subject, subjects[subject])
         return len(due)
 
-    async def _waiting(self) -> list[RefetchNeed]:
+    async def _read_waiting(self) -> list[RefetchNeed]:
         return await self._host.read(lambda store: store.waiting(AT_ONCE + len(self._tries)))
 
     async def _settle(self, subject: Key, waiting: Sequence[RefetchNeed]) -> None:

@@ -47,11 +47,11 @@ def sign_up(
     joined = [
         {"event": "Organization.Membership.Updated"}
         | session
-        | {"organizationId": each, "addedUserIds": [who]}
-        for each in organizations
+        | {"organizationId": organization_id, "addedUserIds": [who]}
+        for organization_id in organizations
     ]
-    made = {"event": "User.Created"} | session | {"data": public(created["data"])}
-    return [*joined, made, registered]
+    created = {"event": "User.Created"} | session | {"data": public(created["data"])}
+    return [*joined, created, registered]
 
 
 def first_sign_in(
@@ -84,16 +84,16 @@ class _Story(Struct, frozen=True):
         """The same of the person, who was created when the story began."""
         return self.tell(event, at, fields | {"data.createdAt": self.at})
 
-    def found(self, organization: str) -> Json:
+    def create_organization(self, organization: str) -> Json:
         """An organization is made when the story begins."""
-        made = {"data.createdAt": self.at}
-        return self.tell("Organization.Created", self.at, made, id=organization)
+        fields = {"data.createdAt": self.at}
+        return self.tell("Organization.Created", self.at, fields, id=organization)
 
 
 def _signs_up(story: _Story) -> list[Json]:
     organization, at = new_id(story.rng), story.later(1)
     joining = sign_up(at=at, rng=story.rng, id=story.who, organizations=[organization])
-    return [story.found(organization), *joining]
+    return [story.create_organization(organization), *joining]
 
 
 def _burst(story: _Story) -> list[Json]:
@@ -122,7 +122,7 @@ def _deletion(story: _Story) -> list[Json]:
     organization, at = new_id(story.rng), story.later(1)
     member = {"organizationId": organization, "addedUserIds": [story.who]}
     return [
-        story.found(organization),
+        story.create_organization(organization),
         story.tell("User.Created", story.at),
         story.tell("Organization.Membership.Updated", at, member, id=organization),
         story.change("User.Deleted", story.later(2)),

@@ -26,7 +26,7 @@ EVENTS: Final = tuple(
 
 def user(user_id: str, at: int, fields: Json) -> Json:
     """A user as `GET /users/:id` answers it. Raises TypeError for a field that users lack."""
-    made: Json = {
+    record: Json = {
         "id": user_id,
         "username": None,
         "primaryEmail": None,
@@ -44,7 +44,7 @@ def user(user_id: str, at: int, fields: Json) -> Json:
         "isSuspended": False,
         "hasPassword": False,
     }
-    return change(made, fields)
+    return change(record, fields)
 
 
 def public(user: Json) -> Json:
@@ -54,7 +54,7 @@ def public(user: Json) -> Json:
 
 def organization(organization_id: str, at: int, fields: Json) -> Json:
     """An organization. Raises TypeError for a field that organizations lack."""
-    made: Json = {
+    record: Json = {
         "tenantId": TENANT,
         "id": organization_id,
         "name": f"Organization {organization_id}",
@@ -66,7 +66,7 @@ def organization(organization_id: str, at: int, fields: Json) -> Json:
         "customCss": None,
         "createdAt": at,
     }
-    return change(made, fields)
+    return change(record, fields)
 
 
 def role(role_id: str, name: str) -> Json:

@@ -37,7 +37,7 @@ def event(
     **fields: Any,
 ) -> SignedRequest:
     """Make a delivery of the event with this name. Raises UnknownEventName."""
-    return sign_request(payload(name, fields, at=_moment(at), rng=_random, id=id), key)
+    return sign_request(payload(name, fields, at=_pick_moment(at), rng=_random, id=id), key)
 
 
 def sign_up(
@@ -49,7 +49,7 @@ def sign_up(
     **fields: Any,
 ) -> list[SignedRequest]:
     """Make what Logto sends when a user registers and joins `organizations` just in time."""
-    at = _moment(at)
+    at = _pick_moment(at)
     sent = scenarios.sign_up(fields, at=at, rng=_random, id=id, organizations=organizations)
     return [sign_request(body, key) for body in sent]
 
@@ -59,7 +59,7 @@ def first_sign_in(
 ) -> SignedRequest:
     """Make the PostSignIn of a user whom the sign-in creates, as with single sign-on: there is no
     User.Created."""
-    body = scenarios.first_sign_in(fields, at=_moment(at), rng=_random, id=id)
+    body = scenarios.first_sign_in(fields, at=_pick_moment(at), rng=_random, id=id)
     return sign_request(body, key)
 
 
@@ -67,10 +67,10 @@ def console_test(
     name: str = "User.Created", *, at: int | None = None, key: str = SIGNING_KEY
 ) -> SignedRequest:
     """Make what "send test payload" in Logto's console sends."""
-    return sign_request(shapes.console_test(name, "sample-hook", _moment(at)), key)
+    return sign_request(shapes.console_test(name, "sample-hook", _pick_moment(at)), key)
 
 
-def _moment(at: int | None) -> int:
+def _pick_moment(at: int | None) -> int:
     return MOMENTS.next() if at is None else at
 
 

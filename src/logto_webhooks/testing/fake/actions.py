@@ -83,15 +83,15 @@ class Actions:
 
     def remove_role(self, user_id: str, name: str) -> None:
         """Remove a role from a user. Sends nothing."""
-        kept = [role for role in self._state.user_roles.get(user_id, []) if role["name"] != name]
-        self._state.user_roles[user_id] = kept
+        roles = self._state.user_roles.get(user_id, [])
+        self._state.user_roles[user_id] = [role for role in roles if role["name"] != name]
 
     def sign_in(self, user_id: str) -> Json:
         """Sign a user in. `lastSignInAt` and `updatedAt` change. Sends only `PostSignIn`."""
         at = self._now()
         fields = {"lastSignInAt": at, "applicationId": shapes.APPLICATION["id"]}
         user = self._touch(user_id, fields)
-        self._send(shapes.interaction("PostSignIn", "SignIn", at, self._new_id(43), user))
+        self._send(shapes.interaction("PostSignIn", "SignIn", at, self._make_id(43), user))
         return user
 
     def sign_up(self, organization_ids: Iterable[str] = (), **fields: Any) -> Json:
@@ -102,7 +102,7 @@ class Actions:
             for organization_id in organization_ids
         }
         user = self._add_user(fields)
-        session_id, at = self._new_id(43), self._now()
+        session_id, at = self._make_id(43), self._now()
         for organization_id, members in joined.items():
             members[user["id"]] = []
             event, ids = "Organization.Membership.Updated", [user["id"]]
@@ -119,7 +119,7 @@ class Actions:
 
     def create_organization(self, **fields: Any) -> Json:
         """Create an organization."""
-        organization = shapes.organization(self._new_id(), self._begin(), fields)
+        organization = shapes.organization(self._make_id(), self._begin_transaction(), fields)
         self._state.add_organization(organization)
         call = "POST /organizations"
         self._send_managed("Organization.Created", call, {}, status=201, data=organization)
@@ -179,7 +179,7 @@ class Actions:
     ) -> Json:
         """Create a webhook for events, by default for all of them."""
         key = self.signing_key if signing_key is None else signing_key
-        hook = shapes.hook(self._new_id(21), self._now(), url, list(events), key, name)
+        hook = shapes.hook(self._make_id(21), self._now(), url, list(events), key, name)
         self._state.add_hook(hook)
         return hook
 
@@ -199,17 +199,17 @@ class Actions:
         key = "".join(self._random.choices(string.ascii_letters + string.digits, k=32))
         return self.change_hook(hook_id, signingKey=key)
 
-    def _begin(self) -> int:
+    def _begin_transaction(self) -> int:
         """Return when the transaction began, which is what Logto stamps a record with."""
         return self._now() - (self._random.randint(0, TRANSACTION_MS) if self._ties else 0)
 
     def _add_user(self, fields: Json) -> Json:
-        user = shapes.user(self._new_id(), self._begin(), fields)
+        user = shapes.user(self._make_id(), self._begin_transaction(), fields)
         self._state.users.add(user)
         return user
 
     def _touch(self, user_id: str, fields: Json) -> Json:
-        fields = {"updatedAt": self._begin(), **fields}
+        fields = {"updatedAt": self._begin_transaction(), **fields}
         user = shapes.change(self._state.user(user_id), fields)
         self._state.users.put(user)
         return user
@@ -243,8 +243,8 @@ class Actions:
 
     def _find_or_add_role(self, name: str) -> Json:
         if name not in self._state.roles:
-            self._state.roles[name] = shapes.role(self._new_id(21), name)
+            self._state.roles[name] = shapes.role(self._make_id(21), name)
         return self._state.roles[name]
 
-    def _new_id(self, length: int = 12) -> str:
+    def _make_id(self, length: int = 12) -> str:
         return new_id(self._random, length)

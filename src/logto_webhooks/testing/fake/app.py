@@ -24,7 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from logto_webhooks.samples.payloads import new_id
 from logto_webhooks.samples.shapes import Json
 from logto_webhooks.server import listen
-from logto_webhooks.testing.fake.routes import answer, refuse
+from logto_webhooks.testing.fake.routes import Refusal, answer, refuse
 from logto_webhooks.testing.fake.sender import Faults
 
 RESOURCE: Final = "https://default.logto.app/api"
@@ -43,7 +43,9 @@ class FakeApp:
         seed: int,
     ) -> None:
         token = Route("/oidc/token", tokens.issue, methods=["POST"])
-        self._app = Starlette(routes=[token, *routes])
+        self._app = Starlette(
+            routes=[token, *routes], exception_handlers={Refusal: _answer_refusal}
+        )
         self._tokens = tokens
         self._faults = faults
         self._now = now
@@ -81,6 +83,11 @@ class FakeApp:
         if not path.startswith("/api/") or path == "/api/status":
             return None
         return self._tokens.check(request)
+
+
+async def _answer_refusal(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Refusal)
+    return error.response
 
 
 @contextlib.asynccontextmanager
@@ -163,9 +170,9 @@ class TokenRoutes:
         if form.get("resource") != RESOURCE:
             problem = "resource indicator is missing, or unknown"
             return _refuse_oidc(400, "invalid_target", "Invalid resource indicator.", problem)
-        return answer(self._new_token(form))
+        return answer(self._make_token(form))
 
-    def _new_token(self, form: dict[str, str]) -> Json:
+    def _make_token(self, form: dict[str, str]) -> Json:
         token = ".".join(new_id(self._random, length) for length in (96, 240, 128))
         scope = "all" if self.has_role and "all" in form.get("scope", "").split() else ""
         self._issued[token] = (self._now() + LIVES_S * 1000, scope)

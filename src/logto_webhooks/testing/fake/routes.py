@@ -40,6 +40,18 @@ def refuse(
     return answer(content | {"message": message}, status)
 
 
+class Refusal(Exception):
+    """Is answered as an error."""
+
+    def __init__(self, *refusal: Any) -> None:
+        """The arguments of `refuse`."""
+        self.response = refuse(*refusal)
+
+
+_NOT_FOUND: Final = (404, "entity.not_found", "The resource does not exist.")
+_INVALID_BODY: Final = (400, "guard.invalid_input", "The request body is invalid.")
+
+
 class _Config(Struct, omit_defaults=True):
     url: str
     headers: dict[str, str] | None = None
@@ -105,13 +117,11 @@ class ApiRoutes:
         return _answer_page(request, self._state.users.newest_first())
 
     async def _user(self, request: Request) -> Response:
-        user = self._state.users.get(_read_id(request))
-        return _refuse_user() if user is None else answer(user)
+        return answer(self._find_user(request))
 
     async def _roles(self, request: Request) -> Response:
-        if self._state.users.get(_read_id(request)) is None:
-            return _refuse_user()
-        return _answer_page(request, self._state.user_roles.get(_read_id(request), []))
+        user = self._find_user(request)
+        return _answer_page(request, self._state.user_roles.get(user["id"], []))
 
     async def _all_roles(self, request: Request) -> Response:
         return _answer_page(request, self._state.all_roles())
@@ -120,19 +130,13 @@ class ApiRoutes:
         return _answer_page(request, self._state.holders(_read_id(request)))
 
     async def _user_organizations(self, request: Request) -> Response:
-        if self._state.users.get(_read_id(request)) is None:
-            return _refuse_user()
-        return answer(self._state.user_organizations(_read_id(request)))
+        return answer(self._state.user_organizations(self._find_user(request)["id"]))
 
     async def _organizations(self, request: Request) -> Response:
         return _answer_page(request, self._state.all_organizations())
 
     async def _organization(self, request: Request) -> Response:
-        organization_id = _read_id(request)
-        organization = self._state.organizations.get(organization_id)
-        if organization is None:
-            return _refuse_unknown("organizations", organization_id)
-        return answer(organization)
+        return answer(_find("organizations", self._state.organizations, request))
 
     async def _organization_users(self, request: Request) -> Response:
         return _answer_page(request, self._state.organization_users(_read_id(request)))
@@ -143,52 +147,40 @@ class ApiRoutes:
         return _answer_page(request, hooks) if is_paged else answer(hooks)
 
     async def _hook(self, request: Request) -> Response:
-        hook = self._state.hooks.get(_read_id(request))
-        return _refuse_unknown("hooks", _read_id(request)) if hook is None else answer(hook)
+        return answer(_find("hooks", self._state.hooks, request))
 
     async def _create_hook(self, request: Request) -> Response:
         new = await _read_body(request, _NewHook)
-        if new is None:
-            return _refuse_body()
         if new.events is None:
             message = "You need to provide at least one event."
             return refuse(400, "hook.missing_events", message)
-        if refusal := _check_events(new.events):
-            return refusal
+        _check_events(new.events)
         hook = self._actions.add_hook(new.config.url, events=new.events, name=new.name)
         return answer(self._actions.rotate_signing_key(hook["id"]), 201)
 
     async def _change_hook(self, request: Request) -> Response:
         changes = await _read_body(request, _HookChanges)
-        if changes is None:
-            return _refuse_body()
-        if refusal := _check_events(changes.events or []):
-            return refusal
-        if _read_id(request) not in self._state.hooks:
-            return _refuse_unknown("hooks", _read_id(request))
+        _check_events(changes.events or [])
+        hook = _find("hooks", self._state.hooks, request)
         fields: Json = msgspec.to_builtins(changes)
-        return answer(self._actions.change_hook(_read_id(request), **fields))
+        return answer(self._actions.change_hook(hook["id"], **fields))
 
     async def _delete_hook(self, request: Request) -> Response:
         if _read_id(request) not in self._state.hooks:
-            return _refuse_user()
+            return refuse(*_NOT_FOUND)
         self._actions.delete_hook(_read_id(request))
         return Response(status_code=204)
 
     async def _rotate_key(self, request: Request) -> Response:
-        if _read_id(request) not in self._state.hooks:
-            return _refuse_unknown("hooks", _read_id(request))
-        return answer(self._actions.rotate_signing_key(_read_id(request)))
+        hook = _find("hooks", self._state.hooks, request)
+        return answer(self._actions.rotate_signing_key(hook["id"]))
 
     async def _test_hook(self, request: Request) -> Response:
-        hook = self._state.hooks.get(_read_id(request))
-        if hook is None:
-            return _refuse_unknown("hooks", _read_id(request))
+        hook = _find("hooks", self._state.hooks, request)
         test = await _read_body(request, _Test)
-        if test is None or not test.events:
-            return _refuse_body()
-        if refusal := _check_events(test.events):
-            return refusal
+        if not test.events:
+            return refuse(*_INVALID_BODY)
+        _check_events(test.events)
         for event in test.events:
             payload = shapes.console_test(event, hook["id"], self._now())
             outcome = await self._send_test(test.config.url, payload, hook["signingKey"])
@@ -211,6 +203,12 @@ class ApiRoutes:
             return refuse(400, "log.invalid_time_window", message)
         return _answer_page(request, self._state.log(_read_id(request)).window(start, end))
 
+    def _find_user(self, request: Request) -> Json:
+        user = self._state.users.get(_read_id(request))
+        if user is None:
+            raise Refusal(*_NOT_FOUND)
+        return user
+
 
 def _read_id(request: Request) -> str:
     """Return the id in the path."""
@@ -218,11 +216,33 @@ def _read_id(request: Request) -> str:
     return record_id
 
 
-async def _read_body(request: Request, shape: type[T]) -> T | None:
+def _find(kind: str, records: dict[str, Json], request: Request) -> Json:
+    record_id = _read_id(request)
+    if record_id not in records:
+        message = f"The {kind} with ID `{record_id}` does not exist."
+        raise Refusal(404, "entity.not_exists_with_id", message)
+    return records[record_id]
+
+
+async def _read_body(request: Request, shape: type[T]) -> T:
     try:
         return msgspec.json.decode(await request.body(), type=shape)
     except msgspec.DecodeError:
-        return None
+        raise Refusal(*_INVALID_BODY) from None
+
+
+def _check_events(events: list[str]) -> None:
+    """Refuse the first event that no webhook of this Logto can have."""
+    for place, event in enumerate(events):
+        if event not in shapes.EVENTS:
+            expected = " | ".join(f"'{name}'" for name in shapes.EVENTS)
+            message = f"Invalid enum value. Expected {expected}, received '{event}'"
+            code = "invalid_enum_value"
+            issue: Json = {"received": event, "code": code, "options": list(shapes.EVENTS)}
+            issue |= {"path": ["events", place], "message": message}
+            data = {"issues": [issue], "name": "ZodError"}
+            details = f'Error in key path "events.{place}": ({code}) {message}'
+            raise Refusal(*_INVALID_BODY, data, details)
 
 
 def _answer_page(request: Request, items: Sequence[Json]) -> Response:
@@ -256,36 +276,6 @@ def _make_url(request: Request, page: int) -> str:
         parts.append(f"page={page}")
     path = request.url.path.removeprefix("/api")
     return f"{request.url.scheme}://{request.url.netloc}{path}?{'&'.join(parts)}"
-
-
-def _refuse_user() -> Response:
-    """Answer as about an unknown user."""
-    return refuse(404, "entity.not_found", "The resource does not exist.")
-
-
-def _refuse_unknown(kind: str, record_id: str) -> Response:
-    """Answer as about an unknown record of most other kinds."""
-    message = f"The {kind} with ID `{record_id}` does not exist."
-    return refuse(404, "entity.not_exists_with_id", message)
-
-
-def _refuse_body(**rest: Any) -> Response:
-    return refuse(400, "guard.invalid_input", "The request body is invalid.", **rest)
-
-
-def _check_events(events: list[str]) -> Response | None:
-    """Refuse the first event that no webhook of this Logto can have."""
-    known = shapes.EVENTS
-    for place, event in enumerate(events):
-        if event not in known:
-            expected = " | ".join(f"'{name}'" for name in known)
-            message = f"Invalid enum value. Expected {expected}, received '{event}'"
-            code = "invalid_enum_value"
-            issue: Json = {"received": event, "code": code, "options": list(known)}
-            issue |= {"path": ["events", place], "message": message}
-            details = f'Error in key path "events.{place}": ({code}) {message}'
-            return _refuse_body(data={"issues": [issue], "name": "ZodError"}, details=details)
-    return None
 
 
 def _refuse_test(outcome: SendResult) -> Response:

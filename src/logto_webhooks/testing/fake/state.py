@@ -129,7 +129,7 @@ class UserTable:
         if user_id in self._own:
             return self._own[user_id]
         number = self._find_number(user_id)
-        return None if number is None else self._at(number)
+        return None if number is None else self._get_at(number)
 
     def put(self, user: Json) -> None:
         """Replace a user by a newer version. Raises KeyError."""
@@ -151,7 +151,9 @@ class UserTable:
         total = len(own) + len(self._many) - len(self._gone)
 
         def make(place: int) -> Json:
-            return own[place] if place < len(own) else self._at(self._skip_gone(total - 1 - place))
+            return (
+                own[place] if place < len(own) else self._get_at(self._skip_gone(total - 1 - place))
+            )
 
         return MadeUsers(total, make)
 
@@ -162,7 +164,7 @@ class UserTable:
             number = shifted
         return number
 
-    def _at(self, number: int) -> Json:
+    def _get_at(self, number: int) -> Json:
         return self._changed.get(number) or self._many[number]
 
     def _get_number(self, user_id: str) -> int:
