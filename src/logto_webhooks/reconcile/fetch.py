@@ -79,6 +79,17 @@ async def fetch_roles(logto: ManagementClient, user_id: str, when: SpanClock) ->
     return api_responses.read_roles(user_id, items, span)
 
 
+async def fetch_memberships(
+    logto: ManagementClient, user_id: str, pairs: Sequence[Key], when: SpanClock
+) -> list[Change]:
+    """Fetch some memberships of a user. Raises as `fetch_roles`."""
+    answered = await logto.organizations_of(user_id)
+    if answered.content is None:
+        return [Absent(Key("user", user_id), when(answered).at)]
+    present = api_responses.pairs_of_user(user_id, answered.content)
+    return api_responses.read_pairs(pairs, present, when(answered))
+
+
 async def fetch_members(
     logto: ManagementClient, host: TransactionRunner, organization_id: str, when: SpanClock
 ) -> Iterator[Sequence[Change]]:
@@ -94,7 +105,7 @@ async def fetch_members(
         change
         for piece in _cut(sorted(known - present.keys()))
         for pair in await _list_present(host, piece)
-        for change in await _fetch_membership(logto, pair, when)
+        for change in await fetch_memberships(logto, find_subject(pair).id, [pair], when)
     ]
     listed = api_responses.read_pairs(sorted(present), present, span)
     settled = api_responses.settle_members(organization_id, span)
@@ -127,15 +138,6 @@ async def _list_present(host: TransactionRunner, pairs: Sequence[Key]) -> list[K
     """List those that are members here, or may be."""
     records = await run_or_rehearse(host, lambda store: store.lock(pairs), dry=True)
     return [key for key, record in records.items() if project(record) or record.doubts]
-
-
-async def _fetch_membership(logto: ManagementClient, pair: Key, when: SpanClock) -> list[Change]:
-    user = pair.organization_and_user[1]
-    answered = await logto.organizations_of(user.id)
-    if answered.content is None:
-        return [Absent(user, when(answered).at)]
-    present = api_responses.pairs_of_user(user.id, answered.content)
-    return api_responses.read_pairs([pair], present, when(answered))
 
 
 def _cut(items: Sequence[T]) -> list[Sequence[T]]:

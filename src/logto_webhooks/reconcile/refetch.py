@@ -14,7 +14,7 @@ from logto_webhooks.errors import InvalidApiResponse, RowRejected, TimedOut, Wro
 from logto_webhooks.event_loop import forever
 from logto_webhooks.instrumentation import ApiUnavailable, Observer, Refetched
 from logto_webhooks.logto import api_responses
-from logto_webhooks.logto.api_responses import ApiResponse, make_span_clock
+from logto_webhooks.logto.api_responses import make_span_clock
 from logto_webhooks.logto.tenant_check import TenantCheck
 from logto_webhooks.reconcile import fetch
 from logto_webhooks.records.record import MEMBERS, RESTORED, ROLE, Absent, Change, Key
@@ -96,7 +96,8 @@ class Refetcher:
         except (InvalidApiResponse, WrongTenant, RowRejected, TimedOut) as error:
             self._observe(ApiUnavailable(describe(error), wait))
         else:
-            self._observe(Refetched(f"{subject.kind}:{subject.id}", tuple(_list_reasons(waiting))))
+            reasons = sorted({f"{need.key.kind}: {need.reason}" for need in waiting})
+            self._observe(Refetched(f"{subject.kind}:{subject.id}", tuple(reasons)))
 
     async def _refetch_user(self, user_id: str, waiting: Sequence[RefetchNeed]) -> None:
         when = await make_span_clock(self._host)
@@ -105,7 +106,6 @@ class Refetcher:
         is_back = any(RESTORED in reason for reason in reasons)
         if reasons:
             answered = await self._logto.user(user_id)
-            await self._check_tenant(answered)
             change = api_responses.read_user(user_id, answered.content, when(answered))
             is_back |= await self._learn(change)
             if answered.content is None:
@@ -116,21 +116,13 @@ class Refetcher:
         if any(ROLE in reason for reason in reasons):
             await self._learn(await fetch.fetch_roles(self._logto, user_id, when))
         if pairs:
-            answered = await self._logto.organizations_of(user_id)
-            await self._check_tenant(answered)
-            span = when(answered)
-            if answered.content is None:
-                await self._learn(Absent(Key("user", user_id), span.at))
-            else:
-                present = api_responses.pairs_of_user(user_id, answered.content)
-                await self._learn(*api_responses.read_pairs(pairs, present, span))
+            await self._learn(*await fetch.fetch_memberships(self._logto, user_id, pairs, when))
 
     async def _refetch_organization(
         self, organization_id: str, waiting: Sequence[RefetchNeed]
     ) -> None:
         when = await make_span_clock(self._host)
         answered = await self._logto.organization(organization_id)
-        await self._check_tenant(answered)
         content, span = answered.content, when(answered)
         is_back = await self._learn(api_responses.read_organization(organization_id, content, span))
         is_back |= any(MEMBERS in need.reason or RESTORED in need.reason for need in waiting)
@@ -139,16 +131,10 @@ class Refetcher:
             for piece in pieces:
                 await self._learn(*piece)
 
-    async def _check_tenant(self, answered: ApiResponse) -> None:
-        """Take nobody for deleted whom only this Logto never had. Raises WrongTenant."""
-        if answered.content is None:
-            await self._tenant.ensure_same_tenant()
-
     async def _learn(self, *changes: Change) -> bool:
-        """Apply answers; return whether a user or an organization is back by them."""
+        """Apply answers; return whether a user or an organization is back by them. Raises
+        WrongTenant: nobody is gone whom only this Logto never had."""
+        if any(isinstance(change, Absent) for change in changes):
+            await self._tenant.ensure_same_tenant()
         changed = await self._host.run(lambda store: batch.apply_reads(store, changes, "read"))
         return any(after.is_restored for _, after in changed)
-
-
-def _list_reasons(waiting: Sequence[RefetchNeed]) -> list[str]:
-    return sorted({f"{need.key.kind}: {need.reason}" for need in waiting})
