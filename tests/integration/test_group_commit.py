@@ -340,7 +340,7 @@ def test_a_spooled_file_that_cannot_be_read_holds_back_no_other(tmp_path: Path) 
         spool = SpoolDirectory(tmp_path / "spool")
         spool.make()
         (tmp_path / "spool" / f"{'0' * 13}-{'0' * 48}.json").mkdir()
-        await spool.keep([delivery(make.user_created().body)])
+        spool.write([delivery(make.user_created().body)])
         unspooler = Unspooler(spool, database.host, reports.append, lambda: None)
         assert [await unspooler.turn() for _ in range(3)] == [1, 0, 0]
         assert [type(each) for each in reports] == [NotUnspooled, Unspooled]
@@ -354,7 +354,7 @@ def test_what_goes_wrong_in_unforeseen_ways_is_answered_all_the_same(tmp_path: P
     """Also if no thread can be started that would spool it."""
 
     class Exhausted(SpoolDirectory):
-        async def keep(self, deliveries: Sequence[NewDelivery]) -> None:
+        def write(self, deliveries: Sequence[NewDelivery]) -> None:
             raise RuntimeError("can't start new thread")
 
     async def main() -> None:

@@ -189,7 +189,7 @@ async def nobody_who_applies(clinic: Clinic) -> list[Finding]:
 async def a_delivery_that_nobody_takes_from_the_spool(clinic: Clinic) -> list[Finding]:
     spool = clinic.folder / "spool"
     spool.mkdir(exist_ok=True)
-    SpoolDirectory(spool).keep_now(delivery(make.user_created().body))
+    SpoolDirectory(spool).write([delivery(make.user_created().body)])
     return await clinic.ask("spool", spool_dir=str(spool))
 
 

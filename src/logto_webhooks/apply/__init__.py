@@ -96,16 +96,11 @@ class DeliveryWorker:
         self._wake = asyncio.Event()
         self._may_work = may_work
         self._is_spare = True  # until it may work
-        self._stopping = False
+        self.stopping = False  # whether it was told to end
         self._stalls = 0
         self._held: Sequence[Work] = []
         self._claimed_at = 0.0
         self._token = ""
-
-    @property
-    def stopping(self) -> bool:
-        """Whether it was told to end."""
-        return self._stopping
 
     def wake(self) -> None:
         """Tell the worker that something is pending."""
@@ -113,19 +108,19 @@ class DeliveryWorker:
 
     def stop(self) -> None:
         """End `run` after the batch in hand."""
-        self._stopping = True
+        self.stopping = True
         self._wake.set()
 
     async def run(self) -> None:
         """Work until stopped. An unreachable database stalls it, and is tried again."""
-        while not self._stopping:
+        while not self.stopping:
             self._wake.clear()
             if not await self._turn():
                 await wait_for_event(self._wake, POLL_S)
 
     async def drain(self) -> None:
         """Work until nothing is pending, what waits for its next attempt included."""
-        while not self._stopping and (await self._turn() or await self._count_pending()):
+        while not self.stopping and (await self._turn() or await self._count_pending()):
             pass
 
     async def _turn(self) -> int:

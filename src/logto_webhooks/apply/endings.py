@@ -67,18 +67,20 @@ class Endings:
         self._ending, self._ended = None, 0
         self._locked = {key: until for key, until in self._locked.items() if until > now}
         try:
-            endings = await self._host.read(lambda store: store.endings())
+            endings = await self._host.read(Store.endings)
             for ending in endings:
                 if ending.key in self._locked:
                     continue
-                self._left = await self._host.read(partial(_list_memberships, ending=ending))
+                self._left = await self._host.read(
+                    partial(Store.memberships_to_end, ending=ending, limit=LISTED)
+                )
                 if self._left:
                     # A step then changes few rows of each page: their new versions find room there,
                     # and write into no index (PostgreSQL).
                     random.shuffle(self._left)
                     self._ending = ending
                     return True
-                newest = await self._host.read(partial(_find_newest, ending=ending))
+                newest = await self._host.read(partial(Store.newest_membership, end=ending.key))
                 await self._host.run(partial(_finish, ending=ending, newest=newest))
         except (RowRejected, TimedOut):
             pass
@@ -105,14 +107,6 @@ class Endings:
             store.save([named])
         enqueue_for_ended(store, present, ending)
         self._pace.took(len(pairs), time.perf_counter() - started)
-
-
-def _list_memberships(store: Store, ending: Ending) -> list[Key]:
-    return store.memberships_to_end(ending, LISTED)
-
-
-def _find_newest(store: Store, ending: Ending) -> int:
-    return store.newest_membership(ending.key)
 
 
 def _finish(store: Store, ending: Ending, newest: int) -> None:

@@ -159,18 +159,14 @@ class Handlers:
     def __init__(self) -> None:
         self._provides: Provides | None = None  # as long as the database isn't known
         self.by_name: dict[str, Handler] = {}
-        self._loop: asyncio.AbstractEventLoop | None = None
+        # The event loop on which they run, of an application or a command.
+        self.loop: asyncio.AbstractEventLoop | None = None
 
     def __iter__(self) -> Iterator[Handler]:
         return iter(self.by_name.values())
 
     def __len__(self) -> int:
         return len(self.by_name)
-
-    @property
-    def loop(self) -> asyncio.AbstractEventLoop | None:
-        """The event loop on which they run, of an application or a command; None if they don't."""
-        return self._loop
 
     def add(
         self,
@@ -191,7 +187,7 @@ class Handlers:
         if called in self.by_name:
             problem = "another handler has this name; choose another with name='…'"
             raise InvalidHandler(name=called, problem=problem)
-        if self._loop is not None:
+        if self.loop is not None:
             problem = "the application has already started: register handlers before"
             raise InvalidHandler(name=called, problem=problem)
         if not patterns:
@@ -214,11 +210,11 @@ class Handlers:
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
         """As long as the block lasts, they run, and none can be registered: it never would."""
-        before, self._loop = self._loop, asyncio.get_running_loop()
+        before, self.loop = self.loop, asyncio.get_running_loop()
         try:
             yield
         finally:
-            self._loop = before
+            self.loop = before
 
     def copy(self, provides: Provides) -> Handlers:
         """The same handlers on another database. Raises InvalidHandler."""

@@ -105,7 +105,7 @@ class GroupCommit:
             waiting.answer.add_done_callback(retrieve_error)
             if self._spool is not None and not waiting.answer.done() and not waiting.keeping:
                 with suppress(OSError):  # it may still be stored
-                    self._spool.keep_now(delivery)
+                    self._spool.write([delivery])
                     waiting.keeping = True
             raise
 
@@ -217,7 +217,8 @@ class GroupCommit:
         problem = self._explain()
         try:
             async with asyncio.timeout(LONGEST_KEEP_S):
-                await self._spool.keep([request.delivery for request in late])
+                deliveries = [request.delivery for request in late]
+                await asyncio.to_thread(self._spool.write, deliveries)
         except Exception as error:  # such as of a thread that can't be started
             self._fail(late, f"{problem}; nor could it be spooled: {type(error).__name__}")
             return

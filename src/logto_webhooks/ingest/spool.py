@@ -49,13 +49,24 @@ class SpoolDirectory:
             problem = f"this user has no write permission for {self._folder}"
             raise SettingInvalid(name=self._setting, problem=problem)
 
-    async def keep(self, deliveries: Sequence[NewDelivery]) -> None:
-        """Return once they are on disk. Raises OSError."""
-        await asyncio.to_thread(self._write, deliveries)
-
-    def keep_now(self, delivery: NewDelivery) -> None:
-        """The same, blocking. Raises OSError."""
-        self._write([delivery])
+    def write(self, deliveries: Sequence[NewDelivery]) -> None:
+        """Return once they are on disk; blocking. Raises OSError."""
+        for delivery in deliveries:
+            name = f"{delivery.received_at:013d}-{delivery.digest.hex()}.json"
+            # Of copies that two threads keep, one must not write into the other's file.
+            temporary = self._folder / f"{name}.{os.getpid()}-{threading.get_ident()}.part"
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            try:
+                with os.fdopen(descriptor, "wb") as file:
+                    file.write(delivery.body)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(temporary, self._folder / name)
+            except OSError:
+                with contextlib.suppress(OSError):  # what is on a full disk would keep it so
+                    temporary.unlink()
+                raise
+        _sync_directory(self._folder)
 
     def count(self) -> int:
         """How many wait; 0 if there is no such directory."""
@@ -96,24 +107,6 @@ class SpoolDirectory:
             for entry in entries:
                 if _NAME.fullmatch(entry.name):
                     yield entry.name
-
-    def _write(self, deliveries: Sequence[NewDelivery]) -> None:
-        for delivery in deliveries:
-            name = f"{delivery.received_at:013d}-{delivery.digest.hex()}.json"
-            # Of copies that two threads keep, one must not write into the other's file.
-            temporary = self._folder / f"{name}.{os.getpid()}-{threading.get_ident()}.part"
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            try:
-                with os.fdopen(descriptor, "wb") as file:
-                    file.write(delivery.body)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(temporary, self._folder / name)
-            except OSError:
-                with contextlib.suppress(OSError):  # what is on a full disk would keep it so
-                    temporary.unlink()
-                raise
-        _sync_directory(self._folder)
 
 
 def _sync_directory(folder: Path) -> None:
