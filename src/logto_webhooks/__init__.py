@@ -1,4 +1,4 @@
-"""Receives Logto's webhooks, and keeps an exact copy of Logto's users and organizations."""
+"""Receives Logto's webhooks and keeps an exact copy of Logto's users and organizations."""
 
 import importlib
 from typing import TYPE_CHECKING, Any

@@ -66,7 +66,7 @@ if TYPE_CHECKING:
 
 
 class HandlerInfo(Struct, frozen=True, kw_only=True):
-    """A handler, and counts of its jobs. Without `events`, it is no longer registered."""
+    """A handler with counts of its jobs. Without `events`, it isn't registered."""
 
     handler: str
     events: list[str]
@@ -200,7 +200,7 @@ class Admin:
 
     @property
     def database(self) -> Database:
-        """The database. It is opened when first used. Raises SettingInvalid."""
+        """Return the database, which is opened when first used. Raises SettingInvalid."""
         if self._database is None:
             settings = self._settings()
             if self._engine is None:
@@ -235,18 +235,19 @@ class Admin:
         return await self._read(lambda store: store.waiting(most))
 
     async def users(self, query: str = "", limit: int = 100) -> list[FoundRow]:
-        """Find users by id, email, phone or username, or else by part of an email, a username, a
-        name or a phone."""
+        """Find users by id, email, phone or username, or else by a part of an email, username, name
+        or phone."""
         checked, most = check_text("the query", query), check_limit(limit)
         return await self._read(lambda store: store.find("user", checked, most))
 
     async def organizations(self, query: str = "", limit: int = 100) -> list[FoundRow]:
-        """Find organizations by id or name, or else by part of the name."""
+        """Find organizations by id or name, or else by a part of the name."""
         checked, most = check_text("the query", query), check_limit(limit)
         return await self._read(lambda store: store.find("organization", checked, most))
 
     async def explain_user(self, query: str) -> Explained | None:
-        """Return a user's history, and which delivery set each field, or None if nobody is found.
+        """Return a user's history, and the delivery that set each field, or None if no user is
+        found.
 
         Raises SettingInvalid if several users match.
         """
@@ -257,7 +258,7 @@ class Admin:
         return await self._explain("organization", query)
 
     async def compare_user(self, query: str) -> UserComparison:
-        """Compare a user here with what Logto answers now."""
+        """Compare a stored user with Logto's current answer."""
         async with self._open_client() as logto:
             key = await self._read(lambda store: resolve_one(store, "user", query))
             host = self.database.host
@@ -271,8 +272,8 @@ class Admin:
         dry_run: bool = False,
         progressed: Callable[[RecoverResult], None] = _ignore_progress,
     ) -> RecoverResult:
-        """Restore deliveries from Logto's log that aren't in the inbox, from `since` (ms) on, or
-        else from where the last recovery ended. `dry_run` only counts."""
+        """Restore the deliveries in Logto's log that aren't in the inbox, since `since` (ms), or
+        since the end of the last recovery. With `dry_run`, only count them."""
         await self.database.check()
         async with self._open_client() as logto:
             recovery = make_recovery(self._settings(), logto, self.database, self._wake)
@@ -285,7 +286,7 @@ class Admin:
         dry_run: bool = False,
         progressed: Progressed = _ignore_progress,
     ) -> ReconcileResult:
-        """Compare all records, or those of one user, with Logto, and correct what differs."""
+        """Compare all records, or those of one user, with Logto, and correct the differences."""
         await self.database.check()
         async with self._open_client() as logto:
             reconciliation = make_reconciliation(logto, self.database)
@@ -297,7 +298,7 @@ class Admin:
     async def backfill(
         self, *, run_handlers: bool = False, progressed: Progressed = _ignore_progress
     ) -> ReconcileResult:
-        """Fill an empty database from Logto, as fast as Logto allows. Handlers only run with
+        """Fill an empty database from Logto, as fast as Logto allows. Handlers run only with
         `run_handlers`."""
         await self.database.check()
         async with self._open_client(fast=True) as logto:
@@ -325,8 +326,7 @@ class Admin:
     async def test_endpoint(
         self, hook: str | None = None, *, event: str | None = None, timeout_s: float = 10.0
     ) -> TestResult:
-        """Make Logto send a test payload by a webhook (by default yours), and wait until it
-        arrives.
+        """Make a webhook (by default yours) send a test payload, and wait until it arrives.
 
         Raises WebhookUnknown, UnknownEventName.
         """
@@ -345,8 +345,8 @@ class Admin:
     async def rotate_endpoint(
         self, hook: str | None = None, *, overlap_s: float = 600
     ) -> RotationResult:
-        """Change a webhook's key in Logto (by default your webhook's). The old key is accepted
-        during the overlap.
+        """Rotate the key of a webhook (by default yours) in Logto. The old key is accepted during
+        the overlap.
 
         Raises WebhookUnknown.
         """
@@ -377,10 +377,10 @@ class Admin:
     ) -> ReplayResult:
         """Apply deliveries again, and run their dead and discarded jobs again.
 
-        With `rerun`, finished jobs run again, too; with `sync_only`, none. With a `handler`, only
-        its jobs run, and only deliveries that were never applied are applied. `dry_run` returns
-        what would differ. Raises DeliveryUnknown, HandlerUnknown, and SettingInvalid for an invalid
-        id.
+        With `rerun`, jobs that are done also run again. With `sync_only`, no jobs run. With a
+        `handler`, only its jobs run, and only deliveries that were never applied are applied.
+        `dry_run` returns the expected differences. Raises DeliveryUnknown, HandlerUnknown, and
+        SettingInvalid for an invalid id.
         """
         lag_ms, checked = self._settings().lag_ms, validation.check_ids("delivery", ids)
 
@@ -406,10 +406,10 @@ class Admin:
     async def retry_jobs(
         self, ids: Sequence[int] = (), *, handler: str | None = None, state: str | None = None
     ) -> int:
-        """Run jobs again, at the end of their queues: by id, or all of a handler in a state (by
-        default "dead"). A job that waits for its next attempt has it now.
+        """Run jobs again, at the end of their queues: by id, or all of a handler in one state (by
+        default "dead"). A job that waits for its next attempt runs now.
 
-        Returns how many will run again; running jobs aren't among them. Raises JobUnknown,
+        Returns how many jobs will run again, not counting running ones. Raises JobUnknown,
         HandlerUnknown, and SettingInvalid for an invalid id or state, or too many jobs at once.
         """
         return await self._move(ids, handler, state, JobMove.REPEAT)
@@ -424,13 +424,13 @@ class Admin:
         return await self._move(ids, handler, state, JobMove.DISCARD)
 
     async def known_handlers(self) -> list[HandlerInfo]:
-        """List the handlers that any process has registered, with counts of their jobs."""
+        """List the registered handlers with the number of their jobs in each state."""
         return await self._read(list_handlers)
 
     async def forget_handler(self, name: str) -> int | None:
-        """Forget a handler whose code is gone, and discard its waiting jobs.
+        """Forget a handler that you have removed, and discard its waiting jobs.
 
-        Returns how many were discarded, or None if the handler is unknown.
+        Returns the number of discarded jobs, or None if the handler is unknown.
         """
         checked = validation.check_text("the handler", name)
         return await self._write(lambda store: forget_handler(store, checked))
@@ -444,11 +444,12 @@ class Admin:
         application: Admin | None = None,
         files: Sequence[Path] = (),
     ) -> list[Finding]:
-        """Check both sides, and return what is wrong and what to do for each check.
+        """Run the checks of `doctor`. Returns a finding for each: what is wrong, and how to fix it.
 
-        `only` names checks to run, together with those they depend on. Each may take `timeout_s`.
-        `application` is one whose handlers run here, so its database should be this one. `files`
-        are further files that contain a secret. Raises SettingInvalid for an unknown check.
+        `only` selects checks by name, together with the checks that they depend on. Each check can
+        take `timeout_s`. `application` is your application, if its handlers run here, and should
+        use this database. `files` are additional files that contain secrets. Raises SettingInvalid
+        for an unknown check.
         """
         settings = self._settings()
         # Here, as `explain` below, so that other commands start faster.

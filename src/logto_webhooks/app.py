@@ -49,10 +49,10 @@ logger = logging.getLogger("logto_webhooks")
 
 
 class LogtoWebhooks(Admin):
-    """Receives Logto's webhooks in an application, and runs its handlers.
+    """Receives Logto's webhooks in an application and runs its handlers.
 
-    Creating one reads no environment and opens nothing; `lifespan` starts it. Each command is a
-    method, too: `status`, `users`, `explain_user`, `replay`, `recover`, `reconcile` ….
+    Creating an instance reads no environment and opens nothing. `lifespan` starts it. Each command
+    is also a method: `status`, `users`, `explain_user`, `replay`, `recover`, `reconcile` ….
     """
 
     def __init__(
@@ -66,9 +66,9 @@ class LogtoWebhooks(Admin):
         environment: Mapping[str, str] | None = None,
         **settings: Unpack[MountedSettings],
     ) -> None:
-        """`signing_key` is one key, or several separated by commas. Give either your `engine` or a
-        `database_url`. Other settings are those of `MountedSettings`. If there is an `environment`,
-        settings that you leave out are read from it when they are needed.
+        """`signing_key` is one key, or several keys, separated by commas. Pass either your `engine`
+        or a `database_url`. Other settings are those of `MountedSettings`. If you pass an
+        `environment`, missing settings are read from it when they are needed.
 
         Raises SettingInvalid, and TypeError for an unknown setting.
         """
@@ -90,8 +90,8 @@ class LogtoWebhooks(Admin):
 
     @classmethod
     def from_env(cls, *, path: str = "/api/webhooks/logto") -> LogtoWebhooks:
-        """Create one that reads its settings from the environment when it starts. If a command runs
-        it, it uses the command's settings, which include the file `.env`."""
+        """Create an instance that reads its settings from the environment when it starts. If a
+        command runs it, it uses the command's settings, which include the file `.env`."""
         return cls(path=path, environment=os.environ)
 
     def run_by(self, settings: Settings, database: Database | None = None) -> None:
@@ -129,11 +129,11 @@ class LogtoWebhooks(Admin):
         rerun: bool = True,
         unknown: bool = False,
     ) -> Callable[[Function], Function]:
-        """Register a function for events: classes, names, patterns such as "Organization.*", "*".
+        """Register a function for events: classes, names, or patterns such as "Organization.*".
 
-        Returns the function unchanged. Times are in seconds. Parameters are filled by annotation,
-        or by name: event, delivery, user, logger. `unknown` accepts names that this release doesn't
-        know. Raises UnknownEventName, InvalidHandler.
+        Returns the function unchanged. Times are in seconds. The type of a parameter determines its
+        value; without a type, its name does (event, delivery, user, logger). `unknown` accepts
+        names that this release doesn't know. Raises UnknownEventName, InvalidHandler.
         """
         tests: Tests = "too" if test else "no"
         patterns = parse_patterns(what, unknown=unknown, tests=tests)
@@ -174,7 +174,7 @@ class LogtoWebhooks(Admin):
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: object = None) -> AsyncIterator[None]:
-        """Receive deliveries, apply them and run handlers while the context is open.
+        """Receive deliveries, apply them, and run handlers while the context is open.
 
         Raises StoreUnavailable, SchemaMismatch, SettingInvalid, InvalidHandler.
         """
@@ -195,15 +195,15 @@ class LogtoWebhooks(Admin):
         return await self._service.webhook.answer(scope, receive)
 
     async def respond(self, request: Request) -> Response:
-        """Answer a Starlette or FastAPI request. A dependency, a middleware, or a tool such as
-        Sentry may have read its body before."""
+        """Answer a Starlette or FastAPI request. A dependency, middleware or a tool such as Sentry
+        can read its body before."""
         return asgi.to_response(await self.answer(request.scope, asgi.receive_from(request)))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Run the webhook as an ASGI application, with a lifespan of its own.
+        """Run the webhook as an ASGI application with its own lifespan.
 
-        The body must not have been read before: a middleware that reads it must pass it on, as
-        Starlette's BaseHTTPMiddleware does.
+        If middleware reads the body before, it must pass it on, as Starlette's BaseHTTPMiddleware
+        does.
         """
         if scope["type"] == "lifespan":
             await asgi.run_lifespan(self.lifespan, receive, send)
@@ -217,9 +217,9 @@ class LogtoWebhooks(Admin):
         """Return the user for a verified token's claims. If the webhook hasn't arrived yet, create
         the user from the claims.
 
-        With a `session` (AsyncSession, Session), this happens in its transaction. Without one, it
-        happens in a transaction of its own, with what the Management API returns about the user, if
-        it is configured. Raises ClaimsUnusable, UserIsDeletedError, WriterBusy, StoreUnavailable.
+        With a `session` (AsyncSession, Session), this runs in its transaction. Without one, it runs
+        in a separate transaction, and also uses the Management API's answer about the user, if the
+        API is configured. Raises ClaimsUnusable, UserIsDeletedError, WriterBusy, StoreUnavailable.
         """
         host = self.database.host
         if session is not None:
@@ -230,17 +230,17 @@ class LogtoWebhooks(Admin):
         return row
 
     async def wait_for_user(self, logto_id: str, timeout_s: float = 5.0) -> UserRow:
-        """Wait until a user's webhook was applied. With a time-out of 0, look once.
+        """Wait until a user's webhook is applied. With a timeout of 0, check once.
 
         Raises ClaimsUnusable for an invalid id, TimeoutError, UserIsDeletedError, StoreUnavailable.
         """
         return await ensure_user.wait_for_user(self.database.host, logto_id, timeout_s)
 
     def call(self, work: Coroutine[Any, Any, T]) -> T:
-        """Await a coroutine of this object in synchronous code, in a thread other than the event
+        """Run a coroutine of this object from synchronous code, in a thread other than the event
         loop's: `logto.call(logto.ensure_user(claims))`.
 
-        Raises CalledFromEventLoop, and whatever the coroutine raises.
+        Raises CalledFromEventLoop, and any exception of the coroutine.
         """
         if _is_loop_running():
             work.close()

@@ -189,8 +189,8 @@ class StoredDelivery(Struct, frozen=True, kw_only=True):
 
     @property
     def call(self) -> str:
-        """The call of Logto's API, or the interaction, that caused it. "" if Logto doesn't say, as
-        with the account API."""
+        """The call to Logto's API, or the interaction, that caused the delivery. "" if Logto
+        doesn't say, as with the account API."""
         return api_call(self.body)
 
 
@@ -232,10 +232,10 @@ class Status(Struct, frozen=True, kw_only=True):
 
     `recovered` counts deliveries from Logto's log, which was last read at `complete_up_to` (ms).
     All records were last compared with Logto at `reconciled_at` (ms). Since `silent_since` (ms), no
-    deliveries arrived, or all were rejected; None while they arrive as usual. `memberships_to_end`
-    are still listed although their user or organization was deleted. `jobs` are counted by state,
-    `unrunnable` are jobs of handlers that nobody registered, and `spooled` are deliveries in the
-    spool directory.
+    deliveries have arrived, or all were rejected; it is None while they arrive as usual.
+    `memberships_to_end` counts memberships of deleted users and organizations that are still
+    listed. `jobs` are counted by state, `unrunnable` are jobs of unregistered handlers, and
+    `spooled` are deliveries in the spool directory.
     """
 
     deliveries: dict[str, int]

@@ -18,7 +18,7 @@ class AcceptedBody(BaseModel):
 
 
 class RefusedBody(BaseModel):
-    """The answer to a refused request."""
+    """The answer to a rejected request."""
 
     error: str
 

@@ -177,12 +177,12 @@ class JobRow(Struct, frozen=True, kw_only=True):
 
 
 class Delivery(Struct, frozen=True, kw_only=True):
-    """What a handler can ask about the delivery that it handles.
+    """The delivery that a handler handles.
 
-    `id` is the id in the inbox, or None for a local event without a delivery. `late`: something
-    newer of this subject was handled before. `replayed`: the job was repeated on request.
-    `idempotency_key` is the same in all attempts and replays: pass it to services that must act
-    only once. Times are in milliseconds since the epoch.
+    `id` is the id in the inbox, or None for a local event without a delivery. `late` means that a
+    newer event with the same subject was handled before. `replayed` means that the job was repeated
+    on request. `idempotency_key` is the same in all attempts and replays: pass it to external
+    services, so that they act only once. Times are in milliseconds since the epoch.
     """
 
     id: int | None

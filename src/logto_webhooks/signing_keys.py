@@ -21,7 +21,7 @@ _SEAL: Final = object()
 
 @final
 class VerifiedBody:
-    """A body that Logto is known to have sent. `verify` returns one."""
+    """A body that is known to come from Logto. `verify` returns it."""
 
     __slots__ = ("content", "key")
 
@@ -42,8 +42,8 @@ def sign(body: bytes, key: str) -> str:
 def verify(body: bytes, signatures: Sequence[bytes], keys: Sequence[str]) -> VerifiedBody:
     """Verify that `body` was signed with one of `keys`, in constant time.
 
-    `signatures` contains the value of every `logto-signature-sha-256` header of the request.
-    Anything but exactly one well-formed value is refused. Raises SignatureRejected.
+    `signatures` contains the values of all `logto-signature-sha-256` headers of the request. There
+    must be exactly one, and it must be well-formed. Raises SignatureRejected.
     """
     if not keys:
         raise SignatureRejected(reason="no signing key is configured")

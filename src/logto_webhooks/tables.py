@@ -1,9 +1,9 @@
 """The public tables, for your joins and foreign keys, and a filter for Alembic.
 
-Refer to their columns: `ForeignKey(tables.users.c.logto_user_id)`. The tables are in a metadata of
-their own, so your `create_all` and `drop_all` ignore them.
+Refer to their columns: `ForeignKey(tables.users.c.logto_user_id)`. The tables have their own
+metadata, so your `create_all` and `drop_all` ignore them.
 
-`logto-webhooks migrate` creates and changes the tables. In the `env.py` of your Alembic, pass
+`logto-webhooks migrate` creates and changes the tables. In Alembic's `env.py`, pass
 `include_object` of this module, so that autogenerate neither drops nor creates them.
 """
 
@@ -49,11 +49,11 @@ class PublicTables:
 def public_tables(
     *, schema: str | None = None, metadata: sa.MetaData | None = None
 ) -> PublicTables:
-    """Return the tables in a PostgreSQL schema, the one that LOGTO_WEBHOOKS_SCHEMA names.
+    """Return the tables in a PostgreSQL schema, as set in LOGTO_WEBHOOKS_SCHEMA.
 
-    With your `metadata`, they are added to it, for foreign keys that are strings
-    (`ForeignKey("logto_users.logto_user_id")`, and those of SQLModel). Its `create_all` then
-    creates them, too.
+    With your `metadata`, the tables are added to it, for foreign keys that are strings
+    (`ForeignKey("logto_users.logto_user_id")`, and those of SQLModel). Its `create_all` then also
+    creates them.
     """
     where = sa.MetaData() if metadata is None else metadata
     return PublicTables(
@@ -71,8 +71,9 @@ def include_object(
 ) -> bool:
     """Exclude the tables of this package from Alembic's autogenerate.
 
-    Pass it to `context.configure`. A table in the database whose name begins with `logto_`, and
-    which none of your models maps, is excluded, too: a newer release may have created it.
+    Pass it to `context.configure`. It also excludes other tables in the database whose names start
+    with `logto_`, unless one of your models maps them, because a newer release may have created
+    them.
     """
     if type_ == "table":
         return not (name in _OURS or (reflected and compare_to is None and _is_ours(name)))
@@ -81,8 +82,8 @@ def include_object(
 
 
 def include_name(name: str | None, type_: str, parent_names: Any) -> bool:
-    """Exclude the tables before Alembic reads them. Optional: `include_object` is enough, but reads
-    more."""
+    """Exclude the tables before Alembic reads them. This is optional: with `include_object` alone,
+    Alembic reads more tables."""
     return type_ != "table" or name not in _OURS
 
 

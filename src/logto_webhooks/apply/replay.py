@@ -31,8 +31,8 @@ def iterate_jobs(store: Store, filter: JobFilter) -> Iterator[JobRow]:
 
 
 class ReplayResult(Struct, frozen=True, kw_only=True):
-    """What a replay did, or would do: deliveries applied again, jobs to run again or for the first
-    time, and differences."""
+    """The result of a replay: deliveries applied again, jobs to run again or for the first time,
+    and differences. With `dry_run`, what they would be."""
 
     deliveries: int
     jobs: int

@@ -1,7 +1,7 @@
-"""Typed events: everything that Logto 1.42 sends, two of a later Logto, two derived ones, and the
-local events, which say what changed in your database.
+"""Typed events: all events of Logto 1.42, two of a later Logto, two derived events, and the local
+events, which report changes in your database.
 
-`parse` turns a verified body into one of them.
+`parse` turns a verified body into an event.
 """
 
 import difflib
@@ -196,10 +196,10 @@ def named(name: str) -> type[Event]:
 def parse(body: VerifiedBody, occurred_at: int | None = None) -> Event:
     """Parse a verified body. An event with an unknown name becomes an UnknownEvent.
 
-    Values nested deeper than 64 levels become strings of JSON. `occurred_at` (ms) is the inbox's
-    date of the delivery, and replaces an implausible `createdAt`.
+    Values nested deeper than 64 levels become JSON strings. `occurred_at` (ms) is the delivery's
+    time in the inbox, and replaces an implausible `createdAt`.
 
-    Raises NotADelivery, or MalformedEvent if a field that the sync needs has the wrong type.
+    Raises NotADelivery, or MalformedEvent if a required field has the wrong type.
     """
     payload = canonical_json.shown(payload_of(body))
     return from_payload(payload, None if occurred_at is None else corrected(payload, occurred_at))

@@ -21,7 +21,7 @@ E = TypeVar("E", bound="Event")
 
 
 class Application(Struct, frozen=True, kw_only=True):
-    """The application that somebody used."""
+    """The application that the user used."""
 
     id: str
     name: str | None = None
@@ -30,10 +30,10 @@ class Application(Struct, frozen=True, kw_only=True):
 
 
 class Event(Struct, frozen=True, kw_only=True, rename="camel"):
-    """The fields of all events. `payload` is everything that Logto sent, including unknown fields.
+    """The fields of all events. `payload` is the complete payload, including unknown fields.
 
-    A field that the sync doesn't need and that isn't as documented has its default value. Its raw
-    value is in `payload`, and its name in `odd_fields`.
+    If an optional field doesn't have its documented form, it has its default value. Its raw value
+    is in `payload`, and its name in `odd_fields`.
     """
 
     name: ClassVar[str] = ""
@@ -86,11 +86,11 @@ class Event(Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 class UnknownEvent(Event, frozen=True, kw_only=True):
-    """An event that this release doesn't know. `payload` has all of it."""
+    """An event that this release doesn't know. `payload` is the complete payload."""
 
 
 class TestPayload(Event, frozen=True, kw_only=True):
-    """What "send test payload" in Logto's console sends, under the name of any event."""
+    """A test payload from Logto's console. It can have the name of any event."""
 
     __test__: ClassVar[bool] = False  # not for pytest
 

@@ -65,7 +65,7 @@ class LocalUserEvent(LocalEvent, frozen=True, kw_only=True):
 
 
 class LocalUserCreated(LocalUserEvent, frozen=True, kw_only=True):
-    """A user appeared: for the first time, once per Logto id, or again after a deletion
+    """A user was created in your database: once per Logto id, and again after a deletion
     (`restored`)."""
 
     name: ClassVar[str] = "LocalUserCreated"
@@ -92,7 +92,7 @@ class LocalOrganizationEvent(LocalEvent, frozen=True, kw_only=True):
 
 
 class LocalOrganizationCreated(LocalOrganizationEvent, frozen=True, kw_only=True):
-    """An organization appeared: for the first time, once per Logto id, or again after a deletion
+    """An organization was created in your database: once per Logto id, and again after a deletion
     (`restored`)."""
 
     name: ClassVar[str] = "LocalOrganizationCreated"
@@ -120,7 +120,7 @@ class LocalMemberEvent(LocalEvent, frozen=True, kw_only=True):
 
 
 class LocalMemberAdded(LocalMemberEvent, frozen=True, kw_only=True):
-    """A user is a member now, and both the user and the organization are in the tables."""
+    """A user became a member. Both the user and the organization are in the tables."""
 
     name: ClassVar[str] = "LocalMemberAdded"
 

@@ -62,8 +62,8 @@ class OrganizationDeleted(OrganizationEvent, frozen=True, kw_only=True):
 
 class OrganizationMembershipUpdated(OrganizationEvent, frozen=True, kw_only=True):
     """Members were added or removed. Logto cuts each list at 5,000 without notice, and leaves out
-    an empty one. Without any list, only the Management API knows what changed, unless the call
-    removes one member: then `removed_user_ids` has the user that the call names."""
+    an empty list. Without any list, only the Management API knows what changed. There is one
+    exception: if the call removes one member, `removed_user_ids` has this user."""
 
     name: ClassVar[str] = "Organization.Membership.Updated"
     strict: ClassVar[frozenset[str]] = frozenset(

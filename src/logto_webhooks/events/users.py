@@ -148,7 +148,7 @@ class GrantLimitExceeded(Event, frozen=True, kw_only=True):
     """A user had more grants for one application than allowed, and Logto revoked the oldest.
 
     `application_id` is missing for an unregistered client, whose address is in `cimd_client_id`.
-    `pre_revocation_active_grant_count` is how many there were.
+    `pre_revocation_active_grant_count` is the number of grants before.
     """
 
     name: ClassVar[str] = "Grant.LimitExceeded"

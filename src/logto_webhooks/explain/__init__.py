@@ -27,7 +27,7 @@ from logto_webhooks.signing_keys import trust
 
 
 class Explained(Struct, frozen=True):
-    """A record's history: a line for each delivery and API response; and what set each field."""
+    """A record's history: each delivery and API response, and the source of each field."""
 
     subject: Key
     lines: list[TimelineEntry]

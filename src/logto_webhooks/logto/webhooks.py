@@ -59,11 +59,11 @@ class Webhook(Struct, frozen=True, kw_only=True, rename="camel"):
 
     @property
     def url(self) -> str:
-        """Its URL."""
+        """The webhook's URL."""
         return str(self.config.get("url", ""))
 
     def leads_to(self, url: str) -> bool:
-        """Return whether its URL is `url`, ignoring a trailing slash."""
+        """Return whether the webhook's URL is `url`, ignoring a trailing slash."""
         return self.url.rstrip("/") == url.rstrip("/")
 
 
@@ -151,8 +151,8 @@ NAME: Final = "logto-webhooks"
 
 
 class TestResult(Struct, frozen=True, kw_only=True):
-    """The result of a test: the delivery's id, or the problem. A webhook that isn't `enabled` sends
-    nothing but tests."""
+    """The result of a test: the delivery's id, or the problem. If the webhook isn't `enabled`,
+    Logto sends only tests."""
 
     hook: str
     url: str
@@ -274,7 +274,7 @@ _CHANGED: Final = "Logto already uses the new key, so run this command again"
 class RotationResult(Struct, frozen=True, kw_only=True):
     """A webhook with a new key. Times are in milliseconds since the epoch.
 
-    `signing_key` is the new key. The old one is in the database, so you don't need to keep it in
+    `signing_key` is the new key. The old key is in the database, so you don't need to keep it in
     the settings.
     """
 

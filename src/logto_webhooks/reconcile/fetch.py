@@ -145,7 +145,8 @@ def _cut(items: Sequence[T]) -> list[Sequence[T]]:
 
 
 class UserComparison(Struct, frozen=True, kw_only=True):
-    """A user here and in Logto, by column. None if the user doesn't exist there (any more)."""
+    """A user in the database and in Logto, by column. A side is None if the user doesn't exist
+    there."""
 
     ours: dict[str, Any] | None
     logto: dict[str, Any] | None

@@ -54,8 +54,8 @@ _BEGAN: Final = f"{RECONCILE} began"
 class ReconcileResult(Struct, kw_only=True):
     """The result of a comparison with Logto. `fields` counts the columns that differed.
 
-    `began` is the time (ms) from which on its data are valid. A comparison that was `resumed` only
-    counts its own part.
+    `began` is the start (ms) of the comparison. If it was `resumed`, the counts cover only the last
+    run.
     """
 
     began: int = 0

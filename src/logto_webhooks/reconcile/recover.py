@@ -31,7 +31,7 @@ _RECENT: Final = 200  # deliveries that are asked for the id of their hook
 
 
 class RecoverResult(Struct, kw_only=True):
-    """The result of a recovery up to `until` (ms). `causes` counts missing deliveries by reason."""
+    """The result of a recovery up to `until` (ms). `causes` counts missing deliveries by cause."""
 
     since: int
     until: int

@@ -15,7 +15,8 @@ from logto_webhooks.signing_keys import HEADER, sign
 
 
 class SignedRequest(Struct, frozen=True):
-    """A signed request. `event` is the event's name. A slow network sends the body in `pieces`."""
+    """A signed request. `event` is the event's name. `pieces` simulates a slow network that sends
+    the body in several pieces."""
 
     event: str
     body: bytes

@@ -54,8 +54,8 @@ T = TypeVar("T")
 
 
 class HandlerCall(Struct, frozen=True):
-    """One call of a handler. `state` is the state of its job afterwards: done, waiting (it failed
-    and will be tried again), dead or discarded."""
+    """One call of a handler. `state` is the state of its job afterwards: done, waiting (for a
+    retry), dead or discarded."""
 
     handler: str
     event: str
@@ -66,7 +66,7 @@ class HandlerCall(Struct, frozen=True):
 
 class DeliveryResult(Struct, frozen=True):
     """The result of a delivery: the status of the answer, the outcome of the sync, and `runs`, the
-    calls of handlers that followed.
+    handler calls that followed.
 
     `outcome` is applied, stale, tombstoned, unchanged, asks, nothing, test, unknown, failed, dead
     or duplicate, or None if the delivery wasn't accepted.
@@ -99,34 +99,37 @@ class App:
 
     @property
     def connection(self) -> sa.Connection:
-        """The connection that it uses, for your own tables and queries."""
+        """The connection that the application uses, for your own tables and queries."""
         return cast("sa.Connection", self._app.connection)
 
     @property
     def clock(self) -> FrozenClock:
-        """Its clock, which `tick` moves."""
+        """The application's clock, which `tick` moves."""
         return self._app.clock
 
     @property
     def reports(self) -> list[TelemetryEvent]:
-        """Everything that was reported to observers."""
+        """All telemetry events so far."""
         return self._app.reports
 
     def deliver(self, *deliveries: SignedRequest | Sequence[SignedRequest]) -> DeliveryResult:
         """Receive deliveries, apply what is due, and run the handlers. Returns the result of the
         last delivery.
 
-        Raises what a handler raised, unless `fail` made it fail or `raise_errors` is off;
-        SettingInvalid for anything that `testing.make` didn't make; SchemaMismatch.
+        Raises the exception of a handler, unless `fail` caused it or `raise_errors` is off. Also
+        raises SettingInvalid for anything that doesn't come from `testing.make`, and
+        SchemaMismatch.
         """
         return _run(self._app.deliver(*deliveries))
 
     def work(self) -> list[HandlerCall]:
-        """Apply everything that is due now, and run the handlers. Raises as `deliver`."""
+        """Apply everything that is due now, and run the handlers. Raises the same errors as
+        `deliver`."""
         return _run(self._app.work())
 
     def tick(self, seconds: float | None = None) -> list[HandlerCall]:
-        """Move the clock, by default to the next retry, and work. Raises as `deliver`."""
+        """Move the clock, by default to the next retry, and work. Raises the same errors as
+        `deliver`."""
         return _run(self._app.tick(seconds))
 
     def fail(
@@ -164,7 +167,7 @@ class App:
 
 
 class AsyncApp:
-    """The same with asynchronous methods. `testing.app` creates one."""
+    """An application under test with asynchronous methods. `testing.app` creates it."""
 
     def __init__(
         self,
@@ -191,7 +194,7 @@ class AsyncApp:
         self._caller = HandlerCaller(host.handle, clock, _no_jitter, self._handlers, _call)
 
     async def deliver(self, *deliveries: SignedRequest | Sequence[SignedRequest]) -> DeliveryResult:
-        """Do as `App.deliver`."""
+        """The same as `App.deliver`."""
         requests = _flatten(deliveries)
         await self._backend.check()
         answers = [await self._receive(request) for request in requests]
@@ -203,7 +206,7 @@ class AsyncApp:
         return DeliveryResult(last.status, last.id, outcome, tuple(calls))
 
     async def work(self) -> list[HandlerCall]:
-        """Do as `App.work`."""
+        """The same as `App.work`."""
         await self._host.run(self._prepare)
         calls: list[HandlerCall] = []
         while True:
@@ -220,7 +223,7 @@ class AsyncApp:
         return calls
 
     async def tick(self, seconds: float | None = None) -> list[HandlerCall]:
-        """Do as `App.tick`."""
+        """The same as `App.tick`."""
         if seconds is None:
             milliseconds = await self._backend.until_due(list(self._handlers.by_name))
             seconds = max(milliseconds or 0, 0) / 1000
@@ -239,7 +242,7 @@ class AsyncApp:
         *,
         times: int = 1,
     ) -> None:
-        """Do as `App.fail`."""
+        """The same as `App.fail`."""
         error = RuntimeError("made to fail") if error is None else error
         if not isinstance(error, BaseException):
             problem = f"pass an exception, such as ConnectionError('away'), not {error!r}"
@@ -362,10 +365,10 @@ def app(
 ) -> App | AsyncApp:
     """Create an application under test with the handlers of `logto`.
 
-    Everything happens on your `connection`, in savepoints, and you roll it back. Its database must
-    have the tables of this package. Without a connection, it uses a SQLite database in memory,
-    which has these tables: create yours on the `connection` of the returned application. Raises
-    InvalidHandler, SettingInvalid.
+    Everything runs on your `connection`, in savepoints, so you can roll it back. The database must
+    have the tables of this package. Without a connection, the application uses a SQLite database in
+    memory with these tables; create your own tables on the `connection` of the returned
+    application. Raises InvalidHandler, SettingInvalid.
     """
     backend = MemoryBackend() if connection is None else Backend(connection, logto.schema)
     async_app = AsyncApp(backend, clock or FrozenClock(), keys, logto.handlers, raise_errors)

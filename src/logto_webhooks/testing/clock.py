@@ -27,7 +27,7 @@ MOMENTS: Final = Moments()
 
 
 class FrozenClock:
-    """A clock that only moves when you move it. `now` is in milliseconds since the epoch, and by
+    """A clock that moves only when you move it. `now` is in milliseconds since the epoch, by
     default the time that `make` gives to the next delivery."""
 
     def __init__(self, now: int | None = None) -> None:
@@ -35,7 +35,7 @@ class FrozenClock:
         self._now = MOMENTS.next() if now is None else now
 
     def now(self) -> int:
-        """Return its time."""
+        """Return the clock's time."""
         return self._now
 
     def tick(self, seconds: float) -> None:

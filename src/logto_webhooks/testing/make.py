@@ -1,12 +1,12 @@
 """Makes and signs deliveries of any event: `make.user_created(email="ana@example.com")`.
 
 Each function takes `id` (of the user, organization, role or scope), `at` (when Logto sent it, in
-milliseconds since the epoch), `key` (the signing key) and any field. Top-level fields of the
-payload go there, all others into the record.
+milliseconds since the epoch), `key` (the signing key) and any field. Top-level fields change the
+payload, other fields the record.
 
-Without `at`, the delivery is dated now, so that it is newer than the application that receives it:
-some seconds ahead, and after all that were made before. Users and organizations that are created,
-and users who register, are new. All others were created three days earlier.
+Without `at`, the delivery has the current time, some seconds ahead and after all earlier
+deliveries, so that it is newer than the installation. Users and organizations are new if the event
+creates them, or if a user registers. Otherwise, they were created three days earlier.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def sign_up(
     key: str = SIGNING_KEY,
     **fields: Any,
 ) -> list[SignedRequest]:
-    """Make what Logto sends when a user registers and joins `organizations` just in time."""
+    """Make the deliveries of a user who registers and joins `organizations` just in time."""
     at = _pick_moment(at)
     sent = scenarios.sign_up(fields, at=at, rng=_random, id=id, organizations=organizations)
     return [sign_request(body, key) for body in sent]
@@ -57,8 +57,7 @@ def sign_up(
 def first_sign_in(
     *, id: str | None = None, at: int | None = None, key: str = SIGNING_KEY, **fields: Any
 ) -> SignedRequest:
-    """Make the PostSignIn of a user whom the sign-in creates, as with single sign-on: there is no
-    User.Created."""
+    """Make the PostSignIn of a new user. As with single sign-on, there is no User.Created."""
     body = scenarios.first_sign_in(fields, at=_pick_moment(at), rng=_random, id=id)
     return sign_request(body, key)
 
@@ -66,7 +65,7 @@ def first_sign_in(
 def console_test(
     name: str = "User.Created", *, at: int | None = None, key: str = SIGNING_KEY
 ) -> SignedRequest:
-    """Make what "send test payload" in Logto's console sends."""
+    """Make a test payload, as from Logto's console."""
     return sign_request(shapes.console_test(name, "sample-hook", _pick_moment(at)), key)
 
 

@@ -1,8 +1,8 @@
-"""pytest fixtures: import them in `conftest.py`, next to a fixture `logto` of your own.
+"""pytest fixtures. Import them in `conftest.py`, and write a fixture `logto`.
 
 `from logto_webhooks.testing.pytest_plugin import logto_app, logto_connection`
 
-Instead of importing the second, you can write a fixture `logto_connection` of your own.
+Instead of importing `logto_connection`, you can write your own.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def logto_connection() -> sa.Connection | AsyncConnection | None:
-    """None, for SQLite in memory. Write your own to return an open connection, and roll it back."""
+    """Return None, for SQLite in memory. Override it to return an open connection and roll it back."""
     return None
 
 
@@ -30,6 +30,6 @@ def logto_connection() -> sa.Connection | AsyncConnection | None:
 def logto_app(
     logto: LogtoWebhooks, logto_connection: sa.Connection | AsyncConnection | None
 ) -> testing.App | testing.AsyncApp:
-    """The application under test, with the handlers of the fixture `logto`, on SQLite in memory
-    unless there is a connection."""
+    """Return the application under test, with the handlers of the fixture `logto`. Without a
+    connection, it runs on SQLite in memory."""
     return testing.app(logto, logto_connection)

@@ -26,7 +26,7 @@ _MINUTE_MS: Final = 60_000
 
 
 class FakeLogto(Actions):
-    """A Logto on 127.0.0.1 while the context lasts; all is used from its event loop.
+    """A Logto on 127.0.0.1 while the context is open. Use it only from its event loop.
 
     >>> async def test(app_url: str) -> None:
     ...     async with FakeLogto(seed=1) as logto:
@@ -34,10 +34,10 @@ class FakeLogto(Actions):
     ...         ana = logto.create_user(primaryEmail="ana@example.com")
     ...         await logto.settle()
 
-    `now` is in milliseconds since the epoch. With `ties`, a user's `updatedAt` is the start of
-    Logto's transaction, up to 20 ms before now: it ties, and goes back. `at_once` is how many
-    webhooks are on their way at a time; with 1 they keep their order. Entered again after it was
-    left, it has the same records and address, as after a restart.
+    `now` is in milliseconds since the epoch. With `ties`, a user's `updatedAt` is up to 20 ms
+    before now, as with Logto's transactions, so that times can be equal or go back. `at_once` is
+    the number of webhooks to send at the same time. With 1, they stay in order. If you enter the
+    context again, it has the same records and address, like a Logto after a restart.
     """
 
     def __init__(
@@ -73,10 +73,11 @@ class FakeLogto(Actions):
         log: Sequence[Json] | None = None,
         now: Callable[[], int] | None = None,
     ) -> FakeLogto:
-        """Create a Logto at the end of a recorded history, with its webhook, records and log.
+        """Create a FakeLogto in the final state of a recorded history, with its webhook, records
+        and log.
 
-        `log` contains the recorded entries, newest first; by default, they are made from the
-        deliveries. Unless you give a clock, its clock stands one minute after the end.
+        `log` contains the recorded entries, newest first; by default, they are derived from the
+        deliveries. Unless you pass a clock, its time is one minute after the end.
         """
         hook, deliveries, final = history.read(name)
         log = log or _make_log(deliveries)

@@ -27,12 +27,13 @@ _REFUSED: Final = (
 
 
 class Faults(Struct, frozen=True, kw_only=True):
-    """Probabilities from 0 to 1, drawn for each delivery as it is queued, and for each API answer.
+    """Probabilities from 0 to 1, drawn for each delivery when it is queued, and for each API
+    answer.
 
-    Deliveries: `lost` ones fail and are logged as failed; `silent` ones are neither sent nor
-    logged; `doubled` ones are sent twice; `reordered` ones are sent after up to ten others that
-    wait with them; `delay_ms` is the shortest and the longest delay. The API: `status_429`, with
-    `retry_after_s` for `Retry-After`, `status_500`, and `slow_ms` before each answer.
+    For deliveries: `lost` ones fail, and the log shows the failure; `silent` ones are neither sent
+    nor logged; `doubled` ones are sent twice; `reordered` ones are sent after up to ten other
+    waiting ones; `delay_ms` is the shortest and the longest delay. For the API: `status_429`, with
+    `retry_after_s` as `Retry-After`, `status_500`, and `slow_ms`, the delay of each answer.
     """
 
     lost: float = 0.0
