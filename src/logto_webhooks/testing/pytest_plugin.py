@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def logto_connection() -> sa.Connection | AsyncConnection | None:
-    """Return None, for SQLite in memory. Override it to return an open connection and roll it back."""
+    """Return None, for SQLite in memory. Override it to use a connection, and roll that back."""
     return None
 
 
