@@ -27,7 +27,9 @@ from logto_webhooks.errors import (
     HandlerUnknown,
     JobUnknown,
     LogtoApiError,
+    SchemaMismatch,
     SettingInvalid,
+    StoreUnavailable,
 )
 from logto_webhooks.events.local import Source
 from logto_webhooks.files import find_open_mode
@@ -43,6 +45,7 @@ from logto_webhooks.logto.webhooks import (
     Webhook,
     find_our_webhook,
     find_webhook,
+    is_ours,
     rotate_key,
     subscription,
 )
@@ -312,6 +315,15 @@ class Admin:
             hooks, _ = await webhooks.list_webhooks(logto)
             return hooks
 
+    async def find_ours(self, hooks: Sequence[Webhook]) -> set[str]:
+        """Return the IDs of the webhooks that have your URL, or a key from your settings or from
+        the database, which keeps rotated keys. The database needn't exist."""
+        settings = self._settings()
+        keys = set(split_signing_keys(settings))
+        with contextlib.suppress(StoreUnavailable, SchemaMismatch):
+            keys.update(await self._read_learnt_keys())
+        return {hook.id for hook in hooks if is_ours(hook, keys, settings.public_url)}
+
     async def create_endpoint(self, url: str, *, name: str = webhooks.NAME) -> Webhook:
         """Create a webhook with the events that the sync and the handlers need.
 
@@ -512,9 +524,11 @@ class Admin:
         if hook:
             return find_webhook(hooks, hook)
         settings = self._settings()
-        learnt = await self._read(lambda store: store.keys_of_hooks.learnt())
-        keys = {*split_signing_keys(settings), *(key.key for key in learnt)}
+        keys = {*split_signing_keys(settings), *await self._read_learnt_keys()}
         return find_our_webhook(hooks, keys, settings.public_url)
+
+    async def _read_learnt_keys(self) -> list[str]:
+        return [key.key for key in await self._read(lambda store: store.keys_of_hooks.learnt())]
 
     async def _explain(self, kind: Kind, query: str) -> Explained | None:
         lag_ms = self._settings().lag_ms

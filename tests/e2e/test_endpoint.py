@@ -152,6 +152,7 @@ def test_the_list_says_which_is_ours(tmp_path: Path) -> None:
 
     async def test(logto: FakeLogto, run: Run) -> None:
         assert (await run("list")).returncode == 1
+        assert files(tmp_path) == [], "it needs no database, and makes none"
         keys = ("ours", "theirs", "theirs, too")
         for key, url in zip(keys, ("https://a.example/", "https://b.example/", URL), strict=True):
             logto.add_hook(url, signing_key=key, name=f"name of {key}")
@@ -203,7 +204,10 @@ def test_a_test_right_after_a_rotation_arrives(tmp_path: Path) -> None:
             logto.add_hook("http://127.0.0.1:9/", signing_key="another")
             mine = logto.add_hook(f"{service.url}{PATH}")
             logto.change_hook(mine["id"], enabled=False)
-            assert (await run("rotate")).returncode == 0
+            rotated = await run("rotate")
+            assert rotated.stderr.splitlines()[0].endswith("; no use of it is recorded yet.")
+            listed = msgspec.json.decode((await run("list", "--json")).stdout)
+            assert {row["id"] for row in listed if row["ours"]} == {mine["id"]}
             tested = await run("test")
             assert tested.stdout.startswith("PostRegister arrived as delivery 1,"), tested.stderr
             assert "The webhook is disabled" in tested.stderr

@@ -77,3 +77,19 @@ def test_nothing_in_it_makes_another_line_or_steers_a_terminal() -> None:
     for line in (output.format_job(row).plain, output.format_timeline_entry(life).plain):
         assert line.count(SHOWN) == 3
         assert line.isprintable()
+
+
+@pytest.mark.parametrize("fold", [False, True])
+def test_a_pipe_or_a_file_has_no_width(
+    fold: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No cell is cut or wrapped, unless COLUMNS asks for it, as a terminal does."""
+    long, time = "x" * 20_000, "2026-11-25T12:00:00.000Z"
+    row = (long, "ana@example.com", time)
+    monkeypatch.delenv("COLUMNS", raising=False)
+    output.table("", ("id", "email", "at"), [row], fold=fold)
+    _, line = capsys.readouterr().out.splitlines()
+    assert line.split() == list(row)
+    monkeypatch.setenv("COLUMNS", "80")
+    output.table("", ("id", "email", "at"), [row], fold=fold)
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80

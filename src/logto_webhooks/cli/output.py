@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -35,7 +36,7 @@ STOPPED: Final = 130
 UNCHANGED: Final = "Nothing was changed."
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
-_wide = Console(width=10_000, highlight=False)  # so that nothing you may copy is wrapped
+_wide = Console(width=1_000_000, highlight=False)  # so that nothing is cut or wrapped
 
 # The columns of each list.
 COLUMNS: Final = {
@@ -138,7 +139,7 @@ def table(
 ) -> None:
     """Print rows under a title; only the title if there are none.
 
-    Long cells are cut, unless they `fold`, or the table is as `wide` as they are.
+    In a terminal, long cells are cut, unless they `fold`, or the table is as `wide` as they are.
     """
     grid = Table(show_header=any(columns), header_style="bold", box=None, pad_edge=False)
     for column in columns:
@@ -149,11 +150,12 @@ def table(
         say_title(title)
     if not grid.row_count:
         return
-    console = _wide if wide else out
+    is_limited = out.is_terminal or "COLUMNS" in os.environ  # else a pipe or a file
+    console = out if is_limited and not wide else _wide
     with console.capture() as captured:
         console.print(grid)
-    # Without the padding of the last column.
-    print(re.sub(r" +$", "", captured.get(), flags=re.MULTILINE), end="")
+    for line in captured.get().removesuffix("\n").split("\n"):
+        print(line.rstrip(" "))  # without the padding of the last column
 
 
 def format_delivery(delivery: StoredDelivery) -> Text:

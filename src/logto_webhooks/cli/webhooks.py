@@ -23,8 +23,7 @@ from logto_webhooks.cli.options import (
 from logto_webhooks.cli.session import load_handlers, run_admin, run_async
 from logto_webhooks.errors import NotWritable, SigningKeyExists
 from logto_webhooks.listen import restore_webhooks
-from logto_webhooks.logto.webhooks import NAME, Webhook, is_ours
-from logto_webhooks.runtime import split_signing_keys
+from logto_webhooks.logto.webhooks import NAME, Webhook
 from logto_webhooks.settings import VARIABLES, Settings
 
 [_KEY] = VARIABLES["signing_key"]
@@ -83,19 +82,20 @@ def create(
 
 
 @app.command("list")
-@with_settings("signing_key", *LOGTO_API, "public_url")
+@with_settings("signing_key", *DATABASE, *LOGTO_API, "public_url")
 def list_(settings: Settings, as_json: AsJson = False) -> None:
     """List Logto's webhooks and mark yours.
 
-    Ours have our signing key or our URL. No keys are shown.
+    Yours have your signing key, or the key that replaced it, or your URL. No keys are shown.
     """
+
+    async def list_rows(admin: Admin) -> list[dict[str, Any]]:
+        webhooks = await admin.endpoints()
+        ours = await admin.find_ours(webhooks)
+        return [_to_row(webhook) | {"ours": webhook.id in ours} for webhook in webhooks]
+
     _restore_webhooks(settings)
-    webhooks = run_admin(settings, lambda admin: admin.endpoints())
-    keys = split_signing_keys(settings)
-    rows = [
-        _to_row(webhook) | {"ours": is_ours(webhook, keys, settings.public_url)}
-        for webhook in webhooks
-    ]
+    rows = run_admin(settings, list_rows)
     if rows or as_json:
         output.show(rows, as_json, _print_rows)
     else:
@@ -167,7 +167,7 @@ def rotate(
     print(f"{_KEY}={result.signing_key}")
     ends = output.format_time(result.old_ends_at)
     used = output.format_time(result.old_used_at)
-    last = f"its last recorded use (every 30 s) was at {used}" if used else "it was never used"
+    last = f"its last recorded use was at {used}" if used else "no use of it is recorded yet"
     output.note(
         f"Rotated the key of {result.hook} ({result.url}). The old key expires at {ends}; {last}."
     )
