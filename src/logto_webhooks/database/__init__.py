@@ -7,14 +7,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol, Union
+from typing import TYPE_CHECKING, Final, Union
 
 import sqlalchemy as sa
 
-from logto_webhooks.database.migrate import DatabaseInfo
-from logto_webhooks.database.runner import HandlerRunner
 from logto_webhooks.database.sqlite import SqliteFile
 from logto_webhooks.deliveries import Status
 from logto_webhooks.errors import SettingInvalid
@@ -23,46 +20,15 @@ from logto_webhooks.settings import Settings
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
+    from logto_webhooks.database.postgres import Postgres
+
 Engine = Union[sa.Engine, "AsyncEngine"]
+Database = Union[SqliteFile, "Postgres"]  # nothing is opened before it is used
 _NAME: Final = "database_url"  # of who has no setting: an argument
 _USE: Final = "sqlite:///file.db or postgresql://user:password@host/name"
 _DRIVERS: Final = ("asyncpg", "psycopg", "greenlet")  # packages that come with an extra
 # Backends whose names can be repeated in an error; anything else may be a part of a password.
 _OTHERS: Final = re.compile("mysql|mariadb|mssql|oracle|mongodb|redis|cockroachdb|https?")
-
-
-class Database(Protocol):
-    """A database that can be used, checked and migrated; nothing is opened before that.
-
-    `budget_s` is how long a worker's transaction may take: on SQLite it holds back who accepts.
-    """
-
-    name: str
-    host: HandlerRunner
-    budget_s: float
-    any_loop: bool  # whether its connections are of no event loop
-
-    @property
-    def files(self) -> Sequence[Path]:
-        """Its files here, whether they exist or not."""
-
-    async def open(self) -> None:
-        """Make it ready for the service, or raise a LogtoWebhooksError that says what to do."""
-
-    async def migrate(self) -> None:
-        """Bring the schema up to this release."""
-
-    async def check(self) -> None:
-        """Raise StoreUnavailable or SchemaMismatch unless it can be used as it is."""
-
-    async def premises(self) -> DatabaseInfo:
-        """Tell of itself, whatever its schema. Raises StoreUnavailable."""
-
-    def may_work(self) -> bool:
-        """Whether this process may apply deliveries; if not now, perhaps later."""
-
-    def migration_sql(self) -> str:
-        """Return the statements that make the schema."""
 
 
 def open_database(url: str, schema: str | None = None, name: str = _NAME) -> Database:

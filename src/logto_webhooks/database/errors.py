@@ -131,7 +131,10 @@ def _to_unavailable(cause: BaseException, place: Place, statement: str = "") -> 
         text = _hide_secrets(line, url)
     sqlstate = diagnostics.sqlstate if diagnostics else ""
     coded = f"{sqlstate} {text}"
-    hint = _find_hint(coded, _setting_of(place), url.username or "the role", statement)
+    setting = "the database's URL"
+    if not isinstance(place, sa.URL):
+        setting = place.get_execution_options().get(SETTING, "the application's engine")
+    hint = _find_hint(coded, setting, url.username or "the role", statement)
     kind = TimedOut if sqlstate in _TIMED_OUT else StoreUnavailable
     return kind(problem=f"{text} ({place_of(url)}){hint}")
 
@@ -149,14 +152,6 @@ def _find_hint(coded: str, setting: str, role: str, statement: str) -> str:
     return next(
         (f"; {do.format(setting=setting)}" for sign, do in _HINTS if re.search(sign, coded)), ""
     )
-
-
-def _setting_of(place: Place) -> str:
-    """The name of the setting that the URL came from."""
-    if isinstance(place, sa.URL):
-        return "the database's URL"
-    name: str = place.get_execution_options().get(SETTING, "the application's engine")
-    return name
 
 
 def _hide_secrets(text: str, url: sa.URL) -> str:

@@ -133,7 +133,7 @@ class Postgres:
     ) -> None:
         """`owns`: whether the engine is ours to dispose of."""
         self.name = place_of(engine.url)
-        self.any_loop = isinstance(engine, sa.Engine)
+        self.any_loop = isinstance(engine, sa.Engine)  # whether its connections are of no loop
         self._schema = schema
         theirs = translation(engine)
         options = {"schema_translate_map": schema_map(schema)} | ({} if owns else _LEVEL)

@@ -178,10 +178,6 @@ class Held:
                     line.shutdown(socket.SHUT_RDWR)
 
 
-def _is_of_handler(connection: sa.Connection | None) -> bool:
-    return connection is not None and bool(connection.get_execution_options().get(THEIRS))
-
-
 async def await_within(
     limit_s: float,
     call: asyncio.Future[T],
@@ -230,7 +226,8 @@ class Distrust:
             raise InvalidatePoolError()
 
     def _failed(self, context: sa.engine.ExceptionContext) -> None:
-        if context.engine is not self._engine or _is_of_handler(context.connection):
+        options = context.connection.get_execution_options() if context.connection else {}
+        if context.engine is not self._engine or options.get(THEIRS):
             return  # an error in the application's own SQL, of which there may be many
         diagnostics = diagnose(context.original_exception)
         if diagnostics is not None and diagnostics.is_of_session:
@@ -284,7 +281,8 @@ class ThreadRunner:
         """
         if self._one_writer:
             return await self.run(work)
-        return await self._within(limit_s, self._acceptor, partial(self._accept, work))
+        add = partial(self._look, lambda connection: work(Store(connection)), ACCEPTS)
+        return await self._within(limit_s, self._acceptor, add)
 
     async def read(self, work: Callable[[Store], T]) -> T:
         """Run without writing, and without waiting for who writes."""
@@ -292,7 +290,7 @@ class ThreadRunner:
 
     async def look(self, work: Callable[[sa.Connection], T], limit_s: float) -> T:
         """The same with the connection itself, within a limit."""
-        return await self._within(limit_s, self._reader, partial(self._read, work))
+        return await self._within(limit_s, self._reader, partial(self._look, work, self._reads))
 
     async def within(self, session: Any, work: Callable[[Store], T]) -> T:
         """Run within the transaction of an application's Session or Connection, on this thread.
@@ -421,25 +419,17 @@ class ThreadRunner:
         with handler_savepoint(connection), app_schema(connection, self._theirs):
             session = make_session(wish, connection)
             if not called.wait(partial(call, session), LONGEST_S if self._one_writer else None):
-                self._take_back(connection)
+                self._stop(connection)
+                connection.invalidate()
                 raise TimeLimitExceeded(seconds=LONGEST_S)
             finish_session(session)
         to_close = traces.put_back()
         finish(Store(connection))
         return to_close
 
-    def _take_back(self, connection: sa.Connection) -> None:
-        """End the transaction of a handler that may still run."""
-        self._stop(connection)
-        connection.invalidate()
-
-    def _accept(self, work: Callable[[Store], T], held: Held) -> T:
+    def _look(self, work: Callable[[sa.Connection], T], options: dict[str, Any], held: Held) -> T:
         with self._connect(held) as connection:
-            return work(Store(connection.execution_options(**ACCEPTS)))
-
-    def _read(self, work: Callable[[sa.Connection], T], held: Held) -> T:
-        with self._connect(held) as connection:
-            return work(connection.execution_options(**self._reads))
+            return work(connection.execution_options(**options))
 
     @contextmanager
     def _connect(self, held: Held) -> Iterator[sa.Connection]:

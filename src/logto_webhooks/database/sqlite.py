@@ -196,8 +196,8 @@ def _allow_only_rollback(action: int, what: str | None, *more: str | None) -> in
 class SqliteFile:
     """An embedded SQLite file: one writer, in a thread; migrated whenever it is opened."""
 
-    budget_s = 0.005
-    any_loop = True
+    budget_s = 0.005  # of a worker's transaction: it holds back who accepts
+    any_loop = True  # whether its connections are of no event loop
 
     def __init__(self, file: Path, setting: str = "database_url") -> None:
         """`setting` is the name of the setting that the file's URL came from."""
@@ -211,7 +211,7 @@ class SqliteFile:
 
     @property
     def files(self) -> Sequence[Path]:
-        """The database, and what is beside it."""
+        """The database, and what is beside it, whether they exist or not."""
         return [Path(f"{self.file}{end}") for end in ("", "-wal", "-shm", "-journal", "-worker")]
 
     async def open(self) -> None:
