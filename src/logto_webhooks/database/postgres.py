@@ -197,8 +197,8 @@ _ENCODE: Final = (
 _SCHEMES: Final = ("postgresql", "postgres")
 # Drivers whose names can be repeated in an error; anything else may be a part of a password.
 _OTHER_DRIVERS: Final = ("psycopg2", "psycopg2cffi", "psycopg_async", "pg8000", "aiopg", "pygresql")
-# What libpq knows beside user, password, host, port and dbname, which have places of their own.
-_LIBPQ: Final = re.compile(
+# What libpq knows beside host and port, the caches of SQLAlchemy's asyncpg, and a word of our own.
+_KNOWN: Final = re.compile(
     "application_name|channel_binding|client_encoding|connect_timeout"
     "|fallback_application_name|gssdelegation|gssencmode|gsslib|hostaddr|keepalives"
     "|keepalives_count|keepalives_idle|keepalives_interval|krbsrvname|load_balance_hosts"
@@ -206,6 +206,7 @@ _LIBPQ: Final = re.compile(
     "|requirepeer|service|servicefile|ssl_max_protocol_version|ssl_min_protocol_version"
     "|sslcert|sslcertmode|sslcompression|sslcrl|sslcrldir|sslkey|sslmode|sslnegotiation"
     "|sslpassword|sslrootcert|sslsni|target_session_attrs|tcp_user_timeout"
+    "|user|password|dbname|statement_cache_size|prepared_statement_cache_size|pgbouncer"
 )
 # asyncpg reads these from a DSN as libpq does.
 _DSN: Final = re.compile(
@@ -222,21 +223,14 @@ _AS_ASYNCPG_DOES: Final[dict[str, frozenset[str]]] = {
     "sslcompression": frozenset({"0", "1"}),  # libpq ignores it, too
     "sslsni": frozenset({"1"}),
 }
-_CHOICES: Final[dict[str, tuple[str, ...]]] = {
-    "channel_binding": ("disable", "prefer", "require"),
-    "sslmode": ("disable", "allow", "prefer", "require", "verify-ca", "verify-full"),
-    "target_session_attrs": (
-        "any",
-        "read-write",
-        "read-only",
-        "primary",
-        "standby",
-        "prefer-standby",
-    ),
+_CHOICES: Final = {
+    "channel_binding": "disable, prefer, require",
+    "sslmode": "disable, allow, prefer, require, verify-ca, verify-full",
+    "target_session_attrs": "any, read-write, read-only, primary, standby, prefer-standby",
 }
 _FILES: Final = ("sslrootcert", "sslcert", "sslkey", "sslcrl")
-_NUMBERS: Final = ("connect_timeout", "statement_cache_size", "prepared_statement_cache_size")
 _CACHES: Final = ("statement_cache_size", "prepared_statement_cache_size")
+_NUMBERS: Final = ("connect_timeout", *_CACHES)
 _ON_OFF: Final = {"true": "require", "1": "require", "false": "disable", "0": "disable"}
 # `-c name=value`, `-cname=value` or `--name=value`, as the server splits them.
 _OPTION: Final = re.compile(r"(?:^|\s)(?:-c\s*|--)([A-Za-z_][\w.-]*)\s*=")
@@ -262,18 +256,13 @@ class Address(Struct, frozen=True, kw_only=True):
         `ours` are settings of the server that this package wants, and `connect_s` is how long it
         waits for a connection; the URL's own win.
         """
-        build = _to_asyncpg if self.driver == ASYNCPG else _to_psycopg
-        return build(self, self._server_settings(ours), connect_s)
-
-    def _server_settings(self, ours: Mapping[str, str]) -> dict[str, str]:
-        """`ours`, except for what the URL's `options` set."""
-        named = _OPTION.findall(self.parameters.get("options", ""))
-        theirs = {name.lower().replace("-", "_") for name in named}
-        return {name: value for name, value in ours.items() if name not in theirs}
-
-    def _name(self, default: str) -> str:
         get = self.parameters.get
-        return get("application_name") or get("fallback_application_name") or default
+        name = get("application_name") or get("fallback_application_name") or NAME
+        options = _OPTION.findall(get("options", ""))
+        theirs = {option.lower().replace("-", "_") for option in options}
+        settings = {option: value for option, value in ours.items() if option not in theirs}
+        build = _to_asyncpg if self.driver == ASYNCPG else _to_psycopg
+        return build(self, name, settings, connect_s)
 
 
 NAME: Final = "logto-webhooks"
@@ -298,9 +287,10 @@ class _Unusable(Exception):
 def _parse(text: str) -> Address:
     scheme, _, rest = text.partition("://")
     driver = _parse_driver(scheme)
-    authority, path, query = _split(rest)
-    userinfo, at, hostspec = authority.rpartition("@")
-    if not at and "@" in path:
+    place, _, query = rest.partition("?")
+    authority, _, path = place.partition("/")
+    userinfo, _, hostspec = authority.rpartition("@")
+    if "@" in path:
         raise _Unusable(f"it can't be read; {_ENCODE}")
     user, _, password = userinfo.partition(":")
     parameters = _parse_query(query)
@@ -340,15 +330,6 @@ def _parse_driver(scheme: str) -> str | None:
             f"{named} isn't asyncpg or psycopg; use postgresql+asyncpg:// or postgresql+psycopg://"
         )
     return driver
-
-
-def _split(rest: str) -> tuple[str, str, str]:
-    """What names user and hosts, the path, and the query."""
-    before, _, query = rest.partition("?")
-    authority, _, path = before.partition("/")
-    if "@" in path and "@" in authority:
-        raise _Unusable(f"it can't be read; {_ENCODE}")
-    return authority, path, query
 
 
 def _parse_query(query: str) -> dict[str, str]:
@@ -420,20 +401,13 @@ def _check(parameters: Mapping[str, str]) -> None:
                 "schema isn't a parameter of PostgreSQL; remove it, and set LOGTO_WEBHOOKS_SCHEMA "
                 "(--schema), or add options=-csearch_path%3D and the schema's name"
             )
-        known = _LIBPQ.fullmatch(name) or name in (
-            *_CACHES,
-            "user",
-            "password",
-            "dbname",
-            "pgbouncer",
-        )
-        if not known:
+        if not _KNOWN.fullmatch(name):
             raise _Unusable(
                 f"{name} isn't a parameter of a PostgreSQL connection; remove it (a setting of the "
                 f"server is written options=-c%20name%3Dvalue)"
             )
-        if name in _CHOICES and value not in _CHOICES[name]:
-            raise _Unusable(f"{name} must be one of {', '.join(_CHOICES[name])}")
+        if name in _CHOICES and value not in _CHOICES[name].split(", "):
+            raise _Unusable(f"{name} must be one of {_CHOICES[name]}")
         if name in _NUMBERS and not re.fullmatch(r"[0-9]{1,6}", value):
             raise _Unusable(f"{name} must be a whole number")
         if name in _FILES and not _is_there(name, value):
@@ -476,15 +450,17 @@ def _asyncpg_can(name: str, value: str) -> bool:
     return value.lower() in _AS_ASYNCPG_DOES.get(name, ())
 
 
-def _to_asyncpg(address: Address, settings: dict[str, str], connect_s: float) -> dict[str, object]:
+def _to_asyncpg(
+    address: Address, name: str, settings: dict[str, str], connect_s: float
+) -> dict[str, object]:
     parameters = address.parameters
-    settings["application_name"] = address._name(NAME)
+    settings["application_name"] = name
     if options := parameters.get("options"):
         settings["options"] = options
     timeout = int(parameters.get("connect_timeout", 0)) or connect_s
     arguments: dict[str, object] = {"timeout": timeout, "server_settings": settings}
-    arguments |= {name: int(parameters[name]) for name in _CACHES if name in parameters}
-    passed = {name: value for name, value in parameters.items() if _DSN.fullmatch(name)}
+    arguments |= {cache: int(parameters[cache]) for cache in _CACHES if cache in parameters}
+    passed = {key: value for key, value in parameters.items() if _DSN.fullmatch(key)}
     if passed.get("sslrootcert") == "system":
         del passed["sslrootcert"]
         passed.pop("sslmode", None)  # libpq has verify-full alone with it
@@ -497,10 +473,12 @@ def _to_asyncpg(address: Address, settings: dict[str, str], connect_s: float) ->
     return arguments
 
 
-def _to_psycopg(address: Address, settings: dict[str, str], connect_s: float) -> dict[str, object]:
+def _to_psycopg(
+    address: Address, name: str, settings: dict[str, str], connect_s: float
+) -> dict[str, object]:
     parameters = address.parameters
-    ours = [f"-c {name}={value}" for name, value in settings.items()]
-    arguments: dict[str, object] = {**parameters, "application_name": address._name(NAME)}
+    ours = [f"-c {setting}={value}" for setting, value in settings.items()]
+    arguments: dict[str, object] = {**parameters, "application_name": name}
     arguments["options"] = " ".join([*ours, *filter(None, [parameters.get("options")])])
     arguments["connect_timeout"] = int(parameters.get("connect_timeout", 0)) or int(connect_s)
     if len(address.hosts) > 1:
