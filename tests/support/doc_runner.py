@@ -207,7 +207,7 @@ def run_command(line: str) -> str:
     printed = io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [program, *words])
-        for console in (output.out, output.err):
+        for console in (output.make_console(), output.make_console(stderr=True)):
             patch.setattr(console, "_width", WIDTH)
         with redirect_stdout(printed), redirect_stderr(printed), pytest.raises(SystemExit):
             cli.run()

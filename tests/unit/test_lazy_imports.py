@@ -79,6 +79,7 @@ def test_status_on_sqlite_imports_only_what_it_needs(tmp_path: Path) -> None:
         "sqlalchemy.orm",
         "sqlalchemy.ext.asyncio",
         "sqlalchemy.dialects.postgresql",
+        "rich",
         "logto_webhooks.doctor",
         "logto_webhooks.explain",
     }

@@ -155,7 +155,7 @@ def _shuffle(
 async def _send(requests: list[SignedRequest], url: str, title: str) -> None:
     output.say(f"Sending {len(requests)} deliveries ({title}) to {url}")
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=output.out) as progress:
+    with Progress(*columns, console=output.make_console()) as progress:
         bar = progress.add_task("", total=len(requests))
         await send_requests(url, requests, lambda request, response: progress.advance(bar))
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,15 +13,14 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 import msgspec
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 from typer import Exit
 
 from logto_webhooks import canonical_json
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.progress import Progress
+    from rich.text import Text
 
     from logto_webhooks.apply.replay import ReplayResult
     from logto_webhooks.database.records import FoundRow, RefetchNeed
@@ -34,9 +35,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 STOPPED: Final = 130
 UNCHANGED: Final = "Nothing was changed."
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
-_wide = Console(width=1_000_000, highlight=False)  # so that nothing is cut or wrapped
+_WIDE: Final = 1_000_000  # so that nothing is cut or wrapped
 
 # The columns of each list.
 COLUMNS: Final = {
@@ -65,24 +64,35 @@ _COLOURS: Final = {
 _MOST_NAMES: Final = 12
 
 
+@functools.cache
+def make_console(*, stderr: bool = False, width: int | None = None) -> Console:
+    """Make a console, which prints in colours and knows the width of the terminal."""
+    # Here, and likewise below, because `status` starts faster without it.
+    from rich.console import Console
+
+    return Console(stderr=stderr, width=width, highlight=False)
+
+
 def say(text: str) -> None:
     """Print a result."""
-    out.print(strip_controls(text), markup=False, soft_wrap=True)
+    print(strip_controls(text), flush=True)
 
 
 def say_title(text: str) -> None:
     """Print a title in bold."""
-    out.print(strip_controls(text), style="bold", markup=False, soft_wrap=True)
+    from rich.text import Text
+
+    print_line(Text(strip_controls(text), "bold"))
 
 
 def print_line(line: Text) -> None:
     """Print it as one line, however long."""
-    out.print(line, soft_wrap=True)
+    make_console().print(line, soft_wrap=True)
 
 
 def note(text: str) -> None:
     """Print to stderr what isn't a result."""
-    err.print(strip_controls(text), markup=False, soft_wrap=True)
+    print(strip_controls(text), file=sys.stderr, flush=True)
 
 
 def warn(text: str) -> None:
@@ -124,9 +134,16 @@ def print_list(
     table(title, columns, cells, fold=fold, wide=wide)
 
 
-def print_pairs(pairs: Iterable[tuple[str, Any]], *, fold: bool = True) -> None:
-    """Print a line for each name and its value."""
-    table("", ("", ""), pairs, fold=fold)
+def print_pairs(pairs: Iterable[tuple[str, Any]]) -> None:
+    """Print a line for each name and its value, or more where it is long."""
+    table("", ("", ""), pairs, fold=True)
+
+
+def print_counts(counts: Mapping[str, Any]) -> None:
+    """Print a line for each name and its short value."""
+    width = max(map(len, counts))
+    for name, value in counts.items():
+        say(f"{name:<{width}}  {value}")
 
 
 def table(
@@ -141,6 +158,9 @@ def table(
 
     In a terminal, long cells are cut, unless they `fold`, or the table is as `wide` as they are.
     """
+    from rich.table import Table
+    from rich.text import Text
+
     grid = Table(show_header=any(columns), header_style="bold", box=None, pad_edge=False)
     for column in columns:
         grid.add_column(column, overflow="fold" if fold else "ellipsis", no_wrap=not fold)
@@ -150,8 +170,10 @@ def table(
         say_title(title)
     if not grid.row_count:
         return
-    is_limited = out.is_terminal or "COLUMNS" in os.environ  # else a pipe or a file
-    console = out if is_limited and not wide else _wide
+    console = make_console()
+    is_limited = console.is_terminal or "COLUMNS" in os.environ  # else a pipe or a file
+    if wide or not is_limited:
+        console = make_console(width=_WIDE)
     with console.capture() as captured:
         console.print(grid)
     for line in captured.get().removesuffix("\n").split("\n"):
@@ -206,6 +228,8 @@ def format_timeline_entry(entry: TimelineEntry) -> Text:
 
 
 def _start_line(number: int | None, at: int, outcome: str, event: str) -> Text:
+    from rich.text import Text
+
     line = Text(f"{'' if number is None else number:>7}  {format_time(at)}  ")
     line.append(f"{outcome:<10}", _COLOURS.get(outcome, ""))
     return line.append(f"  {_plain(event):<31}")
@@ -242,22 +266,19 @@ def _find_raised(error: str) -> str:
 def show_status(status: Status, waiting: Sequence[RefetchNeed]) -> None:
     """Print counts, and the records that wait."""
     oldest = status.oldest_pending_s
-    pairs: list[tuple[str, Any]] = [
-        *((f"deliveries {state}", count) for state, count in status.deliveries.items()),
-        ("oldest pending", "none" if oldest is None else f"{oldest:.1f} s"),
-        ("complete up to", format_time(status.complete_up_to) or "Logto's log was never read"),
-        ("recovered from Logto's log", status.recovered),
-        ("last compared with Logto", format_time(status.reconciled_at) or "never"),
-        ("silent since", format_time(status.silent_since) or "not silent"),
-        ("records in doubt", status.doubtful),
-        ("records to refetch", status.refetch),
-    ]
-    if status.memberships_to_end:
-        pairs.append(("memberships still to end", status.memberships_to_end))
-    if status.spooled:
-        pairs.append(("deliveries in the spool", status.spooled))
-    pairs += [(f"jobs {state}", count) for state, count in status.jobs.items()]
-    print_pairs(pairs, fold=False)
+    counts = {f"deliveries {state}": count for state, count in status.deliveries.items()} | {
+        "oldest pending": "none" if oldest is None else f"{oldest:.1f} s",
+        "complete up to": format_time(status.complete_up_to) or "Logto's log was never read",
+        "recovered from Logto's log": status.recovered,
+        "last compared with Logto": format_time(status.reconciled_at) or "never",
+        "silent since": format_time(status.silent_since) or "not silent",
+        "records in doubt": status.doubtful,
+        "records to refetch": status.refetch,
+        "memberships still to end": status.memberships_to_end or None,
+        "deliveries in the spool": status.spooled or None,
+    }
+    counts |= {f"jobs {state}": count for state, count in status.jobs.items()}
+    print_counts({name: count for name, count in counts.items() if count is not None})
     if status.unrunnable:
         rows = [{"handler": name, "jobs": count} for name, count in status.unrunnable.items()]
         print_list("unrunnable", rows, "\nJobs of unregistered handlers", fold=True)
@@ -308,7 +329,7 @@ def show_replayed(result: ReplayResult, dry_run: bool) -> None:
     """Print what a replay did, or would do."""
     would_be = "would be " if dry_run else ""
     applied, jobs = f"deliveries {would_be}applied again", f"jobs {would_be}run again"
-    print_pairs([(applied, result.deliveries), (jobs, result.jobs)], fold=False)
+    print_counts({applied: result.deliveries, jobs: result.jobs})
     if result.drifts:
         print_list("difference", map(_drift_row, result.drifts), "\nChanges", fold=True)
 
@@ -457,8 +478,9 @@ def show_progress(first: str, *, silent: bool = False) -> Iterator[Bar]:
         TextColumn("{task.percentage:>3.0f} %  {task.fields[rate]}", markup=False),
         TimeRemainingColumn(),
     )
-    hidden = silent or not err.is_terminal
-    with Progress(*columns, console=err, transient=True, disable=hidden) as progress:
+    console = make_console(stderr=True)
+    hidden = silent or not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
         bar = Bar(progress)
         bar.update(first, 0, 0.0)
         yield bar

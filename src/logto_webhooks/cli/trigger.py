@@ -138,7 +138,7 @@ class _Report:
         self._responses[step.number, step.faults] = response
         if response.status_code != step.expected:
             self.unexpected.add(response.status_code)
-        self._print(step, response.status_code, output.strip_controls(response.text))
+        self._print(step, response.status_code, response.text)
 
     def finish(self, *, summary: bool) -> None:
         """Print the rest: the JSON, or a summary, and hints."""
@@ -172,7 +172,7 @@ class _Report:
             return
         faults = ", ".join(_FAULT_NAMES[fault] for fault in step.faults)
         words = [step.event, *([f"({faults})"] if faults else []), *response]
-        output.out.print(*words, markup=False, soft_wrap=True)
+        output.say(" ".join(map(str, words)))
 
 
 def _warn_if_malformed(steps: Sequence[Step]) -> None:
