@@ -9,7 +9,6 @@ from typing import Annotated, Final
 
 import msgspec
 from msgspec.structs import replace
-from rich.text import Text
 from typer import Argument, Exit, Option
 
 from logto_webhooks.admin import Admin
@@ -111,7 +110,7 @@ def show(
         return
     output.print_pairs(fields.items())
     body = msgspec.json.format(delivery.body, indent=2).decode()
-    output.print_line(Text(f"\n{output.strip_controls(body)}"))
+    output.say(f"\n{body}")
 
 
 @app.command()

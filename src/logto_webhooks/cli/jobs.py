@@ -6,7 +6,6 @@ from collections import Counter
 from typing import Annotated, Final
 
 from msgspec import structs
-from rich.text import Text
 from typer import Argument, Exit, Option
 
 from logto_webhooks.admin import Admin
@@ -172,7 +171,7 @@ def _print_all(job: JobRow) -> None:
     output.print_pairs(pair for pair in output.to_builtins(job).items() if pair[0] != "error")
     if job.error:
         output.say_title(f"\n{_error_title(job, job.error)}")
-        output.print_line(Text(output.strip_controls(job.error.rstrip())))
+        output.say(job.error.rstrip())
 
 
 def _error_title(job: JobRow, error: str) -> str:
