@@ -76,6 +76,7 @@ _FINISH = (
         **{name: sa.bindparam(name) for name in ("state", "result", "last_error")},
     )
 )
+_STORED = sa.select(*(_COLUMNS[name] for name in StoredDelivery.__struct_fields__))
 
 
 class DeliveryStore:
@@ -115,7 +116,7 @@ class DeliveryStore:
         self, token: str, limit: int, max_bytes: int, lease_s: float
     ) -> list[ClaimedDelivery]:
         """Take due deliveries, the longest due first; nobody else gets them during the lease."""
-        ids = _fitting(max_bytes, self._connection.execute(_DUE, {"most": limit}))
+        ids = _take_fitting(max_bytes, self._connection.execute(_DUE, {"most": limit}))
         if not ids:
             return []
         lease = {"ids": ids, "by": token, "lease_ms": int(lease_s * 1000)}
@@ -240,7 +241,7 @@ def _insert_arrays(columns: tuple[str, ...], alone: bool) -> sa.Executable:
     return insert
 
 
-def _fitting(max_bytes: int, sizes: Iterable[Any]) -> list[int]:
+def _take_fitting(max_bytes: int, sizes: Iterable[Any]) -> list[int]:
     """Take ids as long as their bodies fit; at least one."""
     ids: list[int] = []
     total = 0
@@ -252,9 +253,6 @@ def _fitting(max_bytes: int, sizes: Iterable[Any]) -> list[int]:
     return ids
 
 
-_STORED = sa.select(*(_COLUMNS[name] for name in StoredDelivery.__struct_fields__))
-
-
 class Inbox:
     """The inbox to look at, and the records that follow from it; nothing of them is held."""
 
@@ -263,13 +261,13 @@ class Inbox:
 
     def search(self, wanted: DeliveryFilter) -> list[StoredDelivery]:
         """List deliveries."""
-        query = _STORED.where(*_conditions(wanted)).limit(wanted.limit)
+        query = _STORED.where(*_make_conditions(wanted)).limit(wanted.limit)
         id_ = deliveries.c.id
-        return self._stored(query.order_by(id_ if wanted.oldest_first else id_.desc()))
+        return self._read(query.order_by(id_ if wanted.oldest_first else id_.desc()))
 
     def get(self, delivery_id: int) -> StoredDelivery | None:
         """Return one delivery; None if there is no such id."""
-        return next(iter(self._stored(_STORED.where(deliveries.c.id == delivery_id))), None)
+        return next(iter(self._read(_STORED.where(deliveries.c.id == delivery_id))), None)
 
     def again(self, ids: Sequence[int]) -> int:
         """Make deliveries pending again, but those that are; return how many."""
@@ -299,7 +297,7 @@ class Inbox:
             concerned.append(deliveries.c.event.in_(MEMBERSHIP_EVENTS) & _holds(key.id))
         query = _STORED.where(deliveries.c.id > after, sa.or_(*concerned))
         subjects = {"others": [f"{other.kind}:{other.id}" for other in others]}
-        return self._stored(query.order_by(deliveries.c.id).limit(limit), subjects)
+        return self._read(query.order_by(deliveries.c.id).limit(limit), subjects)
 
     def known(self, key: Key) -> dict[Key, Record]:
         """Return a user's or an organization's record, if there is one, and those of all its
@@ -309,12 +307,12 @@ class Inbox:
         rows = self._connection.execute(query.order_by(records.c.logto_id)).mappings()
         return {record.key: record for record in map(from_row, rows)}
 
-    def _stored(self, query: sa.Select[Any], values: Row | None = None) -> list[StoredDelivery]:
+    def _read(self, query: sa.Select[Any], values: Row | None = None) -> list[StoredDelivery]:
         rows = self._connection.execute(query, values or {}).mappings()
         return [StoredDelivery(**{**row, "state": DeliveryState(row["state"])}) for row in rows]
 
 
-def _conditions(wanted: DeliveryFilter) -> Iterator[sa.ColumnElement[bool]]:
+def _make_conditions(wanted: DeliveryFilter) -> Iterator[sa.ColumnElement[bool]]:
     if wanted.after is not None:
         id_ = deliveries.c.id
         yield id_ > wanted.after if wanted.oldest_first else id_ < wanted.after
