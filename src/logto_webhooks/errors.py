@@ -377,9 +377,13 @@ class SettingInvalid(LogtoWebhooksError):
 
 
 class SigningKeyMissing(LogtoWebhooksError):
-    """No signing key is set. Set LOGTO_WEBHOOK_SIGNING_KEY to the webhook's signing key: in Logto's
-    console, Webhooks > your webhook > Settings > Signing key. Commands also read it from
+    """No signing key is set{where}. Set LOGTO_WEBHOOK_SIGNING_KEY to the webhook's signing key: in
+    Logto's console, Webhooks > your webhook > Settings > Signing key. Commands also read it from
     --signing-key or the file .env. An application only reads its environment."""
+
+    def __init__(self, empty: str | None = None) -> None:
+        """`empty` is the variable that is set to nothing."""
+        super().__init__(where=f": {empty} is empty" if empty else "")
 
 
 class ServiceUnreachable(LogtoWebhooksError):

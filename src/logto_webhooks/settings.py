@@ -55,7 +55,7 @@ _LARGEST_SECRET: Final = 64 * 2**10
 
 _CHOICES: Final = {
     "log_format": " or ".join(get_args(LogFormat)),
-    "log_level": ", ".join(get_args(LogLevel)),
+    "log_level": f"one of {', '.join(get_args(LogLevel))}",
     "path": "a path such as /api/webhooks/logto",
     "endpoint": "Logto's address, such as https://auth.example.com",
     "app": "module:name, such as app.logto:logto",
@@ -99,7 +99,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     app: Annotated[str, Meta(pattern=r"\A[\w.]+:[\w.]+\Z")] | None = None
     log_format: LogFormat = "text"
     log_level: LogLevel = "info"
-    # Field -> the variable, option or argument that set it, for errors.
+    # Field -> the variable, option or argument that set it, be it to nothing; for errors.
     sources: dict[str, str] = {}
 
     def name_of(self, field: str) -> str:
@@ -111,7 +111,7 @@ class Settings(Struct, frozen=True, kw_only=True):
         """The keys, at least one. Raises SigningKeyMissing, SettingInvalid."""
         keys = split_keys(self.signing_key)
         if not keys:
-            raise SigningKeyMissing()
+            raise SigningKeyMissing(self.sources.get("signing_key"))
         for number, key in enumerate(keys, 1):
             if (problem := problem_of_key(key)) is not None:
                 which = f" (key {number} of {len(keys)})" if len(keys) > 1 else ""
@@ -178,11 +178,13 @@ def from_env(
             sources[field] = _option(field) if option else field
             continue
         for name in variables:
-            source, value = _value_of(name, environment, field in SECRETS)
+            source, value = _value_of(name, environment, places, field in SECRETS)
             if value:
                 values[field] = value
-                sources[field] = f"{source} in {places[source]}" if source in places else source
+                sources[field] = source
                 break
+            if value is not None:
+                sources.setdefault(field, source)
     if (problem := problem_of_secret(values.get("app_secret") or "")) is not None:
         raise SettingInvalid(name=sources["app_secret"], problem=problem)
     try:
@@ -195,13 +197,19 @@ def from_env(
         raise SettingInvalid(name=sources[field], problem=problem) from None
 
 
-def _value_of(name: str, environment: Mapping[str, str], is_secret: bool) -> tuple[str, str | None]:
-    """Read a variable, or the file that it names; return its name and the value."""
+def _value_of(
+    name: str, environment: Mapping[str, str], places: Mapping[str, str], is_secret: bool
+) -> tuple[str, str | None]:
+    """Read a variable, or the file that it names; return what was read, and the value."""
+    source, file_source = (_locate(variable, places) for variable in (name, f"{name}{FILE}"))
     value, path = environment.get(name), environment.get(f"{name}{FILE}") if is_secret else None
     if value and path:
-        problem = f"{name} is also set; remove one of them"
-        raise SettingInvalid(name=f"{name}{FILE}", problem=problem)
-    return (f"{name}{FILE}", _content(f"{name}{FILE}", path)) if path else (name, value)
+        raise SettingInvalid(name=file_source, problem=f"{source} is also set; remove one of them")
+    return (file_source, _content(file_source, path)) if path else (source, value)
+
+
+def _locate(variable: str, places: Mapping[str, str]) -> str:
+    return f"{variable} in {places[variable]}" if variable in places else variable
 
 
 def _content(name: str, path: str) -> str:

@@ -32,7 +32,7 @@ from tests.support.service import clean_environment, command, one_line
         ("SILENCE_AFTER_S", "x", "it must be a whole number."),
         ("API_BUDGET", "0", "it must be a number > 0."),
         ("SCHEMA", "bad schema;", "it must be at most 63 letters (a to z), digits and _"),
-        ("LOG_LEVEL", "loud", "it must be debug, info"),
+        ("LOG_LEVEL", "loud", "it must be one of debug, info, warning, error."),
     ],
 )
 def test_a_value_that_can_not_be(name: str, value: str, says: str) -> None:
@@ -211,6 +211,32 @@ class TestTheFile:
         assert one_line(signed.stderr).startswith("warning: .env")
         assert says in signed.stderr
         assert "s-e-c" not in signed.stderr
+
+    def test_a_folder_is_an_error(self, tmp_path: Path) -> None:
+        """It isn't passed over, whether it is named or not."""
+        (tmp_path / ".env").mkdir()
+        for options in ([], ["--env-file", ".env"]):
+            refused = command("status", *options, folder=tmp_path)
+            assert refused.returncode == 2
+            says = ".env can't be used: it can't be read (Is a directory)."
+            assert says in one_line(refused.stderr)
+
+    def test_an_empty_key_is_told_of(self, tmp_path: Path) -> None:
+        """As `init` writes it; a key that stands elsewhere counts."""
+        assert command("init", folder=tmp_path).returncode == 0
+        refused = command("sign", ".env", folder=tmp_path)
+        assert refused.returncode == 2
+        says = "No signing key is set: LOGTO_WEBHOOK_SIGNING_KEY in .env is empty. Set "
+        assert says in one_line(refused.stderr)
+        key = {"LOGTO_WEBHOOK_SIGNING_KEY": SIGNING_KEY}
+        assert command("sign", ".env", folder=tmp_path, **key).returncode == 0
+
+    def test_a_secret_in_a_file_is_named_with_the_file(self, tmp_path: Path) -> None:
+        """The one whose line is wrong."""
+        (tmp_path / ".env").write_text("LOGTO_WEBHOOK_SIGNING_KEY_FILE=missing\n")
+        refused = command("sign", ".env", folder=tmp_path)
+        says = "LOGTO_WEBHOOK_SIGNING_KEY_FILE in .env can't be used: the file 'missing'"
+        assert says in one_line(refused.stderr)
 
     def test_one_that_can_not_be_read_says_why(self, tmp_path: Path) -> None:
         """As the system does."""

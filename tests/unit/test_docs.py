@@ -8,8 +8,12 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from msgspec import Struct
 
 from logto_webhooks import LogtoWebhooks, events, testing
+from logto_webhooks.admin import HandlerInfo
+from logto_webhooks.apply.replay import ReplayResult
+from logto_webhooks.database.records import FoundRow
 from logto_webhooks.database.schema import (
     VERSION_TABLE,
     member_roles,
@@ -20,9 +24,10 @@ from logto_webhooks.database.schema import (
     user_roles,
     users,
 )
-from logto_webhooks.deliveries import DeliveryState
+from logto_webhooks.deliveries import DeliveryState, Status, StoredDelivery
 from logto_webhooks.events import ALIASES, BY_NAME
 from logto_webhooks.events.local import LOCAL
+from logto_webhooks.explain.timeline import TimelineEntry
 from logto_webhooks.instrumentation import TelemetryEvent
 from logto_webhooks.instrumentation.prometheus import (
     GAUGES,
@@ -34,7 +39,11 @@ from logto_webhooks.instrumentation.prometheus import (
     UP_SAYS,
     Metric,
 )
-from logto_webhooks.jobs import JOB_MOVES, JobState
+from logto_webhooks.jobs import JOB_MOVES, JobRow, JobState
+from logto_webhooks.logto import webhooks
+from logto_webhooks.reconcile.reconcile import ReconcileResult
+from logto_webhooks.reconcile.recover import RecoverResult
+from logto_webhooks.records.drift import Drift
 from logto_webhooks.records.merge import OUTCOMES
 from logto_webhooks.records.record import DEAD_DELIVERY
 from logto_webhooks.settings import VARIABLES, Settings
@@ -128,6 +137,32 @@ def test_every_function_that_makes_a_delivery_is_in_the_api_reference() -> None:
     page = (ROOT / "docs/api/testing-make.md").read_text()
     made = {name for name, value in vars(testing.make).items() if isinstance(value, partial)}
     assert set(re.findall(r"^- `(\w+)`$", page, re.MULTILINE)) == made
+
+
+@pytest.mark.parametrize(
+    ("page", "printed"),
+    [
+        ("deliveries", StoredDelivery),
+        ("deliveries", ReplayResult),
+        ("endpoint", webhooks.RotationResult),
+        ("endpoint", webhooks.TestResult),
+        ("explain", TimelineEntry),
+        ("handlers", HandlerInfo),
+        ("jobs", JobRow),
+        ("reconcile", Drift),
+        ("reconcile", ReconcileResult),
+        ("recover", RecoverResult),
+        ("status", Status),
+        ("users", FoundRow),
+    ],
+)
+def test_what_is_printed_as_json_is_documented(page: str, printed: type[Struct]) -> None:
+    """Each name of an object, on the page of the command that prints it."""
+    told = re.findall(
+        r"\*\*With `--json`\*\*.*?\n\n", (ROOT / f"docs/commands/{page}.md").read_text(), re.DOTALL
+    )
+    missing = [name for name in printed.__struct_fields__ if f"`{name}`" not in "".join(told)]
+    assert missing == []
 
 
 def test_every_public_column_is_documented() -> None:

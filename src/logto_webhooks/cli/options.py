@@ -30,7 +30,7 @@ Command = Callable[Concatenate[Settings, ...], None]
 
 
 def _check_file(path: Path | None) -> Path | None:
-    if path is not None and not path.is_file():
+    if path is not None and not path.exists():
         raise SettingInvalid(name="--env-file", problem=f"there is no file {path}")
     return path
 
@@ -157,7 +157,7 @@ def with_settings(*fields: str) -> Callable[[Command], Callable[..., None]]:
 def read_settings(env_file: Path | None, **options: Any) -> Settings:
     """Read the settings: options, then the environment, then the file. Raises SettingInvalid."""
     file = env_file or Path(".env")
-    values = read_env_file(file, warn=True) if file.is_file() else {}
+    values = read_env_file(file, warn=True) if file.exists() else {}
     environment = {name: value for name, value in os.environ.items() if value}
     # A secret in the environment, or in a file that it names, wins over the line in `.env`.
     for file_variable, name in FILE_VARIABLES.items():
@@ -193,7 +193,7 @@ def read_env_file(file: Path, *, warn: bool) -> dict[str, str]:
         raise SettingInvalid(name=str(file), problem="it isn't a UTF-8 text file") from None
     for binding in bindings if warn else ():
         _check_binding(file, binding)
-    return {binding.key: binding.value for binding in bindings if binding.key and binding.value}
+    return {binding.key: binding.value or "" for binding in bindings if binding.key}
 
 
 def _check_binding(file: Path, binding: Binding) -> None:

@@ -190,7 +190,7 @@ def _check_writable(file: Path) -> None:
     """Check before a webhook is created. Raises SigningKeyExists, NotWritable."""
     try:
         if file.exists():
-            if _KEY in read_env_file(file, warn=False):
+            if read_env_file(file, warn=False).get(_KEY):
                 raise SigningKeyExists(path=file)
         else:
             files.create(file)
