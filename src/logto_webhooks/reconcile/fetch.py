@@ -43,101 +43,104 @@ def find_subject(key: Key) -> Key:
     return key.organization_and_user[1] if key.kind == "membership" else key
 
 
-async def fetch_user(
-    logto: ManagementClient, host: TransactionRunner, user_id: str, when: SpanClock
-) -> list[Change]:
-    """Fetch a user, with roles and memberships. Raises InvalidApiResponse, LogtoUnreachable,
-    LogtoApiError, StoreUnavailable."""
-    answered = await logto.user(user_id)
-    user = api_responses.read_user(user_id, answered.content, when(answered))
-    if answered.content is None:
-        return [user]
-    return [user, *await fetch_belongings(logto, host, user_id, when)]
+class Fetcher:
+    """Asks Logto about one subject, and reads the answers as changes of records.
 
-
-async def fetch_belongings(
-    logto: ManagementClient, host: TransactionRunner, user_id: str, when: SpanClock
-) -> list[Change]:
-    """Fetch the roles and memberships of a user. Raises as `fetch_user`."""
-    key = Key("user", user_id)
-    roles = await fetch_roles(logto, user_id, when)
-    organizations = await logto.organizations_of(user_id)
-    span = when(organizations)
-    if organizations.content is None:  # deleted in the meantime
-        return [roles, Absent(key, span.at)]
-    present = api_responses.pairs_of_user(user_id, organizations.content)
-    pairs = sorted(present.keys() | await _list_known_pairs(host, key))
-    settled = api_responses.settle_belongings(user_id, Span(roles.at, span.end))
-    return [roles, *api_responses.read_pairs(pairs, present, span), settled]
-
-
-async def fetch_roles(logto: ManagementClient, user_id: str, when: SpanClock) -> ApiRead:
-    """Fetch the roles of a user. Raises InvalidApiResponse, LogtoUnreachable, LogtoApiError."""
-    pages = [page async for page in logto.roles_of(user_id)]
-    items = [item for page in pages for item in page.content]
-    span = Span(when(pages[0]).at, when(pages[-1]).end)
-    return api_responses.read_roles(user_id, items, span)
-
-
-async def fetch_memberships(
-    logto: ManagementClient, user_id: str, pairs: Sequence[Key], when: SpanClock
-) -> list[Change]:
-    """Fetch some memberships of a user. Raises as `fetch_roles`."""
-    answered = await logto.organizations_of(user_id)
-    if answered.content is None:
-        return [Absent(Key("user", user_id), when(answered).at)]
-    present = api_responses.pairs_of_user(user_id, answered.content)
-    return api_responses.read_pairs(pairs, present, when(answered))
-
-
-async def fetch_members(
-    logto: ManagementClient, host: TransactionRunner, organization_id: str, when: SpanClock
-) -> Iterator[Sequence[Change]]:
-    """Fetch an organization's members, in pieces for a transaction each; the last makes the list
-    count.
-
-    Whoever is a member here and isn't listed is asked about alone: a list that changes while it
-    is read can lack somebody. Raises as `fetch_user`.
+    All methods raise InvalidApiResponse, LogtoUnreachable, LogtoApiError, StoreUnavailable.
     """
-    present, span = await _list_members(logto, organization_id, when)
-    known = await _list_known_pairs(host, Key("organization", organization_id))
-    unlisted = [
-        change
-        for piece in _cut(sorted(known - present.keys()))
-        for pair in await _list_present(host, piece)
-        for change in await fetch_memberships(logto, find_subject(pair).id, [pair], when)
-    ]
-    listed = api_responses.read_pairs(sorted(present), present, span)
-    settled = api_responses.settle_members(organization_id, span)
-    return iter([*_cut(listed), *_cut(unlisted), [settled]])
 
+    def __init__(self, logto: ManagementClient, host: TransactionRunner, when: SpanClock) -> None:
+        self._logto = logto
+        self._host = host
+        self._when = when
 
-async def _list_members(
-    logto: ManagementClient, organization_id: str, when: SpanClock
-) -> tuple[Present, Span]:
-    present: Present = {}
-    spans: list[Span] = []
-    listing = OffsetPager(partial(logto.members, organization_id))
-    async for page in listing.pages():
-        present |= api_responses.pairs_of_organization(organization_id, page.content)
-        spans.append(when(page))
-    if listing.missed:
-        problem = "its members changed faster than Logto can list them"
-        raise InvalidApiResponse(kind="organization", id=organization_id, problem=problem)
-    return present, Span(spans[0].at, spans[-1].end)
+    async def fetch_user(self, user_id: str) -> list[Change]:
+        """Fetch a user, with roles and memberships."""
+        user = await self.fetch_user_alone(user_id)
+        return [user] if isinstance(user, Absent) else [user, *await self.fetch_belongings(user_id)]
 
+    async def fetch_user_alone(self, user_id: str) -> Change:
+        """Fetch a user, without roles and memberships."""
+        answered = await self._logto.user(user_id)
+        return api_responses.read_user(user_id, answered.content, self._when(answered))
 
-async def _list_known_pairs(host: TransactionRunner, end: Key) -> set[Key]:
-    def find(store: Store) -> list[Key]:
-        return store.keys("membership", _ALL, of=end)
+    async def fetch_organization(self, organization_id: str) -> Change:
+        """Fetch an organization, without members."""
+        answered = await self._logto.organization(organization_id)
+        return api_responses.read_organization(
+            organization_id, answered.content, self._when(answered)
+        )
 
-    return set(await host.read(find))
+    async def fetch_belongings(self, user_id: str) -> list[Change]:
+        """Fetch the roles and memberships of a user."""
+        key = Key("user", user_id)
+        roles = await self.fetch_roles(user_id)
+        organizations = await self._logto.organizations_of(user_id)
+        span = self._when(organizations)
+        if organizations.content is None:  # deleted in the meantime
+            return [roles, Absent(key, span.at)]
+        present = api_responses.pairs_of_user(user_id, organizations.content)
+        pairs = sorted(present.keys() | await self._list_known_pairs(key))
+        settled = api_responses.settle_belongings(user_id, Span(roles.at, span.end))
+        return [roles, *api_responses.read_pairs(pairs, present, span), settled]
 
+    async def fetch_roles(self, user_id: str) -> ApiRead:
+        """Fetch the roles of a user."""
+        pages = [page async for page in self._logto.roles_of(user_id)]
+        items = [item for page in pages for item in page.content]
+        span = Span(self._when(pages[0]).at, self._when(pages[-1]).end)
+        return api_responses.read_roles(user_id, items, span)
 
-async def _list_present(host: TransactionRunner, pairs: Sequence[Key]) -> list[Key]:
-    """List those that are members here, or may be."""
-    records = await run_or_rehearse(host, lambda store: store.lock(pairs), dry=True)
-    return [key for key, record in records.items() if project(record) or record.doubts]
+    async def fetch_memberships(self, user_id: str, pairs: Sequence[Key]) -> list[Change]:
+        """Fetch some memberships of a user."""
+        answered = await self._logto.organizations_of(user_id)
+        span = self._when(answered)
+        if answered.content is None:
+            return [Absent(Key("user", user_id), span.at)]
+        present = api_responses.pairs_of_user(user_id, answered.content)
+        return api_responses.read_pairs(pairs, present, span)
+
+    async def fetch_members(self, organization_id: str) -> Iterator[Sequence[Change]]:
+        """Fetch an organization's members, in pieces for a transaction each; the last makes the
+        list count.
+
+        Whoever is a member here and isn't listed is asked about alone: a list that changes while
+        it is read can lack somebody.
+        """
+        present, span = await self._list_members(organization_id)
+        known = await self._list_known_pairs(Key("organization", organization_id))
+        unlisted = [
+            change
+            for piece in _cut(sorted(known - present.keys()))
+            for pair in await self._list_present(piece)
+            for change in await self.fetch_memberships(find_subject(pair).id, [pair])
+        ]
+        listed = api_responses.read_pairs(sorted(present), present, span)
+        settled = api_responses.settle_members(organization_id, span)
+        return iter([*_cut(listed), *_cut(unlisted), [settled]])
+
+    async def _list_members(self, organization_id: str) -> tuple[Present, Span]:
+        present: Present = {}
+        spans: list[Span] = []
+        listing = OffsetPager(partial(self._logto.members, organization_id))
+        async for page in listing.pages():
+            present |= api_responses.pairs_of_organization(organization_id, page.content)
+            spans.append(self._when(page))
+        if listing.missed:
+            problem = "its members changed faster than Logto can list them"
+            raise InvalidApiResponse(kind="organization", id=organization_id, problem=problem)
+        return present, Span(spans[0].at, spans[-1].end)
+
+    async def _list_known_pairs(self, end: Key) -> set[Key]:
+        def find(store: Store) -> list[Key]:
+            return store.keys("membership", _ALL, of=end)
+
+        return set(await self._host.read(find))
+
+    async def _list_present(self, pairs: Sequence[Key]) -> list[Key]:
+        """List those that are members here, or may be."""
+        records = await run_or_rehearse(self._host, lambda store: store.lock(pairs), dry=True)
+        return [key for key, record in records.items() if project(record) or record.doubts]
 
 
 def _cut(items: Sequence[T]) -> list[Sequence[T]]:
@@ -157,8 +160,8 @@ async def compare_and_request_refetch(
     logto: ManagementClient, host: TransactionRunner, user_id: str, when: SpanClock
 ) -> UserComparison:
     """Compare a user with Logto. Where something differs, note that Logto must be asked again,
-    which mends it. Raises as `fetch_user`, and WrongTenant."""
-    changes = await fetch_user(logto, host, user_id, when)
+    which mends it. Raises as `Fetcher`, and WrongTenant."""
+    changes = await Fetcher(logto, host, when).fetch_user(user_id)
     if any(isinstance(change, Absent) for change in changes):
         await TenantCheck(logto, host).ensure_same_tenant(by_records=False)
     keys = sorted({change.key for change in changes} | {Key("user", user_id)})

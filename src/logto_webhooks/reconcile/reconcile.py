@@ -33,7 +33,8 @@ from logto_webhooks.logto.api_responses import (
 )
 from logto_webhooks.logto.pagination import ENDED, Ask, OffsetPager
 from logto_webhooks.logto.tenant_check import TenantCheck
-from logto_webhooks.reconcile import fetch, report_to
+from logto_webhooks.reconcile import report_to
+from logto_webhooks.reconcile.fetch import Fetcher, find_subject
 from logto_webhooks.records.drift import Drift, agrees, drifts_of
 from logto_webhooks.records.record import ROLE, Absent, Change, Key, Kind, Record
 
@@ -167,6 +168,7 @@ class ReconcileRun:
         self.result = ReconcileResult()
         self._logto = logto
         self._host = host
+        self._fetcher = Fetcher(logto, host, when)
         self._when = when
         self._tenant = tenant
         # In a dry run, which notes nowhere who was asked about, and which roles were listed.
@@ -199,7 +201,7 @@ class ReconcileRun:
 
     async def compare_user(self, user_id: str) -> None:
         """Compare one user, with roles and memberships."""
-        changes = await fetch.fetch_user(self._logto, self._host, user_id, self._when)
+        changes = await self._fetcher.fetch_user(user_id)
         key = Key("user", user_id)
         known = await self._host.read(lambda store: store.inbox.known(key))
         if isinstance(changes[0], Absent) and key not in known:
@@ -227,7 +229,7 @@ class ReconcileRun:
 
     async def _compare_members(self, organization_id: str) -> None:
         try:
-            pieces = await fetch.fetch_members(self._logto, self._host, organization_id, self._when)
+            pieces = await self._fetcher.fetch_members(organization_id)
         except InvalidApiResponse as error:
             self._doubt(error)
             return
@@ -321,19 +323,16 @@ class ReconcileRun:
             after = keys[-1].id
 
     async def _ask_user(self, user_id: str) -> None:
-        answered = await self._logto.user(user_id)
-        span = self._when(answered)
-        await self._learn([api_responses.read_user(user_id, answered.content, span)])
+        await self._learn([await self._fetcher.fetch_user_alone(user_id)])
 
     async def _ask_organization(self, organization_id: str) -> None:
-        answered = await self._logto.organization(organization_id)
-        content, span = answered.content, self._when(answered)
-        await self._learn([api_responses.read_organization(organization_id, content, span)])
-        if content is not None:
+        organization = await self._fetcher.fetch_organization(organization_id)
+        await self._learn([organization])
+        if not isinstance(organization, Absent):
             await self._compare_members(organization_id)
 
     async def _ask_roles(self, user_id: str) -> None:
-        await self._learn([await fetch.fetch_roles(self._logto, user_id, self._when)])
+        await self._learn([await self._fetcher.fetch_roles(user_id)])
 
     async def _settle(self) -> None:
         """Ask again about those that aren't what Logto answered: never take one for equal."""
@@ -345,9 +344,7 @@ class ReconcileRun:
             for key in keys:
                 try:
                     if key.kind == "user":
-                        await self._learn(
-                            await fetch.fetch_user(self._logto, self._host, key.id, self._when)
-                        )
+                        await self._learn(await self._fetcher.fetch_user(key.id))
                     else:
                         await self._ask_organization(key.id)
                 except InvalidApiResponse as error:
@@ -429,7 +426,7 @@ class ReconcileRun:
         for change in changes:
             record = by_key.get(change.key)
             if record is not None and not agrees(record, change):
-                self._unequal[fetch.find_subject(change.key)] = None
+                self._unequal[find_subject(change.key)] = None
         for key, record in by_key.items():
             if key.kind == "user" and record.is_restored:
                 self._unequal[key] = None

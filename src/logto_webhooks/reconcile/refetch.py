@@ -13,10 +13,9 @@ from logto_webhooks.database.runner import TransactionRunner
 from logto_webhooks.errors import InvalidApiResponse, RowRejected, TimedOut, WrongTenant, describe
 from logto_webhooks.event_loop import forever
 from logto_webhooks.instrumentation import ApiUnavailable, Observer, Refetched
-from logto_webhooks.logto import api_responses
 from logto_webhooks.logto.api_responses import make_span_clock
 from logto_webhooks.logto.tenant_check import TenantCheck
-from logto_webhooks.reconcile import fetch
+from logto_webhooks.reconcile.fetch import Fetcher, find_subject
 from logto_webhooks.records.record import MEMBERS, RESTORED, ROLE, Absent, Change, Key
 
 if TYPE_CHECKING:
@@ -70,7 +69,7 @@ class Refetcher:
         waiting = await self._read_waiting()
         subjects: dict[Key, list[RefetchNeed]] = {}
         for need in waiting:
-            subjects.setdefault(fetch.find_subject(need.key), []).append(need)
+            subjects.setdefault(find_subject(need.key), []).append(need)
         self._tries = {key: tried for key, tried in self._tries.items() if key in subjects}
         now = time.monotonic()
         due = [key for key in subjects if self._tries.get(key, (0, 0))[1] <= now]
@@ -100,34 +99,32 @@ class Refetcher:
             self._observe(Refetched(f"{subject.kind}:{subject.id}", tuple(reasons)))
 
     async def _refetch_user(self, user_id: str, waiting: Sequence[RefetchNeed]) -> None:
-        when = await make_span_clock(self._host)
+        fetcher = Fetcher(self._logto, self._host, await make_span_clock(self._host))
         pairs = [need.key for need in waiting if need.key.kind == "membership"]
         reasons = [need.reason for need in waiting if need.key.kind == "user"]
         is_back = any(RESTORED in reason for reason in reasons)
         if reasons:
-            answered = await self._logto.user(user_id)
-            change = api_responses.read_user(user_id, answered.content, when(answered))
-            is_back |= await self._learn(change)
-            if answered.content is None:
+            user = await fetcher.fetch_user_alone(user_id)
+            is_back |= await self._learn(user)
+            if isinstance(user, Absent):
                 return  # memberships that are older are over, too
         if is_back:
-            await self._learn(*await fetch.fetch_belongings(self._logto, self._host, user_id, when))
+            await self._learn(*await fetcher.fetch_belongings(user_id))
             return
         if any(ROLE in reason for reason in reasons):
-            await self._learn(await fetch.fetch_roles(self._logto, user_id, when))
+            await self._learn(await fetcher.fetch_roles(user_id))
         if pairs:
-            await self._learn(*await fetch.fetch_memberships(self._logto, user_id, pairs, when))
+            await self._learn(*await fetcher.fetch_memberships(user_id, pairs))
 
     async def _refetch_organization(
         self, organization_id: str, waiting: Sequence[RefetchNeed]
     ) -> None:
-        when = await make_span_clock(self._host)
-        answered = await self._logto.organization(organization_id)
-        content, span = answered.content, when(answered)
-        is_back = await self._learn(api_responses.read_organization(organization_id, content, span))
+        fetcher = Fetcher(self._logto, self._host, await make_span_clock(self._host))
+        organization = await fetcher.fetch_organization(organization_id)
+        is_back = await self._learn(organization)
         is_back |= any(MEMBERS in need.reason or RESTORED in need.reason for need in waiting)
-        if is_back and content is not None:
-            pieces = await fetch.fetch_members(self._logto, self._host, organization_id, when)
+        if is_back and not isinstance(organization, Absent):
+            pieces = await fetcher.fetch_members(organization_id)
             for piece in pieces:
                 await self._learn(*piece)
 
