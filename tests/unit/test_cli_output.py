@@ -87,9 +87,9 @@ def test_a_pipe_or_a_file_has_no_width(
     long, time = "x" * 20_000, "2026-11-25T12:00:00.000Z"
     row = (long, "ana@example.com", time)
     monkeypatch.delenv("COLUMNS", raising=False)
-    output.table("", ("id", "email", "at"), [row], fold=fold)
+    output.print_table("", ("id", "email", "at"), [row], fold=fold)
     _, line = capsys.readouterr().out.splitlines()
     assert line.split() == list(row)
     monkeypatch.setenv("COLUMNS", "80")
-    output.table("", ("id", "email", "at"), [row], fold=fold)
+    output.print_table("", ("id", "email", "at"), [row], fold=fold)
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 80

@@ -178,18 +178,18 @@ def _show_summary(mirror: _Mirror, outcomes: Counter[str], different: list[Diffe
     _show_rows("logto_organizations", [record.row for record in live])
     _show_rows("logto_organization_members", members)
     counts = {name: outcomes[name] for name in OUTCOMES} | outcomes
-    output.table(
+    output.print_table(
         "\nOutcomes of the deliveries",
         ("outcome", "count", ""),
         [(name, count, OUTCOMES.get(name, "")) for name, count in counts.items()],
     )
     doubtful = sorted((need for need in mirror.waiting if need.doubtful), key=lambda need: need.key)
-    output.table(
+    output.print_table(
         f"\nIn doubt until a refetch from Logto: {_count_kinds(doubtful)}",
         ("kind", "id", "values in doubt"),
         [(need.key.kind, need.key.id, need.reason.removeprefix("doubtful: ")) for need in doubtful],
     )
-    output.table(
+    output.print_table(
         f"\nDifferences from Logto's final state: {len(different)}",
         ("kind", "id", "field", "ours", "Logto's", "in doubt"),
         [

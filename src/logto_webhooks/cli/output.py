@@ -131,12 +131,12 @@ def print_list(
     """Print a line for each row, with the columns of this kind of list."""
     columns = COLUMNS[kind]
     cells = [[format_value(name, row[name]) for name in columns] for row in rows]
-    table(title, columns, cells, fold=fold, wide=wide)
+    print_table(title, columns, cells, fold=fold, wide=wide)
 
 
 def print_pairs(pairs: Iterable[tuple[str, Any]]) -> None:
     """Print a line for each name and its value, or more where it is long."""
-    table("", ("", ""), pairs, fold=True)
+    print_table("", ("", ""), pairs, fold=True)
 
 
 def print_counts(counts: Mapping[str, Any]) -> None:
@@ -146,7 +146,7 @@ def print_counts(counts: Mapping[str, Any]) -> None:
         say(f"{name:<{width}}  {value}")
 
 
-def table(
+def print_table(
     title: str,
     columns: Sequence[str],
     rows: Iterable[Sequence[Any]],
@@ -359,7 +359,7 @@ def show_comparison(comparison: UserComparison) -> None:
     ]
     here = "here" if comparison.ours else "here: unknown, or deleted"
     in_logto = "in Logto" if comparison.logto else "in Logto: deleted, or never existed"
-    table("", ("", here, in_logto, ""), cells, fold=True)
+    print_table("", ("", here, in_logto, ""), cells, fold=True)
 
 
 def show_records(records: Sequence[FoundRow], kind: str) -> None:

@@ -155,7 +155,9 @@ def _show_explained(explained: Explained) -> None:
         output.print_line(output.format_timeline_entry(entry))
     nothing = "" if explained.fields else ": none"
     columns = ("field", "value", "set by", "last confirmed by", "")
-    output.table(f"\nCurrent values{nothing}", columns, map(_to_row, explained.fields), fold=True)
+    output.print_table(
+        f"\nCurrent values{nothing}", columns, map(_to_row, explained.fields), fold=True
+    )
 
 
 def _to_row(field: Field) -> tuple[Any, ...]:
