@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import sys
+from types import FrameType
 from typing import Any
 
 import msgspec
@@ -150,3 +153,63 @@ def test_a_value_nested_by_hand_is_encoded() -> None:
     for _ in range(5_000):
         value = {"a": value}
     assert canonical_json.encode(value) == b'{"a":' * 5_000 + b"1" + b"}" * 5_000
+
+
+MANY_SMALL = [
+    pytest.param(b"[" + b",".join([b"[]"] * 50_000) + b"]", id="shallow"),
+    pytest.param(b"[" * 63 + b",".join([b"{}"] * 50_000) + b"]" * 63, id="as deep as is shown"),
+    pytest.param(b"[" + b",".join([b'[{"":[]}]'] * 20_000) + b"]", id="with strings"),
+    pytest.param(b"[9007199254740993," + b",".join([b"[]"] * 50_000) + b"]", id="a long number"),
+    pytest.param(b'["' + b"[" * 50_000 + b'"]', id="brackets in a string"),
+    pytest.param(b'["' + b"\\\\" * 50_000 + b'\\ud800"]', id="escapes"),
+    pytest.param(b"[" * 200 + b'"' + b"\\" * 50_000 + b'"' + b"]" * 200, id="escapes, deep"),
+    pytest.param(b"[" * 200 + b" 1," * 50_000 + b"1" + b"]" * 200, id="spaces, deep"),
+]
+
+
+@pytest.mark.parametrize("text", MANY_SMALL)
+def test_python_walks_no_large_value(text: bytes) -> None:
+    """Somebody's data, with many small parts, would keep all others waiting."""
+    calls = 0
+
+    def count(frame: FrameType, event: str, argument: object) -> None:
+        nonlocal calls
+        calls += 1
+
+    sys.setprofile(count)
+    try:
+        value = canonical_json.decode(text)
+        canonical_json.digest(value)
+        canonical_json.shown(value)
+    finally:
+        sys.setprofile(None)
+    assert calls < 1_000
+
+
+def test_many_deep_parts_are_cut_each() -> None:
+    """At both depths, and in lists and objects alike."""
+    parts = [b'{"b":["]"],"a":1}', b"[[],{}]", b'[{"":{"[":[]}}]'] * 100
+    text = b"[" * 200 + b",".join(parts) + b"]" * 200
+    value = canonical_json.decode(text)
+    assert canonical_json.encode(value) == text
+    wide = b"[" * canonical_json.SHOWN + b",".join(parts) + b"]" * canonical_json.SHOWN
+    shown = canonical_json.shown(canonical_json.decode(wide))
+    for _ in range(canonical_json.SHOWN - 1):
+        [shown] = shown
+    in_order = [part.decode() for part in parts]
+    assert shown == [json.dumps(json.loads(part), separators=(",", ":")) for part in in_order]
+
+
+def test_the_collector_of_garbage_goes_on() -> None:
+    """It pauses while a large value is decoded, unless the application stopped it for good."""
+    text = b"[" + b",".join([b"[]"] * canonical_json.MANY) + b"]"
+    canonical_json.decode(text)
+    with pytest.raises(ValueError, match="truncated"):
+        canonical_json.decode(text[:-1])
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        canonical_json.decode(text)
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
