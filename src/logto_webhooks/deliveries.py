@@ -101,7 +101,7 @@ def sent_at_of(digest: bytes) -> int:
 
 
 def _name_subject(payload: Json) -> str | None:
-    """Say whom a delivery is about, as `kind:id`: for people, and to mark who is in doubt."""
+    """Name the record that a delivery is about, as `kind:id`."""
     entity = payload["event"].partition(".")[0]
     params, data = payload.get("params"), payload.get("data")
     kind, param = _SUBJECTS.get(entity, ("user", "userId"))
@@ -150,7 +150,7 @@ class ClaimedDelivery(Struct, frozen=True, kw_only=True):
 
 
 class ReceivedBody(Struct, frozen=True):
-    """A delivery as it came; times in milliseconds, `occurred_at` on Logto's clock."""
+    """A delivery as received; times in milliseconds, `occurred_at` on Logto's clock."""
 
     body: bytes
     occurred_at: int
@@ -158,7 +158,7 @@ class ReceivedBody(Struct, frozen=True):
 
 
 class DeliveryOutcome(Struct, frozen=True, kw_only=True):
-    """What became of a claimed delivery; `retry_after_s` only when it is pending again. It
+    """The outcome of a claimed delivery; `retry_after_s` only when it is pending again. It
     `failed` if that says something against the delivery."""
 
     id: int
@@ -195,7 +195,7 @@ class StoredDelivery(Struct, frozen=True, kw_only=True):
 
 
 def api_call(body: bytes) -> str:
-    """The call, or the interaction, that a body tells of."""
+    """Return the API call or the interaction that a body names."""
     try:
         payload = payload_of(trust(body))
     except NotADelivery:

@@ -57,7 +57,7 @@ async def wait_for_event(event: asyncio.Event, seconds: float) -> None:
 
 
 def on_stop(stop: Callable[[], object]) -> None:
-    """Call `stop` on the running loop when this process is asked to end."""
+    """Call `stop` on the running loop at SIGTERM and SIGINT."""
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         on_signal(loop, number, stop)
@@ -66,7 +66,8 @@ def on_stop(stop: Callable[[], object]) -> None:
 def on_signal(
     loop: asyncio.AbstractEventLoop, number: signal.Signals, work: Callable[[], object]
 ) -> None:
-    """Call `work` on the loop for each such signal, on Windows, too, whose loops take none."""
+    """Call `work` on the loop at each such signal; on Windows, too, whose loops handle no
+    signals."""
     try:
         loop.add_signal_handler(number, work)
     except NotImplementedError:
@@ -74,7 +75,7 @@ def on_signal(
 
 
 def reset_signal(loop: asyncio.AbstractEventLoop, number: signal.Signals) -> None:
-    """Let a signal do again what it does without `on_signal`."""
+    """Restore a signal's default action."""
     try:
         loop.remove_signal_handler(number)
     except NotImplementedError:
@@ -89,14 +90,15 @@ Main = Callable[[], Coroutine[Any, Any, None]]
 
 
 class LoopThread:
-    """Runs one coroutine function on that loop until it returns, whatever happens to the loop."""
+    """An event loop in a thread of its own. It runs one coroutine function to its end, even if a
+    handler stops the loop or cancels all tasks."""
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def call(self, function: Callable[[], object]) -> None:
-        """Call it on the loop soon, from any thread; not if that has ended."""
+        """Call a function on the loop soon, from any thread, unless the loop has ended."""
         loop = self._loop
         if loop is not None:
             with suppress(RuntimeError):  # closed just now
@@ -161,7 +163,7 @@ def _run_forever(loop: asyncio.AbstractEventLoop, stopped: str, done: Callable[[
 
 
 def _end(loop: asyncio.AbstractEventLoop) -> None:
-    """Cancel what handlers left running, and wait for that a little."""
+    """Cancel the tasks that handlers left running, and wait for them briefly."""
     tasks = asyncio.all_tasks(loop)
     for task in tasks:
         task.cancel()

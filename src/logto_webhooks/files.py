@@ -33,13 +33,13 @@ def open_for_writing(file: Path, *, new: bool = False) -> int:
 
 
 def create(file: Path) -> None:
-    """Make an empty file unless it exists. Raises OSError."""
+    """Create an empty file unless it exists. Raises OSError."""
     if not file.exists():
         os.close(open_for_writing(file))
 
 
 def write(file: Path, content: bytes) -> None:
-    """Replace what is in a file, which is made unless it exists. Raises OSError."""
+    """Replace the content of a file, or create the file. Raises OSError."""
     with os.fdopen(open_for_writing(file), "wb") as opened:
         opened.truncate()
         opened.write(content)
@@ -82,7 +82,8 @@ class LockFile:
         self._held: _Descriptor | _Transaction | None = None
 
     def acquire(self) -> bool:
-        """Take the lock unless somebody else has it; say whether it is ours. Raises NotWritable."""
+        """Take the lock unless another process has it; return whether this process has it. Raises
+        NotWritable."""
         if self._held is None:
             try:
                 self._held = (_descriptor if _fcntl else _lock_transaction)(self._file)
@@ -93,7 +94,7 @@ class LockFile:
         return self._held is not None
 
     def release(self) -> None:
-        """Let the next one have it."""
+        """Release the lock."""
         if self._held is not None:
             self._held.release()
             self._held = None

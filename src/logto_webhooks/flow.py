@@ -26,7 +26,7 @@ REJECTED: Final = 5
 
 
 class Flow(Struct, frozen=True, kw_only=True):
-    """What is known of it; times in milliseconds, None before anything came.
+    """The flow of deliveries; times in milliseconds, None before the first delivery.
 
     `gaps` are the longest of each day; `rejected` counts what no key signed since the `last`.
     """
@@ -38,7 +38,7 @@ class Flow(Struct, frozen=True, kw_only=True):
 
 
 class Silence(Struct, frozen=True, kw_only=True):
-    """It stopped `since` a moment (ms); `usual_ms` is the longest gap that is usual."""
+    """Deliveries stopped at `since` (ms). `usual_ms` is the longest usual gap."""
 
     why: Why
     since: int
@@ -46,7 +46,8 @@ class Silence(Struct, frozen=True, kw_only=True):
 
 
 def find_silence(flow: Flow, now: int, after_ms: int | None = None) -> Silence | None:
-    """Judge. Without `after_ms`, what is silence is learnt."""
+    """Decide whether deliveries stopped. Without `after_ms`, the usual gaps decide what is too
+    long."""
     since = flow.last or 0
     if flow.rejected >= REJECTED:
         return Silence(why="rejected", since=since)
@@ -67,12 +68,13 @@ _RECENT: Final = 20  # what Logto's log brought back is no flow
 
 
 class FlowMonitor:
-    """Looks every minute; `silence` is what it found."""
+    """Looks for silence every minute; `silence` is the last result."""
 
     def __init__(
         self, host: TransactionRunner, clock: Clock, observe: Observer, after_s: float | None
     ) -> None:
-        """`after_s` without a delivery is silence; None learns it, 0 never says so."""
+        """`after_s` without a delivery are silence. None decides by the usual gaps; 0 disables
+        the check."""
         self._host = host
         self._clock = clock
         self._observe = observe
@@ -80,12 +82,13 @@ class FlowMonitor:
         self.silence: Silence | None = None
 
     async def keep(self) -> None:
-        """Look, over and over."""
+        """Look again and again, until cancelled."""
         if self._after_ms != 0:
             await forever(self.look, LOOK_S)
 
     async def look(self) -> None:
-        """Note what came, and tell when the flow stops or goes on. Raises StoreUnavailable."""
+        """Record the newest delivery, and report when the flow stops or resumes. Raises
+        StoreUnavailable."""
         before, now = self.silence, self._clock.now()
         self.silence = silence = await self._host.run(lambda store: self._judge(store, now))
         if silence and (before is None or before.why != silence.why):
@@ -103,7 +106,7 @@ class FlowMonitor:
 
 
 def record_flow(store: Store) -> Flow:
-    """Note the newest delivery, and the gap before it; return all that is known of the flow."""
+    """Record the newest delivery and the gap before it; return the flow."""
     newest, recorded = _find_newest(store), store.flow()
     if newest is not None and (recorded.last is None or newest > recorded.last):
         if recorded.last is not None:
@@ -126,7 +129,7 @@ def _find_newest(store: Store) -> int | None:
 
 
 def _note_gap(store: Store, recorded: RecordedFlow, gap: Gap) -> None:
-    """Of each day, the longest is kept."""
+    """Record a gap, if it is the longest of its day."""
     day = gap.ended_at // DAY_MS
     if all(gap.length > other.length for other in recorded.gaps if other.ended_at // DAY_MS == day):
         store.save_gap(day % DAYS, gap)
@@ -140,7 +143,7 @@ _BACK: Final = 100  # ids are given before commits, which come in another order
 async def follow(
     host: TransactionRunner, filter: DeliveryFilter, poll_s: float = POLL_S
 ) -> AsyncGenerator[StoredDelivery, None]:
-    """Give what comes after the id `sought.after`, as it comes. Raises StoreUnavailable."""
+    """Yield each delivery after the id `filter.after`, as it comes. Raises StoreUnavailable."""
     first = newest = filter.after or 0
     seen: set[int] = set()
     while True:
@@ -157,7 +160,7 @@ async def follow(
 
 
 async def newest_id(host: TransactionRunner) -> int:
-    """The id of the newest delivery; 0 if there is none. Raises StoreUnavailable."""
+    """Return the id of the newest delivery; 0 if there is none. Raises StoreUnavailable."""
     page = await host.read(partial(_search, DeliveryFilter(limit=1)))
     return page[0].id if page else 0
 

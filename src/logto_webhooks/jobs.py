@@ -47,7 +47,7 @@ JOB_MOVES: Final[dict[tuple[JobState, JobMove], JobState]] = {
 
 
 def job_targets(move: JobMove) -> dict[JobState, JobState]:
-    """From which states a job moves so, and to which; `waiting` first."""
+    """Return the states that allow a move, and the state after it; `waiting` first."""
     return {state: JOB_MOVES[state, move] for state in JobState if (state, move) in JOB_MOVES}
 
 
@@ -82,7 +82,7 @@ class RegisteredHandler(Struct, frozen=True, kw_only=True):
 
 
 class NewJob(Struct, frozen=True, kw_only=True):
-    """A job to be made; `key` is unique for its handler.
+    """A new job; `key` is unique for its handler.
 
     `queue_key` names the queue in which it keeps its order; `occurred_at` (ms) is its place in it,
     None for now. `payload` is a record's own event; a delivery's is its body.
@@ -124,8 +124,8 @@ class Job(Struct, frozen=True, kw_only=True):
 
 
 class JobOutcome(Struct, frozen=True, kw_only=True):
-    """What became of a held job; `after_s` only when it is to be tried again, `counts=False` when
-    it was given back, as if never begun."""
+    """The outcome of a claimed job; `after_s` only when it is to be tried again, `counts=False`
+    if it was given back, as if never begun."""
 
     id: int
     queue_key_id: int

@@ -36,7 +36,7 @@ class Dead(Struct, frozen=True):
 
 
 class DiscardJob(Struct, frozen=True):
-    """Nothing more is to be done, and why."""
+    """Discard the job, and why."""
 
     why: str
 
@@ -87,5 +87,5 @@ def after_failure(
 
 
 def _grow(before: int, longest_s: float, jitter: float) -> float:
-    """The wait after so many others."""
+    """Return the wait after so many others."""
     return min(FIRST_WAIT_S * 3.0 ** min(before, 20), longest_s) * (1 - jitter / 2)

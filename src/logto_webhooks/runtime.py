@@ -96,7 +96,8 @@ async def talk_to_logto(
     observe: Observer,
     stored: Callable[[], None],
 ) -> AsyncIterator[None]:
-    """Recover, settle what waits, and compare, as long as the block lasts and it is our turn."""
+    """Recover, refetch and reconcile while the block lasts and this process holds the leader's
+    lease."""
     recovery = make_recovery(settings, logto, database, stored)
     reads = Refetcher(logto, database.host, observe)
     reconciliation = make_reconciliation(logto, database)
@@ -119,8 +120,7 @@ async def talk_to_logto(
 def make_reconciliation(
     logto: ManagementClient, database: Database, source: Source | None = "reconcile"
 ) -> Reconciliation:
-    """Make what compares all records with all that Logto lists; without a `source` no handler is
-    told."""
+    """Make a reconciliation; without a `source`, no handlers run."""
     return Reconciliation(logto, database.host, SystemClock(), source)
 
 
@@ -130,7 +130,7 @@ def make_recovery(
     database: Database,
     stored: Callable[[], None] = lambda: None,
 ) -> Recovery:
-    """Make what brings back from Logto's log what the inbox lacks."""
+    """Make a recovery, which restores missing deliveries from Logto's log."""
     return Recovery(
         logto,
         database.host,
@@ -142,7 +142,7 @@ def make_recovery(
 
 
 def split_signing_keys(settings: Settings) -> list[str]:
-    """The signing keys, if there are any."""
+    """Return the signing keys; none if none are configured."""
     return list(split_keys(settings.signing_key))
 
 
@@ -156,7 +156,7 @@ SWITCH_S: Final = 0.0005
 
 
 class Service:
-    """All of it: `webhook` receives, `running` does the rest, `app` is both, for a server."""
+    """The whole service: `webhook` receives, `running` does the rest, and `app` is both."""
 
     def __init__(
         self,
@@ -205,13 +205,13 @@ class Service:
         )
 
     def wake(self) -> None:
-        """Tell that there may be something to apply, or to run."""
+        """Tell the workers that deliveries or jobs may be pending."""
         self._workers.worker.wake()
         self._workers.wake_runner()
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Apply, run handlers, ask Logto, as long as the block lasts."""
+        """Apply deliveries, run handlers and query Logto while the block lasts."""
         async with contextlib.AsyncExitStack() as stack:
             stack.enter_context(self._handlers.in_use())
             stack.push_async_callback(self._database.host.close)
@@ -246,7 +246,7 @@ class Service:
 
 
 class WorkerGroup:
-    """What applies deliveries, and what runs handlers."""
+    """The worker that applies deliveries, and the worker that runs handlers."""
 
     def __init__(
         self,
@@ -274,27 +274,27 @@ class WorkerGroup:
         )
 
     def wake_runner(self) -> None:
-        """Tell that there may be jobs."""
+        """Tell the job worker that there may be jobs."""
         if self._apart is None:
             self.runner.wake()
         elif not self.runner.woken:
             self._apart.call(self.runner.wake)
 
     def observe(self, report: TelemetryEvent) -> None:
-        """Pass on what is reported; what was applied may have made jobs."""
+        """Pass on an event. If something was applied, wake the job worker."""
         self._observe(report)
         if isinstance(report, DeliverySynced | Refetched | Reconciled):
             self.wake_runner()
 
     def stop(self) -> None:
-        """End `run`, whatever a handler or the database does, within `LONGEST_STOP_S`."""
+        """End `run` within `LONGEST_STOP_S`, whatever a handler or the database does."""
         self.worker.stop()
         self.runner.stop(self.wake_runner)
         for loop in self._loops:
             asyncio.get_running_loop().call_later(LONGEST_STOP_S, loop.cancel)
 
     async def run(self) -> None:
-        """Work until stopped. Handlers are made known first, or jobs would be missing."""
+        """Work until stopped. Registers the handlers first, or jobs would be missing."""
         if not await self.register():
             return
         handlers = self.runner.run() if self._apart is None else self._run_apart(self._apart)
@@ -325,7 +325,7 @@ class WorkerGroup:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Work as long as the block lasts; handlers are known once it begins."""
+        """Work while the block lasts. The handlers are registered when it begins."""
         await self.register()
         working = asyncio.create_task(self.run())
         try:
@@ -335,7 +335,7 @@ class WorkerGroup:
             await working
 
     async def register(self) -> bool:
-        """Make the handlers known, once the database can be reached; False when stopped."""
+        """Register the handlers, once the database can be reached; return False if stopped."""
         registered = [handler.registered for handler in self._handlers]
 
         def register(store: Store) -> None:
@@ -353,7 +353,7 @@ class WorkerGroup:
         return self._registered
 
     async def _watch(self) -> None:
-        """Tell, again when it changes, of jobs that wait for code which isn't here."""
+        """Report jobs that wait for handlers of other processes, whenever that changes."""
         jobs = 0
 
         async def look() -> None:

@@ -103,23 +103,23 @@ class DeliveryWorker:
         self._token = ""
 
     def wake(self) -> None:
-        """Tell the worker that something is pending."""
+        """Tell the worker that deliveries are pending."""
         self._wake.set()
 
     def stop(self) -> None:
-        """End `run` after the batch in hand."""
+        """End `run` after the current batch."""
         self.stopping = True
         self._wake.set()
 
     async def run(self) -> None:
-        """Work until stopped. An unreachable database stalls it, and is tried again."""
+        """Work until stopped. If the database is unreachable, try again after a pause."""
         while not self.stopping:
             self._wake.clear()
             if not await self._turn():
                 await wait_for_event(self._wake, POLL_S)
 
     async def drain(self) -> None:
-        """Work until nothing is pending, what waits for its next attempt included."""
+        """Work until nothing is pending, including deliveries that wait for a retry."""
         while not self.stopping and (await self._turn() or await self._count_pending()):
             pass
 
@@ -383,7 +383,7 @@ def _make_own_jobs(store: Store, planned: PlannedDelivery) -> tuple[list[NewJob]
 
 
 def _list_touched_records(planned: PlannedDelivery) -> set[Key]:
-    """The records that are locked to apply a delivery."""
+    """Return the keys of the records that applying a delivery locks."""
     keys = {change.key for change in planned.changes}
     return keys.union(*(key.organization_and_user for key in keys if key.kind == "membership"))
 
@@ -399,7 +399,8 @@ class ClockWatch:
         self._moved = 0  # by how much due times had been moved by then, by whomever
 
     async def look(self) -> None:
-        """Compare, if that is due; mend what must be. Raises StoreUnavailable."""
+        """Compare the clocks, if that is due, and move due times if necessary. Raises
+        StoreUnavailable."""
         asked_at = time.monotonic()
         if self._looked_at is not None and asked_at - self._looked_at < CLOCK_S:
             return

@@ -45,7 +45,7 @@ FEW: Final = 500  # memberships that can end in the transaction of the deletion
 
 
 class Locked(Struct, frozen=True):
-    """Records that are held, and those deleted ones among them whose memberships are, too."""
+    """Locked records, and the deleted ones among them whose memberships are locked, too."""
 
     records: Records
     few: frozenset[Key]
@@ -92,7 +92,7 @@ def apply_batch(
 
 
 def whole_outcome(planned: PlannedDelivery, results: Iterable[str]) -> DeliveryOutcome:
-    """What became of a large delivery, of which the pieces were applied with these results."""
+    """Return the outcome of a large delivery from the results of its pieces."""
     result = min(results, default="nothing", key=_STRONGEST_FIRST.index)
     return DeliveryOutcome(id=planned.claimed.id, state=DeliveryState.DONE, result=result)
 
@@ -100,7 +100,7 @@ def whole_outcome(planned: PlannedDelivery, results: Iterable[str]) -> DeliveryO
 def apply_reads(
     store: Store, changes: Sequence[Change], source: Source | None
 ) -> list[tuple[Record, Record]]:
-    """Apply what Logto's API answered; return what it changed: each record before and after.
+    """Apply answers of Logto's API; return each changed record, before and after.
 
     Without a `source`, no handler is told.
     """
@@ -138,7 +138,7 @@ def _write(store: Store, locked: Locked, records: Records) -> WrittenRecords:
 
 
 def lock_records(store: Store, changes: Iterable[Change]) -> Locked:
-    """Lock what is touched: organizations, users, memberships, each sorted.
+    """Lock the changed records: organizations, users, memberships, each kind sorted.
 
     Organizations that only gain members are shared; where one changes itself, all are held, for
     two ways of locking in one pass would have no order. The memberships of who is deleted are
@@ -160,7 +160,7 @@ def lock_records(store: Store, changes: Iterable[Change]) -> Locked:
 
 
 def mark_doubtful(store: Store, claimed: ClaimedDelivery) -> None:
-    """Mark the record of a dead delivery as doubtful: only Logto can tell now."""
+    """Mark the record of a dead delivery as doubtful: only a refetch can settle it."""
     kind, _, logto_id = (claimed.subject or "").partition(":")
     if kind not in ("user", "organization"):
         return
@@ -191,7 +191,7 @@ _STRONGEST_FIRST = list(OUTCOMES)
 
 
 def _mark_unlisted(locked: Records) -> Records:
-    """A pair of which nothing is known wasn't among the members when Logto last listed them."""
+    """Mark unknown memberships as absent from the organization's last full list of members."""
     records = dict(locked)
     for key, record in locked.items():
         if key.kind == "membership" and not record.groups:
@@ -217,17 +217,17 @@ def _end_memberships(records: Records) -> None:
 
 
 class BatchSizer:
-    """How much fits into the time of a transaction; a delivery weighs what it changes."""
+    """Decides how many changes fit into a transaction of a limited time."""
 
     def __init__(self, budget_s: float, most: int = MAX_WEIGHT, least: int = 1) -> None:
-        """`least` fits whatever the time: a transaction costs something even if it is empty."""
+        """`least` always fits: even an empty transaction takes some time."""
         self._budget_s = budget_s
         self._most = most
         self._least = least
         self.weight = min(max(FIRST_WEIGHT, least), most)
 
     def cut(self, held: Sequence[Work]) -> Sequence[Work]:
-        """Return as many as fit, at least one."""
+        """Return the first deliveries that fit, at least one."""
         weight = fitting = 0
         for work in held:
             weight += work.weight
@@ -237,10 +237,10 @@ class BatchSizer:
         return held[:fitting]
 
     def took(self, weight: int, seconds: float) -> None:
-        """Learn from a batch; at most double."""
+        """Adjust to the time that a batch took; at most double."""
         fitting = int(weight * self._budget_s / max(seconds, 1e-6))
         self.weight = max(self._least, min(fitting, self.weight * 2, self._most))
 
     def failed(self) -> None:
-        """What was too much for the database is less next time."""
+        """Halve the next batch after a failure."""
         self.weight = max(1, self.weight // 2)

@@ -25,7 +25,8 @@ LOCK_S: Final = 0.2
 
 
 class Endings:
-    """Makes the steps. Any number of workers may do so: a step holds the deleted record."""
+    """Ends memberships in steps. Any number of workers may do so: a step locks the deleted
+    record."""
 
     def __init__(self, host: TransactionRunner, budget_s: float) -> None:
         self._host = host
@@ -38,7 +39,7 @@ class Endings:
         self._holds_end = False
 
     def wake(self) -> None:
-        """Look at once: there may be something to do."""
+        """Look for memberships to end at the next step."""
         self._look_at = 0.0
 
     async def step(self) -> int:

@@ -23,7 +23,7 @@ AT_ONCE: Final = 1_000
 
 
 def iterate_jobs(store: Store, filter: JobFilter) -> Iterator[JobRow]:
-    """All that are wanted, whatever the limit, the newest first."""
+    """Yield all jobs that match, whatever the filter's limit, newest first."""
     filter = replace(filter, limit=AT_ONCE)
     while page := store.jobs.find(filter):
         yield from page
@@ -98,7 +98,7 @@ def _read_changes(delivery: StoredDelivery, lag_ms: int) -> Sequence[Change]:
 
 
 class _Again:
-    """Has jobs of deliveries run again, and those that are missing."""
+    """Runs jobs of deliveries again, and creates missing ones."""
 
     def __init__(self, store: Store, lag_ms: int, handler: str | None, rerun: bool) -> None:
         registered = store.jobs.handlers()
@@ -117,7 +117,7 @@ class _Again:
         self._missing = 0
 
     def look(self, delivery: StoredDelivery) -> None:
-        """Find those of one delivery.
+        """Find the jobs of one delivery.
 
         Those that are missing are made here, whatever its age; of a dead one by whoever applies it.
         """
@@ -135,7 +135,8 @@ class _Again:
             self._new += new
 
     def run(self) -> int:
-        """Make and move them, those of all deliveries at once: their queues are taken in order."""
+        """Create and repeat the jobs of all deliveries at once: their queues are locked in
+        order."""
         self._store.jobs.add(self._new)
         return len(self._store.jobs.move(self._again, JobMove.REPEAT)) + self._missing
 
@@ -143,8 +144,8 @@ class _Again:
         return row.state == "done" and row.handler in self._reruns
 
     def _make_jobs(self, delivery: StoredDelivery) -> list[NewJob]:
-        """The jobs that a delivery would make today: none as long as it isn't applied at all, or
-        if it is older than the installation."""
+        """Make the jobs that a delivery would have today: none before it is applied, or if it is
+        older than the installation."""
         if delivery.state is DeliveryState.PENDING or delivery.occurred_at < self._since:
             return []
         body = trust(delivery.body)

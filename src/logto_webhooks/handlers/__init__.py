@@ -49,7 +49,7 @@ def parse_patterns(what: Sequence[What], *, unknown: bool, tests: Tests) -> tupl
 
 
 def match_classes(patterns: Sequence[str], tests: Tests) -> list[type]:
-    """The classes of the events that a handler is given."""
+    """Return the event classes that a handler can receive."""
     if tests == "only":
         return [TestPayload]
     names = [name for name in _KNOWN if any(matches(pattern, name) for pattern in patterns)]
@@ -121,14 +121,14 @@ class HandlerOptions(
 
 
 def check_options(options: HandlerOptions) -> HandlerOptions:
-    """The same, if each can be. Raises ValueError, which says what can't."""
+    """Return valid options unchanged. Raises ValueError, which names an invalid one."""
     fields = msgspec.structs.fields(HandlerOptions)
     values = {field.encode_name: getattr(options, field.name) for field in fields}
     return make_options(values, HandlerOptions)
 
 
 def make_options(values: dict[str, Any], kind: type[T]) -> T:
-    """Make a struct of what was given. Raises ValueError, which names what can't be."""
+    """Make a struct of values. Raises ValueError, which names an invalid value."""
     try:
         return msgspec.convert(values, kind)
     except msgspec.ValidationError as error:
@@ -209,7 +209,7 @@ class Handlers:
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
-        """As long as the block lasts, they run, and none can be registered: it never would."""
+        """While the block lasts, handlers run, and none can be registered: it would never run."""
         before, self.loop = self.loop, asyncio.get_running_loop()
         try:
             yield
@@ -217,14 +217,14 @@ class Handlers:
             self.loop = before
 
     def copy(self, provides: Provides) -> Handlers:
-        """The same handlers on another database. Raises InvalidHandler."""
+        """Copy the handlers for another database. Raises InvalidHandler."""
         copied = Handlers()
         copied.by_name = dict(self.by_name)
         copied.fit(provides)
         return copied
 
     def fit(self, provides: Provides) -> None:
-        """Look at all parameters, now that the database is known. Raises InvalidHandler."""
+        """Resolve all parameters, now that the database is known. Raises InvalidHandler."""
         self._provides = provides
         for name, handler in self.by_name.items():
             try:

@@ -46,7 +46,7 @@ logger = logging.getLogger("logto_webhooks.handlers")
 
 
 class ClaimedJob(Struct, frozen=True):
-    """A job in hand, and its handler."""
+    """A claimed job, and its handler."""
 
     job: Job
     handler: Handler
@@ -94,7 +94,7 @@ def call_function(handler: Handler, arguments: dict[str, Any], transaction: Any 
 
 
 class HandlerCaller:
-    """Claims jobs of the handlers whose code is here, and calls these."""
+    """Claims jobs of the handlers in this process, and calls the handlers."""
 
     def __init__(
         self,
@@ -212,7 +212,7 @@ class HandlerCaller:
 
 
 def fill_parameters(handler: Handler, job: Job, user: UserRow | None) -> dict[str, Any]:
-    """Return what fills all parameters but the transaction."""
+    """Return the arguments for all parameters except the transaction."""
     arguments: dict[str, Any] = {}
     for parameter in handler.parameters:
         match parameter.kind:
@@ -254,7 +254,7 @@ def build_event(job: Job) -> Event | LocalEvent:
 
 
 def build_delivery(job: Job) -> Delivery:
-    """What the handler may be told of it."""
+    """Make what a handler can know about its delivery."""
     return Delivery(
         id=job.delivery_id,
         event=job.event,
@@ -270,7 +270,7 @@ def build_delivery(job: Job) -> Delivery:
 
 
 def to_released(claimed: ClaimedJob, called: bool = True) -> JobOutcome:
-    """Let somebody else do it; a thread isn't stopped, but ends with this process."""
+    """Release the job to another process, later if a thread still runs it."""
     after = LEASE_S if called and not claimed.handler.is_async else 0
     return claimed.to_outcome(JobState.WAITING, counts=False, after_s=after)
 

@@ -25,10 +25,10 @@ MARK: Final = "_handler_that_is_awaited"
 
 
 class Watchdog:
-    """A thread that asks an event loop for a sign of life, again and again."""
+    """A thread that checks again and again whether an event loop responds."""
 
     def __init__(self, observe: Callable[[HandlerBlocks], None]) -> None:
-        """`observe` is told, in the watchdog's thread, while the loop is blocked."""
+        """`observe` is called in the watchdog's thread, while the loop is blocked."""
         self._observe = observe
         self._told: dict[str, float] = {}
 
@@ -69,7 +69,7 @@ class Watchdog:
 
 
 def _walk_outwards(frame: types.FrameType | None) -> Iterator[types.FrameType]:
-    """The frames of a thread, the innermost first, up to where the loop called."""
+    """Yield the frames of a thread, innermost first, up to the event loop's callback."""
     while frame is not None:
         yield frame
         if frame.f_code is _HANDLE:
@@ -78,7 +78,7 @@ def _walk_outwards(frame: types.FrameType | None) -> Iterator[types.FrameType]:
 
 
 def _find_handler(frames: list[types.FrameType]) -> str | None:
-    """For which handler that code runs, in a task that it made, too."""
+    """Find the handler that the code runs for, also in a task that the handler created."""
     for frame in frames:
         if frame.f_code is _HANDLE:
             context = frame.f_locals["self"]._context
@@ -90,6 +90,6 @@ def _find_handler(frames: list[types.FrameType]) -> str | None:
 
 
 def _describe(frame: types.FrameType) -> str:
-    """Its file, line and name, and no value."""
+    """Return a frame's file, line and name, without any value."""
     code = frame.f_code
     return f"{PurePath(code.co_filename).name}:{frame.f_lineno} {code.co_name}"

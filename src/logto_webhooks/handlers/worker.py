@@ -92,7 +92,7 @@ def _choose_limit(handler: Handler, transactions: int) -> int:
 
 
 class JobWorker:
-    """Runs the jobs of the handlers whose code is here. Any number may run."""
+    """Runs the jobs of the handlers in this process. Any number may run."""
 
     def __init__(
         self,
@@ -124,7 +124,7 @@ class JobWorker:
         self._coroutines = any(handler.is_async for handler in handlers)
 
     def wake(self) -> None:
-        """Tell the runner that there may be jobs."""
+        """Tell the worker that there may be jobs."""
         self._wake.set()
 
     def stop(self, wake: Callable[[], object] | None = None) -> None:
@@ -135,11 +135,11 @@ class JobWorker:
 
     @property
     def woken(self) -> bool:
-        """Whether it was told already that there may be jobs."""
+        """Whether the worker knows already that there may be jobs."""
         return self._wake.is_set()
 
     async def run(self) -> None:
-        """Run jobs until stopped. An unreachable database is tried again."""
+        """Run jobs until stopped. If the database is unreachable, try again after a pause."""
         stalls = 0
         with self._watchdog.watching() if self._coroutines else contextlib.nullcontext():
             while not self._stopping:
@@ -161,7 +161,7 @@ class JobWorker:
             await self._end()
 
     async def drain(self) -> None:
-        """Run until no job is due, and those in hand are done; or until stopped."""
+        """Run until no job is due or running, or until stopped."""
         while not self._stopping:
             self._wake.clear()
             if not (await self.turn() or self._tasks or self._outcomes or self._put_back):
@@ -171,7 +171,7 @@ class JobWorker:
         await self._end()
 
     async def turn(self) -> int:
-        """Write what has become of jobs, and claim the next; return how many.
+        """Write the outcomes of jobs, and claim the next; return how many.
 
         Raises StoreUnavailable.
         """
@@ -222,7 +222,7 @@ class JobWorker:
         room: dict[str, int],
         careful: bool,
     ) -> tuple[list[ClaimedJob], list[tuple[str, JobOutcome]]]:
-        """Return what is claimed, and the outcomes that can't be written now."""
+        """Return the claimed jobs, and the outcomes that can't be written now."""
         now = time.monotonic()
         locked = write_outcomes(store, done, renewed, careful=careful)
         if now - self._mended > MEND_S:
@@ -237,7 +237,7 @@ class JobWorker:
         return Counter(claimed.handler.name for claimed in self._held.values())
 
     def _report_blocked(self, blocked: dict[str, int]) -> None:
-        """Say which handlers aren't called any more; again only after a while."""
+        """Report the handlers that are no longer called, each once in a while."""
         now = time.monotonic()
         for name, count in blocked.items():
             if now - self._reported.get(name, now - TELL_S) >= TELL_S:

@@ -46,7 +46,7 @@ _StoringTask = asyncio.Task[tuple[NewDelivery, StoreResult | None]]
 
 
 class Receiver:
-    """Takes the raw parts of a request and gives the answer, whatever the web framework."""
+    """Verifies and stores a request's body, and decides the answer, in any web framework."""
 
     def __init__(
         self,

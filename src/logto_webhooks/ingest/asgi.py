@@ -80,12 +80,12 @@ def make_application(
 
 
 def path_variants(path: str) -> set[str]:
-    """A path with and without a slash at its end: no redirect may come from either."""
+    """Return a path with and without a trailing slash, because neither may redirect."""
     return {path.rstrip("/"), path.rstrip("/") + "/"}
 
 
 class WebhookApp:
-    """The webhook itself, as bare ASGI: it is what must be fast."""
+    """The webhook itself, as bare ASGI for speed."""
 
     def __init__(self, receiver: Receiver, max_body: int, room: ByteLimiter) -> None:
         self._receiver = receiver
@@ -94,13 +94,13 @@ class WebhookApp:
         self._timeout = SharedTimeout(READ_S)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Read, hand over, answer. A connection is closed when its body wasn't read."""
+        """Answer a request. The connection is closed if its body wasn't read."""
         response = await self.answer(scope, receive)
         if response is not None:  # else nobody is there to be answered
             await send_response(send, response)
 
     async def answer(self, scope: Scope, receive: Receive) -> WebhookResponse | None:
-        """Read and hand over; None if the body never arrived."""
+        """Read a request, and decide the answer; None if the body never arrived."""
         began = asyncio.get_running_loop().time()
         signatures: list[bytes] = []
         announced = 0
@@ -125,7 +125,7 @@ class WebhookApp:
             body.close()
 
     def _refuse(self, error: Exception, body: RequestBody) -> WebhookResponse:
-        """Answer about a body that wasn't read."""
+        """Answer a request whose body couldn't be read."""
         refuse, hint = self._receiver.refuse, "nothing was stored"
         match error:
             case BodyTooLarge():
@@ -188,7 +188,7 @@ def receive_from(request: Request) -> Receive:
 
 
 def to_response(answer: WebhookResponse | None) -> Response:
-    """An answer for a framework; of none, nobody is there to read it."""
+    """Make a Starlette response. Without an answer, the client is gone."""
     if answer is None:
         return Response(status_code=400)
     content = msgspec.json.encode(answer.content)
@@ -225,7 +225,7 @@ def _make_metrics(scrape: Scrape) -> Callable[[Request], Awaitable[Response]]:
 def _make_other_paths(
     receiver: Receiver, ready: Ready, lifespan: Lifespan, paths: set[str], extra_routes: list[Route]
 ) -> ASGIApp:
-    """All else: health, and a clear answer for what is at a wrong path or of a wrong method."""
+    """Serve all other requests: health checks, and answers to a wrong path or method."""
 
     shared_ready = _share(ready)
 
@@ -260,8 +260,8 @@ def _make_other_paths(
 
 
 def _share(ask: Callable[[], Awaitable[T]]) -> Callable[[], Awaitable[T]]:
-    """Share one question among all who ask while it is being answered: a flood of requests costs
-    the database one statement at a time."""
+    """Share one call among concurrent callers: a flood of requests costs the database one
+    statement at a time."""
     asking: asyncio.Future[T] | None = None
 
     async def shared() -> T:

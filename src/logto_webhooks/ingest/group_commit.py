@@ -45,12 +45,12 @@ class _Waiting(Struct, eq=False):
 
 
 def _still_waiting(requests: list[_Waiting]) -> list[_Waiting]:
-    """Without those that are stored or refused by now, or spooled."""
+    """Leave out requests that are already stored, refused or being spooled."""
     return [request for request in requests if not (request.answer.done() or request.keeping)]
 
 
 def retrieve_error(answer: asyncio.Future[Any]) -> None:
-    """Look at the error of what nobody waits for, or asyncio would log that nobody did."""
+    """Retrieve the error of a future that nobody awaits, or asyncio would log it."""
     if not answer.cancelled():
         answer.exception()
 
@@ -110,7 +110,7 @@ class GroupCommit:
             raise
 
     async def finish(self) -> None:
-        """Store what waits, at the end, for so long as that takes little time."""
+        """Store the waiting deliveries at the end, within FINISH_S."""
         if self._committing is not None:
             await asyncio.wait({self._committing}, timeout=FINISH_S)
 
@@ -152,7 +152,7 @@ class GroupCommit:
         return batch
 
     async def _commit(self, batch: list[_Waiting]) -> Exception | None:
-        """Commit and answer; return why some of it must be tried again, if so."""
+        """Commit and answer; return the error if some deliveries must be tried again."""
         # In a table that is locked, the halves are tried for longer than anybody waits.
         if not (batch := _still_waiting(batch)):
             return None
@@ -193,7 +193,7 @@ class GroupCommit:
             self._timer = loop.call_at(due, self._give_up, loop)
 
     def _give_up(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Answer those whose time is over."""
+        """Answer the requests whose deadline has passed, or spool their deliveries."""
         self._timer = None
         latest = loop.time() + (KEEP_S if self._spool else 0)
         self._waiting = _still_waiting(self._waiting)  # no batch may begin for long
@@ -212,7 +212,7 @@ class GroupCommit:
             self._watch(loop, min(deadlines))
 
     async def _spool_late(self, late: list[_Waiting]) -> None:
-        """Have those kept elsewhere for which the database has no more time."""
+        """Spool the deliveries that the database didn't store in time."""
         assert self._spool is not None
         problem = self._explain()
         try:

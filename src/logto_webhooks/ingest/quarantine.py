@@ -50,7 +50,7 @@ Ask = Callable[[Sequence[str]], Awaitable[list[WebhookKey]]]
 
 
 class Quarantine:
-    """Sets aside what no key signed, and brings it back when one does."""
+    """Keeps requests that no known key signed, and releases them when a key proves them."""
 
     def __init__(
         self,

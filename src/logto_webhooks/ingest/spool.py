@@ -30,7 +30,8 @@ _NAME: Final = re.compile(r"(\d{13,})-([0-9a-f]{48})\.json")
 
 
 class SpoolDirectory:
-    """Several processes may use one: to store a delivery twice does no harm."""
+    """A directory of deliveries. Several processes may share it: storing a delivery twice is
+    harmless."""
 
     def __init__(self, folder: Path, setting: str = "spool_dir") -> None:
         """`setting` is what named the folder, for errors."""
@@ -50,7 +51,7 @@ class SpoolDirectory:
             raise SettingInvalid(name=self._setting, problem=problem)
 
     def write(self, deliveries: Sequence[NewDelivery]) -> None:
-        """Return once they are on disk; blocking. Raises OSError."""
+        """Write deliveries, and return once they are on disk; blocking. Raises OSError."""
         for delivery in deliveries:
             name = f"{delivery.received_at:013d}-{delivery.digest.hex()}.json"
             # Of copies that two threads keep, one must not write into the other's file.
@@ -69,11 +70,11 @@ class SpoolDirectory:
         _sync_directory(self._folder)
 
     def count(self) -> int:
-        """How many wait; 0 if there is no such directory."""
+        """Count the deliveries; 0 if there is no such directory."""
         return sum(1 for _ in self._list_names())
 
     def oldest(self, limit: int, max_bytes: int) -> list[str]:
-        """Name those that were received first: as many as fit, at least one."""
+        """Return the names of the oldest deliveries: as many as fit, at least one."""
         names: list[str] = []
         size = 0
         for name in sorted(self._list_names())[:limit]:
@@ -93,12 +94,12 @@ class SpoolDirectory:
         return identify(trust(body), int(name.partition("-")[0]))
 
     def remove(self, names: Sequence[str]) -> None:
-        """Remove what is stored by now. Raises OSError."""
+        """Remove stored deliveries. Raises OSError."""
         for name in names:
             (self._folder / name).unlink(missing_ok=True)
 
     def set_aside(self, name: str) -> None:
-        """Rename what can't be stored, so that it isn't tried again. Raises OSError."""
+        """Rename a file that can't be stored, so that it isn't tried again. Raises OSError."""
         with contextlib.suppress(FileNotFoundError):
             os.replace(self._folder / name, self._folder / f"{name}.refused")
 
@@ -120,7 +121,7 @@ def _sync_directory(folder: Path) -> None:
 
 
 def spool_of(settings: Settings) -> SpoolDirectory | None:
-    """The spool directory, if one is set; nothing is opened."""
+    """Return the spool directory, if one is configured. Opens nothing."""
     if not settings.spool_dir:
         return None
     return SpoolDirectory(Path(settings.spool_dir), settings.name_of("spool_dir"))
@@ -167,7 +168,7 @@ class Unspooler:
         self._reported: set[str] = set()  # what can't be read, or renamed
 
     async def keep(self) -> None:
-        """Look again and again; what can't be stored now is tried again."""
+        """Store spooled deliveries again and again, until cancelled."""
 
         async def store_all() -> None:
             while await self.turn():
@@ -182,7 +183,7 @@ class Unspooler:
         return LOOK_S
 
     async def turn(self) -> int:
-        """Store some; return how many. Raises StoreUnavailable, OSError."""
+        """Store a batch; return how many deliveries. Raises StoreUnavailable, OSError."""
         names = await asyncio.to_thread(self._spool.oldest, MAX_ROWS, MAX_BYTES)
         spooled: list[tuple[str, NewDelivery]] = []
         for name in names:
@@ -216,7 +217,7 @@ class Unspooler:
         return len(spooled)
 
     def _refuse(self, name: str, problem: str) -> bool:
-        """Set it aside, if that can be done."""
+        """Rename a file that can't be stored; return whether that worked."""
         try:
             self._spool.set_aside(name)
         except OSError as error:
@@ -226,7 +227,7 @@ class Unspooler:
         return True
 
     def _report_once(self, name: str, problem: str) -> None:
-        """Say what is tried again and again; once."""
+        """Report a file that is tried again and again, only once."""
         if name not in self._reported:
             self._reported.add(name)
             self._observe(NotUnspooled(name, problem))

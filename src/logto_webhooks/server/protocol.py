@@ -21,7 +21,7 @@ _LOOK_EVERY_S: Final = 0.1
 
 
 class Connection(Protocol):
-    """What is asked of a connection, and done to it."""
+    """A connection that can be closed early."""
 
     is_brief: bool
 
@@ -36,7 +36,7 @@ class Connection(Protocol):
 
 
 class Connections:
-    """All that are open."""
+    """All open connections, and their limits."""
 
     def __init__(self, limit: int, most: int = MOST) -> None:
         """`limit` is the number of descriptors that the process may have."""
