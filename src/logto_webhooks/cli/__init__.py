@@ -14,15 +14,15 @@ from logto_webhooks.cli import errors
 # Name -> the module and the function or group in it, and the first sentence of its help. Only the
 # module of the command that runs is imported.
 COMMANDS: Final = {
-    "demo": ("demo:demo", "Send a recorded history in random order and show the result."),
+    "demo": ("demo:demo", "Send a recorded history and show the result."),
     "serve": ("serve:serve", "Receive Logto's webhooks and apply them."),
-    "worker": ("serve:worker", "Apply the deliveries in the inbox without receiving new ones."),
+    "worker": ("serve:worker", "Apply deliveries in the inbox without receiving new ones."),
     "init": ("init:init", "Write an .env file that explains every setting."),
     "migrate": ("init:migrate", "Migrate the database's schema to this release."),
     "status": ("records:status", "Count deliveries and jobs, and list records to refetch."),
     "doctor": (
         "doctor:doctor",
-        "Find problems in the service and in Logto, and say how to fix them.",
+        "Find problems, here and in Logto, and say how to fix them.",
     ),
     "users": ("records:users", "Find users by ID, email, phone or username."),
     "organizations": ("records:organizations", "Find organizations by ID or name."),

@@ -75,10 +75,10 @@ def demo(
         Option(min=0, max=65535, help="The port to listen on. Default: 8787, or any free port."),
     ] = None,
 ) -> None:
-    """Send a recorded history in random order and show the result.
+    """Send a recorded history and show the result.
 
-    The history comes from a real Logto. Its deliveries are sent over HTTP, some of them twice, to a
-    service with a temporary database.
+    The history comes from a real Logto. Its deliveries are sent over HTTP in random order, some of
+    them twice, to a service with a temporary database.
     """
     chosen_seed = seed if seed is not None else random.SystemRandom().randrange(10_000)
     with tempfile.TemporaryDirectory(prefix="logto-webhooks-demo-") as folder:

@@ -51,7 +51,7 @@ def doctor(
     env_file: EnvFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Find problems in the service and in Logto, and say how to fix them."""
+    """Find problems, here and in Logto, and say how to fix them."""
     application = load_application(settings)
     names = [name.strip() for name in (only or "").split(",") if name.strip()]
 

@@ -192,9 +192,9 @@ def retry(
 ) -> None:
     """Run jobs again, at the end of their queues.
 
-    Name them by ID, or name a handler to retry all its jobs in one state, by default the dead
+    Select jobs by ID, or use --handler for all jobs of a handler in one state, by default the dead
     ones. Jobs that wait for their next attempt run now. The handler of a job that is done runs
-    again. Running jobs are left alone.
+    again. Running jobs aren't changed.
     """
     _move(settings, ids, handler, state, JobMove.REPEAT, as_json)
 
@@ -210,7 +210,7 @@ def discard(
 ) -> None:
     """Give up jobs, so that the next ones in their queues can run.
 
-    Name them by ID, or name a handler to discard all its jobs in one state, by default the dead
+    Select jobs by ID, or use --handler for all jobs of a handler in one state, by default the dead
     ones. If a job is running, its handler's transaction is rolled back.
     """
     _move(settings, ids, handler, state, JobMove.DISCARD, as_json)

@@ -61,8 +61,8 @@ def listen(
     """Forward Logto's webhooks to an application on localhost.
 
     It reads Logto's log every two seconds and signs each body again, so you need no tunnel, and
-    nothing changes at Logto. With --tunnel-command, deliveries arrive at once, through a temporary
-    webhook.
+    nothing changes in Logto. With --tunnel-command, deliveries arrive immediately, through a
+    temporary webhook.
     """
     config = ListenConfig(
         to=forward_to or settings.url_at(settings.port),

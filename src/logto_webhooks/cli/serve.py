@@ -63,7 +63,7 @@ def worker(
     settings: Settings,
     drain: Annotated[bool, Option("--drain", help="Exit when nothing is pending.")] = False,
 ) -> None:
-    """Apply the deliveries in the inbox without receiving new ones."""
+    """Apply deliveries in the inbox without receiving new ones."""
     if not drain:
         logs.configure(settings.log_format, settings.log_level)
         run_async(_work(settings))
