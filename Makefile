@@ -27,13 +27,13 @@ help: ## Show this help
 	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --require-hashes -r requirements.txt
 	@touch $@
 
-demo: $(if $(wildcard .venv/made),.venv/made,.venv/run) ## Send a recorded history to the service and show the result (ONCE=1 exits then; PORT=)
+demo: $(if $(wildcard .venv/made),.venv/made,.venv/run) ## Send a recorded history to the service and show the result (ONCE=1 exits afterwards; PORT=)
 	@PYTHONPATH=src $(BIN)/python -m logto_webhooks demo $(if $(filter-out 0 no,$(ONCE)),--once) $(if $(PORT),--port $(PORT))
 
 test: .venv/made ## Run all tests
 	$(BIN)/pytest -n $(WORKERS)
 
-quick: .venv/made ## Run what takes less than a minute: no PostgreSQL, no processes
+quick: .venv/made ## Run the tests that need neither PostgreSQL nor processes, in less than a minute
 	$(BIN)/pytest -n 2 -m "not postgres and not process and not slow" tests/unit tests/integration
 
 coverage: .venv/made ## Run all tests and measure line and branch coverage (report in build/coverage)
@@ -46,19 +46,19 @@ coverage: .venv/made ## Run all tests and measure line and branch coverage (repo
 orders: .venv/made ## Run the recorded histories in ORDERS random orders each (default 1000)
 	LOGTO_WEBHOOKS_TEST_ORDERS=$(or $(ORDERS),1000) $(BIN)/pytest -n $(WORKERS) tests/integration/test_histories.py --durations 12
 
-asked: .venv/made ## Run them in ORDERS random orders each (default 200), with Logto there to be asked
+asked: .venv/made ## Run the recorded histories in ORDERS random orders each (default 200), with a Management API
 	LOGTO_WEBHOOKS_TEST_ASKED_ORDERS=$(or $(ORDERS),200) $(BIN)/pytest -n $(WORKERS) tests/integration/test_refetch.py -k equals --durations 8
 
-bench: .venv/made ## Measure, against the bare server, the usual view and bare SQL (needs wrk; ROWS=, ROUNDS=)
+bench: .venv/made ## Compare with a plain server, a typical route and plain SQL (needs wrk; ROWS=, ROUNDS=)
 	$(BIN)/python -m bench $(if $(ROWS),--rows $(ROWS)) $(if $(ROUNDS),--rounds $(ROUNDS))
 
-crash: .venv/made ## Kill everything KILLS times (default 100) under load, and compare with the truth
+crash: .venv/made ## Kill everything KILLS times (default 100) under load, and check the result
 	$(BIN)/python -m tests.crash --kills $(or $(KILLS),100) $(if $(SEED),--seed $(SEED))
 
 endure: .venv/made ## Load 2 receivers and 4 workers on one PostgreSQL for MINUTES (default 10)
 	$(BIN)/python -m tests.crash --kills 0 --minutes $(or $(MINUTES),10) --workers 4 --database postgres $(if $(SEED),--seed $(SEED))
 
-soak: .venv/made ## Serve for MINUTES (default 30) while PostgreSQL fails, handlers misbehave and strangers attack
+soak: .venv/made ## Serve for MINUTES (default 30) while PostgreSQL and handlers fail and attackers send requests
 	$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),30) $(if $(SEED),--seed $(SEED))
 
 races: .venv/made ## Race deletions against additions and changes 1,000 times on PostgreSQL
@@ -70,13 +70,13 @@ faults: .venv/made ## Kill Logto and the service while webhooks are lost, SEEDS 
 kills: .venv/made ## Kill workers KILLS times (default 30) while their handlers fail at random
 	LOGTO_WEBHOOKS_TEST_JOB_KILLS=$(or $(KILLS),30) $(BIN)/pytest tests/e2e/test_jobs_crash.py
 
-junk: .venv/made ## Rotate a key amid JUNK requests that no key signed (default 100000)
+junk: .venv/made ## Rotate a key amid JUNK forged requests (default 100000)
 	LOGTO_WEBHOOKS_TEST_JUNK=$(or $(JUNK),100000) $(BIN)/pytest tests/integration/test_key_rotation.py -k with_credentials
 
-search: .venv/made ## Let the property tests try 3,000 new examples each
+search: .venv/made ## Run each property test with 3,000 new examples
 	LOGTO_WEBHOOKS_TEST_PROFILE=search $(BIN)/pytest -n $(WORKERS) tests/integration/test_generated_histories.py tests/unit
 
-check: .venv/made lint types test docs ## The gate: format, lint, layers, types, tests, docs
+check: .venv/made lint types test docs ## Run all checks: format, lint, layers, types, tests, docs
 
 format: .venv/made ## Format the code
 	$(BIN)/ruff format .
@@ -87,20 +87,20 @@ lint: .venv/made
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports --no-cache
 
-types: .venv/made ## Type-check all, and what users write as pyright does it, too
+types: .venv/made ## Check the types with mypy, and those that users see with pyright, too
 	$(BIN)/mypy
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
 
-docs: .venv/made ## Build the docs into build/docs; a link that leads nowhere fails
+docs: .venv/made ## Build the docs into build/docs, and fail on a broken link
 	$(BIN)/sphinx-build -c docs -n -W --keep-going -q . build/docs
 
-pages: .venv/made ## Write what is made in docs: options, what the examples print, events, states
+pages: .venv/made ## Write the generated parts of the docs: options, events, states, output of examples
 	$(BIN)/python -m tests.pages
 
-lock: ## Pin what development needs, and what the image installs and is built with, with hashes
+lock: ## Pin the dependencies of development, the image and its build, with hashes
 	$(PYTHON) -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --group dev --extra serve --extra cli --extra postgres --custom-compile-command 'make lock' -o requirements-dev.txt pyproject.toml
 	$(PYTHON) -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --extra all --constraint requirements-dev.txt --custom-compile-command 'make lock' -o requirements.txt pyproject.toml
 	printf 'hatchling\n' | $(PYTHON) -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url --no-emit-find-links --constraint requirements-dev.txt --custom-compile-command 'make lock' -o requirements-build.txt -
 
-clean: ## Remove what the other targets made
+clean: ## Remove the files that other targets created
 	rm -rf .venv dist build
