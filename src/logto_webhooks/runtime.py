@@ -165,11 +165,11 @@ class Service:
         observe: Observer,
         handlers: Handlers | None = None,
         scrape: asgi.Scrape | None = None,
-        apart: Database | None = None,
+        handlers_database: Database | None = None,
     ) -> None:
-        """Opens nothing; `scrape` answers `GET /metrics`. With `apart`, the same database for
-        another event loop, handlers run on a loop of their own. Raises SigningKeyMissing,
-        InvalidHandler."""
+        """Opens nothing. `scrape` answers `GET /metrics`. With a `handlers_database`, the same
+        database for another event loop, handlers run on a loop of their own. Raises
+        SigningKeyMissing, InvalidHandler."""
         # Here, so that a command that only reads the database starts without a web framework.
         from logto_webhooks.ingest import asgi
 
@@ -177,9 +177,9 @@ class Service:
         self._database = database
         self._observe = observe
         self._handlers = Handlers() if handlers is None else handlers
-        self._workers = WorkerGroup(settings, database, observe, self._handlers, apart)
+        self._workers = WorkerGroup(settings, database, observe, self._handlers, handlers_database)
         self.api = make_client(settings) if settings.endpoint else None
-        host, clock, wake = database.host, SystemClock(), self._workers.worker.wake
+        host, clock, wake = database.host, SystemClock(), self._workers.delivery_worker.wake
         commit = self._commit = GroupCommit(host, observe, wake, spool_of(settings))
         self._readiness = Readiness(database.check, host, clock, commit)
         keyring = Keyring(settings.signing_keys)
@@ -206,8 +206,8 @@ class Service:
 
     def wake(self) -> None:
         """Tell the workers that deliveries or jobs may be pending."""
-        self._workers.worker.wake()
-        self._workers.wake_runner()
+        self._workers.delivery_worker.wake()
+        self._workers.wake_job_worker()
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -216,7 +216,7 @@ class Service:
             stack.enter_context(self._handlers.in_use())
             stack.push_async_callback(self._database.host.close)
             stack.push_async_callback(self._commit.finish)
-            wake = self._workers.worker.wake
+            wake = self._workers.delivery_worker.wake
             unspooling = unspool_in_background(self._settings, self._database, self._observe, wake)
             await stack.enter_async_context(unspooling)
             stack.push_async_callback(self._write_quarantine)
@@ -254,42 +254,42 @@ class WorkerGroup:
         database: Database,
         observe: Observer,
         handlers: Handlers,
-        apart: Database | None = None,
+        handlers_database: Database | None = None,
     ) -> None:
-        """With `apart`, the same database for another event loop, `run` runs handlers on a loop of
-        their own, if there are any. Raises InvalidHandler."""
+        """With a `handlers_database`, the same database for another event loop, handlers run on a
+        loop of their own, if there are any. Raises InvalidHandler."""
         handlers.fit(database.host.provides)
-        apart = apart if len(handlers) else None
+        handlers_database = handlers_database if len(handlers) else None
         self._database = database
         self._handlers = handlers
         self._observe = observe
         self._registered = False
         self._loops: list[asyncio.Task[None]] = []
-        self.worker = make_worker(settings, database, self.observe)
-        self._handlers_database = database if apart is None else apart
-        self._apart = None if apart is None else LoopThread("logto-handlers")
+        self.delivery_worker = make_worker(settings, database, self.observe)
+        self._handlers_database = database if handlers_database is None else handlers_database
+        self._thread = None if handlers_database is None else LoopThread("logto-handlers")
         host = self._handlers_database.host
-        self.runner = JobWorker(
+        self.job_worker = JobWorker(
             host, SystemClock(), observe, random.random, handlers, database.may_work
         )
 
-    def wake_runner(self) -> None:
+    def wake_job_worker(self) -> None:
         """Tell the job worker that there may be jobs."""
-        if self._apart is None:
-            self.runner.wake()
-        elif not self.runner.woken:
-            self._apart.call(self.runner.wake)
+        if self._thread is None:
+            self.job_worker.wake()
+        elif not self.job_worker.woken:
+            self._thread.call(self.job_worker.wake)
 
     def observe(self, report: TelemetryEvent) -> None:
         """Pass on an event. If something was applied, wake the job worker."""
         self._observe(report)
         if isinstance(report, DeliverySynced | Refetched | Reconciled):
-            self.wake_runner()
+            self.wake_job_worker()
 
     def stop(self) -> None:
         """End `run` within `LONGEST_STOP_S`, whatever a handler or the database does."""
-        self.worker.stop()
-        self.runner.stop(self.wake_runner)
+        self.delivery_worker.stop()
+        self.job_worker.stop(self.wake_job_worker)
         for loop in self._loops:
             asyncio.get_running_loop().call_later(LONGEST_STOP_S, loop.cancel)
 
@@ -297,8 +297,8 @@ class WorkerGroup:
         """Work until stopped. Registers the handlers first, or jobs would be missing."""
         if not await self.register():
             return
-        handlers = self.runner.run() if self._apart is None else self._run_apart(self._apart)
-        loops = (self.worker.run(), handlers)
+        jobs = self._run_in_thread(self._thread) if self._thread else self.job_worker.run()
+        loops = (self.delivery_worker.run(), jobs)
         self._loops = [asyncio.create_task(loop) for loop in loops]
         async with run_in_background(self._watch()):
             over, _ = await asyncio.wait(self._loops, return_when=asyncio.FIRST_EXCEPTION)
@@ -306,10 +306,10 @@ class WorkerGroup:
             if not task.cancelled():
                 task.result()
 
-    async def _run_apart(self, thread: LoopThread) -> None:
+    async def _run_in_thread(self, thread: LoopThread) -> None:
         async def run() -> None:
             with self._handlers.in_use():
-                await self.runner.run()
+                await self.job_worker.run()
             if self._handlers_database is not self._database:
                 await self._handlers_database.host.close()
 
@@ -319,8 +319,8 @@ class WorkerGroup:
     async def drain(self) -> None:
         """Work until nothing is pending, and no job is due."""
         if await self.register():
-            await self.worker.drain()
-            await self.runner.drain()
+            await self.delivery_worker.drain()
+            await self.job_worker.drain()
             await self._report_unrunnable()
 
     @contextlib.asynccontextmanager
@@ -341,7 +341,7 @@ class WorkerGroup:
         def register(store: Store) -> None:
             store.jobs.register(registered)
 
-        while not self._registered and not self.worker.stopping:
+        while not self._registered and not self.delivery_worker.stopping:
             try:
                 await self._database.host.run(register)
                 self._registered = True

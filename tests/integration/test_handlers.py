@@ -322,7 +322,7 @@ def test_a_handler_may_end_while_leases_are_renewed() -> None:
         await send(client, make.user_created(id="ana", at=soon()))
         await started.wait()
         assert logto._service is not None
-        runner = logto._service._workers.runner
+        runner = logto._service._workers.job_worker
         with postgres.sync_engine().connect() as other:
             other.execute(sa.text(f"SELECT id FROM {schema}.logto_lines FOR UPDATE"))
             blocker = other.scalar(sa.text("SELECT pg_backend_pid()"))

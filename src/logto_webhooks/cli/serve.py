@@ -95,7 +95,7 @@ async def _drain(settings: Settings, bar: output.Bar) -> bool:
     async with _workers(settings, observe) as (workers, database):
         pending = await _count_pending(database)
         await workers.drain()
-        if not workers.worker.stopping:
+        if not workers.delivery_worker.stopping:
             logger.info("nothing is pending")
             return True
         left = f"{Count(await _count_pending(database)):delivery|deliveries}"
@@ -122,7 +122,7 @@ async def _workers(
     try:
         await database.check()
         logger.info("working on %s", database.name)
-        async with unspool_in_background(settings, database, observe, workers.worker.wake):
+        async with unspool_in_background(settings, database, observe, workers.delivery_worker.wake):
             with handlers.in_use():
                 yield workers, database
     finally:
