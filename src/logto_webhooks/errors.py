@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import traceback
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -11,6 +12,7 @@ from typing import Final
 # Added to the message of an unexpected error.
 REPORT: Final = "this is a bug, please report it: docs/troubleshooting.md#unexpected"
 _PACKAGE: Final = "logto_webhooks"
+_TWO_STOPS: Final = re.compile(r"(?<=[^.\s])\.\.(?= |$)")
 
 
 class LogtoWebhooksError(Exception):
@@ -22,7 +24,12 @@ class LogtoWebhooksError(Exception):
 
     def __str__(self) -> str:
         template = inspect.cleandoc(type(self).__doc__ or type(self).__name__)
-        return " ".join(template.format(**self.__dict__).split())
+        return format_message(template, **self.__dict__)
+
+
+def format_message(template: str, /, **data: object) -> str:
+    """Fill in a message, as one line. Data that ends in a full stop brings no second one."""
+    return _TWO_STOPS.sub(".", " ".join(template.format(**data).split()))
 
 
 def describe(error: BaseException) -> str:

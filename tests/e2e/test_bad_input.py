@@ -402,7 +402,11 @@ class TestStart:
             ("sqlite://", "names no file"),
             ("sqlite:///:memory:", "names no file"),
             ("mysql://127.0.0.1/x", "not mysql"),
-            ("sqlite:///missing/folder/x.db", "can't be opened"),
+            ("sqlite://x.db", "a path begins after three slashes: sqlite:///name.db."),
+            (
+                "sqlite:///missing/folder/x.db",
+                "the folder missing/folder doesn't exist; create it.",
+            ),
             ("sqlite:///.", "can't be opened"),
             ("sqlite:///text.db", "not a database (sqlite:///text.db); set"),
             ("postgresql://u:p@127.0.0.1:port/db", "its port isn't a number from 1 to 65535"),
@@ -427,7 +431,9 @@ class TestStart:
         assert says in one_line(ended.stderr)
         ended = command("status", *options, folder=tmp_path)
         assert ended.returncode == 2
-        one_line(ended.stderr)
+        assert "missing/" not in url or "because the folder missing/folder doesn't; create" in (
+            one_line(ended.stderr)
+        )
 
     @pytest.mark.parametrize(
         ("variable", "value"),

@@ -234,7 +234,7 @@ class TestTheCommand:
             (["--scenario", "brust"], "the closest is burst"),
             (["--scenario", "xyz"], "use one of sign-up, burst"),
             (["--scenario", "sso", "PostSignIn"], "use either a scenario or an event"),
-            ([], "use either a scenario or an event"),
+            ([], "Give an event, such as User.Created, or --scenario NAME."),
             (["--scenario", "sso", "--data", "name=x"], "it needs an event, not a scenario"),
             (["PostSignIn", "--faults", "loss,duplicate"], "the closest is duplicates"),
         ],

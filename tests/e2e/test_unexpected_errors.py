@@ -14,7 +14,14 @@ from pathlib import Path
 import pytest
 
 from logto_webhooks import canonical_json
-from logto_webhooks.errors import REPORT, StoreUnavailable, describe
+from logto_webhooks.doctor.faults import make_finding
+from logto_webhooks.errors import (
+    REPORT,
+    ServiceUnreachable,
+    SettingInvalid,
+    StoreUnavailable,
+    describe,
+)
 from tests.support.service import clean_environment, command, one_line
 
 PROGRAM = (sys.executable, "-m", "logto_webhooks")
@@ -33,17 +40,64 @@ def shell(line: str, folder: Path, **environment: str) -> subprocess.CompletedPr
 
 
 @pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (
+            ["jobs", "show", "x"],
+            "'id': it must be a whole number. See: logto-webhooks jobs show --help",
+        ),
+        (["users", "--limit", "0"], "'--limit': it must be at least 1. See: "),
+        (["endpoint", "test", "--timeout", "x"], "'--timeout': it must be a number. See: "),
+        (
+            ["jobs", "list", "--state", "x"],
+            "'--state': 'x' is not one of 'waiting', 'done', 'dead', ",
+        ),
+        (["users", "--nosuch"], "No such option: --nosuch"),
+        (["nosuch"], "No such command 'nosuch'. See: logto-webhooks --help"),
+        (["explain", "user"], "Missing argument 'query'. See: logto-webhooks explain user --help"),
+        (["explain", "user", "a", "b"], "unexpected extra argument"),
+        (["serve", "--port"], "'--port' requires an argument"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line(tmp_path: Path, words: list[str], says: str) -> None:
+    """With where the help is; with --debug, too."""
+    for debug in ([], ["--debug"]):
+        ended = command(*words, *debug, folder=tmp_path)
+        assert ended.returncode == 2
+        line = one_line(ended.stderr)
+        assert line.startswith("error: ")
+        assert says in line
+
+
+def test_a_group_without_a_command_shows_its_help(tmp_path: Path) -> None:
+    """As it is."""
+    ended = command("jobs", folder=tmp_path)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("Usage: logto-webhooks jobs ")
+
+
+def test_a_message_of_somebody_else_brings_no_second_full_stop() -> None:
+    """Nor is what has more of them, or a path, changed."""
+    error = ServiceUnreachable(url="http://127.0.0.1:1", problem="The server closed.")
+    assert str(error).startswith("Can't reach http://127.0.0.1:1: The server closed. Check that ")
+    finding = make_finding("api_unreachable", endpoint="http://127.0.0.1:1", problem="It closed.")
+    assert finding.text == "Can't reach Logto at http://127.0.0.1:1: It closed."
+    kept = SettingInvalid(name="../x", problem="wait... see ../y")
+    assert str(kept) == "../x can't be used: wait... see ../y."
+
+
+@pytest.mark.parametrize(
     ("line", "code", "says"),
     [
         ("$L migrate --sql > /dev/full", 2, "No space left on device"),
-        ("$L status >&-", 2, "isn't there"),
+        ("$L status >&-", 2, "doesn't exist"),
         ("$L status 2>&- >&-", 2, ""),
         ("$L status 2> /dev/full", 2, ""),
         ("$L doctor | cat", 2, ""),
         ("LC_ALL=C PYTHONUTF8=0 PYTHONCOERCECLOCALE=0 $L doctor", 2, ""),
         ("PYTHONIOENCODING=latin-1 $L doctor", 2, ""),
         ("head -c 999 /dev/urandom > .env; $L status", 2, "UTF-8"),
-        ("mkdir .env; $L status", 2, "isn't there"),
+        ("mkdir .env; $L status", 2, "Is a directory"),
         ("$L status --database-url sqlite:///.", 2, "can't be used"),
         ("$L users $'\\xff\\xfe'", 2, ""),
         ("mkdir gone; cd gone; rmdir ../gone; $L status", 2, ""),
@@ -122,7 +176,7 @@ def test_what_nobody_foresaw_says_where_to_report_it(tmp_path: Path, debug: bool
 def test_debug_may_stand_anywhere(tmp_path: Path) -> None:
     """Before the command and behind it; what can be mended is one line all the same."""
     for words in (("--debug", "status"), ("status", "--debug")):
-        assert "isn't there" in one_line(command(*words, folder=tmp_path).stderr)
+        assert "doesn't exist" in one_line(command(*words, folder=tmp_path).stderr)
 
 
 def test_a_loop_that_caught_it_says_where_to_report_it() -> None:

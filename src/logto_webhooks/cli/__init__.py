@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import sys
 from typing import Annotated, Any, Final
 
 import typer
@@ -124,4 +125,13 @@ def main(
 def run() -> None:
     """Run the command line. An error is one line, and exit code 2."""
     gc.disable()  # until the command is imported: that would take a tenth longer
-    errors.run(app, debug=errors.take_debug())
+    errors.run(_run_app, debug=errors.take_debug())
+
+
+def _run_app() -> object:
+    """Return the exit code; what is wrong with the command line is raised."""
+    try:
+        return app(standalone_mode=False)
+    except typer.Abort:  # a question was answered with no
+        print("Aborted.", file=sys.stderr)
+        return 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import threading
@@ -15,6 +16,16 @@ DEBUG: Final = "--debug"
 _USAGE: Final = 2
 _INTERRUPTED: Final = 130
 _PIPE_CLOSED: Final = 141  # as a shell reports SIGPIPE
+_HELP: Final = "Usage: "
+# What Typer says of a value, and what a person says.
+_PLAIN_WORDS: Final = (
+    ("Input should be a valid integer.*", "it must be a whole number"),
+    ("Input should be a valid number.*", "it must be a number"),
+    ("Input should be greater than or equal to", "it must be at least"),
+    ("Input should be less than or equal to", "it must be at most"),
+    ("Input should be", "it must be"),
+    ("Value error, ", ""),
+)
 
 
 def take_debug() -> bool:
@@ -26,8 +37,8 @@ def take_debug() -> bool:
 
 
 def run(command: Callable[[], object], *, debug: bool) -> NoReturn:
-    """Run a command, and exit. An error is one line, and exit code 2; with `debug`, an unexpected
-    error is raised."""
+    """Run a command, and exit with the code that it returns. An error is one line, and exit code 2;
+    with `debug`, an unexpected error is raised."""
     _prepare_output()
     if not debug:
         sys.unraisablehook = _print_unraisable
@@ -35,12 +46,12 @@ def run(command: Callable[[], object], *, debug: bool) -> NoReturn:
     code: Any = 0
     try:
         try:
-            command()
+            code = command()
         except SystemExit as exit:
             code = exit.code
         _flush()
     except BaseException as error:
-        if debug and not isinstance(_choose(error), LogtoWebhooksError | KeyboardInterrupt):
+        if debug and not _is_expected(_choose(error)):
             raise
         code = _print_error(error)
     # From here on, the interpreter shuts down, where nothing can handle a KeyboardInterrupt.
@@ -71,8 +82,9 @@ def _print_error(raised: BaseException) -> int:
         return _PIPE_CLOSED
     if isinstance(error, KeyboardInterrupt):
         return _INTERRUPTED
+    text = _format(error)
     try:
-        print(f"error: {_format(error)}", file=sys.stderr, flush=True)
+        print(text if text.startswith(_HELP) else f"error: {text}", file=sys.stderr, flush=True)
     except OSError:
         _silence()
     except KeyboardInterrupt:
@@ -82,14 +94,38 @@ def _print_error(raised: BaseException) -> int:
     return _USAGE
 
 
+def _is_expected(error: BaseException) -> bool:
+    return isinstance(error, LogtoWebhooksError | KeyboardInterrupt) or _is_usage_error(error)
+
+
 def _format(error: BaseException) -> str:
     if isinstance(error, LogtoWebhooksError):
         return str(error)
+    if _is_usage_error(error):
+        return _format_usage_error(error)
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{_plain(error.filename)}: {error.strerror}"
     if isinstance(error, OSError) and error.strerror:
         return f"the operating system reports: {error.strerror} ({located(error)})"
     return f"unexpected {located(error)}; {REPORT} ({DEBUG} shows the traceback)"
+
+
+def _is_usage_error(error: Any) -> bool:
+    """Whether Typer raised it about the command line; it doesn't export the class."""
+    return hasattr(error, "format_message")
+
+
+def _format_usage_error(error: Any) -> str:
+    """Say what is wrong with a command line, and where its help is. A group without a command
+    raises its help."""
+    text = str(error.format_message())
+    if text.startswith(_HELP):
+        return text
+    for pattern, words in _PLAIN_WORDS:
+        text = re.sub(pattern, words, text)
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "logto-webhooks"
+    return f"{' '.join(text.split()).removesuffix('.')}. See: {command} --help"
 
 
 def _choose(error: BaseException) -> BaseException:

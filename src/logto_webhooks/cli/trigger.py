@@ -18,7 +18,12 @@ from typer import Argument, Exit, Option
 from logto_webhooks import canonical_json, signing_keys
 from logto_webhooks.cli import output
 from logto_webhooks.cli.options import AsJson, check_url, with_settings
-from logto_webhooks.errors import MalformedEvent, ServiceUnreachable, SettingInvalid
+from logto_webhooks.errors import (
+    LogtoWebhooksError,
+    MalformedEvent,
+    ServiceUnreachable,
+    SettingInvalid,
+)
 from logto_webhooks.events import parse
 from logto_webhooks.records.changes import changes_from_event
 from logto_webhooks.samples import scenarios
@@ -47,6 +52,10 @@ _FAULT_NAMES: Final[dict[Fault, str]] = {
     "wrong-signatures": "wrong signature",
     "slow-sending": "slow",
 }
+
+
+class EventMissing(LogtoWebhooksError):
+    """Give an event, such as User.Created, or --scenario NAME."""
 
 
 @with_settings("signing_key")
@@ -204,7 +213,9 @@ def _make_payloads(
     if scenario is None and event is not None:
         fields = _parse_fields(data)
         return [payload(event, fields, at=at, rng=rng, id=id) for at in moments]
-    if scenario is None or event is not None:
+    if scenario is None:
+        raise EventMissing()
+    if event is not None:
         raise SettingInvalid(name="--scenario", problem="use either a scenario or an event")
     if data:
         raise SettingInvalid(name="--data", problem="it needs an event, not a scenario")

@@ -101,6 +101,9 @@ def _import_problem(url: str, error: ImportError) -> str:
 
 
 def _to_path(url: sa.URL, name: str) -> Path:
+    if url.host:
+        problem = "a path begins after three slashes: sqlite:///name.db"
+        raise SettingInvalid(name=name, problem=problem)
     if not url.database or url.database == ":memory:":
         problem = "it names no file, and a database in memory isn't durable"
         raise SettingInvalid(name=name, problem=problem)

@@ -77,8 +77,11 @@ def create_file(file: Path, setting: str = "database_url") -> None:
         sqlite3.connect(file).close()
         file.touch()
         problem = find_forbidden(file)
+    except FileNotFoundError:
+        problem = f"the folder {file.parent} doesn't exist; create it"
     except (OSError, sqlite3.Error) as error:
-        problem = f"{file} can't be opened for writing ({error})"
+        reason = getattr(error, "strerror", None) or error
+        problem = f"{file} can't be opened for writing ({reason})"
     if problem is not None:
         raise SettingInvalid(name=setting, problem=problem)
 
@@ -127,8 +130,12 @@ class FileGuard:
         try:
             stat = file.stat()
         except OSError:
+            if self._seen:
+                raise self._lost(f"{file} is gone") from None
             never = "doesn't exist; logto-webhooks serve or migrate creates it"
-            raise self._lost(f"{file} {'is gone' if self._seen else never}") from None
+            if not file.parent.exists():
+                never = f"doesn't exist, because the folder {file.parent} doesn't; create it"
+            raise self._lost(f"{file} {never}") from None
         identity = (stat.st_dev, stat.st_ino)
         if self._seen.setdefault(file, identity) != identity:
             raise self._lost(f"{file} {replaced}")

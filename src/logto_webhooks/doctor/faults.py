@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from msgspec import Struct
 
+from logto_webhooks.errors import format_message
 from logto_webhooks.logto.errors import CORE
 from logto_webhooks.plural import Count
 
@@ -395,8 +396,8 @@ def make_finding(code: str, **details: Any) -> Finding:
     return Finding(
         code=code,
         level=level,
-        text=text.format(**shown),
-        do=do.format(**shown),
+        text=format_message(text, **shown),
+        do=format_message(do, **shown),
         docs=f"{PAGE}#{code}",
         details=details,
     )
