@@ -77,10 +77,10 @@ def after_failure(
     day of them.
     """
     if isinstance(error, TimedOut):
-        others = attempt - 1 - failures
-        if others + 1 >= max(MAX_TIME_OUTS, max_attempts):
+        time_outs = attempt - 1 - failures
+        if time_outs + 1 >= max(MAX_TIME_OUTS, max_attempts):
             return Dead()
-        return Retry(_grow(others, LONGEST_LOCKED_WAIT_S, jitter))
+        return Retry(_grow(time_outs, LONGEST_LOCKED_WAIT_S, jitter))
     if isinstance(error, MalformedEvent | NotADelivery) or failures + 1 >= max_attempts:
         return Dead()
     return Retry(_grow(failures, LONGEST_WAIT_S, jitter))

@@ -17,18 +17,18 @@ Name = TypeVar("Name", bound=str)
 States = TypeVar("States", bound=StrEnum)
 
 
-def nearest(name: str, known: Collection[str]) -> str:
+def nearest(name: str, names: Collection[str]) -> str:
     """Name the most similar of the known names."""
-    near = get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"the closest is {near[0]}" if near else f"use one of {', '.join(known)}"
+    near = get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"the closest is {near[0]}" if near else f"use one of {', '.join(names)}"
 
 
-def check_choice(name: str, value: str, known: Collection[Name]) -> Name:
+def check_choice(name: str, value: str, choices: Collection[Name]) -> Name:
     """Check one of several names. Raises SettingInvalid, which suggests one."""
-    for choice in known:
+    for choice in choices:
         if choice == value:
             return choice
-    problem = f"there is no {value!r}; {nearest(value, known)}"
+    problem = f"there is no {value!r}; {nearest(value, choices)}"
     raise SettingInvalid(name=name, problem=problem)
 
 
@@ -45,9 +45,9 @@ def check_ids(kind: str, ids: Iterable[object]) -> list[int]:
 
 def check_state(value: str, states: type[States]) -> States:
     """Check a state. Raises SettingInvalid."""
-    known = [state.value for state in states]
-    if value not in known:
-        problem = f"{value!r:.60} isn't one of {', '.join(known)}"
+    names = [state.value for state in states]
+    if value not in names:
+        problem = f"{value!r:.60} isn't one of {', '.join(names)}"
         raise SettingInvalid(name="the state", problem=problem)
     return states(value)
 

@@ -75,7 +75,7 @@ def replay(
     jobs = 0
     if not sync_only:
         store.inbox.again([delivery.id for delivery in applied])
-        again = _Again(store, lag_ms, handler, rerun)
+        again = _JobReplay(store, lag_ms, handler, rerun)
         for delivery in deliveries:
             again.look(delivery)
         jobs = again.run()
@@ -97,7 +97,7 @@ def _read_changes(delivery: StoredDelivery, lag_ms: int) -> Sequence[Change]:
         return []
 
 
-class _Again:
+class _JobReplay:
     """Runs jobs of deliveries again, and creates missing ones."""
 
     def __init__(self, store: Store, lag_ms: int, handler: str | None, rerun: bool) -> None:
@@ -108,7 +108,7 @@ class _Again:
         self._reruns = {
             registration.name for registration in registered if rerun and registration.rerun
         }
-        self._told = [
+        self._handlers = [
             registration for registration in registered if handler in (None, registration.name)
         ]
         self._since = store.installed_at()
@@ -165,4 +165,4 @@ class _Again:
             occurred_at=delivery.occurred_at,
             origin=delivery.origin,
         )
-        return jobs_for_event(event, claimed, self._told)
+        return jobs_for_event(event, claimed, self._handlers)

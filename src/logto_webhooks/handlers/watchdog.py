@@ -30,7 +30,7 @@ class Watchdog:
     def __init__(self, observe: Callable[[HandlerBlocks], None]) -> None:
         """`observe` is called in the watchdog's thread, while the loop is blocked."""
         self._observe = observe
-        self._told: dict[str, float] = {}
+        self._reported: dict[str, float] = {}
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -61,9 +61,9 @@ class Watchdog:
         frames = [] if frame is None else list(_walk_outwards(frame))
         handler = _find_handler(frames)
         now = time.monotonic()
-        if handler is None or now - self._told.get(handler, now - AGAIN_S) < AGAIN_S:
+        if handler is None or now - self._reported.get(handler, now - AGAIN_S) < AGAIN_S:
             return
-        self._told[handler] = now
+        self._reported[handler] = now
         stack = " < ".join(_describe(frame) for frame in frames[:_FRAMES])
         self._observe(HandlerBlocks(handler, round(blocked_s, 1), stack))
 

@@ -44,7 +44,7 @@ class ByteLimiter:
     async def wait(self, body: RequestBody, size: int) -> None:
         """Wait until there is room for a piece. Raises NoRoom."""
         loop = asyncio.get_running_loop()
-        body.turn, body.wanted = loop.create_future(), size
+        body.turn, body.wanted_size = loop.create_future(), size
         self.waiting.add(body)
         self._look(loop)
         try:
@@ -78,11 +78,11 @@ class ByteLimiter:
 
     def _let_in(self) -> None:
         for body in sorted(self.waiting, key=lambda body: body.size):
-            if not self.take(body.wanted, body.size):
+            if not self.take(body.wanted_size, body.size):
                 continue
             self.waiting.discard(body)
             if body.turn.done():  # it gave up
-                self._free += body.wanted
+                self._free += body.wanted_size
             else:
                 body.turn.set_result(None)
 
@@ -94,10 +94,10 @@ def _has_come(turn: asyncio.Future[None]) -> bool:
 class RequestBody:
     """The body of one request, as far as it has arrived."""
 
-    __slots__ = ("_is_dropped", "_keep", "_pieces", "_room", "began", "size", "turn", "wanted")
+    __slots__ = ("_is_dropped", "_keep", "_pieces", "_room", "began", "size", "turn", "wanted_size")
 
     turn: asyncio.Future[None]
-    wanted: int
+    wanted_size: int
 
     def __init__(self, room: ByteLimiter, began: float, *, keep: bool = True) -> None:
         """`began` is the event loop's time at the request's head; a body that isn't kept is
@@ -114,16 +114,16 @@ class RequestBody:
         BodyReadBefore, NoRoom."""
         if announced > limit:
             raise BodyTooLarge(limit=limit)
-        more = True
-        while more:
+        is_more = True
+        while is_more:
             message = await receive()
             if message["type"] == "http.disconnect":
                 raise BodyIncomplete()
             piece: bytes = message.get("body", b"")
-            more = message.get("more_body", False)
+            is_more = message.get("more_body", False)
             if self.size + len(piece) > limit:
                 raise BodyTooLarge(limit=limit)
-            await self.add(piece, more)
+            await self.add(piece, is_more)
         if self.size < announced:  # servers pass on what was announced, or a disconnect
             raise BodyReadBefore()
         return self.whole()

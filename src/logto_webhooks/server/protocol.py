@@ -40,9 +40,9 @@ class Connections:
 
     def __init__(self, limit: int, most: int = MOST) -> None:
         """`limit` is the number of descriptors that the process may have."""
-        kept = min(256, max(16, limit // 3))
-        self._crowded_from = limit - kept
-        self._full_from = limit - kept // 2
+        reserved = min(256, max(16, limit // 3))
+        self._crowded_from = limit - reserved
+        self._full_from = limit - reserved // 2
         self._most = most
         self._open: dict[Connection, None] = {}  # the oldest first
         self._brief: dict[Connection, None] = {}
