@@ -73,7 +73,7 @@ def decode(body: bytes | str) -> Any:
     brackets = _count_brackets(text)
     if brackets < MANY:
         return _decode(text, brackets)
-    with _no_collection():
+    with no_collection():
         return _decode(text, brackets)
 
 
@@ -99,7 +99,7 @@ def shown(value: Any) -> Any:
     text = _encode_as_it_stands(value)
     if _count_brackets(text) <= SHOWN or not _is_deeper(_take_strings(text)[0], SHOWN):
         return value
-    with _no_collection():
+    with no_collection():
         return _cut_and_decode(text, SHOWN, _text_of)
 
 
@@ -109,7 +109,7 @@ def _count_brackets(text: bytes) -> int:
 
 
 @contextmanager
-def _no_collection() -> Iterator[None]:
+def no_collection() -> Iterator[None]:
     """Keep the garbage collector from walking a large value: that takes many times as long as
     decoding it, and other threads stand still."""
     if not gc.isenabled():

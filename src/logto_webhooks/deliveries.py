@@ -26,6 +26,7 @@ from logto_webhooks.signing_keys import VerifiedBody, trust
 SAMPLE_WEBHOOK: Final = (
     "sample"  # how the id of the webhook begins from which a sample claims to be
 )
+LARGE: Final = 16 * 2**10  # from this size on, a body isn't parsed on an event loop that answers
 FUTURE_MS: Final = 300_000  # so far ahead of its receipt a `createdAt` may be
 _ID = re.compile(r"[^\0:]{1,256}")
 Origin = Literal["webhook", "log", "replay"]

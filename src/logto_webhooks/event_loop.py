@@ -9,10 +9,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from concurrent.futures import Future, InvalidStateError
 from contextlib import asynccontextmanager, suppress
 from threading import Thread
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from logto_webhooks.errors import LogtoWebhooksError, describe
 
+T = TypeVar("T")
 logger = logging.getLogger("logto_webhooks")
 
 
@@ -48,6 +49,23 @@ async def run_in_background(*loops: Coroutine[Any, Any, None]) -> AsyncIterator[
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class Aside:
+    """Runs in a thread what would hold back the event loop. One call at a time: all take turns in
+    Python anyway, and one needs less memory than several."""
+
+    def __init__(self) -> None:
+        self._turn = asyncio.Lock()
+
+    async def run(self, function: Callable[[], T]) -> T:
+        """Call it there. Raises what it raises."""
+        async with self._turn:
+            return await asyncio.to_thread(function)
+
+    async def give_way(self) -> None:
+        """Let others run between small pieces of work."""
+        await asyncio.sleep(0)
 
 
 async def wait_for_event(event: asyncio.Event, seconds: float) -> None:

@@ -171,7 +171,7 @@ def fingerprint(key: str) -> str:
 
 
 _LOOK_MS: Final = 1_000
-_LARGEST: Final = 256 * 2**10  # of a body that is parsed for its hook's id
+_LARGEST: Final = 16 * 2**10  # of a body that is parsed for its hook's id
 
 
 class Keyring:

@@ -26,9 +26,9 @@ from logto_webhooks.apply.endings import Endings
 from logto_webhooks.clock import Clock
 from logto_webhooks.database.runner import TransactionRunner
 from logto_webhooks.database.store import LOCK_S, LONGEST_S, STATEMENT_S, Store
-from logto_webhooks.deliveries import ClaimedDelivery, DeliveryOutcome, DeliveryState
+from logto_webhooks.deliveries import LARGE, ClaimedDelivery, DeliveryOutcome, DeliveryState
 from logto_webhooks.errors import ClaimLost, StoreUnavailable, TimedOut, describe
-from logto_webhooks.event_loop import wait_for_event
+from logto_webhooks.event_loop import Aside, wait_for_event
 from logto_webhooks.handlers.enqueue import PlannedDelivery, own_jobs
 from logto_webhooks.instrumentation import (
     ClockSetBack,
@@ -74,6 +74,7 @@ class DeliveryWorker:
         replay_window_ms: int = 0,
         budget_s: float = LONGEST_S,
         may_work: Callable[[], bool] = lambda: True,
+        aside: Aside | None = None,
     ) -> None:
         """`budget_s` limits a transaction, because accepting waits for it on SQLite.
 
@@ -84,6 +85,7 @@ class DeliveryWorker:
         self._clock = clock
         self._observe = observe
         self._jitter = jitter
+        self._aside = aside or Aside()
         self._lag_ms = lag_ms
         self._max_attempts = max_attempts
         self._replay_window_ms = replay_window_ms
@@ -161,10 +163,7 @@ class DeliveryWorker:
             self._token = uuid.uuid4().hex
             claimed = await self._host.run(self._claim)
             self._claimed_at = time.monotonic()
-            self._held = [
-                parse_delivery(delivery, self._lag_ms, self._replay_window_ms)
-                for delivery in claimed
-            ]
+            self._held = await self._parse(claimed)
         batch: Sequence[Work] = self._held
         with contextlib.suppress(ClaimLost):
             if time.monotonic() - self._claimed_at > LEASE_S / 2:
@@ -178,6 +177,22 @@ class DeliveryWorker:
 
     def _claim(self, store: Store) -> list[ClaimedDelivery]:
         return store.claim(self._token, MAX_ROWS, MAX_BYTES, LEASE_S)
+
+    async def _parse(self, claimed: Sequence[ClaimedDelivery]) -> list[Work]:
+        """Parse what was claimed, so that nobody else on this event loop waits for long."""
+        parsed: list[Work] = []
+        size = 0
+        for delivery in claimed:
+            parse = partial(parse_delivery, delivery, self._lag_ms, self._replay_window_ms)
+            size += len(delivery.body)
+            if len(delivery.body) >= LARGE:
+                parsed.append(await self._aside.run(parse))
+                continue
+            if size >= LARGE:
+                size = 0
+                await self._aside.give_way()
+            parsed.append(parse())
+        return parsed
 
     async def _apply(self, batch: Sequence[Work]) -> None:
         planned = [work for work in batch if isinstance(work, PlannedDelivery)]

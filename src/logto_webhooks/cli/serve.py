@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 from collections.abc import AsyncIterator
 from functools import partial
@@ -37,6 +38,7 @@ logger = logging.getLogger("logto_webhooks")
 def serve(settings: Settings) -> None:
     """Receive Logto's webhooks and apply them."""
     logs.configure(settings.log_format, settings.log_level)
+    gc.unfreeze()  # or large values couldn't be kept from the collector (no_collection)
     run_async(_serve(settings))
     logger.info("stopped")
 
@@ -64,6 +66,7 @@ def worker(
     drain: Annotated[bool, Option("--drain", help="Exit when nothing is pending.")] = False,
 ) -> None:
     """Apply deliveries in the inbox without receiving new ones."""
+    gc.unfreeze()  # as in `serve`
     if not drain:
         logs.configure(settings.log_format, settings.log_level)
         run_async(_work(settings))

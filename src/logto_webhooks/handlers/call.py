@@ -16,9 +16,11 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct
 
+from logto_webhooks import canonical_json
 from logto_webhooks.clock import Clock
 from logto_webhooks.database.store import Store
 from logto_webhooks.database.threads import RUNNING, AbandonedCalls, DetachedCall, Running
+from logto_webhooks.deliveries import LARGE
 from logto_webhooks.errors import (
     ClaimLost,
     Discard,
@@ -27,6 +29,7 @@ from logto_webhooks.errors import (
     JobLost,
     TimeLimitExceeded,
 )
+from logto_webhooks.event_loop import Aside
 from logto_webhooks.events import DERIVED, Event, OrganizationMembershipUpdated, parse
 from logto_webhooks.events.local import LOCAL, LocalEvent, UserRow
 from logto_webhooks.handlers import Handler, HandlerOptions, Handlers
@@ -103,6 +106,7 @@ class HandlerCaller:
         jitter: Callable[[], float],
         handlers: Handlers,
         call: Call = call_handler,
+        aside: Aside | None = None,
     ) -> None:
         """`handle` is how a handler is called that asks for a transaction, as a HandlerRunner does
         it; `call` how others are."""
@@ -111,6 +115,7 @@ class HandlerCaller:
         self._jitter = jitter
         self._handlers = handlers
         self._call = call
+        self._aside = aside or Aside()
         self.left = AbandonedCalls()
 
     def claim(
@@ -150,7 +155,9 @@ class HandlerCaller:
         timeout = asyncio.timeout(handler.options.time_limit_s)
         try:
             self._check(claimed)
-            arguments = fill_parameters(handler, job, claimed.user)
+            fill = partial(fill_parameters, handler, job, claimed.user)
+            is_large = len(job.payload) >= LARGE
+            arguments = await self._aside.run(fill) if is_large else fill()
             async with timeout:
                 if handler.transaction:
                     call = partial(call_function, handler, arguments)
@@ -241,7 +248,8 @@ def make_logger(job: Job) -> logging.LoggerAdapter[logging.Logger]:
 def build_event(job: Job) -> Event | LocalEvent:
     """Make the event of a job."""
     if job.event in LOCAL:
-        return msgspec.json.decode(job.payload, type=LOCAL[job.event])
+        with canonical_json.no_collection():
+            return msgspec.json.decode(job.payload, type=LOCAL[job.event])
     event = parse(trust(job.payload), job.occurred_at)
     if job.event in DERIVED and isinstance(event, OrganizationMembershipUpdated):
         user = job.subject.partition(":")[2]

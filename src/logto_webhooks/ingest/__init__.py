@@ -10,7 +10,7 @@ from typing import Final
 from msgspec import Struct
 
 from logto_webhooks.clock import Clock
-from logto_webhooks.deliveries import NewDelivery, StoreResult, identify
+from logto_webhooks.deliveries import LARGE, NewDelivery, StoreResult, identify
 from logto_webhooks.errors import (
     LogtoWebhooksError,
     NotADelivery,
@@ -18,11 +18,11 @@ from logto_webhooks.errors import (
     SignatureRejected,
     StoreUnavailable,
 )
+from logto_webhooks.event_loop import Aside
 from logto_webhooks.ingest.group_commit import retrieve_error
 from logto_webhooks.instrumentation import DeliveryStored, Observer, RefusedFor, RequestRefused
 from logto_webhooks.signing_keys import Keyring, VerifiedBody, verify
 
-LARGE: Final = 256 * 2**10
 RETRY_AFTER_S: Final = 5
 
 _LIKELY_CAUSES: Final = (
@@ -39,9 +39,6 @@ class WebhookResponse(Struct, frozen=True):
     retry_after_s: int | None = None
 
 
-_Identify = Callable[[VerifiedBody, int], NewDelivery]
-# Runs a function where it holds back nobody.
-Offload = Callable[[_Identify, VerifiedBody, int], Awaitable[NewDelivery]]
 _StoringTask = asyncio.Task[tuple[NewDelivery, StoreResult | None]]
 
 
@@ -54,16 +51,16 @@ class Receiver:
         store: Callable[[NewDelivery, float | None], Awaitable[StoreResult | None]],
         clock: Clock,
         observe: Observer,
-        aside: Offload = asyncio.to_thread,
         reject: Callable[[bytes, bytes, int], None] = lambda body, signature, at: None,
+        aside: Aside | None = None,
     ) -> None:
         """`store` returns once the delivery is durable, in the database, or else (None) in the
-        spool; its second argument is the deadline, by the event loop's clock. `aside` runs what
-        takes long; `reject` gets the body, the signature and the moment of what no key signed."""
+        spool; its second argument is the deadline, by the event loop's clock. `reject` gets the
+        body, the signature and the moment of what no key signed."""
         self._ring = keys if isinstance(keys, Keyring) else Keyring(keys)
         self._reject = reject
         self._store = store
-        self._aside = aside
+        self._aside = aside or Aside()
         self._clock = clock
         self._observe = observe
         self._storing: set[_StoringTask] = set()
@@ -111,8 +108,8 @@ class Receiver:
         self, verified: VerifiedBody, started: int, deadline: float | None
     ) -> tuple[NewDelivery, StoreResult | None]:
         # On the event loop it would hold back all others.
-        delivery = await self._aside(
-            partial(identify, ahead=self._clock.ahead_ms), verified, started
+        delivery = await self._aside.run(
+            partial(identify, verified, started, ahead=self._clock.ahead_ms)
         )
         return delivery, await self._store(delivery, deadline)
 

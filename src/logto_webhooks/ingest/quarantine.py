@@ -126,13 +126,13 @@ class Quarantine:
         """Keep what queued. Raises StoreUnavailable."""
         queued = self._queue[True] + self._queue[False]
         self._queue, self._queued = {True: [], False: []}, {True: 0, False: 0}
-        proved = [(request, self._verify(request)) for request in queued]
-        rejected = [
-            request
-            for offered, delivery in proved
-            if delivery is None and (request := self._name_hook(offered))
-        ]
         try:
+            proved = await self._prove(queued)
+            rejected = [
+                request
+                for offered, delivery in proved
+                if delivery is None and (request := self._name_hook(offered))
+            ]
             if rejected:
                 await self._host.run(lambda store: store.keys_of_hooks.set_aside(rejected))
                 self._observe(Quarantined(len(rejected)))
@@ -197,7 +197,7 @@ class Quarantine:
         while page := await self._host.read(partial(_read_page, after=after)):
             after = page[-1].id
             proved = [
-                (request.id, delivery) for request in page if (delivery := self._verify(request))
+                (request.id, delivery) for request, delivery in await self._prove(page) if delivery
             ]
             await self._add([delivery for _, delivery in proved], [id for id, _ in proved])
         self._tried, self._tried_at, self._untried = after, time.monotonic(), False
@@ -213,6 +213,17 @@ class Quarantine:
         await self._host.run(add)
         self._observe(QuarantineReleased(len(deliveries)))
         self._stored()
+
+    async def _prove(
+        self, requests: Sequence[RejectedRequest]
+    ) -> list[tuple[RejectedRequest, NewDelivery | None]]:
+        """Try today's keys; of each request, return the delivery that it is, if one proves it."""
+
+        def prove() -> list[tuple[RejectedRequest, NewDelivery | None]]:
+            return [(request, self._verify(request)) for request in requests]
+
+        # In a thread, because bodies may be large, and many.
+        return await asyncio.to_thread(prove) if requests else []
 
     def _verify(self, request: RejectedRequest) -> NewDelivery | None:
         try:

@@ -21,6 +21,7 @@ from logto_webhooks.errors import (
     RetryLater,
     SettingInvalid,
 )
+from logto_webhooks.event_loop import Aside
 from logto_webhooks.handlers import Handler, Handlers
 from logto_webhooks.handlers.call import ClaimedJob, HandlerCaller, call_function
 from logto_webhooks.ingest import Receiver
@@ -32,7 +33,7 @@ from logto_webhooks.instrumentation import (
 )
 from logto_webhooks.jobs import JobFilter, JobRow
 from logto_webhooks.samples.request import SignedRequest
-from logto_webhooks.signing_keys import HEADER, VerifiedBody
+from logto_webhooks.signing_keys import HEADER
 from logto_webhooks.testing.backend import (
     Backend,
     MemoryBackend,
@@ -187,11 +188,13 @@ class AsyncApp:
         self._raise_errors = raise_errors
         self._failures: dict[str, list[BaseException]] = {}
         self._made_errors: list[BaseException] = []  # by `fail`
-        self._receiver = Receiver(keys, self._store, clock, self.reports.append, _identify)
+        self._receiver = Receiver(keys, self._store, clock, self.reports.append, aside=_InPlace())
         self.worker: DeliveryWorker = DeliveryWorker(
-            host, clock, self.reports.append, jitter=_no_jitter
+            host, clock, self.reports.append, jitter=_no_jitter, aside=_InPlace()
         )
-        self._caller = HandlerCaller(host.handle, clock, _no_jitter, self._handlers, _call)
+        self._caller = HandlerCaller(
+            host.handle, clock, _no_jitter, self._handlers, _call, _InPlace()
+        )
 
     async def deliver(self, *deliveries: SignedRequest | Sequence[SignedRequest]) -> DeliveryResult:
         """The same as `App.deliver`."""
@@ -423,10 +426,14 @@ async def _call(handler: Handler, arguments: dict[str, Any]) -> None:
         call_function(handler, arguments)
 
 
-async def _identify(
-    identify: Callable[[VerifiedBody, int], NewDelivery], body: VerifiedBody, at: int
-) -> NewDelivery:
-    return identify(body, at)
+class _InPlace(Aside):
+    """Nobody else is on the event loop, if there is one."""
+
+    async def run(self, function: Callable[[], T]) -> T:
+        return function()
+
+    async def give_way(self) -> None:
+        pass
 
 
 def _no_jitter() -> float:
