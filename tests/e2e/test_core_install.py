@@ -101,4 +101,4 @@ def test_the_command_line_names_its_extra(core: Path, tmp_path: Path) -> None:
     done = run(core, tmp_path, "-m", "logto_webhooks", "status")
     assert done.returncode == 2
     [line] = done.stderr.splitlines()
-    assert "typer is missing" in line
+    assert "typer isn't installed" in line
