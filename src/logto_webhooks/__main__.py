@@ -1,14 +1,17 @@
 """`python -m logto_webhooks`, and the command `logto-webhooks`."""
 
+import signal
 import sys
 
 
 def main() -> None:
     """Run the command line, or say how to install it."""
+    on_interrupt = signal.getsignal(signal.SIGINT)
+    if on_interrupt is signal.default_int_handler:
+        # Ctrl-C ends the process: in an import, Python would print a traceback, whoever catches it.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         from logto_webhooks.cli import run
-    except KeyboardInterrupt:  # while all of it is imported
-        sys.exit(130)
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and not _is_ours(error):
             print(
@@ -25,6 +28,8 @@ def main() -> None:
             file=sys.stderr,
         )
         sys.exit(2)
+    if on_interrupt is signal.default_int_handler:
+        signal.signal(signal.SIGINT, on_interrupt)
     run()
 
 
