@@ -144,7 +144,7 @@ def test_the_next_look_begins_where_the_last_one_ended(tmp_path: Path) -> None:
                 await logto.settle()
                 found = await recovered(logto, host, since=None)
                 assert found.recovered == 3
-                assert found.causes == {"refused": 3}, wave
+                assert found.causes == {"connection refused": 3}, wave
             assert found.until - found.since < recover.FIRST_MS
             status = await host.read(lambda store: store.status())
             assert status.complete_up_to == found.until

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Session
 
 from logto_webhooks import Delivery, LogtoWebhooks, UserRow, events
@@ -277,6 +277,32 @@ def in_all_forms(
 
 
 def by_name(event, *, delivery, logger: Any, user: Any = None, **more) -> None: ...  # type: ignore[no-untyped-def]
+
+
+async def awaits_a_session(event: events.Event, session: Session) -> None: ...
+async def awaits_a_connection(event: events.Event, connection: sa.Connection) -> None: ...
+def calls_an_awaited_session(event: events.Event, session: AsyncSession) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("function", "is_async", "says"),
+    [
+        (awaits_a_session, True, "of type Session can't be filled; use AsyncSession"),
+        (awaits_a_connection, True, "of type Connection can't be filled; use AsyncConnection"),
+        (calls_an_awaited_session, True, "of type AsyncSession can't be filled; use Session"),
+        (awaits_a_session, False, "write `def` instead of `async def`, and use Session"),
+        (wrong_engine, False, "write `def` instead of `async def`, and use Session"),
+        (calls_an_awaited_session, False, "of type AsyncSession can't be filled; use Session"),
+    ],
+)
+def test_the_other_kind_of_transaction_is_named(function: Any, is_async: bool, says: str) -> None:
+    """Where the engine has it; otherwise, the other kind of function."""
+    logto = LogtoWebhooks.from_env()
+    logto.on("*")(function)
+    awaited = (AsyncSession, AsyncConnection) if is_async else ()
+    with pytest.raises(InvalidHandler) as raised:
+        logto.handlers.fit(lambda awaits: awaited if awaits else (Session, sa.Connection))
+    assert says in str(raised.value)
 
 
 def test_annotations_of_all_forms_are_read(logto: LogtoWebhooks) -> None:

@@ -96,7 +96,8 @@ class DatabaseInfo(Struct, frozen=True, kw_only=True):
 
     `settings` are a server's. `free` are bytes where its file is, None if that can't be seen;
     `unwritable` is why its file can't be written. `unsettled_s` is how long the first record has
-    waited for Logto. `unvacuumed` are our tables that the server doesn't vacuum by itself.
+    waited for Logto. `unvacuumed` are our tables that the server doesn't vacuum by itself; None
+    without a server.
     """
 
     place: str
@@ -106,7 +107,7 @@ class DatabaseInfo(Struct, frozen=True, kw_only=True):
     free: int | None = None
     unwritable: str | None = None
     unsettled_s: float | None = None
-    unvacuumed: list[DeadRows] = []
+    unvacuumed: list[DeadRows] | None = None
 
 
 _SETTINGS: Final = sa.text(
@@ -131,7 +132,7 @@ def inspect_database(
     """Look at a database: `place` names it, `free` bytes are where its file is."""
     there, needed = version(connection, schema), head()
     settings: dict[str, str] = {}
-    unvacuumed: list[DeadRows] = []
+    unvacuumed: list[DeadRows] | None = None
     if connection.dialect.name == "postgresql":
         settings = {row.name: row.setting for row in connection.execute(_SETTINGS)}
         ours = {"schema": schema, "tables": sorted(metadata.tables)}

@@ -52,7 +52,7 @@ _BY_STATUS: Final = {404: "address_not_found", 405: "address_method"}
 _CAUSES: Final = {
     "timed out": "log_timed_out",
     "wrong signature": "log_signature",
-    "refused": "log_refused",
+    "connection refused": "log_refused",
     "connection reset": "log_reset",
     "answered 5xx": "log_failing",
     "answered 4xx": "log_denied",
@@ -99,8 +99,11 @@ async def check_durability(context: CheckContext) -> list[Finding]:
 
 
 async def check_vacuum(context: CheckContext) -> list[Finding]:
-    """Check that no dead rows pile up in tables that the server doesn't vacuum."""
+    """Check that no dead rows pile up in tables that the server doesn't vacuum. Of SQLite, which
+    has no dead rows, nothing is said."""
     unvacuumed = (await context.database_info()).unvacuumed
+    if unvacuumed is None:
+        return []
     full = [table for table in unvacuumed if table.dead > max(_DEAD_ROWS, table.live // 5)]
     if not full:
         return [make_ok("No dead rows accumulate.")]
@@ -432,7 +435,7 @@ async def check_rejected(context: CheckContext) -> list[Finding]:
     count, recent = await context.read(count_rejected)
     if recent:
         return [make_finding("rejected", count=count, fresh=recent)]
-    return [make_ok(f"{Count(count):request is|requests are} quarantined, none of the last day.")]
+    return [make_ok(f"{Count(count):request is|requests are} quarantined, none in the last day.")]
 
 
 async def check_application(context: CheckContext) -> list[Finding]:

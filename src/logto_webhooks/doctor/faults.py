@@ -192,7 +192,7 @@ FAULTS: Final[dict[str, Fault]] = {
         CREDENTIALS,
     ),
     "rejected": _warning(
-        "{count:request is|requests are} quarantined, {fresh} of the last day, because no known "
+        "{count:request is|requests are} quarantined, {fresh} in the last day, because no known "
         "key signed them.",
         "If you have rotated a key, add the new one. Quarantined requests are then verified again.",
     ),

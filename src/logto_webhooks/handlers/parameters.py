@@ -8,6 +8,7 @@ import logging
 import types
 import typing
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from typing import Any, Final, Literal
 
 from msgspec import Struct
@@ -131,6 +132,13 @@ _MARKER_MODULES: Final = {
 }
 _MARKER_PACKAGES: Final = {"fast_depends", "faststream", "taskiq_dependencies", "injector", "ninja"}
 _MARKERS: Final = {"Depends", "Security", "Dependency", "Provide", "Inject", "Injected"}
+# A transaction, and what it is in functions of the other kind.
+_COUNTERPARTS: Final = {
+    "Session": "AsyncSession",
+    "AsyncSession": "Session",
+    "Connection": "AsyncConnection",
+    "AsyncConnection": "Connection",
+}
 _FIX: Final = "the default (a session needs only its type), or get the value in the function"
 _BY_NAME: Final[dict[str, Kind]] = {
     "event": "event",
@@ -180,7 +188,7 @@ def _resolve(
     if parameter.kind is parameter.POSITIONAL_ONLY or kind is None:
         if parameter.default is not parameter.empty:
             return None
-        raise ValueError(_explain(parameter, provided or ()))
+        raise ValueError(_explain(parameter, classes, provided or ()))
     source = ParameterSource(parameter.name, kind, classes)
     _check(source, events, may_be_none=types.NoneType in members)
     return source
@@ -260,10 +268,20 @@ def _check(source: ParameterSource, events: Sequence[type], may_be_none: bool) -
         raise ValueError(f"the parameter {source.name!r} may be None: {problem}")
 
 
-def _explain(parameter: inspect.Parameter, provided: Sequence[type]) -> str:
+def _explain(
+    parameter: inspect.Parameter, classes: Sequence[type], provided: Sequence[type]
+) -> str:
     if parameter.kind is parameter.POSITIONAL_ONLY:
         return f"{_describe(parameter)} is positional-only, but must accept a keyword: remove the /"
     transactions = [transaction.__name__ for transaction in provided]
+    for base in chain.from_iterable(annotated.__mro__ for annotated in classes):
+        if base.__module__.startswith("sqlalchemy.") and base.__name__ in _COUNTERPARTS:
+            counterpart = _COUNTERPARTS[base.__name__]
+            if counterpart in transactions:
+                return f"{_describe(parameter)} can't be filled; use {counterpart}"
+            plain = base.__name__.removeprefix("Async")
+            advice = f"write `def` instead of `async def`, and use {plain}"
+            return f"{_describe(parameter)} can't be filled with this engine; {advice}"
     can = ["an event", "Delivery", "UserRow | None", "logging.LoggerAdapter", *transactions]
     names = ", ".join(_BY_NAME)
     choices = f"one of the types {', '.join(can)}, or one of the names {names}"

@@ -25,7 +25,7 @@ _CAUSES: Final = (
     ("UND_ERR_CONNECT_TIMEOUT", "timed out"),
     ("UND_ERR_HEADERS_TIMEOUT", "timed out"),
     ("UND_ERR_BODY_TIMEOUT", "timed out"),
-    ("ECONNREFUSED", "refused"),
+    ("ECONNREFUSED", "connection refused"),
     *((sign, "connection reset") for sign in RESETS),
 )
 
