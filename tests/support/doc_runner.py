@@ -25,7 +25,6 @@ import pytest
 import sqlalchemy as sa
 
 from logto_webhooks import cli
-from logto_webhooks.cli import output
 from tests.support import postgres
 from tests.support.servers import free_port
 from tests.support.service import clean_environment
@@ -207,8 +206,7 @@ def run_command(line: str) -> str:
     printed = io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [program, *words])
-        for console in (output.make_console(), output.make_console(stderr=True)):
-            patch.setattr(console, "_width", WIDTH)
+        patch.setenv("COLUMNS", str(WIDTH))
         with redirect_stdout(printed), redirect_stderr(printed), pytest.raises(SystemExit):
             cli.run()
     return trim(printed.getvalue())

@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TextIO
 
-WIDTH = {"COLUMNS": "200"}  # is read when the product is imported
+WIDTH = {"COLUMNS": "200"}
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["tests.support.preload", __name__])
 

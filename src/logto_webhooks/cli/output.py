@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import re
 import sys
@@ -64,7 +63,6 @@ _COLOURS: Final = {
 _MOST_NAMES: Final = 12
 
 
-@functools.cache
 def make_console(*, stderr: bool = False, width: int | None = None) -> Console:
     """Make a console, which prints in colours and knows the width of the terminal."""
     # Here, and likewise below, because `status` starts faster without it.
