@@ -247,7 +247,11 @@ async def migrated(settings: dict[str, str], folder: Path) -> subprocess.Complet
 @pytest.mark.parametrize(
     ("words", "changed", "says"),
     [
-        (["create", "--url", "app.example"], {}, "isn't like https://host/path"),
+        (
+            ["create", "--url", "app.example"],
+            {},
+            "--url can't be used: 'app.example' isn't like https://host/path.",
+        ),
         (["create", "--url", URL], {"LOGTO_M2M_APP_SECRET": "wrong"}, "LOGTO_M2M_APP_SECRET"),
         (["list"], {"LOGTO_ENDPOINT": ""}, "Management API isn't configured"),
         (["test"], {}, "Can't select a webhook"),

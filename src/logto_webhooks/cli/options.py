@@ -235,10 +235,10 @@ def parse_duration(name: str, value: str) -> int:
     return round(timedelta(**{_UNITS[match[2]]: int(match[1])}).total_seconds())
 
 
-def check_url(name: str, value: str) -> str:
+def check_url(name: str, value: str, example: str = "http://127.0.0.1:8787/path") -> str:
     """Check a URL that you can post to. Raises SettingInvalid."""
     if not is_url(value):
-        problem = f"{value!r} isn't like http://127.0.0.1:8787/path"
+        problem = f"{value!r} isn't like {example}"
         raise SettingInvalid(name=name, problem=problem)
     return value
 

@@ -124,7 +124,10 @@ async def _workers(
     event_loop.on_stop(workers.stop)
     try:
         await database.check()
-        logger.info("working on %s", database.name)
+        if database.may_work():
+            logger.info("working on %s", database.name)
+        else:
+            logger.info("on standby: another process works on %s", database.name)
         async with unspool_in_background(settings, database, observe, workers.delivery_worker.wake):
             with handlers.in_use():
                 yield workers, database

@@ -16,6 +16,7 @@ from logto_webhooks.cli.options import (
     DATABASE,
     LOGTO_API,
     AsJson,
+    check_url,
     parse_duration,
     read_env_file,
     with_settings,
@@ -54,6 +55,7 @@ def create(
     It sends all events that the sync and your handlers need. The key is saved only if you give
     --env-file.
     """
+    check_url("--url", url, "https://host/path")
     handlers = load_handlers(settings)
     if env_file is not None:
         _check_writable(env_file)
