@@ -1,0 +1,75 @@
+"""Large bodies: nobody else waits while one is parsed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import httpx2
+import pytest
+
+from logto_webhooks import LogtoWebhooks, events
+from logto_webhooks.deliveries import LARGE
+from logto_webhooks.samples.request import SignedRequest
+from logto_webhooks.testing import make
+from tests.support.mounted import all_over, live, on_sqlite, send, soon, until
+
+PARSING = {"identify", "parse_delivery", "build_event", "hook_of_sender"}
+
+
+@contextmanager
+def called_here() -> Iterator[set[str]]:
+    """The names of the functions that this thread, the event loop's, calls."""
+    names: set[str] = set()
+
+    def note(frame: FrameType, event: str, argument: object) -> None:
+        names.add(frame.f_code.co_name)
+
+    sys.setprofile(note)
+    try:
+        yield names
+    finally:
+        sys.setprofile(None)
+
+
+def make_user(parts: int) -> SignedRequest:
+    """A delivery of a user whose customData has so many small parts."""
+    return make.user_created(id="ana", at=soon(), customData={"a": [[[]]] * parts})
+
+
+def follow(logto: LogtoWebhooks, request: SignedRequest, jobs: int) -> set[str]:
+    """Send it, wait until its jobs are over; return what the event loop's thread called."""
+    called: set[str] = set()
+
+    async def body(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
+        with called_here() as names:
+            await send(client, request)
+            rows = await until(all_over(jobs), logto)
+        assert {row.state for row in rows} == {"done"}
+        called.update(names)
+
+    live(logto, body)
+    return called
+
+
+@pytest.mark.parametrize(("parts", "parses"), [(1, True), (LARGE // 4, False)])
+def test_a_large_body_is_parsed_in_a_thread(tmp_path: Path, parts: int, parses: bool) -> None:
+    """When it is received, applied and given to handlers. A small one is parsed at once."""
+    logto, given = on_sqlite(tmp_path), list[object]()
+
+    @logto.on("User.Created")
+    async def receive(event: events.UserCreated) -> None:
+        assert event.user
+        assert isinstance(event.user.custom_data, dict)
+        given.append(event.user.custom_data["a"])
+
+    @logto.on(events.LocalUserCreated)
+    async def follow_local(event: events.LocalUserCreated) -> None:
+        given.append(event.user.custom_data["a"])
+
+    called = follow(logto, make_user(parts), jobs=2)
+    assert called & PARSING == (PARSING if parses else set())
+    assert given == [[[[]]] * parts] * 2
