@@ -14,7 +14,7 @@ import pytest
 from logto_webhooks.clock import SystemClock
 from logto_webhooks.database.records import FoundRow
 from logto_webhooks.database.runner import TransactionRunner
-from logto_webhooks.errors import LogtoUnreachable, WrongTenant
+from logto_webhooks.errors import LogtoApiError, LogtoUnreachable, WrongTenant
 from logto_webhooks.logto.api_responses import ApiResponse, make_span_clock
 from logto_webhooks.logto.client import ManagementClient
 from logto_webhooks.reconcile.fetch import compare_and_request_refetch
@@ -24,7 +24,7 @@ from logto_webhooks.reconcile.refetch import Refetcher
 from logto_webhooks.records.record import Key
 from logto_webhooks.testing import FrozenClock, make
 from logto_webhooks.testing.fake import FakeLogto
-from tests.support.fake import asking, credentials, mirroring, serving
+from tests.support.fake import Refusing, asking, credentials, mirroring, serving
 from tests.support.service import command
 from tests.support.stores import Copy, StoreKind, open_host
 from tests.support.waiting import eventually
@@ -694,6 +694,53 @@ def test_who_is_on_a_slow_page_was_listed(tmp_path: Path) -> None:
             assert isinstance(api, Slow)
             found = await Reconciliation(api, host, FrozenClock()).run()
             assert (found.drifted, found.doubts, api.asked) == (150, [], 0)
+        await host.close()
+
+    asyncio.run(live())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        LogtoUnreachable(endpoint="e", problem="it answers 500"),
+        LogtoApiError(endpoint="e", problem="it answers 403 (forbidden)", hint="h"),
+    ],
+    ids=["a server error", "a refusal"],
+)
+def test_what_logto_refuses_about_one_ends_no_run(error: Exception, tmp_path: Path) -> None:
+    """A user whom no list names, an organization's members, the holders of a role: each is told of,
+    and all others are compared."""
+
+    async def live() -> None:
+        host = open_host("sqlite", tmp_path)
+        clock = FrozenClock()
+        async with FakeLogto(now=clock.now) as logto, asking(logto, Refusing) as api:
+            assert isinstance(api, Refusing)
+            ana, bo = (logto.create_user()["id"] for _ in range(2))
+            acme, other = (logto.create_organization(name="old")["id"] for _ in range(2))
+            logto.assign_role(ana, "admin")
+            [admin] = [role["id"] for role in logto._state.all_roles()]
+            reconciliation = Reconciliation(api, host, clock)
+            await reconciliation.run()
+            clock.tick(10)
+            logto.delete_user(bo)
+            for organization in (acme, other):
+                logto.update_organization(organization, name="new")
+                logto.add_members(organization, [ana])
+            api.refused, api.error = {bo, f"organizations/{acme}/users", f"roles/{admin}"}, error
+            result = await reconciliation.run()
+            assert (result.not_compared, len(result.doubts)) == (3, 3), result.doubts
+            for name in (f"the user {bo}", f"the organization {acme}", f"the role {admin}"):
+                [doubt] = [doubt for doubt in result.doubts if doubt.startswith(name)]
+                assert "wasn't compared" in doubt
+            found = await host.read(lambda store: store.find("organization", "", 9))
+            assert {row.row["name"] for row in found} == {"new"}
+            memberships = {row.row["logto_organization_id"]: row.memberships for row in found}
+            assert memberships == {acme: [], other: [ana]}
+
+            api.refused |= {"hooks"}
+            with pytest.raises(type(error)):
+                await reconciliation.run()
         await host.close()
 
     asyncio.run(live())

@@ -14,16 +14,17 @@ import pytest
 import sqlalchemy as sa
 
 from logto_webhooks.database.runner import TransactionRunner
+from logto_webhooks.errors import LogtoApiError, LogtoUnreachable
 from logto_webhooks.instrumentation import ApiUnavailable, TelemetryEvent
 from logto_webhooks.logto.client import ManagementClient
-from logto_webhooks.reconcile.refetch import Refetcher
+from logto_webhooks.reconcile.refetch import AGAIN_S, Refetcher
 from logto_webhooks.records.record import Key
 from logto_webhooks.samples import history
 from logto_webhooks.samples.history import Final, Name, differences
 from logto_webhooks.testing import FrozenClock, make
 from logto_webhooks.testing.fake import FakeLogto
 from tests.support import recorded
-from tests.support.fake import serving
+from tests.support.fake import Refusing, asking, serving
 from tests.support.service import PATH, command
 from tests.support.stores import STORES, Copy, StoreKind, keys_of, open_host
 from tests.support.waiting import until
@@ -153,6 +154,53 @@ def test_an_answer_that_the_database_refuses_harms_no_other(tmp_path: Path) -> N
         [refused] = [report for report in reports if isinstance(report, ApiUnavailable)]
         assert "SQLITE_CONSTRAINT_TRIGGER" in refused.problem
         assert "Mary" not in str(reports)
+        await copy.host.close()
+
+    asyncio.run(live())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        LogtoUnreachable(endpoint="e", problem="it answers 500"),
+        LogtoApiError(endpoint="e", problem="it answers 403 (forbidden)", hint="h"),
+    ],
+    ids=["a server error", "a refusal"],
+)
+def test_what_logto_refuses_about_one_holds_back_no_other(error: Exception, tmp_path: Path) -> None:
+    """The user and the organization that nobody can ask about were noted first. They go on waiting,
+    and are asked about seldom; if Logto answers nothing at all, everything waits."""
+
+    async def live() -> None:
+        copy, reports = Copy(open_host("sqlite", tmp_path)), list[TelemetryEvent]()
+        async with FakeLogto() as logto, asking(logto, Refusing) as api:
+            assert isinstance(api, Refusing)
+            ana, zoe = (logto.create_user(name=name)["id"] for name in ("Ana", "Zoe"))
+            acme, other = (logto.create_organization(name=name)["id"] for name in ("Acme", "Other"))
+            for organization, user in ((acme, ana), (other, zoe)):
+                told = make.organization_membership_updated(id=organization, addedUserIds=[user])
+                await copy.take([told.body])
+            api.refused, api.error = {ana, acme}, error
+            refetcher = Refetcher(api, copy.host, reports.append)
+            assert await refetcher.step() == 4
+            waiting = await copy.host.read(lambda store: store.waiting(9))
+            assert {need.key.id for need in waiting} == {ana, acme}
+            refused = [report for report in reports if isinstance(report, ApiUnavailable)]
+            assert {report.subject for report in refused} == {f"user:{ana}", f"organization:{acme}"}
+            assert all(report.retry_in_s > AGAIN_S for report in refused)
+            assert await refetcher.step() == 0
+
+            api.refused = {"api"}
+            bo = logto.create_user(name="Bo")["id"]
+            await copy.take(
+                [make.organization_membership_updated(id=other, addedUserIds=[bo]).body]
+            )
+            with pytest.raises(type(error)):
+                await refetcher.step()
+            api.refused = {ana, acme}
+            await Refetcher(api, copy.host, reports.append).step()
+            waiting = await copy.host.read(lambda store: store.waiting(9))
+            assert {need.key.id for need in waiting} == {ana, acme}
         await copy.host.close()
 
     asyncio.run(live())

@@ -6,11 +6,13 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from logto_webhooks import LogtoWebhooks, events
 from logto_webhooks.database.runner import TransactionRunner
+from logto_webhooks.errors import LogtoUnreachable
 from logto_webhooks.logto.client import ManagementClient
+from logto_webhooks.logto.errors import ApiReply
 from logto_webhooks.testing import FrozenClock
 from logto_webhooks.testing.fake import FakeLogto
 from tests.support import postgres
@@ -93,3 +95,19 @@ def application(kind: str, folder: Path, fake: FakeLogto) -> LogtoWebhooks:
         raise ValueError
 
     return logto
+
+
+class Refusing(ManagementClient):
+    """A client to which Logto refuses everything that is about some records, or everything."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.refused: set[str] = set()
+        self.error: Exception = LogtoUnreachable(endpoint="e", problem="it answers 500")
+        self.asked: list[str] = []
+
+    async def _ask(self, path: str, **params: int) -> ApiReply:
+        self.asked.append(path)
+        if any(f"/{refused}" in path for refused in self.refused):
+            raise self.error
+        return await super()._ask(path, **params)

@@ -320,7 +320,9 @@ def _show_counts(result: ReconcileResult, *more: tuple[str, Any]) -> None:
     resumed = [("resumed from", format_time(result.began))] if result.resumed else []
     kinds = ("users", "organizations", "members", "roles")
     counts = [(kind, getattr(result, kind)) for kind in kinds]
-    print_pairs([*resumed, *counts, *more, *(("unknown", doubt) for doubt in result.doubts)])
+    refused = [("not compared", result.not_compared)] if result.not_compared else []
+    unknown = [("unknown", doubt) for doubt in result.doubts]
+    print_pairs([*resumed, *counts, *more, *refused, *unknown])
 
 
 def show_replayed(result: ReplayResult, dry_run: bool) -> None:

@@ -86,6 +86,7 @@ def reconcile(
     output.show(result, as_json, lambda result: output.show_reconciled(result, dry_run, report))
     if user is not None and not result.users:
         output.fail(f"No user found for {user!r}, neither here nor in Logto.")
+    _fail_if_not_compared(result)
 
 
 @with_settings(*DATABASE, *LOGTO_API, "api_budget")
@@ -110,3 +111,9 @@ def backfill(
     with output.stoppable(_RUN_AGAIN):
         result = run_admin(settings, run)
     output.show(result, as_json, output.show_backfilled)
+    _fail_if_not_compared(result)
+
+
+def _fail_if_not_compared(result: ReconcileResult) -> None:
+    if result.not_compared:
+        raise Exit(1)

@@ -199,13 +199,15 @@ class Reconciled(TelemetryEvent, frozen=True):
 
 
 class ApiUnavailable(TelemetryEvent, frozen=True):
-    """The Management API can't be reached now. The call is retried."""
+    """The Management API can't be reached now, or gives no usable answer about one `subject`. The
+    call is retried."""
 
     level = logging.ERROR
     message = "Logto's API can't be reached"
 
     problem: str
     retry_in_s: float
+    subject: str | None = None
 
 
 class FlowStopped(TelemetryEvent, frozen=True):

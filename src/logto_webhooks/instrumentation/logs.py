@@ -18,6 +18,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from logto_webhooks.instrumentation import (
+    ApiUnavailable,
     DeliveryFailed,
     DeliveryStored,
     DeliverySynced,
@@ -71,6 +72,8 @@ def _describe(report: TelemetryEvent) -> tuple[int, str]:
             return logging.INFO, "delivery"
         case DeliveryFailed(retry_in_s=None):
             return logging.ERROR, message
+        case ApiUnavailable(subject=str()):
+            return level, "no usable answer from Logto's API about one record; others are refetched"
         case LogRecovered() if report.recovered or report.doubts:
             return logging.WARNING, message
         case Reconciled() if report.drifted:

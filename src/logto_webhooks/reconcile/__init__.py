@@ -1,9 +1,27 @@
 """Compare with Logto: recover, refetch, reconcile."""
 
-from collections.abc import Callable
+from __future__ import annotations
 
-from logto_webhooks.errors import describe
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from logto_webhooks.errors import LogtoApiError, LogtoUnreachable, describe
 from logto_webhooks.instrumentation import ApiUnavailable, Observer
+
+if TYPE_CHECKING:
+    from logto_webhooks.logto.client import ManagementClient
+
+# What a request about one record may end with, although Logto answers other requests.
+REFUSALS: Final = (LogtoUnreachable, LogtoApiError)
+
+
+async def is_answering(logto: ManagementClient) -> bool:
+    """Whether Logto answers a request that is about no record."""
+    try:
+        await anext(logto.hooks(), None)
+    except REFUSALS:
+        return False
+    return True
 
 
 def report_to(observe: Observer, wait_s: float) -> Callable[[Exception], float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -33,7 +34,7 @@ from logto_webhooks.logto.api_responses import (
 )
 from logto_webhooks.logto.pagination import ENDED, Ask, OffsetPager
 from logto_webhooks.logto.tenant_check import TenantCheck
-from logto_webhooks.reconcile import report_to
+from logto_webhooks.reconcile import REFUSALS, is_answering, report_to
 from logto_webhooks.reconcile.fetch import Fetcher, find_subject
 from logto_webhooks.records.drift import Drift, agrees, drifts_of
 from logto_webhooks.records.record import ROLE, Absent, Change, Key, Kind, Record
@@ -56,7 +57,8 @@ class ReconcileResult(Struct, kw_only=True):
     """The result of a comparison with Logto. `fields` counts the columns that differed.
 
     `began` is the start (ms) of the comparison. If it was `resumed`, the counts cover only the last
-    run.
+    run. `not_compared` counts the records about which Logto gave no usable answer;
+    `doubts` names them.
     """
 
     began: int = 0
@@ -67,6 +69,7 @@ class ReconcileResult(Struct, kw_only=True):
     roles: int = 0
     drifted: int = 0
     fields: dict[str, int] = {}
+    not_compared: int = 0
     drifts: list[Drift] = []
     doubts: list[str] = []  # what can't be told
 
@@ -176,6 +179,7 @@ class ReconcileRun:
         self._roles: dict[Key, set[str]] = {}
         self._unequal: dict[Key, None] = {}
         self._differed: set[Key] = set()  # in a dry run
+        self._left_out: set[str] = set()
         self._settles = False
         self._locked = 0
         self._dry = dry
@@ -228,11 +232,9 @@ class ReconcileRun:
         await self._ask_unlisted("organization", self._ask_organization)
 
     async def _compare_members(self, organization_id: str) -> None:
-        try:
+        pieces: Iterable[Sequence[Change]] = ()
+        async with self._survive_refusal("organization", organization_id):
             pieces = await self._fetcher.fetch_members(organization_id)
-        except InvalidApiResponse as error:
-            self._doubt(error)
-            return
         for piece in pieces:
             self.result.members += sum(change.key.kind == "membership" for change in piece)
             await self._learn(piece)
@@ -248,7 +250,8 @@ class ReconcileRun:
                     continue
                 if role is not None:
                     self.result.roles += 1
-                    await self._compare_holders(role)
+                    async with self._survive_refusal("role", role.id):
+                        await self._compare_holders(role)
         await self._ask_unlisted("user", self._ask_roles, with_roles=True)
 
     async def _compare_holders(self, role: TenantRole) -> None:
@@ -298,10 +301,8 @@ class ReconcileRun:
     ) -> None:
         """Ask about those whom no list named."""
         async for key in self._find_unread(kind, with_roles):
-            try:
+            async with self._survive_refusal(kind, key.id):
                 await ask(key.id)
-            except InvalidApiResponse as error:
-                self._doubt(error)
 
     async def _find_unread(self, kind: Kind, with_roles: bool) -> AsyncIterator[Key]:
         after = ""
@@ -342,13 +343,11 @@ class ReconcileRun:
                 return
             await asyncio.sleep(AGAIN_S)
             for key in keys:
-                try:
+                async with self._survive_refusal(key.kind, key.id):
                     if key.kind == "user":
                         await self._learn(await self._fetcher.fetch_user(key.id))
                     else:
                         await self._ask_organization(key.id)
-                except InvalidApiResponse as error:
-                    self._doubt(error)
         for key in self._take_unequal():
             self._doubt(
                 f"the {key.kind} {key.id} differs from Logto's answer, because a newer delivery "
@@ -430,6 +429,23 @@ class ReconcileRun:
         for key, record in by_key.items():
             if key.kind == "user" and record.is_restored:
                 self._unequal[key] = None
+
+    @asynccontextmanager
+    async def _survive_refusal(self, kind: str, logto_id: str) -> AsyncIterator[None]:
+        """Go on with the others if Logto gives no usable answer about one. Raises LogtoUnreachable,
+        LogtoApiError if it answers nothing else either."""
+        try:
+            yield
+        except InvalidApiResponse as error:
+            self._doubt(error)
+        except REFUSALS as error:
+            if not await is_answering(self._logto):
+                raise
+            name = f"{kind} {logto_id}"
+            if name not in self._left_out:  # it may be asked about once more
+                self._left_out.add(name)
+                self.result.not_compared = len(self._left_out)
+                self._doubt(f"the {name} wasn't compared: {error}")
 
     def _doubt(self, why: InvalidApiResponse | str) -> None:
         """Note what can't be told."""

@@ -15,6 +15,7 @@ from logto_webhooks.event_loop import forever
 from logto_webhooks.instrumentation import ApiUnavailable, Observer, Refetched
 from logto_webhooks.logto.api_responses import make_span_clock
 from logto_webhooks.logto.tenant_check import TenantCheck
+from logto_webhooks.reconcile import REFUSALS, is_answering
 from logto_webhooks.reconcile.fetch import Fetcher, find_subject
 from logto_webhooks.records.record import MEMBERS, RESTORED, ROLE, Absent, Change, Key
 
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 AT_ONCE: Final = 500  # records that are looked at in one step
 POLL_S: Final = 1.0
+# What Logto doesn't answer about one record takes seconds, so that is asked seldom.
+REFUSED_S: Final = 5.0
+LONGEST_REFUSED_S: Final = 900.0
 AGAIN_S: Final = 0.5
 LONGEST_S: Final = 60.0
 
@@ -62,9 +66,10 @@ class Refetcher:
                 await asyncio.sleep(AGAIN_S)
 
     async def step(self) -> int:
-        """Ask once about each that is due; return how many that were.
+        """Ask once about each that is due; return how many that were. One about which Logto gives
+        no usable answer goes on waiting, and holds back no other.
 
-        Raises LogtoUnreachable, LogtoApiError, StoreUnavailable.
+        Raises LogtoUnreachable, LogtoApiError, StoreUnavailable if Logto answers nothing at all.
         """
         waiting = await self._read_waiting()
         subjects: dict[Key, list[RefetchNeed]] = {}
@@ -75,6 +80,8 @@ class Refetcher:
         due = [key for key in subjects if self._tries.get(key, (0, 0))[1] <= now]
         # A list of members tells at once what else is asked about one by one.
         due.sort(key=lambda key: not any(MEMBERS in subject.reason for subject in subjects[key]))
+        # Whoever failed waits for the others, whatever happens in between.
+        due.sort(key=lambda key: self._tries.get(key, (0, 0))[0])
         for subject in due:
             await self._settle(subject, subjects[subject])
         return len(due)
@@ -83,6 +90,7 @@ class Refetcher:
         return await self._host.read(lambda store: store.waiting(AT_ONCE + len(self._tries)))
 
     async def _settle(self, subject: Key, waiting: Sequence[RefetchNeed]) -> None:
+        name = f"{subject.kind}:{subject.id}"
         tries, _ = self._tries.get(subject, (0, 0))
         wait = min(AGAIN_S * 2.0 ** min(tries, 10), LONGEST_S)
         self._tries[subject] = (tries + 1, time.monotonic() + wait)
@@ -92,11 +100,19 @@ class Refetcher:
             else:
                 await self._refetch_organization(subject.id, waiting)
         # The others can be settled.
-        except (InvalidApiResponse, WrongTenant, RowRejected, TimedOut) as error:
+        except WrongTenant as error:
             self._observe(ApiUnavailable(describe(error), wait))
+        except (InvalidApiResponse, RowRejected, TimedOut) as error:
+            self._observe(ApiUnavailable(describe(error), wait, name))
+        except REFUSALS as error:
+            wait = min(REFUSED_S * 2.0 ** min(tries, 10), LONGEST_REFUSED_S)
+            self._tries[subject] = (tries + 1, time.monotonic() + wait)
+            if not await is_answering(self._logto):
+                raise
+            self._observe(ApiUnavailable(describe(error), wait, name))
         else:
             reasons = sorted({f"{need.key.kind}: {need.reason}" for need in waiting})
-            self._observe(Refetched(f"{subject.kind}:{subject.id}", tuple(reasons)))
+            self._observe(Refetched(name, tuple(reasons)))
 
     async def _refetch_user(self, user_id: str, waiting: Sequence[RefetchNeed]) -> None:
         fetcher = Fetcher(self._logto, self._host, await make_span_clock(self._host))
