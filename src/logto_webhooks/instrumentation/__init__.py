@@ -199,8 +199,7 @@ class Reconciled(TelemetryEvent, frozen=True):
 
 
 class ApiUnavailable(TelemetryEvent, frozen=True):
-    """The Management API can't be reached now, or gives no usable answer about one `subject`. The
-    call is retried."""
+    """A request to the Management API failed: each, or those about one `subject`. It is retried."""
 
     level = logging.ERROR
     message = "Logto's API can't be reached"
