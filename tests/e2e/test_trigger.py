@@ -237,6 +237,8 @@ class TestTheCommand:
             ([], "Give an event, such as User.Created, or --scenario NAME."),
             (["--scenario", "sso", "--data", "name=x"], "it needs an event, not a scenario"),
             (["PostSignIn", "--faults", "loss,duplicate"], "the closest is duplicates"),
+            (["User.Created", "--data", "naem=x"], "the closest is name."),
+            (["User.Created", "--data", "name.x=1"], "the field 'name.x' can't be used: name has"),
         ],
     )
     def test_what_it_does_not_know_is_refused(self, arguments: list[str], says: str) -> None:

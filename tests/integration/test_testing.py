@@ -77,6 +77,7 @@ def test_handlers_run_on_the_tests_connection(engine: sa.Engine) -> None:
         assert ana.memberships == ["acme"]
         assert app.deliver(signed_up).outcome == "duplicate"
         assert app.deliver(testing.make.user_deleted(id="ana")).runs[0].state == "discarded"
+        assert app.status().jobs == {"waiting": 0, "done": 2, "dead": 0, "discarded": 1}
         connection.rollback()
         assert greeted(connection) == []
     with engine.connect() as connection:

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from logto_webhooks.deliveries import identify, sent_at_of
+from logto_webhooks.errors import SettingInvalid
 from logto_webhooks.signing_keys import trust
 from logto_webhooks.testing import FrozenClock, SignedRequest, make
 
@@ -65,3 +66,46 @@ def test_a_first_sign_in_is_of_who_is_new_by_it() -> None:
         "bo@example.org",
     )
     assert user["createdAt"] == user["lastSignInAt"] == user["updatedAt"] == AT
+
+
+@pytest.mark.parametrize(
+    ("make_it", "fields", "says"),
+    [
+        (
+            make.user_created,
+            {"naem": "x"},
+            "'naem' can't be used: User.Created has no such field; ",
+        ),
+        (make.user_created, {"naem": "x"}, "the closest is name."),
+        (make.user_created, {"data.naem": "x"}, "'data.naem' can't be used: User.Created has no "),
+        (make.user_created, {"emial": "x"}, "the closest is email."),
+        (make.sign_up, {"naem": "x"}, "the closest is name."),
+        (make.organization_created, {"descripton": "x"}, "the closest is description."),
+        (make.organization_membership_updated, {"addedUserId": []}, "the closest is addedUserIds."),
+        (make.user_created, {"id": 5}, "id can't be used: it must be a text, not 5."),
+        (make.sign_up, {"id": 5}, "id can't be used: it must be a text, not 5."),
+        (make.first_sign_in, {"id": 5}, "id can't be used: it must be a text, not 5."),
+        (make.user_created, {"at": "now"}, "at can't be used: it must be milliseconds since 1970"),
+        (make.console_test, {"at": "now"}, "at can't be used: it must be milliseconds since 1970"),
+        (make.user_created, {"key": 5}, "key can't be used: it must be a text, not 5."),
+    ],
+)
+def test_what_logto_never_sends_is_refused(make_it: Any, fields: dict[str, Any], says: str) -> None:
+    """A misspelled field, and an argument of another type."""
+    with pytest.raises(SettingInvalid) as raised:
+        make_it(**fields)
+    assert says in str(raised.value)
+
+
+def test_what_logto_may_send_goes_where_it_belongs() -> None:
+    """Though a sample has it not."""
+    joined = payload(make.organization_membership_updated(removedUserIds=["bo"]))
+    assert joined["removedUserIds"] == ["bo"]
+    created = payload(make.user_created(ssoIdentities=[], sessionId="s", profile={"any": 1}))
+    assert created["data"]["ssoIdentities"] == []
+    assert created["data"]["profile"] == {"any": 1}
+    assert created["sessionId"] == "s"
+    fields: dict[str, Any] = {"customData.any.name": 1, "data.name": "Ana"}
+    dotted = make.user_data_updated(**fields)
+    assert payload(dotted)["data"]["customData"] == {"any": {"name": 1}}
+    assert payload(dotted)["data"]["name"] == "Ana"

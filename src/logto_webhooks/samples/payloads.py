@@ -16,6 +16,7 @@ from logto_webhooks.errors import SettingInvalid
 from logto_webhooks.events import named
 from logto_webhooks.samples import shapes
 from logto_webhooks.samples.shapes import Json, head
+from logto_webhooks.validation import nearest
 
 _NAMES: Final = ("Ana Lima", "Björk Jónsdóttir", "Chloé Martin", "Дмитрий Орлов", "Zoë Quinn")
 _DAY_MS: Final = 86_400_000
@@ -56,13 +57,16 @@ def payload(
 
     `id` is that of the user, organization, role or scope. `fields` go where they belong: a
     field of the payload's top there, any other into the record; `a.b` goes below `a`; `email`
-    and `phone` are short for Logto's names. Raises UnknownEventName or SettingInvalid.
+    and `phone` are short for Logto's names. Raises UnknownEventName, and SettingInvalid for an
+    unknown field, or an `id` that isn't a text.
     """
+    if id is not None and not isinstance(id, str):
+        raise SettingInvalid(name="id", problem=f"it must be a text, not {id!r}")
     scene = Scene(rng, at, new_id(rng) if id is None else id)
     body = _BODIES[named(event).name](event, scene)
     body["hookId"] = SAMPLE_WEBHOOK + scene.new_id(15)
     for name, value in (fields or {}).items():
-        _set(body, name, value)
+        _set(event, body, name, value)
     return body
 
 
@@ -234,13 +238,46 @@ _BODIES: Final[dict[str, _MakeBody]] = {
 }
 
 
-def _set(body: Json, name: str, value: Any) -> None:
-    first, *rest = name.split(".")
-    record = next((body[key] for key in ("user", "data") if isinstance(body.get(key), dict)), body)
-    target = body if first in body else record
-    path = [_SHORT.get(first, first) if target is record else first, *rest]
-    for step in path[:-1]:
+# What Logto puts at the top of some payloads, beside those that a sample has there.
+_AT_THE_TOP: Final = frozenset(
+    {
+        *("path", "method", "status", "params", "matchedRoute", "data"),
+        *("interactionEvent", "sessionId", "applicationId", "application", "ip"),
+        *("userId", "userIp", "organizationId", "addedUserIds", "removedUserIds"),
+        *("addedApplicationIds", "removedApplicationIds"),
+    }
+)
+_OF_USERS: Final = shapes.user("", 0, {}).keys() | {"ssoIdentities", "mfaVerificationFactors"}
+
+
+def _set(event: str, body: Json, name: str, value: Any) -> None:
+    *path, last = _find_path(event, body, name)
+    target = body
+    for step in path:
         target = target.setdefault(step, {})
         if not isinstance(target, dict):
-            raise SettingInvalid(name=f"--data {name}", problem=f"{step} has no fields")
-    target[path[-1]] = value
+            raise SettingInvalid(name=f"the field {name!r}", problem=f"{step} has no fields")
+    target[last] = value
+
+
+def _find_path(event: str, body: Json, name: str) -> list[str]:
+    """Find where in a payload a field belongs. Raises SettingInvalid."""
+    at = next((at for at in ("user", "data") if isinstance(body.get(at), dict)), "")
+    record: Json = body.get(at, {})
+    fields = record.keys() | (_OF_USERS if "avatar" in record else set())
+    known = fields | {short for short, long in _SHORT.items() if long in fields}
+    first, *rest = name.split(".")
+    if first == at and rest:
+        first, *rest = rest
+        if first in fields:
+            return [at, first, *rest]
+    elif first in body:
+        return [first, *rest]
+    elif first in known:
+        return [at, _SHORT.get(first, first), *rest]
+    elif first in _AT_THE_TOP:
+        return [first, *rest]
+    else:
+        known |= body.keys() | _AT_THE_TOP
+    problem = f"{event} has no such field; {nearest(first, sorted(known))}"
+    raise SettingInvalid(name=f"the field {name!r}", problem=problem)

@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import asdict
 
+from logto_webhooks.errors import SettingInvalid
 from logto_webhooks.signing_keys import HEADER, sign
 
 
@@ -25,7 +26,9 @@ class SignedRequest(Struct, frozen=True):
 
 
 def sign_request(payload: dict[str, Any], key: str) -> SignedRequest:
-    """Sign a payload with a hook's key."""
+    """Sign a payload with a hook's key. Raises SettingInvalid for a key that isn't a text."""
+    if not isinstance(key, str):
+        raise SettingInvalid(name="key", problem=f"it must be a text, not {key!r}")
     body = msgspec.json.encode(payload)
     return SignedRequest(payload["event"], body, make_headers(body, key))
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast, overload
 from msgspec import Struct
 from msgspec.structs import replace
 
+from logto_webhooks import admin
 from logto_webhooks.apply import DeliveryWorker
 from logto_webhooks.database.records import FoundRow, RefetchNeed
 from logto_webhooks.database.store import Store
@@ -147,7 +148,7 @@ class App:
         self._app.fail(handler, error, times=times)
 
     def status(self) -> Status:
-        """Count deliveries and records."""
+        """Count deliveries, records and jobs."""
         return _run(self._app.status())
 
     def users(self, query: str = "") -> list[FoundRow]:
@@ -257,8 +258,8 @@ class AsyncApp:
         self._failures.setdefault(self._find_name(handler), []).extend([error] * times)
 
     async def status(self) -> Status:
-        """Count deliveries and records."""
-        return await self._host.read(lambda store: store.status())
+        """Count deliveries, records and jobs."""
+        return await self._host.read(admin.status)
 
     async def users(self, query: str = "") -> list[FoundRow]:
         """Find users, or list all of them."""

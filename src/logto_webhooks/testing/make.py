@@ -1,8 +1,8 @@
 """Makes and signs deliveries of any event: `make.user_created(email="ana@example.com")`.
 
 Each function takes `id` (of the user, organization, role or scope), `at` (when Logto sent it, in
-milliseconds since the epoch), `key` (the signing key) and any field. Top-level fields change the
-payload, other fields the record.
+milliseconds since the epoch), `key` (the signing key) and any field that Logto sends. Top-level
+fields change the payload, other fields the record. An unknown field raises SettingInvalid.
 
 Without `at`, the delivery has the current time, some seconds ahead and after all earlier
 deliveries, so that it is newer than the installation. Users and organizations are new if the event
@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any, Final
 
 from logto_webhooks import events
+from logto_webhooks.errors import SettingInvalid
 from logto_webhooks.samples import scenarios, shapes
 from logto_webhooks.samples.payloads import payload
 from logto_webhooks.samples.request import SignedRequest, sign_request
@@ -36,7 +37,7 @@ def event(
     key: str = SIGNING_KEY,
     **fields: Any,
 ) -> SignedRequest:
-    """Make a delivery of the event with this name. Raises UnknownEventName."""
+    """Make a delivery of the event with this name. Raises UnknownEventName, SettingInvalid."""
     return sign_request(payload(name, fields, at=_pick_moment(at), rng=_random, id=id), key)
 
 
@@ -70,6 +71,8 @@ def console_test(
 
 
 def _pick_moment(at: int | None) -> int:
+    if at is not None and type(at) is not int:
+        raise SettingInvalid(name="at", problem=f"it must be milliseconds since 1970, not {at!r}")
     return MOMENTS.next() if at is None else at
 
 
