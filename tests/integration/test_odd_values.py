@@ -29,7 +29,13 @@ from logto_webhooks.deliveries import (
     identify,
 )
 from logto_webhooks.logto import api_responses
-from logto_webhooks.logto.api_responses import ApiResponse, make_span_clock, read_pairs, read_user
+from logto_webhooks.logto.api_responses import (
+    SECOND_MS,
+    ApiResponse,
+    make_span_clock,
+    read_pairs,
+    read_user,
+)
 from logto_webhooks.records.changes import LAG_MS, changes_from_event, read
 from logto_webhooks.records.merge import merge
 from logto_webhooks.records.record import MEMBERS, WRONG_CLOCK, Key, Record, RefetchRequest, Upsert
@@ -302,7 +308,7 @@ class TestClocks:
                 await host.close()
 
         asked = ApiResponse(content=None, asked_at=NOW + 3_600_500, took=0)
-        assert asyncio.run(when([right, wrong], asked)) == [NOW + 500 - 1]
+        assert asyncio.run(when([right, wrong], asked)) == [NOW + 500 - SECOND_MS - 1]
         early = ApiResponse(content=None, asked_at=0, took=0, date=NOW + 9_000)
         late = ApiResponse(content=None, asked_at=0, took=0, date=NOW)
         at = asyncio.run(when([], early, late))

@@ -47,13 +47,15 @@ class ApiResponse(Struct, frozen=True, kw_only=True):
     """What Logto's API answered: `content` is decoded JSON, None where there is no such thing.
 
     Times in milliseconds: `asked_at` and `took` by our clock, `date` by Logto's, as its header
-    tells it to the second. `total` counts all items of a listing.
+    tells it to the second; `asked_after` is no later than when it was asked, by Logto's clock.
+    `total` counts all items of a listing.
     """
 
     content: Any
     asked_at: int
     took: int
     date: int | None = None
+    asked_after: int | None = None
     total: int | None = None
 
 
@@ -84,23 +86,24 @@ class Span(NamedTuple):
 
 
 def read_span(answered: ApiResponse, recent: Sequence[ReceivedBody]) -> Span:
-    """Return the narrowest span that is known.
+    """Return a span in which the answer was true, as narrow as is safe.
 
-    A delivery is received after it was sent, so no clock is further ahead of Logto's than the
-    least that lies between both; and the header Date is never ahead of Logto's clock.
+    What begins too late makes changes that came after the answer count as older. So two
+    independent bounds must agree: the dates of Logto's answers, and the median of what lies
+    between dispatch and arrival of deliveries, which a few of them can't shift. Without
+    deliveries, or where another host's clock receives them, a second is left for a Date that a
+    proxy tells by a clock of its own.
     """
-    bounds = []
-    if recent:
-        ahead = min(delivery.received_at - delivery.occurred_at for delivery in recent)
-        bounds.append(answered.asked_at - ahead)
-    if answered.date is not None:
-        bounds.append(answered.date - SECOND_MS - answered.took)
-    at = max(bounds, default=answered.asked_at)
-    if answered.date is not None:  # whatever our clock was when the deliveries came
-        at = min(at, answered.date + SECOND_MS)
-    at -= 1  # clocks tell whole milliseconds: in the same one, what came first is unknown
-    latest = UNKNOWN_MS if answered.date is None else 2 * SECOND_MS
-    return Span(at, max(at, at if answered.date is None else answered.date) + latest)
+    ahead = sorted(delivery.received_at - delivery.occurred_at for delivery in recent) or [0]
+    at = answered.asked_at - ahead[len(ahead) // 2]
+    # Clocks tell whole milliseconds: in the same one, what came first is unknown.
+    if answered.date is None:
+        at -= SECOND_MS + 1
+        return Span(at, at + UNKNOWN_MS)
+    latest = answered.asked_after or answered.date - answered.took
+    at = max(at, latest - SECOND_MS) if recent else latest - SECOND_MS
+    at = min(at, latest) - 1
+    return Span(at, max(at, answered.date) + 2 * SECOND_MS)
 
 
 SpanClock = Callable[[ApiResponse], Span]

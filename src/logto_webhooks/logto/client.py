@@ -55,7 +55,7 @@ class ManagementClient:
     ) -> None:
         self._endpoint = endpoint.rstrip("/")
         limiter = RateLimiter(budget, sleep, monotonic)
-        self._transport = Transport(self._endpoint, limiter, now, sleep, request_s)
+        self._transport = Transport(self._endpoint, limiter, now, sleep, request_s, monotonic)
         application = M2MCredentials(app_id, app_secret, resource or resource_of(self._endpoint))
         self._tokens = TokenProvider(self._transport, application, monotonic)
 
@@ -225,7 +225,12 @@ def _quote(text: str) -> str:
 
 def _to_response(reply: ApiReply, content: Any, total: int | None = None) -> ApiResponse:
     return ApiResponse(
-        content=content, asked_at=reply.asked_at, took=reply.took, date=reply.date, total=total
+        content=content,
+        asked_at=reply.asked_at,
+        took=reply.took,
+        date=reply.date,
+        asked_after=reply.asked_after,
+        total=total,
     )
 
 

@@ -25,6 +25,7 @@ class ApiReply(Struct, frozen=True, kw_only=True):
     asked_at: int
     took: int
     date: int | None
+    asked_after: int | None
     total: int | None
     unreadable: bool = False  # it is JSON, but somebody's data in it is beyond what can be read
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from email.utils import parsedate_to_datetime
+from math import floor
 from typing import Any, Final
 
 import httpx2
@@ -102,6 +104,38 @@ _PROBLEMS: Final[tuple[tuple[type[Exception], str], ...]] = (
 )
 
 
+SECOND_MS: Final = 1000  # the header Date tells no less
+_RECENT_S: Final = 60.0  # in which two clocks drift apart by a few milliseconds
+
+
+class ServerClock:
+    """What the server's clock showed at least when it was asked, by the `Date` of its answers.
+
+    An answer is made no earlier than its Date tells, and before it arrives. So each one bounds how
+    far our monotonic clock is ahead of the server's, and the least of recent bounds is the best:
+    the more answers, the nearer it comes, from a second to milliseconds. Our wall clock and those
+    of other hosts play no part.
+    """
+
+    def __init__(self) -> None:
+        self._recent: deque[tuple[float, float]] = deque(maxlen=50)  # arrived (s), ahead (ms)
+
+    def read(self, asked: float, took_ms: int, date: int) -> int:
+        """Return ms on the server's clock; `asked` is in seconds on our monotonic clock."""
+        arrived_ms = asked * 1000 + took_ms
+        while self._recent and self._recent[0][0] < asked - _RECENT_S:
+            self._recent.popleft()
+        at = self._note(asked, arrived_ms - date)
+        if at > date + SECOND_MS:  # it was set back, or another server answers
+            self._recent.clear()
+            at = self._note(asked, arrived_ms - date)
+        return at
+
+    def _note(self, asked: float, ahead: float) -> int:
+        self._recent.append((asked, ahead))
+        return floor(asked * 1000 - min(ahead for _, ahead in self._recent))
+
+
 class FailedTry(Struct, frozen=True):
     """A try that brought nothing; `asked_for` are the seconds that Logto wants us to wait."""
 
@@ -119,12 +153,15 @@ class Transport:
         clock: Clock,
         sleep: Callable[[float], Awaitable[None]],
         request_s: float,
+        monotonic: Callable[[], float],
     ) -> None:
         self.endpoint = endpoint
         self._limiter = limiter
         self._clock = clock
         self._sleep = sleep
         self._request_s = request_s
+        self._monotonic = monotonic
+        self._server_clock = ServerClock()
         self._client: httpx2.AsyncClient | None = None
 
     async def send(
@@ -179,14 +216,14 @@ class Transport:
 
     async def _try(self, request: httpx2.Request) -> ApiReply | FailedTry:
         async with self._limiter.turn():
-            asked_at = self._clock.now()
+            asked_at, asked = self._clock.now(), self._monotonic()
             try:
                 async with asyncio.timeout(self._request_s):
                     response, content = await self._fetch(request)
             except (httpx2.TransportError, httpx2.DecodingError, TimeoutError) as error:
                 return FailedTry(_describe(error))
-            took = max(0, self._clock.now() - asked_at)
-        return self._read(response, content, asked_at, took)
+            took = round((self._monotonic() - asked) * 1000)
+        return self._read(response, content, asked_at, asked, took)
 
     async def _fetch(self, request: httpx2.Request) -> tuple[httpx2.Response, bytes | None]:
         """Return the answer with its content, unpacked in small pieces; None if that is too large:
@@ -210,7 +247,12 @@ class Transport:
         return self._client
 
     def _read(
-        self, response: httpx2.Response, body: bytes | None, asked_at: int, took: int
+        self,
+        response: httpx2.Response,
+        body: bytes | None,
+        asked_at: int,
+        asked: float,
+        took: int,
     ) -> ApiReply | FailedTry:
         status, headers = response.status_code, response.headers
         if response.has_redirect_location:
@@ -224,13 +266,15 @@ class Transport:
             return FailedTry("the answer is incomplete, or isn't JSON")
         except ValueError:  # whole, but nested too deep, or with a number out of range
             unreadable = True
+        date = parse_date(headers.get("date", ""))
         return ApiReply(
             status=status,
             content=content,
             unreadable=unreadable,
             asked_at=asked_at,
             took=took,
-            date=parse_date(headers.get("date", "")),
+            date=date,
+            asked_after=None if date is None else self._server_clock.read(asked, took, date),
             total=_parse_count(headers.get("total-number", "")),
         )
 
