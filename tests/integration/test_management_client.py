@@ -194,9 +194,13 @@ def refused(
 def test_one_user_is_asked_for() -> None:
     """With the token; the answer tells when it was asked, by our clock, and Logto's date."""
     stand = Stand({USER: [recorded("user")]})
-    answered = stand.ask(user)
+    answered = stand.ask(user, monotonic=lambda: stand.clock.now() / 1000)
     assert answered == ApiResponse(
-        content=content("user"), asked_at=START + 250, took=250, date=DATE
+        content=content("user"),
+        asked_at=START + 250,
+        took=250,
+        date=DATE,
+        asked_after=DATE - 250,
     )
     assert stand.asked[1][:2] == ("GET", USER)
     assert stand.asked[1].headers["authorization"] == f"Bearer {token()}"

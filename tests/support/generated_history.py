@@ -85,7 +85,8 @@ class Life:
 
     def _sign_up(self) -> None:
         made = self._new_user()
-        self._send("User.Created", made["id"], matchedRoute=None, data=made)
+        nowhere = dict.fromkeys(("path", "method", "params", "matchedRoute"))
+        self._send("User.Created", made["id"], **nowhere, data=made)
         self._now += 30
         made["lastSignInAt"] = made["updatedAt"] = self._now
         self._send("PostRegister", made["id"], user=made)
