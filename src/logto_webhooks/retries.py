@@ -17,6 +17,7 @@ from logto_webhooks.errors import (
 
 MAX_ATTEMPTS: Final = 8
 MAX_LOSSES: Final = 3  # of a job that whoever held it said nothing more about
+MAX_ERROR_CHARS: Final = 8_000
 FIRST_WAIT_S: Final = 1.0
 LONGEST_WAIT_S: Final = 900.0
 # What is locked is tried again once a minute, and given up after about a day.
@@ -48,16 +49,22 @@ def after_job_failure(
 
     `waits` (seconds) are those before the second, third, … attempt, the last for all later ones;
     without any they grow as a delivery's. A handler can decide by itself: RetryLater, Discard.
+    Raises anything if what these carry can't be used: a subclass can set it to anything.
     """
     if isinstance(error, Discard):
-        return DiscardJob(error.why)
+        return DiscardJob(to_text(Discard.why if error.why is None else error.why))
     if failures + 1 >= max_attempts or isinstance(error, JobLost):
         return Dead()
     if isinstance(error, RetryLater) and error.after_s is not None:
-        return _retry(error.after_s)
+        return _retry(float(error.after_s))
     if waits:
         return _retry(waits[min(failures, len(waits) - 1)])
     return Retry(_grow(failures, LONGEST_WAIT_S, jitter))
+
+
+def to_text(value: object) -> str:
+    """What `str` makes of it, no subclass of that and not too long. Raises anything."""
+    return str.__str__(str(value))[:MAX_ERROR_CHARS]
 
 
 def _retry(after_s: float) -> Retry:

@@ -12,10 +12,12 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
+from logto_webhooks.database.coroutines import DetachedTask
 from logto_webhooks.database.errors import translate_errors
 from logto_webhooks.database.runner import (
     ACCEPTS,
     CLOSE_S,
+    CUT_S,
     READ_S,
     RUN_S,
     Distrust,
@@ -106,34 +108,47 @@ class AsyncRunner:
     async def handle(
         self, wish: type, call: Callable[[Any], Any], finish: Callable[[Store], None]
     ) -> None:
-        """Call with the transaction that was wished for, and let `finish` end in the same one."""
+        """Call with the transaction that was wished for, and let `finish` end in the same one.
 
+        What goes on after it was cancelled is left behind, without its connection.
+        """
         async with self._begin() as connection:
-            sync = connection.sync_connection
-            assert sync is not None
-            try:
-                to_close = await self._handle(connection, sync, wish, call, finish)
-                if self._is_pooled:
-                    await connection.commit()
-            except BaseException:
-                if self._is_pooled:  # not all that it did ends with its transaction
-                    try:
-                        await _roll_back_or_drop(connection)
-                    finally:  # it may be cancelled once more
-                        await drop_connection(connection)
-                raise
-            if to_close:
-                await drop_connection(connection)
+            handle = partial(self._handle, connection, wish, call, finish)
+            if self._is_pooled:
+                await DetachedTask(partial(_take_back, connection)).run(handle)
+            else:
+                await handle()
 
     async def _handle(
         self,
         connection: AsyncConnection,
-        sync: sa.Connection,
+        wish: type,
+        call: Callable[[Any], Any],
+        finish: Callable[[Store], None],
+    ) -> None:
+        try:
+            to_close = await self._call_and_finish(connection, wish, call, finish)
+            if self._is_pooled:
+                await connection.commit()
+        except BaseException:
+            if self._is_pooled:  # not all that it did ends with its transaction
+                try:
+                    await _roll_back_or_drop(connection)
+                finally:  # it may be cancelled once more
+                    await drop_connection(connection)
+            raise
+        if to_close:
+            await drop_connection(connection)
+
+    async def _call_and_finish(
+        self,
+        connection: AsyncConnection,
         wish: type,
         call: Callable[[Any], Any],
         finish: Callable[[Store], None],
     ) -> bool:
         """Return whether the connection is to be closed, because nobody else should have it."""
+        sync = _to_sync(connection)
         traces = await connection.run_sync(Traces) if self._is_pooled else None
 
         def end(sync: sa.Connection) -> bool:
@@ -244,7 +259,7 @@ async def _roll_back_or_drop(connection: AsyncConnection) -> None:
 
 async def drop_connection(connection: AsyncConnection) -> None:
     """Close it, so that nobody has it again. `invalidate` alone leaves psycopg's open."""
-    if connection.invalidated:
+    if connection.invalidated or connection.closed:
         return
     try:
         with suppress(Exception):  # it is broken, or in use
@@ -253,6 +268,34 @@ async def drop_connection(connection: AsyncConnection) -> None:
                 await driver.close()
     finally:
         await connection.invalidate()
+
+
+async def _take_back(connection: AsyncConnection, cancel: Callable[[], object]) -> None:
+    """End the transaction of a handler that goes on, and let nothing more be done with it.
+
+    `cancel` ends the statement that runs, on the server, too.
+    """
+    sync, held = _to_sync(connection), Held()
+    # Nothing is awaited before it is closed: who still has it could get another from the pool.
+    with suppress(Exception):  # the handler closed it
+        if not sync.invalidated:
+            held.hold(sync)
+            sync.detach()
+            sync.invalidate()
+    with suppress(Exception):
+        sync.close()
+    cancel()
+    try:
+        await asyncio.sleep(CUT_S)
+    finally:  # it may be cancelled once more
+        held.cut()
+    await asyncio.sleep(CUT_S / 10)  # what still waits for the server notices: psycopg needs that
+    await held.close()
+
+
+def _to_sync(connection: AsyncConnection) -> sa.Connection:
+    assert connection.sync_connection is not None
+    return connection.sync_connection
 
 
 async def _call(connection: AsyncConnection, wish: type, call: Callable[[Any], Any]) -> None:
@@ -271,8 +314,7 @@ async def _await_result(result: Any) -> None:
 
 async def _call_sync(connection: AsyncConnection, wish: type, call: Callable[[Any], Any]) -> None:
     """Call in a thread, which may block; left behind, it loses its connection."""
-    bridge, sync = GreenletBridge(), connection.sync_connection
-    assert sync is not None
+    bridge, sync = GreenletBridge(), _to_sync(connection)
 
     def call_with_session() -> None:
         session = make_session(wish, sync)

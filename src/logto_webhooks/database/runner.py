@@ -177,6 +177,11 @@ class Held:
                 with socket.socket(fileno=os.dup(driver.fileno())) as line:
                     line.shutdown(socket.SHUT_RDWR)
 
+    async def close(self) -> None:
+        """Close what was cut off, if the driver is used on this loop."""
+        with suppress(Exception):
+            await self._driver.close()
+
 
 async def await_within(
     limit_s: float,

@@ -82,33 +82,42 @@ def _do(done: Future[Any], work: Callable[[], Any]) -> None:
         done.set_exception(error)
 
 
-MOST_OF_ONE: Final = 8  # threads left behind by one handler
-MOST: Final = 24  # and by all handlers of a process
+MOST_OF_ONE: Final = 8  # calls left behind by one handler
+MOST: Final = 24  # and threads by all handlers of a process
 # Whether this code runs for a handler that has the database's one writer.
 HAS_WRITER: Final = contextvars.ContextVar("logto_webhooks_has_writer", default=False)
 
 
 class AbandonedCalls:
-    """The handlers' threads that still run although nobody waits for them."""
+    """The handlers' calls that still run although nobody waits for them, in threads or tasks."""
 
-    def __init__(self) -> None:
+    def __init__(self, report: Callable[[str, str], object] = lambda handler, stack: None) -> None:
+        """`report` is told of each coroutine that is left behind: its handler, and where it is."""
+        self.report = report
         self._lock = Lock()
-        self._calls: set[DetachedCall[Any]] = set()
+        self._calls: set[Detachable] = set()
 
-    def add(self, call: DetachedCall[Any]) -> None:
+    def add(self, call: Detachable) -> None:
         """Count a call, unless it is over."""
         with self._lock:
             if not call.is_over:
                 self._calls.add(call)
 
-    def end(self, call: DetachedCall[Any]) -> None:
-        """Count it no longer: its thread is about to end."""
+    def end(self, call: Detachable) -> None:
+        """Count it no longer: it is over."""
         with self._lock:
             call.is_over = True
             self._calls.discard(call)
 
+    def cancel(self) -> None:
+        """Ask those that can be asked to end."""
+        with self._lock:
+            calls = list(self._calls)
+        for call in calls:
+            call.cancel()
+
     def counts(self) -> Counter[str]:
-        """How many threads each handler left behind."""
+        """How many calls each handler left behind."""
         if not self._calls:  # as nearly always
             return Counter()
         with self._lock:
@@ -116,7 +125,7 @@ class AbandonedCalls:
 
 
 class Running(NamedTuple):
-    """The handler for which code runs, and where its threads are counted that are left behind."""
+    """The handler for which code runs, and where its calls are counted that are left behind."""
 
     handler: str
     left: AbandonedCalls
@@ -127,15 +136,25 @@ RUNNING: Final[contextvars.ContextVar[Running | None]] = contextvars.ContextVar(
 )
 
 
-class DetachedCall(Generic[T]):
-    """One call in a thread of its own."""
+class Detachable:
+    """A call that can be left behind, and is counted until it ends."""
 
-    def __init__(self, *, has_writer: bool = False) -> None:
-        """`has_writer`: whether nobody else can write to the database meanwhile."""
+    def __init__(self) -> None:
         running = RUNNING.get()
         self.handler = running.handler if running else ""
         self._left = running.left if running else AbandonedCalls()
         self.is_over = True  # until it starts
+
+    def cancel(self) -> None:
+        """Ask it to end, if it can be asked."""
+
+
+class DetachedCall(Detachable, Generic[T]):
+    """One call in a thread of its own."""
+
+    def __init__(self, *, has_writer: bool = False) -> None:
+        """`has_writer`: whether nobody else can write to the database meanwhile."""
+        super().__init__()
         self._done: Future[T] = Future()
         self._context = contextvars.copy_context()
         self._context.run(HAS_WRITER.set, has_writer)

@@ -18,6 +18,7 @@ from msgspec import Struct
 
 from logto_webhooks import canonical_json
 from logto_webhooks.clock import Clock
+from logto_webhooks.database.coroutines import DetachedTask, NotBegun
 from logto_webhooks.database.store import Store
 from logto_webhooks.database.threads import RUNNING, AbandonedCalls, DetachedCall, Running
 from logto_webhooks.deliveries import LARGE
@@ -28,6 +29,7 @@ from logto_webhooks.errors import (
     HandlerNotAwaited,
     JobLost,
     TimeLimitExceeded,
+    describe,
 )
 from logto_webhooks.event_loop import Aside
 from logto_webhooks.events import DERIVED, Event, OrganizationMembershipUpdated, parse
@@ -35,14 +37,22 @@ from logto_webhooks.events.local import LOCAL, LocalEvent, UserRow
 from logto_webhooks.handlers import Handler, HandlerOptions, Handlers
 from logto_webhooks.handlers.parameters import module_of
 from logto_webhooks.instrumentation import HandlerFailed, HandlerRan
-from logto_webhooks.jobs import Delivery, Job, JobOutcome, JobState
+from logto_webhooks.jobs import Delivery, Job, JobFilter, JobOutcome, JobState
 from logto_webhooks.records import local_events
 from logto_webhooks.records.record import Key
-from logto_webhooks.retries import MAX_LOSSES, Dead, DiscardJob, Retry, after_job_failure
+from logto_webhooks.retries import (
+    MAX_ERROR_CHARS,
+    MAX_LOSSES,
+    Dead,
+    DiscardJob,
+    Retry,
+    after_job_failure,
+    to_text,
+)
 from logto_webhooks.signing_keys import trust
 
 LEASE_S: Final = 15.0
-_ERROR_CHARS: Final = 8_000
+_type_name: Final = type.__dict__["__name__"].__get__
 Call = Callable[[Handler, dict[str, Any]], Awaitable[None]]
 Handle = Callable[[type, Callable[[Any], Any], Callable[[Store], None]], Awaitable[None]]
 logger = logging.getLogger("logto_webhooks.handlers")
@@ -75,10 +85,8 @@ class CallResult(Struct, frozen=True):
 async def call_handler(handler: Handler, arguments: dict[str, Any]) -> None:
     """Call a handler that asks for no transaction: on the loop if it is a coroutine, else in a
     thread. Raises what it raises."""
-    if handler.is_async:
-        await call_function(handler, arguments)
-    else:
-        await DetachedCall().run(partial(call_function, handler, arguments))
+    call = partial(call_function, handler, arguments)
+    await (DetachedTask() if handler.is_async else DetachedCall[None]()).run(call)
 
 
 def call_function(handler: Handler, arguments: dict[str, Any], transaction: Any = None) -> Any:
@@ -107,16 +115,17 @@ class HandlerCaller:
         handlers: Handlers,
         call: Call = call_handler,
         aside: Aside | None = None,
+        left: AbandonedCalls | None = None,
     ) -> None:
         """`handle` is how a handler is called that asks for a transaction, as a HandlerRunner does
-        it; `call` how others are."""
+        it; `call` how others are. `left` counts the calls that are left behind."""
         self._handle = handle
         self._clock = clock
         self._jitter = jitter
         self._handlers = handlers
         self._call = call
         self._aside = aside or Aside()
-        self.left = AbandonedCalls()
+        self._left = left or AbandonedCalls()
 
     def claim(
         self,
@@ -141,17 +150,17 @@ class HandlerCaller:
         """Call the handler; whatever it raises is the job's alone."""
         job, handler = claimed.job, claimed.handler
         done = claimed.to_outcome(JobState.DONE)
-        is_written = False  # with what the handler wrote
+        is_written = is_lost = False  # with what the handler wrote
 
         def finish(store: Store) -> None:
-            nonlocal is_written
+            nonlocal is_written, is_lost
             if store.jobs.finish(claimed.token, [done]):
+                is_lost = True
                 raise ClaimLost(count=1)
             is_written = True
 
         started = time.monotonic()
-        _handler_that_is_awaited = handler.name  # for the watchdog
-        RUNNING.set(Running(handler.name, self.left))
+        RUNNING.set(Running(handler.name, self._left))
         timeout = asyncio.timeout(handler.options.time_limit_s)
         try:
             self._check(claimed)
@@ -164,11 +173,13 @@ class HandlerCaller:
                     await self._handle(handler.transaction.types[0], call, finish)
                 else:
                     await self._call(handler, arguments)
-        except ClaimLost:
-            # Somebody else has it, or it was discarded: nothing of ours was written.
-            return CallResult(claimed.to_outcome(JobState.WAITING, counts=False))
+        except NotBegun:
+            return CallResult(to_released(claimed))
         except BaseException as error:
-            if isinstance(error, TimeoutError) and timeout.expired():  # and not the handler's own
+            if is_lost:
+                # Somebody else has it, or it was discarded: nothing of ours was written.
+                return CallResult(claimed.to_outcome(JobState.WAITING, counts=False))
+            if type(error) is TimeoutError and timeout.expired():  # and not the handler's own
                 error = TimeLimitExceeded(seconds=handler.options.time_limit_s)
             return self._fail(claimed, error)
         took_ms = round((time.monotonic() - started) * 1000, 1)
@@ -187,14 +198,13 @@ class HandlerCaller:
             raise HandlerMismatch(name=handler.name, event=job.event)
 
     def _fail(self, claimed: ClaimedJob, error: BaseException) -> CallResult:
-        options, job = claimed.handler.options, claimed.job
-        if isinstance(error, HandlerMismatch):
-            # While releases change: whoever has its code may yet take it.
-            options = HandlerOptions()
-        decision = after_job_failure(
-            error, job.failures, self._jitter(), options.max_attempts, options.waits
-        )
-        text = format_error(error, claimed.handler.function)
+        job, function = claimed.job, claimed.handler.function
+        text = format_error(error, function)
+        try:
+            decision = self._decide(claimed.handler, job.failures, error)
+        except BaseException as surprise:  # an application's exception can carry anything
+            decision = self._decide(claimed.handler, job.failures, RuntimeError())
+            text = f"{text}\nWhat it says about the retry can't be used: {_summarize(surprise)}"
         match decision:
             case DiscardJob(why):
                 outcome = claimed.to_outcome(JobState.DISCARDED, error=why)
@@ -210,12 +220,52 @@ class HandlerCaller:
             job.event,
             job.subject,
             job.attempts + 1,
-            type(error).__name__,
+            name_type(error),
             outcome.state.value,
             decision.after_s if isinstance(decision, Retry) else None,
-            error_location(error, claimed.handler.function),
+            error_location(error, function),
         )
         return CallResult(outcome, report, error)
+
+    def _decide(
+        self, handler: Handler, failures: int, error: BaseException
+    ) -> Retry | Dead | DiscardJob:
+        options = handler.options
+        if isinstance(error, HandlerMismatch):
+            # While releases change: whoever has its code may yet take it.
+            options = HandlerOptions()
+        return after_job_failure(
+            error, failures, self._jitter(), options.max_attempts, options.waits
+        )
+
+    def fail_unwritten(
+        self, store: Store, token: str, outcome: JobOutcome, error: Exception
+    ) -> HandlerFailed | None:
+        """Let a job fail whose outcome can't be written, because of an error. Return the report;
+        None if the job is somebody else's by now."""
+        [job] = store.jobs.find(JobFilter(id=outcome.id))
+        decision = self._decide(self._handlers.by_name[job.handler], job.failures, RuntimeError())
+        after_s = decision.after_s if isinstance(decision, Retry) else 0
+        failure = JobOutcome(
+            id=outcome.id,
+            queue_key_id=outcome.queue_key_id,
+            state=JobState.WAITING if isinstance(decision, Retry) else JobState.DEAD,
+            error=f"Its outcome ({outcome.state}) can't be written: {ascii(describe(error))[1:-1]}",
+            failed=True,
+            after_s=after_s,
+        )
+        if store.jobs.finish(token, [failure]):
+            return None
+        return HandlerFailed(
+            job.id,
+            job.handler,
+            job.event,
+            job.subject,
+            job.attempts,
+            name_type(error),
+            failure.state.value,
+            after_s if isinstance(decision, Retry) else None,
+        )
 
 
 def fill_parameters(handler: Handler, job: Job, user: UserRow | None) -> dict[str, Any]:
@@ -277,20 +327,33 @@ def build_delivery(job: Job) -> Delivery:
     )
 
 
-def to_released(claimed: ClaimedJob, called: bool = True) -> JobOutcome:
-    """Release the job to another process, later if a thread still runs it."""
-    after = LEASE_S if called and not claimed.handler.is_async else 0
-    return claimed.to_outcome(JobState.WAITING, counts=False, after_s=after)
+def to_released(claimed: ClaimedJob, after_s: float = 0) -> JobOutcome:
+    """Release the job to another process, after so many seconds."""
+    return claimed.to_outcome(JobState.WAITING, counts=False, after_s=after_s)
 
 
 def format_error(error: BaseException, function: Callable[..., Any]) -> str:
     """Format an error with its traceback, from the first line of a function's own module on: what
     called the function helps nobody. If its module has no line, the traceback is whole."""
-    first = next(_own_lines(error, function), error.__traceback__)
     try:
-        return "".join(traceback.format_exception(type(error), error, first))[-_ERROR_CHARS:]
-    except Exception:  # of an error that can't even be shown
-        return f"{type(error).__name__}; its traceback can't be formatted"
+        first = next(_own_lines(error, function), error.__traceback__)
+        lines = traceback.format_exception(type(error), error, first)
+        return to_text("".join(lines)[-MAX_ERROR_CHARS:])
+    except BaseException:  # of an error that can't even be shown
+        return f"{name_type(error)}; its traceback can't be written"
+
+
+def name_type(error: BaseException) -> str:
+    """The name of its type, whatever its metaclass makes of that."""
+    name: str = _type_name(type(error))
+    return name
+
+
+def _summarize(error: BaseException) -> str:
+    try:
+        return to_text("".join(traceback.format_exception_only(error)).strip())
+    except BaseException:
+        return name_type(error)
 
 
 def _find_user(store: Store, job: Job) -> UserRow | None:
@@ -307,7 +370,10 @@ def error_location(error: BaseException, function: Callable[..., Any]) -> str | 
 
     No value is in it, and of the file only the name.
     """
-    *_, innermost = None, *_own_lines(error, function)
+    try:
+        *_, innermost = None, *_own_lines(error, function)
+    except BaseException:  # of an error with attributes of its own making
+        return None
     if innermost is None:
         return None
     code = innermost.tb_frame.f_code

@@ -9,9 +9,9 @@ import time
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import PurePath
 from typing import Final
 
+from logto_webhooks.database.coroutines import describe_frame
 from logto_webhooks.database.threads import RUNNING
 from logto_webhooks.instrumentation import HandlerBlocks
 
@@ -64,7 +64,7 @@ class Watchdog:
         if handler is None or now - self._reported.get(handler, now - AGAIN_S) < AGAIN_S:
             return
         self._reported[handler] = now
-        stack = " < ".join(_describe(frame) for frame in frames[:_FRAMES])
+        stack = " < ".join(describe_frame(frame) for frame in frames[:_FRAMES])
         self._observe(HandlerBlocks(handler, round(blocked_s, 1), stack))
 
 
@@ -87,9 +87,3 @@ def _find_handler(frames: list[types.FrameType]) -> str | None:
         if name := frame.f_locals.get(MARK):
             return str(name)
     return None
-
-
-def _describe(frame: types.FrameType) -> str:
-    """Return a frame's file, line and name, without any value."""
-    code = frame.f_code
-    return f"{PurePath(code.co_filename).name}:{frame.f_lineno} {code.co_name}"

@@ -16,12 +16,12 @@ from logto_webhooks.database.runner import HandlerRunner
 from logto_webhooks.database.store import Store
 from logto_webhooks.database.threads import MOST as MOST_LEFT
 from logto_webhooks.database.threads import MOST_OF_ONE, AbandonedCalls
-from logto_webhooks.errors import TimedOut, describe
+from logto_webhooks.errors import StoreUnavailable, TimedOut, describe
 from logto_webhooks.event_loop import wait_for_event
 from logto_webhooks.handlers import Handler, Handlers
 from logto_webhooks.handlers.call import LEASE_S, ClaimedJob, HandlerCaller, to_released
 from logto_webhooks.handlers.watchdog import Watchdog
-from logto_webhooks.instrumentation import HandlerHeld, Observer, Stalled
+from logto_webhooks.instrumentation import CoroutineAbandoned, HandlerHeld, Observer, Stalled
 from logto_webhooks.jobs import JobOutcome
 
 POLL_S: Final = 1.0
@@ -33,6 +33,10 @@ TELL_S: Final = 60.0
 CAREFUL_S: Final = 60.0
 MOST: Final = 100  # jobs of one handler that are held at once
 AHEAD_S: Final = 0.2  # jobs are claimed ahead that can probably begin within this
+
+
+Outcome = tuple[str, JobOutcome]  # with the token of the claim
+Turn = tuple[list[ClaimedJob], list[Outcome]]  # what is claimed, and what couldn't be written now
 
 
 class ConcurrencyLimits:
@@ -75,12 +79,13 @@ class ConcurrencyLimits:
                 self._took_s[name] = 0.8 * self._took_s.get(name, took_s) + 0.2 * took_s
 
     def find_blocked(self) -> dict[str, int]:
-        """The handlers that may not be called now, because too many threads were left behind, by
-        them or by all; and how many by each."""
+        """The handlers that may not be called now, because too many calls were left behind by
+        them, or too many threads by all; and how many calls by each."""
         abandoned = self._left.counts()
-        if abandoned.total() >= MOST_LEFT:
-            return {name: abandoned[name] for name in self._in_threads}
-        return {name: count for name, count in abandoned.items() if count >= MOST_OF_ONE}
+        blocked = {name: count for name, count in abandoned.items() if count >= MOST_OF_ONE}
+        if sum(abandoned[name] for name in self._in_threads) >= MOST_LEFT:
+            blocked |= {name: abandoned[name] for name in self._in_threads}
+        return blocked
 
 
 def _choose_limit(handler: Handler, transactions: int) -> int:
@@ -105,18 +110,21 @@ class JobWorker:
     ) -> None:
         self._host = host
         self._observe = observe
-        self._caller = HandlerCaller(host.handle, clock, jitter, handlers)
+        self._left = AbandonedCalls(
+            lambda handler, stack: observe(CoroutineAbandoned(handler, stack))
+        )
+        self._caller = HandlerCaller(host.handle, clock, jitter, handlers, left=self._left)
         self._may_work = may_work
         self._is_spare = True  # until it may work
         self._wake = asyncio.Event()
         self._stopping = False
         self._held: dict[int, ClaimedJob] = {}  # queue key -> its job
         self._tasks: set[asyncio.Task[None]] = set()
-        self._outcomes: list[tuple[str, JobOutcome]] = []
-        self._put_back: list[tuple[str, JobOutcome]] = []  # what was locked
+        self._outcomes: list[Outcome] = []
+        self._put_back: list[Outcome] = []  # what was locked
         self._put_back_until = 0.0
         self._careful_until = 0.0  # something is locked: from then on nothing is waited for
-        self._limits = ConcurrencyLimits(handlers, host.room, self._caller.left)
+        self._limits = ConcurrencyLimits(handlers, host.room, self._left)
         self._transactions = asyncio.Semaphore(host.room)
         self._renewed = self._mended = time.monotonic()
         self._reported: dict[str, float] = {}  # blocked handlers -> when that was said
@@ -189,7 +197,7 @@ class JobWorker:
             return 0
         step = partial(self._turn, token=token, done=done, held=held, renewed=renewed, room=room)
         try:
-            new, locked = await self._host.run(partial(step, careful=now < self._careful_until))
+            result = await self._run_turn(partial(step, careful=now < self._careful_until), done)
         except TimedOut:
             self._outcomes = done + self._outcomes
             if now < self._careful_until:
@@ -199,11 +207,12 @@ class JobWorker:
         except BaseException:
             self._outcomes = done + self._outcomes
             raise
+        if result is None:
+            return 0
+        new, locked = result
         if renewed:  # now that it is committed: else the next turn must do it
             self._renewed = now
-        if locked:
-            self._put_back += locked
-            self._put_back_until = time.monotonic() + POLL_S
+        self._try_again(locked)
         for claimed in new:
             self._held[claimed.job.queue_key_id] = claimed
             task = asyncio.create_task(self._do(claimed))
@@ -216,12 +225,12 @@ class JobWorker:
         store: Store,
         *,
         token: str,
-        done: list[tuple[str, JobOutcome]],
+        done: list[Outcome],
         held: list[ClaimedJob],
         renewed: list[ClaimedJob],
         room: dict[str, int],
         careful: bool,
-    ) -> tuple[list[ClaimedJob], list[tuple[str, JobOutcome]]]:
+    ) -> Turn:
         """Return the claimed jobs, and the outcomes that can't be written now."""
         now = time.monotonic()
         locked = write_outcomes(store, done, renewed, careful=careful)
@@ -233,6 +242,61 @@ class JobWorker:
         new = self._caller.claim(store, token, room, lost=may_be_lost, skip_locked=careful)
         return new, locked
 
+    async def _run_turn(self, step: Callable[[Store], Turn], done: list[Outcome]) -> Turn | None:
+        """Take that step; None if nothing but outcomes was written, because one of them can't be.
+
+        Raises StoreUnavailable.
+        """
+        try:
+            return await self._host.run(step)
+        except StoreUnavailable:
+            raise
+        except Exception:
+            if await self._write_apart(done):
+                return None
+            raise  # for another reason
+
+    async def _write_apart(self, done: list[Outcome]) -> bool:
+        """Write outcomes, ever fewer at once, so that one that can't be written holds up no other:
+        its job fails. Return whether there is one.
+
+        Raises StoreUnavailable. What was written before can be written again: that does nothing.
+        """
+        if not done:
+            return False
+        try:
+            write = partial(write_outcomes, done=done, careful=True)
+            self._try_again(await self._host.run(write))
+            return False
+        except StoreUnavailable:
+            raise
+        except Exception as error:
+            if len(done) == 1:
+                await self._fail_unwritten(*done[0], error)
+                return True
+        half = len(done) // 2
+        has_failed = await self._write_apart(done[:half])
+        return await self._write_apart(done[half:]) or has_failed
+
+    async def _fail_unwritten(self, token: str, outcome: JobOutcome, error: Exception) -> None:
+        """Let a job fail whose outcome can't be written. If even that can't be, its lease ends."""
+        fail = partial(self._caller.fail_unwritten, token=token, outcome=outcome, error=error)
+        try:
+            report = await self._host.run(fail)
+        except StoreUnavailable:
+            raise
+        except Exception as another:
+            self._observe(Stalled(describe(another), LEASE_S))
+        else:
+            if report:
+                self._observe(report)
+
+    def _try_again(self, locked: list[Outcome]) -> None:
+        """Write later what is locked now."""
+        if locked:
+            self._put_back += locked
+            self._put_back_until = time.monotonic() + POLL_S
+
     def _count_held(self) -> Counter[str]:
         return Counter(claimed.handler.name for claimed in self._held.values())
 
@@ -242,7 +306,7 @@ class JobWorker:
         for name, count in blocked.items():
             if now - self._reported.get(name, now - TELL_S) >= TELL_S:
                 self._reported[name] = now
-                self._observe(HandlerHeld(name, count, self._caller.left.counts().total()))
+                self._observe(HandlerHeld(name, count, self._left.counts().total()))
 
     async def _do(self, claimed: ClaimedJob) -> None:
         # To wait for one's turn is no time of the handler's.
@@ -252,15 +316,20 @@ class JobWorker:
                 if self._stopping:
                     raise asyncio.CancelledError  # it wasn't called yet
                 result = await self._caller.call(claimed)
-            if self._stopping and isinstance(result.error, asyncio.CancelledError):
-                self._outcomes.append((claimed.token, to_released(claimed)))
+            if self._stopping and type(result.error) is asyncio.CancelledError:
+                # A thread isn't stopped, but ends with this process; so does what was left behind.
+                goes_on = (
+                    not claimed.handler.is_async or claimed.handler.name in self._left.counts()
+                )
+                released = to_released(claimed, LEASE_S if goes_on else 0)
+                self._outcomes.append((claimed.token, released))
                 return
             if result.outcome:
                 self._outcomes.append((claimed.token, result.outcome))
             if result.report:
                 self._observe(result.report)
         except asyncio.CancelledError:
-            self._outcomes.append((claimed.token, to_released(claimed, called=False)))
+            self._outcomes.append((claimed.token, to_released(claimed)))
         finally:
             self._held.pop(claimed.job.queue_key_id, None)
             self._wake.set()
@@ -269,32 +338,33 @@ class JobWorker:
         self._tasks.discard(task)
         if self._held.get(claimed.job.queue_key_id) is claimed:  # cancelled before `_do` began
             del self._held[claimed.job.queue_key_id]
-            self._outcomes.append((claimed.token, to_released(claimed, called=False)))
+            self._outcomes.append((claimed.token, to_released(claimed)))
             self._wake.set()
 
     async def _end(self) -> None:
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=GRACE_S)
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:  # who won't be cancelled is left behind
-            await asyncio.wait(self._tasks, timeout=CANCEL_S)
+        for _ in range(2):  # who won't be cancelled is left behind
+            for task in self._tasks:
+                task.cancel()
+            if self._tasks:
+                await asyncio.wait(self._tasks, timeout=CANCEL_S)
+        self._left.cancel()
         with contextlib.suppress(Exception):  # they are done again by the next
             async with asyncio.timeout(GRACE_S):
-                done = self._put_back + self._outcomes
-                await self._host.run(partial(write_outcomes, done=done, careful=True))
+                await self._write_apart(self._put_back + self._outcomes)
 
 
 def write_outcomes(
     store: Store,
-    done: list[tuple[str, JobOutcome]],
+    done: list[Outcome],
     renewed: Sequence[ClaimedJob] = (),
     *,
     careful: bool = False,
-) -> list[tuple[str, JobOutcome]]:
+) -> list[Outcome]:
     """Write outcomes, and hold longer what is still in hand. Return the outcomes that weren't
     written: to be `careful` is to wait for nobody who holds a queue or a job."""
-    locked: list[tuple[str, JobOutcome]] = []
+    locked: list[Outcome] = []
     if careful:
         queue_key_ids = [outcome.queue_key_id for _, outcome in done] + [
             claimed.job.queue_key_id for claimed in renewed

@@ -283,14 +283,27 @@ class HandlerBlocks(TelemetryEvent, frozen=True):
     stack: str
 
 
+class CoroutineAbandoned(TelemetryEvent, frozen=True):
+    """A handler's coroutine continued after its cancellation, and was abandoned.
+
+    `stack` says where it waits, the innermost line first.
+    """
+
+    level = logging.WARNING
+    message = "a handler's coroutine was abandoned: it must not catch CancelledError"
+
+    handler: str
+    stack: str
+
+
 class HandlerHeld(TelemetryEvent, frozen=True):
-    """A handler no longer runs in this process, because it has too many abandoned threads.
+    """A handler no longer runs in this process, because too many of its calls were abandoned.
 
     `left` of them are of this handler, and `total` of all.
     """
 
     level = logging.ERROR
-    message = "a handler is no longer called, because its threads don't end: fix and restart"
+    message = "a handler is no longer called, because its calls don't end: fix and restart"
 
     handler: str
     left: int

@@ -183,9 +183,14 @@ METRICS: Final = (
         "alarms because a handler blocked its event loop",
     ),
     Metric(
+        "coroutines_abandoned",
+        telemetry.CoroutineAbandoned,
+        "coroutines of handlers that ignored their cancellation, and were abandoned",
+    ),
+    Metric(
         "handlers_held",
         telemetry.HandlerHeld,
-        "alarms because a handler had too many abandoned threads",
+        "alarms because a handler had too many abandoned calls",
     ),
     Metric(
         "flow_stopped",

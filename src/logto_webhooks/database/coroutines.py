@@ -1,0 +1,123 @@
+"""Coroutines of handlers: each in a task of its own, which can be left behind.
+
+A coroutine can go on although it was cancelled. Nobody waits for that longer than a few seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import types
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
+from itertools import dropwhile
+from pathlib import PurePath
+from typing import Any, Final
+
+from logto_webhooks.database.threads import Detachable
+
+UNCANCELLED_S: Final = 5.0  # how long a coroutine may go on once it was cancelled
+_FRAMES: Final = 8
+
+
+class NotBegun(Exception):
+    """A call was cancelled before it began."""
+
+
+class DetachedTask(Detachable):
+    """One call of a coroutine function in a task of its own."""
+
+    def __init__(
+        self, take_back: Callable[[Callable[[], object]], Awaitable[object]] | None = None
+    ) -> None:
+        """`take_back` takes from it what it holds, before it is left behind. It is given a function
+        that cancels what is awaited now."""
+        super().__init__()
+        self._take_back = take_back
+        self._task: asyncio.Task[None] | None = None
+        self._has_begun = False
+        self._error: BaseException | None = None
+
+    async def run(self, work: Callable[[], Any]) -> None:
+        """Call, and await what it returns, if need be. Raises what that raises.
+
+        Who is cancelled cancels it, too, and leaves it behind if it goes on for `UNCANCELLED_S`,
+        or when cancelled once more. Raises NotBegun if it was cancelled before it was called.
+        """
+        task = self._task = asyncio.create_task(self._call(work))
+        self.is_over = False
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError:
+            task.cancel()
+            if not await _end_within(UNCANCELLED_S, task):
+                await self._leave(task)
+                raise
+        if not self._has_begun:
+            raise NotBegun
+        error, self._error = self._error, None
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error  # its traceback holds this frame
+
+    def cancel(self) -> None:
+        """Ask it to end, once more."""
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _call(self, work: Callable[[], Any]) -> None:
+        _handler_that_is_awaited = self.handler  # for the watchdog
+        self._has_begun = True
+        try:
+            result = work()
+            if inspect.isawaitable(result):
+                await result
+        except BaseException as error:  # a task lets SystemExit and its like end the event loop
+            self._error = error
+        finally:
+            self._left.end(self)
+
+    async def _leave(self, task: asyncio.Task[Any]) -> None:
+        self._left.report(self.handler, describe_stack(task))
+        self._left.add(self)
+        if self._take_back is not None:
+            await self._take_back(task.cancel)
+
+
+async def _end_within(seconds: float, task: asyncio.Task[Any]) -> bool:
+    """Whether a task ends within so many seconds; False, too, if this is cancelled meanwhile."""
+    with suppress(asyncio.CancelledError):
+        await asyncio.wait({task}, timeout=seconds)
+    return task.done()
+
+
+def describe_stack(task: asyncio.Task[Any]) -> str:
+    """Describe where a task waits, the innermost line first. What called the handler is left
+    out."""
+    frames: list[types.FrameType] = []
+    with suppress(Exception):  # an application's own awaitables can have any attributes
+        frames += dropwhile(_is_ours, _walk_inwards(task.get_coro()))
+    return " < ".join(describe_frame(frame) for frame in frames[: -_FRAMES - 1 : -1])
+
+
+def _is_ours(frame: types.FrameType) -> bool:
+    return str(frame.f_globals.get("__name__")).startswith("logto_webhooks.")
+
+
+def describe_frame(frame: types.FrameType) -> str:
+    """Return a frame's file, line and name, without any value."""
+    code = frame.f_code
+    return f"{PurePath(code.co_filename).name}:{frame.f_lineno} {code.co_name}"
+
+
+def _walk_inwards(awaitable: Any) -> Iterator[types.FrameType]:
+    """The frames of a coroutine and of what it awaits, the outermost first."""
+    while awaitable is not None:
+        frame = getattr(awaitable, "cr_frame", None) or getattr(awaitable, "gi_frame", None)
+        if not isinstance(frame, types.FrameType):
+            return
+        yield frame
+        inner = getattr(awaitable, "cr_await", None)
+        awaitable = getattr(awaitable, "gi_yieldfrom", None) if inner is None else inner
