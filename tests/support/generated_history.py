@@ -85,8 +85,7 @@ class Life:
 
     def _sign_up(self) -> None:
         made = self._new_user()
-        nowhere = dict.fromkeys(("path", "method", "params", "matchedRoute"))
-        self._send("User.Created", made["id"], **nowhere, data=made)
+        self._send("User.Created", made["id"], path=None, params=None, matchedRoute=None, data=made)
         self._now += 30
         made["lastSignInAt"] = made["updatedAt"] = self._now
         self._send("PostRegister", made["id"], user=made)
