@@ -127,3 +127,4 @@ def test_what_is_no_text_is_no_filter(kind: str, tmp_path: Path) -> None:
         ):
             with pytest.raises(SettingInvalid):
                 logto.call(asked)
+    logto.call(logto.close())

@@ -80,7 +80,9 @@ def test_a_stuck_session_holds_up_nobody_on_sqlite(tmp_path: Path) -> None:
         ended.set()
 
     async def body(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
-        with sa.create_engine(f"sqlite:///{tmp_path / 'app.db'}").begin() as connection:
+        with sa.create_engine(
+            f"sqlite:///{tmp_path / 'app.db'}", poolclass=sa.NullPool
+        ).begin() as connection:
             connection.execute(sa.text("CREATE TABLE effects (number INT)"))
         await send(client, *people(1))
         [dead] = await until(lambda rows: [each.state for each in rows] == ["dead"], logto)
@@ -91,7 +93,9 @@ def test_a_stuck_session_holds_up_nobody_on_sqlite(tmp_path: Path) -> None:
 
     live(logto, body)
     assert len(later) == 1
-    with sa.create_engine(f"sqlite:///{tmp_path / 'app.db'}").connect() as connection:
+    with sa.create_engine(
+        f"sqlite:///{tmp_path / 'app.db'}", poolclass=sa.NullPool
+    ).connect() as connection:
         assert connection.scalars(sa.text("SELECT number FROM effects")).all() == []
 
 

@@ -38,12 +38,12 @@ def test_a_sync_handler_shares_the_transaction_on_sqlite(tmp_path: Path) -> None
 
     async def body(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
         file = tmp_path / "app.db"
-        with sa.create_engine(f"sqlite:///{file}").begin() as connection:
+        with sa.create_engine(f"sqlite:///{file}", poolclass=sa.NullPool).begin() as connection:
             connection.execute(sa.text("CREATE TABLE greeted (email TEXT)"))
         await send(client, make.user_created(id="ana", email="ana@example.com", at=soon()))
         [row] = await until(all_over(1), logto)
         assert (row.state, row.attempts, row.failures) == ("done", 2, 1)
-        with sa.create_engine(f"sqlite:///{file}").begin() as connection:
+        with sa.create_engine(f"sqlite:///{file}", poolclass=sa.NullPool).begin() as connection:
             assert connection.scalars(sa.text("SELECT email FROM greeted")).all() == [
                 "ana@example.com"
             ]

@@ -96,7 +96,7 @@ def test_what_is_no_open_connection_is_told(logto: LogtoWebhooks, engine: sa.Eng
                 testing.app(logto, what)  # type: ignore[call-overload]
     with pytest.raises(SettingInvalid, match=r"isn't open; use it inside `with engine\.connect"):
         testing.app(logto, connection)
-    with sa.create_engine("sqlite://").connect() as elsewhere:
+    with sa.create_engine("sqlite://", poolclass=sa.NullPool).connect() as elsewhere:
         app = testing.app(logto, elsewhere)
         with pytest.raises(SchemaMismatch, match="migrate"):
             app.deliver(make.user_created())
