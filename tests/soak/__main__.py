@@ -169,14 +169,23 @@ async def _until_listening(port: int) -> None:
 
 
 async def _until_idle(engine: sa.Engine) -> None:
+    """Wait until nothing waits; give up when nothing has moved for a minute."""
     waiting = sa.text(
         "SELECT (SELECT count(*) FROM logto_deliveries WHERE state = 'pending')"
         " + (SELECT count(*) FROM logto_jobs WHERE state IN ('waiting', 'running'))"
     )
-    for _ in range(600):
+    began = moved = time.monotonic()
+    least = None
+    while time.monotonic() - moved < 60:
         with engine.connect() as connection:
-            if not connection.scalar(waiting):
-                return
+            left = int(connection.scalar(waiting) or 0)
+        if least is None:
+            print(f"{left} deliveries and jobs are left", flush=True)
+        if not left:
+            print(f"nothing is left after {time.monotonic() - began:.0f} s", flush=True)
+            return
+        if least is None or left < least:
+            least, moved = left, time.monotonic()
         await asyncio.sleep(0.5)
 
 
