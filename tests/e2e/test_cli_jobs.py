@@ -141,7 +141,7 @@ def test_a_job_that_is_done_runs_again(folder: Path, options: list[str], retried
     assert states == {1: "dead", 2: "done", 3: "waiting"}
     done = command("jobs", "retry", *options, folder=folder)
     assert done.stdout == f"{retried} queued for retry.\n"
-    assert done.stderr == "1 job was already done: the handler runs again.\n"
+    assert done.stderr == "1 job was already done and runs again.\n"
 
 
 def test_dead_jobs_are_repeated_or_discarded(folder: Path) -> None:

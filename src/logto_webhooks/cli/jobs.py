@@ -246,7 +246,9 @@ def _move(
     else:
         output.note(f"{handler} has no {state or JobState.DEAD} jobs: none {result}.")
     if done:
-        output.note(f"{Count(done):job was|jobs were} already done: the handler runs again.")
+        output.note(
+            f"{Count(done):job was already done and runs|jobs were already done and run} again."
+        )
     if moved < total:
         output.note(_UNCHANGED[move])
     if not moved:
