@@ -179,7 +179,7 @@ class LogtoWebhooks(Admin):
         Raises StoreUnavailable, SchemaMismatch, SettingInvalid, InvalidHandler.
         """
         service = Service(self._settings(), self.database, self._observe, self.handlers)
-        await self.database.open()
+        await service.open()
         async with service.running():
             before, self._service = self._service, service
             try:

@@ -8,20 +8,22 @@ import random
 import sys
 from collections.abc import AsyncIterator, Callable
 from math import inf
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from logto_webhooks.apply import DeliveryWorker
 from logto_webhooks.clock import SystemClock
 from logto_webhooks.database import Database
 from logto_webhooks.database.store import Store
+from logto_webhooks.deliveries import NewDelivery, StoreResult
 from logto_webhooks.errors import (
     ApiNotConfigured,
     ExtraMissing,
     LogtoWebhooksError,
+    SchemaMismatch,
     StoreUnavailable,
     describe,
 )
-from logto_webhooks.event_loop import LoopThread, forever, run_in_background
+from logto_webhooks.event_loop import LoopThread, forever, run_in_background, wait_for_event
 from logto_webhooks.events.local import Source
 from logto_webhooks.flow import FlowMonitor, Silence, compare_clocks
 from logto_webhooks.handlers import Handlers
@@ -34,7 +36,9 @@ from logto_webhooks.ingest.spool import spool_of, unspool_in_background
 from logto_webhooks.instrumentation import (
     DeliverySynced,
     HandlersKnown,
+    NotOpened,
     Observer,
+    Opened,
     Reconciled,
     Refetched,
     Stalled,
@@ -149,6 +153,10 @@ def split_signing_keys(settings: Settings) -> list[str]:
 BODIES_IN_FLIGHT: Final = 256 * 2**20
 AGAIN_S: Final = 2.0
 WATCH_S: Final = 60.0
+# How long the start waits for the database, if it can go on without.
+OPEN_S: Final = 3.0
+REGISTER_S: Final = 2.0
+CLOSED_S: Final = 1.0  # that a delivery may wait for a database that isn't open
 LONGEST_STOP_S: Final = 12.0
 # How long a thread that computes may keep the interpreter from those that accept; Python's own
 # 5 ms are waited for several times in each answer.
@@ -180,7 +188,9 @@ class Service:
         self._workers = WorkerGroup(settings, database, observe, self._handlers, handlers_database)
         self.api = make_client(settings) if settings.endpoint else None
         host, clock, wake = database.host, SystemClock(), self._workers.delivery_worker.wake
-        commit = self._commit = GroupCommit(host, observe, wake, spool_of(settings))
+        self._spool = spool_of(settings)
+        self._is_open = True  # `open` says otherwise
+        commit = self._commit = GroupCommit(host, observe, wake, self._spool)
         self._readiness = Readiness(database.check, host, clock, commit)
         keyring = Keyring(settings.signing_keys)
         self._clock = clock
@@ -188,7 +198,7 @@ class Service:
             make_key_reader(self.api, host, clock, settings.public_url) if self.api else None
         )
         self._quarantine = Quarantine(host, keyring, clock, observe, wake, read_keys)
-        receiver = Receiver(keyring, commit.add, clock, observe, reject=self._quarantine.offer)
+        receiver = Receiver(keyring, self._store, clock, observe, reject=self._quarantine.offer)
         self.webhook = asgi.WebhookApp(
             receiver,
             settings.max_body_bytes,
@@ -209,6 +219,22 @@ class Service:
         self._workers.delivery_worker.wake()
         self._workers.wake_job_worker()
 
+    async def open(self) -> None:
+        """Open the database. With a spool directory, deliveries can be received without it: then
+        `running` opens it as soon as it is there.
+
+        Raises StoreUnavailable, SchemaMismatch, SettingInvalid.
+        """
+        if self._spool is None:
+            await self._database.open()
+            return
+        self._spool.make()
+        try:
+            await asyncio.wait_for(self._database.open(), OPEN_S)
+        except (StoreUnavailable, SchemaMismatch, TimeoutError) as error:
+            self._observe(NotOpened(describe(error), AGAIN_S))
+            self._is_open = False
+
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Apply deliveries, run handlers and query Logto while the block lasts."""
@@ -216,6 +242,47 @@ class Service:
             stack.enter_context(self._handlers.in_use())
             stack.push_async_callback(self._database.host.close)
             stack.push_async_callback(self._commit.finish)
+            working = self._using_database() if self._is_open else self._waiting_for_database()
+            await stack.enter_async_context(working)
+            yield
+
+    async def _store(self, delivery: NewDelivery, deadline: float | None) -> StoreResult | None:
+        if not self._is_open:  # it would be spooled anyway, but late
+            deadline = asyncio.get_running_loop().time() + CLOSED_S
+        return await self._commit.add(delivery, deadline)
+
+    @contextlib.asynccontextmanager
+    async def _waiting_for_database(self) -> AsyncIterator[None]:
+        """Wait for the database beside receiving, then use it."""
+        stopping = asyncio.Event()
+
+        async def open_and_use() -> None:
+            await self._open_in_the_end()
+            async with self._using_database():
+                await stopping.wait()
+
+        working = asyncio.create_task(open_and_use())
+        try:
+            yield
+        finally:
+            stopping.set()
+            if not self._is_open:
+                working.cancel()
+            await _finish(working)
+
+    async def _open_in_the_end(self) -> None:
+        while not self._is_open:
+            await asyncio.sleep(AGAIN_S)
+            try:
+                await self._database.open()
+                self._is_open = True
+            except LogtoWebhooksError as error:
+                self._observe(NotOpened(describe(error), AGAIN_S))
+        self._observe(Opened())
+
+    @contextlib.asynccontextmanager
+    async def _using_database(self) -> AsyncIterator[None]:
+        async with contextlib.AsyncExitStack() as stack:
             wake = self._workers.delivery_worker.wake
             unspooling = unspool_in_background(self._settings, self._database, self._observe, wake)
             await stack.enter_async_context(unspooling)
@@ -226,10 +293,7 @@ class Service:
                 compare_clocks(self._database.host, self._clock),
             )
             await stack.enter_async_context(run_in_background(*loops))
-            if self._settings.worker:
-                await stack.enter_async_context(self._workers.running())
-            else:
-                await self._workers.register()
+            await stack.enter_async_context(self._workers.running(work=self._settings.worker))
             if self.api is not None:
                 observe = self._workers.observe
                 asking = talk_to_logto(self._settings, self.api, self._database, observe, wake)
@@ -263,7 +327,7 @@ class WorkerGroup:
         self._database = database
         self._handlers = handlers
         self._observe = observe
-        self._registered = False
+        self._registered = asyncio.Event()
         self._loops: list[asyncio.Task[None]] = []
         self.delivery_worker = make_worker(settings, database, self.observe)
         self._handlers_database = database if handlers_database is None else handlers_database
@@ -324,15 +388,18 @@ class WorkerGroup:
             await self._report_unrunnable()
 
     @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        """Work while the block lasts. The handlers are registered when it begins."""
-        await self.register()
-        working = asyncio.create_task(self.run())
+    async def running(self, *, work: bool = True) -> AsyncIterator[None]:
+        """Work, or only register the handlers, while the block lasts. The handlers are registered
+        when it begins, unless the database takes long."""
+        working = asyncio.create_task(self.run() if work else self.register())
+        await wait_for_event(self._registered, REGISTER_S)
         try:
             yield
         finally:
             self.stop()
-            await working
+            if not self._registered.is_set():
+                working.cancel()
+            await _finish(working)
 
     async def register(self) -> bool:
         """Register the handlers, once the database can be reached; return False if stopped."""
@@ -341,16 +408,16 @@ class WorkerGroup:
         def register(store: Store) -> None:
             store.jobs.register(registered)
 
-        while not self._registered and not self.delivery_worker.stopping:
+        while not self._registered.is_set() and not self.delivery_worker.stopping:
             try:
                 await self._database.host.run(register)
-                self._registered = True
+                self._registered.set()
                 if registered:
                     self._observe(HandlersKnown(tuple(handler.name for handler in registered)))
             except StoreUnavailable as error:
                 self._observe(Stalled(describe(error), AGAIN_S))
                 await asyncio.sleep(AGAIN_S)
-        return self._registered
+        return self._registered.is_set()
 
     async def _watch(self) -> None:
         """Report jobs that wait for handlers of other processes, whenever that changes."""
@@ -385,3 +452,10 @@ def make_worker(settings: Settings, database: Database, observe: Observer) -> De
         budget_s=database.budget_s,
         may_work=database.may_work,
     )
+
+
+async def _finish(task: asyncio.Task[Any]) -> None:
+    """Wait for its end. Raises what it raises."""
+    await asyncio.wait({task})
+    if not task.cancelled():
+        task.result()

@@ -51,9 +51,7 @@ async def _serve(settings: Settings) -> None:
     apart = for_another_loop(database, settings)
     handlers = load_handlers(settings, apart)
     service = Service(settings, database, observe, handlers, metrics.scrape, apart)
-    await database.open()
-    if spool:
-        spool.make()
+    await service.open()
     listener = server.listen(settings.host, settings.port)
     address = settings.url_at(listener.getsockname()[1])
     logger.info("listening on %s, storing data in %s", address, database.name)

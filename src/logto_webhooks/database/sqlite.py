@@ -229,8 +229,7 @@ class SqliteFile:
     async def migrate(self) -> None:
         """Bring the schema up to this release."""
         create_file(self.file, self._setting)
-        with translate_errors(self._engine), self._engine.begin() as connection:
-            migrate.upgrade(connection)
+        await asyncio.to_thread(self._migrate)
 
     async def check(self) -> None:
         """Raise StoreUnavailable or SchemaMismatch unless it can be used as it is."""
@@ -247,6 +246,10 @@ class SqliteFile:
     def may_work(self) -> bool:
         """One process works on a file; others are its spares."""
         return self._worker.acquire()
+
+    def _migrate(self) -> None:
+        with translate_errors(self._engine), self._engine.begin() as connection:
+            migrate.upgrade(connection)
 
     def _check(self) -> None:
         self._look(migrate.check)

@@ -150,6 +150,22 @@ class DeliveryFailed(TelemetryEvent, frozen=True):
     retry_in_s: float | None
 
 
+class NotOpened(TelemetryEvent, frozen=True):
+    """The database can't be opened yet. Deliveries are spooled meanwhile."""
+
+    level = logging.ERROR
+    message = "the database can't be opened, deliveries are spooled"
+
+    problem: str
+    retry_in_s: float
+
+
+class Opened(TelemetryEvent, frozen=True):
+    """The database was opened after a failure."""
+
+    message = "the database is open"
+
+
 class Stalled(TelemetryEvent, frozen=True):
     """The worker can't continue now. It retries."""
 

@@ -219,6 +219,8 @@ METRICS: Final = (
 UNMEASURED: Final[dict[type[TelemetryEvent], str]] = {
     telemetry.ClockSetBack: "rare; see the log",
     telemetry.Resumed: "see `stalls`",
+    telemetry.NotOpened: "see the gauge `database_up`",
+    telemetry.Opened: "see the gauge `database_up`",
     telemetry.FlowResumed: "see the gauge `silent`",
     telemetry.HandlersKnown: "`handlers list` shows them",
     telemetry.Unrunnable: "`handlers list` counts them",
