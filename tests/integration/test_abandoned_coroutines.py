@@ -56,7 +56,7 @@ def test_one_with_a_transaction_gives_it_back(driver: str) -> None:
     release = asyncio.Event()
     errors: list[BaseException] = []
     ended: list[str] = []
-    insert = sa.text(f"INSERT INTO {schema}.effects VALUES (:handler)")
+    insert = sa.text(f"INSERT INTO {schema}.effects_of_coroutines VALUES (:handler)")
 
     async def write(transaction: AsyncSession | AsyncConnection) -> None:
         await transaction.execute(insert, {"handler": "abandoned"})
@@ -91,13 +91,19 @@ def test_one_with_a_transaction_gives_it_back(driver: str) -> None:
 
     async def effects() -> list[str]:
         async with engine.connect() as connection:
-            found = await connection.scalars(sa.text(f"SELECT handler FROM {schema}.effects"))
+            found = await connection.scalars(
+                sa.text(f"SELECT handler FROM {schema}.effects_of_coroutines")
+            )
             return sorted(found)
 
     async def body(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
         async with engine.begin() as connection:
-            await connection.execute(sa.text(f"DROP TABLE IF EXISTS {schema}.effects"))
-            await connection.execute(sa.text(f"CREATE TABLE {schema}.effects (handler text)"))
+            await connection.execute(
+                sa.text(f"DROP TABLE IF EXISTS {schema}.effects_of_coroutines")
+            )
+            await connection.execute(
+                sa.text(f"CREATE TABLE {schema}.effects_of_coroutines (handler text)")
+            )
         await send(client, make.user_created(id="first", at=soon()))
         rows = await until(all_over(3), logto)
         assert {row.handler: row.state for row in rows} == {

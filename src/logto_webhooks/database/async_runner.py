@@ -110,11 +110,11 @@ class AsyncRunner:
     ) -> None:
         """Call with the transaction that was wished for, and let `finish` end in the same one.
 
-        What goes on after it was cancelled is left behind, without its connection.
+        A coroutine that goes on after it was cancelled is left behind, without its connection.
         """
         async with self._begin() as connection:
             handle = partial(self._handle, connection, wish, call, finish)
-            if self._is_pooled:
+            if self._is_pooled and not issubclass(wish, sync_types()):
                 await DetachedTask(partial(_take_back, connection)).run(handle)
             else:
                 await handle()

@@ -213,7 +213,7 @@ class DetachedCall(Detachable, Generic[T]):
 
 def _to_error(error: BaseException) -> BaseException:
     # These would end the event loop, or the coroutine that waits, and not be raised there.
-    ends = isinstance(error, StopIteration | GeneratorExit | SystemExit | KeyboardInterrupt)
+    ends = issubclass(type(error), (StopIteration, GeneratorExit, SystemExit, KeyboardInterrupt))
     return RuntimeError(f"the handler raised {type(error).__name__}") if ends else error
 
 
