@@ -32,7 +32,6 @@ from logto_webhooks.errors import (
     StoreUnavailable,
 )
 from logto_webhooks.events.local import Source
-from logto_webhooks.files import find_open_mode
 from logto_webhooks.handlers import Handlers
 from logto_webhooks.ingest.spool import spool_of
 from logto_webhooks.jobs import JobFilter, JobMove, JobRow, JobState, job_targets
@@ -49,6 +48,7 @@ from logto_webhooks.logto.webhooks import (
     rotate_key,
     subscription,
 )
+from logto_webhooks.private_files import find_open_mode
 from logto_webhooks.reconcile.fetch import UserComparison, compare_and_request_refetch
 from logto_webhooks.reconcile.reconcile import Progressed, ReconcileResult
 from logto_webhooks.reconcile.recover import RecoverResult

@@ -11,6 +11,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any, Final
 
 from logto_webhooks.apply import DeliveryWorker
+from logto_webhooks.arrivals import FlowMonitor, Silence, compare_clocks
 from logto_webhooks.clock import SystemClock
 from logto_webhooks.database import Database
 from logto_webhooks.database.store import Store
@@ -25,7 +26,6 @@ from logto_webhooks.errors import (
 )
 from logto_webhooks.event_loop import LoopThread, forever, run_in_background, wait_for_event
 from logto_webhooks.events.local import Source
-from logto_webhooks.flow import FlowMonitor, Silence, compare_clocks
 from logto_webhooks.handlers import Handlers
 from logto_webhooks.handlers.worker import JobWorker
 from logto_webhooks.ingest import Receiver

@@ -87,7 +87,7 @@ def status(folder: Path) -> dict[str, Any]:
 
 def test_the_lock_is_one_processs_and_goes_with_it(tmp_path: Path) -> None:
     """As with `fcntl`: two objects of a process have it together, another process doesn't."""
-    use = "from pathlib import Path\nfrom logto_webhooks.files import LockFile\n"
+    use = "from pathlib import Path\nfrom logto_webhooks.private_files import LockFile\n"
     take = f"{PLAY}{use}one, two = LockFile(Path('lock')), LockFile(Path('lock'))\n"
     hold = f"{take}print(one.acquire(), two.acquire(), flush=True)\none.release()\ninput()\n"
     holder = subprocess.Popen(

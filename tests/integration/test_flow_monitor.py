@@ -10,9 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from logto_webhooks.database import open_database
-from logto_webhooks.deliveries import NewDelivery, Origin
-from logto_webhooks.flow import (
+from logto_webhooks.arrivals import (
     DAY_MS,
     LEARNT_MS,
     LEAST_MS,
@@ -21,6 +19,8 @@ from logto_webhooks.flow import (
     find_silence,
     record_flow,
 )
+from logto_webhooks.database import open_database
+from logto_webhooks.deliveries import NewDelivery, Origin
 from logto_webhooks.instrumentation import FlowResumed, FlowStopped, TelemetryEvent
 from logto_webhooks.signing_keys import RejectedRequest
 from logto_webhooks.testing import FrozenClock, make

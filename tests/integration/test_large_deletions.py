@@ -66,8 +66,8 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch, "FEW", 20)
     monkeypatch.setattr("logto_webhooks.apply.FIRST_WEIGHT", 16)
     monkeypatch.setattr("logto_webhooks.apply.MAX_PIECE", 16)
-    monkeypatch.setattr("logto_webhooks.apply.endings.LEAST", 7)
-    monkeypatch.setattr("logto_webhooks.apply.endings.MOST", 7)
+    monkeypatch.setattr("logto_webhooks.apply.large_deletions.LEAST", 7)
+    monkeypatch.setattr("logto_webhooks.apply.large_deletions.MOST", 7)
 
 
 def know(run: Run, *handlers: RegisteredHandler) -> None:

@@ -7,9 +7,9 @@ from contextlib import aclosing
 
 import sqlalchemy as sa
 
+from logto_webhooks.arrivals import follow, newest_id
 from logto_webhooks.database.schema import deliveries
 from logto_webhooks.deliveries import DeliveryFilter
-from logto_webhooks.flow import follow, newest_id
 from logto_webhooks.testing import make
 from logto_webhooks.testing.backend import Backend, MemoryBackend
 from tests.support.stores import delivery

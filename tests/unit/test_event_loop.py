@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from logto_webhooks.arrivals import FlowMonitor, compare_clocks
 from logto_webhooks.database import Database
 from logto_webhooks.errors import StoreUnavailable
 from logto_webhooks.event_loop import forever
-from logto_webhooks.flow import FlowMonitor, compare_clocks
 from logto_webhooks.ingest.quarantine import Quarantine
 from logto_webhooks.reconcile.leader import LeaderLease
 from logto_webhooks.reconcile.reconcile import Reconciliation

@@ -22,7 +22,7 @@ from logto_webhooks.apply.batch import (
     parse_delivery,
     whole_outcome,
 )
-from logto_webhooks.apply.endings import Endings
+from logto_webhooks.apply.large_deletions import Endings
 from logto_webhooks.clock import Clock
 from logto_webhooks.database.runner import TransactionRunner
 from logto_webhooks.database.store import LOCK_S, LONGEST_S, STATEMENT_S, Store

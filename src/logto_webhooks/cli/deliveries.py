@@ -13,6 +13,7 @@ from typer import Argument, Exit, Option
 
 from logto_webhooks.admin import Admin
 from logto_webhooks.apply.replay import ReplayResult
+from logto_webhooks.arrivals import follow, newest_id
 from logto_webhooks.cli import make_group, output
 from logto_webhooks.cli.options import (
     DATABASE,
@@ -31,7 +32,6 @@ from logto_webhooks.cli.session import run_admin
 from logto_webhooks.database import database_for
 from logto_webhooks.deliveries import DeliveryFilter, DeliveryState, StoredDelivery
 from logto_webhooks.errors import DeliveryUnknown
-from logto_webhooks.flow import follow, newest_id
 from logto_webhooks.settings import Settings
 from logto_webhooks.validation import GREATEST_ID, check_text
 

@@ -9,7 +9,7 @@ from typing import Annotated, Final
 
 from typer import Option
 
-from logto_webhooks import files
+from logto_webhooks import private_files
 from logto_webhooks.cli.options import DATABASE, with_settings
 from logto_webhooks.database import Database, database_for
 from logto_webhooks.database import migrate as migrations
@@ -98,7 +98,7 @@ def init(
     An existing file is not changed.
     """
     try:
-        with os.fdopen(files.open_for_writing(file, new=True), "wb") as new:
+        with os.fdopen(private_files.open_for_writing(file, new=True), "wb") as new:
             new.write(_ENV.encode())
     except FileExistsError:
         raise FileExists(path=file) from None

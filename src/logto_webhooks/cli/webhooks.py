@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from dotenv import set_key
 from typer import Argument, Exit, Option
 
-from logto_webhooks import files
+from logto_webhooks import private_files
 from logto_webhooks.admin import Admin
 from logto_webhooks.cli import make_group, output
 from logto_webhooks.cli.options import (
@@ -195,7 +195,7 @@ def _check_writable(file: Path) -> None:
             if read_env_file(file, warn=False).get(_KEY):
                 raise SigningKeyExists(path=file)
         else:
-            files.create(file)
+            private_files.create(file)
         with file.open("a"):
             pass
     except OSError as error:
@@ -204,7 +204,7 @@ def _check_writable(file: Path) -> None:
 
 def _write_key(file: Path, key: str) -> None:
     try:
-        files.close_to_others(file)
+        private_files.close_to_others(file)
         set_key(file, _KEY, key, quote_mode="auto", follow_symlinks=True)
     except OSError as error:
         raise NotWritable(path=file, problem=error.strerror) from None

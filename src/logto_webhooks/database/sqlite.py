@@ -17,13 +17,13 @@ from msgspec.structs import replace
 from sqlalchemy import event
 from sqlalchemy.pool import QueuePool
 
-from logto_webhooks import files
+from logto_webhooks import private_files
 from logto_webhooks.database import migrate
 from logto_webhooks.database.errors import SETTING, translate_errors
 from logto_webhooks.database.migrate import DatabaseInfo, inspect_database
 from logto_webhooks.database.runner import HandlerRunner, ThreadRunner
 from logto_webhooks.errors import SettingInvalid, StoreUnavailable
-from logto_webhooks.files import LockFile
+from logto_webhooks.private_files import LockFile
 
 T = TypeVar("T")
 
@@ -73,7 +73,7 @@ def create_file(file: Path, setting: str = "database_url") -> None:
     SQLite gives the files beside it the same mode.
     """
     try:
-        files.create(file)
+        private_files.create(file)
         sqlite3.connect(file).close()
         file.touch()
         problem = find_forbidden(file)

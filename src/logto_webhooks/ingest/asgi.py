@@ -20,6 +20,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from logto_webhooks.arrivals import Silence
 from logto_webhooks.errors import (
     BodyIncomplete,
     BodyReadBefore,
@@ -29,7 +30,6 @@ from logto_webhooks.errors import (
     NoRoom,
     UnknownPath,
 )
-from logto_webhooks.flow import Silence
 from logto_webhooks.ingest import RETRY_AFTER_S, Receiver, WebhookResponse
 from logto_webhooks.ingest.body import ByteLimiter, RequestBody, SharedTimeout
 from logto_webhooks.ingest.group_commit import retrieve_error

@@ -16,7 +16,6 @@ from msgspec import Struct
 from logto_webhooks import server
 from logto_webhooks.clock import SystemClock
 from logto_webhooks.errors import AlreadyListening, LogtoUnreachable, WebhookChanged
-from logto_webhooks.files import LockFile
 from logto_webhooks.listen.forwarder import Forwarder, ForwardResult, describe_forward
 from logto_webhooks.listen.log_reader import LogReader
 from logto_webhooks.listen.tunnel import (
@@ -33,6 +32,7 @@ from logto_webhooks.listen.tunnel import (
 )
 from logto_webhooks.logto.client import ManagementClient
 from logto_webhooks.logto.webhooks import Webhook, find_webhook, list_webhooks
+from logto_webhooks.private_files import LockFile
 from logto_webhooks.runtime import make_client
 from logto_webhooks.settings import Settings
 

@@ -26,7 +26,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from logto_webhooks import files
+from logto_webhooks import private_files
 from logto_webhooks.clock import Clock
 from logto_webhooks.deliveries import identify
 from logto_webhooks.errors import (
@@ -261,7 +261,7 @@ class LeaseFolder:
         """Create the folder. Raises NotWritable."""
         try:
             self._folder.mkdir(mode=0o700, exist_ok=True)
-            files.write(self._folder / ".gitignore", b"*\n")
+            private_files.write(self._folder / ".gitignore", b"*\n")
         except OSError as error:
             raise NotWritable(path=self._folder, problem=error.strerror) from None
 
@@ -276,7 +276,7 @@ class LeaseFolder:
     def write(self, lease: Lease) -> None:
         """Write a lease to the disk. Raises NotWritable."""
         try:
-            descriptor = files.open_for_writing(self._file(lease), new=True)
+            descriptor = private_files.open_for_writing(self._file(lease), new=True)
             with os.fdopen(descriptor, "wb") as file:
                 file.write(msgspec.json.encode(lease))
                 file.flush()

@@ -13,6 +13,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from logto_webhooks import canonical_json
+from logto_webhooks.arrivals import follow, newest_id
 from logto_webhooks.clock import Clock
 from logto_webhooks.database.runner import TransactionRunner
 from logto_webhooks.database.store import Store
@@ -30,7 +31,6 @@ from logto_webhooks.events.base import Json
 from logto_webhooks.events.local import LOCAL
 from logto_webhooks.events.organizations import OrganizationEvent
 from logto_webhooks.events.users import InteractionEvent, UserEvent
-from logto_webhooks.flow import follow, newest_id
 from logto_webhooks.jobs import matches
 from logto_webhooks.logto.delivery_log import RESETS
 from logto_webhooks.signing_keys import WebhookKey, fingerprint, problem_of_key
