@@ -468,11 +468,13 @@ class Admin:
         from logto_webhooks import doctor
         from logto_webhooks.doctor.context import LIMIT_S, DoctorTarget
 
+        spool = spool_of(settings)
         target = DoctorTarget(
             settings=settings,
             least_free_mb=least_free_mb,
             limit_s=min(LIMIT_S, timeout_s / 2),
-            spooled=spool.count() if (spool := spool_of(settings)) else 0,
+            spooled=spool.count() if spool else 0,
+            spool_problem=spool.find_stranger() if spool else "",
             open=lambda: self.database,
             database_setting=self._database_setting,
             open_files=lambda: _find_open_files([*files, *self._list_files()]),

@@ -185,10 +185,18 @@ async def nobody_who_applies(clinic: Clinic) -> list[Finding]:
     return await clinic.ask("inbox", **another)
 
 
+@finds("spool_open")
+async def a_spool_directory_for_everybody(clinic: Clinic) -> list[Finding]:
+    spool = clinic.folder / "open spool"
+    spool.mkdir(exist_ok=True)
+    spool.chmod(0o777)
+    return await clinic.ask("spool", spool_dir=str(spool))
+
+
 @finds("spool_waiting")
 async def a_delivery_that_nobody_takes_from_the_spool(clinic: Clinic) -> list[Finding]:
     spool = clinic.folder / "spool"
-    spool.mkdir(exist_ok=True)
+    spool.mkdir(mode=0o700, exist_ok=True)
     SpoolDirectory(spool).write([delivery(make.user_created().body)])
     return await clinic.ask("spool", spool_dir=str(spool))
 

@@ -382,10 +382,13 @@ async def check_inbox(context: CheckContext) -> list[Finding]:
 
 
 async def check_spool(context: CheckContext) -> list[Finding]:
-    """Check that no deliveries are left in the spool directory."""
+    """Check that no deliveries are left in the spool directory, and that nobody can add any."""
+    faults = []
+    if context.target.spool_problem:
+        faults.append(make_finding("spool_open", problem=context.target.spool_problem))
     if context.target.spooled:
-        return [make_finding("spool_waiting", count=context.target.spooled)]
-    return [make_ok("No deliveries wait in the spool directory.")]
+        faults.append(make_finding("spool_waiting", count=context.target.spooled))
+    return faults or [make_ok("No deliveries wait in the spool directory.")]
 
 
 async def check_jobs(context: CheckContext) -> list[Finding]:

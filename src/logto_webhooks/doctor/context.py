@@ -46,7 +46,8 @@ class DoctorTarget(Struct, frozen=True, kw_only=True):
     `database_setting` names the setting that the database's URL came from. `open_files` returns the
     modes of files that other users can read, by path. `handlers` are the application's, None if
     none is named; `databases` returns the one they run on, and the application's. `spooled`
-    deliveries wait in the spool directory. A URL must answer within `limit_s`.
+    deliveries wait in the spool directory, to which others can write if there is a
+    `spool_problem`. A URL must answer within `limit_s`.
     """
 
     settings: Settings
@@ -59,6 +60,7 @@ class DoctorTarget(Struct, frozen=True, kw_only=True):
     handlers: Sequence[RegisteredHandler] | None = None
     databases: Callable[[], tuple[str, str]] | None = None
     spooled: int = 0
+    spool_problem: str = ""
 
     @property
     def keys(self) -> tuple[str, ...]:

@@ -147,6 +147,10 @@ FAULTS: Final[dict[str, Fault]] = {
         "running, or it can't keep up.",
         "Run logto-webhooks worker, or serve without --no-worker. If it is running, read its log.",
     ),
+    "spool_open": _broken(
+        "Others could forge deliveries: {problem}.",
+        "Until then, serve and worker don't start.",
+    ),
     "spool_waiting": _warning(
         "{count:delivery waits|deliveries wait} in the spool directory.",
         "Check that serve or worker runs with the same LOGTO_WEBHOOKS_SPOOL_DIR, and that it can "

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import os
 import re
+import shlex
+import stat
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
@@ -49,6 +51,25 @@ class SpoolDirectory:
         if not allowed:
             problem = f"this user has no write permission for {self._folder}"
             raise SettingInvalid(name=self._setting, problem=problem)
+        if problem := self.find_stranger():
+            raise SettingInvalid(name=self._setting, problem=problem)
+
+    def find_stranger(self) -> str:
+        """Say who else can write to the directory: files in it count as deliveries that Logto
+        signed. "" if nobody can, or if there is no directory."""
+        with contextlib.suppress(OSError):
+            status = self._folder.stat()
+            if not _is_ours(status):
+                return (
+                    f"{self._folder} belongs to another user (uid {status.st_uid}), who could add "
+                    "deliveries; use a directory of this user's, such as a new one"
+                )
+            if os.name != "nt" and status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+                return (
+                    f"other users can write to {self._folder}, and could add deliveries; "
+                    f"run: chmod 700 {shlex.quote(str(self._folder))}"
+                )
+        return ""
 
     def write(self, deliveries: Sequence[NewDelivery]) -> None:
         """Write deliveries, and return once they are on disk; blocking. Raises OSError."""
@@ -88,7 +109,10 @@ class SpoolDirectory:
     def read(self, name: str) -> NewDelivery | None:
         """Read one; None if another process has stored it. Raises OSError, NotADelivery."""
         try:
-            body = (self._folder / name).read_bytes()
+            with (self._folder / name).open("rb") as file:
+                if not _is_ours(os.fstat(file.fileno())):
+                    raise NotADelivery(problem="the file belongs to another user")
+                body = file.read()
         except FileNotFoundError:
             return None
         return identify(trust(body), int(name.partition("-")[0]))
@@ -108,6 +132,10 @@ class SpoolDirectory:
             for entry in entries:
                 if _NAME.fullmatch(entry.name):
                     yield entry.name
+
+
+def _is_ours(status: os.stat_result) -> bool:
+    return os.name == "nt" or status.st_uid == os.geteuid()
 
 
 def _sync_directory(folder: Path) -> None:
