@@ -17,6 +17,7 @@ from msgspec import Struct
 
 from logto_webhooks import canonical_json
 from logto_webhooks.clock import Clock
+from logto_webhooks.deliveries import LARGE
 from logto_webhooks.errors import LogtoUnreachable
 from logto_webhooks.logto.errors import ApiReply, no_address, redirected
 
@@ -223,7 +224,7 @@ class Transport:
             except (httpx2.TransportError, httpx2.DecodingError, TimeoutError) as error:
                 return FailedTry(_describe(error))
             took = round((self._monotonic() - asked) * 1000)
-        return self._read(response, content, asked_at, asked, took)
+        return await self._read(response, content, asked_at, asked, took)
 
     async def _fetch(self, request: httpx2.Request) -> tuple[httpx2.Response, bytes | None]:
         """Return the answer with its content, unpacked in small pieces; None if that is too large:
@@ -246,7 +247,7 @@ class Transport:
             self._client = httpx2.AsyncClient(timeout=timeout, limits=_LIMITS)
         return self._client
 
-    def _read(
+    async def _read(
         self,
         response: httpx2.Response,
         body: bytes | None,
@@ -261,7 +262,7 @@ class Transport:
             return FailedTry(f"it answers {status}", read_retry_after(headers))
         content, unreadable = None, body is None
         try:
-            content = _decode(response, body) if body is not None else None
+            content = await _decode(response, body) if body is not None else None
         except msgspec.DecodeError:
             return FailedTry("the answer is incomplete, or isn't JSON")
         except ValueError:  # whole, but nested too deep, or with a number out of range
@@ -293,9 +294,12 @@ def _find_origin(response: httpx2.Response) -> str:
     return f"{target.scheme}://{target.netloc.decode('ascii')}"
 
 
-def _decode(response: httpx2.Response, body: bytes) -> Any:
-    is_json = response.headers.get("content-type", "").startswith("application/json")
-    return canonical_json.decode(body) if is_json else None
+async def _decode(response: httpx2.Response, body: bytes) -> Any:
+    if not response.headers.get("content-type", "").startswith("application/json"):
+        return None
+    if len(body) >= LARGE:  # on the event loop, it would hold back all others
+        return await asyncio.to_thread(canonical_json.decode, body)
+    return canonical_json.decode(body)
 
 
 def _parse_count(text: str) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -62,13 +63,16 @@ class Fetcher:
     async def fetch_user_alone(self, user_id: str) -> Change:
         """Fetch a user, without roles and memberships."""
         answered = await self._logto.user(user_id)
-        return api_responses.read_user(user_id, answered.content, self._when(answered))
+        span = self._when(answered)
+        # In a thread, because somebody's data may be large.
+        return await asyncio.to_thread(api_responses.read_user, user_id, answered.content, span)
 
     async def fetch_organization(self, organization_id: str) -> Change:
         """Fetch an organization, without members."""
         answered = await self._logto.organization(organization_id)
-        return api_responses.read_organization(
-            organization_id, answered.content, self._when(answered)
+        span = self._when(answered)
+        return await asyncio.to_thread(
+            api_responses.read_organization, organization_id, answered.content, span
         )
 
     async def fetch_belongings(self, user_id: str) -> list[Change]:

@@ -218,7 +218,7 @@ class ReconcileRun:
         async for page, span, seen in self._list("users", self._logto.users):
             self.result.users = seen
             items = self._parse_ids("user", page)
-            await self._learn(self._read_items(api_responses.read_user, items, span))
+            await self._learn(await self._read_items(api_responses.read_user, items, span))
         await self._ask_unlisted("user", self._ask_user)
 
     async def _compare_organizations(self) -> None:
@@ -226,7 +226,8 @@ class ReconcileRun:
         async for page, span, seen in listed:
             self.result.organizations = seen
             items = self._parse_ids("organization", page)
-            await self._learn(self._read_items(api_responses.read_organization, items, span))
+            read = api_responses.read_organization
+            await self._learn(await self._read_items(read, items, span))
             for organization_id in items:
                 await self._compare_members(organization_id)
         await self._ask_unlisted("organization", self._ask_organization)
@@ -285,16 +286,19 @@ class ReconcileRun:
                 self._doubt(error)
         return items
 
-    def _read_items(
+    async def _read_items(
         self, read: Callable[[str, Any, Span], Change], items: dict[str, Any], span: Span
     ) -> list[Change]:
-        changes = []
-        for logto_id, item in items.items():
-            try:
-                changes.append(read(logto_id, item, span))
-            except InvalidApiResponse as error:
-                self._doubt(error)
-        return changes
+        def read_all() -> list[Change]:
+            changes = []
+            for logto_id, item in items.items():
+                try:
+                    changes.append(read(logto_id, item, span))
+                except InvalidApiResponse as error:
+                    self._doubt(error)
+            return changes
+
+        return await asyncio.to_thread(read_all)
 
     async def _ask_unlisted(
         self, kind: Kind, ask: Callable[[str], Awaitable[None]], with_roles: bool = False

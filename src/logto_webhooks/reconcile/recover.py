@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
@@ -11,7 +12,7 @@ from msgspec import Struct
 from logto_webhooks.clock import Clock
 from logto_webhooks.database.runner import TransactionRunner, run_or_rehearse
 from logto_webhooks.database.store import RECOVER, Checkpoint, Store
-from logto_webhooks.deliveries import ReceivedBody
+from logto_webhooks.deliveries import NewDelivery, ReceivedBody
 from logto_webhooks.event_loop import forever
 from logto_webhooks.instrumentation import LogRecovered, Observer
 from logto_webhooks.logto import delivery_log
@@ -149,7 +150,7 @@ class Recovery:
     ) -> None:
         now = self._clock.now()
         ahead = 0 if date is None else max(0, date - now)  # of our clock, by Logto's own
-        parsed = [(entry, delivery_log.parse_delivery(entry, now, ahead)) for entry in entries]
+        parsed = await asyncio.to_thread(_parse, entries, now, ahead)
         deliveries = [delivery for _, delivery in parsed if delivery]
         result.entries += len(entries)
         self._oldest = min([self._oldest, *(delivery.occurred_at for delivery in deliveries)])
@@ -171,6 +172,12 @@ class Recovery:
 
         if not dry:
             await self._host.run(note)
+
+
+def _parse(
+    entries: Sequence[dict[str, Any]], now: int, ahead: int
+) -> list[tuple[dict[str, Any], NewDelivery | None]]:
+    return [(entry, delivery_log.parse_delivery(entry, now, ahead)) for entry in entries]
 
 
 def _to_iso(at: int) -> str:
