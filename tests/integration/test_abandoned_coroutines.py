@@ -21,7 +21,7 @@ from tests.support import postgres
 from tests.support.mounted import all_over, jobs, live, send, soon, until
 from tests.support.waiting import eventually
 
-SLEEP = sa.text("SELECT pg_sleep(60)")
+SLEEP, QUICK = sa.text("SELECT pg_sleep(60)"), sa.text("SELECT 1")
 
 
 def on_sqlite(folder: Path, reports: list[TelemetryEvent]) -> LogtoWebhooks:
@@ -124,6 +124,50 @@ def test_one_with_a_transaction_gives_it_back(driver: str) -> None:
         assert await effects() == ["good", "good"]
 
     live(logto, body)
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+def test_one_that_repeats_what_fails_lets_others_run(driver: str) -> None:
+    """Each statement of an abandoned one fails, but not at once: or it would block the loop."""
+    schema = postgres.emptied_schema()
+    url = postgres.server_url().set(drivername=f"postgresql+{driver}")
+    logto = LogtoWebhooks(signing_key=SIGNING_KEY, engine=create_async_engine(url), schema=schema)
+    release = asyncio.Event()
+    errors: list[BaseException] = []
+
+    async def repeat(*work: Callable[[], Awaitable[object]]) -> None:
+        await insist(lambda: asyncio.sleep(60), errors)  # until the time limit
+        while not release.is_set() and len(errors) < 100_000:
+            try:
+                for step in work:
+                    await step()
+                await asyncio.sleep(0.05)
+            except BaseException as error:
+                errors.append(error)
+
+    @logto.on("User.Created", name="executes", max_attempts=1, time_limit=0.2)
+    async def executes(event: events.UserCreated, session: AsyncSession) -> None:
+        await session.execute(QUICK)
+        await repeat(lambda: session.execute(QUICK))
+
+    @logto.on("User.Created", name="begins", max_attempts=1, time_limit=0.2)
+    async def begins(event: events.UserCreated, session: AsyncSession) -> None:
+        await repeat(session.rollback, lambda: session.execute(QUICK))
+
+    @logto.on("User.Created", name="connects", max_attempts=1, time_limit=0.2)
+    async def connects(event: events.UserCreated, connection: AsyncConnection) -> None:
+        await repeat(lambda: connection.execute(QUICK))
+
+    async def body(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
+        await send(client, make.user_created(id="u", at=soon()))
+        rows = await until(all_over(3), logto)
+        assert [row.state for row in rows] == ["dead"] * 3
+        await eventually(lambda: asyncio.sleep(0, errors), lambda errors: len(errors) > 6)
+        release.set()
+
+    live(logto, body)
+    assert len(errors) < 100
 
 
 def test_a_handler_that_left_too_many_is_not_called(tmp_path: Path) -> None:

@@ -7,10 +7,12 @@ import inspect
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
+from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
+from sqlalchemy.util import await_only
 
 from logto_webhooks.database.coroutines import DetachedTask
 from logto_webhooks.database.errors import translate_errors
@@ -41,6 +43,7 @@ from logto_webhooks.database.store import LOCK_S, STATEMENT_S, Store
 from logto_webhooks.database.threads import DetachedCall, GreenletBridge
 
 T = TypeVar("T")
+PAUSE_S: Final = 1.0  # of an abandoned coroutine, before each statement, which fails
 
 
 class AsyncRunner:
@@ -284,6 +287,8 @@ async def _take_back(connection: AsyncConnection, cancel: Callable[[], object]) 
             sync.invalidate()
     with suppress(Exception):
         sync.close()
+    for name in ("before_execute", "begin", "savepoint"):
+        event.listen(sync, name, _pause)
     cancel()
     try:
         await asyncio.sleep(CUT_S)
@@ -291,6 +296,11 @@ async def _take_back(connection: AsyncConnection, cancel: Callable[[], object]) 
         held.cut()
     await asyncio.sleep(CUT_S / 10)  # what still waits for the server notices: psycopg needs that
     await held.close()
+
+
+def _pause(*_: object) -> None:
+    """Let others run: who repeats what fails at once would block the event loop."""
+    await_only(asyncio.sleep(PAUSE_S))
 
 
 def _to_sync(connection: AsyncConnection) -> sa.Connection:
