@@ -43,6 +43,10 @@ class Refusing:
         """Run, with a store that refuses."""
         return await self._host.run(lambda store: work(_RefusingStore(store, self)))
 
+    async def run_large(self, work: Any) -> Any:
+        """The same."""
+        return await self.run(work)
+
     async def accept(self, work: Any, limit_s: float) -> Any:
         """Run."""
         return await self.run(work)

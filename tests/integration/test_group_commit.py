@@ -171,6 +171,9 @@ class Losing:
     async def run(self, work: Callable[[Store], Any]) -> Any:
         return await self._host.run(work)
 
+    async def run_large(self, work: Callable[[Store], Any]) -> Any:
+        return await self.run(work)
+
     async def read(self, work: Callable[[Store], Any]) -> Any:
         return await self._host.read(work)
 

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
 import httpx2
 import pytest
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from logto_webhooks import LogtoWebhooks, events
 from logto_webhooks.deliveries import LARGE
 from logto_webhooks.samples.request import SignedRequest
 from logto_webhooks.testing import make
-from tests.support.mounted import all_over, live, on_sqlite, send, soon, until
+from tests.support.mounted import all_over, live, on_postgres, on_sqlite, send, soon, until
 
 PARSING = {"identify", "parse_delivery", "build_event", "hook_of_sender"}
+MOUNTS = [
+    pytest.param(on_sqlite, id="SQLite"),
+    pytest.param(lambda folder: on_postgres(), id="PostgreSQL", marks=pytest.mark.postgres),
+]
 
 
 @contextmanager
@@ -56,9 +61,12 @@ def follow(logto: LogtoWebhooks, request: SignedRequest, jobs: int) -> set[str]:
 
 
 @pytest.mark.parametrize(("parts", "parses"), [(1, True), (LARGE // 4, False)])
-def test_a_large_body_is_parsed_in_a_thread(tmp_path: Path, parts: int, parses: bool) -> None:
+@pytest.mark.parametrize("mount", MOUNTS)
+def test_a_large_body_is_parsed_in_a_thread(
+    mount: Callable[[Path], LogtoWebhooks], tmp_path: Path, parts: int, parses: bool
+) -> None:
     """When it is received, applied and given to handlers. A small one is parsed at once."""
-    logto, given = on_sqlite(tmp_path), list[object]()
+    logto, given = mount(tmp_path), list[object]()
 
     @logto.on("User.Created")
     async def receive(event: events.UserCreated) -> None:
@@ -72,4 +80,7 @@ def test_a_large_body_is_parsed_in_a_thread(tmp_path: Path, parts: int, parses: 
 
     called = follow(logto, make_user(parts), jobs=2)
     assert called & PARSING == (PARSING if parses else set())
+    # What merges and encodes the record; on SQLite that has a thread in any case.
+    applies_here = parses and isinstance(logto._engine, AsyncEngine)
+    assert ("apply_batch" in called) == applies_here
     assert given == [[[[]]] * parts] * 2

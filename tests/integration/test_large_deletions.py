@@ -48,6 +48,10 @@ class Dying:
 
         return await self._host.run(run)
 
+    async def run_large(self, work: Any) -> Any:
+        """Run."""
+        return await self.run(work)
+
     async def accept(self, work: Any, limit_s: float) -> Any:
         """Run."""
         return await self.run(work)

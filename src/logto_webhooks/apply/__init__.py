@@ -229,7 +229,9 @@ class DeliveryWorker:
             if len(batch) == 1 and batch[0].weight > max(FIRST_WEIGHT, self._pace.weight):
                 reports: Sequence[TelemetryEvent] = [await self._apply_large(batch[0], lock_s)]
             else:
-                reports = await self._host.run(partial(self._sync, batch=batch, lock_s=lock_s))
+                is_large = any(len(planned.claimed.body) >= LARGE for planned in batch)
+                run = self._host.run_large if is_large else self._host.run
+                reports = await run(partial(self._sync, batch=batch, lock_s=lock_s))
         except ClaimLost:
             raise
         except TimedOut as error:

@@ -71,6 +71,10 @@ class AsyncRunner:
         """Run and commit. Raises StoreUnavailable or RowRejected for what the database says."""
         return await self._within(RUN_S, lambda held: self._run(work, held))
 
+    async def run_large(self, work: Callable[[Store], T]) -> T:
+        """The same in a thread: only its statements run on the event loop."""
+        return await self._within(RUN_S, lambda held: self._run_in_thread(work, held))
+
     async def accept(self, work: Callable[[Store], T], limit_s: float) -> T:
         """Run each statement as a transaction of its own, within a limit."""
         return await self._within(
@@ -182,14 +186,20 @@ class AsyncRunner:
             await _finish_within(CLOSE_S, self._engine.dispose())
 
     async def _run(self, work: Callable[[Store], T], held: Held) -> T:
-        def run(sync: sa.Connection) -> T:
-            held.hold(sync)
-            store = Store(sync)
-            store.limit_waits(LOCK_S, STATEMENT_S)
-            return work(store)
-
         async with self._begin() as connection:
-            return await connection.run_sync(run)
+            return await connection.run_sync(partial(_hold_and_run, work, held))
+
+    async def _run_in_thread(self, work: Callable[[Store], T], held: Held) -> T:
+        async with self._begin() as connection:
+            bridge, sync = GreenletBridge(), connection.sync_connection
+            assert sync is not None
+            run = partial(_hold_and_run, work, held, sync)
+            try:
+                return await DetachedCall[T]().run(partial(bridge.run, run))
+            except asyncio.CancelledError:
+                await bridge.close()
+                await connection.invalidate()
+                raise
 
     async def _look(
         self,
@@ -220,6 +230,13 @@ class AsyncRunner:
 
     def _begin(self) -> AbstractAsyncContextManager[AsyncConnection]:
         return _transaction(self._engine)
+
+
+def _hold_and_run(work: Callable[[Store], T], held: Held, sync: sa.Connection) -> T:
+    held.hold(sync)
+    store = Store(sync)
+    store.limit_waits(LOCK_S, STATEMENT_S)
+    return work(store)
 
 
 async def _finish_within(limit_s: float, work: Coroutine[Any, Any, None]) -> bool:

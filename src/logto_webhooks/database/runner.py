@@ -56,6 +56,9 @@ class TransactionRunner(Protocol):
     async def run(self, work: Callable[[Store], T]) -> T:
         """Run and commit. Raises StoreUnavailable or RowRejected for what the database says."""
 
+    async def run_large(self, work: Callable[[Store], T]) -> T:
+        """The same for work with large values: it holds back nobody else on this event loop."""
+
     async def accept(self, work: Callable[[Store], T], limit_s: float) -> T:
         """Run `Store.add` alone, each statement committed by itself, within a limit.
 
@@ -278,6 +281,10 @@ class ThreadRunner:
         if HAS_WRITER.get():
             raise WriterBusy()
         return await self._within(RUN_S, self._writer, partial(self._write, work))
+
+    async def run_large(self, work: Callable[[Store], T]) -> T:
+        """The same: all work has a thread."""
+        return await self.run(work)
 
     async def accept(self, work: Callable[[Store], T], limit_s: float) -> T:
         """Run each statement as a transaction of its own, within a limit.

@@ -142,6 +142,10 @@ class _OneConnection:
         """Run in a savepoint. Raises StoreUnavailable or RowRejected for what the database says."""
         raise NotImplementedError
 
+    async def run_large(self, work: Callable[[Store], T]) -> T:
+        """The same as `run`."""
+        return await self.run(work)
+
     async def run(self, work: Callable[[Store], T]) -> T:
         """Run as `on`."""
         return await self.on(lambda connection: work(Store(connection)))
