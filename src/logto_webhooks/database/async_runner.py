@@ -138,7 +138,8 @@ class AsyncRunner:
             if self._is_pooled:
                 await connection.commit()
         except BaseException:
-            if self._is_pooled:  # not all that it did ends with its transaction
+            # Not all that it did ends with its transaction.
+            if self._is_pooled and not connection.closed:
                 try:
                     await _roll_back_or_drop(connection)
                 finally:  # it may be cancelled once more
@@ -172,7 +173,8 @@ class AsyncRunner:
                 else:
                     await _call(connection, wish, call)
         except BaseException as error:
-            await connection.run_sync(roll_back, savepoint, error)
+            if not connection.closed:
+                await connection.run_sync(roll_back, savepoint, error)
             raise
         return await connection.run_sync(end)
 

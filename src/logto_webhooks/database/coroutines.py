@@ -79,9 +79,10 @@ class DetachedTask(Detachable):
         finally:
             self._left.end(self)
 
-    async def _leave(self, task: asyncio.Task[Any]) -> None:
+    async def _leave(self, task: Any) -> None:
         self._left.report(self.handler, describe_stack(task))
         self._left.add(self)
+        task._log_destroy_pending = False  # it was reported already
         if self._take_back is not None:
             await self._take_back(task.cancel)
 
