@@ -229,11 +229,16 @@ class Service:
             await self._database.open()
             return
         self._spool.make()
+        error: Exception
         try:
             await asyncio.wait_for(self._database.open(), OPEN_S)
-        except (StoreUnavailable, SchemaMismatch, TimeoutError) as error:
-            self._observe(NotOpened(describe(error), AGAIN_S))
-            self._is_open = False
+            return
+        except TimeoutError:
+            error = StoreUnavailable(problem=f"no answer within {OPEN_S:g} s")
+        except (StoreUnavailable, SchemaMismatch) as problem:
+            error = problem
+        self._observe(NotOpened(describe(error), AGAIN_S))
+        self._is_open = False
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -276,7 +281,7 @@ class Service:
             try:
                 await self._database.open()
                 self._is_open = True
-            except LogtoWebhooksError as error:
+            except Exception as error:
                 self._observe(NotOpened(describe(error), AGAIN_S))
         self._observe(Opened())
 
