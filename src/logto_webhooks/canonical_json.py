@@ -115,6 +115,7 @@ def no_collection() -> Iterator[None]:
     if not gc.isenabled():
         yield
         return
+    gc.collect(1)  # what is garbage by now would else become old, too
     gc.disable()
     try:
         yield

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +14,7 @@ import httpx2
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from logto_webhooks import LogtoWebhooks, events
+from logto_webhooks import LogtoWebhooks, canonical_json, events
 from logto_webhooks.deliveries import LARGE
 from logto_webhooks.samples.request import SignedRequest
 from logto_webhooks.testing import make
@@ -84,3 +86,37 @@ def test_a_large_body_is_parsed_in_a_thread(
     applies_here = parses and isinstance(logto._engine, AsyncEngine)
     assert ("apply_batch" in called) == applies_here
     assert given == [[[[]]] * parts] * 2
+
+
+@pytest.mark.parametrize("mount", MOUNTS)
+def test_small_deliveries_leave_the_garbage_collector_alone(
+    mount: Callable[[Path], LogtoWebhooks], tmp_path: Path
+) -> None:
+    """What is new stays young: else garbage would become old, which is seldom collected."""
+    logto = mount(tmp_path)
+
+    @logto.on(events.LocalUserCreated)
+    async def note(event: events.LocalUserCreated) -> None: ...
+
+    usual = gc.get_threshold()
+    gc.set_threshold(10**9)  # nothing ages by itself
+    try:
+        new: list[object] = []
+        follow(logto, make_user(parts=3), jobs=1)
+        assert any(young is new for young in gc.get_objects(generation=0))
+    finally:
+        gc.set_threshold(*usual)
+
+
+def test_what_is_garbage_before_a_large_value_is_collected() -> None:
+    """It must not become old with it."""
+
+    class Node:
+        itself: Node
+
+    node = Node()
+    node.itself = node
+    gone = weakref.ref(node)
+    del node
+    canonical_json.decode(b"[" + b"[]," * canonical_json.MANY + b"[]]")
+    assert gone() is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import logging
 import time
@@ -298,7 +299,8 @@ def make_logger(job: Job) -> logging.LoggerAdapter[logging.Logger]:
 def build_event(job: Job) -> Event | LocalEvent:
     """Make the event of a job."""
     if job.event in LOCAL:
-        with canonical_json.no_collection():
+        is_large = len(job.payload) >= LARGE
+        with canonical_json.no_collection() if is_large else contextlib.nullcontext():
             return msgspec.json.decode(job.payload, type=LOCAL[job.event])
     event = parse(trust(job.payload), job.occurred_at)
     if job.event in DERIVED and isinstance(event, OrganizationMembershipUpdated):
