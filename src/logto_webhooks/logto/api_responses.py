@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
@@ -112,9 +113,8 @@ SpanClock = Callable[[ApiResponse], Span]
 async def make_span_clock(host: TransactionRunner) -> SpanClock:
     """Return a function that tells an answer's span. Raises StoreUnavailable.
 
-    Who asks later asks no earlier: so no answer is older than the one before, however long it
-    took; else the users of a slow page would look as if they hadn't been listed at all. But no
-    answer is of later than a second after its own date.
+    Each answer is dated by itself: a listing asks for its next page early, so answers are not
+    looked at in the order in which they were asked for.
     """
     clocks = await host.read(lambda store: store.clocks(RECENT))
     recent = [
@@ -122,16 +122,7 @@ async def make_span_clock(host: TransactionRunner) -> SpanClock:
         for delivery in clocks.recent
         if delivery.believed
     ]
-    latest = 0
-
-    def when(answered: ApiResponse) -> Span:
-        nonlocal latest
-        span = read_span(answered, recent)
-        latest = max(latest, span.at)
-        at = latest if answered.date is None else min(latest, answered.date + SECOND_MS)
-        return Span(at, max(at, span.end))
-
-    return when
+    return partial(read_span, recent=recent)
 
 
 def read_user(user_id: str, content: Any, when: Span) -> Change:

@@ -119,7 +119,7 @@ class ServerClock:
     """
 
     def __init__(self) -> None:
-        self._recent: deque[tuple[float, float]] = deque(maxlen=50)  # arrived (s), ahead (ms)
+        self._recent: deque[tuple[float, float]] = deque()  # asked (s), ahead (ms)
 
     def read(self, asked: float, took_ms: int, date: int) -> int:
         """Return ms on the server's clock; `asked` is in seconds on our monotonic clock."""
