@@ -92,7 +92,7 @@ def test_an_application_starts_before_the_schema_is_there(spools: bool, tmp_path
             await engine.dispose()
             return
         async with app.router.lifespan_context(app), client:
-            await send(client, make.user_created(id="ana", at=soon()))
+            await send(client, make.user_created(id="ana", at=soon() + 60_000))
             assert list((tmp_path / "spool").iterdir())
             await logto.migrate()
             await until(all_over(1), logto)
@@ -121,7 +121,7 @@ def test_handlers_that_cannot_be_registered_yet_hold_back_nobody(tmp_path: Path)
         async with engine.connect() as locking:
             await locking.execute(sa.text(f"LOCK TABLE {schema}.logto_handlers"))
             async with app.router.lifespan_context(app), client:
-                await send(client, make.user_created(id="ana", at=soon()))
+                await send(client, make.user_created(id="ana", at=soon() + 60_000))
                 assert not done
                 await locking.rollback()
                 await until(all_over(1), logto)

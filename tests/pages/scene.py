@@ -81,7 +81,7 @@ async def _fill(folder: Path) -> None:
     new = [_received(each) for each in [*recorded, *(each.body for each in people)]]
     await database.host.run(lambda store: store.add(new))
     await database.host.close()
-    await asyncio.sleep(1.2)  # until they are of the past: a comparison asks about them then
+    await asyncio.sleep(3.5)  # until they are of the past: a comparison asks about them then
 
 
 def _received(body: bytes) -> NewDelivery:
