@@ -47,7 +47,6 @@ async def _live(kind: Kind, rng: random.Random, folder: Path) -> None:
         service = await _started(folder, 0, given)
         try:
             service = await _through_faults(logto, service, rng, folder, given)
-            await asyncio.sleep(2.5)  # a read is dated to the second: what it settles must be older
             found = await asyncio.to_thread(command, "reconcile", "--json", folder=folder, **given)
             assert found.returncode == 0, found.stderr
             assert msgspec.json.decode(found.stdout)["doubts"] == []

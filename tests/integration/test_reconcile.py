@@ -744,3 +744,45 @@ def test_what_logto_refuses_about_one_ends_no_run(error: Exception, tmp_path: Pa
         await host.close()
 
     asyncio.run(live())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_was_read_just_before_is_compared(kind: StoreKind, tmp_path: Path) -> None:
+    """A date of Logto's is of a second: who was read in it, and is gone or has lost a role since,
+    is asked about all the same, also by a run that was killed."""
+
+    async def compare(
+        host: TransactionRunner, logto: FakeLogto, cls: type[ManagementClient] = ManagementClient
+    ) -> ReconcileResult:
+        now = SystemClock()
+        api = cls(logto.url, logto.app_id, logto.app_secret, now=now, budget=100_000)
+        try:
+            return await Reconciliation(api, host, now).run()
+        finally:
+            await api.close()
+
+    async def live() -> None:
+        host = open_host(kind, tmp_path)
+        async with FakeLogto() as logto:
+            ids = [logto.create_user()["id"] for _ in range(120)]
+            acme = logto.create_organization()["id"]
+            for user in ids[:2]:
+                logto.assign_role(user, "admin")
+            await compare(host, logto)
+            with pytest.raises(LogtoUnreachable):
+                await compare(host, logto, dying_after(1))
+            logto.delete_user(ids[-1])
+            logto.delete_organization(acme)
+            logto.remove_role(ids[0], "admin")
+            compared = await compare(host, logto)
+            assert (compared.resumed, compared.doubts) == (True, [])
+            logto.remove_role(ids[1], "admin")
+            compared = await compare(host, logto)
+            assert (compared.resumed, compared.doubts) == (False, [])
+            assert set(here := await users(host)) == set(ids[:-1])
+            assert [user for user in ids[:2] if here[user].roles] == []
+            assert await host.read(lambda store: store.keys("organization", 9)) == []
+        await host.close()
+
+    asyncio.run(live())

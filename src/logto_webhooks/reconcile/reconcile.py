@@ -37,13 +37,13 @@ from logto_webhooks.logto.tenant_check import TenantCheck
 from logto_webhooks.reconcile import REFUSALS, is_answering, report_to
 from logto_webhooks.reconcile.fetch import Fetcher, find_subject
 from logto_webhooks.records.drift import Drift, agrees, drifts_of
-from logto_webhooks.records.record import ROLE, Absent, Change, Key, Kind, Record
+from logto_webhooks.records.record import ROLE, Absent, ApiRead, Change, Key, Kind, Record
 
 if TYPE_CHECKING:
     from logto_webhooks.logto.client import ManagementClient
 
 PIECE: Final = 200  # records that are asked about in one go
-AGAIN: Final = 3  # how often those are asked about again that changed while they were listed
+AGAIN: Final = 8  # how often those are asked about again that changed while they were listed
 AGAIN_S: Final = 0.5
 LOOK_S: Final = 30.0  # how often it is seen whether a run is due
 FUTURE_MS: Final = 600_000  # by how much Logto's clock may be ahead of ours
@@ -51,6 +51,7 @@ MOST: Final = 1_000  # differences that are told one by one
 MOST_LOCKED: Final = 20  # records that are left out because something else holds them
 RESUME_MS: Final = 86_400_000  # how old a run may be that is gone on with
 _BEGAN: Final = f"{RECONCILE} began"
+_BEGAN_BY: Final = f"{RECONCILE} began by"
 
 
 class ReconcileResult(Struct, kw_only=True):
@@ -174,9 +175,12 @@ class ReconcileRun:
         self._fetcher = Fetcher(logto, host, when)
         self._when = when
         self._tenant = tenant
-        # In a dry run, which notes nowhere who was asked about, and which roles were listed.
+        # Who was asked about, and which roles weren't listed, where stored dates don't tell.
         self._asked: set[Key] = set()
         self._roles: dict[Key, set[str]] = {}
+        self._began_by = (
+            0  # what is dated before (Logto's clock) may have been read before this run
+        )
         self._unequal: dict[Key, None] = {}
         self._differed: set[Key] = set()  # in a dry run
         self._left_out: set[str] = set()
@@ -188,9 +192,10 @@ class ReconcileRun:
 
     async def compare_all(self, now: int) -> None:
         """Compare all records, or what a run that was killed left."""
-        reached = await self._read_checkpoint(_BEGAN)
-        if not self._dry and reached and reached.count and reached.at > now - RESUME_MS:
+        reached, by = await self._read_checkpoint(_BEGAN), await self._read_checkpoint(_BEGAN_BY)
+        if not self._dry and reached and by and reached.count and reached.at > now - RESUME_MS:
             self.result.began, self.result.resumed = reached.at, True
+            self._began_by = by.at
         try:
             await self._compare_users()
             await self._compare_organizations()
@@ -267,8 +272,10 @@ class ReconcileRun:
         async for page in listing.pages():
             span = self._when(page)
             if not self.result.began:
-                self.result.began = span.at
-                await self._save({_BEGAN: Checkpoint(span.at, 1)})
+                self.result.began, self._began_by = span
+                await self._save(
+                    {_BEGAN: Checkpoint(span.at, 1), _BEGAN_BY: Checkpoint(span.end, 1)}
+                )
             yield page, span, listing.seen
             await self._save_place(stage, listing.page, listing.total)
         await self._save_place(stage, ENDED, listing.total)
@@ -313,14 +320,14 @@ class ReconcileRun:
         while True:
 
             def find(store: Store, after: str = after) -> list[Key]:
-                began = self.result.began
+                began = self._began_by
                 return store.keys(
                     kind, PIECE, after=after, unread_since=began, with_roles=with_roles
                 )
 
             keys = await self._host.read(find)
             for key in keys:
-                # A dry run asked already; of roles, about each that is known here.
+                # Some were asked about already; of roles, about each that is known here.
                 if self._roles.get(key, {""}) if with_roles else key not in self._asked:
                     yield key
             if not keys:
@@ -381,8 +388,7 @@ class ReconcileRun:
         except (RowRejected, TimedOut) as error:
             await self._learn_halves(changes, error)
             return
-        if self._dry:
-            self._remember(changes, [before for before, _ in changed])
+        self._remember(changes, [before for before, _ in changed])
         for before, after in changed:
             self._count(before.key, drifts_of(before, after))
         self._find_unequal(changes, [after for _, after in changed])
@@ -403,10 +409,19 @@ class ReconcileRun:
         await self._learn(changes[middle:])
 
     def _remember(self, changes: Sequence[Change], before: Iterable[Record]) -> None:
+        """Note what was asked about, if the database doesn't tell: a dry run writes no dates, and
+        at the start of a run a date may be that of an earlier read."""
+        asked = [
+            change
+            for change in changes
+            if isinstance(change, ApiRead | Absent) and (self._dry or change.at < self._began_by)
+        ]
+        keys = {change.key for change in asked}
         for record in before:
-            here = {name for name in record.groups if name.startswith(ROLE)}
-            self._roles.setdefault(record.key, here)
-        for change in changes:
+            if record.key in keys:
+                here = {name for name in record.groups if name.startswith(ROLE)}
+                self._roles.setdefault(record.key, here)
+        for change in asked:
             listed = [name for name in getattr(change, "contents", {}) if name.startswith(ROLE)]
             if listed:
                 self._roles[change.key] = self._roles.get(change.key, set()) - set(listed)

@@ -63,10 +63,13 @@ def agrees(record: Record, change: Change) -> bool:
             present = change.contents.get("present", "own" in change.contents or None)
             if present is not None and (live_row(record) is not None) is not present:
                 return False
-            return present is False or all(
+            if present is False:
+                return True
+            all_of = change.all_of
+            unlisted = [name for name in record.groups if all_of and name.startswith(all_of)]
+            return all(
                 (record.own if name == "own" else record.groups[name].content) == content
-                for name, content in change.contents.items()
-                if not name.startswith(ROLE)
+                for name, content in (dict.fromkeys(unlisted) | change.contents).items()
             )
     return True
 
