@@ -12,6 +12,7 @@ from collections.abc import (
     Awaitable,
     Callable,
     Coroutine,
+    Iterator,
     Mapping,
     MutableMapping,
     Sequence,
@@ -27,7 +28,7 @@ from starlette.responses import Response
 from logto_webhooks import ensure_user
 from logto_webhooks.admin import Admin
 from logto_webhooks.database import Database, Engine
-from logto_webhooks.errors import CalledFromEventLoop, NotStarted, SettingInvalid
+from logto_webhooks.errors import CalledFromEventLoop, NotStarted, SettingInvalid, StartedElsewhere
 from logto_webhooks.events.local import UserRow
 from logto_webhooks.handlers import TIME_LIMIT_S, Function, HandlerOptions, What, parse_patterns
 from logto_webhooks.ingest import WebhookResponse, asgi
@@ -79,6 +80,8 @@ class LogtoWebhooks(Admin):
         self._observe = fan_out(observe)
         self._service: Service | None = None
         self._alone = threading.Lock()
+        self._starting = threading.Lock()
+        self._loops: list[asyncio.AbstractEventLoop] = []  # one for each lifespan that is entered
         self.path = path
         self._paths = asgi.path_variants(path)
         if environment is None:
@@ -176,16 +179,30 @@ class LogtoWebhooks(Admin):
     async def lifespan(self, app: object = None) -> AsyncIterator[None]:
         """Receive deliveries, apply them, and run handlers while the context is open.
 
-        Raises StoreUnavailable, SchemaMismatch, SettingInvalid, InvalidHandler.
+        Raises StoreUnavailable, SchemaMismatch, SettingInvalid, InvalidHandler, and
+        StartedElsewhere if it is entered on another event loop, too.
         """
-        service = Service(self._settings(), self.database, self._observe, self.handlers)
-        await service.open()
-        async with service.running():
-            before, self._service = self._service, service
-            try:
-                yield
-            finally:
-                self._service = before  # of another lifespan, if it was entered twice
+        with self._on_one_loop():
+            service = Service(self._settings(), self.database, self._observe, self.handlers)
+            await service.open()
+            async with service.running():
+                before, self._service = self._service, service
+                try:
+                    yield
+                finally:
+                    self._service = before  # of another lifespan, if it was entered twice
+
+    @contextlib.contextmanager
+    def _on_one_loop(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        with self._starting:
+            if any(other is not loop and not other.is_closed() for other in self._loops):
+                raise StartedElsewhere()
+            self._loops.append(loop)
+        try:
+            yield
+        finally:
+            self._loops.remove(loop)
 
     async def answer(self, scope: Scope, receive: Receive) -> WebhookResponse | None:
         """Answer a request to the webhook's path. Returns None if its body never arrived."""

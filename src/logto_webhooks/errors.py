@@ -376,6 +376,11 @@ class NotStarted(LogtoWebhooksError):
     application's lifespan: include its router, or enter `logto.lifespan()`."""
 
 
+class StartedElsewhere(LogtoWebhooksError):
+    """This LogtoWebhooks object is already started on another event loop, and it can only use one
+    at a time. Create an object for each event loop, with an engine of its own."""
+
+
 class SettingInvalid(LogtoWebhooksError):
     """{name} can't be used: {problem}."""
 
@@ -470,6 +475,7 @@ __all__ = [
     "SignatureRejected",
     "SigningKeyExists",
     "SigningKeyMissing",
+    "StartedElsewhere",
     "StoreUnavailable",
     "TableIsReadOnly",
     "TimeLimitExceeded",

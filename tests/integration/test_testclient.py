@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -11,9 +12,12 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from sqlalchemy.ext.asyncio import AsyncEngine
+from starlette.applications import Starlette
 
 from logto_webhooks import Delivery, LogtoWebhooks, events
+from logto_webhooks.errors import StartedElsewhere
 from logto_webhooks.fastapi import router
+from logto_webhooks.starlette import routes
 from logto_webhooks.testing import make
 from tests.support.mounted import on_postgres, on_sqlite
 from tests.support.waiting import until
@@ -106,10 +110,43 @@ def test_without_the_lifespan_it_says_so(tmp_path: Path) -> None:
 
 def test_a_lifespan_within_another_ends_alone(tmp_path: Path) -> None:
     """Who entered first goes on."""
-    app = mounted(on_sqlite(tmp_path))
+    logto = on_sqlite(tmp_path)
+
+    @asynccontextmanager
+    async def twice(app: Starlette) -> AsyncIterator[None]:
+        async with logto.lifespan():
+            async with logto.lifespan():
+                pass
+            yield
+
+    with TestClient(Starlette(lifespan=twice, routes=routes(logto))) as client:
+        assert sent(client, "/api/webhooks/logto") == 200
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+def test_it_is_started_on_one_event_loop(kind: str, tmp_path: Path) -> None:
+    """Each TestClient has its own: the second is refused, the first goes on, and another can be
+    entered after it."""
+    app = mounted(on_sqlite(tmp_path) if kind == "sqlite" else on_postgres())
     with TestClient(app) as client:
-        with TestClient(app) as inner:
-            assert sent(inner, "/api/webhooks/logto") == 200
+        with pytest.raises(StartedElsewhere, match="another event loop"), TestClient(app):
+            pass
+        assert sent(client, "/api/webhooks/logto") == 200
+    with TestClient(app) as client:
+        assert sent(client, "/api/webhooks/logto/") == 200
+
+
+def test_an_event_loop_that_was_closed_is_no_other(tmp_path: Path) -> None:
+    """It was left without ending its lifespan: the next one may start."""
+    logto = on_sqlite(tmp_path)
+    loop, left = asyncio.new_event_loop(), logto.lifespan()
+    loop.run_until_complete(left.__aenter__())
+    tasks = asyncio.all_tasks(loop)
+    for task in tasks:
+        task.cancel()
+    loop.run_until_complete(asyncio.wait(tasks))
+    loop.close()
+    with TestClient(mounted(logto)) as client:
         assert sent(client, "/api/webhooks/logto") == 200
 
 
