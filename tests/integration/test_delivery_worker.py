@@ -28,35 +28,20 @@ from logto_webhooks.records.record import Key, Record
 from logto_webhooks.samples.request import SignedRequest
 from logto_webhooks.testing import App, make
 from tests.integration.conftest import Run
-from tests.support.stores import Copy, delivery
+from tests.support.stores import Copy, WrappedRunner, delivery
 
 
-class Refusing:
-    """A host before a real one, whose database refuses rows about one user."""
+class Refusing(WrappedRunner):
+    """A runner whose database refuses rows about one user."""
 
     def __init__(self, host: TransactionRunner, user: str, error: Exception) -> None:
-        self._host = host
+        super().__init__(host)
         self._key = Key("user", user)
         self.error: Exception | None = error
 
     async def run(self, work: Any) -> Any:
         """Run, with a store that refuses."""
         return await self._host.run(lambda store: work(_RefusingStore(store, self)))
-
-    async def run_large(self, work: Any) -> Any:
-        """The same."""
-        return await self.run(work)
-
-    async def accept(self, work: Any, limit_s: float) -> Any:
-        """Run."""
-        return await self.run(work)
-
-    async def read(self, work: Any) -> Any:
-        """Read."""
-        return await self._host.read(work)
-
-    async def close(self) -> None:
-        """Close."""
 
     def refuse(self, keys: Sequence[Key]) -> None:
         """Raise for the key."""
@@ -295,7 +280,7 @@ class TestGroupCommit:
         commits, woken = [0], [0]
         reports: list[TelemetryEvent] = []
 
-        class Counting(Refusing):
+        class Counting(WrappedRunner):
             async def run(self, work: Any) -> Any:
                 commits[0] += 1
                 return await host.run(lambda store: work(_RefusingAdd(store)))
@@ -304,7 +289,7 @@ class TestGroupCommit:
             woken[0] += 1
 
         async def live() -> list[Any]:
-            group = GroupCommit(Counting(host, "", ValueError()), reports.append, wake)
+            group = GroupCommit(Counting(host), reports.append, wake)
             adding = [group.add(delivery(each.body)) for each in sent]
             return await asyncio.gather(*adding, return_exceptions=True)
 

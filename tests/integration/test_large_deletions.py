@@ -20,7 +20,7 @@ from logto_webhooks.jobs import JobFilter, RegisteredHandler
 from logto_webhooks.records.record import Change, Key, Tombstone, Upsert, Value, membership
 from logto_webhooks.testing import make
 from tests.integration.conftest import Run
-from tests.support.stores import ALL, Copy, delivery
+from tests.support.stores import ALL, Copy, WrappedRunner, delivery
 
 PEOPLE = [f"u{number:03}" for number in range(90)]
 MEMBER_LEFT = RegisteredHandler(name="left", patterns=("LocalMemberRemoved",))
@@ -29,11 +29,11 @@ MEMBER_ADDED = RegisteredHandler(
 )
 
 
-class Dying:
-    """A host before a real one, that fails at a certain transaction."""
+class Dying(WrappedRunner):
+    """A runner that fails at a certain transaction."""
 
     def __init__(self, host: TransactionRunner, at: int) -> None:
-        self._host = host
+        super().__init__(host)
         self._left = at
 
     async def run(self, work: Any) -> Any:
@@ -47,21 +47,6 @@ class Dying:
             return result
 
         return await self._host.run(run)
-
-    async def run_large(self, work: Any) -> Any:
-        """Run."""
-        return await self.run(work)
-
-    async def accept(self, work: Any, limit_s: float) -> Any:
-        """Run."""
-        return await self.run(work)
-
-    async def read(self, work: Any) -> Any:
-        """Read."""
-        return await self._host.read(work)
-
-    async def close(self) -> None:
-        """Close."""
 
 
 @pytest.fixture(autouse=True)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import msgspec
 import sqlalchemy as sa
@@ -37,6 +37,8 @@ from logto_webhooks.signing_keys import trust
 from logto_webhooks.testing import FrozenClock
 from logto_webhooks.testing.backend import MemoryBackend
 from tests.support import postgres
+
+T = TypeVar("T")
 
 StoreKind = Literal["sqlite", "asyncpg", "psycopg", "postgres-thread"]
 STORES: tuple[StoreKind, ...] = get_args(StoreKind)
@@ -197,3 +199,29 @@ def _known(store: Store, records: dict[Key, Record]) -> Known:
 def _without_id(found: FoundRow) -> FoundRow:
     row: dict[str, Any] = {name: value for name, value in found.row.items() if name != "id"}
     return msgspec.structs.replace(found, row=row)
+
+
+class WrappedRunner:
+    """Runs work on another runner. A test overrides `run` to make it fail."""
+
+    def __init__(self, host: TransactionRunner) -> None:
+        self._host = host
+
+    async def run(self, work: Callable[[Store], T]) -> T:
+        """Run."""
+        return await self._host.run(work)
+
+    async def run_large(self, work: Callable[[Store], T]) -> T:
+        """Run."""
+        return await self.run(work)
+
+    async def accept(self, work: Callable[[Store], T], limit_s: float) -> T:
+        """Run."""
+        return await self.run(work)
+
+    async def read(self, work: Callable[[Store], T]) -> T:
+        """Read."""
+        return await self._host.read(work)
+
+    async def close(self) -> None:
+        """Close nothing: the other runner is the fixture's."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from abc import ABC, abstractmethod
 from asyncio import events
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -135,12 +136,12 @@ def hide_running_loop() -> Iterator[None]:
         events._set_running_loop(loop)
 
 
-class _OneConnection:
+class _OneConnection(ABC):
     """Runs all work in savepoints of one connection."""
 
+    @abstractmethod
     async def on(self, work: Callable[[sa.Connection], T]) -> T:
         """Run in a savepoint. Raises StoreUnavailable or RowRejected for what the database says."""
-        raise NotImplementedError
 
     async def run_large(self, work: Callable[[Store], T]) -> T:
         """The same as `run`."""
