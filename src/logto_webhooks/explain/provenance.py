@@ -115,7 +115,7 @@ class Provenance:
     def _list_fields(self, record: Record) -> Iterator[Field]:
         row = project(record) or {}
         for column in columns_for(record.key, self._subject):
-            yield self._make_field(column.deciding(record), record, row)
+            yield self._make_field(column.resolve(record), record, row)
         for name, fact in fact_columns(record.key).items():
             yield self._make_fact(name, fact, record)
         if record.key == self._subject:

@@ -1,1 +1,1 @@
-"""Records of users, organizations and memberships, merged without needing order. No I/O."""
+"""Records of users, organizations and memberships, merged in any order. No I/O."""

@@ -42,15 +42,15 @@ from logto_webhooks.records.record import (
 )
 from logto_webhooks.signing_keys import VerifiedBody
 
-LAG_MS: Final = 100  # a change is older than its dispatch: how much, where no stamp tells
-CAP: Final = 5000  # Logto cuts a list of members here, without a word
+LAG_MS: Final = 100  # how long before its webhook a change happened, if Logto sends no time
+MAX_LISTED: Final = 5000  # Logto cuts longer lists of members without notice
 
 
 def read(
     body: VerifiedBody, occurred_at: int, lag_ms: int = LAG_MS
 ) -> tuple[Event, list[DeliveryChange]]:
-    """Parse a delivery that the inbox dated `occurred_at` (ms); return its event, and what that
-    changes. If the delivery's own date was corrected, its records are in doubt.
+    """Parse a delivery; return its event and the changes. `occurred_at` (ms) is its date in the
+    inbox. If this differs from the date that Logto sent, the records are in doubt.
 
     Raises NotADelivery, MalformedEvent.
     """
@@ -65,7 +65,7 @@ def read(
 
 
 def changes_from_event(event: Event, lag_ms: int = LAG_MS) -> list[DeliveryChange]:
-    """Say what an event changes; nothing for test payloads, and for events of no record.
+    """Return what an event changes: nothing if it's a test payload or about no record.
 
     Raises MalformedEvent.
     """
@@ -73,38 +73,38 @@ def changes_from_event(event: Event, lag_ms: int = LAG_MS) -> list[DeliveryChang
         case UserDeleted():
             return [Tombstone(Key("user", event.user_id), event.at)]
         case UserDataUpdated() if event.custom_data is not None or event.profile is not None:
-            return [_user_part(event, lag_ms)]
+            return [_make_part_change(event, lag_ms)]
         case UserEvent() | InteractionEvent():
-            return _user(event, lag_ms)
+            return _list_user_changes(event, lag_ms)
         case OrganizationDeleted():
             return [Tombstone(Key("organization", event.organization_id), event.at)]
         case WholeOrganizationEvent():
-            return _organization(event, lag_ms)
+            return _list_organization_changes(event, lag_ms)
         case OrganizationMembershipUpdated():
-            return _members(event, lag_ms)
+            return _list_member_changes(event, lag_ms)
         case OrganizationUserAdded() | OrganizationUserRemoved():
             present = isinstance(event, OrganizationUserAdded)
-            return [_member(event.organization_id, event.user_id, present, event.at, lag_ms)]
+            return [_make_member(event.organization_id, event.user_id, present, event.at, lag_ms)]
     return []
 
 
-def _user(event: UserEvent | InteractionEvent, lag_ms: int) -> list[DeliveryChange]:
+def _list_user_changes(event: UserEvent | InteractionEvent, lag_ms: int) -> list[DeliveryChange]:
     key = Key("user", event.user_id)
     if event.user is None:
         return [RefetchRequest(key, UNKNOWN_CHANGE, event.at)]
-    _same_id(event, event.user_id, event.user.id)
+    _check_same_id(event, event.user_id, event.user.id)
     user = event.user
-    stamp, start = _stamp_and_start(user.updated_at, event.at, lag_ms)
-    # Of a user who is new, what is left out is none.
+    stamp, start = _find_stamp_and_start(user.updated_at, event.at, lag_ms)
+    # A new user's missing fields are null.
     sent = event.payload.get("user" if isinstance(event, InteractionEvent) else "data")
     contents = user_groups(user, None if isinstance(event, UserCreated) else sent)
     values = {name: Value(content, stamp, start, event.at) for name, content in contents.items()}
     upsert = Upsert(key, values, user_facts(user, event.at) | {"updatedAt": stamp})
-    return _with_refetch(upsert, event.at)
+    return _add_refetch(upsert, event.at)
 
 
 def user_facts(user: User, latest: int) -> dict[str, int]:
-    """Return the moments that a whole user tells; none is later than it was told itself."""
+    """Return the times that a whole user contains, at most `latest` (ms)."""
     moments = {
         "lastSignInAt": user.last_sign_in_at,
         "createdAt": user.created_at,
@@ -114,9 +114,9 @@ def user_facts(user: User, latest: int) -> dict[str, int]:
 
 
 def user_groups(user: User, sent: Container[str] | None = None) -> Json:
-    """Split a user into the contents of its groups, named as Logto names the fields.
+    """Split a user into the contents of its groups. Fields have Logto's names.
 
-    `sent` has the fields that Logto sent; if it is None, those left out of `own` are null.
+    `sent` contains the fields that Logto sent. If it is None, missing fields of `own` are null.
     """
     own = {
         "username": user.username,
@@ -126,7 +126,7 @@ def user_groups(user: User, sent: Container[str] | None = None) -> Json:
         "avatar": user.avatar,
         "identities": user.identities,
     }
-    contents = _own(own, sent) | {
+    contents = _group_own_fields(own, sent) | {
         "suspension": user.is_suspended,
         "custom_data": user.custom_data,
         "profile": user.profile,
@@ -138,21 +138,21 @@ def user_groups(user: User, sent: Container[str] | None = None) -> Json:
     }
 
 
-def _own(fields: Json, sent: Container[str] | None) -> Json:
-    """Make one group of all fields, or a group of each where some of them weren't sent."""
+def _group_own_fields(fields: Json, sent: Container[str] | None) -> Json:
+    """Make one group of all fields, or one per sent field if some weren't sent."""
     if sent is None or all(name in sent for name in fields):
         return {"own": fields}
     return {OWN_FIELD + name: content for name, content in fields.items() if name in sent}
 
 
-def _with_refetch(upsert: Upsert, at: int) -> list[DeliveryChange]:
-    """Only Logto knows what some fields are that weren't sent."""
+def _add_refetch(upsert: Upsert, at: int) -> list[DeliveryChange]:
+    """Request a refetch if fields are missing: only Logto knows their values."""
     if "own" in upsert.values:
         return [upsert]
     return [upsert, RefetchRequest(upsert.key, UNKNOWN_CHANGE, at)]
 
 
-def _user_part(event: UserDataUpdated, lag_ms: int) -> DeliveryChange:
+def _make_part_change(event: UserDataUpdated, lag_ms: int) -> DeliveryChange:
     parts = {"custom_data": event.custom_data, "profile": event.profile}
     values = {
         name: Value(canonical_json.shown(content), event.at, event.at - lag_ms, event.at)
@@ -162,28 +162,28 @@ def _user_part(event: UserDataUpdated, lag_ms: int) -> DeliveryChange:
     return Upsert(Key("user", event.user_id), values, {"updatedAt": event.at})
 
 
-def _organization(event: WholeOrganizationEvent, lag_ms: int) -> list[DeliveryChange]:
+def _list_organization_changes(event: WholeOrganizationEvent, lag_ms: int) -> list[DeliveryChange]:
     organization, key = event.organization, Key("organization", event.organization_id)
     if organization is None:
         return [RefetchRequest(key, UNKNOWN_CHANGE, event.at)]
-    _same_id(event, event.organization_id, organization.id)
+    _check_same_id(event, event.organization_id, organization.id)
     sent = None if isinstance(event, OrganizationCreated) else event.payload.get("data")
     values = {
         name: Value(content, event.at, event.at - lag_ms, event.at)
-        for name, content in _own(organization_group(organization), sent).items()
+        for name, content in _group_own_fields(organization_group(organization), sent).items()
     }
     facts = organization_facts(organization, event.at) | {"updatedAt": event.at}
-    return _with_refetch(Upsert(key, values, facts), event.at)
+    return _add_refetch(Upsert(key, values, facts), event.at)
 
 
 def organization_facts(organization: Organization, latest: int) -> dict[str, int]:
-    """Return the moments that an organization tells; none is later than it was told itself."""
+    """Return the times that an organization contains, at most `latest` (ms)."""
     created = organization.created_at
     return {} if created is None or created < 0 else {"createdAt": min(created, latest)}
 
 
 def organization_group(organization: Organization) -> Json:
-    """Return the content of an organization's one group, named as Logto names the fields."""
+    """Return the content of an organization's only group. Fields have Logto's names."""
     content = {
         "name": organization.name,
         "description": organization.description,
@@ -193,33 +193,33 @@ def organization_group(organization: Organization) -> Json:
     return shown
 
 
-def _members(event: OrganizationMembershipUpdated, lag_ms: int) -> list[DeliveryChange]:
+def _list_member_changes(event: OrganizationMembershipUpdated, lag_ms: int) -> list[DeliveryChange]:
     organization, at = event.organization_id, event.at
     added, removed = event.added_user_ids, event.removed_user_ids
     changes: list[DeliveryChange] = [
-        _member(organization, user, True, at, lag_ms) for user in added
+        _make_member(organization, user, True, at, lag_ms) for user in added
     ]
-    changes += [_member(organization, user, False, at, lag_ms) for user in removed]
-    of_applications = event.added_application_ids or event.removed_application_ids
-    untold = not (added or removed or of_applications)
-    if untold or len(added) >= CAP or len(removed) >= CAP:
+    changes += [_make_member(organization, user, False, at, lag_ms) for user in removed]
+    applications = event.added_application_ids or event.removed_application_ids
+    no_lists = not (added or removed or applications)
+    if no_lists or len(added) >= MAX_LISTED or len(removed) >= MAX_LISTED:
         changes.append(RefetchRequest(Key("organization", organization), MEMBERS, at))
     return changes
 
 
-def _member(organization: str, user: str, present: bool, at: int, lag_ms: int) -> DeliveryChange:
+def _make_member(organization: str, user: str, present: bool, at: int, lag_ms: int) -> Upsert:
     value = Value(present, at, at - lag_ms, at)
     facts = {"addedAt": at} if present else {}
     return Upsert(membership(organization, user), {"present": value}, facts)
 
 
-def _stamp_and_start(updated_at: int | None, at: int, lag_ms: int) -> tuple[int, int]:
+def _find_stamp_and_start(updated_at: int | None, at: int, lag_ms: int) -> tuple[int, int]:
     if updated_at is None:
         return at, at - lag_ms
-    stamp = max(0, min(updated_at, at))  # nothing is sent before it was made
+    stamp = max(0, min(updated_at, at))  # a change can't be newer than its webhook
     return stamp, stamp
 
 
-def _same_id(event: Event, expected: str, found: str) -> None:
+def _check_same_id(event: Event, expected: str, found: str) -> None:
     if expected != found:
         raise MalformedEvent(event=event.event, problem="it contains two different ids")

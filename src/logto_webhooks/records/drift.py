@@ -1,4 +1,4 @@
-"""Describe how a record differed from Logto's own."""
+"""Describe how a record differed from Logto."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from logto_webhooks.records.record import NEVER, ROLE, ROLES, Absent, ApiRead, C
 MISSING: Final = "missing"
 DELETED: Final = "deleted"
 # Logto sends nothing when these change.
-_SILENT: Final = {"identities"}
-_PARTS: Final[dict[Part, str]] = {"roles": "roles", "member_roles": "organization_roles"}
+_WITHOUT_WEBHOOK: Final = {"identities"}
+_ROLE_COLUMNS: Final[dict[Part, str]] = {"roles": "roles", "member_roles": "organization_roles"}
 
 
 class Drift(Struct, frozen=True):
-    """A record that differed, in which columns (`missing` and `deleted` are whole records), since
-    when at the latest (ms; None if that is unknown), and the likely reason.
+    """A record that differed from Logto, with the columns and the likely reason.
 
-    A role that differs is a drift of its own: `role` is its name.
+    `fields` is `missing` or `deleted` if the whole record differed. It differed no later than
+    `since` (ms; None if unknown). Each role that differed is a separate drift, with its name.
     """
 
     kind: Kind
@@ -32,30 +32,29 @@ class Drift(Struct, frozen=True):
 
 
 def drifts_of(before: Record, after: Record) -> list[Drift]:
-    """Compare a record with what it became once Logto was asked; empty if nothing differs."""
+    """Compare a record before and after a read from Logto; empty if nothing differs."""
     fields = differing(before, after)
-    own = tuple(name for name in fields if name not in _PARTS.values())
+    own = tuple(name for name in fields if name not in _ROLE_COLUMNS.values())
     drifts = []
     if own:
-        since, reason = _since(before, after, own), _reason(before, after, own)
+        since, reason = _find_since(before, after, own), _find_reason(before, after, own)
         drifts.append(Drift(after.key.kind, after.key.id, own, since, reason))
-    for part, column in _PARTS.items():
+    for part, column in _ROLE_COLUMNS.items():
         if column in fields:
-            drifts += _roles(before, after, part)
+            drifts += _compare_roles(before, after, part)
     return drifts
 
 
 def differing(before: Record, after: Record) -> tuple[str, ...]:
-    """Name the columns of the mirror in which two states of a record differ."""
-    old, new = _columns(before), _columns(after)
+    """Return the mirror columns in which two states of a record differ."""
+    old, new = _get_columns(before), _get_columns(after)
     if old is None or new is None:
         return () if old is new else (MISSING if old is None else DELETED,)
     return tuple(name for name, value in new.items() if old[name] != value)
 
 
 def agrees(record: Record, change: Change) -> bool:
-    """Whether a record is what an answer of Logto's says: something that was told of later may
-    have won."""
+    """Whether a record equals what Logto's API returned. It doesn't if a later change won."""
     match change:
         case Absent():
             return record.deleted_at is not None
@@ -74,28 +73,28 @@ def agrees(record: Record, change: Change) -> bool:
     return True
 
 
-def _columns(record: Record) -> dict[str, Any] | None:
+def _get_columns(record: Record) -> dict[str, Any] | None:
     row = live_row(record)
     if row is None:
         return None
-    columns = {name: value for name, value in row.items() if name not in _OWN}
-    return columns | {name: _names(record, part) for part, name in _PARTS.items()}
+    columns = {name: value for name, value in row.items() if name not in _NOT_COMPARED}
+    return columns | {name: _get_role_names(record, part) for part, name in _ROLE_COLUMNS.items()}
 
 
-def _names(record: Record, part: Part) -> dict[str, str]:
-    """The roles by id, with their names."""
+def _get_role_names(record: Record, part: Part) -> dict[str, str]:
+    """Return the names of the roles by ID."""
     return {role["role_id"]: role["name"] for role in child_rows(record).get(part, [])}
 
 
-def _roles(before: Record, after: Record, part: Part) -> list[Drift]:
-    """One for each role that one of the two has, or has under another name."""
-    old, new = _names(before, part), _names(after, part)
+def _compare_roles(before: Record, after: Record, part: Part) -> list[Drift]:
+    """Return a drift for each role that was added, removed or renamed."""
+    old, new = _get_role_names(before, part), _get_role_names(after, part)
     return [
         Drift(
             after.key.kind,
             after.key.id,
-            (_PARTS[part],),
-            _role_read_at(before, part, role_id),
+            (_ROLE_COLUMNS[part],),
+            _find_role_read_at(before, part, role_id),
             "Logto sends no webhook when these change",
             new.get(role_id, old.get(role_id, "")),
         )
@@ -104,34 +103,34 @@ def _roles(before: Record, after: Record, part: Part) -> list[Drift]:
     ]
 
 
-def _role_read_at(record: Record, part: Part, role_id: str) -> int | None:
-    """When Logto was last asked about a role; None if it never was."""
+def _find_role_read_at(record: Record, part: Part, role_id: str) -> int | None:
+    """Return when a role was last read from Logto; None if never."""
     group = record.groups.get(ROLES)
     if part == "roles":
         group = record.groups.get(ROLE + role_id, group)
     return None if group is None or group.read_at == NEVER else group.read_at
 
 
-# Known only here; and the newest change, which Logto bumps without saying so.
-_OWN: Final = {"updated_at", "joined_at", "deleted_at"}
+# Logto doesn't have the last two, and changes `updated_at` without a webhook.
+_NOT_COMPARED: Final = {"updated_at", "joined_at", "deleted_at"}
 
 
-def _since(before: Record, after: Record, fields: tuple[str, ...]) -> int | None:
+def _find_since(before: Record, after: Record, fields: tuple[str, ...]) -> int | None:
     if fields == (MISSING,) and before.deleted_at is not None:
         return before.deleted_at
     groups = [group for name, group in before.groups.items() if not name.startswith("role")]
-    # What a read told is true as of its beginning.
-    heard = max((max(group.read_at, group.stamp) for group in groups), default=None)
-    changed = after.facts.get("createdAt" if heard is None else "updatedAt")
-    if heard is None or (changed is not None and changed > heard):
+    # A read is valid as of its start.
+    known_at = max((max(group.read_at, group.stamp) for group in groups), default=None)
+    changed = after.facts.get("createdAt" if known_at is None else "updatedAt")
+    if known_at is None or (changed is not None and changed > known_at):
         return changed
-    return heard
+    return known_at
 
 
-def _reason(before: Record, after: Record, fields: tuple[str, ...]) -> str:
+def _find_reason(before: Record, after: Record, fields: tuple[str, ...]) -> str:
     if before.waiting_for is not None and before.groups:
         return f"waiting for a refetch: {before.waiting_for}"
-    if set(fields) <= _SILENT:
+    if set(fields) <= _WITHOUT_WEBHOOK:
         return "Logto sends no webhook when these change"
     if fields == (MISSING,) and before.deleted_at is not None:
         return "it was deleted, and exists in Logto again"

@@ -25,82 +25,84 @@ from logto_webhooks.events.local import (
 from logto_webhooks.records.projection import live_row, project
 from logto_webhooks.records.record import Key, Record
 
-_UNTOLD: Final = {"updated_at", "deleted_at"}  # they follow from what else changed
+_NOT_REPORTED: Final = {"updated_at", "deleted_at"}  # they follow from other changes
 
 
 def local_events(before: Record, after: Record, source: Source) -> list[LocalEvent]:
-    """Say what became of the row of a user or an organization; nothing if it looks the same."""
+    """Return what happened to the row of a user or an organization; empty if it is equal."""
     old, new = live_row(before), live_row(after)
     if new is None:
-        return [_deleted(after, source)] if old is not None else []
+        return [_make_deleted(after, source)] if old is not None else []
     if old is None:
         was_here = project(before) is not None
-        return [_created(after, source, restored=was_here)]
+        return [_make_created(after, source, restored=was_here)]
     changes: Changes = {
-        name: (_shown(name, old[name]), _shown(name, value))
+        name: (_convert_times(name, old[name]), _convert_times(name, value))
         for name, value in new.items()
-        if old[name] != value and name not in _UNTOLD
+        if old[name] != value and name not in _NOT_REPORTED
     }
-    return [_updated(after, source, changes)] if changes else []
+    return [_make_updated(after, source, changes)] if changes else []
 
 
 def member_added(key: Key, source: Source) -> LocalMemberAdded:
-    """That a membership is here, and so are both its ends."""
+    """Make the event of a membership whose user and organization both have rows."""
     organization, user = key.organization_and_user
     return LocalMemberAdded(source=source, organization_id=organization.id, user_id=user.id)
 
 
 def member_removed(key: Key, source: Source) -> LocalMemberRemoved:
-    """That a membership, of which it was told that it was here, is over."""
+    """Make the event of the end of a membership that had a `LocalMemberAdded`."""
     organization, user = key.organization_and_user
     return LocalMemberRemoved(source=source, organization_id=organization.id, user_id=user.id)
 
 
 def user_row(record: Record) -> UserRow | None:
-    """The row of a user; None where there is none (yet)."""
+    """Return the row of a user; None if there is none (yet)."""
     row = project(record)
-    return None if row is None else msgspec.convert(_dated(record, row), UserRow)
+    return None if row is None else msgspec.convert(_convert_row(record, row), UserRow)
 
 
 def is_here(record: Record) -> bool:
-    """Whether a record has a row, and isn't deleted."""
+    """Whether a record has a row and isn't deleted."""
     return live_row(record) is not None
 
 
-def _created(record: Record, source: Source, restored: bool) -> LocalEvent:
+def _make_created(record: Record, source: Source, restored: bool) -> LocalEvent:
     if record.key.kind == "user":
-        return LocalUserCreated(source=source, user=_user(record), restored=restored)
-    organization = _organization(record)
+        return LocalUserCreated(source=source, user=_get_user(record), restored=restored)
+    organization = _get_organization(record)
     return LocalOrganizationCreated(source=source, organization=organization, restored=restored)
 
 
-def _updated(record: Record, source: Source, changes: Changes) -> LocalEvent:
+def _make_updated(record: Record, source: Source, changes: Changes) -> LocalEvent:
     if record.key.kind == "user":
-        return LocalUserUpdated(source=source, user=_user(record), changes=changes)
-    organization = _organization(record)
+        return LocalUserUpdated(source=source, user=_get_user(record), changes=changes)
+    organization = _get_organization(record)
     return LocalOrganizationUpdated(source=source, organization=organization, changes=changes)
 
 
-def _deleted(record: Record, source: Source) -> LocalEvent:
+def _make_deleted(record: Record, source: Source) -> LocalEvent:
     if record.key.kind == "user":
-        return LocalUserDeleted(source=source, user=_user(record))
-    return LocalOrganizationDeleted(source=source, organization=_organization(record))
+        return LocalUserDeleted(source=source, user=_get_user(record))
+    return LocalOrganizationDeleted(source=source, organization=_get_organization(record))
 
 
-def _user(record: Record) -> UserRow:
-    return msgspec.convert(_dated(record, project(record) or {}), UserRow)
+def _get_user(record: Record) -> UserRow:
+    return msgspec.convert(_convert_row(record, project(record) or {}), UserRow)
 
 
-def _organization(record: Record) -> OrganizationRow:
-    return msgspec.convert(_dated(record, project(record) or {}), OrganizationRow)
+def _get_organization(record: Record) -> OrganizationRow:
+    return msgspec.convert(_convert_row(record, project(record) or {}), OrganizationRow)
 
 
-def _dated(record: Record, row: dict[str, Any]) -> dict[str, Any]:
-    return {"id": record.local_id} | {name: _shown(name, value) for name, value in row.items()}
+def _convert_row(record: Record, row: dict[str, Any]) -> dict[str, Any]:
+    return {"id": record.local_id} | {
+        name: _convert_times(name, value) for name, value in row.items()
+    }
 
 
-def _shown(name: str, value: Any) -> Any:
-    """A column's value as people want it: its times as datetimes in UTC."""
+def _convert_times(name: str, value: Any) -> Any:
+    """Convert times to datetimes in UTC."""
     if not name.endswith("_at") or value is None:
         return value
     return datetime.fromtimestamp(value / 1000, UTC)

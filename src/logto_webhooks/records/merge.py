@@ -1,19 +1,18 @@
-"""The order-free rule: how values of a record merge, and when one is in doubt.
+"""Merge the values of a record in any order, and decide whether one is in doubt.
 
-Nothing here asks in which order deliveries came. A record is a user, an organization or a
-membership; its value is kept in groups. Merging is commutative, associative and idempotent, so
-a record follows from the *set* of what is known about it.
+A record is a user, an organization or a membership. Its values are kept in groups. Merging is
+commutative, associative and idempotent, so a record depends only on the *set* of known values.
 
-- The greatest (stamp, digest) wins; where both are equal, the later start counts.
-- Whether a record exists follows from maxima, too (`Record.deleted_at`): the newest deletion, the
-  newest answers of Logto's, and the greatest stamp of what shows the whole record. A late, older
-  update revives nobody; what Logto shows again comes back.
-- A group is doubtful while a value that differs from the winner ended no earlier than the
-  winner's start, less `GUARD_MS`. The two greatest ends of distinct digests are enough to tell.
-- What Logto's API answers beats every value that had ended when it was asked, whenever that
-  arrives; with a later one it competes as any other value.
+- The value with the greatest (stamp, digest) wins. If both are equal, the later start counts.
+- Whether a record exists also depends only on maxima (`Record.deleted_at`): the newest deletion,
+  the newest reads from Logto, and the greatest stamp of a value with the whole record. A late,
+  older update doesn't restore a deleted record; a newer one does.
+- A group is doubtful if a value that differs from the winner has an end at or after the winner's
+  start less `GUARD_MS`. The two greatest ends of different digests are enough to decide this.
+- A read from Logto's API beats every value with an end at or before the read, whenever that value
+  arrives. Against later values, it competes like any other.
 
-All times are Logto's, in milliseconds since the epoch.
+All times are on Logto's clock, in milliseconds since the epoch.
 """
 
 from __future__ import annotations
@@ -44,25 +43,25 @@ from logto_webhooks.records.record import (
 
 
 def merge(known: Record, change: Change) -> Record:
-    """Return what is known once `change` is known too; `known` itself if nothing is new."""
+    """Return the record merged with `change`; `known` itself if nothing is new."""
     match change:
         case Tombstone():
             merged = replace(known, gone_at=max(known.gone_at, change.at))
         case Absent():
-            merged = _find_absent(known, change)
+            merged = _apply_absent(known, change)
         case Named():
-            merged = _tell(known, change.at, change.at)
+            merged = _note_evidence(known, change.at, change.at)
         case RefetchRequest():
-            merged = _need(known, change)
+            merged = _add_need(known, change)
         case ApiRead():
-            merged = _settle(known, change)
+            merged = _apply_read(known, change)
         case Upsert():
-            merged = _upsert(known, change)
+            merged = _apply_upsert(known, change)
     return known if merged == known else merged
 
 
 def merge_group(known: Group | None, value: Value) -> Group:
-    """The rule itself, for one group."""
+    """Merge a value into one group."""
     if known is not None and value.end <= known.read_at:
         return known
     digest = canonical_json.digest(value.content).hex()[:32]
@@ -76,9 +75,9 @@ def merge_group(known: Group | None, value: Value) -> Group:
     )
     if known is None:
         return new
-    ends = _two_greatest(known.ends, new.ends[0])
+    ends = _keep_two_greatest(known.ends, new.ends[0])
     if (new.stamp, new.digest) == (known.stamp, known.digest):
-        # A whole and a part can carry the same value and stamp.
+        # A whole record and a part can have the same value and stamp.
         start, end = max(known.start, new.start), max(known.end, new.end)
         return replace(known, start=start, end=end, ends=ends)
     winner = max(known, new, key=lambda group: (group.stamp, group.digest))
@@ -86,8 +85,8 @@ def merge_group(known: Group | None, value: Value) -> Group:
 
 
 def read_group(known: Group | None, content: Any, at: int, end: int) -> Group:
-    """The same for an answer of Logto's: forget what had ended by then, and compete."""
-    # Greater than the stamp of all that is forgotten: so nothing else of that can matter.
+    """Merge a value read from Logto's API: drop values with an end at or before `at`."""
+    # One more than the stamp of any dropped value, so that the read wins.
     value = Value(content, stamp=at + 1, start=at, end=max(at + 1, end))
     if known is None or at <= known.read_at:
         merged = merge_group(known, value)
@@ -96,26 +95,26 @@ def read_group(known: Group | None, content: Any, at: int, end: int) -> Group:
     remembered = replace(known, ends=ends) if known.end > at else None
     merged = merge_group(remembered, value)
     if remembered is None:
-        merged = replace(merged, ends=_two_greatest(ends, merged.ends[0]))
+        merged = replace(merged, ends=_keep_two_greatest(ends, merged.ends[0]))
     return replace(merged, read_at=at)
 
 
-def _upsert(known: Record, upsert: Upsert) -> Record:
+def _apply_upsert(known: Record, upsert: Upsert) -> Record:
     groups = {
         name: merge_group(known.groups.get(name), value) for name, value in upsert.values.items()
     }
     merged = replace(
-        known, groups=known.groups | groups, facts=_greatest(known.facts, upsert.facts)
+        known, groups=known.groups | groups, facts=_keep_greatest(known.facts, upsert.facts)
     )
-    # Claims of a token are of no time, and so no evidence.
+    # A token's claims have no time, so they don't prove that the record existed.
     dated = [value for value in upsert.values.values() if value.end]
     stamp = max((value.stamp for value in dated), default=NEVER)
     end = max((value.end for value in dated), default=NEVER)
-    return _tell(merged, stamp, end)
+    return _note_evidence(merged, stamp, end)
 
 
-def _tell(known: Record, stamp: int, end: int) -> Record:
-    """Note that something was told of the record: evidence that it existed then."""
+def _note_evidence(known: Record, stamp: int, end: int) -> Record:
+    """Note evidence that the record existed."""
     if stamp <= known.told_stamp and end <= known.told_end:
         return known
     return replace(
@@ -123,56 +122,56 @@ def _tell(known: Record, stamp: int, end: int) -> Record:
     )
 
 
-def _find_absent(known: Record, absent: Absent) -> Record:
-    """Logto has no such record: what was needed of it by then isn't needed."""
+def _apply_absent(known: Record, absent: Absent) -> Record:
+    """Note that Logto has no such record, and drop the needs from before the read."""
     needs = {need: at for need, at in known.needs.items() if at > absent.at}
     return replace(known, needs=needs, absent_at=max(known.absent_at, absent.at))
 
 
-def _settle(known: Record, read: ApiRead) -> Record:
-    untold = [name for name in known.groups if read.all_of and name.startswith(read.all_of)]
+def _apply_read(known: Record, read: ApiRead) -> Record:
+    unlisted = [name for name in known.groups if read.all_of and name.startswith(read.all_of)]
     groups = {
-        name: read_group(_known(known, name), content, read.at, read.end)
-        for name, content in (dict.fromkeys(untold) | read.contents).items()
+        name: read_group(_get_group(known, name), content, read.at, read.end)
+        for name, content in (dict.fromkeys(unlisted) | read.contents).items()
     }
     met = {f"{REFETCHED}{need}": read.at for need in read.settles}
-    facts = _greatest(known.facts, read.facts | met)
+    facts = _keep_greatest(known.facts, read.facts | met)
     needs = {
         need: at for need, at in known.needs.items() if at > facts.get(f"{REFETCHED}{need}", NEVER)
     }
     settled = replace(known, groups=known.groups | groups, facts=facts, needs=needs)
-    # A list that has it: of members, or of those who have a role. A list without it tells nothing.
+    # In a list of members, or of users with a role: a record in it exists, others may exist, too.
     is_listed = any(
         content and (name == "present" or name.startswith(ROLE))
         for name, content in read.contents.items()
     )
-    return _tell(settled, read.at + 1, read.at + 1) if is_listed else settled
+    return _note_evidence(settled, read.at + 1, read.at + 1) if is_listed else settled
 
 
-def _known(known: Record, name: str) -> Group | None:
-    """What is known of a group: of a role that was never named, that no whole list had it."""
+def _get_group(known: Record, name: str) -> Group | None:
+    """Return a group. A role that was never seen has the group of the complete lists without it."""
     unnamed = known.groups.get(ROLES) if name.startswith(ROLE) else None
     return known.groups.get(name, unnamed)
 
 
-def _need(known: Record, refetch: RefetchRequest) -> Record:
-    known = _tell(known, refetch.at, refetch.at)
+def _add_need(known: Record, refetch: RefetchRequest) -> Record:
+    known = _note_evidence(known, refetch.at, refetch.at)
     if refetch.at <= max(known.asked_for(refetch.why), known.absent_at):
         return known
-    return replace(known, needs=_greatest(known.needs, {refetch.why: refetch.at}))
+    return replace(known, needs=_keep_greatest(known.needs, {refetch.why: refetch.at}))
 
 
-def _two_greatest(known: tuple[Contender, ...], new: Contender) -> tuple[Contender, ...]:
+def _keep_two_greatest(known: tuple[Contender, ...], new: Contender) -> tuple[Contender, ...]:
     others = [rival for rival in known if rival.digest != new.digest]
     same = [rival for rival in known if rival.digest == new.digest]
     return tuple(sorted([*others, max([new, *same])], reverse=True)[:2])
 
 
-def _greatest(known: dict[str, int], new: dict[str, int]) -> dict[str, int]:
+def _keep_greatest(known: dict[str, int], new: dict[str, int]) -> dict[str, int]:
     return known | {name: max(value, known.get(name, value)) for name, value in new.items()}
 
 
-# The strongest first: a delivery that changes several records has the strongest of their words.
+# Strongest first: a delivery that changes several records has the strongest of their outcomes.
 OUTCOMES: Final = {
     "applied": "changed a record",
     "stale": "older than the known values",
@@ -187,7 +186,7 @@ OUTCOMES: Final = {
 
 
 def name_effect(known: Record, change: DeliveryChange, merged: Record) -> str:
-    """Say in a word what merging did: applied, stale, tombstoned, unchanged or asks."""
+    """Return the outcome of a merge: applied, stale, tombstoned, unchanged or asks."""
     if known.deleted_at is not None:
         return "tombstoned" if merged.deleted_at is not None else "applied"
     if isinstance(change, RefetchRequest):

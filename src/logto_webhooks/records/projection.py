@@ -12,26 +12,26 @@ from logto_webhooks.records.record import OWN_FIELD, ROLE, ROLES, Key, Kind, Rec
 
 
 class Column(Struct, frozen=True):
-    """A column, its group, and its name in the group's content; None where it is all of that."""
+    """A column of a group. `inside` is its field in the content; None if it is the content."""
 
     name: str
     group: str
     inside: str | None = None
 
     def read(self, content: Any) -> Any:
-        """The column's value in a content of its group."""
+        """Return the column's value from a content of its group."""
         return content if self.inside is None else content[self.inside]
 
-    def deciding(self, record: Record) -> Column:
-        """The same column in the group that decides about it."""
+    def resolve(self, record: Record) -> Column:
+        """Return the column in the group that has its newest value."""
         alone, whole = f"{OWN_FIELD}{self.inside}", record.groups.get(self.group)
         group = record.groups.get(alone) if self.group == "own" else None
         newer = group is not None and (whole is None or group.stamp > whole.stamp)
         return Column(self.name, alone) if newer else self
 
     def value(self, record: Record) -> Any:
-        """The column's value; UNSET as long as nothing is known."""
-        column = self.deciding(record)
+        """Return the column's value; UNSET if it is unknown."""
+        column = self.resolve(record)
         if column is not self:
             return column.value(record)
         group = record.groups.get(self.group)
@@ -41,7 +41,7 @@ class Column(Struct, frozen=True):
         return False if over and self.group == "present" else self.read(group.content)
 
 
-_GROUPED: Final[dict[Kind, tuple[Column, ...]]] = {
+_GROUP_COLUMNS: Final[dict[Kind, tuple[Column, ...]]] = {
     "user": (
         Column("username", "own", "username"),
         Column("email", "own", "primaryEmail"),
@@ -59,7 +59,7 @@ _GROUPED: Final[dict[Kind, tuple[Column, ...]]] = {
         Column("custom_data", "own", "customData"),
     ),
 }
-_FACTS: Final[dict[Kind, dict[str, str]]] = {
+_FACT_COLUMNS: Final[dict[Kind, dict[str, str]]] = {
     "user": {
         "last_sign_in_at": "lastSignInAt",
         "created_at": "createdAt",
@@ -70,89 +70,89 @@ _FACTS: Final[dict[Kind, dict[str, str]]] = {
 
 
 def columns_for(key: Key, subject: Key) -> tuple[Column, ...]:
-    """The columns that stand in groups, of the subject or of one of its memberships."""
+    """Return the columns with groups, of the subject or one of its memberships."""
     if key.kind == "membership":
-        return (Column(_membership(key, subject), "present"),)
-    return _GROUPED[key.kind]
+        return (Column(_label_membership(key, subject), "present"),)
+    return _GROUP_COLUMNS[key.kind]
 
 
 def fact_columns(key: Key) -> dict[str, str]:
-    """The columns that are facts, and what these are called."""
-    return _FACTS.get(key.kind, {})
+    """Return the columns that are facts, with the facts' names."""
+    return _FACT_COLUMNS.get(key.kind, {})
 
 
 def column_names(kind: Kind) -> list[str]:
-    """The names under which a user or an organization is explained."""
-    more = ["deleted_at", *(["organizations", ROLES] if kind == "user" else ["members"])]
-    return [*(column.name for column in _GROUPED[kind]), *_FACTS[kind], *more]
+    """Return the names by which `explain` can be asked about a user or an organization."""
+    others = ["deleted_at", *(["organizations", ROLES] if kind == "user" else ["members"])]
+    return [*(column.name for column in _GROUP_COLUMNS[kind]), *_FACT_COLUMNS[kind], *others]
 
 
 def column_label(key: Key, group: str, subject: Key) -> str:
-    """What a group is called beside others of the subject and its memberships."""
+    """Name a group among all groups of the subject and its memberships."""
     name = ROLES if group.startswith(ROLE) else group
     if key.kind != "membership":
         return name
-    pair = _membership(key, subject)
+    pair = _label_membership(key, subject)
     return pair if group == "present" else f"{pair}.{name}"
 
 
 def belongs_to(key: Key, subject: Key) -> bool:
-    """Whether a record is the subject's own, or of one of its memberships."""
+    """Whether a record is the subject's, or one of its memberships."""
     return key == subject or (key.kind == "membership" and subject in key.organization_and_user)
 
 
-def _membership(key: Key, subject: Key) -> str:
+def _label_membership(key: Key, subject: Key) -> str:
     organization, user = key.organization_and_user
     return f"organizations.{organization.id}" if subject == user else f"members.{user.id}"
 
 
-KEY_LENGTH: Final = 256  # of a text in a primary key
+KEY_LENGTH: Final = 256  # characters of a text in a primary key
 Part = Literal["identities", "roles", "member_roles"]
 
 
 def project(record: Record) -> dict[str, Any] | None:
-    """Return the mirror's row of a record, by column; None where there is none (yet)."""
+    """Return a record's row of the mirror, by column; None if there is none (yet)."""
     if not record.complete:
         return None
-    row = _ROWS[record.key.kind](record)
-    return row and {name: _clean(value) for name, value in row.items()}
+    row = _PROJECTIONS[record.key.kind](record)
+    return row and {name: _remove_nul(value) for name, value in row.items()}
 
 
 def live_row(record: Record) -> dict[str, Any] | None:
-    """The same for a record that isn't deleted."""
+    """Like `project`, but return None for a deleted record."""
     return None if record.deleted_at is not None else project(record)
 
 
 def child_rows(record: Record) -> dict[Part, list[dict[str, Any]]]:
-    """Return the rows that hang on a record's own: of each part of which something is known."""
+    """Return the child rows of a record, for each part that is known."""
     parts: dict[Part, list[dict[str, Any]]] = {}
     if record.key.kind == "user":
         if record.complete:
-            parts["identities"] = _identities(record)
+            parts["identities"] = _project_identities(record)
         if any(name.startswith(ROLE) for name in record.groups):
-            parts["roles"] = _user_roles(record)
+            parts["roles"] = _project_user_roles(record)
     elif ROLES in record.groups:
-        parts["member_roles"] = _member_roles(record)
+        parts["member_roles"] = _project_member_roles(record)
     return parts
 
 
 def without_nul(value: Any) -> Any:
-    """Take NUL out of all text in a JSON value, for databases that can't hold it."""
+    """Remove NUL from all text in a JSON value, because not all databases can store it."""
     text = canonical_json.encode(value)
     if b"\\u0000" not in text:
         return value
-    # In the text, since the value may be nested deeper than Python's functions.
+    # Replace in the text, because the value may be nested too deep for recursion.
     return canonical_json.decode(_NUL.sub(rb"\1", text))
 
 
 _NUL: Final = re.compile(rb"(?<!\\)((?:\\\\)*)\\u0000")
 
 
-def _clean(value: Any) -> Any:
+def _remove_nul(value: Any) -> Any:
     return value.replace("\0", "") if isinstance(value, str) else value
 
 
-def _user_row(record: Record) -> dict[str, Any]:
+def _project_user(record: Record) -> dict[str, Any]:
     own = record.own
     return {
         "logto_user_id": record.key.id,
@@ -162,9 +162,9 @@ def _user_row(record: Record) -> dict[str, Any]:
         "name": own.get("name"),
         "avatar": own.get("avatar"),
         "identities": own.get("identities", {}),
-        "profile": _content(record, "profile", {}),
-        "custom_data": _content(record, "custom_data", {}) | {"logtoUserId": record.key.id},
-        "is_suspended": _content(record, "suspension", False),
+        "profile": _get_content(record, "profile", {}),
+        "custom_data": _get_content(record, "custom_data", {}) | {"logtoUserId": record.key.id},
+        "is_suspended": _get_content(record, "suspension", False),
         "last_sign_in_at": record.facts.get("lastSignInAt"),
         "created_at": record.facts.get("createdAt"),
         "updated_at": record.facts.get("updatedAt"),
@@ -172,7 +172,7 @@ def _user_row(record: Record) -> dict[str, Any]:
     }
 
 
-def _organization_row(record: Record) -> dict[str, Any]:
+def _project_organization(record: Record) -> dict[str, Any]:
     own = record.own
     return {
         "logto_organization_id": record.key.id,
@@ -185,7 +185,7 @@ def _organization_row(record: Record) -> dict[str, Any]:
     }
 
 
-def _member_row(record: Record) -> dict[str, Any] | None:
+def _project_member(record: Record) -> dict[str, Any] | None:
     present = record.groups["present"]
     if not present.content or record.deleted_at is not None:
         return None
@@ -197,16 +197,16 @@ def _member_row(record: Record) -> dict[str, Any] | None:
     }
 
 
-def _identities(record: Record) -> list[dict[str, Any]]:
+def _project_identities(record: Record) -> list[dict[str, Any]]:
     identities = record.own.get("identities", {}) if record.deleted_at is None else {}
-    rows: dict[str, dict[str, Any]] = {}  # by target: of two, the first that is spelt so
+    rows: dict[str, dict[str, Any]] = {}  # by target; the first wins if two become equal
     for target, identity in sorted(identities.items()):
         fields = identity if isinstance(identity, dict) else {}
         user_id, name = fields.get("userId"), _to_key(target)
         row = {
             "logto_user_id": record.key.id,
             "target": name,
-            "identity_id": _clean(user_id) if isinstance(user_id, str) else None,
+            "identity_id": _remove_nul(user_id) if isinstance(user_id, str) else None,
             "details": fields.get("details"),
         }
         rows.setdefault(name, row)
@@ -214,19 +214,19 @@ def _identities(record: Record) -> list[dict[str, Any]]:
 
 
 def _to_key(text: str) -> str:
-    """A text for a primary key: one that no index takes is cut, and ends in its digest."""
+    """Make a text for a primary key: one too long for an index is cut and ends in its digest."""
     if len(text) <= KEY_LENGTH:
-        return str(_clean(text))
-    return f"{_clean(text[:KEY_LENGTH])}…{canonical_json.digest(text).hex()}"
+        return str(_remove_nul(text))
+    return f"{_remove_nul(text[:KEY_LENGTH])}…{canonical_json.digest(text).hex()}"
 
 
-def _user_roles(record: Record) -> list[dict[str, Any]]:
+def _project_user_roles(record: Record) -> list[dict[str, Any]]:
     roles = [(name, group) for name, group in record.groups.items() if name.startswith(ROLE)]
     return [
         {
             "logto_user_id": record.key.id,
-            "role_id": _clean(name.removeprefix(ROLE)),
-            "name": _clean(group.content),
+            "role_id": _remove_nul(name.removeprefix(ROLE)),
+            "name": _remove_nul(group.content),
             "read_at": group.read_at,
         }
         for name, group in sorted(roles)
@@ -234,19 +234,23 @@ def _user_roles(record: Record) -> list[dict[str, Any]]:
     ]
 
 
-def _member_roles(record: Record) -> list[dict[str, Any]]:
+def _project_member_roles(record: Record) -> list[dict[str, Any]]:
     row, roles = project(record), record.groups[ROLES]
     if row is None or record.roles_are_old:
         return []
     ends = {name: row[name] for name in ("logto_organization_id", "logto_user_id")}
     return [
-        ends | {"role_id": _clean(role_id), "name": _clean(name)}
+        ends | {"role_id": _remove_nul(role_id), "name": _remove_nul(name)}
         for role_id, name in sorted(roles.content.items())
     ]
 
 
-def _content(record: Record, group: str, otherwise: Any) -> Any:
+def _get_content(record: Record, group: str, otherwise: Any) -> Any:
     return record.groups[group].content if group in record.groups else otherwise
 
 
-_ROWS = {"user": _user_row, "organization": _organization_row, "membership": _member_row}
+_PROJECTIONS = {
+    "user": _project_user,
+    "organization": _project_organization,
+    "membership": _project_member,
+}

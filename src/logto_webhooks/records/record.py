@@ -1,6 +1,6 @@
-"""What is known of a user, an organization or a membership, and what can be told of one.
+"""Records: what is known about a user, an organization or a membership, and their changes.
 
-Its value is kept in groups; `records/merge.py` says how they merge. All times are Logto's, in
+Values are kept in groups, which `records/merge.py` merges. All times are on Logto's clock, in
 milliseconds since the epoch.
 """
 
@@ -11,52 +11,52 @@ from typing import Any, Final, Literal, NamedTuple
 from msgspec import Struct
 
 GUARD_MS: Final = 10
-RESTORED_MS: Final = 60_000  # how long after a deletion a whole must be made to prove a return
-# Why Logto must be asked, beside doubt and incompleteness; the first is a doubt, too.
+RESTORED_MS: Final = 60_000  # a whole record this long after a deletion proves a restore
+# Needs: why Logto must be asked, besides doubtful groups and missing values.
 DEAD_DELIVERY: Final = "dead delivery"
 MEMBERS: Final = "members"
 UNKNOWN_CHANGE: Final = "unknown change"
-RESTORED: Final = "restored"  # it is back: which memberships and roles it has now is unknown
-EXISTENCE: Final = "existence"  # the doubt whether a user or an organization exists
-WRONG_CLOCK: Final = "wrong clock"  # a delivery's date was corrected; a doubt, too
-DOUBTS: Final = (DEAD_DELIVERY, WRONG_CLOCK)
-# The group `own` tells all of its fields. A value that leaves some out tells each of the others as
-# a group of its own, named with the prefix.
+RESTORED: Final = "restored"  # memberships and roles are unknown after the restore
+EXISTENCE: Final = "existence"  # it is doubtful whether the record exists
+WRONG_CLOCK: Final = "wrong clock"  # a delivery's date was corrected
+DOUBTS: Final = (DEAD_DELIVERY, WRONG_CLOCK)  # the needs that also make the record doubtful
+# The group `own` has all of its fields. If a value lacks some, each field that it has becomes a
+# separate group, named with this prefix.
 OWN_FIELD: Final = "own."
-# A member's roles are a group. A user's are one each, named with the prefix; beside them stands
-# what is known of any role that was never named.
+# A member's roles are one group. Each of a user's roles is a group, named with the prefix; the
+# group `roles` of a user stands for all roles that were never seen.
 ROLES: Final = "roles"
 ROLE: Final = "role:"
 NEVER: Final = -1
-REFETCHED: Final = "met: "  # a fact: when Logto was last asked about such a need
+REFETCHED: Final = "met: "  # prefix of a fact: when Logto was last asked because of the need
 
 Kind = Literal["user", "organization", "membership"]
-Needs = dict[str, int]  # why Logto must be asked -> when that arose
+Needs = dict[str, int]  # why Logto must be asked -> since when
 
 
 class Key(NamedTuple):
-    """What a record is about; a membership's `id` is `organization:user`. Locks sort by it."""
+    """Identifies a record. A membership's `id` is `organization:user`. Locks sort by keys."""
 
     kind: Kind
     id: str
 
     @property
     def organization_and_user(self) -> tuple[Key, Key]:
-        """The two ends of a membership."""
+        """The organization and the user of a membership."""
         organization, _, user = self.id.partition(":")
         return Key("organization", organization), Key("user", user)
 
 
 def membership(organization_id: str, user_id: str) -> Key:
-    """The key of one user's membership in one organization."""
+    """Make the key of a membership."""
     return Key("membership", f"{organization_id}:{user_id}")
 
 
 class Value(Struct, frozen=True):
-    """One group's content as one delivery tells it.
+    """One group's content from one delivery.
 
-    `stamp` orders values and is never after `end`, which is when Logto sent it; `start` is the
-    earliest moment at which the change can have been made.
+    Values are ordered by `stamp`, which is at most `end`, when Logto sent it. The change was made
+    at `start` or later.
     """
 
     content: Any
@@ -66,14 +66,14 @@ class Value(Struct, frozen=True):
 
 
 class Contender(NamedTuple):
-    """The latest `end` at which a content with this digest was told."""
+    """The greatest `end` of the values with this digest."""
 
     end: int
     digest: str
 
 
 class Group(Struct, frozen=True):
-    """The winner of one group, and the two greatest ends of distinct digests."""
+    """The winning value of one group, and the two greatest ends of different digests."""
 
     content: Any
     digest: str
@@ -81,38 +81,37 @@ class Group(Struct, frozen=True):
     start: int
     end: int
     ends: tuple[Contender, ...]
-    read_at: int = NEVER  # nothing that ended by then counts
+    read_at: int = NEVER  # values with an end at or before it don't count
 
     @property
     def doubtful(self) -> bool:
         """Whether another value may be the newer one."""
         if len(self.ends) < 2 and self.ends[0].digest == self.digest:
-            return False  # most often, and quickly told
-        latest = self.start - GUARD_MS
-        return any(end >= latest for end, digest in self.ends if digest != self.digest)
+            return False  # the usual case, fast
+        threshold = self.start - GUARD_MS
+        return any(end >= threshold for end, digest in self.ends if digest != self.digest)
 
     @property
     def by_read(self) -> bool:
-        """Whether the winner is what Logto's API answered."""
+        """Whether the winner was read from Logto's API."""
         return self.read_at != NEVER and self.stamp == self.read_at + 1
 
     @property
     def is_claimed(self) -> bool:
-        """Whether all that is known are a token's claims, which are of no time."""
+        """Whether only a token's claims are known, which have no time."""
         return self.end == 0 and not self.by_read
 
 
 class Record(Struct, frozen=True):
-    """All that is known of one user, organization or membership.
+    """All that is known about one user, organization or membership.
 
-    `facts` are numbers of which the greatest counts (`lastSignInAt`, `createdAt`, `updatedAt`);
-    they are in no group and never doubtful.
+    `facts` are numbers (`lastSignInAt`, `createdAt`, `updatedAt`). The greatest value counts. They
+    are in no group and never doubtful.
 
-    Whether a user or an organization exists follows from maxima, so that it needs no order:
-    `gone_at` is the newest deletion, `absent_at` the newest read that found no such record,
-    `found_at` the newest read that found it, `told_stamp` and `told_end` the greatest stamp and
-    end of anything that was told of it. The `gone_at` of a membership is the greatest `ended_at`
-    of its organization and its user.
+    Whether a user or an organization exists depends only on maxima, not on the order of changes:
+    `gone_at` is the newest deletion, `absent_at` the newest read without the record, `found_at` the
+    newest read with it. `told_stamp` and `told_end` are the greatest stamp and end of any evidence
+    of it. The `gone_at` of a membership is the greater `ended_at` of its organization and its user.
     """
 
     key: Key
@@ -123,22 +122,22 @@ class Record(Struct, frozen=True):
     absent_at: int = NEVER
     told_stamp: int = NEVER
     told_end: int = NEVER
-    local_id: str = ""  # given by the store when it first keeps the record
+    local_id: str = ""  # set when the record is first stored
 
     @property
     def kept(self) -> bool:
-        """Whether a store has it."""
+        """Whether the record is stored."""
         return bool(self.local_id)
 
     @property
     def found_at(self) -> int:
-        """When Logto's API last answered with the record; NEVER if it didn't."""
+        """When Logto's API last returned the record; NEVER if it didn't."""
         group = self.groups.get(self._main)
         return NEVER if group is None else group.read_at
 
     @property
     def read_at(self) -> int | None:
-        """When Logto's API was last asked about it; None if never."""
+        """When the record was last read from Logto's API; None if never."""
         read_at = max(self.found_at, self.absent_at)
         return None if read_at == NEVER else read_at
 
@@ -146,47 +145,47 @@ class Record(Struct, frozen=True):
     def deleted_at(self) -> int | None:
         """When the record was deleted; None while it exists, or may exist."""
         if self.gone_at == NEVER and self.absent_at == NEVER:
-            return None  # most often, and quickly told
+            return None  # the usual case, fast
         if self.key.kind == "membership":
             return self.gone_at if self.stamp <= self.gone_at else None
         if self._deletion_counts:
             return self.gone_at if self.stamp <= self.gone_at + RESTORED_MS else None
         if self.absent_at > self.found_at and self.stamp <= self.absent_at:
-            # The read confirms a deletion that came after the record was last found.
+            # The read confirms a deletion since the record was last found.
             return self.gone_at if self.gone_at > self.found_at else self.absent_at
         return None
 
     @property
     def ended_at(self) -> int:
-        """When Logto last had no such record: memberships of before are over, also when the
-        record is back. NEVER if it always existed."""
+        """When the record last didn't exist: older memberships are over, even if it was restored.
+        NEVER if it always existed."""
         return max(self.gone_at, self.absent_at)
 
     @property
     def is_restored(self) -> bool:
-        """Whether it is back, and Logto wasn't asked since what belongs to it."""
+        """Whether it was restored, and its memberships and roles weren't read since."""
         if self.ended_at == NEVER or self.key.kind == "membership" or self.deleted_at is not None:
             return False
         return self.ended_at > self.asked_for(RESTORED)
 
     @property
     def _deletion_counts(self) -> bool:
-        """Whether the newest deletion came after Logto was last asked."""
+        """Whether the newest deletion is newer than the last read."""
         return self.gone_at > max(self.found_at, self.absent_at)
 
     @property
     def stamp(self) -> int:
-        """The greatest stamp of what says that the record exists; of a membership, whether."""
+        """The greatest stamp of a value that shows the record; of a membership, of `present`."""
         group = self.groups.get(self._main)
         stamp = NEVER if group is None else group.stamp
         parts = (part.stamp for name, part in self.groups.items() if name.startswith(OWN_FIELD))
         return max(stamp, *parts, NEVER)
 
     @property
-    def _may_not_exist(self) -> bool:
-        """Whether it exists although a deletion counts, or is gone although something later tells
-        of it; of a membership, whether it was told of so soon after the deletion of an end that it
-        may have been made before."""
+    def _existence_is_doubtful(self) -> bool:
+        """Whether it is doubtful that the record exists: it exists although a deletion counts, or
+        it is deleted although there is later evidence. A membership is doubtful if its value is so
+        soon after its user or organization was deleted that it may have been made before."""
         if self.ended_at == NEVER:
             return False
         if self.key.kind == "membership":
@@ -199,7 +198,7 @@ class Record(Struct, frozen=True):
         return self.deleted_at is not None and self.told_end > self.absent_at
 
     def asked_for(self, need: str) -> int:
-        """When Logto was last asked to meet such a need."""
+        """When Logto was last asked because of a need."""
         return self.facts.get(f"{REFETCHED}{need}", NEVER)
 
     @property
@@ -209,7 +208,7 @@ class Record(Struct, frozen=True):
 
     @property
     def own(self) -> dict[str, Any]:
-        """The fields of `own`, each as the newest value that tells it."""
+        """The fields of `own`, each with its newest value."""
         whole = self.groups.get("own")
         fields: dict[str, Any] = {} if whole is None else whole.content
         newer = {
@@ -225,7 +224,7 @@ class Record(Struct, frozen=True):
 
     @property
     def roles_are_old(self) -> bool:
-        """Whether a member's roles were told before the membership began: of an earlier one."""
+        """Whether a member's roles are from before the membership, so from an earlier one."""
         roles, present = self.groups.get(ROLES), self.groups.get("present")
         if roles is None or present is None or not present.content:
             return False
@@ -233,10 +232,10 @@ class Record(Struct, frozen=True):
 
     @property
     def doubts(self) -> list[str]:
-        """What only Logto could tell: groups, and whether the record exists."""
-        existence = [EXISTENCE] if self._may_not_exist else []
+        """The doubtful groups, `existence` if that is doubtful, and the needs that are doubts."""
+        existence = [EXISTENCE] if self._existence_is_doubtful else []
         if self.deleted_at is not None:
-            # A deletion of a wrong date may have been undone since.
+            # A deletion with a wrong date may have been undone since.
             wrong = self.key.kind != "membership" and WRONG_CLOCK in self.needs
             return existence + [WRONG_CLOCK] * wrong
         groups = [
@@ -247,12 +246,12 @@ class Record(Struct, frozen=True):
         return existence + groups + [need for need in DOUBTS if need in self.needs]
 
     def _is_settled(self, name: str, group: Group) -> bool:
-        """Whether an answer with all of `own` came after all that was told of one of its fields."""
+        """Whether a read of all of `own` is newer than all values of one of its fields."""
         return name.startswith(OWN_FIELD) and max(group.ends).end <= self.found_at
 
     @property
     def waiting_for(self) -> str | None:
-        """Why Logto must be asked about this record; None when it needn't be."""
+        """Why Logto must be asked about this record; None if it needn't be."""
         doubts = self.doubts
         reasons = [f"doubtful: {', '.join(doubts)}"] if doubts else []
         if self.deleted_at is None:
@@ -264,7 +263,7 @@ class Record(Struct, frozen=True):
 
 
 class Upsert(Struct, frozen=True):
-    """Values and facts of a record."""
+    """New values and facts of a record."""
 
     key: Key
     values: dict[str, Value]
@@ -272,25 +271,25 @@ class Upsert(Struct, frozen=True):
 
 
 class Tombstone(Struct, frozen=True):
-    """Logto told that the record was deleted; or of a membership, that one of its ends was."""
+    """The record was deleted; for a membership, its user or its organization was."""
 
     key: Key
     at: int
 
 
 class Absent(Struct, frozen=True):
-    """Logto's API answered that there is no such record. It was asked no earlier than `at`."""
+    """Logto's API has no such record. It was asked at `at` or later."""
 
     key: Key
     at: int
 
 
 class ApiRead(Struct, frozen=True):
-    """What Logto's API answered about a record.
+    """What Logto's API returned about a record.
 
-    It was asked no earlier than `at`, and had answered by `end`, both on Logto's clock. `settles`
-    are the needs that it meets. Where it lists a whole, `all_of` is how the names of the groups
-    begin that it tells all of: those it doesn't name are none.
+    It was asked at `at` or later, and had answered by `end`. `settles` are the needs that it meets.
+    If the answer is a complete list, `all_of` is the prefix of its groups: groups with the prefix
+    that aren't in `contents` become null.
     """
 
     key: Key
@@ -303,14 +302,14 @@ class ApiRead(Struct, frozen=True):
 
 
 class Named(Struct, frozen=True):
-    """A membership names the user or the organization: so it existed then."""
+    """A membership names the user or the organization, so it existed then."""
 
     key: Key
     at: int
 
 
 class RefetchRequest(Struct, frozen=True):
-    """Only Logto can tell more about the record."""
+    """The record must be read from Logto."""
 
     key: Key
     why: str
@@ -318,10 +317,10 @@ class RefetchRequest(Struct, frozen=True):
 
 
 class Ending(Struct, frozen=True, kw_only=True):
-    """A deleted user or organization whose memberships are ended step by step.
+    """A deleted user or organization whose memberships are ended in several steps.
 
-    Those that are no newer than `ended_at` (Logto's clock, ms) are over. `source` and
-    `delivery_id` are what handlers get as the origin; without a `source` no handler runs.
+    Memberships that aren't newer than `ended_at` (Logto's clock, ms) are over. Handlers get
+    `source` and `delivery_id` as the origin; without a `source`, no handler runs.
     """
 
     key: Key
@@ -330,5 +329,5 @@ class Ending(Struct, frozen=True, kw_only=True):
     delivery_id: int | None = None
 
 
-DeliveryChange = Upsert | Tombstone | RefetchRequest  # by a delivery
+DeliveryChange = Upsert | Tombstone | RefetchRequest
 Change = DeliveryChange | ApiRead | Absent | Named
