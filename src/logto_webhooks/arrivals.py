@@ -18,17 +18,18 @@ from logto_webhooks.event_loop import forever
 from logto_webhooks.instrumentation import FlowResumed, FlowStopped, Observer, Why
 
 DAY_MS: Final = 86_400_000
-DAYS: Final = 14  # of which the longest gap is remembered
-LEARNT_MS: Final = 8 * DAY_MS  # a weekend is among them
+REMEMBERED_DAYS: Final = 14  # the longest gap of each is kept
+LEARNT_MS: Final = 8 * DAY_MS  # includes a weekend
 LEAST_MS: Final = 3_600_000
-TIMES: Final = 2  # as long as the longest gap
+GAP_FACTOR: Final = 2  # silence lasts longer than this many times the longest gap
 REJECTED: Final = 5
 
 
 class Flow(Struct, frozen=True, kw_only=True):
     """The flow of deliveries; times in milliseconds, None before the first delivery.
 
-    `gaps` are the longest of each day; `rejected` counts what no key signed since the `last`.
+    `gaps` are the longest of each day. `rejected` counts requests since the `last` delivery that no
+    known key signed.
     """
 
     began: int | None = None
@@ -57,14 +58,14 @@ def find_silence(flow: Flow, now: int, after_ms: int | None = None) -> Silence |
     if after_ms is None:
         if flow.last - flow.began < LEARNT_MS:
             return None
-        after_ms = max(LEAST_MS, TIMES * usual)
+        after_ms = max(LEAST_MS, GAP_FACTOR * usual)
     if now - flow.last <= after_ms:
         return None
     return Silence(why="silent", since=since, usual_ms=usual)
 
 
 LOOK_S: Final = 60.0
-_RECENT: Final = 20  # what Logto's log brought back is no flow
+_RECENT: Final = 20  # enough to find one that wasn't recovered from Logto's log
 
 
 class FlowMonitor:
@@ -73,8 +74,8 @@ class FlowMonitor:
     def __init__(
         self, host: TransactionRunner, clock: Clock, observe: Observer, after_s: float | None
     ) -> None:
-        """`after_s` without a delivery are silence. None decides by the usual gaps; 0 disables
-        the check."""
+        """Deliveries stopped if none arrives for `after_s`. If this is None, the usual gaps decide;
+        0 disables the check."""
         self._host = host
         self._clock = clock
         self._observe = observe
@@ -82,7 +83,7 @@ class FlowMonitor:
         self.silence: Silence | None = None
 
     async def keep(self) -> None:
-        """Look again and again, until cancelled."""
+        """Look every minute until cancelled."""
         if self._after_ms != 0:
             await forever(self.look, LOOK_S)
 
@@ -114,11 +115,11 @@ def record_flow(store: Store) -> Flow:
         began = newest if recorded.began is None else recorded.began
         store.save_flow(replace(recorded, began=began, last=newest))
         recorded = store.flow()
-    last = recorded.last or 0
+    last, remembered_ms = recorded.last or 0, REMEMBERED_DAYS * DAY_MS
     return Flow(
         began=recorded.began,
         last=recorded.last,
-        gaps=tuple(gap.length for gap in recorded.gaps if gap.ended_at > last - DAYS * DAY_MS),
+        gaps=tuple(gap.length for gap in recorded.gaps if gap.ended_at > last - remembered_ms),
         rejected=store.keys_of_hooks.aside(last, known=recorded.last is not None),
     )
 
@@ -132,22 +133,22 @@ def _note_gap(store: Store, recorded: RecordedFlow, gap: Gap) -> None:
     """Record a gap, if it is the longest of its day."""
     day = gap.ended_at // DAY_MS
     if all(gap.length > other.length for other in recorded.gaps if other.ended_at // DAY_MS == day):
-        store.save_gap(day % DAYS, gap)
+        store.save_gap(day % REMEMBERED_DAYS, gap)
 
 
 POLL_S: Final = 1.0
 _PAGE: Final = 500
-_BACK: Final = 100  # ids are given before commits, which come in another order
+_OVERLAP: Final = 100  # deliveries may be committed in another order than that of their ids
 
 
 async def follow(
     host: TransactionRunner, filter: DeliveryFilter, poll_s: float = POLL_S
 ) -> AsyncGenerator[StoredDelivery, None]:
-    """Yield each delivery after the id `filter.after`, as it comes. Raises StoreUnavailable."""
+    """Yield each delivery after the id `filter.after` as it arrives. Raises StoreUnavailable."""
     first = newest = filter.after or 0
     seen: set[int] = set()
     while True:
-        after = max(first, newest - _BACK)
+        after = max(first, newest - _OVERLAP)
         next_page = replace(filter, after=after, oldest_first=True, limit=_PAGE)
         page = await host.read(partial(_search, next_page))
         new = [delivery for delivery in page if delivery.id not in seen]
@@ -170,8 +171,8 @@ def _search(filter: DeliveryFilter, store: Store) -> list[StoredDelivery]:
 
 
 async def compare_clocks(host: TransactionRunner, clock: Clock) -> None:
-    """Note, now and every minute, how far Logto's clock is ahead of ours: by that, deliveries are
-    believed. While the database can't be reached, nothing changes."""
+    """Estimate now and every minute how far Logto's clock is ahead of ours. The estimate decides
+    which dates are plausible. It doesn't change while the database can't be reached."""
 
     async def compare() -> None:
         clocks = await host.read(lambda store: store.clocks(RECENT))

@@ -1,14 +1,14 @@
-"""One JSON for the whole product: decode, encode canonically, digest.
+"""Decode JSON, encode it canonically, and compute digests. The whole package uses these functions.
 
-Logto's log returns a body with another order of keys and another spelling of numbers, so a
-delivery and a value are identified by a digest of their canonical JSON, not of their bytes.
+Logto's log returns a body with another order of keys and other spellings of numbers. So deliveries
+and values are identified by a digest of their canonical JSON, not of their bytes.
 
-`decode` reads all that Node and PostgreSQL can write, also where msgspec refuses it:
+`decode` reads everything that Node and PostgreSQL can write, even if msgspec refuses it:
 
-- What is nested deeper than `DEEPEST` levels stays undecoded JSON text (`msgspec.Raw`), which
-  `encode` writes out again. So no function here or after it recurses deeper than that.
-- Half of a surrogate pair, escaped or not, and bytes that aren't UTF-8 become U+FFFD.
-- A number that is out of range is null, as in JavaScript's own JSON.
+- Values nested deeper than `DEEPEST` levels stay undecoded JSON text (`msgspec.Raw`), which
+  `encode` writes again. So no function here or later recurses deeper than that.
+- An unpaired surrogate, escaped or not, and bytes that aren't UTF-8 become U+FFFD.
+- A number that is out of range becomes null, as in JavaScript's JSON.
 """
 
 from __future__ import annotations
@@ -26,49 +26,48 @@ import msgspec
 
 DEEPEST: Final = 100  # levels that `decode` decodes
 # Levels of a value that reach tables and handlers. Less than DEEPEST, so that a value is cut at
-# the same place wherever it stands: alone, in a delivery, or in an entry of Logto's log.
+# the same level wherever it is: alone, in a delivery, or in an entry of Logto's log.
 SHOWN: Final = 64
-MANY: Final = 20_000  # objects and lists of a large value
+MANY: Final = 20_000  # objects and lists in a large value
 
-_FIRST_EXPONENT: Final = 10**21  # from here on JavaScript writes 1e+21
-# Every digit becomes a 0, so that 16 in a row are found fast; a regular expression takes 4 us.
+_FIRST_EXPONENT: Final = 10**21  # from here on, JavaScript writes 1e+21
+# Every digit becomes 0, so that 16 in a row are found fast: a regular expression takes 4 µs.
 _DIGITS: Final = bytes(48 if 48 <= byte <= 57 else 0 for byte in range(256))
 _LONG_NUMBER: Final = b"0" * 16
 # An integer that may be beyond 2**53.
 _LONG_INTEGER: Final = re.compile(rb"(?<![\d.eE+-])-?[1-9]\d{15,}(?![\d.eE])")
 
-# One step down for each bracket that opens, one up (-1) for each that closes.
+# The change of depth at each byte: 1 for an opening bracket, -1 for a closing one.
 _STEPS: Final = bytes({91: 1, 123: 1, 93: 255, 125: 255}.get(byte, 0) for byte in range(256))
 _NOT_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
-_SLICE: Final = 2**16  # bytes that are walked at once: other threads run in between
+_SLICE: Final = 2**16  # bytes processed at once; other threads can run in between
 _SPACE: Final = b" \t\r\n"
 
-# Bytes of no UTF-8 text: what two escapes are hidden as, and what marks the ends of deep parts.
+# Bytes that no UTF-8 text has. They replace two escapes, and mark the ends of deep parts.
 _BACKSLASH: Final = b"\xff\xff"
 _QUOTE: Final = b"\xfe\xfe"
 _END: Final = b"\xfd"
-# Half of a pair of surrogates without its other half.
-_HALF: Final = re.compile(
+_UNPAIRED_SURROGATE: Final = re.compile(
     rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F][0-9a-fA-F]{2})"
     rb"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F][0-9a-fA-F]{2}"
 )
 
 
-def _number(text: str | bytes) -> int | float | None:
-    """JavaScript knows one kind of number: 1.0, 1e0 and 1 are the same."""
+def _read_number(text: str | bytes) -> int | float | None:
+    """Read a number as JavaScript does: 1.0, 1e0 and 1 are equal."""
     number = float(text)
     if not math.isfinite(number):
         return None
     return int(number) if number.is_integer() and abs(number) < _FIRST_EXPONENT else number
 
 
-_decoder = msgspec.json.Decoder(float_hook=_number)
+_decoder = msgspec.json.Decoder(float_hook=_read_number)
 _encoder = msgspec.json.Encoder(order="sorted")
-_as_it_stands = msgspec.json.Encoder()
+_unsorted_encoder = msgspec.json.Encoder()
 
 
 def decode(body: bytes | str) -> Any:
-    """Decode JSON. Raises ValueError for what isn't JSON."""
+    """Decode JSON. Raises ValueError if it isn't JSON."""
     text = body.encode(errors="replace") if isinstance(body, str) else body
     brackets = _count_brackets(text)
     if brackets < MANY:
@@ -78,7 +77,7 @@ def decode(body: bytes | str) -> Any:
 
 
 def encode(value: Any) -> bytes:
-    """Encode what `decode` gave as canonical JSON: sorted keys, no spaces."""
+    """Encode a value from `decode` as canonical JSON: sorted keys, no spaces."""
     try:
         return _encoder.encode(value)
     except RecursionError:
@@ -86,42 +85,42 @@ def encode(value: Any) -> bytes:
 
 
 def digest(value: Any) -> bytes:
-    """Return the SHA-256 of the canonical JSON, 32 bytes."""
+    """Return the SHA-256 of a value's canonical JSON, 32 bytes."""
     return hashlib.sha256(encode(value)).digest()
 
 
 def shown(value: Any) -> Any:
-    """Return a value for tables and handlers: what is nested deeper than `SHOWN` levels is a string
-    with its JSON. Return `value` itself if nothing is."""
+    """Return a value for tables and handlers: parts nested deeper than `SHOWN` levels become
+    strings with their JSON. Return `value` itself if there are none."""
     if not isinstance(value, dict | list):
         return value
-    # Walking the text is much faster than walking the value.
-    text = _encode_as_it_stands(value)
+    # To process the text is much faster than to walk the value.
+    text = _encode_unsorted(value)
     if _count_brackets(text) <= SHOWN or not _is_deeper(_take_strings(text)[0], SHOWN):
         return value
     with no_collection():
-        return _cut_and_decode(text, SHOWN, _text_of)
+        return _cut_and_decode(text, SHOWN, _decode_text)
 
 
 def _count_brackets(text: bytes) -> int:
-    """Count those that open."""
+    """Count the opening brackets."""
     return text.count(b"{") + text.count(b"[")
 
 
 @contextmanager
 def no_collection() -> Iterator[None]:
-    """Keep the garbage collector from walking a large value: that takes many times as long as
-    decoding it, and other threads stand still."""
+    """Keep the garbage collector from traversing a large value: that takes many times as long as
+    decoding it, and blocks other threads."""
     if not gc.isenabled():
         yield
         return
-    gc.collect(1)  # what is garbage by now would else become old, too
+    gc.collect(1)  # otherwise, existing garbage would also become old
     gc.disable()
     try:
         yield
     finally:
         if not gc.get_freeze_count():
-            # What is new goes to the oldest generation, which is seldom walked.
+            # Move new objects to the oldest generation, which is rarely collected.
             gc.freeze()
             gc.unfreeze()
         gc.enable()
@@ -129,41 +128,40 @@ def no_collection() -> Iterator[None]:
 
 def _decode(text: bytes, brackets: int) -> Any:
     try:
-        # Brackets in strings count, too: this is an estimate.
+        # This is an estimate, because brackets in strings count, too.
         if brackets > DEEPEST and _is_deeper(text, DEEPEST):
             return _cut_and_decode(_repair(text), DEEPEST, msgspec.Raw)
         return _decoder.decode(_round_long_integers(text))
     except (RecursionError, ValueError):
-        # Slow, and seldom: what no strict parser reads.
+        # Slow but rare: a strict parser can't read it.
         return _cut_and_decode(_repair(text), DEEPEST, msgspec.Raw)
 
 
 def _cut_and_decode(text: bytes, levels: int, replace: Callable[[bytes], Any]) -> Any:
-    """Decode valid UTF-8, with what `replace` makes of each part that is nested deeper than so many
-    levels."""
+    """Decode valid UTF-8, and replace each part that is nested deeper than `levels`."""
     pieces = _cut(text, levels)
     deep = map(replace, pieces[1::2])
-    # A number that stands in no text that can be made; the hook for numbers gets it as it is spelt.
+    # Derived from the text's digest, so no text can contain it. `float_hook` gets it as written.
     digits = str(int(hashlib.sha256(text).hexdigest(), 16))
     mark = f"0.{digits[:15]}e{digits[15:30]}"
 
     def read(number: str) -> Any:
-        return next(deep) if number == mark else _number(number)
+        return next(deep) if number == mark else _read_number(number)
 
     decoder = msgspec.json.Decoder(float_hook=read)
     return decoder.decode(_round_long_integers(mark.encode().join(pieces[::2])))
 
 
 def _cut(text: bytes, levels: int) -> list[bytes]:
-    """Cut a text where it becomes deeper than so many levels, and where it comes up again: every
-    other piece is too deep, the first is not. Those have no spaces."""
+    """Cut a text where it becomes deeper than `levels`, and where that ends. Every second piece is
+    too deep, and has no spaces."""
     structure, strings = _take_strings(text)
     flags = b"".join(
-        bytes(map(levels.__lt__, depths)) for depths in _walk(structure.translate(_STEPS))
+        bytes(map(levels.__lt__, depths)) for depths in _compute_depths(structure.translate(_STEPS))
     )
     pieces, start = [], 0
     for run in _RUN.finditer(flags):
-        begin, end = run.start(), run.end() + 1  # with the bracket that closes it
+        begin, end = run.start(), run.end() + 1  # includes the closing bracket
         pieces.append(structure[start:begin])
         pieces.append(structure[begin:end].translate(None, _SPACE))
         start = end
@@ -176,11 +174,11 @@ _RUN: Final = re.compile(rb"\x01+")
 
 def _is_deeper(text: bytes, levels: int) -> bool:
     steps = text.translate(_STEPS, _NOT_BRACKETS)
-    return any(max(depths) > levels for depths in _walk(steps))
+    return any(max(depths) > levels for depths in _compute_depths(steps))
 
 
-def _walk(steps: bytes) -> Iterator[list[int]]:
-    """Return how deep the text is after each step, slice by slice."""
+def _compute_depths(steps: bytes) -> Iterator[list[int]]:
+    """Yield the depths after each step, slice by slice."""
     depth = 0
     for start in range(0, len(steps), _SLICE):
         taken = memoryview(steps)[start : start + _SLICE].cast("b")
@@ -190,8 +188,8 @@ def _walk(steps: bytes) -> Iterator[list[int]]:
 
 
 def _take_strings(text: bytes) -> tuple[bytes, list[bytes]]:
-    """Take the strings out of a text, so that its brackets and numbers can be found at once: each
-    leaves one quote. In the strings, some escapes are hidden."""
+    """Take the strings out of a text, to find its brackets and numbers fast. One quote remains of
+    each. Escaped backslashes and quotes are replaced in the strings."""
     valid = text if text.isascii() else text.decode(errors="replace").encode()
     pieces = valid.replace(rb"\\", _BACKSLASH).replace(rb"\"", _QUOTE).split(b'"')
     return b'"'.join(pieces[::2]), pieces[1::2]
@@ -206,43 +204,43 @@ def _put_strings(structure: bytes, strings: list[bytes]) -> bytes:
 
 
 def _round_long_integers(text: bytes) -> bytes:
-    """Turn integers beyond 2**53 into what JavaScript would hold."""
+    """Round integers beyond 2**53 as JavaScript does."""
     if _LONG_NUMBER not in text.translate(_DIGITS):
         return text
     structure, strings = _take_strings(text)
-    if _LONG_NUMBER not in structure.translate(_DIGITS):  # most often, it is an id
+    if _LONG_NUMBER not in structure.translate(_DIGITS):  # usually, the digits are in an id
         return text
     return _put_strings(_LONG_INTEGER.sub(_round, structure), strings)
 
 
 def _round(integer: re.Match[bytes]) -> bytes:
-    number = _number(integer[0])
+    number = _read_number(integer[0])
     return b"null" if number is None else repr(number).encode()
 
 
 def _repair(text: bytes) -> bytes:
-    """Write U+FFFD for what no Unicode text holds."""
+    """Replace invalid UTF-8 and unpaired surrogates with U+FFFD."""
     valid = text.decode(errors="replace").encode()
     if b"\\u" not in valid:
         return valid
     hidden = valid.replace(rb"\\", _BACKSLASH)
-    return _HALF.sub(rb"\\ufffd", hidden).replace(_BACKSLASH, rb"\\")
+    return _UNPAIRED_SURROGATE.sub(rb"\\ufffd", hidden).replace(_BACKSLASH, rb"\\")
 
 
-def _encode_as_it_stands(value: Any) -> bytes:
+def _encode_unsorted(value: Any) -> bytes:
     try:
-        return _as_it_stands.encode(value)
+        return _unsorted_encoder.encode(value)
     except RecursionError:
-        return _as_it_stands.encode(_flatten(value))
+        return _unsorted_encoder.encode(_flatten(value))
 
 
-def _text_of(raw: bytes) -> str:
+def _decode_text(raw: bytes) -> str:
     return raw.decode(errors="replace")
 
 
 def _flatten(value: Any) -> Any:
-    """Copy a value that is deeper than functions may call each other, as nothing is that `decode`
-    gave, with JSON in the place of what is below `DEEPEST` levels."""
+    """Copy a value that is too deep for recursion, and replace parts below `DEEPEST` levels with
+    their JSON. Values from `decode` are never that deep."""
     whole: list[Any] = [value]
     containers: list[tuple[Any, int]] = [(whole, 0)]
     while containers:
@@ -257,27 +255,27 @@ def _flatten(value: Any) -> Any:
 
 
 def _write(value: Any) -> bytes:
-    """Encode a value of any depth, its keys in their order."""
-    parts: list[Any] = [value]  # what is still to write, the next one last
+    """Encode a value of any depth, without sorting its keys."""
+    parts: list[Any] = [value]  # still to write, in reverse order
     written: list[bytes] = []
     while parts:
         part = parts.pop()
         if isinstance(part, bytes):
             written.append(part)
         elif isinstance(part, dict | list):
-            parts += reversed(list(_pieces(part)))
+            parts += reversed(list(_split(part)))
         else:
-            written.append(_as_it_stands.encode(part))
+            written.append(_unsorted_encoder.encode(part))
     return b"".join(written)
 
 
-def _pieces(container: Any) -> Iterator[Any]:
+def _split(container: Any) -> Iterator[Any]:
     yield b"{" if isinstance(container, dict) else b"["
     for number, (place, item) in enumerate(_items(container)):
         if number:
             yield b","
         if isinstance(container, dict):
-            yield _as_it_stands.encode(place) + b":"
+            yield _unsorted_encoder.encode(place) + b":"
         yield item
     yield b"}" if isinstance(container, dict) else b"]"
 

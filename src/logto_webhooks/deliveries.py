@@ -23,15 +23,13 @@ from logto_webhooks.events.base import Json, has_whole_record, sent_at
 from logto_webhooks.events.users import WHOLE_USER_ROUTES
 from logto_webhooks.signing_keys import VerifiedBody, trust
 
-SAMPLE_WEBHOOK: Final = (
-    "sample"  # how the id of the webhook begins from which a sample claims to be
-)
-LARGE: Final = 16 * 2**10  # from this size on, a body isn't parsed on an event loop that answers
-FUTURE_MS: Final = 300_000  # so far ahead of its receipt a `createdAt` may be
+SAMPLE_WEBHOOK: Final = "sample"  # prefix of the webhook ID in samples
+LARGE: Final = 16 * 2**10  # from this size on, bodies aren't parsed on the loop that answers
+FUTURE_MS: Final = 300_000  # how far a `createdAt` may be after the receipt
 _ID = re.compile(r"[^\0:]{1,256}")
 Origin = Literal["webhook", "log", "replay"]
 
-# The first word of an event's name -> the kind of its subject, and the parameter with its id.
+# First part of an event's name -> the kind of its subject, and the parameter with its id.
 _SUBJECTS: Final = {
     "User": ("user", "userId"),
     "Organization": ("organization", "id"),
@@ -48,17 +46,17 @@ class DeliveryState(StrEnum):
 
     PENDING = "pending"  # to be applied, now or at `due_at`
     DONE = "done"
-    IGNORED = "ignored"  # a test payload: it touches nothing
-    DEAD = "dead"  # given up; its record is doubtful
+    IGNORED = "ignored"  # a test payload, which changes nothing
+    DEAD = "dead"  # not applied and not retried; its record is doubtful
 
 
 class NewDelivery(Struct, frozen=True, kw_only=True):
-    """One delivery on its way into the inbox; times in milliseconds since the epoch.
+    """A delivery to be stored in the inbox. Times are in milliseconds since the epoch.
 
     `digest` identifies it: 8 bytes of `createdAt`, and 16 of the SHA-256 of its canonical JSON
-    without `hookId`, because Logto's log returns the same body with other bytes, and each hook
-    sends its own copy. The time in front keeps an index on it in order; `occurred_at` is another
-    one only where that `createdAt` can't be believed.
+    without `hookId`. Logto's log returns the same body with other bytes, and each webhook sends its
+    own copy. The time comes first so that an index grows at its end. `occurred_at` differs from
+    `createdAt` only if that is implausible.
     """
 
     body: bytes
@@ -73,36 +71,36 @@ class NewDelivery(Struct, frozen=True, kw_only=True):
 def identify(
     body: VerifiedBody, received_at: int, origin: Origin = "webhook", ahead: int = 0
 ) -> NewDelivery:
-    """Make a delivery of a verified body. `ahead` is how far Logto's clock is known to be ahead of
-    the one that told `received_at` (ms).
+    """Make a delivery of a verified body. `ahead` (ms) is how far Logto's clock is ahead of the one
+    that `received_at` was read from.
 
-    A `createdAt` that can't be believed is replaced by the receipt: one of more than `FUTURE_MS`
-    after it, or of no moment that a database holds. Raises NotADelivery.
+    A `createdAt` is replaced by the time of receipt if it is more than `FUTURE_MS` after that,
+    missing, not a date, or before 1970. Raises NotADelivery.
     """
     payload = payload_of(body)
     occurred_at = sent_at(payload)
     receipt = received_at + ahead
     fields = {name: value for name, value in payload.items() if name != "hookId"}
-    believed = occurred_at is not None and 0 <= occurred_at <= receipt + FUTURE_MS
+    is_plausible = occurred_at is not None and 0 <= occurred_at <= receipt + FUTURE_MS
     return NewDelivery(
         body=body.content,
         digest=max(occurred_at or 0, 0).to_bytes(8, "big") + canonical_json.digest(fields)[:16],
-        # PostgreSQL's text can't hold NUL; and a label needn't be endless.
+        # PostgreSQL's text can't contain NUL, and a name needn't be longer.
         event=payload["event"].replace("\0", "")[:256],
         subject=_name_subject(payload),
-        occurred_at=occurred_at if occurred_at is not None and believed else receipt,
+        occurred_at=occurred_at if occurred_at is not None and is_plausible else receipt,
         received_at=received_at,
         origin=origin,
     )
 
 
 def sent_at_of(digest: bytes) -> int:
-    """When Logto says that it sent a delivery (ms); 0 if it names no moment."""
+    """Return a delivery's `createdAt` (ms); 0 if it isn't a date."""
     return int.from_bytes(digest[:8])
 
 
 def _name_subject(payload: Json) -> str | None:
-    """Name the record that a delivery is about, as `kind:id`."""
+    """Return the record that a delivery is about, as `kind:id`."""
     entity = payload["event"].partition(".")[0]
     params, data = payload.get("params"), payload.get("data")
     kind, param = _SUBJECTS.get(entity, ("user", "userId"))
@@ -119,7 +117,7 @@ def _name_subject(payload: Json) -> str | None:
     return f"{kind}:{logto_id}" if _ID.fullmatch(logto_id) else None
 
 
-# What tells of a user's memberships has an organization as its subject.
+# These change a user's memberships, but their subject is the organization.
 MEMBERSHIP_EVENTS: Final = tuple(
     event.name
     for event in (OrganizationMembershipUpdated, OrganizationUserAdded, OrganizationUserRemoved)
@@ -128,15 +126,15 @@ DELETIONS: Final = (UserDeleted.name, OrganizationDeleted.name)
 
 
 class StoreResult(Struct, frozen=True):
-    """Where a delivery stands in the inbox; a duplicate has the id of the first."""
+    """A delivery's id in the inbox; a duplicate has the id of the first copy."""
 
     id: int
     duplicate: bool
 
 
 class ClaimedDelivery(Struct, frozen=True, kw_only=True):
-    """A delivery that a worker holds; `attempt` counts this one, `failures` those before that
-    failed for a reason that isn't a lock."""
+    """A delivery that a worker has claimed. `attempt` includes this one. `failures` counts earlier
+    attempts that failed, except those that timed out."""
 
     id: int
     body: bytes
@@ -159,8 +157,8 @@ class ReceivedBody(Struct, frozen=True):
 
 
 class DeliveryOutcome(Struct, frozen=True, kw_only=True):
-    """The outcome of a claimed delivery; `retry_after_s` only when it is pending again. It
-    `failed` if that says something against the delivery."""
+    """The outcome of a claimed delivery. `retry_after_s` is set only if it is pending again.
+    `failed` is whether the attempt counts as a failure; a time-out doesn't."""
 
     id: int
     state: DeliveryState
@@ -196,7 +194,7 @@ class StoredDelivery(Struct, frozen=True, kw_only=True):
 
 
 def api_call(body: bytes) -> str:
-    """Return the API call or the interaction that a body names."""
+    """Return the API call or the interaction that caused a delivery; "" if the body has none."""
     try:
         payload = payload_of(trust(body))
     except NotADelivery:
@@ -254,8 +252,8 @@ class Status(Struct, frozen=True, kw_only=True):
 
 
 class Dated(Struct, frozen=True):
-    """How one delivery is dated, in milliseconds since the epoch: by Logto, by the inbox (another
-    date where Logto's can't be believed), and when it was received."""
+    """A delivery's times, in milliseconds since the epoch: Logto's date, the inbox's (which differs
+    if Logto's is implausible), and the receipt."""
 
     created_at: int
     occurred_at: int
@@ -264,26 +262,26 @@ class Dated(Struct, frozen=True):
 
     @property
     def believed(self) -> bool:
-        """Whether the inbox took Logto's own date."""
+        """Whether the inbox uses Logto's date."""
         return self.created_at == self.occurred_at
 
 
 class Clocks(Struct, frozen=True):
-    """The database's clock, and how the newest deliveries are dated."""
+    """The database's clock, and the times of the newest deliveries."""
 
     now: int
     recent: list[Dated]
 
 
-RECENT: Final = 50  # deliveries that tell how far apart the clocks are
+RECENT: Final = 50  # deliveries used to estimate the difference of the clocks
 
 
 def estimate_ahead(ours: int, clocks: Clocks) -> int:
-    """Return how far Logto's clock is ahead of ours (ms), by which a new delivery is judged.
+    """Estimate how far Logto's clock is ahead of ours (ms), to judge a new delivery's date.
 
-    It is the distance to the database's clock, plus the median of how far recent deliveries are
-    dated ahead of that. One delivery alone doesn't shift the median. Dates in the past don't
-    count: most often they are of deliveries that were held up or sent again.
+    It is the difference to the database's clock, plus the median of how far recent deliveries are
+    dated ahead of that. A single delivery can't shift the median. Dates in the past don't count:
+    usually, those deliveries were delayed or sent again.
     """
     database = clocks.now - ours
     offsets = [

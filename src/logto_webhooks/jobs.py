@@ -1,4 +1,4 @@
-"""Jobs: one call of one handler, and what a handler may be told of its delivery."""
+"""Jobs, which are calls of handlers, and the delivery that a handler gets."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Tests = Literal["no", "too", "only"]
 class JobState(StrEnum):
     """The state of a job."""
 
-    WAITING = "waiting"  # in its queue, to be run now or when the queue is due
+    WAITING = "waiting"  # in its queue, to run now or when the queue is due
     DONE = "done"
-    DEAD = "dead"  # given up, with the traceback
-    DISCARDED = "discarded"  # by its handler, by age, or by hand
+    DEAD = "dead"  # failed and not retried
+    DISCARDED = "discarded"  # by its handler, because of its age, or by a command
 
 
 class JobMove(StrEnum):
@@ -30,7 +30,7 @@ class JobMove(StrEnum):
     RETRY = "retry"
     GIVE_UP = "give up"
     DISCARD = "discard"
-    REPEAT = "repeat"  # by hand; what waits for its next attempt has it now
+    REPEAT = "repeat"  # by a command; a job that waits for its next attempt runs now
 
 
 JOB_MOVES: Final[dict[tuple[JobState, JobMove], JobState]] = {
@@ -51,23 +51,24 @@ def job_targets(move: JobMove) -> dict[JobState, JobState]:
     return {state: JOB_MOVES[state, move] for state in JobState if (state, move) in JOB_MOVES}
 
 
-# Made by this package: must be named, or meant by a pattern for such events alone.
-_NEVER_BY_A_STAR: Final = DERIVED | LOCAL.keys()
+# This package makes these events, so `*` doesn't match them, but `Organization.User.*` does.
+_NOT_MATCHED_BY_STAR: Final = DERIVED | LOCAL.keys()
 
 
 def matches(pattern: str, event_name: str) -> bool:
-    """Whether a pattern means an event; those that this package makes must be named."""
-    if event_name in _NEVER_BY_A_STAR and not pattern.startswith(("Organization.User.", "Local")):
+    """Whether a pattern matches an event. Derived and local events need their own pattern."""
+    is_own_pattern = pattern.startswith(("Organization.User.", "Local"))
+    if event_name in _NOT_MATCHED_BY_STAR and not is_own_pattern:
         return False
     return fnmatchcase(event_name, pattern)
 
 
 class RegisteredHandler(Struct, frozen=True, kw_only=True):
-    """A handler as it is known to all processes, whichever has its code.
+    """A handler as all processes know it, even those without its code.
 
-    `patterns` are names of events, or patterns such as `Organization.*`; `ordered` ones keep the
-    order of each subject; `tests` says whether what Logto's console sends as a test is for it, and
-    `rerun=False` ones are left out when a delivery is replayed.
+    `patterns` are event names, or patterns such as `Organization.*`. An `ordered` handler gets the
+    events of each subject in order. `tests` is whether it gets test payloads from Logto's console.
+    With `rerun=False`, replaying a delivery doesn't run it again.
     """
 
     name: str
@@ -82,10 +83,10 @@ class RegisteredHandler(Struct, frozen=True, kw_only=True):
 
 
 class NewJob(Struct, frozen=True, kw_only=True):
-    """A new job; `key` is unique for its handler.
+    """A new job. `key` is unique for its handler.
 
-    `queue_key` names the queue in which it keeps its order; `occurred_at` (ms) is its place in it,
-    None for now. `payload` is a record's own event; a delivery's is its body.
+    Jobs with the same `queue_key` run in the order of `occurred_at` (ms; None means now).
+    `payload` is a local event; a job of a delivery has none, because it uses the delivery's body.
     """
 
     handler: str
@@ -99,7 +100,7 @@ class NewJob(Struct, frozen=True, kw_only=True):
 
 
 class Job(Struct, frozen=True, kw_only=True):
-    """A job that a worker holds; times in milliseconds."""
+    """A job that a worker has claimed. Times are in milliseconds."""
 
     id: int
     queue_key_id: int
@@ -119,13 +120,13 @@ class Job(Struct, frozen=True, kw_only=True):
 
     @property
     def losses(self) -> int:
-        """How often whoever held it said nothing more: its process ended, or is stuck."""
+        """How many attempts had no outcome, because the process ended or hangs."""
         return self.attempts - self.failures
 
 
 class JobOutcome(Struct, frozen=True, kw_only=True):
-    """The outcome of a claimed job; `after_s` only when it is to be tried again, `counts=False`
-    if it was given back, as if never begun."""
+    """The outcome of a claimed job. `after_s` is set only for a retry. `counts=False` means that
+    it was given back as if it hadn't been claimed."""
 
     id: int
     queue_key_id: int
@@ -137,7 +138,7 @@ class JobOutcome(Struct, frozen=True, kw_only=True):
 
 
 class JobCount(Struct, frozen=True, kw_only=True):
-    """How many jobs of a handler are in a state; `oldest_s` is how long the first has waited."""
+    """How many jobs of a handler are in a state. `oldest_s` is the age of the oldest."""
 
     handler: str
     state: str

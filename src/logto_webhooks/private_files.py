@@ -1,4 +1,4 @@
-"""Files for their owner alone, whatever the umask (mode 0600), and locks between processes."""
+"""Files that only their owner can access (mode 0600, whatever the umask), and file locks."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any, Final
 from logto_webhooks.errors import NotWritable
 
 MODE: Final = 0o600
-_CLOSE_ON_EXEC: Final = getattr(os, "O_CLOEXEC", 0)  # Windows has none, and needs none
+_CLOSE_ON_EXEC: Final = getattr(os, "O_CLOEXEC", 0)  # Windows neither has nor needs it
 
 
 def open_for_writing(file: Path, *, new: bool = False) -> int:
-    """Open a file, and make it unless it exists; return its descriptor. The mode of one that
-    exists stays. With `new`, raise FileExistsError if it exists. Raises OSError."""
+    """Open a file, or create it; return its descriptor. An existing file keeps its mode. With
+    `new`, raise FileExistsError if the file exists. Raises OSError."""
     try:
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | _CLOSE_ON_EXEC, MODE)
     except FileExistsError:
@@ -25,7 +25,7 @@ def open_for_writing(file: Path, *, new: bool = False) -> int:
             raise
         return os.open(file, os.O_RDWR | os.O_CREAT | _CLOSE_ON_EXEC, MODE)
     try:
-        os.chmod(file, MODE)  # what the umask took away
+        os.chmod(file, MODE)  # the umask may have removed permissions
     except OSError:
         os.close(descriptor)
         raise
@@ -46,8 +46,8 @@ def write(file: Path, content: bytes) -> None:
 
 
 def close_to_others(file: Path) -> None:
-    """Take the rights of everybody but owner and group from a file that gets a secret. Raises
-    OSError."""
+    """Remove all permissions of users other than owner and group, before a secret is written to the
+    file. Raises OSError."""
     if os.name != "nt":
         mode = file.stat().st_mode & 0o777
         if mode & 0o007:
@@ -55,8 +55,8 @@ def close_to_others(file: Path) -> None:
 
 
 def find_open_mode(file: Path) -> str | None:
-    """The mode of a file that others than its owner can read or write; None if they can't, if
-    there is no such file, or on Windows."""
+    """Return the mode of a file that users other than its owner can access. Return None if they
+    can't, if there is no such file, or on Windows."""
     if os.name == "nt":
         return None
     try:
@@ -72,9 +72,9 @@ with suppress(ImportError):  # Windows has no such module
 
 
 class LockFile:
-    """Held from the first `acquire` that succeeds; given back by `release`, or when we die.
+    """A lock that is held from the first successful `acquire` until `release`, or the process ends.
 
-    It is the process's: two objects of one process have it together.
+    It belongs to the process: two objects in one process can hold it at the same time.
     """
 
     def __init__(self, file: Path) -> None:
@@ -82,11 +82,10 @@ class LockFile:
         self._held: _Descriptor | _Transaction | None = None
 
     def acquire(self) -> bool:
-        """Take the lock unless another process has it; return whether this process has it. Raises
-        NotWritable."""
+        """Try to take the lock. Return False if another process has it. Raises NotWritable."""
         if self._held is None:
             try:
-                self._held = (_descriptor if _fcntl else _lock_transaction)(self._file)
+                self._held = (_lock_descriptor if _fcntl else _lock_transaction)(self._file)
             except OSError as error:
                 raise NotWritable(path=self._file, problem=error.strerror) from None
             except sqlite3.Error as error:
@@ -101,7 +100,7 @@ class LockFile:
 
 
 class _Descriptor:
-    """A lock of POSIX: a process's own, and gone with it."""
+    """A POSIX lock, which ends with its process."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -110,7 +109,7 @@ class _Descriptor:
         os.close(self._descriptor)
 
 
-def _descriptor(file: Path) -> _Descriptor | None:
+def _lock_descriptor(file: Path) -> _Descriptor | None:
     descriptor = open_for_writing(file)
     try:
         _fcntl.lockf(descriptor, _fcntl.LOCK_EX | _fcntl.LOCK_NB)
@@ -121,9 +120,9 @@ def _descriptor(file: Path) -> _Descriptor | None:
 
 
 class _Transaction:
-    """Where there is no such lock, SQLite's: a transaction on the file, which stays empty.
+    """A SQLite transaction that locks the file where POSIX locks don't exist. The file stays empty.
 
-    SQLite's locks are a connection's, so a process has one connection for all.
+    SQLite's locks belong to a connection, so all lock objects of a process share one.
     """
 
     def __init__(self, file: Path, connection: sqlite3.Connection) -> None:

@@ -1,4 +1,4 @@
-"""Decide what follows a failure of a delivery or a job: try again, and when, or give up."""
+"""Decide whether and when a failed delivery or job is retried."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from logto_webhooks.errors import (
 )
 
 MAX_ATTEMPTS: Final = 8
-MAX_LOSSES: Final = 3  # of a job that whoever held it said nothing more about
+MAX_LOSSES: Final = 3  # times that a job's process may end or hang before the job is dead
 MAX_ERROR_CHARS: Final = 8_000
 FIRST_WAIT_S: Final = 1.0
 LONGEST_WAIT_S: Final = 900.0
-# What is locked is tried again once a minute, and given up after about a day.
+# After a lock time-out, a delivery is retried within 15 s. It is dead after about a day of them.
 LONGEST_LOCKED_WAIT_S: Final = 15.0
 MAX_TIME_OUTS: Final = 6_000
 _A_YEAR_S: Final = 366 * 86_400.0
 
 
 class Retry(Struct, frozen=True):
-    """Try again after so many seconds."""
+    """Retry after this many seconds."""
 
     after_s: float
 
@@ -37,7 +37,7 @@ class Dead(Struct, frozen=True):
 
 
 class DiscardJob(Struct, frozen=True):
-    """Discard the job, and why."""
+    """Discard the job for this reason."""
 
     why: str
 
@@ -45,11 +45,11 @@ class DiscardJob(Struct, frozen=True):
 def after_job_failure(
     error: BaseException, failures: int, jitter: float, max_attempts: int, waits: tuple[float, ...]
 ) -> Retry | Dead | DiscardJob:
-    """Decide what follows a handler's error, of which there were `failures` before.
+    """Decide what follows a handler's error, after `failures` earlier ones.
 
-    `waits` (seconds) are those before the second, third, … attempt, the last for all later ones;
-    without any they grow as a delivery's. A handler can decide by itself: RetryLater, Discard.
-    Raises anything if what these carry can't be used: a subclass can set it to anything.
+    `waits` (seconds) come before the second, third, … attempt; the last is used for all later ones.
+    Without them, the waits grow like a delivery's. A handler can decide with RetryLater or Discard.
+    Subclasses of these can have attributes of any type, so this can raise anything.
     """
     if isinstance(error, Discard):
         return DiscardJob(to_text(Discard.why if error.why is None else error.why))
@@ -63,7 +63,7 @@ def after_job_failure(
 
 
 def to_text(value: object) -> str:
-    """What `str` makes of it, no subclass of that and not too long. Raises anything."""
+    """Convert to a plain `str`, not a subclass, and cut it. Can raise anything."""
     return str.__str__(str(value))[:MAX_ERROR_CHARS]
 
 
@@ -74,14 +74,14 @@ def _retry(after_s: float) -> Retry:
 def after_failure(
     error: Exception, attempt: int, failures: int, jitter: float, max_attempts: int = MAX_ATTEMPTS
 ) -> Retry | Dead:
-    """Decide what follows an error in the given attempt (the first is 1) of a delivery, which had
-    so many `failures` before.
+    """Decide what follows a delivery's error in an attempt (the first is 1), after `failures`
+    earlier ones.
 
-    The waits grow threefold: 1 s, 3 s, 9 s, … up to 15 minutes; `jitter` (0 to 1) takes off up
-    to half, so that what failed together isn't tried together. A malformed event stays
-    malformed: it is dead at once. A time-out counts as an attempt, but is no failure, because it
-    says nothing against the delivery: the waits grow to 15 s, and it is dead only after about a
-    day of them.
+    The waits triple: 1 s, 3 s, 9 s, … up to 15 minutes. `jitter` (0 to 1) shortens them by up to
+    half, so that deliveries that failed together aren't retried together. A malformed event is dead
+    at once, because a retry can't help. A time-out counts as an attempt but not as a failure,
+    because it isn't the delivery's fault: the waits grow to 15 s, and the delivery is dead only
+    after about a day of time-outs.
     """
     if isinstance(error, TimedOut):
         time_outs = attempt - 1 - failures
@@ -94,5 +94,5 @@ def after_failure(
 
 
 def _grow(before: int, longest_s: float, jitter: float) -> float:
-    """Return the wait after so many others."""
+    """Return the next wait, after `before` others."""
     return min(FIRST_WAIT_S * 3.0 ** min(before, 20), longest_s) * (1 - jitter / 2)

@@ -1,4 +1,4 @@
-"""Settings: frozen, made from a mapping; the only reader of the environment."""
+"""Settings, read from environment variables, files and options."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from logto_webhooks.signing_keys import problem_of_key, problem_of_secret
 
 DEFAULT_DATABASE: Final = "sqlite:///logto-webhooks.db"
 
-# Field -> the variables that set it; the first that is set wins.
+# Field -> its variables. The first one that is set wins.
 VARIABLES: Final[dict[str, tuple[str, ...]]] = {
     "signing_key": ("LOGTO_WEBHOOK_SIGNING_KEY",),
     "database_url": ("LOGTO_WEBHOOKS_DATABASE_URL", "DATABASE_URL"),
@@ -47,7 +47,7 @@ VARIABLES: Final[dict[str, tuple[str, ...]]] = {
     "log_level": ("LOGTO_WEBHOOKS_LOG_LEVEL",),
 }
 
-# These can also be in files, which variables with this suffix name.
+# A variable with the suffix names a file with the secret.
 SECRETS: Final = ("signing_key", "database_url", "app_secret")
 FILE: Final = "_FILE"
 FILE_VARIABLES: Final = {f"{name}{FILE}": name for field in SECRETS for name in VARIABLES[field]}
@@ -99,16 +99,16 @@ class Settings(Struct, frozen=True, kw_only=True):
     app: Annotated[str, Meta(pattern=r"\A[\w.]+:[\w.]+\Z")] | None = None
     log_format: LogFormat = "text"
     log_level: LogLevel = "info"
-    # Field -> the variable, option or argument that set it, be it to nothing; for errors.
+    # Field -> the variable, option or argument that set it, even to an empty value. For errors.
     sources: dict[str, str] = {}
 
     def name_of(self, field: str) -> str:
-        """Name the variable, option or argument that set a field, else the variable that can."""
+        """Return the variable, option or argument that set a field, or the variable that can."""
         return self.sources.get(field, VARIABLES[field][0])
 
     @property
     def signing_keys(self) -> tuple[str, ...]:
-        """The keys, at least one. Raises SigningKeyMissing, SettingInvalid."""
+        """The valid keys, at least one. Raises SigningKeyMissing, SettingInvalid."""
         keys = split_keys(self.signing_key)
         if not keys:
             raise SigningKeyMissing(self.sources.get("signing_key"))
@@ -120,7 +120,7 @@ class Settings(Struct, frozen=True, kw_only=True):
         return keys
 
     def url_at(self, port: int) -> str:
-        """Return the URL of the webhook, when `serve` listens on this port."""
+        """Return the URL of the webhook if `serve` listens on this port."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"http://{host}:{port}{self.path}"
 
@@ -151,7 +151,7 @@ class MountedSettings(TypedDict, total=False):
 
 
 def split_keys(signing_key: str) -> tuple[str, ...]:
-    """Split several keys, separated by commas; leave out empty ones."""
+    """Split keys at commas, and drop empty ones."""
     return tuple(key.strip() for key in signing_key.split(",") if key.strip())
 
 
@@ -238,6 +238,6 @@ def _option(field: str) -> str:
 
 
 def _allowed(problem: str) -> str | None:
-    """Say in words what msgspec expected, if it names that."""
+    """Describe the type that msgspec expected; None if its message has none."""
     match = re.match(r"Expected `(\w+)(?: \| null)?`([^,]*)", problem)
     return f"{_TYPES[match[1]]}{match[2]}" if match and match[1] in _TYPES else None

@@ -1,4 +1,4 @@
-"""Sign and verify deliveries, and keep the keys: configured, learned from Logto, or retired."""
+"""Sign and verify deliveries, and manage keys: configured, learned from Logto, or expired."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class VerifiedBody:
     __slots__ = ("content", "key")
 
     def __init__(self, content: bytes, seal: object, key: int = -1) -> None:
-        """`key` is the place of the one that proved it, among those that were tried."""
+        """`key` is the index of the key that verified it."""
         if seal is not _SEAL:
             raise TypeError("a VerifiedBody can only come from verify() or vouch()")
         self.content: bytes = content
@@ -35,7 +35,7 @@ class VerifiedBody:
 
 def sign(body: bytes, key: str) -> str:
     """Return the value of Logto's signature header for `body`."""
-    # Not hmac.digest: it gives up Python's lock, and waits for it while a batch is written.
+    # Not hmac.digest: it releases the GIL, and then waits for it while a batch is written.
     return hmac.new(key.encode(), body, "sha256").hexdigest()
 
 
@@ -50,11 +50,11 @@ def verify(body: bytes, signatures: Sequence[bytes], keys: Sequence[str]) -> Ver
     if len(signatures) != 1:
         reason = "the header is missing" if not signatures else "the header was sent twice"
         raise SignatureRejected(reason=reason)
-    signature = signatures[0].strip(b" \t")  # HTTP allows blanks around a value
+    signature = signatures[0].strip(b" \t")  # HTTP allows whitespace around a value
     if not _WELL_FORMED.fullmatch(signature):
         raise SignatureRejected(reason="the header is not 64 lowercase hex digits")
-    # Every key is tried, so that the time doesn't tell which one matched. An empty key proves
-    # nothing: anybody can sign with it.
+    # Try every key, so that the time doesn't reveal which one matched. Ignore an empty key, because
+    # anybody can sign with it.
     matches = [
         hmac.compare_digest(signature, sign(body, key).encode()) and key != "" for key in keys
     ]
@@ -65,13 +65,13 @@ def verify(body: bytes, signatures: Sequence[bytes], keys: Sequence[str]) -> Ver
 
 
 def trust(body: bytes) -> VerifiedBody:
-    """Take bytes as verified: for what the inbox holds, which was verified on its way in."""
+    """Treat bytes as verified. For bodies from the inbox, which were verified on arrival."""
     return VerifiedBody(body, _SEAL)
 
 
-OVERLAP_MS: Final = 600_000  # how long a key that was replaced is still accepted
-SHORTEST: Final = 16  # characters; the keys that Logto makes have 32
-_HOOK_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+OVERLAP_MS: Final = 600_000  # how long a replaced key is still accepted
+SHORTEST: Final = 16  # characters; Logto's keys have 32
+_WEBHOOK_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _ASSIGNED = re.compile(r"(export\s+)?[A-Za-z_][A-Za-z0-9_]*\s*=+[^=]")
 _PLACEHOLDER = re.compile(
     r"\$\{?\w+\}?|<.*>|\{\{.*\}\}|.*\u2026.*|[.*]+|x{3,}|your[-_ ].*|change[-_ ]?(it|me)", re.I
@@ -80,7 +80,7 @@ _QUOTES: Final = "\"'`\u00ab\u00bb\u2018\u2019\u201c\u201d\u201e"
 
 
 class WebhookKey(Struct, frozen=True, kw_only=True):
-    """A key as Logto told it, accepted until it is replaced or `until` (ms)."""
+    """A key that Logto's API returned, accepted until it is replaced or `until` (ms)."""
 
     hook: str
     key: str
@@ -89,8 +89,8 @@ class WebhookKey(Struct, frozen=True, kw_only=True):
 
 
 class RejectedRequest(Struct, frozen=True, kw_only=True):
-    """A request whose signature is well-formed, and of no key that was known; `known` is whether
-    the hook that it names has sent something before."""
+    """A request with a well-formed signature that no known key made. `known` is whether the webhook
+    that it names is known to send here."""
 
     body: bytes
     signature: str
@@ -101,14 +101,14 @@ class RejectedRequest(Struct, frozen=True, kw_only=True):
 
 
 class QuarantineLimits(Struct, frozen=True):
-    """How much is kept: the newest of so many rows and bytes, and nothing older."""
+    """How much is kept: the newest rows, up to this number, total size and age."""
 
     rows: int
     bytes: int
     age_ms: int
 
 
-# By whether the hook is known: junk that names none of ours can't push out what does.
+# By whether the webhook is known, so that junk can't push out requests that name a known one.
 BOUNDS: Final = {
     True: QuarantineLimits(10_000, 64 * 2**20, 7 * 86_400_000),
     False: QuarantineLimits(1_000, 4 * 2**20, 86_400_000),
@@ -116,12 +116,11 @@ BOUNDS: Final = {
 
 
 class _Sender(Struct, rename="camel"):
-    hook_id: str = ""  # of another type isn't built, however large it is
+    hook_id: str = ""  # a value of another type is skipped, so a huge one costs no memory
 
 
 def problem_of_key(key: str) -> str | None:
-    """Say why a text can't be the signing key of a webhook; None if it can be. The key itself
-    isn't quoted."""
+    """Return why a text can't be a webhook's signing key; None if it can. Doesn't quote the key."""
     if not key.strip():
         return "it is empty"
     if (problem := problem_of_secret(key)) is not None:
@@ -132,7 +131,7 @@ def problem_of_key(key: str) -> str | None:
 
 
 def problem_of_secret(key: str) -> str | None:
-    """Say what a text has that no key or secret of Logto's has, such as quotes around it."""
+    """Return why a text can't be a key or secret of Logto, such as quotes around it."""
     if not key:
         return None
     if _ASSIGNED.match(key):
@@ -151,31 +150,31 @@ def problem_of_secret(key: str) -> str | None:
 
 
 def is_key(value: object) -> TypeGuard[str]:
-    """Whether a value, such as one that an API answered, can be a signing key."""
+    """Whether a value, such as one from an API, can be a signing key."""
     return isinstance(value, str) and problem_of_key(value) is None
 
 
 def hook_of_sender(body: bytes) -> str | None:
-    """The hook that a body names at its top level; None if it names none. It tells who sent the
-    body only if the body is verified."""
+    """Return the ID of the webhook that a body names; None if it names none. Only in a verified
+    body is it sure to be the sender."""
     try:
         hook_id = msgspec.json.decode(body, type=_Sender).hook_id
     except (ValueError, RecursionError):
         return None
-    return hook_id if _HOOK_ID.fullmatch(hook_id) else None
+    return hook_id if _WEBHOOK_ID.fullmatch(hook_id) else None
 
 
 def fingerprint(key: str) -> str:
-    """By what a key is known without being told."""
+    """Return a text that identifies a key without revealing it."""
     return hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
 _LOOK_MS: Final = 1_000
-_LARGEST: Final = 16 * 2**10  # of a body that is parsed for its hook's id
+_LARGEST: Final = 16 * 2**10  # larger bodies aren't parsed for their webhook's ID
 
 
 class Keyring:
-    """`hooks` are those that are known to send here."""
+    """The signing keys. `hooks` are the IDs of webhooks that are known to send here."""
 
     def __init__(self, configured: Sequence[str]) -> None:
         self._keys = self._configured = tuple(configured)
@@ -186,13 +185,14 @@ class Keyring:
         self._looked: dict[str, int] = {}
 
     def at(self, now: int) -> tuple[str, ...]:
-        """The keys that are accepted now (ms); one that has ended isn't, be it configured."""
+        """Return the keys that are accepted at `now` (ms). An expired key isn't, even if it is
+        configured."""
         if now >= self._next_end:
             self._choose(now)
         return self._keys
 
     def learn(self, learnt: Sequence[WebhookKey], now: int) -> bool:
-        """Take what Logto told. Say whether a key is new."""
+        """Replace the keys from Logto's API. Return whether one is new."""
         before = set(self._keys)
         self._learnt = [key for key in learnt if is_key(key.key)]
         self.hooks |= {key.hook for key in self._learnt}
@@ -206,7 +206,7 @@ class Keyring:
         self._next_end = min((end for end in ends.values() if end > now), default=inf)
 
     def note_use(self, key: str, body: bytes, at: int) -> None:
-        """Note that a key proved a body (ms), and now and then which hook it is of."""
+        """Note when a key verified a body (ms), and at most once a second, the body's webhook."""
         if at - self._looked.get(key, 0) > _LOOK_MS:
             self._looked[key] = at
             if len(body) <= _LARGEST and (hook := hook_of_sender(body)):
@@ -214,6 +214,6 @@ class Keyring:
         self._used[key] = at
 
     def take_uses(self) -> dict[str, int]:
-        """When keys were used since this was last asked, by their fingerprints."""
+        """Return when keys were used since the last call, by their fingerprints."""
         used, self._used = self._used, {}
         return {fingerprint(key): at for key, at in used.items()}

@@ -18,7 +18,7 @@ States = TypeVar("States", bound=StrEnum)
 
 
 def nearest(name: str, names: Collection[str]) -> str:
-    """Name the most similar of the known names."""
+    """Suggest the most similar name, or all of them."""
     near = get_close_matches(name, names, n=1, cutoff=0.5)
     return f"the closest is {near[0]}" if near else f"use one of {', '.join(names)}"
 
@@ -104,9 +104,9 @@ def check_limit(limit: int) -> int:
 
 
 def is_url(text: str) -> bool:
-    """Return whether you can post to it."""
+    """Return whether a text is an HTTP URL."""
     if any(character.isspace() or not character.isprintable() for character in text):
-        return False  # what reads it would take it for another
+        return False  # clients may interpret such a URL differently
     try:
         parts = urlsplit(text)
         return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0

@@ -130,7 +130,7 @@ __all__ = [
     "parse",
 ]
 
-# Every event of Logto and every derived one, in the order in which people see them.
+# All events of Logto and all derived events, in the order in which docs and messages list them.
 _ALL: Final[tuple[type[Event], ...]] = (
     PostRegister,
     PostSignIn,
@@ -169,7 +169,7 @@ _ALL: Final[tuple[type[Event], ...]] = (
 
 BY_NAME: Final[dict[str, type[Event]]] = {event.name: event for event in _ALL}
 
-# Names found in the wild, which mean what they say.
+# Other names that people use for some events.
 ALIASES: Final[dict[str, str]] = {
     "User.Updated": "User.Data.Updated",
     "Organization.Updated": "Organization.Data.Updated",
@@ -179,7 +179,7 @@ ALIASES: Final[dict[str, str]] = {
 }
 
 
-# Made by this package of what Logto sends: whoever wants them names them.
+# This package derives these from Logto's events. A handler must name them.
 DERIVED: Final = frozenset({OrganizationUserAdded.name, OrganizationUserRemoved.name})
 
 
@@ -206,7 +206,7 @@ def parse(body: VerifiedBody, occurred_at: int | None = None) -> Event:
 
 
 def from_payload(payload: Json, at: int | None = None) -> Event:
-    """Make the event of a payload that `payload_of` gave. Raises MalformedEvent."""
+    """Make the event of a payload from `payload_of`. Raises MalformedEvent."""
     if is_test(payload):
         return build(payload, TestPayload, at)
     name: str = payload["event"]
@@ -227,5 +227,5 @@ def payload_of(body: VerifiedBody) -> Json:
 
 
 def _describe(error: ValueError) -> str:
-    # A UnicodeDecodeError's text shows bytes of the body.
+    # The text of a UnicodeDecodeError would reveal bytes of the body.
     return "invalid UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)

@@ -1,4 +1,4 @@
-"""What every event has, and how a payload becomes one: strict where the sync needs it."""
+"""The base class of events, and how an event is built from a payload."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from msgspec import Meta, Struct
 from logto_webhooks.errors import MalformedEvent
 
 Json = dict[str, Any]
-# PostgreSQL's text holds no NUL; a colon parts the two ids of a membership.
+# PostgreSQL's text can't contain NUL, and a colon separates the two ids of a membership.
 Id = Annotated[str, Meta(min_length=1, max_length=256, pattern=r"\A[^\0:]*\Z")]
-LATEST = 253_402_300_799_999  # the year 9999, the last that a timestamp holds
+LATEST = 253_402_300_799_999  # the end of the year 9999, the last of a datetime
 Millis = Annotated[int, Meta(ge=0, le=LATEST)]
 E = TypeVar("E", bound="Event")
 
@@ -37,9 +37,9 @@ class Event(Struct, frozen=True, kw_only=True, rename="camel"):
     """
 
     name: ClassVar[str] = ""
-    strict: ClassVar[frozenset[str]] = frozenset()  # JSON names
-    data_as: ClassVar[str | None] = None  # what `data` is called here
-    id_as: ClassVar[str | None] = None  # the field for the id of what the event is about
+    strict: ClassVar[frozenset[str]] = frozenset()  # JSON names of fields that must be valid
+    data_as: ClassVar[str | None] = None  # the field for `data`
+    id_as: ClassVar[str | None] = None  # the field for the subject's id
     id_param: ClassVar[str] = "id"
 
     event: str
@@ -71,7 +71,7 @@ class Event(Struct, frozen=True, kw_only=True, rename="camel"):
 
     @classmethod
     def shape(cls, payload: Json) -> Json:
-        """Name the parts of a payload as the fields of this class, by its route alone."""
+        """Map parts of a payload to the fields of this class, by the route only."""
         shaped: Json = {}
         data = payload.get("data")
         if cls.data_as and data is not None:
@@ -92,41 +92,42 @@ class UnknownEvent(Event, frozen=True, kw_only=True):
 class TestPayload(Event, frozen=True, kw_only=True):
     """A test payload from Logto's console. It can have the name of any event."""
 
-    __test__: ClassVar[bool] = False  # not for pytest
+    __test__: ClassVar[bool] = False  # pytest must not collect it
 
 
 def has_whole_record(payload: Json, routes: Collection[str]) -> bool:
-    """Whether `data` is a whole record: it came by one of `routes`, or by a sign-up, the account
-    API or the like, which have neither a route nor a path."""
+    """Whether `data` is a whole record: from one of `routes`, or from a sign-up, the account API
+    and others, which have neither a route nor a path."""
     route = payload.get("matchedRoute")
     return payload.get("path") is None if route is None else route in routes
 
 
 def first_present(*candidates: Any) -> Any:
-    """Return the first that isn't None."""
+    """Return the first candidate that isn't None."""
     return next((candidate for candidate in candidates if candidate is not None), None)
 
 
 def get_from(part: Any, name: str) -> Any:
-    """Return a field of a part of a payload; None if the part is no object, or lacks it."""
+    """Return a field of a part of a payload; None if the part isn't an object or lacks it."""
     return part.get(name) if isinstance(part, dict) else None
 
 
 def to_millis(moment: datetime) -> int:
-    """Milliseconds since the epoch; a moment without a zone is UTC, as Logto's are."""
+    """Convert to milliseconds since the epoch. A datetime without a time zone is UTC, as Logto's
+    are."""
     aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     return round(aware.timestamp() * 1000)
 
 
 def is_test(payload: Json) -> bool:
-    """Tell a test payload by ids that only Logto's server sets and no real record has."""
+    """Recognize a test payload by values that only Logto's server sets and no real record has."""
     if payload.get("path") == "/fake-path/:id":
         return bool(get_from(payload.get("params"), "id") == "fake-id")
     return payload.get("userId") == "fake-id" and payload.get("userAgent") == "fake-user-agent"
 
 
 def sent_at(payload: Json) -> int | None:
-    """When Logto says that it sent a payload (ms); None for no moment of the years 1 to 9999."""
+    """Return a payload's `createdAt` (ms); None if it isn't a date of the years 1 to 9999."""
     text = payload.get("createdAt")
     try:
         return to_millis(datetime.fromisoformat(text)) if isinstance(text, str) else None
@@ -135,10 +136,10 @@ def sent_at(payload: Json) -> int | None:
 
 
 def corrected(payload: Json, occurred_at: int) -> int | None:
-    """When a delivery counts as sent, if that isn't its `createdAt`; else None.
+    """Return the date that replaces an implausible `createdAt`; None if nothing does.
 
-    `occurred_at` (ms) is how the inbox dates it; 0 if it doesn't. A `createdAt` that is missing or
-    isn't a date stays a fault of the payload.
+    `occurred_at` (ms) is the delivery's date in the inbox; 0 if it has none. A missing `createdAt`,
+    or one that isn't a date, isn't replaced: the payload is malformed.
     """
     text = payload.get("createdAt")
     if not occurred_at or not isinstance(text, str) or not _ANY_DATE.match(text):
@@ -146,16 +147,16 @@ def corrected(payload: Json, occurred_at: int) -> int | None:
     return None if sent_at(payload) == occurred_at else occurred_at
 
 
-# JavaScript writes years beyond 9999 and before 0 with a sign and six digits.
+# JavaScript writes years after 9999 and before 0 with a sign and six digits.
 _ANY_DATE = re.compile(r"[+-]?\d{4,6}-\d\d-\d\dT\d\d:\d\d")
 
 
 def build(payload: Json, cls: type[E], at: int | None = None) -> E:
-    """Make the event, sent `at` (ms) where its `createdAt` was corrected.
+    """Make the event. `at` (ms) replaces its `createdAt`, if it isn't None.
 
-    Raises MalformedEvent when a field that the sync needs is odd.
+    Raises MalformedEvent if a field that the sync needs is invalid.
     """
-    # `shape` comes last: what a part is called is never taken from the payload.
+    # `shape` comes last, so that the payload can't override the fields that it sets.
     fields = payload | {"payload": payload, "oddFields": ()} | cls.shape(payload)
     if at is not None:
         fields["createdAt"] = datetime.fromtimestamp(at / 1000, UTC)

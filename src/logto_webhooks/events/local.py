@@ -1,7 +1,7 @@
-"""The record's own events: what changed here, whatever brought it.
+"""Local events: changes in your database, whatever their source.
 
-Made in the transaction that changes the row, once per change; several deliveries that are applied
-in one transaction make one change. `source` says what brought it.
+A local event is created in the transaction that changes the row, once per change. Several
+deliveries that are applied in one transaction make one change.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class LocalEvent(Struct, frozen=True, kw_only=True):
 
 
 class LocalUserEvent(LocalEvent, frozen=True, kw_only=True):
-    """An event of one user, as the row is now."""
+    """An event about one user, with its current row."""
 
     user: UserRow
 
@@ -86,7 +86,7 @@ class LocalUserDeleted(LocalUserEvent, frozen=True, kw_only=True):
 
 
 class LocalOrganizationEvent(LocalEvent, frozen=True, kw_only=True):
-    """An event of one organization, as the row is now."""
+    """An event about one organization, with its current row."""
 
     organization: OrganizationRow
 
@@ -113,7 +113,7 @@ class LocalOrganizationDeleted(LocalOrganizationEvent, frozen=True, kw_only=True
 
 
 class LocalMemberEvent(LocalEvent, frozen=True, kw_only=True):
-    """An event of one membership; both ids are Logto's."""
+    """An event about one membership. Both ids are Logto's."""
 
     organization_id: str
     user_id: str

@@ -1,4 +1,4 @@
-"""An organization, its members, and the events that tell of them."""
+"""Events about organizations and their members."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ class OrganizationEvent(Event, frozen=True, kw_only=True):
 
 
 class WholeOrganizationEvent(OrganizationEvent, frozen=True, kw_only=True):
-    """An event with the whole new state; None where Logto's route is unknown to this release."""
+    """An event with the whole new state; None if this release doesn't know Logto's route."""
 
     organization: Organization | None = None
 
     @classmethod
     def shape(cls, payload: Json) -> Json:
-        """Take `data` for the organization only where the route says so."""
+        """Use `data` as the organization only if the route says so."""
         whole = payload.get("data") if has_whole_record(payload, WHOLE_ROUTES) else None
         return super().shape(payload) | {"organization": whole}
 
@@ -69,14 +69,14 @@ class OrganizationMembershipUpdated(OrganizationEvent, frozen=True, kw_only=True
     strict: ClassVar[frozenset[str]] = frozenset(
         {"createdAt", "organizationId", "addedUserIds", "removedUserIds"}
     )
-    # `params.id` may be an invitation's: `organizationId` alone is the truth.
+    # Only `organizationId` is reliable: `params.id` may be the id of an invitation.
     id_as: ClassVar[str | None] = None
 
     @classmethod
     def shape(cls, payload: Json) -> Json:
-        """Take from the call itself who was removed, where Logto gives no lists (before mid 2026).
+        """Without lists (Logto before mid 2026), take the removed member from the API call.
 
-        The status of the call doesn't count: an older Logto gives 404 for a change that was made.
+        The status of the call doesn't matter: older Logto returns 404 for a successful change.
         """
         shaped, params = super().shape(payload), payload.get("params")
         removal = _REMOVALS.get((payload.get("method"), payload.get("matchedRoute")))
@@ -116,7 +116,7 @@ _REMOVALS: Final[dict[Any, tuple[str, str]]] = {
 
 
 class OrganizationMemberEvent(OrganizationEvent, frozen=True, kw_only=True):
-    """One user came into an organization, or left it: derived from the membership event."""
+    """A user joined or left an organization. Derived from the membership event."""
 
     strict: ClassVar[frozenset[str]] = frozenset({"createdAt", "organizationId", "userId"})
 

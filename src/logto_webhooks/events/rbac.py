@@ -1,4 +1,4 @@
-"""Events of roles and scopes."""
+"""Events about roles and scopes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Scope(Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 class RoleEvent(Event, frozen=True, kw_only=True):
-    """An event about one role; `role` is its new state."""
+    """An event about one role. `role` is its new state."""
 
     data_as: ClassVar[str | None] = "role"
     id_as: ClassVar[str | None] = "roleId"
@@ -39,7 +39,7 @@ class RoleEvent(Event, frozen=True, kw_only=True):
 
 
 class RoleScopesEvent(Event, frozen=True, kw_only=True):
-    """The scopes of a role changed; `scopes` are the new ones, where Logto told them."""
+    """The scopes of a role changed. `scopes` are the new ones, if Logto sent them."""
 
     data_as: ClassVar[str | None] = "scopes"
     id_as: ClassVar[str | None] = "roleId"
@@ -49,7 +49,7 @@ class RoleScopesEvent(Event, frozen=True, kw_only=True):
 
 
 class ScopeEvent(Event, frozen=True, kw_only=True):
-    """An event about one scope; `scope` is its new state."""
+    """An event about one scope. `scope` is its new state."""
 
     data_as: ClassVar[str | None] = "scope"
     id_as: ClassVar[str | None] = "scopeId"

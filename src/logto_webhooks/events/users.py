@@ -1,4 +1,4 @@
-"""Events about users: administration, sign-up, sign-in, and what guards their accounts."""
+"""Events about users: administration, sign-up, sign-in, and account security."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from msgspec import UNSET, Struct, UnsetType
 
 from logto_webhooks.events.base import Event, Id, Json, first_present, get_from, has_whole_record
 
-# The shape of `data` is known from the route, never from its content: whoever can write
-# customData could else make it look like another user.
+# The shape of `data` depends on the route, never on its content: otherwise, anyone who can write
+# customData could make it look like another user.
 WHOLE_USER_ROUTES: Final = (
     "/users",
     "/users/:userId",
@@ -41,7 +41,7 @@ class User(Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 class UserEvent(Event, frozen=True, kw_only=True):
-    """An event about one user; `user` is None where Logto's route is unknown to this release."""
+    """An event about one user. `user` is None if this release doesn't know Logto's route."""
 
     strict: ClassVar[frozenset[str]] = frozenset(
         {"createdAt", "userId", "user", "customData", "profile"}
@@ -52,7 +52,7 @@ class UserEvent(Event, frozen=True, kw_only=True):
 
     @classmethod
     def shape(cls, payload: Json) -> Json:
-        """Take `data` for what the route says it is; for nothing, if the route is unknown."""
+        """Use `data` as what the route says; ignore it if the route is unknown."""
         data, route = payload.get("data"), payload.get("matchedRoute")
         part = PART_ROUTES.get(route) if isinstance(route, str) else None
         whole = data if has_whole_record(payload, WHOLE_USER_ROUTES) else None
@@ -90,7 +90,7 @@ class UserDeleted(UserEvent, frozen=True, kw_only=True):
 
 
 class InteractionEvent(Event, frozen=True, kw_only=True):
-    """Somebody signed up, signed in or reset a password; `user` is the state after it."""
+    """Somebody signed up, signed in or reset a password. `user` is the state after that."""
 
     strict: ClassVar[frozenset[str]] = frozenset({"createdAt", "userId", "user"})
 
@@ -161,7 +161,7 @@ class GrantLimitExceeded(Event, frozen=True, kw_only=True):
 
 
 class TrustedDeviceEvent(Event, frozen=True, kw_only=True):
-    """An event about a device that a user trusts; `device` has its id, `userId`, `expiresAt`."""
+    """An event about a device that a user trusts. `device` has its id, `userId`, `expiresAt`."""
 
     id_as: ClassVar[str | None] = "deviceId"
     data_as: ClassVar[str | None] = "device"
