@@ -1,4 +1,4 @@
-"""Check both sides, here and at Logto, and tell what is wrong and what to do."""
+"""Check this service and Logto, and report problems and how to fix them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _FAILED: Final = (Level.BROKEN, Level.SKIPPED)
 async def diagnose(target: DoctorTarget, only: Sequence[str], timeout_s: float) -> list[Finding]:
     """Run all checks, or `only` some and those that they depend on, each within `timeout_s`.
 
-    Raises SettingInvalid for a name that no check has.
+    Raises SettingInvalid for an unknown name.
     """
     context = CheckContext(target)
     findings: list[Finding] = []
@@ -53,7 +53,7 @@ def _choose(only: Sequence[str]) -> list[Check]:
     for name in only:
         check_choice("--only", name, names)
     chosen = set(only or names)
-    for check in reversed(CHECKS):  # checks stand after those that they depend on
+    for check in reversed(CHECKS):  # checks come after those that they depend on
         if check.name in chosen:
             chosen |= {*check.needs, *check.uses}
     return [check for check in CHECKS if check.name in chosen]

@@ -1,4 +1,4 @@
-"""The checks of `doctor`: each reads facts from the context, and decides what is wrong."""
+"""The checks of `doctor`. Each reads facts from the context and returns findings."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ from logto_webhooks.signing_keys import (
 
 _CREDENTIALS: Final = ("endpoint", "app_id", "app_secret")
 _PENDING_S: Final = 60
-_WAITING_S: Final = 600  # the first retries of a job come within that
+_WAITING_S: Final = 600  # longer than the first retries of a job take
 _UNSETTLED_S: Final = 600
 _SKEW_MS: Final = 5_000
 _UNREAD: Final = 3  # times the interval at which Logto's log is read
-_DEAD_ROWS: Final = 10_000  # that no table minds
+_DEAD_ROWS: Final = 10_000  # harmless in any table
 _MB: Final = 2**20
-_FULL: Final = 16  # the disk is full at this fraction of the least free space
-_SLOW: Final = 0.3  # of the time limit of a response
+_FULL: Final = 16  # the disk counts as full at a 16th of the least free space
+_SLOW: Final = 0.3  # share of the time limit of a response
 _DURABLE: Final = ("fsync", "full_page_writes", "synchronous_commit")
 _UNSIGNED: Final = (401, "invalid_signature")  # our own response to an unsigned request
 _LOSING: Final = (301, 302, 303)
 _BY_STATUS: Final = {404: "address_not_found", 405: "address_method"}
-# Why an attempt failed, as logto/delivery_log.py names it -> the fault.
+# Cause of a failed attempt, from logto/delivery_log.py -> the fault.
 _CAUSES: Final = {
     "timed out": "log_timed_out",
     "wrong signature": "log_signature",
@@ -60,7 +60,8 @@ _CAUSES: Final = {
 
 
 class Check(NamedTuple):
-    """A check. It is skipped unless all that it `needs` passed; it only `uses` others' results."""
+    """A check. It is skipped unless the checks that it `needs` passed. It runs after those that it
+    `uses`, even if they failed."""
 
     name: str
     run: Callable[[CheckContext], Awaitable[list[Finding]]]
@@ -99,8 +100,8 @@ async def check_durability(context: CheckContext) -> list[Finding]:
 
 
 async def check_vacuum(context: CheckContext) -> list[Finding]:
-    """Check that no dead rows pile up in tables that the server doesn't vacuum. Of SQLite, which
-    has no dead rows, nothing is said."""
+    """Check that no dead rows accumulate in tables that the server doesn't vacuum. SQLite has no
+    dead rows, so it gets no finding."""
     unvacuumed = (await context.database_info()).unvacuumed
     if unvacuumed is None:
         return []
@@ -142,7 +143,7 @@ async def check_api(context: CheckContext) -> list[Finding]:
         return [make_finding("api_partial", missing=missing)]
     signs = signs_of_admin(settings.endpoint, settings.app_id)
     try:
-        hooks = await context.hooks()
+        webhooks = await context.webhooks()
     except LogtoUnreachable as error:
         admin = [make_finding("api_admin", signs=signs)] if signs else []
         problem = {"endpoint": error.endpoint, "problem": error.problem}
@@ -154,19 +155,19 @@ async def check_api(context: CheckContext) -> list[Finding]:
         return [make_finding("api_refused", **problem)]
     if signs:
         return [make_finding("api_admin_answers", signs=signs)]
-    return [make_ok(f"Logto answers. It has {Count(len(hooks)):webhook|webhooks}.")]
+    return [make_ok(f"Logto answers. It has {Count(len(webhooks)):webhook|webhooks}.")]
 
 
 async def check_clock(context: CheckContext) -> list[Finding]:
     """Compare our clock with Logto's."""
-    skew_ms = abs(_measure_skew_ms((await context.hook_pages())[-1]))
+    skew_ms = abs(_measure_skew_ms((await context.webhook_pages())[-1]))
     if skew_ms > _SKEW_MS:
         return [make_finding("clock_skew", seconds=round(skew_ms / 1000))]
     return [make_ok("Logto's clock and this machine's agree within seconds.")]
 
 
 def _measure_skew_ms(response: ApiResponse) -> int:
-    """Return by how much Logto's clock is ahead of ours, at least: its header has whole seconds."""
+    """Return how far Logto's clock is ahead of ours at least. Its header has whole seconds."""
     if response.date is None:
         return 0
     least = response.date - (response.asked_at + response.took)
@@ -175,7 +176,7 @@ def _measure_skew_ms(response: ApiResponse) -> int:
 
 
 async def check_key(context: CheckContext) -> list[Finding]:
-    """Check that a signing key is set, and that it is the webhook's."""
+    """Check that a signing key is set and is the webhook's."""
     keys = context.target.keys
     if not keys:
         return [make_finding("key_missing")]
@@ -185,28 +186,28 @@ async def check_key(context: CheckContext) -> list[Finding]:
             faults.append(make_finding("key_unusable", problem=problem))
         elif len(key) < SHORTEST:
             faults.append(make_finding("key_short", length=len(key)))
-    ours = [hook for hook in await context.our_hooks() if hook.enabled]
+    ours = [webhook for webhook in await context.our_webhooks() if webhook.enabled]
     learned = await context.learned_keys()
-    for hook in ours:
-        faults += _compare_key(hook, keys, learned)
+    for webhook in ours:
+        faults += _compare_key(webhook, keys, learned)
     if not ours and "database" in context.passed:
         return faults + await context.read(lambda store: _check_key_use(keys, store))
     return faults or [make_ok("The key is the webhook's key." if ours else "A key is set.")]
 
 
 def _compare_key(
-    hook: Webhook, keys: Collection[str], learned: Sequence[WebhookKey]
+    webhook: Webhook, keys: Collection[str], learned: Sequence[WebhookKey]
 ) -> list[Finding]:
-    if (problem := problem_of_key(hook.signing_key)) is not None:
-        return [make_finding("key_not_told", hook=_name(hook), problem=problem)]
-    if hook.signing_key in keys:
+    if (problem := problem_of_key(webhook.signing_key)) is not None:
+        return [make_finding("key_not_told", hook=_name(webhook), problem=problem)]
+    if webhook.signing_key in keys:
         return []
-    is_learned = any(key.key == hook.signing_key for key in learned)
-    return [make_finding("key_outdated" if is_learned else "key_differs", hook=_name(hook))]
+    is_learned = any(key.key == webhook.signing_key for key in learned)
+    return [make_finding("key_outdated" if is_learned else "key_differs", hook=_name(webhook))]
 
 
 def _check_key_use(keys: Sequence[str], store: Store) -> list[Finding]:
-    """Decide by the deliveries that were received; a first use is recorded only after a while."""
+    """Judge the keys by the received deliveries. A first use is recorded with a delay."""
     used = store.keys_of_hooks.used({})
     rejected = store.keys_of_hooks.aside()
     received = any(row.origin == "webhook" for row in store.inbox.search(DeliveryFilter()))
@@ -217,43 +218,43 @@ def _check_key_use(keys: Sequence[str], store: Store) -> list[Finding]:
     return [make_finding("key_unproven")]
 
 
-async def check_hook(context: CheckContext) -> list[Finding]:
+async def check_webhook(context: CheckContext) -> list[Finding]:
     """Check that exactly one webhook leads here."""
-    hooks, ours = await context.hooks(), await context.find_our_hooks()
+    webhooks, ours = await context.webhooks(), await context.find_our_webhooks()
     public_url = context.settings.public_url
-    if not ours.hooks:
-        names = [f"{_name(hook)} ({strip_url(hook.url)})" for hook in hooks] or ["none"]
+    if not ours.webhooks:
+        names = [f"{_name(webhook)} ({strip_url(webhook.url)})" for webhook in webhooks] or ["none"]
         return [make_finding("hook_missing", hooks=names)]
-    enabled = [hook for hook in ours.hooks if hook.enabled]
+    enabled = [webhook for webhook in ours.webhooks if webhook.enabled]
     if not enabled:
-        return [make_finding("hook_disabled", hook=_name(hook)) for hook in ours.hooks]
+        return [make_finding("hook_disabled", hook=_name(webhook)) for webhook in ours.webhooks]
     faults = []
-    if public_url and not any(hook.leads_to(public_url) for hook in enabled):
+    if public_url and not any(webhook.leads_to(public_url) for webhook in enabled):
         shown = strip_url(public_url)
         faults += [
             make_finding(
-                "hook_elsewhere", hook=_name(hook), url=strip_url(hook.url), public_url=shown
+                "hook_elsewhere", hook=_name(webhook), url=strip_url(webhook.url), public_url=shown
             )
-            for hook in enabled
+            for webhook in enabled
         ]
-    for url in {hook.url.rstrip("/") for hook in enabled}:
-        same = [_name(hook) for hook in hooks if hook.enabled and hook.leads_to(url)]
+    for url in {webhook.url.rstrip("/") for webhook in enabled}:
+        same = [_name(webhook) for webhook in webhooks if webhook.enabled and webhook.leads_to(url)]
         if len(same) > 1:
             faults.append(make_finding("hook_twice", url=strip_url(url), hooks=same))
     if ours.by_path:
-        faults += [make_finding("hook_unproven", hook=_name(hook)) for hook in enabled]
+        faults += [make_finding("hook_unproven", hook=_name(webhook)) for webhook in enabled]
     return faults or [make_ok(f"{_name(enabled[0])} leads to {strip_url(enabled[0].url)}.")]
 
 
 async def check_address(context: CheckContext) -> list[Finding]:
-    """Check that the webhook's URL leads to this service, and answers in time."""
+    """Check that the webhook's URL leads to this service and answers in time."""
     public_url, local_url = (
         context.settings.public_url,
         context.settings.url_at(context.settings.port),
     )
-    ours = await context.our_hooks()
-    urls = {hook.url for hook in ours if hook.enabled}
-    urls = urls or ({public_url} if public_url else {hook.url for hook in ours})
+    ours = await context.our_webhooks()
+    urls = {webhook.url for webhook in ours if webhook.enabled}
+    urls = urls or ({public_url} if public_url else {webhook.url for webhook in ours})
     if not urls:
         return [_judge_local_url(local_url, await probe_url(local_url, context.target.limit_s))]
     results = await asyncio.gather(*(_check_url(context, url) for url in sorted(urls)))
@@ -269,7 +270,7 @@ def _judge_local_url(url: str, result: ProbeResult) -> Finding:
 
 
 async def _check_url(context: CheckContext, url: str) -> list[Finding]:
-    """Post without a signature: our own 401 is the right answer."""
+    """Post without a signature: our own 401 is the correct response."""
     limit_s = context.target.limit_s
     result = await probe_url(url, limit_s)
     shown, status = strip_url(url), result.status
@@ -294,14 +295,14 @@ async def _check_url(context: CheckContext, url: str) -> list[Finding]:
 
 async def check_events(context: CheckContext) -> list[Finding]:
     """Check that our webhooks send all events that the sync and the handlers need."""
-    ours = await context.our_hooks()
+    ours = await context.our_webhooks()
     if not ours:
         return [_no_webhook()]
     handlers = {handler.name: handler for handler in context.target.handlers or ()}
     if "database" in context.passed:
         handlers = {row.name: row for row in await context.registered_handlers()} | handlers
-    sending = [hook for hook in ours if hook.enabled] or ours
-    sent = {event for hook in sending for event in hook.events}
+    sending = [webhook for webhook in ours if webhook.enabled] or ours
+    sent = {event for webhook in sending for event in webhook.events}
     synced = subscription()
     needed = subscription([name for handler in handlers.values() for name in handler.patterns])
     missing = [event for event in needed if event not in sent]
@@ -321,7 +322,7 @@ def _wants_any(handler: RegisteredHandler, events: Sequence[str]) -> bool:
 async def check_log(context: CheckContext) -> list[Finding]:
     """Look for failed deliveries of the last day in Logto's log."""
     summary = await context.log_summary()
-    if not await context.our_hooks():
+    if not await context.our_webhooks():
         return [_no_webhook()]
     counts: dict[str, int] = {}
     for cause, count in summary.causes.items():
@@ -339,7 +340,7 @@ async def check_log(context: CheckContext) -> list[Finding]:
 async def check_gap(context: CheckContext) -> list[Finding]:
     """Compare Logto's log with the inbox."""
     summary = await context.log_summary()
-    if not await context.our_hooks():
+    if not await context.our_webhooks():
         return [_no_webhook()]
     faults = []
     if summary.answered:
@@ -382,7 +383,7 @@ async def check_inbox(context: CheckContext) -> list[Finding]:
 
 
 async def check_spool(context: CheckContext) -> list[Finding]:
-    """Check that no deliveries are left in the spool directory, and that nobody can add any."""
+    """Check that no deliveries are left in the spool directory, and that others can't add any."""
     faults = []
     if context.target.spool_problem:
         faults.append(make_finding("spool_open", problem=context.target.spool_problem))
@@ -395,7 +396,7 @@ async def check_jobs(context: CheckContext) -> list[Finding]:
     """Check that jobs run, and that their handlers exist."""
     counts = await context.read(lambda store: store.jobs.counts())
     registered = {handler.name for handler in await context.registered_handlers()}
-    handlers = context.target.handlers  # the application's, None if none is named
+    handlers = context.target.handlers  # None without an application
     here = None if handlers is None else {handler.name for handler in handlers}
     dead = [row for row in counts if row.state == JobState.DEAD]
     waiting = [row for row in counts if row.state == JobState.WAITING]
@@ -418,7 +419,7 @@ def _summarize(counts: Sequence[JobCount]) -> dict[str, object]:
 
 
 async def check_records(context: CheckContext) -> list[Finding]:
-    """Check that records are refetched when only Logto's API can tell their values."""
+    """Check that records are refetched if only Logto's API has their current values."""
     count = (await context.status()).refetch
     unsettled_s = (await context.database_info()).unsettled_s
     if count and "api" not in context.passed:
@@ -456,8 +457,8 @@ def _no_webhook() -> Finding:
     return make_skipped("No webhook leads here.")
 
 
-def _name(hook: Webhook) -> str:
-    return hook.name or hook.id
+def _name(webhook: Webhook) -> str:
+    return webhook.name or webhook.id
 
 
 CHECKS: Final = (
@@ -469,7 +470,7 @@ CHECKS: Final = (
     Check("api", check_api),
     Check("clock", check_clock, needs=("api",)),
     Check("key", check_key, uses=("database", "api")),
-    Check("hook", check_hook, needs=("api",), uses=("database",)),
+    Check("hook", check_webhook, needs=("api",), uses=("database",)),
     Check("address", check_address, uses=("database", "api")),
     Check("events", check_events, needs=("api",), uses=("database",)),
     Check("log", check_log, needs=("database", "api")),

@@ -1,4 +1,4 @@
-"""The facts that checks look at, read once each."""
+"""The facts that checks use. Each is read once."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 DAY_MS: Final = 86_400_000
-LIMIT_S: Final = 10.0  # Logto's, for a response of a webhook
-MOST: Final = 1_000  # entries of a webhook's log that are read
-_RECENT: Final = 200  # deliveries that are searched for IDs of webhooks
-_FRESH_MS: Final = 3_600_000  # a failure is reported for so long, even if it was recovered
+LIMIT_S: Final = 10.0  # Logto's time limit for a response
+MOST: Final = 1_000  # entries that are read of a webhook's log
+_RECENT: Final = 200  # deliveries that are searched for webhook IDs
+_FRESH_MS: Final = 3_600_000  # a failure is reported this long, even if it was recovered
 
 
 class DoctorTarget(Struct, frozen=True, kw_only=True):
     """What is checked. Nothing is opened before a check needs it.
 
-    `database_setting` names the setting that the database's URL came from. `open_files` returns the
-    modes of files that other users can read, by path. `handlers` are the application's, None if
-    none is named; `databases` returns the one they run on, and the application's. `spooled`
-    deliveries wait in the spool directory, to which others can write if there is a
-    `spool_problem`. A URL must answer within `limit_s`.
+    `database_setting` is the name of the setting with the database's URL. `open_files` returns the
+    modes of files that other users can read, by path. Without an application, `handlers` and
+    `databases` are None; `databases` returns the database that the handlers run on, and the
+    application's. `spooled` deliveries wait in the spool directory. Others can write to it if there
+    is a `spool_problem`. A URL must answer within `limit_s`.
     """
 
     settings: Settings
@@ -69,11 +69,11 @@ class DoctorTarget(Struct, frozen=True, kw_only=True):
 
 
 class LogSummary(Struct, kw_only=True):
-    """What the newest entries of the last day say. `causes` counts failures; `recovered` those
-    that failed more than an hour ago, and are in the inbox now.
+    """Counts of the newest entries of the last day. `causes` counts failures. `recovered` counts
+    those that failed more than an hour ago and are now in the inbox.
 
-    Of the deliveries that aren't in the inbox, Logto logged `answered` as a success. Of the others,
-    the `recent` ones may still be recovered, the `late` ones should have been.
+    Deliveries that aren't in the inbox: `answered` ones were logged as a success, `recent` ones may
+    still be recovered, and `late` ones should have been recovered.
     """
 
     entries: int = 0
@@ -86,10 +86,10 @@ class LogSummary(Struct, kw_only=True):
 
 
 class OurWebhooks(Struct, frozen=True):
-    """The webhooks that lead here; `by_path` if only the path of their URL says so, so that they
-    may be another system's."""
+    """The webhooks that lead here. `by_path` means that only the path of their URL matches, so they
+    may belong to another system."""
 
-    hooks: list[Webhook]
+    webhooks: list[Webhook]
     by_path: bool
 
 
@@ -97,7 +97,7 @@ Read = Callable[["CheckContext"], Awaitable[T]]
 
 
 def _read_once(read: Read[T]) -> Read[T]:
-    """Read a fact when a check first needs it, and keep it for others."""
+    """Read a fact when a check first needs it, and cache it."""
 
     @functools.wraps(read)
     async def read_or_return(context: CheckContext) -> T:
@@ -110,7 +110,7 @@ def _read_once(read: Read[T]) -> Read[T]:
 
 
 class CheckContext:
-    """The facts that checks share. `passed` names the checks without a fault."""
+    """The facts that checks share. `passed` has the names of the checks that passed."""
 
     def __init__(self, target: DoctorTarget) -> None:
         self.target = target
@@ -140,37 +140,38 @@ class CheckContext:
 
     @_read_once
     async def registered_handlers(self) -> list[RegisteredHandler]:
-        """Read the handlers that get jobs."""
+        """Read the registered handlers."""
         return await self.read(lambda store: store.jobs.handlers())
 
     @_read_once
-    async def hook_pages(self) -> list[ApiResponse]:
+    async def webhook_pages(self) -> list[ApiResponse]:
         """List Logto's webhooks, page by page."""
         self._logto = self._logto or self.target.make_client()
         return [page async for page in self._logto.hooks()]
 
-    async def hooks(self) -> list[Webhook]:
+    async def webhooks(self) -> list[Webhook]:
         """List Logto's webhooks."""
-        items = [item for page in await self.hook_pages() for item in page.content]
-        return [hook for item in items if (hook := parse_webhook(item))]
+        items = [item for page in await self.webhook_pages() for item in page.content]
+        return [webhook for item in items if (webhook := parse_webhook(item))]
 
-    async def our_hooks(self) -> list[Webhook]:
+    async def our_webhooks(self) -> list[Webhook]:
         """List the webhooks that lead here; none if the API can't be used."""
-        return (await self.find_our_hooks()).hooks if "api" in self.passed else []
+        return (await self.find_our_webhooks()).webhooks if "api" in self.passed else []
 
     @_read_once
-    async def find_our_hooks(self) -> OurWebhooks:
-        """Find our webhooks by key or URL, else by received deliveries, else by the path alone."""
-        hooks = await self.hooks()
+    async def find_our_webhooks(self) -> OurWebhooks:
+        """Find our webhooks by key or URL, or else by received deliveries, or else by the path."""
+        webhooks = await self.webhooks()
         keys = {*self.target.keys, *(key.key for key in await self.learned_keys())}
-        named = [hook for hook in hooks if is_ours(hook, keys, self.settings.public_url)]
+        url = self.settings.public_url
+        named = [webhook for webhook in webhooks if is_ours(webhook, keys, url)]
         senders: set[str] = set()
         if not named and "database" in self.passed:
             recent = await self.read(lambda store: store.recent(_RECENT))
-            senders = {hook for row in recent if (hook := delivery_log.read_hook_id(row.body))}
-        known = named or [hook for hook in hooks if hook.id in senders]
+            senders = {sender for row in recent if (sender := delivery_log.read_hook_id(row.body))}
+        known = named or [webhook for webhook in webhooks if webhook.id in senders]
         path = self.settings.path.rstrip("/")
-        alike = [hook for hook in hooks if strip_url(hook.url).rstrip("/").endswith(path)]
+        alike = [each for each in webhooks if strip_url(each.url).rstrip("/").endswith(path)]
         return OurWebhooks(known or alike, by_path=not known)
 
     async def learned_keys(self) -> list[WebhookKey]:
@@ -181,18 +182,18 @@ class CheckContext:
 
     @_read_once
     async def log_summary(self) -> LogSummary:
-        """Summarize the last day of Logto's log of our webhooks."""
+        """Summarize the last day in Logto's log of our webhooks."""
         summary = LogSummary()
-        [last] = (await self.hook_pages())[-1:]
+        [last] = (await self.webhook_pages())[-1:]
         now = last.date + 1000 if last.date else last.asked_at
-        for hook in await self.our_hooks():
-            await self._read_log(hook.id, now, summary)
+        for webhook in await self.our_webhooks():
+            await self._read_log(webhook.id, now, summary)
         return summary
 
-    async def _read_log(self, hook: str, now: int, summary: LogSummary) -> None:
+    async def _read_log(self, webhook_id: str, now: int, summary: LogSummary) -> None:
         assert self._logto
         count = 0
-        async for page in self._logto.log(hook, now - DAY_MS, now):
+        async for page in self._logto.log(webhook_id, now - DAY_MS, now):
             summary.total += 0 if count else page.total or 0
             count += len(page.content)
             await self._count_entries(page.content, now, summary)
@@ -242,12 +243,12 @@ _BODY: Final = b'{"event":"doctor"}'
 _HEADERS: Final = {"content-type": "application/json", "user-agent": "logto-webhooks doctor"}
 # OpenSSL's codes for invalid certificates.
 _EXPIRED: Final = 10
-_WRONG_NAME: Final = (62, 64)  # of a host, of an IP address
+_WRONG_NAME: Final = (62, 64)  # for a host, for an IP address
 
 
 class ProbeResult(Struct, frozen=True, kw_only=True):
-    """What a URL answered, or the problem. `error` is the error's name if it answered like our
-    service."""
+    """The response of a URL, or the problem. `error` is the error's name if our service seems to
+    answer."""
 
     took_ms: int = 0
     status: int = 0
@@ -258,7 +259,7 @@ class ProbeResult(Struct, frozen=True, kw_only=True):
 
 async def probe_url(url: str, limit_s: float) -> ProbeResult:
     """Post once, unsigned, within a time limit, without following redirects."""
-    # Here, because applications need no HTTP client.
+    # Imported here, because applications need no HTTP client.
     import httpx2
 
     async with httpx2.AsyncClient(timeout=None) as client:
@@ -281,7 +282,7 @@ async def probe_url(url: str, limit_s: float) -> ProbeResult:
 
 
 async def _read_error(response: httpx2.Response) -> str:
-    """Read the error's name from a response of our service; of others, read only a little."""
+    """Read the error's name from a response of our service; read only a little of others."""
     body = b""
     async for piece in response.aiter_bytes():
         body += piece

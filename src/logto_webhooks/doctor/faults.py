@@ -1,4 +1,4 @@
-"""Every fault that doctor can find, with its text and what to do; and findings made of them."""
+"""All faults that `doctor` can find, with their texts and fixes, and how findings are made."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Level(StrEnum):
 
 
 class Fault(NamedTuple):
-    """How serious it is, what is wrong, and what to do."""
+    """A kind of problem: how serious it is, its text, and what to do."""
 
     level: Level
     text: str
@@ -141,7 +141,7 @@ FAULTS: Final[dict[str, Fault]] = {
         "Only {free_mb} MB are free on the disk of {place}. Soon, no delivery can be stored.",
         "Free some space, then run: logto-webhooks recover",
     ),
-    # What is in it.
+    # Its contents.
     "pending_old": _broken(
         "{count:delivery is|deliveries are} pending, the oldest for {seconds} s. No worker is "
         "running, or it can't keep up.",
@@ -424,7 +424,7 @@ def exit_code(findings: Iterable[Finding]) -> int:
 
 
 def strip_url(url: str) -> str:
-    """Remove what may be secret from a URL: the password and the query."""
+    """Remove parts that may be secret from a URL: the password and the query."""
     try:
         parts = urlsplit(url)
     except ValueError:

@@ -73,7 +73,7 @@ def explain(
         changes = [
             change
             for change in _list_changes(delivery, lag_ms)
-            # Of the subject, of its memberships, and deletions of their other ends.
+            # About the subject or its memberships, or deletions of their other ends.
             if belongs_to(change.key, subject)
             or (isinstance(change, Tombstone) and change.key in others)
         ]
@@ -85,7 +85,7 @@ def explain(
 
 
 def _list_changes(delivery: StoredDelivery, lag_ms: int) -> list[DeliveryChange]:
-    """List the changes of a delivery; none, unless it was applied."""
+    """List the changes of a delivery; none if it wasn't applied."""
     if delivery.state is not DeliveryState.DONE:
         return []
     try:

@@ -72,7 +72,7 @@ class _Observation(Struct, frozen=True):
 
     @property
     def order(self) -> tuple[int, str, int]:
-        """The newest has the greatest."""
+        """The newest observation has the greatest."""
         return self.stamp, self.digest, self.start
 
 
@@ -83,7 +83,7 @@ class Provenance:
         self._subject = subject
         self._observations: dict[tuple[Key, str], list[_Observation]] = {}
         self._facts: dict[tuple[Key, str], tuple[int, DeliveryRef]] = {}
-        # When the subject was deleted, and the other ends of its memberships.
+        # When the subject and the other ends of its memberships were deleted.
         self._deletions: dict[Key, dict[int, DeliveryRef]] = {}
 
     def add(self, delivery: StoredDelivery, changes: Sequence[DeliveryChange]) -> None:
@@ -143,7 +143,7 @@ class Provenance:
         )
 
     def _make_ended(self, field: Field, record: Record) -> Field:
-        """A membership ended when the first of its user and its organization was deleted."""
+        """Set when a membership ended: when its user or its organization was deleted first."""
         deletions = {
             at: by
             for end in record.key.organization_and_user
@@ -195,14 +195,14 @@ def _find_run(
 
 
 def _may_be_newest(newest_first: Sequence[_Observation]) -> bool:
-    """Return whether the last may be newer than all before it. Then an API response decides."""
+    """Return whether the last may be newer than all others. Then an API response decides."""
     *others, last = newest_first
     return all(last.end >= other.start - GUARD_MS for other in others)
 
 
 def _list_roles(record: Record, subject: Key) -> Iterator[Field]:
-    """List the roles that API responses had, also if the record is deleted or the membership is
-    over: no delivery has roles."""
+    """List the roles from API responses, even if the record is deleted or the membership is over.
+    Deliveries contain no roles."""
     roles = {
         name: group
         for name, group in record.groups.items()

@@ -27,7 +27,7 @@ from logto_webhooks.records.record import (
 SETTLED: Final = "settled"
 ASKED: Final = "asked Logto"
 _STRONGEST_FIRST: Final = list(OUTCOMES)
-_ABSENT: Final = "absent"  # instead of a group: Logto had no such record
+_ABSENT: Final = "absent"  # in place of a group: Logto had no such record
 _Names = tuple[str, ...]
 _Records = dict[Key, Record]
 
@@ -58,7 +58,7 @@ class TimelineEntry(Struct, frozen=True, kw_only=True):
 
 
 class Timeline:
-    """Merges the records of the subject and its memberships again; `lines` are the steps."""
+    """Merges the records of the subject and its memberships again. `lines` are the steps."""
 
     def __init__(self, subject: Key, records: Mapping[Key, Record]) -> None:
         self.lines: list[TimelineEntry] = []
@@ -86,8 +86,8 @@ class Timeline:
         self.lines.append(self._compare(line, before, changes))
 
     def end(self) -> None:
-        """Merge the API responses after the last delivery; and end records that are deleted,
-        although no delivery that is left here says why."""
+        """Merge the API responses after the last delivery. Then end deleted records whose deletion
+        is in no remaining delivery."""
         for at, groups in self._responses:
             self._add_response(at, groups)
         ended: dict[int, _Records] = {}
@@ -222,7 +222,7 @@ def _merge_response(record: Record, name: str, now: Record) -> Record:
 
 
 def _settle(group: Group, read_at: int) -> Group:
-    """Settle a group whose API response was replaced by a later value, as if it was the same."""
+    """Settle a group whose API response was replaced by a later value, as if both were equal."""
     later = tuple(rival for rival in group.ends if rival.end > read_at)
     ends = later or (Contender(group.end, group.digest),)
     return replace(group, ends=ends, read_at=read_at)
