@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
 from logto_webhooks import Delivery, Discard, LogtoWebhooks, UserRow, events, testing
@@ -122,11 +122,12 @@ def test_what_a_handler_raises_fails_the_test(engine: sa.Engine) -> None:
 
 
 def test_a_handler_that_commits_by_itself_is_told(engine: sa.Engine) -> None:
-    """It ended the test's own transaction, too: the error says what not to do."""
+    """The test's own transaction is rolled back, too: the error says what not to do."""
     logto = logto_of(engine)
 
     @logto.on(events.OrganizationCreated, name="commits")
     def commits(connection: sa.Connection) -> None:
+        connection.execute(sa.insert(GREETED).values(email="committed"))
         connection.commit()
 
     @logto.on(events.OrganizationDeleted, name="commits its session")
@@ -143,6 +144,7 @@ def test_a_handler_that_commits_by_itself_is_told(engine: sa.Engine) -> None:
         assert greeted(connection) == []
         with pytest.raises(Exception, match="committed or rolled back"):
             app.deliver(testing.make.organization_created())
+        assert greeted(connection) == []
 
 
 @pytest.mark.postgres
@@ -156,6 +158,11 @@ def test_all_is_awaited_on_an_async_connection() -> None:
     @logto.on(events.LocalUserCreated)
     async def greet(event: events.LocalUserCreated, session: AsyncSession) -> None:
         await session.execute(sa.insert(GREETED).values(email=event.user.email))
+
+    @logto.on(events.OrganizationCreated)
+    async def commits(connection: AsyncConnection) -> None:
+        await connection.execute(sa.insert(GREETED).values(email="committed"))
+        await connection.commit()
 
     @logto.on(events.LocalUserCreated, name="sync")
     def sync(event: events.LocalUserCreated, session: Session) -> None:
@@ -175,6 +182,9 @@ def test_all_is_awaited_on_an_async_connection() -> None:
             assert len(await app.users("ana@example.com")) == 1
             await connection.rollback()
             assert await app.users() == []
+            with pytest.raises(Exception, match="committed or rolled back"):
+                await app.deliver(testing.make.organization_created())
+            assert "committed" not in await connection.run_sync(greeted)
         await engine.dispose()
 
     asyncio.run(run())

@@ -29,8 +29,8 @@ from logto_webhooks.database.runner import (
 from logto_webhooks.database.sessions import (
     SESSION,
     Traces,
-    app_schema,
     finish_session,
+    lend,
     make_session,
     no_session,
     our_schema,
@@ -167,7 +167,7 @@ class AsyncRunner:
 
         savepoint = await connection.run_sync(sa.Connection.begin_nested)
         try:
-            with app_schema(sync, self._theirs):
+            with lend(sync, self._theirs):
                 if issubclass(wish, sync_types()):
                     await _call_sync(connection, wish, call)
                 else:

@@ -21,9 +21,9 @@ from logto_webhooks.database.errors import diagnose, translate_errors
 from logto_webhooks.database.sessions import (
     THEIRS,
     Traces,
-    app_schema,
     finish_session,
     handler_savepoint,
+    lend,
     make_session,
     no_session,
     our_schema,
@@ -428,7 +428,7 @@ class ThreadRunner:
     ) -> bool:
         """Return whether the connection is to be closed, because nobody else should have it."""
         traces = Traces(connection)
-        with handler_savepoint(connection), app_schema(connection, self._theirs):
+        with handler_savepoint(connection), lend(connection, self._theirs):
             session = make_session(wish, connection)
             if not called.wait(partial(call, session), LONGEST_S if self._one_writer else None):
                 self._stop(connection)

@@ -50,9 +50,20 @@ def translation(engine: sa.Engine | sa.Connection | AsyncEngine) -> Any:
     return engine.get_execution_options().get(_MAP)
 
 
-def app_schema(connection: sa.Connection, theirs: Any) -> AbstractContextManager[None]:
-    """Our schema is ours: the application's tables are where it says, by `theirs`."""
-    return _mapped(connection, theirs, **{THEIRS: True})
+@contextmanager
+def lend(connection: sa.Connection, theirs: Any) -> Iterator[None]:
+    """While the block lasts, a handler has the connection: the application's tables are where it
+    says, by `theirs`, and only "done" commits."""
+    event.listen(connection, "commit", _refuse)
+    try:
+        with _mapped(connection, theirs, **{THEIRS: True}):
+            yield
+    finally:
+        event.remove(connection, "commit", _refuse)
+
+
+def _refuse(connection: sa.Connection) -> None:
+    raise TransactionEnded()
 
 
 def our_schema(engine: sa.Engine, connection: sa.Connection) -> AbstractContextManager[None]:
@@ -115,12 +126,15 @@ def roll_back(
 ) -> None:
     """Roll the savepoint back in which a handler raised, if that can still be done.
 
-    Raises TransactionEnded if a statement failed because somebody ended the transaction, or a
-    savepoint in it, by hand.
+    Raises TransactionEnded if it failed because somebody ended the transaction, or a savepoint in
+    it, by hand.
     """
+    is_ended = not savepoint.is_active and not connection.invalidated
     if connection.get_nested_transaction() is savepoint and not connection.invalidated:
         with suppress(sa.exc.SQLAlchemyError):
             savepoint.rollback()
+    if is_ended and isinstance(error, sa.exc.InvalidRequestError):  # SQLAlchemy's own
+        raise TransactionEnded() from error
     if isinstance(error, sa.exc.DBAPIError) and getattr(error.orig, "sqlstate", None) in _ENDED:
         raise TransactionEnded() from error
 
@@ -210,6 +224,7 @@ _PLAIN: Final = re.compile(
     "select|insert|update|delete|merge|replace|with|values|savepoint|release|lock|truncate|copy|explain",
     re.I,
 )
+_ENDS: Final = re.compile(r"(?:commit|end|abort|rollback|prepare\s+transaction)\b", re.I)
 _SPEAKS_OF: Final = re.compile(r"set_config|pg_(?:try_)?advisory_lock|;\s*\S|\binto\s+temp", re.I)
 
 _TABLES: Final = "|".join(sorted([*metadata.tables, VERSION_TABLE], key=len, reverse=True))
@@ -270,7 +285,10 @@ class Traces:
         is_ours = "logto_" not in statement or connection.get_execution_options().get(OURS)
         if not is_ours and (table := written_table(statement)):
             raise TableIsReadOnly(table=table)
-        self.doubtful = self.doubtful or outlasts(statement)
+        if outlasts(statement):
+            if ends(statement):
+                raise TransactionEnded()
+            self.doubtful = True
 
 
 def outlasts(statement: str) -> bool:
@@ -282,6 +300,14 @@ def outlasts(statement: str) -> bool:
     if not _PLAIN.fullmatch(word) and not is_local and not to_savepoint:
         return True
     return _SPEAKS_OF.search(statement) is not None
+
+
+def ends(statement: str) -> bool:
+    """Whether a statement ends the transaction, and not only a savepoint in it."""
+    beginning = _BEGINNING.match(statement)
+    if beginning is None or not _ENDS.match(statement, beginning.start(1)):
+        return False
+    return " to " not in statement.lower()
 
 
 def written_table(statement: str) -> str | None:

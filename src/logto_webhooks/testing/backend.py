@@ -18,17 +18,17 @@ from logto_webhooks.database.dialect import now
 from logto_webhooks.database.errors import translate_errors
 from logto_webhooks.database.schema import deliveries, metadata_with_indexes, queue_keys
 from logto_webhooks.database.sessions import (
-    app_schema,
     finish_session,
     handler_savepoint,
     in_schema,
+    lend,
     make_session,
     sync_types,
     translation,
 )
 from logto_webhooks.database.store import Store
 from logto_webhooks.deliveries import DeliveryState
-from logto_webhooks.errors import SettingInvalid
+from logto_webhooks.errors import SettingInvalid, TransactionEnded
 
 T = TypeVar("T")
 _DATABASES: Final = ("sqlite", "postgresql")
@@ -182,13 +182,17 @@ class SavepointRunner(_OneConnection):
         self, wish: type, call: Callable[[Any], Any], finish: Callable[[Store], None]
     ) -> None:
         """Call with what was wished for, and let `finish` end in the same savepoint."""
-        with self._savepoint():
-            with handler_savepoint(self._connection), app_schema(self._connection, self._theirs):
-                session = make_session(wish, self._connection)
-                with hide_running_loop():
-                    call(session)
-                finish_session(session)
-            finish(Store(self._connection))
+        try:
+            with self._savepoint():
+                with handler_savepoint(self._connection), lend(self._connection, self._theirs):
+                    session = make_session(wish, self._connection)
+                    with hide_running_loop():
+                        call(session)
+                    finish_session(session)
+                finish(Store(self._connection))
+        except TransactionEnded:
+            _roll_back(self._connection)
+            raise
 
     async def close(self) -> None:
         """Nothing is ours."""
@@ -219,12 +223,29 @@ class AsyncSavepointRunner(_OneConnection, AsyncRunner):
             async with self._begin() as connection:
                 return await connection.run_sync(work)
 
+    async def handle(
+        self, wish: type, call: Callable[[Any], Any], finish: Callable[[Store], None]
+    ) -> None:
+        """Call with what was wished for, and let `finish` end in the same savepoint."""
+        try:
+            await super().handle(wish, call, finish)
+        except TransactionEnded:
+            await self._connection.run_sync(_roll_back)
+            raise
+
     @asynccontextmanager
     async def _begin(self) -> AsyncIterator[AsyncConnection]:
         assert self._connection.sync_connection is not None
         with in_schema(self._connection.sync_connection, self._schema):
             async with self._connection.begin_nested():
                 yield self._connection
+
+
+def _roll_back(connection: sa.Connection) -> None:
+    """Let the test go on with its connection. A commit that was refused is the end of SQLAlchemy's
+    transaction, but not of the driver's."""
+    connection.connection.rollback()
+    connection.rollback()
 
 
 def _begin(connection: sa.Connection) -> None:
