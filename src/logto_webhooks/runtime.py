@@ -29,7 +29,7 @@ from logto_webhooks.events.local import Source
 from logto_webhooks.handlers import Handlers
 from logto_webhooks.handlers.worker import JobWorker
 from logto_webhooks.ingest import Receiver
-from logto_webhooks.ingest.body import ByteLimiter
+from logto_webhooks.ingest.body import ByteLimiter, RequestBody
 from logto_webhooks.ingest.group_commit import GroupCommit, Readiness
 from logto_webhooks.ingest.quarantine import Quarantine, make_key_reader
 from logto_webhooks.ingest.spool import spool_of, unspool_in_background
@@ -198,7 +198,9 @@ class Service:
             make_key_reader(self.api, host, clock, settings.public_url) if self.api else None
         )
         self._quarantine = Quarantine(host, keyring, clock, observe, wake, read_keys)
-        receiver = Receiver(keyring, self._store, clock, observe, reject=self._quarantine.offer)
+        receiver = self._receiver = Receiver(
+            keyring, self._store, clock, observe, reject=self._quarantine.offer
+        )
         self.webhook = asgi.WebhookApp(
             receiver,
             settings.max_body_bytes,
@@ -247,14 +249,17 @@ class Service:
             stack.enter_context(self._handlers.in_use())
             stack.push_async_callback(self._database.host.close)
             stack.push_async_callback(self._commit.finish)
+            stack.push_async_callback(self._receiver.finish)
             working = self._using_database() if self._is_open else self._waiting_for_database()
             await stack.enter_async_context(working)
             yield
 
-    async def _store(self, delivery: NewDelivery, deadline: float | None) -> StoreResult | None:
+    async def _store(
+        self, delivery: NewDelivery, deadline: float | None, room: RequestBody | None
+    ) -> StoreResult | None:
         if not self._is_open:  # it would be spooled anyway, but late
             deadline = asyncio.get_running_loop().time() + CLOSED_S
-        return await self._commit.add(delivery, deadline)
+        return await self._commit.add(delivery, deadline, room)
 
     @contextlib.asynccontextmanager
     async def _waiting_for_database(self) -> AsyncIterator[None]:

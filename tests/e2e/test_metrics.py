@@ -26,6 +26,7 @@ from logto_webhooks.instrumentation import (
     RequestRefused,
     Resumed,
     Stalled,
+    StoredLate,
     TelemetryEvent,
     prometheus,
 )
@@ -182,6 +183,7 @@ REPORTS: list[tuple[TelemetryEvent, Samples]] = [
     ),
     (RequestRefused(413, "too_large", "", ""), {"requests_refused_total{code=too_large}": 1}),
     (NotStored(7, "gone"), {"deliveries_not_stored_total": 7}),
+    (StoredLate(7), {"deliveries_stored_late_total": 7}),
     (
         DeliverySynced(1, "e", "user:ana", "stale", 3000),
         {"deliveries_synced_total{outcome=stale}": 1, "delivery_to_row_seconds_sum": 3},

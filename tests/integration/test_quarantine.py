@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from logto_webhooks.database import Database, open_database
-from logto_webhooks.deliveries import NewDelivery, StoreResult
+from logto_webhooks.deliveries import StoreResult
 from logto_webhooks.errors import LogtoUnreachable, StoreUnavailable
 from logto_webhooks.ingest import Receiver, quarantine
 from logto_webhooks.ingest.quarantine import Ask, Quarantine
@@ -134,7 +134,7 @@ def test_a_key_ends_when_it_ends() -> None:
     async def main() -> None:
         clock, ring = FrozenClock(T0), Keyring([OLD])
 
-        async def store(delivery: NewDelivery, deadline: float | None) -> StoreResult:
+        async def store(*_: object) -> StoreResult:
             raise StoreUnavailable(problem="that it is signed is enough here")
 
         receiver = Receiver(ring, store, clock, lambda report: None)

@@ -147,7 +147,7 @@ class Service:
 class HastyService(Service):
     """One that answers 503 after 2 s, not 8, if a delivery can't be stored."""
 
-    constants: ClassVar = {"logto_webhooks.ingest:LONGEST_WAIT_S": 2.0}
+    constants: ClassVar = {"logto_webhooks.ingest.group_commit:LONGEST_WAIT_S": 2.0}
 
 
 def wait_until_done(service: Service) -> None:

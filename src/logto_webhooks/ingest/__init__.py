@@ -19,7 +19,8 @@ from logto_webhooks.errors import (
     StoreUnavailable,
 )
 from logto_webhooks.event_loop import Aside
-from logto_webhooks.ingest.group_commit import retrieve_error
+from logto_webhooks.ingest.body import RequestBody
+from logto_webhooks.ingest.group_commit import LONGEST_WAIT_S, TOO_LATE, retrieve_error
 from logto_webhooks.instrumentation import DeliveryStored, Observer, RefusedFor, RequestRefused
 from logto_webhooks.signing_keys import Keyring, VerifiedBody, verify
 
@@ -39,7 +40,9 @@ class WebhookResponse(Struct, frozen=True):
     retry_after_s: int | None = None
 
 
-_StoringTask = asyncio.Task[tuple[NewDelivery, StoreResult | None]]
+StoreDelivery = Callable[
+    [NewDelivery, float | None, RequestBody | None], Awaitable[StoreResult | None]
+]
 
 
 class Receiver:
@@ -48,28 +51,34 @@ class Receiver:
     def __init__(
         self,
         keys: Sequence[str] | Keyring,
-        store: Callable[[NewDelivery, float | None], Awaitable[StoreResult | None]],
+        store: StoreDelivery,
         clock: Clock,
         observe: Observer,
         reject: Callable[[bytes, bytes, int], None] = lambda body, signature, at: None,
         aside: Aside | None = None,
     ) -> None:
         """`store` returns once the delivery is durable, in the database, or else (None) in the
-        spool; its second argument is the deadline, by the event loop's clock. `reject` gets the
-        body, the signature and the moment of what no key signed."""
+        spool; it is given the deadline, by the event loop's clock, and the request's body, whose
+        room it holds if it needs longer. `reject` gets the body, the signature and the moment of
+        what no key signed."""
         self._ring = keys if isinstance(keys, Keyring) else Keyring(keys)
         self._reject = reject
         self._store = store
         self._aside = aside or Aside()
         self._clock = clock
         self._observe = observe
-        self._storing: set[_StoringTask] = set()
+        self._storing: dict[asyncio.Task[StoreResult | None], asyncio.Task[NewDelivery]] = {}
 
     async def receive(
-        self, signatures: Sequence[bytes], body: bytes, deadline: float | None = None
+        self,
+        signatures: Sequence[bytes],
+        body: bytes,
+        deadline: float | None = None,
+        room: RequestBody | None = None,
     ) -> WebhookResponse:
         """Answer 200 once the delivery is on disk, 401 or 400 for what isn't one, else 503, by the
-        deadline (of the event loop's clock; `LONGEST_WAIT_S` from now if there is none).
+        deadline (of the event loop's clock; `LONGEST_WAIT_S` from now if there is none). What is
+        verified is stored even then, and its room held until it is.
 
         `signatures` holds the values of all headers named `logto-signature-sha-256`.
         """
@@ -79,13 +88,9 @@ class Receiver:
             verified = verify(body, signatures, keys)
             if len(body) < LARGE:
                 delivery = identify(verified, started, ahead=self._clock.ahead_ms)
-                accepted = await self._store(delivery, deadline)
+                accepted = await self._store(delivery, deadline, room)
             else:
-                storing = asyncio.create_task(self._store_large(verified, started, deadline))
-                self._storing.add(storing)
-                storing.add_done_callback(self._forget)
-                # The application may cancel its request, but Logto won't send it again.
-                delivery, accepted = await asyncio.shield(storing)
+                delivery, accepted = await self._store_large(verified, started, deadline, room)
         except SignatureRejected as error:
             hint = _LIKELY_CAUSES if error.well_formed else _NOT_LOGTO
             if error.well_formed:
@@ -104,18 +109,43 @@ class Receiver:
         )
         return WebhookResponse(200, {"id": str(accepted.id), "duplicate": accepted.duplicate})
 
-    async def _store_large(
-        self, verified: VerifiedBody, started: int, deadline: float | None
-    ) -> tuple[NewDelivery, StoreResult | None]:
-        # On the event loop it would hold back all others.
-        delivery = await self._aside.run(
-            partial(identify, verified, started, ahead=self._clock.ahead_ms)
-        )
-        return delivery, await self._store(delivery, deadline)
+    async def finish(self) -> None:
+        """At the end, let what is verified come to the store."""
+        if self._storing:
+            await asyncio.wait(self._storing.values(), timeout=LONGEST_WAIT_S)
 
-    def _forget(self, task: _StoringTask) -> None:
-        self._storing.discard(task)
-        retrieve_error(task)
+    async def _store_large(
+        self,
+        verified: VerifiedBody,
+        started: int,
+        deadline: float | None,
+        room: RequestBody | None,
+    ) -> tuple[NewDelivery, StoreResult | None]:
+        """Identify it aside: on the event loop, it would hold back all others. Who is late or
+        cancelled waits no longer, but Logto won't send it again: it is stored all the same."""
+        loop = asyncio.get_running_loop()
+        identify_it = partial(identify, verified, started, ahead=self._clock.ahead_ms)
+        identifying = loop.create_task(self._aside.run(identify_it))
+
+        async def store() -> StoreResult | None:
+            return await self._store(await identifying, deadline, room)
+
+        storing = loop.create_task(store())
+        self._storing[storing] = identifying
+        storing.add_done_callback(self._forget)
+        if room is not None:
+            room.hold()
+            storing.add_done_callback(lambda _: room.close())
+        left_s = LONGEST_WAIT_S if deadline is None else deadline - loop.time()
+        await asyncio.wait({identifying}, timeout=max(0, left_s))
+        if not identifying.done():
+            raise StoreUnavailable(problem=TOO_LATE)
+        accepted = await asyncio.shield(storing)
+        return identifying.result(), accepted
+
+    def _forget(self, storing: asyncio.Task[StoreResult | None]) -> None:
+        del self._storing[storing]
+        retrieve_error(storing)
 
     def refuse(
         self, status: int, code: RefusedFor, error: LogtoWebhooksError, hint: str

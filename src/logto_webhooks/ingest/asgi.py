@@ -120,7 +120,7 @@ class WebhookApp:
                 return None
             except (BodyTooLarge, BodyReadBefore, NoRoom, TimeoutError) as error:
                 return self._refuse(error, body)
-            return await self._receiver.receive(signatures, content, began + READ_S)
+            return await self._receiver.receive(signatures, content, began + READ_S, body)
         finally:
             body.close()
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 WAIT_S: Final = 2.0
 SMALL: Final = 64 * 2**10
+HELD: Final = 2 * 2**10  # that a delivery needs beside its body
 _LOOK_EVERY_S: Final = 0.1
 
 
@@ -40,6 +41,10 @@ class ByteLimiter:
         self._free += size
         if self.waiting:
             self._let_in()
+
+    def charge(self, size: int) -> None:
+        """Count what is there already, room or not."""
+        self._free -= size
 
     async def wait(self, body: RequestBody, size: int) -> None:
         """Wait until there is room for a piece. Raises NoRoom."""
@@ -94,7 +99,17 @@ def _has_come(turn: asyncio.Future[None]) -> bool:
 class RequestBody:
     """The body of one request, as far as it has arrived."""
 
-    __slots__ = ("_is_dropped", "_keep", "_pieces", "_room", "began", "size", "turn", "wanted_size")
+    __slots__ = (
+        "_holds",
+        "_is_dropped",
+        "_keep",
+        "_pieces",
+        "_room",
+        "began",
+        "size",
+        "turn",
+        "wanted_size",
+    )
 
     turn: asyncio.Future[None]
     wanted_size: int
@@ -105,6 +120,7 @@ class RequestBody:
         self._room = room
         self._keep = keep
         self._pieces: list[bytes] = []
+        self._holds = 0
         self._is_dropped = False
         self.began = began
         self.size = 0
@@ -147,7 +163,15 @@ class RequestBody:
     def whole(self) -> bytes:
         """Return all of it; it can't be dropped any more."""
         self._room.arriving.discard(self)
-        return b"".join(self._pieces)
+        content = b"".join(self._pieces)
+        self._pieces.clear()  # or it would be there twice
+        return content
+
+    def hold(self) -> None:
+        """Keep its room for longer than the request, until it is closed once more."""
+        self._holds += 1
+        self.size += HELD
+        self._room.charge(HELD)
 
     def drop(self) -> None:
         """Give up what has arrived: others need the room."""
@@ -158,7 +182,10 @@ class RequestBody:
             self.turn.set_exception(NoRoom())
 
     def close(self) -> None:
-        """Give the room back."""
+        """Give the room back, unless it is held."""
+        if self._holds:
+            self._holds -= 1
+            return
         self._room.arriving.discard(self)
         size, self.size = self.size, 0
         if self._keep and size:

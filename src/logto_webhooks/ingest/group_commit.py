@@ -1,4 +1,8 @@
-"""Group commit: one transaction for all deliveries that wait, tried again until their deadline."""
+"""Group commit: one transaction for all deliveries that wait, tried again until they are stored.
+
+A request is answered by its deadline, come what may. But its delivery was verified, and Logto won't
+send it again: it is spooled, else stored late, however long that takes.
+"""
 
 from __future__ import annotations
 
@@ -20,33 +24,69 @@ from logto_webhooks.errors import (
     TimedOut,
     describe,
 )
+from logto_webhooks.ingest.body import RequestBody
 from logto_webhooks.ingest.spool import SpoolDirectory
-from logto_webhooks.instrumentation import NotStored, Observer, Retrying, Spooled
+from logto_webhooks.instrumentation import NotStored, Observer, Retrying, Spooled, StoredLate
 
 MAX_ROWS: Final = 512
 MAX_BYTES: Final = 16 * 2**20
 LONGEST_WAIT_S: Final = 8.0  # since the head of the request: Logto waits 10 s, and sends it once
 TRY_S: Final = 2.5
+LATE_TRY_S: Final = 10.0  # where nobody waits
 FIRST_PAUSE_S: Final = 0.02
 LONGEST_PAUSE_S: Final = 0.5
 FINISH_S: Final = 2.0
 KEEP_S: Final = 0.5  # before the deadline, what can't be stored is spooled
 LONGEST_KEEP_S: Final = 1.5
+TOO_LATE: Final = f"it took longer than {LONGEST_WAIT_S:.0f} s"
 
 
 class _Waiting(Struct, eq=False):
-    """A delivery that waits to be stored, until `deadline` by the loop's clock."""
+    """A delivery that waits to be stored, and is answered by `deadline`, by the loop's clock."""
 
     delivery: NewDelivery
     answer: asyncio.Future[StoreResult | None]
     deadline: float
     tried: bool = False
-    keeping: bool = False
+    is_late: bool = False  # answered 503, or being spooled
+    is_over: bool = False  # stored, spooled or refused for good
+    room: RequestBody | None = None  # what is held
+
+    def leave(self, room: RequestBody | None) -> None:
+        """Store it without the request, which is over."""
+        self.answer = self.answer.get_loop().create_future()  # the old one holds what it raised
+        self.answer.cancel()
+        self.room = room
+        if room is not None:
+            room.hold()
+
+    def end(self, result: StoreResult | StoreUnavailable | None) -> bool:
+        """Answer, and give back the room that is held; False if nobody waited any more."""
+        self.is_over = True
+        if self.room is not None:
+            self.room.close()
+        return self.reply(result)
+
+    def reply(self, result: StoreResult | StoreUnavailable | None) -> bool:
+        """Answer; False if nobody waits any more."""
+        if self.answer.done():
+            return False
+        if isinstance(result, StoreUnavailable):
+            self.answer.set_exception(result)
+        else:
+            self.answer.set_result(result)
+        return True
 
 
-def _still_waiting(requests: list[_Waiting]) -> list[_Waiting]:
-    """Leave out requests that are already stored, refused or being spooled."""
-    return [request for request in requests if not (request.answer.done() or request.keeping)]
+def _take_fitting(requests: list[_Waiting], most: int) -> list[_Waiting]:
+    """Return the first requests, as many as fit into a batch."""
+    size = rows = 0
+    for request in requests[:most]:
+        size += len(request.delivery.body)
+        if rows and size > MAX_BYTES:
+            break
+        rows += 1
+    return requests[:rows]
 
 
 def retrieve_error(answer: asyncio.Future[Any]) -> None:
@@ -59,7 +99,7 @@ class GroupCommit:
     """One transaction for all requests that wait: handed over and woken per batch.
 
     What fails for a reason that may pass is tried again, on another connection, with all who wait
-    by then, until the deadline of each request.
+    by then. What is late is tried beside them, so that it holds back nobody.
     """
 
     def __init__(
@@ -77,19 +117,26 @@ class GroupCommit:
         self._spool = spool
         self._waiting: list[_Waiting] = []
         self._batch: list[_Waiting] = []
+        self._late: list[_Waiting] = []
         self._committing: asyncio.Task[None] | None = None
+        self._storing_late: asyncio.Task[None] | None = None
         self._keeping: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._due = 0.0  # when the timer is, by the loop's clock
         self.error: Exception | None = None
         self.failed_at = self.stored_at = float("-inf")
 
-    async def add(self, delivery: NewDelivery, deadline: float | None = None) -> StoreResult | None:
+    async def add(
+        self,
+        delivery: NewDelivery,
+        deadline: float | None = None,
+        room: RequestBody | None = None,
+    ) -> StoreResult | None:
         """Return once it is committed; None if it was spooled instead.
 
-        `deadline` is by the event loop's clock. If the caller is cancelled, by a time-out of the
-        application or at the end, it is stored all the same: Logto won't send it again. Raises
-        StoreUnavailable or RowRejected.
+        `deadline` is by the event loop's clock. If that passes, or if the caller is cancelled, by a
+        time-out of the application or at the end, it is stored all the same, and its `room` held
+        until it is. Raises StoreUnavailable.
         """
         loop = asyncio.get_running_loop()
         latest = loop.time() + LONGEST_WAIT_S
@@ -100,19 +147,31 @@ class GroupCommit:
             self._committing = loop.create_task(self._commit_all())
         self._watch(loop, deadline)
         try:
-            return await asyncio.shield(waiting.answer)
+            return await waiting.answer
         except asyncio.CancelledError:
-            waiting.answer.add_done_callback(retrieve_error)
-            if self._spool is not None and not waiting.answer.done() and not waiting.keeping:
+            if self._spool is not None and not (waiting.is_over or waiting.is_late):
                 with suppress(OSError):  # it may still be stored
                     self._spool.write([delivery])
-                    waiting.keeping = True
+                    waiting.end(None)
             raise
+        finally:
+            if not waiting.is_over:
+                waiting.leave(room)
 
     async def finish(self) -> None:
-        """Store the waiting deliveries at the end, within FINISH_S."""
-        if self._committing is not None:
-            await asyncio.wait({self._committing}, timeout=FINISH_S)
+        """Store at the end what waits, within FINISH_S; spool the rest, if there is a spool."""
+        tasks = {task for task in (self._committing, self._storing_late) if task is not None}
+        if tasks:
+            await asyncio.wait(tasks, timeout=FINISH_S)
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+        left = [each for each in (*self._waiting, *self._late) if not each.is_over]
+        self._waiting, self._late = [], []
+        if left and self._spool is not None:
+            await self._spool_late(left)
+        elif left:
+            self._refuse(left, "the service stopped")
 
     async def _commit_all(self) -> None:
         failures = 0
@@ -125,8 +184,11 @@ class GroupCommit:
                 if not (batch := self._next_batch()):
                     return
                 self._batch = batch
-                error = await self._commit(batch)
-                self._batch = []
+                try:
+                    error = await self._commit(batch)
+                finally:
+                    self._batch = []
+                    self._put_back([request for request in batch if not request.is_over])
                 if error is None:
                     failures, self.error = 0, None
                     self.stored_at = asyncio.get_running_loop().time()
@@ -134,49 +196,72 @@ class GroupCommit:
                 if self.error is None:
                     self._observe(Retrying(len(batch), describe(error)))
                 self.error, self.failed_at = error, asyncio.get_running_loop().time()
-                self._waiting[:0] = batch
                 await asyncio.sleep(min(FIRST_PAUSE_S * 2.0 ** min(failures, 10), LONGEST_PAUSE_S))
                 failures += 1
         finally:
             self._committing = None
 
+    async def _store_late(self) -> None:
+        """Store what is late: those who wait are served beside, and don't wait for it."""
+        most = MAX_ROWS
+        try:
+            while self._late:
+                await asyncio.sleep(LONGEST_PAUSE_S)
+                self._late = [request for request in self._late if not request.is_over]
+                while batch := _take_fitting(self._late, most):
+                    error = await self._commit(batch, late=True)
+                    self._late[: len(batch)] = []
+                    self._late += [request for request in batch if not request.is_over]
+                    if error is not None:
+                        most = max(1, most // 2)  # it may be one of them, or their size
+                        break
+                    most = MAX_ROWS
+        finally:
+            self._storing_late = None
+
     def _next_batch(self) -> list[_Waiting]:
-        self._waiting = _still_waiting(self._waiting)
-        size = rows = 0
-        for request in self._waiting[:MAX_ROWS]:
-            size += len(request.delivery.body)
-            if rows and size > MAX_BYTES:
-                break
-            rows += 1
-        batch, self._waiting = self._waiting[:rows], self._waiting[rows:]
+        self._waiting = [each for each in self._waiting if not (each.is_over or each.is_late)]
+        batch = _take_fitting(self._waiting, MAX_ROWS)
+        self._waiting = self._waiting[len(batch) :]
         return batch
 
-    async def _commit(self, batch: list[_Waiting]) -> Exception | None:
+    def _put_back(self, left: list[_Waiting]) -> None:
+        """Have what wasn't stored tried again: first, or beside if it is late."""
+        self._waiting[:0] = [request for request in left if not request.is_late]
+        self._late += [request for request in left if request.is_late]
+        if self._late and self._storing_late is None:
+            self._storing_late = asyncio.get_running_loop().create_task(self._store_late())
+
+    async def _commit(self, batch: list[_Waiting], *, late: bool = False) -> Exception | None:
         """Commit and answer; return the error if some deliveries must be tried again."""
         # In a table that is locked, the halves are tried for longer than anybody waits.
-        if not (batch := _still_waiting(batch)):
+        batch = [each for each in batch if not each.is_over and (late or not each.is_late)]
+        if not batch:
             return None
         deliveries = [request.delivery for request in batch]
         tried = {request.delivery.digest for request in batch if request.tried}
         for request in batch:
             request.tried = True
         try:
-            accepted = await self._host.accept(lambda store: store.add(deliveries, tried), TRY_S)
+            accepted = await self._host.accept(
+                lambda store: store.add(deliveries, tried), LATE_TRY_S if late else TRY_S
+            )
         except (RowRejected, TimedOut) as error:
             if len(batch) > 1:
                 # One bad row harms nobody else: halve until it is alone.
                 middle = len(batch) // 2
-                first = await self._commit(batch[:middle])
-                return await self._commit(batch[middle:]) or first
+                first = await self._commit(batch[:middle], late=late)
+                return await self._commit(batch[middle:], late=late) or first
             if isinstance(error, TimedOut):
                 return error
-            self._fail(batch, str(error))
+            self._observe(NotStored(1, str(error)))
+            batch[0].end(StoreUnavailable(problem=str(error)))
         except Exception as error:
             return error
         else:
-            for request, answer in zip(batch, accepted, strict=True):
-                if not request.answer.done():
-                    request.answer.set_result(answer)
+            heard = [request.end(answer) for request, answer in zip(batch, accepted, strict=True)]
+            if not all(heard):
+                self._observe(StoredLate(heard.count(False)))
             if not all(answer.duplicate for answer in accepted):
                 self._stored()
         return None
@@ -196,15 +281,18 @@ class GroupCommit:
         """Answer the requests whose deadline has passed, or spool their deliveries."""
         self._timer = None
         latest = loop.time() + (KEEP_S if self._spool else 0)
-        self._waiting = _still_waiting(self._waiting)  # no batch may begin for long
-        waiting = [*_still_waiting(self._batch), *self._waiting]
+        waiting = [
+            each for each in (*self._batch, *self._waiting) if not (each.is_over or each.is_late)
+        ]
         late = [request for request in waiting if request.deadline <= latest]
         deadlines = [request.deadline for request in waiting if request.deadline > latest]
+        for request in late:
+            request.is_late = True
+        before, self._waiting = self._waiting, []  # no batch may begin for long
+        self._put_back([request for request in before if not request.is_over])
         if late and self._spool is None:
-            self._fail(late, self._explain())
+            self._refuse(late, self._explain())
         elif late:
-            for request in late:
-                request.keeping = True
             keeping = loop.create_task(self._spool_late(late))
             self._keeping.add(keeping)
             keeping.add_done_callback(self._keeping.discard)
@@ -220,23 +308,21 @@ class GroupCommit:
                 deliveries = [request.delivery for request in late]
                 await asyncio.to_thread(self._spool.write, deliveries)
         except Exception as error:  # such as of a thread that can't be started
-            self._fail(late, f"{problem}; nor could it be spooled: {type(error).__name__}")
+            self._refuse(late, f"{problem}; nor could it be spooled: {type(error).__name__}")
             return
         self._observe(Spooled(len(late), problem))
         for request in late:
-            if not request.answer.done():
-                request.answer.set_result(None)
+            request.end(None)
 
     def _explain(self) -> str:
         if self.error is not None:
             return describe(self.error)
-        return str(StoreUnavailable(problem=f"it took longer than {LONGEST_WAIT_S:.0f} s"))
+        return str(StoreUnavailable(problem=TOO_LATE))
 
-    def _fail(self, batch: list[_Waiting], problem: str) -> None:
+    def _refuse(self, batch: list[_Waiting], problem: str) -> None:
         self._observe(NotStored(len(batch), problem))
         for request in batch:
-            if not request.answer.done():
-                request.answer.set_exception(StoreUnavailable(problem=problem))
+            request.reply(StoreUnavailable(problem=problem))
 
 
 CHECK_EVERY_S: Final = 1.0

@@ -90,6 +90,15 @@ class Retrying(TelemetryEvent, frozen=True):
     problem: str
 
 
+class StoredLate(TelemetryEvent, frozen=True):
+    """Deliveries were stored after their request was over: it was answered 503, or cancelled."""
+
+    level = logging.WARNING
+    message = "stored late, after the request was over"
+
+    count: int
+
+
 class Spooled(TelemetryEvent, frozen=True):
     """The database didn't store deliveries in time. They are in the spool directory."""
 

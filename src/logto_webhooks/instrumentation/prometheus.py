@@ -106,6 +106,12 @@ METRICS: Final = (
         _COUNT,
     ),
     Metric("deliveries_not_stored", telemetry.NotStored, "deliveries answered 503", _COUNT),
+    Metric(
+        "deliveries_stored_late",
+        telemetry.StoredLate,
+        "deliveries stored after their request was over",
+        _COUNT,
+    ),
     Metric("store_outages", telemetry.Retrying, "times the database stopped storing deliveries"),
     Metric(
         "deliveries_spooled",

@@ -26,6 +26,7 @@ from logto_webhooks.event_loop import Aside
 from logto_webhooks.handlers import Handler, Handlers
 from logto_webhooks.handlers.call import ClaimedJob, HandlerCaller, call_function
 from logto_webhooks.ingest import Receiver
+from logto_webhooks.ingest.body import RequestBody
 from logto_webhooks.instrumentation import (
     DeliveryFailed,
     DeliverySynced,
@@ -332,7 +333,9 @@ class AsyncApp:
         duplicate = answer.content["duplicate"]
         return DeliveryResult(200, int(answer.content["id"]), "duplicate" if duplicate else None)
 
-    async def _store(self, delivery: NewDelivery, deadline: float | None) -> StoreResult:
+    async def _store(
+        self, delivery: NewDelivery, deadline: float | None, room: RequestBody | None
+    ) -> StoreResult:
         [result] = await self._host.run(lambda store: store.add([delivery]))
         return result
 
