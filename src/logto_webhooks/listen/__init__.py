@@ -1,4 +1,4 @@
-"""`listen`: forward what Logto sends to a local application, by its log or through a tunnel."""
+"""`listen`: forward Logto's deliveries to a local application, from its log or through a tunnel."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ WATCH_S: Final = 5.0
 class ListenConfig(Struct, frozen=True, kw_only=True):
     """What to listen to, and where to forward it.
 
-    Without a `tunnel` command, it reads the log of one `hook`, or of all, `since` a moment (ms).
-    With one, it uses a temporary webhook, or the one to `repoint`. `count` limits the deliveries.
+    Without a `tunnel` command, read the log of one `webhook` or of all, `since` a time (ms). With
+    one, use a temporary webhook, or the one to `repoint`. `count` limits the deliveries.
     """
 
     to: str
     key: str
     is_new_key: bool = True  # made for this session, so it may be shown
-    hook: str | None = None
+    webhook: str | None = None
     since: int | None = None
     tunnel: str | None = None
     repoint: str | None = None
@@ -58,8 +58,8 @@ class ListenConfig(Struct, frozen=True, kw_only=True):
 
 
 class ListenCallbacks(Struct, frozen=True):
-    """Called with each delivery, and with messages. `confirm` raises if a webhook's URL may not be
-    changed."""
+    """`show` gets each delivery, `tell` gets messages. `confirm` raises if a webhook's URL may not
+    be changed."""
 
     show: Callable[[ForwardResult], None]
     tell: Callable[[str], None]
@@ -88,7 +88,7 @@ async def listen(settings: Settings, config: ListenConfig, callbacks: ListenCall
 
 
 async def restore_webhooks(settings: Settings, tell: Callable[[str], None]) -> None:
-    """Restore what a killed `listen` in this folder changed at Logto, unless another one runs.
+    """Undo the changes in Logto of a killed `listen` in this folder, unless another one runs.
 
     Raises ApiNotConfigured, LogtoUnreachable, LogtoApiError.
     """
@@ -103,7 +103,7 @@ async def restore_webhooks(settings: Settings, tell: Callable[[str], None]) -> N
 async def _forward_log(
     logto: ManagementClient, forwarder: Forwarder, config: ListenConfig, callbacks: ListenCallbacks
 ) -> None:
-    reader = LogReader(logto, SystemClock(), callbacks.tell, config.hook, config.since)
+    reader = LogReader(logto, SystemClock(), callbacks.tell, config.webhook, config.since)
     forwarded, begin = 0, await reader.begin()
     _tell_ready(config, callbacks)
     async with aclosing(reader.deliveries(begin)) as deliveries:
@@ -128,18 +128,18 @@ async def _forward_tunnel(
     callbacks: ListenCallbacks,
 ) -> None:
     session = PREFIX + secrets.token_hex(8)
-    hook = None if config.repoint is None else await _find(logto, config.repoint, callbacks)
+    webhook = None if config.repoint is None else await _find(logto, config.repoint, callbacks)
     relay = Relay(forwarder.forward, SystemClock(), callbacks.show, config.count)
     app = make_tunnel_app(relay.take, session, settings.max_body_bytes)
     async with _serve(app) as port, Tunnel(command, port, session) as tunnel:
         url = await tunnel.find_url() + forwarder.path
         lease = Lease(endpoint=_endpoint(settings), session=session)
-        if hook is not None:
+        if webhook is not None:
             lease = Lease(
-                endpoint=lease.endpoint, session=session, hook=hook.id, url=hook.url, lent=url
+                endpoint=lease.endpoint, session=session, hook=webhook.id, url=webhook.url, lent=url
             )
         leases = LeaseFolder(FOLDER)
-        async with borrow_webhook(logto, leases, lease, hook, url, callbacks.tell) as borrowed:
+        async with borrow_webhook(logto, leases, lease, webhook, url, callbacks.tell) as borrowed:
             relay.open(borrowed.signing_key)
             callbacks.tell(
                 f"The webhook {borrowed.name!r} sends to this machine through {url} until you stop."
@@ -150,15 +150,15 @@ async def _forward_tunnel(
 
 async def _find(logto: ManagementClient, repoint: str, callbacks: ListenCallbacks) -> Webhook:
     """Find the webhook to repoint, unless another `listen` uses it, and ask for confirmation."""
-    hook = find_webhook((await list_webhooks(logto))[0], repoint)
+    webhook = find_webhook((await list_webhooks(logto))[0], repoint)
     async with httpx2.AsyncClient(timeout=PROBE_S) as client:
-        url = httpx2.URL(hook.url)
+        url = httpx2.URL(webhook.url)
         mark = await probe_url(client, f"{url.scheme}://{url.netloc.decode()}")
     if mark is not None and mark.startswith(PREFIX):
-        what = f"uses the webhook {hook.name} ({hook.url})"
+        what = f"uses the webhook {webhook.name} ({webhook.url})"
         raise AlreadyListening(what=what, instead="without --repoint")
-    callbacks.confirm(hook)
-    return hook
+    callbacks.confirm(webhook)
+    return webhook
 
 
 async def _watch(logto: ManagementClient, borrowed: Webhook) -> None:
@@ -166,16 +166,16 @@ async def _watch(logto: ManagementClient, borrowed: Webhook) -> None:
     while True:
         await asyncio.sleep(WATCH_S)
         with contextlib.suppress(LogtoUnreachable):
-            hooks = {hook.id: hook for hook in (await list_webhooks(logto))[0]}
-            hook = hooks.get(borrowed.id)
-            if hook is None or not hook.enabled:
+            webhooks = {webhook.id: webhook for webhook in (await list_webhooks(logto))[0]}
+            webhook = webhooks.get(borrowed.id)
+            if webhook is None or not webhook.enabled:
                 raise WebhookChanged(name=borrowed.name, what="deleted or disabled")
-            if hook.url != borrowed.url:
+            if webhook.url != borrowed.url:
                 raise WebhookChanged(name=borrowed.name, what="pointed elsewhere")
 
 
 async def _wait_first(*coroutines: Coroutine[Any, Any, Any]) -> None:
-    """Wait until one ends, or raises; cancel the others."""
+    """Wait until one ends or raises, and cancel the others."""
     tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -210,7 +210,7 @@ async def _open_client(settings: Settings) -> AsyncIterator[ManagementClient]:
 
 @contextlib.contextmanager
 def _lock_folder() -> Iterator[bool]:
-    """Lock the folder during the block; give False if another `listen` has locked it."""
+    """Lock the folder during the block; yield False if another `listen` has locked it."""
     LeaseFolder(FOLDER).create()
     lock = LockFile(FOLDER / "lock")
     try:

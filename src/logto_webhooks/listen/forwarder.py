@@ -1,4 +1,4 @@
-"""Forward deliveries to an application, signed again with its own key."""
+"""Forward deliveries to an application, signed with its key."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from logto_webhooks.errors import SettingInvalid
 from logto_webhooks.samples.request import make_headers
 from logto_webhooks.validation import is_url
 
-TIMEOUT_S: Final = 10.0  # Logto's
+TIMEOUT_S: Final = 10.0  # as Logto's
 _MOST_BYTES: Final = 2**16
 
 
 class ForwardResponse(Struct, frozen=True, kw_only=True):
-    """What the application answered, or the problem why it didn't."""
+    """The application's response, or the problem if there is none."""
 
     status: int | None = None
     body: bytes = b""
@@ -28,7 +28,7 @@ class ForwardResponse(Struct, frozen=True, kw_only=True):
 
 
 class ForwardResult(Struct, frozen=True, kw_only=True):
-    """A delivery, and what the application answered to it."""
+    """A delivery and the application's response."""
 
     occurred_at: int
     event: str
@@ -40,7 +40,7 @@ class ForwardResult(Struct, frozen=True, kw_only=True):
 
 
 def describe_forward(delivery: NewDelivery, response: ForwardResponse) -> ForwardResult:
-    """Describe a delivery and its response, for people."""
+    """Describe a delivery and its response, for display."""
     return ForwardResult(
         occurred_at=delivery.occurred_at,
         event=delivery.event,
@@ -53,10 +53,10 @@ def describe_forward(delivery: NewDelivery, response: ForwardResponse) -> Forwar
 
 
 class Forwarder:
-    """Posts to one URL during its block. Failures are responses, too."""
+    """Posts to one URL during its block. A failure is also a response."""
 
     def __init__(self, url: str, key: str) -> None:
-        """Raises SettingInvalid for an invalid URL."""
+        """Raises SettingInvalid if the URL is invalid."""
         self._url = _parse_url(url)
         self._key = key
         self._client = httpx2.AsyncClient(timeout=TIMEOUT_S)
@@ -67,7 +67,7 @@ class Forwarder:
         return self._url.path
 
     async def forward(self, body: bytes) -> ForwardResponse:
-        """Post a body once. Redirects aren't followed: with Logto, they would lose the delivery."""
+        """Post a body once. Redirects aren't followed: if Logto follows one, the body is lost."""
         began = time.monotonic()
         status, content, problem = None, b"", None
         headers = make_headers(body, self._key)
@@ -100,7 +100,7 @@ def _parse_url(url: str) -> httpx2.URL:
 
 
 async def _read_beginning(response: httpx2.Response) -> bytes:
-    """Read the body, but not all of an endless one."""
+    """Read the body, but at most `_MOST_BYTES`."""
     content = b""
     async for piece in response.aiter_bytes():
         content += piece

@@ -1,8 +1,8 @@
 """Read Logto's log, and yield each delivery once, in order.
 
-An entry is in the log once its attempt has ended, whatever the result. So neither a tunnel nor
-another webhook is needed. Each window ends at Logto's own time, in whole seconds, and overlaps the
-one before it: entries that are written late are still seen.
+Logto logs each attempt when it ends, whatever the result, so neither a tunnel nor another webhook
+is needed. Each window ends at Logto's own time, in whole seconds, and overlaps the previous one, to
+find entries that were written late.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from logto_webhooks.logto.webhooks import Webhook, find_webhook, list_webhooks
 
 POLL_S: Final = 2.0
 OVERLAP_MS: Final = 15_000  # two webhooks' copies end up to 10 s apart
-MOST: Final = 1_000  # entries of a window in memory, unless it can't be shorter
+MOST: Final = 1_000  # entries of a window; longer windows are split down to SHORTEST_MS
 SHORTEST_MS: Final = 1_000
 _GONE: Final = "deleted or disabled"
 
@@ -35,27 +35,27 @@ class LogReader:
         logto: ManagementClient,
         clock: Clock,
         tell: Callable[[str], None],
-        hook: str | None,
+        webhook: str | None,
         since: int | None,
     ) -> None:
-        """It begins at `since` (ms), or now. `tell` gets messages for people."""
+        """Reading begins at `since` (ms), or now. `tell` gets messages for the user."""
         self._logto = logto
         self._clock = clock
         self._tell = tell
-        self._hook = hook
+        self._webhook = webhook
         self._since = since
         self._reached = 0
-        self._hooks: dict[str, Webhook] = {}
+        self._webhooks: dict[str, Webhook] = {}
         self._seen: dict[bytes, int] = {}  # digest -> when its last attempt ended
 
     async def begin(self) -> int:
-        """Choose the webhooks, and return the time to begin at. Raises LogtoUnreachable,
+        """Choose the webhooks, and return when to begin (ms). Raises LogtoUnreachable,
         LogtoApiError, NoEnabledWebhook, WebhookUnknown."""
-        hooks, now = await list_webhooks(self._logto)
-        if self._hook is not None:
-            self._hook = find_webhook(hooks, self._hook).id
-        self._choose(hooks)
-        names = ", ".join(hook.name or hook.id for hook in self._hooks.values())
+        webhooks, now = await list_webhooks(self._logto)
+        if self._webhook is not None:
+            self._webhook = find_webhook(webhooks, self._webhook).id
+        self._choose(webhooks)
+        names = ", ".join(webhook.name or webhook.id for webhook in self._webhooks.values())
         self._tell(f"Reading the log of: {names}.")
         return now if self._since is None else self._since
 
@@ -64,7 +64,7 @@ class LogReader:
     ) -> AsyncGenerator[NewDelivery, None]:
         """Yield each delivery once, in the order in which their attempts ended.
 
-        If Logto can't be reached, it tells so, and tries again. Raises LogtoApiError,
+        If Logto can't be reached, print a message and retry. Raises LogtoApiError,
         NoEnabledWebhook, WebhookChanged.
         """
         is_reachable = True
@@ -82,8 +82,8 @@ class LogReader:
             await asyncio.sleep(poll_s)
 
     async def _read_window(self, begin: int) -> AsyncGenerator[NewDelivery, None]:
-        hooks, now = await list_webhooks(self._logto)
-        self._choose(hooks)
+        webhooks, now = await list_webhooks(self._logto)
+        self._choose(webhooks)
         begin = max(begin, self._reached - OVERLAP_MS)
         windows = [(begin, now)] if begin < now else []
         while windows:
@@ -98,26 +98,28 @@ class LogReader:
         kept = self._reached - OVERLAP_MS
         self._seen = {key: ended for key, ended in self._seen.items() if ended >= kept}
 
-    def _choose(self, hooks: list[Webhook]) -> None:
-        """Choose the webhooks that are enabled, and not temporary ones of another `listen`."""
+    def _choose(self, webhooks: list[Webhook]) -> None:
+        """Choose enabled webhooks, except temporary ones of another `listen`."""
         chosen = {
-            hook.id: hook
-            for hook in hooks
-            if hook.enabled and self._hook in (None, hook.id) and not hook.name.startswith(PREFIX)
+            webhook.id: webhook
+            for webhook in webhooks
+            if webhook.enabled
+            and self._webhook in (None, webhook.id)
+            and not webhook.name.startswith(PREFIX)
         }
-        gone = [hook for hook in self._hooks.values() if hook.id not in chosen]
+        gone = [webhook for webhook in self._webhooks.values() if webhook.id not in chosen]
         if not chosen:
             raise WebhookChanged(name=gone[0].name, what=_GONE) if gone else NoEnabledWebhook()
-        for hook in gone:
-            self._tell(f"The webhook {hook.name} was {_GONE} in Logto. Still reading the others.")
-        self._hooks = chosen
+        for lost in gone:
+            self._tell(f"The webhook {lost.name} was {_GONE} in Logto. Still reading the others.")
+        self._webhooks = chosen
 
     async def _read_entries(self, start: int, end: int) -> list[Json] | None:
-        """Read the entries of all logs, the oldest first; return None if there are too many."""
+        """Read the entries of all webhooks, oldest first; return None if there are too many."""
         all_entries: list[Json] = []
-        for hook in self._hooks:
+        for webhook_id in self._webhooks:
             entries: list[Json] = []
-            async for page in self._logto.log(hook, start, end):
+            async for page in self._logto.log(webhook_id, start, end):
                 if (page.total or 0) > MOST and end - start > SHORTEST_MS:
                     return None
                 entries += [entry for entry in page.content if isinstance(entry, dict)]

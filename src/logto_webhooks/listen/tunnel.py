@@ -1,7 +1,7 @@
 """A tunnel, and the temporary webhook that sends through it.
 
-Any command can open the tunnel: it makes a local port reachable, and prints URLs. To find out which
-of them leads here, and whether it works yet, each is asked for a mark that only this process knows.
+Any command can open the tunnel: it makes a local port reachable and prints URLs. To find out which
+one leads here, and when it works, each is probed for a mark that only this process knows.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from logto_webhooks.logto.client import ManagementClient
 from logto_webhooks.logto.webhooks import Webhook, list_webhooks, parse_created, subscription
 from logto_webhooks.signing_keys import HEADER, verify
 
-PREFIX: Final = "logto-webhooks listen "  # of the names of temporary webhooks
+PREFIX: Final = "logto-webhooks listen "  # the prefix of temporary webhooks' names
 PROBE: Final = "/.well-known/logto-webhooks-listen"
 READY_S: Final = 60.0
 AGAIN_S: Final = 0.5
@@ -50,7 +50,7 @@ PROBE_S: Final = 5.0
 END_S: Final = 5.0
 _URL: Final = re.compile(r"https?://[A-Za-z0-9.\[\]:-]+")
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
-# The tunnel ends with us even if we are killed: then the pipe on 3 closes, and `read` returns.
+# The tunnel ends even if this process is killed: the pipe on 3 closes, and `read` returns.
 _SCRIPT: Final = """\
 exec 3<&0 </dev/null
 {{ read -r _ <&3; kill 0; }} >/dev/null 2>&1 &
@@ -60,7 +60,7 @@ exec 3<&-
 
 
 class Relay:
-    """Passes deliveries from the tunnel to the application, if Logto has signed them."""
+    """Passes deliveries from the tunnel to the application, if Logto signed them."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class Relay:
         self._keys: tuple[str, ...] = ()
 
     def open(self, key: str) -> None:
-        """Accept what this key signed. Requests that arrive earlier wait for it."""
+        """Accept requests signed with this key. Earlier requests wait for it."""
         self._keys = (key,)
         self._open.set()
 
@@ -108,7 +108,7 @@ Take = Callable[[bytes, Sequence[bytes]], Awaitable[ForwardResponse]]
 
 
 def make_tunnel_app(take: Take, mark: str, limit: int) -> ASGIApp:
-    """Make an application that passes each POST to `take`, unless its body is over the limit, and
+    """Make an application that passes each POST to `take`, unless its body exceeds the limit, and
     answers probes with the mark."""
 
     async def receive(request: Request) -> Response:
@@ -134,7 +134,7 @@ def make_tunnel_app(take: Take, mark: str, limit: int) -> ASGIApp:
 
 
 class Tunnel:
-    """Runs the command during its block; `{port}` in it is the local port."""
+    """Runs the command during its block. `{port}` in it stands for the local port."""
 
     def __init__(self, command: str, port: int, mark: str) -> None:
         self._command = command.replace("{port}", str(port))
@@ -169,7 +169,7 @@ class Tunnel:
         self._reading.cancel()
 
     async def find_url(self, ready_s: float = READY_S) -> str:
-        """Wait until one of its URLs leads here. Raises TunnelFailed."""
+        """Wait until one of the printed URLs leads here, and return it. Raises TunnelFailed."""
         try:
             async with asyncio.timeout(ready_s), httpx2.AsyncClient(timeout=PROBE_S) as client:
                 while True:
@@ -185,9 +185,9 @@ class Tunnel:
             raise self._failed(problem) from None
 
     async def wait(self) -> NoReturn:
-        """Wait until it ends. Raises TunnelFailed."""
+        """Wait until the command ends. Raises TunnelFailed."""
         await asyncio.shield(self._reading)
-        self._close()  # some versions of asyncio wait for the pipes, too
+        self._close()  # some versions of asyncio also wait for the pipes
         code = await self._process.wait()
         reason = f": {self._last_line}" if self._last_line else ""
         raise self._failed(f"ended with exit code {code}{reason}")
@@ -209,7 +209,7 @@ class Tunnel:
                     self._origins[url] = None
 
     def _is_local(self, url: str) -> bool:
-        """Return whether it is the local port: commands print that, too."""
+        """Return whether it is the local port, which commands also print."""
         try:
             parts = urlsplit(url)
             return parts.hostname in _LOOPBACK and parts.port == self._port
@@ -218,7 +218,7 @@ class Tunnel:
 
 
 async def probe_url(client: httpx2.AsyncClient, origin: str) -> str | None:
-    """Return the mark of the `listen` that answers there, if one does."""
+    """Return the mark of the `listen` that answers at an origin, or None."""
     try:
         response = await client.get(origin + PROBE)
     except (httpx2.HTTPError, httpx2.InvalidURL):
@@ -227,7 +227,7 @@ async def probe_url(client: httpx2.AsyncClient, origin: str) -> str | None:
 
 
 async def _read_line(stream: asyncio.StreamReader) -> str:
-    """Read a line, or a piece of an endless one; empty at the end."""
+    """Read a line, or a part of a very long one; empty at the end."""
     try:
         line = await stream.readuntil(b"\n")
     except asyncio.IncompleteReadError as error:
@@ -240,8 +240,8 @@ async def _read_line(stream: asyncio.StreamReader) -> str:
 class Lease(Struct, frozen=True, kw_only=True):
     """What to restore in the Logto at `endpoint`.
 
-    Either delete the webhook called `session`; or change the URL of the webhook with the ID `hook`
-    back to `url`, if it still is `lent`.
+    Without `hook`, delete the webhook named `session`. Otherwise, change the URL of the webhook
+    with the ID `hook` back to `url`, if it still is `lent`.
     """
 
     endpoint: str
@@ -252,7 +252,7 @@ class Lease(Struct, frozen=True, kw_only=True):
 
 
 class LeaseFolder:
-    """Leases in files, so that a later command can restore what a killed one left."""
+    """Leases in files, so that a later command can undo the changes of a killed one."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -266,7 +266,7 @@ class LeaseFolder:
             raise NotWritable(path=self._folder, problem=error.strerror) from None
 
     def read_all(self) -> list[Lease]:
-        """Read all leases. A file that isn't complete was never acted on."""
+        """Read all leases. An incomplete file is ignored: Logto was changed only after writing."""
         leases = []
         for file in sorted(self._folder.glob("*.json")):
             with contextlib.suppress(OSError, msgspec.DecodeError):
@@ -296,7 +296,7 @@ class LeaseFolder:
 async def restore_leases(
     logto: ManagementClient, endpoint: str, leases: LeaseFolder, tell: Callable[[str], None]
 ) -> None:
-    """Restore what earlier sessions left. Raises LogtoUnreachable, LogtoApiError."""
+    """Undo the changes of earlier sessions. Raises LogtoUnreachable, LogtoApiError."""
     for lease in leases.read_all():
         if lease.endpoint == endpoint:
             for action in await _restore(logto, leases, lease):
@@ -308,40 +308,42 @@ async def borrow_webhook(
     logto: ManagementClient,
     leases: LeaseFolder,
     lease: Lease,
-    hook: Webhook | None,
+    webhook: Webhook | None,
     url: str,
     tell: Callable[[str], None],
 ) -> AsyncIterator[Webhook]:
-    """Create a webhook for all events, or change the URL of `hook`, during the block.
+    """Create a webhook for all events, or change the URL of `webhook`, during the block.
 
     Raises KeyNotTold, LogtoUnreachable, LogtoApiError, NotWritable.
     """
     leases.write(lease)
-    if hook is None:  # if this fails, it may exist all the same: the lease stays
+    if webhook is None:  # if this fails, the webhook may still exist, so the lease stays
         response = await logto.create_hook(lease.session, url, subscription(["*"]))
     try:
-        if hook is not None:
-            response = await logto.change_hook(hook.id, {"config": hook.config | {"url": url}})
-        yield parse_created(response.content, lease.session if hook is None else hook.name)
+        if webhook is not None:
+            response = await logto.change_hook(
+                webhook.id, {"config": webhook.config | {"url": url}}
+            )
+        yield parse_created(response.content, lease.session if webhook is None else webhook.name)
     finally:
         try:
             for action in await _restore(logto, leases, lease):
                 tell(f"{action[0].upper()}{action[1:]}.")
         except (LogtoUnreachable, LogtoApiError) as error:
-            action = f"restore the URL of {lease.hook}" if hook else f"delete {lease.session!r}"
+            action = f"restore the URL of {lease.hook}" if webhook else f"delete {lease.session!r}"
             tell(f"{error} The next `listen` or `endpoint` in this folder will {action}.")
 
 
 async def _restore(logto: ManagementClient, leases: LeaseFolder, lease: Lease) -> list[str]:
-    """Restore a webhook; return what was done, for people."""
-    hooks, _ = await list_webhooks(logto)
+    """Restore a webhook; return descriptions of what was done."""
+    webhooks, _ = await list_webhooks(logto)
     actions = []
-    for hook in hooks:
-        if lease.hook and hook.id == lease.hook and hook.url == lease.lent:
-            await logto.change_hook(hook.id, {"config": hook.config | {"url": lease.url}})
-            actions.append(f"changed the URL of the webhook {hook.name} back to {lease.url}")
-        elif not lease.hook and hook.name == lease.session:
-            await logto.delete_hook(hook.id)
-            actions.append(f"deleted the webhook {hook.name!r}")
+    for webhook in webhooks:
+        if lease.hook and webhook.id == lease.hook and webhook.url == lease.lent:
+            await logto.change_hook(webhook.id, {"config": webhook.config | {"url": lease.url}})
+            actions.append(f"changed the URL of the webhook {webhook.name} back to {lease.url}")
+        elif not lease.hook and webhook.name == lease.session:
+            await logto.delete_hook(webhook.id)
+            actions.append(f"deleted the webhook {webhook.name!r}")
     leases.remove(lease)
     return actions
