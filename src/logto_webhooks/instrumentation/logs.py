@@ -35,37 +35,37 @@ _FIND_OUT: Final = "find out why with logto-webhooks doctor"
 LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 logger = logging.getLogger("logto_webhooks")
-LINES: Final = 20  # of one kind …
-PERIOD_S: Final = 10.0  # … in so much time; the rest is summed up
+LINES: Final = 20  # of one kind are written per PERIOD_S; the rest is counted
+PERIOD_S: Final = 10.0
 LONGEST: Final = 500  # characters of a value
 QUEUED: Final = 10_000  # lines that wait to be written
 LAST_WAIT_S: Final = 1.0
-PIPE_BYTES: Final = 4_096  # there is room for so many in a pipe that can be written to
+PIPE_BYTES: Final = 4_096  # a writable pipe has room for these
 
 
 def observe(report: TelemetryEvent) -> None:
-    """Log a report: one line for each delivery, once its fate is known."""
+    """Log a telemetry event: one line for each delivery, when its outcome is known."""
     if isinstance(report, DeliveryStored) and not (
         report.duplicate or logger.isEnabledFor(logging.DEBUG)
     ):
-        return  # the common case costs nothing
+        return  # the usual case, fast
     level, message = _describe(report)
     fields = _make_fields(report, level)
     if logger.isEnabledFor(level) and _sums.let_through(logger, level, _name_kind(message, fields)):
-        # In the message, too: the formatter of an application leaves out what is extra.
+        # Also in the message, because an application's formatter ignores `extra`.
         template = " ".join([message, *(f"{key}=%s" for key in fields)])
         values = [_quote(value) for value in fields.values()]
         logger.log(level, template, *values, extra={"logto": fields, "logto_message": message})
 
 
 def _name_kind(message: str, fields: dict[str, Any]) -> str:
-    """What lines have in common that are summed up."""
+    """Return what the lines that are counted together have in common."""
     detail = fields.get("code") or fields.get("outcome") or fields.get("handler") or ""
     return f"{message} {detail}".rstrip()
 
 
 def _describe(report: TelemetryEvent) -> tuple[int, str]:
-    """Return the level and the message, which depend on more than the kind for some."""
+    """Return the level and the message. For some events, they depend on the fields."""
     level, message = report.level, report.message
     match report:
         case DeliveryStored(duplicate=True):
@@ -146,8 +146,8 @@ class JsonFormatter(logging.Formatter):
 
 
 class Sums:
-    """Lets the first `LINES` warnings of a kind through in `PERIOD_S`, counts the rest, and says
-    how many there were when the time is over. Anyone can cause such lines by the thousand."""
+    """Limits each kind of warning to `LINES` lines per `PERIOD_S`, counts the rest, and logs the
+    count after that time. Anyone can cause thousands of such lines."""
 
     def __init__(
         self, period_s: float = PERIOD_S, now: Callable[[], float] = time.monotonic
@@ -158,12 +158,12 @@ class Sums:
         self._until = 0.0
         self._counts: dict[tuple[str, int, str], int] = {}
 
-    def let_through(self, of: logging.Logger, level: int, kind: str) -> bool:
-        """Count a line; say whether it is to be written. News of deliveries are, all of them,
-        except of duplicates: everyone who has a delivery can send it again."""
+    def let_through(self, target: logging.Logger, level: int, kind: str) -> bool:
+        """Count a line; return whether to write it. Lines below warnings are always written, except
+        those about duplicates: anyone who has a delivery can send it again."""
         if level < logging.WARNING and not kind.endswith("duplicate"):
             return True
-        key = (of.name, level, kind)
+        key = (target.name, level, kind)
         with self._lock:
             is_over = self._now() >= self._until
         if is_over:
@@ -179,40 +179,40 @@ class Sums:
         return count <= LINES
 
     def sum_up(self) -> None:
-        """Say what was left out, and begin anew."""
+        """Log how many lines were left out, and reset the counts."""
         with self._lock:
             counts, self._counts = self._counts, {}
             self._until = 0.0
         for (name, level, kind), count in counts.items():
             if count > LINES:
-                self._say(logging.getLogger(name), level, kind, count - LINES)
+                self._log_sum(logging.getLogger(name), level, kind, count - LINES)
 
-    def _say(self, of: logging.Logger, level: int, kind: str, count: int) -> None:
+    def _log_sum(self, target: logging.Logger, level: int, kind: str, count: int) -> None:
         template = "%s: %s more like this in the last %g s"
-        of.log(level, template, kind, count, self._period_s, extra={"logto_sum": True})
+        target.log(level, template, kind, count, self._period_s, extra={"logto_sum": True})
 
 
 _sums = Sums()
 
 
 class SumsFilter(logging.Filter):
-    """Sums up what others log, such as the server about requests that are none."""
+    """Applies the limit to other lines, such as the server's about invalid requests."""
 
     def __init__(self, sums: Sums = _sums) -> None:
         super().__init__()
         self._sums = sums
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Say whether it is to be written."""
+        """Return whether to write a line."""
         if hasattr(record, "logto") or hasattr(record, "logto_sum"):
-            return True  # counted already
+            return True  # already counted
         kind = str(record.msg)[:80]
         return self._sums.let_through(logging.getLogger(record.name), record.levelno, kind)
 
 
 class QueuedHandler(logging.Handler):
-    """Writes lines in a thread of its own, so that nobody waits for whoever reads the log. When too
-    many wait they are dropped, counted, and that is said once there is room again."""
+    """Writes lines in a separate thread, so that nothing waits for a slow reader of the log. If too
+    many lines wait, new ones are dropped, and their number is logged when there is room again."""
 
     def __init__(self, descriptor: int) -> None:
         super().__init__()
@@ -229,26 +229,26 @@ class QueuedHandler(logging.Handler):
             self.handleError(record)
             return
         if sys.is_finalizing():
-            self._write_at_the_end(line)
+            self._write_at_exit(line)
             return
         try:
             self._lines.put_nowait(line)
         except queue.Full:
             self._dropped += 1
-        # It isn't alive in a process that was forked, either.
+        # After a fork, the thread doesn't run in the new process.
         if self._thread is None or not self._thread.is_alive():
             self._thread = threading.Thread(target=self._write_all, name="log", daemon=True)
             self._thread.start()
 
-    def _write_at_the_end(self, line: bytes) -> None:
-        """No thread runs any more, and to start one would never return. What there is no room
-        for is left out, or the process wouldn't end."""
+    def _write_at_exit(self, line: bytes) -> None:
+        """Write without a thread: none runs any more, and starting one would never return. Drop the
+        line if the pipe is full, because the process must end."""
         with contextlib.suppress(OSError, ValueError):
             if select.select([], [self._descriptor], [], 0)[1]:
                 os.write(self._descriptor, line[:PIPE_BYTES])
 
     def close(self) -> None:
-        """Wait a moment for what is in the queue; whoever reads may have stopped."""
+        """Wait for the queue, but not long, because the reader may have stopped."""
         until = time.monotonic() + LAST_WAIT_S
         while self._lines.unfinished_tasks and time.monotonic() < until:
             time.sleep(0.005)
@@ -258,7 +258,7 @@ class QueuedHandler(logging.Handler):
         while True:
             line = self._lines.get()
             dropped = self._dropped
-            # Nobody reads any more, or the disk is full: the next may get through.
+            # If the pipe is closed or the disk is full, drop the line. The next may succeed.
             with contextlib.suppress(OSError):
                 self._write(line)
                 if dropped:
@@ -277,12 +277,12 @@ class QueuedHandler(logging.Handler):
         while line:
             try:
                 line = line[os.write(self._descriptor, line) :]
-            except BlockingIOError:  # somebody made the descriptor so
+            except BlockingIOError:  # somebody made the descriptor non-blocking
                 time.sleep(0.05)
 
 
 def configure(form: LogFormat, level: LogLevel) -> None:
-    """Send the product's log (and the server's warnings) to standard error."""
+    """Send this package's log, and other warnings, to standard error."""
     handler = _make_handler()
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
     handler.addFilter(SumsFilter())
@@ -291,8 +291,8 @@ def configure(form: LogFormat, level: LogLevel) -> None:
 
 
 def _make_handler() -> logging.Handler:
-    """Not through `sys.stderr`: at the end of a process Python would wait for its lock. But where
-    something stands in for it, as a progress bar that lines are written above, through that."""
+    """Write to the file descriptor, because Python would wait for the lock of `sys.stderr` at exit.
+    If something has replaced `sys.stderr`, such as a progress bar, write to that."""
     if sys.stderr is sys.__stderr__ and sys.stderr is not None:
         with contextlib.suppress(OSError, ValueError, AttributeError):
             return QueuedHandler(sys.stderr.fileno())
@@ -304,7 +304,7 @@ def _format_time(record: logging.LogRecord) -> str:
 
 
 def _read_message(record: logging.LogRecord) -> str:
-    """What was said, without the fields that stand behind it."""
+    """Return the message without the fields after it."""
     message: str = getattr(record, "logto_message", "")
     return message or record.getMessage()
 
@@ -316,7 +316,7 @@ def _shorten(value: object) -> object:
 
 
 def _quote(value: object) -> str:
-    """Quote what isn't one plain word, so that no text of a delivery can forge a field or line."""
+    """Quote text that isn't one plain word, so that a delivery can't forge a field or a line."""
     text = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
     if text.isprintable() and not set(text) & set(' "='):
         return text
@@ -324,7 +324,7 @@ def _quote(value: object) -> str:
 
 
 def fan_out(*observers: Observer) -> Observer:
-    """Tell each of them; one that raises hurts nobody, and is logged once."""
+    """Combine observers. If one raises, the others still run, and the first failure is logged."""
     broken: set[int] = set()
 
     def observe(report: TelemetryEvent) -> None:

@@ -34,14 +34,14 @@ def _read_duration(report: Any) -> float:
     return float(report.took_ms / 1000)
 
 
-def _seconds(milliseconds: int | None) -> float | None:
+def _to_seconds(milliseconds: int | None) -> float | None:
     return None if milliseconds is None else milliseconds / 1000
 
 
 class Metric(Struct, frozen=True):
-    """What follows from a report: a counter, or a histogram if there are `buckets`.
+    """A metric of a kind of telemetry event: a counter, or a histogram if it has `buckets`.
 
-    `amount` is what a report adds; `label` one of its fields, which is one of `values`.
+    `amount` returns what an event adds. `label` is a field of the event, with one of `values`.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Metric(Struct, frozen=True):
 
 
 class Gauge(Struct, frozen=True):
-    """What the database tells when it is asked; absent where that is None."""
+    """A value that is read from the database. The metric is absent if it is None."""
 
     name: str
     says: str
@@ -221,7 +221,7 @@ METRICS: Final = (
     ),
 )
 
-# Reports that aren't measured, and why.
+# Telemetry events without a metric, and why.
 UNMEASURED: Final[dict[type[TelemetryEvent], str]] = {
     telemetry.ClockSetBack: "rare; see the log",
     telemetry.Resumed: "see `stalls`",
@@ -267,23 +267,23 @@ GAUGES: Final = (
     Gauge(
         "complete_up_to_timestamp_seconds",
         "time up to which Logto's log was compared with the inbox; absent if never",
-        lambda status: _seconds(status.complete_up_to),
+        lambda status: _to_seconds(status.complete_up_to),
     ),
     Gauge(
         "reconciled_timestamp_seconds",
         "time of the last full comparison with Logto; absent if never",
-        lambda status: _seconds(status.reconciled_at),
+        lambda status: _to_seconds(status.reconciled_at),
     ),
 )
 
 
-KEEP_S: Final = 5.0  # the database counts at most that often, however many scrape
-PATIENCE_S: Final = 5.0  # Prometheus itself gives up after 10 s
+KEEP_S: Final = 5.0  # the database counts once in this time, however many scrape
+PATIENCE_S: Final = 5.0  # Prometheus gives up after 10 s
 Ask = Callable[[], Awaitable[Status]]
 
 
 class Metrics:
-    """Counts reports in a registry of its own; what is scraped is since the process began."""
+    """Counts telemetry events in a separate registry, since the process started."""
 
     def __init__(
         self,
@@ -291,8 +291,8 @@ class Metrics:
         seconds: Callable[[], float] = time.monotonic,
         spooled: Callable[[], int] | None = None,
     ) -> None:
-        """`ask` lets the database count; `seconds` is a clock that never goes back; `spooled`
-        counts what is in the spool directory, if there is one."""
+        """`ask` counts in the database. `seconds` is a monotonic clock. `spooled` counts the files
+        in the spool directory, if there is one."""
         self._registry = CollectorRegistry()
         self._meters: dict[type[TelemetryEvent], list[Observer]] = {}
         for metric in METRICS:
@@ -302,16 +302,16 @@ class Metrics:
         self._registry.register(self._gauges)
 
     def observe(self, report: TelemetryEvent) -> None:
-        """Count a report."""
+        """Count a telemetry event."""
         for meter in self._meters.get(type(report), ()):
             meter(report)
 
     async def scrape(self, accept: str) -> tuple[bytes, str]:
-        """Return all metrics in the format that the header Accept prefers, and its type."""
+        """Return all metrics in the format that the Accept header prefers, and the content type."""
         await self._gauges.refresh()
         try:
             encode, content_type = choose_encoder(accept)
-        except TypeError:  # a version that is no number
+        except TypeError:  # a version that isn't a number
             encode, content_type = choose_encoder("")
         return encode(self._registry), content_type
 
@@ -329,7 +329,7 @@ def _make_meter(metric: Metric, registry: CollectorRegistry) -> Observer:
 
 def _make_labelled_meter(metric: Metric, label: str, registry: CollectorRegistry) -> Observer:
     counter = Counter(PREFIX + metric.name, metric.says, [label], registry=registry)
-    # All are there from the start: a rate needs a sample before the first that counts.
+    # Create all from the start: a rate needs a sample before the first event.
     children = {value: counter.labels(value) for value in metric.values}
 
     def count(report: TelemetryEvent) -> None:
@@ -339,7 +339,7 @@ def _make_labelled_meter(metric: Metric, label: str, registry: CollectorRegistry
 
 
 class _Gauges(Collector):
-    """What the database told last."""
+    """The gauges, from the last counts of the database."""
 
     def __init__(
         self, ask: Ask, seconds: Callable[[], float], spooled: Callable[[], int] | None
@@ -352,7 +352,7 @@ class _Gauges(Collector):
         self._asking = asyncio.Lock()
 
     async def refresh(self) -> None:
-        """Ask, unless that was done just now."""
+        """Ask the database, unless that was less than `KEEP_S` ago."""
         async with self._asking:
             if self._seconds() >= self._due:
                 self._status = await self._ask_database()
@@ -362,7 +362,7 @@ class _Gauges(Collector):
         try:
             async with asyncio.timeout(PATIENCE_S):
                 return await self._ask()
-        except Exception:  # whatever it is, the counters are worth having
+        except Exception:  # the counters are still useful
             return None
 
     def collect(self) -> Iterator[Family]:

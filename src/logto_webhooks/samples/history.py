@@ -1,6 +1,6 @@
-"""Recorded histories: what a real Logto 1.42 sent, what it said at the end, and what differs here.
+"""Recorded histories: what a real Logto 1.42 sent, its state at the end, and how ours differs.
 
-Everybody in them is made up, and so are the keys.
+All people and keys in them are fictitious.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ NAMES: tuple[Name, ...] = ("people", "calm", "race", "lossy")
 
 
 class Final(Struct, frozen=True):
-    """What Logto's API said at the end; `members` by organization."""
+    """Logto's state at the end, from its API. `members` are by organization."""
 
     users: list[Json]
     deleted_users: list[str]
@@ -34,7 +34,7 @@ class Final(Struct, frozen=True):
 
 
 class History(Struct, frozen=True):
-    """Deliveries in their order of arrival, with the key that signed them."""
+    """Deliveries in their order of arrival, and the key that signed them."""
 
     signing_key: str
     deliveries: list[SignedRequest]
@@ -42,7 +42,7 @@ class History(Struct, frozen=True):
 
 
 class Recorded(Struct):
-    """A recorded delivery: the request, when it came (ms), and the status of the answer."""
+    """A recorded delivery: the request, when it arrived (ms), and the status of the response."""
 
     headers: list[tuple[str, str]]
     body: str
@@ -50,7 +50,7 @@ class Recorded(Struct):
     answered: int
 
     def to_request(self) -> SignedRequest:
-        """Make the request, with the headers that matter."""
+        """Make the request, with the relevant headers."""
         kept = (HEADER, "user-agent", "content-type")
         headers = [(name, value) for name, value in self.headers if name in kept]
         event = msgspec.json.decode(self.body)["event"]
@@ -65,7 +65,7 @@ def load(name: Name) -> History:
 
 
 def read(name: Name) -> tuple[Json, list[Recorded], Final]:
-    """Read the files of a history: the webhook, what it sent, and what Logto said at the end."""
+    """Read the files of a history: the webhook, its deliveries, and Logto's state at the end."""
     folder = resources.files(__package__) / "histories" / name
     lines = (folder / "deliveries.jsonl").read_bytes().splitlines()
     return (
@@ -76,7 +76,7 @@ def read(name: Name) -> tuple[Json, list[Recorded], Final]:
 
 
 class Difference(Struct, frozen=True):
-    """One field, or the presence, of one record; the values as text."""
+    """A difference in one field of a record, or in its existence. Values are text."""
 
     key: Key
     field: str
@@ -109,7 +109,7 @@ _ORGANIZATION_FIELDS = {
 def differences(
     final: Final, users: list[FoundRow], organizations: list[FoundRow], waiting: list[RefetchNeed]
 ) -> list[Difference]:
-    """List all that differs. The arguments are the whole mirror, deleted rows included."""
+    """List all differences. The arguments contain the whole mirror, including deleted rows."""
     doubtful = {need.key for need in waiting if need.doubtful}
     marked_users = [
         user | {"customData": user["customData"] | {"logtoUserId": user["id"]}}

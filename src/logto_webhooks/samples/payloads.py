@@ -1,4 +1,4 @@
-"""A realistic payload of every event, as Logto 1.42 shapes it."""
+"""Make a realistic payload of any event, as Logto 1.42 sends it."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ from logto_webhooks.validation import nearest
 
 _NAMES: Final = ("Ana Lima", "Björk Jónsdóttir", "Chloé Martin", "Дмитрий Орлов", "Zoë Quinn")
 _DAY_MS: Final = 86_400_000
-_SHORT: Final = {"email": "primaryEmail", "phone": "primaryPhone"}
+_SHORT_NAMES: Final = {"email": "primaryEmail", "phone": "primaryPhone"}
 
 
 class Scene(Struct, frozen=True):
-    """Who and when a payload is about; `at` in milliseconds since the epoch."""
+    """The subject's `id` and the time (`at`, in milliseconds since the epoch) of a payload."""
 
     random: random.Random
     at: int
     id: str
 
     def new_id(self, length: int = 12) -> str:
-        """Make an id as Logto makes them."""
+        """Make an id like Logto's."""
         return new_id(self.random, length)
 
     @property
-    def born_at(self) -> int:
-        """When the record was created: always the same for an id, some days ago."""
+    def created_at(self) -> int:
+        """When the record was created: some days ago, always the same for an id."""
         return (self.at - 3 * _DAY_MS) // _DAY_MS * _DAY_MS + zlib.crc32(self.id.encode()) % _DAY_MS
 
 
 def new_id(rng: random.Random, length: int = 12) -> str:
-    """Make an id as Logto makes them."""
+    """Make an id like Logto's."""
     return "".join(rng.choices(string.ascii_lowercase + string.digits, k=length))
 
 
@@ -55,10 +55,10 @@ def payload(
 ) -> Json:
     """Make a payload of `event`, sent at `at` (milliseconds since the epoch).
 
-    `id` is that of the user, organization, role or scope. `fields` go where they belong: a
-    field of the payload's top there, any other into the record; `a.b` goes below `a`; `email`
-    and `phone` are short for Logto's names. Raises UnknownEventName, and SettingInvalid for an
-    unknown field, or an `id` that isn't a text.
+    `id` is the id of the user, organization, role or scope. Top-level `fields` change the payload,
+    other fields the record. `a.b` sets a nested field; `email` and `phone` are short for Logto's
+    names. Raises UnknownEventName, and SettingInvalid for an unknown field or an `id` that isn't
+    text.
     """
     if id is not None and not isinstance(id, str):
         raise SettingInvalid(name="id", problem=f"it must be a text, not {id!r}")
@@ -71,24 +71,24 @@ def payload(
 
 
 def user(scene: Scene) -> Json:
-    """Make a user, as most events have it; the same person for an id."""
+    """Make a user as in most events, always the same person for an id."""
     return shapes.public(_user_of_api(scene))
 
 
 def _user_of_api(scene: Scene) -> Json:
-    """The same as the routes of `/users` answer it."""
+    """Make a user as the routes of `/users` return it."""
     fields = {
         "primaryEmail": f"{scene.id}@example.com",
         "name": _NAMES[zlib.crc32(scene.id.encode()) % len(_NAMES)],
         "updatedAt": scene.at,
     }
-    return shapes.user(scene.id, scene.born_at, fields)
+    return shapes.user(scene.id, scene.created_at, fields)
 
 
 def organization(scene: Scene) -> Json:
     """Make an organization."""
     fields = {"name": f"Organization {scene.id[:4]}"}
-    return shapes.organization(scene.id, scene.born_at, fields)
+    return shapes.organization(scene.id, scene.created_at, fields)
 
 
 def _role(scene: Scene) -> Json:
@@ -115,7 +115,7 @@ _MakeBody = Callable[[str, Scene], Json]  # event
 
 
 def _managed(call: str, record: Callable[[Scene], Any] | None = None) -> _MakeBody:
-    """What a call of the Management API sends."""
+    """Make payloads that a call of the Management API causes."""
 
     def make_body(event: str, scene: Scene) -> Json:
         params = dict.fromkeys(re.findall(r":(\w+)", call), scene.id)
@@ -126,14 +126,14 @@ def _managed(call: str, record: Callable[[Scene], Any] | None = None) -> _MakeBo
 
 
 def _managed_scope(method: str, path: str = "") -> _MakeBody:
-    """The same about a scope of an API resource: its route has two parameters."""
+    """Like `_managed`, for a scope of an API resource, whose route has two parameters."""
 
     def make_body(event: str, scene: Scene) -> Json:
         params = {"resourceId": scene.new_id(21)} | ({"scopeId": scene.id} if path else {})
         call = f"{method} /resources/:resourceId/scopes{path}"
         body = shapes.managed(event, scene.at, call, params)
         name = f"read:{scene.id[:4]}"
-        scope = shapes.scope(scene.id, scene.born_at, params["resourceId"], name)
+        scope = shapes.scope(scene.id, scene.created_at, params["resourceId"], name)
         return body | ({} if method == "DELETE" else {"data": scope})
 
     return make_body
@@ -238,8 +238,8 @@ _BODIES: Final[dict[str, _MakeBody]] = {
 }
 
 
-# What Logto puts at the top of some payloads, beside those that a sample has there.
-_AT_THE_TOP: Final = frozenset(
+# Top-level fields of some payloads, in addition to those of the sample.
+_TOP_LEVEL: Final = frozenset(
     {
         *("path", "method", "status", "params", "matchedRoute", "data"),
         *("interactionEvent", "sessionId", "applicationId", "application", "ip"),
@@ -247,7 +247,7 @@ _AT_THE_TOP: Final = frozenset(
         *("addedApplicationIds", "removedApplicationIds"),
     }
 )
-_OF_USERS: Final = shapes.user("", 0, {}).keys() | {"ssoIdentities", "mfaVerificationFactors"}
+_USER_FIELDS: Final = shapes.user("", 0, {}).keys() | {"ssoIdentities", "mfaVerificationFactors"}
 
 
 def _set(event: str, body: Json, name: str, value: Any) -> None:
@@ -261,11 +261,11 @@ def _set(event: str, body: Json, name: str, value: Any) -> None:
 
 
 def _find_path(event: str, body: Json, name: str) -> list[str]:
-    """Find where in a payload a field belongs. Raises SettingInvalid."""
+    """Find the path of a field in a payload. Raises SettingInvalid."""
     at = next((at for at in ("user", "data") if isinstance(body.get(at), dict)), "")
     record: Json = body.get(at, {})
-    fields = record.keys() | (_OF_USERS if "avatar" in record else set())
-    known = fields | {short for short, long in _SHORT.items() if long in fields}
+    fields = record.keys() | (_USER_FIELDS if "avatar" in record else set())
+    known = fields | {short for short, long in _SHORT_NAMES.items() if long in fields}
     first, *rest = name.split(".")
     if first == at and rest:
         first, *rest = rest
@@ -274,10 +274,10 @@ def _find_path(event: str, body: Json, name: str) -> list[str]:
     elif first in body:
         return [first, *rest]
     elif first in known:
-        return [at, _SHORT.get(first, first), *rest]
-    elif first in _AT_THE_TOP:
+        return [at, _SHORT_NAMES.get(first, first), *rest]
+    elif first in _TOP_LEVEL:
         return [first, *rest]
     else:
-        known |= body.keys() | _AT_THE_TOP
+        known |= body.keys() | _TOP_LEVEL
     problem = f"{event} has no such field; {nearest(first, sorted(known))}"
     raise SettingInvalid(name=f"the field {name!r}", problem=problem)

@@ -1,4 +1,4 @@
-"""What one act makes Logto send, and short stories of it: several payloads, in Logto's order."""
+"""Scenarios: the payloads that Logto sends for one or more actions, in its order."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from msgspec import Struct
 from logto_webhooks.samples.payloads import new_id, payload
 from logto_webhooks.samples.shapes import Json, public
 
-_OF_SESSION: Final = ("createdAt", "userAgent", "hookId", "interactionEvent", "sessionId")
-_HOOK_LATER_MS: Final = 40  # PostRegister comes so much after User.Created
-_ACT_MS: Final = 200  # between two acts of a story: enough to be told apart
-# Eight parallel changes to one user, as measured: when each was sent, and its updatedAt. Some tie,
-# and twice it goes back.
+_SESSION_FIELDS: Final = ("createdAt", "userAgent", "hookId", "interactionEvent", "sessionId")
+_POST_REGISTER_MS: Final = 40  # the delay of PostRegister after User.Created
+_ACTION_MS: Final = 200  # between two actions: long enough that their order is certain
+# Measured for eight parallel changes to one user: when each was sent, and its updatedAt. Some are
+# equal, and twice it goes back.
 _SENT_MS: Final = (46, 54, 61, 63, 80, 83, 86, 87)
 _UPDATED_MS: Final = (34, 34, 35, 48, 62, 73, 66, 62)
 _NAMES: Final = ("Ada", "Bea", "Cleo", "Dora", "Eva", "Fay", "Gia", "Hana")
@@ -29,16 +29,16 @@ def sign_up(
     id: str | None = None,
     organizations: Sequence[str] = (),
 ) -> list[Json]:
-    """A person registers; `organizations` take them in at once (just-in-time provisioning).
+    """A person signs up and joins `organizations` immediately (just-in-time provisioning).
 
-    The memberships come before the user, all with the same createdAt; then the interaction's hook.
+    The memberships come before the user, all with the same createdAt. PostRegister comes last.
     """
     who = id or new_id(rng)
     created = payload("User.Created", fields, at=at, rng=rng, id=who)
-    registered = payload("PostRegister", fields, at=at + _HOOK_LATER_MS, rng=rng, id=who)
+    registered = payload("PostRegister", fields, at=at + _POST_REGISTER_MS, rng=rng, id=who)
     registered["user"]["createdAt"] = created["data"]["createdAt"]
     registered["hookId"] = created["hookId"]
-    session = {name: registered[name] for name in _OF_SESSION} | {
+    session = {name: registered[name] for name in _SESSION_FIELDS} | {
         "createdAt": created["createdAt"],
         "applicationId": registered["application"]["id"],
         "application": registered["application"],
@@ -61,75 +61,77 @@ def first_sign_in(
     rng: random.Random,
     id: str | None = None,
 ) -> Json:
-    """A person whom single sign-on makes in Logto signs in: their user is as new as that."""
+    """A person signs in with single sign-on for the first time, which creates the user."""
     return payload("PostSignIn", {"user.createdAt": at} | dict(fields or {}), at=at, rng=rng, id=id)
 
 
-class _Story(Struct, frozen=True):
-    """Of one person; it begins at `at`."""
+class _Scenario(Struct, frozen=True):
+    """A scenario about one person. It begins at `at`."""
 
     at: int
     rng: random.Random
     who: str
 
-    def later(self, acts: int) -> int:
-        """When so many acts have passed."""
-        return self.at + acts * _ACT_MS
+    def time_after(self, actions: int) -> int:
+        """Return the time after this many actions."""
+        return self.at + actions * _ACTION_MS
 
-    def tell(self, event: str, at: int, fields: Json | None = None, *, id: str = "") -> Json:
-        """What an event makes Logto send: about the person, if no `id` is given."""
+    def make(self, event: str, at: int, fields: Json | None = None, *, id: str = "") -> Json:
+        """Make a payload about the person, or about another `id`."""
         return payload(event, fields, at=at, rng=self.rng, id=id or self.who)
 
     def change(self, event: str, at: int, **fields: Any) -> Json:
-        """The same of the person, who was created when the story began."""
-        return self.tell(event, at, fields | {"data.createdAt": self.at})
+        """Make a payload about the person, who was created at the beginning."""
+        return self.make(event, at, fields | {"data.createdAt": self.at})
 
     def create_organization(self, organization: str) -> Json:
-        """An organization is made when the story begins."""
+        """Make the payload of an organization that is created at the beginning."""
         fields = {"data.createdAt": self.at}
-        return self.tell("Organization.Created", self.at, fields, id=organization)
+        return self.make("Organization.Created", self.at, fields, id=organization)
 
 
-def _signs_up(story: _Story) -> list[Json]:
-    organization, at = new_id(story.rng), story.later(1)
-    joining = sign_up(at=at, rng=story.rng, id=story.who, organizations=[organization])
-    return [story.create_organization(organization), *joining]
+def _signs_up(scenario: _Scenario) -> list[Json]:
+    organization, at = new_id(scenario.rng), scenario.time_after(1)
+    joining = sign_up(at=at, rng=scenario.rng, id=scenario.who, organizations=[organization])
+    return [scenario.create_organization(organization), *joining]
 
 
-def _burst(story: _Story) -> list[Json]:
-    begun = story.later(1)
+def _burst(scenario: _Scenario) -> list[Json]:
+    begun = scenario.time_after(1)
     parallel = [
-        story.change("User.Data.Updated", begun + sent, name=name, updatedAt=begun + changed)
+        scenario.change("User.Data.Updated", begun + sent, name=name, updatedAt=begun + changed)
         for name, sent, changed in zip(_NAMES, _SENT_MS, _UPDATED_MS, strict=True)
     ]
-    return [story.tell("User.Created", story.at), *parallel]
+    return [scenario.make("User.Created", scenario.at), *parallel]
 
 
-def _single_sign_on(story: _Story) -> list[Json]:
-    moments, known_since = (story.at, story.later(1)), {"user.createdAt": story.at}
-    return [story.tell("PostSignIn", at, known_since) for at in moments]
+def _single_sign_on(scenario: _Scenario) -> list[Json]:
+    moments, known_since = (scenario.at, scenario.time_after(1)), {"user.createdAt": scenario.at}
+    return [scenario.make("PostSignIn", at, known_since) for at in moments]
 
 
-def _suspension(story: _Story) -> list[Json]:
+def _suspension(scenario: _Scenario) -> list[Json]:
     changes = [
-        story.change("User.SuspensionStatus.Updated", story.later(acts), isSuspended=acts != 2)
-        for acts in (1, 2, 3)
+        scenario.change(
+            "User.SuspensionStatus.Updated", scenario.time_after(step), isSuspended=step != 2
+        )
+        for step in (1, 2, 3)
     ]
-    return [story.tell("User.Created", story.at), *changes]
+    return [scenario.make("User.Created", scenario.at), *changes]
 
 
-def _deletion(story: _Story) -> list[Json]:
-    organization, at = new_id(story.rng), story.later(1)
-    member = {"organizationId": organization, "addedUserIds": [story.who]}
+def _deletion(scenario: _Scenario) -> list[Json]:
+    organization, at = new_id(scenario.rng), scenario.time_after(1)
+    member = {"organizationId": organization, "addedUserIds": [scenario.who]}
     return [
-        story.create_organization(organization),
-        story.tell("User.Created", story.at),
-        story.tell("Organization.Membership.Updated", at, member, id=organization),
-        story.change("User.Deleted", story.later(2)),
+        scenario.create_organization(organization),
+        scenario.make("User.Created", scenario.at),
+        scenario.make("Organization.Membership.Updated", at, member, id=organization),
+        scenario.change("User.Deleted", scenario.time_after(2)),
     ]
 
 
-SCENARIOS: Final[dict[str, Callable[[_Story], list[Json]]]] = {
+SCENARIOS: Final[dict[str, Callable[[_Scenario], list[Json]]]] = {
     "sign-up": _signs_up,
     "burst": _burst,
     "sso": _single_sign_on,
@@ -139,11 +141,11 @@ SCENARIOS: Final[dict[str, Callable[[_Story], list[Json]]]] = {
 
 
 def scenario(name: str, *, at: int, rng: random.Random, id: str | None = None) -> list[Json]:
-    """Tell one of SCENARIOS, which begins at `at`, about the user `id`.
+    """Make the payloads of a scenario about the user `id`. It begins at `at`.
 
-    `sign-up`: just-in-time provisioning, so the membership comes before its user. `burst`: eight
-    changes at once. `sso`: a person nobody told of signs in through an enterprise's own service,
-    twice; Logto sends PostSignIn alone. `suspension`: suspended, let in, suspended again.
-    `deletion`: of a member; Logto doesn't tell that the membership ended.
+    `sign-up`: with just-in-time provisioning, so the membership comes before its user. `burst`:
+    eight changes at once. `sso`: an unknown person signs in with enterprise single sign-on, twice;
+    Logto sends only PostSignIn. `suspension`: a user is suspended, unsuspended and suspended again.
+    `deletion`: of a member; Logto sends nothing about the end of the membership.
     """
-    return SCENARIOS[name](_Story(at, rng, id or new_id(rng)))
+    return SCENARIOS[name](_Scenario(at, rng, id or new_id(rng)))

@@ -1,4 +1,4 @@
-"""Logto's records and the bodies of its webhooks, as Logto 1.42 has them, in its order of keys."""
+"""Logto's records and the bodies of its webhooks, as in Logto 1.42, with its order of keys."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ APPLICATION: Final[Json] = {
 }
 CLIENT_IP: Final = "203.0.113.9"
 _BROWSER: Final = "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36"
-# Those a hook of Logto 1.42 can subscribe to.
+# The events that a webhook of Logto 1.42 can subscribe to.
 EVENTS: Final = tuple(
     name for name in BY_NAME if not name.startswith(("Organization.User.", "TrustedDevice."))
 )
 
 
 def user(user_id: str, at: int, fields: Json) -> Json:
-    """A user as `GET /users/:id` answers it. Raises TypeError for a field that users lack."""
+    """Make a user as `GET /users/:id` returns it. Raises TypeError for a field that users lack."""
     record: Json = {
         "id": user_id,
         "username": None,
@@ -48,12 +48,12 @@ def user(user_id: str, at: int, fields: Json) -> Json:
 
 
 def public(user: Json) -> Json:
-    """A user as all but the routes of `/users` show it."""
+    """Make a user as everything except the routes of `/users` returns it."""
     return {name: value for name, value in user.items() if name != "hasPassword"}
 
 
 def organization(organization_id: str, at: int, fields: Json) -> Json:
-    """An organization. Raises TypeError for a field that organizations lack."""
+    """Make an organization. Raises TypeError for a field that organizations lack."""
     record: Json = {
         "tenantId": TENANT,
         "id": organization_id,
@@ -70,17 +70,17 @@ def organization(organization_id: str, at: int, fields: Json) -> Json:
 
 
 def role(role_id: str, name: str) -> Json:
-    """A role of users."""
+    """Make a role of users."""
     return organization_role(role_id, name) | {"isDefault": False}
 
 
 def organization_role(role_id: str, name: str) -> Json:
-    """A role of an organization's members."""
+    """Make a role of an organization's members."""
     return organization_scope(role_id, name) | {"type": "User"}
 
 
 def scope(scope_id: str, at: int, resource_id: str, name: str) -> Json:
-    """A scope of an API resource."""
+    """Make a scope of an API resource."""
     return {
         "tenantId": TENANT,
         "id": scope_id,
@@ -92,12 +92,12 @@ def scope(scope_id: str, at: int, resource_id: str, name: str) -> Json:
 
 
 def organization_scope(scope_id: str, name: str) -> Json:
-    """A scope of organizations."""
+    """Make a scope of organizations."""
     return {"tenantId": TENANT, "id": scope_id, "name": name, "description": name}
 
 
 def to_iso(at: int) -> str:
-    """Milliseconds since the epoch, as JavaScript writes them."""
+    """Format milliseconds since the epoch as JavaScript does."""
     moment = datetime.fromtimestamp(at / 1000, UTC).isoformat(timespec="milliseconds")
     return moment.replace("+00:00", "Z")
 
@@ -105,7 +105,7 @@ def to_iso(at: int) -> str:
 def hook(
     hook_id: str, at: int, url: str, events: list[str], signing_key: str, name: str | None = None
 ) -> Json:
-    """A webhook's settings."""
+    """Make a webhook as Logto's API returns it."""
     return {
         "tenantId": TENANT,
         "id": hook_id,
@@ -120,7 +120,7 @@ def hook(
 
 
 def change(record: Json, fields: Json) -> Json:
-    """Return the record with other fields. Raises TypeError for a field that it lacks."""
+    """Return the record with changed fields. Raises TypeError for a field that it lacks."""
     unknown = sorted(fields.keys() - record.keys())
     if unknown:
         raise TypeError(f"Logto has no {', '.join(unknown)} here, only {', '.join(record)}")
@@ -128,7 +128,7 @@ def change(record: Json, fields: Json) -> Json:
 
 
 def managed(event: str, at: int, call: str, params: dict[str, str], **rest: object) -> Json:
-    """Make what a call of the Management API sends; `call` is `PATCH /users/:userId`."""
+    """Make the body for a call of the Management API, such as `PATCH /users/:userId`."""
     method, route = call.split(" ")
     path = route
     for name, value in params.items():
@@ -146,7 +146,7 @@ def managed(event: str, at: int, call: str, params: dict[str, str], **rest: obje
 def registered(
     event: str, at: int, session_id: str, application: Json = APPLICATION, **rest: object
 ) -> Json:
-    """Make what a sign-up sends about the records that it made."""
+    """Make the body for a record that a sign-up created or changed."""
     body = {
         "event": event,
         "createdAt": to_iso(at),
@@ -163,7 +163,7 @@ def registered(
 def interaction(
     event: str, kind: str, at: int, session_id: str, user: Json, application: Json = APPLICATION
 ) -> Json:
-    """Make what an interaction sends; `kind` is Register, SignIn or ForgotPassword."""
+    """Make the body for an interaction. `kind` is Register, SignIn or ForgotPassword."""
     return {
         "event": event,
         "interactionEvent": kind,
@@ -178,12 +178,12 @@ def interaction(
 
 
 def head(event: str, at: int) -> Json:
-    """Make the beginning of most bodies."""
+    """Make the first fields of most bodies."""
     return {"event": event, "createdAt": to_iso(at), "userAgent": _BROWSER, "ip": CLIENT_IP}
 
 
 def console_test(event: str, hook_id: str, at: int) -> Json:
-    """Make what "send test payload" in Logto's console sends."""
+    """Make the body that "send test payload" in Logto's console sends."""
     head = {
         "event": event,
         "hookId": hook_id,
