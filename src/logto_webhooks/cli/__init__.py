@@ -1,4 +1,4 @@
-"""The command line: parse, call, print."""
+"""The command line."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typer.core import TyperCommand, TyperGroup
 
 from logto_webhooks.cli import errors
 
-# Name -> the module and the function or group in it, and the first sentence of its help. Only the
-# module of the command that runs is imported.
+# Name -> the module with its function or group, and the first sentence of its help. Only the module
+# of the command that runs is imported.
 COMMANDS: Final = {
     "demo": ("demo:demo", "Send a recorded history and show the result."),
     "serve": ("serve:serve", "Receive Logto's webhooks and apply them."),
@@ -43,7 +43,7 @@ COMMANDS: Final = {
 
 
 class LazyGroup(TyperGroup):
-    """A group that imports a command when it runs, and shows its help without importing any."""
+    """A group that imports a command when it runs. Its help imports none."""
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
@@ -68,7 +68,7 @@ class LazyGroup(TyperGroup):
 
 
 def load_command(name: str) -> Any:
-    """Import a command, or a group of them."""
+    """Import a command, or a group of commands."""
     place, summary = COMMANDS[name]
     module, _, attribute = place.partition(":")
     target = getattr(importlib.import_module(f"{__name__}.{module}"), attribute)
@@ -81,15 +81,15 @@ def load_command(name: str) -> Any:
 
 
 def collect_seldom() -> None:
-    """Look for garbage cycles seldom: batches make many objects and hardly any cycle, and the
-    default of every 700 objects costs a third of the sync."""
+    """Look for garbage cycles rarely: batches make many objects but hardly any cycles, and the
+    default threshold of 700 objects costs a third of the sync's time."""
     gc.freeze()
     gc.set_threshold(10_000, 10, 10)
     gc.enable()
 
 
 def make_group() -> typer.Typer:
-    """Make a group of commands; its help is in `COMMANDS`."""
+    """Make a group of commands. Its help is in `COMMANDS`."""
     return typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
 
@@ -123,15 +123,15 @@ def main(
 
 
 def run() -> None:
-    """Run the command line. An error is one line, and exit code 2."""
-    gc.disable()  # until the command is imported: that would take a tenth longer
+    """Run the command line. An error is printed as one line, with exit code 2."""
+    gc.disable()  # until the command is imported, because imports take 10 % longer with it
     errors.run(_run_app, debug=errors.take_debug())
 
 
 def _run_app() -> object:
-    """Return the exit code; what is wrong with the command line is raised."""
+    """Return the exit code. Errors in the command line are raised."""
     try:
         return app(standalone_mode=False)
-    except typer.Abort:  # a question was answered with no
+    except typer.Abort:  # the user answered a question with no
         print("Aborted.", file=sys.stderr)
         return 1

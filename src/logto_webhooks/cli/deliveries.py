@@ -145,7 +145,7 @@ def replay(
         output.fail(str(DeliveryUnknown(unknown)))
     result = ReplayResult(deliveries=0, jobs=0, drifts=[])
     with output.show_progress("deliveries", silent=as_json) as bar:
-        # A transaction for each page: a long one would delay the receiver.
+        # Use a transaction per page: a long one would delay the receiver.
         for start in range(0, len(ids), REPLAYED_AT_ONCE):
             page = ids[start : start + REPLAYED_AT_ONCE]
             resume = f"Replayed {start} of {len(ids)}. Continue with the ID {page[0]}."

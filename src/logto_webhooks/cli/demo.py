@@ -43,7 +43,7 @@ PORT: Final = 8787
 DUPLICATES: Final = 0.1
 _ALL: Final = 1_000_000
 _MOST_ROWS: Final = 8
-# An event that only a later Logto sends: no recorded history has one.
+# An event that only later versions of Logto send, which no recorded history has.
 _LATER: Final = {"event": "Passkey.Created", "createdAt": "2026-11-24T03:18:31.533Z", "data": {}}
 
 
@@ -87,7 +87,7 @@ def demo(
 
 
 async def _demo(name: history.Name, seed: int, port: int | None, file: Path, once: bool) -> int:
-    """Return how many values differ from Logto's and aren't in doubt."""
+    """Return the number of values that differ from Logto's and aren't in doubt."""
     recorded = history.load(name)
     settings = Settings(
         signing_key=recorded.signing_key,
@@ -130,7 +130,7 @@ async def _demo(name: history.Name, seed: int, port: int | None, file: Path, onc
 
 
 def _listen(host: str, port: int | None) -> socket.socket:
-    """Listen on `port`; without one on the usual port, or on a free one if it is in use."""
+    """Listen on `port`, or else on the default port, or on a free one if that is in use."""
     if port is not None:
         return server.listen(host, port)
     try:
@@ -144,7 +144,7 @@ def _listen(host: str, port: int | None) -> socket.socket:
 def _shuffle(
     deliveries: list[SignedRequest], later: SignedRequest, seed: int
 ) -> list[SignedRequest]:
-    """Put them in random order, some twice, with an event of a later Logto among them."""
+    """Put the deliveries in random order, some of them twice, with the event of a later Logto."""
     rng = random.Random(seed)
     requests = deliveries + rng.sample(deliveries, int(len(deliveries) * DUPLICATES))
     requests.append(later)

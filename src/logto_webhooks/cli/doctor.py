@@ -1,4 +1,4 @@
-"""Find out what is wrong, and what to do about it: `doctor`."""
+"""Find problems and say how to fix them: `doctor`."""
 
 from __future__ import annotations
 

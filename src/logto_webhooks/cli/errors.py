@@ -1,4 +1,4 @@
-"""Print whatever a command raises as one line, never as a traceback."""
+"""Print any error of a command as one line instead of a traceback."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _USAGE: Final = 2
 _INTERRUPTED: Final = 130
 _PIPE_CLOSED: Final = 141  # as a shell reports SIGPIPE
 _HELP: Final = "Usage: "
-# What Typer says of a value, and what a person says.
+# Typer's words about an invalid value -> plain words.
 _PLAIN_WORDS: Final = (
     ("Input should be a valid integer.*", "it must be a whole number"),
     ("Input should be a valid number.*", "it must be a number"),
@@ -37,8 +37,8 @@ def take_debug() -> bool:
 
 
 def run(command: Callable[[], object], *, debug: bool) -> NoReturn:
-    """Run a command, and exit with the code that it returns. An error is one line, and exit code 2;
-    with `debug`, an unexpected error is raised."""
+    """Run a command, and exit with the code that it returns. An error is printed as one line, with
+    exit code 2. With `debug`, an unexpected error is raised."""
     _prepare_output()
     if not debug:
         sys.unraisablehook = _print_unraisable
@@ -54,13 +54,13 @@ def run(command: Callable[[], object], *, debug: bool) -> NoReturn:
         if debug and not _is_expected(_choose(error)):
             raise
         code = _print_error(error)
-    # From here on, the interpreter shuts down, where nothing can handle a KeyboardInterrupt.
+    # From here on, nothing can handle a KeyboardInterrupt, because the interpreter shuts down.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     sys.exit(code)
 
 
 def _prepare_output() -> None:
-    """Make printing safe: with closed streams, and in encodings that lack characters."""
+    """Make printing safe if a stream is closed or its encoding lacks characters."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
@@ -90,7 +90,7 @@ def _print_error(raised: BaseException) -> int:
     except KeyboardInterrupt:
         return _INTERRUPTED
     if isinstance(error, OSError):
-        _silence()  # it may be standard output that can't be written
+        _silence()  # standard output may be unwritable
     return _USAGE
 
 
@@ -104,20 +104,20 @@ def _format(error: BaseException) -> str:
     if _is_usage_error(error):
         return _format_usage_error(error)
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return f"{_plain(error.filename)}: {error.strerror}"
+        return f"{_make_printable(error.filename)}: {error.strerror}"
     if isinstance(error, OSError) and error.strerror:
         return f"the operating system reports: {error.strerror} ({located(error)})"
     return f"unexpected {located(error)}; {REPORT} ({DEBUG} shows the traceback)"
 
 
 def _is_usage_error(error: Any) -> bool:
-    """Whether Typer raised it about the command line; it doesn't export the class."""
+    """Whether Typer raised it about the command line. Typer doesn't export the class."""
     return hasattr(error, "format_message")
 
 
 def _format_usage_error(error: Any) -> str:
-    """Say what is wrong with a command line, and where its help is. A group without a command
-    raises its help."""
+    """Describe an error in the command line, and name the help. A group without a command raises
+    its help text."""
     text = str(error.format_message())
     if text.startswith(_HELP):
         return text
@@ -130,7 +130,7 @@ def _format_usage_error(error: Any) -> str:
 
 def _choose(error: BaseException) -> BaseException:
     """Choose the most helpful error of a group: one of ours, else the first."""
-    leaves = list(_leaves(error))
+    leaves = list(_list_leaves(error))
     for kind in (KeyboardInterrupt, LogtoWebhooksError, BrokenPipeError):
         for leaf in leaves:
             if isinstance(leaf, kind):
@@ -138,16 +138,16 @@ def _choose(error: BaseException) -> BaseException:
     return leaves[0]
 
 
-def _leaves(error: BaseException) -> Iterator[BaseException]:
+def _list_leaves(error: BaseException) -> Iterator[BaseException]:
     if isinstance(error, BaseExceptionGroup):
         for exception in error.exceptions:
-            yield from _leaves(exception)
+            yield from _list_leaves(exception)
     else:
         yield error
 
 
 def _silence() -> None:
-    """Write nothing more, or the interpreter would try again when it exits."""
+    """Redirect unwritable streams to the null device, because they are flushed at exit."""
     devnull = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -175,6 +175,6 @@ def _print_line(line: str) -> None:
         _silence()
 
 
-def _plain(value: object) -> str:
+def _make_printable(value: object) -> str:
     text = os.fsdecode(value) if isinstance(value, bytes) else str(value)
     return text if text.isprintable() else ascii(text)

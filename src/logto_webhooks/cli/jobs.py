@@ -170,11 +170,11 @@ def show(
 def _print_all(job: JobRow) -> None:
     output.print_pairs(pair for pair in output.to_builtins(job).items() if pair[0] != "error")
     if job.error:
-        output.say_title(f"\n{_error_title(job, job.error)}")
+        output.say_title(f"\n{_choose_title(job, job.error)}")
         output.say(job.error.rstrip())
 
 
-def _error_title(job: JobRow, error: str) -> str:
+def _choose_title(job: JobRow, error: str) -> str:
     if job.state == JobState.DISCARDED and "Traceback " not in error:
         return "Why it was discarded"
     asked_later = output.format_error(error) == output.ASKED_LATER

@@ -77,7 +77,7 @@ def listen(
     _check(config)
     printer = _Printer(as_json)
     callbacks = ListenCallbacks(printer.show, output.note, (lambda _: None) if yes else _confirm)
-    # Not on uvloop: there, the end of a tunnel's process isn't noticed while its pipes are open.
+    # Not on uvloop, which doesn't notice the end of a tunnel's process while its pipes are open.
     if not asyncio.run(_run_until_stopped(settings, config, callbacks)):
         output.stop("Run it again with --since to get deliveries sent in the meantime.")
     if printer.has_failed:
@@ -87,12 +87,12 @@ def listen(
 async def _run_until_stopped(
     settings: Settings, config: ListenConfig, callbacks: ListenCallbacks
 ) -> bool:
-    """Listen; return False if a signal ended it, after the cleanup."""
+    """Listen and clean up. Return False if a signal stopped it."""
     loop = asyncio.get_running_loop()
 
-    def confirm(hook: Webhook) -> None:
-        event_loop.reset_signal(loop, signal.SIGINT)  # otherwise Ctrl-C would wait for the answer
-        callbacks.confirm(hook)
+    def confirm(webhook: Webhook) -> None:
+        event_loop.reset_signal(loop, signal.SIGINT)  # otherwise, Ctrl-C would wait for the answer
+        callbacks.confirm(webhook)
         event_loop.on_signal(loop, signal.SIGINT, task.cancel)
 
     listener = listening.listen(settings, config, replace(callbacks, confirm=confirm))
@@ -114,13 +114,13 @@ def _check(config: ListenConfig) -> None:
             raise SettingInvalid(name=name, problem=f"it has no effect with {_COMMAND}")
 
 
-def _confirm(hook: Webhook) -> None:
-    question = f"Change the URL of the webhook {hook.name!r} until this command ends?"
-    typer.confirm(f"{question} Until then, {hook.url} gets no deliveries.", abort=True, err=True)
+def _confirm(webhook: Webhook) -> None:
+    question = f"Change the URL of the webhook {webhook.name!r} until this command ends?"
+    typer.confirm(f"{question} Until then, {webhook.url} gets no deliveries.", abort=True, err=True)
 
 
 class _Printer:
-    """Prints a line for each delivery that was forwarded; remembers whether any has failed."""
+    """Prints a line for each forwarded delivery, and remembers whether any failed."""
 
     def __init__(self, as_json: bool) -> None:
         self.has_failed = False
@@ -128,7 +128,7 @@ class _Printer:
         self._statuses: set[int | None] = set()
 
     def show(self, result: ForwardResult) -> None:
-        """Print a result, and a hint the first time that a status needs one."""
+        """Print a result. Print the hint for a status, if there is one, the first time."""
         self.has_failed |= not _is_success(result)
         if self._as_json:
             print(output.to_json(result), flush=True)

@@ -1,4 +1,4 @@
-"""The options of commands: one for each setting, and those that several commands share."""
+"""The options of commands: one for each setting, and shared ones."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def _check_file(path: Path | None) -> Path | None:
 
 
 def check_event(event: str | None) -> str | None:
-    """Check text that a database can look for. Raises SettingInvalid."""
+    """Check that a database can search for an event's name. Raises SettingInvalid."""
     return None if event is None else check_text("--event", event)
 
 
 def check_subject(subject: str | None) -> str | None:
-    """Check `user:ID` and the like. Raises SettingInvalid."""
+    """Check a subject such as `user:ID`. Raises SettingInvalid."""
     if subject is None:
         return None
     if not re.fullmatch(r"[a-z-]+:.+", subject, re.DOTALL):
@@ -127,10 +127,10 @@ LOGTO_API: Final = ("endpoint", "app_id", "app_secret", "api_resource")
 
 
 def with_settings(*fields: str) -> Callable[[Command], Callable[..., None]]:
-    """Add an option for each of these settings to a command, and `--env-file`.
+    """Add `--env-file` and an option for each of these settings to a command.
 
-    The command gets the `Settings` first, then its own arguments. `--env-file` is passed on only
-    if the command has a parameter `env_file` itself.
+    The command gets the `Settings` first, then its own arguments. It gets `--env-file` only if it
+    has a parameter `env_file`.
     """
 
     def add_options(command: Command) -> Callable[..., None]:
@@ -155,11 +155,11 @@ def with_settings(*fields: str) -> Callable[[Command], Callable[..., None]]:
 
 
 def read_settings(env_file: Path | None, **options: Any) -> Settings:
-    """Read the settings: options, then the environment, then the file. Raises SettingInvalid."""
+    """Read settings: options override the environment, then the file. Raises SettingInvalid."""
     file = env_file or Path(".env")
     values = read_env_file(file, warn=True) if file.exists() else {}
     environment = {name: value for name, value in os.environ.items() if value}
-    # A secret in the environment, or in a file that it names, wins over the line in `.env`.
+    # A secret in the environment, or in a file that it names, overrides the one in `.env`.
     for file_variable, name in FILE_VARIABLES.items():
         if name in environment or file_variable in environment:
             values.pop(name, None)
@@ -178,11 +178,11 @@ def read_settings(env_file: Path | None, **options: Any) -> Settings:
 
 _KNOWN: Final = (*chain(*VARIABLES.values()), *FILE_VARIABLES)
 _OURS: Final = ("LOGTO_WEBHOOK_", "LOGTO_WEBHOOKS_")
-logging.getLogger("dotenv").setLevel(logging.ERROR)  # its warning doesn't name the file
+logging.getLogger("dotenv").setLevel(logging.ERROR)  # its warnings don't name the file
 
 
 def read_env_file(file: Path, *, warn: bool) -> dict[str, str]:
-    """Read `.env`; `warn` about lines that set nothing. Raises SettingInvalid."""
+    """Read `.env`, and `warn` about lines that have no effect. Raises SettingInvalid."""
     try:
         with file.open(encoding="utf-8-sig") as lines:
             bindings = list(parse_stream(lines))
@@ -198,15 +198,15 @@ def read_env_file(file: Path, *, warn: bool) -> dict[str, str]:
 
 def _check_binding(file: Path, binding: Binding) -> None:
     if binding.error:
-        line = f"{file}, line {_line_number(binding.original)}"
+        line = f"{file}, line {_find_line_number(binding.original)}"
         output.warn(f"{line} is ignored, because it isn't of the form NAME=value.")
     elif binding.key and binding.key.startswith(_OURS) and binding.key not in _KNOWN:
         [near] = get_close_matches(binding.key, _KNOWN, n=1, cutoff=0.0)
         output.warn(f"{file}: unknown setting {binding.key}. Did you mean {near}?")
 
 
-def _line_number(original: Original) -> int:
-    before, _, _ = original.string.partition(original.string.strip())  # blank lines are included
+def _find_line_number(original: Original) -> int:
+    before, _, _ = original.string.partition(original.string.strip())  # it includes blank lines
     return original.line + before.count("\n")
 
 
@@ -214,7 +214,7 @@ _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
 def parse_moment(name: str, value: str | None) -> int | None:
-    """Parse a time, or how long ago it was, to Unix milliseconds. Raises SettingInvalid."""
+    """Parse a time, or how long ago it was, as Unix milliseconds. Raises SettingInvalid."""
     if value is None:
         return None
     ago = re.fullmatch(r"(\d{1,6})([mhd])", value)
@@ -228,7 +228,7 @@ def parse_moment(name: str, value: str | None) -> int | None:
 
 
 def parse_duration(name: str, value: str) -> int:
-    """Parse `30s`, `10m`, `2h` or `1d` to seconds. Raises SettingInvalid."""
+    """Parse `30s`, `10m`, `2h` or `1d` as seconds. Raises SettingInvalid."""
     match = re.fullmatch(r"(\d{1,6})([smhd])", value)
     if not match:
         raise SettingInvalid(name=name, problem=f"{value!r} isn't like 30s, 10m, 2h or 1d")
@@ -236,7 +236,7 @@ def parse_duration(name: str, value: str) -> int:
 
 
 def check_url(name: str, value: str, example: str = "http://127.0.0.1:8787/path") -> str:
-    """Check a URL that you can post to. Raises SettingInvalid."""
+    """Check that a text is an HTTP URL. Raises SettingInvalid."""
     if not is_url(value):
         problem = f"{value!r} isn't like {example}"
         raise SettingInvalid(name=name, problem=problem)
@@ -244,7 +244,7 @@ def check_url(name: str, value: str, example: str = "http://127.0.0.1:8787/path"
 
 
 def warn_about_event(event: str | None) -> None:
-    """Warn of an event name that this release doesn't know."""
+    """Warn about an unknown event name."""
     names = [*BY_NAME, *LOCAL]
     if event is not None and event not in names:
         output.warn(f"this release doesn't know the event {event!r}; {nearest(event, names)}.")

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 STOPPED: Final = 130
 UNCHANGED: Final = "Nothing was changed."
-_WIDE: Final = 1_000_000  # so that nothing is cut or wrapped
+_WIDE: Final = 1_000_000  # nothing is cut or wrapped at this width
 
 # The columns of each list.
 COLUMNS: Final = {
@@ -65,7 +65,7 @@ _MOST_NAMES: Final = 12
 
 def make_console(*, stderr: bool = False, width: int | None = None) -> Console:
     """Make a console, which prints in colours and knows the width of the terminal."""
-    # Here, and likewise below, because `status` starts faster without it.
+    # Imported here, like `rich` below, because `status` starts faster without it.
     from rich.console import Console
 
     return Console(stderr=stderr, width=width, highlight=False)
@@ -84,12 +84,12 @@ def say_title(text: str) -> None:
 
 
 def print_line(line: Text) -> None:
-    """Print it as one line, however long."""
+    """Print a text as one line of any length."""
     make_console().print(line, soft_wrap=True)
 
 
 def note(text: str) -> None:
-    """Print to stderr what isn't a result."""
+    """Print a message that isn't a result to stderr."""
     print(strip_controls(text), file=sys.stderr, flush=True)
 
 
@@ -99,7 +99,7 @@ def warn(text: str) -> None:
 
 
 def fail(text: str) -> NoReturn:
-    """Print why there is no result, and exit with code 1."""
+    """Print why there is no result and exit with code 1."""
     note(text)
     raise Exit(1)
 
@@ -111,7 +111,7 @@ def note_more(rows: Sequence[StoredDelivery] | Sequence[JobRow], limit: int) -> 
 
 
 def show(result: T, as_json: bool, print_text: Callable[[T], object]) -> None:
-    """Print a result as JSON, or as `print_text` prints it."""
+    """Print a result as JSON, or with `print_text`."""
     if as_json:
         print(to_json(result))
     else:
@@ -126,19 +126,19 @@ def print_list(
     fold: bool = False,
     wide: bool = False,
 ) -> None:
-    """Print a line for each row, with the columns of this kind of list."""
+    """Print a line for each row, with the columns of a kind of list."""
     columns = COLUMNS[kind]
     cells = [[format_value(name, row[name]) for name in columns] for row in rows]
     print_table(title, columns, cells, fold=fold, wide=wide)
 
 
 def print_pairs(pairs: Iterable[tuple[str, Any]]) -> None:
-    """Print a line for each name and its value, or more where it is long."""
+    """Print a line for each name and value, or several lines if it is long."""
     print_table("", ("", ""), pairs, fold=True)
 
 
 def print_counts(counts: Mapping[str, Any]) -> None:
-    """Print a line for each name and its short value."""
+    """Print a line for each name and value."""
     width = max(map(len, counts))
     for name, value in counts.items():
         say(f"{name:<{width}}  {value}")
@@ -152,9 +152,9 @@ def print_table(
     fold: bool = False,
     wide: bool = False,
 ) -> None:
-    """Print rows under a title; only the title if there are none.
+    """Print rows under a title, or only the title if there are none.
 
-    In a terminal, long cells are cut, unless they `fold`, or the table is as `wide` as they are.
+    In a terminal, long cells are cut, unless they `fold` or the table may be `wide`.
     """
     from rich.table import Table
     from rich.text import Text
@@ -169,7 +169,7 @@ def print_table(
     if not grid.row_count:
         return
     console = make_console()
-    is_limited = console.is_terminal or "COLUMNS" in os.environ  # else a pipe or a file
+    is_limited = console.is_terminal or "COLUMNS" in os.environ  # otherwise, a pipe or a file
     if wide or not is_limited:
         console = make_console(width=_WIDE)
     with console.capture() as captured:
@@ -179,39 +179,39 @@ def print_table(
 
 
 def format_delivery(delivery: StoredDelivery) -> Text:
-    """Format a delivery: when it was received, its outcome, its record, and the call at Logto."""
+    """Format a delivery: the time of receipt, the outcome, the record, and the call to Logto."""
     is_done = delivery.state == "done"
     outcome = delivery.result if is_done and delivery.result else delivery.state.value
     line = _start_line(delivery.id, delivery.received_at, outcome, delivery.event)
-    line.append(f"  {_plain(delivery.subject) or '-':<24}  {_plain(delivery.call)}".rstrip())
+    line.append(f"  {_escape(delivery.subject) or '-':<24}  {_escape(delivery.call)}".rstrip())
     if delivery.origin != "webhook":
         line.append(f"  from the {delivery.origin}", "dim")
     if delivery.error:
-        line.append(f"  {_plain(delivery.error)}", "red")
+        line.append(f"  {_escape(delivery.error)}", "red")
     return line
 
 
 def format_job(job: JobRow) -> Text:
-    """Format a job: its state, record and handler, and what the handler last raised."""
+    """Format a job: its state, record and handler, and the handler's last error."""
     line = _start_line(job.id, job.occurred_at, job.state, job.event)
-    line.append(f"  {_plain(job.subject):<24}  {_plain(job.handler)}")
+    line.append(f"  {_escape(job.subject):<24}  {_escape(job.handler)}")
     if job.attempts != 1:
         line.append(f"  attempts: {job.attempts}", "dim")
     if job.error:
         error = format_error(job.error)
-        line.append(f"  {_plain(error)}", "yellow" if error == ASKED_LATER else "red")
+        line.append(f"  {_escape(error)}", "yellow" if error == ASKED_LATER else "red")
     return line
 
 
 def format_timeline_entry(entry: TimelineEntry) -> Text:
-    """Format what a delivery, or an API response, did."""
+    """Format what a delivery or an API response did."""
     line = _start_line(entry.id, entry.occurred_at, entry.outcome, entry.event)
     if entry.received_at is not None:
         delay_s = (entry.received_at - entry.occurred_at) / 1000
         origin = "received" if entry.origin == "webhook" else f"from the {entry.origin}"
         line.append(f"  {origin} {delay_s:+.3f} s", "dim")
     if entry.call:
-        line.append(f"  {_plain(entry.call)}")
+        line.append(f"  {_escape(entry.call)}")
     for title, names, colour in (
         ("set", entry.set, ""),
         ("late", entry.stale, "magenta"),
@@ -220,7 +220,7 @@ def format_timeline_entry(entry: TimelineEntry) -> Text:
     ):
         if names:
             more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-            shown = ", ".join(_plain(name) for name in names[:_MOST_NAMES])
+            shown = ", ".join(_escape(name) for name in names[:_MOST_NAMES])
             line.append("  ").append(f"{title}: {shown}{more}", colour)
     return line
 
@@ -230,23 +230,23 @@ def _start_line(number: int | None, at: int, outcome: str, event: str) -> Text:
 
     line = Text(f"{'' if number is None else number:>7}  {format_time(at)}  ")
     line.append(f"{outcome:<10}", _COLOURS.get(outcome, ""))
-    return line.append(f"  {_plain(event):<31}")
+    return line.append(f"  {_escape(event):<31}")
 
 
-def _plain(cell: str | None) -> str:
+def _escape(cell: str | None) -> str:
     return strip_controls(cell).replace("\n", "\\n").replace("\t", "\\t")
 
 
 ASKED_LATER: Final = "asked for a retry"
 _RETRY_LATER: Final = re.compile(r"logto_webhooks\.errors\.(\w+\.)*RetryLater\b")
-# The group itself, not the exceptions in it, which are indented further.
+# Matches the group itself, not the exceptions in it, which are indented further.
 _GROUP: Final = re.compile(
     r"^  \+ Exception Group Traceback .*?^  \| (\S[^\n]*)", re.DOTALL | re.MULTILINE
 )
 
 
 def format_error(error: str | None) -> str:
-    """Return the line of a traceback that says what was raised, without a library's own notes."""
+    """Return the line of a traceback with the exception, without notes that libraries add."""
     line = _find_raised(error or "")
     return ASKED_LATER if _RETRY_LATER.match(line) else line
 
@@ -262,7 +262,7 @@ def _find_raised(error: str) -> str:
 
 
 def show_status(status: Status, waiting: Sequence[RefetchNeed]) -> None:
-    """Print counts, and the records that wait."""
+    """Print counts, and the records that wait for a refetch."""
     oldest = status.oldest_pending_s
     counts = {f"deliveries {state}": count for state, count in status.deliveries.items()} | {
         "oldest pending": "none" if oldest is None else f"{oldest:.1f} s",
@@ -287,7 +287,7 @@ def show_status(status: Status, waiting: Sequence[RefetchNeed]) -> None:
 
 
 def show_recovered(result: RecoverResult, dry_run: bool) -> None:
-    """Print what was missing in the inbox, by Logto's log."""
+    """Print which deliveries in Logto's log were missing from the inbox."""
     print_pairs(
         [
             ("since", format_time(result.since)),
@@ -302,13 +302,13 @@ def show_recovered(result: RecoverResult, dry_run: bool) -> None:
 
 
 def show_reconciled(result: ReconcileResult, dry_run: bool, report: bool) -> None:
-    """Print differences from Logto; as a `report`, since when they exist, and the likely reason."""
+    """Print differences from Logto; in a `report`, also since when, and the likely reason."""
     fields = [(f"  in {name}", count) for name, count in sorted(result.fields.items())]
     _show_counts(result, ("different" if dry_run else "corrected", result.drifted), *fields)
     if result.drifts:
         more = f", the first {len(result.drifts)}" if result.drifted > len(result.drifts) else ""
         kind = "reported difference" if report else "difference"
-        print_list(kind, map(_drift_row, result.drifts), f"\nDifferences{more}", fold=True)
+        print_list(kind, map(_make_drift_row, result.drifts), f"\nDifferences{more}", fold=True)
 
 
 def show_backfilled(result: ReconcileResult) -> None:
@@ -331,10 +331,10 @@ def show_replayed(result: ReplayResult, dry_run: bool) -> None:
     applied, jobs = f"deliveries {would_be}applied again", f"jobs {would_be}run again"
     print_counts({applied: result.deliveries, jobs: result.jobs})
     if result.drifts:
-        print_list("difference", map(_drift_row, result.drifts), "\nChanges", fold=True)
+        print_list("difference", map(_make_drift_row, result.drifts), "\nChanges", fold=True)
 
 
-def _drift_row(drift: Drift) -> dict[str, Any]:
+def _make_drift_row(drift: Drift) -> dict[str, Any]:
     role = f": {drift.role}" if drift.role else ""
     return {
         "kind": drift.kind,
@@ -363,7 +363,7 @@ def show_comparison(comparison: UserComparison) -> None:
 
 
 def show_records(records: Sequence[FoundRow], kind: str) -> None:
-    """Print all about one record, or a line for each of several."""
+    """Print one record with all its fields, or a line for each of several."""
     if len(records) > 1:
         print_list(kind, [record.row | {"waits for": record.waiting_for} for record in records])
         return
@@ -376,13 +376,13 @@ def show_records(records: Sequence[FoundRow], kind: str) -> None:
 
 
 def to_json(value: Any) -> str:
-    """Encode a result: times as ISO 8601, and without characters that control a terminal."""
+    """Encode a result, with times as ISO 8601, and terminal control characters escaped."""
     text = msgspec.json.encode(to_builtins(value)).decode()
     return _IN_JSON.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def to_builtins(value: Any) -> Any:
-    """Make a dict of a struct, and of those in it, with times as ISO 8601."""
+    """Convert a struct, and structs in it, to a dict with times as ISO 8601."""
     if isinstance(value, list):
         return [to_builtins(item) for item in value]
     if not isinstance(value, msgspec.Struct):
@@ -395,20 +395,20 @@ def to_builtins(value: Any) -> Any:
 
 
 def delivery_to_builtins(delivery: StoredDelivery) -> dict[str, Any]:
-    """Make a dict of a delivery, without its body."""
+    """Convert a delivery to a dict, without its body."""
     fields: dict[str, Any] = to_builtins(delivery)
     del fields["body"]
     return fields | {"call": delivery.call}
 
 
 def format_value(column: str, value: Any) -> Any:
-    """Format the milliseconds of a `…_at` column as a date and time in UTC."""
+    """Format milliseconds of a `…_at` column as a date and time in UTC; return others as is."""
     is_time = (column.endswith("_at") or column in _TIMES) and isinstance(value, int)
     return format_time(value) if is_time else value
 
 
 def format_time(at: int | None) -> str:
-    """Format Unix milliseconds as a date and time in UTC; None is empty."""
+    """Format Unix milliseconds as a date and time in UTC; None becomes empty."""
     if at is None:
         return ""
     moment = datetime.fromtimestamp(at / 1000, UTC)
@@ -416,15 +416,15 @@ def format_time(at: int | None) -> str:
 
 
 def strip_controls(cell: Any) -> str:
-    """Format a cell: None is empty, other objects are JSON, control characters are escaped."""
+    """Format a cell: None is empty, other objects are JSON. Control characters are escaped."""
     if cell is None:
         return ""
     text = cell if isinstance(cell, str) else canonical_json.encode(cell).decode()
     return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
-_TIMES: Final = ("since", "until", "began", "complete_up_to")  # times that aren't called `…_at`
-_ROWS: Final = {"row", "ours", "logto"}  # fields that hold a row of a table
+_TIMES: Final = ("since", "until", "began", "complete_up_to")  # times not named `…_at`
+_ROWS: Final = {"row", "ours", "logto"}  # fields with a row of a table
 _ABOVE: Final = r"\x7f-\x9f\u202a-\u202e\u2066-\u2069"
 _CONTROLS: Final = re.compile(rf"[\x00-\x08\x0b-\x1f{_ABOVE}]")
 _IN_JSON: Final = re.compile(f"[{_ABOVE}]")  # JSON escapes the others
@@ -437,13 +437,13 @@ _HINTS: Final = {
 
 
 def show_hint(status: int | None, option: str) -> None:
-    """Print what to do about a status, if there is something; `option` takes a URL."""
+    """Print the hint for a status, if there is one. `option` is the option for the URL."""
     if status in _HINTS:
         note(f"{status}: {_HINTS[status].format(option=option)}")
 
 
 class Bar:
-    """Shows progress: one stage after the other, each from 0 to 100 %."""
+    """Shows progress in stages, each from 0 to 100 %."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
@@ -452,7 +452,7 @@ class Bar:
         self._began = (time.monotonic(), 0)
 
     def update(self, stage: str, count: int, done: float) -> None:
-        """Show that `count` items of a stage are done; `done` is the share, from 0 to 1."""
+        """Show that `count` items of a stage are done. `done` is the share, from 0 to 1."""
         now = time.monotonic()
         if stage != self._stage:
             self._stage, self._began = stage, (now, count)
@@ -468,8 +468,8 @@ class Bar:
 
 @contextmanager
 def show_progress(first: str, *, silent: bool = False) -> Iterator[Bar]:
-    """Show a bar on stderr during the block, if that is a terminal, and unless `silent`."""
-    # Here, because most commands show none.
+    """Show a bar on stderr during the block, unless it isn't a terminal, or `silent`."""
+    # Imported here, because most commands show no bar.
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
@@ -488,7 +488,7 @@ def show_progress(first: str, *, silent: bool = False) -> Iterator[Bar]:
 
 @contextmanager
 def stoppable(advice: str) -> Iterator[None]:
-    """Let Ctrl-C end the block with a line of advice, and exit code 130."""
+    """On Ctrl-C in the block, print advice and exit with code 130."""
     try:
         yield
     except KeyboardInterrupt:

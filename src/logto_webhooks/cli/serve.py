@@ -1,4 +1,4 @@
-"""Run the service: `serve`, and `worker`, which applies deliveries without receiving any."""
+"""Run the service (`serve`), or only its worker (`worker`), which receives no deliveries."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ logger = logging.getLogger("logto_webhooks")
 def serve(settings: Settings) -> None:
     """Receive Logto's webhooks and apply them."""
     logs.configure(settings.log_format, settings.log_level)
-    gc.unfreeze()  # or large values couldn't be kept from the collector (no_collection)
+    gc.unfreeze()  # otherwise, `no_collection` can't keep large values from the collector
     run_async(_serve(settings))
     logger.info("stopped")
 
@@ -77,7 +77,7 @@ def worker(
 
 
 async def _work(settings: Settings) -> None:
-    async with _workers(settings, logs.observe, apart_too=True) as (workers, _):
+    async with _open_workers(settings, logs.observe, apart_too=True) as (workers, _):
         await workers.run()
         logger.info("stopped")
 
@@ -93,7 +93,7 @@ async def _drain(settings: Settings, bar: output.Bar) -> bool:
             applied += 1
             bar.update("deliveries", applied, applied / max(applied, pending))
 
-    async with _workers(settings, observe) as (workers, database):
+    async with _open_workers(settings, observe) as (workers, database):
         pending = await _count_pending(database)
         await workers.drain()
         if not workers.delivery_worker.stopping:
@@ -110,11 +110,11 @@ async def _count_pending(database: Database) -> int:
 
 
 @contextlib.asynccontextmanager
-async def _workers(
+async def _open_workers(
     settings: Settings, observe: Observer, *, apart_too: bool = False
 ) -> AsyncIterator[tuple[WorkerGroup, Database]]:
-    """Open the database and its workers, until SIGTERM or SIGINT; with `apart_too`, handlers run
-    on an event loop of their own."""
+    """Open the database and its workers, until SIGTERM or SIGINT. With `apart_too`, handlers run on
+    a separate event loop."""
     database = database_for(settings)
     apart = for_another_loop(database, settings) if apart_too else None
     handlers = load_handlers(settings, apart or database)

@@ -1,4 +1,4 @@
-"""Run a command's coroutine, with an `Admin`, and with the application's handlers (`--app`)."""
+"""Run a command's coroutine, with an `Admin` or the application's handlers (`--app`)."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from logto_webhooks.app import LogtoWebhooks
 
 T = TypeVar("T")
-END_S: Final = 2.0  # for tasks that are left when all is done
+END_S: Final = 2.0  # for remaining tasks to end
 logger = logging.getLogger("logto_webhooks")
 
 
 def run_admin(settings: Settings, work: Callable[[Admin], Coroutine[Any, Any, T]]) -> T:
-    """Run something with an `Admin` of these settings."""
+    """Run `work` with an `Admin` of these settings."""
 
     async def run() -> T:
         admin = Admin(lambda: settings)
@@ -40,9 +40,9 @@ def run_admin(settings: Settings, work: Callable[[Admin], Coroutine[Any, Any, T]
 
 
 def run_async(main: Coroutine[Any, Any, T]) -> T:
-    """Run on uvloop, which serves several times as many requests, if it is installed.
+    """Run on uvloop, if it is installed: it serves several times as many requests.
 
-    Tasks that don't end after `main` does, or when they are cancelled, end with the process.
+    If tasks of the application don't end within `END_S` after `main`, the process exits.
     """
     end = threading.Timer(END_S, _end_process)
     end.daemon = True
@@ -63,27 +63,27 @@ async def _run_then_start(main: Coroutine[Any, Any, T], end: threading.Timer) ->
 
 
 def _end_process() -> None:
-    """No event loop closes while a task of an application's ignores its cancellation."""
+    """Exit, because an event loop can't close while a task ignores its cancellation."""
     logger.warning(NOT_CANCELLED)
     logging.shutdown()
     os._exit(0)
 
 
 def load_handlers(settings: Settings, database: Database | None = None) -> Handlers:
-    """Return the application's handlers; none if the settings name none. Raises as below."""
+    """Return the application's handlers, if there are any. Raises like `load_application`."""
     application = load_application(settings, database)
     return Handlers() if application is None else application.handlers
 
 
 def load_application(settings: Settings, database: Database | None = None) -> LogtoWebhooks | None:
-    """Import the application that the settings name, also from the current folder, and give it
-    these settings, and the database if it is open.
+    """Import the application from the import path or the current folder. Give it these settings,
+    and `database` if it isn't None.
 
-    Raises SettingInvalid, and the errors of this package that the application's own module raises.
+    Raises SettingInvalid, and errors of this package that the application's module raises.
     """
     if settings.app is None:
         return None
-    # Here, so that a command that only reads the database starts without a web framework.
+    # Imported here, so that a command that only reads the database loads no web framework.
     from logto_webhooks.app import LogtoWebhooks
 
     module, colon, name = settings.app.partition(":")
@@ -111,7 +111,7 @@ def _import(settings: Settings, module: str, name: str) -> object:
     except ModuleNotFoundError as error:
         raise _invalid(settings, f"there is no module {error.name} on the import path") from None
     except (Exception, SystemExit) as error:
-        # Without its message, which may quote a secret.
+        # The error's message is left out, because it may contain a secret.
         command = f"run python -c 'import {module}' to see where"
         raise _invalid(settings, f"{module} raised {type(error).__name__}; {command}") from None
     return value

@@ -1,4 +1,4 @@
-"""Compare with Logto, and bring back what was missed: `recover`, `reconcile` and `backfill`."""
+"""Compare with Logto, and get what was missed: `recover`, `reconcile` and `backfill`."""
 
 from __future__ import annotations
 

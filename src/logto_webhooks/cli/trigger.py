@@ -43,7 +43,7 @@ from logto_webhooks.validation import check_choice
 
 Request = TypeVar("Request", bound=SignedRequest)
 
-TIMEOUT_S: Final = 10.0  # Logto's
+TIMEOUT_S: Final = 10.0  # as Logto's
 PAUSE_S: Final = 0.05  # between the pieces of a body
 _FAULT_NAMES: Final[dict[Fault, str]] = {
     "duplicates": "duplicate",
@@ -129,7 +129,7 @@ def trigger(
 
 
 class _Report:
-    """Prints each step when its response is there; as JSON, all of them at the end, in order."""
+    """Prints each step when its response arrives; as JSON, all steps at the end, in order."""
 
     def __init__(self, seed: int, steps: Sequence[Step], *, as_json: bool) -> None:
         self.unexpected: set[int] = set()  # statuses
@@ -150,7 +150,7 @@ class _Report:
         self._print(step, response.status_code, response.text)
 
     def finish(self, *, summary: bool) -> None:
-        """Print the rest: the JSON, or a summary, and hints."""
+        """Print the JSON or a summary, and hints."""
         statuses = Counter(response.status_code for response in self._responses.values())
         sent, lost = len(self._responses), sum(step.lost for step in self._steps)
         if self._as_json:
@@ -185,7 +185,7 @@ class _Report:
 
 
 def _warn_if_malformed(steps: Sequence[Step]) -> None:
-    """Warn here: the response is 200 for all that is stored, whether the sync accepts it or not."""
+    """Warn about a malformed payload: the response is 200 even if the sync can't apply it."""
     try:
         changes_from_event(parse(signing_keys.trust(steps[0].body)))
     except MalformedEvent as error:
@@ -196,7 +196,7 @@ def _decode(response: httpx2.Response) -> Any:
     try:
         return msgspec.json.decode(response.content)
     except msgspec.DecodeError:
-        return response.text  # of a proxy, perhaps
+        return response.text  # perhaps from a proxy
 
 
 def _make_payloads(
@@ -277,7 +277,7 @@ async def send_requests(
 async def _post(client: httpx2.AsyncClient, url: str, request: SignedRequest) -> httpx2.Response:
     if request.pieces == 1:
         return await client.post(url, content=request.body, headers=request.headers)
-    # With a length, or it would be sent chunked, which Logto never does.
+    # Without a length, the body would be sent chunked, which Logto never does.
     headers = [*request.headers, ("content-length", str(len(request.body)))]
     return await client.post(url, content=_send_slowly(request), headers=headers)
 

@@ -180,7 +180,7 @@ def rotate(
 
 
 def _restore_webhooks(settings: Settings) -> None:
-    """Clean up what a killed `listen` left at Logto."""
+    """Undo the changes of a killed `listen` in Logto."""
     run_async(restore_webhooks(settings, output.note))
 
 
@@ -189,7 +189,7 @@ def _to_row(webhook: Webhook) -> dict[str, Any]:
 
 
 def _check_writable(file: Path) -> None:
-    """Check before a webhook is created. Raises SigningKeyExists, NotWritable."""
+    """Check a file before a webhook is created. Raises SigningKeyExists, NotWritable."""
     try:
         if file.exists():
             if read_env_file(file, warn=False).get(_KEY):
