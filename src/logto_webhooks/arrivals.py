@@ -65,7 +65,7 @@ def find_silence(flow: Flow, now: int, after_ms: int | None = None) -> Silence |
 
 
 LOOK_S: Final = 60.0
-_RECENT: Final = 20  # enough to find one that wasn't recovered from Logto's log
+_RECENT: Final = 20  # deliveries that are searched for one that wasn't recovered
 
 
 class FlowMonitor:

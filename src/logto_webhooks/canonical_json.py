@@ -94,7 +94,7 @@ def shown(value: Any) -> Any:
     strings with their JSON. Return `value` itself if there are none."""
     if not isinstance(value, dict | list):
         return value
-    # To process the text is much faster than to walk the value.
+    # Processing the text is much faster than walking the value.
     text = _encode_unsorted(value)
     if _count_brackets(text) <= SHOWN or not _is_deeper(_take_strings(text)[0], SHOWN):
         return value

@@ -54,9 +54,9 @@ class NewDelivery(Struct, frozen=True, kw_only=True):
     """A delivery to be stored in the inbox. Times are in milliseconds since the epoch.
 
     `digest` identifies it: 8 bytes of `createdAt`, and 16 of the SHA-256 of its canonical JSON
-    without `hookId`. Logto's log returns the same body with other bytes, and each webhook sends its
-    own copy. The time comes first so that an index grows at its end. `occurred_at` differs from
-    `createdAt` only if that is implausible.
+    without `hookId`, because Logto's log returns the same body with other bytes, and each webhook
+    sends its own copy. The time comes first so that an index grows at its end. `occurred_at`
+    differs from `createdAt` only if that is implausible.
     """
 
     body: bytes

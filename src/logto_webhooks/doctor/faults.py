@@ -25,7 +25,7 @@ class Level(StrEnum):
 
     OK = "ok"
     SKIPPED = "skipped"  # could not be checked
-    WARNING = "warning"  # it works, but not forever, or not for all
+    WARNING = "warning"  # it works, but not permanently or not completely
     BROKEN = "broken"  # deliveries or their effects are lost
 
 

@@ -15,7 +15,7 @@ from logto_webhooks.errors import MalformedEvent
 Json = dict[str, Any]
 # PostgreSQL's text can't contain NUL, and a colon separates the two ids of a membership.
 Id = Annotated[str, Meta(min_length=1, max_length=256, pattern=r"\A[^\0:]*\Z")]
-LATEST = 253_402_300_799_999  # the end of the year 9999, the last of a datetime
+LATEST = 253_402_300_799_999  # the end of the year 9999, the latest possible datetime
 Millis = Annotated[int, Meta(ge=0, le=LATEST)]
 E = TypeVar("E", bound="Event")
 

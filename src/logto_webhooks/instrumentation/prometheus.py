@@ -54,7 +54,7 @@ class Metric(Struct, frozen=True):
 
     @property
     def full_name(self) -> str:
-        """Its name as Prometheus has it."""
+        """The metric's name in Prometheus."""
         return PREFIX + self.name + ("" if self.buckets else "_total")
 
 
@@ -67,7 +67,7 @@ class Gauge(Struct, frozen=True):
 
     @property
     def full_name(self) -> str:
-        """Its name as Prometheus has it."""
+        """The metric's name in Prometheus."""
         return PREFIX + self.name
 
 
@@ -277,7 +277,7 @@ GAUGES: Final = (
 )
 
 
-KEEP_S: Final = 5.0  # the database counts once in this time, however many scrape
+KEEP_S: Final = 5.0  # the database counts at most once in this time, however many scrape
 PATIENCE_S: Final = 5.0  # Prometheus gives up after 10 s
 Ask = Callable[[], Awaitable[Status]]
 
@@ -291,7 +291,7 @@ class Metrics:
         seconds: Callable[[], float] = time.monotonic,
         spooled: Callable[[], int] | None = None,
     ) -> None:
-        """`ask` counts in the database. `seconds` is a monotonic clock. `spooled` counts the files
+        """`ask` counts in the database. `seconds` is a monotonic clock. `spooled` counts deliveries
         in the spool directory, if there is one."""
         self._registry = CollectorRegistry()
         self._meters: dict[type[TelemetryEvent], list[Observer]] = {}

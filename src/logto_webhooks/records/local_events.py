@@ -29,7 +29,7 @@ _NOT_REPORTED: Final = {"updated_at", "deleted_at"}  # they follow from other ch
 
 
 def local_events(before: Record, after: Record, source: Source) -> list[LocalEvent]:
-    """Return what happened to the row of a user or an organization; empty if it is equal."""
+    """Return the events of a change of a user or an organization; none if the row is the same."""
     old, new = live_row(before), live_row(after)
     if new is None:
         return [_make_deleted(after, source)] if old is not None else []

@@ -140,7 +140,7 @@ def _apply_read(known: Record, read: ApiRead) -> Record:
         need: at for need, at in known.needs.items() if at > facts.get(f"{REFETCHED}{need}", NEVER)
     }
     settled = replace(known, groups=known.groups | groups, facts=facts, needs=needs)
-    # In a list of members, or of users with a role: a record in it exists, others may exist, too.
+    # A record in a list of members or of users with a role exists. Others may exist, too.
     is_listed = any(
         content and (name == "present" or name.startswith(ROLE))
         for name, content in read.contents.items()
@@ -149,7 +149,7 @@ def _apply_read(known: Record, read: ApiRead) -> Record:
 
 
 def _get_group(known: Record, name: str) -> Group | None:
-    """Return a group. A role that was never seen has the group of the complete lists without it."""
+    """Return a group. For a role that was never seen, `roles` stands for it."""
     unnamed = known.groups.get(ROLES) if name.startswith(ROLE) else None
     return known.groups.get(name, unnamed)
 

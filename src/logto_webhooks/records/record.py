@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, NamedTuple
 from msgspec import Struct
 
 GUARD_MS: Final = 10
-RESTORED_MS: Final = 60_000  # a whole record this long after a deletion proves a restore
+RESTORED_MS: Final = 60_000  # a record seen more than this after its deletion was restored
 # Needs: why Logto must be asked, besides doubtful groups and missing values.
 DEAD_DELIVERY: Final = "dead delivery"
 MEMBERS: Final = "members"
