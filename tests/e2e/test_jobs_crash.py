@@ -8,6 +8,8 @@ import os
 import random
 import signal
 import time
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +18,7 @@ import sqlalchemy as sa
 
 from logto_webhooks.database import Database, open_database
 from logto_webhooks.database.store import Store
-from logto_webhooks.deliveries import Status
+from logto_webhooks.deliveries import NewDelivery, Status
 from logto_webhooks.testing import make
 from tests.support import postgres
 from tests.support.forked import Forked
@@ -59,6 +61,27 @@ async def awaited(event: events.UserDataUpdated, delivery: Delivery, session: As
         raise ValueError("at random")
 """
 
+LATE = """
+import asyncio
+import os
+
+from logto_webhooks import LogtoWebhooks
+
+logto = LogtoWebhooks.from_env()
+
+
+@logto.on("User.Data.Updated", name="slow")
+async def slow():
+    await asyncio.sleep(1)
+
+
+@logto.on("User.Deleted", name="late")
+async def late():
+    await asyncio.sleep(0.5)
+    os._exit(9)
+"""
+SOON_CLEARED = {"logto_webhooks.handlers.worker:CLEARED_S": 0.2}
+
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgres"])
 def test_each_effect_is_there_once_and_in_order(kind: Kind, tmp_path: Path) -> None:
@@ -83,6 +106,29 @@ def test_each_effect_is_there_once_and_in_order(kind: Kind, tmp_path: Path) -> N
         for subject in {each for each, _ in expected}:
             moments = [at for each, at in found if each == subject]
             assert moments == sorted(moments)
+
+
+def test_what_ends_its_process_late_costs_no_other_job_its_attempts(tmp_path: Path) -> None:
+    """After it is no longer suspected, others that were lost run beside it, each time the same."""
+    given, engine, _ = prepared("sqlite", tmp_path)
+    (tmp_path / "app.py").write_text(LATE)
+    drain = partial(command, "worker", "--drain", "--app", "app:logto", folder=tmp_path, **given)
+    assert drain().returncode == 0
+    at = time.time_ns() // 1_000_000 + 1_000
+    bodies = [make.user_data_updated(id=f"u{number}", at=at).body for number in range(4)]
+    bodies.append(make.user_deleted(id="poison", at=at).body)
+    asyncio.run(receive(given, bodies))
+    for _ in range(3):
+        worker = started(given, tmp_path, SOON_CLEARED)
+        assert worker.wait() == 9
+        with engine.begin() as connection:
+            connection.execute(sa.text("UPDATE logto_lines SET held_until = 0 WHERE token > ''"))
+    assert drain().returncode == 0
+    with engine.connect() as connection:
+        states = "SELECT handler, state, count(*) FROM logto_jobs GROUP BY handler, state"
+        found = {tuple(each) for each in connection.execute(sa.text(states))}
+    engine.dispose()
+    assert found == {("late", "dead", 1), ("slow", "done", 4)}
 
 
 def prepared(kind: Kind, folder: Path) -> tuple[dict[str, str], sa.Engine, str]:
@@ -115,14 +161,20 @@ async def fill(given: dict[str, str]) -> list[tuple[str, int]]:
     start = time.time_ns() // 1_000_000 + 1_000
     moments = [(user, start + number) for number in range(CHANGES) for user in range(USERS)]
     rng.shuffle(moments)
-    made = [
-        delivery(make.user_data_updated(id=f"u{user}", at=at + user * 100).body)
-        for user, at in moments
+    bodies = [
+        make.user_data_updated(id=f"u{user}", at=at + user * 100).body for user, at in moments
     ]
+    made = await receive(given, bodies)
+    return [(each.subject or "", each.occurred_at) for each in made]
+
+
+async def receive(given: dict[str, str], bodies: list[bytes]) -> list[NewDelivery]:
+    """Put deliveries into the inbox."""
+    made = [delivery(body) for body in bodies]
     database = opened(given)
     await database.host.run(lambda store: store.add(made))
     await database.host.close()
-    return [(each.subject or "", each.occurred_at) for each in made]
+    return made
 
 
 def waiting(given: dict[str, str]) -> int:
@@ -161,8 +213,11 @@ def killed_until_done(given: dict[str, str], folder: Path, count: int) -> None:
             worker.wait()
 
 
-def started(given: dict[str, str], folder: Path) -> Forked:
+def started(
+    given: dict[str, str], folder: Path, constants: Mapping[str, object] | None = None
+) -> Forked:
     arguments = ["worker", "--app", "app:logto"]
-    worker = Forked(arguments, folder, clean_environment(given), errors=folder / "errors")
+    environment, errors = clean_environment(given), folder / "errors"
+    worker = Forked(arguments, folder, environment, errors=errors, constants=constants)
     worker.stderr.close()
     return worker

@@ -7,7 +7,7 @@ import contextlib
 import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Final
 
@@ -32,6 +32,7 @@ CANCEL_S: Final = 1.0
 TELL_S: Final = 60.0
 CAREFUL_S: Final = 60.0
 MOST: Final = 100  # jobs of one handler that are held at once
+CLEARED_S: Final = 1.0  # a job that was lost, and runs so long, isn't what ends its process at once
 AHEAD_S: Final = 0.2  # jobs are claimed ahead that can probably begin within this
 
 
@@ -66,6 +67,10 @@ class ConcurrencyLimits:
             if count < max(limit, most // 2) and name not in blocked:
                 free[name] = most - count
         return free
+
+    def put_last(self, name: str) -> None:
+        """Let the others come first when handlers take turns."""
+        self._limits[name] = self._limits.pop(name)
 
     @contextlib.asynccontextmanager
     async def run(self, name: str) -> AsyncIterator[None]:
@@ -119,6 +124,7 @@ class JobWorker:
         self._wake = asyncio.Event()
         self._stopping = False
         self._held: dict[int, ClaimedJob] = {}  # queue key -> its job
+        self._suspects: set[int] = set()  # queue keys of jobs that may end this process
         self._tasks: set[asyncio.Task[None]] = set()
         self._outcomes: list[Outcome] = []
         self._put_back: list[Outcome] = []  # what was locked
@@ -195,7 +201,9 @@ class JobWorker:
         mended = now - self._mended <= MEND_S
         if mended and not (done or renewed or room):
             return 0
-        step = partial(self._turn, token=token, done=done, held=held, renewed=renewed, room=room)
+        # Of those that may have ended a process, one at a time: it takes no other with it again.
+        lost = not self._suspects
+        step = partial(self._turn, token=token, done=done, renewed=renewed, room=room, lost=lost)
         try:
             result = await self._run_turn(partial(step, careful=now < self._careful_until), done)
         except TimedOut:
@@ -215,6 +223,9 @@ class JobWorker:
         self._try_again(locked)
         for claimed in new:
             self._held[claimed.job.queue_key_id] = claimed
+            if claimed.job.losses:
+                self._suspects.add(claimed.job.queue_key_id)
+                self._limits.put_last(claimed.handler.name)
             task = asyncio.create_task(self._do(claimed))
             self._tasks.add(task)
             task.add_done_callback(partial(self._forget, claimed))
@@ -226,9 +237,9 @@ class JobWorker:
         *,
         token: str,
         done: list[Outcome],
-        held: list[ClaimedJob],
         renewed: list[ClaimedJob],
         room: dict[str, int],
+        lost: bool,
         careful: bool,
     ) -> Turn:
         """Return the claimed jobs, and the outcomes that can't be written now."""
@@ -237,9 +248,7 @@ class JobWorker:
         if now - self._mended > MEND_S:
             self._mended = now
             store.jobs.mend()
-        # Of those that may have ended a process, one at a time: it takes no other with it again.
-        may_be_lost = not any(claimed.job.losses for claimed in held)
-        new = self._caller.claim(store, token, room, lost=may_be_lost, skip_locked=careful)
+        new = self._caller.claim(store, token, room, lost=lost, skip_locked=careful)
         return new, locked
 
     async def _run_turn(self, step: Callable[[Store], Turn], done: list[Outcome]) -> Turn | None:
@@ -315,7 +324,8 @@ class JobWorker:
             async with self._limits.run(claimed.handler.name), turn:
                 if self._stopping:
                     raise asyncio.CancelledError  # it wasn't called yet
-                result = await self._caller.call(claimed)
+                with self._suspecting(claimed):
+                    result = await self._caller.call(claimed)
             if self._stopping and type(result.error) is asyncio.CancelledError:
                 # A thread isn't stopped, but ends with this process; so does what was left behind.
                 goes_on = (
@@ -332,12 +342,32 @@ class JobWorker:
             self._outcomes.append((claimed.token, to_released(claimed)))
         finally:
             self._held.pop(claimed.job.queue_key_id, None)
+            self._clear(claimed)
+            self._wake.set()
+
+    @contextlib.contextmanager
+    def _suspecting(self, claimed: ClaimedJob) -> Iterator[None]:
+        """Suspect a job that was lost for a while, or, if it was lost more than once, to its end:
+        so none costs another its last attempt."""
+        if claimed.job.losses != 1:
+            yield
+            return
+        clearing = asyncio.get_running_loop().call_later(CLEARED_S, self._clear, claimed)
+        try:
+            yield
+        finally:
+            clearing.cancel()
+
+    def _clear(self, claimed: ClaimedJob) -> None:
+        if claimed.job.queue_key_id in self._suspects:
+            self._suspects.remove(claimed.job.queue_key_id)
             self._wake.set()
 
     def _forget(self, claimed: ClaimedJob, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if self._held.get(claimed.job.queue_key_id) is claimed:  # cancelled before `_do` began
             del self._held[claimed.job.queue_key_id]
+            self._clear(claimed)
             self._outcomes.append((claimed.token, to_released(claimed)))
             self._wake.set()
 

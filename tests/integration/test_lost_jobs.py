@@ -1,0 +1,92 @@
+"""Jobs whose process was killed: done again, beside those of other handlers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from logto_webhooks.clock import SystemClock
+from logto_webhooks.database.runner import HandlerRunner
+from logto_webhooks.handlers import HandlerOptions, Handlers
+from logto_webhooks.handlers.worker import CLEARED_S, JobWorker
+from logto_webhooks.jobs import JobFilter, JobRow
+from tests.support.jobs import job
+from tests.support.waiting import eventually
+
+SUBJECTS = ("ana", "bo", "cleo")
+
+
+async def lose(host: HandlerRunner, handler: str, *subjects: str, times: int = 1) -> None:
+    """Make a job for each; so often, whoever claims it says nothing more."""
+    made = [job(each, queue_key=f"user:{each}", handler=handler) for each in subjects]
+    await host.run(lambda store: store.jobs.add(made))
+    room = {handler: len(subjects)}
+    for _ in range(times):
+        await host.run(lambda store: store.jobs.claim("gone", room, -1))
+
+
+async def run_until_over(
+    host: HandlerRunner,
+    *handlers: tuple[str, Any],
+    over: str,
+    then: Callable[[], object] = lambda: None,
+) -> None:
+    """Run these handlers, all in one process, until no job of one of them waits; `then` stop."""
+    known = Handlers()
+    known.fit(host.provides)
+    for name, function in handlers:
+        known.add(function, ["LocalUserUpdated"], name=name, options=HandlerOptions())
+    worker = JobWorker(host, SystemClock(), lambda report: None, lambda: 0.0, known)
+    running = asyncio.create_task(worker.run())
+
+    async def rows() -> list[JobRow]:
+        return await host.read(lambda store: store.jobs.find(JobFilter(handler=over)))
+
+    await eventually(rows, lambda found: {each.state for each in found} == {"done"})
+    then()
+    worker.stop()
+    await running
+    await host.close()
+
+
+def recorder(told: list[str], name: str, wait: Callable[[], Awaitable[object]]) -> Any:
+    async def handler() -> None:
+        told.append(name)
+        await wait()
+        told.append(f"{name} ends")
+
+    return handler
+
+
+def test_a_slow_handler_holds_back_no_lost_jobs_of_another(host: HandlerRunner) -> None:
+    """Although its own are first, and don't end before."""
+    told: list[str] = []
+    release = asyncio.Event()
+    slow = recorder(told, "slow", release.wait)
+    quick = recorder(told, "quick", lambda: asyncio.sleep(0))
+
+    async def run() -> None:
+        await lose(host, "slow", *SUBJECTS)
+        await lose(host, "quick", *SUBJECTS)
+        both = (("slow", slow), ("quick", quick))
+        await run_until_over(host, *both, over="quick", then=release.set)
+
+    asyncio.run(run())
+    assert told[0] == "slow"
+    assert told[: told.index("slow ends")].count("quick ends") == len(SUBJECTS)
+
+
+def test_what_was_lost_twice_runs_beside_nothing_else_that_was_lost(host: HandlerRunner) -> None:
+    """However long it takes: it may be what ends its process, and one more loss is the end."""
+    told: list[str] = []
+    doubtful = recorder(told, "doubtful", lambda: asyncio.sleep(1.5 * CLEARED_S))
+    quick = recorder(told, "quick", lambda: asyncio.sleep(0))
+
+    async def run() -> None:
+        await lose(host, "doubtful", "ana", times=2)
+        await lose(host, "quick", "ana")
+        await run_until_over(host, ("doubtful", doubtful), ("quick", quick), over="quick")
+
+    asyncio.run(run())
+    assert told == ["doubtful", "doubtful ends", "quick", "quick ends"]
