@@ -52,13 +52,12 @@ def job_targets(move: JobMove) -> dict[JobState, JobState]:
 
 
 # This package makes these events, so `*` doesn't match them, but `Organization.User.*` does.
-_NOT_MATCHED_BY_STAR: Final = DERIVED | LOCAL.keys()
+_NEED_OWN_PATTERN: Final = DERIVED | LOCAL.keys()
 
 
 def matches(pattern: str, event_name: str) -> bool:
     """Whether a pattern matches an event. Derived and local events need their own pattern."""
-    is_own_pattern = pattern.startswith(("Organization.User.", "Local"))
-    if event_name in _NOT_MATCHED_BY_STAR and not is_own_pattern:
+    if event_name in _NEED_OWN_PATTERN and not pattern.startswith(("Organization.User.", "Local")):
         return False
     return fnmatchcase(event_name, pattern)
 

@@ -60,8 +60,7 @@ _CAUSES: Final = {
 
 
 class Check(NamedTuple):
-    """A check. It is skipped unless the checks that it `needs` passed. It runs after those that it
-    `uses`, even if they failed."""
+    """A check. It is skipped unless the checks it `needs` passed. It runs after those it `uses`."""
 
     name: str
     run: Callable[[CheckContext], Awaitable[list[Finding]]]

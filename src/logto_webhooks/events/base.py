@@ -113,8 +113,7 @@ def get_from(part: Any, name: str) -> Any:
 
 
 def to_millis(moment: datetime) -> int:
-    """Convert to milliseconds since the epoch. A datetime without a time zone is UTC, as Logto's
-    are."""
+    """Convert to milliseconds since the epoch. Without a time zone, it is UTC, as in Logto."""
     aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     return round(aware.timestamp() * 1000)
 

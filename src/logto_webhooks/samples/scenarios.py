@@ -72,7 +72,7 @@ class _Scenario(Struct, frozen=True):
     rng: random.Random
     who: str
 
-    def time_after(self, actions: int) -> int:
+    def after(self, actions: int) -> int:
         """Return the time after this many actions."""
         return self.at + actions * _ACTION_MS
 
@@ -91,13 +91,13 @@ class _Scenario(Struct, frozen=True):
 
 
 def _signs_up(scenario: _Scenario) -> list[Json]:
-    organization, at = new_id(scenario.rng), scenario.time_after(1)
+    organization, at = new_id(scenario.rng), scenario.after(1)
     joining = sign_up(at=at, rng=scenario.rng, id=scenario.who, organizations=[organization])
     return [scenario.create_organization(organization), *joining]
 
 
 def _burst(scenario: _Scenario) -> list[Json]:
-    begun = scenario.time_after(1)
+    begun = scenario.after(1)
     parallel = [
         scenario.change("User.Data.Updated", begun + sent, name=name, updatedAt=begun + changed)
         for name, sent, changed in zip(_NAMES, _SENT_MS, _UPDATED_MS, strict=True)
@@ -106,14 +106,14 @@ def _burst(scenario: _Scenario) -> list[Json]:
 
 
 def _single_sign_on(scenario: _Scenario) -> list[Json]:
-    moments, known_since = (scenario.at, scenario.time_after(1)), {"user.createdAt": scenario.at}
+    moments, known_since = (scenario.at, scenario.after(1)), {"user.createdAt": scenario.at}
     return [scenario.make("PostSignIn", at, known_since) for at in moments]
 
 
 def _suspension(scenario: _Scenario) -> list[Json]:
     changes = [
         scenario.change(
-            "User.SuspensionStatus.Updated", scenario.time_after(step), isSuspended=step != 2
+            "User.SuspensionStatus.Updated", scenario.after(step), isSuspended=step != 2
         )
         for step in (1, 2, 3)
     ]
@@ -121,13 +121,13 @@ def _suspension(scenario: _Scenario) -> list[Json]:
 
 
 def _deletion(scenario: _Scenario) -> list[Json]:
-    organization, at = new_id(scenario.rng), scenario.time_after(1)
+    organization, at = new_id(scenario.rng), scenario.after(1)
     member = {"organizationId": organization, "addedUserIds": [scenario.who]}
     return [
         scenario.create_organization(organization),
         scenario.make("User.Created", scenario.at),
         scenario.make("Organization.Membership.Updated", at, member, id=organization),
-        scenario.change("User.Deleted", scenario.time_after(2)),
+        scenario.change("User.Deleted", scenario.after(2)),
     ]
 
 
