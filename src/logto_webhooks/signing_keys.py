@@ -209,8 +209,8 @@ class Keyring:
         """Note when a key verified a body (ms), and at most once a second, the body's webhook."""
         if at - self._looked.get(key, 0) > _LOOK_MS:
             self._looked[key] = at
-            if len(body) <= _LARGEST and (hook := hook_of_sender(body)):
-                self.hooks.add(hook)
+            if len(body) <= _LARGEST and (webhook := hook_of_sender(body)):
+                self.hooks.add(webhook)
         self._used[key] = at
 
     def take_uses(self) -> dict[str, int]:

@@ -59,9 +59,9 @@ class Recorded(Struct):
 
 def load(name: Name) -> History:
     """Load a history: people (217 deliveries), calm (414), race (765) or lossy (588)."""
-    hook, deliveries, final = read(name)
+    webhook, deliveries, final = read(name)
     requests = [delivery.to_request() for delivery in deliveries]
-    return History(signing_key=hook["signingKey"], deliveries=requests, final=final)
+    return History(signing_key=webhook["signingKey"], deliveries=requests, final=final)
 
 
 def read(name: Name) -> tuple[Json, list[Recorded], Final]:
