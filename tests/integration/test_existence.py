@@ -79,6 +79,11 @@ def found(at: int, key: Key = ANA) -> ApiRead:
     return ApiRead(key, {"own": content}, at, at + 5, settles=("dead delivery", "unknown change"))
 
 
+def absent(at: int, answered_after: int = 0, key: Key = ANA) -> Absent:
+    """An answer of the API that has no such record."""
+    return Absent(key, at, at + answered_after)
+
+
 def member(at: int, present: bool = True) -> Upsert:
     """A delivery that adds or removes Ana."""
     return Upsert(PAIR, {"present": Value(present, at, at - 100, at)})
@@ -141,18 +146,22 @@ LIVES: dict[str, Life] = {
         False,
         False,
     ),
-    "not yet": ([Absent(ANA, T), whole(T + 1)], True, False),
+    "not yet": ([absent(T), whole(T + 1)], True, False),
     "not yet, and told of too early to be sure": (
-        [Absent(ANA, T + 10), whole(T, end=T + 20)],
+        [absent(T + 10), whole(T, end=T + 20)],
         False,
         True,
     ),
-    "not yet, and a part": ([Absent(ANA, T), part(T + 500)], False, True),
-    "not yet, and found": ([Absent(ANA, T), found(T + 1)], True, False),
-    "found, and gone": ([whole(T), found(T + 100), Absent(ANA, T + 200)], False, False),
-    "its deletion was lost": ([whole(T), Absent(ANA, T + 200)], False, False),
+    "made while it was asked": ([absent(T, 30), whole(T + 20)], True, True),
+    "made after it was asked": ([absent(T, 30), whole(T + 31)], True, False),
+    "found by who asked at nearly the same time": ([absent(T, 30), found(T + 20)], True, True),
+    "found by who asked later": ([absent(T, 30), found(T + 31)], True, False),
+    "not yet, and a part": ([absent(T), part(T + 500)], False, True),
+    "not yet, and found": ([absent(T), found(T + 1)], True, False),
+    "found, and gone": ([whole(T), found(T + 100), absent(T + 200)], False, False),
+    "its deletion was lost": ([whole(T), absent(T + 200)], False, False),
     "its deletion came after the answer": (
-        [whole(T), Tombstone(ANA, T + 100), Absent(ANA, T + 200)],
+        [whole(T), Tombstone(ANA, T + 100), absent(T + 200)],
         False,
         False,
     ),
@@ -171,7 +180,7 @@ LIVES: dict[str, Life] = {
             whole(T),
             Tombstone(ANA, T + 10),
             RefetchRequest(ANA, "dead delivery", T + 20),
-            Absent(ANA, T + 30),
+            absent(T + 30),
         ],
         False,
         False,
@@ -217,7 +226,7 @@ changes = st.one_of(
     st.builds(lambda at, late: whole(at, at + late), times, st.sampled_from([0, 20, 30_000])),
     st.builds(part, times),
     st.builds(lambda at: Tombstone(ANA, at), times),
-    st.builds(lambda at: Absent(ANA, at), times),
+    st.builds(absent, times, st.sampled_from([0, 30_000])),
     st.builds(found, times),
     st.builds(lambda at: RefetchRequest(ANA, "unknown change", at), times),
 )
@@ -251,7 +260,10 @@ def test_existence_is_what_the_rule_says(some: list[Change]) -> None:
     ]
     ends = [value.end for _, value in puts] + [e.at for e in some if isinstance(e, RefetchRequest)]
     if exists:
-        doubtful = gone_at is not None
+        until = max((each.end for each in some if isinstance(each, Absent)), default=NEVER)
+        seen = [value.stamp for name, value in puts if name == "own"]
+        seen += [each.at + 1 for each in some if isinstance(each, ApiRead)]
+        doubtful = gone_at is not None or max(seen, default=until + 1) <= until
     elif gone_at is not None:
         doubtful = any(stamp > gone_at for stamp in told)
     else:
@@ -308,7 +320,7 @@ PAIRS: dict[str, tuple[list[Change], list[list[str]]]] = {
     "over with the user": ([whole(T), member(T + 5), Tombstone(ANA, T + 10)], [[]]),
     "over with the organization": ([whole(T), member(T + 5), Tombstone(ACME, T + 10)], [[]]),
     "over with a user whose deletion was lost": (
-        [whole(T), member(T + 5), Absent(ANA, T + 10)],
+        [whole(T), member(T + 5), absent(T + 10)],
         [[]],
     ),
     "over, and the user is back": (
@@ -422,9 +434,9 @@ def test_an_answer_that_came_too_early_gives_way(tmp_path: Path) -> None:
             await Reconciliation(api, host, clock).run()
             user = Key("user", ana)
             reads = Refetcher(api, host, lambda report: None)
-            for told in (Absent, Tombstone):
+            for told in (partial(absent, key=user), partial(Tombstone, user)):
                 clock.tick(600)
-                early = told(user, clock.now())
+                early = told(clock.now())
                 await host.run(partial(batch.apply_reads, changes=[early], source=None))
                 assert ana not in await rows(host, "user")
                 clock.tick(600)

@@ -339,7 +339,7 @@ def test_a_later_delivery_wins_over_an_answer() -> None:
 
 def test_who_is_gone_at_logto_is_told() -> None:
     """By an answer alone."""
-    found = life_of(ANA, make.user_created(id="ana", at=T0), Absent(ANA, T0 + 7000))
+    found = life_of(ANA, make.user_created(id="ana", at=T0), Absent(ANA, T0 + 7000, T0 + 7000))
     assert (found.lines[-1].event, found.lines[-1].set) == ("asked Logto", ("deleted_at",))
     gone = field(found, "deleted_at")
     assert (gone.value, gone.set_by, gone.asked_at) == (T0 + 7000, None, T0 + 7000)
@@ -440,7 +440,7 @@ def test_a_user_who_is_back_is_told() -> None:
     answered = life_of(ANA, first, gone, asked(T0 + 90_000))
     assert "deleted_at" in answered.lines[-1].set
     assert not field(answered, "deleted_at").doubtful
-    early = life_of(ANA, Absent(ANA, T0 - 500), first)
+    early = life_of(ANA, Absent(ANA, T0 - 500, T0 - 500), first)
     assert [line.event for line in early.lines] == ["asked Logto", "User.Created"]
     assert field(early, "deleted_at").value is None
 

@@ -169,7 +169,7 @@ class TestReadsAfterAnInstallation:
         """An answer said so after the installation; also when the user is found to be gone."""
         old = SINCE - 10
         read(run, user(SINCE + 5, old), organization(SINCE + 5, old), member(SINCE + 5))
-        assert read(run, Absent(USER, SINCE + 9)) == ["LocalMemberRemoved"]
+        assert read(run, Absent(USER, SINCE + 9, SINCE + 9)) == ["LocalMemberRemoved"]
         assert "LocalUserDeleted" in run(names)
 
     def test_what_changed_before_it_is_quiet(self, run: Run) -> None:

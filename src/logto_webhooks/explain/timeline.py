@@ -209,7 +209,7 @@ def _list_responses(records: Mapping[Key, Record]) -> list[tuple[int, list[tuple
 def _merge_response(record: Record, name: str, now: Record) -> Record:
     """Merge the API response that set a group of the record as it is now."""
     if name == _ABSENT:
-        return merge(record, Absent(record.key, now.absent_at))
+        return merge(record, Absent(record.key, now.absent_at, now.absent_until))
     needs = {need: at for need, at in record.needs.items() if at > now.asked_for(need)}
     record, answer = replace(record, needs=needs), now.groups[name]
     if answer.by_read:

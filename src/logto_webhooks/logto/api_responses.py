@@ -129,7 +129,7 @@ def read_user(user_id: str, content: Any, when: Span) -> Change:
     """Read a user; None is a user that Logto doesn't have. Raises InvalidApiResponse."""
     key = Key("user", user_id)
     if content is None:
-        return Absent(key, when.at)
+        return Absent(key, *when)
     user = _parse(content, User, key)
     return ApiRead(key, user_groups(user), when.at, when.end, user_facts(user, when.end), _OWN)
 
@@ -138,7 +138,7 @@ def read_organization(organization_id: str, content: Any, when: Span) -> Change:
     """Read an organization; None is one that Logto doesn't have. Raises InvalidApiResponse."""
     key = Key("organization", organization_id)
     if content is None:
-        return Absent(key, when.at)
+        return Absent(key, *when)
     organization = _parse(content, Organization, key)
     facts = organization_facts(organization, when.end)
     contents = {"own": organization_group(organization)}

@@ -82,7 +82,7 @@ class Fetcher:
         organizations = await self._logto.organizations_of(user_id)
         span = self._when(organizations)
         if organizations.content is None:  # deleted in the meantime
-            return [roles, Absent(key, span.at)]
+            return [roles, Absent(key, *span)]
         present = api_responses.pairs_of_user(user_id, organizations.content)
         pairs = sorted(present.keys() | await self._list_known_pairs(key))
         settled = api_responses.settle_belongings(user_id, Span(roles.at, span.end))
@@ -100,7 +100,7 @@ class Fetcher:
         answered = await self._logto.organizations_of(user_id)
         span = self._when(answered)
         if answered.content is None:
-            return [Absent(Key("user", user_id), span.at)]
+            return [Absent(Key("user", user_id), *span)]
         present = api_responses.pairs_of_user(user_id, answered.content)
         return api_responses.read_pairs(pairs, present, span)
 

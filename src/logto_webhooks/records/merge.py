@@ -23,6 +23,7 @@ from msgspec.structs import replace
 
 from logto_webhooks import canonical_json
 from logto_webhooks.records.record import (
+    ABSENT_UNTIL,
     NEVER,
     REFETCHED,
     ROLE,
@@ -125,7 +126,8 @@ def _note_evidence(known: Record, stamp: int, end: int) -> Record:
 def _apply_absent(known: Record, absent: Absent) -> Record:
     """Note that Logto has no such record, and drop the needs from before the read."""
     needs = {need: at for need, at in known.needs.items() if at > absent.at}
-    return replace(known, needs=needs, absent_at=max(known.absent_at, absent.at))
+    facts = _keep_greatest({ABSENT_UNTIL: absent.end}, known.facts)
+    return replace(known, needs=needs, facts=facts, absent_at=max(known.absent_at, absent.at))
 
 
 def _apply_read(known: Record, read: ApiRead) -> Record:

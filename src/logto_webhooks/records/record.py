@@ -28,6 +28,7 @@ OWN_FIELD: Final = "own."
 ROLES: Final = "roles"
 ROLE: Final = "role:"
 NEVER: Final = -1
+ABSENT_UNTIL: Final = "absent until"  # a fact: by when Logto last answered that there is none
 REFETCHED: Final = "met: "  # prefix of a fact: when Logto was last asked because of the need
 
 Kind = Literal["user", "organization", "membership"]
@@ -169,6 +170,11 @@ class Record(Struct, frozen=True):
         return self.ended_at > self.asked_for(RESTORED)
 
     @property
+    def absent_until(self) -> int:
+        """By when Logto's API last answered that there is no such record; NEVER if it didn't."""
+        return self.facts.get(ABSENT_UNTIL, NEVER)
+
+    @property
     def _deletion_counts(self) -> bool:
         """Whether the newest deletion is newer than the last read."""
         return self.gone_at > max(self.found_at, self.absent_at)
@@ -184,8 +190,9 @@ class Record(Struct, frozen=True):
     @property
     def _existence_is_doubtful(self) -> bool:
         """Whether it is doubtful that the record exists: it exists although a deletion counts, or
-        it is deleted although there is later evidence. A membership is doubtful if its value is so
-        soon after its user or organization was deleted that it may have been made before."""
+        although Logto may have answered later that there is none; or it is deleted although there
+        is later evidence. A membership is doubtful if its value is so soon after its user or
+        organization was deleted that it may have been made before."""
         if self.ended_at == NEVER:
             return False
         if self.key.kind == "membership":
@@ -195,7 +202,9 @@ class Record(Struct, frozen=True):
             return self.gone_at < present.stamp <= self.gone_at + RESTORED_MS
         if self._deletion_counts:
             return self.deleted_at is None or self.told_stamp > self.gone_at
-        return self.deleted_at is not None and self.told_end > self.absent_at
+        if self.deleted_at is None:
+            return max(self.found_at, self.stamp) <= self.absent_until
+        return self.told_end > self.absent_at
 
     def asked_for(self, need: str) -> int:
         """When Logto was last asked because of a need."""
@@ -278,10 +287,11 @@ class Tombstone(Struct, frozen=True):
 
 
 class Absent(Struct, frozen=True):
-    """Logto's API has no such record. It was asked at `at` or later."""
+    """Logto's API has no such record. It was asked at `at` or later, and answered by `end`."""
 
     key: Key
     at: int
+    end: int
 
 
 class ApiRead(Struct, frozen=True):
