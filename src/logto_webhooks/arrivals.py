@@ -99,19 +99,21 @@ class FlowMonitor:
             self._observe(FlowResumed((now - before.since) // 1000))
 
     def _judge(self, store: Store, now: int) -> Silence | None:
-        silence = find_silence(record_flow(store), now, self._after_ms)
+        silence = find_silence(record_flow(store, now), now, self._after_ms)
         since, recorded = silence.since if silence else None, store.flow()
         if recorded.silent_since != since:
             store.save_flow(replace(recorded, silent_since=since))
         return silence
 
 
-def record_flow(store: Store) -> Flow:
-    """Record the newest delivery and the gap before it; return the flow."""
+def record_flow(store: Store, now: int) -> Flow:
+    """Record the newest delivery and the gap before it; return the flow. What was recorded by a
+    clock that was ahead, and so is later than `now`, gives way."""
     newest, recorded = _find_newest(store), store.flow()
-    if newest is not None and (recorded.last is None or newest > recorded.last):
-        if recorded.last is not None:
-            _note_gap(store, recorded, Gap(newest, newest - recorded.last))
+    last = recorded.last
+    if newest is not None and (last is None or newest > last or last > now):
+        if last is not None and newest > last:
+            _note_gap(store, recorded, Gap(newest, newest - last))
         began = newest if recorded.began is None else recorded.began
         store.save_flow(replace(recorded, began=began, last=newest))
         recorded = store.flow()

@@ -22,7 +22,7 @@ from logto_webhooks.errors import LogtoWebhooksError, SettingInvalid
 from logto_webhooks.testing import make
 from logto_webhooks.testing.fake import log_entry
 from tests.support import postgres
-from tests.support.fake import credentials
+from tests.support.fake import credentials, proxy_of
 from tests.support.healthy_system import OTHER_KEY, Clinic, Examine, bad, clinic
 from tests.support.local_faults import HERE
 from tests.support.logto_faults import THERE
@@ -30,7 +30,7 @@ from tests.support.service import command
 
 PAGE = Path(__file__).parents[2] / "docs/troubleshooting.md"
 SECRETS = ("hush", OTHER_KEY, "fake-logto-app-secret", "a-key-for-tests")
-ELSEWHERE = {"clock_skew", "api_missing"}  # found by tests of their own, below
+ELSEWHERE = {"clock_skew", "dates_differ", "api_missing"}  # found by tests of their own, below
 
 
 ALL = HERE | THERE
@@ -150,6 +150,20 @@ def test_clocks_that_differ(tmp_path: Path) -> None:
     assert bad(findings) == {"clock_skew"}
     [skew] = [each.details["seconds"] for each in findings if each.code == "clock_skew"]
     assert 30 <= skew <= 60
+
+
+@pytest.mark.parametrize("ahead_ms", [60_000, -60_000])
+def test_a_date_that_deliveries_contradict(ahead_ms: int, tmp_path: Path) -> None:
+    """Is found, in whichever direction it is wrong."""
+
+    async def through_proxy(healthy: Clinic) -> list[Finding]:
+        async with proxy_of(healthy.logto, lambda: ahead_ms) as url:
+            return await healthy.ask("clock", endpoint=url)
+
+    findings = examined(tmp_path, through_proxy)
+    assert bad(findings) == {"clock_skew", "dates_differ"}
+    [seconds] = [each.details["seconds"] for each in findings if each.code == "dates_differ"]
+    assert 30 <= seconds <= 60
 
 
 def test_without_credentials_this_side_is_looked_at(tmp_path: Path) -> None:

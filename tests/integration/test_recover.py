@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ import msgspec
 import pytest
 from msgspec import Struct
 
+from logto_webhooks.clock import SystemClock
 from logto_webhooks.database.runner import TransactionRunner
+from logto_webhooks.database.store import Checkpoint, Store
 from logto_webhooks.errors import LogtoUnreachable
 from logto_webhooks.logto.client import ManagementClient
 from logto_webhooks.reconcile import recover
@@ -23,7 +26,7 @@ from logto_webhooks.samples.history import differences
 from logto_webhooks.testing import FrozenClock
 from logto_webhooks.testing.fake import FakeLogto, Faults
 from tests.support import recorded
-from tests.support.fake import credentials, serving
+from tests.support.fake import behind_proxy, credentials, serving
 from tests.support.service import Service, command, one_line
 from tests.support.stores import (
     STORES,
@@ -239,6 +242,55 @@ def test_a_log_that_was_cut_off_is_told(tmp_path: Path) -> None:
             assert hook in doubt
 
     on_sqlite(live, tmp_path)
+
+
+@pytest.mark.parametrize("ahead_ms", [86_400_000, 60_000, -60_000])
+def test_a_wrong_date_holds_back_no_later_look(ahead_ms: int, tmp_path: Path) -> None:
+    """Nor does it hide anything from the look that got it."""
+
+    async def live(host: TransactionRunner) -> None:
+        dates = [ahead_ms]
+        async with FakeLogto() as logto, behind_proxy(logto, lambda: dates[-1]) as api:
+            logto.add_hook("http://127.0.0.1:9/webhook")
+            logto.faults = Faults(lost=1)
+            recovery = Recovery(api, host, SystemClock(), [logto.signing_key])
+            for _ in range(2):
+                logto.create_user()
+                await logto.settle()
+                found = await recovery.run()
+                assert (found.recovered, found.doubts) == (1, [])
+                assert found.until <= logto_now()
+                dates.append(0)
+            status = await host.read(lambda store: store.status())
+            assert status.recovered == 2
+            assert found.until <= (status.complete_up_to or 0) <= logto_now()
+
+    on_sqlite(live, tmp_path)
+
+
+def test_a_checkpoint_in_the_future_counts_for_nothing(tmp_path: Path) -> None:
+    """It is told, and replaced."""
+
+    async def live(host: TransactionRunner) -> None:
+        async with FakeLogto() as logto:
+            hook = logto.add_hook("http://127.0.0.1:9/webhook")["id"]
+            logto.populate_log(hook, long_log(3, logto_now()))
+            for name in ("recover", f"recover:{hook}"):
+                future = Checkpoint(logto_now() + 86_400_000, 5)
+                await host.run(partial(_save, name, future))
+            found = await recovered(logto, host, since=None)
+            assert found.recovered == 3
+            [doubt] = found.doubts
+            assert "in the future" in doubt
+            status = await host.read(lambda store: store.status())
+            assert (status.complete_up_to, status.recovered) == (found.until, 8)
+            assert (await recovered(logto, host, since=None)).doubts == []
+
+    on_sqlite(live, tmp_path)
+
+
+def _save(name: str, reached: Checkpoint, store: Store) -> None:
+    store.save_checkpoint(name, reached)
 
 
 def on_sqlite(live: Callable[[TransactionRunner], Coroutine[Any, Any, None]], folder: Path) -> None:

@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any, Final
 
+import httpx2
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
 from logto_webhooks import LogtoWebhooks, events
+from logto_webhooks.clock import SystemClock
 from logto_webhooks.database.runner import TransactionRunner
 from logto_webhooks.errors import LogtoUnreachable
 from logto_webhooks.logto.client import ManagementClient
 from logto_webhooks.logto.errors import ApiReply
 from logto_webhooks.testing import FrozenClock
 from logto_webhooks.testing.fake import FakeLogto
+from logto_webhooks.testing.fake.app import serve
 from tests.support import postgres
 from tests.support.service import PATH, Service
 from tests.support.stores import StoreKind, open_host
 
+_FORWARDED: Final = ("content-type", "total-number")
 NOBODY: Final = f"http://127.0.0.1:9{PATH}"
 
 
@@ -48,16 +58,62 @@ async def serving(folder: Path, logto: FakeLogto, **given: str) -> AsyncIterator
         await asyncio.to_thread(service.__exit__, None, None, None)
 
 
+class _ClockOf:
+    """The clock of a Logto."""
+
+    def __init__(self, logto: FakeLogto) -> None:
+        self.ahead_ms = 0
+        self.now = logto._now
+
+
 @asynccontextmanager
 async def asking(
     logto: FakeLogto, cls: type[ManagementClient] = ManagementClient
 ) -> AsyncIterator[ManagementClient]:
-    """A client of its API that has no budget to mind, on a clock that stands still."""
-    api = cls(logto.url, logto.app_id, logto.app_secret, now=FrozenClock(), budget=100_000)
+    """A client of its API that has no budget to mind, on Logto's own clock."""
+    clock = _ClockOf(logto)
+    api = cls(logto.url, logto.app_id, logto.app_secret, now=clock, budget=100_000)
     try:
         yield api
     finally:
         await api.close()
+
+
+@asynccontextmanager
+async def proxy_of(logto: FakeLogto, ahead_ms: Callable[[], int]) -> AsyncIterator[str]:
+    """A proxy that tells the Date by a clock of its own; gives its address."""
+
+    async def forward(scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        url = f"{logto.url}{scope['raw_path'].decode()}?{scope['query_string'].decode()}"
+        headers = {
+            name: value for name, value in request.headers.items() if name not in ("host", "date")
+        }
+        answer = await http.request(
+            request.method, url, headers=headers, content=await request.body()
+        )
+        kept = {name: answer.headers[name] for name in _FORWARDED if name in answer.headers}
+        date = time.time() + ahead_ms() / 1000
+        kept["date"] = formatdate(date, usegmt=True)
+        await Response(answer.content, answer.status_code, kept)(scope, receive, send)
+
+    async with httpx2.AsyncClient() as http, serve(forward, 0) as address:
+        yield address
+
+
+@asynccontextmanager
+async def behind_proxy(
+    logto: FakeLogto, ahead_ms: Callable[[], int]
+) -> AsyncIterator[ManagementClient]:
+    """A client that asks through such a proxy."""
+    async with proxy_of(logto, ahead_ms) as url:
+        api = ManagementClient(
+            url, logto.app_id, logto.app_secret, now=SystemClock(), budget=100_000
+        )
+        try:
+            yield api
+        finally:
+            await api.close()
 
 
 @asynccontextmanager

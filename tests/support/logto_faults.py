@@ -261,6 +261,12 @@ async def a_log_that_nobody_reads_any_more(clinic: Clinic) -> list[Finding]:
     return await clinic.ask()
 
 
+@finds("log_unread", stays=True)
+async def a_log_that_a_wrong_clock_read(clinic: Clinic) -> list[Finding]:
+    clinic.sql("UPDATE logto_checkpoints SET at = 4000000000000 WHERE name = 'recover'")
+    return await clinic.ask()
+
+
 async def _leading_to(clinic: Clinic, server: AbstractAsyncContextManager[str]) -> list[Finding]:
     async with server as url:
         with clinic.changed(config={"url": url}):

@@ -231,6 +231,11 @@ FAULTS: Final[dict[str, Fault]] = {
         "This machine's clock and Logto's differ by at least {seconds} s.",
         "Synchronize both with NTP.",
     ),
+    "dates_differ": _warning(
+        "The Date header of Logto's API and the dates of recent deliveries differ by at least "
+        "{seconds} s. Nothing is lost, but each changed record is read again for as long.",
+        "Synchronize the clocks of Logto, of a proxy before it and of all hosts of this service.",
+    ),
     # Its webhook.
     "hook_missing": _broken(
         "No webhook of this Logto leads here. Its webhooks: {hooks}.",

@@ -84,7 +84,8 @@ class LogReader:
     async def _read_window(self, begin: int) -> AsyncGenerator[NewDelivery, None]:
         webhooks, now = await list_webhooks(self._logto)
         self._choose(webhooks)
-        begin = max(begin, self._reached - OVERLAP_MS)
+        # What a wrong Date once reached may be in the future.
+        begin = max(begin, min(self._reached, now) - OVERLAP_MS)
         windows = [(begin, now)] if begin < now else []
         while windows:
             start, end = windows.pop()
@@ -94,7 +95,7 @@ class LogReader:
                 windows += [(middle, end), (start, middle)]
             for delivery in filter(None, map(self._parse_new, entries or [])):
                 yield delivery
-        self._reached = max(now, self._reached)
+        self._reached = now
         kept = self._reached - OVERLAP_MS
         self._seen = {key: ended for key, ended in self._seen.items() if ended >= kept}
 

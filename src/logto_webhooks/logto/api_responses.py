@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final, NamedTuple, TypeVar
@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from logto_webhooks.database.runner import TransactionRunner
-from logto_webhooks.deliveries import RECENT, ReceivedBody
+from logto_webhooks.deliveries import RECENT, typical_delay
 from logto_webhooks.errors import InvalidApiResponse
 from logto_webhooks.events.base import Id
 from logto_webhooks.events.organizations import Organization
@@ -86,25 +86,22 @@ class Span(NamedTuple):
     end: int
 
 
-def read_span(answered: ApiResponse, recent: Sequence[ReceivedBody]) -> Span:
-    """Return a span in which the answer was true, as narrow as is safe.
+def read_span(answered: ApiResponse, delay: int | None) -> Span:
+    """Return a span in which the answer was true; `delay` is the `typical_delay` of deliveries.
 
-    What begins too late makes changes that came after the answer count as older. So two
-    independent bounds must agree: the dates of Logto's answers, and the median of what lies
-    between dispatch and arrival of deliveries, which a few of them can't shift. Without
-    deliveries, or where another host's clock receives them, a second is left for a Date that a
-    proxy tells by a clock of its own.
+    What begins too late makes changes that came after the answer count as older; what ends too
+    early makes the answer count as older than it is. Too long a span only costs more questions.
+    So there are two independent bounds, the dates of Logto's answers and our clock less the
+    delay, and the wider one counts. Without deliveries, a second is left at each.
     """
-    ahead = sorted(delivery.received_at - delivery.occurred_at for delivery in recent) or [0]
-    at = answered.asked_at - ahead[len(ahead) // 2]
-    # Clocks tell whole milliseconds: in the same one, what came first is unknown.
+    ours = answered.asked_at - (delay or 0)
     if answered.date is None:
-        at -= SECOND_MS + 1
+        at = ours - SECOND_MS - 1
         return Span(at, at + UNKNOWN_MS)
-    latest = answered.asked_after or answered.date - answered.took
-    at = max(at, latest - SECOND_MS) if recent else latest - SECOND_MS
-    at = min(at, latest) - 1
-    return Span(at, max(at, answered.date) + 2 * SECOND_MS)
+    dated = answered.asked_after or answered.date - answered.took
+    # Clocks tell whole milliseconds: in the same one, what came first is unknown.
+    at = min(ours, dated) - (SECOND_MS if delay is None else 0) - 1
+    return Span(at, max(ours + answered.took, answered.date) + 2 * SECOND_MS)
 
 
 SpanClock = Callable[[ApiResponse], Span]
@@ -117,12 +114,7 @@ async def make_span_clock(host: TransactionRunner) -> SpanClock:
     looked at in the order in which they were asked for.
     """
     clocks = await host.read(lambda store: store.clocks(RECENT))
-    recent = [
-        ReceivedBody(b"", delivery.occurred_at, delivery.received_at)
-        for delivery in clocks.recent
-        if delivery.believed
-    ]
-    return partial(read_span, recent=recent)
+    return partial(read_span, delay=typical_delay(clocks))
 
 
 def read_user(user_id: str, content: Any, when: Span) -> Change:

@@ -16,6 +16,7 @@ from logto_webhooks.deliveries import NewDelivery, ReceivedBody
 from logto_webhooks.event_loop import forever
 from logto_webhooks.instrumentation import LogRecovered, Observer
 from logto_webhooks.logto import delivery_log
+from logto_webhooks.logto.api_responses import make_span_clock
 from logto_webhooks.logto.webhooks import leads_here
 from logto_webhooks.reconcile import report_to
 from logto_webhooks.signing_keys import hook_of_sender
@@ -63,6 +64,7 @@ class Recovery:
         self._keys = keys
         self._public_url = public_url
         self._stored = stored
+        self._now = 0  # at Logto, at least
         self._oldest = 0  # of the entries of the hook in hand
 
     async def run(
@@ -76,12 +78,11 @@ class Recovery:
         Without `since` (ms), each hook's look begins where its last one ended.
         """
         result = RecoverResult(since=self._clock.now(), until=self._clock.now())
-        hooks = await self._find_hooks(result)
-        until = result.until
+        hooks, until = await self._find_hooks(result)
         for number, hook in enumerate(hooks):
-            start = since if since is not None else await self._find_start(hook, until)
+            start = since if since is not None else await self._find_start(hook, result)
             result.since = min(result.since, start)
-            self._oldest = until
+            self._oldest = self._now
             stretches = [(start, until)] if start < until else []
             while stretches:
                 begin, end = stretches.pop()
@@ -96,7 +97,7 @@ class Recovery:
             if delivery_log.is_cut(await self._read_recent(), hook, start, self._oldest):
                 problem = f"the log of the webhook {hook} starts at {_to_iso(self._oldest)}"
                 result.doubts.append(f"{problem}, so earlier failures are unknown: run `reconcile`")
-        await self._save_checkpoint(RECOVER, until, result.recovered, dry_run or not hooks)
+        await self._save_checkpoint(RECOVER, self._now, result.recovered, dry_run or not hooks)
         return result
 
     async def keep(self, seconds: float, observe: Observer) -> None:
@@ -110,15 +111,20 @@ class Recovery:
 
         await forever(recover, seconds, report_to(observe, min(seconds, AGAIN_S)))
 
-    async def _find_hooks(self, result: RecoverResult) -> list[str]:
+    async def _find_hooks(self, result: RecoverResult) -> tuple[list[str], int]:
+        """Return the hooks that lead here, and until when Logto's log is asked for."""
         seen = {
             hook
             for delivery in await self._read_recent()
             if (hook := hook_of_sender(delivery.body))
         }
+        when, latest = await make_span_clock(self._host), self._clock.now()
         async for page in self._logto.hooks():
-            # By Logto's clock, on which its entries are stamped; its header tells whole seconds.
-            result.since = result.until = page.date + 1000 if page.date else result.until
+            # By Logto's clock, on which its entries are stamped. What is asked for may end too
+            # late, but it is complete only up to when it surely was asked for.
+            self._now, end = when(page)
+            result.since = result.until = self._now
+            latest = max(latest, end)
             for hook in page.content:
                 if leads_here(hook, seen, self._keys, self._public_url):
                     result.hooks.append(hook["id"])
@@ -126,14 +132,27 @@ class Recovery:
                         result.doubts.append(f"the webhook {hook['id']} is disabled")
         if not result.hooks:
             result.doubts.append(_NOWHERE)
-        return result.hooks
+        return result.hooks, latest
 
     async def _read_recent(self) -> list[ReceivedBody]:
         return await self._host.read(lambda store: store.recent(_RECENT))
 
-    async def _find_start(self, hook: str, until: int) -> int:
+    async def _find_start(self, hook: str, result: RecoverResult) -> int:
         reached = await self._host.read(lambda store: store.checkpoint(_name_checkpoint(hook)))
-        return (reached.at if reached else until - FIRST_MS) - OVERLAP_MS
+        if reached and not self._is_of_future(reached):
+            return min(reached.at, self._now) - OVERLAP_MS
+        start = self._now - FIRST_MS - OVERLAP_MS
+        if reached:
+            problem = f"it was noted as read up to {_to_iso(reached.at)}, which is in the future"
+            result.doubts.append(
+                f"the log of the webhook {hook} was read from {_to_iso(start)} on, because "
+                f"{problem}: run `reconcile`"
+            )
+        return start
+
+    def _is_of_future(self, reached: Checkpoint) -> bool:
+        """Whether a wrong clock once told how far it was read: nobody knows how far that was."""
+        return reached.at > self._now + OVERLAP_MS
 
     async def _take(
         self, hook: str, begin: int, end: int, result: RecoverResult, dry: bool
@@ -168,7 +187,9 @@ class Recovery:
     async def _save_checkpoint(self, name: str, at: int, count: int, dry: bool) -> None:
         def note(store: Store) -> None:
             before = store.checkpoint(name) or Checkpoint(0, 0)
-            store.save_checkpoint(name, Checkpoint(max(at, before.at), before.count + count))
+            kept = 0 if self._is_of_future(before) else before.at
+            reached = max(min(at, self._now), kept)
+            store.save_checkpoint(name, Checkpoint(reached, before.count + count))
 
         if not dry:
             await self._host.run(note)
