@@ -22,7 +22,7 @@ from logto_webhooks.database.store import Store
 from logto_webhooks.deliveries import NewDelivery, StoreResult
 from logto_webhooks.errors import StoreUnavailable, TimedOut
 from logto_webhooks.ingest.group_commit import TRY_S, GroupCommit
-from logto_webhooks.ingest.spool import SpoolDirectory, Unspooler
+from logto_webhooks.ingest.spool import MAX_ROWS, SpoolDirectory, Unspooler
 from logto_webhooks.instrumentation import (
     NotStored,
     NotUnspooled,
@@ -333,8 +333,9 @@ def test_what_cannot_be_stored_is_spooled_and_stored_later(tmp_path: Path) -> No
     asyncio.run(main())
 
 
-def test_a_spooled_file_that_cannot_be_read_holds_back_no_other(tmp_path: Path) -> None:
-    """As one that another user wrote; it is told of once, and stays."""
+@pytest.mark.parametrize("count", [1, MAX_ROWS])
+def test_spooled_files_that_cannot_be_read_hold_back_no_other(tmp_path: Path, count: int) -> None:
+    """As those that another user wrote, as many as a batch has; they are told of once, and stay."""
 
     async def main() -> None:
         database = _on(tmp_path)
@@ -342,13 +343,41 @@ def test_a_spooled_file_that_cannot_be_read_holds_back_no_other(tmp_path: Path) 
         reports: list[TelemetryEvent] = []
         spool = SpoolDirectory(tmp_path / "spool")
         spool.make()
-        (tmp_path / "spool" / f"{'0' * 13}-{'0' * 48}.json").mkdir()
+        for number in range(count):
+            (tmp_path / "spool" / f"{number:013d}-{'0' * 48}.json").mkdir()
         spool.write([delivery(make.user_created().body)])
         unspooler = Unspooler(spool, database.host, reports.append, lambda: None)
         assert [await unspooler.turn() for _ in range(3)] == [1, 0, 0]
-        assert [type(each) for each in reports] == [NotUnspooled, Unspooled]
-        assert spool.count() == 1
+        told = [type(each) for each in reports]
+        assert (told.count(NotUnspooled), told.count(Unspooled)) == (count, 1)
+        assert spool.count() == count
         await database.host.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.postgres
+def test_a_spooled_delivery_whose_digest_another_holds_holds_back_no_other(tmp_path: Path) -> None:
+    """It stays until the other lets go."""
+
+    async def main() -> None:
+        with relayed() as (_, url):
+            database, _ = postgres.open_as("own asyncpg", url)
+            spool = SpoolDirectory(tmp_path / "spool")
+            spool.make()
+            held, free = (delivery(make.user_created().body) for _ in range(2))
+            spool.write([held, free])
+            unspooler = Unspooler(spool, database.host, lambda report: None, lambda: None)
+            engine = sa.create_engine(url.set(drivername="postgresql+psycopg"))
+            with engine.connect() as other:
+                Store(other).add([held])
+                assert await unspooler.turn() == 1
+                assert spool.count() == 1
+                other.rollback()
+            assert await unspooler.turn() == 1
+            assert spool.count() == 0
+            engine.dispose()
+            await database.host.close()
 
     asyncio.run(main())
 

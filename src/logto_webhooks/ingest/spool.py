@@ -9,7 +9,7 @@ import re
 import shlex
 import stat
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +21,7 @@ from logto_webhooks.errors import (
     RowRejected,
     SettingInvalid,
     StoreUnavailable,
+    TimedOut,
     describe,
 )
 from logto_webhooks.event_loop import forever, run_in_background
@@ -94,11 +95,11 @@ class SpoolDirectory:
         """Count the deliveries; 0 if there is no such directory."""
         return sum(1 for _ in self._list_names())
 
-    def oldest(self, limit: int, max_bytes: int) -> list[str]:
-        """Return the names of the oldest deliveries: as many as fit, at least one."""
+    def oldest(self, limit: int, max_bytes: int, but: Collection[str] = ()) -> list[str]:
+        """Return the names of the oldest deliveries, `but` some: as many as fit, at least one."""
         names: list[str] = []
         size = 0
-        for name in sorted(self._list_names())[:limit]:
+        for name in sorted(name for name in self._list_names() if name not in but)[:limit]:
             with contextlib.suppress(FileNotFoundError):
                 size += (self._folder / name).stat().st_size
                 if names and size > max_bytes:
@@ -194,15 +195,11 @@ class Unspooler:
         self._observe = observe
         self._stored = stored
         self._reported: set[str] = set()  # what can't be read, or renamed
+        self._failed: set[str] = set()  # what holds back no other in this turn
 
     async def keep(self) -> None:
         """Store spooled deliveries again and again, until cancelled."""
-
-        async def store_all() -> None:
-            while await self.turn():
-                pass
-
-        await forever(store_all, LOOK_S, self._report_failure)
+        await forever(self.turn, LOOK_S, self._report_failure)
 
     def _report_failure(self, error: Exception) -> float:
         # What waits in the spool is counted by `status`.
@@ -211,8 +208,17 @@ class Unspooler:
         return LOOK_S
 
     async def turn(self) -> int:
-        """Store a batch; return how many deliveries. Raises StoreUnavailable, OSError."""
-        names = await asyncio.to_thread(self._spool.oldest, MAX_ROWS, MAX_BYTES)
+        """Store all that can be stored; return how many deliveries. Raises StoreUnavailable,
+        OSError."""
+        self._failed.clear()
+        stored = 0
+        while names := await asyncio.to_thread(
+            self._spool.oldest, MAX_ROWS, MAX_BYTES, self._failed
+        ):
+            stored += await self._store(await self._read(names))
+        return stored
+
+    async def _read(self, names: Sequence[str]) -> list[tuple[str, NewDelivery]]:
         spooled: list[tuple[str, NewDelivery]] = []
         for name in names:
             try:
@@ -224,7 +230,7 @@ class Unspooler:
             else:
                 if delivery is not None:
                     spooled.append((name, delivery))
-        return await self._store(spooled)
+        return spooled
 
     async def _store(self, spooled: Sequence[tuple[str, NewDelivery]]) -> int:
         if not spooled:
@@ -233,10 +239,15 @@ class Unspooler:
         try:
             # As if it arrived now: its file goes, so it must be on the database's disk.
             await self._host.accept(lambda store: store.add(deliveries), STORE_S)
-        except RowRejected as error:
+        except (RowRejected, TimedOut) as error:
             if len(spooled) == 1:
-                return int(self._refuse(spooled[0][0], str(error)))
-            # One bad row harms nobody else: halve until it is alone.
+                name = spooled[0][0]
+                if isinstance(error, TimedOut):  # another holds its digest: it is tried again
+                    self._failed.add(name)
+                else:
+                    self._refuse(name, str(error))
+                return 0
+            # One row harms nobody else: halve until it is alone.
             middle = len(spooled) // 2
             return await self._store(spooled[:middle]) + await self._store(spooled[middle:])
         await asyncio.to_thread(self._spool.remove, [name for name, _ in spooled])
@@ -244,18 +255,18 @@ class Unspooler:
         self._stored()
         return len(spooled)
 
-    def _refuse(self, name: str, problem: str) -> bool:
-        """Rename a file that can't be stored; return whether that worked."""
+    def _refuse(self, name: str, problem: str) -> None:
+        """Rename a file that can't be stored."""
         try:
             self._spool.set_aside(name)
         except OSError as error:
             self._report_once(name, f"{problem}; nor can it be renamed: {error}")
-            return False
-        self._observe(NotUnspooled(name, problem))
-        return True
+        else:
+            self._observe(NotUnspooled(name, problem))
 
     def _report_once(self, name: str, problem: str) -> None:
         """Report a file that is tried again and again, only once."""
+        self._failed.add(name)
         if name not in self._reported:
             self._reported.add(name)
             self._observe(NotUnspooled(name, problem))
