@@ -268,8 +268,15 @@ class Service:
 
         async def open_and_use() -> None:
             await self._open_in_the_end()
-            async with self._using_database():
-                await stopping.wait()
+            while not stopping.is_set():
+                try:
+                    async with self._using_database():
+                        await stopping.wait()
+                except Exception as error:
+                    if stopping.is_set():
+                        raise
+                    self._observe(Stalled(describe(error), AGAIN_S))
+                    await wait_for_event(stopping, AGAIN_S)
 
         working = asyncio.create_task(open_and_use())
         try:
@@ -424,7 +431,7 @@ class WorkerGroup:
                 self._registered.set()
                 if registered:
                     self._observe(HandlersKnown(tuple(handler.name for handler in registered)))
-            except StoreUnavailable as error:
+            except Exception as error:  # or it would be told of only at the end
                 self._observe(Stalled(describe(error), AGAIN_S))
                 await asyncio.sleep(AGAIN_S)
         return self._registered.is_set()

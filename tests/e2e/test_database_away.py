@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 
 import httpx2
@@ -37,6 +38,25 @@ def test_serve_receives_before_the_schema_is_there(tmp_path: Path) -> None:
             service.wait_for_log("stored spooled deliveries")
             until_true(lambda: service.http.get("/readyz").status_code == 200, lambda: service.log)
             assert service.post(make.user_created()).json()["duplicate"] is False
+            service.process.terminate()
+            assert service.process.wait(timeout=30) == 0
+
+
+@pytest.mark.process
+@pytest.mark.skipif(os.name == "nt", reason="has no modes")
+def test_what_prevents_serve_from_using_its_database_is_told_and_passes(tmp_path: Path) -> None:
+    """As where others can write to the spool directory by then. It is tried again."""
+    with postgres.own_database() as url:
+        address = url.set(drivername="postgresql").render_as_string(hide_password=False)
+        options = ["--database-url", address, "--spool-dir", str(tmp_path / "spool")]
+        with Service(tmp_path, *options) as service:
+            assert service.post(make.user_created()).json() == SPOOLED
+            (tmp_path / "spool").chmod(0o777)
+            assert command("migrate", "--database-url", address, folder=tmp_path).returncode == 0
+            assert "ERROR" in service.wait_for_log("other users can write")
+            (tmp_path / "spool").chmod(0o700)
+            service.wait_for_log("stored spooled deliveries")
+            service.wait_for_log("outcome=applied")
             service.process.terminate()
             assert service.process.wait(timeout=30) == 0
 
