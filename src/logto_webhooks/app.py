@@ -19,6 +19,7 @@ from collections.abc import (
 )
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
+from weakref import WeakKeyDictionary
 
 import sqlalchemy as sa
 from msgspec.structs import replace
@@ -28,6 +29,7 @@ from starlette.responses import Response
 from logto_webhooks import ensure_user
 from logto_webhooks.admin import Admin
 from logto_webhooks.database import Database, Engine
+from logto_webhooks.ensure_user import UserLookup
 from logto_webhooks.errors import CalledFromEventLoop, NotStarted, SettingInvalid, StartedElsewhere
 from logto_webhooks.events.local import UserRow
 from logto_webhooks.handlers import TIME_LIMIT_S, Function, HandlerOptions, What, parse_patterns
@@ -80,6 +82,7 @@ class LogtoWebhooks(Admin):
         self._observe = fan_out(observe)
         self._service: Service | None = None
         self._alone = threading.Lock()
+        self._lookups = WeakKeyDictionary[asyncio.AbstractEventLoop, UserLookup]()
         self._starting = threading.Lock()
         self._loops: list[asyncio.AbstractEventLoop] = []  # one for each lifespan that is entered
         self.path = path
@@ -238,11 +241,11 @@ class LogtoWebhooks(Admin):
         in a separate transaction, and also uses the Management API's answer about the user, if the
         API is configured. Raises ClaimsUnusable, UserIsDeletedError, WriterBusy, StoreUnavailable.
         """
-        host = self.database.host
         if session is not None:
-            return await host.within(session, lambda store: ensure_user.ensure_user(store, claims))
-        answer = await ensure_user.ask_for_user(self._api, host, claims) if self._api else None
-        row = await host.run(lambda store: ensure_user.ensure_user(store, claims, answer))
+            return await self.database.host.within(
+                session, lambda store: ensure_user.ensure_user(store, claims)
+            )
+        row = await self._users_here().ensure(claims, self._api)
         self._wake()
         return row
 
@@ -251,7 +254,7 @@ class LogtoWebhooks(Admin):
 
         Raises ClaimsUnusable for an invalid id, TimeoutError, UserIsDeletedError, StoreUnavailable.
         """
-        return await ensure_user.wait_for_user(self.database.host, logto_id, timeout_s)
+        return await self._users_here().wait(logto_id, timeout_s)
 
     def call(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine of this object from synchronous code, in a thread other than the event
@@ -279,6 +282,12 @@ class LogtoWebhooks(Admin):
                 await self.close()
                 if self._engine is not None and not isinstance(self._engine, sa.Engine):
                     await self._engine.dispose()
+
+    def _users_here(self) -> UserLookup:
+        loop = asyncio.get_running_loop()
+        if loop not in self._lookups:
+            self._lookups[loop] = UserLookup(self.database.host)
+        return self._lookups[loop]
 
     def _wake(self) -> None:
         if self._service is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
@@ -12,11 +13,13 @@ from msgspec import Meta, Struct
 from logto_webhooks.apply import batch
 from logto_webhooks.database.runner import TransactionRunner
 from logto_webhooks.database.store import Store
+from logto_webhooks.database.threads import HAS_WRITER
 from logto_webhooks.errors import (
     ClaimsUnusable,
     LogtoApiError,
     LogtoUnreachable,
     UserIsDeletedError,
+    WriterBusy,
 )
 from logto_webhooks.events.local import UserRow
 from logto_webhooks.logto import api_responses
@@ -93,18 +96,81 @@ def ensure_user(store: Store, claims: Mapping[str, Any], answer: Change | None =
     return _to_row(record)
 
 
-async def ask_for_user(
-    logto: ManagementClient, host: TransactionRunner, claims: Mapping[str, Any]
-) -> Change | None:
-    """Ask Logto about a user who isn't known here, or who may be back after a deletion; None if
-    there is no need, or it can't be asked now.
+class UserLookup:
+    """Finds and creates users for all who ask on one event loop. However many they are, they take
+    one connection to read and one to write: others need the pool, such as who accepts."""
 
-    Raises ClaimsUnusable, InvalidApiResponse, StoreUnavailable.
-    """
-    key = to_change(claims).key
-    record = (await host.read(lambda store: store.inbox.known(key))).get(key) or Record(key)
-    if record.complete if record.deleted_at is None else not _may_be_back(record, claims):
-        return None
+    def __init__(self, host: TransactionRunner) -> None:
+        self._host = host
+        self._asked: dict[str, asyncio.Future[Record | None]] = {}
+        self._looking: asyncio.Task[None] | None = None
+        self._writing = asyncio.Lock()
+
+    async def ensure(
+        self, claims: Mapping[str, Any], logto: ManagementClient | None = None
+    ) -> UserRow:
+        """Return the user whom claims name. Who isn't known here, or may be back after a deletion,
+        is made of what Logto answers, if it can be asked, else of the claims.
+
+        Raises ClaimsUnusable, UserDeleted, InvalidApiResponse, WriterBusy, StoreUnavailable.
+        """
+        key = to_change(claims).key
+        if HAS_WRITER.get():  # whoever is before it in line may wait for that
+            raise WriterBusy()
+        record = await self._find(key.id) or Record(key)
+        if record.complete and record.deleted_at is None:
+            return _to_row(record)
+        may_ask = record.deleted_at is None or _may_be_back(record, claims)
+        answer = await _ask_for_user(logto, self._host, key) if logto and may_ask else None
+        async with self._writing:
+            return await self._host.run(lambda store: ensure_user(store, claims, answer))
+
+    async def wait(self, user_id: str, timeout_s: float) -> UserRow:
+        """Look, and wait until a user is known here. Raises ClaimsUnusable for what is no id,
+        TimeoutError, UserDeleted, StoreUnavailable."""
+        id_ = to_change({"sub": user_id}).key.id
+        record = await self._find(id_)
+        async with asyncio.timeout(max(0, timeout_s)):
+            while record is None or not (record.complete or record.deleted_at is not None):
+                await asyncio.sleep(POLL_S)  # whoever applies it may be another process
+                record = await self._find(id_)
+        return _to_row(record)
+
+    async def _find(self, user_id: str) -> Record | None:
+        """Look for a user. All who ask at the same time share a query. Raises StoreUnavailable."""
+        loop = asyncio.get_running_loop()
+        if user_id not in self._asked:
+            self._asked[user_id] = loop.create_future()
+        found = self._asked[user_id]
+        if self._looking is None:
+            self._looking = loop.create_task(self._look())
+        return await asyncio.shield(found)
+
+    async def _look(self) -> None:
+        try:
+            while self._asked:
+                await asyncio.sleep(0)  # let all in who ask now
+                asked, self._asked = self._asked, {}
+                try:
+                    records = await self._host.read(partial(Store.read_users, ids=asked))
+                except Exception as error:
+                    for found in asked.values():
+                        found.set_exception(error)
+                else:
+                    for user_id, found in asked.items():
+                        found.set_result(records.get(user_id))
+                finally:
+                    for found in asked.values():
+                        found.cancel()  # if this was cancelled
+        finally:
+            self._looking = None
+
+
+async def _ask_for_user(
+    logto: ManagementClient, host: TransactionRunner, key: Key
+) -> Change | None:
+    """Ask Logto about a user; None if it can't be asked now. Raises InvalidApiResponse,
+    StoreUnavailable."""
     try:
         answered = await logto.user(key.id)
     except (LogtoUnreachable, LogtoApiError):
@@ -114,26 +180,6 @@ async def ask_for_user(
     return api_responses.read_user(
         key.id, answered.content, (await make_span_clock(host))(answered)
     )
-
-
-async def find_user(host: TransactionRunner, key: Key) -> UserRow | None:
-    """The row of a user; None if there is none (yet). Raises UserDeleted, StoreUnavailable."""
-    record = (await host.read(lambda store: store.inbox.known(key))).get(key)
-    if record is None or not (record.complete or record.deleted_at is not None):
-        return None
-    return _to_row(record)
-
-
-async def wait_for_user(host: TransactionRunner, user_id: str, timeout_s: float) -> UserRow:
-    """Look, and wait until a user is known here. Raises ClaimsUnusable for what is no id,
-    TimeoutError, UserDeleted, StoreUnavailable."""
-    key = to_change({"sub": user_id}).key
-    row = await find_user(host, key)
-    async with asyncio.timeout(max(0, timeout_s)):
-        while row is None:  # whoever applies it may be another process
-            await asyncio.sleep(POLL_S)
-            row = await find_user(host, key)
-    return row
 
 
 def _may_be_back(record: Record, claims: Mapping[str, Any]) -> bool:

@@ -19,7 +19,7 @@ from logto_webhooks.records.record import Key, Tombstone
 from logto_webhooks.testing import SIGNING_KEY, make
 from logto_webhooks.testing.fake import FakeLogto
 from tests.support.mounted import live, on_postgres, on_sqlite, send, soon
-from tests.support.postgres import server_url
+from tests.support.postgres import emptied_schema, server_url
 from tests.support.waiting import eventually
 
 CLAIMS = {"sub": "ana", "email": "ana@example.com", "name": "Ana", "iat": 5}
@@ -166,5 +166,45 @@ def test_logto_is_asked_for_what_claims_lack(tmp_path: Path) -> None:
                 async with logto.lifespan():
                     row = await logto.ensure_user({"sub": ana["id"]})
                     assert row.username == username
+
+    asyncio.run(run())
+
+
+@pytest.mark.postgres
+def test_however_many_ask_the_pool_is_left_to_others() -> None:
+    """They take one connection to read, and one to write: webhooks are accepted beside."""
+
+    async def run() -> None:
+        schema = emptied_schema()
+        engine = create_async_engine(server_url().set(drivername="postgresql+asyncpg"))
+        logto = LogtoWebhooks(signing_key=SIGNING_KEY, engine=engine, schema=schema)
+        await logto.migrate()
+        used = most = queries = 0
+
+        @sa.event.listens_for(engine.sync_engine, "checkout")
+        def take(*_: object) -> None:
+            nonlocal used, most, queries
+            used, queries = used + 1, queries + 1
+            most = max(most, used)
+
+        @sa.event.listens_for(engine.sync_engine, "checkin")
+        def give_back(*_: object) -> None:
+            nonlocal used
+            used -= 1
+
+        ids = [f"user{number}" for number in range(200)]
+        waiting = [asyncio.create_task(logto.wait_for_user(id_, 30)) for id_ in ids]
+        looked = [asyncio.create_task(logto.wait_for_user(id_, 0)) for id_ in ids]
+        for each in await asyncio.gather(*looked, return_exceptions=True):
+            assert isinstance(each, TimeoutError)
+        assert most == 1
+        assert queries < 10
+        made = await asyncio.gather(*(logto.ensure_user({"sub": id_}) for id_ in ids))
+        assert await asyncio.gather(*waiting) == made
+        assert most <= 2
+        before = queries
+        assert await asyncio.gather(*(logto.ensure_user({"sub": id_}) for id_ in ids)) == made
+        assert queries - before < 10
+        await engine.dispose()
 
     asyncio.run(run())

@@ -7,7 +7,7 @@ import itertools
 import os
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -155,6 +155,11 @@ class RecordStore:
         for part, by_key in by_part.items():
             self._save_part(part, by_key)
         return kept
+
+    def read_users(self, ids: Collection[str]) -> dict[str, Record]:
+        """Return the records of those users who have one, without holding them."""
+        rows = self._connection.execute(_IN_ORDER, {"of_kind": "user", "ids": list(ids)})
+        return {record.key.id: record for record in map(from_row, rows.mappings())}
 
     def find_here(self, keys: Sequence[Key]) -> set[Key]:
         """Find those users and organizations that have a row, and aren't deleted."""
