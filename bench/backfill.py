@@ -54,7 +54,7 @@ def read_and_discard(environment: Environment, what: str, hook: str = "") -> flo
 async def _discard(environment: Environment, what: str, hook: str) -> None:
     api = make_client(from_env(environment), fast=True)
     if what == "log":
-        [hook] = [each["id"] async for page in api.hooks() for each in page.content]
+        [hook] = [each["id"] async for page in api.webhooks() for each in page.content]
     pages = api.users() if what == "users" else api.log(hook, 1, 2**42)
     async for _ in pages:
         pass

@@ -530,7 +530,7 @@ class Admin:
         return find_our_webhook(hooks, keys, settings.public_url)
 
     async def _read_learnt_keys(self) -> list[str]:
-        return [key.key for key in await self._read(lambda store: store.keys_of_hooks.learnt())]
+        return [key.key for key in await self._read(lambda store: store.webhook_keys.learnt())]
 
     async def _explain(self, kind: Kind, query: str) -> Explained | None:
         lag_ms = self._settings().lag_ms

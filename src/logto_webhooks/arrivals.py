@@ -122,7 +122,7 @@ def record_flow(store: Store, now: int) -> Flow:
         began=recorded.began,
         last=recorded.last,
         gaps=tuple(gap.length for gap in recorded.gaps if gap.ended_at > last - remembered_ms),
-        rejected=store.keys_of_hooks.aside(last, known=recorded.last is not None),
+        rejected=store.webhook_keys.count_rejected(last, known=recorded.last is not None),
     )
 
 

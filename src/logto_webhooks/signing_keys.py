@@ -82,7 +82,7 @@ _QUOTES: Final = "\"'`\u00ab\u00bb\u2018\u2019\u201c\u201d\u201e"
 class WebhookKey(Struct, frozen=True, kw_only=True):
     """A key that Logto's API returned, accepted until it is replaced or `until` (ms)."""
 
-    hook: str
+    webhook_id: str
     key: str
     learnt_at: int
     until: int | None = None
@@ -95,7 +95,7 @@ class RejectedRequest(Struct, frozen=True, kw_only=True):
     body: bytes
     signature: str
     received_at: int
-    hook: str
+    webhook_id: str
     known: bool
     id: int = 0
 
@@ -154,7 +154,7 @@ def is_key(value: object) -> TypeGuard[str]:
     return isinstance(value, str) and problem_of_key(value) is None
 
 
-def hook_of_sender(body: bytes) -> str | None:
+def read_webhook_id(body: bytes) -> str | None:
     """Return the ID of the webhook that a body names; None if it names none. Only in a verified
     body is it sure to be the sender."""
     try:
@@ -174,13 +174,13 @@ _LARGEST: Final = 16 * 2**10  # larger bodies aren't parsed for their webhook's 
 
 
 class Keyring:
-    """The signing keys. `hooks` are the IDs of webhooks that are known to send here."""
+    """The signing keys. `webhook_ids` are the IDs of webhooks that are known to send here."""
 
     def __init__(self, configured: Sequence[str]) -> None:
         self._keys = self._configured = tuple(configured)
         self._learnt: Sequence[WebhookKey] = ()
         self._next_end = inf
-        self.hooks: set[str] = set()
+        self.webhook_ids: set[str] = set()
         self._used: dict[str, int] = {}
         self._looked: dict[str, int] = {}
 
@@ -195,7 +195,7 @@ class Keyring:
         """Replace the keys from Logto's API. Return whether one is new."""
         before = set(self._keys)
         self._learnt = [key for key in learnt if is_key(key.key)]
-        self.hooks |= {key.hook for key in self._learnt}
+        self.webhook_ids |= {key.webhook_id for key in self._learnt}
         self._choose(now)
         return not before.issuperset(self._keys)
 
@@ -209,8 +209,8 @@ class Keyring:
         """Note when a key verified a body (ms), and at most once a second, the body's webhook."""
         if at - self._looked.get(key, 0) > _LOOK_MS:
             self._looked[key] = at
-            if len(body) <= _LARGEST and (webhook := hook_of_sender(body)):
-                self.hooks.add(webhook)
+            if len(body) <= _LARGEST and (webhook := read_webhook_id(body)):
+                self.webhook_ids.add(webhook)
         self._used[key] = at
 
     def take_uses(self) -> dict[str, int]:

@@ -199,8 +199,8 @@ def test_a_key_that_is_none_is_not_learnt(tmp_path: Path, key: Any) -> None:
             await waiting.turn()
             status = await database.host.read(lambda store: store.status())
             assert status.deliveries["pending"] == 0
-            assert await database.host.read(lambda store: store.keys_of_hooks.aside()) == 1
-            assert await database.host.read(lambda store: store.keys_of_hooks.learnt()) == []
+            assert await database.host.read(lambda store: store.webhook_keys.count_rejected()) == 1
+            assert await database.host.read(lambda store: store.webhook_keys.learnt()) == []
             await client.close()
         await database.host.close()
 
@@ -232,7 +232,7 @@ def test_an_endpoint_without_a_key_is_an_error(tmp_path: Path) -> None:
             [hook] = logto.hooks
             rotated = await operations.rotate_endpoint(hook["id"])
             learnt = await operations.database.host.read(
-                lambda store: [each.key for each in store.keys_of_hooks.learnt()]
+                lambda store: [each.key for each in store.webhook_keys.learnt()]
             )
             assert learnt == [rotated.signing_key]
             assert is_key(rotated.signing_key)

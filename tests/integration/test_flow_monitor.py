@@ -97,7 +97,7 @@ def test_what_is_rejected_since_the_last_is_counted(run: Run) -> None:
     """Of hooks that are known here; junk that names others is no alarm."""
     add(run, RECEIVED_AT)
     strangers = [_stranger(at, known) for at in (-1, 1, 2) for known in (True, False)]
-    run(lambda store: store.keys_of_hooks.set_aside(strangers))
+    run(lambda store: store.webhook_keys.add_rejected(strangers))
     assert run(flow_now).rejected == 2
 
 
@@ -150,5 +150,5 @@ def _delivery(at: int, origin: Origin) -> NewDelivery:
 
 def _stranger(at: int, known: bool) -> RejectedRequest:
     return RejectedRequest(
-        body=b"x", signature="0" * 64, received_at=RECEIVED_AT + at, hook="h", known=known
+        body=b"x", signature="0" * 64, received_at=RECEIVED_AT + at, webhook_id="h", known=known
     )

@@ -23,7 +23,7 @@ from logto_webhooks.signing_keys import (
     RejectedRequest,
     WebhookKey,
     fingerprint,
-    hook_of_sender,
+    read_webhook_id,
 )
 from logto_webhooks.testing import make
 from logto_webhooks.testing.fake import FakeLogto
@@ -47,7 +47,7 @@ def stranger(
         body=b"x" * size,
         signature=f"{number:064x}",
         received_at=at or now(),
-        hook="h",
+        webhook_id="h",
         known=known,
     )
 
@@ -57,13 +57,13 @@ class TestStore:
 
     def test_what_is_set_aside_is_listed_and_released(self, run: Run) -> None:
         """The oldest first, page by page."""
-        run(lambda store: store.keys_of_hooks.set_aside([stranger(each) for each in range(5)]))
-        first = run(lambda store: store.keys_of_hooks.strangers(0, 3))
-        rest = run(lambda store: store.keys_of_hooks.strangers(first[-1].id, 3))
+        run(lambda store: store.webhook_keys.add_rejected([stranger(each) for each in range(5)]))
+        first = run(lambda store: store.webhook_keys.list_rejected(0, 3))
+        rest = run(lambda store: store.webhook_keys.list_rejected(first[-1].id, 3))
         assert [int(each.signature, 16) for each in (*first, *rest)] == [0, 1, 2, 3, 4]
         assert replace(first[1], id=0, received_at=1) == replace(stranger(1), received_at=1)
-        run(lambda store: store.keys_of_hooks.release([each.id for each in first]))
-        assert run(lambda store: store.keys_of_hooks.aside()) == 2
+        run(lambda store: store.webhook_keys.delete_rejected([each.id for each in first]))
+        assert run(lambda store: store.webhook_keys.count_rejected()) == 2
 
     @pytest.mark.parametrize("known", [True, False])
     def test_the_newest_within_the_bounds_are_kept(
@@ -73,27 +73,27 @@ class TestStore:
         bounds = replace(BOUNDS[known], rows=4, bytes=100)
         monkeypatch.setitem(BOUNDS, known, bounds)
         other = stranger(77, known=not known)
-        run(lambda store: store.keys_of_hooks.set_aside([other]))
+        run(lambda store: store.webhook_keys.add_rejected([other]))
         some = [stranger(each, known=known) for each in range(6)]
-        run(lambda store: store.keys_of_hooks.set_aside(some))
+        run(lambda store: store.webhook_keys.add_rejected(some))
         assert self.kept(run) == [77, 2, 3, 4, 5]
-        run(lambda store: store.keys_of_hooks.set_aside([stranger(6, known=known, size=80)]))
+        run(lambda store: store.webhook_keys.add_rejected([stranger(6, known=known, size=80)]))
         assert self.kept(run) == [77, 4, 5, 6]
         old = stranger(7, known=known, at=RECEIVED_AT - bounds.age_ms * 2)
-        run(lambda store: store.keys_of_hooks.set_aside([old]))
+        run(lambda store: store.webhook_keys.add_rejected([old]))
         assert 7 not in self.kept(run)
 
     def test_a_key_that_is_replaced_ends_after_the_overlap(self, run: Run) -> None:
         """Another hook's doesn't; one that ends sooner keeps its end."""
         told = [
-            WebhookKey(hook="a", key="first-key-0123456789", learnt_at=1),
-            WebhookKey(hook="b", key="other-key-0123456789", learnt_at=2),
-            WebhookKey(hook="a", key="second-key-0123456789", learnt_at=3),
-            WebhookKey(hook="a", key="third-key-0123456789", learnt_at=4),
+            WebhookKey(webhook_id="a", key="first-key-0123456789", learnt_at=1),
+            WebhookKey(webhook_id="b", key="other-key-0123456789", learnt_at=2),
+            WebhookKey(webhook_id="a", key="second-key-0123456789", learnt_at=3),
+            WebhookKey(webhook_id="a", key="third-key-0123456789", learnt_at=4),
         ]
         for each in told:
-            run(lambda store, each=each: store.keys_of_hooks.learn([each]))  # type: ignore[misc]
-        learnt = run(lambda store: store.keys_of_hooks.learnt())
+            run(lambda store, each=each: store.webhook_keys.learn([each]))  # type: ignore[misc]
+        learnt = run(lambda store: store.webhook_keys.learnt())
         assert [(each.key, each.until) for each in learnt] == [
             ("first-key-0123456789", 3 + OVERLAP_MS),
             ("other-key-0123456789", None),
@@ -104,40 +104,40 @@ class TestStore:
     def test_when_a_key_was_used_is_kept_by_its_fingerprint(self, run: Run) -> None:
         """Of configured ones, too, of which nothing else is kept."""
         marks = {fingerprint("configured"): 5, fingerprint("learnt-key-0123456789"): 6}
-        assert run(lambda store: store.keys_of_hooks.used(marks)) == marks
+        assert run(lambda store: store.webhook_keys.used(marks)) == marks
         run(
-            lambda store: store.keys_of_hooks.learn(
-                [WebhookKey(hook="a", key="learnt-key-0123456789", learnt_at=1)]
+            lambda store: store.webhook_keys.learn(
+                [WebhookKey(webhook_id="a", key="learnt-key-0123456789", learnt_at=1)]
             )
         )
         more = {fingerprint("learnt-key-0123456789"): 9}
-        assert run(lambda store: store.keys_of_hooks.used(more)) == marks | more
-        assert [each.key for each in run(lambda store: store.keys_of_hooks.learnt())] == [
+        assert run(lambda store: store.webhook_keys.used(more)) == marks | more
+        assert [each.key for each in run(lambda store: store.webhook_keys.learnt())] == [
             "learnt-key-0123456789"
         ]
 
     def test_what_is_no_key_is_neither_kept_nor_returned(self, run: Run) -> None:
         """Also if a row that another release wrote has it: anybody can sign with an empty key."""
         for key in ("", "short", '"quoted-0123456789"', "KEY=0123456789abcdef"):
-            told = WebhookKey(hook="a", key=key, learnt_at=1)
-            run(lambda store, told=told: store.keys_of_hooks.learn([told]))  # type: ignore[misc]
-        assert run(lambda store: store.keys_of_hooks.learnt()) == []
+            told = WebhookKey(webhook_id="a", key=key, learnt_at=1)
+            run(lambda store, told=told: store.webhook_keys.learn([told]))  # type: ignore[misc]
+        assert run(lambda store: store.webhook_keys.learnt()) == []
 
     def kept(self, run: Run) -> list[int]:
-        strangers = run(lambda store: store.keys_of_hooks.strangers(0, 100))
+        strangers = run(lambda store: store.webhook_keys.list_rejected(0, 100))
         return [int(each.signature, 16) for each in strangers]
 
 
 def test_the_hook_of_a_body_is_named_at_its_top_level() -> None:
     """Not in customData, wherever that stands, and only as a text."""
-    assert hook_of_sender(make.user_created().body) is not None
+    assert read_webhook_id(make.user_created().body) is not None
     inner = b'"data":{"customData":{"hookId":"inner"}}'
     for body in (b'{%b,"hookId":"real-1"}' % inner, b'{"hookId" : "real-1",%b}' % inner):
-        assert hook_of_sender(body) == "real-1"
-    assert hook_of_sender(b"{%b}" % inner) is None
+        assert read_webhook_id(body) == "real-1"
+    assert read_webhook_id(b"{%b}" % inner) is None
     for junk in (b"", b"{}", b'"hookId"', b'{"hookId": 7}', b'"hookId":"' + b"x" * 65 + b'"'):
-        assert hook_of_sender(junk) is None
-    assert hook_of_sender(b'{"x":' * 100_000) is None
+        assert read_webhook_id(junk) is None
+    assert read_webhook_id(b'{"x":' * 100_000) is None
 
 
 @pytest.mark.process

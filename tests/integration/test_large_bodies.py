@@ -20,7 +20,7 @@ from logto_webhooks.samples.request import SignedRequest
 from logto_webhooks.testing import make
 from tests.support.mounted import all_over, live, on_postgres, on_sqlite, send, soon, until
 
-PARSING = {"identify", "parse_delivery", "build_event", "hook_of_sender"}
+PARSING = {"identify", "parse_delivery", "build_event", "read_webhook_id"}
 MOUNTS = [
     pytest.param(on_sqlite, id="SQLite"),
     pytest.param(lambda folder: on_postgres(), id="PostgreSQL", marks=pytest.mark.postgres),

@@ -228,7 +228,7 @@ LISTINGS: Final[list[tuple[str, tuple[Any, ...], str, str, int]]] = [
     ("members", ("no",), "/api/organizations/no/users", "organization-users-404", 0),
     ("roles_of", ("u",), "/api/users/u/roles", "user-roles", 1),
     ("roles", (), "/api/roles", "roles", 5),
-    ("hooks", (), "/api/hooks", "hooks-paged", 22),
+    ("webhooks", (), "/api/hooks", "hooks-paged", 22),
     ("log", ("h", 5, 9), "/api/hooks/h/recent-logs", "hook-recent-logs-start-end", 95),
 ]
 
@@ -253,21 +253,23 @@ def test_a_hook_is_made_changed_tested_and_deleted() -> None:
     async def main() -> None:
         async with FakeLogto() as fake:
             logto = ManagementClient(fake.url, fake.app_id, fake.app_secret, now=FrozenClock())
-            made = (await logto.create_hook("n", "http://127.0.0.1:9/a", ["User.Created"])).content
+            made = (
+                await logto.create_webhook("n", "http://127.0.0.1:9/a", ["User.Created"])
+            ).content
             assert made["name"] == "n"
-            await logto.change_hook(made["id"], {"config": {"url": "http://127.0.0.1:9/b"}})
+            await logto.change_webhook(made["id"], {"config": {"url": "http://127.0.0.1:9/b"}})
             [changed] = fake.hooks
             assert changed["config"] == {"url": "http://127.0.0.1:9/b"}
-            told = await logto.test_hook(made["id"], "http://127.0.0.1:9/", "User.Created")
+            told = await logto.test_webhook(made["id"], "http://127.0.0.1:9/", "User.Created")
             assert told.content["code"] == "hook.send_test_payload_failed"
             with pytest.raises(LogtoApiError, match="version of Logto"):
-                await logto.test_hook(made["id"], "http://127.0.0.1:9/", "No.Such")
-            assert (await logto.delete_hook(made["id"])).content == {}
+                await logto.test_webhook(made["id"], "http://127.0.0.1:9/", "No.Such")
+            assert (await logto.delete_webhook(made["id"])).content == {}
             assert fake.hooks == []
-            assert (await logto.delete_hook(made["id"])).content is None
-            assert (await logto.change_hook(made["id"], {})).content is None
+            assert (await logto.delete_webhook(made["id"])).content is None
+            assert (await logto.change_webhook(made["id"], {})).content is None
             assert (
-                await logto.test_hook("no", "http://127.0.0.1:9/", "User.Created")
+                await logto.test_webhook("no", "http://127.0.0.1:9/", "User.Created")
             ).content is None
             await logto.close()
 
@@ -278,9 +280,9 @@ def test_what_could_happen_twice_is_asked_once() -> None:
     """A webhook whose answer is lost may be there; what was deleted may be deleted again."""
     stand = Stand({"/api/hooks": [html(502)], "/api/hooks/h": [html(502), answer(204, b"")]})
     with pytest.raises(LogtoUnreachable):
-        stand.ask(lambda logto: logto.create_hook("n", "http://127.0.0.1:9/", ["User.Created"]))
+        stand.ask(lambda logto: logto.create_webhook("n", "http://127.0.0.1:9/", ["User.Created"]))
     assert stand.targets("/api/hooks") == ["/api/hooks"]
-    assert stand.ask(lambda logto: logto.delete_hook("h")).content == {}
+    assert stand.ask(lambda logto: logto.delete_webhook("h")).content == {}
     assert [each.method for each in stand.asked if each.target == "/api/hooks/h"] == ["DELETE"] * 2
 
 

@@ -49,7 +49,7 @@ def test_it_stays_within_its_bounds_while_nothing_can_be_written(
                 await waiting.write_down()
         await database.migrate()
         await waiting.write_down()
-        assert await database.host.read(lambda store: store.keys_of_hooks.aside()) == 2
+        assert await database.host.read(lambda store: store.webhook_keys.count_rejected()) == 2
         await database.host.close()
 
     asyncio.run(main())
@@ -64,7 +64,7 @@ def test_junk_that_names_many_hooks_holds_back_nobody(tmp_path: Path) -> None:
         database = open_database(f"sqlite:///{tmp_path / 'a.db'}")
         await database.migrate()
         waiting = of(database, [])
-        waiting._ring.hooks.add("ours")
+        waiting._ring.webhook_ids.add("ours")
         for body in (b"{%b}" % names, b'{"a":["ours"],%b' % nested[1:]):
             started = time.process_time()
             waiting.offer(body, b"0" * 64, T0)
@@ -118,9 +118,9 @@ def test_what_a_process_with_an_old_key_sets_aside_others_take(
             body = make.user_created(id=f"u{number}").body
             stale.offer(body, sign(body, "configured").encode(), time.time_ns() // 1_000_000)
             await stale.turn()
-            assert await database.host.read(lambda store: store.keys_of_hooks.aside()) == 1
+            assert await database.host.read(lambda store: store.webhook_keys.count_rejected()) == 1
             await current.turn()
-            assert await database.host.read(lambda store: store.keys_of_hooks.aside()) == 0
+            assert await database.host.read(lambda store: store.webhook_keys.count_rejected()) == 0
         status = await database.host.read(lambda store: store.status())
         assert status.deliveries["pending"] == 3
         await database.host.close()
@@ -140,8 +140,8 @@ def test_a_key_ends_when_it_ends() -> None:
         receiver = Receiver(ring, store, clock, lambda report: None)
         body = make.user_created().body
         learnt = [
-            WebhookKey(hook="h", key=OLD, learnt_at=T0, until=T0 + 5_000),
-            WebhookKey(hook="h", key=NEW, learnt_at=T0),
+            WebhookKey(webhook_id="h", key=OLD, learnt_at=T0, until=T0 + 5_000),
+            WebhookKey(webhook_id="h", key=NEW, learnt_at=T0),
         ]
         assert ring.learn(learnt, T0)
         for seconds, status in ((4, 503), (1, 401)):

@@ -34,9 +34,9 @@ class CountingClient(ManagementClient):
 
     hooks_listed = 0
 
-    async def hooks(self) -> AsyncIterator[ApiResponse]:
+    async def webhooks(self) -> AsyncIterator[ApiResponse]:
         self.hooks_listed += 1
-        async for page in super().hooks():
+        async for page in super().webhooks():
             yield page
 
 

@@ -263,7 +263,9 @@ async def a_delivery_that_another_key_signed(clinic: Clinic) -> list[Finding]:
     assert answer.status_code == 401
 
     async def aside() -> int:
-        return await clinic.app.database.host.read(lambda store: store.keys_of_hooks.aside())
+        return await clinic.app.database.host.read(
+            lambda store: store.webhook_keys.count_rejected()
+        )
 
     await eventually(aside)
     return await clinic.ask()

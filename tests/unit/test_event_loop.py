@@ -41,7 +41,7 @@ class Failing:
 
     read = run
 
-    def hooks(self) -> Any:
+    def webhooks(self) -> Any:
         raise ZeroDivisionError
 
 

@@ -20,64 +20,71 @@ from logto_webhooks.signing_keys import (
 )
 
 _BY_ID = among(rejected.c.id, "ids")
-_COLUMNS = ("id", "body", "signature", "received_at", "hook", "known")
+_LEARNT = (keys.c.hook.label("webhook_id"), keys.c.key, keys.c.learnt_at, keys.c.until)
+_REJECTED = sa.select(
+    *(rejected.c[name] for name in ("id", "body", "signature", "received_at", "known")),
+    rejected.c.hook.label("webhook_id"),
+)
 
 
 class KeyStore:
-    """What a database knows of keys, and what is set aside, in the transaction of a Connection."""
+    """Stored keys and rejected requests, in the transaction of a Connection."""
 
     def __init__(self, connection: sa.Connection) -> None:
         self._connection = connection
 
     def learnt(self) -> list[WebhookKey]:
-        """The keys that Logto told; what can't be a key is left out."""
-        names = ("hook", "key", "learnt_at", "until")
-        query = sa.select(*(keys.c[name] for name in names)).where(keys.c.key.is_not(None))
+        """Return the keys that Logto's API returned, without those that can't be a key."""
+        query = sa.select(*_LEARNT).where(keys.c.key.is_not(None))
         rows = self._connection.execute(query.order_by(keys.c.learnt_at)).mappings()
         return [WebhookKey(**row) for row in rows if is_key(row["key"])]
 
     def learn(self, new: Sequence[WebhookKey]) -> None:
-        """Keep keys; the others of the same hooks end after the overlap, unless they do before.
-        What can't be a key isn't kept."""
+        """Store keys, except what can't be a key. Other keys of the same webhooks expire after the
+        overlap, unless they expire before that."""
         for key in new:
             if not is_key(key.key):
                 continue
             mark = fingerprint(key.key)
-            others = (keys.c.hook == key.hook, keys.c.fingerprint != mark)
+            others = (keys.c.hook == key.webhook_id, keys.c.fingerprint != mark)
             sooner = sa.func.coalesce(keys.c.until, key.learnt_at + OVERLAP_MS)
             self._connection.execute(sa.update(keys).where(*others).values(until=sooner))
-            put_row(self._connection, keys, {"fingerprint": mark} | structs.asdict(key))
+            row = structs.asdict(key)
+            row |= {"fingerprint": mark, "hook": row.pop("webhook_id")}
+            put_row(self._connection, keys, row)
 
     def used(self, marks: dict[str, int]) -> dict[str, int]:
-        """Note when keys were last used (ms), by their fingerprints; return that of all."""
+        """Store when keys were last used (ms), by fingerprint. Return this for all keys."""
         for mark, at in marks.items():
             put_row(self._connection, keys, {"fingerprint": mark, "last_used_at": at})
         query = sa.select(keys.c.fingerprint, keys.c.last_used_at)
         rows = self._connection.execute(query.where(keys.c.last_used_at.is_not(None)))
         return {row.fingerprint: row.last_used_at for row in rows}
 
-    def set_aside(self, strangers: Sequence[RejectedRequest]) -> None:
-        """Keep requests, and of all that are kept what is within the bounds."""
-        rows = [structs.asdict(request) | {"size": len(request.body)} for request in strangers]
+    def add_rejected(self, new: Sequence[RejectedRequest]) -> None:
+        """Store requests, and delete stored ones beyond the bounds."""
+        rows = [structs.asdict(request) | {"size": len(request.body)} for request in new]
         for row in rows:
             del row["id"]
+            row["hook"] = row.pop("webhook_id")
         if rows:
             self._connection.execute(sa.insert(rejected), rows)
         for known, bounds in BOUNDS.items():
             self._prune(known, bounds)
 
-    def strangers(self, after: int, limit: int) -> list[RejectedRequest]:
-        """List what is set aside, the oldest first."""
-        query = sa.select(*(rejected.c[name] for name in _COLUMNS)).where(rejected.c.id > after)
-        rows = self._connection.execute(query.order_by(rejected.c.id).limit(limit)).mappings()
+    def list_rejected(self, after: int, limit: int) -> list[RejectedRequest]:
+        """List rejected requests, the oldest first."""
+        query = _REJECTED.where(rejected.c.id > after).order_by(rejected.c.id).limit(limit)
+        rows = self._connection.execute(query).mappings()
         return [RejectedRequest(**row) for row in rows]
 
-    def release(self, ids: Sequence[int]) -> None:
-        """Forget what was set aside."""
+    def delete_rejected(self, ids: Sequence[int]) -> None:
+        """Delete rejected requests."""
         self._connection.execute(sa.delete(rejected).where(_BY_ID), {"ids": list(ids)})
 
-    def aside(self, since: int = 0, *, known: bool = False) -> int:
-        """Count what is set aside, received after a moment (ms); of `known` hooks, or of any."""
+    def count_rejected(self, since: int = 0, *, known: bool = False) -> int:
+        """Count the rejected requests that were received after a moment (ms): those of `known`
+        webhooks, or all."""
         counted = sa.select(sa.func.count()).where(rejected.c.received_at > since)
         if known:
             counted = counted.where(rejected.c.known == sa.true())

@@ -105,8 +105,8 @@ class Store(DeliveryStore, MembershipStore):
         return JobStore(self._connection)
 
     @property
-    def keys_of_hooks(self) -> KeyStore:
-        """Keys of hooks, and what no key signed."""
+    def webhook_keys(self) -> KeyStore:
+        """The keys of webhooks, and requests that no key verified."""
         return KeyStore(self._connection)
 
     def limit_waits(self, lock_s: float, statement_s: float) -> None:

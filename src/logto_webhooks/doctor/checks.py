@@ -214,8 +214,8 @@ def _compare_key(
 
 def _check_key_use(keys: Sequence[str], store: Store) -> list[Finding]:
     """Judge the keys by the received deliveries. A first use is recorded with a delay."""
-    used = store.keys_of_hooks.used({})
-    rejected = store.keys_of_hooks.aside()
+    used = store.webhook_keys.used({})
+    rejected = store.webhook_keys.count_rejected()
     received = any(row.origin == "webhook" for row in store.inbox.search(DeliveryFilter()))
     if any(fingerprint(key) in used for key in keys) or (received and not used):
         return [make_ok("Deliveries signed with this key have arrived.")]
@@ -441,7 +441,7 @@ async def check_rejected(context: CheckContext) -> list[Finding]:
     yesterday = SystemClock().now() - DAY_MS
 
     def count_rejected(store: Store) -> tuple[int, int]:
-        return store.keys_of_hooks.aside(), store.keys_of_hooks.aside(yesterday)
+        return store.webhook_keys.count_rejected(), store.webhook_keys.count_rejected(yesterday)
 
     count, recent = await context.read(count_rejected)
     if recent:

@@ -147,7 +147,7 @@ class CheckContext:
     async def webhook_pages(self) -> list[ApiResponse]:
         """List Logto's webhooks, page by page."""
         self._logto = self._logto or self.target.make_client()
-        return [page async for page in self._logto.hooks()]
+        return [page async for page in self._logto.webhooks()]
 
     async def webhooks(self) -> list[Webhook]:
         """List Logto's webhooks."""
@@ -168,7 +168,9 @@ class CheckContext:
         senders: set[str] = set()
         if not named and "database" in self.passed:
             recent = await self.read(lambda store: store.recent(_RECENT))
-            senders = {sender for row in recent if (sender := delivery_log.read_hook_id(row.body))}
+            senders = {
+                sender for row in recent if (sender := delivery_log.find_logged_webhook(row.body))
+            }
         known = named or [webhook for webhook in webhooks if webhook.id in senders]
         path = self.settings.path.rstrip("/")
         alike = [each for each in webhooks if strip_url(each.url).rstrip("/").endswith(path)]
@@ -178,7 +180,7 @@ class CheckContext:
         """Read the signing keys that Logto's API has returned."""
         if "database" not in self.passed:
             return []
-        return await self.read(lambda store: store.keys_of_hooks.learnt())
+        return await self.read(lambda store: store.webhook_keys.learnt())
 
     @_read_once
     async def log_summary(self) -> LogSummary:

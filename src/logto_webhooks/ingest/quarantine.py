@@ -26,8 +26,8 @@ from logto_webhooks.signing_keys import (
     Keyring,
     RejectedRequest,
     WebhookKey,
-    hook_of_sender,
     is_key,
+    read_webhook_id,
     verify,
 )
 
@@ -80,20 +80,20 @@ class Quarantine:
 
     def offer(self, body: bytes, signature: bytes, at: int) -> None:
         """Set a request aside, if it may be of Logto and there is room."""
-        # Which hook is the sender's is decided in `write_down`: nothing is parsed here, and a body
-        # that names a million hooks takes no longer than others.
+        # `write_down` decides which webhook sent it. Nothing is parsed here, and a body that names
+        # a million webhooks takes no longer than others.
         if b'"hookId"' not in body:
             return
-        hook = next((hook for hook in self._ring.hooks if f'"{hook}"'.encode() in body), "")
-        is_known = bool(hook)
+        named = (id_ for id_ in self._ring.webhook_ids if f'"{id_}"'.encode() in body)
+        webhook_id = next(named, "")
         text = signature.strip().decode()
         request = RejectedRequest(
-            body=body, signature=text, received_at=at, hook=hook, known=is_known
+            body=body, signature=text, received_at=at, webhook_id=webhook_id, known=webhook_id != ""
         )
         if not self._hold(request):
             return
         self._to_ask = True
-        if is_known:
+        if request.known:
             self._rejected_at = time.monotonic()
         self._wake.set()
 
@@ -131,10 +131,10 @@ class Quarantine:
             rejected = [
                 request
                 for offered, delivery in proved
-                if delivery is None and (request := self._name_hook(offered))
+                if delivery is None and (request := self._name_webhook(offered))
             ]
             if rejected:
-                await self._host.run(lambda store: store.keys_of_hooks.set_aside(rejected))
+                await self._host.run(lambda store: store.webhook_keys.add_rejected(rejected))
                 self._observe(Quarantined(len(rejected)))
             await self._add([delivery for _, delivery in proved if delivery], [])
         except BaseException:
@@ -142,13 +142,14 @@ class Quarantine:
                 self._hold(request)
             raise
 
-    def _name_hook(self, offered: RejectedRequest) -> RejectedRequest | None:
-        """What was offered, with the hook that its top level names; None if Logto can't have sent
-        it."""
-        hook = hook_of_sender(offered.body)  # of what is no JSON, none
-        if hook is None:
+    def _name_webhook(self, offered: RejectedRequest) -> RejectedRequest | None:
+        """Return the request with the webhook that its top level names; None if Logto can't have
+        sent it."""
+        webhook_id = read_webhook_id(offered.body)  # None if the body isn't JSON
+        if webhook_id is None:
             return None
-        return replace(offered, hook=hook, known=hook in self._ring.hooks)
+        known = webhook_id in self._ring.webhook_ids
+        return replace(offered, webhook_id=webhook_id, known=known)
 
     def _hold(self, request: RejectedRequest) -> bool:
         """Queue it, if there is room."""
@@ -166,13 +167,15 @@ class Quarantine:
     def _read_keys(self, store: Store) -> list[WebhookKey]:
         uses = self._ring.take_uses()
         if uses:
-            store.keys_of_hooks.used(uses)
-        if not self._ring.hooks:
+            store.webhook_keys.used(uses)
+        if not self._ring.webhook_ids:
             recent = store.recent(_RECENT)
-            self._ring.hooks |= {
-                hook for delivery in recent if (hook := delivery_log.read_hook_id(delivery.body))
+            self._ring.webhook_ids |= {
+                hook
+                for delivery in recent
+                if (hook := delivery_log.find_logged_webhook(delivery.body))
             }
-        return store.keys_of_hooks.learnt()
+        return store.webhook_keys.learnt()
 
     def _may_ask(self) -> bool:
         due = time.monotonic() - self._asked_at >= ASK_S
@@ -186,8 +189,8 @@ class Quarantine:
         except LogtoUnreachable:
             self._to_ask = True
             raise
-        await self._host.run(lambda store: store.keys_of_hooks.learn(keys))
-        return await self._host.read(lambda store: store.keys_of_hooks.learnt())
+        await self._host.run(lambda store: store.webhook_keys.learn(keys))
+        return await self._host.read(lambda store: store.webhook_keys.learnt())
 
     async def _try_all(self) -> None:
         """With a new key all, else now and then what others set aside: they may lack a key."""
@@ -208,7 +211,7 @@ class Quarantine:
 
         def add(store: Store) -> None:
             store.add(deliveries)
-            store.keys_of_hooks.release(ids)
+            store.webhook_keys.delete_rejected(ids)
 
         await self._host.run(add)
         self._observe(QuarantineReleased(len(deliveries)))
@@ -248,10 +251,12 @@ def make_key_reader(
 
     async def ask(keys: Sequence[str]) -> list[WebhookKey]:
         recent = await host.read(lambda store: store.recent(_RECENT))
-        seen = {hook for delivery in recent if (hook := delivery_log.read_hook_id(delivery.body))}
+        seen = {
+            hook for delivery in recent if (hook := delivery_log.find_logged_webhook(delivery.body))
+        }
         return [
-            WebhookKey(hook=hook["id"], key=hook["signingKey"], learnt_at=clock.now())
-            async for page in logto.hooks()
+            WebhookKey(webhook_id=hook["id"], key=hook["signingKey"], learnt_at=clock.now())
+            async for page in logto.webhooks()
             for hook in page.content
             if leads_here(hook, seen, keys, public_url) and is_key(hook.get("signingKey"))
         ]
@@ -260,4 +265,4 @@ def make_key_reader(
 
 
 def _read_page(store: Store, *, after: int) -> list[RejectedRequest]:
-    return store.keys_of_hooks.strangers(after, _PAGE)
+    return store.webhook_keys.list_rejected(after, _PAGE)

@@ -318,10 +318,10 @@ async def borrow_webhook(
     """
     leases.write(lease)
     if webhook is None:  # if this fails, the webhook may still exist, so the lease stays
-        response = await logto.create_hook(lease.session, url, subscription(["*"]))
+        response = await logto.create_webhook(lease.session, url, subscription(["*"]))
     try:
         if webhook is not None:
-            response = await logto.change_hook(
+            response = await logto.change_webhook(
                 webhook.id, {"config": webhook.config | {"url": url}}
             )
         yield parse_created(response.content, lease.session if webhook is None else webhook.name)
@@ -340,10 +340,10 @@ async def _restore(logto: ManagementClient, leases: LeaseFolder, lease: Lease) -
     actions = []
     for webhook in webhooks:
         if lease.hook and webhook.id == lease.hook and webhook.url == lease.lent:
-            await logto.change_hook(webhook.id, {"config": webhook.config | {"url": lease.url}})
+            await logto.change_webhook(webhook.id, {"config": webhook.config | {"url": lease.url}})
             actions.append(f"changed the URL of the webhook {webhook.name} back to {lease.url}")
         elif not lease.hook and webhook.name == lease.session:
-            await logto.delete_hook(webhook.id)
+            await logto.delete_webhook(webhook.id)
             actions.append(f"deleted the webhook {webhook.name!r}")
     leases.remove(lease)
     return actions

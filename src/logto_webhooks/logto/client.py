@@ -95,38 +95,40 @@ class ManagementClient:
         """All users who have a role; none for an unknown role."""
         return self._list_pages(f"/api/roles/{_quote(role_id)}/users", page)
 
-    def hooks(self) -> AsyncIterator[ApiResponse]:
+    def webhooks(self) -> AsyncIterator[ApiResponse]:
         """All webhooks, with their signing keys."""
         return self._list_pages("/api/hooks")
 
-    def log(self, hook_id: str, start: int, end: int) -> AsyncIterator[ApiResponse]:
+    def log(self, webhook_id: str, start: int, end: int) -> AsyncIterator[ApiResponse]:
         """What a hook tried to deliver between two moments (ms), the newest first."""
-        path = f"/api/hooks/{_quote(hook_id)}/recent-logs"
+        path = f"/api/hooks/{_quote(webhook_id)}/recent-logs"
         return self._list_pages(path, start_time=start, end_time=end)
 
-    async def create_hook(self, name: str, url: str, events: Sequence[str]) -> ApiResponse:
+    async def create_webhook(self, name: str, url: str, events: Sequence[str]) -> ApiResponse:
         """Make a webhook. It is asked once: if that fails, it may be there all the same."""
         content = {"name": name, "events": list(events), "config": {"url": url}}
         return self._accept(await self._send("POST", "/api/hooks", content, again=False))
 
-    async def change_hook(self, hook_id: str, changes: dict[str, Any]) -> ApiResponse:
+    async def change_webhook(self, webhook_id: str, changes: dict[str, Any]) -> ApiResponse:
         """Replace some fields of a webhook, each whole."""
-        return self._accept(await self._send("PATCH", f"/api/hooks/{_quote(hook_id)}", changes))
+        return self._accept(await self._send("PATCH", f"/api/hooks/{_quote(webhook_id)}", changes))
 
-    async def rotate_key(self, hook_id: str) -> ApiResponse:
+    async def rotate_key(self, webhook_id: str) -> ApiResponse:
         """Give a webhook a new signing key; it is asked once. None if the webhook is unknown."""
-        path = f"/api/hooks/{_quote(hook_id)}/signing-key"
+        path = f"/api/hooks/{_quote(webhook_id)}/signing-key"
         return self._accept(await self._send("PATCH", path, again=False))
 
-    async def delete_hook(self, hook_id: str) -> ApiResponse:
+    async def delete_webhook(self, webhook_id: str) -> ApiResponse:
         """Delete a webhook, if it is there."""
-        return self._accept(await self._send("DELETE", f"/api/hooks/{_quote(hook_id)}"))
+        return self._accept(await self._send("DELETE", f"/api/hooks/{_quote(webhook_id)}"))
 
-    async def test_hook(self, hook_id: str, url: str, event: str) -> ApiResponse:
+    async def test_webhook(self, webhook_id: str, url: str, event: str) -> ApiResponse:
         """Have a test sent to a URL. None if the webhook is unknown; else what went wrong, empty
         if nothing did."""
         content = {"events": [event], "config": {"url": url}}
-        reply = await self._send("POST", f"/api/hooks/{_quote(hook_id)}/test", content, again=False)
+        reply = await self._send(
+            "POST", f"/api/hooks/{_quote(webhook_id)}/test", content, again=False
+        )
         if reply.status == 422 and reply.code:
             return _to_response(reply, reply.content)
         return self._accept(reply)

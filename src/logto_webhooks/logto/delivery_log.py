@@ -9,7 +9,7 @@ from logto_webhooks import canonical_json
 from logto_webhooks.deliveries import LARGE, NewDelivery, ReceivedBody, identify
 from logto_webhooks.errors import NotADelivery
 from logto_webhooks.events.base import get_from, is_test
-from logto_webhooks.signing_keys import hook_of_sender, trust
+from logto_webhooks.signing_keys import read_webhook_id, trust
 
 ATTEMPT_MS: Final = 15_000  # an attempt ends 10 s after it began at the latest
 ANSWERED: Final = "answered 200, but not in the inbox"
@@ -52,14 +52,15 @@ def is_cut(recent: Iterable[ReceivedBody], hook: str, since: int, oldest: int) -
     """Whether a hook's log, whose oldest entry since a moment is of `oldest`, lacks what came
     before that: deliveries that the inbox has."""
     return any(
-        since <= delivery.occurred_at < oldest - ATTEMPT_MS and read_hook_id(delivery.body) == hook
+        since <= delivery.occurred_at < oldest - ATTEMPT_MS
+        and find_logged_webhook(delivery.body) == hook
         for delivery in recent
     )
 
 
-def read_hook_id(body: bytes) -> str | None:
+def find_logged_webhook(body: bytes) -> str | None:
     """The hook that sent a body; None for a test, which isn't logged."""
-    hook = hook_of_sender(body)
+    hook = read_webhook_id(body)
     # A test is small; what isn't needn't be decoded as a whole.
     if hook is None or len(body) >= LARGE:
         return hook

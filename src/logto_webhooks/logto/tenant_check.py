@@ -18,7 +18,7 @@ from logto_webhooks.errors import WrongTenant
 from logto_webhooks.events.base import get_from
 from logto_webhooks.logto import api_responses
 from logto_webhooks.records.record import Key
-from logto_webhooks.signing_keys import hook_of_sender
+from logto_webhooks.signing_keys import read_webhook_id
 
 if TYPE_CHECKING:
     from logto_webhooks.logto.client import ManagementClient
@@ -53,7 +53,7 @@ class TenantCheck:
         Raises WrongTenant, LogtoUnreachable, LogtoApiError, StoreUnavailable.
         """
         newest = await self._host.read(lambda store: store.inbox.search(_NEWEST))
-        if newest and hook_of_sender(newest[0].body) in self._our_webhooks:
+        if newest and read_webhook_id(newest[0].body) in self._our_webhooks:
             return
         if time.monotonic() < self._refused_until:
             raise WrongTenant()
@@ -70,8 +70,8 @@ class TenantCheck:
     async def _has_sent(self, deliveries: Sequence[StoredDelivery]) -> bool:
         """Whether the webhook that sent the newest is this Logto's, or, if it was deleted there,
         one of the users and organizations that it told of."""
-        sender = hook_of_sender(deliveries[0].body)
-        sent = [delivery for delivery in deliveries if hook_of_sender(delivery.body) == sender]
+        sender = read_webhook_id(deliveries[0].body)
+        sent = [delivery for delivery in deliveries if read_webhook_id(delivery.body) == sender]
         if await self._has_webhook(sender) or await self._knows_any(_list_subjects(sent)):
             self._our_webhooks |= {sender} if sender is not None else set()
             return True
@@ -80,7 +80,7 @@ class TenantCheck:
     async def _has_webhook(self, webhook_id: str | None) -> bool:
         if webhook_id is None:
             return False
-        async for page in self._logto.hooks():
+        async for page in self._logto.webhooks():
             if any(get_from(hook, "id") == webhook_id for hook in page.content):
                 return True
         return False
@@ -104,7 +104,7 @@ class TenantCheck:
 
 def _is_from_logto(delivery: StoredDelivery) -> bool:
     """Whether it is neither a test payload nor a sample, as `trigger` sends them."""
-    sender = hook_of_sender(delivery.body) or ""
+    sender = read_webhook_id(delivery.body) or ""
     return delivery.state is not DeliveryState.IGNORED and not sender.startswith(SAMPLE_WEBHOOK)
 
 

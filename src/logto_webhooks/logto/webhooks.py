@@ -167,7 +167,7 @@ async def list_webhooks(logto: ManagementClient) -> tuple[list[Webhook], int]:
     """All webhooks, and what time it is at Logto (ms). Raises LogtoUnreachable, LogtoApiError."""
     hooks: list[Webhook] = []
     now = 0
-    async for page in logto.hooks():
+    async for page in logto.webhooks():
         now = page.date or page.asked_at
         hooks += [hook for item in page.content if (hook := parse_webhook(item))]
     return hooks, now
@@ -182,7 +182,7 @@ async def create_webhook(
         if hook.leads_to(url):
             raise WebhookExists(id=hook.id, url=url)
     with note_on_failure("it may exist anyway: see `logto-webhooks endpoint list`"):
-        return parse_created((await logto.create_hook(name, url, events)).content, name)
+        return parse_created((await logto.create_webhook(name, url, events)).content, name)
 
 
 @contextmanager
@@ -216,7 +216,7 @@ async def send_test(
     """
     newest, began = await newest_id(host), time.monotonic()
     result = TestResult(hook=hook.id, url=hook.url, enabled=hook.enabled, event=event)
-    answered = (await logto.test_hook(hook.id, hook.url, event)).content
+    answered = (await logto.test_webhook(hook.id, hook.url, event)).content
     problem = None if answered == {} else _describe_failure(answered)
     if problem not in (None, _REFUSED):
         return replace(result, problem=problem)
@@ -298,17 +298,17 @@ async def rotate_key(
     can't be a key. Raises WebhookChanged, KeyNotTold, LogtoUnreachable, LogtoApiError,
     StoreUnavailable.
     """
-    old = WebhookKey(hook=hook.id, key=hook.signing_key, learnt_at=clock.now())
-    await host.run(lambda store: store.keys_of_hooks.learn([old]))
+    old = WebhookKey(webhook_id=hook.id, key=hook.signing_key, learnt_at=clock.now())
+    await host.run(lambda store: store.webhook_keys.learn([old]))
     with note_on_failure("the key may have changed anyway, so run this command again"):
         changed = parse_created((await logto.rotate_key(hook.id)).content, hook.name)
     now = clock.now()
-    new = WebhookKey(hook=hook.id, key=changed.signing_key, learnt_at=now)
+    new = WebhookKey(webhook_id=hook.id, key=changed.signing_key, learnt_at=now)
     ending = replace(old, until=now + overlap_ms)
 
     def learn(store: Store) -> dict[str, int]:
-        store.keys_of_hooks.learn([ending, new])
-        return store.keys_of_hooks.used({})
+        store.webhook_keys.learn([ending, new])
+        return store.webhook_keys.used({})
 
     try:
         used = await host.run(learn)

@@ -18,7 +18,7 @@ REFUSALS: Final = (LogtoUnreachable, LogtoApiError)
 async def is_answering(logto: ManagementClient) -> bool:
     """Whether Logto answers a request that is about no record."""
     try:
-        await anext(logto.hooks(), None)
+        await anext(logto.webhooks(), None)
     except REFUSALS:
         return False
     return True

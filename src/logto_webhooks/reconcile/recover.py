@@ -19,7 +19,7 @@ from logto_webhooks.logto import delivery_log
 from logto_webhooks.logto.api_responses import make_span_clock
 from logto_webhooks.logto.webhooks import leads_here
 from logto_webhooks.reconcile import report_to
-from logto_webhooks.signing_keys import hook_of_sender
+from logto_webhooks.signing_keys import read_webhook_id
 
 if TYPE_CHECKING:
     from logto_webhooks.logto.client import ManagementClient
@@ -116,10 +116,10 @@ class Recovery:
         seen = {
             hook
             for delivery in await self._read_recent()
-            if (hook := hook_of_sender(delivery.body))
+            if (hook := read_webhook_id(delivery.body))
         }
         when, latest = await make_span_clock(self._host), self._clock.now()
-        async for page in self._logto.hooks():
+        async for page in self._logto.webhooks():
             # By Logto's clock, on which its entries are stamped. What is asked for may end too
             # late, but it is complete only up to when it surely was asked for.
             self._now, end = when(page)
