@@ -12,15 +12,16 @@ from typing import Any, TypeVar
 import pytest
 from starlette.types import Message
 
+from logto_webhooks import ingest
 from logto_webhooks.clock import SystemClock
 from logto_webhooks.database.runner import TransactionRunner
 from logto_webhooks.database.store import Store
-from logto_webhooks.deliveries import DeliveryFilter
+from logto_webhooks.deliveries import LARGE, DeliveryFilter
 from logto_webhooks.errors import StoreUnavailable, TimedOut
 from logto_webhooks.event_loop import Aside
-from logto_webhooks.ingest import Receiver, WebhookResponse, asgi
+from logto_webhooks.ingest import Receiver, WebhookResponse, asgi, group_commit
 from logto_webhooks.ingest.body import ByteLimiter
-from logto_webhooks.ingest.group_commit import GroupCommit
+from logto_webhooks.ingest.group_commit import STOPPED, GroupCommit
 from logto_webhooks.ingest.spool import SpoolDirectory
 from logto_webhooks.instrumentation import NotStored, Spooled, StoredLate, TelemetryEvent
 from logto_webhooks.samples.request import SignedRequest
@@ -204,6 +205,29 @@ def test_what_is_late_is_tried_once_more_at_the_end(tmp_path: Path) -> None:
         door.away.is_back = True
         await door.commit.finish()
         assert await door.stored() == 1
+        await door.host.close()
+
+    asyncio.run(live())
+
+
+def test_what_is_lost_at_the_end_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What can't be stored, and what couldn't even be identified in time."""
+    monkeypatch.setattr(ingest, "LONGEST_WAIT_S", 0.1)
+    monkeypatch.setattr(group_commit, "FINISH_S", 0.1)
+
+    async def live() -> None:
+        door = Door("sqlite", tmp_path)
+        before = threading.Event()
+        first = asyncio.create_task(door.aside.run(before.wait))
+        await asyncio.gather(
+            *(door.post(make.user_created(name="a" * size)) for size in (1, LARGE))
+        )
+        door.reports.clear()
+        await door.receiver.finish()
+        await door.commit.finish()
+        assert [str(report) for report in door.reports] == [str(NotStored(1, STOPPED))] * 2
+        before.set()
+        await first
         await door.host.close()
 
     asyncio.run(live())

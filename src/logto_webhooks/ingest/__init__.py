@@ -20,8 +20,14 @@ from logto_webhooks.errors import (
 )
 from logto_webhooks.event_loop import Aside
 from logto_webhooks.ingest.body import RequestBody
-from logto_webhooks.ingest.group_commit import LONGEST_WAIT_S, TOO_LATE, retrieve_error
-from logto_webhooks.instrumentation import DeliveryStored, Observer, RefusedFor, RequestRefused
+from logto_webhooks.ingest.group_commit import LONGEST_WAIT_S, STOPPED, TOO_LATE, retrieve_error
+from logto_webhooks.instrumentation import (
+    DeliveryStored,
+    NotStored,
+    Observer,
+    RefusedFor,
+    RequestRefused,
+)
 from logto_webhooks.signing_keys import Keyring, VerifiedBody, verify
 
 RETRY_AFTER_S: Final = 5
@@ -110,9 +116,12 @@ class Receiver:
         return WebhookResponse(200, {"id": str(accepted.id), "duplicate": accepted.duplicate})
 
     async def finish(self) -> None:
-        """At the end, let what is verified come to the store."""
-        if self._storing:
-            await asyncio.wait(self._storing.values(), timeout=LONGEST_WAIT_S)
+        """At the end, let what is verified come to the store, within `LONGEST_WAIT_S`."""
+        if not self._storing:
+            return
+        _, lost = await asyncio.wait(self._storing.values(), timeout=LONGEST_WAIT_S)
+        if lost:
+            self._observe(NotStored(len(lost), STOPPED))
 
     async def _store_large(
         self,

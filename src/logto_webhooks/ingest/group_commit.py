@@ -38,6 +38,7 @@ LONGEST_PAUSE_S: Final = 0.5
 FINISH_S: Final = 2.0
 KEEP_S: Final = 0.5  # before the deadline, what can't be stored is spooled
 LONGEST_KEEP_S: Final = 1.5
+STOPPED: Final = "the service stopped"
 TOO_LATE: Final = f"it took longer than {LONGEST_WAIT_S:.0f} s"
 
 
@@ -171,7 +172,7 @@ class GroupCommit:
         if left and self._spool is not None:
             await self._spool_late(left)
         elif left:
-            self._refuse(left, "the service stopped")
+            self._refuse(left, STOPPED)
 
     async def _commit_all(self) -> None:
         failures = 0
