@@ -15,6 +15,7 @@ from logto_webhooks.clock import SystemClock
 from logto_webhooks.database.records import FoundRow
 from logto_webhooks.database.runner import TransactionRunner
 from logto_webhooks.errors import LogtoApiError, LogtoUnreachable, WrongTenant
+from logto_webhooks.instrumentation import Reconciled, TelemetryEvent
 from logto_webhooks.logto.api_responses import ApiResponse, make_span_clock
 from logto_webhooks.logto.client import ManagementClient
 from logto_webhooks.reconcile.fetch import compare_and_request_refetch
@@ -786,3 +787,34 @@ def test_what_was_read_just_before_is_compared(kind: StoreKind, tmp_path: Path) 
         await host.close()
 
     asyncio.run(live())
+
+
+def test_a_logto_of_another_day_is_compared_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last run is dated by Logto's clock: one that is an hour ahead, or behind, is no reason
+    to run again and again."""
+    monkeypatch.setattr("logto_webhooks.reconcile.reconcile.LOOK_S", 0.01)
+
+    async def live(ahead_s: int) -> None:
+        host, clock = open_host("sqlite", tmp_path), FrozenClock()
+        reports: list[TelemetryEvent] = []
+
+        async def count() -> int:
+            return len(reports)
+
+        async with (
+            FakeLogto(now=lambda: clock.now() + ahead_s * 1000) as logto,
+            asking(logto) as api,
+        ):
+            keeping = Reconciliation(api, host, clock).keep(1_800, reports.append)
+            task = asyncio.create_task(keeping)
+            await eventually(count, bool)
+            await asyncio.sleep(0.3)  # thirty looks
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        assert [type(report) for report in reports] == [Reconciled]
+        await host.close()
+
+    for ahead_s in (3_600, -3_600):
+        asyncio.run(live(ahead_s))
