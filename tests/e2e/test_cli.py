@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import socket
 import sqlite3
 import subprocess
 import sys
+from functools import partial
+from itertools import takewhile
 from pathlib import Path
 
 import msgspec
 import pytest
 
+import logto_webhooks
 from logto_webhooks.events import BY_NAME
 from logto_webhooks.settings import VARIABLES
 from logto_webhooks.signing_keys import sign
 from logto_webhooks.testing import SIGNING_KEY, make
 from tests.support.inbox import fill
+from tests.support.marks import need
 from tests.support.service import (
     PATH,
     Service,
@@ -28,6 +33,7 @@ from tests.support.service import (
 )
 from tests.support.waiting import until
 
+PACKAGE = Path(logto_webhooks.__file__).parent
 KEY = {"LOGTO_WEBHOOK_SIGNING_KEY": SIGNING_KEY}
 
 
@@ -332,6 +338,46 @@ class TestDemo:
             shown = command("demo", "--once", "--history", "people", folder=tmp_path)
         assert shown.returncode == 0, shown.stdout + shown.stderr
         assert "Port 8787 is in use. Using " in shown.stdout
+
+    @pytest.mark.parametrize("way", ["console script", "module", "relative import path"])
+    def test_what_it_suggests_works(self, tmp_path: Path, way: str) -> None:
+        """Pasted into a terminal in another folder, however the demo was started."""
+        need("process")
+        python = Path(sys.executable)
+        program = [python.parent / "logto-webhooks"]
+        environment = clean_environment({})
+        if way != "console script":
+            program = [python, "-m", "logto_webhooks"]
+        if way == "relative import path":
+            environment["PYTHONPATH"] = os.path.relpath(PACKAGE.parent, tmp_path)
+        (tmp_path / "elsewhere").mkdir()
+        with subprocess.Popen(
+            [*program, "demo", "--port", "0", "--history", "people"],
+            cwd=tmp_path,
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as demo:
+            try:
+                assert demo.stdout
+                printed = list(takewhile(lambda line: "Ctrl-C" not in line, demo.stdout))
+                lines = printed[printed.index("Try in another terminal:\n") :]
+                pasted = [line.strip() for line in lines if line.startswith("  ")]
+                exports = [line for line in pasted if line.startswith("export ")]
+                for line in pasted[len(exports) :]:
+                    until(partial(runs, "\n".join([*exports, line]), tmp_path / "elsewhere"))
+            finally:
+                demo.terminate()
+
+
+def runs(lines: str, folder: Path) -> bool:
+    """Whether a shell without the demo's environment runs these lines."""
+    environment = clean_environment({})
+    environment.pop("PYTHONPATH", None)
+    ended = subprocess.run(["sh", "-ec", lines], cwd=folder, env=environment, capture_output=True)
+    # The user of an earlier line may not be there yet.
+    assert not ended.stderr or ended.stderr.startswith(b"No user found"), ended.stderr
+    return ended.returncode == 0
 
 
 def test_an_address_that_is_not_here_is_one_line(tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+import shlex
 import socket
 import sys
 import tempfile
@@ -219,16 +221,32 @@ def _count_kinds(doubtful: list[RefetchNeed]) -> str:
 
 
 def _show_next_steps(settings: Settings, url: str, mirror: _Mirror) -> None:
-    command = sys.argv[0]
+    command = _own_command()
     email = next((user.row["email"] for user in mirror.users if user.row["email"]), "")
+    variables = {
+        "LOGTO_WEBHOOKS_DATABASE_URL": settings.database_url,
+        "LOGTO_WEBHOOK_SIGNING_KEY": settings.signing_key,
+        "LOGTO_WEBHOOKS_PORT": url.split(":")[2].split("/")[0],
+    }
+    if import_path := os.environ.get("PYTHONPATH"):
+        folders = map(os.path.abspath, import_path.split(os.pathsep))
+        variables["PYTHONPATH"] = os.pathsep.join(folders)
+    lines = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()] + [
+        f"{command} users {shlex.quote(email)}",
+        f"{command} trigger User.Created --data email=ana@example.com",
+        f"{command} users ana@example.com",
+        f"{command} status",
+    ]
     output.say(
         f"\nStill listening on {url}\nTry in another terminal:\n\n"
-        f"  export LOGTO_WEBHOOKS_DATABASE_URL={settings.database_url}\n"
-        f"  export LOGTO_WEBHOOK_SIGNING_KEY={settings.signing_key}\n"
-        f"  export LOGTO_WEBHOOKS_PORT={url.split(':')[2].split('/')[0]}\n"
-        f"  {command} users {email}\n"
-        f"  {command} trigger User.Created --data email=ana@example.com\n"
-        f"  {command} users ana@example.com\n"
-        f"  {command} status\n\n"
-        "Press Ctrl-C to stop and delete the database."
+        + "".join(f"  {line}\n" for line in lines)
+        + "\nPress Ctrl-C to stop and delete the database."
     )
+
+
+def _own_command() -> str:
+    """Return how to run this program from another folder."""
+    program = Path(sys.argv[0]).absolute()
+    if program.name == "__main__.py":  # it was run with `python -m`
+        return f"{shlex.quote(sys.executable)} -m logto_webhooks"
+    return shlex.quote(str(program))
