@@ -564,10 +564,10 @@ def _find_open_files(files: Iterable[Path]) -> dict[str, str]:
 
 
 def _locate_both(ours: Admin, theirs: Admin) -> tuple[str, str]:
-    return _locate(ours.database), _locate(theirs.database)
+    return locate(ours.database), locate(theirs.database)
 
 
-def _locate(database: Database) -> str:
+def locate(database: Database) -> str:
     """Return the place of a database, without its user and driver."""
     _, separator, rest = database.name.partition("://")
     if not separator:

@@ -52,6 +52,8 @@ MODULES = {
     "def calls(event):\n"
     "    logto.call(logto.status())\n"
     "    logto.call(early(event))\n",
+    "app_lacks_variable": "import os\nos.environ['LOGTO_WEBHOOK_SIGNING_KEY']\n",
+    "app_lacks_key": "{}['SECRET']\n",
     "app_refused": "from logto_webhooks import LogtoWebhooks\n"
     "LogtoWebhooks.from_env().on('*', concurrency=0)(lambda event: None)\n",
 }
@@ -85,6 +87,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("app_good:make", "isn't a LogtoWebhooks"),
         ("app_raises:logto", "ValueError; run python -c 'import app_raises'"),
         ("app_exits:logto", "SystemExit"),
+        (
+            "app_lacks_variable:logto",
+            "KeyError: LOGTO_WEBHOOK_SIGNING_KEY isn't in the environment; .env isn't exported",
+        ),
+        ("app_lacks_key:logto", "KeyError; run python -c"),
         ("app_broken:logto", "SyntaxError"),
     ],
 )
@@ -94,7 +101,7 @@ def test_what_is_no_application_is_refused(app: str, says: str) -> None:
     with pytest.raises(SettingInvalid) as raised:
         load_handlers(Settings(app=app))
     assert says in str(raised.value)
-    assert "secret" not in str(raised.value)
+    assert "secret" not in str(raised.value).lower()
 
 
 @pytest.mark.usefixtures("folder")
@@ -133,6 +140,19 @@ def test_an_applications_calls_see_what_its_handlers_do(folder: Path) -> None:
         service.process.terminate()
         assert service.process.wait(20) == 0
         assert "Traceback" not in service.log
+
+
+@pytest.mark.usefixtures("folder")
+def test_another_database_than_the_applications_is_a_warning(tmp_path: Path) -> None:
+    """At the start of `serve` and `worker`, as `doctor` says it."""
+    own, read = ("--app", "app_owner:logto"), ("--app", "app_good:inner.logto")
+    says = f"The application uses the database {tmp_path / 'its-own.db'}, but its handlers run on"
+    fix = "Set LOGTO_WEBHOOKS_DATABASE_URL to the database that you pass"
+    for options, count in ((own, 1), (read, 0)):
+        with Service(tmp_path, *options) as service:
+            assert (service.log.count(says), service.log.count(fix)) == (count, count)
+        drained = command("worker", "--drain", *options, folder=tmp_path)
+        assert (drained.stderr.count(says), drained.stderr.count(fix)) == (count, count)
 
 
 def test_its_calls_are_made_on_the_commands_loop(folder: Path) -> None:

@@ -6,12 +6,14 @@ import asyncio
 import importlib
 import logging
 import os
+import re
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from logto_webhooks.admin import Admin
+from logto_webhooks.admin import Admin, locate
 from logto_webhooks.database import Database
 from logto_webhooks.errors import LogtoWebhooksError, SettingInvalid
 from logto_webhooks.event_loop import NOT_CANCELLED
@@ -70,9 +72,24 @@ def _end_process() -> None:
 
 
 def load_handlers(settings: Settings, database: Database | None = None) -> Handlers:
-    """Return the application's handlers, if there are any. Raises like `load_application`."""
+    """Return the application's handlers, if there are any. Warn if they will run on a `database`
+    that isn't the application's. Raises like `load_application`."""
     application = load_application(settings, database)
-    return Handlers() if application is None else application.handlers
+    if application is None:
+        return Handlers()
+    if database is not None:
+        _warn_about_database(locate(database), locate(application.database), settings)
+    return application.handlers
+
+
+def _warn_about_database(ours: str, theirs: str, settings: Settings) -> None:
+    if ours == theirs:
+        return
+    from logto_webhooks.doctor.faults import make_finding
+
+    setting = settings.name_of("database_url")
+    finding = make_finding("application_database", ours=ours, theirs=theirs, setting=setting)
+    logger.warning("%s %s", finding.text, finding.do)
 
 
 def load_application(settings: Settings, database: Database | None = None) -> LogtoWebhooks | None:
@@ -112,9 +129,25 @@ def _import(settings: Settings, module: str, name: str) -> object:
         raise _invalid(settings, f"there is no module {error.name} on the import path") from None
     except (Exception, SystemExit) as error:
         # The error's message is left out, because it may contain a secret.
-        command = f"run python -c 'import {module}' to see where"
-        raise _invalid(settings, f"{module} raised {type(error).__name__}; {command}") from None
+        raised = f"{module} raised {type(error).__name__}"
+        if isinstance(error, KeyError) and (variable := _missing_variable(error)):
+            raised = f"{raised}: {variable} isn't in the environment"
+            advice = (
+                ".env isn't exported to your application: use LogtoWebhooks.from_env(), or export "
+                "it"
+            )
+        else:
+            advice = f"run python -c 'import {module}' to see where"
+        raise _invalid(settings, f"{raised}; {advice}") from None
     return value
+
+
+def _missing_variable(error: KeyError) -> str | None:
+    """Return the name of the variable that `os.environ` lacks, if it raised the error."""
+    *_, (frame, _line) = traceback.walk_tb(error.__traceback__)
+    name = str(error.args[0]) if error.args else ""
+    is_variable = re.fullmatch("[A-Z][A-Z0-9_]*", name) is not None
+    return name if is_variable and frame.f_globals.get("__name__") == os.__name__ else None
 
 
 def _invalid(settings: Settings, problem: str) -> SettingInvalid:
