@@ -246,6 +246,49 @@ class TestTheFile:
         assert ".env can't be used: it can't be read (Input/output" in one_line(refused.stderr)
 
 
+UNKNOWN = {
+    "LOGTO_WEBHOOKS_PROT": "LOGTO_WEBHOOKS_PORT",
+    "LOGTO_WEBHOOKS_SIGNING_KEY": "LOGTO_WEBHOOK_SIGNING_KEY",
+    "LOGTO_WEBHOK_SIGNING_KEY": "LOGTO_WEBHOOK_SIGNING_KEY",
+    "LOGTO_ENDPIONT": "LOGTO_ENDPOINT",
+    "LOGTO_M2M_ID": "LOGTO_M2M_APP_ID",
+    "LOGTO_M2M_APP_ID_FILE": "LOGTO_M2M_APP_ID",
+    "LOGTO_M2M_CLIENT_SECRET": "LOGTO_M2M_APP_SECRET",
+}
+FOREIGN = {
+    "LOGTO_APP_ID": "1",
+    "LOGTO_APP_SECRET": "1",
+    "LOGTO_APP_SECRET_FILE": "1",
+    "LOGTO_COOKIE_SECRET": "1",
+    "LOGTO_BASE_URL": "1",
+    "LOGTO_API_RESOURCE": "1",
+    "LOGTO_M2M_SCOPE": "1",
+    "LOGTO_WEBHOOKS_TEST_ORDERS": "1",
+    "LOGTO_WEBHOOKS_DB_SERVICE_HOST": "10.0.0.1",
+    "LOGTO_WEBHOOKS_DB_PORT": "tcp://10.0.0.1:5432",
+    "LOGTO_WEBHOOKS_DB_PORT_5432_TCP_ADDR": "10.0.0.1",
+}
+
+
+@pytest.mark.parametrize("place", ["environment", "file"])
+def test_a_name_that_is_no_setting_is_a_warning(tmp_path: Path, place: str) -> None:
+    """With what was meant; what others use isn't."""
+    names = dict.fromkeys(UNKNOWN, "s-e-c")
+    environment = {"LOGTO_WEBHOOK_SIGNING_KEY": SIGNING_KEY}
+    (tmp_path / ".env").write_text("# nothing\n")
+    if place == "environment":
+        environment |= names | FOREIGN
+        says = "warning: unknown setting {} in the environment. Did you mean {}?"
+    else:
+        (tmp_path / ".env").write_text("".join(f"{name}=s-e-c\n" for name in names))
+        says = "warning: .env: unknown setting {}. Did you mean {}?"
+    signed = command("sign", ".env", folder=tmp_path, **environment)
+    assert signed.returncode == 0
+    assert sorted(signed.stderr.splitlines()) == sorted(
+        says.format(name, meant) for name, meant in UNKNOWN.items()
+    )
+
+
 @pytest.mark.parametrize(
     "engine", ["sqlite:///app.db", sa.make_url("sqlite:///app.db"), sessionmaker()]
 )
