@@ -333,6 +333,23 @@ def test_what_cannot_be_stored_is_spooled_and_stored_later(tmp_path: Path) -> No
     asyncio.run(main())
 
 
+@pytest.mark.process
+def test_what_a_killed_process_left_is_finished(tmp_path: Path) -> None:
+    """A complete delivery is stored, a part of one is removed. A file of this minute is left."""
+    folder = tmp_path / "spool"
+    SpoolDirectory(folder).make()
+    left, in_writing = [make.user_created(id=name).body for name in ("ana", "bo")]
+    files = [(left, 4000), (left[:-1], 4000), (b"", 4000), (in_writing, 60)]
+    for number, (body, age_s) in enumerate(files):
+        part = folder / f"{1_700_000_000_000 + number}-{'0' * 48}.json.7-{number}.part"
+        part.write_bytes(body)
+        os.utime(part, times=(time.time() - age_s,) * 2)
+    with Service(tmp_path, "--spool-dir", str(folder)) as service:
+        until(lambda: service.stored() == 1, lambda: service.log)
+        until(lambda: [each.name for each in folder.iterdir()] == [part.name], lambda: service.log)
+        assert service.rows("SELECT body FROM logto_deliveries") == [(left,)]
+
+
 @pytest.mark.parametrize("count", [1, MAX_ROWS])
 def test_spooled_files_that_cannot_be_read_hold_back_no_other(tmp_path: Path, count: int) -> None:
     """As those that another user wrote, as many as a batch has; they are told of once, and stay."""

@@ -9,6 +9,7 @@ import re
 import shlex
 import stat
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Final
@@ -30,6 +31,9 @@ from logto_webhooks.settings import Settings
 from logto_webhooks.signing_keys import trust
 
 _NAME: Final = re.compile(r"(\d{13,})-([0-9a-f]{48})\.json")
+_PART: Final = re.compile(rf"({_NAME.pattern})\.\d+-\d+\.part")
+# Nobody writes a file for so long. Whether its process runs can't be seen from another container.
+_LEFT_S: Final = 3600
 
 
 class SpoolDirectory:
@@ -128,10 +132,23 @@ class SpoolDirectory:
         with contextlib.suppress(FileNotFoundError):
             os.replace(self._folder / name, self._folder / f"{name}.refused")
 
-    def _list_names(self) -> Iterator[str]:
+    def finish(self) -> None:
+        """Finish what a killed process left: keep a complete delivery, and remove a part of one."""
+        for part in self._list_names(_PART):
+            with contextlib.suppress(OSError):
+                if time.time() - (self._folder / part).stat().st_mtime < _LEFT_S:
+                    continue
+                try:
+                    self.read(part)
+                except NotADelivery:
+                    self.remove([part])
+                else:
+                    os.replace(self._folder / part, self._folder / part.rsplit(".", 2)[0])
+
+    def _list_names(self, pattern: re.Pattern[str] = _NAME) -> Iterator[str]:
         with contextlib.suppress(FileNotFoundError), os.scandir(self._folder) as entries:
             for entry in entries:
-                if _NAME.fullmatch(entry.name):
+                if pattern.fullmatch(entry.name):
                     yield entry.name
 
 
@@ -211,6 +228,7 @@ class Unspooler:
         """Store all that can be stored; return how many deliveries. Raises StoreUnavailable,
         OSError."""
         self._failed.clear()
+        await asyncio.to_thread(self._spool.finish)
         stored = 0
         while names := await asyncio.to_thread(
             self._spool.oldest, MAX_ROWS, MAX_BYTES, self._failed
