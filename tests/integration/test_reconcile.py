@@ -643,6 +643,25 @@ def test_backfill_and_both_sides_of_one(tmp_path: Path) -> None:
     asyncio.run(live())
 
 
+@pytest.mark.process
+def test_backfill_tells_what_it_deleted(tmp_path: Path) -> None:
+    """In a database that isn't empty: whom this Logto doesn't have."""
+
+    async def live() -> None:
+        await asyncio.to_thread(command, "migrate", folder=tmp_path)
+        async with FakeLogto() as logto:
+            ids = [logto.create_user()["id"] for _ in range(3)]
+            for deleted in ([], [("deleted", "2")]):
+                given = credentials(logto)
+                done = await asyncio.to_thread(command, "backfill", folder=tmp_path, **given)
+                pairs = [tuple(line.split()) for line in done.stdout.splitlines()]
+                assert [pair for pair in pairs if pair[0] == "deleted"] == deleted, done
+                while len(ids) > 1:
+                    logto.delete_user(ids.pop())
+
+    asyncio.run(live())
+
+
 class Odd(ManagementClient):
     """Lists items that no Logto has."""
 

@@ -312,8 +312,9 @@ def show_reconciled(result: ReconcileResult, dry_run: bool, report: bool) -> Non
 
 
 def show_backfilled(result: ReconcileResult) -> None:
-    """Print what a backfill wrote."""
-    _show_counts(result, ("written", result.drifted))
+    """Print what a backfill wrote, and how much of that are deletions."""
+    deleted = [("deleted", count)] if (count := result.fields.get("deleted")) else []
+    _show_counts(result, ("written", result.drifted), *deleted)
 
 
 def _show_counts(result: ReconcileResult, *more: tuple[str, Any]) -> None:

@@ -31,7 +31,7 @@ from logto_webhooks.settings import Settings
 from logto_webhooks.signing_keys import trust
 
 _NAME: Final = re.compile(r"(\d{13,})-([0-9a-f]{48})\.json")
-_PART: Final = re.compile(rf"({_NAME.pattern})\.\d+-\d+\.part")
+_PART: Final = re.compile(rf"{_NAME.pattern}\.\d+-\d+\.part")
 # Nobody writes a file for so long. Whether its process runs can't be seen from another container.
 _LEFT_S: Final = 3600
 
