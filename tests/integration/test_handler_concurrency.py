@@ -131,6 +131,26 @@ def test_stuck_sessions_hold_up_nobody_on_postgresql() -> None:
 
 
 @pytest.mark.postgres
+def test_seven_transactions_are_open_at_once_on_our_own_engine() -> None:
+    """Deliveries, and what else there is, have the others of its ten connections."""
+    url = postgres.server_url().render_as_string(hide_password=False)
+    schema = postgres.emptied_schema()
+    logto = LogtoWebhooks(signing_key=SIGNING_KEY, database_url=url, schema=schema)
+    all_there = asyncio.Barrier(7)
+
+    @logto.on("User.Created", name="waits", concurrency=7)
+    async def waits(event: events.UserCreated, session: AsyncSession) -> None:
+        await session.execute(sa.text("SELECT 1"))
+        await all_there.wait()
+
+    async def body(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
+        await send(client, *people(7))
+        assert {each.state for each in await until(all_over(7), logto)} == {"done"}
+
+    live(logto, body)
+
+
+@pytest.mark.postgres
 def test_who_is_left_behind_writes_nothing_on_postgresql() -> None:
     """Its connection is nobody else's afterwards, whatever it still has of it; a statement that
     runs is cancelled."""

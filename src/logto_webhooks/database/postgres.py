@@ -65,7 +65,8 @@ def make_postgres_engine(url: sa.URL | str, name: str = "database_url", **pool: 
 
 # A worker that was paused in the middle of a transaction must not hold its locks for ever.
 _IDLE: Final = "10s"
-_POOL: Final[dict[str, Any]] = {"pool_size": 5, "max_overflow": 5, "pool_timeout": CONNECT_S}
+# Handlers may hold all of the first but one; a connection that is opened for each job is slow.
+_POOL: Final[dict[str, Any]] = {"pool_size": 8, "max_overflow": 2, "pool_timeout": CONNECT_S}
 # Settings of the server for our connections; the URL's own win. PgBouncer takes none.
 _SETTINGS: Final[dict[str, str]] = {
     "idle_in_transaction_session_timeout": _IDLE,
