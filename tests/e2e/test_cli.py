@@ -343,11 +343,11 @@ class TestDemo:
     def test_what_it_suggests_works(self, tmp_path: Path, way: str) -> None:
         """Pasted into a terminal in another folder, however the demo was started."""
         need("process")
-        python = Path(sys.executable)
-        program = [python.parent / "logto-webhooks"]
+        folder = Path(sys.executable).parent
+        program = [str(folder / "logto-webhooks")]
         environment = clean_environment({})
         if way != "console script":
-            program = [python, "-m", "logto_webhooks"]
+            program = [sys.executable, "-m", "logto_webhooks"]
         if way == "relative import path":
             environment["PYTHONPATH"] = os.path.relpath(PACKAGE.parent, tmp_path)
         (tmp_path / "elsewhere").mkdir()

@@ -242,6 +242,9 @@ def with_a_row(event: events.LocalEvent, user: UserRow) -> None: ...
         (of_what_is_new, ["Newer.Event"], {"unknown": True}, None),
         (of_the_record, ["Local*"], {}, None),
         (of_the_record, ["Local*", "Organization.User.*"], {}, "OrganizationUserAdded"),
+        (plain, ["LocalUserCreated"], {}, "LocalUserCreated: .*, or use events.LocalEvent."),
+        (plain, ["Local*", "*"], {}, r"or use events.Event \| events.LocalEvent."),
+        (of_users, ["User.*"], {}, "or use events.Event."),
         (of_all, ["Local*", "*"], {"test": True}, None),
         (with_a_row, ["LocalUser*"], {}, None),
         (with_a_row, ["Local*"], {}, "UserRow"),
@@ -282,17 +285,22 @@ def by_name(event, *, delivery, logger: Any, user: Any = None, **more) -> None: 
 async def awaits_a_session(event: events.Event, session: Session) -> None: ...
 async def awaits_a_connection(event: events.Event, connection: sa.Connection) -> None: ...
 def calls_an_awaited_session(event: events.Event, session: AsyncSession) -> None: ...
+async def awaits_unknown(who) -> None: ...  # type: ignore[no-untyped-def]
+
+
+CANT = "can't be filled"
+PLAIN, AWAITED = "`def` instead of `async def`", "`async def` instead of `def`"
 
 
 @pytest.mark.parametrize(
     ("function", "is_async", "says"),
     [
-        (awaits_a_session, True, "of type Session can't be filled; use AsyncSession"),
-        (awaits_a_connection, True, "of type Connection can't be filled; use AsyncConnection"),
-        (calls_an_awaited_session, True, "of type AsyncSession can't be filled; use Session"),
-        (awaits_a_session, False, "write `def` instead of `async def`, and use Session"),
-        (wrong_engine, False, "write `def` instead of `async def`, and use Session"),
-        (calls_an_awaited_session, False, "of type AsyncSession can't be filled; use Session"),
+        (awaits_a_session, True, f"Session {CANT}; use AsyncSession, or write {PLAIN}."),
+        (awaits_a_connection, True, f"Connection {CANT}; use AsyncConnection, or write {PLAIN}."),
+        (calls_an_awaited_session, True, f"AsyncSession {CANT}; use Session, or write {AWAITED}."),
+        (awaits_a_session, False, f"Session {CANT}; write {PLAIN}."),
+        (wrong_engine, False, f"AsyncSession {CANT}; write {PLAIN}, and use Session."),
+        (calls_an_awaited_session, False, f"AsyncSession {CANT}; use Session."),
     ],
 )
 def test_the_other_kind_of_transaction_is_named(function: Any, is_async: bool, says: str) -> None:
@@ -303,6 +311,28 @@ def test_the_other_kind_of_transaction_is_named(function: Any, is_async: bool, s
     with pytest.raises(InvalidHandler) as raised:
         logto.handlers.fit(lambda awaits: awaited if awaits else (Session, sa.Connection))
     assert says in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("function", "is_async", "says"),
+    [
+        (unknown, True, "Session, Connection, or one of the names"),
+        (awaits_unknown, True, "AsyncSession, AsyncConnection, or one of the names"),
+        (awaits_unknown, False, f"Session or Connection (but write {PLAIN}), or one of the names"),
+        (unknown, None, "a session or connection of SQLAlchemy, or one of the names"),
+    ],
+)
+def test_a_parameter_without_a_type_is_told_all_types(
+    function: Any, is_async: bool | None, says: str
+) -> None:
+    """Those of the engine's transactions, too, as far as it is known."""
+    logto = LogtoWebhooks.from_env()
+    awaited = (AsyncSession, AsyncConnection) if is_async else ()
+    if is_async is not None:
+        logto.handlers.fit(lambda awaits: awaited if awaits else (Session, sa.Connection))
+    with pytest.raises(InvalidHandler) as raised:
+        logto.on("*")(function)
+    assert f"logging.LoggerAdapter, {says}" in str(raised.value)
 
 
 def test_annotations_of_all_forms_are_read(logto: LogtoWebhooks) -> None:

@@ -18,6 +18,7 @@ from logto_webhooks.events import ALIASES, BY_NAME, DERIVED, Event, TestPayload,
 from logto_webhooks.events.local import LOCAL, LocalEvent
 from logto_webhooks.handlers.parameters import (
     ParameterSource,
+    Transactions,
     handler_name,
     is_awaited,
     resolve_parameters,
@@ -233,7 +234,10 @@ class Handlers:
                 raise InvalidHandler(name=name, problem=str(error)) from None
 
     def _fit(self, handler: Handler) -> Handler:
-        provided = self._provides(handler.is_async) if self._provides else None
+        provided = None
+        if self._provides:
+            is_async = handler.is_async
+            provided = Transactions(self._provides(is_async), self._provides(not is_async))
         classes = match_classes(handler.registered.patterns, handler.registered.tests)
         parameters = resolve_parameters(handler.function, provided, classes)
         transactions = (source for source in parameters if source.kind == "transaction")

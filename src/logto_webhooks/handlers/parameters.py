@@ -157,8 +157,16 @@ class ParameterSource(Struct, frozen=True):
     types: tuple[type, ...] = ()
 
 
+class Transactions(Struct, frozen=True):
+    """The types of transactions that the database has for a handler, and those that it has for the
+    other kind of function: `async def` instead of `def`, or the reverse."""
+
+    here: Sequence[type]
+    there: Sequence[type]
+
+
 def resolve_parameters(
-    function: Callable[..., Any], provided: Sequence[type] | None, events: Sequence[type]
+    function: Callable[..., Any], provided: Transactions | None, events: Sequence[type]
 ) -> tuple[ParameterSource, ...]:
     """Look at a handler's parameters. `provided` are the database's transactions, None if it
     isn't known yet; `events` the classes of the events that the handler is given.
@@ -176,7 +184,7 @@ def resolve_parameters(
 
 
 def _resolve(
-    parameter: inspect.Parameter, provided: Sequence[type] | None, events: Sequence[type]
+    parameter: inspect.Parameter, provided: Transactions | None, events: Sequence[type]
 ) -> ParameterSource | None:
     """What fills a parameter; None if it keeps its default."""
     if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
@@ -188,14 +196,14 @@ def _resolve(
     if parameter.kind is parameter.POSITIONAL_ONLY or kind is None:
         if parameter.default is not parameter.empty:
             return None
-        raise ValueError(_explain(parameter, classes, provided or ()))
+        raise ValueError(_explain(parameter, classes, provided))
     source = ParameterSource(parameter.name, kind, classes)
     _check(source, events, may_be_none=types.NoneType in members)
     return source
 
 
 def _find_kind(
-    parameter: inspect.Parameter, classes: Sequence[type], provided: Sequence[type] | None
+    parameter: inspect.Parameter, classes: Sequence[type], provided: Transactions | None
 ) -> Kind | None:
     if _says_nothing(parameter):
         return _BY_NAME.get(parameter.name)
@@ -213,7 +221,7 @@ def _find_kind(
     if provided is None:
         may_be = parameter.default is parameter.empty
     else:
-        may_be = _is_provided(parameter, classes[0], provided)
+        may_be = _is_provided(parameter, classes[0], provided.here)
     return "transaction" if may_be else None
 
 
@@ -260,7 +268,10 @@ def _check(source: ParameterSource, events: Sequence[type], may_be_none: bool) -
         for event_class in events:
             if not issubclass(event_class, source.types):
                 problem = f"doesn't accept {event_class.__name__}"
-                fix = "add it to the type, or use events.Event"
+                bases = (Event, LocalEvent)
+                needed = [base for base in bases if any(issubclass(each, base) for each in events)]
+                any_of = " | ".join(f"events.{base.__name__}" for base in needed)
+                fix = f"add it to the type, or use {any_of}"
                 raise ValueError(f"the parameter {source.name!r} {problem}: {fix}")
     has_row = all(issubclass(event_class, LocalUserEvent) for event_class in events)
     if source.kind == "user" and not may_be_none and not has_row:
@@ -269,23 +280,35 @@ def _check(source: ParameterSource, events: Sequence[type], may_be_none: bool) -
 
 
 def _explain(
-    parameter: inspect.Parameter, classes: Sequence[type], provided: Sequence[type]
+    parameter: inspect.Parameter, classes: Sequence[type], provided: Transactions | None
 ) -> str:
     if parameter.kind is parameter.POSITIONAL_ONLY:
         return f"{_describe(parameter)} is positional-only, but must accept a keyword: remove the /"
-    transactions = [transaction.__name__ for transaction in provided]
-    for base in chain.from_iterable(annotated.__mro__ for annotated in classes):
-        if base.__module__.startswith("sqlalchemy.") and base.__name__ in _COUNTERPARTS:
-            counterpart = _COUNTERPARTS[base.__name__]
-            if counterpart in transactions:
-                return f"{_describe(parameter)} can't be filled; use {counterpart}"
-            plain = base.__name__.removeprefix("Async")
-            advice = f"write `def` instead of `async def`, and use {plain}"
-            return f"{_describe(parameter)} can't be filled with this engine; {advice}"
-    can = ["an event", "Delivery", "UserRow | None", "logging.LoggerAdapter", *transactions]
+    here = _list_names(provided.here if provided else ())
+    there = _list_names(provided.there if provided else ())
+    kinds = ("`def`", "`async def`")
+    other = "{} instead of {}".format(*(kinds[::-1] if "AsyncSession" in there else kinds))
+    for base in chain.from_iterable(each.__mro__ for each in classes if provided):
+        counterpart = _COUNTERPARTS.get(base.__name__)
+        if counterpart and base.__module__.startswith("sqlalchemy.") and base.__name__ not in here:
+            advice = [f"use {counterpart}"] if counterpart in here else []
+            if base.__name__ in there:
+                advice.append(f"write {other}")
+            elif not advice:
+                advice.append(f"write {other}, and use {counterpart}")
+            return f"{_describe(parameter)} can't be filled; {', or '.join(advice)}"
+    can = ["an event", "Delivery", "UserRow | None", "logging.LoggerAdapter", *here]
+    if provided is None:
+        can.append("a session or connection of SQLAlchemy")
+    elif not here:
+        can.append(f"{' or '.join(there)} (but write {other})")
     names = ", ".join(_BY_NAME)
     choices = f"one of the types {', '.join(can)}, or one of the names {names}"
     return f"{_describe(parameter)} can't be filled; use {choices}"
+
+
+def _list_names(types: Sequence[type]) -> list[str]:
+    return [each.__name__ for each in types]
 
 
 def _describe(parameter: inspect.Parameter) -> str:
