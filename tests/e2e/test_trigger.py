@@ -193,6 +193,8 @@ class TestTheCommand:
             assert told.exit_code == 0, told.output
         wait_until_done(service)
         assert service.stored() - before == sum(len(story(name)) for name in SCENARIOS)
+        future = "SELECT event FROM logto_deliveries WHERE occurred_at > received_at"
+        assert service.rows(future) == []
         query = "SELECT logto_user_id, name, is_suspended, deleted_at IS NULL FROM logto_users"
         users = {row[0]: row[1:] for row in service.rows(query) if row[0] in SCENARIOS}
         assert users.keys() == set(SCENARIOS)

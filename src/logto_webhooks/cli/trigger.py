@@ -220,7 +220,8 @@ def _make_payloads(
     if data:
         raise SettingInvalid(name="--data", problem="it needs an event, not a scenario")
     name = check_choice("--scenario", scenario, SCENARIOS)
-    series = [scenarios.scenario(name, at=at, rng=rng, id=id) for at in moments]
+    ends = scenarios.LONGEST_MS + count  # ms from the first beginning, so that nothing is to come
+    series = [scenarios.scenario(name, at=at - ends, rng=rng, id=id) for at in moments]
     return [body for bodies in series for body in bodies]
 
 

@@ -14,6 +14,7 @@ from logto_webhooks.samples.shapes import Json, public
 _SESSION_FIELDS: Final = ("createdAt", "userAgent", "hookId", "interactionEvent", "sessionId")
 _POST_REGISTER_MS: Final = 40  # the delay of PostRegister after User.Created
 _ACTION_MS: Final = 200  # between two actions: long enough that their order is certain
+LONGEST_MS: Final = 3 * _ACTION_MS  # from the beginning of a scenario to its end
 # Measured for eight parallel changes to one user: when each was sent, and its updatedAt. Some are
 # equal, and twice it goes back.
 _SENT_MS: Final = (46, 54, 61, 63, 80, 83, 86, 87)
