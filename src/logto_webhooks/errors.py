@@ -78,15 +78,17 @@ class ClaimLost(LogtoWebhooksError):
 
 
 class SchemaMismatch(LogtoWebhooksError):
-    """The database's schema is {state}, but this release needs {needed}.
-    Run: logto-webhooks migrate"""
+    """{place} has {tables}. Run: logto-webhooks migrate"""
 
+    place: str
     found: str | None
     needed: str
 
-    def __init__(self, found: str | None, needed: str) -> None:
-        state = f"at {found}" if found else "missing"
-        super().__init__(found=found, needed=needed, state=state)
+    def __init__(self, place: str, found: str | None, needed: str) -> None:
+        tables = "none of the tables"
+        if found:
+            tables = f"the tables of version {found}, but this release needs version {needed}"
+        super().__init__(place=place, found=found, needed=needed, tables=tables)
 
 
 class DeliveryUnknown(LogtoWebhooksError):
@@ -216,14 +218,20 @@ class UserIsDeletedError(LogtoWebhooksError):
 
 
 class ApiNotConfigured(LogtoWebhooksError):
-    """Logto's Management API isn't configured. In Logto's console, create a machine-to-machine
-    application, and assign it the role "Logto Management API access". Set LOGTO_M2M_APP_ID and
-    LOGTO_M2M_APP_SECRET to its ID and secret, and LOGTO_ENDPOINT to Logto's address."""
+    """Logto's Management API isn't configured: not set are {names}. In Logto's console, create a
+    machine-to-machine application, and assign it the role "Logto Management API access". Set
+    LOGTO_M2M_APP_ID and LOGTO_M2M_APP_SECRET to its ID and secret, and LOGTO_ENDPOINT to Logto's
+    address."""
+
+    missing: tuple[str, ...]
+
+    def __init__(self, missing: Sequence[str]) -> None:
+        super().__init__(missing=tuple(missing), names=", ".join(missing))
 
 
 class ExtraMissing(LogtoWebhooksError):
     """{feature} needs {package}, which isn't installed. Install the extra "{extra}" of
-    logto-webhooks."""
+    logto-webhooks, or run: pip install {package}"""
 
     feature: str
     extra: str
@@ -231,7 +239,8 @@ class ExtraMissing(LogtoWebhooksError):
 
 
 class LogtoUnreachable(LogtoWebhooksError):
-    """Can't reach Logto at {endpoint}: {problem}."""
+    """Can't reach Logto at {endpoint}: {problem}. Check LOGTO_ENDPOINT, and that Logto is
+    running."""
 
     endpoint: str
     problem: str

@@ -72,7 +72,7 @@ def make_client(
     budget is set; what fails is tried again after `longest_wait_s` at most. Raises
     ApiNotConfigured, ExtraMissing."""
     if not (settings.endpoint and settings.app_id and settings.app_secret):
-        raise ApiNotConfigured()
+        raise ApiNotConfigured(settings.missing_credentials)
     try:
         # Here, because a service without credentials doesn't need the extra `api`.
         from logto_webhooks.logto.client import ManagementClient

@@ -47,6 +47,7 @@ VARIABLES: Final[dict[str, tuple[str, ...]]] = {
     "log_level": ("LOGTO_WEBHOOKS_LOG_LEVEL",),
 }
 
+CREDENTIALS: Final = ("endpoint", "app_id", "app_secret")  # for the Management API
 # A variable with the suffix names a file with the secret.
 SECRETS: Final = ("signing_key", "database_url", "app_secret")
 FILE: Final = "_FILE"
@@ -118,6 +119,11 @@ class Settings(Struct, frozen=True, kw_only=True):
                 name = f"{self.name_of('signing_key')}{which}"
                 raise SettingInvalid(name=name, problem=problem)
         return keys
+
+    @property
+    def missing_credentials(self) -> list[str]:
+        """The variables that the Management API needs and that aren't set."""
+        return [VARIABLES[field][0] for field in CREDENTIALS if not getattr(self, field)]
 
     def url_at(self, port: int) -> str:
         """Return the URL of the webhook if `serve` listens on this port."""

@@ -126,7 +126,8 @@ def problem_of_key(key: str) -> str | None:
     if (problem := problem_of_secret(key)) is not None:
         return problem
     if len(key) < SHORTEST:
-        return f"it has fewer than {SHORTEST} characters, so it is easy to guess"
+        problem = f"it has fewer than {SHORTEST} characters, so it is easy to guess"
+        return f"{problem}: copy the key from Logto's console"
     return None
 
 

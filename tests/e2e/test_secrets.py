@@ -53,7 +53,7 @@ NO_KEYS: list[tuple[str, str]] = [
             "changeme",
         )
     ),
-    ("fifteen-letters", "fewer than 16 characters"),
+    ("fifteen-letters", "easy to guess: copy the key from Logto's console"),
 ]
 
 

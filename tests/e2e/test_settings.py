@@ -108,7 +108,9 @@ def use(read: Callable[[], Settings]) -> None:
 def test_a_driver_that_is_missing(monkeypatch: pytest.MonkeyPatch, driver: str, extra: str) -> None:
     """The extra that brings it is named."""
     monkeypatch.setitem(sys.modules, driver, None)
-    with pytest.raises(SettingInvalid, match=f'the extra "{extra}" .*{driver} is missing'):
+    with pytest.raises(
+        SettingInvalid, match=f'the extra "{extra}" .*{driver} is missing.*pip install'
+    ):
         open_database(f"postgresql+{driver}://127.0.0.1/name")
 
 

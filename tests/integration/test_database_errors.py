@@ -81,6 +81,33 @@ async def _add(database: Database) -> None:
 
 
 @pytest.mark.postgres
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+@pytest.mark.parametrize(
+    ("schema", "says"),
+    [
+        ("nope", "schema nope (LOGTO_WEBHOOKS_SCHEMA), has none"),
+        (None, "default schema (LOGTO_WEBHOOKS_SCHEMA isn't set), has none"),
+    ],
+)
+def test_tables_that_are_not_there_are_told_with_the_place(
+    driver: str, schema: str | None, says: str
+) -> None:
+    """The database without its user and password, and the setting of the schema."""
+
+    async def run(url: sa.URL) -> None:
+        text = url.set(drivername=f"postgresql+{driver}").render_as_string(hide_password=False)
+        database = open_database(text, schema)
+        with pytest.raises(SchemaMismatch) as raised:
+            await database.check()
+        place = f"{database.name}, {says} of the tables. Run: logto-webhooks migrate"
+        assert str(raised.value) == place
+        await database.host.close()
+
+    with postgres.own_database() as url:
+        asyncio.run(run(url))
+
+
+@pytest.mark.postgres
 @pytest.mark.parametrize("kind", postgres.ENGINES)
 @pytest.mark.parametrize(
     "setting", ["default_transaction_read_only = on", "search_path = nowhere", "role = {role}"]

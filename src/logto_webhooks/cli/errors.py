@@ -125,7 +125,8 @@ def _format_usage_error(error: Any) -> str:
         text = re.sub(pattern, words, text)
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "logto-webhooks"
-    return f"{' '.join(text.split()).removesuffix('.')}. See: {command} --help"
+    text = " ".join(text.split()).removesuffix(".")
+    return f"{text}{'' if text.endswith('?') else '.'} See: {command} --help"
 
 
 def _choose(error: BaseException) -> BaseException:

@@ -94,7 +94,9 @@ def _import_problem(url: str, error: ImportError) -> str:
     scheme = url.partition(":")[0].split("+")
     extra = "psycopg" if "psycopg" in (*scheme, missing) else "postgres"
     if missing:
-        return f'PostgreSQL needs the extra "{extra}" of this package ({missing} is missing)'
+        driver = '"psycopg[binary]"' if extra == "psycopg" else "asyncpg"
+        needed = f'the extra "{extra}" of this package ({missing} is missing)'
+        return f"PostgreSQL needs {needed}; install it, or run: pip install {driver} greenlet"
     first_line = next(iter(text.splitlines()), type(error).__name__)
     again = f'install this package again, with its extra "{extra}", and restart'
     return f"the PostgreSQL driver can't be imported ({first_line}); {again}"

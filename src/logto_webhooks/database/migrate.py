@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from msgspec import Struct
 
 from logto_webhooks.database.dialect import read_clock
+from logto_webhooks.database.errors import place_of
 from logto_webhooks.database.schema import VERSION_TABLE, metadata, records
 from logto_webhooks.errors import SchemaMismatch
 
@@ -54,10 +55,19 @@ def sql(dialect: str, schema: str | None = None) -> str:
 
 
 def check(connection: sa.Connection, schema: str | None = None) -> None:
-    """Raise SchemaMismatch if the schema is older than this release; a newer one is good."""
+    """Raise SchemaMismatch if the tables are older than this release; newer ones are good."""
     there, needed = version(connection, schema), head()
     if there is None or there < needed:  # revisions are numbers of four digits
-        raise SchemaMismatch(there, needed)
+        raise SchemaMismatch(_describe_place(connection, schema), there, needed)
+
+
+def _describe_place(connection: sa.Connection, schema: str | None) -> str:
+    place = place_of(connection.engine.url)
+    if connection.dialect.name != "postgresql":
+        return place
+    if schema:
+        return f"{place}, schema {schema} (LOGTO_WEBHOOKS_SCHEMA),"
+    return f"{place}, default schema (LOGTO_WEBHOOKS_SCHEMA isn't set),"
 
 
 def version(connection: sa.Connection, schema: str | None = None) -> str | None:

@@ -77,11 +77,11 @@ def create_file(file: Path, setting: str = "database_url") -> None:
         sqlite3.connect(file).close()
         file.touch()
         problem = find_forbidden(file)
-    except FileNotFoundError:
-        problem = f"the folder {file.parent} doesn't exist; create it"
     except (OSError, sqlite3.Error) as error:
         reason = getattr(error, "strerror", None) or error
         problem = f"{file} can't be opened for writing ({reason})"
+        if isinstance(error, FileNotFoundError) and not file.parent.exists():
+            problem = f"the folder {file.parent} doesn't exist; create it"
     if problem is not None:
         raise SettingInvalid(name=setting, problem=problem)
 

@@ -25,7 +25,7 @@ from logto_webhooks.logto.api_responses import ApiResponse
 from logto_webhooks.logto.errors import signs_of_admin
 from logto_webhooks.logto.webhooks import Webhook, subscription
 from logto_webhooks.plural import Count
-from logto_webhooks.settings import VARIABLES
+from logto_webhooks.settings import CREDENTIALS
 from logto_webhooks.signing_keys import (
     SHORTEST,
     WebhookKey,
@@ -34,7 +34,6 @@ from logto_webhooks.signing_keys import (
     problem_of_secret,
 )
 
-_CREDENTIALS: Final = ("endpoint", "app_id", "app_secret")
 _PENDING_S: Final = 60
 _WAITING_S: Final = 600  # longer than the first retries of a job take
 _UNSETTLED_S: Final = 600
@@ -78,9 +77,9 @@ async def check_database(context: CheckContext) -> list[Finding]:
     except StoreUnavailable as error:
         return [make_finding("database_unusable", problem=error.problem, setting=setting)]
     if info.schema is None:
-        return [make_finding("schema_missing")]
+        return [make_finding("schema_missing", place=info.place)]
     if info.schema == info.needed:
-        return [make_ok(f"{info.place} has the schema of this release.")]
+        return [make_ok(f"{info.place} has the tables of this release.")]
     code = "schema_old" if info.schema < info.needed else "schema_newer"
     return [make_finding(code, found=info.schema, needed=info.needed)]
 
@@ -135,8 +134,8 @@ async def check_files(context: CheckContext) -> list[Finding]:
 async def check_api(context: CheckContext) -> list[Finding]:
     """Check that the Management API answers."""
     settings = context.settings
-    missing = [VARIABLES[name][0] for name in _CREDENTIALS if not getattr(settings, name)]
-    if len(missing) == len(_CREDENTIALS):
+    missing = settings.missing_credentials
+    if len(missing) == len(CREDENTIALS):
         return [make_finding("api_missing")]
     if missing:
         return [make_finding("api_partial", missing=missing)]

@@ -100,16 +100,16 @@ FAULTS: Final[dict[str, Fault]] = {
         "is right.",
     ),
     "schema_missing": _broken(
-        "The database doesn't have the tables of logto-webhooks.",
+        "{place} has none of the tables of logto-webhooks.",
         "Run: logto-webhooks migrate",
     ),
     "schema_old": _broken(
-        "The schema is at {found}, but this release needs {needed}.",
+        "The tables are of version {found}, but this release needs version {needed}.",
         "Run: logto-webhooks migrate",
     ),
     "schema_newer": _warning(
-        "The schema is at {found}, which is newer than {needed}, the schema of this release.",
-        "This works for now. Upgrade this process to the release that migrated the schema.",
+        "The tables are of version {found}, which is newer than version {needed} of this release.",
+        "This works for now. Upgrade this process to the release that migrated the tables.",
     ),
     "database_read_only": _broken(
         "The database is read-only, or a standby.",
