@@ -18,6 +18,7 @@ import pytest
 
 import logto_webhooks
 from logto_webhooks.events import BY_NAME
+from logto_webhooks.ingest.spool import SpoolDirectory
 from logto_webhooks.settings import VARIABLES
 from logto_webhooks.signing_keys import sign
 from logto_webhooks.testing import SIGNING_KEY, make
@@ -31,6 +32,7 @@ from tests.support.service import (
     one_line,
     wait_until_done,
 )
+from tests.support.stores import delivery
 from tests.support.waiting import until
 
 PACKAGE = Path(logto_webhooks.__file__).parent
@@ -142,6 +144,48 @@ class TestStatus:
             assert refused.returncode == 2
             assert "logto-webhooks serve or migrate creates it" in one_line(refused.stderr)
         assert list(tmp_path.iterdir()) == []
+
+    def test_without_a_database_it_counts_the_spool(self, tmp_path: Path) -> None:
+        """Before it says why there is nothing else."""
+        spool = SpoolDirectory(tmp_path / "spool")
+        spool.make()
+        spool.write([delivery(make.user_created().body) for _ in range(2)])
+        options = ("--spool-dir", "spool")
+        refused = command("status", *options, folder=tmp_path)
+        assert refused.returncode == 2
+        assert refused.stdout.split() == ["deliveries", "in", "the", "spool", "2"]
+        assert "migrate creates it" in one_line(refused.stderr)
+        as_json = command("status", *options, "--json", folder=tmp_path)
+        assert (as_json.returncode, as_json.stdout) == (2, '{"spooled":2}\n')
+
+
+def test_a_command_that_is_misspelled_is_one_sentence(tmp_path: Path) -> None:
+    """A question ends with its mark alone."""
+    refused = command("serv", folder=tmp_path)
+    assert "'users'? See: " in one_line(refused.stderr)
+
+
+def test_credentials_that_are_missing_are_named(tmp_path: Path) -> None:
+    """Those alone."""
+    some = {"LOGTO_ENDPOINT": "http://127.0.0.1:1"}
+    refused = command("endpoint", "list", folder=tmp_path, **some)
+    assert "not set are LOGTO_M2M_APP_ID, LOGTO_M2M_APP_SECRET. In" in one_line(refused.stderr)
+
+
+def test_a_logto_that_is_not_there_says_what_to_check(tmp_path: Path) -> None:
+    """The setting."""
+    some = {"LOGTO_ENDPOINT": "http://127.0.0.1:1", "LOGTO_M2M_APP_ID": "id"}
+    secret = {"LOGTO_M2M_APP_SECRET": "a-secret-of-an-application"}
+    refused = command("endpoint", "list", folder=tmp_path, **some, **secret)
+    assert "Check LOGTO_ENDPOINT" in one_line(refused.stderr)
+
+
+def test_a_folder_that_takes_no_file_is_not_said_to_be_missing(tmp_path: Path) -> None:
+    """The system's reason is."""
+    refused = command("migrate", "--database-url", "sqlite:////proc/x.db", folder=tmp_path)
+    assert "/proc/x.db can't be opened for writing (No such file" in one_line(refused.stderr)
+    refused = command("migrate", "--database-url", "sqlite:///missing/x.db", folder=tmp_path)
+    assert "the folder missing doesn't exist; create it" in one_line(refused.stderr)
 
 
 def test_a_worker_drains_the_inbox(tmp_path: Path) -> None:

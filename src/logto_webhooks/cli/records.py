@@ -13,7 +13,8 @@ from logto_webhooks.cli.options import DATABASE, LOGTO_API, AsJson, Limit, with_
 from logto_webhooks.cli.session import run_admin
 from logto_webhooks.database.records import FoundRow, RefetchNeed
 from logto_webhooks.deliveries import Status
-from logto_webhooks.errors import SettingInvalid
+from logto_webhooks.errors import SchemaMismatch, SettingInvalid, StoreUnavailable
+from logto_webhooks.ingest.spool import spool_of
 from logto_webhooks.records.projection import column_names
 from logto_webhooks.records.record import Kind
 from logto_webhooks.settings import Settings
@@ -39,12 +40,25 @@ def status(settings: Settings, limit: Limit = 10, as_json: AsJson = False) -> No
     async def read(admin: Admin) -> tuple[Status, list[RefetchNeed]]:
         return await admin.status(), await admin.waiting(limit)
 
-    counts, waiting = run_admin(settings, read)
+    try:
+        counts, waiting = run_admin(settings, read)
+    except (StoreUnavailable, SchemaMismatch):
+        if spool := spool_of(settings):
+            _show_spooled(spool.count(), as_json)
+        raise
     if as_json:
         needs = [need.key._asdict() | {"why": need.reason} for need in waiting]
         print(output.to_json(output.to_builtins(counts) | {"waiting": needs}))
     else:
         output.show_status(counts, waiting)
+
+
+def _show_spooled(count: int, as_json: bool) -> None:
+    """Show all that can be counted without the database."""
+    if as_json:
+        print(output.to_json({"spooled": count}))
+    else:
+        output.print_counts({"deliveries in the spool": count})
 
 
 @with_settings(*DATABASE)
