@@ -1,4 +1,4 @@
-"""Everything that a command does, as methods: look, replay, retry, recover, reconcile, diagnose."""
+"""The commands as methods: list, replay, retry, recover, reconcile, diagnose."""
 
 from __future__ import annotations
 
@@ -177,8 +177,8 @@ def check_handler(store: Store, name: str) -> None:
 T = TypeVar("T")
 TIMEOUT_S: Final = 30.0
 LEAST_FREE_MB: Final = 1_024
-_WAIT_S: Final = 0.2  # between tries to reach Logto: somebody waits for the result
-_DEFAULT_TEST_EVENT: Final = "User.Created"  # by a webhook without events
+_WAIT_S: Final = 0.2  # between tries to reach Logto, because somebody waits for the result
+_DEFAULT_TEST_EVENT: Final = "User.Created"  # of a webhook without events
 _UNCLEAR: Final = "either pass job IDs, or use --handler NAME for all its dead jobs"
 
 
@@ -187,11 +187,11 @@ def _ignore_progress(*progress: object) -> None:
 
 
 class Admin:
-    """Everything that can be done by hand.
+    """The commands as methods.
 
-    A query is a Logto id, a local id, an email, a phone, a username or a name. All raise
-    StoreUnavailable and SchemaMismatch; those that ask Logto ApiNotConfigured, LogtoUnreachable
-    and LogtoApiError, too.
+    A query is a Logto id, a local id, an email, a phone, a username or a name. All methods raise
+    StoreUnavailable and SchemaMismatch. Those that use Logto's API also raise ApiNotConfigured,
+    LogtoUnreachable and LogtoApiError.
     """
 
     def __init__(self, settings: Callable[[], Settings], engine: Engine | None = None) -> None:
@@ -404,7 +404,7 @@ class Admin:
                 handler=handler,
                 rerun=rerun,
                 sync_only=sync_only,
-                tell=dry_run,
+                dry_run=dry_run,
             )
 
         await self.database.check()
@@ -464,7 +464,7 @@ class Admin:
         for an unknown check.
         """
         settings = self._settings()
-        # Here, as `explain` below, so that other commands start faster.
+        # Imported here, like `explain` below, so that other commands start faster.
         from logto_webhooks import doctor
         from logto_webhooks.doctor.context import LIMIT_S, DoctorTarget
 
@@ -551,7 +551,7 @@ class Admin:
             await logto.close()
 
     def _wake(self) -> None:
-        """The inbox got something."""
+        """Do nothing: no worker runs here."""
 
 
 def _move_jobs(store: Store, *, ids: Sequence[int], move: JobMove) -> int:

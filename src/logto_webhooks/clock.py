@@ -1,4 +1,4 @@
-"""Our clock, in milliseconds since the epoch."""
+"""The clock, in milliseconds since the epoch."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """Tells the time, and how far Logto's clock is known to be ahead of it (ms)."""
+    """Returns the time. `ahead_ms` is how far Logto's clock is known to be ahead of it (ms)."""
 
     ahead_ms: int
 
     def now(self) -> int:
-        """Milliseconds since the epoch."""
+        """Return the milliseconds since the epoch."""
 
 
 class SystemClock:

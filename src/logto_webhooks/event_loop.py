@@ -1,4 +1,4 @@
-"""Event loops: steps repeated forever, signals, and a loop in a thread of its own."""
+"""Event loops: steps repeated forever, signals, and a loop in its own thread."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ async def forever(
     pause_s: float,
     failed: Callable[[Exception], float] | None = None,
 ) -> None:
-    """Take a step again and again, with a pause after each, until cancelled.
+    """Repeat a step, with a pause after each, until cancelled.
 
-    `failed` reports an error and returns the pause that follows. Without it, what the package
-    foresees passes in silence: others report that the database is away. All else is logged.
+    `failed` reports an error and returns the pause after it. Without it, the package's own errors
+    are ignored, because others report an unreachable database. All other errors are logged.
     """
     while True:
         wait_s = pause_s
@@ -41,7 +41,7 @@ async def forever(
 
 @asynccontextmanager
 async def run_in_background(*loops: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Run loops as long as the block lasts, then cancel them."""
+    """Run loops within the block, then cancel them."""
     tasks = [asyncio.create_task(loop) for loop in loops]
     try:
         yield
@@ -51,25 +51,25 @@ async def run_in_background(*loops: Coroutine[Any, Any, None]) -> AsyncIterator[
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-class Aside:
-    """Runs in a thread what would hold back the event loop. One call at a time: all take turns in
-    Python anyway, and one needs less memory than several."""
+class Offloader:
+    """Runs functions in a thread that would block the event loop. One at a time: Python's threads
+    take turns anyway, and one call needs less memory than several."""
 
     def __init__(self) -> None:
         self._turn = asyncio.Lock()
 
     async def run(self, function: Callable[[], T]) -> T:
-        """Call it there. Raises what it raises."""
+        """Call a function in a thread. Raises what it raises."""
         async with self._turn:
             return await asyncio.to_thread(function)
 
     async def give_way(self) -> None:
-        """Let others run between small pieces of work."""
+        """Let other tasks run between small pieces of work."""
         await asyncio.sleep(0)
 
 
 async def wait_for_event(event: asyncio.Event, seconds: float) -> None:
-    """Wait for an event, for so many seconds at most."""
+    """Wait for an event, for at most `seconds`."""
     with suppress(TimeoutError):
         await asyncio.wait_for(event.wait(), seconds)
 
@@ -84,7 +84,7 @@ def on_stop(stop: Callable[[], object]) -> None:
 def on_signal(
     loop: asyncio.AbstractEventLoop, number: signal.Signals, work: Callable[[], object]
 ) -> None:
-    """Call `work` on the loop at each such signal; on Windows, too, whose loops handle no
+    """Call `work` on the loop at each such signal, also on Windows, whose loops don't handle
     signals."""
     try:
         loop.add_signal_handler(number, work)
@@ -108,8 +108,8 @@ Main = Callable[[], Coroutine[Any, Any, None]]
 
 
 class LoopThread:
-    """An event loop in a thread of its own. It runs one coroutine function to its end, even if a
-    handler stops the loop or cancels all tasks."""
+    """An event loop in its own thread. It runs one coroutine function to its end, even if a handler
+    stops the loop or cancels all tasks."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -123,9 +123,9 @@ class LoopThread:
                 loop.call_soon_threadsafe(function)
 
     async def run(self, main: Main) -> None:
-        """Run, and wait for the end; who is cancelled leaves the thread behind.
+        """Run `main` in the thread, and wait for its end. If this is cancelled, the thread goes on.
 
-        Raises what `main` raises. If somebody else cancels it, it is called again.
+        Raises what `main` raises. If a handler cancels it, `main` is called again.
         """
         done: Future[None] = Future()
         loop = self._loop = asyncio.new_event_loop()
@@ -172,7 +172,7 @@ def _run_forever(loop: asyncio.AbstractEventLoop, stopped: str, done: Callable[[
     try:
         loop.run_forever()
     except BaseException as error:
-        # A task's SystemExit or KeyboardInterrupt: asyncio lets them through, and would end.
+        # SystemExit or KeyboardInterrupt from a task, which asyncio doesn't catch.
         name = type(error).__name__
         logger.error("%s was raised in a task of a handler; the event loop continues", name)
     else:

@@ -106,7 +106,7 @@ def _public(source: sa.Table, metadata: sa.MetaData, schema: str | None) -> sa.T
 
 
 def _public_type(private_type: sa.types.TypeEngine[Any]) -> sa.types.TypeEngine[Any]:
-    """The usual type of SQLAlchemy that reads what a column holds."""
+    """Return the standard SQLAlchemy type that reads a column's values."""
     if isinstance(private_type, private.Moment):
         return sa.DateTime(timezone=True)
     if isinstance(private_type, private.Json):

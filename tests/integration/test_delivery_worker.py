@@ -229,17 +229,17 @@ class TestDeath:
 
 def test_the_pace_keeps_to_its_budget() -> None:
     """Batches shrink when they take too long, or fail, and at most double."""
-    pace = BatchSizer(0.005)
-    first = pace.weight
-    pace.took(first, 0.001)
-    assert pace.weight == first * 2
-    pace.took(pace.weight, 0.050)
-    assert pace.weight == first * 2 // 10
-    pace.failed()
-    assert pace.weight == first * 2 // 20
-    pace.took(1, 9)
-    pace.failed()
-    assert pace.weight == 1
+    sizer = BatchSizer(0.005)
+    first = sizer.weight
+    sizer.adjust(first, 0.001)
+    assert sizer.weight == first * 2
+    sizer.adjust(sizer.weight, 0.050)
+    assert sizer.weight == first * 2 // 10
+    sizer.halve()
+    assert sizer.weight == first * 2 // 20
+    sizer.adjust(1, 9)
+    sizer.halve()
+    assert sizer.weight == 1
 
 
 def test_a_delivery_weighs_what_it_changes() -> None:
@@ -253,12 +253,12 @@ def test_a_delivery_weighs_what_it_changes() -> None:
         )
         for each in (make.user_created(), heavy, make.user_created(), heavy)
     ]
-    pace = BatchSizer(1)
-    assert len(pace.cut(work)) == 1
-    assert len(pace.cut(work[1:])) == 1
-    pace.weight = 42
-    assert len(pace.cut(work)) == 3
-    assert pace.cut([]) == []
+    sizer = BatchSizer(1)
+    assert len(sizer.cut(work)) == 1
+    assert len(sizer.cut(work[1:])) == 1
+    sizer.weight = 42
+    assert len(sizer.cut(work)) == 3
+    assert sizer.cut([]) == []
 
 
 def test_what_is_malformed_keeps_no_frame() -> None:

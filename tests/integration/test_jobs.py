@@ -166,5 +166,5 @@ def test_a_delivery_is_made_pending_again(run: Run) -> None:
         )
     )
     ids = [held.id, held.id + 1, 99]
-    assert run(lambda store: store.inbox.again(ids)) == 1
+    assert run(lambda store: store.inbox.make_pending(ids)) == 1
     assert len(run(lambda store: store.claim("t", 9, 2**20, 60))) == 2

@@ -18,7 +18,7 @@ from logto_webhooks.database.runner import TransactionRunner
 from logto_webhooks.database.store import Store
 from logto_webhooks.deliveries import LARGE, DeliveryFilter
 from logto_webhooks.errors import StoreUnavailable, TimedOut
-from logto_webhooks.event_loop import Aside
+from logto_webhooks.event_loop import Offloader
 from logto_webhooks.ingest import Receiver, WebhookResponse, asgi, group_commit
 from logto_webhooks.ingest.body import ByteLimiter
 from logto_webhooks.ingest.group_commit import STOPPED, GroupCommit
@@ -54,12 +54,16 @@ class Door:
         self.host = open_host(kind, folder)
         self.away = Away(self.host)
         self.reports: list[TelemetryEvent] = []
-        self.aside = Aside()
+        self.offloader = Offloader()
         self.room = ByteLimiter(ROOM)
         away: Any = self.away
         self.commit = GroupCommit(away, self.reports.append, lambda: None, spool)
         self.receiver = Receiver(
-            [SIGNING_KEY], self.commit.add, SystemClock(), self.reports.append, aside=self.aside
+            [SIGNING_KEY],
+            self.commit.add,
+            SystemClock(),
+            self.reports.append,
+            offloader=self.offloader,
         )
         self.webhook = asgi.WebhookApp(self.receiver, ROOM, self.room)
 
@@ -123,7 +127,7 @@ def test_large_bodies_that_wait_for_each_other_are_answered_in_time(
         door = Door("sqlite", tmp_path, spool)
         door.away.is_back = not has_spool
         before = threading.Event()
-        first = asyncio.create_task(door.aside.run(before.wait))
+        first = asyncio.create_task(door.offloader.run(before.wait))
         answers = await asyncio.gather(
             *(door.post(make.user_created(name="a" * 200_000)) for _ in range(3))
         )
@@ -218,7 +222,7 @@ def test_what_is_lost_at_the_end_is_told(tmp_path: Path, monkeypatch: pytest.Mon
     async def live() -> None:
         door = Door("sqlite", tmp_path)
         before = threading.Event()
-        first = asyncio.create_task(door.aside.run(before.wait))
+        first = asyncio.create_task(door.offloader.run(before.wait))
         await asyncio.gather(
             *(door.post(make.user_created(name="a" * size)) for size in (1, LARGE))
         )

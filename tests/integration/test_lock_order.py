@@ -38,7 +38,7 @@ def forgets(store: Store) -> None:
 
 def applies(store: Store) -> None:
     """The later first."""
-    admin.replay(store, [2, 1], 100, tell=True)
+    admin.replay(store, [2, 1], 100, dry_run=True)
 
 
 def ends(store: Store) -> None:

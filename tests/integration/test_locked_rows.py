@@ -72,7 +72,7 @@ def test_others_are_applied_beside_a_locked_row(
         copy.worker._token = "claimed"
         copy.worker._claimed_at = time.monotonic()
         claimed = await host.run(copy.worker._claim)
-        copy.worker._held = [batch.parse_delivery(each, 100) for each in claimed]
+        copy.worker._unapplied = [batch.parse_delivery(each, 100) for each in claimed]
         with locked(statement):
             working = asyncio.create_task(copy.worker.run())
             await eventually(lambda: pending(1))

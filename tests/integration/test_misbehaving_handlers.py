@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, create_async_e
 from sqlalchemy.orm import Session
 
 from logto_webhooks import LogtoWebhooks, events
-from logto_webhooks.database.sessions import written_table
+from logto_webhooks.database.sessions import find_written_table
 from logto_webhooks.database.threads import (
     MOST,
     MOST_OF_ONE,
@@ -340,4 +340,4 @@ def test_a_handler_that_locks_our_tables_stops_nobody(statement: str, driver: st
 )
 def test_which_statements_write_to_our_tables(statement: str, table: str | None) -> None:
     """Or lock them; foreign keys and reading are fine."""
-    assert written_table(statement) == table
+    assert find_written_table(statement) == table

@@ -61,7 +61,7 @@ def test_a_replay_tells_handlers_that_are_new(run: Run, applied: Callable[[], No
     applied()
     assert told(run) == [("new", "waiting"), ("old", "waiting"), ("other", "waiting")]
     assert replayed(run, 1).jobs == 0
-    assert replayed(run, 1, tell=True).jobs == 0, "what is pending makes its jobs by itself"
+    assert replayed(run, 1, dry_run=True).jobs == 0, "what is pending makes its jobs by itself"
 
 
 def test_a_replay_for_one_handler_tells_no_other(run: Run, applied: Callable[[], None]) -> None:

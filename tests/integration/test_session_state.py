@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
 from logto_webhooks import LogtoWebhooks, events
-from logto_webhooks.database.sessions import outlasts
+from logto_webhooks.database.sessions import may_outlast_transaction
 from logto_webhooks.testing import SIGNING_KEY, make
 from tests.support import postgres
 from tests.support.mounted import all_over, live, send, soon, until
@@ -181,4 +181,4 @@ def test_a_pragma_ends_with_its_job(tmp_path: Path, careless: str) -> None:
 )
 def test_which_statements_may_outlast_a_transaction(statement: str, does: bool) -> None:
     """In doubt, a connection is closed; what only reads and writes rows costs none."""
-    assert outlasts(statement) is does
+    assert may_outlast_transaction(statement) is does

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, create_async_e
 from sqlalchemy.orm import Session
 
 from logto_webhooks import LogtoWebhooks, events
-from logto_webhooks.database.sessions import ends
+from logto_webhooks.database.sessions import ends_transaction
 from logto_webhooks.errors import TransactionEnded
 from logto_webhooks.testing import SIGNING_KEY, make
 from tests.support import postgres
@@ -207,4 +207,4 @@ def test_an_asynchronous_connection_commits_nothing(tmp_path: Path) -> None:
 )
 def test_which_statements_end_a_transaction(statement: str, does: bool) -> None:
     """They are refused before they are sent."""
-    assert ends(statement) is does
+    assert ends_transaction(statement) is does

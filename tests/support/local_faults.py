@@ -288,7 +288,7 @@ async def _on_postgres(clinic: Clinic, options: str) -> list[Finding]:
 
 
 async def _free_mb(clinic: Clinic) -> int:
-    free = (await clinic.app.database.premises()).free
+    free = (await clinic.app.database.inspect()).free
     assert free
     return free // 2**20
 

@@ -1,4 +1,4 @@
-"""Apply deliveries: claim a batch, apply it, decide what follows a failure; over and over."""
+"""Apply deliveries: claim a batch, apply it, and decide what to do after a failure."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from logto_webhooks.apply.batch import (
     InvalidDelivery,
     Work,
     apply_batch,
+    combine_outcomes,
     mark_doubtful,
     parse_delivery,
-    whole_outcome,
 )
-from logto_webhooks.apply.large_deletions import Endings
+from logto_webhooks.apply.large_deletions import MembershipEnder
 from logto_webhooks.clock import Clock
 from logto_webhooks.database.runner import TransactionRunner
 from logto_webhooks.database.store import LOCK_S, LONGEST_S, STATEMENT_S, Store
 from logto_webhooks.deliveries import LARGE, ClaimedDelivery, DeliveryOutcome, DeliveryState
 from logto_webhooks.errors import ClaimLost, StoreUnavailable, TimedOut, describe
-from logto_webhooks.event_loop import Aside, wait_for_event
+from logto_webhooks.event_loop import Offloader, wait_for_event
 from logto_webhooks.handlers.enqueue import PlannedDelivery, own_jobs
 from logto_webhooks.instrumentation import (
     ClockSetBack,
@@ -46,16 +46,16 @@ from logto_webhooks.retries import MAX_ATTEMPTS, Retry, after_failure
 
 MAX_ROWS: Final = 512
 MAX_BYTES: Final = 2 * 2**20
-MAX_PIECE: Final = 1_000  # of a delivery that changes more than fits into a transaction
+MAX_PIECE: Final = 1_000  # changes per transaction of a delivery that is too large for one
 LEASE_S: Final = 10.0
 POLL_S: Final = 1.0
 LONGEST_STALL_S: Final = 5.0
-CULPRIT_LOCK_S: Final = 0.2  # that a batch waits, once it is known that something is locked
-HALVING_S: Final = 3.0  # that halving may take while the others wait
-PUT_BACK_S: Final = 1.0  # what wasn't halved any more
-SUSPECT_S: Final = 60.0  # that what touches a locked record is applied apart from the others
-CLOCK_S: Final = 2.0  # how often the database's clock is looked at
-SLACK_MS: Final = 1_000  # what clocks of several servers, or a small correction, may differ
+SEARCH_LOCK_S: Final = 0.2  # how long a batch waits for locks while a locked record is searched
+SEARCH_S: Final = 3.0  # how long that search may take, because other deliveries wait
+RELEASED_S: Final = 1.0  # until deliveries that weren't searched are claimed again
+SUSPECT_S: Final = 60.0  # how long deliveries that touch a locked record are applied separately
+CLOCK_S: Final = 2.0  # how often the database's clock is checked
+SLACK_MS: Final = 1_000  # differences between servers' clocks, or small corrections, are ignored
 NOTE_MS: Final = 60_000
 
 
@@ -74,7 +74,7 @@ class DeliveryWorker:
         replay_window_ms: int = 0,
         budget_s: float = LONGEST_S,
         may_work: Callable[[], bool] = lambda: True,
-        aside: Aside | None = None,
+        offloader: Offloader | None = None,
     ) -> None:
         """`budget_s` limits a transaction, because accepting waits for it on SQLite.
 
@@ -85,22 +85,22 @@ class DeliveryWorker:
         self._clock = clock
         self._observe = observe
         self._jitter = jitter
-        self._aside = aside or Aside()
+        self._offloader = offloader or Offloader()
         self._lag_ms = lag_ms
         self._max_attempts = max_attempts
         self._replay_window_ms = replay_window_ms
-        self._pace = BatchSizer(budget_s)
-        self._endings = Endings(host, budget_s)
+        self._sizer = BatchSizer(budget_s)
+        self._membership_ender = MembershipEnder(host, budget_s)
         self._clock_watch = ClockWatch(host, observe)
         self._suspects: dict[Key, float] = {}  # records that were locked -> until when
         self._locked: set[str | None] = set()  # subjects that were locked in this step
-        self._halve_until: float | None = None
+        self._search_until: float | None = None
         self._wake = asyncio.Event()
         self._may_work = may_work
-        self._is_spare = True  # until it may work
-        self.stopping = False  # whether it was told to end
+        self._is_spare = True  # until `may_work` returns True
+        self.stopping = False  # whether `stop` was called
         self._stalls = 0
-        self._held: Sequence[Work] = []
+        self._unapplied: Sequence[Work] = []
         self._claimed_at = 0.0
         self._token = ""
 
@@ -117,16 +117,16 @@ class DeliveryWorker:
         """Work until stopped. If the database is unreachable, try again after a pause."""
         while not self.stopping:
             self._wake.clear()
-            if not await self._turn():
+            if not await self._step_or_wait():
                 await wait_for_event(self._wake, POLL_S)
 
     async def drain(self) -> None:
         """Work until nothing is pending, including deliveries that wait for a retry."""
-        while not self.stopping and (await self._turn() or await self._count_pending()):
+        while not self.stopping and (await self._step_or_wait() or await self._count_pending()):
             pass
 
-    async def _turn(self) -> int:
-        """Make a step, or wait if that can't be done now. Return how much was done, or tried."""
+    async def _step_or_wait(self) -> int:
+        """Make a step. If it fails, wait. Return how much was done or tried."""
         try:
             self._is_spare = self._is_spare and not self._may_work()
             if self._is_spare:
@@ -153,64 +153,64 @@ class DeliveryWorker:
         return status.deliveries[DeliveryState.PENDING] + status.memberships_to_end
 
     async def step(self) -> int:
-        """Claim a batch, and apply as much as fits in a transaction; return how much that was.
+        """Claim a batch, and apply as much of it as fits into a transaction. Then end some
+        memberships of deleted records, if there are any. Return how much was done.
 
-        The rest, or what the database can't store now, is applied by the next step, if the lease
-        allows. Then some memberships of deleted records are ended, if any are left. Raises
-        StoreUnavailable.
+        The next step applies the rest, and what the database couldn't store, if the lease allows
+        it. Raises StoreUnavailable.
         """
-        if not self._held:
+        if not self._unapplied:
             self._token = uuid.uuid4().hex
             claimed = await self._host.run(self._claim)
             self._claimed_at = time.monotonic()
-            self._held = await self._parse(claimed)
-        batch: Sequence[Work] = self._held
+            self._unapplied = await self._parse(claimed)
+        batch: Sequence[Work] = self._unapplied
         with contextlib.suppress(ClaimLost):
             if time.monotonic() - self._claimed_at > LEASE_S / 2:
-                # What may not be done within the lease would be done in vain.
-                await self._put_back([work.claimed for work in self._held])
+                # Work that isn't finished within the lease would be lost.
+                await self._release([work.claimed for work in self._unapplied])
             else:
-                batch = self._pace.cut(self._held)
+                batch = self._sizer.cut(self._unapplied)
                 await self._apply(batch)
-        self._held = self._held[len(batch) :]
-        return len(batch) + await self._endings.step()
+        self._unapplied = self._unapplied[len(batch) :]
+        return len(batch) + await self._membership_ender.step()
 
     def _claim(self, store: Store) -> list[ClaimedDelivery]:
         return store.claim(self._token, MAX_ROWS, MAX_BYTES, LEASE_S)
 
     async def _parse(self, claimed: Sequence[ClaimedDelivery]) -> list[Work]:
-        """Parse what was claimed, so that nobody else on this event loop waits for long."""
+        """Parse claimed deliveries without blocking the event loop for long."""
         parsed: list[Work] = []
         size = 0
         for delivery in claimed:
             parse = partial(parse_delivery, delivery, self._lag_ms, self._replay_window_ms)
             size += len(delivery.body)
             if len(delivery.body) >= LARGE:
-                parsed.append(await self._aside.run(parse))
+                parsed.append(await self._offloader.run(parse))
                 continue
             if size >= LARGE:
                 size = 0
-                await self._aside.give_way()
+                await self._offloader.give_way()
             parsed.append(parse())
         return parsed
 
     async def _apply(self, batch: Sequence[Work]) -> None:
         planned = [work for work in batch if isinstance(work, PlannedDelivery)]
         self._locked.clear()
-        self._halve_until = None
+        self._search_until = None
         suspects = self._find_suspects(planned) if self._suspects else []
         if suspects:
             planned = [delivery for delivery in planned if delivery not in suspects]
         await self._apply_planned(planned)
-        await self._apply_planned(suspects, CULPRIT_LOCK_S)
+        await self._apply_planned(suspects, SEARCH_LOCK_S)
         for work in batch:
-            # In a transaction of its own: it locks out of turn.
+            # In its own transaction, because it locks a record out of order.
             if isinstance(work, InvalidDelivery):
-                with contextlib.suppress(TimedOut):  # its lease ends
+                with contextlib.suppress(TimedOut):  # it is claimed again when its lease ends
                     self._observe(await self._fail_alone(work.claimed, work.error))
 
     def _find_suspects(self, planned: Sequence[PlannedDelivery]) -> list[PlannedDelivery]:
-        """Find deliveries that touch recently locked records: they are applied apart."""
+        """Find deliveries that touch recently locked records, to apply them separately."""
         now = time.monotonic()
         self._suspects = {key: until for key, until in self._suspects.items() if until > now}
         return [
@@ -222,11 +222,11 @@ class DeliveryWorker:
     async def _apply_planned(
         self, batch: Sequence[PlannedDelivery], lock_s: float = LOCK_S
     ) -> None:
-        """Apply a batch in a transaction, or in several what is too large for one."""
+        """Apply a batch in one transaction, or in several if it is too large or fails."""
         if not batch:
             return
         try:
-            if len(batch) == 1 and batch[0].weight > max(FIRST_WEIGHT, self._pace.weight):
+            if len(batch) == 1 and batch[0].weight > max(FIRST_WEIGHT, self._sizer.weight):
                 reports: Sequence[TelemetryEvent] = [await self._apply_large(batch[0], lock_s)]
             else:
                 is_large = any(len(planned.claimed.body) >= LARGE for planned in batch)
@@ -235,16 +235,16 @@ class DeliveryWorker:
         except ClaimLost:
             raise
         except TimedOut as error:
-            # Something is locked by somebody else: halve until that is alone.
-            self._pace.failed()
-            await self._isolate(batch, error)
+            # Another transaction has locked something: halve the batch until that is found.
+            self._sizer.halve()
+            await self._find_locked(batch, error)
             return
         except StoreUnavailable:
-            self._pace.failed()
+            self._sizer.halve()
             raise
         except Exception as error:
             if len(batch) > 1:
-                # One bad row harms nobody else: halve until it is alone.
+                # One bad row must not harm others: halve the batch until it is alone.
                 await self._apply_planned(batch[: len(batch) // 2], lock_s)
                 await self._apply_planned(batch[len(batch) // 2 :], lock_s)
                 return
@@ -253,60 +253,60 @@ class DeliveryWorker:
             self._observe(report)
 
     async def _apply_large(self, planned: PlannedDelivery, lock_s: float) -> TelemetryEvent:
-        """Apply a delivery in pieces; the last finishes it.
+        """Apply a delivery in pieces. The last one finishes it.
 
-        If the process ends in between, the delivery stays pending: to apply a piece again changes
+        If the process ends in between, the delivery stays pending. Applying a piece again changes
         nothing, and creates no job twice.
         """
         changes, results = planned.changes, []
         while changes:
-            size = max(FIRST_WEIGHT, min(self._pace.weight, MAX_PIECE))
+            size = max(FIRST_WEIGHT, min(self._sizer.weight, MAX_PIECE))
             piece, changes = replace(planned, changes=changes[:size]), changes[size:]
             results.append(await self._host.run(partial(self._sync_piece, piece, lock_s)))
         jobs, since = await self._host.read(partial(_make_own_jobs, planned=planned))
         while jobs:
             piece_of_jobs, jobs = jobs[:MAX_PIECE], jobs[MAX_PIECE:]
             await self._host.run(partial(self._add_jobs, planned, piece_of_jobs, lock_s))
-        outcome = whole_outcome(planned, results)
+        outcome = combine_outcomes(planned, results)
         await self._host.run(lambda store: store.finish(self._token, [outcome]))
         return self._to_report(planned, outcome, since)
 
     def _sync_piece(self, piece: PlannedDelivery, lock_s: float, store: Store) -> str:
-        self._hold(store, piece, lock_s)
+        self._renew(store, piece, lock_s)
         started = time.perf_counter()
         [outcome], _ = apply_batch(store, [piece], own_jobs=False)
-        self._pace.took(piece.weight, time.perf_counter() - started)
+        self._sizer.adjust(piece.weight, time.perf_counter() - started)
         return outcome.result or "nothing"
 
     def _add_jobs(
         self, planned: PlannedDelivery, jobs: Sequence[NewJob], lock_s: float, store: Store
     ) -> None:
-        self._hold(store, planned, lock_s)
+        self._renew(store, planned, lock_s)
         store.jobs.add(jobs)
 
-    def _hold(self, store: Store, planned: PlannedDelivery, lock_s: float) -> None:
+    def _renew(self, store: Store, planned: PlannedDelivery, lock_s: float) -> None:
         store.limit_waits(lock_s, STATEMENT_S)
         store.renew(self._token, [planned.claimed.id], LEASE_S)
 
-    async def _isolate(self, batch: Sequence[PlannedDelivery], error: TimedOut) -> None:
+    async def _find_locked(self, batch: Sequence[PlannedDelivery], error: TimedOut) -> None:
         now = time.monotonic()
-        if self._halve_until is None:
-            self._halve_until = now + HALVING_S
+        if self._search_until is None:
+            self._search_until = now + SEARCH_S
         if len(batch) == 1:
-            await self._put_aside(batch[0], error)
+            await self._retry_separately(batch[0], error)
             return
-        if now > self._halve_until:  # too much is locked, a whole table maybe
-            await self._put_back([delivery.claimed for delivery in batch], error)
+        if now > self._search_until:  # too much is locked, perhaps a whole table
+            await self._release([delivery.claimed for delivery in batch], error)
             return
         for half in (batch[: len(batch) // 2], batch[len(batch) // 2 :]):
             locked = [delivery for delivery in half if delivery.claimed.subject in self._locked]
-            for delivery in locked:  # not to be waited for once more
-                await self._put_aside(delivery, error)
+            for delivery in locked:  # instead of waiting for the same lock again
+                await self._retry_separately(delivery, error)
             not_locked = [delivery for delivery in half if delivery not in locked]
-            await self._apply_planned(not_locked, CULPRIT_LOCK_S)
+            await self._apply_planned(not_locked, SEARCH_LOCK_S)
 
-    async def _put_aside(self, planned: PlannedDelivery, error: TimedOut) -> None:
-        """Retry it later, and apart from the others."""
+    async def _retry_separately(self, planned: PlannedDelivery, error: TimedOut) -> None:
+        """Retry a delivery later, and separately from others."""
         until = time.monotonic() + SUSPECT_S
         self._suspects |= dict.fromkeys(_list_touched_records(planned), until)
         if planned.claimed.subject is not None:
@@ -314,44 +314,44 @@ class DeliveryWorker:
         with contextlib.suppress(TimedOut):
             self._observe(await self._fail_alone(planned.claimed, error))
 
-    async def _put_back(
+    async def _release(
         self, claimed: Sequence[ClaimedDelivery], error: TimedOut | None = None
     ) -> None:
-        """Release deliveries, so that any worker can claim them: after a pause if something is
-        locked. If a delivery's own row is locked, it is due again when its lease ends."""
+        """Release deliveries, so that any worker can claim them, after a pause if something is
+        locked. A delivery whose own row is locked is due again when its lease ends."""
         outcomes = [
             DeliveryOutcome(
                 id=delivery.id,
                 state=DeliveryState.PENDING,
                 error=describe(error) if error else None,
-                retry_after_s=PUT_BACK_S if error else 0,
+                retry_after_s=RELEASED_S if error else 0,
             )
             for delivery in claimed
         ]
         with contextlib.suppress(TimedOut):
             await self._host.run(lambda store: store.finish(self._token, outcomes))
 
-    async def _fail_alone(self, culprit: ClaimedDelivery, error: Exception) -> DeliveryFailed:
+    async def _fail_alone(self, failed: ClaimedDelivery, error: Exception) -> DeliveryFailed:
         try:
-            return await self._host.run(lambda store: self._fail(store, culprit, error))
+            return await self._host.run(lambda store: self._fail(store, failed, error))
         except (StoreUnavailable, ClaimLost):
             raise
         except Exception:
-            # What the database refuses may be its record: then that isn't marked either.
-            return await self._host.run(lambda store: self._fail(store, culprit, error, mark=False))
+            # The database may refuse its record, so try it without marking that.
+            return await self._host.run(lambda store: self._fail(store, failed, error, mark=False))
 
     def _sync(
         self, store: Store, batch: Sequence[PlannedDelivery], lock_s: float
     ) -> list[TelemetryEvent]:
-        if lock_s != LOCK_S:  # which every transaction begins with
+        if lock_s != LOCK_S:  # the default of each transaction
             store.limit_waits(lock_s, STATEMENT_S)
         started = time.perf_counter()
         outcomes, since = apply_batch(store, batch)
         store.finish(self._token, outcomes)
         weight = sum(delivery.weight for delivery in batch)
-        self._pace.took(weight, time.perf_counter() - started)
+        self._sizer.adjust(weight, time.perf_counter() - started)
         if any(isinstance(change, Tombstone) for delivery in batch for change in delivery.changes):
-            self._endings.wake()
+            self._membership_ender.wake()
         return [
             self._to_report(delivery, outcome, since)
             for delivery, outcome in zip(batch, outcomes, strict=True)
@@ -406,26 +406,26 @@ def _list_touched_records(planned: PlannedDelivery) -> set[Key]:
 
 
 class ClockWatch:
-    """Notices that the database's clock was set back, and moves due times along with it."""
+    """Notices when the database's clock was set back, and moves due times with it."""
 
     def __init__(self, host: TransactionRunner, observe: Observer) -> None:
         self._host = host
         self._observe = observe
         self._looked_at: float | None = None  # monotonic
-        self._seen = 0  # what the database's clock said then
-        self._moved = 0  # by how much due times had been moved by then, by whomever
+        self._seen = 0  # the database's time at that moment
+        self._moved = 0  # by how much any process had moved due times by then (ms)
 
     async def look(self) -> None:
-        """Compare the clocks, if that is due, and move due times if necessary. Raises
+        """Compare the clocks every CLOCK_S, and move due times if necessary. Raises
         StoreUnavailable."""
         asked_at = time.monotonic()
         if self._looked_at is not None and asked_at - self._looked_at < CLOCK_S:
             return
         clock = await self._host.read(Store.clock)
-        # From the end of one look to the beginning of the next: so much passed at least, however
-        # long each of them waited for its answer.
+        # From the end of one read to the beginning of the next: at least this much time has passed,
+        # however long each read took.
         passed_ms = 0 if self._looked_at is None else int((asked_at - self._looked_at) * 1000)
-        moved_ms = max(0, clock.moved - self._moved)  # by somebody else, since the last look
+        moved_ms = max(0, clock.moved - self._moved)  # by other processes since the last read
         expected = self._seen + passed_ms - moved_ms if self._seen else 0
         expected = max(expected, clock.noted, clock.installed)
         self._looked_at, self._seen, self._moved = time.monotonic(), clock.now, clock.moved
@@ -437,5 +437,5 @@ class ClockWatch:
                 self._observe(ClockSetBack(back_ms / 1000))
             elif clock.due_too_late or clock.now - clock.noted >= NOTE_MS:
                 await self._host.run(lambda store: store.set_clock_back(0, clock.moved))
-        except TimedOut:  # something is locked: found again by the next look
+        except TimedOut:  # something is locked: the next read finds it again
             self._seen = expected

@@ -1,7 +1,7 @@
-"""One batch of claimed deliveries becomes records and rows, in one transaction.
+"""Apply a batch of claimed deliveries to records and rows, in one transaction.
 
-The steps, in order: plan, lock, merge, save, drop memberships, finish. All is decided before
-anything is written; what one malformed delivery does harms no other.
+The steps, in order: plan, lock, merge, save, drop memberships, finish. Everything is decided before
+anything is written, and a malformed delivery harms no other.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ FIRST_WEIGHT: Final = 32
 FEW: Final = 500  # memberships that can end in the transaction of the deletion
 
 
-class Locked(Struct, frozen=True):
+class LockedRecords(Struct, frozen=True):
     """Locked records, and the deleted ones among them whose memberships are locked, too."""
 
     records: Records
@@ -63,26 +63,26 @@ Work = PlannedDelivery | InvalidDelivery
 
 
 def parse_delivery(claimed: ClaimedDelivery, lag_ms: int, window_ms: int = 0) -> Work:
-    """Parse and plan a delivery; pure, so that it needs no transaction. Of one that came to the
-    webhook later than `window_ms` no handler is told; 0 is no limit. Logto's log, and a replay by
-    hand, may bring what is older."""
+    """Parse and plan a delivery, without a transaction. One that arrived at the webhook later than
+    `window_ms` runs no handlers; 0 is no limit. The limit isn't for deliveries from Logto's log, or
+    for replays by hand."""
     age = claimed.received_at - claimed.occurred_at
     is_late = window_ms > 0 and claimed.origin == "webhook" and age > window_ms
     try:
         event, changes = read(trust(claimed.body), claimed.occurred_at, lag_ms)
         return PlannedDelivery(claimed, event, changes, is_late)
     except Exception as error:
-        # Its traceback would keep the body for as long as the error is kept.
+        # Its traceback would keep the body in memory as long as the error.
         return InvalidDelivery(claimed, error.with_traceback(None))
 
 
 def apply_batch(
     store: Store, batch: Sequence[PlannedDelivery], *, own_jobs: bool = True
 ) -> tuple[list[DeliveryOutcome], int]:
-    """Apply planned deliveries; return what became of each, which is still to be written, and
-    since when handlers are told (ms). To do it again changes nothing.
+    """Apply planned deliveries. Return their outcomes, which have yet to be written, and the time
+    of the installation (ms): older events run no handlers. Applying them again changes nothing.
 
-    Without `own_jobs`, only those of what changed here are made: for a piece of a delivery.
+    Without `own_jobs`, which is for a piece of a delivery, only changes here make jobs.
     """
     locked = lock_records(store, [change for planned in batch for change in planned.changes])
     records = _mark_unlisted(locked.records)
@@ -91,7 +91,7 @@ def apply_batch(
     return outcomes, enqueue_for_deliveries(store, batch, written, own=own_jobs)
 
 
-def whole_outcome(planned: PlannedDelivery, results: Iterable[str]) -> DeliveryOutcome:
+def combine_outcomes(planned: PlannedDelivery, results: Iterable[str]) -> DeliveryOutcome:
     """Return the outcome of a large delivery from the results of its pieces."""
     result = min(results, default="nothing", key=_STRONGEST_FIRST.index)
     return DeliveryOutcome(id=planned.claimed.id, state=DeliveryState.DONE, result=result)
@@ -100,9 +100,9 @@ def whole_outcome(planned: PlannedDelivery, results: Iterable[str]) -> DeliveryO
 def apply_reads(
     store: Store, changes: Sequence[Change], source: Source | None
 ) -> list[tuple[Record, Record]]:
-    """Apply answers of Logto's API; return each changed record, before and after.
+    """Apply answers of Logto's API. Return each changed record, before and after.
 
-    Without a `source`, no handler is told.
+    Without a `source`, no handlers run.
     """
     locked = lock_records(store, changes)
     records = _mark_unlisted(locked.records)
@@ -113,7 +113,7 @@ def apply_reads(
     return written.changed
 
 
-def _write(store: Store, locked: Locked, records: Records) -> WrittenRecords:
+def _write(store: Store, locked: LockedRecords, records: Records) -> WrittenRecords:
     before = locked.records
     for key in locked.few:
         if records[key].ended_at != before[key].ended_at:
@@ -137,30 +137,30 @@ def _write(store: Store, locked: Locked, records: Records) -> WrittenRecords:
     return WrittenRecords([(before[record.key], record) for record in saved], removed, many, ends)
 
 
-def lock_records(store: Store, changes: Iterable[Change]) -> Locked:
+def lock_records(store: Store, changes: Iterable[Change]) -> LockedRecords:
     """Lock the changed records: organizations, users, memberships, each kind sorted.
 
-    Organizations that only gain members are shared; where one changes itself, all are held, for
-    two ways of locking in one pass would have no order. The memberships of who is deleted are
-    held, too, unless there are so many that they are ended later.
+    Organizations that only gain members are locked for reading. If one itself changes, all are
+    locked for writing, because two kinds of locks in one pass would have no order. Memberships of
+    deleted records are locked, too, unless they are so many that they are ended later.
     """
     changes = list(changes)
     changed = {change.key for change in changes}
-    over = sorted({change.key for change in changes if isinstance(change, Tombstone | Absent)})
+    deleted = sorted({change.key for change in changes if isinstance(change, Tombstone | Absent)})
     ends = {end for key in changed if key.kind == "membership" for end in key.organization_and_user}
     records: Records = {}
     few: Sequence[Key] = ()
     for kind in ("organization", "user", "membership"):
         keys = sorted(key for key in changed | ends if key.kind == kind)
         share = kind == "organization" and changed.isdisjoint(keys)
-        if kind == "membership" and over:  # now that they are held, there come no more
-            few = store.with_few_memberships(over, FEW)
+        if kind == "membership" and deleted:  # their ends are locked, so no more are added
+            few = store.with_few_memberships(deleted, FEW)
         records |= store.lock(keys, share=share, ends=few if kind == "membership" else ())
-    return Locked(records, frozenset(few))
+    return LockedRecords(records, frozenset(few))
 
 
 def mark_doubtful(store: Store, claimed: ClaimedDelivery) -> None:
-    """Mark the record of a dead delivery as doubtful: only a refetch can settle it."""
+    """Mark the record of a dead delivery as doubtful, because only a refetch can settle it."""
     kind, _, logto_id = (claimed.subject or "").partition(":")
     if kind not in ("user", "organization"):
         return
@@ -203,9 +203,9 @@ def _mark_unlisted(locked: Records) -> Records:
 
 
 def _end_memberships(records: Records) -> None:
-    """End each membership that is no newer than a deletion of either of its ends.
+    """End each membership that isn't newer than a deletion of its organization or user.
 
-    One that is newer is evidence that the end exists.
+    A newer one is evidence that these exist.
     """
     for key in [key for key in records if key.kind == "membership"]:
         for end in key.organization_and_user:
@@ -220,7 +220,7 @@ class BatchSizer:
     """Decides how many changes fit into a transaction of a limited time."""
 
     def __init__(self, budget_s: float, most: int = MAX_WEIGHT, least: int = 1) -> None:
-        """`least` always fits: even an empty transaction takes some time."""
+        """`least` changes always fit, because even an empty transaction takes some time."""
         self._budget_s = budget_s
         self._most = most
         self._least = least
@@ -236,11 +236,11 @@ class BatchSizer:
             fitting += 1
         return held[:fitting]
 
-    def took(self, weight: int, seconds: float) -> None:
-        """Adjust to the time that a batch took; at most double."""
+    def adjust(self, weight: int, seconds: float) -> None:
+        """Adjust to the time that a batch took. At most double the weight."""
         fitting = int(weight * self._budget_s / max(seconds, 1e-6))
         self.weight = max(self._least, min(fitting, self.weight * 2, self._most))
 
-    def failed(self) -> None:
+    def halve(self) -> None:
         """Halve the next batch after a failure."""
         self.weight = max(1, self.weight // 2)

@@ -1,4 +1,4 @@
-"""End the memberships of a deleted record in steps, where they are too many for one transaction."""
+"""End the memberships of a deleted record in steps, if they are too many for one transaction."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from logto_webhooks.handlers.enqueue import enqueue_for_ended
 from logto_webhooks.records.merge import merge
 from logto_webhooks.records.record import Ending, Key, Named
 
-LISTED: Final = 50_000  # memberships that are looked up at a time
-LEAST: Final = 600  # memberships of one step, tens of ms on SQLite
+LISTED: Final = 50_000  # memberships per lookup
+LEAST: Final = 600  # memberships per step: tens of ms on SQLite
 MOST: Final = 5_000
-LONGEST_S: Final = 0.3  # of a step: deliveries are applied between them
+LONGEST_S: Final = 0.3  # for a step, because deliveries are applied between steps
 LOOK_S: Final = 1.0
-LOCKED_S: Final = 5.0  # until what is locked is tried again
+LOCKED_S: Final = 5.0  # until a locked record is tried again
 LOCK_S: Final = 0.2
 
 
-class Endings:
-    """Ends memberships in steps. Any number of workers may do so: a step locks the deleted
-    record."""
+class MembershipEnder:
+    """Ends memberships in steps. Any number of workers may do so, because each step locks the
+    deleted record."""
 
     def __init__(self, host: TransactionRunner, budget_s: float) -> None:
         self._host = host
-        self._pace = BatchSizer(min(budget_s, LONGEST_S), MOST, LEAST)
+        self._sizer = BatchSizer(min(budget_s, LONGEST_S), MOST, LEAST)
         self._ending: Ending | None = None
         self._left: list[Key] = []
         self._ended = 0  # of those that were listed
@@ -43,11 +43,11 @@ class Endings:
         self._look_at = 0.0
 
     async def step(self) -> int:
-        """End some memberships; return how many. Raises StoreUnavailable."""
+        """End some memberships. Return how many. Raises StoreUnavailable."""
         if not self._left and not await self._list():
             return 0
         assert self._ending is not None
-        ending, pairs = self._ending, self._left[: self._pace.weight]
+        ending, pairs = self._ending, self._left[: self._sizer.weight]
         self._holds_end = False
         try:
             await self._host.run(lambda store: self._end(store, ending, pairs))
@@ -59,11 +59,11 @@ class Endings:
         return len(pairs)
 
     async def _list(self) -> bool:
-        """Find memberships to end; return whether there are any."""
+        """Find memberships to end. Return whether there are any."""
         now = time.monotonic()
         if now < self._look_at:
             return False
-        if self._ending is not None and not self._ended:  # all that is left is locked
+        if self._ending is not None and not self._ended:  # all remaining ones are locked
             self._locked[self._ending.key] = now + LOCKED_S
         self._ending, self._ended = None, 0
         self._locked = {key: until for key, until in self._locked.items() if until > now}
@@ -76,8 +76,8 @@ class Endings:
                     partial(Store.memberships_to_end, ending=ending, limit=LISTED)
                 )
                 if self._left:
-                    # A step then changes few rows of each page: their new versions find room there,
-                    # and write into no index (PostgreSQL).
+                    # Then a step changes few rows of each page: on PostgreSQL, their new versions
+                    # find room there, and no index is written.
                     random.shuffle(self._left)
                     self._ending = ending
                     return True
@@ -92,10 +92,10 @@ class Endings:
         if not self._holds_end:  # the deleted record itself is locked
             self._locked[ending.key] = time.monotonic() + LOCKED_S
             self._ending, self._left = None, []
-        elif len(pairs) == 1:  # the one that is locked; it is listed again later
+        elif len(pairs) == 1:  # it is locked, and is listed again later
             self._left = self._left[1:]
         else:
-            self._pace.weight = max(1, len(pairs) // 2)
+            self._sizer.weight = max(1, len(pairs) // 2)
 
     def _end(self, store: Store, ending: Ending, pairs: list[Key]) -> None:
         store.limit_waits(LOCK_S, STATEMENT_S)
@@ -104,14 +104,15 @@ class Endings:
         started = time.perf_counter()
         present, newest = store.end_memberships(end, pairs)
         named = merge(end, Named(end.key, newest))
-        if named is not end:  # a membership that is newer is evidence that the end exists
+        if named is not end:  # a newer membership is evidence that the record exists
             store.save([named])
         enqueue_for_ended(store, present, ending)
-        self._pace.took(len(pairs), time.perf_counter() - started)
+        self._sizer.adjust(len(pairs), time.perf_counter() - started)
 
 
 def _finish(store: Store, ending: Ending, newest: int) -> None:
-    """Of memberships that had ended with their other end no step told how new they are."""
+    """Finish an ending. `newest` includes memberships that the deletion of their other end ended,
+    which no step saw."""
     store.limit_waits(LOCK_S, STATEMENT_S)
     end = store.lock([ending.key])[ending.key]
     named = merge(end, Named(end.key, newest))

@@ -1,4 +1,4 @@
-"""Apply deliveries again, and run jobs again that are dead or discarded."""
+"""Apply deliveries again, and run their dead or discarded jobs again."""
 
 from __future__ import annotations
 
@@ -55,17 +55,17 @@ def replay(
     handler: str | None = None,
     rerun: bool = False,
     sync_only: bool = False,
-    tell: bool = False,
+    dry_run: bool = False,
 ) -> ReplayResult:
-    """Let deliveries be applied again, and their jobs that are dead or discarded run again, with
-    those of handlers that are new since then.
+    """Apply deliveries again, and run their dead or discarded jobs again. Handlers that were added
+    since then get jobs, too.
 
-    With `rerun` jobs that are done, too, but of handlers that are left out of that. Of one
-    `handler` only its jobs; deliveries are then left as they are, but for those never applied.
-    `sync_only` applies here and now, and no handler is told; to `tell` what would differ, roll
-    this back.
+    With `rerun`, jobs that are done also run again, unless their handler opted out. With a
+    `handler`, only its jobs run, and only deliveries that were never applied are applied.
+    `sync_only` applies in this transaction and runs no jobs. `dry_run` also applies in it, to find
+    the differences; the caller must roll it back.
     """
-    at_once = sync_only or tell
+    at_once = sync_only or dry_run
     applied = [
         delivery
         for delivery in deliveries
@@ -74,17 +74,17 @@ def replay(
     drifts = _apply(store, applied, lag_ms) if at_once else []
     jobs = 0
     if not sync_only:
-        store.inbox.again([delivery.id for delivery in applied])
-        again = _JobReplay(store, lag_ms, handler, rerun)
+        store.inbox.make_pending([delivery.id for delivery in applied])
+        job_replay = _JobReplay(store, lag_ms, handler, rerun)
         for delivery in deliveries:
-            again.look(delivery)
-        jobs = again.run()
+            job_replay.collect(delivery)
+        jobs = job_replay.run()
     return ReplayResult(deliveries=len(applied), jobs=jobs, drifts=drifts)
 
 
 def _apply(store: Store, deliveries: Sequence[StoredDelivery], lag_ms: int) -> list[Drift]:
     all_changes = [_read_changes(delivery, lag_ms) for delivery in deliveries]
-    # All are locked at first, in order: so no worker that has some of them waits in a circle.
+    # All records are locked first, in order, to avoid deadlocks with workers.
     batch.lock_records(store, [change for changes in all_changes for change in changes])
     pairs = [pair for changes in all_changes for pair in batch.apply_reads(store, changes, None)]
     return [drift for pair in pairs for drift in drifts_of(*pair)]
@@ -116,10 +116,9 @@ class _JobReplay:
         self._new: list[NewJob] = []
         self._missing = 0
 
-    def look(self, delivery: StoredDelivery) -> None:
-        """Find the jobs of one delivery.
-
-        Those that are missing are made here, whatever its age; of a dead one by whoever applies it.
+    def collect(self, delivery: StoredDelivery) -> None:
+        """Find the jobs of a delivery, and make the missing ones, whatever its age. For a dead
+        delivery, the worker that applies it makes them.
         """
         existing: set[tuple[str, str, str]] = set()
         for row in iterate_jobs(
@@ -135,7 +134,7 @@ class _JobReplay:
             self._new += new
 
     def run(self) -> int:
-        """Create and repeat the jobs of all deliveries at once: their queues are locked in
+        """Create and repeat the jobs of all deliveries at once, so that their queues are locked in
         order."""
         self._store.jobs.add(self._new)
         return len(self._store.jobs.move(self._again, JobMove.REPEAT)) + self._missing
@@ -144,8 +143,8 @@ class _JobReplay:
         return row.state == "done" and row.handler in self._reruns
 
     def _make_jobs(self, delivery: StoredDelivery) -> list[NewJob]:
-        """Make the jobs that a delivery would have today: none before it is applied, or if it is
-        older than the installation."""
+        """Make the jobs that a delivery would have today. It has none before it is applied, or if
+        it is older than the installation."""
         if delivery.state is DeliveryState.PENDING or delivery.occurred_at < self._since:
             return []
         body = trust(delivery.body)

@@ -1,7 +1,7 @@
 """Open a database from a URL or an engine.
 
-`schema.py` has the tables, and `store.py` what a transaction can do with them; `runner.py` and
-`async_runner.py` run transactions, on a database of `sqlite.py` or `postgres.py`.
+`schema.py` defines the tables, and `store.py` the operations of a transaction. `runner.py` and
+`async_runner.py` run transactions on the databases of `sqlite.py` and `postgres.py`.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ if TYPE_CHECKING:
     from logto_webhooks.database.postgres import Postgres
 
 Engine = Union[sa.Engine, "AsyncEngine"]
-Database = Union[SqliteFile, "Postgres"]  # nothing is opened before it is used
-_NAME: Final = "database_url"  # of who has no setting: an argument
+Database = Union[SqliteFile, "Postgres"]  # opened on first use
+_ARGUMENT: Final = "database_url"  # the argument's name, for callers without a setting
 _USE: Final = "sqlite:///file.db or postgresql://user:password@host/name"
-_DRIVERS: Final = ("asyncpg", "psycopg", "greenlet")  # packages that come with an extra
-# Backends whose names can be repeated in an error; anything else may be a part of a password.
-_OTHERS: Final = re.compile("mysql|mariadb|mssql|oracle|mongodb|redis|cockroachdb|https?")
+_DRIVERS: Final = ("asyncpg", "psycopg", "greenlet")  # installed by an extra
+# Backends that an error may name. Any other text may be part of a password.
+_OTHER_BACKENDS: Final = re.compile("mysql|mariadb|mssql|oracle|mongodb|redis|cockroachdb|https?")
 
 
-def open_database(url: str, schema: str | None = None, name: str = _NAME) -> Database:
-    """Choose by the URL, which stands in the setting with this `name`. Raises SettingInvalid.
+def open_database(url: str, schema: str | None = None, name: str = _ARGUMENT) -> Database:
+    """Return the database for a URL from the setting `name`. Raises SettingInvalid.
 
-    No error repeats the URL, or a part of it that may be a password.
+    No error quotes the URL, or a part of it that may be a password.
     """
     url = url.strip()
     scheme, separator, _ = url.partition(":")
     backend = scheme.partition("+")[0].lower()
     if separator and backend in ("postgresql", "postgres"):
-        return _postgres(url, schema, name)
+        return _open_postgres(url, schema, name)
     if separator and backend == "sqlite":
         try:
             return SqliteFile(_to_path(sa.make_url(url), name), name)
@@ -49,7 +49,7 @@ def open_database(url: str, schema: str | None = None, name: str = _NAME) -> Dat
     problem = f"it isn't a URL; use {_USE}"
     if url[:1] in ("'", '"'):
         problem = "it starts with a quote; remove the quotes"
-    elif separator and _OTHERS.fullmatch(backend):
+    elif separator and _OTHER_BACKENDS.fullmatch(backend):
         problem = (
             f"it must be a URL of a SQLite file or a PostgreSQL server, not {backend}; use {_USE}"
         )
@@ -57,37 +57,37 @@ def open_database(url: str, schema: str | None = None, name: str = _NAME) -> Dat
 
 
 def database_for(settings: Settings) -> Database:
-    """The database that the settings name. Raises SettingInvalid."""
+    """Return the database of the settings. Raises SettingInvalid."""
     name = settings.name_of("database_url")
     return open_database(settings.database_url, settings.schema, name)
 
 
 def for_another_loop(database: Database, settings: Settings) -> Database:
-    """The same database, for another event loop: one connection can't be used in two."""
+    """Return the same database for another event loop: two loops can't share a connection."""
     return database if database.any_loop else database_for(settings)
 
 
 async def read_status(database: Database) -> Status:
-    """Count what is in it. Raises as `check` does."""
+    """Check the database and count its contents. Raises what `check` raises."""
     await database.check()
     return await database.host.read(lambda store: store.status())
 
 
-def _postgres(url: str, schema: str | None, name: str) -> Database:
-    # Imported only when used: a driver and greenlet come with an extra.
+def _open_postgres(url: str, schema: str | None, name: str) -> Database:
+    # Imported on use: the driver and greenlet come with an extra.
     try:
         from logto_webhooks.database.postgres import Postgres, make_postgres_engine
 
         return Postgres(make_postgres_engine(url, name), schema)
     except ImportError as error:
-        raise SettingInvalid(name=name, problem=_import_problem(url, error)) from None
+        raise SettingInvalid(name=name, problem=_describe_import_error(url, error)) from None
 
 
-def _import_problem(url: str, error: ImportError) -> str:
-    """Tell a package that is missing from packages that don't fit together."""
+def _describe_import_error(url: str, error: ImportError) -> str:
+    """Say which package is missing, or else that packages don't fit together."""
     text = str(error)
     missing = error.name
-    if missing is None:  # these two are named in the text alone
+    if missing is None:  # only the text names these two
         missing = next((name for name in ("greenlet", "libpq") if name in text), None)
     elif not isinstance(error, ModuleNotFoundError) or missing not in _DRIVERS:
         missing = None
@@ -113,8 +113,8 @@ def _to_path(url: sa.URL, name: str) -> Path:
 
 
 def wrap_engine(engine: Engine, schema: str | None) -> Database:
-    """Choose by the engine. Of SQLite the file alone is taken: how it is written must be durable,
-    and one writes at a time. Raises SettingInvalid."""
+    """Return the database of an engine. For SQLite, use only the engine's file, because writes must
+    be durable and one at a time. Raises SettingInvalid."""
     if not isinstance(getattr(engine, "url", None), sa.URL):
         problem = f"it must be an Engine or an AsyncEngine, not {type(engine).__name__}; "
         raise SettingInvalid(name="engine", problem=f"{problem}pass a URL as database_url")
@@ -124,7 +124,7 @@ def wrap_engine(engine: Engine, schema: str | None) -> Database:
     if backend != "postgresql":
         problem = f"it must be an engine of SQLite or PostgreSQL, not {backend}"
         raise SettingInvalid(name="engine", problem=problem)
-    # Imported only when used: greenlet comes with the extra `postgres`.
+    # Imported on use: greenlet comes with the extra `postgres`.
     from logto_webhooks.database.postgres import LEVEL, Postgres
 
     level = str(engine.get_execution_options().get("isolation_level", LEVEL))

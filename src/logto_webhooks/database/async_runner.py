@@ -22,61 +22,65 @@ from logto_webhooks.database.runner import (
     CUT_S,
     READ_S,
     RUN_S,
-    Distrust,
-    Held,
+    HeldConnection,
+    PoolRefresher,
     await_within,
 )
 from logto_webhooks.database.sessions import (
     SESSION,
-    Traces,
+    ConnectionWatch,
     finish_session,
+    get_handler_limit,
+    get_sync_types,
     lend,
     make_session,
-    no_session,
-    our_schema,
-    pool_limit,
+    make_session_error,
     release,
-    roll_back,
-    sync_types,
+    roll_back_savepoint,
+    use_our_schema,
 )
 from logto_webhooks.database.store import LOCK_S, STATEMENT_S, Store
 from logto_webhooks.database.threads import DetachedCall, GreenletBridge
 
 T = TypeVar("T")
-PAUSE_S: Final = 1.0  # of an abandoned coroutine, before each statement, which fails
+PAUSE_S: Final = 1.0  # before each statement of an abandoned coroutine, which fails
 
 
 class AsyncRunner:
-    """Runs the very same work as ThreadRunner, by `AsyncConnection.run_sync`."""
+    """Runs the same work as ThreadRunner, with `AsyncConnection.run_sync`."""
 
-    _is_pooled = True  # whether others get the connection of a handler after it
+    _is_pooled = True  # whether others get a handler's connection after it
 
     def __init__(
-        self, engine: AsyncEngine, owns: bool = True, theirs: Any = None, watched: bool = True
+        self,
+        engine: AsyncEngine,
+        owns: bool = True,
+        app_schemas: Any = None,
+        watched: bool = True,
     ) -> None:
-        """`owns`: whether to dispose of the engine at the end; `theirs`: the application's
-        `translation`; `watched`: whether silent connections of its pool are replaced."""
+        """`owns`: whether to dispose of the engine at the end; `app_schemas`: the application's
+        schema_translate_map; `watched`: whether connections that don't answer are replaced."""
         self._engine = engine
         self._owns = owns
-        self._theirs = theirs
-        self._distrust = Distrust(engine.sync_engine) if watched else None
-        self._left: set[asyncio.Task[Any]] = set()
+        self._app_schemas = app_schemas
+        self._refresher = PoolRefresher(engine.sync_engine) if watched else None
+        self._abandoned: set[asyncio.Task[Any]] = set()
 
     @property
     def room(self) -> int:
         """How many handlers may be in a transaction at once."""
-        return pool_limit(self._engine.pool)
+        return get_handler_limit(self._engine.pool)
 
     async def run(self, work: Callable[[Store], T]) -> T:
-        """Run and commit. Raises StoreUnavailable or RowRejected for what the database says."""
+        """Run and commit. Raises StoreUnavailable or RowRejected for errors of the database."""
         return await self._within(RUN_S, lambda held: self._run(work, held))
 
     async def run_large(self, work: Callable[[Store], T]) -> T:
-        """The same in a thread: only its statements run on the event loop."""
+        """The same in a thread. Only its statements run on the event loop."""
         return await self._within(RUN_S, lambda held: self._run_in_thread(work, held))
 
     async def accept(self, work: Callable[[Store], T], limit_s: float) -> T:
-        """Run each statement as a transaction of its own, within a limit."""
+        """Run each statement as a transaction of its own, within a time limit."""
         return await self._within(
             limit_s, lambda held: self._look(lambda sync: work(Store(sync)), held, ACCEPTS)
         )
@@ -86,7 +90,7 @@ class AsyncRunner:
         return await self.look(lambda sync: work(Store(sync)), READ_S)
 
     async def look(self, work: Callable[[sa.Connection], T], limit_s: float) -> T:
-        """The same with the connection itself, within a limit."""
+        """The same with the connection itself, within a time limit."""
         return await self._within(limit_s, lambda held: self._look(work, held))
 
     async def within(self, session: Any, work: Callable[[Store], T]) -> T:
@@ -95,33 +99,33 @@ class AsyncRunner:
         Raises SettingInvalid, StoreUnavailable, RowRejected.
         """
         if not isinstance(session, AsyncSession | AsyncConnection):
-            raise no_session(session, "an AsyncSession or an AsyncConnection")
+            raise make_session_error(session, "an AsyncSession or an AsyncConnection")
         if isinstance(session, AsyncSession):
             connection = await session.connection()
         else:
             connection = session
 
         def run(sync: sa.Connection) -> T:
-            with our_schema(self._engine.sync_engine, sync):
+            with use_our_schema(self._engine.sync_engine, sync):
                 return work(Store(sync))
 
         with translate_errors(self._engine):
             return await connection.run_sync(run)
 
     def provides(self, awaited: bool) -> tuple[type, ...]:
-        """The kinds of transaction that a handler, `awaited` or not, can ask for by annotation."""
-        return (AsyncSession, AsyncConnection) if awaited else sync_types()
+        """Return the types of session that a handler, `awaited` or not, can ask for."""
+        return (AsyncSession, AsyncConnection) if awaited else get_sync_types()
 
     async def handle(
-        self, wish: type, call: Callable[[Any], Any], finish: Callable[[Store], None]
+        self, kind: type, call: Callable[[Any], Any], finish: Callable[[Store], None]
     ) -> None:
-        """Call with the transaction that was wished for, and let `finish` end in the same one.
+        """Call `call` with a session of a `kind`, and `finish` in the same transaction.
 
-        A coroutine that goes on after it was cancelled is left behind, without its connection.
+        A coroutine that goes on after it was cancelled is abandoned and loses its connection.
         """
         async with self._begin() as connection:
-            handle = partial(self._handle, connection, wish, call, finish)
-            if self._is_pooled and not issubclass(wish, sync_types()):
+            handle = partial(self._handle, connection, kind, call, finish)
+            if self._is_pooled and not issubclass(kind, get_sync_types()):
                 await DetachedTask(partial(_take_back, connection)).run(handle)
             else:
                 await handle()
@@ -129,20 +133,20 @@ class AsyncRunner:
     async def _handle(
         self,
         connection: AsyncConnection,
-        wish: type,
+        kind: type,
         call: Callable[[Any], Any],
         finish: Callable[[Store], None],
     ) -> None:
         try:
-            to_close = await self._call_and_finish(connection, wish, call, finish)
+            to_close = await self._call_and_finish(connection, kind, call, finish)
             if self._is_pooled:
                 await connection.commit()
         except BaseException:
-            # Not all that it did ends with its transaction.
+            # The handler may have had effects beyond its transaction.
             if self._is_pooled and not connection.closed:
                 try:
                     await _roll_back_or_drop(connection)
-                finally:  # it may be cancelled once more
+                finally:  # this may be cancelled again
                     await drop_connection(connection)
             raise
         if to_close:
@@ -151,47 +155,47 @@ class AsyncRunner:
     async def _call_and_finish(
         self,
         connection: AsyncConnection,
-        wish: type,
+        kind: type,
         call: Callable[[Any], Any],
         finish: Callable[[Store], None],
     ) -> bool:
-        """Return whether the connection is to be closed, because nobody else should have it."""
+        """Return whether to close the connection, because others should not get it."""
         sync = _to_sync(connection)
-        traces = await connection.run_sync(Traces) if self._is_pooled else None
+        watch = await connection.run_sync(ConnectionWatch) if self._is_pooled else None
 
         def end(sync: sa.Connection) -> bool:
             release(sync, savepoint)
-            to_close = traces is not None and traces.put_back()
+            to_close = watch is not None and watch.restore()
             finish(Store(sync))
             return to_close
 
         savepoint = await connection.run_sync(sa.Connection.begin_nested)
         try:
-            with lend(sync, self._theirs):
-                if issubclass(wish, sync_types()):
-                    await _call_sync(connection, wish, call)
+            with lend(sync, self._app_schemas):
+                if issubclass(kind, get_sync_types()):
+                    await _call_sync(connection, kind, call)
                 else:
-                    await _call(connection, wish, call)
+                    await _call(connection, kind, call)
         except BaseException as error:
             if not connection.closed:
-                await connection.run_sync(roll_back, savepoint, error)
+                await connection.run_sync(roll_back_savepoint, savepoint, error)
             raise
         return await connection.run_sync(end)
 
     async def close(self) -> None:
-        """Close the connections, if they are ours: those that don't answer are cut off."""
-        for task in self._left:
+        """Close the connections, if they are ours. Those that don't answer are cut off."""
+        for task in self._abandoned:
             task.cancel()
         if self._owns and not await _finish_within(CLOSE_S, self._engine.dispose()):
-            if self._distrust:
-                self._distrust.begin()
+            if self._refresher:
+                self._refresher.refresh()
             await _finish_within(CLOSE_S, self._engine.dispose())
 
-    async def _run(self, work: Callable[[Store], T], held: Held) -> T:
+    async def _run(self, work: Callable[[Store], T], held: HeldConnection) -> T:
         async with self._begin() as connection:
             return await connection.run_sync(partial(_hold_and_run, work, held))
 
-    async def _run_in_thread(self, work: Callable[[Store], T], held: Held) -> T:
+    async def _run_in_thread(self, work: Callable[[Store], T], held: HeldConnection) -> T:
         async with self._begin() as connection:
             bridge, sync = GreenletBridge(), connection.sync_connection
             assert sync is not None
@@ -206,7 +210,7 @@ class AsyncRunner:
     async def _look(
         self,
         work: Callable[[sa.Connection], T],
-        held: Held,
+        held: HeldConnection,
         options: dict[str, Any] | None = None,
     ) -> T:
         def run(sync: sa.Connection) -> T:
@@ -216,25 +220,27 @@ class AsyncRunner:
         async with self._engine.connect() as connection:
             return await connection.run_sync(run)
 
-    async def _within(self, limit_s: float, call: Callable[[Held], Coroutine[Any, Any, T]]) -> T:
-        """Await a call, for so long. Raises StoreUnavailable, RowRejected."""
-        held = Held()
+    async def _within(
+        self, limit_s: float, call: Callable[[HeldConnection], Coroutine[Any, Any, T]]
+    ) -> T:
+        """Await a call within a time limit. Raises StoreUnavailable, RowRejected."""
+        held = HeldConnection()
         with translate_errors(self._engine):
             task = asyncio.create_task(call(held))
 
-            def leave() -> None:
-                self._left.add(task)
-                task.add_done_callback(self._left.discard)
+            def abandon() -> None:
+                self._abandoned.add(task)
+                task.add_done_callback(self._abandoned.discard)
                 task.add_done_callback(_retrieve_error)
 
-            end = partial(held.end, task, task.cancel, leave)
-            return await await_within(limit_s, task, end, self._distrust)
+            end = partial(held.end, task, task.cancel, abandon)
+            return await await_within(limit_s, task, end, self._refresher)
 
     def _begin(self) -> AbstractAsyncContextManager[AsyncConnection]:
         return _transaction(self._engine)
 
 
-def _hold_and_run(work: Callable[[Store], T], held: Held, sync: sa.Connection) -> T:
+def _hold_and_run(work: Callable[[Store], T], held: HeldConnection, sync: sa.Connection) -> T:
     held.hold(sync)
     store = Store(sync)
     store.limit_waits(LOCK_S, STATEMENT_S)
@@ -242,7 +248,7 @@ def _hold_and_run(work: Callable[[Store], T], held: Held, sync: sa.Connection) -
 
 
 async def _finish_within(limit_s: float, work: Coroutine[Any, Any, None]) -> bool:
-    """Await it, for so long; what isn't done by then is cancelled."""
+    """Await work within a time limit, and cancel it after that. Return whether it finished."""
     task = asyncio.create_task(work)
     done, _ = await asyncio.wait({task}, timeout=limit_s)
     task.cancel()
@@ -251,15 +257,15 @@ async def _finish_within(limit_s: float, work: Coroutine[Any, Any, None]) -> boo
 
 
 def _retrieve_error(task: asyncio.Task[Any]) -> None:
-    """Look at the error, or the event loop would log that nobody did."""
+    """Retrieve the error, or the event loop would log that nobody did."""
     if not task.cancelled():
         task.exception()
 
 
 @asynccontextmanager
 async def _transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
-    """As `engine.begin()`; but what can't be rolled back, because a handler left something that
-    still uses it, is closed: the next to have that connection would be in the same transaction."""
+    """Like `engine.begin()`, but close a connection that can't be rolled back because something
+    that a handler left running uses it. Else its next user would be in the same transaction."""
     async with engine.connect() as connection:
         try:
             yield connection
@@ -280,7 +286,7 @@ async def _roll_back_or_drop(connection: AsyncConnection) -> None:
 
 
 async def drop_connection(connection: AsyncConnection) -> None:
-    """Close it, so that nobody has it again. `invalidate` alone leaves psycopg's open."""
+    """Close a connection, so that nobody gets it again. psycopg's survives `invalidate` alone."""
     if connection.invalidated or connection.closed:
         return
     try:
@@ -293,12 +299,12 @@ async def drop_connection(connection: AsyncConnection) -> None:
 
 
 async def _take_back(connection: AsyncConnection, cancel: Callable[[], object]) -> None:
-    """End the transaction of a handler that goes on, and let nothing more be done with it.
+    """End the transaction of a coroutine that goes on, and prevent further statements in it.
 
-    `cancel` ends the statement that runs, on the server, too.
+    `cancel` ends the statement that runs, also on the server.
     """
-    sync, held = _to_sync(connection), Held()
-    # Nothing is awaited before it is closed: who still has it could get another from the pool.
+    sync, held = _to_sync(connection), HeldConnection()
+    # Nothing is awaited before it is closed: the coroutine could get another one from the pool.
     with suppress(Exception):  # the handler closed it
         if not sync.invalidated:
             held.hold(sync)
@@ -311,14 +317,14 @@ async def _take_back(connection: AsyncConnection, cancel: Callable[[], object]) 
     cancel()
     try:
         await asyncio.sleep(CUT_S)
-    finally:  # it may be cancelled once more
+    finally:  # this may be cancelled again
         held.cut()
-    await asyncio.sleep(CUT_S / 10)  # what still waits for the server notices: psycopg needs that
+    await asyncio.sleep(CUT_S / 10)  # pending waits for the server notice it: psycopg needs that
     await held.close()
 
 
 def _pause(*_: object) -> None:
-    """Let others run: who repeats what fails at once would block the event loop."""
+    """Let others run: a coroutine that repeats a failing statement would block the event loop."""
     await_only(asyncio.sleep(PAUSE_S))
 
 
@@ -327,11 +333,11 @@ def _to_sync(connection: AsyncConnection) -> sa.Connection:
     return connection.sync_connection
 
 
-async def _call(connection: AsyncConnection, wish: type, call: Callable[[Any], Any]) -> None:
-    if wish is AsyncConnection:
+async def _call(connection: AsyncConnection, kind: type, call: Callable[[Any], Any]) -> None:
+    if kind is AsyncConnection:
         await _await_result(call(connection))
         return
-    async with wish(bind=connection, **SESSION) as session:
+    async with kind(bind=connection, **SESSION) as session:
         await _await_result(call(session))
         await session.commit()
 
@@ -341,12 +347,12 @@ async def _await_result(result: Any) -> None:
         await result
 
 
-async def _call_sync(connection: AsyncConnection, wish: type, call: Callable[[Any], Any]) -> None:
-    """Call in a thread, which may block; left behind, it loses its connection."""
+async def _call_sync(connection: AsyncConnection, kind: type, call: Callable[[Any], Any]) -> None:
+    """Call in a thread, which may block. An abandoned call loses its connection."""
     bridge, sync = GreenletBridge(), _to_sync(connection)
 
     def call_with_session() -> None:
-        session = make_session(wish, sync)
+        session = make_session(kind, sync)
         call(session)
         finish_session(session)
 

@@ -1,6 +1,6 @@
-"""Coroutines of handlers: each in a task of its own, which can be left behind.
+"""Run each coroutine of a handler in its own task, which can be abandoned.
 
-A coroutine can go on although it was cancelled. Nobody waits for that longer than a few seconds.
+A coroutine can go on after it was cancelled. Nobody waits for that longer than a few seconds.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from logto_webhooks.database.threads import Detachable
 
-UNCANCELLED_S: Final = 5.0  # how long a coroutine may go on once it was cancelled
+UNCANCELLED_S: Final = 5.0  # how long a coroutine may go on after it was cancelled
 _FRAMES: Final = 8
 
 
@@ -25,13 +25,13 @@ class NotBegun(Exception):
 
 
 class DetachedTask(Detachable):
-    """One call of a coroutine function in a task of its own."""
+    """A call of a coroutine function in its own task."""
 
     def __init__(
         self, take_back: Callable[[Callable[[], object]], Awaitable[object]] | None = None
     ) -> None:
-        """`take_back` takes from it what it holds, before it is left behind. It is given a function
-        that cancels what is awaited now."""
+        """`take_back` takes the connection away before the call is abandoned. It gets a function
+        that cancels what the call awaits now."""
         super().__init__()
         self._take_back = take_back
         self._task: asyncio.Task[None] | None = None
@@ -39,10 +39,10 @@ class DetachedTask(Detachable):
         self._error: BaseException | None = None
 
     async def run(self, work: Callable[[], Any]) -> None:
-        """Call, and await what it returns, if need be. Raises what that raises.
+        """Call `work`, and await its result if that is awaitable. Raises what it raises.
 
-        Who is cancelled cancels it, too, and leaves it behind if it goes on for `UNCANCELLED_S`,
-        or when cancelled once more. Raises NotBegun if it was cancelled before it was called.
+        If this is cancelled, so is the call. The call is abandoned if it goes on for
+        `UNCANCELLED_S`, or if this is cancelled again. Raises NotBegun if `work` wasn't called.
         """
         task = self._task = asyncio.create_task(self._call(work))
         self.is_over = False
@@ -51,7 +51,7 @@ class DetachedTask(Detachable):
         except asyncio.CancelledError:
             task.cancel()
             if not await _end_within(UNCANCELLED_S, task):
-                await self._leave(task)
+                await self._abandon(task)
                 raise
         if not self._has_begun:
             raise NotBegun
@@ -63,40 +63,39 @@ class DetachedTask(Detachable):
                 del error  # its traceback holds this frame
 
     def cancel(self) -> None:
-        """Ask it to end, once more."""
+        """Cancel the call again."""
         if self._task is not None:
             self._task.cancel()
 
     async def _call(self, work: Callable[[], Any]) -> None:
-        _handler_that_is_awaited = self.handler  # for the watchdog
+        _handler_that_is_awaited = self.handler  # the watchdog looks for this variable
         self._has_begun = True
         try:
             result = work()
             if inspect.isawaitable(result):
                 await result
-        except BaseException as error:  # a task lets SystemExit and its like end the event loop
+        except BaseException as error:  # raised in a task, SystemExit would end the event loop
             self._error = error
         finally:
-            self._left.end(self)
+            self._abandoned.end(self)
 
-    async def _leave(self, task: Any) -> None:
-        self._left.report(self.handler, describe_stack(task))
-        self._left.add(self)
+    async def _abandon(self, task: Any) -> None:
+        self._abandoned.report(self.handler, describe_stack(task))
+        self._abandoned.add(self)
         task._log_destroy_pending = False  # it was reported already
         if self._take_back is not None:
             await self._take_back(task.cancel)
 
 
 async def _end_within(seconds: float, task: asyncio.Task[Any]) -> bool:
-    """Whether a task ends within so many seconds; False, too, if this is cancelled meanwhile."""
+    """Wait until a task ends, for `seconds` or until this is cancelled. Return whether it ended."""
     with suppress(asyncio.CancelledError):
         await asyncio.wait({task}, timeout=seconds)
     return task.done()
 
 
 def describe_stack(task: asyncio.Task[Any]) -> str:
-    """Describe where a task waits, the innermost line first. What called the handler is left
-    out."""
+    """Describe where a task waits, the innermost line first, without the caller of the handler."""
     frames: list[types.FrameType] = []
     with suppress(Exception):  # an application's own awaitables can have any attributes
         frames += dropwhile(_is_ours, _walk_inwards(task.get_coro()))
@@ -114,7 +113,7 @@ def describe_frame(frame: types.FrameType) -> str:
 
 
 def _walk_inwards(awaitable: Any) -> Iterator[types.FrameType]:
-    """The frames of a coroutine and of what it awaits, the outermost first."""
+    """Yield the frames of a coroutine and of what it awaits, the outermost first."""
     while awaitable is not None:
         frame = getattr(awaitable, "cr_frame", None) or getattr(awaitable, "gi_frame", None)
         if not isinstance(frame, types.FrameType):

@@ -13,9 +13,9 @@ from logto_webhooks.database.dialect import (
     NOW_ON_SQLITE,
     Row,
     among,
+    contains,
     execute_rows,
     group_ids,
-    holds,
     insert_into,
     now,
     read_clock,
@@ -42,9 +42,9 @@ from logto_webhooks.errors import ClaimLost
 from logto_webhooks.records.record import Key, Record
 
 LOCK_MS: Final = 500
-_MOST_ROWS: Final = 64  # of one INSERT on SQLite
-_MOST_DIGESTS: Final = 1000  # of one IN (…)
-_DUE = (
+_MOST_ROWS: Final = 64  # in one INSERT on SQLite
+_MOST_DIGESTS: Final = 1000  # in one IN (…)
+_SELECT_DUE = (
     sa.select(deliveries.c.id, sa.func.length(deliveries.c.body))
     .where(is_pending, deliveries.c.due_at <= now())
     .order_by(deliveries.c.due_at, deliveries.c.id)
@@ -67,7 +67,7 @@ _LEASE = (
 _RENEW = sa.update(deliveries).where(_these, _is_ours).values(due_at=_lease_end)
 _FINISH = (
     sa.update(deliveries)
-    # Only what is pending has a token; to ask for the state would lead a planner astray.
+    # Only pending rows have a token. A condition on the state would mislead a planner.
     .where(_these, _is_ours)
     .values(
         token=None,
@@ -76,19 +76,19 @@ _FINISH = (
         **{name: sa.bindparam(name) for name in ("state", "result", "last_error")},
     )
 )
-_STORED = sa.select(*(_COLUMNS[name] for name in StoredDelivery.__struct_fields__))
+_SELECT_STORED = sa.select(*(_COLUMNS[name] for name in StoredDelivery.__struct_fields__))
 
 
 class DeliveryStore:
-    """The part of a Store that fills and empties the inbox."""
+    """The part of a Store that adds deliveries to the inbox and works them off."""
 
     _connection: sa.Connection
 
     def add(self, new: Sequence[NewDelivery], tried: Collection[bytes] = ()) -> list[StoreResult]:
-        """Put deliveries into the inbox; one answer each, in order.
+        """Add deliveries to the inbox. Return one result for each, in order.
 
-        Those whose digests were `tried` before may be there already, with the same `received_at`:
-        then they are no duplicates of others.
+        `tried` are digests that were sent before without an answer. If the inbox has one with the
+        same `received_at`, that try was committed, so the delivery isn't a duplicate.
         """
         if not new:
             return []
@@ -104,7 +104,7 @@ class DeliveryStore:
             digests = deliveries.c.digest.in_(there[start : start + _MOST_DIGESTS])
             for digest, id_, received_at in self._connection.execute(query.where(digests)):
                 stored[digest] = id_
-                if (digest, received_at) in ours:  # it was committed, and only the answer was lost
+                if (digest, received_at) in ours:  # committed, but the answer was lost
                     inserted[digest] = id_
         # Of two copies in one batch, only the first is new.
         return [
@@ -115,8 +115,8 @@ class DeliveryStore:
     def claim(
         self, token: str, limit: int, max_bytes: int, lease_s: float
     ) -> list[ClaimedDelivery]:
-        """Take due deliveries, the longest due first; nobody else gets them during the lease."""
-        ids = _take_fitting(max_bytes, self._connection.execute(_DUE, {"most": limit}))
+        """Claim due deliveries, the longest due first. Nobody else gets them during the lease."""
+        ids = _take_fitting(max_bytes, self._connection.execute(_SELECT_DUE, {"most": limit}))
         if not ids:
             return []
         lease = {"ids": ids, "by": token, "lease_ms": int(lease_s * 1000)}
@@ -124,14 +124,14 @@ class DeliveryStore:
         return [ClaimedDelivery(**row) for row in sorted(rows, key=lambda row: row["id"])]
 
     def renew(self, token: str, ids: Sequence[int], lease_s: float) -> None:
-        """Hold claimed deliveries longer. Raises ClaimLost when any is no longer held."""
+        """Renew the lease of claimed deliveries. Raises ClaimLost if `token` lost any of them."""
         lease = {"ids": list(ids), "by": token, "lease_ms": int(lease_s * 1000)}
         renewed = self._connection.execute(_RENEW, lease).rowcount
         if renewed < len(ids):
             raise ClaimLost(count=len(ids) - renewed)
 
     def finish(self, token: str, outcomes: Sequence[DeliveryOutcome]) -> None:
-        """Write outcomes. Raises ClaimLost when any of them is no longer held by `token`."""
+        """Write outcomes. Raises ClaimLost if `token` lost any of the deliveries."""
         changes = [
             (
                 {
@@ -158,7 +158,7 @@ class DeliveryStore:
         return [ReceivedBody(*row) for row in self._connection.execute(query)]
 
     def clocks(self, limit: int) -> Clocks:
-        """Return the database's clock, and how the newest deliveries are dated."""
+        """Return the time of the database's clock, and the dates of the newest deliveries."""
         names = ("digest", "occurred_at", "received_at", "origin")
         query = sa.select(*(deliveries.c[name] for name in names))
         rows = self._connection.execute(query.order_by(deliveries.c.id.desc()).limit(limit))
@@ -166,9 +166,9 @@ class DeliveryStore:
         return Clocks(read_clock(self._connection), dated)
 
     def count_deliveries(self) -> dict[str, int]:
-        """Count deliveries by state; every state is there."""
+        """Count deliveries by state, with 0 for a state without deliveries."""
         counts = dict.fromkeys((state.value for state in DeliveryState), 0)
-        for condition in (is_pending, is_odd):  # each by its small index; all else is done
+        for condition in (is_pending, is_odd):  # each has a small index; the rest is done
             query = sa.select(deliveries.c.state, sa.func.count()).where(condition)
             for state, count in self._connection.execute(query.group_by(deliveries.c.state)):
                 counts[state] = count
@@ -176,14 +176,14 @@ class DeliveryStore:
         return counts | {DeliveryState.DONE.value: total - sum(counts.values())}
 
     def oldest_pending_s(self) -> float | None:
-        """How long ago the oldest pending delivery was received; None if nothing is pending."""
+        """Return how long ago the oldest pending delivery was received; None if none is pending."""
         query = sa.select(sa.func.min(deliveries.c.received_at)).where(is_pending)
         oldest = self._connection.scalar(query)
         return None if oldest is None else max(0, read_clock(self._connection) - oldest) / 1000
 
 
 def _insert(connection: sa.Connection, rows: Sequence[Row]) -> dict[bytes, int]:
-    """Insert the rows whose digest is new, due at once; return their ids by digest."""
+    """Insert the rows whose digest is new, due at once. Return their ids by digest."""
     columns = tuple(rows[0])
     if connection.dialect.name == "sqlite":
         return _insert_on_sqlite(connection, columns, rows)
@@ -197,13 +197,13 @@ def _insert_on_sqlite(
     before = connection.scalar(sa.select(sa.func.max(deliveries.c.id))) or 0
     start = inserted = last = 0
     while start < len(rows):
-        # Powers of two, so that there are few statements to prepare.
+        # Powers of two, so that few different statements are prepared.
         size = min(_MOST_ROWS, 1 << (len(rows) - start).bit_length() - 1)
         values = tuple(value for row in rows[start : start + size] for value in row.values())
         result = connection.exec_driver_sql(_insert_tuples(columns, size), values)
         inserted, last = inserted + result.rowcount, result.lastrowid or 0
         start += size
-    if inserted == len(rows):  # the only writer: ids are given in order, without a gap
+    if inserted == len(rows):  # there is one writer, so ids have no gaps
         ids = range(last - inserted + 1, last + 1)
         return dict(zip((row["digest"] for row in rows), ids, strict=True))
     new = sa.select(deliveries.c.digest, deliveries.c.id).where(deliveries.c.id > before)
@@ -221,9 +221,9 @@ def _insert_tuples(columns: tuple[str, ...], count: int) -> str:
 
 @functools.cache
 def _insert_arrays(columns: tuple[str, ...], alone: bool) -> sa.Executable:
-    """The statement; `alone` in its transaction, it sets how long it may wait for one that
-    has inserted the same digest, and neither commits nor ends; and that its commit waits for the
-    disk, whatever is set for the role."""
+    """Return the statement. `alone` in its transaction, it also limits how long it waits for an
+    unfinished transaction that inserted the same digest, and makes its commit wait for the disk,
+    whatever is set for the role."""
     rows = sa.select(*unnest(deliveries, columns).c, now())
     if alone:
         limit = sa.func.set_config("lock_timeout", f"{LOCK_MS}ms", sa.true())
@@ -242,7 +242,7 @@ def _insert_arrays(columns: tuple[str, ...], alone: bool) -> sa.Executable:
 
 
 def _take_fitting(max_bytes: int, sizes: Iterable[Any]) -> list[int]:
-    """Take ids as long as their bodies fit; at least one."""
+    """Return the first ids whose bodies fit into `max_bytes` together, but at least one."""
     ids: list[int] = []
     total = 0
     for id_, size in sizes:
@@ -254,23 +254,23 @@ def _take_fitting(max_bytes: int, sizes: Iterable[Any]) -> list[int]:
 
 
 class Inbox:
-    """The inbox to look at, and the records that follow from it; nothing of them is held."""
+    """Reads the inbox and its records without locks, and makes deliveries pending again."""
 
     def __init__(self, connection: sa.Connection) -> None:
         self._connection = connection
 
     def search(self, wanted: DeliveryFilter) -> list[StoredDelivery]:
         """List deliveries."""
-        query = _STORED.where(*_make_conditions(wanted)).limit(wanted.limit)
+        query = _SELECT_STORED.where(*_make_conditions(wanted)).limit(wanted.limit)
         id_ = deliveries.c.id
         return self._read(query.order_by(id_ if wanted.oldest_first else id_.desc()))
 
     def get(self, delivery_id: int) -> StoredDelivery | None:
         """Return one delivery; None if there is no such id."""
-        return next(iter(self._read(_STORED.where(deliveries.c.id == delivery_id))), None)
+        return next(iter(self._read(_SELECT_STORED.where(deliveries.c.id == delivery_id))), None)
 
-    def again(self, ids: Sequence[int]) -> int:
-        """Make deliveries pending again, but those that are; return how many."""
+    def make_pending(self, ids: Sequence[int]) -> int:
+        """Make deliveries pending again if they aren't. Return how many."""
         replay = (
             sa.update(deliveries)
             .where(_these, ~is_pending)
@@ -283,25 +283,25 @@ class Inbox:
     def about(
         self, key: Key, others: Sequence[Key], after: int, limit: int
     ) -> list[StoredDelivery]:
-        """List what may tell of a user or an organization, or of its memberships, by id; of the
-        `others`, at the other ends of these, only their deletions.
+        """List deliveries that may be about a user, an organization or its memberships, by id.
+        Of `others`, at the other end of the memberships, only deletions are listed.
 
-        A user's membership stands in an organization's delivery: those come that hold the
-        user's id as text.
+        A user's memberships are in deliveries of organizations: those that contain the user's id
+        as text are listed.
         """
         concerned = [
             deliveries.c.subject == f"{key.kind}:{key.id}",
             deliveries.c.event.in_(DELETIONS) & among(deliveries.c.subject, "others"),
         ]
         if key.kind == "user":
-            concerned.append(deliveries.c.event.in_(MEMBERSHIP_EVENTS) & _holds(key.id))
-        query = _STORED.where(deliveries.c.id > after, sa.or_(*concerned))
+            concerned.append(deliveries.c.event.in_(MEMBERSHIP_EVENTS) & _contains(key.id))
+        query = _SELECT_STORED.where(deliveries.c.id > after, sa.or_(*concerned))
         subjects = {"others": [f"{other.kind}:{other.id}" for other in others]}
         return self._read(query.order_by(deliveries.c.id).limit(limit), subjects)
 
     def known(self, key: Key) -> dict[Key, Record]:
-        """Return a user's or an organization's record, if there is one, and those of all its
-        memberships, ended ones included."""
+        """Return the record of a user or an organization, if there is one, and the records of all
+        its memberships, including ended ones."""
         itself = sa.and_(records.c.kind == key.kind, records.c.logto_id == key.id)
         query = sa.select(records).where(sa.or_(itself, records.c[f"{key.kind}_id"] == key.id))
         rows = self._connection.execute(query.order_by(records.c.logto_id)).mappings()
@@ -326,11 +326,11 @@ def _make_conditions(wanted: DeliveryFilter) -> Iterator[sa.ColumnElement[bool]]
     if wanted.until is not None:
         yield deliveries.c.received_at < wanted.until
     if wanted.text:
-        yield _holds(wanted.text)
+        yield _contains(wanted.text)
 
 
 def _in_state(state: DeliveryState) -> Iterator[sa.ColumnElement[bool]]:
-    """By the small index, where there is one."""
+    """Use the small index of a state, if there is one."""
     if state is DeliveryState.PENDING:
         yield is_pending
         return
@@ -339,5 +339,5 @@ def _in_state(state: DeliveryState) -> Iterator[sa.ColumnElement[bool]]:
     yield deliveries.c.state == state.value
 
 
-def _holds(text: str) -> sa.ColumnElement[bool]:
-    return holds(deliveries.c.body, text.encode())
+def _contains(text: str) -> sa.ColumnElement[bool]:
+    return contains(deliveries.c.body, text.encode())

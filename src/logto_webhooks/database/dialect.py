@@ -1,4 +1,4 @@
-"""The SQL that differs per database, and how many rows are written at once."""
+"""SQL that differs by database, and statements that write many rows at once."""
 
 from __future__ import annotations
 
@@ -18,36 +18,36 @@ Row = dict[str, Any]
 NOW_ON_SQLITE = "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)"
 
 
-class _Spelled(FunctionElement[Any]):
-    """What each dialect spells in its own way."""
+class _DialectFunction(FunctionElement[Any]):
+    """A function whose SQL is a template for each dialect."""
 
     sqlite: ClassVar[str]
     postgresql: ClassVar[str]
 
 
-@compiles(_Spelled)
-def _spell(element: _Spelled, compiler: SQLCompiler, **options: Any) -> str:
+@compiles(_DialectFunction)
+def _compile(element: _DialectFunction, compiler: SQLCompiler, **options: Any) -> str:
     template: str = getattr(element, compiler.dialect.name)
     return template.format(*(compiler.process(clause, **options) for clause in element.clauses))
 
 
-class now(_Spelled):  # noqa: N801
+class now(_DialectFunction):  # noqa: N801
     """The database's clock, in milliseconds since the epoch."""
 
     type = sa.BigInteger()
     inherit_cache = True
     sqlite = NOW_ON_SQLITE
-    # Not clock_timestamp(), with which no index serves.
+    # Not clock_timestamp(): it is volatile, so no index can be used.
     postgresql = "CAST(extract(epoch FROM statement_timestamp()) * 1000 AS BIGINT)"
 
 
-class among(_Spelled):  # noqa: N801
-    """Whether a column is one of the values of the parameter `name`: one statement for any number.
+class among(_DialectFunction):  # noqa: N801
+    """Whether a column is one of the values of the parameter `name`.
 
-    `IN (…)` is another statement for each number of values, to be prepared anew.
+    This is one statement for any number of values. `IN (…)` has to be prepared for each number.
     """
 
-    type = sa.types.NullType()  # a Boolean becomes `… = 1` on SQLite, which no index serves
+    type = sa.types.NullType()  # a Boolean becomes `… = 1` on SQLite, which uses no index
     inherit_cache = True
     sqlite = "{} IN (SELECT value FROM json_each({}))"
     postgresql = "{} = ANY({})"
@@ -76,8 +76,8 @@ class _Values(sa.types.TypeDecorator[Any]):
         return value if dialect.name == "postgresql" else canonical_json.encode(value).decode()
 
 
-class by_code(_Spelled):  # noqa: N801
-    """A text as Python orders it, whatever the language of the database."""
+class by_code(_DialectFunction):  # noqa: N801
+    """A text that sorts by code point, as in Python, whatever the database's collation."""
 
     type = sa.Text()
     inherit_cache = True
@@ -85,8 +85,8 @@ class by_code(_Spelled):  # noqa: N801
     postgresql = '{} COLLATE "C"'
 
 
-class holds(_Spelled):  # noqa: N801
-    """Whether the bytes of a column hold some others."""
+class contains(_DialectFunction):  # noqa: N801
+    """Whether the bytes of a column contain some others."""
 
     type = sa.Boolean()
     inherit_cache = True
@@ -98,12 +98,12 @@ class holds(_Spelled):  # noqa: N801
 
 
 def read_clock(connection: sa.Connection) -> int:
-    """Return what the database's clock says."""
+    """Return the time of the database's clock (ms)."""
     return int(connection.scalar(sa.select(now())) or 0)
 
 
 def group_ids(changes: Iterable[tuple[Row, int]]) -> Iterator[tuple[Row, list[int]]]:
-    """Group ids by the values that they get: mostly that is one group."""
+    """Group ids by the values that they get. Mostly, there is one group."""
     groups: dict[tuple[Any, ...], list[int]] = {}
     for values, id_ in changes:
         groups.setdefault(tuple(values.items()), []).append(id_)
@@ -111,8 +111,8 @@ def group_ids(changes: Iterable[tuple[Row, int]]) -> Iterator[tuple[Row, list[in
 
 
 def insert_into(table: sa.Table, dialect: str) -> Any:
-    """Begin an INSERT that can say ON CONFLICT."""
-    # Imported only when used: PostgreSQL's dialect takes long.
+    """Return an INSERT that supports ON CONFLICT."""
+    # Imported on use: PostgreSQL's dialect is slow to import.
     return import_module(f"sqlalchemy.dialects.{dialect}").insert(table)
 
 
@@ -125,14 +125,14 @@ def put_row(connection: sa.Connection, table: sa.Table, row: Row) -> None:
 
 
 def inserted_values(table: sa.Table, columns: Sequence[str], dialect: str) -> Row:
-    """Name the values of rows that `execute_rows` inserts: parameters, or columns of `unnest`."""
+    """Return the values of the rows of `execute_rows`, as parameters or columns of `unnest`."""
     if dialect == "postgresql":
         return dict(unnest(table, columns).c)
     return {name: sa.bindparam(name, type_=table.c[name].type) for name in columns}
 
 
 def insert_values(table: sa.Table, values: Row, dialect: str) -> Any:
-    """Insert such values."""
+    """Return an INSERT of such values."""
     insert = insert_into(table, dialect)
     if dialect == "postgresql":
         return insert.from_select(list(values), sa.select(*values.values()))
@@ -140,7 +140,7 @@ def insert_values(table: sa.Table, values: Row, dialect: str) -> Any:
 
 
 def execute_rows(connection: sa.Connection, statement: Any, rows: Sequence[Row]) -> Any:
-    """Execute for all rows: at once on PostgreSQL, which gets an array for each column."""
+    """Execute a statement for all rows. PostgreSQL gets them at once, as an array per column."""
     if connection.dialect.name != "postgresql":
         return connection.execute(statement, rows)
     arrays = {name: [row[name] for row in rows] for name in rows[0]}
@@ -148,7 +148,7 @@ def execute_rows(connection: sa.Connection, statement: Any, rows: Sequence[Row])
 
 
 def unnest(table: sa.Table, columns: Sequence[str]) -> sa.TableValuedAlias:
-    """The rows that PostgreSQL gets as one array for each column."""
+    """Return the rows that PostgreSQL gets as one array for each column."""
     arrays = [sa.bindparam(name, type_=_array(table.c[name].type)) for name in columns]
     return sa.func.unnest(*arrays).table_valued(*columns).render_derived()
 

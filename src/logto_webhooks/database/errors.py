@@ -16,11 +16,12 @@ from logto_webhooks.errors import LogtoWebhooksError, RowRejected, StoreUnavaila
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
-# The execution option of an engine that holds the name of the setting with its URL.
+# The execution option of an engine with the name of the setting that its URL came from.
 SETTING: Final = "logto_setting"
-# A lock or a statement took longer than it may; what else is done in the same way can succeed.
+# A lock or a statement took too long. Other work in the same database can still succeed.
 _TIMED_OUT: Final = ("55P03", "57014")
-# What stands in a SQLSTATE and a text -> what to do. Of connecting, psycopg tells no SQLSTATE.
+# A pattern of the SQLSTATE and the message -> what to do. psycopg's errors while connecting have no
+# SQLSTATE.
 _HINTS: Final = (
     ("^3D000|database .* does not exist", "create it, then run: logto-webhooks migrate"),
     ("channel binding", "remove channel_binding from {setting}, or use a server with TLS"),
@@ -36,7 +37,7 @@ _HINTS: Final = (
     ("is locked", "wait, or end the program that locks it, which fuser shows"),
 )
 _PAGE: Final = "docs/how-to/database-rights.md"
-# Of a server's "permission denied": what is missing, and what gives it.
+# A pattern of a server's "permission denied" -> how to grant what is missing.
 _RIGHTS: Final = (
     (
         r"for (?:table|relation|view) (\S+)",
@@ -66,11 +67,11 @@ Place = Union[sa.URL, sa.Engine, "AsyncEngine"]
 
 @contextmanager
 def translate_errors(place: Place) -> Iterator[None]:
-    """Turn what SQLAlchemy and its drivers raise into StoreUnavailable or RowRejected.
+    """Turn errors of SQLAlchemy and its drivers into StoreUnavailable or RowRejected.
 
-    The text is the driver's first line, with the place of the URL, and what to do if that is known;
-    or names and codes alone, where that may quote a row. Drivers raise some errors of connecting
-    bare, so those are known by their SQLSTATE.
+    The message is the driver's first line, or only names and codes if that may quote a row. The
+    place of the URL follows, and what to do if that is known. Drivers raise some errors while
+    connecting unwrapped, which are recognized by their SQLSTATE.
     """
     try:
         yield
@@ -82,7 +83,7 @@ def translate_errors(place: Place) -> Iterator[None]:
         raise _to_error(error.orig or error, error, place) from error
     except exc.StatementError as error:
         raise RowRejected(problem=type(error.orig or error).__name__) from error
-    except OverflowError as error:  # a number that SQLite's driver can't pass on
+    except OverflowError as error:  # from SQLite's driver
         raise RowRejected(problem="a number is too large") from error
     except (OSError, TimeoutError) as error:
         raise _to_unavailable(error, place) from error
@@ -93,10 +94,10 @@ def translate_errors(place: Place) -> Iterator[None]:
 
 
 def place_of(url: sa.URL) -> str:
-    """The URL without who asks, and without options: either may hold a secret."""
+    """Return the URL without user, password and options, which may contain secrets."""
     backend = url.get_backend_name()
     host = url.host or ""
-    if not host:  # SQLAlchemy takes it from the query, too
+    if not host:  # SQLAlchemy also takes it from the query
         queried = url.query.get("host", "")
         host = queried if isinstance(queried, str) else ",".join(queried)
     if "," in host or host.startswith("/"):
@@ -106,7 +107,7 @@ def place_of(url: sa.URL) -> str:
 
 
 def _is_of_asyncpg(error: Exception) -> bool:
-    """Whether it is one of those that asyncpg raises by itself, which have no SQLSTATE."""
+    """Whether asyncpg raised the error by itself. Such errors have no SQLSTATE."""
     return any(base.__module__ == "asyncpg.exceptions._base" for base in type(error).__mro__)
 
 
@@ -140,7 +141,7 @@ def _to_unavailable(cause: BaseException, place: Place, statement: str = "") -> 
 
 
 def _find_hint(coded: str, setting: str, role: str, statement: str) -> str:
-    """What to do, after a semicolon; nothing if that isn't known."""
+    """Return what to do, after a semicolon; an empty text if that isn't known."""
     rights = "USAGE, CREATE" if re.match(r"\s*(CREATE|ALTER|DO)\b", statement) else "USAGE"
     role = role if role.isidentifier() else f'"{role}"'
     if "permission denied" in coded or "must be owner" in coded:
@@ -155,7 +156,7 @@ def _find_hint(coded: str, setting: str, role: str, statement: str) -> str:
 
 
 def _hide_secrets(text: str, url: sa.URL) -> str:
-    """A driver may quote what it was given."""
+    """Hide the secrets of a URL, because a driver may quote them."""
     secrets = [str(url.password or "")]
     if ":" in (url.username or ""):
         secrets.append(str(url.username).partition(":")[2])
@@ -167,16 +168,16 @@ def _hide_secrets(text: str, url: sa.URL) -> str:
     return text
 
 
-# Classes of SQLSTATE that blame a row, or what the database does by itself while it is written:
-# bad data, a constraint, a limit of the program, a trigger, a function.
-_OF_A_ROW: Final = ("09", "20", "21", "22", "23", "27", "2F", "38", "39", "44", "54", "P0")
-# The functions of the server that raise whatever a trigger says, or refuse a row by a policy.
-_RAISES: Final = ("exec_stmt_raise", "exec_stmt_assert")
-_REFUSES: Final = "ExecWithCheckOptions"
-# What a session may have from when it began, by ALTER DATABASE or ALTER ROLE: read-only,
-# search_path, role. Or what it prepared, or that its server is gone.
-_OF_A_SESSION: Final = ("08", "0A000", "25", "26000", "3F000", "42501", "42P01", "42P05", "57P")
-# Messages of these name tables, roles and settings even where a trigger runs into them.
+# Classes of SQLSTATE that are about a row, or about what the database runs while it is written: bad
+# data, a constraint, a program limit, a trigger, a function.
+_ROW_CLASSES: Final = ("09", "20", "21", "22", "23", "27", "2F", "38", "39", "44", "54", "P0")
+# The server's functions for RAISE and ASSERT in a trigger, and for refusing a row by a policy.
+_RAISING_FUNCTIONS: Final = ("exec_stmt_raise", "exec_stmt_assert")
+_POLICY_FUNCTION: Final = "ExecWithCheckOptions"
+# Errors that a new session may not have: the old one may have outdated settings of ALTER DATABASE
+# or ALTER ROLE (read-only, search_path, role), outdated prepared statements, or no server any more.
+_SESSION_CLASSES: Final = ("08", "0A000", "25", "26000", "3F000", "42501", "42P01", "42P05", "57P")
+# Messages of these only name tables, roles and settings, even if a trigger causes them.
 _NAMES_ONLY: Final = ("25", "40", "42501", "53", "55", "57")
 _NAMES: Final = {
     "22001": "string_data_right_truncation",
@@ -204,8 +205,8 @@ _NAMES: Final = {
 
 
 class Diagnostics(Struct, frozen=True):
-    """What a server's error reports. `raised_in` is the server's own function that raised it, and
-    `context` says which functions of the database were running."""
+    """The fields of a server's error. `raised_in` is the function in the server's source that
+    raised it, and `context` says which functions of the database were running."""
 
     sqlstate: str
     table: str | None
@@ -216,35 +217,35 @@ class Diagnostics(Struct, frozen=True):
 
     @property
     def is_of_row(self) -> bool:
-        """Whether it refuses the row that was written: others can be written."""
-        if self.raised_in in _RAISES or self.raised_in == _REFUSES:
-            return True  # whatever SQLSTATE a trigger chose
-        return self.sqlstate.startswith(_OF_A_ROW)
+        """Whether the error is about the row that was written, so that others can be written."""
+        if self.raised_in in _RAISING_FUNCTIONS or self.raised_in == _POLICY_FUNCTION:
+            return True  # a trigger can choose any SQLSTATE
+        return self.sqlstate.startswith(_ROW_CLASSES)
 
     @property
     def is_of_session(self) -> bool:
-        """Whether the session may be to blame, so that another may succeed."""
-        return not self.is_of_row and self.sqlstate.startswith(_OF_A_SESSION)
+        """Whether the session may be the cause, so that another may succeed."""
+        return not self.is_of_row and self.sqlstate.startswith(_SESSION_CLASSES)
 
     @property
     def may_quote_row(self) -> bool:
-        """Whether the message may hold a value of a row."""
+        """Whether the message may contain a value of a row."""
         if self.is_of_row:
             return True
         return self.context is not None and not self.sqlstate.startswith(_NAMES_ONLY)
 
     def describe(self) -> str:
-        """Describe it by names and codes alone."""
+        """Describe the error by names and codes only."""
         name = _NAMES.get(self.sqlstate)
         error = f"{name} ({self.sqlstate})" if name else f"SQLSTATE {self.sqlstate}"
-        if self.raised_in in _RAISES:  # it may name anything
+        if self.raised_in in _RAISING_FUNCTIONS:  # it may give any name
             return f"{error}, raised by a trigger or function of the database"
         names = {"table": self.table, "column": self.column, "constraint": self.constraint}
         return ", ".join([error, *(f"{kind} {name}" for kind, name in names.items() if name)])
 
 
 def diagnose(error: BaseException) -> Diagnostics | None:
-    """Return what the server reports of a driver's error; None if it isn't the server's."""
+    """Return the server's fields of a driver's error; None if the error isn't the server's."""
     sqlstate: str | None = getattr(error, "sqlstate", None)
     if not sqlstate:
         return None

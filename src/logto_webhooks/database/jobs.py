@@ -38,7 +38,7 @@ from logto_webhooks.jobs import (
 )
 
 TURN_MS: Final = 1_000
-LOCKED_MS: Final = 1_000  # until a job is looked at again that was locked
+LOCKED_MS: Final = 1_000  # until a locked job is looked at again
 _first, _newer = jobs.alias("first"), jobs.alias("newer")
 _these_jobs = among(jobs.c.id, "ids")
 _these_keys = among(queue_keys.c.id, "ids")
@@ -47,9 +47,9 @@ _is_ours = queue_keys.c.token == sa.bindparam("by")
 _is_free = queue_keys.c.token.is_(None)
 _has_job = (queue_keys.c.handler == jobs.c.handler, queue_keys.c.queue_key == jobs.c.queue_key)
 _is_begun = jobs.c.attempts > jobs.c.failures  # by who holds its queue, or lost it
-# Of what changes often, only `due_at` is in an index: to hold a queue and to let it go changes it
-# seldom, so that these updates write into no index (PostgreSQL).
-_DUE = (
+# Of the columns that change often, only `due_at` is in an index. Holding a queue and freeing it
+# rarely changes `due_at`, so these updates don't write to an index on PostgreSQL.
+_SELECT_DUE = (
     sa.select(queue_keys.c.id, queue_keys.c.token)
     .where(queue_keys.c.handler == sa.bindparam("name"), queue_keys.c.due_at <= now())
     .where(_is_free | (sa.bindparam("lost", type_=sa.Boolean) & (queue_keys.c.held_until <= now())))
@@ -60,7 +60,7 @@ _DUE = (
 _UPDATE_KEYS = sa.update(queue_keys).where(_these_keys)
 _HOLD = _UPDATE_KEYS.values(token=sa.bindparam("by"), held_until=_lease_end)
 _RENEW = _UPDATE_KEYS.where(_is_ours).values(held_until=_lease_end)
-# Whose turn it was for a while goes behind the others that are due.
+# A queue that had its turn for TURN_MS goes behind the others that are due.
 _had_its_turn = queue_keys.c.due_at < now() - TURN_MS
 _FREE = _UPDATE_KEYS.values(
     token=None, held_until=None, due_at=sa.case((_had_its_turn, now()), else_=queue_keys.c.due_at)
@@ -68,17 +68,17 @@ _FREE = _UPDATE_KEYS.values(
 _FREE_LATER = _UPDATE_KEYS.values(
     token=None, held_until=None, due_at=now() + sa.bindparam("wait_ms")
 )
-_LOCKED = (
+_SELECT_AND_LOCK = (
     sa.select(queue_keys.c.id)
-    # as `_touch_queue_keys` gets them
+    # in the order in which `_touch` locks them
     .order_by(by_code(queue_keys.c.handler), by_code(queue_keys.c.queue_key))
     .with_for_update()
 )
-_LOCK = _LOCKED.where(_these_keys)
-_LOCK_OF_HANDLER = _LOCKED.where(queue_keys.c.handler == sa.bindparam("name"))
-_HELD = _LOCK.where(_is_ours)
-_KNOWN_KEYS = sa.select(queue_keys.c.id).where(_these_keys)
-_KNOWN_JOBS = sa.select(jobs.c.id).where(_these_jobs)
+_LOCK = _SELECT_AND_LOCK.where(_these_keys)
+_LOCK_OF_HANDLER = _SELECT_AND_LOCK.where(queue_keys.c.handler == sa.bindparam("name"))
+_LOCK_OWN = _LOCK.where(_is_ours)
+_KEY_IDS = sa.select(queue_keys.c.id).where(_these_keys)
+_JOB_IDS = sa.select(jobs.c.id).where(_these_jobs)
 _first_of_queue = (
     sa.select(_first.c.id)
     .where(
@@ -101,10 +101,10 @@ _is_late = (
     )
     .correlate(jobs)
 )
-_OF_JOB = ("id", "handler", "key", "event", "subject", "occurred_at", "delivery_id")
-_HEADS = (
+_JOB_COLUMNS = ("id", "handler", "key", "event", "subject", "occurred_at", "delivery_id")
+_SELECT_FIRST_JOBS = (
     sa.select(
-        *(jobs.c[name] for name in (*_OF_JOB, "attempts", "failures", "runs")),
+        *(jobs.c[name] for name in (*_JOB_COLUMNS, "attempts", "failures", "runs")),
         queue_keys.c.id.label("queue_key_id"),
         _is_late.label("late"),
         deliveries.c.received_at,
@@ -116,12 +116,12 @@ _HEADS = (
     .outerjoin(deliveries, deliveries.c.id == jobs.c.delivery_id)
     .where(_these_keys)
 )
-_FREE_HEADS = _HEADS.with_for_update(of=jobs, skip_locked=True)
-_PLACES = sa.select(jobs.c.handler, jobs.c.queue_key, jobs.c.state).where(_these_jobs)
-_COUNT = sa.update(jobs).where(_these_jobs).values(attempts=jobs.c.attempts + 1)
+_LOCK_FIRST_JOBS = _SELECT_FIRST_JOBS.with_for_update(of=jobs, skip_locked=True)
+_SELECT_QUEUES = sa.select(jobs.c.handler, jobs.c.queue_key, jobs.c.state).where(_these_jobs)
+_COUNT_ATTEMPT = sa.update(jobs).where(_these_jobs).values(attempts=jobs.c.attempts + 1)
 _FINISH = (
     sa.update(jobs)
-    # What waits has no end; to ask for the state would lead a planner to all that waits.
+    # Waiting jobs have no end. With a condition on the state, a planner may read all that wait.
     .where(_these_jobs, jobs.c.finished_at.is_(None), _is_begun)
     .values(
         state=sa.bindparam("state"),
@@ -132,15 +132,15 @@ _FINISH = (
     )
     .returning(jobs.c.id)
 )
-# A planner would make a join of NOT EXISTS, and read all that waits.
+# With NOT EXISTS instead, a planner would make a join and read all waiting jobs.
 _DROP_EMPTY = (
     sa.delete(queue_keys).where(_these_keys, _first_of_queue.is_(None)).returning(queue_keys.c.id)
 )
 
 
 @functools.cache
-def _add_jobs(columns: tuple[str, ...], dialect: str) -> Any:
-    """Insert the jobs that aren't there; their place in the queue is now, if none is given."""
+def _make_insert(columns: tuple[str, ...], dialect: str) -> Any:
+    """Return an INSERT of jobs that don't exist. The default for `occurred_at` is now."""
     values = inserted_values(jobs, columns, dialect)
     values["occurred_at"] = sa.func.coalesce(values["occurred_at"], now())
     values["state"] = sa.literal_column(f"'{JobState.WAITING.value}'")
@@ -149,16 +149,16 @@ def _add_jobs(columns: tuple[str, ...], dialect: str) -> Any:
 
 
 @functools.cache
-def _touch_queue_keys(dialect: str, wake: bool) -> Any:
-    """Insert the queue keys that aren't there; those that are, are held until the transaction
-    ends.
+def _make_touch(dialect: str, wake: bool) -> Any:
+    """Return an INSERT of queue keys that don't exist. Existing ones are locked until the
+    transaction ends.
 
-    To `wake` them is to let them be due now, unless somebody holds them.
+    With `wake`, existing ones become due now, unless somebody holds them.
     """
     values = inserted_values(queue_keys, ("handler", "queue_key"), dialect) | {"due_at": now()}
     insert = insert_values(queue_keys, values, dialect)
     new = insert.excluded
-    # A row that isn't updated is locked all the same.
+    # A row is locked even if it isn't updated.
     is_changed = _is_free & (queue_keys.c.due_at > new.due_at) if wake else sa.false()
     return insert.on_conflict_do_update(
         index_elements=["handler", "queue_key"], set_={"due_at": new.due_at}, where=is_changed
@@ -166,8 +166,8 @@ def _touch_queue_keys(dialect: str, wake: bool) -> Any:
 
 
 @functools.cache
-def _move_jobs(state: JobState, move: JobMove) -> Any:
-    """Repeat or discard those jobs that are in a state."""
+def _make_move(state: JobState, move: JobMove) -> Any:
+    """Return an UPDATE that repeats or discards the jobs in a state."""
     target = JOB_MOVES[state, move].value
     statement = (
         sa.update(jobs)
@@ -191,12 +191,12 @@ class JobStore:
         self._connection = connection
 
     def handlers(self) -> list[RegisteredHandler]:
-        """All that are registered, whichever process has their code."""
+        """Return all registered handlers, whichever process has their code."""
         stored = self._connection.scalars(sa.select(handlers.c.options).order_by(handlers.c.name))
         return [msgspec.convert(options, RegisteredHandler) for options in stored]
 
     def register(self, new: Sequence[RegisteredHandler]) -> None:
-        """Make them known, or known as they are now."""
+        """Insert handlers, or update their options."""
         for handler in sorted(new, key=lambda handler: handler.name):
             insert = insert_into(handlers, self._connection.dialect.name).values(
                 name=handler.name, options=msgspec.to_builtins(handler), registered_at=now()
@@ -208,7 +208,7 @@ class JobStore:
             )
 
     def forget(self, name: str) -> int:
-        """Take a handler out with what waits for it; return how many jobs that were."""
+        """Delete a handler and discard its waiting jobs. Return how many these were."""
         waiting = (jobs.c.handler == name, jobs.c.state == JobState.WAITING)
         self._connection.execute(sa.delete(handlers).where(handlers.c.name == name))
         self._connection.execute(_LOCK_OF_HANDLER, {"name": name})
@@ -217,11 +217,11 @@ class JobStore:
         return self._connection.execute(over).rowcount
 
     def add(self, new: Sequence[NewJob]) -> None:
-        """Make jobs, each once for its handler and key, and see that their queues are due."""
+        """Add jobs, each once for its handler and key, and the queues that they lack."""
         if not new:
             return
         rows = [structs.asdict(job) | {"event": job.event.replace("\0", "")} for job in new]
-        statement = _add_jobs(tuple(rows[0]), self._connection.dialect.name)
+        statement = _make_insert(tuple(rows[0]), self._connection.dialect.name)
         execute_rows(self._connection, statement, rows)
         self._touch({(job.handler, job.queue_key) for job in new})
 
@@ -234,55 +234,55 @@ class JobStore:
         lost: bool = True,
         skip_locked: bool = False,
     ) -> list[Job]:
-        """Take the first job of each due queue, of so many of each handler; nobody else gets a
-        queue during the lease.
+        """Claim the first job of each due queue, for at most `room` queues of each handler. Nobody
+        else gets these queues during the lease.
 
-        Of queues whose lease ran out it takes one, or none unless `lost`.
-        To `skip_locked` is to take no job whose row another transaction holds.
+        Of the queues whose lease expired, it claims one if `lost`, else none.
+        With `skip_locked`, it skips jobs whose row another transaction has locked.
         """
         due: list[int] = []
         of_lost: list[int] = []
         for name, most in room.items():
             wanted = {"name": name, "most": most, "lost": lost and not of_lost}
-            for queue_key_id, holder in self._connection.execute(_DUE, wanted):
+            for queue_key_id, holder in self._connection.execute(_SELECT_DUE, wanted):
                 (due if holder is None else of_lost).append(queue_key_id)
         due += of_lost[:1]
         if not due:
             return []
         held = {"ids": due, "by": token, "lease_ms": int(lease_s * 1000)}
         self._connection.execute(_HOLD, held)
-        heads = _FREE_HEADS if skip_locked else _HEADS
+        heads = _LOCK_FIRST_JOBS if skip_locked else _SELECT_FIRST_JOBS
         rows = self._connection.execute(heads, {"ids": due}).mappings().all()
         ids = {"ids": [row["id"] for row in rows]}
-        self._connection.execute(_COUNT, ids)
+        self._connection.execute(_COUNT_ATTEMPT, ids)
         empty = set(due) - {row["queue_key_id"] for row in rows}
         if empty:
             self._connection.execute(_DROP_EMPTY, {"ids": list(empty)})
-            if skip_locked:  # what is left of them has a first job that is locked
+            if skip_locked:  # the first job of those that remain is locked
                 later = {"ids": list(empty), "wait_ms": LOCKED_MS}
                 self._connection.execute(_FREE_LATER, later)
         return [Job(**row | {"late": bool(row["late"])}) for row in map(dict, rows)]
 
     def lock(self, queue_key_ids: Sequence[int]) -> None:
-        """Let nobody change queues until the transaction ends; all lock them in the same order."""
+        """Lock queues until the transaction ends, in the same order as all others."""
         self._connection.execute(_LOCK, {"ids": list(queue_key_ids)})
 
-    def held_elsewhere(
+    def find_locked(
         self, queue_key_ids: Sequence[int], job_ids: Sequence[int]
     ) -> tuple[set[int], set[int]]:
-        """Hold queues and jobs without waiting; return those that another transaction holds."""
-        return self._busy(_KNOWN_KEYS, queue_key_ids), self._busy(_KNOWN_JOBS, job_ids)
+        """Lock queues and jobs without waiting. Return those that others have locked."""
+        return self._find_locked(_KEY_IDS, queue_key_ids), self._find_locked(_JOB_IDS, job_ids)
 
     def renew(self, token: str, queue_key_ids: Sequence[int], lease_s: float) -> None:
-        """Hold queues longer."""
+        """Renew the lease of queues."""
         held = {"ids": list(queue_key_ids), "by": token, "lease_ms": int(lease_s * 1000)}
         self._connection.execute(_RENEW, held)
 
     def finish(self, token: str, outcomes: Sequence[JobOutcome]) -> list[int]:
-        """Write outcomes, and let the queues go on; return the ids of jobs no longer held by
-        `token`, or discarded meanwhile, of which nothing was written."""
+        """Write outcomes and free the queues. Return the ids of jobs for which nothing was written,
+        because `token` no longer holds them or they were discarded."""
         wanted = {"ids": [outcome.queue_key_id for outcome in outcomes], "by": token}
-        held = set(self._connection.scalars(_HELD, wanted))
+        held = set(self._connection.scalars(_LOCK_OWN, wanted))
         ours = [outcome for outcome in outcomes if outcome.queue_key_id in held]
         if not ours:
             return [outcome.id for outcome in outcomes]
@@ -295,7 +295,7 @@ class JobStore:
         return [outcome.id for outcome in outcomes if outcome.id not in written]
 
     def counts(self) -> list[JobCount]:
-        """Count jobs by handler and state; the oldest of each, too."""
+        """Count jobs by handler and state, with the age of the oldest."""
         group = (jobs.c.handler, jobs.c.state)
         query = sa.select(*group, sa.func.count(), sa.func.min(jobs.c.occurred_at))
         query = query.group_by(*group).order_by(*group)
@@ -322,25 +322,25 @@ class JobStore:
         return [JobRow(**row) for row in rows]
 
     def move(self, ids: Sequence[int], move: JobMove) -> list[int]:
-        """Repeat or discard jobs by hand, where that can be; return the ids of those.
+        """Repeat or discard jobs by hand, if their state allows it. Return the ids of those.
 
-        A repeated one goes to the end of its queue; one that waits has its next attempt now, but
-        for one that is run just now. Their queues are due, unless somebody holds them.
+        A repeated job goes to the end of its queue. The next attempt of a waiting job is due now,
+        unless the job is running. Their queues are due now, unless somebody holds them.
         """
         some = {"ids": list(ids)}
         targets = job_targets(move)
         in_queue = {state for state, to in targets.items() if JobState.WAITING in (state, to)}
-        places = self._connection.execute(_PLACES, some).all()
+        queues = self._connection.execute(_SELECT_QUEUES, some).all()
         self._touch(
-            {(at.handler, at.queue_key) for at in places if at.state in in_queue}, wake=True
+            {(at.handler, at.queue_key) for at in queues if at.state in in_queue}, wake=True
         )
         moved: set[int] = set()
-        for state in targets:  # what waits first: so nothing is moved twice
-            moved.update(self._connection.scalars(_move_jobs(state, move), some))
+        for state in targets:  # waiting jobs first, so that none is moved twice
+            moved.update(self._connection.scalars(_make_move(state, move), some))
         return sorted(moved)
 
-    def mend(self) -> int:
-        """Make the queue keys that are missing where jobs wait; return how many."""
+    def add_missing_queues(self) -> int:
+        """Insert the missing queue keys of waiting jobs. Return how many."""
         is_waiting = jobs.c.state == sa.literal_column("'waiting'")
         missing = (
             sa.select(jobs.c.handler, jobs.c.queue_key, now())
@@ -351,7 +351,7 @@ class JobStore:
         insert = insert.from_select(["handler", "queue_key", "due_at"], missing)
         return int(self._connection.execute(insert.on_conflict_do_nothing()).rowcount)
 
-    def _busy(self, known: sa.Select[Any], ids: Sequence[int]) -> set[int]:
+    def _find_locked(self, known: sa.Select[Any], ids: Sequence[int]) -> set[int]:
         wanted = {"ids": list(ids)}
         lock_free = known.with_for_update(skip_locked=True)
         free = set(self._connection.scalars(lock_free, wanted))
@@ -362,11 +362,11 @@ class JobStore:
     def _touch(self, touched: set[tuple[str, str]], *, wake: bool = False) -> None:
         if touched:
             rows = [{"handler": handler, "queue_key": key} for handler, key in sorted(touched)]
-            statement = _touch_queue_keys(self._connection.dialect.name, wake)
+            statement = _make_touch(self._connection.dialect.name, wake)
             execute_rows(self._connection, statement, rows)
 
     def _free(self, queue_key_ids: set[int], written: Sequence[JobOutcome]) -> None:
-        """Let queues go on, after the wait of the job that was written, if there is one."""
+        """Free queues. They are due after the wait of the job that was written, if there is one."""
         waits = {outcome.queue_key_id: int(outcome.after_s * 1000) for outcome in written}
         later = [({"wait_ms": wait}, key) for key, wait in waits.items() if wait > 0]
         for values, ids in group_ids(pair for pair in later if pair[1] in queue_key_ids):
@@ -387,5 +387,5 @@ def _to_values(outcome: JobOutcome) -> Row:
 
 
 def _clean(text: str) -> str:
-    """As any database takes it: no NUL, no lone surrogates."""
+    """Remove NUL and escape lone surrogates, which some databases refuse."""
     return text.replace("\0", "").encode(errors="backslashreplace").decode()

@@ -1,4 +1,4 @@
-"""End the memberships of users and organizations that are deleted."""
+"""End the memberships of deleted users and organizations."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from logto_webhooks.database.schema import Millis, endings, member_roles, member
 from logto_webhooks.records.record import NEVER, RESTORED_MS, Ending, Key, Kind, Record, membership
 
 _MEMBER: Final = (members.c.logto_organization_id, members.c.logto_user_id)
-# One index serves each of them; an OR in one statement would lead a planner astray.
+# Each uses one index. With an OR in one statement, a planner may use none.
 _COUNT_OF: Final[dict[Kind, sa.Select[Any]]] = {
     kind: sa.select(sa.func.count()).select_from(
         sa.select(sa.literal_column("1").label("one"))
@@ -32,11 +32,11 @@ _COUNT_OF: Final[dict[Kind, sa.Select[Any]]] = {
 
 
 class MembershipStore(RecordStore):
-    """The part of a Store that ends memberships together with their users and organizations."""
+    """The part of a Store that ends the memberships of deleted users and organizations."""
 
     def drop_memberships(self, ends: Sequence[Record]) -> list[Key]:
-        """End the memberships that are no newer than the end of their user or organization; return
-        those that were present."""
+        """End the memberships that aren't newer than the deletion of their user or organization.
+        Return those that were present."""
         present: list[Key] = []
         for end in ends:
             if end.key.kind != "membership" and end.ended_at != NEVER:
@@ -54,18 +54,18 @@ class MembershipStore(RecordStore):
         return sorted(present)
 
     def newest_membership(self, end: Key) -> int:
-        """Return the greatest stamp at which a membership of a user or an organization was told
-        of; NEVER if there is none."""
-        return self._newest(records.c[f"{end.kind}_id"] == end.id, {})
+        """Return the greatest stamp of any evidence of a membership of a user or an organization;
+        NEVER if there is none."""
+        return self._read_newest(records.c[f"{end.kind}_id"] == end.id, {})
 
     def end_memberships(self, end: Record, pairs: Sequence[Key]) -> tuple[list[Key], int]:
-        """End those of the `pairs` that are no newer than the end of their user or organization.
+        """End those of `pairs` that aren't newer than the deletion of their user or organization.
 
-        Return the keys of those that were present, and the greatest stamp at which any was told of.
+        Return the keys of those that were present, and the greatest stamp of any evidence of them.
         """
         ids = {"ids": [pair.id for pair in pairs]}
         if self._connection.dialect.name != "postgresql":
-            return self._drop(end, pairs), self._newest(is_among_memberships, ids)
+            return self._drop(end, pairs), self._read_newest(is_among_memberships, ids)
         row = self._connection.execute(_end_statement(), ids | {"ended_at": end.ended_at}).one()
         newest, *present = row
         if newest is not None and newest > end.ended_at:
@@ -73,14 +73,14 @@ class MembershipStore(RecordStore):
         return list(map(membership, *present)), NEVER if newest is None else newest
 
     def with_few_memberships(self, ends: Sequence[Key], most: int) -> list[Key]:
-        """List those users and organizations that have no more than `most` memberships in all,
-        ended ones included."""
+        """List users and organizations that together have at most `most` memberships, including
+        ended ones."""
 
         def count(kind: Kind, ids: list[str]) -> int:
             return self._connection.scalar(_COUNT_OF[kind], {"ids": ids, "most": most}) or 0
 
         by_kind = {kind: [end.id for end in ends if end.kind == kind] for kind in OTHER_END}
-        if sum(count(kind, ids) for kind, ids in by_kind.items() if ids) <= most:  # most often
+        if sum(count(kind, ids) for kind, ids in by_kind.items() if ids) <= most:  # the usual case
             return list(ends)
         few = []
         for end in ends:
@@ -91,7 +91,7 @@ class MembershipStore(RecordStore):
         return few
 
     def note_ending(self, ending: Ending) -> None:
-        """Keep that memberships are to be ended step by step."""
+        """Note that the memberships of a user or an organization are to be ended step by step."""
         insert = insert_into(endings, self._connection.dialect.name).values(
             kind=ending.key.kind,
             logto_id=ending.key.id,
@@ -112,7 +112,7 @@ class MembershipStore(RecordStore):
         )
 
     def endings(self) -> list[Ending]:
-        """List whose memberships are to be ended, the oldest first."""
+        """List the noted endings, the oldest first."""
         query = sa.select(endings).order_by(endings.c.noted_at, endings.c.kind, endings.c.logto_id)
         return [
             Ending(
@@ -125,7 +125,7 @@ class MembershipStore(RecordStore):
         ]
 
     def memberships_to_end(self, ending: Ending, limit: int) -> list[Key]:
-        """List memberships that are still to be ended."""
+        """List memberships that have yet to be ended."""
         query = (
             sa.select(records.c.logto_id)
             .where(records.c[f"{ending.key.kind}_id"] == ending.key.id)
@@ -135,7 +135,7 @@ class MembershipStore(RecordStore):
         return sorted(Key("membership", id_) for id_ in self._connection.scalars(query))
 
     def finish_ending(self, ending: Ending) -> None:
-        """Note that all have ended, unless their user or organization was deleted once more."""
+        """Delete the note, unless the user or organization was deleted again meanwhile."""
         self._connection.execute(
             sa.delete(endings).where(
                 endings.c.kind == ending.key.kind,
@@ -145,7 +145,7 @@ class MembershipStore(RecordStore):
         )
 
     def count_memberships_to_end(self) -> int:
-        """Count the rows of members whose user or organization was deleted."""
+        """Count the member rows whose user or organization was deleted."""
         total = 0
         for ending in self.endings():
             column = members.c[f"logto_{ending.key.kind}_id"]
@@ -154,7 +154,7 @@ class MembershipStore(RecordStore):
         return total
 
     def _drop(self, end: Record, pairs: Sequence[Key] | None = None) -> list[Key]:
-        """End its memberships that are no newer, or of them only the `pairs`."""
+        """End those of its memberships, or of the `pairs`, that aren't newer than its deletion."""
         kind, other = end.key.kind, OTHER_END[end.key.kind]
         own_record = records.c[f"{kind}_id"] == end.key.id
         is_own = [table.c[f"logto_{kind}_id"] == end.key.id for table in (members, member_roles)]
@@ -175,7 +175,7 @@ class MembershipStore(RecordStore):
                 for condition, table in zip(is_own, (members, member_roles), strict=True)
             ]
         self._connection.execute(
-            sa.update(records).where(own_record).values(_over(end.ended_at)), values
+            sa.update(records).where(own_record).values(_make_ended_values(end.ended_at)), values
         )
         newer = sa.exists().where(
             records.c.kind == "membership",
@@ -189,12 +189,12 @@ class MembershipStore(RecordStore):
         self._save_newer(end, own_record, values)
         return present
 
-    def _newest(self, condition: sa.ColumnElement[bool], values: Row) -> int:
+    def _read_newest(self, condition: sa.ColumnElement[bool], values: Row) -> int:
         newest = sa.select(sa.func.max(records.c.told_at)).where(condition)
         return self._connection.scalar(newest, values) or NEVER
 
     def _save_newer(self, end: Record, own_record: sa.ColumnElement[bool], values: Row) -> None:
-        """Save those that were told of soon after the end, since they are in doubt now."""
+        """Save memberships with evidence from soon after the deletion: they are in doubt now."""
         soon_after = records.c.stamp.between(end.ended_at + 1, end.ended_at + RESTORED_MS)
         query = sa.select(records).where(own_record, soon_after)
         rows = self._connection.execute(query, values).mappings().all()
@@ -202,12 +202,12 @@ class MembershipStore(RecordStore):
 
 
 def _is_over(ended_at: int | sa.ColumnElement[int]) -> sa.ColumnElement[bool]:
-    """Whether a membership is no newer than the end of its user or organization."""
+    """Whether a membership isn't newer than the deletion of its user or organization."""
     return sa.func.coalesce(records.c.stamp, NEVER) <= ended_at
 
 
-def _over(ended_at: int | sa.ColumnElement[int]) -> dict[str, sa.ColumnElement[Any]]:
-    """What the end of its user or organization makes of a membership."""
+def _make_ended_values(ended_at: int | sa.ColumnElement[int]) -> dict[str, sa.ColumnElement[Any]]:
+    """Return the columns of a membership that the deletion of its user or organization changes."""
     newest = sa.case((records.c.gone_at > ended_at, records.c.gone_at), else_=ended_at)
     is_over = _is_over(newest)
     return {
@@ -221,15 +221,15 @@ def _over(ended_at: int | sa.ColumnElement[int]) -> dict[str, sa.ColumnElement[A
 
 @functools.cache
 def _end_statement() -> sa.Select[Any]:
-    """End memberships, their rows and their roles, in one statement.
+    """Return a statement that ends memberships, and deletes their rows and roles.
 
-    It locks in no order: whoever runs it limits how long it waits for a lock, and tries again.
+    It locks in no defined order, so the caller must limit its wait for locks and try again.
     """
     ended_at = sa.bindparam("ended_at", type_=Millis)
-    over = (
+    ended = (
         sa.update(records)
         .where(is_among_memberships)
-        .values(_over(ended_at))
+        .values(_make_ended_values(ended_at))
         .returning(
             records.c.organization_id,
             records.c.user_id,
@@ -239,16 +239,16 @@ def _end_statement() -> sa.Select[Any]:
         .cte("over")
     )
 
-    def of_over(table: sa.Table) -> sa.Delete:
+    def delete_ended(table: sa.Table) -> sa.Delete:
         return sa.delete(table).where(
-            over.c.is_over,
-            table.c.logto_organization_id == over.c.organization_id,
-            table.c.logto_user_id == over.c.user_id,
+            ended.c.is_over,
+            table.c.logto_organization_id == ended.c.organization_id,
+            table.c.logto_user_id == ended.c.user_id,
         )
 
-    left = of_over(members).returning(*_MEMBER).cte("membership_left")
+    left = delete_ended(members).returning(*_MEMBER).cte("membership_left")
     lists = [sa.func.array_agg(left.c[column.name]) for column in _MEMBER]
     return sa.select(
-        sa.select(sa.func.max(over.c.told_at)).scalar_subquery(),
+        sa.select(sa.func.max(ended.c.told_at)).scalar_subquery(),
         *(sa.func.coalesce(ids, sa.text("ARRAY[]::text[]")) for ids in lists),
-    ).add_cte(of_over(member_roles).cte("roles_left"))
+    ).add_cte(delete_ended(member_roles).cte("roles_left"))

@@ -1,6 +1,6 @@
-"""The schema's version, and what else a database says of itself.
+"""The schema's version, its migration, and information on a database.
 
-Alembic, with a version table of its own, is imported only to migrate: it takes long.
+Alembic, which has its own version table here, is slow to import, so only migrating imports it.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
     from alembic.config import Config
 
 _SCRIPTS = Path(__file__).parent / "migrations"
-_LOCK = 0x6C6F67746F  # "logto": whoever migrates holds it until the transaction ends
+_LOCK = 0x6C6F67746F  # "logto": an advisory lock, held while migrating
 
 
 def upgrade(connection: sa.Connection, schema: str | None = None) -> None:
-    """Bring the schema up to this release, in the caller's transaction, with its own record.
+    """Migrate the schema to this release, in the caller's transaction.
 
-    On PostgreSQL it waits for whoever is at it, and makes `schema` if there is none. The connection
-    isn't kept: who forks, or begins another event loop, must not find it in the pool. Of an
-    asynchronous engine the caller must close it: SQLAlchemy doesn't close what is detached there.
+    On PostgreSQL, wait for others that migrate it, and create `schema` if it doesn't exist. The
+    connection is detached, because a forked process or another event loop must not get it from the
+    pool. The caller must close that of an asynchronous engine, because SQLAlchemy doesn't.
     """
     from alembic import command
 
@@ -44,7 +44,7 @@ def upgrade(connection: sa.Connection, schema: str | None = None) -> None:
 
 
 def sql(dialect: str, schema: str | None = None) -> str:
-    """Return the statements that make the schema, for `dialect` (as SQLAlchemy names it)."""
+    """Return the SQL that creates the schema, for SQLAlchemy's `dialect` of that name."""
     from alembic import command
 
     written = io.StringIO()
@@ -55,9 +55,9 @@ def sql(dialect: str, schema: str | None = None) -> str:
 
 
 def check(connection: sa.Connection, schema: str | None = None) -> None:
-    """Raise SchemaMismatch if the tables are older than this release; newer ones are good."""
+    """Raise SchemaMismatch if the tables are older than this release. Newer ones are usable."""
     there, needed = version(connection, schema), head()
-    if there is None or there < needed:  # revisions are numbers of four digits
+    if there is None or there < needed:  # revisions have four digits
         raise SchemaMismatch(_describe_place(connection, schema), there, needed)
 
 
@@ -71,7 +71,7 @@ def _describe_place(connection: sa.Connection, schema: str | None) -> str:
 
 
 def version(connection: sa.Connection, schema: str | None = None) -> str | None:
-    """Return the version of the schema that is there; None if there is none."""
+    """Return the version of the existing schema; None if there is none."""
     if not sa.inspect(connection).has_table(VERSION_TABLE, schema):
         return None
     table = sa.table(VERSION_TABLE, sa.column("version_num"), schema=schema)
@@ -94,7 +94,8 @@ def _config(schema: str | None, output: io.StringIO | None = None) -> Config:
 
 
 class DeadRows(Struct, frozen=True):
-    """A table's rows, and its dead ones: what updates and deletes left behind, until a vacuum."""
+    """How many rows a table has, and how many dead ones, which updates and deletes leave until a
+    vacuum."""
 
     table: str
     live: int
@@ -102,12 +103,12 @@ class DeadRows(Struct, frozen=True):
 
 
 class DatabaseInfo(Struct, frozen=True, kw_only=True):
-    """What a database says of itself, whose tables may be of another release.
+    """Information on a database, whose tables may be from another release.
 
-    `settings` are a server's. `free` are bytes where its file is, None if that can't be seen;
-    `unwritable` is why its file can't be written. `unsettled_s` is how long the first record has
-    waited for Logto. `unvacuumed` are our tables that the server doesn't vacuum by itself; None
-    without a server.
+    `settings` are a server's. `free` are the free bytes where its file is, None if unknown, and
+    `unwritable` is why the file can't be written. `unsettled_s` is how long the first record has
+    waited for a fetch from Logto. `unvacuumed` are our tables without autovacuum; None without a
+    server.
     """
 
     place: str
@@ -139,7 +140,7 @@ _UNVACUUMED: Final = sa.text(
 def inspect_database(
     connection: sa.Connection, place: str, free: int | None = None, schema: str | None = None
 ) -> DatabaseInfo:
-    """Look at a database: `place` names it, `free` bytes are where its file is."""
+    """Read the information on a database. `place` and `free` are fields of the result."""
     there, needed = version(connection, schema), head()
     settings: dict[str, str] = {}
     unvacuumed: list[DeadRows] | None = None

@@ -1,4 +1,4 @@
-"""PostgreSQL: the URL in every spelling of libpq, the engine, and the Database on it."""
+"""PostgreSQL: URLs as libpq reads them, the engine, and its Database."""
 
 from __future__ import annotations
 
@@ -24,23 +24,22 @@ from logto_webhooks.database.async_runner import AsyncRunner, drop_connection
 from logto_webhooks.database.errors import SETTING, place_of, translate_errors
 from logto_webhooks.database.migrate import DatabaseInfo, inspect_database
 from logto_webhooks.database.runner import READ_S, HandlerRunner, ThreadRunner
-from logto_webhooks.database.sessions import schema_map, translation
+from logto_webhooks.database.sessions import get_schema_map, make_schema_map
 from logto_webhooks.database.store import LONGEST_S
 from logto_webhooks.errors import SettingInvalid
 
-# A transaction in which what follows a lock sees what others committed before it.
+# After it gets a lock, a transaction must see what others committed before.
 LEVEL: Final = "READ COMMITTED"
 CONNECT_S: Final = 3.0
 STATEMENT_S: Final = 8.0
 
 
 def make_postgres_engine(url: sa.URL | str, name: str = "database_url", **pool: Any) -> AsyncEngine:
-    """Make an engine; it connects on first use. Raises SettingInvalid with the setting's `name`.
+    """Make an engine, which connects on first use. Raises SettingInvalid with the setting's `name`.
 
     `postgres://…` and `postgresql://…` use asyncpg; `+asyncpg` and `+psycopg` name a driver.
-    `?pgbouncer=true` is for PgBouncer in transaction mode, which hands connections around:
-    nothing is prepared ahead then.
-    `pool` are SQLAlchemy's options of a pool, instead of ours.
+    `?pgbouncer=true` is for PgBouncer in transaction mode, which shares connections: no statement
+    is prepared then. `pool` are SQLAlchemy's pool options, instead of ours.
     """
     text = url if isinstance(url, str) else url.render_as_string(hide_password=False)
     address = parse_url(text, name)
@@ -52,7 +51,7 @@ def make_postgres_engine(url: sa.URL | str, name: str = "database_url", **pool: 
             **_OPTIONS[driver],
             **(_UNPREPARED[driver] if pooled else {}),
             **address.arguments(settings, CONNECT_S),
-            **_by_hosts(address),
+            **_choose_connect(address),
         },
         isolation_level=LEVEL,
         hide_parameters=True,
@@ -63,14 +62,14 @@ def make_postgres_engine(url: sa.URL | str, name: str = "database_url", **pool: 
     )
 
 
-# A worker that was paused in the middle of a transaction must not hold its locks for ever.
-_IDLE: Final = "10s"
-# Handlers may hold all of the first but one; a connection that is opened for each job is slow.
+# A worker that is paused in the middle of a transaction must not keep its locks for ever.
+_IDLE_LIMIT: Final = "10s"
+# Handlers may hold all but one of the first 8. Opening a connection for each job would be slow.
 _POOL: Final[dict[str, Any]] = {"pool_size": 8, "max_overflow": 2, "pool_timeout": CONNECT_S}
-# Settings of the server for our connections; the URL's own win. PgBouncer takes none.
+# The server's settings for our connections, unless the URL sets them. PgBouncer accepts none.
 _SETTINGS: Final[dict[str, str]] = {
-    "idle_in_transaction_session_timeout": _IDLE,
-    # Also where the client can't be reached any more, or has given up.
+    "idle_in_transaction_session_timeout": _IDLE_LIMIT,
+    # Also ends statements of clients that are unreachable or have given up.
     "statement_timeout": f"{STATEMENT_S:.0f}s",
 }
 _OPTIONS: Final[dict[str, dict[str, Any]]] = {
@@ -87,12 +86,12 @@ _UNPREPARED: Final[dict[str, dict[str, Any]]] = {
 }
 
 
-HOST_S: Final = 1.0  # for each but the last: to accept is tried for little more than two of them
+HOST_S: Final = 1.0  # for each host but the last: accepting has time for little more than two
 
 
-def _by_hosts(address: Address) -> dict[str, Any]:
-    """How several hosts are tried where one may be silent. What prefers a standby knows only after
-    all of them."""
+def _choose_connect(address: Address) -> dict[str, Any]:
+    """Return the options for several hosts, of which one may not answer. With prefer-standby, the
+    driver chooses, because all hosts must be tried."""
     preferred = address.parameters.get("target_session_attrs") == "prefer-standby"
     if len(address.hosts) < 2 or address.driver != ASYNCPG or preferred:
         return {}
@@ -100,8 +99,8 @@ def _by_hosts(address: Address) -> dict[str, Any]:
 
 
 async def _connect_to_one(host: Sequence[str], port: Sequence[int], **arguments: Any) -> Any:
-    """Connect to the first host that can be used. asyncpg itself would spend all its time on one
-    that doesn't answer."""
+    """Connect to the first usable host. asyncpg itself would spend all its time on one that doesn't
+    answer."""
     asyncpg: Any = importlib.import_module(ASYNCPG)
     *first, last = zip(host, port, strict=True)
     for name, number in first:
@@ -118,13 +117,13 @@ async def _connect_to_one(host: Sequence[str], port: Sequence[int], **arguments:
 
 
 CHECK_S: Final = 5.0
-# What our work needs, whatever the application's engine is set to.
+# Our transactions need it, whatever the application's engine is set to.
 _LEVEL: Final[dict[str, Any]] = {"isolation_level": LEVEL}
 
 
 class Postgres:
-    """A PostgreSQL server, on the running event loop or, with a synchronous engine, in threads;
-    migrated only by `migrate`."""
+    """A PostgreSQL server, used on the event loop or, with a synchronous engine, in threads. Only
+    `migrate` migrates it."""
 
     budget_s = LONGEST_S
     files: Sequence[Path] = ()
@@ -134,24 +133,24 @@ class Postgres:
     ) -> None:
         """`owns`: whether the engine is ours to dispose of."""
         self.name = place_of(engine.url)
-        self.any_loop = isinstance(engine, sa.Engine)  # whether its connections are of no loop
+        self.any_loop = isinstance(engine, sa.Engine)  # whether any event loop can use it
         self._schema = schema
-        theirs = translation(engine)
-        options = {"schema_translate_map": schema_map(schema)} | ({} if owns else _LEVEL)
+        app_schemas = get_schema_map(engine)
+        options = {"schema_translate_map": make_schema_map(schema)} | ({} if owns else _LEVEL)
         self._engine = engine.execution_options(**options)
         self._runner = (
-            ThreadRunner(self._engine, owns, theirs)
+            ThreadRunner(self._engine, owns, app_schemas)
             if isinstance(self._engine, sa.Engine)
-            else AsyncRunner(self._engine, owns, theirs)
+            else AsyncRunner(self._engine, owns, app_schemas)
         )
         self.host: HandlerRunner = self._runner
 
     async def open(self) -> None:
-        """Raise StoreUnavailable, or SchemaMismatch if `migrate` must be run before."""
+        """Raise StoreUnavailable, or SchemaMismatch if `migrate` must be run first."""
         await self.check()
 
     async def migrate(self) -> None:
-        """Bring the schema up to this release; waits for whoever is at it."""
+        """Migrate the schema to this release. Wait for others that migrate it."""
         engine = self._engine
         with translate_errors(engine):
             if isinstance(engine, sa.Engine):
@@ -165,21 +164,21 @@ class Postgres:
                     await drop_connection(connection)
 
     async def check(self) -> None:
-        """Raise StoreUnavailable or SchemaMismatch unless it can be used as it is."""
+        """Raise StoreUnavailable or SchemaMismatch if the database can't be used as it is."""
         await self._runner.look(partial(migrate.check, schema=self._schema), CHECK_S)
 
-    async def premises(self) -> DatabaseInfo:
-        """Tell of itself, whatever its schema. Raises StoreUnavailable."""
+    async def inspect(self) -> DatabaseInfo:
+        """Return information on the database, whatever its schema. Raises StoreUnavailable."""
         return await self._runner.look(
             partial(inspect_database, place=self.name, schema=self._schema), READ_S
         )
 
     def may_work(self) -> bool:
-        """Any number of processes work on one server."""
+        """Return True: any number of processes may run workers on a server."""
         return True
 
     def migration_sql(self) -> str:
-        """Return the statements that make the schema."""
+        """Return the SQL that creates the schema."""
         return migrate.sql("postgresql", self._schema)
 
 
@@ -196,10 +195,10 @@ _ENCODE: Final = (
     "in a user or password, percent-encode the characters @ : / ? # [ ] % (@ is %40, / is %2F)"
 )
 _SCHEMES: Final = ("postgresql", "postgres")
-# Drivers whose names can be repeated in an error; anything else may be a part of a password.
+# Drivers that an error may name. Any other text may be part of a password.
 _OTHER_DRIVERS: Final = ("psycopg2", "psycopg2cffi", "psycopg_async", "pg8000", "aiopg", "pygresql")
-# What libpq knows beside host and port, the caches of SQLAlchemy's asyncpg, and a word of our own.
-_KNOWN: Final = re.compile(
+# libpq's parameters except host and port, the caches of SQLAlchemy's asyncpg, and our `pgbouncer`.
+_PARAMETERS: Final = re.compile(
     "application_name|channel_binding|client_encoding|connect_timeout"
     "|fallback_application_name|gssdelegation|gssencmode|gsslib|hostaddr|keepalives"
     "|keepalives_count|keepalives_idle|keepalives_interval|krbsrvname|load_balance_hosts"
@@ -210,18 +209,18 @@ _KNOWN: Final = re.compile(
     "|user|password|dbname|statement_cache_size|prepared_statement_cache_size|pgbouncer"
 )
 # asyncpg reads these from a DSN as libpq does.
-_DSN: Final = re.compile(
+_DSN_PARAMETERS: Final = re.compile(
     "gsslib|krbsrvname|passfile|service|servicefile|ssl_max_protocol_version"
     "|ssl_min_protocol_version|sslcert|sslcrl|sslkey|sslmode|sslnegotiation|sslpassword"
     "|sslrootcert|target_session_attrs"
 )
-# What asyncpg has no parameter for, with the values that ask for no more than it does anyway.
-_AS_ASYNCPG_DOES: Final[dict[str, frozenset[str]]] = {
+# Parameters that asyncpg lacks, with the values that ask for what it does anyway.
+_ASYNCPG_DEFAULTS: Final[dict[str, frozenset[str]]] = {
     "channel_binding": frozenset({"disable", "prefer"}),
     "client_encoding": frozenset({"auto", "utf8", "utf-8", "unicode"}),
     "gssencmode": frozenset({"disable", "prefer"}),
     "load_balance_hosts": frozenset({"disable"}),
-    "sslcompression": frozenset({"0", "1"}),  # libpq ignores it, too
+    "sslcompression": frozenset({"0", "1"}),  # libpq also ignores it
     "sslsni": frozenset({"1"}),
 }
 _CHOICES: Final = {
@@ -240,9 +239,9 @@ _OPTION: Final = re.compile(r"(?:^|\s)(?:-c\s*|--)([A-Za-z_][\w.-]*)\s*=")
 class Address(Struct, frozen=True, kw_only=True):
     """Where a database is, and how to connect to it.
 
-    `url` has user, password, host and name, and no query: it is for SQLAlchemy and for messages.
+    `url` has user, password, host and name, but no query: it is for SQLAlchemy and for messages.
     `hosts` are all hosts with their ports, in the order in which they are tried. `parameters` are
-    the others, by libpq's names. `pooled` says that PgBouncer hands connections around.
+    all others, by libpq's names. `pooled` says that PgBouncer shares connections.
     """
 
     driver: str
@@ -252,10 +251,10 @@ class Address(Struct, frozen=True, kw_only=True):
     pooled: bool
 
     def arguments(self, ours: Mapping[str, str], connect_s: float) -> dict[str, object]:
-        """The driver's arguments to connect.
+        """Return the driver's arguments to connect.
 
-        `ours` are settings of the server that this package wants, and `connect_s` is how long it
-        waits for a connection; the URL's own win.
+        `ours` are the server's settings that this package wants, and `connect_s` is how long it
+        waits for a connection. The URL overrides both.
         """
         get = self.parameters.get
         name = get("application_name") or get("fallback_application_name") or NAME
@@ -267,13 +266,13 @@ class Address(Struct, frozen=True, kw_only=True):
 
 
 NAME: Final = "logto-webhooks"
-_LEAST_S: Final = 2  # that libpq waits for a host
+_LIBPQ_LEAST_S: Final = 2  # libpq's shortest wait for a host
 
 
 def parse_url(text: str, name: str) -> Address:
-    """Read the URL of a PostgreSQL database. Raises SettingInvalid with the setting's `name`.
+    """Parse the URL of a PostgreSQL database. Raises SettingInvalid with the setting's `name`.
 
-    No error repeats a value of the URL: any part may hold a password.
+    No error quotes a value of the URL: any part may contain a password.
     """
     try:
         return _parse(text.strip())
@@ -296,7 +295,7 @@ def _parse(text: str) -> Address:
     user, _, password = userinfo.partition(":")
     parameters = _parse_query(query)
     hosts = _parse_hosts(hostspec, parameters)
-    _check(parameters)
+    _check_parameters(parameters)
     pooled = parameters.pop("pgbouncer", "false").lower() == "true"
     user = parameters.pop("user", unquote(user))
     password = parameters.pop("password", unquote(password))
@@ -319,7 +318,7 @@ def _parse(text: str) -> Address:
 
 
 def _parse_driver(scheme: str) -> str | None:
-    """The driver that a URL names, if it names one."""
+    """Return the driver that a URL names, if it names one."""
     backend, plus, driver = scheme.lower().partition("+")
     if backend not in _SCHEMES:
         raise _Unusable(f"it isn't a URL of a PostgreSQL database, as {_EXAMPLE}")
@@ -353,7 +352,7 @@ def _parse_query(query: str) -> dict[str, str]:
 
 
 def _parse_hosts(hostspec: str, parameters: dict[str, str]) -> tuple[tuple[str, int | None], ...]:
-    """All hosts with their ports: of the URL itself, else of its query."""
+    """Return all hosts with their ports, from the URL's query, or else from its authority."""
     queried, ports = parameters.pop("host", None), parameters.pop("port", None)
     decoded = [_parse_host(text) for text in hostspec.split(",")] if hostspec else []
     if queried is not None:
@@ -394,15 +393,15 @@ def _parse_port(text: str) -> int | None:
     return int(text)
 
 
-def _check(parameters: Mapping[str, str]) -> None:
-    """Whether the parameters are known, and hold what they can."""
+def _check_parameters(parameters: Mapping[str, str]) -> None:
+    """Raise _Unusable if a parameter is unknown or has an invalid value."""
     for name, value in parameters.items():
         if name == "schema":
             raise _Unusable(
                 "schema isn't a parameter of PostgreSQL; remove it, and set LOGTO_WEBHOOKS_SCHEMA "
                 "(--schema), or add options=-csearch_path%3D and the schema's name"
             )
-        if not _KNOWN.fullmatch(name):
+        if not _PARAMETERS.fullmatch(name):
             raise _Unusable(
                 f"{name} isn't a parameter of a PostgreSQL connection; remove it (a setting of the "
                 f"server is written options=-c%20name%3Dvalue)"
@@ -411,11 +410,11 @@ def _check(parameters: Mapping[str, str]) -> None:
             raise _Unusable(f"{name} must be one of {_CHOICES[name]}")
         if name in _NUMBERS and not re.fullmatch(r"[0-9]{1,6}", value):
             raise _Unusable(f"{name} must be a whole number")
-        if name in _FILES and not _is_there(name, value):
+        if name in _FILES and not _is_readable(name, value):
             raise _Unusable(f"{name} names a file that can't be read here")
 
 
-def _is_there(name: str, value: str) -> bool:
+def _is_readable(name: str, value: str) -> bool:
     if name == "sslrootcert" and value == "system":
         return True
     try:
@@ -426,7 +425,7 @@ def _is_there(name: str, value: str) -> bool:
 
 
 def _choose_driver(driver: str | None, parameters: Mapping[str, str]) -> str:
-    """The driver: the one that is named, else asyncpg if it can do what the URL asks for."""
+    """Return the driver: the named one, or else asyncpg if it can do what the URL asks for."""
     if driver == PSYCOPG:
         if cache := next((name for name in _CACHES if name in parameters), None):
             raise _Unusable(f"psycopg has no {cache}; behind PgBouncer, write pgbouncer=true")
@@ -446,9 +445,9 @@ def _choose_driver(driver: str | None, parameters: Mapping[str, str]) -> str:
 
 def _asyncpg_can(name: str, value: str) -> bool:
     translated = ("application_name", "connect_timeout", "fallback_application_name", "options")
-    if _DSN.fullmatch(name) or name in _CACHES or name in translated:
+    if _DSN_PARAMETERS.fullmatch(name) or name in _CACHES or name in translated:
         return True
-    return value.lower() in _AS_ASYNCPG_DOES.get(name, ())
+    return value.lower() in _ASYNCPG_DEFAULTS.get(name, ())
 
 
 def _to_asyncpg(
@@ -461,10 +460,10 @@ def _to_asyncpg(
     timeout = int(parameters.get("connect_timeout", 0)) or connect_s
     arguments: dict[str, object] = {"timeout": timeout, "server_settings": settings}
     arguments |= {cache: int(parameters[cache]) for cache in _CACHES if cache in parameters}
-    passed = {key: value for key, value in parameters.items() if _DSN.fullmatch(key)}
+    passed = {key: value for key, value in parameters.items() if _DSN_PARAMETERS.fullmatch(key)}
     if passed.get("sslrootcert") == "system":
         del passed["sslrootcert"]
-        passed.pop("sslmode", None)  # libpq has verify-full alone with it
+        passed.pop("sslmode", None)  # with it, libpq allows only verify-full
         arguments["ssl"] = True
     if passed:
         arguments["dsn"] = f"postgresql://?{urlencode(passed, quote_via=quote)}"
@@ -484,7 +483,7 @@ def _to_psycopg(
     arguments["connect_timeout"] = int(parameters.get("connect_timeout", 0)) or int(connect_s)
     if len(address.hosts) > 1:
         if "connect_timeout" not in parameters:
-            arguments["connect_timeout"] = _LEAST_S  # of each: one may be silent
+            arguments["connect_timeout"] = _LIBPQ_LEAST_S  # for each: one may not answer
         arguments["host"] = ",".join(host for host, _ in address.hosts)
         arguments["port"] = ",".join(str(port or "") for _, port in address.hosts)
     return arguments

@@ -1,4 +1,4 @@
-"""Records and the rows of the mirror: lock, save, find."""
+"""Records and their rows in the mirror: lock, save, find."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ _PARTS: Final[dict[Part, sa.Table]] = {
     "roles": user_roles,
     "member_roles": member_roles,
 }
-_PART_OF_USERS: Final = {
+_SELECT_PART: Final = {
     part: sa.select(table).where(among(table.c.logto_user_id, "users"))
     for part, table in _PARTS.items()
 }
@@ -60,25 +60,25 @@ _of_kind = (records.c.kind == sa.bindparam("of_kind"), among(records.c.logto_id,
 is_among_memberships = sa.and_(
     records.c.kind == sa.literal_column("'membership'"), among(records.c.logto_id, "ids")
 )
-_KNOWN: Final = sa.select(records.c.logto_id).where(*_of_kind)
-_ENDED: Final = _KNOWN.where(
+_SELECT_IDS: Final = sa.select(records.c.logto_id).where(*_of_kind)
+_FIND_ENDED: Final = _SELECT_IDS.where(
     records.c.gone_at.is_not(None) | records.c.absent_at.is_not(None)
 ).limit(1)
-_IN_ORDER: Final = sa.select(records).where(*_of_kind).order_by(records.c.kind, records.c.logto_id)
-_LOCK: Final = _IN_ORDER.with_for_update()
-_SHARE: Final = _IN_ORDER.with_for_update(read=True)
-_HOLD: Final = (
+_ORDERED: Final = sa.select(records).where(*_of_kind).order_by(records.c.kind, records.c.logto_id)
+_LOCK_TO_WRITE: Final = _ORDERED.with_for_update()
+_LOCK_TO_READ: Final = _ORDERED.with_for_update(read=True)
+_LOCK_MEMBERSHIPS: Final = (
     sa.select(records.c.doubtful)
     .where(is_among_memberships)
     .order_by(records.c.logto_id)
     .with_for_update()
 )
-# One index serves each of them; an OR in one statement would lead a planner astray.
-_MEMBERSHIPS_OF: Final[dict[Kind, sa.Select[Any]]] = {
+# Each uses one index. With an OR in one statement, a planner may use none.
+_SELECT_MEMBERSHIPS: Final[dict[Kind, sa.Select[Any]]] = {
     kind: sa.select(records.c.logto_id).where(among(records.c[f"{kind}_id"], "ids"))
     for kind in ("user", "organization")
 }
-_LEAVE: Final = sa.delete(members).where(
+_DELETE_MEMBER: Final = sa.delete(members).where(
     members.c.logto_organization_id == sa.bindparam("organization"),
     members.c.logto_user_id == sa.bindparam("user"),
 )
@@ -107,41 +107,41 @@ class FoundRow(Struct, frozen=True, kw_only=True):
 
 
 class RecordStore:
-    """The part of a Store that has records, and the rows of the mirror that follow from them."""
+    """The part of a Store for records and their rows in the mirror."""
 
     _connection: sa.Connection
 
     def lock(
         self, keys: Sequence[Key], *, share: bool = False, ends: Sequence[Key] = ()
     ) -> dict[Key, Record]:
-        """Hold records until the transaction ends; of unknown ones there are empty stubs.
+        """Lock records until the transaction ends, and return them. Unknown ones are empty stubs.
 
-        Who only reads them may share them with others who do. All memberships of `ends` are held,
-        too, but not returned: there can be many. They are held in one pass with the others, or two
-        transactions that end memberships of one another's could wait for each other.
+        With `share`, other transactions may read the records, too. All memberships of `ends` are
+        locked but not returned, because there can be many. They are locked in one pass with the
+        others: else two transactions that end each other's memberships could deadlock.
         """
         by_kind = [
             {"of_kind": kind, "ids": [key.id for key in group]}
             for kind, group in itertools.groupby(keys, key=lambda key: key.kind)
         ]
-        if self._connection.dialect.name != "postgresql":  # where one transaction writes at a time
-            return self._locked(_LOCK, keys, by_kind)
-        self._insert_stubs(keys, by_kind)  # only what is there can be locked
+        if self._connection.dialect.name != "postgresql":  # SQLite has one writer
+            return self._lock_and_read(_LOCK_TO_WRITE, keys, by_kind)
+        self._insert_stubs(keys, by_kind)  # only existing rows can be locked
         if ends:
-            self._hold_memberships(keys, ends)
-        # What was deleted once is locked for writing at once: two that share it, and then write,
-        # would wait for each other.
-        if share and not any(self._connection.execute(_ENDED, ids).first() for ids in by_kind):
-            shared = self._locked(_SHARE, keys, by_kind)
+            self._lock_memberships(keys, ends)
+        # A record that was ever deleted is locked for writing at once: two transactions that share
+        # it and then write would deadlock.
+        if share and not any(self._connection.execute(_FIND_ENDED, ids).first() for ids in by_kind):
+            shared = self._lock_and_read(_LOCK_TO_READ, keys, by_kind)
             if all(record.ended_at == NEVER for record in shared.values()):
                 return shared
-        # What a membership tells of an end that was deleted before is written to that end's record.
-        return self._locked(_LOCK, keys, by_kind)
+        # A membership of a deleted user or organization is evidence that changes that one's record.
+        return self._lock_and_read(_LOCK_TO_WRITE, keys, by_kind)
 
     def save(self, changed: Sequence[Record]) -> list[Record]:
-        """Write locked records, and the rows of the mirror that follow from them; return them
-        as they are kept, with their local ids."""
-        ids = _local_ids(sum(not record.kept for record in changed))
+        """Write locked records and their rows in the mirror. Return the records with their local
+        ids."""
+        ids = _make_local_ids(sum(not record.kept for record in changed))
         kept = [
             record if record.kept else replace(record, local_id=next(ids)) for record in changed
         ]
@@ -158,11 +158,11 @@ class RecordStore:
 
     def read_users(self, ids: Collection[str]) -> dict[str, Record]:
         """Return the records of those users who have one, without holding them."""
-        rows = self._connection.execute(_IN_ORDER, {"of_kind": "user", "ids": list(ids)})
+        rows = self._connection.execute(_ORDERED, {"of_kind": "user", "ids": list(ids)})
         return {record.key.id: record for record in map(from_row, rows.mappings())}
 
-    def find_here(self, keys: Sequence[Key]) -> set[Key]:
-        """Find those users and organizations that have a row, and aren't deleted."""
+    def find_present(self, keys: Sequence[Key]) -> set[Key]:
+        """Return the users and organizations that have a row and aren't deleted."""
         here: set[Key] = set()
         for kind in OTHER_END:
             if ids := [key.id for key in keys if key.kind == kind]:
@@ -182,12 +182,12 @@ class RecordStore:
         unread_since: int | None = None,
         with_roles: bool = False,
     ) -> list[Key]:
-        """List known records by id, from `after` on, without users and organizations that are
-        deleted for sure.
+        """List the keys of known records after the id `after`, ordered by id. Users and
+        organizations that are certainly deleted are left out.
 
-        Memberships may be those `of` a user or an organization, present or not; users and
-        organizations those of which Logto wasn't asked since a moment (ms); users `with_roles`
-        are those with a role that Logto wasn't asked about since.
+        `of` is a user or an organization: list its memberships, present or not. `unread_since` (ms)
+        lists only records that weren't read from Logto since then. With `with_roles`, list users
+        who have roles, and apply `unread_since` to these.
         """
         if with_roles:
             column = user_roles.c.logto_user_id
@@ -207,10 +207,10 @@ class RecordStore:
         return [Key(kind, id_) for id_ in self._connection.scalars(query)]
 
     def waiting(self, limit: int) -> list[RefetchNeed]:
-        """List the records about which Logto must be asked, the longest waiting first.
+        """List the records that must be fetched from Logto, the longest waiting first.
 
-        If there are more, organizations whose members must be listed come before all others: one
-        list tells what else is asked about one by one.
+        If the limit is reached, organizations whose members must be listed come first: one list
+        replaces many requests for single records.
         """
         query = (
             sa.select(records)
@@ -235,21 +235,21 @@ class RecordStore:
         ]
 
     def count_records(self, condition: sa.ColumnElement[bool]) -> int:
-        """Count the records of which something is true."""
+        """Count the records that meet a condition."""
         query = sa.select(sa.func.count()).select_from(records).where(condition)
         return self._connection.scalar(query) or 0
 
     def find(self, kind: Kind, query: str, limit: int) -> list[FoundRow]:
-        """Find users or organizations by Logto id, local id or what else names them (an email, a
-        phone, a name); else by a part of that, those that are deleted last.
+        """Find users by Logto id, local id, email, phone or username, and organizations by Logto
+        id, local id or name. If none matches, find those with the query in a name, email or phone.
 
-        An empty query finds all.
+        Deleted ones come last. An empty query finds all.
         """
-        table, names = MIRROR[kind], _NAMES[kind]
+        table, names = MIRROR[kind], _NAME_COLUMNS[kind]
         order = (table.c.deleted_at.is_not(None), table.c.id)
         same = [table.c[name] == query for name in names.exact]
         same += [sa.func.lower(table.c[name]) == query.lower() for name in names.any_case]
-        same += [table.c.id == local_id for local_id in _uuids(query)]
+        same += [table.c.id == local_id for local_id in _parse_uuid(query)]
         alike = [table.c[name].icontains(query, autoescape=True) for name in names.parts]
         if not query:
             alike.append(sa.true())
@@ -279,7 +279,7 @@ class RecordStore:
             roles=list(self._connection.scalars(roles)) if kind == "user" else [],
         )
 
-    def _locked(
+    def _lock_and_read(
         self, statement: sa.Select[Any], keys: Sequence[Key], by_kind: Sequence[Row]
     ) -> dict[Key, Record]:
         known = {
@@ -293,23 +293,23 @@ class RecordStore:
         known = {
             (ids["of_kind"], logto_id)
             for ids in by_kind
-            for logto_id in self._connection.scalars(_KNOWN, ids)
+            for logto_id in self._connection.scalars(_SELECT_IDS, ids)
         }
         new = [key for key in keys if key not in known]
         if new:
             stubs = map(Record, new)
-            ids = _local_ids(len(new))
+            ids = _make_local_ids(len(new))
             rows = [to_row(replace(stub, local_id=next(ids))) for stub in stubs]
             statement = _insert(records, tuple(rows[0]), self._connection.dialect.name)
             execute_rows(self._connection, statement.on_conflict_do_nothing(), rows)
 
-    def _hold_memberships(self, keys: Sequence[Key], ends: Sequence[Key]) -> None:
-        """The ends are held already, so there come no more memberships of theirs meanwhile."""
+    def _lock_memberships(self, keys: Sequence[Key], ends: Sequence[Key]) -> None:
+        """Lock the memberships of `ends`. These are locked already, so they get no new ones."""
         held = {key.id for key in keys}
-        for kind, statement in _MEMBERSHIPS_OF.items():
+        for kind, statement in _SELECT_MEMBERSHIPS.items():
             if ids := [end.id for end in ends if end.kind == kind]:
                 held.update(self._connection.scalars(statement, {"ids": ids}))
-        self._connection.execute(_HOLD, {"ids": list(held)}).close()
+        self._connection.execute(_LOCK_MEMBERSHIPS, {"ids": list(held)}).close()
 
     def _save_mirror(self, kind: Kind, changed: Sequence[Record]) -> None:
         present, absent = [], []
@@ -322,17 +322,17 @@ class RecordStore:
                 present.append(row if kind == "membership" else row | {"id": record.local_id})
         _upsert(self._connection, MIRROR[kind], present)
         if absent:
-            self._connection.execute(_LEAVE, absent)
+            self._connection.execute(_DELETE_MEMBER, absent)
 
     def _save_part(self, part: Part, by_key: dict[Key, list[Row]]) -> None:
-        """Let records have these rows of a part, and no others."""
+        """Replace the rows that records have in a part's table."""
         table = _PARTS[part]
         names = [column.name for column in table.primary_key]
         owners = {
             key.organization_and_user[1] if key.kind == "membership" else key for key in by_key
         }
         ids = {"users": sorted(user.id for user in owners)}
-        there = self._connection.execute(_PART_OF_USERS[part], ids).mappings()
+        there = self._connection.execute(_SELECT_PART[part], ids).mappings()
         old = {
             tuple(row[name] for name in names): dict(row) for row in there if _owner(row) in by_key
         }
@@ -350,27 +350,27 @@ class RecordStore:
 OTHER_END: Final[dict[Kind, Kind]] = {"user": "organization", "organization": "user"}
 
 
-class _Names(Struct, frozen=True):
-    """The columns by which people name a row."""
+class _Columns(Struct, frozen=True):
+    """The columns by which a row can be found."""
 
     exact: list[str]
     any_case: list[str]
     parts: list[str]
 
 
-_NAMES: Final[dict[Kind, _Names]] = {
-    "user": _Names(
+_NAME_COLUMNS: Final[dict[Kind, _Columns]] = {
+    "user": _Columns(
         exact=["logto_user_id", "phone", "username"],
         any_case=["email"],
         parts=["email", "username", "name", "phone"],
     ),
-    "organization": _Names(exact=["logto_organization_id"], any_case=["name"], parts=["name"]),
+    "organization": _Columns(exact=["logto_organization_id"], any_case=["name"], parts=["name"]),
 }
 _NEVER_CHANGED: Final = {"id", "local_id"}
 
 
 def _upsert(connection: sa.Connection, table: sa.Table, rows: Sequence[Row]) -> None:
-    """Insert or update rows; a local id is never changed. All have the same columns."""
+    """Insert or update rows, which all have the same columns. A local id never changes."""
     if rows:
         statement = _upsert_statement(table, tuple(rows[0]), connection.dialect.name)
         execute_rows(connection, statement, rows)
@@ -388,17 +388,17 @@ def _insert(table: sa.Table, columns: tuple[str, ...], dialect: str) -> Any:
 def _upsert_statement(table: sa.Table, columns: tuple[str, ...], dialect: str) -> Any:
     statement = _insert(table, columns, dialect)
     new = statement.excluded
-    # What identifies a row: ids of Logto, and the kind of a record.
+    # A row is identified by Logto's ids, and a record's also by its kind.
     key = [name for name in columns if name == "kind" or name.startswith("logto_")]
     changed = {name: new[name] for name in columns if name not in {*key, *_NEVER_CHANGED}}
-    if table is records:  # since when it waits stays, as long as it waits
+    if table is records:  # `refetch_since` stays while the record waits
         since = sa.func.coalesce(records.c.refetch_since, new.refetch_since)
         changed["refetch_since"] = sa.case((new.waiting_reason.is_not(None), since), else_=None)
     return statement.on_conflict_do_update(index_elements=key, set_=changed)
 
 
-def _local_ids(count: int) -> Iterator[str]:
-    """Make ids: UUIDs of version 7, for ids in order of time keep an index small and near."""
+def _make_local_ids(count: int) -> Iterator[str]:
+    """Make UUIDs of version 7. They are ordered by time, which keeps an index compact."""
     now_ms, chance = time.time_ns() // 1_000_000 << 80, os.urandom(10 * count)
     for start in range(0, 10 * count, 10):
         number = now_ms | int.from_bytes(chance[start : start + 10])
@@ -407,7 +407,7 @@ def _local_ids(count: int) -> Iterator[str]:
 
 
 def to_row(record: Record) -> Row:
-    """The columns of a record; since when it waits is for the database's clock to say."""
+    """Return the columns of a record, except `refetch_since`: the database's clock sets it."""
     organization = user = None
     if record.key.kind == "membership":
         organization, user = (end.id for end in record.key.organization_and_user)
@@ -418,7 +418,7 @@ def to_row(record: Record) -> Row:
         "organization_id": organization,
         "user_id": user,
         "data": {name: group.content for name, group in record.groups.items()},
-        "groups": {name: _standing(group) for name, group in record.groups.items()},
+        "groups": {name: _from_group(group) for name, group in record.groups.items()},
         "facts": record.facts,
         "needs": record.needs,
         "deleted_at": record.deleted_at,
@@ -434,15 +434,15 @@ def to_row(record: Record) -> Row:
 
 
 def from_row(row: sa.RowMapping) -> Record:
-    """The record of a row."""
+    """Return the record of a row."""
     return Record(
         key=Key(row["kind"], row["logto_id"]),
         groups={
-            name: _group(row["data"][name], standing) for name, standing in row["groups"].items()
+            name: _to_group(row["data"][name], standing) for name, standing in row["groups"].items()
         },
         facts=row["facts"],
         needs=row["needs"],
-        gone_at=_gone_at(row),
+        gone_at=_read_gone_at(row),
         absent_at=_from_moment(row["absent_at"]),
         told_stamp=_from_moment(row["told_at"]),
         told_end=_from_moment(row["told_end"]),
@@ -450,8 +450,8 @@ def from_row(row: sa.RowMapping) -> Record:
     )
 
 
-def _gone_at(row: sa.RowMapping) -> int:
-    """When it was deleted; a release that knew no `gone_at` wrote only `deleted_at`."""
+def _read_gone_at(row: sa.RowMapping) -> int:
+    """Return when it was deleted. Releases without `gone_at` wrote only `deleted_at`."""
     gone_at, deleted_at = _from_moment(row["gone_at"]), row["deleted_at"]
     if deleted_at is None or deleted_at in (gone_at, row["absent_at"]):
         return gone_at
@@ -466,22 +466,22 @@ def _from_moment(moment: int | None) -> int:
     return NEVER if moment is None else moment
 
 
-def _standing(group: Group) -> Row:
+def _from_group(group: Group) -> Row:
     return {name: value for name, value in structs.asdict(group).items() if name != "content"}
 
 
-def _group(content: Any, standing: Row) -> Group:
+def _to_group(content: Any, standing: Row) -> Group:
     ends = tuple(Contender(end, digest) for end, digest in standing["ends"])
     return Group(**standing | {"content": content, "ends": ends})
 
 
 def _owner(row: sa.RowMapping) -> Key:
-    """The record that a row of a part follows from."""
+    """Return the key of the record that a part's row belongs to."""
     organization, user = row.get("logto_organization_id"), row["logto_user_id"]
     return Key("membership", f"{organization}:{user}") if organization else Key("user", user)
 
 
-def _uuids(query: str) -> list[str]:
+def _parse_uuid(query: str) -> list[str]:
     try:
         return [str(uuid.UUID(query))]
     except ValueError:

@@ -1,4 +1,4 @@
-"""The tables. The mirror's are for the application to read; inbox and records are private."""
+"""The tables. Applications may read those of the mirror. The inbox and the records are private."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ metadata = sa.MetaData()
 
 
 class Json(sa.types.TypeDecorator[Any]):
-    """JSON through the product's one parser, kept as text."""
+    """JSON as text, encoded and decoded by the package's one parser."""
 
     impl = sa.Text
     cache_ok = True
@@ -33,7 +33,7 @@ class Json(sa.types.TypeDecorator[Any]):
 
 
 class Document(Json):
-    """JSON for applications to query: JSONB on PostgreSQL, which holds no NUL; text elsewhere."""
+    """JSON that applications can query: JSONB on PostgreSQL, which refuses NUL; text elsewhere."""
 
     cache_ok = True
 
@@ -41,7 +41,7 @@ class Document(Json):
         """Choose by the database."""
         if dialect.name != "postgresql":
             return dialect.type_descriptor(sa.Text())
-        from sqlalchemy.dialects.postgresql import JSONB  # which takes long to import
+        from sqlalchemy.dialects.postgresql import JSONB  # slow to import
 
         return dialect.type_descriptor(JSONB())
 
@@ -66,9 +66,9 @@ class _Timestamp(sa.types.UserDefinedType[str]):
 
 
 class Moment(sa.types.TypeDecorator[int]):
-    """Milliseconds since the epoch here, a timestamp with time zone (UTC) in the table.
+    """Milliseconds since the epoch in Python, a timestamp with time zone (UTC) in the table.
 
-    On SQLite it is the text that SQLAlchemy's DateTime writes, without its detour.
+    On SQLite, it is the same text that SQLAlchemy's DateTime writes, but made directly.
     """
 
     impl = sa.DateTime(timezone=True)
@@ -88,16 +88,16 @@ class Moment(sa.types.TypeDecorator[int]):
         return moment
 
     def process_result_value(self, value: Any, dialect: sa.Dialect) -> int | None:
-        """Make milliseconds; SQLite's timestamps have no zone."""
+        """Make milliseconds. SQLite's timestamps have no time zone."""
         if value is None:
             return None
         return to_millis(datetime.fromisoformat(value) if isinstance(value, str) else value)
 
 
 Millis = sa.BigInteger
-# With its dashes as text, where a database has no type for it.
+# SQLite has no type for it: text with dashes.
 Uuid = sa.Uuid(as_uuid=False).with_variant(sa.String(36), "sqlite")
-Identity = sa.BigInteger().with_variant(sa.Integer, "sqlite")  # SQLite counts INTEGER keys only
+Identity = sa.BigInteger().with_variant(sa.Integer, "sqlite")  # SQLite generates only INTEGER keys
 
 
 def _id() -> sa.Column[int]:
@@ -134,7 +134,7 @@ deliveries = sa.Table(
     *_optional(sa.Text, "token"),
     sqlite_autoincrement=True,
 )
-# Spelt out, not a parameter: only so can a planner prove that the partial index serves.
+# A literal instead of a parameter, so that a planner can use the partial index.
 is_pending = deliveries.c.state == sa.literal_column("'pending'")
 # Few rows are neither done nor pending.
 is_odd = deliveries.c.state.in_([sa.literal_column("'dead'"), sa.literal_column("'ignored'")])
@@ -144,13 +144,13 @@ records = sa.Table(
     metadata,
     *_keys(sa.Text, "kind", "logto_id"),
     *_required(Uuid, "local_id"),
-    *_optional(sa.Text, "organization_id", "user_id"),  # of a membership
+    *_optional(sa.Text, "organization_id", "user_id"),  # only of a membership
     *_required(Json, "data", "groups", "facts", "needs"),
     *_optional(Millis, "deleted_at", "read_at"),
     *_required(sa.Boolean, "doubtful"),
     *_optional(Millis, "refetch_since"),
     *_optional(sa.Text, "waiting_reason"),
-    # Whether it exists follows from these (`Record`); null where nothing told.
+    # These decide whether it exists (see `Record`). Null without evidence.
     *_optional(Millis, "gone_at", "absent_at", "stamp", "told_at", "told_end"),
 )
 
@@ -176,7 +176,7 @@ organizations = sa.Table(
     *_optional(Moment, "created_at", "updated_at", "deleted_at"),
 )
 
-# No foreign keys: memberships come before their users.
+# No foreign keys: memberships may arrive before their users.
 members = sa.Table(
     "logto_organization_members",
     metadata,
@@ -207,7 +207,7 @@ member_roles = sa.Table(
     *_required(sa.Text, "name"),
 )
 
-# Who was deleted and has memberships that are still to be ended.
+# Deleted users and organizations whose memberships have yet to be ended.
 endings = sa.Table(
     "logto_endings",
     metadata,
@@ -242,21 +242,21 @@ jobs = sa.Table(
     sqlite_autoincrement=True,
 )
 
-# One row for each queue in which jobs wait: who holds it runs its first job.
+# One row for each queue with waiting jobs. Its holder runs the first of these.
 queue_keys = sa.Table(
-    "logto_lines",  # the name of the table of queue keys is older than the term
+    "logto_lines",  # older than the term "queue key"
     metadata,
     _id(),
     *_required(sa.Text, "handler", "queue_key"),
     *_required(Millis, "due_at"),
-    # In no index, so that to hold a row and to let it go writes into none.
+    # In no index, so that holding a row and freeing it writes to none.
     *_optional(Millis, "held_until"),
     *_optional(sa.Text, "token"),
     sa.UniqueConstraint("handler", "queue_key", name="logto_lines_once"),
     sqlite_autoincrement=True,
 )
 
-# How far recovering and reconciling have come.
+# The progress of recover and reconcile.
 checkpoints = sa.Table(
     "logto_checkpoints",
     metadata,
@@ -265,7 +265,7 @@ checkpoints = sa.Table(
     *_required(sa.BigInteger, "count"),
 )
 
-# What only one process does at a time.
+# Work that only one process does at a time.
 leases = sa.Table(
     "logto_leases",
     metadata,
@@ -274,7 +274,7 @@ leases = sa.Table(
     *_required(Millis, "until"),
 )
 
-# One row: since when deliveries come, and whether they still do.
+# One row: when the first and the last delivery came, and since when they have stopped.
 flow = sa.Table(
     "logto_flow",
     metadata,
@@ -282,7 +282,7 @@ flow = sa.Table(
     *_optional(Millis, "began", "last", "silent_since"),
 )
 
-# One row for each of the last days: the longest time without a delivery that ended then.
+# One row for each of the last days: the longest time without a delivery that ended on that day.
 flow_gaps = sa.Table(
     "logto_flow_gaps",
     metadata,
@@ -290,7 +290,7 @@ flow_gaps = sa.Table(
     *_required(Millis, "ended_at", "length"),
 )
 
-# One row: since when this is installed, and what the database's clock said.
+# One row: when this was installed, and the last noted time of the database's clock.
 installation = sa.Table(
     "logto_installation",
     metadata,
@@ -298,8 +298,7 @@ installation = sa.Table(
     *_required(Millis, "installed_at", "clock_noted_at", "clock_moved_ms"),
 )
 
-
-# `key` only of what Logto told: what is configured is kept nowhere but by its fingerprint.
+# `key` is set only for keys from Logto's API. Of configured keys, only the fingerprint is stored.
 keys = sa.Table(
     "logto_keys",
     metadata,
@@ -324,9 +323,9 @@ rejected = sa.Table(
 
 @functools.cache
 def metadata_with_indexes() -> sa.MetaData:
-    """Add the indexes, which only whoever creates the tables needs.
+    """Add the indexes, which are needed only to create the tables.
 
-    Their options make SQLAlchemy import PostgreSQL's dialect, which takes long.
+    Their options make SQLAlchemy import PostgreSQL's dialect, which is slow.
     """
     _add_index("logto_deliveries_due", deliveries.c.due_at, deliveries.c.id, where=is_pending)
     _add_index("logto_deliveries_odd", deliveries.c.state, where=is_odd)
@@ -348,7 +347,7 @@ def metadata_with_indexes() -> sa.MetaData:
     return metadata
 
 
-# PostgreSQL's other indexes refuse values of more than 2,700 bytes. SQLite's don't.
+# PostgreSQL's B-tree indexes refuse values of more than 2,700 bytes. SQLite's don't.
 _ANY_LENGTH: dict[str, Any] = {"postgresql_using": "hash"}
 
 

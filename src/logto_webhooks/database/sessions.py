@@ -1,5 +1,5 @@
-"""What a handler has of our transaction: a session or a connection, of which what it set is put
-back, and with which it can't write to or lock our tables."""
+"""Lend our transaction to a handler, as a session or a connection. Its settings are restored
+afterwards, and it can't write to or lock our tables."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from logto_webhooks.errors import SettingInvalid, TableIsReadOnly, TransactionEn
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
-# What a session commits or rolls back by itself is a savepoint; "done" commits it all.
+# A session commits or rolls back only a savepoint. All is committed with the job's state "done".
 SESSION: Final[dict[str, Any]] = {
     "join_transaction_mode": "create_savepoint",
     "expire_on_commit": False,
@@ -26,37 +26,38 @@ SESSION: Final[dict[str, Any]] = {
 _FAILED: Final = "25P02"  # PostgreSQL's: in_failed_sql_transaction
 # PostgreSQL's: no_active_sql_transaction, invalid_savepoint_specification
 _ENDED: Final = ("25P01", "3B001")
-THEIRS: Final = "logto_theirs"  # an option of a connection while a handler has it
-OURS: Final = "logto_ours"  # an option of a connection while statements of this package run on it
-_MAP: Final = "schema_translate_map"
-_ROOM: Final = 4  # what a pool of SQLAlchemy's usual size has
+IN_HANDLER: Final = "logto_in_handler"  # an option of a connection while a handler has it
+INTERNAL: Final = "logto_internal"  # the same while it runs statements of this package
+_SCHEMA_MAP: Final = "schema_translate_map"
+_DEFAULT_LIMIT: Final = 4  # the limit with SQLAlchemy's default pool size, 5
 
 
-def sync_types() -> tuple[type, ...]:
-    """The kinds of transaction that plain handlers can have."""
-    from sqlalchemy.orm import Session  # which takes long, and is seldom used
+def get_sync_types() -> tuple[type, ...]:
+    """Return the types of transaction that synchronous handlers can ask for."""
+    from sqlalchemy.orm import Session  # slow to import, and rarely used
 
     return (Session, sa.Connection)
 
 
-def pool_limit(pool: Pool) -> int:
-    """How many handlers may hold a connection each: all but one, for who accepts and applies."""
+def get_handler_limit(pool: Pool) -> int:
+    """Return how many handlers may hold a connection at once. One connection of the pool remains
+    for accepting and applying deliveries."""
     size = pool.size() if isinstance(pool, QueuePool) else 0
-    return max(1, size - 1) if size else _ROOM
+    return max(1, size - 1) if size else _DEFAULT_LIMIT
 
 
-def translation(engine: sa.Engine | sa.Connection | AsyncEngine) -> Any:
-    """Where an application's engine or connection says that its tables are."""
-    return engine.get_execution_options().get(_MAP)
+def get_schema_map(engine: sa.Engine | sa.Connection | AsyncEngine) -> Any:
+    """Return the schema_translate_map of an application's engine or connection."""
+    return engine.get_execution_options().get(_SCHEMA_MAP)
 
 
 @contextmanager
-def lend(connection: sa.Connection, theirs: Any) -> Iterator[None]:
-    """While the block lasts, a handler has the connection: the application's tables are where it
-    says, by `theirs`, and only "done" commits."""
+def lend(connection: sa.Connection, app_schemas: Any) -> Iterator[None]:
+    """Lend the connection to a handler within the block. Its schema_translate_map is the
+    application's, `app_schemas`, and the handler can't commit."""
     event.listen(connection, "commit", _refuse)
     try:
-        with _mapped(connection, theirs, **{THEIRS: True}):
+        with _use_schema_map(connection, app_schemas, **{IN_HANDLER: True}):
             yield
     finally:
         event.remove(connection, "commit", _refuse)
@@ -66,94 +67,94 @@ def _refuse(connection: sa.Connection) -> None:
     raise TransactionEnded()
 
 
-def our_schema(engine: sa.Engine, connection: sa.Connection) -> AbstractContextManager[None]:
-    """Our tables are where our engine says, on a connection that is the application's."""
-    return _mapped(connection, translation(engine), **{OURS: True})
+def use_our_schema(engine: sa.Engine, connection: sa.Connection) -> AbstractContextManager[None]:
+    """Use our engine's schema_translate_map on an application's connection within the block."""
+    return _use_schema_map(connection, get_schema_map(engine), **{INTERNAL: True})
 
 
-def in_schema(connection: sa.Connection, schema: str | None) -> AbstractContextManager[None]:
-    """The same, where a schema is named."""
-    return _mapped(connection, schema_map(schema))
+def use_schema(connection: sa.Connection, schema: str | None) -> AbstractContextManager[None]:
+    """Use `schema` for our tables on a connection within the block."""
+    return _use_schema_map(connection, make_schema_map(schema))
 
 
-def schema_map(schema: str | None) -> dict[str | None, str | None] | None:
-    """How SQLAlchemy is told that our tables are in a schema, or in the default one."""
+def make_schema_map(schema: str | None) -> dict[str | None, str | None] | None:
+    """Return the schema_translate_map for our tables. None stands for the default schema."""
     return {None: schema} if schema else None
 
 
 @contextmanager
-def _mapped(connection: sa.Connection, there: Any, **options: Any) -> Iterator[None]:
-    before = translation(connection)
-    connection.execution_options(**{_MAP: there}, **options)
+def _use_schema_map(connection: sa.Connection, schema_map: Any, **options: Any) -> Iterator[None]:
+    before = get_schema_map(connection)
+    connection.execution_options(**{_SCHEMA_MAP: schema_map}, **options)
     try:
         yield
     finally:
-        connection.execution_options(**{_MAP: before}, **dict.fromkeys(options))
+        connection.execution_options(**{_SCHEMA_MAP: before}, **dict.fromkeys(options))
 
 
 @contextmanager
 def handler_savepoint(connection: sa.Connection) -> Iterator[None]:
-    """A savepoint in which a handler is called. Raises TransactionEnded as the two below."""
+    """Run the block, which calls a handler, in a savepoint. Raises TransactionEnded."""
     savepoint = connection.begin_nested()
     try:
         yield
     except BaseException as error:
-        roll_back(connection, savepoint, error)
+        roll_back_savepoint(connection, savepoint, error)
         raise
     release(connection, savepoint)
 
 
-def no_session(session: object, wanted: str) -> SettingInvalid:
-    """The error about a session that can't be used."""
+def make_session_error(session: object, wanted: str) -> SettingInvalid:
+    """Return the error for a session that can't be used."""
     problem = f"it must be {wanted} here, not {type(session).__name__}"
     return SettingInvalid(name="session", problem=problem)
 
 
-def make_session(wish: type, connection: sa.Connection) -> Any:
-    """Give a Session, or a subclass of the application's, or a Connection."""
-    return connection if wish is sa.Connection else wish(bind=connection, **SESSION)
+def make_session(kind: type, connection: sa.Connection) -> Any:
+    """Return the Connection, or a Session or a subclass of it on that connection."""
+    return connection if kind is sa.Connection else kind(bind=connection, **SESSION)
 
 
 def finish_session(session: Any) -> None:
-    """Write what a session holds, and let go of it; a Connection holds nothing."""
+    """Write the pending changes of a session and close it. A Connection has none."""
     if not isinstance(session, sa.Connection):
         session.commit()
         session.close()
 
 
-def roll_back(
+def roll_back_savepoint(
     connection: sa.Connection, savepoint: sa.NestedTransaction, error: BaseException
 ) -> None:
-    """Roll the savepoint back in which a handler raised, if that can still be done.
+    """Roll back to the savepoint of a handler that raised, if possible.
 
-    Raises TransactionEnded if it failed because somebody ended the transaction, or a savepoint in
-    it, by hand.
+    Raises TransactionEnded if the handler's error is that the transaction, or a savepoint in it,
+    was ended by hand.
     """
     is_ended = not savepoint.is_active and not connection.invalidated
     if connection.get_nested_transaction() is savepoint and not connection.invalidated:
         with suppress(sa.exc.SQLAlchemyError):
             savepoint.rollback()
-    if is_ended and isinstance(error, sa.exc.InvalidRequestError):  # SQLAlchemy's own
+    if is_ended and isinstance(error, sa.exc.InvalidRequestError):  # raised by SQLAlchemy itself
         raise TransactionEnded() from error
     if isinstance(error, sa.exc.DBAPIError) and getattr(error.orig, "sqlstate", None) in _ENDED:
         raise TransactionEnded() from error
 
 
 def release(connection: sa.Connection, savepoint: sa.NestedTransaction) -> None:
-    """Release it. Raises TransactionEnded when a handler ended what only "done" may end, be it
-    behind SQLAlchemy's back."""
+    """Release the savepoint of a handler. Raises TransactionEnded if the handler ended it or the
+    transaction, even in SQL that SQLAlchemy knows nothing of."""
     if not savepoint.is_active or connection.get_nested_transaction() is not savepoint:
         raise TransactionEnded()
     try:
         savepoint.commit()
     except sa.exc.DBAPIError as error:
         if getattr(error.orig, "sqlstate", None) == _FAILED:
-            raise  # it went on after an error of the database
+            raise  # the handler went on after an error of the database
         raise TransactionEnded() from error
 
 
-_KEPT: Final = "logto_webhooks_settings"
-_SETTINGS: Final = (  # the role first: it decides which of the others may be set
+_CACHED: Final = "logto_webhooks_settings"
+_SETTINGS: Final = (  # the role first, because it decides which others may be set
     "session_authorization",
     "role",
     "statement_timeout",
@@ -180,22 +181,22 @@ _SETTINGS: Final = (  # the role first: it decides which of the others may be se
     "enable_seqscan",
     "enable_indexscan",
 )
-_LOOK: Final = sa.text(
+_READ_ALL: Final = sa.text(
     "SELECT " + ", ".join(f"current_setting('{name}', true)" for name in _SETTINGS)
 )
 
 
-def _put_back(name: str, number: int) -> str:
+def _format_restore(name: str, number: int) -> str:
     was = f"CAST(:was{number} AS text)"
     changed = f"current_setting('{name}', true) <> {was}"
     return f"CASE WHEN {changed} THEN set_config('{name}', {was}, false) END"
 
 
-# One statement looks and puts back. Columns are computed in their order. Locks of the session are
-# given up.
-_RESTORE: Final = sa.text(
+# One statement compares the settings and restores them. Columns are computed in order. It also
+# releases the session's advisory locks.
+_RESTORE_ALL: Final = sa.text(
     "SELECT "
-    + ", ".join(_put_back(name, number) for number, name in enumerate(_SETTINGS))
+    + ", ".join(_format_restore(name, number) for number, name in enumerate(_SETTINGS))
     + ", CASE WHEN pg_my_temp_schema() <> 0 AND EXISTS (SELECT FROM pg_class"
     " WHERE relnamespace = pg_my_temp_schema()) THEN 'temporary' END, pg_advisory_unlock_all()"
 )
@@ -214,18 +215,18 @@ _PRAGMAS: Final = (
     "temp_store",
     "trusted_schema",
 )
-_BESIDE: Final = (
+_COUNT_TEMPORARY: Final = (
     "SELECT (SELECT count(*) FROM sqlite_temp_master), (SELECT count(*) FROM pragma_database_list)"
 )
-_BEGINNING: Final = re.compile(
+_FIRST_WORD: Final = re.compile(
     r"(?:\s|\(|/\*.*?\*/|--[^\n]*\n)*([a-z]+)(?:\s+(local)\b)?", re.S | re.I
 )
-_PLAIN: Final = re.compile(
+_TRANSACTIONAL: Final = re.compile(
     "select|insert|update|delete|merge|replace|with|values|savepoint|release|lock|truncate|copy|explain",
     re.I,
 )
-_ENDS: Final = re.compile(r"(?:commit|end|abort|rollback|prepare\s+transaction)\b", re.I)
-_SPEAKS_OF: Final = re.compile(r"set_config|pg_(?:try_)?advisory_lock|;\s*\S|\binto\s+temp", re.I)
+_ENDING: Final = re.compile(r"(?:commit|end|abort|rollback|prepare\s+transaction)\b", re.I)
+_OUTLASTING: Final = re.compile(r"set_config|pg_(?:try_)?advisory_lock|;\s*\S|\binto\s+temp", re.I)
 
 _TABLES: Final = "|".join(sorted([*metadata.tables, VERSION_TABLE], key=len, reverse=True))
 _OUR_TABLE: Final = rf'(?:[\w"]+\.)?"?({_TABLES})\b'
@@ -241,79 +242,79 @@ _LOCKS: Final = re.compile(
 )
 
 
-class Traces:
-    """Watches what a handler does with a connection that others will have after it."""
+class ConnectionWatch:
+    """Watches what a handler does with a connection that others use after it."""
 
     def __init__(self, connection: sa.Connection) -> None:
-        """From now on; it may look once, as long as that connection is open."""
+        """Start watching. On PostgreSQL, read the settings once per connection of the pool."""
         self._connection = connection
         self._sqlite = connection.dialect.name == "sqlite"
-        self.doubtful = False  # whether it did what outlasts a transaction, or may have
+        self._may_outlast = False  # whether a statement may have effects beyond the transaction
         if self._sqlite:
             self._before = _read_pragmas(connection)
-        elif _KEPT in connection.info:
-            self._before = connection.info[_KEPT]
+        elif _CACHED in connection.info:
+            self._before = connection.info[_CACHED]
         else:
-            self._before = connection.info[_KEPT] = tuple(connection.execute(_LOOK).one())
+            self._before = connection.info[_CACHED] = tuple(connection.execute(_READ_ALL).one())
         event.listen(connection, "before_cursor_execute", self._watch)
 
-    def put_back(self) -> bool:
-        """Put settings back, in the transaction; return whether to close the connection then."""
+    def restore(self) -> bool:
+        """Restore settings, in the transaction. Return whether to close the connection then."""
         event.remove(self._connection, "before_cursor_execute", self._watch)
-        return self._put_back_pragmas() if self._sqlite else self._put_back_settings()
+        return self._restore_pragmas() if self._sqlite else self._restore_settings()
 
-    def _put_back_settings(self) -> bool:
+    def _restore_settings(self) -> bool:
         connection = self._connection
-        if self.doubtful:  # its time limit may be shorter than what follows takes
+        if self._may_outlast:  # the handler's time limit may be too short for what follows
             connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
         was = {f"was{number}": value or "" for number, value in enumerate(self._before)}
-        *changed, temporary, _ = connection.execute(_RESTORE, was).one()
+        *changed, temporary, _ = connection.execute(_RESTORE_ALL, was).one()
         if temporary:
             connection.exec_driver_sql("DISCARD TEMP")
-        if self.doubtful:
+        if self._may_outlast:
             connection.exec_driver_sql("UNLISTEN *")
-        return self.doubtful or bool(temporary) or any(value is not None for value in changed)
+        return self._may_outlast or bool(temporary) or any(value is not None for value in changed)
 
-    def _put_back_pragmas(self) -> bool:
+    def _restore_pragmas(self) -> bool:
         after = _read_pragmas(self._connection)
         for name, was, now in zip(_PRAGMAS, self._before, after, strict=False):
             if was != now:
                 self._connection.exec_driver_sql(f"PRAGMA {name} = {was}")
-        return self.doubtful or after != self._before
+        return self._may_outlast or after != self._before
 
     def _watch(self, connection: Any, cursor: Any, statement: str, *others: Any) -> None:
-        is_ours = "logto_" not in statement or connection.get_execution_options().get(OURS)
-        if not is_ours and (table := written_table(statement)):
+        is_ours = "logto_" not in statement or connection.get_execution_options().get(INTERNAL)
+        if not is_ours and (table := find_written_table(statement)):
             raise TableIsReadOnly(table=table)
-        if outlasts(statement):
-            if ends(statement):
+        if may_outlast_transaction(statement):
+            if ends_transaction(statement):
                 raise TransactionEnded()
-            self.doubtful = True
+            self._may_outlast = True
 
 
-def outlasts(statement: str) -> bool:
+def may_outlast_transaction(statement: str) -> bool:
     """Whether a statement may change its connection beyond the transaction."""
-    beginning = _BEGINNING.match(statement)
+    beginning = _FIRST_WORD.match(statement)
     word = beginning[1].lower() if beginning else ""
     is_local = word == "set" and beginning is not None and beginning[2] is not None
     to_savepoint = word == "rollback" and " to " in statement.lower()
-    if not _PLAIN.fullmatch(word) and not is_local and not to_savepoint:
+    if not _TRANSACTIONAL.fullmatch(word) and not is_local and not to_savepoint:
         return True
-    return _SPEAKS_OF.search(statement) is not None
+    return _OUTLASTING.search(statement) is not None
 
 
-def ends(statement: str) -> bool:
+def ends_transaction(statement: str) -> bool:
     """Whether a statement ends the transaction, and not only a savepoint in it."""
-    beginning = _BEGINNING.match(statement)
-    if beginning is None or not _ENDS.match(statement, beginning.start(1)):
+    beginning = _FIRST_WORD.match(statement)
+    if beginning is None or not _ENDING.match(statement, beginning.start(1)):
         return False
     return " to " not in statement.lower()
 
 
-def written_table(statement: str) -> str | None:
-    """Which of our tables a statement writes to, or locks; None if there is none.
+def find_written_table(statement: str) -> str | None:
+    """Return which of our tables a statement writes to or locks; None if it doesn't.
 
-    Everybody's deliveries would wait for the end of the handler.
+    All other deliveries would wait for the end of the handler.
     """
     match = _WRITES.search(statement) or _LOCKS.search(statement)
     return match[1] if match else None
@@ -322,4 +323,4 @@ def written_table(statement: str) -> str | None:
 def _read_pragmas(connection: sa.Connection) -> tuple[Any, ...]:
     driver: Any = connection.connection.dbapi_connection
     rows = [driver.execute(f"PRAGMA {name}").fetchone() for name in _PRAGMAS]
-    return (*(row and row[0] for row in rows), *driver.execute(_BESIDE).fetchone())
+    return (*(row and row[0] for row in rows), *driver.execute(_COUNT_TEMPORARY).fetchone())

@@ -1,4 +1,4 @@
-"""SQLite: durable, one writer at a time, and never a file that is gone."""
+"""SQLite: durable commits, one writer at a time, and checks that the file still exists."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from logto_webhooks.private_files import LockFile
 
 T = TypeVar("T")
 
-BUSY_S: Final = 3.0  # the worker's wait and a request's own fit into what a request may wait
-_WAL_PAGES: Final = 4000  # 16 MB: to move pages into the database costs commits that accept
+BUSY_S: Final = 3.0  # a request can wait that long twice: for the worker and by itself
+_WAL_PAGES: Final = 4000  # 16 MB: checkpoints take time from commits that accept
 READS: Final = {"logto_reads": True}  # options of a connection
 
 
 def make_sqlite_engine(file: Path, setting: str = "database_url") -> sa.Engine:
-    """Open `file`, which `create` made; the engine itself never creates one.
+    """Make an engine for `file`, which `create_file` made. The engine never creates a file.
 
-    WAL with `synchronous=FULL`: a commit is on disk when it returns. A transaction takes the
-    write lock with its first statement, unless the connection has the options `READS`.
+    With WAL and `synchronous=FULL`, a commit is on disk when it returns. A transaction takes the
+    write lock when it begins, unless the connection has the options `READS`.
     """
     uri = f"{file.absolute().as_uri()}?mode=rw"
 
@@ -68,7 +68,7 @@ def _begin(connection: sa.Connection) -> None:
 
 
 def create_file(file: Path, setting: str = "database_url") -> None:
-    """Make an empty database file unless it exists, for its owner alone. Raises SettingInvalid.
+    """Create an empty database file if it doesn't exist, for its owner only. Raises SettingInvalid.
 
     SQLite gives the files beside it the same mode.
     """
@@ -87,9 +87,9 @@ def create_file(file: Path, setting: str = "database_url") -> None:
 
 
 def find_forbidden(file: Path) -> str | None:
-    """Why this user can't have a database there, if so.
+    """Return why this user can't have a database there; None if it can.
 
-    The file isn't opened for it: to close it again would end SQLite's locks of this process.
+    This doesn't open the file: closing it would release SQLite's locks of this process.
     """
     effective = os.access in os.supports_effective_ids
     for path in (file, file.absolute().parent):
@@ -101,8 +101,8 @@ def find_forbidden(file: Path) -> str | None:
 class FileGuard:
     """Notices that a file of the database was deleted, moved or replaced.
 
-    SQLite goes on writing to such a file, and reports success. The `-wal` and the `-shm` beside
-    the database count, too: they are made with the first connection, and go with the last.
+    SQLite goes on writing to such a file, and reports success. The `-wal` and `-shm` files are
+    checked, too. They are created with the first connection and deleted with the last.
     """
 
     def __init__(self, engine: sa.Engine, file: Path) -> None:
@@ -117,16 +117,16 @@ class FileGuard:
         event.listen(engine, "close_detached", self._note_closed)
 
     def check(self) -> None:
-        """Raise StoreUnavailable if any of them isn't what was first seen; after each commit."""
+        """Raise StoreUnavailable if any file isn't the one first seen. Called after each commit."""
         self.check_file()
         for file in self._beside:
-            self._same(file, "was replaced")
+            self._check_identity(file, "was replaced")
 
     def check_file(self) -> None:
-        """The same for the database alone, when nobody may be connected."""
-        self._same(self._file, "was replaced; restart to use the new one")
+        """The same for the database file only, also without a connection."""
+        self._check_identity(self._file, "was replaced; restart to use the new one")
 
-    def _same(self, file: Path, replaced: str) -> None:
+    def _check_identity(self, file: Path, replaced: str) -> None:
         try:
             stat = file.stat()
         except OSError:
@@ -141,9 +141,9 @@ class FileGuard:
             raise self._lost(f"{file} {replaced}")
 
     def reset(self) -> None:
-        """Disconnect, and begin anew: a connection may remember what is wrong after it was mended.
+        """Disconnect and forget the files: a connection may still fail after its cause was removed.
 
-        The last one to disconnect moves what only it can still see into the database.
+        The last connection that closes moves the rest of the `-wal` file into the database.
         """
         self._engine.dispose()
         self._forget_files_beside()
@@ -168,7 +168,7 @@ class FileGuard:
 
 
 class FileRunner(ThreadRunner):
-    """Writes one transaction at a time, and trusts no commit to a file that is gone."""
+    """Writes one transaction at a time, and checks after a commit that the file still exists."""
 
     _reads = READS
     _one_writer = True
@@ -177,17 +177,17 @@ class FileRunner(ThreadRunner):
         super().__init__(engine)
         self._guard = guard
 
-    def _trust_commit(self) -> None:
+    def _check_commit(self) -> None:
         self._guard.check()
 
-    def _begin_anew(self) -> None:
+    def _reset(self) -> None:
         self._guard.reset()
 
     def _stop(self, connection: sa.Connection) -> None:
-        """Roll back, from any thread, and let nothing more be done on a connection.
+        """Roll back a connection, from any thread, and prevent further statements.
 
-        A statement that runs is interrupted, and none is prepared again: who still has the
-        connection would write outside of any transaction.
+        A statement that runs is interrupted, and no other can be prepared: a handler that still has
+        the connection would write outside of any transaction.
         """
         driver: Any = connection.connection.dbapi_connection
         driver.set_authorizer(_allow_only_rollback)
@@ -201,10 +201,10 @@ def _allow_only_rollback(action: int, what: str | None, *more: str | None) -> in
 
 
 class SqliteFile:
-    """An embedded SQLite file: one writer, in a thread; migrated whenever it is opened."""
+    """A SQLite file with one writer, in a thread. It is migrated whenever it is opened."""
 
-    budget_s = 0.005  # of a worker's transaction: it holds back who accepts
-    any_loop = True  # whether its connections are of no event loop
+    budget_s = 0.005  # for a worker's transaction, because accepting waits for it
+    any_loop = True  # whether any event loop can use it
 
     def __init__(self, file: Path, setting: str = "database_url") -> None:
         """`setting` is the name of the setting that the file's URL came from."""
@@ -218,33 +218,33 @@ class SqliteFile:
 
     @property
     def files(self) -> Sequence[Path]:
-        """The database, and what is beside it, whether they exist or not."""
+        """The database file and the files beside it, whether they exist or not."""
         return [Path(f"{self.file}{end}") for end in ("", "-wal", "-shm", "-journal", "-worker")]
 
     async def open(self) -> None:
-        """Make the file unless it exists, and migrate it. Raises SettingInvalid."""
-        self._guard.reset()  # with the last connection of before, the files beside it went, too
+        """Create the file if it doesn't exist, and migrate it. Raises SettingInvalid."""
+        self._guard.reset()  # the files beside it were deleted with the last connection
         await self.migrate()
 
     async def migrate(self) -> None:
-        """Bring the schema up to this release."""
+        """Migrate the schema to this release."""
         create_file(self.file, self._setting)
         await asyncio.to_thread(self._migrate)
 
     async def check(self) -> None:
-        """Raise StoreUnavailable or SchemaMismatch unless it can be used as it is."""
+        """Raise StoreUnavailable or SchemaMismatch if the database can't be used as it is."""
         await asyncio.to_thread(self._check)
 
-    async def premises(self) -> DatabaseInfo:
-        """Tell of itself, whatever its schema. Raises StoreUnavailable."""
-        return await asyncio.to_thread(self._premises)
+    async def inspect(self) -> DatabaseInfo:
+        """Return information on the database, whatever its schema. Raises StoreUnavailable."""
+        return await asyncio.to_thread(self._inspect)
 
     def migration_sql(self) -> str:
-        """Return the statements that make the schema."""
+        """Return the SQL that creates the schema."""
         return migrate.sql("sqlite")
 
     def may_work(self) -> bool:
-        """One process works on a file; others are its spares."""
+        """Return whether this process may run workers: one per file, others are spares."""
         return self._worker.acquire()
 
     def _migrate(self) -> None:
@@ -256,16 +256,16 @@ class SqliteFile:
         if problem := find_forbidden(self.file):
             raise StoreUnavailable(problem=problem)
 
-    def _premises(self) -> DatabaseInfo:
+    def _inspect(self) -> DatabaseInfo:
         free = shutil.disk_usage(self.file.absolute().parent).free
         info = self._look(partial(inspect_database, place=self.name, free=free))
         return replace(info, unwritable=self._unwritable())
 
     def _unwritable(self) -> str | None:
-        """Why nothing can be written now, if so; what is written for it is rolled back."""
+        """Return why nothing can be written now, or None. Its test write is rolled back."""
         try:
             with translate_errors(self._engine), self._engine.connect() as connection:
-                # To begin isn't enough: of a read-only file, SQLite makes a transaction that reads.
+                # BEGIN isn't enough: on a read-only file, SQLite begins a reading transaction.
                 connection.exec_driver_sql("PRAGMA user_version = 1")
         except StoreUnavailable as error:
             return error.problem

@@ -1,4 +1,4 @@
-"""The store: everything that a transaction can do."""
+"""The store: all operations of a transaction."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ from logto_webhooks.deliveries import Status
 from logto_webhooks.retries import LONGEST_WAIT_S
 
 T = TypeVar("T")
-LOCK_S: Final = 1.0  # that a transaction of ours waits for a lock
-STATEMENT_S: Final = 5.0  # that one of its statements may take
-LONGEST_S: Final = 1.0  # a transaction of the worker, where it holds up only other workers
+LOCK_S: Final = 1.0  # how long our transactions wait for a lock
+STATEMENT_S: Final = 5.0  # how long one of their statements may take
+LONGEST_S: Final = 1.0  # for a worker's transaction, if it delays only other workers
 RECOVER: Final = "recover"
 RECONCILE: Final = "reconcile"
-# Until the transaction ends: the connection may be the application's.
+# Only until the transaction ends, because the connection may be the application's.
 _LIMIT_WAITS: Final = sa.select(
     sa.func.set_config("lock_timeout", sa.bindparam("lock", type_=sa.Text), sa.true()),
     sa.func.set_config("statement_timeout", sa.bindparam("statement", type_=sa.Text), sa.true()),
 )
-_NOTED: Final = sa.select(
+_SELECT_NOTED: Final = sa.select(
     installation.c.installed_at, installation.c.clock_noted_at, installation.c.clock_moved_ms
 )
 _is_too_late = sa.and_(is_pending, deliveries.c.due_at > now() + int(LONGEST_WAIT_S * 1000))
@@ -46,29 +46,29 @@ _CLOCK: Final = sa.select(now().label("now"), sa.exists().where(_is_too_late).la
 
 
 class Checkpoint(Struct, frozen=True):
-    """How far long work has come: up to which moment (ms), and with how much to show for it."""
+    """How far long work has come: up to a moment (ms), with `count` results."""
 
     at: int
     count: int
 
 
 class ProcessLease(Struct, frozen=True):
-    """Which process holds something, and until when (ms)."""
+    """Which process holds a lease, and until when (ms)."""
 
     holder: int
     until: int
 
 
 class Gap(Struct, frozen=True):
-    """How long (ms) nothing had come when a delivery came."""
+    """A time without deliveries (ms), and when a delivery ended it."""
 
     ended_at: int
     length: int
 
 
 class RecordedFlow(Struct, frozen=True, kw_only=True):
-    """What a database keeps of it: when the first and the `last` delivery came, the longest gap of
-    each of the last days, and since when it is silent; None while it isn't."""
+    """The stored flow of deliveries: when the first and the `last` came, the longest gap of each of
+    the last days, and since when it has been silent; None if it isn't."""
 
     began: int | None = None
     last: int | None = None
@@ -77,9 +77,9 @@ class RecordedFlow(Struct, frozen=True, kw_only=True):
 
 
 class DatabaseClock(Struct, frozen=True, kw_only=True):
-    """What the database's clock says now, what it said when that was last noted and when this was
-    installed (ms; 0 if never), by how much due times were moved along with it in all, and whether
-    a delivery is due later than any wait explains."""
+    """The time of the database's clock now, when it was last noted, and at installation (ms; 0 if
+    never), by how much due times were moved with the clock in total, and whether a delivery is due
+    later than any wait explains."""
 
     now: int
     noted: int
@@ -89,14 +89,14 @@ class DatabaseClock(Struct, frozen=True, kw_only=True):
 
 
 class Store(DeliveryStore, MembershipStore):
-    """What can be done in one transaction, which is the caller's to commit."""
+    """The operations of a transaction, which the caller commits."""
 
     def __init__(self, connection: sa.Connection) -> None:
         self._connection = connection
 
     @property
     def inbox(self) -> Inbox:
-        """The inbox to look at."""
+        """The deliveries in the inbox, to read without locks."""
         return Inbox(self._connection)
 
     @property
@@ -110,30 +110,30 @@ class Store(DeliveryStore, MembershipStore):
         return KeyStore(self._connection)
 
     def limit_waits(self, lock_s: float, statement_s: float) -> None:
-        """Let this transaction wait no longer for a lock, or for a statement, where the database
-        can limit that: TimedOut is raised then. A runner sets LOCK_S and STATEMENT_S."""
+        """Limit this transaction's waits for locks, and its statements, if the database can: after
+        that, TimedOut is raised. A runner sets LOCK_S and STATEMENT_S."""
         if self._connection.dialect.name == "postgresql":
             limits = {"lock": f"{lock_s * 1000:.0f}", "statement": f"{statement_s * 1000:.0f}"}
             self._connection.execute(_LIMIT_WAITS, limits).close()
 
     def checkpoint(self, name: str) -> Checkpoint | None:
-        """Return how far the work of that name has come; None if it never began."""
+        """Return how far the work `name` has come; None if it never began."""
         return self._read_named(checkpoints, name, Checkpoint)
 
     def save_checkpoint(self, name: str, reached: Checkpoint) -> None:
-        """Keep how far the work of that name has come."""
+        """Store how far the work `name` has come."""
         put_row(self._connection, checkpoints, {"name": name} | structs.asdict(reached))
 
     def lease(self, name: str) -> ProcessLease | None:
-        """Return who holds what has that name, or held it last."""
+        """Return the lease `name`, which may have expired."""
         return self._read_named(leases, name, ProcessLease)
 
     def save_lease(self, name: str, lease: ProcessLease) -> None:
-        """Keep who holds what has that name."""
+        """Store the lease `name`."""
         put_row(self._connection, leases, {"name": name} | structs.asdict(lease))
 
     def flow(self) -> RecordedFlow:
-        """Return what is noted of the flow of deliveries."""
+        """Return the stored flow of deliveries."""
         query = sa.select(flow.c.began, flow.c.last, flow.c.silent_since)
         row = self._connection.execute(query).one_or_none()
         began, last, silent_since = row or (None, None, None)
@@ -143,26 +143,26 @@ class Store(DeliveryStore, MembershipStore):
         )
 
     def save_flow(self, new: RecordedFlow) -> None:
-        """Note it, but for its gaps."""
+        """Store the flow of deliveries, except its gaps."""
         row = {"id": 1, "began": new.began, "last": new.last, "silent_since": new.silent_since}
         put_row(self._connection, flow, row)
 
     def save_gap(self, place: int, gap: Gap) -> None:
-        """Note a gap in the flow, instead of the one that has the same place."""
+        """Store a gap in the flow. It replaces the one with the same place."""
         put_row(self._connection, flow_gaps, {"place": place} | structs.asdict(gap))
 
     def installed_at(self) -> int:
-        """Return since when this is installed (ms): what is older runs no handlers."""
+        """Return when this was installed (ms). Older events run no handlers."""
         return self._connection.scalar(sa.select(installation.c.installed_at)) or 0
 
     def set_installed_at(self, moment: int) -> None:
-        """Let it be installed since then."""
+        """Store when this was installed."""
         self._save_installation(moment, 0, 0)
 
     def clock(self) -> DatabaseClock:
-        """Look at the database's clock."""
+        """Read the database's clock, and what was noted of it."""
         row = self._connection.execute(_CLOCK).one()
-        noted = self._connection.execute(_NOTED).one_or_none()
+        noted = self._connection.execute(_SELECT_NOTED).one_or_none()
         installed_at, noted_at, moved_ms = noted or (0, 0, 0)
         return DatabaseClock(
             now=row.now,
@@ -173,13 +173,13 @@ class Store(DeliveryStore, MembershipStore):
         )
 
     def set_clock_back(self, by_ms: int, moved: int) -> None:
-        """Let all that is due later be due so much sooner, and note what the clock says.
+        """Make all future due times earlier by `by_ms`, and note the time of the clock.
 
-        Each process notices that the clock was set back, but only one may move what waits: a lease
-        that is moved twice ends while its job runs. So who saw another sum `moved` does nothing.
-        No delivery ever waits longer than the longest wait that we set: one that would is due now.
+        Each process notices that the clock was set back, but only one may move due times: a lease
+        that is moved twice expires while its job runs. So this does nothing if the total is no
+        longer `moved`. A delivery that would wait longer than our longest wait is due now.
         """
-        noted = self._connection.execute(_NOTED.with_for_update()).one_or_none()
+        noted = self._connection.execute(_SELECT_NOTED.with_for_update()).one_or_none()
         installed_at, _, moved_before = noted or (0, 0, 0)
         if by_ms > 0 and moved_before != moved:
             return
@@ -197,7 +197,7 @@ class Store(DeliveryStore, MembershipStore):
         self._save_installation(installed_at, moment, moved_before + by_ms)
 
     def status(self) -> Status:
-        """Count deliveries and records, and say how far long work has come."""
+        """Count deliveries and records, and return how far long work has come."""
         recovered, reconciled = map(self.checkpoint, (RECOVER, RECONCILE))
         return Status(
             deliveries=self.count_deliveries(),
@@ -226,12 +226,12 @@ class Store(DeliveryStore, MembershipStore):
         put_row(self._connection, installation, row)
 
     def _bring_forward(self, table: sa.Table, ids: sa.Select[Any], moment: int, by_ms: int) -> None:
-        """What is later than the moment is sooner by so much, but not before it."""
+        """Make times after `moment` earlier by `by_ms`, but not earlier than `moment`."""
         sooner = {
             at: sa.case((at <= moment, at), (at - by_ms < moment, moment), else_=at - by_ms)
             for at in table.c
             if at.name in ("due_at", "held_until")
         }
-        # What is locked is being changed, and gets a new due time by that.
+        # A locked row is being changed, which gives it a new due time.
         free = ids.with_for_update(skip_locked=True)
         self._connection.execute(sa.update(table).where(table.c.id.in_(free)).values(sooner))

@@ -1,7 +1,7 @@
-"""Threads: work in order, plain handlers that can be left behind, and SQLAlchemy's synchronous API
-over a connection that lives on an event loop.
+"""Threads for serial work, for synchronous handlers, and for SQLAlchemy's synchronous API on a
+connection of an event loop.
 
-Python can't end a thread: a call that takes too long is left behind and counted.
+Python can't end a thread, so a call that takes too long is abandoned and counted.
 """
 
 from __future__ import annotations
@@ -25,19 +25,20 @@ _Work = tuple["Future[Any]", Callable[[], Any]]
 
 
 class SerialExecutor:
-    """It starts on first use, so that a server may fork before; again after a fork or `close`.
+    """Runs work in one thread, in order. The thread starts on first use, so that a server may fork
+    before. It starts again after a fork or `close`.
 
-    Unlike an executor's thread, a process that ends doesn't wait for it.
+    Unlike with an executor of the standard library, an exiting process doesn't wait for it.
     """
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._thread: Thread | None = None
-        self._lock = Lock()  # loops of several threads may begin at once
+        self._lock = Lock()  # event loops of several threads may start it at once
         self._queue: SimpleQueue[_Work | None] = SimpleQueue()
 
     async def run(self, work: Callable[[], T]) -> T:
-        """Do that there. Raises what it raises."""
+        """Run work in the thread. Raises what it raises."""
         done: Future[T] = Future()
         with self._lock:
             self._start()
@@ -45,15 +46,15 @@ class SerialExecutor:
         return await asyncio.wrap_future(done)
 
     def close(self, wait_s: float) -> None:
-        """Let the thread end once it has done all; wait so long for that, at most."""
+        """Let the thread end after the queued work. Wait for that, but at most `wait_s`."""
         with self._lock:
             thread, self._thread = self._thread, None
             self._queue.put(None)
         if thread is not None:
             thread.join(wait_s)
 
-    def leave(self) -> Thread | None:
-        """Leave the thread behind in what it does; the next work has another."""
+    def abandon(self) -> Thread | None:
+        """Abandon the thread, and return it. The next work gets a new one."""
         thread = self._thread
         self.close(wait_s=0)
         return thread
@@ -61,17 +62,19 @@ class SerialExecutor:
     def _start(self) -> None:
         if self._thread is None or not self._thread.is_alive():
             self._queue = SimpleQueue()
-            self._thread = Thread(target=_do_all, args=(self._queue,), name=self._name, daemon=True)
+            self._thread = Thread(
+                target=_run_all, args=(self._queue,), name=self._name, daemon=True
+            )
             self._thread.start()
 
 
-def _do_all(queue: SimpleQueue[_Work | None]) -> None:
+def _run_all(queue: SimpleQueue[_Work | None]) -> None:
     while (work := queue.get()) is not None:
-        _do(*work)
-        del work  # or it would live, with all it holds, until the next one comes
+        _run(*work)
+        del work  # or it would live, with all it refers to, until the next work arrives
 
 
-def _do(done: Future[Any], work: Callable[[], Any]) -> None:
+def _run(done: Future[Any], work: Callable[[], Any]) -> None:
     if not done.set_running_or_notify_cancel():
         return
     try:
@@ -82,17 +85,17 @@ def _do(done: Future[Any], work: Callable[[], Any]) -> None:
         done.set_exception(error)
 
 
-MOST_OF_ONE: Final = 8  # calls left behind by one handler
-MOST: Final = 24  # and threads by all handlers of a process
-# Whether this code runs for a handler that has the database's one writer.
+MOST_OF_ONE: Final = 8  # abandoned calls of one handler
+MOST: Final = 24  # abandoned threads of all handlers in a process
+# Whether this code runs for a handler that holds the database's only writer.
 HAS_WRITER: Final = contextvars.ContextVar("logto_webhooks_has_writer", default=False)
 
 
 class AbandonedCalls:
-    """The handlers' calls that still run although nobody waits for them, in threads or tasks."""
+    """Calls of handlers that still run, in threads or tasks, although nobody waits for them."""
 
     def __init__(self, report: Callable[[str, str], object] = lambda handler, stack: None) -> None:
-        """`report` is told of each coroutine that is left behind: its handler, and where it is."""
+        """`report` is called for each abandoned coroutine, with its handler and stack."""
         self.report = report
         self._lock = Lock()
         self._calls: set[Detachable] = set()
@@ -104,31 +107,31 @@ class AbandonedCalls:
                 self._calls.add(call)
 
     def end(self, call: Detachable) -> None:
-        """Count it no longer: it is over."""
+        """Stop counting a call, because it is over."""
         with self._lock:
             call.is_over = True
             self._calls.discard(call)
 
     def cancel(self) -> None:
-        """Ask those that can be asked to end."""
+        """Cancel the calls that can be cancelled."""
         with self._lock:
             calls = list(self._calls)
         for call in calls:
             call.cancel()
 
     def counts(self) -> Counter[str]:
-        """How many calls each handler left behind."""
-        if not self._calls:  # as nearly always
+        """Return how many abandoned calls each handler has."""
+        if not self._calls:  # the usual case
             return Counter()
         with self._lock:
             return Counter(call.handler for call in self._calls)
 
 
 class Running(NamedTuple):
-    """The handler for which code runs, and where its calls are counted that are left behind."""
+    """The handler that the current code runs for, and where its abandoned calls are counted."""
 
     handler: str
-    left: AbandonedCalls
+    abandoned: AbandonedCalls
 
 
 RUNNING: Final[contextvars.ContextVar[Running | None]] = contextvars.ContextVar(
@@ -137,64 +140,65 @@ RUNNING: Final[contextvars.ContextVar[Running | None]] = contextvars.ContextVar(
 
 
 class Detachable:
-    """A call that can be left behind, and is counted until it ends."""
+    """A call that can be abandoned, and is then counted until it ends."""
 
     def __init__(self) -> None:
         running = RUNNING.get()
         self.handler = running.handler if running else ""
-        self._left = running.left if running else AbandonedCalls()
+        self._abandoned = running.abandoned if running else AbandonedCalls()
         self.is_over = True  # until it starts
 
     def cancel(self) -> None:
-        """Ask it to end, if it can be asked."""
+        """Cancel the call, if it can be cancelled."""
 
 
 class DetachedCall(Detachable, Generic[T]):
-    """One call in a thread of its own."""
+    """A call in its own thread."""
 
     def __init__(self, *, has_writer: bool = False) -> None:
-        """`has_writer`: whether nobody else can write to the database meanwhile."""
+        """`has_writer`: whether the call holds the database's only writer."""
         super().__init__()
         self._done: Future[T] = Future()
         self._context = contextvars.copy_context()
         self._context.run(HAS_WRITER.set, has_writer)
 
     async def run(self, work: Callable[[], T]) -> T:
-        """Call, and await the result; who is cancelled leaves it behind. Raises what it raises."""
+        """Call `work` and await the result. Abandon the call if this is cancelled. Raises what it
+        raises."""
         self._start(work)
         try:
             return await asyncio.wrap_future(self._done)
         except asyncio.CancelledError:
-            self.leave()
+            self.abandon()
             raise
 
     def wait(self, work: Callable[[], T], longest_s: float | None) -> bool:
-        """Call, and block this thread until it is done; False if it was left behind meanwhile, or
-        took longer. Raises what it raises."""
+        """Call `work` and block this thread until it is done. Return False if the call was
+        abandoned, or takes longer than `longest_s`. Raises what it raises."""
         self._start(work)
-        # Ours, that of `leave`, or the handler's own, which is raised below.
+        # From the time limit, from `abandon`, or the handler's own, which is raised below.
         with suppress(TimeoutError, CancelledError):
             self._done.exception(longest_s)
         if self._done.cancelled() or not self._done.done():
-            self.leave()
+            self.abandon()
             return False
         self._done.result()
         return True
 
-    def leave(self) -> None:
-        """Stop waiting, from any thread. What is done already stays done."""
+    def abandon(self) -> None:
+        """Abandon the call, from any thread. If it is done already, it stays done."""
         self._done.cancel()
-        self._left.add(self)
+        self._abandoned.add(self)
 
     def _start(self, work: Callable[[], T]) -> None:
         if self._done.cancelled():
             return
         self.is_over = False
-        # No process waits for a daemon when it ends.
+        # An exiting process doesn't wait for a daemon thread.
         thread = Thread(target=self._run, args=(work,), name="logto-handler", daemon=True)
         try:
             thread.start()
-        except RuntimeError:  # the system has no more
+        except RuntimeError:  # the system has no more threads
             self.is_over = True
             raise
 
@@ -202,17 +206,17 @@ class DetachedCall(Detachable, Generic[T]):
         try:
             result = self._context.run(work)
         except BaseException as error:
-            self._left.end(self)
+            self._abandoned.end(self)
             with suppress(InvalidStateError):
                 self._done.set_exception(_to_error(error))
         else:
-            self._left.end(self)
+            self._abandoned.end(self)
             with suppress(InvalidStateError):
                 self._done.set_result(result)
 
 
 def _to_error(error: BaseException) -> BaseException:
-    # These would end the event loop, or the coroutine that waits, and not be raised there.
+    # Instead of being raised, these would end the event loop or the coroutine that waits.
     ends = issubclass(type(error), (StopIteration, GeneratorExit, SystemExit, KeyboardInterrupt))
     return RuntimeError(f"the handler raised {type(error).__name__}") if ends else error
 
@@ -221,22 +225,22 @@ END_S: Final = 1.0
 
 
 class GreenletBridge:
-    """Sends what a thread waits for to the loop, one statement at a time.
+    """Runs a function in a thread, and only its statements on the event loop, one at a time.
 
-    `AsyncConnection.run_sync` runs a function on the loop itself, so whatever blocks in it blocks
-    the loop. Here the function has a thread, and only its statements run on the loop.
+    `AsyncConnection.run_sync` runs the whole function on the loop, so whatever blocks in it blocks
+    the loop.
     """
 
     def __init__(self) -> None:
-        """Made on the loop of the connection."""
+        """Call this on the event loop of the connection."""
         self._loop = asyncio.get_running_loop()
         self._lock = Lock()
         self._closed = False
         self._task: asyncio.Task[Any] | None = None
 
     def run(self, work: Callable[[], T]) -> T:
-        """Run a function that uses the connection, on this thread. Raises what it raises, and in
-        it CancelledError once this is closed."""
+        """Run a function that uses the connection, in this thread. Raises what it raises. Once the
+        bridge is closed, statements in the function raise CancelledError."""
         inner = _make_greenlet(work)
         result: Any = inner.switch()
         while not inner.dead:
@@ -249,7 +253,7 @@ class GreenletBridge:
         return cast(T, result)
 
     async def close(self) -> None:
-        """Let the thread do nothing more; a statement that runs is cancelled."""
+        """Cancel the statement that runs, and refuse further ones."""
         with self._lock:
             self._closed = True
         if self._task is not None and not self._task.done():
@@ -262,7 +266,7 @@ class GreenletBridge:
             future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         except RuntimeError:  # the loop is closed
             coroutine.close()
-            _forget(awaitable)
+            _close(awaitable)
             raise CancelledError() from None
         return future.result()
 
@@ -270,15 +274,15 @@ class GreenletBridge:
         with self._lock:
             closed = self._closed
         if closed:
-            _forget(awaitable)
+            _close(awaitable)
             raise CancelledError()
         self._task = asyncio.current_task()
         return await awaitable
 
 
 def _make_greenlet(work: Callable[[], Any]) -> greenlet:
-    """What SQLAlchemy switches out of when its drivers have to wait."""
-    # It comes with the extras of PostgreSQL's drivers.
+    """Return the greenlet that SQLAlchemy switches out of when a driver has to wait."""
+    # greenlet comes with the extras of PostgreSQL's drivers.
     from greenlet import getcurrent, greenlet
 
     parent = getcurrent()
@@ -288,6 +292,6 @@ def _make_greenlet(work: Callable[[], Any]) -> greenlet:
     return child
 
 
-def _forget(awaitable: Awaitable[Any]) -> None:
+def _close(awaitable: Awaitable[Any]) -> None:
     if asyncio.iscoroutine(awaitable):
         awaitable.close()  # or Python would warn that it was never awaited

@@ -131,7 +131,7 @@ class CheckContext:
     @_read_once
     async def database_info(self) -> DatabaseInfo:
         """Inspect the database."""
-        return await self.target.open().premises()
+        return await self.target.open().inspect()
 
     @_read_once
     async def status(self) -> Status:

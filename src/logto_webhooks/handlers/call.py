@@ -32,7 +32,7 @@ from logto_webhooks.errors import (
     TimeLimitExceeded,
     describe,
 )
-from logto_webhooks.event_loop import Aside
+from logto_webhooks.event_loop import Offloader
 from logto_webhooks.events import DERIVED, Event, OrganizationMembershipUpdated, parse
 from logto_webhooks.events.local import LOCAL, LocalEvent, UserRow
 from logto_webhooks.handlers import Handler, HandlerOptions, Handlers
@@ -115,7 +115,7 @@ class HandlerCaller:
         jitter: Callable[[], float],
         handlers: Handlers,
         call: Call = call_handler,
-        aside: Aside | None = None,
+        offloader: Offloader | None = None,
         left: AbandonedCalls | None = None,
     ) -> None:
         """`handle` is how a handler is called that asks for a transaction, as a HandlerRunner does
@@ -125,7 +125,7 @@ class HandlerCaller:
         self._jitter = jitter
         self._handlers = handlers
         self._call = call
-        self._aside = aside or Aside()
+        self._offloader = offloader or Offloader()
         self._left = left or AbandonedCalls()
 
     def claim(
@@ -167,7 +167,7 @@ class HandlerCaller:
             self._check(claimed)
             fill = partial(fill_parameters, handler, job, claimed.user)
             is_large = len(job.payload) >= LARGE
-            arguments = await self._aside.run(fill) if is_large else fill()
+            arguments = await self._offloader.run(fill) if is_large else fill()
             async with timeout:
                 if handler.transaction:
                     call = partial(call_function, handler, arguments)

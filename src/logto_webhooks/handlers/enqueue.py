@@ -133,7 +133,7 @@ def enqueue_for_ended(store: Store, pairs: Sequence[Key], ending: Ending) -> Non
         return
     source = cast(Source, ending.source)
     ends = {key for pair in pairs for key in pair.organization_and_user if key != ending.key}
-    ends_here = store.find_here(sorted(ends)) | {ending.key}
+    ends_here = store.find_present(sorted(ends)) | {ending.key}
     store.jobs.add(
         [
             job
@@ -230,7 +230,7 @@ def _find_member_events(
             for key, record in records.items():
                 target = memberships if key.kind == "membership" else ends
                 target[key] = (record, record)
-    ends_here = store.find_here(sorted(other_ends)) if other_ends else set()
+    ends_here = store.find_present(sorted(other_ends)) if other_ends else set()
 
     def is_here(key: Key, when: int) -> bool:
         return all(

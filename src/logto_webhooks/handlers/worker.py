@@ -247,7 +247,7 @@ class JobWorker:
         locked = write_outcomes(store, done, renewed, careful=careful)
         if now - self._mended > MEND_S:
             self._mended = now
-            store.jobs.mend()
+            store.jobs.add_missing_queues()
         new = self._caller.claim(store, token, room, lost=lost, skip_locked=careful)
         return new, locked
 
@@ -399,9 +399,7 @@ def write_outcomes(
         queue_key_ids = [outcome.queue_key_id for _, outcome in done] + [
             claimed.job.queue_key_id for claimed in renewed
         ]
-        busy, busy_jobs = store.jobs.held_elsewhere(
-            queue_key_ids, [outcome.id for _, outcome in done]
-        )
+        busy, busy_jobs = store.jobs.find_locked(queue_key_ids, [outcome.id for _, outcome in done])
         for token, outcome in done:
             if outcome.queue_key_id in busy or outcome.id in busy_jobs:
                 locked.append((token, outcome))

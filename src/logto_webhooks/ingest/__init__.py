@@ -18,7 +18,7 @@ from logto_webhooks.errors import (
     SignatureRejected,
     StoreUnavailable,
 )
-from logto_webhooks.event_loop import Aside
+from logto_webhooks.event_loop import Offloader
 from logto_webhooks.ingest.body import RequestBody
 from logto_webhooks.ingest.group_commit import LONGEST_WAIT_S, STOPPED, TOO_LATE, retrieve_error
 from logto_webhooks.instrumentation import (
@@ -61,7 +61,7 @@ class Receiver:
         clock: Clock,
         observe: Observer,
         reject: Callable[[bytes, bytes, int], None] = lambda body, signature, at: None,
-        aside: Aside | None = None,
+        offloader: Offloader | None = None,
     ) -> None:
         """`store` returns once the delivery is durable, in the database, or else (None) in the
         spool; it is given the deadline, by the event loop's clock, and the request's body, whose
@@ -70,7 +70,7 @@ class Receiver:
         self._ring = keys if isinstance(keys, Keyring) else Keyring(keys)
         self._reject = reject
         self._store = store
-        self._aside = aside or Aside()
+        self._offloader = offloader or Offloader()
         self._clock = clock
         self._observe = observe
         self._storing: dict[asyncio.Task[StoreResult | None], asyncio.Task[NewDelivery]] = {}
@@ -130,11 +130,11 @@ class Receiver:
         deadline: float | None,
         room: RequestBody | None,
     ) -> tuple[NewDelivery, StoreResult | None]:
-        """Identify it aside: on the event loop, it would hold back all others. Who is late or
+        """Identify it in a thread: on the event loop, it would hold back all others. Who is late or
         cancelled waits no longer, but Logto won't send it again: it is stored all the same."""
         loop = asyncio.get_running_loop()
         identify_it = partial(identify, verified, started, ahead=self._clock.ahead_ms)
-        identifying = loop.create_task(self._aside.run(identify_it))
+        identifying = loop.create_task(self._offloader.run(identify_it))
 
         async def store() -> StoreResult | None:
             return await self._store(await identifying, deadline, room)

@@ -1,4 +1,4 @@
-"""The questions to Logto's Management API, and what is changed by it."""
+"""A client for Logto's Management API."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ _CLOUD: Final = re.compile(r"\Ahttps://[a-z0-9-]+\.logto\.app\Z")
 
 
 class ManagementClient:
-    """The Management API of one Logto, within a budget; listings come page by page.
+    """A client for the Management API of one Logto, with a rate limit. Listings come page by page.
 
-    All methods raise LogtoUnreachable for what may be better later, LogtoApiError for what a person
-    has to mend.
+    All methods raise LogtoUnreachable for errors that may pass, and LogtoApiError for errors that a
+    person has to fix.
 
-    `resource` is the API's identifier, `budget` a number of requests a second, `request_s` the
-    time for one try. The connections open on first use, and belong to one event loop.
+    `resource` is the API's identifier, `budget` the number of requests per second, `request_s` the
+    time limit of a try. Connections are opened on first use, and belong to one event loop.
     """
 
     def __init__(
@@ -60,81 +60,80 @@ class ManagementClient:
         self._tokens = TokenProvider(self._transport, application, monotonic)
 
     async def user(self, user_id: str) -> ApiResponse:
-        """One user."""
+        """Return a user."""
         return await self._fetch(f"/api/users/{_quote(user_id)}")
 
     async def organization(self, organization_id: str) -> ApiResponse:
-        """One organization."""
+        """Return an organization."""
         return await self._fetch(f"/api/organizations/{_quote(organization_id)}")
 
     async def organizations_of(self, user_id: str) -> ApiResponse:
-        """All organizations of one user."""
+        """Return all organizations of a user."""
         return await self._fetch(f"/api/users/{_quote(user_id)}/organizations", list)
 
     def users(self, page: int = 1) -> AsyncIterator[ApiResponse]:
-        """All users, the newest first, from a page on."""
+        """List all users, the newest first, starting at a page."""
         return self._list_pages("/api/users", page)
 
     def organizations(self, page: int = 1) -> AsyncIterator[ApiResponse]:
-        """All organizations, from a page on."""
+        """List all organizations, starting at a page."""
         return self._list_pages("/api/organizations", page)
 
     def members(self, organization_id: str, page: int = 1) -> AsyncIterator[ApiResponse]:
-        """An organization's members with their roles in it; none for an unknown organization."""
+        """List an organization's members with their roles in it; none if it is unknown."""
         return self._list_pages(f"/api/organizations/{_quote(organization_id)}/users", page)
 
     def roles_of(self, user_id: str) -> AsyncIterator[ApiResponse]:
-        """A user's roles; none for an unknown user."""
+        """List a user's roles; none if the user is unknown."""
         return self._list_pages(f"/api/users/{_quote(user_id)}/roles")
 
     def roles(self) -> AsyncIterator[ApiResponse]:
-        """All roles, of users and of applications."""
+        """List all roles, of users and of applications."""
         return self._list_pages("/api/roles")
 
     def holders(self, role_id: str, page: int = 1) -> AsyncIterator[ApiResponse]:
-        """All users who have a role; none for an unknown role."""
+        """List the users who have a role; none if it is unknown."""
         return self._list_pages(f"/api/roles/{_quote(role_id)}/users", page)
 
     def webhooks(self) -> AsyncIterator[ApiResponse]:
-        """All webhooks, with their signing keys."""
+        """List all webhooks, with their signing keys."""
         return self._list_pages("/api/hooks")
 
     def log(self, webhook_id: str, start: int, end: int) -> AsyncIterator[ApiResponse]:
-        """What a hook tried to deliver between two moments (ms), the newest first."""
+        """List a webhook's attempts to deliver between two moments (ms), the newest first."""
         path = f"/api/hooks/{_quote(webhook_id)}/recent-logs"
         return self._list_pages(path, start_time=start, end_time=end)
 
     async def create_webhook(self, name: str, url: str, events: Sequence[str]) -> ApiResponse:
-        """Make a webhook. It is asked once: if that fails, it may be there all the same."""
+        """Create a webhook, with a single try: if that fails, the webhook may exist anyway."""
         content = {"name": name, "events": list(events), "config": {"url": url}}
         return self._accept(await self._send("POST", "/api/hooks", content, again=False))
 
     async def change_webhook(self, webhook_id: str, changes: dict[str, Any]) -> ApiResponse:
-        """Replace some fields of a webhook, each whole."""
+        """Replace some fields of a webhook, each as a whole."""
         return self._accept(await self._send("PATCH", f"/api/hooks/{_quote(webhook_id)}", changes))
 
     async def rotate_key(self, webhook_id: str) -> ApiResponse:
-        """Give a webhook a new signing key; it is asked once. None if the webhook is unknown."""
+        """Give a webhook a new signing key, with a single try. None if the webhook is unknown."""
         path = f"/api/hooks/{_quote(webhook_id)}/signing-key"
         return self._accept(await self._send("PATCH", path, again=False))
 
     async def delete_webhook(self, webhook_id: str) -> ApiResponse:
-        """Delete a webhook, if it is there."""
+        """Delete a webhook, if it exists."""
         return self._accept(await self._send("DELETE", f"/api/hooks/{_quote(webhook_id)}"))
 
     async def test_webhook(self, webhook_id: str, url: str, event: str) -> ApiResponse:
-        """Have a test sent to a URL. None if the webhook is unknown; else what went wrong, empty
-        if nothing did."""
+        """Make Logto send a test to a URL. Return None if the webhook is unknown, else the error,
+        which is empty after a success."""
         content = {"events": [event], "config": {"url": url}}
-        reply = await self._send(
-            "POST", f"/api/hooks/{_quote(webhook_id)}/test", content, again=False
-        )
+        path = f"/api/hooks/{_quote(webhook_id)}/test"
+        reply = await self._send("POST", path, content, again=False)
         if reply.status == 422 and reply.code:
             return _to_response(reply, reply.content)
         return self._accept(reply)
 
     async def close(self) -> None:
-        """Give back the connections."""
+        """Close the connections."""
         await self._tokens.close()
         await self._transport.close()
 
@@ -151,7 +150,7 @@ class ManagementClient:
     async def _list_pages(
         self, path: str, page: int = 1, **params: int
     ) -> AsyncIterator[ApiResponse]:
-        """Page by `Total-Number`, from a page on: the Link header lacks /api."""
+        """Page by `Total-Number`, starting at a page, because the Link header lacks /api."""
         more = True
         while more:
             reply = await self._ask(path, page=page, page_size=PAGE, **params)
@@ -162,7 +161,7 @@ class ManagementClient:
             if content is None:
                 self._check(reply, list)
                 content = reply.content
-            # Without it nobody knows whether the listing is whole, and who misses in it is gone.
+            # Without it, the listing may be incomplete, and missing records would count as deleted.
             if reply.total is None:
                 raise not_a_logto(self._endpoint, reply)
             yield _to_response(reply, content, reply.total)
@@ -170,7 +169,7 @@ class ManagementClient:
             page += 1
 
     async def _fetch_one_by_one(self, path: str, page: int, params: dict[str, int]) -> list[Any]:
-        """A page whose items can't be read together: None for each that can't be read alone."""
+        """Fetch the items of an unreadable page one by one. None for each unreadable item."""
         items: list[Any] = []
         for number in range((page - 1) * PAGE + 1, page * PAGE + 1):
             reply = await self._ask(path, page=number, page_size=1, **params)
@@ -187,7 +186,7 @@ class ManagementClient:
     async def _send(
         self, method: str, path: str, content: object = None, *, again: bool = True
     ) -> ApiReply:
-        """Change something; what isn't the same a second time is not sent `again`."""
+        """Send a change. Without `again`, it isn't retried, because a second one would differ."""
         sending = partial(self._transport.send, method, path, content=content, again=again)
         return await self._send_with_token(sending)
 
@@ -216,12 +215,12 @@ class ManagementClient:
 
 
 def resource_of(endpoint: str) -> str:
-    """Return the identifier of an endpoint's Management API; of a custom domain nobody knows it."""
+    """Return the identifier of an endpoint's Management API. A custom domain doesn't reveal it."""
     return f"{endpoint}/api" if _CLOUD.match(endpoint) else "https://default.logto.app/api"
 
 
 def _quote(text: str) -> str:
-    """Quote a part of a path, its dots too: `..` would be the folder above."""
+    """Quote a part of a path, including dots, because `..` would mean the parent."""
     return quote(text, safe="").replace(".", "%2E")
 
 
@@ -241,7 +240,7 @@ SCOPE: Final = "all"
 
 
 class M2MCredentials(Struct, frozen=True):
-    """A machine-to-machine application, and the API for which it asks."""
+    """The credentials of a machine-to-machine application, and the API that it requests."""
 
     id: str
     secret: str
@@ -253,7 +252,7 @@ class M2MCredentials(Struct, frozen=True):
 
     @property
     def authorization(self) -> str:
-        """HTTP basic, each part encoded as RFC 6749 (2.3.1) wants it."""
+        """The header for HTTP Basic, with each part encoded as in RFC 6749 (2.3.1)."""
         pair = f"{quote_plus(self.id)}:{quote_plus(self.secret)}"
         return "Basic " + base64.b64encode(pair.encode()).decode()
 
@@ -270,7 +269,7 @@ class _Token(Struct, frozen=True):
 
 
 class TokenProvider:
-    """Has the token."""
+    """Requests the access token, and renews it."""
 
     def __init__(
         self, transport: Transport, application: M2MCredentials, monotonic: Callable[[], float]
@@ -281,9 +280,9 @@ class TokenProvider:
         self._renewal: asyncio.Task[_Token] | None = None
 
     async def authorization(self) -> str:
-        """Return the header. Raises LogtoUnreachable, LogtoApiError.
+        """Return the Authorization header. Raises LogtoUnreachable, LogtoApiError.
 
-        Who asks while it is being renewed shares the outcome.
+        Calls during a renewal share its outcome.
         """
         if self._renewal is None or self._is_over(self._renewal):
             self._renewal = asyncio.create_task(self._renew())
@@ -291,14 +290,14 @@ class TokenProvider:
         return (await asyncio.shield(self._renewal)).authorization
 
     async def instead_of(self, refused: str) -> str:
-        """Return another header than the one that was refused."""
+        """Return a header other than the one that was refused."""
         renewal = self._renewal
         if renewal and _has_succeeded(renewal) and renewal.result().authorization == refused:
             self._renewal = None
         return await self.authorization()
 
     async def close(self) -> None:
-        """Let nothing run on."""
+        """Cancel a running renewal."""
         renewal, self._renewal = self._renewal, None
         if renewal:
             renewal.cancel()
@@ -336,6 +335,6 @@ def _has_succeeded(renewal: asyncio.Task[_Token]) -> bool:
 
 
 def _mark_seen(renewal: asyncio.Task[_Token]) -> None:
-    """Asyncio complains of an error that nobody saw, as when all who waited were cancelled."""
+    """Retrieve the error: if all callers were cancelled, asyncio would log that nobody did."""
     if not renewal.cancelled():
         renewal.exception()

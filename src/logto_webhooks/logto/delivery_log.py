@@ -1,4 +1,4 @@
-"""Logto's log of recent deliveries: what its entries mean."""
+"""Parse Logto's log of recent deliveries."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from logto_webhooks.errors import NotADelivery
 from logto_webhooks.events.base import get_from, is_test
 from logto_webhooks.signing_keys import read_webhook_id, trust
 
-ATTEMPT_MS: Final = 15_000  # an attempt ends 10 s after it began at the latest
+ATTEMPT_MS: Final = 15_000  # more than an attempt takes, which is at most 10 s
 ANSWERED: Final = "answered 200, but not in the inbox"
-# How a connection that was closed before the answer is told, by what closed it.
+# What an error contains if the connection was closed before the answer.
 RESETS: Final = ("ECONNRESET", "other side closed", "UND_ERR_SOCKET", "socket hang up", "EPIPE")
-# What Logto writes as an attempt's error -> why it failed; the first that is found counts.
+# What an attempt's error contains -> why it failed. The first match counts.
 _CAUSES: Final = (
     ("status code 5", "answered 5xx"),
     ("status code 401", "wrong signature"),
@@ -31,7 +31,7 @@ _CAUSES: Final = (
 
 
 def parse_delivery(entry: Any, received_at: int, ahead: int = 0) -> NewDelivery | None:
-    """Make a delivery of an entry; None if it holds no body that Logto could have sent."""
+    """Make a delivery from an entry. Return None if it has no body that Logto could have sent."""
     body = get_from(get_from(get_from(entry, "payload"), "hookRequest"), "body")
     try:
         return identify(trust(canonical_json.encode(body)), received_at, origin="log", ahead=ahead)
@@ -40,7 +40,7 @@ def parse_delivery(entry: Any, received_at: int, ahead: int = 0) -> NewDelivery 
 
 
 def failure_cause(entry: Any) -> str:
-    """Say why an entry's attempt came to nothing, in a word."""
+    """Say in a few words why an entry's attempt failed."""
     payload = get_from(entry, "payload")
     if get_from(payload, "result") == "Success":
         return ANSWERED
@@ -49,8 +49,8 @@ def failure_cause(entry: Any) -> str:
 
 
 def is_cut(recent: Iterable[ReceivedBody], hook: str, since: int, oldest: int) -> bool:
-    """Whether a hook's log, whose oldest entry since a moment is of `oldest`, lacks what came
-    before that: deliveries that the inbox has."""
+    """Whether a webhook's log, whose first entry since `since` is from `oldest`, lacks earlier
+    deliveries that the inbox has."""
     return any(
         since <= delivery.occurred_at < oldest - ATTEMPT_MS
         and find_logged_webhook(delivery.body) == hook
@@ -59,9 +59,9 @@ def is_cut(recent: Iterable[ReceivedBody], hook: str, since: int, oldest: int) -
 
 
 def find_logged_webhook(body: bytes) -> str | None:
-    """The hook that sent a body; None for a test, which isn't logged."""
+    """Return the ID of the webhook that sent a body; None for a test, which isn't logged."""
     hook = read_webhook_id(body)
-    # A test is small; what isn't needn't be decoded as a whole.
+    # A test is small, so a large body needn't be decoded as a whole.
     if hook is None or len(body) >= LARGE:
         return hook
     return None if is_test(canonical_json.decode(body)) else hook

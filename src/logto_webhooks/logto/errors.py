@@ -1,6 +1,6 @@
-"""What an answer means that isn't what was asked for, and what to set then. Pure.
+"""Errors for unexpected answers of Logto's API, with what to do. Pure.
 
-An error names settings, statuses and codes of Logto; never a token, a secret or a body.
+An error names settings, statuses and codes of Logto, but never a token, a secret or a body.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from logto_webhooks.errors import LogtoApiError
 
 
 class ApiReply(Struct, frozen=True, kw_only=True):
-    """An answer, whatever its status; `content` is decoded JSON, None where the body is none.
+    """An answer, whatever its status. `content` is the decoded JSON; None if the body isn't JSON.
 
-    Times in milliseconds, as in `ApiResponse`.
+    Times are in milliseconds, as in `ApiResponse`.
     """
 
     status: int
@@ -27,11 +27,11 @@ class ApiReply(Struct, frozen=True, kw_only=True):
     date: int | None
     asked_after: int | None
     total: int | None
-    unreadable: bool = False  # it is JSON, but somebody's data in it is beyond what can be read
+    unreadable: bool = False  # whether it is JSON, but has data beyond what can be parsed
 
     @property
     def code(self) -> str:
-        """Logto's code of an error; empty if this is none of Logto's errors."""
+        """Logto's error code; empty if this isn't an error of Logto."""
         code = self.content.get("code") if isinstance(self.content, dict) else None
         return code if isinstance(code, str) and _CODE.match(code) else ""
 
@@ -66,7 +66,7 @@ _HINTS: Final = {
     "subscription.limit_exceeded": "Your Logto plan doesn't allow more. Delete one first.",
 }
 
-# What the token endpoint says -> what is wrong, what to do.
+# The code of the token endpoint -> what is wrong, what to do.
 _TOKEN: Final[dict[str, tuple[str, str]]] = {
     "oidc.invalid_client": ("the App ID or the App secret is wrong", _CREDENTIALS),
     "oidc.unauthorized_client": ("the application isn't machine-to-machine", _CREDENTIALS),
@@ -76,12 +76,12 @@ _TOKEN: Final[dict[str, tuple[str, str]]] = {
 
 
 def says_there_is_none(reply: ApiReply) -> bool:
-    """Tell Logto's own 404 (of a change: 400) from one of a proxy, or of another server."""
+    """Whether it is Logto's own 404 (400 for a change), not one of a proxy or another server."""
     return reply.status in (400, 404) and reply.code in _NO_SUCH_THING
 
 
 def refusal(endpoint: str, reply: ApiReply) -> LogtoApiError:
-    """Tell why the API didn't answer as expected."""
+    """Return the error for an unexpected status of the API."""
     answer = f"it answers {reply.status} ({reply.code})"
     if not reply.code:
         return not_a_logto(endpoint, reply)
@@ -95,7 +95,7 @@ def refusal(endpoint: str, reply: ApiReply) -> LogtoApiError:
 
 
 def token_refusal(endpoint: str, reply: ApiReply, app_id: str) -> LogtoApiError:
-    """Tell why there is no token."""
+    """Return the error for a refused token."""
     if not reply.code:
         return not_a_logto(endpoint, reply)
     unknown = (f"its token endpoint answers {reply.status} ({reply.code})", _CREDENTIALS)
@@ -104,30 +104,30 @@ def token_refusal(endpoint: str, reply: ApiReply, app_id: str) -> LogtoApiError:
 
 
 def no_scope(endpoint: str) -> LogtoApiError:
-    """The token is good for nothing."""
+    """Return the error for a token without permissions."""
     problem = "the application's token doesn't have the scope \"all\""
     return _make_error(endpoint, problem=problem, hint=_ROLE)
 
 
 def not_a_logto(endpoint: str, reply: ApiReply) -> LogtoApiError:
-    """Something else answers there: a proxy, a website."""
+    """Return the error for an answer of something else, such as a proxy or a website."""
     problem = f"the answer ({reply.status}) doesn't come from a Logto"
     return _make_error(endpoint, problem=problem, hint=_ENDPOINT)
 
 
 def redirected(endpoint: str, origin: str) -> LogtoApiError:
-    """It isn't followed: a token would be shown to who knows whom."""
+    """Return the error for a redirect. It isn't followed, because it could leak the token."""
     hint = f"Set LOGTO_ENDPOINT to {origin} if that is your Logto."
     return _make_error(endpoint, problem=f"it redirects to {origin}", hint=hint)
 
 
 def no_address(endpoint: str) -> LogtoApiError:
-    """Nothing can be asked there, now or later."""
+    """Return the error for an invalid address."""
     return _make_error(endpoint, problem="the address is invalid", hint=_ENDPOINT)
 
 
 def _make_error(endpoint: str, problem: str, hint: str, app_id: str | None = None) -> LogtoApiError:
-    """What to do, first of all if this is Logto's admin side."""
+    """Make an error. If the settings are of Logto's admin address, the hint says that instead."""
     if signs := signs_of_admin(endpoint, app_id):
         hint = f"{signs[0].upper()}{signs[1:]}. {CORE}"
     return LogtoApiError(endpoint=endpoint, problem=problem, hint=hint)
@@ -142,7 +142,7 @@ CORE: Final = (
 
 
 def signs_of_admin(endpoint: str | None, app_id: str | None) -> str:
-    """What says that settings are of the admin side; empty if nothing does."""
+    """Say which settings belong to Logto's admin address; empty if none does."""
     signs = []
     try:
         port = urlsplit(endpoint or "").port

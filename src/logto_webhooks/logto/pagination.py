@@ -13,15 +13,15 @@ from logto_webhooks.logto.api_responses import PAGE, ApiResponse
 
 BACK_AT_MOST: Final = 1_000
 ENDED: Final = 2**31  # the page after the last
-_NEAR: Final = 4  # pages among which who moved is known again
+_NEAR: Final = 4  # the last pages, in which items that moved are recognized
 
-Ask = Callable[[int], AsyncIterator[ApiResponse]]  # from a page on
+Ask = Callable[[int], AsyncIterator[ApiResponse]]  # starting at a page
 
 
 class OffsetPager:
-    """One way through a listing, from a page on; `total` is what the page before it told.
+    """Reads a listing, starting at a page. `total` is the total of the page before that.
 
-    `page` is the next to read, `seen` how many items there were, without those that came twice.
+    `page` is the next page, and `seen` is the number of items so far, without duplicates.
     """
 
     def __init__(self, ask: Ask, page: int = 1, total: int | None = None) -> None:
@@ -30,17 +30,17 @@ class OffsetPager:
         self.total = total
         self.seen = 0
         self._skipped = (page - 1) * PAGE
-        self._least: int | None = total  # who was there from the beginning to the end
+        self._least: int | None = total  # at least so many existed from beginning to end
         self._backs = 0
         self._near: deque[set[Any]] = deque(maxlen=_NEAR)
 
     @property
     def missed(self) -> int:
-        """How many must have been on no page, although all are read."""
+        """How many items must have been on no page, although all pages were read."""
         return max(0, (self._least or 0) - self._skipped - self.seen)
 
     async def pages(self) -> AsyncIterator[ApiResponse]:
-        """Read, the next page already while the one before is worked on. Raises as the API."""
+        """Yield pages, and prefetch the next one meanwhile. Raises what the API raises."""
         going = self.page != ENDED
         while going:
             going = False
@@ -52,7 +52,8 @@ class OffsetPager:
                     yield answered
 
     def _must_go_back(self, answered: ApiResponse) -> bool:
-        """Before the page is used: whoever is killed now sees the fall again."""
+        """Note the total. If it fell, go back. This comes before the page is used, so that a
+        process that is killed notices the fall again after its restart."""
         total = answered.total or 0
         before = total if self.total is None else self.total
         fell = max(0, before - total)
@@ -72,7 +73,7 @@ class OffsetPager:
 
 
 async def _prefetch(pages: AsyncIterator[ApiResponse]) -> AsyncGenerator[ApiResponse, None]:
-    """The same, each asked for while the one before is worked on."""
+    """Yield pages, and request each next one while the caller works on the one before."""
     asked = asyncio.ensure_future(_get_next(pages))
     try:
         while (page := await asked) is not None:

@@ -23,19 +23,20 @@ from logto_webhooks.signing_keys import read_webhook_id
 if TYPE_CHECKING:
     from logto_webhooks.logto.client import ManagementClient
 
-SAMPLE_SIZE: Final = 20  # users, and organizations, of whom this Logto must know one
+SAMPLE_SIZE: Final = 20  # users, and as many organizations: this Logto must know one of them
 AGAIN_S: Final = 5.0
-# Not those from Logto's log: this same Logto answered with them.
+# Without deliveries from Logto's log, because they come from this same Logto.
 _RECENT: Final = DeliveryFilter(origin="webhook", limit=100)
 _NEWEST: Final = DeliveryFilter(origin="webhook", limit=1)
 
 
 class TenantCheck:
-    """Nothing counts as deleted because of a Logto that isn't the one that sends the webhooks.
+    """Checks that the API is of the Logto that sends the webhooks. Another one knows none of the
+    records, so they would all count as deleted.
 
-    Only verified deliveries prove which one that is, the newest first: the webhooks may have moved.
-    Records don't: they may have been imported from this same Logto. They count only before the
-    first delivery.
+    Only verified deliveries prove which Logto it is. The newest ones count, because the webhooks
+    may have moved. Records count only before the first delivery, because they may have been
+    imported from this same Logto.
     """
 
     def __init__(self, logto: ManagementClient, host: TransactionRunner) -> None:
@@ -46,9 +47,8 @@ class TenantCheck:
         self._refused_until = 0.0
 
     async def ensure_same_tenant(self, *, by_records: bool = True) -> None:
-        """Ask before you write that something is gone, and after you read that it is known here:
-        then the delivery that told of it is in the inbox. Without `by_records`, any Logto will do
-        before the first delivery.
+        """Call this before writing that a record is gone, but after reading it, so that its
+        delivery is in the inbox. Without `by_records`, any Logto passes before the first delivery.
 
         Raises WrongTenant, LogtoUnreachable, LogtoApiError, StoreUnavailable.
         """
@@ -68,8 +68,8 @@ class TenantCheck:
             raise WrongTenant()
 
     async def _has_sent(self, deliveries: Sequence[StoredDelivery]) -> bool:
-        """Whether the webhook that sent the newest is this Logto's, or, if it was deleted there,
-        one of the users and organizations that it told of."""
+        """Whether this Logto has the webhook that sent the newest delivery, or if that was deleted,
+        one of the users and organizations that its deliveries are about."""
         sender = read_webhook_id(deliveries[0].body)
         sent = [delivery for delivery in deliveries if read_webhook_id(delivery.body) == sender]
         if await self._has_webhook(sender) or await self._knows_any(_list_subjects(sent)):
@@ -86,7 +86,7 @@ class TenantCheck:
         return False
 
     async def _has_records(self) -> bool:
-        """Whether it has one of the records here, if there are any."""
+        """Whether this Logto has one of the stored records, if there are any."""
         users = await self._host.read(lambda store: store.keys("user", SAMPLE_SIZE))
         organizations = await self._host.read(lambda store: store.keys("organization", SAMPLE_SIZE))
         keys = users + organizations
@@ -103,13 +103,13 @@ class TenantCheck:
 
 
 def _is_from_logto(delivery: StoredDelivery) -> bool:
-    """Whether it is neither a test payload nor a sample, as `trigger` sends them."""
+    """Whether it is neither a test payload nor a sample from `trigger`."""
     sender = read_webhook_id(delivery.body) or ""
     return delivery.state is not DeliveryState.IGNORED and not sender.startswith(SAMPLE_WEBHOOK)
 
 
 def _list_subjects(deliveries: Sequence[StoredDelivery]) -> list[Key]:
-    """Users and organizations that deliveries told of, the newest first."""
+    """List the users and organizations of deliveries, the newest first, without deletions."""
     saying = [delivery for delivery in deliveries if delivery.event not in DELETIONS]
     subjects = dict.fromkeys(delivery.subject for delivery in saying if delivery.subject)
     parts = [subject.partition(":") for subject in subjects]

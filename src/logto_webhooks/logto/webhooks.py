@@ -1,4 +1,4 @@
-"""Webhooks at Logto: find, create and test them."""
+"""Webhooks in Logto: find, create, test them, and rotate their keys."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Webhook(Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 def parse_webhook(content: Any) -> Webhook | None:
-    """Read an answer; None if it isn't a webhook. A key that isn't a text is left out."""
+    """Parse an answer. Return None if it isn't a webhook. A key that isn't a text is left out."""
     if isinstance(content, dict) and not isinstance(content.get("signingKey"), str):
         content = {name: value for name, value in content.items() if name != "signingKey"}
     try:
@@ -78,7 +78,7 @@ def parse_webhook(content: Any) -> Webhook | None:
 
 
 def find_webhook(hooks: Sequence[Webhook], query: str) -> Webhook:
-    """Find one by id, else by name, else by URL. Raises WebhookUnknown."""
+    """Find a webhook by id, else by name, else by URL. Raises WebhookUnknown."""
     several = False
     for matching in (
         [hook for hook in hooks if hook.id == query],
@@ -94,7 +94,7 @@ def find_webhook(hooks: Sequence[Webhook], query: str) -> Webhook:
 def find_our_webhook(
     hooks: Sequence[Webhook], keys: Collection[str], public_url: str | None
 ) -> Webhook:
-    """The one that has our key, or our URL; else the only one. Raises WebhookUnknown."""
+    """Find the webhook with our key or our URL, else the only one. Raises WebhookUnknown."""
     here = [hook for hook in hooks if is_ours(hook, keys, public_url)]
     if len(here or hooks) == 1:
         return (here or hooks)[0]
@@ -102,7 +102,7 @@ def find_our_webhook(
 
 
 def is_ours(hook: Webhook, keys: Collection[str], public_url: str | None) -> bool:
-    """Whether its key, or its URL, is the one that is set here."""
+    """Whether a webhook has one of the keys, or the public URL."""
     has_our_key = hook.signing_key != "" and hook.signing_key in keys
     return has_our_key or (bool(public_url) and hook.leads_to(str(public_url)))
 
@@ -110,15 +110,16 @@ def is_ours(hook: Webhook, keys: Collection[str], public_url: str | None) -> boo
 def leads_here(
     content: Any, seen: Collection[str], keys: Collection[str], public_url: str | None
 ) -> bool:
-    """Whether a hook of an answer is one of ours, also by its accepted deliveries (`seen`)."""
+    """Whether a webhook of an answer is ours: by key, by URL, or because deliveries from it were
+    accepted (`seen`)."""
     hook = parse_webhook(content)
     return hook is not None and (hook.id in seen or is_ours(hook, keys, public_url))
 
 
 def subscription(patterns: Iterable[str] = ()) -> list[str]:
-    """The events that the sync needs, and those that handlers of such patterns get.
+    """Return the events that the sync needs, and those that match the handlers' patterns.
 
-    An event that no released Logto has is among them only if it is named.
+    An event that no released Logto has is included only if it is named.
     """
     patterns = list(patterns)
     unknown = [
@@ -146,7 +147,7 @@ def _refuse(hooks: Sequence[Webhook], several: bool, what: str) -> WebhookUnknow
 
 
 POLL_S: Final = 0.2
-PROVED_S: Final = 4.0  # within that, what was set aside is proved by a key that is in the database
+PROVED_S: Final = 4.0  # within this time, a key in the database verifies rejected requests
 NAME: Final = "logto-webhooks"
 
 
@@ -164,7 +165,7 @@ class TestResult(Struct, frozen=True, kw_only=True):
 
 
 async def list_webhooks(logto: ManagementClient) -> tuple[list[Webhook], int]:
-    """All webhooks, and what time it is at Logto (ms). Raises LogtoUnreachable, LogtoApiError."""
+    """Return all webhooks, and the time at Logto (ms). Raises LogtoUnreachable, LogtoApiError."""
     hooks: list[Webhook] = []
     now = 0
     async for page in logto.webhooks():
@@ -176,7 +177,7 @@ async def list_webhooks(logto: ManagementClient) -> tuple[list[Webhook], int]:
 async def create_webhook(
     logto: ManagementClient, url: str, name: str, events: Sequence[str]
 ) -> Webhook:
-    """Make a webhook. Raises WebhookExists, KeyNotTold, LogtoUnreachable, LogtoApiError."""
+    """Create a webhook. Raises WebhookExists, KeyNotTold, LogtoUnreachable, LogtoApiError."""
     hooks, _ = await list_webhooks(logto)
     for hook in hooks:
         if hook.leads_to(url):
@@ -187,7 +188,7 @@ async def create_webhook(
 
 @contextmanager
 def note_on_failure(note: str) -> Iterator[None]:
-    """Who got no answer is told that Logto may have done it. Raises LogtoUnreachable."""
+    """Add a note to LogtoUnreachable: without an answer, Logto may have made the change."""
     try:
         yield
     except LogtoUnreachable as error:
@@ -196,8 +197,8 @@ def note_on_failure(note: str) -> Iterator[None]:
 
 
 def parse_created(content: Any, name: str) -> Webhook:
-    """The webhook that was made, or changed. Raises WebhookChanged, and KeyNotTold if Logto doesn't
-    answer its key."""
+    """Return the webhook that was created or changed. Raises WebhookChanged, and KeyNotTold if
+    the answer lacks its key."""
     hook = parse_webhook(content)
     if hook is None:
         raise WebhookChanged(name=name, what="deleted")
@@ -209,9 +210,9 @@ def parse_created(content: Any, name: str) -> Webhook:
 async def send_test(
     logto: ManagementClient, host: TransactionRunner, hook: Webhook, event: str, timeout_s: float
 ) -> TestResult:
-    """Have Logto send a test, and wait until the inbox has it.
+    """Make Logto send a test, and wait until the inbox has it.
 
-    One that is answered 401 may come all the same, once the receiver finds a key that was just
+    A test that was answered 401 may still arrive there, once the receiver finds a key that was just
     changed. Raises LogtoUnreachable, LogtoApiError, StoreUnavailable.
     """
     newest, began = await newest_id(host), time.monotonic()
@@ -241,7 +242,7 @@ async def _await_delivery(
 
 
 def _describe_failure(answered: Any) -> str:
-    """What Logto says of a test that came to nothing."""
+    """Describe why a test failed, from Logto's answer."""
     if answered is None:
         return "Logto no longer has this webhook"
     data = answered.get("data")
@@ -292,11 +293,10 @@ class RotationResult(Struct, frozen=True, kw_only=True):
 async def rotate_key(
     logto: ManagementClient, host: TransactionRunner, clock: Clock, hook: Webhook, overlap_ms: int
 ) -> RotationResult:
-    """Change the key at Logto, and let every process on the database know of both.
+    """Change the key in Logto, and store both keys for every process on the database.
 
-    The old one is written down before: whatever fails then, what it signs is accepted, unless it
-    can't be a key. Raises WebhookChanged, KeyNotTold, LogtoUnreachable, LogtoApiError,
-    StoreUnavailable.
+    The old key is stored first, so that its deliveries are accepted whatever fails, unless it can't
+    be a key. Raises WebhookChanged, KeyNotTold, LogtoUnreachable, LogtoApiError, StoreUnavailable.
     """
     old = WebhookKey(webhook_id=hook.id, key=hook.signing_key, learnt_at=clock.now())
     await host.run(lambda store: store.webhook_keys.learn([old]))

@@ -21,9 +21,9 @@ GRACE_S: Final = 5
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Take the address. Raises AddressUnavailable."""
+    """Listen on an address. Raises AddressUnavailable."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # The protocol, too: asyncio's own loop answers at once only where it is named.
+    # asyncio sets TCP_NODELAY only on sockets that name their protocol.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         # On Windows, SO_REUSEADDR would let a second process take the same port.
@@ -42,7 +42,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 class Server:
-    """Serves `app` until it is told to stop; then answers what it has, within `GRACE_S`."""
+    """Serves `app` until `stop`, and then answers open requests within `GRACE_S`."""
 
     def __init__(self, app: ASGIApp, listener: socket.socket) -> None:
         class OfThisServer(PatientProtocol):
@@ -64,21 +64,21 @@ class Server:
         self._listener = listener
 
     async def run(self) -> None:
-        """Serve; SIGTERM and SIGINT stop it."""
+        """Serve until SIGTERM, SIGINT or `stop`."""
         event_loop.on_stop(self.stop)
         await self.serve()
 
     async def serve(self) -> None:
-        """Serve until `stop`; signals are others' business."""
+        """Serve until `stop`, without handling signals."""
         await self._server.serve([self._listener])
 
     def stop(self) -> None:
-        """Stop listening; make `run` return."""
+        """Stop listening, and make `run` return."""
         self._server.should_exit = True
 
 
 class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        # uvicorn would kill the process with the signal that it got: 143 instead of 0.
+        # uvicorn would raise the signal again, so that the exit code is 143 instead of 0.
         yield

@@ -1,5 +1,5 @@
-"""A connection that sends an answer's head and body together: each piece by itself is a call of the
-system, and a packet."""
+"""The HTTP protocol with limits. It sends the head and body of an answer together, because each
+separate write is a system call and a packet."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Connection(Protocol):
     is_brief: bool
 
     def may_be_closed(self, now: float) -> bool:
-        """Say whether it is idle or slow."""
+        """Whether it is idle or slow."""
 
     def is_waited_for(self) -> bool:
-        """Say whether a whole request is being answered."""
+        """Whether a complete request is being answered."""
 
     def drop(self) -> None:
         """Close it at once."""
@@ -39,7 +39,7 @@ class Connections:
     """All open connections, and their limits."""
 
     def __init__(self, limit: int, most: int = MOST) -> None:
-        """`limit` is the number of descriptors that the process may have."""
+        """`limit` is how many file descriptors the process may have."""
         reserved = min(256, max(16, limit // 3))
         self._crowded_from = limit - reserved
         self._full_from = limit - reserved // 2
@@ -49,8 +49,8 @@ class Connections:
         self._next_look = 0.0
 
     def add(self, connection: Connection, descriptor: int, now: float) -> None:
-        """Take a new connection. The number of its descriptor says how many are in use: the
-        system gives the lowest that is free."""
+        """Add a new connection. Its file descriptor says how many are in use, because the system
+        assigns the lowest free number."""
         is_crowded = descriptor >= self._crowded_from or len(self._open) >= self._most
         if is_crowded and not self._close_one(now):
             connection.is_brief = True
@@ -62,7 +62,7 @@ class Connections:
             self._open[connection] = None
 
     def remove(self, connection: Connection) -> None:
-        """Forget one that is closed."""
+        """Remove a closed connection."""
         self._open.pop(connection, None)
         self._brief.pop(connection, None)
 
@@ -74,7 +74,7 @@ class Connections:
                 self.remove(connection)
                 connection.drop()
                 return True
-        self._next_look = now + _LOOK_EVERY_S  # looking at thousands takes a while
+        self._next_look = now + _LOOK_EVERY_S  # checking thousands takes a while
         return False
 
     def _close_a_brief_one(self) -> None:
@@ -87,9 +87,9 @@ class Connections:
 
 
 def raise_limit() -> int:
-    """Take as many descriptors as the system allows: a shell's usual 1,024 are soon spent.
-    Return how many that are."""
-    if resource is None:  # which has no such limit
+    """Raise the limit of file descriptors as far as the system allows, because a shell's usual
+    1,024 are soon used up. Return the limit."""
+    if resource is None:  # Windows has no such limit
         return _UNLIMITED
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
@@ -99,7 +99,7 @@ def raise_limit() -> int:
 
 
 class CoalescingTransport(asyncio.Transport):
-    """Holds a piece until the next comes, or the event loop has nothing else to do."""
+    """Delays each write until the next one, or until the event loop's next iteration."""
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class CoalescingTransport(asyncio.Transport):
         self._held = b""
 
     def write(self, data: Any) -> None:
-        """Send it, soon."""
+        """Send data soon."""
         if self._held:
             data, self._held = self._held + data, b""
             self._transport.write(data)
@@ -117,7 +117,7 @@ class CoalescingTransport(asyncio.Transport):
             self._loop.call_soon(self._flush)
 
     def close(self) -> None:
-        """Send what is held, and close."""
+        """Send the delayed write, and close."""
         self._flush()
         self._transport.close()
 
@@ -126,19 +126,19 @@ class CoalescingTransport(asyncio.Transport):
         self._transport.abort()
 
     def is_closing(self) -> bool:
-        """Whether it is closed, or will be."""
+        """Whether it is closed or closing."""
         return self._transport.is_closing()
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """What is known of the connection."""
+        """Return information on the connection."""
         return self._transport.get_extra_info(name, default)
 
     def pause_reading(self) -> None:
-        """Take nothing more."""
+        """Stop reading."""
         self._transport.pause_reading()
 
     def resume_reading(self) -> None:
-        """Take more."""
+        """Continue reading."""
         self._transport.resume_reading()
 
     def _flush(self) -> None:
@@ -150,7 +150,7 @@ class CoalescingTransport(asyncio.Transport):
 HEADERS_S: Final = 8.0
 HEAD_BYTES: Final = 64 * 2**10
 HEADERS: Final = 200
-PIPELINE: Final = 8  # requests that wait behind another; Logto never sends any
+PIPELINE: Final = 8  # requests that wait behind another; Logto doesn't pipeline
 IDLE_S: Final = 15.0  # Logto closes its own idle connections after 4 to 13 s
 SLOW_S: Final = 2.0
 LINGER_S: Final = 1.0
@@ -159,22 +159,22 @@ _TOO_LARGE: Final = {414: b'{"error":"url_too_long"}', 431: b'{"error":"headers_
 
 
 class PatientProtocol(HttpToolsProtocol):
-    """Drops a client that doesn't finish its headers in time, or that sends request after request
-    without reading the answers; uvicorn would wait for ever, and keep all of them. Limits the size
-    of what comes before and after a body. Answers a request that offers another protocol in
-    HTTP/1.1 (RFC 9110, 7.8), and ignores trailers."""
+    """Drops a client that doesn't finish its headers in time, or that sends many requests without
+    reading the answers: uvicorn would wait for ever, and keep them all. Limits the size of headers
+    and trailers, and ignores trailers. Answers a request that offers to upgrade the protocol in
+    HTTP/1.1 (RFC 9110, 7.8)."""
 
-    open_connections: Connections  # of the server
+    open_connections: Connections  # all of the server
     is_brief = False
     _deadline: asyncio.TimerHandle | None = None
     _since = 0.0
-    _unread = 0  # bytes since the parser last told of a head, a body, or an end
+    _unread = 0  # bytes since the parser last reported headers, a body, or an end
     _is_refused = False
     _too_large = 0
     _offers_upgrade = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Who connects has something to say."""
+        """Start the deadline for the first headers."""
         super().connection_made(CoalescingTransport(cast(asyncio.Transport, transport), self.loop))
         self._since = self.loop.time()
         self._arm()
@@ -182,7 +182,7 @@ class PatientProtocol(HttpToolsProtocol):
         self.open_connections.add(self, accepted.fileno() if accepted else 0, self._since)
 
     def data_received(self, data: bytes) -> None:
-        """Give the headers of a request, once begun, a deadline; most come in one piece."""
+        """Parse data. Headers that aren't complete get a deadline."""
         if self._is_refused:
             return
         self._unset_keepalive_if_required()
@@ -202,7 +202,7 @@ class PatientProtocol(HttpToolsProtocol):
             self.drop()
 
     def on_headers_complete(self) -> None:
-        """The headers are here."""
+        """Check the headers, and begin to answer."""
         if self._unread > HEAD_BYTES or len(self.headers) > HEADERS:
             self._measure()
         self._unread = 0
@@ -217,29 +217,29 @@ class PatientProtocol(HttpToolsProtocol):
         self.headers = []  # for the trailers
 
     def on_body(self, body: bytes) -> None:
-        """Some of the body is here."""
+        """Pass on a part of the body."""
         self._unread = 0
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """All of it is here."""
+        """End the request, unless it is parsed again without its upgrade."""
         self._unread = 0
         if not self._offers_upgrade:
             super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """From now on it is idle."""
+        """Note since when the connection is idle."""
         self._since = self.loop.time()
         super().on_response_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The client is gone."""
+        """Clean up."""
         self._disarm()
         self.open_connections.remove(self)
         super().connection_lost(exc)
 
     def may_be_closed(self, now: float) -> bool:
-        """Say whether it is idle for longer than Logto's would be, or slow."""
+        """Whether it is slow, or idle for longer than Logto keeps a connection."""
         if self._deadline is not None:
             return now - (self._deadline.when() - HEADERS_S) >= SLOW_S
         if self.cycle is None or self.cycle.response_complete:
@@ -247,7 +247,7 @@ class PatientProtocol(HttpToolsProtocol):
         return self.cycle.more_body and now - self._since >= SLOW_S
 
     def is_waited_for(self) -> bool:
-        """Say whether a whole request is being answered."""
+        """Whether a complete request is being answered."""
         cycle = self.cycle
         return cycle is not None and not (cycle.response_complete or cycle.more_body)
 
@@ -265,7 +265,8 @@ class PatientProtocol(HttpToolsProtocol):
                 return
 
     def _remove_upgrade(self) -> bytes:
-        """The head once more, for a parser that takes what follows for a body."""
+        """Return the head without its upgrade, for a new parser that reads what follows as a
+        body."""
         self._offers_upgrade = False
         method, version = self.parser.get_method(), self.parser.get_http_version()
         if method == b"CONNECT":
@@ -282,7 +283,7 @@ class PatientProtocol(HttpToolsProtocol):
         return b"\r\n".join([*lines, b"", b""])
 
     def _measure(self) -> None:
-        """Look at the head itself: what came with it may be a body."""
+        """Measure the head itself, because the bytes received may include a body."""
         size = sum(len(name) + len(value) + 4 for name, value in self.headers)
         if len(self.url) > HEAD_BYTES:
             self._too_large = 414
@@ -292,13 +293,13 @@ class PatientProtocol(HttpToolsProtocol):
             raise ValueError("the head is too large")
 
     def _refuse(self) -> None:
-        """Answer what is no request, or too large a one; read on for a moment, or the client
-        wouldn't get to read the answer."""
+        """Answer an invalid or too large request. Read on for a moment, because otherwise the
+        client couldn't read the answer."""
         self._disarm()
         self._is_refused = True
         cycle = self.cycle
         if self.pipeline or (cycle and cycle.response_started and not cycle.response_complete):
-            self.drop()  # an answer would get between others
+            self.drop()  # an answer would mix with others
             return
         if self._too_large:
             self.logger.warning("Refused a request with more than %s bytes of headers.", HEAD_BYTES)

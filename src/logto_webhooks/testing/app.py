@@ -22,7 +22,7 @@ from logto_webhooks.errors import (
     RetryLater,
     SettingInvalid,
 )
-from logto_webhooks.event_loop import Aside
+from logto_webhooks.event_loop import Offloader
 from logto_webhooks.handlers import Handler, Handlers
 from logto_webhooks.handlers.call import ClaimedJob, HandlerCaller, call_function
 from logto_webhooks.ingest import Receiver
@@ -190,12 +190,14 @@ class AsyncApp:
         self._raise_errors = raise_errors
         self._failures: dict[str, list[BaseException]] = {}
         self._made_errors: list[BaseException] = []  # by `fail`
-        self._receiver = Receiver(keys, self._store, clock, self.reports.append, aside=_InPlace())
+        self._receiver = Receiver(
+            keys, self._store, clock, self.reports.append, offloader=_NoOffloader()
+        )
         self.worker: DeliveryWorker = DeliveryWorker(
-            host, clock, self.reports.append, jitter=_no_jitter, aside=_InPlace()
+            host, clock, self.reports.append, jitter=_no_jitter, offloader=_NoOffloader()
         )
         self._caller = HandlerCaller(
-            host.handle, clock, _no_jitter, self._handlers, _call, _InPlace()
+            host.handle, clock, _no_jitter, self._handlers, _call, _NoOffloader()
         )
 
     async def deliver(self, *deliveries: SignedRequest | Sequence[SignedRequest]) -> DeliveryResult:
@@ -430,7 +432,7 @@ async def _call(handler: Handler, arguments: dict[str, Any]) -> None:
         call_function(handler, arguments)
 
 
-class _InPlace(Aside):
+class _NoOffloader(Offloader):
     """Nobody else is on the event loop, if there is one."""
 
     async def run(self, function: Callable[[], T]) -> T:

@@ -19,12 +19,12 @@ from logto_webhooks.database.errors import translate_errors
 from logto_webhooks.database.schema import deliveries, metadata_with_indexes, queue_keys
 from logto_webhooks.database.sessions import (
     finish_session,
+    get_schema_map,
+    get_sync_types,
     handler_savepoint,
-    in_schema,
     lend,
     make_session,
-    sync_types,
-    translation,
+    use_schema,
 )
 from logto_webhooks.database.store import Store
 from logto_webhooks.deliveries import DeliveryState
@@ -167,7 +167,7 @@ class SavepointRunner(_OneConnection):
         """`schema` is where our tables are."""
         self._connection = connection
         self._schema = schema
-        self._theirs = translation(connection)
+        self._app_schemas = get_schema_map(connection)
 
     async def on(self, work: Callable[[sa.Connection], T]) -> T:
         """Run in a savepoint."""
@@ -176,16 +176,19 @@ class SavepointRunner(_OneConnection):
 
     def provides(self, awaited: bool) -> tuple[type, ...]:
         """The kinds of transaction that a handler, `awaited` or not, can ask for by annotation."""
-        return () if awaited else sync_types()
+        return () if awaited else get_sync_types()
 
     async def handle(
-        self, wish: type, call: Callable[[Any], Any], finish: Callable[[Store], None]
+        self, kind: type, call: Callable[[Any], Any], finish: Callable[[Store], None]
     ) -> None:
         """Call with what was wished for, and let `finish` end in the same savepoint."""
         try:
             with self._savepoint():
-                with handler_savepoint(self._connection), lend(self._connection, self._theirs):
-                    session = make_session(wish, self._connection)
+                with (
+                    handler_savepoint(self._connection),
+                    lend(self._connection, self._app_schemas),
+                ):
+                    session = make_session(kind, self._connection)
                     with hide_running_loop():
                         call(session)
                     finish_session(session)
@@ -200,7 +203,7 @@ class SavepointRunner(_OneConnection):
     @contextmanager
     def _savepoint(self) -> Iterator[None]:
         _begin(self._connection)
-        with in_schema(self._connection, self._schema), self._connection.begin_nested():
+        with use_schema(self._connection, self._schema), self._connection.begin_nested():
             yield
 
 
@@ -212,8 +215,8 @@ class AsyncSavepointRunner(_OneConnection, AsyncRunner):
     def __init__(self, connection: AsyncConnection, schema: str | None) -> None:
         """`schema` is where our tables are."""
         assert connection.sync_connection is not None
-        theirs = translation(connection.sync_connection)
-        super().__init__(connection.engine, owns=False, theirs=theirs, watched=False)
+        app_schemas = get_schema_map(connection.sync_connection)
+        super().__init__(connection.engine, owns=False, app_schemas=app_schemas, watched=False)
         self._connection = connection
         self._schema = schema
 
@@ -224,11 +227,11 @@ class AsyncSavepointRunner(_OneConnection, AsyncRunner):
                 return await connection.run_sync(work)
 
     async def handle(
-        self, wish: type, call: Callable[[Any], Any], finish: Callable[[Store], None]
+        self, kind: type, call: Callable[[Any], Any], finish: Callable[[Store], None]
     ) -> None:
         """Call with what was wished for, and let `finish` end in the same savepoint."""
         try:
-            await super().handle(wish, call, finish)
+            await super().handle(kind, call, finish)
         except TransactionEnded:
             await self._connection.run_sync(_roll_back)
             raise
@@ -236,7 +239,7 @@ class AsyncSavepointRunner(_OneConnection, AsyncRunner):
     @asynccontextmanager
     async def _begin(self) -> AsyncIterator[AsyncConnection]:
         assert self._connection.sync_connection is not None
-        with in_schema(self._connection.sync_connection, self._schema):
+        with use_schema(self._connection.sync_connection, self._schema):
             async with self._connection.begin_nested():
                 yield self._connection
 

@@ -19,7 +19,7 @@ else:
 
 with context.begin_transaction():
     if schema:
-        # IF NOT EXISTS asks for the right to create schemas even where the schema exists.
+        # IF NOT EXISTS needs the right to create schemas even if the schema exists.
         context.execute(
             f"DO $$ BEGIN IF to_regnamespace('\"{schema}\"') IS NULL "
             f'THEN CREATE SCHEMA "{schema}"; END IF; END $$'

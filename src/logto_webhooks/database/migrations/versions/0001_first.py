@@ -16,7 +16,7 @@ Moment = sa.DateTime(timezone=True)
 Text = sa.Text()
 Json = sa.Text()
 Document = sa.Text().with_variant(postgresql.JSONB(), "postgresql")
-# A hash takes values of any length: PostgreSQL's other indexes refuse those of 2,700 bytes.
+# PostgreSQL's hash indexes take values of any length. B-tree indexes refuse more than 2,700 bytes.
 ANY_LENGTH = {"postgresql_using": "hash"}
 NOW = {
     "sqlite": "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)",
@@ -242,7 +242,7 @@ def _state() -> None:
         _number("id"),
         *(_column(name, Millis) for name in ("installed_at", "clock_noted_at", "clock_moved_ms")),
     )
-    # What is older runs no handlers: installing must not mail last week's sign-ups.
+    # Older events run no handlers: an installation must not send mails for last week's sign-ups.
     context = op.get_context()
     schema = context.opts.get("version_table_schema")
     table = f'"{schema}".logto_installation' if schema else "logto_installation"
@@ -251,15 +251,15 @@ def _state() -> None:
 
 
 def _storage() -> None:
-    """Leave room in each page: an update that finds some, and changes no indexed column, writes
-    into no index. Vacuum what changes much sooner than after a fifth of it."""
+    """Leave room in each page: an update that finds room there, and changes no indexed column,
+    writes to no index. Vacuum tables that change often earlier than after a fifth of their rows."""
     vacuum = "autovacuum_vacuum_scale_factor = 0.02, autovacuum_analyze_scale_factor = 0.02"
     for table, settings in {
         "logto_deliveries": vacuum,
         "logto_records": f"fillfactor = 80, {vacuum}",
         "logto_users": f"fillfactor = 85, {vacuum}",
         "logto_jobs": f"fillfactor = 70, {vacuum}",
-        # Its rows come and go: it is small, and what is dead of it is in everybody's way.
+        # A small table whose rows come and go: dead rows slow down every claim.
         "logto_lines": "fillfactor = 50, autovacuum_vacuum_scale_factor = 0,"
         " autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0",
     }.items():
