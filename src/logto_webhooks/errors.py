@@ -218,10 +218,10 @@ class UserIsDeletedError(LogtoWebhooksError):
 
 
 class ApiNotConfigured(LogtoWebhooksError):
-    """Logto's Management API isn't configured: not set are {names}. In Logto's console, create a
-    machine-to-machine application, and assign it the role "Logto Management API access". Set
-    LOGTO_M2M_APP_ID and LOGTO_M2M_APP_SECRET to its ID and secret, and LOGTO_ENDPOINT to Logto's
-    address."""
+    """Logto's Management API isn't configured, because these are missing: {names}. In Logto's
+    console, create a machine-to-machine application, and assign it the role "Logto Management API
+    access". Set LOGTO_M2M_APP_ID and LOGTO_M2M_APP_SECRET to its ID and secret, and LOGTO_ENDPOINT
+    to Logto's address."""
 
     missing: tuple[str, ...]
 

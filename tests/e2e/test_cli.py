@@ -169,7 +169,7 @@ def test_credentials_that_are_missing_are_named(tmp_path: Path) -> None:
     """Those alone."""
     some = {"LOGTO_ENDPOINT": "http://127.0.0.1:1"}
     refused = command("endpoint", "list", folder=tmp_path, **some)
-    assert "not set are LOGTO_M2M_APP_ID, LOGTO_M2M_APP_SECRET. In" in one_line(refused.stderr)
+    assert "missing: LOGTO_M2M_APP_ID, LOGTO_M2M_APP_SECRET. In" in one_line(refused.stderr)
 
 
 def test_a_logto_that_is_not_there_says_what_to_check(tmp_path: Path) -> None:
