@@ -312,8 +312,8 @@ class Admin:
     async def endpoints(self) -> list[Webhook]:
         """List Logto's webhooks."""
         async with self._open_client() as logto:
-            hooks, _ = await webhooks.list_webhooks(logto)
-            return hooks
+            found, _ = await webhooks.list_webhooks(logto)
+            return found
 
     async def find_ours(self, hooks: Sequence[Webhook]) -> set[str]:
         """Return the IDs of the webhooks that have your URL, or a key from your settings or from
@@ -521,13 +521,13 @@ class Admin:
         except SettingInvalid:
             return ()  # the check of the database says so
 
-    async def _find_webhook(self, logto: ManagementClient, hook: str | None) -> Webhook:
-        hooks, _ = await webhooks.list_webhooks(logto)
-        if hook:
-            return find_webhook(hooks, hook)
+    async def _find_webhook(self, logto: ManagementClient, query: str | None) -> Webhook:
+        found, _ = await webhooks.list_webhooks(logto)
+        if query:
+            return find_webhook(found, query)
         settings = self._settings()
         keys = {*split_signing_keys(settings), *await self._read_learnt_keys()}
-        return find_our_webhook(hooks, keys, settings.public_url)
+        return find_our_webhook(found, keys, settings.public_url)
 
     async def _read_learnt_keys(self) -> list[str]:
         return [key.key for key in await self._read(lambda store: store.webhook_keys.learnt())]

@@ -48,20 +48,20 @@ def failure_cause(entry: Any) -> str:
     return next((word for sign, word in _CAUSES if sign in text), "another error")
 
 
-def is_cut(recent: Iterable[ReceivedBody], hook: str, since: int, oldest: int) -> bool:
+def is_cut(recent: Iterable[ReceivedBody], webhook_id: str, since: int, oldest: int) -> bool:
     """Whether a webhook's log, whose first entry since `since` is from `oldest`, lacks earlier
     deliveries that the inbox has."""
     return any(
         since <= delivery.occurred_at < oldest - ATTEMPT_MS
-        and find_logged_webhook(delivery.body) == hook
+        and find_logged_webhook(delivery.body) == webhook_id
         for delivery in recent
     )
 
 
 def find_logged_webhook(body: bytes) -> str | None:
     """Return the ID of the webhook that sent a body; None for a test, which isn't logged."""
-    hook = read_webhook_id(body)
+    webhook_id = read_webhook_id(body)
     # A test is small, so a large body needn't be decoded as a whole.
-    if hook is None or len(body) >= LARGE:
-        return hook
-    return None if is_test(canonical_json.decode(body)) else hook
+    if webhook_id is None or len(body) >= LARGE:
+        return webhook_id
+    return None if is_test(canonical_json.decode(body)) else webhook_id

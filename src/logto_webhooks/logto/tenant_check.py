@@ -81,7 +81,7 @@ class TenantCheck:
         if webhook_id is None:
             return False
         async for page in self._logto.webhooks():
-            if any(get_from(hook, "id") == webhook_id for hook in page.content):
+            if any(get_from(webhook, "id") == webhook_id for webhook in page.content):
                 return True
         return False
 

@@ -77,34 +77,34 @@ def parse_webhook(content: Any) -> Webhook | None:
         return None
 
 
-def find_webhook(hooks: Sequence[Webhook], query: str) -> Webhook:
+def find_webhook(webhooks: Sequence[Webhook], query: str) -> Webhook:
     """Find a webhook by id, else by name, else by URL. Raises WebhookUnknown."""
     several = False
     for matching in (
-        [hook for hook in hooks if hook.id == query],
-        [hook for hook in hooks if hook.name == query],
-        [hook for hook in hooks if hook.leads_to(query)],
+        [webhook for webhook in webhooks if webhook.id == query],
+        [webhook for webhook in webhooks if webhook.name == query],
+        [webhook for webhook in webhooks if webhook.leads_to(query)],
     ):
         if len(matching) == 1:
             return matching[0]
         several = several or bool(matching)
-    raise _refuse(hooks, several, f"the name or URL {query!r}")
+    raise _refuse(webhooks, several, f"the name or URL {query!r}")
 
 
 def find_our_webhook(
-    hooks: Sequence[Webhook], keys: Collection[str], public_url: str | None
+    webhooks: Sequence[Webhook], keys: Collection[str], public_url: str | None
 ) -> Webhook:
     """Find the webhook with our key or our URL, else the only one. Raises WebhookUnknown."""
-    here = [hook for hook in hooks if is_ours(hook, keys, public_url)]
-    if len(here or hooks) == 1:
-        return (here or hooks)[0]
-    raise _refuse(hooks, bool(here), "the signing key or URL in the settings")
+    here = [webhook for webhook in webhooks if is_ours(webhook, keys, public_url)]
+    if len(here or webhooks) == 1:
+        return (here or webhooks)[0]
+    raise _refuse(webhooks, bool(here), "the signing key or URL in the settings")
 
 
-def is_ours(hook: Webhook, keys: Collection[str], public_url: str | None) -> bool:
+def is_ours(webhook: Webhook, keys: Collection[str], public_url: str | None) -> bool:
     """Whether a webhook has one of the keys, or the public URL."""
-    has_our_key = hook.signing_key != "" and hook.signing_key in keys
-    return has_our_key or (bool(public_url) and hook.leads_to(str(public_url)))
+    has_our_key = webhook.signing_key != "" and webhook.signing_key in keys
+    return has_our_key or (bool(public_url) and webhook.leads_to(str(public_url)))
 
 
 def leads_here(
@@ -112,8 +112,8 @@ def leads_here(
 ) -> bool:
     """Whether a webhook of an answer is ours: by key, by URL, or because deliveries from it were
     accepted (`seen`)."""
-    hook = parse_webhook(content)
-    return hook is not None and (hook.id in seen or is_ours(hook, keys, public_url))
+    webhook = parse_webhook(content)
+    return webhook is not None and (webhook.id in seen or is_ours(webhook, keys, public_url))
 
 
 def subscription(patterns: Iterable[str] = ()) -> list[str]:
@@ -137,12 +137,12 @@ def _is_needed(name: str, patterns: Sequence[str]) -> bool:
     return name not in LATER and any(matches(pattern, name) for pattern in patterns)
 
 
-def _refuse(hooks: Sequence[Webhook], several: bool, what: str) -> WebhookUnknown:
+def _refuse(webhooks: Sequence[Webhook], several: bool, what: str) -> WebhookUnknown:
     problem = f"{'several webhooks have' if several else 'no webhook has'} {what}"
-    if not hooks:
+    if not webhooks:
         hint = "Create one: logto-webhooks endpoint create --url URL"
         return WebhookUnknown(problem="Logto has no webhooks", hint=hint)
-    listed = ", ".join(f"{hook.id} ({hook.name}, {hook.url})" for hook in hooks)
+    listed = ", ".join(f"{webhook.id} ({webhook.name}, {webhook.url})" for webhook in webhooks)
     return WebhookUnknown(problem=problem, hint=f"Use an ID. Logto has these webhooks: {listed}.")
 
 
@@ -166,22 +166,22 @@ class TestResult(Struct, frozen=True, kw_only=True):
 
 async def list_webhooks(logto: ManagementClient) -> tuple[list[Webhook], int]:
     """Return all webhooks, and the time at Logto (ms). Raises LogtoUnreachable, LogtoApiError."""
-    hooks: list[Webhook] = []
+    webhooks: list[Webhook] = []
     now = 0
     async for page in logto.webhooks():
         now = page.date or page.asked_at
-        hooks += [hook for item in page.content if (hook := parse_webhook(item))]
-    return hooks, now
+        webhooks += [webhook for item in page.content if (webhook := parse_webhook(item))]
+    return webhooks, now
 
 
 async def create_webhook(
     logto: ManagementClient, url: str, name: str, events: Sequence[str]
 ) -> Webhook:
     """Create a webhook. Raises WebhookExists, KeyNotTold, LogtoUnreachable, LogtoApiError."""
-    hooks, _ = await list_webhooks(logto)
-    for hook in hooks:
-        if hook.leads_to(url):
-            raise WebhookExists(id=hook.id, url=url)
+    webhooks, _ = await list_webhooks(logto)
+    for webhook in webhooks:
+        if webhook.leads_to(url):
+            raise WebhookExists(id=webhook.id, url=url)
     with note_on_failure("it may exist anyway: see `logto-webhooks endpoint list`"):
         return parse_created((await logto.create_webhook(name, url, events)).content, name)
 
@@ -199,16 +199,16 @@ def note_on_failure(note: str) -> Iterator[None]:
 def parse_created(content: Any, name: str) -> Webhook:
     """Return the webhook that was created or changed. Raises WebhookChanged, and KeyNotTold if
     the answer lacks its key."""
-    hook = parse_webhook(content)
-    if hook is None:
+    webhook = parse_webhook(content)
+    if webhook is None:
         raise WebhookChanged(name=name, what="deleted")
-    if (problem := problem_of_key(hook.signing_key)) is not None:
-        raise KeyNotTold(id=hook.id, name=hook.name or name, problem=problem)
-    return hook
+    if (problem := problem_of_key(webhook.signing_key)) is not None:
+        raise KeyNotTold(id=webhook.id, name=webhook.name or name, problem=problem)
+    return webhook
 
 
 async def send_test(
-    logto: ManagementClient, host: TransactionRunner, hook: Webhook, event: str, timeout_s: float
+    logto: ManagementClient, host: TransactionRunner, webhook: Webhook, event: str, timeout_s: float
 ) -> TestResult:
     """Make Logto send a test, and wait until the inbox has it.
 
@@ -216,15 +216,17 @@ async def send_test(
     changed. Raises LogtoUnreachable, LogtoApiError, StoreUnavailable.
     """
     newest, began = await newest_id(host), time.monotonic()
-    result = TestResult(hook=hook.id, url=hook.url, enabled=hook.enabled, event=event)
-    answered = (await logto.test_webhook(hook.id, hook.url, event)).content
+    result = TestResult(hook=webhook.id, url=webhook.url, enabled=webhook.enabled, event=event)
+    answered = (await logto.test_webhook(webhook.id, webhook.url, event)).content
     problem = None if answered == {} else _describe_failure(answered)
     if problem not in (None, _REFUSED):
         return replace(result, problem=problem)
     wait_s = timeout_s if problem is None else min(timeout_s, PROVED_S)
     try:
         async with asyncio.timeout(wait_s):
-            delivery = await _await_delivery(hook, host, DeliveryFilter(event=event, after=newest))
+            delivery = await _await_delivery(
+                webhook, host, DeliveryFilter(event=event, after=newest)
+            )
     except TimeoutError:
         return replace(result, problem=problem or _ELSEWHERE.format(timeout_s))
     took = round((time.monotonic() - began) * 1000)
@@ -232,11 +234,11 @@ async def send_test(
 
 
 async def _await_delivery(
-    hook: Webhook, host: TransactionRunner, awaited: DeliveryFilter
+    webhook: Webhook, host: TransactionRunner, awaited: DeliveryFilter
 ) -> StoredDelivery:
     async with aclosing(follow(host, awaited, POLL_S)) as deliveries:
         async for delivery in deliveries:
-            if canonical_json.decode(delivery.body).get("hookId") == hook.id:
+            if canonical_json.decode(delivery.body).get("hookId") == webhook.id:
                 return delivery
     raise AssertionError("following has no end")
 
@@ -291,19 +293,23 @@ class RotationResult(Struct, frozen=True, kw_only=True):
 
 
 async def rotate_key(
-    logto: ManagementClient, host: TransactionRunner, clock: Clock, hook: Webhook, overlap_ms: int
+    logto: ManagementClient,
+    host: TransactionRunner,
+    clock: Clock,
+    webhook: Webhook,
+    overlap_ms: int,
 ) -> RotationResult:
     """Change the key in Logto, and store both keys for every process on the database.
 
     The old key is stored first, so that its deliveries are accepted whatever fails, unless it can't
     be a key. Raises WebhookChanged, KeyNotTold, LogtoUnreachable, LogtoApiError, StoreUnavailable.
     """
-    old = WebhookKey(webhook_id=hook.id, key=hook.signing_key, learnt_at=clock.now())
+    old = WebhookKey(webhook_id=webhook.id, key=webhook.signing_key, learnt_at=clock.now())
     await host.run(lambda store: store.webhook_keys.learn([old]))
     with note_on_failure("the key may have changed anyway, so run this command again"):
-        changed = parse_created((await logto.rotate_key(hook.id)).content, hook.name)
+        changed = parse_created((await logto.rotate_key(webhook.id)).content, webhook.name)
     now = clock.now()
-    new = WebhookKey(webhook_id=hook.id, key=changed.signing_key, learnt_at=now)
+    new = WebhookKey(webhook_id=webhook.id, key=changed.signing_key, learnt_at=now)
     ending = replace(old, until=now + overlap_ms)
 
     def learn(store: Store) -> dict[str, int]:
@@ -315,8 +321,8 @@ async def rotate_key(
     except StoreUnavailable as error:
         raise StoreUnavailable(problem=f"{error.problem}; {_CHANGED}") from None
     return RotationResult(
-        hook=hook.id,
-        url=hook.url,
+        hook=webhook.id,
+        url=webhook.url,
         signing_key=new.key,
         old_ends_at=now + overlap_ms,
         old_used_at=used.get(fingerprint(old.key)),

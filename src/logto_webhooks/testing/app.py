@@ -96,7 +96,7 @@ class App:
         clock: FrozenClock | None = None,
         async_app: AsyncApp | None = None,
     ) -> None:
-        """`async_app` is what it makes usable without `await`."""
+        """`async_app` is the application to use without `await`."""
         clock = clock or FrozenClock()
         self._app = async_app or AsyncApp(MemoryBackend(), clock, keys, Handlers(), True)
 
@@ -180,7 +180,7 @@ class AsyncApp:
         handlers: Handlers,
         raise_errors: bool,
     ) -> None:
-        """Raises InvalidHandler for a handler that asks for what the backend hasn't got."""
+        """Raises InvalidHandler for a handler that asks for a session that the backend lacks."""
         self.clock: FrozenClock = clock
         self.reports: list[TelemetryEvent] = []
         self.connection: sa.Connection | AsyncConnection = backend.connection
@@ -282,7 +282,7 @@ class AsyncApp:
 
     def _prepare(self, store: Store) -> None:
         store.jobs.register([handler.registered for handler in self._handlers])
-        # No delivery is older than the installation: it may be of any time that a test likes.
+        # A test may date its deliveries at any time, so none is older than the installation.
         store.set_installed_at(0)
 
     def _claim(self, store: Store) -> list[ClaimedJob]:
@@ -319,7 +319,7 @@ class AsyncApp:
         raise HandlerUnknown(function_or_name, list(self._handlers.by_name))
 
     def _find_outcome(self, delivery_id: int) -> str | None:
-        """Return what the sync last reported of a delivery."""
+        """Return the last outcome that was reported of a delivery."""
         for report in reversed(self.reports):
             if isinstance(report, DeliverySynced) and report.id == delivery_id:
                 return report.outcome
@@ -386,7 +386,7 @@ def app(
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine, in a test with or without an event loop. With one it must not wait."""
+    """Run a coroutine, in a test with or without an event loop. With one, it must not wait."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -433,7 +433,7 @@ async def _call(handler: Handler, arguments: dict[str, Any]) -> None:
 
 
 class _NoOffloader(Offloader):
-    """Nobody else is on the event loop, if there is one."""
+    """Calls functions directly, because nothing else runs on the event loop of a test."""
 
     async def run(self, function: Callable[[], T]) -> T:
         return function()

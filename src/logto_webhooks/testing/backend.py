@@ -43,7 +43,7 @@ _NEXT: Final = sa.func.coalesce(queue_keys.c.held_until, queue_keys.c.due_at).la
 
 
 class Backend:
-    """A database, and the time on its clock. `host` runs transactions in savepoints."""
+    """A database and its clock. `host` runs transactions in savepoints."""
 
     def __init__(self, connection: sa.Connection | AsyncConnection, schema: str | None) -> None:
         """Raises SettingInvalid for a connection that can't be used."""
@@ -61,7 +61,7 @@ class Backend:
         await self.host.on(lambda connection: migrate.check(connection, self._schema))
 
     async def advance(self, milliseconds: int) -> None:
-        """Let time pass at once: what waits on the database's clock is due sooner."""
+        """Let time pass at once, by making everything that waits due sooner."""
         pending = sa.update(deliveries).where(_IS_PENDING)
         sooner = {name: queue_keys.c[name] - milliseconds for name in ("due_at", "held_until")}
 
@@ -83,7 +83,7 @@ class Backend:
 
 
 class MemoryBackend(Backend):
-    """A SQLite database in memory, with our tables alone. It ends with what uses it."""
+    """A SQLite database in memory with our tables. It is closed with its last user."""
 
     def __init__(self) -> None:
         # The garbage collector, which may run in any thread, closes the connection.
@@ -95,7 +95,7 @@ class MemoryBackend(Backend):
         weakref.finalize(self.host, _close, connection)
 
     async def check(self) -> None:
-        """The tables were just created, without a version."""
+        """Do nothing: the tables were just created, without a version."""
 
 
 def _close(connection: sa.Connection) -> None:
@@ -126,8 +126,8 @@ def _make_error(problem: str) -> SettingInvalid:
 
 @contextmanager
 def hide_running_loop() -> Iterator[None]:
-    """Let a plain handler find no event loop, as outside of tests, where it has a thread of its
-    own: so it may call what waits, such as `logto.call`."""
+    """Hide the event loop from a synchronous handler, so that it may call functions that wait, such
+    as `logto.call`. Outside of tests, it has its own thread."""
     loop = events._get_running_loop()
     events._set_running_loop(None)
     try:
@@ -141,7 +141,7 @@ class _OneConnection(ABC):
 
     @abstractmethod
     async def on(self, work: Callable[[sa.Connection], T]) -> T:
-        """Run in a savepoint. Raises StoreUnavailable or RowRejected for what the database says."""
+        """Run in a savepoint. Raises StoreUnavailable or RowRejected for errors of the database."""
 
     async def run_large(self, work: Callable[[Store], T]) -> T:
         """The same as `run`."""
@@ -161,7 +161,7 @@ class _OneConnection(ABC):
 
 
 class SavepointRunner(_OneConnection):
-    """Runs work on a Connection, at once, on the caller's thread."""
+    """Runs work on a Connection, in the caller's thread, without waiting."""
 
     def __init__(self, connection: sa.Connection, schema: str | None) -> None:
         """`schema` is where our tables are."""
@@ -175,7 +175,7 @@ class SavepointRunner(_OneConnection):
             return work(self._connection)
 
     def provides(self, awaited: bool) -> tuple[type, ...]:
-        """The kinds of transaction that a handler, `awaited` or not, can ask for by annotation."""
+        """Return the types of session that a handler, `awaited` or not, can ask for."""
         return () if awaited else get_sync_types()
 
     async def handle(
@@ -198,7 +198,7 @@ class SavepointRunner(_OneConnection):
             raise
 
     async def close(self) -> None:
-        """Nothing is ours."""
+        """Do nothing: the connection is the test's."""
 
     @contextmanager
     def _savepoint(self) -> Iterator[None]:
@@ -210,7 +210,7 @@ class SavepointRunner(_OneConnection):
 class AsyncSavepointRunner(_OneConnection, AsyncRunner):
     """Runs work on an AsyncConnection."""
 
-    _is_pooled = False  # it is the test's own
+    _is_pooled = False  # the connection is the test's
 
     def __init__(self, connection: AsyncConnection, schema: str | None) -> None:
         """`schema` is where our tables are."""
@@ -245,15 +245,15 @@ class AsyncSavepointRunner(_OneConnection, AsyncRunner):
 
 
 def _roll_back(connection: sa.Connection) -> None:
-    """Let the test go on with its connection. A commit that was refused is the end of SQLAlchemy's
-    transaction, but not of the driver's."""
+    """Make the connection usable again. A refused commit ends SQLAlchemy's transaction, but not the
+    driver's."""
     connection.connection.rollback()
     connection.rollback()
 
 
 def _begin(connection: sa.Connection) -> None:
-    """Begin a transaction where Python's driver for SQLite doesn't: there, the end of an outermost
-    savepoint would be a commit."""
+    """Begin a transaction on SQLite, because Python's driver doesn't: without one, releasing the
+    outermost savepoint would commit."""
     if connection.dialect.name != "sqlite":
         return
     driver: Any = connection.connection.dbapi_connection

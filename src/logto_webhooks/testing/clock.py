@@ -5,19 +5,19 @@ from __future__ import annotations
 import time
 from typing import Final
 
-# So an application that is started only after its deliveries were made is older than they are.
+# An application that starts after its deliveries were made must still be older than they are.
 _AHEAD_MS: Final = 5_000
-_APART_MS: Final = 120  # closer, a change of a part would be in doubt
+_APART_MS: Final = 120  # with less, a change of a part would be in doubt
 
 
 class Moments:
-    """Moments from now on, in milliseconds since the epoch, so far apart that order shows."""
+    """Moments from now on, in milliseconds since the epoch, far enough apart to have an order."""
 
     def __init__(self) -> None:
         self.last = 0
 
     def next(self) -> int:
-        """Return one after all others."""
+        """Return a moment after all earlier ones."""
         now = time.time_ns() // 1_000_000 + _AHEAD_MS
         self.last = max(now, self.last + _APART_MS)
         return self.last

@@ -1,4 +1,4 @@
-"""A Logto for tests: Management API, log and webhooks, over real HTTP on 127.0.0.1."""
+"""A fake Logto for tests: its API, log and webhooks, over real HTTP on 127.0.0.1."""
 
 from logto_webhooks.testing.fake.log import MadeUsers
 from logto_webhooks.testing.fake.log import entry as log_entry

@@ -1,4 +1,4 @@
-"""Everything that changes in this Logto, and which webhooks each change sends."""
+"""The changes in a fake Logto, and the webhooks that each change sends."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ MEMBERS_AT_MOST: Final = 5000  # in one webhook
 
 
 class Actions:
-    """Each method changes the state at once, and queues what Logto sends of it; those that give
-    a record give it as it is now. Unknown ids raise KeyError, unknown fields TypeError."""
+    """Each method changes the state at once, and queues the webhooks that Logto sends for it. Some
+    return the changed record. Unknown ids raise KeyError, unknown fields TypeError."""
 
     def __init__(
         self,
@@ -200,7 +200,7 @@ class Actions:
         return self.change_hook(hook_id, signingKey=key)
 
     def _begin_transaction(self) -> int:
-        """Return when the transaction began, which is what Logto stamps a record with."""
+        """Return when the transaction began, which Logto uses as a record's timestamp."""
         return self._now() - (self._random.randint(0, TRANSACTION_MS) if self._ties else 0)
 
     def _add_user(self, fields: Json) -> Json:
@@ -227,7 +227,7 @@ class Actions:
     def _send_members(
         self, organization_id: str, method: str, status: int, added: list[str], removed: list[str]
     ) -> None:
-        """Send who joined and who left: absent when empty, cut without notice."""
+        """Send who joined and who left. Empty lists are left out, and long ones are truncated."""
         lists = {"addedUserIds": added, "removedUserIds": removed}
         self._send_managed(
             "Organization.Membership.Updated",

@@ -1,4 +1,4 @@
-"""Serves the fake on 127.0.0.1: tokens, who may ask, what goes wrong, and headers."""
+"""Serves the fake on 127.0.0.1: tokens, authorization, faults and headers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LIVES_S: Final = 3600
 
 
 class FakeApp:
-    """An ASGI application: what stands before the routes."""
+    """An ASGI application in front of the routes."""
 
     def __init__(
         self,
@@ -92,9 +92,9 @@ async def _answer_refusal(request: Request, error: Exception) -> Response:
 
 @contextlib.asynccontextmanager
 async def serve(app: ASGIApp, port: int) -> AsyncIterator[str]:
-    """Serve while the context lasts; gives the address. Raises AddressUnavailable."""
+    """Serve within the context. Yields the address. Raises AddressUnavailable."""
     listener = listen("127.0.0.1", port)
-    # asyncio sets it only on sockets that name their protocol; without, each answer takes 40 ms.
+    # asyncio sets this only on sockets that name their protocol. Without it, answers take 40 ms.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     config = uvicorn.Config(
         app,
@@ -109,7 +109,7 @@ async def serve(app: ASGIApp, port: int) -> AsyncIterator[str]:
     config.load()
     server = uvicorn.Server(config)
     server.lifespan = config.lifespan_class(config)
-    # Not `serve`: it takes the signals, and looks every 100 ms whether to stop.
+    # Not `serve`, which handles signals, and checks only every 100 ms whether to stop.
     await server.startup([listener])
     try:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -118,7 +118,7 @@ async def serve(app: ASGIApp, port: int) -> AsyncIterator[str]:
 
 
 class TokenRoutes:
-    """Gives tokens to one application, and knows them again."""
+    """Issues tokens to one application, and checks them."""
 
     def __init__(self, app_id: str, app_secret: str, now: Callable[[], int], seed: int) -> None:
         self._credentials = (app_id, app_secret)

@@ -1,4 +1,4 @@
-"""Logto's log of what its webhooks tried to deliver, of any length."""
+"""Logto's log of deliveries, of any length."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class MadeUsers(Sequence[T], Generic[T]):
-    """`count` items, each made by `make(number)` when it is asked for. None is kept."""
+    """`count` items, each made by `make(number)` on access. None is stored."""
 
     def __init__(self, count: int, make: Callable[[int], T]) -> None:
         self._numbers = range(count)
@@ -34,14 +34,14 @@ class MadeUsers(Sequence[T], Generic[T]):
 
 
 class Log:
-    """The attempts of one hook."""
+    """The delivery attempts of a webhook."""
 
     def __init__(self) -> None:
         self._own: list[Json] = []
         self._many: Sequence[Json] = ()
 
     def hold(self, entries: Sequence[Json]) -> None:
-        """Take any number of entries, the newest first, all older than those that are added."""
+        """Set older entries, in any number, newest first. All must be older than added ones."""
         self._many = entries
 
     def add(self, entry: Json) -> None:
@@ -49,8 +49,8 @@ class Log:
         bisect.insort(self._own, entry, key=_get_end)
 
     def window(self, start: int, end: int) -> Sequence[Json]:
-        """The entries from `start` on and before `end`, newest first: Logto counts microseconds,
-        so that what it shows as having ended at `end` has ended after."""
+        """Return the entries from `start` until before `end`, newest first. Logto's timestamps have
+        microseconds, so an entry that shows `end` is after it."""
         first, last = (bisect.bisect_left(self._own, at, key=_get_end) for at in (start, end))
         newest, oldest = (
             bisect.bisect_right(self._many, -at, key=lambda entry: -_get_end(entry))
@@ -76,7 +76,7 @@ def entry(
 
 
 def log_response(status: int, body: bytes) -> Json:
-    """Make what is logged of an answer."""
+    """Make the logged form of an answer."""
     try:
         content = msgspec.json.decode(body)
     except msgspec.DecodeError:
@@ -90,7 +90,7 @@ def _get_end(entry: Json) -> int:
 
 
 def _sort_keys(value: Any) -> Any:
-    """The database's order of keys: the short ones first."""
+    """Sort keys as PostgreSQL's JSONB does: short ones first."""
     if isinstance(value, dict):
         names = sorted(value, key=lambda name: (len(name.encode()), name))
         return {name: _sort_keys(value[name]) for name in names}

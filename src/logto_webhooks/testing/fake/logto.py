@@ -1,4 +1,4 @@
-"""FakeLogto: what a test starts, changes and breaks."""
+"""FakeLogto: a Logto that tests start, change and break."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def _now() -> int:
 
 
 def _make_log(deliveries: Sequence[Recorded]) -> list[Json]:
-    """Make the log of a history: each attempt ended when the delivery was received. Tests of the
+    """Make the log of a history. Each attempt ended when the delivery was received. Tests from the
     console aren't logged."""
     newest_first = sorted(deliveries, key=lambda delivery: delivery.received_at, reverse=True)
     entries = []

@@ -1,4 +1,4 @@
-"""The routes of the Management API, and its manner to answer, to page and to refuse."""
+"""The routes of the Management API, with Logto's form of answers, pages and errors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SendTest = Callable[[str, Json, str], Awaitable[SendResult]]  # url, payload, si
 
 
 def answer(content: Any, status: int = 200) -> Response:
-    """Answer JSON, as Logto sends it."""
+    """Make a JSON response, as Logto sends it."""
     response = Response(msgspec.json.encode(content), status)
     response.headers["content-type"] = "application/json; charset=utf-8"
     return response
@@ -34,14 +34,14 @@ def answer(content: Any, status: int = 200) -> Response:
 def refuse(
     status: int, code: str, message: str, data: Json | None = None, details: str | None = None
 ) -> Response:
-    """Answer an error, as Logto words it."""
+    """Make an error response, in Logto's words."""
     content: Json = {"code": code} | ({} if data is None else {"data": data})
     content |= {} if details is None else {"details": details}
     return answer(content | {"message": message}, status)
 
 
 class Refusal(Exception):
-    """Is answered as an error."""
+    """Raised to answer with an error."""
 
     def __init__(self, *refusal: Any) -> None:
         """The arguments of `refuse`."""
@@ -76,7 +76,7 @@ class _Test(Struct):
 
 
 class ApiRoutes:
-    """Answers from the state, and changes webhooks."""
+    """Answers requests from the state, and changes webhooks."""
 
     def __init__(
         self, state: FakeState, actions: Actions, now: Callable[[], int], send_test: SendTest
@@ -87,7 +87,7 @@ class ApiRoutes:
         self._send_test = send_test
 
     def routes(self) -> list[Route]:
-        """The routes, each below `/api`."""
+        """Return the routes, all below `/api`."""
         hook = "/api/hooks/{id}"
         return [
             Route("/api/status", self._status),

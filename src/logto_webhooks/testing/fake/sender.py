@@ -48,7 +48,7 @@ class Faults(Struct, frozen=True, kw_only=True):
 
 
 class Fate(Struct, frozen=True):
-    """What was drawn for one webhook."""
+    """The random faults of a webhook."""
 
     lost: bool
     silent: bool
@@ -58,7 +58,7 @@ class Fate(Struct, frozen=True):
 
 
 def draw(faults: Faults, rng: Random) -> Fate:
-    """Decide a webhook's fate; each takes equally many numbers, whatever the faults."""
+    """Draw a webhook's fate. Each draws the same number of random values, whatever the faults."""
     lost, silent, doubled, reordered, behind, delay = (rng.random() for _ in range(6))
     shortest, longest = faults.delay_ms
     return Fate(
@@ -71,7 +71,7 @@ def draw(faults: Faults, rng: Random) -> Fate:
 
 
 class QueuedWebhook(Struct, frozen=True):
-    """A webhook on its way; signed with the key that its hook had when it was queued."""
+    """A queued delivery, signed with the key that its webhook had at that time."""
 
     url: str
     payload: Json
@@ -81,14 +81,14 @@ class QueuedWebhook(Struct, frozen=True):
 
 
 class SendResult(Struct, frozen=True):
-    """The answer as it is logged, or none; `error` is what Logto writes of a failure."""
+    """The answer as it is logged, if there was one. `error` is Logto's text for a failure."""
 
     response: Json | None
     error: str | None
 
 
 class Sender:
-    """A queue of webhooks, and those who send them while `run` runs."""
+    """A queue of deliveries, which are sent while `run` runs."""
 
     def __init__(
         self, state: FakeState, now: Callable[[], int], seed: int, timeout_s: float
@@ -108,13 +108,13 @@ class Sender:
         self._idle.set()
 
     def queue(self, payload: Json) -> None:
-        """Queue a webhook for each hook that wants it."""
+        """Queue a delivery for each webhook that subscribes to the event."""
         for hook in self._state.hooks.values():
             if hook["enabled"] and payload["event"] in hook["events"]:
                 self._add(hook, payload | {"hookId": hook["id"]})
 
     def kill(self) -> None:
-        """Forget what wasn't sent yet."""
+        """Drop the deliveries that weren't sent yet."""
         self._life += 1
         self._unfinished -= len(self._waiting)
         self._waiting.clear()
@@ -122,11 +122,11 @@ class Sender:
         self._finish(0)
 
     async def settle(self) -> None:
-        """Wait until nothing is queued or on its way."""
+        """Wait until nothing is queued or being sent."""
         await self._idle.wait()
 
     async def run(self, at_once: int) -> None:
-        """Send what is queued, until cancelled."""
+        """Send queued deliveries until cancelled."""
         async with (
             httpx2.AsyncClient(timeout=self._timeout_s, trust_env=False) as client,
             asyncio.TaskGroup() as group,
@@ -202,7 +202,7 @@ async def _post(client: httpx2.AsyncClient, url: str, delivery: SignedRequest) -
 
 
 def _describe_refusal(answer: httpx2.Response, body: bytes) -> str:
-    """What Logto makes of a refusal: an error with all that was sent in it."""
+    """Return Logto's text for a refusal: an error that contains everything that was sent."""
     options = {"headers": {}, "json": msgspec.Raw(body), "timeout": 10000, "method": "POST"}
     error = {
         "message": f"Request failed with status code {answer.status_code} {answer.reason_phrase}",

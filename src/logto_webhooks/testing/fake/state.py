@@ -1,4 +1,4 @@
-"""What Logto's database holds, and the views of it that its API answers."""
+"""The records of Logto's database, and the views of them that its API returns."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from logto_webhooks.testing.fake.log import Log, MadeUsers
 
 
 class FakeState:
-    """Records are replaced, never changed in place: what was sent of one stays as it was."""
+    """Records are replaced, never changed in place, so that queued payloads don't change."""
 
     def __init__(self) -> None:
         self.users: UserTable = UserTable()
@@ -23,18 +23,18 @@ class FakeState:
         self.logs: dict[str, Log] = {}
 
     def user(self, user_id: str) -> Json:
-        """A user. Raises KeyError."""
+        """Return a user. Raises KeyError."""
         user = self.users.get(user_id)
         if user is None:
             raise KeyError(user_id)
         return user
 
     def all_organizations(self) -> list[Json]:
-        """The organizations in the order of Logto's listing."""
+        """Return the organizations in the order of Logto's listing."""
         return [organization for _, organization in sorted(self.organizations.items())]
 
     def organization_users(self, organization_id: str) -> Sequence[Json]:
-        """Members, with their roles in the organization; none where it is unknown."""
+        """Return members with their roles in the organization; none if it is unknown."""
         members = self.members.get(organization_id, {})
         ids = sorted(members)
 
@@ -45,7 +45,7 @@ class FakeState:
         return MadeUsers(len(ids), make)
 
     def user_organizations(self, user_id: str) -> list[Json]:
-        """A user's organizations, with the roles there."""
+        """Return a user's organizations, with the user's roles there."""
         return [
             organization | {"organizationRoles": list(self.members[organization["id"]][user_id])}
             for organization in self.all_organizations()
@@ -53,7 +53,7 @@ class FakeState:
         ]
 
     def all_roles(self) -> list[Json]:
-        """The roles, with what the listing says of who has them."""
+        """Return the roles, with the listing's fields about their users."""
         featured = {"featuredUsers": [], "applicationsCount": 0, "featuredApplications": []}
         return [
             role | {"usersCount": len(self.holders(role["id"]))} | featured
@@ -61,7 +61,7 @@ class FakeState:
         ]
 
     def holders(self, role_id: str) -> Sequence[Json]:
-        """The users who have a role."""
+        """Return the users who have a role."""
         ids = sorted(
             user_id
             for user_id, roles in self.user_roles.items()
@@ -70,7 +70,7 @@ class FakeState:
         return MadeUsers(len(ids), lambda place: public(self.user(ids[place])))
 
     def all_hooks(self) -> list[Json]:
-        """The webhooks, the newest first."""
+        """Return the webhooks, the newest first."""
         return sorted(self.hooks.values(), key=_get_start)[::-1]
 
     def add_organization(self, organization: Json) -> None:
@@ -96,17 +96,17 @@ class FakeState:
         self.logs[hook["id"]] = Log()
 
     def drop_hook(self, hook_id: str) -> None:
-        """Delete a webhook with its log, of which nothing is shown any more. Raises KeyError."""
+        """Delete a webhook with its log. Raises KeyError."""
         del self.hooks[hook_id]
         del self.logs[hook_id]
 
     def log(self, hook_id: str) -> Log:
-        """A webhook's log; an empty one where it is unknown."""
+        """Return a webhook's log; an empty one if it is unknown."""
         return self.logs.get(hook_id) or Log()
 
 
 class UserTable:
-    """All users: a few that change, before many that may be made on demand."""
+    """All users: a few added ones, and many older ones that may be made on access."""
 
     def __init__(self) -> None:
         self._own: dict[str, Json] = {}
@@ -116,7 +116,7 @@ class UserTable:
         self._gone: list[int] = []
 
     def hold(self, users: Sequence[Json]) -> None:
-        """Take any number of users, the oldest first, all older than those that are added."""
+        """Set older users, in any number, oldest first. All must be older than added ones."""
         self._many, self._numbers = users, None
         self._changed, self._gone = {}, []
 
@@ -132,14 +132,14 @@ class UserTable:
         return None if number is None else self._get_at(number)
 
     def put(self, user: Json) -> None:
-        """Replace a user by a newer version. Raises KeyError."""
+        """Replace a user with a newer version. Raises KeyError."""
         if user["id"] in self._own:
             self._own[user["id"]] = user
         else:
             self._changed[self._get_number(user["id"])] = user
 
     def drop(self, user_id: str) -> None:
-        """Take a user out. Raises KeyError."""
+        """Delete a user. Raises KeyError."""
         if user_id in self._own:
             del self._own[user_id]
         else:
@@ -158,7 +158,7 @@ class UserTable:
         return MadeUsers(total, make)
 
     def _skip_gone(self, place: int) -> int:
-        """The number of the one at a place among those of the many that are left."""
+        """Return the number of the user at a place among the many that aren't deleted."""
         number = place
         while number != (shifted := place + bisect.bisect_right(self._gone, number)):
             number = shifted
@@ -184,13 +184,13 @@ class UserTable:
 
 
 class LazyUsers(MadeUsers[Json]):
-    """Users `user00000000`, `user00000001`, …, the oldest first, born a millisecond apart."""
+    """Users `user00000000`, `user00000001`, …, oldest first, created a millisecond apart."""
 
     def __init__(self, count: int, born_until: int) -> None:
         super().__init__(count, lambda number: _make_user(number, born_until - count + number))
 
     def find(self, user_id: str) -> int | None:
-        """The number in an id."""
+        """Return the number in an id."""
         digits = user_id.removeprefix("user")
         if digits == user_id or len(digits) != 8 or not digits.isdecimal():
             return None
