@@ -30,7 +30,7 @@ from logto_webhooks.records.record import Change, Key, Record, Upsert, Value
 if TYPE_CHECKING:
     from logto_webhooks.logto.client import ManagementClient
 
-# Alone they are no text: no database has them.
+# Lone surrogates aren't valid text, and no database stores them.
 _SURROGATES: Final = r"\ud800-\udfff"
 Text = Annotated[str, Meta(pattern=rf"\A[^{_SURROGATES}]*\Z")]
 Sub = Annotated[str, Meta(min_length=1, max_length=256, pattern=rf"\A[^\0:{_SURROGATES}]*\Z")]
@@ -52,7 +52,7 @@ class Claims(Struct, frozen=True, kw_only=True):
 
 
 def to_change(claims: Mapping[str, Any]) -> Upsert:
-    """What the claims tell, with the lowest stamp: whatever Logto says, before or after, wins.
+    """Return the change for claims, with the lowest stamp, so that any data from Logto wins.
 
     Raises ClaimsUnusable.
     """
@@ -81,15 +81,17 @@ POLL_S: Final = 0.1
 
 
 def ensure_user(store: Store, claims: Mapping[str, Any], answer: Change | None = None) -> UserRow:
-    """Return the user whom claims name, made of them if there is none; `answer` is what Logto
-    answered about the user.
+    """Return the user of the claims. If unknown, create the user from `answer`, which is Logto's
+    answer about the user, or else from the claims.
 
     Raises ClaimsUnusable, UserDeleted.
     """
     change = to_change(claims)
     record = store.lock([change.key])[change.key]
     is_gone = record.deleted_at is not None
-    told_by = answer if is_gone or answer is not None else change  # no claims bring anybody back
+    told_by = (
+        answer if is_gone or answer is not None else change
+    )  # claims don't restore a deleted user
     if told_by is not None and (is_gone or not record.complete):
         batch.apply_reads(store, [told_by], "ensure_user")
         record = store.lock([change.key])[change.key]
@@ -97,8 +99,8 @@ def ensure_user(store: Store, claims: Mapping[str, Any], answer: Change | None =
 
 
 class UserLookup:
-    """Finds and creates users for all who ask on one event loop. However many they are, they take
-    one connection to read and one to write: others need the pool, such as who accepts."""
+    """Finds and creates users for all callers on one event loop. Together, they use one connection
+    to read and one to write, because others need the pool, such as accepting."""
 
     def __init__(self, host: TransactionRunner) -> None:
         self._host = host
@@ -109,13 +111,13 @@ class UserLookup:
     async def ensure(
         self, claims: Mapping[str, Any], logto: ManagementClient | None = None
     ) -> UserRow:
-        """Return the user whom claims name. Who isn't known here, or may be back after a deletion,
-        is made of what Logto answers, if it can be asked, else of the claims.
+        """Return the user of the claims. A user who is unknown, or may have been restored after a
+        deletion, is created from Logto's answer if there is one, else from the claims.
 
         Raises ClaimsUnusable, UserDeleted, InvalidApiResponse, WriterBusy, StoreUnavailable.
         """
         key = to_change(claims).key
-        if HAS_WRITER.get():  # whoever is before it in line may wait for that
+        if HAS_WRITER.get():  # earlier calls may wait for this handler's writer
             raise WriterBusy()
         record = await self._find(key.id) or Record(key)
         if record.complete and record.deleted_at is None:
@@ -126,18 +128,18 @@ class UserLookup:
             return await self._host.run(lambda store: ensure_user(store, claims, answer))
 
     async def wait(self, user_id: str, timeout_s: float) -> UserRow:
-        """Look, and wait until a user is known here. Raises ClaimsUnusable for what is no id,
-        TimeoutError, UserDeleted, StoreUnavailable."""
+        """Wait until a user is known here. Raises ClaimsUnusable for an invalid id, TimeoutError,
+        UserDeleted, StoreUnavailable."""
         id_ = to_change({"sub": user_id}).key.id
         record = await self._find(id_)
         async with asyncio.timeout(max(0, timeout_s)):
             while record is None or not (record.complete or record.deleted_at is not None):
-                await asyncio.sleep(POLL_S)  # whoever applies it may be another process
+                await asyncio.sleep(POLL_S)  # another process may apply the webhook
                 record = await self._find(id_)
         return _to_row(record)
 
     async def _find(self, user_id: str) -> Record | None:
-        """Look for a user. All who ask at the same time share a query. Raises StoreUnavailable."""
+        """Find a user. Calls at the same time share a query. Raises StoreUnavailable."""
         loop = asyncio.get_running_loop()
         if user_id not in self._asked:
             self._asked[user_id] = loop.create_future()
@@ -149,7 +151,7 @@ class UserLookup:
     async def _look(self) -> None:
         try:
             while self._asked:
-                await asyncio.sleep(0)  # let all in who ask now
+                await asyncio.sleep(0)  # collect other calls
                 asked, self._asked = self._asked, {}
                 try:
                     records = await self._host.read(partial(Store.read_users, ids=asked))
@@ -176,14 +178,14 @@ async def _ask_for_user(
     except (LogtoUnreachable, LogtoApiError):
         return None
     if answered.content is None:
-        return None  # who has a token was there: let the webhook tell
+        return None  # the token's user existed, so wait for the webhook
     return api_responses.read_user(
         key.id, answered.content, (await make_span_clock(host))(answered)
     )
 
 
 def _may_be_back(record: Record, claims: Mapping[str, Any]) -> bool:
-    """Whether something later tells of a deleted user: Logto, or a token issued after that."""
+    """Whether there is evidence of a user after the deletion: from Logto, or a later token."""
     issued_at = claims.get("iat")
     if isinstance(issued_at, int | float) and issued_at * 1000 > (record.deleted_at or 0):
         return True

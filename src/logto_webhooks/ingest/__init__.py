@@ -1,4 +1,4 @@
-"""Receive a delivery: verify, identify, have it stored, answer."""
+"""Receive a delivery: verify, identify and store it, and answer."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _NOT_LOGTO: Final = "probably not a request from Logto, or a proxy changed the h
 
 
 class WebhookResponse(Struct, frozen=True):
-    """What the receiver answers. Logto stores it, so it holds nothing of a person."""
+    """The receiver's answer. Logto stores it, so it contains no personal data."""
 
     status: int
     content: dict[str, str | bool]
@@ -63,10 +63,10 @@ class Receiver:
         reject: Callable[[bytes, bytes, int], None] = lambda body, signature, at: None,
         offloader: Offloader | None = None,
     ) -> None:
-        """`store` returns once the delivery is durable, in the database, or else (None) in the
-        spool; it is given the deadline, by the event loop's clock, and the request's body, whose
-        room it holds if it needs longer. `reject` gets the body, the signature and the moment of
-        what no key signed."""
+        """`store` returns once the delivery is durable in the database, or in the spool (None). It
+        gets the deadline, by the event loop's clock, and the request's body, whose room it holds if
+        it takes longer. `reject` gets the body, the signature and the time of a request that no key
+        verifies."""
         self._ring = keys if isinstance(keys, Keyring) else Keyring(keys)
         self._reject = reject
         self._store = store
@@ -82,9 +82,9 @@ class Receiver:
         deadline: float | None = None,
         room: RequestBody | None = None,
     ) -> WebhookResponse:
-        """Answer 200 once the delivery is on disk, 401 or 400 for what isn't one, else 503, by the
-        deadline (of the event loop's clock; `LONGEST_WAIT_S` from now if there is none). What is
-        verified is stored even then, and its room held until it is.
+        """Answer 200 once the delivery is on disk, 401 or 400 if it isn't a delivery, or else 503
+        by the deadline (by the event loop's clock; by default `LONGEST_WAIT_S` from now). Even
+        then, a verified delivery is stored, and its room is held until that.
 
         `signatures` holds the values of all headers named `logto-signature-sha-256`.
         """
@@ -116,7 +116,7 @@ class Receiver:
         return WebhookResponse(200, {"id": str(accepted.id), "duplicate": accepted.duplicate})
 
     async def finish(self) -> None:
-        """At the end, let what is verified come to the store, within `LONGEST_WAIT_S`."""
+        """At the end, wait until verified deliveries are stored, for at most `LONGEST_WAIT_S`."""
         if not self._storing:
             return
         _, lost = await asyncio.wait(self._storing.values(), timeout=LONGEST_WAIT_S)
@@ -130,8 +130,8 @@ class Receiver:
         deadline: float | None,
         room: RequestBody | None,
     ) -> tuple[NewDelivery, StoreResult | None]:
-        """Identify it in a thread: on the event loop, it would hold back all others. Who is late or
-        cancelled waits no longer, but Logto won't send it again: it is stored all the same."""
+        """Identify the delivery in a thread, because it would block the event loop. A late or
+        cancelled request stops waiting, but its delivery is stored: Logto won't send it again."""
         loop = asyncio.get_running_loop()
         identify_it = partial(identify, verified, started, ahead=self._clock.ahead_ms)
         identifying = loop.create_task(self._offloader.run(identify_it))

@@ -63,8 +63,8 @@ def make_application(
     """Build the application. `ready` raises a LogtoWebhooksError that says what is missing, and
     returns the silence, if there is one.
 
-    `scrape` takes a header Accept, and returns the metrics with their type; without it there
-    are none.
+    `scrape` gets the Accept header, and returns the metrics with their content type. Without it,
+    there are no metrics.
     """
     paths = path_variants(path)
     routes = [Route("/metrics", _make_metrics(scrape))] if scrape else []
@@ -167,8 +167,8 @@ async def run_lifespan(
 
 
 def receive_from(request: Request) -> Receive:
-    """Read the body through a framework's request, which keeps what was read of it before, and
-    keep it there for whatever reads it afterwards."""
+    """Read the body through a framework's request, which has what was read of it before, and keep
+    it there for later readers."""
     chunks = request.stream()
     read: list[bytes] = []
 
@@ -237,7 +237,7 @@ def _make_other_paths(
             silence = await shared_ready()
         except LogtoWebhooksError as error:
             return _make_json(503, {"ready": False, "problem": str(error)})
-        # Who can receive is ready, come what may.
+        # A service that can receive is ready, even if nothing arrives.
         return _make_json(200, {"ready": True} | ({"silence": silence} if silence else {}))
 
     async def refused(request: Request, error: Exception) -> Response:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 WAIT_S: Final = 2.0
 SMALL: Final = 64 * 2**10
-HELD: Final = 2 * 2**10  # that a delivery needs beside its body
+HELD: Final = 2 * 2**10  # how much memory a delivery needs besides its body
 _LOOK_EVERY_S: Final = 0.1
 
 
@@ -24,8 +24,8 @@ class ByteLimiter:
     def __init__(self, total: int) -> None:
         self._free = total
         self._for_small = total // 8
-        self.arriving: set[RequestBody] = set()  # of which more is to come: they may be dropped
-        self.waiting: set[RequestBody] = set()  # for room
+        self.arriving: set[RequestBody] = set()  # incomplete bodies, which may be dropped
+        self.waiting: set[RequestBody] = set()  # bodies that wait for room
         self._timer: asyncio.TimerHandle | None = None
 
     def take(self, size: int, more_to_a_body_of: int) -> bool:
@@ -37,13 +37,13 @@ class ByteLimiter:
         return True
 
     def give_back(self, size: int) -> None:
-        """Return room, and let in those who wait."""
+        """Return room, and give it to bodies that wait."""
         self._free += size
         if self.waiting:
             self._let_in()
 
     def charge(self, size: int) -> None:
-        """Count what is there already, room or not."""
+        """Count memory that is in use already, even without room."""
         self._free -= size
 
     async def wait(self, body: RequestBody, size: int) -> None:
@@ -60,13 +60,13 @@ class ByteLimiter:
                 raise NoRoom() from None
         except asyncio.CancelledError:
             if _has_come(body.turn):
-                self.give_back(size)  # just as the request ended
+                self.give_back(size)  # it got the room just as the request ended
             raise
         finally:
             self.waiting.discard(body)
 
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Drop what arrives too slowly, while somebody waits."""
+        """Drop bodies that arrive too slowly while others wait."""
         self._let_in()
         if self.waiting:
             now = loop.time()
@@ -115,8 +115,8 @@ class RequestBody:
     wanted_size: int
 
     def __init__(self, room: ByteLimiter, began: float, *, keep: bool = True) -> None:
-        """`began` is the event loop's time at the request's head; a body that isn't kept is
-        counted and thrown away."""
+        """`began` is the event loop's time at the request's head. Without `keep`, the body is
+        counted and discarded."""
         self._room = room
         self._keep = keep
         self._pieces: list[bytes] = []
@@ -126,7 +126,7 @@ class RequestBody:
         self.size = 0
 
     async def read(self, receive: Receive, announced: int, limit: int) -> bytes:
-        """Read all of it, never more than `limit`. Raises BodyTooLarge, BodyIncomplete,
+        """Read the whole body, but not more than `limit`. Raises BodyTooLarge, BodyIncomplete,
         BodyReadBefore, NoRoom."""
         if announced > limit:
             raise BodyTooLarge(limit=limit)
@@ -140,19 +140,19 @@ class RequestBody:
             if self.size + len(piece) > limit:
                 raise BodyTooLarge(limit=limit)
             await self.add(piece, is_more)
-        if self.size < announced:  # servers pass on what was announced, or a disconnect
+        if self.size < announced:  # a server passes on all of it, or a disconnect
             raise BodyReadBefore()
         return self.whole()
 
     async def add(self, piece: bytes, more: bool) -> None:
-        """Add what arrived; `more` is to come. Raises NoRoom."""
+        """Add a piece. `more` is whether others follow. Raises NoRoom."""
         if self._is_dropped:
             raise NoRoom()
         size = len(piece)
         if self._keep:
             if not self._room.take(size, self.size):
                 await self._room.wait(self, size)
-                if self._is_dropped:  # after it got the room, and before it came to know
+                if self._is_dropped:  # after it got the room, but before it ran again
                     self._room.give_back(size)
                     raise NoRoom()
             self._pieces.append(piece)
@@ -161,20 +161,20 @@ class RequestBody:
             self._room.arriving.add(self)
 
     def whole(self) -> bytes:
-        """Return all of it; it can't be dropped any more."""
+        """Return the whole body, which can't be dropped any more."""
         self._room.arriving.discard(self)
         content = b"".join(self._pieces)
-        self._pieces.clear()  # or it would be there twice
+        self._pieces.clear()  # or it would be in memory twice
         return content
 
     def hold(self) -> None:
-        """Keep its room for longer than the request, until it is closed once more."""
+        """Keep the room for longer than the request, until `close` is called once more."""
         self._holds += 1
         self.size += HELD
         self._room.charge(HELD)
 
     def drop(self) -> None:
-        """Give up what has arrived: others need the room."""
+        """Discard what has arrived, because others need the room."""
         self._is_dropped = True
         self._room.waiting.discard(self)
         self.close()
@@ -182,7 +182,7 @@ class RequestBody:
             self.turn.set_exception(NoRoom())
 
     def close(self) -> None:
-        """Give the room back, unless it is held."""
+        """Return the room, unless it is held."""
         if self._holds:
             self._holds -= 1
             return
@@ -194,7 +194,7 @@ class RequestBody:
 
 
 class SharedTimeout:
-    """Lets nobody in its loop wait for more than so many seconds: many timeouts, one timer.
+    """A time limit for many blocks on an event loop, with a single timer.
 
     >>> async def answer(timeout: SharedTimeout) -> None:
     ...     with timeout.limit():
@@ -213,7 +213,7 @@ class SharedTimeout:
         return _Wait(self)
 
     def end_late(self) -> None:
-        """End the blocks whose time is over."""
+        """End the blocks whose time limit has passed."""
         now = self.loop.time()
         while self.waits and (self.waits[0].is_over or self.waits[0].deadline <= now):
             self.waits.popleft().give_up()
@@ -223,7 +223,7 @@ class SharedTimeout:
 
 
 class _Wait:
-    """One block of one task."""
+    """A block with a time limit in a task."""
 
     __slots__ = ("_cancelling", "_gave_up", "_shared", "_task", "deadline", "is_over")
 
@@ -242,7 +242,7 @@ class _Wait:
     def __enter__(self) -> None:
         shared = self._shared
         if not shared.waits:
-            shared.loop = asyncio.get_running_loop()  # which is slow; all who wait are in one
+            shared.loop = asyncio.get_running_loop()  # slow, and the same for all blocks
         self.deadline = shared.loop.time() + shared.seconds
         shared.waits.append(self)
         if shared.timer is None:

@@ -1,7 +1,7 @@
-"""Group commit: one transaction for all deliveries that wait, tried again until they are stored.
+"""Group commit: store all waiting deliveries in one transaction, and retry until they are stored.
 
-A request is answered by its deadline, come what may. But its delivery was verified, and Logto won't
-send it again: it is spooled, else stored late, however long that takes.
+A request is always answered by its deadline. But its delivery was verified, and Logto won't send it
+again. So it is spooled, or else stored late, however long that takes.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ from logto_webhooks.instrumentation import NotStored, Observer, Retrying, Spoole
 
 MAX_ROWS: Final = 512
 MAX_BYTES: Final = 16 * 2**20
-LONGEST_WAIT_S: Final = 8.0  # since the head of the request: Logto waits 10 s, and sends it once
+LONGEST_WAIT_S: Final = 8.0  # from the request's head: Logto waits 10 s, and sends once
 TRY_S: Final = 2.5
-LATE_TRY_S: Final = 10.0  # where nobody waits
+LATE_TRY_S: Final = 10.0  # if nobody waits
 FIRST_PAUSE_S: Final = 0.02
 LONGEST_PAUSE_S: Final = 0.5
 FINISH_S: Final = 2.0
-KEEP_S: Final = 0.5  # before the deadline, what can't be stored is spooled
-LONGEST_KEEP_S: Final = 1.5
+SPOOL_BEFORE_S: Final = 0.5  # how long before the deadline a delivery is spooled
+LONGEST_SPOOL_S: Final = 1.5
 STOPPED: Final = "the service stopped"
 TOO_LATE: Final = f"it took longer than {LONGEST_WAIT_S:.0f} s"
 
 
 class _Waiting(Struct, eq=False):
-    """A delivery that waits to be stored, and is answered by `deadline`, by the loop's clock."""
+    """A delivery that waits to be stored. It is answered by `deadline` (the event loop's clock)."""
 
     delivery: NewDelivery
     answer: asyncio.Future[StoreResult | None]
@@ -51,25 +51,25 @@ class _Waiting(Struct, eq=False):
     tried: bool = False
     is_late: bool = False  # answered 503, or being spooled
     is_over: bool = False  # stored, spooled or refused for good
-    room: RequestBody | None = None  # what is held
+    room: RequestBody | None = None  # whose room is held
 
-    def leave(self, room: RequestBody | None) -> None:
-        """Store it without the request, which is over."""
-        self.answer = self.answer.get_loop().create_future()  # the old one holds what it raised
+    def detach(self, room: RequestBody | None) -> None:
+        """Go on without the request, which is over."""
+        self.answer = self.answer.get_loop().create_future()  # the old one keeps its error
         self.answer.cancel()
         self.room = room
         if room is not None:
             room.hold()
 
     def end(self, result: StoreResult | StoreUnavailable | None) -> bool:
-        """Answer, and give back the room that is held; False if nobody waited any more."""
+        """Answer, and return the room that is held. Return False if nobody waits any more."""
         self.is_over = True
         if self.room is not None:
             self.room.close()
         return self.reply(result)
 
     def reply(self, result: StoreResult | StoreUnavailable | None) -> bool:
-        """Answer; False if nobody waits any more."""
+        """Answer. Return False if nobody waits any more."""
         if self.answer.done():
             return False
         if isinstance(result, StoreUnavailable):
@@ -80,7 +80,7 @@ class _Waiting(Struct, eq=False):
 
 
 def _take_fitting(requests: list[_Waiting], most: int) -> list[_Waiting]:
-    """Return the first requests, as many as fit into a batch."""
+    """Return as many of the first requests as fit into a batch."""
     size = rows = 0
     for request in requests[:most]:
         size += len(request.delivery.body)
@@ -97,10 +97,10 @@ def retrieve_error(answer: asyncio.Future[Any]) -> None:
 
 
 class GroupCommit:
-    """One transaction for all requests that wait: handed over and woken per batch.
+    """Stores all waiting requests in one transaction per batch.
 
-    What fails for a reason that may pass is tried again, on another connection, with all who wait
-    by then. What is late is tried beside them, so that it holds back nobody.
+    A batch that fails for a reason that may pass is retried, on another connection, together with
+    all that wait by then. Late deliveries are retried separately, so that they delay no others.
     """
 
     def __init__(
@@ -110,8 +110,8 @@ class GroupCommit:
         stored: Callable[[], None],
         spool: SpoolDirectory | None = None,
     ) -> None:
-        """`stored` is called after every batch that holds something new; `spool` takes what the
-        database didn't take in time."""
+        """`stored` is called after every batch with new deliveries. `spool` takes deliveries that
+        the database didn't store in time."""
         self._host = host
         self._observe = observe
         self._stored = stored
@@ -121,9 +121,9 @@ class GroupCommit:
         self._late: list[_Waiting] = []
         self._committing: asyncio.Task[None] | None = None
         self._storing_late: asyncio.Task[None] | None = None
-        self._keeping: set[asyncio.Task[None]] = set()
+        self._spooling: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
-        self._due = 0.0  # when the timer is, by the loop's clock
+        self._due = 0.0  # when the timer fires, by the loop's clock
         self.error: Exception | None = None
         self.failed_at = self.stored_at = float("-inf")
 
@@ -133,11 +133,11 @@ class GroupCommit:
         deadline: float | None = None,
         room: RequestBody | None = None,
     ) -> StoreResult | None:
-        """Return once it is committed; None if it was spooled instead.
+        """Return once the delivery is committed; None if it was spooled instead.
 
-        `deadline` is by the event loop's clock. If that passes, or if the caller is cancelled, by a
-        time-out of the application or at the end, it is stored all the same, and its `room` held
-        until it is. Raises StoreUnavailable.
+        `deadline` is by the event loop's clock. After that, or if the caller is cancelled (by a
+        time-out of the application, or at the end), the delivery is still stored, and its `room` is
+        held until then. Raises StoreUnavailable.
         """
         loop = asyncio.get_running_loop()
         latest = loop.time() + LONGEST_WAIT_S
@@ -157,10 +157,10 @@ class GroupCommit:
             raise
         finally:
             if not waiting.is_over:
-                waiting.leave(room)
+                waiting.detach(room)
 
     async def finish(self) -> None:
-        """Store at the end what waits, within FINISH_S; spool the rest, if there is a spool."""
+        """At the end, store waiting deliveries within FINISH_S. Spool the rest, if possible."""
         tasks = {task for task in (self._committing, self._storing_late) if task is not None}
         if tasks:
             await asyncio.wait(tasks, timeout=FINISH_S)
@@ -178,8 +178,8 @@ class GroupCommit:
         failures = 0
         try:
             while True:
-                # Let those in who are at the door, or were just answered and ask again: a batch of
-                # all costs little more than a batch of one.
+                # Let other requests join, such as those of clients that were just answered: a large
+                # batch costs little more than a batch of one.
                 for _ in range(2):
                     await asyncio.sleep(0)
                 if not (batch := self._next_batch()):
@@ -203,7 +203,7 @@ class GroupCommit:
             self._committing = None
 
     async def _store_late(self) -> None:
-        """Store what is late: those who wait are served beside, and don't wait for it."""
+        """Store late deliveries, separately from requests that still wait."""
         most = MAX_ROWS
         try:
             while self._late:
@@ -214,7 +214,7 @@ class GroupCommit:
                     self._late[: len(batch)] = []
                     self._late += [request for request in batch if not request.is_over]
                     if error is not None:
-                        most = max(1, most // 2)  # it may be one of them, or their size
+                        most = max(1, most // 2)  # one of them, or their size, may be the cause
                         break
                     most = MAX_ROWS
         finally:
@@ -227,15 +227,15 @@ class GroupCommit:
         return batch
 
     def _put_back(self, left: list[_Waiting]) -> None:
-        """Have what wasn't stored tried again: first, or beside if it is late."""
+        """Retry deliveries that weren't stored: before others, or separately if they are late."""
         self._waiting[:0] = [request for request in left if not request.is_late]
         self._late += [request for request in left if request.is_late]
         if self._late and self._storing_late is None:
             self._storing_late = asyncio.get_running_loop().create_task(self._store_late())
 
     async def _commit(self, batch: list[_Waiting], *, late: bool = False) -> Exception | None:
-        """Commit and answer; return the error if some deliveries must be tried again."""
-        # In a table that is locked, the halves are tried for longer than anybody waits.
+        """Commit and answer. Return the error if some deliveries must be tried again."""
+        # If the table is locked, trying the halves takes longer than requests wait.
         batch = [each for each in batch if not each.is_over and (late or not each.is_late)]
         if not batch:
             return None
@@ -249,7 +249,7 @@ class GroupCommit:
             )
         except (RowRejected, TimedOut) as error:
             if len(batch) > 1:
-                # One bad row harms nobody else: halve until it is alone.
+                # A bad row must not harm others: halve the batch until it is alone.
                 middle = len(batch) // 2
                 first = await self._commit(batch[:middle], late=late)
                 return await self._commit(batch[middle:], late=late) or first
@@ -260,28 +260,30 @@ class GroupCommit:
         except Exception as error:
             return error
         else:
-            heard = [request.end(answer) for request, answer in zip(batch, accepted, strict=True)]
-            if not all(heard):
-                self._observe(StoredLate(heard.count(False)))
+            answered = [
+                request.end(answer) for request, answer in zip(batch, accepted, strict=True)
+            ]
+            if not all(answered):
+                self._observe(StoredLate(answered.count(False)))
             if not all(answer.duplicate for answer in accepted):
                 self._stored()
         return None
 
     def _watch(self, loop: asyncio.AbstractEventLoop, deadline: float) -> None:
-        """See to it that a request is answered by its deadline. One timer watches all: a timer
-        each would cost about as much as what they wait for."""
-        due = deadline - (KEEP_S if self._spool else 0)
+        """Make sure that a request is answered by its deadline. All share one timer: a timer for
+        each would cost about as much as storing it."""
+        due = deadline - (SPOOL_BEFORE_S if self._spool else 0)
         if self._timer is None or self._due > due:
             if self._timer is not None:
                 self._timer.cancel()
-            # The loop's handle may not know when it is due: uvloop's doesn't for what is past.
+            # The handle may not know when it is due: uvloop's doesn't for a time in the past.
             self._due = due
             self._timer = loop.call_at(due, self._give_up, loop)
 
     def _give_up(self, loop: asyncio.AbstractEventLoop) -> None:
         """Answer the requests whose deadline has passed, or spool their deliveries."""
         self._timer = None
-        latest = loop.time() + (KEEP_S if self._spool else 0)
+        latest = loop.time() + (SPOOL_BEFORE_S if self._spool else 0)
         waiting = [
             each for each in (*self._batch, *self._waiting) if not (each.is_over or each.is_late)
         ]
@@ -289,14 +291,14 @@ class GroupCommit:
         deadlines = [request.deadline for request in waiting if request.deadline > latest]
         for request in late:
             request.is_late = True
-        before, self._waiting = self._waiting, []  # no batch may begin for long
+        before, self._waiting = self._waiting, []  # the next batch may not begin for a long time
         self._put_back([request for request in before if not request.is_over])
         if late and self._spool is None:
             self._refuse(late, self._explain())
         elif late:
-            keeping = loop.create_task(self._spool_late(late))
-            self._keeping.add(keeping)
-            keeping.add_done_callback(self._keeping.discard)
+            spooling = loop.create_task(self._spool_late(late))
+            self._spooling.add(spooling)
+            spooling.add_done_callback(self._spooling.discard)
         if deadlines:
             self._watch(loop, min(deadlines))
 
@@ -305,10 +307,10 @@ class GroupCommit:
         assert self._spool is not None
         problem = self._explain()
         try:
-            async with asyncio.timeout(LONGEST_KEEP_S):
+            async with asyncio.timeout(LONGEST_SPOOL_S):
                 deliveries = [request.delivery for request in late]
                 await asyncio.to_thread(self._spool.write, deliveries)
-        except Exception as error:  # such as of a thread that can't be started
+        except Exception as error:  # such as one of starting the thread
             self._refuse(late, f"{problem}; nor could it be spooled: {type(error).__name__}")
             return
         self._observe(Spooled(len(late), problem))
@@ -328,16 +330,16 @@ class GroupCommit:
 
 CHECK_EVERY_S: Final = 1.0
 CHECK_S: Final = 3.0
-DISTRUST_S: Final = 10.0
+FAILURE_COUNTS_S: Final = 10.0
 
 
 class Readiness:
     """Says whether a delivery that arrives now could be stored: checks the database, writes to it,
-    and remembers the result for a moment.
+    and caches the result for a moment.
 
-    A balancer that is told 503 sends nothing here any more, so deliveries alone can't tell when the
-    database is well again. A small write can succeed where a delivery fails: for a while after a
-    failure, that failure counts.
+    A load balancer that gets a 503 stops sending deliveries, so these alone can't show that the
+    database works again. A small write may succeed where a delivery fails, so a recent failure of a
+    delivery counts, too.
     """
 
     def __init__(
@@ -347,7 +349,7 @@ class Readiness:
         clock: Clock,
         commits: GroupCommit,
     ) -> None:
-        """`check_database` raises what is wrong with the database, without writing."""
+        """`check_database` raises if something is wrong with the database, without writing."""
         self._check_database = check_database
         self._host = host
         self._clock = clock
@@ -359,7 +361,7 @@ class Readiness:
         """Raise StoreUnavailable or SchemaMismatch if nothing can be stored."""
         now = asyncio.get_running_loop().time()
         error = self._commits.error
-        if error is not None and now - self._commits.failed_at < DISTRUST_S:
+        if error is not None and now - self._commits.failed_at < FAILURE_COUNTS_S:
             if isinstance(error, LogtoWebhooksError):
                 raise error
             raise StoreUnavailable(problem=describe(error))

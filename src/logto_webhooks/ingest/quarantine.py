@@ -1,6 +1,6 @@
 """Keep requests that no key verifies, and release them once a key does.
 
-They are answered 401 at once. When a key is changed at Logto, nothing is lost.
+They are answered 401 at once. So nothing is lost when a key is changed in Logto.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from logto_webhooks.signing_keys import (
 if TYPE_CHECKING:
     from logto_webhooks.logto.client import ManagementClient
 
-ASK_S: Final = 10.0  # Logto is asked for keys no more often
-# Keys are looked up in the database so often; more often for a while after one of our hooks was
-# rejected, because whoever changes its key writes the new one there.
+ASK_S: Final = 10.0  # the shortest time between requests for keys to Logto
+# How often keys are read from the database: for a while more often (LOOK_S) after a request of a
+# known webhook was rejected, because a process that changes a key stores the new one there.
 QUIET_S: Final = 30.0
 LOOK_S: Final = 1.0
 WATCHFUL_S: Final = 60.0
@@ -44,13 +44,13 @@ SOON_S: Final = 0.25
 JUNK_S: Final = 2.0
 _PAGE: Final = 200
 _RECENT: Final = 200
-# Of requests and bytes that queue, by whether their hook is known.
+# How many requests and bytes may be queued, by whether their webhook is known.
 _QUEUE: Final = {True: (5_000, 64 * 2**20), False: (200, 2**20)}
 Ask = Callable[[Sequence[str]], Awaitable[list[WebhookKey]]]
 
 
 class Quarantine:
-    """Keeps requests that no known key signed, and releases them when a key proves them."""
+    """Keeps requests that no known key verifies, and releases them when a new key does."""
 
     def __init__(
         self,
@@ -61,8 +61,8 @@ class Quarantine:
         stored: Callable[[], None],
         ask: Ask | None = None,
     ) -> None:
-        """`stored` is called when the inbox got something; `ask` gets the keys of our hooks from
-        Logto, where it can be asked."""
+        """`stored` is called when new deliveries are in the inbox. `ask` gets the keys of our
+        webhooks from Logto, if its API is configured."""
         self._host = host
         self._ring = ring
         self._clock = clock
@@ -75,11 +75,11 @@ class Quarantine:
         self._asked_at = -ASK_S
         self._rejected_at = -WATCHFUL_S
         self._to_ask = False
-        self._untried = True  # whether a key is new to what is set aside
+        self._untried = True  # whether a key wasn't tried on the stored requests
         self._tried, self._tried_at = 0, 0.0  # up to which id, and when
 
     def offer(self, body: bytes, signature: bytes, at: int) -> None:
-        """Set a request aside, if it may be of Logto and there is room."""
+        """Queue a rejected request, if it may be from Logto and there is room."""
         # `write_down` decides which webhook sent it. Nothing is parsed here, and a body that names
         # a million webhooks takes no longer than others.
         if b'"hookId"' not in body:
@@ -98,7 +98,7 @@ class Quarantine:
         self._wake.set()
 
     async def keep(self) -> None:
-        """Write down, look for keys, try again; over and over. What is wrong is tried again."""
+        """Store requests, look for keys and try them, until cancelled. Errors are reported."""
 
         async def turn_and_pause() -> None:
             await self.turn()
@@ -111,7 +111,7 @@ class Quarantine:
         return ASK_S
 
     async def turn(self) -> None:
-        """Write down what queued, learn keys, and with a new one try all again.
+        """Store queued requests, look for keys, and try new ones on all stored requests.
 
         Raises StoreUnavailable, LogtoUnreachable, LogtoApiError.
         """
@@ -123,7 +123,7 @@ class Quarantine:
             await self._try_all()
 
     async def write_down(self) -> None:
-        """Keep what queued. Raises StoreUnavailable."""
+        """Store the queued requests. Raises StoreUnavailable."""
         queued = self._queue[True] + self._queue[False]
         self._queue, self._queued = {True: [], False: []}, {True: 0, False: 0}
         try:
@@ -152,7 +152,7 @@ class Quarantine:
         return replace(offered, webhook_id=webhook_id, known=known)
 
     def _hold(self, request: RejectedRequest) -> bool:
-        """Queue it, if there is room."""
+        """Queue a request, if there is room."""
         is_known, size = request.known, len(request.body)
         rows, most = _QUEUE[is_known]
         if len(self._queue[is_known]) >= rows or self._queued[is_known] + size > most:
@@ -171,9 +171,9 @@ class Quarantine:
         if not self._ring.webhook_ids:
             recent = store.recent(_RECENT)
             self._ring.webhook_ids |= {
-                hook
+                webhook_id
                 for delivery in recent
-                if (hook := delivery_log.find_logged_webhook(delivery.body))
+                if (webhook_id := delivery_log.find_logged_webhook(delivery.body))
             }
         return store.webhook_keys.learnt()
 
@@ -193,7 +193,8 @@ class Quarantine:
         return await self._host.read(lambda store: store.webhook_keys.learnt())
 
     async def _try_all(self) -> None:
-        """With a new key all, else now and then what others set aside: they may lack a key."""
+        """Try all requests with a new key. Without one, sometimes try those that other processes
+        stored, because these may lack a key."""
         if not self._untried and time.monotonic() - self._tried_at < QUIET_S:
             return
         after = 0 if self._untried else self._tried
@@ -220,7 +221,7 @@ class Quarantine:
     async def _prove(
         self, requests: Sequence[RejectedRequest]
     ) -> list[tuple[RejectedRequest, NewDelivery | None]]:
-        """Try today's keys; of each request, return the delivery that it is, if one proves it."""
+        """Try the current keys. Return each request with its delivery, if a key verifies it."""
 
         def prove() -> list[tuple[RejectedRequest, NewDelivery | None]]:
             return [(request, self._verify(request)) for request in requests]
@@ -247,7 +248,7 @@ class Quarantine:
 def make_key_reader(
     logto: ManagementClient, host: TransactionRunner, clock: Clock, public_url: str | None
 ) -> Ask:
-    """What asks Logto for the keys of the hooks that point here."""
+    """Return a function that gets the keys of the webhooks that lead here from Logto."""
 
     async def ask(keys: Sequence[str]) -> list[WebhookKey]:
         recent = await host.read(lambda store: store.recent(_RECENT))
@@ -255,10 +256,10 @@ def make_key_reader(
             hook for delivery in recent if (hook := delivery_log.find_logged_webhook(delivery.body))
         }
         return [
-            WebhookKey(webhook_id=hook["id"], key=hook["signingKey"], learnt_at=clock.now())
+            WebhookKey(webhook_id=webhook["id"], key=webhook["signingKey"], learnt_at=clock.now())
             async for page in logto.webhooks()
-            for hook in page.content
-            if leads_here(hook, seen, keys, public_url) and is_key(hook.get("signingKey"))
+            for webhook in page.content
+            if leads_here(webhook, seen, keys, public_url) and is_key(webhook.get("signingKey"))
         ]
 
     return ask

@@ -1,4 +1,4 @@
-"""The spool directory: deliveries that the database didn't take in time, one file each."""
+"""The spool directory: deliveries that couldn't be stored in time, one file each."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from logto_webhooks.signing_keys import trust
 
 _NAME: Final = re.compile(r"(\d{13,})-([0-9a-f]{48})\.json")
 _PART: Final = re.compile(rf"{_NAME.pattern}\.\d+-\d+\.part")
-# Nobody writes a file for so long. Whether its process runs can't be seen from another container.
+# Writing a file never takes so long. From another container, its process can't be seen.
 _LEFT_S: Final = 3600
 
 
@@ -41,12 +41,12 @@ class SpoolDirectory:
     harmless."""
 
     def __init__(self, folder: Path, setting: str = "spool_dir") -> None:
-        """`setting` is what named the folder, for errors."""
+        """`setting` is the name of the setting with the folder, for errors."""
         self._folder = folder
         self._setting = setting
 
     def make(self) -> None:
-        """Make the directory unless it exists, for this user alone. Raises SettingInvalid."""
+        """Create the directory if it doesn't exist, for this user only. Raises SettingInvalid."""
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             allowed = os.access(self._folder, os.W_OK | os.X_OK)
@@ -60,8 +60,8 @@ class SpoolDirectory:
             raise SettingInvalid(name=self._setting, problem=problem)
 
     def find_stranger(self) -> str:
-        """Say who else can write to the directory: files in it count as deliveries that Logto
-        signed. "" if nobody can, or if there is no directory."""
+        """Say who else can write to the directory, because files in it count as verified. "" if
+        nobody can, or if there is no directory."""
         with contextlib.suppress(OSError):
             status = self._folder.stat()
             if not _is_ours(status):
@@ -77,10 +77,10 @@ class SpoolDirectory:
         return ""
 
     def write(self, deliveries: Sequence[NewDelivery]) -> None:
-        """Write deliveries, and return once they are on disk; blocking. Raises OSError."""
+        """Write deliveries, and return once they are on disk. Blocks. Raises OSError."""
         for delivery in deliveries:
             name = f"{delivery.received_at:013d}-{delivery.digest.hex()}.json"
-            # Of copies that two threads keep, one must not write into the other's file.
+            # Two threads that write copies of a delivery must not use the same file.
             temporary = self._folder / f"{name}.{os.getpid()}-{threading.get_ident()}.part"
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             try:
@@ -90,7 +90,7 @@ class SpoolDirectory:
                     os.fsync(file.fileno())
                 os.replace(temporary, self._folder / name)
             except OSError:
-                with contextlib.suppress(OSError):  # what is on a full disk would keep it so
+                with contextlib.suppress(OSError):  # free the space, because the disk may be full
                     temporary.unlink()
                 raise
         _sync_directory(self._folder)
@@ -100,7 +100,7 @@ class SpoolDirectory:
         return sum(1 for _ in self._list_names())
 
     def oldest(self, limit: int, max_bytes: int, but: Collection[str] = ()) -> list[str]:
-        """Return the names of the oldest deliveries, `but` some: as many as fit, at least one."""
+        """Return the names of the oldest deliveries that fit, `but` some, and at least one."""
         names: list[str] = []
         size = 0
         for name in sorted(name for name in self._list_names() if name not in but)[:limit]:
@@ -112,7 +112,7 @@ class SpoolDirectory:
         return names
 
     def read(self, name: str) -> NewDelivery | None:
-        """Read one; None if another process has stored it. Raises OSError, NotADelivery."""
+        """Read a delivery; None if another process stored it. Raises OSError, NotADelivery."""
         try:
             with (self._folder / name).open("rb") as file:
                 if not _is_ours(os.fstat(file.fileno())):
@@ -133,7 +133,7 @@ class SpoolDirectory:
             os.replace(self._folder / name, self._folder / f"{name}.refused")
 
     def finish(self) -> None:
-        """Finish what a killed process left: keep a complete delivery, and remove a part of one."""
+        """Finish the files of killed processes: keep complete deliveries, remove partial ones."""
         for part in self._list_names(_PART):
             with contextlib.suppress(OSError):
                 if time.time() - (self._folder / part).stat().st_mtime < _LEFT_S:
@@ -157,7 +157,7 @@ def _is_ours(status: os.stat_result) -> bool:
 
 
 def _sync_directory(folder: Path) -> None:
-    if os.name == "nt":  # where a directory can't be opened
+    if os.name == "nt":  # Windows can't open a directory
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -177,7 +177,7 @@ def spool_of(settings: Settings) -> SpoolDirectory | None:
 async def unspool_in_background(
     settings: Settings, database: Database, observe: Observer, stored: Callable[[], None]
 ) -> AsyncIterator[None]:
-    """Make the spool directory, and store what is in it, as long as the block lasts.
+    """Create the spool directory, and store the deliveries in it, within the block.
 
     Raises SettingInvalid.
     """
@@ -206,26 +206,26 @@ class Unspooler:
         observe: Observer,
         stored: Callable[[], None],
     ) -> None:
-        """`stored` is called when the inbox got something."""
+        """`stored` is called when new deliveries are in the inbox."""
         self._spool = spool
         self._host = host
         self._observe = observe
         self._stored = stored
-        self._reported: set[str] = set()  # what can't be read, or renamed
-        self._failed: set[str] = set()  # what holds back no other in this turn
+        self._reported: set[str] = set()  # files that can't be read or renamed
+        self._failed: set[str] = set()  # files that this turn skips from now on
 
     async def keep(self) -> None:
-        """Store spooled deliveries again and again, until cancelled."""
+        """Store spooled deliveries repeatedly, until cancelled."""
         await forever(self.turn, LOOK_S, self._report_failure)
 
     def _report_failure(self, error: Exception) -> float:
-        # What waits in the spool is counted by `status`.
+        # `status` counts the deliveries in the spool.
         if not isinstance(error, StoreUnavailable | OSError):
             self._observe(NotUnspooled("", describe(error)))
         return LOOK_S
 
     async def turn(self) -> int:
-        """Store all that can be stored; return how many deliveries. Raises StoreUnavailable,
+        """Store all deliveries that can be stored. Return how many. Raises StoreUnavailable,
         OSError."""
         self._failed.clear()
         await asyncio.to_thread(self._spool.finish)
@@ -243,7 +243,7 @@ class Unspooler:
                 delivery = await asyncio.to_thread(self._spool.read, name)
             except NotADelivery as error:
                 self._refuse(name, str(error))
-            except OSError as error:  # such as a file of another user's: it holds back no other
+            except OSError as error:  # such as a file of another user, which is skipped
                 self._report_once(name, str(error))
             else:
                 if delivery is not None:
@@ -255,17 +255,19 @@ class Unspooler:
             return 0
         deliveries = [delivery for _, delivery in spooled]
         try:
-            # As if it arrived now: its file goes, so it must be on the database's disk.
+            # `accept` as for a new one: its file is removed, so it must be durable.
             await self._host.accept(lambda store: store.add(deliveries), STORE_S)
         except (RowRejected, TimedOut) as error:
             if len(spooled) == 1:
                 name = spooled[0][0]
-                if isinstance(error, TimedOut):  # another holds its digest: it is tried again
+                if isinstance(
+                    error, TimedOut
+                ):  # another transaction inserts the same digest: try again later
                     self._failed.add(name)
                 else:
                     self._refuse(name, str(error))
                 return 0
-            # One row harms nobody else: halve until it is alone.
+            # A bad row must not harm others: halve the batch until it is alone.
             middle = len(spooled) // 2
             return await self._store(spooled[:middle]) + await self._store(spooled[middle:])
         await asyncio.to_thread(self._spool.remove, [name for name, _ in spooled])
@@ -283,7 +285,7 @@ class Unspooler:
             self._observe(NotUnspooled(name, problem))
 
     def _report_once(self, name: str, problem: str) -> None:
-        """Report a file that is tried again and again, only once."""
+        """Report a file only once, although it is tried repeatedly."""
         self._failed.add(name)
         if name not in self._reported:
             self._reported.add(name)

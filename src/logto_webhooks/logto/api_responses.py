@@ -1,4 +1,4 @@
-"""Turn responses of the Management API into changes of records, placed on Logto's clock."""
+"""Turn responses of the Management API into changes of records, dated by Logto's clock."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ from logto_webhooks.records.record import (
 )
 
 T = TypeVar("T")
-PAGE: Final = 100  # items of a listing that come at once, Logto's most
-SECOND_MS: Final = 1000  # the header Date tells no less, and may be as old
-UNKNOWN_MS: Final = 5000  # how far beyond its question an answer without a date may reach
+PAGE: Final = 100  # items per page, Logto's maximum
+SECOND_MS: Final = 1000  # the precision of the header Date, which may be as old
+UNKNOWN_MS: Final = 5000  # how long after its request an answer without a date may be made
 _OWN: Final = (*DOUBTS, UNKNOWN_CHANGE)
 
 
 class ApiResponse(Struct, frozen=True, kw_only=True):
-    """What Logto's API answered: `content` is decoded JSON, None where there is no such thing.
+    """A response of Logto's API. `content` is the decoded JSON; None if the record doesn't exist.
 
-    Times in milliseconds: `asked_at` and `took` by our clock, `date` by Logto's, as its header
-    tells it to the second; `asked_after` is no later than when it was asked, by Logto's clock.
+    Times are in milliseconds. `asked_at` and `took` are by our clock, `date` is the Date header, in
+    whole seconds of Logto's clock. `asked_after` isn't later than the request, by Logto's clock.
     `total` counts all items of a listing.
     """
 
@@ -61,7 +61,7 @@ class ApiResponse(Struct, frozen=True, kw_only=True):
 
 
 class TenantRole(Struct, frozen=True):
-    """A role; only of type "User" can users have it."""
+    """A role. Users can have only roles of type "User"."""
 
     id: Id
     name: str
@@ -80,7 +80,8 @@ Present = dict[Key, dict[str, str]]  # membership -> its roles there, id -> name
 
 
 class Span(NamedTuple):
-    """When an answer was true: asked no earlier than `at`, answered by `end`; Logto's clock, ms."""
+    """When an answer was true: requested no earlier than `at`, answered by `end` (Logto's clock,
+    ms)."""
 
     at: int
     end: int
@@ -89,17 +90,17 @@ class Span(NamedTuple):
 def read_span(answered: ApiResponse, delay: int | None) -> Span:
     """Return a span in which the answer was true; `delay` is the `typical_delay` of deliveries.
 
-    What begins too late makes changes that came after the answer count as older; what ends too
-    early makes the answer count as older than it is. Too long a span only costs more questions.
-    So there are two independent bounds, the dates of Logto's answers and our clock less the
-    delay, and the wider one counts. Without deliveries, a second is left at each.
+    If a span begins too late, changes after the answer count as older. If it ends too early, the
+    answer counts as older than it is. Too long a span only costs more requests. So there are two
+    independent bounds, the dates of Logto's answers and our clock less the delay, and the wider one
+    counts. Without deliveries, each gets a margin of a second.
     """
     ours = answered.asked_at - (delay or 0)
     if answered.date is None:
         at = ours - SECOND_MS - 1
         return Span(at, at + UNKNOWN_MS)
     dated = answered.asked_after or answered.date - answered.took
-    # Clocks tell whole milliseconds: in the same one, what came first is unknown.
+    # Clocks count whole milliseconds. Within one, the order is unknown.
     at = min(ours, dated) - (SECOND_MS if delay is None else 0) - 1
     return Span(at, max(ours + answered.took, answered.date) + 2 * SECOND_MS)
 
@@ -108,17 +109,17 @@ SpanClock = Callable[[ApiResponse], Span]
 
 
 async def make_span_clock(host: TransactionRunner) -> SpanClock:
-    """Return a function that tells an answer's span. Raises StoreUnavailable.
+    """Return a function that returns an answer's span. Raises StoreUnavailable.
 
-    Each answer is dated by itself: a listing asks for its next page early, so answers are not
-    looked at in the order in which they were asked for.
+    Each answer is dated separately: a listing requests its next page early, so answers aren't
+    handled in the order of their requests.
     """
     clocks = await host.read(lambda store: store.clocks(RECENT))
     return partial(read_span, delay=typical_delay(clocks))
 
 
 def read_user(user_id: str, content: Any, when: Span) -> Change:
-    """Read a user; None is a user that Logto doesn't have. Raises InvalidApiResponse."""
+    """Read a user. None means that Logto doesn't have the user. Raises InvalidApiResponse."""
     key = Key("user", user_id)
     if content is None:
         return Absent(key, *when)
@@ -127,7 +128,7 @@ def read_user(user_id: str, content: Any, when: Span) -> Change:
 
 
 def read_organization(organization_id: str, content: Any, when: Span) -> Change:
-    """Read an organization; None is one that Logto doesn't have. Raises InvalidApiResponse."""
+    """Read an organization. None means that Logto doesn't have it. Raises InvalidApiResponse."""
     key = Key("organization", organization_id)
     if content is None:
         return Absent(key, *when)
@@ -138,7 +139,7 @@ def read_organization(organization_id: str, content: Any, when: Span) -> Change:
 
 
 def read_pairs(pairs: Iterable[Key], present: Present, when: Span) -> list[Change]:
-    """Read a full list as to each pair: present with its roles there, if it is in the list."""
+    """Read each pair from a full list: it is present, with its roles, if it is in the list."""
     contents = {pair: {"present": pair in present, ROLES: present.get(pair, {})} for pair in pairs}
     return [
         ApiRead(pair, content, when.at, when.end, settles=DOUBTS)
@@ -147,7 +148,7 @@ def read_pairs(pairs: Iterable[Key], present: Present, when: Span) -> list[Chang
 
 
 def settle_members(organization_id: str, when: Span) -> Change:
-    """Note that all members of an organization were listed: who wasn't among them was none."""
+    """Note that all members of an organization were listed, so users who weren't are none."""
     key = Key("organization", organization_id)
     return ApiRead(key, {}, when.at, when.end, {}, (MEMBERS, RESTORED))
 
@@ -190,7 +191,7 @@ def pairs_of_organization(organization_id: str, users: Iterable[Any]) -> Present
 
 
 def parse_role(item: Any) -> TenantRole | None:
-    """Read a role; None for one that users can't have. Raises InvalidApiResponse."""
+    """Read a role. Return None for one that users can't have. Raises InvalidApiResponse."""
     role = _convert(item, TenantRole, Key("user", "of a listing of roles"))
     return role if role.type == "User" else None
 
@@ -201,7 +202,7 @@ def parse_id(item: Any, kind: Kind) -> str:
 
 
 def can_be_id(text: str) -> bool:
-    """Whether Logto may have a record of this id."""
+    """Whether a record of Logto can have this id."""
     try:
         msgspec.convert(text, Id)
     except msgspec.ValidationError:
@@ -222,7 +223,7 @@ def _read_member_roles(item: Any, about: Key) -> dict[str, str]:
 
 
 def _name_roles(items: Iterable[Any]) -> dict[str, str]:
-    """Return names of roles by id, without odd items: they must not keep the others away."""
+    """Return names of roles by id, without invalid items, because the others are still usable."""
     names = {}
     for item in items:
         with suppress(msgspec.ValidationError):

@@ -1,4 +1,4 @@
-"""Requests and answers: within the budget, within time, tried again where that may help."""
+"""Send requests: with a rate limit, time limits, and retries where these may help."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ AT_ONCE: Final = 4
 
 
 class RateLimiter:
-    """At most so many requests in any second, token requests included."""
+    """Limits requests per second, including token requests."""
 
     def __init__(
         self,
@@ -42,13 +42,13 @@ class RateLimiter:
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
-        """Wait in line, then hold one of the places."""
+        """Wait in line, then hold one of the places within the block."""
         async with self._places:
             async with self._line:
                 wait = self._next - self._monotonic()
                 if wait > 0:
                     await self._sleep(wait)
-                # From when it is really let in: who wakes late doesn't crowd the next.
+                # Counted from its actual start, so that a late one isn't too close to the next.
                 self._next = self._monotonic() + self._gap
             yield
 
@@ -59,11 +59,11 @@ LONGEST_WAIT_S: Final = 30.0
 
 
 def retry_delay(tries: int, asked_for: float | None, jitter: float) -> float | None:
-    """Return the seconds to wait after so many failed tries; None to give up.
+    """Return the seconds to wait after a number of failed tries; None to give up.
 
-    `asked_for` are the seconds that the answer wants us to wait. Else the waits double from half
-    a second on; `jitter` (0 to 1) adds up to as much, so that what failed together isn't tried
-    together.
+    `asked_for` are the seconds that the answer asked for. Else the waits start at half a second and
+    double. `jitter` (0 to 1) adds up to the same again, so that requests that failed together
+    aren't retried together.
     """
     if tries >= TRIES:
         return None
@@ -73,7 +73,7 @@ def retry_delay(tries: int, asked_for: float | None, jitter: float) -> float | N
 
 
 def read_retry_after(headers: Mapping[str, str]) -> float | None:
-    """Read Retry-After: seconds, or a moment on the clock that the Date header tells."""
+    """Read Retry-After: seconds, or a date, which is relative to the Date header."""
     text = headers.get("retry-after", "").strip()
     if text.isascii() and text.isdigit():
         return float(text)
@@ -82,7 +82,7 @@ def read_retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 def parse_date(text: str) -> int | None:
-    """Milliseconds since the epoch of a header's date; None if it is none."""
+    """Return a header's date in milliseconds since the epoch; None if it isn't a date."""
     try:
         return round(parsedate_to_datetime(text).timestamp() * 1000)
     except (ValueError, OverflowError):
@@ -91,12 +91,12 @@ def parse_date(text: str) -> int | None:
 
 CONNECT_S: Final = 5.0
 REQUEST_S: Final = 30.0
-# Of an answer, unpacked. A page of a hundred users has some 100 KiB.
+# The limit of an answer, decompressed. A page of a hundred users has some 100 KiB.
 MOST_BYTES: Final = 32 * 2**20
-# Logto closes idle connections after 5 s; whoever closes first loses no request.
+# Logto closes idle connections after 5 s. By closing them first, we lose no request.
 _LIMITS: Final = httpx2.Limits(max_connections=AT_ONCE, keepalive_expiry=4.0)
 
-# httpx2's own words may quote a header or an answer.
+# httpx2's own messages may quote a header or an answer.
 _PROBLEMS: Final[tuple[tuple[type[Exception], str], ...]] = (
     (httpx2.ConnectTimeout, "no connection in time"),
     (TimeoutError, "no answer in time"),
@@ -105,29 +105,29 @@ _PROBLEMS: Final[tuple[tuple[type[Exception], str], ...]] = (
 )
 
 
-SECOND_MS: Final = 1000  # the header Date tells no less
-_RECENT_S: Final = 60.0  # in which two clocks drift apart by a few milliseconds
+SECOND_MS: Final = 1000  # the precision of the header Date
+_RECENT_S: Final = 60.0  # in this time, two clocks drift apart by only a few milliseconds
 
 
 class ServerClock:
-    """What the server's clock showed at least when it was asked, by the `Date` of its answers.
+    """Computes a lower bound of the server's time at a request, from the `Date` of its answers.
 
-    An answer is made no earlier than its Date tells, and before it arrives. So each one bounds how
-    far our monotonic clock is ahead of the server's, and the least of recent bounds is the best:
-    the more answers, the nearer it comes, from a second to milliseconds. Our wall clock and those
-    of other hosts play no part.
+    An answer is made no earlier than its Date, and before it arrives. So each one bounds how far
+    our monotonic clock is ahead of the server's, and the smallest recent bound is the best. It
+    improves with more answers, from a second to milliseconds. Our wall clock and those of other
+    hosts aren't used.
     """
 
     def __init__(self) -> None:
         self._recent: deque[tuple[float, float]] = deque()  # asked (s), ahead (ms)
 
     def read(self, asked: float, took_ms: int, date: int) -> int:
-        """Return ms on the server's clock; `asked` is in seconds on our monotonic clock."""
+        """Return ms on the server's clock. `asked` is in seconds on our monotonic clock."""
         arrived_ms = asked * 1000 + took_ms
         while self._recent and self._recent[0][0] < asked - _RECENT_S:
             self._recent.popleft()
         at = self._note(asked, arrived_ms - date)
-        if at > date + SECOND_MS:  # it was set back, or another server answers
+        if at > date + SECOND_MS:  # its clock was set back, or another server answers
             self._recent.clear()
             at = self._note(asked, arrived_ms - date)
         return at
@@ -138,14 +138,14 @@ class ServerClock:
 
 
 class FailedTry(Struct, frozen=True):
-    """A try that brought nothing; `asked_for` are the seconds that Logto wants us to wait."""
+    """A failed try. `asked_for` are the seconds that Logto asked us to wait."""
 
     problem: str
     asked_for: float | None = None
 
 
 class Transport:
-    """One server, asked over a few connections that open on first use."""
+    """Sends requests to one server, over a few connections that are opened on first use."""
 
     def __init__(
         self,
@@ -176,7 +176,7 @@ class Transport:
         content: object = None,
         again: bool = True,
     ) -> ApiReply:
-        """Ask until there is an answer, or once; `content` is sent as JSON.
+        """Send a request, and retry it unless `again` is off. `content` is sent as JSON.
 
         Raises LogtoUnreachable, and LogtoApiError on a redirect.
         """
@@ -191,7 +191,7 @@ class Transport:
         return await self._send_until_answered(request, again)
 
     async def close(self) -> None:
-        """Give back the connections."""
+        """Close the connections."""
         client, self._client = self._client, None
         if client is not None:
             await client.aclose()
@@ -227,8 +227,8 @@ class Transport:
         return await self._read(response, content, asked_at, asked, took)
 
     async def _fetch(self, request: httpx2.Request) -> tuple[httpx2.Response, bytes | None]:
-        """Return the answer with its content, unpacked in small pieces; None if that is too large:
-        a few bytes may unpack to gigabytes."""
+        """Return the answer with its content; None if that is too large. It is decompressed in
+        small pieces, because a few bytes may decompress to gigabytes."""
         response = await self._open().send(request, stream=True)
         try:
             content = bytearray()
@@ -236,7 +236,7 @@ class Transport:
                 content += piece
                 if len(content) > MOST_BYTES:
                     return response, None
-                await asyncio.sleep(0)  # several pieces may come of one that was sent
+                await asyncio.sleep(0)  # one network read may yield several pieces
             return response, bytes(content)
         finally:
             await response.aclose()
@@ -265,7 +265,7 @@ class Transport:
             content = await _decode(response, body) if body is not None else None
         except msgspec.DecodeError:
             return FailedTry("the answer is incomplete, or isn't JSON")
-        except ValueError:  # whole, but nested too deep, or with a number out of range
+        except ValueError:  # complete, but nested too deeply, or with a number out of range
             unreadable = True
         date = parse_date(headers.get("date", ""))
         return ApiReply(
@@ -297,7 +297,7 @@ def _find_origin(response: httpx2.Response) -> str:
 async def _decode(response: httpx2.Response, body: bytes) -> Any:
     if not response.headers.get("content-type", "").startswith("application/json"):
         return None
-    if len(body) >= LARGE:  # on the event loop, it would hold back all others
+    if len(body) >= LARGE:  # it would block the event loop
         return await asyncio.to_thread(canonical_json.decode, body)
     return canonical_json.decode(body)
 

@@ -11,12 +11,12 @@ from logto_webhooks.instrumentation import ApiUnavailable, Observer
 if TYPE_CHECKING:
     from logto_webhooks.logto.client import ManagementClient
 
-# What a request about one record may end with, although Logto answers other requests.
+# Errors that a request about one record may raise although Logto answers other requests.
 REFUSALS: Final = (LogtoUnreachable, LogtoApiError)
 
 
 async def is_answering(logto: ManagementClient) -> bool:
-    """Whether Logto answers a request that is about no record."""
+    """Whether Logto answers a request that isn't about a record."""
     try:
         await anext(logto.webhooks(), None)
     except REFUSALS:
@@ -25,7 +25,7 @@ async def is_answering(logto: ManagementClient) -> bool:
 
 
 def report_to(observe: Observer, wait_s: float) -> Callable[[Exception], float]:
-    """Return what reports an error of a loop, and lets it wait for so long."""
+    """Return a function that reports an error of a loop, and returns how long the loop waits."""
 
     def report(error: Exception) -> float:
         observe(ApiUnavailable(describe(error), wait_s))

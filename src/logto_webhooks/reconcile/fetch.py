@@ -1,4 +1,4 @@
-"""Fetch what Logto says of one user, or of an organization's members, and compare."""
+"""Fetch a user, or an organization and its members, from Logto, and compare."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ from logto_webhooks.records.record import (
 if TYPE_CHECKING:
     from logto_webhooks.logto.client import ManagementClient
 
-PIECE: Final = 500  # memberships that are written in one transaction
+PIECE: Final = 500  # memberships per transaction
 _ALL: Final = 2**31
-_ALL_OF_A_USER: Final = (UNKNOWN_CHANGE, RESTORED)  # the user, and the roles and memberships
+_ALL_OF_A_USER: Final = (UNKNOWN_CHANGE, RESTORED)  # the user itself, and the roles and memberships
 T = TypeVar("T")
 
 
 def find_subject(key: Key) -> Key:
-    """Return whom to ask about: of a membership, the user."""
+    """Return the record to fetch: for a membership, its user."""
     return key.organization_and_user[1] if key.kind == "membership" else key
 
 
 class Fetcher:
-    """Asks Logto about one subject, and reads the answers as changes of records.
+    """Fetches one subject from Logto, and reads the answers as changes of records.
 
     All methods raise InvalidApiResponse, LogtoUnreachable, LogtoApiError, StoreUnavailable.
     """
@@ -64,7 +64,7 @@ class Fetcher:
         """Fetch a user, without roles and memberships."""
         answered = await self._logto.user(user_id)
         span = self._when(answered)
-        # In a thread, because somebody's data may be large.
+        # In a thread, because a user's data may be large.
         return await asyncio.to_thread(api_responses.read_user, user_id, answered.content, span)
 
     async def fetch_organization(self, organization_id: str) -> Change:
@@ -105,11 +105,11 @@ class Fetcher:
         return api_responses.read_pairs(pairs, present, span)
 
     async def fetch_members(self, organization_id: str) -> Iterator[Sequence[Change]]:
-        """Fetch an organization's members, in pieces for a transaction each; the last makes the
-        list count.
+        """Fetch an organization's members, in pieces of a transaction each. The last piece marks
+        the list as complete.
 
-        Whoever is a member here and isn't listed is asked about alone: a list that changes while
-        it is read can lack somebody.
+        Stored members who aren't listed are fetched one by one, because a list that changes while
+        it is read can lack some.
         """
         present, span = await self._list_members(organization_id)
         known = await self._list_known_pairs(Key("organization", organization_id))
@@ -142,7 +142,7 @@ class Fetcher:
         return set(await self._host.read(find))
 
     async def _list_present(self, pairs: Sequence[Key]) -> list[Key]:
-        """List those that are members here, or may be."""
+        """List the pairs that are stored as present, or may be."""
         records = await run_or_rehearse(self._host, lambda store: store.lock(pairs), dry=True)
         return [key for key, record in records.items() if project(record) or record.doubts]
 
@@ -163,8 +163,8 @@ class UserComparison(Struct, frozen=True, kw_only=True):
 async def compare_and_request_refetch(
     logto: ManagementClient, host: TransactionRunner, user_id: str, when: SpanClock
 ) -> UserComparison:
-    """Compare a user with Logto. Where something differs, note that Logto must be asked again,
-    which mends it. Raises as `Fetcher`, and WrongTenant."""
+    """Compare a user with Logto. If something differs, request a refetch, which corrects it. Raises
+    what `Fetcher` raises, and WrongTenant."""
     changes = await Fetcher(logto, host, when).fetch_user(user_id)
     if any(isinstance(change, Absent) for change in changes):
         await TenantCheck(logto, host).ensure_same_tenant(by_records=False)

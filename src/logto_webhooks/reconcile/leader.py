@@ -1,4 +1,4 @@
-"""Elect one process that talks to Logto; the others stand by."""
+"""Elect one process that uses Logto's API, while the others stand by."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _NAME: Final = "asking"
 
 
 class LeaderLease:
-    """Who has it says so in the database, again and again; `number` tells processes apart.
+    """A lease in the database, which its holder renews. `number` identifies the process.
 
-    Two may have it for a moment, which costs Logto some requests and harms nothing.
+    Two processes may hold it for a moment. That costs Logto some requests, and harms nothing.
     """
 
     def __init__(self, host: TransactionRunner, clock: Clock, number: int) -> None:
@@ -30,7 +30,7 @@ class LeaderLease:
         self._number = number
 
     async def keep(self, work: Callable[[], Coroutine[Any, Any, None]], observe: Observer) -> None:
-        """Work while it is ours; end never."""
+        """Run `work` while this process holds the lease. Never returns."""
         working: asyncio.Task[None] | None = None
         report = report_to(observe, RENEW_S)
 
@@ -64,7 +64,7 @@ class LeaderLease:
     def _try_to_take(self, store: Store) -> bool:
         now = self._clock.now()
         held = store.lease(_NAME)
-        # A lease that is longer than any of ours is of before the clock was set back.
+        # A lease that is longer than ours can be is from before the clock was set back.
         if held and held.holder != self._number and now < held.until <= now + 2 * LEASE_MS:
             return False
         store.save_lease(_NAME, ProcessLease(self._number, now + LEASE_MS))

@@ -1,4 +1,4 @@
-"""Compare all records with Logto's own, and correct what differs."""
+"""Compare all records with Logto's, and correct the differences."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ from logto_webhooks.records.record import ROLE, Absent, ApiRead, Change, Key, Ki
 if TYPE_CHECKING:
     from logto_webhooks.logto.client import ManagementClient
 
-PIECE: Final = 200  # records that are asked about in one go
-AGAIN: Final = 8  # how often those are asked about again that changed while they were listed
+PIECE: Final = 200  # records per query
+AGAIN: Final = 8  # how often records that changed while they were listed are fetched again
 AGAIN_S: Final = 0.5
-LOOK_S: Final = 30.0  # how often it is seen whether a run is due
+LOOK_S: Final = 30.0  # how often to check whether a run is due
 FUTURE_MS: Final = 600_000  # by how much Logto's clock may be ahead of ours
-MOST: Final = 1_000  # differences that are told one by one
-MOST_LOCKED: Final = 20  # records that are left out because something else holds them
-RESUME_MS: Final = 86_400_000  # how old a run may be that is gone on with
+MOST: Final = 1_000  # differences that are listed individually
+MOST_LOCKED: Final = 20  # records that may be left out because they are locked
+RESUME_MS: Final = 86_400_000  # how old a run may be to be resumed
 _BEGAN: Final = f"{RECONCILE} began"
 _BEGAN_BY: Final = f"{RECONCILE} began by"
 
@@ -73,19 +73,19 @@ class ReconcileResult(Struct, kw_only=True):
     fields: dict[str, int] = {}
     not_compared: int = 0
     drifts: list[Drift] = []
-    doubts: list[str] = []  # what can't be told
+    doubts: list[str] = []  # what couldn't be compared, and why
 
 
-# What is being listed, how many of it were, and how much of all that is, from 0 to 1.
+# What is being listed, how many items so far, and which fraction of all, from 0 to 1.
 Progressed = Callable[[str, int, float], None]
 
 
 def _ignore(stage: str, listed: int, done: float) -> None:
-    """Tell nobody."""
+    """Report no progress."""
 
 
 class Reconciliation:
-    """Compares everything, within the API's budget."""
+    """Compares all records, within the API's rate limit."""
 
     def __init__(
         self,
@@ -94,7 +94,7 @@ class Reconciliation:
         clock: Clock,
         source: Source | None = "reconcile",
     ) -> None:
-        """`source` is what handlers are told; without one they are told nothing."""
+        """`source` is the source of events for handlers. Without one, no handlers run."""
         self._source = source
         self._logto = logto
         self._host = host
@@ -102,7 +102,7 @@ class Reconciliation:
         self._tenant = TenantCheck(logto, host)
 
     async def run(self, dry_run: bool = False, progressed: Progressed = _ignore) -> ReconcileResult:
-        """Compare all; with `dry_run` change nothing. A run that was killed is resumed.
+        """Compare all records. With `dry_run`, change nothing. A killed run is resumed.
 
         Raises WrongTenant, LogtoUnreachable, LogtoApiError, StoreUnavailable.
         """
@@ -112,13 +112,13 @@ class Reconciliation:
         return run.result
 
     async def keep(self, every_s: int, observe: Observer) -> None:
-        """Run whenever the last run is older; what is wrong is reported, and tried again."""
+        """Run whenever the last run is older than `every_s`. Errors are reported."""
 
         loop, ran_at = asyncio.get_running_loop(), -inf
 
         async def run_if_due() -> None:
             nonlocal ran_at
-            # The last run is dated by Logto's clock, which may be far from ours.
+            # The last run is dated by Logto's clock, which may differ a lot from ours.
             if loop.time() - ran_at >= every_s and await self._is_due(every_s):
                 result = await self.run()
                 ran_at = loop.time()
@@ -129,9 +129,9 @@ class Reconciliation:
         await forever(run_if_due, LOOK_S, report_to(observe, LOOK_S))
 
     async def one_user(self, user_id: str, dry_run: bool = False) -> ReconcileResult:
-        """Compare one user alone, with roles and memberships; `users` is 0 if there is none.
+        """Compare only one user, with roles and memberships. `users` is 0 if there is none.
 
-        Raises as `run`, and InvalidApiResponse.
+        Raises what `run` raises, and InvalidApiResponse.
         """
         run = await self._start(dry_run, _ignore)
         run.result.began = self._clock.now()
@@ -145,7 +145,7 @@ class Reconciliation:
         if last is None:
             return True
         passed_ms = self._clock.now() - last.at
-        # A run that is dated in the future is of before the clock was set back.
+        # A run that is dated in the future is from before the clock was set back.
         return passed_ms >= every_s * 1000 or passed_ms < -FUTURE_MS
 
     async def _start(self, dry: bool, progressed: Progressed) -> ReconcileRun:
@@ -162,7 +162,7 @@ class Reconciliation:
 
 
 class ReconcileRun:
-    """One comparison; a `dry` one changes nothing, and keeps no checkpoint."""
+    """One comparison. A `dry` one changes nothing, and stores no checkpoints."""
 
     def __init__(
         self,
@@ -181,12 +181,11 @@ class ReconcileRun:
         self._fetcher = Fetcher(logto, host, when)
         self._when = when
         self._tenant = tenant
-        # Who was asked about, and which roles weren't listed, where stored dates don't tell.
+        # The records that were fetched, and roles that weren't listed, if stored dates don't tell.
         self._asked: set[Key] = set()
         self._roles: dict[Key, set[str]] = {}
-        self._began_by = (
-            0  # what is dated before (Logto's clock) may have been read before this run
-        )
+        # Reads that are dated earlier (Logto's clock) may be from before this run.
+        self._began_by = 0
         self._unequal: dict[Key, None] = {}
         self._differed: set[Key] = set()  # in a dry run
         self._left_out: set[str] = set()
@@ -197,7 +196,7 @@ class ReconcileRun:
         self._progressed = progressed
 
     async def compare_all(self, now: int) -> None:
-        """Compare all records, or what a run that was killed left."""
+        """Compare all records, or what a killed run left."""
         reached, by = await self._read_checkpoint(_BEGAN), await self._read_checkpoint(_BEGAN_BY)
         if not self._dry and reached and by and reached.count and reached.at > now - RESUME_MS:
             self.result.began, self.result.resumed = reached.at, True
@@ -208,7 +207,7 @@ class ReconcileRun:
             await self._compare_roles()
             await self._settle()
         except WrongTenant:
-            # The next run begins anew: it may be at another Logto.
+            # The next run starts over, because it may use another Logto.
             await self._save({_BEGAN: Checkpoint(self.result.began, 0)})
             raise
         began, drifted = self.result.began, self.result.drifted
@@ -252,7 +251,8 @@ class ReconcileRun:
             await self._learn(piece)
 
     async def _compare_roles(self) -> None:
-        """Ask each role who has it: to ask each user would take a hundred times as long."""
+        """List the users of each role: listing the roles of each user would take a hundred times
+        as long."""
         async for page in self._logto.roles():
             for item in page.content:
                 try:
@@ -273,7 +273,7 @@ class ReconcileRun:
             await self._learn(api_responses.read_role_holders(role, users, span))
 
     async def _list(self, stage: str, ask: Ask) -> AsyncIterator[tuple[ApiResponse, Span, int]]:
-        """Give each page, when it was true, and how many were listed by then."""
+        """Yield each page, its span, and the number of items listed so far."""
         listing = OffsetPager(ask, *await self._find_place(stage))
         async for page in listing.pages():
             span = self._when(page)
@@ -316,7 +316,7 @@ class ReconcileRun:
     async def _ask_unlisted(
         self, kind: Kind, ask: Callable[[str], Awaitable[None]], with_roles: bool = False
     ) -> None:
-        """Ask about those whom no list named."""
+        """Fetch stored records that weren't listed."""
         async for key in self._find_unread(kind, with_roles):
             async with self._survive_refusal(kind, key.id):
                 await ask(key.id)
@@ -333,7 +333,7 @@ class ReconcileRun:
 
             keys = await self._host.read(find)
             for key in keys:
-                # Some were asked about already; of roles, about each that is known here.
+                # Some were fetched already. With roles, all stored roles of a user must have been.
                 if self._roles.get(key, {""}) if with_roles else key not in self._asked:
                     yield key
             if not keys:
@@ -353,7 +353,7 @@ class ReconcileRun:
         await self._learn([await self._fetcher.fetch_roles(user_id)])
 
     async def _settle(self) -> None:
-        """Ask again about those that aren't what Logto answered: never take one for equal."""
+        """Fetch records again that differ from Logto's answer, so that none is taken for equal."""
         for _ in range(AGAIN):
             keys = self._take_unequal()
             if not keys:
@@ -372,15 +372,15 @@ class ReconcileRun:
             )
 
     def _take_unequal(self) -> list[Key]:
-        """Return the users and organizations, once each, about which must be asked again: what is
-        known of one is newer than the answer, or one is back whose memberships are unknown."""
+        """Return the users and organizations to fetch again, once each: those with data newer than
+        the answer, and restored ones whose memberships are unknown."""
         keys, self._unequal, self._settles = list(self._unequal), {}, True
         if len(keys) > MOST:
             self._doubt(f"{len(keys) - MOST} records changed while they were listed: run it again")
         return keys[:MOST]
 
     async def _learn(self, changes: Sequence[Change]) -> None:
-        """Apply what Logto answered, and count what differed. Raises WrongTenant."""
+        """Apply Logto's answers, and count the differences. Raises WrongTenant."""
         if not changes:
             return
         if any(isinstance(change, Absent) for change in changes):
@@ -400,8 +400,8 @@ class ReconcileRun:
         self._find_unequal(changes, [after for _, after in changed])
 
     async def _learn_halves(self, changes: Sequence[Change], error: RowRejected | TimedOut) -> None:
-        """One bad row, or one that is locked, harms nobody else. Raises TimedOut if very much is
-        locked."""
+        """Apply each half separately, so that a bad or locked row doesn't harm others. Raises
+        TimedOut if more than MOST_LOCKED rows are locked."""
         if len(changes) == 1:
             key = changes[0].key
             if isinstance(error, TimedOut):
@@ -415,8 +415,8 @@ class ReconcileRun:
         await self._learn(changes[middle:])
 
     def _remember(self, changes: Sequence[Change], before: Iterable[Record]) -> None:
-        """Note what was asked about, if the database doesn't tell: a dry run writes no dates, and
-        at the start of a run a date may be that of an earlier read."""
+        """Note what was fetched, if stored dates don't tell: a dry run writes none, and at the
+        start of a run, a date may be from an earlier read."""
         asked = [
             change
             for change in changes
@@ -457,8 +457,8 @@ class ReconcileRun:
 
     @asynccontextmanager
     async def _survive_refusal(self, kind: str, logto_id: str) -> AsyncIterator[None]:
-        """Go on with the others if Logto gives no usable answer about one. Raises LogtoUnreachable,
-        LogtoApiError if it answers nothing else either."""
+        """Go on with other records if Logto gives no usable answer about one. Raises
+        LogtoUnreachable or LogtoApiError if it doesn't answer other requests either."""
         try:
             yield
         except InvalidApiResponse as error:
@@ -467,17 +467,17 @@ class ReconcileRun:
             if not await is_answering(self._logto):
                 raise
             name = f"{kind} {logto_id}"
-            if name not in self._left_out:  # it may be asked about once more
+            if name not in self._left_out:  # it may be fetched more than once
                 self._left_out.add(name)
                 self.result.not_compared = len(self._left_out)
                 self._doubt(f"the {name} wasn't compared: {error}")
 
     def _doubt(self, why: InvalidApiResponse | str) -> None:
-        """Note what can't be told."""
+        """Note what couldn't be compared."""
         self.result.doubts.append(str(why))
 
     async def _find_place(self, stage: str) -> tuple[int, int | None]:
-        """Return the page at which a stage goes on, and the total of the page before."""
+        """Return the page at which to resume a stage, and the total of the page before."""
         page = await self._read_checkpoint(f"{RECONCILE} {stage}")
         total = await self._read_checkpoint(f"{RECONCILE} {stage} total")
         if not self.result.resumed or not page or page.at != self.result.began:

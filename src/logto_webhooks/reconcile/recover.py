@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from logto_webhooks.logto.client import ManagementClient
 
 OVERLAP_MS: Final = 15_000
-FIRST_MS: Final = 86_400_000  # how far back the first look goes
-MOST: Final = 1_000  # entries of one stretch, if it isn't short already
+FIRST_MS: Final = 86_400_000  # how far back the first run reads
+MOST: Final = 1_000  # entries per stretch of time, unless it is as short as SHORTEST_MS
 SHORTEST_MS: Final = 1_000
-AGAIN_S: Final = 30.0  # after what went wrong
-_RECENT: Final = 200  # deliveries that are asked for the id of their hook
+AGAIN_S: Final = 30.0  # until a failed run is repeated
+_RECENT: Final = 200  # deliveries that are searched for the IDs of their webhooks
 
 
 class RecoverResult(Struct, kw_only=True):
@@ -37,16 +37,16 @@ class RecoverResult(Struct, kw_only=True):
 
     since: int
     until: int
-    done: float = 0  # of the stretch, from 0 to 1
+    done: float = 0  # from 0 to 1
     hooks: list[str] = []
     entries: int = 0
     recovered: int = 0
     causes: dict[str, int] = {}
-    doubts: list[str] = []  # why something may be missing all the same
+    doubts: list[str] = []  # why something may still be missing
 
 
 class Recovery:
-    """Looks into Logto's log, over what wasn't looked at yet."""
+    """Reads the part of Logto's log that wasn't read yet."""
 
     def __init__(
         self,
@@ -57,15 +57,15 @@ class Recovery:
         public_url: str | None = None,
         stored: Callable[[], None] = lambda: None,
     ) -> None:
-        """`stored` is called when the inbox got something."""
+        """`stored` is called when new deliveries are in the inbox."""
         self._logto = logto
         self._host = host
         self._clock = clock
         self._keys = keys
         self._public_url = public_url
         self._stored = stored
-        self._now = 0  # at Logto, at least
-        self._oldest = 0  # of the entries of the hook in hand
+        self._now = 0  # a lower bound of the time at Logto
+        self._oldest = 0  # among the entries of the current webhook
 
     async def run(
         self,
@@ -73,35 +73,38 @@ class Recovery:
         dry_run: bool = False,
         progress: Callable[[RecoverResult], None] = lambda result: None,
     ) -> RecoverResult:
-        """Recover; `dry_run` only counts. Raises LogtoUnreachable, LogtoApiError, StoreUnavailable.
+        """Recover deliveries, or only count them with `dry_run`. Without `since` (ms), start for
+        each webhook where its last run ended.
 
-        Without `since` (ms), each hook's look begins where its last one ended.
+        Raises LogtoUnreachable, LogtoApiError, StoreUnavailable.
         """
         result = RecoverResult(since=self._clock.now(), until=self._clock.now())
-        hooks, until = await self._find_hooks(result)
-        for number, hook in enumerate(hooks):
-            start = since if since is not None else await self._find_start(hook, result)
+        webhook_ids, until = await self._find_webhooks(result)
+        for number, webhook_id in enumerate(webhook_ids):
+            start = since if since is not None else await self._find_start(webhook_id, result)
             result.since = min(result.since, start)
             self._oldest = self._now
             stretches = [(start, until)] if start < until else []
             while stretches:
                 begin, end = stretches.pop()
-                if await self._take(hook, begin, end, result, dry_run):
-                    await self._save_checkpoint(_name_checkpoint(hook), end, 0, dry_run)
+                if await self._take(webhook_id, begin, end, result, dry_run):
+                    await self._save_checkpoint(_name_checkpoint(webhook_id), end, 0, dry_run)
                     done = (end - start) / max(until - start, 1)
-                    result.done = (number + done) / len(hooks)
+                    result.done = (number + done) / len(webhook_ids)
                     progress(result)
                 else:
                     middle = (begin + end) // 2
                     stretches += [(middle, end), (begin, middle)]
-            if delivery_log.is_cut(await self._read_recent(), hook, start, self._oldest):
-                problem = f"the log of the webhook {hook} starts at {_to_iso(self._oldest)}"
+            if delivery_log.is_cut(await self._read_recent(), webhook_id, start, self._oldest):
+                problem = f"the log of the webhook {webhook_id} starts at {_to_iso(self._oldest)}"
                 result.doubts.append(f"{problem}, so earlier failures are unknown: run `reconcile`")
-        await self._save_checkpoint(RECOVER, self._now, result.recovered, dry_run or not hooks)
+        await self._save_checkpoint(
+            RECOVER, self._now, result.recovered, dry_run or not webhook_ids
+        )
         return result
 
     async def keep(self, seconds: float, observe: Observer) -> None:
-        """Look now, and again and again. What is wrong is reported, and tried again."""
+        """Recover now, and then repeatedly. Errors are reported, and the run is repeated."""
 
         async def recover() -> None:
             result = await self.run()
@@ -111,25 +114,25 @@ class Recovery:
 
         await forever(recover, seconds, report_to(observe, min(seconds, AGAIN_S)))
 
-    async def _find_hooks(self, result: RecoverResult) -> tuple[list[str], int]:
-        """Return the hooks that lead here, and until when Logto's log is asked for."""
+    async def _find_webhooks(self, result: RecoverResult) -> tuple[list[str], int]:
+        """Return the IDs of the webhooks that lead here, and until when to read Logto's log."""
         seen = {
-            hook
+            webhook_id
             for delivery in await self._read_recent()
-            if (hook := read_webhook_id(delivery.body))
+            if (webhook_id := read_webhook_id(delivery.body))
         }
         when, latest = await make_span_clock(self._host), self._clock.now()
         async for page in self._logto.webhooks():
-            # By Logto's clock, on which its entries are stamped. What is asked for may end too
-            # late, but it is complete only up to when it surely was asked for.
+            # By Logto's clock, which dates its entries. The end may be too late, but the log is
+            # complete only up to the earliest possible time of the request.
             self._now, end = when(page)
             result.since = result.until = self._now
             latest = max(latest, end)
-            for hook in page.content:
-                if leads_here(hook, seen, self._keys, self._public_url):
-                    result.hooks.append(hook["id"])
-                    if not hook.get("enabled", True):
-                        result.doubts.append(f"the webhook {hook['id']} is disabled")
+            for webhook in page.content:
+                if leads_here(webhook, seen, self._keys, self._public_url):
+                    result.hooks.append(webhook["id"])
+                    if not webhook.get("enabled", True):
+                        result.doubts.append(f"the webhook {webhook['id']} is disabled")
         if not result.hooks:
             result.doubts.append(_NOWHERE)
         return result.hooks, latest
@@ -137,28 +140,30 @@ class Recovery:
     async def _read_recent(self) -> list[ReceivedBody]:
         return await self._host.read(lambda store: store.recent(_RECENT))
 
-    async def _find_start(self, hook: str, result: RecoverResult) -> int:
-        reached = await self._host.read(lambda store: store.checkpoint(_name_checkpoint(hook)))
+    async def _find_start(self, webhook_id: str, result: RecoverResult) -> int:
+        reached = await self._host.read(
+            lambda store: store.checkpoint(_name_checkpoint(webhook_id))
+        )
         if reached and not self._is_of_future(reached):
             return min(reached.at, self._now) - OVERLAP_MS
         start = self._now - FIRST_MS - OVERLAP_MS
         if reached:
             problem = f"it was noted as read up to {_to_iso(reached.at)}, which is in the future"
             result.doubts.append(
-                f"the log of the webhook {hook} was read from {_to_iso(start)} on, because "
+                f"the log of the webhook {webhook_id} was read from {_to_iso(start)} on, because "
                 f"{problem}: run `reconcile`"
             )
         return start
 
     def _is_of_future(self, reached: Checkpoint) -> bool:
-        """Whether a wrong clock once told how far it was read: nobody knows how far that was."""
+        """Whether a checkpoint is in the future, because a wrong clock dated it."""
         return reached.at > self._now + OVERLAP_MS
 
     async def _take(
-        self, hook: str, begin: int, end: int, result: RecoverResult, dry: bool
+        self, webhook_id: str, begin: int, end: int, result: RecoverResult, dry: bool
     ) -> bool:
-        """Put what the inbox lacks of a stretch into it; False, with nothing done, if it's long."""
-        async for page in self._logto.log(hook, begin, end):
+        """Add missing deliveries of a stretch to the inbox. If it has too many, return False."""
+        async for page in self._logto.log(webhook_id, begin, end):
             if (page.total or 0) > MOST and end - begin > SHORTEST_MS:
                 return False
             await self._add(page.content, result, dry, page.date)
@@ -168,7 +173,7 @@ class Recovery:
         self, entries: Sequence[dict[str, Any]], result: RecoverResult, dry: bool, date: int | None
     ) -> None:
         now = self._clock.now()
-        ahead = 0 if date is None else max(0, date - now)  # of our clock, by Logto's own
+        ahead = 0 if date is None else max(0, date - now)  # how far Logto's clock is ahead of ours
         parsed = await asyncio.to_thread(_parse, entries, now, ahead)
         deliveries = [delivery for _, delivery in parsed if delivery]
         result.entries += len(entries)
@@ -212,5 +217,5 @@ _NOWHERE: Final = (
 )
 
 
-def _name_checkpoint(hook: str) -> str:
-    return f"{RECOVER}:{hook}"
+def _name_checkpoint(webhook_id: str) -> str:
+    return f"{RECOVER}:{webhook_id}"

@@ -22,9 +22,9 @@ from logto_webhooks.records.record import MEMBERS, RESTORED, ROLE, Absent, Chang
 if TYPE_CHECKING:
     from logto_webhooks.logto.client import ManagementClient
 
-AT_ONCE: Final = 500  # records that are looked at in one step
+AT_ONCE: Final = 500  # records per step
 POLL_S: Final = 1.0
-# What Logto doesn't answer about one record takes seconds, so that is asked seldom.
+# A request about one record that Logto doesn't answer takes seconds, so it is repeated rarely.
 REFUSED_S: Final = 5.0
 LONGEST_REFUSED_S: Final = 900.0
 AGAIN_S: Final = 0.5
@@ -32,7 +32,7 @@ LONGEST_S: Final = 60.0
 
 
 class Refetcher:
-    """Settles what waits, one subject after the other."""
+    """Fetches records that wait for it, one subject after the other."""
 
     def __init__(self, logto: ManagementClient, host: TransactionRunner, observe: Observer) -> None:
         self._logto = logto
@@ -42,7 +42,7 @@ class Refetcher:
         self._tries: dict[Key, tuple[int, float]] = {}  # subject -> tries, not before (monotonic)
 
     async def keep(self) -> None:
-        """Ask, again and again. What is wrong is reported, and tried again."""
+        """Fetch records until cancelled. Errors are reported, and the step is tried again."""
         stalls = 0
 
         async def step() -> None:
@@ -60,14 +60,14 @@ class Refetcher:
         await forever(step, POLL_S, report)
 
     async def drain(self) -> None:
-        """Ask until nothing waits. Raises LogtoUnreachable, LogtoApiError, StoreUnavailable."""
+        """Fetch until nothing waits. Raises LogtoUnreachable, LogtoApiError, StoreUnavailable."""
         while await self._read_waiting():
             if not await self.step():
                 await asyncio.sleep(AGAIN_S)
 
     async def step(self) -> int:
-        """Ask once about each that is due; return how many that were. One about which Logto gives
-        no usable answer goes on waiting, and holds back no other.
+        """Fetch each due subject once. Return how many. A subject for which Logto gives no usable
+        answer goes on waiting, and doesn't delay others.
 
         Raises LogtoUnreachable, LogtoApiError, StoreUnavailable if Logto answers nothing at all.
         """
@@ -78,9 +78,9 @@ class Refetcher:
         self._tries = {key: tried for key, tried in self._tries.items() if key in subjects}
         now = time.monotonic()
         due = [key for key in subjects if self._tries.get(key, (0, 0))[1] <= now]
-        # A list of members tells at once what else is asked about one by one.
+        # One list of members replaces many requests for single records.
         due.sort(key=lambda key: not any(MEMBERS in subject.reason for subject in subjects[key]))
-        # Whoever failed waits for the others, whatever happens in between.
+        # Subjects that failed come after the others, even if an error ends this step.
         due.sort(key=lambda key: self._tries.get(key, (0, 0))[0])
         for subject in due:
             await self._settle(subject, subjects[subject])
@@ -99,7 +99,7 @@ class Refetcher:
                 await self._refetch_user(subject.id, waiting)
             else:
                 await self._refetch_organization(subject.id, waiting)
-        # The others can be settled.
+        # Others can still be settled.
         except WrongTenant as error:
             self._observe(ApiUnavailable(describe(error), wait))
         except (InvalidApiResponse, RowRejected, TimedOut) as error:
@@ -123,7 +123,7 @@ class Refetcher:
             user = await fetcher.fetch_user_alone(user_id)
             is_back |= await self._learn(user)
             if isinstance(user, Absent):
-                return  # memberships that are older are over, too
+                return  # older memberships ended, too
         if is_back:
             await self._learn(*await fetcher.fetch_belongings(user_id))
             return
@@ -145,8 +145,8 @@ class Refetcher:
                 await self._learn(*piece)
 
     async def _learn(self, *changes: Change) -> bool:
-        """Apply answers; return whether a user or an organization is back by them. Raises
-        WrongTenant: nobody is gone whom only this Logto never had."""
+        """Apply answers. Return whether they restored a user or an organization. Raises WrongTenant
+        if this Logto isn't ours, so that records it never had don't count as deleted."""
         if any(isinstance(change, Absent) for change in changes):
             await self._tenant.ensure_same_tenant()
         changed = await self._host.run(lambda store: batch.apply_reads(store, changes, "read"))
