@@ -75,7 +75,7 @@ async def through_all(logto: LogtoWebhooks, fake: FakeLogto, ana: str) -> None:
     assert await logto.organizations() == []
     assert (await logto.reconcile()).drifted == 1
     assert [each.row["name"] for each in await logto.organizations("Acme")] == ["Acme"]
-    assert await logto.waiting() == []
+    await eventually(logto.waiting, lambda needs: needs == [])
 
 
 async def asks_again(logto: LogtoWebhooks, job: int) -> None:

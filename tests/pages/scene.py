@@ -13,6 +13,7 @@ from typing import Final
 
 import pytest
 
+from logto_webhooks.clock import SystemClock
 from logto_webhooks.database import open_database
 from logto_webhooks.deliveries import NewDelivery, identify, sent_at_of
 from logto_webhooks.samples import history
@@ -97,7 +98,7 @@ def _answering() -> Iterator[dict[str, str]]:
     settings: dict[str, str] = {}
 
     async def answer() -> None:
-        async with FakeLogto.from_history(NAME) as logto:
+        async with FakeLogto.from_history(NAME, now=SystemClock().now) as logto:
             settings.update(credentials(logto))
             ready.set()
             await asyncio.to_thread(ended.wait)
