@@ -163,7 +163,7 @@ def test_where_all_left_too_many_threads_only_coroutines_are_called() -> None:
     for name in names:
         handlers.add(plain, ["User.Created"], name=name, options=HandlerOptions())
     handlers.add(awaited, ["User.Created"], name="awaited", options=HandlerOptions())
-    limits = ConcurrencyLimits(handlers, transactions=5, left=left)
+    limits = ConcurrencyLimits(handlers, transactions=5, abandoned=left)
     assert limits.find_free({}).keys() == {*names, "awaited"}
     for number in range(MOST):
         RUNNING.set(Running(names[number % len(names)], left))
@@ -186,7 +186,7 @@ def test_jobs_of_a_fast_handler_are_claimed_ahead() -> None:
     for name in ("fast", "slow"):
         options = HandlerOptions(concurrency=2)
         handlers.add(awaited, ["User.Created"], name=name, options=options)
-    limits = ConcurrencyLimits(handlers, transactions=4, left=AbandonedCalls())
+    limits = ConcurrencyLimits(handlers, transactions=4, abandoned=AbandonedCalls())
     assert limits.find_free({}) == {"fast": 2, "slow": 2}
 
     async def run_both() -> None:

@@ -41,8 +41,8 @@ _NO_TEST: Final = "Logto's console sends no test payloads for this event."
 
 
 def parse_patterns(what: Sequence[What], *, unknown: bool, tests: Tests) -> tuple[str, ...]:
-    """The names and patterns of what is given; each means an event that can come, by the very rule
-    by which jobs are made. `unknown` lets pass what this release doesn't know.
+    """Return the names and patterns of event classes, names or patterns. Each must match a known
+    event, by the same rule as for jobs. `unknown` allows events that this release doesn't know.
 
     Raises UnknownEventName, and InvalidHandler for a function.
     """
@@ -98,7 +98,7 @@ def _matches_any(pattern: str, names: Sequence[str]) -> bool:
 
 T = TypeVar("T")
 TIME_LIMIT_S: Final = 60.0
-_LONGEST_S: Final = 1e9  # 31 years: what a database can add to a time, and no infinity
+_LONGEST_S: Final = 1e9  # 31 years, because databases can't add infinity to a time
 Wait = Annotated[float, Meta(ge=0, le=_LONGEST_S)]
 Duration = Annotated[float, Meta(gt=0, le=_LONGEST_S)]
 Count = Annotated[int, Meta(ge=1)]
@@ -107,11 +107,11 @@ Count = Annotated[int, Meta(ge=1)]
 class HandlerOptions(
     Struct, frozen=True, kw_only=True, rename={"time_limit_s": "time_limit", "max_age_s": "max_age"}
 ):
-    """How a handler is run; times in seconds.
+    """How a handler is run. Times are in seconds.
 
-    `waits` are those before the second, third, … attempt; without any they grow from 1 s to 15
-    min. A job older than `max_age_s` is discarded. `concurrency` is how many of its jobs a process
-    runs at once.
+    `waits` are the times before the second, third, … attempt. By default, they grow from 1 s to 15
+    min. A job older than `max_age_s` is discarded. `concurrency` is how many jobs of the handler a
+    process runs at once.
     """
 
     max_attempts: Count = MAX_ATTEMPTS
@@ -129,7 +129,7 @@ def check_options(options: HandlerOptions) -> HandlerOptions:
 
 
 def make_options(values: dict[str, Any], kind: type[T]) -> T:
-    """Make a struct of values. Raises ValueError, which names an invalid value."""
+    """Make a struct from values. Raises ValueError, which names an invalid value."""
     try:
         return msgspec.convert(values, kind)
     except msgspec.ValidationError as error:
@@ -138,14 +138,14 @@ def make_options(values: dict[str, Any], kind: type[T]) -> T:
 
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-# The kinds of transaction that the database has for a handler, awaited or not.
+# Returns the types of session that the database has for a handler, awaited or not.
 Provides = Callable[[bool], Sequence[type]]
 
 
 class Handler(Struct, frozen=True, kw_only=True):
-    """A registered function, and what fills its parameters; `transaction` is one of these."""
+    """A registered function, and what fills its parameters. `transaction` is one of these."""
 
-    name: str  # by which jobs know it
+    name: str  # by which jobs refer to it
     registered: RegisteredHandler
     function: Callable[..., Any]
     is_async: bool  # whether it is awaited
@@ -158,9 +158,9 @@ class Handlers:
     """All handlers of an application."""
 
     def __init__(self) -> None:
-        self._provides: Provides | None = None  # as long as the database isn't known
+        self._provides: Provides | None = None  # None until the database is known
         self.by_name: dict[str, Handler] = {}
-        # The event loop on which they run, of an application or a command.
+        # The event loop on which the handlers run, of an application or a command.
         self.loop: asyncio.AbstractEventLoop | None = None
 
     def __iter__(self) -> Iterator[Handler]:
@@ -180,7 +180,7 @@ class Handlers:
         rerun: bool = True,
         options: HandlerOptions,
     ) -> Function:
-        """Register a function for what `parse_patterns` gave; return it unchanged.
+        """Register a function for the result of `parse_patterns`. Return it unchanged.
 
         Raises InvalidHandler.
         """
@@ -210,7 +210,7 @@ class Handlers:
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
-        """While the block lasts, handlers run, and none can be registered: it would never run."""
+        """Run handlers within the block. No more can be registered, because they wouldn't run."""
         before, self.loop = self.loop, asyncio.get_running_loop()
         try:
             yield

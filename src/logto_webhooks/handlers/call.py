@@ -1,4 +1,4 @@
-"""Execute one job: call its handler, and decide what follows."""
+"""Execute a job: call its handler, and decide on the outcome."""
 
 from __future__ import annotations
 
@@ -68,15 +68,15 @@ class ClaimedJob(Struct, frozen=True):
     user: UserRow | None
 
     def to_outcome(self, state: JobState, **details: Any) -> JobOutcome:
-        """Make the outcome that leaves the job in a state."""
+        """Make an outcome with a new state of the job."""
         return JobOutcome(
             id=self.job.id, queue_key_id=self.job.queue_key_id, state=state, **details
         )
 
 
 class CallResult(Struct, frozen=True):
-    """How it went. `outcome` is None when nothing is left to be written: it was, with what the
-    handler wrote, or the job is somebody else's by now."""
+    """The result of a call. `outcome` is None if nothing has to be written: the outcome was written
+    together with the handler's changes, or another process has the job."""
 
     outcome: JobOutcome | None = None
     report: HandlerRan | HandlerFailed | None = None
@@ -84,22 +84,22 @@ class CallResult(Struct, frozen=True):
 
 
 async def call_handler(handler: Handler, arguments: dict[str, Any]) -> None:
-    """Call a handler that asks for no transaction: on the loop if it is a coroutine, else in a
+    """Call a handler without a transaction: on the event loop if it is a coroutine, else in a
     thread. Raises what it raises."""
     call = partial(call_function, handler, arguments)
     await (DetachedTask() if handler.is_async else DetachedCall[None]()).run(call)
 
 
 def call_function(handler: Handler, arguments: dict[str, Any], transaction: Any = None) -> Any:
-    """Call a handler's function, on this thread; what it returns must be awaited if the handler is
-    async. Raises HandlerNotAwaited, and what it raises."""
+    """Call a handler's function, in this thread. If the handler is async, the result must be
+    awaited. Raises HandlerNotAwaited, and what the function raises."""
     if handler.transaction:
         arguments = arguments | {handler.transaction.name: transaction}
     result = handler.function(**arguments)
     if handler.is_async:
         return result
     if inspect.isawaitable(result) or inspect.isgenerator(result) or inspect.isasyncgen(result):
-        if not inspect.isasyncgen(result):  # closing that would have to be awaited, too
+        if not inspect.isasyncgen(result):  # closing this would also have to be awaited
             getattr(result, "close", bool)()
         raise HandlerNotAwaited(name=handler.name, returned=type(result).__name__)
     return result
@@ -116,17 +116,17 @@ class HandlerCaller:
         handlers: Handlers,
         call: Call = call_handler,
         offloader: Offloader | None = None,
-        left: AbandonedCalls | None = None,
+        abandoned: AbandonedCalls | None = None,
     ) -> None:
-        """`handle` is how a handler is called that asks for a transaction, as a HandlerRunner does
-        it; `call` how others are. `left` counts the calls that are left behind."""
+        """`handle` calls handlers with a transaction, as a HandlerRunner does, and `call` calls
+        others. `abandoned` counts the abandoned calls."""
         self._handle = handle
         self._clock = clock
         self._jitter = jitter
         self._handlers = handlers
         self._call = call
         self._offloader = offloader or Offloader()
-        self._left = left or AbandonedCalls()
+        self._abandoned = abandoned or AbandonedCalls()
 
     def claim(
         self,
@@ -137,8 +137,8 @@ class HandlerCaller:
         lost: bool = True,
         skip_locked: bool = False,
     ) -> list[ClaimedJob]:
-        """Take the first jobs of so many queues of each handler; of those whose holder is lost
-        one, if any. To `skip_locked` is to take no job whose row another transaction holds."""
+        """Claim the first jobs of due queues, for at most `room` queues of each handler, including
+        at most one whose holder was lost. With `skip_locked`, skip jobs with a locked row."""
         claimed = []
         for job in store.jobs.claim(token, room, LEASE_S, lost=lost, skip_locked=skip_locked):
             handler = self._handlers.by_name[job.handler]
@@ -148,10 +148,10 @@ class HandlerCaller:
         return claimed
 
     async def call(self, claimed: ClaimedJob) -> CallResult:
-        """Call the handler; whatever it raises is the job's alone."""
+        """Call the handler of a job. What it raises only affects this job."""
         job, handler = claimed.job, claimed.handler
         done = claimed.to_outcome(JobState.DONE)
-        is_written = is_lost = False  # with what the handler wrote
+        is_written = is_lost = False  # together with the handler's changes
 
         def finish(store: Store) -> None:
             nonlocal is_written, is_lost
@@ -161,7 +161,7 @@ class HandlerCaller:
             is_written = True
 
         started = time.monotonic()
-        RUNNING.set(Running(handler.name, self._left))
+        RUNNING.set(Running(handler.name, self._abandoned))
         timeout = asyncio.timeout(handler.options.time_limit_s)
         try:
             self._check(claimed)
@@ -178,9 +178,9 @@ class HandlerCaller:
             return CallResult(to_released(claimed))
         except BaseException as error:
             if is_lost:
-                # Somebody else has it, or it was discarded: nothing of ours was written.
+                # Another process has the job, or it was discarded, so nothing was written.
                 return CallResult(claimed.to_outcome(JobState.WAITING, counts=False))
-            if type(error) is TimeoutError and timeout.expired():  # and not the handler's own
+            if type(error) is TimeoutError and timeout.expired():  # not the handler's own
                 error = TimeLimitExceeded(seconds=handler.options.time_limit_s)
             return self._fail(claimed, error)
         took_ms = round((time.monotonic() - started) * 1000, 1)
@@ -188,7 +188,7 @@ class HandlerCaller:
         return CallResult(None if is_written else done, ran)
 
     def _check(self, claimed: ClaimedJob) -> None:
-        """Raise JobLost, Discard or HandlerMismatch for a job that isn't to be done."""
+        """Raise JobLost, Discard or HandlerMismatch for a job that must not run."""
         job, handler = claimed.job, claimed.handler
         age = handler.options.max_age_s
         if job.losses >= MAX_LOSSES:
@@ -233,7 +233,7 @@ class HandlerCaller:
     ) -> Retry | Dead | DiscardJob:
         options = handler.options
         if isinstance(error, HandlerMismatch):
-            # While releases change: whoever has its code may yet take it.
+            # During a deployment, a process with the handler's code may still get the job.
             options = HandlerOptions()
         return after_job_failure(
             error, failures, self._jitter(), options.max_attempts, options.waits
@@ -242,8 +242,8 @@ class HandlerCaller:
     def fail_unwritten(
         self, store: Store, token: str, outcome: JobOutcome, error: Exception
     ) -> HandlerFailed | None:
-        """Let a job fail whose outcome can't be written, because of an error. Return the report;
-        None if the job is somebody else's by now."""
+        """Make a job fail, because an error prevents writing its outcome. Return the report; None
+        if another process has the job."""
         [job] = store.jobs.find(JobFilter(id=outcome.id))
         decision = self._decide(self._handlers.by_name[job.handler], job.failures, RuntimeError())
         after_s = decision.after_s if isinstance(decision, Retry) else 0
@@ -314,7 +314,7 @@ def build_event(job: Job) -> Event | LocalEvent:
 
 
 def build_delivery(job: Job) -> Delivery:
-    """Make what a handler can know about its delivery."""
+    """Make the Delivery of a job."""
     return Delivery(
         id=job.delivery_id,
         event=job.event,
@@ -330,23 +330,23 @@ def build_delivery(job: Job) -> Delivery:
 
 
 def to_released(claimed: ClaimedJob, after_s: float = 0) -> JobOutcome:
-    """Release the job to another process, after so many seconds."""
+    """Make an outcome that releases the job to other processes after some seconds."""
     return claimed.to_outcome(JobState.WAITING, counts=False, after_s=after_s)
 
 
 def format_error(error: BaseException, function: Callable[..., Any]) -> str:
-    """Format an error with its traceback, from the first line of a function's own module on: what
-    called the function helps nobody. If its module has no line, the traceback is whole."""
+    """Format an error with its traceback, from the first line in the function's module on, because
+    the lines that call it don't help. Without such a line, the traceback is complete."""
     try:
         first = next(_own_lines(error, function), error.__traceback__)
         lines = traceback.format_exception(type(error), error, first)
         return to_text("".join(lines)[-MAX_ERROR_CHARS:])
-    except BaseException:  # of an error that can't even be shown
+    except BaseException:  # from an error that can't be formatted
         return f"{name_type(error)}; its traceback can't be written"
 
 
 def name_type(error: BaseException) -> str:
-    """The name of its type, whatever its metaclass makes of that."""
+    """Return the name of an error's type, even if its metaclass overrides that."""
     name: str = _type_name(type(error))
     return name
 
@@ -368,13 +368,12 @@ def _find_user(store: Store, job: Job) -> UserRow | None:
 
 
 def error_location(error: BaseException, function: Callable[..., Any]) -> str | None:
-    """The innermost line of a function's own module, as `file.py:12 name`; None if there is none.
-
-    No value is in it, and of the file only the name.
+    """Return the innermost line in a function's module, as `file.py:12 name`, or None. It contains
+    no values, and only the name of the file.
     """
     try:
         *_, innermost = None, *_own_lines(error, function)
-    except BaseException:  # of an error with attributes of its own making
+    except BaseException:  # from an error with unusual attributes
         return None
     if innermost is None:
         return None
@@ -383,7 +382,7 @@ def error_location(error: BaseException, function: Callable[..., Any]) -> str | 
 
 
 def _own_lines(error: BaseException, function: Callable[..., Any]) -> Iterator[TracebackType]:
-    """The lines of a traceback that are in a function's own module, the outermost first."""
+    """Yield the lines of a traceback in a function's module, the outermost first."""
     module = module_of(function)
     line = error.__traceback__
     while line is not None:

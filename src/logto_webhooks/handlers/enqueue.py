@@ -44,8 +44,8 @@ _CREATED: Final = (LocalUserCreated, LocalOrganizationCreated)
 
 
 class PlannedDelivery(Struct, frozen=True):
-    """A claimed delivery, and what it changes. One that `is_late` came to the webhook later than
-    Logto sends any, so that somebody else may have sent it again: it runs no handlers."""
+    """A claimed delivery, and its changes. One that `is_late` arrived at the webhook later than
+    Logto sends, so somebody else may have replayed it. It runs no handlers."""
 
     claimed: ClaimedDelivery
     event: Event
@@ -54,7 +54,7 @@ class PlannedDelivery(Struct, frozen=True):
 
     @property
     def weight(self) -> int:
-        """How much work it is: one, or as many as it changes."""
+        """The amount of work: the number of changes, but at least one."""
         return max(1, len(self.changes))
 
     def runs_handlers(self, since: int) -> bool:
@@ -63,10 +63,11 @@ class PlannedDelivery(Struct, frozen=True):
 
 
 class WrittenRecords(Struct, frozen=True):
-    """What a transaction wrote: records before and after, and memberships that went with an end.
+    """What a transaction wrote: records before and after, and the present memberships (`left`) that
+    a deletion of their user or organization ended.
 
-    `many` are deleted records whose memberships are to be ended step by step. `ends` are all users
-    and organizations that were locked, before and after.
+    `many` are deleted records whose memberships are ended step by step. `ends` are all users and
+    organizations that were locked, before and after.
     """
 
     changed: list[tuple[Record, Record]]
@@ -78,17 +79,17 @@ class WrittenRecords(Struct, frozen=True):
 def enqueue_for_deliveries(
     store: Store, batch: Sequence[PlannedDelivery], written: WrittenRecords, *, own: bool = True
 ) -> int:
-    """Create the deliveries' `own` jobs, and those of the records' own events. Note the deleted
-    records whose memberships are still to be ended.
+    """Create the jobs of the deliveries (if `own`) and of local events. Note the deleted records
+    whose memberships have yet to be ended.
 
-    Return since when there are jobs at all (ms); 0 if no handler is registered.
+    Return the time of the installation (ms), before which there are no jobs; 0 without handlers.
     """
     handlers = store.jobs.handlers()
     since = store.installed_at() if handlers else 0
     if not handlers and not written.many:
         return 0
     jobs = own_jobs(batch, handlers, since) if own else []
-    sources: dict[Key, PlannedDelivery] = {}  # which delivery, the newest, told of a record
+    sources: dict[Key, PlannedDelivery] = {}  # record -> the newest delivery that changed it
     for planned in sorted(batch, key=attrgetter("claimed.occurred_at")):
         sources |= {change.key: planned for change in planned.changes}
     for key, event in _find_local_events(store, written, since, "webhook", handlers):
@@ -138,7 +139,7 @@ def enqueue_for_ended(store: Store, pairs: Sequence[Key], ending: Ending) -> Non
         [
             job
             for key in pairs
-            if ends_here.issuperset(key.organization_and_user)  # else nobody was told of it
+            if ends_here.issuperset(key.organization_and_user)  # else its start had no event
             for job in jobs_for_change(
                 local_events.member_removed(key, source), handlers, ending.delivery_id
             )
@@ -147,8 +148,8 @@ def enqueue_for_ended(store: Store, pairs: Sequence[Key], ending: Ending) -> Non
 
 
 def enqueue_for_reads(store: Store, written: WrittenRecords, source: Source | None) -> None:
-    """Create the jobs of what Logto's answers changed here; none without a `source`. Note the
-    deleted records whose memberships are still to be ended."""
+    """Create the jobs of changes from Logto's answers; none without a `source`. Note the deleted
+    records whose memberships have yet to be ended."""
     old = _enqueue_for_reads(store, written, source) if source is not None else set()
     for record in written.many:
         store.note_ending(_to_ending(record, None if record.key in old else source, None))
@@ -159,7 +160,7 @@ def _to_ending(record: Record, source: str | None, delivery_id: int | None) -> E
 
 
 def _enqueue_for_reads(store: Store, written: WrittenRecords, source: Source) -> set[Key]:
-    """Create the jobs. Return the records without any, because they may be older than the
+    """Create the jobs. Return the records without jobs, because their changes may be older than the
     installation."""
     handlers = store.jobs.handlers()
     if not handlers:
@@ -188,10 +189,9 @@ def _find_local_events(
     source: Source,
     handlers: Sequence[RegisteredHandler],
 ) -> list[tuple[Key, LocalEvent]]:
-    """Derive the records' own events: of users and organizations first, then of memberships.
+    """Derive the local events: of users and organizations first, then of memberships.
 
-    A record that is new here, but older than the installation, has none; one that is back was here
-    before.
+    A new record that is older than the installation has no event. A restored one isn't new.
     """
     if not handlers:
         return []
@@ -212,8 +212,8 @@ def _find_local_events(
 def _find_member_events(
     store: Store, written: WrittenRecords, since: int, source: Source
 ) -> list[tuple[Key, LocalEvent]]:
-    """A membership counts as here when it and both its ends are: what made that true or false may
-    be a change of any of the three."""
+    """Derive the events of memberships. A membership is present if it and both its ends are, so a
+    change of any of the three can start or end it."""
     ends = dict(written.ends)
     memberships = {
         after.key: (before, after)
@@ -225,7 +225,7 @@ def _find_member_events(
     if arrived:
         pairs = [key for key in store.present_memberships(arrived) if key not in memberships]
         missing = {end for key in pairs for end in key.organization_and_user} - ends.keys()
-        # Locked: if the other end comes in another transaction, one of the two must see both.
+        # Locked: if another transaction adds the other end, one of the two must see both.
         for records in (store.lock(sorted(missing), share=True), store.lock(pairs, share=True)):
             for key, record in records.items():
                 target = memberships if key.kind == "membership" else ends
@@ -262,8 +262,8 @@ def _has_come(before: Record, after: Record) -> bool:
 
 
 def _find_start(before: Record, after: Record) -> int:
-    """When a membership began, as far as that is known. If it was here before its ends were, and
-    an answer told of it, that may have been at any time."""
+    """Return when a membership began, as far as known. If it was here before its ends were, and was
+    read from an answer, it may have begun at any time."""
     if "addedAt" in after.facts:
         return after.facts["addedAt"]
     is_told_now = not local_events.is_here(before)
@@ -276,15 +276,15 @@ def _created_at(record: Record) -> int:
 
 
 def _is_old(record: Record, since: int) -> bool:
-    """Whether nothing says that it is of after the installation. An answer doesn't tell when
-    somebody joined."""
+    """Whether there is no evidence that it is newer than the installation. An answer doesn't say
+    when somebody joined."""
     newest = record.facts.get("updatedAt", NEVER)
     return record.key.kind == "membership" or (_created_at(record) < since and newest < since)
 
 
 def _known_until(before: Record, ends: dict[Key, tuple[Record, Record]]) -> int:
-    """Until when something else was known of a record: it changed later than that. Of a membership
-    also that a list of all members didn't have it, or that one of its ends wasn't there yet."""
+    """Return until when a record is known to have been different, so that it changed later. For a
+    membership, this includes a full list of members without it, and the creation of its ends."""
     moments = [max(group.read_at, group.stamp) for group in before.groups.values()]
     if before.key.kind == "membership":
         organization, user = (ends[key] for key in before.key.organization_and_user)
@@ -298,7 +298,7 @@ def _known_until(before: Record, ends: dict[Key, tuple[Record, Record]]) -> int:
 def jobs_for_event(
     event: Event, claimed: ClaimedDelivery, handlers: Sequence[RegisteredHandler]
 ) -> list[NewJob]:
-    """Make the jobs of an applied delivery: of its event, and of each member that it names."""
+    """Make the jobs of an applied delivery: for its event, and for each member that it names."""
     other = "no" if isinstance(event, TestPayload) else "only"
     name = ALIASES.get(event.event, event.event)
     subject, key = claimed.subject or f"event:{name}", claimed.digest.hex()
@@ -328,10 +328,10 @@ def jobs_for_event(
 def jobs_for_change(
     event: LocalEvent, handlers: Sequence[RegisteredHandler], delivery_id: int | None
 ) -> list[NewJob]:
-    """Make the jobs of a record's own event."""
+    """Make the jobs of a local event."""
     subject = _name_subject(event)
     key = f"{event.name}:{subject}"
-    if not isinstance(event, _CREATED) or event.restored:  # else it comes once per Logto id
+    if not isinstance(event, _CREATED) or event.restored:  # otherwise, once per Logto id
         key += f":{uuid.uuid4().hex}"
     return [
         NewJob(

@@ -23,7 +23,7 @@ _CALL_IT: Final = "choose one with name='…'"
 
 
 def handler_name(function: Any, name: Any) -> str:
-    """By which name jobs know a function: the one that is given, or its module's and its own.
+    """Return the name by which jobs refer to a function: the given one, or its module and name.
 
     Raises InvalidHandler.
     """
@@ -49,8 +49,8 @@ def _make_name(function: Any) -> str:
 
 
 def is_awaited(function: Callable[..., Any]) -> bool:
-    """Whether calling it gives what must be awaited. Raises ValueError for a generator, which
-    nobody would run."""
+    """Whether the result of a call must be awaited. Raises ValueError for a generator, which nobody
+    would run."""
     called = _unwrap(function)
     if any(
         inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
@@ -61,12 +61,12 @@ def is_awaited(function: Callable[..., Any]) -> bool:
 
 
 def module_of(function: Any) -> str | None:
-    """The name of the module whose code runs when it is called."""
+    """Return the name of the module whose code a call runs."""
     return getattr(_unwrap(function)[0], "__module__", None)
 
 
 def _unwrap(function: Any) -> tuple[Any, Any]:
-    """What runs when it is called: of a partial or a staticmethod its function, of an object its
+    """Return what a call runs: the function of a partial or a staticmethod, and an object's
     `__call__`."""
     while isinstance(function, functools.partial | staticmethod):
         function = function.func if isinstance(function, functools.partial) else function.__func__
@@ -74,14 +74,14 @@ def _unwrap(function: Any) -> tuple[Any, Any]:
 
 
 class MissingType:
-    """A type that isn't there when the function runs, such as one imported for type checkers."""
+    """A type that isn't defined at runtime, such as one imported only for type checkers."""
 
     def __class_getitem__(cls, item: object) -> type:
         return cls
 
 
 def read_parameters(function: Callable[..., Any]) -> Iterable[inspect.Parameter]:
-    """The parameters; a name that isn't there stands for a MissingType of that name.
+    """Return the parameters. An undefined name becomes a MissingType of that name.
 
     Raises ValueError.
     """
@@ -100,7 +100,7 @@ def read_parameters(function: Callable[..., Any]) -> Iterable[inspect.Parameter]
 
 
 def union_members(annotation: Any) -> list[Any]:
-    """What an annotation means, of a union each."""
+    """Return the types of an annotation: all members of a union, or the type itself."""
     origin = typing.get_origin(annotation)
     if origin is typing.Annotated:
         return union_members(annotation.__origin__)
@@ -112,16 +112,16 @@ def union_members(annotation: Any) -> list[Any]:
 
 
 def annotated_classes(members: Sequence[Any]) -> tuple[type, ...]:
-    """The classes, without None; none if anything is odd."""
+    """Return the classes among the types, without None; none if one isn't a class."""
     classes = tuple(member for member in members if member is not types.NoneType)
     return classes if all(isinstance(member, type) for member in classes) else ()
 
 
 Kind = Literal["event", "delivery", "user", "logger", "transaction"]
 LOGGER: Final = logging.LoggerAdapter
-# What a subclass of a Session is made with.
+# The arguments for making a Session or a subclass of it.
 SESSION_ARGUMENTS: Final = ("bind", "join_transaction_mode", "expire_on_commit")
-# Where defaults come from that frameworks replace before they call a function.
+# The modules of defaults that frameworks replace before they call a function.
 _MARKER_MODULES: Final = {
     "fastapi.params",
     "litestar.params",
@@ -132,7 +132,7 @@ _MARKER_MODULES: Final = {
 }
 _MARKER_PACKAGES: Final = {"fast_depends", "faststream", "taskiq_dependencies", "injector", "ninja"}
 _MARKERS: Final = {"Depends", "Security", "Dependency", "Provide", "Inject", "Injected"}
-# A transaction, and what it is in functions of the other kind.
+# A session type -> the corresponding one for functions of the other kind.
 _COUNTERPARTS: Final = {
     "Session": "AsyncSession",
     "AsyncSession": "Session",
@@ -150,7 +150,7 @@ _BY_TYPE: Final[dict[Any, Kind]] = {Delivery: "delivery", UserRow: "user", LOGGE
 
 
 class ParameterSource(Struct, frozen=True):
-    """One parameter: what fills it, and of which types that may be; without any, it was named."""
+    """A parameter: what fills it, and the types in its annotation; none if its name decided."""
 
     name: str
     kind: Kind
@@ -158,8 +158,8 @@ class ParameterSource(Struct, frozen=True):
 
 
 class Transactions(Struct, frozen=True):
-    """The types of transactions that the database has for a handler, and those that it has for the
-    other kind of function: `async def` instead of `def`, or the reverse."""
+    """The session types that the database has for a handler (`here`), and for the other kind of
+    function (`there`): `async def` instead of `def`, or the reverse."""
 
     here: Sequence[type]
     there: Sequence[type]
@@ -168,8 +168,8 @@ class Transactions(Struct, frozen=True):
 def resolve_parameters(
     function: Callable[..., Any], provided: Transactions | None, events: Sequence[type]
 ) -> tuple[ParameterSource, ...]:
-    """Look at a handler's parameters. `provided` are the database's transactions, None if it
-    isn't known yet; `events` the classes of the events that the handler is given.
+    """Resolve a handler's parameters. `provided` are the database's session types, None if it isn't
+    known yet. `events` are the classes of the events that the handler gets.
 
     Raises ValueError, which says what can't be filled.
     """
@@ -186,7 +186,7 @@ def resolve_parameters(
 def _resolve(
     parameter: inspect.Parameter, provided: Transactions | None, events: Sequence[type]
 ) -> ParameterSource | None:
-    """What fills a parameter; None if it keeps its default."""
+    """Return what fills a parameter; None if it keeps its default."""
     if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
         return None
     members = [] if _says_nothing(parameter) else union_members(parameter.annotation)
@@ -207,7 +207,7 @@ def _find_kind(
 ) -> Kind | None:
     if _says_nothing(parameter):
         return _BY_NAME.get(parameter.name)
-    if isinstance(parameter.annotation, str):  # as all are where annotations are imported
+    if isinstance(parameter.annotation, str):  # still a string after evaluation
         raise ValueError(f"{_describe(parameter)} is quoted twice: remove the quotes")
     if any(issubclass(annotated, MissingType) for annotated in classes):
         problem = "isn't defined at runtime: import it outside of `if TYPE_CHECKING`"
@@ -226,8 +226,8 @@ def _find_kind(
 
 
 def _is_provided(parameter: inspect.Parameter, annotated: type, provided: Sequence[type]) -> bool:
-    """Whether a transaction can be given as that. Raises ValueError for a subclass that can't be
-    made."""
+    """Whether the database has a session of that type. Raises ValueError for a subclass that can't
+    be made."""
     if annotated in provided:
         return True
     if not issubclass(annotated, tuple(provided)):
@@ -243,7 +243,7 @@ def _is_provided(parameter: inspect.Parameter, annotated: type, provided: Sequen
 
 
 def _refuse_marker(parameter: inspect.Parameter) -> None:
-    """Raise ValueError for a default that means something to a framework alone."""
+    """Raise ValueError for a default that only a framework understands."""
     kind = type(parameter.default)
     module = kind.__module__.partition(".")[0]
     if (
@@ -261,7 +261,7 @@ def _says_nothing(parameter: inspect.Parameter) -> bool:
 
 
 def _check(source: ParameterSource, events: Sequence[type], may_be_none: bool) -> None:
-    """Raise ValueError if the types of a parameter leave out what it will be given."""
+    """Raise ValueError if a parameter's types don't accept all values that it can get."""
     if not source.types:
         return
     if source.kind == "event":

@@ -17,15 +17,15 @@ from logto_webhooks.instrumentation import HandlerBlocks
 
 BLOCKED_S: Final = 1.0
 LOOK_S: Final = 0.25
-AGAIN_S: Final = 60.0  # of one handler
+AGAIN_S: Final = 60.0  # between reports of one handler
 _FRAMES: Final = 8
 _HANDLE: Final = asyncio.Handle._run.__code__  # where asyncio runs a callback
-# A local variable of who awaits a handler: uvloop's callbacks have no frames.
+# A local variable of the function that awaits a handler, because uvloop's callbacks have no frames.
 MARK: Final = "_handler_that_is_awaited"
 
 
 class Watchdog:
-    """A thread that checks again and again whether an event loop responds."""
+    """A thread that checks repeatedly whether an event loop responds."""
 
     def __init__(self, observe: Callable[[HandlerBlocks], None]) -> None:
         """`observe` is called in the watchdog's thread, while the loop is blocked."""
@@ -34,7 +34,7 @@ class Watchdog:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Watch the running loop as long as the block lasts."""
+        """Watch the running loop within the block."""
         over = threading.Event()
         watched = (asyncio.get_running_loop(), threading.get_ident(), over)
         threading.Thread(

@@ -1,4 +1,4 @@
-"""The worker: claim jobs, have their handlers called, write what became of them; over and over."""
+"""The worker: claim jobs, call their handlers, and write the outcomes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Final
 from logto_webhooks.clock import Clock
 from logto_webhooks.database.runner import HandlerRunner
 from logto_webhooks.database.store import Store
-from logto_webhooks.database.threads import MOST as MOST_LEFT
+from logto_webhooks.database.threads import MOST as MOST_ABANDONED
 from logto_webhooks.database.threads import MOST_OF_ONE, AbandonedCalls
 from logto_webhooks.errors import StoreUnavailable, TimedOut, describe
 from logto_webhooks.event_loop import wait_for_event
@@ -31,33 +31,33 @@ GRACE_S: Final = 5.0
 CANCEL_S: Final = 1.0
 TELL_S: Final = 60.0
 CAREFUL_S: Final = 60.0
-MOST: Final = 100  # jobs of one handler that are held at once
-CLEARED_S: Final = 1.0  # a job that was lost, and runs so long, isn't what ends its process at once
-AHEAD_S: Final = 0.2  # jobs are claimed ahead that can probably begin within this
+MOST: Final = 100  # claimed jobs of one handler
+CLEARED_S: Final = 1.0  # a lost job that runs so long doesn't end its process right at the start
+AHEAD_S: Final = 0.2  # jobs are claimed ahead if they can probably begin within this time
 
 
 Outcome = tuple[str, JobOutcome]  # with the token of the claim
-Turn = tuple[list[ClaimedJob], list[Outcome]]  # what is claimed, and what couldn't be written now
+Turn = tuple[list[ClaimedJob], list[Outcome]]  # claimed jobs, and outcomes that weren't written
 
 
 class ConcurrencyLimits:
-    """How many jobs of each handler a process runs at once, and how many it claims: no handler
-    takes the places of another."""
+    """Limits how many jobs of each handler a process runs at once, and how many it claims, so that
+    no handler takes the places of another."""
 
     def __init__(
-        self, handlers: Iterable[Handler], transactions: int, left: AbandonedCalls
+        self, handlers: Iterable[Handler], transactions: int, abandoned: AbandonedCalls
     ) -> None:
-        """`transactions`: how many handlers may be in a transaction at once, whichever."""
+        """`transactions`: how many handlers may be in a transaction at once in total."""
         handlers = list(handlers)
         self._limits = {handler.name: _choose_limit(handler, transactions) for handler in handlers}
         self._places = {name: asyncio.Semaphore(limit) for name, limit in self._limits.items()}
         self._took_s: dict[str, float] = {}  # smoothed
         self._in_threads = {handler.name for handler in handlers if not handler.is_async}
-        self._left = left
+        self._abandoned = abandoned
 
     def find_free(self, held: Mapping[str, int]) -> dict[str, int]:
-        """How many jobs of each handler to claim beside those in hand. Jobs of a fast handler are
-        claimed ahead, many at a time; those of a slow one are left to other processes."""
+        """Return how many more jobs of each handler to claim. Jobs of a fast handler are claimed
+        ahead, many at a time. Those of a slow one are left to other processes."""
         blocked = self.find_blocked()
         free = {}
         for name, limit in self._limits.items():
@@ -69,12 +69,12 @@ class ConcurrencyLimits:
         return free
 
     def put_last(self, name: str) -> None:
-        """Let the others come first when handlers take turns."""
+        """Put a handler behind the others in the order of claims."""
         self._limits[name] = self._limits.pop(name)
 
     @contextlib.asynccontextmanager
     async def run(self, name: str) -> AsyncIterator[None]:
-        """Wait until one more job of a handler may run; it does as long as the block lasts."""
+        """Wait until another job of a handler may run. It runs within the block."""
         async with self._places[name]:
             started = time.monotonic()
             try:
@@ -84,11 +84,11 @@ class ConcurrencyLimits:
                 self._took_s[name] = 0.8 * self._took_s.get(name, took_s) + 0.2 * took_s
 
     def find_blocked(self) -> dict[str, int]:
-        """The handlers that may not be called now, because too many calls were left behind by
-        them, or too many threads by all; and how many calls by each."""
-        abandoned = self._left.counts()
+        """Return the handlers that may not be called now, because they have too many abandoned
+        calls, or all together too many abandoned threads, with their numbers of abandoned calls."""
+        abandoned = self._abandoned.counts()
         blocked = {name: count for name, count in abandoned.items() if count >= MOST_OF_ONE}
-        if sum(abandoned[name] for name in self._in_threads) >= MOST_LEFT:
+        if sum(abandoned[name] for name in self._in_threads) >= MOST_ABANDONED:
             blocked |= {name: abandoned[name] for name in self._in_threads}
         return blocked
 
@@ -98,11 +98,11 @@ def _choose_limit(handler: Handler, transactions: int) -> int:
         return handler.options.concurrency
     if handler.transaction is None:
         return MOST
-    return max(1, transactions * 2 // 3)  # a slow one leaves some to others
+    return max(1, transactions * 2 // 3)  # so a slow one leaves some to others
 
 
 class JobWorker:
-    """Runs the jobs of the handlers in this process. Any number may run."""
+    """Runs the jobs of the handlers in this process. Any number of workers may run."""
 
     def __init__(
         self,
@@ -115,25 +115,25 @@ class JobWorker:
     ) -> None:
         self._host = host
         self._observe = observe
-        self._left = AbandonedCalls(
+        abandoned = self._abandoned = AbandonedCalls(
             lambda handler, stack: observe(CoroutineAbandoned(handler, stack))
         )
-        self._caller = HandlerCaller(host.handle, clock, jitter, handlers, left=self._left)
+        self._caller = HandlerCaller(host.handle, clock, jitter, handlers, abandoned=abandoned)
         self._may_work = may_work
-        self._is_spare = True  # until it may work
+        self._is_spare = True  # until `may_work` returns True
         self._wake = asyncio.Event()
         self._stopping = False
-        self._held: dict[int, ClaimedJob] = {}  # queue key -> its job
+        self._held: dict[int, ClaimedJob] = {}  # queue key -> its claimed job
         self._suspects: set[int] = set()  # queue keys of jobs that may end this process
         self._tasks: set[asyncio.Task[None]] = set()
         self._outcomes: list[Outcome] = []
-        self._put_back: list[Outcome] = []  # what was locked
+        self._put_back: list[Outcome] = []  # outcomes to write later, because rows were locked
         self._put_back_until = 0.0
-        self._careful_until = 0.0  # something is locked: from then on nothing is waited for
-        self._limits = ConcurrencyLimits(handlers, host.room, self._left)
+        self._careful_until = 0.0  # until then, don't wait for locks, because something is locked
+        self._limits = ConcurrencyLimits(handlers, host.room, self._abandoned)
         self._transactions = asyncio.Semaphore(host.room)
         self._renewed = self._mended = time.monotonic()
-        self._reported: dict[str, float] = {}  # blocked handlers -> when that was said
+        self._reported: dict[str, float] = {}  # blocked handlers -> when that was reported
         self._watchdog = Watchdog(observe)
         self._coroutines = any(handler.is_async for handler in handlers)
 
@@ -142,14 +142,14 @@ class JobWorker:
         self._wake.set()
 
     def stop(self, wake: Callable[[], object] | None = None) -> None:
-        """End `run`, once what is in hand is done, or after some seconds. From another thread,
-        `wake` is how its loop is told."""
+        """End `run` when the current jobs are done, or after some seconds. From another thread,
+        pass a `wake` that wakes the worker's event loop."""
         self._stopping = True
         (wake or self.wake)()
 
     @property
     def woken(self) -> bool:
-        """Whether the worker knows already that there may be jobs."""
+        """Whether `wake` was called since the last turn."""
         return self._wake.is_set()
 
     async def run(self) -> None:
@@ -168,7 +168,7 @@ class JobWorker:
                     self._observe(Stalled(describe(error), wait))
                     await asyncio.sleep(wait)
                     continue
-                await asyncio.sleep(0)  # so that what is quick is written by the next turn
+                await asyncio.sleep(0)  # so that the next turn writes the outcomes of fast jobs
                 if self._outcomes or (claimed and self._limits.find_free(self._count_held())):
                     continue
                 await wait_for_event(self._wake, POLL_S)
@@ -185,7 +185,7 @@ class JobWorker:
         await self._end()
 
     async def turn(self) -> int:
-        """Write the outcomes of jobs, and claim the next; return how many.
+        """Write the outcomes of jobs, and claim the next jobs. Return how many.
 
         Raises StoreUnavailable.
         """
@@ -201,7 +201,7 @@ class JobWorker:
         mended = now - self._mended <= MEND_S
         if mended and not (done or renewed or room):
             return 0
-        # Of those that may have ended a process, one at a time: it takes no other with it again.
+        # Jobs that may have ended a process run one at a time, so that none is lost with another.
         lost = not self._suspects
         step = partial(self._turn, token=token, done=done, renewed=renewed, room=room, lost=lost)
         try:
@@ -218,7 +218,7 @@ class JobWorker:
         if result is None:
             return 0
         new, locked = result
-        if renewed:  # now that it is committed: else the next turn must do it
+        if renewed:  # only after the commit, because otherwise the next turn must renew
             self._renewed = now
         self._try_again(locked)
         for claimed in new:
@@ -226,7 +226,7 @@ class JobWorker:
             if claimed.job.losses:
                 self._suspects.add(claimed.job.queue_key_id)
                 self._limits.put_last(claimed.handler.name)
-            task = asyncio.create_task(self._do(claimed))
+            task = asyncio.create_task(self._run_job(claimed))
             self._tasks.add(task)
             task.add_done_callback(partial(self._forget, claimed))
         return len(new)
@@ -252,7 +252,7 @@ class JobWorker:
         return new, locked
 
     async def _run_turn(self, step: Callable[[Store], Turn], done: list[Outcome]) -> Turn | None:
-        """Take that step; None if nothing but outcomes was written, because one of them can't be.
+        """Run a step. Return None if only outcomes were written, because one of them can't be.
 
         Raises StoreUnavailable.
         """
@@ -263,13 +263,13 @@ class JobWorker:
         except Exception:
             if await self._write_apart(done):
                 return None
-            raise  # for another reason
+            raise  # the cause is another
 
     async def _write_apart(self, done: list[Outcome]) -> bool:
-        """Write outcomes, ever fewer at once, so that one that can't be written holds up no other:
-        its job fails. Return whether there is one.
+        """Write outcomes, each time half as many at once, so that one that can't be written doesn't
+        block others. The job of that one fails. Return whether there is one.
 
-        Raises StoreUnavailable. What was written before can be written again: that does nothing.
+        Raises StoreUnavailable. Writing an outcome again does nothing.
         """
         if not done:
             return False
@@ -288,7 +288,7 @@ class JobWorker:
         return await self._write_apart(done[half:]) or has_failed
 
     async def _fail_unwritten(self, token: str, outcome: JobOutcome, error: Exception) -> None:
-        """Let a job fail whose outcome can't be written. If even that can't be, its lease ends."""
+        """Make a job fail because its outcome can't be written. Otherwise, its lease expires."""
         fail = partial(self._caller.fail_unwritten, token=token, outcome=outcome, error=error)
         try:
             report = await self._host.run(fail)
@@ -301,7 +301,7 @@ class JobWorker:
                 self._observe(report)
 
     def _try_again(self, locked: list[Outcome]) -> None:
-        """Write later what is locked now."""
+        """Write outcomes later whose rows are locked now."""
         if locked:
             self._put_back += locked
             self._put_back_until = time.monotonic() + POLL_S
@@ -310,15 +310,15 @@ class JobWorker:
         return Counter(claimed.handler.name for claimed in self._held.values())
 
     def _report_blocked(self, blocked: dict[str, int]) -> None:
-        """Report the handlers that are no longer called, each once in a while."""
+        """Report the handlers that are no longer called, each at most every TELL_S."""
         now = time.monotonic()
         for name, count in blocked.items():
             if now - self._reported.get(name, now - TELL_S) >= TELL_S:
                 self._reported[name] = now
-                self._observe(HandlerHeld(name, count, self._left.counts().total()))
+                self._observe(HandlerHeld(name, count, self._abandoned.counts().total()))
 
-    async def _do(self, claimed: ClaimedJob) -> None:
-        # To wait for one's turn is no time of the handler's.
+    async def _run_job(self, claimed: ClaimedJob) -> None:
+        # Waiting for a place doesn't count toward the handler's time limit.
         turn = self._transactions if claimed.handler.transaction else contextlib.nullcontext()
         try:
             async with self._limits.run(claimed.handler.name), turn:
@@ -327,9 +327,9 @@ class JobWorker:
                 with self._suspecting(claimed):
                     result = await self._caller.call(claimed)
             if self._stopping and type(result.error) is asyncio.CancelledError:
-                # A thread isn't stopped, but ends with this process; so does what was left behind.
+                # A thread goes on until this process ends, and so does an abandoned coroutine.
                 goes_on = (
-                    not claimed.handler.is_async or claimed.handler.name in self._left.counts()
+                    not claimed.handler.is_async or claimed.handler.name in self._abandoned.counts()
                 )
                 released = to_released(claimed, LEASE_S if goes_on else 0)
                 self._outcomes.append((claimed.token, released))
@@ -347,8 +347,8 @@ class JobWorker:
 
     @contextlib.contextmanager
     def _suspecting(self, claimed: ClaimedJob) -> Iterator[None]:
-        """Suspect a job that was lost for a while, or, if it was lost more than once, to its end:
-        so none costs another its last attempt."""
+        """Keep a lost job suspect for CLEARED_S, or until its end if it was lost more than once, so
+        that it doesn't cost another job its last attempt."""
         if claimed.job.losses != 1:
             yield
             return
@@ -365,7 +365,7 @@ class JobWorker:
 
     def _forget(self, claimed: ClaimedJob, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if self._held.get(claimed.job.queue_key_id) is claimed:  # cancelled before `_do` began
+        if self._held.get(claimed.job.queue_key_id) is claimed:  # cancelled before `_run_job` began
             del self._held[claimed.job.queue_key_id]
             self._clear(claimed)
             self._outcomes.append((claimed.token, to_released(claimed)))
@@ -374,13 +374,13 @@ class JobWorker:
     async def _end(self) -> None:
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=GRACE_S)
-        for _ in range(2):  # who won't be cancelled is left behind
+        for _ in range(2):  # tasks that still don't end are abandoned
             for task in self._tasks:
                 task.cancel()
             if self._tasks:
                 await asyncio.wait(self._tasks, timeout=CANCEL_S)
-        self._left.cancel()
-        with contextlib.suppress(Exception):  # they are done again by the next
+        self._abandoned.cancel()
+        with contextlib.suppress(Exception):  # another process runs these jobs again
             async with asyncio.timeout(GRACE_S):
                 await self._write_apart(self._put_back + self._outcomes)
 
@@ -392,8 +392,8 @@ def write_outcomes(
     *,
     careful: bool = False,
 ) -> list[Outcome]:
-    """Write outcomes, and hold longer what is still in hand. Return the outcomes that weren't
-    written: to be `careful` is to wait for nobody who holds a queue or a job."""
+    """Write outcomes, and renew the leases of running jobs. With `careful`, don't wait for locked
+    queues or jobs, and return the outcomes that weren't written because of that."""
     locked: list[Outcome] = []
     if careful:
         queue_key_ids = [outcome.queue_key_id for _, outcome in done] + [
@@ -403,7 +403,7 @@ def write_outcomes(
         for token, outcome in done:
             if outcome.queue_key_id in busy or outcome.id in busy_jobs:
                 locked.append((token, outcome))
-                if outcome.queue_key_id not in busy:  # or somebody else would take it
+                if outcome.queue_key_id not in busy:  # or another process would claim it
                     store.jobs.renew(token, [outcome.queue_key_id], LEASE_S)
         done = [finished for finished in done if finished not in locked]
         renewed = [claimed for claimed in renewed if claimed.job.queue_key_id not in busy]
@@ -414,7 +414,7 @@ def write_outcomes(
         finished = [outcome.queue_key_id for _, outcome in done]
         store.jobs.lock(finished + [claimed.job.queue_key_id for claimed in renewed])
     for claimed_by, outcomes in by_token.items():
-        store.jobs.finish(claimed_by, outcomes)  # what was lost is somebody else's now
+        store.jobs.finish(claimed_by, outcomes)  # without those of lost jobs
     for held in renewed:
         store.jobs.renew(held.token, [held.job.queue_key_id], LEASE_S)
     return locked
