@@ -84,11 +84,11 @@ class LogtoWebhooks(Admin):
         self._alone = threading.Lock()
         self._lookups = WeakKeyDictionary[asyncio.AbstractEventLoop, UserLookup]()
         self._starting = threading.Lock()
-        self._loops: list[asyncio.AbstractEventLoop] = []  # one for each lifespan that is entered
+        self._loops: list[asyncio.AbstractEventLoop] = []  # one for each entered lifespan
         self.path = path
         self._paths = asgi.path_variants(path)
         if environment is None:
-            self._settings()  # what is misspelled is told first: it may be the engine
+            self._settings()  # first report a misspelled setting, which may be the engine
             if (engine is None) == (database_url is None):
                 problem = "pass either an engine or a database_url, for the application's database"
                 raise SettingInvalid(name="LogtoWebhooks", problem=problem)
@@ -193,7 +193,7 @@ class LogtoWebhooks(Admin):
                 try:
                     yield
                 finally:
-                    self._service = before  # of another lifespan, if it was entered twice
+                    self._service = before  # from an outer lifespan, if it was entered twice
 
     @contextlib.contextmanager
     def _on_one_loop(self) -> Iterator[None]:
@@ -266,13 +266,14 @@ class LogtoWebhooks(Admin):
             work.close()
             raise CalledFromEventLoop()
         loop = self.handlers.loop
-        if loop is not None:  # whose connections can't be used in another
+        if loop is not None:  # its connections can't be used on another
             return asyncio.run_coroutine_threadsafe(work, loop).result()
         with contextlib.closing(work):
             return asyncio.run(self._run_alone(work))
 
     async def _run_alone(self, work: Coroutine[Any, Any, T]) -> T:
-        """The next call has another loop, in which no connection of this one can be used."""
+        """Run a coroutine on a new loop, and close the connections, because the next call can't use
+        them on its loop."""
         if self.database.any_loop:
             return await work
         with self._alone:

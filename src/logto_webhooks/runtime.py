@@ -1,4 +1,4 @@
-"""Run the service: receive, apply, run jobs, ask Logto."""
+"""Run the service: receive deliveries, apply them, run jobs, and use Logto's API."""
 
 from __future__ import annotations
 
@@ -58,23 +58,21 @@ if TYPE_CHECKING:
     from logto_webhooks.ingest import asgi
     from logto_webhooks.logto.client import ManagementClient
 
-# Requests a second.
-BUDGET: Final = 15.0
-# Of Logto Cloud; a Logto of one's own has no limit but its strength.
-CLOUD_BUDGET: Final = 20.0
+BUDGET: Final = 15.0  # requests per second
+CLOUD_BUDGET: Final = 20.0  # Logto Cloud's limit; a self-hosted Logto has none
 NO_BUDGET: Final = 1_000.0
 
 
 def make_client(
     settings: Settings, *, fast: bool = False, longest_wait_s: float = inf
 ) -> ManagementClient:
-    """Make a client; it connects on first use. `fast` asks as much as Logto allows, unless a
-    budget is set; what fails is tried again after `longest_wait_s` at most. Raises
+    """Make a client, which connects on first use. With `fast`, it sends as many requests as Logto
+    allows, unless a budget is set. It waits at most `longest_wait_s` before a retry. Raises
     ApiNotConfigured, ExtraMissing."""
     if not (settings.endpoint and settings.app_id and settings.app_secret):
         raise ApiNotConfigured(settings.missing_credentials)
     try:
-        # Here, because a service without credentials doesn't need the extra `api`.
+        # Imported here, because a service without credentials doesn't need the extra `api`.
         from logto_webhooks.logto.client import ManagementClient
     except ModuleNotFoundError as error:
         raise ExtraMissing(feature="Logto's API", extra="api", package=error.name) from None
@@ -100,7 +98,7 @@ async def talk_to_logto(
     observe: Observer,
     stored: Callable[[], None],
 ) -> AsyncIterator[None]:
-    """Recover, refetch and reconcile while the block lasts and this process holds the leader's
+    """Recover, refetch and reconcile within the block, while this process holds the leader's
     lease."""
     recovery = make_recovery(settings, logto, database, stored)
     reads = Refetcher(logto, database.host, observe)
@@ -124,7 +122,7 @@ async def talk_to_logto(
 def make_reconciliation(
     logto: ManagementClient, database: Database, source: Source | None = "reconcile"
 ) -> Reconciliation:
-    """Make a reconciliation; without a `source`, no handlers run."""
+    """Make a reconciliation. Without a `source`, no handlers run."""
     return Reconciliation(logto, database.host, SystemClock(), source)
 
 
@@ -156,15 +154,15 @@ WATCH_S: Final = 60.0
 # How long the start waits for the database, if it can go on without.
 OPEN_S: Final = 3.0
 REGISTER_S: Final = 2.0
-CLOSED_S: Final = 1.0  # that a delivery may wait for a database that isn't open
+CLOSED_S: Final = 1.0  # how long a delivery may wait for a database that isn't open
 LONGEST_STOP_S: Final = 12.0
-# How long a thread that computes may keep the interpreter from those that accept; Python's own
-# 5 ms are waited for several times in each answer.
+# How long a busy thread may keep the interpreter from the event loop that accepts deliveries. Each
+# answer waits for it several times, so Python's default of 5 ms is too long.
 SWITCH_S: Final = 0.0005
 
 
 class Service:
-    """The whole service: `webhook` receives, `running` does the rest, and `app` is both."""
+    """The whole service: `webhook` receives deliveries, `running` does the rest, `app` is both."""
 
     def __init__(
         self,
@@ -176,9 +174,9 @@ class Service:
         handlers_database: Database | None = None,
     ) -> None:
         """Opens nothing. `scrape` answers `GET /metrics`. With a `handlers_database`, the same
-        database for another event loop, handlers run on a loop of their own. Raises
-        SigningKeyMissing, InvalidHandler."""
-        # Here, so that a command that only reads the database starts without a web framework.
+        database for another event loop, handlers run on their own loop. Raises SigningKeyMissing,
+        InvalidHandler."""
+        # Imported here, so that commands that only read the database don't load a web framework.
         from logto_webhooks.ingest import asgi
 
         self._settings = settings
@@ -189,7 +187,7 @@ class Service:
         self.api = make_client(settings) if settings.endpoint else None
         host, clock, wake = database.host, SystemClock(), self._workers.delivery_worker.wake
         self._spool = spool_of(settings)
-        self._is_open = True  # `open` says otherwise
+        self._is_open = True  # unless `open` fails
         commit = self._commit = GroupCommit(host, observe, wake, self._spool)
         self._readiness = Readiness(database.check, host, clock, commit)
         keyring = Keyring(settings.signing_keys)
@@ -222,8 +220,8 @@ class Service:
         self._workers.wake_job_worker()
 
     async def open(self) -> None:
-        """Open the database. With a spool directory, deliveries can be received without it: then
-        `running` opens it as soon as it is there.
+        """Open the database. With a spool directory, deliveries can be received without it, and
+        `running` opens it as soon as possible.
 
         Raises StoreUnavailable, SchemaMismatch, SettingInvalid.
         """
@@ -244,7 +242,7 @@ class Service:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Apply deliveries, run handlers and query Logto while the block lasts."""
+        """Apply deliveries, run handlers and use Logto's API within the block."""
         async with contextlib.AsyncExitStack() as stack:
             stack.enter_context(self._handlers.in_use())
             stack.push_async_callback(self._database.host.close)
@@ -257,17 +255,17 @@ class Service:
     async def _store(
         self, delivery: NewDelivery, deadline: float | None, room: RequestBody | None
     ) -> StoreResult | None:
-        if not self._is_open:  # it would be spooled anyway, but late
+        if not self._is_open:  # otherwise, it would be spooled late
             deadline = asyncio.get_running_loop().time() + CLOSED_S
         return await self._commit.add(delivery, deadline, room)
 
     @contextlib.asynccontextmanager
     async def _waiting_for_database(self) -> AsyncIterator[None]:
-        """Wait for the database beside receiving, then use it."""
+        """Wait for the database in the background, then use it."""
         stopping = asyncio.Event()
 
         async def open_and_use() -> None:
-            await self._open_in_the_end()
+            await self._open_repeatedly()
             while not stopping.is_set():
                 try:
                     async with self._using_database():
@@ -287,7 +285,7 @@ class Service:
                 working.cancel()
             await _finish(working)
 
-    async def _open_in_the_end(self) -> None:
+    async def _open_repeatedly(self) -> None:
         while not self._is_open:
             await asyncio.sleep(AGAIN_S)
             try:
@@ -337,8 +335,8 @@ class WorkerGroup:
         handlers: Handlers,
         handlers_database: Database | None = None,
     ) -> None:
-        """With a `handlers_database`, the same database for another event loop, handlers run on a
-        loop of their own, if there are any. Raises InvalidHandler."""
+        """With a `handlers_database`, the same database for another event loop, handlers run on
+        their own loop, if there are any. Raises InvalidHandler."""
         handlers.fit(database.host.provides)
         handlers_database = handlers_database if len(handlers) else None
         self._database = database
@@ -362,7 +360,7 @@ class WorkerGroup:
             self._thread.call(self.job_worker.wake)
 
     def observe(self, report: TelemetryEvent) -> None:
-        """Pass on an event. If something was applied, wake the job worker."""
+        """Pass on a telemetry event. If something was applied, wake the job worker."""
         self._observe(report)
         if isinstance(report, DeliverySynced | Refetched | Reconciled):
             self.wake_job_worker()
@@ -406,8 +404,8 @@ class WorkerGroup:
 
     @contextlib.asynccontextmanager
     async def running(self, *, work: bool = True) -> AsyncIterator[None]:
-        """Work, or only register the handlers, while the block lasts. The handlers are registered
-        when it begins, unless the database takes long."""
+        """Work, or only register the handlers, within the block. They are registered when it
+        begins, unless the database takes long."""
         working = asyncio.create_task(self.run() if work else self.register())
         await wait_for_event(self._registered, REGISTER_S)
         try:
@@ -419,7 +417,7 @@ class WorkerGroup:
             await _finish(working)
 
     async def register(self) -> bool:
-        """Register the handlers, once the database can be reached; return False if stopped."""
+        """Register the handlers once the database can be reached. Return False if stopped."""
         registered = [handler.registered for handler in self._handlers]
 
         def register(store: Store) -> None:
@@ -431,13 +429,13 @@ class WorkerGroup:
                 self._registered.set()
                 if registered:
                     self._observe(HandlersKnown(tuple(handler.name for handler in registered)))
-            except Exception as error:  # or it would be told of only at the end
+            except Exception as error:  # or it would be reported only at the end
                 self._observe(Stalled(describe(error), AGAIN_S))
                 await asyncio.sleep(AGAIN_S)
         return self._registered.is_set()
 
     async def _watch(self) -> None:
-        """Report jobs that wait for handlers of other processes, whenever that changes."""
+        """Report jobs that wait for handlers of other processes, whenever their number changes."""
         jobs = 0
 
         async def look() -> None:
@@ -472,7 +470,7 @@ def make_worker(settings: Settings, database: Database, observe: Observer) -> De
 
 
 async def _finish(task: asyncio.Task[Any]) -> None:
-    """Wait for its end. Raises what it raises."""
+    """Wait for the end of a task. Raises what it raises."""
     await asyncio.wait({task})
     if not task.cancelled():
         task.result()
