@@ -78,6 +78,7 @@ def to_change(claims: Mapping[str, Any]) -> Upsert:
 
 
 POLL_S: Final = 0.1
+WRITERS: Final = 2  # users that are created at once
 
 
 def ensure_user(store: Store, claims: Mapping[str, Any], answer: Change | None = None) -> UserRow:
@@ -100,13 +101,14 @@ def ensure_user(store: Store, claims: Mapping[str, Any], answer: Change | None =
 
 class UserLookup:
     """Finds and creates users for all callers on one event loop. Together, they use one connection
-    to read and one to write, because others need the pool, such as accepting."""
+    to read and `WRITERS` to write, because others need the pool, such as accepting."""
 
     def __init__(self, host: TransactionRunner) -> None:
         self._host = host
         self._asked: dict[str, asyncio.Future[Record | None]] = {}
         self._looking: asyncio.Task[None] | None = None
-        self._writing = asyncio.Lock()
+        self._writing = asyncio.Semaphore(WRITERS)
+        self._writes: dict[str, asyncio.Task[UserRow]] = {}
 
     async def ensure(
         self, claims: Mapping[str, Any], logto: ManagementClient | None = None
@@ -124,8 +126,12 @@ class UserLookup:
             return _to_row(record)
         may_ask = record.deleted_at is None or _may_be_back(record, claims)
         answer = await _ask_for_user(logto, self._host, key) if logto and may_ask else None
-        async with self._writing:
-            return await self._host.run(lambda store: ensure_user(store, claims, answer))
+        # A user whose record is locked takes one turn, however many requests there are.
+        if key.id not in self._writes:
+            write = asyncio.create_task(self._write(claims, answer))
+            write.add_done_callback(partial(self._finish_write, key.id))
+            self._writes[key.id] = write
+        return await asyncio.shield(self._writes[key.id])
 
     async def wait(self, user_id: str, timeout_s: float) -> UserRow:
         """Wait until a user is known here. Raises ClaimsUnusable for an invalid id, TimeoutError,
@@ -137,6 +143,15 @@ class UserLookup:
                 await asyncio.sleep(POLL_S)  # another process may apply the webhook
                 record = await self._find(id_)
         return _to_row(record)
+
+    async def _write(self, claims: Mapping[str, Any], answer: Change | None) -> UserRow:
+        async with self._writing:
+            return await self._host.run(lambda store: ensure_user(store, claims, answer))
+
+    def _finish_write(self, user_id: str, write: asyncio.Task[UserRow]) -> None:
+        del self._writes[user_id]
+        if not write.cancelled():
+            write.exception()  # every caller may have been cancelled
 
     async def _find(self, user_id: str) -> Record | None:
         """Find a user. Calls at the same time share a query. Raises StoreUnavailable."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from logto_webhooks import LogtoWebhooks, UserIsDeletedError, events
 from logto_webhooks.apply import batch
-from logto_webhooks.errors import ClaimsUnusable, SettingInvalid
+from logto_webhooks.errors import ClaimsUnusable, SettingInvalid, StoreUnavailable
 from logto_webhooks.records.record import Key, Tombstone
 from logto_webhooks.testing import SIGNING_KEY, make
 from logto_webhooks.testing.fake import FakeLogto
@@ -172,7 +173,7 @@ def test_logto_is_asked_for_what_claims_lack(tmp_path: Path) -> None:
 
 @pytest.mark.postgres
 def test_however_many_ask_the_pool_is_left_to_others() -> None:
-    """They take one connection to read, and one to write: webhooks are accepted beside."""
+    """They take one connection to read, and two to write: webhooks are accepted beside."""
 
     async def run() -> None:
         schema = emptied_schema()
@@ -201,10 +202,45 @@ def test_however_many_ask_the_pool_is_left_to_others() -> None:
         assert queries < 10
         made = await asyncio.gather(*(logto.ensure_user({"sub": id_}) for id_ in ids))
         assert await asyncio.gather(*waiting) == made
-        assert most <= 2
+        assert most <= 3
         before = queries
         assert await asyncio.gather(*(logto.ensure_user({"sub": id_}) for id_ in ids)) == made
         assert queries - before < 10
         await engine.dispose()
+
+    asyncio.run(run())
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("engine_of", [create_async_engine, sa.create_engine])
+def test_a_locked_user_takes_one_turn(engine_of: Callable[[sa.URL], Any]) -> None:
+    """An application holds one user in a transaction: however many requests of that user wait,
+    others are created meanwhile."""
+
+    async def run() -> None:
+        schema = emptied_schema()
+        driver = "asyncpg" if engine_of is create_async_engine else "psycopg"
+        engine = engine_of(server_url().set(drivername=f"postgresql+{driver}"))
+        logto = LogtoWebhooks(signing_key=SIGNING_KEY, engine=engine, schema=schema)
+        await logto.migrate()
+        application = create_async_engine(server_url().set(drivername="postgresql+asyncpg"))
+        async with application.connect() as connection:
+            stub = sa.text(
+                f"INSERT INTO {schema}.logto_records"
+                " (kind, logto_id, local_id, data, groups, facts, needs, doubtful)"
+                " VALUES ('user', 'ana', gen_random_uuid(), '{}', '{}', '{}', '{}', false)"
+            )
+            await connection.execute(stub)  # as within its session; not committed yet
+            ana = [asyncio.create_task(logto.ensure_user({"sub": "ana"})) for _ in range(12)]
+            bo = await logto.ensure_user({"sub": "bo"})
+            assert bo.logto_user_id == "bo"
+            errors = await asyncio.gather(*ana, return_exceptions=True)
+            assert len({id(error) for error in errors}) == 1
+            assert isinstance(errors[0], StoreUnavailable)
+            await connection.rollback()
+        assert (await logto.ensure_user({"sub": "ana"})).logto_user_id == "ana"
+        await logto.close()
+        await application.dispose()
+        await engine.dispose() if engine_of is create_async_engine else engine.dispose()
 
     asyncio.run(run())
