@@ -52,11 +52,7 @@ class AsyncRunner:
     _is_pooled = True  # whether others get a handler's connection after it
 
     def __init__(
-        self,
-        engine: AsyncEngine,
-        owns: bool = True,
-        app_schemas: Any = None,
-        watched: bool = True,
+        self, engine: AsyncEngine, owns: bool = True, app_schemas: Any = None, watched: bool = True
     ) -> None:
         """`owns`: whether to dispose of the engine at the end; `app_schemas`: the application's
         schema_translate_map; `watched`: whether connections that don't answer are replaced."""

@@ -32,15 +32,7 @@ from logto_webhooks.database.schema import (
     users,
 )
 from logto_webhooks.records.projection import Part, child_rows, project
-from logto_webhooks.records.record import (
-    MEMBERS,
-    NEVER,
-    Contender,
-    Group,
-    Key,
-    Kind,
-    Record,
-)
+from logto_webhooks.records.record import MEMBERS, NEVER, Contender, Group, Key, Kind, Record
 
 MIRROR: Final[dict[Kind, sa.Table]] = {
     "user": users,

@@ -62,13 +62,11 @@ class SerialExecutor:
     def _start(self) -> None:
         if self._thread is None or not self._thread.is_alive():
             self._queue = SimpleQueue()
-            self._thread = Thread(
-                target=_run_all, args=(self._queue,), name=self._name, daemon=True
-            )
+            self._thread = Thread(target=_serve, args=(self._queue,), name=self._name, daemon=True)
             self._thread.start()
 
 
-def _run_all(queue: SimpleQueue[_Work | None]) -> None:
+def _serve(queue: SimpleQueue[_Work | None]) -> None:
     while (work := queue.get()) is not None:
         _run(*work)
         del work  # or it would live, with all it refers to, until the next work arrives

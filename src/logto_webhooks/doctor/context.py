@@ -168,9 +168,7 @@ class CheckContext:
         senders: set[str] = set()
         if not named and "database" in self.passed:
             recent = await self.read(lambda store: store.recent(_RECENT))
-            senders = {
-                sender for row in recent if (sender := delivery_log.find_logged_webhook(row.body))
-            }
+            senders = {sender for row in recent if (sender := delivery_log.find_sender(row.body))}
         known = named or [webhook for webhook in webhooks if webhook.id in senders]
         path = self.settings.path.rstrip("/")
         alike = [each for each in webhooks if strip_url(each.url).rstrip("/").endswith(path)]

@@ -124,11 +124,7 @@ class Receiver:
             self._observe(NotStored(len(lost), STOPPED))
 
     async def _store_large(
-        self,
-        verified: VerifiedBody,
-        started: int,
-        deadline: float | None,
-        room: RequestBody | None,
+        self, verified: VerifiedBody, started: int, deadline: float | None, room: RequestBody | None
     ) -> tuple[NewDelivery, StoreResult | None]:
         """Identify the delivery in a thread, because it would block the event loop. A late or
         cancelled request stops waiting, but its delivery is stored: Logto won't send it again."""

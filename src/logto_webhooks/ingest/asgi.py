@@ -96,7 +96,7 @@ class WebhookApp:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request. The connection is closed if its body wasn't read."""
         response = await self.answer(scope, receive)
-        if response is not None:  # else nobody is there to be answered
+        if response is not None:  # otherwise, the client is gone
             await send_response(send, response)
 
     async def answer(self, scope: Scope, receive: Receive) -> WebhookResponse | None:
@@ -109,7 +109,7 @@ class WebhookApp:
                 signatures.append(value)
             elif name == b"content-length" and value.isdigit():
                 announced = int(value)
-        # What can't be signed is read, so that the answer arrives, but isn't kept.
+        # A body that can't be signed is read, so that the answer arrives, but not kept.
         may_be_signed = len(signatures) == 1 and len(signatures[0].strip()) == _SIGNATURE_SIZE
         body = RequestBody(self._room, began, keep=may_be_signed)
         try:
@@ -141,8 +141,8 @@ class WebhookApp:
 
 
 def refuse_other_path(scope: Scope, paths: set[str]) -> WebhookResponse | None:
-    """Answer a request that isn't to the webhook, for an application that knows no framework; None
-    if it is. The path may be below where this is mounted (uvicorn's --root-path)."""
+    """Answer a request that isn't to the webhook, without a framework; None if it is. The path may
+    include where this is mounted (uvicorn's --root-path)."""
     path, root = scope["path"], scope.get("root_path", "").rstrip("/")
     if path not in paths and not (path.startswith(f"{root}/") and path[len(root) :] in paths):
         return WebhookResponse(404, {"error": "not_found"})

@@ -171,9 +171,7 @@ class Quarantine:
         if not self._ring.webhook_ids:
             recent = store.recent(_RECENT)
             self._ring.webhook_ids |= {
-                webhook_id
-                for delivery in recent
-                if (webhook_id := delivery_log.find_logged_webhook(delivery.body))
+                sender for each in recent if (sender := delivery_log.find_sender(each.body))
             }
         return store.webhook_keys.learnt()
 
@@ -252,9 +250,7 @@ def make_key_reader(
 
     async def ask(keys: Sequence[str]) -> list[WebhookKey]:
         recent = await host.read(lambda store: store.recent(_RECENT))
-        seen = {
-            hook for delivery in recent if (hook := delivery_log.find_logged_webhook(delivery.body))
-        }
+        seen = {sender for each in recent if (sender := delivery_log.find_sender(each.body))}
         return [
             WebhookKey(webhook_id=webhook["id"], key=webhook["signingKey"], learnt_at=clock.now())
             async for page in logto.webhooks()

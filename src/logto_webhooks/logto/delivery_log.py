@@ -52,13 +52,12 @@ def is_cut(recent: Iterable[ReceivedBody], webhook_id: str, since: int, oldest: 
     """Whether a webhook's log, whose first entry since `since` is from `oldest`, lacks earlier
     deliveries that the inbox has."""
     return any(
-        since <= delivery.occurred_at < oldest - ATTEMPT_MS
-        and find_logged_webhook(delivery.body) == webhook_id
-        for delivery in recent
+        since <= each.occurred_at < oldest - ATTEMPT_MS and find_sender(each.body) == webhook_id
+        for each in recent
     )
 
 
-def find_logged_webhook(body: bytes) -> str | None:
+def find_sender(body: bytes) -> str | None:
     """Return the ID of the webhook that sent a body; None for a test, which isn't logged."""
     webhook_id = read_webhook_id(body)
     # A test is small, so a large body needn't be decoded as a whole.

@@ -116,11 +116,8 @@ class Recovery:
 
     async def _find_webhooks(self, result: RecoverResult) -> tuple[list[str], int]:
         """Return the IDs of the webhooks that lead here, and until when to read Logto's log."""
-        seen = {
-            webhook_id
-            for delivery in await self._read_recent()
-            if (webhook_id := read_webhook_id(delivery.body))
-        }
+        recent = await self._read_recent()
+        seen = {sender for each in recent if (sender := read_webhook_id(each.body))}
         when, latest = await make_span_clock(self._host), self._clock.now()
         async for page in self._logto.webhooks():
             # By Logto's clock, which dates its entries. The end may be too late, but the log is

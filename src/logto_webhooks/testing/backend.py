@@ -184,10 +184,7 @@ class SavepointRunner(_OneConnection):
         """Call with what was wished for, and let `finish` end in the same savepoint."""
         try:
             with self._savepoint():
-                with (
-                    handler_savepoint(self._connection),
-                    lend(self._connection, self._app_schemas),
-                ):
+                with handler_savepoint(self._connection), lend(self._connection, self._app_schemas):
                     session = make_session(kind, self._connection)
                     with hide_running_loop():
                         call(session)
