@@ -26,7 +26,7 @@ from logto_webhooks.samples.history import differences
 from logto_webhooks.testing import FrozenClock
 from logto_webhooks.testing.fake import FakeLogto, Faults
 from tests.support import recorded
-from tests.support.fake import behind_proxy, credentials, serving
+from tests.support.fake import asking, behind_proxy, credentials, serving
 from tests.support.service import Service, command, one_line
 from tests.support.stores import (
     STORES,
@@ -285,6 +285,38 @@ def test_a_checkpoint_in_the_future_counts_for_nothing(tmp_path: Path) -> None:
             status = await host.read(lambda store: store.status())
             assert (status.complete_up_to, status.recovered) == (found.until, 8)
             assert (await recovered(logto, host, since=None)).doubts == []
+
+    on_sqlite(live, tmp_path)
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_clock_that_is_set_back_hides_nothing(
+    restarted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What Logto logs soon after has dates that were read already. By the next look, the clock has
+    passed them again; another process doesn't know that it was set back."""
+    clock, passed_s = FrozenClock(), 0.0
+    monkeypatch.setattr(recover, "monotonic", lambda: passed_s)
+
+    def wait(seconds: float) -> None:
+        nonlocal passed_s
+        clock.tick(seconds)
+        passed_s += seconds
+
+    async def live(host: TransactionRunner) -> None:
+        async with FakeLogto(now=clock.now) as logto, asking(logto) as api:
+            logto.add_hook("http://127.0.0.1:9/webhook")
+            logto.faults = Faults(lost=1)
+            recovery = Recovery(api, host, clock, [logto.signing_key])
+            await recovery.run()
+            clock.tick(-60)
+            wait(1)
+            logto.create_user()
+            await logto.settle()
+            wait(300)
+            if restarted:
+                recovery = Recovery(api, host, clock, [logto.signing_key])
+            assert (await recovery.run()).recovered == 1
 
     on_sqlite(live, tmp_path)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import Struct
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from logto_webhooks.logto.client import ManagementClient
 
 OVERLAP_MS: Final = 15_000
+UNSEEN_MS: Final = 600_000  # more overlap of the first run: a clock may have been set back before
 FIRST_MS: Final = 86_400_000  # how far back the first run reads
 MOST: Final = 1_000  # entries per stretch of time, unless it is as short as SHORTEST_MS
 SHORTEST_MS: Final = 1_000
@@ -66,6 +68,8 @@ class Recovery:
         self._stored = stored
         self._now = 0  # a lower bound of the time at Logto
         self._oldest = 0  # among the entries of the current webhook
+        self._overlap = OVERLAP_MS
+        self._last_look: tuple[float, int] | None = None  # monotonic, and the time at Logto
 
     async def run(
         self,
@@ -80,6 +84,7 @@ class Recovery:
         """
         result = RecoverResult(since=self._clock.now(), until=self._clock.now())
         webhook_ids, until = await self._find_webhooks(result)
+        self._overlap = self._measure_overlap()
         for number, webhook_id in enumerate(webhook_ids):
             start = since if since is not None else await self._find_start(webhook_id, result)
             result.since = min(result.since, start)
@@ -142,7 +147,7 @@ class Recovery:
             lambda store: store.checkpoint(_name_checkpoint(webhook_id))
         )
         if reached and not self._is_of_future(reached):
-            return min(reached.at, self._now) - OVERLAP_MS
+            return min(reached.at, self._now) - self._overlap
         start = self._now - FIRST_MS - OVERLAP_MS
         if reached:
             problem = f"it was noted as read up to {_to_iso(reached.at)}, which is in the future"
@@ -151,6 +156,15 @@ class Recovery:
                 f"{problem}: run `reconcile`"
             )
         return start
+
+    def _measure_overlap(self) -> int:
+        """Return how much of what was read is read again (ms): if a clock was set back since the
+        last look, newer entries have older dates."""
+        last_look, self._last_look = self._last_look, (monotonic(), self._now)
+        if last_look is None:
+            return OVERLAP_MS + UNSEEN_MS
+        passed_ms = int((monotonic() - last_look[0]) * 1000)
+        return OVERLAP_MS + max(0, passed_ms - (self._now - last_look[1]))
 
     def _is_of_future(self, reached: Checkpoint) -> bool:
         """Whether a checkpoint is in the future, because a wrong clock dated it."""
