@@ -61,7 +61,7 @@ _sqlite_engines = weakref.WeakSet[sa.Engine]()
 
 @sa.event.listens_for(sa.Engine, "engine_connect")
 def _note_engine(connection: sa.Connection) -> None:
-    if connection.dialect.name == "sqlite":
+    if connection.dialect.name == "sqlite" and connection.engine.url.database:  # not in memory
         _sqlite_engines.add(connection.engine)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -225,7 +226,13 @@ def _content(name: str, path: str) -> str:
             content = file.read(_LARGEST_SECRET + 1)
     except (OSError, ValueError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or "it isn't a path"
-        problem = f"the file {path!r} can't be read ({reason})"
+        # Unless there is such a file, the text may be the secret itself.
+        file = (
+            f"the file {path!r}"
+            if os.path.exists(os.path.expanduser(path))
+            else "the file that it names"
+        )
+        problem = f"{file} can't be read ({reason}): it must be the path of a file with the secret"
         raise SettingInvalid(name=name, problem=problem) from None
     if len(content) > _LARGEST_SECRET:
         raise SettingInvalid(name=name, problem=f"the file {path!r} is too large for a secret")

@@ -149,6 +149,22 @@ class TestFiles:
             assert said.startswith("LOGTO_WEBHOOK_SIGNING_KEY_FILE can't be used: the file")
             assert says in said
 
+    @pytest.mark.parametrize(
+        ("variable", "secret"),
+        [
+            ("LOGTO_WEBHOOK_SIGNING_KEY", KEY),
+            ("LOGTO_M2M_APP_SECRET", KEY),
+            ("DATABASE_URL", f"postgresql://user:{KEY}@localhost/app"),
+        ],
+    )
+    def test_a_secret_instead_of_its_file_is_not_repeated(self, variable: str, secret: str) -> None:
+        """A usual mistake: the secret itself in the variable for its file."""
+        with pytest.raises(SettingInvalid) as raised:
+            from_env({f"{variable}_FILE": secret})
+        said = one_line(str(raised.value))
+        assert KEY not in said
+        assert "must be the path of a file" in said
+
     def test_the_environment_wins_over_env(self, tmp_path: Path) -> None:
         """Whichever of both ways each of them takes."""
         body, key = make.user_created().body, tmp_path / "key"

@@ -16,10 +16,11 @@ import pytest
 import sqlalchemy as sa
 import uvloop
 
+from logto_webhooks.clock import SystemClock
 from logto_webhooks.database import Database, open_database
 from logto_webhooks.database.runner import TransactionRunner
 from logto_webhooks.database.store import Store
-from logto_webhooks.deliveries import NewDelivery, StoreResult
+from logto_webhooks.deliveries import NewDelivery, StoreResult, identify
 from logto_webhooks.errors import StoreUnavailable, TimedOut
 from logto_webhooks.ingest.group_commit import TRY_S, GroupCommit
 from logto_webhooks.ingest.spool import MAX_ROWS, SpoolDirectory, Unspooler
@@ -31,6 +32,7 @@ from logto_webhooks.instrumentation import (
     TelemetryEvent,
     Unspooled,
 )
+from logto_webhooks.signing_keys import trust
 from logto_webhooks.testing import make
 from tests.support import postgres
 from tests.support.service import Service, wait_until_done
@@ -328,6 +330,28 @@ def test_what_cannot_be_stored_is_spooled_and_stored_later(tmp_path: Path) -> No
         assert status.deliveries["pending"] == 5
         assert any(isinstance(each, Spooled) for each in reports)
         assert any(isinstance(each, Unspooled) for each in reports)
+        await database.host.close()
+
+    asyncio.run(main())
+
+
+def test_a_spooled_delivery_is_dated_as_one_that_is_stored(tmp_path: Path) -> None:
+    """Also where Logto's clock is ahead of ours."""
+
+    async def main() -> None:
+        database = _on(tmp_path)
+        await database.open()
+        spool = SpoolDirectory(tmp_path / "spool")
+        spool.make()
+        now, ahead = SystemClock().now(), 600_000
+        bodies = [make.user_created(at=now + ahead).body for _ in range(4)]
+        made = [identify(trust(body), now, ahead=ahead) for body in bodies]
+        await database.host.run(lambda store: store.add(made[1:]))
+        spool.write(made[:1])
+        unspooler = Unspooler(spool, database.host, lambda report: None, lambda: None)
+        assert await unspooler.turn() == 1
+        stored = await database.host.read(lambda store: store.clocks(9))
+        assert {each.occurred_at for each in stored.recent} == {each.occurred_at for each in made}
         await database.host.close()
 
     asyncio.run(main())

@@ -79,7 +79,7 @@ def test_what_was_lost_comes_one_at_a_time(run: Run) -> None:
     add(run, *(job(key, queue_key=f"user:{key}") for key in "abc"))
     assert len(run(lambda store: store.jobs.claim("gone", {"one": 10}, -1))) == 3
     add(run, job("new", queue_key="user:new"))
-    [new] = run(lambda store: store.jobs.claim("t", {"one": 10}, 60, lost=False))
+    [new] = run(lambda store: store.jobs.claim("t", {"one": 10}, 60, most_losses=0))
     assert (new.key, new.losses) == ("new", 0)
     held = [claim(run) for _ in range(4)]
     assert [[each.losses for each in some] for some in held] == [[1], [1], [1], []]

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import pytest
+
 from logto_webhooks.clock import SystemClock
 from logto_webhooks.database.runner import HandlerRunner
 from logto_webhooks.handlers import HandlerOptions, Handlers
@@ -77,7 +79,7 @@ def test_a_slow_handler_holds_back_no_lost_jobs_of_another(host: HandlerRunner) 
     assert told[: told.index("slow ends")].count("quick ends") == len(SUBJECTS)
 
 
-def test_what_was_lost_twice_runs_beside_nothing_else_that_was_lost(host: HandlerRunner) -> None:
+def test_what_was_lost_twice_runs_beside_nothing_else_that_was(host: HandlerRunner) -> None:
     """However long it takes: it may be what ends its process, and one more loss is the end."""
     told: list[str] = []
     doubtful = recorder(told, "doubtful", lambda: asyncio.sleep(1.5 * CLEARED_S))
@@ -85,8 +87,29 @@ def test_what_was_lost_twice_runs_beside_nothing_else_that_was_lost(host: Handle
 
     async def run() -> None:
         await lose(host, "doubtful", "ana", times=2)
-        await lose(host, "quick", "ana")
+        await lose(host, "quick", "ana", times=2)
         await run_until_over(host, ("doubtful", doubtful), ("quick", quick), over="quick")
 
     asyncio.run(run())
     assert told == ["doubtful", "doubtful ends", "quick", "quick ends"]
+
+
+def test_a_long_job_that_was_lost_twice_holds_back_none_that_was_lost_once(
+    host: HandlerRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For longer than it is suspected: two kills of its process are no reason to wait for it."""
+    monkeypatch.setattr("logto_webhooks.handlers.worker.CLEARED_S", 0.05)
+    told: list[str] = []
+    release = asyncio.Event()
+    long = recorder(told, "long", release.wait)
+    quick = recorder(told, "quick", lambda: asyncio.sleep(0))
+
+    async def run() -> None:
+        await lose(host, "long", "ana", times=2)
+        await lose(host, "quick", *SUBJECTS)
+        both = (("long", long), ("quick", quick))
+        await run_until_over(host, *both, over="quick", then=release.set)
+
+    asyncio.run(run())
+    assert told[0] == "long"
+    assert told[: told.index("long ends")].count("quick ends") == len(SUBJECTS)

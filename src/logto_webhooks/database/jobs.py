@@ -36,6 +36,7 @@ from logto_webhooks.jobs import (
     RegisteredHandler,
     job_targets,
 )
+from logto_webhooks.retries import MAX_LOSSES
 
 TURN_MS: Final = 1_000
 LOCKED_MS: Final = 1_000  # until a locked job is looked at again
@@ -231,21 +232,24 @@ class JobStore:
         room: Mapping[str, int],
         lease_s: float,
         *,
-        lost: bool = True,
+        most_losses: int = MAX_LOSSES,
         skip_locked: bool = False,
     ) -> list[Job]:
         """Claim the first job of each due queue, for at most `room` queues of each handler. Nobody
         else gets these queues during the lease.
 
-        Of the queues whose lease expired, it claims one if `lost`, else none.
+        Of the queues whose lease expired, it claims one, with a job that was lost at most
+        `most_losses` times.
         With `skip_locked`, it skips jobs whose row another transaction has locked.
         """
         due: list[int] = []
         of_lost: list[int] = []
         for name, most in room.items():
-            wanted = {"name": name, "most": most, "lost": lost and not of_lost}
+            wanted = {"name": name, "most": most, "lost": most_losses > 0 and not of_lost}
+            expired: list[int] = []
             for queue_key_id, holder in self._connection.execute(_SELECT_DUE, wanted):
-                (due if holder is None else of_lost).append(queue_key_id)
+                (due if holder is None else expired).append(queue_key_id)
+            of_lost += self._find_rarely_lost(expired, most_losses) if expired else []
         due += of_lost[:1]
         if not due:
             return []
@@ -262,6 +266,14 @@ class JobStore:
                 later = {"ids": list(empty), "wait_ms": LOCKED_MS}
                 self._connection.execute(_FREE_LATER, later)
         return [Job(**row | {"late": bool(row["late"])}) for row in map(dict, rows)]
+
+    def _find_rarely_lost(self, queue_key_ids: Sequence[int], most_losses: int) -> Sequence[int]:
+        """Return the queues whose first job was lost at most so often."""
+        if most_losses >= MAX_LOSSES:
+            return queue_key_ids
+        rows = self._connection.execute(_SELECT_FIRST_JOBS, {"ids": list(queue_key_ids)}).mappings()
+        losses = {row["queue_key_id"]: row["attempts"] - row["failures"] for row in rows}
+        return [id_ for id_ in queue_key_ids if losses.get(id_, 0) <= most_losses]
 
     def lock(self, queue_key_ids: Sequence[int]) -> None:
         """Lock queues until the transaction ends, in the same order as all others."""

@@ -226,6 +226,7 @@ _TRANSACTIONAL: Final = re.compile(
     re.I,
 )
 _ENDING: Final = re.compile(r"(?:commit|end|abort|rollback|prepare\s+transaction)\b", re.I)
+_TO_SAVEPOINT: Final = re.compile(r"rollback(?:\s+(?:work|transaction))?\s+to\b", re.I)
 _OUTLASTING: Final = re.compile(r"set_config|pg_(?:try_)?advisory_lock|;\s*\S|\binto\s+temp", re.I)
 
 _TABLES: Final = "|".join(sorted([*metadata.tables, VERSION_TABLE], key=len, reverse=True))
@@ -297,7 +298,7 @@ def may_outlast_transaction(statement: str) -> bool:
     beginning = _FIRST_WORD.match(statement)
     word = beginning[1].lower() if beginning else ""
     is_local = word == "set" and beginning is not None and beginning[2] is not None
-    to_savepoint = word == "rollback" and " to " in statement.lower()
+    to_savepoint = beginning is not None and _TO_SAVEPOINT.match(statement, beginning.start(1))
     if not _TRANSACTIONAL.fullmatch(word) and not is_local and not to_savepoint:
         return True
     return _OUTLASTING.search(statement) is not None
@@ -308,7 +309,7 @@ def ends_transaction(statement: str) -> bool:
     beginning = _FIRST_WORD.match(statement)
     if beginning is None or not _ENDING.match(statement, beginning.start(1)):
         return False
-    return " to " not in statement.lower()
+    return not _TO_SAVEPOINT.match(statement, beginning.start(1))
 
 
 def find_written_table(statement: str) -> str | None:

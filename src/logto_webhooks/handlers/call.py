@@ -134,13 +134,16 @@ class HandlerCaller:
         token: str,
         room: Mapping[str, int],
         *,
-        lost: bool = True,
+        most_losses: int = MAX_LOSSES,
         skip_locked: bool = False,
     ) -> list[ClaimedJob]:
         """Claim the first jobs of due queues, for at most `room` queues of each handler, including
-        at most one whose holder was lost. With `skip_locked`, skip jobs with a locked row."""
+        at most one job that was lost, at most `most_losses` times. With `skip_locked`, skip jobs
+        with a locked row."""
         claimed = []
-        for job in store.jobs.claim(token, room, LEASE_S, lost=lost, skip_locked=skip_locked):
+        for job in store.jobs.claim(
+            token, room, LEASE_S, most_losses=most_losses, skip_locked=skip_locked
+        ):
             handler = self._handlers.by_name[job.handler]
             asks_for_user = any(parameter.kind == "user" for parameter in handler.parameters)
             user = _find_user(store, job) if asks_for_user else None

@@ -23,6 +23,7 @@ from logto_webhooks.handlers.call import LEASE_S, ClaimedJob, HandlerCaller, to_
 from logto_webhooks.handlers.watchdog import Watchdog
 from logto_webhooks.instrumentation import CoroutineAbandoned, HandlerHeld, Observer, Stalled
 from logto_webhooks.jobs import JobOutcome
+from logto_webhooks.retries import MAX_LOSSES
 
 POLL_S: Final = 1.0
 LONGEST_STALL_S: Final = 5.0
@@ -201,9 +202,10 @@ class JobWorker:
         mended = now - self._mended <= MEND_S
         if mended and not (done or renewed or room):
             return 0
-        # Jobs that may have ended a process run one at a time, so that none is lost with another.
-        lost = not self._suspects
-        step = partial(self._turn, token=token, done=done, renewed=renewed, room=room, lost=lost)
+        losses = self._limit_losses()
+        step = partial(
+            self._turn, token=token, done=done, renewed=renewed, room=room, most_losses=losses
+        )
         try:
             result = await self._run_turn(partial(step, careful=now < self._careful_until), done)
         except TimedOut:
@@ -239,7 +241,7 @@ class JobWorker:
         done: list[Outcome],
         renewed: list[ClaimedJob],
         room: dict[str, int],
-        lost: bool,
+        most_losses: int,
         careful: bool,
     ) -> Turn:
         """Return the claimed jobs, and the outcomes that can't be written now."""
@@ -248,7 +250,7 @@ class JobWorker:
         if now - self._mended > MEND_S:
             self._mended = now
             store.jobs.add_missing_queues()
-        new = self._caller.claim(store, token, room, lost=lost, skip_locked=careful)
+        new = self._caller.claim(store, token, room, most_losses=most_losses, skip_locked=careful)
         return new, locked
 
     async def _run_turn(self, step: Callable[[Store], Turn], done: list[Outcome]) -> Turn | None:
@@ -345,14 +347,23 @@ class JobWorker:
             self._clear(claimed)
             self._wake.set()
 
+    def _limit_losses(self) -> int:
+        """Return how often a job may have been lost to be claimed now: jobs that may have ended a
+        process run one at a time, so that none is lost with another. Beside a job that was lost
+        twice, none loses its last attempt."""
+        if self._suspects:
+            return 0
+        twice = any(claimed.job.losses > 1 for claimed in self._held.values())
+        return 1 if twice else MAX_LOSSES
+
     @contextlib.contextmanager
     def _suspecting(self, claimed: ClaimedJob) -> Iterator[None]:
-        """Keep a lost job suspect for CLEARED_S, or until its end if it was lost more than once, so
-        that it doesn't cost another job its last attempt."""
-        if claimed.job.losses != 1:
+        """Keep a lost job suspect for CLEARED_S, ten times as long after each further loss."""
+        if not claimed.job.losses:
             yield
             return
-        clearing = asyncio.get_running_loop().call_later(CLEARED_S, self._clear, claimed)
+        seconds = CLEARED_S * 10 ** (claimed.job.losses - 1)
+        clearing = asyncio.get_running_loop().call_later(seconds, self._clear, claimed)
         try:
             yield
         finally:

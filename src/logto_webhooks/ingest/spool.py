@@ -14,9 +14,10 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterator, Seque
 from pathlib import Path
 from typing import Final
 
+from logto_webhooks.clock import SystemClock
 from logto_webhooks.database import Database
 from logto_webhooks.database.runner import TransactionRunner
-from logto_webhooks.deliveries import NewDelivery, identify
+from logto_webhooks.deliveries import RECENT, NewDelivery, estimate_ahead, identify
 from logto_webhooks.errors import (
     NotADelivery,
     RowRejected,
@@ -111,8 +112,9 @@ class SpoolDirectory:
                 names.append(name)
         return names
 
-    def read(self, name: str) -> NewDelivery | None:
-        """Read a delivery; None if another process stored it. Raises OSError, NotADelivery."""
+    def read(self, name: str, ahead: int = 0) -> NewDelivery | None:
+        """Read a delivery; None if another process stored it. `ahead` is how far Logto's clock is
+        ahead of ours (ms). Raises OSError, NotADelivery."""
         try:
             with (self._folder / name).open("rb") as file:
                 if not _is_ours(os.fstat(file.fileno())):
@@ -120,7 +122,7 @@ class SpoolDirectory:
                 body = file.read()
         except FileNotFoundError:
             return None
-        return identify(trust(body), int(name.partition("-")[0]))
+        return identify(trust(body), int(name.partition("-")[0]), ahead=ahead)
 
     def remove(self, names: Sequence[str]) -> None:
         """Remove stored deliveries. Raises OSError."""
@@ -237,10 +239,12 @@ class Unspooler:
         return stored
 
     async def _read(self, names: Sequence[str]) -> list[tuple[str, NewDelivery]]:
+        clocks = await self._host.read(lambda store: store.clocks(RECENT))
+        ahead = estimate_ahead(SystemClock().now(), clocks)
         spooled: list[tuple[str, NewDelivery]] = []
         for name in names:
             try:
-                delivery = await asyncio.to_thread(self._spool.read, name)
+                delivery = await asyncio.to_thread(self._spool.read, name, ahead)
             except NotADelivery as error:
                 self._refuse(name, str(error))
             except OSError as error:  # such as a file of another user, which is skipped
