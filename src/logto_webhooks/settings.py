@@ -232,7 +232,7 @@ def _content(name: str, path: str) -> str:
             if os.path.exists(os.path.expanduser(path))
             else "the file that it names"
         )
-        problem = f"{file} can't be read ({reason}): it must be the path of a file with the secret"
+        problem = f"{named} can't be read ({reason}): it must be the path of a file with the secret"
         raise SettingInvalid(name=name, problem=problem) from None
     if len(content) > _LARGEST_SECRET:
         raise SettingInvalid(name=name, problem=f"the file {path!r} is too large for a secret")
