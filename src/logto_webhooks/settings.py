@@ -227,12 +227,11 @@ def _content(name: str, path: str) -> str:
     except (OSError, ValueError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or "it isn't a path"
         # Unless there is such a file, the text may be the secret itself.
-        file = (
-            f"the file {path!r}"
-            if os.path.exists(os.path.expanduser(path))
-            else "the file that it names"
+        is_path = os.path.exists(os.path.expanduser(path))
+        file_name = f"the file {path!r}" if is_path else "the file that it names"
+        problem = (
+            f"{file_name} can't be read ({reason}): it must be the path of a file with the secret"
         )
-        problem = f"{named} can't be read ({reason}): it must be the path of a file with the secret"
         raise SettingInvalid(name=name, problem=problem) from None
     if len(content) > _LARGEST_SECRET:
         raise SettingInvalid(name=name, problem=f"the file {path!r} is too large for a secret")
