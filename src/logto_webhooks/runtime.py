@@ -44,6 +44,7 @@ from logto_webhooks.instrumentation import (
     Stalled,
     TelemetryEvent,
     Unrunnable,
+    logs,
 )
 from logto_webhooks.reconcile.leader import LeaderLease
 from logto_webhooks.reconcile.reconcile import Reconciliation
@@ -219,6 +220,10 @@ class Service:
         self._workers.delivery_worker.wake()
         self._workers.wake_job_worker()
 
+    def hurry(self, seconds: float) -> None:
+        """Answer open requests within `seconds`, because the server stops."""
+        self._commit.hurry(asyncio.get_running_loop().time() + seconds)
+
     async def open(self) -> None:
         """Open the database. With a spool directory, deliveries can be received without it, and
         `running` opens it as soon as possible.
@@ -244,6 +249,7 @@ class Service:
     async def running(self) -> AsyncIterator[None]:
         """Apply deliveries, run handlers and use Logto's API within the block."""
         async with contextlib.AsyncExitStack() as stack:
+            stack.callback(logs.sum_up)
             stack.enter_context(self._handlers.in_use())
             stack.push_async_callback(self._database.host.close)
             stack.push_async_callback(self._commit.finish)

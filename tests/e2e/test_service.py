@@ -14,6 +14,7 @@ import pytest
 
 from logto_webhooks import server
 from logto_webhooks.cli.trigger import send_requests
+from logto_webhooks.instrumentation.logs import LINES
 from logto_webhooks.samples import history
 from logto_webhooks.samples.request import SignedRequest
 from logto_webhooks.testing import SIGNING_KEY, make
@@ -78,6 +79,16 @@ def test_one_line_is_logged_for_each_delivery(service: Service) -> None:
         "subject": "user:logged",
         "outcome": "applied",
     }
+
+
+def test_what_was_summed_up_is_logged_at_the_end(tmp_path: Path) -> None:
+    """Although the time that it is counted for isn't over."""
+    with Service(tmp_path) as service:
+        for _ in range(LINES + 7):
+            assert service.http.post("/elsewhere").status_code == 404
+        service.process.terminate()
+        assert service.process.wait(30) == 0
+    assert "refused not_found: 7 more like this" in service.log
 
 
 def test_odd_fields_are_a_warning_in_its_line(service: Service) -> None:

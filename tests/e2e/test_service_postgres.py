@@ -11,18 +11,19 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import psycopg
 import pytest
 import sqlalchemy as sa
 
 from logto_webhooks.database import migrate
+from logto_webhooks.samples.request import SignedRequest
 from logto_webhooks.testing import SIGNING_KEY, make
 from tests.crash.databases import PostgresVictim
 from tests.crash.harness import free_port
 from tests.support import postgres
-from tests.support.service import HastyService, Service, command, one_line
+from tests.support.service import PATH, HastyService, Service, command, one_line
 from tests.support.waiting import until
 
 SCHEMA = "logto"
@@ -221,6 +222,60 @@ def test_a_slow_commit_is_a_503_in_time(
             assert service.post(make.user_created()).status_code == 503
             assert time.monotonic() - started < 10
         eventually(lambda: accepted(service), service)
+
+
+class BriefService(Service):
+    """One that lets requests end within 3 s when it stops, not 5."""
+
+    constants: ClassVar = {
+        "logto_webhooks.server:GRACE_S": 3,
+        "logto_webhooks.server:ANSWER_S": 2.0,
+    }
+
+
+@pytest.mark.parametrize("spools", [False, True])
+def test_a_service_that_stops_answers_all_and_tells_what_is_lost(
+    server: PostgresVictim, options: list[str], tmp_path: Path, spools: bool
+) -> None:
+    """Requests wait for a locked table, and one body never ends. None is a 500."""
+    count, spool = 30, tmp_path / "spool"
+    more = ["--spool-dir", str(spool)] if spools else []
+    with contextlib.ExitStack() as stack:
+        service = stack.enter_context(BriefService(tmp_path, *options, *more))
+        other = stack.enter_context(psycopg.connect(server.url))
+        other.execute(b"LOCK TABLE logto.logto_deliveries")
+        sent = [make.user_created() for _ in range(count + 1)]
+        connections = [stack.enter_context(service.connect()) for _ in sent]
+        for connection, request in zip(connections, sent, strict=True):
+            connection.sendall(make_head(request))
+            assert connection.recv(65_536).startswith(b"HTTP/1.1 100 ")  # it is in hand
+        slow = connections.pop()
+        for connection, request in zip(connections, sent, strict=False):
+            connection.sendall(request.body)
+        service.process.terminate()
+        answers = [connection.recv(65_536) for connection in connections]
+        slowly = slow.recv(65_536)
+        assert service.process.wait(timeout=30) == 0
+    refusals = answers * (not spools) + [slowly]
+    assert {each.partition(b"\r\n")[0] for each in refusals} == {
+        b"HTTP/1.1 503 Service Unavailable"
+    }
+    assert all(b"\r\nretry-after: " in each for each in refusals)
+    assert "Traceback" not in service.log
+    lost = [line for line in service.log.splitlines() if "deliveries were lost" in line]
+    if spools:
+        assert all(each.startswith(b"HTTP/1.1 200 ") for each in answers)
+        assert (len(list(spool.iterdir())), lost) == (count, [])
+    else:
+        assert f" count={count} " in one_line("\n".join(lost))
+
+
+def make_head(request: SignedRequest) -> bytes:
+    """Make the head of a request that waits before it sends its body."""
+    lines = [f"POST {PATH} HTTP/1.1", "host: x", "expect: 100-continue"]
+    lines += [f"{name}: {value}" for name, value in request.headers]
+    lines += [f"content-length: {len(request.body)}", "", ""]
+    return "\r\n".join(lines).encode()
 
 
 @pytest.mark.skipif(shutil.which("pgbouncer") is None, reason="pgbouncer isn't installed")

@@ -112,7 +112,7 @@ async def _demo(name: history.Name, seed: int, port: int | None, file: Path, onc
     await database.open()
     listener = _listen(settings.host, port)
     url = settings.url_at(listener.getsockname()[1])
-    running = server.Server(service.app, listener)
+    running = server.Server(service.app, listener, service.hurry)
     serving = asyncio.create_task(running.run())
     try:
         later = sign_request(_LATER, recorded.signing_key)

@@ -55,7 +55,7 @@ async def _serve(settings: Settings) -> None:
     listener = server.listen(settings.host, settings.port)
     address = settings.url_at(listener.getsockname()[1])
     logger.info("listening on %s, storing data in %s", address, database.name)
-    await server.Server(service.app, listener).run()
+    await server.Server(service.app, listener, service.hurry).run()
 
 
 @with_settings(*DATABASE, "max_attempts", "lag_ms", "replay_window_s", "spool_dir", "app", *LOGS)
@@ -131,3 +131,4 @@ async def _open_workers(
                 yield workers, database
     finally:
         await database.host.close()
+        logs.sum_up()

@@ -20,10 +20,10 @@ from logto_webhooks.errors import (
 )
 from logto_webhooks.event_loop import Offloader
 from logto_webhooks.ingest.body import RequestBody
-from logto_webhooks.ingest.group_commit import LONGEST_WAIT_S, STOPPED, TOO_LATE, retrieve_error
+from logto_webhooks.ingest.group_commit import LONGEST_WAIT_S, TOO_LATE, retrieve_error
 from logto_webhooks.instrumentation import (
+    DeliveriesLost,
     DeliveryStored,
-    NotStored,
     Observer,
     RefusedFor,
     RequestRefused,
@@ -121,7 +121,7 @@ class Receiver:
             return
         _, lost = await asyncio.wait(self._storing.values(), timeout=LONGEST_WAIT_S)
         if lost:
-            self._observe(NotStored(len(lost), STOPPED))
+            self._observe(DeliveriesLost(len(lost)))
 
     async def _store_large(
         self, verified: VerifiedBody, started: int, deadline: float | None, room: RequestBody | None

@@ -26,7 +26,14 @@ from logto_webhooks.errors import (
 )
 from logto_webhooks.ingest.body import RequestBody
 from logto_webhooks.ingest.spool import SpoolDirectory
-from logto_webhooks.instrumentation import NotStored, Observer, Retrying, Spooled, StoredLate
+from logto_webhooks.instrumentation import (
+    DeliveriesLost,
+    NotStored,
+    Observer,
+    Retrying,
+    Spooled,
+    StoredLate,
+)
 
 MAX_ROWS: Final = 512
 MAX_BYTES: Final = 16 * 2**20
@@ -124,6 +131,7 @@ class GroupCommit:
         self._spooling: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._due = 0.0  # when the timer fires, by the loop's clock
+        self._latest = float("inf")  # no deadline is later
         self.error: Exception | None = None
         self.failed_at = self.stored_at = float("-inf")
 
@@ -140,7 +148,7 @@ class GroupCommit:
         held until then. Raises StoreUnavailable.
         """
         loop = asyncio.get_running_loop()
-        latest = loop.time() + LONGEST_WAIT_S
+        latest = min(loop.time() + LONGEST_WAIT_S, self._latest)
         deadline = latest if deadline is None else min(deadline, latest)
         waiting = _Waiting(delivery, loop.create_future(), deadline)
         self._waiting.append(waiting)
@@ -159,6 +167,13 @@ class GroupCommit:
             if not waiting.is_over:
                 waiting.detach(room)
 
+    def hurry(self, latest: float) -> None:
+        """Answer all requests by `latest`, by the event loop's clock."""
+        self._latest = min(self._latest, latest)
+        for request in (*self._batch, *self._waiting):
+            request.deadline = min(request.deadline, self._latest)
+        self._watch(asyncio.get_running_loop(), self._latest)
+
     async def finish(self) -> None:
         """At the end, store waiting deliveries within FINISH_S. Spool the rest, if possible."""
         tasks = {task for task in (self._committing, self._storing_late) if task is not None}
@@ -171,8 +186,11 @@ class GroupCommit:
         self._waiting, self._late = [], []
         if left and self._spool is not None:
             await self._spool_late(left)
-        elif left:
-            self._refuse(left, STOPPED)
+        lost = [each for each in left if not each.is_over]
+        if lost:
+            self._observe(DeliveriesLost(len(lost)))
+        for request in lost:
+            request.end(StoreUnavailable(problem=STOPPED))
 
     async def _commit_all(self) -> None:
         failures = 0

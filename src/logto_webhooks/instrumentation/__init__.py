@@ -80,6 +80,19 @@ class NotStored(TelemetryEvent, frozen=True):
     problem: str
 
 
+class DeliveriesLost(TelemetryEvent, frozen=True):
+    """Verified deliveries were lost: the service stopped before they could be stored."""
+
+    level = logging.ERROR
+    message = "deliveries were lost: the service stopped before they could be stored"
+
+    count: int
+    hint: str = (
+        "logto-webhooks recover restores them from Logto's log, if you configure Logto's API; "
+        "a spool directory keeps them"
+    )
+
+
 class Retrying(TelemetryEvent, frozen=True):
     """The database can't store deliveries now. Storing is retried."""
 

@@ -193,6 +193,7 @@ class Sums:
 
 
 _sums = Sums()
+sum_up = _sums.sum_up
 
 
 class SumsFilter(logging.Filter):

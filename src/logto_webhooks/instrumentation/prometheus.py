@@ -224,6 +224,7 @@ METRICS: Final = (
 # Telemetry events without a metric, and why.
 UNMEASURED: Final[dict[type[TelemetryEvent], str]] = {
     telemetry.ClockSetBack: "rare; see the log",
+    telemetry.DeliveriesLost: "the process ends; see the log",
     telemetry.Resumed: "see `stalls`",
     telemetry.NotOpened: "see the gauge `database_up`",
     telemetry.Opened: "see the gauge `database_up`",

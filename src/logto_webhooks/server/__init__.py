@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from logto_webhooks import event_loop
 from logto_webhooks.errors import AddressUnavailable
@@ -18,6 +20,7 @@ from logto_webhooks.server.protocol import Connections, PatientProtocol, raise_l
 # Logto closes its idle connections after 4 to 13 s; a server that closes first loses a delivery.
 KEEP_ALIVE_S: Final = 75
 GRACE_S: Final = 5
+ANSWER_S: Final = GRACE_S - 1.0  # after that, what is left is spooled
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -44,12 +47,19 @@ def listen(host: str, port: int) -> socket.socket:
 class Server:
     """Serves `app` until `stop`, and then answers open requests within `GRACE_S`."""
 
-    def __init__(self, app: ASGIApp, listener: socket.socket) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        listener: socket.socket,
+        hurry: Callable[[float], None] = lambda seconds: None,
+    ) -> None:
+        """`hurry` makes the application answer open requests within some seconds."""
+
         class OfThisServer(PatientProtocol):
             open_connections = Connections(raise_limit())
 
         config = uvicorn.Config(
-            app,
+            _answer_cancelled(app),
             http=OfThisServer,
             ws="none",
             lifespan="on",
@@ -62,6 +72,7 @@ class Server:
         )
         self._server = _Server(config)
         self._listener = listener
+        self._hurry = hurry
 
     async def run(self) -> None:
         """Serve until SIGTERM, SIGINT or `stop`."""
@@ -75,6 +86,24 @@ class Server:
     def stop(self) -> None:
         """Stop listening, and make `run` return."""
         self._server.should_exit = True
+        self._hurry(ANSWER_S)
+
+
+def _answer_cancelled(app: ASGIApp) -> ASGIApp:
+    """Answer 503 to the requests that uvicorn cancels after `GRACE_S`, such as slow ones. It would
+    answer 500, and log a traceback for each."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await app(scope, receive, send)
+        except asyncio.CancelledError:
+            if scope["type"] != "http":
+                raise
+            response = JSONResponse({"error": "stopping"}, 503, {"retry-after": str(GRACE_S)})
+            with contextlib.suppress(RuntimeError):  # the answer has begun
+                await response(scope, receive, send)
+
+    return answer
 
 
 class _Server(uvicorn.Server):
