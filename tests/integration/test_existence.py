@@ -301,7 +301,7 @@ async def _learn(host: TransactionRunner, order: Sequence[Change], number: int) 
     keys = {numbered(key, number): key for key in (ACME, PAIR, ANA)}
     found = await host.run(lambda store: store.lock(sorted(keys)))
     records = {
-        keys[key]: msgspec.structs.replace(record, key=keys[key], local_id="")
+        keys[key]: msgspec.structs.replace(record, key=keys[key], announced=False, local_id="")
         for key, record in found.items()
     }
     users = await host.read(lambda store: store.find("user", numbered(ANA, number).id, 1))

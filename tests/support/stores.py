@@ -184,7 +184,10 @@ def _pairs(records: dict[Key, Record], end: Key) -> list[tuple[str, Record]]:
 
 def _locked(store: Store, keys: set[Key]) -> dict[Key, Record]:
     found = store.lock(sorted(keys))
-    return {key: msgspec.structs.replace(record, local_id="") for key, record in found.items()}
+    return {
+        key: msgspec.structs.replace(record, announced=False, local_id="")
+        for key, record in found.items()
+    }
 
 
 def _known(store: Store, records: dict[Key, Record]) -> Known:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from logto_webhooks.database.store import Store
 from logto_webhooks.deliveries import ClaimedDelivery, DeliveryOutcome, DeliveryState
@@ -22,6 +23,7 @@ from logto_webhooks.handlers.enqueue import (
     enqueue_for_reads,
 )
 from logto_webhooks.records.changes import read
+from logto_webhooks.records.local_events import is_here
 from logto_webhooks.records.merge import OUTCOMES, merge, name_effect
 from logto_webhooks.records.record import (
     DEAD_DELIVERY,
@@ -119,6 +121,7 @@ def _write(store: Store, locked: LockedRecords, records: Records) -> WrittenReco
         if records[key].ended_at != before[key].ended_at:
             records[key] = merge(records[key], Named(key, store.newest_membership(key)))
     _end_memberships(records)
+    _announce(records, records)
     changed = [
         record for key, record in records.items() if record is not before[key] or not record.kept
     ]
@@ -131,10 +134,39 @@ def _write(store: Store, locked: LockedRecords, records: Records) -> WrittenReco
     few = [record for record in ended if record.key in locked.few]
     removed = store.drop_memberships(few) if few else []
     many = [record for record in ended if record.key not in locked.few]
+    written = [(before[record.key], record) for record in saved]
     ends = {
         key: (before[key], record) for key, record in records.items() if key.kind != "membership"
     }
-    return WrittenRecords([(before[record.key], record) for record in saved], removed, many, ends)
+    came = [key for key, (old, new) in ends.items() if not is_here(old) and is_here(new)]
+    others = _announce_of_ends(store, came, records, ends) if came else []
+    members = [pair for pair in written if pair[0].key.kind == "membership"] + others
+    return WrittenRecords(written, removed, members, many, ends)
+
+
+def _announce(pairs: Records, ends: Records) -> None:
+    """Note of each membership whether it is here: if it and both its ends are."""
+    here = {key: is_here(end) for key, end in ends.items() if key.kind != "membership"}
+    for key, record in pairs.items():
+        if key.kind == "membership":
+            announced = is_here(record) and all(here[end] for end in key.organization_and_user)
+            if announced is not record.announced:
+                pairs[key] = replace(record, announced=announced)
+
+
+def _announce_of_ends(
+    store: Store, came: list[Key], records: Records, ends: dict[Key, tuple[Record, Record]]
+) -> list[tuple[Record, Record]]:
+    """Announce other memberships of users and organizations that came; return those, before and
+    after. If another transaction adds the other end, the lock lets one of the two see both."""
+    found = {k: r for k, r in store.lock_memberships(came).items() if k not in records}
+    missing = {end for key in found for end in key.organization_and_user} - ends.keys()
+    unchanged = {key: (end, end) for key, end in store.read_ends(missing).items()}
+    ends |= unchanged
+    pairs = dict(found)
+    _announce(pairs, {key: after for key, (_, after) in ends.items()})
+    announced = [record for key, record in pairs.items() if record is not found[key]]
+    return [(found[record.key], record) for record in store.save(announced)]
 
 
 def lock_records(store: Store, changes: Iterable[Change]) -> LockedRecords:

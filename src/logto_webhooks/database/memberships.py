@@ -16,7 +16,8 @@ from logto_webhooks.database.records import (
     is_among_memberships,
 )
 from logto_webhooks.database.schema import Millis, endings, member_roles, members, records
-from logto_webhooks.records.record import NEVER, RESTORED_MS, Ending, Key, Kind, Record, membership
+from logto_webhooks.records.local_events import is_here
+from logto_webhooks.records.record import NEVER, RESTORED_MS, Ending, Key, Kind, Record
 
 _MEMBER: Final = (members.c.logto_organization_id, members.c.logto_user_id)
 # Each uses one index. With an OR in one statement, a planner may use none.
@@ -36,22 +37,25 @@ class MembershipStore(RecordStore):
 
     def drop_memberships(self, ends: Sequence[Record]) -> list[Key]:
         """End the memberships that aren't newer than the deletion of their user or organization.
-        Return those that were present."""
-        present: list[Key] = []
+        Return those that were announced and aren't here any more."""
+        left: list[Key] = []
         for end in ends:
             if end.key.kind != "membership" and end.ended_at != NEVER:
-                present += self._drop(end)
-        return present
+                left += self._drop(end)
+        return left
 
-    def present_memberships(self, ends: Sequence[Key]) -> list[Key]:
-        """List the present memberships of users and organizations."""
-        present: set[Key] = set()
+    def lock_memberships(self, ends: Sequence[Key]) -> dict[Key, Record]:
+        """Lock the memberships of users and organizations that exist, or were announced."""
+        pairs: set[Key] = set()
         for kind in OTHER_END:
             if ids := [end.id for end in ends if end.kind == kind]:
-                query = sa.select(*_MEMBER).where(among(members.c[f"logto_{kind}_id"], "ids"))
-                pairs = self._connection.execute(query, {"ids": ids})
-                present.update(membership(*pair) for pair in pairs)
-        return sorted(present)
+                query = sa.select(records.c.logto_id).where(
+                    among(records.c[f"{kind}_id"], "ids"),
+                    records.c.announced | records.c.deleted_at.is_(None),
+                )
+                found = self._connection.scalars(query, {"ids": ids})
+                pairs.update(Key("membership", id_) for id_ in found)
+        return self.lock(sorted(pairs)) if pairs else {}
 
     def newest_membership(self, end: Key) -> int:
         """Return the greatest stamp of any evidence of a membership of a user or an organization;
@@ -61,16 +65,17 @@ class MembershipStore(RecordStore):
     def end_memberships(self, end: Record, pairs: Sequence[Key]) -> tuple[list[Key], int]:
         """End those of `pairs` that aren't newer than the deletion of their user or organization.
 
-        Return the keys of those that were present, and the greatest stamp of any evidence of them.
+        Return the keys of those that were announced and aren't here any more, and the greatest
+        stamp of any evidence of them.
         """
         ids = {"ids": [pair.id for pair in pairs]}
         if self._connection.dialect.name != "postgresql":
             return self._drop(end, pairs), self._read_newest(is_among_memberships, ids)
-        row = self._connection.execute(_end_statement(), ids | {"ended_at": end.ended_at}).one()
-        newest, *present = row
+        values = ids | {"ended_at": end.ended_at, "end_is_here": is_here(end)}
+        newest, left = self._connection.execute(_end_statement(), values).one()
         if newest is not None and newest > end.ended_at:
             self._save_newer(end, is_among_memberships, ids)
-        return list(map(membership, *present)), NEVER if newest is None else newest
+        return [Key("membership", id_) for id_ in left], NEVER if newest is None else newest
 
     def with_few_memberships(self, ends: Sequence[Key], most: int) -> list[Key]:
         """List users and organizations that together have at most `most` memberships, including
@@ -174,20 +179,21 @@ class MembershipStore(RecordStore):
                 condition & among(table.c[f"logto_{other}_id"], "others")
                 for condition, table in zip(is_own, (members, member_roles), strict=True)
             ]
-        self._connection.execute(
-            sa.update(records).where(own_record).values(_make_ended_values(end.ended_at)), values
-        )
+        announced = sa.select(records.c.logto_id).where(own_record, records.c.announced)
+        before = self._connection.scalars(announced, values).all()
+        changes = _make_ended_values(end.ended_at, sa.literal(is_here(end)))
+        self._connection.execute(sa.update(records).where(own_record).values(changes), values)
         newer = sa.exists().where(
             records.c.kind == "membership",
             records.c.logto_id == _MEMBER[0] + ":" + _MEMBER[1],
             sa.not_(_is_over(end.ended_at)),
         )
-        left = sa.delete(members).where(is_own[0], sa.not_(newer)).returning(*_MEMBER)
-        present = [membership(*pair) for pair in self._connection.execute(left, values)]
+        self._connection.execute(sa.delete(members).where(is_own[0], sa.not_(newer)), values)
         stays = sa.exists().where(*(column == member_roles.c[column.name] for column in _MEMBER))
         self._connection.execute(sa.delete(member_roles).where(is_own[1], sa.not_(stays)), values)
         self._save_newer(end, own_record, values)
-        return present
+        after = set(self._connection.scalars(announced, values)) if before else set()
+        return [Key("membership", id_) for id_ in before if id_ not in after]
 
     def _read_newest(self, condition: sa.ColumnElement[bool], values: Row) -> int:
         newest = sa.select(sa.func.max(records.c.told_at)).where(condition)
@@ -206,14 +212,18 @@ def _is_over(ended_at: int | sa.ColumnElement[int]) -> sa.ColumnElement[bool]:
     return sa.func.coalesce(records.c.stamp, NEVER) <= ended_at
 
 
-def _make_ended_values(ended_at: int | sa.ColumnElement[int]) -> dict[str, sa.ColumnElement[Any]]:
-    """Return the columns of a membership that the deletion of its user or organization changes."""
+def _make_ended_values(
+    ended_at: int | sa.ColumnElement[int], end_is_here: sa.ColumnElement[bool]
+) -> dict[str, sa.ColumnElement[Any]]:
+    """Return the columns of a membership that the deletion of its user or organization changes. A
+    newer membership stays, but isn't here until its end is."""
     newest = sa.case((records.c.gone_at > ended_at, records.c.gone_at), else_=ended_at)
     is_over = _is_over(newest)
     return {
         "gone_at": newest,
         "deleted_at": sa.case((is_over, newest)),
         "doubtful": sa.and_(sa.not_(is_over), records.c.doubtful),
+        "announced": sa.and_(sa.not_(is_over), end_is_here, records.c.announced),
         "refetch_since": sa.case((sa.not_(is_over), records.c.refetch_since)),
         "waiting_reason": sa.case((sa.not_(is_over), records.c.waiting_reason)),
     }
@@ -226,14 +236,20 @@ def _end_statement() -> sa.Select[Any]:
     It locks in no defined order, so the caller must limit its wait for locks and try again.
     """
     ended_at = sa.bindparam("ended_at", type_=Millis)
+    end_is_here = sa.bindparam("end_is_here", type_=sa.Boolean)
+    # Reads the rows as they were before this statement.
+    before = sa.select(records.c.logto_id).where(is_among_memberships, records.c.announced)
+    announced = before.cte("announced")
     ended = (
         sa.update(records)
         .where(is_among_memberships)
-        .values(_make_ended_values(ended_at))
+        .values(_make_ended_values(ended_at, end_is_here))
         .returning(
+            records.c.logto_id,
             records.c.organization_id,
             records.c.user_id,
             records.c.told_at,
+            records.c.announced,
             _is_over(ended_at).label("is_over"),
         )
         .cte("over")
@@ -246,9 +262,14 @@ def _end_statement() -> sa.Select[Any]:
             table.c.logto_user_id == ended.c.user_id,
         )
 
-    left = delete_ended(members).returning(*_MEMBER).cte("membership_left")
-    lists = [sa.func.array_agg(left.c[column.name]) for column in _MEMBER]
+    left = (
+        sa.select(sa.func.array_agg(ended.c.logto_id))
+        .join(announced, announced.c.logto_id == ended.c.logto_id)
+        .where(sa.not_(ended.c.announced))
+    )
     return sa.select(
         sa.select(sa.func.max(ended.c.told_at)).scalar_subquery(),
-        *(sa.func.coalesce(ids, sa.text("ARRAY[]::text[]")) for ids in lists),
-    ).add_cte(delete_ended(member_roles).cte("roles_left"))
+        sa.func.coalesce(left.scalar_subquery(), sa.text("ARRAY[]::text[]")),
+    ).add_cte(
+        delete_ended(members).cte("membership_left"), delete_ended(member_roles).cte("roles_left")
+    )

@@ -148,21 +148,20 @@ class RecordStore:
             self._save_part(part, by_key)
         return kept
 
+    def read_ends(self, keys: Collection[Key]) -> dict[Key, Record]:
+        """Return the records of users and organizations, without locking them. Unknown ones are
+        empty."""
+        found: dict[Key, Record] = {}
+        for kind in OTHER_END:
+            if ids := [key.id for key in keys if key.kind == kind]:
+                rows = self._connection.execute(_ORDERED, {"of_kind": kind, "ids": ids})
+                found |= {record.key: record for record in map(from_row, rows.mappings())}
+        return {key: found.get(key) or Record(key) for key in keys}
+
     def read_users(self, ids: Collection[str]) -> dict[str, Record]:
         """Return the records of those users who have one, without holding them."""
         rows = self._connection.execute(_ORDERED, {"of_kind": "user", "ids": list(ids)})
         return {record.key.id: record for record in map(from_row, rows.mappings())}
-
-    def find_present(self, keys: Sequence[Key]) -> set[Key]:
-        """Return the users and organizations that have a row and aren't deleted."""
-        here: set[Key] = set()
-        for kind in OTHER_END:
-            if ids := [key.id for key in keys if key.kind == kind]:
-                table = MIRROR[kind]
-                column = table.c[f"logto_{kind}_id"]
-                query = sa.select(column).where(among(column, "ids"), table.c.deleted_at.is_(None))
-                here.update(Key(kind, id_) for id_ in self._connection.scalars(query, {"ids": ids}))
-        return here
 
     def keys(
         self,
@@ -421,6 +420,7 @@ def to_row(record: Record) -> Row:
         "told_end": _to_moment(record.told_end),
         "read_at": record.read_at,
         "doubtful": bool(record.doubts),
+        "announced": record.announced,
         "waiting_reason": record.waiting_for,
     }
 
@@ -438,6 +438,7 @@ def from_row(row: sa.RowMapping) -> Record:
         absent_at=_from_moment(row["absent_at"]),
         told_stamp=_from_moment(row["told_at"]),
         told_end=_from_moment(row["told_end"]),
+        announced=row["announced"],
         local_id=row["local_id"],
     )
 

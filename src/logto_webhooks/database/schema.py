@@ -148,6 +148,8 @@ records = sa.Table(
     *_required(Json, "data", "groups", "facts", "needs"),
     *_optional(Millis, "deleted_at", "read_at"),
     *_required(sa.Boolean, "doubtful"),
+    # Of a membership: whether the last of its local events was LocalMemberAdded.
+    sa.Column("announced", sa.Boolean, nullable=False, server_default=sa.false()),
     *_optional(Millis, "refetch_since"),
     *_optional(sa.Text, "waiting_reason"),
     # These decide whether it exists (see `Record`). Null without evidence.

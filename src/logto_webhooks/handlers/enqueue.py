@@ -63,15 +63,17 @@ class PlannedDelivery(Struct, frozen=True):
 
 
 class WrittenRecords(Struct, frozen=True):
-    """What a transaction wrote: records before and after, and the present memberships (`left`) that
-    a deletion of their user or organization ended.
+    """What a transaction wrote: records before and after, and the announced memberships (`left`)
+    that a deletion of their user or organization ended.
 
-    `many` are deleted records whose memberships are ended step by step. `ends` are all users and
-    organizations that were locked, before and after.
+    `members` are memberships before and after, written or not. `many` are deleted records whose
+    memberships are ended step by step. `ends` are all users and organizations that were locked or
+    read, before and after.
     """
 
     changed: list[tuple[Record, Record]]
     left: list[Key]
+    members: list[tuple[Record, Record]] = []
     many: list[Record] = []
     ends: dict[Key, tuple[Record, Record]] = {}
 
@@ -92,7 +94,7 @@ def enqueue_for_deliveries(
     sources: dict[Key, PlannedDelivery] = {}  # record -> the newest delivery that changed it
     for planned in sorted(batch, key=attrgetter("claimed.occurred_at")):
         sources |= {change.key: planned for change in planned.changes}
-    for key, event in _find_local_events(store, written, since, "webhook", handlers):
+    for key, event in _find_local_events(written, since, "webhook", handlers):
         planned = _find_source(key, sources)
         if planned.runs_handlers(since):
             event = replace(event, source=cast(Source, planned.claimed.origin))
@@ -130,16 +132,11 @@ def enqueue_for_ended(store: Store, pairs: Sequence[Key], ending: Ending) -> Non
         return
     name = LocalMemberRemoved.name
     handlers = [handler for handler in store.jobs.handlers() if handler.wants(name)]
-    if not handlers:
-        return
     source = cast(Source, ending.source)
-    ends = {key for pair in pairs for key in pair.organization_and_user if key != ending.key}
-    ends_here = store.find_present(sorted(ends)) | {ending.key}
     store.jobs.add(
         [
             job
             for key in pairs
-            if ends_here.issuperset(key.organization_and_user)  # else its start had no event
             for job in jobs_for_change(
                 local_events.member_removed(key, source), handlers, ending.delivery_id
             )
@@ -174,7 +171,7 @@ def _enqueue_for_reads(store: Store, written: WrittenRecords, source: Source) ->
     old |= {key for key in written.left if old.intersection(key.organization_and_user)}
     jobs = [
         job
-        for key, event in _find_local_events(store, written, since, source, handlers)
+        for key, event in _find_local_events(written, since, source, handlers)
         if key not in old
         for job in jobs_for_change(event, handlers, None)
     ]
@@ -183,7 +180,6 @@ def _enqueue_for_reads(store: Store, written: WrittenRecords, source: Source) ->
 
 
 def _find_local_events(
-    store: Store,
     written: WrittenRecords,
     since: int,
     source: Source,
@@ -205,60 +201,29 @@ def _find_local_events(
                 events.append((after.key, event))
     names = (LocalMemberAdded.name, LocalMemberRemoved.name)
     if any(handler.wants(name) for handler in handlers for name in names):
-        events += _find_member_events(store, written, since, source)
+        events += _find_member_events(written, since, source)
     return events
 
 
 def _find_member_events(
-    store: Store, written: WrittenRecords, since: int, source: Source
+    written: WrittenRecords, since: int, source: Source
 ) -> list[tuple[Key, LocalEvent]]:
-    """Derive the events of memberships. A membership is present if it and both its ends are, so a
+    """Derive the events of memberships. A membership is here if it and both its ends are, so a
     change of any of the three can start or end it."""
-    ends = dict(written.ends)
-    memberships = {
-        after.key: (before, after)
-        for before, after in written.changed
-        if after.key.kind == "membership"
-    }
-    other_ends = {end for key in written.left for end in key.organization_and_user} - ends.keys()
-    arrived = [key for key, (before, after) in ends.items() if _has_come(before, after)]
-    if arrived:
-        pairs = [key for key in store.present_memberships(arrived) if key not in memberships]
-        missing = {end for key in pairs for end in key.organization_and_user} - ends.keys()
-        # Locked: if another transaction adds the other end, one of the two must see both.
-        for records in (store.lock(sorted(missing), share=True), store.lock(pairs, share=True)):
-            for key, record in records.items():
-                target = memberships if key.kind == "membership" else ends
-                target[key] = (record, record)
-    ends_here = store.find_present(sorted(other_ends)) if other_ends else set()
-
-    def is_here(key: Key, when: int) -> bool:
-        return all(
-            local_events.is_here(ends[end][when]) if end in ends else end in ends_here
-            for end in key.organization_and_user
-        )
-
     events: list[tuple[Key, LocalEvent]] = [
-        (key, local_events.member_removed(key, source))
-        for key in written.left
-        if is_here(key, _BEFORE)
+        (key, local_events.member_removed(key, source)) for key in written.left
     ]
-    for key, (before, after) in memberships.items():
-        was = local_events.is_here(before) and is_here(key, _BEFORE)
-        is_now = local_events.is_here(after) and is_here(key, _AFTER)
-        if was and not is_now:
+    for before, after in written.members:
+        key = after.key
+        if before.announced and not after.announced:
             events.append((key, local_events.member_removed(key, source)))
-        elif is_now and not was:
+        elif after.announced and not before.announced:
             is_new_end = any(
-                _created_at(ends[end][_AFTER]) >= since for end in key.organization_and_user
+                _created_at(written.ends[end][_AFTER]) >= since for end in key.organization_and_user
             )
             if is_new_end or _find_start(before, after) >= since:
                 events.append((key, local_events.member_added(key, source)))
     return events
-
-
-def _has_come(before: Record, after: Record) -> bool:
-    return local_events.is_here(after) and not local_events.is_here(before)
 
 
 def _find_start(before: Record, after: Record) -> int:

@@ -64,7 +64,9 @@ def user_row(record: Record) -> UserRow | None:
 
 def is_here(record: Record) -> bool:
     """Whether a record has a row and isn't deleted."""
-    return live_row(record) is not None
+    if record.deleted_at is not None or not record.complete:
+        return False
+    return record.key.kind != "membership" or bool(record.groups["present"].content)
 
 
 def _make_created(record: Record, source: Source, restored: bool) -> LocalEvent:

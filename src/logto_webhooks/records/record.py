@@ -123,6 +123,7 @@ class Record(Struct, frozen=True):
     absent_at: int = NEVER
     told_stamp: int = NEVER
     told_end: int = NEVER
+    announced: bool = False  # of a membership: whether its last local event was LocalMemberAdded
     local_id: str = ""  # set when the record is first stored
 
     @property

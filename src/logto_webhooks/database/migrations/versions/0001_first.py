@@ -95,6 +95,7 @@ def _records() -> None:
         *(_column(name, Json) for name in ("data", "groups", "facts", "needs")),
         *_optional(Millis, "deleted_at", "read_at"),
         _column("doubtful", sa.Boolean()),
+        sa.Column("announced", sa.Boolean(), nullable=False, server_default=sa.false()),
         *_optional(Millis, "refetch_since"),
         *_optional(Text, "waiting_reason"),
         *_optional(Millis, "gone_at", "absent_at", "stamp", "told_at", "told_end"),
