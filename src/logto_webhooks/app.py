@@ -286,6 +286,8 @@ class LogtoWebhooks(Admin):
 
     def _users_here(self) -> UserLookup:
         loop = asyncio.get_running_loop()
+        if not self.database.any_loop and any(other is not loop for other in self._loops):
+            raise StartedElsewhere()  # its connections can't be used here
         if loop not in self._lookups:
             self._lookups[loop] = UserLookup(self.database.host)
         return self._lookups[loop]

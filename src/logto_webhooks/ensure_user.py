@@ -137,12 +137,15 @@ class UserLookup:
         """Wait until a user is known here. Raises ClaimsUnusable for an invalid id, TimeoutError,
         UserDeleted, StoreUnavailable."""
         id_ = to_change({"sub": user_id}).key.id
-        record = await self._find(id_)
-        async with asyncio.timeout(max(0, timeout_s)):
-            while record is None or not (record.complete or record.deleted_at is not None):
-                await asyncio.sleep(POLL_S)  # another process may apply the webhook
+        waits = timeout_s > 0
+        async with asyncio.timeout(timeout_s if waits else None):
+            while True:
                 record = await self._find(id_)
-        return _to_row(record)
+                if record and (record.complete or record.deleted_at is not None):
+                    return _to_row(record)
+                if not waits:
+                    raise TimeoutError
+                await asyncio.sleep(POLL_S)  # another process may apply the webhook
 
     async def _write(self, claims: Mapping[str, Any], answer: Change | None) -> UserRow:
         async with self._writing:

@@ -387,7 +387,8 @@ class NotStarted(LogtoWebhooksError):
 
 class StartedElsewhere(LogtoWebhooksError):
     """This LogtoWebhooks object is already started on another event loop, and it can only use one
-    at a time. Create an object for each event loop, with an engine of its own."""
+    at a time. Create an object for each event loop, with an engine of its own. From other threads,
+    use its method call()."""
 
 
 class SettingInvalid(LogtoWebhooksError):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
+from sqlite3 import OperationalError, connect
 from typing import Any
 
 import httpx2
@@ -15,12 +17,19 @@ from sqlalchemy.orm import Session
 
 from logto_webhooks import LogtoWebhooks, UserIsDeletedError, events
 from logto_webhooks.apply import batch
-from logto_webhooks.errors import ClaimsUnusable, SettingInvalid, StoreUnavailable
+from logto_webhooks.ensure_user import UserLookup
+from logto_webhooks.errors import (
+    ClaimsUnusable,
+    SettingInvalid,
+    StartedElsewhere,
+    StoreUnavailable,
+)
 from logto_webhooks.records.record import Key, Tombstone
 from logto_webhooks.testing import SIGNING_KEY, make
 from logto_webhooks.testing.fake import FakeLogto
 from tests.support.mounted import live, on_postgres, on_sqlite, send, soon
 from tests.support.postgres import emptied_schema, server_url
+from tests.support.stores import WrappedRunner, memory_host
 from tests.support.waiting import eventually
 
 CLAIMS = {"sub": "ana", "email": "ana@example.com", "name": "Ana", "iat": 5}
@@ -242,5 +251,71 @@ def test_a_locked_user_takes_one_turn(engine_of: Callable[[sa.URL], Any]) -> Non
         await logto.close()
         await application.dispose()
         await engine.dispose() if engine_of is create_async_engine else engine.dispose()
+
+    asyncio.run(run())
+
+
+def test_nothing_changes_between_what_it_reads_and_writes_on_sqlite(tmp_path: Path) -> None:
+    """Python's driver begins no transaction before the first write."""
+    logto = on_sqlite(tmp_path)
+
+    async def body(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
+        engine = sa.create_engine(f"sqlite:///{tmp_path / 'app.db'}")
+        await logto.ensure_user(CLAIMS)
+        with Session(engine) as session, closing(connect(tmp_path / "app.db", timeout=0)) as other:
+            await logto.ensure_user(CLAIMS, session=session)  # it is here: nothing is written
+            with pytest.raises(OperationalError, match="locked"):
+                other.execute("BEGIN IMMEDIATE")
+            session.rollback()
+            other.execute("BEGIN IMMEDIATE")
+        engine.dispose()
+
+    live(logto, body)
+
+
+@pytest.mark.postgres
+def test_a_session_without_a_transaction_is_refused() -> None:
+    """In autocommit mode, a lock ends with its statement."""
+    logto = on_postgres()
+
+    async def body(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
+        for driver in ("asyncpg", "psycopg"):
+            url = server_url().set(drivername=f"postgresql+{driver}")
+            engine = create_async_engine(url, isolation_level="AUTOCOMMIT")
+            async with AsyncSession(engine) as session:
+                with pytest.raises(SettingInvalid, match="autocommit"):
+                    await logto.ensure_user(CLAIMS, session=session)
+            await engine.dispose()
+
+    live(logto, body)
+
+
+@pytest.mark.postgres
+def test_another_event_loop_is_refused() -> None:
+    """Connections of an asynchronous engine can't be used there; `call` is for threads."""
+    logto = on_postgres()
+
+    def on_another_loop() -> None:
+        for wanted in (logto.ensure_user(CLAIMS), logto.wait_for_user("ana")):
+            with pytest.raises(StartedElsewhere, match="call"):
+                asyncio.run(wanted)
+        assert logto.call(logto.ensure_user(CLAIMS)).logto_user_id == "ana"
+
+    async def body(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
+        await asyncio.to_thread(on_another_loop)
+
+    live(logto, body)
+
+
+def test_a_silent_database_ends_no_later_than_the_timeout() -> None:
+    """Also while it looks for the first time."""
+
+    class Silent(WrappedRunner):
+        async def read(self, work: Any) -> Any:
+            await asyncio.Event().wait()
+
+    async def run() -> None:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(UserLookup(Silent(memory_host())).wait("ana", 0.1), 30)
 
     asyncio.run(run())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from contextlib import aclosing
 from functools import partial
 from typing import Annotated, Final
@@ -36,6 +37,7 @@ from logto_webhooks.settings import Settings
 from logto_webhooks.validation import GREATEST_ID, check_text
 
 REPLAYED_AT_ONCE: Final = 200
+REPLAYED_BYTES: Final = 256 * 2**10  # of bodies, because a long one can make thousands of jobs
 
 app = make_group()
 
@@ -140,24 +142,40 @@ def replay(
         )
 
     with output.stoppable(output.UNCHANGED):
-        unknown = run_admin(settings, partial(_find_unknown, ids))
-    if unknown:
+        sizes = run_admin(settings, partial(_read_sizes, ids))
+    if unknown := [id for id in ids if id not in sizes]:
         output.fail(str(DeliveryUnknown(unknown)))
     result = ReplayResult(deliveries=0, jobs=0, drifts=[])
     with output.show_progress("deliveries", silent=as_json) as bar:
         # Use a transaction per page: a long one would delay the receiver.
-        for start in range(0, len(ids), REPLAYED_AT_ONCE):
-            page = ids[start : start + REPLAYED_AT_ONCE]
-            resume = f"Replayed {start} of {len(ids)}. Continue with the ID {page[0]}."
+        done = 0
+        for page in cut(ids, sizes):
+            resume = f"Replayed {done} of {len(ids)}. Continue with the ID {page[0]}."
             with output.stoppable(output.UNCHANGED if dry_run else resume):
                 result = result.plus(run_admin(settings, partial(replay_page, page)))
-            done = start + len(page)
+            done += len(page)
             bar.update("deliveries", done, done / len(ids))
     output.show(result, as_json, lambda result: output.show_replayed(result, dry_run))
 
 
-async def _find_unknown(ids: list[int], admin: Admin) -> list[int]:
-    return [id for id in ids if await admin.delivery(id) is None]
+async def _read_sizes(ids: list[int], admin: Admin) -> dict[int, int]:
+    """Return the sizes of the bodies of those deliveries that exist."""
+    return {id: len(found.body) for id in ids if (found := await admin.delivery(id))}
+
+
+def cut(ids: list[int], sizes: dict[int, int]) -> Iterator[list[int]]:
+    """Cut IDs into those that are replayed in one transaction, by number and by size."""
+    page: list[int] = []
+    for id in ids:
+        if page and (
+            len(page) == REPLAYED_AT_ONCE
+            or sum(sizes[other] for other in page) + sizes[id] > REPLAYED_BYTES
+        ):
+            yield page
+            page = []
+        page.append(id)
+    if page:
+        yield page
 
 
 @with_settings(*DATABASE)

@@ -29,6 +29,7 @@ from logto_webhooks.database.runner import (
 from logto_webhooks.database.sessions import (
     SESSION,
     ConnectionWatch,
+    begin_writing,
     finish_session,
     get_handler_limit,
     get_sync_types,
@@ -103,6 +104,7 @@ class AsyncRunner:
 
         def run(sync: sa.Connection) -> T:
             with use_our_schema(self._engine.sync_engine, sync):
+                begin_writing(sync)
                 return work(Store(sync))
 
         with translate_errors(self._engine):

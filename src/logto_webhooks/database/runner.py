@@ -21,6 +21,7 @@ from logto_webhooks.database.errors import diagnose, translate_errors
 from logto_webhooks.database.sessions import (
     IN_HANDLER,
     ConnectionWatch,
+    begin_writing,
     finish_session,
     get_handler_limit,
     get_sync_types,
@@ -314,6 +315,7 @@ class ThreadRunner:
             raise make_session_error(session, "a Session or a Connection")
         connection = session if isinstance(session, sa.Connection) else session.connection()
         with translate_errors(self._engine), use_our_schema(self._engine, connection):
+            begin_writing(connection)
             return work(Store(connection))
 
     def provides(self, awaited: bool) -> tuple[type, ...]:

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.pool import Pool, QueuePool
 
-from logto_webhooks.database.schema import VERSION_TABLE, metadata
+from logto_webhooks.database.schema import VERSION_TABLE, installation, metadata
 from logto_webhooks.errors import SettingInvalid, TableIsReadOnly, TransactionEnded
 
 if TYPE_CHECKING:
@@ -102,6 +102,25 @@ def handler_savepoint(connection: sa.Connection) -> Iterator[None]:
         roll_back_savepoint(connection, savepoint, error)
         raise
     release(connection, savepoint)
+
+
+def begin_writing(connection: sa.Connection) -> None:
+    """Begin a transaction that can read records and change them, on an application's connection.
+
+    Raises SettingInvalid in autocommit mode, in which a lock ends with its statement.
+    """
+    driver: Any = connection.connection.dbapi_connection
+    if connection.dialect.name == "sqlite":
+        # Python's driver begins one only before the first write: after that, reads are up to date.
+        if not driver.in_transaction:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        connection.execute(sa.update(installation).where(sa.false()).values(id=1))
+    elif (
+        getattr(driver, "autocommit", False)
+        or getattr(driver, "isolation_level", None) == "autocommit"
+    ):
+        problem = "it is in autocommit mode, but this needs a transaction: use another session"
+        raise SettingInvalid(name="session", problem=problem)
 
 
 def make_session_error(session: object, wanted: str) -> SettingInvalid:
