@@ -15,6 +15,7 @@ from logto_webhooks.apply import batch
 from logto_webhooks.database.runner import TransactionRunner
 from logto_webhooks.database.schema import deliveries
 from logto_webhooks.database.store import Store
+from logto_webhooks.deliveries import NewDelivery
 from logto_webhooks.errors import StoreUnavailable
 from logto_webhooks.jobs import JobFilter, RegisteredHandler
 from logto_webhooks.records.record import Change, Key, Tombstone, Upsert, Value, membership
@@ -192,3 +193,47 @@ def _due_now(store: Store) -> None:
         return
     for number, row in inner.tables.inbox.items():
         inner.tables.inbox[number] = replace(row, due_at=0)
+
+
+@pytest.mark.parametrize("killed_at", [3, 4, 9])
+def test_an_organization_that_comes_last_announces_its_members_in_steps(
+    host: TransactionRunner, run: Run, killed_at: int
+) -> None:
+    """Each once, whoever goes on after a kill; then none is left to look at."""
+    know(run, MEMBER_ADDED)
+    created, joined = crowd("o")
+    asyncio.run(Copy(host).take([*people(*PEOPLE), joined]))
+    assert jobs_made(run, "LocalMemberAdded") == {}
+    add(run, created)
+    with pytest.raises(StoreUnavailable):
+        asyncio.run(until_done(Copy(Dying(host, killed_at))))
+    asyncio.run(until_done(Copy(host)))
+    assert jobs_made(run, "LocalMemberAdded") == {f"user:{each}": 1 for each in PEOPLE}
+    assert run(lambda store: store.arrivals()) == []
+
+
+def test_members_that_are_deleted_while_their_organization_is_ended_leave_once(
+    host: TransactionRunner, run: Run
+) -> None:
+    """Between the steps; so do those of whom older deliveries arrive meanwhile."""
+    know(run, MEMBER_LEFT)
+    asyncio.run(Copy(host).take(people(*PEOPLE) + crowd("o")))
+
+    async def end() -> None:
+        copy = Copy(host)
+        await host.run(
+            lambda store: store.add([delivery(make.event("Organization.Deleted", id="o").body)])
+        )
+        for user in PEOPLE[::9]:
+            await copy.worker.step()
+            gone = delivery(make.user_deleted(id=user).body)
+            await host.run(partial(_add_one, new=gone))
+        while await copy.worker.step():
+            pass
+
+    asyncio.run(end())
+    assert jobs_made(run, "LocalMemberRemoved") == {f"user:{each}": 1 for each in PEOPLE}
+
+
+def _add_one(store: Store, new: NewDelivery) -> None:
+    store.add([new])

@@ -22,7 +22,7 @@ from logto_webhooks.apply.batch import (
     mark_doubtful,
     parse_delivery,
 )
-from logto_webhooks.apply.large_deletions import MembershipEnder
+from logto_webhooks.apply.large_deletions import MembershipAnnouncer, MembershipEnder
 from logto_webhooks.clock import Clock
 from logto_webhooks.database.runner import TransactionRunner
 from logto_webhooks.database.store import LOCK_S, LONGEST_S, STATEMENT_S, Store
@@ -91,6 +91,7 @@ class DeliveryWorker:
         self._replay_window_ms = replay_window_ms
         self._sizer = BatchSizer(budget_s)
         self._membership_ender = MembershipEnder(host, budget_s)
+        self._membership_announcer = MembershipAnnouncer(host)
         self._clock_watch = ClockWatch(host, observe)
         self._suspects: dict[Key, float] = {}  # records that were locked -> until when
         self._locked: set[str | None] = set()  # subjects that were locked in this step
@@ -173,7 +174,8 @@ class DeliveryWorker:
                 batch = self._sizer.cut(self._unapplied)
                 await self._apply(batch)
         self._unapplied = self._unapplied[len(batch) :]
-        return len(batch) + await self._membership_ender.step()
+        ended = await self._membership_ender.step()
+        return len(batch) + ended + await self._membership_announcer.step()
 
     def _claim(self, store: Store) -> list[ClaimedDelivery]:
         return store.claim(self._token, MAX_ROWS, MAX_BYTES, LEASE_S)

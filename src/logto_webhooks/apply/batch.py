@@ -41,6 +41,7 @@ from logto_webhooks.records.record import (
 from logto_webhooks.signing_keys import trust
 
 Records = dict[Key, Record]
+Ends = dict[Key, tuple[Record, Record]]  # users and organizations, before and after
 MAX_WEIGHT: Final = 5_000
 FIRST_WEIGHT: Final = 32
 FEW: Final = 500  # memberships that can end in the transaction of the deletion
@@ -139,9 +140,12 @@ def _write(store: Store, locked: LockedRecords, records: Records) -> WrittenReco
         key: (before[key], record) for key, record in records.items() if key.kind != "membership"
     }
     came = [key for key, (old, new) in ends.items() if not is_here(old) and is_here(new)]
-    others = _announce_of_ends(store, came, records, ends) if came else []
-    members = [pair for pair in written if pair[0].key.kind == "membership"] + others
-    return WrittenRecords(written, removed, members, many, ends)
+    few_came = store.with_few_memberships(came, FEW) if came else []
+    others = {k: r for k, r in store.lock_memberships(few_came).items() if k not in records}
+    members = [pair for pair in written if pair[0].key.kind == "membership"]
+    members += announce(store, others, ends) if others else []
+    many_came = [key for key in came if key not in few_came]
+    return WrittenRecords(written, removed, members, many, many_came, ends)
 
 
 def _announce(pairs: Records, ends: Records) -> None:
@@ -154,19 +158,16 @@ def _announce(pairs: Records, ends: Records) -> None:
                 pairs[key] = replace(record, announced=announced)
 
 
-def _announce_of_ends(
-    store: Store, came: list[Key], records: Records, ends: dict[Key, tuple[Record, Record]]
-) -> list[tuple[Record, Record]]:
-    """Announce other memberships of users and organizations that came; return those, before and
-    after. If another transaction adds the other end, the lock lets one of the two see both."""
-    found = {k: r for k, r in store.lock_memberships(came).items() if k not in records}
-    missing = {end for key in found for end in key.organization_and_user} - ends.keys()
-    unchanged = {key: (end, end) for key, end in store.read_ends(missing).items()}
-    ends |= unchanged
-    pairs = dict(found)
-    _announce(pairs, {key: after for key, (_, after) in ends.items()})
-    announced = [record for key, record in pairs.items() if record is not found[key]]
-    return [(found[record.key], record) for record in store.save(announced)]
+def announce(store: Store, pairs: Records, ends: Ends) -> list[tuple[Record, Record]]:
+    """Announce locked memberships whose user or organization came; return those, before and after.
+    `ends` gets their other ends. If another transaction adds the other end, the lock lets one of
+    the two see both."""
+    missing = {end for key in pairs for end in key.organization_and_user} - ends.keys()
+    ends |= {key: (end, end) for key, end in store.read_ends(missing).items()}
+    announced = dict(pairs)
+    _announce(announced, {key: after for key, (_, after) in ends.items()})
+    changed = [record for key, record in announced.items() if record is not pairs[key]]
+    return [(pairs[record.key], record) for record in store.save(changed)]
 
 
 def lock_records(store: Store, changes: Iterable[Change]) -> LockedRecords:

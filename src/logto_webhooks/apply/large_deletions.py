@@ -1,4 +1,5 @@
-"""End the memberships of a deleted record in steps, if they are too many for one transaction."""
+"""End the memberships of a deleted record, or announce those of a new one, in steps, if they are
+too many for one transaction."""
 
 from __future__ import annotations
 
@@ -7,13 +8,18 @@ import time
 from functools import partial
 from typing import Final
 
+from logto_webhooks.apply import batch
 from logto_webhooks.apply.batch import BatchSizer
 from logto_webhooks.database.runner import TransactionRunner
 from logto_webhooks.database.store import STATEMENT_S, Store
 from logto_webhooks.errors import RowRejected, TimedOut
-from logto_webhooks.handlers.enqueue import enqueue_for_ended
+from logto_webhooks.handlers.enqueue import (
+    WrittenRecords,
+    enqueue_for_announced,
+    enqueue_for_ended,
+)
 from logto_webhooks.records.merge import merge
-from logto_webhooks.records.record import Ending, Key, Named
+from logto_webhooks.records.record import Arrival, Ending, Key, Named
 
 LISTED: Final = 50_000  # memberships per lookup
 LEAST: Final = 600  # memberships per step: tens of ms on SQLite
@@ -108,6 +114,50 @@ class MembershipEnder:
             store.save([named])
         enqueue_for_ended(store, present, ending)
         self._sizer.adjust(len(pairs), time.perf_counter() - started)
+
+
+class MembershipAnnouncer:
+    """Announces the memberships of a user or an organization that came, in steps."""
+
+    def __init__(self, host: TransactionRunner) -> None:
+        self._host = host
+        self._arrival: Arrival | None = None
+        self._after = ""
+        self._look_at = 0.0
+
+    async def step(self) -> int:
+        """Announce some memberships. Return how many were compared. Raises StoreUnavailable."""
+        if self._arrival is None:
+            if time.monotonic() < self._look_at:
+                return 0
+            self._look_at = time.monotonic() + LOOK_S
+            arrivals = await self._host.read(Store.arrivals)
+            if not arrivals:
+                return 0
+            self._arrival, self._after = random.choice(arrivals), ""
+        arrival, after = self._arrival, self._after
+        try:
+            pairs = await self._host.read(
+                lambda store: store.unannounced(arrival.key, after, LEAST)
+            )
+            if pairs:
+                await self._host.run(partial(_announce, pairs=pairs, arrival=arrival))
+                self._after = pairs[-1].id
+            else:
+                await self._host.run(partial(Store.finish_arrival, arrival=arrival))
+                self._arrival = None
+        except (RowRejected, TimedOut):  # something is locked: begin again later
+            self._arrival = None
+            return 0
+        return len(pairs)
+
+
+def _announce(store: Store, pairs: list[Key], arrival: Arrival) -> None:
+    store.limit_waits(LOCK_S, STATEMENT_S)
+    ends: batch.Ends = {}
+    members = batch.announce(store, store.lock(pairs), ends)
+    written = WrittenRecords([], [], members, ends=ends)
+    enqueue_for_announced(store, written, arrival)
 
 
 def _finish(store: Store, ending: Ending, newest: int) -> None:

@@ -17,8 +17,9 @@ from logto_webhooks.database.records import (
 )
 from logto_webhooks.database.schema import Millis, endings, member_roles, members, records
 from logto_webhooks.records.local_events import is_here
-from logto_webhooks.records.record import NEVER, RESTORED_MS, Ending, Key, Kind, Record
+from logto_webhooks.records.record import NEVER, RESTORED_MS, Arrival, Ending, Key, Kind, Record
 
+_CAME: Final = "came "  # begins the kind of what came, and wasn't deleted, in `logto_endings`
 _MEMBER: Final = (members.c.logto_organization_id, members.c.logto_user_id)
 # Each uses one index. With an OR in one statement, a planner may use none.
 _COUNT_OF: Final[dict[Kind, sa.Select[Any]]] = {
@@ -116,9 +117,61 @@ class MembershipStore(RecordStore):
             )
         )
 
+    def note_arrival(self, end: Key, source: str | None, delivery_id: int | None) -> None:
+        """Note that the memberships of a user or an organization are to be announced step by
+        step."""
+        row = {
+            "kind": f"{_CAME}{end.kind}",
+            "logto_id": end.id,
+            "ended_at": 0,
+            "source": source,
+            "delivery_id": delivery_id,
+        }
+        insert = insert_into(endings, self._connection.dialect.name).values(**row, noted_at=now())
+        self._connection.execute(
+            insert.on_conflict_do_update(
+                index_elements=["kind", "logto_id"], set_={"noted_at": now()}
+            )
+        )
+
+    def arrivals(self) -> list[Arrival]:
+        """List the noted arrivals."""
+        query = sa.select(endings).where(endings.c.kind.startswith(_CAME))
+        return [
+            Arrival(
+                key=Key(row["kind"].removeprefix(_CAME), row["logto_id"]),
+                noted_at=row["noted_at"],
+                source=row["source"],
+                delivery_id=row["delivery_id"],
+            )
+            for row in self._connection.execute(query).mappings()
+        ]
+
+    def finish_arrival(self, arrival: Arrival) -> None:
+        """Delete the note, unless the user or organization came again meanwhile."""
+        self._connection.execute(
+            sa.delete(endings).where(
+                endings.c.kind == f"{_CAME}{arrival.key.kind}",
+                endings.c.logto_id == arrival.key.id,
+                endings.c.noted_at == arrival.noted_at,
+            )
+        )
+
+    def unannounced(self, end: Key, after: str, limit: int) -> list[Key]:
+        """List memberships of a user or an organization that exist and weren't announced, by ID."""
+        query = (
+            sa.select(records.c.logto_id)
+            .where(records.c[f"{end.kind}_id"] == end.id, records.c.logto_id > after)
+            .where(sa.not_(records.c.announced), records.c.deleted_at.is_(None))
+            .order_by(records.c.logto_id)
+            .limit(limit)
+        )
+        return [Key("membership", id_) for id_ in self._connection.scalars(query)]
+
     def endings(self) -> list[Ending]:
         """List the noted endings, the oldest first."""
         query = sa.select(endings).order_by(endings.c.noted_at, endings.c.kind, endings.c.logto_id)
+        query = query.where(sa.not_(endings.c.kind.startswith(_CAME)))
         return [
             Ending(
                 key=Key(row["kind"], row["logto_id"]),

@@ -35,7 +35,15 @@ from logto_webhooks.events.local import (
 )
 from logto_webhooks.jobs import NewJob, RegisteredHandler
 from logto_webhooks.records import local_events
-from logto_webhooks.records.record import MEMBERS, NEVER, DeliveryChange, Ending, Key, Record
+from logto_webhooks.records.record import (
+    MEMBERS,
+    NEVER,
+    Arrival,
+    DeliveryChange,
+    Ending,
+    Key,
+    Record,
+)
 
 _BEFORE: Final = 0
 _AFTER: Final = 1
@@ -67,14 +75,16 @@ class WrittenRecords(Struct, frozen=True):
     that a deletion of their user or organization ended.
 
     `members` are memberships before and after, written or not. `many` are deleted records whose
-    memberships are ended step by step. `ends` are all users and organizations that were locked or
-    read, before and after.
+    memberships are ended step by step. `came` are users and organizations that came, with so many
+    memberships that they are announced step by step. `ends` are all users and organizations that
+    were locked or read, before and after.
     """
 
     changed: list[tuple[Record, Record]]
     left: list[Key]
     members: list[tuple[Record, Record]] = []
     many: list[Record] = []
+    came: list[Key] = []
     ends: dict[Key, tuple[Record, Record]] = {}
 
 
@@ -88,7 +98,7 @@ def enqueue_for_deliveries(
     """
     handlers = store.jobs.handlers()
     since = store.installed_at() if handlers else 0
-    if not handlers and not written.many:
+    if not (handlers or written.many or written.came):
         return 0
     jobs = own_jobs(batch, handlers, since) if own else []
     sources: dict[Key, PlannedDelivery] = {}  # record -> the newest delivery that changed it
@@ -104,6 +114,10 @@ def enqueue_for_deliveries(
         planned = _find_source(record.key, sources)
         source = planned.claimed.origin if planned.runs_handlers(since) else None
         store.note_ending(_to_ending(record, source, planned.claimed.id))
+    for end in written.came:
+        planned = _find_source(end, sources)
+        source = planned.claimed.origin if planned.runs_handlers(since) else None
+        store.note_arrival(end, source, planned.claimed.id)
     return since
 
 
@@ -144,12 +158,29 @@ def enqueue_for_ended(store: Store, pairs: Sequence[Key], ending: Ending) -> Non
     )
 
 
+def enqueue_for_announced(store: Store, written: WrittenRecords, arrival: Arrival) -> None:
+    """Create the jobs of memberships whose user or organization came before."""
+    if arrival.source is None:
+        return
+    handlers, since = store.jobs.handlers(), store.installed_at()
+    events = _find_member_events(written, since, cast(Source, arrival.source))
+    store.jobs.add(
+        [
+            job
+            for _, event in events
+            for job in jobs_for_change(event, handlers, arrival.delivery_id)
+        ]
+    )
+
+
 def enqueue_for_reads(store: Store, written: WrittenRecords, source: Source | None) -> None:
     """Create the jobs of changes from Logto's answers; none without a `source`. Note the deleted
     records whose memberships have yet to be ended."""
     old = _enqueue_for_reads(store, written, source) if source is not None else set()
     for record in written.many:
         store.note_ending(_to_ending(record, None if record.key in old else source, None))
+    for end in written.came:
+        store.note_arrival(end, source, None)
 
 
 def _to_ending(record: Record, source: str | None, delivery_id: int | None) -> Ending:

@@ -340,5 +340,14 @@ class Ending(Struct, frozen=True, kw_only=True):
     delivery_id: int | None = None
 
 
+class Arrival(Struct, frozen=True, kw_only=True):
+    """A user or an organization that came, whose memberships are announced in several steps."""
+
+    key: Key
+    noted_at: int
+    source: str | None = None
+    delivery_id: int | None = None
+
+
 DeliveryChange = Upsert | Tombstone | RefetchRequest
 Change = DeliveryChange | ApiRead | Absent | Named
