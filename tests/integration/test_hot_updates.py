@@ -98,7 +98,7 @@ def test_memberships_that_end_with_an_organization_change_no_index() -> None:
         Key("organization", "o"), gone_at=10, local_id="0190c0de-0000-7000-8000-000000000001"
     )
     with updates.engine.begin() as connection:
-        known = [merge(Record(pair), Upsert(pair, present)) for pair in pairs]
+        known = [merge(Record(pair, announced=True), Upsert(pair, present)) for pair in pairs]
         Store(connection).save(known)
     random.Random(1).shuffle(pairs)
     for start in range(0, MEMBERS, STEP):

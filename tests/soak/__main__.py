@@ -83,8 +83,9 @@ async def _soak(server: PostgresVictim, minutes: float, rate: int, seed: int, fo
         *_judge_database(engine, load),
         *_judge_memory(memory),
     ]
-    tracebacks = (folder / "serve.log").read_text().count("Traceback")
-    verdicts.append(("no traceback in the log", not tracebacks, tracebacks))
+    tracebacks = _TRACEBACK.findall((folder / "serve.log").read_text())
+    first = "".join(tracebacks[:1])[-800:]
+    verdicts.append(("no traceback in the log", not tracebacks, f"{len(tracebacks)} {first}"))
     process.terminate()
     verdicts.append(("the service ends with 0", await process.wait() == 0, process.returncode))
     for name, good, seen in verdicts:
@@ -166,6 +167,10 @@ async def _until_listening(port: int) -> None:
             writer.close()
             return
     raise TimeoutError("The service didn't start.")
+
+
+# Up to the next line with a date.
+_TRACEBACK = re.compile(r"^Traceback .*?(?=^\d{4}-|\Z)", re.DOTALL | re.MULTILINE)
 
 
 async def _until_idle(engine: sa.Engine) -> None:
