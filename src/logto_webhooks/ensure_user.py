@@ -108,7 +108,7 @@ class UserLookup:
         self._asked: dict[str, asyncio.Future[Record | None]] = {}
         self._looking: asyncio.Task[None] | None = None
         self._writing = asyncio.Semaphore(WRITERS)
-        self._writes: dict[str, asyncio.Task[UserRow]] = {}
+        self._writes: dict[tuple[str, bool], asyncio.Task[UserRow]] = {}
 
     async def ensure(
         self, claims: Mapping[str, Any], logto: ManagementClient | None = None
@@ -127,11 +127,13 @@ class UserLookup:
         may_ask = record.deleted_at is None or _may_be_back(record, claims)
         answer = await _ask_for_user(logto, self._host, key) if logto and may_ask else None
         # A user whose record is locked takes one turn, however many requests there are.
-        if key.id not in self._writes:
+        # Logto's answer can restore a deleted user, claims can't.
+        turn = (key.id, answer is not None)
+        if turn not in self._writes:
             write = asyncio.create_task(self._write(claims, answer))
-            write.add_done_callback(partial(self._finish_write, key.id))
-            self._writes[key.id] = write
-        return await asyncio.shield(self._writes[key.id])
+            write.add_done_callback(partial(self._finish_write, turn))
+            self._writes[turn] = write
+        return await asyncio.shield(self._writes[turn])
 
     async def wait(self, user_id: str, timeout_s: float) -> UserRow:
         """Wait until a user is known here. Raises ClaimsUnusable for an invalid id, TimeoutError,
@@ -151,8 +153,8 @@ class UserLookup:
         async with self._writing:
             return await self._host.run(lambda store: ensure_user(store, claims, answer))
 
-    def _finish_write(self, user_id: str, write: asyncio.Task[UserRow]) -> None:
-        del self._writes[user_id]
+    def _finish_write(self, turn: tuple[str, bool], write: asyncio.Task[UserRow]) -> None:
+        del self._writes[turn]
         if not write.cancelled():
             write.exception()  # every caller may have been cancelled
 
