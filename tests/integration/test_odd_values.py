@@ -27,6 +27,7 @@ from logto_webhooks.deliveries import (
     estimate_ahead,
     identify,
 )
+from logto_webhooks.jobs import JobFilter, RegisteredHandler
 from logto_webhooks.logto import api_responses
 from logto_webhooks.logto.api_responses import (
     SECOND_MS,
@@ -406,3 +407,21 @@ def test_a_cut_list_is_asked_for_before_the_members_that_it_names(
             await host.close()
 
     assert asyncio.run(first()) == Key("organization", "acme")
+
+
+@pytest.mark.parametrize("kind", STORES)
+def test_an_unknown_event_with_nul_in_its_name_has_jobs(kind: StoreKind, tmp_path: Path) -> None:
+    """PostgreSQL stores no NUL in text."""
+
+    async def live() -> None:
+        host = open_host(kind, tmp_path)
+        every = RegisteredHandler(name="every", patterns=("*",))
+        await host.run(lambda store: store.jobs.register([every]))
+        await host.run(lambda store: store.set_installed_at(0))
+        body = {"event": "Odd\0Event", "createdAt": "2026-11-28T00:00:00.000Z", "hookId": "h"}
+        await Copy(host).take([msgspec.json.encode(body)])
+        [job] = await host.read(lambda store: store.jobs.find(JobFilter()))
+        assert (job.event, job.subject) == ("OddEvent", "event:OddEvent")
+        await host.close()
+
+    asyncio.run(live())

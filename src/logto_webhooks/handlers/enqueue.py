@@ -296,7 +296,7 @@ def jobs_for_event(
 ) -> list[NewJob]:
     """Make the jobs of an applied delivery: for its event, and for each member that it names."""
     other = "no" if isinstance(event, TestPayload) else "only"
-    name = ALIASES.get(event.event, event.event)
+    name = ALIASES.get(event.event, event.event).replace("\0", "")  # PostgreSQL stores none
     subject, key = claimed.subject or f"event:{name}", claimed.digest.hex()
     subjects = [(name, subject, key)]
     if isinstance(event, OrganizationMembershipUpdated):
