@@ -132,9 +132,10 @@ def list_handlers(store: Store) -> list[HandlerInfo]:
 
 
 def forget_handler(store: Store, name: str) -> int | None:
-    """Forget a handler, and count its discarded jobs; return None if it is unknown."""
+    """Forget a handler, and discard the first AT_ONCE of its waiting jobs. Return how many there
+    were; None if the handler is unknown."""
     is_known = any(handler.name == name for handler in store.jobs.handlers())
-    discarded = store.jobs.forget(name)
+    discarded = store.jobs.forget(name, AT_ONCE)
     return discarded if is_known or discarded else None
 
 
@@ -445,7 +446,12 @@ class Admin:
         Returns the number of discarded jobs, or None if the handler is unknown.
         """
         checked = validation.check_text("the handler", name)
-        return await self._write(lambda store: forget_handler(store, checked))
+        discarded = await self._write(lambda store: forget_handler(store, checked))
+        more = discarded or 0
+        while discarded is not None and more:
+            more = await self._write(lambda store: store.jobs.forget(checked, AT_ONCE))
+            discarded += more
+        return discarded
 
     async def diagnose(
         self,

@@ -84,8 +84,9 @@ class RegisteredHandler(Struct, frozen=True, kw_only=True):
 class NewJob(Struct, frozen=True, kw_only=True):
     """A new job. `key` is unique for its handler.
 
-    Jobs with the same `queue_key` run in the order of `occurred_at` (ms; None means now).
-    `payload` is a local event; a job of a delivery has none, because it uses the delivery's body.
+    Jobs with the same `queue_key` run in the order of `occurred_at` (ms). None means now: such a
+    job runs after all that are in the queue, or before them if it `is_first`. `payload` is a local
+    event; a job of a delivery has none, because it uses the delivery's body.
     """
 
     handler: str
@@ -94,6 +95,7 @@ class NewJob(Struct, frozen=True, kw_only=True):
     subject: str
     queue_key: str
     occurred_at: int | None = None
+    is_first: bool = False
     delivery_id: int | None = None
     payload: bytes | None = None
 

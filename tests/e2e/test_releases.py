@@ -110,7 +110,9 @@ def test_no_release_calls_a_handler_for_events_of_another(tmp_path: Path) -> Non
     with Server(app, "uvicorn", "old:api", "--port", "PORT") as old:
         with Server(app, "uvicorn", "new:api", "--port", "PORT"):
             """It makes its handler known, and ends."""
-        old.send(*people(3), *gone(3))
+        old.send(*people(3))
+        until(lambda: app.jobs() == {("grows", "done"): 3}, lambda: str(app.jobs()))
+        old.send(*gone(3))
         errors = "SELECT error FROM {}logto_jobs WHERE event = 'User.Deleted' AND failures > 0"
         until(lambda: len(app.rows(errors)) == 3, lambda: str(app.jobs()))
         assert all("HandlerMismatch" in error for (error,) in app.rows(errors))

@@ -164,6 +164,34 @@ def test_whatever_it_raises_harms_nobody_else(
     live(logto, body)
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+def test_created_comes_before_all_else_of_its_user(reverse: bool, tmp_path: Path) -> None:
+    """Logto dates a registration earlier than the row came to be here, by its own clock."""
+    logto = on_sqlite(tmp_path)
+    told: list[str] = []
+
+    @logto.on("PostRegister", "User.Created", "User.Data.Updated", "LocalUser*")
+    def tell(event: events.Event | events.LocalEvent) -> None:
+        told.append(event.name if isinstance(event, events.LocalEvent) else event.event)
+
+    async def body(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
+        host, now = logto.database.host, soon()
+        await host.run(lambda store: store.set_installed_at(0))
+        bodies = [
+            make.post_register(id="ana", at=now - 5_000),
+            make.user_created(id="ana", at=now - 4_999),
+            make.user_data_updated(id="ana", name="Ana", at=now - 4_000, updatedAt=now - 4_000),
+        ]
+        for request in reversed(bodies) if reverse else bodies:
+            await send(client, request)
+        await eventually(logto.status, lambda status: status.deliveries["done"] == 3)
+        await until(lambda rows: all_over(len(rows))(rows), logto)
+        assert told[0] == "LocalUserCreated"
+        assert {"PostRegister", "User.Created", "User.Data.Updated"} < set(told)
+
+    live(logto, body)
+
+
 def test_a_handler_that_takes_too_long_is_stopped(tmp_path: Path) -> None:
     """Within its time limit; one that asks for later is tried later."""
     logto = on_sqlite(tmp_path)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
+from logto_webhooks.database.store import Store
 from logto_webhooks.deliveries import DeliveryOutcome, DeliveryState
 from logto_webhooks.jobs import JobFilter, JobMove, JobOutcome, JobState, RegisteredHandler
 from logto_webhooks.testing import make
@@ -147,12 +150,22 @@ def test_forgetting_a_handler_discards_what_waits_for_it(run: Run) -> None:
     """And nothing else."""
     run(lambda store: store.jobs.register([ONE, TWO]))
     add(run, job("a"), job("b", queue_key="user:bo"), job("c", handler="two"))
-    assert run(lambda store: store.jobs.forget("one")) == 2
+    assert run(lambda store: store.jobs.forget("one", 10)) == 2
     assert run(lambda store: store.jobs.handlers()) == [TWO]
     counts = {
         (each.handler, each.state): each.count for each in run(lambda store: store.jobs.counts())
     }
     assert counts == {("one", "discarded"): 2, ("two", "waiting"): 1}
+
+
+def test_a_handler_is_forgotten_step_by_step(run: Run) -> None:
+    """A transaction that discards very many jobs would delay the receiver."""
+    add(run, *(job(str(number), queue_key=f"user:{number % 3}") for number in range(7)))
+    add(run, job("of another", handler="two"))
+    assert [run(lambda store: store.jobs.forget("one", 3)) for _ in range(4)] == [3, 3, 1, 0]
+    assert claim(run, names=("one",)) == []
+    assert [held.key for held in claim(run)] == ["of another"]
+    assert len(run(lambda store: store.jobs.find(JobFilter(state="discarded")))) == 7
 
 
 def test_a_delivery_is_made_pending_again(run: Run) -> None:
@@ -168,3 +181,41 @@ def test_a_delivery_is_made_pending_again(run: Run) -> None:
     ids = [held.id, held.id + 1, 99]
     assert run(lambda store: store.inbox.make_pending(ids)) == 1
     assert len(run(lambda store: store.claim("t", 9, 2**20, 60))) == 2
+
+
+def test_local_events_keep_their_order_when_the_clock_is_set_back(run: Run) -> None:
+    """A job without a date runs after all that are in its queue, whatever their dates are."""
+    ahead = run(Store.clock).now + 3_600_000
+    add(run, job("done", at=ahead))
+    [held] = claim(run)
+    finish(run, held, JobState.DONE)
+    add(run, job("waits", at=ahead + 1), job("next", at=None))
+    add(run, job("last", at=None), job("older", at=1))
+    assert drain(run) == [("older", True), ("waits", False), ("next", False), ("last", False)]
+
+
+def test_a_repeated_job_goes_to_the_end_when_the_clock_is_set_back(run: Run) -> None:
+    """It isn't late: it was repeated after the others."""
+    ahead = run(Store.clock).now + 3_600_000
+    add(run, job("first", at=ahead), job("second", at=ahead + 1))
+    [first] = claim(run)
+    finish(run, first, JobState.DEAD)
+    run(lambda store: store.jobs.move([first.id], JobMove.REPEAT))
+    assert drain(run) == [("second", False), ("first", False)]
+
+
+def test_the_first_job_of_a_queue_runs_before_older_ones(run: Run) -> None:
+    """A record's `Created` does, because it came with an event that Logto dates earlier."""
+    add(run, job("registered", at=1))
+    add(run, replace(job("created", at=None), is_first=True), job("other", at=None))
+    assert drain(run) == [("created", False), ("registered", False), ("other", False)]
+
+
+def drain(run: Run) -> list[tuple[str, bool]]:
+    """Finish all jobs of a queue; return their keys, and whether they were late."""
+    finished = []
+    while jobs := claim(run):
+        for held in jobs:
+            finished.append((held.key, held.late))
+            assert finish(run, held, JobState.DONE) == []
+    return finished

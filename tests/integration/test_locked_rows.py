@@ -146,7 +146,7 @@ def test_no_transaction_of_ours_waits_long_for_a_lock(kind: StoreKind, tmp_path:
         with locked("LOCK TABLE logto_handlers"):
             started = time.monotonic()
             with pytest.raises(TimedOut):
-                await host.run(lambda store: store.jobs.forget("any"))
+                await host.run(lambda store: store.jobs.forget("any", 10))
             assert time.monotonic() - started < 5
         await host.close()
 

@@ -132,12 +132,14 @@ def _judge_database(engine: sa.Engine, load: Load) -> list[tuple[str, bool, Any]
         ).all()
         effects = connection.scalars(sa.text("SELECT user_id FROM effects")).all()
         users = connection.execute(sa.text("SELECT logto_user_id, name FROM logto_users")).all()
+        missing = load.created - set(effects)
+        subjects = [f"user:{user_id}" for user_id in sorted(missing)[:5]]
+        jobs = connection.execute(_JOBS, {"subjects": subjects}).all()
     names: dict[str, str] = {row.logto_user_id: row.name for row in users}
     now_ms = int(time.time() * 1000)
     lost = [body for body in load.accepted if identify(trust(body), now_ms).digest not in stored]
     known = load.names.keys() - load.unanswered
     wrong = [user_id for user_id in known if names.get(user_id) != load.names[user_id]]
-    missing = load.created - set(effects)
     return [
         ("nothing lost of what was answered 200", not lost, f"{len(lost)} of {len(load.accepted)}"),
         ("everything applied", {state for state, _ in states} <= {"done"}, [*map(tuple, states)]),
@@ -145,7 +147,8 @@ def _judge_database(engine: sa.Engine, load: Load) -> list[tuple[str, bool, Any]
         (
             "one effect a user",
             not missing and len(effects) == len(set(effects)),
-            f"{len(missing)} missing, {len(effects) - len(set(effects))} twice of {len(effects)}",
+            f"{len(missing)} missing, {len(effects) - len(set(effects))} twice of {len(effects)}"
+            f" {[*map(tuple, jobs)]}",
         ),
     ]
 
@@ -169,6 +172,12 @@ async def _until_listening(port: int) -> None:
     raise TimeoutError("The service didn't start.")
 
 
+_JOBS = sa.text(
+    "SELECT delivery.id, delivery.event, job.handler, job.state, job.attempts, job.failures,"
+    " job.error FROM logto_deliveries AS delivery"
+    " LEFT JOIN logto_jobs AS job ON job.delivery_id = delivery.id"
+    " WHERE delivery.subject = ANY(:subjects)"
+)
 # Up to the next line with a date.
 _TRACEBACK = re.compile(r"^Traceback .*?(?=^\d{4}-|\Z)", re.DOTALL | re.MULTILINE)
 

@@ -7,6 +7,7 @@ import itertools
 import random
 import time
 from contextlib import suppress
+from typing import Any
 
 from msgspec import Struct
 
@@ -35,7 +36,7 @@ class Load:
         self._rate = rate
         self._idle: list[tuple[float, asyncio.StreamReader, asyncio.StreamWriter]] = []
         self._numbers = itertools.count()
-        self._rows_to_change: list[tuple[float, str]] = []
+        self._rows_to_change: list[tuple[float, str, int]] = []  # when, who, created when
         self.answers: list[Answer] = []
         self.accepted: list[bytes] = []
         self.created: set[str] = set()
@@ -90,11 +91,11 @@ class Load:
             user_id = f"harmful{next(self._numbers)}"
             return make.post_reset_password(id=user_id, at=int(now * 1000)), user_id, ""
         if self._rows_to_change and self._rows_to_change[0][0] < now and random.random() < 0.5:
-            _, user_id = self._rows_to_change.pop(0)
+            _, user_id, created_at = self._rows_to_change.pop(0)
             name = f"changed {next(self._numbers)}"
-            request = make.user_data_updated(
-                id=user_id, at=int(now * 1000), name=name, updatedAt=int(now * 1000)
-            )
+            # A record that is older than the installation has no LocalUserCreated.
+            dates: dict[str, Any] = {"updatedAt": int(now * 1000), "data.createdAt": created_at}
+            request = make.user_data_updated(id=user_id, at=int(now * 1000), name=name, **dates)
             return request, user_id, name
         user_id = f"user{next(self._numbers)}"
         request = make.user_created(id=user_id, at=int(now * 1000), name="new")
@@ -102,7 +103,7 @@ class Load:
 
     async def _send_next(self) -> None:
         request, user_id, name = self._next()
-        began = time.monotonic()
+        began, began_at = time.monotonic(), time.time()
         status = 0
         with suppress(*_LOST):
             async with asyncio.timeout(30):
@@ -117,7 +118,7 @@ class Load:
         self.names[user_id] = name
         if name == "new":
             self.created.add(user_id)
-            self._rows_to_change.append((time.time() + 1, user_id))
+            self._rows_to_change.append((time.time() + 1, user_id, int(began_at * 1000)))
 
     async def _post(self, request: SignedRequest) -> int:
         while self._idle and self._idle[0][0] < time.monotonic() - IDLE_S:

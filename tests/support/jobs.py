@@ -9,7 +9,7 @@ ONE = RegisteredHandler(name="one", patterns=("User.*",))
 TWO = RegisteredHandler(name="two", patterns=("*",), ordered=False)
 
 
-def job(key: str, queue_key: str = "user:ana", at: int = 1, handler: str = "one") -> NewJob:
+def job(key: str, queue_key: str = "user:ana", at: int | None = 1, handler: str = "one") -> NewJob:
     return NewJob(
         handler=handler,
         key=key,

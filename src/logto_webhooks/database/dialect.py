@@ -97,6 +97,15 @@ class contains(_DialectFunction):  # noqa: N801
         super().__init__(column, sa.literal(part, sa.LargeBinary))
 
 
+class greatest(_DialectFunction):  # noqa: N801
+    """The greatest of several values that aren't NULL."""
+
+    type = sa.BigInteger()
+    inherit_cache = True
+    sqlite = "max({}, {})"
+    postgresql = "greatest({}, {})"
+
+
 def read_clock(connection: sa.Connection) -> int:
     """Return the time of the database's clock (ms)."""
     return int(connection.scalar(sa.select(now())) or 0)

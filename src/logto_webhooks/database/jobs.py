@@ -15,6 +15,7 @@ from logto_webhooks.database.dialect import (
     among,
     by_code,
     execute_rows,
+    greatest,
     group_ids,
     insert_into,
     insert_values,
@@ -40,7 +41,12 @@ from logto_webhooks.retries import MAX_LOSSES
 
 TURN_MS: Final = 1_000
 LOCKED_MS: Final = 1_000  # until a locked job is looked at again
+FIRST: Final = 0  # the `order_at` of a job that runs before all others of its queue
 _first, _newer = jobs.alias("first"), jobs.alias("newer")
+_is_waiting, _is_done = (
+    _newer.c.state == sa.literal_column(f"'{state.value}'")
+    for state in (JobState.WAITING, JobState.DONE)
+)
 _these_jobs = among(jobs.c.id, "ids")
 _these_keys = among(queue_keys.c.id, "ids")
 _lease_end = now() + sa.bindparam("lease_ms")
@@ -77,6 +83,7 @@ _SELECT_AND_LOCK = (
 )
 _LOCK = _SELECT_AND_LOCK.where(_these_keys)
 _LOCK_OF_HANDLER = _SELECT_AND_LOCK.where(queue_keys.c.handler == sa.bindparam("name"))
+_LOCK_SOME_OF_HANDLER = _LOCK_OF_HANDLER.where(among(queue_keys.c.queue_key, "queues"))
 _LOCK_OWN = _LOCK.where(_is_ours)
 _KEY_IDS = sa.select(queue_keys.c.id).where(_these_keys)
 _JOB_IDS = sa.select(jobs.c.id).where(_these_jobs)
@@ -87,18 +94,18 @@ _first_of_queue = (
         _first.c.queue_key == queue_keys.c.queue_key,
         _first.c.state == sa.literal_column("'waiting'"),
     )
-    .order_by(_first.c.occurred_at, _first.c.id)
+    .order_by(_first.c.order_at, _first.c.id)
     .limit(1)
     .correlate(queue_keys)
     .scalar_subquery()
 )
-_is_late = (
+_is_late = (jobs.c.order_at != FIRST) & (
     sa.exists()
     .where(
         _newer.c.handler == jobs.c.handler,
         _newer.c.queue_key == jobs.c.queue_key,
-        _newer.c.state == sa.literal_column("'done'"),
-        _newer.c.occurred_at > jobs.c.occurred_at,
+        _is_done,
+        _newer.c.order_at > jobs.c.order_at,
     )
     .correlate(jobs)
 )
@@ -139,11 +146,26 @@ _DROP_EMPTY = (
 )
 
 
+def _end_of_queue(handler: Any, queue_key: Any) -> Any:
+    """Return an expression for the `order_at` of a job that runs after all others of its queue:
+    now, or that of the last one if the clock was set back."""
+    end: sa.ColumnElement[int] = now()
+    for in_state in (_is_waiting, _is_done):
+        last = sa.select(sa.func.max(_newer.c.order_at)).where(
+            _newer.c.handler == handler, _newer.c.queue_key == queue_key, in_state
+        )
+        end = greatest(end, sa.func.coalesce(last.scalar_subquery() + 1, 0))
+    return end
+
+
 @functools.cache
 def _make_insert(columns: tuple[str, ...], dialect: str) -> Any:
-    """Return an INSERT of jobs that don't exist. The default for `occurred_at` is now."""
+    """Return an INSERT of jobs that don't exist. The default for `occurred_at` is now, and for
+    `order_at` the end of the queue."""
     values = inserted_values(jobs, columns, dialect)
+    end = _end_of_queue(values["handler"], values["queue_key"])
     values["occurred_at"] = sa.func.coalesce(values["occurred_at"], now())
+    values["order_at"] = sa.func.coalesce(values["order_at"], end)
     values["state"] = sa.literal_column(f"'{JobState.WAITING.value}'")
     values |= {name: sa.literal_column("0") for name in ("attempts", "failures", "runs")}
     return insert_values(jobs, values, dialect).on_conflict_do_nothing()
@@ -181,7 +203,8 @@ def _make_move(state: JobState, move: JobMove) -> Any:
     if state is JobState.WAITING:
         is_held = sa.exists().where(*_has_job, queue_keys.c.held_until > now()).correlate(jobs)
         return statement.where(~(_is_begun & is_held)).values(afresh)
-    afresh |= {"occurred_at": now(), "runs": jobs.c.runs + 1, "finished_at": None}
+    end = _end_of_queue(jobs.c.handler, jobs.c.queue_key)
+    afresh |= {"occurred_at": now(), "order_at": end, "runs": jobs.c.runs + 1, "finished_at": None}
     return statement.values(state=target, **afresh)
 
 
@@ -208,20 +231,30 @@ class JobStore:
                 )
             )
 
-    def forget(self, name: str) -> int:
-        """Delete a handler and discard its waiting jobs. Return how many these were."""
-        waiting = (jobs.c.handler == name, jobs.c.state == JobState.WAITING)
+    def forget(self, name: str, most: int) -> int:
+        """Delete a handler, and discard at most `most` of its waiting jobs. Return how many these
+        were; 0 when none is left."""
         self._connection.execute(sa.delete(handlers).where(handlers.c.name == name))
-        self._connection.execute(_LOCK_OF_HANDLER, {"name": name})
-        self._connection.execute(sa.delete(queue_keys).where(queue_keys.c.handler == name))
-        over = sa.update(jobs).where(*waiting).values(state=JobState.DISCARDED, finished_at=now())
-        return self._connection.execute(over).rowcount
+        waiting = sa.select(jobs.c.id, jobs.c.queue_key).where(
+            jobs.c.handler == name, jobs.c.state == sa.literal_column("'waiting'")
+        )
+        in_order = waiting.order_by(jobs.c.queue_key, jobs.c.order_at, jobs.c.id).limit(most)
+        rows = self._connection.execute(in_order).all()
+        if len(rows) < most:
+            locked = self._connection.scalars(_LOCK_OF_HANDLER, {"name": name}).all()
+        else:
+            some = {"name": name, "queues": sorted({row.queue_key for row in rows})}
+            locked = self._connection.scalars(_LOCK_SOME_OF_HANDLER, some).all()
+        discard = _make_move(JobState.WAITING, JobMove.DISCARD)
+        discarded = self._connection.scalars(discard, {"ids": [row.id for row in rows]}).all()
+        self._connection.execute(_DROP_EMPTY, {"ids": locked})
+        return len(discarded)
 
     def add(self, new: Sequence[NewJob]) -> None:
         """Add jobs, each once for its handler and key, and the queues that they lack."""
         if not new:
             return
-        rows = [structs.asdict(job) | {"event": job.event.replace("\0", "")} for job in new]
+        rows = [_to_row(job) for job in new]
         statement = _make_insert(tuple(rows[0]), self._connection.dialect.name)
         execute_rows(self._connection, statement, rows)
         self._touch({(job.handler, job.queue_key) for job in new})
@@ -386,6 +419,12 @@ class JobStore:
         now_free = queue_key_ids.difference(key for _, key in later)
         if now_free:
             self._connection.execute(_FREE, {"ids": sorted(now_free)})
+
+
+def _to_row(job: NewJob) -> Row:
+    row = structs.asdict(job) | {"event": job.event.replace("\0", "")}
+    row["order_at"] = FIRST if row.pop("is_first") else job.occurred_at
+    return row
 
 
 def _to_values(outcome: JobOutcome) -> Row:

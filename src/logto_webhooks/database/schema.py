@@ -234,6 +234,7 @@ jobs = sa.Table(
     _id(),
     *_required(sa.Text, "handler", "key", "event", "subject", "queue_key"),
     *_required(Millis, "occurred_at"),
+    *_required(sa.BigInteger, "order_at"),  # the place in the queue: a time, or 0 to be the first
     *_optional(sa.BigInteger, "delivery_id"),
     *_optional(sa.LargeBinary, "payload"),
     *_required(sa.Text, "state"),
@@ -340,7 +341,7 @@ def metadata_with_indexes() -> sa.MetaData:
     _add_index("logto_user_identities_identity", user_identities.c.identity_id, **_ANY_LENGTH)
     _add_index("logto_user_roles_role", user_roles.c.role_id, user_roles.c.logto_user_id)
     _add_index("logto_organization_member_roles_user", member_roles.c.logto_user_id)
-    queue = (jobs.c.handler, jobs.c.queue_key, jobs.c.occurred_at)
+    queue = (jobs.c.handler, jobs.c.queue_key, jobs.c.order_at)
     is_waiting, is_done = (jobs.c.state == sa.literal_column(f"'{s}'") for s in ("waiting", "done"))
     _add_index("logto_jobs_waiting", *queue, jobs.c.id, where=is_waiting)
     _add_index("logto_jobs_done", *queue, where=is_done)

@@ -327,7 +327,8 @@ def jobs_for_change(
     """Make the jobs of a local event."""
     subject = _name_subject(event)
     key = f"{event.name}:{subject}"
-    if not isinstance(event, _CREATED) or event.restored:  # otherwise, once per Logto id
+    is_new = isinstance(event, _CREATED) and not event.restored  # once per Logto id
+    if not is_new:
         key += f":{uuid.uuid4().hex}"
     return [
         NewJob(
@@ -336,6 +337,7 @@ def jobs_for_change(
             event=event.name,
             subject=subject,
             queue_key=subject if handler.ordered else key,
+            is_first=is_new,
             delivery_id=delivery_id,
             payload=msgspec.json.encode(event),
         )

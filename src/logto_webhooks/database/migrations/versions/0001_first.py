@@ -178,6 +178,7 @@ def _jobs() -> None:
         _id(),
         *(_column(name, Text) for name in ("handler", "key", "event", "subject", "queue_key")),
         _column("occurred_at", Millis),
+        _column("order_at", sa.BigInteger()),
         _column("delivery_id", sa.BigInteger(), nullable=True),
         _column("payload", sa.LargeBinary(), nullable=True),
         _column("state", Text),
@@ -187,7 +188,7 @@ def _jobs() -> None:
         sa.UniqueConstraint("handler", "key", name="logto_jobs_once"),
         sqlite_autoincrement=True,
     )
-    order = ["handler", "queue_key", "occurred_at"]
+    order = ["handler", "queue_key", "order_at"]
     _index("logto_jobs_waiting", "logto_jobs", [*order, "id"], "state = 'waiting'")
     _index("logto_jobs_done", "logto_jobs", order, "state = 'done'")
     _index("logto_jobs_delivery", "logto_jobs", ["delivery_id"])
