@@ -105,7 +105,7 @@ class UserLookup:
 
     def __init__(self, host: TransactionRunner) -> None:
         self._host = host
-        self._asked: dict[str, asyncio.Future[Record | None]] = {}
+        self._asked: dict[Key, asyncio.Future[Record]] = {}
         self._looking: asyncio.Task[None] | None = None
         self._writing = asyncio.Semaphore(WRITERS)
         self._writes: dict[tuple[str, bool], asyncio.Task[UserRow]] = {}
@@ -121,7 +121,7 @@ class UserLookup:
         key = to_change(claims).key
         if HAS_WRITER.get():  # earlier calls may wait for this handler's writer
             raise WriterBusy()
-        record = await self._find(key.id) or Record(key)
+        record = await self._find(key)
         if record.complete and record.deleted_at is None:
             return _to_row(record)
         may_ask = record.deleted_at is None or _may_be_back(record, claims)
@@ -138,12 +138,12 @@ class UserLookup:
     async def wait(self, user_id: str, timeout_s: float) -> UserRow:
         """Wait until a user is known here. Raises ClaimsUnusable for an invalid id, TimeoutError,
         UserDeleted, StoreUnavailable."""
-        id_ = to_change({"sub": user_id}).key.id
+        key = to_change({"sub": user_id}).key
         waits = timeout_s > 0
         async with asyncio.timeout(timeout_s if waits else None):
             while True:
-                record = await self._find(id_)
-                if record and (record.complete or record.deleted_at is not None):
+                record = await self._find(key)
+                if record.complete or record.deleted_at is not None:
                     return _to_row(record)
                 if not waits:
                     raise TimeoutError
@@ -158,12 +158,13 @@ class UserLookup:
         if not write.cancelled():
             write.exception()  # every caller may have been cancelled
 
-    async def _find(self, user_id: str) -> Record | None:
-        """Find a user. Calls at the same time share a query. Raises StoreUnavailable."""
+    async def _find(self, key: Key) -> Record:
+        """Return a user's record, empty if unknown. Calls at the same time share a query. Raises
+        StoreUnavailable."""
         loop = asyncio.get_running_loop()
-        if user_id not in self._asked:
-            self._asked[user_id] = loop.create_future()
-        found = self._asked[user_id]
+        if key not in self._asked:
+            self._asked[key] = loop.create_future()
+        found = self._asked[key]
         if self._looking is None:
             self._looking = loop.create_task(self._look())
         return await asyncio.shield(found)
@@ -174,13 +175,13 @@ class UserLookup:
                 await asyncio.sleep(0)  # collect other calls
                 asked, self._asked = self._asked, {}
                 try:
-                    records = await self._host.read(partial(Store.read_users, ids=asked))
+                    records = await self._host.read(partial(Store.read_unlocked, keys=asked))
                 except Exception as error:
                     for found in asked.values():
                         found.set_exception(error)
                 else:
-                    for user_id, found in asked.items():
-                        found.set_result(records.get(user_id))
+                    for key, found in asked.items():
+                        found.set_result(records[key])
                 finally:
                     for found in asked.values():
                         found.cancel()  # if this was cancelled

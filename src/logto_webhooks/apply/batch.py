@@ -163,7 +163,7 @@ def announce(store: Store, pairs: Records, ends: Ends) -> list[tuple[Record, Rec
     `ends` gets their other ends. If another transaction adds the other end, the lock lets one of
     the two see both."""
     missing = {end for key in pairs for end in key.organization_and_user} - ends.keys()
-    ends |= {key: (end, end) for key, end in store.read_ends(missing).items()}
+    ends |= {key: (end, end) for key, end in store.read_unlocked(missing).items()}
     announced = dict(pairs)
     _announce(announced, {key: after for key, (_, after) in ends.items()})
     changed = [record for key, record in announced.items() if record is not pairs[key]]

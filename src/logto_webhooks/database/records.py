@@ -7,7 +7,7 @@ import itertools
 import os
 import time
 import uuid
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -112,23 +112,20 @@ class RecordStore:
         locked but not returned, because there can be many. They are locked in one pass with the
         others: else two transactions that end each other's memberships could deadlock.
         """
-        by_kind = [
-            {"of_kind": kind, "ids": [key.id for key in group]}
-            for kind, group in itertools.groupby(keys, key=lambda key: key.kind)
-        ]
+        by_kind = _group_by_kind(keys)
         if self._connection.dialect.name != "postgresql":  # SQLite has one writer
-            return self._lock_and_read(_LOCK_TO_WRITE, keys, by_kind)
+            return self._read(_LOCK_TO_WRITE, keys, by_kind)
         self._insert_stubs(keys, by_kind)  # only existing rows can be locked
         if ends:
             self._lock_memberships(keys, ends)
         # A record that was ever deleted is locked for writing at once: two transactions that share
         # it and then write would deadlock.
         if share and not any(self._connection.execute(_FIND_ENDED, ids).first() for ids in by_kind):
-            shared = self._lock_and_read(_LOCK_TO_READ, keys, by_kind)
+            shared = self._read(_LOCK_TO_READ, keys, by_kind)
             if all(record.ended_at == NEVER for record in shared.values()):
                 return shared
         # A membership of a deleted user or organization is evidence that changes that one's record.
-        return self._lock_and_read(_LOCK_TO_WRITE, keys, by_kind)
+        return self._read(_LOCK_TO_WRITE, keys, by_kind)
 
     def save(self, changed: Sequence[Record]) -> list[Record]:
         """Write locked records and their rows in the mirror. Return the records with their local
@@ -148,20 +145,9 @@ class RecordStore:
             self._save_part(part, by_key)
         return kept
 
-    def read_ends(self, keys: Collection[Key]) -> dict[Key, Record]:
-        """Return the records of users and organizations, without locking them. Unknown ones are
-        empty."""
-        found: dict[Key, Record] = {}
-        for kind in OTHER_END:
-            if ids := [key.id for key in keys if key.kind == kind]:
-                rows = self._connection.execute(_ORDERED, {"of_kind": kind, "ids": ids})
-                found |= {record.key: record for record in map(from_row, rows.mappings())}
-        return {key: found.get(key) or Record(key) for key in keys}
-
-    def read_users(self, ids: Collection[str]) -> dict[str, Record]:
-        """Return the records of those users who have one, without holding them."""
-        rows = self._connection.execute(_ORDERED, {"of_kind": "user", "ids": list(ids)})
-        return {record.key.id: record for record in map(from_row, rows.mappings())}
+    def read_unlocked(self, keys: Collection[Key]) -> dict[Key, Record]:
+        """Return records without locking them. Unknown ones are empty."""
+        return self._read(_ORDERED, keys, _group_by_kind(sorted(keys)))
 
     def keys(
         self,
@@ -270,8 +256,8 @@ class RecordStore:
             roles=list(self._connection.scalars(roles)) if kind == "user" else [],
         )
 
-    def _lock_and_read(
-        self, statement: sa.Select[Any], keys: Sequence[Key], by_kind: Sequence[Row]
+    def _read(
+        self, statement: sa.Select[Any], keys: Collection[Key], by_kind: Sequence[Row]
     ) -> dict[Key, Record]:
         known = {
             record.key: record
@@ -358,6 +344,14 @@ _NAME_COLUMNS: Final[dict[Kind, _Columns]] = {
     "organization": _Columns(exact=["logto_organization_id"], any_case=["name"], parts=["name"]),
 }
 _NEVER_CHANGED: Final = {"id", "local_id"}
+
+
+def _group_by_kind(keys: Iterable[Key]) -> list[Row]:
+    """Return the parameters of a query for each kind, from sorted keys."""
+    return [
+        {"of_kind": kind, "ids": [key.id for key in group]}
+        for kind, group in itertools.groupby(keys, key=lambda key: key.kind)
+    ]
 
 
 def _upsert(connection: sa.Connection, table: sa.Table, rows: Sequence[Row]) -> None:
