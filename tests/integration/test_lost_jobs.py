@@ -61,15 +61,15 @@ def recorder(told: list[str], name: str, wait: Callable[[], Awaitable[object]]) 
     return handler
 
 
-def test_a_slow_handler_holds_back_no_lost_jobs_of_another(host: HandlerRunner) -> None:
-    """Although its own are first, and don't end before."""
+def check_slow_holds_back_no_quick(host: HandlerRunner, *lost: str, times: int = 1) -> None:
+    """Lose jobs of a handler that only ends when those of a quick one, lost once, are done."""
     told: list[str] = []
     release = asyncio.Event()
     slow = recorder(told, "slow", release.wait)
     quick = recorder(told, "quick", lambda: asyncio.sleep(0))
 
     async def run() -> None:
-        await lose(host, "slow", *SUBJECTS)
+        await lose(host, "slow", *lost, times=times)
         await lose(host, "quick", *SUBJECTS)
         both = (("slow", slow), ("quick", quick))
         await run_until_over(host, *both, over="quick", then=release.set)
@@ -77,6 +77,11 @@ def test_a_slow_handler_holds_back_no_lost_jobs_of_another(host: HandlerRunner) 
     asyncio.run(run())
     assert told[0] == "slow"
     assert told[: told.index("slow ends")].count("quick ends") == len(SUBJECTS)
+
+
+def test_a_slow_handler_holds_back_no_lost_jobs_of_another(host: HandlerRunner) -> None:
+    """Although its own are first, and don't end before."""
+    check_slow_holds_back_no_quick(host, *SUBJECTS)
 
 
 def test_what_was_lost_twice_runs_beside_nothing_else_that_was(host: HandlerRunner) -> None:
@@ -99,17 +104,4 @@ def test_a_long_job_that_was_lost_twice_holds_back_none_that_was_lost_once(
 ) -> None:
     """For longer than it is suspected: two kills of its process are no reason to wait for it."""
     monkeypatch.setattr("logto_webhooks.handlers.worker.CLEARED_S", 0.05)
-    told: list[str] = []
-    release = asyncio.Event()
-    long = recorder(told, "long", release.wait)
-    quick = recorder(told, "quick", lambda: asyncio.sleep(0))
-
-    async def run() -> None:
-        await lose(host, "long", "ana", times=2)
-        await lose(host, "quick", *SUBJECTS)
-        both = (("long", long), ("quick", quick))
-        await run_until_over(host, *both, over="quick", then=release.set)
-
-    asyncio.run(run())
-    assert told[0] == "long"
-    assert told[: told.index("long ends")].count("quick ends") == len(SUBJECTS)
+    check_slow_holds_back_no_quick(host, "ana", times=2)
