@@ -107,5 +107,5 @@ def test_what_is_told_alternates_and_ends_as_the_tables_say(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(batch, "FEW", few)
-        patch.setattr("logto_webhooks.apply.large_deletions.LOOK_S", 0)
+        patch.setattr("logto_webhooks.apply.membership_steps.LOOK_S", 0)
         asyncio.run(live())

@@ -22,7 +22,7 @@ from logto_webhooks.apply.batch import (
     mark_doubtful,
     parse_delivery,
 )
-from logto_webhooks.apply.large_deletions import MembershipAnnouncer, MembershipEnder
+from logto_webhooks.apply.membership_steps import MembershipAnnouncer, MembershipEnder
 from logto_webhooks.clock import Clock
 from logto_webhooks.database.runner import TransactionRunner
 from logto_webhooks.database.store import LOCK_S, LONGEST_S, STATEMENT_S, Store
@@ -154,8 +154,8 @@ class DeliveryWorker:
         return status.deliveries[DeliveryState.PENDING] + status.memberships_to_end
 
     async def step(self) -> int:
-        """Claim a batch, and apply as much of it as fits into a transaction. Then end some
-        memberships of deleted records, if there are any. Return how much was done.
+        """Claim a batch, and apply as much of it as fits into a transaction. Then end or announce
+        some memberships, if there are any. Return how much was done.
 
         The next step applies the rest, and what the database couldn't store, if the lease allows
         it. Raises StoreUnavailable.

@@ -1,5 +1,5 @@
-"""End the memberships of a deleted record, or announce those of a new one, in steps, if they are
-too many for one transaction."""
+"""End the memberships of a deleted user or organization, or announce those of one that came, in
+steps: they can be too many for one transaction."""
 
 from __future__ import annotations
 
