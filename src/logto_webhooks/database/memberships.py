@@ -1,4 +1,4 @@
-"""End the memberships of deleted users and organizations."""
+"""End the memberships of deleted users and organizations, and announce those of new ones."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from logto_webhooks.database.records import (
     from_row,
     is_among_memberships,
 )
-from logto_webhooks.database.schema import Millis, endings, member_roles, members, records
+from logto_webhooks.database.schema import Millis, member_roles, members, membership_steps, records
 from logto_webhooks.records.local_events import is_here
 from logto_webhooks.records.record import NEVER, RESTORED_MS, Arrival, Ending, Key, Kind, Record
 
-_CAME: Final = "came "  # begins the kind of what came, and wasn't deleted, in `logto_endings`
+_STEPS_KEY: Final = ["change", "kind", "logto_id"]
+_IS_ENDING: Final = membership_steps.c.change == "ending"
+_IS_ARRIVAL: Final = membership_steps.c.change == "arrival"
 _MEMBER: Final = (members.c.logto_organization_id, members.c.logto_user_id)
 # Each uses one index. With an OR in one statement, a planner may use none.
 _COUNT_OF: Final[dict[Kind, sa.Select[Any]]] = {
@@ -34,7 +36,8 @@ _COUNT_OF: Final[dict[Kind, sa.Select[Any]]] = {
 
 
 class MembershipStore(RecordStore):
-    """The part of a Store that ends the memberships of deleted users and organizations."""
+    """The part of a Store that ends the memberships of deleted users and organizations, and lists
+    those to announce."""
 
     def drop_memberships(self, ends: Sequence[Record]) -> list[Key]:
         """End the memberships that aren't newer than the deletion of their user or organization.
@@ -98,7 +101,8 @@ class MembershipStore(RecordStore):
 
     def note_ending(self, ending: Ending) -> None:
         """Note that the memberships of a user or an organization are to be ended step by step."""
-        insert = insert_into(endings, self._connection.dialect.name).values(
+        insert = insert_into(membership_steps, self._connection.dialect.name).values(
+            change="ending",
             kind=ending.key.kind,
             logto_id=ending.key.id,
             ended_at=ending.ended_at,
@@ -106,40 +110,38 @@ class MembershipStore(RecordStore):
             delivery_id=ending.delivery_id,
             noted_at=now(),
         )
-        new, old = insert.excluded, endings.c
+        new, old = insert.excluded, membership_steps.c
         newest = sa.case((old.ended_at > new.ended_at, old.ended_at), else_=new.ended_at)
         changed = {
             name: sa.func.coalesce(new[name], old[name]) for name in ("source", "delivery_id")
         }
         self._connection.execute(
             insert.on_conflict_do_update(
-                index_elements=["kind", "logto_id"], set_={"ended_at": newest, **changed}
+                index_elements=_STEPS_KEY, set_={"ended_at": newest, **changed}
             )
         )
 
     def note_arrival(self, end: Key, source: str | None, delivery_id: int | None) -> None:
         """Note that the memberships of a user or an organization are to be announced step by
         step."""
-        row = {
-            "kind": f"{_CAME}{end.kind}",
-            "logto_id": end.id,
-            "ended_at": 0,
-            "source": source,
-            "delivery_id": delivery_id,
-        }
-        insert = insert_into(endings, self._connection.dialect.name).values(**row, noted_at=now())
+        insert = insert_into(membership_steps, self._connection.dialect.name).values(
+            change="arrival",
+            kind=end.kind,
+            logto_id=end.id,
+            source=source,
+            delivery_id=delivery_id,
+            noted_at=now(),
+        )
         self._connection.execute(
-            insert.on_conflict_do_update(
-                index_elements=["kind", "logto_id"], set_={"noted_at": now()}
-            )
+            insert.on_conflict_do_update(index_elements=_STEPS_KEY, set_={"noted_at": now()})
         )
 
     def arrivals(self) -> list[Arrival]:
         """List the noted arrivals."""
-        query = sa.select(endings).where(endings.c.kind.startswith(_CAME))
+        query = sa.select(membership_steps).where(_IS_ARRIVAL)
         return [
             Arrival(
-                key=Key(row["kind"].removeprefix(_CAME), row["logto_id"]),
+                key=Key(row["kind"], row["logto_id"]),
                 noted_at=row["noted_at"],
                 source=row["source"],
                 delivery_id=row["delivery_id"],
@@ -150,10 +152,11 @@ class MembershipStore(RecordStore):
     def finish_arrival(self, arrival: Arrival) -> None:
         """Delete the note, unless the user or organization came again meanwhile."""
         self._connection.execute(
-            sa.delete(endings).where(
-                endings.c.kind == f"{_CAME}{arrival.key.kind}",
-                endings.c.logto_id == arrival.key.id,
-                endings.c.noted_at == arrival.noted_at,
+            sa.delete(membership_steps).where(
+                _IS_ARRIVAL,
+                membership_steps.c.kind == arrival.key.kind,
+                membership_steps.c.logto_id == arrival.key.id,
+                membership_steps.c.noted_at == arrival.noted_at,
             )
         )
 
@@ -170,8 +173,12 @@ class MembershipStore(RecordStore):
 
     def endings(self) -> list[Ending]:
         """List the noted endings, the oldest first."""
-        query = sa.select(endings).order_by(endings.c.noted_at, endings.c.kind, endings.c.logto_id)
-        query = query.where(sa.not_(endings.c.kind.startswith(_CAME)))
+        steps = membership_steps.c
+        query = (
+            sa.select(membership_steps)
+            .where(_IS_ENDING)
+            .order_by(steps.noted_at, steps.kind, steps.logto_id)
+        )
         return [
             Ending(
                 key=Key(row["kind"], row["logto_id"]),
@@ -195,10 +202,11 @@ class MembershipStore(RecordStore):
     def finish_ending(self, ending: Ending) -> None:
         """Delete the note, unless the user or organization was deleted again meanwhile."""
         self._connection.execute(
-            sa.delete(endings).where(
-                endings.c.kind == ending.key.kind,
-                endings.c.logto_id == ending.key.id,
-                endings.c.ended_at == ending.ended_at,
+            sa.delete(membership_steps).where(
+                _IS_ENDING,
+                membership_steps.c.kind == ending.key.kind,
+                membership_steps.c.logto_id == ending.key.id,
+                membership_steps.c.ended_at == ending.ended_at,
             )
         )
 

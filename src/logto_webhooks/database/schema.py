@@ -209,12 +209,14 @@ member_roles = sa.Table(
     *_required(sa.Text, "name"),
 )
 
-# Deleted users and organizations whose memberships have yet to be ended.
-endings = sa.Table(
-    "logto_endings",
+# Users and organizations with too many memberships for one transaction. If `change` is "ending",
+# they were deleted, and their memberships have yet to be ended. If it is "arrival", they came, and
+# their memberships have yet to be announced; then `ended_at` is null.
+membership_steps = sa.Table(
+    "logto_membership_steps",
     metadata,
-    *_keys(sa.Text, "kind", "logto_id"),
-    *_required(Millis, "ended_at"),
+    *_keys(sa.Text, "change", "kind", "logto_id"),
+    *_optional(Millis, "ended_at"),
     *_optional(sa.Text, "source"),
     *_optional(sa.BigInteger, "delivery_id"),
     *_required(Millis, "noted_at"),

@@ -91,8 +91,8 @@ class WrittenRecords(Struct, frozen=True):
 def enqueue_for_deliveries(
     store: Store, batch: Sequence[PlannedDelivery], written: WrittenRecords, *, own: bool = True
 ) -> int:
-    """Create the jobs of the deliveries (if `own`) and of local events. Note the deleted records
-    whose memberships have yet to be ended.
+    """Create the jobs of the deliveries (if `own`) and of local events. Note the records whose
+    memberships have yet to be ended or announced.
 
     Return the time of the installation (ms), before which there are no jobs; 0 without handlers.
     """
@@ -174,8 +174,8 @@ def enqueue_for_announced(store: Store, written: WrittenRecords, arrival: Arriva
 
 
 def enqueue_for_reads(store: Store, written: WrittenRecords, source: Source | None) -> None:
-    """Create the jobs of changes from Logto's answers; none without a `source`. Note the deleted
-    records whose memberships have yet to be ended."""
+    """Create the jobs of changes from Logto's answers; none without a `source`. Note the records
+    whose memberships have yet to be ended or announced."""
     old = _enqueue_for_reads(store, written, source) if source is not None else set()
     for record in written.many:
         store.note_ending(_to_ending(record, None if record.key in old else source, None))

@@ -105,9 +105,9 @@ def _records() -> None:
         _index(f"logto_records_{end}", "logto_records", [column], f"{column} IS NOT NULL")
     _index("logto_records_refetch", "logto_records", ["refetch_since"], "refetch_since IS NOT NULL")
     op.create_table(
-        "logto_endings",
-        *_key("kind", "logto_id"),
-        _column("ended_at", Millis),
+        "logto_membership_steps",
+        *_key("change", "kind", "logto_id"),
+        *_optional(Millis, "ended_at"),
         *_optional(Text, "source"),
         *_optional(sa.BigInteger(), "delivery_id"),
         _column("noted_at", Millis),
