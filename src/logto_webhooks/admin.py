@@ -493,11 +493,11 @@ class Admin:
     async def _move(
         self, ids: Sequence[int], handler: str | None, state: str | None, move: JobMove
     ) -> int:
-        selected = await self._select_jobs(ids, handler, state, move)
+        # The oldest first, because each goes to the end of its queue.
+        selected = sorted(await self._select_jobs(ids, handler, state, move))
         moved = 0
-        for start in range(
-            0, len(selected), AT_ONCE
-        ):  # a long transaction would delay the receiver
+        # A long transaction would delay the receiver.
+        for start in range(0, len(selected), AT_ONCE):
             piece = selected[start : start + AT_ONCE]
             moved += await self._write(partial(_move_jobs, ids=piece, move=move))
         return moved

@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import sqlalchemy as sa
+from msgspec.structs import replace
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from logto_webhooks import Delivery, LogtoWebhooks, events
 from logto_webhooks.database.jobs import JobStore
+from logto_webhooks.database.store import Store
 from logto_webhooks.jobs import JobFilter, JobMove, JobOutcome, JobRow, JobState
 from logto_webhooks.testing import SIGNING_KEY, make
 from tests.integration.conftest import Run
 from tests.support import postgres
 from tests.support.jobs import add, claim, finish, job
+from tests.support.mounted import on_sqlite
 from tests.support.stores import delivery as delivered
 from tests.support.waiting import eventually, until
+
+T = TypeVar("T")
 
 
 def moved(run: Run, move: JobMove, *ids: int) -> list[int]:
@@ -133,6 +141,32 @@ def test_many_move_at_once_and_each_once(run: Run) -> None:
     assert {each.runs for each in rows(run).values() if each.id in some} == {0, 1}
     assert moved(run, JobMove.DISCARD, *ids, *ids) == sorted(ids)
     assert moved(run, JobMove.DISCARD, *ids) == []
+
+
+def test_many_repeated_jobs_keep_their_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even if they need several transactions, and in whatever order you name them. `Created` is
+    the first again."""
+    monkeypatch.setattr("logto_webhooks.admin.AT_ONCE", 2)
+    logto = on_sqlite(tmp_path)
+    host = logto.database.host
+
+    def run(work: Callable[[Store], T]) -> T:
+        return asyncio.run(host.run(work))
+
+    asyncio.run(logto.migrate())
+    created = replace(job("created", at=None), is_first=True)
+    add(run, *(job(f"updated {number}", at=None) for number in range(4)), created)
+    keys = []
+    for again in (False, True):
+        while held := claim(run):
+            keys += [each.key for each in held]
+            finish(run, held[0], JobState.DEAD)
+        if not again:
+            assert asyncio.run(logto.retry_jobs([2, 5, 4, 1, 3])) == 5
+    assert keys == 2 * ["created", *(f"updated {number}" for number in range(4))]
+    asyncio.run(logto.close())
 
 
 def test_jobs_are_found_by_ids(run: Run) -> None:

@@ -134,7 +134,7 @@ def replay(
     With --handler, only that handler runs, and deliveries that were already applied are not applied
     again.
     """
-    ids = list(dict.fromkeys(ids))
+    ids = sorted(set(ids))  # the oldest first, because jobs go to the end of their queue
 
     async def replay_page(page: list[int], admin: Admin) -> ReplayResult:
         return await admin.replay(

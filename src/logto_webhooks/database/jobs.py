@@ -204,7 +204,9 @@ def _make_move(state: JobState, move: JobMove) -> Any:
         is_held = sa.exists().where(*_has_job, queue_keys.c.held_until > now()).correlate(jobs)
         return statement.where(~(_is_begun & is_held)).values(afresh)
     end = _end_of_queue(jobs.c.handler, jobs.c.queue_key)
-    afresh |= {"occurred_at": now(), "order_at": end, "runs": jobs.c.runs + 1, "finished_at": None}
+    order_at = sa.case((jobs.c.order_at == FIRST, FIRST), else_=end)
+    afresh |= {"occurred_at": now(), "order_at": order_at, "finished_at": None}
+    afresh |= {"runs": jobs.c.runs + 1}
     return statement.values(state=target, **afresh)
 
 
@@ -369,8 +371,9 @@ class JobStore:
     def move(self, ids: Sequence[int], move: JobMove) -> list[int]:
         """Repeat or discard jobs by hand, if their state allows it. Return the ids of those.
 
-        A repeated job goes to the end of its queue. The next attempt of a waiting job is due now,
-        unless the job is running. Their queues are due now, unless somebody holds them.
+        A repeated job goes to the end of its queue, unless it is to be the first. The next attempt
+        of a waiting job is due now, unless the job is running. Their queues are due now, unless
+        somebody holds them.
         """
         some = {"ids": list(ids)}
         targets = job_targets(move)
