@@ -316,14 +316,14 @@ class Admin:
             found, _ = await webhooks.list_webhooks(logto)
             return found
 
-    async def find_ours(self, hooks: Sequence[Webhook]) -> set[str]:
+    async def find_ours(self, webhooks: Sequence[Webhook]) -> set[str]:
         """Return the IDs of the webhooks that have your URL, or a key from your settings or from
         the database, which keeps rotated keys. The database needn't exist."""
         settings = self._settings()
         keys = set(split_signing_keys(settings))
         with contextlib.suppress(StoreUnavailable, SchemaMismatch):
             keys.update(await self._read_learnt_keys())
-        return {hook.id for hook in hooks if is_ours(hook, keys, settings.public_url)}
+        return {webhook.id for webhook in webhooks if is_ours(webhook, keys, settings.public_url)}
 
     async def create_endpoint(self, url: str, *, name: str = webhooks.NAME) -> Webhook:
         """Create a webhook with the events that the sync and the handlers need.
@@ -337,7 +337,7 @@ class Admin:
             return await webhooks.create_webhook(logto, url, name, subscription(patterns))
 
     async def test_endpoint(
-        self, hook: str | None = None, *, event: str | None = None, timeout_s: float = 10.0
+        self, webhook: str | None = None, *, event: str | None = None, timeout_s: float = 10.0
     ) -> TestResult:
         """Make a webhook (by default yours) send a test payload, and wait until it arrives.
 
@@ -345,18 +345,18 @@ class Admin:
         """
         await self.database.check()
         async with self._open_client() as logto:
-            webhook = await self._find_webhook(logto, hook)
+            found = await self._find_webhook(logto, webhook)
             sent = event or next(
-                (name for name in webhook.events if name not in LATER), _DEFAULT_TEST_EVENT
+                (name for name in found.events if name not in LATER), _DEFAULT_TEST_EVENT
             )
             try:
-                return await webhooks.send_test(logto, self.database.host, webhook, sent, timeout_s)
+                return await webhooks.send_test(logto, self.database.host, found, sent, timeout_s)
             except LogtoApiError:
                 events.named(sent)  # checked only now: a later Logto may have it
                 raise
 
     async def rotate_endpoint(
-        self, hook: str | None = None, *, overlap_s: float = 600
+        self, webhook: str | None = None, *, overlap_s: float = 600
     ) -> RotationResult:
         """Rotate the key of a webhook (by default yours) in Logto. The old key is accepted during
         the overlap.
@@ -365,9 +365,9 @@ class Admin:
         """
         await self.database.check()
         async with self._open_client() as logto:
-            webhook = await self._find_webhook(logto, hook)
+            found = await self._find_webhook(logto, webhook)
             overlap_ms = round(overlap_s * 1000)
-            return await rotate_key(logto, self.database.host, SystemClock(), webhook, overlap_ms)
+            return await rotate_key(logto, self.database.host, SystemClock(), found, overlap_ms)
 
     async def deliveries(self, filter: DeliveryFilter | None = None) -> list[StoredDelivery]:
         """List deliveries in the inbox, newest first."""

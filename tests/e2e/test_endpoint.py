@@ -182,7 +182,7 @@ def test_a_test_arrives(tmp_path: Path) -> None:
             mine = logto.add_hook(f"{service.url}{PATH}", name="mine")
             tested = await run("test", "--json")
             told = msgspec.json.decode(tested.stdout)
-            assert (told["hook"], told["event"], told["problem"]) == (
+            assert (told["webhook"], told["event"], told["problem"]) == (
                 mine["id"],
                 "PostRegister",
                 None,

@@ -220,7 +220,9 @@ def test_the_past_on_demand(tmp_path: Path) -> None:
             scene.create(name)
         await scene.logto.settle()
         await asyncio.sleep(1.1)
-        listening = scene.listen("--since", "1h", "--hook", hook["id"], "--count", "1200", "--json")
+        listening = scene.listen(
+            "--since", "1h", "--webhook", hook["id"], "--count", "1200", "--json"
+        )
         assert await listening.end() == 0
         await scene.got(*names)
         lines = [line for line in listening.printed.splitlines() if line.startswith("{")]
@@ -522,7 +524,7 @@ def test_a_logto_that_is_gone_for_a_while(tmp_path: Path) -> None:
     ("arguments", "changed", "says"),
     [
         ([], {}, "create a webhook with any URL"),
-        (["--hook", "main"], {}, "Can't select a webhook"),
+        (["--webhook", "main"], {}, "Can't select a webhook"),
         ([], {"LOGTO_ENDPOINT": "http://127.0.0.1:9"}, "Can't reach Logto at http://127.0.0.1:9"),
         ([], {"LOGTO_M2M_APP_SECRET": "wrong"}, "LOGTO_M2M_APP_SECRET"),
         ([], {"LOGTO_M2M_APP_ID": ""}, "Management API isn't configured"),

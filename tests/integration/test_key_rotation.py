@@ -208,7 +208,7 @@ def test_a_key_is_rotated_while_deliveries_come(tmp_path: Path) -> None:
 
             told, _ = await asyncio.gather(rotate(), create(logto, 300))
             new, old = told["signing_key"], hook["signingKey"]
-            assert told["hook"] == hook["id"]
+            assert told["webhook"] == hook["id"]
             assert logto.hooks[0]["signingKey"] == new
             await create(logto, 100)
             await eventually(lambda: count(service, "logto_users"), lambda rows: rows == 500)

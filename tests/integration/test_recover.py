@@ -196,7 +196,7 @@ def test_only_hooks_that_point_here_are_asked(tmp_path: Path) -> None:
             await host.run(lambda store: store.add([delivery(body)]))
             api = client(logto)
             found = await Recovery(api, host, FrozenClock(), [logto.signing_key], url).run()
-            assert set(found.hooks) == {by_key["id"], by_url["id"], by_delivery["id"]}
+            assert set(found.webhooks) == {by_key["id"], by_url["id"], by_delivery["id"]}
             nobody = await Recovery(api, memory_host(), FrozenClock(), []).run()
             assert "no webhook of this Logto leads here" in nobody.doubts[0]
             await api.close()

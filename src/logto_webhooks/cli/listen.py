@@ -31,7 +31,7 @@ def listen(
     forward_to: Annotated[
         str | None, Option(help="The URL to forward to. Default: `serve` on this machine.")
     ] = None,
-    hook: Annotated[
+    webhook: Annotated[
         str | None, Option(help="Read only the log of this webhook: its ID, name or URL.")
     ] = None,
     since: Annotated[
@@ -68,7 +68,7 @@ def listen(
         to=forward_to or settings.url_at(settings.port),
         key=settings.signing_keys[0] if settings.signing_key else secrets.token_urlsafe(24),
         is_new_key=not settings.signing_key,
-        webhook=hook,
+        webhook=webhook,
         since=parse_moment("--since", since),
         tunnel=tunnel_command,
         repoint=repoint,
@@ -109,7 +109,7 @@ def _check(config: ListenConfig) -> None:
         raise SettingInvalid(name="--repoint", problem=f"it needs {_COMMAND}")
     if config.tunnel is not None and "{port}" not in config.tunnel:
         raise SettingInvalid(name=_COMMAND, problem="it must contain {port}")
-    for name, value in (("--hook", config.webhook), ("--since", config.since)):
+    for name, value in (("--webhook", config.webhook), ("--since", config.since)):
         if config.tunnel is not None and value is not None:
             raise SettingInvalid(name=name, problem=f"it has no effect with {_COMMAND}")
 

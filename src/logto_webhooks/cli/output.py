@@ -292,7 +292,7 @@ def show_recovered(result: RecoverResult, dry_run: bool) -> None:
         [
             ("since", format_time(result.since)),
             ("up to", format_time(result.until)),
-            ("webhooks", len(result.hooks)),
+            ("webhooks", len(result.webhooks)),
             ("log entries", result.entries),
             ("would be recovered" if dry_run else "recovered", result.recovered),
             *((f"  {cause}", count) for cause, count in sorted(result.causes.items())),

@@ -53,7 +53,7 @@ def recover(
     with output.stoppable(output.UNCHANGED if dry_run else resume):
         result = run_admin(settings, run)
     output.show(result, as_json, lambda result: output.show_recovered(result, dry_run))
-    if not result.hooks:
+    if not result.webhooks:
         raise Exit(1)
 
 

@@ -115,7 +115,7 @@ def _print_rows(rows: list[dict[str, Any]]) -> None:
 @with_settings("signing_key", *DATABASE, *LOGTO_API, "public_url")
 def send_test(
     settings: Settings,
-    hook: OneWebhook = None,
+    webhook: OneWebhook = None,
     event: Annotated[
         str | None, Option(help="The event to send. Default: the webhook's first.")
     ] = None,
@@ -127,7 +127,7 @@ def send_test(
     """Make Logto send a test delivery and wait for it."""
     _restore_webhooks(settings)
     result = run_admin(
-        settings, lambda admin: admin.test_endpoint(hook, event=event, timeout_s=timeout)
+        settings, lambda admin: admin.test_endpoint(webhook, event=event, timeout_s=timeout)
     )
     if as_json:
         print(output.to_json(result))
@@ -149,7 +149,7 @@ def send_test(
 @with_settings("signing_key", *DATABASE, *LOGTO_API, "public_url")
 def rotate(
     settings: Settings,
-    hook: OneWebhook = None,
+    webhook: OneWebhook = None,
     overlap: Annotated[
         str,
         Option(help="How long the old key stays valid: 30s, 10m, 2h, 1d. 0s revokes it at once."),
@@ -162,7 +162,7 @@ def rotate(
     """
     overlap_s = parse_duration("--overlap", overlap)
     _restore_webhooks(settings)
-    result = run_admin(settings, lambda admin: admin.rotate_endpoint(hook, overlap_s=overlap_s))
+    result = run_admin(settings, lambda admin: admin.rotate_endpoint(webhook, overlap_s=overlap_s))
     if as_json:
         print(output.to_json(result))
         return
@@ -171,7 +171,8 @@ def rotate(
     used = output.format_time(result.old_used_at)
     last = f"its last recorded use was at {used}" if used else "no use of it is recorded yet"
     output.note(
-        f"Rotated the key of {result.hook} ({result.url}). The old key expires at {ends}; {last}."
+        f"Rotated the key of {result.webhook} ({result.url}). "
+        f"The old key expires at {ends}; {last}."
     )
     output.note(
         "All processes on this database read both keys from it. Replace the old key in your "

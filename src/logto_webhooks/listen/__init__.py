@@ -136,7 +136,11 @@ async def _forward_tunnel(
         lease = Lease(endpoint=_endpoint(settings), session=session)
         if webhook is not None:
             lease = Lease(
-                endpoint=lease.endpoint, session=session, hook=webhook.id, url=webhook.url, lent=url
+                endpoint=lease.endpoint,
+                session=session,
+                webhook=webhook.id,
+                url=webhook.url,
+                lent=url,
             )
         leases = LeaseFolder(FOLDER)
         async with borrow_webhook(logto, leases, lease, webhook, url, callbacks.tell) as borrowed:

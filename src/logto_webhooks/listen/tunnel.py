@@ -240,13 +240,13 @@ async def _read_line(stream: asyncio.StreamReader) -> str:
 class Lease(Struct, frozen=True, kw_only=True):
     """What to restore in the Logto at `endpoint`.
 
-    Without `hook`, delete the webhook named `session`. Otherwise, change the URL of the webhook
-    with the ID `hook` back to `url`, if it still is `lent`.
+    Without `webhook`, delete the webhook named `session`. Otherwise, change the URL of the webhook
+    with the ID `webhook` back to `url`, if it still is `lent`.
     """
 
     endpoint: str
     session: str
-    hook: str = ""
+    webhook: str = ""
     url: str = ""
     lent: str = ""
 
@@ -330,7 +330,9 @@ async def borrow_webhook(
             for action in await _restore(logto, leases, lease):
                 tell(f"{action[0].upper()}{action[1:]}.")
         except (LogtoUnreachable, LogtoApiError) as error:
-            action = f"restore the URL of {lease.hook}" if webhook else f"delete {lease.session!r}"
+            action = (
+                f"restore the URL of {lease.webhook}" if webhook else f"delete {lease.session!r}"
+            )
             tell(f"{error} The next `listen` or `endpoint` in this folder will {action}.")
 
 
@@ -339,10 +341,10 @@ async def _restore(logto: ManagementClient, leases: LeaseFolder, lease: Lease) -
     webhooks, _ = await list_webhooks(logto)
     actions = []
     for webhook in webhooks:
-        if lease.hook and webhook.id == lease.hook and webhook.url == lease.lent:
+        if lease.webhook and webhook.id == lease.webhook and webhook.url == lease.lent:
             await logto.change_webhook(webhook.id, {"config": webhook.config | {"url": lease.url}})
             actions.append(f"changed the URL of the webhook {webhook.name} back to {lease.url}")
-        elif not lease.hook and webhook.name == lease.session:
+        elif not lease.webhook and webhook.name == lease.session:
             await logto.delete_webhook(webhook.id)
             actions.append(f"deleted the webhook {webhook.name!r}")
     leases.remove(lease)

@@ -155,7 +155,7 @@ class TestResult(Struct, frozen=True, kw_only=True):
     """The result of a test: the delivery's id, or the problem. If the webhook isn't `enabled`,
     Logto sends only tests."""
 
-    hook: str
+    webhook: str
     url: str
     enabled: bool
     event: str
@@ -216,7 +216,7 @@ async def send_test(
     changed. Raises LogtoUnreachable, LogtoApiError, StoreUnavailable.
     """
     newest, began = await newest_id(host), time.monotonic()
-    result = TestResult(hook=webhook.id, url=webhook.url, enabled=webhook.enabled, event=event)
+    result = TestResult(webhook=webhook.id, url=webhook.url, enabled=webhook.enabled, event=event)
     answered = (await logto.test_webhook(webhook.id, webhook.url, event)).content
     problem = None if answered == {} else _describe_failure(answered)
     if problem not in (None, _REFUSED):
@@ -281,7 +281,7 @@ class RotationResult(Struct, frozen=True, kw_only=True):
     the settings.
     """
 
-    hook: str
+    webhook: str
     url: str
     signing_key: str
     old_ends_at: int
@@ -289,7 +289,7 @@ class RotationResult(Struct, frozen=True, kw_only=True):
 
     def __repr__(self) -> str:
         """Without the keys."""
-        return f"RotationResult(hook={self.hook!r}, url={self.url!r})"
+        return f"RotationResult(webhook={self.webhook!r}, url={self.url!r})"
 
 
 async def rotate_key(
@@ -321,7 +321,7 @@ async def rotate_key(
     except StoreUnavailable as error:
         raise StoreUnavailable(problem=f"{error.problem}; {_CHANGED}") from None
     return RotationResult(
-        hook=webhook.id,
+        webhook=webhook.id,
         url=webhook.url,
         signing_key=new.key,
         old_ends_at=now + overlap_ms,

@@ -40,7 +40,7 @@ class RecoverResult(Struct, kw_only=True):
     since: int
     until: int
     done: float = 0  # from 0 to 1
-    hooks: list[str] = []
+    webhooks: list[str] = []
     entries: int = 0
     recovered: int = 0
     causes: dict[str, int] = {}
@@ -132,12 +132,12 @@ class Recovery:
             latest = max(latest, end)
             for webhook in page.content:
                 if leads_here(webhook, seen, self._keys, self._public_url):
-                    result.hooks.append(webhook["id"])
+                    result.webhooks.append(webhook["id"])
                     if not webhook.get("enabled", True):
                         result.doubts.append(f"the webhook {webhook['id']} is disabled")
-        if not result.hooks:
+        if not result.webhooks:
             result.doubts.append(_NOWHERE)
-        return result.hooks, latest
+        return result.webhooks, latest
 
     async def _read_recent(self) -> list[ReceivedBody]:
         return await self._host.read(lambda store: store.recent(_RECENT))
