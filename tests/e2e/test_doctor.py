@@ -282,10 +282,10 @@ def test_the_command_says_what_to_do(tmp_path: Path) -> None:
         assert len(well.stdout.splitlines()) == len(CHECKS) + 1, "without vacuum"
         assert well.stdout.endswith("0 broken, 0 warnings, 1 check skipped.\n")
         healthy.logto.add_hook(f"{healthy.url}/", name="\x1b[31mtwin")
-        warned = await run("--only", "hook, clock")
+        warned = await run("--only", "webhook, clock")
         assert warned.returncode == 1
-        assert "! hook: Several webhooks lead to" in warned.stdout
-        assert "\n    docs/troubleshooting.md#hook_twice\n" in warned.stdout
+        assert "! webhook: Several webhooks lead to" in warned.stdout
+        assert "\n    docs/troubleshooting.md#webhook_twice\n" in warned.stdout
         assert "\x1b" not in warned.stdout
 
     commanded(tmp_path, test)
@@ -303,7 +303,7 @@ def test_the_command_prints_json(tmp_path: Path) -> None:
             "code": "key_differs",
             "level": "broken",
             "docs": "docs/troubleshooting.md#key_differs",
-            "details": {"hook": "the webhook"},
+            "details": {"webhook": "the webhook"},
         }
         assert not any(secret in told.stdout for secret in SECRETS)
 

@@ -77,30 +77,30 @@ async def something_that_is_no_logto(clinic: Clinic) -> list[Finding]:
     return await clinic.ask(endpoint=clinic.url.partition("/api/")[0])
 
 
-@finds("hook_missing", stays=True)
+@finds("webhook_missing", stays=True)
 async def no_webhook(clinic: Clinic) -> list[Finding]:
     clinic.logto.delete_hook(clinic.hook)
     return await clinic.ask()
 
 
-@finds("hook_disabled")
+@finds("webhook_disabled")
 async def a_webhook_that_is_disabled(clinic: Clinic) -> list[Finding]:
     with clinic.changed(enabled=False):
         return await clinic.ask()
 
 
-@finds("hook_unproven", "key_differs")
+@finds("webhook_unproven", "key_differs")
 async def a_webhook_that_only_has_our_path(clinic: Clinic) -> list[Finding]:
     another = await clinic.another()
-    return await clinic.ask("key", "hook", **another, signing_key=OTHER_KEY, public_url=None)
+    return await clinic.ask("key", "webhook", **another, signing_key=OTHER_KEY, public_url=None)
 
 
-@finds("hook_elsewhere")
+@finds("webhook_elsewhere")
 async def a_webhook_that_leads_elsewhere(clinic: Clinic) -> list[Finding]:
     return await clinic.ask(public_url="http://127.0.0.1:9/elsewhere")
 
 
-@finds("hook_twice")
+@finds("webhook_twice")
 async def two_webhooks(clinic: Clinic) -> list[Finding]:
     twin = clinic.logto.add_hook(f"{clinic.url}/", name="twin")["id"]
     try:

@@ -204,11 +204,11 @@ def _compare_key(
     webhook: Webhook, keys: Collection[str], learned: Sequence[WebhookKey]
 ) -> list[Finding]:
     if (problem := problem_of_key(webhook.signing_key)) is not None:
-        return [make_finding("key_not_told", hook=_name(webhook), problem=problem)]
+        return [make_finding("key_not_told", webhook=_name(webhook), problem=problem)]
     if webhook.signing_key in keys:
         return []
     is_learned = any(key.key == webhook.signing_key for key in learned)
-    return [make_finding("key_outdated" if is_learned else "key_differs", hook=_name(webhook))]
+    return [make_finding("key_outdated" if is_learned else "key_differs", webhook=_name(webhook))]
 
 
 def _check_key_use(keys: Sequence[str], store: Store) -> list[Finding]:
@@ -229,25 +229,30 @@ async def check_webhook(context: CheckContext) -> list[Finding]:
     public_url = context.settings.public_url
     if not ours.webhooks:
         names = [f"{_name(webhook)} ({strip_url(webhook.url)})" for webhook in webhooks] or ["none"]
-        return [make_finding("hook_missing", hooks=names)]
+        return [make_finding("webhook_missing", webhooks=names)]
     enabled = [webhook for webhook in ours.webhooks if webhook.enabled]
     if not enabled:
-        return [make_finding("hook_disabled", hook=_name(webhook)) for webhook in ours.webhooks]
+        return [
+            make_finding("webhook_disabled", webhook=_name(webhook)) for webhook in ours.webhooks
+        ]
     faults = []
     if public_url and not any(webhook.leads_to(public_url) for webhook in enabled):
         shown = strip_url(public_url)
         faults += [
             make_finding(
-                "hook_elsewhere", hook=_name(webhook), url=strip_url(webhook.url), public_url=shown
+                "webhook_elsewhere",
+                webhook=_name(webhook),
+                url=strip_url(webhook.url),
+                public_url=shown,
             )
             for webhook in enabled
         ]
     for url in {webhook.url.rstrip("/") for webhook in enabled}:
         same = [_name(webhook) for webhook in webhooks if webhook.enabled and webhook.leads_to(url)]
         if len(same) > 1:
-            faults.append(make_finding("hook_twice", url=strip_url(url), hooks=same))
+            faults.append(make_finding("webhook_twice", url=strip_url(url), webhooks=same))
     if ours.by_path:
-        faults += [make_finding("hook_unproven", hook=_name(webhook)) for webhook in enabled]
+        faults += [make_finding("webhook_unproven", webhook=_name(webhook)) for webhook in enabled]
     return faults or [make_ok(f"{_name(enabled[0])} leads to {strip_url(enabled[0].url)}.")]
 
 
@@ -476,7 +481,7 @@ CHECKS: Final = (
     Check("api", check_api),
     Check("clock", check_clock, needs=("api",), uses=("database",)),
     Check("key", check_key, uses=("database", "api")),
-    Check("hook", check_webhook, needs=("api",), uses=("database",)),
+    Check("webhook", check_webhook, needs=("api",), uses=("database",)),
     Check("address", check_address, uses=("database", "api")),
     Check("events", check_events, needs=("api",), uses=("database",)),
     Check("log", check_log, needs=("database", "api")),

@@ -69,7 +69,7 @@ FAULTS: Final[dict[str, Fault]] = {
         "Set LOGTO_WEBHOOK_SIGNING_KEY to the webhook's signing key, which has 32 characters.",
     ),
     "key_not_told": _broken(
-        "Logto's API returns no usable signing key for the webhook {hook}: {problem}.",
+        "Logto's API returns no usable signing key for the webhook {webhook}: {problem}.",
         f"Check and rotate its signing key {CONSOLE}, or create another webhook.",
     ),
     "key_unproven": _warning(
@@ -83,12 +83,12 @@ FAULTS: Final[dict[str, Fault]] = {
         "requests are kept, and accepted once the key is right.",
     ),
     "key_differs": _broken(
-        "The webhook {hook} uses a signing key that isn't in your settings, so its deliveries are "
-        "rejected.",
+        "The webhook {webhook} uses a signing key that isn't in your settings, so its "
+        "deliveries are rejected.",
         f"Set LOGTO_WEBHOOK_SIGNING_KEY to its signing key, {CONSOLE}.",
     ),
     "key_outdated": _warning(
-        "The webhook {hook} uses another signing key than your settings. Its deliveries are "
+        "The webhook {webhook} uses another signing key than your settings. Its deliveries are "
         "accepted only because Logto's API returned the key.",
         f"Set LOGTO_WEBHOOK_SIGNING_KEY to its signing key, {CONSOLE}.",
     ),
@@ -164,8 +164,8 @@ FAULTS: Final[dict[str, Fault]] = {
     ),
     "silent": _warning(
         "No delivery has been accepted since {since}, which is longer than usual.",
-        "See the checks key, hook, address and log. To send a test, run: logto-webhooks endpoint "
-        "test",
+        "See the checks key, webhook, address and log. To send a test, run: logto-webhooks "
+        "endpoint test",
     ),
     "jobs_dead": _warning(
         "{count:job is|jobs are} dead, of {handlers}.",
@@ -237,26 +237,26 @@ FAULTS: Final[dict[str, Fault]] = {
         "Synchronize the clocks of Logto, of a proxy before it and of all hosts of this service.",
     ),
     # Its webhook.
-    "hook_missing": _broken(
-        "No webhook of this Logto leads here. Its webhooks: {hooks}.",
+    "webhook_missing": _broken(
+        "No webhook of this Logto leads here. Its webhooks: {webhooks}.",
         "Run logto-webhooks endpoint create --url URL, or set LOGTO_WEBHOOKS_PUBLIC_URL.",
     ),
-    "hook_disabled": _broken(
-        "The webhook {hook} is disabled. Logto sends and logs nothing.",
+    "webhook_disabled": _broken(
+        "The webhook {webhook} is disabled. Logto sends and logs nothing.",
         f"Enable it {CONSOLE}. Then run: logto-webhooks reconcile",
     ),
-    "hook_unproven": _warning(
-        "The webhook {hook} may not be yours: only the path of its URL matches. It has another "
+    "webhook_unproven": _warning(
+        "The webhook {webhook} may not be yours: only the path of its URL matches. It has another "
         "key, and none of its deliveries arrived. serve and recover ignore it.",
         "If it is yours, set LOGTO_WEBHOOK_SIGNING_KEY to its key, or LOGTO_WEBHOOKS_PUBLIC_URL to "
         "its URL.",
     ),
-    "hook_elsewhere": _broken(
-        "The webhook {hook} leads to {url}, but LOGTO_WEBHOOKS_PUBLIC_URL is {public_url}.",
+    "webhook_elsewhere": _broken(
+        "The webhook {webhook} leads to {url}, but LOGTO_WEBHOOKS_PUBLIC_URL is {public_url}.",
         f"Change its endpoint URL {CONSOLE}, or change the setting.",
     ),
-    "hook_twice": _warning(
-        "Several webhooks lead to {url}: {hooks}. Each delivery arrives more than once.",
+    "webhook_twice": _warning(
+        "Several webhooks lead to {url}: {webhooks}. Each delivery arrives more than once.",
         "In Logto's console, delete all of them but one.",
     ),
     "events_missing": _broken(
