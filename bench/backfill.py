@@ -44,18 +44,18 @@ def logto(users: int = 0, entries: int = 0) -> Iterator[Environment]:
         process.wait()
 
 
-def read_and_discard(environment: Environment, what: str, hook: str = "") -> float:
+def read_and_discard(environment: Environment, what: str, webhook: str = "") -> float:
     """Read all pages as fast as the client can; return the seconds."""
     started = time.perf_counter()
-    asyncio.run(_discard(environment, what, hook))
+    asyncio.run(_discard(environment, what, webhook))
     return time.perf_counter() - started
 
 
-async def _discard(environment: Environment, what: str, hook: str) -> None:
+async def _discard(environment: Environment, what: str, webhook: str) -> None:
     api = make_client(from_env(environment), fast=True)
     if what == "log":
-        [hook] = [each["id"] async for page in api.webhooks() for each in page.content]
-    pages = api.users() if what == "users" else api.log(hook, 1, 2**42)
+        [webhook] = [each["id"] async for page in api.webhooks() for each in page.content]
+    pages = api.users() if what == "users" else api.log(webhook, 1, 2**42)
     async for _ in pages:
         pass
     await api.close()

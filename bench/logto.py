@@ -30,9 +30,9 @@ def main() -> None:
 async def _serve(users: int, entries: int) -> None:
     async with FakeLogto() as logto:
         logto.populate(users)
-        hook = logto.add_hook("http://127.0.0.1:9/webhook")
-        now = int(hook["createdAt"])
-        logto.populate_log(hook["id"], MadeUsers(entries, lambda number: _entry(number, now)))
+        webhook = logto.add_hook("http://127.0.0.1:9/webhook")
+        now = int(webhook["createdAt"])
+        logto.populate_log(webhook["id"], MadeUsers(entries, lambda number: _entry(number, now)))
         told = {
             "LOGTO_ENDPOINT": logto.url,
             "LOGTO_M2M_APP_ID": logto.app_id,

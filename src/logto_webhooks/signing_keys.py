@@ -159,10 +159,10 @@ def read_webhook_id(body: bytes) -> str | None:
     """Return the ID of the webhook that a body names; None if it names none. Only in a verified
     body is it sure to be the sender."""
     try:
-        hook_id = msgspec.json.decode(body, type=_Sender).hook_id
+        webhook_id = msgspec.json.decode(body, type=_Sender).hook_id
     except (ValueError, RecursionError):
         return None
-    return hook_id if _WEBHOOK_ID.fullmatch(hook_id) else None
+    return webhook_id if _WEBHOOK_ID.fullmatch(webhook_id) else None
 
 
 def fingerprint(key: str) -> str:

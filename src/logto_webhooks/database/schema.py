@@ -308,7 +308,7 @@ keys = sa.Table(
     "logto_keys",
     metadata,
     *_keys(sa.Text, "fingerprint"),
-    *_optional(sa.Text, "hook", "key"),
+    *_optional(sa.Text, "webhook_id", "key"),
     *_optional(Millis, "learnt_at", "until", "last_used_at"),
 )
 
@@ -320,7 +320,7 @@ rejected = sa.Table(
     *_required(sa.Integer, "size"),
     *_required(sa.Text, "signature"),
     *_required(Millis, "received_at"),
-    *_required(sa.Text, "hook"),
+    *_required(sa.Text, "hook"),  # the ID of the webhook that the body names
     *_required(sa.Boolean, "known"),
     sqlite_autoincrement=True,
 )

@@ -20,7 +20,7 @@ from logto_webhooks.signing_keys import (
 )
 
 _BY_ID = among(rejected.c.id, "ids")
-_LEARNT = (keys.c.hook.label("webhook_id"), keys.c.key, keys.c.learnt_at, keys.c.until)
+_LEARNT = (keys.c.webhook_id, keys.c.key, keys.c.learnt_at, keys.c.until)
 _REJECTED = sa.select(
     *(rejected.c[name] for name in ("id", "body", "signature", "received_at", "known")),
     rejected.c.hook.label("webhook_id"),
@@ -46,12 +46,10 @@ class KeyStore:
             if not is_key(key.key):
                 continue
             mark = fingerprint(key.key)
-            others = (keys.c.hook == key.webhook_id, keys.c.fingerprint != mark)
+            others = (keys.c.webhook_id == key.webhook_id, keys.c.fingerprint != mark)
             sooner = sa.func.coalesce(keys.c.until, key.learnt_at + OVERLAP_MS)
             self._connection.execute(sa.update(keys).where(*others).values(until=sooner))
-            row = structs.asdict(key)
-            row |= {"fingerprint": mark, "hook": row.pop("webhook_id")}
-            put_row(self._connection, keys, row)
+            put_row(self._connection, keys, structs.asdict(key) | {"fingerprint": mark})
 
     def used(self, marks: dict[str, int]) -> dict[str, int]:
         """Store when keys were last used (ms), by fingerprint. Return this for all keys."""

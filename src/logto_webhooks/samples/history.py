@@ -69,7 +69,7 @@ def read(name: Name) -> tuple[Json, list[Recorded], Final]:
     folder = resources.files(__package__) / "histories" / name
     lines = (folder / "deliveries.jsonl").read_bytes().splitlines()
     return (
-        msgspec.json.decode((folder / "hook.json").read_bytes(), type=Json),
+        msgspec.json.decode((folder / "webhook.json").read_bytes(), type=Json),
         [msgspec.json.decode(line, type=Recorded) for line in lines],
         msgspec.json.decode((folder / "final.json").read_bytes(), type=Final),
     )

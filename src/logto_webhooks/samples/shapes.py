@@ -102,14 +102,14 @@ def to_iso(at: int) -> str:
     return moment.replace("+00:00", "Z")
 
 
-def hook(
-    hook_id: str, at: int, url: str, events: list[str], signing_key: str, name: str | None = None
+def webhook(
+    webhook_id: str, at: int, url: str, events: list[str], signing_key: str, name: str | None = None
 ) -> Json:
     """Make a webhook as Logto's API returns it."""
     return {
         "tenantId": TENANT,
-        "id": hook_id,
-        "name": hook_id if name is None else name,
+        "id": webhook_id,
+        "name": webhook_id if name is None else name,
         "event": None,
         "events": events,
         "config": {"url": url},
@@ -182,11 +182,11 @@ def head(event: str, at: int) -> Json:
     return {"event": event, "createdAt": to_iso(at), "userAgent": _BROWSER, "ip": CLIENT_IP}
 
 
-def console_test(event: str, hook_id: str, at: int) -> Json:
+def console_test(event: str, webhook_id: str, at: int) -> Json:
     """Make the body that "send test payload" in Logto's console sends."""
     head = {
         "event": event,
-        "hookId": hook_id,
+        "hookId": webhook_id,
         "createdAt": to_iso(at),
         "userAgent": "fake-user-agent",
     }

@@ -67,7 +67,7 @@ def console_test(
     name: str = "User.Created", *, at: int | None = None, key: str = SIGNING_KEY
 ) -> SignedRequest:
     """Make a test payload, as from Logto's console."""
-    return sign_request(shapes.console_test(name, "sample-hook", _pick_moment(at)), key)
+    return sign_request(shapes.console_test(name, "sample-webhook", _pick_moment(at)), key)
 
 
 def _pick_moment(at: int | None) -> int:

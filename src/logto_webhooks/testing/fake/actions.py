@@ -179,7 +179,7 @@ class Actions:
     ) -> Json:
         """Create a webhook for events, by default for all of them."""
         key = self.signing_key if signing_key is None else signing_key
-        hook = shapes.hook(self._make_id(21), self._now(), url, list(events), key, name)
+        hook = shapes.webhook(self._make_id(21), self._now(), url, list(events), key, name)
         self._state.add_hook(hook)
         return hook
 

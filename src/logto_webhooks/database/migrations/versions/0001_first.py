@@ -210,7 +210,7 @@ def _signing_keys() -> None:
     op.create_table(
         "logto_keys",
         *_key("fingerprint"),
-        *_optional(Text, "hook", "key"),
+        *_optional(Text, "webhook_id", "key"),
         *_optional(Millis, "learnt_at", "until", "last_used_at"),
     )
     op.create_table(
