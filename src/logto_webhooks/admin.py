@@ -48,6 +48,7 @@ from logto_webhooks.logto.webhooks import (
     rotate_key,
     subscription,
 )
+from logto_webhooks.mapping import Mappings
 from logto_webhooks.private_files import find_open_mode
 from logto_webhooks.reconcile.fetch import UserComparison, compare_and_request_refetch
 from logto_webhooks.reconcile.reconcile import Progressed, ReconcileResult
@@ -201,6 +202,7 @@ class Admin:
         self._settings = settings
         self._engine = engine
         self._database: Database | None = None
+        self.mappings = Mappings()
 
     @property
     def database(self) -> Database:
@@ -211,6 +213,8 @@ class Admin:
                 self._database = database_for(settings)
             else:
                 self._database = wrap_engine(self._engine, settings.schema)
+        if self.mappings:
+            self._database.host.project = self.mappings.write
         return self._database
 
     @property

@@ -18,7 +18,7 @@ from collections.abc import (
     Sequence,
 )
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack
 from weakref import WeakKeyDictionary
 
 import sqlalchemy as sa
@@ -31,12 +31,19 @@ from logto_webhooks.admin import Admin
 from logto_webhooks.database import Database, Engine
 from logto_webhooks.ensure_user import UserLookup
 from logto_webhooks.errors import CalledFromEventLoop, NotStarted, SettingInvalid, StartedElsewhere
-from logto_webhooks.events.local import UserRow
+from logto_webhooks.events.local import OrganizationRow, UserRow
 from logto_webhooks.handlers import TIME_LIMIT_S, Function, HandlerOptions, What, parse_patterns
 from logto_webhooks.ingest import WebhookResponse, asgi
 from logto_webhooks.instrumentation import Observer, logs
 from logto_webhooks.instrumentation.logs import fan_out
 from logto_webhooks.jobs import Tests
+from logto_webhooks.mapping.declare import (
+    EntityMapping,
+    MemberMapping,
+    MemberRow,
+    declare_entities,
+    declare_members,
+)
 from logto_webhooks.retries import MAX_ATTEMPTS
 from logto_webhooks.runtime import Service
 from logto_webhooks.settings import MountedSettings, Settings, from_env
@@ -177,6 +184,104 @@ class LogtoWebhooks(Admin):
             )
 
         return register
+
+    def map_users(
+        self,
+        target: Any,
+        *,
+        key: Any,
+        columns: Mapping[Any, str | Callable[[UserRow], Any]],
+        when_deleted: Literal["delete", "keep", "unlink"] | Mapping[Any, Any],
+        link: Any = None,
+        fill: Mapping[Any, str | Callable[[UserRow], Any]] | None = None,
+        create_defaults: Mapping[Any, Any] | None = None,
+        where: Callable[[UserRow], bool] | None = None,
+        create: bool = True,
+    ) -> None:
+        """Keep a table of yours equal to Logto's users, in the same transaction as `logto_users`.
+
+        `target` is a mapped class or a Table. `key` is the column that holds Logto's ID, or a path
+        into a JSON column. `columns` are kept equal: a column of `logto_users`, a path such as
+        "profile.givenName", or a function of the row. `fill` is set only while a column is null,
+        `create_defaults` only when a row is inserted. `link` finds existing rows without a key: a
+        column, or a function of the row that returns a condition. `where` selects users; without
+        `create`, no rows are inserted. `when_deleted` says what becomes of a deleted user's row;
+        columns with values keep the row and set them. Raises InvalidMapping.
+        """
+        self._map(
+            declare_entities(
+                "user",
+                target,
+                key=key,
+                columns=columns,
+                when_deleted=when_deleted,
+                link=link,
+                fill=fill,
+                create_defaults=create_defaults,
+                where=where,
+                create=create,
+            )
+        )
+
+    def map_organizations(
+        self,
+        target: Any,
+        *,
+        key: Any,
+        columns: Mapping[Any, str | Callable[[OrganizationRow], Any]],
+        when_deleted: Literal["delete", "keep", "unlink"] | Mapping[Any, Any],
+        link: Any = None,
+        fill: Mapping[Any, str | Callable[[OrganizationRow], Any]] | None = None,
+        create_defaults: Mapping[Any, Any] | None = None,
+        where: Callable[[OrganizationRow], bool] | None = None,
+        create: bool = True,
+    ) -> None:
+        """Keep a table of yours equal to Logto's organizations. The arguments are those of
+        `map_users`. Raises InvalidMapping."""
+        self._map(
+            declare_entities(
+                "organization",
+                target,
+                key=key,
+                columns=columns,
+                when_deleted=when_deleted,
+                link=link,
+                fill=fill,
+                create_defaults=create_defaults,
+                where=where,
+                create=create,
+            )
+        )
+
+    def map_members(
+        self,
+        target: Any,
+        *,
+        organization: Any,
+        user: Any,
+        columns: Mapping[Any, str | Callable[[MemberRow], Any]] | None = None,
+        create_defaults: Mapping[Any, Any] | None = None,
+    ) -> None:
+        """Keep a table of yours equal to the memberships of Logto's organizations.
+
+        `organization` and `user` are columns. A foreign key to the primary key of a mapped table
+        holds the primary key of your own row, any other column Logto's ID. `columns` can depend on
+        the member's roles. The row of a membership that is over is deleted. Raises InvalidMapping.
+        """
+        self._map(
+            declare_members(
+                target,
+                organization=organization,
+                user=user,
+                columns=columns,
+                create_defaults=create_defaults,
+            )
+        )
+
+    def _map(self, mapping: EntityMapping | MemberMapping) -> None:
+        self.mappings.add(mapping)
+        if self._database is not None:
+            self._database.host.project = self.mappings.write
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: object = None) -> AsyncIterator[None]:

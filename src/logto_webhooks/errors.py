@@ -141,6 +141,13 @@ class InvalidHandler(LogtoWebhooksError):
     problem: str
 
 
+class InvalidMapping(LogtoWebhooksError):
+    """The mapping of {table} can't be registered: {problem}."""
+
+    table: str
+    problem: str
+
+
 class TableIsReadOnly(LogtoWebhooksError):
     """A handler can read {table}, but can't write to it or lock it: all deliveries would have to
     wait for the handler. To lock only your own rows in a join, use FOR UPDATE OF your_table."""

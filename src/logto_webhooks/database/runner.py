@@ -31,7 +31,7 @@ from logto_webhooks.database.sessions import (
     make_session_error,
     use_our_schema,
 )
-from logto_webhooks.database.store import LOCK_S, STATEMENT_S, Store
+from logto_webhooks.database.store import LOCK_S, STATEMENT_S, Project, Store
 from logto_webhooks.database.threads import HAS_WRITER, DetachedCall, SerialExecutor
 from logto_webhooks.errors import StoreUnavailable, TimedOut, TimeLimitExceeded, WriterBusy
 
@@ -52,7 +52,12 @@ CANCEL_EVERY_S: Final = 0.1
 
 
 class TransactionRunner(Protocol):
-    """Runs functions that take a Store, each in one transaction."""
+    """Runs functions that take a Store, each in one transaction.
+
+    `project` writes the application's rows that follow from changed records.
+    """
+
+    project: Project | None
 
     async def run(self, work: Callable[[Store], T]) -> T:
         """Run and commit. Raises StoreUnavailable or RowRejected for errors of the database."""
@@ -114,6 +119,13 @@ async def run_or_rehearse(runner: TransactionRunner, work: Callable[[Store], T],
         return await runner.run(rehearse)
     except _RolledBack:
         return results[-1]
+
+
+def run_and_project(work: Callable[[Store], T], store: Store) -> T:
+    """Run work, and write what follows from the records that it changed."""
+    result = work(store)
+    store.project_changes()
+    return result
 
 
 class _RolledBack(Exception):
@@ -256,6 +268,7 @@ class ThreadRunner:
     """Runs transactions on a synchronous engine, in threads. Writes run in the order of calls."""
 
     _reads: ClassVar[dict[str, Any]] = {}  # options of a connection that only reads
+    project: Project | None = None
     _one_writer = False  # whether the database has only one writer, which handlers use in turn
 
     def __init__(self, engine: sa.Engine, owns: bool = True, app_schemas: Any = None) -> None:
@@ -316,7 +329,7 @@ class ThreadRunner:
         connection = session if isinstance(session, sa.Connection) else session.connection()
         with translate_errors(self._engine), use_our_schema(self._engine, connection):
             begin_writing(connection)
-            return work(Store(connection))
+            return run_and_project(work, Store(connection, self.project))
 
     def provides(self, awaited: bool) -> tuple[type, ...]:
         """Return the types of session that a handler, `awaited` or not, can ask for.
@@ -389,9 +402,9 @@ class ThreadRunner:
         # The transaction begins with the first statement: what `work` does before delays nobody.
         try:
             with self._connect(held) as connection:
-                store = Store(connection)
+                store = Store(connection, self.project)
                 store.limit_waits(LOCK_S, STATEMENT_S)
-                result = work(store)
+                result = run_and_project(work, store)
                 held.check()
                 connection.commit()
             self._check_commit()

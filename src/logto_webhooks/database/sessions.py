@@ -28,6 +28,7 @@ _FAILED: Final = "25P02"  # PostgreSQL's: in_failed_sql_transaction
 _ENDED: Final = ("25P01", "3B001")
 IN_HANDLER: Final = "logto_in_handler"  # an option of a connection while a handler has it
 INTERNAL: Final = "logto_internal"  # the same while it runs statements of this package
+APP_SCHEMAS: Final = "logto_app_schemas"  # where the application's tables are
 _SCHEMA_MAP: Final = "schema_translate_map"
 _DEFAULT_LIMIT: Final = 4  # the limit with SQLAlchemy's default pool size, 5
 
@@ -69,7 +70,8 @@ def _refuse(connection: sa.Connection) -> None:
 
 def use_our_schema(engine: sa.Engine, connection: sa.Connection) -> AbstractContextManager[None]:
     """Use our engine's schema_translate_map on an application's connection within the block."""
-    return _use_schema_map(connection, get_schema_map(engine), **{INTERNAL: True})
+    options = {INTERNAL: True, APP_SCHEMAS: get_schema_map(connection)}
+    return _use_schema_map(connection, get_schema_map(engine), **options)
 
 
 def use_schema(connection: sa.Connection, schema: str | None) -> AbstractContextManager[None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
@@ -25,9 +25,11 @@ from logto_webhooks.database.schema import (
 )
 from logto_webhooks.database.signing_keys import KeyStore
 from logto_webhooks.deliveries import Status
+from logto_webhooks.records.record import Key
 from logto_webhooks.retries import LONGEST_WAIT_S
 
 T = TypeVar("T")
+Project = Callable[[sa.Connection, Collection[Key]], None]
 LOCK_S: Final = 1.0  # how long our transactions wait for a lock
 STATEMENT_S: Final = 5.0  # how long one of their statements may take
 LONGEST_S: Final = 1.0  # for a worker's transaction, if it delays only other workers
@@ -91,8 +93,25 @@ class DatabaseClock(Struct, frozen=True, kw_only=True):
 class Store(DeliveryStore, MembershipStore):
     """The operations of a transaction, which the caller commits."""
 
-    def __init__(self, connection: sa.Connection) -> None:
+    def __init__(self, connection: sa.Connection, project: Project | None = None) -> None:
+        """`project` writes what follows from changed records, such as the application's rows."""
         self._connection = connection
+        self._changed = set()
+        self._project = project
+
+    def execute(self, query: sa.Select[Any]) -> sa.CursorResult[Any]:
+        """Run a query of a feature's own."""
+        return self._connection.execute(query)
+
+    def mark_changed(self, keys: Collection[Key]) -> None:
+        """Write what follows from records once more."""
+        self._changed.update(keys)
+
+    def project_changes(self) -> None:
+        """Write what follows from the records that changed since the last call."""
+        changed, self._changed = self._changed, set()
+        if changed and self._project is not None:
+            self._project(self._connection, changed)
 
     @property
     def inbox(self) -> Inbox:
