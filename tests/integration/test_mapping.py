@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from logto_webhooks.database.runner import TransactionRunner
 from logto_webhooks.database.schema import mapped_rows, members, organizations, users
 from logto_webhooks.mapping import Mappings
-from logto_webhooks.mapping.apply import apply_all, count_states, retry_unsettled
+from logto_webhooks.mapping.apply import apply_step, retry_unsettled
 from logto_webhooks.mapping.declare import declare_entities, declare_members
 from logto_webhooks.samples import history
 from logto_webhooks.samples.history import Name
@@ -67,7 +67,7 @@ class Application:
                 connection.execute(sa.text("CREATE SCHEMA app"))
             self.metadata.create_all(connection)
 
-    def map(self, **changes: Any) -> TransactionRunner:
+    async def map(self, **changes: Any) -> TransactionRunner:
         """Map the three tables; `changes` are those to the mapping of users."""
         mappings = Mappings()
         own = self.users.c
@@ -99,8 +99,15 @@ class Application:
                 columns={"role": lambda m: "admin" if "admin" in m.roles else "member"},
             )
         )
+        self.mappings = mappings
         self.host.project = mappings.write
+        await self.host.run(lambda store: store.mappings.register(mappings.registered))
         return self.host
+
+    async def apply_all(self) -> None:
+        """Apply the mappings to all records."""
+        while await apply_step(self.host, self.mappings) is not None:
+            pass
 
     def rows(self, table: sa.Table, *names: str) -> list[tuple[Any, ...]]:
         """The rows of a table, in order."""
@@ -163,7 +170,7 @@ def test_own_tables_equal_the_mirror_in_every_order(
 
         async def live(sent: list[bytes] = sent, rng: random.Random = rng) -> None:
             application = Application(kind, tmp_path)
-            copy = Copy(application.map())
+            copy = Copy(await application.map())
             while sent:
                 size = rng.randrange(1, 40)
                 await copy.take(sent[:size])
@@ -187,7 +194,7 @@ def test_swapped_emails_are_right_in_the_end(kind: StoreKind, tmp_path: Path) ->
 
     async def live(order: tuple[bytes, ...]) -> None:
         application = Application(kind, tmp_path)
-        copy = Copy(application.map())
+        copy = Copy(await application.map())
         await copy.take(before)
         for body in order:
             await copy.take([body])
@@ -219,9 +226,9 @@ def test_existing_rows_are_linked_or_reported(kind: StoreKind, tmp_path: Path) -
                     {"email": "e2@x.example", "logto_user_id": None, **plan},
                 ],
             )
-        host = application.map(link=own.c.email)
-        await apply_all(host)
-        [counts] = [c for c in await host.read(count_states) if c.mapping == own.fullname]
+        host = await application.map(link=own.c.email)
+        await application.apply_all()
+        [counts] = [c for c in await host.read(lambda store: store.mappings.counts()) if c.mapping == own.fullname]
         assert (counts.ok, counts.conflict) == (4, 2)  # u1's email is somebody's; u2 is ambiguous
         rows = application.rows(own, "logto_user_id", "email", "plan")
         assert rows == sorted(
@@ -238,7 +245,7 @@ def test_existing_rows_are_linked_or_reported(kind: StoreKind, tmp_path: Path) -
             connection.execute(
                 sa.delete(own).where(own.c.email.in_(["E2@x.example", "e1@x.example"]))
             )
-        assert await retry_unsettled(host, ["conflict"]) == 2
+        assert await retry_unsettled(host, application.mappings, ["conflict"]) == 2
         await application.check()
         await application.close()
 

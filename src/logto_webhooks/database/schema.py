@@ -209,7 +209,17 @@ member_roles = sa.Table(
     *_required(sa.Text, "name"),
 )
 
-# What became of each record in the application's own tables.
+# The application's own tables that follow the mirror.
+mappings = sa.Table(
+    "logto_mappings",
+    metadata,
+    *_keys(sa.Text, "name"),
+    *_required(sa.Text, "kind", "definition"),
+    *_optional(sa.Text, "applied_to"),
+    *_required(Millis, "registered_at"),
+)
+
+# What became of each record in these tables.
 mapped_rows = sa.Table(
     "logto_mapped_rows",
     metadata,

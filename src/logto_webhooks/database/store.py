@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
@@ -11,6 +11,12 @@ from msgspec import Struct, structs
 from logto_webhooks.database.deliveries import DeliveryStore, Inbox
 from logto_webhooks.database.dialect import by_code, now, put_row, read_clock
 from logto_webhooks.database.jobs import JobStore
+from logto_webhooks.database.mapped_rows import (
+    NOT_WRITTEN,
+    MappingStore,
+    RegisteredMapping,
+    lock_free_records,
+)
 from logto_webhooks.database.memberships import MembershipStore
 from logto_webhooks.database.schema import (
     checkpoints,
@@ -29,7 +35,8 @@ from logto_webhooks.records.record import Key
 from logto_webhooks.retries import LONGEST_WAIT_S
 
 T = TypeVar("T")
-Project = Callable[[sa.Connection, Collection[Key]], None]
+# Writes the rows of changed records; returns the names of the registered mappings that it wrote.
+Project = Callable[[sa.Connection, Collection[Key], Mapping[str, RegisteredMapping]], set[str]]
 LOCK_S: Final = 1.0  # how long our transactions wait for a lock
 STATEMENT_S: Final = 5.0  # how long one of their statements may take
 LONGEST_S: Final = 1.0  # for a worker's transaction, if it delays only other workers
@@ -104,14 +111,24 @@ class Store(DeliveryStore, MembershipStore):
         return self._connection.execute(query)
 
     def mark_changed(self, keys: Collection[Key]) -> None:
-        """Write what follows from records once more."""
+        """Write what follows from records once more, at the end of the transaction."""
         self._changed.update(keys)
 
+    def lock_free(self, keys: Collection[Key]) -> set[Key]:
+        """Lock those of the records that nobody else has locked, and return them."""
+        return lock_free_records(self._connection, keys)
+
     def project_changes(self) -> None:
-        """Write what follows from the records that changed since the last call."""
+        """Write the rows of registered mappings that follow from the records that changed since the
+        last call. Those that this process can't write are owed."""
         changed, self._changed = self._changed, set()
-        if changed and self._project is not None:
-            self._project(self._connection, changed)
+        registered = self.mappings.registered() if changed else {}
+        if not registered:
+            return
+        project = self._project
+        written = project(self._connection, changed, registered) if project else set()
+        for name in registered.keys() - written:
+            self.mappings.mark_owed(registered[name], changed, NOT_WRITTEN)
 
     @property
     def inbox(self) -> Inbox:
@@ -122,6 +139,11 @@ class Store(DeliveryStore, MembershipStore):
     def jobs(self) -> JobStore:
         """The handlers and their jobs."""
         return JobStore(self._connection)
+
+    @property
+    def mappings(self) -> MappingStore:
+        """The mappings onto the application's own tables."""
+        return MappingStore(self._connection)
 
     @property
     def webhook_keys(self) -> KeyStore:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 
 import sqlalchemy as sa
 
-from logto_webhooks import canonical_json
+from logto_webhooks.database.mapped_rows import RegisteredMapping
 from logto_webhooks.database.sessions import APP_SCHEMAS
 from logto_webhooks.errors import InvalidMapping
 from logto_webhooks.mapping.declare import EntityMapping, MappedKind, MemberMapping
@@ -35,34 +35,59 @@ class Mappings:
         else:
             self.members.append(mapping)
 
-    def digest(self) -> str:
-        """Return a digest of what the mappings say."""
-        mappings: list[EntityMapping | MemberMapping] = [*self.entities, *self.members]
-        said = [[mapping.name, mapping.definition] for mapping in mappings]
-        return canonical_json.digest(said).hex()
-
-    def write(self, connection: sa.Connection, keys: Collection[Key]) -> None:
-        """Write the rows of changed records: memberships that are over leave first, then users and
-        organizations, then memberships that are present. Raises StoreUnavailable."""
-        schemas = connection.get_execution_options().get(APP_SCHEMAS)
-        pairs = {key for key in keys if key.kind == "membership"}
-        present = read_members(connection, pairs) if pairs and self.members else {}
-        over = pairs - present.keys()
-        writers = [
-            MemberWriter(connection, mapping, self.entities, schemas) for mapping in self.members
+    @property
+    def registered(self) -> Sequence[RegisteredMapping]:
+        """The mappings as other processes know them."""
+        return [
+            RegisteredMapping(name=mapping.name, kind=mapping.kind, definition=mapping.definition)
+            for mapping in (*self.entities, *self.members)
         ]
+
+    def find_current(self, registered: Mapping[str, RegisteredMapping]) -> set[str]:
+        """Return the names of the mappings that say what the registered ones do. A process with an
+        older release must not write what a newer one wrote."""
+        return {
+            mapping.name
+            for mapping in self.registered
+            if mapping.name in registered
+            and registered[mapping.name].definition == mapping.definition
+        }
+
+    def write(
+        self,
+        connection: sa.Connection,
+        keys: Collection[Key],
+        registered: Mapping[str, RegisteredMapping],
+    ) -> set[str]:
+        """Write the rows of changed records, which are locked: memberships that are over leave
+        first, then users and organizations, then memberships that are present. Return the names of
+        the mappings that were written; others are registered differently.
+
+        Raises StoreUnavailable.
+        """
+        current = self.find_current(registered)
+        schemas = connection.get_execution_options().get(APP_SCHEMAS)
+        writers = [
+            MemberWriter(connection, mapping, self.entities, schemas)
+            for mapping in self.members
+            if mapping.name in current
+        ]
+        pairs = {key for key in keys if key.kind == "membership"}
+        present = read_members(connection, pairs) if pairs and writers else {}
+        over = pairs - present.keys()
         for writer in writers:
             if over:
                 writer.delete(over)
         ends = {end for pair in over for end in pair.organization_and_user}
         changed: list[str] = []
         for mapping in self.entities:
-            changed += self._write_entities(
-                EntityWriter(connection, mapping, schemas), mapping.kind, keys, ends
-            )
+            if mapping.name in current:
+                entity_writer = EntityWriter(connection, mapping, schemas)
+                changed += self._write_entities(entity_writer, mapping.kind, keys, ends)
         for writer in writers:
             waiting = set(writer.find_waiting(changed)) - present.keys() if changed else set()
             writer.write(present | (read_members(connection, waiting) if waiting else {}))
+        return current
 
     def _write_entities(
         self,

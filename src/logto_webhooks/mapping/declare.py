@@ -6,8 +6,10 @@ database.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
+from types import CodeType
 from typing import Any, ClassVar, Final, Literal
 
 import sqlalchemy as sa
@@ -155,7 +157,7 @@ def declare_members(
         user=ends[1],
         columns=read_by_key,
         create_defaults=defaults,
-        definition=_define(finder, columns or {}),
+        definition=_define(finder, organization, user, columns or {}, create_defaults or {}),
     )
 
 
@@ -205,7 +207,9 @@ def declare_entities(
         where=where or _every,
         create=create,
         when_deleted=_read_deletion(when_deleted, finder, problem),
-        definition=_define(finder, columns, fill or {}, where, create, link),
+        definition=_define(
+            finder, key, columns, fill or {}, where, create, link, create_defaults or {}, when_deleted
+        ),
     )
     _check(mapping, problem)
     return mapping
@@ -220,9 +224,18 @@ def _define(finder: _ColumnFinder, *parts: Any) -> str:
             pairs = [f"{finder.find(name).key}={describe(source)}" for name, source in part.items()]
             return ", ".join(sorted(pairs))
         code = getattr(part, "__code__", None)
-        return str(part) if code is None else f"{code.co_code.hex()} {code.co_consts}"
+        return str(part) if code is None else _describe_code(code)
 
-    return "; ".join(describe(part) for part in parts)
+    text = "; ".join(describe(part) for part in parts)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _describe_code(code: CodeType) -> str:
+    constants = [
+        _describe_code(constant) if isinstance(constant, CodeType) else repr(constant)
+        for constant in code.co_consts
+    ]
+    return f"{code.co_code.hex()} {code.co_names} {constants}"
 
 
 def find_table(target: Any) -> sa.Table:

@@ -6,7 +6,7 @@ culprit is alone; that stays a conflict and holds back nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final, Literal
 
 import sqlalchemy as sa
@@ -14,14 +14,22 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from logto_webhooks.database.errors import translate_errors
+from logto_webhooks.database.mapped_rows import (
+    RowState,
+    StateStore,
+    decode_id,
+    encode_id,
+    lock_free_records,
+)
 from logto_webhooks.errors import RowRejected, StoreUnavailable, TimedOut
 from logto_webhooks.mapping.declare import End, EntityMapping, MemberMapping, MemberRow
 from logto_webhooks.mapping.mirror import find_deleted, read_rows
-from logto_webhooks.mapping.states import RowState, StateStore, decode_id, encode_id
+
 from logto_webhooks.records.record import Key
 
 MOST_SWAPPED: Final = 50  # rows whose unique values go round, which are written together
 _KEY: Final = "logto_key"
+_LOCKED: Final = "its row is locked"
 _MISSING: Final = ("42P01", "42703", "no such table", "no such column", "has no column")
 
 Action = Literal["insert", "update", "delete", "nothing"]
@@ -124,7 +132,7 @@ class TableWriter:
     def _settle_refusal(self, plan: PlannedRow, error: Exception) -> dict[str, RowState]:
         """Return the state of a row that was refused. Raises StoreUnavailable."""
         if isinstance(error, TimedOut):
-            return {plan.logto_id: _blocked(plan.state, "owed", "its row is locked")}
+            return {plan.logto_id: _blocked(plan.state, "owed", _LOCKED)}
         if isinstance(error, StoreUnavailable):
             if not any(sign in str(error) for sign in _MISSING):
                 raise error
@@ -152,24 +160,42 @@ class EntityWriter(TableWriter):
         while waiting:
             seen |= waiting
             freed = self._write(sorted(waiting))
-            waiting = set(self._states.find_blocked(freed)) - seen if freed else set()
+            blocked = set(self._states.find_blocked(freed)) - seen if freed else set()
+            waiting = self._lock(blocked)
+            seen |= blocked
+
+    def _lock(self, ids: Collection[str]) -> set[str]:
+        """Lock more records, so that nobody writes them meanwhile. Return those that could be
+        locked; the others are owed."""
+        if not ids:
+            return set()
+        kind = self._mapping.kind
+        locked = {
+            key.id for key in lock_free_records(self._connection, [Key(kind, i) for i in ids])
+        }
+        if busy := set(ids) - locked:
+            stored = self._states.find(busy)
+            problem = "another transaction changes its record"
+            owed = [_blocked(state, "owed", problem) for state in stored.values()]
+            self._states.save(owed, stored)
+        return locked
 
     def _write(self, ids: Sequence[str]) -> set[str]:
         """Write rows; return the primary keys of those that gave up a value."""
-        plans = self._plan(ids)
+        stored = self._states.find(ids)
+        plans = self._plan(ids, stored)
         self._planned = {plan.logto_id: plan for plan in plans}
         written = self._write_halves([plan for plan in plans if plan.action != "nothing"])
         states = {plan.logto_id: plan.state for plan in plans if plan.action == "nothing"} | written
         self._name_inserted(states)
-        self._states.save(states.values())
+        self._states.save(states.values(), stored)
         done = [self._planned[i] for i, state in states.items() if state.state == "ok"]
         self.changed.update(p.logto_id for p in done if p.action in ("insert", "delete"))
         return {encode_id(p.primary_key) for p in done if p.action in ("update", "delete")}
 
-    def _plan(self, ids: Sequence[str]) -> list[PlannedRow]:
+    def _plan(self, ids: Sequence[str], states: Mapping[str, RowState]) -> list[PlannedRow]:
         rows = read_rows(self._connection, self._mapping.kind, ids)
-        own_rows = self._find_own(ids)
-        states = self._states.find(ids)
+        own_rows, locked = self._lock_own(ids)
         unlinked = [i for i, row in rows.items() if i not in own_rows and row.deleted_at is None]
         linked = self._find_links({i: rows[i] for i in unlinked}) if self._mapping.link else {}
         gone = [i for i, row in rows.items() if row.deleted_at is not None and i in own_rows]
@@ -177,6 +203,10 @@ class EntityWriter(TableWriter):
         plans = []
         for logto_id, row in rows.items():
             state = states.get(logto_id) or RowState(logto_id=logto_id)
+            if logto_id in locked:
+                owed = _blocked(state, "owed", _LOCKED)
+                plans.append(PlannedRow(logto_id=logto_id, action="nothing", state=owed))
+                continue
             if logto_id in gone and logto_id not in told and self._mapping.when_deleted == "delete":
                 # A Logto that lacks users, such as one restored from a dump, deletes no rows here.
                 problem = "Logto has no such record, but no delivery says that it was deleted"
@@ -185,9 +215,14 @@ class EntityWriter(TableWriter):
                 continue
             own = own_rows.get(logto_id)
             plan = self._plan_row(logto_id, row, own, linked.get(logto_id), state)
-            if plan is not None:
-                plans.append(plan)
+            plans.append(plan or self._plan_nothing(state, own))
         return plans
+
+    def _plan_nothing(self, state: RowState, own: sa.RowMapping | None) -> PlannedRow:
+        """Nothing is to be written, so nothing is waited for."""
+        row_id = state.row_id if own is None else encode_id(self._key_of(own))
+        settled = RowState(logto_id=state.logto_id, row_id=row_id)
+        return PlannedRow(logto_id=state.logto_id, action="nothing", state=settled)
 
     def _plan_row(
         self, logto_id: str, row: Any, own: sa.RowMapping | None, link: Any, state: RowState
@@ -244,8 +279,9 @@ class EntityWriter(TableWriter):
         after = RowState(logto_id=logto_id, row_id=encode_id(key))
         if action == "keep":
             return None
-        if action == "delete":
-            return PlannedRow(logto_id=logto_id, action="delete", primary_key=key, state=after)
+        if action == "delete":  # its primary key may be used again
+            gone = RowState(logto_id=logto_id)
+            return PlannedRow(logto_id=logto_id, action="delete", primary_key=key, state=gone)
         values = self._key_values(None, own) if action == "unlink" else dict(action)
         differing = {name: value for name, value in values.items() if own.get(name, _KEY) != value}
         if not differing:
@@ -254,10 +290,20 @@ class EntityWriter(TableWriter):
             logto_id=logto_id, action="update", primary_key=key, values=differing, state=after
         )
 
+    def _lock_own(self, ids: Sequence[str]) -> tuple[dict[str, sa.RowMapping], set[str]]:
+        """Lock the rows that have the keys of records. Return them by key, and the keys of those
+        that somebody else has locked."""
+        query = self._select_own(ids).with_for_update(skip_locked=True, key_share=True)
+        rows = {row[_KEY]: row for row in self._run(query).mappings()}
+        missing = [id_ for id_ in ids if id_ not in rows]
+        return rows, set(self._find_own(missing)) if missing else set()
+
     def _find_own(self, ids: Sequence[str]) -> dict[str, sa.RowMapping]:
+        return {row[_KEY]: row for row in self._run(self._select_own(ids)).mappings()}
+
+    def _select_own(self, ids: Sequence[str]) -> sa.Select[Any]:
         text = self._mapping.key.text
-        query = sa.select(*self._read_columns(), text.label(_KEY)).where(text.in_(ids))
-        return {row[_KEY]: row for row in self._run(query).mappings()}
+        return sa.select(*self._read_columns(), text.label(_KEY)).where(text.in_(ids))
 
     def _find_links(self, rows: dict[str, Any]) -> dict[str, Any]:
         """Find existing rows without a key that are a record's: one row, or Ambiguous."""
@@ -343,7 +389,9 @@ class EntityWriter(TableWriter):
             if any(holder == encode_id(each.primary_key) for each in ring):
                 return ring
             owners = self._states.find_owners([holder]).get(holder, set())
-            plans = [each for each in self._plan(sorted(owners)) if each.action != "nothing"]
+            locked = sorted(self._lock(owners))
+            plans = self._plan(locked, self._states.find(locked))
+            plans = [each for each in plans if each.action != "nothing"]
             if len(plans) != 1:
                 return [plan]
             ring += plans
@@ -430,7 +478,7 @@ class MemberWriter(TableWriter):
         """Delete the rows of memberships that are over. Raises StoreUnavailable."""
         states = self._states.find([pair.id for pair in pairs])
         plans = [
-            PlannedRow(
+            PlannedRow(  # its primary key may be used again, but its state is forgotten then
                 logto_id=state.logto_id,
                 action="delete",
                 primary_key=decode_id(state.row_id, self._primary_key),
@@ -440,7 +488,7 @@ class MemberWriter(TableWriter):
             if state.row_id is not None
         ]
         written = self._write_halves(plans)
-        self._states.save(state for state in written.values() if state.state != "ok")
+        self._states.save([state for state in written.values() if state.state != "ok"], states)
         gone = [id_ for id_ in states if id_ not in written or written[id_].state == "ok"]
         self._states.forget(gone)
 
@@ -448,7 +496,8 @@ class MemberWriter(TableWriter):
         """Write the rows of memberships that are present. Raises StoreUnavailable."""
         if not members:
             return
-        plans = self._plan(members)
+        stored = self._states.find([pair.id for pair in members])
+        plans = self._plan(members, stored)
         written = self._write_halves([plan for plan in plans if plan.action != "nothing"])
         states = {p.logto_id: p.state for p in plans if p.action == "nothing"} | written
         inserted = [
@@ -461,10 +510,11 @@ class MemberWriter(TableWriter):
             row = keys[self._values_of_ends(plan.values)]
             state = states[plan.logto_id]
             states[plan.logto_id] = replace(state, row_id=encode_id(self._key_of(row)))
-        self._states.save(states.values())
+        self._states.save(states.values(), stored)
 
-    def _plan(self, members: dict[Key, MemberRow]) -> list[PlannedRow]:
-        states = self._states.find([pair.id for pair in members])
+    def _plan(
+        self, members: dict[Key, MemberRow], states: Mapping[str, RowState]
+    ) -> list[PlannedRow]:
         ends = self._resolve_ends(members)
         known = {pair: values for pair, values in ends.items() if not isinstance(values, Key)}
         own_rows = self._find_own(list(known.values()))

@@ -208,6 +208,14 @@ def _jobs() -> None:
 
 
 def _mapped_rows() -> None:
+    op.create_table(
+        "logto_mappings",
+        *_key("name"),
+        _column("kind", Text),
+        _column("definition", Text),
+        _column("applied_to", Text, nullable=True),
+        _column("registered_at", Millis),
+    )
     table = "logto_mapped_rows"
     op.create_table(
         table,
