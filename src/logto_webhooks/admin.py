@@ -64,9 +64,12 @@ from logto_webhooks.settings import Settings
 from logto_webhooks.validation import check_limit, check_text, is_url
 
 if TYPE_CHECKING:
+    from logto_webhooks.database.mapped_rows import MappingCounts
     from logto_webhooks.doctor.faults import Finding
     from logto_webhooks.explain import Explained
     from logto_webhooks.logto.client import ManagementClient
+    from logto_webhooks.mapping.apply import AppliedMapping
+    from logto_webhooks.mapping.check import Difference
 
 
 class HandlerInfo(Struct, frozen=True, kw_only=True):
@@ -213,8 +216,7 @@ class Admin:
                 self._database = database_for(settings)
             else:
                 self._database = wrap_engine(self._engine, settings.schema)
-        if self.mappings:
-            self._database.host.project = self.mappings.write
+        self._database.host.project = self.mappings.write
         return self._database
 
     @property
@@ -456,6 +458,33 @@ class Admin:
             more = await self._write(lambda store: store.jobs.forget(checked, AT_ONCE))
             discarded += more
         return discarded
+
+    async def mapping_counts(self) -> list[MappingCounts]:
+        """Count the records of each registered mapping by the state of their rows."""
+        return await self._read(lambda store: store.mappings.counts())
+
+    async def check_mappings(self) -> list[Difference]:
+        """Compare your mapped tables with the mirror, and change nothing."""
+        from logto_webhooks.mapping.check import find_differences
+
+        await self.database.check()
+        return await find_differences(self.database.host, self.mappings)
+
+    async def apply_mappings(
+        self, *, dry_run: bool = False, progressed: Callable[[int], None] = _ignore_progress
+    ) -> list[AppliedMapping]:
+        """Write the mapped rows of all records, and try again what was refused. With `dry_run`,
+        only count what would be linked, created and changed."""
+        from logto_webhooks.mapping.apply import apply_all
+
+        await self.database.check()
+        return await apply_all(self.database.host, self.mappings, dry_run, progressed)
+
+    async def forget_mapping(self, name: str) -> bool:
+        """Forget a mapping that you have removed. Its table isn't changed. Returns whether it was
+        registered."""
+        checked = validation.check_text("the mapping", name)
+        return await self._write(lambda store: store.mappings.forget(checked))
 
     async def diagnose(
         self,

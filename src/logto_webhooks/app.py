@@ -280,8 +280,6 @@ class LogtoWebhooks(Admin):
 
     def _map(self, mapping: EntityMapping | MemberMapping) -> None:
         self.mappings.add(mapping)
-        if self._database is not None:
-            self._database.host.project = self.mappings.write
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: object = None) -> AsyncIterator[None]:
@@ -291,7 +289,13 @@ class LogtoWebhooks(Admin):
         StartedElsewhere if it is entered on another event loop, too.
         """
         with self._on_one_loop():
-            service = Service(self._settings(), self.database, self._observe, self.handlers)
+            service = Service(
+                self._settings(),
+                self.database,
+                self._observe,
+                self.handlers,
+                mappings=self.mappings,
+            )
             await service.open()
             async with service.running():
                 before, self._service = self._service, service

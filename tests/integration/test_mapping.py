@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from logto_webhooks.database.runner import TransactionRunner
+from logto_webhooks.database.runner import HandlerRunner
 from logto_webhooks.database.schema import mapped_rows, members, organizations, users
 from logto_webhooks.mapping import Mappings
 from logto_webhooks.mapping.apply import apply_step, retry_unsettled
@@ -67,7 +67,7 @@ class Application:
                 connection.execute(sa.text("CREATE SCHEMA app"))
             self.metadata.create_all(connection)
 
-    async def map(self, **changes: Any) -> TransactionRunner:
+    async def map(self, **changes: Any) -> HandlerRunner:
         """Map the three tables; `changes` are those to the mapping of users."""
         mappings = Mappings()
         own = self.users.c
@@ -228,7 +228,11 @@ def test_existing_rows_are_linked_or_reported(kind: StoreKind, tmp_path: Path) -
             )
         host = await application.map(link=own.c.email)
         await application.apply_all()
-        [counts] = [c for c in await host.read(lambda store: store.mappings.counts()) if c.mapping == own.fullname]
+        [counts] = [
+            c
+            for c in await host.read(lambda store: store.mappings.counts())
+            if c.mapping == own.fullname
+        ]
         assert (counts.ok, counts.conflict) == (4, 2)  # u1's email is somebody's; u2 is ambiguous
         rows = application.rows(own, "logto_user_id", "email", "plan")
         assert rows == sorted(

@@ -52,12 +52,7 @@ CANCEL_EVERY_S: Final = 0.1
 
 
 class TransactionRunner(Protocol):
-    """Runs functions that take a Store, each in one transaction.
-
-    `project` writes the application's rows that follow from changed records.
-    """
-
-    project: Project | None
+    """Runs functions that take a Store, each in one transaction."""
 
     async def run(self, work: Callable[[Store], T]) -> T:
         """Run and commit. Raises StoreUnavailable or RowRejected for errors of the database."""
@@ -80,7 +75,12 @@ class TransactionRunner(Protocol):
 
 
 class HandlerRunner(TransactionRunner, Protocol):
-    """A runner that lets handlers take part in its transactions."""
+    """A runner that lets handlers take part in its transactions.
+
+    `project` writes the application's rows that follow from changed records.
+    """
+
+    project: Project | None
 
     @property
     def room(self) -> int:

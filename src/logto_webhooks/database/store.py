@@ -106,6 +106,11 @@ class Store(DeliveryStore, MembershipStore):
         self._changed = set()
         self._project = project
 
+    @property
+    def connection(self) -> sa.Connection:
+        """The connection, for a feature's own statements."""
+        return self._connection
+
     def execute(self, query: sa.Select[Any]) -> sa.CursorResult[Any]:
         """Run a query of a feature's own."""
         return self._connection.execute(query)

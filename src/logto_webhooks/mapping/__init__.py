@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import sqlalchemy as sa
 
-from logto_webhooks.database.mapped_rows import RegisteredMapping
+from logto_webhooks.database.mapped_rows import RegisteredMapping, RowState
 from logto_webhooks.database.sessions import APP_SCHEMAS
 from logto_webhooks.errors import InvalidMapping
 from logto_webhooks.mapping.declare import EntityMapping, MappedKind, MemberMapping
 from logto_webhooks.mapping.mirror import read_members
-from logto_webhooks.mapping.write import EntityWriter, MemberWriter, blocker
+from logto_webhooks.mapping.write import EntityWriter, MemberWriter, PlannedRow, blocker
 from logto_webhooks.records.record import Key
 
 
@@ -27,8 +27,7 @@ class Mappings:
 
     def add(self, mapping: EntityMapping | MemberMapping) -> None:
         """Register a mapping. Raises InvalidMapping."""
-        mappings: list[EntityMapping | MemberMapping] = [*self.entities, *self.members]
-        if any(other.table is mapping.table for other in mappings):
+        if any(other.table is mapping.table for other in self.all):
             raise InvalidMapping(table=mapping.name, problem="it is mapped already")
         if isinstance(mapping, EntityMapping):
             self.entities.append(mapping)
@@ -36,11 +35,16 @@ class Mappings:
             self.members.append(mapping)
 
     @property
+    def all(self) -> list[EntityMapping | MemberMapping]:
+        """All mappings: memberships last, because they wait for the others."""
+        return [*self.entities, *self.members]
+
+    @property
     def registered(self) -> Sequence[RegisteredMapping]:
         """The mappings as other processes know them."""
         return [
             RegisteredMapping(name=mapping.name, kind=mapping.kind, definition=mapping.definition)
-            for mapping in (*self.entities, *self.members)
+            for mapping in self.all
         ]
 
     def find_current(self, registered: Mapping[str, RegisteredMapping]) -> set[str]:
@@ -53,15 +57,27 @@ class Mappings:
             and registered[mapping.name].definition == mapping.definition
         }
 
+    def make_writer(
+        self, connection: sa.Connection, mapping: EntityMapping | MemberMapping
+    ) -> EntityWriter | MemberWriter:
+        """Make the writer of a mapping's rows."""
+        schemas = connection.get_execution_options().get(APP_SCHEMAS)
+        if isinstance(mapping, EntityMapping):
+            return EntityWriter(connection, mapping, schemas)
+        return MemberWriter(connection, mapping, self.entities, schemas)
+
     def write(
         self,
         connection: sa.Connection,
         keys: Collection[Key],
         registered: Mapping[str, RegisteredMapping],
+        tell: Callable[[str, PlannedRow, RowState], None] | None = None,
     ) -> set[str]:
         """Write the rows of changed records, which are locked: memberships that are over leave
-        first, then users and organizations, then memberships that are present. Return the names of
-        the mappings that were written; others are registered differently.
+        first, then users and organizations, then memberships that are present.
+
+        Return the names of the mappings that were written. The others are registered differently.
+        `tell` gets the name of a mapping, what was planned for a record, and what became of it.
 
         Raises StoreUnavailable.
         """
@@ -80,13 +96,20 @@ class Mappings:
                 writer.delete(over)
         ends = {end for pair in over for end in pair.organization_and_user}
         changed: list[str] = []
-        for mapping in self.entities:
-            if mapping.name in current:
-                entity_writer = EntityWriter(connection, mapping, schemas)
-                changed += self._write_entities(entity_writer, mapping.kind, keys, ends)
+        entity_writers = [
+            EntityWriter(connection, mapping, schemas)
+            for mapping in self.entities
+            if mapping.name in current
+        ]
+        for entity_writer in entity_writers:
+            changed += self._write_entities(entity_writer, entity_writer.kind, keys, ends)
         for writer in writers:
             waiting = set(writer.find_waiting(changed)) - present.keys() if changed else set()
             writer.write(present | (read_members(connection, waiting) if waiting else {}))
+        if tell is not None:
+            for any_writer in (*entity_writers, *writers):
+                for plan, state in any_writer.results:
+                    tell(any_writer.name, plan, state)
         return current
 
     def _write_entities(

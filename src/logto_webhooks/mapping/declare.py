@@ -208,7 +208,8 @@ def declare_entities(
         create=create,
         when_deleted=_read_deletion(when_deleted, finder, problem),
         definition=_define(
-            finder, key, columns, fill or {}, where, create, link, create_defaults or {}, when_deleted
+            finder,
+            *(key, columns, fill or {}, where, create, link, create_defaults or {}, when_deleted),
         ),
     )
     _check(mapping, problem)

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from logto_webhooks.database.dialect import among
 from logto_webhooks.database.schema import member_roles, members, organizations, records, users
 from logto_webhooks.mapping.declare import ROW_TYPES, MappedKind, MemberRow
-from logto_webhooks.records.record import Key, membership
+from logto_webhooks.records.record import Key, Kind, membership
 
 TABLES: Final[dict[MappedKind, tuple[sa.Table, str]]] = {
     "user": (users, "logto_user_id"),
@@ -33,6 +33,16 @@ def find_deleted(connection: sa.Connection, kind: MappedKind, ids: Collection[st
     query = sa.select(records.c.logto_id).where(
         records.c.kind == kind, among(records.c.logto_id, "ids"), records.c.gone_at.is_not(None)
     )
+    return set(connection.scalars(query, {"ids": sorted(ids)}))
+
+
+def find_present(connection: sa.Connection, kind: Kind, ids: Collection[str]) -> set[str]:
+    """Return those of the records that the mirror has; also deleted users and organizations."""
+    if kind == "membership":
+        pairs = [Key("membership", id_) for id_ in ids]
+        return {pair.id for pair in read_members(connection, pairs)}
+    table, key = TABLES["user" if kind == "user" else "organization"]
+    query = sa.select(table.c[key]).where(among(table.c[key], "ids"))
     return set(connection.scalars(query, {"ids": sorted(ids)}))
 
 

@@ -24,8 +24,7 @@ from logto_webhooks.database.mapped_rows import (
 from logto_webhooks.errors import RowRejected, StoreUnavailable, TimedOut
 from logto_webhooks.mapping.declare import End, EntityMapping, MemberMapping, MemberRow
 from logto_webhooks.mapping.mirror import find_deleted, read_rows
-
-from logto_webhooks.records.record import Key
+from logto_webhooks.records.record import Key, membership
 
 MOST_SWAPPED: Final = 50  # rows whose unique values go round, which are written together
 _KEY: Final = "logto_key"
@@ -36,10 +35,11 @@ Action = Literal["insert", "update", "delete", "nothing"]
 
 
 class PlannedRow(Struct, frozen=True, kw_only=True):
-    """What is to be done with one record's row."""
+    """What is to be done with one record's row. `links` says that an existing row is taken over."""
 
     logto_id: str
     action: Action
+    links: bool = False
     primary_key: tuple[Any, ...] = ()
     values: dict[str, Any] = {}
     state: RowState
@@ -52,16 +52,34 @@ class TableWriter:
         self, connection: sa.Connection, mapping: EntityMapping | MemberMapping, schemas: Any
     ) -> None:
         """`schemas` is the `schema_translate_map` of the application's engine."""
+        self.name = mapping.name
         self._connection = connection
         self._schemas = schemas
         self._table = mapping.table
         self._primary_key = mapping.primary_key
         self._states = StateStore(connection, mapping.name, mapping.kind)
+        self.results: list[tuple[PlannedRow, RowState]] = []  # what was planned, and what became
 
     def _run(self, statement: Any, values: Any = None) -> sa.CursorResult[Any]:
         """Run a statement on the application's table."""
         options = {"schema_translate_map": self._schemas}
         return self._connection.execute(statement, values, execution_options=options)
+
+    def list_rows(
+        self, after: tuple[Any, ...], limit: int
+    ) -> list[tuple[tuple[Any, ...], str | None]]:
+        """List the next rows: their primary keys, and the ids of their records, if there are."""
+        raise NotImplementedError
+
+    def _list_after(
+        self, after: tuple[Any, ...], limit: int, *columns: sa.ColumnElement[Any]
+    ) -> Sequence[sa.Row[Any]]:
+        """Select the primary keys and the columns of the next rows."""
+        place = self._primary_key
+        query = sa.select(*place, *columns).order_by(*place).limit(limit)
+        if after:
+            query = query.where(sa.tuple_(*place) > sa.tuple_(*after))
+        return self._run(query).all()
 
     def _write_halves(self, plans: Sequence[PlannedRow]) -> dict[str, RowState]:
         if not plans:
@@ -146,6 +164,7 @@ class EntityWriter(TableWriter):
 
     def __init__(self, connection: sa.Connection, mapping: EntityMapping, schemas: Any) -> None:
         super().__init__(connection, mapping, schemas)
+        self.kind = mapping.kind
         self._mapping = mapping
         self._planned: dict[str, PlannedRow] = {}
         self.changed: set[str] = set()  # records whose row came, went or changed its primary key
@@ -189,6 +208,7 @@ class EntityWriter(TableWriter):
         states = {plan.logto_id: plan.state for plan in plans if plan.action == "nothing"} | written
         self._name_inserted(states)
         self._states.save(states.values(), stored)
+        self.results += [(self._planned[i], state) for i, state in states.items()]
         done = [self._planned[i] for i, state in states.items() if state.state == "ok"]
         self.changed.update(p.logto_id for p in done if p.action in ("insert", "delete"))
         return {encode_id(p.primary_key) for p in done if p.action in ("update", "delete")}
@@ -256,7 +276,12 @@ class EntityWriter(TableWriter):
             now_ok = RowState(logto_id=logto_id, row_id=encode_id(key))
             action: Action = "update" if differing else "nothing"
             return PlannedRow(
-                logto_id=logto_id, action=action, primary_key=key, values=differing, state=now_ok
+                logto_id=logto_id,
+                action=action,
+                links=link is not None,
+                primary_key=key,
+                values=differing,
+                state=now_ok,
             )
         if not mapping.create:
             return None
@@ -444,6 +469,24 @@ class EntityWriter(TableWriter):
             inner[key.path[-1]] = logto_id
         return {key.column.key: document}
 
+    def plan(self, ids: Sequence[str]) -> list[PlannedRow]:
+        """Plan what is to be done with records' rows."""
+        return self._plan(ids, self._states.find(ids))
+
+    def list_rows(
+        self, after: tuple[Any, ...], limit: int
+    ) -> list[tuple[tuple[Any, ...], str | None]]:
+        """List the next rows, with the ids of their users or organizations."""
+        rows = self._list_after(after, limit, self._mapping.key.text)
+        return [(tuple(row[:-1]), row[-1]) for row in rows]
+
+    def find_logto_ids(self, primary_keys: Sequence[Any]) -> dict[Any, str]:
+        """Return the ids of the records of rows whose primary key has one column."""
+        [column] = self._primary_key
+        query = sa.select(column, self._mapping.key.text.label(_KEY))
+        rows = self._run(query.where(column.in_(primary_keys))).mappings()
+        return {row[column]: row[_KEY] for row in rows if row[_KEY] is not None}
+
     def find_keys(self, ids: Sequence[str]) -> dict[str, Any]:
         """Return the primary keys of records' rows, which have one column."""
         return {id_: self._key_of(row)[0] for id_, row in self._find_own(ids).items()}
@@ -474,6 +517,33 @@ class MemberWriter(TableWriter):
         """List the memberships that wait for these users and organizations."""
         return [Key("membership", id_) for id_ in self._states.find_blocked(blockers)]
 
+    def plan(self, members: dict[Key, MemberRow]) -> list[PlannedRow]:
+        """Plan what is to be done with the rows of memberships that are present."""
+        return self._plan(members, self._states.find([pair.id for pair in members]))
+
+    def list_rows(
+        self, after: tuple[Any, ...], limit: int
+    ) -> list[tuple[tuple[Any, ...], str | None]]:
+        """List the next rows, with the ids of their memberships. A row of an organization or a user
+        that isn't Logto's has none."""
+        columns = (self._mapping.organization.column, self._mapping.user.column)
+        rows = self._list_after(after, limit, *columns)
+        ids_of_ends = []
+        for place, (_, mapping) in zip((-2, -1), self._ends, strict=True):
+            values = {row[place] for row in rows if row[place] is not None}
+            if mapping is None:
+                ids_of_ends.append({value: value for value in values})
+            else:
+                writer = EntityWriter(self._connection, mapping, self._schemas)
+                ids_of_ends.append(writer.find_logto_ids(sorted(values, key=str)))
+        listed: list[tuple[tuple[Any, ...], str | None]] = []
+        for row in rows:
+            ends = [ids.get(row[place]) for place, ids in zip((-2, -1), ids_of_ends, strict=True)]
+            organization, user = ends
+            pair = membership(organization, user).id if organization and user else None
+            listed.append((tuple(row[:-2]), pair))
+        return listed
+
     def delete(self, pairs: Collection[Key]) -> None:
         """Delete the rows of memberships that are over. Raises StoreUnavailable."""
         states = self._states.find([pair.id for pair in pairs])
@@ -489,6 +559,7 @@ class MemberWriter(TableWriter):
         ]
         written = self._write_halves(plans)
         self._states.save([state for state in written.values() if state.state != "ok"], states)
+        self.results += [(plan, written[plan.logto_id]) for plan in plans]
         gone = [id_ for id_ in states if id_ not in written or written[id_].state == "ok"]
         self._states.forget(gone)
 
@@ -511,6 +582,7 @@ class MemberWriter(TableWriter):
             state = states[plan.logto_id]
             states[plan.logto_id] = replace(state, row_id=encode_id(self._key_of(row)))
         self._states.save(states.values(), stored)
+        self.results += [(plan, states[plan.logto_id]) for plan in plans]
 
     def _plan(
         self, members: dict[Key, MemberRow], states: Mapping[str, RowState]

@@ -34,6 +34,8 @@ from logto_webhooks.instrumentation import (
     TelemetryEvent,
 )
 from logto_webhooks.jobs import JobFilter, JobRow
+from logto_webhooks.mapping import Mappings
+from logto_webhooks.mapping.apply import apply_due
 from logto_webhooks.samples.request import SignedRequest
 from logto_webhooks.signing_keys import HEADER
 from logto_webhooks.testing.backend import (
@@ -179,6 +181,7 @@ class AsyncApp:
         keys: Sequence[str],
         handlers: Handlers,
         raise_errors: bool,
+        mappings: Mappings | None = None,
     ) -> None:
         """Raises InvalidHandler for a handler that asks for a session that the backend lacks."""
         self.clock: FrozenClock = clock
@@ -187,6 +190,8 @@ class AsyncApp:
         self._backend = backend
         self._host = host = backend.host
         self._handlers = _copy_handlers(handlers, backend)
+        self._mappings = mappings or Mappings()
+        host.project = self._mappings.write
         self._raise_errors = raise_errors
         self._failures: dict[str, list[BaseException]] = {}
         self._made_errors: list[BaseException] = []  # by `fail`
@@ -219,6 +224,7 @@ class AsyncApp:
         while True:
             while await self.worker.step():
                 pass
+            await apply_due(self._host, self._mappings)
             claimed = await self._host.run(self._claim)
             if not claimed:
                 break
@@ -282,6 +288,7 @@ class AsyncApp:
 
     def _prepare(self, store: Store) -> None:
         store.jobs.register([handler.registered for handler in self._handlers])
+        store.mappings.register(self._mappings.registered)
         # A test may date its deliveries at any time, so none is older than the installation.
         store.set_installed_at(0)
 
@@ -372,7 +379,7 @@ def app(
     clock: FrozenClock | None = None,
     raise_errors: bool = True,
 ) -> App | AsyncApp:
-    """Create an application under test with the handlers of `logto`.
+    """Create an application under test with the handlers and the mapped tables of `logto`.
 
     Everything runs on your `connection`, in savepoints, so you can roll it back. The database must
     have the tables of this package. Without a connection, the application uses a SQLite database in
@@ -380,7 +387,9 @@ def app(
     application. Raises InvalidHandler, SettingInvalid.
     """
     backend = MemoryBackend() if connection is None else Backend(connection, logto.schema)
-    async_app = AsyncApp(backend, clock or FrozenClock(), keys, logto.handlers, raise_errors)
+    async_app = AsyncApp(
+        backend, clock or FrozenClock(), keys, logto.handlers, raise_errors, logto.mappings
+    )
     is_sync = isinstance(backend.host, SavepointRunner)
     return App(async_app=async_app) if is_sync else async_app
 
