@@ -228,7 +228,7 @@ class ApiNotConfigured(LogtoWebhooksError):
     """Logto's Management API isn't configured, because these are missing: {names}. In Logto's
     console, create a machine-to-machine application, and assign it the role "Logto Management API
     access". Set LOGTO_M2M_APP_ID and LOGTO_M2M_APP_SECRET to its ID and secret, and LOGTO_ENDPOINT
-    to Logto's address."""
+    to Logto's address. To run the service without the API, set none of the three."""
 
     missing: tuple[str, ...]
 

@@ -8,6 +8,7 @@ import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from concurrent.futures import Future, InvalidStateError
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from threading import Thread
 from typing import Any, Final, TypeVar
 
@@ -51,6 +52,30 @@ async def run_in_background(*loops: Coroutine[Any, Any, None]) -> AsyncIterator[
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+async def run_in_thread(function: Callable[..., T], *arguments: Any) -> T:
+    """Call a function in a thread of its own. Raises what it raises.
+
+    `asyncio.to_thread` uses the loop's default executor, whose few threads an application may need
+    for minutes.
+    """
+    done: Future[T] = Future()
+    work = partial(function, *arguments)
+    Thread(target=run_for, args=(done, work), name="logto-webhooks", daemon=True).start()
+    return await asyncio.wrap_future(done)
+
+
+def run_for(done: Future[T], work: Callable[[], T]) -> None:
+    """Run work in a thread, and give its result to the future, unless that was cancelled."""
+    if not done.set_running_or_notify_cancel():
+        return
+    try:
+        done.set_result(work())
+    except StopIteration as error:  # a future can't hold it
+        done.set_exception(RuntimeError(f"it raised {error!r}"))
+    except BaseException as error:
+        done.set_exception(error)
+
+
 class Offloader:
     """Runs functions in a thread that would block the event loop. One at a time: Python's threads
     take turns anyway, and one call needs less memory than several."""
@@ -61,7 +86,7 @@ class Offloader:
     async def run(self, function: Callable[[], T]) -> T:
         """Call a function in a thread. Raises what it raises."""
         async with self._turn:
-            return await asyncio.to_thread(function)
+            return await run_in_thread(function)
 
     async def give_way(self) -> None:
         """Let other tasks run between small pieces of work."""

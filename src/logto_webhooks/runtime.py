@@ -179,7 +179,7 @@ class Service:
     ) -> None:
         """Opens nothing. `scrape` answers `GET /metrics`. With a `handlers_database`, the same
         database for another event loop, handlers run on their own loop. Raises SigningKeyMissing,
-        InvalidHandler."""
+        InvalidHandler, and ApiNotConfigured if only some of the credentials are set."""
         # Imported here, so that commands that only read the database don't load a web framework.
         from logto_webhooks.ingest import asgi
 
@@ -190,7 +190,7 @@ class Service:
         self._workers = WorkerGroup(
             settings, database, observe, self._handlers, handlers_database, mappings
         )
-        self.api = make_client(settings) if settings.endpoint else None
+        self.api = make_client(settings) if settings.uses_api else None
         host, clock, wake = database.host, SystemClock(), self._workers.delivery_worker.wake
         self._spool = spool_of(settings)
         self._is_open = True  # unless `open` fails

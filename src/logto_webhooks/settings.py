@@ -126,6 +126,11 @@ class Settings(Struct, frozen=True, kw_only=True):
         """The variables that the Management API needs and that aren't set."""
         return [VARIABLES[field][0] for field in CREDENTIALS if not getattr(self, field)]
 
+    @property
+    def uses_api(self) -> bool:
+        """Whether any credential for the Management API is set. All are needed then."""
+        return len(self.missing_credentials) < len(CREDENTIALS)
+
     def url_at(self, port: int) -> str:
         """Return the URL of the webhook if `serve` listens on this port."""
         host = f"[{self.host}]" if ":" in self.host else self.host

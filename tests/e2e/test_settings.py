@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from sqlalchemy.orm import sessionmaker
 from logto_webhooks import LogtoWebhooks
 from logto_webhooks.cli.session import load_application
 from logto_webhooks.database import database_for, open_database
-from logto_webhooks.errors import SettingInvalid
+from logto_webhooks.errors import ApiNotConfigured, SettingInvalid
 from logto_webhooks.ingest.spool import spool_of
 from logto_webhooks.settings import VARIABLES, Settings, from_env
 from logto_webhooks.testing import SIGNING_KEY
@@ -289,6 +291,37 @@ def test_a_name_that_is_no_setting_is_a_warning(tmp_path: Path, place: str) -> N
     assert sorted(signed.stderr.splitlines()) == sorted(
         says.format(name, meant) for name, meant in UNKNOWN.items()
     )
+
+
+CREDENTIAL_VALUES = {"endpoint": "http://127.0.0.1:9", "app_id": "id", "app_secret": "s-e-c"}
+SOME_CREDENTIALS = [set(some) for size in (1, 2) for some in combinations(CREDENTIAL_VALUES, size)]
+
+
+@pytest.mark.parametrize("some", SOME_CREDENTIALS)
+def test_some_of_the_credentials_are_an_error(tmp_path: Path, some: set[str]) -> None:
+    """The service doesn't start, whichever is missing: it would run without the API unnoticed."""
+    given: dict[str, Any] = {field: CREDENTIAL_VALUES[field] for field in some}
+    logto = LogtoWebhooks(
+        signing_key=SIGNING_KEY, database_url=f"sqlite:///{tmp_path}/app.db", **given
+    )
+
+    async def start() -> None:
+        async with logto.lifespan():
+            pass
+
+    with pytest.raises(ApiNotConfigured) as raised:
+        asyncio.run(start())
+    missing = [VARIABLES[field][0] for field in CREDENTIAL_VALUES if field not in some]
+    assert f"these are missing: {', '.join(missing)}. " in str(raised.value)
+
+
+def test_serve_refuses_some_of_the_credentials(tmp_path: Path) -> None:
+    """As `doctor` says."""
+    some = {"LOGTO_M2M_APP_ID": "id", "LOGTO_M2M_APP_SECRET": "s-e-c"}
+    ended = command("serve", folder=tmp_path, LOGTO_WEBHOOK_SIGNING_KEY=SIGNING_KEY, **some)
+    assert ended.returncode == 2
+    assert "LOGTO_ENDPOINT" in one_line(ended.stderr)
+    assert "s-e-c" not in ended.stderr
 
 
 @pytest.mark.parametrize(

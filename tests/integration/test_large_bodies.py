@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import sys
+import threading
 import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -19,6 +22,7 @@ from logto_webhooks.deliveries import LARGE
 from logto_webhooks.samples.request import SignedRequest
 from logto_webhooks.testing import make
 from tests.support.mounted import all_over, live, on_postgres, on_sqlite, send, soon, until
+from tests.support.waiting import eventually
 
 PARSING = {"identify", "parse_delivery", "build_event", "read_webhook_id"}
 MOUNTS = [
@@ -86,6 +90,31 @@ def test_a_large_body_is_parsed_in_a_thread(
     applies_here = parses and isinstance(logto._engine, AsyncEngine)
     assert ("apply_batch" in called) == applies_here
     assert given == [[[[]]] * parts] * 2
+
+
+@pytest.mark.parametrize("mount", MOUNTS)
+def test_an_application_that_needs_all_threads_of_its_loop_holds_up_nothing(
+    mount: Callable[[Path], LogtoWebhooks], tmp_path: Path
+) -> None:
+    """Nor does one whose handlers call `asyncio.to_thread`, as Python's documentation says."""
+    logto, finished = mount(tmp_path), threading.Event()
+
+    @logto.on("User.Created")
+    async def call_slowly(event: events.UserCreated) -> None:
+        await asyncio.to_thread(finished.wait)
+
+    async def body(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+        try:
+            await send(client, make.user_created(id="bo", at=soon()))
+            await until(lambda rows: len(rows) == 1 and rows[0].attempts == 1, logto)
+            await send(client, make_user(parts=LARGE // 4))
+            await eventually(logto.status, lambda status: status.deliveries["done"] == 2)
+        finally:
+            finished.set()
+        await until(all_over(2), logto)
+
+    live(logto, body)
 
 
 @pytest.mark.parametrize("mount", MOUNTS)

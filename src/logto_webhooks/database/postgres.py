@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import importlib
 import re
 import uuid
@@ -27,6 +26,7 @@ from logto_webhooks.database.runner import READ_S, HandlerRunner, ThreadRunner
 from logto_webhooks.database.sessions import APP_SCHEMAS, get_schema_map, make_schema_map
 from logto_webhooks.database.store import LONGEST_S
 from logto_webhooks.errors import SettingInvalid
+from logto_webhooks.event_loop import run_in_thread
 
 # After it gets a lock, a transaction must see what others committed before.
 LEVEL: Final = "READ COMMITTED"
@@ -155,7 +155,7 @@ class Postgres:
         engine = self._engine
         with translate_errors(engine):
             if isinstance(engine, sa.Engine):
-                await asyncio.to_thread(_migrate, engine, self._schema)
+                await run_in_thread(_migrate, engine, self._schema)
                 return
             async with engine.connect() as connection:
                 try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import shutil
 import sqlite3
@@ -23,6 +22,7 @@ from logto_webhooks.database.errors import SETTING, translate_errors
 from logto_webhooks.database.migrate import DatabaseInfo, inspect_database
 from logto_webhooks.database.runner import HandlerRunner, ThreadRunner
 from logto_webhooks.errors import SettingInvalid, StoreUnavailable
+from logto_webhooks.event_loop import run_in_thread
 from logto_webhooks.private_files import LockFile
 
 T = TypeVar("T")
@@ -229,15 +229,15 @@ class SqliteFile:
     async def migrate(self) -> None:
         """Migrate the schema to this release."""
         create_file(self.file, self._setting)
-        await asyncio.to_thread(self._migrate)
+        await run_in_thread(self._migrate)
 
     async def check(self) -> None:
         """Raise StoreUnavailable or SchemaMismatch if the database can't be used as it is."""
-        await asyncio.to_thread(self._check)
+        await run_in_thread(self._check)
 
     async def inspect(self) -> DatabaseInfo:
         """Return information on the database, whatever its schema. Raises StoreUnavailable."""
-        return await asyncio.to_thread(self._inspect)
+        return await run_in_thread(self._inspect)
 
     def migration_sql(self) -> str:
         """Return the SQL that creates the schema."""

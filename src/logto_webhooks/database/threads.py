@@ -17,6 +17,8 @@ from queue import SimpleQueue
 from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar, cast
 
+from logto_webhooks.event_loop import run_for
+
 if TYPE_CHECKING:
     from greenlet import greenlet
 
@@ -68,19 +70,8 @@ class SerialExecutor:
 
 def _serve(queue: SimpleQueue[_Work | None]) -> None:
     while (work := queue.get()) is not None:
-        _run(*work)
+        run_for(*work)
         del work  # or it would live, with all it refers to, until the next work arrives
-
-
-def _run(done: Future[Any], work: Callable[[], Any]) -> None:
-    if not done.set_running_or_notify_cancel():
-        return
-    try:
-        done.set_result(work())
-    except StopIteration as error:  # a future can't hold it
-        done.set_exception(RuntimeError(f"it raised {error!r}"))
-    except BaseException as error:
-        done.set_exception(error)
 
 
 MOST_OF_ONE: Final = 8  # abandoned calls of one handler

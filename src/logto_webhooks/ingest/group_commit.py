@@ -24,6 +24,7 @@ from logto_webhooks.errors import (
     TimedOut,
     describe,
 )
+from logto_webhooks.event_loop import run_in_thread
 from logto_webhooks.ingest.body import RequestBody
 from logto_webhooks.ingest.spool import SpoolDirectory
 from logto_webhooks.instrumentation import (
@@ -327,7 +328,7 @@ class GroupCommit:
         try:
             async with asyncio.timeout(LONGEST_SPOOL_S):
                 deliveries = [request.delivery for request in late]
-                await asyncio.to_thread(self._spool.write, deliveries)
+                await run_in_thread(self._spool.write, deliveries)
         except Exception as error:  # such as one of starting the thread
             self._refuse(late, f"{problem}; nor could it be spooled: {type(error).__name__}")
             return

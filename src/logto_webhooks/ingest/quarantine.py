@@ -18,7 +18,7 @@ from logto_webhooks.database.runner import TransactionRunner
 from logto_webhooks.database.store import Store
 from logto_webhooks.deliveries import NewDelivery, identify
 from logto_webhooks.errors import LogtoUnreachable, NotADelivery, SignatureRejected, describe
-from logto_webhooks.event_loop import forever, wait_for_event
+from logto_webhooks.event_loop import forever, run_in_thread, wait_for_event
 from logto_webhooks.instrumentation import ApiUnavailable, Observer, Quarantined, QuarantineReleased
 from logto_webhooks.logto import delivery_log
 from logto_webhooks.logto.webhooks import leads_here
@@ -225,7 +225,7 @@ class Quarantine:
             return [(request, self._verify(request)) for request in requests]
 
         # In a thread, because bodies may be large, and many.
-        return await asyncio.to_thread(prove) if requests else []
+        return await run_in_thread(prove) if requests else []
 
     def _verify(self, request: RejectedRequest) -> NewDelivery | None:
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import re
@@ -26,7 +25,7 @@ from logto_webhooks.errors import (
     TimedOut,
     describe,
 )
-from logto_webhooks.event_loop import forever, run_in_background
+from logto_webhooks.event_loop import forever, run_in_background, run_in_thread
 from logto_webhooks.instrumentation import NotUnspooled, Observer, Unspooled
 from logto_webhooks.settings import Settings
 from logto_webhooks.signing_keys import trust
@@ -230,11 +229,9 @@ class Unspooler:
         """Store all deliveries that can be stored. Return how many. Raises StoreUnavailable,
         OSError."""
         self._failed.clear()
-        await asyncio.to_thread(self._spool.finish)
+        await run_in_thread(self._spool.finish)
         stored = 0
-        while names := await asyncio.to_thread(
-            self._spool.oldest, MAX_ROWS, MAX_BYTES, self._failed
-        ):
+        while names := await run_in_thread(self._spool.oldest, MAX_ROWS, MAX_BYTES, self._failed):
             stored += await self._store(await self._read(names))
         return stored
 
@@ -244,7 +241,7 @@ class Unspooler:
         spooled: list[tuple[str, NewDelivery]] = []
         for name in names:
             try:
-                delivery = await asyncio.to_thread(self._spool.read, name, ahead)
+                delivery = await run_in_thread(self._spool.read, name, ahead)
             except NotADelivery as error:
                 self._refuse(name, str(error))
             except OSError as error:  # such as a file of another user, which is skipped
@@ -274,7 +271,7 @@ class Unspooler:
             # A bad row must not harm others: halve the batch until it is alone.
             middle = len(spooled) // 2
             return await self._store(spooled[:middle]) + await self._store(spooled[middle:])
-        await asyncio.to_thread(self._spool.remove, [name for name, _ in spooled])
+        await run_in_thread(self._spool.remove, [name for name, _ in spooled])
         self._observe(Unspooled(len(spooled)))
         self._stored()
         return len(spooled)

@@ -19,6 +19,7 @@ from logto_webhooks import canonical_json
 from logto_webhooks.clock import Clock
 from logto_webhooks.deliveries import LARGE
 from logto_webhooks.errors import LogtoUnreachable
+from logto_webhooks.event_loop import run_in_thread
 from logto_webhooks.logto.errors import ApiReply, no_address, redirected
 
 AT_ONCE: Final = 4
@@ -298,7 +299,7 @@ async def _decode(response: httpx2.Response, body: bytes) -> Any:
     if not response.headers.get("content-type", "").startswith("application/json"):
         return None
     if len(body) >= LARGE:  # it would block the event loop
-        return await asyncio.to_thread(canonical_json.decode, body)
+        return await run_in_thread(canonical_json.decode, body)
     return canonical_json.decode(body)
 
 

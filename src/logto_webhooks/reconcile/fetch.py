@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -13,6 +12,7 @@ from logto_webhooks.apply import batch
 from logto_webhooks.database.runner import TransactionRunner, run_or_rehearse
 from logto_webhooks.database.store import Store
 from logto_webhooks.errors import InvalidApiResponse
+from logto_webhooks.event_loop import run_in_thread
 from logto_webhooks.logto import api_responses
 from logto_webhooks.logto.api_responses import Present, Span, SpanClock
 from logto_webhooks.logto.pagination import OffsetPager
@@ -65,13 +65,13 @@ class Fetcher:
         answered = await self._logto.user(user_id)
         span = self._when(answered)
         # In a thread, because a user's data may be large.
-        return await asyncio.to_thread(api_responses.read_user, user_id, answered.content, span)
+        return await run_in_thread(api_responses.read_user, user_id, answered.content, span)
 
     async def fetch_organization(self, organization_id: str) -> Change:
         """Fetch an organization, without members."""
         answered = await self._logto.organization(organization_id)
         span = self._when(answered)
-        return await asyncio.to_thread(
+        return await run_in_thread(
             api_responses.read_organization, organization_id, answered.content, span
         )
 

@@ -21,7 +21,7 @@ from logto_webhooks.errors import (
     TimedOut,
     WrongTenant,
 )
-from logto_webhooks.event_loop import forever
+from logto_webhooks.event_loop import forever, run_in_thread
 from logto_webhooks.events.local import Source
 from logto_webhooks.instrumentation import Observer, Reconciled
 from logto_webhooks.logto import api_responses
@@ -311,7 +311,7 @@ class ReconcileRun:
                     self._doubt(error)
             return changes
 
-        return await asyncio.to_thread(read_all)
+        return await run_in_thread(read_all)
 
     async def _ask_unlisted(
         self, kind: Kind, ask: Callable[[str], Awaitable[None]], with_roles: bool = False

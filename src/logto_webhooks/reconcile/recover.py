@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from time import monotonic
@@ -14,7 +13,7 @@ from logto_webhooks.clock import Clock
 from logto_webhooks.database.runner import TransactionRunner, run_or_rehearse
 from logto_webhooks.database.store import RECOVER, Checkpoint, Store
 from logto_webhooks.deliveries import NewDelivery, ReceivedBody
-from logto_webhooks.event_loop import forever
+from logto_webhooks.event_loop import forever, run_in_thread
 from logto_webhooks.instrumentation import LogRecovered, Observer
 from logto_webhooks.logto import delivery_log
 from logto_webhooks.logto.api_responses import make_span_clock
@@ -185,7 +184,7 @@ class Recovery:
     ) -> None:
         now = self._clock.now()
         ahead = 0 if date is None else max(0, date - now)  # how far Logto's clock is ahead of ours
-        parsed = await asyncio.to_thread(_parse, entries, now, ahead)
+        parsed = await run_in_thread(_parse, entries, now, ahead)
         deliveries = [delivery for _, delivery in parsed if delivery]
         result.entries += len(entries)
         self._oldest = min([self._oldest, *(delivery.occurred_at for delivery in deliveries)])
