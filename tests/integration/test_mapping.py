@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from logto_webhooks.database.runner import HandlerRunner
 from logto_webhooks.database.schema import mapped_rows, members, organizations, users
 from logto_webhooks.mapping import Mappings
-from logto_webhooks.mapping.apply import apply_step, retry_unsettled
+from logto_webhooks.mapping.apply import AppliedMapping, apply_all, apply_step, retry_unsettled
 from logto_webhooks.mapping.declare import declare_entities, declare_members
 from logto_webhooks.samples import history
 from logto_webhooks.samples.history import Name
@@ -108,6 +108,10 @@ class Application:
         """Apply the mappings to all records."""
         while await apply_step(self.host, self.mappings) is not None:
             pass
+
+    async def apply_again(self) -> list[AppliedMapping]:
+        """Apply the mappings to all records, as the command does."""
+        return await apply_all(self.host, self.mappings)
 
     def rows(self, table: sa.Table, *names: str) -> list[tuple[Any, ...]]:
         """The rows of a table, in order."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 
 import sqlalchemy as sa
 
@@ -93,7 +94,7 @@ class Mappings:
         over = pairs - present.keys()
         for writer in writers:
             if over:
-                writer.delete(over)
+                writer.attempt(partial(writer.delete, over), [pair.id for pair in over])
         ends = {end for pair in over for end in pair.organization_and_user}
         changed: list[str] = []
         entity_writers = [
@@ -105,7 +106,8 @@ class Mappings:
             changed += self._write_entities(entity_writer, entity_writer.kind, keys, ends)
         for writer in writers:
             waiting = set(writer.find_waiting(changed)) - present.keys() if changed else set()
-            writer.write(present | (read_members(connection, waiting) if waiting else {}))
+            members = present | (read_members(connection, waiting) if waiting else {})
+            writer.attempt(partial(writer.write, members), [pair.id for pair in members])
         if tell is not None:
             for any_writer in (*entity_writers, *writers):
                 for plan, state in any_writer.results:
@@ -125,5 +127,5 @@ class Mappings:
         if of_kind := [end.id for end in ends if end.kind == kind and end.id not in ids]:
             ids.update(writer.find_unsettled(of_kind))
         if ids:
-            writer.write(ids)
+            writer.attempt(partial(writer.write, ids), ids)
         return [blocker(Key(kind, id_)) for id_ in writer.changed]

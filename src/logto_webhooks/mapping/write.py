@@ -6,7 +6,7 @@ culprit is alone; that stays a conflict and holds back nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final, Literal
 
 import sqlalchemy as sa
@@ -29,7 +29,6 @@ from logto_webhooks.records.record import Key, membership
 MOST_SWAPPED: Final = 50  # rows whose unique values go round, which are written together
 _KEY: Final = "logto_key"
 _LOCKED: Final = "its row is locked"
-_MISSING: Final = ("42P01", "42703", "no such table", "no such column", "has no column")
 
 Action = Literal["insert", "update", "delete", "nothing"]
 
@@ -65,6 +64,19 @@ class TableWriter:
         options = {"schema_translate_map": self._schemas}
         return self._connection.execute(statement, values, execution_options=options)
 
+    def attempt(self, work: Callable[[], None], ids: Collection[str]) -> None:
+        """Work in a savepoint. If the table can't be used, such as during the application's own
+        migration, the rows of these records are owed."""
+        try:
+            with translate_errors(self._connection.engine), self._connection.begin_nested():
+                work()
+        except (RowRejected, StoreUnavailable) as error:
+            self.results.clear()
+            stored = self._states.find(ids)
+            states = [stored.get(id_) or RowState(logto_id=id_) for id_ in ids]
+            problem = _describe(error)
+            self._states.save([_blocked(state, "owed", problem) for state in states], stored)
+
     def list_rows(
         self, after: tuple[Any, ...], limit: int
     ) -> list[tuple[tuple[Any, ...], str | None]]:
@@ -86,7 +98,7 @@ class TableWriter:
             return {}
         try:
             self._write_all(plans)
-        except (RowRejected, TimedOut, StoreUnavailable) as error:
+        except (RowRejected, TimedOut) as error:
             if len(plans) > 1:
                 middle = len(plans) // 2
                 first = self._write_halves(plans[:middle])
@@ -96,8 +108,13 @@ class TableWriter:
 
     def _write_all(self, plans: Sequence[PlannedRow]) -> None:
         with translate_errors(self._connection.engine), self._connection.begin_nested():
+            deletes = any(plan.action == "delete" for plan in plans)
+            before = find_dangling(self._connection) if deletes else set()
             self._execute(plans)
             check_constraints(self._connection)
+            if deletes and (dangling := find_dangling(self._connection) - before):
+                tables = ", ".join(sorted({str(table) for table, *_ in dangling}))
+                raise RowRejected(problem=f"FOREIGN KEY constraint failed: rows of {tables}")
 
     def _execute(self, plans: Sequence[PlannedRow]) -> None:
         self._delete([plan for plan in plans if plan.action == "delete"])
@@ -148,14 +165,9 @@ class TableWriter:
         return tuple(row[column] for column in self._primary_key)
 
     def _settle_refusal(self, plan: PlannedRow, error: Exception) -> dict[str, RowState]:
-        """Return the state of a row that was refused. Raises StoreUnavailable."""
+        """Return the state of a row that was refused."""
         if isinstance(error, TimedOut):
             return {plan.logto_id: _blocked(plan.state, "owed", _LOCKED)}
-        if isinstance(error, StoreUnavailable):
-            if not any(sign in str(error) for sign in _MISSING):
-                raise error
-            problem = "the table, or a column of it, is missing"
-            return {plan.logto_id: _blocked(plan.state, "owed", problem)}
         return {plan.logto_id: _blocked(plan.state, "conflict", _describe(error))}
 
 
@@ -698,6 +710,14 @@ def check_constraints(connection: sa.Connection) -> None:
     if connection.dialect.name == "postgresql":
         connection.exec_driver_sql("SET CONSTRAINTS ALL IMMEDIATE")
         connection.exec_driver_sql("SET CONSTRAINTS ALL DEFERRED")
+
+
+def find_dangling(connection: sa.Connection) -> set[tuple[Any, ...]]:
+    """Return the rows of SQLite that refer to none. Unless the application says otherwise, SQLite
+    doesn't enforce foreign keys."""
+    if connection.dialect.name != "sqlite":
+        return set()
+    return set(map(tuple, connection.exec_driver_sql("PRAGMA foreign_key_check")))
 
 
 def _blocked(state: RowState, new: Any, reason: str, blocked_by: str | None = None) -> RowState:
