@@ -520,8 +520,16 @@ class Admin:
             make_client=partial(make_client, settings, longest_wait_s=_WAIT_S),
             handlers=[handler.registered for handler in self.handlers] or None,
             databases=None if application is None else partial(_locate_both, self, application),
+            find_unindexed_keys=(application or self)._find_unindexed_keys,
         )
         return await doctor.diagnose(target, only, timeout_s)
+
+    async def _find_unindexed_keys(self) -> list[str]:
+        if not self.mappings:
+            return []
+        from logto_webhooks.mapping.check import find_unindexed_keys
+
+        return await self._read(partial(find_unindexed_keys, mappings=self.mappings))
 
     async def _move(
         self, ids: Sequence[int], handler: str | None, state: str | None, move: JobMove

@@ -26,12 +26,13 @@ app = make_group()
 @with_settings(*DATABASE)
 def list_mappings(settings: Settings, as_json: AsJson = False) -> None:
     """List mapped tables, and count their rows by state."""
-    rows = [
-        structs.asdict(counts) | {"applied": "yes" if counts.is_applied else "in part"}
-        for counts in run_admin(settings, lambda admin: admin.mapping_counts())
-    ]
+    rows = run_admin(settings, lambda admin: admin.mapping_counts())
     if rows or as_json:
-        output.show(rows, as_json, lambda rows: output.print_list("mapping", rows))
+        output.show(
+            rows,
+            as_json,
+            lambda rows: output.print_list("mapping", map(output.describe_mapping, rows)),
+        )
     else:
         output.note(
             "No tables are mapped. To register your mappings, start your application, or `serve` "

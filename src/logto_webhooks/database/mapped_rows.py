@@ -11,7 +11,8 @@ from msgspec import Struct
 
 from logto_webhooks import canonical_json
 from logto_webhooks.database.dialect import among, by_code, insert_into, now
-from logto_webhooks.database.schema import mapped_rows, mappings, records
+from logto_webhooks.database.schema import is_not_ok, mapped_rows, mappings, records
+from logto_webhooks.deliveries import MappingStatus
 from logto_webhooks.records.record import Key, Kind
 
 State = Literal["ok", "waiting", "conflict", "owed"]
@@ -31,15 +32,19 @@ class RegisteredMapping(Struct, frozen=True, kw_only=True):
     applied_to: str | None = ""
 
 
-class MappingCounts(Struct, frozen=True, kw_only=True):
+class MappingCounts(MappingStatus, frozen=True, kw_only=True):
     """How many records of a mapping have each state, and whether it was applied to all records."""
 
-    mapping: str
-    is_applied: bool = True
     ok: int = 0
-    waiting: int = 0
-    conflict: int = 0
-    owed: int = 0
+
+
+class UnwrittenRow(Struct, frozen=True, kw_only=True):
+    """A record whose row conflicts or is owed, and for how long."""
+
+    mapping: str
+    logto_id: str
+    reason: str | None
+    since_s: float
 
 
 class RowState(Struct, frozen=True, kw_only=True):
@@ -164,7 +169,7 @@ class MappingStore:
         query = (
             sa.select(mapped_rows.c.kind, mapped_rows.c.logto_id)
             .where(mapped_rows.c.mapping.in_(names), mapped_rows.c.state.in_(states))
-            .where(mapped_rows.c.state != sa.literal_column("'ok'"))  # so that an index is used
+            .where(is_not_ok)
             .group_by(mapped_rows.c.kind, mapped_rows.c.logto_id)
             .order_by(*place)
             .limit(limit)
@@ -175,19 +180,47 @@ class MappingStore:
 
     def counts(self) -> list[MappingCounts]:
         """Count the records of each registered mapping by state."""
-        group = (mapped_rows.c.mapping, mapped_rows.c.state)
-        by_mapping: dict[str, dict[str, int]] = {}
-        query = sa.select(*group, sa.func.count()).group_by(*group)
-        for mapping, state, count in self._connection.execute(query):
-            by_mapping.setdefault(mapping, {})[state] = count
+        counts = self._count(_COUNT_ROWS)
         return [
-            MappingCounts(
-                mapping=mapping.name,
-                is_applied=mapping.applied_to is None,
-                **by_mapping.get(mapping.name, {}),
-            )
-            for mapping in self.registered().values()
+            MappingCounts(mapping=name, is_applied=applied_to is None, **counts.get(name, {}))
+            for name, applied_to in self._list_applied()
         ]
+
+    def status(self) -> list[MappingStatus]:
+        """Count the records of each registered mapping that have no correct row: one small query if
+        there is no mapping, and otherwise one more that reads an index of these rows."""
+        registered = self._list_applied()
+        counts = self._count(_COUNT_ROWS.where(is_not_ok)) if registered else {}
+        return [
+            MappingStatus(mapping=name, is_applied=applied_to is None, **counts.get(name, {}))
+            for name, applied_to in registered
+        ]
+
+    def _list_applied(self) -> list[tuple[str, str | None]]:
+        query = sa.select(mappings.c.name, mappings.c.applied_to).order_by(mappings.c.name)
+        return [(name, applied_to) for name, applied_to in self._connection.execute(query)]
+
+    def _count(self, query: sa.Select[Any]) -> dict[str, dict[str, Any]]:
+        counts: dict[str, dict[str, Any]] = {}
+        for mapping, state, count in self._connection.execute(query):
+            counts.setdefault(mapping, {})[state] = count
+        return counts
+
+    def find_oldest(self, state: State) -> UnwrittenRow | None:
+        """Find the record that has had this state for the longest time."""
+        query = (
+            sa.select(
+                mapped_rows.c.mapping,
+                mapped_rows.c.logto_id,
+                mapped_rows.c.reason,
+                ((now() - mapped_rows.c.changed_at) / 1000.0).label("since_s"),
+            )
+            .where(is_not_ok, mapped_rows.c.state == state)
+            .order_by(mapped_rows.c.changed_at, mapped_rows.c.mapping, mapped_rows.c.logto_id)
+            .limit(1)
+        )
+        row = self._connection.execute(query).mappings().one_or_none()
+        return None if row is None else UnwrittenRow(**row)
 
 
 def lock_free_records(connection: sa.Connection, keys: Collection[Key]) -> set[Key]:
@@ -203,6 +236,9 @@ def lock_free_records(connection: sa.Connection, keys: Collection[Key]) -> set[K
     return locked
 
 
+_COUNT_ROWS = sa.select(mapped_rows.c.mapping, mapped_rows.c.state, sa.func.count()).group_by(
+    mapped_rows.c.mapping, mapped_rows.c.state
+)
 _SELECT_MAPPINGS = sa.select(
     mappings.c.name, mappings.c.kind, mappings.c.definition, mappings.c.applied_to
 )

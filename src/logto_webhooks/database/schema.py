@@ -229,6 +229,7 @@ mapped_rows = sa.Table(
     *_optional(sa.Text, "reason", "blocked_by"),
     *_required(Millis, "changed_at"),
 )
+is_not_ok = mapped_rows.c.state != sa.literal_column("'ok'")
 
 # Users and organizations with too many memberships for one transaction. If `change` is "ending",
 # they were deleted, and their memberships have yet to be ended. If it is "arrival", they came, and
@@ -370,7 +371,6 @@ def metadata_with_indexes() -> sa.MetaData:
     _add_index("logto_jobs_done", *queue, where=is_done)
     _add_index("logto_jobs_delivery", jobs.c.delivery_id)
     _add_index("logto_mapped_rows_row", mapped_rows.c.mapping, mapped_rows.c.row_id)
-    is_not_ok = mapped_rows.c.state != sa.literal_column("'ok'")
     _add_index(
         "logto_mapped_rows_blocked",
         mapped_rows.c.mapping,

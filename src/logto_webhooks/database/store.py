@@ -255,6 +255,7 @@ class Store(DeliveryStore, MembershipStore):
             reconciled_at=reconciled.at if reconciled else None,
             silent_since=self.flow().silent_since,
             memberships_to_end=self.count_memberships_to_end(),
+            mappings=self.mappings.status(),
         )
 
     def _read_named(self, table: sa.Table, name: str, kind: Callable[..., T]) -> T | None:

@@ -150,7 +150,7 @@ def declare_members(
     filled = {*(end.column.key for end in ends), *read_by_key, *defaults}
     _check_required(table, filled, problem)
     return MemberMapping(
-        name=table.fullname,
+        name=str(table.fullname),  # a subclass of str can't be encoded
         target=target,
         table=table,
         organization=ends[0],
@@ -192,7 +192,7 @@ def declare_entities(
         for name, source in columns.items()
     }
     mapping = EntityMapping(
-        name=table.fullname,
+        name=str(table.fullname),  # a subclass of str can't be encoded
         kind=kind,
         target=target,
         table=table,
