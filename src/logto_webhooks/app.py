@@ -17,7 +17,6 @@ from collections.abc import (
     MutableMapping,
     Sequence,
 )
-from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 from weakref import WeakKeyDictionary
 
@@ -39,7 +38,7 @@ from logto_webhooks.instrumentation.logs import fan_out
 from logto_webhooks.jobs import Tests
 from logto_webhooks.retries import MAX_ATTEMPTS
 from logto_webhooks.runtime import Service
-from logto_webhooks.settings import MountedSettings, Settings, from_env
+from logto_webhooks.settings import MountedSettings, Settings, from_env, list_unknown
 
 if TYPE_CHECKING:
     from logto_webhooks.logto.client import ManagementClient
@@ -78,7 +77,8 @@ class LogtoWebhooks(Admin):
         own = {"signing_key": signing_key or None, "database_url": database_url, "path": path}
         self._given: dict[str, Any] = {**own, **settings}
         self._environment = environment
-        super().__init__(partial(from_env, environment or {}, **self._given), engine)
+        self._is_checked = False  # whether unknown settings in the environment were logged
+        super().__init__(self._read_settings, engine)
         self._observe = fan_out(observe)
         self._service: Service | None = None
         self._alone = threading.Lock()
@@ -99,6 +99,15 @@ class LogtoWebhooks(Admin):
         """Create an instance that reads its settings from the environment when it starts. If a
         command runs it, it uses the command's settings, which include the file `.env`."""
         return cls(path=path, environment=os.environ)
+
+    def _read_settings(self) -> Settings:
+        """Read the settings. The first time, warn about misspelled ones in the environment."""
+        environment = self._environment or {}
+        if not self._is_checked:
+            self._is_checked = True
+            for unknown in list_unknown(environment):
+                logger.warning("%s", unknown)
+        return from_env(environment, **self._given)
 
     def run_by(self, settings: Settings, database: Database | None = None) -> None:
         """Use a command's settings instead of the environment's, and its database if it is the
