@@ -55,6 +55,21 @@ def test_a_failing_job_holds_back_only_its_queue(run: Run) -> None:
     assert (row.failures, row.attempts) == (1, 1)
 
 
+def test_a_waiting_job_tells_when_it_is_due(run: Run) -> None:
+    """If it is the first of its queue, and neither over nor behind another."""
+    add(run, job("fails", at=1), job("next", at=2), job("done", queue_key="user:bo"))
+    held = {each.key: each for each in claim(run)}
+    finish(run, held["fails"], JobState.WAITING, after_s=60)
+    finish(run, held["done"], JobState.DONE)
+    rows = {row.id: row for row in run(lambda store: store.jobs.find(JobFilter()))}
+    fails, done = rows.pop(held["fails"].id), rows.pop(held["done"].id)
+    [behind] = rows.values()
+    assert done.finished_at is not None
+    assert fails.due_at is not None
+    assert 55_000 < fails.due_at - done.finished_at < 65_000
+    assert (behind.due_at, done.due_at) == (None, None)
+
+
 def test_a_dead_job_lets_the_next_go(run: Run) -> None:
     """And so does a discarded one."""
     add(run, job("a", at=1), job("b", at=2), job("c", at=3))

@@ -99,6 +99,14 @@ _first_of_queue = (
     .correlate(queue_keys)
     .scalar_subquery()
 )
+_due_at = (
+    sa.select(queue_keys.c.due_at)
+    .where(*_has_job, jobs.c.id == _first_of_queue)
+    .where(jobs.c.state == sa.literal_column("'waiting'"))
+    .correlate(jobs)
+    .scalar_subquery()
+    .label("due_at")
+)
 _is_late = (jobs.c.order_at != FIRST) & (
     sa.exists()
     .where(
@@ -356,8 +364,8 @@ class JobStore:
 
     def find(self, wanted: JobFilter) -> list[JobRow]:
         """List jobs, the newest first."""
-        names = JobRow.__struct_fields__
-        query = sa.select(*(jobs.c[name] for name in names)).order_by(jobs.c.id.desc())
+        names = [name for name in JobRow.__struct_fields__ if name != "due_at"]
+        query = sa.select(*(jobs.c[name] for name in names), _due_at).order_by(jobs.c.id.desc())
         if wanted.ids is not None:
             query = query.where(jobs.c.id.in_(wanted.ids))
         for name in ("id", "handler", "state", "subject", "event", "delivery_id"):
