@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import random
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     from logto_webhooks.ingest import asgi
     from logto_webhooks.logto.client import ManagementClient
 
+logger = logging.getLogger("logto_webhooks")
 BUDGET: Final = 15.0  # requests per second
 CLOUD_BUDGET: Final = 20.0  # Logto Cloud's limit; a self-hosted Logto has none
 NO_BUDGET: Final = 1_000.0
@@ -350,7 +352,8 @@ class WorkerGroup:
         self._observe = observe
         self._registered = asyncio.Event()
         self._loops: list[asyncio.Task[None]] = []
-        self.delivery_worker = make_worker(settings, database, self.observe)
+        self._is_spare = False
+        self.delivery_worker = make_worker(settings, database, self.observe, self._may_work)
         self._handlers_database = database if handlers_database is None else handlers_database
         self._thread = None if handlers_database is None else LoopThread("logto-handlers")
         host = self._handlers_database.host
@@ -390,6 +393,16 @@ class WorkerGroup:
         for task in over:
             if not task.cancelled():
                 task.result()
+
+    def _may_work(self) -> bool:
+        """Return whether this process may work. Log it when another one works, and when that one
+        is gone."""
+        may_work = self._database.may_work()
+        if self._is_spare == may_work:
+            self._is_spare = not may_work
+            text = "working on" if may_work else "on standby: another process works on"
+            logger.info("%s %s", text, self._database.name)
+        return may_work
 
     async def _run_in_thread(self, thread: LoopThread) -> None:
         async def run() -> None:
@@ -460,8 +473,13 @@ class WorkerGroup:
         return jobs
 
 
-def make_worker(settings: Settings, database: Database, observe: Observer) -> DeliveryWorker:
-    """Make a worker on `database`."""
+def make_worker(
+    settings: Settings,
+    database: Database,
+    observe: Observer,
+    may_work: Callable[[], bool] | None = None,
+) -> DeliveryWorker:
+    """Make a worker on `database`, which waits until `may_work`."""
     return DeliveryWorker(
         database.host,
         SystemClock(),
@@ -471,7 +489,7 @@ def make_worker(settings: Settings, database: Database, observe: Observer) -> De
         max_attempts=settings.max_attempts,
         replay_window_ms=settings.replay_window_s * 1000,
         budget_s=database.budget_s,
-        may_work=database.may_work,
+        may_work=may_work or database.may_work,
     )
 
 

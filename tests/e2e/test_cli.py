@@ -222,10 +222,40 @@ def test_one_worker_works_on_a_file_and_the_next_takes_over(tmp_path: Path) -> N
         service.process.kill()
         service.process.wait()
         fill(tmp_path, 1)
+        assert spare.stderr.readline().endswith("working on logto-webhooks.db\n")
         assert "outcome=applied" in spare.stderr.readline()
         spare.terminate()
         assert spare.wait(10) == 0
         spare.stderr.close()
+
+
+def test_a_second_service_says_that_it_is_on_standby(tmp_path: Path) -> None:
+    """And when it takes over."""
+    with Service(tmp_path) as first, Service(tmp_path) as second:
+        second.wait_for_log("on standby: another process works on logto-webhooks.db")
+        assert second.post(make.user_created()).status_code == 200
+        first.process.kill()
+        second.wait_for_log("working on logto-webhooks.db")
+        second.wait_for_log("outcome=applied")
+        assert "standby" not in first.log
+
+
+def test_a_record_that_deliveries_only_refer_to(tmp_path: Path) -> None:
+    """It has no row, but a history."""
+    delivery = make.organization_membership_updated(id="acme", addedUserIds=["ghost"])
+    with Service(tmp_path) as service:
+        assert service.post(delivery).status_code == 200
+        wait_until_done(service)
+    for kind, id in (("user", "ghost"), ("organization", "acme")):
+        found = command(f"{kind}s", id, folder=tmp_path)
+        assert found.returncode == 1
+        assert one_line(found.stderr).endswith(
+            f"No {kind} found for '{id}', but deliveries refer to this ID. To see them, run: "
+            f"logto-webhooks explain {kind} {id}"
+        )
+        assert command("explain", kind, id, folder=tmp_path).returncode == 0
+    found = command("users", "nobody", folder=tmp_path)
+    assert one_line(found.stderr) == "No user found for 'nobody'."
 
 
 class TestTrigger:

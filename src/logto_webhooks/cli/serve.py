@@ -124,8 +124,6 @@ async def _open_workers(
         await database.check()
         if database.may_work():
             logger.info("working on %s", database.name)
-        else:
-            logger.info("on standby: another process works on %s", database.name)
         async with unspool_in_background(settings, database, observe, workers.delivery_worker.wake):
             with handlers.in_use():
                 yield workers, database
