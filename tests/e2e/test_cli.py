@@ -107,12 +107,12 @@ class TestMigrate:
         by_hand.close()
 
     def test_a_second_time_changes_nothing(self, tmp_path: Path) -> None:
-        """And says at which schema the file is."""
+        """And says at which version the file is."""
         first = command("migrate", folder=tmp_path)
         fill(tmp_path, 2)
         second = command("migrate", folder=tmp_path)
         assert first.stdout == second.stdout
-        assert "is at schema 0001" in second.stdout
+        assert "is at version 0001" in second.stdout
         assert '"pending":2' in command("status", "--json", folder=tmp_path).stdout
 
 
@@ -142,7 +142,9 @@ class TestStatus:
         for looking in (["status"], ["users", "x"], ["organizations", "x"], ["worker"]):
             refused = command(*looking, folder=tmp_path)
             assert refused.returncode == 2
-            assert "logto-webhooks serve or migrate creates it" in one_line(refused.stderr)
+            line = one_line(refused.stderr)
+            assert "logto-webhooks serve or migrate creates it" in line
+            assert f"doesn't exist in {tmp_path}: run the command in the service's folder" in line
         assert list(tmp_path.iterdir()) == []
 
     def test_without_a_database_it_counts_the_spool(self, tmp_path: Path) -> None:
