@@ -76,7 +76,7 @@ _CHOICES: Final = {
     "path": "a path such as /api/webhooks/logto",
     "endpoint": "Logto's address, such as https://auth.example.com",
     "api_resource": "a URL such as https://tenant.logto.app/api",
-    "public_url": "a URL such as https://hooks.example.com/api/webhooks/logto",
+    "public_url": "a URL such as https://webhooks.example.com/api/webhooks/logto",
     "app": "module:name, such as app.logto:logto",
     "port": "a number from 0 to 65535",
     "schema": "at most 63 letters (a to z), digits and _, and must not begin with a digit",

@@ -35,7 +35,11 @@ from tests.support.service import clean_environment, command, one_line
         ("API_BUDGET", "0", "it must be a number > 0."),
         ("SCHEMA", "bad schema;", "it must be at most 63 letters (a to z), digits and _"),
         ("MAX_BODY_BYTES", "10", "it must be a whole number >= 65536."),
-        ("PUBLIC_URL", "hooks.example.com", "it must be a URL such as https://hooks.example.com/"),
+        (
+            "PUBLIC_URL",
+            "webhooks.example.com",
+            "it must be a URL such as https://webhooks.example.com/",
+        ),
         ("PUBLIC_URL", "https:///path", "it must be a URL such as"),
         ("PUBLIC_URL", "https://host:port/path", "it must be a URL such as"),
         ("API_RESOURCE", "default.logto.app/api", "it must be a URL such as"),
@@ -52,10 +56,10 @@ def test_a_value_that_can_not_be(name: str, value: str, says: str) -> None:
 @pytest.mark.parametrize(
     "url",
     [
-        "https://hooks.example.com/api/webhooks/logto",
+        "https://webhooks.example.com/api/webhooks/logto",
         "http://[::1]:8787/logto",
-        "https://me:s-e-c@hooks.example.com:8443",
-        "https://hooks_1.example.com/?tenant=a",
+        "https://me:s-e-c@webhooks.example.com:8443",
+        "https://webhooks_1.example.com/?tenant=a",
     ],
 )
 def test_a_public_url_that_can_be(url: str) -> None:
@@ -82,7 +86,7 @@ WRONG = {
     "recover_every_s": "0",
     "reconcile_every_s": "-1",
     "silence_after_s": "-1",
-    "public_url": "hooks.example.com",
+    "public_url": "webhooks.example.com",
     "app": "no colon",
     "log_format": "xml",
     "log_level": "loud",
