@@ -121,6 +121,19 @@ class LogtoWebhooks(Admin):
         same = (merged.database_url, merged.schema) == (settings.database_url, settings.schema)
         self._database = database if same and self._engine is None else None
 
+    def list_ignored(self, settings: Settings) -> list[str]:
+        """Return the arguments that have another value in a command's settings, which the command
+        uses instead. The database isn't among them."""
+        if self._environment is not None:
+            return []
+        defaults = Settings()
+        return [
+            name
+            for name, value in self._given.items()
+            if name not in ("database_url", "schema")
+            and value not in (None, getattr(defaults, name), getattr(settings, name))
+        ]
+
     @property
     def schema(self) -> str | None:
         """The PostgreSQL schema of the tables, or None for the default. Raises SettingInvalid."""

@@ -7,7 +7,7 @@ import gc
 import logging
 from collections.abc import AsyncIterator
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Final
 
 from typer import Exit, Option
 
@@ -49,7 +49,7 @@ async def _serve(settings: Settings) -> None:
     metrics = Metrics(partial(read_status, database), spooled=spool.count if spool else None)
     observe = fan_out(logs.observe, metrics.observe)
     apart = for_another_loop(database, settings)
-    handlers = load_handlers(settings, apart)
+    handlers = load_handlers(settings, apart, OPTIONS)
     service = Service(settings, database, observe, handlers, metrics.scrape, apart)
     await service.open()
     listener = server.listen(settings.host, settings.port)
@@ -58,7 +58,18 @@ async def _serve(settings: Settings) -> None:
     await server.Server(service.app, listener, service.hurry).run()
 
 
-@with_settings(*DATABASE, "max_attempts", "lag_ms", "replay_window_s", "spool_dir", "app", *LOGS)
+_WORKER: Final = (
+    *DATABASE,
+    "max_attempts",
+    "lag_ms",
+    "replay_window_s",
+    "spool_dir",
+    "app",
+    *LOGS,
+)
+
+
+@with_settings(*_WORKER)
 def worker(
     settings: Settings,
     drain: Annotated[bool, Option("--drain", help="Exit when nothing is pending.")] = False,
@@ -117,7 +128,7 @@ async def _open_workers(
     a separate event loop."""
     database = database_for(settings)
     apart = for_another_loop(database, settings) if apart_too else None
-    handlers = load_handlers(settings, apart or database)
+    handlers = load_handlers(settings, apart or database, _WORKER)
     workers = WorkerGroup(settings, database, observe, handlers, apart)
     event_loop.on_stop(workers.stop)
     try:
