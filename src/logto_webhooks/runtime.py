@@ -425,40 +425,45 @@ class WorkerGroup:
     async def running(self, *, work: bool = True) -> AsyncIterator[None]:
         """Work, or only register the handlers, within the block. They are registered when it
         begins, unless the database takes long."""
-        working = asyncio.create_task(self.run() if work else self.register())
+        working = asyncio.create_task(self.run() if work else self._keep_registered())
         await wait_for_event(self._registered, REGISTER_S)
         try:
             yield
         finally:
             self.stop()
-            if not self._registered.is_set():
+            if not (work and self._registered.is_set()):
                 working.cancel()
             await _finish(working)
 
+    async def _keep_registered(self) -> None:
+        """Register the handlers, and tell that this process has them, until cancelled."""
+        if await self.register():
+            await forever(lambda: self._database.host.run(self._register), WATCH_S)
+
     async def register(self) -> bool:
         """Register the handlers once the database can be reached. Return False if stopped."""
-        registered = [handler.registered for handler in self._handlers]
-
-        def register(store: Store) -> None:
-            store.jobs.register(registered)
-
         while not self._registered.is_set() and not self.delivery_worker.stopping:
             try:
-                await self._database.host.run(register)
+                await self._database.host.run(self._register)
                 self._registered.set()
-                if registered:
-                    self._observe(HandlersKnown(tuple(handler.name for handler in registered)))
+                if self._handlers.by_name:
+                    self._observe(HandlersKnown(tuple(self._handlers.by_name)))
             except Exception as error:  # or it would be reported only at the end
                 self._observe(Stalled(describe(error), AGAIN_S))
                 await asyncio.sleep(AGAIN_S)
         return self._registered.is_set()
 
+    def _register(self, store: Store) -> None:
+        store.jobs.register([handler.registered for handler in self._handlers])
+
     async def _watch(self) -> None:
-        """Report jobs that wait for handlers of other processes, whenever their number changes."""
+        """Tell that this process has its handlers. Report jobs that wait for handlers of other
+        processes, whenever their number changes."""
         jobs = 0
 
         async def look() -> None:
             nonlocal jobs
+            await self._database.host.run(self._register)
             jobs = await self._report_unrunnable(jobs)
 
         await forever(look, WATCH_S)

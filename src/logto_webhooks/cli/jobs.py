@@ -68,7 +68,7 @@ def forget(
 ) -> None:
     """Forget a handler that you have removed, and discard its waiting jobs.
 
-    It gets no more jobs. If a process still has its code, the next start registers it again.
+    It gets no more jobs. A process that still has its code registers it again within a minute.
     """
     discarded = run_admin(settings, lambda admin: admin.forget_handler(name))
     if discarded is None:

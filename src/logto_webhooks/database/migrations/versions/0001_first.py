@@ -171,7 +171,10 @@ def _organizations() -> None:
 
 def _jobs() -> None:
     op.create_table(
-        "logto_handlers", *_key("name"), _column("options", Json), _column("registered_at", Millis)
+        "logto_handlers",
+        *_key("name", "definition"),
+        _column("options", Json),
+        *(_column(name, Millis) for name in ("registered_at", "seen_at")),
     )
     op.create_table(
         "logto_jobs",
