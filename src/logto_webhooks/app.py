@@ -17,7 +17,6 @@ from collections.abc import (
     MutableMapping,
     Sequence,
 )
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack
 from weakref import WeakKeyDictionary
 
@@ -46,7 +45,7 @@ from logto_webhooks.mapping.declare import (
 )
 from logto_webhooks.retries import MAX_ATTEMPTS
 from logto_webhooks.runtime import Service
-from logto_webhooks.settings import MountedSettings, Settings, from_env
+from logto_webhooks.settings import MountedSettings, Settings, from_env, list_unknown
 
 if TYPE_CHECKING:
     from logto_webhooks.logto.client import ManagementClient
@@ -85,7 +84,8 @@ class LogtoWebhooks(Admin):
         own = {"signing_key": signing_key or None, "database_url": database_url, "path": path}
         self._given: dict[str, Any] = {**own, **settings}
         self._environment = environment
-        super().__init__(partial(from_env, environment or {}, **self._given), engine)
+        self._is_checked = False  # whether unknown settings in the environment were logged
+        super().__init__(self._read_settings, engine)
         self._observe = fan_out(observe)
         self._service: Service | None = None
         self._alone = threading.Lock()
@@ -107,6 +107,15 @@ class LogtoWebhooks(Admin):
         command runs it, it uses the command's settings, which include the file `.env`."""
         return cls(path=path, environment=os.environ)
 
+    def _read_settings(self) -> Settings:
+        """Read the settings. The first time, warn about misspelled ones in the environment."""
+        environment = self._environment or {}
+        if not self._is_checked:
+            self._is_checked = True
+            for unknown in list_unknown(environment):
+                logger.warning("%s", unknown)
+        return from_env(environment, **self._given)
+
     def run_by(self, settings: Settings, database: Database | None = None) -> None:
         """Use a command's settings instead of the environment's, and its database if it is the
         same. Does nothing unless `from_env` created this object."""
@@ -118,6 +127,19 @@ class LogtoWebhooks(Admin):
         self._settings = lambda: merged
         same = (merged.database_url, merged.schema) == (settings.database_url, settings.schema)
         self._database = database if same and self._engine is None else None
+
+    def list_ignored(self, settings: Settings) -> list[str]:
+        """Return the arguments that have another value in a command's settings, which the command
+        uses instead. The database isn't among them."""
+        if self._environment is not None:
+            return []
+        defaults = Settings()
+        return [
+            name
+            for name, value in self._given.items()
+            if name not in ("database_url", "schema")
+            and value not in (None, getattr(defaults, name), getattr(settings, name))
+        ]
 
     @property
     def schema(self) -> str | None:

@@ -111,17 +111,28 @@ class JobUnknown(LogtoWebhooksError):
 
 
 _MOST_NAMES: Final = 12
+ASKED_LATER: Final = "asked for a retry"
 
 
 class RetryLater(LogtoWebhooksError):
     """Raise this in a handler to retry its job later: after `after_s` seconds, or after the usual
-    wait."""
+    wait. `jobs show` shows the reason `why`. You can pass the seconds first if there is no reason.
+    """
 
-    after_s: float | None = None  # also for subclasses that don't set it
+    # also for subclasses that don't set them
+    why: str | None = None
+    after_s: float | None = None
 
-    def __init__(self, after_s: float | None = None) -> None:
-        super().__init__(after_s=after_s)
+    def __init__(self, why: str | float | None = None, after_s: float | None = None) -> None:
+        if after_s is None and isinstance(why, int | float):
+            why, after_s = None, why
+        super().__init__(why=why, after_s=after_s)
+        self.why = None if why is None else str(why)
         self.after_s = None if after_s is None else float(after_s)
+
+    def __str__(self) -> str:
+        when = "" if self.after_s is None else f" in {self.after_s:g} s"
+        return f"{ASKED_LATER}{when}{f': {self.why}' if self.why else ''}"
 
 
 class Discard(LogtoWebhooksError):

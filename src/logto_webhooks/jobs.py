@@ -162,7 +162,11 @@ class JobFilter(Struct, frozen=True, kw_only=True):
 
 
 class JobRow(Struct, frozen=True, kw_only=True):
-    """A job with its state. `error` is its last traceback. Times are in milliseconds."""
+    """A job with its state. `error` is its last traceback. Times are in milliseconds.
+
+    `due_at` is when the next attempt of a waiting job is due. It is None unless the job is the
+    first of its queue.
+    """
 
     id: int
     handler: str
@@ -175,6 +179,7 @@ class JobRow(Struct, frozen=True, kw_only=True):
     runs: int
     delivery_id: int | None
     finished_at: int | None
+    due_at: int | None = None
     error: str | None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import random
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     from logto_webhooks.ingest import asgi
     from logto_webhooks.logto.client import ManagementClient
 
+logger = logging.getLogger("logto_webhooks")
 BUDGET: Final = 15.0  # requests per second
 CLOUD_BUDGET: Final = 20.0  # Logto Cloud's limit; a self-hosted Logto has none
 NO_BUDGET: Final = 1_000.0
@@ -358,7 +360,8 @@ class WorkerGroup:
         self._observe = observe
         self._registered = asyncio.Event()
         self._loops: list[asyncio.Task[None]] = []
-        self.delivery_worker = make_worker(settings, database, self.observe)
+        self._is_spare = False
+        self.delivery_worker = make_worker(settings, database, self.observe, self._may_work)
         self._handlers_database = database if handlers_database is None else handlers_database
         self._thread = None if handlers_database is None else LoopThread("logto-handlers")
         host = self._handlers_database.host
@@ -401,6 +404,16 @@ class WorkerGroup:
             if not task.cancelled():
                 task.result()
 
+    def _may_work(self) -> bool:
+        """Return whether this process may work. Log it when another one works, and when that one
+        is gone."""
+        may_work = self._database.may_work()
+        if self._is_spare == may_work:
+            self._is_spare = not may_work
+            text = "working on" if may_work else "on standby: another process works on"
+            logger.info("%s %s", text, self._database.name)
+        return may_work
+
     async def _run_in_thread(self, thread: LoopThread) -> None:
         async def run() -> None:
             with self._handlers.in_use():
@@ -423,41 +436,46 @@ class WorkerGroup:
     async def running(self, *, work: bool = True) -> AsyncIterator[None]:
         """Work, or only register the handlers, within the block. They are registered when it
         begins, unless the database takes long."""
-        working = asyncio.create_task(self.run() if work else self.register())
+        working = asyncio.create_task(self.run() if work else self._keep_registered())
         await wait_for_event(self._registered, REGISTER_S)
         try:
             yield
         finally:
             self.stop()
-            if not self._registered.is_set():
+            if not (work and self._registered.is_set()):
                 working.cancel()
             await _finish(working)
 
+    async def _keep_registered(self) -> None:
+        """Register the handlers, and tell that this process has them, until cancelled."""
+        if await self.register():
+            await forever(lambda: self._database.host.run(self._register), WATCH_S)
+
     async def register(self) -> bool:
         """Register the handlers once the database can be reached. Return False if stopped."""
-        registered = [handler.registered for handler in self._handlers]
-
-        def register(store: Store) -> None:
-            store.jobs.register(registered)
-            store.mappings.register(self._mappings.registered)
-
         while not self._registered.is_set() and not self.delivery_worker.stopping:
             try:
-                await self._database.host.run(register)
+                await self._database.host.run(self._register)
                 self._registered.set()
-                if registered:
-                    self._observe(HandlersKnown(tuple(handler.name for handler in registered)))
+                if self._handlers.by_name:
+                    self._observe(HandlersKnown(tuple(self._handlers.by_name)))
             except Exception as error:  # or it would be reported only at the end
                 self._observe(Stalled(describe(error), AGAIN_S))
                 await asyncio.sleep(AGAIN_S)
         return self._registered.is_set()
 
+    def _register(self, store: Store) -> None:
+        store.jobs.register([handler.registered for handler in self._handlers])
+        store.mappings.register(self._mappings.registered)
+
     async def _watch(self) -> None:
-        """Report jobs that wait for handlers of other processes, whenever their number changes."""
+        """Tell that this process has its handlers. Report jobs that wait for handlers of other
+        processes, whenever their number changes."""
         jobs = 0
 
         async def look() -> None:
             nonlocal jobs
+            await self._database.host.run(self._register)
             jobs = await self._report_unrunnable(jobs)
 
         await forever(look, WATCH_S)
@@ -472,8 +490,13 @@ class WorkerGroup:
         return jobs
 
 
-def make_worker(settings: Settings, database: Database, observe: Observer) -> DeliveryWorker:
-    """Make a worker on `database`."""
+def make_worker(
+    settings: Settings,
+    database: Database,
+    observe: Observer,
+    may_work: Callable[[], bool] | None = None,
+) -> DeliveryWorker:
+    """Make a worker on `database`, which waits until `may_work`."""
     return DeliveryWorker(
         database.host,
         SystemClock(),
@@ -483,7 +506,7 @@ def make_worker(settings: Settings, database: Database, observe: Observer) -> De
         max_attempts=settings.max_attempts,
         replay_window_ms=settings.replay_window_s * 1000,
         budget_s=database.budget_s,
-        may_work=database.may_work,
+        may_work=may_work or database.may_work,
     )
 
 

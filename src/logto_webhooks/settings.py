@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from difflib import get_close_matches
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Final, TypedDict, get_args
@@ -53,13 +55,28 @@ CREDENTIALS: Final = ("endpoint", "app_id", "app_secret")  # for the Management 
 SECRETS: Final = ("signing_key", "database_url", "app_secret")
 FILE: Final = "_FILE"
 FILE_VARIABLES: Final = {f"{name}{FILE}": name for field in SECRETS for name in VARIABLES[field]}
+_KNOWN: Final = (*chain(*VARIABLES.values()), *FILE_VARIABLES)
+_OF_TESTS: Final = "LOGTO_WEBHOOKS_TEST_"
+# How an unknown name begins -> how much it must be like a setting's. Others are of Logto's SDKs.
+_LIKENESS: Final = {
+    "LOGTO_WEBHOOKS_": 0.0,
+    "LOGTO_WEBHOOK_": 0.0,
+    "LOGTO_M2M_": 0.74,
+    "LOGTO_": 0.92,
+}
+# What Kubernetes sets in each container for a Service with a name such as logto-webhooks-db.
+_OF_KUBERNETES: Final = re.compile(r"_SERVICE_(HOST|PORT)|_PORT_\d+_|=(tcp|udp)://")
 _LARGEST_SECRET: Final = 64 * 2**10
 
+_HOST: Final = r"(\[[0-9A-Fa-f:.]+\]|[^/?#@:\[\]\s]+)(:[0-9]{1,5})?"  # and its port
+_LEAST_BODY: Final = 64 * 2**10  # what Logto sends about an ordinary record is smaller
 _CHOICES: Final = {
     "log_format": " or ".join(get_args(LogFormat)),
     "log_level": f"one of {', '.join(get_args(LogLevel))}",
     "path": "a path such as /api/webhooks/logto",
     "endpoint": "Logto's address, such as https://auth.example.com",
+    "api_resource": "a URL such as https://tenant.logto.app/api",
+    "public_url": "a URL such as https://webhooks.example.com/api/webhooks/logto",
     "app": "module:name, such as app.logto:logto",
     "port": "a number from 0 to 65535",
     "schema": "at most 63 letters (a to z), digits and _, and must not begin with a digit",
@@ -84,19 +101,21 @@ class Settings(Struct, frozen=True, kw_only=True):
     host: str = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535)] = 8787
     path: Annotated[str, Meta(pattern=r"\A/[\w.~/-]*[\w.~-]/?\Z")] = "/api/webhooks/logto"
-    max_body_bytes: Annotated[int, Meta(ge=1)] = 8 * 2**20
+    max_body_bytes: Annotated[int, Meta(ge=_LEAST_BODY)] = 8 * 2**20
     max_attempts: Annotated[int, Meta(ge=1)] = MAX_ATTEMPTS
     lag_ms: Annotated[int, Meta(ge=0)] = LAG_MS
     replay_window_s: Annotated[int, Meta(ge=0, le=10**9)] = 604_800
-    endpoint: Annotated[str, Meta(pattern=r"\Ahttps?://[^/?#@\s]+/?\Z")] | None = None
+    endpoint: Annotated[str, Meta(pattern=rf"\Ahttps?://{_HOST}/?\Z")] | None = None
     app_id: str | None = None
     app_secret: str | None = None
-    api_resource: str | None = None
+    api_resource: Annotated[str, Meta(pattern=rf"\Ahttps?://{_HOST}(/\S*)?\Z")] | None = None
     api_budget: Annotated[float, Meta(gt=0)] | None = None
     recover_every_s: Annotated[int, Meta(ge=1)] = 300
     reconcile_every_s: Annotated[int, Meta(ge=0)] = 86_400
     silence_after_s: Annotated[int, Meta(ge=0)] | None = None
-    public_url: str | None = None
+    public_url: (
+        Annotated[str, Meta(pattern=rf"\Ahttps?://([^/?#@\s]+@)?{_HOST}([/?]\S*)?\Z")] | None
+    ) = None
     spool_dir: str | None = None
     app: Annotated[str, Meta(pattern=r"\A[\w.]+:[\w.]+\Z")] | None = None
     log_format: LogFormat = "text"
@@ -207,6 +226,25 @@ def from_env(
         allowed = _CHOICES.get(field) or _allowed(problem)
         problem = f"it must be {allowed}" if allowed else problem.lower()
         raise SettingInvalid(name=sources[field], problem=problem) from None
+
+
+def list_unknown(environment: Mapping[str, str]) -> list[str]:
+    """Return a warning for each variable that is probably a misspelled setting."""
+    return [
+        f"unknown setting {name} in the environment. Did you mean {meant}?"
+        for name, value in environment.items()
+        if value and (meant := find_meant(name)) and not _OF_KUBERNETES.search(f"{name}={value}")
+    ]
+
+
+def find_meant(name: str) -> str | None:
+    """Return the setting's name that was probably meant; None if this one isn't wrong."""
+    if name in _KNOWN or name.startswith(_OF_TESTS):
+        return None
+    for beginning, likeness in _LIKENESS.items():
+        if name.startswith(beginning):
+            return next(iter(get_close_matches(name, _KNOWN, n=1, cutoff=likeness)), None)
+    return None
 
 
 def _value_of(

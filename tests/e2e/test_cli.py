@@ -107,12 +107,12 @@ class TestMigrate:
         by_hand.close()
 
     def test_a_second_time_changes_nothing(self, tmp_path: Path) -> None:
-        """And says at which schema the file is."""
+        """And says at which version the file is."""
         first = command("migrate", folder=tmp_path)
         fill(tmp_path, 2)
         second = command("migrate", folder=tmp_path)
         assert first.stdout == second.stdout
-        assert "is at schema 0001" in second.stdout
+        assert "is at version 0001" in second.stdout
         assert '"pending":2' in command("status", "--json", folder=tmp_path).stdout
 
 
@@ -143,7 +143,9 @@ class TestStatus:
         for looking in (["status"], ["users", "x"], ["organizations", "x"], ["worker"]):
             refused = command(*looking, folder=tmp_path)
             assert refused.returncode == 2
-            assert "logto-webhooks serve or migrate creates it" in one_line(refused.stderr)
+            line = one_line(refused.stderr)
+            assert "logto-webhooks serve or migrate creates it" in line
+            assert f"doesn't exist in {tmp_path}: run the command in the service's folder" in line
         assert list(tmp_path.iterdir()) == []
 
     def test_without_a_database_it_counts_the_spool(self, tmp_path: Path) -> None:
@@ -223,10 +225,40 @@ def test_one_worker_works_on_a_file_and_the_next_takes_over(tmp_path: Path) -> N
         service.process.kill()
         service.process.wait()
         fill(tmp_path, 1)
+        assert spare.stderr.readline().endswith("working on logto-webhooks.db\n")
         assert "outcome=applied" in spare.stderr.readline()
         spare.terminate()
         assert spare.wait(10) == 0
         spare.stderr.close()
+
+
+def test_a_second_service_says_that_it_is_on_standby(tmp_path: Path) -> None:
+    """And when it takes over."""
+    with Service(tmp_path) as first, Service(tmp_path) as second:
+        second.wait_for_log("on standby: another process works on logto-webhooks.db")
+        assert second.post(make.user_created()).status_code == 200
+        first.process.kill()
+        second.wait_for_log("working on logto-webhooks.db")
+        second.wait_for_log("outcome=applied")
+        assert "standby" not in first.log
+
+
+def test_a_record_that_deliveries_only_refer_to(tmp_path: Path) -> None:
+    """It has no row, but a history."""
+    delivery = make.organization_membership_updated(id="acme", addedUserIds=["ghost"])
+    with Service(tmp_path) as service:
+        assert service.post(delivery).status_code == 200
+        wait_until_done(service)
+    for kind, id in (("user", "ghost"), ("organization", "acme")):
+        found = command(f"{kind}s", id, folder=tmp_path)
+        assert found.returncode == 1
+        assert one_line(found.stderr).endswith(
+            f"No {kind} found for '{id}', but deliveries refer to this ID. To see them, run: "
+            f"logto-webhooks explain {kind} {id}"
+        )
+        assert command("explain", kind, id, folder=tmp_path).returncode == 0
+    found = command("users", "nobody", folder=tmp_path)
+    assert one_line(found.stderr) == "No user found for 'nobody'."
 
 
 class TestTrigger:

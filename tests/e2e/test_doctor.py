@@ -79,9 +79,9 @@ def test_what_failed_and_is_here_is_no_fault_for_long(tmp_path: Path) -> None:
         async with httpx2.AsyncClient() as client:
             answer = await client.post(healthy.url, content=made.body, headers=dict(made.headers))
         assert answer.status_code == 200
-        payload = canonical_json.decode(made.body) | {"hookId": healthy.hook}
+        payload = canonical_json.decode(made.body) | {"hookId": healthy.webhook}
         logged = log_entry("failed", payload, then, None, "ECONNRESET")
-        healthy.logto.populate_log(healthy.hook, [logged])
+        healthy.logto.populate_log(healthy.webhook, [logged])
         *_, finding = await healthy.ask("log")
         return finding
 

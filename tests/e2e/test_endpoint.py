@@ -56,20 +56,20 @@ def test_one_is_made_for_the_sync(tmp_path: Path) -> None:
     async def test(logto: FakeLogto, run: Run) -> None:
         made = await run("create", "--url", URL)
         assert made.returncode == 0
-        [hook] = logto.hooks
-        assert (hook["config"], hook["name"]) == ({"url": URL}, "logto-webhooks")
-        assert hook["events"] == subscription()
-        assert made.stdout == f"LOGTO_WEBHOOK_SIGNING_KEY={hook['signingKey']}\n"
+        [webhook] = logto.hooks
+        assert (webhook["config"], webhook["name"]) == ({"url": URL}, "logto-webhooks")
+        assert webhook["events"] == subscription()
+        assert made.stdout == f"LOGTO_WEBHOOK_SIGNING_KEY={webhook['signingKey']}\n"
         assert "serve answers only at" not in made.stderr
         assert files(tmp_path) == []
         odd = await run("create", "--url", "https://app.example/")
         assert "serve answers only at /api/webhooks/logto" in odd.stderr
-        [other] = [each["id"] for each in logto.hooks if each["id"] != hook["id"]]
+        [other] = [each["id"] for each in logto.hooks if each["id"] != webhook["id"]]
         logto.delete_hook(other)
         again = await run("create", "--url", f"{URL}/")
         assert again.returncode == 2
-        assert f"The webhook {hook['id']} already sends to" in one_line(again.stderr)
-        assert logto.hooks == [hook]
+        assert f"The webhook {webhook['id']} already sends to" in one_line(again.stderr)
+        assert logto.hooks == [webhook]
 
     live(test, tmp_path)
 
@@ -85,12 +85,12 @@ def test_the_handlers_are_asked_what_they_need(tmp_path: Path) -> None:
         roles = {each for each in told["events"] if each.startswith("OrganizationRole.")}
         assert set(told["events"]) - set(subscription()) == {"Role.Created"} | roles
         assert len(roles) == 4
-        [hook] = logto.hooks
-        assert told["signing_key"] == hook["signingKey"]
+        [webhook] = logto.hooks
+        assert told["signing_key"] == webhook["signingKey"]
         application = mounted(tmp_path, logto)
         second = await application.create_endpoint("https://other.example/")
         assert "Role.Deleted" in second.events
-        assert [each.id for each in await application.endpoints()] == [second.id, hook["id"]]
+        assert [each.id for each in await application.endpoints()] == [second.id, webhook["id"]]
 
     live(test, tmp_path)
 
@@ -121,8 +121,8 @@ def test_the_key_is_written_on_demand(tmp_path: Path, before: str | None) -> Non
             file.chmod(0o640)
         made = await run("create", "--url", URL, "--env-file", ".env", LOGTO_WEBHOOK_SIGNING_KEY="")
         assert made.returncode == 0, made.stderr
-        [hook] = logto.hooks
-        assert f"LOGTO_WEBHOOK_SIGNING_KEY={hook['signingKey']}" in file.read_text().splitlines()
+        [webhook] = logto.hooks
+        assert f"LOGTO_WEBHOOK_SIGNING_KEY={webhook['signingKey']}" in file.read_text().splitlines()
         kept = [line for line in (before or "").splitlines() if "SIGNING_KEY" not in line]
         assert [line for line in kept if line not in file.read_text()] == []
         assert stat.S_IMODE(file.stat().st_mode) == (0o600 if before is None else 0o640)
@@ -227,13 +227,13 @@ def test_a_test_that_does_not_arrive(tmp_path: Path) -> None:
             other = {"LOGTO_WEBHOOKS_DATABASE_URL": f"sqlite:///{tmp_path / 'other.db'}"}
             right = logto.add_hook(url)["id"]
             assert (await migrated(other, tmp_path)).returncode == 0
-            for hook, more, says in (
+            for webhook, more, says in (
                 (wrong, {}, "401: the service doesn't have this webhook's signing key"),
                 (nobody, {}, "nothing listens there"),
                 (nowhere, {}, "the answer was 404"),
                 (right, other, "didn't arrive here within 0.5 s"),
             ):
-                tested = await run("test", hook, "--timeout", "0.5", **more)
+                tested = await run("test", webhook, "--timeout", "0.5", **more)
                 assert tested.returncode == 1
                 assert says in one_line(tested.stderr)
 
@@ -292,10 +292,10 @@ def test_a_new_key_is_one_line_to_paste(tmp_path: Path) -> None:
             capture_output=True,
             text=True,
         )
-        [hook] = logto.hooks
-        assert rotated.stdout == f"LOGTO_WEBHOOK_SIGNING_KEY={hook['signingKey']}\n"
+        [webhook] = logto.hooks
+        assert rotated.stdout == f"LOGTO_WEBHOOK_SIGNING_KEY={webhook['signingKey']}\n"
         assert old not in rotated.stderr
-        assert f"Rotated the key of {hook['id']} ({URL})." in rotated.stderr
+        assert f"Rotated the key of {webhook['id']} ({URL})." in rotated.stderr
 
     live(test, tmp_path)
 

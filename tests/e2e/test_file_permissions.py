@@ -19,7 +19,7 @@ from logto_webhooks.ingest.spool import SpoolDirectory, Unspooler
 from logto_webhooks.instrumentation import NotUnspooled, TelemetryEvent
 from logto_webhooks.testing import SIGNING_KEY, make
 from tests.support.file_permissions import bound, mode
-from tests.support.service import clean_environment, command
+from tests.support.service import clean_environment, command, one_line
 from tests.support.stores import delivery
 
 PLACES = {"the file": ("logto-webhooks.db", 0o444), "its folder": (".", 0o555)}
@@ -39,6 +39,18 @@ def test_what_may_not_be_written_is_told(place: str, bits: int, tmp_path: Path) 
     assert ("database_unwritable" in codes, found.returncode) == (True, 2)
     assert served.returncode == 2
     assert "has no write permission for" in served.stderr
+
+
+@pytest.mark.parametrize("bits", [0o444, 0])
+def test_who_may_not_use_the_file_is_told_what_to_do(bits: int, tmp_path: Path) -> None:
+    """Any command: run it as the service's user."""
+    assert command("migrate", folder=tmp_path).returncode == 0
+    key = {"LOGTO_WEBHOOK_SIGNING_KEY": SIGNING_KEY}
+    with mode(tmp_path / "logto-webhooks.db", bits), mode(tmp_path, 0o555):
+        for name in ("status", "serve", "migrate", "users x"):
+            refused = bound(*name.split(), folder=tmp_path, **key)
+            assert refused.returncode == 2
+            assert "run the command as the service's user" in one_line(refused.stderr), name
 
 
 @pytest.mark.parametrize("umask", ["0000", "0022", "0777"])

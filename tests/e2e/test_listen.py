@@ -29,7 +29,7 @@ from tests.support.service import clean_environment, command
 from tests.support.waiting import eventually
 
 KEY = "local-key-0123456789"
-HOOK = "http://127.0.0.1:9/api/webhooks/logto"
+WEBHOOK = "http://127.0.0.1:9/api/webhooks/logto"
 # A tunnel: it passes connections on to the port, and prints where it is reached, and other URLs.
 TUNNEL = """\
 import socket, sys, threading
@@ -161,12 +161,12 @@ class Scene:
 
 
 def live(test: Callable[[Scene], Awaitable[None]], folder: Path) -> None:
-    """Run a test in a scene where Logto's hook leads nowhere."""
+    """Run a test in a scene where Logto's webhook leads nowhere."""
 
     async def main() -> None:
         app = App()
         async with serve(app, 0) as url, FakeLogto(at_once=1) as logto:
-            scene = Scene(folder, logto, app, f"{url}/hook")
+            scene = Scene(folder, logto, app, f"{url}/webhook")
             try:
                 await test(scene)
             finally:
@@ -183,12 +183,12 @@ def test_what_the_log_has_arrives_once_in_order_and_signed(tmp_path: Path) -> No
     """Those of two webhooks once, lost ones too, none of before; nothing is changed at Logto."""
 
     async def test(scene: Scene) -> None:
-        scene.logto.add_hook(HOOK)
-        scene.logto.add_hook(HOOK, events=["User.Created"])
+        scene.logto.add_hook(WEBHOOK)
+        scene.logto.add_hook(WEBHOOK, events=["User.Created"])
         scene.create("before")
         await scene.logto.settle()
         await asyncio.sleep(1.1)  # Logto's Date is in whole seconds
-        hooks = scene.logto.hooks
+        webhooks = scene.logto.hooks
         listening = scene.listen()
         await listening.says("Reading the log of: ")
         names = [f"u{number}" for number in range(12)]
@@ -204,7 +204,7 @@ def test_what_the_log_has_arrives_once_in_order_and_signed(tmp_path: Path) -> No
         assert listening.printed.count("User.Created") == 13
         assert "POST /users" in listening.printed
         assert "Run it again with --since" in listening.printed
-        assert scene.logto.hooks == hooks
+        assert scene.logto.hooks == webhooks
 
     live(test, tmp_path)
 
@@ -213,15 +213,15 @@ def test_the_past_on_demand(tmp_path: Path) -> None:
     """`--since` begins there, more than fits one look comes in order, `--count` ends it."""
 
     async def test(scene: Scene) -> None:
-        hook = scene.logto.add_hook(HOOK)
-        scene.logto.add_hook(f"{HOOK}/other", events=["Role.Created"])
+        webhook = scene.logto.add_hook(WEBHOOK)
+        scene.logto.add_hook(f"{WEBHOOK}/other", events=["Role.Created"])
         names = [f"u{number:04}" for number in range(1200)]
         for name in names:
             scene.create(name)
         await scene.logto.settle()
         await asyncio.sleep(1.1)
         listening = scene.listen(
-            "--since", "1h", "--webhook", hook["id"], "--count", "1200", "--json"
+            "--since", "1h", "--webhook", webhook["id"], "--count", "1200", "--json"
         )
         assert await listening.end() == 0
         await scene.got(*names)
@@ -237,7 +237,7 @@ def test_the_answer_is_shown(tmp_path: Path) -> None:
     """A refusal, a redirect (which isn't followed), and an application that isn't there."""
 
     async def test(scene: Scene) -> None:
-        scene.logto.add_hook(HOOK)
+        scene.logto.add_hook(WEBHOOK)
         for status, shown in (
             (422, "422"),
             (301, "301 a redirect: Logto would lose this delivery"),
@@ -250,7 +250,7 @@ def test_the_answer_is_shown(tmp_path: Path) -> None:
             assert shown in listening.printed
             assert len(scene.app.received) == 1
             scene.logto.delete_hook(scene.logto.hooks[0]["id"])
-            scene.logto.add_hook(HOOK)
+            scene.logto.add_hook(WEBHOOK)
         scene.url = "http://127.0.0.1:9/"
         scene.create("nobody")
         listening = scene.listen("--since", "1h", "--count", "1")
@@ -268,7 +268,7 @@ def test_a_refusal_says_what_to_do(tmp_path: Path, status: int, hint: str) -> No
     """Once, however many there are."""
 
     async def test(scene: Scene) -> None:
-        scene.logto.add_hook(HOOK)
+        scene.logto.add_hook(WEBHOOK)
         scene.app.status = status
         scene.create("ana", "bo")
         listening = scene.listen("--since", "1h", "--count", "2")
@@ -283,7 +283,7 @@ def test_a_key_for_the_session(tmp_path: Path) -> None:
     """Made and printed where none is set."""
 
     async def test(scene: Scene) -> None:
-        scene.logto.add_hook(HOOK)
+        scene.logto.add_hook(WEBHOOK)
         scene.create("ana")
         listening = scene.listen("--since", "1h", "--count", "1", LOGTO_WEBHOOK_SIGNING_KEY="")
         assert await listening.end() == 0
@@ -303,10 +303,10 @@ def test_a_tunnel_has_a_webhook_of_its_own(tmp_path: Path) -> None:
             scene.app.received.clear()
             listening = scene.through()
             await listening.says("sends to this machine through")
-            [hook] = scene.logto.hooks
-            assert hook["name"].startswith("logto-webhooks listen ")
-            assert hook["events"] == subscription(["*"])
-            assert hook["config"]["url"].endswith("/hook")
+            [webhook] = scene.logto.hooks
+            assert webhook["name"].startswith("logto-webhooks listen ")
+            assert webhook["events"] == subscription(["*"])
+            assert webhook["config"]["url"].endswith("/webhook")
             scene.create("ana")
             await scene.logto.settle()
             await scene.got("ana")
@@ -330,11 +330,11 @@ def test_only_logto_comes_through_the_tunnel(tmp_path: Path) -> None:
     async def test(scene: Scene) -> None:
         listening = scene.through()
         await listening.says("sends to this machine through")
-        [hook] = scene.logto.hooks
-        scene.logto.change_hook(hook["id"], signingKey="another")
+        [webhook] = scene.logto.hooks
+        scene.logto.change_hook(webhook["id"], signingKey="another")
         scene.create("eve")
         await scene.logto.settle()
-        scene.logto.change_hook(hook["id"], signingKey=hook["signingKey"])
+        scene.logto.change_hook(webhook["id"], signingKey=webhook["signingKey"])
         scene.create("ana")
         await scene.got("ana")
 
@@ -345,8 +345,8 @@ def test_killed_it_leaves_no_webhook_after_one_more_command(tmp_path: Path) -> N
     """Nor its tunnel; another's webhook of that kind stays."""
 
     async def test(scene: Scene) -> None:
-        other = scene.logto.add_hook(HOOK, name="logto-webhooks listen of-somebody-else")
-        mine = scene.logto.add_hook(HOOK, name="main")
+        other = scene.logto.add_hook(WEBHOOK, name="logto-webhooks listen of-somebody-else")
+        mine = scene.logto.add_hook(WEBHOOK, name="main")
         listening = scene.through()
         await listening.says("sends to this machine through")
         assert len(scene.logto.hooks) == 3
@@ -374,16 +374,16 @@ def test_repointed_and_restored(tmp_path: Path) -> None:
     """Asked before; the old URL and the rest of the config are there again, also after a kill."""
 
     async def test(scene: Scene) -> None:
-        hook = scene.logto.add_hook(HOOK, name="main")
-        config = {"url": HOOK, "headers": {"x-custom": "1"}}
-        before = scene.logto.change_hook(hook["id"], config=config)
+        webhook = scene.logto.add_hook(WEBHOOK, name="main")
+        config = {"url": WEBHOOK, "headers": {"x-custom": "1"}}
+        before = scene.logto.change_hook(webhook["id"], config=config)
         refused = scene.through("--repoint", "main")
         assert refused.process.stdin
         refused.process.stdin.write("n\n")
         refused.process.stdin.flush()
         assert await refused.end() == 1
         assert (
-            f"Change the URL of the webhook 'main' until this command ends? Until then, {HOOK}"
+            f"Change the URL of the webhook 'main' until this command ends? Until then, {WEBHOOK}"
             in refused.printed
         )
         assert scene.logto.hooks == [before]
@@ -399,7 +399,7 @@ def test_repointed_and_restored(tmp_path: Path) -> None:
         assert scene.logto.hooks != [before]
         next_one = scene.listen("--since", "1h", "--count", "1")
         assert await next_one.end() == 0
-        assert f"URL of the webhook main back to {HOOK}" in next_one.printed
+        assert f"URL of the webhook main back to {WEBHOOK}" in next_one.printed
         assert scene.logto.hooks == [before]
 
     live(test, tmp_path)
@@ -409,10 +409,10 @@ def test_what_somebody_changed_meanwhile_stays(tmp_path: Path) -> None:
     """A webhook that was pointed elsewhere during the session isn't restored."""
 
     async def test(scene: Scene) -> None:
-        hook = scene.logto.add_hook(HOOK)
-        listening = scene.through("--repoint", hook["id"], "--yes")
+        webhook = scene.logto.add_hook(WEBHOOK)
+        listening = scene.through("--repoint", webhook["id"], "--yes")
         await listening.says("sends to this machine through")
-        new = scene.logto.change_hook(hook["id"], config={"url": "http://127.0.0.1:9/new"})
+        new = scene.logto.change_hook(webhook["id"], config={"url": "http://127.0.0.1:9/new"})
         assert await listening.end() == 2
         assert "was pointed elsewhere" in listening.printed
         assert scene.logto.hooks == [new]
@@ -426,7 +426,7 @@ def test_two_at_once(tmp_path: Path) -> None:
     taken for left behind."""
 
     async def test(scene: Scene) -> None:
-        hook = scene.logto.add_hook(HOOK, name="main")
+        webhook = scene.logto.add_hook(WEBHOOK, name="main")
         first = scene.through("--repoint", "main", "--yes")
         await first.says("sends to this machine through")
         second = scene.listen()
@@ -435,7 +435,7 @@ def test_two_at_once(tmp_path: Path) -> None:
         assert (await scene.run("endpoint", "list")).returncode == 0
         scene.folder = tmp_path / "other"
         scene.folder.mkdir()
-        third = scene.through("--repoint", hook["id"], "--yes")
+        third = scene.through("--repoint", webhook["id"], "--yes")
         assert await third.end() == 2
         assert "Another `listen` uses the webhook main" in third.printed
         scene.create("ana")
@@ -483,7 +483,10 @@ def test_a_webhook_that_is_deleted_meanwhile(tmp_path: Path) -> None:
     """With others there it is told; the last one, and the tunnel's, end the session."""
 
     async def test(scene: Scene) -> None:
-        one, two = scene.logto.add_hook(HOOK, name="one"), scene.logto.add_hook(HOOK, name="two")
+        one, two = (
+            scene.logto.add_hook(WEBHOOK, name="one"),
+            scene.logto.add_hook(WEBHOOK, name="two"),
+        )
         listening = scene.listen("--since", "1h")
         scene.create("ana")
         await scene.got("ana")
@@ -505,7 +508,7 @@ def test_a_logto_that_is_gone_for_a_while(tmp_path: Path) -> None:
     """Is told once, and nothing is lost."""
 
     async def test(scene: Scene) -> None:
-        scene.logto.add_hook(HOOK)
+        scene.logto.add_hook(WEBHOOK)
         listening = scene.listen("--since", "1h")
         scene.create("ana")
         await scene.got("ana")

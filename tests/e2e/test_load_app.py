@@ -155,6 +155,29 @@ def test_another_database_than_the_applications_is_a_warning(tmp_path: Path) -> 
         assert (drained.stderr.count(says), drained.stderr.count(fix)) == (count, count)
 
 
+def test_arguments_that_a_command_does_not_use_are_a_warning(folder: Path) -> None:
+    """Above all the key. `worker` needs none; the same value, or the environment's, is fine."""
+    (folder / "app_own.py").write_text(
+        "import os\n"
+        "from logto_webhooks import LogtoWebhooks\n"
+        "logto = LogtoWebhooks(signing_key=os.environ.get('OWN_KEY', ''), lag_ms=250,\n"
+        "    database_url='sqlite:///logto-webhooks.db')\n"
+    )
+    own = {"OWN_KEY": "a key of its own"}
+    says = "have no effect here: signing_key, lag_ms. Set LOGTO_WEBHOOK_SIGNING_KEY, "
+    refused = command("serve", "--app", "app_own:logto", folder=folder, **own)
+    assert refused.returncode == 2
+    assert says in refused.stderr
+    assert "of its own" not in refused.stderr
+    with Service(folder, "--app", "app_own:logto", OWN_KEY=SIGNING_KEY) as service:
+        assert "have no effect here: lag_ms. " in service.log
+    drained = command("worker", "--drain", "--app", "app_own:logto", folder=folder, **own)
+    assert "have no effect here: lag_ms. " in drained.stderr
+    same = {"LOGTO_WEBHOOKS_LAG_MS": "250"}
+    drained = command("worker", "--drain", "--app", "app_own:logto", folder=folder, **own, **same)
+    assert "have no effect" not in drained.stderr
+
+
 def test_its_calls_are_made_on_the_commands_loop(folder: Path) -> None:
     """Awaited and called, they share connections, which end with the command."""
     url = postgres.server_url().render_as_string(hide_password=False)

@@ -41,7 +41,7 @@ NO_KEYS: list[tuple[str, str]] = [
         (key, "placeholder")
         for key in (
             "${LOGTO_SIGNING_KEY}",
-            "<the-signing-key-of-the-hook>",
+            "<the-signing-key-of-the-webhook>",
             "…",
             "...",
             "HOS4V3sk…",
@@ -203,8 +203,8 @@ def test_a_key_that_is_none_is_not_learnt(tmp_path: Path, key: Any) -> None:
         await database.migrate()
         async with FakeLogto() as logto:
             url = "http://127.0.0.1:9/api/webhooks/logto"
-            hook = logto.add_hook(url)["id"]
-            logto.change_hook(hook, signingKey=key)
+            webhook = logto.add_hook(url)["id"]
+            logto.change_hook(webhook, signingKey=key)
             environment = credentials(logto) | {"LOGTO_WEBHOOKS_PUBLIC_URL": url}
             client = make_client(from_env(environment))
             ask = make_key_reader(client, database.host, FrozenClock(T0), url)
@@ -245,8 +245,8 @@ def test_an_endpoint_without_a_key_is_an_error(tmp_path: Path) -> None:
             await operations.migrate()
             with pytest.raises(KeyNotTold, match="it is empty"):
                 await operations.create_endpoint("http://127.0.0.1:9/x")
-            [hook] = logto.hooks
-            rotated = await operations.rotate_endpoint(hook["id"])
+            [webhook] = logto.hooks
+            rotated = await operations.rotate_endpoint(webhook["id"])
             learnt = await operations.database.host.read(
                 lambda store: [each.key for each in store.webhook_keys.learnt()]
             )

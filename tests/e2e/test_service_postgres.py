@@ -46,6 +46,16 @@ def options(server: PostgresVictim, tmp_path: Path) -> list[str]:
     return named
 
 
+def test_migrate_says_which_schema_it_created(server: PostgresVictim, tmp_path: Path) -> None:
+    """Once: it may be misspelled."""
+    named = ["--database-url", server.url, "--schema", "mispelled"]
+    first, second = (command("migrate", *named, folder=tmp_path) for _ in range(2))
+    created, line = first.stdout.splitlines()
+    assert created == "Created the schema mispelled."
+    assert line.endswith(", schema mispelled, is at version 0001.")
+    assert second.stdout == f"{line}\n"
+
+
 def execute(server: PostgresVictim, *statements: str) -> None:
     with psycopg.connect(server.url, autocommit=True) as connection:
         for statement in statements:

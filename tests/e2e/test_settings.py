@@ -34,6 +34,15 @@ from tests.support.service import clean_environment, command, one_line
         ("SILENCE_AFTER_S", "x", "it must be a whole number."),
         ("API_BUDGET", "0", "it must be a number > 0."),
         ("SCHEMA", "bad schema;", "it must be at most 63 letters (a to z), digits and _"),
+        ("MAX_BODY_BYTES", "10", "it must be a whole number >= 65536."),
+        (
+            "PUBLIC_URL",
+            "webhooks.example.com",
+            "it must be a URL such as https://webhooks.example.com/",
+        ),
+        ("PUBLIC_URL", "https:///path", "it must be a URL such as"),
+        ("PUBLIC_URL", "https://host:port/path", "it must be a URL such as"),
+        ("API_RESOURCE", "default.logto.app/api", "it must be a URL such as"),
         ("LOG_LEVEL", "loud", "it must be one of debug, info, warning, error."),
     ],
 )
@@ -44,6 +53,20 @@ def test_a_value_that_can_not_be(name: str, value: str, says: str) -> None:
     assert says in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://webhooks.example.com/api/webhooks/logto",
+        "http://[::1]:8787/logto",
+        "https://me:s-e-c@webhooks.example.com:8443",
+        "https://webhooks_1.example.com/?tenant=a",
+    ],
+)
+def test_a_public_url_that_can_be(url: str) -> None:
+    """With a port, an IPv6 address, a password or a query."""
+    assert from_env({"LOGTO_WEBHOOKS_PUBLIC_URL": url}).public_url == url
+
+
 WRONG = {
     "signing_key": "short",
     "worker": "maybe",
@@ -51,19 +74,19 @@ WRONG = {
     "schema": "bad schema;",
     "port": "99999",
     "path": "no slash",
-    "max_body_bytes": "0",
+    "max_body_bytes": "65535",
     "max_attempts": "0",
     "lag_ms": "-1",
     "replay_window_s": "-1",
     "endpoint": "nowhere",
     "app_id": None,  # any text
     "app_secret": '"quoted"',
-    "api_resource": None,  # any text
+    "api_resource": "default.logto.app/api",
     "api_budget": "0",
     "recover_every_s": "0",
     "reconcile_every_s": "-1",
     "silence_after_s": "-1",
-    "public_url": None,  # any text
+    "public_url": "webhooks.example.com",
     "app": "no colon",
     "log_format": "xml",
     "log_level": "loud",
@@ -293,6 +316,21 @@ def test_a_name_that_is_no_setting_is_a_warning(tmp_path: Path, place: str) -> N
     )
 
 
+def test_a_schema_needs_postgresql() -> None:
+    """On SQLite, the URL is probably missing or misspelled."""
+    settings = from_env({"LOGTO_WEBHOOKS_SCHEMA": "logto"})
+    with pytest.raises(
+        SettingInvalid,
+        match=r"^LOGTO_WEBHOOKS_SCHEMA can't be used: the database is a SQLite file, .* Set "
+        "LOGTO_WEBHOOKS_DATABASE_URL to the URL of a PostgreSQL database, or remove",
+    ):
+        database_for(settings)
+    for database in ({"engine": sa.create_engine("sqlite://")}, {"database_url": "sqlite:///a.db"}):
+        given: dict[str, Any] = {"schema": "logto", **database}
+        with pytest.raises(SettingInvalid, match=r"^schema can't be used: .*PostgreSQL database"):
+            LogtoWebhooks(signing_key=SIGNING_KEY, **given)
+
+
 CREDENTIAL_VALUES = {"endpoint": "http://127.0.0.1:9", "app_id": "id", "app_secret": "s-e-c"}
 SOME_CREDENTIALS = [set(some) for size in (1, 2) for some in combinations(CREDENTIAL_VALUES, size)]
 
@@ -322,6 +360,29 @@ def test_serve_refuses_some_of_the_credentials(tmp_path: Path) -> None:
     assert ended.returncode == 2
     assert "LOGTO_ENDPOINT" in one_line(ended.stderr)
     assert "s-e-c" not in ended.stderr
+
+
+def test_an_application_warns_about_them_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """When it first reads the environment, once: by default, it would use a SQLite file."""
+    monkeypatch.chdir(tmp_path)
+    for name in UNKNOWN | FOREIGN:
+        monkeypatch.setenv(name, "s-e-c" if name in UNKNOWN else FOREIGN[name])
+    monkeypatch.setenv("LOGTO_WEBHOOK_SIGNING_KEY", SIGNING_KEY)
+    logto = LogtoWebhooks.from_env()
+    assert caplog.messages == []
+
+    async def start() -> None:
+        async with logto.lifespan():
+            await logto.status()
+
+    asyncio.run(start())
+    warnings = [message for message in caplog.messages if "unknown setting" in message]
+    assert sorted(warnings) == sorted(
+        f"unknown setting {name} in the environment. Did you mean {meant}?"
+        for name, meant in UNKNOWN.items()
+    )
 
 
 @pytest.mark.parametrize(

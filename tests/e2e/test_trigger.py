@@ -58,7 +58,7 @@ def true_ones(steps: list[Step]) -> list[int]:
 
 class TestScenarios:
     def test_a_sign_up_brings_the_membership_first(self) -> None:
-        """In Logto's order, of one moment; then the interaction's hook."""
+        """In Logto's order, of one moment; then the interaction's event."""
         _, joined, created, registered = story("sign-up")
         names = [each["event"] for each in (joined, created, registered)]
         assert names == ["Organization.Membership.Updated", "User.Created", "PostRegister"]

@@ -74,11 +74,11 @@ def test_a_database_that_goes_after_the_key_was_changed(tmp_path: Path) -> None:
 
     async def main() -> None:
         async with FakeLogto() as logto, before(logto, lose_it) as endpoint:
-            hook = logto.add_hook(URL)
+            webhook = logto.add_hook(URL)
             await run(logto, tmp_path, "migrate")
             code, said = await run(logto, tmp_path, "endpoint", "rotate", LOGTO_ENDPOINT=endpoint)
             assert code == 2
             assert "Logto already uses the new key, so run this command again" in said
-            assert logto.hooks[0]["signingKey"] != hook["signingKey"]
+            assert logto.hooks[0]["signingKey"] != webhook["signingKey"]
 
     asyncio.run(main())

@@ -88,7 +88,7 @@ def recorded_log(name: str) -> list[Json]:
 def live(
     test: Callable[[FakeLogto, Receiver], Awaitable[None]], logto: FakeLogto | None = None
 ) -> None:
-    """Run a test with a fake whose one hook delivers to a receiver, in order."""
+    """Run a test with a fake whose one webhook delivers to a receiver, in order."""
 
     async def main() -> None:
         receiver = Receiver()
@@ -185,8 +185,8 @@ def test_answers_as_recorded() -> None:
     """Every route answers as a real Logto did: status, headers, keys; errors to the letter."""
 
     async def test(logto: FakeLogto, receiver: Receiver) -> None:
-        hooks = (await ask(logto, "/api/hooks")).json()
-        ids = peopled(logto) | {"eh3vfi7j8mnz3yzp6feu5": hooks[0]["id"]}
+        webhooks = (await ask(logto, "/api/hooks")).json()
+        ids = peopled(logto) | {"eh3vfi7j8mnz3yzp6feu5": webhooks[0]["id"]}
         await logto.settle()
         for name in ANSWERS:
             expected = recorded_answer(name)
@@ -198,7 +198,7 @@ def test_answers_as_recorded() -> None:
     live(test)
 
 
-def test_hooks_are_made_changed_and_deleted() -> None:
+def test_webhooks_are_made_changed_and_deleted() -> None:
     """As in a real Logto: `config` whole, a new key, no event that it doesn't know."""
 
     async def test(logto: FakeLogto, receiver: Receiver) -> None:
@@ -210,14 +210,14 @@ def test_hooks_are_made_changed_and_deleted() -> None:
         wanted = {"name": "n", "events": ["User.Created"], "config": old["config"]}
         made = await ask(logto, "/api/hooks", "POST", json=wanted)
         assert (made.status_code, keys(made.json())) == (201, keys(old))
-        hook = made.json()
-        assert hook["signingKey"] != old["signingKey"]
+        webhook = made.json()
+        assert webhook["signingKey"] != old["signingKey"]
         logto.create_user()
         await logto.settle()
         assert len(receiver.received) == 2
-        path, config = f"/api/hooks/{hook['id']}", {"url": "http://127.0.0.1:9/"}
+        path, config = f"/api/hooks/{webhook['id']}", {"url": "http://127.0.0.1:9/"}
         changed = await ask(logto, path, "PATCH", json={"config": config, "enabled": False})
-        assert changed.json() == hook | {"config": config, "enabled": False}
+        assert changed.json() == webhook | {"config": config, "enabled": False}
         assert (await ask(logto, path, "DELETE")).status_code == 204
         assert (await ask(logto, "/api/hooks")).json() == [old]
         for method in ("PATCH", "DELETE"):
@@ -433,9 +433,9 @@ def test_a_new_key_at_once() -> None:
     """A rotated key signs what comes after; what was queued before keeps the old one."""
 
     async def test(logto: FakeLogto, receiver: Receiver) -> None:
-        [hook] = (await ask(logto, "/api/hooks")).json()
-        rotated = await ask(logto, f"/api/hooks/{hook['id']}/signing-key", "PATCH")
-        assert keys(rotated.json()) == keys(hook)
+        [webhook] = (await ask(logto, "/api/hooks")).json()
+        rotated = await ask(logto, f"/api/hooks/{webhook['id']}/signing-key", "PATCH")
+        assert keys(rotated.json()) == keys(webhook)
         logto.create_user()
         await logto.settle()
         [(headers, body)] = receiver.received
@@ -451,8 +451,11 @@ def test_test_payloads(event: str, number: str) -> None:
     """A test payload is sent to the address in the request, has fake ids, and isn't logged."""
 
     async def test(logto: FakeLogto, receiver: Receiver) -> None:
-        [hook] = (await ask(logto, "/api/hooks")).json()
-        path, wanted = f"/api/hooks/{hook['id']}", {"events": [event], "config": hook["config"]}
+        [webhook] = (await ask(logto, "/api/hooks")).json()
+        path, wanted = (
+            f"/api/hooks/{webhook['id']}",
+            {"events": [event], "config": webhook["config"]},
+        )
         assert (await ask(logto, f"{path}/test", "POST", json=wanted)).status_code == 204
         [sent], expected = receiver.bodies, recorded_body(number)
         assert keys(sent) == keys(expected)
@@ -472,8 +475,8 @@ def test_the_log() -> None:
     clock = FrozenClock()
 
     async def test(logto: FakeLogto, receiver: Receiver) -> None:
-        [hook] = (await ask(logto, "/api/hooks")).json()
-        log = f"/api/hooks/{hook['id']}/recent-logs"
+        [webhook] = (await ask(logto, "/api/hooks")).json()
+        log = f"/api/hooks/{webhook['id']}/recent-logs"
         start = clock.now()
         for status in (200, 500):
             receiver.status = status
@@ -513,12 +516,12 @@ def test_a_log_of_a_million() -> None:
         return log_entry(f"e{number}", payload, clock.now() - 1000 - number, None, "lost")
 
     async def test(logto: FakeLogto, receiver: Receiver) -> None:
-        [hook] = (await ask(logto, "/api/hooks")).json()
-        logto.populate_log(hook["id"], MadeUsers(1_000_000, made))
+        [webhook] = (await ask(logto, "/api/hooks")).json()
+        logto.populate_log(webhook["id"], MadeUsers(1_000_000, made))
         logto.create_user()
         await logto.settle()
         start, end = clock.now() - 600_000, clock.now() - 500_000
-        log = f"/api/hooks/{hook['id']}/recent-logs?start_time={start}&page_size=2"
+        log = f"/api/hooks/{webhook['id']}/recent-logs?start_time={start}&page_size=2"
         answer = await ask(logto, log)
         assert answer.headers["total-number"] == str(599_001 + 1)
         assert [each["id"][:2] for each in answer.json()][1] == "e0"
@@ -557,7 +560,7 @@ def test_a_history(name: Name) -> None:
 
     async def main() -> None:
         async with FakeLogto.from_history(name, log=log) as logto:
-            [hook] = (await ask(logto, "/api/hooks")).json()
+            [webhook] = (await ask(logto, "/api/hooks")).json()
             for user in final.users[:3]:
                 assert (await ask(logto, f"/api/users/{user['id']}")).json() == user
             assert (await ask(logto, "/api/organizations?page_size=100")).json() == sorted(
@@ -567,7 +570,7 @@ def test_a_history(name: Name) -> None:
                 path = f"/api/organizations/{organization}/users?page_size=100"
                 listed = (await ask(logto, path)).json()
                 assert {each["id"] for each in listed} == {each["id"] for each in members}
-            path = f"/api/hooks/{hook['id']}/recent-logs?page_size=100&page=2"
+            path = f"/api/hooks/{webhook['id']}/recent-logs?page_size=100&page=2"
             assert (await ask(logto, path)).json() == log[100:200]
 
     asyncio.run(main())
@@ -578,8 +581,8 @@ def test_a_history_without_its_log() -> None:
 
     async def main() -> None:
         async with FakeLogto.from_history("lossy") as logto:
-            [hook] = (await ask(logto, "/api/hooks")).json()
-            path = f"/api/hooks/{hook['id']}/recent-logs?page_size=100&page="
+            [webhook] = (await ask(logto, "/api/hooks")).json()
+            path = f"/api/hooks/{webhook['id']}/recent-logs?page_size=100&page="
             pages = [(await ask(logto, f"{path}{number}")).json() for number in range(1, 7)]
         assert told(entry for page in pages for entry in page) == told(recorded_log("lossy"))
 
@@ -621,8 +624,8 @@ def outcome(faults: Faults, seed: int = 0) -> tuple[list[str], list[str]]:
         logto.faults = Faults()
         await logto.settle()
         arrived.extend(body["data"]["username"] for body in receiver.bodies)
-        [hook] = (await ask(logto, "/api/hooks")).json()
-        entries = (await ask(logto, f"/api/hooks/{hook['id']}/recent-logs?page_size=100")).json()
+        [webhook] = (await ask(logto, "/api/hooks")).json()
+        entries = (await ask(logto, f"/api/hooks/{webhook['id']}/recent-logs?page_size=100")).json()
         logged.extend(each["payload"]["result"] for each in entries)
 
     live(test, FakeLogto(now=FrozenClock().now, at_once=1, seed=seed))
@@ -677,8 +680,8 @@ def test_killed() -> None:
         await logto.settle()
         assert not receiver.received
         assert (await ask(logto, f"/api/users/{user}")).status_code == 200
-        [hook] = (await ask(logto, "/api/hooks")).json()
-        assert (await ask(logto, f"/api/hooks/{hook['id']}/recent-logs")).json() == []
+        [webhook] = (await ask(logto, "/api/hooks")).json()
+        assert (await ask(logto, f"/api/hooks/{webhook['id']}/recent-logs")).json() == []
 
     live(test)
 
@@ -699,18 +702,18 @@ def test_a_faulty_api() -> None:
     live(test)
 
 
-def test_only_what_a_hook_wants() -> None:
-    """Each subscribed hook gets its own copy, with its own id and key; others get nothing."""
+def test_only_what_a_webhook_wants() -> None:
+    """Each subscribed webhook gets its own copy, with its own id and key; others get nothing."""
 
     async def test(logto: FakeLogto, receiver: Receiver) -> None:
-        [hook] = (await ask(logto, "/api/hooks")).json()
-        url = hook["config"]["url"]
+        [webhook] = (await ask(logto, "/api/hooks")).json()
+        url = webhook["config"]["url"]
         second = logto.add_hook(url, events=["User.Created"], signing_key="other")
         logto.add_hook(url, events=["User.Deleted"])
         logto.create_user()
         await logto.settle()
         assert receiver.events == ["User.Created"] * 2
-        assert [body["hookId"] for body in receiver.bodies] == [hook["id"], second["id"]]
+        assert [body["hookId"] for body in receiver.bodies] == [webhook["id"], second["id"]]
         first, other = (headers["logto-signature-sha-256"] for headers, _ in receiver.received)
         assert first != other
 

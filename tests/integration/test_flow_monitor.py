@@ -94,7 +94,7 @@ def test_a_gap_is_forgotten_after_two_weeks(run: Run) -> None:
 
 
 def test_what_is_rejected_since_the_last_is_counted(run: Run) -> None:
-    """Of hooks that are known here; junk that names others is no alarm."""
+    """Of webhooks that are known here; junk that names others is no alarm."""
     add(run, RECEIVED_AT)
     strangers = [_stranger(at, known) for at in (-1, 1, 2) for known in (True, False)]
     run(lambda store: store.webhook_keys.add_rejected(strangers))

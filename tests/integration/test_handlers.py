@@ -293,7 +293,9 @@ def test_a_test_is_for_who_wants_it(tmp_path: Path) -> None:
     logto.on_test(name="only")(nothing)
 
     async def body(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
-        await send(client, sign_request(console_test("User.Created", "hook", soon()), SIGNING_KEY))
+        await send(
+            client, sign_request(console_test("User.Created", "webhook", soon()), SIGNING_KEY)
+        )
         rows = await until(all_over(2), logto)
         assert {each.handler for each in rows} == {"too", "only"}
         await send(client, make.user_created(id="ana", at=soon()))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sqlalchemy as sa
 from msgspec.structs import replace
 
+from logto_webhooks.database.jobs import IN_USE_MS
+from logto_webhooks.database.schema import handlers
 from logto_webhooks.database.store import Store
 from logto_webhooks.deliveries import DeliveryOutcome, DeliveryState
 from logto_webhooks.jobs import JobFilter, JobMove, JobOutcome, JobState, RegisteredHandler
@@ -13,12 +16,39 @@ from tests.support.jobs import ONE, TWO, add, claim, finish, job
 from tests.support.stores import delivery
 
 
-def test_handlers_are_known_as_they_are_now(run: Run) -> None:
-    """Registered twice, each is there once, as it was last."""
-    again = RegisteredHandler(name="one", patterns=("*",), tests="too")
-    run(lambda store: store.jobs.register([TWO, ONE]))
-    run(lambda store: store.jobs.register([again]))
-    assert run(lambda store: store.jobs.handlers()) == [again, TWO]
+def test_a_handler_is_for_what_each_release_wants(run: Run) -> None:
+    """As long as processes of several run, and whichever starts last. Its other options are those
+    of the newest."""
+    newer = RegisteredHandler(name="one", patterns=("*",), tests="too")
+    both = replace(newer, patterns=(*ONE.patterns, "*"))
+    for registered in ([TWO, ONE], [newer], [ONE]):
+        run(lambda store, registered=registered: store.jobs.register(registered))  # type: ignore[misc]
+    assert run(lambda store: store.jobs.handlers()) == [both, TWO]
+    for age_ms in (IN_USE_MS - 60_000, 120_000):  # then none of the older runs any more
+        assert run(lambda store: store.jobs.handlers()) == [both, TWO]
+        run(lambda store, age_ms=age_ms: make_older(store, ONE, age_ms))  # type: ignore[misc]
+    assert run(lambda store: store.jobs.handlers()) == [newer, TWO]
+    run(lambda store: store.jobs.register([ONE]))
+    assert run(lambda store: store.jobs.handlers()) == [both, TWO]
+
+
+def make_older(store: Store, handler: RegisteredHandler, by_ms: int) -> None:
+    """As if its processes had ended earlier."""
+    rows = store._connection.execute(sa.select(handlers).where(handlers.c.name == handler.name))
+    [row] = [row for row in rows if row.options["patterns"] == list(handler.patterns)]
+    is_it = handlers.c.definition == row.definition
+    older = sa.update(handlers).where(is_it).values(seen_at=handlers.c.seen_at - by_ms)
+    store._connection.execute(older)
+
+
+def test_the_use_of_a_handler_is_known_when_the_clock_is_set_back(run: Run) -> None:
+    """Nobody is taken for gone."""
+    run(lambda store: store.jobs.register([ONE]))
+    run(lambda store: make_older(store, ONE, -3_600_000))
+    newer = RegisteredHandler(name="one", patterns=("*",))
+    run(lambda store: store.jobs.register([newer]))
+    [both] = run(lambda store: store.jobs.handlers())
+    assert both.patterns == (*ONE.patterns, "*")
 
 
 def test_a_job_is_made_once(run: Run) -> None:
@@ -53,6 +83,21 @@ def test_a_failing_job_holds_back_only_its_queue(run: Run) -> None:
     assert claim(run) == []
     [row] = run(lambda store: store.jobs.find(JobFilter(state="waiting", event=None)))[1:]
     assert (row.failures, row.attempts) == (1, 1)
+
+
+def test_a_waiting_job_tells_when_it_is_due(run: Run) -> None:
+    """If it is the first of its queue, and neither over nor behind another."""
+    add(run, job("fails", at=1), job("next", at=2), job("done", queue_key="user:bo"))
+    held = {each.key: each for each in claim(run)}
+    finish(run, held["fails"], JobState.WAITING, after_s=60)
+    finish(run, held["done"], JobState.DONE)
+    rows = {row.id: row for row in run(lambda store: store.jobs.find(JobFilter()))}
+    fails, done = rows.pop(held["fails"].id), rows.pop(held["done"].id)
+    [behind] = rows.values()
+    assert done.finished_at is not None
+    assert fails.due_at is not None
+    assert 55_000 < fails.due_at - done.finished_at < 65_000
+    assert (behind.due_at, done.due_at) == (None, None)
 
 
 def test_a_dead_job_lets_the_next_go(run: Run) -> None:

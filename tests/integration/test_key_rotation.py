@@ -69,7 +69,7 @@ class TestStore:
     def test_the_newest_within_the_bounds_are_kept(
         self, run: Run, known: bool, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Rows, bytes and age; junk that names no hook of ours pushes out only junk."""
+        """Rows, bytes and age; junk that names no webhook of ours pushes out only junk."""
         bounds = replace(BOUNDS[known], rows=4, bytes=100)
         monkeypatch.setitem(BOUNDS, known, bounds)
         other = stranger(77, known=not known)
@@ -84,7 +84,7 @@ class TestStore:
         assert 7 not in self.kept(run)
 
     def test_a_key_that_is_replaced_ends_after_the_overlap(self, run: Run) -> None:
-        """Another hook's doesn't; one that ends sooner keeps its end."""
+        """Another webhook's doesn't; one that ends sooner keeps its end."""
         told = [
             WebhookKey(webhook_id="a", key="first-key-0123456789", learnt_at=1),
             WebhookKey(webhook_id="b", key="other-key-0123456789", learnt_at=2),
@@ -128,7 +128,7 @@ class TestStore:
         return [int(each.signature, 16) for each in strangers]
 
 
-def test_the_hook_of_a_body_is_named_at_its_top_level() -> None:
+def test_the_webhook_of_a_body_is_named_at_its_top_level() -> None:
     """Not in customData, wherever that stands, and only as a text."""
     assert read_webhook_id(make.user_created().body) is not None
     inner = b'"data":{"customData":{"hookId":"inner"}}'
@@ -146,17 +146,17 @@ def test_a_rotation_with_credentials_loses_nothing(tmp_path: Path) -> None:
 
     async def live() -> None:
         async with FakeLogto() as logto, serving(tmp_path, logto) as service:
-            hook = logto.add_hook(f"{service.url}/api/webhooks/logto")
+            webhook = logto.add_hook(f"{service.url}/api/webhooks/logto")
             await create(logto, 150)
-            rotated = logto.rotate_signing_key(hook["id"])
-            known, unknown = hook["id"], "nobodys"
+            rotated = logto.rotate_signing_key(webhook["id"])
+            known, unknown = webhook["id"], "nobodys"
             await asyncio.gather(
                 create(logto, 250),
-                junk(service, JUNK // 2, hook=unknown),
-                junk(service, JUNK // 2, hook=known),
+                junk(service, JUNK // 2, webhook=unknown),
+                junk(service, JUNK // 2, webhook=known),
             )
             await create(logto, 100)
-            assert rotated["signingKey"] != hook["signingKey"]
+            assert rotated["signingKey"] != webhook["signingKey"]
             await eventually(
                 lambda: count(service, "logto_users"), lambda rows: rows == 500, seconds=60
             )
@@ -174,14 +174,14 @@ def test_without_credentials_the_key_is_added_later(tmp_path: Path) -> None:
     async def live() -> None:
         async with FakeLogto() as logto:
             async with plain(tmp_path, logto.signing_key) as service:
-                hook = logto.add_hook(f"{service.url}/api/webhooks/logto")
+                webhook = logto.add_hook(f"{service.url}/api/webhooks/logto")
                 await create(logto, 200)
-                rotated = logto.rotate_signing_key(hook["id"])
+                rotated = logto.rotate_signing_key(webhook["id"])
                 await create(logto, 300)
-                await junk(service, 300, hook=hook["id"])
+                await junk(service, 300, webhook=webhook["id"])
                 await eventually(lambda: count(service, "logto_rejected"), lambda rows: rows == 600)
                 assert await count(service, "logto_users") == 200
-            keys = f"{rotated['signingKey']},{hook['signingKey']}"
+            keys = f"{rotated['signingKey']},{webhook['signingKey']}"
             async with plain(tmp_path, keys) as service:
                 await eventually(lambda: count(service, "logto_users"), lambda rows: rows == 500)
                 assert await count(service, "logto_rejected") == 300
@@ -196,7 +196,7 @@ def test_a_key_is_rotated_while_deliveries_come(tmp_path: Path) -> None:
 
     async def main() -> None:
         async with FakeLogto() as logto, plain(tmp_path, logto.signing_key) as service:
-            hook = logto.add_hook(f"{service.url}/api/webhooks/logto")
+            webhook = logto.add_hook(f"{service.url}/api/webhooks/logto")
             await create(logto, 100)
 
             async def rotate(*words: str) -> dict[str, Any]:
@@ -207,14 +207,14 @@ def test_a_key_is_rotated_while_deliveries_come(tmp_path: Path) -> None:
                 return dict(msgspec.json.decode(done.stdout))
 
             told, _ = await asyncio.gather(rotate(), create(logto, 300))
-            new, old = told["signing_key"], hook["signingKey"]
-            assert told["webhook"] == hook["id"]
+            new, old = told["signing_key"], webhook["signingKey"]
+            assert told["webhook"] == webhook["id"]
             assert logto.hooks[0]["signingKey"] == new
             await create(logto, 100)
             await eventually(lambda: count(service, "logto_users"), lambda rows: rows == 500)
             late = make.user_created(key=old)
             assert service.post(late).status_code == 200
-            again = await rotate(hook["id"], "--overlap", "0s")
+            again = await rotate(webhook["id"], "--overlap", "0s")
             assert again["signing_key"] == logto.hooks[0]["signingKey"]
             await create(logto, 1)  # which makes the service look for keys
             await eventually(lambda: count(service, "logto_users"), lambda rows: rows == 502)
@@ -240,18 +240,18 @@ async def plain(folder: Path, key: str) -> AsyncIterator[Service]:
         await asyncio.to_thread(service.__exit__, None, None, None)
 
 
-async def junk(service: Service, number: int, hook: str) -> None:
+async def junk(service: Service, number: int, webhook: str) -> None:
     """Requests of the right shape, signed with keys that nobody has."""
     rng = random.Random(1)
     async with httpx2.AsyncClient() as client:
         for start in range(0, number, 20):
-            some = [_forged(rng, start + each, hook) for each in range(20)]
+            some = [_forged(rng, start + each, webhook) for each in range(20)]
             answers = await asyncio.gather(*(_post(client, service, each) for each in some))
             assert set(answers) == {401}
 
 
-def _forged(rng: random.Random, number: int, hook: str) -> SignedRequest:
-    payload = {"event": "User.Created", "n": number, "hookId": hook}
+def _forged(rng: random.Random, number: int, webhook: str) -> SignedRequest:
+    payload = {"event": "User.Created", "n": number, "hookId": webhook}
     return sign_request(payload, f"guess {rng.random()}")
 
 

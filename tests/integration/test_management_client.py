@@ -247,7 +247,7 @@ def test_listings(name: str, of: tuple[Any, ...], path: str, file: str, total: i
     assert stand.targets() == [f"{path}?page=1&page_size=100{window}"]
 
 
-def test_a_hook_is_made_changed_tested_and_deleted() -> None:
+def test_a_webhook_is_made_changed_tested_and_deleted() -> None:
     """By a Logto of ours, whose routes are a real one's; what isn't there is None."""
 
     async def main() -> None:

@@ -15,6 +15,9 @@ import sqlalchemy as sa
 from logto_webhooks.apply import batch
 from logto_webhooks.database.mapped_rows import MappingCounts
 from logto_webhooks.database.runner import HandlerRunner
+from logto_webhooks.database.schema import mappings as registered_mappings
+from logto_webhooks.database.store import Store
+from logto_webhooks.mapping import Mappings
 from logto_webhooks.mapping.apply import retry_unsettled
 from logto_webhooks.records.record import Absent, Key
 from logto_webhooks.testing import make
@@ -80,13 +83,24 @@ def test_an_older_mapping_never_writes_what_a_newer_one_wrote(
         await application.map(columns=columns)
         await application.apply_all()
         host.project = older.write
+        await host.run(lambda store: store.mappings.register(older.registered))  # once more
         await Copy(host).take([ana(name="Ana", email="ana@x.example", at=3_000)])
         assert (await counts_of(host, application.users)).owed == 1
         host.project = application.mappings.write
         await retry_unsettled(host, application.mappings)
         assert application.rows(application.users, "first_name") == [("Ana",)]
+        await host.run(partial(register_later, mappings=older))
+        registered = await host.read(lambda store: store.mappings.registered())
+        assert older.find_current(registered) >= {application.users.fullname}, "as after a rollback"
 
     run(kind, tmp_path, live)
+
+
+def register_later(store: Store, mappings: Mappings) -> None:
+    """Register them when no process has had the newer ones for a while."""
+    earlier = sa.update(registered_mappings).values(seen_at=1_000)
+    store.connection.execute(earlier)
+    store.mappings.register(mappings.registered)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "sqlite"])

@@ -55,7 +55,7 @@ def test_it_stays_within_its_bounds_while_nothing_can_be_written(
     asyncio.run(main())
 
 
-def test_junk_that_names_many_hooks_holds_back_nobody(tmp_path: Path) -> None:
+def test_junk_that_names_many_webhooks_holds_back_nobody(tmp_path: Path) -> None:
     """Anybody can send it: neither the answer nor what comes later may take long."""
     names = b",".join(b'"hookId":"%d"' % number for number in range(200_000))
     nested = b'{"hookId":[%b{}]}' % (b"{}," * 300_000)

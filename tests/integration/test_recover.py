@@ -163,13 +163,15 @@ def test_a_kill_costs_only_the_stretch_in_hand(tmp_path: Path) -> None:
 
     async def live(host: TransactionRunner) -> None:
         async with FakeLogto() as logto:
-            hook = logto.add_hook("http://127.0.0.1:9/webhook")
-            logto.populate_log(hook["id"], long_log(entries, logto_now()))
+            webhook = logto.add_hook("http://127.0.0.1:9/webhook")
+            logto.populate_log(webhook["id"], long_log(entries, logto_now()))
             starts = []
             for number in range(5):
                 with pytest.raises(LogtoUnreachable):
                     await killed_after(logto, host, pages=7 + number)
-                reached = await host.read(lambda store: store.checkpoint(f"recover:{hook['id']}"))
+                reached = await host.read(
+                    lambda store: store.checkpoint(f"recover:{webhook['id']}")
+                )
                 starts.append(reached.at if reached else 0)
             assert starts == sorted(starts)
             assert starts[-1] > 0
@@ -181,7 +183,7 @@ def test_a_kill_costs_only_the_stretch_in_hand(tmp_path: Path) -> None:
     on_sqlite(live, tmp_path)
 
 
-def test_only_hooks_that_point_here_are_asked(tmp_path: Path) -> None:
+def test_only_webhooks_that_point_here_are_asked(tmp_path: Path) -> None:
     """By key, by a delivery of theirs that was accepted, or by URL."""
     url = "https://app.example.com/api/webhooks/logto"
 
@@ -210,10 +212,10 @@ def test_an_odd_entry_stops_nothing(tmp_path: Path) -> None:
 
     async def live(host: TransactionRunner) -> None:
         async with FakeLogto() as logto:
-            hook = logto.add_hook("http://127.0.0.1:9/webhook")
+            webhook = logto.add_hook("http://127.0.0.1:9/webhook")
             now = logto_now()
             broken = [{"id": str(n), "createdAt": now - 500} | each for n, each in enumerate(odd)]
-            logto.populate_log(hook["id"], [*broken, *long_log(3, now)])
+            logto.populate_log(webhook["id"], [*broken, *long_log(3, now)])
             found = await recovered(logto, host, since=None)
             assert found.recovered == 3
             assert found.doubts == ["an entry of the log contains no delivery"]
@@ -226,20 +228,20 @@ def test_a_log_that_was_cut_off_is_told(tmp_path: Path) -> None:
 
     async def live(host: TransactionRunner) -> None:
         async with FakeLogto() as logto:
-            hook = logto.add_hook("http://127.0.0.1:9/webhook")["id"]
+            webhook = logto.add_hook("http://127.0.0.1:9/webhook")["id"]
             now = logto_now()
 
             async def got(at: int, **more: Any) -> None:
-                body = {"event": "Role.Created", "hookId": hook, "createdAt": stamp(at), **more}
+                body = {"event": "Role.Created", "hookId": webhook, "createdAt": stamp(at), **more}
                 await host.run(lambda store: store.add([delivery(msgspec.json.encode(body))]))
 
             await got(now - 7_200_000, path="/fake-path/:id", params={"id": "fake-id"})
             assert (await recovered(logto, host, since=None)).doubts == []
-            logto.populate_log(hook, long_log(3, now - 1_000))
+            logto.populate_log(webhook, long_log(3, now - 1_000))
             await got(now - 3_600_000)
             [doubt] = (await recovered(logto, host, since=now - 7_200_000)).doubts
             assert "earlier failures are unknown" in doubt
-            assert hook in doubt
+            assert webhook in doubt
 
     on_sqlite(live, tmp_path)
 
@@ -273,9 +275,9 @@ def test_a_checkpoint_in_the_future_counts_for_nothing(tmp_path: Path) -> None:
 
     async def live(host: TransactionRunner) -> None:
         async with FakeLogto() as logto:
-            hook = logto.add_hook("http://127.0.0.1:9/webhook")["id"]
-            logto.populate_log(hook, long_log(3, logto_now()))
-            for name in ("recover", f"recover:{hook}"):
+            webhook = logto.add_hook("http://127.0.0.1:9/webhook")["id"]
+            logto.populate_log(webhook, long_log(3, logto_now()))
+            for name in ("recover", f"recover:{webhook}"):
                 future = Checkpoint(logto_now() + 86_400_000, 5)
                 await host.run(partial(_save, name, future))
             found = await recovered(logto, host, since=None)
@@ -340,9 +342,9 @@ async def killed_after(logto: FakeLogto, host: TransactionRunner, pages: int) ->
     """Recover, but die when so many pages of the log were read."""
 
     class Dying(ManagementClient):
-        async def log(self, hook_id: str, start: int, end: int) -> Any:
+        async def log(self, webhook_id: str, start: int, end: int) -> Any:
             nonlocal pages
-            async for page in super().log(hook_id, start, end):
+            async for page in super().log(webhook_id, start, end):
                 pages -= 1
                 if pages < 0:
                     raise LogtoUnreachable(endpoint=logto.url, problem="killed")

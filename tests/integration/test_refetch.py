@@ -212,9 +212,9 @@ def test_who_is_gone_in_logto_is_deleted_here(tmp_path: Path) -> None:
     async def live() -> None:
         copy = Copy(open_host("sqlite", tmp_path))
         async with FakeLogto() as logto:
-            hook = logto.add_hook("http://127.0.0.1:9/webhook")["id"]
+            webhook = logto.add_hook("http://127.0.0.1:9/webhook")["id"]
             joined = make.organization_membership_updated(
-                id="o", addedUserIds=["u"], hookId=hook, at=time.time_ns() // 1_000_000 - 60_000
+                id="o", addedUserIds=["u"], hookId=webhook, at=time.time_ns() // 1_000_000 - 60_000
             )
             await copy.take([joined.body])
             await settled(logto, copy.host)
@@ -227,7 +227,7 @@ def test_who_is_gone_in_logto_is_deleted_here(tmp_path: Path) -> None:
 
 
 def test_another_logto_takes_nobody_for_deleted(tmp_path: Path) -> None:
-    """One that has neither the hook nor the users: it is told, and they go on waiting."""
+    """One that has neither the webhook nor the users: it is told, and they go on waiting."""
 
     async def live() -> None:
         copy = Copy(open_host("sqlite", tmp_path))
@@ -252,9 +252,9 @@ def test_serve_settles_what_waits(tmp_path: Path) -> None:
 
     async def live() -> None:
         async with FakeLogto() as logto, serving(tmp_path, logto) as service:
-            hook = f"{service.url}{PATH}"
+            webhook = f"{service.url}{PATH}"
             ana = logto.create_user(primaryEmail="ana@example.com")
-            logto.add_hook(hook)
+            logto.add_hook(webhook)
             logto.set_custom_data(ana["id"], {"plan": "pro"})
             await logto.settle()
             line = await asyncio.to_thread(service.wait_for_log, "refetched from Logto")

@@ -32,10 +32,10 @@ AT = RECEIVED_AT - 60_000
 class CountingClient(ManagementClient):
     """Counts how often webhooks are listed."""
 
-    hooks_listed = 0
+    webhooks_listed = 0
 
     async def webhooks(self) -> AsyncIterator[ApiResponse]:
-        self.hooks_listed += 1
+        self.webhooks_listed += 1
         async for page in super().webhooks():
             yield page
 
@@ -63,16 +63,16 @@ async def present(host: TransactionRunner) -> set[str]:
     }
 
 
-def genuine(hook: str = "our-hook") -> list[bytes]:
+def genuine(webhook: str = "our-webhook") -> list[bytes]:
     """A whole user, a doubtful one, and an organization whose members must be listed."""
     return [
-        make.user_created(id="ana", at=AT, hookId=hook).body,
-        make.user_created(id="bo", at=AT, hookId=hook).body,
-        make.user_data_updated(id="bo", name="One", at=AT + 1_000, hookId=hook).body,
-        make.user_data_updated(id="bo", name="Two", at=AT + 1_000, hookId=hook).body,
-        make.organization_created(id="acme", at=AT, hookId=hook).body,
+        make.user_created(id="ana", at=AT, hookId=webhook).body,
+        make.user_created(id="bo", at=AT, hookId=webhook).body,
+        make.user_data_updated(id="bo", name="One", at=AT + 1_000, hookId=webhook).body,
+        make.user_data_updated(id="bo", name="Two", at=AT + 1_000, hookId=webhook).body,
+        make.organization_created(id="acme", at=AT, hookId=webhook).body,
         make.organization_membership_updated(
-            id="acme", addedUserIds=[], at=AT + 1_000, hookId=hook
+            id="acme", addedUserIds=[], at=AT + 1_000, hookId=webhook
         ).body,
     ]
 
@@ -164,9 +164,9 @@ def test_the_newest_delivery_decides(tmp_path: Path) -> None:
     async def live() -> None:
         copy, clock = Copy(open_host("sqlite", tmp_path)), FrozenClock()
         async with fake() as old, asking(old) as api:
-            hook = old.add_hook("http://127.0.0.1:9/webhook")["id"]
+            webhook = old.add_hook("http://127.0.0.1:9/webhook")["id"]
             old.populate([{**old.create_user(), "id": "cy"}])
-            await copy.take([make.user_created(id="cy", at=AT, hookId=hook).body])
+            await copy.take([make.user_created(id="cy", at=AT, hookId=webhook).body])
             reconciliation = Reconciliation(api, copy.host, clock)
             await reconciliation.run()
             await copy.take(genuine())
@@ -176,9 +176,9 @@ def test_the_newest_delivery_decides(tmp_path: Path) -> None:
         assert await present(copy.host) >= {"ana", "bo", "acme", "cy"}
         clock.tick(60)
         async with FakeLogto(now=clock.now, seed=9) as new, asking(new) as api:
-            hook = new.add_hook("http://127.0.0.1:9/webhook")["id"]
+            webhook = new.add_hook("http://127.0.0.1:9/webhook")["id"]
             dee = new.create_user()["id"]
-            await copy.take([make.user_created(id=dee, at=AT, hookId=hook).body])
+            await copy.take([make.user_created(id=dee, at=AT, hookId=webhook).body])
             await Reconciliation(api, copy.host, clock).run()
         assert await present(copy.host) == {dee}
         await copy.host.close()
@@ -192,8 +192,8 @@ def test_a_sample_proves_nothing(tmp_path: Path) -> None:
     async def live() -> None:
         copy = Copy(open_host("sqlite", tmp_path))
         async with fake(1) as ours, asking(ours) as api, fake(1) as other, asking(other) as wrong:
-            hook = ours.add_hook("http://127.0.0.1:9/")
-            await copy.take(genuine(hook["id"]))
+            webhook = ours.add_hook("http://127.0.0.1:9/")
+            await copy.take(genuine(webhook["id"]))
             await copy.take([make.user_created(id="nobody").body])
             await TenantCheck(api, copy.host).ensure_same_tenant()
             with pytest.raises(WrongTenant):
@@ -211,8 +211,8 @@ def test_its_own_log_proves_nothing(tmp_path: Path) -> None:
         await copy.take(genuine())
         async with fake() as other, asking(other) as api:
             stranger = other.create_user()
-            hook = other.add_hook("http://127.0.0.1:9/webhook")["id"]
-            told = make.user_created(id=stranger["id"], at=AT + 2_000, hookId=hook).body
+            webhook = other.add_hook("http://127.0.0.1:9/webhook")["id"]
+            told = make.user_created(id=stranger["id"], at=AT + 2_000, hookId=webhook).body
             recovered = identify(trust(told), RECEIVED_AT, origin="log")
             await copy.host.run(lambda store: store.add([recovered]))
             await copy.take([])
@@ -238,16 +238,16 @@ def test_a_proof_is_kept_and_a_refusal_is_not(
             for _ in range(2):
                 with pytest.raises(WrongTenant):
                     await check.ensure_same_tenant()
-            assert api.hooks_listed == 1
+            assert api.webhooks_listed == 1
             monkeypatch.setattr(tenant_check, "AGAIN_S", 0.0)
             with pytest.raises(WrongTenant):
                 await TenantCheck(api, copy.host).ensure_same_tenant()
-            hook = logto.add_hook("http://127.0.0.1:9/webhook")["id"]
-            await copy.take([make.user_created(id="cy", at=AT, hookId=hook).body])
+            webhook = logto.add_hook("http://127.0.0.1:9/webhook")["id"]
+            await copy.take([make.user_created(id="cy", at=AT, hookId=webhook).body])
             check = TenantCheck(api, copy.host)
             for _ in range(3):
                 await check.ensure_same_tenant()
-            assert api.hooks_listed == 3
+            assert api.webhooks_listed == 3
         assert await present(copy.host) >= {"cy"}
         await copy.host.close()
 

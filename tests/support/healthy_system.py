@@ -40,7 +40,7 @@ class Clinic(Struct):
     logto: FakeLogto
     app: LogtoWebhooks
     url: str
-    hook: str
+    webhook: str
     settings: dict[str, Any]
 
     async def ask(self, *only: str, engine: Any = None, **how: Any) -> list[Finding]:
@@ -56,13 +56,13 @@ class Clinic(Struct):
     @contextmanager
     def changed(self, **fields: Any) -> Iterator[None]:
         """A time in which Logto's webhook is another."""
-        [hook] = [each for each in self.logto.hooks if each["id"] == self.hook]
-        before = {name: hook[name] for name in fields}
-        self.logto.change_hook(self.hook, **fields)
+        [webhook] = [each for each in self.logto.hooks if each["id"] == self.webhook]
+        before = {name: webhook[name] for name in fields}
+        self.logto.change_hook(self.webhook, **fields)
         try:
             yield
         finally:
-            self.logto.change_hook(self.hook, **before)
+            self.logto.change_hook(self.webhook, **before)
 
     def sql(self, statement: str, file: str = "app.db") -> None:
         """Change the database beside the product."""
@@ -125,14 +125,14 @@ async def _healthy(folder: Path, ahead_ms: int, given: dict[str, Any]) -> AsyncI
         def audit(event: events.RoleCreated) -> None: ...
 
         async with serve(app, 0) as origin:
-            hook = logto.add_hook(f"{origin}{PATH}", name="the webhook")["id"]
+            webhook = logto.add_hook(f"{origin}{PATH}", name="the webhook")["id"]
             logto.add_hook(NEIGHBOUR, signing_key="hush", name="a neighbour", events=[RARE])
             async with app.lifespan():
                 logto.create_user(primaryEmail="ana@example.com")
                 await logto.settle()
                 await eventually(app.status, lambda found: found.deliveries["done"] == 1)
                 await eventually(app.status, lambda found: found.complete_up_to is not None)
-                yield Clinic(folder, logto, app, f"{origin}{PATH}", hook, settings)
+                yield Clinic(folder, logto, app, f"{origin}{PATH}", webhook, settings)
 
 
 def bad(findings: list[Finding]) -> set[str]:

@@ -79,7 +79,7 @@ async def a_key_of_another_webhook(clinic: Clinic) -> list[Finding]:
 
 @finds("key_outdated", "log_signature", stays=True)
 async def a_key_that_was_changed_at_logto(clinic: Clinic) -> list[Finding]:
-    clinic.logto.rotate_signing_key(clinic.hook)
+    clinic.logto.rotate_signing_key(clinic.webhook)
     clinic.logto.create_user()
     await clinic.logto.settle()
     await eventually(clinic.app.status, lambda found: found.deliveries["done"] == 2)
@@ -283,7 +283,7 @@ async def a_key_without_an_index(clinic: Clinic) -> list[Finding]:
 
 @finds("rejected", stays=True)
 async def a_delivery_that_another_key_signed(clinic: Clinic) -> list[Finding]:
-    forged = make.user_created(hookId=clinic.hook, key=OTHER_KEY)
+    forged = make.user_created(hookId=clinic.webhook, key=OTHER_KEY)
     async with httpx2.AsyncClient() as client:
         answer = await client.post(clinic.url, content=forged.body, headers=forged.headers)
     assert answer.status_code == 401

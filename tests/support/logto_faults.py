@@ -79,7 +79,7 @@ async def something_that_is_no_logto(clinic: Clinic) -> list[Finding]:
 
 @finds("webhook_missing", stays=True)
 async def no_webhook(clinic: Clinic) -> list[Finding]:
-    clinic.logto.delete_hook(clinic.hook)
+    clinic.logto.delete_hook(clinic.webhook)
     return await clinic.ask()
 
 
@@ -300,10 +300,10 @@ async def _logged(clinic: Clinic, error: str) -> list[Finding]:
     """Logto's log has an attempt that failed before serve could bring it back."""
     an_hour_ago = time.time_ns() // 1_000_000 - 3_600_000
     payload = canonical_json.decode(make.user_created(at=an_hour_ago).body) | {
-        "hookId": clinic.hook
+        "hookId": clinic.webhook
     }
-    clinic.logto.populate_log(clinic.hook, [log_entry("e", payload, an_hour_ago, None, error)])
+    clinic.logto.populate_log(clinic.webhook, [log_entry("e", payload, an_hour_ago, None, error)])
     try:
         return await clinic.ask()
     finally:
-        clinic.logto.populate_log(clinic.hook, [])
+        clinic.logto.populate_log(clinic.webhook, [])

@@ -34,6 +34,8 @@ async def by_connection(
 ) -> None:
     assert_type(event.user_id, str)
     assert_type(event.user, events.User | None)
+    if event.event == "x":
+        raise RetryLater("why", after_s=60)
     raise RetryLater(60)
 
 

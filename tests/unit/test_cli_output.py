@@ -47,6 +47,9 @@ def test_of_a_group_itself_is_told() -> None:
 def test_who_asks_to_be_retried_did_not_fail() -> None:
     """Its own words are no error's."""
     assert shown(RetryLater(60)) == "asked for a retry"
+    assert shown(RetryLater("no email yet", after_s=60)) == "asked for a retry: no email yet"
+    assert shown(RetryLater("no email yet")) == "asked for a retry: no email yet"
+    assert shown(RetryLater("first\nsecond")) == "asked for a retry: first"
 
 
 def test_of_what_is_no_traceback_the_last_line_counts() -> None:

@@ -87,11 +87,11 @@ def test_both_lists_of_memberships_tell_the_roles(name: str) -> None:
     assert of("x", content)[pair] == {"r1": "owner"}
 
 
-def test_a_hook_shows_its_key() -> None:
+def test_a_webhook_shows_its_key() -> None:
     """By which it is known to point here."""
-    [hook] = [load("hook").content]
-    assert leads_here(hook, set(), {hook["signingKey"]}, None)
-    assert not leads_here(hook, set(), {"another"}, "http://127.0.0.1:1/")
+    [webhook] = [load("hook").content]
+    assert leads_here(webhook, set(), {webhook["signingKey"]}, None)
+    assert not leads_here(webhook, set(), {"another"}, "http://127.0.0.1:1/")
 
 
 def test_entries_are_stamped_at_their_end() -> None:
@@ -105,7 +105,7 @@ def test_entries_are_stamped_at_their_end() -> None:
 
 
 def test_an_entry_is_its_delivery_in_another_order() -> None:
-    """Of keys: what identifies it knows no order, and no hook."""
+    """Of keys: what identifies it knows no order, and no webhook."""
     found = 0
     sent = {identify(trust(each.body.encode()), 0).digest for each in recorded.deliveries()}
     for name in ("hook-recent-logs-start-end", "hook-recent-logs-p2-3"):

@@ -51,7 +51,23 @@ def test_a_handler_asks_for_any_wait(asked: float, wait: float) -> None:
     assert after_job_failure(RetryLater(asked), 0, 0, 8, ()) == Retry(wait)
     assert after_job_failure(ERROR, 0, 0, 8, (asked,)) == Retry(wait)
     with pytest.raises(ValueError, match="soon"):
-        RetryLater("soon")  # type: ignore[arg-type]
+        RetryLater(after_s="soon")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("asked", "says", "wait"),
+    [
+        (RetryLater(), "asked for a retry", None),
+        (RetryLater(60), "asked for a retry in 60 s", 60),
+        (RetryLater(after_s=0.5), "asked for a retry in 0.5 s", 0.5),
+        (RetryLater("no email"), "asked for a retry: no email", None),
+        (RetryLater("no email", 60), "asked for a retry in 60 s: no email", 60),
+        (RetryLater(after_s=60, why="no email"), "asked for a retry in 60 s: no email", 60),
+    ],
+)
+def test_a_handler_says_why_it_asks(asked: RetryLater, says: str, wait: float | None) -> None:
+    """The reason, the time, both or neither."""
+    assert (str(asked), asked.after_s) == (says, wait)
 
 
 def test_a_time_out_is_tried_again_soon_and_for_long() -> None:

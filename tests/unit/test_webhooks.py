@@ -93,20 +93,22 @@ def test_ours_has_our_key_or_url() -> None:
     assert find_our_webhook([A, B], ["key-b"], None) == B
     assert find_our_webhook([A, B], ["other"], "https://a.example/x/") == A
     assert find_our_webhook([A], ["other"], None) == A
-    for hooks, keys, says in (
+    for webhooks, keys, says in (
         ([A, B], ["other"], "no webhook has the signing key or URL in the settings. Use an ID"),
         ([A, B, C], ["key-a", "key-b"], "several webhooks have the signing key or URL"),
         ([], ["key-a"], "Logto has no webhooks. Create one: logto-webhooks endpoint create"),
     ):
         with pytest.raises(WebhookUnknown, match=says):
-            find_our_webhook(hooks, keys, None)
+            find_our_webhook(webhooks, keys, None)
 
 
 def test_no_key_is_shown() -> None:
     """Nor a header; what is no webhook is none."""
-    hook = parse_webhook({"id": "a", "signingKey": "k-e-y", "config": {"headers": {"x": "s-e-c"}}})
-    assert hook is not None
-    assert hook.signing_key == "k-e-y"
-    assert "k-e-y" not in repr(hook)
-    assert "s-e-c" not in repr(hook)
+    webhook = parse_webhook(
+        {"id": "a", "signingKey": "k-e-y", "config": {"headers": {"x": "s-e-c"}}}
+    )
+    assert webhook is not None
+    assert webhook.signing_key == "k-e-y"
+    assert "k-e-y" not in repr(webhook)
+    assert "s-e-c" not in repr(webhook)
     assert parse_webhook({"id": 5}) is None

@@ -132,7 +132,7 @@ def replay(
 
     Jobs that are dead or discarded run again. Handlers that you have added since then run, too.
     With --handler, only that handler runs, and deliveries that were already applied are not applied
-    again.
+    again. A dead delivery was never applied, so all its handlers run.
     """
     ids = sorted(set(ids))  # the oldest first, because jobs go to the end of their queue
 

@@ -122,12 +122,14 @@ def migrate(
     if sql:
         print(database.migration_sql(), end="")
         return
-    asyncio.run(_migrate(database))
-    print(f"{database.name} is at schema {migrations.head()}.")
+    if asyncio.run(_migrate(database)):
+        print(f"Created the schema {settings.schema}.")
+    place = f"{database.name}, schema {settings.schema}," if settings.schema else database.name
+    print(f"{place} is at version {migrations.head()}.")
 
 
-async def _migrate(database: Database) -> None:
+async def _migrate(database: Database) -> bool:
     try:
-        await database.migrate()
+        return await database.migrate()
     finally:
         await database.host.close()

@@ -68,7 +68,7 @@ def forget(
 ) -> None:
     """Forget a handler that you have removed, and discard its waiting jobs.
 
-    It gets no more jobs. If a process still has its code, the next start registers it again.
+    It gets no more jobs. A process that still has its code registers it again within a minute.
     """
     discarded = run_admin(settings, lambda admin: admin.forget_handler(name))
     if discarded is None:
@@ -177,8 +177,7 @@ def _print_all(job: JobRow) -> None:
 def _choose_title(job: JobRow, error: str) -> str:
     if job.state == JobState.DISCARDED and "Traceback " not in error:
         return "Why it was discarded"
-    asked_later = output.format_error(error) == output.ASKED_LATER
-    return "Why it asked for a retry" if asked_later else "The last failure"
+    return "Why it asked for a retry" if output.asks_for_retry(error) else "The last failure"
 
 
 @app.command()

@@ -9,9 +9,7 @@ import os
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from difflib import get_close_matches
 from inspect import Parameter, Signature
-from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Concatenate, Final, cast
 
@@ -23,7 +21,15 @@ from logto_webhooks.errors import SettingInvalid
 from logto_webhooks.events import BY_NAME
 from logto_webhooks.events.base import to_millis
 from logto_webhooks.events.local import LOCAL
-from logto_webhooks.settings import FILE, FILE_VARIABLES, VARIABLES, Settings, from_env
+from logto_webhooks.settings import (
+    FILE,
+    FILE_VARIABLES,
+    VARIABLES,
+    Settings,
+    find_meant,
+    from_env,
+    list_unknown,
+)
 from logto_webhooks.validation import GREATEST_ID, check_text, is_url, nearest
 
 Command = Callable[Concatenate[Settings, ...], None]
@@ -159,9 +165,8 @@ def read_settings(env_file: Path | None, **options: Any) -> Settings:
     file = env_file or Path(".env")
     values = read_env_file(file, warn=True) if file.exists() else {}
     environment = {name: value for name, value in os.environ.items() if value}
-    for name, value in environment.items():
-        if (meant := _find_meant(name)) and not _OF_KUBERNETES.search(f"{name}={value}"):
-            output.warn(f"unknown setting {name} in the environment. Did you mean {meant}?")
+    for unknown in list_unknown(environment):
+        output.warn(unknown)
     # A secret in the environment, or in a file that it names, overrides the one in `.env`.
     for file_variable, name in FILE_VARIABLES.items():
         if name in environment or file_variable in environment:
@@ -179,17 +184,6 @@ def read_settings(env_file: Path | None, **options: Any) -> Settings:
     return settings
 
 
-_KNOWN: Final = (*chain(*VARIABLES.values()), *FILE_VARIABLES)
-_OF_TESTS: Final = "LOGTO_WEBHOOKS_TEST_"
-# How an unknown name begins -> how much it must be like a setting's. Others are of Logto's SDKs.
-_LIKENESS: Final = {
-    "LOGTO_WEBHOOKS_": 0.0,
-    "LOGTO_WEBHOOK_": 0.0,
-    "LOGTO_M2M_": 0.74,
-    "LOGTO_": 0.92,
-}
-# What Kubernetes sets in each container for a Service with a name such as logto-webhooks-db.
-_OF_KUBERNETES: Final = re.compile(r"_SERVICE_(HOST|PORT)|_PORT_\d+_|=(tcp|udp)://")
 logging.getLogger("dotenv").setLevel(logging.ERROR)  # its warnings don't name the file
 
 
@@ -212,18 +206,8 @@ def _check_binding(file: Path, binding: Binding) -> None:
     if binding.error:
         line = f"{file}, line {_find_line_number(binding.original)}"
         output.warn(f"{line} is ignored, because it isn't of the form NAME=value.")
-    elif binding.key and (meant := _find_meant(binding.key)):
+    elif binding.key and (meant := find_meant(binding.key)):
         output.warn(f"{file}: unknown setting {binding.key}. Did you mean {meant}?")
-
-
-def _find_meant(name: str) -> str | None:
-    """Return the setting's name that was probably meant; None if this one isn't wrong."""
-    if name in _KNOWN or name.startswith(_OF_TESTS):
-        return None
-    for beginning, likeness in _LIKENESS.items():
-        if name.startswith(beginning):
-            return next(iter(get_close_matches(name, _KNOWN, n=1, cutoff=likeness)), None)
-    return None
 
 
 def _find_line_number(original: Original) -> int:

@@ -15,6 +15,7 @@ import msgspec
 from typer import Exit
 
 from logto_webhooks import canonical_json
+from logto_webhooks.errors import ASKED_LATER
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -202,8 +203,8 @@ def format_job(job: JobRow) -> Text:
     if job.attempts != 1:
         line.append(f"  attempts: {job.attempts}", "dim")
     if job.error:
-        error = format_error(job.error)
-        line.append(f"  {_escape(error)}", "yellow" if error == ASKED_LATER else "red")
+        colour = "yellow" if asks_for_retry(job.error) else "red"
+        line.append(f"  {_escape(format_error(job.error))}", colour)
     return line
 
 
@@ -241,8 +242,10 @@ def _escape(cell: str | None) -> str:
     return strip_controls(cell).replace("\n", "\\n").replace("\t", "\\t")
 
 
-ASKED_LATER: Final = "asked for a retry"
-_RETRY_LATER: Final = re.compile(r"logto_webhooks\.errors\.(\w+\.)*RetryLater\b")
+# Its time is left out, so that jobs with the same reason are counted together.
+_RETRY_LATER: Final = re.compile(
+    rf"logto_webhooks\.errors\.RetryLater: {ASKED_LATER}(?: in \S+ s)?(: .*)?$"
+)
 # Matches the group itself, not the exceptions in it, which are indented further.
 _GROUP: Final = re.compile(
     r"^  \+ Exception Group Traceback .*?^  \| (\S[^\n]*)", re.DOTALL | re.MULTILINE
@@ -252,7 +255,13 @@ _GROUP: Final = re.compile(
 def format_error(error: str | None) -> str:
     """Return the line of a traceback with the exception, without notes that libraries add."""
     line = _find_raised(error or "")
-    return ASKED_LATER if _RETRY_LATER.match(line) else line
+    asked = _RETRY_LATER.match(line)
+    return f"{ASKED_LATER}{asked[1] or ''}" if asked else line
+
+
+def asks_for_retry(error: str) -> bool:
+    """Return whether a handler asked for a retry, according to the traceback."""
+    return _RETRY_LATER.match(_find_raised(error)) is not None
 
 
 def _find_raised(error: str) -> str:

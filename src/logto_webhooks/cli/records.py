@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Annotated, Any
 
 from msgspec.structs import replace
@@ -71,7 +73,7 @@ def organizations(
     of these.
     """
     records = run_admin(settings, lambda admin: admin.organizations(query, limit + 1))
-    _show(records, "organization", query, limit, as_json)
+    _show(settings, records, "organization", query, limit, as_json)
 
 
 @with_settings(*DATABASE, *LOGTO_API)
@@ -94,7 +96,7 @@ def users(
     """
     if not ask_logto:
         records = run_admin(settings, lambda admin: admin.users(query, limit + 1))
-        _show(records, "user", query, limit, as_json)
+        _show(settings, records, "user", query, limit, as_json)
         return
     comparison = run_admin(settings, lambda admin: admin.compare_user(query))
     is_known = comparison.ours is not None or comparison.logto is not None
@@ -106,9 +108,16 @@ def users(
         raise Exit(1)
 
 
-def _show(records: list[FoundRow], kind: Kind, query: str, limit: int, as_json: bool) -> None:
+def _show(
+    settings: Settings, records: list[FoundRow], kind: Kind, query: str, limit: int, as_json: bool
+) -> None:
     if records or as_json:
         output.show(records[:limit], as_json, lambda first: output.show_records(first, kind))
+    elif run_admin(settings, lambda admin: _explain_method(admin, kind)(query)):
+        output.note(
+            f"No {kind} found for {query!r}, but deliveries refer to this ID. To see them, run: "
+            f"logto-webhooks explain {kind} {shlex.quote(query)}"
+        )
     else:
         output.note(f"No {kind} found for {query!r}.")
     if len(records) > limit:
@@ -141,10 +150,7 @@ def _explain(settings: Settings, kind: Kind, query: str, field: str | None, as_j
     if field is not None and field.partition(".")[0] not in columns:
         problem = f"{field!r} isn't one of {', '.join(columns)}"
         raise SettingInvalid(name="--field", problem=problem)
-    explained = run_admin(
-        settings,
-        lambda admin: (admin.explain_user if kind == "user" else admin.explain_organization)(query),
-    )
+    explained = run_admin(settings, lambda admin: _explain_method(admin, kind)(query))
     if explained is None:
         output.fail(f"No {kind} found for {query!r}.")
     explained = explained.only(field) if field else explained
@@ -152,6 +158,12 @@ def _explain(settings: Settings, kind: Kind, query: str, field: str | None, as_j
         print(output.to_json(_to_builtins(explained)))
     else:
         _show_explained(explained)
+
+
+def _explain_method(
+    admin: Admin, kind: Kind
+) -> Callable[[str], Coroutine[Any, Any, Explained | None]]:
+    return admin.explain_user if kind == "user" else admin.explain_organization
 
 
 def _to_builtins(explained: Explained) -> dict[str, Any]:

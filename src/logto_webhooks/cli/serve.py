@@ -7,7 +7,7 @@ import gc
 import logging
 from collections.abc import AsyncIterator
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Final
 
 from typer import Exit, Option
 
@@ -49,7 +49,7 @@ async def _serve(settings: Settings) -> None:
     metrics = Metrics(partial(read_status, database), spooled=spool.count if spool else None)
     observe = fan_out(logs.observe, metrics.observe)
     apart = for_another_loop(database, settings)
-    handlers, mappings = load_code(settings, apart)
+    handlers, mappings = load_code(settings, apart, OPTIONS)
     service = Service(settings, database, observe, handlers, metrics.scrape, apart, mappings)
     await service.open()
     listener = server.listen(settings.host, settings.port)
@@ -58,7 +58,18 @@ async def _serve(settings: Settings) -> None:
     await server.Server(service.app, listener, service.hurry).run()
 
 
-@with_settings(*DATABASE, "max_attempts", "lag_ms", "replay_window_s", "spool_dir", "app", *LOGS)
+_WORKER: Final = (
+    *DATABASE,
+    "max_attempts",
+    "lag_ms",
+    "replay_window_s",
+    "spool_dir",
+    "app",
+    *LOGS,
+)
+
+
+@with_settings(*_WORKER)
 def worker(
     settings: Settings,
     drain: Annotated[bool, Option("--drain", help="Exit when nothing is pending.")] = False,
@@ -117,15 +128,13 @@ async def _open_workers(
     a separate event loop."""
     database = database_for(settings)
     apart = for_another_loop(database, settings) if apart_too else None
-    handlers, mappings = load_code(settings, apart or database)
+    handlers, mappings = load_code(settings, apart or database, _WORKER)
     workers = WorkerGroup(settings, database, observe, handlers, apart, mappings)
     event_loop.on_stop(workers.stop)
     try:
         await database.check()
         if database.may_work():
             logger.info("working on %s", database.name)
-        else:
-            logger.info("on standby: another process works on %s", database.name)
         async with unspool_in_background(settings, database, observe, workers.delivery_worker.wake):
             with handlers.in_use():
                 yield workers, database

@@ -10,7 +10,7 @@ import re
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from logto_webhooks.admin import Admin, locate
@@ -90,14 +90,25 @@ def _end_process() -> None:
     os._exit(0)
 
 
-def load_code(settings: Settings, database: Database | None = None) -> tuple[Handlers, Mappings]:
+def load_code(
+    settings: Settings, database: Database | None = None, used: Collection[str] = ()
+) -> tuple[Handlers, Mappings]:
     """Return the application's handlers and mappings, if there are any. Warn if they will run on a
-    `database` that isn't the application's. Raises like `load_application`."""
+    `database` that isn't the application's, and if one of the `used` settings isn't its own. Raises
+    like `load_application`."""
     application = load_application(settings, database)
     if application is None:
         return Handlers(), Mappings()
     if database is not None:
         _warn_about_database(locate(database), locate(application.database), settings)
+    if ignored := [name for name in application.list_ignored(settings) if name in used]:
+        variables = ", ".join(settings.name_of(name) for name in ignored)
+        logger.warning(
+            "These arguments of LogtoWebhooks(…) have no effect here: %s. Set %s, or use "
+            "LogtoWebhooks.from_env().",
+            ", ".join(ignored),
+            variables,
+        )
     return application.handlers, application.mappings
 
 

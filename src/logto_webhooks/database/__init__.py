@@ -24,15 +24,20 @@ if TYPE_CHECKING:
 
 Engine = Union[sa.Engine, "AsyncEngine"]
 Database = Union[SqliteFile, "Postgres"]  # opened on first use
-_ARGUMENT: Final = "database_url"  # the argument's name, for callers without a setting
+# The arguments' names, for callers without settings.
+_ARGUMENT: Final = "database_url"
+_SCHEMA: Final = "schema"
 _USE: Final = "sqlite:///file.db or postgresql://user:password@host/name"
 _DRIVERS: Final = ("asyncpg", "psycopg", "greenlet")  # installed by an extra
 # Backends that an error may name. Any other text may be part of a password.
 _OTHER_BACKENDS: Final = re.compile("mysql|mariadb|mssql|oracle|mongodb|redis|cockroachdb|https?")
 
 
-def open_database(url: str, schema: str | None = None, name: str = _ARGUMENT) -> Database:
-    """Return the database for a URL from the setting `name`. Raises SettingInvalid.
+def open_database(
+    url: str, schema: str | None = None, name: str = _ARGUMENT, schema_name: str = _SCHEMA
+) -> Database:
+    """Return the database for a URL from the setting `name`, and a schema from the setting
+    `schema_name`. Raises SettingInvalid.
 
     No error quotes the URL, or a part of it that may be a password.
     """
@@ -43,9 +48,12 @@ def open_database(url: str, schema: str | None = None, name: str = _ARGUMENT) ->
         return _open_postgres(url, schema, name)
     if separator and backend == "sqlite":
         try:
-            return SqliteFile(_to_path(sa.make_url(url), name), name)
+            path = _to_path(sa.make_url(url), name)
         except (sa.exc.ArgumentError, ValueError):
             pass
+        else:
+            _refuse_schema(schema, schema_name, f"Set {name} to the URL of a PostgreSQL database")
+            return SqliteFile(path, name)
     problem = f"it isn't a URL; use {_USE}"
     if url[:1] in ("'", '"'):
         problem = "it starts with a quote; remove the quotes"
@@ -59,7 +67,7 @@ def open_database(url: str, schema: str | None = None, name: str = _ARGUMENT) ->
 def database_for(settings: Settings) -> Database:
     """Return the database of the settings. Raises SettingInvalid."""
     name = settings.name_of("database_url")
-    return open_database(settings.database_url, settings.schema, name)
+    return open_database(settings.database_url, settings.schema, name, settings.name_of("schema"))
 
 
 def for_another_loop(database: Database, settings: Settings) -> Database:
@@ -71,6 +79,13 @@ async def read_status(database: Database) -> Status:
     """Check the database and count its contents. Raises what `check` raises."""
     await database.check()
     return await database.host.read(lambda store: store.status())
+
+
+def _refuse_schema(schema: str | None, name: str, remedy: str) -> None:
+    """Refuse a schema for SQLite, because the URL of a PostgreSQL server is probably missing."""
+    if schema is not None:
+        problem = f"the database is a SQLite file, which has no schemas. {remedy}, or remove {name}"
+        raise SettingInvalid(name=name, problem=problem)
 
 
 def _open_postgres(url: str, schema: str | None, name: str) -> Database:
@@ -120,6 +135,7 @@ def wrap_engine(engine: Engine, schema: str | None) -> Database:
         raise SettingInvalid(name="engine", problem=f"{problem}pass a URL as database_url")
     backend = engine.url.get_backend_name()
     if backend == "sqlite":
+        _refuse_schema(schema, _SCHEMA, "Pass an engine of a PostgreSQL database")
         return SqliteFile(_to_path(engine.url, "engine"))
     if backend != "postgresql":
         problem = f"it must be an engine of SQLite or PostgreSQL, not {backend}"

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 SETTING: Final = "logto_setting"
 # A lock or a statement took too long. Other work in the same database can still succeed.
 _TIMED_OUT: Final = ("55P03", "57014")
+NO_PERMISSION: Final = (
+    "run the command as the service's user, or give this user write permission for the file and "
+    "its folder, which reading needs, too"
+)
 # A pattern of the SQLSTATE and the message -> what to do. psycopg's errors while connecting have no
 # SQLSTATE.
 _HINTS: Final = (
@@ -34,6 +38,7 @@ _HINTS: Final = (
     ),
     ("unrecognized configuration parameter", "correct options in {setting}"),
     ("not a database", "set {setting} to another file"),
+    ("unable to open database file|readonly database", NO_PERMISSION),
     ("is locked", "wait, or end the program that locks it, which fuser shows"),
 )
 _PAGE: Final = "docs/how-to/database-rights.md"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -41,6 +42,7 @@ from logto_webhooks.retries import MAX_LOSSES
 
 TURN_MS: Final = 1_000
 LOCKED_MS: Final = 1_000  # until a locked job is looked at again
+IN_USE_MS: Final = 5 * 60_000  # a process registers its handlers every minute
 FIRST: Final = 0  # the `order_at` of a job that runs before all others of its queue
 _first, _newer = jobs.alias("first"), jobs.alias("newer")
 _is_waiting, _is_done = (
@@ -99,6 +101,14 @@ _first_of_queue = (
     .correlate(queue_keys)
     .scalar_subquery()
 )
+_due_at = (
+    sa.select(queue_keys.c.due_at)
+    .where(*_has_job, jobs.c.id == _first_of_queue)
+    .where(jobs.c.state == sa.literal_column("'waiting'"))
+    .correlate(jobs)
+    .scalar_subquery()
+    .label("due_at")
+)
 _is_late = (jobs.c.order_at != FIRST) & (
     sa.exists()
     .where(
@@ -125,6 +135,9 @@ _SELECT_FIRST_JOBS = (
     .where(_these_keys)
 )
 _LOCK_FIRST_JOBS = _SELECT_FIRST_JOBS.with_for_update(of=jobs, skip_locked=True)
+_SELECT_HANDLERS = sa.select(handlers.c.name, handlers.c.options, handlers.c.seen_at).order_by(
+    by_code(handlers.c.name), handlers.c.registered_at
+)
 _SELECT_QUEUES = sa.select(jobs.c.handler, jobs.c.queue_key, jobs.c.state).where(_these_jobs)
 _COUNT_ATTEMPT = sa.update(jobs).where(_these_jobs).values(attempts=jobs.c.attempts + 1)
 _FINISH = (
@@ -217,19 +230,32 @@ class JobStore:
         self._connection = connection
 
     def handlers(self) -> list[RegisteredHandler]:
-        """Return all registered handlers, whichever process has their code."""
-        stored = self._connection.scalars(sa.select(handlers.c.options).order_by(handlers.c.name))
-        return [msgspec.convert(options, RegisteredHandler) for options in stored]
+        """Return all registered handlers, whichever process has their code.
+
+        While several releases run, a handler is for the events of each, so that none is missing.
+        Its other options are those of the newest.
+        """
+        by_name: dict[str, list[Any]] = {}
+        for row in self._connection.execute(_SELECT_HANDLERS):
+            by_name.setdefault(row.name, []).append(row)
+        return [_combine(rows) for rows in by_name.values()]
 
     def register(self, new: Sequence[RegisteredHandler]) -> None:
-        """Insert handlers, or update their options."""
+        """Register handlers, or note that a process still has their code."""
         for handler in sorted(new, key=lambda handler: handler.name):
+            options = msgspec.to_builtins(handler)
+            digest = hashlib.sha256(msgspec.json.encode(options, order="deterministic"))
             insert = insert_into(handlers, self._connection.dialect.name).values(
-                name=handler.name, options=msgspec.to_builtins(handler), registered_at=now()
+                name=handler.name,
+                definition=digest.hexdigest()[:32],
+                options=options,
+                registered_at=now(),
+                seen_at=greatest(now(), _last_seen(handler.name)),
             )
             self._connection.execute(
                 insert.on_conflict_do_update(
-                    index_elements=["name"], set_={"options": insert.excluded.options}
+                    index_elements=["name", "definition"],
+                    set_={"seen_at": insert.excluded.seen_at},
                 )
             )
 
@@ -356,8 +382,8 @@ class JobStore:
 
     def find(self, wanted: JobFilter) -> list[JobRow]:
         """List jobs, the newest first."""
-        names = JobRow.__struct_fields__
-        query = sa.select(*(jobs.c[name] for name in names)).order_by(jobs.c.id.desc())
+        names = [name for name in JobRow.__struct_fields__ if name != "due_at"]
+        query = sa.select(*(jobs.c[name] for name in names), _due_at).order_by(jobs.c.id.desc())
         if wanted.ids is not None:
             query = query.where(jobs.c.id.in_(wanted.ids))
         for name in ("id", "handler", "state", "subject", "event", "delivery_id"):
@@ -422,6 +448,25 @@ class JobStore:
         now_free = queue_key_ids.difference(key for _, key in later)
         if now_free:
             self._connection.execute(_FREE, {"ids": sorted(now_free)})
+
+
+def _last_seen(name: str) -> Any:
+    """Return an expression for when a handler was last registered, which never becomes earlier,
+    even if the clock is set back."""
+    last = sa.select(sa.func.max(handlers.c.seen_at)).where(handlers.c.name == name)
+    return sa.func.coalesce(last.scalar_subquery(), 0)
+
+
+def _combine(rows: Sequence[Any]) -> RegisteredHandler:
+    """Combine the definitions of a handler that processes have, the oldest first."""
+    last_seen = max(row.seen_at for row in rows)
+    in_use = [
+        msgspec.convert(row.options, RegisteredHandler)
+        for row in rows
+        if row.seen_at >= last_seen - IN_USE_MS
+    ]
+    patterns = dict.fromkeys(pattern for handler in in_use for pattern in handler.patterns)
+    return structs.replace(in_use[-1], patterns=tuple(patterns))
 
 
 def _to_row(job: NewJob) -> Row:

@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from logto_webhooks import canonical_json
 from logto_webhooks.database.dialect import among, by_code, insert_into, now
+from logto_webhooks.database.jobs import IN_USE_MS
 from logto_webhooks.database.schema import is_not_ok, mapped_rows, mappings, records
 from logto_webhooks.deliveries import MappingStatus
 from logto_webhooks.records.record import Key, Kind
@@ -93,24 +94,34 @@ class MappingStore:
         }
 
     def register(self, new: Sequence[RegisteredMapping]) -> None:
-        """Insert mappings, or update those that say something else now: these have to be applied
-        to all records."""
+        """Register mappings, or note that a process still has their code.
+
+        A new definition replaces the one before, and has to be applied to all records. One that was
+        replaced before, by a newer release, replaces that only when no process has it any more.
+        """
         for mapping in sorted(new, key=lambda mapping: mapping.name):
+            is_it = mappings.c.name == mapping.name
             insert = insert_into(mappings, self._connection.dialect.name).values(
                 name=mapping.name,
                 kind=mapping.kind,
                 definition=mapping.definition,
+                former=[],
                 applied_to="",
                 registered_at=now(),
+                seen_at=now(),
             )
-            names = ("kind", "definition", "applied_to", "registered_at")
-            self._connection.execute(
-                insert.on_conflict_do_update(
-                    index_elements=["name"],
-                    set_={name: insert.excluded[name] for name in names},
-                    where=mappings.c.definition != insert.excluded.definition,
-                )
-            )
+            self._connection.execute(insert.on_conflict_do_nothing())
+            query = sa.select(mappings, now().label("now")).where(is_it).with_for_update()
+            row = self._connection.execute(query).one()
+            seen: dict[str, Any] = {"seen_at": max(row.now, row.seen_at)}
+            if row.definition != mapping.definition:
+                is_in_use = row.seen_at >= row.now - IN_USE_MS
+                if is_in_use and mapping.definition in row.former:
+                    continue
+                former = {*row.former, row.definition} - {mapping.definition}
+                seen |= {"kind": mapping.kind, "definition": mapping.definition}
+                seen |= {"former": sorted(former), "applied_to": "", "registered_at": now()}
+            self._connection.execute(sa.update(mappings).where(is_it).values(seen))
 
     def forget(self, name: str) -> bool:
         """Delete a mapping, and what is known of its rows. The rows stay. Return whether there was

@@ -25,10 +25,11 @@ _SCRIPTS = Path(__file__).parent / "migrations"
 _LOCK = 0x6C6F67746F  # "logto": an advisory lock, held while migrating
 
 
-def upgrade(connection: sa.Connection, schema: str | None = None) -> None:
-    """Migrate the schema to this release, in the caller's transaction.
+def upgrade(connection: sa.Connection, schema: str | None = None) -> bool:
+    """Migrate the tables to this release, in the caller's transaction. Return whether `schema` was
+    created.
 
-    On PostgreSQL, wait for others that migrate it, and create `schema` if it doesn't exist. The
+    On PostgreSQL, wait for others that migrate them, and create `schema` if it doesn't exist. The
     connection is detached, because a forked process or another event loop must not get it from the
     pool. The caller must close that of an asynchronous engine, because SQLAlchemy doesn't.
     """
@@ -38,9 +39,11 @@ def upgrade(connection: sa.Connection, schema: str | None = None) -> None:
         connection.detach()
     if connection.dialect.name == "postgresql":
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
+    is_new = schema is not None and not sa.inspect(connection).has_schema(schema)
     config = _config(schema)
     config.attributes["connection"] = connection
     command.upgrade(config, "head")
+    return is_new
 
 
 def sql(dialect: str, schema: str | None = None) -> str:

@@ -150,17 +150,18 @@ class Postgres:
         """Raise StoreUnavailable, or SchemaMismatch if `migrate` must be run first."""
         await self.check()
 
-    async def migrate(self) -> None:
-        """Migrate the schema to this release. Wait for others that migrate it."""
+    async def migrate(self) -> bool:
+        """Migrate the tables to this release. Wait for others that migrate them. Return whether the
+        schema was created."""
         engine = self._engine
         with translate_errors(engine):
             if isinstance(engine, sa.Engine):
-                await run_in_thread(_migrate, engine, self._schema)
-                return
+                return await run_in_thread(_migrate, engine, self._schema)
             async with engine.connect() as connection:
                 try:
-                    await connection.run_sync(migrate.upgrade, self._schema)
+                    is_new = await connection.run_sync(migrate.upgrade, self._schema)
                     await connection.commit()
+                    return is_new
                 finally:
                     await drop_connection(connection)
 
@@ -183,9 +184,9 @@ class Postgres:
         return migrate.sql("postgresql", self._schema)
 
 
-def _migrate(engine: sa.Engine, schema: str | None) -> None:
+def _migrate(engine: sa.Engine, schema: str | None) -> bool:
     with engine.begin() as connection:
-        migrate.upgrade(connection, schema)
+        return migrate.upgrade(connection, schema)
 
 
 ASYNCPG: Final = "asyncpg"

@@ -215,8 +215,9 @@ mappings = sa.Table(
     metadata,
     *_keys(sa.Text, "name"),
     *_required(sa.Text, "kind", "definition"),
+    *_required(Json, "former"),  # definitions that it had before
     *_optional(sa.Text, "applied_to"),
-    *_required(Millis, "registered_at"),
+    *_required(Millis, "registered_at", "seen_at"),
 )
 
 # What became of each record in these tables.
@@ -244,12 +245,13 @@ membership_steps = sa.Table(
     *_required(Millis, "noted_at"),
 )
 
+# One row for each handler and release: with other options, it is another definition.
 handlers = sa.Table(
     "logto_handlers",
     metadata,
-    *_keys(sa.Text, "name"),
+    *_keys(sa.Text, "name", "definition"),
     *_required(Json, "options"),
-    *_required(Millis, "registered_at"),
+    *_required(Millis, "registered_at", "seen_at"),
 )
 
 jobs = sa.Table(

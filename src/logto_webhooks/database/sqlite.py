@@ -18,7 +18,7 @@ from sqlalchemy.pool import QueuePool
 
 from logto_webhooks import private_files
 from logto_webhooks.database import migrate
-from logto_webhooks.database.errors import SETTING, translate_errors
+from logto_webhooks.database.errors import NO_PERMISSION, SETTING, translate_errors
 from logto_webhooks.database.migrate import DatabaseInfo, inspect_database
 from logto_webhooks.database.runner import HandlerRunner, ThreadRunner
 from logto_webhooks.errors import SettingInvalid, StoreUnavailable
@@ -76,10 +76,13 @@ def create_file(file: Path, setting: str = "database_url") -> None:
         private_files.create(file)
         sqlite3.connect(file).close()
         file.touch()
-        problem = find_forbidden(file)
+        if (problem := find_forbidden(file)) is not None:
+            problem = f"{problem}; {NO_PERMISSION}"
     except (OSError, sqlite3.Error) as error:
         reason = getattr(error, "strerror", None) or error
         problem = f"{file} can't be opened for writing ({reason})"
+        if isinstance(error, PermissionError | sqlite3.Error):
+            problem = f"{problem}; {NO_PERMISSION}"
         if isinstance(error, FileNotFoundError) and not file.parent.exists():
             problem = f"the folder {file.parent} doesn't exist; create it"
     if problem is not None:
@@ -132,7 +135,11 @@ class FileGuard:
         except OSError:
             if self._seen:
                 raise self._lost(f"{file} is gone") from None
-            never = "doesn't exist; logto-webhooks serve or migrate creates it"
+            here = "" if file.is_absolute() else f" in {Path.cwd()}"
+            never = (
+                f"doesn't exist{here}: run the command in the service's folder, or set the "
+                "database's URL. If it is new, logto-webhooks serve or migrate creates it"
+            )
             if not file.parent.exists():
                 never = f"doesn't exist, because the folder {file.parent} doesn't; create it"
             raise self._lost(f"{file} {never}") from None
@@ -226,10 +233,11 @@ class SqliteFile:
         self._guard.reset()  # the files beside it were deleted with the last connection
         await self.migrate()
 
-    async def migrate(self) -> None:
-        """Migrate the schema to this release."""
+    async def migrate(self) -> bool:
+        """Migrate the tables to this release. Return False: a file has no schemas."""
         create_file(self.file, self._setting)
         await run_in_thread(self._migrate)
+        return False
 
     async def check(self) -> None:
         """Raise StoreUnavailable or SchemaMismatch if the database can't be used as it is."""
@@ -254,7 +262,7 @@ class SqliteFile:
     def _check(self) -> None:
         self._look(migrate.check)
         if problem := find_forbidden(self.file):
-            raise StoreUnavailable(problem=problem)
+            raise StoreUnavailable(problem=f"{problem}; {NO_PERMISSION}")
 
     def _inspect(self) -> DatabaseInfo:
         free = shutil.disk_usage(self.file.absolute().parent).free

@@ -172,7 +172,10 @@ def _organizations() -> None:
 
 def _jobs() -> None:
     op.create_table(
-        "logto_handlers", *_key("name"), _column("options", Json), _column("registered_at", Millis)
+        "logto_handlers",
+        *_key("name", "definition"),
+        _column("options", Json),
+        *(_column(name, Millis) for name in ("registered_at", "seen_at")),
     )
     op.create_table(
         "logto_jobs",
@@ -213,8 +216,9 @@ def _mapped_rows() -> None:
         *_key("name"),
         _column("kind", Text),
         _column("definition", Text),
+        _column("former", Json),
         _column("applied_to", Text, nullable=True),
-        _column("registered_at", Millis),
+        *(_column(name, Millis) for name in ("registered_at", "seen_at")),
     )
     table = "logto_mapped_rows"
     op.create_table(
