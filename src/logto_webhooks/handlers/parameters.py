@@ -334,16 +334,16 @@ def _check_object(source: ParameterSource, mapping: EntityMapping, events: Seque
     """Raise ValueError if there is no object for events that the handler gets."""
     kind, name = mapping.kind, source.types[0].__name__
     described = f"the parameter {source.name!r} of type {name}"
+    if not source.may_be_none and not all(_always_has(kind, each) for each in events):
+        article = "an" if kind == "organization" else "a"
+        problem = f"not every event has {article} {kind}, so write {name} | None"
+        raise ValueError(f"{described} may be None: {problem}")
     deleted = [each for each in events if issubclass(each, _DELETED[kind])]
     is_only_deleted = len(deleted) == len(events)
     if mapping.when_deleted == "delete" and deleted and (is_only_deleted or not source.may_be_none):
         fix = "use the event's fields instead" if is_only_deleted else f"write {name} | None"
         problem = f'when_deleted="delete" deletes the row before {deleted[0].__name__} is handled'
         raise ValueError(f"{described} can't be filled: {problem}; {fix}")
-    if not source.may_be_none and not all(_always_has(kind, each) for each in events):
-        article = "an" if kind == "organization" else "a"
-        problem = f"not every event has {article} {kind}, so write {name} | None"
-        raise ValueError(f"{described} may be None: {problem}")
 
 
 def _always_has(kind: MappedKind, event: type) -> bool:
