@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         LogtoWebhooksError,
         RetryLater,
         UserIsDeletedError,
+        UserNotReady,
     )
     from logto_webhooks.events.local import OrganizationRow, UserRow
     from logto_webhooks.explain import Explained
@@ -69,6 +70,7 @@ __all__ = [
     "TestResult",
     "UserComparison",
     "UserIsDeletedError",
+    "UserNotReady",
     "UserRow",
     "VerifiedBody",
     "Webhook",
@@ -111,6 +113,7 @@ _MODULES = {
     "TestResult": "logto.webhooks",
     "UserComparison": "reconcile.fetch",
     "UserIsDeletedError": "errors",
+    "UserNotReady": "errors",
     "UserRow": "events.local",
     "VerifiedBody": "signing_keys",
     "Webhook": "logto.webhooks",

@@ -201,11 +201,11 @@ class Admin:
 
     def __init__(self, settings: Callable[[], Settings], engine: Engine | None = None) -> None:
         """The database is the engine's, or else the settings'. Nothing is opened."""
-        self.handlers: Handlers = Handlers()
+        self.mappings = Mappings()
+        self.handlers: Handlers = Handlers(self.mappings)
         self._settings = settings
         self._engine = engine
         self._database: Database | None = None
-        self.mappings = Mappings()
 
     @property
     def database(self) -> Database:

@@ -28,7 +28,7 @@ from starlette.responses import Response
 from logto_webhooks import ensure_user
 from logto_webhooks.admin import Admin
 from logto_webhooks.database import Database, Engine
-from logto_webhooks.ensure_user import UserLookup
+from logto_webhooks.ensure_user import OwnUsers, UserLookup
 from logto_webhooks.errors import CalledFromEventLoop, NotStarted, SettingInvalid, StartedElsewhere
 from logto_webhooks.events.local import OrganizationRow, UserRow
 from logto_webhooks.handlers import TIME_LIMIT_S, Function, HandlerOptions, What, parse_patterns
@@ -48,7 +48,12 @@ from logto_webhooks.runtime import Service
 from logto_webhooks.settings import MountedSettings, Settings, from_env, list_unknown
 
 if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncSession
+    from sqlalchemy.orm import Session
+
+    from logto_webhooks.logto.api_responses import ApiResponse
     from logto_webhooks.logto.client import ManagementClient
+    from logto_webhooks.records.record import Key
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -379,6 +384,25 @@ class LogtoWebhooks(Admin):
         row = await self._users_here().ensure(claims, self._api)
         self._wake()
         return row
+
+    async def get_user(
+        self, target: type[T], claims: Mapping[str, Any], *, session: AsyncSession | Session
+    ) -> T:
+        """Return your own object for a verified token's claims, loaded in your `session`. `target`
+        is a class that `map_users` maps.
+
+        If your row isn't there yet, the user and the row are written in the session's transaction,
+        from the claims. If these lack what the row needs, and the Management API is configured, the
+        user is read from Logto first.
+
+        Raises UserNotReady if there is no row even so, UserIsDeletedError, ClaimsUnusable,
+        SettingInvalid, StoreUnavailable.
+        """
+        own = OwnUsers(self.database.host, self.mappings, target)
+        return await own.get(claims, session, self._ask if self._api else None)
+
+    async def _ask(self, key: Key) -> ApiResponse | None:
+        return await self._users_here().ask(self._api, key) if self._api else None
 
     async def wait_for_user(self, logto_id: str, timeout_s: float = 5.0) -> UserRow:
         """Wait until a user's webhook is applied. With a timeout of 0, check once.

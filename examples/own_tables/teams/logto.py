@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 
-import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from logto_webhooks import LogtoWebhooks, events
@@ -31,8 +30,6 @@ logto.map_members(
 
 
 @logto.on(events.LocalUserCreated)
-async def welcome(event: events.LocalUserCreated, session: AsyncSession) -> None:
+async def welcome(user: User, session: AsyncSession) -> None:
     """The message commits together with the job, so there is one for each user."""
-    mine = sa.select(User).where(User.logto_user_id == event.user.logto_user_id)
-    user = (await session.scalars(mine)).one()
     session.add(Welcome(user_id=user.id, text=f"Welcome, {user.first_name or user.email}!"))

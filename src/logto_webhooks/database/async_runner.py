@@ -5,7 +5,12 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from contextlib import (
+    AbstractAsyncContextManager,
+    asynccontextmanager,
+    nullcontext,
+    suppress,
+)
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -30,7 +35,6 @@ from logto_webhooks.database.runner import (
 from logto_webhooks.database.sessions import (
     SESSION,
     ConnectionWatch,
-    begin_writing,
     finish_session,
     get_handler_limit,
     get_sync_types,
@@ -40,6 +44,7 @@ from logto_webhooks.database.sessions import (
     release,
     roll_back_savepoint,
     use_our_schema,
+    writing,
 )
 from logto_webhooks.database.store import LOCK_S, STATEMENT_S, Project, Store
 from logto_webhooks.database.threads import DetachedCall, GreenletBridge
@@ -92,7 +97,7 @@ class AsyncRunner:
         """The same with the connection itself, within a time limit."""
         return await self._within(limit_s, lambda held: self._look(work, held))
 
-    async def within(self, session: Any, work: Callable[[Store], T]) -> T:
+    async def within(self, session: Any, work: Callable[[Store], T], *, writes: bool = True) -> T:
         """Run within the transaction of an application's AsyncSession or AsyncConnection.
 
         Raises SettingInvalid, StoreUnavailable, RowRejected.
@@ -105,8 +110,10 @@ class AsyncRunner:
             connection = session
 
         def run(sync: sa.Connection) -> T:
-            with use_our_schema(self._engine.sync_engine, sync):
-                begin_writing(sync)
+            with (
+                use_our_schema(self._engine.sync_engine, sync),
+                writing(sync) if writes else nullcontext(),
+            ):
                 return run_and_project(work, Store(sync, self.project))
 
         with translate_errors(self._engine):

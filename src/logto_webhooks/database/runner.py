@@ -8,7 +8,7 @@ import os
 import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from threading import Thread
 from typing import Any, ClassVar, Final, Protocol, TypeVar
@@ -21,7 +21,6 @@ from logto_webhooks.database.errors import diagnose, translate_errors
 from logto_webhooks.database.sessions import (
     IN_HANDLER,
     ConnectionWatch,
-    begin_writing,
     finish_session,
     get_handler_limit,
     get_sync_types,
@@ -30,6 +29,7 @@ from logto_webhooks.database.sessions import (
     make_session,
     make_session_error,
     use_our_schema,
+    writing,
 )
 from logto_webhooks.database.store import LOCK_S, STATEMENT_S, Project, Store
 from logto_webhooks.database.threads import HAS_WRITER, DetachedCall, SerialExecutor
@@ -86,8 +86,9 @@ class HandlerRunner(TransactionRunner, Protocol):
     def room(self) -> int:
         """How many handlers may be in a transaction at once."""
 
-    async def within(self, session: Any, work: Callable[[Store], T]) -> T:
-        """Run within the transaction of an application's session, which the application ends.
+    async def within(self, session: Any, work: Callable[[Store], T], *, writes: bool = True) -> T:
+        """Run within the transaction of an application's session, which the application ends. If
+        work raises, what it wrote and locked is undone.
 
         Raises SettingInvalid for a session that can't be used here, and what `run` raises.
         """
@@ -318,17 +319,24 @@ class ThreadRunner:
         """The same with the connection itself, within a time limit."""
         return await self._within(limit_s, self._reader, partial(self._look, work, self._reads))
 
-    async def within(self, session: Any, work: Callable[[Store], T]) -> T:
-        """Run within the transaction of an application's Session or Connection, on this thread.
+    async def within(self, session: Any, work: Callable[[Store], T], *, writes: bool = True) -> T:
+        """Run within the transaction of an application's Session or Connection, in a thread: a lock
+        that another session holds must not block the event loop.
 
         Raises SettingInvalid, StoreUnavailable, RowRejected.
         """
         is_usable = isinstance(session, get_sync_types())
         if not is_usable:
             raise make_session_error(session, "a Session or a Connection")
+        return await DetachedCall[T]().run(partial(self._run_within, session, work, writes))
+
+    def _run_within(self, session: Any, work: Callable[[Store], T], writes: bool) -> T:
         connection = session if isinstance(session, sa.Connection) else session.connection()
-        with translate_errors(self._engine), use_our_schema(self._engine, connection):
-            begin_writing(connection)
+        with (
+            translate_errors(self._engine),
+            use_our_schema(self._engine, connection),
+            writing(connection) if writes else nullcontext(),
+        ):
             return run_and_project(work, Store(connection, self.project))
 
     def provides(self, awaited: bool) -> tuple[type, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -39,6 +40,13 @@ class Mappings:
     def all(self) -> list[EntityMapping | MemberMapping]:
         """All mappings: memberships last, because they wait for the others."""
         return [*self.entities, *self.members]
+
+    def find_entity(self, target: Any) -> EntityMapping | None:
+        """Find the mapping of users or organizations onto a class; None if it isn't mapped."""
+        table = getattr(sa.inspect(target, raiseerr=False), "local_table", None)
+        targets = [target] if table is None else [target, table]
+        found = (each for each in self.entities if any(each.target is one for one in targets))
+        return next(found, None)
 
     @property
     def registered(self) -> Sequence[RegisteredMapping]:

@@ -20,6 +20,7 @@ from logto_webhooks.errors import (
     HandlerUnknown,
     InvalidHandler,
     RetryLater,
+    RowWaits,
     SettingInvalid,
 )
 from logto_webhooks.event_loop import Offloader
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from logto_webhooks.app import LogtoWebhooks
 
 ALL: Final = 1_000_000
+FORESEEN: Final = (RetryLater, RowWaits, Discard)  # errors that `raise_errors` doesn't raise
 _LONGEST_S: Final = 1e9
 T = TypeVar("T")
 
@@ -202,7 +204,7 @@ class AsyncApp:
             host, clock, self.reports.append, jitter=_no_jitter, offloader=_NoOffloader()
         )
         self._caller = HandlerCaller(
-            host.handle, clock, _no_jitter, self._handlers, _call, _NoOffloader()
+            host.handle, host.read, clock, _no_jitter, self._handlers, _call, _NoOffloader()
         )
 
     async def deliver(self, *deliveries: SignedRequest | Sequence[SignedRequest]) -> DeliveryResult:
@@ -230,7 +232,7 @@ class AsyncApp:
                 break
             calls += [call for job in claimed if (call := await self._run(job))]
         for error in (call.error for call in calls):
-            is_foreseen = isinstance(error, RetryLater | Discard) or error in self._made_errors
+            is_foreseen = isinstance(error, FORESEEN) or error in self._made_errors
             if self._raise_errors and error is not None and not is_foreseen:
                 raise error
         return calls
