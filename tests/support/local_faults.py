@@ -344,10 +344,10 @@ async def _with_a_part(clinic: Clinic) -> dict[str, str]:
 
 async def _with_a_mapped_row(clinic: Clinic, state: str) -> dict[str, str]:
     """A database in which a user's row in the application's table isn't as it should be."""
-    mapping = "INSERT INTO logto_mappings (name, kind, definition, registered_at) "
+    mapping = "INSERT INTO logto_mappings (name, kind, definition, former, registered_at, seen_at) "
     row = "INSERT INTO logto_mapped_rows (mapping, logto_id, kind, state, reason, changed_at) "
     return await clinic.another(
-        f"{mapping} VALUES ('people', 'user', '', {_LONG_AGO})",
+        f"{mapping} VALUES ('people', 'user', '', '[]', {_LONG_AGO}, {_LONG_AGO})",
         f"{row} VALUES ('people', 'ana', 'user', '{state}', 'it is so', {_LONG_AGO})",
     )
 
