@@ -3,7 +3,7 @@
 ARG PYTHON_IMAGE
 FROM ${PYTHON_IMAGE} AS build
 ARG PYTHON_IMAGE
-# Without a digest the base could be another one tomorrow.
+# Without a digest, the base image could change between two builds.
 RUN case "$PYTHON_IMAGE" in *@sha256:????????????????????????????????????????????????????????????????) ;; *) echo "PYTHON_IMAGE must end in @sha256: and a digest, see docs/how-to/deploy.md" >&2; exit 1 ;; esac
 WORKDIR /src
 RUN python -m venv /app && python -m venv /build
@@ -19,7 +19,7 @@ FROM ${PYTHON_IMAGE}
 RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin logto \
  && install --directory --owner logto --group logto /data
 COPY --from=build /app /app
-# What a SQLite file needs is below /data; nothing else is written, but for temporary files.
+# A SQLite file is stored in /data. Apart from that, only temporary files are written.
 ENV PATH=/app/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     LOGTO_WEBHOOKS_DATABASE_URL=sqlite:////data/logto-webhooks.db \
@@ -31,5 +31,5 @@ EXPOSE 8787
 HEALTHCHECK --interval=10s --timeout=6s --start-period=20s \
     CMD ["python", "-c", "import http.client, os; it = http.client.HTTPConnection('127.0.0.1', int(os.environ['LOGTO_WEBHOOKS_PORT']), timeout=5); it.request('GET', '/readyz'); exit(it.getresponse().status != 200)"]
 ENTRYPOINT ["logto-webhooks"]
-# A container's own 127.0.0.1 is seen from nowhere else.
+# 127.0.0.1 in a container can't be reached from outside.
 CMD ["serve", "--host", "0.0.0.0"]

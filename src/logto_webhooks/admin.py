@@ -337,7 +337,7 @@ class Admin:
         Raises WebhookExists, SettingInvalid.
         """
         if not is_url(url):
-            raise SettingInvalid(name="url", problem=f"{url!r} isn't like https://host/path")
+            raise SettingInvalid(name="url", problem=f"{url!r} must look like https://host/path")
         patterns = [name for handler in self.handlers for name in handler.registered.patterns]
         async with self._open_client() as logto:
             return await webhooks.create_webhook(logto, url, name, subscription(patterns))

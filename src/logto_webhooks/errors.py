@@ -434,8 +434,9 @@ class SettingInvalid(LogtoWebhooksError):
 
 class SigningKeyMissing(LogtoWebhooksError):
     """No signing key is set{where}. Set LOGTO_WEBHOOK_SIGNING_KEY to the webhook's signing key: in
-    Logto's console, Webhooks > your webhook > Settings > Signing key. Commands also read it from
-    --signing-key or the file .env. An application only reads its environment."""
+    Logto's console, Webhooks > your webhook > Settings > Signing key. To try it without Logto,
+    any text of 16 or more characters will do. Commands also read it from --signing-key or the file
+    .env, but your own server doesn't read .env."""
 
     def __init__(self, empty: str | None = None) -> None:
         """`empty` is the variable that is set to nothing."""

@@ -102,6 +102,13 @@ def test_jobs_are_listed_and_shown(folder: Path) -> None:
     assert "no job with the ID 99" in one_line(said(folder, "jobs", "show", "99", code=1))
 
 
+@pytest.mark.parametrize("name", ["retry", "discard"])
+def test_without_a_selection_it_says_how_to_make_one(folder: Path, name: str) -> None:
+    """And does nothing."""
+    line = one_line(said(folder, "jobs", name, code=2))
+    assert line == "error: Pass job IDs, or --handler NAME for all its dead jobs."
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [

@@ -21,7 +21,7 @@ from logto_webhooks import LogtoWebhooks, events, tables
 
 try:
     logto = LogtoWebhooks(signing_key="k" * 32, {arguments})
-    logto.on(events.UserCreated)(lambda event: None)
+    logto.on(events.UserCreated, name='x')(lambda event: None)
     asyncio.run(logto.{call})
 except Exception as error:
     print(f"{{type(error).__name__}}: {{error}}")

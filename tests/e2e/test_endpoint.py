@@ -205,7 +205,7 @@ def test_a_test_right_after_a_rotation_arrives(tmp_path: Path) -> None:
             mine = logto.add_hook(f"{service.url}{PATH}")
             logto.change_hook(mine["id"], enabled=False)
             rotated = await run("rotate")
-            assert rotated.stderr.splitlines()[0].endswith("; no use of it is recorded yet.")
+            assert rotated.stderr.splitlines()[0].endswith("; its last use isn't recorded yet.")
             listed = msgspec.json.decode((await run("list", "--json")).stdout)
             assert {row["id"] for row in listed if row["ours"]} == {mine["id"]}
             tested = await run("test")
@@ -250,7 +250,7 @@ async def migrated(settings: dict[str, str], folder: Path) -> subprocess.Complet
         (
             ["create", "--url", "app.example"],
             {},
-            "--url can't be used: 'app.example' isn't like https://host/path.",
+            "--url can't be used: 'app.example' must look like https://host/path.",
         ),
         (["create", "--url", URL], {"LOGTO_M2M_APP_SECRET": "wrong"}, "LOGTO_M2M_APP_SECRET"),
         (["list"], {"LOGTO_ENDPOINT": ""}, "Management API isn't configured"),
@@ -307,7 +307,7 @@ def test_what_an_overlap_is_like(tmp_path: Path) -> None:
         logto.add_hook(URL)
         wrong = await run("rotate", "--overlap", "soon")
         assert wrong.returncode == 2
-        assert "isn't like 30s, 10m" in one_line(wrong.stderr)
+        assert "must look like 30s, 10m" in one_line(wrong.stderr)
         assert [each["signingKey"] for each in logto.hooks] == [logto.signing_key]
 
     live(test, tmp_path)

@@ -534,7 +534,7 @@ def test_a_logto_that_is_gone_for_a_while(tmp_path: Path) -> None:
         (["--repoint", "main"], {}, "--repoint can't be used: it needs --tunnel-command"),
         (["--tunnel-command", "ngrok http 80"], {}, "it must contain {port}"),
         (["--tunnel-command", "x {port}", "--since", "1h"], {}, "--since can't be used"),
-        (["--forward-to", "localhost:80"], {}, "isn't like http://"),
+        (["--forward-to", "localhost:80"], {}, "must look like http://"),
     ],
 )
 def test_what_can_not_be_done(

@@ -55,7 +55,7 @@ MODULES = {
     "app_lacks_variable": "import os\nos.environ['LOGTO_WEBHOOK_SIGNING_KEY']\n",
     "app_lacks_key": "{}['SECRET']\n",
     "app_refused": "from logto_webhooks import LogtoWebhooks\n"
-    "LogtoWebhooks.from_env().on('*', concurrency=0)(lambda event: None)\n",
+    "LogtoWebhooks.from_env().on('*', concurrency=0, name='all')(lambda event: None)\n",
 }
 
 
@@ -81,18 +81,25 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("app_good.py:logto", "there is no module"),
         ("./app_good:logto", "module:name"),
         ("nowhere:logto", "there is no module nowhere"),
-        ("app_lacks:logto", "there is no module surely_no_module"),
-        ("app_good:logto", "isn't a LogtoWebhooks"),
+        (
+            "app_lacks:logto",
+            "there is no module surely_no_module on the import path, which app_lacks",
+        ),
+        ("app_good:logto", "there is no logto in app_good."),
         ("app_good:inner", "isn't a LogtoWebhooks"),
         ("app_good:make", "isn't a LogtoWebhooks"),
-        ("app_raises:logto", "ValueError; run python -c 'import app_raises'"),
+        ("app_good:lgoto", "there is no lgoto in app_good."),
+        ("app_looks:lgoto", "there is no lgoto in app_looks; did you mean app_looks:logto?"),
+        ("app_looks:Path", "app_looks:Path isn't a LogtoWebhooks object; did you mean app_looks:l"),
+        ("app_raises:logto", "ValueError at app_raises.py:1; run python -c 'import app_raises'"),
         ("app_exits:logto", "SystemExit"),
         (
             "app_lacks_variable:logto",
-            "KeyError: LOGTO_WEBHOOK_SIGNING_KEY isn't in the environment; .env isn't exported",
+            "KeyError at app_lacks_variable.py:2: LOGTO_WEBHOOK_SIGNING_KEY isn't in the "
+            "environment; .env isn't exported",
         ),
-        ("app_lacks_key:logto", "KeyError; run python -c"),
-        ("app_broken:logto", "SyntaxError"),
+        ("app_lacks_key:logto", "KeyError at app_lacks_key.py:1; run python -c"),
+        ("app_broken:logto", "SyntaxError at app_broken.py:1"),
     ],
 )
 @pytest.mark.usefixtures("folder")

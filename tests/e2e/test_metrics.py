@@ -159,7 +159,7 @@ def test_what_logto_told_is_counted(tmp_path: Path) -> None:
     assert told["deliveries_recovered_total"] == 1
     assert told["log_entries_total"] == 1
     assert told["records_compared_total"] == 1
-    assert told["not_asked_total"] == 0
+    assert told["api_failures_total"] == 0
     assert told["complete_up_to_timestamp_seconds"] > 1e9
     assert told["reconciled_timestamp_seconds"] > 1e9
 
@@ -200,8 +200,8 @@ REPORTS: list[tuple[TelemetryEvent, Samples]] = [
     (Stalled("gone", 1), {"stalls_total": 1}),
     (Resumed(), {}),
     (LogRecovered(9, 2, "x: 2", ""), {"log_entries_total": 9, "deliveries_recovered_total": 2}),
-    (Refetched("user:ana", ("doubtful",)), {"asked_total": 1}),
-    (ApiUnavailable("gone", 1), {"not_asked_total": 1}),
+    (Refetched("user:ana", ("doubtful",)), {"refetches_total": 1}),
+    (ApiUnavailable("gone", 1), {"api_failures_total": 1}),
     (Reconciled(5, 2, 1, "x: 1", ""), {"records_compared_total": 7, "records_drifted_total": 1}),
 ]
 

@@ -239,6 +239,7 @@ class TestTheCommand:
             ([], "Give an event, such as User.Created, or --scenario NAME."),
             (["--scenario", "sso", "--data", "name=x"], "it needs an event, not a scenario"),
             (["PostSignIn", "--faults", "loss,duplicate"], "the closest is duplicates"),
+            (["User.Created", "--data", 'customData={"a": 1'], "customData isn't valid JSON; put"),
             (["User.Created", "--data", "naem=x"], "the closest is name."),
             (["User.Created", "--data", "name.x=1"], "the field 'name.x' can't be used: name has"),
         ],

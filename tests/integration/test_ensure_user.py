@@ -25,6 +25,7 @@ from logto_webhooks.errors import (
     StoreUnavailable,
 )
 from logto_webhooks.records.record import Key, Tombstone
+from logto_webhooks.samples.request import sign_request
 from logto_webhooks.testing import SIGNING_KEY, make
 from logto_webhooks.testing.fake import FakeLogto
 from tests.support.mounted import live, on_postgres, on_sqlite, send, soon
@@ -58,6 +59,37 @@ def test_the_user_is_there_at_once_and_logto_wins(kind: str, tmp_path: Path) -> 
         assert told == ["ensure_user"]
         threaded = await asyncio.to_thread(lambda: logto.call(logto.ensure_user(CLAIMS)))
         assert threaded == row
+
+    live(logto, body)
+
+
+def test_claims_do_not_complete_what_logto_sent_in_part(tmp_path: Path) -> None:
+    """The row is there for the request, and the record still waits for a refetch."""
+    logto = on_sqlite(tmp_path)
+
+    async def body(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
+        part = {
+            "event": "User.Data.Updated",
+            "createdAt": "1970-01-01T00:16:40.000Z",
+            "path": "/users/ana/custom-data",
+            "method": "PATCH",
+            "status": 200,
+            "params": {"userId": "ana"},
+            "matchedRoute": "/users/:userId/custom-data",
+            "data": {"plan": "pro"},
+        }
+        await send(client, sign_request(part, SIGNING_KEY))
+        await eventually(logto.status, lambda status: status.refetch == 1)
+        row = await logto.ensure_user({"sub": "ana", "name": "Ana"})
+        assert (row.name, row.custom_data["plan"]) == ("Ana", "pro")
+        [user] = await logto.users("ana")
+        assert (user.waiting_for, (await logto.status()).refetch) == ("incomplete", 1)
+        await send(client, make.user_created(id="ana", email="ana@x.example", at=900_000))
+        await eventually(logto.status, lambda status: status.refetch == 0)
+        [user] = await logto.users("ana")
+        assert (user.waiting_for, user.row["email"]) == (None, "ana@x.example")
+        await logto.ensure_user({"sub": "bo"})
+        assert (await logto.status()).refetch == 0, "a webhook will come"
 
     live(logto, body)
 

@@ -141,6 +141,7 @@ def test_the_next_look_begins_where_the_last_one_ended(tmp_path: Path) -> None:
         async with FakeLogto() as logto:
             logto.add_hook("http://127.0.0.1:9/webhook")
             logto.faults = Faults(lost=1)
+            ends = []
             for wave in range(2):
                 for _ in range(3):
                     logto.create_user()
@@ -148,10 +149,37 @@ def test_the_next_look_begins_where_the_last_one_ended(tmp_path: Path) -> None:
                 found = await recovered(logto, host, since=None)
                 assert found.recovered == 3
                 assert found.causes == {"connection refused": 3}, wave
+                ends.append(found.until)
             assert found.until - found.since < recover.FIRST_MS
             status = await host.read(lambda store: store.status())
-            assert status.complete_up_to == found.until
+            assert status.complete_up_to == max(ends), "the second can be dated some ms earlier"
             assert status.recovered == 6
+
+    on_sqlite(live, tmp_path)
+
+
+def test_a_later_start_leaves_the_rest_to_the_next_run(tmp_path: Path) -> None:
+    """What a run skipped because of its `since` isn't complete."""
+
+    async def live(host: TransactionRunner) -> None:
+        async with FakeLogto() as logto:
+            webhook = logto.add_hook("http://127.0.0.1:9/webhook")
+            now = logto_now()
+            logto.populate_log(webhook["id"], long_log(3, now - 3_600_000))
+            for since in (now - 60_000, now - 30_000):  # on a new database, and later
+                found = await recovered(logto, host, since=since)
+                assert found.recovered == 0
+                assert "run `recover` without --since" in found.doubts[0]
+                status = await host.read(lambda store: store.status())
+                assert status.complete_up_to is None
+            assert (await recovered(logto, host, since=None)).recovered == 3
+            reached = (await host.read(lambda store: store.status())).complete_up_to
+            assert (await recovered(logto, host, since=logto_now() + 1_000)).doubts
+            assert (await host.read(lambda store: store.status())).complete_up_to == reached
+            earlier = await recovered(logto, host, since=now - 7_200_000)
+            assert earlier.recovered == 0
+            status = await host.read(lambda store: store.status())
+            assert (status.complete_up_to or 0) >= (reached or now)
 
     on_sqlite(live, tmp_path)
 
@@ -474,5 +502,5 @@ def test_serve_says_when_logto_cannot_be_asked(tmp_path: Path) -> None:
         "LOGTO_M2M_APP_SECRET": "a-secret",
     }
     with Service(tmp_path, port=0, **given) as service:
-        assert "a-secret" not in service.wait_for_log("Logto's API can't be reached")
+        assert "a-secret" not in service.wait_for_log("Logto's API can't be used")
         assert service.http.get("/healthz").status_code == 200

@@ -136,9 +136,9 @@ def test_a_name_that_no_database_holds_is_refused(refused: Register, name: Any) 
     assert "its name" in refused("*", name=name)
 
 
-@pytest.mark.parametrize("function", [functools.partial(plain), Generates()])
+@pytest.mark.parametrize("function", [functools.partial(plain), Generates(), lambda e: e])
 def test_what_has_no_name_asks_for_one(refused: Register, function: Any) -> None:
-    """As a partial, or an object that is called."""
+    """As a partial, an object that is called, or a lambda: the next one would have the same."""
     assert "name='…'" in refused("*", function=function)
 
 
@@ -173,6 +173,12 @@ def test_an_option_that_can_not_be_is_refused(
     """By its name."""
     for value in values:
         assert f"{option}" in refused("*", **{option: value})
+
+
+def test_its_type_is_told_in_pythons_words(refused: Register) -> None:
+    """Not in those of JSON."""
+    assert "waits: expected a list such as [1, 60], got a whole number" in refused("*", waits=5)
+    assert "max_attempts: expected a whole number >= 1" in refused("*", max_attempts=0)
 
 
 def test_waits_may_be_any_sequence(logto: LogtoWebhooks) -> None:

@@ -1,1 +1,1 @@
-"""An application with users of Logto: each gets a workspace, a greeting, and can write notes."""
+"""An application whose users sign in with Logto. Each gets a workspace and a mail."""

@@ -1,4 +1,4 @@
-"""A STAND-IN, TO BE REPLACED: who is asking.
+"""A STAND-IN THAT YOU MUST REPLACE: authentication.
 
 In an application of yours, `claims_of` verifies an access or ID token that Logto issued: its
 signature by the keys of `{LOGTO_ENDPOINT}/oidc/jwks`, its issuer, audience and expiry, as the
@@ -24,13 +24,13 @@ HOUR_S = 3600
 
 
 def token_of(claims: Mapping[str, Any]) -> str:
-    """Make a token that is good for an hour."""
+    """Make a token that expires after an hour."""
     content = json.dumps({"exp": time.time() + HOUR_S, **claims}).encode()
     return f"{base64.urlsafe_b64encode(content).decode()}.{_signature(content)}"
 
 
 def claims_of(token: str) -> dict[str, Any]:
-    """Return what a token says. Raises ValueError unless it is ours and hasn't expired."""
+    """Return a token's claims. Raises ValueError if its signature is wrong or it has expired."""
     encoded, _, signature = token.partition(".")
     content = base64.urlsafe_b64decode(encoded)
     if not hmac.compare_digest(signature.encode(), _signature(content).encode()):

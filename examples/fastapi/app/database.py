@@ -1,4 +1,4 @@
-"""The application's one engine: Logto's webhooks are stored through it, too."""
+"""The application's engine, which also stores Logto's deliveries."""
 
 from __future__ import annotations
 

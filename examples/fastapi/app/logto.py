@@ -1,4 +1,4 @@
-"""What the application does when something happens at Logto."""
+"""The handlers, which run when something happens in Logto."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ logto = LogtoWebhooks(signing_key=LOGTO_WEBHOOK_SIGNING_KEY, engine=engine)
 async def keep_workspace(
     event: events.LocalUserCreated | events.LocalUserDeleted, session: AsyncSession
 ) -> None:
-    """Whatever told of the user: the session commits with "done", so it happens once.
+    """Create and delete a user's workspace, once: the session commits together with the job.
 
-    A handler's jobs for one user keep their order, those of two handlers don't: so one does both.
+    One handler does both, because only the jobs of the same handler run in order.
     """
     user = event.user
     if isinstance(event, events.LocalUserDeleted):
@@ -34,13 +34,13 @@ async def keep_workspace(
 
 @logto.on(events.PostSignIn)
 async def note_sign_in(event: events.PostSignIn, delivery: Delivery, session: AsyncSession) -> None:
-    """The delivery knows when it happened, however late it arrived."""
+    """Record a sign-in. `occurred_at` is its time, even if the delivery arrived late."""
     at = datetime.fromtimestamp(delivery.occurred_at / 1000, UTC)
     session.add(SignIn(logto_user_id=event.user_id, at=at, ip=event.user_ip))
 
 
 @logto.on(events.LocalUserCreated)
 async def greet(event: events.LocalUserCreated, delivery: Delivery) -> None:
-    """An effect elsewhere may be tried twice, if we die in between: the key makes it one."""
+    """Send a mail. If the process ends meanwhile, this runs again: the key prevents a second."""
     text = f"Welcome, {event.user.name or 'stranger'}!"
     await mail.send(event.user.logto_user_id, text, delivery.idempotency_key)

@@ -1,4 +1,4 @@
-"""A stand-in for a provider of mail. Like a real one it does once what it is asked by one key."""
+"""A stand-in for a mail provider. Like a real one, it sends one mail for each idempotency key."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from app.models import Greeting
 
 
 async def send(logto_user_id: str, text: str, idempotency_key: str) -> None:
-    """Send a mail, unless one was sent by this key."""
+    """Send a mail, unless one with this key was sent before."""
     values = {"key": idempotency_key, "logto_user_id": logto_user_id, "text": text}
     async with sessions.begin() as session:
         await session.execute(insert(Greeting).values(values).on_conflict_do_nothing())

@@ -22,20 +22,20 @@ logger = logging.getLogger("uvicorn.error")
 
 
 class NewNote(BaseModel):
-    """What a user writes."""
+    """The body of POST /notes."""
 
     text: str
 
 
 class Written(BaseModel):
-    """It is kept, with its author."""
+    """The response to POST /notes."""
 
     id: int
     author: str
 
 
 class Mine(BaseModel):
-    """A user's workspace, with what Logto knows of the user."""
+    """A user's workspace, with the user's data from Logto."""
 
     title: str
     name: str | None
@@ -47,7 +47,7 @@ class Mine(BaseModel):
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
-    """The application's own: it starts before the router's, and ends after it."""
+    """Start and stop the application. The router's lifespan starts after this, and ends before."""
     logger.info("The application has started")
     yield
     await engine.dispose()
@@ -60,13 +60,13 @@ app.include_router(router(logto))  # POST /api/webhooks/logto
 
 @app.exception_handler(UserIsDeletedError)
 async def refuse(request: Request, error: Exception) -> JSONResponse:
-    """A token can outlive its user."""
+    """Refuse a user who was deleted after the token was issued."""
     return JSONResponse({"detail": "this user was deleted"}, 403)
 
 
 @app.post("/notes", status_code=201)
 async def write_note(new: NewNote, claims: Claims, session: InSession) -> Written:
-    """Keep a note, and its author if no webhook told of the user yet: both or neither."""
+    """Store a note, and its author if no webhook has arrived yet, in one transaction."""
     user = await logto.ensure_user(claims, session=session)
     note = Note(author=user.logto_user_id, text=new.text)
     session.add(note)
@@ -76,7 +76,7 @@ async def write_note(new: NewNote, claims: Claims, session: InSession) -> Writte
 
 @app.get("/workspace")
 async def show_workspace(claims: Claims, session: InSession) -> Mine:
-    """What belongs to whoever asks: our own tables beside Logto's."""
+    """Show the user's workspace, from our own tables joined with Logto's."""
     me = claims["sub"]
     mine = (
         sa.select(Workspace.title, logto_users.c.name, logto_users.c.email)

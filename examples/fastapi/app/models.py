@@ -1,4 +1,4 @@
-"""The application's own tables, and the one of Logto's users that it joins with them."""
+"""The application's own tables, and the table of Logto's users."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ logto_users = tables.users
 
 
 class Base(DeclarativeBase):
-    """Of all models, and what Alembic compares with the database."""
+    """The base class of all models. Alembic compares its metadata with the database."""
 
 
 class Workspace(Base):
-    """Where a user works; `owner` is Logto's id of the user."""
+    """A user's workspace. `owner` is the user's Logto ID."""
 
     __tablename__ = "workspaces"
 
@@ -28,7 +28,7 @@ class Workspace(Base):
 
 
 class SignIn(Base):
-    """The audit: who signed in, when and from where."""
+    """A sign-in: who, when and from which address."""
 
     __tablename__ = "sign_ins"
 
@@ -39,7 +39,7 @@ class SignIn(Base):
 
 
 class Greeting(Base):
-    """A mail that was sent; the key makes it one."""
+    """A mail that was sent. The key prevents a second one."""
 
     __tablename__ = "greetings"
 
@@ -49,7 +49,7 @@ class Greeting(Base):
 
 
 class Note(Base):
-    """What a user wrote; `author` is Logto's id of the user."""
+    """A note. `author` is the Logto ID of the user who wrote it."""
 
     __tablename__ = "notes"
 

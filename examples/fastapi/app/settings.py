@@ -1,4 +1,4 @@
-"""What the environment sets; README.md says how."""
+"""Settings, read from the environment. README.md lists them."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from logto_webhooks.cli.options import (
     with_settings,
 )
 from logto_webhooks.cli.session import run_admin
-from logto_webhooks.errors import HandlerUnknown, JobUnknown
+from logto_webhooks.errors import HandlerUnknown, JobUnknown, LogtoWebhooksError
 from logto_webhooks.jobs import JobFilter, JobMove, JobRow, JobState
 from logto_webhooks.plural import Count
 from logto_webhooks.settings import Settings
@@ -36,6 +36,11 @@ State = Annotated[
     JobState | None, Option(help="Only in this state: waiting, done, dead or discarded.")
 ]
 Ids = Annotated[list[int] | None, Argument(min=1, max=GREATEST_ID, help="Job IDs.")]
+
+
+class JobsMissing(LogtoWebhooksError):
+    """Pass job IDs, or --handler NAME for all its dead jobs."""
+
 
 handlers = make_group()
 app = make_group()
@@ -224,6 +229,8 @@ def _move(
     as_json: bool,
 ) -> None:
     chosen = list(dict.fromkeys(ids or []))
+    if not chosen and handler is None:
+        raise JobsMissing()
 
     async def move_jobs(admin: Admin) -> tuple[int, int]:
         if move is JobMove.DISCARD:

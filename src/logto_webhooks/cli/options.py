@@ -51,7 +51,7 @@ def check_subject(subject: str | None) -> str | None:
     if subject is None:
         return None
     if not re.fullmatch(r"[a-z-]+:.+", subject, re.DOTALL):
-        raise SettingInvalid(name="--subject", problem=f"{subject!r} isn't like user:ID")
+        raise SettingInvalid(name="--subject", problem=f"{subject!r} must look like user:ID")
     return check_text("--subject", subject)
 
 
@@ -236,14 +236,14 @@ def parse_duration(name: str, value: str) -> int:
     """Parse `30s`, `10m`, `2h` or `1d` as seconds. Raises SettingInvalid."""
     match = re.fullmatch(r"(\d{1,6})([smhd])", value)
     if not match:
-        raise SettingInvalid(name=name, problem=f"{value!r} isn't like 30s, 10m, 2h or 1d")
+        raise SettingInvalid(name=name, problem=f"{value!r} must look like 30s, 10m, 2h or 1d")
     return round(timedelta(**{_UNITS[match[2]]: int(match[1])}).total_seconds())
 
 
 def check_url(name: str, value: str, example: str = "http://127.0.0.1:8787/path") -> str:
     """Check that a text is an HTTP URL. Raises SettingInvalid."""
     if not is_url(value):
-        problem = f"{value!r} isn't like {example}"
+        problem = f"{value!r} must look like {example}"
         raise SettingInvalid(name=name, problem=problem)
     return value
 

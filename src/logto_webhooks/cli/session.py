@@ -142,8 +142,13 @@ def load_application(settings: Settings, database: Database | None = None) -> Lo
         sys.path.insert(0, os.getcwd())
     application = _import(settings, module, name)
     if not isinstance(application, LogtoWebhooks):
+        named = vars(sys.modules[module]).items()
+        found = [name for name, value in named if isinstance(value, LogtoWebhooks)]
+        meant = f"; did you mean {module}:{found[0]}?" if found else ""
         problem = f"{settings.app} isn't a LogtoWebhooks object"
-        raise _invalid(settings, problem)
+        if application is None:
+            problem = f"there is no {name} in {module}"
+        raise _invalid(settings, f"{problem}{meant}")
     application.run_by(settings, database)
     return application
 
@@ -156,10 +161,13 @@ def _import(settings: Settings, module: str, name: str) -> object:
     except LogtoWebhooksError:
         raise
     except ModuleNotFoundError as error:
-        raise _invalid(settings, f"there is no module {error.name} on the import path") from None
+        problem = f"there is no module {error.name} on the import path"
+        if error.name != module and not module.startswith(f"{error.name}."):
+            problem = f"{problem}, which {module} imports"
+        raise _invalid(settings, problem) from None
     except (Exception, SystemExit) as error:
         # The error's message is left out, because it may contain a secret.
-        raised = f"{module} raised {type(error).__name__}"
+        raised = f"{module} raised {type(error).__name__}{_find_place(error)}"
         if isinstance(error, KeyError) and (variable := _missing_variable(error)):
             raised = f"{raised}: {variable} isn't in the environment"
             advice = (
@@ -170,6 +178,22 @@ def _import(settings: Settings, module: str, name: str) -> object:
             advice = f"run python -c 'import {module}' to see where"
         raise _invalid(settings, f"{raised}; {advice}") from None
     return value
+
+
+def _find_place(error: BaseException) -> str:
+    """Return the last line of the application that led to an error, if it is in this folder."""
+    here = f"{os.getcwd()}{os.sep}"
+    lines = [
+        (frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)
+    ]
+    if isinstance(error, SyntaxError):
+        lines.append((error.filename or "", error.lineno or 0))
+    own = [
+        f" at {file.removeprefix(here)}:{line}"
+        for file, line in lines
+        if file.startswith(here) and not file.startswith((sys.prefix, sys.base_prefix))
+    ]
+    return own[-1] if own else ""
 
 
 def _missing_variable(error: KeyError) -> str | None:

@@ -245,6 +245,9 @@ def _parse_fields(pairs: list[str]) -> dict[str, Any]:
         except UnicodeError:
             raise SettingInvalid(name="--data", problem=f"{name} isn't UTF-8 text") from None
         except ValueError:
+            if text[:1] in ('"', "[", "{"):
+                problem = f"{name} isn't valid JSON; put the whole value in single quotes"
+                raise SettingInvalid(name="--data", problem=problem) from None
             fields[name] = text
     return fields
 

@@ -251,7 +251,7 @@ class Store(DeliveryStore, MembershipStore):
             refetch=self.count_records(records.c.refetch_since.is_not(None)),
             oldest_pending_s=self.oldest_pending_s(),
             recovered=recovered.count if recovered else 0,
-            complete_up_to=recovered.at if recovered else None,
+            complete_up_to=(recovered.at or None) if recovered else None,
             reconciled_at=reconciled.at if reconciled else None,
             silent_since=self.flow().silent_since,
             memberships_to_end=self.count_memberships_to_end(),

@@ -401,6 +401,8 @@ async def check_spool(context: CheckContext) -> list[Finding]:
         faults.append(make_finding("spool_open", problem=context.target.spool_problem))
     if context.target.spooled:
         faults.append(make_finding("spool_waiting", count=context.target.spooled))
+    if not faults and not context.settings.spool_dir:
+        return [make_skipped("No spool directory is set.")]
     return faults or [make_ok("No deliveries wait in the spool directory.")]
 
 

@@ -354,7 +354,8 @@ FAULTS: Final[dict[str, Fault]] = {
     ),
     "log_signature": _warning(
         "{count:delivery of the last day was|deliveries of the last day were} refused with 401.",
-        "Compare the signing key with the webhook's key, and check that no proxy changes bodies.",
+        "After a rotation, a few are normal, and they are applied later. Otherwise, compare the "
+        "signing key with the webhook's key, and check that no proxy changes bodies.",
     ),
     "log_refused": _warning(
         "{count:delivery|deliveries} of the last day could not connect: nothing was listening.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -136,7 +137,21 @@ def make_options(values: dict[str, Any], kind: type[T]) -> T:
         return msgspec.convert(values, kind)
     except msgspec.ValidationError as error:
         expected, _, where = str(error).partition(" - at `$.")
-        raise ValueError(f"{where.rstrip('`')}: {expected}") from None
+        expected = _TYPE.sub(lambda name: _TYPES.get(name[1], name[1]), expected)
+        raise ValueError(f"{where.rstrip('`')}: {expected[:1].lower()}{expected[1:]}") from None
+
+
+# msgspec's names of types, in its messages -> ours.
+_TYPE: Final = re.compile(r"`(\w+)(?: \| null)?`")
+_TYPES: Final = {
+    "array": "a list such as [1, 60]",
+    "bool": "True or False",
+    "float": "a number",
+    "int": "a whole number",
+    "null": "None",
+    "object": "a dict",
+    "str": "text",
+}
 
 
 Function = TypeVar("Function", bound=Callable[..., Any])

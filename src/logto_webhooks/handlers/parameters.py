@@ -41,6 +41,9 @@ def handler_name(function: Any, name: Any) -> str:
     if not callable(function) or isinstance(function, type):
         raise InvalidHandler(name=repr(function), problem="it isn't a function")
     own = _make_name(function) if name is None else name
+    if name is None and own.endswith("<lambda>"):
+        problem = f"a lambda has no name that identifies its jobs; {_CALL_IT}"
+        raise InvalidHandler(name=own, problem=problem)
     if not isinstance(own, str) or not own.strip() or not own.isprintable():
         problem = "its name must be printable text"
         raise InvalidHandler(name=repr(own), problem=problem)

@@ -240,7 +240,7 @@ class ApiUnavailable(TelemetryEvent, frozen=True):
     """A request to the Management API failed: each, or those about one `subject`. It is retried."""
 
     level = logging.ERROR
-    message = "Logto's API can't be reached"
+    message = "Logto's API can't be used"
 
     problem: str
     retry_in_s: float

@@ -98,7 +98,7 @@ METRICS: Final = (
         values=get_args(RefusedFor),
     ),
     Metric(
-        "requests_set_aside",
+        "requests_quarantined",
         telemetry.Quarantined,
         "requests quarantined because no known key signed them",
         _COUNT,
@@ -209,8 +209,8 @@ METRICS: Final = (
         label="why",
         values=get_args(Why),
     ),
-    Metric("asked", telemetry.Refetched, "refetches from the Management API"),
-    Metric("not_asked", telemetry.ApiUnavailable, "failed calls to the Management API"),
+    Metric("refetches", telemetry.Refetched, "refetches from the Management API"),
+    Metric("api_failures", telemetry.ApiUnavailable, "failed calls to the Management API"),
     Metric(
         "records_compared",
         telemetry.Reconciled,

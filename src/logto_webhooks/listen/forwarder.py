@@ -95,7 +95,7 @@ def _parse_url(url: str) -> httpx2.URL:
             return httpx2.URL(url)
     except httpx2.InvalidURL:
         pass
-    problem = f"{url!r} isn't like http://127.0.0.1:8000/path"
+    problem = f"{url!r} must look like http://127.0.0.1:8000/path"
     raise SettingInvalid(name="--forward-to", problem=problem)
 
 

@@ -75,7 +75,8 @@ def _compare_page(
 
 def _to_differences(mapping: str, plans: Sequence[PlannedRow]) -> Iterator[Difference]:
     for plan in plans:
-        if plan.action == "insert":
+        waits_for_end = plan.state.state == "waiting" and plan.state.blocked_by is not None
+        if plan.action == "insert" or waits_for_end:
             yield Difference(mapping=mapping, problem="missing", logto_id=plan.logto_id)
         elif plan.action == "update":
             columns = tuple(sorted(map(str, plan.values)))

@@ -146,7 +146,7 @@ def declare_members(
         finder.find(name).key: _make_reader(MemberRow, source, finder.find(name), problem)
         for name, source in (columns or {}).items()
     }
-    defaults = {finder.find(name).key: value for name, value in (create_defaults or {}).items()}
+    defaults = _read_defaults(create_defaults or {}, finder, problem)
     filled = {*(end.column.key for end in ends), *read_by_key, *defaults}
     _check_required(table, filled, problem)
     return MemberMapping(
@@ -202,7 +202,7 @@ def declare_entities(
             finder.find(name).key: _make_reader(ROW_TYPES[kind], source, finder.find(name), problem)
             for name, source in (fill or {}).items()
         },
-        create_defaults={finder.find(name).key: v for name, v in (create_defaults or {}).items()},
+        create_defaults=_read_defaults(create_defaults or {}, finder, problem),
         link=_find_link(kind, link, finder, read_by_key, problem),
         where=where or _every,
         create=create,
@@ -214,6 +214,18 @@ def declare_entities(
     )
     _check(mapping, problem)
     return mapping
+
+
+def _read_defaults(
+    defaults: Mapping[ColumnName, Any], finder: _ColumnFinder, problem: _Problem
+) -> dict[str, Any]:
+    for name, value in defaults.items():
+        if callable(value):
+            raise problem(
+                f"create_defaults needs a value for {finder.find(name).name}, not a function: if "
+                "each row has a value of its own, use the column's default"
+            )
+    return {finder.find(name).key: value for name, value in defaults.items()}
 
 
 def _define(finder: _ColumnFinder, *parts: Any) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -34,6 +34,16 @@ def find_deleted(connection: sa.Connection, kind: MappedKind, ids: Collection[st
         records.c.kind == kind, among(records.c.logto_id, "ids"), records.c.gone_at.is_not(None)
     )
     return set(connection.scalars(query, {"ids": sorted(ids)}))
+
+
+def find_doubtful(
+    connection: sa.Connection, kind: MappedKind, ids: Collection[str]
+) -> Sequence[str]:
+    """Return those of the records that are in doubt."""
+    query = sa.select(records.c.logto_id).where(
+        records.c.kind == kind, among(records.c.logto_id, "ids"), records.c.doubtful
+    )
+    return connection.scalars(query, {"ids": sorted(ids)}).all()
 
 
 def find_present(connection: sa.Connection, kind: Kind, ids: Collection[str]) -> set[str]:

@@ -6,14 +6,15 @@ culprit is alone; that stays a conflict and holds back nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Final, Literal
 
 import sqlalchemy as sa
 from msgspec import Struct
 from msgspec.structs import replace
 
-from logto_webhooks.database.errors import translate_errors
+from logto_webhooks.database.errors import place_of, translate_errors
 from logto_webhooks.database.mapped_rows import (
     RowState,
     StateStore,
@@ -23,7 +24,7 @@ from logto_webhooks.database.mapped_rows import (
 )
 from logto_webhooks.errors import RowRejected, StoreUnavailable, TimedOut
 from logto_webhooks.mapping.declare import End, EntityMapping, MemberMapping, MemberRow
-from logto_webhooks.mapping.mirror import find_deleted, read_rows
+from logto_webhooks.mapping.mirror import find_deleted, find_doubtful, read_rows
 from logto_webhooks.records.record import Key, membership
 
 MOST_SWAPPED: Final = 50  # rows whose unique values go round, which are written together
@@ -64,17 +65,21 @@ class TableWriter:
         options = {"schema_translate_map": self._schemas}
         return self._connection.execute(statement, values, execution_options=options)
 
+    def _run_rows(self, statement: Any, rows: Sequence[dict[str, Any]]) -> None:
+        """Run a statement for each row. psycopg logs each failure of several rows at once."""
+        self._run(statement, rows[0] if len(rows) == 1 else rows)
+
     def attempt(self, work: Callable[[], None], ids: Collection[str]) -> None:
         """Work in a savepoint. If the table can't be used, such as during the application's own
         migration, the rows of these records are owed."""
         try:
-            with translate_errors(self._connection.engine), self._connection.begin_nested():
+            with _translate_errors(self._connection), self._connection.begin_nested():
                 work()
         except (RowRejected, StoreUnavailable) as error:
             self.results.clear()
             stored = self._states.find(ids)
             states = [stored.get(id_) or RowState(logto_id=id_) for id_ in ids]
-            problem = _describe(error)
+            problem = _describe(error, self._connection)
             self._states.save([_blocked(state, "owed", problem) for state in states], stored)
 
     def list_rows(
@@ -107,7 +112,7 @@ class TableWriter:
         return {plan.logto_id: plan.state for plan in plans}
 
     def _write_all(self, plans: Sequence[PlannedRow]) -> None:
-        with translate_errors(self._connection.engine), self._connection.begin_nested():
+        with _translate_errors(self._connection), self._connection.begin_nested():
             deletes = any(plan.action == "delete" for plan in plans)
             before = find_dangling(self._connection) if deletes else set()
             self._execute(plans)
@@ -124,12 +129,12 @@ class TableWriter:
             if plan.action == "insert":
                 inserts.setdefault(tuple(sorted(plan.values)), []).append(plan.values)
         for rows in inserts.values():
-            self._run(sa.insert(self._table), rows)
+            self._run_rows(sa.insert(self._table), rows)
 
     def _delete(self, plans: Sequence[PlannedRow]) -> None:
         if plans:
             where, values = self._match_keys(plans)
-            self._run(sa.delete(self._table).where(where), values)
+            self._run_rows(sa.delete(self._table).where(where), values)
 
     def _update(self, plans: Sequence[PlannedRow]) -> None:
         groups: dict[tuple[str, ...], list[PlannedRow]] = {}
@@ -145,7 +150,7 @@ class TableWriter:
                 row | {f"new_{i}": plan.values[name] for i, name in enumerate(names)}
                 for row, plan in zip(values, group, strict=True)
             ]
-            self._run(sa.update(self._table).where(where).values(sets), rows)
+            self._run_rows(sa.update(self._table).where(where).values(sets), rows)
 
     def _match_keys(
         self, plans: Sequence[PlannedRow]
@@ -168,7 +173,8 @@ class TableWriter:
         """Return the state of a row that was refused."""
         if isinstance(error, TimedOut):
             return {plan.logto_id: _blocked(plan.state, "owed", _LOCKED)}
-        return {plan.logto_id: _blocked(plan.state, "conflict", _describe(error))}
+        problem = _describe(error, self._connection)
+        return {plan.logto_id: _blocked(plan.state, "conflict", problem)}
 
 
 class EntityWriter(TableWriter):
@@ -216,7 +222,10 @@ class EntityWriter(TableWriter):
         stored = self._states.find(ids)
         plans = self._plan(ids, stored)
         self._planned = {plan.logto_id: plan for plan in plans}
-        written = self._write_halves([plan for plan in plans if plan.action != "nothing"])
+        to_write = [plan for plan in plans if plan.action != "nothing"]
+        taken = self._find_taken(to_write)
+        written = self._write_halves([plan for plan in to_write if plan.logto_id not in taken])
+        written |= self._write_taken([plan for plan in to_write if plan.logto_id in taken], taken)
         states = {plan.logto_id: plan.state for plan in plans if plan.action == "nothing"} | written
         self._name_inserted(states)
         self._states.save(states.values(), stored)
@@ -236,14 +245,12 @@ class EntityWriter(TableWriter):
         for logto_id, row in rows.items():
             state = states.get(logto_id) or RowState(logto_id=logto_id)
             if logto_id in locked:
-                owed = _blocked(state, "owed", _LOCKED)
-                plans.append(PlannedRow(logto_id=logto_id, action="nothing", state=owed))
+                plans.append(_refuse(state, "owed", _LOCKED))
                 continue
             if logto_id in gone and logto_id not in told and self._mapping.when_deleted == "delete":
                 # A Logto that lacks users, such as one restored from a dump, deletes no rows here.
                 problem = "Logto has no such record, but no delivery says that it was deleted"
-                waits = _blocked(state, "waiting", problem)
-                plans.append(PlannedRow(logto_id=logto_id, action="nothing", state=waits))
+                plans.append(_refuse(state, "waiting", problem))
                 continue
             own = own_rows.get(logto_id)
             plan = self._plan_row(logto_id, row, own, linked.get(logto_id), state)
@@ -262,18 +269,15 @@ class EntityWriter(TableWriter):
         mapping = self._mapping
         if row.deleted_at is not None:
             return None if own is None else self._plan_deletion(logto_id, own, state)
-        if not mapping.where(row):
-            return None
         try:
+            if not mapping.where(row):
+                return None
             values = {name: read(row) for name, read in mapping.columns.items()}
             fill = {name: read(row) for name, read in mapping.fill.items()}
         except Exception as error:  # the application's function
-            problem = f"the mapping raised {type(error).__name__}"
-            stopped = _blocked(state, "conflict", problem)
-            return PlannedRow(logto_id=logto_id, action="nothing", state=stopped)
-        if isinstance(link, Ambiguous):
-            stopped = _blocked(state, "conflict", link.describe())
-            return PlannedRow(logto_id=logto_id, action="nothing", state=stopped)
+            return _refuse(state, "conflict", _describe_raised(error))
+        if isinstance(link, NoLink):
+            return _refuse(state, link.state, link.reason)
         if own is None and link is not None:
             own = link
             values |= self._key_values(logto_id, own)
@@ -304,8 +308,8 @@ class EntityWriter(TableWriter):
             if value is None and not self._table.c[name].nullable
         ]
         if missing:
-            waits = _blocked(state, "waiting", f"{missing[0]} is NOT NULL, but Logto has no value")
-            return PlannedRow(logto_id=logto_id, action="nothing", state=waits)
+            problem = f"{missing[0]} is NOT NULL, but Logto has no value"
+            return _refuse(state, "waiting", problem)
         ok = RowState(logto_id=logto_id)
         return PlannedRow(logto_id=logto_id, action="insert", values=values, state=ok)
 
@@ -343,15 +347,23 @@ class EntityWriter(TableWriter):
         return sa.select(*self._read_columns(), text.label(_KEY)).where(text.in_(ids))
 
     def _find_links(self, rows: dict[str, Any]) -> dict[str, Any]:
-        """Find existing rows without a key that are a record's: one row, or Ambiguous."""
+        """Find existing rows without a key that are a record's: one row, or NoLink."""
         link = self._mapping.link
         assert link is not None
+        doubtful = find_doubtful(self._connection, self._mapping.kind, rows)
+        refused: dict[str, Any] = dict.fromkeys(doubtful, _IN_DOUBT)
+        rows = {logto_id: row for logto_id, row in rows.items() if logto_id not in doubtful}
         candidates: dict[str, list[sa.RowMapping]] = {}
         is_free = self._mapping.key.text.is_(None)
         columns = self._read_columns()
         if link.condition is not None:
             for logto_id, row in rows.items():
-                query = sa.select(*columns).where(is_free, link.condition(row)).limit(2)
+                try:
+                    is_linked = link.condition(row)
+                except Exception as error:
+                    refused[logto_id] = NoLink(_describe_raised(error))
+                    continue
+                query = sa.select(*columns).where(is_free, is_linked).limit(2)
                 candidates[logto_id] = list(self._run(query).mappings())
         else:
             assert link.column is not None
@@ -359,10 +371,15 @@ class EntityWriter(TableWriter):
             fold = _fold if link.folds_case else str
             wanted: dict[str, list[str]] = {}
             for logto_id, row in rows.items():
-                if (value := link.read(row)) not in (None, ""):
+                try:
+                    value = link.read(row)
+                except Exception as error:
+                    refused[logto_id] = NoLink(_describe_raised(error))
+                    continue
+                if value not in (None, ""):
                     wanted.setdefault(fold(value), []).append(logto_id)
             if not wanted:
-                return {}
+                return refused
             compared = link.column
             folded = sa.func.lower(sa.func.trim(compared)) if link.folds_case else compared
             query = sa.select(*columns, compared.label("logto_link")).where(
@@ -374,7 +391,7 @@ class EntityWriter(TableWriter):
             shared = {i for ids in wanted.values() if len(ids) > 1 for i in ids}
             for logto_id in shared & candidates.keys():
                 candidates[logto_id] = candidates[logto_id] * 2  # two users want the same row
-        return self._choose(candidates)
+        return refused | self._choose(candidates)
 
     def _choose(self, candidates: dict[str, list[sa.RowMapping]]) -> dict[str, Any]:
         keys = {encode_id(self._key_of(row)) for rows in candidates.values() for row in rows}
@@ -382,7 +399,8 @@ class EntityWriter(TableWriter):
         chosen: dict[str, Any] = {}
         for logto_id, rows in candidates.items():
             if len(rows) > 1:
-                chosen[logto_id] = Ambiguous(len({encode_id(self._key_of(row)) for row in rows}))
+                is_shared = len({encode_id(self._key_of(row)) for row in rows}) == 1
+                chosen[logto_id] = _SHARED if is_shared else _SEVERAL
             elif rows and owners.get(encode_id(self._key_of(rows[0])), {logto_id}) == {logto_id}:
                 chosen[logto_id] = rows[0]
         return chosen
@@ -401,7 +419,45 @@ class EntityWriter(TableWriter):
             else:
                 self._planned |= {swapped.logto_id: swapped for swapped in ring}
                 return {swapped.logto_id: swapped.state for swapped in ring}
-        return {plan.logto_id: _blocked(plan.state, "conflict", _describe(error), holder)}
+        problem = _describe(error, self._connection)
+        return {plan.logto_id: _blocked(plan.state, "conflict", problem, holder)}
+
+    def _find_taken(self, plans: Sequence[PlannedRow]) -> dict[str, tuple[str, str]]:
+        """Find the rows that want a unique value of another row. Return the primary key of that
+        row, and the column."""
+        taken: dict[str, tuple[str, str]] = {}
+        for column in self._mapping.unique_columns:
+            wanted = {
+                plan.values[column.key]: plan
+                for plan in plans
+                if plan.values.get(column.key) is not None
+            }
+            if not wanted:
+                continue
+            query = sa.select(*self._primary_key, column).where(column.in_(list(wanted)))
+            for row in self._run(query):
+                key, value = tuple(row)[:-1], row[-1]
+                plan = wanted.get(value)
+                if plan is not None and key != plan.primary_key:
+                    taken.setdefault(plan.logto_id, (encode_id(key), column.name))
+        return taken
+
+    def _write_taken(
+        self, plans: Sequence[PlannedRow], taken: Mapping[str, tuple[str, str]]
+    ) -> dict[str, RowState]:
+        """Write rows whose unique value another row had, one by one, because that may give it up. A
+        row that isn't a record's won't, so that is a conflict at once."""
+        holders = {taken[plan.logto_id][0] for plan in plans}
+        owners = self._states.find_owners(holders) if holders else {}
+        states: dict[str, RowState] = {}
+        for plan in plans:
+            holder, column = taken[plan.logto_id]
+            if owners.get(holder):
+                states |= self._write_halves([plan])
+            else:
+                problem = f"another row has the value of {column}"
+                states[plan.logto_id] = _blocked(plan.state, "conflict", problem, holder)
+        return states
 
     def _find_holder(self, plan: PlannedRow) -> str | None:
         """The primary key of another row that has a unique value which this one wants."""
@@ -436,7 +492,7 @@ class EntityWriter(TableWriter):
 
     def _write_ring(self, ring: Sequence[PlannedRow]) -> None:
         """Free the unique values first, by null or by a placeholder, then set them."""
-        with translate_errors(self._connection.engine), self._connection.begin_nested():
+        with _translate_errors(self._connection), self._connection.begin_nested():
             for plan in ring:
                 freed = {
                     column.key: None if column.nullable else _placeholder(column, plan.logto_id)
@@ -617,7 +673,10 @@ class MemberWriter(TableWriter):
     def _plan_row(
         self, pair: Key, row: MemberRow, ends: tuple[Any, ...], own: sa.RowMapping | None
     ) -> PlannedRow:
-        values = {name: read(row) for name, read in self._mapping.columns.items()}
+        try:
+            values = {name: read(row) for name, read in self._mapping.columns.items()}
+        except Exception as error:  # the application's function
+            return _refuse(RowState(logto_id=pair.id), "conflict", _describe_raised(error))
         if own is None:
             columns = (self._mapping.organization.column, self._mapping.user.column)
             keys = {column.key: value for column, value in zip(columns, ends, strict=True)}
@@ -653,7 +712,7 @@ class MemberWriter(TableWriter):
             by_end.append(found)
             missing = [id_ for id_ in ids if id_ not in found]
             for id_, row in read_rows(self._connection, end.kind, missing).items():
-                if not (mapping.create and mapping.where(row)):
+                if not (mapping.create and _is_wanted(mapping, row)):
                     excluded.add(Key(end.kind, id_))
         resolved: dict[Key, tuple[Any, ...] | Key] = {}
         for pair in members:
@@ -693,16 +752,24 @@ def blocker(end: Key) -> str:
     return f"{end.kind}:{end.id}"
 
 
-class Ambiguous(Struct, frozen=True):
-    """Several rows could be linked, or several users want one row."""
+class NoLink(Struct, frozen=True):
+    """Why no row is linked, and none is inserted either."""
 
-    rows: int
+    reason: str
+    state: Literal["waiting", "conflict"] = "conflict"
 
-    def describe(self) -> str:
-        """Say why nothing was linked."""
-        if self.rows == 1:
-            return "another user could be linked to the same row"
-        return f"{self.rows} existing rows could be linked"
+
+_SHARED: Final = NoLink("another user could be linked to the same row")
+_SEVERAL: Final = NoLink("several existing rows could be linked")
+_IN_DOUBT: Final = NoLink("its record is in doubt, so no existing row is linked yet", "waiting")
+
+
+def _is_wanted(mapping: EntityMapping, row: Any) -> bool:
+    """Whether a mapping is for a record. One whose function raises has a conflict, and is."""
+    try:
+        return mapping.where(row)
+    except Exception:
+        return True
 
 
 def check_constraints(connection: sa.Connection) -> None:
@@ -724,9 +791,36 @@ def _blocked(state: RowState, new: Any, reason: str, blocked_by: str | None = No
     return replace(state, state=new, reason=reason, blocked_by=blocked_by)
 
 
-def _describe(error: Exception) -> str:
+def _refuse(state: RowState, new: Any, reason: str, blocked_by: str | None = None) -> PlannedRow:
+    """Plan to write nothing, and say why."""
+    stopped = _blocked(state, new, reason, blocked_by)
+    return PlannedRow(logto_id=state.logto_id, action="nothing", state=stopped)
+
+
+def _describe_raised(error: Exception) -> str:
+    return f"the mapping raised {type(error).__name__}"  # its message may contain personal data
+
+
+def _describe(error: Exception, connection: sa.Connection) -> str:
     problem: str = getattr(error, "problem", type(error).__name__)
-    return problem
+    if problem.endswith("Error") and problem.isidentifier():
+        return f"a value doesn't fit its column ({problem})"
+    return problem.partition(f" ({place_of(connection.engine.url)})")[0]
+
+
+@contextmanager
+def _translate_errors(connection: sa.Connection) -> Iterator[None]:
+    """As `translate_errors`, but a value that the driver can't send is a fault of its row."""
+    try:
+        with translate_errors(connection.engine):
+            yield
+    except TimedOut:
+        raise
+    except StoreUnavailable as error:
+        cause = getattr(error.__cause__, "orig", None)
+        if type(cause).__name__ != "ProgrammingError" or getattr(cause, "sqlstate", None):
+            raise
+        raise RowRejected(problem="a value is of a type that the driver can't send") from error
 
 
 def _fold(value: Any) -> str:

@@ -84,15 +84,26 @@ class Recovery:
         result = RecoverResult(since=self._clock.now(), until=self._clock.now())
         webhook_ids, until = await self._find_webhooks(result)
         self._overlap = self._measure_overlap()
+        leaves_gap = False
         for number, webhook_id in enumerate(webhook_ids):
-            start = since if since is not None else await self._find_start(webhook_id, result)
+            start = await self._find_start(webhook_id, result)
+            # After a gap, the log isn't complete, so the next run must begin where it would now.
+            is_apart = since is not None and since > start
+            leaves_gap |= is_apart
+            if is_apart:
+                result.doubts.append(
+                    f"the log of the webhook {webhook_id} wasn't read from {_to_iso(start)} to "
+                    f"{_to_iso(since or 0)}: run `recover` without --since"
+                )
+            start = start if since is None else since
             result.since = min(result.since, start)
             self._oldest = self._now
             stretches = [(start, until)] if start < until else []
             while stretches:
                 begin, end = stretches.pop()
                 if await self._take(webhook_id, begin, end, result, dry_run):
-                    await self._save_checkpoint(_name_checkpoint(webhook_id), end, 0, dry_run)
+                    name = _name_checkpoint(webhook_id)
+                    await self._save_checkpoint(name, end, 0, dry_run or is_apart)
                     done = (end - start) / max(until - start, 1)
                     result.done = (number + done) / len(webhook_ids)
                     progress(result)
@@ -102,9 +113,8 @@ class Recovery:
             if delivery_log.is_cut(await self._read_recent(), webhook_id, start, self._oldest):
                 problem = f"the log of the webhook {webhook_id} starts at {_to_iso(self._oldest)}"
                 result.doubts.append(f"{problem}, so earlier failures are unknown: run `reconcile`")
-        await self._save_checkpoint(
-            RECOVER, self._now, result.recovered, dry_run or not webhook_ids
-        )
+        reached = 0 if leaves_gap else self._now  # `result.recovered` counts in any case
+        await self._save_checkpoint(RECOVER, reached, result.recovered, dry_run or not webhook_ids)
         return result
 
     async def keep(self, seconds: float, observe: Observer) -> None:

@@ -229,6 +229,12 @@ class Record(Struct, frozen=True):
         return fields | newer if newer else fields
 
     @property
+    def _is_completed_by_claims(self) -> bool:
+        """Whether a token's claims stand for what Logto has sent only in part."""
+        own = self.groups.get("own")
+        return own is not None and own.is_claimed and self.told_stamp > own.stamp
+
+    @property
     def _main(self) -> str:
         return "present" if self.key.kind == "membership" else "own"
 
@@ -265,7 +271,7 @@ class Record(Struct, frozen=True):
         doubts = self.doubts
         reasons = [f"doubtful: {', '.join(doubts)}"] if doubts else []
         if self.deleted_at is None:
-            reasons += [] if self.complete else ["incomplete"]
+            reasons += [] if self.complete and not self._is_completed_by_claims else ["incomplete"]
             reasons += [ROLES] if self.roles_are_old else []
             reasons += [RESTORED] if self.is_restored else []
             reasons += [need for need in sorted(self.needs) if need not in DOUBTS]

@@ -431,7 +431,10 @@ def _copy_handlers(handlers: Handlers, backend: Backend) -> Handlers:
     except InvalidHandler as error:
         problem = error.problem
         if isinstance(backend.host, SavepointRunner):
-            problem += ". Give testing.app an AsyncConnection if it asks for what is awaited"
+            problem = (
+                f"{problem}. If the handler is meant for an asynchronous engine, don't change it, "
+                "but pass an AsyncConnection to testing.app"
+            )
         raise InvalidHandler(name=error.name, problem=problem) from None
 
 
