@@ -127,7 +127,7 @@ def record_flow(store: Store, now: int) -> Flow:
 
 
 def _find_newest(store: Store) -> int | None:
-    recent = store.inbox.search(DeliveryFilter(limit=_RECENT))
+    recent = store.clocks(_RECENT).recent
     return next((delivery.received_at for delivery in recent if delivery.origin == "webhook"), None)
 
 

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import pytest
 import sqlalchemy as sa
 from msgspec.structs import replace
 
 from logto_webhooks.database.jobs import IN_USE_MS
 from logto_webhooks.database.schema import handlers
 from logto_webhooks.database.store import Store
-from logto_webhooks.deliveries import DeliveryOutcome, DeliveryState
-from logto_webhooks.jobs import JobFilter, JobMove, JobOutcome, JobState, RegisteredHandler
+from logto_webhooks.deliveries import LARGE, DeliveryOutcome, DeliveryState
+from logto_webhooks.jobs import (
+    JobFilter,
+    JobMove,
+    JobOutcome,
+    JobState,
+    RegisteredHandler,
+)
 from logto_webhooks.testing import make
 from tests.integration.conftest import Run
 from tests.support.jobs import ONE, TWO, add, claim, finish, job
@@ -264,3 +271,19 @@ def drain(run: Run) -> list[tuple[str, bool]]:
             finished.append((held.key, held.late))
             assert finish(run, held, JobState.DONE) == []
     return finished
+
+
+def test_large_jobs_are_claimed_by_their_bytes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many of them would not fit into memory. Small ones and other handlers don't wait for them."""
+    monkeypatch.setattr("logto_webhooks.database.jobs.MOST_BYTES", 2 * LARGE + 1)
+    large = [replace(job(f"l{n}", queue_key=f"l{n}"), payload=b"x" * LARGE) for n in range(5)]
+    huge = replace(job("huge", handler="two", queue_key="huge"), payload=b"x" * 10 * LARGE)
+    add(run, *large, huge, job("small", queue_key="small"))
+    first = claim(run)
+    assert sorted(held.key for held in first) == ["huge", "l0", "l1", "small"]
+    assert {held.key: len(held.payload) for held in first}["huge"] == 10 * LARGE
+    held_bytes = {"one": 2 * LARGE}
+    assert run(lambda store: store.jobs.claim("t", {"one": 9}, 60, held_bytes=held_bytes)) == []
+    assert sorted(held.key for held in claim(run)) == ["l2", "l3"]
+    [last] = claim(run)
+    assert (last.key, last.attempts) == ("l4", 0), "those that were postponed weren't begun"

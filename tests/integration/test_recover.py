@@ -23,6 +23,7 @@ from logto_webhooks.reconcile import recover
 from logto_webhooks.reconcile.recover import RecoverResult, Recovery
 from logto_webhooks.samples import history
 from logto_webhooks.samples.history import differences
+from logto_webhooks.signing_keys import WebhookKey
 from logto_webhooks.testing import FrozenClock
 from logto_webhooks.testing.fake import FakeLogto, Faults
 from tests.support import recorded
@@ -154,6 +155,22 @@ def test_the_next_look_begins_where_the_last_one_ended(tmp_path: Path) -> None:
             status = await host.read(lambda store: store.status())
             assert status.complete_up_to == max(ends), "the second can be dated some ms earlier"
             assert status.recovered == 6
+
+    on_sqlite(live, tmp_path)
+
+
+def test_a_webhook_whose_key_was_learned_is_read(tmp_path: Path) -> None:
+    """It sends rarely, and the settings don't have its new key."""
+
+    async def live(host: TransactionRunner) -> None:
+        async with FakeLogto() as logto:
+            webhook = logto.add_hook("http://127.0.0.1:9/webhook", signing_key="another-key-of-32")
+            learnt = WebhookKey(webhook_id=webhook["id"], key=webhook["signingKey"], learnt_at=1)
+            logto.populate_log(webhook["id"], long_log(3, logto_now()))
+            assert (await recovered(logto, host, since=None)).webhooks == []
+            await host.run(lambda store: store.webhook_keys.learn([learnt]))
+            found = await recovered(logto, host, since=None)
+            assert (found.webhooks, found.recovered) == ([webhook["id"]], 3)
 
     on_sqlite(live, tmp_path)
 

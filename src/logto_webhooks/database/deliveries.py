@@ -25,6 +25,7 @@ from logto_webhooks.database.records import from_row
 from logto_webhooks.database.schema import deliveries, is_odd, is_pending, records
 from logto_webhooks.deliveries import (
     DELETIONS,
+    LARGE,
     MEMBERSHIP_EVENTS,
     ClaimedDelivery,
     Clocks,
@@ -152,9 +153,14 @@ class DeliveryStore:
             raise ClaimLost(count=len(outcomes) - held)
 
     def recent(self, limit: int) -> list[ReceivedBody]:
-        """Return the newest deliveries, the newest first."""
+        """Return the newest deliveries, the newest first, except large ones."""
         columns = (deliveries.c.body, deliveries.c.occurred_at, deliveries.c.received_at)
-        query = sa.select(*columns).order_by(deliveries.c.id.desc()).limit(limit)
+        newest = sa.select(deliveries.c.id).order_by(deliveries.c.id.desc()).limit(limit)
+        query = (
+            sa.select(*columns)
+            .where(deliveries.c.id.in_(newest), sa.func.length(deliveries.c.body) < LARGE)
+            .order_by(deliveries.c.id.desc())
+        )
         return [ReceivedBody(*row) for row in self._connection.execute(query)]
 
     def clocks(self, limit: int) -> Clocks:
@@ -259,9 +265,11 @@ class Inbox:
     def __init__(self, connection: sa.Connection) -> None:
         self._connection = connection
 
-    def search(self, wanted: DeliveryFilter) -> list[StoredDelivery]:
-        """List deliveries."""
+    def search(self, wanted: DeliveryFilter, *, large: bool = True) -> list[StoredDelivery]:
+        """List deliveries; without `large`, only those with small bodies."""
         query = _SELECT_STORED.where(*_make_conditions(wanted)).limit(wanted.limit)
+        if not large:
+            query = query.where(sa.func.length(deliveries.c.body) < LARGE)
         id_ = deliveries.c.id
         return self._read(query.order_by(id_ if wanted.oldest_first else id_.desc()))
 

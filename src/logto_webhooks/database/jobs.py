@@ -25,6 +25,7 @@ from logto_webhooks.database.dialect import (
     read_clock,
 )
 from logto_webhooks.database.schema import deliveries, handlers, jobs, queue_keys
+from logto_webhooks.deliveries import LARGE
 from logto_webhooks.jobs import (
     JOB_MOVES,
     Job,
@@ -43,6 +44,7 @@ from logto_webhooks.retries import MAX_LOSSES
 TURN_MS: Final = 1_000
 LOCKED_MS: Final = 1_000  # until a locked job is looked at again
 IN_USE_MS: Final = 5 * 60_000  # a process registers its handlers every minute
+MOST_BYTES: Final = 16 * 2**20  # of the payloads of one handler's claimed jobs
 FIRST: Final = 0  # the `order_at` of a job that runs before all others of its queue
 _first, _newer = jobs.alias("first"), jobs.alias("newer")
 _is_waiting, _is_done = (
@@ -119,6 +121,8 @@ _is_late = (jobs.c.order_at != FIRST) & (
     )
     .correlate(jobs)
 )
+_payload = sa.func.coalesce(jobs.c.payload, deliveries.c.body)
+_size = sa.func.length(_payload)
 _JOB_COLUMNS = ("id", "handler", "key", "event", "subject", "occurred_at", "delivery_id")
 _SELECT_FIRST_JOBS = (
     sa.select(
@@ -127,11 +131,24 @@ _SELECT_FIRST_JOBS = (
         _is_late.label("late"),
         deliveries.c.received_at,
         deliveries.c.origin,
-        sa.func.coalesce(jobs.c.payload, deliveries.c.body).label("payload"),
+        _size.label("size"),
+        sa.case((_size < LARGE, _payload)).label("payload"),
     )
     .select_from(queue_keys)
     .join(jobs, jobs.c.id == _first_of_queue)
     .outerjoin(deliveries, deliveries.c.id == jobs.c.delivery_id)
+    .where(_these_keys)
+)
+_SELECT_PAYLOADS = (
+    sa.select(jobs.c.id, _payload)
+    .select_from(jobs)
+    .outerjoin(deliveries, deliveries.c.id == jobs.c.delivery_id)
+    .where(_these_jobs)
+)
+_SELECT_LOSSES = (
+    sa.select(queue_keys.c.id, jobs.c.attempts - jobs.c.failures)
+    .select_from(queue_keys)
+    .join(jobs, jobs.c.id == _first_of_queue)
     .where(_these_keys)
 )
 _LOCK_FIRST_JOBS = _SELECT_FIRST_JOBS.with_for_update(of=jobs, skip_locked=True)
@@ -295,9 +312,13 @@ class JobStore:
         *,
         most_losses: int = MAX_LOSSES,
         skip_locked: bool = False,
+        held_bytes: Mapping[str, int] | None = None,
     ) -> list[Job]:
         """Claim the first job of each due queue, for at most `room` queues of each handler. Nobody
         else gets these queues during the lease.
+
+        The large payloads of a handler's jobs have at most MOST_BYTES, together with `held_bytes`
+        of its claimed jobs. One of any size is claimed if the handler has none.
 
         Of the queues whose lease expired, it claims one, with a job that was lost at most
         `most_losses` times.
@@ -317,23 +338,49 @@ class JobStore:
         held = {"ids": due, "by": token, "lease_ms": int(lease_s * 1000)}
         self._connection.execute(_HOLD, held)
         heads = _LOCK_FIRST_JOBS if skip_locked else _SELECT_FIRST_JOBS
-        rows = self._connection.execute(heads, {"ids": due}).mappings().all()
-        ids = {"ids": [row["id"] for row in rows]}
-        self._connection.execute(_COUNT_ATTEMPT, ids)
-        empty = set(due) - {row["queue_key_id"] for row in rows}
+        found = self._connection.execute(heads, {"ids": due}).mappings().all()
+        empty = set(due) - {row["queue_key_id"] for row in found}
+        rows = self._fit(found, held_bytes or {})
+        self._connection.execute(_COUNT_ATTEMPT, {"ids": [row["id"] for row in rows]})
         if empty:
             self._connection.execute(_DROP_EMPTY, {"ids": list(empty)})
             if skip_locked:  # the first job of those that remain is locked
                 later = {"ids": list(empty), "wait_ms": LOCKED_MS}
                 self._connection.execute(_FREE_LATER, later)
-        return [Job(**row | {"late": bool(row["late"])}) for row in map(dict, rows)]
+        return [Job(**row | {"late": bool(row["late"])}) for row in rows]
+
+    def _fit(self, found: Sequence[sa.RowMapping], held_bytes: Mapping[str, int]) -> list[Row]:
+        """Choose jobs by the size of their payloads, and free the queues of the others. Return
+        those with their payloads."""
+        rows: list[Row] = []
+        used = dict(held_bytes)
+        postponed: list[int] = []
+        large: list[int] = []
+        for row in found:
+            values = dict(row)
+            size, handler = values.pop("size"), values["handler"]
+            if size >= LARGE:
+                before = used.get(handler, 0)
+                if before and before + size > MOST_BYTES:
+                    postponed.append(values["queue_key_id"])
+                    continue
+                used[handler] = before + size
+                large.append(values["id"])
+            rows.append(values)
+        if large:
+            payloads = dict(map(tuple, self._connection.execute(_SELECT_PAYLOADS, {"ids": large})))
+            for values in rows:
+                values["payload"] = payloads.get(values["id"], values["payload"])
+        if postponed:
+            self._connection.execute(_FREE, {"ids": postponed})
+        return rows
 
     def _find_rarely_lost(self, queue_key_ids: Sequence[int], most_losses: int) -> Sequence[int]:
         """Return the queues whose first job was lost at most so often."""
         if most_losses >= MAX_LOSSES:
             return queue_key_ids
-        rows = self._connection.execute(_SELECT_FIRST_JOBS, {"ids": list(queue_key_ids)}).mappings()
-        losses = {row["queue_key_id"]: row["attempts"] - row["failures"] for row in rows}
+        rows = self._connection.execute(_SELECT_LOSSES, {"ids": list(queue_key_ids)})
+        losses = dict(map(tuple, rows))
         return [id_ for id_ in queue_key_ids if losses.get(id_, 0) <= most_losses]
 
     def lock(self, queue_key_ids: Sequence[int]) -> None:

@@ -164,13 +164,19 @@ class HandlerCaller:
         *,
         most_losses: int = MAX_LOSSES,
         skip_locked: bool = False,
+        held_bytes: Mapping[str, int] | None = None,
     ) -> list[ClaimedJob]:
         """Claim the first jobs of due queues, for at most `room` queues of each handler, including
         at most one job that was lost, at most `most_losses` times. With `skip_locked`, skip jobs
-        with a locked row."""
+        with a locked row. `held_bytes` are those of each handler's large claimed jobs."""
         claimed = []
         for job in store.jobs.claim(
-            token, room, LEASE_S, most_losses=most_losses, skip_locked=skip_locked
+            token,
+            room,
+            LEASE_S,
+            most_losses=most_losses,
+            skip_locked=skip_locked,
+            held_bytes=held_bytes,
         ):
             handler = self._handlers.by_name[job.handler]
             asks_for_user = any(parameter.kind == "user" for parameter in handler.parameters)

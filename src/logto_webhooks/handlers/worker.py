@@ -16,6 +16,7 @@ from logto_webhooks.database.runner import HandlerRunner
 from logto_webhooks.database.store import Store
 from logto_webhooks.database.threads import MOST as MOST_ABANDONED
 from logto_webhooks.database.threads import MOST_OF_ONE, AbandonedCalls
+from logto_webhooks.deliveries import LARGE
 from logto_webhooks.errors import StoreUnavailable, TimedOut, describe
 from logto_webhooks.event_loop import wait_for_event
 from logto_webhooks.handlers import Handler, Handlers
@@ -204,9 +205,18 @@ class JobWorker:
         mended = now - self._mended <= MEND_S
         if mended and not (done or renewed or room):
             return 0
-        losses = self._limit_losses()
+        held_bytes: Counter[str] = Counter()
+        for claimed in held:
+            size = len(claimed.job.payload)
+            held_bytes[claimed.handler.name] += size if size >= LARGE else 0
         step = partial(
-            self._turn, token=token, done=done, renewed=renewed, room=room, most_losses=losses
+            self._turn,
+            token=token,
+            done=done,
+            renewed=renewed,
+            room=room,
+            most_losses=self._limit_losses(),
+            held_bytes=held_bytes,
         )
         try:
             result = await self._run_turn(partial(step, careful=now < self._careful_until), done)
@@ -244,6 +254,7 @@ class JobWorker:
         renewed: list[ClaimedJob],
         room: dict[str, int],
         most_losses: int,
+        held_bytes: Mapping[str, int],
         careful: bool,
     ) -> Turn:
         """Return the claimed jobs, and the outcomes that can't be written now."""
@@ -252,7 +263,14 @@ class JobWorker:
         if now - self._mended > MEND_S:
             self._mended = now
             store.jobs.add_missing_queues()
-        new = self._caller.claim(store, token, room, most_losses=most_losses, skip_locked=careful)
+        new = self._caller.claim(
+            store,
+            token,
+            room,
+            most_losses=most_losses,
+            skip_locked=careful,
+            held_bytes=held_bytes,
+        )
         return new, locked
 
     async def _run_turn(self, step: Callable[[Store], Turn], done: list[Outcome]) -> Turn | None:

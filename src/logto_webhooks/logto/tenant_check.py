@@ -52,12 +52,12 @@ class TenantCheck:
 
         Raises WrongTenant, LogtoUnreachable, LogtoApiError, StoreUnavailable.
         """
-        newest = await self._host.read(lambda store: store.inbox.search(_NEWEST))
+        newest = await self._host.read(lambda store: store.inbox.search(_NEWEST, large=False))
         if newest and read_webhook_id(newest[0].body) in self._our_webhooks:
             return
         if time.monotonic() < self._refused_until:
             raise WrongTenant()
-        received = await self._host.read(lambda store: store.inbox.search(_RECENT))
+        received = await self._host.read(lambda store: store.inbox.search(_RECENT, large=False))
         deliveries = [delivery for delivery in received if _is_from_logto(delivery)]
         if deliveries:
             is_ours = await self._has_sent(deliveries)

@@ -132,6 +132,10 @@ class Recovery:
         """Return the IDs of the webhooks that lead here, and until when to read Logto's log."""
         recent = await self._read_recent()
         seen = {sender for each in recent if (sender := read_webhook_id(each.body))}
+        # A webhook may send rarely, and its key may have been rotated since the settings were made.
+        learnt = await self._host.read(lambda store: store.webhook_keys.learnt())
+        seen.update(key.webhook_id for key in learnt)
+        keys = {*self._keys, *(key.key for key in learnt)}
         when, latest = await make_span_clock(self._host), self._clock.now()
         async for page in self._logto.webhooks():
             # By Logto's clock, which dates its entries. The end may be too late, but the log is
@@ -140,7 +144,7 @@ class Recovery:
             result.since = result.until = self._now
             latest = max(latest, end)
             for webhook in page.content:
-                if leads_here(webhook, seen, self._keys, self._public_url):
+                if leads_here(webhook, seen, keys, self._public_url):
                     result.webhooks.append(webhook["id"])
                     if not webhook.get("enabled", True):
                         result.doubts.append(f"the webhook {webhook['id']} is disabled")
