@@ -17,8 +17,9 @@ from logto_webhooks.database.mapped_rows import MappingCounts
 from logto_webhooks.database.runner import HandlerRunner
 from logto_webhooks.database.schema import mappings as registered_mappings
 from logto_webhooks.database.store import Store
+from logto_webhooks.errors import InvalidMapping
 from logto_webhooks.mapping import Mappings
-from logto_webhooks.mapping.apply import retry_unsettled
+from logto_webhooks.mapping.apply import apply_all, retry_unsettled
 from logto_webhooks.records.record import Absent, Key
 from logto_webhooks.testing import make
 from tests.integration.test_mapping import KINDS, Application
@@ -267,3 +268,110 @@ def test_a_mapping_that_raises_is_a_conflict(kind: StoreKind, tmp_path: Path) ->
         assert deliveries.deliveries["done"] == 3
 
     run(kind, tmp_path, live)
+
+
+def broken(user: Any) -> Any:
+    raise ValueError("a mapping's own error")
+
+
+@pytest.mark.parametrize("what", ["where", "link", "columns", "member"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_function_that_raises_holds_up_no_delivery(
+    kind: StoreKind, what: str, tmp_path: Path
+) -> None:
+    """Whichever function of the mapping it is."""
+
+    async def live(application: Application) -> None:
+        own = application.users.c
+        changes: dict[str, Any] = {what: broken} if what in ("where", "link") else {}
+        if what == "columns":
+            changes = {"columns": {own.email: broken, own.active: lambda user: True}}
+        host = await application.map(**changes)
+        if what == "member":
+            application.mappings.members[0].columns["role"] = broken
+        joined: dict[str, Any] = {"organizationId": "acme", "addedUserIds": ["ana"], "at": 1_500}
+        sent = [
+            CREATED,
+            make.event("Organization.Created", id="acme", name="Acme", at=1_000).body,
+            make.event("Organization.Membership.Updated", **joined).body,
+        ]
+        await Copy(host).take(sent)
+        status = await host.read(lambda store: store.status())
+        assert (status.deliveries["done"], status.deliveries["pending"]) == (3, 0)
+        table = application.members if what == "member" else application.users
+        assert (await counts_of(host, table)).conflict == 1
+        assert application.rows(application.teams, "name") == [("Acme",)]
+
+    run(kind, tmp_path, live)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_value_that_cannot_be_sent_is_a_conflict_of_its_row(
+    kind: StoreKind, tmp_path: Path
+) -> None:
+    """The others of the batch are written."""
+
+    async def live(application: Application) -> None:
+        own = application.users.c
+
+        def read_name(user: Any) -> object:
+            return {"not": "text"} if user.logto_user_id == "u1" else "Ana"
+
+        columns = {own.email: "email", own.first_name: read_name, own.active: lambda user: True}
+        host = await application.map(columns=columns)
+        sent = [make.user_created(id=f"u{n}", email=f"{n}@x", at=1_000).body for n in range(3)]
+        await Copy(host).take(sent)
+        counts = await counts_of(host, application.users)
+        assert (counts.ok, counts.conflict, counts.owed) == (2, 1, 0)
+
+    run(kind, tmp_path, live)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_row_is_linked_by_a_value_in_doubt(kind: StoreKind, tmp_path: Path) -> None:
+    """Once linked, a user would keep somebody else's row."""
+
+    async def live(application: Application) -> None:
+        own = application.users
+        host = await application.map(link=own.c.email)
+        with application.engine.begin() as connection:
+            rows = [PLAN | {"email": email} for email in ("ana@x.example", "victim@x.example")]
+            connection.execute(sa.insert(own), rows)
+        copy = Copy(host)
+        same = {"updatedAt": 1_000, "data.createdAt": 500}
+        emails = ("ana@x.example", "victim@x.example")
+        await copy.take([ana(email=email, at=1_010, **same) for email in emails])
+        assert (await counts_of(host, own)).waiting == 1
+        assert application.rows(own, "logto_user_id") == [(None,), (None,)]
+        settled = {"updatedAt": 9_000, "data.createdAt": 500}
+        await copy.take([ana(email="ana@x.example", at=9_000, **settled)])
+        linked = [("ana@x.example", "ana"), ("victim@x.example", None)]
+        assert application.rows(own, "email", "logto_user_id") == linked
+
+    run(kind, tmp_path, live)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_older_release_applies_nothing_while_a_newer_one_runs(
+    kind: StoreKind, tmp_path: Path
+) -> None:
+    """`mapping apply` says so."""
+
+    async def live(application: Application) -> None:
+        host = await application.map()
+        older = application.mappings
+        own = application.users.c
+        await application.map(columns={own.email: "email", own.active: lambda user: True})
+        with pytest.raises(InvalidMapping, match="a newer release"):
+            await apply_all(host, older)
+
+    run(kind, tmp_path, live)
+
+
+def test_a_default_is_a_value(tmp_path: Path) -> None:
+    """A function would be written as such."""
+    application = Application("sqlite", tmp_path)
+    own = application.users.c
+    with pytest.raises(InvalidMapping, match="use the column's default"):
+        asyncio.run(application.map(create_defaults={own.plan: lambda: "free"}))
+    asyncio.run(application.close())
