@@ -8,38 +8,56 @@ if TYPE_CHECKING:
     from logto_webhooks.admin import HandlerInfo
     from logto_webhooks.app import LogtoWebhooks
     from logto_webhooks.apply.replay import ReplayResult
+    from logto_webhooks.database.mapped_rows import MappingCounts
     from logto_webhooks.database.records import FoundRow, RefetchNeed
-    from logto_webhooks.deliveries import DeliveryFilter, DeliveryState, Status, StoredDelivery
+    from logto_webhooks.deliveries import (
+        DeliveryFilter,
+        DeliveryState,
+        MappingStatus,
+        Status,
+        StoredDelivery,
+    )
     from logto_webhooks.doctor.faults import Finding
     from logto_webhooks.errors import (
         Discard,
+        InvalidMapping,
         LogtoWebhooksError,
         RetryLater,
         UserIsDeletedError,
+        UserNotReady,
     )
     from logto_webhooks.events.local import OrganizationRow, UserRow
     from logto_webhooks.explain import Explained
     from logto_webhooks.jobs import Delivery, JobFilter, JobRow, JobState
     from logto_webhooks.logto.webhooks import RotationResult, TestResult, Webhook
+    from logto_webhooks.mapping.apply import AppliedMapping
+    from logto_webhooks.mapping.check import Difference
+    from logto_webhooks.mapping.declare import MemberRow
     from logto_webhooks.reconcile.fetch import UserComparison
     from logto_webhooks.reconcile.reconcile import ReconcileResult
     from logto_webhooks.reconcile.recover import RecoverResult
     from logto_webhooks.signing_keys import VerifiedBody, sign, verify
 
 __all__ = [
+    "AppliedMapping",
     "Delivery",
     "DeliveryFilter",
     "DeliveryState",
+    "Difference",
     "Discard",
     "Explained",
     "Finding",
     "FoundRow",
     "HandlerInfo",
+    "InvalidMapping",
     "JobFilter",
     "JobRow",
     "JobState",
     "LogtoWebhooks",
     "LogtoWebhooksError",
+    "MappingCounts",
+    "MappingStatus",
+    "MemberRow",
     "OrganizationRow",
     "ReconcileResult",
     "RecoverResult",
@@ -52,6 +70,7 @@ __all__ = [
     "TestResult",
     "UserComparison",
     "UserIsDeletedError",
+    "UserNotReady",
     "UserRow",
     "VerifiedBody",
     "Webhook",
@@ -63,19 +82,25 @@ __all__ = [
 
 # Name -> its module, as above. It is imported on first use: SQLAlchemy and others start slowly.
 _MODULES = {
+    "AppliedMapping": "mapping.apply",
     "Delivery": "jobs",
     "DeliveryFilter": "deliveries",
     "DeliveryState": "deliveries",
+    "Difference": "mapping.check",
     "Discard": "errors",
     "Explained": "explain",
     "Finding": "doctor.faults",
     "FoundRow": "database.records",
     "HandlerInfo": "admin",
+    "InvalidMapping": "errors",
     "JobFilter": "jobs",
     "JobRow": "jobs",
     "JobState": "jobs",
     "LogtoWebhooks": "app",
     "LogtoWebhooksError": "errors",
+    "MappingCounts": "database.mapped_rows",
+    "MappingStatus": "deliveries",
+    "MemberRow": "mapping.declare",
     "OrganizationRow": "events.local",
     "ReconcileResult": "reconcile.reconcile",
     "RecoverResult": "reconcile.recover",
@@ -88,6 +113,7 @@ _MODULES = {
     "TestResult": "logto.webhooks",
     "UserComparison": "reconcile.fetch",
     "UserIsDeletedError": "errors",
+    "UserNotReady": "errors",
     "UserRow": "events.local",
     "VerifiedBody": "signing_keys",
     "Webhook": "logto.webhooks",

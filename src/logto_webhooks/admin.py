@@ -48,6 +48,7 @@ from logto_webhooks.logto.webhooks import (
     rotate_key,
     subscription,
 )
+from logto_webhooks.mapping import Mappings
 from logto_webhooks.private_files import find_open_mode
 from logto_webhooks.reconcile.fetch import UserComparison, compare_and_request_refetch
 from logto_webhooks.reconcile.reconcile import Progressed, ReconcileResult
@@ -63,9 +64,12 @@ from logto_webhooks.settings import Settings
 from logto_webhooks.validation import check_limit, check_text, is_url
 
 if TYPE_CHECKING:
+    from logto_webhooks.database.mapped_rows import MappingCounts
     from logto_webhooks.doctor.faults import Finding
     from logto_webhooks.explain import Explained
     from logto_webhooks.logto.client import ManagementClient
+    from logto_webhooks.mapping.apply import AppliedMapping
+    from logto_webhooks.mapping.check import Difference
 
 
 class HandlerInfo(Struct, frozen=True, kw_only=True):
@@ -197,7 +201,8 @@ class Admin:
 
     def __init__(self, settings: Callable[[], Settings], engine: Engine | None = None) -> None:
         """The database is the engine's, or else the settings'. Nothing is opened."""
-        self.handlers: Handlers = Handlers()
+        self.mappings = Mappings()
+        self.handlers: Handlers = Handlers(self.mappings)
         self._settings = settings
         self._engine = engine
         self._database: Database | None = None
@@ -211,6 +216,7 @@ class Admin:
                 self._database = database_for(settings)
             else:
                 self._database = wrap_engine(self._engine, settings.schema)
+        self._database.host.project = self.mappings.write
         return self._database
 
     @property
@@ -453,6 +459,33 @@ class Admin:
             discarded += more
         return discarded
 
+    async def mapping_counts(self) -> list[MappingCounts]:
+        """Count the records of each registered mapping by the state of their rows."""
+        return await self._read(lambda store: store.mappings.counts())
+
+    async def check_mappings(self) -> list[Difference]:
+        """Compare your mapped tables with the mirror, and change nothing."""
+        from logto_webhooks.mapping.check import find_differences
+
+        await self.database.check()
+        return await find_differences(self.database.host, self.mappings)
+
+    async def apply_mappings(
+        self, *, dry_run: bool = False, progressed: Callable[[int], None] = _ignore_progress
+    ) -> list[AppliedMapping]:
+        """Write the mapped rows of all records, and try again what was refused. With `dry_run`,
+        only count what would be linked, created and changed."""
+        from logto_webhooks.mapping.apply import apply_all
+
+        await self.database.check()
+        return await apply_all(self.database.host, self.mappings, dry_run, progressed)
+
+    async def forget_mapping(self, name: str) -> bool:
+        """Forget a mapping that you have removed. Its table isn't changed. Returns whether it was
+        registered."""
+        checked = validation.check_text("the mapping", name)
+        return await self._write(lambda store: store.mappings.forget(checked))
+
     async def diagnose(
         self,
         only: Sequence[str] = (),
@@ -487,8 +520,16 @@ class Admin:
             make_client=partial(make_client, settings, longest_wait_s=_WAIT_S),
             handlers=[handler.registered for handler in self.handlers] or None,
             databases=None if application is None else partial(_locate_both, self, application),
+            find_unindexed_keys=(application or self)._find_unindexed_keys,
         )
         return await doctor.diagnose(target, only, timeout_s)
+
+    async def _find_unindexed_keys(self) -> list[str]:
+        if not self.mappings:
+            return []
+        from logto_webhooks.mapping.check import find_unindexed_keys
+
+        return await self._read(partial(find_unindexed_keys, mappings=self.mappings))
 
     async def _move(
         self, ids: Sequence[int], handler: str | None, state: str | None, move: JobMove

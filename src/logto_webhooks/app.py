@@ -17,7 +17,7 @@ from collections.abc import (
     MutableMapping,
     Sequence,
 )
-from typing import TYPE_CHECKING, Any, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack
 from weakref import WeakKeyDictionary
 
 import sqlalchemy as sa
@@ -28,20 +28,32 @@ from starlette.responses import Response
 from logto_webhooks import ensure_user
 from logto_webhooks.admin import Admin
 from logto_webhooks.database import Database, Engine
-from logto_webhooks.ensure_user import UserLookup
+from logto_webhooks.ensure_user import OwnUsers, UserLookup
 from logto_webhooks.errors import CalledFromEventLoop, NotStarted, SettingInvalid, StartedElsewhere
-from logto_webhooks.events.local import UserRow
+from logto_webhooks.events.local import OrganizationRow, UserRow
 from logto_webhooks.handlers import TIME_LIMIT_S, Function, HandlerOptions, What, parse_patterns
 from logto_webhooks.ingest import WebhookResponse, asgi
 from logto_webhooks.instrumentation import Observer, logs
 from logto_webhooks.instrumentation.logs import fan_out
 from logto_webhooks.jobs import Tests
+from logto_webhooks.mapping.declare import (
+    EntityMapping,
+    MemberMapping,
+    MemberRow,
+    declare_entities,
+    declare_members,
+)
 from logto_webhooks.retries import MAX_ATTEMPTS
 from logto_webhooks.runtime import Service
 from logto_webhooks.settings import MountedSettings, Settings, from_env, list_unknown
 
 if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncSession
+    from sqlalchemy.orm import Session
+
+    from logto_webhooks.logto.api_responses import ApiResponse
     from logto_webhooks.logto.client import ManagementClient
+    from logto_webhooks.records.record import Key
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -200,6 +212,102 @@ class LogtoWebhooks(Admin):
 
         return register
 
+    def map_users(
+        self,
+        target: Any,
+        *,
+        key: Any,
+        columns: Mapping[Any, str | Callable[[UserRow], Any]],
+        when_deleted: Literal["delete", "keep", "unlink"] | Mapping[Any, Any],
+        link: Any = None,
+        fill: Mapping[Any, str | Callable[[UserRow], Any]] | None = None,
+        create_defaults: Mapping[Any, Any] | None = None,
+        where: Callable[[UserRow], bool] | None = None,
+        create: bool = True,
+    ) -> None:
+        """Keep a table of yours equal to Logto's users, in the same transaction as `logto_users`.
+
+        `target` is a mapped class or a Table. `key` is the column that holds Logto's ID, or a path
+        into a JSON column. `columns` are kept equal: a column of `logto_users`, a path such as
+        "profile.givenName", or a function of the row. `fill` is set only while a column is null,
+        `create_defaults` only when a row is inserted. `link` finds existing rows without a key: a
+        column, or a function of the row that returns a condition. `where` selects users; without
+        `create`, no rows are inserted. `when_deleted` says what becomes of a deleted user's row;
+        columns with values keep the row and set them. Raises InvalidMapping.
+        """
+        self._map(
+            declare_entities(
+                "user",
+                target,
+                key=key,
+                columns=columns,
+                when_deleted=when_deleted,
+                link=link,
+                fill=fill,
+                create_defaults=create_defaults,
+                where=where,
+                create=create,
+            )
+        )
+
+    def map_organizations(
+        self,
+        target: Any,
+        *,
+        key: Any,
+        columns: Mapping[Any, str | Callable[[OrganizationRow], Any]],
+        when_deleted: Literal["delete", "keep", "unlink"] | Mapping[Any, Any],
+        link: Any = None,
+        fill: Mapping[Any, str | Callable[[OrganizationRow], Any]] | None = None,
+        create_defaults: Mapping[Any, Any] | None = None,
+        where: Callable[[OrganizationRow], bool] | None = None,
+        create: bool = True,
+    ) -> None:
+        """Keep a table of yours equal to Logto's organizations. The arguments are those of
+        `map_users`. Raises InvalidMapping."""
+        self._map(
+            declare_entities(
+                "organization",
+                target,
+                key=key,
+                columns=columns,
+                when_deleted=when_deleted,
+                link=link,
+                fill=fill,
+                create_defaults=create_defaults,
+                where=where,
+                create=create,
+            )
+        )
+
+    def map_members(
+        self,
+        target: Any,
+        *,
+        organization: Any,
+        user: Any,
+        columns: Mapping[Any, str | Callable[[MemberRow], Any]] | None = None,
+        create_defaults: Mapping[Any, Any] | None = None,
+    ) -> None:
+        """Keep a table of yours equal to the memberships of Logto's organizations.
+
+        `organization` and `user` are columns. A foreign key to the primary key of a mapped table
+        holds the primary key of your own row, any other column Logto's ID. `columns` can depend on
+        the member's roles. The row of a membership that is over is deleted. Raises InvalidMapping.
+        """
+        self._map(
+            declare_members(
+                target,
+                organization=organization,
+                user=user,
+                columns=columns,
+                create_defaults=create_defaults,
+            )
+        )
+
+    def _map(self, mapping: EntityMapping | MemberMapping) -> None:
+        self.mappings.add(mapping)
+
     @contextlib.asynccontextmanager
     async def lifespan(self, app: object = None) -> AsyncIterator[None]:
         """Receive deliveries, apply them, and run handlers while the context is open.
@@ -208,7 +316,13 @@ class LogtoWebhooks(Admin):
         StartedElsewhere if it is entered on another event loop, too.
         """
         with self._on_one_loop():
-            service = Service(self._settings(), self.database, self._observe, self.handlers)
+            service = Service(
+                self._settings(),
+                self.database,
+                self._observe,
+                self.handlers,
+                mappings=self.mappings,
+            )
             await service.open()
             async with service.running():
                 before, self._service = self._service, service
@@ -270,6 +384,25 @@ class LogtoWebhooks(Admin):
         row = await self._users_here().ensure(claims, self._api)
         self._wake()
         return row
+
+    async def get_user(
+        self, target: type[T], claims: Mapping[str, Any], *, session: AsyncSession | Session
+    ) -> T:
+        """Return your own object for a verified token's claims, loaded in your `session`. `target`
+        is a class that `map_users` maps.
+
+        If your row isn't there yet, the user and the row are written in the session's transaction,
+        from the claims. If these lack what the row needs, and the Management API is configured, the
+        user is read from Logto first.
+
+        Raises UserNotReady if there is no row even so, UserIsDeletedError, ClaimsUnusable,
+        SettingInvalid, StoreUnavailable.
+        """
+        own = OwnUsers(self.database.host, self.mappings, target)
+        return await own.get(claims, session, self._ask if self._api else None)
+
+    async def _ask(self, key: Key) -> ApiResponse | None:
+        return await self._users_here().ask(self._api, key) if self._api else None
 
     async def wait_for_user(self, logto_id: str, timeout_s: float = 5.0) -> UserRow:
         """Wait until a user's webhook is applied. With a timeout of 0, check once.

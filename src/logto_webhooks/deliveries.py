@@ -226,6 +226,17 @@ class DeliveryFilter(Struct, frozen=True, kw_only=True):
     limit: int = 20
 
 
+class MappingStatus(Struct, frozen=True, kw_only=True):
+    """How many records of a mapping have no correct row, by state, and whether it was applied to
+    all records."""
+
+    mapping: str
+    is_applied: bool = True
+    waiting: int = 0
+    conflict: int = 0
+    owed: int = 0
+
+
 class Status(Struct, frozen=True, kw_only=True):
     """Counts of deliveries, records and jobs. `oldest_pending_s` is None if nothing is pending.
 
@@ -234,7 +245,7 @@ class Status(Struct, frozen=True, kw_only=True):
     deliveries have arrived, or all were rejected; it is None while they arrive as usual.
     `memberships_to_end` counts memberships of deleted users and organizations that are still
     listed. `jobs` are counted by state, `unrunnable` are jobs of unregistered handlers, and
-    `spooled` are deliveries in the spool directory.
+    `spooled` are deliveries in the spool directory. `mappings` are those of your own tables.
     """
 
     deliveries: dict[str, int]
@@ -249,6 +260,7 @@ class Status(Struct, frozen=True, kw_only=True):
     jobs: dict[str, int] = {}
     unrunnable: dict[str, int] = {}
     spooled: int = 0
+    mappings: list[MappingStatus] = []
 
 
 class Dated(Struct, frozen=True):

@@ -1,29 +1,35 @@
-"""Create a user from token claims before its webhook arrives."""
+"""Create a user from token claims before its webhook arrives: the mirror's row, and the
+application's own."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, Generic, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
 
 from logto_webhooks.apply import batch
-from logto_webhooks.database.runner import TransactionRunner
+from logto_webhooks.database.runner import HandlerRunner, TransactionRunner
+from logto_webhooks.database.sessions import make_session_error
 from logto_webhooks.database.store import Store
-from logto_webhooks.database.threads import HAS_WRITER
+from logto_webhooks.database.threads import HAS_WRITER, DetachedCall
 from logto_webhooks.errors import (
     ClaimsUnusable,
     LogtoApiError,
     LogtoUnreachable,
+    SettingInvalid,
     UserIsDeletedError,
+    UserNotReady,
     WriterBusy,
 )
 from logto_webhooks.events.local import UserRow
 from logto_webhooks.logto import api_responses
-from logto_webhooks.logto.api_responses import make_span_clock
+from logto_webhooks.logto.api_responses import ApiResponse, make_span_clock, read_span_clock
+from logto_webhooks.mapping import Mappings
+from logto_webhooks.mapping.own_rows import OwnRow, find_own_row, select_own
 from logto_webhooks.records import local_events
 from logto_webhooks.records.record import Change, Key, Record, Upsert, Value
 
@@ -109,6 +115,7 @@ class UserLookup:
         self._looking: asyncio.Task[None] | None = None
         self._writing = asyncio.Semaphore(WRITERS)
         self._writes: dict[tuple[str, bool], asyncio.Task[UserRow]] = {}
+        self._requests: dict[Key, asyncio.Task[ApiResponse | None]] = {}
 
     async def ensure(
         self, claims: Mapping[str, Any], logto: ManagementClient | None = None
@@ -125,7 +132,11 @@ class UserLookup:
         if record.complete and record.deleted_at is None:
             return _to_row(record)
         may_ask = record.deleted_at is None or _may_be_back(record, claims)
-        answer = await _ask_for_user(logto, self._host, key) if logto and may_ask else None
+        answered = await self.ask(logto, key) if logto and may_ask else None
+        answer = None
+        if answered is not None:
+            when = (await make_span_clock(self._host))(answered)
+            answer = api_responses.read_user(key.id, answered.content, when)
         # A user whose record is locked takes one turn, however many requests there are.
         # Logto's answer can restore a deleted user, claims can't.
         turn = (key.id, answer is not None)
@@ -148,6 +159,15 @@ class UserLookup:
                 if not waits:
                     raise TimeoutError
                 await asyncio.sleep(POLL_S)  # another process may apply the webhook
+
+    async def ask(self, logto: ManagementClient, key: Key) -> ApiResponse | None:
+        """Ask Logto about a user; None if it can't be asked now, or has no such user: the token's
+        user existed, so wait for the webhook. Calls at the same time share a request."""
+        if key not in self._requests:
+            request = asyncio.create_task(_request(logto, key))
+            self._requests[key] = request
+            request.add_done_callback(lambda _: self._requests.pop(key))
+        return await asyncio.shield(self._requests[key])
 
     async def _write(self, claims: Mapping[str, Any], answer: Change | None) -> UserRow:
         async with self._writing:
@@ -189,20 +209,111 @@ class UserLookup:
             self._looking = None
 
 
-async def _ask_for_user(
-    logto: ManagementClient, host: TransactionRunner, key: Key
-) -> Change | None:
-    """Ask Logto about a user; None if it can't be asked now. Raises InvalidApiResponse,
-    StoreUnavailable."""
+async def _request(logto: ManagementClient, key: Key) -> ApiResponse | None:
     try:
         answered = await logto.user(key.id)
     except (LogtoUnreachable, LogtoApiError):
         return None
-    if answered.content is None:
-        return None  # the token's user existed, so wait for the webhook
-    return api_responses.read_user(
-        key.id, answered.content, (await make_span_clock(host))(answered)
-    )
+    return None if answered.content is None else answered
+
+
+T = TypeVar("T")
+# Asks Logto about a user.
+Ask = Callable[[Key], Awaitable[ApiResponse | None]]
+
+
+class OwnUsers(Generic[T]):
+    """Gets the application's own objects of users, in its sessions. Only a session's connection is
+    used: others may all be held by requests that wait for this one."""
+
+    def __init__(self, host: HandlerRunner, mappings: Mappings, target: type[T]) -> None:
+        """Raises SettingInvalid for a class that isn't mapped."""
+        mapping = mappings.find_entity(target)
+        if mapping is None or mapping.kind != "user" or not isinstance(target, type):
+            name = getattr(target, "__name__", repr(target))
+            problem = "it isn't a class whose table map_users maps; call map_users with it first"
+            raise SettingInvalid(name=name, problem=problem)
+        self._host = host
+        self._mappings = mappings
+        self._mapping = mapping
+        self._target = target
+
+    async def get(self, claims: Mapping[str, Any], session: Any, ask: Ask | None) -> T:
+        """Return the object of the claims' user. If its row isn't there, write the user and the row
+        from the claims; if these lack something, and there is `ask`, from Logto's answer.
+
+        Raises ClaimsUnusable, UserIsDeletedError, UserNotReady, SettingInvalid, InvalidApiResponse,
+        StoreUnavailable.
+        """
+        key = to_change(claims).key
+        _check_session(session)
+        within = self._host.within
+        row = await within(session, partial(self._find, key=key), writes=False)
+        if row.state == "here" and not row.is_deleted:  # the usual case, which locks nothing
+            found = await self._load(key, session, {})
+            if found is not None:
+                return found
+        try:
+            await within(session, partial(self._write, claims=claims))
+        except (UserNotReady, UserIsDeletedError) as error:
+            record = await within(session, partial(_read_record, key=key), writes=False)
+            is_over = isinstance(error, UserIsDeletedError) and not _may_be_back(record, claims)
+            answered = None if ask is None or is_over else await ask(key)
+            if answered is None:
+                raise
+            await within(session, partial(self._write, claims=claims, answered=answered))
+        # The session may have the object as it was before.
+        found = await self._load(key, session, {"populate_existing": True})
+        if found is None:
+            raise self._not_ready(key, "the session doesn't see it")
+        return found
+
+    def _find(self, store: Store, key: Key) -> OwnRow:
+        return find_own_row(store.connection, self._mapping, key.id)
+
+    def _write(
+        self, store: Store, claims: Mapping[str, Any], answered: ApiResponse | None = None
+    ) -> None:
+        """Write the user and the own row, or else raise, which undoes both."""
+        key = to_change(claims).key
+        registered = store.mappings.registered()
+        store.mappings.register(
+            [mapping for mapping in self._mappings.registered if mapping.name not in registered]
+        )
+        if answered is not None:
+            when = read_span_clock(store)(answered)
+            answer = api_responses.read_user(key.id, answered.content, when)
+            batch.apply_reads(store, [answer], "ensure_user")
+        ensure_user(store, claims)
+        store.mark_changed([key])
+        store.project_changes()
+        row = self._find(store, key)
+        if row.state != "here":
+            raise self._not_ready(key, row.reason)
+
+    async def _load(self, key: Key, session: Any, options: dict[str, Any]) -> T | None:
+        here = OwnRow(state="here")
+        query = select_own(self._mapping, self._target, key.id, here).execution_options(**options)
+        if hasattr(session, "sync_session"):
+            result = await session.scalars(query)
+        else:
+            result = await DetachedCall[Any]().run(partial(session.scalars, query))
+        found: T | None = result.unique().first()
+        return found
+
+    def _not_ready(self, key: Key, reason: str) -> UserNotReady:
+        return UserNotReady(id=key.id, table=self._mapping.name, reason=reason)
+
+
+def _check_session(session: Any) -> None:
+    from sqlalchemy.orm import Session  # slow to import, and rarely used
+
+    if not isinstance(session, Session) and not hasattr(session, "sync_session"):
+        raise make_session_error(session, "an AsyncSession or a Session")
+
+
+def _read_record(store: Store, key: Key) -> Record:
+    return store.read_unlocked([key])[key]
 
 
 def _may_be_back(record: Record, claims: Mapping[str, Any]) -> bool:

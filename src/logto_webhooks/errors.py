@@ -152,6 +152,29 @@ class InvalidHandler(LogtoWebhooksError):
     problem: str
 
 
+class InvalidMapping(LogtoWebhooksError):
+    """The mapping of {table} can't be registered: {problem}."""
+
+    table: str
+    problem: str
+
+
+class RowWaits(LogtoWebhooksError):
+    """Its row in {table} waits: {reason}."""
+
+    table: str
+    reason: str
+
+
+class UserNotReady(LogtoWebhooksError):
+    """The user {id} has no row in {table} yet: {reason}. Answer 503 with Retry-After. To read such
+    users from Logto at once, set LOGTO_ENDPOINT, LOGTO_M2M_APP_ID and LOGTO_M2M_APP_SECRET."""
+
+    id: str
+    table: str
+    reason: str
+
+
 class TableIsReadOnly(LogtoWebhooksError):
     """A handler can read {table}, but can't write to it or lock it: all deliveries would have to
     wait for the handler. To lock only your own rows in a join, use FOR UPDATE OF your_table."""
@@ -507,6 +530,7 @@ __all__ = [
     "UnknownEventName",
     "UnknownPath",
     "UserIsDeletedError",
+    "UserNotReady",
     "WebhookChanged",
     "WebhookExists",
     "WebhookUnknown",

@@ -1,13 +1,22 @@
-"""FastAPI: `app.include_router(router(logto))`. The router includes the lifespan."""
+"""FastAPI: `app.include_router(router(logto))`. The router includes the lifespan. For `get_user`,
+write `FastAPI(exception_handlers=exception_handlers)`."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
 from logto_webhooks.app import LogtoWebhooks
+from logto_webhooks.errors import UserNotReady
+from logto_webhooks.ingest.asgi import answer_not_ready
+
+#: Answers UserNotReady, which `get_user` raises, with 503 and `Retry-After`.
+exception_handlers: Final[
+    dict[int | type[Exception], Callable[[Request, Any], Coroutine[Any, Any, Response]]]
+] = {UserNotReady: answer_not_ready}
 
 
 class AcceptedBody(BaseModel):

@@ -23,6 +23,7 @@ LONGEST_WAIT_S: Final = 900.0
 # After a lock time-out, a delivery is retried within 15 s. It is dead after about a day of them.
 LONGEST_LOCKED_WAIT_S: Final = 15.0
 MAX_TIME_OUTS: Final = 6_000
+LONGEST_ROW_WAIT_S: Final = 60.0  # between two looks for the application's row
 _A_YEAR_S: Final = 366 * 86_400.0
 
 
@@ -60,6 +61,12 @@ def after_job_failure(
     if waits:
         return _retry(waits[min(failures, len(waits) - 1)])
     return Retry(_grow(failures, LONGEST_WAIT_S, jitter))
+
+
+def while_row_waits(age_s: float, jitter: float) -> Retry:
+    """Decide when a job is tried again that waits for the application's row, `age_s` after its
+    event. That is no failure, so there is no last attempt."""
+    return Retry(min(max(FIRST_WAIT_S, age_s / 2), LONGEST_ROW_WAIT_S) * (1 - jitter / 2))
 
 
 def to_text(value: object) -> str:

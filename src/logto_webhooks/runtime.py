@@ -47,6 +47,8 @@ from logto_webhooks.instrumentation import (
     Unrunnable,
     logs,
 )
+from logto_webhooks.mapping import Mappings
+from logto_webhooks.mapping.apply import apply_due, keep_applied
 from logto_webhooks.reconcile.leader import LeaderLease
 from logto_webhooks.reconcile.reconcile import Reconciliation
 from logto_webhooks.reconcile.recover import Recovery
@@ -175,6 +177,7 @@ class Service:
         handlers: Handlers | None = None,
         scrape: asgi.Scrape | None = None,
         handlers_database: Database | None = None,
+        mappings: Mappings | None = None,
     ) -> None:
         """Opens nothing. `scrape` answers `GET /metrics`. With a `handlers_database`, the same
         database for another event loop, handlers run on their own loop. Raises SigningKeyMissing,
@@ -186,7 +189,9 @@ class Service:
         self._database = database
         self._observe = observe
         self._handlers = Handlers() if handlers is None else handlers
-        self._workers = WorkerGroup(settings, database, observe, self._handlers, handlers_database)
+        self._workers = WorkerGroup(
+            settings, database, observe, self._handlers, handlers_database, mappings
+        )
         self.api = make_client(settings) if settings.uses_api else None
         host, clock, wake = database.host, SystemClock(), self._workers.delivery_worker.wake
         self._spool = spool_of(settings)
@@ -342,9 +347,12 @@ class WorkerGroup:
         observe: Observer,
         handlers: Handlers,
         handlers_database: Database | None = None,
+        mappings: Mappings | None = None,
     ) -> None:
         """With a `handlers_database`, the same database for another event loop, handlers run on
         their own loop, if there are any. Raises InvalidHandler."""
+        self._mappings = mappings or Mappings()
+        database.host.project = self._mappings.write
         handlers.fit(database.host.provides)
         handlers_database = handlers_database if len(handlers) else None
         self._database = database
@@ -388,7 +396,9 @@ class WorkerGroup:
         jobs = self._run_in_thread(self._thread) if self._thread else self.job_worker.run()
         loops = (self.delivery_worker.run(), jobs)
         self._loops = [asyncio.create_task(loop) for loop in loops]
-        async with run_in_background(self._watch()):
+        async with run_in_background(
+            self._watch(), keep_applied(self._database.host, self._mappings)
+        ):
             over, _ = await asyncio.wait(self._loops, return_when=asyncio.FIRST_EXCEPTION)
         for task in over:
             if not task.cancelled():
@@ -418,6 +428,7 @@ class WorkerGroup:
         """Work until nothing is pending, and no job is due."""
         if await self.register():
             await self.delivery_worker.drain()
+            await apply_due(self._database.host, self._mappings)
             await self.job_worker.drain()
             await self._report_unrunnable()
 
@@ -455,6 +466,7 @@ class WorkerGroup:
 
     def _register(self, store: Store) -> None:
         store.jobs.register([handler.registered for handler in self._handlers])
+        store.mappings.register(self._mappings.registered)
 
     async def _watch(self) -> None:
         """Tell that this process has its handlers. Report jobs that wait for handlers of other

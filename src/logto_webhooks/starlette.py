@@ -1,10 +1,23 @@
-"""Starlette: `Starlette(routes=routes(logto), lifespan=logto.lifespan)`."""
+"""Starlette: `Starlette(routes=routes(logto), lifespan=logto.lifespan)`. For `get_user`, add
+`exception_handlers=exception_handlers`."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
+
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.routing import Route
 
 from logto_webhooks.app import LogtoWebhooks
+from logto_webhooks.errors import UserNotReady
+from logto_webhooks.ingest.asgi import answer_not_ready
+
+#: Answers UserNotReady, which `get_user` raises, with 503 and `Retry-After`.
+exception_handlers: Final[
+    dict[int | type[Exception], Callable[[Request, Any], Coroutine[Any, Any, Response]]]
+] = {UserNotReady: answer_not_ready}
 
 
 def routes(logto: LogtoWebhooks) -> list[Route]:

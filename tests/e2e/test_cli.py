@@ -134,6 +134,7 @@ class TestStatus:
             "unrunnable": {},
             "spooled": 0,
             "memberships_to_end": 0,
+            "mappings": [],
             "waiting": [],
         }
 

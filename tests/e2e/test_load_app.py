@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from logto_webhooks import LogtoWebhooks
-from logto_webhooks.cli.session import load_application, load_handlers
+from logto_webhooks.cli.session import load_application, load_code
 from logto_webhooks.errors import InvalidHandler, SettingInvalid
 from logto_webhooks.settings import Settings
 from logto_webhooks.testing import SIGNING_KEY, make
@@ -106,7 +106,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_what_is_no_application_is_refused(app: str, says: str) -> None:
     """Whatever it raises, which may quote a secret."""
     with pytest.raises(SettingInvalid) as raised:
-        load_handlers(Settings(app=app))
+        load_code(Settings(app=app))
     assert says in str(raised.value)
     assert "secret" not in str(raised.value).lower()
 
@@ -114,14 +114,14 @@ def test_what_is_no_application_is_refused(app: str, says: str) -> None:
 @pytest.mark.usefixtures("folder")
 def test_an_application_is_found() -> None:
     """By the name of an attribute, or of one of an attribute's."""
-    assert [each.name for each in load_handlers(Settings(app="app_good:inner.logto"))] == ["all"]
+    assert [each.name for each in load_code(Settings(app="app_good:inner.logto"))[0]] == ["all"]
 
 
 @pytest.mark.usefixtures("folder")
 def test_what_our_own_errors_say_is_kept() -> None:
     """A handler that is refused says why."""
     with pytest.raises(InvalidHandler, match="concurrency"):
-        load_handlers(Settings(app="app_refused:logto"))
+        load_code(Settings(app="app_refused:logto"))
 
 
 @pytest.mark.usefixtures("folder")

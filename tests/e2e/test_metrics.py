@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from logto_webhooks.database import open_database
-from logto_webhooks.deliveries import DeliveryState, Status
+from logto_webhooks.deliveries import DeliveryState, MappingStatus, Status
 from logto_webhooks.errors import StoreUnavailable
 from logto_webhooks.instrumentation import (
     ApiUnavailable,
@@ -223,7 +224,13 @@ class Counted:
             await asyncio.Event().wait()
         deliveries = dict.fromkeys((state.value for state in DeliveryState), 0)
         deliveries[DeliveryState.PENDING] = self.asked
-        return Status(deliveries=deliveries, doubtful=2, refetch=3, oldest_pending_s=4)
+        return Status(
+            deliveries=deliveries,
+            doubtful=2,
+            refetch=3,
+            oldest_pending_s=4,
+            mappings=[MappingStatus(mapping="users", is_applied=False, waiting=5, owed=6)],
+        )
 
     async def scrape(self) -> Samples:
         text, _ = await self.metrics.scrape("")
@@ -254,8 +261,20 @@ def test_every_metric_is_there_from_the_start() -> None:
     text = asyncio.run(told.scrape(""))[0].decode()
     for metric in METRICS:
         assert f"\n{metric.full_name}{'_count' if metric.buckets else ''}" in text
-    absent = {gauge.name for gauge in GAUGES if f"\n{gauge.full_name} " not in text}
+    absent = {gauge.name for gauge in GAUGES if not re.search(rf"\n{gauge.full_name}[ {{]", text)}
     assert absent == {"complete_up_to_timestamp_seconds", "reconciled_timestamp_seconds"}
+
+
+def test_mapped_tables_are_counted() -> None:
+    """Each by its name."""
+    scraped = Counted().scraped()
+    names = (
+        "mapped_rows_waiting",
+        "mapped_rows_conflicting",
+        "mapped_rows_owed",
+        "mapping_applied",
+    )
+    assert [scraped[f"{name}{{mapping=users}}"] for name in names] == [5, 0, 6, 0]
 
 
 def test_the_database_counts_at_most_once_in_five_seconds() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator
@@ -40,6 +41,35 @@ def greet(event: events.LocalUserCreated) -> None:
     if event.user.email is None:
         raise ValueError("no address to greet")
 """
+MAPPED: Final = ("mapping",)  # pages on which the application also has a table of its own
+MAPPING: Final = """\
+import sqlalchemy as sa
+
+people = sa.Table(
+    "people",
+    sa.MetaData(),
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("logto_user_id", sa.Text, unique=True),
+    sa.Column("email", sa.Text),
+    sa.Column("name", sa.Text),
+)
+logto.map_users(
+    people,
+    key="logto_user_id",
+    link="email",
+    columns={"email": "email", "name": "name"},
+    when_deleted="unlink",
+)
+"""
+PEOPLE: Final = """\
+CREATE TABLE people (id INTEGER PRIMARY KEY, logto_user_id TEXT UNIQUE, email TEXT, name TEXT);
+INSERT INTO people (email, name) VALUES ('Ana@example.com', 'Ana'), ('ana@example.com', 'Ana A.');
+"""
+# What the application does with its rows: one is deleted, one has another name.
+EDITS: Final = """\
+DELETE FROM people WHERE logto_user_id = (SELECT min(logto_user_id) FROM people);
+UPDATE people SET name = 'Bobby' WHERE logto_user_id = 'bo';
+"""
 
 
 def fill(folder: Path) -> None:
@@ -67,7 +97,25 @@ def stage(folder: Path, page: str) -> Iterator[None]:
             patch.setenv("LOGTO_WEBHOOK_SIGNING_KEY", SIGNING_KEY)
         patch.setenv("COLUMNS", str(WIDTH))
         patch.chdir(folder)
+        if page in MAPPED:
+            _map(folder)
         yield
+
+
+def _map(folder: Path) -> None:
+    """Give the application a mapped table, with rows from before, and edits of its own."""
+    _run(folder, PEOPLE)
+    with (folder / "app.py").open("a") as file:
+        file.write(MAPPING)
+    drained = command("worker", "--drain", "--app", "app:logto", folder=folder)
+    assert drained.returncode == 0, drained.stderr
+    _run(folder, EDITS)
+
+
+def _run(folder: Path, script: str) -> None:
+    connection = sqlite3.connect(folder / FILE)
+    connection.executescript(script)
+    connection.close()
 
 
 async def _fill(folder: Path) -> None:

@@ -255,6 +255,32 @@ async def a_record_that_nobody_can_ask_about(clinic: Clinic) -> list[Finding]:
     return await clinic.ask("records", **await _with_a_part(clinic), **_ALONE)
 
 
+@finds("mapping_conflicts")
+async def rows_that_were_refused(clinic: Clinic) -> list[Finding]:
+    return await clinic.ask("mappings", **await _with_a_mapped_row(clinic, "conflict"))
+
+
+@finds("mapping_owed")
+async def rows_that_nobody_writes(clinic: Clinic) -> list[Finding]:
+    return await clinic.ask("mappings", **await _with_a_mapped_row(clinic, "owed"))
+
+
+@finds("mapping_key_without_index")
+async def a_key_without_an_index(clinic: Clinic) -> list[Finding]:
+    another = await clinic.another("CREATE TABLE people (id INTEGER PRIMARY KEY, logto_id TEXT)")
+    theirs = _application(another)
+    people = sa.Table(
+        "people",
+        sa.MetaData(),
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("logto_id", sa.Text),
+    )
+    theirs.map_users(people, key="logto_id", columns={}, when_deleted="keep")
+    found = await clinic.ask("mappings", application=theirs, **another)
+    await theirs.close()
+    return found
+
+
 @finds("rejected", stays=True)
 async def a_delivery_that_another_key_signed(clinic: Clinic) -> list[Finding]:
     forged = make.user_created(hookId=clinic.webhook, key=OTHER_KEY)
@@ -314,6 +340,16 @@ async def _with_a_part(clinic: Clinic) -> dict[str, str]:
     file = another["database_url"].rpartition("/")[2]
     clinic.sql(f"UPDATE logto_records SET refetch_since = {_LONG_AGO}", file)
     return another
+
+
+async def _with_a_mapped_row(clinic: Clinic, state: str) -> dict[str, str]:
+    """A database in which a user's row in the application's table isn't as it should be."""
+    mapping = "INSERT INTO logto_mappings (name, kind, definition, former, registered_at, seen_at) "
+    row = "INSERT INTO logto_mapped_rows (mapping, logto_id, kind, state, reason, changed_at) "
+    return await clinic.another(
+        f"{mapping} VALUES ('people', 'user', '', '[]', {_LONG_AGO}, {_LONG_AGO})",
+        f"{row} VALUES ('people', 'ana', 'user', '{state}', 'it is so', {_LONG_AGO})",
+    )
 
 
 def _new_job(store: Store, handler: str) -> None:

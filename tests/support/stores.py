@@ -16,7 +16,7 @@ from logto_webhooks.apply import DeliveryWorker
 from logto_webhooks.database import migrate, open_database, sqlite
 from logto_webhooks.database.postgres import Postgres, make_postgres_engine
 from logto_webhooks.database.records import FoundRow, RefetchNeed
-from logto_webhooks.database.runner import TransactionRunner
+from logto_webhooks.database.runner import HandlerRunner, TransactionRunner
 from logto_webhooks.database.store import Store
 from logto_webhooks.deliveries import NewDelivery, identify, sent_at_of
 from logto_webhooks.events import parse
@@ -51,7 +51,7 @@ def memory_host() -> TransactionRunner:
     return MemoryBackend().host
 
 
-def open_host(kind: StoreKind, folder: Path) -> TransactionRunner:
+def open_host(kind: StoreKind, folder: Path) -> HandlerRunner:
     """An empty store, in the host that runs it."""
     if kind == "sqlite":
         return _sqlite_host(folder)
@@ -64,7 +64,7 @@ def open_host(kind: StoreKind, folder: Path) -> TransactionRunner:
     return Postgres(make_postgres_engine(url, poolclass=NullPool), schema).host
 
 
-def _sqlite_host(folder: Path) -> TransactionRunner:
+def _sqlite_host(folder: Path) -> HandlerRunner:
     """The file is copied from one that was migrated once."""
     template = folder / "template.db"
     if not template.exists():

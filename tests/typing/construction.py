@@ -7,13 +7,14 @@ from typing import assert_type
 import sqlalchemy as sa
 from fastapi import APIRouter, FastAPI
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from starlette.applications import Starlette
 from starlette.routing import Route
 
-from logto_webhooks import LogtoWebhooks, UserIsDeletedError, UserRow
+from logto_webhooks import LogtoWebhooks, UserIsDeletedError, UserNotReady, UserRow
+from logto_webhooks.fastapi import exception_handlers as fastapi_handlers
 from logto_webhooks.fastapi import router
-from logto_webhooks.starlette import routes
+from logto_webhooks.starlette import exception_handlers, routes
 
 by_url = LogtoWebhooks(signing_key="k", database_url="sqlite:///app.db", worker=False)
 by_engine = LogtoWebhooks(signing_key="k", engine=sa.create_engine("sqlite:///app.db"))
@@ -31,10 +32,12 @@ by_async_engine = LogtoWebhooks(
 by_environment = LogtoWebhooks.from_env(path="/hooks/logto")
 
 assert_type(router(by_url), APIRouter)
-api = FastAPI()
+api = FastAPI(exception_handlers=fastapi_handlers)
 api.include_router(router(by_url))
 assert_type(routes(by_url), list[Route])
-application = Starlette(routes=routes(by_url), lifespan=by_url.lifespan)
+application = Starlette(
+    routes=routes(by_url), lifespan=by_url.lifespan, exception_handlers=exception_handlers
+)
 api.mount("/logto", by_engine)
 
 
@@ -49,6 +52,46 @@ async def early(session: AsyncSession, sync_session: Session) -> None:
     except UserIsDeletedError as error:
         assert_type(str(error), str)
     assert_type((await by_url.status()).deliveries, dict[str, int])
+
+
+class Base(DeclarativeBase):
+    """The application's own classes."""
+
+
+class Account(Base):
+    """One of them."""
+
+    __tablename__ = "accounts"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    logto_id: Mapped[str] = mapped_column(unique=True)
+    email: Mapped[str | None]
+
+
+by_engine.map_users(
+    Account, key=Account.logto_id, columns={Account.email: "email"}, when_deleted="delete"
+)
+
+
+@by_engine.on("LocalUserCreated")
+def own_object(account: Account, session: Session) -> None:
+    """A handler gets it."""
+    assert_type(account.email, str | None)
+
+
+async def own(session: AsyncSession, sync_session: Session) -> None:
+    """A request gets it."""
+    claims = {"sub": "ana"}
+    try:
+        assert_type(await by_async_engine.get_user(Account, claims, session=session), Account)
+    except UserNotReady as error:
+        assert_type(error.reason, str)
+    assert_type(await by_engine.get_user(Account, claims, session=sync_session), Account)
+
+
+def own_in_a_thread(session: Session) -> None:
+    """Beside the event loop."""
+    assert_type(by_url.call(by_url.get_user(Account, {"sub": "ana"}, session=session)), Account)
 
 
 def in_a_thread() -> str:

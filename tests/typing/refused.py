@@ -52,3 +52,5 @@ testing.App().deliver(b"{}")  # type: ignore[arg-type]  # pyright: ignore[report
 async def early() -> None:
     """Claims are a mapping."""
     await logto.ensure_user("ana")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await logto.get_user(events.UserCreated, {"sub": "ana"})  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    await logto.get_user("User", {"sub": "ana"}, session=engine)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

@@ -13,6 +13,7 @@ from msgspec import Struct
 from logto_webhooks import LogtoWebhooks, events, testing
 from logto_webhooks.admin import HandlerInfo
 from logto_webhooks.apply.replay import ReplayResult
+from logto_webhooks.database.mapped_rows import MappingCounts
 from logto_webhooks.database.records import FoundRow
 from logto_webhooks.database.schema import (
     VERSION_TABLE,
@@ -24,7 +25,7 @@ from logto_webhooks.database.schema import (
     user_roles,
     users,
 )
-from logto_webhooks.deliveries import DeliveryState, Status, StoredDelivery
+from logto_webhooks.deliveries import DeliveryState, MappingStatus, Status, StoredDelivery
 from logto_webhooks.events import ALIASES, BY_NAME
 from logto_webhooks.events.local import LOCAL
 from logto_webhooks.explain.timeline import TimelineEntry
@@ -41,6 +42,8 @@ from logto_webhooks.instrumentation.prometheus import (
 )
 from logto_webhooks.jobs import JOB_MOVES, JobRow, JobState
 from logto_webhooks.logto import webhooks
+from logto_webhooks.mapping.apply import AppliedMapping
+from logto_webhooks.mapping.check import Difference
 from logto_webhooks.reconcile.reconcile import ReconcileResult
 from logto_webhooks.reconcile.recover import RecoverResult
 from logto_webhooks.records.drift import Drift
@@ -149,10 +152,14 @@ def test_every_function_that_makes_a_delivery_is_in_the_api_reference() -> None:
         ("explain", TimelineEntry),
         ("handlers", HandlerInfo),
         ("jobs", JobRow),
+        ("mapping", MappingCounts),
+        ("mapping", Difference),
+        ("mapping", AppliedMapping),
         ("reconcile", Drift),
         ("reconcile", ReconcileResult),
         ("recover", RecoverResult),
         ("status", Status),
+        ("status", MappingStatus),
         ("users", FoundRow),
     ],
 )

@@ -58,13 +58,17 @@ def doctor(
     async def diagnose(admin: Admin) -> list[Finding]:
         if application is not None:
             admin.handlers = application.handlers
-        return await admin.diagnose(
-            names,
-            timeout_s=timeout,
-            least_free_mb=least_free_mb,
-            application=application,
-            files=[env_file or Path(".env")],
-        )
+        try:
+            return await admin.diagnose(
+                names,
+                timeout_s=timeout,
+                least_free_mb=least_free_mb,
+                application=application,
+                files=[env_file or Path(".env")],
+            )
+        finally:
+            if application is not None:
+                await application.close()
 
     findings = run_admin(settings, diagnose)
     output.show(findings, as_json, _show)

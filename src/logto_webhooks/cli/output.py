@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from logto_webhooks.apply.replay import ReplayResult
     from logto_webhooks.database.records import FoundRow, RefetchNeed
-    from logto_webhooks.deliveries import Status, StoredDelivery
+    from logto_webhooks.deliveries import MappingStatus, Status, StoredDelivery
     from logto_webhooks.explain.timeline import TimelineEntry
     from logto_webhooks.jobs import JobRow
     from logto_webhooks.reconcile.fetch import UserComparison
@@ -43,6 +43,10 @@ COLUMNS: Final = {
     "organization": ("logto_organization_id", "name", "description", "deleted_at", "waits for"),
     "webhook": ("id", "name", "enabled", "ours", "url", "events"),
     "handler": ("handler", "events", "waiting", "done", "dead", "discarded"),
+    "mapping": ("mapping", "applied", "ok", "waiting", "conflict", "owed"),
+    "mapping status": ("mapping", "applied", "waiting", "conflict", "owed"),
+    "applied": ("mapping", "records", "linked", "created", "changed", "deleted", "refused"),
+    "mapping difference": ("mapping", "problem", "logto_id", "what"),
     "job group": ("handler", "state", "error", "jobs"),
     "unrunnable": ("handler", "jobs"),
     "logto_users": ("logto_user_id", "username", "email", "name", "is_suspended"),
@@ -286,6 +290,11 @@ def show_status(status: Status, waiting: Sequence[RefetchNeed]) -> None:
     }
     counts |= {f"jobs {state}": count for state, count in status.jobs.items()}
     print_counts({name: count for name, count in counts.items() if count is not None})
+    if status.mappings:
+        rows = [describe_mapping(mapping) for mapping in status.mappings]
+        print_list(
+            "mapping status", rows, "\nYour mapped tables, and records without a correct row"
+        )
     if status.unrunnable:
         rows = [{"handler": name, "jobs": count} for name, count in status.unrunnable.items()]
         print_list("unrunnable", rows, "\nJobs of unregistered handlers", fold=True)
@@ -293,6 +302,11 @@ def show_status(status: Status, waiting: Sequence[RefetchNeed]) -> None:
         rows = [need.key._asdict() | {"reason": need.reason} for need in waiting]
         more = f", the oldest of {status.refetch}" if status.refetch > len(rows) else ""
         print_list("refetch", rows, f"\nTo refetch from Logto{more}", fold=True)
+
+
+def describe_mapping(mapping: MappingStatus) -> dict[str, Any]:
+    """Return a mapping's counts, and whether it was applied to all records."""
+    return msgspec.structs.asdict(mapping) | {"applied": "yes" if mapping.is_applied else "in part"}
 
 
 def show_recovered(result: RecoverResult, dry_run: bool) -> None:

@@ -14,7 +14,7 @@ from typer import Exit, Option
 from logto_webhooks import event_loop, server
 from logto_webhooks.cli import output
 from logto_webhooks.cli.options import DATABASE, LOGS, OPTIONS, with_settings
-from logto_webhooks.cli.session import load_handlers, run_async
+from logto_webhooks.cli.session import load_code, run_async
 from logto_webhooks.database import Database, database_for, for_another_loop, read_status
 from logto_webhooks.deliveries import DeliveryState
 from logto_webhooks.ingest.spool import spool_of, unspool_in_background
@@ -49,8 +49,8 @@ async def _serve(settings: Settings) -> None:
     metrics = Metrics(partial(read_status, database), spooled=spool.count if spool else None)
     observe = fan_out(logs.observe, metrics.observe)
     apart = for_another_loop(database, settings)
-    handlers = load_handlers(settings, apart, OPTIONS)
-    service = Service(settings, database, observe, handlers, metrics.scrape, apart)
+    handlers, mappings = load_code(settings, apart, OPTIONS)
+    service = Service(settings, database, observe, handlers, metrics.scrape, apart, mappings)
     await service.open()
     listener = server.listen(settings.host, settings.port)
     address = settings.url_at(listener.getsockname()[1])
@@ -128,8 +128,8 @@ async def _open_workers(
     a separate event loop."""
     database = database_for(settings)
     apart = for_another_loop(database, settings) if apart_too else None
-    handlers = load_handlers(settings, apart or database, _WORKER)
-    workers = WorkerGroup(settings, database, observe, handlers, apart)
+    handlers, mappings = load_code(settings, apart or database, _WORKER)
+    workers = WorkerGroup(settings, database, observe, handlers, apart, mappings)
     event_loop.on_stop(workers.stop)
     try:
         await database.check()

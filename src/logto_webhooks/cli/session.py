@@ -18,6 +18,7 @@ from logto_webhooks.database import Database
 from logto_webhooks.errors import LogtoWebhooksError, SettingInvalid
 from logto_webhooks.event_loop import NOT_CANCELLED
 from logto_webhooks.handlers import Handlers
+from logto_webhooks.mapping import Mappings
 from logto_webhooks.settings import Settings
 
 if TYPE_CHECKING:
@@ -37,6 +38,24 @@ def run_admin(settings: Settings, work: Callable[[Admin], Coroutine[Any, Any, T]
             return await work(admin)
         finally:
             await admin.close()
+
+    return run_async(run())
+
+
+def run_application(
+    settings: Settings, work: Callable[[LogtoWebhooks], Coroutine[Any, Any, T]]
+) -> T:
+    """Run `work` with the application of `--app`, on its own database. Raises like
+    `load_application`, and SettingInvalid without an application."""
+    application = load_application(settings)
+    if application is None:
+        raise _invalid(settings, "it isn't set: pass --app module:name of your application")
+
+    async def run() -> T:
+        try:
+            return await work(application)
+        finally:
+            await application.close()
 
     return run_async(run())
 
@@ -71,15 +90,15 @@ def _end_process() -> None:
     os._exit(0)
 
 
-def load_handlers(
+def load_code(
     settings: Settings, database: Database | None = None, used: Collection[str] = ()
-) -> Handlers:
-    """Return the application's handlers, if there are any. Warn if they will run on a `database`
-    that isn't the application's, and if one of the `used` settings isn't its own. Raises like
-    `load_application`."""
+) -> tuple[Handlers, Mappings]:
+    """Return the application's handlers and mappings, if there are any. Warn if they will run on a
+    `database` that isn't the application's, and if one of the `used` settings isn't its own. Raises
+    like `load_application`."""
     application = load_application(settings, database)
     if application is None:
-        return Handlers()
+        return Handlers(), Mappings()
     if database is not None:
         _warn_about_database(locate(database), locate(application.database), settings)
     if ignored := [name for name in application.list_ignored(settings) if name in used]:
@@ -90,7 +109,7 @@ def load_handlers(
             ", ".join(ignored),
             variables,
         )
-    return application.handlers
+    return application.handlers, application.mappings
 
 
 def _warn_about_database(ours: str, theirs: str, settings: Settings) -> None:

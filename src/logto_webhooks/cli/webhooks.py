@@ -21,7 +21,7 @@ from logto_webhooks.cli.options import (
     read_env_file,
     with_settings,
 )
-from logto_webhooks.cli.session import load_handlers, run_admin, run_async
+from logto_webhooks.cli.session import load_code, run_admin, run_async
 from logto_webhooks.errors import NotWritable, SigningKeyExists
 from logto_webhooks.listen import restore_webhooks
 from logto_webhooks.logto.webhooks import NAME, Webhook
@@ -56,7 +56,7 @@ def create(
     --env-file.
     """
     check_url("--url", url, "https://host/path")
-    handlers = load_handlers(settings)
+    handlers, _ = load_code(settings)
     if env_file is not None:
         _check_writable(env_file)
 

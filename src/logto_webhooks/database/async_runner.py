@@ -5,7 +5,12 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from contextlib import (
+    AbstractAsyncContextManager,
+    asynccontextmanager,
+    nullcontext,
+    suppress,
+)
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -25,11 +30,11 @@ from logto_webhooks.database.runner import (
     HeldConnection,
     PoolRefresher,
     await_within,
+    run_and_project,
 )
 from logto_webhooks.database.sessions import (
     SESSION,
     ConnectionWatch,
-    begin_writing,
     finish_session,
     get_handler_limit,
     get_sync_types,
@@ -39,8 +44,9 @@ from logto_webhooks.database.sessions import (
     release,
     roll_back_savepoint,
     use_our_schema,
+    writing,
 )
-from logto_webhooks.database.store import LOCK_S, STATEMENT_S, Store
+from logto_webhooks.database.store import LOCK_S, STATEMENT_S, Project, Store
 from logto_webhooks.database.threads import DetachedCall, GreenletBridge
 
 T = TypeVar("T")
@@ -50,6 +56,7 @@ PAUSE_S: Final = 1.0  # before each statement of an abandoned coroutine, which f
 class AsyncRunner:
     """Runs the same work as ThreadRunner, with `AsyncConnection.run_sync`."""
 
+    project: Project | None = None
     _is_pooled = True  # whether others get a handler's connection after it
 
     def __init__(
@@ -90,7 +97,7 @@ class AsyncRunner:
         """The same with the connection itself, within a time limit."""
         return await self._within(limit_s, lambda held: self._look(work, held))
 
-    async def within(self, session: Any, work: Callable[[Store], T]) -> T:
+    async def within(self, session: Any, work: Callable[[Store], T], *, writes: bool = True) -> T:
         """Run within the transaction of an application's AsyncSession or AsyncConnection.
 
         Raises SettingInvalid, StoreUnavailable, RowRejected.
@@ -103,9 +110,11 @@ class AsyncRunner:
             connection = session
 
         def run(sync: sa.Connection) -> T:
-            with use_our_schema(self._engine.sync_engine, sync):
-                begin_writing(sync)
-                return work(Store(sync))
+            with (
+                use_our_schema(self._engine.sync_engine, sync),
+                writing(sync) if writes else nullcontext(),
+            ):
+                return run_and_project(work, Store(sync, self.project))
 
         with translate_errors(self._engine):
             return await connection.run_sync(run)
@@ -191,13 +200,13 @@ class AsyncRunner:
 
     async def _run(self, work: Callable[[Store], T], held: HeldConnection) -> T:
         async with self._begin() as connection:
-            return await connection.run_sync(partial(_hold_and_run, work, held))
+            return await connection.run_sync(partial(_hold_and_run, work, held, self.project))
 
     async def _run_in_thread(self, work: Callable[[Store], T], held: HeldConnection) -> T:
         async with self._begin() as connection:
             bridge, sync = GreenletBridge(), connection.sync_connection
             assert sync is not None
-            run = partial(_hold_and_run, work, held, sync)
+            run = partial(_hold_and_run, work, held, self.project, sync)
             try:
                 return await DetachedCall[T]().run(partial(bridge.run, run))
             except asyncio.CancelledError:
@@ -238,11 +247,13 @@ class AsyncRunner:
         return _transaction(self._engine)
 
 
-def _hold_and_run(work: Callable[[Store], T], held: HeldConnection, sync: sa.Connection) -> T:
+def _hold_and_run(
+    work: Callable[[Store], T], held: HeldConnection, project: Project | None, sync: sa.Connection
+) -> T:
     held.hold(sync)
-    store = Store(sync)
+    store = Store(sync, project)
     store.limit_waits(LOCK_S, STATEMENT_S)
-    return work(store)
+    return run_and_project(work, store)
 
 
 async def _finish_within(limit_s: float, work: Coroutine[Any, Any, None]) -> bool:

@@ -17,7 +17,16 @@ from logto_webhooks.database.records import (
 )
 from logto_webhooks.database.schema import Millis, member_roles, members, membership_steps, records
 from logto_webhooks.records.local_events import is_here
-from logto_webhooks.records.record import NEVER, RESTORED_MS, Arrival, Ending, Key, Kind, Record
+from logto_webhooks.records.record import (
+    NEVER,
+    RESTORED_MS,
+    Arrival,
+    Ending,
+    Key,
+    Kind,
+    Record,
+    membership,
+)
 
 _STEPS_KEY: Final = ["change", "kind", "logto_id"]
 _IS_ENDING: Final = membership_steps.c.change == "ending"
@@ -79,6 +88,7 @@ class MembershipStore(RecordStore):
         newest, left = self._connection.execute(_end_statement(), values).one()
         if newest is not None and newest > end.ended_at:
             self._save_newer(end, is_among_memberships, ids)
+        self._changed.update(pairs)
         return [Key("membership", id_) for id_ in left], NEVER if newest is None else newest
 
     def with_few_memberships(self, ends: Sequence[Key], most: int) -> list[Key]:
@@ -249,7 +259,9 @@ class MembershipStore(RecordStore):
             records.c.logto_id == _MEMBER[0] + ":" + _MEMBER[1],
             sa.not_(_is_over(end.ended_at)),
         )
-        self._connection.execute(sa.delete(members).where(is_own[0], sa.not_(newer)), values)
+        dropped = sa.delete(members).where(is_own[0], sa.not_(newer)).returning(*_MEMBER)
+        rows = self._connection.execute(dropped, values)
+        self._changed.update(membership(*pair) for pair in rows)
         stays = sa.exists().where(*(column == member_roles.c[column.name] for column in _MEMBER))
         self._connection.execute(sa.delete(member_roles).where(is_own[1], sa.not_(stays)), values)
         self._save_newer(end, own_record, values)

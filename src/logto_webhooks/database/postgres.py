@@ -23,7 +23,7 @@ from logto_webhooks.database.async_runner import AsyncRunner, drop_connection
 from logto_webhooks.database.errors import SETTING, place_of, translate_errors
 from logto_webhooks.database.migrate import DatabaseInfo, inspect_database
 from logto_webhooks.database.runner import READ_S, HandlerRunner, ThreadRunner
-from logto_webhooks.database.sessions import get_schema_map, make_schema_map
+from logto_webhooks.database.sessions import APP_SCHEMAS, get_schema_map, make_schema_map
 from logto_webhooks.database.store import LONGEST_S
 from logto_webhooks.errors import SettingInvalid
 from logto_webhooks.event_loop import run_in_thread
@@ -136,7 +136,8 @@ class Postgres:
         self.any_loop = isinstance(engine, sa.Engine)  # whether any event loop can use it
         self._schema = schema
         app_schemas = get_schema_map(engine)
-        options = {"schema_translate_map": make_schema_map(schema)} | ({} if owns else _LEVEL)
+        options = {"schema_translate_map": make_schema_map(schema), APP_SCHEMAS: app_schemas}
+        options |= {} if owns else _LEVEL
         self._engine = engine.execution_options(**options)
         self._runner = (
             ThreadRunner(self._engine, owns, app_schemas)

@@ -102,6 +102,7 @@ class RecordStore:
     """The part of a Store for records and their rows in the mirror."""
 
     _connection: sa.Connection
+    _changed: set[Key]  # since the application's rows were written
 
     def lock(
         self, keys: Sequence[Key], *, share: bool = False, ends: Sequence[Key] = ()
@@ -134,6 +135,7 @@ class RecordStore:
         kept = [
             record if record.kept else replace(record, local_id=next(ids)) for record in changed
         ]
+        self._changed.update(record.key for record in kept)
         _upsert(self._connection, records, [to_row(record) for record in kept])
         for kind in MIRROR:
             self._save_mirror(kind, [record for record in kept if record.key.kind == kind])

@@ -8,7 +8,7 @@ import os
 import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from threading import Thread
 from typing import Any, ClassVar, Final, Protocol, TypeVar
@@ -21,7 +21,6 @@ from logto_webhooks.database.errors import diagnose, translate_errors
 from logto_webhooks.database.sessions import (
     IN_HANDLER,
     ConnectionWatch,
-    begin_writing,
     finish_session,
     get_handler_limit,
     get_sync_types,
@@ -30,8 +29,9 @@ from logto_webhooks.database.sessions import (
     make_session,
     make_session_error,
     use_our_schema,
+    writing,
 )
-from logto_webhooks.database.store import LOCK_S, STATEMENT_S, Store
+from logto_webhooks.database.store import LOCK_S, STATEMENT_S, Project, Store
 from logto_webhooks.database.threads import HAS_WRITER, DetachedCall, SerialExecutor
 from logto_webhooks.errors import StoreUnavailable, TimedOut, TimeLimitExceeded, WriterBusy
 
@@ -75,14 +75,20 @@ class TransactionRunner(Protocol):
 
 
 class HandlerRunner(TransactionRunner, Protocol):
-    """A runner that lets handlers take part in its transactions."""
+    """A runner that lets handlers take part in its transactions.
+
+    `project` writes the application's rows that follow from changed records.
+    """
+
+    project: Project | None
 
     @property
     def room(self) -> int:
         """How many handlers may be in a transaction at once."""
 
-    async def within(self, session: Any, work: Callable[[Store], T]) -> T:
-        """Run within the transaction of an application's session, which the application ends.
+    async def within(self, session: Any, work: Callable[[Store], T], *, writes: bool = True) -> T:
+        """Run within the transaction of an application's session, which the application ends. If
+        work raises, what it wrote and locked is undone.
 
         Raises SettingInvalid for a session that can't be used here, and what `run` raises.
         """
@@ -114,6 +120,13 @@ async def run_or_rehearse(runner: TransactionRunner, work: Callable[[Store], T],
         return await runner.run(rehearse)
     except _RolledBack:
         return results[-1]
+
+
+def run_and_project(work: Callable[[Store], T], store: Store) -> T:
+    """Run work, and write what follows from the records that it changed."""
+    result = work(store)
+    store.project_changes()
+    return result
 
 
 class _RolledBack(Exception):
@@ -256,6 +269,7 @@ class ThreadRunner:
     """Runs transactions on a synchronous engine, in threads. Writes run in the order of calls."""
 
     _reads: ClassVar[dict[str, Any]] = {}  # options of a connection that only reads
+    project: Project | None = None
     _one_writer = False  # whether the database has only one writer, which handlers use in turn
 
     def __init__(self, engine: sa.Engine, owns: bool = True, app_schemas: Any = None) -> None:
@@ -305,18 +319,25 @@ class ThreadRunner:
         """The same with the connection itself, within a time limit."""
         return await self._within(limit_s, self._reader, partial(self._look, work, self._reads))
 
-    async def within(self, session: Any, work: Callable[[Store], T]) -> T:
-        """Run within the transaction of an application's Session or Connection, on this thread.
+    async def within(self, session: Any, work: Callable[[Store], T], *, writes: bool = True) -> T:
+        """Run within the transaction of an application's Session or Connection, in a thread: a lock
+        that another session holds must not block the event loop.
 
         Raises SettingInvalid, StoreUnavailable, RowRejected.
         """
         is_usable = isinstance(session, get_sync_types())
         if not is_usable:
             raise make_session_error(session, "a Session or a Connection")
+        return await DetachedCall[T]().run(partial(self._run_within, session, work, writes))
+
+    def _run_within(self, session: Any, work: Callable[[Store], T], writes: bool) -> T:
         connection = session if isinstance(session, sa.Connection) else session.connection()
-        with translate_errors(self._engine), use_our_schema(self._engine, connection):
-            begin_writing(connection)
-            return work(Store(connection))
+        with (
+            translate_errors(self._engine),
+            use_our_schema(self._engine, connection),
+            writing(connection) if writes else nullcontext(),
+        ):
+            return run_and_project(work, Store(connection, self.project))
 
     def provides(self, awaited: bool) -> tuple[type, ...]:
         """Return the types of session that a handler, `awaited` or not, can ask for.
@@ -389,9 +410,9 @@ class ThreadRunner:
         # The transaction begins with the first statement: what `work` does before delays nobody.
         try:
             with self._connect(held) as connection:
-                store = Store(connection)
+                store = Store(connection, self.project)
                 store.limit_waits(LOCK_S, STATEMENT_S)
-                result = work(store)
+                result = run_and_project(work, store)
                 held.check()
                 connection.commit()
             self._check_commit()

@@ -209,6 +209,29 @@ member_roles = sa.Table(
     *_required(sa.Text, "name"),
 )
 
+# The application's own tables that follow the mirror.
+mappings = sa.Table(
+    "logto_mappings",
+    metadata,
+    *_keys(sa.Text, "name"),
+    *_required(sa.Text, "kind", "definition"),
+    *_required(Json, "former"),  # definitions that it had before
+    *_optional(sa.Text, "applied_to"),
+    *_required(Millis, "registered_at", "seen_at"),
+)
+
+# What became of each record in these tables.
+mapped_rows = sa.Table(
+    "logto_mapped_rows",
+    metadata,
+    *_keys(sa.Text, "mapping", "logto_id"),
+    *_optional(sa.Text, "row_id"),
+    *_required(sa.Text, "kind", "state"),
+    *_optional(sa.Text, "reason", "blocked_by"),
+    *_required(Millis, "changed_at"),
+)
+is_not_ok = mapped_rows.c.state != sa.literal_column("'ok'")
+
 # Users and organizations with too many memberships for one transaction. If `change` is "ending",
 # they were deleted, and their memberships have yet to be ended. If it is "arrival", they came, and
 # their memberships have yet to be announced; then `ended_at` is null.
@@ -349,6 +372,13 @@ def metadata_with_indexes() -> sa.MetaData:
     _add_index("logto_jobs_waiting", *queue, jobs.c.id, where=is_waiting)
     _add_index("logto_jobs_done", *queue, where=is_done)
     _add_index("logto_jobs_delivery", jobs.c.delivery_id)
+    _add_index("logto_mapped_rows_row", mapped_rows.c.mapping, mapped_rows.c.row_id)
+    _add_index(
+        "logto_mapped_rows_blocked",
+        mapped_rows.c.mapping,
+        mapped_rows.c.blocked_by,
+        where=is_not_ok,
+    )
     _add_index("logto_lines_due", queue_keys.c.handler, queue_keys.c.due_at)
     return metadata
 

@@ -28,6 +28,7 @@ _FAILED: Final = "25P02"  # PostgreSQL's: in_failed_sql_transaction
 _ENDED: Final = ("25P01", "3B001")
 IN_HANDLER: Final = "logto_in_handler"  # an option of a connection while a handler has it
 INTERNAL: Final = "logto_internal"  # the same while it runs statements of this package
+APP_SCHEMAS: Final = "logto_app_schemas"  # where the application's tables are
 _SCHEMA_MAP: Final = "schema_translate_map"
 _DEFAULT_LIMIT: Final = 4  # the limit with SQLAlchemy's default pool size, 5
 
@@ -69,7 +70,8 @@ def _refuse(connection: sa.Connection) -> None:
 
 def use_our_schema(engine: sa.Engine, connection: sa.Connection) -> AbstractContextManager[None]:
     """Use our engine's schema_translate_map on an application's connection within the block."""
-    return _use_schema_map(connection, get_schema_map(engine), **{INTERNAL: True})
+    options = {INTERNAL: True, APP_SCHEMAS: get_schema_map(connection)}
+    return _use_schema_map(connection, get_schema_map(engine), **options)
 
 
 def use_schema(connection: sa.Connection, schema: str | None) -> AbstractContextManager[None]:
@@ -104,23 +106,43 @@ def handler_savepoint(connection: sa.Connection) -> Iterator[None]:
     release(connection, savepoint)
 
 
-def begin_writing(connection: sa.Connection) -> None:
+@contextmanager
+def writing(connection: sa.Connection) -> Iterator[None]:
     """Begin a transaction that can read records and change them, on an application's connection.
+    If the block raises, what it wrote and locked is undone.
 
     Raises SettingInvalid in autocommit mode, in which a lock ends with its statement.
     """
+    began = _begin_writing(connection)
+    savepoint = connection.begin_nested()
+    try:
+        yield
+    except BaseException:
+        if savepoint.is_active:
+            savepoint.rollback()
+        if began:  # or others would wait for SQLite's only writer
+            connection.connection.rollback()
+        raise
+    savepoint.commit()
+
+
+def _begin_writing(connection: sa.Connection) -> bool:
+    """Return whether this began the driver's transaction."""
     driver: Any = connection.connection.dbapi_connection
     if connection.dialect.name == "sqlite":
         # Python's driver begins one only before the first write: after that, reads are up to date.
-        if not driver.in_transaction:
+        began = not driver.in_transaction
+        if began:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
         connection.execute(sa.update(installation).where(sa.false()).values(id=1))
-    elif (
+        return began
+    if (
         getattr(driver, "autocommit", False)
         or getattr(driver, "isolation_level", None) == "autocommit"
     ):
         problem = "it is in autocommit mode, but this needs a transaction: use another session"
         raise SettingInvalid(name="session", problem=problem)
+    return False
 
 
 def make_session_error(session: object, wanted: str) -> SettingInvalid:

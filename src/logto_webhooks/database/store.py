@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
@@ -11,6 +11,12 @@ from msgspec import Struct, structs
 from logto_webhooks.database.deliveries import DeliveryStore, Inbox
 from logto_webhooks.database.dialect import by_code, now, put_row, read_clock
 from logto_webhooks.database.jobs import JobStore
+from logto_webhooks.database.mapped_rows import (
+    NOT_WRITTEN,
+    MappingStore,
+    RegisteredMapping,
+    lock_free_records,
+)
 from logto_webhooks.database.memberships import MembershipStore
 from logto_webhooks.database.schema import (
     checkpoints,
@@ -25,9 +31,12 @@ from logto_webhooks.database.schema import (
 )
 from logto_webhooks.database.signing_keys import KeyStore
 from logto_webhooks.deliveries import Status
+from logto_webhooks.records.record import Key
 from logto_webhooks.retries import LONGEST_WAIT_S
 
 T = TypeVar("T")
+# Writes the rows of changed records; returns the names of the registered mappings that it wrote.
+Project = Callable[[sa.Connection, Collection[Key], Mapping[str, RegisteredMapping]], set[str]]
 LOCK_S: Final = 1.0  # how long our transactions wait for a lock
 STATEMENT_S: Final = 5.0  # how long one of their statements may take
 LONGEST_S: Final = 1.0  # for a worker's transaction, if it delays only other workers
@@ -91,8 +100,40 @@ class DatabaseClock(Struct, frozen=True, kw_only=True):
 class Store(DeliveryStore, MembershipStore):
     """The operations of a transaction, which the caller commits."""
 
-    def __init__(self, connection: sa.Connection) -> None:
+    def __init__(self, connection: sa.Connection, project: Project | None = None) -> None:
+        """`project` writes what follows from changed records, such as the application's rows."""
         self._connection = connection
+        self._changed = set()
+        self._project = project
+
+    @property
+    def connection(self) -> sa.Connection:
+        """The connection, for a feature's own statements."""
+        return self._connection
+
+    def execute(self, query: sa.Select[Any]) -> sa.CursorResult[Any]:
+        """Run a query of a feature's own."""
+        return self._connection.execute(query)
+
+    def mark_changed(self, keys: Collection[Key]) -> None:
+        """Write what follows from records once more, at the end of the transaction."""
+        self._changed.update(keys)
+
+    def lock_free(self, keys: Collection[Key]) -> set[Key]:
+        """Lock those of the records that nobody else has locked, and return them."""
+        return lock_free_records(self._connection, keys)
+
+    def project_changes(self) -> None:
+        """Write the rows of registered mappings that follow from the records that changed since the
+        last call. Those that this process can't write are owed."""
+        changed, self._changed = self._changed, set()
+        registered = self.mappings.registered() if changed else {}
+        if not registered:
+            return
+        project = self._project
+        written = project(self._connection, changed, registered) if project else set()
+        for name in registered.keys() - written:
+            self.mappings.mark_owed(registered[name], changed, NOT_WRITTEN)
 
     @property
     def inbox(self) -> Inbox:
@@ -103,6 +144,11 @@ class Store(DeliveryStore, MembershipStore):
     def jobs(self) -> JobStore:
         """The handlers and their jobs."""
         return JobStore(self._connection)
+
+    @property
+    def mappings(self) -> MappingStore:
+        """The mappings onto the application's own tables."""
+        return MappingStore(self._connection)
 
     @property
     def webhook_keys(self) -> KeyStore:
@@ -209,6 +255,7 @@ class Store(DeliveryStore, MembershipStore):
             reconciled_at=reconciled.at if reconciled else None,
             silent_since=self.flow().silent_since,
             memberships_to_end=self.count_memberships_to_end(),
+            mappings=self.mappings.status(),
         )
 
     def _read_named(self, table: sa.Table, name: str, kind: Callable[..., T]) -> T | None:

@@ -37,6 +37,7 @@ from logto_webhooks.signing_keys import (
 _PENDING_S: Final = 60
 _WAITING_S: Final = 600  # longer than the first retries of a job take
 _UNSETTLED_S: Final = 600
+_OWED_S: Final = 60  # much longer than until the next try
 _SKEW_MS: Final = 5_000
 _UNREAD: Final = 3  # times the interval at which Logto's log is read
 _DEAD_ROWS: Final = 10_000  # harmless in any table
@@ -442,6 +443,30 @@ async def check_records(context: CheckContext) -> list[Finding]:
     return [make_ok(f"{Count(count):record waits|records wait} for a refetch, none for long.")]
 
 
+async def check_mappings(context: CheckContext) -> list[Finding]:
+    """Check that the rows of mapped tables are written, and quickly found."""
+    mappings = (await context.status()).mappings
+    faults = []
+    if conflicts := {each.mapping: each.conflict for each in mappings if each.conflict}:
+        first = await context.read(lambda store: store.mappings.find_oldest("conflict"))
+        shown = f"{first.logto_id} in {first.mapping}: {first.reason}" if first else "unknown"
+        counts = {"count": sum(conflicts.values()), "mappings": list(conflicts)}
+        faults.append(make_finding("mapping_conflicts", first=shown, **counts))
+    owed = {each.mapping: each.owed for each in mappings if each.owed}
+    oldest = await context.read(lambda store: store.mappings.find_oldest("owed")) if owed else None
+    if oldest is not None and oldest.since_s > _OWED_S:
+        counts = {"count": sum(owed.values()), "mappings": list(owed)}
+        seconds, reason = round(oldest.since_s), oldest.reason or "unknown"
+        faults.append(make_finding("mapping_owed", seconds=seconds, reason=reason, **counts))
+    if columns := await context.target.find_unindexed_keys():
+        faults.append(make_finding("mapping_key_without_index", columns=columns))
+    if faults:
+        return faults
+    if unapplied := [each.mapping for each in mappings if not each.is_applied]:
+        return [make_ok(f"{', '.join(unapplied)}: not applied to all records yet.")]
+    return [make_ok(f"{Count(len(mappings)):table is|tables are} mapped, without problems.")]
+
+
 async def check_rejected(context: CheckContext) -> list[Finding]:
     """Look for requests that were signed with an unknown key."""
     yesterday = SystemClock().now() - DAY_MS
@@ -493,6 +518,7 @@ CHECKS: Final = (
     Check("spool", check_spool),
     Check("jobs", check_jobs, needs=("database",)),
     Check("records", check_records, needs=("database",), uses=("api",)),
+    Check("mappings", check_mappings, needs=("database",)),
     Check("rejected", check_rejected, needs=("database",)),
     Check("application", check_application),
 )

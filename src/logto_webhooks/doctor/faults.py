@@ -195,6 +195,22 @@ FAULTS: Final[dict[str, Fault]] = {
         "its API.",
         CREDENTIALS,
     ),
+    "mapping_conflicts": _warning(
+        "{count:row|rows} of the mapped tables {mappings} couldn't be written. The first: {first}.",
+        "To see all, run logto-webhooks mapping check. After a fix, run: logto-webhooks mapping "
+        "apply",
+    ),
+    "mapping_owed": _broken(
+        "{count:row|rows} of the mapped tables {mappings} have yet to be written, the oldest for "
+        "{seconds} s: {reason}.",
+        "Check that your application, or serve or worker with --app, runs with this mapping. If "
+        "you have removed the mapping, run: logto-webhooks mapping forget NAME",
+    ),
+    "mapping_key_without_index": _warning(
+        "The key columns {columns} of mapped tables have no unique index. Each write reads the "
+        "whole table, and two rows could have the same user or organization.",
+        "Create a unique index on each of them.",
+    ),
     "rejected": _warning(
         "{count:request is|requests are} quarantined, {fresh} in the last day, because no known "
         "key signed them.",

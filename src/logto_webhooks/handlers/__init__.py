@@ -18,6 +18,7 @@ from logto_webhooks.errors import InvalidHandler, UnknownEventName
 from logto_webhooks.events import ALIASES, BY_NAME, DERIVED, Event, TestPayload, UnknownEvent
 from logto_webhooks.events.local import LOCAL, LocalEvent
 from logto_webhooks.handlers.parameters import (
+    Mapped,
     ParameterSource,
     Transactions,
     handler_name,
@@ -25,6 +26,7 @@ from logto_webhooks.handlers.parameters import (
     resolve_parameters,
 )
 from logto_webhooks.jobs import RegisteredHandler, Tests, matches
+from logto_webhooks.mapping import Mappings
 from logto_webhooks.retries import MAX_ATTEMPTS
 
 What = type[Event] | type[LocalEvent] | str
@@ -172,7 +174,9 @@ class Handler(Struct, frozen=True, kw_only=True):
 class Handlers:
     """All handlers of an application."""
 
-    def __init__(self) -> None:
+    def __init__(self, mappings: Mappings | None = None) -> None:
+        """`mappings` are those of classes that handlers can ask for."""
+        self._mappings = Mappings() if mappings is None else mappings
         self._provides: Provides | None = None  # None until the database is known
         self.by_name: dict[str, Handler] = {}
         # The event loop on which the handlers run, of an application or a command.
@@ -234,26 +238,30 @@ class Handlers:
 
     def copy(self, provides: Provides) -> Handlers:
         """Copy the handlers for another database. Raises InvalidHandler."""
-        copied = Handlers()
+        copied = Handlers(self._mappings)
         copied.by_name = dict(self.by_name)
         copied.fit(provides)
         return copied
 
     def fit(self, provides: Provides) -> None:
-        """Resolve all parameters, now that the database is known. Raises InvalidHandler."""
+        """Resolve all parameters, now that the database and the mappings are known.
+
+        Raises InvalidHandler.
+        """
         self._provides = provides
         for name, handler in self.by_name.items():
             try:
-                self.by_name[name] = self._fit(handler)
+                self.by_name[name] = self._fit(handler, are_mapped=True)
             except ValueError as error:
                 raise InvalidHandler(name=name, problem=str(error)) from None
 
-    def _fit(self, handler: Handler) -> Handler:
+    def _fit(self, handler: Handler, *, are_mapped: bool = False) -> Handler:
         provided = None
         if self._provides:
             is_async = handler.is_async
             provided = Transactions(self._provides(is_async), self._provides(not is_async))
         classes = match_classes(handler.registered.patterns, handler.registered.tests)
-        parameters = resolve_parameters(handler.function, provided, classes)
+        mapped = Mapped(self._mappings, are_mapped)
+        parameters = resolve_parameters(handler.function, provided, classes, mapped)
         transactions = (source for source in parameters if source.kind == "transaction")
         return replace(handler, parameters=parameters, transaction=next(transactions, None))

@@ -29,6 +29,7 @@ from logto_webhooks.errors import (
     HandlerMismatch,
     HandlerNotAwaited,
     JobLost,
+    RowWaits,
     TimeLimitExceeded,
     describe,
 )
@@ -36,9 +37,20 @@ from logto_webhooks.event_loop import Offloader
 from logto_webhooks.events import DERIVED, Event, OrganizationMembershipUpdated, parse
 from logto_webhooks.events.local import LOCAL, LocalEvent, UserRow
 from logto_webhooks.handlers import Handler, HandlerOptions, Handlers
+from logto_webhooks.handlers.objects import (
+    ObjectQuery,
+    WantedObject,
+    find_own_rows,
+    find_wanted,
+    load,
+    load_async,
+    make_query,
+)
 from logto_webhooks.handlers.parameters import module_of
 from logto_webhooks.instrumentation import HandlerFailed, HandlerRan
 from logto_webhooks.jobs import Delivery, Job, JobFilter, JobOutcome, JobState
+from logto_webhooks.mapping.declare import MappedKind
+from logto_webhooks.mapping.own_rows import OwnRow
 from logto_webhooks.records import local_events
 from logto_webhooks.records.record import Key
 from logto_webhooks.retries import (
@@ -49,6 +61,7 @@ from logto_webhooks.retries import (
     Retry,
     after_job_failure,
     to_text,
+    while_row_waits,
 )
 from logto_webhooks.signing_keys import trust
 
@@ -56,6 +69,7 @@ LEASE_S: Final = 15.0
 _type_name: Final = type.__dict__["__name__"].__get__
 Call = Callable[[Handler, dict[str, Any]], Awaitable[None]]
 Handle = Callable[[type, Callable[[Any], Any], Callable[[Store], None]], Awaitable[None]]
+ReadRows = Callable[[Callable[[Store], dict[str, OwnRow]]], Awaitable[dict[str, OwnRow]]]
 logger = logging.getLogger("logto_webhooks.handlers")
 
 
@@ -91,10 +105,16 @@ async def call_handler(handler: Handler, arguments: dict[str, Any]) -> None:
 
 
 def call_function(handler: Handler, arguments: dict[str, Any], transaction: Any = None) -> Any:
-    """Call a handler's function, in this thread. If the handler is async, the result must be
-    awaited. Raises HandlerNotAwaited, and what the function raises."""
+    """Call a handler's function, in this thread, with objects that are loaded in its session. If
+    the handler is async, the result must be awaited. Raises RowWaits, HandlerNotAwaited, and what
+    the function raises."""
     if handler.transaction:
         arguments = arguments | {handler.transaction.name: transaction}
+    queries = {name: arg for name, arg in arguments.items() if isinstance(arg, ObjectQuery)}
+    if queries and handler.is_async:
+        return _load_and_call(handler, arguments, queries, transaction)
+    if queries:
+        arguments = arguments | load(queries, transaction)
     result = handler.function(**arguments)
     if handler.is_async:
         return result
@@ -105,12 +125,19 @@ def call_function(handler: Handler, arguments: dict[str, Any], transaction: Any 
     return result
 
 
+async def _load_and_call(
+    handler: Handler, arguments: dict[str, Any], queries: dict[str, ObjectQuery], session: Any
+) -> None:
+    await handler.function(**arguments | await load_async(queries, session))
+
+
 class HandlerCaller:
     """Claims jobs of the handlers in this process, and calls the handlers."""
 
     def __init__(
         self,
         handle: Handle,
+        read: ReadRows,
         clock: Clock,
         jitter: Callable[[], float],
         handlers: Handlers,
@@ -118,9 +145,10 @@ class HandlerCaller:
         offloader: Offloader | None = None,
         abandoned: AbandonedCalls | None = None,
     ) -> None:
-        """`handle` calls handlers with a transaction, as a HandlerRunner does, and `call` calls
-        others. `abandoned` counts the abandoned calls."""
+        """`handle` calls handlers with a transaction, and `read` reads, as a HandlerRunner does.
+        `call` calls other handlers. `abandoned` counts the abandoned calls."""
         self._handle = handle
+        self._read = read
         self._clock = clock
         self._jitter = jitter
         self._handlers = handlers
@@ -177,6 +205,9 @@ class HandlerCaller:
             fill = partial(fill_parameters, handler, job, claimed.user)
             is_large = len(job.payload) >= LARGE
             arguments = await self._offloader.run(fill) if is_large else fill()
+            if wanted := find_wanted(arguments):
+                rows = await self._read(partial(find_own_rows, wanted=wanted))
+                arguments |= {name: make_query(wanted[name], row) for name, row in rows.items()}
             async with timeout:
                 if handler.transaction:
                     call = partial(call_function, handler, arguments)
@@ -185,6 +216,8 @@ class HandlerCaller:
                     await self._call(handler, arguments)
         except NotBegun:
             return CallResult(to_released(claimed))
+        except RowWaits as waits:
+            return self._wait(claimed, waits)
         except BaseException as error:
             if is_lost:
                 # Another process has the job, or it was discarded, so nothing was written.
@@ -206,6 +239,21 @@ class HandlerCaller:
             raise Discard(f"older than {age:g} s")
         if not handler.registered.wants(job.event):
             raise HandlerMismatch(name=handler.name, event=job.event)
+
+    def _wait(self, claimed: ClaimedJob, waits: RowWaits) -> CallResult:
+        """Try again later, because the application's own row isn't there. It isn't a failure."""
+        job = claimed.job
+        age_s = (self._clock.now() - job.occurred_at) / 1000
+        after_s = while_row_waits(age_s, self._jitter()).after_s
+        outcome = claimed.to_outcome(
+            JobState.WAITING, error=to_text(waits), counts=False, after_s=after_s
+        )
+        attempt, state = job.attempts + 1, JobState.WAITING.value
+        report = HandlerFailed(
+            *(job.id, job.handler, job.event, job.subject, attempt),
+            *(name_type(waits), state, after_s),
+        )
+        return CallResult(outcome, report, waits)
 
     def _fail(self, claimed: ClaimedJob, error: BaseException) -> CallResult:
         job, function = claimed.job, claimed.handler.function
@@ -291,7 +339,21 @@ def fill_parameters(handler: Handler, job: Job, user: UserRow | None) -> dict[st
                 arguments[parameter.name] = user
             case "logger":
                 arguments[parameter.name] = make_logger(job)
+            case "object":
+                mapping = parameter.mapping
+                logto_id = _find_id(job, mapping.kind) if mapping else None
+                arguments[parameter.name] = (
+                    WantedObject(parameter, mapping, logto_id) if mapping and logto_id else None
+                )
     return arguments
+
+
+def _find_id(job: Job, kind: MappedKind) -> str | None:
+    """Return Logto's id of the event's user or organization; None if it has none."""
+    subject_kind, _, logto_id = job.subject.partition(":")
+    if subject_kind == kind:
+        return logto_id
+    return getattr(build_event(job), f"{kind}_id", None)
 
 
 def make_logger(job: Job) -> logging.LoggerAdapter[logging.Logger]:

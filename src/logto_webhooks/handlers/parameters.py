@@ -11,12 +11,23 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from typing import Any, Final, Literal
 
+import msgspec
+import sqlalchemy as sa
 from msgspec import Struct
 
 from logto_webhooks.errors import InvalidHandler
-from logto_webhooks.events import Event
-from logto_webhooks.events.local import LocalEvent, LocalUserEvent, UserRow
+from logto_webhooks.events import Event, OrganizationDeleted, UserDeleted
+from logto_webhooks.events.local import (
+    LocalEvent,
+    LocalOrganizationDeleted,
+    LocalOrganizationEvent,
+    LocalUserDeleted,
+    LocalUserEvent,
+    UserRow,
+)
 from logto_webhooks.jobs import Delivery
+from logto_webhooks.mapping import Mappings
+from logto_webhooks.mapping.declare import EntityMapping, MappedKind
 
 LONGEST_NAME: Final = 200
 _CALL_IT: Final = "choose one with name='…'"
@@ -120,7 +131,7 @@ def annotated_classes(members: Sequence[Any]) -> tuple[type, ...]:
     return classes if all(isinstance(member, type) for member in classes) else ()
 
 
-Kind = Literal["event", "delivery", "user", "logger", "transaction"]
+Kind = Literal["event", "delivery", "user", "logger", "transaction", "object"]
 LOGGER: Final = logging.LoggerAdapter
 # The arguments for making a Session or a subclass of it.
 SESSION_ARGUMENTS: Final = ("bind", "join_transaction_mode", "expire_on_commit")
@@ -153,11 +164,16 @@ _BY_TYPE: Final[dict[Any, Kind]] = {Delivery: "delivery", UserRow: "user", LOGGE
 
 
 class ParameterSource(Struct, frozen=True):
-    """A parameter: what fills it, and the types in its annotation; none if its name decided."""
+    """A parameter: what fills it, and the types in its annotation; none if its name decided.
+
+    An object of the application has the `mapping` of its class, once that is known.
+    """
 
     name: str
     kind: Kind
     types: tuple[type, ...] = ()
+    may_be_none: bool = False
+    mapping: EntityMapping | None = None
 
 
 class Transactions(Struct, frozen=True):
@@ -168,8 +184,18 @@ class Transactions(Struct, frozen=True):
     there: Sequence[type]
 
 
+class Mapped(Struct, frozen=True):
+    """The mapped classes. Until they are `complete`, others may be mapped later."""
+
+    mappings: Mappings
+    complete: bool = False
+
+
 def resolve_parameters(
-    function: Callable[..., Any], provided: Transactions | None, events: Sequence[type]
+    function: Callable[..., Any],
+    provided: Transactions | None,
+    events: Sequence[type],
+    mapped: Mapped,
 ) -> tuple[ParameterSource, ...]:
     """Resolve a handler's parameters. `provided` are the database's session types, None if it isn't
     known yet. `events` are the classes of the events that the handler gets.
@@ -179,15 +205,22 @@ def resolve_parameters(
     parameters = [
         source
         for parameter in read_parameters(function)
-        if (source := _resolve(parameter, provided, events))
+        if (source := _resolve(parameter, provided, events, mapped))
     ]
-    if sum(parameter.kind == "transaction" for parameter in parameters) > 1:
+    transactions = [parameter for parameter in parameters if parameter.kind == "transaction"]
+    if len(transactions) > 1:
         raise ValueError("it has parameters for two transactions, but a handler gets only one")
+    for parameter in parameters:
+        if parameter.kind == "object" and not any(map(_is_session, transactions)):
+            raise ValueError(_ask_for_session(parameter, transactions, provided))
     return tuple(parameters)
 
 
 def _resolve(
-    parameter: inspect.Parameter, provided: Transactions | None, events: Sequence[type]
+    parameter: inspect.Parameter,
+    provided: Transactions | None,
+    events: Sequence[type],
+    mapped: Mapped,
 ) -> ParameterSource | None:
     """Return what fills a parameter; None if it keeps its default."""
     if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
@@ -200,8 +233,18 @@ def _resolve(
         if parameter.default is not parameter.empty:
             return None
         raise ValueError(_explain(parameter, classes, provided))
-    source = ParameterSource(parameter.name, kind, classes)
-    _check(source, events, may_be_none=types.NoneType in members)
+    may_be_none = types.NoneType in members
+    mapping = mapped.mappings.find_entity(classes[0]) if kind == "object" else None
+    source = ParameterSource(parameter.name, kind, classes, may_be_none, mapping)
+    if mapping is not None:
+        _check_object(source, mapping, events)
+    elif kind == "object" and mapped.complete:
+        if parameter.default is not parameter.empty:
+            return None
+        problem = "isn't mapped: call map_users or map_organizations with it before the start"
+        raise ValueError(f"{_describe(parameter)} can't be filled: the class {problem}")
+    else:
+        _check(source, events)
     return source
 
 
@@ -221,6 +264,8 @@ def _find_kind(
         return None
     if kind := _BY_TYPE.get(classes[0]):
         return kind
+    if sa.inspect(classes[0], raiseerr=False) is not None:  # a class of the application's ORM
+        return "object"
     if provided is None:
         may_be = parameter.default is parameter.empty
     else:
@@ -263,7 +308,7 @@ def _says_nothing(parameter: inspect.Parameter) -> bool:
     return parameter.annotation in (parameter.empty, Any)
 
 
-def _check(source: ParameterSource, events: Sequence[type], may_be_none: bool) -> None:
+def _check(source: ParameterSource, events: Sequence[type]) -> None:
     """Raise ValueError if a parameter's types don't accept all values that it can get."""
     if not source.types:
         return
@@ -277,9 +322,65 @@ def _check(source: ParameterSource, events: Sequence[type], may_be_none: bool) -
                 fix = f"add it to the type, or use {any_of}"
                 raise ValueError(f"the parameter {source.name!r} {problem}: {fix}")
     has_row = all(issubclass(event_class, LocalUserEvent) for event_class in events)
-    if source.kind == "user" and not may_be_none and not has_row:
+    if source.kind == "user" and not source.may_be_none and not has_row:
         problem = "not every event has a user, so write UserRow | None"
         raise ValueError(f"the parameter {source.name!r} may be None: {problem}")
+
+
+_DELETED: Final[dict[MappedKind, tuple[type, ...]]] = {
+    "user": (LocalUserDeleted, UserDeleted),
+    "organization": (LocalOrganizationDeleted, OrganizationDeleted),
+}
+
+
+def _check_object(source: ParameterSource, mapping: EntityMapping, events: Sequence[type]) -> None:
+    """Raise ValueError if there is no object for events that the handler gets."""
+    kind, name = mapping.kind, source.types[0].__name__
+    described = f"the parameter {source.name!r} of type {name}"
+    if not source.may_be_none and not all(_always_has(kind, each) for each in events):
+        article = "an" if kind == "organization" else "a"
+        problem = f"not every event has {article} {kind}, so write {name} | None"
+        raise ValueError(f"{described} may be None: {problem}")
+    deleted = [each for each in events if issubclass(each, _DELETED[kind])]
+    is_only_deleted = len(deleted) == len(events)
+    if mapping.when_deleted == "delete" and deleted and (is_only_deleted or not source.may_be_none):
+        fix = "use the event's fields instead" if is_only_deleted else f"write {name} | None"
+        problem = f'when_deleted="delete" deletes the row before {deleted[0].__name__} is handled'
+        raise ValueError(f"{described} can't be filled: {problem}; {fix}")
+
+
+def _always_has(kind: MappedKind, event: type) -> bool:
+    """Whether each event of a class names a user, or an organization."""
+    with_row = LocalUserEvent if kind == "user" else LocalOrganizationEvent
+    fields = msgspec.structs.fields(event)
+    return issubclass(event, with_row) or any(
+        field.name == f"{kind}_id" and field.required for field in fields
+    )
+
+
+def _is_session(transaction: ParameterSource) -> bool:
+    """Whether a transaction loads objects: a Connection doesn't."""
+    return not any(
+        base.__module__.startswith("sqlalchemy.") and base.__name__.endswith("Connection")
+        for base in transaction.types[0].__mro__
+    )
+
+
+def _ask_for_session(
+    source: ParameterSource,
+    transactions: Sequence[ParameterSource],
+    provided: Transactions | None,
+) -> str:
+    """Say what to write so that an object can be loaded."""
+    sessions = [name for name in _list_names(provided.here if provided else ()) if "Sess" in name]
+    wanted = sessions[0] if sessions else "Session"
+    fix = f"add the parameter session: {wanted}"
+    if transactions:
+        fix = f"use {wanted} instead of {transactions[0].types[0].__name__}"
+    if provided and not provided.here:
+        fix = f"write `def` instead of `async def`, and {fix}"
+    described = f"the parameter {source.name!r} of type {source.types[0].__name__}"
+    return f"{described} is loaded in the handler's session, but there is none: {fix}"
 
 
 def _explain(
@@ -300,7 +401,8 @@ def _explain(
             elif not advice:
                 advice.append(f"write {other}, and use {counterpart}")
             return f"{_describe(parameter)} can't be filled; {', or '.join(advice)}"
-    can = ["an event", "Delivery", "UserRow | None", "logging.LoggerAdapter", *here]
+    can = ["an event", "Delivery", "UserRow | None", "a mapped class", "logging.LoggerAdapter"]
+    can += here
     if provided is None:
         can.append("a session or connection of SQLAlchemy")
     elif not here:

@@ -120,7 +120,9 @@ class JobWorker:
         abandoned = self._abandoned = AbandonedCalls(
             lambda handler, stack: observe(CoroutineAbandoned(handler, stack))
         )
-        self._caller = HandlerCaller(host.handle, clock, jitter, handlers, abandoned=abandoned)
+        self._caller = HandlerCaller(
+            host.handle, host.read, clock, jitter, handlers, abandoned=abandoned
+        )
         self._may_work = may_work
         self._is_spare = True  # until `may_work` returns True
         self._wake = asyncio.Event()

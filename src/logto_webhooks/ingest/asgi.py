@@ -29,6 +29,7 @@ from logto_webhooks.errors import (
     LogtoWebhooksError,
     NoRoom,
     UnknownPath,
+    UserNotReady,
 )
 from logto_webhooks.ingest import RETRY_AFTER_S, Receiver, WebhookResponse
 from logto_webhooks.ingest.body import ByteLimiter, RequestBody, SharedTimeout
@@ -195,6 +196,11 @@ def to_response(answer: WebhookResponse | None) -> Response:
     response = Response(content, answer.status)
     response.raw_headers = _make_headers(answer, len(content))
     return response
+
+
+async def answer_not_ready(request: Request, error: UserNotReady) -> Response:
+    """Answer a request of a user whose own row isn't there yet."""
+    return to_response(WebhookResponse(503, {"error": "user_not_ready"}, RETRY_AFTER_S))
 
 
 async def send_response(send: Send, answer: WebhookResponse) -> None:

@@ -84,6 +84,8 @@ def _describe(report: TelemetryEvent) -> tuple[int, str]:
             return level, f"all requests are rejected: {_FIND_OUT} --only key"
         case HandlerFailed(state="waiting", error="RetryLater"):
             return logging.INFO, "a handler asked for a retry"
+        case HandlerFailed(state="waiting", error="RowWaits"):
+            return logging.INFO, "a job waits for the application's own row"
         case HandlerFailed(state="discarded"):
             return logging.INFO, "a handler discarded its job"
         case HandlerFailed(state="dead"):

@@ -16,7 +16,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from logto_webhooks import instrumentation as telemetry
-from logto_webhooks.deliveries import DeliveryState, Status
+from logto_webhooks.deliveries import DeliveryState, MappingStatus, Status
 from logto_webhooks.instrumentation import Observer, RefusedFor, TelemetryEvent, Why
 from logto_webhooks.records.merge import OUTCOMES
 
@@ -59,11 +59,15 @@ class Metric(Struct, frozen=True):
 
 
 class Gauge(Struct, frozen=True):
-    """A value that is read from the database. The metric is absent if it is None."""
+    """A value that is read from the database. The metric is absent if it is None.
+
+    With `each`, there is a value for each mapping, from its status.
+    """
 
     name: str
     says: str
-    value: Callable[[Status], float | None]
+    value: Callable[[Status], float | None] = lambda status: None
+    each: Callable[[MappingStatus], float] | None = None
 
     @property
     def full_name(self) -> str:
@@ -275,6 +279,26 @@ GAUGES: Final = (
         "time of the last full comparison with Logto; absent if never",
         lambda status: _to_seconds(status.reconciled_at),
     ),
+    Gauge(
+        "mapped_rows_waiting",
+        "records of each `mapping` whose row waits for a user, an organization or a value",
+        each=attrgetter("waiting"),
+    ),
+    Gauge(
+        "mapped_rows_conflicting",
+        "records of each `mapping` whose row the database refused, or that can't be linked",
+        each=attrgetter("conflict"),
+    ),
+    Gauge(
+        "mapped_rows_owed",
+        "records of each `mapping` whose row has yet to be written",
+        each=attrgetter("owed"),
+    ),
+    Gauge(
+        "mapping_applied",
+        "1 if the `mapping` was applied to all records, else 0",
+        each=lambda mapping: int(mapping.is_applied),
+    ),
 )
 
 
@@ -375,5 +399,10 @@ class _Gauges(Collector):
         if status is None:
             return
         for gauge in GAUGES:
-            if (value := gauge.value(status)) is not None:
+            if gauge.each is not None:
+                family = GaugeMetricFamily(gauge.full_name, gauge.says, labels=["mapping"])
+                for mapping in status.mappings:
+                    family.add_metric([mapping.mapping], gauge.each(mapping))
+                yield family
+            elif (value := gauge.value(status)) is not None:
                 yield GaugeMetricFamily(gauge.full_name, gauge.says, value)

@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from logto_webhooks.database.runner import TransactionRunner
+from logto_webhooks.database.store import Store
 from logto_webhooks.deliveries import RECENT, typical_delay
 from logto_webhooks.errors import InvalidApiResponse
 from logto_webhooks.events.base import Id
@@ -114,8 +115,12 @@ async def make_span_clock(host: TransactionRunner) -> SpanClock:
     Each answer is dated separately: a listing requests its next page early, so answers aren't
     handled in the order of their requests.
     """
-    clocks = await host.read(lambda store: store.clocks(RECENT))
-    return partial(read_span, delay=typical_delay(clocks))
+    return await host.read(read_span_clock)
+
+
+def read_span_clock(store: Store) -> SpanClock:
+    """The same in a transaction."""
+    return partial(read_span, delay=typical_delay(store.clocks(RECENT)))
 
 
 def read_user(user_id: str, content: Any, when: Span) -> Change:

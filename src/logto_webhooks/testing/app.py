@@ -20,6 +20,7 @@ from logto_webhooks.errors import (
     HandlerUnknown,
     InvalidHandler,
     RetryLater,
+    RowWaits,
     SettingInvalid,
 )
 from logto_webhooks.event_loop import Offloader
@@ -34,6 +35,8 @@ from logto_webhooks.instrumentation import (
     TelemetryEvent,
 )
 from logto_webhooks.jobs import JobFilter, JobRow
+from logto_webhooks.mapping import Mappings
+from logto_webhooks.mapping.apply import apply_due
 from logto_webhooks.samples.request import SignedRequest
 from logto_webhooks.signing_keys import HEADER
 from logto_webhooks.testing.backend import (
@@ -52,6 +55,7 @@ if TYPE_CHECKING:
     from logto_webhooks.app import LogtoWebhooks
 
 ALL: Final = 1_000_000
+FORESEEN: Final = (RetryLater, RowWaits, Discard)  # errors that `raise_errors` doesn't raise
 _LONGEST_S: Final = 1e9
 T = TypeVar("T")
 
@@ -179,6 +183,7 @@ class AsyncApp:
         keys: Sequence[str],
         handlers: Handlers,
         raise_errors: bool,
+        mappings: Mappings | None = None,
     ) -> None:
         """Raises InvalidHandler for a handler that asks for a session that the backend lacks."""
         self.clock: FrozenClock = clock
@@ -187,6 +192,8 @@ class AsyncApp:
         self._backend = backend
         self._host = host = backend.host
         self._handlers = _copy_handlers(handlers, backend)
+        self._mappings = mappings or Mappings()
+        host.project = self._mappings.write
         self._raise_errors = raise_errors
         self._failures: dict[str, list[BaseException]] = {}
         self._made_errors: list[BaseException] = []  # by `fail`
@@ -197,7 +204,7 @@ class AsyncApp:
             host, clock, self.reports.append, jitter=_no_jitter, offloader=_NoOffloader()
         )
         self._caller = HandlerCaller(
-            host.handle, clock, _no_jitter, self._handlers, _call, _NoOffloader()
+            host.handle, host.read, clock, _no_jitter, self._handlers, _call, _NoOffloader()
         )
 
     async def deliver(self, *deliveries: SignedRequest | Sequence[SignedRequest]) -> DeliveryResult:
@@ -219,12 +226,13 @@ class AsyncApp:
         while True:
             while await self.worker.step():
                 pass
+            await apply_due(self._host, self._mappings)
             claimed = await self._host.run(self._claim)
             if not claimed:
                 break
             calls += [call for job in claimed if (call := await self._run(job))]
         for error in (call.error for call in calls):
-            is_foreseen = isinstance(error, RetryLater | Discard) or error in self._made_errors
+            is_foreseen = isinstance(error, FORESEEN) or error in self._made_errors
             if self._raise_errors and error is not None and not is_foreseen:
                 raise error
         return calls
@@ -282,6 +290,7 @@ class AsyncApp:
 
     def _prepare(self, store: Store) -> None:
         store.jobs.register([handler.registered for handler in self._handlers])
+        store.mappings.register(self._mappings.registered)
         # A test may date its deliveries at any time, so none is older than the installation.
         store.set_installed_at(0)
 
@@ -372,7 +381,7 @@ def app(
     clock: FrozenClock | None = None,
     raise_errors: bool = True,
 ) -> App | AsyncApp:
-    """Create an application under test with the handlers of `logto`.
+    """Create an application under test with the handlers and the mapped tables of `logto`.
 
     Everything runs on your `connection`, in savepoints, so you can roll it back. The database must
     have the tables of this package. Without a connection, the application uses a SQLite database in
@@ -380,7 +389,9 @@ def app(
     application. Raises InvalidHandler, SettingInvalid.
     """
     backend = MemoryBackend() if connection is None else Backend(connection, logto.schema)
-    async_app = AsyncApp(backend, clock or FrozenClock(), keys, logto.handlers, raise_errors)
+    async_app = AsyncApp(
+        backend, clock or FrozenClock(), keys, logto.handlers, raise_errors, logto.mappings
+    )
     is_sync = isinstance(backend.host, SavepointRunner)
     return App(async_app=async_app) if is_sync else async_app
 

@@ -16,6 +16,7 @@ from logto_webhooks.database import migrate
 from logto_webhooks.database.async_runner import AsyncRunner
 from logto_webhooks.database.dialect import now
 from logto_webhooks.database.errors import translate_errors
+from logto_webhooks.database.runner import run_and_project
 from logto_webhooks.database.schema import deliveries, metadata_with_indexes, queue_keys
 from logto_webhooks.database.sessions import (
     finish_session,
@@ -26,7 +27,7 @@ from logto_webhooks.database.sessions import (
     make_session,
     use_schema,
 )
-from logto_webhooks.database.store import Store
+from logto_webhooks.database.store import Project, Store
 from logto_webhooks.deliveries import DeliveryState
 from logto_webhooks.errors import SettingInvalid, TransactionEnded
 
@@ -139,6 +140,8 @@ def hide_running_loop() -> Iterator[None]:
 class _OneConnection(ABC):
     """Runs all work in savepoints of one connection."""
 
+    project: Project | None = None
+
     @abstractmethod
     async def on(self, work: Callable[[sa.Connection], T]) -> T:
         """Run in a savepoint. Raises StoreUnavailable or RowRejected for errors of the database."""
@@ -149,7 +152,9 @@ class _OneConnection(ABC):
 
     async def run(self, work: Callable[[Store], T]) -> T:
         """Run as `on`."""
-        return await self.on(lambda connection: work(Store(connection)))
+        return await self.on(
+            lambda connection: run_and_project(work, Store(connection, self.project))
+        )
 
     async def accept(self, work: Callable[[Store], T], limit_s: float) -> T:
         """Run as `on`."""

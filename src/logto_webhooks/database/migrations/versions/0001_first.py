@@ -30,6 +30,7 @@ def upgrade() -> None:
     _users()
     _organizations()
     _jobs()
+    _mapped_rows()
     _signing_keys()
     _state()
     if op.get_context().dialect.name == "postgresql":
@@ -207,6 +208,30 @@ def _jobs() -> None:
         sqlite_autoincrement=True,
     )
     _index("logto_lines_due", "logto_lines", ["handler", "due_at"])
+
+
+def _mapped_rows() -> None:
+    op.create_table(
+        "logto_mappings",
+        *_key("name"),
+        _column("kind", Text),
+        _column("definition", Text),
+        _column("former", Json),
+        _column("applied_to", Text, nullable=True),
+        *(_column(name, Millis) for name in ("registered_at", "seen_at")),
+    )
+    table = "logto_mapped_rows"
+    op.create_table(
+        table,
+        *_key("mapping", "logto_id"),
+        _column("row_id", Text, nullable=True),
+        _column("kind", Text),
+        _column("state", Text),
+        *_optional(Text, "reason", "blocked_by"),
+        _column("changed_at", Millis),
+    )
+    _index(f"{table}_row", table, ["mapping", "row_id"])
+    _index(f"{table}_blocked", table, ["mapping", "blocked_by"], "state <> 'ok'")
 
 
 def _signing_keys() -> None:

@@ -1,0 +1,333 @@
+"""Registered mappings, and what became of each record in the application's own tables."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, Final, Literal
+
+import sqlalchemy as sa
+from msgspec import Struct
+
+from logto_webhooks import canonical_json
+from logto_webhooks.database.dialect import among, by_code, insert_into, now
+from logto_webhooks.database.jobs import IN_USE_MS
+from logto_webhooks.database.schema import is_not_ok, mapped_rows, mappings, records
+from logto_webhooks.deliveries import MappingStatus
+from logto_webhooks.records.record import Key, Kind
+
+State = Literal["ok", "waiting", "conflict", "owed"]
+NOT_WRITTEN: Final = "it changed in a process that doesn't have this mapping"
+
+
+class RegisteredMapping(Struct, frozen=True, kw_only=True):
+    """A mapping as all processes know it, even those without its code.
+
+    `definition` is a digest of what the mapping says. `applied_to` is the last record that was
+    written since it says that; "" at the beginning, and None when all were.
+    """
+
+    name: str
+    kind: Kind
+    definition: str
+    applied_to: str | None = ""
+
+
+class MappingCounts(MappingStatus, frozen=True, kw_only=True):
+    """How many records of a mapping have each state, and whether it was applied to all records."""
+
+    ok: int = 0
+
+
+class UnwrittenRow(Struct, frozen=True, kw_only=True):
+    """A record whose row conflicts or is owed, and for how long."""
+
+    mapping: str
+    logto_id: str
+    reason: str | None
+    since_s: float
+
+
+class RowState(Struct, frozen=True, kw_only=True):
+    """What became of one record in one mapping.
+
+    `row_id` is the primary key of the application's row, as JSON; also of a row that had Logto's
+    id before and has it no longer. `blocked_by` names what must change first: another row, by its
+    primary key, or a record, by its key.
+    """
+
+    logto_id: str
+    row_id: str | None = None
+    state: State = "ok"
+    reason: str | None = None
+    blocked_by: str | None = None
+
+
+def encode_id(primary_key: Iterable[Any]) -> str:
+    """Write a primary key as text."""
+    values = [v if isinstance(v, int | str | None) else str(v) for v in primary_key]
+    return canonical_json.encode(values).decode()
+
+
+def decode_id(row_id: str, primary_key: Sequence[sa.Column[Any]]) -> tuple[Any, ...]:
+    """Read a primary key that `encode_id` wrote."""
+    values = canonical_json.decode(row_id.encode())
+    return tuple(
+        uuid.UUID(value) if isinstance(column.type, sa.Uuid) and column.type.as_uuid else value
+        for column, value in zip(primary_key, values, strict=True)
+    )
+
+
+class MappingStore:
+    """Registered mappings, in the transaction of a Connection."""
+
+    def __init__(self, connection: sa.Connection) -> None:
+        self._connection = connection
+
+    def registered(self) -> dict[str, RegisteredMapping]:
+        """Return all registered mappings by name, whichever process has their code."""
+        return {
+            row.name: RegisteredMapping(
+                name=row.name, kind=row.kind, definition=row.definition, applied_to=row.applied_to
+            )
+            for row in self._connection.execute(_SELECT_MAPPINGS)
+        }
+
+    def register(self, new: Sequence[RegisteredMapping]) -> None:
+        """Register mappings, or note that a process still has their code.
+
+        A new definition replaces the one before, and has to be applied to all records. One that was
+        replaced before, by a newer release, replaces that only when no process has it any more.
+        """
+        for mapping in sorted(new, key=lambda mapping: mapping.name):
+            is_it = mappings.c.name == mapping.name
+            insert = insert_into(mappings, self._connection.dialect.name).values(
+                name=mapping.name,
+                kind=mapping.kind,
+                definition=mapping.definition,
+                former=[],
+                applied_to="",
+                registered_at=now(),
+                seen_at=now(),
+            )
+            self._connection.execute(insert.on_conflict_do_nothing())
+            query = sa.select(mappings, now().label("now")).where(is_it).with_for_update()
+            row = self._connection.execute(query).one()
+            seen: dict[str, Any] = {"seen_at": max(row.now, row.seen_at)}
+            if row.definition != mapping.definition:
+                is_in_use = row.seen_at >= row.now - IN_USE_MS
+                if is_in_use and mapping.definition in row.former:
+                    continue
+                former = {*row.former, row.definition} - {mapping.definition}
+                seen |= {"kind": mapping.kind, "definition": mapping.definition}
+                seen |= {"former": sorted(former), "applied_to": "", "registered_at": now()}
+            self._connection.execute(sa.update(mappings).where(is_it).values(seen))
+
+    def forget(self, name: str) -> bool:
+        """Delete a mapping, and what is known of its rows. The rows stay. Return whether there was
+        one."""
+        self._connection.execute(sa.delete(mapped_rows).where(mapped_rows.c.mapping == name))
+        return bool(
+            self._connection.execute(sa.delete(mappings).where(mappings.c.name == name)).rowcount
+        )
+
+    def lock_unapplied(self, names: Collection[str]) -> RegisteredMapping | None:
+        """Lock one of the mappings that aren't applied to all records and that nobody else applies
+        now: one of users or organizations first, because memberships wait for these."""
+        query = (
+            _SELECT_MAPPINGS.where(mappings.c.name.in_(names), mappings.c.applied_to.is_not(None))
+            .order_by(sa.case((mappings.c.kind == "membership", 1), else_=0), mappings.c.name)
+            .limit(1)
+            .with_for_update(skip_locked=True)
+        )
+        row = self._connection.execute(query).one_or_none()
+        return None if row is None else RegisteredMapping(**row._mapping)
+
+    def set_applied(self, name: str, applied_to: str | None) -> None:
+        """Store up to which record a mapping was applied; None if to all."""
+        self._connection.execute(
+            sa.update(mappings).where(mappings.c.name == name).values(applied_to=applied_to)
+        )
+
+    def mark_owed(self, mapping: RegisteredMapping, keys: Collection[Key], reason: str) -> None:
+        """Note that the rows of changed records have yet to be written."""
+        rows = [
+            {"logto_id": key.id}
+            for key in sorted(keys, key=lambda key: key.id)
+            if key.kind == mapping.kind
+        ]
+        if not rows:
+            return
+        insert = insert_into(mapped_rows, self._connection.dialect.name).values(
+            mapping=mapping.name,
+            kind=mapping.kind,
+            state="owed",
+            reason=reason,
+            changed_at=now(),
+        )
+        changed = {
+            name: insert.excluded[name] for name in ("state", "reason", "blocked_by", "changed_at")
+        }
+        self._connection.execute(
+            insert.on_conflict_do_update(index_elements=["mapping", "logto_id"], set_=changed), rows
+        )
+
+    def list_unsettled(
+        self, names: Collection[str], states: Collection[State], limit: int, after: Key | None
+    ) -> list[Key]:
+        """List the next records whose rows have one of the states."""
+        place = (by_code(mapped_rows.c.kind), by_code(mapped_rows.c.logto_id))
+        query = (
+            sa.select(mapped_rows.c.kind, mapped_rows.c.logto_id)
+            .where(mapped_rows.c.mapping.in_(names), mapped_rows.c.state.in_(states))
+            .where(is_not_ok)
+            .group_by(mapped_rows.c.kind, mapped_rows.c.logto_id)
+            .order_by(*place)
+            .limit(limit)
+        )
+        if after is not None:
+            query = query.where(sa.tuple_(*place) > sa.tuple_(after.kind, after.id))
+        return [Key(kind, logto_id) for kind, logto_id in self._connection.execute(query)]
+
+    def counts(self) -> list[MappingCounts]:
+        """Count the records of each registered mapping by state."""
+        counts = self._count(_COUNT_ROWS)
+        return [
+            MappingCounts(mapping=name, is_applied=applied_to is None, **counts.get(name, {}))
+            for name, applied_to in self._list_applied()
+        ]
+
+    def status(self) -> list[MappingStatus]:
+        """Count the records of each registered mapping that have no correct row: one small query if
+        there is no mapping, and otherwise one more that reads an index of these rows."""
+        registered = self._list_applied()
+        counts = self._count(_COUNT_ROWS.where(is_not_ok)) if registered else {}
+        return [
+            MappingStatus(mapping=name, is_applied=applied_to is None, **counts.get(name, {}))
+            for name, applied_to in registered
+        ]
+
+    def _list_applied(self) -> list[tuple[str, str | None]]:
+        query = sa.select(mappings.c.name, mappings.c.applied_to).order_by(mappings.c.name)
+        return [(name, applied_to) for name, applied_to in self._connection.execute(query)]
+
+    def _count(self, query: sa.Select[Any]) -> dict[str, dict[str, Any]]:
+        counts: dict[str, dict[str, Any]] = {}
+        for mapping, state, count in self._connection.execute(query):
+            counts.setdefault(mapping, {})[state] = count
+        return counts
+
+    def find_oldest(self, state: State) -> UnwrittenRow | None:
+        """Find the record that has had this state for the longest time."""
+        query = (
+            sa.select(
+                mapped_rows.c.mapping,
+                mapped_rows.c.logto_id,
+                mapped_rows.c.reason,
+                ((now() - mapped_rows.c.changed_at) / 1000.0).label("since_s"),
+            )
+            .where(is_not_ok, mapped_rows.c.state == state)
+            .order_by(mapped_rows.c.changed_at, mapped_rows.c.mapping, mapped_rows.c.logto_id)
+            .limit(1)
+        )
+        row = self._connection.execute(query).mappings().one_or_none()
+        return None if row is None else UnwrittenRow(**row)
+
+
+def lock_free_records(connection: sa.Connection, keys: Collection[Key]) -> set[Key]:
+    """Lock those of the records that nobody else has locked, and return them. Waiting for others
+    could be a deadlock, because all lock records in one order."""
+    locked: set[Key] = set()
+    by_kind: dict[Kind, list[str]] = {}
+    for key in keys:
+        by_kind.setdefault(key.kind, []).append(key.id)
+    for kind, ids in by_kind.items():
+        found = connection.scalars(_LOCK_FREE, {"kind": kind, "ids": ids})
+        locked.update(Key(kind, id_) for id_ in found)
+    return locked
+
+
+_COUNT_ROWS = sa.select(mapped_rows.c.mapping, mapped_rows.c.state, sa.func.count()).group_by(
+    mapped_rows.c.mapping, mapped_rows.c.state
+)
+_SELECT_MAPPINGS = sa.select(
+    mappings.c.name, mappings.c.kind, mappings.c.definition, mappings.c.applied_to
+)
+_LOCK_FREE = (
+    sa.select(records.c.logto_id)
+    .where(records.c.kind == sa.bindparam("kind"), among(records.c.logto_id, "ids"))
+    .with_for_update(skip_locked=True)
+)
+
+
+class StateStore:
+    """The states of one mapping's rows."""
+
+    def __init__(self, connection: sa.Connection, mapping: str, kind: Kind) -> None:
+        self._connection = connection
+        self._mapping = mapping
+        self._kind = kind
+
+    def find(self, ids: Collection[str]) -> dict[str, RowState]:
+        """Find the states of records."""
+        query = self._select().where(among(mapped_rows.c.logto_id, "ids"))
+        rows = self._connection.execute(query, {"ids": list(ids)}).mappings()
+        return {row["logto_id"]: RowState(**row) for row in rows}
+
+    def find_blocked(self, blockers: Collection[str]) -> list[str]:
+        """List the records that wait for any of these."""
+        query = sa.select(mapped_rows.c.logto_id).where(
+            mapped_rows.c.mapping == self._mapping,
+            mapped_rows.c.state != "ok",
+            among(mapped_rows.c.blocked_by, "blockers"),
+        )
+        return list(self._connection.scalars(query, {"blockers": list(blockers)}))
+
+    def find_owners(self, row_ids: Collection[str]) -> dict[str, set[str]]:
+        """Return which records have, or ever had, these rows."""
+        query = sa.select(mapped_rows.c.row_id, mapped_rows.c.logto_id).where(
+            mapped_rows.c.mapping == self._mapping, among(mapped_rows.c.row_id, "row_ids")
+        )
+        owners: dict[str, set[str]] = {}
+        for row_id, logto_id in self._connection.execute(query, {"row_ids": list(row_ids)}):
+            owners.setdefault(row_id, set()).add(logto_id)
+        return owners
+
+    def save(self, states: Iterable[RowState], stored: Mapping[str, RowState]) -> None:
+        """Store the states that differ from the stored ones."""
+        rows = [
+            {
+                "mapping": self._mapping,
+                "kind": self._kind,
+                "logto_id": state.logto_id,
+                "row_id": state.row_id,
+                "state": state.state,
+                "reason": state.reason,
+                "blocked_by": state.blocked_by,
+            }
+            for state in states
+            if state != stored.get(state.logto_id)
+        ]
+        if not rows:
+            return
+        insert = insert_into(mapped_rows, self._connection.dialect.name)
+        insert = insert.values(changed_at=now())
+        names = ("row_id", "state", "reason", "blocked_by")
+        changed = {name: insert.excluded[name] for name in names}
+        statement = insert.on_conflict_do_update(
+            index_elements=["mapping", "logto_id"], set_={**changed, "changed_at": now()}
+        )
+        self._connection.execute(statement, rows)
+
+    def forget(self, ids: Collection[str]) -> None:
+        """Forget records that have no row, and never had one."""
+        statement = sa.delete(mapped_rows).where(
+            mapped_rows.c.mapping == self._mapping, among(mapped_rows.c.logto_id, "ids")
+        )
+        self._connection.execute(statement, {"ids": list(ids)})
+
+    def _select(self) -> sa.Select[Any]:
+        names = ("logto_id", "row_id", "state", "reason", "blocked_by")
+        return sa.select(*(mapped_rows.c[name] for name in names)).where(
+            mapped_rows.c.mapping == self._mapping
+        )

@@ -1,0 +1,84 @@
+"""Load the application's own objects of an event's user and organization."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import sqlalchemy as sa
+from msgspec import Struct
+
+from logto_webhooks.database.store import Store
+from logto_webhooks.errors import Discard, RowWaits
+from logto_webhooks.handlers.parameters import ParameterSource
+from logto_webhooks.mapping.declare import EntityMapping
+from logto_webhooks.mapping.own_rows import OwnRow, find_own_row, select_own
+
+
+class WantedObject(Struct, frozen=True):
+    """The object that a parameter gets, before it is loaded: that of the record `logto_id`."""
+
+    parameter: ParameterSource
+    mapping: EntityMapping
+    logto_id: str
+
+
+class ObjectQuery(Struct, frozen=True):
+    """A query for an object that is probably there; else it waits for the `reason`."""
+
+    statement: sa.Select[Any]
+    wanted: WantedObject
+    reason: str
+
+    def check(self, found: Any) -> Any:
+        """Return what was found, which may be None if the parameter may be. Raises RowWaits."""
+        if found is None and not self.wanted.parameter.may_be_none:
+            raise RowWaits(table=self.wanted.mapping.name, reason=self.reason)
+        return found
+
+
+def find_wanted(arguments: Mapping[str, Any]) -> dict[str, WantedObject]:
+    """Return the arguments that have to be loaded."""
+    return {name: value for name, value in arguments.items() if isinstance(value, WantedObject)}
+
+
+def find_own_rows(store: Store, wanted: Mapping[str, WantedObject]) -> dict[str, OwnRow]:
+    """Find out about the own row of each parameter's object."""
+    return {
+        name: find_own_row(store.connection, each.mapping, each.logto_id)
+        for name, each in wanted.items()
+    }
+
+
+def make_query(wanted: WantedObject, row: OwnRow) -> ObjectQuery | None:
+    """Return the query for an object; None if the parameter gets None.
+
+    Raises RowWaits if the row has yet to be written, and Discard if it never will be.
+    """
+    table = wanted.mapping.name
+    if row.state == "here":
+        target = wanted.parameter.types[0]
+        statement = select_own(wanted.mapping, target, wanted.logto_id, row)
+        return ObjectQuery(statement, wanted, row.reason)
+    if wanted.parameter.may_be_none and (row.state == "absent" or not row.is_known):
+        return None
+    if row.state == "waits":
+        raise RowWaits(table=table, reason=row.reason)
+    raise Discard(f"it has no row in {table}: {row.reason}")
+
+
+def load(queries: Mapping[str, ObjectQuery], session: Any) -> dict[str, Any]:
+    """Load objects in a Session. Raises RowWaits."""
+    # A relationship that is loaded by a join repeats rows.
+    return {
+        name: query.check(session.scalars(query.statement).unique().first())
+        for name, query in queries.items()
+    }
+
+
+async def load_async(queries: Mapping[str, ObjectQuery], session: Any) -> dict[str, Any]:
+    """The same in an AsyncSession."""
+    return {
+        name: query.check((await session.scalars(query.statement)).unique().first())
+        for name, query in queries.items()
+    }

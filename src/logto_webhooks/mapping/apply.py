@@ -1,0 +1,211 @@
+"""Write the rows of all records, for a new or changed mapping, and try again what was refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
+from typing import Final
+
+import sqlalchemy as sa
+from msgspec import Struct
+
+from logto_webhooks.database.mapped_rows import RegisteredMapping, RowState, State
+from logto_webhooks.database.runner import TransactionRunner, run_or_rehearse
+from logto_webhooks.database.schema import members
+from logto_webhooks.database.store import Store
+from logto_webhooks.errors import InvalidMapping
+from logto_webhooks.event_loop import forever
+from logto_webhooks.mapping import Mappings
+from logto_webhooks.mapping.mirror import TABLES
+from logto_webhooks.mapping.write import PlannedRow
+from logto_webhooks.records.record import Key, Kind, membership
+
+PAGE: Final = 500  # records of one transaction
+LOOK_S: Final = 2.0
+SLOW: Final = 30  # looks until everything refused is tried again
+_OUTDATED: Final = (
+    "a newer release of your application maps it differently, and is running: use that release"
+)
+_CHANGING: Final = "another transaction changes its record"
+OWED: Final[tuple[State, ...]] = ("owed",)
+UNSETTLED: Final[tuple[State, ...]] = ("owed", "waiting", "conflict")
+
+
+async def apply_step(host: TransactionRunner, mappings: Mappings) -> int | None:
+    """Write the rows of the next records of a mapping that isn't applied to all of them. Return how
+    many these were; None if all mappings are applied, or others apply them now.
+
+    Raises StoreUnavailable.
+    """
+    return await host.run(partial(_apply_step, mappings=mappings))
+
+
+async def retry_unsettled(
+    host: TransactionRunner, mappings: Mappings, states: Collection[State] = UNSETTLED
+) -> int:
+    """Try again what has one of these states; return how many. Raises StoreUnavailable."""
+    count, after = 0, None
+    while keys := await host.run(
+        partial(_retry_page, mappings=mappings, states=states, after=after)
+    ):
+        count, after = count + len(keys), keys[-1]
+    return count
+
+
+class AppliedMapping(Struct, kw_only=True):
+    """What became of all records of a mapping: of how many an existing row was linked, a row was
+    created, changed or deleted, and how many weren't written."""
+
+    mapping: str
+    records: int = 0
+    linked: int = 0
+    created: int = 0
+    changed: int = 0
+    deleted: int = 0
+    refused: int = 0
+
+    def count(self, plan: PlannedRow, state: RowState) -> None:
+        """Count a record. A membership that waits for its user or organization is created with
+        it, but in a dry run that isn't there on the next page."""
+        if state.state == "waiting" and state.blocked_by is not None:
+            self.created += 1
+        elif state.state != "ok":
+            self.refused += 1
+        elif plan.links:
+            self.linked += 1
+        elif plan.action == "insert":
+            self.created += 1
+        elif plan.action == "update":
+            self.changed += 1
+        elif plan.action == "delete":
+            self.deleted += 1
+
+
+async def apply_all(
+    host: TransactionRunner,
+    mappings: Mappings,
+    dry_run: bool = False,
+    progressed: Callable[[int], None] = lambda count: None,
+) -> list[AppliedMapping]:
+    """Write the rows of all records, in short transactions, and count what was done. With
+    `dry_run`, roll each of them back. Raises StoreUnavailable."""
+    if not dry_run:
+        await host.run(partial(_register, mappings=mappings))
+    applied = {mapping.name: AppliedMapping(mapping=mapping.name) for mapping in mappings.all}
+    count = 0
+    for mapping in mappings.registered:
+        after = ""
+        while True:
+            work = partial(_apply_page, mappings=mappings, mapping=mapping, after=after)
+            keys, results = await run_or_rehearse(host, work, dry_run)
+            if not keys:
+                break
+            for name, plan, state in results:
+                applied[name].count(plan, state)
+            after, count = keys[-1].id, count + len(keys)
+            applied[mapping.name].records += len(keys)
+            progressed(count)
+        if not dry_run:
+            await host.run(partial(_finish, name=mapping.name))
+    return list(applied.values())
+
+
+def _register(store: Store, mappings: Mappings) -> None:
+    """Register the mappings. Raises InvalidMapping if a newer release's are in use."""
+    store.mappings.register(mappings.registered)
+    current = mappings.find_current(store.mappings.registered())
+    for mapping in mappings.all:
+        if mapping.name not in current:
+            raise InvalidMapping(table=mapping.name, problem=_OUTDATED)
+
+
+def _finish(store: Store, name: str) -> None:
+    store.mappings.set_applied(name, None)
+
+
+def _apply_page(
+    store: Store, mappings: Mappings, mapping: RegisteredMapping, after: str
+) -> tuple[list[Key], list[tuple[str, PlannedRow, RowState]]]:
+    """Write the rows of the next records. Return these records, and what was done."""
+    keys = list_keys(store, mapping.kind, after)
+    results: list[tuple[str, PlannedRow, RowState]] = []
+    free = store.lock_free(keys)
+    registered = {own.name: own for own in mappings.registered}
+    mappings.write(store.connection, free, registered, lambda *result: results.append(result))
+    store.mappings.mark_owed(mapping, set(keys) - free, _CHANGING)
+    return keys, results
+
+
+async def keep_applied(host: TransactionRunner, mappings: Mappings) -> None:
+    """Apply new and changed mappings to all records, and try again what was refused, until
+    cancelled. What is owed, such as a locked row, is tried most often. Any number of processes may
+    do this."""
+    if not mappings:
+        return
+    looks = 0
+
+    async def look() -> None:
+        nonlocal looks
+        await _apply_steps(host, mappings)
+        await retry_unsettled(host, mappings, UNSETTLED if looks % SLOW == 0 else OWED)
+        looks += 1
+
+    await forever(look, LOOK_S)
+
+
+async def apply_due(host: TransactionRunner, mappings: Mappings) -> None:
+    """Apply new and changed mappings to all records, and write what is owed, once."""
+    if mappings:
+        await _apply_steps(host, mappings)
+        await retry_unsettled(host, mappings, OWED)
+
+
+async def _apply_steps(host: TransactionRunner, mappings: Mappings) -> None:
+    while await apply_step(host, mappings) is not None:
+        pass
+
+
+def _apply_step(store: Store, mappings: Mappings) -> int | None:
+    current = mappings.find_current(store.mappings.registered())
+    mapping = store.mappings.lock_unapplied(current) if current else None
+    if mapping is None:
+        return None
+    keys = list_keys(store, mapping.kind, mapping.applied_to or "")
+    _write_free(store, mapping, keys)
+    store.mappings.set_applied(mapping.name, keys[-1].id if keys else None)
+    return len(keys)
+
+
+def _write_free(store: Store, mapping: RegisteredMapping, keys: Sequence[Key]) -> None:
+    """Write the rows of records that nobody else has locked now. The others are owed."""
+    free = store.lock_free(keys)
+    store.mark_changed(free)
+    store.mappings.mark_owed(mapping, set(keys) - free, _CHANGING)
+
+
+def _retry_page(
+    store: Store, mappings: Mappings, states: Collection[State], after: Key | None
+) -> list[Key]:
+    current = mappings.find_current(store.mappings.registered())
+    if not current:
+        return []
+    keys = store.mappings.list_unsettled(current, states, PAGE, after)
+    store.mark_changed(store.lock_free(keys))
+    return keys
+
+
+def list_keys(store: Store, kind: Kind, after: str) -> list[Key]:
+    """List the next records that have a row in the mirror."""
+    if kind == "membership":
+        pair = (members.c.logto_organization_id, members.c.logto_user_id)
+        query = sa.select(*pair).order_by(*pair).limit(PAGE)
+        if after:
+            organization, user = Key(kind, after).organization_and_user
+            query = query.where(sa.tuple_(*pair) > sa.tuple_(organization.id, user.id))
+        return [
+            membership(row.logto_organization_id, row.logto_user_id) for row in store.execute(query)
+        ]
+    table, name = TABLES["user" if kind == "user" else "organization"]
+    column = table.c[name]
+    query = sa.select(column).where(column > after).order_by(column).limit(PAGE)
+    return [Key(kind, row[0]) for row in store.execute(query)]

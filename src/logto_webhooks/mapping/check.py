@@ -1,0 +1,153 @@
+"""Compare the application's rows with the mirror, without changing them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import sqlalchemy as sa
+from msgspec import Struct
+
+from logto_webhooks.database.runner import TransactionRunner, run_or_rehearse
+from logto_webhooks.database.sessions import APP_SCHEMAS
+from logto_webhooks.database.store import Store
+from logto_webhooks.mapping import Mappings
+from logto_webhooks.mapping.apply import PAGE, list_keys
+from logto_webhooks.mapping.declare import EntityMapping, MemberMapping
+from logto_webhooks.mapping.mirror import find_present, read_members
+from logto_webhooks.mapping.write import EntityWriter, PlannedRow, TableWriter
+
+
+class Difference(Struct, frozen=True, kw_only=True):
+    """A difference between a record and the application's row.
+
+    A row is "missing", "extra" (Logto has no such record), "different" in `columns`, or "refused"
+    for a `reason`.
+    """
+
+    mapping: str
+    problem: Literal["missing", "extra", "different", "refused"]
+    logto_id: str
+    columns: tuple[str, ...] = ()
+    reason: str | None = None
+
+
+async def find_differences(host: TransactionRunner, mappings: Mappings) -> list[Difference]:
+    """Compare all rows of all mappings, in short transactions. Raises StoreUnavailable."""
+    differences: list[Difference] = []
+    for mapping in mappings.all:
+        after = ""
+        compare = partial(_compare_page, mappings=mappings, mapping=mapping)
+        while True:
+            page = await run_or_rehearse(host, partial(compare, after=after), dry=True)
+            differences += page.differences
+            if page.last is None:
+                break
+            after = page.last
+        place: tuple[Any, ...] | None = ()
+        find = partial(_find_extra, mappings=mappings, mapping=mapping)
+        while place is not None:
+            extra, place = await run_or_rehearse(host, partial(find, after=place), dry=True)
+            differences += extra
+    return differences
+
+
+class _Page(Struct, frozen=True):
+    differences: list[Difference]
+    last: str | None
+
+
+def _compare_page(
+    store: Store, mappings: Mappings, mapping: EntityMapping | MemberMapping, after: str
+) -> _Page:
+    keys = list_keys(store, mapping.kind, after)
+    if not keys:
+        return _Page([], None)
+    writer = mappings.make_writer(store.connection, mapping)
+    if isinstance(writer, EntityWriter):
+        plans = writer.plan([key.id for key in keys])
+    else:
+        plans = writer.plan(read_members(store.connection, keys))
+    return _Page(list(_to_differences(mapping.name, plans)), keys[-1].id)
+
+
+def _to_differences(mapping: str, plans: Sequence[PlannedRow]) -> Iterator[Difference]:
+    for plan in plans:
+        waits_for_end = plan.state.state == "waiting" and plan.state.blocked_by is not None
+        if plan.action == "insert" or waits_for_end:
+            yield Difference(mapping=mapping, problem="missing", logto_id=plan.logto_id)
+        elif plan.action == "update":
+            columns = tuple(sorted(map(str, plan.values)))
+            yield Difference(
+                mapping=mapping, problem="different", logto_id=plan.logto_id, columns=columns
+            )
+        elif plan.action == "delete":
+            yield Difference(mapping=mapping, problem="extra", logto_id=plan.logto_id)
+        elif plan.state.state != "ok":
+            yield Difference(
+                mapping=mapping,
+                problem="refused",
+                logto_id=plan.logto_id,
+                reason=plan.state.reason,
+            )
+
+
+def _find_extra(
+    store: Store,
+    mappings: Mappings,
+    mapping: EntityMapping | MemberMapping,
+    after: tuple[Any, ...],
+) -> tuple[list[Difference], tuple[Any, ...] | None]:
+    """Find rows, after a primary key, whose records the mirror doesn't have; return the last
+    primary key, too."""
+    writer: TableWriter = mappings.make_writer(store.connection, mapping)
+    rows = writer.list_rows(after, PAGE)
+    ids = {logto_id for _, logto_id in rows if logto_id is not None}
+    present = find_present(store.connection, mapping.kind, ids)
+    extra = [
+        Difference(mapping=mapping.name, problem="extra", logto_id=logto_id)
+        for logto_id in sorted(ids - present)
+    ]
+    return extra, rows[-1][0] if rows else None
+
+
+def find_unindexed_keys(store: Store, mappings: Mappings) -> list[str]:
+    """List the key columns of users and organizations that have no unique index in the database. A
+    path inside a JSON column needs an index on an expression."""
+    connection = store.connection
+    inspector = sa.inspect(connection)
+    schemas = connection.get_execution_options().get(APP_SCHEMAS) or {}
+    return [
+        f"{mapping.name}.{mapping.key.column.name}"
+        for mapping in mappings.entities
+        if not _has_unique_index(
+            inspector, mapping, schemas.get(mapping.table.schema, mapping.table.schema)
+        )
+    ]
+
+
+def _has_unique_index(inspector: sa.Inspector, mapping: EntityMapping, schema: str | None) -> bool:
+    table, key = mapping.table.name, mapping.key
+    if not inspector.has_table(table, schema):
+        return True  # what is missing is another problem
+    with warnings.catch_warnings():  # about indexes on expressions, which it can't read in SQLite
+        warnings.simplefilter("ignore", sa.exc.SAWarning)
+        indexes = inspector.get_indexes(table, schema)
+    unique: list[Any] = [index for index in indexes if index["unique"]]
+    if key.path and inspector.dialect.name == "sqlite":
+        return True  # unknown
+    if key.path:
+        return any(key.path[-1] in str(index.get("expressions")) for index in unique)
+    unique += inspector.get_unique_constraints(table, schema)
+    primary = inspector.get_pk_constraint(table, schema)["constrained_columns"]
+    return [key.column.name] in [primary, *(index["column_names"] for index in unique)]
+
+
+def count_problems(differences: Sequence[Difference]) -> dict[str, int]:
+    """Count differences by problem."""
+    counts: dict[str, int] = {}
+    for difference in differences:
+        counts[difference.problem] = counts.get(difference.problem, 0) + 1
+    return counts

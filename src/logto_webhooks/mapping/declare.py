@@ -1,0 +1,443 @@
+"""What a mapping says: your table, its columns, and what fills each of them.
+
+A mapping is checked when it is registered, against the table alone: nothing is read from a
+database.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection, Mapping, Sequence
+from datetime import UTC, datetime
+from types import CodeType
+from typing import Any, ClassVar, Final, Literal
+
+import sqlalchemy as sa
+from msgspec import Struct
+
+from logto_webhooks.errors import InvalidMapping
+from logto_webhooks.events.local import OrganizationRow, UserRow
+
+MappedKind = Literal["user", "organization"]
+PairKind = Literal["member", "user_role", "member_role"]
+ColumnName = Any  # sa.Column, an attribute of a mapped class, or a name
+Read = Callable[[Any], Any]  # a row of the mirror -> the value of a column
+Deletion = Literal["delete", "keep", "unlink"] | Mapping[ColumnName, Any]
+
+
+class MemberRow(Struct, frozen=True, kw_only=True):
+    """A membership, with the roles that the user has in the organization, by name and by id."""
+
+    organization_id: str
+    user_id: str
+    joined_at: datetime | None = None
+    roles: tuple[str, ...] = ()
+    role_ids: tuple[str, ...] = ()
+
+
+ROW_TYPES: Final[dict[MappedKind, type[Struct]]] = {
+    "user": UserRow,
+    "organization": OrganizationRow,
+}
+_JSON_FIELDS: Final = ("profile", "custom_data", "identities")
+# By which column of the mirror a linked column is compared if none is mapped to it.
+_FOLDED: Final = "email"
+
+
+class KeyColumn(Struct, frozen=True):
+    """The column that holds Logto's id: all of it, or the text at a `path` inside its JSON."""
+
+    column: sa.Column[Any]
+    path: tuple[str, ...] = ()
+
+    @property
+    def text(self) -> sa.ColumnElement[Any]:
+        """Logto's id, in SQL."""
+        return self.column[self.path].as_string() if self.path else self.column
+
+
+class Link(Struct, frozen=True):
+    """How an existing row without a key is found: by equal values, or by a condition."""
+
+    column: sa.Column[Any] | None = None
+    read: Read | None = None
+    folds_case: bool = False
+    condition: Callable[[Any], sa.ColumnElement[bool]] | None = None
+
+
+class EntityMapping(Struct, frozen=True, kw_only=True):
+    """A mapping of users or of organizations onto a table."""
+
+    name: str
+    kind: MappedKind
+    target: Any
+    table: sa.Table
+    key: KeyColumn
+    columns: dict[str, Read]
+    fill: dict[str, Read]
+    create_defaults: dict[str, Any]
+    link: Link | None
+    where: Callable[[Any], bool]
+    create: bool
+    when_deleted: Literal["delete", "keep", "unlink"] | dict[str, Any]
+    definition: str
+
+    @property
+    def primary_key(self) -> tuple[sa.Column[Any], ...]:
+        """The primary key of the table."""
+        return tuple(self.table.primary_key)
+
+    @property
+    def unique_columns(self) -> list[sa.Column[Any]]:
+        """The mapped columns whose value only one row may have."""
+        unique = {
+            constraint_columns[0].name
+            for constraint_columns in _unique_columns(self.table)
+            if len(constraint_columns) == 1
+        }
+        return [self.table.c[name] for name in self.columns if self.table.c[name].name in unique]
+
+
+class End(Struct, frozen=True):
+    """A column that says which user or organization a row belongs to.
+
+    `refers_to` is the table of its foreign key, if that refers to a primary key; the column then
+    holds the primary key of your own row, and otherwise Logto's id.
+    """
+
+    kind: MappedKind
+    column: sa.Column[Any]
+    refers_to: sa.Table | None = None
+
+
+class MemberMapping(Struct, frozen=True, kw_only=True):
+    """A mapping of memberships onto a table."""
+
+    kind: ClassVar[Literal["membership"]] = "membership"
+    name: str
+    target: Any
+    table: sa.Table
+    organization: End
+    user: End
+    columns: dict[str, Read]
+    create_defaults: dict[str, Any]
+    definition: str
+
+    @property
+    def primary_key(self) -> tuple[sa.Column[Any], ...]:
+        """The primary key of the table."""
+        return tuple(self.table.primary_key)
+
+
+def declare_members(
+    target: Any,
+    *,
+    organization: ColumnName,
+    user: ColumnName,
+    columns: Mapping[ColumnName, str | Read] | None = None,
+    create_defaults: Mapping[ColumnName, Any] | None = None,
+) -> MemberMapping:
+    """Check a mapping of memberships. Raises InvalidMapping."""
+    table = find_table(target)
+    problem = _Problem(table.fullname)
+    finder = _ColumnFinder(table, target, problem)
+    ends = _find_end("organization", organization, finder), _find_end("user", user, finder)
+    read_by_key = {
+        finder.find(name).key: _make_reader(MemberRow, source, finder.find(name), problem)
+        for name, source in (columns or {}).items()
+    }
+    defaults = _read_defaults(create_defaults or {}, finder, problem)
+    filled = {*(end.column.key for end in ends), *read_by_key, *defaults}
+    _check_required(table, filled, problem)
+    return MemberMapping(
+        name=str(table.fullname),  # a subclass of str can't be encoded
+        target=target,
+        table=table,
+        organization=ends[0],
+        user=ends[1],
+        columns=read_by_key,
+        create_defaults=defaults,
+        definition=_define(finder, organization, user, columns or {}, create_defaults or {}),
+    )
+
+
+def _find_end(kind: MappedKind, name: ColumnName, finder: _ColumnFinder) -> End:
+    column = finder.find(name)
+    for key in column.foreign_keys:
+        if key.column.primary_key:
+            return End(kind, column, key.column.table)
+    return End(kind, column)
+
+
+def declare_entities(
+    kind: MappedKind,
+    target: Any,
+    *,
+    key: ColumnName,
+    columns: Mapping[ColumnName, str | Read],
+    when_deleted: Deletion,
+    link: Any = None,
+    fill: Mapping[ColumnName, str | Read] | None = None,
+    create_defaults: Mapping[ColumnName, Any] | None = None,
+    where: Callable[[Any], bool] | None = None,
+    create: bool = True,
+) -> EntityMapping:
+    """Check a mapping of users or organizations. Raises InvalidMapping."""
+    table = find_table(target)
+    problem = _Problem(table.fullname)
+    finder = _ColumnFinder(table, target, problem)
+    key_column = finder.find_key(key)
+    read_by_key = {
+        finder.find(name).key: _make_reader(ROW_TYPES[kind], source, finder.find(name), problem)
+        for name, source in columns.items()
+    }
+    mapping = EntityMapping(
+        name=str(table.fullname),  # a subclass of str can't be encoded
+        kind=kind,
+        target=target,
+        table=table,
+        key=key_column,
+        columns=read_by_key,
+        fill={
+            finder.find(name).key: _make_reader(ROW_TYPES[kind], source, finder.find(name), problem)
+            for name, source in (fill or {}).items()
+        },
+        create_defaults=_read_defaults(create_defaults or {}, finder, problem),
+        link=_find_link(kind, link, finder, read_by_key, problem),
+        where=where or _every,
+        create=create,
+        when_deleted=_read_deletion(when_deleted, finder, problem),
+        definition=_define(
+            finder,
+            *(key, columns, fill or {}, where, create, link, create_defaults or {}, when_deleted),
+        ),
+    )
+    _check(mapping, problem)
+    return mapping
+
+
+def _read_defaults(
+    defaults: Mapping[ColumnName, Any], finder: _ColumnFinder, problem: _Problem
+) -> dict[str, Any]:
+    for name, value in defaults.items():
+        if callable(value):
+            raise problem(
+                f"create_defaults needs a value for {finder.find(name).name}, not a function: if "
+                "each row has a value of its own, use the column's default"
+            )
+    return {finder.find(name).key: value for name, value in defaults.items()}
+
+
+def _define(finder: _ColumnFinder, *parts: Any) -> str:
+    """Describe what fills rows, so that a changed mapping is noticed. Functions count by their
+    code."""
+
+    def describe(part: Any) -> str:
+        if isinstance(part, Mapping):
+            pairs = [f"{finder.find(name).key}={describe(source)}" for name, source in part.items()]
+            return ", ".join(sorted(pairs))
+        code = getattr(part, "__code__", None)
+        return str(part) if code is None else _describe_code(code)
+
+    text = "; ".join(describe(part) for part in parts)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _describe_code(code: CodeType) -> str:
+    constants = [
+        _describe_code(constant) if isinstance(constant, CodeType) else repr(constant)
+        for constant in code.co_consts
+    ]
+    return f"{code.co_code.hex()} {code.co_names} {constants}"
+
+
+def find_table(target: Any) -> sa.Table:
+    """The table of a mapped class, or the table itself. Raises InvalidMapping."""
+    if isinstance(target, sa.Table):
+        table = target
+    else:
+        inspected = sa.inspect(target, raiseerr=False)
+        local_table = getattr(inspected, "local_table", None)
+        if not isinstance(local_table, sa.Table):
+            raise InvalidMapping(
+                table=getattr(target, "__name__", repr(target)),
+                problem="pass a mapped class or a Table",
+            )
+        table = local_table
+    if not list(table.primary_key):
+        raise InvalidMapping(table=table.fullname, problem="the table has no primary key")
+    return table
+
+
+class _Problem:
+    """Raises InvalidMapping about one table."""
+
+    def __init__(self, table: str) -> None:
+        self._table = table
+
+    def __call__(self, problem: str) -> InvalidMapping:
+        return InvalidMapping(table=self._table, problem=problem)
+
+
+class _ColumnFinder:
+    """Finds the columns of a table by what an application calls them."""
+
+    def __init__(self, table: sa.Table, target: Any, problem: _Problem) -> None:
+        self._table = table
+        self._mapper = None if isinstance(target, sa.Table) else sa.inspect(target)
+        self._problem = problem
+
+    def find(self, name: ColumnName) -> sa.Column[Any]:
+        """Find a column. Raises InvalidMapping."""
+        columns: Sequence[Any] = [name]
+        if isinstance(name, str):
+            attributes = {} if self._mapper is None else self._mapper.column_attrs
+            columns = attributes[name].columns if name in attributes else [self._table.c.get(name)]
+        elif not isinstance(name, sa.Column):
+            columns = getattr(getattr(name, "property", None), "columns", [None])
+        column = columns[0]
+        if not isinstance(column, sa.Column) or self._table.c.get(column.key) is not column:
+            names = ", ".join(self._table.c.keys())
+            shown = name if isinstance(name, str) else getattr(name, "key", name)
+            raise self._problem(f"it has no column {shown!r}; its columns are {names}")
+        return column
+
+    def find_key(self, key: Any) -> KeyColumn:
+        """Find the column of the key, or the path inside a JSON column. Raises InvalidMapping."""
+        path: list[str] = []
+        while isinstance(key, sa.BinaryExpression):  # User.custom_data["logtoUserId"]
+            if not isinstance(key.right, sa.BindParameter) or not isinstance(key.right.value, str):
+                break
+            path.insert(0, key.right.value)
+            key = key.left
+        if path:
+            key = self._table.c.get(str(getattr(key, "key", "")), key)
+        column = self.find(key)
+        if path and not isinstance(column.type, sa.JSON):
+            raise self._problem(f"the key's column {column.name} isn't of type JSON")
+        return KeyColumn(column, tuple(path))
+
+
+def _make_reader(
+    row_type: type[Struct], source: str | Read, column: sa.Column[Any], problem: _Problem
+) -> Read:
+    """Return what reads the column's value from a row of the mirror."""
+    fit = _fit_to(column)
+    if callable(source):
+        compute = source
+        return lambda row: fit(compute(row))
+    if not isinstance(source, str):
+        raise problem(f"{column.name} must be filled by a column's name or a function of the row")
+    field, *path = source.split(".")
+    fields = row_type.__struct_fields__
+    if field not in fields or (path and field not in _JSON_FIELDS):
+        raise problem(
+            f"{column.name} can't be filled by {source!r}; use one of {', '.join(fields)}, "
+            'a path such as "profile.givenName", or a function of the row'
+        )
+
+    def read(row: Any) -> Any:
+        value = getattr(row, field)
+        for name in path:
+            value = value.get(name) if isinstance(value, dict) else None
+        return fit(value)
+
+    return read
+
+
+def _fit_to(column: sa.Column[Any]) -> Read:
+    """Times are in UTC where a column has no time zone."""
+    if isinstance(column.type, sa.DateTime) and not column.type.timezone:
+        return lambda value: (
+            value.astimezone(UTC).replace(tzinfo=None) if isinstance(value, datetime) else value
+        )
+    return lambda value: value
+
+
+def _find_link(
+    kind: MappedKind,
+    link: Any,
+    finder: _ColumnFinder,
+    columns: dict[str, Read],
+    problem: _Problem,
+) -> Link | None:
+    if link is None:
+        return None
+    if callable(link) and not isinstance(link, sa.sql.ClauseElement) and not _is_attribute(link):
+        return Link(condition=link)
+    column = finder.find(link)
+    read = columns.get(column.key)
+    if read is None:
+        if column.key not in ROW_TYPES[kind].__struct_fields__:
+            raise problem(f"map {column.name}, by which rows are linked, or pass a function")
+        read = _make_reader(ROW_TYPES[kind], column.key, column, problem)
+    return Link(column, read, folds_case=column.key == _FOLDED or "email" in column.key.lower())
+
+
+def _is_attribute(value: Any) -> bool:
+    return hasattr(value, "property")
+
+
+def _read_deletion(
+    when_deleted: Any, finder: _ColumnFinder, problem: _Problem
+) -> Literal["delete", "keep", "unlink"] | dict[str, Any]:
+    if when_deleted in ("delete", "keep", "unlink"):
+        action: Literal["delete", "keep", "unlink"] = when_deleted
+        return action
+    if isinstance(when_deleted, Mapping) and when_deleted:
+        return {finder.find(name).key: value for name, value in when_deleted.items()}
+    raise problem('when_deleted must be "delete", "keep", "unlink", or columns with their values')
+
+
+def _check(mapping: EntityMapping, problem: _Problem) -> None:
+    key = mapping.key
+    own = {key.column.key} if not key.path else set()
+    written = {*mapping.columns, *mapping.fill}
+    if twice := own & written or set(mapping.columns) & set(mapping.fill):
+        raise problem(f"{min(twice)} would be filled twice")
+    if mapping.when_deleted == "unlink" and not key.path and not key.column.nullable:
+        raise problem(f'when_deleted="unlink" sets {key.column.name} to null, but it is NOT NULL')
+    filled = {*own, *written, *mapping.create_defaults}
+    if mapping.create:
+        _check_required(mapping.table, filled, problem)
+
+
+def _check_required(table: sa.Table, filled: Collection[str], problem: _Problem) -> None:
+    for column in table.c:
+        if column.key not in filled and is_required(column):
+            raise problem(
+                f"nothing fills {column.name}, which is NOT NULL: add it to columns or "
+                "create_defaults, or pass create=False"
+            )
+
+
+def is_required(column: sa.Column[Any]) -> bool:
+    """Whether an INSERT must give the column's value."""
+    table = column.table
+    counts_itself = isinstance(table, sa.Table) and table.autoincrement_column is column
+    return not (
+        column.nullable
+        or column.default is not None
+        or column.server_default is not None
+        or column.identity is not None
+        or column.computed is not None
+        or counts_itself
+    )
+
+
+def _unique_columns(table: sa.Table) -> list[list[sa.Column[Any]]]:
+    constraints = [
+        list(constraint.columns)
+        for constraint in table.constraints
+        if isinstance(constraint, sa.UniqueConstraint)
+    ]
+    indexes = [
+        [column for column in index.columns if isinstance(column, sa.Column)]
+        for index in table.indexes
+        if index.unique
+    ]
+    return constraints + indexes
+
+
+def _every(row: Any) -> bool:
+    return True

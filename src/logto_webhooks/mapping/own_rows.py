@@ -1,0 +1,75 @@
+"""Find the application's own row of a user or an organization, as an object of its class."""
+
+from __future__ import annotations
+
+from typing import Any, Final, Literal
+
+import sqlalchemy as sa
+from msgspec import Struct
+
+from logto_webhooks.database.mapped_rows import RowState, StateStore, decode_id
+from logto_webhooks.mapping.declare import EntityMapping
+from logto_webhooks.mapping.mirror import read_rows
+
+_DELETED_HERE: Final = "it was deleted here; `logto-webhooks mapping apply` writes it again"
+
+
+class OwnRow(Struct, frozen=True, kw_only=True):
+    """Whether a record's own row is `here`, `waits` for the `reason`, or is `absent`: then none
+    will be written. If it is `here`, the `reason` is for the case that the application deleted it.
+
+    `primary_key` is set if the row no longer has Logto's id, because the record was deleted.
+    """
+
+    state: Literal["here", "waits", "absent"]
+    reason: str = ""
+    primary_key: tuple[Any, ...] | None = None
+    is_known: bool = True  # whether the mirror has the record
+    is_deleted: bool = False  # whether the record was deleted in Logto
+
+
+def find_own_row(connection: sa.Connection, mapping: EntityMapping, logto_id: str) -> OwnRow:
+    """Find out about a record's own row, without reading the application's table."""
+    row = read_rows(connection, mapping.kind, [logto_id]).get(logto_id)
+    if row is None:
+        reason = f"the {mapping.kind} isn't known yet"
+        return OwnRow(state="waits", reason=reason, is_known=False)
+    stored = StateStore(connection, mapping.name, mapping.kind).find([logto_id]).get(logto_id)
+    is_deleted = row.deleted_at is not None
+    if stored is not None and stored.row_id is not None:
+        unlinked = is_deleted and mapping.when_deleted == "unlink"
+        primary_key = decode_id(stored.row_id, mapping.primary_key) if unlinked else None
+        return OwnRow(
+            state="here",
+            reason=stored.reason or _DELETED_HERE,
+            primary_key=primary_key,
+            is_deleted=is_deleted,
+        )
+    if is_deleted:
+        reason = f"the {mapping.kind} was deleted in Logto"
+        return OwnRow(state="absent", reason=reason, is_deleted=True)
+    return _explain_absence(mapping, row, stored)
+
+
+def _explain_absence(mapping: EntityMapping, row: Any, stored: RowState | None) -> OwnRow:
+    if stored is not None and stored.state != "ok":
+        return OwnRow(state="waits", reason=stored.reason or stored.state)
+    try:
+        is_wanted = mapping.where(row)
+    except Exception as error:  # the application's function
+        return OwnRow(state="waits", reason=f"`where` raised {type(error).__name__}")
+    if not is_wanted:
+        return OwnRow(state="absent", reason=f"`where` excludes the {mapping.kind}")
+    if stored is not None and not mapping.create:
+        return OwnRow(state="absent", reason="no existing row is linked, and create=False")
+    return OwnRow(state="waits", reason="it hasn't been written yet")
+
+
+def select_own(mapping: EntityMapping, target: Any, logto_id: str, row: OwnRow) -> sa.Select[Any]:
+    """Select a record's own row as an object of the class `target`."""
+    query = sa.select(target)
+    if row.primary_key is None:
+        return query.where(mapping.key.text == logto_id)
+    for column, value in zip(mapping.primary_key, row.primary_key, strict=True):
+        query = query.where(column == value)
+    return query

@@ -1,0 +1,353 @@
+"""A request gets the application's own object, whatever arrived before."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import fastapi
+import httpx2
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.orm import Session
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from logto_webhooks import LogtoWebhooks, UserIsDeletedError, UserNotReady, events
+from logto_webhooks.apply import batch
+from logto_webhooks.errors import ClaimsUnusable, SettingInvalid
+from logto_webhooks.fastapi import exception_handlers as fastapi_handlers
+from logto_webhooks.records.record import Key, Tombstone
+from logto_webhooks.starlette import exception_handlers as starlette_handlers
+from logto_webhooks.testing import make
+from logto_webhooks.testing.fake import FakeLogto
+from tests.support.mounted import all_over, live, send, soon, until
+from tests.support.own_tables import KINDS, Application, EngineKind, Note, Team, User
+from tests.support.waiting import eventually
+
+CLAIMS = {"sub": "ana", "email": "ana@example.com", "name": "Ana", "iat": 5}
+Seen = tuple[int, str | None, str]
+
+
+async def get(app: Application, claims: Mapping[str, Any], ends: str = "commit") -> Seen:
+    """Get a user in a session of the application's engine, and end its transaction."""
+    if isinstance(app.engine, AsyncEngine):
+        async with AsyncSession(app.engine) as session:
+            user = await app.logto.get_user(User, claims, session=session)
+            seen = (user.id, user.logto_id, user.email)
+            await getattr(session, ends)()
+            return seen
+    return await asyncio.to_thread(get_in_thread, app, app.engine, claims, ends)
+
+
+def get_in_thread(
+    app: Application, engine: sa.Engine, claims: Mapping[str, Any], ends: str
+) -> Seen:
+    with Session(engine) as session:
+        user = app.logto.call(app.logto.get_user(User, claims, session=session))
+        assert user in session
+        seen = (user.id, user.logto_id, user.email)
+        getattr(session, ends)()
+        return seen
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_row_is_there_at_once(kind: EngineKind, tmp_path: Path) -> None:
+    """With the user, in the session's transaction; then the webhook tells what is so."""
+    with Application(kind, tmp_path).opened() as app:
+        app.map_users()
+        told: list[str] = []
+
+        @app.logto.on(events.LocalUserCreated)
+        def created(event: events.LocalUserCreated) -> None:
+            told.append(event.source)
+
+        async def body(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
+            await get(app, CLAIMS, "rollback")
+            assert app.all(User.email) == []
+            with pytest.raises(TimeoutError):
+                await logto.wait_for_user("ana", 0)
+            first = await get(app, CLAIMS)
+            assert first[1:] == ("ana", "ana@example.com")
+            assert await get(app, {"sub": "ana"}) == first
+            assert (await logto.wait_for_user("ana", 0)).email == "ana@example.com"
+            await until(all_over(1), logto)
+            assert told == ["ensure_user"]
+            await send(client, make.user_created(id="ana", primaryEmail="new@example.com"))
+            seen = await eventually(lambda: get(app, CLAIMS), lambda seen: seen != first)
+            assert seen == (first[0], "ana", "new@example.com")
+
+        live(app.logto, body)
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_a_service(kind: EngineKind, tmp_path: Path) -> None:
+    """The mapping is registered when it is first used."""
+    with Application(kind, tmp_path).opened() as app:
+        app.map_users()
+
+        async def run() -> None:
+            await app.logto.migrate()
+            assert (await get(app, CLAIMS))[1:] == ("ana", "ana@example.com")
+            [listed] = await app.logto.mapping_counts()
+            assert (listed.mapping, listed.ok) == ("own_users", 1)
+            if isinstance(app.engine, AsyncEngine):
+                await app.engine.dispose()
+
+        asyncio.run(run())
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_existing_row_is_linked(kind: EngineKind, tmp_path: Path) -> None:
+    """The object that the session had before is up to date."""
+    with Application(kind, tmp_path).opened() as app:
+        app.map_users(link=User.email)
+        app.write(lambda session: session.add(User(id=7, email="Ana@Example.com", name="old")))
+
+        async def body(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
+            if isinstance(app.engine, AsyncEngine):
+                async with AsyncSession(app.engine) as session:
+                    before = (await session.scalars(sa.select(User))).one()
+                    user = await logto.get_user(User, CLAIMS, session=session)
+                    assert user is before
+                    assert (user.id, user.logto_id, user.name) == (7, "ana", "Ana")
+                    await session.commit()
+            assert await get(app, CLAIMS) == (7, "ana", "ana@example.com")
+
+        live(app.logto, body)
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_that_the_application_deleted_is_made_again(kind: EngineKind, tmp_path: Path) -> None:
+    """By the next request."""
+    with Application(kind, tmp_path).opened() as app:
+        app.map_users()
+
+        async def body(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
+            await get(app, CLAIMS)
+            app.write(lambda session: session.execute(sa.delete(User)))
+            assert (await get(app, {"sub": "ana"}))[1:] == ("ana", "ana@example.com")
+
+        live(app.logto, body)
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("kind", KINDS)
+def test_forty_first_requests_of_one_user(kind: EngineKind, tmp_path: Path) -> None:
+    """They get one row, more of them than the pool has connections, while the webhook arrives."""
+    with Application(kind, tmp_path).opened() as app:
+        app.map_users()
+
+        async def body(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
+            loop = asyncio.get_running_loop()
+            with ThreadPoolExecutor(40) as threads:
+                if isinstance(app.engine, AsyncEngine):
+                    requests = [asyncio.create_task(get(app, CLAIMS)) for _ in range(40)]
+                else:
+                    one = partial(get_in_thread, app, app.engine, CLAIMS, "commit")
+                    requests = [
+                        asyncio.ensure_future(loop.run_in_executor(threads, one)) for _ in range(40)
+                    ]
+                await send(client, make.user_created(id="ana", primaryEmail="ana@example.com"))
+                seen = await asyncio.gather(*requests)
+            assert len(set(seen)) == 1
+            assert seen[0][1:] == ("ana", "ana@example.com")
+
+        live(app.logto, body)
+        assert app.all(User.logto_id) == ["ana"]
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_claims_lack_comes_from_logto(kind: EngineKind, tmp_path: Path) -> None:
+    """Many requests at once share one; without an answer, none of them writes anything."""
+
+    async def run() -> None:
+        async with FakeLogto() as fake:
+            ana = fake.create_user(primaryEmail="ana@example.com")
+            bo = fake.create_user(username="bo", primaryEmail=None)
+            api: Any = {
+                "endpoint": fake.url,
+                "app_id": fake.app_id,
+                "app_secret": fake.app_secret,
+                "reconcile_every_s": 0,
+            }
+            with Application(kind, tmp_path, **api).opened() as app:
+                app.map_users()
+                await app.logto.migrate()
+                async with app.logto.lifespan():
+                    claims = {"sub": ana["id"]}
+                    seen = await asyncio.gather(*(get(app, claims) for _ in range(20)))
+                    assert {each[1:] for each in seen} == {(ana["id"], "ana@example.com")}
+                    for id_ in (bo["id"], "nobody"):
+                        with pytest.raises(UserNotReady, match="email is NOT NULL"):
+                            await get(app, {"sub": id_})
+                    with pytest.raises(TimeoutError):
+                        await app.logto.wait_for_user(bo["id"], 0)
+                if isinstance(app.engine, AsyncEngine):
+                    await app.engine.dispose()
+
+    asyncio.run(run())
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("kind", KINDS)
+def test_who_has_no_row(kind: EngineKind, tmp_path: Path) -> None:
+    """It is said why, nothing is written, nothing stays locked, and the session can go on."""
+    with Application(kind, tmp_path).opened() as app:
+        app.map_users(where=lambda user: user.name != "Eve")
+        app.write(lambda session: session.add(User(email="taken@example.com")))
+
+        async def body(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
+            for claims, says in (
+                ({"sub": "ana"}, r"user ana has no row in own_users yet: email is NOT NULL"),
+                ({"sub": "ana", "email": "taken@example.com"}, "another row has the value of email"),
+                ({"sub": "eve", "email": "e@example.com", "name": "Eve"}, "`where` excludes"),
+            ):
+                with pytest.raises(UserNotReady, match=f"(?i){says}") as raised:
+                    await get(app, claims)
+                assert "\n" not in str(raised.value)
+            drop = Tombstone(Key("user", "old"), soon())
+            await logto.database.host.run(lambda store: batch.apply_reads(store, [drop], None))
+            with pytest.raises(UserIsDeletedError):
+                await get(app, CLAIMS | {"sub": "old"})
+            with pytest.raises(ClaimsUnusable):
+                await get(app, {})
+            if isinstance(app.engine, AsyncEngine):
+                async with AsyncSession(app.engine) as session:
+                    session.add(Note(text="goes on"))
+                    with pytest.raises(UserNotReady):
+                        await logto.get_user(User, {"sub": "ana"}, session=session)
+                    await get(app, CLAIMS)  # isn't locked by the other session
+                    await session.commit()
+                assert app.all(Note.text) == ["goes on"]
+
+        live(app.logto, body)
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "sqlite"])
+def test_who_waits_for_another_session_blocks_nobody(kind: EngineKind, tmp_path: Path) -> None:
+    """The event loop goes on, and the other session can use it before its commit."""
+    with Application(kind, tmp_path).opened() as app:
+        app.map_users()
+
+        async def body(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
+            engine: Any = app.engine
+            session: Any = AsyncSession(engine) if app.is_async else Session(engine)
+            user = await logto.get_user(User, CLAIMS, session=session)
+            waiting = asyncio.create_task(get(app, CLAIMS))
+            await asyncio.wait({waiting}, timeout=0.5)
+            assert not waiting.done()
+            await send(client, make.organization_created(id="acme"))
+            assert await logto.get_user(User, CLAIMS, session=session) is user
+            id_ = user.id
+            if app.is_async:
+                await session.commit()
+                await session.close()
+            else:
+                session.commit()
+                session.close()
+            assert (await waiting)[0] == id_
+
+        live(app.logto, body)
+
+
+def test_a_session_of_sqlite_holds_no_lock_afterwards(tmp_path: Path) -> None:
+    """Others write while the session of a user who isn't ready is still open."""
+    with Application("sqlite", tmp_path).opened() as app:
+        app.map_users()
+
+        async def body(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
+            with Session(app.beside) as session:
+                with pytest.raises(UserNotReady):
+                    await logto.get_user(User, {"sub": "ana"}, session=session)
+                await send(client, make.user_created(id="ana", primaryEmail="ana@example.com"))
+                await eventually(lambda: logto.wait_for_user("ana"))
+                user = await logto.get_user(User, {"sub": "ana"}, session=session)
+                assert user.email == "ana@example.com"
+                session.commit()
+
+        live(app.logto, body)
+
+
+def test_in_a_handler(tmp_path: Path) -> None:
+    """In its session, which holds SQLite's only writer."""
+    with Application("sqlite", tmp_path).opened() as app:
+        app.map_users()
+
+        @app.logto.on(events.OrganizationCreated)
+        def created(session: Session) -> None:
+            user = app.logto.call(app.logto.get_user(User, CLAIMS, session=session))
+            session.add(Note(text=user.email))
+
+        async def body(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
+            await send(client, make.organization_created(id="acme"))
+            [job] = await until(all_over(1), logto)
+            assert job.state == "done", job.error
+
+        live(app.logto, body)
+        assert app.all(Note.text) == ["ana@example.com"]
+
+
+def test_what_cannot_be_used_is_refused(tmp_path: Path) -> None:
+    """A class that isn't mapped, or is no class; a session of another kind."""
+    with Application("sqlite", tmp_path).opened() as app:
+        app.map_users()
+        app.map_teams()
+
+        async def body(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
+            with Session(app.beside) as session:
+                unmapped: list[Any] = [Note, Team, User.__table__, "User", int]
+                for odd in unmapped:
+                    with pytest.raises(SettingInvalid, match="call map_users with it first"):
+                        await logto.get_user(odd, CLAIMS, session=session)
+            with app.beside.connect() as connection:
+                others: list[Any] = [connection, None, AsyncSession()]
+                for other in others:
+                    with pytest.raises(SettingInvalid, match="Session"):
+                        await logto.get_user(User, CLAIMS, session=other)
+
+        live(app.logto, body)
+
+
+@pytest.mark.parametrize("framework", ["fastapi", "starlette"])
+def test_a_framework_answers_503(framework: str, tmp_path: Path) -> None:
+    """With Retry-After."""
+    with Application("sqlite", tmp_path).opened() as app:
+        app.map_users()
+
+        async def show(request: Request) -> JSONResponse:
+            with Session(app.beside) as session:
+                user = await app.logto.get_user(User, {"sub": "ana"}, session=session)
+                return JSONResponse({"email": user.email})
+
+        async def run() -> None:
+            await app.logto.migrate()
+            served: Starlette
+            if framework == "fastapi":
+                served = fastapi.FastAPI(exception_handlers=fastapi_handlers)
+                served.add_route("/me", show)
+            else:
+                served = Starlette(
+                    routes=[Route("/me", show)], exception_handlers=starlette_handlers
+                )
+            transport = httpx2.ASGITransport(app=served)
+            async with httpx2.AsyncClient(transport=transport, base_url="http://app") as client:
+                answer = await client.get("/me")
+            assert answer.status_code == 503
+            assert answer.headers["retry-after"] == "5"
+            assert answer.json() == {"error": "user_not_ready"}
+
+        asyncio.run(run())
