@@ -212,7 +212,10 @@ def test_who_has_no_row(kind: EngineKind, tmp_path: Path) -> None:
         async def body(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
             for claims, says in (
                 ({"sub": "ana"}, r"user ana has no row in own_users yet: email is NOT NULL"),
-                ({"sub": "ana", "email": "taken@example.com"}, "another row has the value of email"),
+                (
+                    {"sub": "ana", "email": "taken@example.com"},
+                    "another row has the value of email",
+                ),
                 ({"sub": "eve", "email": "e@example.com", "name": "Eve"}, "`where` excludes"),
             ):
                 with pytest.raises(UserNotReady, match=f"(?i){says}") as raised:

@@ -26,7 +26,7 @@ TABLES = (
     "logto_organization_members, logto_checkpoints, logto_leases, logto_flow, "
     "logto_flow_gaps, logto_installation, logto_user_identities, logto_user_roles, "
     "logto_organization_member_roles, logto_handlers, logto_jobs, logto_lines, logto_keys, "
-    "logto_rejected, logto_membership_steps, logto_mapped_rows, logto_mappings"
+    "logto_rejected, logto_membership_steps, logto_mapped_rows, logto_mappings, logto_former_rows"
 )
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from datetime import date, datetime
+from decimal import Decimal
 from typing import Any, Final, Literal
 
 import sqlalchemy as sa
@@ -12,7 +14,7 @@ from msgspec import Struct
 from logto_webhooks import canonical_json
 from logto_webhooks.database.dialect import among, by_code, insert_into, now
 from logto_webhooks.database.jobs import IN_USE_MS
-from logto_webhooks.database.schema import is_not_ok, mapped_rows, mappings, records
+from logto_webhooks.database.schema import former_rows, is_not_ok, mapped_rows, mappings, records
 from logto_webhooks.deliveries import MappingStatus
 from logto_webhooks.records.record import Key, Kind
 
@@ -65,7 +67,14 @@ class RowState(Struct, frozen=True, kw_only=True):
 
 def encode_id(primary_key: Iterable[Any]) -> str:
     """Write a primary key as text."""
-    values = [v if isinstance(v, int | str | None) else str(v) for v in primary_key]
+    values = [
+        value.hex()
+        if isinstance(value, bytes)
+        else value
+        if isinstance(value, int | str | None)
+        else str(value)
+        for value in primary_key
+    ]
     return canonical_json.encode(values).decode()
 
 
@@ -73,9 +82,22 @@ def decode_id(row_id: str, primary_key: Sequence[sa.Column[Any]]) -> tuple[Any, 
     """Read a primary key that `encode_id` wrote."""
     values = canonical_json.decode(row_id.encode())
     return tuple(
-        uuid.UUID(value) if isinstance(column.type, sa.Uuid) and column.type.as_uuid else value
+        _READERS.get(column.type.python_type, _keep)(value)
         for column, value in zip(primary_key, values, strict=True)
     )
+
+
+def _keep(value: Any) -> Any:
+    return value
+
+
+_READERS: Final[dict[type, Callable[[Any], Any]]] = {
+    bytes: bytes.fromhex,
+    uuid.UUID: uuid.UUID,
+    Decimal: Decimal,
+    date: date.fromisoformat,
+    datetime: datetime.fromisoformat,
+}
 
 
 class MappingStore:
@@ -126,7 +148,8 @@ class MappingStore:
     def forget(self, name: str) -> bool:
         """Delete a mapping, and what is known of its rows. The rows stay. Return whether there was
         one."""
-        self._connection.execute(sa.delete(mapped_rows).where(mapped_rows.c.mapping == name))
+        for table in (mapped_rows, former_rows):
+            self._connection.execute(sa.delete(table).where(table.c.mapping == name))
         return bool(
             self._connection.execute(sa.delete(mappings).where(mappings.c.name == name)).rowcount
         )
@@ -285,16 +308,29 @@ class StateStore:
 
     def find_owners(self, row_ids: Collection[str]) -> dict[str, set[str]]:
         """Return which records have, or ever had, these rows."""
-        query = sa.select(mapped_rows.c.row_id, mapped_rows.c.logto_id).where(
-            mapped_rows.c.mapping == self._mapping, among(mapped_rows.c.row_id, "row_ids")
-        )
         owners: dict[str, set[str]] = {}
-        for row_id, logto_id in self._connection.execute(query, {"row_ids": list(row_ids)}):
-            owners.setdefault(row_id, set()).add(logto_id)
+        for table in (mapped_rows, former_rows):
+            query = sa.select(table.c.row_id, table.c.logto_id).where(
+                table.c.mapping == self._mapping, among(table.c.row_id, "row_ids")
+            )
+            for row_id, logto_id in self._connection.execute(query, {"row_ids": list(row_ids)}):
+                owners.setdefault(row_id, set()).add(logto_id)
         return owners
 
     def save(self, states: Iterable[RowState], stored: Mapping[str, RowState]) -> None:
-        """Store the states that differ from the stored ones."""
+        """Store the states that differ from the stored ones. If a record has another row now, what
+        it had before is remembered, so that nobody else is linked to that."""
+        states = list(states)
+        former = [
+            {"mapping": self._mapping, "row_id": before.row_id, "logto_id": state.logto_id}
+            for state in states
+            if (before := stored.get(state.logto_id))
+            and None not in (before.row_id, state.row_id)
+            and before.row_id != state.row_id
+        ]
+        if former:
+            insert = insert_into(former_rows, self._connection.dialect.name)
+            self._connection.execute(insert.on_conflict_do_nothing(), former)
         rows = [
             {
                 "mapping": self._mapping,

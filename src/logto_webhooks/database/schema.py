@@ -232,6 +232,11 @@ mapped_rows = sa.Table(
 )
 is_not_ok = mapped_rows.c.state != sa.literal_column("'ok'")
 
+# The application's rows that a record had before.
+former_rows = sa.Table(
+    "logto_former_rows", metadata, *_keys(sa.Text, "mapping", "row_id", "logto_id")
+)
+
 # Users and organizations with too many memberships for one transaction. If `change` is "ending",
 # they were deleted, and their memberships have yet to be ended. If it is "arrival", they came, and
 # their memberships have yet to be announced; then `ended_at` is null.

@@ -102,7 +102,7 @@ class Mappings:
         over = pairs - present.keys()
         for writer in writers:
             if over:
-                writer.attempt(partial(writer.delete, over), [pair.id for pair in over])
+                writer.attempt(writer.delete, sorted(pair.id for pair in over))
         ends = {end for pair in over for end in pair.organization_and_user}
         changed: list[str] = []
         entity_writers = [
@@ -115,7 +115,7 @@ class Mappings:
         for writer in writers:
             waiting = set(writer.find_waiting(changed)) - present.keys() if changed else set()
             members = present | (read_members(connection, waiting) if waiting else {})
-            writer.attempt(partial(writer.write, members), [pair.id for pair in members])
+            writer.attempt(partial(writer.write, members), sorted(pair.id for pair in members))
         if tell is not None:
             for any_writer in (*entity_writers, *writers):
                 for plan, state in any_writer.results:
@@ -135,5 +135,5 @@ class Mappings:
         if of_kind := [end.id for end in ends if end.kind == kind and end.id not in ids]:
             ids.update(writer.find_unsettled(of_kind))
         if ids:
-            writer.attempt(partial(writer.write, ids), ids)
+            writer.attempt(writer.write, sorted(ids))
         return [blocker(Key(kind, id_)) for id_ in writer.changed]

@@ -96,7 +96,9 @@ async def apply_all(
     for mapping in mappings.registered:
         after = ""
         while True:
-            work = partial(_apply_page, mappings=mappings, mapping=mapping, after=after)
+            work = partial(
+                _apply_page, mappings=mappings, mapping=mapping, after=after, dry=dry_run
+            )
             keys, results = await run_or_rehearse(host, work, dry_run)
             if not keys:
                 break
@@ -106,27 +108,35 @@ async def apply_all(
             applied[mapping.name].records += len(keys)
             progressed(count)
         if not dry_run:
-            await host.run(partial(_finish, name=mapping.name))
+            await host.run(partial(_finish, mapping=mapping))
     return list(applied.values())
 
 
 def _register(store: Store, mappings: Mappings) -> None:
     """Register the mappings. Raises InvalidMapping if a newer release's are in use."""
     store.mappings.register(mappings.registered)
-    current = mappings.find_current(store.mappings.registered())
-    for mapping in mappings.all:
-        if mapping.name not in current:
-            raise InvalidMapping(table=mapping.name, problem=_OUTDATED)
+    for mapping in mappings.registered:
+        _check_current(store, mapping)
 
 
-def _finish(store: Store, name: str) -> None:
-    store.mappings.set_applied(name, None)
+def _check_current(store: Store, mapping: RegisteredMapping) -> None:
+    """Raise InvalidMapping if a newer release has registered another definition."""
+    registered = store.mappings.registered().get(mapping.name)
+    if registered is None or registered.definition != mapping.definition:
+        raise InvalidMapping(table=mapping.name, problem=_OUTDATED)
+
+
+def _finish(store: Store, mapping: RegisteredMapping) -> None:
+    _check_current(store, mapping)
+    store.mappings.set_applied(mapping.name, None)
 
 
 def _apply_page(
-    store: Store, mappings: Mappings, mapping: RegisteredMapping, after: str
+    store: Store, mappings: Mappings, mapping: RegisteredMapping, after: str, dry: bool
 ) -> tuple[list[Key], list[tuple[str, PlannedRow, RowState]]]:
     """Write the rows of the next records. Return these records, and what was done."""
+    if not dry:
+        _check_current(store, mapping)
     keys = list_keys(store, mapping.kind, after)
     results: list[tuple[str, PlannedRow, RowState]] = []
     free = store.lock_free(keys)

@@ -6,6 +6,7 @@ database.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
@@ -165,7 +166,13 @@ def _find_end(kind: MappedKind, name: ColumnName, finder: _ColumnFinder) -> End:
     column = finder.find(name)
     for key in column.foreign_keys:
         if key.column.primary_key:
-            return End(kind, column, key.column.table)
+            table = key.column.table
+            if len(table.primary_key) > 1:
+                raise finder.problem(
+                    f"{column.name} refers to {table.name}, whose primary key has several columns: "
+                    "refer to a column that is unique by itself"
+                )
+            return End(kind, column, table)
     return End(kind, column)
 
 
@@ -236,7 +243,13 @@ def _define(finder: _ColumnFinder, *parts: Any) -> str:
         if isinstance(part, Mapping):
             pairs = [f"{finder.find(name).key}={describe(source)}" for name, source in part.items()]
             return ", ".join(sorted(pairs))
+        if isinstance(part, functools.partial):
+            return describe([part.func, *part.args, part.keywords])
+        if isinstance(part, list | tuple):
+            return f"[{', '.join(map(describe, part))}]"
         code = getattr(part, "__code__", None)
+        if code is None and callable(part) and not isinstance(part, sa.sql.ClauseElement):
+            return f"{part.__module__}.{getattr(part, '__qualname__', type(part).__qualname__)}"
         return str(part) if code is None else _describe_code(code)
 
     text = "; ".join(describe(part) for part in parts)
@@ -245,7 +258,9 @@ def _define(finder: _ColumnFinder, *parts: Any) -> str:
 
 def _describe_code(code: CodeType) -> str:
     constants = [
-        _describe_code(constant) if isinstance(constant, CodeType) else repr(constant)
+        _describe_code(constant)
+        if isinstance(constant, CodeType)
+        else repr(sorted(constant, key=repr) if isinstance(constant, frozenset) else constant)
         for constant in code.co_consts
     ]
     return f"{code.co_code.hex()} {code.co_names} {constants}"
@@ -285,7 +300,7 @@ class _ColumnFinder:
     def __init__(self, table: sa.Table, target: Any, problem: _Problem) -> None:
         self._table = table
         self._mapper = None if isinstance(target, sa.Table) else sa.inspect(target)
-        self._problem = problem
+        self.problem = problem
 
     def find(self, name: ColumnName) -> sa.Column[Any]:
         """Find a column. Raises InvalidMapping."""
@@ -299,7 +314,7 @@ class _ColumnFinder:
         if not isinstance(column, sa.Column) or self._table.c.get(column.key) is not column:
             names = ", ".join(self._table.c.keys())
             shown = name if isinstance(name, str) else getattr(name, "key", name)
-            raise self._problem(f"it has no column {shown!r}; its columns are {names}")
+            raise self.problem(f"it has no column {shown!r}; its columns are {names}")
         return column
 
     def find_key(self, key: Any) -> KeyColumn:
@@ -314,7 +329,7 @@ class _ColumnFinder:
             key = self._table.c.get(str(getattr(key, "key", "")), key)
         column = self.find(key)
         if path and not isinstance(column.type, sa.JSON):
-            raise self._problem(f"the key's column {column.name} isn't of type JSON")
+            raise self.problem(f"the key's column {column.name} isn't of type JSON")
         return KeyColumn(column, tuple(path))
 
 

@@ -6,8 +6,12 @@ culprit is alone; that stays a conflict and holds back nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+import enum
+import time
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, date, datetime
+from decimal import Decimal
 from typing import Any, Final, Literal
 
 import sqlalchemy as sa
@@ -22,14 +26,21 @@ from logto_webhooks.database.mapped_rows import (
     encode_id,
     lock_free_records,
 )
+from logto_webhooks.database.sessions import INTERNAL
 from logto_webhooks.errors import RowRejected, StoreUnavailable, TimedOut
 from logto_webhooks.mapping.declare import End, EntityMapping, MemberMapping, MemberRow
-from logto_webhooks.mapping.mirror import find_deleted, find_doubtful, read_rows
+from logto_webhooks.mapping.links import LinkFinder, NoLink, describe_raised
+from logto_webhooks.mapping.mirror import find_deleted, read_rows
 from logto_webhooks.records.record import Key, membership
 
 MOST_SWAPPED: Final = 50  # rows whose unique values go round, which are written together
 _KEY: Final = "logto_key"
+# Data type mismatch, cannot coerce, undefined function (no operator for these types).
+_WRONG_TYPE: Final = ("42804", "42846", "42883")
+_SHORT_LOCK_MS: Final = 50
+_SEARCH_S: Final = 1.0  # for the rows that wait for a lock, among others
 _LOCKED: Final = "its row is locked"
+_NOT_KEPT: Final = "the database didn't keep the new row: a trigger or a rule may have skipped it"
 
 Action = Literal["insert", "update", "delete", "nothing"]
 
@@ -59,6 +70,8 @@ class TableWriter:
         self._primary_key = mapping.primary_key
         self._states = StateStore(connection, mapping.name, mapping.kind)
         self.results: list[tuple[PlannedRow, RowState]] = []  # what was planned, and what became
+        self._search_until: float | None = None
+        self._usual_lock: str | None = None  # while a shorter one is set
 
     def _run(self, statement: Any, values: Any = None) -> sa.CursorResult[Any]:
         """Run a statement on the application's table."""
@@ -69,18 +82,33 @@ class TableWriter:
         """Run a statement for each row. psycopg logs each failure of several rows at once."""
         self._run(statement, rows[0] if len(rows) == 1 else rows)
 
-    def attempt(self, work: Callable[[], None], ids: Collection[str]) -> None:
-        """Work in a savepoint. If the table can't be used, such as during the application's own
-        migration, the rows of these records are owed."""
+    def attempt(self, write: Callable[[Sequence[str]], None], ids: Sequence[str]) -> None:
+        """Write the rows of records in a savepoint.
+
+        If the table can't be used, such as during the application's own migration, all these rows
+        are owed. Any other error is of one row: it is found by halving.
+        """
+        if not ids:
+            return
+        done = len(self.results)
         try:
             with _translate_errors(self._connection), self._connection.begin_nested():
-                work()
-        except (RowRejected, StoreUnavailable) as error:
-            self.results.clear()
+                write(ids)
+            return
+        except Exception as error:
+            del self.results[done:]
+            if not isinstance(error, StoreUnavailable) and len(ids) > 1:
+                middle = len(ids) // 2
+                self.attempt(write, ids[:middle])
+                self.attempt(write, ids[middle:])
+                return
+            state = "owed" if isinstance(error, StoreUnavailable) else "conflict"
             stored = self._states.find(ids)
             states = [stored.get(id_) or RowState(logto_id=id_) for id_ in ids]
             problem = _describe(error, self._connection)
-            self._states.save([_blocked(state, "owed", problem) for state in states], stored)
+            plans = [_refuse(each, state, problem) for each in states]
+            self._states.save([plan.state for plan in plans], stored)
+            self.results += [(plan, plan.state) for plan in plans]
 
     def list_rows(
         self, after: tuple[Any, ...], limit: int
@@ -98,12 +126,53 @@ class TableWriter:
             query = query.where(sa.tuple_(*place) > sa.tuple_(*after))
         return self._run(query).all()
 
+    def _write_in_time(self, plans: Sequence[PlannedRow]) -> dict[str, RowState]:
+        """Write rows. If the application has locked something that they need, search for these
+        rows only for a short time; the others stay owed, too."""
+        self._search_until = None
+        states = self._refuse_referred(plans)
+        states |= self._write_halves([plan for plan in plans if plan.logto_id not in states])
+        if self._usual_lock is not None:
+            self._limit_locks(self._usual_lock)
+            self._usual_lock = None
+        return states
+
+    def _refuse_referred(self, plans: Sequence[PlannedRow]) -> dict[str, RowState]:
+        """Refuse to delete rows that others refer to. Unless the application says otherwise, SQLite
+        doesn't enforce foreign keys."""
+        deletions = [plan for plan in plans if plan.action == "delete"]
+        if not deletions or self._connection.dialect.name != "sqlite":
+            return {}
+        states: dict[str, RowState] = {}
+        for table, column, place in _list_references(self._connection, self._table):
+            by_value = {plan.primary_key[place]: plan for plan in deletions}
+            query = sa.select(column).where(column.in_(list(by_value))).distinct()
+            for value in self._connection.scalars(query):
+                if plan := by_value.get(value):
+                    problem = f"rows of {table} refer to it"
+                    states[plan.logto_id] = _blocked(plan.state, "conflict", problem)
+        return states
+
+    def _search_locked(self) -> None:
+        self._search_until = time.monotonic() + _SEARCH_S
+        if self._connection.dialect.name == "postgresql":
+            setting = sa.select(sa.func.current_setting("lock_timeout"))
+            self._usual_lock = self._connection.scalar(setting)
+            self._limit_locks(f"{_SHORT_LOCK_MS}ms")
+
+    def _limit_locks(self, limit: str) -> None:
+        self._connection.execute(sa.select(sa.func.set_config("lock_timeout", limit, sa.true())))
+
     def _write_halves(self, plans: Sequence[PlannedRow]) -> dict[str, RowState]:
         if not plans:
             return {}
+        if self._search_until is not None and time.monotonic() > self._search_until:
+            return {plan.logto_id: _blocked(plan.state, "owed", _LOCKED) for plan in plans}
         try:
             self._write_all(plans)
         except (RowRejected, TimedOut) as error:
+            if isinstance(error, TimedOut) and self._search_until is None:
+                self._search_locked()
             if len(plans) > 1:
                 middle = len(plans) // 2
                 first = self._write_halves(plans[:middle])
@@ -113,13 +182,8 @@ class TableWriter:
 
     def _write_all(self, plans: Sequence[PlannedRow]) -> None:
         with _translate_errors(self._connection), self._connection.begin_nested():
-            deletes = any(plan.action == "delete" for plan in plans)
-            before = find_dangling(self._connection) if deletes else set()
             self._execute(plans)
             check_constraints(self._connection)
-            if deletes and (dangling := find_dangling(self._connection) - before):
-                tables = ", ".join(sorted({str(table) for table, *_ in dangling}))
-                raise RowRejected(problem=f"FOREIGN KEY constraint failed: rows of {tables}")
 
     def _execute(self, plans: Sequence[PlannedRow]) -> None:
         self._delete([plan for plan in plans if plan.action == "delete"])
@@ -165,6 +229,18 @@ class TableWriter:
         return where, [
             {f"pk_{i}": value for i, value in enumerate(plan.primary_key)} for plan in plans
         ]
+
+    def _find_differing(self, values: dict[str, Any], own: sa.RowMapping) -> dict[str, Any]:
+        """Return the values that differ from those of a row."""
+        return {
+            name: value
+            for name, value in values.items()
+            if name not in own or not _is_equal(own[name], value)
+        }
+
+    def _id_after(self, own: sa.RowMapping, changed: dict[str, Any]) -> str:
+        """Return the primary key of a row after a change, which can contain mapped columns."""
+        return encode_id(changed.get(column.key, own[column]) for column in self._primary_key)
 
     def _key_of(self, row: sa.RowMapping) -> tuple[Any, ...]:
         return tuple(row[column] for column in self._primary_key)
@@ -224,7 +300,7 @@ class EntityWriter(TableWriter):
         self._planned = {plan.logto_id: plan for plan in plans}
         to_write = [plan for plan in plans if plan.action != "nothing"]
         taken = self._find_taken(to_write)
-        written = self._write_halves([plan for plan in to_write if plan.logto_id not in taken])
+        written = self._write_in_time([plan for plan in to_write if plan.logto_id not in taken])
         written |= self._write_taken([plan for plan in to_write if plan.logto_id in taken], taken)
         states = {plan.logto_id: plan.state for plan in plans if plan.action == "nothing"} | written
         self._name_inserted(states)
@@ -238,7 +314,7 @@ class EntityWriter(TableWriter):
         rows = read_rows(self._connection, self._mapping.kind, ids)
         own_rows, locked = self._lock_own(ids)
         unlinked = [i for i, row in rows.items() if i not in own_rows and row.deleted_at is None]
-        linked = self._find_links({i: rows[i] for i in unlinked}) if self._mapping.link else {}
+        linked = self._find_links({i: rows[i] for i in unlinked})
         gone = [i for i, row in rows.items() if row.deleted_at is not None and i in own_rows]
         told = find_deleted(self._connection, self._mapping.kind, gone) if gone else set()
         plans = []
@@ -275,7 +351,7 @@ class EntityWriter(TableWriter):
             values = {name: read(row) for name, read in mapping.columns.items()}
             fill = {name: read(row) for name, read in mapping.fill.items()}
         except Exception as error:  # the application's function
-            return _refuse(state, "conflict", _describe_raised(error))
+            return _refuse(state, "conflict", describe_raised(error))
         if isinstance(link, NoLink):
             return _refuse(state, link.state, link.reason)
         if own is None and link is not None:
@@ -283,13 +359,9 @@ class EntityWriter(TableWriter):
             values |= self._key_values(logto_id, own)
         if own is not None:
             fill = {name: value for name, value in fill.items() if own[name] is None}
-            differing = {
-                name: value
-                for name, value in (values | fill).items()
-                if own.get(name, _KEY) != value
-            }
+            differing = self._find_differing(values | fill, own)
             key = self._key_of(own)
-            now_ok = RowState(logto_id=logto_id, row_id=encode_id(key))
+            now_ok = RowState(logto_id=logto_id, row_id=self._id_after(own, differing))
             action: Action = "update" if differing else "nothing"
             return PlannedRow(
                 logto_id=logto_id,
@@ -324,7 +396,7 @@ class EntityWriter(TableWriter):
             gone = RowState(logto_id=logto_id)
             return PlannedRow(logto_id=logto_id, action="delete", primary_key=key, state=gone)
         values = self._key_values(None, own) if action == "unlink" else dict(action)
-        differing = {name: value for name, value in values.items() if own.get(name, _KEY) != value}
+        differing = self._find_differing(values, own)
         if not differing:
             return None
         return PlannedRow(
@@ -346,64 +418,12 @@ class EntityWriter(TableWriter):
         text = self._mapping.key.text
         return sa.select(*self._read_columns(), text.label(_KEY)).where(text.in_(ids))
 
-    def _find_links(self, rows: dict[str, Any]) -> dict[str, Any]:
-        """Find existing rows without a key that are a record's: one row, or NoLink."""
+    def _find_links(self, rows: dict[str, Any]) -> dict[str, sa.RowMapping | NoLink]:
         link = self._mapping.link
-        assert link is not None
-        doubtful = find_doubtful(self._connection, self._mapping.kind, rows)
-        refused: dict[str, Any] = dict.fromkeys(doubtful, _IN_DOUBT)
-        rows = {logto_id: row for logto_id, row in rows.items() if logto_id not in doubtful}
-        candidates: dict[str, list[sa.RowMapping]] = {}
-        is_free = self._mapping.key.text.is_(None)
+        if link is None or not rows:
+            return {}
         columns = self._read_columns()
-        if link.condition is not None:
-            for logto_id, row in rows.items():
-                try:
-                    is_linked = link.condition(row)
-                except Exception as error:
-                    refused[logto_id] = NoLink(_describe_raised(error))
-                    continue
-                query = sa.select(*columns).where(is_free, is_linked).limit(2)
-                candidates[logto_id] = list(self._run(query).mappings())
-        else:
-            assert link.column is not None
-            assert link.read is not None
-            fold = _fold if link.folds_case else str
-            wanted: dict[str, list[str]] = {}
-            for logto_id, row in rows.items():
-                try:
-                    value = link.read(row)
-                except Exception as error:
-                    refused[logto_id] = NoLink(_describe_raised(error))
-                    continue
-                if value not in (None, ""):
-                    wanted.setdefault(fold(value), []).append(logto_id)
-            if not wanted:
-                return refused
-            compared = link.column
-            folded = sa.func.lower(sa.func.trim(compared)) if link.folds_case else compared
-            query = sa.select(*columns, compared.label("logto_link")).where(
-                is_free, folded.in_(list(wanted))
-            )
-            for found in self._run(query).mappings():
-                for logto_id in wanted.get(fold(found["logto_link"]), ()):
-                    candidates.setdefault(logto_id, []).append(found)
-            shared = {i for ids in wanted.values() if len(ids) > 1 for i in ids}
-            for logto_id in shared & candidates.keys():
-                candidates[logto_id] = candidates[logto_id] * 2  # two users want the same row
-        return refused | self._choose(candidates)
-
-    def _choose(self, candidates: dict[str, list[sa.RowMapping]]) -> dict[str, Any]:
-        keys = {encode_id(self._key_of(row)) for rows in candidates.values() for row in rows}
-        owners = self._states.find_owners(keys) if keys else {}
-        chosen: dict[str, Any] = {}
-        for logto_id, rows in candidates.items():
-            if len(rows) > 1:
-                is_shared = len({encode_id(self._key_of(row)) for row in rows}) == 1
-                chosen[logto_id] = _SHARED if is_shared else _SEVERAL
-            elif rows and owners.get(encode_id(self._key_of(rows[0])), {logto_id}) == {logto_id}:
-                chosen[logto_id] = rows[0]
-        return chosen
+        return LinkFinder(self._connection, self._mapping, link, columns, self._run).find(rows)
 
     def _settle_refusal(self, plan: PlannedRow, error: Exception) -> dict[str, RowState]:
         """Try once more together with the rows that have the values it wants."""
@@ -428,9 +448,9 @@ class EntityWriter(TableWriter):
         taken: dict[str, tuple[str, str]] = {}
         for column in self._mapping.unique_columns:
             wanted = {
-                plan.values[column.key]: plan
+                value: plan
                 for plan in plans
-                if plan.values.get(column.key) is not None
+                if isinstance(value := plan.values.get(column.key), Hashable) and value is not None
             }
             if not wanted:
                 continue
@@ -453,7 +473,7 @@ class EntityWriter(TableWriter):
         for plan in plans:
             holder, column = taken[plan.logto_id]
             if owners.get(holder):
-                states |= self._write_halves([plan])
+                states |= self._write_in_time([plan])
             else:
                 problem = f"another row has the value of {column}"
                 states[plan.logto_id] = _blocked(plan.state, "conflict", problem, holder)
@@ -510,8 +530,13 @@ class EntityWriter(TableWriter):
             for i, state in states.items()
             if state.state == "ok" and self._planned[i].action == "insert"
         ]
-        for logto_id, row in self._find_own(new).items() if new else ():
-            states[logto_id] = replace(states[logto_id], row_id=encode_id(self._key_of(row)))
+        rows = self._find_own(new) if new else {}
+        for logto_id in new:
+            state, row = states[logto_id], rows.get(logto_id)
+            if row is None:
+                states[logto_id] = _blocked(state, "conflict", _NOT_KEPT)
+            else:
+                states[logto_id] = replace(state, row_id=encode_id(self._key_of(row)))
 
     def _read_columns(self) -> list[sa.Column[Any]]:
         mapping = self._mapping
@@ -594,8 +619,27 @@ class MemberWriter(TableWriter):
     ) -> list[tuple[tuple[Any, ...], str | None]]:
         """List the next rows, with the ids of their memberships. A row of an organization or a user
         that isn't Logto's has none."""
-        columns = (self._mapping.organization.column, self._mapping.user.column)
-        rows = self._list_after(after, limit, *columns)
+        return list(self._name(self._list_after(after, limit, *self._end_columns)).items())
+
+    def _name_rows(self, keys: Sequence[tuple[Any, ...]]) -> dict[tuple[Any, ...], str | None]:
+        """Return the memberships of rows; None for a row of an end that isn't Logto's."""
+        if not keys:
+            return {}
+        place = self._primary_key
+        is_it = sa.or_(
+            *(
+                sa.and_(*(column == value for column, value in zip(place, key, strict=True)))
+                for key in keys
+            )
+        )
+        return self._name(self._run(sa.select(*place, *self._end_columns).where(is_it)).all())
+
+    @property
+    def _end_columns(self) -> tuple[sa.Column[Any], sa.Column[Any]]:
+        return self._mapping.organization.column, self._mapping.user.column
+
+    def _name(self, rows: Sequence[sa.Row[Any]]) -> dict[tuple[Any, ...], str | None]:
+        """Return the memberships of rows, by their primary keys, which the ends follow."""
         ids_of_ends = []
         for place, (_, mapping) in zip((-2, -1), self._ends, strict=True):
             values = {row[place] for row in rows if row[place] is not None}
@@ -604,40 +648,43 @@ class MemberWriter(TableWriter):
             else:
                 writer = EntityWriter(self._connection, mapping, self._schemas)
                 ids_of_ends.append(writer.find_logto_ids(sorted(values, key=str)))
-        listed: list[tuple[tuple[Any, ...], str | None]] = []
+        named: dict[tuple[Any, ...], str | None] = {}
         for row in rows:
             ends = [ids.get(row[place]) for place, ids in zip((-2, -1), ids_of_ends, strict=True)]
             organization, user = ends
-            pair = membership(organization, user).id if organization and user else None
-            listed.append((tuple(row[:-2]), pair))
-        return listed
-
-    def delete(self, pairs: Collection[Key]) -> None:
-        """Delete the rows of memberships that are over. Raises StoreUnavailable."""
-        states = self._states.find([pair.id for pair in pairs])
-        plans = [
-            PlannedRow(  # its primary key may be used again, but its state is forgotten then
-                logto_id=state.logto_id,
-                action="delete",
-                primary_key=decode_id(state.row_id, self._primary_key),
-                state=state,
+            named[tuple(row[:-2])] = (
+                membership(organization, user).id if organization and user else None
             )
-            for state in states.values()
+        return named
+
+    def delete(self, ids: Collection[str]) -> None:
+        """Delete the rows of memberships that are over. Raises StoreUnavailable."""
+        states = self._states.find(ids)
+        keys = {
+            id_: decode_id(state.row_id, self._primary_key)
+            for id_, state in states.items()
             if state.row_id is not None
+        }
+        # The application may have deleted the row, and a database can use its primary key again.
+        named = self._name_rows(list(keys.values()))
+        plans = [
+            PlannedRow(logto_id=id_, action="delete", primary_key=key, state=states[id_])
+            for id_, key in keys.items()
+            if named.get(key, id_) in (id_, None)
         ]
-        written = self._write_halves(plans)
+        written = self._write_in_time(plans)
         self._states.save([state for state in written.values() if state.state != "ok"], states)
         self.results += [(plan, written[plan.logto_id]) for plan in plans]
         gone = [id_ for id_ in states if id_ not in written or written[id_].state == "ok"]
         self._states.forget(gone)
 
-    def write(self, members: dict[Key, MemberRow]) -> None:
-        """Write the rows of memberships that are present. Raises StoreUnavailable."""
-        if not members:
-            return
+    def write(self, members: dict[Key, MemberRow], ids: Collection[str]) -> None:
+        """Write the rows of those of the memberships, which are present, that have these ids.
+        Raises StoreUnavailable."""
+        members = {pair: row for pair, row in members.items() if pair.id in ids}
         stored = self._states.find([pair.id for pair in members])
         plans = self._plan(members, stored)
-        written = self._write_halves([plan for plan in plans if plan.action != "nothing"])
+        written = self._write_in_time([plan for plan in plans if plan.action != "nothing"])
         states = {p.logto_id: p.state for p in plans if p.action == "nothing"} | written
         inserted = [
             plan
@@ -646,9 +693,11 @@ class MemberWriter(TableWriter):
         ]
         keys = self._find_own([self._values_of_ends(plan.values) for plan in inserted])
         for plan in inserted:
-            row = keys[self._values_of_ends(plan.values)]
-            state = states[plan.logto_id]
-            states[plan.logto_id] = replace(state, row_id=encode_id(self._key_of(row)))
+            state, row = states[plan.logto_id], keys.get(self._values_of_ends(plan.values))
+            if row is None:
+                states[plan.logto_id] = _blocked(state, "conflict", _NOT_KEPT)
+            else:
+                states[plan.logto_id] = replace(state, row_id=encode_id(self._key_of(row)))
         self._states.save(states.values(), stored)
         self.results += [(plan, states[plan.logto_id]) for plan in plans]
 
@@ -676,7 +725,7 @@ class MemberWriter(TableWriter):
         try:
             values = {name: read(row) for name, read in self._mapping.columns.items()}
         except Exception as error:  # the application's function
-            return _refuse(RowState(logto_id=pair.id), "conflict", _describe_raised(error))
+            return _refuse(RowState(logto_id=pair.id), "conflict", describe_raised(error))
         if own is None:
             columns = (self._mapping.organization.column, self._mapping.user.column)
             keys = {column.key: value for column, value in zip(columns, ends, strict=True)}
@@ -686,14 +735,14 @@ class MemberWriter(TableWriter):
                 values={**self._mapping.create_defaults, **values, **keys},
                 state=RowState(logto_id=pair.id),
             )
-        differing = {name: value for name, value in values.items() if own[name] != value}
+        differing = self._find_differing(values, own)
         key = self._key_of(own)
         return PlannedRow(
             logto_id=pair.id,
             action="update" if differing else "nothing",
             primary_key=key,
             values=differing,
-            state=RowState(logto_id=pair.id, row_id=encode_id(key)),
+            state=RowState(logto_id=pair.id, row_id=self._id_after(own, differing)),
         )
 
     def _resolve_ends(self, members: Collection[Key]) -> dict[Key, tuple[Any, ...] | Key]:
@@ -752,18 +801,6 @@ def blocker(end: Key) -> str:
     return f"{end.kind}:{end.id}"
 
 
-class NoLink(Struct, frozen=True):
-    """Why no row is linked, and none is inserted either."""
-
-    reason: str
-    state: Literal["waiting", "conflict"] = "conflict"
-
-
-_SHARED: Final = NoLink("another user could be linked to the same row")
-_SEVERAL: Final = NoLink("several existing rows could be linked")
-_IN_DOUBT: Final = NoLink("its record is in doubt, so no existing row is linked yet", "waiting")
-
-
 def _is_wanted(mapping: EntityMapping, row: Any) -> bool:
     """Whether a mapping is for a record. One whose function raises has a conflict, and is."""
     try:
@@ -773,32 +810,56 @@ def _is_wanted(mapping: EntityMapping, row: Any) -> bool:
 
 
 def check_constraints(connection: sa.Connection) -> None:
-    """Let deferred constraints speak now, while the savepoint can still be rolled back."""
-    if connection.dialect.name == "postgresql":
+    """Check deferred constraints now, while the savepoint can still be rolled back. In a session of
+    the application, they may not be fulfilled yet, and it decides when to check them."""
+    in_session = INTERNAL in connection.get_execution_options()
+    if connection.dialect.name == "postgresql" and not in_session:
         connection.exec_driver_sql("SET CONSTRAINTS ALL IMMEDIATE")
-        connection.exec_driver_sql("SET CONSTRAINTS ALL DEFERRED")
 
 
-def find_dangling(connection: sa.Connection) -> set[tuple[Any, ...]]:
-    """Return the rows of SQLite that refer to none. Unless the application says otherwise, SQLite
-    doesn't enforce foreign keys."""
-    if connection.dialect.name != "sqlite":
-        return set()
-    return set(map(tuple, connection.exec_driver_sql("PRAGMA foreign_key_check")))
+def _list_references(
+    connection: sa.Connection, parent: sa.Table
+) -> Iterator[tuple[str, sa.ColumnClause[Any], int]]:
+    """Yield the columns of SQLite's tables that refer to a column of the primary key, with the
+    place of that."""
+    places = {column.name: place for place, column in enumerate(parent.primary_key)}
+    names = connection.exec_driver_sql("SELECT name FROM sqlite_master WHERE type = 'table'")
+    for table in names.scalars().all():
+        keys = sa.text("SELECT * FROM pragma_foreign_key_list(:name)")
+        for key in connection.execute(keys, {"name": table}).mappings():
+            referred = key["to"] or next(iter(places))
+            if key["table"].lower() == parent.name.lower() and referred in places:
+                own: sa.ColumnClause[Any] = sa.column(key["from"])
+                sa.table(table, own)
+                yield table, own, places[referred]
 
 
 def _blocked(state: RowState, new: Any, reason: str, blocked_by: str | None = None) -> RowState:
     return replace(state, state=new, reason=reason, blocked_by=blocked_by)
 
 
+def _is_equal(own: Any, value: Any) -> bool:
+    """Whether a value from the database is what was written: a database gives some back in another
+    form."""
+    if isinstance(own, enum.Enum) and not isinstance(value, enum.Enum):
+        return value in (own.name, own.value)
+    if isinstance(own, Decimal) and isinstance(value, float):
+        return own == Decimal(str(value))
+    if isinstance(own, datetime) and isinstance(value, datetime):
+        return _to_utc(own) == _to_utc(value)
+    if isinstance(own, date) and isinstance(value, datetime):
+        return own == value.date()
+    return bool(own == value)
+
+
+def _to_utc(moment: datetime) -> datetime:
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
+
+
 def _refuse(state: RowState, new: Any, reason: str, blocked_by: str | None = None) -> PlannedRow:
     """Plan to write nothing, and say why."""
     stopped = _blocked(state, new, reason, blocked_by)
     return PlannedRow(logto_id=state.logto_id, action="nothing", state=stopped)
-
-
-def _describe_raised(error: Exception) -> str:
-    return f"the mapping raised {type(error).__name__}"  # its message may contain personal data
 
 
 def _describe(error: Exception, connection: sa.Connection) -> str:
@@ -818,13 +879,11 @@ def _translate_errors(connection: sa.Connection) -> Iterator[None]:
         raise
     except StoreUnavailable as error:
         cause = getattr(error.__cause__, "orig", None)
-        if type(cause).__name__ != "ProgrammingError" or getattr(cause, "sqlstate", None):
+        sqlstate = getattr(cause, "sqlstate", None)
+        is_unsendable = type(cause).__name__ == "ProgrammingError" and not sqlstate
+        if not is_unsendable and sqlstate not in _WRONG_TYPE:
             raise
-        raise RowRejected(problem="a value is of a type that the driver can't send") from error
-
-
-def _fold(value: Any) -> str:
-    return str(value).strip().lower()
+        raise RowRejected(problem="a value is of a type that doesn't fit its column") from error
 
 
 def _placeholder(column: sa.Column[Any], logto_id: str) -> Any:

@@ -230,6 +230,7 @@ def _mapped_rows() -> None:
         *_optional(Text, "reason", "blocked_by"),
         _column("changed_at", Millis),
     )
+    op.create_table("logto_former_rows", *_key("mapping", "row_id", "logto_id"))
     _index(f"{table}_row", table, ["mapping", "row_id"])
     _index(f"{table}_blocked", table, ["mapping", "blocked_by"], "state <> 'ok'")
 
