@@ -184,7 +184,7 @@ class TableIsReadOnly(LogtoWebhooksError):
 
 class HandlerMismatch(LogtoWebhooksError):
     """The handler {name} is registered for {event} in another release of the application, but not
-    in this one. It wasn't called, and its job will be retried."""
+    in this one. It wasn't called, and its job waits for a process of that release."""
 
     name: str
     event: str

@@ -63,9 +63,9 @@ def after_job_failure(
     return Retry(_grow(failures, LONGEST_WAIT_S, jitter))
 
 
-def while_row_waits(age_s: float, jitter: float) -> Retry:
-    """Decide when a job is tried again that waits for the application's row, `age_s` after its
-    event. That is no failure, so there is no last attempt."""
+def while_job_waits(age_s: float, jitter: float) -> Retry:
+    """Decide when a job is tried again that waits for the application's row, or for a process of
+    another release, `age_s` after its event. That is no failure, so there is no last attempt."""
     return Retry(min(max(FIRST_WAIT_S, age_s / 2), LONGEST_ROW_WAIT_S) * (1 - jitter / 2))
 
 

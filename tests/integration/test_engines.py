@@ -130,3 +130,31 @@ def test_what_no_later_option_changes_is_refused(database: sa.URL) -> None:
         assert logto.database.name
         with pytest.raises(SettingInvalid, match="pass the engine without these options"):
             LogtoWebhooks(signing_key=SIGNING_KEY, engine=engine)
+
+
+@pytest.mark.postgres
+def test_a_connection_that_is_in_a_transaction_already_is_not_used() -> None:
+    """The application left it open, or used its engine on another event loop. What it takes would
+    be answered 200, and never committed."""
+    schema = postgres.emptied_schema()
+    url = postgres.server_url().set(drivername="postgresql+asyncpg")
+    engine = create_async_engine(url)
+    logto = LogtoWebhooks(signing_key=SIGNING_KEY, engine=engine, schema=schema)
+
+    async def leave_open() -> None:
+        async with engine.connect() as connection:
+            driver: Any = (await connection.get_raw_connection()).driver_connection
+            await driver.execute("BEGIN")
+
+    async def body(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
+        await send(client, make.user_created(id="first", at=soon()))
+        await leave_open()
+        for number in range(20):
+            await send(client, make.user_created(id=f"u{number}", at=soon()))
+        beside = postgres.sync_engine()
+        with beside.connect() as connection:
+            count = sa.text(f"SELECT count(*) FROM {schema or 'public'}.logto_deliveries")
+            assert connection.scalar(count) == 21
+        beside.dispose()
+
+    live(logto, body)

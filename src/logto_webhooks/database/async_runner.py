@@ -224,7 +224,7 @@ class AsyncRunner:
             held.hold(sync)
             return work(sync.execution_options(**options) if options else sync)
 
-        async with self._engine.connect() as connection:
+        async with _connect(self._engine) as connection:
             return await connection.run_sync(run)
 
     async def _within(
@@ -272,10 +272,29 @@ def _retrieve_error(task: asyncio.Task[Any]) -> None:
 
 
 @asynccontextmanager
+async def _connect(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    """Like `engine.connect()`, but without connections that are in a transaction already.
+
+    If an application uses its engine on two event loops, asyncpg's connection can return to the
+    pool with a transaction that SQLAlchemy doesn't know of, and nothing on it is ever committed.
+    """
+    async with engine.connect() as connection:
+        while await _is_in_transaction(connection):
+            await drop_connection(connection)
+        yield connection
+
+
+async def _is_in_transaction(connection: AsyncConnection) -> bool:
+    driver: Any = (await connection.get_raw_connection()).driver_connection
+    is_in_transaction = getattr(driver, "is_in_transaction", None)  # only asyncpg's has it
+    return bool(is_in_transaction and is_in_transaction())
+
+
+@asynccontextmanager
 async def _transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
     """Like `engine.begin()`, but close a connection that can't be rolled back because something
     that a handler left running uses it. Else its next user would be in the same transaction."""
-    async with engine.connect() as connection:
+    async with _connect(engine) as connection:
         try:
             yield connection
             await connection.commit()

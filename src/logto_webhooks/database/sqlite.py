@@ -219,8 +219,9 @@ class SqliteFile:
         self.file = file
         self._setting = setting
         self._engine = make_sqlite_engine(file, setting)
-        self._worker = LockFile(Path(f"{file}-worker"))
-        self._guard = FileGuard(self._engine, file)
+        # A handler may change the working directory.
+        self._worker = LockFile(Path(f"{file.absolute()}-worker"))
+        self._guard = FileGuard(self._engine, file.absolute())
         self.host: HandlerRunner = FileRunner(self._engine, self._guard)
 
     @property

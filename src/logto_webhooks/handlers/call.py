@@ -36,7 +36,7 @@ from logto_webhooks.errors import (
 from logto_webhooks.event_loop import Offloader
 from logto_webhooks.events import DERIVED, Event, OrganizationMembershipUpdated, parse
 from logto_webhooks.events.local import LOCAL, LocalEvent, UserRow
-from logto_webhooks.handlers import Handler, HandlerOptions, Handlers
+from logto_webhooks.handlers import Handler, Handlers
 from logto_webhooks.handlers.objects import (
     ObjectQuery,
     WantedObject,
@@ -61,7 +61,7 @@ from logto_webhooks.retries import (
     Retry,
     after_job_failure,
     to_text,
-    while_row_waits,
+    while_job_waits,
 )
 from logto_webhooks.signing_keys import trust
 
@@ -216,7 +216,7 @@ class HandlerCaller:
                     await self._call(handler, arguments)
         except NotBegun:
             return CallResult(to_released(claimed))
-        except RowWaits as waits:
+        except (RowWaits, HandlerMismatch) as waits:
             return self._wait(claimed, waits)
         except BaseException as error:
             if is_lost:
@@ -240,11 +240,12 @@ class HandlerCaller:
         if not handler.registered.wants(job.event):
             raise HandlerMismatch(name=handler.name, event=job.event)
 
-    def _wait(self, claimed: ClaimedJob, waits: RowWaits) -> CallResult:
-        """Try again later, because the application's own row isn't there. It isn't a failure."""
+    def _wait(self, claimed: ClaimedJob, waits: RowWaits | HandlerMismatch) -> CallResult:
+        """Try again later, because the application's own row isn't there, or because only another
+        release is for this event. It isn't a failure of the handler."""
         job = claimed.job
         age_s = (self._clock.now() - job.occurred_at) / 1000
-        after_s = while_row_waits(age_s, self._jitter()).after_s
+        after_s = while_job_waits(age_s, self._jitter()).after_s
         outcome = claimed.to_outcome(
             JobState.WAITING, error=to_text(waits), counts=False, after_s=after_s
         )
@@ -289,9 +290,6 @@ class HandlerCaller:
         self, handler: Handler, failures: int, error: BaseException
     ) -> Retry | Dead | DiscardJob:
         options = handler.options
-        if isinstance(error, HandlerMismatch):
-            # During a deployment, a process with the handler's code may still get the job.
-            options = HandlerOptions()
         return after_job_failure(
             error, failures, self._jitter(), options.max_attempts, options.waits
         )

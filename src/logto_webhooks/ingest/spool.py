@@ -42,7 +42,7 @@ class SpoolDirectory:
 
     def __init__(self, folder: Path, setting: str = "spool_dir") -> None:
         """`setting` is the name of the setting with the folder, for errors."""
-        self._folder = folder
+        self._folder = folder.absolute()  # a handler may change the working directory
         self._setting = setting
 
     def make(self) -> None:

@@ -244,7 +244,7 @@ def _define(finder: _ColumnFinder, *parts: Any) -> str:
             pairs = [f"{finder.find(name).key}={describe(source)}" for name, source in part.items()]
             return ", ".join(sorted(pairs))
         if isinstance(part, functools.partial):
-            return describe([part.func, *part.args, part.keywords])
+            return describe([part.func, *part.args, *map(str, sorted(part.keywords.items()))])
         if isinstance(part, list | tuple):
             return f"[{', '.join(map(describe, part))}]"
         code = getattr(part, "__code__", None)
