@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from logto_webhooks.database import Database, open_database, wrap_engine
 from logto_webhooks.deliveries import DeliveryFilter
-from logto_webhooks.errors import SchemaMismatch, StoreUnavailable
+from logto_webhooks.errors import SchemaMismatch, SettingInvalid, StoreUnavailable
 from logto_webhooks.ingest.group_commit import GroupCommit, Readiness
 from logto_webhooks.instrumentation import DeliveryFailed, NotStored, Stalled, TelemetryEvent
 from logto_webhooks.testing import FrozenClock, make
@@ -136,6 +136,24 @@ def test_what_a_session_has_from_its_beginning_ends_with_it(kind: str, setting: 
 
     with _migrated() as url, _role(url) as role:
         asyncio.run(run(url, role))
+
+
+@pytest.mark.postgres
+def test_a_database_that_cannot_store_every_name_is_refused() -> None:
+    """Else records with other characters would never be applied."""
+    name = f"logto_test_{uuid.uuid4().hex[:12]}"
+    server = postgres.sync_engine().execution_options(isolation_level="AUTOCOMMIT")
+    options = "ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0"
+    with server.connect() as connection:
+        connection.execute(sa.text(f"CREATE DATABASE {name} {options}"))
+        try:
+            url = postgres.server_url().set(database=name, drivername="postgresql+asyncpg")
+            database = open_database(url.render_as_string(hide_password=False))
+            with pytest.raises(SettingInvalid, match="ENCODING 'UTF8'"):
+                asyncio.run(database.migrate())
+        finally:
+            connection.execute(sa.text(f"DROP DATABASE {name} WITH (FORCE)"))
+    server.dispose()
 
 
 @pytest.mark.postgres

@@ -16,7 +16,7 @@ from msgspec import Struct
 from logto_webhooks.database.dialect import read_clock
 from logto_webhooks.database.errors import place_of
 from logto_webhooks.database.schema import VERSION_TABLE, metadata, records
-from logto_webhooks.errors import SchemaMismatch
+from logto_webhooks.errors import SchemaMismatch, SettingInvalid
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -32,18 +32,32 @@ def upgrade(connection: sa.Connection, schema: str | None = None) -> bool:
     On PostgreSQL, wait for others that migrate them, and create `schema` if it doesn't exist. The
     connection is detached, because a forked process or another event loop must not get it from the
     pool. The caller must close that of an asynchronous engine, because SQLAlchemy doesn't.
+
+    Raises SettingInvalid for a database that isn't in UTF-8.
     """
     from alembic import command
 
     if not connection.dialect.is_async:
         connection.detach()
     if connection.dialect.name == "postgresql":
+        _check_encoding(connection)
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
     is_new = schema is not None and not sa.inspect(connection).has_schema(schema)
     config = _config(schema)
     config.attributes["connection"] = connection
     command.upgrade(config, "head")
     return is_new
+
+
+def _check_encoding(connection: sa.Connection) -> None:
+    """Raise SettingInvalid for a database that can't store every character."""
+    encoding = connection.scalar(sa.select(sa.func.current_setting("server_encoding")))
+    if encoding not in ("UTF8", "SQL_ASCII"):
+        problem = (
+            f"the encoding of the database {connection.engine.url.database} is {encoding}, which "
+            "can't store every name: create a database with ENCODING 'UTF8' TEMPLATE template0"
+        )
+        raise SettingInvalid(name="the database", problem=problem)
 
 
 def sql(dialect: str, schema: str | None = None) -> str:
