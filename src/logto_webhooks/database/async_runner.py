@@ -103,7 +103,8 @@ class AsyncRunner:
         Raises SettingInvalid, StoreUnavailable, RowRejected.
         """
         if not isinstance(session, AsyncSession | AsyncConnection):
-            raise make_session_error(session, "an AsyncSession or an AsyncConnection")
+            wanted = "an AsyncSession or an AsyncConnection"
+            raise make_session_error(session, wanted, "in a plain handler, leave out session=")
         if isinstance(session, AsyncSession):
             connection = await session.connection()
         else:

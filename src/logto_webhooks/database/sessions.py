@@ -145,9 +145,10 @@ def _begin_writing(connection: sa.Connection) -> bool:
     return False
 
 
-def make_session_error(session: object, wanted: str) -> SettingInvalid:
+def make_session_error(session: object, wanted: str, advice: str = "") -> SettingInvalid:
     """Return the error for a session that can't be used."""
     problem = f"it must be {wanted} here, not {type(session).__name__}"
+    problem += f"; {advice}, or write it as `async def`" if advice else ""
     return SettingInvalid(name="session", problem=problem)
 
 

@@ -12,8 +12,10 @@ from logto_webhooks.database.mapped_rows import RegisteredMapping, RowState
 from logto_webhooks.database.sessions import APP_SCHEMAS
 from logto_webhooks.errors import InvalidMapping
 from logto_webhooks.mapping.declare import EntityMapping, MappedKind, MemberMapping
+from logto_webhooks.mapping.entity_writer import EntityWriter
+from logto_webhooks.mapping.member_writer import MemberWriter, blocker
 from logto_webhooks.mapping.mirror import read_members
-from logto_webhooks.mapping.write import EntityWriter, MemberWriter, PlannedRow, blocker
+from logto_webhooks.mapping.table_writer import PlannedRow
 from logto_webhooks.records.record import Key
 
 

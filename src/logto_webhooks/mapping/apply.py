@@ -17,7 +17,7 @@ from logto_webhooks.errors import InvalidMapping
 from logto_webhooks.event_loop import forever
 from logto_webhooks.mapping import Mappings
 from logto_webhooks.mapping.mirror import TABLES
-from logto_webhooks.mapping.write import PlannedRow
+from logto_webhooks.mapping.table_writer import PlannedRow
 from logto_webhooks.records.record import Key, Kind, membership
 
 PAGE: Final = 500  # records of one transaction

@@ -16,8 +16,9 @@ from logto_webhooks.database.store import Store
 from logto_webhooks.mapping import Mappings
 from logto_webhooks.mapping.apply import PAGE, list_keys
 from logto_webhooks.mapping.declare import EntityMapping, MemberMapping
+from logto_webhooks.mapping.entity_writer import EntityWriter
 from logto_webhooks.mapping.mirror import find_present, read_members
-from logto_webhooks.mapping.write import EntityWriter, PlannedRow, TableWriter
+from logto_webhooks.mapping.table_writer import PlannedRow, TableWriter
 
 
 class Difference(Struct, frozen=True, kw_only=True):

@@ -1,0 +1,376 @@
+"""Write the application's rows of users and organizations that follow from the mirror."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from typing import Any, Final
+
+import sqlalchemy as sa
+from msgspec.structs import replace
+
+from logto_webhooks.database.mapped_rows import (
+    RowState,
+    encode_id,
+    lock_free_records,
+)
+from logto_webhooks.errors import RowRejected, TimedOut
+from logto_webhooks.mapping.declare import EntityMapping
+from logto_webhooks.mapping.links import LinkFinder, NoLink, describe_raised
+from logto_webhooks.mapping.mirror import find_deleted, read_rows
+from logto_webhooks.mapping.table_writer import (
+    LOCKED,
+    NOT_KEPT,
+    Action,
+    PlannedRow,
+    TableWriter,
+    block,
+    describe_error,
+    refuse,
+    translate_row_errors,
+)
+from logto_webhooks.records.record import Key
+
+MOST_SWAPPED: Final = 50  # rows whose unique values go round, which are written together
+KEY: Final = "logto_key"
+
+
+class EntityWriter(TableWriter):
+    """Writes the rows of one mapping of users or organizations."""
+
+    def __init__(self, connection: sa.Connection, mapping: EntityMapping, schemas: Any) -> None:
+        super().__init__(connection, mapping, schemas)
+        self.kind = mapping.kind
+        self._mapping = mapping
+        self._planned: dict[str, PlannedRow] = {}
+        self.changed: set[str] = set()  # records whose row came, went or changed its primary key
+
+    def write(self, ids: Collection[str]) -> None:
+        """Write the rows of records, and of those that waited for what they had.
+
+        Raises StoreUnavailable if the database can't be used.
+        """
+        seen: set[str] = set()
+        waiting = set(ids)
+        while waiting:
+            seen |= waiting
+            freed = self._write(sorted(waiting))
+            blocked = set(self._states.find_blocked(freed)) - seen if freed else set()
+            waiting = self._lock(blocked)
+            seen |= blocked
+
+    def _lock(self, ids: Collection[str]) -> set[str]:
+        """Lock more records, so that nobody writes them meanwhile. Return those that could be
+        locked; the others are owed."""
+        if not ids:
+            return set()
+        kind = self._mapping.kind
+        locked = {
+            key.id for key in lock_free_records(self._connection, [Key(kind, i) for i in ids])
+        }
+        if busy := set(ids) - locked:
+            stored = self._states.find(busy)
+            problem = "another transaction changes its record"
+            owed = [block(state, "owed", problem) for state in stored.values()]
+            self._states.save(owed, stored)
+        return locked
+
+    def _write(self, ids: Sequence[str]) -> set[str]:
+        """Write rows; return the primary keys of those that gave up a value."""
+        stored = self._states.find(ids)
+        plans = self._plan(ids, stored)
+        self._planned = {plan.logto_id: plan for plan in plans}
+        to_write = [plan for plan in plans if plan.action != "nothing"]
+        taken = self._find_taken(to_write)
+        written = self._write_in_time([plan for plan in to_write if plan.logto_id not in taken])
+        written |= self._write_taken([plan for plan in to_write if plan.logto_id in taken], taken)
+        states = {plan.logto_id: plan.state for plan in plans if plan.action == "nothing"} | written
+        self._name_inserted(states)
+        self._states.save(states.values(), stored)
+        self.results += [(self._planned[i], state) for i, state in states.items()]
+        done = [self._planned[i] for i, state in states.items() if state.state == "ok"]
+        self.changed.update(p.logto_id for p in done if p.action in ("insert", "delete"))
+        return {encode_id(p.primary_key) for p in done if p.action in ("update", "delete")}
+
+    def _plan(self, ids: Sequence[str], states: Mapping[str, RowState]) -> list[PlannedRow]:
+        rows = read_rows(self._connection, self._mapping.kind, ids)
+        own_rows, locked = self._lock_own(ids)
+        unlinked = [i for i, row in rows.items() if i not in own_rows and row.deleted_at is None]
+        linked = self._find_links({i: rows[i] for i in unlinked})
+        gone = [i for i, row in rows.items() if row.deleted_at is not None and i in own_rows]
+        told = find_deleted(self._connection, self._mapping.kind, gone) if gone else set()
+        plans = []
+        for logto_id, row in rows.items():
+            state = states.get(logto_id) or RowState(logto_id=logto_id)
+            if logto_id in locked:
+                plans.append(refuse(state, "owed", LOCKED))
+                continue
+            if logto_id in gone and logto_id not in told and self._mapping.when_deleted == "delete":
+                # A Logto that lacks users, such as one restored from a dump, deletes no rows here.
+                problem = "Logto has no such record, but no delivery says that it was deleted"
+                plans.append(refuse(state, "waiting", problem))
+                continue
+            own = own_rows.get(logto_id)
+            plan = self._plan_row(logto_id, row, own, linked.get(logto_id), state)
+            plans.append(plan or self._plan_nothing(state, own))
+        return plans
+
+    def _plan_nothing(self, state: RowState, own: sa.RowMapping | None) -> PlannedRow:
+        """Nothing is to be written, so nothing is waited for."""
+        row_id = state.row_id if own is None else encode_id(self._key_of(own))
+        settled = RowState(logto_id=state.logto_id, row_id=row_id)
+        return PlannedRow(logto_id=state.logto_id, action="nothing", state=settled)
+
+    def _plan_row(
+        self, logto_id: str, row: Any, own: sa.RowMapping | None, link: Any, state: RowState
+    ) -> PlannedRow | None:
+        mapping = self._mapping
+        if row.deleted_at is not None:
+            return None if own is None else self._plan_deletion(logto_id, own, state)
+        try:
+            if not mapping.where(row):
+                return None
+            values = {name: read(row) for name, read in mapping.columns.items()}
+            fill = {name: read(row) for name, read in mapping.fill.items()}
+        except Exception as error:  # the application's function
+            return refuse(state, "conflict", describe_raised(error))
+        if isinstance(link, NoLink):
+            return refuse(state, link.state, link.reason)
+        if own is None and link is not None:
+            own = link
+            values |= self._key_values(logto_id, own)
+        if own is not None:
+            fill = {name: value for name, value in fill.items() if own[name] is None}
+            differing = self._find_differing(values | fill, own)
+            key = self._key_of(own)
+            now_ok = RowState(logto_id=logto_id, row_id=self._id_after(own, differing))
+            action: Action = "update" if differing else "nothing"
+            return PlannedRow(
+                logto_id=logto_id,
+                action=action,
+                links=link is not None,
+                primary_key=key,
+                values=differing,
+                state=now_ok,
+            )
+        if not mapping.create:
+            return None
+        values = {**mapping.create_defaults, **fill, **values, **self._key_values(logto_id, None)}
+        missing = [
+            name
+            for name, value in values.items()
+            if value is None and not self._table.c[name].nullable
+        ]
+        if missing:
+            problem = f"{missing[0]} is NOT NULL, but Logto has no value"
+            return refuse(state, "waiting", problem)
+        ok = RowState(logto_id=logto_id)
+        return PlannedRow(logto_id=logto_id, action="insert", values=values, state=ok)
+
+    def _plan_deletion(
+        self, logto_id: str, own: sa.RowMapping, state: RowState
+    ) -> PlannedRow | None:
+        action, key = self._mapping.when_deleted, self._key_of(own)
+        after = RowState(logto_id=logto_id, row_id=encode_id(key))
+        if action == "keep":
+            return None
+        if action == "delete":  # its primary key may be used again
+            gone = RowState(logto_id=logto_id)
+            return PlannedRow(logto_id=logto_id, action="delete", primary_key=key, state=gone)
+        values = self._key_values(None, own) if action == "unlink" else dict(action)
+        differing = self._find_differing(values, own)
+        if not differing:
+            return None
+        return PlannedRow(
+            logto_id=logto_id, action="update", primary_key=key, values=differing, state=after
+        )
+
+    def _lock_own(self, ids: Sequence[str]) -> tuple[dict[str, sa.RowMapping], set[str]]:
+        """Lock the rows that have the keys of records. Return them by key, and the keys of those
+        that somebody else has locked."""
+        query = self._select_own(ids).with_for_update(skip_locked=True, key_share=True)
+        rows = {row[KEY]: row for row in self._run(query).mappings()}
+        missing = [id_ for id_ in ids if id_ not in rows]
+        return rows, set(self._find_own(missing)) if missing else set()
+
+    def _find_own(self, ids: Sequence[str]) -> dict[str, sa.RowMapping]:
+        return {row[KEY]: row for row in self._run(self._select_own(ids)).mappings()}
+
+    def _select_own(self, ids: Sequence[str]) -> sa.Select[Any]:
+        text = self._mapping.key.text
+        return sa.select(*self._read_columns(), text.label(KEY)).where(text.in_(ids))
+
+    def _find_links(self, rows: dict[str, Any]) -> dict[str, sa.RowMapping | NoLink]:
+        link = self._mapping.link
+        if link is None or not rows:
+            return {}
+        columns = self._read_columns()
+        return LinkFinder(self._connection, self._mapping, link, columns, self._run).find(rows)
+
+    def _settle_refusal(self, plan: PlannedRow, error: Exception) -> dict[str, RowState]:
+        """Try once more together with the rows that have the values it wants."""
+        if not isinstance(error, RowRejected):
+            return super()._settle_refusal(plan, error)
+        holder = self._find_holder(plan)
+        ring = self._find_ring(plan) if holder is not None else []
+        if len(ring) > 1:
+            try:
+                self._write_ring(ring)
+            except (RowRejected, TimedOut):
+                pass
+            else:
+                self._planned |= {swapped.logto_id: swapped for swapped in ring}
+                return {swapped.logto_id: swapped.state for swapped in ring}
+        problem = describe_error(error, self._connection)
+        return {plan.logto_id: block(plan.state, "conflict", problem, holder)}
+
+    def _find_taken(self, plans: Sequence[PlannedRow]) -> dict[str, tuple[str, str]]:
+        """Find the rows that want a unique value of another row. Return the primary key of that
+        row, and the column."""
+        taken: dict[str, tuple[str, str]] = {}
+        for column in self._mapping.unique_columns:
+            wanted = {
+                value: plan
+                for plan in plans
+                if isinstance(value := plan.values.get(column.key), Hashable) and value is not None
+            }
+            if not wanted:
+                continue
+            query = sa.select(*self._primary_key, column).where(column.in_(list(wanted)))
+            for row in self._run(query):
+                key, value = tuple(row)[:-1], row[-1]
+                plan = wanted.get(value)
+                if plan is not None and key != plan.primary_key:
+                    taken.setdefault(plan.logto_id, (encode_id(key), column.name))
+        return taken
+
+    def _write_taken(
+        self, plans: Sequence[PlannedRow], taken: Mapping[str, tuple[str, str]]
+    ) -> dict[str, RowState]:
+        """Write rows whose unique value another row had, one by one, because that may give it up. A
+        row that isn't a record's won't, so that is a conflict at once."""
+        holders = {taken[plan.logto_id][0] for plan in plans}
+        owners = self._states.find_owners(holders) if holders else {}
+        states: dict[str, RowState] = {}
+        for plan in plans:
+            holder, column = taken[plan.logto_id]
+            if owners.get(holder):
+                states |= self._write_in_time([plan])
+            else:
+                problem = f"another row has the value of {column}"
+                states[plan.logto_id] = block(plan.state, "conflict", problem, holder)
+        return states
+
+    def _find_holder(self, plan: PlannedRow) -> str | None:
+        """The primary key of another row that has a unique value which this one wants."""
+        for column in self._mapping.unique_columns:
+            value = plan.values.get(column.key)
+            if value is None:
+                continue
+            query = sa.select(*self._primary_key).where(column == value)
+            row = self._run(query).first()
+            if row is not None and tuple(row) != plan.primary_key:
+                return encode_id(tuple(row))
+        return None
+
+    def _find_ring(self, plan: PlannedRow) -> list[PlannedRow]:
+        """Follow who has what the other wants: several that swap unique values are only right
+        together."""
+        ring = [plan]
+        while len(ring) < MOST_SWAPPED:
+            holder = self._find_holder(ring[-1])
+            if holder is None:
+                return ring
+            if any(holder == encode_id(each.primary_key) for each in ring):
+                return ring
+            owners = self._states.find_owners([holder]).get(holder, set())
+            locked = sorted(self._lock(owners))
+            plans = self._plan(locked, self._states.find(locked))
+            plans = [each for each in plans if each.action != "nothing"]
+            if len(plans) != 1:
+                return [plan]
+            ring += plans
+        return [plan]
+
+    def _write_ring(self, ring: Sequence[PlannedRow]) -> None:
+        """Free the unique values first, by null or by a placeholder, then set them."""
+        with translate_row_errors(self._connection), self._connection.begin_nested():
+            for plan in ring:
+                freed = {
+                    column.key: None if column.nullable else _placeholder(column, plan.logto_id)
+                    for column in self._mapping.unique_columns
+                    if column.key in plan.values and plan.action == "update"
+                }
+                if freed:
+                    self._update([replace(plan, values=freed)])
+            self._execute(ring)
+
+    def _name_inserted(self, states: dict[str, RowState]) -> None:
+        """Read the primary keys that the database made."""
+        new = [
+            i
+            for i, state in states.items()
+            if state.state == "ok" and self._planned[i].action == "insert"
+        ]
+        rows = self._find_own(new) if new else {}
+        for logto_id in new:
+            state, row = states[logto_id], rows.get(logto_id)
+            if row is None:
+                states[logto_id] = block(state, "conflict", NOT_KEPT)
+            else:
+                states[logto_id] = replace(state, row_id=encode_id(self._key_of(row)))
+
+    def _read_columns(self) -> list[sa.Column[Any]]:
+        mapping = self._mapping
+        names = {*mapping.columns, *mapping.fill, mapping.key.column.key}
+        if isinstance(mapping.when_deleted, dict):
+            names |= mapping.when_deleted.keys()
+        names |= {column.key for column in self._primary_key}
+        return [column for column in self._table.c if column.key in names]
+
+    def _key_values(self, logto_id: str | None, own: sa.RowMapping | None) -> dict[str, Any]:
+        """The value of the key's column; of a JSON document, only the key's path changes."""
+        key = self._mapping.key
+        if not key.path:
+            return {key.column.key: logto_id}
+        document = dict((own[key.column] if own is not None else None) or {})
+        inner = document
+        for name in key.path[:-1]:
+            inner[name] = dict(inner.get(name) or {})
+            inner = inner[name]
+        if logto_id is None:
+            inner.pop(key.path[-1], None)
+        else:
+            inner[key.path[-1]] = logto_id
+        return {key.column.key: document}
+
+    def plan(self, ids: Sequence[str]) -> list[PlannedRow]:
+        """Plan what is to be done with records' rows."""
+        return self._plan(ids, self._states.find(ids))
+
+    def list_rows(
+        self, after: tuple[Any, ...], limit: int
+    ) -> list[tuple[tuple[Any, ...], str | None]]:
+        """List the next rows, with the ids of their users or organizations."""
+        rows = self._list_after(after, limit, self._mapping.key.text)
+        return [(tuple(row[:-1]), row[-1]) for row in rows]
+
+    def find_logto_ids(self, primary_keys: Sequence[Any]) -> dict[Any, str]:
+        """Return the ids of the records of rows whose primary key has one column."""
+        [column] = self._primary_key
+        query = sa.select(column, self._mapping.key.text.label(KEY))
+        rows = self._run(query.where(column.in_(primary_keys))).mappings()
+        return {row[column]: row[KEY] for row in rows if row[KEY] is not None}
+
+    def find_keys(self, ids: Sequence[str]) -> dict[str, Any]:
+        """Return the primary keys of records' rows, which have one column."""
+        return {id_: self._key_of(row)[0] for id_, row in self._find_own(ids).items()}
+
+    def find_unsettled(self, ids: Collection[str]) -> list[str]:
+        """List those of the records whose rows wait, conflict or are owed."""
+        return [id_ for id_, state in self._states.find(ids).items() if state.state != "ok"]
+
+
+def _placeholder(column: sa.Column[Any], logto_id: str) -> Any:
+    if isinstance(column.type, sa.Integer):
+        return -abs(hash(logto_id)) % 2**31
+    return f"~{logto_id}"
