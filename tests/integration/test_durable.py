@@ -9,6 +9,7 @@ import pytest
 import sqlalchemy as sa
 
 from logto_webhooks.database import open_database
+from logto_webhooks.ingest.spool import SpoolDirectory
 from logto_webhooks.testing import make
 from tests.support import postgres
 from tests.support.stores import StoreKind, delivery, open_host
@@ -78,3 +79,29 @@ def test_files_beside_a_database_come_and_go_with_its_connections(tmp_path: Path
         await database.host.close()
 
     asyncio.run(run())
+
+
+def test_a_changed_working_directory_harms_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A handler may change it; the paths of the settings can be relative."""
+    monkeypatch.chdir(tmp_path)
+    database = open_database("sqlite:///relative.db")
+    spool = SpoolDirectory(Path("spool"))
+
+    async def live() -> None:
+        await database.open()
+        spool.make()
+        assert database.may_work()
+        for number in range(2):
+            new = delivery(make.user_created(id=f"u{number}").body)
+            await database.host.run(lambda store, new=new: store.add([new]))  # type: ignore[misc]
+            spool.write([new])
+            monkeypatch.chdir("/")
+        await database.check()
+        status = await database.host.read(lambda store: store.status())
+        assert status.deliveries["pending"] == 2
+        await database.host.close()
+
+    asyncio.run(live())
+    assert (spool.count(), len(list((tmp_path / "spool").iterdir()))) == (2, 2)

@@ -111,6 +111,7 @@ class FileGuard:
     def __init__(self, engine: sa.Engine, file: Path) -> None:
         self._engine = engine
         self._file = file
+        self._folder = Path.cwd()  # a handler may change the working directory
         self._beside = [Path(f"{file}{end}") for end in ("-wal", "-shm")]
         self._seen: dict[Path, tuple[int, int]] = {}
         self._open = 0  # connections
@@ -131,16 +132,16 @@ class FileGuard:
 
     def _check_identity(self, file: Path, replaced: str) -> None:
         try:
-            stat = file.stat()
+            stat = (self._folder / file).stat()
         except OSError:
             if self._seen:
                 raise self._lost(f"{file} is gone") from None
-            here = "" if file.is_absolute() else f" in {Path.cwd()}"
+            here = "" if file.is_absolute() else f" in {self._folder}"
             never = (
                 f"doesn't exist{here}: run the command in the service's folder, or set the "
                 "database's URL. If it is new, logto-webhooks serve or migrate creates it"
             )
-            if not file.parent.exists():
+            if not (self._folder / file.parent).exists():
                 never = f"doesn't exist, because the folder {file.parent} doesn't; create it"
             raise self._lost(f"{file} {never}") from None
         identity = (stat.st_dev, stat.st_ino)
@@ -217,11 +218,11 @@ class SqliteFile:
         """`setting` is the name of the setting that the file's URL came from."""
         self.name = str(file)
         self.file = file
+        self._path = file.absolute()
         self._setting = setting
         self._engine = make_sqlite_engine(file, setting)
-        # A handler may change the working directory.
-        self._worker = LockFile(Path(f"{file.absolute()}-worker"))
-        self._guard = FileGuard(self._engine, file.absolute())
+        self._worker = LockFile(Path(f"{self._path}-worker"))
+        self._guard = FileGuard(self._engine, file)
         self.host: HandlerRunner = FileRunner(self._engine, self._guard)
 
     @property
@@ -262,11 +263,11 @@ class SqliteFile:
 
     def _check(self) -> None:
         self._look(migrate.check)
-        if problem := find_forbidden(self.file):
+        if problem := find_forbidden(self._path):
             raise StoreUnavailable(problem=f"{problem}; {NO_PERMISSION}")
 
     def _inspect(self) -> DatabaseInfo:
-        free = shutil.disk_usage(self.file.absolute().parent).free
+        free = shutil.disk_usage(self._path.parent).free
         info = self._look(partial(inspect_database, place=self.name, free=free))
         return replace(info, unwritable=self._unwritable())
 
@@ -278,7 +279,7 @@ class SqliteFile:
                 connection.exec_driver_sql("PRAGMA user_version = 1")
         except StoreUnavailable as error:
             return error.problem
-        return find_forbidden(self.file)
+        return find_forbidden(self._path)
 
     def _look(self, work: Callable[[sa.Connection], T]) -> T:
         self._guard.check_file()
