@@ -54,14 +54,13 @@ class LinkFinder:
     def find(self, rows: dict[str, Any]) -> dict[str, sa.RowMapping | NoLink]:
         """Find a row for each of the records, and lock it. A record without one isn't returned."""
         links: dict[str, sa.RowMapping | NoLink] = {}
-        doubtful = find_doubtful(self._connection, self._mapping.kind, rows)
-        links |= dict.fromkeys(doubtful, _IN_DOUBT)
-        settled = {id_: row for id_, row in rows.items() if id_ not in links}
         if self._link.condition is not None:
-            candidates = self._find_by_condition(settled, links)
+            candidates = self._find_by_condition(rows, links)
         else:
-            candidates = self._find_by_value(settled, links)
-        return links | self._lock(self._choose(candidates))
+            candidates = self._find_by_value(rows, links)
+        chosen = self._choose(candidates)
+        doubtful = find_doubtful(self._connection, self._mapping.kind, chosen) if chosen else []
+        return links | self._lock(chosen | dict.fromkeys(doubtful, _IN_DOUBT))
 
     def _find_by_condition(
         self, rows: dict[str, Any], links: dict[str, sa.RowMapping | NoLink]
