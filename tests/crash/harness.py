@@ -23,6 +23,7 @@ from logto_webhooks.database.sqlite import make_sqlite_engine
 from logto_webhooks.database.store import Store
 from logto_webhooks.deliveries import NewDelivery
 from logto_webhooks.samples.history import Difference, differences
+from tests.crash import application
 from tests.crash.client import Sender
 from tests.crash.databases import Victim
 from tests.support.forked import Forked
@@ -41,7 +42,7 @@ SLOW_LIFE_MS = (300, 400)  # changes keep their distance, so that the truth is e
 
 
 class Result(Struct, kw_only=True):
-    """What the harness found; the first six must be as a crash-safe service has them."""
+    """What the harness found; the first eight must be as a crash-safe service has them."""
 
     lost: int
     applied_twice: int
@@ -49,6 +50,8 @@ class Result(Struct, kw_only=True):
     deadlocks: int
     pending: int
     doubtful: int
+    own_rows_wrong: int
+    own_rows_unsettled: int
     deliveries: int
     attempts: int
     answered: int
@@ -60,7 +63,7 @@ class Result(Struct, kw_only=True):
     def good(self) -> bool:
         """Whether nothing was lost, doubled or wrong."""
         flaws = (self.lost, self.applied_twice, self.wrong, self.deadlocks, self.pending)
-        return not (any(flaws) or self.doubtful)
+        return not (any(flaws) or self.doubtful or self.own_rows_wrong or self.own_rows_unsettled)
 
 
 class Process:
@@ -70,13 +73,20 @@ class Process:
         self._log = folder / f"{number}.log"
         command = ["worker"] if port is None else ["serve", "--port", str(port)]
         command += [] if works else ["--no-worker"]
-        self._command = [*command, "--database-url", url, "--log-format", "json"]
+        self._command = [*command, "--log-format", "json"]
+        self._url = url
         self._folder = folder
         self.start()
 
     def start(self) -> None:
         """Start."""
-        environment = clean_environment({"LOGTO_WEBHOOK_SIGNING_KEY": KEY})
+        environment = clean_environment(
+            {
+                "LOGTO_WEBHOOK_SIGNING_KEY": KEY,
+                "LOGTO_WEBHOOKS_APP": "tests.crash.application:logto",
+                "LOGTO_WEBHOOKS_DATABASE_URL": self._url,
+            }
+        )
         self._process = Forked(self._command, self._folder, environment, errors=self._log)
         self._process.stderr.close()
 
@@ -128,6 +138,7 @@ class Harness:
     async def run(self) -> Result:
         """Live, kill, recover, compare."""
         await migrate_database(self._victim.url)
+        await _read(self._victim.url, application.metadata.create_all)
         alone = self._workers is not None
         workers = self._workers if self._workers is not None else self._victim.workers
         kinds: list[int | None] = [*self._ports, *[None] * workers]
@@ -143,6 +154,7 @@ class Harness:
         started = time.monotonic()
         pending = await self._drained()
         took = time.monotonic() - started
+        unsettled = await self._settled()
         for process in self._processes:
             process.stop(signal.SIGTERM)
         found, doubtful = await self._compare()
@@ -154,6 +166,8 @@ class Harness:
             deadlocks=self._victim.deadlocks(),
             pending=pending,
             doubtful=doubtful,
+            own_rows_wrong=await _read(self._victim.url, application.count_wrong_rows),
+            own_rows_unsettled=unsettled,
             deliveries=len(set(self._bodies)),
             attempts=self._counts["attempts"],
             answered=len(self._answered),
@@ -204,18 +218,26 @@ class Harness:
                     process.start()
 
     async def _drained(self) -> int:
-        pending = -1
-        deadline = time.monotonic() + 120 + self._seconds
-        while pending and time.monotonic() < deadline:
+        return await self._wait_for_none(_pending, 120 + self._seconds)
+
+    async def _settled(self) -> int:
+        """What a crash left unwritten is tried again once a minute."""
+        return await self._wait_for_none(application.count_unsettled, 150)
+
+    async def _wait_for_none(self, count: Callable[[sa.Connection], int], seconds: float) -> int:
+        left = -1
+        deadline = time.monotonic() + seconds
+        while left and time.monotonic() < deadline:
             for process in self._processes:
                 if not process.alive:
                     process.start()
             await asyncio.sleep(0.2)
-            pending = await _read(self._victim.url, _pending)
-        return pending
+            left = await _read(self._victim.url, count)
+        return left
 
     async def _compare(self) -> tuple[list[Difference], int]:
-        def look(store: Store) -> tuple[list[Difference], int]:
+        def look(connection: sa.Connection) -> tuple[list[Difference], int]:
+            store = Store(connection)
             users, organizations = store.find("user", "", ALL), store.find("organization", "", ALL)
             waiting = store.waiting(ALL)
             found = differences(self._life.final(), users, organizations, waiting)
@@ -239,8 +261,8 @@ def _add(deliveries: list[NewDelivery], store: Store) -> int:
     return sum(not each.duplicate for each in store.add(deliveries))
 
 
-def _pending(store: Store) -> int:
-    return store.status().deliveries["pending"]
+def _pending(connection: sa.Connection) -> int:
+    return Store(connection).status().deliveries["pending"]
 
 
 async def migrate_database(url: str) -> None:
@@ -250,7 +272,7 @@ async def migrate_database(url: str) -> None:
     await database.host.close()
 
 
-async def _read(url: str, work: Callable[[Store], T]) -> T:
+async def _read(url: str, work: Callable[[sa.Connection], T]) -> T:
     """Read with an engine of our own: the product reads less at once, and within a limit."""
 
     def read() -> T:
@@ -260,8 +282,8 @@ async def _read(url: str, work: Callable[[Store], T]) -> T:
         else:
             engine = make_sqlite_engine(Path(place.database or ""))
         try:
-            with engine.connect() as connection:
-                return work(Store(connection))
+            with engine.begin() as connection:
+                return work(connection)
         finally:
             engine.dispose()
 

@@ -94,7 +94,9 @@ class Life:
     def _change(self) -> None:
         changed = self._some_user()
         field = self._random.choice(["name", "primaryEmail", "username"])
-        changed[field] = self._random.choice([None, f"{field}{self._number % 4}"])
+        value = f"{field}{self._number % 4}"
+        is_taken = any(each[field] == value for each in self._users.values() if each is not changed)
+        changed[field] = None if is_taken else self._random.choice([None, value])
         if self._random.random() < 0.3:
             changed["customData"] = {"whole": self._number % 3}
         self._send("User.Data.Updated", changed["id"], data=self._touched(changed))
