@@ -47,8 +47,10 @@ class Mappings:
         """Find the mapping of users or organizations onto a class; None if it isn't mapped."""
         table = getattr(sa.inspect(target, raiseerr=False), "local_table", None)
         targets = [target] if table is None else [target, table]
-        found = (each for each in self.entities if any(each.target is one for one in targets))
-        return next(found, None)
+        for mapping in self.entities:
+            if any(mapping.target is known for known in targets):
+                return mapping
+        return None
 
     @property
     def registered(self) -> Sequence[RegisteredMapping]:

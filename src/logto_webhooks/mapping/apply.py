@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Final
 
@@ -134,16 +134,32 @@ def _finish(store: Store, mapping: RegisteredMapping) -> None:
 def _apply_page(
     store: Store, mappings: Mappings, mapping: RegisteredMapping, after: str, dry: bool
 ) -> tuple[list[Key], list[tuple[str, PlannedRow, RowState]]]:
-    """Write the rows of the next records. Return these records, and what was done."""
+    """Write the rows of the next records, by the command. Return the records, and what was done."""
     if not dry:
         _check_current(store, mapping)
-    keys = list_keys(store, mapping.kind, after)
     results: list[tuple[str, PlannedRow, RowState]] = []
-    free = store.lock_free(keys)
     registered = {own.name: own for own in mappings.registered}
-    mappings.write(store.connection, free, registered, lambda *result: results.append(result))
-    store.mappings.mark_owed(mapping, set(keys) - free, _CHANGING)
+    keys = _write_page(
+        store, mappings, mapping, after, registered, lambda *result: results.append(result)
+    )
     return keys, results
+
+
+def _write_page(
+    store: Store,
+    mappings: Mappings,
+    mapping: RegisteredMapping,
+    after: str,
+    registered: Mapping[str, RegisteredMapping],
+    tell: Callable[[str, PlannedRow, RowState], None] | None = None,
+) -> list[Key]:
+    """Write the rows of the next records, and return these. Records that somebody else has locked
+    now are owed."""
+    keys = list_keys(store, mapping.kind, after)
+    free = store.lock_free(keys)
+    mappings.write(store.connection, free, registered, tell)
+    store.mappings.mark_owed(mapping, set(keys) - free, _CHANGING)
+    return keys
 
 
 async def keep_applied(host: TransactionRunner, mappings: Mappings) -> None:
@@ -176,21 +192,14 @@ async def _apply_steps(host: TransactionRunner, mappings: Mappings) -> None:
 
 
 def _apply_step(store: Store, mappings: Mappings) -> int | None:
-    current = mappings.find_current(store.mappings.registered())
+    registered = store.mappings.registered()
+    current = mappings.find_current(registered)
     mapping = store.mappings.lock_unapplied(current) if current else None
     if mapping is None:
         return None
-    keys = list_keys(store, mapping.kind, mapping.applied_to or "")
-    _write_free(store, mapping, keys)
+    keys = _write_page(store, mappings, mapping, mapping.applied_to or "", registered)
     store.mappings.set_applied(mapping.name, keys[-1].id if keys else None)
     return len(keys)
-
-
-def _write_free(store: Store, mapping: RegisteredMapping, keys: Sequence[Key]) -> None:
-    """Write the rows of records that nobody else has locked now. The others are owed."""
-    free = store.lock_free(keys)
-    store.mark_changed(free)
-    store.mappings.mark_owed(mapping, set(keys) - free, _CHANGING)
 
 
 def _retry_page(

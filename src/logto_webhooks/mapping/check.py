@@ -18,7 +18,7 @@ from logto_webhooks.mapping.apply import PAGE, list_keys
 from logto_webhooks.mapping.declare import EntityMapping, MemberMapping
 from logto_webhooks.mapping.entity_writer import EntityWriter
 from logto_webhooks.mapping.mirror import find_present, read_members
-from logto_webhooks.mapping.table_writer import PlannedRow, TableWriter
+from logto_webhooks.mapping.table_writer import PlannedRow
 
 
 class Difference(Struct, frozen=True, kw_only=True):
@@ -103,7 +103,7 @@ def _find_extra(
 ) -> tuple[list[Difference], tuple[Any, ...] | None]:
     """Find rows, after a primary key, whose records the mirror doesn't have; return the last
     primary key, too."""
-    writer: TableWriter = mappings.make_writer(store.connection, mapping)
+    writer = mappings.make_writer(store.connection, mapping)
     rows = writer.list_rows(after, PAGE)
     ids = {logto_id for _, logto_id in rows if logto_id is not None}
     present = find_present(store.connection, mapping.kind, ids)

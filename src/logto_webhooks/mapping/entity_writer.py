@@ -280,12 +280,12 @@ class EntityWriter(TableWriter):
             holder = self._find_holder(ring[-1])
             if holder is None:
                 return ring
-            if any(holder == encode_id(each.primary_key) for each in ring):
+            if any(holder == encode_id(swapped.primary_key) for swapped in ring):
                 return ring
             owners = self._states.find_owners([holder]).get(holder, set())
             locked = sorted(self._lock(owners))
             plans = self._plan(locked, self._states.find(locked))
-            plans = [each for each in plans if each.action != "nothing"]
+            plans = [changing for changing in plans if changing.action != "nothing"]
             if len(plans) != 1:
                 return [plan]
             ring += plans

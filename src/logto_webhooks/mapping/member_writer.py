@@ -195,9 +195,9 @@ class MemberWriter(TableWriter):
             if mapping is None:
                 by_end.append({id_: id_ for id_ in ids})
                 continue
-            found = EntityWriter(self._connection, mapping, self._schemas).find_keys(ids)
-            by_end.append(found)
-            missing = [id_ for id_ in ids if id_ not in found]
+            values = EntityWriter(self._connection, mapping, self._schemas).find_keys(ids)
+            by_end.append(values)
+            missing = [id_ for id_ in ids if id_ not in values]
             for id_, row in read_rows(self._connection, end.kind, missing).items():
                 if not (mapping.create and _is_wanted(mapping, row)):
                     excluded.add(Key(end.kind, id_))
@@ -206,9 +206,10 @@ class MemberWriter(TableWriter):
             keys = [self._end_of(pair, end) for end, _ in self._ends]
             if not excluded.isdisjoint(keys):
                 continue
-            absent = [key for key, found in zip(keys, by_end, strict=True) if key.id not in found]
-            values = [found.get(key.id) for key, found in zip(keys, by_end, strict=True)]
-            resolved[pair] = absent[0] if absent else tuple(values)
+            ends = list(zip(keys, by_end, strict=True))
+            absent = [key for key, values in ends if key.id not in values]
+            filled = tuple(values.get(key.id) for key, values in ends)
+            resolved[pair] = absent[0] if absent else filled
         return resolved
 
     @staticmethod

@@ -100,15 +100,9 @@ class TableWriter:
             stored = self._states.find(ids)
             states = [stored.get(id_) or RowState(logto_id=id_) for id_ in ids]
             problem = describe_error(error, self._connection)
-            plans = [refuse(each, state, problem) for each in states]
+            plans = [refuse(row_state, state, problem) for row_state in states]
             self._states.save([plan.state for plan in plans], stored)
             self.results += [(plan, plan.state) for plan in plans]
-
-    def list_rows(
-        self, after: tuple[Any, ...], limit: int
-    ) -> list[tuple[tuple[Any, ...], str | None]]:
-        """List the next rows: their primary keys, and the ids of their records, if there are."""
-        raise NotImplementedError
 
     def _list_after(
         self, after: tuple[Any, ...], limit: int, *columns: sa.ColumnElement[Any]
