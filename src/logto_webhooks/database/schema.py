@@ -220,11 +220,12 @@ mappings = sa.Table(
     *_required(Millis, "registered_at", "seen_at"),
 )
 
-# What became of each record in these tables.
+# What became of each record in these tables. Keys and indexes don't begin with the mapping, because a
+# planner without statistics would take it for selective.
 mapped_rows = sa.Table(
     "logto_mapped_rows",
     metadata,
-    *_keys(sa.Text, "mapping", "logto_id"),
+    *_keys(sa.Text, "logto_id", "mapping"),
     *_optional(sa.Text, "row_id"),
     *_required(sa.Text, "kind", "state"),
     *_optional(sa.Text, "reason", "blocked_by"),
@@ -234,7 +235,7 @@ is_not_ok = mapped_rows.c.state != sa.literal_column("'ok'")
 
 # The application's rows that a record had before.
 former_rows = sa.Table(
-    "logto_former_rows", metadata, *_keys(sa.Text, "mapping", "row_id", "logto_id")
+    "logto_former_rows", metadata, *_keys(sa.Text, "row_id", "mapping", "logto_id")
 )
 
 # Users and organizations with too many memberships for one transaction. If `change` is "ending",
@@ -377,11 +378,11 @@ def metadata_with_indexes() -> sa.MetaData:
     _add_index("logto_jobs_waiting", *queue, jobs.c.id, where=is_waiting)
     _add_index("logto_jobs_done", *queue, where=is_done)
     _add_index("logto_jobs_delivery", jobs.c.delivery_id)
-    _add_index("logto_mapped_rows_row", mapped_rows.c.mapping, mapped_rows.c.row_id)
+    _add_index("logto_mapped_rows_row", mapped_rows.c.row_id, mapped_rows.c.mapping)
     _add_index(
         "logto_mapped_rows_blocked",
-        mapped_rows.c.mapping,
         mapped_rows.c.blocked_by,
+        mapped_rows.c.mapping,
         where=is_not_ok,
     )
     _add_index("logto_lines_due", queue_keys.c.handler, queue_keys.c.due_at)

@@ -223,16 +223,16 @@ def _mapped_rows() -> None:
     table = "logto_mapped_rows"
     op.create_table(
         table,
-        *_key("mapping", "logto_id"),
+        *_key("logto_id", "mapping"),
         _column("row_id", Text, nullable=True),
         _column("kind", Text),
         _column("state", Text),
         *_optional(Text, "reason", "blocked_by"),
         _column("changed_at", Millis),
     )
-    op.create_table("logto_former_rows", *_key("mapping", "row_id", "logto_id"))
-    _index(f"{table}_row", table, ["mapping", "row_id"])
-    _index(f"{table}_blocked", table, ["mapping", "blocked_by"], "state <> 'ok'")
+    op.create_table("logto_former_rows", *_key("row_id", "mapping", "logto_id"))
+    _index(f"{table}_row", table, ["row_id", "mapping"])
+    _index(f"{table}_blocked", table, ["blocked_by", "mapping"], "state <> 'ok'")
 
 
 def _signing_keys() -> None:
