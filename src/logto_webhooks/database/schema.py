@@ -220,8 +220,8 @@ mappings = sa.Table(
     *_required(Millis, "registered_at", "seen_at"),
 )
 
-# What became of each record in these tables. Keys and indexes don't begin with the mapping, because a
-# planner without statistics would take it for selective.
+# What became of each record in these tables. Its key and indexes don't begin with the mapping:
+# without statistics, a planner would take that for selective.
 mapped_rows = sa.Table(
     "logto_mapped_rows",
     metadata,
