@@ -131,7 +131,8 @@ class MappedTables:
         return used.ru_maxrss / 1024, users / took
 
     def _insert_bare(self, users: int) -> float:
-        """Read the users in pages, and insert the same rows, with nothing else; return the rate."""
+        """Read the users in pages, and insert the same rows and states, with nothing else; return
+        the rate."""
         self._empty_own()
         raw = self._engine.raw_connection()
         cursor = raw.cursor()
@@ -142,6 +143,10 @@ class MappedTables:
         )
         marks = ", ".join([mark] * 4)
         insert = f"INSERT INTO crash_users (logto_id, email, name, active) VALUES ({marks})"
+        insert_state = (
+            "INSERT INTO logto_mapped_rows (logto_id, row_id, mapping, kind, state, changed_at) "
+            f"VALUES ({mark}, {mark}, 'bare', 'user', 'ok', 0)"
+        )
         started = time.perf_counter()
         after = ""
         while True:
@@ -150,6 +155,7 @@ class MappedTables:
             if not rows:
                 break
             cursor.executemany(insert, rows)
+            cursor.executemany(insert_state, [(row[0], f"[{row[0]}]") for row in rows])
             raw.commit()
             after = rows[-1][0]
         took = time.perf_counter() - started

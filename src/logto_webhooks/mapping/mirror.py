@@ -6,7 +6,6 @@ from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
-import msgspec
 import sqlalchemy as sa
 
 from logto_webhooks.database.dialect import among
@@ -23,9 +22,16 @@ TABLES: Final[dict[MappedKind, tuple[sa.Table, str]]] = {
 def read_rows(connection: sa.Connection, kind: MappedKind, ids: Collection[str]) -> dict[str, Any]:
     """Read users or organizations by Logto's id; deleted ones have `deleted_at`."""
     table, key = TABLES[kind]
-    query = sa.select(table).where(among(table.c[key], "ids"))
-    rows = connection.execute(query, {"ids": sorted(ids)}).mappings()
-    return {row[key]: msgspec.convert(_with_dates(row), ROW_TYPES[kind]) for row in rows}
+    row_type = ROW_TYPES[kind]
+    names = row_type.__struct_fields__
+    dates = [name for name in names if name.endswith("_at")]
+    query = sa.select(*(table.c[name] for name in names)).where(among(table.c[key], "ids"))
+    rows = {}
+    for values in connection.execute(query, {"ids": sorted(ids)}):
+        fields = dict(zip(names, values, strict=True))
+        fields |= {name: _to_date(fields[name]) for name in dates}
+        rows[fields[key]] = row_type(**fields)
+    return rows
 
 
 def find_deleted(connection: sa.Connection, kind: MappedKind, ids: Collection[str]) -> set[str]:
@@ -90,10 +96,3 @@ def _of_pairs(table: sa.Table) -> sa.Select[Any]:
 
 def _to_date(millis: int | None) -> datetime | None:
     return None if millis is None else datetime.fromtimestamp(millis / 1000, UTC)
-
-
-def _with_dates(row: sa.RowMapping) -> dict[str, Any]:
-    # The keys are of a subclass of str, which msgspec refuses.
-    return {
-        str(name): _to_date(value) if name.endswith("_at") else value for name, value in row.items()
-    }
