@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     )
     from logto_webhooks.events.local import OrganizationRow, UserRow
     from logto_webhooks.explain import Explained
+    from logto_webhooks.handlers.existing import ExistingRows
     from logto_webhooks.jobs import Delivery, JobFilter, JobRow, JobState
     from logto_webhooks.logto.webhooks import RotationResult, TestResult, Webhook
     from logto_webhooks.mapping.apply import AppliedMapping
@@ -45,6 +46,7 @@ __all__ = [
     "DeliveryState",
     "Difference",
     "Discard",
+    "ExistingRows",
     "Explained",
     "Finding",
     "FoundRow",
@@ -88,6 +90,7 @@ _MODULES = {
     "DeliveryState": "deliveries",
     "Difference": "mapping.check",
     "Discard": "errors",
+    "ExistingRows": "handlers.existing",
     "Explained": "explain",
     "Finding": "doctor.faults",
     "FoundRow": "database.records",

@@ -18,6 +18,7 @@ from logto_webhooks.apply.replay import AT_ONCE, ReplayResult, iterate_jobs
 from logto_webhooks.apply.replay import replay as apply_again
 from logto_webhooks.clock import SystemClock
 from logto_webhooks.database import Database, Engine, database_for, wrap_engine
+from logto_webhooks.database.mirror import RowFilter
 from logto_webhooks.database.records import FoundRow, RefetchNeed
 from logto_webhooks.database.runner import run_or_rehearse
 from logto_webhooks.database.store import Store
@@ -27,12 +28,20 @@ from logto_webhooks.errors import (
     HandlerUnknown,
     JobUnknown,
     LogtoApiError,
+    NoLocalHandlers,
     SchemaMismatch,
     SettingInvalid,
     StoreUnavailable,
 )
-from logto_webhooks.events.local import Source
+from logto_webhooks.events.local import LOCAL, Source
 from logto_webhooks.handlers import Handlers
+from logto_webhooks.handlers.existing import (
+    RATE,
+    ExistingRows,
+    Pacer,
+    find_handler,
+    run_for_existing,
+)
 from logto_webhooks.ingest.spool import spool_of
 from logto_webhooks.jobs import JobFilter, JobMove, JobRow, JobState, job_targets
 from logto_webhooks.logto import webhooks
@@ -179,6 +188,13 @@ def check_handler(store: Store, name: str) -> None:
     raise HandlerUnknown(name, names)
 
 
+def check_local_handlers(store: Store) -> None:
+    """Check that a handler of local events is registered. Raises NoLocalHandlers."""
+    handlers = store.jobs.handlers()
+    if not any(handler.wants(name) for handler in handlers for name in LOCAL):
+        raise NoLocalHandlers([handler.name for handler in handlers])
+
+
 T = TypeVar("T")
 TIMEOUT_S: Final = 30.0
 LEAST_FREE_MB: Final = 1_024
@@ -308,9 +324,16 @@ class Admin:
     async def backfill(
         self, *, run_handlers: bool = False, progressed: Progressed = _ignore_progress
     ) -> ReconcileResult:
-        """Fill an empty database from Logto, as fast as Logto allows. Handlers run only with
-        `run_handlers`."""
+        """Fill an empty database from Logto, as fast as Logto allows. With `run_handlers`, handlers
+        run for each row that changes, whatever its age.
+
+        Raises NoLocalHandlers if there is no such handler, neither in this object nor registered by
+        a process.
+        """
         await self.database.check()
+        if run_handlers:
+            await self._register()
+            await self._read(check_local_handlers)
         async with self._open_client(fast=True) as logto:
             source: Source | None = "backfill" if run_handlers else None
             reconciliation = make_reconciliation(logto, self.database, source)
@@ -459,6 +482,68 @@ class Admin:
             discarded += more
         return discarded
 
+    async def run_handler(
+        self,
+        name: str,
+        *,
+        user: str | None = None,
+        organization: str | None = None,
+        email: str | None = None,
+        since: int | None = None,
+        until: int | None = None,
+        rate: float = RATE,
+        dry_run: bool = False,
+        progressed: Progressed = _ignore_progress,
+    ) -> list[ExistingRows]:
+        """Run a handler of LocalUserCreated, LocalOrganizationCreated or LocalMemberAdded for the
+        rows that exist already. Its events have the source "existing".
+
+        For each row, the handler gets one job, unless it has had one before: so you can stop this
+        and run it again. A process with the handler's code runs the jobs. At most `rate` are made
+        per second. `user` and `organization` are queries that match one record. `email` is a part
+        of an email. `since` and `until` (ms, exclusive) limit when the user or the organization
+        was created in Logto. With `dry_run`, only count the jobs.
+
+        Raises HandlerUnknown if the handler is neither in this object nor registered by a process,
+        NotForRows for a handler of other events, and SettingInvalid.
+        """
+        pacer = Pacer(rate)
+        checked = validation.check_text("the handler", name)
+        in_email = None if email is None else check_text("the email", email)
+        for name_of_limit, limit in (("since", since), ("until", until)):
+            validation.check_moment(name_of_limit, limit)
+        await self.database.check()
+        own = self.handlers.by_name.get(checked) if dry_run else None
+        if own is None:
+            await self._register()
+            handler = await self._read(lambda store: find_handler(store, checked))
+        else:
+            handler = own.registered
+
+        def resolve(store: Store) -> RowFilter:
+            return RowFilter(
+                user=None if user is None else resolve_one(store, "user", user).id,
+                organization=(
+                    None
+                    if organization is None
+                    else resolve_one(store, "organization", organization).id
+                ),
+                email=in_email,
+                since=since,
+                until=until,
+            )
+
+        results = await run_for_existing(
+            self.database.host,
+            handler,
+            await self._read(resolve),
+            pacer,
+            dry_run=dry_run,
+            progressed=progressed,
+        )
+        self._wake()
+        return results
+
     async def mapping_counts(self) -> list[MappingCounts]:
         """Count the records of each registered mapping by the state of their rows."""
         return await self._read(lambda store: store.mappings.counts())
@@ -553,6 +638,12 @@ class Admin:
             return await self._read(lambda store: check_job_ids(store, named))
         checked_state = JobState.DEAD if state is None else state
         return await self._read(lambda store: select_jobs(store, handler, checked_state, move))
+
+    async def _register(self) -> None:
+        """Register this object's own handlers, if it has any."""
+        registered = [handler.registered for handler in self.handlers]
+        if registered:
+            await self._write(lambda store: store.jobs.register(registered))
 
     async def _read(self, work: Callable[[Store], T]) -> T:
         await self.database.check()

@@ -216,6 +216,27 @@ class HandlerUnknown(LogtoWebhooksError):
         super().__init__(name=name, known=known)
 
 
+class NotForRows(LogtoWebhooksError):
+    """The handler {name} can't be run for existing rows, because it is for {events}. Only handlers
+    of LocalUserCreated, LocalOrganizationCreated or LocalMemberAdded can."""
+
+    name: str
+    events: str
+
+
+class NoLocalHandlers(LogtoWebhooksError):
+    """{which} so a backfill would run no handlers. Nothing was done. To register your handlers,
+    start your application, or `serve` or `worker` with --app. You can also backfill now, and later
+    run: logto-webhooks handlers run NAME"""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        which = "No handlers are registered,"
+        if names:
+            listed = ", ".join(names[:_MOST_NAMES])
+            which = f"None of the registered handlers ({listed}) is for local events,"
+        super().__init__(which=which)
+
+
 class TransactionEnded(LogtoWebhooksError):
     """The handler committed or rolled back its transaction. Remove this call: logto-webhooks
     commits when the handler returns, and rolls back when it raises an exception."""
@@ -508,8 +529,10 @@ __all__ = [
     "LogtoWebhooksError",
     "MalformedEvent",
     "NoEnabledWebhook",
+    "NoLocalHandlers",
     "NoRoom",
     "NotADelivery",
+    "NotForRows",
     "NotStarted",
     "NotWritable",
     "RetryLater",

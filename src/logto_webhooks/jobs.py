@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from typing import Final, Literal
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from logto_webhooks.events import DERIVED
 from logto_webhooks.events.local import LOCAL
@@ -82,7 +83,8 @@ class RegisteredHandler(Struct, frozen=True, kw_only=True):
 
 
 class NewJob(Struct, frozen=True, kw_only=True):
-    """A new job. `key` is unique for its handler.
+    """A new job. `key` is unique for its handler. If the handler has had a job with it, the key is
+    `key_again` instead, if there is one.
 
     Jobs with the same `queue_key` run in the order of `occurred_at` (ms). None means now: such a
     job runs after all that are in the queue, or before them if it `is_first`. `payload` is a local
@@ -98,6 +100,12 @@ class NewJob(Struct, frozen=True, kw_only=True):
     is_first: bool = False
     delivery_id: int | None = None
     payload: bytes | None = None
+    key_again: str | None = None
+
+    def with_key(self, key: str) -> NewJob:
+        """Return the job with another key. A job that has its own queue gets another one."""
+        queue_key = key if self.queue_key == self.key else self.queue_key
+        return replace(self, key=key, queue_key=queue_key)
 
 
 class Job(Struct, frozen=True, kw_only=True):

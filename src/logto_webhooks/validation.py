@@ -95,6 +95,17 @@ def _check_texts(**texts: str | None) -> None:
             check_text(f"the {name}", text)
 
 
+_LATEST: Final = 253_402_300_799_999  # the end of the year 9999, in milliseconds
+
+
+def check_moment(name: str, moment: int | None) -> int | None:
+    """Check a time in milliseconds. Raises SettingInvalid."""
+    if moment is not None and (type(moment) is not int or not 0 <= moment <= _LATEST):
+        problem = f"{moment!r:.60} isn't a time in milliseconds since 1970"
+        raise SettingInvalid(name=name, problem=problem)
+    return moment
+
+
 def check_limit(limit: int) -> int:
     """Check how many to list at most. Raises SettingInvalid."""
     if type(limit) is not int or not 0 < limit <= GREATEST_ID:

@@ -29,6 +29,7 @@ from logto_webhooks.deliveries import DeliveryState, MappingStatus, Status, Stor
 from logto_webhooks.events import ALIASES, BY_NAME
 from logto_webhooks.events.local import LOCAL
 from logto_webhooks.explain.timeline import TimelineEntry
+from logto_webhooks.handlers.existing import ExistingRows
 from logto_webhooks.instrumentation import TelemetryEvent
 from logto_webhooks.instrumentation.prometheus import (
     GAUGES,
@@ -151,6 +152,7 @@ def test_every_function_that_makes_a_delivery_is_in_the_api_reference() -> None:
         ("endpoint", webhooks.TestResult),
         ("explain", TimelineEntry),
         ("handlers", HandlerInfo),
+        ("handlers", ExistingRows),
         ("jobs", JobRow),
         ("mapping", MappingCounts),
         ("mapping", Difference),

@@ -37,7 +37,10 @@ COMMANDS: Final = {
     "deliveries": ("deliveries:app", "List, show and replay the deliveries in the inbox."),
     "endpoint": ("webhooks:app", "Create, list and test webhooks in Logto, and rotate keys."),
     "explain": ("records:explain", "Show a record's history and which delivery set each field."),
-    "handlers": ("jobs:handlers", "List registered handlers and forget old ones."),
+    "handlers": (
+        "jobs:handlers",
+        "List handlers, run them for existing rows, and forget old ones.",
+    ),
     "mapping": ("mapping:app", "Check and apply the mappings of your own tables."),
     "jobs": ("jobs:app", "List, show, retry and discard the jobs of handlers."),
 }

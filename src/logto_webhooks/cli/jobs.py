@@ -1,4 +1,4 @@
-"""Handlers and their jobs: `handlers list`, `forget`; `jobs list`, `show`, `retry`, `discard`."""
+"""Handlers and their jobs: `handlers list`, `run`, `forget`; `jobs list`, `show`, `retry` …"""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from logto_webhooks.cli.options import (
     DATABASE,
     After,
     AsJson,
+    DryRun,
     Event,
     Limit,
     Subject,
@@ -22,6 +23,7 @@ from logto_webhooks.cli.options import (
 )
 from logto_webhooks.cli.session import run_admin
 from logto_webhooks.errors import HandlerUnknown, JobUnknown, LogtoWebhooksError
+from logto_webhooks.handlers.existing import RATE, ExistingRows
 from logto_webhooks.jobs import JobFilter, JobMove, JobRow, JobState
 from logto_webhooks.plural import Count
 from logto_webhooks.settings import Settings
@@ -31,6 +33,7 @@ _UNCHANGED: Final = {
     JobMove.REPEAT: "Running jobs aren't changed.",
     JobMove.DISCARD: "Jobs that are done or already discarded aren't changed.",
 }
+_RUN_AGAIN: Final = "The jobs made so far are stored. Run it again for the rest."
 Handler = Annotated[str | None, Option(help="Only this handler: module:function.")]
 State = Annotated[
     JobState | None, Option(help="Only in this state: waiting, done, dead or discarded.")
@@ -80,6 +83,69 @@ def forget(
         output.fail(f"There is no handler named {name!r}.")
     text = f"Forgot {name}, and discarded {Count(discarded):job|jobs}."
     output.show({"handler": name, "discarded": discarded}, as_json, lambda _: output.say(text))
+
+
+@handlers.command()
+@with_settings(*DATABASE)
+def run(
+    settings: Settings,
+    name: Annotated[str, Argument(help="The handler's name, as `handlers list` shows it.")],
+    user: Annotated[
+        str | None,
+        Option(help="Only this user: a Logto ID, or a query matching exactly one user."),
+    ] = None,
+    organization: Annotated[
+        str | None,
+        Option(
+            help="Only this organization and its members: a Logto ID, or a query matching exactly "
+            "one organization."
+        ),
+    ] = None,
+    email: Annotated[
+        str | None, Option(help="Only users with this text in their email (in any case).")
+    ] = None,
+    since: Annotated[
+        str | None,
+        Option(
+            help="Created in Logto since this time (2026-11-24T08:00Z), or this long ago (90m, "
+            "36h, 7d)."
+        ),
+    ] = None,
+    until: Annotated[
+        str | None, Option(help="Created in Logto before this time, in the form of --since.")
+    ] = None,
+    rate: Annotated[float, Option(help="Make at most this many jobs per second.")] = RATE,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run a handler for the users, organizations or members that exist already.
+
+    The handler must be for LocalUserCreated, LocalOrganizationCreated or LocalMemberAdded. It runs
+    once for each row, unless it has run for the row before. `serve --app` or your application runs
+    the jobs. An interrupted run resumes.
+    """
+
+    async def run_handler(admin: Admin) -> list[ExistingRows]:
+        with output.show_progress("rows", silent=as_json) as bar:
+            return await admin.run_handler(
+                name,
+                user=user,
+                organization=organization,
+                email=email,
+                since=options.parse_moment("--since", since),
+                until=options.parse_moment("--until", until),
+                rate=rate,
+                dry_run=dry_run,
+                progressed=bar.update,
+            )
+
+    with output.stoppable(output.UNCHANGED if dry_run else _RUN_AGAIN):
+        results = run_admin(settings, run_handler)
+    output.show(results, as_json, lambda results: output.show_existing(results, dry_run))
+    if not any(result.rows for result in results):
+        if not as_json:
+            output.note("No rows match.")
+        raise Exit(1)
 
 
 @app.command("list")

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from logto_webhooks.database.records import FoundRow, RefetchNeed
     from logto_webhooks.deliveries import MappingStatus, Status, StoredDelivery
     from logto_webhooks.explain.timeline import TimelineEntry
+    from logto_webhooks.handlers.existing import ExistingRows
     from logto_webhooks.jobs import JobRow
     from logto_webhooks.reconcile.fetch import UserComparison
     from logto_webhooks.reconcile.reconcile import ReconcileResult
@@ -347,6 +348,13 @@ def _show_counts(result: ReconcileResult, *more: tuple[str, Any]) -> None:
     refused = [("not compared", result.not_compared)] if result.not_compared else []
     unknown = [("unknown", doubt) for doubt in result.doubts]
     print_pairs([*resumed, *counts, *more, *refused, *unknown])
+
+
+def show_existing(results: Sequence[ExistingRows], dry_run: bool) -> None:
+    """Print for how many rows a handler runs, or would run, and how many were skipped."""
+    names = ("event", "rows", "would run" if dry_run else "jobs", "skipped")
+    rows = [[str(value) for value in msgspec.structs.astuple(result)] for result in results]
+    print_table("", names, rows)
 
 
 def show_replayed(result: ReplayResult, dry_run: bool) -> None:

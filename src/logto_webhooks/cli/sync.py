@@ -17,6 +17,7 @@ from logto_webhooks.cli.options import (
     with_settings,
 )
 from logto_webhooks.cli.session import run_admin
+from logto_webhooks.errors import NoLocalHandlers
 from logto_webhooks.reconcile.reconcile import ReconcileResult
 from logto_webhooks.reconcile.recover import RecoverResult
 from logto_webhooks.settings import Settings
@@ -94,7 +95,7 @@ def backfill(
     settings: Settings,
     run_handlers: Annotated[
         bool,
-        Option("--run-handlers", help="Run handlers for local events, such as LocalUserCreated."),
+        Option("--run-handlers", help="Run handlers of local events for each row that is written."),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -109,7 +110,10 @@ def backfill(
             return await admin.backfill(run_handlers=run_handlers, progressed=bar.update)
 
     with output.stoppable(_RUN_AGAIN):
-        result = run_admin(settings, run)
+        try:
+            result = run_admin(settings, run)
+        except NoLocalHandlers as error:
+            output.fail(str(error))
     output.show(result, as_json, output.show_backfilled)
     _fail_if_not_compared(result)
 

@@ -156,6 +156,9 @@ _SELECT_HANDLERS = sa.select(handlers.c.name, handlers.c.options, handlers.c.see
     by_code(handlers.c.name), handlers.c.registered_at
 )
 _SELECT_QUEUES = sa.select(jobs.c.handler, jobs.c.queue_key, jobs.c.state).where(_these_jobs)
+_SELECT_KEYS = sa.select(jobs.c.key).where(
+    jobs.c.handler == sa.bindparam("name"), among(jobs.c.key, "keys")
+)
 _COUNT_ATTEMPT = sa.update(jobs).where(_these_jobs).values(attempts=jobs.c.attempts + 1)
 _FINISH = (
     sa.update(jobs)
@@ -299,10 +302,33 @@ class JobStore:
         """Add jobs, each once for its handler and key, and the queues that they lack."""
         if not new:
             return
+        new = self._choose_keys(new)
         rows = [_to_row(job) for job in new]
         statement = _make_insert(tuple(rows[0]), self._connection.dialect.name)
         execute_rows(self._connection, statement, rows)
         self._touch({(job.handler, job.queue_key) for job in new})
+
+    def known_keys(self, handler: str, keys: Sequence[str]) -> set[str]:
+        """Return those of the keys with which a handler has had a job."""
+        return set(self._connection.scalars(_SELECT_KEYS, {"name": handler, "keys": list(keys)}))
+
+    def _choose_keys(self, new: Sequence[NewJob]) -> Sequence[NewJob]:
+        """Give each job its `key_again` if the handler has had a job with its key."""
+        keys: dict[str, list[str]] = {}
+        for job in new:
+            if job.key_again is not None:
+                keys.setdefault(job.handler, []).append(job.key)
+        known = {handler: self.known_keys(handler, some) for handler, some in keys.items()}
+        return (
+            [
+                job.with_key(job.key_again)
+                if job.key_again is not None and job.key in known[job.handler]
+                else job
+                for job in new
+            ]
+            if known
+            else new
+        )
 
     def claim(
         self,
@@ -519,6 +545,7 @@ def _combine(rows: Sequence[Any]) -> RegisteredHandler:
 def _to_row(job: NewJob) -> Row:
     row = structs.asdict(job) | {"event": job.event.replace("\0", "")}
     row["order_at"] = FIRST if row.pop("is_first") else job.occurred_at
+    del row["key_again"]
     return row
 
 

@@ -18,6 +18,7 @@ from logto_webhooks.database.mapped_rows import (
     lock_free_records,
 )
 from logto_webhooks.database.memberships import MembershipStore
+from logto_webhooks.database.mirror import Mirror
 from logto_webhooks.database.schema import (
     checkpoints,
     deliveries,
@@ -139,6 +140,11 @@ class Store(DeliveryStore, MembershipStore):
     def inbox(self) -> Inbox:
         """The deliveries in the inbox, to read without locks."""
         return Inbox(self._connection)
+
+    @property
+    def mirror(self) -> Mirror:
+        """The rows of records that exist, to list without locks."""
+        return Mirror(self._connection)
 
     @property
     def jobs(self) -> JobStore:

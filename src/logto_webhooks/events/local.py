@@ -11,7 +11,9 @@ from typing import Any, ClassVar, Final, Literal
 
 from msgspec import Struct
 
-Source = Literal["webhook", "log", "replay", "read", "reconcile", "backfill", "ensure_user"]
+Source = Literal[
+    "webhook", "log", "replay", "read", "reconcile", "backfill", "ensure_user", "existing"
+]
 
 
 class UserRow(Struct, frozen=True, kw_only=True):

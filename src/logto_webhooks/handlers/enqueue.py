@@ -49,6 +49,7 @@ _BEFORE: Final = 0
 _AFTER: Final = 1
 
 _CREATED: Final = (LocalUserCreated, LocalOrganizationCreated)
+COMING: Final = (*_CREATED, LocalMemberAdded)  # the events of a record that came
 
 
 class PlannedDelivery(Struct, frozen=True):
@@ -162,8 +163,9 @@ def enqueue_for_announced(store: Store, written: WrittenRecords, arrival: Arriva
     """Create the jobs of memberships whose user or organization came before."""
     if arrival.source is None:
         return
-    handlers, since = store.jobs.handlers(), store.installed_at()
-    events = _find_member_events(written, since, cast(Source, arrival.source))
+    source = cast(Source, arrival.source)
+    handlers = store.jobs.handlers()
+    events = _find_member_events(written, _find_first(store, source), source)
     store.jobs.add(
         [
             job
@@ -193,7 +195,7 @@ def _enqueue_for_reads(store: Store, written: WrittenRecords, source: Source) ->
     handlers = store.jobs.handlers()
     if not handlers:
         return set()
-    since = store.installed_at()
+    since = _find_first(store, source)
     old = {
         after.key
         for before, after in written.changed
@@ -208,6 +210,11 @@ def _enqueue_for_reads(store: Store, written: WrittenRecords, source: Source) ->
     ]
     store.jobs.add(jobs)
     return old
+
+
+def _find_first(store: Store, source: Source) -> int:
+    """Return since when records run handlers. A backfill is asked to run them for all."""
+    return NEVER if source == "backfill" else store.installed_at()
 
 
 def _find_local_events(
@@ -326,14 +333,16 @@ def jobs_for_change(
 ) -> list[NewJob]:
     """Make the jobs of a local event."""
     subject = _name_subject(event)
-    key = f"{event.name}:{subject}"
+    key = name_change(event)
     is_new = isinstance(event, _CREATED) and not event.restored  # once per Logto id
-    if not is_new:
-        key += f":{uuid.uuid4().hex}"
+    key_again = None if is_new or event.source == "existing" else f"{key}:{uuid.uuid4().hex}"
+    if key_again and not isinstance(event, COMING):
+        key, key_again = key_again, None
     return [
         NewJob(
             handler=handler.name,
             key=key,
+            key_again=key_again,
             event=event.name,
             subject=subject,
             queue_key=subject if handler.ordered else key,
@@ -344,6 +353,13 @@ def jobs_for_change(
         for handler in handlers
         if handler.tests != "only" and handler.wants(event.name)
     ]
+
+
+def name_change(event: LocalEvent) -> str:
+    """Name a local event and its record. For an event of COMING, this is the key of a handler's
+    first job, whatever its source: so a handler is run only once for a record that was here."""
+    member = f":{event.organization_id}" if isinstance(event, LocalMemberEvent) else ""
+    return f"{event.name}:{_name_subject(event)}{member}"
 
 
 def _name_subject(event: LocalEvent) -> str:

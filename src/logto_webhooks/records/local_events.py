@@ -23,7 +23,7 @@ from logto_webhooks.events.local import (
     UserRow,
 )
 from logto_webhooks.records.projection import live_row, project
-from logto_webhooks.records.record import Key, Record
+from logto_webhooks.records.record import NEVER, Key, Record
 
 _NOT_REPORTED: Final = {"updated_at", "deleted_at"}  # they follow from other changes
 
@@ -54,6 +54,13 @@ def member_removed(key: Key, source: Source) -> LocalMemberRemoved:
     """Make the event of the end of a membership that had a `LocalMemberAdded`."""
     organization, user = key.organization_and_user
     return LocalMemberRemoved(source=source, organization_id=organization.id, user_id=user.id)
+
+
+def existing(record: Record) -> LocalEvent:
+    """Make the event of a record that was here before its handler."""
+    if record.key.kind == "membership":
+        return member_added(record.key, "existing")
+    return _make_created(record, "existing", restored=record.gone_at != NEVER)
 
 
 def user_row(record: Record) -> UserRow | None:
