@@ -556,14 +556,20 @@ class Admin:
         return await find_differences(self.database.host, self.mappings)
 
     async def apply_mappings(
-        self, *, dry_run: bool = False, progressed: Callable[[int], None] = _ignore_progress
+        self,
+        *,
+        dry_run: bool = False,
+        allow_deletes: bool = False,
+        progressed: Callable[[int], None] = _ignore_progress,
     ) -> list[AppliedMapping]:
         """Write the mapped rows of all records, and try again what was refused. With `dry_run`,
-        only count what would be linked, created and changed."""
+        only count what would be linked, created and changed. With `allow_deletes`, also delete and
+        unlink rows that are held, because they are too many."""
         from logto_webhooks.mapping.apply import apply_all
 
         await self.database.check()
-        return await apply_all(self.database.host, self.mappings, dry_run, progressed)
+        host = self.database.host
+        return await apply_all(host, self.mappings, dry_run, progressed, allow_deletes)
 
     async def forget_mapping(self, name: str) -> bool:
         """Forget a mapping that you have removed. Its table isn't changed. Returns whether it was

@@ -235,6 +235,7 @@ class MappingStatus(Struct, frozen=True, kw_only=True):
     waiting: int = 0
     conflict: int = 0
     owed: int = 0
+    held: int = 0
 
 
 class Status(Struct, frozen=True, kw_only=True):

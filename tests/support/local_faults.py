@@ -265,6 +265,11 @@ async def rows_that_nobody_writes(clinic: Clinic) -> list[Finding]:
     return await clinic.ask("mappings", **await _with_a_mapped_row(clinic, "owed"))
 
 
+@finds("mapping_deletions_held")
+async def deletions_that_are_held(clinic: Clinic) -> list[Finding]:
+    return await clinic.ask("mappings", **await _with_a_mapped_row(clinic, "held"))
+
+
 @finds("mapping_key_without_index")
 async def a_key_without_an_index(clinic: Clinic) -> list[Finding]:
     another = await clinic.another("CREATE TABLE people (id INTEGER PRIMARY KEY, logto_id TEXT)")

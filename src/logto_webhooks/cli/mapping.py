@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from msgspec import structs
-from typer import Argument, Exit
+from typer import Argument, Exit, Option
 
 from logto_webhooks.admin import Admin
 from logto_webhooks.cli import make_group, output
@@ -58,7 +58,15 @@ def check(settings: Settings, as_json: AsJson = False) -> None:
 
 @app.command()
 @with_settings(*DATABASE, "app")
-def apply(settings: Settings, dry_run: DryRun = False, as_json: AsJson = False) -> None:
+def apply(
+    settings: Settings,
+    dry_run: DryRun = False,
+    allow_deletes: Annotated[
+        bool,
+        Option("--allow-deletes", help="Delete or unlink rows that are held, too."),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Write your mapped tables again, from Logto's records here.
 
     Links existing rows, creates missing ones, corrects different ones, and tries again what your
@@ -68,14 +76,25 @@ def apply(settings: Settings, dry_run: DryRun = False, as_json: AsJson = False) 
     async def run(admin: Admin) -> list[AppliedMapping]:
         with output.show_progress("records", silent=as_json) as bar:
             return await admin.apply_mappings(
-                dry_run=dry_run, progressed=lambda count: bar.update("records", count, 0.0)
+                dry_run=dry_run,
+                allow_deletes=allow_deletes,
+                progressed=lambda count: bar.update("records", count, 0.0),
             )
 
     with output.stoppable(output.UNCHANGED if dry_run else _RUN_AGAIN):
         applied = run_application(settings, run)
     output.show(applied, as_json, lambda applied: output.print_list("applied", _to_rows(applied)))
-    if any(mapping.refused for mapping in applied):
+    held = sum(mapping.held for mapping in applied)
+    if held:
+        output.note(
+            f"{Count(held):row wasn't|rows weren't} deleted or unlinked, because that is more than "
+            "20 rows and 5 % at once. If Logto is right, run: logto-webhooks mapping apply "
+            "--allow-deletes"
+        )
+    refused = any(mapping.refused for mapping in applied)
+    if refused:
         output.note("Some rows were refused. To see why, run: logto-webhooks mapping check")
+    if held or refused:
         raise Exit(1)
 
 

@@ -18,7 +18,10 @@ from logto_webhooks.database.schema import former_rows, is_not_ok, mapped_rows, 
 from logto_webhooks.deliveries import MappingStatus
 from logto_webhooks.records.record import Key, Kind
 
-State = Literal["ok", "waiting", "conflict", "owed"]
+State = Literal["ok", "waiting", "conflict", "owed", "held"]
+UNCONFIRMED: Final = (
+    "Logto has no such record, but no delivery says that it was deleted: asked again in a minute"
+)
 NOT_WRITTEN: Final = "it changed in a process that doesn't have this mapping"
 
 
@@ -195,6 +198,31 @@ class MappingStore:
             insert.on_conflict_do_update(index_elements=["mapping", "logto_id"], set_=changed), rows
         )
 
+    def forget_deletions(self, name: str) -> None:
+        """Forget how many rows of a mapping were lately deleted."""
+        deleted_at = mapped_rows.c.deleted_at
+        statement = sa.update(mapped_rows).where(
+            mapped_rows.c.mapping == name, deleted_at.is_not(None)
+        )
+        self._connection.execute(statement.values(deleted_at=None))
+
+    def list_unconfirmed(self, limit: int, after_ms: int) -> list[Key]:
+        """List the records whose rows have waited so long to be deleted, because only one answer of
+        Logto's API says that they are gone."""
+        query = (
+            sa.select(mapped_rows.c.kind, mapped_rows.c.logto_id)
+            .where(
+                is_not_ok,
+                mapped_rows.c.state == "waiting",
+                mapped_rows.c.reason == UNCONFIRMED,
+                mapped_rows.c.changed_at <= now() - after_ms,
+            )
+            .group_by(mapped_rows.c.kind, mapped_rows.c.logto_id)
+            .order_by(mapped_rows.c.kind, mapped_rows.c.logto_id)
+            .limit(limit)
+        )
+        return [Key(kind, logto_id) for kind, logto_id in self._connection.execute(query)]
+
     def list_unsettled(
         self, names: Collection[str], states: Collection[State], limit: int, after: Key | None
     ) -> list[Key]:
@@ -361,6 +389,41 @@ class StateStore:
             mapped_rows.c.mapping == self._mapping, among(mapped_rows.c.logto_id, "ids")
         )
         self._connection.execute(statement, {"ids": list(ids)})
+
+    def note_deletions(self, ids: Collection[str]) -> None:
+        """Note that the rows of records were deleted, or unlinked, now."""
+        statement = sa.update(mapped_rows).where(
+            mapped_rows.c.mapping == self._mapping, among(mapped_rows.c.logto_id, "ids")
+        )
+        self._connection.execute(statement.values(deleted_at=now()), {"ids": list(ids)})
+
+    def count_deletions(self, others: Collection[str], window_ms: int) -> int:
+        """Count the records whose rows were lately deleted, and those whose deletion is held or
+        unconfirmed. Leave out `others`."""
+        is_counted = sa.or_(
+            self._was_deleted(window_ms),
+            sa.and_(is_not_ok, mapped_rows.c.state == "held"),
+            sa.and_(
+                is_not_ok, mapped_rows.c.state == "waiting", mapped_rows.c.reason == UNCONFIRMED
+            ),
+        )
+        query = sa.select(sa.func.count()).where(
+            mapped_rows.c.mapping == self._mapping,
+            is_counted,
+            ~among(mapped_rows.c.logto_id, "others"),
+        )
+        return self._connection.scalar(query, {"others": list(others)}) or 0
+
+    def has_rows(self, count: int, window_ms: int) -> bool:
+        """Whether the mapping has at least so many rows, with those that were lately deleted."""
+        is_row = mapped_rows.c.row_id.is_not(None) | self._was_deleted(window_ms)
+        some = sa.select(sa.literal(1)).where(mapped_rows.c.mapping == self._mapping, is_row)
+        query = sa.select(sa.func.count()).select_from(some.limit(count).subquery())
+        return (self._connection.scalar(query) or 0) >= count
+
+    def _was_deleted(self, window_ms: int) -> sa.ColumnElement[bool]:
+        deleted_at = mapped_rows.c.deleted_at
+        return sa.and_(deleted_at.is_not(None), deleted_at > now() - window_ms)
 
     def _select(self) -> sa.Select[Any]:
         names = ("logto_id", "row_id", "state", "reason", "blocked_by")

@@ -32,7 +32,16 @@ from logto_webhooks.database.schema import (
     users,
 )
 from logto_webhooks.records.projection import Part, child_rows, project
-from logto_webhooks.records.record import MEMBERS, NEVER, Contender, Group, Key, Kind, Record
+from logto_webhooks.records.record import (
+    CONFIRMED_MS,
+    MEMBERS,
+    NEVER,
+    Contender,
+    Group,
+    Key,
+    Kind,
+    Record,
+)
 
 MIRROR: Final[dict[Kind, sa.Table]] = {
     "user": users,
@@ -165,7 +174,8 @@ class RecordStore:
         organizations that are certainly deleted are left out.
 
         `of` is a user or an organization: list its memberships, present or not. `unread_since` (ms)
-        lists only records that weren't read from Logto since then. With `with_roles`, list users
+        lists only records that weren't read from Logto since then, also those of which only one
+        answer of Logto says that they are gone. With `with_roles`, list users
         who have roles, and apply `unread_since` to these.
         """
         if with_roles:
@@ -177,7 +187,10 @@ class RecordStore:
             query = sa.select(column).where(records.c.kind == kind)
             read_at = sa.func.coalesce(records.c.read_at, -1)
             if kind != "membership":
-                query = query.where(records.c.deleted_at.is_(None) | records.c.doubtful)
+                is_listed = records.c.deleted_at.is_(None) | records.c.doubtful
+                if unread_since is not None:  # Logto has said only once that it is gone
+                    is_listed |= records.c.absent_at < records.c.absent_since + CONFIRMED_MS
+                query = query.where(is_listed)
             if of is not None:
                 query = query.where(records.c[f"{of.kind}_id"] == of.id)
         if unread_since is not None:
@@ -368,6 +381,7 @@ def _insert(table: sa.Table, columns: tuple[str, ...], dialect: str) -> Any:
     values = inserted_values(table, columns, dialect)
     if table is records:
         values["refetch_since"] = sa.case((values["waiting_reason"].is_not(None), now()))
+        values["absent_since"] = sa.case((_is_absent(values), values["absent_at"]))
     return insert_values(table, values, dialect)
 
 
@@ -381,7 +395,14 @@ def _upsert_statement(table: sa.Table, columns: tuple[str, ...], dialect: str) -
     if table is records:  # `refetch_since` stays while the record waits
         since = sa.func.coalesce(records.c.refetch_since, new.refetch_since)
         changed["refetch_since"] = sa.case((new.waiting_reason.is_not(None), since), else_=None)
+        first = sa.func.coalesce(records.c.absent_since, new.absent_since)
+        changed["absent_since"] = sa.case((_is_absent(new), first), else_=None)
     return statement.on_conflict_do_update(index_elements=key, set_=changed)
+
+
+def _is_absent(row: Any) -> sa.ColumnElement[bool]:
+    """Whether the last answer of Logto's API was that there is no such record."""
+    return sa.and_(row["deleted_at"].is_not(None), row["read_at"] == row["absent_at"])
 
 
 def _make_local_ids(count: int) -> Iterator[str]:

@@ -154,6 +154,8 @@ records = sa.Table(
     *_optional(sa.Text, "waiting_reason"),
     # These decide whether it exists (see `Record`). Null without evidence.
     *_optional(Millis, "gone_at", "absent_at", "stamp", "told_at", "told_end"),
+    # While only reads say that it is gone: the first of these.
+    *_optional(Millis, "absent_since"),
 )
 
 users = sa.Table(
@@ -230,6 +232,7 @@ mapped_rows = sa.Table(
     *_required(sa.Text, "kind", "state"),
     *_optional(sa.Text, "reason", "blocked_by"),
     *_required(Millis, "changed_at"),
+    *_optional(Millis, "deleted_at"),  # when the row was last deleted, or unlinked
 )
 is_not_ok = mapped_rows.c.state != sa.literal_column("'ok'")
 
@@ -384,6 +387,13 @@ def metadata_with_indexes() -> sa.MetaData:
         mapped_rows.c.blocked_by,
         mapped_rows.c.mapping,
         where=is_not_ok,
+    )
+    deleted_at = mapped_rows.c.deleted_at
+    _add_index(
+        "logto_mapped_rows_deleted",
+        deleted_at,
+        mapped_rows.c.mapping,
+        where=deleted_at.is_not(None),
     )
     _add_index("logto_lines_due", queue_keys.c.handler, queue_keys.c.due_at)
     return metadata

@@ -458,6 +458,11 @@ async def check_mappings(context: CheckContext) -> list[Finding]:
         counts = {"count": sum(owed.values()), "mappings": list(owed)}
         seconds, reason = round(oldest.since_s), oldest.reason or "unknown"
         faults.append(make_finding("mapping_owed", seconds=seconds, reason=reason, **counts))
+    if held := {each.mapping: each.held for each in mappings if each.held}:
+        first = await context.read(lambda store: store.mappings.find_oldest("held"))
+        shown = f"{first.logto_id} in {first.mapping}" if first else "unknown"
+        counts = {"count": sum(held.values()), "mappings": list(held)}
+        faults.append(make_finding("mapping_deletions_held", first=shown, **counts))
     if columns := await context.target.find_unindexed_keys():
         faults.append(make_finding("mapping_key_without_index", columns=columns))
     if faults:

@@ -206,6 +206,12 @@ FAULTS: Final[dict[str, Fault]] = {
         "Check that your application, or serve or worker with --app, runs with this mapping. If "
         "you have removed the mapping, run: logto-webhooks mapping forget NAME",
     ),
+    "mapping_deletions_held": _broken(
+        "{count:row|rows} of the mapped tables {mappings} would be deleted or unlinked, which is "
+        "more than 20 rows and 5 % at once. They stay until you allow it. The first: {first}.",
+        "Check that Logto is right: a Logto that was restored from an old dump lacks users. If it "
+        "is, run: logto-webhooks mapping apply --allow-deletes",
+    ),
     "mapping_key_without_index": _warning(
         "The key columns {columns} of mapped tables have no unique index. Each write reads the "
         "whole table, and two rows could have the same user or organization.",

@@ -295,6 +295,11 @@ GAUGES: Final = (
         each=attrgetter("owed"),
     ),
     Gauge(
+        "mapped_rows_held",
+        "records of each `mapping` whose row isn't deleted, because too many would be at once",
+        each=attrgetter("held"),
+    ),
+    Gauge(
         "mapping_applied",
         "1 if the `mapping` was applied to all records, else 0",
         each=lambda mapping: int(mapping.is_applied),

@@ -12,6 +12,13 @@ from logto_webhooks.database.mapped_rows import RegisteredMapping, RowState
 from logto_webhooks.database.sessions import APP_SCHEMAS
 from logto_webhooks.errors import InvalidMapping
 from logto_webhooks.mapping.declare import EntityMapping, MappedKind, MemberMapping
+from logto_webhooks.mapping.deletions import (
+    Deletions,
+    Stop,
+    find_unready_ends,
+    name_departure,
+    stop_for_end,
+)
 from logto_webhooks.mapping.entity_writer import EntityWriter
 from logto_webhooks.mapping.member_writer import MemberWriter, blocker
 from logto_webhooks.mapping.mirror import read_members
@@ -71,13 +78,16 @@ class Mappings:
         }
 
     def make_writer(
-        self, connection: sa.Connection, mapping: EntityMapping | MemberMapping
+        self,
+        connection: sa.Connection,
+        mapping: EntityMapping | MemberMapping,
+        deletions: Deletions | None = None,
     ) -> EntityWriter | MemberWriter:
         """Make the writer of a mapping's rows."""
         schemas = connection.get_execution_options().get(APP_SCHEMAS)
         if isinstance(mapping, EntityMapping):
-            return EntityWriter(connection, mapping, schemas)
-        return MemberWriter(connection, mapping, self.entities, schemas)
+            return EntityWriter(connection, mapping, schemas, deletions)
+        return MemberWriter(connection, mapping, self.entities, schemas, deletions)
 
     def write(
         self,
@@ -85,35 +95,35 @@ class Mappings:
         keys: Collection[Key],
         registered: Mapping[str, RegisteredMapping],
         tell: Callable[[str, PlannedRow, RowState], None] | None = None,
+        deletions: Deletions | None = None,
     ) -> set[str]:
         """Write the rows of changed records, which are locked: memberships that are over leave
         first, then users and organizations, then memberships that are present.
 
         Return the names of the mappings that were written. The others are registered differently.
         `tell` gets the name of a mapping, what was planned for a record, and what became of it.
+        `deletions` are those of earlier transactions.
 
         Raises StoreUnavailable.
         """
         current = self.find_current(registered)
         schemas = connection.get_execution_options().get(APP_SCHEMAS)
+        entity_writers = [
+            EntityWriter(connection, mapping, schemas, deletions)
+            for mapping in self.entities
+            if mapping.name in current
+        ]
         writers = [
-            MemberWriter(connection, mapping, self.entities, schemas)
+            MemberWriter(connection, mapping, self.entities, schemas, deletions)
             for mapping in self.members
             if mapping.name in current
         ]
         pairs = {key for key in keys if key.kind == "membership"}
         present = read_members(connection, pairs) if pairs and writers else {}
         over = pairs - present.keys()
-        for writer in writers:
-            if over:
-                writer.attempt(writer.delete, sorted(pair.id for pair in over))
+        over |= self._delete_members(connection, writers, entity_writers, keys, over)
         ends = {end for pair in over for end in pair.organization_and_user}
         changed: list[str] = []
-        entity_writers = [
-            EntityWriter(connection, mapping, schemas)
-            for mapping in self.entities
-            if mapping.name in current
-        ]
         for entity_writer in entity_writers:
             changed += self._write_entities(entity_writer, entity_writer.kind, keys, ends)
         for writer in writers:
@@ -125,6 +135,50 @@ class Mappings:
                 for plan, state in any_writer.results:
                     tell(any_writer.name, plan, state)
         return current
+
+    def _delete_members(
+        self,
+        connection: sa.Connection,
+        writers: Sequence[MemberWriter],
+        entity_writers: Sequence[EntityWriter],
+        keys: Collection[Key],
+        over: Collection[Key],
+    ) -> set[Key]:
+        """Delete the rows of memberships that are over, and of those that waited for one of the
+        users and organizations to be deleted. Return these, too. A row stays as long as the row of
+        its user or organization does."""
+        ends = [key for key in keys if key.kind != "membership"]
+        departures = [name_departure(end) for end in ends]
+        deleted = set(over)
+        for writer in writers:
+            waiting = set(writer.find_waiting(departures)) if departures else set()
+            if waiting:
+                waiting -= read_members(connection, waiting).keys()
+            if mine := waiting.union(over):
+                stops = self._find_stops(connection, entity_writers, ends, mine)
+                write = partial(writer.delete, stops)
+                writer.attempt(write, sorted(pair.id for pair in mine))
+            deleted |= waiting
+        return deleted
+
+    @staticmethod
+    def _find_stops(
+        connection: sa.Connection,
+        writers: Sequence[EntityWriter],
+        changed: Collection[Key],
+        pairs: Collection[Key],
+    ) -> dict[Key, Stop]:
+        """Find the users and organizations of memberships whose rows aren't deleted now."""
+        ends = {end for pair in pairs for end in pair.organization_and_user}
+        stops = find_unready_ends(connection, ends)
+        for writer in writers:
+            ids = [end.id for end in ends if end.kind == writer.kind]
+            now = [end.id for end in ends.intersection(changed) if end.kind == writer.kind]
+            stopped = writer.find_held(set(ids).difference(now)) | writer.find_stopped(now)
+            for id_, stop in stopped.items():
+                end = Key(writer.kind, id_)
+                stops.setdefault(end, stop_for_end(end, stop))
+        return stops
 
     def _write_entities(
         self,

@@ -16,6 +16,7 @@ from logto_webhooks.database.store import Store
 from logto_webhooks.errors import InvalidMapping
 from logto_webhooks.event_loop import forever
 from logto_webhooks.mapping import Mappings
+from logto_webhooks.mapping.deletions import Deletions
 from logto_webhooks.mapping.mirror import TABLES
 from logto_webhooks.mapping.table_writer import PlannedRow
 from logto_webhooks.records.record import Key, Kind, membership
@@ -54,7 +55,8 @@ async def retry_unsettled(
 
 class AppliedMapping(Struct, kw_only=True):
     """What became of all records of a mapping: of how many an existing row was linked, a row was
-    created, changed or deleted, and how many weren't written."""
+    created, changed or deleted, of how many the deletion is held, and how many others weren't
+    written."""
 
     mapping: str
     records: int = 0
@@ -62,12 +64,15 @@ class AppliedMapping(Struct, kw_only=True):
     created: int = 0
     changed: int = 0
     deleted: int = 0
+    held: int = 0
     refused: int = 0
 
     def count(self, plan: PlannedRow, state: RowState) -> None:
         """Count a record. A membership that waits for its user or organization is created with
         it, but in a dry run that isn't there on the next page."""
-        if state.state == "waiting" and state.blocked_by is not None:
+        if state.state == "held":
+            self.held += 1
+        elif plan.waits_for_end:
             self.created += 1
         elif state.state != "ok":
             self.refused += 1
@@ -86,9 +91,12 @@ async def apply_all(
     mappings: Mappings,
     dry_run: bool = False,
     progressed: Callable[[int], None] = lambda count: None,
+    allow_deletes: bool = False,
 ) -> list[AppliedMapping]:
     """Write the rows of all records, in short transactions, and count what was done. With
-    `dry_run`, roll each of them back. Raises StoreUnavailable."""
+    `dry_run`, roll each of them back. With `allow_deletes`, delete any number of rows. Raises
+    StoreUnavailable."""
+    deletions = Deletions(allowed=allow_deletes)
     if not dry_run:
         await host.run(partial(_register, mappings=mappings))
     applied = {mapping.name: AppliedMapping(mapping=mapping.name) for mapping in mappings.all}
@@ -97,7 +105,12 @@ async def apply_all(
         after = ""
         while True:
             work = partial(
-                _apply_page, mappings=mappings, mapping=mapping, after=after, dry=dry_run
+                _apply_page,
+                mappings=mappings,
+                mapping=mapping,
+                after=after,
+                dry=dry_run,
+                deletions=deletions,
             )
             keys, results = await run_or_rehearse(host, work, dry_run)
             if not keys:
@@ -108,7 +121,7 @@ async def apply_all(
             applied[mapping.name].records += len(keys)
             progressed(count)
         if not dry_run:
-            await host.run(partial(_finish, mapping=mapping))
+            await host.run(partial(_finish, mapping=mapping, allow_deletes=allow_deletes))
     return list(applied.values())
 
 
@@ -126,13 +139,20 @@ def _check_current(store: Store, mapping: RegisteredMapping) -> None:
         raise InvalidMapping(table=mapping.name, problem=_OUTDATED)
 
 
-def _finish(store: Store, mapping: RegisteredMapping) -> None:
+def _finish(store: Store, mapping: RegisteredMapping, allow_deletes: bool) -> None:
     _check_current(store, mapping)
+    if allow_deletes:  # they have been looked at, so the next ones are counted anew
+        store.mappings.forget_deletions(mapping.name)
     store.mappings.set_applied(mapping.name, None)
 
 
 def _apply_page(
-    store: Store, mappings: Mappings, mapping: RegisteredMapping, after: str, dry: bool
+    store: Store,
+    mappings: Mappings,
+    mapping: RegisteredMapping,
+    after: str,
+    dry: bool,
+    deletions: Deletions,
 ) -> tuple[list[Key], list[tuple[str, PlannedRow, RowState]]]:
     """Write the rows of the next records, by the command. Return the records, and what was done."""
     if not dry:
@@ -140,7 +160,13 @@ def _apply_page(
     results: list[tuple[str, PlannedRow, RowState]] = []
     registered = {own.name: own for own in mappings.registered}
     keys = _write_page(
-        store, mappings, mapping, after, registered, lambda *result: results.append(result)
+        store,
+        mappings,
+        mapping,
+        after,
+        registered,
+        lambda *result: results.append(result),
+        deletions,
     )
     return keys, results
 
@@ -152,12 +178,13 @@ def _write_page(
     after: str,
     registered: Mapping[str, RegisteredMapping],
     tell: Callable[[str, PlannedRow, RowState], None] | None = None,
+    deletions: Deletions | None = None,
 ) -> list[Key]:
     """Write the rows of the next records, and return these. Records that somebody else has locked
     now are owed."""
     keys = list_keys(store, mapping.kind, after)
     free = store.lock_free(keys)
-    mappings.write(store.connection, free, registered, tell)
+    mappings.write(store.connection, free, registered, tell, deletions)
     store.mappings.mark_owed(mapping, set(keys) - free, _CHANGING)
     return keys
 

@@ -16,6 +16,7 @@ from logto_webhooks.database.store import Store
 from logto_webhooks.mapping import Mappings
 from logto_webhooks.mapping.apply import PAGE, list_keys
 from logto_webhooks.mapping.declare import EntityMapping, MemberMapping
+from logto_webhooks.mapping.deletions import Deletions
 from logto_webhooks.mapping.entity_writer import EntityWriter
 from logto_webhooks.mapping.mirror import find_present, read_members
 from logto_webhooks.mapping.table_writer import PlannedRow
@@ -38,9 +39,10 @@ class Difference(Struct, frozen=True, kw_only=True):
 async def find_differences(host: TransactionRunner, mappings: Mappings) -> list[Difference]:
     """Compare all rows of all mappings, in short transactions. Raises StoreUnavailable."""
     differences: list[Difference] = []
+    deletions = Deletions()
     for mapping in mappings.all:
         after = ""
-        compare = partial(_compare_page, mappings=mappings, mapping=mapping)
+        compare = partial(_compare_page, mappings=mappings, mapping=mapping, deletions=deletions)
         while True:
             page = await run_or_rehearse(host, partial(compare, after=after), dry=True)
             differences += page.differences
@@ -61,12 +63,16 @@ class _Page(Struct, frozen=True):
 
 
 def _compare_page(
-    store: Store, mappings: Mappings, mapping: EntityMapping | MemberMapping, after: str
+    store: Store,
+    mappings: Mappings,
+    mapping: EntityMapping | MemberMapping,
+    after: str,
+    deletions: Deletions,
 ) -> _Page:
     keys = list_keys(store, mapping.kind, after)
     if not keys:
         return _Page([], None)
-    writer = mappings.make_writer(store.connection, mapping)
+    writer = mappings.make_writer(store.connection, mapping, deletions)
     if isinstance(writer, EntityWriter):
         plans = writer.plan([key.id for key in keys])
     else:
@@ -76,8 +82,7 @@ def _compare_page(
 
 def _to_differences(mapping: str, plans: Sequence[PlannedRow]) -> Iterator[Difference]:
     for plan in plans:
-        waits_for_end = plan.state.state == "waiting" and plan.state.blocked_by is not None
-        if plan.action == "insert" or waits_for_end:
+        if plan.action == "insert" or plan.waits_for_end:
             yield Difference(mapping=mapping, problem="missing", logto_id=plan.logto_id)
         elif plan.action == "update":
             columns = tuple(sorted(map(str, plan.values)))

@@ -13,10 +13,17 @@ from logto_webhooks.database.mapped_rows import (
     encode_id,
     lock_free_records,
 )
-from logto_webhooks.errors import RowRejected, TimedOut
+from logto_webhooks.errors import RowRejected, StoreUnavailable, TimedOut
 from logto_webhooks.mapping.declare import EntityMapping
+from logto_webhooks.mapping.deletions import (
+    TOO_MANY,
+    DeletionGuard,
+    Deletions,
+    Stop,
+    find_unconfirmed,
+)
 from logto_webhooks.mapping.links import LinkFinder, NoLink, describe_raised
-from logto_webhooks.mapping.mirror import find_deleted, read_rows
+from logto_webhooks.mapping.mirror import read_rows
 from logto_webhooks.mapping.table_writer import (
     LOCKED,
     NOT_KEPT,
@@ -37,8 +44,15 @@ KEY: Final = "logto_key"
 class EntityWriter(TableWriter):
     """Writes the rows of one mapping of users or organizations."""
 
-    def __init__(self, connection: sa.Connection, mapping: EntityMapping, schemas: Any) -> None:
+    def __init__(
+        self,
+        connection: sa.Connection,
+        mapping: EntityMapping,
+        schemas: Any,
+        deletions: Deletions | None = None,
+    ) -> None:
         super().__init__(connection, mapping, schemas)
+        self._guard = DeletionGuard(connection, mapping.name, self._states, deletions)
         self.kind = mapping.kind
         self._mapping = mapping
         self._planned: dict[str, PlannedRow] = {}
@@ -89,6 +103,7 @@ class EntityWriter(TableWriter):
         self.results += [(self._planned[i], state) for i, state in states.items()]
         done = [self._planned[i] for i, state in states.items() if state.state == "ok"]
         self.changed.update(p.logto_id for p in done if p.action in ("insert", "delete"))
+        self._guard.note([plan.logto_id for plan in done if plan.deletes])
         return {encode_id(p.primary_key) for p in done if p.action in ("update", "delete")}
 
     def _plan(self, ids: Sequence[str], states: Mapping[str, RowState]) -> list[PlannedRow]:
@@ -97,22 +112,49 @@ class EntityWriter(TableWriter):
         unlinked = [i for i, row in rows.items() if i not in own_rows and row.deleted_at is None]
         linked = self._find_links({i: rows[i] for i in unlinked})
         gone = [i for i, row in rows.items() if row.deleted_at is not None and i in own_rows]
-        told = find_deleted(self._connection, self._mapping.kind, gone) if gone else set()
+        stopped = self._stop_deletions(gone, states)
         plans = []
         for logto_id, row in rows.items():
             state = states.get(logto_id) or RowState(logto_id=logto_id)
             if logto_id in locked:
                 plans.append(refuse(state, "owed", LOCKED))
                 continue
-            if logto_id in gone and logto_id not in told and self._mapping.when_deleted == "delete":
-                # A Logto that lacks users, such as one restored from a dump, deletes no rows here.
-                problem = "Logto has no such record, but no delivery says that it was deleted"
-                plans.append(refuse(state, "waiting", problem))
+            if stop := stopped.get(logto_id):
+                plans.append(refuse(state, stop.state, stop.reason))
                 continue
             own = own_rows.get(logto_id)
             plan = self._plan_row(logto_id, row, own, linked.get(logto_id), state)
             plans.append(plan or self._plan_nothing(state, own))
         return plans
+
+    def find_stopped(self, ids: Collection[str]) -> dict[str, Stop]:
+        """Return which of the records were deleted, but have rows that are not to be deleted
+        now."""
+        rows = read_rows(self._connection, self._mapping.kind, ids) if ids else {}
+        gone = [id_ for id_, row in rows.items() if row.deleted_at is not None]
+        if not gone:
+            return {}
+        try:
+            with translate_row_errors(self._connection), self._connection.begin_nested():
+                there = self._find_own(gone)
+        except StoreUnavailable:  # they will be owed
+            return {}
+        return self._stop_deletions(there, self._states.find(there))
+
+    def find_held(self, ids: Collection[str]) -> dict[str, Stop]:
+        """Return which of the records have rows whose deletion is held."""
+        states = self._states.find(ids) if ids else {}
+        return {
+            id_: Stop("held", TOO_MANY) for id_, state in states.items() if state.state == "held"
+        }
+
+    def _stop_deletions(
+        self, gone: Collection[str], stored: Mapping[str, RowState]
+    ) -> dict[str, Stop]:
+        if not gone or self._mapping.when_deleted not in ("delete", "unlink"):
+            return {}
+        unconfirmed = find_unconfirmed(self._connection, self._mapping.kind, gone)
+        return self._guard.decide(sorted(gone), stored, unconfirmed)
 
     def _plan_nothing(self, state: RowState, own: sa.RowMapping | None) -> PlannedRow:
         """Nothing is to be written, so nothing is waited for."""
@@ -175,13 +217,20 @@ class EntityWriter(TableWriter):
             return None
         if action == "delete":  # its primary key may be used again
             gone = RowState(logto_id=logto_id)
-            return PlannedRow(logto_id=logto_id, action="delete", primary_key=key, state=gone)
+            return PlannedRow(
+                logto_id=logto_id, action="delete", deletes=True, primary_key=key, state=gone
+            )
         values = self._key_values(None, own) if action == "unlink" else dict(action)
         differing = self._find_differing(values, own)
         if not differing:
             return None
         return PlannedRow(
-            logto_id=logto_id, action="update", primary_key=key, values=differing, state=after
+            logto_id=logto_id,
+            action="update",
+            deletes=action == "unlink",
+            primary_key=key,
+            values=differing,
+            state=after,
         )
 
     def _lock_own(self, ids: Sequence[str]) -> tuple[dict[str, sa.RowMapping], set[str]]:

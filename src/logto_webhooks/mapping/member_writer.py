@@ -14,6 +14,7 @@ from logto_webhooks.database.mapped_rows import (
     encode_id,
 )
 from logto_webhooks.mapping.declare import End, EntityMapping, MemberMapping, MemberRow
+from logto_webhooks.mapping.deletions import DeletionGuard, Deletions, Stop, find_read_away
 from logto_webhooks.mapping.entity_writer import EntityWriter
 from logto_webhooks.mapping.links import describe_raised
 from logto_webhooks.mapping.mirror import read_rows
@@ -36,8 +37,10 @@ class MemberWriter(TableWriter):
         mapping: MemberMapping,
         entities: Collection[EntityMapping],
         schemas: Any,
+        deletions: Deletions | None = None,
     ) -> None:
         super().__init__(connection, mapping, schemas)
+        self._guard = DeletionGuard(connection, mapping.name, self._states, deletions)
         self._mapping = mapping
         self._ends = [
             (end, next((e for e in entities if e.table is end.refers_to), None))
@@ -95,9 +98,18 @@ class MemberWriter(TableWriter):
             )
         return named
 
-    def delete(self, ids: Collection[str]) -> None:
-        """Delete the rows of memberships that are over. Raises StoreUnavailable."""
-        states = self._states.find(ids)
+    def delete(self, stops: Mapping[Key, Stop], ids: Collection[str]) -> None:
+        """Delete the rows of memberships that are over, unless something stops the deletion of
+        their user or organization. Raises StoreUnavailable."""
+        stored = self._states.find(ids)
+        stopped, counted = self._stop_deletions(stops, stored)
+        refused = [
+            refuse(stored[id_], stop.state, stop.reason, stop.blocked_by)
+            for id_, stop in stopped.items()
+        ]
+        self._states.save([plan.state for plan in refused], stored)
+        self.results += [(plan, plan.state) for plan in refused]
+        states = {id_: state for id_, state in stored.items() if id_ not in stopped}
         keys = {
             id_: decode_id(state.row_id, self._primary_key)
             for id_, state in states.items()
@@ -106,7 +118,12 @@ class MemberWriter(TableWriter):
         # The application may have deleted the row, and a database can use its primary key again.
         named = self._name_rows(list(keys.values()))
         plans = [
-            PlannedRow(logto_id=id_, action="delete", primary_key=key, state=states[id_])
+            PlannedRow(
+                logto_id=id_,
+                action="delete",
+                primary_key=key,
+                state=RowState(logto_id=id_, row_id=states[id_].row_id),
+            )
             for id_, key in keys.items()
             if named.get(key, id_) in (id_, None)
         ]
@@ -114,7 +131,28 @@ class MemberWriter(TableWriter):
         self._states.save([state for state in written.values() if state.state != "ok"], states)
         self.results += [(plan, written[plan.logto_id]) for plan in plans]
         gone = [id_ for id_ in states if id_ not in written or written[id_].state == "ok"]
-        self._states.forget(gone)
+        # These are remembered, because too many of them at once are held.
+        noted = [id_ for id_ in gone if id_ in counted]
+        self._states.save([RowState(logto_id=id_) for id_ in noted], states)
+        self._guard.note(noted)
+        self._states.forget([id_ for id_ in gone if id_ not in counted])
+
+    def _stop_deletions(
+        self, stops: Mapping[Key, Stop], stored: Mapping[str, RowState]
+    ) -> tuple[dict[str, Stop], set[str]]:
+        """Return which of the memberships' rows aren't deleted now, and those that the guard
+        counted."""
+        stopped = {}
+        with_row = [id_ for id_, state in stored.items() if state.row_id is not None]
+        for id_ in with_row:
+            ends = Key("membership", id_).organization_and_user
+            if found := next((stops[end] for end in ends if end in stops), None):
+                stopped[id_] = found
+        alone = [id_ for id_ in with_row if id_ not in stopped]
+        away = find_read_away(self._connection, alone) if alone else set()
+        if away:
+            stopped |= self._guard.decide(sorted(away), stored, ())
+        return stopped, away
 
     def write(self, members: dict[Key, MemberRow], ids: Collection[str]) -> None:
         """Write the rows of those of the memberships, which are present, that have these ids.

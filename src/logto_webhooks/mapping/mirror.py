@@ -34,14 +34,6 @@ def read_rows(connection: sa.Connection, kind: MappedKind, ids: Collection[str])
     return rows
 
 
-def find_deleted(connection: sa.Connection, kind: MappedKind, ids: Collection[str]) -> set[str]:
-    """Return those of the records of which a delivery says that they were deleted."""
-    query = sa.select(records.c.logto_id).where(
-        records.c.kind == kind, among(records.c.logto_id, "ids"), records.c.gone_at.is_not(None)
-    )
-    return set(connection.scalars(query, {"ids": sorted(ids)}))
-
-
 def find_doubtful(
     connection: sa.Connection, kind: MappedKind, ids: Collection[str]
 ) -> Sequence[str]:

@@ -40,14 +40,23 @@ Action = Literal["insert", "update", "delete", "nothing"]
 
 
 class PlannedRow(Struct, frozen=True, kw_only=True):
-    """What is to be done with one record's row. `links` says that an existing row is taken over."""
+    """What is to be done with one record's row. `links` says that an existing row is taken over,
+    `deletes` that a row of a deleted record is deleted or unlinked."""
 
     logto_id: str
     action: Action
     links: bool = False
+    deletes: bool = False
     primary_key: tuple[Any, ...] = ()
     values: dict[str, Any] = {}
     state: RowState
+
+    @property
+    def waits_for_end(self) -> bool:
+        """Whether a membership is to be inserted once its user or organization has a row."""
+        blocker = self.state.blocked_by
+        is_end = blocker is not None and blocker.startswith(("user:", "organization:"))
+        return is_end and self.state.state == "waiting"
 
 
 class TableWriter:

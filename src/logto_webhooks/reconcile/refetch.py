@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from logto_webhooks.apply import batch
 from logto_webhooks.database.records import RefetchNeed
 from logto_webhooks.database.runner import TransactionRunner
+from logto_webhooks.database.store import Store
 from logto_webhooks.errors import InvalidApiResponse, RowRejected, TimedOut, WrongTenant, describe
 from logto_webhooks.event_loop import forever
 from logto_webhooks.instrumentation import ApiUnavailable, Observer, Refetched
@@ -17,7 +18,15 @@ from logto_webhooks.logto.api_responses import make_span_clock
 from logto_webhooks.logto.tenant_check import TenantCheck
 from logto_webhooks.reconcile import REFUSALS, is_answering
 from logto_webhooks.reconcile.fetch import Fetcher, find_subject
-from logto_webhooks.records.record import MEMBERS, RESTORED, ROLE, Absent, Change, Key
+from logto_webhooks.records.record import (
+    CONFIRMED_MS,
+    MEMBERS,
+    RESTORED,
+    ROLE,
+    Absent,
+    Change,
+    Key,
+)
 
 if TYPE_CHECKING:
     from logto_webhooks.logto.client import ManagementClient
@@ -29,6 +38,7 @@ REFUSED_S: Final = 5.0
 LONGEST_REFUSED_S: Final = 900.0
 AGAIN_S: Final = 0.5
 LONGEST_S: Final = 60.0
+GONE: Final = "gone"  # whether it is still gone decides about the application's rows
 
 
 class Refetcher:
@@ -87,7 +97,14 @@ class Refetcher:
         return len(due)
 
     async def _read_waiting(self) -> list[RefetchNeed]:
-        return await self._host.read(lambda store: store.waiting(AT_ONCE + len(self._tries)))
+        most = AT_ONCE + len(self._tries)
+
+        def find(store: Store) -> list[RefetchNeed]:
+            gone = store.mappings.list_unconfirmed(most, CONFIRMED_MS)
+            needs = [RefetchNeed(key=key, reason=GONE, doubtful=False) for key in gone]
+            return store.waiting(most) + needs
+
+        return await self._host.read(find)
 
     async def _settle(self, subject: Key, waiting: Sequence[RefetchNeed]) -> None:
         name = f"{subject.kind}:{subject.id}"

@@ -12,6 +12,8 @@ from msgspec import Struct
 
 GUARD_MS: Final = 10
 RESTORED_MS: Final = 60_000  # a record seen more than this after its deletion was restored
+# Two answers of Logto's API that are so far apart confirm that a record is gone.
+CONFIRMED_MS: Final = 60_000
 # Needs: why Logto must be asked, besides doubtful groups and missing values.
 DEAD_DELIVERY: Final = "dead delivery"
 MEMBERS: Final = "members"

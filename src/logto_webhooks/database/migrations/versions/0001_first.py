@@ -99,7 +99,7 @@ def _records() -> None:
         sa.Column("announced", sa.Boolean(), nullable=False, server_default=sa.false()),
         *_optional(Millis, "refetch_since"),
         *_optional(Text, "waiting_reason"),
-        *_optional(Millis, "gone_at", "absent_at", "stamp", "told_at", "told_end"),
+        *_optional(Millis, "gone_at", "absent_at", "stamp", "told_at", "told_end", "absent_since"),
     )
     for end in ("organization", "user"):
         column = f"{end}_id"
@@ -229,10 +229,12 @@ def _mapped_rows() -> None:
         _column("state", Text),
         *_optional(Text, "reason", "blocked_by"),
         _column("changed_at", Millis),
+        *_optional(Millis, "deleted_at"),
     )
     op.create_table("logto_former_rows", *_key("row_id", "mapping", "logto_id"))
     _index(f"{table}_row", table, ["row_id", "mapping"])
     _index(f"{table}_blocked", table, ["blocked_by", "mapping"], "state <> 'ok'")
+    _index(f"{table}_deleted", table, ["deleted_at", "mapping"], "deleted_at IS NOT NULL")
 
 
 def _signing_keys() -> None:

@@ -1,0 +1,275 @@
+"""A row is deleted only for a good reason, and never too many at once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from logto_webhooks.apply import batch
+from logto_webhooks.database.mapped_rows import State
+from logto_webhooks.database.runner import HandlerRunner
+from logto_webhooks.database.schema import mapped_rows
+from logto_webhooks.database.store import Store
+from logto_webhooks.instrumentation import Refetched, TelemetryEvent
+from logto_webhooks.mapping.apply import AppliedMapping, apply_all, retry_unsettled
+from logto_webhooks.mapping.check import find_differences
+from logto_webhooks.reconcile.refetch import Refetcher
+from logto_webhooks.records.record import Absent, ApiRead, Change, Key, membership
+from logto_webhooks.testing import FrozenClock, make
+from logto_webhooks.testing.fake import FakeLogto
+from tests.integration.test_mapping import KINDS, Application
+from tests.integration.test_mapping_troubles import counts_of, run
+from tests.integration.test_refetch import client
+from tests.support.stores import Copy, StoreKind
+
+MINUTE = 60_000
+NOW = time.time_ns() // 1_000_000 - 10 * MINUTE
+
+
+def created(name: str, at: int = 1_000) -> bytes:
+    return make.user_created(id=name, email=f"{name}@x", at=at).body
+
+
+def deleted(name: str, at: int = 2_000) -> bytes:
+    return make.user_deleted(id=name, at=at).body
+
+
+def founded(team: str) -> bytes:
+    return make.event("Organization.Created", id=team, name=team, at=1_000).body
+
+
+def joined(team: str, users: Iterable[str]) -> bytes:
+    fields: dict[str, Any] = {"organizationId": team, "addedUserIds": list(users), "at": 1_500}
+    return make.event("Organization.Membership.Updated", **fields).body
+
+
+def names(count: int) -> list[str]:
+    return [f"u{n:04}" for n in range(count)]
+
+
+async def read(host: HandlerRunner, *changes: Change) -> None:
+    """Apply answers of Logto's API."""
+    await host.run(partial(batch.apply_reads, changes=changes, source="reconcile"))
+
+
+def gone(at: int, *users: str) -> list[Change]:
+    return [Absent(Key("user", user), at, at) for user in users]
+
+
+async def states_of(host: HandlerRunner, table: sa.Table) -> dict[State, int]:
+    counts = await counts_of(host, table)
+    states: tuple[State, ...] = ("ok", "waiting", "conflict", "owed", "held")
+    return {state: count for state in states if (count := getattr(counts, state))}
+
+
+async def apply_twice(application: Application, **options: Any) -> list[AppliedMapping]:
+    """As a rehearsal and for real, which count the same."""
+    rehearsed = await apply_all(application.host, application.mappings, dry_run=True, **options)
+    applied = await apply_all(application.host, application.mappings, **options)
+    assert rehearsed == applied
+    return applied
+
+
+@pytest.mark.parametrize("when_deleted", ["delete", "unlink"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_answers_a_minute_apart_delete_a_row(
+    kind: StoreKind, when_deleted: str, tmp_path: Path
+) -> None:
+    """One doesn't, nor do two within a minute. What Logto shows meanwhile starts anew."""
+
+    async def live(application: Application) -> None:
+        host = await application.map(when_deleted=when_deleted)
+        own = application.users
+        await Copy(host).take([created("ana")])
+        linked = [("ana",)]
+        for at in (5_000, 5_000 + MINUTE - 1):
+            await read(host, *gone(at, "ana"))
+            assert application.rows(own, "logto_user_id") == linked
+            assert await states_of(host, own) == {"waiting": 1}
+        back = ApiRead(Key("user", "ana"), {"own": {"primaryEmail": "ana@x"}}, 70_000, 70_000)
+        await read(host, back)
+        assert await states_of(host, own) == {"ok": 1}
+        await read(host, *gone(80_000, "ana"))
+        await retry_unsettled(host, application.mappings)
+        assert application.rows(own, "logto_user_id") == linked
+        await read(host, *gone(80_000 + MINUTE, "ana"))
+        assert application.rows(own, "logto_user_id") == ([(None,)] * (when_deleted == "unlink"))
+        assert await states_of(host, own) == {"ok": 1}
+
+    run(kind, tmp_path, live)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_columns_of_a_deleted_user_are_set_at_once(kind: StoreKind, tmp_path: Path) -> None:
+    """They change back if Logto shows the user again, so there is nothing to confirm."""
+
+    async def live(application: Application) -> None:
+        own = application.users
+        host = await application.map(when_deleted={own.c.active: False})
+        await Copy(host).take([created(name) for name in names(30)])
+        await read(host, *gone(5_000, *names(30)))
+        assert application.rows(own, "active") == [(False,)] * 30
+        back = [ApiRead(Key("user", n), {"own": {}}, 70_000, 70_000) for n in names(30)]
+        await read(host, *back)
+        assert application.rows(own, "active") == [(True,)] * 30
+
+    run(kind, tmp_path, live)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_restored_dump_empties_no_table(kind: StoreKind, tmp_path: Path) -> None:
+    """Logto lacks 30 of 40 users, and says so again: none goes until that is allowed. Then they go
+    with their memberships, and the next deletion is as usual."""
+
+    async def live(application: Application) -> None:
+        host = await application.map()
+        own, members = application.users, application.members
+        users = names(40)
+        await Copy(host).take([founded("acme"), *map(created, users), joined("acme", users)])
+        for n, at in enumerate((5_000, 5_000 + MINUTE)):
+            for start in range(0, 30, 10):
+                await read(host, *gone(at + start, *users[start : start + 10]))
+            held = {"held": 30} if n else {"waiting": 30}
+            assert await states_of(host, own) == {"ok": 10} | held
+            assert await states_of(host, members) == {"ok": 10} | held
+        await retry_unsettled(host, application.mappings)
+        for table in (own, members):
+            assert len(application.rows(table, "id")) == 40
+        by_mapping = {each.mapping: each for each in await apply_twice(application)}
+        applied = by_mapping[own.fullname]
+        assert (applied.records, applied.held, applied.deleted, applied.refused) == (40, 30, 0, 0)
+        status = await host.read(lambda store: store.status())
+        assert {each.mapping: each.held for each in status.mappings}[own.fullname] == 30
+        await Copy(host).take([deleted(users[-1], at=90_000)])
+        assert await states_of(host, own) == {"ok": 9, "held": 31}
+        for table in (own, members):
+            assert len(application.rows(table, "id")) == 40
+        by_mapping = {
+            each.mapping: each for each in await apply_twice(application, allow_deletes=True)
+        }
+        applied = by_mapping[own.fullname]
+        assert (applied.held, applied.deleted, applied.refused) == (0, 31, 0)
+        assert by_mapping[members.fullname].deleted == 31
+        await application.check()
+        await Copy(host).take([deleted(users[-2], at=95_000)])
+        await application.check()
+        assert len(application.rows(own, "id")) == 8
+
+    run(kind, tmp_path, live)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_those_who_come_back_are_held_no_longer(kind: StoreKind, tmp_path: Path) -> None:
+    """The others still are, however few."""
+
+    async def live(application: Application) -> None:
+        host = await application.map()
+        await Copy(host).take(map(created, names(40)))
+        await Copy(host).take(map(deleted, names(30)))
+        back = [
+            ApiRead(Key("user", n), {"own": {"primaryEmail": f"{n}@x"}}, 70_000, 70_000)
+            for n in names(29)
+        ]
+        await read(host, *back)
+        assert await states_of(host, application.users) == {"ok": 39, "held": 1}
+        await retry_unsettled(host, application.mappings)
+        await apply_twice(application)
+        assert len(application.rows(application.users, "id")) == 40
+        differences = await find_differences(host, application.mappings)
+        assert [(each.problem, each.logto_id) for each in differences] == [("refused", "u0029")]
+
+    run(kind, tmp_path, live)
+
+
+@pytest.mark.parametrize(("rows", "most"), [(30, 20), (1_000, 50)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_twenty_rows_or_five_percent_go_at_once(
+    kind: StoreKind, rows: int, most: int, tmp_path: Path
+) -> None:
+    """In one batch or one after the other: what was deleted within the hour counts."""
+
+    async def live(application: Application) -> None:
+        host = await application.map()
+        own = application.users
+        copy = Copy(host)
+        await copy.take(map(created, names(rows)))
+        await copy.take([deleted(name) for name in names(most - 5)])
+        assert len(application.rows(own, "id")) == rows - most + 5
+        for name in names(most + 2)[most - 5 :]:
+            await copy.take([deleted(name)])
+        assert len(application.rows(own, "id")) == rows - most
+        assert (await counts_of(host, own)).held == 2
+        await host.run(partial(forget_hour, name=own.fullname))
+        await copy.take([deleted(names(rows)[-1])])
+        assert len(application.rows(own, "id")) == rows - most - 1
+
+    run(kind, tmp_path, live)
+
+
+def forget_hour(store: Store, name: str) -> None:
+    """An hour passes."""
+    past = sa.update(mapped_rows).where(mapped_rows.c.mapping == name)
+    store.connection.execute(past.values(deleted_at=mapped_rows.c.deleted_at - 3_600_001))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_large_organization_may_go(kind: StoreKind, tmp_path: Path) -> None:
+    """A delivery about it ends all of its memberships. An answer of Logto that lists no members
+    doesn't."""
+
+    async def live(application: Application) -> None:
+        host = await application.map()
+        members = application.members
+        users = names(30)
+        teams = [founded("acme"), founded("best")]
+        both = [joined("acme", users), joined("best", users)]
+        await Copy(host).take([*teams, *map(created, users), *both])
+        dissolved = make.event("Organization.Deleted", id="acme", at=2_000).body
+        await Copy(host).take([dissolved])
+        await application.check()
+        assert len(application.rows(members, "id")) == 30
+        unlisted = [ApiRead(membership("best", u), {"present": False}, 9_000, 9_000) for u in users]
+        await read(host, *unlisted[:10])
+        assert len(application.rows(members, "id")) == 20
+        await read(host, *unlisted[10:])
+        assert len(application.rows(members, "id")) == 20
+        assert (await states_of(host, members))["held"] == 20
+        await retry_unsettled(host, application.mappings)
+        assert len(application.rows(members, "id")) == 20
+
+    run(kind, tmp_path, live)
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "asyncpg"])
+def test_logto_is_asked_a_second_time(kind: StoreKind, tmp_path: Path) -> None:
+    """A minute after it answered that it has no such user."""
+
+    async def live(application: Application) -> None:
+        host = await application.map()
+        async with FakeLogto() as logto:
+            ids = [logto.create_user(primaryEmail=f"{n}@x")["id"] for n in range(2)]
+            await Copy(host).take([created(name, at=NOW) for name in ids])
+            logto.delete_user(ids[0])
+            api = client(logto, FrozenClock())
+            reports: list[TelemetryEvent] = []
+            refetcher = Refetcher(api, host, reports.append)
+            earlier = NOW + MINUTE
+            await read(host, *gone(earlier, *ids))
+            assert await refetcher.step() == 0
+            assert await states_of(host, application.users) == {"waiting": 2}
+            passed = mapped_rows.c.changed_at - MINUTE
+            update = sa.update(mapped_rows).values(changed_at=passed)
+            await host.run(lambda store: store.connection.execute(update).close())
+            assert await refetcher.step() == 2
+            assert [type(report) for report in reports] == [Refetched, Refetched]
+            await api.close()
+        assert application.rows(application.users, "logto_user_id") == [(ids[1],)]
+        assert await states_of(host, application.users) == {"ok": 2}
+
+    run(kind, tmp_path, live)
