@@ -52,7 +52,7 @@ class among(_DialectFunction):  # noqa: N801
     sqlite = "{} IN (SELECT value FROM json_each({}))"
     postgresql = "{} = ANY({})"
 
-    def __init__(self, column: sa.Column[Any], name: str) -> None:
+    def __init__(self, column: sa.ColumnElement[Any], name: str) -> None:
         super().__init__(column, sa.bindparam(name, type_=_Values(column.type)))
 
 

@@ -8,6 +8,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 from msgspec.structs import replace
 
+from logto_webhooks.database.dialect import among
 from logto_webhooks.database.mapped_rows import (
     RowState,
     encode_id,
@@ -236,17 +237,21 @@ class EntityWriter(TableWriter):
     def _lock_own(self, ids: Sequence[str]) -> tuple[dict[str, sa.RowMapping], set[str]]:
         """Lock the rows that have the keys of records. Return them by key, and the keys of those
         that somebody else has locked."""
-        query = self._select_own(ids).with_for_update(skip_locked=True, key_share=True)
-        rows = {row[KEY]: row for row in self._run(query).mappings()}
+        query = self._own.with_for_update(skip_locked=True, key_share=True)
+        rows = {row[KEY]: row for row in self._run(query, {"ids": list(ids)}).mappings()}
         missing = [id_ for id_ in ids if id_ not in rows]
         return rows, set(self._find_own(missing)) if missing else set()
 
     def _find_own(self, ids: Sequence[str]) -> dict[str, sa.RowMapping]:
-        return {row[KEY]: row for row in self._run(self._select_own(ids)).mappings()}
+        return {row[KEY]: row for row in self._run(self._own, {"ids": list(ids)}).mappings()}
 
-    def _select_own(self, ids: Sequence[str]) -> sa.Select[Any]:
+    @property
+    def _own(self) -> sa.Select[Any]:
+        """Select the rows that have the keys `ids`."""
         text = self._mapping.key.text
-        return sa.select(*self._read_columns(), text.label(KEY)).where(text.in_(ids))
+        is_text = isinstance(text.type, sa.String)  # not a type of the application's own
+        is_one = among(text, "ids") if is_text else text.in_(sa.bindparam("ids", expanding=True))
+        return sa.select(*self._read_columns(), text.label(KEY)).where(is_one)
 
     def _find_links(self, rows: dict[str, Any]) -> dict[str, sa.RowMapping | NoLink]:
         link = self._mapping.link
