@@ -23,6 +23,7 @@ from logto_webhooks.database.dialect import (
     inserted_values,
     now,
     read_clock,
+    unnest,
 )
 from logto_webhooks.database.schema import deliveries, handlers, jobs, queue_keys
 from logto_webhooks.deliveries import LARGE
@@ -156,9 +157,6 @@ _SELECT_HANDLERS = sa.select(handlers.c.name, handlers.c.options, handlers.c.see
     by_code(handlers.c.name), handlers.c.registered_at
 )
 _SELECT_QUEUES = sa.select(jobs.c.handler, jobs.c.queue_key, jobs.c.state).where(_these_jobs)
-_SELECT_KEYS = sa.select(jobs.c.key).where(
-    jobs.c.handler == sa.bindparam("name"), among(jobs.c.key, "keys")
-)
 _COUNT_ATTEMPT = sa.update(jobs).where(_these_jobs).values(attempts=jobs.c.attempts + 1)
 _FINISH = (
     sa.update(jobs)
@@ -202,6 +200,19 @@ def _make_insert(columns: tuple[str, ...], dialect: str) -> Any:
     values["state"] = sa.literal_column(f"'{JobState.WAITING.value}'")
     values |= {name: sa.literal_column("0") for name in ("attempts", "failures", "runs")}
     return insert_values(jobs, values, dialect).on_conflict_do_nothing()
+
+
+@functools.cache
+def _select_known(dialect: str) -> sa.Select[Any]:
+    """Return a query of those of the keys `key` with which a handler has had a job."""
+    of_handler = jobs.c.handler == sa.bindparam("name")
+    if dialect != "postgresql":
+        return sa.select(jobs.c.key).where(of_handler, among(jobs.c.key, "key"))
+    # One lookup for each key. Otherwise, a planner that saw the table when it was small would read
+    # all jobs of the handler.
+    wanted = unnest(jobs, ("key",))
+    job = sa.select(jobs.c.id).where(of_handler, jobs.c.key == wanted.c.key).limit(1)
+    return sa.select(wanted.c.key).where(job.correlate(wanted).scalar_subquery().is_not(None))
 
 
 @functools.cache
@@ -310,7 +321,8 @@ class JobStore:
 
     def known_keys(self, handler: str, keys: Sequence[str]) -> set[str]:
         """Return those of the keys with which a handler has had a job."""
-        return set(self._connection.scalars(_SELECT_KEYS, {"name": handler, "keys": list(keys)}))
+        query = _select_known(self._connection.dialect.name)
+        return set(self._connection.scalars(query, {"name": handler, "key": list(keys)}))
 
     def _choose_keys(self, new: Sequence[NewJob]) -> Sequence[NewJob]:
         """Give each job its `key_again` if the handler has had a job with its key."""
