@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from logto_webhooks.logto.webhooks import RotationResult, TestResult, Webhook
     from logto_webhooks.mapping.apply import AppliedMapping
     from logto_webhooks.mapping.check import Difference
-    from logto_webhooks.mapping.declare import MemberRow
+    from logto_webhooks.mapping.declare_pairs import MemberRoleRow, MemberRow, UserRoleRow
     from logto_webhooks.reconcile.fetch import UserComparison
     from logto_webhooks.reconcile.reconcile import ReconcileResult
     from logto_webhooks.reconcile.recover import RecoverResult
@@ -59,6 +59,7 @@ __all__ = [
     "LogtoWebhooksError",
     "MappingCounts",
     "MappingStatus",
+    "MemberRoleRow",
     "MemberRow",
     "OrganizationRow",
     "ReconcileResult",
@@ -73,6 +74,7 @@ __all__ = [
     "UserComparison",
     "UserIsDeletedError",
     "UserNotReady",
+    "UserRoleRow",
     "UserRow",
     "VerifiedBody",
     "Webhook",
@@ -103,7 +105,8 @@ _MODULES = {
     "LogtoWebhooksError": "errors",
     "MappingCounts": "database.mapped_rows",
     "MappingStatus": "deliveries",
-    "MemberRow": "mapping.declare",
+    "MemberRoleRow": "mapping.declare_pairs",
+    "MemberRow": "mapping.declare_pairs",
     "OrganizationRow": "events.local",
     "ReconcileResult": "reconcile.reconcile",
     "RecoverResult": "reconcile.recover",
@@ -117,6 +120,7 @@ _MODULES = {
     "UserComparison": "reconcile.fetch",
     "UserIsDeletedError": "errors",
     "UserNotReady": "errors",
+    "UserRoleRow": "mapping.declare_pairs",
     "UserRow": "events.local",
     "VerifiedBody": "signing_keys",
     "Webhook": "logto.webhooks",

@@ -36,12 +36,15 @@ from logto_webhooks.ingest import WebhookResponse, asgi
 from logto_webhooks.instrumentation import Observer, logs
 from logto_webhooks.instrumentation.logs import fan_out
 from logto_webhooks.jobs import Tests
-from logto_webhooks.mapping.declare import (
-    EntityMapping,
-    MemberMapping,
+from logto_webhooks.mapping.declare import EntityMapping, declare_entities
+from logto_webhooks.mapping.declare_pairs import (
+    MemberRoleRow,
     MemberRow,
-    declare_entities,
+    PairMapping,
+    UserRoleRow,
+    declare_member_roles,
     declare_members,
+    declare_user_roles,
 )
 from logto_webhooks.retries import MAX_ATTEMPTS
 from logto_webhooks.runtime import Service
@@ -305,7 +308,72 @@ class LogtoWebhooks(Admin):
             )
         )
 
-    def _map(self, mapping: EntityMapping | MemberMapping) -> None:
+    def map_user_roles(
+        self,
+        target: Any,
+        *,
+        user: Any,
+        role: Any,
+        role_by: Any = None,
+        columns: Mapping[Any, str | Callable[[UserRoleRow], Any]] | None = None,
+        create_defaults: Mapping[Any, Any] | None = None,
+        where: Callable[[UserRoleRow], bool] | None = None,
+    ) -> None:
+        """Keep a table of yours equal to the roles of Logto's users: one row for each.
+
+        `user` is a column as in `map_members`. If `role` is a foreign key, it refers to the row of
+        your table of roles that has the role's name in its column `name`; `role_by` is another
+        column, or "id" if the foreign key holds Logto's role ID. Otherwise, `role` holds Logto's
+        role ID, or with `role_by="name"` its name. `where` selects roles. The row of a role that
+        the user no longer has is deleted. Raises InvalidMapping.
+        """
+        self._map(
+            declare_user_roles(
+                target,
+                user=user,
+                role=role,
+                role_by=role_by,
+                columns=columns,
+                create_defaults=create_defaults,
+                where=where,
+            )
+        )
+
+    def map_member_roles(
+        self,
+        target: Any,
+        *,
+        role: Any,
+        organization: Any = None,
+        user: Any = None,
+        member: Any = None,
+        role_by: Any = None,
+        columns: Mapping[Any, str | Callable[[MemberRoleRow], Any]] | None = None,
+        create_defaults: Mapping[Any, Any] | None = None,
+        where: Callable[[MemberRoleRow], bool] | None = None,
+    ) -> None:
+        """Keep a table of yours equal to the roles that members have in Logto's organizations: one
+        row for each.
+
+        Pass either `organization` and `user`, as in `map_members`, or `member`: a foreign key to
+        the primary key of a table that `map_members` maps. The other arguments are those of
+        `map_user_roles`. Raises InvalidMapping.
+        """
+        self._map(
+            declare_member_roles(
+                target,
+                role=role,
+                organization=organization,
+                user=user,
+                member=member,
+                role_by=role_by,
+                columns=columns,
+                create_defaults=create_defaults,
+                where=where,
+            )
+        )
+
+    def _map(self, mapping: EntityMapping | PairMapping) -> None:
         self.mappings.add(mapping)
 
     @contextlib.asynccontextmanager

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from logto_webhooks.errors import InvalidMapping
 from logto_webhooks.mapping.apply import retry_unsettled
-from logto_webhooks.mapping.declare import declare_members
+from logto_webhooks.mapping.declare_pairs import declare_members
 from logto_webhooks.testing import make
 from tests.integration.test_mapping import KINDS, Application
 from tests.integration.test_mapping_troubles import PLAN, counts_of, run

@@ -288,7 +288,7 @@ def test_a_function_that_raises_holds_up_no_delivery(
             changes = {"columns": {own.email: broken, own.active: lambda user: True}}
         host = await application.map(**changes)
         if what == "member":
-            application.mappings.members[0].columns["role"] = broken
+            application.mappings.pairs[0].columns["role"] = broken
         joined: dict[str, Any] = {"organizationId": "acme", "addedUserIds": ["ana"], "at": 1_500}
         sent = [
             CREATED,

@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import date, datetime
 from decimal import Decimal
+from enum import Enum
 from typing import Any, Final, Literal
 
 import sqlalchemy as sa
@@ -56,12 +57,14 @@ class UnwrittenRow(Struct, frozen=True, kw_only=True):
 class RowState(Struct, frozen=True, kw_only=True):
     """What became of one record in one mapping.
 
+    `record_id` is set for a role: `logto_id` then is the id of its user or membership, and its own.
     `row_id` is the primary key of the application's row, as JSON; also of a row that had Logto's
     id before and has it no longer. `blocked_by` names what must change first: another row, by its
     primary key, or a record, by its key.
     """
 
     logto_id: str
+    record_id: str | None = None
     row_id: str | None = None
     state: State = "ok"
     reason: str | None = None
@@ -73,6 +76,8 @@ def encode_id(primary_key: Iterable[Any]) -> str:
     values = [
         value.hex()
         if isinstance(value, bytes)
+        else value.name
+        if isinstance(value, Enum)
         else value
         if isinstance(value, int | str | None)
         else str(value)
@@ -85,9 +90,13 @@ def decode_id(row_id: str, primary_key: Sequence[sa.Column[Any]]) -> tuple[Any, 
     """Read a primary key that `encode_id` wrote."""
     values = canonical_json.decode(row_id.encode())
     return tuple(
-        _READERS.get(column.type.python_type, _keep)(value)
+        _find_reader(column.type.python_type)(value)
         for column, value in zip(primary_key, values, strict=True)
     )
+
+
+def _find_reader(kind: type) -> Callable[[Any], Any]:
+    return kind.__getitem__ if issubclass(kind, Enum) else _READERS.get(kind, _keep)
 
 
 def _keep(value: Any) -> Any:
@@ -227,18 +236,19 @@ class MappingStore:
         self, names: Collection[str], states: Collection[State], limit: int, after: Key | None
     ) -> list[Key]:
         """List the next records whose rows have one of the states."""
-        place = (by_code(mapped_rows.c.kind), by_code(mapped_rows.c.logto_id))
+        record = _RECORD.label("record")
+        place = (by_code(mapped_rows.c.kind), by_code(_RECORD))
         query = (
-            sa.select(mapped_rows.c.kind, mapped_rows.c.logto_id)
+            sa.select(mapped_rows.c.kind, record)
             .where(mapped_rows.c.mapping.in_(names), mapped_rows.c.state.in_(states))
             .where(is_not_ok)
-            .group_by(mapped_rows.c.kind, mapped_rows.c.logto_id)
+            .group_by(mapped_rows.c.kind, _RECORD)
             .order_by(*place)
             .limit(limit)
         )
         if after is not None:
             query = query.where(sa.tuple_(*place) > sa.tuple_(after.kind, after.id))
-        return [Key(kind, logto_id) for kind, logto_id in self._connection.execute(query)]
+        return [Key(kind, record_id) for kind, record_id in self._connection.execute(query)]
 
     def counts(self) -> list[MappingCounts]:
         """Count the records of each registered mapping by state."""
@@ -298,6 +308,7 @@ def lock_free_records(connection: sa.Connection, keys: Collection[Key]) -> set[K
     return locked
 
 
+_RECORD = sa.func.coalesce(mapped_rows.c.record_id, mapped_rows.c.logto_id)
 _COUNT_ROWS = sa.select(mapped_rows.c.mapping, mapped_rows.c.state, sa.func.count()).group_by(
     mapped_rows.c.mapping, mapped_rows.c.state
 )
@@ -325,9 +336,18 @@ class StateStore:
         rows = self._connection.execute(query, {"ids": list(ids)}).mappings()
         return {row["logto_id"]: RowState(**row) for row in rows}
 
+    def find_of_records(self, ids: Collection[str], *, several: bool) -> dict[str, RowState]:
+        """Find all states of records, of which one can have `several`."""
+        states = self.find(ids)
+        if several:
+            query = self._select().where(among(mapped_rows.c.record_id, "ids"))
+            rows = self._connection.execute(query, {"ids": list(ids)}).mappings()
+            states |= {row["logto_id"]: RowState(**row) for row in rows}
+        return states
+
     def find_blocked(self, blockers: Collection[str]) -> list[str]:
         """List the records that wait for any of these."""
-        query = sa.select(mapped_rows.c.logto_id).where(
+        query = sa.select(_RECORD).where(
             mapped_rows.c.mapping == self._mapping,
             mapped_rows.c.state != "ok",
             among(mapped_rows.c.blocked_by, "blockers"),
@@ -364,6 +384,7 @@ class StateStore:
                 "mapping": self._mapping,
                 "kind": self._kind,
                 "logto_id": state.logto_id,
+                "record_id": state.record_id,
                 "row_id": state.row_id,
                 "state": state.state,
                 "reason": state.reason,
@@ -426,7 +447,7 @@ class StateStore:
         return sa.and_(deleted_at.is_not(None), deleted_at > now() - window_ms)
 
     def _select(self) -> sa.Select[Any]:
-        names = ("logto_id", "row_id", "state", "reason", "blocked_by")
+        names = ("logto_id", "record_id", "row_id", "state", "reason", "blocked_by")
         return sa.select(*(mapped_rows.c[name] for name in names)).where(
             mapped_rows.c.mapping == self._mapping
         )

@@ -228,7 +228,7 @@ mapped_rows = sa.Table(
     "logto_mapped_rows",
     metadata,
     *_keys(sa.Text, "logto_id", "mapping"),
-    *_optional(sa.Text, "row_id"),
+    *_optional(sa.Text, "record_id", "row_id"),
     *_required(sa.Text, "kind", "state"),
     *_optional(sa.Text, "reason", "blocked_by"),
     *_required(Millis, "changed_at"),
@@ -381,6 +381,9 @@ def metadata_with_indexes() -> sa.MetaData:
     _add_index("logto_jobs_waiting", *queue, jobs.c.id, where=is_waiting)
     _add_index("logto_jobs_done", *queue, where=is_done)
     _add_index("logto_jobs_delivery", jobs.c.delivery_id)
+    of_role = mapped_rows.c.record_id.is_not(None)
+    of_record = (mapped_rows.c.record_id, mapped_rows.c.mapping)
+    _add_index("logto_mapped_rows_record", *of_record, where=of_role)
     _add_index("logto_mapped_rows_row", mapped_rows.c.row_id, mapped_rows.c.mapping)
     _add_index(
         "logto_mapped_rows_blocked",

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import sqlalchemy as sa
 
 from logto_webhooks.database.mapped_rows import RegisteredMapping, RowState
 from logto_webhooks.database.sessions import APP_SCHEMAS
 from logto_webhooks.errors import InvalidMapping
-from logto_webhooks.mapping.declare import EntityMapping, MappedKind, MemberMapping
+from logto_webhooks.mapping.declare import EntityMapping, MappedKind
+from logto_webhooks.mapping.declare_pairs import PairMapping
 from logto_webhooks.mapping.deletions import (
     Deletions,
     Stop,
+    ends_of,
     find_unready_ends,
     name_departure,
     stop_for_end,
 )
+from logto_webhooks.mapping.ends import blocker
 from logto_webhooks.mapping.entity_writer import EntityWriter
-from logto_webhooks.mapping.member_writer import MemberWriter, blocker
-from logto_webhooks.mapping.mirror import read_members
+from logto_webhooks.mapping.pair_writer import PairWriter
 from logto_webhooks.mapping.table_writer import PlannedRow
-from logto_webhooks.records.record import Key
+from logto_webhooks.records.record import Key, Kind
+
+_ENTITIES: Final[tuple[MappedKind, ...]] = ("organization", "user")
 
 
 class Mappings:
@@ -31,24 +35,30 @@ class Mappings:
 
     def __init__(self) -> None:
         self.entities: list[EntityMapping] = []
-        self.members: list[MemberMapping] = []
+        self.pairs: list[PairMapping] = []  # memberships first, because roles can wait for these
 
     def __bool__(self) -> bool:
-        return bool(self.entities or self.members)
+        return bool(self.all)
 
-    def add(self, mapping: EntityMapping | MemberMapping) -> None:
+    def add(self, mapping: EntityMapping | PairMapping) -> None:
         """Register a mapping. Raises InvalidMapping."""
         if any(other.table is mapping.table for other in self.all):
             raise InvalidMapping(table=mapping.name, problem="it is mapped already")
         if isinstance(mapping, EntityMapping):
             self.entities.append(mapping)
-        else:
-            self.members.append(mapping)
+            return
+        members = [pair.table for pair in self.pairs if pair.pair == "member"]
+        for end in mapping.ends:
+            if end.kind == "member" and not any(end.refers_to is table for table in members):
+                problem = f"{end.column.name} must refer to a table that map_members maps: call "
+                raise InvalidMapping(table=mapping.name, problem=f"{problem}map_members first")
+        self.pairs.append(mapping)
+        self.pairs.sort(key=lambda pair: pair.pair != "member")
 
     @property
-    def all(self) -> list[EntityMapping | MemberMapping]:
-        """All mappings: memberships last, because they wait for the others."""
-        return [*self.entities, *self.members]
+    def all(self) -> list[EntityMapping | PairMapping]:
+        """All mappings: memberships and roles last, because they wait for the others."""
+        return [*self.entities, *self.pairs]
 
     def find_entity(self, target: Any) -> EntityMapping | None:
         """Find the mapping of users or organizations onto a class; None if it isn't mapped."""
@@ -80,14 +90,14 @@ class Mappings:
     def make_writer(
         self,
         connection: sa.Connection,
-        mapping: EntityMapping | MemberMapping,
+        mapping: EntityMapping | PairMapping,
         deletions: Deletions | None = None,
-    ) -> EntityWriter | MemberWriter:
+    ) -> EntityWriter | PairWriter:
         """Make the writer of a mapping's rows."""
         schemas = connection.get_execution_options().get(APP_SCHEMAS)
         if isinstance(mapping, EntityMapping):
             return EntityWriter(connection, mapping, schemas, deletions)
-        return MemberWriter(connection, mapping, self.entities, schemas, deletions)
+        return PairWriter(connection, mapping, self.all, schemas, deletions)
 
     def write(
         self,
@@ -97,11 +107,11 @@ class Mappings:
         tell: Callable[[str, PlannedRow, RowState], None] | None = None,
         deletions: Deletions | None = None,
     ) -> set[str]:
-        """Write the rows of changed records, which are locked: memberships that are over leave
-        first, then users and organizations, then memberships that are present.
+        """Write the rows of changed records, which are locked: what is over leaves first, children
+        before parents, and then parents are written before children.
 
         Return the names of the mappings that were written. The others are registered differently.
-        `tell` gets the name of a mapping, what was planned for a record, and what became of it.
+        `tell` gets the name of a mapping, what was planned for a row, and what became of it.
         `deletions` are those of earlier transactions.
 
         Raises StoreUnavailable.
@@ -113,63 +123,60 @@ class Mappings:
             for mapping in self.entities
             if mapping.name in current
         ]
-        writers = [
-            MemberWriter(connection, mapping, self.entities, schemas, deletions)
-            for mapping in self.members
+        pair_writers = [
+            PairWriter(connection, mapping, self.all, schemas, deletions)
+            for mapping in self.pairs
             if mapping.name in current
         ]
-        pairs = {key for key in keys if key.kind == "membership"}
-        present = read_members(connection, pairs) if pairs and writers else {}
-        over = pairs - present.keys()
-        over |= self._delete_members(connection, writers, entity_writers, keys, over)
-        ends = {end for pair in over for end in pair.organization_and_user}
+        ids: dict[Kind, set[str]] = {"user": set(), "organization": set(), "membership": set()}
+        for key in keys:
+            ids[key.kind].add(key.id)
+        over = self._remove_pairs(connection, pair_writers, entity_writers, ids)
+        ends = {end for key in over for end in ends_of(key)}
         changed: list[str] = []
         for entity_writer in entity_writers:
-            changed += self._write_entities(entity_writer, entity_writer.kind, keys, ends)
-        for writer in writers:
-            waiting = set(writer.find_waiting(changed)) - present.keys() if changed else set()
-            members = present | (read_members(connection, waiting) if waiting else {})
-            writer.attempt(partial(writer.write, members), sorted(pair.id for pair in members))
+            changed += self._write_entities(entity_writer, ids[entity_writer.kind], ends)
+        for writer in pair_writers:
+            writer.attempt(writer.write, sorted(ids[writer.kind] | writer.find_waiting(changed)))
+            changed += [blocker("member", id_) for id_ in writer.written if writer.is_of_members]
         if tell is not None:
-            for any_writer in (*entity_writers, *writers):
+            for any_writer in (*entity_writers, *pair_writers):
                 for plan, state in any_writer.results:
                     tell(any_writer.name, plan, state)
         return current
 
-    def _delete_members(
+    def _remove_pairs(
         self,
         connection: sa.Connection,
-        writers: Sequence[MemberWriter],
+        writers: Sequence[PairWriter],
         entity_writers: Sequence[EntityWriter],
-        keys: Collection[Key],
-        over: Collection[Key],
+        ids: Mapping[Kind, Collection[str]],
     ) -> set[Key]:
-        """Delete the rows of memberships that are over, and of those that waited for one of the
-        users and organizations to be deleted. Return these, too. A row stays as long as the row of
-        its user or organization does."""
-        ends = [key for key in keys if key.kind != "membership"]
+        """Delete the rows of memberships and roles that are over, and of those that waited for one
+        of the users and organizations to be deleted. Return the records whose rows these are. A row
+        stays as long as the row of its user or organization does."""
+        ends = [Key(kind, id_) for kind in _ENTITIES for id_ in ids[kind]]
         departures = [name_departure(end) for end in ends]
-        deleted = set(over)
-        for writer in writers:
-            waiting = set(writer.find_waiting(departures)) if departures else set()
-            if waiting:
-                waiting -= read_members(connection, waiting).keys()
-            if mine := waiting.union(over):
-                stops = self._find_stops(connection, entity_writers, ends, mine)
-                write = partial(writer.delete, stops)
-                writer.attempt(write, sorted(pair.id for pair in mine))
-            deleted |= waiting
-        return deleted
+        removed: set[Key] = set()
+        for writer in reversed(writers):
+            over = writer.find_over(ids[writer.kind], departures)
+            if over:
+                records = {Key(writer.kind, id_) for id_ in over}
+                stops = self._find_stops(connection, entity_writers, ends, records)
+                writer.attempt(partial(writer.remove, stops), sorted(over))
+                removed |= records
+        return removed
 
     @staticmethod
     def _find_stops(
         connection: sa.Connection,
         writers: Sequence[EntityWriter],
         changed: Collection[Key],
-        pairs: Collection[Key],
+        over: Collection[Key],
     ) -> dict[Key, Stop]:
-        """Find the users and organizations of memberships whose rows aren't deleted now."""
-        ends = {end for pair in pairs for end in pair.organization_and_user}
+        """Find the users and organizations whose memberships' and roles' rows aren't deleted
+        now."""
+        ends = {end for key in over for end in ends_of(key)}
         stops = find_unready_ends(connection, ends)
         for writer in writers:
             ids = [end.id for end in ends if end.kind == writer.kind]
@@ -181,17 +188,12 @@ class Mappings:
         return stops
 
     def _write_entities(
-        self,
-        writer: EntityWriter,
-        kind: MappedKind,
-        keys: Collection[Key],
-        ends: Collection[Key],
+        self, writer: EntityWriter, ids: Collection[str], ends: Collection[Key]
     ) -> list[str]:
         """Write users or organizations; return those for which memberships may have waited."""
-        ids = {key.id for key in keys if key.kind == kind}
         # A row that memberships referred to couldn't be deleted before.
-        if of_kind := [end.id for end in ends if end.kind == kind and end.id not in ids]:
-            ids.update(writer.find_unsettled(of_kind))
-        if ids:
-            writer.attempt(writer.write, sorted(ids))
-        return [blocker(Key(kind, id_)) for id_ in writer.changed]
+        of_kind = {end.id for end in ends if end.kind == writer.kind}.difference(ids)
+        freed = writer.find_unsettled(of_kind) if of_kind else []
+        if ids or freed:
+            writer.attempt(writer.write, sorted({*ids, *freed}))
+        return [blocker(writer.kind, id_) for id_ in writer.changed]

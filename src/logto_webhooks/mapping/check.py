@@ -15,10 +15,9 @@ from logto_webhooks.database.sessions import APP_SCHEMAS
 from logto_webhooks.database.store import Store
 from logto_webhooks.mapping import Mappings
 from logto_webhooks.mapping.apply import PAGE, list_keys
-from logto_webhooks.mapping.declare import EntityMapping, MemberMapping
+from logto_webhooks.mapping.declare import EntityMapping
+from logto_webhooks.mapping.declare_pairs import PairMapping
 from logto_webhooks.mapping.deletions import Deletions
-from logto_webhooks.mapping.entity_writer import EntityWriter
-from logto_webhooks.mapping.mirror import find_present, read_members
 from logto_webhooks.mapping.table_writer import PlannedRow
 
 
@@ -65,7 +64,7 @@ class _Page(Struct, frozen=True):
 def _compare_page(
     store: Store,
     mappings: Mappings,
-    mapping: EntityMapping | MemberMapping,
+    mapping: EntityMapping | PairMapping,
     after: str,
     deletions: Deletions,
 ) -> _Page:
@@ -73,10 +72,7 @@ def _compare_page(
     if not keys:
         return _Page([], None)
     writer = mappings.make_writer(store.connection, mapping, deletions)
-    if isinstance(writer, EntityWriter):
-        plans = writer.plan([key.id for key in keys])
-    else:
-        plans = writer.plan(read_members(store.connection, keys))
+    plans = writer.plan([key.id for key in keys])
     return _Page(list(_to_differences(mapping.name, plans)), keys[-1].id)
 
 
@@ -103,20 +99,15 @@ def _to_differences(mapping: str, plans: Sequence[PlannedRow]) -> Iterator[Diffe
 def _find_extra(
     store: Store,
     mappings: Mappings,
-    mapping: EntityMapping | MemberMapping,
+    mapping: EntityMapping | PairMapping,
     after: tuple[Any, ...],
 ) -> tuple[list[Difference], tuple[Any, ...] | None]:
     """Find rows, after a primary key, whose records the mirror doesn't have; return the last
     primary key, too."""
     writer = mappings.make_writer(store.connection, mapping)
-    rows = writer.list_rows(after, PAGE)
-    ids = {logto_id for _, logto_id in rows if logto_id is not None}
-    present = find_present(store.connection, mapping.kind, ids)
-    extra = [
-        Difference(mapping=mapping.name, problem="extra", logto_id=logto_id)
-        for logto_id in sorted(ids - present)
-    ]
-    return extra, rows[-1][0] if rows else None
+    ids, last = writer.find_extra(after, PAGE)
+    extra = [Difference(mapping=mapping.name, problem="extra", logto_id=id_) for id_ in ids]
+    return extra, last
 
 
 def find_unindexed_keys(store: Store, mappings: Mappings) -> list[str]:

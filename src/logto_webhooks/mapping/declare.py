@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from types import CodeType
-from typing import Any, ClassVar, Final, Literal
+from typing import Any, Final, Literal
 
 import sqlalchemy as sa
 from msgspec import Struct
@@ -20,20 +20,9 @@ from logto_webhooks.errors import InvalidMapping
 from logto_webhooks.events.local import OrganizationRow, UserRow
 
 MappedKind = Literal["user", "organization"]
-PairKind = Literal["member", "user_role", "member_role"]
 ColumnName = Any  # sa.Column, an attribute of a mapped class, or a name
 Read = Callable[[Any], Any]  # a row of the mirror -> the value of a column
 Deletion = Literal["delete", "keep", "unlink"] | Mapping[ColumnName, Any]
-
-
-class MemberRow(Struct, frozen=True, kw_only=True):
-    """A membership, with the roles that the user has in the organization, by name and by id."""
-
-    organization_id: str
-    user_id: str
-    joined_at: datetime | None = None
-    roles: tuple[str, ...] = ()
-    role_ids: tuple[str, ...] = ()
 
 
 ROW_TYPES: Final[dict[MappedKind, type[Struct]]] = {
@@ -99,83 +88,6 @@ class EntityMapping(Struct, frozen=True, kw_only=True):
         return [self.table.c[name] for name in self.columns if self.table.c[name].name in unique]
 
 
-class End(Struct, frozen=True):
-    """A column that says which user or organization a row belongs to.
-
-    `refers_to` is the table of its foreign key, if that refers to a primary key; the column then
-    holds the primary key of your own row, and otherwise Logto's id.
-    """
-
-    kind: MappedKind
-    column: sa.Column[Any]
-    refers_to: sa.Table | None = None
-
-
-class MemberMapping(Struct, frozen=True, kw_only=True):
-    """A mapping of memberships onto a table."""
-
-    kind: ClassVar[Literal["membership"]] = "membership"
-    name: str
-    target: Any
-    table: sa.Table
-    organization: End
-    user: End
-    columns: dict[str, Read]
-    create_defaults: dict[str, Any]
-    definition: str
-
-    @property
-    def primary_key(self) -> tuple[sa.Column[Any], ...]:
-        """The primary key of the table."""
-        return tuple(self.table.primary_key)
-
-
-def declare_members(
-    target: Any,
-    *,
-    organization: ColumnName,
-    user: ColumnName,
-    columns: Mapping[ColumnName, str | Read] | None = None,
-    create_defaults: Mapping[ColumnName, Any] | None = None,
-) -> MemberMapping:
-    """Check a mapping of memberships. Raises InvalidMapping."""
-    table = find_table(target)
-    problem = _Problem(table.fullname)
-    finder = _ColumnFinder(table, target, problem)
-    ends = _find_end("organization", organization, finder), _find_end("user", user, finder)
-    read_by_key = {
-        finder.find(name).key: _make_reader(MemberRow, source, finder.find(name), problem)
-        for name, source in (columns or {}).items()
-    }
-    defaults = _read_defaults(create_defaults or {}, finder, problem)
-    filled = {*(end.column.key for end in ends), *read_by_key, *defaults}
-    _check_required(table, filled, problem)
-    return MemberMapping(
-        name=str(table.fullname),  # a subclass of str can't be encoded
-        target=target,
-        table=table,
-        organization=ends[0],
-        user=ends[1],
-        columns=read_by_key,
-        create_defaults=defaults,
-        definition=_define(finder, organization, user, columns or {}, create_defaults or {}),
-    )
-
-
-def _find_end(kind: MappedKind, name: ColumnName, finder: _ColumnFinder) -> End:
-    column = finder.find(name)
-    for key in column.foreign_keys:
-        if key.column.primary_key:
-            table = key.column.table
-            if len(table.primary_key) > 1:
-                raise finder.problem(
-                    f"{column.name} refers to {table.name}, whose primary key has several columns: "
-                    "refer to a column that is unique by itself"
-                )
-            return End(kind, column, table)
-    return End(kind, column)
-
-
 def declare_entities(
     kind: MappedKind,
     target: Any,
@@ -191,11 +103,11 @@ def declare_entities(
 ) -> EntityMapping:
     """Check a mapping of users or organizations. Raises InvalidMapping."""
     table = find_table(target)
-    problem = _Problem(table.fullname)
-    finder = _ColumnFinder(table, target, problem)
+    problem = Problem(table.fullname)
+    finder = ColumnFinder(table, target, problem)
     key_column = finder.find_key(key)
     read_by_key = {
-        finder.find(name).key: _make_reader(ROW_TYPES[kind], source, finder.find(name), problem)
+        finder.find(name).key: make_reader(ROW_TYPES[kind], source, finder.find(name), problem)
         for name, source in columns.items()
     }
     mapping = EntityMapping(
@@ -206,15 +118,15 @@ def declare_entities(
         key=key_column,
         columns=read_by_key,
         fill={
-            finder.find(name).key: _make_reader(ROW_TYPES[kind], source, finder.find(name), problem)
+            finder.find(name).key: make_reader(ROW_TYPES[kind], source, finder.find(name), problem)
             for name, source in (fill or {}).items()
         },
-        create_defaults=_read_defaults(create_defaults or {}, finder, problem),
+        create_defaults=read_defaults(create_defaults or {}, finder, problem),
         link=_find_link(kind, link, finder, read_by_key, problem),
         where=where or _every,
         create=create,
         when_deleted=_read_deletion(when_deleted, finder, problem),
-        definition=_define(
+        definition=define(
             finder,
             *(key, columns, fill or {}, where, create, link, create_defaults or {}, when_deleted),
         ),
@@ -223,9 +135,10 @@ def declare_entities(
     return mapping
 
 
-def _read_defaults(
-    defaults: Mapping[ColumnName, Any], finder: _ColumnFinder, problem: _Problem
+def read_defaults(
+    defaults: Mapping[ColumnName, Any], finder: ColumnFinder, problem: Problem
 ) -> dict[str, Any]:
+    """Return the defaults by column. Raises InvalidMapping."""
     for name, value in defaults.items():
         if callable(value):
             raise problem(
@@ -235,7 +148,7 @@ def _read_defaults(
     return {finder.find(name).key: value for name, value in defaults.items()}
 
 
-def _define(finder: _ColumnFinder, *parts: Any) -> str:
+def define(finder: ColumnFinder, *parts: Any) -> str:
     """Describe what fills rows, so that a changed mapping is noticed. Functions count by their
     code."""
 
@@ -284,21 +197,22 @@ def find_table(target: Any) -> sa.Table:
     return table
 
 
-class _Problem:
-    """Raises InvalidMapping about one table."""
+class Problem:
+    """Makes InvalidMapping about one table."""
 
     def __init__(self, table: str) -> None:
         self._table = table
 
     def __call__(self, problem: str) -> InvalidMapping:
+        """Say what is wrong, and what to write instead."""
         return InvalidMapping(table=self._table, problem=problem)
 
 
-class _ColumnFinder:
+class ColumnFinder:
     """Finds the columns of a table by what an application calls them."""
 
-    def __init__(self, table: sa.Table, target: Any, problem: _Problem) -> None:
-        self._table = table
+    def __init__(self, table: sa.Table, target: Any, problem: Problem) -> None:
+        self.table = table
         self._mapper = None if isinstance(target, sa.Table) else sa.inspect(target)
         self.problem = problem
 
@@ -307,12 +221,12 @@ class _ColumnFinder:
         columns: Sequence[Any] = [name]
         if isinstance(name, str):
             attributes = {} if self._mapper is None else self._mapper.column_attrs
-            columns = attributes[name].columns if name in attributes else [self._table.c.get(name)]
+            columns = attributes[name].columns if name in attributes else [self.table.c.get(name)]
         elif not isinstance(name, sa.Column):
             columns = getattr(getattr(name, "property", None), "columns", [None])
         column = columns[0]
-        if not isinstance(column, sa.Column) or self._table.c.get(column.key) is not column:
-            names = ", ".join(self._table.c.keys())
+        if not isinstance(column, sa.Column) or self.table.c.get(column.key) is not column:
+            names = ", ".join(self.table.c.keys())
             shown = name if isinstance(name, str) else getattr(name, "key", name)
             raise self.problem(f"it has no column {shown!r}; its columns are {names}")
         return column
@@ -326,15 +240,15 @@ class _ColumnFinder:
             path.insert(0, key.right.value)
             key = key.left
         if path:
-            key = self._table.c.get(str(getattr(key, "key", "")), key)
+            key = self.table.c.get(str(getattr(key, "key", "")), key)
         column = self.find(key)
         if path and not isinstance(column.type, sa.JSON):
             raise self.problem(f"the key's column {column.name} isn't of type JSON")
         return KeyColumn(column, tuple(path))
 
 
-def _make_reader(
-    row_type: type[Struct], source: str | Read, column: sa.Column[Any], problem: _Problem
+def make_reader(
+    row_type: type[Struct], source: str | Read, column: sa.Column[Any], problem: Problem
 ) -> Read:
     """Return what reads the column's value from a row of the mirror."""
     fit = _fit_to(column)
@@ -372,9 +286,9 @@ def _fit_to(column: sa.Column[Any]) -> Read:
 def _find_link(
     kind: MappedKind,
     link: Any,
-    finder: _ColumnFinder,
+    finder: ColumnFinder,
     columns: dict[str, Read],
-    problem: _Problem,
+    problem: Problem,
 ) -> Link | None:
     if link is None:
         return None
@@ -385,7 +299,7 @@ def _find_link(
     if read is None:
         if column.key not in ROW_TYPES[kind].__struct_fields__:
             raise problem(f"map {column.name}, by which rows are linked, or pass a function")
-        read = _make_reader(ROW_TYPES[kind], column.key, column, problem)
+        read = make_reader(ROW_TYPES[kind], column.key, column, problem)
     return Link(column, read, folds_case=column.key == _FOLDED or "email" in column.key.lower())
 
 
@@ -394,7 +308,7 @@ def _is_attribute(value: Any) -> bool:
 
 
 def _read_deletion(
-    when_deleted: Any, finder: _ColumnFinder, problem: _Problem
+    when_deleted: Any, finder: ColumnFinder, problem: Problem
 ) -> Literal["delete", "keep", "unlink"] | dict[str, Any]:
     if when_deleted in ("delete", "keep", "unlink"):
         action: Literal["delete", "keep", "unlink"] = when_deleted
@@ -404,7 +318,7 @@ def _read_deletion(
     raise problem('when_deleted must be "delete", "keep", "unlink", or columns with their values')
 
 
-def _check(mapping: EntityMapping, problem: _Problem) -> None:
+def _check(mapping: EntityMapping, problem: Problem) -> None:
     key = mapping.key
     own = {key.column.key} if not key.path else set()
     written = {*mapping.columns, *mapping.fill}
@@ -414,10 +328,11 @@ def _check(mapping: EntityMapping, problem: _Problem) -> None:
         raise problem(f'when_deleted="unlink" sets {key.column.name} to null, but it is NOT NULL')
     filled = {*own, *written, *mapping.create_defaults}
     if mapping.create:
-        _check_required(mapping.table, filled, problem)
+        check_required(mapping.table, filled, problem)
 
 
-def _check_required(table: sa.Table, filled: Collection[str], problem: _Problem) -> None:
+def check_required(table: sa.Table, filled: Collection[str], problem: Problem) -> None:
+    """Check that each NOT NULL column is filled. Raises InvalidMapping."""
     for column in table.c:
         if column.key not in filled and is_required(column):
             raise problem(

@@ -27,7 +27,7 @@ TOO_MANY: Final = (
     "more than 20 rows and 5 % of the table would be deleted at once: see `logto-webhooks doctor`"
 )
 _END_STAYS: Final = "the row of its {} isn't deleted yet"
-_END_IS_BACK: Final = "its {} was restored, and its memberships have yet to be read from Logto"
+_END_IS_BACK: Final = "its {} was restored, and what belongs to it has yet to be read from Logto"
 
 
 class Stop(Struct, frozen=True):
@@ -114,9 +114,14 @@ is_confirmed = sa.or_(
 )
 
 
+def ends_of(key: Key) -> tuple[Key, ...]:
+    """Return the organization and the user of a membership; of a user, itself."""
+    return key.organization_and_user if key.kind == "membership" else (key,)
+
+
 def find_unready_ends(connection: sa.Connection, ends: Collection[Key]) -> dict[Key, Stop]:
-    """Return the users and organizations whose memberships' rows aren't deleted yet, because only
-    one answer of Logto says that they are gone, or because they were restored just now."""
+    """Return the users and organizations whose memberships' and roles' rows aren't deleted yet:
+    only one answer of Logto says that they are gone, or they were restored just now."""
     stops: dict[Key, Stop] = {}
     is_back = records.c.waiting_reason.contains(RESTORED)
     for kind in ("organization", "user"):
@@ -134,7 +139,7 @@ def find_unready_ends(connection: sa.Connection, ends: Collection[Key]) -> dict[
 
 
 def stop_for_end(end: Key, stop: Stop) -> Stop:
-    """Return why the row of a membership isn't deleted either."""
+    """Return why the row of a membership or a role isn't deleted either."""
     return Stop(stop.state, _END_STAYS.format(end.kind), name_departure(end))
 
 

@@ -24,7 +24,7 @@ from logto_webhooks.mapping.deletions import (
     find_unconfirmed,
 )
 from logto_webhooks.mapping.links import LinkFinder, NoLink, describe_raised
-from logto_webhooks.mapping.mirror import read_rows
+from logto_webhooks.mapping.mirror import find_present, read_rows
 from logto_webhooks.mapping.table_writer import (
     LOCKED,
     NOT_KEPT,
@@ -401,12 +401,15 @@ class EntityWriter(TableWriter):
         """Plan what is to be done with records' rows."""
         return self._plan(ids, self._states.find(ids))
 
-    def list_rows(
+    def find_extra(
         self, after: tuple[Any, ...], limit: int
-    ) -> list[tuple[tuple[Any, ...], str | None]]:
-        """List the next rows, with the ids of their users or organizations."""
+    ) -> tuple[list[str], tuple[Any, ...] | None]:
+        """Find rows, after a primary key, whose records the mirror doesn't have; return the last
+        primary key, too."""
         rows = self._list_after(after, limit, self._mapping.key.text)
-        return [(tuple(row[:-1]), row[-1]) for row in rows]
+        ids = {row[-1] for row in rows if row[-1] is not None}
+        extra = sorted(ids - find_present(self._connection, self.kind, ids))
+        return extra, tuple(rows[-1][:-1]) if rows else None
 
     def find_logto_ids(self, primary_keys: Sequence[Any]) -> dict[Any, str]:
         """Return the ids of the records of rows whose primary key has one column."""
@@ -418,6 +421,19 @@ class EntityWriter(TableWriter):
     def find_keys(self, ids: Sequence[str]) -> dict[str, Any]:
         """Return the primary keys of records' rows, which have one column."""
         return {id_: self._key_of(row)[0] for id_, row in self._find_own(ids).items()}
+
+    def find_excluded(self, ids: Sequence[str]) -> set[str]:
+        """Return those of the records without a row that get none: `where` excludes them, or no
+        rows are created. One for which `where` raises has a conflict."""
+
+        def is_excluded(row: Any) -> bool:
+            try:
+                return not (self._mapping.create and self._mapping.where(row))
+            except Exception:
+                return not self._mapping.create
+
+        rows = read_rows(self._connection, self.kind, ids)
+        return {id_ for id_, row in rows.items() if is_excluded(row)}
 
     def find_unsettled(self, ids: Collection[str]) -> list[str]:
         """List those of the records whose rows wait, conflict or are owed."""

@@ -7,11 +7,26 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 import sqlalchemy as sa
+from msgspec import Struct
 
 from logto_webhooks.database.dialect import among
-from logto_webhooks.database.schema import member_roles, members, organizations, records, users
-from logto_webhooks.mapping.declare import ROW_TYPES, MappedKind, MemberRow
-from logto_webhooks.records.record import Key, Kind, membership
+from logto_webhooks.database.schema import (
+    member_roles,
+    members,
+    organizations,
+    records,
+    user_roles,
+    users,
+)
+from logto_webhooks.mapping.declare import ROW_TYPES, MappedKind
+from logto_webhooks.mapping.declare_pairs import (
+    MemberRoleRow,
+    MemberRow,
+    PairKind,
+    PairRow,
+    UserRoleRow,
+)
+from logto_webhooks.records.record import Key, membership
 
 TABLES: Final[dict[MappedKind, tuple[sa.Table, str]]] = {
     "user": (users, "logto_user_id"),
@@ -44,23 +59,73 @@ def find_doubtful(
     return connection.scalars(query, {"ids": sorted(ids)}).all()
 
 
-def find_present(connection: sa.Connection, kind: Kind, ids: Collection[str]) -> set[str]:
-    """Return those of the records that the mirror has; also deleted users and organizations."""
-    if kind == "membership":
-        pairs = [Key("membership", id_) for id_ in ids]
-        return {pair.id for pair in read_members(connection, pairs)}
-    table, key = TABLES["user" if kind == "user" else "organization"]
+def find_present(connection: sa.Connection, kind: MappedKind, ids: Collection[str]) -> set[str]:
+    """Return those of the records that the mirror has, deleted or not."""
+    table, key = TABLES[kind]
     query = sa.select(table.c[key]).where(among(table.c[key], "ids"))
     return set(connection.scalars(query, {"ids": sorted(ids)}))
 
 
-def read_members(connection: sa.Connection, pairs: Collection[Key]) -> dict[Key, MemberRow]:
-    """Read those of the memberships that are present."""
-    ends = [pair.organization_and_user for pair in pairs]
-    values = {
+class Pair(Struct, frozen=True):
+    """A membership, or a role that a user or a member has. Its record is the membership or the
+    user."""
+
+    id: str
+    record_id: str
+    row: PairRow
+
+
+def read_pairs(connection: sa.Connection, pair: PairKind, ids: Collection[str]) -> list[Pair]:
+    """Read the memberships or roles of records, in order."""
+    if pair == "user_role":
+        return _read_user_roles(connection, ids)
+    keys = [Key("membership", id_) for id_ in ids]
+    if pair == "member_role":
+        return _read_member_roles(connection, keys)
+    return [Pair(key.id, key.id, row) for key, row in read_members(connection, keys).items()]
+
+
+def _read_user_roles(connection: sa.Connection, users: Collection[str]) -> list[Pair]:
+    query = (
+        sa.select(user_roles.c.logto_user_id, user_roles.c.role_id, user_roles.c.name)
+        .where(among(user_roles.c.logto_user_id, "users"))
+        .order_by(user_roles.c.logto_user_id, user_roles.c.role_id)
+    )
+    return [
+        Pair(f"{user}:{role}", user, UserRoleRow(user_id=user, role_id=role, name=name))
+        for user, role, name in connection.execute(query, {"users": sorted(users)})
+    ]
+
+
+def _read_member_roles(connection: sa.Connection, memberships: Collection[Key]) -> list[Pair]:
+    rows: dict[Key, list[MemberRoleRow]] = {}
+    query = _of_pairs(member_roles).order_by(member_roles.c.role_id)
+    for row in connection.execute(query, _ends_of(memberships)):
+        role = MemberRoleRow(
+            organization_id=row.logto_organization_id,
+            user_id=row.logto_user_id,
+            role_id=row.role_id,
+            name=row.name,
+        )
+        rows.setdefault(membership(role.organization_id, role.user_id), []).append(role)
+    return [
+        Pair(f"{key.id}:{role.role_id}", key.id, role)
+        for key in memberships
+        for role in rows.get(key, ())
+    ]
+
+
+def _ends_of(memberships: Collection[Key]) -> dict[str, list[str]]:
+    ends = [pair.organization_and_user for pair in memberships]
+    return {
         "organizations": sorted({organization.id for organization, _ in ends}),
         "users": sorted({user.id for _, user in ends}),
     }
+
+
+def read_members(connection: sa.Connection, pairs: Collection[Key]) -> dict[Key, MemberRow]:
+    """Read those of the memberships that are present."""
+    values = _ends_of(pairs)
     roles: dict[Key, list[tuple[str, str]]] = {}
     for row in connection.execute(_of_pairs(member_roles), values):
         key = membership(row.logto_organization_id, row.logto_user_id)

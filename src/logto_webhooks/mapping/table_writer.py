@@ -26,7 +26,8 @@ from logto_webhooks.database.mapped_rows import (
 )
 from logto_webhooks.database.sessions import INTERNAL
 from logto_webhooks.errors import RowRejected, StoreUnavailable, TimedOut
-from logto_webhooks.mapping.declare import EntityMapping, MemberMapping
+from logto_webhooks.mapping.declare import EntityMapping
+from logto_webhooks.mapping.declare_pairs import PairMapping
 
 # Data type mismatch, cannot coerce, undefined function (no operator for these types).
 _WRONG_TYPE: Final = ("42804", "42846", "42883")
@@ -41,7 +42,8 @@ Action = Literal["insert", "update", "delete", "nothing"]
 
 class PlannedRow(Struct, frozen=True, kw_only=True):
     """What is to be done with one record's row. `links` says that an existing row is taken over,
-    `deletes` that a row of a deleted record is deleted or unlinked."""
+    `deletes` that a row of a deleted record is deleted or unlinked. `replaces` is the primary key
+    of a former row, which is deleted with it."""
 
     logto_id: str
     action: Action
@@ -49,21 +51,27 @@ class PlannedRow(Struct, frozen=True, kw_only=True):
     deletes: bool = False
     primary_key: tuple[Any, ...] = ()
     values: dict[str, Any] = {}
+    replaces: tuple[Any, ...] = ()
     state: RowState
 
     @property
     def waits_for_end(self) -> bool:
-        """Whether a membership is to be inserted once its user or organization has a row."""
+        """Whether it is to be inserted once its user, organization or member has a row."""
         blocker = self.state.blocked_by
-        is_end = blocker is not None and blocker.startswith(("user:", "organization:"))
+        is_end = blocker is not None and blocker.startswith(("user:", "organization:", "member:"))
         return is_end and self.state.state == "waiting"
+
+    @property
+    def deleted_key(self) -> tuple[Any, ...]:
+        """The primary key of the row that is deleted; () if none is."""
+        return self.primary_key if self.action == "delete" else self.replaces
 
 
 class TableWriter:
     """Writes planned rows of one table; what the database refuses is written alone."""
 
     def __init__(
-        self, connection: sa.Connection, mapping: EntityMapping | MemberMapping, schemas: Any
+        self, connection: sa.Connection, mapping: EntityMapping | PairMapping, schemas: Any
     ) -> None:
         """`schemas` is the `schema_translate_map` of the application's engine."""
         self.name = mapping.name
@@ -120,7 +128,8 @@ class TableWriter:
         place = self._primary_key
         query = sa.select(*place, *columns).order_by(*place).limit(limit)
         if after:
-            query = query.where(sa.tuple_(*place) > sa.tuple_(*after))
+            types = [column.type for column in place]
+            query = query.where(sa.tuple_(*place) > sa.tuple_(*after, types=types))
         return self._run(query).all()
 
     def _write_in_time(self, plans: Sequence[PlannedRow]) -> dict[str, RowState]:
@@ -137,12 +146,12 @@ class TableWriter:
     def _refuse_referred(self, plans: Sequence[PlannedRow]) -> dict[str, RowState]:
         """Refuse to delete rows that others refer to. Unless the application says otherwise, SQLite
         doesn't enforce foreign keys."""
-        deletions = [plan for plan in plans if plan.action == "delete"]
+        deletions = [plan for plan in plans if plan.deleted_key]
         if not deletions or self._connection.dialect.name != "sqlite":
             return {}
         states: dict[str, RowState] = {}
         for table, column, place in _list_references(self._connection, self._table):
-            by_value = {plan.primary_key[place]: plan for plan in deletions}
+            by_value = {plan.deleted_key[place]: plan for plan in deletions}
             query = sa.select(column).where(column.in_(list(by_value))).distinct()
             for value in self._connection.scalars(query):
                 if plan := by_value.get(value):
@@ -183,7 +192,7 @@ class TableWriter:
             check_constraints(self._connection)
 
     def _execute(self, plans: Sequence[PlannedRow]) -> None:
-        self._delete([plan for plan in plans if plan.action == "delete"])
+        self._delete([plan.deleted_key for plan in plans if plan.deleted_key])
         self._update([plan for plan in plans if plan.action == "update"])
         inserts: dict[tuple[str, ...], list[dict[str, Any]]] = {}
         for plan in plans:
@@ -192,17 +201,18 @@ class TableWriter:
         for rows in inserts.values():
             self._run_rows(sa.insert(self._table), rows)
 
-    def _delete(self, plans: Sequence[PlannedRow]) -> None:
-        if plans:
-            where, values = self._match_keys(plans)
+    def _delete(self, keys: Sequence[tuple[Any, ...]]) -> None:
+        if keys:
+            where, values = self._match_keys(keys)
             self._run_rows(sa.delete(self._table).where(where), values)
 
     def _update(self, plans: Sequence[PlannedRow]) -> None:
         groups: dict[tuple[str, ...], list[PlannedRow]] = {}
         for plan in plans:
-            groups.setdefault(tuple(sorted(plan.values)), []).append(plan)
+            if plan.values:
+                groups.setdefault(tuple(sorted(plan.values)), []).append(plan)
         for names, group in groups.items():
-            where, values = self._match_keys(group)
+            where, values = self._match_keys([plan.primary_key for plan in group])
             sets = {
                 name: sa.bindparam(f"new_{i}", type_=self._table.c[name].type)
                 for i, name in enumerate(names)
@@ -214,7 +224,7 @@ class TableWriter:
             self._run_rows(sa.update(self._table).where(where).values(sets), rows)
 
     def _match_keys(
-        self, plans: Sequence[PlannedRow]
+        self, keys: Sequence[tuple[Any, ...]]
     ) -> tuple[sa.ColumnElement[bool], list[dict[str, Any]]]:
         columns = self._primary_key
         where = sa.and_(
@@ -223,9 +233,7 @@ class TableWriter:
                 for i, column in enumerate(columns)
             )
         )
-        return where, [
-            {f"pk_{i}": value for i, value in enumerate(plan.primary_key)} for plan in plans
-        ]
+        return where, [{f"pk_{i}": value for i, value in enumerate(key)} for key in keys]
 
     def _find_differing(self, values: dict[str, Any], own: sa.RowMapping) -> dict[str, Any]:
         """Return the values that differ from those of a row."""

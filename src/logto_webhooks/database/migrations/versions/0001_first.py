@@ -224,7 +224,7 @@ def _mapped_rows() -> None:
     op.create_table(
         table,
         *_key("logto_id", "mapping"),
-        _column("row_id", Text, nullable=True),
+        *_optional(Text, "record_id", "row_id"),
         _column("kind", Text),
         _column("state", Text),
         *_optional(Text, "reason", "blocked_by"),
@@ -232,6 +232,7 @@ def _mapped_rows() -> None:
         *_optional(Millis, "deleted_at"),
     )
     op.create_table("logto_former_rows", *_key("row_id", "mapping", "logto_id"))
+    _index(f"{table}_record", table, ["record_id", "mapping"], "record_id IS NOT NULL")
     _index(f"{table}_row", table, ["row_id", "mapping"])
     _index(f"{table}_blocked", table, ["blocked_by", "mapping"], "state <> 'ok'")
     _index(f"{table}_deleted", table, ["deleted_at", "mapping"], "deleted_at IS NOT NULL")

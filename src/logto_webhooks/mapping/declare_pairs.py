@@ -1,0 +1,277 @@
+"""What a mapping of memberships or of roles says: whose row it is, and what fills its columns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final, Literal
+
+import sqlalchemy as sa
+from msgspec import Struct
+
+from logto_webhooks.mapping.declare import (
+    ColumnFinder,
+    ColumnName,
+    Problem,
+    Read,
+    check_required,
+    define,
+    find_table,
+    make_reader,
+    read_defaults,
+)
+
+PairKind = Literal["member", "user_role", "member_role"]
+EndKind = Literal["organization", "user", "member", "role"]
+RoleBy = Literal["id", "name"]
+_NAME: Final = "name"
+
+
+class MemberRow(Struct, frozen=True, kw_only=True):
+    """A membership, with the roles that the user has in the organization, by name and by id."""
+
+    organization_id: str
+    user_id: str
+    joined_at: datetime | None = None
+    roles: tuple[str, ...] = ()
+    role_ids: tuple[str, ...] = ()
+
+
+class UserRoleRow(Struct, frozen=True, kw_only=True):
+    """A role that a user has, by id and by name."""
+
+    user_id: str
+    role_id: str
+    name: str
+
+
+class MemberRoleRow(Struct, frozen=True, kw_only=True):
+    """A role that a member has in an organization, by id and by name."""
+
+    organization_id: str
+    user_id: str
+    role_id: str
+    name: str
+
+
+PairRow = MemberRow | UserRoleRow | MemberRoleRow
+ROW_TYPES: Final[dict[PairKind, type[Struct]]] = {
+    "member": MemberRow,
+    "user_role": UserRoleRow,
+    "member_role": MemberRoleRow,
+}
+
+
+class End(Struct, frozen=True):
+    """A column that says whose row it is: an organization's, a user's or a member's.
+
+    `refers_to` is the table of its foreign key, if that refers to a primary key; the column then
+    holds the primary key of your own row, and otherwise Logto's id.
+    """
+
+    kind: EndKind
+    column: sa.Column[Any]
+    refers_to: sa.Table | None = None
+
+    def id_in(self, row: Any) -> str:
+        """Return the end's id in a row of the mirror."""
+        if self.kind == "member":
+            return f"{row.organization_id}:{row.user_id}"
+        return str(getattr(row, f"{self.kind}_id"))
+
+
+class RoleEnd(End, frozen=True):
+    """A column that says which role it is. It holds the role's id or name, as `by` says, or what it
+    refers to in the row of yours whose column `match` equals that."""
+
+    by: RoleBy = "id"
+    match: sa.Column[Any] | None = None
+    referred: sa.Column[Any] | None = None
+
+    def id_in(self, row: Any) -> str:
+        """Return the role's id or name."""
+        return str(row.role_id if self.by == "id" else row.name)
+
+
+class PairMapping(Struct, frozen=True, kw_only=True):
+    """A mapping of memberships, of users' roles or of members' roles onto a table.
+
+    `kind` is that of the records: each user or membership has any number of rows for its roles.
+    """
+
+    pair: PairKind
+    kind: Literal["user", "membership"]
+    name: str
+    target: Any
+    table: sa.Table
+    ends: tuple[End, ...]
+    columns: dict[str, Read]
+    create_defaults: dict[str, Any]
+    where: Callable[[Any], bool] | None
+    definition: str
+
+    @property
+    def primary_key(self) -> tuple[sa.Column[Any], ...]:
+        """The primary key of the table."""
+        return tuple(self.table.primary_key)
+
+
+def declare_members(
+    target: Any,
+    *,
+    organization: ColumnName,
+    user: ColumnName,
+    columns: Mapping[ColumnName, str | Read] | None = None,
+    create_defaults: Mapping[ColumnName, Any] | None = None,
+) -> PairMapping:
+    """Check a mapping of memberships. Raises InvalidMapping."""
+    finder = _make_finder(target)
+    ends = [_find_end("organization", organization, finder), _find_end("user", user, finder)]
+    return _declare("member", target, finder, ends, columns, create_defaults)
+
+
+def declare_user_roles(
+    target: Any,
+    *,
+    user: ColumnName,
+    role: ColumnName,
+    role_by: Any = None,
+    columns: Mapping[ColumnName, str | Read] | None = None,
+    create_defaults: Mapping[ColumnName, Any] | None = None,
+    where: Callable[[Any], bool] | None = None,
+) -> PairMapping:
+    """Check a mapping of users' roles. Raises InvalidMapping."""
+    finder = _make_finder(target)
+    ends = [_find_end("user", user, finder), _find_role(role, role_by, finder)]
+    return _declare("user_role", target, finder, ends, columns, create_defaults, where)
+
+
+def declare_member_roles(
+    target: Any,
+    *,
+    role: ColumnName,
+    organization: ColumnName | None = None,
+    user: ColumnName | None = None,
+    member: ColumnName | None = None,
+    role_by: Any = None,
+    columns: Mapping[ColumnName, str | Read] | None = None,
+    create_defaults: Mapping[ColumnName, Any] | None = None,
+    where: Callable[[Any], bool] | None = None,
+) -> PairMapping:
+    """Check a mapping of members' roles. Raises InvalidMapping."""
+    finder = _make_finder(target)
+    if member is not None and organization is None and user is None:
+        ends = [_find_member(member, finder)]
+    elif member is None and organization is not None and user is not None:
+        ends = [_find_end("organization", organization, finder), _find_end("user", user, finder)]
+    else:
+        raise finder.problem("pass either member, or both organization and user")
+    ends.append(_find_role(role, role_by, finder))
+    return _declare("member_role", target, finder, ends, columns, create_defaults, where)
+
+
+def _make_finder(target: Any) -> ColumnFinder:
+    table = find_table(target)
+    return ColumnFinder(table, target, Problem(table.fullname))
+
+
+def _declare(
+    pair: PairKind,
+    target: Any,
+    finder: ColumnFinder,
+    ends: Sequence[End],
+    columns: Mapping[ColumnName, str | Read] | None,
+    create_defaults: Mapping[ColumnName, Any] | None,
+    where: Callable[[Any], bool] | None = None,
+) -> PairMapping:
+    problem, table = finder.problem, finder.table
+    columns = columns or {}
+    reads = {
+        finder.find(name).key: make_reader(ROW_TYPES[pair], source, finder.find(name), problem)
+        for name, source in columns.items()
+    }
+    keys = [end.column.key for end in ends]
+    for key in keys:
+        if keys.count(key) > 1 or key in reads:
+            raise problem(f"{key} would be filled twice")
+    defaults = read_defaults(create_defaults or {}, finder, problem)
+    check_required(table, {*keys, *reads, *defaults}, problem)
+    if where is not None and not callable(where):
+        raise problem("where must be a function of the row")
+    described = [[end.column, getattr(end, "by", ""), getattr(end, "match", "")] for end in ends]
+    return PairMapping(
+        pair=pair,
+        kind="user" if pair == "user_role" else "membership",
+        name=str(table.fullname),  # a subclass of str can't be encoded
+        target=target,
+        table=table,
+        ends=tuple(ends),
+        columns=reads,
+        create_defaults=defaults,
+        where=where,
+        definition=define(finder, described, columns, create_defaults or {}, where),
+    )
+
+
+def _find_end(kind: Literal["organization", "user"], name: ColumnName, finder: ColumnFinder) -> End:
+    column = finder.find(name)
+    return End(kind, column, _find_parent(column, finder))
+
+
+def _find_parent(column: sa.Column[Any], finder: ColumnFinder) -> sa.Table | None:
+    """Return the table to whose primary key a column refers. Through a foreign key of several
+    columns, such as one to a table of members, a column refers to what the other column does."""
+    parent: sa.Table | None = None
+    for key in column.foreign_keys:
+        table = key.column.table
+        if key.constraint is not None and len(key.constraint.elements) > 1:
+            if key.column is not column:
+                parent = parent or _find_parent(key.column, finder)
+        elif key.column.primary_key:
+            if len(table.primary_key) > 1:
+                raise finder.problem(
+                    f"{column.name} refers to {table.name}, whose primary key has several columns: "
+                    "refer to a column that is unique by itself"
+                )
+            return table
+    return parent
+
+
+def _find_member(name: ColumnName, finder: ColumnFinder) -> End:
+    column = finder.find(name)
+    for key in column.foreign_keys:
+        if list(key.column.table.primary_key) == [key.column]:
+            return End("member", column, key.column.table)
+    raise finder.problem(
+        f"{column.name} doesn't refer to the primary key of a table of members, which is one "
+        "column: pass organization and user instead of member"
+    )
+
+
+def _find_role(name: ColumnName, by: Any, finder: ColumnFinder) -> RoleEnd:
+    column = finder.find(name)
+    referred = next((key.column for key in column.foreign_keys), None)
+    way = by if isinstance(by, str) else None
+    if referred is None:
+        if way not in ("id", "name", None) or by is not way:
+            raise finder.problem(
+                f'{column.name} refers to no table, so role_by must be "id" or "name"'
+            )
+        return RoleEnd("role", column, None, "name" if way == "name" else "id")
+    table = referred.table
+    if way == "id":
+        return RoleEnd("role", column, table, "id", referred, referred)
+    match = table.c.get(_NAME) if by is None or way == "name" else _find_of_table(by, table)
+    if match is None:
+        raise finder.problem(
+            f"{column.name} refers to {table.name}: pass role_by, the column of {table.name} that "
+            "holds the role's name, or \"id\" if it is Logto's role id"
+        )
+    return RoleEnd("role", column, table, "name", match, referred)
+
+
+def _find_of_table(name: Any, table: sa.Table) -> sa.Column[Any] | None:
+    """Find a column of the table of roles by what an application calls it."""
+    columns = getattr(getattr(name, "property", None), "columns", [name])
+    column = columns[0]
+    return column if isinstance(column, sa.Column) and column.table is table else None

@@ -1,0 +1,510 @@
+"""The application's tables of roles follow the roles that users and members have in Logto."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import itertools
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from logto_webhooks.apply import batch
+from logto_webhooks.database.runner import HandlerRunner
+from logto_webhooks.logto import api_responses
+from logto_webhooks.logto.api_responses import Span
+from logto_webhooks.mapping.apply import retry_unsettled
+from logto_webhooks.mapping.check import find_differences
+from logto_webhooks.mapping.declare_pairs import declare_member_roles, declare_user_roles
+from logto_webhooks.records.record import Change, membership
+from logto_webhooks.testing import make
+from tests.integration.test_mapping import KINDS, Application
+from tests.integration.test_mapping_troubles import counts_of
+from tests.support.stores import Copy, StoreKind
+
+Roles = Mapping[str, str]  # id -> name
+ANA = make.user_created(id="ana", email="ana@x.example", at=1_000).body
+BO = make.user_created(id="bo", email="bo@x.example", at=1_000).body
+ACME = make.event("Organization.Created", id="acme", name="Acme", at=1_000).body
+JOINED = make.organization_membership_updated(id="acme", at=1_500, addedUserIds=["ana"]).body
+LEFT = make.organization_membership_updated(id="acme", at=9_000, removedUserIds=["ana"]).body
+EDITOR, VIEWER = {"r1": "editor"}, {"r2": "viewer"}
+
+
+class Rank(enum.Enum):
+    """A member's role, as the application knows it."""
+
+    OWNER = "owner"
+    GUEST = "guest"
+
+
+class RoleApplication(Application):
+    """Users refer to roles by their primary keys, and members' rows have the names of roles."""
+
+    def __init__(self, kind: StoreKind, folder: Path) -> None:
+        super().__init__(kind, folder)
+        self.roles = sa.Table(
+            "roles",
+            self.metadata,
+            sa.Column("id", sa.Integer, primary_key=True),
+            sa.Column("name", sa.Text, nullable=False),
+        )
+        self.user_roles = sa.Table(
+            "user_roles",
+            self.metadata,
+            sa.Column("user_id", sa.ForeignKey(self.users.c.id), primary_key=True),
+            sa.Column("role_id", sa.ForeignKey(self.roles.c.id), primary_key=True),
+            sa.Column("logto_role", sa.Text),
+            sa.Column("source", sa.Text),
+        )
+        self.member_roles = sa.Table(
+            "member_roles",
+            self.metadata,
+            sa.Column("id", sa.Integer, primary_key=True),
+            sa.Column("member_id", sa.ForeignKey(self.members.c.id), nullable=False),
+            sa.Column("role", sa.Text, nullable=False),
+            sa.UniqueConstraint("member_id", "role"),
+        )
+        with self.engine.begin() as connection:
+            self.metadata.create_all(connection)
+            names = [{"name": name} for name in ("editor", "viewer")]
+            connection.execute(sa.insert(self.roles), names)
+
+    async def map_roles(self, **changes: Any) -> HandlerRunner:
+        """Map all five tables; `changes` are those to the mapping of users' roles."""
+        await self.map()
+        own = self.user_roles.c
+        options: dict[str, Any] = {
+            "user": own.user_id,
+            "role": own.role_id,
+            "columns": {own.logto_role: "role_id"},
+            "create_defaults": {own.source: "logto"},
+        }
+        members: dict[str, Any] = {"member": "member_id", "role": "role", "role_by": "name"}
+        self.mappings.add(declare_user_roles(self.user_roles, **options | changes))
+        self.mappings.add(declare_member_roles(self.member_roles, **members))
+        await self.host.run(lambda store: store.mappings.register(self.mappings.registered))
+        return self.host
+
+    def insert(self, table: sa.Table, **values: Any) -> None:
+        """Insert a row of the application's own."""
+        with self.engine.begin() as connection:
+            connection.execute(sa.insert(table).values(values))
+
+    def delete(self, table: sa.Table, *where: sa.ColumnElement[bool]) -> None:
+        """Delete rows, as the application does."""
+        with self.engine.begin() as connection:
+            connection.execute(sa.delete(table).where(*where))
+
+    @property
+    def user_role_names(self) -> list[tuple[str, str]]:
+        """The Logto id of each user with a role, and the role's name."""
+        own = sa.select(self.users.c.logto_user_id, self.roles.c.name)
+        own = own.select_from(self.user_roles.join(self.users).join(self.roles))
+        with self.engine.connect() as connection:
+            return sorted((user, role) for user, role in connection.execute(own))
+
+    @property
+    def member_role_names(self) -> list[tuple[str, str]]:
+        """The Logto id of each member with a role, and the role's name."""
+        own = sa.select(self.users.c.logto_user_id, self.member_roles.c.role)
+        own = own.select_from(self.member_roles.join(self.members).join(self.users))
+        with self.engine.connect() as connection:
+            return sorted((user, role) for user, role in connection.execute(own))
+
+    async def problems(self) -> list[tuple[str, str, str]]:
+        """What `mapping check` lists."""
+        differences = await find_differences(self.host, self.mappings)
+        return [(each.mapping, each.problem, each.logto_id) for each in differences]
+
+
+def read_user_roles(user: str, roles: Roles, at: int) -> list[Change]:
+    """Logto's answer to `GET /users/:id/roles`."""
+    items = [{"id": id_, "name": name} for id_, name in roles.items()]
+    return [api_responses.read_roles(user, items, Span(at, at))]
+
+
+def read_member_roles(roles: Roles, at: int, user: str = "ana") -> list[Change]:
+    """Logto's answer to `GET /users/:id/organizations`."""
+    pair = membership("acme", user)
+    return api_responses.read_pairs([pair], {pair: dict(roles)}, Span(at, at))
+
+
+async def learn(host: HandlerRunner, changes: list[Change]) -> None:
+    await host.run(partial(batch.apply_reads, changes=changes, source="reconcile"))
+
+
+def run(kind: StoreKind, folder: Path, live: Callable[[RoleApplication], Awaitable[None]]) -> None:
+    async def run() -> None:
+        application = RoleApplication(kind, folder)
+        try:
+            await live(application)
+        finally:
+            await application.close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_roles_come_and_go_with_the_answers_of_logto(kind: StoreKind, tmp_path: Path) -> None:
+    """Other columns are filled like those of any mapping."""
+
+    async def live(application: RoleApplication) -> None:
+        host = await application.map_roles()
+        await Copy(host).take([ANA, BO, ACME, JOINED])
+        await learn(host, read_user_roles("ana", EDITOR | VIEWER, 3_000))
+        await learn(host, read_user_roles("bo", VIEWER, 3_000))
+        await learn(host, read_member_roles({"o1": "admin", "o2": "billing"}, 3_000))
+        expected = [("ana", "editor"), ("ana", "viewer"), ("bo", "viewer")]
+        assert application.user_role_names == expected
+        assert application.member_role_names == [("ana", "admin"), ("ana", "billing")]
+        rows = application.rows(application.user_roles, "logto_role", "source")
+        assert rows == [("r1", "logto"), ("r2", "logto"), ("r2", "logto")]
+        assert await application.problems() == []
+        await learn(host, read_user_roles("ana", VIEWER, 4_000))
+        await learn(host, read_member_roles({"o2": "billing"}, 4_000))
+        assert application.user_role_names == expected[1:]
+        assert application.member_role_names == [("ana", "billing")]
+        assert (await counts_of(host, application.user_roles)).ok == 2
+        assert await application.problems() == []
+
+    run(kind, tmp_path, live)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_order_of_arrival_does_not_matter(kind: StoreKind, tmp_path: Path) -> None:
+    """The user, the organization, the membership and both kinds of roles, in every order."""
+
+    async def live(order: tuple[object, ...]) -> None:
+        application = RoleApplication(kind, tmp_path)
+        host = await application.map_roles()
+        copy = Copy(host)
+        for step in order:
+            if isinstance(step, bytes):
+                await copy.take([step])
+            else:
+                assert isinstance(step, list)
+                await learn(host, step)
+        assert application.user_role_names == [("ana", "editor")]
+        assert application.member_role_names == [("ana", "admin")]
+        await application.check()
+        await application.close()
+
+    steps = [ANA, ACME, read_user_roles("ana", EDITOR, 3_000)]
+    steps.append(read_member_roles({"o1": "admin"}, 3_000))
+    for order in itertools.permutations(steps):
+        asyncio.run(live(order))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_role_that_is_not_there_is_a_conflict_of_it_alone(
+    kind: StoreKind, tmp_path: Path
+) -> None:
+    """It is written once the application has added the role."""
+
+    async def live(application: RoleApplication) -> None:
+        host = await application.map_roles()
+        await Copy(host).take([ANA])
+        await learn(host, read_user_roles("ana", EDITOR | {"r3": "author"}, 3_000))
+        assert application.user_role_names == [("ana", "editor")]
+        counts = await counts_of(host, application.user_roles)
+        assert (counts.ok, counts.conflict) == (1, 1)
+        conflict = await host.read(lambda store: store.mappings.find_oldest("conflict"))
+        assert conflict is not None
+        assert conflict.reason == "no row has the role's name 'author' in roles"
+        name = application.user_roles.fullname
+        assert await application.problems() == [(name, "refused", "ana:r3")]
+        application.insert(application.roles, name="author")
+        assert await retry_unsettled(host, application.mappings) == 1
+        assert application.user_role_names == [("ana", "author"), ("ana", "editor")]
+        assert await application.problems() == []
+
+    run(kind, tmp_path, live)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_of_two_rows_with_a_role_s_name_none_is_taken(kind: StoreKind, tmp_path: Path) -> None:
+    """The application has to say which one it is."""
+
+    async def live(application: RoleApplication) -> None:
+        host = await application.map_roles()
+        application.insert(application.roles, name="editor")
+        await Copy(host).take([ANA])
+        await learn(host, read_user_roles("ana", EDITOR, 3_000))
+        assert application.user_role_names == []
+        conflict = await host.read(lambda store: store.mappings.find_oldest("conflict"))
+        assert conflict is not None
+        assert conflict.reason == "several rows have the role's name 'editor' in roles"
+
+    run(kind, tmp_path, live)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_role_that_is_renamed_in_logto_is_another_row(kind: StoreKind, tmp_path: Path) -> None:
+    """The former row stays until the application has a role with the new name."""
+
+    async def live(application: RoleApplication) -> None:
+        host = await application.map_roles()
+        await Copy(host).take([ANA, ACME, JOINED])
+        await learn(host, read_user_roles("ana", EDITOR, 3_000))
+        await learn(host, read_member_roles({"o1": "admin"}, 3_000))
+        await learn(host, read_user_roles("ana", {"r1": "viewer"}, 4_000))
+        await learn(host, read_member_roles({"o1": "owner"}, 4_000))
+        assert application.user_role_names == [("ana", "viewer")]
+        assert application.member_role_names == [("ana", "owner")]
+        await learn(host, read_user_roles("ana", {"r1": "author"}, 5_000))
+        assert application.user_role_names == [("ana", "viewer")]
+        assert (await counts_of(host, application.user_roles)).conflict == 1
+        application.insert(application.roles, name="author")
+        await retry_unsettled(host, application.mappings)
+        assert application.user_role_names == [("ana", "author")]
+        assert await application.problems() == []
+
+    run(kind, tmp_path, live)
+
+
+@pytest.mark.parametrize(
+    "names", [("viewer", "editor"), ("viewer", "author"), ("viewer", "viewer")]
+)
+@pytest.mark.parametrize("kind", KINDS)
+def test_renamed_roles_can_have_each_other_s_names(
+    kind: StoreKind, names: tuple[str, str], tmp_path: Path
+) -> None:
+    """Two names are swapped or move up; or, for a while, both have one name."""
+
+    async def live(application: RoleApplication) -> None:
+        application.insert(application.roles, name="author")
+        host = await application.map_roles(columns={})
+        await Copy(host).take([ANA])
+        await learn(host, read_user_roles("ana", EDITOR | VIEWER, 3_000))
+        renamed = dict(zip(("r1", "r2"), names, strict=True))
+        await learn(host, read_user_roles("ana", renamed, 4_000))
+        assert application.user_role_names == [("ana", name) for name in sorted({*names})]
+        await learn(host, read_user_roles("ana", {"r1": "author", "r2": "editor"}, 5_000))
+        assert application.user_role_names == [("ana", "author"), ("ana", "editor")]
+        await learn(host, read_user_roles("ana", {}, 6_000))
+        assert application.user_role_names == []
+
+    run(kind, tmp_path, live)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_roles_go_with_their_user_and_membership(kind: StoreKind, tmp_path: Path) -> None:
+    """Before the rows that they refer to. Logto says nothing of the roles."""
+
+    async def live(application: RoleApplication) -> None:
+        host = await application.map_roles()
+        copy = Copy(host)
+        await copy.take([ANA, ACME, JOINED])
+        await learn(host, read_user_roles("ana", EDITOR, 3_000))
+        await learn(host, read_member_roles({"o1": "admin"}, 3_000))
+        await copy.take([LEFT])
+        assert application.rows(application.member_roles, "role") == []
+        assert application.rows(application.members, "id") == []
+        assert application.user_role_names == [("ana", "editor")]
+        await copy.take([make.user_deleted(id="ana", at=10_000).body])
+        assert application.rows(application.user_roles, "user_id") == []
+        assert application.rows(application.users, "id") == []
+        await application.check()
+        for table in (application.user_roles, application.member_roles):
+            counts = await counts_of(host, table)
+            assert (counts.ok, counts.waiting, counts.conflict, counts.owed) == (0, 0, 0, 0)
+
+    run(kind, tmp_path, live)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_that_the_application_added_stay(kind: StoreKind, tmp_path: Path) -> None:
+    """A row for a role that the user has in Logto, too, is the mapping's from then on."""
+
+    async def live(application: RoleApplication) -> None:
+        host = await application.map_roles()
+        await Copy(host).take([ANA])
+        own = application.user_roles
+        [(ana,)] = application.rows(application.users, "id")
+        ids = dict(application.rows(application.roles, "name", "id"))
+        for name in ("editor", "viewer"):
+            application.insert(own, user_id=ana, role_id=ids[name], source="own")
+        await learn(host, read_user_roles("ana", EDITOR, 3_000))
+        assert application.rows(own, "logto_role", "source") == [("r1", "own"), (None, "own")]
+        assert await application.problems() == [(own.fullname, "extra", "ana:viewer")]
+        await learn(host, read_user_roles("ana", {}, 4_000))
+        assert application.user_role_names == [("ana", "viewer")]
+
+    run(kind, tmp_path, live)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_where_selects_roles(kind: StoreKind, tmp_path: Path) -> None:
+    """Roles for other applications are no conflicts. A renamed one may be selected no longer."""
+
+    async def live(application: RoleApplication) -> None:
+        host = await application.map_roles(where=lambda role: not role.name.startswith("other:"))
+        await Copy(host).take([ANA])
+        await learn(host, read_user_roles("ana", EDITOR | {"r9": "other:x"}, 3_000))
+        counts = await counts_of(host, application.user_roles)
+        assert (counts.ok, counts.conflict) == (1, 0)
+        assert await application.problems() == []
+        await learn(host, read_user_roles("ana", {"r1": "other:editor"}, 4_000))
+        assert application.user_role_names == []
+
+    run(kind, tmp_path, live)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_new_mapping_is_applied_to_all_roles(kind: StoreKind, tmp_path: Path) -> None:
+    """In the background, and by the command, which counts the rows."""
+
+    async def live(application: RoleApplication) -> None:
+        host = application.host
+        await Copy(host).take([ANA, BO, ACME, JOINED])
+        for user in ("ana", "bo"):
+            await learn(host, read_user_roles(user, EDITOR | VIEWER, 3_000))
+        await learn(host, read_member_roles({"o1": "admin"}, 3_000))
+        await application.map_roles()
+        await application.apply_all()
+        assert len(application.user_role_names) == 4
+        assert application.member_role_names == [("ana", "admin")]
+        application.delete(application.user_roles, application.user_roles.c.logto_role == "r1")
+        application.delete(application.member_roles)
+        names = [table.fullname for table in (application.user_roles, application.member_roles)]
+        assert await application.problems() == [
+            (names[0], "missing", "ana:r1"),
+            (names[0], "missing", "bo:r1"),
+            (names[1], "missing", "acme:ana:o1"),
+        ]
+        applied = {each.mapping: each for each in await application.apply_again()}
+        assert [applied[name].created for name in names] == [2, 1]
+        assert await application.problems() == []
+
+    run(kind, tmp_path, live)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_process_without_the_code_owes_the_roles(kind: StoreKind, tmp_path: Path) -> None:
+    """New ones as well as those that are over."""
+
+    async def live(application: RoleApplication) -> None:
+        host = await application.map_roles()
+        await Copy(host).take([ANA, BO])
+        await learn(host, read_user_roles("ana", EDITOR, 3_000))
+        host.project = None
+        await learn(host, read_user_roles("ana", VIEWER, 4_000))
+        assert application.user_role_names == [("ana", "editor")]
+        assert (await counts_of(host, application.user_roles)).owed == 1
+        host.project = application.mappings.write
+        await retry_unsettled(host, application.mappings, ["owed"])
+        assert application.user_role_names == [("ana", "viewer")]
+        counts = await counts_of(host, application.user_roles)
+        assert (counts.ok, counts.owed) == (1, 0)
+
+    run(kind, tmp_path, live)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_missing_table_of_roles_pauses_the_mapping(kind: StoreKind, tmp_path: Path) -> None:
+    """The rows are owed, and written when the table is there. All else is written at once."""
+
+    async def live(application: RoleApplication) -> None:
+        host = await application.map_roles()
+        with application.engine.begin() as connection:
+            application.user_roles.drop(connection)
+        await Copy(host).take([ANA])
+        await learn(host, read_user_roles("ana", EDITOR, 3_000))
+        assert (await counts_of(host, application.user_roles)).owed == 1
+        with application.engine.begin() as connection:
+            application.user_roles.create(connection)
+        await retry_unsettled(host, application.mappings, ["owed"])
+        assert application.user_role_names == [("ana", "editor")]
+        assert (await counts_of(host, application.user_roles)).owed == 0
+
+    run(kind, tmp_path, live)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "sqlite"])
+def test_a_locked_row_of_a_role_that_is_over_is_owed(kind: StoreKind, tmp_path: Path) -> None:
+    """It goes when it is free."""
+
+    async def live(application: RoleApplication) -> None:
+        host = await application.map_roles()
+        await Copy(host).take([ANA])
+        await learn(host, read_user_roles("ana", EDITOR, 3_000))
+        with application.engine.begin() as connection:
+            connection.execute(sa.select(application.user_roles).with_for_update())
+            await learn(host, read_user_roles("ana", VIEWER, 4_000))
+            assert (await counts_of(host, application.user_roles)).owed == 1
+        assert application.user_role_names == [("ana", "editor"), ("ana", "viewer")]
+        await retry_unsettled(host, application.mappings, ["owed"])
+        assert application.user_role_names == [("ana", "viewer")]
+
+    run(kind, tmp_path, live)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_members_without_rows_have_no_roles(kind: StoreKind, tmp_path: Path) -> None:
+    """The mapping of users excludes them, so nothing waits."""
+
+    async def live(application: RoleApplication) -> None:
+        map_users = application.map
+
+        async def map_some(**changes: Any) -> HandlerRunner:
+            return await map_users(where=lambda user: user.logto_user_id != "ana")
+
+        application.map = map_some  # type: ignore[method-assign]
+        host = await application.map_roles()
+        await Copy(host).take([ANA, ACME, JOINED])
+        await learn(host, read_user_roles("ana", EDITOR, 3_000))
+        await learn(host, read_member_roles({"o1": "admin"}, 3_000))
+        for table in (application.members, application.user_roles, application.member_roles):
+            assert (await counts_of(host, table)).waiting == 0
+        assert await application.problems() == []
+
+    run(kind, tmp_path, live)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_logto_s_ids_and_enumerations(kind: StoreKind, tmp_path: Path) -> None:
+    """A table without foreign keys has Logto's ids; of an enumeration, others are conflicts."""
+
+    async def live(application: RoleApplication) -> None:
+        await application.map()
+        plain = sa.Table(
+            "plain",
+            application.metadata,
+            sa.Column("user", sa.Text, primary_key=True),
+            sa.Column("role", sa.Text, primary_key=True),
+        )
+        ranks = sa.Table(
+            "ranks",
+            application.metadata,
+            sa.Column("team", sa.Text, primary_key=True),
+            sa.Column("user", sa.Text, primary_key=True),
+            sa.Column(
+                "rank",
+                sa.Enum(Rank, values_callable=lambda ranks: [rank.value for rank in ranks]),
+                primary_key=True,
+            ),
+        )
+        with application.engine.begin() as connection:
+            application.metadata.create_all(connection)
+        application.mappings.add(declare_user_roles(plain, user="user", role="role"))
+        ends: dict[str, Any] = {"organization": "team", "user": "user", "role": "rank"}
+        application.mappings.add(declare_member_roles(ranks, **ends, role_by="name"))
+        host, registered = application.host, application.mappings.registered
+        await host.run(lambda store: store.mappings.register(registered))
+        await Copy(host).take([ANA, ACME])
+        await learn(host, read_user_roles("ana", EDITOR, 3_000))
+        await learn(host, read_member_roles({"o1": "owner", "o2": "pilot"}, 3_000))
+        assert application.rows(plain, "user", "role") == [("ana", "r1")]
+        assert application.rows(ranks, "team", "user", "rank") == [("acme", "ana", Rank.OWNER)]
+        counts = await counts_of(host, ranks)
+        assert (counts.ok, counts.conflict) == (1, 1)
+        await learn(host, read_member_roles({"o1": "guest"}, 4_000))
+        assert application.rows(ranks, "rank") == [(Rank.GUEST,)]
+        assert await application.problems() == []
+
+    run(kind, tmp_path, live)
