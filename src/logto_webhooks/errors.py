@@ -284,6 +284,10 @@ class ApiNotConfigured(LogtoWebhooksError):
         super().__init__(missing=tuple(missing), names=", ".join(missing))
 
 
+class ApplicationMissing(LogtoWebhooksError):
+    """No application is set. Pass --app module:name."""
+
+
 class ExtraMissing(LogtoWebhooksError):
     """{feature} needs {package}, which isn't installed. Install the extra "{extra}" of
     logto-webhooks, or run: pip install {package}"""
@@ -505,6 +509,7 @@ __all__ = [
     "AddressUnavailable",
     "AlreadyListening",
     "ApiNotConfigured",
+    "ApplicationMissing",
     "BodyIncomplete",
     "BodyReadBefore",
     "BodyTooLarge",

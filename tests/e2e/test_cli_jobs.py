@@ -212,3 +212,13 @@ def test_deliveries_are_replayed(tmp_path: Path) -> None:
     replay = ("deliveries", "replay")
     assert "ID: 8, 9." in one_line(said(tmp_path, *replay, "1", "8", "9", code=1))
     assert "app:greet" in one_line(said(tmp_path, *replay, "1", "--handler", "greet", code=2))
+
+
+def test_a_job_that_waits_for_a_row_has_no_failure(folder: Path) -> None:
+    """Its reason has a title of its own."""
+    reason = "Its row in users waits: email is NOT NULL, but Logto has no value."
+    write(folder, lambda store: finish_one(store, state=JobState.WAITING, error=reason, after_s=60))
+    [waiting] = [row for row in told(folder, "jobs", "list") if row["error"] == reason]
+    printed = said(folder, "jobs", "show", str(waiting["id"]))
+    assert f"What it waits for\n{reason}" in printed
+    assert "failure\n" not in printed

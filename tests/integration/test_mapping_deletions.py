@@ -123,6 +123,31 @@ def test_columns_of_a_deleted_user_are_set_at_once(kind: StoreKind, tmp_path: Pa
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("is_freed", [False, True])
+def test_an_email_of_a_deleted_user_is_free_if_it_is_set_to_null(
+    is_freed: bool, kind: StoreKind, tmp_path: Path
+) -> None:
+    """Otherwise the row of the next user who has it is a conflict."""
+
+    async def live(application: Application) -> None:
+        own = application.users
+        freed: dict[Any, Any] = {own.c.email: None} if is_freed else {}
+        host = await application.map(when_deleted={own.c.active: False, **freed})
+        await Copy(host).take([created("ana"), deleted("ana")])
+        await Copy(host).take([make.user_created(id="ann", email="ana@x", at=3_000).body])
+        expected = {"ok": 2} if is_freed else {"ok": 1, "conflict": 1}
+        assert await states_of(host, own) == expected
+        rows = application.rows(own, "logto_user_id", "email", "active")
+        assert rows == (
+            [("ana", None, False), ("ann", "ana@x", True)]
+            if is_freed
+            else [("ana", "ana@x", False)]
+        )
+
+    run(kind, tmp_path, live)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_restored_dump_empties_no_table(kind: StoreKind, tmp_path: Path) -> None:
     """Logto lacks 30 of 40 users, and says so again: none goes until that is allowed. Then they go
     with their memberships, and the next deletion is as usual."""

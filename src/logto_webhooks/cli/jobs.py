@@ -231,7 +231,7 @@ def show(
     id: Annotated[int, Argument(min=1, max=GREATEST_ID, help="The job's ID.")],
     as_json: AsJson = False,
 ) -> None:
-    """Show a job with the traceback of its last failure."""
+    """Show a job with the traceback of its last failure, or with what it waits for."""
     jobs = run_admin(settings, lambda admin: admin.jobs(JobFilter(id=id)))
     if not jobs:
         output.fail(f"There is no job with the ID {id}.")
@@ -246,8 +246,10 @@ def _print_all(job: JobRow) -> None:
 
 
 def _choose_title(job: JobRow, error: str) -> str:
-    if job.state == JobState.DISCARDED and "Traceback " not in error:
+    if "Traceback " not in error and job.state == JobState.DISCARDED:
         return "Why it was discarded"
+    if "Traceback " not in error and job.state == JobState.WAITING:
+        return "What it waits for"
     return "Why it asked for a retry" if output.asks_for_retry(error) else "The last failure"
 
 

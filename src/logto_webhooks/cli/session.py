@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from logto_webhooks.admin import Admin, locate
 from logto_webhooks.database import Database
-from logto_webhooks.errors import LogtoWebhooksError, SettingInvalid
+from logto_webhooks.errors import ApplicationMissing, LogtoWebhooksError, SettingInvalid
 from logto_webhooks.event_loop import NOT_CANCELLED
 from logto_webhooks.handlers import Handlers
 from logto_webhooks.mapping import Mappings
@@ -45,11 +45,13 @@ def run_admin(settings: Settings, work: Callable[[Admin], Coroutine[Any, Any, T]
 def run_application(
     settings: Settings, work: Callable[[LogtoWebhooks], Coroutine[Any, Any, T]]
 ) -> T:
-    """Run `work` with the application of `--app`, on its own database. Raises like
-    `load_application`, and SettingInvalid without an application."""
+    """Run `work` with the application of `--app`, on its own database. If another one is set, warn,
+    and raise SettingInvalid for an option. Raises like `load_application`, and ApplicationMissing.
+    """
     application = load_application(settings)
     if application is None:
-        raise _invalid(settings, "it isn't set: pass --app module:name of your application")
+        raise ApplicationMissing
+    _check_database(settings, application)
 
     async def run() -> T:
         try:
@@ -58,6 +60,25 @@ def run_application(
             await application.close()
 
     return run_async(run())
+
+
+def _check_database(settings: Settings, application: LogtoWebhooks) -> None:
+    for name in ("database_url", "schema"):
+        source = settings.sources.get(name)
+        if source is None:
+            continue
+        ours: str | None
+        theirs: str | None
+        ours, theirs = settings.schema, application.schema
+        if name == "database_url":
+            ours, theirs = locate(Admin(lambda: settings).database), locate(application.database)
+        if ours == theirs:
+            continue
+        shown = theirs or "the connection's default"
+        if source.startswith("--"):
+            problem = f"the application has its own, {shown}: leave the option out"
+            raise SettingInvalid(name=source, problem=problem)
+        logger.warning("%s has no effect here: the application uses %s.", source, shown)
 
 
 def run_async(main: Coroutine[Any, Any, T]) -> T:

@@ -1,0 +1,139 @@
+"""`logto-webhooks mapping …`, as the reader of its output sees it."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import sqlalchemy as sa
+
+from logto_webhooks import LogtoWebhooks
+from logto_webhooks.samples.request import SignedRequest
+from logto_webhooks.testing import SIGNING_KEY
+from tests.support import postgres
+from tests.support.service import command, one_line
+from tests.support.stores import Copy
+
+OURS = "sqlite:///app.db"
+APP = """
+import os
+
+import sqlalchemy as sa
+
+from logto_webhooks import LogtoWebhooks
+
+metadata = sa.MetaData()
+people = sa.Table(
+    "people",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("logto_id", sa.Text, unique=True),
+    sa.Column("email", sa.Text, unique=True),
+)
+logto = LogtoWebhooks(
+    signing_key="KEY",
+    engine=sa.create_engine(os.environ.get("APP_URL", "sqlite:///app.db")),
+    schema=os.environ.get("APP_SCHEMA"),
+)
+logto.map_users(people, key="logto_id", columns={"email": "email"}, when_deleted="delete")
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """An application that maps users, and its database."""
+    (tmp_path / "app.py").write_text(APP.replace("KEY", SIGNING_KEY))
+    columns = "id INTEGER PRIMARY KEY, logto_id TEXT UNIQUE, email TEXT UNIQUE"
+    execute(tmp_path, f"CREATE TABLE people ({columns})")
+    assert command("migrate", folder=tmp_path, DATABASE_URL=OURS).returncode == 0
+    return tmp_path
+
+
+def execute(folder: Path, *statements: str) -> None:
+    """Run SQL in the application's database."""
+    engine = sa.create_engine(f"sqlite:///{folder / 'app.db'}")
+    with engine.begin() as connection:
+        for statement in statements:
+            connection.execute(sa.text(statement))
+    engine.dispose()
+
+
+def take(folder: Path, *sent: SignedRequest) -> None:
+    """Apply deliveries in a process that doesn't have the mapping."""
+
+    async def run() -> None:
+        application = LogtoWebhooks(
+            signing_key=SIGNING_KEY, database_url=f"sqlite:///{folder / 'app.db'}"
+        )
+        await Copy(application.database.host).take([delivery.body for delivery in sent])
+        await application.close()
+
+    asyncio.run(run())
+
+
+def run(
+    folder: Path, *arguments: str, code: int = 0, app: str = "app:logto", **variables: Any
+) -> Any:
+    """Run a `mapping` command with `--json`; return what it printed."""
+    done = command("mapping", *arguments, "--app", app, "--json", folder=folder, **variables)
+    assert done.returncode == code, done.stderr
+    return msgspec.json.decode(done.stdout)
+
+
+def fail(folder: Path, *arguments: str, code: int = 2, **variables: Any) -> str:
+    """Run a `mapping` command that fails; return the line that it printed."""
+    done = command("mapping", *arguments, folder=folder, **variables)
+    assert done.returncode == code, done.stdout
+    return one_line(done.stderr)
+
+
+@pytest.mark.parametrize("name", ["check", "apply"])
+def test_without_an_application_it_says_what_to_pass(folder: Path, name: str) -> None:
+    """In the words of the other commands."""
+    assert fail(folder, name) == "error: No application is set. Pass --app module:name."
+
+
+@pytest.mark.parametrize("name", ["check", "apply"])
+def test_another_database_is_never_used_without_a_word(folder: Path, name: str) -> None:
+    """An option for it is refused. A variable may be for something else, so that is a warning."""
+    with_app = (name, "--app", "app:logto")
+    own = str(folder / "app.db")
+    refused = fail(folder, *with_app, "--database-url", "sqlite:///other.db")
+    assert refused == (
+        f"error: --database-url can't be used: the application has its own, {own}: "
+        "leave the option out."
+    )
+    warned = command("mapping", *with_app, folder=folder, DATABASE_URL="sqlite:///other.db")
+    assert warned.returncode == 0, warned.stderr
+    assert f"DATABASE_URL has no effect here: the application uses {own}" in warned.stderr
+    assert not (folder / "other.db").exists()
+    same = command("mapping", *with_app, "--database-url", OURS, folder=folder)
+    assert (same.returncode, same.stderr) == (0, "")
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("name", ["check", "apply"])
+def test_another_schema_is_never_used_without_a_word(folder: Path, name: str) -> None:
+    """As another database."""
+    url = postgres.server_url().set(drivername="postgresql+psycopg")
+    own: dict[str, Any] = {
+        "APP_URL": url.render_as_string(hide_password=False),
+        "APP_SCHEMA": "theirs",
+    }
+    refused = fail(folder, name, "--app", "app:logto", "--schema", "other", **own)
+    assert refused == (
+        "error: --schema can't be used: the application has its own, theirs: leave the option out."
+    )
+
+
+def test_an_unknown_mapping_is_not_found(folder: Path) -> None:
+    """As other unknown names: exit code 1."""
+    run(folder, "apply")
+    here: dict[str, Any] = {"DATABASE_URL": OURS}
+    line = fail(folder, "forget", "nix", code=1, **here)
+    assert line == "There is no mapping named 'nix'. See: logto-webhooks mapping list"
+    assert fail(folder, "list", "--schema", "1", **here).startswith("error: --schema")
+    assert command("mapping", "forget", "people", folder=folder, **here).returncode == 0
