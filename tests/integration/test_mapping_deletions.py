@@ -133,8 +133,10 @@ def test_an_email_of_a_deleted_user_is_free_if_it_is_set_to_null(
         own = application.users
         freed: dict[Any, Any] = {own.c.email: None} if is_freed else {}
         host = await application.map(when_deleted={own.c.active: False, **freed})
-        await Copy(host).take([created("ana"), deleted("ana")])
-        await Copy(host).take([make.user_created(id="ann", email="ana@x", at=3_000).body])
+        copy = Copy(host)
+        for delivery in (created("ana"), deleted("ana")):
+            await copy.take([delivery])
+        await copy.take([make.user_created(id="ann", email="ana@x", at=3_000).body])
         expected = {"ok": 2} if is_freed else {"ok": 1, "conflict": 1}
         assert await states_of(host, own) == expected
         rows = application.rows(own, "logto_user_id", "email", "active")
