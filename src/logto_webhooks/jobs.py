@@ -108,6 +108,16 @@ class NewJob(Struct, frozen=True, kw_only=True):
         return replace(self, key=key, queue_key=queue_key)
 
 
+class ToldEvent(Struct, frozen=True, kw_only=True):
+    """A local event of a delivery, as a handler's job has kept it. `key` is the key of that job."""
+
+    key: str
+    event: str
+    payload: bytes
+    occurred_at: int
+    delivery_id: int
+
+
 class Job(Struct, frozen=True, kw_only=True):
     """A job that a worker has claimed. Times are in milliseconds."""
 

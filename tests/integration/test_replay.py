@@ -9,11 +9,15 @@ from typing import Any, TypeVar
 
 import pytest
 
-from logto_webhooks import LogtoWebhooks, admin
+from logto_webhooks import ExistingRows, LogtoWebhooks, admin
 from logto_webhooks.apply.replay import ReplayResult
+from logto_webhooks.database.mirror import RowFilter
 from logto_webhooks.database.store import Store
 from logto_webhooks.deliveries import DeliveryFilter, DeliveryOutcome, DeliveryState
 from logto_webhooks.errors import DeliveryUnknown, HandlerUnknown, JobUnknown, SettingInvalid
+from logto_webhooks.events.local import LocalEvent, LocalUserUpdated
+from logto_webhooks.handlers.call import build_event
+from logto_webhooks.handlers.existing import Pacer, find_handler, run_for_existing
 from logto_webhooks.jobs import JobFilter, JobMove, JobState, NewJob, RegisteredHandler
 from logto_webhooks.testing import make
 from tests.integration.conftest import Run
@@ -24,6 +28,11 @@ T = TypeVar("T")
 OLD = RegisteredHandler(name="old", patterns=("User.*",))
 NEW = RegisteredHandler(name="new", patterns=("User.Created",))
 OTHER = RegisteredHandler(name="other", patterns=("*",))
+LOCAL, LATER, ALIKE, OTHER_LOCAL = (
+    RegisteredHandler(name=name, patterns=("Local*",))
+    for name in ("local", "later", "alike", "other local")
+)
+T0 = 1_795_485_335_917
 
 
 def registered(run: Run, *handlers: RegisteredHandler) -> None:
@@ -119,6 +128,94 @@ def test_all_jobs_of_a_delivery_run_again() -> None:
     run(lambda store: store.jobs.register([OLD]))
     run(lambda store: store.jobs.move(range(1, 10_002), JobMove.DISCARD))
     assert replayed(run, 1).jobs == 10_001
+
+
+class TestLocalEvents:
+    """Of what a delivery changed here, only the jobs know that it had then."""
+
+    @pytest.fixture
+    def take(self, run: Run, host: Any) -> Callable[..., None]:
+        copy = Copy(host)
+        registered(run, LOCAL)
+        run(lambda store: store.set_installed_at(0))
+        return lambda *sent: asyncio.run(copy.take([request.body for request in sent]))
+
+    def test_a_new_handler_is_told_what_others_were(self, run: Run, take: Any) -> None:
+        """The same events, with their values of then, once; late if newer ones are done."""
+        take(make.user_created(id="ana", name="Ana", at=T0))
+        for number in (1, 2):
+            take(make.user_data_updated(id="ana", name=f"A{number}", at=T0 + number * 1000))
+        registered(run, LATER)
+        for ids, made in (((3,), 1), ((1, 2), 2), ((1, 2, 3), 0)):
+            assert replayed(run, *ids).jobs == made
+            if ids == (3,):
+                [newest] = claim(run, names=("later",))
+                finish(run, newest, JobState.DONE)
+        take()
+        assert len(told(run)) == 6
+        held = []
+        while found := claim(run, names=("later",)):
+            held += found
+            finish(run, found[0], JobState.DONE)
+        events = [build_event(job) for job in held]
+        assert [(job.event, job.late) for job in held] == [
+            ("LocalUserCreated", False),
+            ("LocalUserUpdated", True),
+        ]
+        assert all(event.source == "webhook" for event in events if isinstance(event, LocalEvent))
+        assert isinstance(events[1], LocalUserUpdated)
+        assert events[1].changes["name"] == ("Ana", "A1")
+
+    def test_for_one_handler_and_while_it_is_pending(self, run: Run, take: Any) -> None:
+        """As with a delivery's own event, no other handler is told."""
+        take(make.user_created(id="ana", at=T0))
+        registered(run, LATER, ALIKE)
+        assert replayed(run, 1).jobs == 2
+        registered(run, OTHER_LOCAL)
+        assert replayed(run, 1, handler="other local").jobs == 1
+        take()
+        assert replayed(run, 1).jobs == 0
+        assert len(told(run)) == 4
+
+    def test_who_came_is_told_once(self, run: Run, take: Any, host: Any) -> None:
+        """Also if the handler was run for existing rows before, or is afterwards."""
+        take(
+            make.user_created(id="ana", at=T0),
+            make.organization_created(id="acme", at=T0),
+            make.organization_membership_updated(id="acme", addedUserIds=["ana"], at=T0 + 1),
+        )
+        for number, change in ((1, "removedUserIds"), (2, "addedUserIds")):
+            fields: dict[str, Any] = {change: ["ana"], "at": T0 + number * 1000}
+            take(make.organization_membership_updated(id="acme", **fields))
+        registered(run, LATER, ALIKE)
+        assert [each.jobs for each in run_existing(host, "later")] == [1, 1, 1]
+        assert replayed(run, 1, 2, 3, 5, handler="later").jobs == 0
+        assert replayed(run, 4, handler="later").jobs == 1, "who left"
+        assert replayed(run, 1, 2, 3, 4, 5, handler="alike").jobs == 4
+        assert [each.skipped for each in run_existing(host, "alike")] == [1, 1, 1]
+
+    def test_an_effect_that_nobody_was_told_of(self, run: Run, take: Any, host: Any) -> None:
+        """It isn't known any more. Who is here can be told as existing."""
+        run(lambda store: store.jobs.forget("local", 1))
+        registered(run, OLD)
+        take(make.user_created(id="ana", at=T0))
+        registered(run, LATER)
+        assert replayed(run, 1).jobs == 0
+        take()
+        assert told(run) == [("old", "waiting")]
+        assert [each.jobs for each in run_existing(host, "later")] == [1, 0, 0]
+
+
+def run_existing(host: Any, name: str) -> list[ExistingRows]:
+    """Run a handler for the rows that exist."""
+
+    async def body() -> list[ExistingRows]:
+        handler = await host.read(lambda store: find_handler(store, name))
+        return await run_for_existing(
+            host, handler, RowFilter(), Pacer(1e6), dry_run=False, progressed=lambda *_: None
+        )
+
+    return asyncio.run(body())
 
 
 def test_a_handler_that_is_not_known_is_refused(run: Run) -> None:

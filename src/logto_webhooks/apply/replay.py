@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final
 
+import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -12,11 +13,12 @@ from logto_webhooks.apply import batch
 from logto_webhooks.database.store import Store
 from logto_webhooks.deliveries import ClaimedDelivery, DeliveryState, StoredDelivery, identify
 from logto_webhooks.errors import MalformedEvent, NotADelivery
-from logto_webhooks.handlers.enqueue import jobs_for_event
+from logto_webhooks.events.local import LOCAL
+from logto_webhooks.handlers.enqueue import COMING, jobs_for_event, jobs_for_told, record_of
 from logto_webhooks.jobs import JobFilter, JobMove, JobRow, NewJob
 from logto_webhooks.records.changes import read
 from logto_webhooks.records.drift import Drift, drifts_of
-from logto_webhooks.records.record import Change
+from logto_webhooks.records.record import Change, Key
 from logto_webhooks.signing_keys import trust
 
 AT_ONCE: Final = 1_000
@@ -112,13 +114,20 @@ class _JobReplay:
             registration for registration in registered if handler in (None, registration.name)
         ]
         self._since = store.installed_at()
+        self._is_local_wanted = any(
+            registration.wants(name) for registration in self._handlers for name in LOCAL
+        )
         self._again: list[int] = []
         self._new: list[NewJob] = []
         self._missing = 0
+        self._told: dict[tuple[str, str], NewJob] = {}  # by handler and key
+        self._came: set[Key] = set()
 
     def collect(self, delivery: StoredDelivery) -> None:
         """Find the jobs of a delivery, and make the missing ones, whatever its age. For a dead
         delivery, the worker that applies it makes them.
+
+        Which local events a delivery had is only known from the jobs that it had then.
         """
         existing: set[tuple[str, str, str]] = set()
         for row in iterate_jobs(
@@ -132,11 +141,37 @@ class _JobReplay:
         self._missing += len(new)
         if delivery.state is not DeliveryState.DEAD:
             self._new += new
+        if self._is_local_wanted:
+            self._collect_told(delivery)
+
+    def _collect_told(self, delivery: StoredDelivery) -> None:
+        for told in self._store.jobs.told_events(delivery.id):
+            if told.event not in LOCAL:  # another release's
+                continue
+            event = msgspec.json.decode(told.payload, type=LOCAL[told.event])
+            jobs = jobs_for_told(event, told, self._handlers)
+            if jobs and isinstance(event, COMING):
+                self._came.add(record_of(event))
+            for job in jobs:
+                self._told.setdefault((job.handler, job.key), job)
+
+    def _find_untold(self) -> list[NewJob]:
+        """Return the jobs of past local events that their handlers haven't had. A record that came
+        is locked, so that no worker tells of it meanwhile."""
+        for kind in ("organization", "user", "membership"):  # as workers do
+            self._store.lock(sorted(key for key in self._came if key.kind == kind))
+        keys: dict[str, list[str]] = {}
+        for handler, key in self._told:
+            keys.setdefault(handler, []).append(key)
+        known = {name: self._store.jobs.known_keys(name, some) for name, some in keys.items()}
+        return [job for (handler, key), job in self._told.items() if key not in known[handler]]
 
     def run(self) -> int:
         """Create and repeat the jobs of all deliveries at once, so that their queues are locked in
         order."""
-        self._store.jobs.add(self._new)
+        untold = self._find_untold()
+        self._missing += len(untold)
+        self._store.jobs.add([*self._new, *untold])
         return len(self._store.jobs.move(self._again, JobMove.REPEAT)) + self._missing
 
     def _is_rerun(self, row: JobRow) -> bool:

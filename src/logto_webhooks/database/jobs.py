@@ -38,6 +38,7 @@ from logto_webhooks.jobs import (
     JobState,
     NewJob,
     RegisteredHandler,
+    ToldEvent,
     job_targets,
 )
 from logto_webhooks.retries import MAX_LOSSES
@@ -318,6 +319,14 @@ class JobStore:
         statement = _make_insert(tuple(rows[0]), self._connection.dialect.name)
         execute_rows(self._connection, statement, rows)
         self._touch({(job.handler, job.queue_key) for job in new})
+
+    def told_events(self, delivery_id: int) -> list[ToldEvent]:
+        """Return the local events of a delivery that any handler was told of, each once."""
+        of_delivery = jobs.c.delivery_id == delivery_id, jobs.c.payload.is_not(None)
+        first = sa.select(sa.func.min(jobs.c.id)).where(*of_delivery).group_by(jobs.c.key)
+        columns = (jobs.c[name] for name in ToldEvent.__struct_fields__)
+        query = sa.select(*columns).where(jobs.c.id.in_(first)).order_by(jobs.c.id)
+        return [ToldEvent(**row) for row in self._connection.execute(query).mappings()]
 
     def known_keys(self, handler: str, keys: Sequence[str]) -> set[str]:
         """Return those of the keys with which a handler has had a job."""

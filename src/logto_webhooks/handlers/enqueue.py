@@ -33,7 +33,7 @@ from logto_webhooks.events.local import (
     LocalUserEvent,
     Source,
 )
-from logto_webhooks.jobs import NewJob, RegisteredHandler
+from logto_webhooks.jobs import NewJob, RegisteredHandler, ToldEvent
 from logto_webhooks.records import local_events
 from logto_webhooks.records.record import (
     MEMBERS,
@@ -43,6 +43,7 @@ from logto_webhooks.records.record import (
     Ending,
     Key,
     Record,
+    membership,
 )
 
 _BEFORE: Final = 0
@@ -355,6 +356,30 @@ def jobs_for_change(
     ]
 
 
+def jobs_for_told(
+    event: LocalEvent, told: ToldEvent, handlers: Sequence[RegisteredHandler]
+) -> list[NewJob]:
+    """Make the jobs of a past local event, for handlers that are new since then. They get the place
+    in their queues that the event has by its time."""
+    jobs = jobs_for_change(event, handlers, told.delivery_id)
+    if not isinstance(event, COMING):
+        jobs = [job.with_key(told.key) for job in jobs]
+    own = {"payload": told.payload, "occurred_at": told.occurred_at, "key_again": None}
+    return [replace(job, **own) for job in jobs]
+
+
+def record_of(event: LocalEvent) -> Key:
+    """Return the key of a local event's record."""
+    match event:
+        case LocalUserEvent():
+            return Key("user", event.user.logto_user_id)
+        case LocalOrganizationEvent():
+            return Key("organization", event.organization.logto_organization_id)
+        case LocalMemberEvent():
+            return membership(event.organization_id, event.user_id)
+    raise TypeError(event)
+
+
 def name_change(event: LocalEvent) -> str:
     """Name a local event and its record. For an event of COMING, this is the key of a handler's
     first job, whatever its source: so a handler is run only once for a record that was here."""
@@ -363,11 +388,6 @@ def name_change(event: LocalEvent) -> str:
 
 
 def _name_subject(event: LocalEvent) -> str:
-    match event:
-        case LocalUserEvent():
-            return f"user:{event.user.logto_user_id}"
-        case LocalOrganizationEvent():
-            return f"organization:{event.organization.logto_organization_id}"
-        case LocalMemberEvent():
-            return f"user:{event.user_id}"
-    raise TypeError(event)
+    record = record_of(event)
+    subject = record.organization_and_user[1] if record.kind == "membership" else record
+    return f"{subject.kind}:{subject.id}"
