@@ -20,7 +20,7 @@ from logto_webhooks.logto.api_responses import Span
 from logto_webhooks.mapping.apply import retry_unsettled
 from logto_webhooks.mapping.check import find_differences
 from logto_webhooks.mapping.declare_pairs import declare_member_roles, declare_user_roles
-from logto_webhooks.records.record import Change, membership
+from logto_webhooks.records.record import Absent, Change, Key, membership
 from logto_webhooks.testing import make
 from tests.integration.test_mapping import KINDS, Application
 from tests.integration.test_mapping_troubles import counts_of
@@ -313,6 +313,47 @@ def test_roles_go_with_their_user_and_membership(kind: StoreKind, tmp_path: Path
         for table in (application.user_roles, application.member_roles):
             counts = await counts_of(host, table)
             assert (counts.ok, counts.waiting, counts.conflict, counts.owed) == (0, 0, 0, 0)
+
+    run(kind, tmp_path, live)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_roles_stay_as_long_as_the_row_of_their_user(kind: StoreKind, tmp_path: Path) -> None:
+    """One answer that the user is gone deletes nothing. The second one, a minute later, does."""
+
+    async def live(application: RoleApplication) -> None:
+        host = await application.map_roles()
+        await Copy(host).take([ANA, ACME, JOINED])
+        await learn(host, read_user_roles("ana", EDITOR, 3_000))
+        await learn(host, read_member_roles({"o1": "admin"}, 3_000))
+        await learn(host, [Absent(Key("user", "ana"), 5_000, 5_000)])
+        assert application.user_role_names == [("ana", "editor")]
+        assert application.member_role_names == [("ana", "admin")]
+        for table in (application.user_roles, application.member_roles):
+            assert (await counts_of(host, table)).waiting == 1
+        await learn(host, [Absent(Key("user", "ana"), 70_000, 70_000)])
+        for table in (application.user_roles, application.member_roles, application.users):
+            assert application.rows(table, table.primary_key.columns[0].name) == []
+        await application.check()
+
+    run(kind, tmp_path, live)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_number_of_users_can_lose_a_role(kind: StoreKind, tmp_path: Path) -> None:
+    """What it permits ends at once, and no row is held."""
+
+    async def live(application: RoleApplication) -> None:
+        host = await application.map_roles()
+        users = [f"u{n}" for n in range(60)]
+        created = [make.user_created(id=user, email=f"{user}@x", at=1_000) for user in users]
+        await Copy(host).take([each.body for each in created])
+        for roles, at in ((EDITOR | VIEWER, 3_000), (VIEWER, 4_000)):
+            answers = [read_user_roles(user, roles, at) for user in users]
+            await learn(host, list(itertools.chain(*answers)))
+        assert application.user_role_names == sorted((user, "viewer") for user in users)
+        counts = await counts_of(host, application.user_roles)
+        assert (counts.ok, counts.held) == (60, 0)
 
     run(kind, tmp_path, live)
 

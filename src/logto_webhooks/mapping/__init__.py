@@ -137,7 +137,8 @@ class Mappings:
         for entity_writer in entity_writers:
             changed += self._write_entities(entity_writer, ids[entity_writer.kind], ends)
         for writer in pair_writers:
-            writer.attempt(writer.write, sorted(ids[writer.kind] | writer.find_waiting(changed)))
+            records = writer.find_waiting(changed).union(ids[writer.kind])
+            writer.attempt(writer.write, writer.find_present(records))
             changed += [blocker("member", id_) for id_ in writer.written if writer.is_of_members]
         if tell is not None:
             for any_writer in (*entity_writers, *pair_writers):

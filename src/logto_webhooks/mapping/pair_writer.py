@@ -78,6 +78,10 @@ class PairWriter(TableWriter):
         """Return the records whose rows wait for these users, organizations and members."""
         return set(self._states.find_blocked(blockers)) if blockers else set()
 
+    def find_present(self, ids: Collection[str]) -> list[str]:
+        """Return those of the records that have pairs, in order."""
+        return sorted({pair.record_id for pair in self._read(ids)})
+
     def plan(self, ids: Sequence[str]) -> list[PlannedRow]:
         """Plan what is to be done with the rows of records, except to remove some."""
         pairs = self._read(ids)
