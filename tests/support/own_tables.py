@@ -41,6 +41,35 @@ class Team(Base):
     name: Mapped[str]
 
 
+class TeamMember(Base):
+    __tablename__ = "own_members"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    team_id: Mapped[int] = mapped_column(sa.ForeignKey(Team.id))
+    user_id: Mapped[int] = mapped_column(sa.ForeignKey(User.id))
+
+
+class Role(Base):
+    __tablename__ = "own_roles"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(unique=True)
+
+
+class UserRole(Base):
+    __tablename__ = "own_user_roles"
+
+    user_id: Mapped[int] = mapped_column(sa.ForeignKey(User.id), primary_key=True)
+    role_id: Mapped[int] = mapped_column(sa.ForeignKey(Role.id), primary_key=True)
+
+
+class MemberRole(Base):
+    __tablename__ = "own_member_roles"
+
+    member_id: Mapped[int] = mapped_column(sa.ForeignKey(TeamMember.id), primary_key=True)
+    role: Mapped[str] = mapped_column(primary_key=True)
+
+
 class Note(Base):
     """What a handler writes."""
 

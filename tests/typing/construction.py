@@ -11,7 +11,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from starlette.applications import Starlette
 from starlette.routing import Route
 
-from logto_webhooks import LogtoWebhooks, UserIsDeletedError, UserNotReady, UserRow
+from logto_webhooks import LogtoWebhooks, UserIsDeletedError, UserNotReady, UserRoleRow, UserRow
 from logto_webhooks.fastapi import exception_handlers as fastapi_handlers
 from logto_webhooks.fastapi import router
 from logto_webhooks.starlette import exception_handlers, routes
@@ -70,6 +70,50 @@ class Account(Base):
 
 by_engine.map_users(
     Account, key=Account.logto_id, columns={Account.email: "email"}, when_deleted="delete"
+)
+
+
+class Membership(Base):
+    """Another."""
+
+    __tablename__ = "memberships"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    team_id: Mapped[str]
+    account_id: Mapped[int] = mapped_column(sa.ForeignKey(Account.id))
+
+
+class Permission(Base):
+    """Somebody's role."""
+
+    __tablename__ = "permissions"
+
+    owner_id: Mapped[int] = mapped_column(primary_key=True)
+    role: Mapped[str] = mapped_column(primary_key=True)
+    is_admin: Mapped[bool]
+
+
+def is_admin(role: UserRoleRow) -> bool:
+    """A function of the mapping."""
+    return role.name == "admin" and role.user_id != role.role_id
+
+
+by_engine.map_members(Membership, organization=Membership.team_id, user=Membership.account_id)
+by_engine.map_user_roles(
+    Permission,
+    user=Permission.owner_id,
+    role=Permission.role,
+    role_by="name",
+    columns={Permission.is_admin: is_admin},
+    where=lambda role: role.name != "",
+)
+by_url.map_members(Membership, organization=Membership.team_id, user=Membership.account_id)
+by_url.map_member_roles(
+    Permission,
+    organization=Permission.owner_id,
+    user="user",
+    role=Permission.role,
+    columns={Permission.is_admin: lambda role: role.organization_id == role.user_id},
 )
 
 
