@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import json
 import random
 import re
@@ -16,11 +17,14 @@ import sqlalchemy as sa
 
 from logto_webhooks.samples.request import SignedRequest
 from logto_webhooks.testing import SIGNING_KEY, make
+from logto_webhooks.testing.fake import FakeLogto
 from tests.support import postgres
 from tests.support.doc_runner import Page
+from tests.support.fake import credentials
 from tests.support.mounted import soon
 from tests.support.servers import free_port
 from tests.support.service import PATH
+from tests.support.waiting import until
 
 FOLDER = Path(__file__).parents[2] / "examples/own_tables"
 README = (FOLDER / "README.md").read_text()
@@ -40,10 +44,11 @@ class Example:
         self._engine = engine
         self.http = httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=30)
 
-    def run(self, line: str) -> str:
-        """Run a line that the README has, until all that follows from it is done."""
+    def run(self, line: str, before: str = "") -> str:
+        """Run a line that the README has, until all that follows from it is done. `before` sets
+        more variables."""
         assert f"\n{line}\n" in README, line
-        return self._page.run(line)
+        return self._page.run(before + line)
 
     def send(self, *sent: SignedRequest) -> None:
         """As Logto does."""
@@ -109,7 +114,7 @@ def lines(block: str) -> list[str]:
 
 def test_the_readme_says_what_happens(example: Example) -> None:
     """Ana's row is linked, Bo's is new, and stays when Bo is deleted."""
-    _, insert, sign_up, deletion = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    _, insert, sign_up, deletion, _ = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
     for line in [*lines(insert), *lines(sign_up)]:
         example.run(line)
     users = example.users()
@@ -155,6 +160,32 @@ def test_order_and_duplicates_do_not_matter(example: Example, seed: int) -> None
     )
     assert users["ana@example.com"]["plan"] == "paid"
     assert [email for _, email, _ in example.members()] == sorted(wanted)
+
+
+def test_users_have_the_roles_that_they_have_in_logto(example: Example) -> None:
+    """Those that the application knows."""
+
+    async def live() -> None:
+        async with FakeLogto() as logto:
+            for name, roles in (("ana", ["editor"]), ("bo", ["editor", "auditor"]), ("cleo", [])):
+                user = logto.create_user(primaryEmail=f"{name}@example.com")
+                for role in roles:
+                    logto.assign_role(user["id"], role)
+            asking = " ".join(f"{name}={value}" for name, value in credentials(logto).items())
+            await asyncio.to_thread(follow, asking)
+
+    def follow(asking: str) -> None:
+        *_, roles = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+        insert, reconcile = lines(roles)
+        example.run(insert)
+        example.run(reconcile, before=f"{asking} ")
+        until(lambda: len(example.http.get("/roles").json()) == 2)
+
+    asyncio.run(live())
+    assert example.http.get("/roles").json() == [
+        {"email": "ana@example.com", "name": "editor"},
+        {"email": "bo@example.com", "name": "editor"},
+    ]
 
 
 def test_its_mappings_and_handlers_are_short() -> None:

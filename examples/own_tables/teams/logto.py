@@ -1,4 +1,4 @@
-"""How Logto's users, organizations and members become rows of the application's own tables."""
+"""How Logto's users, organizations, members and roles become rows of the application's tables."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from logto_webhooks import LogtoWebhooks, events
-from teams.models import Team, TeamMember, User, Welcome, engine
+from teams.models import Team, TeamMember, User, UserRole, Welcome, engine
 
 logto = LogtoWebhooks(signing_key=os.environ["LOGTO_WEBHOOK_SIGNING_KEY"], engine=engine)
 
@@ -27,6 +27,7 @@ logto.map_members(
     user=TeamMember.user_id,
     columns={TeamMember.role: lambda member: "admin" if "admin" in member.roles else "member"},
 )
+logto.map_user_roles(UserRole, user=UserRole.user_id, role=UserRole.role_id)
 
 
 @logto.on(events.LocalUserCreated)

@@ -11,7 +11,7 @@ from fastapi import FastAPI
 
 from logto_webhooks.fastapi import router
 from teams.logto import logto
-from teams.models import Base, Team, TeamMember, User, Welcome, engine
+from teams.models import Base, Role, Team, TeamMember, User, UserRole, Welcome, engine
 
 
 @asynccontextmanager
@@ -42,4 +42,13 @@ async def list_members() -> list[dict[str, Any]]:
     query = sa.select(Team.name, User.email, TeamMember.role).join_from(TeamMember, Team).join(User)
     async with engine.connect() as connection:
         rows = await connection.execute(query.order_by(Team.name, User.email))
+        return [dict(row) for row in rows.mappings()]
+
+
+@app.get("/roles")
+async def list_roles() -> list[dict[str, Any]]:
+    """List the roles of all users."""
+    query = sa.select(User.email, Role.name).join_from(UserRole, User).join(Role)
+    async with engine.connect() as connection:
+        rows = await connection.execute(query.order_by(User.email, Role.name))
         return [dict(row) for row in rows.mappings()]

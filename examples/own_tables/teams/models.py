@@ -49,6 +49,24 @@ class TeamMember(Base):
     role: Mapped[str]
 
 
+class Role(Base):
+    """A role that this application knows, by the name that it has in Logto."""
+
+    __tablename__ = "roles"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(unique=True)
+
+
+class UserRole(Base):
+    """A role of a user."""
+
+    __tablename__ = "user_roles"
+
+    user_id: Mapped[int] = mapped_column(sa.ForeignKey(User.id), primary_key=True)
+    role_id: Mapped[int] = mapped_column(sa.ForeignKey(Role.id), primary_key=True)
+
+
 class Welcome(Base):
     """A message for a new user. Two rows for one user would be two messages."""
 
