@@ -79,6 +79,7 @@ if TYPE_CHECKING:
     from logto_webhooks.logto.client import ManagementClient
     from logto_webhooks.mapping.apply import AppliedMapping
     from logto_webhooks.mapping.check import Difference
+    from logto_webhooks.mapping.own_schema import OwnSchema
 
 
 class HandlerInfo(Struct, frozen=True, kw_only=True):
@@ -611,16 +612,16 @@ class Admin:
             make_client=partial(make_client, settings, longest_wait_s=_WAIT_S),
             handlers=[handler.registered for handler in self.handlers] or None,
             databases=None if application is None else partial(_locate_both, self, application),
-            find_unindexed_keys=(application or self)._find_unindexed_keys,
+            inspect_own_schema=(application or self)._inspect_own_schema,
         )
         return await doctor.diagnose(target, only, timeout_s)
 
-    async def _find_unindexed_keys(self) -> list[str]:
-        if not self.mappings:
-            return []
-        from logto_webhooks.mapping.check import find_unindexed_keys
+    async def _inspect_own_schema(self) -> OwnSchema:
+        from logto_webhooks.mapping.own_schema import OwnSchema, inspect_own_schema
 
-        return await self._read(partial(find_unindexed_keys, mappings=self.mappings))
+        if not self.mappings:
+            return OwnSchema()
+        return await self._read(partial(inspect_own_schema, mappings=self.mappings))
 
     async def _move(
         self, ids: Sequence[int], handler: str | None, state: str | None, move: JobMove

@@ -49,6 +49,7 @@ from logto_webhooks.instrumentation import (
 )
 from logto_webhooks.mapping import Mappings
 from logto_webhooks.mapping.apply import apply_due, keep_applied
+from logto_webhooks.mapping.report import REPORT_S, UnwrittenReporter, report_missing
 from logto_webhooks.reconcile.leader import LeaderLease
 from logto_webhooks.reconcile.reconcile import Reconciliation
 from logto_webhooks.reconcile.recover import Recovery
@@ -358,6 +359,7 @@ class WorkerGroup:
         self._database = database
         self._handlers = handlers
         self._observe = observe
+        self._unwritten = UnwrittenReporter(database.host, observe)
         self._registered = asyncio.Event()
         self._loops: list[asyncio.Task[None]] = []
         self._is_spare = False
@@ -397,7 +399,9 @@ class WorkerGroup:
         loops = (self.delivery_worker.run(), jobs)
         self._loops = [asyncio.create_task(loop) for loop in loops]
         async with run_in_background(
-            self._watch(), keep_applied(self._database.host, self._mappings)
+            self._watch(),
+            keep_applied(self._database.host, self._mappings),
+            forever(self._unwritten.report, REPORT_S),
         ):
             over, _ = await asyncio.wait(self._loops, return_when=asyncio.FIRST_EXCEPTION)
         for task in over:
@@ -431,6 +435,7 @@ class WorkerGroup:
             await apply_due(self._database.host, self._mappings)
             await self.job_worker.drain()
             await self._report_unrunnable()
+            await self._unwritten.report()
 
     @contextlib.asynccontextmanager
     async def running(self, *, work: bool = True) -> AsyncIterator[None]:
@@ -459,6 +464,7 @@ class WorkerGroup:
                 self._registered.set()
                 if self._handlers.by_name:
                     self._observe(HandlersKnown(tuple(self._handlers.by_name)))
+                await report_missing(self._database.host, self._mappings, self._observe)
             except Exception as error:  # or it would be reported only at the end
                 self._observe(Stalled(describe(error), AGAIN_S))
                 await asyncio.sleep(AGAIN_S)

@@ -11,8 +11,8 @@ import sqlalchemy as sa
 
 from logto_webhooks.deliveries import MappingStatus
 from logto_webhooks.mapping import Mappings
-from logto_webhooks.mapping.check import find_unindexed_keys
 from logto_webhooks.mapping.declare import declare_entities
+from logto_webhooks.mapping.own_schema import inspect_own_schema
 from logto_webhooks.testing import make
 from tests.integration.test_mapping import KINDS, Application
 from tests.support.stores import Copy, StoreKind
@@ -82,9 +82,10 @@ def test_keys_without_a_unique_index_are_found(kind: StoreKind, tmp_path: Path) 
         for table, key in keys:
             mapping = declare_entities("user", table, key=key, columns={}, when_deleted="keep")
             mappings.add(mapping)
-        found = await application.host.read(lambda store: find_unindexed_keys(store, mappings))
+        own_schema = await application.host.read(lambda store: inspect_own_schema(store, mappings))
         expected = [slow] if kind == "sqlite" else [slow, slow_path]
-        assert found == [f"{table.fullname}.key" for table in expected]
+        assert own_schema.missing == {}
+        assert own_schema.unindexed == [f"{table.fullname}.key" for table in expected]
         await application.close()
 
     asyncio.run(live())

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import httpx2
 import sqlalchemy as sa
 
 from logto_webhooks import LogtoWebhooks
+from logto_webhooks.database.mapped_rows import NOT_WRITTEN
 from logto_webhooks.database.store import RecordedFlow, Store
 from logto_webhooks.doctor.faults import Finding
 from logto_webhooks.ingest.spool import SpoolDirectory
@@ -262,7 +263,21 @@ async def rows_that_were_refused(clinic: Clinic) -> list[Finding]:
 
 @finds("mapping_owed")
 async def rows_that_nobody_writes(clinic: Clinic) -> list[Finding]:
+    another = await _with_a_mapped_row(clinic, "owed", NOT_WRITTEN)
+    return await clinic.ask("mappings", **another)
+
+
+@finds("mapping_blocked")
+async def rows_that_cannot_be_written(clinic: Clinic) -> list[Finding]:
     return await clinic.ask("mappings", **await _with_a_mapped_row(clinic, "owed"))
+
+
+@finds("mapping_not_migrated")
+async def a_mapped_column_that_does_not_exist(clinic: Clinic) -> list[Finding]:
+    another = await _with_a_mapped_row(clinic, "owed")
+    file = another["database_url"].rpartition("/")[2]
+    clinic.sql("CREATE TABLE people (id INTEGER PRIMARY KEY, name TEXT)", file)
+    return await _ask_who_maps_people(clinic, another)
 
 
 @finds("mapping_deletions_held")
@@ -273,17 +288,7 @@ async def deletions_that_are_held(clinic: Clinic) -> list[Finding]:
 @finds("mapping_key_without_index")
 async def a_key_without_an_index(clinic: Clinic) -> list[Finding]:
     another = await clinic.another("CREATE TABLE people (id INTEGER PRIMARY KEY, logto_id TEXT)")
-    theirs = _application(another)
-    people = sa.Table(
-        "people",
-        sa.MetaData(),
-        sa.Column("id", sa.Integer, primary_key=True),
-        sa.Column("logto_id", sa.Text),
-    )
-    theirs.map_users(people, key="logto_id", columns={}, when_deleted="keep")
-    found = await clinic.ask("mappings", application=theirs, **another)
-    await theirs.close()
-    return found
+    return await _ask_who_maps_people(clinic, another)
 
 
 @finds("rejected", stays=True)
@@ -324,6 +329,20 @@ async def _free_mb(clinic: Clinic) -> int:
     return free // 2**20
 
 
+async def _ask_who_maps_people(clinic: Clinic, settings: dict[str, Any]) -> list[Finding]:
+    theirs = _application(settings)
+    people = sa.Table(
+        "people",
+        sa.MetaData(),
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("logto_id", sa.Text),
+    )
+    theirs.map_users(people, key="logto_id", columns={}, when_deleted="keep")
+    found = await clinic.ask("mappings", application=theirs, **settings)
+    await theirs.close()
+    return found
+
+
 def _application(settings: dict[str, str]) -> LogtoWebhooks:
     return LogtoWebhooks(signing_key=OTHER_KEY, database_url=settings["database_url"])
 
@@ -347,13 +366,16 @@ async def _with_a_part(clinic: Clinic) -> dict[str, str]:
     return another
 
 
-async def _with_a_mapped_row(clinic: Clinic, state: str) -> dict[str, str]:
+async def _with_a_mapped_row(
+    clinic: Clinic, state: str, reason: str = "it is so"
+) -> dict[str, str]:
     """A database in which a user's row in the application's table isn't as it should be."""
     mapping = "INSERT INTO logto_mappings (name, kind, definition, former, registered_at, seen_at) "
     row = "INSERT INTO logto_mapped_rows (mapping, logto_id, kind, state, reason, changed_at) "
+    quoted = reason.replace("'", "''")
     return await clinic.another(
         f"{mapping} VALUES ('people', 'user', '', '[]', {_LONG_AGO}, {_LONG_AGO})",
-        f"{row} VALUES ('people', 'ana', 'user', '{state}', 'it is so', {_LONG_AGO})",
+        f"{row} VALUES ('people', 'ana', 'user', '{state}', '{quoted}', {_LONG_AGO})",
     )
 
 

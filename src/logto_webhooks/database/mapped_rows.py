@@ -54,6 +54,16 @@ class UnwrittenRow(Struct, frozen=True, kw_only=True):
     since_s: float
 
 
+class UnwrittenRows(Struct, frozen=True, kw_only=True):
+    """How many records of a mapping have a state for a reason, the oldest `since_s`."""
+
+    mapping: str
+    state: State
+    reason: str | None
+    count: int
+    since_s: float
+
+
 class RowState(Struct, frozen=True, kw_only=True):
     """What became of one record in one mapping.
 
@@ -278,8 +288,25 @@ class MappingStore:
             counts.setdefault(mapping, {})[state] = count
         return counts
 
-    def find_oldest(self, state: State) -> UnwrittenRow | None:
-        """Find the record that has had this state for the longest time."""
+    def list_unwritten(self, states: Collection[State], limit: int = 20) -> list[UnwrittenRows]:
+        """Count the records that have these states by mapping and reason: most records first."""
+        group = (mapped_rows.c.mapping, mapped_rows.c.state, mapped_rows.c.reason)
+        count = sa.func.count().label("count")
+        oldest = sa.func.min(mapped_rows.c.changed_at)
+        query = (
+            sa.select(*group, count, ((now() - oldest) / 1000.0).label("since_s"))
+            .where(is_not_ok, mapped_rows.c.state.in_(states))
+            .group_by(*group)
+            .order_by(count.desc(), *group)
+            .limit(limit)
+        )
+        return [UnwrittenRows(**row) for row in self._connection.execute(query).mappings()]
+
+    def find_oldest(
+        self, state: State, names: Collection[str] | None = None
+    ) -> UnwrittenRow | None:
+        """Find the record of these mappings, or of all, that has had this state for the longest
+        time."""
         query = (
             sa.select(
                 mapped_rows.c.mapping,
@@ -291,6 +318,8 @@ class MappingStore:
             .order_by(mapped_rows.c.changed_at, mapped_rows.c.mapping, mapped_rows.c.logto_id)
             .limit(1)
         )
+        if names is not None:
+            query = query.where(mapped_rows.c.mapping.in_(names))
         row = self._connection.execute(query).mappings().one_or_none()
         return None if row is None else UnwrittenRow(**row)
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import shlex
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from logto_webhooks.clock import SystemClock
+from logto_webhooks.database.mapped_rows import NOT_WRITTEN, UnwrittenRows
 from logto_webhooks.database.store import Store
 from logto_webhooks.deliveries import RECENT, DeliveryFilter, DeliveryState, typical_delay
 from logto_webhooks.doctor.context import DAY_MS, CheckContext, ProbeResult, probe_url
@@ -38,6 +39,7 @@ _PENDING_S: Final = 60
 _WAITING_S: Final = 600  # longer than the first retries of a job take
 _UNSETTLED_S: Final = 600
 _OWED_S: Final = 60  # much longer than until the next try
+_GROUPS: Final = 3  # reasons for which rows wait
 _SKEW_MS: Final = 5_000
 _UNREAD: Final = 3  # times the interval at which Logto's log is read
 _DEAD_ROWS: Final = 10_000  # harmless in any table
@@ -446,30 +448,54 @@ async def check_records(context: CheckContext) -> list[Finding]:
 async def check_mappings(context: CheckContext) -> list[Finding]:
     """Check that the rows of mapped tables are written, and quickly found."""
     mappings = (await context.status()).mappings
+    own_schema = await context.target.inspect_own_schema()
     faults = []
+    if missing := own_schema.missing:
+        problems = ". ".join(dict.fromkeys(missing.values()))
+        faults.append(
+            make_finding("mapping_not_migrated", problems=problems, mappings=list(missing))
+        )
     if conflicts := {each.mapping: each.conflict for each in mappings if each.conflict}:
         first = await context.read(lambda store: store.mappings.find_oldest("conflict"))
         shown = f"{first.logto_id} in {first.mapping}: {first.reason}" if first else "unknown"
         counts = {"count": sum(conflicts.values()), "mappings": list(conflicts)}
         faults.append(make_finding("mapping_conflicts", first=shown, **counts))
     owed = {each.mapping: each.owed for each in mappings if each.owed}
-    oldest = await context.read(lambda store: store.mappings.find_oldest("owed")) if owed else None
-    if oldest is not None and oldest.since_s > _OWED_S:
-        counts = {"count": sum(owed.values()), "mappings": list(owed)}
-        seconds, reason = round(oldest.since_s), oldest.reason or "unknown"
-        faults.append(make_finding("mapping_owed", seconds=seconds, reason=reason, **counts))
+    faults += await _check_owed(context, {m: n for m, n in owed.items() if m not in missing})
     if held := {each.mapping: each.held for each in mappings if each.held}:
         first = await context.read(lambda store: store.mappings.find_oldest("held"))
         shown = f"{first.logto_id} in {first.mapping}" if first else "unknown"
         counts = {"count": sum(held.values()), "mappings": list(held)}
         faults.append(make_finding("mapping_deletions_held", first=shown, **counts))
-    if columns := await context.target.find_unindexed_keys():
+    if columns := own_schema.unindexed:
         faults.append(make_finding("mapping_key_without_index", columns=columns))
     if faults:
         return faults
     if unapplied := [each.mapping for each in mappings if not each.is_applied]:
         return [make_ok(f"{', '.join(unapplied)}: not applied to all records yet.")]
+    if waiting := sum(each.waiting for each in mappings):
+        groups = await context.read(lambda store: store.mappings.list_unwritten(["waiting"]))
+        return [make_ok(_describe_waiting(len(mappings), waiting, groups))]
     return [make_ok(f"{Count(len(mappings)):table is|tables are} mapped, without problems.")]
+
+
+async def _check_owed(context: CheckContext, owed: Mapping[str, int]) -> list[Finding]:
+    oldest = await context.read(lambda store: store.mappings.find_oldest("owed", owed))
+    if oldest is None or oldest.since_s <= _OWED_S:
+        return []
+    code = "mapping_owed" if oldest.reason == NOT_WRITTEN else "mapping_blocked"
+    counts = {"count": sum(owed.values()), "mappings": list(owed)}
+    seconds, reason = round(oldest.since_s), oldest.reason or "unknown"
+    return [make_finding(code, seconds=seconds, reason=reason, **counts)]
+
+
+def _describe_waiting(mapped: int, waiting: int, groups: Sequence[UnwrittenRows]) -> str:
+    shown = [f"{row.count} in {row.mapping}, because {row.reason}" for row in groups[:_GROUPS]]
+    more = ["…"] if len(groups) > _GROUPS else []
+    return (
+        f"{Count(mapped):table is|tables are} mapped. {Count(waiting):row waits|rows wait}: "
+        f"{'; '.join([*shown, *more])}."
+    )
 
 
 async def check_rejected(context: CheckContext) -> list[Finding]:

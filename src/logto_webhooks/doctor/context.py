@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import httpx2
 
     from logto_webhooks.logto.client import ManagementClient
+    from logto_webhooks.mapping.own_schema import OwnSchema
 
 T = TypeVar("T")
 DAY_MS: Final = 86_400_000
@@ -47,8 +48,8 @@ class DoctorTarget(Struct, frozen=True, kw_only=True):
     modes of files that other users can read, by path. Without an application, `handlers` and
     `databases` are None; `databases` returns the database that the handlers run on, and the
     application's. `spooled` deliveries wait in the spool directory. Others can write to it if there
-    is a `spool_problem`. A URL must answer within `limit_s`. `find_unindexed_keys` lists the
-    key columns of the application's mapped tables that have no unique index.
+    is a `spool_problem`. A URL must answer within `limit_s`. `inspect_own_schema` compares the
+    application's mapped tables with its mappings.
     """
 
     settings: Settings
@@ -62,7 +63,7 @@ class DoctorTarget(Struct, frozen=True, kw_only=True):
     databases: Callable[[], tuple[str, str]] | None = None
     spooled: int = 0
     spool_problem: str = ""
-    find_unindexed_keys: Callable[[], Awaitable[list[str]]]
+    inspect_own_schema: Callable[[], Awaitable[OwnSchema]]
 
     @property
     def keys(self) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from logto_webhooks.errors import format_message
 from logto_webhooks.logto.errors import CORE
-from logto_webhooks.plural import Count
+from logto_webhooks.plural import Count, Names
 
 PAGE: Final = "docs/troubleshooting.md"
 FINE: Final = "fine"
@@ -46,6 +46,10 @@ CREDENTIALS: Final = (
     "LOGTO_M2M_APP_SECRET."
 )
 CONSOLE: Final = "in Logto's console, under Webhooks > your webhook"
+_NOT_WRITTEN: Final = (
+    "{count:row isn't|rows aren't} written yet in {mappings:the mapped table|the mapped tables}, "
+    "the oldest for {seconds} s: {reason}"
+)
 
 
 FAULTS: Final[dict[str, Fault]] = {
@@ -196,25 +200,36 @@ FAULTS: Final[dict[str, Fault]] = {
         CREDENTIALS,
     ),
     "mapping_conflicts": _warning(
-        "{count:row|rows} of the mapped tables {mappings} couldn't be written. The first: {first}.",
+        "{count:row|rows} of {mappings:the mapped table|the mapped tables} couldn't be written. "
+        "The first: {first}.",
         "To see all, run logto-webhooks mapping check. After a fix, run: logto-webhooks mapping "
         "apply",
     ),
     "mapping_owed": _broken(
-        "{count:row|rows} of the mapped tables {mappings} have yet to be written, the oldest for "
-        "{seconds} s: {reason}.",
+        f"{_NOT_WRITTEN}.",
         "Check that your application, or serve or worker with --app, runs with this mapping. If "
         "you have removed the mapping, run: logto-webhooks mapping forget NAME",
     ),
+    "mapping_blocked": _broken(
+        f"{_NOT_WRITTEN}.",
+        "If a table or a column is missing, run your migrations. If a row is locked, end the "
+        "transaction that has locked it. If a permission is missing, grant it.",
+    ),
+    "mapping_not_migrated": _broken(
+        "{problems}.",
+        "Run your migrations. Until then, the rows of {mappings:this mapping|these mappings} "
+        "aren't written.",
+    ),
     "mapping_deletions_held": _broken(
-        "{count:row|rows} of the mapped tables {mappings} would be deleted or unlinked, which is "
-        "more than 20 rows and 5 % at once. They stay until you allow it. The first: {first}.",
+        "{count:row|rows} of {mappings:the mapped table|the mapped tables} would be deleted or "
+        "unlinked, which is more than 20 rows and 5 % at once. They stay until you allow it. The "
+        "first: {first}.",
         "Check that Logto is right: a Logto that was restored from an old dump lacks users. If it "
         "is, run: logto-webhooks mapping apply --allow-deletes",
     ),
     "mapping_key_without_index": _warning(
-        "The key columns {columns} of mapped tables have no unique index. Each write reads the "
-        "whole table, and two rows could have the same user or organization.",
+        "There is no unique index on {columns:the key column|the key columns}. Each write reads "
+        "the whole table, and two rows could have the same user or organization.",
         "Create a unique index on each of them.",
     ),
     "rejected": _warning(
@@ -462,7 +477,7 @@ def strip_url(url: str) -> str:
 
 def _format(value: Any) -> Any:
     if isinstance(value, list):
-        return ", ".join(value)
+        return Names(value)
     return Count(value) if type(value) is int else value
 
 

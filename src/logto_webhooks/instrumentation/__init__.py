@@ -358,6 +358,31 @@ class Unrunnable(TelemetryEvent, frozen=True):
     jobs: int
 
 
+class RowsNotWritten(TelemetryEvent, frozen=True):
+    """Rows of a mapped table conflict, are owed or held (`state`), for a `reason`.
+
+    Each reason is reported once, until no row has it any more.
+    """
+
+    level = logging.WARNING
+    message = "rows of a mapped table aren't written: see logto-webhooks mapping check"
+
+    mapping: str
+    state: str
+    reason: str
+    count: int
+
+
+class TablesNotMigrated(TelemetryEvent, frozen=True):
+    """When the process started, a table or columns that a mapping needs didn't exist."""
+
+    level = logging.WARNING
+    message = "a mapped table isn't as its mapping needs it: run your migrations"
+
+    mapping: str
+    problem: str
+
+
 class ClockSetBack(TelemetryEvent, frozen=True):
     """The database's clock was set back by `seconds`. Waiting work was rescheduled."""
 

@@ -60,7 +60,8 @@ def observe(report: TelemetryEvent) -> None:
 
 def _name_kind(message: str, fields: dict[str, Any]) -> str:
     """Return what the lines that are counted together have in common."""
-    detail = fields.get("code") or fields.get("outcome") or fields.get("handler") or ""
+    names = ("code", "outcome", "handler", "mapping")
+    detail = next((fields[name] for name in names if fields.get(name)), "")
     return f"{message} {detail}".rstrip()
 
 

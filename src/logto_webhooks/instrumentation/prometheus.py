@@ -235,6 +235,8 @@ UNMEASURED: Final[dict[type[TelemetryEvent], str]] = {
     telemetry.FlowResumed: "see the gauge `silent`",
     telemetry.HandlersKnown: "`handlers list` shows them",
     telemetry.Unrunnable: "`handlers list` counts them",
+    telemetry.RowsNotWritten: "see the gauges `mapped_rows_…`",
+    telemetry.TablesNotMigrated: "see the log, and `doctor --app`",
 }
 
 UP: Final = PREFIX + "database_up"

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, Literal
 
-import sqlalchemy as sa
 from msgspec import Struct
 
 from logto_webhooks.database.runner import TransactionRunner, run_or_rehearse
-from logto_webhooks.database.sessions import APP_SCHEMAS
 from logto_webhooks.database.store import Store
 from logto_webhooks.mapping import Mappings
 from logto_webhooks.mapping.apply import PAGE, list_keys
@@ -108,38 +105,6 @@ def _find_extra(
     ids, last = writer.find_extra(after, PAGE)
     extra = [Difference(mapping=mapping.name, problem="extra", logto_id=id_) for id_ in ids]
     return extra, last
-
-
-def find_unindexed_keys(store: Store, mappings: Mappings) -> list[str]:
-    """List the key columns of users and organizations that have no unique index in the database. A
-    path inside a JSON column needs an index on an expression."""
-    connection = store.connection
-    inspector = sa.inspect(connection)
-    schemas = connection.get_execution_options().get(APP_SCHEMAS) or {}
-    return [
-        f"{mapping.name}.{mapping.key.column.name}"
-        for mapping in mappings.entities
-        if not _has_unique_index(
-            inspector, mapping, schemas.get(mapping.table.schema, mapping.table.schema)
-        )
-    ]
-
-
-def _has_unique_index(inspector: sa.Inspector, mapping: EntityMapping, schema: str | None) -> bool:
-    table, key = mapping.table.name, mapping.key
-    if not inspector.has_table(table, schema):
-        return True  # what is missing is another problem
-    with warnings.catch_warnings():  # about indexes on expressions, which it can't read in SQLite
-        warnings.simplefilter("ignore", sa.exc.SAWarning)
-        indexes = inspector.get_indexes(table, schema)
-    unique: list[Any] = [index for index in indexes if index["unique"]]
-    if key.path and inspector.dialect.name == "sqlite":
-        return True  # unknown
-    if key.path:
-        return any(key.path[-1] in str(index.get("expressions")) for index in unique)
-    unique += inspector.get_unique_constraints(table, schema)
-    primary = inspector.get_pk_constraint(table, schema)["constrained_columns"]
-    return [key.column.name] in [primary, *(index["column_names"] for index in unique)]
 
 
 def count_problems(differences: Sequence[Difference]) -> dict[str, int]:

@@ -1,0 +1,120 @@
+"""Compare the mapped tables in the database with what the mappings need."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import sqlalchemy as sa
+from msgspec import Struct
+
+from logto_webhooks.database.sessions import APP_SCHEMAS
+from logto_webhooks.database.store import Store
+from logto_webhooks.mapping import Mappings
+from logto_webhooks.mapping.declare import EntityMapping
+from logto_webhooks.mapping.declare_pairs import PairMapping, RoleEnd
+
+RUN_MIGRATIONS = "Run your migrations."
+
+
+class OwnSchema(Struct, frozen=True, kw_only=True):
+    """What the database lacks. `missing` says for mappings, by name, which table or columns don't
+    exist. `unindexed` are key columns of users and organizations that have no unique index."""
+
+    missing: dict[str, str] = {}
+    unindexed: list[str] = []
+
+
+def inspect_own_schema(store: Store, mappings: Mappings) -> OwnSchema:
+    """Look for the tables, the columns and the indexes that mappings need."""
+    catalog = _Catalog(store.connection)
+    missing = {mapping.name: _find_missing(catalog, mapping) for mapping in mappings.all}
+    return OwnSchema(
+        missing={name: problem for name, problem in missing.items() if problem},
+        unindexed=[
+            f"{mapping.name}.{mapping.key.column.name}"
+            for mapping in mappings.entities
+            if not _has_unique_index(catalog, mapping)
+        ],
+    )
+
+
+def find_missing(store: Store, mapping: EntityMapping | PairMapping) -> str:
+    """Say which table or columns of a mapping don't exist; "" if all do."""
+    return _find_missing(_Catalog(store.connection), mapping)
+
+
+class _Catalog:
+    """The tables in the database, by those of the application."""
+
+    def __init__(self, connection: sa.Connection) -> None:
+        self.inspector = sa.inspect(connection)
+        self._schemas = connection.get_execution_options().get(APP_SCHEMAS) or {}
+
+    def find_schema(self, table: sa.Table) -> str | None:
+        """Return the schema of a table."""
+        schema: str | None = self._schemas.get(table.schema, table.schema)
+        return schema
+
+    def list_columns(self, table: sa.Table) -> set[str] | None:
+        """Return the names of a table's columns; None if there is no such table."""
+        schema = self.find_schema(table)
+        if not self.inspector.has_table(table.name, schema):
+            return None
+        return {column["name"] for column in self.inspector.get_columns(table.name, schema)}
+
+
+def _find_missing(catalog: _Catalog, mapping: EntityMapping | PairMapping) -> str:
+    tables: dict[sa.Table, set[str]] = {}
+    for column in _list_columns(mapping):
+        assert isinstance(column.table, sa.Table)
+        tables.setdefault(column.table, set()).add(column.name)
+    columns = []
+    for table, names in tables.items():
+        there = catalog.list_columns(table)
+        if there is None:
+            return f"The table {table.fullname} doesn't exist"
+        columns += [f"{table.fullname}.{name}" for name in sorted(names - there)]
+    if len(columns) > 1:
+        return f"The columns {', '.join(columns)} don't exist"
+    return f"The column {columns[0]} doesn't exist" if columns else ""
+
+
+def _list_columns(mapping: EntityMapping | PairMapping) -> Iterator[sa.Column[Any]]:
+    """List the columns that a mapping reads or writes."""
+    yield from mapping.primary_key
+    names = {*mapping.columns, *mapping.create_defaults}
+    if isinstance(mapping, EntityMapping):
+        yield mapping.key.column
+        names |= mapping.fill.keys()
+        if isinstance(mapping.when_deleted, dict):
+            names |= mapping.when_deleted.keys()
+        if mapping.link is not None and mapping.link.column is not None:
+            yield mapping.link.column
+    else:
+        for end in mapping.ends:
+            yield end.column
+            if isinstance(end, RoleEnd) and end.match is not None and end.referred is not None:
+                yield from (end.match, end.referred)
+    yield from (mapping.table.c[name] for name in sorted(names))
+
+
+def _has_unique_index(catalog: _Catalog, mapping: EntityMapping) -> bool:
+    """Whether the key's column has one. A path inside a JSON column needs an index on an
+    expression."""
+    table, key, inspector = mapping.table.name, mapping.key, catalog.inspector
+    if key.column.name not in (catalog.list_columns(mapping.table) or ()):
+        return True  # what is missing is another problem
+    schema = catalog.find_schema(mapping.table)
+    with warnings.catch_warnings():  # about indexes on expressions, which it can't read in SQLite
+        warnings.simplefilter("ignore", sa.exc.SAWarning)
+        indexes = inspector.get_indexes(table, schema)
+    unique: list[Any] = [index for index in indexes if index["unique"]]
+    if key.path and inspector.dialect.name == "sqlite":
+        return True  # unknown
+    if key.path:
+        return any(key.path[-1] in str(index.get("expressions")) for index in unique)
+    unique += inspector.get_unique_constraints(table, schema)
+    primary = inspector.get_pk_constraint(table, schema)["constrained_columns"]
+    return [key.column.name] in [primary, *(index["column_names"] for index in unique)]

@@ -1,0 +1,51 @@
+"""Report what keeps the rows of mapped tables from being written."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Final
+
+from logto_webhooks.database.mapped_rows import State
+from logto_webhooks.database.runner import TransactionRunner
+from logto_webhooks.database.store import Store
+from logto_webhooks.instrumentation import Observer, RowsNotWritten, TablesNotMigrated
+from logto_webhooks.mapping import Mappings
+from logto_webhooks.mapping.own_schema import inspect_own_schema
+
+_REPORTED: Final[tuple[State, ...]] = ("conflict", "owed", "held")
+_OWED_S: Final = 10.0  # longer than the first tries take
+REPORT_S: Final = 10.0
+
+
+class UnwrittenReporter:
+    """Reports each reason why rows of a mapping aren't written, once until there are none."""
+
+    def __init__(self, host: TransactionRunner, observe: Observer) -> None:
+        self._host = host
+        self._observe = observe
+        self._reported: set[tuple[str, str, str]] = set()
+
+    async def report(self) -> None:
+        """Report new reasons. Raises StoreUnavailable."""
+        groups = await self._host.read(lambda store: store.mappings.list_unwritten(_REPORTED))
+        reasons: set[tuple[str, str, str]] = set()
+        for group in groups:
+            if group.state == "owed" and group.since_s < _OWED_S:
+                continue
+            found = (group.mapping, group.state, group.reason or "unknown")
+            reasons.add(found)
+            if found not in self._reported:
+                self._observe(RowsNotWritten(*found, group.count))
+        self._reported = reasons
+
+
+async def report_missing(host: TransactionRunner, mappings: Mappings, observe: Observer) -> None:
+    """Report which tables and columns of the mappings don't exist. Raises StoreUnavailable."""
+    if mappings:
+        own_schema = await host.read(partial(_inspect, mappings=mappings))
+        for mapping, problem in own_schema.items():
+            observe(TablesNotMigrated(mapping, problem))
+
+
+def _inspect(store: Store, mappings: Mappings) -> dict[str, str]:
+    return inspect_own_schema(store, mappings).missing
