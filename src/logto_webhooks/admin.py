@@ -14,7 +14,13 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from logto_webhooks import events, validation
-from logto_webhooks.apply.replay import AT_ONCE, ReplayResult, iterate_jobs
+from logto_webhooks.apply.replay import (
+    AT_ONCE,
+    REPLAYED_AT_ONCE,
+    ReplayResult,
+    cut,
+    iterate_jobs,
+)
 from logto_webhooks.apply.replay import replay as apply_again
 from logto_webhooks.clock import SystemClock
 from logto_webhooks.database import Database, Engine, database_for, wrap_engine
@@ -441,6 +447,41 @@ class Admin:
         await self.database.check()
         return await run_or_rehearse(self.database.host, work, dry_run)
 
+    async def replay_all(
+        self,
+        filter: DeliveryFilter,
+        *,
+        handler: str | None = None,
+        rerun: bool = False,
+        sync_only: bool = False,
+        dry_run: bool = False,
+        progressed: Callable[[int, int, int], None] = _ignore_progress,
+    ) -> ReplayResult:
+        """Replay all deliveries that match now, as `replay` does: the oldest first, after the
+        filter's `after`, in short transactions. The filter's `limit` and order don't count.
+
+        `progressed` gets the ID up to which deliveries were replayed, how many these were, and how
+        many there are. Raises what `replay` raises.
+        """
+        checked = validation.check_delivery_filter(filter)
+        wanted = replace(checked, oldest_first=True, limit=REPLAYED_AT_ONCE)
+        if handler is not None:
+            await self._read(lambda store: check_handler(store, handler))
+        total, newest = await self._read(lambda store: store.inbox.count(wanted))
+        result, done = ReplayResult(), 0
+        progressed(wanted.after or 0, done, total)
+        while sizes := await self._read(partial(_read_sizes, wanted=wanted, newest=newest)):
+            for page in cut(sizes, sizes):
+                result = result.plus(
+                    await self.replay(
+                        page, handler=handler, rerun=rerun, sync_only=sync_only, dry_run=dry_run
+                    )
+                )
+                done += len(page)
+                progressed(page[-1], done, total)
+                wanted = replace(wanted, after=page[-1])
+        return result
+
     async def jobs(self, filter: JobFilter | None = None) -> list[JobRow]:
         """List jobs, newest first."""
         checked = validation.check_job_filter(filter or JobFilter())
@@ -697,6 +738,10 @@ class Admin:
 
     def _wake(self) -> None:
         """Do nothing: no worker runs here."""
+
+
+def _read_sizes(store: Store, *, wanted: DeliveryFilter, newest: int) -> dict[int, int]:
+    return store.inbox.sizes(wanted, newest)
 
 
 def _move_jobs(store: Store, *, ids: Sequence[int], move: JobMove) -> int:

@@ -15,6 +15,7 @@ from logto_webhooks.database import open_database
 from logto_webhooks.database.store import Store
 from logto_webhooks.jobs import JobOutcome, JobState, NewJob, RegisteredHandler
 from logto_webhooks.testing import make
+from tests.pages import tree
 from tests.support.service import command, one_line
 from tests.support.stores import delivery
 
@@ -38,6 +39,13 @@ def fill(store: Store) -> None:
     store.jobs.add([job("a", "app:greet", "ana"), job("b", "app:greet", "bo"), job("c", "old:x")])
     error = f"Traceback\n  somewhere {'far ' * 30}away\nValueError: of no use"
     finish_one(store, state=JobState.DEAD, error=error, failed=True)
+
+
+def receive(folder: Path, *bodies: bytes) -> None:
+    def add(store: Store) -> None:
+        store.add([delivery(body) for body in bodies])
+
+    write(folder, add)
 
 
 def finish_one(store: Store, **outcome: Any) -> None:
@@ -222,3 +230,71 @@ def test_a_job_that_waits_for_a_row_has_no_failure(folder: Path) -> None:
     printed = said(folder, "jobs", "show", str(waiting["id"]))
     assert f"What it waits for\n{reason}" in printed
     assert "failure\n" not in printed
+
+
+def test_deliveries_are_selected_to_be_replayed(tmp_path: Path) -> None:
+    """With the options of `deliveries list`; a dry run tells how many there are."""
+    command("migrate", folder=tmp_path)
+    at = time.time_ns() // 1_000_000 + 1_000
+    sent = [make.user_created(id=name, at=at).body for name in ("ana", "bo")]
+    sent.append(make.user_data_updated(id="ana", name="Anna", at=at + 1000).body)
+    receive(tmp_path, *sent)
+    command("worker", "--drain", folder=tmp_path)
+
+    def registered(store: Store) -> None:
+        store.jobs.register([RegisteredHandler(name="app:greet", patterns=("User.*",))])
+
+    write(tmp_path, registered)
+    replay = ("deliveries", "replay")
+    dry = command(*replay, "--subject", "user:ana", "--dry-run", folder=tmp_path)
+    assert one_line(dry.stderr) == "2 deliveries match."
+    assert [line.split()[-1] for line in dry.stdout.splitlines()] == ["2", "2"]
+    said(tmp_path, "jobs", "list", code=1)
+    assert told(tmp_path, *replay, "--event", "User.Created", "--text", '"bo"')["jobs"] == 1
+    assert told(tmp_path, *replay, "--state", "pending", "--after", "1") == {
+        "deliveries": 1,
+        "jobs": 0,
+        "drifts": [],
+    }
+    assert told(tmp_path, *replay, "--since", "2020-01-01", "--handler", "app:greet")["jobs"] == 2
+    none = said(tmp_path, *replay, "--event", "User.Creatd", code=1).splitlines()
+    assert none[0] == "No deliveries found."
+    assert "the closest is User.Created" in none[1]
+    both = one_line(said(tmp_path, *replay, "1", "--state", "dead", code=2))
+    assert both == "error: Pass either delivery IDs, or options that select deliveries."
+    neither = one_line(said(tmp_path, *replay, "--rerun", code=2))
+    assert "Pass delivery IDs, or options that select deliveries, such as --state" in neither
+    assert "--since can't be used" in one_line(said(tmp_path, *replay, "--since", "x", code=2))
+
+
+def test_a_replay_selects_as_a_list_does() -> None:
+    """Whatever can be listed can be replayed, with the same words."""
+    listed, replayed = (tree.COMMANDS["deliveries", name].params for name in ("list", "replay"))
+    words = {each.name: (each.opts, each.help) for each in replayed}
+    of_a_page = {"limit", "oldest_first", "after"}
+    for option in listed:
+        if option.name not in of_a_page:
+            assert words[option.name] == (option.opts, option.help)
+
+
+def test_why_a_handler_asks_for_a_retry_is_shown(tmp_path: Path) -> None:
+    """`RetryLater` has a reason, and no traceback hides it."""
+    command("migrate", folder=tmp_path)
+    (tmp_path / "app.py").write_text(
+        "from logto_webhooks import LogtoWebhooks, RetryLater\n"
+        "logto = LogtoWebhooks.from_env()\n"
+        "@logto.on('User.Created', name='wait')\n"
+        "def wait():\n"
+        "    raise RetryLater('no email yet', after_s=3600)\n"
+    )
+    at = time.time_ns() // 1_000_000 + 1_000
+    body = make.user_created(id="ana", at=at).body
+    receive(tmp_path, body)
+    drained = command("worker", "--drain", "--app", "app:logto", folder=tmp_path)
+    assert drained.returncode == 0, drained.stderr
+    shown = said(tmp_path, "jobs", "show", "1")
+    assert "\nWhy it asked for a retry\n" in shown
+    assert shown.endswith("RetryLater: asked for a retry in 3600 s: no email yet\n")
+    assert "asked for a retry: no email yet" in said(tmp_path, "jobs", "list")
+    [job] = told(tmp_path, "jobs", "list")
+    assert (job["state"], job["failures"], job["due_at"] is not None) == ("waiting", 1, True)

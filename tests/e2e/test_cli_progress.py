@@ -155,3 +155,26 @@ def test_a_replay_of_many_can_be_stopped(tmp_path: Path) -> None:
     running = Running(tmp_path, "deliveries", "replay", "--sync-only", *ids)
     assert running.interrupt("/s") == 130
     assert "of 3000. Continue with the ID " in running.errors
+
+
+def test_a_replay_of_all_that_match_can_be_stopped(tmp_path: Path) -> None:
+    """With the id after which to go on."""
+    fill(tmp_path, 3_000)
+    running = Running(tmp_path, "deliveries", "replay", "--sync-only", "--event", "User.Created")
+    assert running.interrupt("/s") == 130
+    assert "of 3000. Continue with --after " in running.errors
+
+
+def test_a_run_for_existing_rows_can_be_stopped(tmp_path: Path) -> None:
+    """It goes on when it is run again."""
+    fill(tmp_path, 300, at=1_795_485_335_917)
+    (tmp_path / "app.py").write_text(
+        "from logto_webhooks import LogtoWebhooks\n"
+        "logto = LogtoWebhooks.from_env()\n"
+        "@logto.on('LocalUserCreated', name='greet')\n"
+        "def greet(): ...\n"
+    )
+    command("worker", "--drain", "--app", "app:logto", folder=tmp_path)
+    running = Running(tmp_path, "handlers", "run", "greet", "--rate", "10")
+    assert running.interrupt("/s") == 130
+    assert "Stopped. The jobs made so far are stored. Run it again for the rest." in running.errors

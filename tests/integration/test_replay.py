@@ -22,6 +22,7 @@ from logto_webhooks.jobs import JobFilter, JobMove, JobState, NewJob, Registered
 from logto_webhooks.testing import make
 from tests.integration.conftest import Run
 from tests.support.jobs import claim, finish, job
+from tests.support.mounted import on_postgres, on_sqlite
 from tests.support.stores import Copy, delivery, memory_host
 
 T = TypeVar("T")
@@ -258,6 +259,49 @@ def logto(tmp_path: Path) -> Iterator[LogtoWebhooks]:
     asyncio.run(prepare())
     yield made
     asyncio.run(made.close())
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+def test_all_that_match_are_replayed(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The oldest first, in pages, whatever the filter's limit; not what arrives meanwhile."""
+    monkeypatch.setattr("logto_webhooks.admin.REPLAYED_AT_ONCE", 3)
+    monkeypatch.setattr("logto_webhooks.apply.replay.REPLAYED_AT_ONCE", 2)
+    logto = on_sqlite(tmp_path) if kind == "sqlite" else on_postgres()
+    host = logto.database.host
+    names = [f"u{number}" for number in range(8)]
+    bodies = [make.user_created(id=name, at=T0).body for name in names]
+
+    async def body() -> None:
+        await logto.migrate()
+        await host.run(lambda store: store.set_installed_at(0))
+        await Copy(host).take([*bodies, make.post_sign_in(id="u0", at=T0 + 1).body])
+        await host.run(lambda store: store.jobs.register([NEW, OTHER]))
+        wanted = DeliveryFilter(event="User.Created", limit=1, after=2)
+        dry = await logto.replay_all(wanted, dry_run=True)
+        assert (dry.deliveries, dry.jobs) == (6, 12)
+        assert (await logto.status()).deliveries["pending"] == 0
+        reached: list[tuple[int, int, int]] = []
+        late = delivery(make.user_created(id="late", at=T0).body)
+        done = await logto.replay_all(
+            wanted, handler="new", progressed=lambda *progress: reached.append(progress)
+        )
+        assert (done.deliveries, done.jobs) == (0, 6)
+        assert reached == [(2, 0, 6), (4, 2, 6), (5, 3, 6), (7, 5, 6), (8, 6, 6)]
+        assert (await logto.replay_all(wanted)).jobs == 6, "of the other handler"
+        assert (await logto.status()).deliveries["pending"] == 6
+        await host.run(lambda store: store.add([late]))
+        nothing = await logto.replay_all(DeliveryFilter(subject="user:nobody"))
+        assert (nothing.deliveries, nothing.jobs) == (0, 0)
+        with pytest.raises(HandlerUnknown):
+            await logto.replay_all(DeliveryFilter(subject="user:nobody"), handler="nobody")
+        wrong: Any = "bogus"
+        with pytest.raises(SettingInvalid, match="the state"):
+            await logto.replay_all(DeliveryFilter(state=wrong))
+        await logto.close()
+
+    asyncio.run(body())
 
 
 WRONG: list[Any] = ["1", True, 0, -1, 2**63, 1.0, None]

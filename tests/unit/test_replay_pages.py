@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from logto_webhooks.cli.deliveries import REPLAYED_AT_ONCE, REPLAYED_BYTES, cut
+from logto_webhooks.apply.replay import REPLAYED_AT_ONCE, REPLAYED_BYTES, cut
 
 
 def test_a_page_ends_by_number_and_by_size() -> None:

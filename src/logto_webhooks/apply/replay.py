@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -22,6 +22,9 @@ from logto_webhooks.records.record import Change, Key
 from logto_webhooks.signing_keys import trust
 
 AT_ONCE: Final = 1_000
+REPLAYED_AT_ONCE: Final = 200
+REPLAYED_BYTES: Final = 256 * 2**10  # of bodies, because a long one can make thousands of jobs
+MOST_DRIFTS: Final = 1_000  # differences that are listed
 
 
 def iterate_jobs(store: Store, filter: JobFilter) -> Iterator[JobRow]:
@@ -32,20 +35,36 @@ def iterate_jobs(store: Store, filter: JobFilter) -> Iterator[JobRow]:
         filter = replace(filter, after=page[-1].id)
 
 
+def cut(ids: Iterable[int], sizes: Mapping[int, int]) -> Iterator[list[int]]:
+    """Cut IDs into those that are replayed in one transaction, by number and by size."""
+    page: list[int] = []
+    for id in ids:
+        if page and (
+            len(page) == REPLAYED_AT_ONCE
+            or sum(sizes[other] for other in page) + sizes[id] > REPLAYED_BYTES
+        ):
+            yield page
+            page = []
+        page.append(id)
+    if page:
+        yield page
+
+
 class ReplayResult(Struct, frozen=True, kw_only=True):
     """The result of a replay: deliveries applied again, jobs to run again or for the first time,
-    and differences. With `dry_run`, what they would be."""
+    and differences. With `dry_run`, what they would be. Of several pages, the first 1,000
+    differences are kept."""
 
-    deliveries: int
-    jobs: int
-    drifts: list[Drift]
+    deliveries: int = 0
+    jobs: int = 0
+    drifts: list[Drift] = []
 
     def plus(self, other: ReplayResult) -> ReplayResult:
         """Return the sum of both."""
         return ReplayResult(
             deliveries=self.deliveries + other.deliveries,
             jobs=self.jobs + other.jobs,
-            drifts=self.drifts + other.drifts,
+            drifts=(self.drifts + other.drifts)[:MOST_DRIFTS],
         )
 
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+import functools
+import inspect
+from collections.abc import Callable
 from contextlib import aclosing
 from functools import partial
-from typing import Annotated, Final
+from inspect import Parameter, Signature
+from typing import Annotated, Any, Final, NoReturn, cast
 
 import msgspec
+from msgspec import Struct
 from msgspec.structs import replace
 from typer import Argument, Exit, Option
 
 from logto_webhooks.admin import Admin
-from logto_webhooks.apply.replay import ReplayResult
+from logto_webhooks.apply.replay import ReplayResult, cut
 from logto_webhooks.arrivals import follow, newest_id
 from logto_webhooks.cli import make_group, output
 from logto_webhooks.cli.options import (
@@ -32,55 +36,89 @@ from logto_webhooks.cli.options import (
 from logto_webhooks.cli.session import run_admin
 from logto_webhooks.database import database_for
 from logto_webhooks.deliveries import DeliveryFilter, DeliveryState, StoredDelivery
-from logto_webhooks.errors import DeliveryUnknown
+from logto_webhooks.errors import DeliveryUnknown, LogtoWebhooksError
+from logto_webhooks.plural import Count
 from logto_webhooks.settings import Settings
 from logto_webhooks.validation import GREATEST_ID, check_text
 
-REPLAYED_AT_ONCE: Final = 200
-REPLAYED_BYTES: Final = 256 * 2**10  # of bodies, because a long one can make thousands of jobs
+Since = Annotated[
+    str | None,
+    Option(help="Received since this time (2026-11-24T08:00Z), or this long ago (90m, 36h, 7d)."),
+]
+Until = Annotated[str | None, Option(help="Received before this time, in the form of --since.")]
+State = Annotated[
+    DeliveryState | None, Option(help="Only in this state: pending, done, ignored or dead.")
+]
+Text = Annotated[str | None, Option(help="Only with this text in the body (case-sensitive).")]
+# The options that select deliveries, by the fields of a DeliveryFilter.
+_SELECT: Final[dict[str, Any]] = {
+    "event": Event,
+    "state": State,
+    "subject": Subject,
+    "since": Since,
+    "until": Until,
+    "text": Text,
+}
+
+
+class DeliveriesMissing(LogtoWebhooksError):
+    """Pass delivery IDs, or options that select deliveries, such as --state dead."""
+
+
+class DeliveriesUnclear(LogtoWebhooksError):
+    """Pass either delivery IDs, or options that select deliveries."""
+
 
 app = make_group()
 
 
+def _with_filter(command: Callable[..., None]) -> Callable[..., None]:
+    """Replace a command's parameter `filter` by the options that select deliveries."""
+    parameters = []
+    for parameter in inspect.signature(command, eval_str=True).parameters.values():
+        if parameter.name != "filter":
+            parameters.append(parameter)
+            continue
+        kind = Parameter.POSITIONAL_OR_KEYWORD
+        parameters += [
+            Parameter(name, kind, default=None, annotation=option)
+            for name, option in _SELECT.items()
+        ]
+
+    @functools.wraps(command)
+    def run(settings: Settings, **values: Any) -> None:
+        filter = _make_filter(**{name: values.pop(name) for name in _SELECT})
+        command(settings, filter=filter, **values)
+
+    cast(Any, run).__signature__ = Signature(parameters)
+    return run
+
+
+def _make_filter(
+    since: str | None, until: str | None, text: str | None, **fields: Any
+) -> DeliveryFilter:
+    return DeliveryFilter(
+        since=parse_moment("--since", since),
+        until=parse_moment("--until", until),
+        text=None if text is None else check_text("--text", text),
+        **fields,
+    )
+
+
 @app.command("list")
 @with_settings(*DATABASE)
+@_with_filter
 def list_(
     settings: Settings,
-    event: Event = None,
-    state: Annotated[
-        DeliveryState | None, Option(help="Only in this state: pending, done, ignored or dead.")
-    ] = None,
-    subject: Subject = None,
-    since: Annotated[
-        str | None,
-        Option(
-            help="Received since this time (2026-11-24T08:00Z), or this long ago (90m, 36h, 7d)."
-        ),
-    ] = None,
-    until: Annotated[
-        str | None, Option(help="Received before this time, in the form of --since.")
-    ] = None,
-    text: Annotated[
-        str | None, Option(help="Only with this text in the body (case-sensitive).")
-    ] = None,
+    filter: DeliveryFilter,
     after: After = None,
     limit: Limit = 20,
     oldest_first: Annotated[bool, Option("--oldest-first", help="List the oldest first.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """List deliveries and their outcomes, the newest first."""
-    filter = DeliveryFilter(
-        event=event,
-        state=state,
-        subject=subject,
-        since=parse_moment("--since", since),
-        until=parse_moment("--until", until),
-        text=None if text is None else check_text("--text", text),
-        after=after,
-        oldest_first=oldest_first,
-        limit=limit + 1,
-    )
-    deliveries = run_admin(settings, lambda admin: admin.deliveries(filter))
+    wanted = replace(filter, after=after, oldest_first=oldest_first, limit=limit + 1)
+    deliveries = run_admin(settings, lambda admin: admin.deliveries(wanted))
     if as_json:
         rows = [output.delivery_to_builtins(delivery) for delivery in deliveries[:limit]]
         print(output.to_json(rows))
@@ -89,10 +127,15 @@ def list_(
             output.print_line(output.format_delivery(delivery))
     output.note_more(deliveries, limit)
     if not deliveries:
-        if not as_json:
-            output.note("No deliveries found.")
-        warn_about_event(event)
-        raise Exit(1)
+        _exit_with_none(filter, as_json)
+
+
+def _exit_with_none(filter: DeliveryFilter, as_json: bool) -> NoReturn:
+    """Say that no deliveries match, and warn about an unknown event."""
+    if not as_json:
+        output.note("No deliveries found.")
+    warn_about_event(filter.event)
+    raise Exit(1)
 
 
 @app.command()
@@ -117,9 +160,16 @@ def show(
 
 @app.command()
 @with_settings(*DATABASE, "lag_ms")
+@_with_filter
 def replay(
     settings: Settings,
-    ids: Annotated[list[int], Argument(min=1, max=GREATEST_ID, help="Delivery IDs.")],
+    ids: Annotated[list[int] | None, Argument(min=1, max=GREATEST_ID, help="Delivery IDs.")] = None,
+    *,
+    filter: DeliveryFilter,
+    after: Annotated[
+        int | None,
+        Option(min=1, max=GREATEST_ID, help="Only after this ID, to continue after Ctrl-C."),
+    ] = None,
     handler: Annotated[str | None, Option(help="Only run jobs of this handler.")] = None,
     rerun: Annotated[bool, Option("--rerun", help="Also repeat jobs that are done.")] = False,
     sync_only: Annotated[
@@ -130,52 +180,86 @@ def replay(
 ) -> None:
     """Apply deliveries again, and rerun their failed jobs.
 
-    Jobs that are dead or discarded run again. Handlers that you have added since then run, too.
-    With --handler, only that handler runs, and deliveries that were already applied are not applied
-    again. A dead delivery was never applied, so all its handlers run.
+    Select deliveries by ID, or with options, as in `deliveries list`. Jobs that are dead or
+    discarded run again. Handlers that you have added since then run, too. With --handler, only that
+    handler runs, and deliveries that were already applied are not applied again. A dead delivery
+    was never applied, so all its handlers run.
     """
-    ids = sorted(set(ids))  # the oldest first, because jobs go to the end of their queue
+    selected = replace(filter, after=after)
+    is_selected = selected != DeliveryFilter()
+    if ids and is_selected:
+        raise DeliveriesUnclear()
+    how = _Replay(handler=handler, rerun=rerun, sync_only=sync_only, dry_run=dry_run)
+    with output.show_progress("deliveries", silent=as_json) as bar:
+        if ids:
+            result = _replay_ids(settings, sorted(set(ids)), how, bar)
+        elif is_selected:
+            result = _replay_selected(settings, selected, how, bar, as_json)
+        else:
+            raise DeliveriesMissing()
+    output.show(result, as_json, lambda result: output.show_replayed(result, dry_run))
+
+
+class _Replay(Struct, frozen=True, kw_only=True):
+    """How to replay: the arguments of `Admin.replay`."""
+
+    handler: str | None
+    rerun: bool
+    sync_only: bool
+    dry_run: bool
+
+
+def _replay_ids(settings: Settings, ids: list[int], how: _Replay, bar: output.Bar) -> ReplayResult:
+    """Replay the oldest first, because jobs go to the end of their queue."""
 
     async def replay_page(page: list[int], admin: Admin) -> ReplayResult:
-        return await admin.replay(
-            page, handler=handler, rerun=rerun, sync_only=sync_only, dry_run=dry_run
-        )
+        return await admin.replay(page, **msgspec.structs.asdict(how))
 
     with output.stoppable(output.UNCHANGED):
         sizes = run_admin(settings, partial(_read_sizes, ids))
     if unknown := [id for id in ids if id not in sizes]:
         output.fail(str(DeliveryUnknown(unknown)))
-    result = ReplayResult(deliveries=0, jobs=0, drifts=[])
-    with output.show_progress("deliveries", silent=as_json) as bar:
-        # Use a transaction per page: a long one would delay the receiver.
-        done = 0
-        for page in cut(ids, sizes):
-            resume = f"Replayed {done} of {len(ids)}. Continue with the ID {page[0]}."
-            with output.stoppable(output.UNCHANGED if dry_run else resume):
-                result = result.plus(run_admin(settings, partial(replay_page, page)))
-            done += len(page)
-            bar.update("deliveries", done, done / len(ids))
-    output.show(result, as_json, lambda result: output.show_replayed(result, dry_run))
+    result = ReplayResult()
+    # Use a transaction per page: a long one would delay the receiver.
+    done = 0
+    for page in cut(ids, sizes):
+        resume = f"Replayed {done} of {len(ids)}. Continue with the ID {page[0]}."
+        with output.stoppable(output.UNCHANGED if how.dry_run else resume):
+            result = result.plus(run_admin(settings, partial(replay_page, page)))
+        done += len(page)
+        bar.update("deliveries", done, done / len(ids))
+    return result
+
+
+def _replay_selected(
+    settings: Settings, wanted: DeliveryFilter, how: _Replay, bar: output.Bar, as_json: bool
+) -> ReplayResult:
+    advice, total = output.UNCHANGED, 0
+
+    def progressed(last: int, done: int, found: int) -> None:
+        nonlocal advice, total
+        total = found
+        bar.update("deliveries", done, done / max(1, found))
+        if done and not how.dry_run:
+            advice = f"Replayed {done} of {found}. Continue with --after {last}."
+
+    async def replay_all(admin: Admin) -> ReplayResult:
+        return await admin.replay_all(wanted, **msgspec.structs.asdict(how), progressed=progressed)
+
+    try:
+        result = run_admin(settings, replay_all)
+    except KeyboardInterrupt:
+        output.stop(advice)
+    if not total:
+        _exit_with_none(wanted, as_json)
+    if not as_json:
+        output.note(f"{Count(total):delivery matches|deliveries match}.")
+    return result
 
 
 async def _read_sizes(ids: list[int], admin: Admin) -> dict[int, int]:
     """Return the sizes of the bodies of those deliveries that exist."""
     return {id: len(found.body) for id in ids if (found := await admin.delivery(id))}
-
-
-def cut(ids: list[int], sizes: dict[int, int]) -> Iterator[list[int]]:
-    """Cut IDs into those that are replayed in one transaction, by number and by size."""
-    page: list[int] = []
-    for id in ids:
-        if page and (
-            len(page) == REPLAYED_AT_ONCE
-            or sum(sizes[other] for other in page) + sizes[id] > REPLAYED_BYTES
-        ):
-            yield page
-            page = []
-        page.append(id)
-    if page:
-        yield page
 
 
 @with_settings(*DATABASE)

@@ -273,6 +273,21 @@ class Inbox:
         id_ = deliveries.c.id
         return self._read(query.order_by(id_ if wanted.oldest_first else id_.desc()))
 
+    def count(self, wanted: DeliveryFilter) -> tuple[int, int]:
+        """Count all deliveries that match, and return the newest ID among them; 0 if none does."""
+        columns = sa.func.count(), sa.func.coalesce(sa.func.max(deliveries.c.id), 0)
+        query = sa.select(*columns).where(*_make_conditions(wanted))
+        count, newest = self._connection.execute(query).one()
+        return count, newest
+
+    def sizes(self, wanted: DeliveryFilter, newest: int) -> dict[int, int]:
+        """Return the sizes of the bodies of the next deliveries up to the ID `newest`, by ID, the
+        oldest first."""
+        size = sa.func.length(deliveries.c.body)
+        query = sa.select(deliveries.c.id, size).where(*_make_conditions(wanted))
+        query = query.where(deliveries.c.id <= newest).order_by(deliveries.c.id)
+        return dict(map(tuple, self._connection.execute(query.limit(wanted.limit))))
+
     def get(self, delivery_id: int) -> StoredDelivery | None:
         """Return one delivery; None if there is no such id."""
         return next(iter(self._read(_SELECT_STORED.where(deliveries.c.id == delivery_id))), None)

@@ -164,7 +164,7 @@ FAULTS: Final[dict[str, Fault]] = {
         "{count:delivery is|deliveries are} dead. They weren't applied, and their records are in "
         "doubt.",
         "To see the errors, run logto-webhooks deliveries list --state dead. After a fix, run: "
-        "logto-webhooks deliveries replay ID",
+        "logto-webhooks deliveries replay --state dead",
     ),
     "silent": _warning(
         "No delivery has been accepted since {since}, which is longer than usual.",
@@ -188,7 +188,7 @@ FAULTS: Final[dict[str, Fault]] = {
     "handlers_unregistered": _warning(
         "These handlers of the application get no jobs yet: {handlers}.",
         "Restart serve or worker with --app. For earlier deliveries, run: logto-webhooks "
-        "deliveries replay ID --handler NAME",
+        "deliveries replay --since 1d --handler NAME",
     ),
     "records_waiting": _warning(
         "{count:record waits|records wait} for a refetch from Logto, the oldest for {seconds} s.",
