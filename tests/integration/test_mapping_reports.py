@@ -135,7 +135,7 @@ def test_a_forgotten_migration_is_named(
     with Application(kind, tmp_path).opened() as app:
         app.map_users()
         app.map_teams()
-        statements = ["DROP TABLE own_users"]
+        statements = [f"DROP TABLE own_users {'' if kind == 'sqlite' else 'CASCADE'}"]
         if dropped == "column":
             statements.append("CREATE TABLE own_users (id INTEGER PRIMARY KEY, email TEXT)")
         for statement in statements:
