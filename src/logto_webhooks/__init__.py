@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from logto_webhooks.handlers.existing import ExistingRows
     from logto_webhooks.jobs import Delivery, JobFilter, JobRow, JobState
     from logto_webhooks.logto.webhooks import RotationResult, TestResult, Webhook
-    from logto_webhooks.mapping.apply import AppliedMapping
     from logto_webhooks.mapping.check import Difference
     from logto_webhooks.mapping.declare_pairs import MemberRoleRow, MemberRow, UserRoleRow
+    from logto_webhooks.mapping.tally import AppliedMapping
     from logto_webhooks.reconcile.fetch import UserComparison
     from logto_webhooks.reconcile.reconcile import ReconcileResult
     from logto_webhooks.reconcile.recover import RecoverResult
@@ -86,7 +86,7 @@ __all__ = [
 
 # Name -> its module, as above. It is imported on first use: SQLAlchemy and others start slowly.
 _MODULES = {
-    "AppliedMapping": "mapping.apply",
+    "AppliedMapping": "mapping.tally",
     "Delivery": "jobs",
     "DeliveryFilter": "deliveries",
     "DeliveryState": "deliveries",

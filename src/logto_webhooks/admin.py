@@ -83,9 +83,9 @@ if TYPE_CHECKING:
     from logto_webhooks.doctor.faults import Finding
     from logto_webhooks.explain import Explained
     from logto_webhooks.logto.client import ManagementClient
-    from logto_webhooks.mapping.apply import AppliedMapping
     from logto_webhooks.mapping.check import Difference
     from logto_webhooks.mapping.own_schema import OwnSchema
+    from logto_webhooks.mapping.tally import AppliedMapping
 
 
 class HandlerInfo(Struct, frozen=True, kw_only=True):
@@ -591,11 +591,19 @@ class Admin:
         return await self._read(lambda store: store.mappings.counts())
 
     async def check_mappings(self) -> list[Difference]:
-        """Compare your mapped tables with the mirror, and change nothing."""
+        """Compare your mapped tables with the mirror, and change nothing. Returns all differences:
+        if there may be many, iterate over `find_mapping_differences`."""
+        return [difference async for difference in self.find_mapping_differences()]
+
+    async def find_mapping_differences(self) -> AsyncIterator[Difference]:
+        """Compare your mapped tables with the mirror, and change nothing. Yields the differences as
+        they are found, and keeps none of them."""
         from logto_webhooks.mapping.check import find_differences
 
         await self.database.check()
-        return await find_differences(self.database.host, self.mappings)
+        async for page in find_differences(self.database.host, self.mappings):
+            for difference in page:
+                yield difference
 
     async def apply_mappings(
         self,

@@ -13,9 +13,10 @@ import sqlalchemy as sa
 from logto_webhooks.database.runner import HandlerRunner
 from logto_webhooks.database.schema import mapped_rows, members, organizations, users
 from logto_webhooks.mapping import Mappings
-from logto_webhooks.mapping.apply import AppliedMapping, apply_all, apply_step, retry_unsettled
+from logto_webhooks.mapping.apply import apply_all, apply_step, retry_unsettled
 from logto_webhooks.mapping.declare import declare_entities
 from logto_webhooks.mapping.declare_pairs import declare_members
+from logto_webhooks.mapping.tally import AppliedMapping
 from logto_webhooks.samples import history
 from logto_webhooks.samples.history import Name
 from logto_webhooks.testing import make

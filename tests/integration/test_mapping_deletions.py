@@ -17,8 +17,9 @@ from logto_webhooks.database.runner import HandlerRunner
 from logto_webhooks.database.schema import mapped_rows
 from logto_webhooks.database.store import Store
 from logto_webhooks.instrumentation import Refetched, TelemetryEvent
-from logto_webhooks.mapping.apply import AppliedMapping, apply_all, retry_unsettled
+from logto_webhooks.mapping.apply import apply_all, retry_unsettled
 from logto_webhooks.mapping.check import find_differences
+from logto_webhooks.mapping.tally import AppliedMapping
 from logto_webhooks.reconcile.refetch import Refetcher
 from logto_webhooks.records.record import Absent, ApiRead, Change, Key, membership
 from logto_webhooks.testing import FrozenClock, make
@@ -208,8 +209,12 @@ def test_those_who_come_back_are_held_no_longer(kind: StoreKind, tmp_path: Path)
         await retry_unsettled(host, application.mappings)
         await apply_twice(application)
         assert len(application.rows(application.users, "id")) == 40
-        differences = await find_differences(host, application.mappings)
-        assert [(each.problem, each.logto_id) for each in differences] == [("refused", "u0029")]
+        found = [
+            (each.problem, each.logto_id)
+            async for page in find_differences(host, application.mappings)
+            for each in page
+        ]
+        assert found == [("refused", "u0029")]
 
     run(kind, tmp_path, live)
 

@@ -118,8 +118,11 @@ class RoleApplication(Application):
 
     async def problems(self) -> list[tuple[str, str, str]]:
         """What `mapping check` lists."""
-        differences = await find_differences(self.host, self.mappings)
-        return [(each.mapping, each.problem, each.logto_id) for each in differences]
+        return [
+            (each.mapping, each.problem, each.logto_id)
+            async for page in find_differences(self.host, self.mappings)
+            for each in page
+        ]
 
 
 def read_user_roles(user: str, roles: Roles, at: int) -> list[Change]:

@@ -43,8 +43,8 @@ from logto_webhooks.instrumentation.prometheus import (
 )
 from logto_webhooks.jobs import JOB_MOVES, JobRow, JobState
 from logto_webhooks.logto import webhooks
-from logto_webhooks.mapping.apply import AppliedMapping
 from logto_webhooks.mapping.check import Difference
+from logto_webhooks.mapping.tally import AppliedMapping
 from logto_webhooks.reconcile.reconcile import ReconcileResult
 from logto_webhooks.reconcile.recover import RecoverResult
 from logto_webhooks.records.drift import Drift

@@ -11,8 +11,8 @@ from logto_webhooks.admin import Admin
 from logto_webhooks.cli import make_group, output
 from logto_webhooks.cli.options import DATABASE, AsJson, DryRun, with_settings
 from logto_webhooks.cli.session import run_admin, run_application
-from logto_webhooks.mapping.apply import AppliedMapping
-from logto_webhooks.mapping.check import Difference, count_problems
+from logto_webhooks.mapping.check import Difference
+from logto_webhooks.mapping.tally import AppliedMapping
 from logto_webhooks.plural import Count
 from logto_webhooks.settings import Settings
 
@@ -49,10 +49,17 @@ def check(settings: Settings, as_json: AsJson = False) -> None:
 
     Exits with 1 if a row is missing, extra, different or refused.
     """
+
+    async def run(admin: Admin) -> _Differences:
+        found = _Differences(as_json)
+        async for difference in admin.find_mapping_differences():
+            found.add(difference)
+        return found
+
     with output.stoppable(output.UNCHANGED):
-        differences = run_application(settings, lambda admin: admin.check_mappings())
-    output.show(differences, as_json, _show_differences)
-    if differences:
+        found = run_application(settings, run)
+    found.show()
+    if found.count:
         raise Exit(1)
 
 
@@ -91,7 +98,7 @@ def apply(
             "20 rows and 5 % at once. If Logto is right, run: logto-webhooks mapping apply "
             "--allow-deletes"
         )
-    refused = any(mapping.refused for mapping in applied)
+    refused = any(mapping.refused or mapping.ambiguous for mapping in applied)
     if refused:
         output.note("Some rows were refused. To see why, run: logto-webhooks mapping check")
     if held or refused:
@@ -118,16 +125,37 @@ def _to_rows(applied: list[AppliedMapping]) -> list[dict[str, object]]:
     return [structs.asdict(mapping) for mapping in applied]
 
 
-def _show_differences(differences: list[Difference]) -> None:
-    if not differences:
-        output.say("Your mapped tables equal Logto's records here.")
-        return
-    rows = [
-        structs.asdict(difference)
-        | {"what": difference.reason or ", ".join(difference.columns) or None}
-        for difference in differences[:_SHOWN]
-    ]
-    output.print_list("mapping difference", rows)
-    counts = count_problems(differences)
-    counted = ", ".join(f"{count} {problem}" for problem, count in sorted(counts.items()))
-    output.note(f"{Count(len(differences)):difference|differences}: {counted}.")
+class _Differences:
+    """Differences, which can be as many as the rows: JSON is printed at once, and otherwise the
+    first ones are kept, and all are counted."""
+
+    def __init__(self, as_json: bool) -> None:
+        self.count = 0
+        self._as_json = as_json
+        self._first: list[Difference] = []
+        self._by_problem: dict[str, int] = {}
+
+    def add(self, difference: Difference) -> None:
+        if self._as_json:
+            print("," if self.count else "[", output.to_json(difference), sep="", end="")
+        elif self.count < _SHOWN:
+            self._first.append(difference)
+        self.count += 1
+        counted = self._by_problem.get(difference.problem, 0)
+        self._by_problem[difference.problem] = counted + 1
+
+    def show(self) -> None:
+        if self._as_json:
+            print("]" if self.count else "[]")
+            return
+        if not self.count:
+            output.say("Your mapped tables equal Logto's records here.")
+            return
+        rows = [
+            structs.asdict(difference)
+            | {"what": difference.reason or ", ".join(difference.columns) or None}
+            for difference in self._first
+        ]
+        output.print_list("mapping difference", rows)
+        counted = ", ".join(f"{n} {problem}" for problem, n in sorted(self._by_problem.items()))
+        output.note(f"{Count(self.count):difference|differences}: {counted}.")

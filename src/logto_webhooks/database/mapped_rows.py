@@ -26,17 +26,22 @@ UNCONFIRMED: Final = (
 NOT_WRITTEN: Final = "it changed in a process that doesn't have this mapping"
 
 
+LINKING: Final = ":"  # is in no id
+
+
 class RegisteredMapping(Struct, frozen=True, kw_only=True):
     """A mapping as all processes know it, even those without its code.
 
     `definition` is a digest of what the mapping says. `applied_to` is the last record that was
-    written since it says that; "" at the beginning, and None when all were.
+    written since it says that; "" at the beginning, LINKING while the compared ones are linked, and
+    None when all were.
     """
 
     name: str
     kind: Kind
     definition: str
     applied_to: str | None = ""
+    links: bool = False  # whether existing rows are linked
 
 
 class MappingCounts(MappingStatus, frozen=True, kw_only=True):
@@ -165,7 +170,25 @@ class MappingStore:
                 former = {*row.former, row.definition} - {mapping.definition}
                 seen |= {"kind": mapping.kind, "definition": mapping.definition}
                 seen |= {"former": sorted(former), "applied_to": "", "registered_at": now()}
+                if mapping.links:  # all records without a row are compared anew
+                    self._forget_unlinked(mapping.name)
             self._connection.execute(sa.update(mappings).where(is_it).values(seen))
+
+    def _forget_unlinked(self, name: str) -> None:
+        statement = sa.delete(mapped_rows)
+        statement = statement.where(mapped_rows.c.mapping == name, mapped_rows.c.row_id.is_(None))
+        self._connection.execute(statement)
+
+    def list_put_off(self, name: str, reason: str, limit: int, after: str) -> list[Key]:
+        """List the next records of a mapping that wait for this reason."""
+        query = (
+            sa.select(mapped_rows.c.kind, mapped_rows.c.logto_id)
+            .where(mapped_rows.c.mapping == name, is_not_ok, mapped_rows.c.reason == reason)
+            .where(mapped_rows.c.state == "waiting", mapped_rows.c.logto_id > after)
+            .order_by(mapped_rows.c.logto_id)
+            .limit(limit)
+        )
+        return [Key(kind, logto_id) for kind, logto_id in self._connection.execute(query)]
 
     def forget(self, name: str) -> bool:
         """Delete a mapping, and what is known of its rows. The rows stay. Return whether there was
@@ -393,6 +416,21 @@ class StateStore:
             for row_id, logto_id in self._connection.execute(query, {"row_ids": list(row_ids)}):
                 owners.setdefault(row_id, set()).add(logto_id)
         return owners
+
+    def find_wanting(
+        self, row_ids: Collection[str], reasons: Collection[str]
+    ) -> dict[str, set[str]]:
+        """Return which records aren't linked to these rows for one of the reasons."""
+        query = sa.select(mapped_rows.c.blocked_by, mapped_rows.c.logto_id).where(
+            mapped_rows.c.mapping == self._mapping,
+            is_not_ok,
+            mapped_rows.c.reason.in_(reasons),
+            among(mapped_rows.c.blocked_by, "row_ids"),
+        )
+        wanting: dict[str, set[str]] = {}
+        for row_id, logto_id in self._connection.execute(query, {"row_ids": list(row_ids)}):
+            wanting.setdefault(row_id, set()).add(logto_id)
+        return wanting
 
     def save(self, states: Iterable[RowState], stored: Mapping[str, RowState]) -> None:
         """Store the states that differ from the stored ones. If a record has another row now, what

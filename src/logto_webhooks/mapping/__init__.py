@@ -11,10 +11,10 @@ import sqlalchemy as sa
 from logto_webhooks.database.mapped_rows import RegisteredMapping, RowState
 from logto_webhooks.database.sessions import APP_SCHEMAS
 from logto_webhooks.errors import InvalidMapping
+from logto_webhooks.mapping.apply_run import ApplyRun
 from logto_webhooks.mapping.declare import EntityMapping, MappedKind
 from logto_webhooks.mapping.declare_pairs import PairMapping
 from logto_webhooks.mapping.deletions import (
-    Deletions,
     Stop,
     ends_of,
     find_unready_ends,
@@ -73,7 +73,12 @@ class Mappings:
     def registered(self) -> Sequence[RegisteredMapping]:
         """The mappings as other processes know them."""
         return [
-            RegisteredMapping(name=mapping.name, kind=mapping.kind, definition=mapping.definition)
+            RegisteredMapping(
+                name=mapping.name,
+                kind=mapping.kind,
+                definition=mapping.definition,
+                links=isinstance(mapping, EntityMapping) and mapping.link is not None,
+            )
             for mapping in self.all
         ]
 
@@ -91,13 +96,14 @@ class Mappings:
         self,
         connection: sa.Connection,
         mapping: EntityMapping | PairMapping,
-        deletions: Deletions | None = None,
+        run: ApplyRun | None = None,
+        applied_to: str | None = None,
     ) -> EntityWriter | PairWriter:
         """Make the writer of a mapping's rows."""
         schemas = connection.get_execution_options().get(APP_SCHEMAS)
         if isinstance(mapping, EntityMapping):
-            return EntityWriter(connection, mapping, schemas, deletions)
-        return PairWriter(connection, mapping, self.all, schemas, deletions)
+            return EntityWriter(connection, mapping, schemas, run, applied_to)
+        return PairWriter(connection, mapping, self.all, schemas, run)
 
     def write(
         self,
@@ -105,26 +111,26 @@ class Mappings:
         keys: Collection[Key],
         registered: Mapping[str, RegisteredMapping],
         tell: Callable[[str, PlannedRow, RowState], None] | None = None,
-        deletions: Deletions | None = None,
+        run: ApplyRun | None = None,
     ) -> set[str]:
         """Write the rows of changed records, which are locked: what is over leaves first, children
         before parents, and then parents are written before children.
 
         Return the names of the mappings that were written. The others are registered differently.
         `tell` gets the name of a mapping, what was planned for a row, and what became of it.
-        `deletions` are those of earlier transactions.
+        `run` is that of several transactions.
 
         Raises StoreUnavailable.
         """
         current = self.find_current(registered)
         schemas = connection.get_execution_options().get(APP_SCHEMAS)
         entity_writers = [
-            EntityWriter(connection, mapping, schemas, deletions)
+            EntityWriter(connection, mapping, schemas, run, registered[mapping.name].applied_to)
             for mapping in self.entities
             if mapping.name in current
         ]
         pair_writers = [
-            PairWriter(connection, mapping, self.all, schemas, deletions)
+            PairWriter(connection, mapping, self.all, schemas, run)
             for mapping in self.pairs
             if mapping.name in current
         ]

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Final
 
 import sqlalchemy as sa
-from msgspec import Struct
+from msgspec.structs import replace
 
-from logto_webhooks.database.mapped_rows import RegisteredMapping, RowState, State
+from logto_webhooks.database.mapped_rows import LINKING, RegisteredMapping, RowState, State
 from logto_webhooks.database.runner import TransactionRunner, run_or_rehearse
 from logto_webhooks.database.schema import members
 from logto_webhooks.database.store import Store
 from logto_webhooks.errors import InvalidMapping
 from logto_webhooks.event_loop import forever
 from logto_webhooks.mapping import Mappings
-from logto_webhooks.mapping.deletions import Deletions
+from logto_webhooks.mapping.apply_run import ApplyRun
+from logto_webhooks.mapping.links import COMPARING
 from logto_webhooks.mapping.mirror import TABLES
 from logto_webhooks.mapping.table_writer import PlannedRow
+from logto_webhooks.mapping.tally import AppliedMapping, Page, Result, Tally
 from logto_webhooks.records.record import Key, Kind, membership
 
 PAGE: Final = 500  # records of one transaction
@@ -53,39 +55,6 @@ async def retry_unsettled(
     return count
 
 
-class AppliedMapping(Struct, kw_only=True):
-    """What became of all records of a mapping: of how many an existing row was linked, a row was
-    created, changed or deleted, of how many the deletion is held, and how many others weren't
-    written."""
-
-    mapping: str
-    records: int = 0
-    linked: int = 0
-    created: int = 0
-    changed: int = 0
-    deleted: int = 0
-    held: int = 0
-    refused: int = 0
-
-    def count(self, plan: PlannedRow, state: RowState) -> None:
-        """Count a record. A membership that waits for its user or organization is created with
-        it, but in a dry run that isn't there on the next page."""
-        if state.state == "held":
-            self.held += 1
-        elif plan.waits_for_end:
-            self.created += 1
-        elif state.state != "ok":
-            self.refused += 1
-        elif plan.links:
-            self.linked += 1
-        elif plan.action == "insert":
-            self.created += 1
-        elif plan.action == "update":
-            self.changed += 1
-        elif plan.action == "delete":
-            self.deleted += 1
-
-
 async def apply_all(
     host: TransactionRunner,
     mappings: Mappings,
@@ -96,33 +65,40 @@ async def apply_all(
     """Write the rows of all records, in short transactions, and count what was done. With
     `dry_run`, roll each of them back. With `allow_deletes`, delete any number of rows. Raises
     StoreUnavailable."""
-    deletions = Deletions(allowed=allow_deletes)
+    run = ApplyRun(rehearses=dry_run, allows_deletions=allow_deletes)
     if not dry_run:
         await host.run(partial(_register, mappings=mappings))
-    applied = {mapping.name: AppliedMapping(mapping=mapping.name) for mapping in mappings.all}
-    count = 0
+    tally = Tally(mappings, run)
     for mapping in mappings.registered:
-        after = ""
-        while True:
-            work = partial(
-                _apply_page,
-                mappings=mappings,
-                mapping=mapping,
-                after=after,
-                dry=dry_run,
-                deletions=deletions,
-            )
-            keys, results = await run_or_rehearse(host, work, dry_run)
-            if not keys:
-                break
-            for name, plan, state in results:
-                applied[name].count(plan, state)
-            after, count = keys[-1].id, count + len(keys)
-            applied[mapping.name].records += len(keys)
-            progressed(count)
+        tally.begin(mapping)
+        async for page in run_over_all(host, mappings, mapping, run):
+            tally.add_page(page)
+            progressed(tally.records)
         if not dry_run:
             await host.run(partial(_finish, mapping=mapping, allow_deletes=allow_deletes))
-    return list(applied.values())
+    return tally.finish()
+
+
+async def run_over_all(
+    host: TransactionRunner, mappings: Mappings, mapping: RegisteredMapping, run: ApplyRun
+) -> AsyncIterator[Page]:
+    """Write the rows of all records of a mapping, page by page; yield each page. If existing rows
+    are linked, all records are compared first, and then those are linked that can be: else who gets
+    a row would depend on the page."""
+    for linking in (False, True) if mapping.links else (False,):
+        phase = replace(mapping, applied_to=LINKING) if linking else mapping
+        after, place = "", 0
+        while True:
+            listed = run.find_rows(mapping.name).records if run.rehearses else None
+            some = listed[place : place + PAGE] if linking and listed is not None else None
+            work = partial(
+                _apply_page, mappings=mappings, mapping=phase, after=after, run=run, ids=some
+            )
+            page = await run_or_rehearse(host, work, run.rehearses)
+            if not page.keys:
+                break
+            yield page
+            after, place = page.keys[-1].id, place + len(page.keys)
 
 
 def _register(store: Store, mappings: Mappings) -> None:
@@ -151,42 +127,41 @@ def _apply_page(
     mappings: Mappings,
     mapping: RegisteredMapping,
     after: str,
-    dry: bool,
-    deletions: Deletions,
-) -> tuple[list[Key], list[tuple[str, PlannedRow, RowState]]]:
+    run: ApplyRun,
+    ids: Sequence[str] | None,
+) -> Page:
     """Write the rows of the next records, by the command. Return the records, and what was done."""
-    if not dry:
+    if not run.rehearses:
         _check_current(store, mapping)
-    results: list[tuple[str, PlannedRow, RowState]] = []
-    registered = {own.name: own for own in mappings.registered}
-    keys = _write_page(
-        store,
-        mappings,
-        mapping,
-        after,
-        registered,
-        lambda *result: results.append(result),
-        deletions,
+    results: list[Result] = []
+    registered = {own.name: own for own in mappings.registered} | {mapping.name: mapping}
+    keys = _list_page(store, mapping, after) if ids is None else [Key(mapping.kind, i) for i in ids]
+    _write_page(
+        store, mappings, mapping, keys, registered, lambda *result: results.append(result), run
     )
-    return keys, results
+    return Page(keys, results, mapping.applied_to == LINKING)
+
+
+def _list_page(store: Store, mapping: RegisteredMapping, after: str) -> list[Key]:
+    """List the next records: all, and then those that can be linked."""
+    if mapping.applied_to == LINKING:
+        return store.mappings.list_put_off(mapping.name, COMPARING, PAGE, after)
+    return list_keys(store, mapping.kind, after)
 
 
 def _write_page(
     store: Store,
     mappings: Mappings,
     mapping: RegisteredMapping,
-    after: str,
+    keys: Sequence[Key],
     registered: Mapping[str, RegisteredMapping],
     tell: Callable[[str, PlannedRow, RowState], None] | None = None,
-    deletions: Deletions | None = None,
-) -> list[Key]:
-    """Write the rows of the next records, and return these. Records that somebody else has locked
-    now are owed."""
-    keys = list_keys(store, mapping.kind, after)
+    run: ApplyRun | None = None,
+) -> None:
+    """Write the rows of records. Those that somebody else has locked now are owed."""
     free = store.lock_free(keys)
-    mappings.write(store.connection, free, registered, tell, deletions)
+    mappings.write(store.connection, free, registered, tell, run)
     store.mappings.mark_owed(mapping, set(keys) - free, _CHANGING)
-    return keys
 
 
 async def keep_applied(host: TransactionRunner, mappings: Mappings) -> None:
@@ -224,8 +199,14 @@ def _apply_step(store: Store, mappings: Mappings) -> int | None:
     mapping = store.mappings.lock_unapplied(current) if current else None
     if mapping is None:
         return None
-    keys = _write_page(store, mappings, mapping, mapping.applied_to or "", registered)
-    store.mappings.set_applied(mapping.name, keys[-1].id if keys else None)
+    is_linking = mapping.applied_to == LINKING
+    keys = _list_page(store, mapping, "" if is_linking else mapping.applied_to or "")
+    _write_page(store, mappings, mapping, keys, registered)
+    if not keys:
+        links = any(own.links for own in mappings.registered if own.name == mapping.name)
+        store.mappings.set_applied(mapping.name, LINKING if links and not is_linking else None)
+    elif not is_linking:
+        store.mappings.set_applied(mapping.name, keys[-1].id)
     return len(keys)
 
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from functools import partial
 from typing import Any, Literal
 
 from msgspec import Struct
 
+from logto_webhooks.database.mapped_rows import LINKING
 from logto_webhooks.database.runner import TransactionRunner, run_or_rehearse
 from logto_webhooks.database.store import Store
 from logto_webhooks.mapping import Mappings
 from logto_webhooks.mapping.apply import PAGE, list_keys
+from logto_webhooks.mapping.apply_run import ApplyRun
 from logto_webhooks.mapping.declare import EntityMapping
 from logto_webhooks.mapping.declare_pairs import PairMapping
-from logto_webhooks.mapping.deletions import Deletions
+from logto_webhooks.mapping.links import COMPARING
 from logto_webhooks.mapping.table_writer import PlannedRow
 
 
@@ -32,25 +34,32 @@ class Difference(Struct, frozen=True, kw_only=True):
     reason: str | None = None
 
 
-async def find_differences(host: TransactionRunner, mappings: Mappings) -> list[Difference]:
-    """Compare all rows of all mappings, in short transactions. Raises StoreUnavailable."""
-    differences: list[Difference] = []
-    deletions = Deletions()
+async def find_differences(
+    host: TransactionRunner, mappings: Mappings
+) -> AsyncIterator[Sequence[Difference]]:
+    """Compare all rows of all mappings, in short transactions; yield the differences page by page.
+    Raises StoreUnavailable."""
+    run = ApplyRun(rehearses=True)
     for mapping in mappings.all:
         after = ""
-        compare = partial(_compare_page, mappings=mappings, mapping=mapping, deletions=deletions)
+        compare = partial(_compare_page, mappings=mappings, mapping=mapping, run=run)
         while True:
             page = await run_or_rehearse(host, partial(compare, after=after), dry=True)
-            differences += page.differences
+            yield page.differences
             if page.last is None:
                 break
             after = page.last
-        place: tuple[Any, ...] | None = ()
+        # Only now is it known which rows several records want.
+        put_off = run.find_rows(mapping.name).records
+        for place in range(0, len(put_off), PAGE):
+            ids = put_off[place : place + PAGE]
+            page = await run_or_rehearse(host, partial(compare, after="", ids=ids), dry=True)
+            yield page.differences
+        place_of: tuple[Any, ...] | None = ()
         find = partial(_find_extra, mappings=mappings, mapping=mapping)
-        while place is not None:
-            extra, place = await run_or_rehearse(host, partial(find, after=place), dry=True)
-            differences += extra
-    return differences
+        while place_of is not None:
+            extra, place_of = await run_or_rehearse(host, partial(find, after=place_of), dry=True)
+            yield extra
 
 
 class _Page(Struct, frozen=True):
@@ -62,15 +71,22 @@ def _compare_page(
     store: Store,
     mappings: Mappings,
     mapping: EntityMapping | PairMapping,
+    run: ApplyRun,
     after: str,
-    deletions: Deletions,
+    ids: Sequence[str] | None = None,
 ) -> _Page:
-    keys = list_keys(store, mapping.kind, after)
-    if not keys:
+    keys = list_keys(store, mapping.kind, after) if ids is None else []
+    ids = [key.id for key in keys] if ids is None else ids
+    if not ids:
         return _Page([], None)
-    writer = mappings.make_writer(store.connection, mapping, deletions)
-    plans = writer.plan([key.id for key in keys])
-    return _Page(list(_to_differences(mapping.name, plans)), keys[-1].id)
+    is_new = bool(keys)
+    writer = mappings.make_writer(store.connection, mapping, run, "" if is_new else LINKING)
+    plans = writer.plan(ids)
+    if is_new:
+        put_off = [plan for plan in plans if plan.state.reason == COMPARING]
+        run.find_rows(mapping.name).records += [plan.logto_id for plan in put_off]
+        plans = [plan for plan in plans if plan.state.reason != COMPARING]
+    return _Page(list(_to_differences(mapping.name, plans)), ids[-1])
 
 
 def _to_differences(mapping: str, plans: Sequence[PlannedRow]) -> Iterator[Difference]:
@@ -105,11 +121,3 @@ def _find_extra(
     ids, last = writer.find_extra(after, PAGE)
     extra = [Difference(mapping=mapping.name, problem="extra", logto_id=id_) for id_ in ids]
     return extra, last
-
-
-def count_problems(differences: Sequence[Difference]) -> dict[str, int]:
-    """Count differences by problem."""
-    counts: dict[str, int] = {}
-    for difference in differences:
-        counts[difference.problem] = counts.get(difference.problem, 0) + 1
-    return counts

@@ -17,6 +17,7 @@ from msgspec import Struct
 from logto_webhooks.database.dialect import among
 from logto_webhooks.database.mapped_rows import UNCONFIRMED, RowState, StateStore
 from logto_webhooks.database.schema import records
+from logto_webhooks.mapping.apply_run import ApplyRun
 from logto_webhooks.mapping.declare import MappedKind
 from logto_webhooks.records.record import CONFIRMED_MS, NEVER, RESTORED, RESTORED_MS, Key
 
@@ -38,26 +39,13 @@ class Stop(Struct, frozen=True):
     blocked_by: str | None = None
 
 
-class Deletions(Struct):
-    """The deletions of several transactions: whether the guard is `allowed` to let all pass, and
-    which records each mapping had `counted`. A dry run rolls back what the database knows of
-    them."""
-
-    allowed: bool = False
-    counted: dict[str, set[str]] = {}
-
-
 class DeletionGuard:
     """Decides for the records of one mapping, in one transaction."""
 
-    def __init__(
-        self, connection: sa.Connection, name: str, states: StateStore, deletions: Deletions | None
-    ) -> None:
-        deletions = Deletions() if deletions is None else deletions
-        self._connection = connection
+    def __init__(self, name: str, states: StateStore, run: ApplyRun | None) -> None:
         self._states = states
-        self._allowed = deletions.allowed
-        self._counted = deletions.counted.setdefault(name, set())
+        self._allowed = run is not None and run.allows_deletions
+        self._counted: set[str] = set() if run is None else run.deletions.setdefault(name, set())
         self._decided: dict[str, Stop | None] = {}
 
     def decide(

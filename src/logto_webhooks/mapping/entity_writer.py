@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -10,21 +11,22 @@ from msgspec.structs import replace
 
 from logto_webhooks.database.dialect import among
 from logto_webhooks.database.mapped_rows import (
+    LINKING,
     RowState,
     encode_id,
     lock_free_records,
 )
 from logto_webhooks.errors import RowRejected, StoreUnavailable, TimedOut
+from logto_webhooks.mapping.apply_run import ApplyRun
 from logto_webhooks.mapping.declare import EntityMapping
 from logto_webhooks.mapping.deletions import (
     TOO_MANY,
     DeletionGuard,
-    Deletions,
     Stop,
     find_unconfirmed,
 )
 from logto_webhooks.mapping.links import LinkFinder, NoLink, describe_raised
-from logto_webhooks.mapping.mirror import find_present, read_rows
+from logto_webhooks.mapping.mirror import find_present, has_uncompared, read_rows
 from logto_webhooks.mapping.table_writer import (
     LOCKED,
     NOT_KEPT,
@@ -40,6 +42,7 @@ from logto_webhooks.records.record import Key
 
 MOST_SWAPPED: Final = 50  # rows whose unique values go round, which are written together
 KEY: Final = "logto_key"
+TAKEN: Final = "another row has the value of {}"
 
 
 class EntityWriter(TableWriter):
@@ -50,10 +53,14 @@ class EntityWriter(TableWriter):
         connection: sa.Connection,
         mapping: EntityMapping,
         schemas: Any,
-        deletions: Deletions | None = None,
+        run: ApplyRun | None = None,
+        applied_to: str | None = None,
     ) -> None:
+        """`applied_to` is that of the registered mapping."""
         super().__init__(connection, mapping, schemas)
-        self._guard = DeletionGuard(connection, mapping.name, self._states, deletions)
+        self._guard = DeletionGuard(mapping.name, self._states, run)
+        self._rehearsal = run if run is not None and run.rehearses else None
+        self._is_compared = applied_to in (None, LINKING)
         self.kind = mapping.kind
         self._mapping = mapping
         self._planned: dict[str, PlannedRow] = {}
@@ -95,15 +102,20 @@ class EntityWriter(TableWriter):
         plans = self._plan(ids, stored)
         self._planned = {plan.logto_id: plan for plan in plans}
         to_write = [plan for plan in plans if plan.action != "nothing"]
+        claimed = self._find_claimed(to_write)
+        to_write = [plan for plan in to_write if plan.logto_id not in claimed]
         taken = self._find_taken(to_write)
         written = self._write_in_time([plan for plan in to_write if plan.logto_id not in taken])
         written |= self._write_taken([plan for plan in to_write if plan.logto_id in taken], taken)
         states = {plan.logto_id: plan.state for plan in plans if plan.action == "nothing"} | written
+        states |= claimed
         self._name_inserted(states)
         self._states.save(states.values(), stored)
         self.results += [(self._planned[i], state) for i, state in states.items()]
         done = [self._planned[i] for i, state in states.items() if state.state == "ok"]
-        self.changed.update(p.logto_id for p in done if p.action in ("insert", "delete"))
+        self.changed.update(p.logto_id for p in done if p.links or p.action in ("insert", "delete"))
+        if self._rehearsal is not None:
+            self._claim(done, self._rehearsal)
         self._guard.note([plan.logto_id for plan in done if plan.deletes])
         return {encode_id(p.primary_key) for p in done if p.action in ("update", "delete")}
 
@@ -111,7 +123,7 @@ class EntityWriter(TableWriter):
         rows = read_rows(self._connection, self._mapping.kind, ids)
         own_rows, locked = self._lock_own(ids)
         unlinked = [i for i, row in rows.items() if i not in own_rows and row.deleted_at is None]
-        linked = self._find_links({i: rows[i] for i in unlinked})
+        linked = self._find_links({i: rows[i] for i in unlinked if self._is_wanted(rows[i])})
         gone = [i for i, row in rows.items() if row.deleted_at is not None and i in own_rows]
         stopped = self._stop_deletions(gone, states)
         plans = []
@@ -177,7 +189,7 @@ class EntityWriter(TableWriter):
         except Exception as error:  # the application's function
             return refuse(state, "conflict", describe_raised(error))
         if isinstance(link, NoLink):
-            return refuse(state, link.state, link.reason)
+            return refuse(state, link.state, link.reason, link.blocked_by)
         if own is None and link is not None:
             own = link
             values |= self._key_values(logto_id, own)
@@ -257,8 +269,30 @@ class EntityWriter(TableWriter):
         link = self._mapping.link
         if link is None or not rows:
             return {}
-        columns = self._read_columns()
-        return LinkFinder(self._connection, self._mapping, link, columns, self._run).find(rows)
+        run = self._rehearsal
+        finder = LinkFinder(
+            self._connection,
+            self._mapping,
+            link,
+            self._read_columns(),
+            self._run,
+            None if run is None else run.find_rows(self.name),
+            partial(self._compares, rows),
+        )
+        return finder.find(rows)
+
+    def _compares(self, ids: Collection[str]) -> bool:
+        """Whether other records may want the same existing rows, but haven't been compared yet."""
+        if self._is_compared or self._rehearsal is not None:
+            return not self._is_compared
+        return has_uncompared(self._connection, self.name, self._mapping.kind, ids)
+
+    def _is_wanted(self, row: Any) -> bool:
+        """Whether the mapping is for a record. If that can't be told, no row is linked."""
+        try:
+            return self._mapping.where(row)
+        except Exception:  # the application's function
+            return False
 
     def _settle_refusal(self, plan: PlannedRow, error: Exception) -> dict[str, RowState]:
         """Try once more together with the rows that have the values it wants."""
@@ -297,6 +331,27 @@ class EntityWriter(TableWriter):
                     taken.setdefault(plan.logto_id, (encode_id(key), column.name))
         return taken
 
+    def _find_claimed(self, plans: Sequence[PlannedRow]) -> dict[str, RowState]:
+        """Refuse rows whose unique value another row would have, if this weren't a rehearsal."""
+        if self._rehearsal is None:
+            return {}
+        return {
+            plan.logto_id: block(plan.state, "conflict", TAKEN.format(column.name))
+            for column in self._mapping.unique_columns
+            for plan in plans
+            if column.key in plan.values
+            and self._rehearsal.is_claimed(
+                f"{self.name}.{column.key}", plan.values[column.key], plan.logto_id
+            )
+        }
+
+    def _claim(self, plans: Sequence[PlannedRow], run: ApplyRun) -> None:
+        for column in self._mapping.unique_columns:
+            for plan in plans:
+                if column.key in plan.values:
+                    name = f"{self.name}.{column.key}"
+                    run.claim(name, plan.values[column.key], plan.logto_id)
+
     def _write_taken(
         self, plans: Sequence[PlannedRow], taken: Mapping[str, tuple[str, str]]
     ) -> dict[str, RowState]:
@@ -310,7 +365,7 @@ class EntityWriter(TableWriter):
             if owners.get(holder):
                 states |= self._write_in_time([plan])
             else:
-                problem = f"another row has the value of {column}"
+                problem = TAKEN.format(column)
                 states[plan.logto_id] = block(plan.state, "conflict", problem, holder)
         return states
 

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from msgspec import Struct
 
 from logto_webhooks.database.mapped_rows import StateStore, encode_id
+from logto_webhooks.mapping.apply_run import SeenRows
 from logto_webhooks.mapping.declare import EntityMapping, Link
 from logto_webhooks.mapping.mirror import find_doubtful
 
@@ -22,12 +23,17 @@ class NoLink(Struct, frozen=True):
 
     reason: str
     state: Literal["waiting", "conflict", "owed"] = "conflict"
+    blocked_by: str | None = None  # the row that it wants
 
 
-_SHARED: Final = NoLink("another user could be linked to the same row")
-_SEVERAL: Final = NoLink("several existing rows could be linked")
-_IN_DOUBT: Final = NoLink("its record is in doubt, so no existing row is linked yet", "waiting")
-_LOCKED: Final = NoLink("a row that could be linked is locked", "owed")
+COMPARING: Final = "an existing row can be linked when all records have been compared"
+SHARED: Final = "another user could be linked to the same row"
+SEVERAL: Final = "several existing rows could be linked"
+AMBIGUOUS: Final = (SHARED, SEVERAL)
+_IN_DOUBT: Final = "its record is in doubt, so no existing row is linked yet"
+_LOCKED: Final = "a row that could be linked is locked"
+_WANTING: Final = (COMPARING, SHARED, _IN_DOUBT, _LOCKED)  # reasons of records that want a row
+_SEVERAL: Final = NoLink(SEVERAL)
 _NO_OBJECT: Final = NoLink("the JSON document of the row to be linked isn't an object")
 
 
@@ -41,13 +47,19 @@ class LinkFinder:
         link: Link,
         columns: Sequence[sa.Column[Any]],
         run: Callable[[Any], sa.CursorResult[Any]],
+        seen: SeenRows | None = None,
+        compares: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`columns` are those to read; `run` executes a query on the application's table."""
+        """`columns` are those to read; `run` executes a query on the application's table. `seen`
+        are the rows of a rehearsal. If it `compares`, no row is linked, because other records
+        that want it may not have been compared yet."""
         self._connection = connection
         self._mapping = mapping
         self._link = link
         self._columns = columns
         self._run = run
+        self._seen = seen
+        self._compares = compares
         self._states = StateStore(connection, mapping.name, mapping.kind)
         self._is_free = mapping.key.text.is_(None)
 
@@ -59,8 +71,17 @@ class LinkFinder:
         else:
             candidates = self._find_by_value(rows, links)
         chosen = self._choose(candidates)
+        is_comparing = bool(chosen) and self._compares()
         doubtful = find_doubtful(self._connection, self._mapping.kind, chosen) if chosen else []
-        return links | self._lock(chosen | dict.fromkeys(doubtful, _IN_DOUBT))
+        for logto_id in doubtful:
+            rows_of = candidates[logto_id]
+            wants = self._id_of(rows_of[0]) if len(rows_of) == 1 else None
+            chosen[logto_id] = NoLink(_IN_DOUBT, "waiting", wants)
+        if is_comparing:
+            if self._seen is not None:
+                self._note_wanted(candidates, self._seen)
+            return links | self._put_off(chosen)
+        return links | self._lock(chosen)
 
     def _find_by_condition(
         self, rows: dict[str, Any], links: dict[str, sa.RowMapping | NoLink]
@@ -126,21 +147,49 @@ class LinkFinder:
     def _choose(
         self, candidates: dict[str, list[sa.RowMapping]]
     ) -> dict[str, sa.RowMapping | NoLink]:
-        """Choose the rows that only one record can have, and no other ever had."""
-        wanted_by: dict[str, set[str]] = {}
-        for logto_id, rows in candidates.items():
-            for row in rows:
-                wanted_by.setdefault(self._id_of(row), set()).add(logto_id)
-        owners = self._states.find_owners(wanted_by) if wanted_by else {}
+        """Choose the rows that only one record can have, and no other ever had. A record that could
+        have several rows wants none of them, so whose rows these are doesn't depend on it."""
+        wanted = {id_: self._id_of(rows[0]) for id_, rows in candidates.items() if len(rows) == 1}
+        row_ids = set(wanted.values())
+        owners = self._states.find_owners(row_ids) if row_ids else {}
+        wanted_by = self._states.find_wanting(row_ids, _WANTING) if row_ids else {}
+        for logto_id, row_id in wanted.items():
+            wanted_by.setdefault(row_id, set()).add(logto_id)
         chosen: dict[str, sa.RowMapping | NoLink] = {}
         for logto_id, rows in candidates.items():
             if len(rows) > 1:
                 chosen[logto_id] = _SEVERAL
-            elif rows and len(wanted_by[self._id_of(rows[0])]) > 1:
-                chosen[logto_id] = _SHARED
-            elif rows and owners.get(self._id_of(rows[0]), {logto_id}) == {logto_id}:
+                continue
+            row_id = wanted[logto_id]
+            is_shared = self._seen is not None and self._seen.is_shared(row_id)
+            if len(wanted_by[row_id]) > 1 or is_shared:
+                chosen[logto_id] = NoLink(SHARED, blocked_by=row_id)
+            elif owners.get(row_id, {logto_id}) == {logto_id}:
                 chosen[logto_id] = rows[0] if self._can_hold_key(rows[0]) else _NO_OBJECT
         return chosen
+
+    def _note_wanted(self, candidates: dict[str, list[sa.RowMapping]], seen: SeenRows) -> None:
+        wanted: dict[str, list[str]] = {}
+        for logto_id, rows in candidates.items():
+            if len(rows) == 1:
+                wanted.setdefault(self._id_of(rows[0]), []).append(logto_id)
+        for row_id, logto_ids in wanted.items():
+            seen.note(row_id, logto_ids)
+
+    def _put_off(
+        self, chosen: dict[str, sa.RowMapping | NoLink]
+    ) -> dict[str, sa.RowMapping | NoLink]:
+        """Link no row yet, and tell later records which rows these want."""
+        put_off: dict[str, sa.RowMapping | NoLink] = {}
+        for logto_id, row in chosen.items():
+            is_shared = isinstance(row, NoLink) and row.reason == SHARED
+            if is_shared and self._seen is not None and isinstance(row, NoLink):
+                put_off[logto_id] = NoLink(COMPARING, "waiting", row.blocked_by)
+            elif isinstance(row, NoLink):
+                put_off[logto_id] = row
+            else:
+                put_off[logto_id] = NoLink(COMPARING, "waiting", self._id_of(row))
+        return put_off
 
     def _lock(self, chosen: dict[str, sa.RowMapping | NoLink]) -> dict[str, sa.RowMapping | NoLink]:
         """Lock the chosen rows, so that nobody else gives them a key. One that is locked, or has
@@ -155,7 +204,11 @@ class LinkFinder:
         query = sa.select(*place).where(self._is_free, is_chosen)
         query = query.with_for_update(skip_locked=True, key_share=True)
         locked = {encode_id(row) for row in self._run(query)}
-        lost = {id_: _LOCKED for id_, row in rows.items() if self._id_of(row) not in locked}
+        lost = {
+            id_: NoLink(_LOCKED, "owed", row_id)
+            for id_, row in rows.items()
+            if (row_id := self._id_of(row)) not in locked
+        }
         return chosen | lost
 
     def _can_hold_key(self, row: sa.RowMapping) -> bool:

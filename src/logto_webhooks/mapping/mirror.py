@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from logto_webhooks.database.dialect import among
 from logto_webhooks.database.schema import (
+    mapped_rows,
     member_roles,
     members,
     organizations,
@@ -47,6 +48,20 @@ def read_rows(connection: sa.Connection, kind: MappedKind, ids: Collection[str])
         fields |= {name: _to_date(fields[name]) for name in dates}
         rows[fields[key]] = row_type(**fields)
     return rows
+
+
+def has_uncompared(
+    connection: sa.Connection, mapping: str, kind: MappedKind, ids: Collection[str]
+) -> bool:
+    """Whether the mirror has records, other than these, of which a mapping knows nothing yet."""
+    table, name = TABLES[kind]
+    is_known = sa.exists().where(
+        mapped_rows.c.mapping == mapping, mapped_rows.c.logto_id == table.c[name]
+    )
+    query = sa.select(sa.literal(1)).where(
+        table.c.deleted_at.is_(None), ~is_known, ~among(table.c[name], "ids")
+    )
+    return connection.scalar(query.limit(1), {"ids": sorted(ids)}) is not None
 
 
 def find_doubtful(

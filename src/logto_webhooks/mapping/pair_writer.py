@@ -14,11 +14,11 @@ from logto_webhooks.database.mapped_rows import (
     decode_id,
     encode_id,
 )
+from logto_webhooks.mapping.apply_run import ApplyRun
 from logto_webhooks.mapping.declare import EntityMapping
 from logto_webhooks.mapping.declare_pairs import End, PairMapping, RoleEnd
 from logto_webhooks.mapping.deletions import (
     DeletionGuard,
-    Deletions,
     Stop,
     ends_of,
     find_read_away,
@@ -52,11 +52,11 @@ class PairWriter(TableWriter):
         mapping: PairMapping,
         parents: Collection[EntityMapping | PairMapping],
         schemas: Any,
-        deletions: Deletions | None = None,
+        run: ApplyRun | None = None,
     ) -> None:
         """`parents` are the mappings of the tables that this one can refer to."""
         super().__init__(connection, mapping, schemas)
-        self._guard = DeletionGuard(connection, mapping.name, self._states, deletions)
+        self._guard = DeletionGuard(mapping.name, self._states, run)
         self.kind = mapping.kind
         self.is_of_members = mapping.pair == "member"
         self._mapping = mapping

@@ -1,0 +1,62 @@
+"""What is known from the earlier transactions of a run over all records.
+
+A rehearsal rolls each transaction back, so it remembers here what the database would know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Hashable
+from typing import Any
+
+from msgspec import Struct
+
+
+class SeenRows(Struct):
+    """The existing rows that records could be linked to, by their hashes, which need little memory;
+    and the records that can be linked when all are compared."""
+
+    wanted: set[int] = set()
+    shared: set[int] = set()
+    records: list[str] = []
+
+    def note(self, row_id: str, logto_ids: Collection[str]) -> None:
+        """Note that these records could be linked to a row."""
+        row = hash(row_id)
+        if len(logto_ids) > 1 or row in self.wanted:
+            self.shared.add(row)
+        self.wanted.add(row)
+
+    def is_shared(self, row_id: str) -> bool:
+        """Whether several records could be linked to a row."""
+        return hash(row_id) in self.shared
+
+
+class ApplyRun(Struct):
+    """A run over all records, in several transactions.
+
+    With `allows_deletions`, any number of rows is deleted. `deletions` are the records of each
+    mapping whose rows would be deleted. A run that `rehearses` also remembers which rows can be
+    linked, and which unique values its rows have.
+    """
+
+    rehearses: bool = False
+    allows_deletions: bool = False
+    deletions: dict[str, set[str]] = {}
+    rows: dict[str, SeenRows] = {}
+    values: dict[str, dict[int, str]] = {}
+
+    def find_rows(self, mapping: str) -> SeenRows:
+        """Return the rows of a mapping that records could be linked to."""
+        return self.rows.setdefault(mapping, SeenRows())
+
+    def is_claimed(self, column: str, value: Any, logto_id: str) -> bool:
+        """Whether the row of another record would have a unique value by now."""
+        if not isinstance(value, Hashable):
+            return False
+        claims = self.values.get(column, {})
+        return claims.get(hash(value), logto_id) != logto_id
+
+    def claim(self, column: str, value: Any, logto_id: str) -> None:
+        """Note that the row of a record would have a unique value."""
+        if value is not None and isinstance(value, Hashable):
+            self.values.setdefault(column, {})[hash(value)] = logto_id

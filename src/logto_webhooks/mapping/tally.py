@@ -1,0 +1,149 @@
+"""Count what became of all records in a run that writes mapped rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from msgspec import Struct
+
+from logto_webhooks.database.mapped_rows import RegisteredMapping, RowState
+from logto_webhooks.mapping import Mappings
+from logto_webhooks.mapping.apply_run import ApplyRun
+from logto_webhooks.mapping.links import AMBIGUOUS, COMPARING
+from logto_webhooks.mapping.table_writer import PlannedRow
+from logto_webhooks.records.record import Key
+
+Result = tuple[str, PlannedRow, RowState]  # of a mapping: what was planned, and what became of it
+Outcome = Literal["linked", "created", "changed", "deleted", "held", "ambiguous", "refused"]
+_UNWRITTEN = ("held", "ambiguous", "refused")
+
+
+class Page(Struct, frozen=True):
+    """Records of one transaction, and what was done. With `is_linking`, they were put off in an
+    earlier page."""
+
+    keys: Sequence[Key]
+    results: Sequence[Result]
+    is_linking: bool
+
+
+class AppliedMapping(Struct, kw_only=True):
+    """What became of all records of a mapping: of how many an existing row was linked, a row was
+    created, changed or deleted, of how many the deletion is held, how many could be linked in
+    several ways, and how many others weren't written."""
+
+    mapping: str
+    records: int = 0
+    linked: int = 0
+    created: int = 0
+    changed: int = 0
+    deleted: int = 0
+    held: int = 0
+    ambiguous: int = 0
+    refused: int = 0
+
+
+class Tally:
+    """Counts each record of each mapping once: by its own page, or by what a later page made of a
+    row that was refused. A row can also be written with an earlier page, because another row wants
+    a value that it gives up."""
+
+    def __init__(self, mappings: Mappings, run: ApplyRun) -> None:
+        self._by_name = {each.name: AppliedMapping(mapping=each.name) for each in mappings.all}
+        self._entities = {each.name for each in mappings.entities}
+        # What other rows can wait for, as their states name it.
+        self._ends: dict[str, str] = {each.name: each.kind for each in mappings.entities}
+        self._ends |= {each.name: each.pair for each in mappings.pairs}
+        self._unwritten: dict[str, dict[str, Outcome]] = {name: {} for name in self._by_name}
+        self._early: dict[str, dict[str, Outcome]] = {name: {} for name in self._by_name}
+        self._run = run
+        self._begun: list[str] = []
+        self._last = ""
+
+    def finish(self) -> list[AppliedMapping]:
+        """Return the counts of all mappings, with rows that are on no page, such as those of
+        memberships that are over."""
+        for name, outcomes in self._early.items():
+            for outcome in outcomes.values():
+                self._count(name, outcome, 1)
+        return list(self._by_name.values())
+
+    @property
+    def records(self) -> int:
+        """How many records were counted."""
+        return sum(each.records for each in self._by_name.values())
+
+    def begin(self, mapping: RegisteredMapping) -> None:
+        """Begin with the pages of a mapping."""
+        self._begun.append(mapping.name)
+        self._last = ""
+
+    def add_page(self, page: Page) -> None:
+        """Count the records of a page."""
+        name = self._begun[-1]
+        own = {key.id for key in page.keys}
+        if not page.is_linking:
+            self._by_name[name].records += len(page.keys)
+            self._last = page.keys[-1].id
+        for of, plan, state in page.results:
+            if of == name and state.reason == COMPARING:
+                if self._run.rehearses and not page.is_linking:
+                    self._run.find_rows(name).records.append(plan.logto_id)
+                continue
+            outcome = self._judge(plan, state)
+            # A record can have several rows in a mapping of roles.
+            if of == name and (plan.logto_id in own or of not in self._entities):
+                self._count_own(of, plan.logto_id, outcome)
+            elif outcome is not None:
+                is_later = of not in self._begun or (of == name and plan.logto_id > self._last)
+                self._count_other(of, plan.logto_id, outcome, is_later)
+
+    def _count_own(self, name: str, logto_id: str, outcome: Outcome | None) -> None:
+        early = self._early[name].pop(logto_id, None)
+        if early is not None and early not in _UNWRITTEN:
+            outcome = early
+        if outcome is not None:
+            self._count(name, outcome, 1)
+        if outcome in _UNWRITTEN:
+            self._unwritten[name][logto_id] = outcome
+
+    def _count_other(self, name: str, logto_id: str, outcome: Outcome, is_later: bool) -> None:
+        if is_later:
+            self._early[name][logto_id] = outcome
+            return
+        before = self._unwritten[name].pop(logto_id, None)
+        if before is None:
+            return
+        self._count(name, before, -1)
+        self._count(name, outcome, 1)
+        if outcome in _UNWRITTEN:
+            self._unwritten[name][logto_id] = outcome
+
+    def _count(self, name: str, outcome: Outcome, by: int) -> None:
+        applied = self._by_name[name]
+        setattr(applied, outcome, getattr(applied, outcome) + by)
+
+    def _judge(self, plan: PlannedRow, state: RowState) -> Outcome | None:
+        if state.state == "held":
+            return "held"
+        if plan.waits_for_end:
+            return "created" if self._will_be_here(state.blocked_by or "") else "refused"
+        if state.state != "ok":
+            return "ambiguous" if state.reason in AMBIGUOUS else "refused"
+        if plan.links:
+            return "linked"
+        outcomes: dict[str, Outcome] = {
+            "insert": "created",
+            "update": "changed",
+            "delete": "deleted",
+        }
+        return outcomes.get(plan.action)
+
+    def _will_be_here(self, end: str) -> bool:
+        """Whether the user, the organization or the member that a row waits for would have a row,
+        if this weren't a rehearsal."""
+        kind, _, logto_id = end.partition(":")
+        return self._run.rehearses and not any(
+            logto_id in self._unwritten[name] for name, of in self._ends.items() if of == kind
+        )
