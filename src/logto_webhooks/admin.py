@@ -32,6 +32,7 @@ from logto_webhooks.deliveries import DeliveryFilter, Status, StoredDelivery
 from logto_webhooks.errors import (
     DeliveryUnknown,
     HandlerUnknown,
+    InvalidHandler,
     JobUnknown,
     LogtoApiError,
     NoLocalHandlers,
@@ -661,9 +662,22 @@ class Admin:
             make_client=partial(make_client, settings, longest_wait_s=_WAIT_S),
             handlers=[handler.registered for handler in self.handlers] or None,
             databases=None if application is None else partial(_locate_both, self, application),
+            find_handler_problem=(application or self)._find_handler_problem,
+            uses_api=(application or self)._uses_api,
             inspect_own_schema=(application or self)._inspect_own_schema,
         )
         return await doctor.diagnose(target, only, timeout_s)
+
+    def _find_handler_problem(self) -> str | None:
+        """Say why the application wouldn't start, if one of its handlers can't be called."""
+        try:
+            self.handlers.fit(self.database.host.provides)
+        except InvalidHandler as error:
+            return str(error)
+        return None
+
+    def _uses_api(self) -> bool:
+        return self._settings().uses_api
 
     async def _inspect_own_schema(self) -> OwnSchema:
         from logto_webhooks.mapping.own_schema import OwnSchema, inspect_own_schema

@@ -27,7 +27,7 @@ from starlette.responses import Response
 
 from logto_webhooks import ensure_user
 from logto_webhooks.admin import Admin
-from logto_webhooks.database import Database, Engine
+from logto_webhooks.database import Database, Engine, wrap_engine
 from logto_webhooks.ensure_user import OwnUsers, UserLookup
 from logto_webhooks.errors import CalledFromEventLoop, NotStarted, SettingInvalid, StartedElsewhere
 from logto_webhooks.events.local import OrganizationRow, UserRow
@@ -48,7 +48,7 @@ from logto_webhooks.mapping.declare_pairs import (
 )
 from logto_webhooks.retries import MAX_ATTEMPTS
 from logto_webhooks.runtime import Service
-from logto_webhooks.settings import MountedSettings, Settings, from_env, list_unknown
+from logto_webhooks.settings import VARIABLES, MountedSettings, Settings, from_env, list_unknown
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
@@ -107,6 +107,9 @@ class LogtoWebhooks(Admin):
             if (engine is None) == (database_url is None):
                 problem = "pass either an engine or a database_url, for the application's database"
                 raise SettingInvalid(name="LogtoWebhooks", problem=problem)
+        if engine is not None:  # the environment isn't read yet
+            self.handlers.fit(wrap_engine(engine, None).host.provides)
+        elif environment is None:
             self.handlers.fit(self.database.host.provides)
 
     @classmethod
@@ -383,6 +386,8 @@ class LogtoWebhooks(Admin):
         Raises StoreUnavailable, SchemaMismatch, SettingInvalid, InvalidHandler, and
         StartedElsewhere if it is entered on another event loop, too.
         """
+        if self._environment is None and not self._settings().uses_api:
+            _warn_about_unread_credentials()
         with self._on_one_loop():
             service = Service(
                 self._settings(),
@@ -518,6 +523,17 @@ class LogtoWebhooks(Admin):
     def _wake(self) -> None:
         if self._service is not None:
             self._service.wake()
+
+
+def _warn_about_unread_credentials() -> None:
+    """Warn if the environment has credentials for the Management API, which nobody reads."""
+    variable = VARIABLES["app_id"][0]
+    if os.environ.get(variable):
+        logger.warning(
+            "%s is set, but this LogtoWebhooks object doesn't read the environment, so it doesn't "
+            "use Logto's API. To use it, pass environment=os.environ.",
+            variable,
+        )
 
 
 def _is_loop_running() -> bool:

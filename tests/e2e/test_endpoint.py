@@ -205,7 +205,7 @@ def test_a_test_right_after_a_rotation_arrives(tmp_path: Path) -> None:
             mine = logto.add_hook(f"{service.url}{PATH}")
             logto.change_hook(mine["id"], enabled=False)
             rotated = await run("rotate")
-            assert rotated.stderr.splitlines()[0].endswith("; its last use isn't recorded yet.")
+            assert rotated.stderr.splitlines()[0].endswith("; no use of it has been recorded yet.")
             listed = msgspec.json.decode((await run("list", "--json")).stdout)
             assert {row["id"] for row in listed if row["ours"]} == {mine["id"]}
             tested = await run("test")

@@ -326,8 +326,8 @@ def test_what_cannot_be_used_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("framework", ["fastapi", "starlette"])
-def test_a_framework_answers_503(framework: str, tmp_path: Path) -> None:
-    """With Retry-After."""
+def test_a_framework_answers_503_or_401(framework: str, tmp_path: Path) -> None:
+    """With Retry-After for a user who isn't there yet, and 401 for one who was deleted."""
     with Application("sqlite", tmp_path).opened() as app:
         app.map_users()
 
@@ -336,21 +336,29 @@ def test_a_framework_answers_503(framework: str, tmp_path: Path) -> None:
                 user = await app.logto.get_user(User, {"sub": "ana"}, session=session)
                 return JSONResponse({"email": user.email})
 
+        async def refuse(request: Request) -> JSONResponse:
+            raise UserIsDeletedError(id="ana")
+
         async def run() -> None:
             await app.logto.migrate()
             served: Starlette
             if framework == "fastapi":
                 served = fastapi.FastAPI(exception_handlers=fastapi_handlers)
                 served.add_route("/me", show)
+                served.add_route("/deleted", refuse)
             else:
                 served = Starlette(
-                    routes=[Route("/me", show)], exception_handlers=starlette_handlers
+                    routes=[Route("/me", show), Route("/deleted", refuse)],
+                    exception_handlers=starlette_handlers,
                 )
             transport = httpx2.ASGITransport(app=served)
             async with httpx2.AsyncClient(transport=transport, base_url="http://app") as client:
                 answer = await client.get("/me")
-            assert answer.status_code == 503
-            assert answer.headers["retry-after"] == "5"
-            assert answer.json() == {"error": "user_not_ready"}
+                assert answer.status_code == 503
+                assert answer.headers["retry-after"] == "5"
+                assert answer.json() == {"error": "user_not_ready"}
+                deleted = await client.get("/deleted")
+            assert deleted.status_code == 401
+            assert deleted.json() == {"error": "user_is_deleted"}
 
         asyncio.run(run())

@@ -8,8 +8,9 @@ from typing import Any, TypeVar
 
 import httpx2
 import sqlalchemy as sa
+from sqlalchemy.orm import Session
 
-from logto_webhooks import LogtoWebhooks
+from logto_webhooks import LogtoWebhooks, events
 from logto_webhooks.database.mapped_rows import NOT_WRITTEN
 from logto_webhooks.database.store import RecordedFlow, Store
 from logto_webhooks.doctor.faults import Finding
@@ -18,6 +19,7 @@ from logto_webhooks.jobs import NewJob, RegisteredHandler
 from logto_webhooks.testing import make
 from tests.support import postgres
 from tests.support.healthy_system import OTHER_KEY, Clinic, answering, ills
+from tests.support.own_tables import Team
 from tests.support.stores import Copy, delivery
 from tests.support.waiting import eventually
 
@@ -309,7 +311,24 @@ async def a_delivery_that_another_key_signed(clinic: Clinic) -> list[Finding]:
 
 @finds("application_database")
 async def an_application_with_another_database(clinic: Clinic) -> list[Finding]:
-    theirs = _application(await clinic.another())
+    theirs = _application(clinic.settings | await clinic.another())
+    return await clinic.ask(application=theirs)
+
+
+@finds("application_handler")
+async def an_application_with_a_handler_that_cannot_be_called(clinic: Clinic) -> list[Finding]:
+    theirs = _application(clinic.settings)
+
+    @theirs.on("User.Created")
+    def hear(event: events.UserCreated, team: Team, session: Session) -> None: ...
+
+    return await clinic.ask(application=theirs)
+
+
+@finds("application_without_api")
+async def an_application_that_reads_no_environment(clinic: Clinic) -> list[Finding]:
+    database_url = clinic.settings["database_url"]
+    theirs = LogtoWebhooks(signing_key=OTHER_KEY, database_url=database_url)
     return await clinic.ask(application=theirs)
 
 
@@ -330,7 +349,7 @@ async def _free_mb(clinic: Clinic) -> int:
 
 
 async def _ask_who_maps_people(clinic: Clinic, settings: dict[str, Any]) -> list[Finding]:
-    theirs = _application(settings)
+    theirs = _application(clinic.settings | settings)
     people = sa.Table(
         "people",
         sa.MetaData(),
@@ -343,8 +362,8 @@ async def _ask_who_maps_people(clinic: Clinic, settings: dict[str, Any]) -> list
     return found
 
 
-def _application(settings: dict[str, str]) -> LogtoWebhooks:
-    return LogtoWebhooks(signing_key=OTHER_KEY, database_url=settings["database_url"])
+def _application(settings: dict[str, Any]) -> LogtoWebhooks:
+    return LogtoWebhooks(**settings)
 
 
 async def _run(settings: dict[str, str], work: Callable[[Store], T]) -> None:

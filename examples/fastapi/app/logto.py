@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import UTC, datetime
 
 import sqlalchemy as sa
@@ -10,10 +11,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app import mail
 from app.database import engine
 from app.models import SignIn, Workspace
-from app.settings import LOGTO_WEBHOOK_SIGNING_KEY
 from logto_webhooks import Delivery, LogtoWebhooks, events
 
-logto = LogtoWebhooks(signing_key=LOGTO_WEBHOOK_SIGNING_KEY, engine=engine)
+logto = LogtoWebhooks(engine=engine, environment=os.environ)
 
 
 @logto.on(events.LocalUserCreated, events.LocalUserDeleted)

@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from logto_webhooks import LogtoWebhooks, events
 from teams.models import Team, TeamMember, User, UserRole, Welcome, engine
 
-logto = LogtoWebhooks(signing_key=os.environ["LOGTO_WEBHOOK_SIGNING_KEY"], engine=engine)
+logto = LogtoWebhooks(engine=engine, environment=os.environ)
 
 logto.map_users(
     User,

@@ -169,7 +169,7 @@ def rotate(
     print(f"{_KEY}={result.signing_key}")
     ends = output.format_time(result.old_ends_at)
     used = output.format_time(result.old_used_at)
-    last = f"its last recorded use was at {used}" if used else "its last use isn't recorded yet"
+    last = f"its last recorded use was at {used}" if used else "no use of it has been recorded yet"
     output.note(
         f"Rotated the key of {result.webhook} ({result.url}). "
         f"The old key expires at {ends}; {last}."

@@ -373,10 +373,11 @@ async def check_recovery(context: CheckContext) -> list[Finding]:
     """Check that Logto's log is read regularly."""
     now, read_at = SystemClock().now(), (await context.status()).complete_up_to
     if read_at is None:
-        return [make_finding("log_unread", when="never")]
+        return [make_finding("log_unread", when="never compared with the inbox")]
     # In the future, it was noted by a wrong clock, and hides that nothing is read.
     if abs(now - read_at) > _UNREAD * context.settings.recover_every_s * 1000:
-        return [make_finding("log_unread", when=f"at {format_time(read_at)}")]
+        when = f"last compared with the inbox at {format_time(read_at)}"
+        return [make_finding("log_unread", when=when)]
     return [make_ok("Logto's log is read regularly.")]
 
 
@@ -512,14 +513,20 @@ async def check_rejected(context: CheckContext) -> list[Finding]:
 
 
 async def check_application(context: CheckContext) -> list[Finding]:
-    """Check that handlers run on the application's own database."""
+    """Check that the application can start, and uses this database and Logto's API."""
     if context.target.databases is None:
         return [make_skipped("No application is set. Use --app module:name.")]
+    faults = []
     ours, theirs = context.target.databases()
     if ours != theirs:
         setting = context.target.database_setting
-        return [make_finding("application_database", ours=ours, theirs=theirs, setting=setting)]
-    return [make_ok("The application uses this database.")]
+        finding = make_finding("application_database", ours=ours, theirs=theirs, setting=setting)
+        faults.append(finding)
+    if problem := context.target.find_handler_problem():
+        faults.append(make_finding("application_handler", problem=problem))
+    if context.settings.uses_api and not context.target.uses_api():
+        faults.append(make_finding("application_without_api"))
+    return faults or [make_ok("The application uses this database.")]
 
 
 def _no_webhook() -> Finding:

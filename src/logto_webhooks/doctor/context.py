@@ -49,7 +49,8 @@ class DoctorTarget(Struct, frozen=True, kw_only=True):
     `databases` are None; `databases` returns the database that the handlers run on, and the
     application's. `spooled` deliveries wait in the spool directory. Others can write to it if there
     is a `spool_problem`. A URL must answer within `limit_s`. `inspect_own_schema` compares the
-    application's mapped tables with its mappings.
+    application's mapped tables with its mappings. `find_handler_problem` says why the application
+    doesn't start, and `uses_api` whether it uses Logto's API.
     """
 
     settings: Settings
@@ -64,6 +65,8 @@ class DoctorTarget(Struct, frozen=True, kw_only=True):
     spooled: int = 0
     spool_problem: str = ""
     inspect_own_schema: Callable[[], Awaitable[OwnSchema]]
+    find_handler_problem: Callable[[], str | None]
+    uses_api: Callable[[], bool]
 
     @property
     def keys(self) -> tuple[str, ...]:

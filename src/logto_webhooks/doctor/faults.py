@@ -93,7 +93,7 @@ FAULTS: Final[dict[str, Fault]] = {
     ),
     "key_outdated": _warning(
         "The webhook {webhook} uses another signing key than your settings. Its deliveries are "
-        "accepted only because Logto's API returned the key.",
+        "accepted only because the database has its key.",
         f"Set LOGTO_WEBHOOK_SIGNING_KEY to its signing key, {CONSOLE}.",
     ),
     # The database.
@@ -161,8 +161,8 @@ FAULTS: Final[dict[str, Fault]] = {
         "use the database. See its log.",
     ),
     "deliveries_dead": _warning(
-        "{count:delivery is|deliveries are} dead. They weren't applied, and their records are in "
-        "doubt.",
+        "{count:delivery is|deliveries are} dead, which means not applied. The records that they "
+        "are about are in doubt.",
         "To see the errors, run logto-webhooks deliveries list --state dead. After a fix, run: "
         "logto-webhooks deliveries replay --state dead",
     ),
@@ -240,6 +240,15 @@ FAULTS: Final[dict[str, Fault]] = {
     "application_database": _broken(
         "The application uses the database {theirs}, but its handlers run on {ours}.",
         "Set {setting} to the database that you pass to LogtoWebhooks(…).",
+    ),
+    "application_handler": _broken(
+        "The application can't start: {problem}",
+        "Correct the handler, then start the application.",
+    ),
+    "application_without_api": _warning(
+        "The credentials for Logto's API are set, but the application doesn't read them. If it "
+        "receives the webhooks itself, lost deliveries aren't recovered.",
+        "Pass environment=os.environ to LogtoWebhooks(…).",
     ),
     # Logto's Management API.
     "api_missing": Fault(
@@ -400,8 +409,9 @@ FAULTS: Final[dict[str, Fault]] = {
         "See Logto's console, under Webhooks > your webhook > Recent requests.",
     ),
     "log_unread": _warning(
-        "Logto's log was last compared with the inbox {when}.",
-        "Check that serve runs with these credentials, or run: logto-webhooks recover",
+        "Logto's log was {when}.",
+        "Check that serve or your application runs with these credentials, or run: logto-webhooks "
+        "recover",
     ),
     "gap": _broken(
         "Of the newest {entries:delivery|deliveries} in Logto's log, {count:is|are} missing from "

@@ -35,7 +35,9 @@ RETRY_AFTER_S: Final = 5
 _LIKELY_CAUSES: Final = (
     "probably the key of another webhook, a rotated key, or a proxy that changed the body"
 )
-_NOT_LOGTO: Final = "probably not a request from Logto, or a proxy changed the headers"
+_NOT_LOGTO: Final = (
+    "a proxy that changed the headers, a probe of doctor, or a request of somebody else"
+)
 
 
 class WebhookResponse(Struct, frozen=True):

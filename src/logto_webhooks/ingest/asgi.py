@@ -7,6 +7,7 @@ loss as a success. So the path answers with and without a trailing slash.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Final, TypeVar
@@ -29,6 +30,7 @@ from logto_webhooks.errors import (
     LogtoWebhooksError,
     NoRoom,
     UnknownPath,
+    UserIsDeletedError,
     UserNotReady,
 )
 from logto_webhooks.ingest import RETRY_AFTER_S, Receiver, WebhookResponse
@@ -43,10 +45,8 @@ _SIGNATURE_SIZE: Final = 64
 _UNREAD: Final = {"too_slow", "too_large", "no_room"}
 _CODES: Final[dict[int, RefusedFor]] = {404: "not_found", 405: "method_not_allowed"}
 
-
 T = TypeVar("T")
-
-
+logger = logging.getLogger("logto_webhooks")
 _NOTHING_CAME: Final = "no byte arrived: the client is slow, or middleware has read the body"
 Ready = Callable[[], Awaitable[Silence | None]]
 Scrape = Callable[[str], Awaitable[tuple[bytes, str]]]
@@ -200,7 +200,13 @@ def to_response(answer: WebhookResponse | None) -> Response:
 
 async def answer_not_ready(request: Request, error: UserNotReady) -> Response:
     """Answer a request of a user whose own row isn't there yet."""
+    logger.info("%s", error)
     return to_response(WebhookResponse(503, {"error": "user_not_ready"}, RETRY_AFTER_S))
+
+
+async def answer_deleted(request: Request, error: UserIsDeletedError) -> Response:
+    """Answer a request of a user who was deleted, and whose token is still valid."""
+    return to_response(WebhookResponse(401, {"error": "user_is_deleted"}))
 
 
 async def send_response(send: Send, answer: WebhookResponse) -> None:
