@@ -107,10 +107,9 @@ class LogtoWebhooks(Admin):
             if (engine is None) == (database_url is None):
                 problem = "pass either an engine or a database_url, for the application's database"
                 raise SettingInvalid(name="LogtoWebhooks", problem=problem)
-        if engine is not None:  # the environment isn't read yet
-            self.handlers.fit(wrap_engine(engine, None).host.provides)
-        elif environment is None:
             self.handlers.fit(self.database.host.provides)
+        elif engine is not None:  # its schema isn't known yet
+            self.handlers.fit(wrap_engine(engine, None).host.provides)
 
     @classmethod
     def from_env(cls, *, path: str = "/api/webhooks/logto") -> LogtoWebhooks:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,12 +14,13 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import sessionmaker
 
-from logto_webhooks import LogtoWebhooks
+from logto_webhooks import LogtoWebhooks, events
 from logto_webhooks.cli.session import load_application
 from logto_webhooks.database import database_for, open_database
-from logto_webhooks.errors import ApiNotConfigured, SettingInvalid
+from logto_webhooks.errors import ApiNotConfigured, InvalidHandler, SettingInvalid
 from logto_webhooks.ingest.spool import spool_of
 from logto_webhooks.settings import VARIABLES, Settings, from_env
 from logto_webhooks.testing import SIGNING_KEY
@@ -325,7 +327,10 @@ def test_a_schema_needs_postgresql() -> None:
         "LOGTO_WEBHOOKS_DATABASE_URL to the URL of a PostgreSQL database, or remove",
     ):
         database_for(settings)
-    for database in ({"engine": sa.create_engine("sqlite://")}, {"database_url": "sqlite:///a.db"}):
+    for database in (
+        {"engine": sa.create_engine("sqlite://")},
+        {"database_url": "sqlite:///a.db"},
+    ):
         given: dict[str, Any] = {"schema": "logto", **database}
         with pytest.raises(SettingInvalid, match=r"^schema can't be used: .*PostgreSQL database"):
             LogtoWebhooks(signing_key=SIGNING_KEY, **given)
@@ -392,6 +397,42 @@ def test_what_is_no_engine(engine: Any) -> None:
     """A URL has a name of its own."""
     with pytest.raises(SettingInvalid, match=r"an Engine or an AsyncEngine, not .* database_url"):
         LogtoWebhooks(signing_key="x", engine=engine)
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_credentials_that_nobody_reads(
+    reads: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An application that doesn't read its environment says so when it starts."""
+    for field, value in CREDENTIAL_VALUES.items():
+        monkeypatch.setenv(VARIABLES[field][0], value)
+    logto = LogtoWebhooks(
+        signing_key=SIGNING_KEY,
+        database_url=f"sqlite:///{tmp_path}/app.db",
+        environment=os.environ if reads else None,
+    )
+
+    async def start() -> None:
+        async with logto.lifespan():
+            pass
+
+    asyncio.run(start())
+    told = [line for line in caplog.messages if "environment=os.environ" in line]
+    assert len(told) == (0 if reads else 1)
+
+
+@pytest.mark.parametrize("environment", [None, {}])
+def test_a_handler_that_cannot_be_called_is_refused_at_once(
+    environment: dict[str, str] | None,
+) -> None:
+    """When it is registered, because the engine is known by then."""
+    engine = sa.create_engine("sqlite:///app.db")
+    logto = LogtoWebhooks(signing_key="x", engine=engine, environment=environment)
+
+    async def hear(event: events.UserCreated, session: AsyncSession) -> None: ...
+
+    with pytest.raises(InvalidHandler, match="session"):
+        logto.on(events.UserCreated)(hear)
 
 
 def test_a_name_that_is_misspelled_is_told_first() -> None:

@@ -335,6 +335,20 @@ class TestLeftOut:
         settled = merge(record, about)
         assert (settled.own["name"], settled.waiting_for) == ("B", None)
 
+    @pytest.mark.parametrize("field", ["customData", "profile", "isSuspended"])
+    @pytest.mark.parametrize("event", ["User.Data.Updated", "PostSignIn"])
+    def test_a_user_without_a_group_is_asked_about(self, event: str, field: str) -> None:
+        """Its last value may have changed. Logto is right, also if it has no such field."""
+        payload = msgspec.json.decode(make.event(event, id="ana", at=NOW).body)
+        user = payload["user" if event == "PostSignIn" else "data"]
+        del user[field]
+        record = Record(Key("user", "ana"))
+        for change in read(trust(msgspec.json.encode(payload)), 0)[1]:
+            record = merge(record, change)
+        assert record.waiting_for == "unknown change"
+        answer = read_user("ana", user, api_responses.Span(NOW + 2_000, NOW + 2_001))
+        assert merge(record, answer).waiting_for is None
+
     def test_an_older_organization_has_no_custom_data(self) -> None:
         """What is known of it stays."""
         first = make.organization_created(id="acme", customData={"plan": "pro"}, at=NOW).body

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Collection, Container
 from typing import Final
 
 from msgspec import UNSET
@@ -43,6 +43,7 @@ from logto_webhooks.records.record import (
 from logto_webhooks.signing_keys import VerifiedBody
 
 LAG_MS: Final = 100  # how long before its webhook a change happened, if Logto sends no time
+_USER_GROUPS: Final = ("suspension", "custom_data", "profile")  # besides `own`
 MAX_LISTED: Final = 5000  # Logto cuts longer lists of members without notice
 
 
@@ -95,12 +96,12 @@ def _list_user_changes(event: UserEvent | InteractionEvent, lag_ms: int) -> list
     _check_same_id(event, event.user_id, event.user.id)
     user = event.user
     stamp, start = _find_stamp_and_start(user.updated_at, event.at, lag_ms)
-    # A new user's missing fields are null.
+    is_new = isinstance(event, UserCreated)  # its missing fields are null
     sent = event.payload.get("user" if isinstance(event, InteractionEvent) else "data")
-    contents = user_groups(user, None if isinstance(event, UserCreated) else sent)
+    contents = user_groups(user, None if is_new else sent)
     values = {name: Value(content, stamp, start, event.at) for name, content in contents.items()}
     upsert = Upsert(key, values, user_facts(user, event.at) | {"updatedAt": stamp})
-    return _add_refetch(upsert, event.at)
+    return _add_refetch(upsert, event.at, () if is_new else _USER_GROUPS)
 
 
 def user_facts(user: User, latest: int) -> dict[str, int]:
@@ -145,9 +146,10 @@ def _group_own_fields(fields: Json, sent: Container[str] | None) -> Json:
     return {OWN_FIELD + name: content for name, content in fields.items() if name in sent}
 
 
-def _add_refetch(upsert: Upsert, at: int) -> list[DeliveryChange]:
-    """Request a refetch if fields are missing: only Logto knows their values."""
-    if "own" in upsert.values:
+def _add_refetch(upsert: Upsert, at: int, groups: Collection[str] = ()) -> list[DeliveryChange]:
+    """Request a refetch if fields, or any of the groups, are missing: only Logto knows their
+    values."""
+    if {"own", *groups} <= upsert.values.keys():
         return [upsert]
     return [upsert, RefetchRequest(upsert.key, UNKNOWN_CHANGE, at)]
 
