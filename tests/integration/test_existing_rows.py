@@ -28,11 +28,14 @@ from logto_webhooks.jobs import JobFilter, JobState, RegisteredHandler
 from logto_webhooks.records.record import Key
 from logto_webhooks.samples.request import SignedRequest
 from logto_webhooks.testing import make
+from logto_webhooks.testing.fake import FakeLogto
 from tests.integration.conftest import Run
+from tests.integration.test_first_installation import Past
 from tests.support import postgres
+from tests.support.fake import application
 from tests.support.jobs import claim, finish
 from tests.support.mounted import all_over, live, on_postgres, on_sqlite, send, until
-from tests.support.stores import ALL, Copy, WrappedRunner, open_host
+from tests.support.stores import ALL, Copy, StoreKind, WrappedRunner, open_host
 from tests.support.waiting import eventually
 
 T = TypeVar("T")
@@ -40,6 +43,7 @@ T0 = 1_795_485_335_917
 DAY_MS = 86_400_000
 NEW = RegisteredHandler(name="new", patterns=("Local*",))
 USERS_ONLY = RegisteredHandler(name="users", patterns=("LocalUserCreated", "User.*"))
+MEMBERS = RegisteredHandler(name="members", patterns=("LocalMember*",))
 ORGANIZATIONS = RegisteredHandler(name="organizations", patterns=("LocalOrganization*",))
 LOGTO = RegisteredHandler(name="logto", patterns=("*",))
 BEFORE = (
@@ -279,6 +283,120 @@ def run_apart(work: Callable[[], object]) -> None:
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "asyncpg"])
+def test_two_runs_at_once(kind: StoreKind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Together, they make a job for each row."""
+    monkeypatch.setattr(existing, "PAGE", 3)
+    host = open_host(kind, tmp_path)
+
+    async def body() -> None:
+        users = [make.user_created(id=f"u{number:02}", at=T0).body for number in range(30)]
+        await Copy(host).take(users)
+        await host.run(lambda store: store.jobs.register([USERS_ONLY]))
+        results = await asyncio.gather(*(_run(host, "users") for _ in range(3)))
+        assert sum(result.jobs for [result] in results) == 30
+        assert all(result.rows == 30 for [result] in results)
+        jobs = await host.read(lambda store: store.jobs.find(JobFilter(limit=ALL)))
+        assert len({job.subject for job in jobs}) == len(jobs) == 30
+        await host.close()
+
+    asyncio.run(body())
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "asyncpg", "psycopg"])
+def test_members_that_leave_and_join_meanwhile(
+    kind: StoreKind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is first: each change is told, and who is told of as existing leaves afterwards."""
+    monkeypatch.setattr(existing, "PAGE", 1)
+    host, count = open_host(kind, tmp_path), 40
+    names = [f"u{number:02}" for number in range(count)]
+
+    async def body() -> None:
+        copy = Copy(host)
+        created = [make.user_created(id=name, at=T0).body for name in names]
+        acme = make.organization_created(id="acme", at=T0).body
+        joined = make.organization_membership_updated(id="acme", addedUserIds=names, at=T0 + 1)
+        await copy.take([*created, acme, joined.body])
+        await host.run(lambda store: store.jobs.register([MEMBERS]))
+        await host.run(lambda store: store.set_installed_at(0))
+
+        async def leave_and_join() -> None:
+            for number, name in enumerate(names):
+                for change in ("removedUserIds", "addedUserIds"):
+                    at = T0 + (number + 1) * 1000 + (500 if change == "addedUserIds" else 0)
+                    fields: dict[str, Any] = {change: [name], "at": at}
+                    told = make.organization_membership_updated(id="acme", **fields)
+                    await copy.take([told.body])
+
+        await asyncio.gather(leave_and_join(), _run(host, "members"))
+
+    asyncio.run(body())
+    query = sa.select(jobs_table).order_by(jobs_table.c.order_at, jobs_table.c.id)
+    rows = asyncio.run(host.read(lambda store: store.execute(query).all()))
+    lives: dict[str, list[tuple[str, str]]] = {}
+    for row in rows:
+        source = msgspec.json.decode(row.payload)["source"]
+        lives.setdefault(row.subject, []).append((row.event, source))
+    left, back = ("LocalMemberRemoved", "webhook"), ("LocalMemberAdded", "webhook")
+    here = ("LocalMemberAdded", "existing")
+    assert len(lives) == count
+    for life in lives.values():
+        assert life in ([here, left, back], [left, back])
+    asyncio.run(host.close())
+
+
+async def _run(host: TransactionRunner, name: str) -> list[ExistingRows]:
+    handler = await host.read(partial(find_handler, name=name))
+    return await run_for_existing(
+        host, handler, RowFilter(), Pacer(1e6), dry_run=False, progressed=lambda *_: None
+    )
+
+
+@pytest.mark.parametrize("few", [500, 0])
+def test_a_backfill_with_an_applications_handlers(
+    few: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are known before it has started, and run for all that Logto had before, also if members
+    are announced step by step."""
+    monkeypatch.setattr(batch, "FEW", few)
+    ran: list[tuple[str, str]] = []
+
+    async def body() -> None:
+        clock = Past()
+        async with FakeLogto(now=clock.now) as fake:
+            acme = fake.create_organization(name="Acme")["id"]
+            people = [fake.create_user()["id"] for _ in range(2)]
+            fake.add_members(acme, people)
+            logto = application("sqlite", tmp_path, fake)
+            await logto.migrate()
+            logto.handlers = type(logto.handlers)()
+
+            @logto.on("Local*", name="all")
+            def all_(event: events.LocalEvent, delivery: Delivery) -> None:
+                assert event.source == "backfill"
+                ran.append((delivery.event, delivery.subject))
+
+            clock.behind = 0
+            await logto.backfill(run_handlers=True)
+            async with logto.lifespan():
+                await eventually(lambda: _now(ran), lambda told: len(told) >= 5)
+                assert [each.jobs for each in await logto.run_handler("all")] == [0, 0, 0]
+            assert sorted(ran) == sorted(
+                [
+                    ("LocalOrganizationCreated", f"organization:{acme}"),
+                    *(("LocalUserCreated", f"user:{person}") for person in people),
+                    *(("LocalMemberAdded", f"user:{person}") for person in people),
+                ]
+            )
+
+    asyncio.run(body())
+
+
+async def _now(ran: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    return ran
 
 
 @pytest.mark.parametrize("is_told_later", [True, False])

@@ -14,10 +14,11 @@ import sqlalchemy as sa
 from logto_webhooks.apply import batch
 from logto_webhooks.database.runner import TransactionRunner
 from logto_webhooks.database.store import Store
-from logto_webhooks.jobs import JobFilter, RegisteredHandler
+from logto_webhooks.jobs import JobFilter, JobState, RegisteredHandler
 from logto_webhooks.records.record import MEMBERS, Absent, ApiRead, Change, Key, membership
 from logto_webhooks.testing import make
 from tests.integration.conftest import Run
+from tests.support.jobs import claim, finish
 from tests.support.stores import ALL, Copy, open_host
 from tests.support.waiting import until
 
@@ -94,7 +95,13 @@ def test_it_comes_with_the_last_of_the_three(
         is_last = number == len(batches) - 1
         assert member_events(run) == (["LocalMemberAdded"] if is_last else [])
     made = run(names)
-    assert made.index("LocalUserCreated") < made.index("LocalMemberAdded")
+    for created in ("LocalUserCreated", "LocalOrganizationCreated"):
+        assert made.index(created) < made.index("LocalMemberAdded")
+    ran = []
+    while jobs := [job for job in claim(run, names=("local",)) if job.subject == "user:ana"]:
+        ran += [job.event for job in jobs]
+        finish(run, jobs[0], JobState.DONE)
+    assert ran == ["LocalUserCreated", "LocalMemberAdded"], "in the queue of the user"
     asyncio.run(copy.take([make.user_deleted(id="ana").body]))
     assert member_events(run) == ["LocalMemberAdded", "LocalMemberRemoved"]
 

@@ -115,6 +115,11 @@ def backfill(
         except NoLocalHandlers as error:
             output.fail(str(error))
     output.show(result, as_json, output.show_backfilled)
+    if run_handlers and result.drifted < result.users and not as_json:
+        output.note(
+            "Handlers ran only for rows that were written. For those that were here before, run: "
+            "logto-webhooks handlers run NAME"
+        )
     _fail_if_not_compared(result)
 
 
