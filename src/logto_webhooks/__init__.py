@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         InvalidMapping,
         LogtoWebhooksError,
         RetryLater,
+        UserHasNoRow,
         UserIsDeletedError,
         UserNotReady,
     )
@@ -72,6 +73,7 @@ __all__ = [
     "StoredDelivery",
     "TestResult",
     "UserComparison",
+    "UserHasNoRow",
     "UserIsDeletedError",
     "UserNotReady",
     "UserRoleRow",
@@ -118,6 +120,7 @@ _MODULES = {
     "StoredDelivery": "deliveries",
     "TestResult": "logto.webhooks",
     "UserComparison": "reconcile.fetch",
+    "UserHasNoRow": "errors",
     "UserIsDeletedError": "errors",
     "UserNotReady": "errors",
     "UserRoleRow": "mapping.declare_pairs",

@@ -63,6 +63,10 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 T = TypeVar("T")
 logger = logging.getLogger("logto_webhooks")
+_KEPT = (
+    'The mapping of %s has when_deleted="keep", and %s is unique: if it was that of a deleted %s, '
+    "nobody else can have it, and the row of who tries to is a conflict."
+)
 
 
 class LogtoWebhooks(Admin):
@@ -377,6 +381,9 @@ class LogtoWebhooks(Admin):
 
     def _map(self, mapping: EntityMapping | PairMapping) -> None:
         self.mappings.add(mapping)
+        if isinstance(mapping, EntityMapping) and mapping.when_deleted == "keep":
+            for column in mapping.unique_columns:
+                logger.warning(_KEPT, mapping.name, column.name, mapping.kind)
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: object = None) -> AsyncIterator[None]:

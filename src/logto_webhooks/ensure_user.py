@@ -21,6 +21,7 @@ from logto_webhooks.errors import (
     LogtoApiError,
     LogtoUnreachable,
     SettingInvalid,
+    UserHasNoRow,
     UserIsDeletedError,
     UserNotReady,
     WriterBusy,
@@ -242,8 +243,8 @@ class OwnUsers(Generic[T]):
         """Return the object of the claims' user. If its row isn't there, write the user and the row
         from the claims; if these lack something, and there is `ask`, from Logto's answer.
 
-        Raises ClaimsUnusable, UserIsDeletedError, UserNotReady, SettingInvalid, InvalidApiResponse,
-        StoreUnavailable.
+        Raises ClaimsUnusable, UserIsDeletedError, UserHasNoRow, UserNotReady, SettingInvalid,
+        InvalidApiResponse, StoreUnavailable.
         """
         key = to_change(claims).key
         _check_session(session)
@@ -255,7 +256,7 @@ class OwnUsers(Generic[T]):
                 return found
         try:
             await within(session, partial(self._write, claims=claims))
-        except (UserNotReady, UserIsDeletedError) as error:
+        except (UserNotReady, UserHasNoRow, UserIsDeletedError) as error:
             record = await within(session, partial(_read_record, key=key), writes=False)
             is_over = isinstance(error, UserIsDeletedError) and not _may_be_back(record, claims)
             answered = None if ask is None or is_over else await ask(key)
@@ -288,6 +289,8 @@ class OwnUsers(Generic[T]):
         store.mark_changed([key])
         store.project_changes()
         row = self._find(store, key)
+        if row.state == "absent" and not _is_claimed(store, key):
+            raise UserHasNoRow(id=key.id, table=self._mapping.name, reason=row.reason)
         if row.state != "here":
             raise self._not_ready(key, row.reason)
 
@@ -314,6 +317,12 @@ def _check_session(session: Any) -> None:
 
 def _read_record(store: Store, key: Key) -> Record:
     return store.read_unlocked([key])[key]
+
+
+def _is_claimed(store: Store, key: Key) -> bool:
+    """Whether only claims tell of the user, which may lack what the mapping decides by."""
+    own = _read_record(store, key).groups.get("own")
+    return own is None or own.is_claimed
 
 
 def _may_be_back(record: Record, claims: Mapping[str, Any]) -> bool:

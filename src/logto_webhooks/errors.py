@@ -175,6 +175,15 @@ class UserNotReady(LogtoWebhooksError):
     reason: str
 
 
+class UserHasNoRow(LogtoWebhooksError):
+    """The user {id} has no row in {table} and gets none, because {reason}. Answer 403: to try again
+    doesn't help."""
+
+    id: str
+    table: str
+    reason: str
+
+
 class TableIsReadOnly(LogtoWebhooksError):
     """A handler can read {table}, but can't write to it or lock it: all deliveries would have to
     wait for the handler. To lock only your own rows in a join, use FOR UPDATE OF your_table."""
@@ -557,6 +566,7 @@ __all__ = [
     "TunnelFailed",
     "UnknownEventName",
     "UnknownPath",
+    "UserHasNoRow",
     "UserIsDeletedError",
     "UserNotReady",
     "WebhookChanged",

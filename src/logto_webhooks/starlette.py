@@ -11,14 +11,18 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from logto_webhooks.app import LogtoWebhooks
-from logto_webhooks.errors import UserIsDeletedError, UserNotReady
-from logto_webhooks.ingest.asgi import answer_deleted, answer_not_ready
+from logto_webhooks.errors import UserHasNoRow, UserIsDeletedError, UserNotReady
+from logto_webhooks.ingest.asgi import answer_deleted, answer_no_row, answer_not_ready
 
-#: Answers what `get_user` raises: UserNotReady with 503 and `Retry-After`, and UserIsDeletedError
-#: with 401.
+#: Answers what `get_user` raises: UserNotReady with 503 and `Retry-After`, UserHasNoRow with 403,
+#: and UserIsDeletedError with 401.
 exception_handlers: Final[
     dict[int | type[Exception], Callable[[Request, Any], Coroutine[Any, Any, Response]]]
-] = {UserNotReady: answer_not_ready, UserIsDeletedError: answer_deleted}
+] = {
+    UserNotReady: answer_not_ready,
+    UserHasNoRow: answer_no_row,
+    UserIsDeletedError: answer_deleted,
+}
 
 
 def routes(logto: LogtoWebhooks) -> list[Route]:

@@ -20,11 +20,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from logto_webhooks import LogtoWebhooks, UserIsDeletedError, UserNotReady, events
+from logto_webhooks import LogtoWebhooks, UserHasNoRow, UserIsDeletedError, UserNotReady, events
 from logto_webhooks.apply import batch
 from logto_webhooks.errors import ClaimsUnusable, SettingInvalid
 from logto_webhooks.fastapi import exception_handlers as fastapi_handlers
-from logto_webhooks.records.record import Key, Tombstone
+from logto_webhooks.records.record import ApiRead, Key, Tombstone
 from logto_webhooks.starlette import exception_handlers as starlette_handlers
 from logto_webhooks.testing import make
 from logto_webhooks.testing.fake import FakeLogto
@@ -221,6 +221,10 @@ def test_who_has_no_row(kind: EngineKind, tmp_path: Path) -> None:
                 with pytest.raises(UserNotReady, match=f"(?i){says}") as raised:
                     await get(app, claims)
                 assert "\n" not in str(raised.value)
+            await send(client, make.user_created(id="eve", email="e@example.com", name="Eve"))
+            await logto.wait_for_user("eve", 10)
+            with pytest.raises(UserHasNoRow, match="gets none, because `where` excludes the user"):
+                await get(app, {"sub": "eve"})
             drop = Tombstone(Key("user", "old"), soon())
             await logto.database.host.run(lambda store: batch.apply_reads(store, [drop], None))
             with pytest.raises(UserIsDeletedError):
@@ -326,14 +330,16 @@ def test_what_cannot_be_used_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("framework", ["fastapi", "starlette"])
-def test_a_framework_answers_503_or_401(framework: str, tmp_path: Path) -> None:
-    """With Retry-After for a user who isn't there yet, and 401 for one who was deleted."""
+def test_a_framework_answers_503_or_403_or_401(framework: str, tmp_path: Path) -> None:
+    """With Retry-After for a user who isn't there yet, 403 for one who gets no row, and 401 for one
+    who was deleted."""
     with Application("sqlite", tmp_path).opened() as app:
-        app.map_users()
+        app.map_users(where=lambda user: user.name != "Eve")
 
         async def show(request: Request) -> JSONResponse:
             with Session(app.beside) as session:
-                user = await app.logto.get_user(User, {"sub": "ana"}, session=session)
+                claims = {"sub": request.query_params["user"]}
+                user = await app.logto.get_user(User, claims, session=session)
                 return JSONResponse({"email": user.email})
 
         async def refuse(request: Request) -> JSONResponse:
@@ -341,6 +347,9 @@ def test_a_framework_answers_503_or_401(framework: str, tmp_path: Path) -> None:
 
         async def run() -> None:
             await app.logto.migrate()
+            name = {"name": "Eve", "primaryEmail": None}
+            eve = ApiRead(Key("user", "eve"), {"own": name}, 1_000, 1_000)
+            await app.logto.database.host.run(lambda store: batch.apply_reads(store, [eve], None))
             served: Starlette
             if framework == "fastapi":
                 served = fastapi.FastAPI(exception_handlers=fastapi_handlers)
@@ -353,12 +362,15 @@ def test_a_framework_answers_503_or_401(framework: str, tmp_path: Path) -> None:
                 )
             transport = httpx2.ASGITransport(app=served)
             async with httpx2.AsyncClient(transport=transport, base_url="http://app") as client:
-                answer = await client.get("/me")
+                answer = await client.get("/me?user=ana")
                 assert answer.status_code == 503
                 assert answer.headers["retry-after"] == "5"
                 assert answer.json() == {"error": "user_not_ready"}
                 deleted = await client.get("/deleted")
+                excluded = await client.get("/me?user=eve")
             assert deleted.status_code == 401
             assert deleted.json() == {"error": "user_is_deleted"}
+            assert (excluded.status_code, excluded.json()) == (403, {"error": "user_has_no_row"})
+            assert "retry-after" not in excluded.headers
 
         asyncio.run(run())

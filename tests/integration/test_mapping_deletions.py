@@ -27,6 +27,7 @@ from logto_webhooks.testing.fake import FakeLogto
 from tests.integration.test_mapping import KINDS, Application
 from tests.integration.test_mapping_troubles import counts_of, run
 from tests.integration.test_refetch import client
+from tests.support import own_tables
 from tests.support.stores import Copy, StoreKind
 
 MINUTE = 60_000
@@ -305,3 +306,18 @@ def test_logto_is_asked_a_second_time(kind: StoreKind, tmp_path: Path) -> None:
         assert await states_of(host, application.users) == {"ok": 2}
 
     run(kind, tmp_path, live)
+
+
+def test_a_kept_unique_value_is_warned_about(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """When it is registered: an email that is used again stays a conflict."""
+    with own_tables.Application("sqlite", tmp_path).opened() as app:
+        app.map_users(when_deleted="keep")
+    [record] = caplog.records
+    assert 'own_users has when_deleted="keep", and email is unique' in record.getMessage()
+    caplog.clear()
+    with own_tables.Application("sqlite", tmp_path).opened() as app:
+        app.map_users(when_deleted="keep", columns={"name": "name"}, create=False)
+        app.map_teams()
+    assert caplog.records == []

@@ -20,7 +20,7 @@ from logto_webhooks.database.store import Store
 from logto_webhooks.errors import InvalidMapping
 from logto_webhooks.mapping import Mappings
 from logto_webhooks.mapping.apply import apply_all, retry_unsettled
-from logto_webhooks.records.record import Absent, Key
+from logto_webhooks.records.record import Absent, ApiRead, Key
 from logto_webhooks.testing import make
 from tests.integration.test_mapping import KINDS, Application
 from tests.support.stores import Copy, StoreKind
@@ -375,3 +375,42 @@ def test_a_default_is_a_value(tmp_path: Path) -> None:
     with pytest.raises(InvalidMapping, match="use the column's default"):
         asyncio.run(application.map(create_defaults={own.plan: lambda: "free"}))
     asyncio.run(application.close())
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "sqlite"])
+def test_a_row_that_a_policy_hides_says_so(kind: StoreKind, tmp_path: Path) -> None:
+    """PostgreSQL skips it like a locked one."""
+
+    async def live(application: Application) -> None:
+        host = await application.map()
+        await Copy(host).take([CREATED])
+        options = await host.read(lambda store: store.connection.get_execution_options())
+        schema = options["schema_translate_map"][None]
+        own = application.users
+        with application.engine.begin() as connection:
+            for statement in (
+                "DROP ROLE IF EXISTS logto_limited",
+                "CREATE ROLE logto_limited",
+                f"GRANT USAGE ON SCHEMA {schema}, app TO logto_limited",
+                f"GRANT ALL ON ALL TABLES IN SCHEMA {schema}, app TO logto_limited",
+                f"ALTER TABLE {own} ENABLE ROW LEVEL SECURITY",
+                f"CREATE POLICY reads ON {own} FOR SELECT USING (true)",
+            ):
+                connection.execute(sa.text(statement))
+        renamed = ApiRead(Key("user", "ana"), {"own": {"primaryEmail": "new@x"}}, 9_000, 9_000)
+
+        def work(store: Store) -> None:
+            store.connection.execute(sa.text("SET LOCAL ROLE logto_limited"))
+            batch.apply_reads(store, [renamed], None)
+
+        await host.run(work)
+        oldest = await host.read(lambda store: store.mappings.find_oldest("owed"))
+        assert oldest
+        assert oldest.reason == (
+            "its row is locked, or row-level security doesn't let it be changed"
+        )
+        with application.engine.begin() as connection:
+            connection.execute(sa.text("DROP OWNED BY logto_limited"))
+            connection.execute(sa.text("DROP ROLE logto_limited"))
+
+    run(kind, tmp_path, live)

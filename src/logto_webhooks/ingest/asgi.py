@@ -30,6 +30,7 @@ from logto_webhooks.errors import (
     LogtoWebhooksError,
     NoRoom,
     UnknownPath,
+    UserHasNoRow,
     UserIsDeletedError,
     UserNotReady,
 )
@@ -207,6 +208,11 @@ async def answer_not_ready(request: Request, error: UserNotReady) -> Response:
 async def answer_deleted(request: Request, error: UserIsDeletedError) -> Response:
     """Answer a request of a user who was deleted, and whose token is still valid."""
     return to_response(WebhookResponse(401, {"error": "user_is_deleted"}))
+
+
+async def answer_no_row(request: Request, error: UserHasNoRow) -> Response:
+    """Answer a request of a user who gets no own row."""
+    return to_response(WebhookResponse(403, {"error": "user_has_no_row"}))
 
 
 async def send_response(send: Send, answer: WebhookResponse) -> None:

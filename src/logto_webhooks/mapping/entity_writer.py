@@ -28,8 +28,8 @@ from logto_webhooks.mapping.deletions import (
 from logto_webhooks.mapping.links import LinkFinder, NoLink, describe_raised
 from logto_webhooks.mapping.mirror import find_present, has_uncompared, read_rows
 from logto_webhooks.mapping.table_writer import (
-    LOCKED,
     NOT_KEPT,
+    SKIPPED,
     Action,
     PlannedRow,
     TableWriter,
@@ -130,7 +130,7 @@ class EntityWriter(TableWriter):
         for logto_id, row in rows.items():
             state = states.get(logto_id) or RowState(logto_id=logto_id)
             if logto_id in locked:
-                plans.append(refuse(state, "owed", LOCKED))
+                plans.append(refuse(state, "owed", SKIPPED))
                 continue
             if stop := stopped.get(logto_id):
                 plans.append(refuse(state, stop.state, stop.reason))

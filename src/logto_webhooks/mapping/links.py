@@ -31,7 +31,9 @@ SHARED: Final = "another user could be linked to the same row"
 SEVERAL: Final = "several existing rows could be linked"
 AMBIGUOUS: Final = (SHARED, SEVERAL)
 _IN_DOUBT: Final = "its record is in doubt, so no existing row is linked yet"
-_LOCKED: Final = "a row that could be linked is locked"
+_LOCKED: Final = (
+    "a row that could be linked is locked, or row-level security doesn't let it be changed"
+)
 _WANTING: Final = (COMPARING, SHARED, _IN_DOUBT, _LOCKED)  # reasons of records that want a row
 _SEVERAL: Final = NoLink(SEVERAL)
 _NO_OBJECT: Final = NoLink("the JSON document of the row to be linked isn't an object")

@@ -34,6 +34,8 @@ _WRONG_TYPE: Final = ("42804", "42846", "42883")
 _SHORT_LOCK_MS: Final = 50
 _SEARCH_S: Final = 1.0  # for the rows that wait for a lock, among others
 LOCKED: Final = "its row is locked"
+# The database skips both.
+SKIPPED: Final = "its row is locked, or row-level security doesn't let it be changed"
 NOT_KEPT: Final = "the database didn't keep the new row: a trigger or a rule may have skipped it"
 
 
