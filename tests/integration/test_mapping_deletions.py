@@ -321,3 +321,22 @@ def test_a_kept_unique_value_is_warned_about(
         app.map_users(when_deleted="keep", columns={"name": "name"}, create=False)
         app.map_teams()
     assert caplog.records == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_reconcile_asks_a_second_time_too(kind: StoreKind, tmp_path: Path) -> None:
+    """About whom only one answer says that they are gone."""
+
+    async def live(application: Application) -> None:
+        host = await application.map()
+        await Copy(host).take([created("ana"), created("bo"), deleted("bo")])
+        await read(host, *gone(5_000, "ana"))
+
+        def list_unread(store: Store) -> list[Key]:
+            return store.keys("user", 9, unread_since=10**13)
+
+        assert await host.read(list_unread) == [Key("user", "ana")]
+        await read(host, *gone(5_000 + MINUTE, "ana"))
+        assert await host.read(list_unread) == []
+
+    run(kind, tmp_path, live)
