@@ -502,9 +502,9 @@ class TestPace:
         asyncio.run(work())
         assert clock.now - 100.0 == pytest.approx(5 * at_once / rate)
 
-    @pytest.mark.parametrize("rate", [0, -1, float("nan"), float("inf"), "7", True, None])
+    @pytest.mark.parametrize("rate", [0, 0.0009, -1, float("nan"), float("inf"), "7", True, None])
     def test_what_is_no_rate_is_refused(self, rate: Any) -> None:
-        with pytest.raises(SettingInvalid, match="isn't a number greater than 0"):
+        with pytest.raises(SettingInvalid, match=r"isn't a number of at least 0\.001"):
             Pacer(rate)
 
 

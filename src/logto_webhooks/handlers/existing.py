@@ -27,6 +27,7 @@ from logto_webhooks.records import local_events
 from logto_webhooks.records.record import Key, Kind, Record
 
 RATE: Final = 100.0  # jobs per second
+LEAST_RATE: Final = 0.001
 PAGE: Final = 500  # rows of one transaction
 _TRIES: Final = 30  # for a page with a locked record; each waits for the lock
 # In this order: a member's user and organization come first.
@@ -59,9 +60,9 @@ class Pacer:
         now: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
-        """`rate` is per second. Raises SettingInvalid if it isn't a positive number."""
-        if type(rate) not in (int, float) or not 0 < rate < math.inf:
-            problem = f"{rate!r:.60} isn't a number greater than 0"
+        """`rate` is per second. Raises SettingInvalid if it isn't a number that can be one."""
+        if type(rate) not in (int, float) or not LEAST_RATE <= rate < math.inf:
+            problem = f"{rate!r:.60} isn't a number of at least {LEAST_RATE:g}"
             raise SettingInvalid(name="the rate", problem=problem)
         self._rate = rate
         self._now = now
@@ -98,21 +99,21 @@ async def run_for_existing(
     results, done = [], 0
     for event in events:
         kind, title = _KINDS[event]
-        result, after = ExistingRows(event=event), None
+        result, after, is_last = ExistingRows(event=event), None, False
         progressed(title, 0, done / max(1, total))
-        while True:
+        while not is_last:
             await pacer.wait()
             page = _Page(handler, event, kind, wanted, after, pacer.at_once, dry_run)
             keys, jobs = await _run_patiently(host, page)
-            if not keys:
-                break
             if not dry_run:
                 pacer.spend(jobs)
             result.rows += len(keys)
             result.jobs += jobs
             result.skipped += len(keys) - jobs
-            after, done = keys[-1], done + len(keys)
+            done += len(keys)
             progressed(title, result.rows, min(1.0, done / max(1, total)))
+            is_last = len(keys) < page.limit
+            after = None if is_last else keys[-1]
         results.append(result)
     return results
 
