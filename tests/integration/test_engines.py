@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -49,6 +51,30 @@ def test_what_a_handler_left_on_its_connection_is_in_no_other_transaction() -> N
         assert states == {("careless", "dead"), ("good", "done")}
 
     live(logto, body)
+
+
+PREFORK = """
+import os, sys
+import sqlalchemy as sa
+from logto_webhooks import LogtoWebhooks
+logto = LogtoWebhooks(signing_key="x", engine=sa.create_engine(sys.argv[1]), schema=sys.argv[2])
+look = lambda: logto.call(logto.status()).deliveries
+before = look()
+children = [os.fork() or os._exit(any(look() != before for _ in range(20))) for _ in range(2)]
+assert all(look() == before for _ in range(20))
+assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
+"""
+
+
+@pytest.mark.postgres
+@pytest.mark.process
+def test_an_engine_that_was_used_before_a_fork() -> None:
+    """As with `gunicorn --preload`: no two processes share a connection."""
+    url = postgres.server_url().set(drivername="postgresql+psycopg")
+    shown = url.render_as_string(hide_password=False)
+    command = [sys.executable, "-c", PREFORK, shown, postgres.emptied_schema()]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 0, ended.stderr
 
 
 @pytest.fixture

@@ -300,7 +300,7 @@ async def _transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
             yield connection
             await connection.commit()
         except sa.exc.InterfaceError:
-            await connection.invalidate()
+            await drop_connection(connection)
             raise
         except BaseException:
             await _roll_back_or_drop(connection)
@@ -311,18 +311,23 @@ async def _roll_back_or_drop(connection: AsyncConnection) -> None:
     try:
         await connection.rollback()
     except sa.exc.SQLAlchemyError:
-        await connection.invalidate()
+        await drop_connection(connection)
 
 
 async def drop_connection(connection: AsyncConnection) -> None:
     """Close a connection, so that nobody gets it again. psycopg's survives `invalidate` alone."""
     if connection.invalidated or connection.closed:
         return
+    driver: Any = None
     try:
-        with suppress(Exception):  # it is broken, or in use
-            driver: Any = (await connection.get_raw_connection()).driver_connection
+        with suppress(Exception):
+            driver = (await connection.get_raw_connection()).driver_connection
             async with asyncio.timeout(CLOSE_S):
                 await driver.close()
+            return
+        terminate = getattr(driver, "terminate", None)  # of asyncpg, whose `close` refuses
+        if terminate is not None:  # a connection in use, as does `invalidate`
+            terminate()
     finally:
         await connection.invalidate()
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import uuid
+import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -139,6 +141,8 @@ class Postgres:
         options = {"schema_translate_map": make_schema_map(schema), APP_SCHEMAS: app_schemas}
         options |= {} if owns else _LEVEL
         self._engine = engine.execution_options(**options)
+        if isinstance(self._engine, sa.Engine):
+            _forget_connections_after_fork(self._engine)
         self._runner = (
             ThreadRunner(self._engine, owns, app_schemas)
             if isinstance(self._engine, sa.Engine)
@@ -182,6 +186,18 @@ class Postgres:
     def migration_sql(self) -> str:
         """Return the SQL that creates the schema."""
         return migrate.sql("postgresql", self._schema)
+
+
+def _forget_connections_after_fork(engine: sa.Engine) -> None:
+    """In a forked process, leave the connections of its parent alone, and open others."""
+    reference = weakref.ref(engine)
+
+    def forget() -> None:
+        if (inherited := reference()) is not None:
+            inherited.dispose(close=False)
+
+    if hasattr(os, "register_at_fork"):  # not on Windows
+        os.register_at_fork(after_in_child=forget)
 
 
 def _migrate(engine: sa.Engine, schema: str | None) -> bool:
