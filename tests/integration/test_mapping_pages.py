@@ -109,6 +109,29 @@ def test_a_new_user_waits_until_all_are_compared(kind: StoreKind, tmp_path: Path
 
 @pytest.mark.usefixtures("small_pages")
 @pytest.mark.parametrize("kind", KINDS)
+def test_rows_that_came_later_are_compared_again(kind: StoreKind, tmp_path: Path) -> None:
+    """Two users had none to be linked to before, and now want the same one."""
+
+    async def live(application: Application) -> None:
+        own = application.users
+        await Copy(application.host).take(
+            [named("u0000", "E@x"), *map(created, names(10)[1:9]), named("u0009", "e@x")]
+        )
+        await application.map(link=own.c.email, create=False)
+        await application.apply_all()
+        insert(application, "e@X", "u0004@x")
+        [applied, *_] = [
+            each for each in await apply_twice(application) if each.mapping == own.fullname
+        ]
+        assert (applied.linked, applied.ambiguous, applied.refused) == (1, 2, 0)
+        linked = dict(application.rows(own, "email", "logto_user_id"))
+        assert linked == {"e@X": None, "u0004@x": "u0004"}
+
+    run(kind, tmp_path, live)
+
+
+@pytest.mark.usefixtures("small_pages")
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_rehearsal_knows_what_earlier_pages_would_have_written(
     kind: StoreKind, tmp_path: Path
 ) -> None:

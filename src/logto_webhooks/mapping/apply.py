@@ -201,7 +201,7 @@ def _apply_step(store: Store, mappings: Mappings) -> int | None:
         return None
     is_linking = mapping.applied_to == LINKING
     keys = _list_page(store, mapping, "" if is_linking else mapping.applied_to or "")
-    _write_page(store, mappings, mapping, keys, registered)
+    _write_page(store, mappings, mapping, keys, registered, run=ApplyRun())
     if not keys:
         links = any(own.links for own in mappings.registered if own.name == mapping.name)
         store.mappings.set_applied(mapping.name, LINKING if links and not is_linking else None)

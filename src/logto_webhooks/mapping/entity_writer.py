@@ -59,6 +59,7 @@ class EntityWriter(TableWriter):
         """`applied_to` is that of the registered mapping."""
         super().__init__(connection, mapping, schemas)
         self._guard = DeletionGuard(mapping.name, self._states, run)
+        self._is_over_all = run is not None
         self._rehearsal = run if run is not None and run.rehearses else None
         self._is_compared = applied_to in (None, LINKING)
         self.kind = mapping.kind
@@ -283,7 +284,7 @@ class EntityWriter(TableWriter):
 
     def _compares(self, ids: Collection[str]) -> bool:
         """Whether other records may want the same existing rows, but haven't been compared yet."""
-        if self._is_compared or self._rehearsal is not None:
+        if self._is_compared or self._is_over_all:  # which links in a second pass
             return not self._is_compared
         return has_uncompared(self._connection, self.name, self._mapping.kind, ids)
 

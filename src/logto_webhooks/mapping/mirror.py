@@ -61,7 +61,9 @@ def has_uncompared(
     query = sa.select(sa.literal(1)).where(
         table.c.deleted_at.is_(None), ~is_known, ~among(table.c[name], "ids")
     )
-    return connection.scalar(query.limit(1), {"ids": sorted(ids)}) is not None
+    # Records are compared in this order, so the last one is uncompared for the longest time.
+    query = query.order_by(table.c[name].desc()).limit(1)
+    return connection.scalar(query, {"ids": sorted(ids)}) is not None
 
 
 def find_doubtful(
