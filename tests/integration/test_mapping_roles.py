@@ -19,7 +19,11 @@ from logto_webhooks.logto import api_responses
 from logto_webhooks.logto.api_responses import Span
 from logto_webhooks.mapping.apply import retry_unsettled
 from logto_webhooks.mapping.check import find_differences
-from logto_webhooks.mapping.declare_pairs import declare_member_roles, declare_user_roles
+from logto_webhooks.mapping.declare_pairs import (
+    declare_member_roles,
+    declare_members,
+    declare_user_roles,
+)
 from logto_webhooks.records.record import Absent, Change, Key, membership
 from logto_webhooks.testing import make
 from tests.integration.test_mapping import KINDS, Application
@@ -550,5 +554,67 @@ def test_logto_s_ids_and_enumerations(kind: StoreKind, tmp_path: Path) -> None:
         await learn(host, read_member_roles({"o1": "guest"}, 4_000))
         assert application.rows(ranks, "rank") == [(Rank.GUEST,)]
         assert await application.problems() == []
+
+    run(kind, tmp_path, live)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_own_roles_can_have_logto_s_ids(kind: StoreKind, tmp_path: Path) -> None:
+    """Or the name in another column. Members can be rows with a key of two columns."""
+
+    async def live(application: RoleApplication) -> None:
+        await application.map()
+        metadata, teams, users = application.metadata, application.teams, application.users
+        titles = sa.Table(
+            "titles",
+            metadata,
+            sa.Column("logto_id", sa.Text, primary_key=True),
+            sa.Column("title", sa.Text),
+        )
+        user_titles = sa.Table(
+            "user_titles",
+            metadata,
+            sa.Column("user_id", sa.ForeignKey(users.c.id), primary_key=True),
+            sa.Column("title", sa.ForeignKey(titles.c.logto_id), primary_key=True),
+        )
+        pairs = sa.Table(
+            "pairs",
+            metadata,
+            sa.Column("team_id", sa.ForeignKey(teams.c.id), primary_key=True),
+            sa.Column("user_id", sa.ForeignKey(users.c.id), primary_key=True),
+        )
+        pair_titles = sa.Table(
+            "pair_titles",
+            metadata,
+            sa.Column("team_id", sa.Integer, primary_key=True),
+            sa.Column("user_id", sa.Integer, primary_key=True),
+            sa.Column("title", sa.ForeignKey(titles.c.logto_id), primary_key=True),
+            sa.ForeignKeyConstraint(["team_id", "user_id"], [pairs.c.team_id, pairs.c.user_id]),
+        )
+        with application.engine.begin() as connection:
+            metadata.create_all(connection)
+        ends: dict[str, Any] = {"organization": "team_id", "user": "user_id"}
+        by_title = declare_member_roles(pair_titles, **ends, role="title", role_by=titles.c.title)
+        application.mappings.add(by_title)
+        application.mappings.add(declare_members(pairs, **ends))
+        application.mappings.add(
+            declare_user_roles(user_titles, user="user_id", role="title", role_by="id")
+        )
+        host, registered = application.host, application.mappings.registered
+        await host.run(lambda store: store.mappings.register(registered))
+        application.insert(titles, logto_id="r1", title="admin")
+        await learn(host, read_member_roles({"o1": "admin", "o2": "r1"}, 3_000))
+        await Copy(host).take([ACME, ANA])
+        await learn(host, read_user_roles("ana", EDITOR | VIEWER, 3_000))
+        [(team, ana)] = application.rows(pairs, "team_id", "user_id")
+        assert application.rows(user_titles, "user_id", "title") == [(ana, "r1")]
+        names = ("team_id", "user_id", "title")
+        assert application.rows(pair_titles, *names) == [(team, ana, "r1")]
+        for table in (user_titles, pair_titles):
+            counts = await counts_of(host, table)
+            assert (counts.ok, counts.conflict) == (1, 1)
+        await Copy(host).take([LEFT])
+        assert application.rows(pair_titles, *names) == []
+        assert application.rows(pairs, "team_id") == []
 
     run(kind, tmp_path, live)
