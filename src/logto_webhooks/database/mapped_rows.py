@@ -20,6 +20,9 @@ from logto_webhooks.deliveries import MappingStatus
 from logto_webhooks.records.record import Key, Kind
 
 State = Literal["ok", "waiting", "conflict", "owed", "held"]
+# What rows that would be deleted are blocked by: Logto's second answer, or somebody who allows it.
+SECOND_ANSWER: Final = "second answer"
+PERMISSION: Final = "permission"
 UNCONFIRMED: Final = (
     "Logto has no such record, but no delivery says that it was deleted: asked again in a minute"
 )
@@ -75,7 +78,7 @@ class RowState(Struct, frozen=True, kw_only=True):
     `record_id` is set for a role: `logto_id` then is the id of its user or membership, and its own.
     `row_id` is the primary key of the application's row, as JSON; also of a row that had Logto's
     id before and has it no longer. `blocked_by` names what must change first: another row, by its
-    primary key, or a record, by its key.
+    primary key, a record, by its key, or one of SECOND_ANSWER and PERMISSION.
     """
 
     logto_id: str
@@ -255,8 +258,7 @@ class MappingStore:
             sa.select(mapped_rows.c.kind, mapped_rows.c.logto_id)
             .where(
                 is_not_ok,
-                mapped_rows.c.state == "waiting",
-                mapped_rows.c.reason == UNCONFIRMED,
+                mapped_rows.c.blocked_by == SECOND_ANSWER,
                 mapped_rows.c.changed_at <= now() - after_ms,
             )
             .group_by(mapped_rows.c.kind, mapped_rows.c.logto_id)
@@ -490,10 +492,7 @@ class StateStore:
         unconfirmed. Leave out `others`."""
         is_counted = sa.or_(
             self._was_deleted(window_ms),
-            sa.and_(is_not_ok, mapped_rows.c.state == "held"),
-            sa.and_(
-                is_not_ok, mapped_rows.c.state == "waiting", mapped_rows.c.reason == UNCONFIRMED
-            ),
+            sa.and_(is_not_ok, mapped_rows.c.blocked_by.in_([SECOND_ANSWER, PERMISSION])),
         )
         query = sa.select(sa.func.count()).where(
             mapped_rows.c.mapping == self._mapping,

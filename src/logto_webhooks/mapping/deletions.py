@@ -15,7 +15,13 @@ import sqlalchemy as sa
 from msgspec import Struct
 
 from logto_webhooks.database.dialect import among
-from logto_webhooks.database.mapped_rows import UNCONFIRMED, RowState, StateStore
+from logto_webhooks.database.mapped_rows import (
+    PERMISSION,
+    SECOND_ANSWER,
+    UNCONFIRMED,
+    RowState,
+    StateStore,
+)
 from logto_webhooks.database.schema import records
 from logto_webhooks.mapping.apply_run import ApplyRun
 from logto_webhooks.mapping.declare import MappedKind
@@ -56,17 +62,21 @@ class DeletionGuard:
         new = [id_ for id_ in ids if id_ not in self._decided]
         if new:
             self._counted.update(new)
-            waiting = {id_: Stop("waiting", UNCONFIRMED) for id_ in new if id_ in unconfirmed}
+            waiting = {
+                id_: Stop("waiting", UNCONFIRMED, SECOND_ANSWER)
+                for id_ in new
+                if id_ in unconfirmed
+            }
             sure = [id_ for id_ in new if id_ not in waiting]
             held = {
                 id_
                 for id_ in sure
-                if not self._allowed and id_ in stored and stored[id_].state == "held"
+                if not self._allowed and id_ in stored and stored[id_].blocked_by == PERMISSION
             }
             if len(held) < len(sure) and not self._allowed and self._is_too_many():
                 held = set(sure)
             self._decided |= dict.fromkeys(sure) | waiting
-            self._decided |= dict.fromkeys(held, Stop("held", TOO_MANY))
+            self._decided |= dict.fromkeys(held, Stop("held", TOO_MANY, PERMISSION))
         return {id_: stop for id_ in ids if (stop := self._decided[id_]) is not None}
 
     def _is_too_many(self) -> bool:

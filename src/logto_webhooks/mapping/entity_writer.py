@@ -134,7 +134,7 @@ class EntityWriter(TableWriter):
                 plans.append(refuse(state, "owed", SKIPPED))
                 continue
             if stop := stopped.get(logto_id):
-                plans.append(refuse(state, stop.state, stop.reason))
+                plans.append(refuse(state, stop.state, stop.reason, stop.blocked_by))
                 continue
             own = own_rows.get(logto_id)
             plan = self._plan_row(logto_id, row, own, linked.get(logto_id), state)
