@@ -253,7 +253,7 @@ def test_a_mapping_that_raises_is_a_conflict(kind: StoreKind, tmp_path: Path) ->
         own = application.users.c
 
         def read_active(user: Any) -> object:
-            return {"ana": object(), "bo": 1 / 1}[user.logto_user_id] if user.email else True
+            return {"ana": object(), "cleo": True}[user.logto_user_id]
 
         columns = {own.email: "email", own.active: read_active}
         host = await application.map(columns=columns)
@@ -266,6 +266,11 @@ def test_a_mapping_that_raises_is_a_conflict(kind: StoreKind, tmp_path: Path) ->
         assert (counts.conflict, counts.ok) == (2, 1)
         deliveries = await host.read(lambda store: store.status())
         assert deliveries.deliveries["done"] == 3
+        groups = await host.read(lambda store: store.mappings.list_unwritten(["conflict"]))
+        assert {group.reason for group in groups} == {
+            "the value of active is of type object, which doesn't fit the column",
+            "the function of active raised KeyError",
+        }
 
     run(kind, tmp_path, live)
 
@@ -300,6 +305,9 @@ def test_a_function_that_raises_holds_up_no_delivery(
         assert (status.deliveries["done"], status.deliveries["pending"]) == (3, 0)
         table = application.members if what == "member" else application.users
         assert (await counts_of(host, table)).conflict == 1
+        [group] = await host.read(lambda store: store.mappings.list_unwritten(["conflict"]))
+        named = {"columns": "the function of email", "member": "the mapping"}.get(what, f"`{what}`")
+        assert group.reason == f"{named} raised ValueError"
         assert application.rows(application.teams, "name") == [("Acme",)]
 
     run(kind, tmp_path, live)
@@ -323,6 +331,10 @@ def test_a_value_that_cannot_be_sent_is_a_conflict_of_its_row(
         await Copy(host).take(sent)
         counts = await counts_of(host, application.users)
         assert (counts.ok, counts.conflict, counts.owed) == (2, 1, 0)
+        [group] = await host.read(lambda store: store.mappings.list_unwritten(["conflict"]))
+        assert (
+            group.reason == "the value of first_name is of type dict, which doesn't fit the column"
+        )
 
     run(kind, tmp_path, live)
 

@@ -119,11 +119,11 @@ def test_role_by_says_what_a_role_is_found_by(
         ({"role": "role", "role_by": Role.name}, 'role_by must be "id" or "name"'),
         ({"role": "user_id"}, "user_id refers to users: pass role_by"),
         ({"user": "role_id"}, "role_id would be filled twice"),
-        ({"columns": {"role_id": "name"}}, "role_id would be filled twice"),
+        ({"columns": {"role_id": lambda row: 1}}, "role_id would be filled twice"),
         ({"columns": {"since": "joined_at"}}, "use one of user_id, role_id, name"),
         ({"role": "role", "role_by": "name"}, "nothing fills role_id, which is NOT NULL"),
         ({"role": "nothing"}, "it has no column 'nothing'; its columns are"),
-        ({"where": "editor"}, "where must be a function of the row"),
+        ({"where": "editor"}, "`where` must be a function of the row"),
     ],
 )
 def test_what_cannot_work_is_refused(options: dict[str, Any], problem: str) -> None:

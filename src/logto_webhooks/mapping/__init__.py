@@ -44,6 +44,8 @@ class Mappings:
         """Register a mapping. Raises InvalidMapping."""
         if any(other.table is mapping.table for other in self.all):
             raise InvalidMapping(table=mapping.name, problem="it is mapped already")
+        for pair in [*self.pairs, *([] if isinstance(mapping, EntityMapping) else [mapping])]:
+            _check_ends(pair, [*self.all, mapping])
         if isinstance(mapping, EntityMapping):
             self.entities.append(mapping)
             return
@@ -204,3 +206,28 @@ class Mappings:
         if ids or freed:
             writer.attempt(writer.write, sorted({*ids, *freed}))
         return [blocker(writer.kind, id_) for id_ in writer.changed]
+
+
+def _check_ends(pair: PairMapping, mappings: Sequence[EntityMapping | PairMapping]) -> None:
+    """Check that each column refers to rows of its own kind, as far as the tables are mapped.
+    Raises InvalidMapping."""
+    names = {mapping.table: _name_kind(mapping) for mapping in mappings}
+    for end in pair.ends:
+        kind = None if end.refers_to is None else names.get(end.refers_to)
+        if kind is None or kind == end.kind:
+            continue
+        instead = f"pass a column that refers to your table of {end.kind}s"
+        for other in pair.ends:
+            its = None if other.refers_to is None else names.get(other.refers_to, end.kind)
+            if other.kind == kind and its == end.kind:  # or it may be, if that isn't mapped yet
+                instead = f"write {end.kind}={other.column.name} and {kind}={end.column.name}"
+        table = end.refers_to.fullname if end.refers_to is not None else ""
+        problem = f"{end.kind}={end.column.name} refers to {table}, which has the rows of {kind}s"
+        raise InvalidMapping(table=pair.name, problem=f"{problem}: {instead}")
+
+
+def _name_kind(mapping: EntityMapping | PairMapping) -> str:
+    """Name what a table has rows of."""
+    if isinstance(mapping, EntityMapping):
+        return mapping.kind
+    return "member" if mapping.pair == "member" else "member's role"

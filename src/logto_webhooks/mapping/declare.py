@@ -18,6 +18,13 @@ from msgspec import Struct
 
 from logto_webhooks.errors import InvalidMapping
 from logto_webhooks.events.local import OrganizationRow, UserRow
+from logto_webhooks.mapping.sources import (
+    check_function,
+    check_type,
+    find_python_type,
+    is_unfit,
+    takes_none,
+)
 
 MappedKind = Literal["user", "organization"]
 ColumnName = Any  # sa.Column, an attribute of a mapped class, or a name
@@ -121,11 +128,11 @@ def declare_entities(
             finder.find(name).key: make_reader(ROW_TYPES[kind], source, finder.find(name), problem)
             for name, source in (fill or {}).items()
         },
-        create_defaults=read_defaults(create_defaults or {}, finder, problem),
+        create_defaults=read_defaults(create_defaults or {}, finder),
         link=_find_link(kind, link, finder, read_by_key, problem),
-        where=where or _every,
+        where=_every if where is None else check_where(where, problem),
         create=create,
-        when_deleted=_read_deletion(when_deleted, finder, problem),
+        when_deleted=_read_deletion(when_deleted, finder),
         definition=define(
             finder,
             *(key, columns, fill or {}, where, create, link, create_defaults or {}, when_deleted),
@@ -135,17 +142,30 @@ def declare_entities(
     return mapping
 
 
-def read_defaults(
-    defaults: Mapping[ColumnName, Any], finder: ColumnFinder, problem: Problem
-) -> dict[str, Any]:
+def read_defaults(defaults: Mapping[ColumnName, Any], finder: ColumnFinder) -> dict[str, Any]:
     """Return the defaults by column. Raises InvalidMapping."""
-    for name, value in defaults.items():
+    return _read_values("create_defaults", defaults, finder)
+
+
+def _read_values(
+    option: str, values: Mapping[ColumnName, Any], finder: ColumnFinder
+) -> dict[str, Any]:
+    for name, value in values.items():
+        column = finder.find(name)
         if callable(value):
-            raise problem(
-                f"create_defaults needs a value for {finder.find(name).name}, not a function: if "
-                "each row has a value of its own, use the column's default"
+            instead = ": if each row has a value of its own, use the column's default"
+            raise finder.problem(
+                f"{option} needs a value for {column.name}, not a function"
+                f"{instead if option == 'create_defaults' else ''}"
             )
-    return {finder.find(name).key: value for name, value in defaults.items()}
+        if value is None and not takes_none(column):
+            raise finder.problem(f"{option} sets {column.name} to null, but it is NOT NULL")
+    return {finder.find(name).key: value for name, value in values.items()}
+
+
+def check_where(where: Any, problem: Problem) -> Callable[[Any], bool]:
+    """Check the function that selects records. Raises InvalidMapping."""
+    return check_function("`where`", where, problem, "true or false")
 
 
 def define(finder: ColumnFinder, *parts: Any) -> str:
@@ -244,7 +264,18 @@ class ColumnFinder:
         column = self.find(key)
         if path and not isinstance(column.type, sa.JSON):
             raise self.problem(f"the key's column {column.name} isn't of type JSON")
+        if not path:
+            self.check_id(column)
         return KeyColumn(column, tuple(path))
+
+    def check_id(self, column: sa.Column[Any]) -> None:
+        """Check that a column can hold Logto's ids. Raises InvalidMapping."""
+        own = find_python_type(column)
+        if own is not None and is_unfit(str, own):
+            raise self.problem(
+                f"{column.name} is of type {column.type!r}, which can't hold Logto's ID: use a "
+                "text column"
+            )
 
 
 def make_reader(
@@ -253,7 +284,7 @@ def make_reader(
     """Return what reads the column's value from a row of the mirror."""
     fit = _fit_to(column)
     if callable(source):
-        compute = source
+        compute = check_function(f"the function of {column.name}", source, problem)
         return lambda row: fit(compute(row))
     if not isinstance(source, str):
         raise problem(f"{column.name} must be filled by a column's name or a function of the row")
@@ -264,6 +295,8 @@ def make_reader(
             f"{column.name} can't be filled by {source!r}; use one of {', '.join(fields)}, "
             'a path such as "profile.givenName", or a function of the row'
         )
+    if not path:
+        check_type(row_type, field, column, problem)
 
     def read(row: Any) -> Any:
         value = getattr(row, field)
@@ -293,7 +326,7 @@ def _find_link(
     if link is None:
         return None
     if callable(link) and not isinstance(link, sa.sql.ClauseElement) and not _is_attribute(link):
-        return Link(condition=link)
+        return Link(condition=check_function("`link`", link, problem, "a condition in SQL"))
     column = finder.find(link)
     read = columns.get(column.key)
     if read is None:
@@ -308,14 +341,16 @@ def _is_attribute(value: Any) -> bool:
 
 
 def _read_deletion(
-    when_deleted: Any, finder: ColumnFinder, problem: Problem
+    when_deleted: Any, finder: ColumnFinder
 ) -> Literal["delete", "keep", "unlink"] | dict[str, Any]:
     if when_deleted in ("delete", "keep", "unlink"):
         action: Literal["delete", "keep", "unlink"] = when_deleted
         return action
     if isinstance(when_deleted, Mapping) and when_deleted:
-        return {finder.find(name).key: value for name, value in when_deleted.items()}
-    raise problem('when_deleted must be "delete", "keep", "unlink", or columns with their values')
+        return _read_values("when_deleted", when_deleted, finder)
+    raise finder.problem(
+        'when_deleted must be "delete", "keep", "unlink", or columns with their values'
+    )
 
 
 def _check(mapping: EntityMapping, problem: Problem) -> None:

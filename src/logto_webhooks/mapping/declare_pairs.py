@@ -15,6 +15,7 @@ from logto_webhooks.mapping.declare import (
     Problem,
     Read,
     check_required,
+    check_where,
     define,
     find_table,
     make_reader,
@@ -194,10 +195,8 @@ def _declare(
     for key in keys:
         if keys.count(key) > 1 or key in reads:
             raise problem(f"{key} would be filled twice")
-    defaults = read_defaults(create_defaults or {}, finder, problem)
+    defaults = read_defaults(create_defaults or {}, finder)
     check_required(table, {*keys, *reads, *defaults}, problem)
-    if where is not None and not callable(where):
-        raise problem("where must be a function of the row")
     described = [[end.column, getattr(end, "by", ""), getattr(end, "match", "")] for end in ends]
     return PairMapping(
         pair=pair,
@@ -208,14 +207,17 @@ def _declare(
         ends=tuple(ends),
         columns=reads,
         create_defaults=defaults,
-        where=where,
+        where=None if where is None else check_where(where, problem),
         definition=define(finder, described, columns, create_defaults or {}, where),
     )
 
 
 def _find_end(kind: Literal["organization", "user"], name: ColumnName, finder: ColumnFinder) -> End:
     column = finder.find(name)
-    return End(kind, column, _find_parent(column, finder))
+    parent = _find_parent(column, finder)
+    if parent is None:
+        finder.check_id(column)
+    return End(kind, column, parent)
 
 
 def _find_parent(column: sa.Column[Any], finder: ColumnFinder) -> sa.Table | None:

@@ -34,7 +34,6 @@ from logto_webhooks.mapping.table_writer import (
     PlannedRow,
     TableWriter,
     block,
-    describe_error,
     refuse,
     translate_row_errors,
 )
@@ -64,7 +63,6 @@ class EntityWriter(TableWriter):
         self._is_compared = applied_to in (None, LINKING)
         self.kind = mapping.kind
         self._mapping = mapping
-        self._planned: dict[str, PlannedRow] = {}
         self.changed: set[str] = set()  # records whose row came, went or changed its primary key
 
     def write(self, ids: Collection[str]) -> None:
@@ -309,7 +307,7 @@ class EntityWriter(TableWriter):
             else:
                 self._planned |= {swapped.logto_id: swapped for swapped in ring}
                 return {swapped.logto_id: swapped.state for swapped in ring}
-        problem = describe_error(error, self._connection)
+        problem = self._explain(error, plan)
         return {plan.logto_id: block(plan.state, "conflict", problem, holder)}
 
     def _find_taken(self, plans: Sequence[PlannedRow]) -> dict[str, tuple[str, str]]:

@@ -13,6 +13,7 @@ from logto_webhooks.database.mapped_rows import StateStore, encode_id
 from logto_webhooks.mapping.apply_run import SeenRows
 from logto_webhooks.mapping.declare import EntityMapping, Link
 from logto_webhooks.mapping.mirror import find_doubtful
+from logto_webhooks.mapping.sources import FunctionRaised
 
 _LINK: Final = "logto_link"
 _TO_LOWER: Final = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
@@ -234,6 +235,8 @@ def _values_of(row: sa.RowMapping, columns: Iterable[sa.Column[Any]]) -> list[An
 
 
 def describe_raised(error: Exception) -> str:
-    """Say that a function of the mapping raised. The message of the error may contain personal
+    """Say which function of the mapping raised. The message of its error may contain personal
     data."""
+    if isinstance(error, FunctionRaised):
+        return str(error)
     return f"the mapping raised {type(error).__name__}"

@@ -9,6 +9,7 @@ from msgspec import Struct
 
 from logto_webhooks.database.mapped_rows import RowState, StateStore, decode_id
 from logto_webhooks.mapping.declare import EntityMapping
+from logto_webhooks.mapping.links import describe_raised
 from logto_webhooks.mapping.mirror import read_rows
 
 _DELETED_HERE: Final = "it was deleted here; `logto-webhooks mapping apply` writes it again"
@@ -57,7 +58,7 @@ def _explain_absence(mapping: EntityMapping, row: Any, stored: RowState | None) 
     try:
         is_wanted = mapping.where(row)
     except Exception as error:  # the application's function
-        return OwnRow(state="waits", reason=f"`where` raised {type(error).__name__}")
+        return OwnRow(state="waits", reason=describe_raised(error))
     if not is_wanted:
         return OwnRow(state="absent", reason=f"`where` excludes the {mapping.kind}")
     if stored is not None and not mapping.create:

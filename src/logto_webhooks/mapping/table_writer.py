@@ -28,6 +28,7 @@ from logto_webhooks.database.sessions import INTERNAL
 from logto_webhooks.errors import RowRejected, StoreUnavailable, TimedOut
 from logto_webhooks.mapping.declare import EntityMapping
 from logto_webhooks.mapping.declare_pairs import PairMapping
+from logto_webhooks.mapping.sources import find_misfit
 
 # Data type mismatch, cannot coerce, undefined function (no operator for these types).
 _WRONG_TYPE: Final = ("42804", "42846", "42883")
@@ -36,6 +37,8 @@ _SEARCH_S: Final = 1.0  # for the rows that wait for a lock, among others
 LOCKED: Final = "its row is locked"
 # The database skips both.
 SKIPPED: Final = "its row is locked, or row-level security doesn't let it be changed"
+_MISFIT: Final = "a value doesn't fit its column"
+_DATA_ERROR: Final = "SQLSTATE 22000"  # as asyncpg calls what it can't send
 NOT_KEPT: Final = "the database didn't keep the new row: a trigger or a rule may have skipped it"
 
 
@@ -83,6 +86,7 @@ class TableWriter:
         self._primary_key = mapping.primary_key
         self._states = StateStore(connection, mapping.name, mapping.kind)
         self.results: list[tuple[PlannedRow, RowState]] = []  # what was planned, and what became
+        self._planned: dict[str, PlannedRow] = {}
         self._search_until: float | None = None
         self._usual_lock: str | None = None  # while a shorter one is set
 
@@ -118,7 +122,7 @@ class TableWriter:
             state = "owed" if isinstance(error, StoreUnavailable) else "conflict"
             stored = self._states.find(ids)
             states = [stored.get(id_) or RowState(logto_id=id_) for id_ in ids]
-            problem = describe_error(error, self._connection)
+            problem = self._explain(error, self._planned.get(ids[0]))
             plans = [refuse(row_state, state, problem) for row_state in states]
             self._states.save([plan.state for plan in plans], stored)
             self.results += [(plan, plan.state) for plan in plans]
@@ -256,8 +260,14 @@ class TableWriter:
         """Return the state of a row that was refused."""
         if isinstance(error, TimedOut):
             return {plan.logto_id: block(plan.state, "owed", LOCKED)}
+        return {plan.logto_id: block(plan.state, "conflict", self._explain(error, plan))}
+
+    def _explain(self, error: Exception, plan: PlannedRow | None) -> str:
+        """Say why the database refused a row."""
         problem = describe_error(error, self._connection)
-        return {plan.logto_id: block(plan.state, "conflict", problem)}
+        if plan is None or not problem.startswith((_MISFIT, _DATA_ERROR)):
+            return problem
+        return find_misfit(self._table, plan.values) or problem
 
 
 def check_constraints(connection: sa.Connection) -> None:
@@ -318,7 +328,7 @@ def describe_error(error: Exception, connection: sa.Connection) -> str:
     """Say why the database refused a row, without values."""
     problem: str = getattr(error, "problem", type(error).__name__)
     if problem.endswith("Error") and problem.isidentifier():
-        return f"a value doesn't fit its column ({problem})"
+        return f"{_MISFIT} ({problem})"
     return problem.partition(f" ({place_of(connection.engine.url)})")[0]
 
 
@@ -336,4 +346,4 @@ def translate_row_errors(connection: sa.Connection) -> Iterator[None]:
         is_unsendable = type(cause).__name__ == "ProgrammingError" and not sqlstate
         if not is_unsendable and sqlstate not in _WRONG_TYPE:
             raise
-        raise RowRejected(problem="a value is of a type that doesn't fit its column") from error
+        raise RowRejected(problem=_MISFIT) from error

@@ -1,0 +1,129 @@
+"""What fills a column: a function of the application, or a column of the mirror.
+
+What can't work for any record is refused when a mapping is registered.
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Callable, Mapping
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from typing import Any, Final, Union, get_args, get_origin
+
+import msgspec
+import sqlalchemy as sa
+from msgspec import Struct
+
+from logto_webhooks.errors import InvalidMapping
+
+Function = Callable[[Any], Any]  # of a row of the mirror
+_NUMBERS: Final = (bool, int, float, Decimal)
+_TIMES: Final = (date, time, timedelta)  # a datetime is a date
+# The type of a column of the mirror -> types of columns that none of its values fits.
+_UNFIT: Final[dict[type, tuple[type, ...]]] = {
+    str: (*_NUMBERS, *_TIMES, bytes, dict, list),
+    bool: (*_TIMES, bytes, dict, list),
+    datetime: (*_NUMBERS, timedelta, bytes, dict, list),
+    dict: (str, *_NUMBERS, *_TIMES, bytes, list),
+    tuple: (str, *_NUMBERS, *_TIMES, bytes),
+}
+_WORDS: Final = {str: "text", bool: "true or false", datetime: "a time", tuple: "a list"}
+
+
+class FunctionRaised(Exception):
+    """A function of the application raised. The message of its error may contain personal data."""
+
+    def __init__(self, what: str, error: Exception) -> None:
+        super().__init__(f"{what} raised {type(error).__name__}")
+
+
+def check_function(
+    what: str, function: Any, problem: Callable[[str], InvalidMapping], returns: str = "a value"
+) -> Function:
+    """Return a function that tells what it is when it raises. Raises what `problem` makes if the
+    database's transaction can't call it with a row."""
+    if not callable(function):
+        raise problem(f"{what} must be a function of the row that returns {returns}")
+    call = function if inspect.isroutine(function) else type(function).__call__
+    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call):
+        raise problem(
+            f"{what} is async, but it is called within the database's transaction: make it a plain "
+            "function"
+        )
+    try:
+        inspect.signature(function).bind(None)
+    except TypeError:
+        raise problem(f"{what} must take one argument, the row of Logto's record") from None
+    except ValueError:  # it has no signature
+        pass
+
+    def run(row: Any) -> Any:
+        try:
+            return function(row)
+        except Exception as error:
+            raise FunctionRaised(what, error) from error
+
+    return run
+
+
+def check_type(
+    row_type: type[Struct],
+    field: str,
+    column: sa.Column[Any],
+    problem: Callable[[str], InvalidMapping],
+) -> None:
+    """Raise what `problem` makes if no value of the mirror's column fits a column."""
+    [of_field] = [each for each in msgspec.structs.fields(row_type) if each.name == field]
+    kinds = _find_kinds(of_field.type)
+    own = find_python_type(column)
+    if own is None or not kinds or not all(is_unfit(kind, own) for kind in kinds):
+        return
+    word = _WORDS.get(kinds[0], kinds[0].__name__)
+    raise problem(
+        f"{column.name} can't be filled by {field!r}, because that is {word}, and the column is "
+        f"of type {column.type!r}: use a function of the row"
+    )
+
+
+def is_unfit(kind: type, own: type) -> bool:
+    """Whether no value of a kind fits a column of another."""
+    return any(issubclass(own, unfit) for unfit in _UNFIT.get(kind, ()))
+
+
+def takes_none(column: sa.Column[Any]) -> bool:
+    """Whether a column can be set to None, which a type may write as something else than null."""
+    return bool(column.nullable) or isinstance(column.type, sa.TypeDecorator | sa.JSON)
+
+
+def find_misfit(table: sa.Table, values: Mapping[str, Any]) -> str:
+    """Say which value is of a type that its column doesn't take; "" if that isn't known."""
+    for name, value in values.items():
+        column = table.c[name]
+        own = find_python_type(column)
+        if value is None or own is None or isinstance(value, own):
+            continue
+        if isinstance(value, int | float | Decimal) and own in (int, float, Decimal):
+            continue
+        kind = type(value).__name__
+        return f"the value of {column.name} is of type {kind}, which doesn't fit the column"
+    return ""
+
+
+def find_python_type(column: sa.Column[Any]) -> type | None:
+    """Return the type of a column's values; None if it takes others, too."""
+    if isinstance(column.type, sa.TypeDecorator | sa.JSON | sa.Enum):
+        return None
+    try:
+        return column.type.python_type
+    except NotImplementedError:
+        return None
+
+
+def _find_kinds(annotation: Any) -> list[type]:
+    """Return the types in an annotation, without None."""
+    if isinstance(annotation, types.UnionType) or get_origin(annotation) is Union:
+        return [kind for part in get_args(annotation) for kind in _find_kinds(part)]
+    kind = get_origin(annotation) or annotation
+    return [kind] if isinstance(kind, type) and kind is not types.NoneType else []

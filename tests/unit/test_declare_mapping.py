@@ -1,0 +1,272 @@
+"""Mappings that can't work for any record are refused when they are registered."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import uuid
+from collections.abc import Callable
+from datetime import date, datetime
+from decimal import Decimal
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from logto_webhooks import InvalidMapping
+from logto_webhooks.mapping import Mappings
+from logto_webhooks.mapping.declare import declare_entities
+from logto_webhooks.mapping.declare_pairs import declare_members, declare_user_roles
+
+
+class Base(DeclarativeBase):
+    type_annotation_map = {dict[str, Any]: sa.JSON}
+
+
+class Money(sa.TypeDecorator[Any]):
+    """A type of the application's own, which takes what it likes."""
+
+    impl = sa.Integer
+    cache_ok = True
+
+
+class User(Base):
+    __tablename__ = "users"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    logto_id: Mapped[str | None] = mapped_column(unique=True)
+    email: Mapped[str | None]
+    plan: Mapped[str] = mapped_column(default="free")
+    active: Mapped[bool | None]
+    logins: Mapped[int | None]
+    balance: Mapped[Decimal | None]
+    seen_at: Mapped[datetime | None]
+    born_on: Mapped[date | None]
+    profile: Mapped[dict[str, Any] | None]
+    profile_b: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
+    tags: Mapped[list[str] | None] = mapped_column(ARRAY(sa.Text))
+    kind: Mapped[str | None] = mapped_column(sa.Enum("a", "b"))
+    ref: Mapped[uuid.UUID | None]
+    own: Mapped[Any] = mapped_column(Money, nullable=True)
+
+
+class Team(Base):
+    __tablename__ = "teams"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    logto_id: Mapped[str] = mapped_column(unique=True)
+
+
+class Member(Base):
+    __tablename__ = "members"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    team_id: Mapped[int] = mapped_column(sa.ForeignKey(Team.id))
+    user_id: Mapped[int] = mapped_column(sa.ForeignKey(User.id))
+    number: Mapped[int | None]
+
+
+class Grant(Base):
+    """A role of a user, whose table of roles is one of users by mistake."""
+
+    __tablename__ = "grants"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    user_id: Mapped[int] = mapped_column(sa.ForeignKey(User.id))
+    role_id: Mapped[int] = mapped_column(sa.ForeignKey(Team.id))
+
+
+async def wait(row: Any) -> str:
+    return "x"
+
+
+class Waits:
+    async def __call__(self, row: Any) -> str:
+        return "x"
+
+
+class Plain:
+    def __call__(self, row: Any) -> str:
+        return "x"
+
+
+def declare(**options: Any) -> Any:
+    """Map users; `options` are those to the mapping."""
+    usual: dict[str, Any] = {"key": User.logto_id, "columns": {}, "when_deleted": "keep"}
+    return declare_entities("user", User, **usual | options)
+
+
+def map_user(mappings: Mappings) -> None:
+    mappings.add(declare())
+
+
+def map_team(mappings: Mappings) -> None:
+    mappings.add(
+        declare_entities("organization", Team, key="logto_id", columns={}, when_deleted="keep")
+    )
+
+
+def refused(**options: Any) -> str:
+    with pytest.raises(InvalidMapping) as error:
+        declare(**options)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("name", ["columns", "fill", "where", "link"])
+@pytest.mark.parametrize(
+    ("function", "problem"),
+    [
+        (wait, " is async, but it is called within the database's transaction"),
+        (Waits(), " is async, but"),
+        (functools.partial(wait), " is async, but"),
+        (lambda: "x", " must take one argument, the row of Logto's record"),
+        (lambda row, other: "x", " must take one argument, the row"),
+        (lambda *, row: "x", " must take one argument, the row"),
+    ],
+)
+def test_a_function_that_cannot_be_called_is_refused(
+    function: Any, problem: str, name: str
+) -> None:
+    """Whatever it is for, and by its name."""
+    is_source = name in ("columns", "fill")
+    shown = "the function of email" if is_source else f"`{name}`"
+    option = {User.email: function} if is_source else function
+    assert shown + problem in refused(**{name: option})
+
+
+@pytest.mark.parametrize(
+    "function", [lambda row: "x", lambda row, more=1: "x", lambda *rows: "x", str, Plain()]
+)
+def test_a_function_of_the_row_is_accepted(function: Any) -> None:
+    """Also a class, or an object that can be called."""
+    declare(columns={User.email: function}, where=function)
+
+
+def test_where_must_be_a_function() -> None:
+    """A name isn't one."""
+    assert "`where` must be a function of the row that returns true or false" in refused(
+        where="email"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"when_deleted": {User.plan: None}}, "when_deleted sets plan to null, but it is NOT NULL"),
+        ({"create_defaults": {"plan": None}}, "create_defaults sets plan to null, but it is"),
+        ({"when_deleted": {User.plan: str}}, "when_deleted needs a value for plan, not a function"),
+        ({"key": User.id}, "id is of type Integer(), which can't hold Logto's ID"),
+        ({"key": User.seen_at}, "seen_at is of type DateTime(), which can't hold Logto's ID"),
+    ],
+)
+def test_a_value_that_cannot_be_set_is_refused(options: dict[str, Any], problem: str) -> None:
+    """It would be for every record."""
+    assert problem in refused(**options)
+
+
+@pytest.mark.parametrize(
+    ("column", "source"),
+    [
+        *itertools.product(["active", "logins", "balance", "seen_at", "born_on"], ["name"]),
+        *itertools.product(["logins", "active", "balance", "tags"], ["created_at"]),
+        *itertools.product(["email", "logins", "seen_at", "tags"], ["custom_data"]),
+        ("seen_at", "is_suspended"),
+    ],
+)
+def test_a_column_that_takes_no_value_of_the_source_is_refused(column: str, source: str) -> None:
+    """With what to write instead."""
+    said = refused(columns={column: source})
+    assert f"{column} can't be filled by {source!r}, because that is " in said
+    assert said.endswith("use a function of the row.")
+    assert said == refused(fill={column: source})
+
+
+@pytest.mark.parametrize(
+    ("column", "source"),
+    [
+        *itertools.product(["email", "kind", "own", "profile", "ref"], ["name"]),
+        *itertools.product(["email", "seen_at", "born_on", "own"], ["created_at"]),
+        *itertools.product(["profile", "profile_b", "own"], ["custom_data"]),
+        *itertools.product(["active", "logins", "email"], ["is_suspended"]),
+        *itertools.product(["active", "logins", "seen_at", "tags"], ["custom_data.value"]),
+    ],
+)
+def test_a_column_that_may_take_the_source_is_accepted(column: str, source: str) -> None:
+    """Databases convert a lot, and what is in a JSON document isn't known."""
+    declare(columns={column: source})
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(["user", "team", "member"])))
+def test_swapped_columns_of_members_are_refused(order: tuple[str, ...]) -> None:
+    """In any order of the calls: by the last one that shows it."""
+    mappings = Mappings()
+    steps: dict[str, Callable[[], None]] = {
+        "user": lambda: map_user(mappings),
+        "team": lambda: map_team(mappings),
+        "member": lambda: mappings.add(
+            declare_members(Member, organization="user_id", user="team_id")
+        ),
+    }
+
+    def register() -> None:
+        for name in order:
+            steps[name]()
+
+    with pytest.raises(InvalidMapping) as error:
+        register()
+    first = next(name for name in order if name != "member")
+    by_user = "organization=user_id refers to users, which has the rows of users"
+    by_team = "user=team_id refers to teams, which has the rows of organizations"
+    swapped = {True: "organization=team_id and user=user_id", False: "user=user_id and "}
+    is_by_user = first == "user" or order[2] == "member"
+    assert str(error.value).startswith(
+        f"The mapping of members can't be registered: {by_user if is_by_user else by_team}: write "
+        f"{swapped[is_by_user]}"
+    )
+
+
+def test_columns_of_members_that_refer_to_the_right_tables_are_accepted() -> None:
+    """Mapped before or after."""
+    for order in itertools.permutations([map_user, map_team, None]):
+        mappings = Mappings()
+        for step in order:
+            if step is not None:
+                step(mappings)
+            else:
+                mappings.add(declare_members(Member, organization="team_id", user="user_id"))
+        assert len(mappings.all) == 3
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_role_that_refers_to_another_mapped_table_is_refused(is_first: bool) -> None:
+    """A table of organizations has no roles."""
+    mappings = Mappings()
+    roles = declare_user_roles(Grant, user="user_id", role="role_id", role_by="id")
+    steps = [lambda: mappings.add(roles), lambda: map_team(mappings)]
+    if is_first:
+        steps.reverse()
+    steps[0]()
+    with pytest.raises(InvalidMapping) as error:
+        steps[1]()
+    assert str(error.value).endswith(
+        "role=role_id refers to teams, which has the rows of organizations: pass a column that "
+        "refers to your table of roles."
+    )
+
+
+@pytest.mark.parametrize(
+    ("ends", "problem"),
+    [
+        ({"organization": "team_id", "user": "team_id"}, "team_id would be filled twice"),
+        ({"organization": "number", "user": "user_id"}, "number is of type Integer(), which can't"),
+    ],
+)
+def test_columns_that_cannot_say_whose_row_it_is_are_refused(
+    ends: dict[str, Any], problem: str
+) -> None:
+    """One column can't be both, and a number that refers to no row of yours isn't Logto's id."""
+    with pytest.raises(InvalidMapping) as error:
+        declare_members(Member, **ends)
+    assert problem in str(error.value)
