@@ -89,6 +89,27 @@ def digest(value: Any) -> bytes:
     return hashlib.sha256(encode(value)).digest()
 
 
+def is_equal(left: Any, right: Any) -> bool:
+    """Whether two values are the same JSON. Python takes `True` for 1 and `False` for 0. JSON
+    doesn't, but 1 and 1.0 are one number, as `decode` reads them."""
+    pairs = [(left, right)]  # no recursion, because an application's values can be of any depth
+    while pairs:
+        one, other = pairs.pop()
+        if one is other:
+            continue
+        if isinstance(one, dict) and isinstance(other, dict):
+            if one.keys() != other.keys():
+                return False
+            pairs += [(value, other[name]) for name, value in one.items()]
+        elif isinstance(one, list) and isinstance(other, list):
+            if len(one) != len(other):
+                return False
+            pairs += zip(one, other, strict=True)
+        elif isinstance(one, bool) is not isinstance(other, bool) or one != other:
+            return False
+    return True
+
+
 def shown(value: Any) -> Any:
     """Return a value for tables and handlers: parts nested deeper than `SHOWN` levels become
     strings with their JSON. Return `value` itself if there are none."""

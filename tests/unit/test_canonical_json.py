@@ -213,3 +213,24 @@ def test_the_collector_of_garbage_goes_on() -> None:
         assert not gc.isenabled()
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "is_equal"),
+    [
+        ("1", "true", False),
+        ("0", "false", False),
+        ("false", "null", False),
+        ('{"a": [{"b": 1}]}', '{"a": [{"b": true}]}', False),
+        ("[0]", "[false]", False),
+        ("[1]", "[1, 1]", False),
+        ('{"a": null}', "{}", False),
+        ('{"a": 1, "b": [2.5]}', '{"b": [2.5], "a": 1.0}', True),
+        ("[" * 2000 + "]" * 2000, "[" * 2000 + "]" * 2000, True),
+    ],
+)
+def test_true_is_not_1(one: str, other: str, is_equal: bool) -> None:
+    """Python's `==` says that it is."""
+    first, second = canonical_json.decode(one), canonical_json.decode(other)
+    assert canonical_json.is_equal(first, second) is is_equal
+    assert canonical_json.is_equal(second, first) is is_equal

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from msgspec import Struct, structs
 from msgspec.structs import replace
 
+from logto_webhooks.canonical_json import is_equal
 from logto_webhooks.database.dialect import (
     Row,
     among,
@@ -329,13 +330,13 @@ class RecordStore:
             tuple(row[name] for name in names): dict(row) for row in there if _owner(row) in by_key
         }
         new = {tuple(row[name] for name in names): row for rows in by_key.values() for row in rows}
-        if dropped := [key for key, row in old.items() if new.get(key) != row]:
+        if dropped := [key for key, row in old.items() if not is_equal(new.get(key), row)]:
             own = [table.c[name] == sa.bindparam(f"of_{name}") for name in names]
             values = [
                 dict(zip((f"of_{name}" for name in names), key, strict=True)) for key in dropped
             ]
             self._connection.execute(sa.delete(table).where(*own), values)
-        if added := [row for key, row in new.items() if old.get(key) != row]:
+        if added := [row for key, row in new.items() if not is_equal(old.get(key), row)]:
             self._connection.execute(sa.insert(table), added)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from msgspec import UNSET, Struct
 from msgspec.structs import replace
 
+from logto_webhooks.canonical_json import is_equal
 from logto_webhooks.deliveries import StoredDelivery
 from logto_webhooks.records.merge import merge_group
 from logto_webhooks.records.projection import (
@@ -128,7 +129,7 @@ class Provenance:
         group = record.groups.get(column.group)
         if group is None:
             return Field(name=column.name, value=shown)
-        if value != column.read(group.content):
+        if not is_equal(value, column.read(group.content)):
             return self._make_ended(Field(name=column.name, value=shown), record)
         observations = self._observations.get((record.key, column.group), [])
         first, last = _find_run(column, group, observations)
@@ -185,7 +186,7 @@ def _find_run(
         key=lambda seen: seen.order,
         reverse=True,
     )
-    differ = [column.read(seen.content) != value for seen in newest_first]
+    differ = [not is_equal(column.read(seen.content), value) for seen in newest_first]
     begin = differ.index(False) if False in differ else len(differ)
     if begin and not (group.by_read and _may_be_newest(newest_first[: begin + 1])):
         return None, None

@@ -8,6 +8,7 @@ from typing import Final, Literal
 from msgspec import Struct
 from msgspec.structs import replace
 
+from logto_webhooks.canonical_json import is_equal
 from logto_webhooks.deliveries import DeliveryState, Origin, StoredDelivery
 from logto_webhooks.records.merge import OUTCOMES, merge, name_effect
 from logto_webhooks.records.projection import column_label, columns_for, fact_columns
@@ -153,7 +154,7 @@ class Timeline:
         if not self._is_shown(old.key):
             return
         for column in columns_for(old.key, self._subject):
-            if column.value(new) != column.value(old):
+            if not is_equal(column.value(new), column.value(old)):
                 yield column.name
         for name, fact in fact_columns(old.key).items():
             if new.facts.get(fact) != old.facts.get(fact):
@@ -166,7 +167,9 @@ class Timeline:
         values = change.values if isinstance(change, Upsert) else {}
         for column in columns_for(change.key, self._subject) if values else ():
             value = values.get(column.group)
-            if value and column.read(value.content) != column.value(self._get(change.key)):
+            if value and not is_equal(
+                column.read(value.content), column.value(self._get(change.key))
+            ):
                 yield column.name
 
     def _is_shown(self, key: Key) -> bool:

@@ -18,6 +18,7 @@ import sqlalchemy as sa
 from msgspec import Struct
 from msgspec.structs import replace
 
+from logto_webhooks.canonical_json import is_equal
 from logto_webhooks.database.errors import place_of, translate_errors
 from logto_webhooks.database.mapped_rows import (
     RowState,
@@ -246,7 +247,7 @@ class TableWriter:
         return {
             name: value
             for name, value in values.items()
-            if name not in own or not _is_equal(own[name], value)
+            if name not in own or not _is_equal(own[name], value, self._table.c[name].type)
         }
 
     def _id_after(self, own: sa.RowMapping, changed: dict[str, Any]) -> str:
@@ -300,9 +301,11 @@ def block(state: RowState, new: Any, reason: str, blocked_by: str | None = None)
     return replace(state, state=new, reason=reason, blocked_by=blocked_by)
 
 
-def _is_equal(own: Any, value: Any) -> bool:
+def _is_equal(own: Any, value: Any, column_type: Any) -> bool:
     """Whether a value from the database is what was written: a database gives some back in another
-    form."""
+    form. A boolean column gives back `True` for 1, for example, but JSON doesn't."""
+    if isinstance(own, dict) or isinstance(_implementation_of(column_type), sa.JSON):
+        return is_equal(own, value)
     if isinstance(own, enum.Enum) and not isinstance(value, enum.Enum):
         return value in (own.name, own.value)
     if isinstance(own, Decimal) and isinstance(value, float):
@@ -312,6 +315,13 @@ def _is_equal(own: Any, value: Any) -> bool:
     if isinstance(own, date) and isinstance(value, datetime):
         return own == value.date()
     return bool(own == value)
+
+
+def _implementation_of(column_type: Any) -> Any:
+    """Return the type that an application's own type is made of."""
+    while isinstance(column_type, sa.types.TypeDecorator):
+        column_type = column_type.impl_instance
+    return column_type
 
 
 def _to_utc(moment: datetime) -> datetime:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from msgspec import Struct
 
 from logto_webhooks.apply import batch
+from logto_webhooks.canonical_json import is_equal
 from logto_webhooks.database.runner import TransactionRunner, run_or_rehearse
 from logto_webhooks.database.store import Store
 from logto_webhooks.errors import InvalidApiResponse
@@ -187,7 +188,7 @@ def _compare(
     ours, logtos = _to_columns(records), _to_columns(theirs.values())
     mine, yours = ours or {}, logtos or {}
     names = (mine.keys() | yours.keys()) - {"updated_at"}
-    differ = sorted(name for name in names if mine.get(name) != yours.get(name))
+    differ = sorted(name for name in names if not is_equal(mine.get(name), yours.get(name)))
     return UserComparison(ours=ours, logto=logtos, differ=differ)
 
 

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from msgspec import Struct
 
+from logto_webhooks.canonical_json import is_equal
 from logto_webhooks.records.projection import Part, child_rows, live_row
 from logto_webhooks.records.record import NEVER, ROLE, ROLES, Absent, ApiRead, Change, Kind, Record
 
@@ -50,7 +51,7 @@ def differing(before: Record, after: Record) -> tuple[str, ...]:
     old, new = _get_columns(before), _get_columns(after)
     if old is None or new is None:
         return () if old is new else (MISSING if old is None else DELETED,)
-    return tuple(name for name, value in new.items() if old[name] != value)
+    return tuple(name for name, value in new.items() if not is_equal(old[name], value))
 
 
 def agrees(record: Record, change: Change) -> bool:
@@ -67,7 +68,7 @@ def agrees(record: Record, change: Change) -> bool:
             all_of = change.all_of
             unlisted = [name for name in record.groups if all_of and name.startswith(all_of)]
             return all(
-                (record.own if name == "own" else record.groups[name].content) == content
+                is_equal(record.own if name == "own" else record.groups[name].content, content)
                 for name, content in (dict.fromkeys(unlisted) | change.contents).items()
             )
     return True

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
+from logto_webhooks.canonical_json import is_equal
 from logto_webhooks.events.local import (
     Changes,
     LocalEvent,
@@ -39,7 +40,7 @@ def local_events(before: Record, after: Record, source: Source) -> list[LocalEve
     changes: Changes = {
         name: (_convert_times(name, old[name]), _convert_times(name, value))
         for name, value in new.items()
-        if old[name] != value and name not in _NOT_REPORTED
+        if name not in _NOT_REPORTED and not is_equal(old[name], value)
     }
     return [_make_updated(after, source, changes)] if changes else []
 

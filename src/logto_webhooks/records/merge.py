@@ -203,5 +203,8 @@ def name_effect(known: Record, change: DeliveryChange, merged: Record) -> str:
         for name in names
     ):
         return "applied"
-    lost = any(merged.groups[name].content != value.content for name, value in names.items())
+    lost = any(
+        not canonical_json.is_equal(merged.groups[name].content, value.content)
+        for name, value in names.items()
+    )
     return "stale" if lost else "unchanged"
