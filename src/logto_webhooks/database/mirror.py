@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -9,10 +10,6 @@ from msgspec import Struct
 
 from logto_webhooks.database.schema import members, organizations, users
 from logto_webhooks.records.record import Key, Kind, membership
-
-_pair = (members.c.logto_organization_id, members.c.logto_user_id)
-_user_id = users.c.logto_user_id
-_organization_id = organizations.c.logto_organization_id
 
 
 class RowFilter(Struct, frozen=True, kw_only=True):
@@ -36,6 +33,13 @@ class RowFilter(Struct, frozen=True, kw_only=True):
         return self.user is not None or self.email is not None
 
 
+class MirrorPage(Struct, frozen=True):
+    """Records of the next rows that match, and the last row that was looked at; None at the end."""
+
+    keys: list[Key]
+    last: Key | None
+
+
 class Mirror:
     """Lists the rows of records that exist, without locks."""
 
@@ -43,64 +47,82 @@ class Mirror:
         self._connection = connection
 
     def count(self, kind: Kind, wanted: RowFilter) -> int:
-        """Count the rows."""
-        rows = _select(kind, wanted).subquery()
-        return self._connection.scalar(sa.select(sa.func.count()).select_from(rows)) or 0
+        """Count the rows that match."""
+        rows = _select_rows(kind, wanted).subquery()
+        joined, is_wanted = _join(kind, wanted, rows)
+        query = sa.select(sa.func.count()).select_from(joined).where(is_wanted)
+        return self._connection.scalar(query) or 0
 
-    def list_keys(self, kind: Kind, wanted: RowFilter, after: Key | None, limit: int) -> list[Key]:
-        """List the records of the rows after a record, ordered by their IDs in Logto."""
-        query = _select(kind, wanted)
+    def list_page(self, kind: Kind, wanted: RowFilter, after: Key | None, limit: int) -> MirrorPage:
+        """Look at the next `limit` rows after a record, by their IDs in Logto, and return those
+        that match. So a page takes the same time, however many rows there are, and match."""
+        query = _select_rows(kind, wanted)
+        columns = list(query.selected_columns)
         if after is not None:
-            query = query.where(_is_after(kind, after))
-        rows = self._connection.execute(query.order_by(*_key_columns(kind)).limit(limit))
-        return [membership(*row) if kind == "membership" else Key(kind, row[0]) for row in rows]
+            ids = [end.id for end in _list_ends(after)]
+            query = query.where(
+                sa.tuple_(*columns) > sa.tuple_(*ids) if ids[1:] else columns[0] > ids[0]
+            )
+        rows = query.order_by(*columns).limit(limit).subquery()
+        joined, is_wanted = _join(kind, wanted, rows)
+        page = sa.select(*rows.c, is_wanted.label("is_wanted")).select_from(joined)
+        looked_at = self._connection.execute(page.order_by(*rows.c)).all()
+        keys = [(_to_key(kind, row[:-1]), row.is_wanted) for row in looked_at]
+        last = keys[-1][0] if len(keys) == limit else None
+        return MirrorPage([key for key, is_wanted in keys if is_wanted], last)
 
 
-def _key_columns(kind: Kind) -> tuple[sa.Column[Any], ...]:
-    if kind == "membership":
-        return _pair
-    return (_user_id,) if kind == "user" else (_organization_id,)
+def _list_ends(key: Key) -> tuple[Key, ...]:
+    return key.organization_and_user if key.kind == "membership" else (key,)
 
 
-def _is_after(kind: Kind, after: Key) -> sa.ColumnElement[bool]:
-    if kind == "membership":
-        organization, user = after.organization_and_user
-        return sa.tuple_(*_pair) > sa.tuple_(organization.id, user.id)
-    [column] = _key_columns(kind)
-    return column > after.id
+def _to_key(kind: Kind, ids: Sequence[str]) -> Key:
+    return membership(*ids) if kind == "membership" else Key(kind, ids[0])
 
 
-def _select(kind: Kind, wanted: RowFilter) -> sa.Select[Any]:
-    query = sa.select(*_key_columns(kind))
+def _select_rows(kind: Kind, wanted: RowFilter) -> sa.Select[Any]:
+    """Select the IDs of the rows with the wanted IDs, which may not match otherwise."""
+    organization, user = (members.c[f"logto_{end}_id"] for end in ("organization", "user"))
     if kind == "organization":
-        return query.where(*_list_conditions(organizations, wanted))
-    query = query.where(*_list_conditions(users, wanted))
-    if kind == "membership":
-        # Only those whose user and organization are here.
-        query = query.join(users, _user_id == _pair[1])
-        query = query.join(organizations, _organization_id == _pair[0])
-        query = query.where(organizations.c.deleted_at.is_(None))
-        if wanted.organization is not None:
-            query = query.where(_pair[0] == wanted.organization)
+        organization = organizations.c.logto_organization_id
+        query = sa.select(organization)
+    elif kind == "membership":
+        query = sa.select(organization, user)
     elif wanted.organization is not None:
-        of_organization = sa.select(_pair[1]).where(_pair[0] == wanted.organization)
-        query = query.where(_user_id.in_(of_organization))
+        query = sa.select(user)
+    else:
+        user = users.c.logto_user_id
+        query = sa.select(user)
+    if wanted.organization is not None:
+        query = query.where(organization == wanted.organization)
+    if wanted.user is not None and kind != "organization":
+        query = query.where(user == wanted.user)
     return query
 
 
-def _list_conditions(table: sa.Table, wanted: RowFilter) -> list[sa.ColumnElement[bool]]:
-    """List the conditions on a row of a user or an organization."""
-    conditions: list[sa.ColumnElement[bool]] = [table.c.deleted_at.is_(None)]
+def _join(
+    kind: Kind, wanted: RowFilter, rows: sa.Subquery
+) -> tuple[sa.FromClause, sa.ColumnElement[bool]]:
+    """Join such rows to their user and organization. Return also the condition for a match."""
+    joined: sa.FromClause = rows
+    conditions: list[sa.ColumnElement[bool]] = []
+    for name, table in (("logto_user_id", users), ("logto_organization_id", organizations)):
+        if name in rows.c:
+            end = table.alias()
+            joined = joined.outerjoin(end, end.c[name] == rows.c[name])
+            conditions += [end.c.id.is_not(None), end.c.deleted_at.is_(None)]
+            if table is users or kind == "organization":
+                conditions += _list_conditions(end, wanted)
+    return joined, sa.and_(*conditions)
+
+
+def _list_conditions(end: sa.FromClause, wanted: RowFilter) -> list[sa.ColumnElement[bool]]:
+    """List the conditions on the row of a user or an organization, besides its ID."""
+    conditions: list[sa.ColumnElement[bool]] = []
     if wanted.since is not None:
-        conditions.append(table.c.created_at >= wanted.since)
+        conditions.append(end.c.created_at >= wanted.since)
     if wanted.until is not None:
-        conditions.append(table.c.created_at < wanted.until)
-    if table is organizations:
-        if wanted.organization is not None:
-            conditions.append(_organization_id == wanted.organization)
-        return conditions
-    if wanted.user is not None:
-        conditions.append(_user_id == wanted.user)
-    if wanted.email is not None:
-        conditions.append(users.c.email.icontains(wanted.email, autoescape=True))
+        conditions.append(end.c.created_at < wanted.until)
+    if wanted.email is not None and "email" in end.c:
+        conditions.append(end.c.email.icontains(wanted.email, autoescape=True))
     return conditions

@@ -11,7 +11,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from logto_webhooks.database.mirror import RowFilter
+from logto_webhooks.database.mirror import MirrorPage, RowFilter
 from logto_webhooks.database.runner import TransactionRunner
 from logto_webhooks.database.store import Store
 from logto_webhooks.errors import HandlerUnknown, NotForRows, SettingInvalid, TimedOut
@@ -28,7 +28,7 @@ from logto_webhooks.records.record import Key, Kind, Record
 
 RATE: Final = 100.0  # jobs per second
 LEAST_RATE: Final = 0.001
-PAGE: Final = 500  # rows of one transaction
+PAGE: Final = 200  # rows of one transaction
 _TRIES: Final = 30  # for a page with a locked record; each waits for the lock
 # In this order: a member's user and organization come first.
 _KINDS: Final[dict[str, tuple[Kind, str]]] = {
@@ -104,16 +104,16 @@ async def run_for_existing(
         while not is_last:
             await pacer.wait()
             page = _Page(handler, event, kind, wanted, after, pacer.at_once, dry_run)
-            keys, jobs = await _run_patiently(host, page)
+            found, jobs = await _run_patiently(host, page)
             if not dry_run:
                 pacer.spend(jobs)
-            result.rows += len(keys)
+            rows = len(found.keys)
+            result.rows += rows
             result.jobs += jobs
-            result.skipped += len(keys) - jobs
-            done += len(keys)
+            result.skipped += rows - jobs
+            done += rows
             progressed(title, result.rows, min(1.0, done / max(1, total)))
-            is_last = len(keys) < page.limit
-            after = None if is_last else keys[-1]
+            after, is_last = found.last, found.last is None
         results.append(result)
     return results
 
@@ -146,7 +146,7 @@ def _count(store: Store, events: Sequence[str], wanted: RowFilter) -> int:
     return sum(store.mirror.count(_KINDS[event][0], wanted) for event in events)
 
 
-async def _run_patiently(host: TransactionRunner, page: _Page) -> tuple[list[Key], int]:
+async def _run_patiently(host: TransactionRunner, page: _Page) -> tuple[MirrorPage, int]:
     """Make the jobs of a page. If another transaction has locked one of its records, try again."""
     if page.dry_run:
         return await host.read(page.make_jobs)
@@ -169,23 +169,23 @@ class _Page(Struct, frozen=True):
     limit: int
     dry_run: bool
 
-    def make_jobs(self, store: Store) -> tuple[list[Key], int]:
-        """Make the jobs of rows for which the handler has had none. Return the records of all rows,
-        and the number of these jobs."""
+    def make_jobs(self, store: Store) -> tuple[MirrorPage, int]:
+        """Make the jobs of rows for which the handler has had none. Return the page, and the number
+        of these jobs."""
         handler = self.handler
         if not self.dry_run:  # it may have been forgotten meanwhile
             handler = find_handler(store, handler.name)
-        keys = store.mirror.list_keys(self.kind, self.wanted, self.after, self.limit)
+        page = store.mirror.list_page(self.kind, self.wanted, self.after, self.limit)
         jobs = [
             job
-            for event in self._find_events(store, keys)
+            for event in self._find_events(store, page.keys)
             for job in jobs_for_change(event, [handler], None)
         ]
         known = store.jobs.known_keys(handler.name, [job.key for job in jobs])
         new = [job for job in jobs if job.key not in known]
         if not self.dry_run:
             store.jobs.add(new)
-        return keys, len(new)
+        return page, len(new)
 
     def _find_events(self, store: Store, keys: Sequence[Key]) -> list[LocalEvent]:
         """Return the events of records that are here. They are locked, so that no change of one is
