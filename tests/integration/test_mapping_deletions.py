@@ -17,6 +17,7 @@ from logto_webhooks.database.runner import HandlerRunner
 from logto_webhooks.database.schema import mapped_rows
 from logto_webhooks.database.store import Store
 from logto_webhooks.instrumentation import Refetched, TelemetryEvent
+from logto_webhooks.mapping import pair_writer
 from logto_webhooks.mapping.apply import apply_all, retry_unsettled
 from logto_webhooks.mapping.check import find_differences
 from logto_webhooks.mapping.tally import AppliedMapping
@@ -338,5 +339,36 @@ def test_reconcile_asks_a_second_time_too(kind: StoreKind, tmp_path: Path) -> No
         assert await host.read(list_unread) == [Key("user", "ana")]
         await read(host, *gone(5_000 + MINUTE, "ana"))
         assert await host.read(list_unread) == []
+
+    run(kind, tmp_path, live)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_very_many_members_go_in_several_transactions(
+    kind: StoreKind, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The team's row waits for the last of them. They come in several, too."""
+    monkeypatch.setattr(pair_writer, "MOST_WAITING", 3)
+
+    async def live(application: Application) -> None:
+        host = await application.map()
+        users, members = names(10), application.members
+        with application.engine.begin() as connection:
+            connection.execute(sa.text(f"ALTER TABLE {application.teams} RENAME TO elsewhere"))
+        await Copy(host).take([founded("acme"), *map(created, users), joined("acme", users)])
+        with application.engine.begin() as connection:
+            prefix = "" if kind == "sqlite" else "app."
+            connection.execute(sa.text(f"ALTER TABLE {prefix}elsewhere RENAME TO teams"))
+        await retry_unsettled(host, application.mappings)
+        await retry_unsettled(host, application.mappings)
+        assert len(application.rows(members, "id")) == 10
+        await read(host, Absent(Key("organization", "acme"), 5_000, 5_000))
+        assert len(application.rows(members, "id")) == 10
+        await read(host, Absent(Key("organization", "acme"), 5_000 + MINUTE, 5_000 + MINUTE))
+        assert len(application.rows(members, "id")) == 7
+        await retry_unsettled(host, application.mappings)
+        await retry_unsettled(host, application.mappings)
+        assert application.rows(members, "id") == application.rows(application.teams, "id") == []
+        await application.check()
 
     run(kind, tmp_path, live)

@@ -172,6 +172,7 @@ def test_all_is_awaited_on_an_async_connection() -> None:
         await logto.migrate()
         async with engine.connect() as connection:
             await connection.run_sync(lambda sync: GREETED.create(sync, checkfirst=True))
+            await connection.commit()
             before = await connection.run_sync(greeted)
             app = testing.app(logto, connection)
             app.fail(greet)

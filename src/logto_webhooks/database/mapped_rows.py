@@ -399,14 +399,25 @@ class StateStore:
             states |= {row["logto_id"]: RowState(**row) for row in rows}
         return states
 
-    def find_blocked(self, blockers: Collection[str]) -> list[str]:
+    def release(self, blockers: Collection[str]) -> None:
+        """Let what is held because of these wait instead, so that it is tried again."""
+        statement = sa.update(mapped_rows).where(
+            mapped_rows.c.mapping == self._mapping,
+            is_not_ok,
+            mapped_rows.c.state == "held",
+            among(mapped_rows.c.blocked_by, "blockers"),
+        )
+        values = {"blockers": list(blockers)}
+        self._connection.execute(statement.values(state="waiting"), values)
+
+    def find_blocked(self, blockers: Collection[str], limit: int | None = None) -> list[str]:
         """List the records that wait for any of these."""
         query = sa.select(_RECORD).where(
             mapped_rows.c.mapping == self._mapping,
             mapped_rows.c.state != "ok",
             among(mapped_rows.c.blocked_by, "blockers"),
         )
-        return list(self._connection.scalars(query, {"blockers": list(blockers)}))
+        return list(self._connection.scalars(query.limit(limit), {"blockers": list(blockers)}))
 
     def find_owners(self, row_ids: Collection[str]) -> dict[str, set[str]]:
         """Return which records have, or ever had, these rows."""

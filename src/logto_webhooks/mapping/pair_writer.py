@@ -4,7 +4,7 @@ the mirror."""
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import sqlalchemy as sa
 from msgspec.structs import replace
@@ -36,6 +36,9 @@ from logto_webhooks.mapping.table_writer import (
 )
 from logto_webhooks.records.record import Key
 
+# Records that are written with the one that they waited for. Others are tried again, as all that
+# waits: a transaction must end in time.
+MOST_WAITING: Final = 10_000
 Values = tuple[Any, ...]  # of the columns of a row's ends
 
 
@@ -76,7 +79,7 @@ class PairWriter(TableWriter):
 
     def find_waiting(self, blockers: Collection[str]) -> set[str]:
         """Return the records whose rows wait for these users, organizations and members."""
-        return set(self._states.find_blocked(blockers)) if blockers else set()
+        return set(self._states.find_blocked(blockers, MOST_WAITING)) if blockers else set()
 
     def find_present(self, ids: Collection[str]) -> list[str]:
         """Return those of the records that have pairs, in order."""
@@ -107,7 +110,10 @@ class PairWriter(TableWriter):
     def find_over(self, ids: Collection[str], departures: Collection[str]) -> set[str]:
         """Return those of the records, and of those that waited for these `departures`, that may
         have rows of pairs that are over."""
-        records = self.find_waiting(departures).union(ids)
+        waiting = self.find_waiting(departures)
+        if len(waiting) >= MOST_WAITING:
+            self._states.release(departures)
+        records = waiting.union(ids)
         present = {pair.id for pair in self._read(records)}
         if self.is_of_members:
             return records - present
