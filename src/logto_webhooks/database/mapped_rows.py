@@ -182,16 +182,17 @@ class MappingStore:
         statement = statement.where(mapped_rows.c.mapping == name, mapped_rows.c.row_id.is_(None))
         self._connection.execute(statement)
 
-    def list_put_off(self, name: str, reason: str, limit: int, after: str) -> list[Key]:
-        """List the next records of a mapping that wait for this reason."""
-        query = (
-            sa.select(mapped_rows.c.kind, mapped_rows.c.logto_id)
-            .where(mapped_rows.c.mapping == name, is_not_ok, mapped_rows.c.reason == reason)
-            .where(mapped_rows.c.state == "waiting", mapped_rows.c.logto_id > after)
-            .order_by(mapped_rows.c.logto_id)
-            .limit(limit)
+    def list_put_off(self, name: str, reason: str, limit: int) -> list[Key]:
+        """List some records of a mapping that wait for a row for this reason."""
+        query = sa.select(mapped_rows.c.kind, mapped_rows.c.logto_id).where(
+            mapped_rows.c.mapping == name,
+            is_not_ok,
+            mapped_rows.c.blocked_by > "",  # in an index
+            mapped_rows.c.reason == reason,
+            mapped_rows.c.state == "waiting",
         )
-        return [Key(kind, logto_id) for kind, logto_id in self._connection.execute(query)]
+        rows = self._connection.execute(query.limit(limit))
+        return sorted(Key(kind, logto_id) for kind, logto_id in rows)
 
     def forget(self, name: str) -> bool:
         """Delete a mapping, and what is known of its rows. The rows stay. Return whether there was

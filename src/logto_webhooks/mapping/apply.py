@@ -88,6 +88,7 @@ async def run_over_all(
     for linking in (False, True) if mapping.links else (False,):
         phase = replace(mapping, applied_to=LINKING) if linking else mapping
         after, place = "", 0
+        keys: Sequence[Key] = ()
         while True:
             listed = run.find_rows(mapping.name).records if run.rehearses else None
             some = listed[place : place + PAGE] if linking and listed is not None else None
@@ -95,9 +96,10 @@ async def run_over_all(
                 _apply_page, mappings=mappings, mapping=phase, after=after, run=run, ids=some
             )
             page = await run_or_rehearse(host, work, run.rehearses)
-            if not page.keys:
+            if not page.keys or page.keys == keys:
                 break
             yield page
+            keys = page.keys
             after, place = page.keys[-1].id, place + len(page.keys)
 
 
@@ -145,7 +147,7 @@ def _apply_page(
 def _list_page(store: Store, mapping: RegisteredMapping, after: str) -> list[Key]:
     """List the next records: all, and then those that can be linked."""
     if mapping.applied_to == LINKING:
-        return store.mappings.list_put_off(mapping.name, COMPARING, PAGE, after)
+        return store.mappings.list_put_off(mapping.name, COMPARING, PAGE)
     return list_keys(store, mapping.kind, after)
 
 
@@ -202,7 +204,8 @@ def _apply_step(store: Store, mappings: Mappings) -> int | None:
     is_linking = mapping.applied_to == LINKING
     keys = _list_page(store, mapping, "" if is_linking else mapping.applied_to or "")
     _write_page(store, mappings, mapping, keys, registered, run=ApplyRun())
-    if not keys:
+    # What can't be settled now is tried again as all that waits.
+    if not keys or (is_linking and _list_page(store, mapping, "") == keys):
         links = any(own.links for own in mappings.registered if own.name == mapping.name)
         store.mappings.set_applied(mapping.name, LINKING if links and not is_linking else None)
     elif not is_linking:
