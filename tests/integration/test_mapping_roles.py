@@ -72,6 +72,7 @@ class RoleApplication(Application):
             sa.Column("member_id", sa.ForeignKey(self.members.c.id), nullable=False),
             sa.Column("role", sa.Text, nullable=False),
             sa.UniqueConstraint("member_id", "role"),
+            sa.CheckConstraint("role <> 'forbidden'"),
         )
         with self.engine.begin() as connection:
             self.metadata.create_all(connection)
@@ -270,6 +271,39 @@ def test_a_role_that_is_renamed_in_logto_is_another_row(kind: StoreKind, tmp_pat
         await retry_unsettled(host, application.mappings)
         assert application.user_role_names == [("ana", "author")]
         assert await application.problems() == []
+
+    run(kind, tmp_path, live)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_that_could_not_be_changed_goes_with_its_role(
+    kind: StoreKind, tmp_path: Path
+) -> None:
+    """The database refused the new name, or the mapping raised."""
+
+    async def live(application: RoleApplication) -> None:
+        is_broken = False
+
+        def read_id(role: Any) -> str:
+            if is_broken:
+                raise ValueError("a mapping's own error")
+            return str(role.role_id)
+
+        host = await application.map_roles(columns={"logto_role": read_id})
+        await Copy(host).take([ANA, ACME, JOINED])
+        await learn(host, read_user_roles("ana", EDITOR, 3_000))
+        await learn(host, read_member_roles({"o1": "admin"}, 3_000))
+        is_broken = True
+        await learn(host, read_user_roles("ana", EDITOR | VIEWER, 4_000))
+        await learn(host, read_member_roles({"o1": "forbidden"}, 4_000))
+        assert application.user_role_names == [("ana", "editor")]
+        assert application.member_role_names == [("ana", "admin")]
+        assert (await counts_of(host, application.user_roles)).conflict == 2
+        assert (await counts_of(host, application.member_roles)).conflict == 1
+        await learn(host, read_user_roles("ana", {}, 5_000))
+        await learn(host, read_member_roles({}, 5_000))
+        assert application.user_role_names == []
+        assert application.member_role_names == []
 
     run(kind, tmp_path, live)
 

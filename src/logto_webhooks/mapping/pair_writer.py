@@ -175,6 +175,12 @@ class PairWriter(TableWriter):
         plans = self._plan(pairs, stored)
         written = self._write_in_time([plan for plan in plans if plan.action != "nothing"])
         states = {p.logto_id: p.state for p in plans if p.action == "nothing"} | written
+        for plan in plans:
+            if (
+                plan.replaces and states[plan.logto_id].state != "ok"
+            ):  # the former row is still there
+                former = encode_id(plan.replaces)
+                states[plan.logto_id] = replace(states[plan.logto_id], row_id=former)
         inserted = [
             plan
             for plan in plans
@@ -225,20 +231,22 @@ class PairWriter(TableWriter):
         for pair in pairs:
             ends = values[pair.id]
             if not isinstance(ends, NoValue):
-                plans.append(self._plan_row(pair, ends, own_rows.get(ends)))
+                plans.append(self._plan_row(pair, ends, own_rows.get(ends), stored.get(pair.id)))
             elif ends.state != "excluded":
                 state = stored.get(pair.id) or self._new_state(pair)
                 plans.append(refuse(state, ends.state, ends.reason, ends.blocked_by))
         return self._replace_former(plans, stored)
 
-    def _plan_row(self, pair: Pair, ends: Values, own: sa.RowMapping | None) -> PlannedRow:
+    def _plan_row(
+        self, pair: Pair, ends: Values, own: sa.RowMapping | None, stored: RowState | None
+    ) -> PlannedRow:
         new = self._new_state(pair)
         try:
             if self._mapping.where is not None:
                 self._mapping.where(pair.row)
             values = {name: read(pair.row) for name, read in self._mapping.columns.items()}
         except Exception as error:  # the application's function
-            return refuse(new, "conflict", describe_raised(error))
+            return refuse(stored or new, "conflict", describe_raised(error))
         if own is None:
             keys = {end.column.key: value for (end, _), value in zip(self._ends, ends, strict=True)}
             return PlannedRow(
