@@ -236,12 +236,12 @@ def _replay_selected(
 ) -> ReplayResult:
     advice, total = output.UNCHANGED, 0
 
-    def progressed(last: int, done: int, found: int) -> None:
+    def progressed(last: int, done: int, matching: int) -> None:
         nonlocal advice, total
-        total = found
-        bar.update("deliveries", done, done / max(1, found))
+        total = matching
+        bar.update("deliveries", done, done / max(1, total))
         if done and not how.dry_run:
-            advice = f"Replayed {done} of {found}. Continue with --after {last}."
+            advice = f"Replayed {done} of {total}. Continue with --after {last}."
 
     async def replay_all(admin: Admin) -> ReplayResult:
         return await admin.replay_all(wanted, **msgspec.structs.asdict(how), progressed=progressed)

@@ -103,17 +103,17 @@ async def run_for_existing(
         progressed(title, 0, done / max(1, total))
         while not is_last:
             await pacer.wait()
-            page = _Page(handler, event, kind, wanted, after, pacer.at_once, dry_run)
-            found, jobs = await _run_patiently(host, page)
+            work = _PageWork(handler, event, kind, wanted, after, pacer.at_once, dry_run)
+            page, jobs = await _run_patiently(host, work)
             if not dry_run:
                 pacer.spend(jobs)
-            rows = len(found.keys)
+            rows = len(page.keys)
             result.rows += rows
             result.jobs += jobs
             result.skipped += rows - jobs
             done += rows
             progressed(title, result.rows, min(1.0, done / max(1, total)))
-            after, is_last = found.last, found.last is None
+            after, is_last = page.last, page.last is None
         results.append(result)
     return results
 
@@ -146,19 +146,19 @@ def _count(store: Store, events: Sequence[str], wanted: RowFilter) -> int:
     return sum(store.mirror.count(_KINDS[event][0], wanted) for event in events)
 
 
-async def _run_patiently(host: TransactionRunner, page: _Page) -> tuple[MirrorPage, int]:
+async def _run_patiently(host: TransactionRunner, work: _PageWork) -> tuple[MirrorPage, int]:
     """Make the jobs of a page. If another transaction has locked one of its records, try again."""
-    if page.dry_run:
-        return await host.read(page.make_jobs)
+    if work.dry_run:
+        return await host.read(work.make_jobs)
     for _ in range(_TRIES):
         try:
-            return await host.run(page.make_jobs)
+            return await host.run(work.make_jobs)
         except TimedOut:
             continue
-    return await host.run(page.make_jobs)
+    return await host.run(work.make_jobs)
 
 
-class _Page(Struct, frozen=True):
+class _PageWork(Struct, frozen=True):
     """The next rows of a kind, after a record."""
 
     handler: RegisteredHandler
