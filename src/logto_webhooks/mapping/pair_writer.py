@@ -176,11 +176,9 @@ class PairWriter(TableWriter):
         written = self._write_in_time([plan for plan in plans if plan.action != "nothing"])
         states = {p.logto_id: p.state for p in plans if p.action == "nothing"} | written
         for plan in plans:
-            if (
-                plan.replaces and states[plan.logto_id].state != "ok"
-            ):  # the former row is still there
-                former = encode_id(plan.replaces)
-                states[plan.logto_id] = replace(states[plan.logto_id], row_id=former)
+            state, before = states[plan.logto_id], plan.replaces or plan.primary_key
+            if state.state != "ok" and before:  # the row is as it was
+                states[plan.logto_id] = replace(state, row_id=encode_id(before))
         inserted = [
             plan
             for plan in plans
