@@ -86,6 +86,7 @@ def to_change(claims: Mapping[str, Any]) -> Upsert:
 
 POLL_S: Final = 0.1
 WRITERS: Final = 2  # users that are created at once
+ASK_S: Final = 3.0  # for Logto's answer, because a request of the application waits for it
 
 
 def ensure_user(store: Store, claims: Mapping[str, Any], answer: Change | None = None) -> UserRow:
@@ -212,8 +213,9 @@ class UserLookup:
 
 async def _request(logto: ManagementClient, key: Key) -> ApiResponse | None:
     try:
-        answered = await logto.user(key.id)
-    except (LogtoUnreachable, LogtoApiError):
+        async with asyncio.timeout(ASK_S):
+            answered = await logto.user(key.id)
+    except (LogtoUnreachable, LogtoApiError, TimeoutError):
         return None
     return None if answered.content is None else answered
 

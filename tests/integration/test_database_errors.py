@@ -15,10 +15,12 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from logto_webhooks.database import Database, open_database, wrap_engine
+from logto_webhooks.database.store import Store
 from logto_webhooks.deliveries import DeliveryFilter
 from logto_webhooks.errors import SchemaMismatch, SettingInvalid, StoreUnavailable
 from logto_webhooks.ingest.group_commit import GroupCommit, Readiness
 from logto_webhooks.instrumentation import DeliveryFailed, NotStored, Stalled, TelemetryEvent
+from logto_webhooks.jobs import NewJob
 from logto_webhooks.testing import FrozenClock, make
 from tests.support import postgres
 from tests.support.stores import Copy, delivery
@@ -344,3 +346,43 @@ def test_a_row_that_a_trigger_of_sqlite_refuses_fails_alone(tmp_path: Path) -> N
         await database.host.close()
 
     asyncio.run(run())
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+def test_sequences_that_are_behind_drop_nothing(driver: str) -> None:
+    """As after a failover by logical replication: it is said what to do, and then all goes on."""
+
+    def restart_sequences(store: Store) -> None:
+        for table in ("deliveries", "jobs"):
+            store.connection.execute(sa.text(f"SELECT setval('logto_{table}_id_seq', 1)"))
+
+    async def live(url: str) -> None:
+        database = open_database(url)
+        await database.migrate()
+        host = database.host
+        sent = [delivery(make.user_created(id=f"u{n}").body) for n in range(9)]
+        new = [
+            NewJob(handler="h", key=f"{n}", event="x", subject="user:u", queue_key="user:u")
+            for n in range(9)
+        ]
+        try:
+            await host.run(lambda store: store.add(sent[:5]))
+            await host.run(lambda store: store.jobs.add(new[:5]))
+            await host.run(restart_sequences)
+            with pytest.raises(StoreUnavailable, match="logto-webhooks migrate"):
+                await host.run(lambda store: store.add(sent[5:]))
+            with pytest.raises(StoreUnavailable, match="logto-webhooks migrate"):
+                await host.run(lambda store: store.jobs.add(new[5:]))
+            await database.migrate()
+            stored = await host.run(lambda store: store.add(sent[4:]))
+            assert [each.duplicate for each in stored] == [True, False, False, False, False]
+            await host.run(lambda store: store.jobs.add(new))
+            count = sa.text("SELECT count(*) FROM logto_jobs")
+            assert await host.run(lambda store: store.connection.scalar(count)) == 9
+        finally:
+            await host.close()
+
+    with postgres.own_database() as url:
+        shown = url.set(drivername=f"postgresql+{driver}").render_as_string(hide_password=False)
+        asyncio.run(live(shown))

@@ -6,6 +6,7 @@ import asyncio
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -49,6 +50,32 @@ def test_what_a_handler_left_on_its_connection_is_in_no_other_transaction() -> N
         rows = await until(all_over(10), logto)
         states = {(each.handler, each.state) for each in rows}
         assert states == {("careless", "dead"), ("good", "done")}
+
+    live(logto, body)
+
+
+@pytest.mark.parametrize("enforces", [True, False])
+def test_foreign_keys_are_enforced_as_by_the_application(enforces: bool, tmp_path: Path) -> None:
+    """SQLite enforces them only on connections that ask for it."""
+    engine = sa.create_engine(f"sqlite:///{tmp_path / 'app.db'}")
+
+    @sa.event.listens_for(engine, "connect")
+    def connect(connection: Any, record: object) -> None:
+        connection.execute(f"PRAGMA foreign_keys={'ON' if enforces else 'OFF'}")
+
+    with engine.begin() as connection:
+        connection.execute(sa.text("CREATE TABLE owners (id TEXT PRIMARY KEY)"))
+        connection.execute(sa.text("CREATE TABLE notes (owner TEXT REFERENCES owners)"))
+    logto = LogtoWebhooks(signing_key=SIGNING_KEY, engine=engine)
+
+    @logto.on("User.Created", name="note", max_attempts=1)
+    def note(event: events.UserCreated, session: Session) -> None:
+        session.execute(sa.text("INSERT INTO notes VALUES ('nobody')"))
+
+    async def body(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
+        await send(client, make.user_created(id="ana", at=soon()))
+        [job] = await until(all_over(1), logto)
+        assert job.state == ("dead" if enforces else "done")
 
     live(logto, body)
 

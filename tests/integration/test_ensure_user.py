@@ -28,6 +28,7 @@ from logto_webhooks.records.record import Key, Tombstone
 from logto_webhooks.samples.request import sign_request
 from logto_webhooks.testing import SIGNING_KEY, make
 from logto_webhooks.testing.fake import FakeLogto
+from tests.support.healthy_system import answering
 from tests.support.mounted import live, on_postgres, on_sqlite, send, soon
 from tests.support.postgres import emptied_schema, server_url
 from tests.support.stores import WrappedRunner, memory_host
@@ -208,6 +209,28 @@ def test_logto_is_asked_for_what_claims_lack(tmp_path: Path) -> None:
                 async with logto.lifespan():
                     row = await logto.ensure_user({"sub": ana["id"]})
                     assert row.username == username
+
+    asyncio.run(run())
+
+
+def test_a_logto_that_does_not_answer_holds_up_no_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The claims are enough for a row; the webhook or a refetch brings the rest."""
+    monkeypatch.setattr("logto_webhooks.ensure_user.ASK_S", 0.2)
+
+    async def run() -> None:
+        async with answering(200, after_s=600) as url:
+            logto = LogtoWebhooks(
+                signing_key=SIGNING_KEY,
+                database_url=f"sqlite:///{tmp_path / 'app.db'}",
+                endpoint=url.rpartition("/api/")[0],
+                app_id="id",
+                app_secret="secret",
+                reconcile_every_s=0,
+            )
+            async with logto.lifespan(), asyncio.timeout(20):
+                assert (await logto.ensure_user(CLAIMS)).email == CLAIMS["email"]
 
     asyncio.run(run())
 

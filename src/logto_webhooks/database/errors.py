@@ -24,6 +24,10 @@ NO_PERMISSION: Final = (
     "run the command as the service's user, or give this user write permission for the file and "
     "its folder, which reading needs, too"
 )
+# Primary keys of our tables whose values are from a sequence.
+_NUMBERED: Final = tuple(
+    f"logto_{table}_pkey" for table in ("deliveries", "jobs", "lines", "rejected")
+)
 # A pattern of the SQLSTATE and the message -> what to do. psycopg's errors while connecting have no
 # SQLSTATE.
 _HINTS: Final = (
@@ -39,6 +43,11 @@ _HINTS: Final = (
     ("unrecognized configuration parameter", "correct options in {setting}"),
     ("not a database", "set {setting} to another file"),
     ("unable to open database file|readonly database", NO_PERMISSION),
+    (
+        f"unique_violation.*constraint ({'|'.join(_NUMBERED)})",
+        "its sequence is behind, as after a failover by logical replication: run logto-webhooks "
+        "migrate",
+    ),
     ("is locked", "wait, or end the program that locks it, which fuser shows"),
 )
 _PAGE: Final = "docs/how-to/database-rights.md"
@@ -223,9 +232,16 @@ class Diagnostics(Struct, frozen=True):
     @property
     def is_of_row(self) -> bool:
         """Whether the error is about the row that was written, so that others can be written."""
+        if self.is_of_sequence:
+            return False
         if self.raised_in in _RAISING_FUNCTIONS or self.raised_in == _POLICY_FUNCTION:
             return True  # a trigger can choose any SQLSTATE
         return self.sqlstate.startswith(_ROW_CLASSES)
+
+    @property
+    def is_of_sequence(self) -> bool:
+        """Whether a number that the database made for one of our rows is taken."""
+        return self.sqlstate == "23505" and self.constraint in _NUMBERED
 
     @property
     def is_of_session(self) -> bool:
@@ -235,7 +251,7 @@ class Diagnostics(Struct, frozen=True):
     @property
     def may_quote_row(self) -> bool:
         """Whether the message may contain a value of a row."""
-        if self.is_of_row:
+        if self.is_of_row or self.is_of_sequence:
             return True
         return self.context is not None and not self.sqlstate.startswith(_NAMES_ONLY)
 

@@ -200,7 +200,8 @@ def _make_insert(columns: tuple[str, ...], dialect: str) -> Any:
     values["order_at"] = sa.func.coalesce(values["order_at"], end)
     values["state"] = sa.literal_column(f"'{JobState.WAITING.value}'")
     values |= {name: sa.literal_column("0") for name in ("attempts", "failures", "runs")}
-    return insert_values(jobs, values, dialect).on_conflict_do_nothing()
+    insert = insert_values(jobs, values, dialect)
+    return insert.on_conflict_do_nothing(index_elements=["handler", "key"])
 
 
 @functools.cache
@@ -517,7 +518,8 @@ class JobStore:
         )
         insert = insert_into(queue_keys, self._connection.dialect.name)
         insert = insert.from_select(["handler", "queue_key", "due_at"], missing)
-        return int(self._connection.execute(insert.on_conflict_do_nothing()).rowcount)
+        insert = insert.on_conflict_do_nothing(index_elements=["handler", "queue_key"])
+        return int(self._connection.execute(insert).rowcount)
 
     def _find_locked(self, known: sa.Select[Any], ids: Sequence[int]) -> set[int]:
         wanted = {"ids": list(ids)}

@@ -15,7 +15,15 @@ from msgspec import Struct
 
 from logto_webhooks.database.dialect import read_clock
 from logto_webhooks.database.errors import place_of
-from logto_webhooks.database.schema import VERSION_TABLE, metadata, records
+from logto_webhooks.database.schema import (
+    VERSION_TABLE,
+    deliveries,
+    jobs,
+    metadata,
+    queue_keys,
+    records,
+    rejected,
+)
 from logto_webhooks.errors import SchemaMismatch, SettingInvalid
 
 if TYPE_CHECKING:
@@ -46,7 +54,24 @@ def upgrade(connection: sa.Connection, schema: str | None = None) -> bool:
     config = _config(schema)
     config.attributes["connection"] = connection
     command.upgrade(config, "head")
+    if connection.dialect.name == "postgresql":
+        _advance_sequences(connection, schema)
     return is_new
+
+
+def _advance_sequences(connection: sa.Connection, schema: str | None) -> None:
+    """Let sequences go on after the greatest id: logical replication copies rows without them."""
+    quote = connection.dialect.identifier_preparer.quote
+    for table in (deliveries, jobs, queue_keys, rejected):
+        name = ".".join(quote(part) for part in (schema, table.name) if part)
+        connection.execute(sa.text(_ADVANCE.format(name)), {"name": name})
+
+
+_ADVANCE: Final = """
+    SELECT setval(sequence, max(id))
+    FROM {}, (SELECT CAST(pg_get_serial_sequence(:name, 'id') AS regclass)) AS own (sequence)
+    GROUP BY sequence HAVING max(id) > coalesce(pg_sequence_last_value(sequence), 0)
+"""
 
 
 def _check_encoding(connection: sa.Connection) -> None:

@@ -32,8 +32,11 @@ _WAL_PAGES: Final = 4000  # 16 MB: checkpoints take time from commits that accep
 READS: Final = {"logto_reads": True}  # options of a connection
 
 
-def make_sqlite_engine(file: Path, setting: str = "database_url") -> sa.Engine:
-    """Make an engine for `file`, which `create_file` made. The engine never creates a file.
+def make_sqlite_engine(
+    file: Path, setting: str = "database_url", application: sa.Engine | None = None
+) -> sa.Engine:
+    """Make an engine for `file`, which `create_file` made. The engine never creates a file. It
+    enforces foreign keys if the application's engine does.
 
     With WAL and `synchronous=FULL`, a commit is on disk when it returns. A transaction takes the
     write lock when it begins, unless the connection has the options `READS`.
@@ -47,6 +50,8 @@ def make_sqlite_engine(file: Path, setting: str = "database_url") -> sa.Engine:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute(f"PRAGMA wal_autocheckpoint={_WAL_PAGES}")
+        if application is not None and _enforces_foreign_keys(application):
+            connection.execute("PRAGMA foreign_keys=ON")
         return connection
 
     named = sa.URL.create("sqlite", database=str(file))  # for messages: `connect` opens it
@@ -59,6 +64,11 @@ def make_sqlite_engine(file: Path, setting: str = "database_url") -> sa.Engine:
     )
     event.listen(engine, "begin", _begin)
     return engine
+
+
+def _enforces_foreign_keys(engine: sa.Engine) -> bool:
+    with engine.connect() as connection:
+        return bool(connection.exec_driver_sql("PRAGMA foreign_keys").scalar())
 
 
 def _begin(connection: sa.Connection) -> None:
@@ -214,13 +224,16 @@ class SqliteFile:
     budget_s = 0.005  # for a worker's transaction, because accepting waits for it
     any_loop = True  # whether any event loop can use it
 
-    def __init__(self, file: Path, setting: str = "database_url") -> None:
-        """`setting` is the name of the setting that the file's URL came from."""
+    def __init__(
+        self, file: Path, setting: str = "database_url", application: sa.Engine | None = None
+    ) -> None:
+        """`setting` is the name of the setting that the file's URL came from, and `application` the
+        application's own engine."""
         self.name = str(file)
         self.file = file
         self._path = file.absolute()
         self._setting = setting
-        self._engine = make_sqlite_engine(file, setting)
+        self._engine = make_sqlite_engine(file, setting, application)
         self._worker = LockFile(Path(f"{self._path}-worker"))
         self._guard = FileGuard(self._engine, file)
         self.host: HandlerRunner = FileRunner(self._engine, self._guard)
