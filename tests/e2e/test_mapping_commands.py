@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from logto_webhooks import LogtoWebhooks
 from logto_webhooks.samples.request import SignedRequest
-from logto_webhooks.testing import SIGNING_KEY
+from logto_webhooks.testing import SIGNING_KEY, make
 from tests.support import postgres
 from tests.support.service import command, one_line
 from tests.support.stores import Copy
@@ -137,3 +137,55 @@ def test_an_unknown_mapping_is_not_found(folder: Path) -> None:
     assert line == "There is no mapping named 'nix'. See: logto-webhooks mapping list"
     assert fail(folder, "list", "--schema", "1", **here).startswith("error: --schema")
     assert command("mapping", "forget", "people", folder=folder, **here).returncode == 0
+
+
+def test_check_shows_the_reason_and_what_is_in_the_way(folder: Path) -> None:
+    """As many rows are refused as by `mapping apply`, really or not."""
+    execute(folder, "INSERT INTO people (id, email) VALUES (61, 'ana@x')")
+    take(folder, make.user_created(id="ana", email="ana@x"), make.user_created(id="bo"))
+    [ana, bo] = run(folder, "check", code=1)
+    assert ana == {
+        "mapping": "people",
+        "problem": "missing",
+        "logto_id": "ana",
+        "columns": [],
+        "state": "refused",
+        "reason": "another row has the value of email",
+        "blocked_by": "[61]",
+    }
+    assert (bo["logto_id"], bo["problem"], bo["state"]) == ("bo", "missing", None)
+    printed = command("mapping", "check", "--app", "app:logto", folder=folder)
+    assert "another row has the value of email (row 61)" in printed.stdout
+    assert "2 differences: 2 missing. Not written by mapping apply: 1 refused." in printed.stderr
+    for options in (["--dry-run"], []):
+        [applied] = run(folder, "apply", *options, code=1)
+        assert (applied["refused"], applied["created"]) == (1, 1)
+
+
+def test_a_mapping_that_cannot_be_checked_is_a_failure(folder: Path) -> None:
+    """With what to do."""
+    execute(folder, "ALTER TABLE people RENAME COLUMN email TO mail")
+    printed = command("mapping", "check", "--app", "app:logto", folder=folder)
+    assert (printed.returncode, printed.stdout) == (2, "")
+    assert one_line(printed.stderr) == (
+        "The mapping people can't be checked: The column people.email doesn't exist. Run your "
+        "migrations."
+    )
+    [unchecked] = run(folder, "check", code=2)
+    assert (unchecked["problem"], unchecked["logto_id"]) == ("unchecked", None)
+
+
+def test_rows_that_wait_are_no_failure_of_apply(folder: Path) -> None:
+    """It says where to see for what they wait."""
+    app = (folder / "app.py").read_text()
+    (folder / "app.py").write_text(
+        app.replace('"email", sa.Text,', '"email", sa.Text, nullable=False,')
+    )
+    take(folder, make.user_created(id="ana", primaryEmail=None))
+    [applied] = run(folder, "apply")
+    assert (applied["waiting"], applied["refused"]) == (1, 0)
+    printed = command("mapping", "apply", "--app", "app:logto", folder=folder)
+    assert "Some rows wait. To see for what, run: logto-webhooks mapping check" in printed.stderr
+    [waiting] = run(folder, "check", code=1)
+    assert (waiting["problem"], waiting["state"]) == ("waiting", "waiting")
+    assert waiting["reason"] == "email is NOT NULL, but Logto has no value"

@@ -216,7 +216,7 @@ def test_those_who_come_back_are_held_no_longer(kind: StoreKind, tmp_path: Path)
             async for page in find_differences(host, application.mappings)
             for each in page
         ]
-        assert found == [("refused", "u0029")]
+        assert found == [("held", "u0029")]
 
     run(kind, tmp_path, live)
 

@@ -121,7 +121,7 @@ class RoleApplication(Application):
         with self.engine.connect() as connection:
             return sorted((user, role) for user, role in connection.execute(own))
 
-    async def problems(self) -> list[tuple[str, str, str]]:
+    async def problems(self) -> list[tuple[str, str, str | None]]:
         """What `mapping check` lists."""
         return [
             (each.mapping, each.problem, each.logto_id)

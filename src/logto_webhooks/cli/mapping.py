@@ -47,7 +47,7 @@ def list_mappings(settings: Settings, as_json: AsJson = False) -> None:
 def check(settings: Settings, as_json: AsJson = False) -> None:
     """Compare your mapped tables with Logto's records here, and change nothing.
 
-    Exits with 1 if a row is missing, extra, different or refused.
+    Exits with 1 if there are differences, and with 2 if a mapping can't be checked.
     """
 
     async def run(admin: Admin) -> _Differences:
@@ -59,8 +59,8 @@ def check(settings: Settings, as_json: AsJson = False) -> None:
     with output.stoppable(output.UNCHANGED):
         found = run_application(settings, run)
     found.show()
-    if found.count:
-        raise Exit(1)
+    if found.unchecked or found.count:
+        raise Exit(2 if found.unchecked else 1)
 
 
 @app.command()
@@ -101,6 +101,8 @@ def apply(
     refused = any(mapping.refused or mapping.ambiguous for mapping in applied)
     if refused:
         output.note("Some rows were refused. To see why, run: logto-webhooks mapping check")
+    elif any(mapping.waiting for mapping in applied):
+        output.note("Some rows wait. To see for what, run: logto-webhooks mapping check")
     if held or refused:
         raise Exit(1)
 
@@ -131,31 +133,62 @@ class _Differences:
 
     def __init__(self, as_json: bool) -> None:
         self.count = 0
+        self.unchecked: list[Difference] = []
         self._as_json = as_json
+        self._is_begun = False
         self._first: list[Difference] = []
         self._by_problem: dict[str, int] = {}
+        self._by_state: dict[str, int] = {}
 
     def add(self, difference: Difference) -> None:
         if self._as_json:
-            print("," if self.count else "[", output.to_json(difference), sep="", end="")
-        elif self.count < _SHOWN:
+            print("," if self._is_begun else "[", output.to_json(difference), sep="", end="")
+            self._is_begun = True
+        if difference.problem == "unchecked":
+            self.unchecked.append(difference)
+            return
+        if not self._as_json and self.count < _SHOWN:
             self._first.append(difference)
         self.count += 1
-        counted = self._by_problem.get(difference.problem, 0)
-        self._by_problem[difference.problem] = counted + 1
+        _add_one(self._by_problem, difference.problem)
+        if difference.state is not None:
+            _add_one(self._by_state, difference.state)
 
     def show(self) -> None:
         if self._as_json:
-            print("]" if self.count else "[]")
+            print("]" if self._is_begun else "[]")
             return
+        for difference in self.unchecked:
+            output.note(f"The mapping {difference.mapping} can't be checked: {difference.reason}.")
         if not self.count:
-            output.say("Your mapped tables equal Logto's records here.")
+            if not self.unchecked:
+                output.say("Your mapped tables equal Logto's records here.")
             return
         rows = [
-            structs.asdict(difference)
-            | {"what": difference.reason or ", ".join(difference.columns) or None}
+            structs.asdict(difference) | {"what": _describe(difference)}
             for difference in self._first
         ]
         output.print_list("mapping difference", rows)
-        counted = ", ".join(f"{n} {problem}" for problem, n in sorted(self._by_problem.items()))
-        output.note(f"{Count(self.count):difference|differences}: {counted}.")
+        text = f"{Count(self.count):difference|differences}: {_join(self._by_problem)}."
+        if self._by_state:
+            text += f" Not written by mapping apply: {_join(self._by_state)}."
+        output.note(text)
+
+
+def _add_one(counts: dict[str, int], name: str) -> None:
+    counts[name] = counts.get(name, 0) + 1
+
+
+def _join(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
+
+
+def _describe(difference: Difference) -> str | None:
+    """Say which columns differ, why the row isn't written, and which row is in the way."""
+    parts = [", ".join(difference.columns)] if difference.columns else []
+    if difference.reason is not None:
+        by = difference.blocked_by or ""
+        is_row = by.startswith("[")
+        in_the_way = f" (row {by[1:-1]})" if is_row else f" ({by})" if by else ""
+        parts.append(f"{difference.reason}{in_the_way}")
+    return ": ".join(parts) or None

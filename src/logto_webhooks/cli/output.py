@@ -55,6 +55,7 @@ COLUMNS: Final = {
         "deleted",
         "held",
         "ambiguous",
+        "waiting",
         "refused",
     ),
     "mapping difference": ("mapping", "problem", "logto_id", "what"),

@@ -194,6 +194,15 @@ class MappingStore:
         rows = self._connection.execute(query.limit(limit))
         return sorted(Key(kind, logto_id) for kind, logto_id in rows)
 
+    def is_replaced(self, mapping: RegisteredMapping) -> bool:
+        """Whether another definition has replaced a mapping's, and a process still has that."""
+        query = sa.select(mappings.c.former).where(
+            mappings.c.name == mapping.name,
+            mappings.c.definition != mapping.definition,
+            mappings.c.seen_at >= now() - IN_USE_MS,
+        )
+        return mapping.definition in (self._connection.scalar(query) or ())
+
     def forget(self, name: str) -> bool:
         """Delete a mapping, and what is known of its rows. The rows stay. Return whether there was
         one."""

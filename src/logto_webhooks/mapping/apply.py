@@ -117,6 +117,13 @@ def _check_current(store: Store, mapping: RegisteredMapping) -> None:
         raise InvalidMapping(table=mapping.name, problem=_OUTDATED)
 
 
+def check_not_replaced(store: Store, mapping: RegisteredMapping) -> None:
+    """Raise InvalidMapping if a newer release, which is running, has replaced the definition. One
+    that is newer than the registered one may be tried."""
+    if store.mappings.is_replaced(mapping):
+        raise InvalidMapping(table=mapping.name, problem=_OUTDATED)
+
+
 def _finish(store: Store, mapping: RegisteredMapping, allow_deletes: bool) -> None:
     _check_current(store, mapping)
     if allow_deletes:  # they have been looked at, so the next ones are counted anew
@@ -133,7 +140,9 @@ def _apply_page(
     ids: Sequence[str] | None,
 ) -> Page:
     """Write the rows of the next records, by the command. Return the records, and what was done."""
-    if not run.rehearses:
+    if run.rehearses:
+        check_not_replaced(store, mapping)
+    else:
         _check_current(store, mapping)
     results: list[Result] = []
     registered = {own.name: own for own in mappings.registered} | {mapping.name: mapping}

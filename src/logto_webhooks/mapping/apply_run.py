@@ -36,7 +36,8 @@ class ApplyRun(Struct):
 
     With `allows_deletions`, any number of rows is deleted. `deletions` are the records of each
     mapping whose rows would be deleted. A run that `rehearses` also remembers which rows can be
-    linked, and which unique values its rows have.
+    linked, which unique values its rows have, and which users, organizations and members would get
+    a row.
     """
 
     rehearses: bool = False
@@ -44,6 +45,7 @@ class ApplyRun(Struct):
     deletions: dict[str, set[str]] = {}
     rows: dict[str, SeenRows] = {}
     values: dict[str, dict[int, str]] = {}
+    parents: set[int] = set()
 
     def find_rows(self, mapping: str) -> SeenRows:
         """Return the rows of a mapping that records could be linked to."""
@@ -60,3 +62,15 @@ class ApplyRun(Struct):
         """Note that the row of a record would have a unique value."""
         if value is not None and isinstance(value, Hashable):
             self.values.setdefault(column, {})[hash(value)] = logto_id
+
+    def note_parent(self, name: str, *, is_written: bool) -> None:
+        """Note whether a user, an organization or a member, named as states name it, would get a
+        row."""
+        if is_written:
+            self.parents.add(hash(name))
+        else:
+            self.parents.discard(hash(name))
+
+    def has_parent(self, name: str | None) -> bool:
+        """Whether a user, an organization or a member would have got a row by now."""
+        return name is not None and hash(name) in self.parents

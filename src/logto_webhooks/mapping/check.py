@@ -8,58 +8,108 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
-from logto_webhooks.database.mapped_rows import LINKING
+from logto_webhooks.database.mapped_rows import LINKING, RegisteredMapping, RowState
 from logto_webhooks.database.runner import TransactionRunner, run_or_rehearse
 from logto_webhooks.database.store import Store
+from logto_webhooks.errors import InvalidMapping, StoreUnavailable
 from logto_webhooks.mapping import Mappings
-from logto_webhooks.mapping.apply import PAGE, list_keys
+from logto_webhooks.mapping.apply import PAGE, check_not_replaced, list_keys
 from logto_webhooks.mapping.apply_run import ApplyRun
 from logto_webhooks.mapping.declare import EntityMapping
 from logto_webhooks.mapping.declare_pairs import PairMapping
 from logto_webhooks.mapping.links import COMPARING
+from logto_webhooks.mapping.own_schema import find_missing
 from logto_webhooks.mapping.table_writer import PlannedRow
+from logto_webhooks.mapping.tally import Outcome, Unwritten, find_outcome, note_parent
+
+Problem = Literal["missing", "unlinked", "different", "extra", "unchecked"] | Unwritten
 
 
 class Difference(Struct, frozen=True, kw_only=True):
     """A difference between a record and the application's row.
 
-    A row is "missing", "extra" (Logto has no such record), "different" in `columns`, or "refused"
-    for a `reason`.
+    A row is "missing", "unlinked" (an existing row is to be linked), "different" in `columns`, or
+    "extra" (Logto has no such record). If `mapping apply` wouldn't write it, `state` and `reason`
+    say why, and `blocked_by` is what is in the way: the primary key of a row, as JSON, or a record.
+    If nothing else is known of a row, its state is the `problem`, too.
+
+    A mapping is "unchecked" for the `reason`; the `logto_id` then is None.
     """
 
     mapping: str
-    problem: Literal["missing", "extra", "different", "refused"]
-    logto_id: str
+    problem: Problem
+    logto_id: str | None = None
     columns: tuple[str, ...] = ()
+    state: Unwritten | None = None
     reason: str | None = None
+    blocked_by: str | None = None
 
 
 async def find_differences(
     host: TransactionRunner, mappings: Mappings
 ) -> AsyncIterator[Sequence[Difference]]:
     """Compare all rows of all mappings, in short transactions; yield the differences page by page.
-    Raises StoreUnavailable."""
+
+    Whether the database takes a row is tried in transactions that are rolled back. A mapping that
+    can't be checked is a difference. Raises StoreUnavailable.
+    """
     run = ApplyRun(rehearses=True)
     for mapping in mappings.all:
-        after = ""
-        compare = partial(_compare_page, mappings=mappings, mapping=mapping, run=run)
-        while True:
-            page = await run_or_rehearse(host, partial(compare, after=after), dry=True)
-            yield page.differences
-            if page.last is None:
-                break
-            after = page.last
-        # Only now is it known which rows several records want.
-        put_off = run.find_rows(mapping.name).records
-        for place in range(0, len(put_off), PAGE):
-            ids = put_off[place : place + PAGE]
-            page = await run_or_rehearse(host, partial(compare, after="", ids=ids), dry=True)
-            yield page.differences
-        place_of: tuple[Any, ...] | None = ()
-        find = partial(_find_extra, mappings=mappings, mapping=mapping)
-        while place_of is not None:
-            extra, place_of = await run_or_rehearse(host, partial(find, after=place_of), dry=True)
-            yield extra
+        if problem := await host.read(
+            partial(_find_problem, mapping=mapping, registered=mappings.registered)
+        ):
+            yield [_uncheck(mapping, problem)]
+            continue
+        try:
+            async for page in _compare(host, mappings, mapping, run):
+                yield page
+        except StoreUnavailable as error:
+            yield [_uncheck(mapping, error.problem)]
+
+
+def _uncheck(mapping: EntityMapping | PairMapping, problem: str) -> Difference:
+    return Difference(mapping=mapping.name, problem="unchecked", reason=problem)
+
+
+def _find_problem(
+    store: Store,
+    mapping: EntityMapping | PairMapping,
+    registered: Sequence[RegisteredMapping],
+) -> str:
+    """Say why a mapping can't be checked, and what to do; "" if it can."""
+    try:
+        check_not_replaced(store, next(own for own in registered if own.name == mapping.name))
+    except InvalidMapping as error:
+        return error.problem
+    missing = find_missing(store, mapping)
+    return f"{missing}. Run your migrations" if missing else ""
+
+
+async def _compare(
+    host: TransactionRunner,
+    mappings: Mappings,
+    mapping: EntityMapping | PairMapping,
+    run: ApplyRun,
+) -> AsyncIterator[Sequence[Difference]]:
+    after = ""
+    compare = partial(_compare_page, mappings=mappings, mapping=mapping, run=run)
+    while True:
+        page = await run_or_rehearse(host, partial(compare, after=after), dry=True)
+        yield page.differences
+        if page.last is None:
+            break
+        after = page.last
+    # Only now is it known which rows several records want.
+    put_off = run.find_rows(mapping.name).records
+    for place in range(0, len(put_off), PAGE):
+        ids = put_off[place : place + PAGE]
+        page = await run_or_rehearse(host, partial(compare, after="", ids=ids), dry=True)
+        yield page.differences
+    place_of: tuple[Any, ...] | None = ()
+    find = partial(_find_extra, mappings=mappings, mapping=mapping)
+    while place_of is not None:
+        extra, place_of = await run_or_rehearse(host, partial(find, after=place_of), dry=True)
+        yield extra
 
 
 class _Page(Struct, frozen=True):
@@ -81,32 +131,58 @@ def _compare_page(
         return _Page([], None)
     is_new = bool(keys)
     writer = mappings.make_writer(store.connection, mapping, run, "" if is_new else LINKING)
-    plans = writer.plan(ids)
+    writer.attempt(writer.write, ids)
+    results = sorted(writer.results, key=lambda result: result[0].logto_id)
+    if isinstance(mapping, EntityMapping):  # others are written with these, if they swap values
+        of_page = set(ids)
+        results = [(plan, state) for plan, state in results if plan.logto_id in of_page]
     if is_new:
-        put_off = [plan for plan in plans if plan.state.reason == COMPARING]
+        put_off = [plan for plan, state in results if state.reason == COMPARING]
         run.find_rows(mapping.name).records += [plan.logto_id for plan in put_off]
-        plans = [plan for plan in plans if plan.state.reason != COMPARING]
-    return _Page(list(_to_differences(mapping.name, plans)), ids[-1])
+        results = [result for result in results if result[1].reason != COMPARING]
+    return _Page(list(_to_differences(mapping, results, run)), ids[-1])
 
 
-def _to_differences(mapping: str, plans: Sequence[PlannedRow]) -> Iterator[Difference]:
-    for plan in plans:
-        if plan.action == "insert" or plan.waits_for_end:
-            yield Difference(mapping=mapping, problem="missing", logto_id=plan.logto_id)
-        elif plan.action == "update":
-            columns = tuple(sorted(map(str, plan.values)))
-            yield Difference(
-                mapping=mapping, problem="different", logto_id=plan.logto_id, columns=columns
-            )
-        elif plan.action == "delete":
-            yield Difference(mapping=mapping, problem="extra", logto_id=plan.logto_id)
-        elif plan.state.state != "ok":
-            yield Difference(
-                mapping=mapping,
-                problem="refused",
-                logto_id=plan.logto_id,
-                reason=plan.state.reason,
-            )
+def _to_differences(
+    mapping: EntityMapping | PairMapping,
+    results: Sequence[tuple[PlannedRow, RowState]],
+    run: ApplyRun,
+) -> Iterator[Difference]:
+    kind = mapping.kind if isinstance(mapping, EntityMapping) else mapping.pair
+    for plan, state in results:
+        outcome = find_outcome(plan, state, run)
+        note_parent(kind, plan, outcome, run)
+        if outcome is None:
+            continue
+        unwritten: Unwritten | None = None
+        if outcome in ("waiting", "held", "ambiguous", "refused"):
+            unwritten = outcome
+        columns = tuple(sorted(map(str, plan.values))) if plan.action == "update" else ()
+        if plan.links and isinstance(mapping, EntityMapping):
+            columns = tuple(name for name in columns if name != mapping.key.column.key)
+        yield Difference(
+            mapping=mapping.name,
+            problem=_name_problem(plan, outcome),
+            logto_id=plan.logto_id,
+            columns=columns,
+            state=unwritten,
+            reason=state.reason if unwritten else None,
+            blocked_by=state.blocked_by if unwritten else None,
+        )
+
+
+def _name_problem(plan: PlannedRow, outcome: Outcome) -> Problem:
+    if plan.links:
+        return "unlinked"
+    if plan.action == "insert" or plan.waits_for_end:
+        return "missing"
+    if plan.action == "update":
+        return "different"
+    if plan.action == "delete":
+        return "extra"
+    if outcome in ("waiting", "held", "ambiguous"):
+        return outcome
+    return "refused"
 
 
 def _find_extra(
@@ -116,8 +192,21 @@ def _find_extra(
     after: tuple[Any, ...],
 ) -> tuple[list[Difference], tuple[Any, ...] | None]:
     """Find rows, after a primary key, whose records the mirror doesn't have; return the last
-    primary key, too."""
+    primary key, too. What the last try to delete such a row met is stored."""
     writer = mappings.make_writer(store.connection, mapping)
     ids, last = writer.find_extra(after, PAGE)
-    extra = [Difference(mapping=mapping.name, problem="extra", logto_id=id_) for id_ in ids]
-    return extra, last
+    stored = writer.find_states(ids) if ids else {}
+    return [_to_extra(mapping.name, id_, stored.get(id_)) for id_ in ids], last
+
+
+def _to_extra(mapping: str, logto_id: str, stored: RowState | None) -> Difference:
+    if stored is None or stored.state == "ok":
+        return Difference(mapping=mapping, problem="extra", logto_id=logto_id)
+    return Difference(
+        mapping=mapping,
+        problem="extra",
+        logto_id=logto_id,
+        state=stored.state if stored.state in ("waiting", "held") else "refused",
+        reason=stored.reason,
+        blocked_by=stored.blocked_by,
+    )

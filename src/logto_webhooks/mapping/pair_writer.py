@@ -60,6 +60,7 @@ class PairWriter(TableWriter):
         """`parents` are the mappings of the tables that this one can refer to."""
         super().__init__(connection, mapping, schemas)
         self._guard = DeletionGuard(mapping.name, self._states, run)
+        self._earlier = run
         self.kind = mapping.kind
         self.is_of_members = mapping.pair == "member"
         self._mapping = mapping
@@ -346,9 +347,16 @@ class PairWriter(TableWriter):
         for pair_id, ends in ids.items():
             values = tuple(by_id[id_] for by_id, id_ in zip(by_end, ends, strict=True))
             missing = [value for value in values if isinstance(value, NoValue)]
-            missing.sort(key=lambda value: value.state != "excluded")
+            missing.sort(key=self._comes_last)
             resolved[pair_id] = missing[0] if missing else values
         return resolved
+
+    def _comes_last(self, value: NoValue) -> int:
+        """Order the reasons why a row can't be written: in a rehearsal, its parents that would have
+        got a row by now are no reason."""
+        if value.state == "excluded":
+            return 0
+        return 2 if self._earlier is not None and self._earlier.has_parent(value.blocked_by) else 1
 
     def _values_of(self, values: Mapping[Any, Any]) -> Values:
         return tuple(values[end.column.key] for end, _ in self._ends)

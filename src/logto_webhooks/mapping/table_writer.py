@@ -91,6 +91,10 @@ class TableWriter:
         self._search_until: float | None = None
         self._usual_lock: str | None = None  # while a shorter one is set
 
+    def find_states(self, ids: Sequence[str]) -> dict[str, RowState]:
+        """Return the stored states of rows."""
+        return self._states.find(ids)
+
     def _run(self, statement: Any, values: Any = None) -> sa.CursorResult[Any]:
         """Run a statement on the application's table."""
         options = {"schema_translate_map": self._schemas}

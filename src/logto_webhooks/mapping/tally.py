@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Final, Literal
 
 from msgspec import Struct
 
 from logto_webhooks.database.mapped_rows import RegisteredMapping, RowState
 from logto_webhooks.mapping import Mappings
 from logto_webhooks.mapping.apply_run import ApplyRun
+from logto_webhooks.mapping.ends import blocker
 from logto_webhooks.mapping.links import AMBIGUOUS, COMPARING
 from logto_webhooks.mapping.table_writer import PlannedRow
 from logto_webhooks.records.record import Key
 
 Result = tuple[str, PlannedRow, RowState]  # of a mapping: what was planned, and what became of it
-Outcome = Literal["linked", "created", "changed", "deleted", "held", "ambiguous", "refused"]
-_UNWRITTEN = ("held", "ambiguous", "refused")
+Unwritten = Literal["waiting", "held", "ambiguous", "refused"]
+Outcome = Literal["linked", "created", "changed", "deleted"] | Unwritten
+_UNWRITTEN: Final = ("waiting", "held", "ambiguous", "refused")
 
 
 class Page(Struct, frozen=True):
@@ -31,7 +33,7 @@ class Page(Struct, frozen=True):
 class AppliedMapping(Struct, kw_only=True):
     """What became of all records of a mapping: of how many an existing row was linked, a row was
     created, changed or deleted, of how many the deletion is held, how many could be linked in
-    several ways, and how many others weren't written."""
+    several ways, how many wait for another row or a value, and how many others weren't written."""
 
     mapping: str
     records: int = 0
@@ -41,6 +43,7 @@ class AppliedMapping(Struct, kw_only=True):
     deleted: int = 0
     held: int = 0
     ambiguous: int = 0
+    waiting: int = 0
     refused: int = 0
 
 
@@ -91,7 +94,7 @@ class Tally:
                 if self._run.rehearses and not page.is_linking:
                     self._run.find_rows(name).records.append(plan.logto_id)
                 continue
-            outcome = self._judge(plan, state)
+            outcome = self._judge(of, plan, state)
             # A record can have several rows in a mapping of roles.
             if of == name and (plan.logto_id in own or of not in self._entities):
                 self._count_own(of, plan.logto_id, outcome)
@@ -124,26 +127,31 @@ class Tally:
         applied = self._by_name[name]
         setattr(applied, outcome, getattr(applied, outcome) + by)
 
-    def _judge(self, plan: PlannedRow, state: RowState) -> Outcome | None:
-        if state.state == "held":
-            return "held"
-        if plan.waits_for_end:
-            return "created" if self._will_be_here(state.blocked_by or "") else "refused"
-        if state.state != "ok":
-            return "ambiguous" if state.reason in AMBIGUOUS else "refused"
-        if plan.links:
-            return "linked"
-        outcomes: dict[str, Outcome] = {
-            "insert": "created",
-            "update": "changed",
-            "delete": "deleted",
-        }
-        return outcomes.get(plan.action)
+    def _judge(self, name: str, plan: PlannedRow, state: RowState) -> Outcome | None:
+        outcome = find_outcome(plan, state, self._run)
+        note_parent(self._ends[name], plan, outcome, self._run)
+        return outcome
 
-    def _will_be_here(self, end: str) -> bool:
-        """Whether the user, the organization or the member that a row waits for would have a row,
-        if this weren't a rehearsal."""
-        kind, _, logto_id = end.partition(":")
-        return self._run.rehearses and not any(
-            logto_id in self._unwritten[name] for name, of in self._ends.items() if of == kind
-        )
+
+def find_outcome(plan: PlannedRow, state: RowState, run: ApplyRun) -> Outcome | None:
+    """Return what became of a row, or what would have, if this is a rehearsal: then what a row
+    waits for isn't in the database. None if there was nothing to do."""
+    if state.state == "held":
+        return "held"
+    if plan.waits_for_end and run.has_parent(state.blocked_by):
+        return "created"
+    if state.state == "waiting":
+        return "waiting"
+    if state.state != "ok":
+        return "ambiguous" if state.reason in AMBIGUOUS else "refused"
+    if plan.links:
+        return "linked"
+    outcomes: dict[str, Outcome] = {"insert": "created", "update": "changed", "delete": "deleted"}
+    return outcomes.get(plan.action)
+
+
+def note_parent(kind: str, plan: PlannedRow, outcome: Outcome | None, run: ApplyRun) -> None:
+    """Note in a rehearsal whether other rows could refer to a row."""
+    if run.rehearses and kind in ("user", "organization", "member"):
+        is_written = outcome in ("created", "linked")
+        run.note_parent(blocker(kind, plan.logto_id), is_written=is_written)
