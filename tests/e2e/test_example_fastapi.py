@@ -71,7 +71,7 @@ class Application:
         self._page = page
 
     def __enter__(self) -> Application:
-        line = "uvicorn app.main:app --port 8787"
+        line = "uvicorn app.main:app --port 8787 --timeout-keep-alive 75"
         assert f"\n{line}\n" in README
         self._started = self._page.start("uvicorn", line, "Uvicorn running")
         self.process = self._started.process

@@ -28,7 +28,7 @@ from tests.support.waiting import until
 
 FOLDER = Path(__file__).parents[2] / "examples/own_tables"
 README = (FOLDER / "README.md").read_text()
-SERVE = "uvicorn teams.main:app --port 8787"
+SERVE = "uvicorn teams.main:app --port 8787 --timeout-keep-alive 75"
 MOST_LINES = 25
 EXISTING: list[dict[str, Any]] = [
     {"email": "Ana@example.com", "first_name": "Anna", "plan": "paid", "active": True},
