@@ -451,10 +451,6 @@ class EntityWriter(TableWriter):
             inner[key.path[-1]] = logto_id
         return {key.column.key: document}
 
-    def plan(self, ids: Sequence[str]) -> list[PlannedRow]:
-        """Plan what is to be done with records' rows."""
-        return self._plan(ids, self._states.find(ids))
-
     def find_extra(
         self, after: tuple[Any, ...], limit: int
     ) -> tuple[list[str], tuple[Any, ...] | None]:

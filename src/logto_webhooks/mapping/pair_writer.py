@@ -86,11 +86,6 @@ class PairWriter(TableWriter):
         """Return those of the records that have pairs, in order."""
         return sorted({pair.record_id for pair in self._read(ids)})
 
-    def plan(self, ids: Sequence[str]) -> list[PlannedRow]:
-        """Plan what is to be done with the rows of records, except to remove some."""
-        pairs = self._read(ids)
-        return self._plan(pairs, self._states.find([pair.id for pair in pairs]))
-
     def find_extra(
         self, after: tuple[Any, ...], limit: int
     ) -> tuple[list[str], tuple[Any, ...] | None]:
