@@ -23,9 +23,12 @@ State = Literal["ok", "waiting", "conflict", "owed", "held"]
 # What rows that would be deleted are blocked by: Logto's second answer, or somebody who allows it.
 SECOND_ANSWER: Final = "second answer"
 PERMISSION: Final = "permission"
+ARRIVED: Final = "the rows of its memberships"  # what an end with many of them is blocked by
 UNCONFIRMED: Final = (
     "Logto has no such record, but no delivery says that it was deleted: asked again in a minute"
 )
+_ARRIVED: Final = "it has a row now, and those of its memberships have yet to be written"
+CHANGING: Final = "another transaction changes its record"
 NOT_WRITTEN: Final = "it changed in a process that doesn't have this mapping"
 
 
@@ -45,6 +48,15 @@ class RegisteredMapping(Struct, frozen=True, kw_only=True):
     definition: str
     applied_to: str | None = ""
     links: bool = False  # whether existing rows are linked
+
+
+class Arrival(Struct, frozen=True, kw_only=True):
+    """A user or an organization that has a row now, and whose memberships are looked at in steps,
+    for one mapping. `after` is the id of the other end of the last one."""
+
+    mapping: str
+    end: Key
+    after: str = ""
 
 
 class MappingCounts(MappingStatus, frozen=True, kw_only=True):
@@ -253,6 +265,52 @@ class MappingStore:
             insert.on_conflict_do_update(index_elements=["mapping", "logto_id"], set_=changed), rows
         )
 
+    def note_arrivals(self, mapping: str, ends: Collection[Key]) -> None:
+        """Note that the memberships of users and organizations have yet to be looked at."""
+        insert = insert_into(mapped_rows, self._connection.dialect.name).values(
+            mapping=mapping,
+            state="owed",
+            reason=_ARRIVED,
+            blocked_by=ARRIVED,
+            changed_at=now(),
+        )
+        again = {"row_id": None, "changed_at": now()}
+        insert = insert.on_conflict_do_update(index_elements=["mapping", "logto_id"], set_=again)
+        rows = [
+            {"kind": end.kind, "logto_id": _name_arrival(end), "record_id": end.id}
+            for end in sorted(ends)
+        ]
+        if rows:
+            self._connection.execute(insert, rows)
+
+    def lock_arrival(self, names: Collection[str]) -> Arrival | None:
+        """Lock a user or an organization whose memberships have yet to be looked at, and that
+        nobody else looks at now."""
+        query = (
+            sa.select(mapped_rows)
+            .where(mapped_rows.c.mapping.in_(names), is_not_ok)
+            .where(mapped_rows.c.blocked_by == ARRIVED)
+            .order_by(mapped_rows.c.changed_at)
+            .limit(1)
+            .with_for_update(skip_locked=True)
+        )
+        row = self._connection.execute(query).one_or_none()
+        if row is None:
+            return None
+        end = Key(row.kind, row.record_id)
+        return Arrival(mapping=row.mapping, end=end, after=row.row_id or "")
+
+    def move_arrival(self, arrival: Arrival, after: str | None) -> None:
+        """Store up to which membership a locked arrival was looked at; None if it was at all."""
+        is_it = sa.and_(
+            mapped_rows.c.mapping == arrival.mapping,
+            mapped_rows.c.logto_id == _name_arrival(arrival.end),
+        )
+        if after is None:
+            self._connection.execute(sa.delete(mapped_rows).where(is_it))
+        else:
+            self._connection.execute(sa.update(mapped_rows).where(is_it).values(row_id=after))
+
     def forget_deletions(self, name: str) -> None:
         """Forget how many rows of a mapping were lately deleted."""
         deleted_at = mapped_rows.c.deleted_at
@@ -286,7 +344,7 @@ class MappingStore:
         query = (
             sa.select(mapped_rows.c.kind, record)
             .where(mapped_rows.c.mapping.in_(names), mapped_rows.c.state.in_(states))
-            .where(is_not_ok)
+            .where(is_not_ok, mapped_rows.c.blocked_by.is_distinct_from(ARRIVED))
             .group_by(mapped_rows.c.kind, _RECORD)
             .order_by(*place)
             .limit(limit)
@@ -357,6 +415,11 @@ class MappingStore:
             query = query.where(mapped_rows.c.mapping.in_(names))
         row = self._connection.execute(query).mappings().one_or_none()
         return None if row is None else UnwrittenRow(**row)
+
+
+def _name_arrival(end: Key) -> str:
+    """The id of an end among those of memberships, which have a colon."""
+    return f"{end.kind} {end.id}"
 
 
 def lock_free_records(connection: sa.Connection, keys: Collection[Key]) -> set[Key]:

@@ -8,10 +8,18 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from logto_webhooks.database.mapped_rows import RegisteredMapping, RowState
+from logto_webhooks.database.mapped_rows import (
+    CHANGING,
+    NOT_WRITTEN,
+    MappingStore,
+    RegisteredMapping,
+    RowState,
+    lock_free_records,
+)
 from logto_webhooks.database.sessions import APP_SCHEMAS
 from logto_webhooks.errors import InvalidMapping
 from logto_webhooks.mapping.apply_run import ApplyRun
+from logto_webhooks.mapping.arrivals import split_by_size
 from logto_webhooks.mapping.declare import EntityMapping, MappedKind
 from logto_webhooks.mapping.declare_pairs import PairMapping
 from logto_webhooks.mapping.deletions import (
@@ -141,13 +149,15 @@ class Mappings:
             ids[key.kind].add(key.id)
         over = self._remove_pairs(connection, pair_writers, entity_writers, ids)
         ends = {end for key in over for end in ends_of(key)}
-        changed: list[str] = []
         for entity_writer in entity_writers:
-            changed += self._write_entities(entity_writer, ids[entity_writer.kind], ends)
+            self._write_entities(entity_writer, ids[entity_writer.kind], ends)
+        parents: list[EntityWriter | PairWriter] = [*entity_writers]
         for writer in pair_writers:
-            records = writer.find_waiting(changed).union(ids[writer.kind])
-            writer.attempt(writer.write, writer.find_present(records))
-            changed += [blocker("member", id_) for id_ in writer.written if writer.is_of_members]
+            follow = self._find_followers(connection, writer, parents, registered, run)
+            writer.attempt(writer.write, writer.find_present(follow.union(ids[writer.kind])))
+            parents.append(writer)
+        for name in registered.keys() - current:
+            self._owe_followers(connection, registered[name], entity_writers, run)
         if tell is not None:
             for any_writer in (*entity_writers, *pair_writers):
                 for plan, state in any_writer.results:
@@ -198,14 +208,65 @@ class Mappings:
 
     def _write_entities(
         self, writer: EntityWriter, ids: Collection[str], ends: Collection[Key]
-    ) -> list[str]:
-        """Write users or organizations; return those for which memberships may have waited."""
+    ) -> None:
+        """Write users or organizations, and those whose rows couldn't be deleted before."""
         # A row that memberships referred to couldn't be deleted before.
         of_kind = {end.id for end in ends if end.kind == writer.kind}.difference(ids)
         freed = writer.find_unsettled(of_kind) if of_kind else []
         if ids or freed:
             writer.attempt(writer.write, sorted({*ids, *freed}))
-        return [blocker(writer.kind, id_) for id_ in writer.changed]
+
+    @staticmethod
+    def _find_followers(
+        connection: sa.Connection,
+        writer: PairWriter,
+        parents: Sequence[EntityWriter | PairWriter],
+        registered: Mapping[str, RegisteredMapping],
+        run: ApplyRun | None,
+    ) -> set[str]:
+        """Return the records of a mapping of memberships or roles whose user, organization or
+        member has a row, or another one, since now. They are locked; the others are owed."""
+        came: set[Key] = set()
+        blockers: list[str] = []
+        for parent in parents:
+            if writer.refers_to(parent):
+                came |= {Key(parent.kind, id_) for id_ in parent.came}
+                kind = parent.kind if isinstance(parent, EntityWriter) else "member"
+                blockers += [blocker(kind, id_) for id_ in parent.came]
+        if not came:
+            return set()
+        if run is not None and registered[writer.name].applied_to == "":
+            return writer.find_waiting(blockers)  # it is going to be applied to all records
+        ends = {key for key in came if key.kind != writer.kind}
+        followers = came - ends
+        store = MappingStore(connection)
+        if ends:
+            few, many = split_by_size(connection, ends)
+            store.note_arrivals(writer.name, many)
+            free = lock_free_records(connection, few)
+            store.mark_owed(registered[writer.name], few - free, CHANGING)
+            followers |= free
+        return {key.id for key in followers}
+
+    @staticmethod
+    def _owe_followers(
+        connection: sa.Connection,
+        mapping: RegisteredMapping,
+        writers: Sequence[EntityWriter],
+        run: ApplyRun | None,
+    ) -> None:
+        """Note for a mapping that this process can't write whose memberships and roles may get
+        rows."""
+        came = {Key(writer.kind, id_) for writer in writers for id_ in writer.came}
+        if not came or (run is not None and mapping.applied_to == ""):
+            return
+        store = MappingStore(connection)
+        if mapping.kind == "membership":
+            few, many = split_by_size(connection, came)
+            store.mark_owed(mapping, few, NOT_WRITTEN)
+            store.note_arrivals(mapping.name, many)
+        else:
+            store.mark_owed(mapping, came, NOT_WRITTEN)
 
 
 def _check_ends(pair: PairMapping, mappings: Sequence[EntityMapping | PairMapping]) -> None:

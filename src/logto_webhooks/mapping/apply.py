@@ -9,7 +9,13 @@ from typing import Final
 import sqlalchemy as sa
 from msgspec.structs import replace
 
-from logto_webhooks.database.mapped_rows import LINKING, RegisteredMapping, RowState, State
+from logto_webhooks.database.mapped_rows import (
+    CHANGING,
+    LINKING,
+    RegisteredMapping,
+    RowState,
+    State,
+)
 from logto_webhooks.database.runner import TransactionRunner, run_or_rehearse
 from logto_webhooks.database.schema import members
 from logto_webhooks.database.store import Store
@@ -17,6 +23,7 @@ from logto_webhooks.errors import InvalidMapping
 from logto_webhooks.event_loop import forever
 from logto_webhooks.mapping import Mappings
 from logto_webhooks.mapping.apply_run import ApplyRun
+from logto_webhooks.mapping.arrivals import find_other_end, list_memberships
 from logto_webhooks.mapping.links import COMPARING
 from logto_webhooks.mapping.mirror import TABLES
 from logto_webhooks.mapping.table_writer import PlannedRow
@@ -29,14 +36,14 @@ SLOW: Final = 30  # looks until everything refused is tried again
 _OUTDATED: Final = (
     "a newer release of your application maps it differently, and is running: use that release"
 )
-_CHANGING: Final = "another transaction changes its record"
 OWED: Final[tuple[State, ...]] = ("owed",)
 UNSETTLED: Final[tuple[State, ...]] = ("owed", "waiting", "conflict")
 
 
 async def apply_step(host: TransactionRunner, mappings: Mappings) -> int | None:
-    """Write the rows of the next records of a mapping that isn't applied to all of them. Return how
-    many these were; None if all mappings are applied, or others apply them now.
+    """Write the rows of the next records of a mapping that isn't applied to all of them, or of the
+    next memberships of a user or an organization that has a row now. Return how many these were;
+    None if nothing is left, or others do it now.
 
     Raises StoreUnavailable.
     """
@@ -172,7 +179,7 @@ def _write_page(
     """Write the rows of records. Those that somebody else has locked now are owed."""
     free = store.lock_free(keys)
     mappings.write(store.connection, free, registered, tell, run)
-    store.mappings.mark_owed(mapping, set(keys) - free, _CHANGING)
+    store.mappings.mark_owed(mapping, set(keys) - free, CHANGING)
 
 
 async def keep_applied(host: TransactionRunner, mappings: Mappings) -> None:
@@ -209,7 +216,7 @@ def _apply_step(store: Store, mappings: Mappings) -> int | None:
     current = mappings.find_current(registered)
     mapping = store.mappings.lock_unapplied(current) if current else None
     if mapping is None:
-        return None
+        return _write_followers(store, mappings, registered) if current else None
     is_linking = mapping.applied_to == LINKING
     keys = _list_page(store, mapping, "" if is_linking else mapping.applied_to or "")
     _write_page(store, mappings, mapping, keys, registered, run=ApplyRun())
@@ -219,6 +226,21 @@ def _apply_step(store: Store, mappings: Mappings) -> int | None:
         store.mappings.set_applied(mapping.name, LINKING if links and not is_linking else None)
     elif not is_linking:
         store.mappings.set_applied(mapping.name, keys[-1].id)
+    return len(keys)
+
+
+def _write_followers(
+    store: Store, mappings: Mappings, registered: Mapping[str, RegisteredMapping]
+) -> int | None:
+    """Write the rows of the next memberships of a user or an organization that has a row now.
+    Return how many these were; None if there is no such user or organization."""
+    arrival = store.mappings.lock_arrival(mappings.find_current(registered))
+    if arrival is None:
+        return None
+    keys = list_memberships(store.connection, arrival.end, PAGE, arrival.after)
+    _write_page(store, mappings, registered[arrival.mapping], keys, registered)
+    after = find_other_end(arrival.end, keys[-1]).id if len(keys) == PAGE else None
+    store.mappings.move_arrival(arrival, after)
     return len(keys)
 
 

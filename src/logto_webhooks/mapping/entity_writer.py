@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from logto_webhooks.database.dialect import among
 from logto_webhooks.database.mapped_rows import (
+    CHANGING,
     LINKING,
     RowState,
     encode_id,
@@ -34,6 +35,7 @@ from logto_webhooks.mapping.table_writer import (
     PlannedRow,
     TableWriter,
     block,
+    find_new_rows,
     refuse,
     translate_row_errors,
 )
@@ -63,7 +65,7 @@ class EntityWriter(TableWriter):
         self._is_compared = applied_to in (None, LINKING)
         self.kind = mapping.kind
         self._mapping = mapping
-        self.changed: set[str] = set()  # records whose row came, went or changed its primary key
+        self.came: set[str] = set()  # records that have a row, or another one, since now
 
     def write(self, ids: Collection[str]) -> None:
         """Write the rows of records, and of those that waited for what they had.
@@ -90,8 +92,7 @@ class EntityWriter(TableWriter):
         }
         if busy := set(ids) - locked:
             stored = self._states.find(busy)
-            problem = "another transaction changes its record"
-            owed = [block(state, "owed", problem) for state in stored.values()]
+            owed = [block(state, "owed", CHANGING) for state in stored.values()]
             self._states.save(owed, stored)
         return locked
 
@@ -112,7 +113,7 @@ class EntityWriter(TableWriter):
         self._states.save(states.values(), stored)
         self.results += [(self._planned[i], state) for i, state in states.items()]
         done = [self._planned[i] for i, state in states.items() if state.state == "ok"]
-        self.changed.update(p.logto_id for p in done if p.links or p.action in ("insert", "delete"))
+        self.came |= find_new_rows(states, stored, self._planned)
         if self._rehearsal is not None:
             self._claim(done, self._rehearsal)
         self._guard.note([plan.logto_id for plan in done if plan.deletes])
@@ -212,7 +213,7 @@ class EntityWriter(TableWriter):
         missing = [
             name
             for name, value in values.items()
-            if value is None and not self._table.c[name].nullable
+            if value is None and not self.table.c[name].nullable
         ]
         if missing:
             problem = f"{missing[0]} is NOT NULL, but Logto has no value"
@@ -433,7 +434,7 @@ class EntityWriter(TableWriter):
         if isinstance(mapping.when_deleted, dict):
             names |= mapping.when_deleted.keys()
         names |= {column.key for column in self._primary_key}
-        return [column for column in self._table.c if column.key in names]
+        return [column for column in self.table.c if column.key in names]
 
     def _key_values(self, logto_id: str | None, own: sa.RowMapping | None) -> dict[str, Any]:
         """The value of the key's column; of a JSON document, only the key's path changes."""

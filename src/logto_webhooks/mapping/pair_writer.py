@@ -32,6 +32,7 @@ from logto_webhooks.mapping.table_writer import (
     PlannedRow,
     TableWriter,
     block,
+    find_new_rows,
     refuse,
 )
 from logto_webhooks.records.record import Key
@@ -66,7 +67,7 @@ class PairWriter(TableWriter):
         self._mapping = mapping
         self._ends = [(end, self._make_values(end, parents)) for end in mapping.ends]
         self._pairs: dict[str, list[Pair]] = {}  # by record, as read before
-        self.written: set[str] = set()  # records with a new row
+        self.came: set[str] = set()  # records that have a row, or another one, since now
 
     def _make_values(self, end: End, parents: Collection[EntityMapping | PairMapping]) -> EndValues:
         if isinstance(end, RoleEnd):
@@ -77,6 +78,10 @@ class PairWriter(TableWriter):
         if isinstance(mapping, EntityMapping):
             return OwnParents(end, EntityWriter(self._connection, mapping, self._schemas))
         return OwnParents(end, PairWriter(self._connection, mapping, parents, self._schemas))
+
+    def refers_to(self, parent: TableWriter) -> bool:
+        """Whether rows hold primary keys of another mapping's rows."""
+        return any(end.refers_to is parent.table for end in self._mapping.ends)
 
     def find_waiting(self, blockers: Collection[str]) -> set[str]:
         """Return the records whose rows wait for these users, organizations and members."""
@@ -189,7 +194,8 @@ class PairWriter(TableWriter):
                 states[plan.logto_id] = replace(state, row_id=encode_id(self._key_of(row)))
         self._states.save(states.values(), stored)
         self.results += [(plan, states[plan.logto_id]) for plan in plans]
-        self.written.update(plan.state.record_id or plan.logto_id for plan in inserted)
+        new = find_new_rows(states, stored, {plan.logto_id: plan for plan in plans})
+        self.came.update(states[id_].record_id or id_ for id_ in new)
         excluded = stored.keys() - states.keys()
         self._states.forget([id_ for id_ in excluded if stored[id_].row_id is None])
 
@@ -362,7 +368,7 @@ class PairWriter(TableWriter):
             return {}
         columns = [end.column for end, _ in self._ends]
         names = {column.key for column in (*columns, *self._primary_key)}
-        read = [c for c in self._table.c if c.key in names | self._mapping.columns.keys()]
+        read = [c for c in self.table.c if c.key in names | self._mapping.columns.keys()]
         query = sa.select(*read).where(
             *(column.in_({values[i] for values in ends}) for i, column in enumerate(columns))
         )

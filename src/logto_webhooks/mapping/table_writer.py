@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -83,7 +83,7 @@ class TableWriter:
         self.name = mapping.name
         self._connection = connection
         self._schemas = schemas
-        self._table = mapping.table
+        self.table = mapping.table
         self._primary_key = mapping.primary_key
         self._states = StateStore(connection, mapping.name, mapping.kind)
         self.results: list[tuple[PlannedRow, RowState]] = []  # what was planned, and what became
@@ -161,7 +161,7 @@ class TableWriter:
         if not deletions or self._connection.dialect.name != "sqlite":
             return {}
         states: dict[str, RowState] = {}
-        for table, column, place in _list_references(self._connection, self._table):
+        for table, column, place in _list_references(self._connection, self.table):
             by_value = {plan.deleted_key[place]: plan for plan in deletions}
             query = sa.select(column).where(column.in_(list(by_value))).distinct()
             for value in self._connection.scalars(query):
@@ -210,12 +210,12 @@ class TableWriter:
             if plan.action == "insert":
                 inserts.setdefault(tuple(sorted(plan.values)), []).append(plan.values)
         for rows in inserts.values():
-            self._run_rows(sa.insert(self._table), rows)
+            self._run_rows(sa.insert(self.table), rows)
 
     def _delete(self, keys: Sequence[tuple[Any, ...]]) -> None:
         if keys:
             where, values = self._match_keys(keys)
-            self._run_rows(sa.delete(self._table).where(where), values)
+            self._run_rows(sa.delete(self.table).where(where), values)
 
     def _update(self, plans: Sequence[PlannedRow]) -> None:
         groups: dict[tuple[str, ...], list[PlannedRow]] = {}
@@ -225,14 +225,14 @@ class TableWriter:
         for names, group in groups.items():
             where, values = self._match_keys([plan.primary_key for plan in group])
             sets = {
-                name: sa.bindparam(f"new_{i}", type_=self._table.c[name].type)
+                name: sa.bindparam(f"new_{i}", type_=self.table.c[name].type)
                 for i, name in enumerate(names)
             }
             rows = [
                 row | {f"new_{i}": plan.values[name] for i, name in enumerate(names)}
                 for row, plan in zip(values, group, strict=True)
             ]
-            self._run_rows(sa.update(self._table).where(where).values(sets), rows)
+            self._run_rows(sa.update(self.table).where(where).values(sets), rows)
 
     def _match_keys(
         self, keys: Sequence[tuple[Any, ...]]
@@ -251,7 +251,7 @@ class TableWriter:
         return {
             name: value
             for name, value in values.items()
-            if name not in own or not _is_equal(own[name], value, self._table.c[name].type)
+            if name not in own or not _is_equal(own[name], value, self.table.c[name].type)
         }
 
     def _id_after(self, own: sa.RowMapping, changed: dict[str, Any]) -> str:
@@ -272,7 +272,7 @@ class TableWriter:
         problem = describe_error(error, self._connection)
         if plan is None or not problem.startswith((_MISFIT, _DATA_ERROR)):
             return problem
-        return find_misfit(self._table, plan.values) or problem
+        return find_misfit(self.table, plan.values) or problem
 
 
 def check_constraints(connection: sa.Connection) -> None:
@@ -330,6 +330,26 @@ def _implementation_of(column_type: Any) -> Any:
 
 def _to_utc(moment: datetime) -> datetime:
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
+
+
+def find_new_rows(
+    states: Mapping[str, RowState],
+    stored: Mapping[str, RowState],
+    plans: Mapping[str, PlannedRow],
+) -> set[str]:
+    """Return the ids of those who have a row, or another one, since their state was stored. SQLite
+    can give a new row the primary key of one that the application deleted."""
+    return {
+        id_
+        for id_, state in states.items()
+        if state.row_id is not None
+        and (
+            plans[id_].action == "insert"
+            or plans[id_].links
+            or id_ not in stored
+            or stored[id_].row_id != state.row_id
+        )
+    }
 
 
 def refuse(state: RowState, new: Any, reason: str, blocked_by: str | None = None) -> PlannedRow:
