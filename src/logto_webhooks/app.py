@@ -389,8 +389,8 @@ class LogtoWebhooks(Admin):
     async def lifespan(self, app: object = None) -> AsyncIterator[None]:
         """Receive deliveries, apply them, and run handlers while the context is open.
 
-        Raises StoreUnavailable, SchemaMismatch, SettingInvalid, InvalidHandler, and
-        StartedElsewhere if it is entered on another event loop, too.
+        Raises StoreUnavailable, SchemaMismatch, SettingInvalid, InvalidHandler, InvalidMapping,
+        and StartedElsewhere if it is entered on another event loop, too.
         """
         if self._environment is None and not self._settings().uses_api:
             _warn_about_unread_credentials()

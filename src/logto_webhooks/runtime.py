@@ -351,10 +351,11 @@ class WorkerGroup:
         mappings: Mappings | None = None,
     ) -> None:
         """With a `handlers_database`, the same database for another event loop, handlers run on
-        their own loop, if there are any. Raises InvalidHandler."""
+        their own loop, if there are any. Raises InvalidHandler, and InvalidMapping."""
         self._mappings = mappings or Mappings()
         database.host.project = self._mappings.write
         handlers.fit(database.host.provides)
+        self._mappings.check_complete()
         handlers_database = handlers_database if len(handlers) else None
         self._database = database
         self._handlers = handlers

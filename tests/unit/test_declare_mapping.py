@@ -270,3 +270,18 @@ def test_columns_that_cannot_say_whose_row_it_is_are_refused(
     with pytest.raises(InvalidMapping) as error:
         declare_members(Member, **ends)
     assert problem in str(error.value)
+
+
+def test_what_columns_of_members_refer_to_must_be_mapped_at_the_start() -> None:
+    """A number can't hold Logto's id. Until the start, it can be mapped later."""
+    mappings = Mappings()
+    mappings.add(declare_members(Member, organization="team_id", user="user_id"))
+    map_user(mappings)
+    with pytest.raises(InvalidMapping) as error:
+        mappings.check_complete()
+    assert str(error.value) == (
+        "The mapping of members can't be registered: organization=team_id refers to teams, which "
+        "isn't mapped: call map_organizations with it, too."
+    )
+    map_team(mappings)
+    mappings.check_complete()

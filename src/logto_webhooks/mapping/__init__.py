@@ -32,6 +32,7 @@ from logto_webhooks.mapping.deletions import (
 from logto_webhooks.mapping.ends import blocker
 from logto_webhooks.mapping.entity_writer import EntityWriter
 from logto_webhooks.mapping.pair_writer import PairWriter
+from logto_webhooks.mapping.sources import find_python_type, is_unfit
 from logto_webhooks.mapping.table_writer import PlannedRow
 from logto_webhooks.records.record import Key, Kind
 
@@ -64,6 +65,24 @@ class Mappings:
                 raise InvalidMapping(table=mapping.name, problem=f"{problem}map_members first")
         self.pairs.append(mapping)
         self.pairs.sort(key=lambda pair: pair.pair != "member")
+
+    def check_complete(self) -> None:
+        """Check, when all mappings are registered, that what columns refer to is mapped, unless
+        they can hold Logto's ids. Raises InvalidMapping."""
+        tables = [mapping.table for mapping in self.all]
+        for pair in self.pairs:
+            for end in pair.ends:
+                own = find_python_type(end.column)
+                holds_id = own is None or not is_unfit(str, own)
+                is_owner = end.kind in ("user", "organization")
+                if holds_id or not is_owner or end.refers_to in tables:
+                    continue
+                table = "no table" if end.refers_to is None else end.refers_to.fullname
+                problem = (
+                    f"{end.kind}={end.column.name} refers to {table}, which isn't mapped: call "
+                    f"map_{end.kind}s with it, too"
+                )
+                raise InvalidMapping(table=pair.name, problem=problem)
 
     @property
     def all(self) -> list[EntityMapping | PairMapping]:
