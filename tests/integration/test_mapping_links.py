@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -207,28 +204,3 @@ def test_members_of_a_composite_key_are_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(InvalidMapping, match="several columns"):
         declare_members(members, organization="team", user="user")
-
-
-@pytest.mark.process
-def test_a_definition_is_the_same_in_every_process() -> None:
-    """Whatever the order of a set, or where a function lies in memory."""
-    code = (
-        "import functools, sqlalchemy as sa\n"
-        "from logto_webhooks.mapping.declare import declare_entities\n"
-        "t = sa.Table('t', sa.MetaData(), sa.Column('id', sa.Text, primary_key=True),"
-        " sa.Column('a', sa.Text), sa.Column('b', sa.Text))\n"
-        "def read(user, field): return [getattr(user, name) for name in (field,)][0]\n"
-        "m = declare_entities('user', t, key='id', when_deleted='delete', columns={"
-        "'a': lambda user: 'x' if user.username in {'a', 'b', 'c'} else None,"
-        " 'b': functools.partial(read, field='email')})\n"
-        "print(m.definition)"
-    )
-    definitions = set()
-    for seed in ("1", "2", "3"):
-        environment = os.environ | {"PYTHONHASHSEED": seed}
-        printed = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, env=environment
-        )
-        definitions.add(printed.stdout)
-    assert len(definitions) == 1
-    assert definitions != {""}

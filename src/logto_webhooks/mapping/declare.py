@@ -6,11 +6,8 @@ database.
 
 from __future__ import annotations
 
-import functools
-import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
-from types import CodeType
 from typing import Any, Final, Literal
 
 import sqlalchemy as sa
@@ -18,6 +15,7 @@ from msgspec import Struct
 
 from logto_webhooks.errors import InvalidMapping
 from logto_webhooks.events.local import OrganizationRow, UserRow
+from logto_webhooks.mapping.definition import describe_definition
 from logto_webhooks.mapping.sources import (
     check_function,
     check_type,
@@ -133,9 +131,20 @@ def declare_entities(
         where=_every if where is None else check_where(where, problem),
         create=create,
         when_deleted=_read_deletion(when_deleted, finder),
-        definition=define(
-            finder,
-            *(key, columns, fill or {}, where, create, link, create_defaults or {}, when_deleted),
+        definition=describe_definition(
+            {
+                "key": [key_column.column, *key_column.path],
+                "columns": name_columns(columns, finder),
+                "fill": name_columns(fill or {}, finder),
+                "where": where,
+                "create": create,
+                "link": link,
+                "create_defaults": name_columns(create_defaults or {}, finder),
+                "when_deleted": when_deleted
+                if isinstance(when_deleted, str)
+                else name_columns(when_deleted, finder),
+            },
+            problem,
         ),
     )
     _check(mapping, problem)
@@ -168,35 +177,9 @@ def check_where(where: Any, problem: Problem) -> Callable[[Any], bool]:
     return check_function("`where`", where, problem, "true or false")
 
 
-def define(finder: ColumnFinder, *parts: Any) -> str:
-    """Describe what fills rows, so that a changed mapping is noticed. Functions count by their
-    code."""
-
-    def describe(part: Any) -> str:
-        if isinstance(part, Mapping):
-            pairs = [f"{finder.find(name).key}={describe(source)}" for name, source in part.items()]
-            return ", ".join(sorted(pairs))
-        if isinstance(part, functools.partial):
-            return describe([part.func, *part.args, *map(str, sorted(part.keywords.items()))])
-        if isinstance(part, list | tuple):
-            return f"[{', '.join(map(describe, part))}]"
-        code = getattr(part, "__code__", None)
-        if code is None and callable(part) and not isinstance(part, sa.sql.ClauseElement):
-            return f"{part.__module__}.{getattr(part, '__qualname__', type(part).__qualname__)}"
-        return str(part) if code is None else _describe_code(code)
-
-    text = "; ".join(describe(part) for part in parts)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-def _describe_code(code: CodeType) -> str:
-    constants = [
-        _describe_code(constant)
-        if isinstance(constant, CodeType)
-        else repr(sorted(constant, key=repr) if isinstance(constant, frozenset) else constant)
-        for constant in code.co_consts
-    ]
-    return f"{code.co_code.hex()} {code.co_names} {constants}"
+def name_columns(values: Mapping[ColumnName, Any], finder: ColumnFinder) -> dict[str, Any]:
+    """Return values by the names of their columns, however the application wrote these."""
+    return {str(finder.find(name).key): value for name, value in values.items()}
 
 
 def find_table(target: Any) -> sa.Table:

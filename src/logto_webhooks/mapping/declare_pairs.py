@@ -16,11 +16,12 @@ from logto_webhooks.mapping.declare import (
     Read,
     check_required,
     check_where,
-    define,
     find_table,
     make_reader,
+    name_columns,
     read_defaults,
 )
+from logto_webhooks.mapping.definition import describe_definition
 
 PairKind = Literal["member", "user_role", "member_role"]
 EndKind = Literal["organization", "user", "member", "role"]
@@ -208,7 +209,15 @@ def _declare(
         columns=reads,
         create_defaults=defaults,
         where=None if where is None else check_where(where, problem),
-        definition=define(finder, described, columns, create_defaults or {}, where),
+        definition=describe_definition(
+            {
+                "ends": described,
+                "columns": name_columns(columns, finder),
+                "create_defaults": name_columns(create_defaults or {}, finder),
+                "where": where,
+            },
+            problem,
+        ),
     )
 
 
