@@ -6,7 +6,7 @@ database.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
@@ -60,6 +60,16 @@ class Link(Struct, frozen=True):
     condition: Callable[[Any], sa.ColumnElement[bool]] | None = None
 
 
+class UniqueColumn(Struct, frozen=True):
+    """A column with a unique constraint or index. Unless it `is_sure`, two rows can have the same
+    value: those that don't fulfil the `condition` of the index, or in which an expression differs.
+    """
+
+    column: sa.Column[Any]
+    condition: Any = None
+    is_sure: bool = True
+
+
 class EntityMapping(Struct, frozen=True, kw_only=True):
     """A mapping of users or of organizations onto a table."""
 
@@ -84,13 +94,19 @@ class EntityMapping(Struct, frozen=True, kw_only=True):
 
     @property
     def unique_columns(self) -> list[sa.Column[Any]]:
-        """The mapped columns whose value only one row may have."""
-        unique = {
-            constraint_columns[0].name
-            for constraint_columns in _unique_columns(self.table)
-            if len(constraint_columns) == 1
-        }
-        return [self.table.c[name] for name in self.columns if self.table.c[name].name in unique]
+        """The mapped columns whose value surely only one row may have."""
+        unique = [each.column for each in self.list_unique("postgresql") if each.is_sure]
+        return list(dict.fromkeys(unique))
+
+    def list_unique(self, dialect: str) -> list[UniqueColumn]:
+        """List the mapped columns whose value only one row may have, surely unique ones first."""
+        unique = [
+            UniqueColumn(self.table.c[name], of_column.condition, of_column.is_sure)
+            for of_column in _list_unique(self.table, dialect)
+            for name in self.columns
+            if self.table.c[name] is of_column.column
+        ]
+        return sorted(unique, key=lambda of_column: not of_column.is_sure)
 
 
 def declare_entities(
@@ -373,18 +389,15 @@ def is_required(column: sa.Column[Any]) -> bool:
     )
 
 
-def _unique_columns(table: sa.Table) -> list[list[sa.Column[Any]]]:
-    constraints = [
-        list(constraint.columns)
-        for constraint in table.constraints
-        if isinstance(constraint, sa.UniqueConstraint)
-    ]
-    indexes = [
-        [column for column in index.columns if isinstance(column, sa.Column)]
-        for index in table.indexes
-        if index.unique
-    ]
-    return constraints + indexes
+def _list_unique(table: sa.Table, dialect: str) -> Iterator[UniqueColumn]:
+    for constraint in table.constraints:
+        if isinstance(constraint, sa.UniqueConstraint) and len(constraint.columns) == 1:
+            yield UniqueColumn(constraint.columns[0])
+    for index in table.indexes:
+        if index.unique and len(index.columns) == 1:
+            condition = index.dialect_options[dialect]["where"]
+            is_column = isinstance(index.expressions[0], sa.Column)
+            yield UniqueColumn(index.columns[0], condition, condition is None and is_column)
 
 
 def _every(row: Any) -> bool:

@@ -19,7 +19,7 @@ from logto_webhooks.database.mapped_rows import (
 )
 from logto_webhooks.errors import RowRejected, StoreUnavailable, TimedOut
 from logto_webhooks.mapping.apply_run import ApplyRun
-from logto_webhooks.mapping.declare import EntityMapping
+from logto_webhooks.mapping.declare import EntityMapping, UniqueColumn
 from logto_webhooks.mapping.deletions import (
     TOO_MANY,
     DeletionGuard,
@@ -65,6 +65,7 @@ class EntityWriter(TableWriter):
         self._is_compared = applied_to in (None, LINKING)
         self.kind = mapping.kind
         self._mapping = mapping
+        self._unique = mapping.list_unique(connection.dialect.name)
         self.came: set[str] = set()  # records that have a row, or another one, since now
 
     def write(self, ids: Collection[str]) -> None:
@@ -311,11 +312,12 @@ class EntityWriter(TableWriter):
         problem = self._explain(error, plan)
         return {plan.logto_id: block(plan.state, "conflict", problem, holder)}
 
-    def _find_taken(self, plans: Sequence[PlannedRow]) -> dict[str, tuple[str, str]]:
+    def _find_taken(self, plans: Sequence[PlannedRow]) -> dict[str, tuple[str, UniqueColumn]]:
         """Find the rows that want a unique value of another row. Return the primary key of that
         row, and the column."""
-        taken: dict[str, tuple[str, str]] = {}
-        for column in self._mapping.unique_columns:
+        taken: dict[str, tuple[str, UniqueColumn]] = {}
+        for unique in self._unique:
+            column = unique.column
             wanted = {
                 value: plan
                 for plan in plans
@@ -324,12 +326,18 @@ class EntityWriter(TableWriter):
             if not wanted:
                 continue
             query = sa.select(*self._primary_key, column).where(column.in_(list(wanted)))
+            if unique.condition is not None:
+                query = query.where(unique.condition)
             for row in self._run(query):
                 key, value = tuple(row)[:-1], row[-1]
                 plan = wanted.get(value)
                 if plan is not None and key != plan.primary_key:
-                    taken.setdefault(plan.logto_id, (encode_id(key), column.name))
+                    taken.setdefault(plan.logto_id, (encode_id(key), unique))
         return taken
+
+    @property
+    def _surely_unique(self) -> list[sa.Column[Any]]:
+        return [unique.column for unique in self._unique if unique.is_sure]
 
     def _find_claimed(self, plans: Sequence[PlannedRow]) -> dict[str, RowState]:
         """Refuse rows whose unique value another row would have, if this weren't a rehearsal."""
@@ -337,7 +345,7 @@ class EntityWriter(TableWriter):
             return {}
         return {
             plan.logto_id: block(plan.state, "conflict", TAKEN.format(column.name))
-            for column in self._mapping.unique_columns
+            for column in self._surely_unique
             for plan in plans
             if column.key in plan.values
             and self._rehearsal.is_claimed(
@@ -346,36 +354,39 @@ class EntityWriter(TableWriter):
         }
 
     def _claim(self, plans: Sequence[PlannedRow], run: ApplyRun) -> None:
-        for column in self._mapping.unique_columns:
+        for column in self._surely_unique:
             for plan in plans:
                 if column.key in plan.values:
                     name = f"{self.name}.{column.key}"
                     run.claim(name, plan.values[column.key], plan.logto_id)
 
     def _write_taken(
-        self, plans: Sequence[PlannedRow], taken: Mapping[str, tuple[str, str]]
+        self, plans: Sequence[PlannedRow], taken: Mapping[str, tuple[str, UniqueColumn]]
     ) -> dict[str, RowState]:
         """Write rows whose unique value another row had, one by one, because that may give it up. A
-        row that isn't a record's won't, so that is a conflict at once."""
+        row that isn't a record's won't, so that is a conflict at once if the value is surely
+        unique."""
         holders = {taken[plan.logto_id][0] for plan in plans}
         owners = self._states.find_owners(holders) if holders else {}
         states: dict[str, RowState] = {}
         for plan in plans:
-            holder, column = taken[plan.logto_id]
-            if owners.get(holder):
+            holder, unique = taken[plan.logto_id]
+            if owners.get(holder) or not unique.is_sure:
                 states |= self._write_in_time([plan])
             else:
-                problem = TAKEN.format(column)
+                problem = TAKEN.format(unique.column.name)
                 states[plan.logto_id] = block(plan.state, "conflict", problem, holder)
         return states
 
     def _find_holder(self, plan: PlannedRow) -> str | None:
         """The primary key of another row that has a unique value which this one wants."""
-        for column in self._mapping.unique_columns:
-            value = plan.values.get(column.key)
+        for unique in self._unique:
+            value = plan.values.get(unique.column.key)
             if value is None:
                 continue
-            query = sa.select(*self._primary_key).where(column == value)
+            query = sa.select(*self._primary_key).where(unique.column == value)
+            if unique.condition is not None:
+                query = query.where(unique.condition)
             row = self._run(query).first()
             if row is not None and tuple(row) != plan.primary_key:
                 return encode_id(tuple(row))
@@ -406,7 +417,7 @@ class EntityWriter(TableWriter):
             for plan in ring:
                 freed = {
                     column.key: None if column.nullable else _placeholder(column, plan.logto_id)
-                    for column in self._mapping.unique_columns
+                    for column in (unique.column for unique in self._unique)
                     if column.key in plan.values and plan.action == "update"
                 }
                 if freed:

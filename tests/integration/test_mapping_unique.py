@@ -1,0 +1,120 @@
+"""What is unique only for some rows, or by an expression, is decided by the database."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from logto_webhooks.mapping.apply import retry_unsettled
+from logto_webhooks.testing import make
+from tests.integration.test_mapping import KINDS, Application
+from tests.integration.test_mapping_troubles import counts_of
+from tests.support.stores import Copy, StoreKind
+
+IS_LIVE = sa.text("active")
+
+
+class SoftDeleting(Application):
+    """Only rows that are active have an email of their own; names differ by an expression."""
+
+    def __init__(self, kind: StoreKind, folder: Path, *indexes: sa.Index) -> None:
+        super().__init__(kind, folder)
+        metadata = sa.MetaData(schema=self.metadata.schema)
+        self.users = sa.Table(
+            "people",
+            metadata,
+            sa.Column("id", sa.Integer, primary_key=True),
+            sa.Column("logto_user_id", sa.Text, unique=True),
+            sa.Column("email", sa.Text),
+            sa.Column("first_name", sa.Text),
+            sa.Column("plan", sa.Text, nullable=False),
+            sa.Column("active", sa.Boolean, nullable=False),
+            *indexes,
+        )
+        self.members = sa.Table(
+            "people_of_teams",
+            metadata,
+            sa.Column("id", sa.Integer, primary_key=True),
+            sa.Column("team_id", sa.Text, nullable=False),
+            sa.Column("user_id", sa.ForeignKey(self.users.c.id), nullable=False),
+            sa.Column("role", sa.Text, nullable=False),
+        )
+        with self.engine.begin() as connection:
+            metadata.create_all(connection)
+
+    def insert(self, email: str, *, active: bool) -> None:
+        """Insert a row of the application's own."""
+        with self.engine.begin() as connection:
+            values = {"email": email, "plan": "paid", "active": active}
+            connection.execute(sa.insert(self.users).values(values))
+
+
+def partial() -> sa.Index:
+    return sa.Index(
+        "live_emails", "email", unique=True, sqlite_where=IS_LIVE, postgresql_where=IS_LIVE
+    )
+
+
+def by_expression() -> sa.Index:
+    email_of_live = sa.text("(CASE WHEN active THEN email END)")
+    return sa.Index("live_emails", email_of_live, unique=True)
+
+
+def user(name: str, email: str, at: int) -> bytes:
+    return make.user_data_updated(id=name, email=email, at=at).body
+
+
+@pytest.mark.parametrize("index", [partial, by_expression])
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_rows_of_the_index_are_in_the_way(
+    kind: StoreKind, index: Callable[[], sa.Index], tmp_path: Path
+) -> None:
+    """An inactive row isn't, an active one is, until it is no longer active."""
+
+    async def live() -> None:
+        application = SoftDeleting(kind, tmp_path, index())
+        application.insert("ana@x.example", active=False)
+        application.insert("bo@x.example", active=True)
+        host = await application.map()
+        copy = Copy(host)
+        await copy.take([user("ana", "ana@x.example", 1_000), user("bo", "bo@x.example", 1_000)])
+        own = application.users
+        assert (await counts_of(host, own)).conflict == 1
+        assert ("ana", "ana@x.example") in application.rows(own, "logto_user_id", "email")
+        with application.engine.begin() as connection:
+            connection.execute(sa.update(own).where(own.c.plan == "paid").values(active=False))
+        await retry_unsettled(host, application.mappings)
+        assert (await counts_of(host, own)).conflict == 0
+        if index is partial:  # our own rows give their values up
+            swapped = [user("ana", "bo@x.example", 2_000), user("bo", "ana@x.example", 2_000)]
+            for body in swapped:
+                await copy.take([body])
+            await retry_unsettled(host, application.mappings)
+            assert (await counts_of(host, own)).conflict == 0
+            assert ("ana", "bo@x.example") in application.rows(own, "logto_user_id", "email")
+        await application.close()
+
+    asyncio.run(live())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_equal_value_of_an_expression_decides(kind: StoreKind, tmp_path: Path) -> None:
+    """Two rows have the same email, but the expression is null in both."""
+
+    async def live() -> None:
+        application = SoftDeleting(kind, tmp_path)
+        own = application.users
+        index = sa.Index("no_anas", sa.func.nullif(own.c.email, "ana@x.example"), unique=True)
+        index.create(application.engine)
+        application.insert("ana@x.example", active=True)
+        host = await application.map()
+        await Copy(host).take([user("ana", "ana@x.example", 1_000)])
+        assert (await counts_of(host, own)).conflict == 0
+        assert len(application.rows(own, "id")) == 2
+        await application.close()
+
+    asyncio.run(live())
