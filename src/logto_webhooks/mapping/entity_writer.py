@@ -14,6 +14,7 @@ from logto_webhooks.database.mapped_rows import (
     CHANGING,
     LINKING,
     RowState,
+    decode_id,
     encode_id,
     lock_free_records,
 )
@@ -124,7 +125,11 @@ class EntityWriter(TableWriter):
         rows = read_rows(self._connection, self._mapping.kind, ids)
         own_rows, locked = self._lock_own(ids)
         unlinked = [i for i, row in rows.items() if i not in own_rows and row.deleted_at is None]
-        linked = self._find_links({i: rows[i] for i in unlinked if self._is_wanted(rows[i])})
+        wanted = {i: rows[i] for i in unlinked if self._is_wanted(rows[i])}
+        linked = self._find_links(wanted)
+        linked |= self._find_former(
+            {i: row for i, row in wanted.items() if i not in linked and i in states}, states
+        )
         gone = [i for i, row in rows.items() if row.deleted_at is not None and i in own_rows]
         stopped = self._stop_deletions(gone, states)
         plans = []
@@ -281,6 +286,46 @@ class EntityWriter(TableWriter):
             partial(self._compares, rows),
         )
         return finder.find(rows)
+
+    def _find_former(
+        self, rows: Mapping[str, Any], states: Mapping[str, RowState]
+    ) -> dict[str, sa.RowMapping | NoLink]:
+        """Find the rows that records had before they were unlinked, and lock them. The application
+        may have given such a row to somebody else, or emptied it, and a database can use its
+        primary key again: so it must have no key, no other record, and the same texts."""
+        before = {i: row_id for i in rows if (row_id := states[i].row_id) is not None}
+        if self._mapping.when_deleted != "unlink" or not before:
+            return {}
+        owners = self._states.find_owners(before.values())
+        keys = {
+            decode_id(row_id, self._primary_key): id_
+            for id_, row_id in before.items()
+            if owners.get(row_id) == {id_}
+        }
+        is_it = sa.or_(
+            sa.false(),
+            *(
+                sa.and_(*(c == value for c, value in zip(self._primary_key, key, strict=True)))
+                for key in keys
+            ),
+        )
+        query = sa.select(*self._read_columns()).where(self._mapping.key.text.is_(None), is_it)
+        found = {keys[self._key_of(row)]: row for row in self._run(query).mappings()}
+        same = {id_: row for id_, row in found.items() if self._has_same_texts(rows[id_], row)}
+        if not same:
+            return {}
+        locking = query.with_for_update(skip_locked=True, key_share=True)
+        locked = {keys[self._key_of(row)]: row for row in self._run(locking).mappings()}
+        return {id_: locked.get(id_) or NoLink(SKIPPED, "owed", before[id_]) for id_ in same}
+
+    def _has_same_texts(self, row: Any, own: sa.RowMapping) -> bool:
+        """Whether all texts that a mapping keeps equal are equal, and there is one."""
+        try:
+            values = {name: read(row) for name, read in self._mapping.columns.items()}
+        except Exception:  # the application's function
+            return False
+        texts = {name: value for name, value in values.items() if isinstance(value, str) and value}
+        return bool(texts) and not self._find_differing(texts, own)
 
     def _compares(self, ids: Collection[str]) -> bool:
         """Whether other records may want the same existing rows, but haven't been compared yet."""
