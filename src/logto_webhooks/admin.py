@@ -35,6 +35,7 @@ from logto_webhooks.errors import (
     InvalidHandler,
     JobUnknown,
     LogtoApiError,
+    MapFileInvalid,
     NoLocalHandlers,
     SchemaMismatch,
     SettingInvalid,
@@ -85,6 +86,7 @@ if TYPE_CHECKING:
     from logto_webhooks.explain import Explained
     from logto_webhooks.logto.client import ManagementClient
     from logto_webhooks.mapping.check import Difference
+    from logto_webhooks.mapping.file import MapFile
     from logto_webhooks.mapping.own_schema import OwnSchema
     from logto_webhooks.mapping.tally import AppliedMapping
 
@@ -636,13 +638,14 @@ class Admin:
         least_free_mb: int = LEAST_FREE_MB,
         application: Admin | None = None,
         files: Sequence[Path] = (),
+        read_map_file: Callable[[], MapFile | None] = lambda: None,
     ) -> list[Finding]:
         """Run the checks of `doctor`. Returns a finding for each: what is wrong, and how to fix it.
 
         `only` selects checks by name, together with the checks that they depend on. Each check can
         take `timeout_s`. `application` is your application, if its handlers run here, and should
-        use this database. `files` are additional files that contain secrets. Raises SettingInvalid
-        for an unknown check.
+        use this database. `files` are additional files that contain secrets. `read_map_file`
+        returns the file with mapped tables. Raises SettingInvalid for an unknown check.
         """
         settings = self._settings()
         # Imported here, like `explain` below, so that other commands start faster.
@@ -664,7 +667,7 @@ class Admin:
             databases=None if application is None else partial(_locate_both, self, application),
             find_handler_problem=(application or self)._find_handler_problem,
             uses_api=(application or self)._uses_api,
-            inspect_own_schema=(application or self)._inspect_own_schema,
+            inspect_own_schema=partial((application or self)._inspect_own_schema, read_map_file),
         )
         return await doctor.diagnose(target, only, timeout_s)
 
@@ -679,9 +682,16 @@ class Admin:
     def _uses_api(self) -> bool:
         return self._settings().uses_api
 
-    async def _inspect_own_schema(self) -> OwnSchema:
+    async def _inspect_own_schema(self, read_map_file: Callable[[], MapFile | None]) -> OwnSchema:
+        from logto_webhooks.mapping.file import map_tables
         from logto_webhooks.mapping.own_schema import OwnSchema, inspect_own_schema
 
+        try:
+            map_file = read_map_file()
+            if map_file is not None:
+                await map_tables(self.database.host, map_file, self.mappings)
+        except (MapFileInvalid, SettingInvalid) as error:
+            return OwnSchema(file_problem=str(error))
         if not self.mappings:
             return OwnSchema()
         return await self._read(partial(inspect_own_schema, mappings=self.mappings))

@@ -159,6 +159,20 @@ class InvalidMapping(LogtoWebhooksError):
     problem: str
 
 
+class MapFileInvalid(LogtoWebhooksError):
+    """{place}: {problem}."""
+
+    place: str
+    problem: str
+
+
+class NoUsersTable(LogtoWebhooksError):
+    """No table of users with an email was found, so write the file yourself, as in
+    docs/how-to/your-own-tables-without-code.md. The tables: {names}."""
+
+    names: str
+
+
 class RowWaits(LogtoWebhooksError):
     """Its row in {table} waits: {reason}."""
 
@@ -294,7 +308,7 @@ class ApiNotConfigured(LogtoWebhooksError):
 
 
 class ApplicationMissing(LogtoWebhooksError):
-    """No application is set. Pass --app module:name."""
+    """No table is mapped here. Pass --app module:name, or write the file logto-webhooks.toml."""
 
 
 class ExtraMissing(LogtoWebhooksError):
@@ -542,9 +556,11 @@ __all__ = [
     "LogtoUnreachable",
     "LogtoWebhooksError",
     "MalformedEvent",
+    "MapFileInvalid",
     "NoEnabledWebhook",
     "NoLocalHandlers",
     "NoRoom",
+    "NoUsersTable",
     "NotADelivery",
     "NotForRows",
     "NotStarted",

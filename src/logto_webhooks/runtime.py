@@ -49,6 +49,7 @@ from logto_webhooks.instrumentation import (
 )
 from logto_webhooks.mapping import Mappings
 from logto_webhooks.mapping.apply import apply_due, keep_applied
+from logto_webhooks.mapping.file import MapFile, map_tables
 from logto_webhooks.mapping.report import REPORT_S, UnwrittenReporter, report_missing
 from logto_webhooks.reconcile.leader import LeaderLease
 from logto_webhooks.reconcile.reconcile import Reconciliation
@@ -179,10 +180,12 @@ class Service:
         scrape: asgi.Scrape | None = None,
         handlers_database: Database | None = None,
         mappings: Mappings | None = None,
+        map_file: MapFile | None = None,
     ) -> None:
         """Opens nothing. `scrape` answers `GET /metrics`. With a `handlers_database`, the same
-        database for another event loop, handlers run on their own loop. Raises SigningKeyMissing,
-        InvalidHandler, and ApiNotConfigured if only some of the credentials are set."""
+        database for another event loop, handlers run on their own loop. The tables of a `map_file`
+        are mapped, too, once the database is open. Raises SigningKeyMissing, InvalidHandler, and
+        ApiNotConfigured if only some of the credentials are set."""
         # Imported here, so that commands that only read the database don't load a web framework.
         from logto_webhooks.ingest import asgi
 
@@ -191,7 +194,7 @@ class Service:
         self._observe = observe
         self._handlers = Handlers() if handlers is None else handlers
         self._workers = WorkerGroup(
-            settings, database, observe, self._handlers, handlers_database, mappings
+            settings, database, observe, self._handlers, handlers_database, mappings, map_file
         )
         self.api = make_client(settings) if settings.uses_api else None
         host, clock, wake = database.host, SystemClock(), self._workers.delivery_worker.wake
@@ -236,15 +239,17 @@ class Service:
         """Open the database. With a spool directory, deliveries can be received without it, and
         `running` opens it as soon as possible.
 
-        Raises StoreUnavailable, SchemaMismatch, SettingInvalid.
+        Raises StoreUnavailable, SchemaMismatch, SettingInvalid, MapFileInvalid.
         """
         if self._spool is None:
             await self._database.open()
+            await self._workers.read_map_file()
             return
         self._spool.make()
         error: Exception
         try:
             await asyncio.wait_for(self._database.open(), OPEN_S)
+            await self._workers.read_map_file()
             return
         except TimeoutError:
             error = StoreUnavailable(problem=f"no answer within {OPEN_S:g} s")
@@ -349,13 +354,16 @@ class WorkerGroup:
         handlers: Handlers,
         handlers_database: Database | None = None,
         mappings: Mappings | None = None,
+        map_file: MapFile | None = None,
     ) -> None:
         """With a `handlers_database`, the same database for another event loop, handlers run on
         their own loop, if there are any. Raises InvalidHandler, and InvalidMapping."""
-        self._mappings = mappings or Mappings()
+        self._mappings = Mappings() if mappings is None else mappings
+        self._map_file = map_file
         database.host.project = self._mappings.write
         handlers.fit(database.host.provides)
-        self._mappings.check_complete()
+        if map_file is None:  # or it may map what is missing
+            self._mappings.check_complete()
         handlers_database = handlers_database if len(handlers) else None
         self._database = database
         self._handlers = handlers
@@ -457,10 +465,19 @@ class WorkerGroup:
         if await self.register():
             await forever(lambda: self._database.host.run(self._register), WATCH_S)
 
+    async def read_map_file(self) -> None:
+        """Map the tables of the file, if there is one. Raises MapFileInvalid, InvalidMapping,
+        StoreUnavailable."""
+        if self._map_file is not None:
+            await map_tables(self._database.host, self._map_file, self._mappings)
+            self._mappings.check_complete()
+            self._map_file = None
+
     async def register(self) -> bool:
         """Register the handlers once the database can be reached. Return False if stopped."""
         while not self._registered.is_set() and not self.delivery_worker.stopping:
             try:
+                await self.read_map_file()
                 await self._database.host.run(self._register)
                 self._registered.set()
                 if self._handlers.by_name:

@@ -46,6 +46,7 @@ VARIABLES: Final[dict[str, tuple[str, ...]]] = {
     "public_url": ("LOGTO_WEBHOOKS_PUBLIC_URL",),
     "spool_dir": ("LOGTO_WEBHOOKS_SPOOL_DIR",),
     "app": ("LOGTO_WEBHOOKS_APP",),
+    "map_file": ("LOGTO_WEBHOOKS_MAP_FILE",),
     "log_format": ("LOGTO_WEBHOOKS_LOG_FORMAT",),
     "log_level": ("LOGTO_WEBHOOKS_LOG_LEVEL",),
 }
@@ -91,7 +92,8 @@ class Settings(Struct, frozen=True, kw_only=True):
     before its webhook a change may have happened, if Logto doesn't send the time. Without `worker`,
     the service only receives, and another process must apply deliveries. `api_budget` is the number
     of requests per second to the Management API. `public_url` is where Logto reaches the webhook.
-    `spool_dir` is a directory for deliveries that the database can't take in time.
+    `spool_dir` is a directory for deliveries that the database can't take in time. `map_file` is a
+    file with mapped tables, which commands read.
     """
 
     signing_key: str = ""
@@ -118,6 +120,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     ) = None
     spool_dir: str | None = None
     app: Annotated[str, Meta(pattern=r"\A[\w.]+:[\w.]+\Z")] | None = None
+    map_file: str | None = None
     log_format: LogFormat = "text"
     log_level: LogLevel = "info"
     # Field -> the variable, option or argument that set it, even to an empty value. For errors.

@@ -93,7 +93,10 @@ def fail(folder: Path, *arguments: str, code: int = 2, **variables: Any) -> str:
 @pytest.mark.parametrize("name", ["check", "apply"])
 def test_without_an_application_it_says_what_to_pass(folder: Path, name: str) -> None:
     """In the words of the other commands."""
-    assert fail(folder, name) == "error: No application is set. Pass --app module:name."
+    assert fail(folder, name) == (
+        "error: No table is mapped here. Pass --app module:name, or write the file "
+        "logto-webhooks.toml."
+    )
 
 
 @pytest.mark.parametrize("name", ["check", "apply"])

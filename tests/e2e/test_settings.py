@@ -22,6 +22,7 @@ from logto_webhooks.cli.session import load_application
 from logto_webhooks.database import database_for, open_database
 from logto_webhooks.errors import ApiNotConfigured, InvalidHandler, SettingInvalid
 from logto_webhooks.ingest.spool import spool_of
+from logto_webhooks.mapping.file import find_map_file
 from logto_webhooks.settings import VARIABLES, Settings, from_env
 from logto_webhooks.testing import SIGNING_KEY
 from tests.support.service import clean_environment, command, one_line
@@ -94,6 +95,7 @@ WRONG = {
     "log_level": "loud",
     "database_url": "mysql://name",
     "spool_dir": "/dev/null/spool",
+    "map_file": "missing.toml",
 }
 
 
@@ -128,6 +130,7 @@ def use(read: Callable[[], Settings]) -> None:
     if spool := spool_of(settings):
         spool.make()
     load_application(settings)
+    find_map_file(settings)
     _ = settings.signing_keys
 
 

@@ -185,7 +185,9 @@ class Page:
 def _blocks(text: str) -> Iterator[tuple[str, str, str]]:
     """Language and text of each block, with the file that was named last before it."""
     for prose, language, block in re.findall(r"(.*?)^```(\w+)\n(.*?)^```", text, re.DOTALL | re.M):
-        names = re.findall(r"`([a-z]*\.(?:py|env))`", prose) or re.findall(r"`(\.env)`", prose)
+        names = re.findall(r"`([a-z-]*\.(?:py|env|sql|toml))`", prose) or re.findall(
+            r"`(\.env)`", prose
+        )
         yield language, block, names[-1] if names else ""
 
 

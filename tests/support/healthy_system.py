@@ -86,7 +86,7 @@ class Clinic(Struct):
 
 
 _numbers = itertools.count()
-_OPTIONS: Final = {"timeout_s", "least_free_mb", "application"}
+_OPTIONS: Final = {"timeout_s", "least_free_mb", "application", "read_map_file"}
 
 
 def settings_of(folder: Path, logto: FakeLogto) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from logto_webhooks.database.store import RecordedFlow, Store
 from logto_webhooks.doctor.faults import Finding
 from logto_webhooks.ingest.spool import SpoolDirectory
 from logto_webhooks.jobs import NewJob, RegisteredHandler
+from logto_webhooks.mapping.file import parse_map_file
 from logto_webhooks.testing import make
 from tests.support import postgres
 from tests.support.healthy_system import OTHER_KEY, Clinic, answering, ills
@@ -280,6 +281,13 @@ async def a_mapped_column_that_does_not_exist(clinic: Clinic) -> list[Finding]:
     file = another["database_url"].rpartition("/")[2]
     clinic.sql("CREATE TABLE people (id INTEGER PRIMARY KEY, name TEXT)", file)
     return await _ask_who_maps_people(clinic, another)
+
+
+@finds("mapping_file_invalid")
+async def a_file_that_names_a_table_that_does_not_exist(clinic: Clinic) -> list[Finding]:
+    section = 'table = "people"\nkey = "logto_id"\nwhen_deleted = "keep"'
+    file = parse_map_file("logto-webhooks.toml", f"[map.users]\n{section}")
+    return await clinic.ask("mappings", read_map_file=lambda: file, **await clinic.another())
 
 
 @finds("mapping_deletions_held")

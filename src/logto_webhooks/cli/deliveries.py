@@ -159,7 +159,7 @@ def show(
 
 
 @app.command()
-@with_settings(*DATABASE, "lag_ms")
+@with_settings(*DATABASE, "lag_ms", "map_file")
 @_with_filter
 def replay(
     settings: Settings,
@@ -225,7 +225,7 @@ def _replay_ids(settings: Settings, ids: list[int], how: _Replay, bar: output.Ba
     for page in cut(ids, sizes):
         resume = f"Replayed {done} of {len(ids)}. Continue with the ID {page[0]}."
         with output.stoppable(output.UNCHANGED if how.dry_run else resume):
-            result = result.plus(run_admin(settings, partial(replay_page, page)))
+            result = result.plus(run_admin(settings, partial(replay_page, page), maps=True))
         done += len(page)
         bar.update("deliveries", done, done / len(ids))
     return result
@@ -247,7 +247,7 @@ def _replay_selected(
         return await admin.replay_all(wanted, **msgspec.structs.asdict(how), progressed=progressed)
 
     try:
-        result = run_admin(settings, replay_all)
+        result = run_admin(settings, replay_all, maps=True)
     except KeyboardInterrupt:
         output.stop(advice)
     if not total:

@@ -16,6 +16,7 @@ from logto_webhooks.cli.options import DATABASE, LOGTO_API, AsJson, EnvFile, wit
 from logto_webhooks.cli.session import load_application, run_admin
 from logto_webhooks.doctor.checks import CHECKS
 from logto_webhooks.doctor.faults import Finding, Level, exit_code
+from logto_webhooks.mapping.file import find_map_file
 from logto_webhooks.plural import Count
 from logto_webhooks.settings import Settings
 
@@ -25,6 +26,7 @@ _MARKS: Final = {Level.OK: "✓", Level.SKIPPED: "-", Level.WARNING: "!", Level.
 
 @with_settings(
     "app",
+    "map_file",
     "signing_key",
     *DATABASE,
     "path",
@@ -65,6 +67,7 @@ def doctor(
                 least_free_mb=least_free_mb,
                 application=application,
                 files=[env_file or Path(".env")],
+                read_map_file=lambda: find_map_file(settings),
             )
         finally:
             if application is not None:

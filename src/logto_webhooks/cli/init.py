@@ -14,6 +14,9 @@ from logto_webhooks.cli.options import DATABASE, with_settings
 from logto_webhooks.database import Database, database_for
 from logto_webhooks.database import migrate as migrations
 from logto_webhooks.errors import FileExists, NotWritable
+from logto_webhooks.mapping.file import FILE_NAME
+from logto_webhooks.mapping.own_tables import OwnTables
+from logto_webhooks.mapping.propose import propose_map_file
 from logto_webhooks.settings import Settings
 
 _ENV: Final = """\
@@ -84,27 +87,59 @@ LOGTO_WEBHOOK_SIGNING_KEY=
 # Your LogtoWebhooks object with its handlers, as module:name.
 #LOGTO_WEBHOOKS_APP=app.logto:logto
 
+# The file with your mapped tables. By default, it is logto-webhooks.toml, if it exists.
+#LOGTO_WEBHOOKS_MAP_FILE=logto-webhooks.toml
+
 # The log's format (text or json) and level (debug, info, warning or error).
 #LOGTO_WEBHOOKS_LOG_FORMAT=text
 #LOGTO_WEBHOOKS_LOG_LEVEL=info
 """
 
 
+@with_settings(*DATABASE)
 def init(
-    file: Annotated[Path, Option(help="The file to write.")] = Path(".env"),
+    settings: Settings,
+    file: Annotated[
+        Path | None,
+        Option(help=f"The file to write. Default: .env, or {FILE_NAME} with --map."),
+    ] = None,
+    map: Annotated[
+        bool, Option("--map", help="Propose a file that maps the tables of your database.")
+    ] = False,
 ) -> None:
     """Write an .env file that explains every setting.
 
-    An existing file is not changed.
+    With --map, write a file that maps your own tables. An existing file is not changed.
     """
+    if not map:
+        path = file or Path(".env")
+        _write(path, _ENV)
+        print(f"Wrote {path}. Set your signing key in it, then run: logto-webhooks serve")
+        return
+    path = file or Path(FILE_NAME)
+    if path.exists():
+        raise FileExists(path=path)
+    text, names = asyncio.run(_propose(database_for(settings)))
+    _write(path, text)
+    print(f"Wrote {path}, which maps {', '.join(names)}. Check it, then run: logto-webhooks serve")
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a new file. Raises FileExists, NotWritable."""
     try:
-        with os.fdopen(private_files.open_for_writing(file, new=True), "wb") as new:
-            new.write(_ENV.encode())
+        with os.fdopen(private_files.open_for_writing(path, new=True), "wb") as new:
+            new.write(text.encode())
     except FileExistsError:
-        raise FileExists(path=file) from None
+        raise FileExists(path=path) from None
     except OSError as error:
-        raise NotWritable(path=file, problem=error.strerror) from None
-    print(f"Wrote {file}. Set your signing key in it, then run: logto-webhooks serve")
+        raise NotWritable(path=path, problem=error.strerror) from None
+
+
+async def _propose(database: Database) -> tuple[str, list[str]]:
+    try:
+        return await database.host.read(lambda store: propose_map_file(OwnTables(store.connection)))
+    finally:
+        await database.host.close()
 
 
 @with_settings(*DATABASE)

@@ -36,14 +36,14 @@ def list_mappings(settings: Settings, as_json: AsJson = False) -> None:
     else:
         output.note(
             "No tables are mapped. To register your mappings, start your application, or `serve` "
-            "with --app."
+            "with --app or a file logto-webhooks.toml."
         )
     if not rows:
         raise Exit(1)
 
 
 @app.command()
-@with_settings(*DATABASE, "app")
+@with_settings(*DATABASE, "app", "map_file")
 def check(settings: Settings, as_json: AsJson = False) -> None:
     """Compare your mapped tables with Logto's records here, and change nothing.
 
@@ -64,7 +64,7 @@ def check(settings: Settings, as_json: AsJson = False) -> None:
 
 
 @app.command()
-@with_settings(*DATABASE, "app")
+@with_settings(*DATABASE, "app", "map_file")
 def apply(
     settings: Settings,
     dry_run: DryRun = False,

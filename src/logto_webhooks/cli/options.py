@@ -118,6 +118,10 @@ _SETTINGS: Final[dict[str, tuple[Any, str]]] = {
         "A directory for deliveries that the database can't store in time. Default: none.",
     ),
     "app": (str, "Your LogtoWebhooks object with its handlers, as module:name."),
+    "map_file": (
+        str,
+        "The file with your mapped tables. Default: logto-webhooks.toml, if it exists.",
+    ),
     "log_format": (str, "text or json. Default: text."),
     "log_level": (str, "debug, info, warning or error. Default: info."),
 }

@@ -27,6 +27,7 @@ from logto_webhooks.instrumentation import (
 )
 from logto_webhooks.instrumentation.logs import fan_out
 from logto_webhooks.instrumentation.prometheus import Metrics
+from logto_webhooks.mapping.file import find_map_file
 from logto_webhooks.plural import Count
 from logto_webhooks.runtime import Service, WorkerGroup
 from logto_webhooks.settings import Settings
@@ -50,7 +51,10 @@ async def _serve(settings: Settings) -> None:
     observe = fan_out(logs.observe, metrics.observe)
     apart = for_another_loop(database, settings)
     handlers, mappings = load_code(settings, apart, OPTIONS)
-    service = Service(settings, database, observe, handlers, metrics.scrape, apart, mappings)
+    map_file = find_map_file(settings)
+    service = Service(
+        settings, database, observe, handlers, metrics.scrape, apart, mappings, map_file
+    )
     await service.open()
     listener = server.listen(settings.host, settings.port)
     address = settings.url_at(listener.getsockname()[1])
@@ -65,6 +69,7 @@ _WORKER: Final = (
     "replay_window_s",
     "spool_dir",
     "app",
+    "map_file",
     *LOGS,
 )
 
@@ -129,10 +134,12 @@ async def _open_workers(
     database = database_for(settings)
     apart = for_another_loop(database, settings) if apart_too else None
     handlers, mappings = load_code(settings, apart or database, _WORKER)
-    workers = WorkerGroup(settings, database, observe, handlers, apart, mappings)
+    map_file = find_map_file(settings)
+    workers = WorkerGroup(settings, database, observe, handlers, apart, mappings, map_file)
     event_loop.on_stop(workers.stop)
     try:
         await database.check()
+        await workers.read_map_file()
         if database.may_work():
             logger.info("working on %s", database.name)
         async with unspool_in_background(settings, database, observe, workers.delivery_worker.wake):

@@ -19,6 +19,7 @@ from logto_webhooks.errors import ApplicationMissing, LogtoWebhooksError, Settin
 from logto_webhooks.event_loop import NOT_CANCELLED
 from logto_webhooks.handlers import Handlers
 from logto_webhooks.mapping import Mappings
+from logto_webhooks.mapping.file import MapFile, find_map_file, map_tables
 from logto_webhooks.settings import Settings
 
 if TYPE_CHECKING:
@@ -29,12 +30,17 @@ END_S: Final = 2.0  # for remaining tasks to end
 logger = logging.getLogger("logto_webhooks")
 
 
-def run_admin(settings: Settings, work: Callable[[Admin], Coroutine[Any, Any, T]]) -> T:
-    """Run `work` with an `Admin` of these settings."""
+def run_admin(
+    settings: Settings, work: Callable[[Admin], Coroutine[Any, Any, T]], *, maps: bool = False
+) -> T:
+    """Run `work` with an `Admin` of these settings. If it `maps`, it writes the tables of the file
+    with mappings. Raises MapFileInvalid."""
+    map_file = find_map_file(settings) if maps else None
 
     async def run() -> T:
         admin = Admin(lambda: settings)
         try:
+            await _map_tables(admin, map_file)
             return await work(admin)
         finally:
             await admin.close()
@@ -42,19 +48,28 @@ def run_admin(settings: Settings, work: Callable[[Admin], Coroutine[Any, Any, T]
     return run_async(run())
 
 
-def run_application(
-    settings: Settings, work: Callable[[LogtoWebhooks], Coroutine[Any, Any, T]]
-) -> T:
-    """Run `work` with the application of `--app`, on its own database. If another one is set, warn,
-    and raise SettingInvalid for an option. Raises like `load_application`, and ApplicationMissing.
+async def _map_tables(admin: Admin, map_file: MapFile | None) -> None:
+    if map_file is not None:
+        await admin.database.check()
+        await map_tables(admin.database.host, map_file, admin.mappings)
+
+
+def run_application(settings: Settings, work: Callable[[Admin], Coroutine[Any, Any, T]]) -> T:
+    """Run `work` with the application of `--app`, on its own database, and the file with mappings.
+    If another database is set, warn, and raise SettingInvalid for an option. Raises like
+    `load_application`, ApplicationMissing if there is neither, and MapFileInvalid.
     """
     application = load_application(settings)
-    if application is None:
+    map_file = find_map_file(settings)
+    if application is None and map_file is None:
         raise ApplicationMissing
+    if application is None:
+        return run_admin(settings, work, maps=True)
     _check_database(settings, application)
 
     async def run() -> T:
         try:
+            await _map_tables(application, map_file)
             return await work(application)
         finally:
             await application.close()

@@ -58,7 +58,7 @@ def recover(
         raise Exit(1)
 
 
-@with_settings(*DATABASE, *LOGTO_API, "api_budget")
+@with_settings(*DATABASE, *LOGTO_API, "api_budget", "map_file")
 def reconcile(
     settings: Settings,
     user: Annotated[
@@ -83,14 +83,14 @@ def reconcile(
             return await admin.reconcile(dry_run=dry_run, progressed=bar.update)
 
     with output.stoppable(output.UNCHANGED if dry_run else _RUN_AGAIN):
-        result = run_admin(settings, run)
+        result = run_admin(settings, run, maps=True)
     output.show(result, as_json, lambda result: output.show_reconciled(result, dry_run, report))
     if user is not None and not result.users:
         output.fail(f"No user found for {user!r}, neither here nor in Logto.")
     _fail_if_not_compared(result)
 
 
-@with_settings(*DATABASE, *LOGTO_API, "api_budget")
+@with_settings(*DATABASE, *LOGTO_API, "api_budget", "map_file")
 def backfill(
     settings: Settings,
     run_handlers: Annotated[
@@ -111,7 +111,7 @@ def backfill(
 
     with output.stoppable(_RUN_AGAIN):
         try:
-            result = run_admin(settings, run)
+            result = run_admin(settings, run, maps=True)
         except NoLocalHandlers as error:
             output.fail(str(error))
     output.show(result, as_json, output.show_backfilled)

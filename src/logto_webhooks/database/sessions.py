@@ -79,6 +79,11 @@ def use_schema(connection: sa.Connection, schema: str | None) -> AbstractContext
     return _use_schema_map(connection, make_schema_map(schema))
 
 
+def use_app_schemas(connection: sa.Connection) -> AbstractContextManager[None]:
+    """Use the application's schema_translate_map on a connection within the block."""
+    return _use_schema_map(connection, connection.get_execution_options().get(APP_SCHEMAS))
+
+
 def make_schema_map(schema: str | None) -> dict[str | None, str | None] | None:
     """Return the schema_translate_map for our tables. None stands for the default schema."""
     return {None: schema} if schema else None

@@ -451,6 +451,8 @@ async def check_mappings(context: CheckContext) -> list[Finding]:
     mappings = (await context.status()).mappings
     own_schema = await context.target.inspect_own_schema()
     faults = []
+    if own_schema.file_problem:
+        faults.append(make_finding("mapping_file_invalid", problem=own_schema.file_problem))
     if missing := own_schema.missing:
         problems = ". ".join(dict.fromkeys(missing.values()))
         faults.append(

@@ -220,6 +220,11 @@ FAULTS: Final[dict[str, Fault]] = {
         "Run your migrations. Until then, the rows of {mappings:this mapping|these mappings} "
         "aren't written.",
     ),
+    "mapping_file_invalid": _broken(
+        "{problem}",
+        "Correct the file, or run your migrations. Until then, serve and worker don't start with "
+        "it.",
+    ),
     "mapping_deletions_held": _broken(
         "{count:row|rows} of {mappings:the mapped table|the mapped tables} would be deleted or "
         "unlinked, which is more than 20 rows and 5 % at once. They stay until you allow it. The "

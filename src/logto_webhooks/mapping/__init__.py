@@ -51,7 +51,7 @@ class Mappings:
 
     def add(self, mapping: EntityMapping | PairMapping) -> None:
         """Register a mapping. Raises InvalidMapping."""
-        if any(other.table is mapping.table for other in self.all):
+        if any(other.name == mapping.name for other in self.all):
             raise InvalidMapping(table=mapping.name, problem="it is mapped already")
         for pair in [*self.pairs, *([] if isinstance(mapping, EntityMapping) else [mapping])]:
             _check_ends(pair, [*self.all, mapping])

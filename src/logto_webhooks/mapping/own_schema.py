@@ -14,14 +14,17 @@ from logto_webhooks.database.store import Store
 from logto_webhooks.mapping import Mappings
 from logto_webhooks.mapping.declare import EntityMapping
 from logto_webhooks.mapping.declare_pairs import PairMapping, RoleEnd
+from logto_webhooks.mapping.own_tables import list_unique
 
 RUN_MIGRATIONS = "Run your migrations."
 
 
 class OwnSchema(Struct, frozen=True, kw_only=True):
     """What the database lacks. `missing` says for mappings, by name, which table or columns don't
-    exist. `unindexed` are key columns of users and organizations that have no unique index."""
+    exist. `unindexed` are key columns of users and organizations that have no unique index.
+    `file_problem` says why a file with mappings can't be used."""
 
+    file_problem: str = ""
     missing: dict[str, str] = {}
     unindexed: list[str] = []
 
@@ -107,14 +110,12 @@ def _has_unique_index(catalog: _Catalog, mapping: EntityMapping) -> bool:
     if key.column.name not in (catalog.list_columns(mapping.table) or ()):
         return True  # what is missing is another problem
     schema = catalog.find_schema(mapping.table)
-    with warnings.catch_warnings():  # about indexes on expressions, which it can't read in SQLite
-        warnings.simplefilter("ignore", sa.exc.SAWarning)
-        indexes = inspector.get_indexes(table, schema)
-    unique: list[Any] = [index for index in indexes if index["unique"]]
     if key.path and inspector.dialect.name == "sqlite":
         return True  # unknown
-    if key.path:
-        return any(key.path[-1] in str(index.get("expressions")) for index in unique)
-    unique += inspector.get_unique_constraints(table, schema)
-    primary = inspector.get_pk_constraint(table, schema)["constrained_columns"]
-    return [key.column.name] in [primary, *(index["column_names"] for index in unique)]
+    with warnings.catch_warnings():  # about indexes on expressions, which it can't read in SQLite
+        warnings.simplefilter("ignore", sa.exc.SAWarning)
+        if not key.path:
+            return [key.column.name] in list_unique(inspector, table, schema)
+        indexes = inspector.get_indexes(table, schema)
+    expressions = [index.get("expressions") for index in indexes if index["unique"]]
+    return any(key.path[-1] in str(expression) for expression in expressions)
