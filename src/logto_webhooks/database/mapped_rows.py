@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import date, datetime
@@ -449,6 +450,27 @@ _LOCK_FREE = (
 )
 
 
+# Made once, because a batch needs them several times.
+_of_mapping = mapped_rows.c.mapping == sa.bindparam("mapping")
+_SELECT_STATES = sa.select(*(mapped_rows.c[name] for name in RowState.__struct_fields__))
+_FIND = _SELECT_STATES.where(_of_mapping, among(mapped_rows.c.logto_id, "ids"))
+_FIND_OF_RECORDS = _SELECT_STATES.where(_of_mapping, among(mapped_rows.c.record_id, "ids"))
+_FIND_BLOCKED = sa.select(_RECORD).where(
+    _of_mapping, is_not_ok, among(mapped_rows.c.blocked_by, "blockers")
+)
+
+
+@functools.cache
+def _make_save(dialect: str) -> Any:
+    """Return an INSERT of states, which replaces what is stored."""
+    insert = insert_into(mapped_rows, dialect).values(changed_at=now())
+    names = ("row_id", "state", "reason", "blocked_by")
+    changed = {name: insert.excluded[name] for name in names}
+    return insert.on_conflict_do_update(
+        index_elements=["mapping", "logto_id"], set_={**changed, "changed_at": now()}
+    )
+
+
 class StateStore:
     """The states of one mapping's rows."""
 
@@ -459,18 +481,18 @@ class StateStore:
 
     def find(self, ids: Collection[str]) -> dict[str, RowState]:
         """Find the states of records."""
-        query = self._select().where(among(mapped_rows.c.logto_id, "ids"))
-        rows = self._connection.execute(query, {"ids": list(ids)}).mappings()
-        return {row["logto_id"]: RowState(**row) for row in rows}
+        return self._find(_FIND, ids)
 
     def find_of_records(self, ids: Collection[str], *, several: bool) -> dict[str, RowState]:
         """Find all states of records, of which one can have `several`."""
         states = self.find(ids)
         if several:
-            query = self._select().where(among(mapped_rows.c.record_id, "ids"))
-            rows = self._connection.execute(query, {"ids": list(ids)}).mappings()
-            states |= {row["logto_id"]: RowState(**row) for row in rows}
+            states |= self._find(_FIND_OF_RECORDS, ids)
         return states
+
+    def _find(self, query: sa.Select[Any], ids: Collection[str]) -> dict[str, RowState]:
+        rows = self._connection.execute(query, {"mapping": self._mapping, "ids": list(ids)})
+        return {row[0]: RowState(**row._mapping) for row in rows}
 
     def release(self, blockers: Collection[str]) -> None:
         """Let what is held because of these wait instead, so that it is tried again."""
@@ -485,12 +507,9 @@ class StateStore:
 
     def find_blocked(self, blockers: Collection[str], limit: int | None = None) -> list[str]:
         """List the records that wait for any of these."""
-        query = sa.select(_RECORD).where(
-            mapped_rows.c.mapping == self._mapping,
-            mapped_rows.c.state != "ok",
-            among(mapped_rows.c.blocked_by, "blockers"),
-        )
-        return list(self._connection.scalars(query.limit(limit), {"blockers": list(blockers)}))
+        query = _FIND_BLOCKED if limit is None else _FIND_BLOCKED.limit(limit)
+        values = {"mapping": self._mapping, "blockers": list(blockers)}
+        return list(self._connection.scalars(query, values))
 
     def find_owners(self, row_ids: Collection[str]) -> dict[str, set[str]]:
         """Return which records have, or ever had, these rows."""
@@ -548,14 +567,7 @@ class StateStore:
         ]
         if not rows:
             return
-        insert = insert_into(mapped_rows, self._connection.dialect.name)
-        insert = insert.values(changed_at=now())
-        names = ("row_id", "state", "reason", "blocked_by")
-        changed = {name: insert.excluded[name] for name in names}
-        statement = insert.on_conflict_do_update(
-            index_elements=["mapping", "logto_id"], set_={**changed, "changed_at": now()}
-        )
-        self._connection.execute(statement, rows)
+        self._connection.execute(_make_save(self._connection.dialect.name), rows)
 
     def forget(self, ids: Collection[str]) -> None:
         """Forget records that have no row, and never had one."""
@@ -595,9 +607,3 @@ class StateStore:
     def _was_deleted(self, window_ms: int) -> sa.ColumnElement[bool]:
         deleted_at = mapped_rows.c.deleted_at
         return sa.and_(deleted_at.is_not(None), deleted_at > now() - window_ms)
-
-    def _select(self) -> sa.Select[Any]:
-        names = ("logto_id", "record_id", "row_id", "state", "reason", "blocked_by")
-        return sa.select(*(mapped_rows.c[name] for name in names)).where(
-            mapped_rows.c.mapping == self._mapping
-        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -35,15 +36,21 @@ TABLES: Final[dict[MappedKind, tuple[sa.Table, str]]] = {
 }
 
 
+@functools.cache  # made once, because a batch needs it several times
+def _select_rows(kind: MappedKind) -> sa.Select[Any]:
+    table, key = TABLES[kind]
+    columns = (table.c[name] for name in ROW_TYPES[kind].__struct_fields__)
+    return sa.select(*columns).where(among(table.c[key], "ids"))
+
+
 def read_rows(connection: sa.Connection, kind: MappedKind, ids: Collection[str]) -> dict[str, Any]:
     """Read users or organizations by Logto's id; deleted ones have `deleted_at`."""
-    table, key = TABLES[kind]
+    _, key = TABLES[kind]
     row_type = ROW_TYPES[kind]
     names = row_type.__struct_fields__
     dates = [name for name in names if name.endswith("_at")]
-    query = sa.select(*(table.c[name] for name in names)).where(among(table.c[key], "ids"))
     rows = {}
-    for values in connection.execute(query, {"ids": sorted(ids)}):
+    for values in connection.execute(_select_rows(kind), {"ids": sorted(ids)}):
         fields = dict(zip(names, values, strict=True))
         fields |= {name: _to_date(fields[name]) for name in dates}
         rows[fields[key]] = row_type(**fields)
@@ -161,6 +168,7 @@ def read_members(connection: sa.Connection, pairs: Collection[Key]) -> dict[Key,
     return {pair: rows[pair] for pair in pairs if pair in rows}
 
 
+@functools.cache  # made once, because a batch needs it several times
 def _of_pairs(table: sa.Table) -> sa.Select[Any]:
     return sa.select(table).where(
         among(table.c.logto_organization_id, "organizations"),
