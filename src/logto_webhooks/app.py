@@ -46,6 +46,7 @@ from logto_webhooks.mapping.declare_pairs import (
     declare_members,
     declare_user_roles,
 )
+from logto_webhooks.mapping.report import warn_about_kept
 from logto_webhooks.retries import MAX_ATTEMPTS
 from logto_webhooks.runtime import Service
 from logto_webhooks.settings import VARIABLES, MountedSettings, Settings, from_env, list_unknown
@@ -63,10 +64,6 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 T = TypeVar("T")
 logger = logging.getLogger("logto_webhooks")
-_KEPT = (
-    'The mapping of %s has when_deleted="keep", and %s is unique: if it was that of a deleted %s, '
-    "nobody else can have it, and the row of who tries to is a conflict."
-)
 
 
 class LogtoWebhooks(Admin):
@@ -381,9 +378,7 @@ class LogtoWebhooks(Admin):
 
     def _map(self, mapping: EntityMapping | PairMapping) -> None:
         self.mappings.add(mapping)
-        if isinstance(mapping, EntityMapping) and mapping.when_deleted == "keep":
-            for column in mapping.unique_columns:
-                logger.warning(_KEPT, mapping.name, column.name, mapping.kind)
+        warn_about_kept(mapping)
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: object = None) -> AsyncIterator[None]:

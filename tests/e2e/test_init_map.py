@@ -127,6 +127,16 @@ def test_a_file_is_never_overwritten(tmp_path: Path) -> None:
         assert file.read_text() == "# mine"
 
 
+def test_a_database_that_does_not_exist_is_not_created(tmp_path: Path) -> None:
+    """The setting is named."""
+    refused = command("init", "--map", folder=tmp_path, DATABASE_URL="sqlite:///other.db")
+    assert refused.returncode == 2
+    assert one_line(refused.stderr).startswith(
+        "error: DATABASE_URL can't be used: there is no file"
+    )
+    assert not list(tmp_path.iterdir())
+
+
 def test_without_a_table_of_users_it_says_so(tmp_path: Path) -> None:
     """And names the tables that there are."""
     with own_database("sqlite", tmp_path) as database:

@@ -13,7 +13,8 @@ from logto_webhooks import private_files
 from logto_webhooks.cli.options import DATABASE, with_settings
 from logto_webhooks.database import Database, database_for
 from logto_webhooks.database import migrate as migrations
-from logto_webhooks.errors import FileExists, NotWritable
+from logto_webhooks.database.sqlite import SqliteFile
+from logto_webhooks.errors import FileExists, NotWritable, SettingInvalid
 from logto_webhooks.mapping.file import FILE_NAME
 from logto_webhooks.mapping.own_tables import OwnTables
 from logto_webhooks.mapping.propose import propose_map_file
@@ -119,7 +120,11 @@ def init(
     path = file or Path(FILE_NAME)
     if path.exists():
         raise FileExists(path=path)
-    text, names = asyncio.run(_propose(database_for(settings)))
+    database = database_for(settings)
+    if isinstance(database, SqliteFile) and not database.exists:
+        problem = f"there is no file {database.name}; use the URL of your application's database"
+        raise SettingInvalid(name=settings.name_of("database_url"), problem=problem)
+    text, names = asyncio.run(_propose(database))
     _write(path, text)
     print(f"Wrote {path}, which maps {', '.join(names)}. Check it, then run: logto-webhooks serve")
 

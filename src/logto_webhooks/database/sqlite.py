@@ -239,6 +239,11 @@ class SqliteFile:
         self.host: HandlerRunner = FileRunner(self._engine, self._guard)
 
     @property
+    def exists(self) -> bool:
+        """Whether there is a file. It is created when it is first opened."""
+        return self._path.exists()
+
+    @property
     def files(self) -> Sequence[Path]:
         """The database file and the files beside it, whether they exist or not."""
         return [Path(f"{self.file}{end}") for end in ("", "-wal", "-shm", "-journal", "-worker")]

@@ -33,6 +33,7 @@ from logto_webhooks.mapping.declare_pairs import (
 )
 from logto_webhooks.mapping.file_values import read_condition, read_constant, read_source
 from logto_webhooks.mapping.own_tables import OwnTables, TableNotFound
+from logto_webhooks.mapping.report import warn_about_kept
 from logto_webhooks.settings import Settings
 
 OneMapping = EntityMapping | PairMapping
@@ -191,7 +192,11 @@ async def map_tables(host: TransactionRunner, file: MapFile, mappings: Mappings)
     """Add the mappings of a file, all or none. The tables are reflected from the database. Raises
     MapFileInvalid, StoreUnavailable."""
     declared = await host.read(lambda store: file.declare(OwnTables(store.connection), mappings))
+    known = {mapping.name for mapping in mappings.all}
     mappings.entities[:], mappings.pairs[:] = declared.entities, declared.pairs
+    for mapping in mappings.all:
+        if mapping.name not in known:
+            warn_about_kept(mapping)
 
 
 def read_map_file(path: Path) -> MapFile:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 from typing import Final
 
@@ -10,11 +11,25 @@ from logto_webhooks.database.runner import TransactionRunner
 from logto_webhooks.database.store import Store
 from logto_webhooks.instrumentation import Observer, RowsNotWritten, TablesNotMigrated
 from logto_webhooks.mapping import Mappings
+from logto_webhooks.mapping.declare import EntityMapping
+from logto_webhooks.mapping.declare_pairs import PairMapping
 from logto_webhooks.mapping.own_schema import inspect_own_schema
 
 _REPORTED: Final[tuple[State, ...]] = ("conflict", "owed", "held")
 _OWED_S: Final = 10.0  # longer than the first tries take
 REPORT_S: Final = 10.0
+logger = logging.getLogger("logto_webhooks")
+_KEPT: Final = (
+    'The mapping of %s has when_deleted="keep", and %s is unique: if it was that of a deleted %s, '
+    "nobody else can have it, and the row of who tries to is a conflict."
+)
+
+
+def warn_about_kept(mapping: EntityMapping | PairMapping) -> None:
+    """Warn if the rows of deleted users keep unique values that others may want."""
+    if isinstance(mapping, EntityMapping) and mapping.when_deleted == "keep":
+        for column in mapping.unique_columns:
+            logger.warning(_KEPT, mapping.name, column.name, mapping.kind)
 
 
 class UnwrittenReporter:
