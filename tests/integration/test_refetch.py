@@ -6,6 +6,7 @@ import asyncio
 import os
 import random
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,16 @@ import msgspec
 import pytest
 import sqlalchemy as sa
 
+from logto_webhooks.apply.batch import apply_reads
 from logto_webhooks.database.runner import TransactionRunner
+from logto_webhooks.database.schema import members
 from logto_webhooks.errors import LogtoApiError, LogtoUnreachable
 from logto_webhooks.instrumentation import ApiUnavailable, TelemetryEvent
+from logto_webhooks.logto.api_responses import Span
 from logto_webhooks.logto.client import ManagementClient
+from logto_webhooks.reconcile.fetch import Fetcher
 from logto_webhooks.reconcile.refetch import AGAIN_S, Refetcher
-from logto_webhooks.records.record import Key
+from logto_webhooks.records.record import Key, membership
 from logto_webhooks.samples import history
 from logto_webhooks.samples.history import Final, Name, differences
 from logto_webhooks.testing import FrozenClock, make
@@ -26,10 +31,11 @@ from logto_webhooks.testing.fake import FakeLogto
 from tests.support import recorded
 from tests.support.fake import Refusing, asking, serving
 from tests.support.service import PATH, command
-from tests.support.stores import STORES, Copy, StoreKind, keys_of, open_host
+from tests.support.stores import STORES, Copy, StoreKind, delivery, keys_of, open_host
 from tests.support.waiting import until
 
 Json = dict[str, Any]
+CHANGED = "Organization.Membership.Updated"
 KINDS: tuple[StoreKind, ...] = ("sqlite", "asyncpg")
 ORDERS = int(os.environ.get("LOGTO_WEBHOOKS_TEST_ASKED_ORDERS", "2"))
 
@@ -266,3 +272,52 @@ def test_serve_settles_what_waits(tmp_path: Path) -> None:
 
 def shown(folder: Path, user_id: str) -> str:
     return command("users", user_id, folder=folder).stdout
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile", "after"])
+@pytest.mark.parametrize("was_removed", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_late_addition_does_not_beat_a_newer_list(
+    kind: StoreKind, was_removed: bool, when: str, tmp_path: Path
+) -> None:
+    """A list of all members is about those, too, whom it lacks: who was never one, and who was
+    removed before. It doesn't matter when the delivery is applied."""
+
+    async def live() -> None:
+        copy = Copy(open_host(kind, tmp_path))
+        async with FakeLogto() as logto:
+            ana, bo = (logto.create_user(primaryEmail=f"{n}@example.com")["id"] for n in "ab")
+            acme = logto.create_organization(name="Acme")["id"]
+            logto.add_members(acme, [bo])
+            now = time.time_ns() // 1_000_000
+
+            async def take(event: str, ago_ms: int, **fields: Any) -> None:
+                body = make.event(event, at=now - ago_ms, **fields).body
+                sent = [delivery(body, now - ago_ms)]
+                await copy.host.run(lambda store: store.add(sent))
+                while await copy.worker.step():
+                    pass
+
+            async def take_late(moment: str) -> None:
+                if moment == when:
+                    await take(CHANGED, 5_000, id=acme, addedUserIds=[ana], removedUserIds=[])
+
+            await take("User.Created", 60_000, id=ana)
+            await take("Organization.Created", 60_000, id=acme)
+            if was_removed:
+                await take(CHANGED, 30_000, id=acme, addedUserIds=[], removedUserIds=[ana])
+            await take_late("before")
+            api = client(logto, FrozenClock(now))
+            fetcher = Fetcher(api, copy.host, lambda answer: Span(now - 1_000, now))
+            async for piece in fetcher.fetch_members(acme):
+                await copy.host.run(partial(apply_reads, changes=piece, source="read"))
+                if any(change.key == membership(acme, bo) for change in piece):
+                    await take_late("meanwhile")
+            await take_late("after")
+            await api.close()
+        query = sa.select(members.c.logto_user_id)
+        rows = await copy.host.read(lambda store: store.connection.scalars(query).all())
+        assert rows == [bo]
+        await copy.host.close()
+
+    asyncio.run(live())

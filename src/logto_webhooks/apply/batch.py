@@ -224,14 +224,18 @@ _STRONGEST_FIRST = list(OUTCOMES)
 
 
 def _mark_unlisted(locked: Records) -> Records:
-    """Mark unknown memberships as absent from the organization's last full list of members."""
+    """Mark memberships that are unknown, or over, as absent from the organization's last full list
+    of members. One that is present was read with that list."""
     records = dict(locked)
     for key, record in locked.items():
-        if key.kind == "membership" and not record.groups:
-            listed_at = locked[key.organization_and_user[0]].asked_for(MEMBERS)
-            if listed_at != NEVER:
-                unlisted = ApiRead(key, {"present": False}, listed_at, listed_at)
-                records[key] = merge(record, unlisted)
+        if key.kind != "membership":
+            continue
+        present = record.groups.get("present")
+        listed_at = locked[key.organization_and_user[0]].asked_for(MEMBERS)
+        is_absent = present is None or not present.content
+        if is_absent and listed_at > (NEVER if present is None else present.read_at):
+            unlisted = ApiRead(key, {"present": False}, listed_at, listed_at)
+            records[key] = merge(record, unlisted)
     return records
 
 

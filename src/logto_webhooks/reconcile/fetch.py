@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -105,24 +105,28 @@ class Fetcher:
         present = api_responses.pairs_of_user(user_id, answered.content)
         return api_responses.read_pairs(pairs, present, span)
 
-    async def fetch_members(self, organization_id: str) -> Iterator[Sequence[Change]]:
+    async def fetch_members(self, organization_id: str) -> AsyncIterator[Sequence[Change]]:
         """Fetch an organization's members, in pieces of a transaction each. The last piece marks
         the list as complete.
 
         Stored members who aren't listed are fetched one by one, because a list that changes while
-        it is read can lack some.
+        it is read can lack some. A delivery that is older than the list can add them meanwhile.
         """
         present, span = await self._list_members(organization_id)
+        for piece in _cut(api_responses.read_pairs(sorted(present), present, span)):
+            yield piece
+        fetched = set(present)
+        while unlisted := await self._list_members_except(fetched, organization_id):
+            for pair in unlisted:
+                yield await self.fetch_memberships(find_subject(pair).id, [pair])
+            fetched.update(unlisted)
+        yield [api_responses.settle_members(organization_id, span)]
+
+    async def _list_members_except(self, fetched: set[Key], organization_id: str) -> list[Key]:
+        """List the stored members of an organization that weren't fetched."""
         known = await self._list_known_pairs(Key("organization", organization_id))
-        unlisted = [
-            change
-            for piece in _cut(sorted(known - present.keys()))
-            for pair in await self._list_present(piece)
-            for change in await self.fetch_memberships(find_subject(pair).id, [pair])
-        ]
-        listed = api_responses.read_pairs(sorted(present), present, span)
-        settled = api_responses.settle_members(organization_id, span)
-        return iter([*_cut(listed), *_cut(unlisted), [settled]])
+        others = sorted(known - fetched)
+        return [pair for piece in _cut(others) for pair in await self._list_present(piece)]
 
     async def _list_members(self, organization_id: str) -> tuple[Present, Span]:
         present: Present = {}

@@ -243,12 +243,10 @@ class ReconcileRun:
         await self._ask_unlisted("organization", self._ask_organization)
 
     async def _compare_members(self, organization_id: str) -> None:
-        pieces: Iterable[Sequence[Change]] = ()
         async with self._survive_refusal("organization", organization_id):
-            pieces = await self._fetcher.fetch_members(organization_id)
-        for piece in pieces:
-            self.result.members += sum(change.key.kind == "membership" for change in piece)
-            await self._learn(piece)
+            async for piece in self._fetcher.fetch_members(organization_id):
+                self.result.members += sum(change.key.kind == "membership" for change in piece)
+                await self._learn(piece)
 
     async def _compare_roles(self) -> None:
         """List the users of each role: listing the roles of each user would take a hundred times

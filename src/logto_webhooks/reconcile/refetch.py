@@ -157,8 +157,7 @@ class Refetcher:
         is_back = await self._learn(organization)
         is_back |= any(MEMBERS in need.reason or RESTORED in need.reason for need in waiting)
         if is_back and not isinstance(organization, Absent):
-            pieces = await fetcher.fetch_members(organization_id)
-            for piece in pieces:
+            async for piece in fetcher.fetch_members(organization_id):
                 await self._learn(*piece)
 
     async def _learn(self, *changes: Change) -> bool:
