@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from logto_webhooks.errors import MapFileInvalid
 from logto_webhooks.mapping import Mappings
 from logto_webhooks.mapping.declare import declare_entities
+from logto_webhooks.mapping.declare_pairs import RoleEnd
 from logto_webhooks.mapping.file import parse_map_file, read_map_file
 from logto_webhooks.mapping.own_tables import OwnTables
 from tests.support.map_files import OwnDatabase, own_database
@@ -19,6 +20,19 @@ NAME = "logto-webhooks.toml"
 USERS = 'table = "users"\nkey = "logto_id"\nwhen_deleted = "keep"\n'
 TEAMS = 'table = "teams"\nkey = "logto_id"\nwhen_deleted = "keep"\n'
 MEMBERS = 'table = "team_members"\norganization = "team_id"\nuser = "user_id"\n'
+ROLES = """
+[map.user_roles]
+table = "user_roles"
+user = "user_id"
+role = "role_id"
+role_by = "code"
+where = { name = ["editor", "owner"] }
+[map.member_roles]
+table = "member_roles"
+member = "member_id"
+role = "role"
+role_by = "name"
+"""
 TABLES = (
     "CREATE TABLE users (id INTEGER PRIMARY KEY, logto_id VARCHAR(40) UNIQUE, email VARCHAR(99), "
     "active BOOLEAN, age INTEGER, seen TIMESTAMP, data JSON)",
@@ -27,6 +41,11 @@ TABLES = (
     "teams (id), user_id INTEGER NOT NULL REFERENCES users (id), role VARCHAR(9))",
     "CREATE TABLE bare (logto_id VARCHAR(40))",
     "CREATE TABLE strict (id INTEGER PRIMARY KEY, logto_id VARCHAR(40), plan VARCHAR(9) NOT NULL)",
+    "CREATE TABLE roles (id INTEGER PRIMARY KEY, code VARCHAR(9) UNIQUE)",
+    "CREATE TABLE user_roles (user_id INTEGER REFERENCES users (id), role_id INTEGER REFERENCES "
+    "roles (id), PRIMARY KEY (user_id, role_id))",
+    "CREATE TABLE member_roles (member_id INTEGER REFERENCES team_members (id), role VARCHAR(9), "
+    "PRIMARY KEY (member_id, role))",
 )
 
 
@@ -239,6 +258,21 @@ def test_what_is_wrong_with_members(database: OwnDatabase, text: str, problem: s
         declare(database, text)
     assert str(error.value).startswith(f"{NAME}, [map.members]: ")
     assert problem in str(error.value)
+
+
+def test_roles_are_found_as_in_code(database: OwnDatabase) -> None:
+    """By a column of the table of roles, or as text; of users and of members."""
+    members_, users_roles, _ = declare(database, f"{members()}{ROLES}").pairs
+    assert members_.pair == "member"
+    role = users_roles.ends[1]
+    assert isinstance(role, RoleEnd)
+    assert role.match is not None
+    assert role.match.name == "code"
+    with pytest.raises(MapFileInvalid) as error:
+        declare(database, f"{members()}{ROLES.replace('code', 'nix')}")
+    assert "[map.user_roles]: role_by: the table roles has no column nix" in str(error.value)
+    with pytest.raises(MapFileInvalid, match="set either member, or both organization and user"):
+        declare(database, f'{members()}{ROLES}user = "member_id"')
 
 
 def test_a_table_is_mapped_once(database: OwnDatabase) -> None:
