@@ -28,8 +28,9 @@ WORKDIR /data
 VOLUME /data
 USER 10001:10001
 EXPOSE 8787
+# Not /readyz: a restart doesn't repair the database.
 HEALTHCHECK --interval=10s --timeout=6s --start-period=20s \
-    CMD ["python", "-c", "import http.client, os; it = http.client.HTTPConnection('127.0.0.1', int(os.environ['LOGTO_WEBHOOKS_PORT']), timeout=5); it.request('GET', '/readyz'); exit(it.getresponse().status != 200)"]
+    CMD ["python", "-c", "import http.client, os; it = http.client.HTTPConnection('127.0.0.1', int(os.environ['LOGTO_WEBHOOKS_PORT']), timeout=5); it.request('GET', '/healthz'); exit(it.getresponse().status != 200)"]
 ENTRYPOINT ["logto-webhooks"]
 # 127.0.0.1 in a container can't be reached from outside.
 CMD ["serve", "--host", "0.0.0.0"]

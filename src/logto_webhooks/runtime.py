@@ -12,7 +12,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any, Final
 
 from logto_webhooks.apply import DeliveryWorker
-from logto_webhooks.arrivals import FlowMonitor, Silence, compare_clocks
+from logto_webhooks.arrivals import FlowMonitor, compare_clocks
 from logto_webhooks.clock import SystemClock
 from logto_webhooks.database import Database
 from logto_webhooks.database.store import Store
@@ -201,7 +201,7 @@ class Service:
         self._spool = spool_of(settings)
         self._is_open = True  # unless `open` fails
         commit = self._commit = GroupCommit(host, observe, wake, self._spool)
-        self._readiness = Readiness(database.check, host, clock, commit)
+        self._readiness = Readiness(database.check, host, clock, commit, self._spool)
         keyring = Keyring(settings.signing_keys)
         self._clock = clock
         read_keys = (
@@ -334,9 +334,10 @@ class Service:
                 await stack.enter_async_context(asking)
             yield
 
-    async def _check_ready(self) -> Silence | None:
-        await self._readiness.check()
-        return self._flow.silence
+    async def _check_ready(self) -> dict[str, Any]:
+        """Return what else the answer says: why deliveries are spooled, and the silence."""
+        remarks = {"spooling": await self._readiness.check(), "silence": self._flow.silence}
+        return {name: remark for name, remark in remarks.items() if remark}
 
     async def _write_quarantine(self) -> None:
         with contextlib.suppress(LogtoWebhooksError):

@@ -33,10 +33,14 @@ def test_serve_receives_before_the_schema_is_there(tmp_path: Path) -> None:
         with Service(tmp_path, *options) as service:
             answer = service.post(make.user_created())
             assert (answer.status_code, answer.json()) == (200, SPOOLED)
-            assert service.http.get("/readyz").status_code == 503
+            ready = service.http.get("/readyz")
+            assert (ready.status_code, ready.json()["ready"]) == (200, True)
+            assert "can't be used" in ready.json()["spooling"]
             assert command("migrate", "--database-url", address, folder=tmp_path).returncode == 0
             service.wait_for_log("stored spooled deliveries")
-            until_true(lambda: service.http.get("/readyz").status_code == 200, lambda: service.log)
+            until_true(
+                lambda: service.http.get("/readyz").json() == {"ready": True}, lambda: service.log
+            )
             assert service.post(make.user_created()).json()["duplicate"] is False
             service.process.terminate()
             assert service.process.wait(timeout=30) == 0

@@ -491,8 +491,16 @@ def test_serve_spools_while_its_database_is_away(tmp_path: Path) -> None:
         moved = service.file.rename(tmp_path / "moved.db")
         answer = service.post(make.user_created())
         assert (answer.status_code, answer.json()) == (200, {"spooled": True, "duplicate": False})
-        assert service.http.get("/readyz").status_code == 503
+        ready = service.http.get("/readyz")
+        assert (ready.status_code, ready.json()["ready"]) == (200, True)
+        assert "can't be used" in ready.json()["spooling"]
         assert "logto_webhooks_deliveries_in_spool 1.0" in service.http.get("/metrics").text
+        folder, elsewhere = tmp_path / "spool", tmp_path / "elsewhere"
+        folder.rename(elsewhere)
+        until(lambda: service.http.get("/readyz").status_code == 503, lambda: service.log)
+        assert "nor can anything be spooled" in service.http.get("/readyz").json()["problem"]
+        elsewhere.rename(folder)
+        until(lambda: service.http.get("/readyz").status_code == 200, lambda: service.log)
         service.process.terminate()
         assert service.process.wait(timeout=30) == 0
     moved.rename(tmp_path / "logto-webhooks.db")

@@ -21,7 +21,6 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from logto_webhooks.arrivals import Silence
 from logto_webhooks.errors import (
     BodyIncomplete,
     BodyReadBefore,
@@ -49,7 +48,7 @@ _CODES: Final[dict[int, RefusedFor]] = {404: "not_found", 405: "method_not_allow
 T = TypeVar("T")
 logger = logging.getLogger("logto_webhooks")
 _NOTHING_CAME: Final = "no byte arrived: the client is slow, or middleware has read the body"
-Ready = Callable[[], Awaitable[Silence | None]]
+Ready = Callable[[], Awaitable[dict[str, Any]]]
 Scrape = Callable[[str], Awaitable[tuple[bytes, str]]]
 Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
 
@@ -63,7 +62,7 @@ def make_application(
     scrape: Scrape | None = None,
 ) -> ASGIApp:
     """Build the application. `ready` raises a LogtoWebhooksError that says what is missing, and
-    returns the silence, if there is one.
+    otherwise returns what else the answer says.
 
     `scrape` gets the Accept header, and returns the metrics with their content type. Without it,
     there are no metrics.
@@ -252,11 +251,11 @@ def _make_other_paths(
 
     async def readyz(request: Request) -> Response:
         try:
-            silence = await shared_ready()
+            remarks = await shared_ready()
         except LogtoWebhooksError as error:
             return _make_json(503, {"ready": False, "problem": str(error)})
         # A service that can receive is ready, even if nothing arrives.
-        return _make_json(200, {"ready": True} | ({"silence": silence} if silence else {}))
+        return _make_json(200, {"ready": True} | remarks)
 
     async def refused(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)

@@ -135,6 +135,8 @@ class GroupCommit:
         self._latest = float("inf")  # no deadline is later
         self.error: Exception | None = None
         self.failed_at = self.stored_at = float("-inf")
+        self.not_spooled: Exception | None = None  # why the last one couldn't be spooled
+        self.not_spooled_at = float("-inf")
 
     async def add(
         self,
@@ -330,8 +332,10 @@ class GroupCommit:
                 deliveries = [request.delivery for request in late]
                 await run_in_thread(self._spool.write, deliveries)
         except Exception as error:  # such as one of starting the thread
+            self.not_spooled, self.not_spooled_at = error, asyncio.get_running_loop().time()
             self._refuse(late, f"{problem}; nor could it be spooled: {type(error).__name__}")
             return
+        self.not_spooled = None
         self._observe(Spooled(len(late), problem))
         for request in late:
             request.end(None)
@@ -349,12 +353,15 @@ class GroupCommit:
 
 CHECK_EVERY_S: Final = 1.0
 CHECK_S: Final = 3.0
+# With a spool directory, deliveries don't depend on the database. So the answer must not take
+# longer than what asks for it waits, even if the database doesn't answer.
+CHECK_WITH_SPOOL_S: Final = 0.5
 FAILURE_COUNTS_S: Final = 10.0
 
 
 class Readiness:
     """Says whether a delivery that arrives now could be stored: checks the database, writes to it,
-    and caches the result for a moment.
+    and caches the result for a moment. If the database can't be used, the spool directory counts.
 
     A load balancer that gets a 503 stops sending deliveries, so these alone can't show that the
     database works again. A small write may succeed where a delivery fails, so a recent failure of a
@@ -367,37 +374,73 @@ class Readiness:
         host: TransactionRunner,
         clock: Clock,
         commits: GroupCommit,
+        spool: SpoolDirectory | None = None,
     ) -> None:
         """`check_database` raises if something is wrong with the database, without writing."""
         self._check_database = check_database
         self._host = host
         self._clock = clock
         self._commits = commits
-        self._checked_at = float("-inf")
+        self._spool = spool
+        self._checked_at = self._spool_checked_at = float("-inf")
         self._error: LogtoWebhooksError | None = None
+        self._spool_error: Exception | None = None
 
-    async def check(self) -> None:
-        """Raise StoreUnavailable or SchemaMismatch if nothing can be stored."""
+    async def check(self) -> str | None:
+        """Return why deliveries are spooled; None if the database stores them.
+
+        Raises StoreUnavailable or SchemaMismatch if nothing can be stored.
+        """
+        error = await self._check_store()
+        if error is None:
+            return None
+        if self._spool is None:
+            raise error
+        if (problem := await self._check_spool(self._spool)) is not None:
+            why = getattr(problem, "strerror", None) or type(problem).__name__
+            raise StoreUnavailable(problem=f"{error}; nor can anything be spooled: {why}")
+        return str(error)
+
+    async def _check_store(self) -> LogtoWebhooksError | None:
         now = asyncio.get_running_loop().time()
         error = self._commits.error
         if error is not None and now - self._commits.failed_at < FAILURE_COUNTS_S:
             if isinstance(error, LogtoWebhooksError):
-                raise error
-            raise StoreUnavailable(problem=describe(error))
+                return error
+            return StoreUnavailable(problem=describe(error))
         if now - self._checked_at >= CHECK_EVERY_S:
             self._checked_at = now
             self._error = await self._try_to_write()
         if self._error is not None and self._commits.stored_at < self._checked_at:
-            raise self._error
+            return self._error
+        return None
+
+    async def _check_spool(self, spool: SpoolDirectory) -> Exception | None:
+        now = asyncio.get_running_loop().time()
+        error = self._commits.not_spooled
+        if error is not None and now - self._commits.not_spooled_at < FAILURE_COUNTS_S:
+            return error
+        if now - self._spool_checked_at >= CHECK_EVERY_S:
+            self._spool_checked_at = now
+            try:
+                async with asyncio.timeout(LONGEST_SPOOL_S):
+                    await run_in_thread(spool.try_write)
+            except Exception as problem:  # such as one of starting the thread
+                self._spool_error = problem
+            else:
+                self._spool_error = None
+        return self._spool_error
 
     async def _try_to_write(self) -> LogtoWebhooksError | None:
+        limit_s = CHECK_S if self._spool is None else CHECK_WITH_SPOOL_S
         try:
-            await self._check_database()
-            await asyncio.wait_for(self._host.run(self._write), CHECK_S)
+            check = self._check_database()
+            await (check if self._spool is None else asyncio.wait_for(check, limit_s))
+            await asyncio.wait_for(self._host.run(self._write), limit_s)
         except LogtoWebhooksError as error:
             return error
         except TimeoutError:
-            return StoreUnavailable(problem=f"nothing could be written within {CHECK_S:g} s")
+            return StoreUnavailable(problem=f"it did not write a row within {limit_s:g} s")
         return None
 
     def _write(self, store: Store) -> None:

@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import stat
+import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
@@ -34,6 +35,7 @@ _NAME: Final = re.compile(r"(\d{13,})-([0-9a-f]{48})\.json")
 _PART: Final = re.compile(rf"{_NAME.pattern}\.\d+-\d+\.part")
 # Writing a file never takes so long. From another container, its process can't be seen.
 _LEFT_S: Final = 3600
+_PROBE_BYTES: Final = 64 * 1024  # more than almost any delivery
 
 
 class SpoolDirectory:
@@ -94,6 +96,13 @@ class SpoolDirectory:
                     temporary.unlink()
                 raise
         _sync_directory(self._folder)
+
+    def try_write(self) -> None:
+        """Write a file that has no name. Blocks. Raises OSError if nothing can be written now."""
+        with tempfile.TemporaryFile(dir=self._folder) as file:
+            file.write(bytes(_PROBE_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
 
     def count(self) -> int:
         """Count the deliveries; 0 if there is no such directory."""
