@@ -375,6 +375,7 @@ class WorkerGroup:
         self._is_spare = False
         self.delivery_worker = make_worker(settings, database, self.observe, self._may_work)
         self._handlers_database = database if handlers_database is None else handlers_database
+        self._handlers_database.allow_statements(handlers.longest_transaction_s)
         self._thread = None if handlers_database is None else LoopThread("logto-handlers")
         host = self._handlers_database.host
         self.job_worker = JobWorker(

@@ -9,10 +9,21 @@ from urllib.parse import quote
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.pool import NullPool
 
+from logto_webhooks.clock import SystemClock
 from logto_webhooks.database import open_database
-from logto_webhooks.database.postgres import make_postgres_engine, parse_url
+from logto_webhooks.database.migrate import _LOCK
+from logto_webhooks.database.postgres import (
+    Postgres,
+    StatementLimit,
+    make_postgres_engine,
+    parse_url,
+)
+from logto_webhooks.deliveries import identify
 from logto_webhooks.errors import SettingInvalid
+from logto_webhooks.signing_keys import trust
+from logto_webhooks.testing import make
 from tests.support import postgres
 from tests.support.service import command, one_line
 
@@ -122,6 +133,106 @@ def test_settings_of_the_url_win_and_ours_stay_beside_them(scheme: str, option: 
     assert seen(url, *names) == ["theirs", "7s", "shop"]
     assert seen(url, "idle_in_transaction_session_timeout") == ["10s"]
     assert seen(server(scheme, "sslmode=prefer"), *names[1:]) == ["8s", "logto-webhooks"]
+
+
+@pytest.mark.parametrize("scheme", DRIVERS)
+def test_the_limit_of_statements_is_ours_or_the_urls(scheme: str) -> None:
+    """On the server, and for the driver, which gives up by itself. Connections that are opened
+    later have a later limit."""
+
+    async def sleep(url: str, limit: StatementLimit) -> None:
+        engine = make_postgres_engine(url, limit=limit, poolclass=NullPool)
+
+        async def sleep_once() -> None:
+            async with engine.connect() as connection:
+                await connection.execute(sa.text("SELECT pg_sleep(0.5)"))
+
+        with pytest.raises((sa.exc.DBAPIError, TimeoutError)):
+            await sleep_once()
+        limit.seconds = None
+        await sleep_once()
+
+    bare, theirs = server(scheme, "connect_timeout=9"), quote("-c statement_timeout={}")
+    asyncio.run(sleep(bare, StatementLimit(0.1)))
+
+    async def sleep_in_theirs(value: str) -> None:
+        url = server(scheme, f"options={theirs.replace(quote('{}'), value)}")
+        engine = make_postgres_engine(url, limit=StatementLimit(0.1), poolclass=NullPool)
+        async with engine.connect() as connection:
+            await connection.execute(sa.text("SELECT pg_sleep(0.5)"))
+
+    for value in ("0", "5s", "5000", "1min"):
+        asyncio.run(sleep_in_theirs(value))
+
+
+@pytest.mark.parametrize("scheme", DRIVERS)
+def test_migrate_waits_for_another_longer_than_a_statement_may_take(scheme: str) -> None:
+    """Nor is a long statement of it ended."""
+    with postgres.own_database() as url:
+        text = url.set(drivername=scheme).render_as_string(hide_password=False)
+
+        async def run() -> None:
+            database = open_database(text)
+            assert isinstance(database, Postgres)
+            assert database._limit is not None
+            database._limit.seconds = 0.1
+            engine = sa.create_engine(url.set(drivername="postgresql+psycopg"))
+            with engine.connect() as other:
+                other.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
+                migrating = asyncio.create_task(database.migrate())
+                await asyncio.sleep(1)
+                assert not migrating.done()
+            await migrating
+            await database.check()
+            await database.host.close()
+            engine.dispose()
+
+        asyncio.run(run())
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("scheme", DRIVERS)
+def test_a_statement_of_a_handler_may_take_as_long_as_the_handler(
+    scheme: str, tmp_path: Path
+) -> None:
+    """The longest time limit of a handler with a transaction counts."""
+    (tmp_path / "app.py").write_text(LIMITED)
+    with postgres.own_database() as url:
+        postgres.migrate_database(url)
+        text = url.set(drivername=scheme).render_as_string(hide_password=False)
+
+        async def fill() -> None:
+            database = open_database(text)
+            now = SystemClock().now() + 3_000
+            new = identify(trust(make.user_created(id="ana", at=now).body), now)
+            await database.host.run(lambda store: store.add([new]))
+            await database.host.close()
+
+        options = ["--app", "app:logto", "--database-url", text]
+        first = command("worker", "--drain", *options, folder=tmp_path)
+        assert first.returncode == 0, first.stderr
+        asyncio.run(fill())
+        second = command("worker", "--drain", *options, folder=tmp_path)
+        assert second.returncode == 0, second.stderr
+        assert (tmp_path / "limit").read_text() == "90s"
+
+
+LIMITED = """
+import pathlib
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncSession
+from logto_webhooks import LogtoWebhooks
+
+logto = LogtoWebhooks.from_env()
+
+@logto.on("LocalUserCreated", time_limit=90)
+async def look(session: AsyncSession):
+    limit = await session.scalar(sa.text("SELECT current_setting('statement_timeout')"))
+    pathlib.Path("limit").write_text(limit)
+
+@logto.on("LocalUserCreated", name="long", time_limit=1e9)
+async def long(): ...
+"""
 
 
 @pytest.mark.parametrize("scheme", DRIVERS)

@@ -91,9 +91,9 @@ def _refuse_schema(schema: str | None, name: str, remedy: str) -> None:
 def _open_postgres(url: str, schema: str | None, name: str) -> Database:
     # Imported on use: the driver and greenlet come with an extra.
     try:
-        from logto_webhooks.database.postgres import Postgres, make_postgres_engine
+        from logto_webhooks.database.postgres import Postgres
 
-        return Postgres(make_postgres_engine(url, name), schema)
+        return Postgres.at(url, schema, name)
     except ImportError as error:
         raise SettingInvalid(name=name, problem=_describe_import_error(url, error)) from None
 

@@ -50,6 +50,7 @@ from logto_webhooks.database.store import LOCK_S, STATEMENT_S, Project, Store
 from logto_webhooks.database.threads import DetachedCall, GreenletBridge
 
 T = TypeVar("T")
+ROLLBACK_S: Final = 8.0  # for the server to answer, which may be silent
 PAUSE_S: Final = 1.0  # before each statement of an abandoned coroutine, which fails
 
 
@@ -309,8 +310,9 @@ async def _transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
 
 async def _roll_back_or_drop(connection: AsyncConnection) -> None:
     try:
-        await connection.rollback()
-    except sa.exc.SQLAlchemyError:
+        async with asyncio.timeout(ROLLBACK_S):
+            await connection.rollback()
+    except (sa.exc.SQLAlchemyError, TimeoutError):
         await drop_connection(connection)
 
 

@@ -17,7 +17,9 @@ from urllib.parse import quote, unquote, urlencode
 
 import sqlalchemy as sa
 from msgspec import Struct
+from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import NullPool
 
 from logto_webhooks import canonical_json
 from logto_webhooks.database import migrate
@@ -34,9 +36,23 @@ from logto_webhooks.event_loop import run_in_thread
 LEVEL: Final = "READ COMMITTED"
 CONNECT_S: Final = 3.0
 STATEMENT_S: Final = 8.0
+_MOST_S: Final = 2_000_000.0  # PostgreSQL allows 2**31 ms
 
 
-def make_postgres_engine(url: sa.URL | str, name: str = "database_url", **pool: Any) -> AsyncEngine:
+class StatementLimit:
+    """How long a statement may take on connections that are opened from now on: `seconds`, or any
+    time if that is None. The URL overrides it."""
+
+    def __init__(self, seconds: float | None = STATEMENT_S) -> None:
+        self.seconds = seconds
+
+
+def make_postgres_engine(
+    url: sa.URL | str,
+    name: str = "database_url",
+    limit: StatementLimit | None = None,
+    **pool: Any,
+) -> AsyncEngine:
     """Make an engine, which connects on first use. Raises SettingInvalid with the setting's `name`.
 
     `postgres://…` and `postgresql://…` use asyncpg; `+asyncpg` and `+psycopg` name a driver.
@@ -45,16 +61,9 @@ def make_postgres_engine(url: sa.URL | str, name: str = "database_url", **pool: 
     """
     text = url if isinstance(url, str) else url.render_as_string(hide_password=False)
     address = parse_url(text, name)
-    driver, pooled = address.driver, address.pooled
-    settings = {} if pooled else _SETTINGS
-    return create_async_engine(
+    limit = limit or StatementLimit()
+    engine = create_async_engine(
         address.url,
-        connect_args={
-            **_OPTIONS[driver],
-            **(_UNPREPARED[driver] if pooled else {}),
-            **address.arguments(settings, CONNECT_S),
-            **_choose_connect(address),
-        },
         isolation_level=LEVEL,
         hide_parameters=True,
         json_serializer=lambda value: canonical_json.encode(value).decode(),
@@ -63,21 +72,38 @@ def make_postgres_engine(url: sa.URL | str, name: str = "database_url", **pool: 
         **(pool or _POOL),
     )
 
+    @event.listens_for(engine.sync_engine, "do_connect")
+    def use_limit(_: object, __: object, ___: object, arguments: dict[str, Any]) -> None:
+        arguments |= _make_arguments(address, limit.seconds)
+
+    return engine
+
+
+def _make_arguments(address: Address, statement_s: float | None) -> dict[str, Any]:
+    """Return the driver's arguments to connect."""
+    driver, pooled = address.driver, address.pooled
+    # The server's settings for our connections, unless the URL sets them. PgBouncer accepts none.
+    settings = {
+        "idle_in_transaction_session_timeout": _IDLE_LIMIT,
+        # Also ends statements of clients that are unreachable or have given up.
+        "statement_timeout": f"{(statement_s or 0) * 1000:.0f}ms",
+    }
+    if driver == ASYNCPG:
+        options: dict[str, Any] = {"command_timeout": address.choose_statement_s(statement_s)}
+    else:
+        options = {"tcp_user_timeout": int(STATEMENT_S * 1000)}
+    return {
+        **options,
+        **(_UNPREPARED[driver] if pooled else {}),
+        **address.arguments({} if pooled else settings, CONNECT_S),
+        **_choose_connect(address),
+    }
+
 
 # A worker that is paused in the middle of a transaction must not keep its locks for ever.
 _IDLE_LIMIT: Final = "10s"
 # Handlers may hold all but one of the first 8. Opening a connection for each job would be slow.
 _POOL: Final[dict[str, Any]] = {"pool_size": 8, "max_overflow": 2, "pool_timeout": CONNECT_S}
-# The server's settings for our connections, unless the URL sets them. PgBouncer accepts none.
-_SETTINGS: Final[dict[str, str]] = {
-    "idle_in_transaction_session_timeout": _IDLE_LIMIT,
-    # Also ends statements of clients that are unreachable or have given up.
-    "statement_timeout": f"{STATEMENT_S:.0f}s",
-}
-_OPTIONS: Final[dict[str, dict[str, Any]]] = {
-    "asyncpg": {"command_timeout": STATEMENT_S},
-    "psycopg": {"tcp_user_timeout": int(STATEMENT_S * 1000)},
-}
 _UNPREPARED: Final[dict[str, dict[str, Any]]] = {
     "asyncpg": {
         "statement_cache_size": 0,
@@ -131,9 +157,16 @@ class Postgres:
     files: Sequence[Path] = ()
 
     def __init__(
-        self, engine: AsyncEngine | sa.Engine, schema: str | None, owns: bool = True
+        self,
+        engine: AsyncEngine | sa.Engine,
+        schema: str | None,
+        owns: bool = True,
+        limit: StatementLimit | None = None,
+        migrator: AsyncEngine | None = None,
     ) -> None:
-        """`owns`: whether the engine is ours to dispose of."""
+        """`owns`: whether the engine is ours to dispose of. `limit`: of its statements.
+        `migrator`: the engine to migrate with, if it is another."""
+        self._limit = limit
         self.name = place_of(engine.url)
         self.any_loop = isinstance(engine, sa.Engine)  # whether any event loop can use it
         self._schema = schema
@@ -141,6 +174,7 @@ class Postgres:
         options = {"schema_translate_map": make_schema_map(schema), APP_SCHEMAS: app_schemas}
         options |= {} if owns else _LEVEL
         self._engine = engine.execution_options(**options)
+        self._migrator = migrator.execution_options(**options) if migrator else self._engine
         if isinstance(self._engine, sa.Engine):
             _forget_connections_after_fork(self._engine)
         self._runner = (
@@ -150,14 +184,27 @@ class Postgres:
         )
         self.host: HandlerRunner = self._runner
 
+    @classmethod
+    def at(cls, url: str, schema: str | None, name: str) -> Postgres:
+        """Return the database at a URL from the setting `name`. Raises SettingInvalid."""
+        limit = StatementLimit()
+        engine = make_postgres_engine(url, name, limit)
+        migrator = make_postgres_engine(url, name, StatementLimit(None), poolclass=NullPool)
+        return cls(engine, schema, limit=limit, migrator=migrator)
+
+    def allow_statements(self, seconds: float) -> None:
+        """Let statements of handlers take so long, unless the engine is the application's."""
+        if self._limit is not None:
+            self._limit.seconds = min(max(STATEMENT_S, seconds), _MOST_S)
+
     async def open(self) -> None:
         """Raise StoreUnavailable, or SchemaMismatch if `migrate` must be run first."""
         await self.check()
 
     async def migrate(self) -> bool:
-        """Migrate the tables to this release. Wait for others that migrate them. Return whether the
-        schema was created."""
-        engine = self._engine
+        """Migrate the tables to this release. Wait for others that migrate them, however long that
+        takes, unless the application's engine limits it. Return whether the schema was created."""
+        engine = self._migrator
         with translate_errors(engine):
             if isinstance(engine, sa.Engine):
                 return await run_in_thread(_migrate, engine, self._schema)
@@ -251,7 +298,9 @@ _CACHES: Final = ("statement_cache_size", "prepared_statement_cache_size")
 _NUMBERS: Final = ("connect_timeout", *_CACHES)
 _ON_OFF: Final = {"true": "require", "1": "require", "false": "disable", "0": "disable"}
 # `-c name=value`, `-cname=value` or `--name=value`, as the server splits them.
-_OPTION: Final = re.compile(r"(?:^|\s)(?:-c\s*|--)([A-Za-z_][\w.-]*)\s*=")
+_OPTION: Final = re.compile(r"(?:^|\s)(?:-c\s*|--)([A-Za-z_][\w.-]*)\s*=((?:\\.|[^\s\\])*)")
+_DURATION: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(us|ms|s|min|h|d)?")
+_UNITS_S: Final = {"us": 1e-6, "ms": 1e-3, "s": 1, "min": 60, "h": 3_600, "d": 86_400}
 
 
 class Address(Struct, frozen=True, kw_only=True):
@@ -276,11 +325,26 @@ class Address(Struct, frozen=True, kw_only=True):
         """
         get = self.parameters.get
         name = get("application_name") or get("fallback_application_name") or NAME
-        options = _OPTION.findall(get("options", ""))
-        theirs = {option.lower().replace("-", "_") for option in options}
+        theirs = self._read_options()
         settings = {option: value for option, value in ours.items() if option not in theirs}
         build = _to_asyncpg if self.driver == ASYNCPG else _to_psycopg
         return build(self, name, settings, connect_s)
+
+    def choose_statement_s(self, ours: float | None) -> float | None:
+        """Return how long a driver may wait for a statement; None if for any time. A setting of the
+        server in the URL overrides `ours`."""
+        text = self._read_options().get("statement_timeout")
+        if text is None:
+            return ours
+        match = _DURATION.fullmatch(text)
+        if match is None:
+            return None  # the server knows what it means
+        return float(match[1]) * _UNITS_S[match[2] or "ms"] or None
+
+    def _read_options(self) -> dict[str, str]:
+        """Return the server's settings in the URL."""
+        options = _OPTION.findall(self.parameters.get("options", ""))
+        return {option.lower().replace("-", "_"): value for option, value in options}
 
 
 NAME: Final = "logto-webhooks"

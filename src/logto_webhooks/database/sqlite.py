@@ -259,6 +259,9 @@ class SqliteFile:
         await run_in_thread(self._migrate)
         return False
 
+    def allow_statements(self, seconds: float) -> None:
+        """Do nothing: SQLite doesn't limit statements."""
+
     async def check(self) -> None:
         """Raise StoreUnavailable or SchemaMismatch if the database can't be used as it is."""
         await run_in_thread(self._check)

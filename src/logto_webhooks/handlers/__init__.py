@@ -185,6 +185,11 @@ class Handlers:
     def __iter__(self) -> Iterator[Handler]:
         return iter(self.by_name.values())
 
+    @property
+    def longest_transaction_s(self) -> float:
+        """The longest time limit of a handler with a transaction; 0 if there is none."""
+        return max((each.options.time_limit_s for each in self if each.transaction), default=0.0)
+
     def __len__(self) -> int:
         return len(self.by_name)
 
