@@ -507,12 +507,11 @@ class WorkerGroup:
         await forever(look, WATCH_S)
 
     async def _report_unrunnable(self, reported: int = 0) -> int:
-        counts = await self._database.host.read(lambda store: store.jobs.counts())
-        waiting = [count for count in counts if count.state == "waiting"]
-        unknown = [count for count in waiting if count.handler not in self._handlers.by_name]
-        jobs = sum(count.count for count in unknown)
+        known = self._handlers.by_name
+        unknown = await self._database.host.read(lambda store: store.jobs.count_waiting(known))
+        jobs = sum(unknown.values())
         if jobs and jobs != reported:
-            self._observe(Unrunnable(tuple(count.handler for count in unknown), jobs))
+            self._observe(Unrunnable(tuple(unknown), jobs))
         return jobs
 
 

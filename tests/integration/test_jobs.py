@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import sqlalchemy as sa
 from msgspec.structs import replace
 
 from logto_webhooks.database.jobs import IN_USE_MS
-from logto_webhooks.database.schema import handlers
+from logto_webhooks.database.schema import handlers, jobs
 from logto_webhooks.database.store import Store
 from logto_webhooks.deliveries import LARGE, DeliveryOutcome, DeliveryState
 from logto_webhooks.jobs import (
@@ -208,6 +210,38 @@ def test_forgetting_a_handler_discards_what_waits_for_it(run: Run) -> None:
         (each.handler, each.state): each.count for each in run(lambda store: store.jobs.counts())
     }
     assert counts == {("one", "discarded"): 2, ("two", "waiting"): 1}
+
+
+def test_waiting_jobs_are_counted_without_reading_those_that_are_over(run: Run) -> None:
+    """Of other handlers than some. A process does this every minute, and jobs are kept."""
+    add(run, *(job(f"{n}", queue_key=f"user:{n}") for n in range(5_000)))
+    over = sa.update(jobs).values(state=JobState.DONE.value, finished_at=1)
+    run(lambda store: store._connection.execute(over).close())
+    add(run, job("a", handler="two"), job("b", handler="two"), job("c"))
+    assert run(lambda store: store.jobs.count_waiting()) == {"one": 1, "two": 2}
+    assert run(lambda store: store.jobs.count_waiting(["one"])) == {"two": 2}
+    plan = run(_explain_count)
+    assert "logto_jobs_waiting" in plan, plan
+
+
+def _explain_count(store: Store) -> str:
+    connection, ran = store._connection, list[tuple[str, Any]]()
+
+    def note(_: Any, __: Any, statement: str, parameters: Any, *more: Any) -> None:
+        ran.append((statement, parameters))
+
+    sa.event.listen(connection, "before_cursor_execute", note)
+    store.jobs.count_waiting(["two"])
+    sa.event.remove(connection, "before_cursor_execute", note)
+    statement, parameters = ran[-1]
+    explain = "EXPLAIN"
+    if connection.dialect.name == "sqlite":
+        explain = "EXPLAIN QUERY PLAN"
+    else:
+        schema = connection.get_execution_options()["schema_translate_map"][None]
+        connection.exec_driver_sql(f"ANALYZE {schema}.logto_jobs")
+    plan = connection.exec_driver_sql(f"{explain} {statement}", parameters)
+    return "\n".join(str(row) for row in plan)
 
 
 def test_a_handler_is_forgotten_step_by_step(run: Run) -> None:

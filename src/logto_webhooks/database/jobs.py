@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -474,6 +474,14 @@ class JobStore:
             )
             for handler, state, count, first in self._connection.execute(query)
         ]
+
+    def count_waiting(self, but: Collection[str] = ()) -> dict[str, int]:
+        """Count the waiting jobs of each handler, `but` some. Jobs that are over aren't read."""
+        query = sa.select(jobs.c.handler, sa.func.count()).where(
+            jobs.c.state == sa.literal_column("'waiting'"), jobs.c.handler.not_in(sorted(but))
+        )
+        query = query.group_by(jobs.c.handler).order_by(jobs.c.handler)
+        return {row.handler: row[1] for row in self._connection.execute(query)}
 
     def find(self, wanted: JobFilter) -> list[JobRow]:
         """List jobs, the newest first."""
