@@ -23,6 +23,15 @@ def nearest(name: str, names: Collection[str]) -> str:
     return f"the closest is {near[0]}" if near else f"use one of {', '.join(names)}"
 
 
+def strip_url(url: str) -> str:
+    """Remove parts that may be secret from a URL: the password and the query."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "<invalid URL>"
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+
+
 def check_choice(name: str, value: str, choices: Collection[Name]) -> Name:
     """Check one of several names. Raises SettingInvalid, which suggests one."""
     for choice in choices:

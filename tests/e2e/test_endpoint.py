@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import stat
 import subprocess
 import sys
@@ -169,6 +170,34 @@ def test_the_list_says_which_is_ours(tmp_path: Path) -> None:
         long = f"https://app.example/{'sub/' * 60}api"
         logto.add_hook(long, name="long")
         assert long in (await run("list", **more)).stdout.split()
+
+    live(test, tmp_path)
+
+
+def test_no_command_shows_the_password_of_a_url(tmp_path: Path) -> None:
+    """Nor its query, which may hold a token. Logto gets the whole URL."""
+    secret = "http://ana:s3cr3t@127.0.0.1:9/api/webhooks/logto?token=t0ken"
+
+    async def test(logto: FakeLogto, run: Run) -> None:
+        created = await run("create", "--url", secret, "--json")
+        assert created.returncode == 0, created.stderr
+        assert logto.hooks[0]["config"] == {"url": secret}
+        key = {"LOGTO_WEBHOOK_SIGNING_KEY": logto.hooks[0]["signingKey"]}
+        await asyncio.to_thread(command, "migrate", folder=tmp_path)
+        ran = [
+            created,
+            await run("create", "--url", secret),
+            await run("list", **key),
+            await run("list", "--json", **key),
+            await run("test", "nobody's", **key),
+            await run("test", **key),
+            await run("test", "--json", **key),
+            await run("rotate", **key),
+            await run("rotate", "--json", logto.hooks[0]["id"]),
+        ]
+        for words in ran:
+            assert "http://127.0.0.1:9/api/webhooks/logto" in words.stdout + words.stderr, words
+            assert not re.search("s3cr3t|t0ken", words.stdout + words.stderr), words
 
     live(test, tmp_path)
 

@@ -116,7 +116,9 @@ def _check(config: ListenConfig) -> None:
 
 def _confirm(webhook: Webhook) -> None:
     question = f"Change the URL of the webhook {webhook.name!r} until this command ends?"
-    typer.confirm(f"{question} Until then, {webhook.url} gets no deliveries.", abort=True, err=True)
+    typer.confirm(
+        f"{question} Until then, {webhook.shown_url} gets no deliveries.", abort=True, err=True
+    )
 
 
 class _Printer:

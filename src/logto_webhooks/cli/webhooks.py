@@ -71,8 +71,8 @@ def create(
     else:
         print(f"{_KEY}={webhook.signing_key}")
     output.note(
-        f"Created {webhook.name} ({webhook.id}) for {webhook.url}, with {len(webhook.events)} "
-        "events."
+        f"Created {webhook.name} ({webhook.id}) for {webhook.shown_url}, "
+        f"with {len(webhook.events)} events."
     )
     if env_file is None:
         output.note("Set this key, then start or restart `logto-webhooks serve`.")
@@ -186,7 +186,8 @@ def _restore_webhooks(settings: Settings) -> None:
 
 
 def _to_row(webhook: Webhook) -> dict[str, Any]:
-    return {name: getattr(webhook, name) for name in ("id", "name", "enabled", "url", "events")}
+    row = {name: getattr(webhook, name) for name in ("id", "name", "enabled", "url", "events")}
+    return row | {"url": webhook.shown_url}
 
 
 def _check_writable(file: Path) -> None:

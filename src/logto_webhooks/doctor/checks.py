@@ -18,7 +18,6 @@ from logto_webhooks.doctor.faults import (
     make_finding,
     make_ok,
     make_skipped,
-    strip_url,
 )
 from logto_webhooks.errors import LogtoApiError, LogtoUnreachable, SettingInvalid, StoreUnavailable
 from logto_webhooks.jobs import JobCount, JobState, RegisteredHandler
@@ -34,6 +33,7 @@ from logto_webhooks.signing_keys import (
     problem_of_key,
     problem_of_secret,
 )
+from logto_webhooks.validation import strip_url
 
 _PENDING_S: Final = 60
 _WAITING_S: Final = 600  # longer than the first retries of a job take

@@ -19,13 +19,13 @@ from logto_webhooks.database.migrate import DatabaseInfo
 from logto_webhooks.database.runner import run_or_rehearse
 from logto_webhooks.database.store import Store
 from logto_webhooks.deliveries import Status
-from logto_webhooks.doctor.faults import strip_url
 from logto_webhooks.jobs import RegisteredHandler
 from logto_webhooks.logto import delivery_log
 from logto_webhooks.logto.api_responses import ApiResponse
 from logto_webhooks.logto.webhooks import Webhook, is_ours, parse_webhook
 from logto_webhooks.settings import Settings, split_keys
 from logto_webhooks.signing_keys import WebhookKey
+from logto_webhooks.validation import strip_url
 
 if TYPE_CHECKING:
     import httpx2

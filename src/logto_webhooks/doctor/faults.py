@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from functools import partial
 from typing import Any, Final, NamedTuple
-from urllib.parse import urlsplit
 
 from msgspec import Struct
 
@@ -479,15 +478,6 @@ def exit_code(findings: Iterable[Finding]) -> int:
     """Return 2 if something is broken, 1 if there are warnings, else 0."""
     levels = {finding.level for finding in findings}
     return 2 if Level.BROKEN in levels else int(Level.WARNING in levels)
-
-
-def strip_url(url: str) -> str:
-    """Remove parts that may be secret from a URL: the password and the query."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return "<invalid URL>"
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
 def _format(value: Any) -> Any:

@@ -159,7 +159,7 @@ async def _find(logto: ManagementClient, repoint: str, callbacks: ListenCallback
         url = httpx2.URL(webhook.url)
         mark = await probe_url(client, f"{url.scheme}://{url.netloc.decode()}")
     if mark is not None and mark.startswith(PREFIX):
-        what = f"uses the webhook {webhook.name} ({webhook.url})"
+        what = f"uses the webhook {webhook.name} ({webhook.shown_url})"
         raise AlreadyListening(what=what, instead="without --repoint")
     callbacks.confirm(webhook)
     return webhook

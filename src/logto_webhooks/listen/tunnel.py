@@ -41,6 +41,7 @@ from logto_webhooks.listen.forwarder import ForwardResponse, ForwardResult, desc
 from logto_webhooks.logto.client import ManagementClient
 from logto_webhooks.logto.webhooks import Webhook, list_webhooks, parse_created, subscription
 from logto_webhooks.signing_keys import HEADER, verify
+from logto_webhooks.validation import strip_url
 
 PREFIX: Final = "logto-webhooks listen "  # the prefix of temporary webhooks' names
 PROBE: Final = "/.well-known/logto-webhooks-listen"
@@ -343,7 +344,8 @@ async def _restore(logto: ManagementClient, leases: LeaseFolder, lease: Lease) -
     for webhook in webhooks:
         if lease.webhook and webhook.id == lease.webhook and webhook.url == lease.lent:
             await logto.change_webhook(webhook.id, {"config": webhook.config | {"url": lease.url}})
-            actions.append(f"changed the URL of the webhook {webhook.name} back to {lease.url}")
+            shown = strip_url(lease.url)
+            actions.append(f"changed the URL of the webhook {webhook.name} back to {shown}")
         elif not lease.webhook and webhook.name == lease.session:
             await logto.delete_webhook(webhook.id)
             actions.append(f"deleted the webhook {webhook.name!r}")

@@ -34,6 +34,7 @@ from logto_webhooks.events.users import InteractionEvent, UserEvent
 from logto_webhooks.jobs import matches
 from logto_webhooks.logto.delivery_log import RESETS
 from logto_webhooks.signing_keys import WebhookKey, fingerprint, problem_of_key
+from logto_webhooks.validation import strip_url
 
 if TYPE_CHECKING:
     from logto_webhooks.logto.client import ManagementClient
@@ -55,12 +56,17 @@ class Webhook(Struct, frozen=True, kw_only=True, rename="camel"):
 
     def __repr__(self) -> str:
         """Without the key, and without headers, which may hold another."""
-        return f"Webhook(id={self.id!r}, name={self.name!r}, url={self.url!r})"
+        return f"Webhook(id={self.id!r}, name={self.name!r}, url={self.shown_url!r})"
 
     @property
     def url(self) -> str:
         """The webhook's URL."""
         return str(self.config.get("url", ""))
+
+    @property
+    def shown_url(self) -> str:
+        """Its URL without what may be secret: the password and the query."""
+        return strip_url(self.url)
 
     def leads_to(self, url: str) -> bool:
         """Return whether the webhook's URL is `url`, ignoring a trailing slash."""
@@ -142,7 +148,9 @@ def _refuse(webhooks: Sequence[Webhook], several: bool, what: str) -> WebhookUnk
     if not webhooks:
         hint = "Create one: logto-webhooks endpoint create --url URL"
         return WebhookUnknown(problem="Logto has no webhooks", hint=hint)
-    listed = ", ".join(f"{webhook.id} ({webhook.name}, {webhook.url})" for webhook in webhooks)
+    listed = ", ".join(
+        f"{webhook.id} ({webhook.name}, {webhook.shown_url})" for webhook in webhooks
+    )
     return WebhookUnknown(problem=problem, hint=f"Use an ID. Logto has these webhooks: {listed}.")
 
 
@@ -181,7 +189,7 @@ async def create_webhook(
     webhooks, _ = await list_webhooks(logto)
     for webhook in webhooks:
         if webhook.leads_to(url):
-            raise WebhookExists(id=webhook.id, url=url)
+            raise WebhookExists(id=webhook.id, url=webhook.shown_url)
     with note_on_failure("it may exist anyway: see `logto-webhooks endpoint list`"):
         return parse_created((await logto.create_webhook(name, url, events)).content, name)
 
@@ -216,7 +224,9 @@ async def send_test(
     changed. Raises LogtoUnreachable, LogtoApiError, StoreUnavailable.
     """
     newest, began = await newest_id(host), time.monotonic()
-    result = TestResult(webhook=webhook.id, url=webhook.url, enabled=webhook.enabled, event=event)
+    result = TestResult(
+        webhook=webhook.id, url=webhook.shown_url, enabled=webhook.enabled, event=event
+    )
     answered = (await logto.test_webhook(webhook.id, webhook.url, event)).content
     problem = None if answered == {} else _describe_failure(answered)
     if problem not in (None, _REFUSED):
@@ -322,7 +332,7 @@ async def rotate_key(
         raise StoreUnavailable(problem=f"{error.problem}; {_CHANGED}") from None
     return RotationResult(
         webhook=webhook.id,
-        url=webhook.url,
+        url=webhook.shown_url,
         signing_key=new.key,
         old_ends_at=now + overlap_ms,
         old_used_at=used.get(fingerprint(old.key)),
