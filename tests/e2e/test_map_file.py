@@ -42,7 +42,7 @@ def database(
     """The tables of the example, with a user from before Logto."""
     monkeypatch.setenv("DATABASE_URL", "postgresql://127.0.0.1/none")
     monkeypatch.syspath_prepend(str(EXAMPLE))
-    from teams.models import Base  # type: ignore[import-not-found]
+    from teams.models import Base
 
     with own_database(request.param, tmp_path) as own:
         Base.metadata.create_all(own.engine)

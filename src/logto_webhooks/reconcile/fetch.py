@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from msgspec import Struct
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from logto_webhooks.logto.client import ManagementClient
 
 PIECE: Final = 500  # memberships per transaction
+MOST_SINGLE: Final = 50  # members who are fetched one by one
 _ALL: Final = 2**31
 _ALL_OF_A_USER: Final = (UNKNOWN_CHANGE, RESTORED)  # the user itself, and the roles and memberships
 T = TypeVar("T")
@@ -43,6 +44,19 @@ T = TypeVar("T")
 def find_subject(key: Key) -> Key:
     """Return the record to fetch: for a membership, its user."""
     return key.organization_and_user[1] if key.kind == "membership" else key
+
+
+class MemberList(NamedTuple):
+    """A complete list of an organization's members. One page is of one moment."""
+
+    organization_id: str
+    present: Present
+    span: Span
+    pages: int
+
+    def read(self, pairs: Sequence[Key]) -> list[Change]:
+        """Return what the list says about memberships."""
+        return api_responses.read_pairs(pairs, self.present, self.span)
 
 
 class Fetcher:
@@ -109,18 +123,33 @@ class Fetcher:
         """Fetch an organization's members, in pieces of a transaction each. The last piece marks
         the list as complete.
 
-        Stored members who aren't listed are fetched one by one, because a list that changes while
-        it is read can lack some. A delivery that is older than the list can add them meanwhile.
+        Stored members who aren't listed are fetched, too, because a list of several pages that
+        changes while it is read can lack some. A delivery that is older than the list can add them
+        meanwhile.
         """
-        present, span = await self._list_members(organization_id)
-        for piece in _cut(api_responses.read_pairs(sorted(present), present, span)):
+        members = await self._list_members(organization_id)
+        for piece in _cut(members.read(sorted(members.present))):
             yield piece
-        fetched = set(present)
+        fetched = set(members.present)
         while unlisted := await self._list_members_except(fetched, organization_id):
-            for pair in unlisted:
-                yield await self.fetch_memberships(find_subject(pair).id, [pair])
+            async for piece in self._fetch_unlisted(unlisted, members):
+                yield piece
             fetched.update(unlisted)
-        yield [api_responses.settle_members(organization_id, span)]
+        yield [api_responses.settle_members(organization_id, members.span)]
+
+    async def _fetch_unlisted(
+        self, pairs: Sequence[Key], members: MemberList
+    ) -> AsyncIterator[Sequence[Change]]:
+        """Fetch stored members whom a list lacks: one by one, or with another list if they are
+        many. No member is on the wrong side of a page in both."""
+        if members.pages > 1 and len(pairs) > MOST_SINGLE:
+            members = await self._list_members(members.organization_id)
+        elif members.pages > 1:
+            for pair in pairs:
+                yield await self.fetch_memberships(find_subject(pair).id, [pair])
+            return
+        for piece in _cut(members.read(pairs)):
+            yield piece
 
     async def _list_members_except(self, fetched: set[Key], organization_id: str) -> list[Key]:
         """List the stored members of an organization that weren't fetched."""
@@ -128,7 +157,7 @@ class Fetcher:
         others = sorted(known - fetched)
         return [pair for piece in _cut(others) for pair in await self._list_present(piece)]
 
-    async def _list_members(self, organization_id: str) -> tuple[Present, Span]:
+    async def _list_members(self, organization_id: str) -> MemberList:
         present: Present = {}
         spans: list[Span] = []
         listing = OffsetPager(partial(self._logto.members, organization_id))
@@ -138,7 +167,8 @@ class Fetcher:
         if listing.missed:
             problem = "its members changed faster than Logto can list them"
             raise InvalidApiResponse(kind="organization", id=organization_id, problem=problem)
-        return present, Span(spans[0].at, spans[-1].end)
+        span = Span(spans[0].at, spans[-1].end)
+        return MemberList(organization_id, present, span, len(spans))
 
     async def _list_known_pairs(self, end: Key) -> set[Key]:
         def find(store: Store) -> list[Key]:
