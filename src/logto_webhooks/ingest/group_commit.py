@@ -355,7 +355,7 @@ CHECK_EVERY_S: Final = 1.0
 CHECK_S: Final = 3.0
 # With a spool directory, deliveries don't depend on the database. So the answer must not take
 # longer than what asks for it waits, even if the database doesn't answer.
-CHECK_WITH_SPOOL_S: Final = 0.5
+CHECK_WITH_SPOOL_S: Final = 0.3
 FAILURE_COUNTS_S: Final = 10.0
 
 
