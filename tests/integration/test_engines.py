@@ -80,6 +80,18 @@ def test_foreign_keys_are_enforced_as_by_the_application(enforces: bool, tmp_pat
     live(logto, body)
 
 
+def test_storing_needs_no_connection_of_the_applications_pool(tmp_path: Path) -> None:
+    """All of them may be held by requests, also by those that wait for this package."""
+    engine = sa.create_engine(f"sqlite:///{tmp_path / 'app.db'}", pool_size=1, max_overflow=0)
+    logto = LogtoWebhooks(signing_key=SIGNING_KEY, engine=engine)
+
+    async def body(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
+        await send(client, make.user_created(id="ana", at=soon()))
+
+    with engine.connect():
+        live(logto, body)
+
+
 PREFORK = """
 import os, sys
 import sqlalchemy as sa

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import sqlite3
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -42,6 +44,7 @@ def make_sqlite_engine(
     write lock when it begins, unless the connection has the options `READS`.
     """
     uri = f"{file.absolute().as_uri()}?mode=rw"
+    enforces_foreign_keys = functools.cache(partial(_enforces_foreign_keys, application))
 
     def connect() -> sqlite3.Connection:
         connection = sqlite3.connect(
@@ -50,7 +53,7 @@ def make_sqlite_engine(
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute(f"PRAGMA wal_autocheckpoint={_WAL_PAGES}")
-        if application is not None and _enforces_foreign_keys(application):
+        if enforces_foreign_keys():
             connection.execute("PRAGMA foreign_keys=ON")
         return connection
 
@@ -66,9 +69,18 @@ def make_sqlite_engine(
     return engine
 
 
-def _enforces_foreign_keys(engine: sa.Engine) -> bool:
-    with engine.connect() as connection:
-        return bool(connection.exec_driver_sql("PRAGMA foreign_keys").scalar())
+def _enforces_foreign_keys(application: sa.Engine | None) -> bool:
+    """Whether the application's connections enforce foreign keys. Its pool may be in use, so this
+    opens a connection of its own, as the pool does."""
+    if application is None:
+        return False
+    pool = application.pool.recreate()
+    try:
+        with closing(pool.connect()) as connection:
+            cursor = connection.cursor()
+            return bool(cursor.execute("PRAGMA foreign_keys").fetchone()[0])
+    finally:
+        pool.dispose()
 
 
 def _begin(connection: sa.Connection) -> None:
