@@ -17,6 +17,7 @@ from collections.abc import (
     MutableMapping,
     Sequence,
 )
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack
 from weakref import WeakKeyDictionary
 
@@ -452,9 +453,12 @@ class LogtoWebhooks(Admin):
         API is configured. Raises ClaimsUnusable, UserIsDeletedError, WriterBusy, StoreUnavailable.
         """
         if session is not None:
-            return await self.database.host.within(
-                session, lambda store: ensure_user.ensure_user(store, claims)
-            )
+            # The usual case locks nothing: a request can keep its transaction open for long.
+            find = partial(ensure_user.find_user, claims=claims)
+            create = partial(ensure_user.ensure_user, claims=claims)
+            within = self.database.host.within
+            user: UserRow | None = await within(session, find, writes=False)
+            return await within(session, create) if user is None else user
         row = await self._users_here().ensure(claims, self._api)
         self._wake()
         return row

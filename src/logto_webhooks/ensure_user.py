@@ -89,6 +89,13 @@ WRITERS: Final = 2  # users that are created at once
 ASK_S: Final = 3.0  # for Logto's answer, because a request of the application waits for it
 
 
+def find_user(store: Store, claims: Mapping[str, Any]) -> UserRow | None:
+    """Return the user of the claims if it is here, without locking it. Raises ClaimsUnusable."""
+    key = to_change(claims).key
+    record = store.read_unlocked([key])[key]
+    return _to_row(record) if record.complete and record.deleted_at is None else None
+
+
 def ensure_user(store: Store, claims: Mapping[str, Any], answer: Change | None = None) -> UserRow:
     """Return the user of the claims. If unknown, create the user from `answer`, which is Logto's
     answer about the user, or else from the claims.

@@ -311,19 +311,44 @@ def test_a_locked_user_takes_one_turn(engine_of: Callable[[sa.URL], Any]) -> Non
 
 
 def test_nothing_changes_between_what_it_reads_and_writes_on_sqlite(tmp_path: Path) -> None:
-    """Python's driver begins no transaction before the first write."""
+    """Python's driver begins no transaction before the first write. A user who is here needs
+    none."""
     logto = on_sqlite(tmp_path)
 
     async def body(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
         engine = sa.create_engine(f"sqlite:///{tmp_path / 'app.db'}")
         await logto.ensure_user(CLAIMS)
         with Session(engine) as session, closing(connect(tmp_path / "app.db", timeout=0)) as other:
-            await logto.ensure_user(CLAIMS, session=session)  # it is here: nothing is written
+            await logto.ensure_user(CLAIMS, session=session)
+            other.execute("BEGIN IMMEDIATE")
+            other.rollback()
+            await logto.ensure_user({"sub": "bo"}, session=session)
             with pytest.raises(OperationalError, match="locked"):
                 other.execute("BEGIN IMMEDIATE")
             session.rollback()
             other.execute("BEGIN IMMEDIATE")
         engine.dispose()
+
+    live(logto, body)
+
+
+@pytest.mark.postgres
+def test_requests_of_one_user_lock_nothing() -> None:
+    """They can keep their transactions open for long, also beside a delivery of that user."""
+    logto = on_postgres()
+
+    async def body(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
+        await logto.ensure_user(CLAIMS)
+        engine = create_async_engine(server_url().set(drivername="postgresql+asyncpg"))
+        async with AsyncSession(engine) as one, AsyncSession(engine) as other:
+            async with asyncio.timeout(20):
+                await logto.ensure_user(CLAIMS, session=one)
+                await logto.ensure_user(CLAIMS, session=other)
+                await send(client, make.user_created(id="ana", username="ana", at=soon()))
+                await eventually(
+                    lambda: logto.wait_for_user("ana"), lambda row: row.username == "ana"
+                )
+        await engine.dispose()
 
     live(logto, body)
 
