@@ -13,12 +13,14 @@ from typing import Any
 import msgspec
 import pytest
 from msgspec import Struct
+from msgspec.structs import replace
 
 from logto_webhooks.clock import SystemClock
 from logto_webhooks.database.runner import TransactionRunner
 from logto_webhooks.database.store import Checkpoint, Store
-from logto_webhooks.errors import LogtoUnreachable
+from logto_webhooks.errors import InvalidApiResponse, LogtoUnreachable
 from logto_webhooks.logto.client import ManagementClient
+from logto_webhooks.logto.errors import ApiReply
 from logto_webhooks.reconcile import recover
 from logto_webhooks.reconcile.recover import RecoverResult, Recovery
 from logto_webhooks.samples import history
@@ -119,6 +121,33 @@ def test_what_was_answered_500_comes_back(kind: StoreKind, tmp_path: Path) -> No
         await host.close()
 
     asyncio.run(live())
+
+
+class Short(ManagementClient):
+    """A client that gets an empty second page, as from a proxy with an old answer."""
+
+    async def _ask(self, path: str, **params: int) -> ApiReply:
+        reply = await super()._ask(path, **params)
+        return replace(reply, content=[]) if params.get("page") == 2 else reply
+
+
+def test_a_page_without_its_entries_is_no_end_of_the_log(tmp_path: Path) -> None:
+    """What was read is stored, and the next run reads that stretch again."""
+
+    async def live(host: TransactionRunner) -> None:
+        async with fake("people") as logto:
+            short = Short(
+                logto.url, logto.app_id, logto.app_secret, now=FrozenClock(), budget=10_000
+            )
+            run = Recovery(short, host, FrozenClock(), [logto.signing_key]).run(0)
+            with pytest.raises(InvalidApiResponse, match="lists 100 of"):
+                await run
+            await short.close()
+            await recovered(logto, host)
+        status = await host.read(lambda store: store.status())
+        assert sum(status.deliveries.values()) == len(logged("people"))
+
+    on_sqlite(live, tmp_path)
 
 
 def test_a_dry_run_only_counts(tmp_path: Path) -> None:

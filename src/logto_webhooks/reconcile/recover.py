@@ -13,6 +13,7 @@ from logto_webhooks.clock import Clock
 from logto_webhooks.database.runner import TransactionRunner, run_or_rehearse
 from logto_webhooks.database.store import RECOVER, Checkpoint, Store
 from logto_webhooks.deliveries import NewDelivery, ReceivedBody
+from logto_webhooks.errors import InvalidApiResponse
 from logto_webhooks.event_loop import forever, run_in_thread
 from logto_webhooks.instrumentation import LogRecovered, Observer
 from logto_webhooks.logto import delivery_log
@@ -79,7 +80,7 @@ class Recovery:
         """Recover deliveries, or only count them with `dry_run`. Without `since` (ms), start for
         each webhook where its last run ended.
 
-        Raises LogtoUnreachable, LogtoApiError, StoreUnavailable.
+        Raises LogtoUnreachable, LogtoApiError, InvalidApiResponse, StoreUnavailable.
         """
         result = RecoverResult(since=self._clock.now(), until=self._clock.now())
         webhook_ids, until = await self._find_webhooks(result)
@@ -186,11 +187,20 @@ class Recovery:
     async def _take(
         self, webhook_id: str, begin: int, end: int, result: RecoverResult, dry: bool
     ) -> bool:
-        """Add missing deliveries of a stretch to the inbox. If it has too many, return False."""
+        """Add missing deliveries of a stretch to the inbox. If it has too many, return False.
+
+        Raises InvalidApiResponse if pages lack entries: the stretch would count as complete.
+        """
+        listed = total = 0
         async for page in self._logto.log(webhook_id, begin, end):
-            if (page.total or 0) > MOST and end - begin > SHORTEST_MS:
+            total = page.total or 0
+            if total > MOST and end - begin > SHORTEST_MS:
                 return False
+            listed += len(page.content)
             await self._add(page.content, result, dry, page.date)
+        if listed < total:
+            problem = f"its log lists {listed} of {total} entries"
+            raise InvalidApiResponse(kind="webhook", id=webhook_id, problem=problem)
         return True
 
     async def _add(
