@@ -80,9 +80,12 @@ def test_foreign_keys_are_enforced_as_by_the_application(enforces: bool, tmp_pat
     live(logto, body)
 
 
+ONE: dict[str, Any] = {"pool_size": 1, "max_overflow": 0}
+
+
 def test_storing_needs_no_connection_of_the_applications_pool(tmp_path: Path) -> None:
     """All of them may be held by requests, also by those that wait for this package."""
-    engine = sa.create_engine(f"sqlite:///{tmp_path / 'app.db'}", pool_size=1, max_overflow=0)
+    engine = sa.create_engine(f"sqlite:///{tmp_path / 'app.db'}", **ONE)
     logto = LogtoWebhooks(signing_key=SIGNING_KEY, engine=engine)
 
     async def body(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
@@ -90,6 +93,31 @@ def test_storing_needs_no_connection_of_the_applications_pool(tmp_path: Path) ->
 
     with engine.connect():
         live(logto, body)
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+def test_nor_does_storing_on_postgresql(driver: str) -> None:
+    """And a user who is here is found."""
+    schema, url = postgres.emptied_schema(), postgres.server_url()
+    url = url.set(drivername=f"postgresql+{driver}")
+    is_async = driver == "asyncpg"
+    engine = create_async_engine(url, **ONE) if is_async else sa.create_engine(url, **ONE)
+    logto = LogtoWebhooks(signing_key=SIGNING_KEY, engine=engine, schema=schema)
+
+    async def body(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
+        first = await logto.ensure_user({"sub": "bo"})
+        held = engine.connect()
+        if isinstance(held, AsyncConnection):
+            await held.start()
+        async with asyncio.timeout(20):
+            await send(client, make.user_created(id="ana", at=soon()))
+            assert await logto.ensure_user({"sub": "bo"}) == first
+        closing = held.close()
+        if closing is not None:
+            await closing
+
+    live(logto, body)
 
 
 PREFORK = """

@@ -237,7 +237,7 @@ def test_a_logto_that_does_not_answer_holds_up_no_request(
 
 @pytest.mark.postgres
 def test_however_many_ask_the_pool_is_left_to_others() -> None:
-    """They take one connection to read, and two to write: webhooks are accepted beside."""
+    """They read with a connection of the package's own, and take two of the pool's to write."""
 
     async def run() -> None:
         schema = emptied_schema()
@@ -262,14 +262,13 @@ def test_however_many_ask_the_pool_is_left_to_others() -> None:
         looked = [asyncio.create_task(logto.wait_for_user(id_, 0)) for id_ in ids]
         for each in await asyncio.gather(*looked, return_exceptions=True):
             assert isinstance(each, TimeoutError)
-        assert most == 1
-        assert queries < 10
+        assert most == queries == 0
         made = await asyncio.gather(*(logto.ensure_user({"sub": id_}) for id_ in ids))
         assert await asyncio.gather(*waiting) == made
-        assert most <= 3
+        assert 0 < most <= 2
         before = queries
         assert await asyncio.gather(*(logto.ensure_user({"sub": id_}) for id_ in ids)) == made
-        assert queries - before < 10
+        assert queries == before
         await engine.dispose()
 
     asyncio.run(run())

@@ -30,6 +30,7 @@ from logto_webhooks.database.runner import (
     HeldConnection,
     PoolRefresher,
     await_within,
+    choose_engine,
     run_and_project,
 )
 from logto_webhooks.database.sessions import (
@@ -61,14 +62,21 @@ class AsyncRunner:
     _is_pooled = True  # whether others get a handler's connection after it
 
     def __init__(
-        self, engine: AsyncEngine, owns: bool = True, app_schemas: Any = None, watched: bool = True
+        self,
+        engine: AsyncEngine,
+        own_engine: AsyncEngine | None = None,
+        app_schemas: Any = None,
+        is_of_test: bool = False,
     ) -> None:
-        """`owns`: whether to dispose of the engine at the end; `app_schemas`: the application's
-        schema_translate_map; `watched`: whether connections that don't answer are replaced."""
+        """`own_engine` accepts and reads, if `engine` is the application's, whose connections may
+        all be in use; `app_schemas`: the application's schema_translate_map; `is_of_test`: whether
+        the engine is a test's, so that its connections are neither replaced nor closed."""
         self._engine = engine
-        self._owns = owns
+        self._own_engine = own_engine or engine
+        self._is_of_test = is_of_test
         self._app_schemas = app_schemas
-        self._refresher = PoolRefresher(engine.sync_engine) if watched else None
+        engines = {engine.sync_engine, self._own_engine.sync_engine}
+        self._refresher = None if is_of_test else PoolRefresher(engines)
         self._abandoned: set[asyncio.Task[Any]] = set()
 
     @property
@@ -192,13 +200,14 @@ class AsyncRunner:
         return await connection.run_sync(end)
 
     async def close(self) -> None:
-        """Close the connections, if they are ours. Those that don't answer are cut off."""
+        """Close our own connections. Those that don't answer are cut off."""
         for task in self._abandoned:
             task.cancel()
-        if self._owns and not await _finish_within(CLOSE_S, self._engine.dispose()):
-            if self._refresher:
-                self._refresher.refresh()
-            await _finish_within(CLOSE_S, self._engine.dispose())
+        if self._is_of_test or await _finish_within(CLOSE_S, self._own_engine.dispose()):
+            return
+        if self._refresher:
+            self._refresher.refresh()
+        await _finish_within(CLOSE_S, self._own_engine.dispose())
 
     async def _run(self, work: Callable[[Store], T], held: HeldConnection) -> T:
         async with self._begin() as connection:
@@ -226,7 +235,8 @@ class AsyncRunner:
             held.hold(sync)
             return work(sync.execution_options(**options) if options else sync)
 
-        async with _connect(self._engine) as connection:
+        engine = choose_engine(self._engine, self._own_engine, self._engine.dialect)
+        async with _connect(engine) as connection:
             return await connection.run_sync(run)
 
     async def _within(

@@ -164,7 +164,7 @@ class Postgres:
         limit: StatementLimit | None = None,
         migrator: AsyncEngine | None = None,
     ) -> None:
-        """`owns`: whether the engine is ours to dispose of. `limit`: of its statements.
+        """`owns`: whether the engine is ours, not the application's. `limit`: of its statements.
         `migrator`: the engine to migrate with, if it is another."""
         self._limit = limit
         self.name = place_of(engine.url)
@@ -175,14 +175,18 @@ class Postgres:
         options |= {} if owns else _LEVEL
         self._engine = engine.execution_options(**options)
         self._migrator = migrator.execution_options(**options) if migrator else self._engine
-        if isinstance(self._engine, sa.Engine):
-            _forget_connections_after_fork(self._engine)
-        self._runner = (
-            ThreadRunner(self._engine, owns, app_schemas)
-            if isinstance(self._engine, sa.Engine)
-            else AsyncRunner(self._engine, owns, app_schemas)
-        )
+        self._runner = self._make_runner(owns, app_schemas)
         self.host: HandlerRunner = self._runner
+
+    def _make_runner(self, owns: bool, app_schemas: Any) -> ThreadRunner | AsyncRunner:
+        engine = self._engine
+        if not isinstance(engine, sa.Engine):
+            own = None if owns else AsyncEngine(_with_own_pool(engine.sync_engine))
+            return AsyncRunner(engine, own, app_schemas)
+        own_engine = None if owns else _with_own_pool(engine)
+        for inherited in {engine, own_engine or engine}:
+            _forget_connections_after_fork(inherited)
+        return ThreadRunner(engine, own_engine, app_schemas)
 
     @classmethod
     def at(cls, url: str, schema: str | None, name: str) -> Postgres:
@@ -233,6 +237,14 @@ class Postgres:
     def migration_sql(self) -> str:
         """Return the SQL that creates the schema."""
         return migrate.sql("postgresql", self._schema)
+
+
+def _with_own_pool(engine: sa.Engine) -> sa.Engine:
+    """Return the same engine with a pool of its own: all connections of the application's may be
+    held, also by requests that wait for this package."""
+    pool = engine.pool.recreate()
+    own = sa.Engine(pool, engine.dialect, engine.url, hide_parameters=engine.hide_parameters)
+    return own.execution_options(**engine.get_execution_options())
 
 
 def _forget_connections_after_fork(engine: sa.Engine) -> None:

@@ -7,7 +7,7 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from threading import Thread
@@ -225,16 +225,17 @@ async def await_within(
 
 
 class PoolRefresher:
-    """Replaces connections of a pool that were opened before the last call without an answer, or
+    """Replaces connections of engines that were opened before the last call without an answer, or
     before the last error that a new session may not have, such as that the session is read-only."""
 
-    def __init__(self, engine: sa.Engine) -> None:
-        self._engine = engine
+    def __init__(self, engines: Collection[sa.Engine]) -> None:
+        self._engines = engines
         self._stale_since = 0.0
-        event.listen(engine, "connect", self._note_connected)
-        event.listen(engine, "checkout", self._refuse_stale)
-        event.listen(engine, "close", self._close_stale)
-        event.listen(engine, "handle_error", self._note_error)
+        for engine in engines:
+            event.listen(engine, "connect", self._note_connected)
+            event.listen(engine, "checkout", self._refuse_stale)
+            event.listen(engine, "close", self._close_stale)
+            event.listen(engine, "handle_error", self._note_error)
 
     def refresh(self) -> None:
         """Replace each connection that is open now before its next use."""
@@ -249,7 +250,7 @@ class PoolRefresher:
 
     def _note_error(self, context: sa.engine.ExceptionContext) -> None:
         options = context.connection.get_execution_options() if context.connection else {}
-        if context.engine is not self._engine or options.get(IN_HANDLER):
+        if context.engine not in self._engines or options.get(IN_HANDLER):
             return  # an error in the application's SQL, which may be frequent
         diagnostics = diagnose(context.original_exception)
         if diagnostics is not None and diagnostics.is_of_session:
@@ -265,6 +266,12 @@ class PoolRefresher:
         return bool(self._stale_since) and record.info.get(_CONNECTED_AT, 0.0) <= self._stale_since
 
 
+def choose_engine(engine: T, own_engine: T, dialect: sa.Dialect) -> T:
+    """Return our own engine, but not before the application's has connected: both share a dialect,
+    which SQLAlchemy sets up with the first connection, for one pool at a time."""
+    return own_engine if hasattr(dialect, "default_isolation_level") else engine
+
+
 class ThreadRunner:
     """Runs transactions on a synchronous engine, in threads. Writes run in the order of calls."""
 
@@ -272,17 +279,23 @@ class ThreadRunner:
     project: Project | None = None
     _one_writer = False  # whether the database has only one writer, which handlers use in turn
 
-    def __init__(self, engine: sa.Engine, owns: bool = True, app_schemas: Any = None) -> None:
-        """`owns`: whether to dispose of the engine at the end. `app_schemas`: the application's
-        schema_translate_map."""
+    def __init__(
+        self,
+        engine: sa.Engine,
+        own_engine: sa.Engine | None = None,
+        app_schemas: Any = None,
+    ) -> None:
+        """`own_engine` accepts and reads, if `engine` is the application's, whose connections may
+        all be in use. `app_schemas`: the application's schema_translate_map."""
         self._engine = engine
-        self._owns = owns
+        self._own_engine = own_engine or engine
         self._app_schemas = app_schemas
         self._writer = SerialExecutor("logto-writer")
         self._reader = SerialExecutor("logto-reader")
         # With several writers, accepting doesn't wait for a worker's transaction.
         self._acceptor = self._writer if self._one_writer else SerialExecutor("logto-acceptor")
-        self._refresher = None if self._one_writer else PoolRefresher(engine)
+        engines = {self._engine, self._own_engine}
+        self._refresher = None if self._one_writer else PoolRefresher(engines)
         self._abandoned: list[Thread] = []
 
     @property
@@ -372,8 +385,7 @@ class ThreadRunner:
         self._reader.close(CLOSE_S)
         if self._acceptor is not self._writer:
             self._acceptor.close(CLOSE_S)
-        if self._owns:
-            self._engine.dispose()
+        self._own_engine.dispose()
 
     async def _within(
         self, limit_s: float, executor: SerialExecutor, call: Callable[[HeldConnection], T]
@@ -409,7 +421,7 @@ class ThreadRunner:
     def _write(self, work: Callable[[Store], T], held: HeldConnection) -> T:
         # The transaction begins with the first statement: what `work` does before delays nobody.
         try:
-            with self._connect(held) as connection:
+            with self._connect(self._engine, held) as connection:
                 store = Store(connection, self.project)
                 store.limit_waits(LOCK_S, STATEMENT_S)
                 result = run_and_project(work, store)
@@ -467,14 +479,15 @@ class ThreadRunner:
     def _look(
         self, work: Callable[[sa.Connection], T], options: dict[str, Any], held: HeldConnection
     ) -> T:
-        with self._connect(held) as connection:
+        engine = choose_engine(self._engine, self._own_engine, self._engine.dialect)
+        with self._connect(engine, held) as connection:
             return work(connection.execution_options(**options))
 
     @contextmanager
-    def _connect(self, held: HeldConnection) -> Iterator[sa.Connection]:
+    def _connect(self, engine: sa.Engine, held: HeldConnection) -> Iterator[sa.Connection]:
         with (
-            translate_errors(self._engine),
-            self._engine.connect() as connection,
+            translate_errors(engine),
+            engine.connect() as connection,
             held.holding(connection),
         ):
             yield connection

@@ -218,7 +218,7 @@ class AsyncSavepointRunner(_OneConnection, AsyncRunner):
         """`schema` is where our tables are."""
         assert connection.sync_connection is not None
         app_schemas = get_schema_map(connection.sync_connection)
-        super().__init__(connection.engine, owns=False, app_schemas=app_schemas, watched=False)
+        super().__init__(connection.engine, app_schemas=app_schemas, is_of_test=True)
         self._connection = connection
         self._schema = schema
 
