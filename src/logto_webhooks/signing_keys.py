@@ -87,6 +87,10 @@ class WebhookKey(Struct, frozen=True, kw_only=True):
     learnt_at: int
     until: int | None = None
 
+    def __repr__(self) -> str:
+        """Leave out the key."""
+        return f"WebhookKey(webhook_id={self.webhook_id!r}, until={self.until!r})"
+
 
 class RejectedRequest(Struct, frozen=True, kw_only=True):
     """A request with a well-formed signature that no known key made. `known` is whether the webhook

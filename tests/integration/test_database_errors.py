@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import traceback
 import uuid
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -15,9 +16,15 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from logto_webhooks.database import Database, open_database, wrap_engine
+from logto_webhooks.database.errors import translate_errors
 from logto_webhooks.database.store import Store
 from logto_webhooks.deliveries import DeliveryFilter
-from logto_webhooks.errors import SchemaMismatch, SettingInvalid, StoreUnavailable
+from logto_webhooks.errors import (
+    LogtoWebhooksError,
+    SchemaMismatch,
+    SettingInvalid,
+    StoreUnavailable,
+)
 from logto_webhooks.ingest.group_commit import GroupCommit, Readiness
 from logto_webhooks.instrumentation import DeliveryFailed, NotStored, Stalled, TelemetryEvent
 from logto_webhooks.jobs import NewJob
@@ -346,6 +353,21 @@ def test_a_row_that_a_trigger_of_sqlite_refuses_fails_alone(tmp_path: Path) -> N
         await database.host.close()
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("value", [SECRET, object()])
+def test_no_traceback_shows_the_parameters_of_a_statement(value: Any) -> None:
+    """They are personal data, and SQLAlchemy shows them unless an engine is told not to."""
+    engine = sa.create_engine("sqlite://")
+    statement = sa.text("INSERT INTO nowhere VALUES (:email, :other)")
+    with (
+        pytest.raises(LogtoWebhooksError) as raised,
+        translate_errors(engine),
+        engine.connect() as connection,
+    ):
+        connection.execute(statement, {"email": SECRET, "other": value})
+    assert SECRET not in "".join(traceback.format_exception(raised.value))
+    engine.dispose()
 
 
 @pytest.mark.postgres

@@ -66,9 +66,12 @@ def test_a_function_that_finds_one_row_for_two_links_none(kind: StoreKind, tmp_p
     run(kind, tmp_path, live)
 
 
+@pytest.mark.parametrize("forgets", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_row_that_was_somebodys_is_nobody_elses(kind: StoreKind, tmp_path: Path) -> None:
-    """The application moved the key to another row."""
+def test_a_row_that_was_somebodys_is_nobody_elses(
+    kind: StoreKind, forgets: bool, tmp_path: Path
+) -> None:
+    """The application moved the key to another row; and the mapping was forgotten meanwhile."""
 
     async def live(application: Application) -> None:
         own = application.users
@@ -82,6 +85,10 @@ def test_a_row_that_was_somebodys_is_nobody_elses(kind: StoreKind, tmp_path: Pat
                 connection.execute(update)
         changed = make.user_data_updated(id="ana", email="e3@x", at=2_000).body
         await copy.take([changed])
+        if forgets:
+            await host.run(lambda store: store.mappings.forget(own.fullname))
+            await application.map(link=own.c.email)
+            await application.apply_all()
         await copy.take([created("bo", "e1@x", at=3_000)])
         rows = dict(application.rows(own, "email", "logto_user_id"))
         assert rows == {"e1@x": None, "e3@x": "ana"}

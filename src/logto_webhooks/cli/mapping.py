@@ -95,8 +95,7 @@ def apply(
     if held:
         output.note(
             f"{Count(held):row wasn't|rows weren't} deleted or unlinked, because that is more than "
-            "20 rows and 5 % at once. If Logto is right, run: logto-webhooks mapping apply "
-            "--allow-deletes"
+            "20 rows and 5 % at once. If Logto is right, run this again with --allow-deletes."
         )
     refused = any(mapping.refused or mapping.ambiguous for mapping in applied)
     if refused:
@@ -189,6 +188,7 @@ def _describe(difference: Difference) -> str | None:
     if difference.reason is not None:
         by = difference.blocked_by or ""
         is_row = by.startswith("[")
-        in_the_way = f" (row {by[1:-1]})" if is_row else f" ({by})" if by else ""
+        is_record = ":" in by
+        in_the_way = f" (row {by[1:-1]})" if is_row else f" ({by})" if is_record else ""
         parts.append(f"{difference.reason}{in_the_way}")
     return ": ".join(parts) or None

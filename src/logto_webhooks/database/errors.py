@@ -94,8 +94,10 @@ def translate_errors(place: Place) -> Iterator[None]:
     except exc.TimeoutError as error:
         raise StoreUnavailable(problem="all connections are in use") from error
     except exc.DBAPIError as error:
+        error.hide_parameters = True  # a traceback would show them: personal data, keys
         raise _to_error(error.orig or error, error, place) from error
     except exc.StatementError as error:
+        error.hide_parameters = True
         raise RowRejected(problem=type(error.orig or error).__name__) from error
     except OverflowError as error:  # from SQLite's driver
         raise RowRejected(problem="a number is too large") from error

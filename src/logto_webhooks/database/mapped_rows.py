@@ -217,10 +217,16 @@ class MappingStore:
         return mapping.definition in (self._connection.scalar(query) or ())
 
     def forget(self, name: str) -> bool:
-        """Delete a mapping, and what is known of its rows. The rows stay. Return whether there was
+        """Delete a mapping, and what is known of its rows, except which record had each of them: if
+        it is registered again, nobody else gets a row. The rows stay. Return whether there was
         one."""
-        for table in (mapped_rows, former_rows):
-            self._connection.execute(sa.delete(table).where(table.c.mapping == name))
+        names = ["mapping", "row_id", "logto_id"]
+        own = sa.select(*(mapped_rows.c[column] for column in names)).where(
+            mapped_rows.c.mapping == name, mapped_rows.c.row_id.is_not(None)
+        )
+        insert = insert_into(former_rows, self._connection.dialect.name).from_select(names, own)
+        self._connection.execute(insert.on_conflict_do_nothing())
+        self._connection.execute(sa.delete(mapped_rows).where(mapped_rows.c.mapping == name))
         return bool(
             self._connection.execute(sa.delete(mappings).where(mappings.c.name == name)).rowcount
         )

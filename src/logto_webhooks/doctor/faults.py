@@ -206,8 +206,10 @@ FAULTS: Final[dict[str, Fault]] = {
     ),
     "mapping_owed": _broken(
         f"{_NOT_WRITTEN}.",
-        "Check that your application, or serve or worker with --app, runs with this mapping. If "
-        "you have removed the mapping, run: logto-webhooks mapping forget NAME",
+        "Check that your application, or serve or worker with --app, runs with this mapping. A "
+        "change of it that you have undone counts until five minutes after the end of the last "
+        "process with that change. If you have removed the mapping, run: logto-webhooks mapping "
+        "forget NAME",
     ),
     "mapping_blocked": _broken(
         f"{_NOT_WRITTEN}.",
@@ -229,7 +231,8 @@ FAULTS: Final[dict[str, Fault]] = {
         "unlinked, which is more than 20 rows and 5 % at once. They stay until you allow it. The "
         "first: {first}.",
         "Check that Logto is right: a Logto that was restored from an old dump lacks users. If it "
-        "is, run: logto-webhooks mapping apply --allow-deletes",
+        "is, run logto-webhooks mapping apply --allow-deletes, with --app if your application has "
+        "the mappings.",
     ),
     "mapping_key_without_index": _warning(
         "There is no unique index on {columns:the key column|the key columns}. Each write reads "

@@ -34,7 +34,8 @@ PAGE: Final = 500  # records of one transaction
 LOOK_S: Final = 2.0
 SLOW: Final = 30  # looks until everything refused is tried again
 _OUTDATED: Final = (
-    "a newer release of your application maps it differently, and is running: use that release"
+    "a newer release of your application maps it differently: use that release. If you have undone "
+    "its change, wait until five minutes after the end of its last process"
 )
 OWED: Final[tuple[State, ...]] = ("owed",)
 UNSETTLED: Final[tuple[State, ...]] = ("owed", "waiting", "conflict")

@@ -185,7 +185,7 @@ def _read_values(
             )
         if value is None and not takes_none(column):
             raise finder.problem(f"{option} sets {column.name} to null, but it is NOT NULL")
-    return {finder.find(name).key: value for name, value in values.items()}
+    return {finder.find(name).key: _fit_to(finder.find(name))(v) for name, v in values.items()}
 
 
 def check_where(where: Any, problem: Problem) -> Callable[[Any], bool]:
@@ -273,7 +273,7 @@ class ColumnFinder:
         if own is not None and is_unfit(str, own):
             raise self.problem(
                 f"{column.name} is of type {column.type!r}, which can't hold Logto's ID: use a "
-                "text column"
+                "text column, or a foreign key to the rows of your own"
             )
 
 

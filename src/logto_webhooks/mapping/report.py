@@ -20,8 +20,8 @@ _OWED_S: Final = 10.0  # longer than the first tries take
 REPORT_S: Final = 10.0
 logger = logging.getLogger("logto_webhooks")
 _KEPT: Final = (
-    'The mapping of %s has when_deleted="keep", and %s is unique: if it was that of a deleted %s, '
-    "nobody else can have it, and the row of who tries to is a conflict."
+    'The mapping of %s has when_deleted="keep", and %s is unique: a new record with the value of a '
+    "deleted %s gets no row. It is a conflict."
 )
 
 
