@@ -40,9 +40,23 @@ APPLICATIONS = {
             "CREATE TABLE audits (id INTEGER PRIMARY KEY GENERATED, user_id INTEGER REFERENCES "
             "users (id), company_id INTEGER REFERENCES companies (id), a TEXT, b TEXT, c TEXT)",
         ),
-        {"users", "organizations", "members"},
+        {"users", "organizations"},  # members have to wait for the defaults
         "SELECT email, first_name, logto_id FROM users",
         "SELECT slug, role FROM company_users JOIN companies ON companies.id = company_id",
+    ),
+    "with defaults": Application(
+        (
+            "CREATE TABLE teams (id INTEGER PRIMARY KEY GENERATED, name VARCHAR NOT NULL, "
+            "logto_id VARCHAR UNIQUE)",
+            "CREATE TABLE users (id INTEGER PRIMARY KEY GENERATED, email VARCHAR NOT NULL, "
+            "full_name VARCHAR, logto_id VARCHAR UNIQUE)",
+            "CREATE TABLE team_members (id INTEGER PRIMARY KEY GENERATED, team_id INTEGER NOT NULL "
+            "REFERENCES teams (id), user_id INTEGER NOT NULL REFERENCES users (id), role VARCHAR "
+            "NOT NULL, created_at TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP)",
+        ),
+        {"users", "organizations", "members"},
+        "SELECT email, full_name, logto_id FROM users",
+        "SELECT teams.logto_id, role FROM team_members JOIN teams ON teams.id = team_id",
     ),
     "prisma": Application(
         (
@@ -95,6 +109,9 @@ def test_serve_starts_with_what_was_proposed(name: str, kind: Kind, tmp_path: Pa
         text = (tmp_path / "logto-webhooks.toml").read_text()
         assert set(tomllib.loads(text)["map"]) == application.sections, text
         assert 'when_deleted = "delete"' not in text
+        if not (name == "rails" and kind == "sqlite"):  # SQLite can't add a default
+            text = uncomment(text)
+            (tmp_path / "logto-webhooks.toml").write_text(text)
         database.execute(*re.findall(r"^#     ((?:ALTER|CREATE) .*);$", text, re.MULTILINE))
         assert command("migrate", folder=tmp_path, **variables).returncode == 0
         with Service(tmp_path, **variables) as service:
@@ -106,7 +123,7 @@ def test_serve_starts_with_what_was_proposed(name: str, kind: Kind, tmp_path: Pa
                 assert service.post(delivery).status_code == 200
             if application.users:
                 until(lambda: database.rows(application.users) != [], lambda: text + service.log)
-            if application.members:
+            if "\n[map.members]" in text:
                 wanted = [("acme", "member")]
                 until(lambda: database.rows(application.members) == wanted, lambda: service.log)
         if application.users:
@@ -114,6 +131,76 @@ def test_serve_starts_with_what_was_proposed(name: str, kind: Kind, tmp_path: Pa
             assert (email, logto_id) == ("ana@example.com", "ana")
         assert name != "django" or 'username = ["username", "logto_user_id"]' in text
         assert "ALTER" in text or "logto" in "".join(application.tables)
+        assert bool(application.members) == ("[map.members]\n" in text)
+        assert "joined_at" not in text
+
+
+def uncomment(text: str) -> str:
+    """Remove the marks of the section that waits for defaults."""
+    start, asked, section = text.partition("# Then remove the marks (#) from here on:\n")
+    return start + asked + re.sub(r"^# ?", "", section, flags=re.MULTILINE)
+
+
+def test_members_wait_until_their_times_have_a_default(tmp_path: Path) -> None:
+    """`joined_at` is null for those who joined before: their rows would be refused."""
+    with own_database("asyncpg", tmp_path) as database:
+        create(database, APPLICATIONS["rails"])
+        assert command("init", "--map", folder=tmp_path, **database.variables).returncode == 0
+        file = tmp_path / "logto-webhooks.toml"
+        text = file.read_text()
+        file.write_text(uncomment(text))
+        assert command("migrate", folder=tmp_path, **database.variables).returncode == 0
+        refused = command("worker", "--drain", folder=tmp_path, **database.variables)
+        assert refused.returncode == 2
+        assert "[map.members]: company_users: nothing fills created_at" in refused.stderr
+        asked = re.findall(r"^#     (ALTER .* SET DEFAULT now\(\));$", text, re.MULTILINE)
+        assert len(asked) == 2, text
+        database.execute(*asked)
+        done = command("worker", "--drain", folder=tmp_path, **database.variables)
+        assert done.returncode == 0, done.stderr
+
+
+def test_a_row_from_before_logto_keeps_what_logto_does_not_have(tmp_path: Path) -> None:
+    """Linking it sets its key, and what was NULL."""
+    columns = ("full_name", "avatar_url", "phone", "first_name", "last_name")
+    with own_database("sqlite", tmp_path) as database:
+        database.execute(
+            "CREATE TABLE users (id INTEGER PRIMARY KEY, logto_id VARCHAR UNIQUE, email VARCHAR "
+            f"UNIQUE, active BOOLEAN, {', '.join(f'{name} VARCHAR' for name in columns)})",
+            f"INSERT INTO users (email, {', '.join(columns)}) VALUES ('ana@example.com', "
+            f"{', '.join(repr(name) for name in columns)})",
+        )
+        assert command("init", "--map", folder=tmp_path, **database.variables).returncode == 0
+        text = (tmp_path / "logto-webhooks.toml").read_text()
+        section = tomllib.loads(text)["map"]["users"]
+        assert set(section["fill"]) == set(columns)
+        assert section["columns"] == {"email": "email", "active": "not is_suspended"}
+        assert "#     when_deleted = { active = false, email = { null = true } }" in text
+        assert command("migrate", folder=tmp_path, **database.variables).returncode == 0
+        variables: dict[str, Any] = database.variables
+        with Service(tmp_path, **variables) as service:
+            made = make.user_created(id="ana", email="ana@example.com", name=None, avatar=None)
+            assert service.post(made).status_code == 200
+            linked = "SELECT * FROM users WHERE logto_id = 'ana'"
+            until(lambda: database.rows(linked) != [], lambda: service.log)
+        assert database.rows(linked) == [(1, "ana", "ana@example.com", 1, *columns)]
+
+
+def test_without_foreign_keys_it_says_why_there_are_no_members(tmp_path: Path) -> None:
+    """And warns that the row of a deleted user keeps its email."""
+    with own_database("sqlite", tmp_path) as database:
+        database.execute(
+            "CREATE TABLE teams (id INTEGER PRIMARY KEY, logto_id VARCHAR UNIQUE, name VARCHAR)",
+            "CREATE TABLE users (id INTEGER PRIMARY KEY, logto_id VARCHAR UNIQUE, email VARCHAR "
+            "NOT NULL UNIQUE)",
+            "CREATE TABLE team_members (id INTEGER PRIMARY KEY, team_id INTEGER, user_id INTEGER)",
+        )
+        assert command("init", "--map", folder=tmp_path, **database.variables).returncode == 0
+        text = (tmp_path / "logto-webhooks.toml").read_text()
+        assert set(tomllib.loads(text)["map"]) == {"users", "organizations"}
+        assert "# There is no [map.members], because no table with a primary key refers" in text
+        assert "add what it lacks: a FOREIGN KEY to each of them.\n" in text
+        assert "the new row is a conflict. To free it:\n# email can't be NULL: " in text
 
 
 def test_a_file_is_never_overwritten(tmp_path: Path) -> None:

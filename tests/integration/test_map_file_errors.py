@@ -98,6 +98,10 @@ def test_what_is_wrong_with_the_file(text: str, problem: str) -> None:
     [
         (f"[map.users]\n{USERS}emial = 1", "there is no key emial; its keys are table, columns, "),
         ('[map.users]\ntable = "users"\nwhen_deleted = "keep"', "key is missing."),
+        (
+            '[map.users]\ntable = "users"\nkey = "a"\n[map.users.fill]\nwhen_deleted = "keep"',
+            "when_deleted is missing; when_deleted is an option: write it above [map.users.fill].",
+        ),
         ("[map.users]\ntable = 1", "table must be a text in quotes, not a whole number."),
         (
             f'[map.users]\n{USERS}create = "no"',
@@ -157,6 +161,17 @@ def test_what_is_wrong_with_a_section(text: str, problem: str) -> None:
         (
             "create_defaults = { email = true }",
             "create_defaults: email is of type VARCHAR(99), and ",
+        ),
+        (
+            'columns = { where = "email" }',
+            "columns: the table users has no column where; its columns are id, logto_id, email, "
+            "active, age, seen, data; where is an option: write it above [map.users.columns].",
+        ),
+        (
+            "[map.users.create_defaults]\ncreate = false",
+            "create_defaults: the table users has no column create; its columns are id, logto_id, "
+            "email, active, age, seen, data; create is an option: write it above "
+            "[map.users.create_defaults].",
         ),
         ("create_defaults = { age = 1.5 }", "create_defaults: age is of type INTEGER, and "),
         (

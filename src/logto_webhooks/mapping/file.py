@@ -40,6 +40,7 @@ OneMapping = EntityMapping | PairMapping
 
 FILE_NAME: Final = "logto-webhooks.toml"
 _DELETIONS: Final = ("delete", "keep", "unlink")
+_PARTS: Final = ("columns", "fill", "create_defaults", "when_deleted")
 # What a declaration says in Python -> in a file.
 _WORDS: Final = (
     ("pass create=False", "set create = false"),
@@ -223,7 +224,7 @@ def parse_map_file(name: str, text: str) -> MapFile:
     try:
         sections = msgspec.convert(content, _Content).map
     except msgspec.ValidationError as error:
-        raise _explain(name, str(error)) from None
+        raise _explain(name, str(error), content) from None
     if not any(structs.astuple(sections)):
         raise MapFileInvalid(place=name, problem=_NOTHING)
     return MapFile(name, sections)
@@ -240,7 +241,7 @@ _STRUCTS: Final[dict[str, type[Struct]]] = {
 }
 
 
-def _explain(name: str, error: str) -> MapFileInvalid:
+def _explain(name: str, error: str, content: Mapping[str, Any]) -> MapFileInvalid:
     """Say in plain words what msgspec found."""
     problem, _, path = error.partition(" - at `$")
     _, _, place = path.rstrip("`").lstrip(".").partition("map")
@@ -258,12 +259,24 @@ def _explain(name: str, error: str) -> MapFileInvalid:
             place=where, problem=f"there is no key {unknown[1]}; its keys are {allowed}"
         )
     if missing := re.search(r"missing required field `(.*)`", problem):
-        return MapFileInvalid(place=where, problem=f"{missing[1]} is missing")
+        hint = _find_misplaced(content["map"][kind], kind, missing[1])
+        return MapFileInvalid(place=where, problem=f"{missing[1]} is missing{hint}")
     expected, got = re.findall(r"`(\w+)[^`]*`", problem)
     words = _TYPES.get(expected, expected)
     return MapFileInvalid(
         place=where, problem=f"{key or 'it'} must be {words}, not {_TYPES.get(got, got)}"
     )
+
+
+def _find_misplaced(section: Mapping[str, Any], kind: str, option: str) -> str:
+    """Return a hint if an option is in one of the section's tables: in TOML, what follows the
+    header of a table belongs to it."""
+    parts = (part for part, values in section.items() if isinstance(values, dict))
+    return next((_hint(kind, part, option) for part in parts if option in section[part]), "")
+
+
+def _hint(kind: str, part: str, option: str) -> str:
+    return f"; {option} is an option: write it above [map.{kind}.{part}]"
 
 
 class _Declaration:
@@ -277,6 +290,7 @@ class _Declaration:
 
     def declare(self, kind: str) -> OneMapping:
         """Declare it. Raises MapFileInvalid."""
+        self._kind = kind
         try:
             self._table = self._tables.find(self._section.table)
             mapping = self._declare(kind)
@@ -427,6 +441,8 @@ class _Declaration:
         if column is None:
             names = ", ".join(table.c.keys())
             problem = f"the table {table.fullname} has no column {name}; its columns are {names}"
+            if place in _PARTS and name in self._section.__struct_fields__:
+                problem += _hint(self._kind, place, name)
             raise self._fail(f"{place}: {problem}")
         return column
 

@@ -30,6 +30,11 @@ class OwnTables:
         self._metadata = sa.MetaData()
         self._inspector = sa.inspect(connection)
 
+    @property
+    def dialect(self) -> str:
+        """The database's name in SQLAlchemy."""
+        return self._connection.dialect.name
+
     def list_names(self, schema: str | None = None) -> list[str]:
         """Return the names of the tables in a schema, by default the connection's, without this
         package's."""

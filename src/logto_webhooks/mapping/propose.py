@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import sqlalchemy as sa
 from msgspec import Struct
@@ -58,19 +58,29 @@ _OF_ORGANIZATION: Final = {
 _MAYBE_KEYS: Final = ("external_id", "auth_id", "identity_id", "oidc_sub", "sub", "auth0_id")
 _ROLE: Final = ("role", "member_role", "role_name")
 _PASSWORD: Final = re.compile("passw|pwd|hash|salt")
+_OVERWRITES: Final = "rows from before Logto get it, too. To keep theirs, move it to fill"
+_KEEPS: Final = "set only while NULL. To copy each change, move it to columns"
 _CHECK: Final = "NOT NULL, and Logto has no value for it: check this one"
+
+
+_NO_MEMBERS: Final = """
+# There is no [map.members], because no table with a primary key refers to {users} and to
+# {organizations}. If you have a table of members, add what it lacks: a FOREIGN KEY to each of them.
+# Then remove this file, and run `logto-webhooks init --map` again.
+"""
 
 
 class _Section(Struct, kw_only=True):
     """A section as it will be written. A line is a key, a value in TOML and a remark."""
 
     name: str
+    unsure: str = ""  # why it is a comment
     notes: list[str] = []
     main: list[tuple[str, str, str]] = []
     columns: list[tuple[str, str, str]] = []
     fill: list[tuple[str, str, str]] = []
     create_defaults: list[tuple[str, str, str]] = []
-    maybe: list[str] = []
+    maybe: list[tuple[str, str]] = []  # a part, and what may be in it
 
     def render(self) -> str:
         """Return its text."""
@@ -78,7 +88,7 @@ class _Section(Struct, kw_only=True):
         lines += map(_render_line, self.main)
         for part in ("columns", "fill", "create_defaults"):
             entries = getattr(self, part)
-            remarks = self.maybe if part == "columns" else []
+            remarks = [remark for place, remark in self.maybe if place == part]
             if entries or remarks:
                 lines += ["", f"[map.{self.name}.{part}]", *map(_render_line, entries)]
                 lines += [f"# {remark}" for remark in remarks]
@@ -96,33 +106,40 @@ def propose_map_file(tables: OwnTables) -> tuple[str, list[str]]:
     if users is None:
         names = ", ".join(tables.list_names()) or "none"
         raise NoUsersTable(names=names)
-    sections = [(_propose_users(tables, users), users, "")]
+    sections = [(_propose_users(tables, users), users)]
+    last = ""
     organizations = _find_named(tables, _ORGANIZATIONS, {users.name})
     if organizations is not None:
         is_sure = _find_key(organizations) is not None
         unsure = "" if is_sure else "If these are Logto's organizations, remove the marks (#):"
         section = _propose_organizations(tables, organizations)
-        sections.append((section, organizations, unsure))
+        section.unsure = unsure
+        sections.append((section, organizations))
         members = _find_members(tables, users, organizations)
-        if members is not None:
-            sections.append((_propose_members(members, users, organizations), members, unsure))
-    return _write(tables, sections)
+        if members is None:
+            last = _NO_MEMBERS.format(users=users.name, organizations=organizations.name)
+        else:
+            section = _propose_members(tables, members, users, organizations)
+            section.unsure = section.unsure or unsure
+            sections.append((section, members))
+    text, mapped = _write(tables, sections)
+    return text + last, mapped
 
 
 def _write(
-    tables: OwnTables, sections: Sequence[tuple[_Section, sa.Table, str]]
+    tables: OwnTables, sections: Sequence[tuple[_Section, sa.Table]]
 ) -> tuple[str, list[str]]:
     """Write those sections that can be loaded, and the others as comments."""
     texts, active, names = [_HEAD.rstrip()], "", []
-    for section, table, unsure in sections:
+    for section, table in sections:
         text = f"{active}\n\n{section.render()}"
-        problem = unsure
+        problem = section.unsure
         try:
             parse_map_file(FILE_NAME, text).declare(tables, Mappings())
         except MapFileInvalid as error:
             if not active:
                 raise NoUsersTable(names=f"{table.name}, but {error.problem}") from None
-            problem = unsure or f"Not complete, because {error.problem}:"
+            problem = section.unsure or f"Not complete, because {error.problem}:"
         if problem:
             texts.append(section.comment_out(problem))
         else:
@@ -144,11 +161,16 @@ def _propose_users(tables: OwnTables, table: sa.Table) -> _Section:
             own = {"logto_user_id"} if _is_unique(column) else _FALLBACKS
             others = [name for name in _FALLBACKS if name in own and name != source]
             value: Any = source if column.nullable else [source, *others]
-            _add_column(section, UserRow, column, value)
+            if source == "username":
+                _add_column(section, UserRow, column, value, _OVERWRITES)
+            else:
+                _add_column(section, UserRow, column, value, _KEEPS, part="fill")
     for source, names in _OTHERS.items():
         for column in _find_all(table, names):
-            if source in ("phone", "avatar") and not column.nullable:
-                continue  # many users have none
+            if source in ("phone", "avatar"):
+                if column.nullable:  # many users have none
+                    _add_column(section, UserRow, column, source, _KEEPS, part="fill")
+                continue
             remark = ""
             if source == "email" and not column.nullable:
                 remark = "NOT NULL: a user without an email gets no row"
@@ -171,7 +193,9 @@ def _propose_organizations(tables: OwnTables, table: sa.Table) -> _Section:
     return section
 
 
-def _propose_members(table: sa.Table, users: sa.Table, organizations: sa.Table) -> _Section:
+def _propose_members(
+    tables: OwnTables, table: sa.Table, users: sa.Table, organizations: sa.Table
+) -> _Section:
     section = _Section(name="members")
     [user, *_] = _list_references(table, users)
     [organization, *_] = _list_references(table, organizations)
@@ -186,7 +210,37 @@ def _propose_members(table: sa.Table, users: sa.Table, organizations: sa.Table) 
         remark = "the names of Logto's role and of yours"
         _add_column(section, MemberRow, role, value, remark)
     _add_required(section, table, {user.name, organization.name}, MemberRow)
+    section.unsure = _ask_for_defaults(tables, table)
     return section
+
+
+def _ask_for_defaults(tables: OwnTables, table: sa.Table) -> str:
+    """Say how to give the times of a membership a default. `joined_at` can't fill them: it is null
+    for members who joined before their first delivery."""
+    columns = [
+        column
+        for column in table.c
+        if isinstance(column.type, sa.DateTime | sa.Date)
+        and is_required(column)
+        and not column.foreign_keys
+    ]
+    if not columns:
+        return ""
+    names = ", ".join(column.name for column in columns)
+    lines = [
+        f"NOT NULL, without a default: {names}.",
+        "Logto doesn't say when its existing members joined, so your database must fill these.",
+    ]
+    if tables.dialect == "sqlite":
+        lines.append("Create the table again, with DEFAULT CURRENT_TIMESTAMP for each of these.")
+    else:
+        lines.append("Give each a default:")
+        lines += [
+            f"    ALTER TABLE {tables.quote(table)} ALTER COLUMN {tables.quote(column.name)} "
+            "SET DEFAULT now();"
+            for column in columns
+        ]
+    return "\n".join([*lines, "Then remove the marks (#) from here on:"])
 
 
 def _add_key(section: _Section, tables: OwnTables, table: sa.Table, name: str) -> str:
@@ -218,46 +272,72 @@ def _add_column(
     column: sa.Column[Any],
     value: Any,
     remark: str = "",
+    part: Literal["columns", "fill"] = "columns",
 ) -> None:
     """Add a column, as a comment if the value doesn't fit."""
     written = _to_toml(value)
     try:
         read_source(value, row_type, column, ValueError)
     except ValueError as error:
-        section.maybe.append(f"{_key(column.name)} = {written}  # {error}")
+        section.maybe.append((part, f"{_key(column.name)} = {written}  # {error}"))
     else:
-        section.columns.append((_key(column.name), written, remark))
+        entries = section.fill if part == "fill" else section.columns
+        entries.append((_key(column.name), written, remark))
 
 
 def _add_deletion(section: _Section, table: sa.Table, key: str) -> None:
     """Add what becomes of the row of a deleted user or organization. Nothing is deleted."""
     written = {name for name, _, _ in section.columns}
+    inactive = ""
     for source, gone in (("not is_suspended", False), ("is_suspended", True)):
         for column in _find_all(table, _OTHERS[source] if section.name == "users" else ()):
             if _key(column.name) in written:
-                value = f"{{ {_key(column.name)} = {str(gone).lower()} }}"
-                section.main.append(("when_deleted", value, 'or "delete", "unlink", "keep"'))
-                return
-    if table.c[key].nullable:
+                inactive = inactive or f"{_key(column.name)} = {str(gone).lower()}"
+    _warn_about_taken(section, table, inactive)
+    if inactive:
+        value = f"{{ {inactive} }}"
+        section.main.append(("when_deleted", value, 'or "delete", "unlink", "keep"'))
+    elif table.c[key].nullable:
         remark = 'the row stays, without Logto\'s ID. Or "delete", "keep"'
         section.main.append(("when_deleted", '"unlink"', remark))
     else:
         section.main.append(("when_deleted", '"keep"', 'the row stays as it is. Or "delete"'))
 
 
+def _warn_about_taken(section: _Section, table: sa.Table, inactive: str) -> None:
+    """Say that the row of a deleted user keeps what only one row can have, and how to free it."""
+    written = {name for name, _, _ in (*section.columns, *section.fill)}
+    unique = [column for column in table.c if _key(column.name) in written and _is_unique(column)]
+    if not unique:
+        return
+    names = ", ".join(column.name for column in unique)
+    nulls = [f"{_key(column.name)} = {{ null = true }}" for column in unique if column.nullable]
+    again = "somebody signs up again" if section.name == "users" else "a new one comes"
+    section.notes += [
+        f"The row of a deleted {section.name.removesuffix('s')} stays, and keeps what is unique: "
+        f"{names}.",
+        f"If {again} with the same, the new row is a conflict. To free it:",
+    ]
+    if nulls:
+        values = ", ".join([inactive, *nulls] if inactive else nulls)
+        section.notes.append(f"    when_deleted = {{ {values} }}")
+    fixed = ", ".join(column.name for column in unique if not column.nullable)
+    if fixed:
+        section.notes.append(f'{fixed} can\'t be NULL: change that, or delete the row ("delete").')
+
+
 def _add_required(
     section: _Section, table: sa.Table, filled: Collection[str], row_type: type[Struct]
 ) -> None:
     """Add values for the other NOT NULL columns of new rows."""
-    names = {*filled, *(name.strip('"') for name, _, _ in section.columns)}
+    written = (*section.columns, *section.fill)
+    names = {*filled, *(name.strip('"') for name, _, _ in written)}
     for column in table.c:
         if column.name in names or not is_required(column):
             continue
         key = _key(column.name)
         source, constant = _find_value(column, row_type)
-        if source is not None and row_type is MemberRow:
-            section.columns.append((key, _to_toml(source), ""))
-        elif source is not None:
+        if source is not None:
             section.fill.append((key, _to_toml(source), "NOT NULL: for new rows"))
         elif constant is not None:
             section.create_defaults.append((key, _to_toml(constant), _CHECK))
@@ -275,7 +355,7 @@ def _find_value(column: sa.Column[Any], row_type: type[Struct]) -> tuple[Any, An
         return None, None
     if isinstance(column.type, sa.DateTime):
         if row_type is MemberRow:
-            return "joined_at", None
+            return None, None
         return (["updated_at", "created_at"] if "updat" in column.name else "created_at"), None
     if row_type is not MemberRow:
         if column.primary_key and (is_text or isinstance(column.type, sa.Uuid)):
