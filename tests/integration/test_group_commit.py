@@ -114,7 +114,8 @@ def relayed() -> Iterator[tuple[Relay, sa.URL]]:
 
 @pytest.mark.parametrize("kind", postgres.ENGINES)
 def test_connections_that_fall_silent_are_replaced(kind: str) -> None:
-    """Those of accepting, of the worker, and of checks, whoever made the engine."""
+    """Those of accepting, of the worker, and of checks, whoever made the engine. The worker's may
+    be others than those of accepting: its first call fails then."""
 
     async def main() -> None:
         with relayed() as (relay, url):
@@ -132,6 +133,8 @@ def test_connections_that_fall_silent_are_replaced(kind: str) -> None:
             assert accepted is not None
             assert not accepted.duplicate
             await database.check()
+            with suppress(StoreUnavailable):
+                await database.host.run(lambda store: store.status())
             await database.host.run(lambda store: store.status())
             relay.silence()
             with suppress(StoreUnavailable):
