@@ -22,7 +22,7 @@ from logto_webhooks.database import open_database
 from logto_webhooks.database.sqlite import make_sqlite_engine
 from logto_webhooks.database.store import Store
 from logto_webhooks.deliveries import NewDelivery
-from logto_webhooks.samples.history import Difference, differences
+from logto_webhooks.samples.history import FieldDifference, differences
 from tests.crash import application
 from tests.crash.client import Sender
 from tests.crash.databases import Victim
@@ -237,8 +237,8 @@ class Harness:
             left = await _read(self._victim.url, count)
         return left
 
-    async def _compare(self) -> tuple[list[Difference], int]:
-        def look(connection: sa.Connection) -> tuple[list[Difference], int]:
+    async def _compare(self) -> tuple[list[FieldDifference], int]:
+        def look(connection: sa.Connection) -> tuple[list[FieldDifference], int]:
             store = Store(connection)
             users, organizations = store.find("user", "", ALL), store.find("organization", "", ALL)
             waiting = store.waiting(ALL)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from logto_webhooks.samples.history import Difference, differences
+from logto_webhooks.samples.history import FieldDifference, differences
 from logto_webhooks.testing import App, make
 from tests.support.generated_history import Life
 from tests.support.stores import Copy, Known, keys_of, memory_host
@@ -33,7 +33,7 @@ def copied(life: Life, rng: random.Random) -> Known:
     return asyncio.run(copy.known(keys_of(bodies)))
 
 
-def found(life: Life, known: Known) -> list[Difference]:
+def found(life: Life, known: Known) -> list[FieldDifference]:
     return differences(life.final(), known.users, known.organizations, known.waiting)
 
 

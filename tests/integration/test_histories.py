@@ -16,7 +16,7 @@ import pytest
 
 from logto_webhooks.records.record import Key
 from logto_webhooks.samples import history
-from logto_webhooks.samples.history import Final, Name, differences
+from logto_webhooks.samples.history import FinalState, Name, differences
 from tests.support import recorded
 from tests.support.stores import STORES, Copy, Known, StoreKind, fold, keys_of, open_host
 
@@ -119,7 +119,7 @@ def test_every_order_of_a_sequence_ends_in_one_state(
     for seed in orders(kind):
         known = asyncio.run(copied(kind, tmp_path, shuffled(bodies, seed), keys))
         assert by_id(known) == by_id(expected), f"seed {seed}"
-        final = Final([dict(sequence.final_api_user)], [], [], [], {})
+        final = FinalState([dict(sequence.final_api_user)], [], [], [], {})
         found = differences(final, known.users, known.organizations, known.waiting)
         assert [each for each in found if not each.doubtful] == []
 

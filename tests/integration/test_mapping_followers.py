@@ -12,13 +12,13 @@ import pytest
 from logto_webhooks.database.runner import HandlerRunner
 from logto_webhooks.mapping import Mappings
 from logto_webhooks.mapping.apply import OWED, apply_step, retry_unsettled
-from logto_webhooks.mapping.arrivals import FEW
 from logto_webhooks.mapping.declare import declare_entities
 from logto_webhooks.mapping.declare_pairs import (
     declare_member_roles,
     declare_members,
     declare_user_roles,
 )
+from logto_webhooks.mapping.memberships import FEW
 from logto_webhooks.testing import make
 from tests.integration.test_mapping import KINDS
 from tests.integration.test_mapping_roles import (

@@ -25,7 +25,7 @@ from logto_webhooks.reconcile.fetch import Fetcher
 from logto_webhooks.reconcile.refetch import AGAIN_S, Refetcher
 from logto_webhooks.records.record import Key, membership
 from logto_webhooks.samples import history
-from logto_webhooks.samples.history import Final, Name, differences
+from logto_webhooks.samples.history import FinalState, Name, differences
 from logto_webhooks.testing import FrozenClock, make
 from logto_webhooks.testing.fake import FakeLogto
 from tests.support import recorded
@@ -93,7 +93,7 @@ def test_with_the_api_a_sequence_equals_logto(file: Path, kind: StoreKind, tmp_p
     """One user, changed eight times in parallel."""
     sequence = msgspec.json.decode(file.read_bytes(), type=recorded.Sequence)
     bodies = [each.body.encode() for each in sequence.deliveries]
-    final = Final([dict(sequence.final_api_user)], [], [], [], {})
+    final = FinalState([dict(sequence.final_api_user)], [], [], [], {})
 
     async def live(seed: int) -> None:
         copy = Copy(open_host(kind, tmp_path))

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from logto_webhooks.samples.history import Final
+from logto_webhooks.samples.history import FinalState
 from logto_webhooks.samples.payloads import Scene, organization, payload, user
 
 Json = dict[str, Any]
@@ -47,12 +47,12 @@ class Life:
         new, self._taken = self._sent[self._taken :], len(self._sent)
         return [body for _, body in sorted(new)]
 
-    def final(self) -> Final:
+    def final(self) -> FinalState:
         """What Logto says at the end."""
         members: dict[str, list[Json]] = {name: [] for name in self._organizations}
         for organization_id, user_id in sorted(self._members):
             members[organization_id].append({"id": user_id})
-        return Final(
+        return FinalState(
             list(self._users.values()),
             self._deleted_users,
             list(self._organizations.values()),

@@ -37,7 +37,7 @@ from logto_webhooks.plural import Count
 from logto_webhooks.records.merge import OUTCOMES
 from logto_webhooks.runtime import Service, make_worker
 from logto_webhooks.samples import history
-from logto_webhooks.samples.history import Difference, differences
+from logto_webhooks.samples.history import FieldDifference, differences
 from logto_webhooks.samples.request import SignedRequest, sign_request
 from logto_webhooks.settings import Settings
 
@@ -168,7 +168,9 @@ def _read_mirror(store: Store) -> _Mirror:
     )
 
 
-def _show_summary(mirror: _Mirror, outcomes: Counter[str], different: list[Difference]) -> None:
+def _show_summary(
+    mirror: _Mirror, outcomes: Counter[str], different: list[FieldDifference]
+) -> None:
     users = [user.row for user in mirror.users if user.row["deleted_at"] is None]
     live = [record for record in mirror.organizations if record.row["deleted_at"] is None]
     members = [

@@ -51,7 +51,7 @@ class RegisteredMapping(Struct, frozen=True, kw_only=True):
     links: bool = False  # whether existing rows are linked
 
 
-class Arrival(Struct, frozen=True, kw_only=True):
+class MappedArrival(Struct, frozen=True, kw_only=True):
     """A user or an organization that has a row now, and whose memberships are looked at in steps,
     for one mapping. `after` is the id of the other end of the last one."""
 
@@ -290,7 +290,7 @@ class MappingStore:
         if rows:
             self._connection.execute(insert, rows)
 
-    def lock_arrival(self, names: Collection[str]) -> Arrival | None:
+    def lock_arrival(self, names: Collection[str]) -> MappedArrival | None:
         """Lock a user or an organization whose memberships have yet to be looked at, and that
         nobody else looks at now."""
         query = (
@@ -305,9 +305,9 @@ class MappingStore:
         if row is None:
             return None
         end = Key(row.kind, row.record_id)
-        return Arrival(mapping=row.mapping, end=end, after=row.row_id or "")
+        return MappedArrival(mapping=row.mapping, end=end, after=row.row_id or "")
 
-    def move_arrival(self, arrival: Arrival, after: str | None) -> None:
+    def move_arrival(self, arrival: MappedArrival, after: str | None) -> None:
         """Store up to which membership a locked arrival was looked at; None if it was at all."""
         is_it = sa.and_(
             mapped_rows.c.mapping == arrival.mapping,

@@ -19,7 +19,6 @@ from logto_webhooks.database.mapped_rows import (
 from logto_webhooks.database.sessions import APP_SCHEMAS
 from logto_webhooks.errors import InvalidMapping
 from logto_webhooks.mapping.apply_run import ApplyRun
-from logto_webhooks.mapping.arrivals import split_by_size
 from logto_webhooks.mapping.declare import EntityMapping, MappedKind
 from logto_webhooks.mapping.declare_pairs import PairMapping
 from logto_webhooks.mapping.deletions import (
@@ -31,6 +30,7 @@ from logto_webhooks.mapping.deletions import (
 )
 from logto_webhooks.mapping.ends import blocker
 from logto_webhooks.mapping.entity_writer import EntityWriter
+from logto_webhooks.mapping.memberships import split_by_size
 from logto_webhooks.mapping.pair_writer import PairWriter
 from logto_webhooks.mapping.sources import find_python_type, is_unfit
 from logto_webhooks.mapping.table_writer import PlannedRow

@@ -23,8 +23,8 @@ from logto_webhooks.errors import InvalidMapping
 from logto_webhooks.event_loop import forever
 from logto_webhooks.mapping import Mappings
 from logto_webhooks.mapping.apply_run import ApplyRun
-from logto_webhooks.mapping.arrivals import find_other_end, list_memberships
 from logto_webhooks.mapping.links import COMPARING
+from logto_webhooks.mapping.memberships import find_other_end, list_memberships
 from logto_webhooks.mapping.mirror import TABLES
 from logto_webhooks.mapping.table_writer import PlannedRow
 from logto_webhooks.mapping.tally import AppliedMapping, Page, Result, Tally

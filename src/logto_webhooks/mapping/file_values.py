@@ -50,7 +50,7 @@ _CONSTANTS: Final[tuple[tuple[Any, tuple[type, ...]], ...]] = (
 )
 
 
-class Field(Struct, frozen=True):
+class FieldValue(Struct, frozen=True):
     """The value of a field, or at a path inside its JSON."""
 
     name: str
@@ -67,7 +67,7 @@ class Field(Struct, frozen=True):
 class Not(Struct, frozen=True):
     """Whether a field has no value, or is false."""
 
-    field: Field
+    field: FieldValue
 
     def __call__(self, row: Any) -> bool:
         """Negate the value."""
@@ -77,7 +77,7 @@ class Not(Struct, frozen=True):
 class First(Struct, frozen=True):
     """The first of several fields that has a value."""
 
-    fields: tuple[Field, ...]
+    fields: tuple[FieldValue, ...]
 
     def __call__(self, row: Any) -> Any:
         """Return the value; None if none has one."""
@@ -98,7 +98,7 @@ class HasRole(Struct, frozen=True):
 class Equals(Struct, frozen=True):
     """Whether a field has one of some values."""
 
-    field: Field
+    field: FieldValue
     values: tuple[Any, ...]
 
     def __call__(self, row: Any) -> bool:
@@ -142,7 +142,7 @@ class AsInteger(Struct, frozen=True):
         return int(value) if isinstance(value, bool) else value
 
 
-Source = Field | Not | First | Choice | AsInteger
+Source = FieldValue | Not | First | Choice | AsInteger
 
 
 def read_source(value: Any, row_type: type[Struct], column: sa.Column[Any], fail: Fail) -> Source:
@@ -250,7 +250,7 @@ def read_constant(value: Any, column: sa.Column[Any], fail: Fail) -> Any:
     return value
 
 
-def _read_field(name: Any, row_type: type[Struct], fail: Fail) -> Field:
+def _read_field(name: Any, row_type: type[Struct], fail: Fail) -> FieldValue:
     fields = row_type.__struct_fields__
     if not isinstance(name, str):
         raise fail(f"{_show(name)} isn't a name such as {_example(row_type)}")
@@ -260,7 +260,7 @@ def _read_field(name: Any, row_type: type[Struct], fail: Fail) -> Field:
     if field not in fields or not all(path):
         known = _list_names(fields)
         raise fail(f"Logto has no {_show(name)}; {nearest(name, known)}")
-    return Field(field, tuple(path))
+    return FieldValue(field, tuple(path))
 
 
 def _list_names(fields: Collection[str]) -> list[str]:
@@ -268,7 +268,7 @@ def _list_names(fields: Collection[str]) -> list[str]:
     return [*fields, *profile]
 
 
-def _find_type(field: Field, row_type: type[Struct]) -> Type:
+def _find_type(field: FieldValue, row_type: type[Struct]) -> Type:
     if field.path:
         return "any"
     hint = typing.get_type_hints(row_type)[field.name]

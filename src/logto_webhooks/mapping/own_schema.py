@@ -16,8 +16,6 @@ from logto_webhooks.mapping.declare import EntityMapping
 from logto_webhooks.mapping.declare_pairs import PairMapping, RoleEnd
 from logto_webhooks.mapping.own_tables import list_unique
 
-RUN_MIGRATIONS = "Run your migrations."
-
 
 class OwnSchema(Struct, frozen=True, kw_only=True):
     """What the database lacks. `missing` says for mappings, by name, which table or columns don't

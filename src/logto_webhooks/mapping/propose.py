@@ -70,7 +70,7 @@ _NO_MEMBERS: Final = """
 """
 
 
-class _Section(Struct, kw_only=True):
+class _ProposedSection(Struct, kw_only=True):
     """A section as it will be written. A line is a key, a value in TOML and a remark."""
 
     name: str
@@ -127,7 +127,7 @@ def propose_map_file(tables: OwnTables) -> tuple[str, list[str]]:
 
 
 def _write(
-    tables: OwnTables, sections: Sequence[tuple[_Section, sa.Table]]
+    tables: OwnTables, sections: Sequence[tuple[_ProposedSection, sa.Table]]
 ) -> tuple[str, list[str]]:
     """Write those sections that can be loaded, and the others as comments."""
     texts, active, names = [_HEAD.rstrip()], "", []
@@ -149,8 +149,8 @@ def _write(
     return "\n\n".join(texts) + "\n", names
 
 
-def _propose_users(tables: OwnTables, table: sa.Table) -> _Section:
-    section = _Section(name="users")
+def _propose_users(tables: OwnTables, table: sa.Table) -> _ProposedSection:
+    section = _ProposedSection(name="users")
     key = _add_key(section, tables, table, "logto_user_id")
     email = _find(table, _EMAIL)
     if email is not None:
@@ -180,8 +180,8 @@ def _propose_users(tables: OwnTables, table: sa.Table) -> _Section:
     return section
 
 
-def _propose_organizations(tables: OwnTables, table: sa.Table) -> _Section:
-    section = _Section(name="organizations")
+def _propose_organizations(tables: OwnTables, table: sa.Table) -> _ProposedSection:
+    section = _ProposedSection(name="organizations")
     key = _add_key(section, tables, table, "logto_organization_id")
     for source, names in _OF_ORGANIZATION.items():
         column = _find(table, names)
@@ -195,8 +195,8 @@ def _propose_organizations(tables: OwnTables, table: sa.Table) -> _Section:
 
 def _propose_members(
     tables: OwnTables, table: sa.Table, users: sa.Table, organizations: sa.Table
-) -> _Section:
-    section = _Section(name="members")
+) -> _ProposedSection:
+    section = _ProposedSection(name="members")
     [user, *_] = _list_references(table, users)
     [organization, *_] = _list_references(table, organizations)
     section.main = [
@@ -243,7 +243,7 @@ def _ask_for_defaults(tables: OwnTables, table: sa.Table) -> str:
     return "\n".join([*lines, "Then remove the marks (#) from here on:"])
 
 
-def _add_key(section: _Section, tables: OwnTables, table: sa.Table, name: str) -> str:
+def _add_key(section: _ProposedSection, tables: OwnTables, table: sa.Table, name: str) -> str:
     """Add the table and the key's column; if there is none, say how to create it."""
     column = _find_key(table)
     key = name if column is None else str(column.name)
@@ -267,7 +267,7 @@ def _add_key(section: _Section, tables: OwnTables, table: sa.Table, name: str) -
 
 
 def _add_column(
-    section: _Section,
+    section: _ProposedSection,
     row_type: type[Struct],
     column: sa.Column[Any],
     value: Any,
@@ -285,7 +285,7 @@ def _add_column(
         entries.append((_key(column.name), written, remark))
 
 
-def _add_deletion(section: _Section, table: sa.Table, key: str) -> None:
+def _add_deletion(section: _ProposedSection, table: sa.Table, key: str) -> None:
     """Add what becomes of the row of a deleted user or organization. Nothing is deleted."""
     written = {name for name, _, _ in section.columns}
     inactive = ""
@@ -304,7 +304,7 @@ def _add_deletion(section: _Section, table: sa.Table, key: str) -> None:
         section.main.append(("when_deleted", '"keep"', 'the row stays as it is. Or "delete"'))
 
 
-def _warn_about_taken(section: _Section, table: sa.Table, inactive: str) -> None:
+def _warn_about_taken(section: _ProposedSection, table: sa.Table, inactive: str) -> None:
     """Say that the row of a deleted user keeps what only one row can have, and how to free it."""
     written = {name for name, _, _ in (*section.columns, *section.fill)}
     unique = [column for column in table.c if _key(column.name) in written and _is_unique(column)]
@@ -327,7 +327,7 @@ def _warn_about_taken(section: _Section, table: sa.Table, inactive: str) -> None
 
 
 def _add_required(
-    section: _Section, table: sa.Table, filled: Collection[str], row_type: type[Struct]
+    section: _ProposedSection, table: sa.Table, filled: Collection[str], row_type: type[Struct]
 ) -> None:
     """Add values for the other NOT NULL columns of new rows."""
     written = (*section.columns, *section.fill)

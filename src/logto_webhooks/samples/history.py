@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from importlib import resources
-from typing import Any, Literal
+from typing import Any, Final, Literal, get_args
 
 import msgspec
 from msgspec import Struct
@@ -20,10 +20,10 @@ from logto_webhooks.samples.shapes import Json
 from logto_webhooks.signing_keys import HEADER
 
 Name = Literal["people", "calm", "race", "lossy"]
-NAMES: tuple[Name, ...] = ("people", "calm", "race", "lossy")
+NAMES: Final[tuple[Name, ...]] = get_args(Name)
 
 
-class Final(Struct, frozen=True):
+class FinalState(Struct, frozen=True):
     """Logto's state at the end, from its API. `members` are by organization."""
 
     users: list[Json]
@@ -38,7 +38,7 @@ class History(Struct, frozen=True):
 
     signing_key: str
     deliveries: list[SignedRequest]
-    final: Final
+    final: FinalState
 
 
 class Recorded(Struct):
@@ -64,18 +64,18 @@ def load(name: Name) -> History:
     return History(signing_key=webhook["signingKey"], deliveries=requests, final=final)
 
 
-def read(name: Name) -> tuple[Json, list[Recorded], Final]:
+def read(name: Name) -> tuple[Json, list[Recorded], FinalState]:
     """Read the files of a history: the webhook, its deliveries, and Logto's state at the end."""
     folder = resources.files(__package__) / "histories" / name
     lines = (folder / "deliveries.jsonl").read_bytes().splitlines()
     return (
         msgspec.json.decode((folder / "webhook.json").read_bytes(), type=Json),
         [msgspec.json.decode(line, type=Recorded) for line in lines],
-        msgspec.json.decode((folder / "final.json").read_bytes(), type=Final),
+        msgspec.json.decode((folder / "final.json").read_bytes(), type=FinalState),
     )
 
 
-class Difference(Struct, frozen=True):
+class FieldDifference(Struct, frozen=True):
     """A difference in one field of a record, or in its existence. Values are text."""
 
     key: Key
@@ -107,8 +107,11 @@ _ORGANIZATION_FIELDS = {
 
 
 def differences(
-    final: Final, users: list[FoundRow], organizations: list[FoundRow], waiting: list[RefetchNeed]
-) -> list[Difference]:
+    final: FinalState,
+    users: list[FoundRow],
+    organizations: list[FoundRow],
+    waiting: list[RefetchNeed],
+) -> list[FieldDifference]:
     """List all differences. The arguments contain the whole mirror, including deleted rows."""
     doubtful = {need.key for need in waiting if need.doubtful}
     marked_users = [
@@ -123,7 +126,7 @@ def differences(
         *_compare_members(organizations, final),
     ]
     return [
-        Difference(key, field, _to_text(mine), _to_text(logtos), key in doubtful)
+        FieldDifference(key, field, _to_text(mine), _to_text(logtos), key in doubtful)
         for key, field, mine, logtos in differing
     ]
 
@@ -155,7 +158,7 @@ def _compare_deleted(kind: Kind, mirror: list[FoundRow], deleted: list[str]) -> 
         yield Key(kind, logto_id), "deleted", logto_id in mine, logto_id in deleted
 
 
-def _compare_members(organizations: list[FoundRow], final: Final) -> _Differing:
+def _compare_members(organizations: list[FoundRow], final: FinalState) -> _Differing:
     ours = {
         mirrored.row["logto_organization_id"]: set(mirrored.memberships)
         for mirrored in organizations
