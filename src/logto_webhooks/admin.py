@@ -75,6 +75,7 @@ from logto_webhooks.runtime import (
     make_client,
     make_reconciliation,
     make_recovery,
+    open_client,
     split_signing_keys,
 )
 from logto_webhooks.settings import Settings
@@ -295,7 +296,7 @@ class Admin:
 
     async def compare_user(self, query: str) -> UserComparison:
         """Compare a stored user with Logto's current answer."""
-        async with self._open_client() as logto:
+        async with open_client(self._settings()) as logto:
             key = await self._read(lambda store: resolve_one(store, "user", query))
             host = self.database.host
             when = await make_span_clock(host)
@@ -311,7 +312,7 @@ class Admin:
         """Restore the deliveries in Logto's log that aren't in the inbox, since `since` (ms), or
         since the end of the last recovery. With `dry_run`, only count them."""
         await self.database.check()
-        async with self._open_client() as logto:
+        async with open_client(self._settings()) as logto:
             recovery = make_recovery(self._settings(), logto, self.database, self._wake)
             return await recovery.run(since, dry_run, progressed)
 
@@ -324,7 +325,7 @@ class Admin:
     ) -> ReconcileResult:
         """Compare all records, or those of one user, with Logto, and correct the differences."""
         await self.database.check()
-        async with self._open_client() as logto:
+        async with open_client(self._settings()) as logto:
             reconciliation = make_reconciliation(logto, self.database)
             if user is None:
                 return await reconciliation.run(dry_run, progressed)
@@ -344,14 +345,14 @@ class Admin:
         if run_handlers:
             await self._register()
             await self._read(check_local_handlers)
-        async with self._open_client(fast=True) as logto:
+        async with open_client(self._settings(), fast=True) as logto:
             source: Source | None = "backfill" if run_handlers else None
             reconciliation = make_reconciliation(logto, self.database, source)
             return await reconciliation.run(False, progressed)
 
     async def endpoints(self) -> list[Webhook]:
         """List Logto's webhooks."""
-        async with self._open_client() as logto:
+        async with open_client(self._settings()) as logto:
             found, _ = await webhooks.list_webhooks(logto)
             return found
 
@@ -372,7 +373,7 @@ class Admin:
         if not is_url(url):
             raise SettingInvalid(name="url", problem=f"{url!r} must look like https://host/path")
         patterns = [name for handler in self.handlers for name in handler.registered.patterns]
-        async with self._open_client() as logto:
+        async with open_client(self._settings()) as logto:
             return await webhooks.create_webhook(logto, url, name, subscription(patterns))
 
     async def test_endpoint(
@@ -383,7 +384,7 @@ class Admin:
         Raises WebhookUnknown, UnknownEventName.
         """
         await self.database.check()
-        async with self._open_client() as logto:
+        async with open_client(self._settings()) as logto:
             found = await self._find_webhook(logto, webhook)
             sent = event or next(
                 (name for name in found.events if name not in LATER), _DEFAULT_TEST_EVENT
@@ -403,7 +404,7 @@ class Admin:
         Raises WebhookUnknown.
         """
         await self.database.check()
-        async with self._open_client() as logto:
+        async with open_client(self._settings()) as logto:
             found = await self._find_webhook(logto, webhook)
             overlap_ms = round(overlap_s * 1000)
             return await rotate_key(logto, self.database.host, SystemClock(), found, overlap_ms)
@@ -759,14 +760,6 @@ class Admin:
             return explain.explain_stored(store, resolve_one(store, kind, query), lag_ms)
 
         return await self._read(work)
-
-    @contextlib.asynccontextmanager
-    async def _open_client(self, fast: bool = False) -> AsyncIterator[ManagementClient]:
-        logto = make_client(self._settings(), fast=fast)
-        try:
-            yield logto
-        finally:
-            await logto.close()
 
     def _wake(self) -> None:
         """Do nothing: no worker runs here."""

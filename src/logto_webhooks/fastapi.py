@@ -3,25 +3,17 @@ write `FastAPI(exception_handlers=exception_handlers)`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
 from logto_webhooks.app import LogtoWebhooks
-from logto_webhooks.errors import UserHasNoRow, UserIsDeletedError, UserNotReady
-from logto_webhooks.ingest.asgi import answer_deleted, answer_no_row, answer_not_ready
+from logto_webhooks.ingest.asgi import user_exception_handlers
 
 #: Answers what `get_user` raises: UserNotReady with 503 and `Retry-After`, UserHasNoRow with 403,
 #: and UserIsDeletedError with 401.
-exception_handlers: Final[
-    dict[int | type[Exception], Callable[[Request, Any], Coroutine[Any, Any, Response]]]
-] = {
-    UserNotReady: answer_not_ready,
-    UserHasNoRow: answer_no_row,
-    UserIsDeletedError: answer_deleted,
-}
+exception_handlers: Final = user_exception_handlers
 
 
 class AcceptedBody(BaseModel):

@@ -98,6 +98,16 @@ def make_client(
 
 
 @contextlib.asynccontextmanager
+async def open_client(settings: Settings, *, fast: bool = False) -> AsyncIterator[ManagementClient]:
+    """Make a client as `make_client` does, and close it at the end of the block."""
+    logto = make_client(settings, fast=fast)
+    try:
+        yield logto
+    finally:
+        await logto.close()
+
+
+@contextlib.asynccontextmanager
 async def talk_to_logto(
     settings: Settings,
     logto: ManagementClient,

@@ -3,26 +3,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
-from typing import Any, Final
+from typing import Final
 
-from starlette.requests import Request
-from starlette.responses import Response
 from starlette.routing import Route
 
 from logto_webhooks.app import LogtoWebhooks
-from logto_webhooks.errors import UserHasNoRow, UserIsDeletedError, UserNotReady
-from logto_webhooks.ingest.asgi import answer_deleted, answer_no_row, answer_not_ready
+from logto_webhooks.ingest.asgi import user_exception_handlers
 
 #: Answers what `get_user` raises: UserNotReady with 503 and `Retry-After`, UserHasNoRow with 403,
 #: and UserIsDeletedError with 401.
-exception_handlers: Final[
-    dict[int | type[Exception], Callable[[Request, Any], Coroutine[Any, Any, Response]]]
-] = {
-    UserNotReady: answer_not_ready,
-    UserHasNoRow: answer_no_row,
-    UserIsDeletedError: answer_deleted,
-}
+exception_handlers: Final = user_exception_handlers
 
 
 def routes(logto: LogtoWebhooks) -> list[Route]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Final, TypeVar
 
@@ -212,6 +212,16 @@ async def answer_deleted(request: Request, error: UserIsDeletedError) -> Respons
 async def answer_no_row(request: Request, error: UserHasNoRow) -> Response:
     """Answer a request of a user who gets no own row."""
     return to_response(WebhookResponse(403, {"error": "user_has_no_row"}))
+
+
+# Answers what `get_user` raises, in FastAPI and Starlette.
+user_exception_handlers: Final[
+    dict[int | type[Exception], Callable[[Request, Any], Coroutine[Any, Any, Response]]]
+] = {
+    UserNotReady: answer_not_ready,
+    UserHasNoRow: answer_no_row,
+    UserIsDeletedError: answer_deleted,
+}
 
 
 async def send_response(send: Send, answer: WebhookResponse) -> None:

@@ -33,7 +33,7 @@ from logto_webhooks.listen.tunnel import (
 from logto_webhooks.logto.client import ManagementClient
 from logto_webhooks.logto.webhooks import Webhook, find_webhook, list_webhooks
 from logto_webhooks.private_files import LockFile
-from logto_webhooks.runtime import make_client
+from logto_webhooks.runtime import open_client
 from logto_webhooks.settings import Settings
 
 FOLDER: Final = Path(".logto-webhooks")
@@ -72,7 +72,7 @@ async def listen(settings: Settings, config: ListenConfig, callbacks: ListenCall
     Raises AlreadyListening, NoEnabledWebhook, WebhookChanged, WebhookUnknown, TunnelFailed,
     SettingInvalid, ApiNotConfigured, LogtoUnreachable, LogtoApiError.
     """
-    async with _open_client(settings) as logto:
+    async with open_client(settings) as logto:
         with _lock_folder() as is_locked:
             if not is_locked:
                 what = "runs in this folder, and both would forward each delivery"
@@ -94,7 +94,7 @@ async def restore_webhooks(settings: Settings, tell: Callable[[str], None]) -> N
     """
     leases = LeaseFolder(FOLDER)
     if leases.read_all():
-        async with _open_client(settings) as logto:
+        async with open_client(settings) as logto:
             with _lock_folder() as is_locked:
                 if is_locked:
                     await restore_leases(logto, _endpoint(settings), leases, tell)
@@ -201,15 +201,6 @@ async def _serve(app: Any) -> AsyncIterator[int]:
     finally:
         running.stop()
         await serving
-
-
-@asynccontextmanager
-async def _open_client(settings: Settings) -> AsyncIterator[ManagementClient]:
-    logto = make_client(settings)
-    try:
-        yield logto
-    finally:
-        await logto.close()
 
 
 @contextlib.contextmanager
