@@ -32,13 +32,14 @@ from logto_webhooks.instrumentation import (
     prometheus,
 )
 from logto_webhooks.instrumentation.logs import fan_out
-from logto_webhooks.instrumentation.prometheus import GAUGES, METRICS, UNMEASURED, Metrics
+from logto_webhooks.instrumentation.prometheus import GAUGES, METRICS, Metrics
 from logto_webhooks.runtime import Service as Wired
 from logto_webhooks.settings import Settings
 from logto_webhooks.testing import SIGNING_KEY, make
 from logto_webhooks.testing.fake import FakeLogto
 from tests.support.fake import serving
 from tests.support.service import HastyService, Service, wait_until_done
+from tests.support.unmeasured import UNMEASURED
 from tests.support.waiting import until
 
 Samples = dict[str, float]

@@ -36,7 +36,6 @@ from logto_webhooks.instrumentation.prometheus import (
     METRICS,
     SPOOLED,
     SPOOLED_SAYS,
-    UNMEASURED,
     UP,
     UP_SAYS,
     Metric,
@@ -52,6 +51,7 @@ from logto_webhooks.records.merge import OUTCOMES
 from logto_webhooks.records.record import DEAD_DELIVERY
 from logto_webhooks.settings import VARIABLES, Settings
 from tests.support import names_in_docs
+from tests.support.unmeasured import UNMEASURED
 
 ROOT = Path(__file__).parents[2]
 PAGES = [

@@ -225,20 +225,6 @@ METRICS: Final = (
     ),
 )
 
-# Telemetry events without a metric, and why.
-UNMEASURED: Final[dict[type[TelemetryEvent], str]] = {
-    telemetry.ClockSetBack: "rare; see the log",
-    telemetry.DeliveriesLost: "the process ends; see the log",
-    telemetry.Resumed: "see `stalls`",
-    telemetry.NotOpened: "see the gauge `database_up`",
-    telemetry.Opened: "see the gauge `database_up`",
-    telemetry.FlowResumed: "see the gauge `silent`",
-    telemetry.HandlersKnown: "`handlers list` shows them",
-    telemetry.Unrunnable: "`handlers list` counts them",
-    telemetry.RowsNotWritten: "see the gauges `mapped_rows_…`",
-    telemetry.TablesNotMigrated: "see the log, and `doctor --app`",
-}
-
 UP: Final = PREFIX + "database_up"
 UP_SAYS: Final = "1 if the database could be read, else 0; the other gauges are then absent"
 
