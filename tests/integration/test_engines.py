@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, create_async_e
 from sqlalchemy.orm import Session
 
 from logto_webhooks import LogtoWebhooks, events, testing
+from logto_webhooks.database.store import Store
 from logto_webhooks.errors import SettingInvalid
 from logto_webhooks.testing import SIGNING_KEY, make
 from tests.support import postgres
@@ -98,7 +99,7 @@ def test_storing_needs_no_connection_of_the_applications_pool(tmp_path: Path) ->
 @pytest.mark.postgres
 @pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
 def test_nor_does_storing_on_postgresql(driver: str) -> None:
-    """And a user who is here is found."""
+    """Nor applying, nor finding a user, nor creating one."""
     schema, url = postgres.emptied_schema(), postgres.server_url()
     url = url.set(drivername=f"postgresql+{driver}")
     is_async = driver == "asyncpg"
@@ -113,9 +114,47 @@ def test_nor_does_storing_on_postgresql(driver: str) -> None:
         async with asyncio.timeout(20):
             await send(client, make.user_created(id="ana", at=soon()))
             assert await logto.ensure_user({"sub": "bo"}) == first
+            assert await logto.wait_for_user("ana")
+            assert (await logto.ensure_user({"sub": "cy"})).logto_user_id == "cy"
         closing = held.close()
         if closing is not None:
             await closing
+
+    live(logto, body)
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+def test_our_transactions_have_the_applications_listeners(driver: str) -> None:
+    """Mapped rows are written in them: the listeners may set a role, or what row-level security
+    asks for."""
+    schema, url = postgres.emptied_schema(), postgres.server_url()
+    url = url.set(drivername=f"postgresql+{driver}")
+    engine: Any = create_async_engine(url) if driver == "asyncpg" else sa.create_engine(url)
+    sync: sa.Engine = getattr(engine, "sync_engine", engine)
+    logto = LogtoWebhooks(signing_key=SIGNING_KEY, engine=engine, schema=schema)
+
+    @sa.event.listens_for(sync, "connect")
+    def connect(connection: Any, record: object) -> None:
+        cursor = connection.cursor()
+        cursor.execute("SET application_name = 'set-at-connect'")
+        cursor.close()
+        connection.commit()
+
+    @sa.event.listens_for(sync, "begin")
+    def begin(connection: sa.Connection) -> None:
+        connection.exec_driver_sql("SET LOCAL work_mem = '3333kB'")
+
+    def look(store: Store) -> tuple[str, str, bool]:
+        read = sa.func.current_setting
+        settings = sa.select(read("application_name"), read("work_mem"))
+        row = store.connection.execute(settings).one()
+        return row[0], row[1], store.connection.engine.pool is sync.pool
+
+    async def body(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
+        expected = ("set-at-connect", "3333kB", False)
+        assert await logto.database.host.run(look) == expected
+        assert await logto.database.host.read(look) == expected
 
     live(logto, body)
 

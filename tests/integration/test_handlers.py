@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 from logto_webhooks import Delivery, Discard, LogtoWebhooks, RetryLater, UserRow, events
 from logto_webhooks.deliveries import identify
 from logto_webhooks.instrumentation import Stalled
+from logto_webhooks.jobs import JobRow
 from logto_webhooks.samples.request import sign_request
 from logto_webhooks.samples.shapes import console_test
 from logto_webhooks.signing_keys import trust
@@ -397,3 +398,79 @@ def test_started_again_it_is_the_same_database(tmp_path: Path) -> None:
 
     asyncio.run(run())
     assert not [each for each in reports if isinstance(each, Stalled)]
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+def test_a_connection_that_was_lost_before_a_handler_is_no_failure(driver: str) -> None:
+    """PostgreSQL was restarted, or a firewall forgot the connection, while the pool had it."""
+    schema, url = postgres.emptied_schema(), postgres.server_url()
+    url = url.set(drivername=f"postgresql+{driver}")
+    is_async = driver == "asyncpg"
+    engine: Any = create_async_engine(url) if is_async else sa.create_engine(url)
+    logto = LogtoWebhooks(signing_key=SIGNING_KEY, engine=engine, schema=schema)
+    pids: list[int] = []
+    find_pid = sa.text("SELECT pg_backend_pid()")
+
+    async def run_async(event: events.UserCreated, session: AsyncSession) -> None:
+        pids.append((await session.execute(find_pid)).scalar_one())
+
+    def run_sync(event: events.UserCreated, session: Session) -> None:
+        pids.append(session.execute(find_pid).scalar_one())
+
+    logto.on("User.Created", name="once", max_attempts=1)(run_async if is_async else run_sync)
+
+    async def body(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
+        await send(client, make.user_created(id="ana", at=soon()))
+        await until(all_over(1), logto)
+        other = sa.create_engine(url.set(drivername="postgresql+psycopg"))
+        with other.connect() as connection:
+            end = sa.text("SELECT pg_terminate_backend(:pid, 5000)")
+            assert connection.scalar(end, {"pid": pids[0]})
+        other.dispose()
+        await send(client, make.user_created(id="bo", at=soon()))
+        rows = await until(all_over(2), logto)
+        assert {row.state for row in rows} == {"done"}
+        assert len(set(pids)) == 2
+
+    live(logto, body)
+
+
+def test_jobs_of_an_event_that_was_removed_from_their_handler(tmp_path: Path) -> None:
+    """They wait while a release that wants them may run, and then hold up nobody's queue."""
+
+    def release(*wanted: str, fails: bool = False) -> LogtoWebhooks:
+        logto = on_sqlite(tmp_path)
+
+        @logto.on(*wanted, name="greets", waits=[0.1])
+        async def greets(event: events.Event) -> None:
+            if fails:
+                raise ConnectionError
+
+        return logto
+
+    def states(rows: list[JobRow]) -> dict[str, str]:
+        return {row.event: row.state for row in rows}
+
+    async def fail(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
+        await send(client, make.user_data_updated(id="ana", at=soon()))
+        await until(lambda rows: [row.failures > 0 for row in rows] == [True], logto)
+
+    async def wait_for_the_other_release(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
+        await send(client, make.user_deleted(id="ana", at=soon()))
+        rows = await until(lambda rows: "another release" in (rows[-1].error or ""), logto)
+        assert states(rows) == {"User.Data.Updated": "waiting", "User.Deleted": "waiting"}
+
+    async def go_on(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
+        rows = await until(all_over(2), logto)
+        assert states(rows) == {"User.Data.Updated": "discarded", "User.Deleted": "done"}
+        assert "no release that runs" in (rows[-1].error or "")
+
+    live(release("User.Data.Updated", "User.Deleted", fails=True), fail)
+    live(release("User.Deleted"), wait_for_the_other_release)
+    engine = sa.create_engine(f"sqlite:///{tmp_path / 'app.db'}")
+    with engine.begin() as connection:
+        earlier = "UPDATE logto_handlers SET seen_at = seen_at - 360000 WHERE options LIKE '%Data%'"
+        connection.execute(sa.text(earlier))
+    engine.dispose()
+    live(release("User.Deleted"), go_on)

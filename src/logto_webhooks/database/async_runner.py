@@ -28,9 +28,9 @@ from logto_webhooks.database.runner import (
     READ_S,
     RUN_S,
     HeldConnection,
+    OurEngine,
     PoolRefresher,
     await_within,
-    choose_engine,
     run_and_project,
 )
 from logto_webhooks.database.sessions import (
@@ -64,19 +64,18 @@ class AsyncRunner:
     def __init__(
         self,
         engine: AsyncEngine,
-        own_engine: AsyncEngine | None = None,
+        add_pool: Callable[[sa.Engine], sa.Engine] | None = None,
         app_schemas: Any = None,
         is_of_test: bool = False,
     ) -> None:
-        """`own_engine` accepts and reads, if `engine` is the application's, whose connections may
-        all be in use; `app_schemas`: the application's schema_translate_map; `is_of_test`: whether
-        the engine is a test's, so that its connections are neither replaced nor closed."""
+        """`add_pool`: of OurEngine, if `engine` is the application's; `app_schemas`: the
+        application's schema_translate_map; `is_of_test`: whether the engine is a test's, so that
+        its connections are neither replaced nor closed."""
         self._engine = engine
-        self._own_engine = own_engine or engine
         self._is_of_test = is_of_test
         self._app_schemas = app_schemas
-        engines = {engine.sync_engine, self._own_engine.sync_engine}
-        self._refresher = None if is_of_test else PoolRefresher(engines)
+        self._refresher = None if is_of_test else PoolRefresher()
+        self._ours = OurEngine(engine.sync_engine, add_pool, self._refresher)
         self._abandoned: set[asyncio.Task[Any]] = set()
 
     @property
@@ -140,7 +139,7 @@ class AsyncRunner:
 
         A coroutine that goes on after it was cancelled is abandoned and loses its connection.
         """
-        async with self._begin() as connection:
+        async with _transaction(self._engine) as connection:
             handle = partial(self._handle, connection, kind, call, finish)
             if self._is_pooled and not issubclass(kind, get_sync_types()):
                 await DetachedTask(partial(_take_back, connection)).run(handle)
@@ -203,11 +202,14 @@ class AsyncRunner:
         """Close our own connections. Those that don't answer are cut off."""
         for task in self._abandoned:
             task.cancel()
-        if self._is_of_test or await _finish_within(CLOSE_S, self._own_engine.dispose()):
+        if self._is_of_test or self._ours.own is None:
+            return
+        own = AsyncEngine(self._ours.own)
+        if await _finish_within(CLOSE_S, own.dispose()):
             return
         if self._refresher:
             self._refresher.refresh()
-        await _finish_within(CLOSE_S, self._own_engine.dispose())
+        await _finish_within(CLOSE_S, own.dispose())
 
     async def _run(self, work: Callable[[Store], T], held: HeldConnection) -> T:
         async with self._begin() as connection:
@@ -235,8 +237,7 @@ class AsyncRunner:
             held.hold(sync)
             return work(sync.execution_options(**options) if options else sync)
 
-        engine = choose_engine(self._engine, self._own_engine, self._engine.dialect)
-        async with _connect(engine) as connection:
+        async with _connect(AsyncEngine(self._ours.get())) as connection:
             return await connection.run_sync(run)
 
     async def _within(
@@ -256,7 +257,7 @@ class AsyncRunner:
             return await await_within(limit_s, task, end, self._refresher)
 
     def _begin(self) -> AbstractAsyncContextManager[AsyncConnection]:
-        return _transaction(self._engine)
+        return _transaction(AsyncEngine(self._ours.get()))
 
 
 def _hold_and_run(

@@ -18,8 +18,9 @@ from urllib.parse import quote, unquote, urlencode
 import sqlalchemy as sa
 from msgspec import Struct
 from sqlalchemy import event
+from sqlalchemy.engine.base import OptionEngine
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
-from sqlalchemy.pool import NullPool
+from sqlalchemy.pool import NullPool, Pool
 
 from logto_webhooks import canonical_json
 from logto_webhooks.database import migrate
@@ -179,14 +180,11 @@ class Postgres:
         self.host: HandlerRunner = self._runner
 
     def _make_runner(self, owns: bool, app_schemas: Any) -> ThreadRunner | AsyncRunner:
-        engine = self._engine
-        if not isinstance(engine, sa.Engine):
-            own = None if owns else AsyncEngine(_with_own_pool(engine.sync_engine))
-            return AsyncRunner(engine, own, app_schemas)
-        own_engine = None if owns else _with_own_pool(engine)
-        for inherited in {engine, own_engine or engine}:
-            _forget_connections_after_fork(inherited)
-        return ThreadRunner(engine, own_engine, app_schemas)
+        add_pool = None if owns else EngineWithOwnPool
+        if isinstance(self._engine, sa.Engine):
+            _forget_connections_after_fork(self._engine)
+            return ThreadRunner(self._engine, add_pool, app_schemas)
+        return AsyncRunner(self._engine, add_pool, app_schemas)
 
     @classmethod
     def at(cls, url: str, schema: str | None, name: str) -> Postgres:
@@ -239,12 +237,23 @@ class Postgres:
         return migrate.sql("postgresql", self._schema)
 
 
-def _with_own_pool(engine: sa.Engine) -> sa.Engine:
-    """Return the same engine with a pool of its own: all connections of the application's may be
-    held, also by requests that wait for this package."""
-    pool = engine.pool.recreate()
-    own = sa.Engine(pool, engine.dialect, engine.url, hide_parameters=engine.hide_parameters)
-    return own.execution_options(**engine.get_execution_options())
+class EngineWithOwnPool(OptionEngine):
+    """An engine with a pool of its own, and all else of another engine: options, dialect, and the
+    listeners of both the engine and its pool."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._own_pool = engine.pool.recreate()
+        super().__init__(engine, {})
+        _forget_connections_after_fork(self)
+
+    @property
+    def pool(self) -> Pool:
+        """Its own pool."""
+        return self._own_pool
+
+    @pool.setter
+    def pool(self, pool: Pool) -> None:
+        self._own_pool = pool
 
 
 def _forget_connections_after_fork(engine: sa.Engine) -> None:

@@ -7,10 +7,10 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
-from threading import Thread
+from threading import Lock, Thread
 from typing import Any, ClassVar, Final, Protocol, TypeVar
 
 import sqlalchemy as sa
@@ -228,14 +228,17 @@ class PoolRefresher:
     """Replaces connections of engines that were opened before the last call without an answer, or
     before the last error that a new session may not have, such as that the session is read-only."""
 
-    def __init__(self, engines: Collection[sa.Engine]) -> None:
-        self._engines = engines
+    def __init__(self) -> None:
+        self._engines: set[sa.Engine] = set()
         self._stale_since = 0.0
-        for engine in engines:
-            event.listen(engine, "connect", self._note_connected)
-            event.listen(engine, "checkout", self._refuse_stale)
-            event.listen(engine, "close", self._close_stale)
-            event.listen(engine, "handle_error", self._note_error)
+
+    def watch(self, engine: sa.Engine) -> None:
+        """Watch an engine."""
+        self._engines.add(engine)
+        event.listen(engine, "connect", self._note_connected)
+        event.listen(engine, "checkout", self._refuse_stale)
+        event.listen(engine, "close", self._close_stale)
+        event.listen(engine, "handle_error", self._note_error)
 
     def refresh(self) -> None:
         """Replace each connection that is open now before its next use."""
@@ -266,10 +269,43 @@ class PoolRefresher:
         return bool(self._stale_since) and record.info.get(_CONNECTED_AT, 0.0) <= self._stale_since
 
 
-def choose_engine(engine: T, own_engine: T, dialect: sa.Dialect) -> T:
-    """Return our own engine, but not before the application's has connected: both share a dialect,
-    which SQLAlchemy sets up with the first connection, for one pool at a time."""
-    return own_engine if hasattr(dialect, "default_isolation_level") else engine
+class OurEngine:
+    """The engine of this package's own transactions. If it isn't ours but the application's, it
+    gets a pool of its own, because all connections of the application's may be in use."""
+
+    def __init__(
+        self,
+        engine: sa.Engine,
+        add_pool: Callable[[sa.Engine], sa.Engine] | None,
+        refresher: PoolRefresher | None,
+    ) -> None:
+        """`add_pool` returns the application's engine with another pool."""
+        self._engine = engine
+        self._add_pool = add_pool
+        self._refresher = refresher
+        self._own = engine if add_pool is None else None
+        self._lock = Lock()
+        if refresher is not None:
+            refresher.watch(engine)
+
+    def get(self) -> sa.Engine:
+        """Return our engine, but the application's until that has connected: both share a dialect,
+        which SQLAlchemy sets up with the first connection, for one pool at a time.
+
+        The pool is made at its first use. Listeners that are added later don't hold for it.
+        """
+        with self._lock:
+            is_set_up = hasattr(self._engine.dialect, "default_isolation_level")
+            if self._own is None and self._add_pool is not None and is_set_up:
+                self._own = self._add_pool(self._engine)
+                if self._refresher is not None:
+                    self._refresher.watch(self._own)
+            return self._own or self._engine
+
+    @property
+    def own(self) -> sa.Engine | None:
+        """Our engine, if it was made."""
+        return self._own
 
 
 class ThreadRunner:
@@ -282,20 +318,19 @@ class ThreadRunner:
     def __init__(
         self,
         engine: sa.Engine,
-        own_engine: sa.Engine | None = None,
+        add_pool: Callable[[sa.Engine], sa.Engine] | None = None,
         app_schemas: Any = None,
     ) -> None:
-        """`own_engine` accepts and reads, if `engine` is the application's, whose connections may
-        all be in use. `app_schemas`: the application's schema_translate_map."""
+        """`add_pool`: of OurEngine, if `engine` is the application's. `app_schemas`: the
+        application's schema_translate_map."""
         self._engine = engine
-        self._own_engine = own_engine or engine
         self._app_schemas = app_schemas
         self._writer = SerialExecutor("logto-writer")
         self._reader = SerialExecutor("logto-reader")
         # With several writers, accepting doesn't wait for a worker's transaction.
         self._acceptor = self._writer if self._one_writer else SerialExecutor("logto-acceptor")
-        engines = {self._engine, self._own_engine}
-        self._refresher = None if self._one_writer else PoolRefresher(engines)
+        self._refresher = None if self._one_writer else PoolRefresher()
+        self._ours = OurEngine(engine, add_pool, self._refresher)
         self._abandoned: list[Thread] = []
 
     @property
@@ -385,7 +420,8 @@ class ThreadRunner:
         self._reader.close(CLOSE_S)
         if self._acceptor is not self._writer:
             self._acceptor.close(CLOSE_S)
-        self._own_engine.dispose()
+        if (own := self._ours.own) is not None:
+            own.dispose()
 
     async def _within(
         self, limit_s: float, executor: SerialExecutor, call: Callable[[HeldConnection], T]
@@ -421,7 +457,7 @@ class ThreadRunner:
     def _write(self, work: Callable[[Store], T], held: HeldConnection) -> T:
         # The transaction begins with the first statement: what `work` does before delays nobody.
         try:
-            with self._connect(self._engine, held) as connection:
+            with self._connect(held) as connection:
                 store = Store(connection, self.project)
                 store.limit_waits(LOCK_S, STATEMENT_S)
                 result = run_and_project(work, store)
@@ -479,12 +515,12 @@ class ThreadRunner:
     def _look(
         self, work: Callable[[sa.Connection], T], options: dict[str, Any], held: HeldConnection
     ) -> T:
-        engine = choose_engine(self._engine, self._own_engine, self._engine.dialect)
-        with self._connect(engine, held) as connection:
+        with self._connect(held) as connection:
             return work(connection.execution_options(**options))
 
     @contextmanager
-    def _connect(self, engine: sa.Engine, held: HeldConnection) -> Iterator[sa.Connection]:
+    def _connect(self, held: HeldConnection) -> Iterator[sa.Connection]:
+        engine = self._ours.get()
         with (
             translate_errors(engine),
             engine.connect() as connection,

@@ -42,7 +42,7 @@ def get_sync_types() -> tuple[type, ...]:
 
 def get_handler_limit(pool: Pool) -> int:
     """Return how many handlers may hold a connection at once. One connection of the pool remains
-    for accepting and applying deliveries."""
+    for others."""
     size = pool.size() if isinstance(pool, QueuePool) else 0
     return max(1, size - 1) if size else _DEFAULT_LIMIT
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import inspect
 import logging
+import math
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -50,7 +51,6 @@ from logto_webhooks.handlers.parameters import module_of
 from logto_webhooks.instrumentation import HandlerFailed, HandlerRan
 from logto_webhooks.jobs import Delivery, Job, JobFilter, JobOutcome, JobState
 from logto_webhooks.mapping.declare import MappedKind
-from logto_webhooks.mapping.own_rows import OwnRow
 from logto_webhooks.records import local_events
 from logto_webhooks.records.record import Key
 from logto_webhooks.retries import (
@@ -66,10 +66,11 @@ from logto_webhooks.retries import (
 from logto_webhooks.signing_keys import trust
 
 LEASE_S: Final = 15.0
+REOPEN_AGE_S: Final = 10.0  # jobs wait half their age, of which this much counts
 _type_name: Final = type.__dict__["__name__"].__get__
 Call = Callable[[Handler, dict[str, Any]], Awaitable[None]]
 Handle = Callable[[type, Callable[[Any], Any], Callable[[Store], None]], Awaitable[None]]
-ReadRows = Callable[[Callable[[Store], dict[str, OwnRow]]], Awaitable[dict[str, OwnRow]]]
+Read = Callable[[Callable[[Store], Any]], Awaitable[Any]]
 logger = logging.getLogger("logto_webhooks.handlers")
 
 
@@ -137,7 +138,7 @@ class HandlerCaller:
     def __init__(
         self,
         handle: Handle,
-        read: ReadRows,
+        read: Read,
         clock: Clock,
         jitter: Callable[[], float],
         handlers: Handlers,
@@ -189,6 +190,7 @@ class HandlerCaller:
         job, handler = claimed.job, claimed.handler
         done = claimed.to_outcome(JobState.DONE)
         is_written = is_lost = False  # together with the handler's changes
+        is_opening = False  # whether it prepares a transaction for the handler
 
         def finish(store: Store) -> None:
             nonlocal is_written, is_lost
@@ -197,21 +199,27 @@ class HandlerCaller:
                 raise ClaimLost(count=1)
             is_written = True
 
+        def call_with_transaction(transaction: Any) -> Any:
+            nonlocal is_opening
+            is_opening = False
+            return call_function(handler, arguments, transaction)
+
         started = time.monotonic()
         RUNNING.set(Running(handler.name, self._abandoned))
         timeout = asyncio.timeout(handler.options.time_limit_s)
         try:
-            self._check(claimed)
+            await self._check(claimed)
             fill = partial(fill_parameters, handler, job, claimed.user)
             is_large = len(job.payload) >= LARGE
             arguments = await self._offloader.run(fill) if is_large else fill()
+            is_opening = handler.transaction is not None
             if wanted := find_wanted(arguments):
                 rows = await self._read(partial(find_own_rows, wanted=wanted))
                 arguments |= {name: make_query(wanted[name], row) for name, row in rows.items()}
             async with timeout:
                 if handler.transaction:
-                    call = partial(call_function, handler, arguments)
-                    await self._handle(handler.transaction.types[0], call, finish)
+                    kind = handler.transaction.types[0]
+                    await self._handle(kind, call_with_transaction, finish)
                 else:
                     await self._call(handler, arguments)
         except NotBegun:
@@ -219,6 +227,9 @@ class HandlerCaller:
         except (RowWaits, HandlerMismatch) as waits:
             return self._wait(claimed, waits)
         except BaseException as error:
+            if is_opening and isinstance(error, Exception):
+                # Such as a connection that was lost: another one may do.
+                return self._wait(claimed, error, longest_age_s=REOPEN_AGE_S)
             if is_lost:
                 # Another process has the job, or it was discarded, so nothing was written.
                 return CallResult(claimed.to_outcome(JobState.WAITING, counts=False))
@@ -229,7 +240,7 @@ class HandlerCaller:
         ran = HandlerRan(job.id, job.handler, job.event, job.subject, job.attempts + 1, took_ms)
         return CallResult(None if is_written else done, ran)
 
-    def _check(self, claimed: ClaimedJob) -> None:
+    async def _check(self, claimed: ClaimedJob) -> None:
         """Raise JobLost, Discard or HandlerMismatch for a job that must not run."""
         job, handler = claimed.job, claimed.handler
         age = handler.options.max_age_s
@@ -238,13 +249,19 @@ class HandlerCaller:
         if age is not None and self._clock.now() - job.occurred_at > age * 1000:
             raise Discard(f"older than {age:g} s")
         if not handler.registered.wants(job.event):
-            raise HandlerMismatch(name=handler.name, event=job.event)
+            registered = await self._read(lambda store: store.jobs.handlers())
+            if any(other.name == handler.name and other.wants(job.event) for other in registered):
+                raise HandlerMismatch(name=handler.name, event=job.event)
+            raise Discard(f"no release that runs has this handler for {job.event}")
 
-    def _wait(self, claimed: ClaimedJob, waits: RowWaits | HandlerMismatch) -> CallResult:
-        """Try again later, because the application's own row isn't there, or because only another
-        release is for this event. It isn't a failure of the handler."""
+    def _wait(
+        self, claimed: ClaimedJob, waits: Exception, longest_age_s: float = math.inf
+    ) -> CallResult:
+        """Try again later, because the handler couldn't be called: the application's own row isn't
+        there, only another release is for this event, or no transaction could be opened. It isn't
+        a failure of the handler."""
         job = claimed.job
-        age_s = (self._clock.now() - job.occurred_at) / 1000
+        age_s = min((self._clock.now() - job.occurred_at) / 1000, longest_age_s)
         after_s = while_job_waits(age_s, self._jitter()).after_s
         outcome = claimed.to_outcome(
             JobState.WAITING, error=to_text(waits), counts=False, after_s=after_s
