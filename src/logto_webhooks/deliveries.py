@@ -228,7 +228,8 @@ class DeliveryFilter(Struct, frozen=True, kw_only=True):
 
 class MappingStatus(Struct, frozen=True, kw_only=True):
     """How many records of a mapping have no correct row, by state, and whether it was applied to
-    all records."""
+    all records. `excluded` are users or organizations that get no row, because of `where` or
+    `create=False`."""
 
     mapping: str
     is_applied: bool = True
@@ -236,6 +237,7 @@ class MappingStatus(Struct, frozen=True, kw_only=True):
     conflict: int = 0
     owed: int = 0
     held: int = 0
+    excluded: int = 0
 
 
 class Status(Struct, frozen=True, kw_only=True):

@@ -192,3 +192,25 @@ def test_rows_that_wait_are_no_failure_of_apply(folder: Path) -> None:
     [waiting] = run(folder, "check", code=1)
     assert (waiting["problem"], waiting["state"]) == ("waiting", "waiting")
     assert waiting["reason"] == "email is NOT NULL, but Logto has no value"
+
+
+def test_users_whom_where_excludes_are_shown(folder: Path) -> None:
+    """By `mapping apply`, also before it writes, `mapping list` and `status`; `doctor` warns."""
+    app = (folder / "app.py").read_text()
+    changed = app.replace(
+        'when_deleted="delete"', 'when_deleted="delete", where=lambda user: False'
+    )
+    (folder / "app.py").write_text(changed)
+    take(folder, make.user_created(id="ana"), make.user_created(id="bo"))
+    for options in (["--dry-run"], []):
+        [applied] = run(folder, "apply", *options)
+        assert (applied["records"], applied["excluded"], applied["created"]) == (2, 2, 0)
+    for name in (["mapping", "list"], ["status"]):
+        printed = command(*name, folder=folder, DATABASE_URL=OURS)
+        lines = [line.split() for line in printed.stdout.splitlines()]
+        [header] = [line for line in lines if "excluded" in line and "mapping" in line]
+        [row] = [line for line in lines if line and line[0] == "people"]
+        assert row[header.index("excluded")] == "2", printed.stdout
+    found = command("doctor", "--only", "mappings", "--json", folder=folder, DATABASE_URL=OURS)
+    codes = [finding["code"] for finding in msgspec.json.decode(found.stdout)]
+    assert "mapping_excludes_all" in codes

@@ -230,7 +230,9 @@ class Counted:
             doubtful=2,
             refetch=3,
             oldest_pending_s=4,
-            mappings=[MappingStatus(mapping="users", is_applied=False, waiting=5, owed=6)],
+            mappings=[
+                MappingStatus(mapping="users", is_applied=False, waiting=5, owed=6, excluded=7)
+            ],
         )
 
     async def scrape(self) -> Samples:
@@ -273,9 +275,10 @@ def test_mapped_tables_are_counted() -> None:
         "mapped_rows_waiting",
         "mapped_rows_conflicting",
         "mapped_rows_owed",
+        "mapped_rows_excluded",
         "mapping_applied",
     )
-    assert [scraped[f"{name}{{mapping=users}}"] for name in names] == [5, 0, 6, 0]
+    assert [scraped[f"{name}{{mapping=users}}"] for name in names] == [5, 0, 6, 7, 0]
 
 
 def test_the_database_counts_at_most_once_in_five_seconds() -> None:

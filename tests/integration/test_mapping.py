@@ -126,6 +126,11 @@ class Application:
         with self.engine.connect() as connection:
             return sorted(map(tuple, connection.execute(sa.select(*columns))), key=repr)
 
+    def delete_all(self, table: sa.Table) -> None:
+        """Delete a table's rows, as the application does."""
+        with self.engine.begin() as connection:
+            connection.execute(sa.delete(table))
+
     async def check(self) -> None:
         """Compare all of the application's rows with the mirror; nothing waits or conflicts."""
         mirror = await self.host.read(lambda store: _read_mirror(store._connection))

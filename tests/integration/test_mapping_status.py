@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from logto_webhooks.database.store import Store
 from logto_webhooks.deliveries import MappingStatus
 from logto_webhooks.mapping import Mappings
+from logto_webhooks.mapping.apply import apply_all
 from logto_webhooks.mapping.declare import declare_entities
 from logto_webhooks.mapping.own_schema import inspect_own_schema
 from logto_webhooks.testing import make
@@ -47,6 +49,111 @@ def test_status_counts_rows_that_are_not_as_they_should_be(kind: StoreKind, tmp_
         await application.close()
 
     asyncio.run(live())
+
+
+def excludes_bo(user: Any) -> bool:
+    if user.logto_user_id == "eve":
+        raise ValueError
+    return bool(user.logto_user_id != "bo")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_records_that_where_excludes_are_counted(kind: StoreKind, tmp_path: Path) -> None:
+    """Neither those for which it raises, nor deleted ones. The command counts memberships, too."""
+
+    async def live() -> None:
+        application = Application(kind, tmp_path)
+        copy = Copy(await application.map(where=excludes_bo))
+        names = ("ana", "bo", "eve")
+        await copy.take([make.user_created(id=name, at=1_000).body for name in names])
+        await copy.take([make.event("Organization.Created", id="acme", at=1_000).body])
+        joined = make.organization_membership_updated(
+            id="acme", at=2_000, addedUserIds=["ana", "bo"]
+        )
+        await copy.take([joined.body])
+        expected = {application.users.fullname: 1, application.members.fullname: 1}
+        for dry_run in (True, False):
+            applied = await apply_all(application.host, application.mappings, dry_run)
+            assert {each.mapping: each.excluded for each in applied if each.excluded} == expected
+        assert await _count_excluded(application) == (1, 1, 1)
+        await copy.take([make.user_deleted(id="bo", at=3_000).body])
+        assert await _count_excluded(application) == (0, 2, 1)
+        await application.close()
+
+    asyncio.run(live())
+
+
+async def _count_excluded(application: Application) -> tuple[int, int, int]:
+    """Of the users: the excluded ones, by `status` and `mapping list`, the other ones that are as
+    they should be, and the conflicts."""
+    status = await application.host.read(lambda store: store.mappings.status())
+    listed = await application.host.read(lambda store: store.mappings.counts())
+    own = application.users.fullname
+    [users] = [each for each in status if each.mapping == own]
+    [all_users] = [each for each in listed if each.mapping == own]
+    assert users.excluded == all_users.excluded
+    return users.excluded, all_users.ok, users.conflict
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_where_that_excludes_all_is_known(kind: StoreKind, tmp_path: Path) -> None:
+    """Not if there are no users, if one is wanted, or if only `create=False` excludes them."""
+
+    async def live() -> None:
+        application = Application(kind, tmp_path)
+        copy = Copy(await application.map(where=lambda user: False))
+        own = application.users.fullname
+
+        async def excludes_all() -> bool:
+            return await application.host.read(lambda store: store.mappings.excludes_all(own))
+
+        assert not await excludes_all()
+        await copy.take([make.user_created(id=name, at=1_000).body for name in ("ana", "bo")])
+        await application.apply_all()
+        assert await excludes_all()
+        await application.map(where=lambda user: user.logto_user_id == "ana")
+        await application.apply_all()
+        assert not await excludes_all()
+        await application.map(create=False)
+        application.delete_all(application.users)
+        await application.apply_all()
+        assert (await _count_excluded(application), await excludes_all()) == ((2, 0, 0), False)
+        await application.close()
+
+    asyncio.run(live())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_status_reads_only_what_it_counts(kind: StoreKind, tmp_path: Path) -> None:
+    """Each of its two counts has an index of exactly these rows."""
+
+    async def live() -> None:
+        application = Application(kind, tmp_path)
+        await application.map()
+        unsettled, excluded = await application.host.read(_explain_counts)
+        assert "logto_mapped_rows_blocked" in unsettled
+        assert "logto_mapped_rows_excluded" in excluded
+        await application.close()
+
+    asyncio.run(live())
+
+
+def _explain_counts(store: Store) -> list[str]:
+    connection, ran = store.connection, list[tuple[str, Any]]()
+
+    def note(_: Any, __: Any, statement: str, parameters: Any, *more: Any) -> None:
+        if "logto_mapped_rows" in statement:
+            ran.append((statement, parameters))
+
+    sa.event.listen(connection, "before_cursor_execute", note)
+    store.mappings.status()
+    sa.event.remove(connection, "before_cursor_execute", note)
+    explain = "EXPLAIN QUERY PLAN"
+    if connection.dialect.name != "sqlite":
+        explain = "EXPLAIN"
+        connection.exec_driver_sql("SET LOCAL enable_seqscan = off")  # the table is empty
+    plans = [connection.exec_driver_sql(f"{explain} {query}", values) for query, values in ran]
+    return ["\n".join(str(row) for row in plan) for plan in plans]
 
 
 def _table(application: Application, name: str, key: sa.Column[Any]) -> sa.Table:

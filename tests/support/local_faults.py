@@ -295,6 +295,17 @@ async def deletions_that_are_held(clinic: Clinic) -> list[Finding]:
     return await clinic.ask("mappings", **await _with_a_mapped_row(clinic, "held"))
 
 
+@finds("mapping_excludes_all")
+async def a_condition_that_no_user_meets(clinic: Clinic) -> list[Finding]:
+    another = await clinic.another()
+    application = _application(clinic.settings | another)
+    await Copy(application.database.host).take([make.user_created(id="ana").body])
+    await application.close()
+    for statement in _add_mapped_row("excluded", "where"):
+        clinic.sql(statement, another["database_url"].rpartition("/")[2])
+    return await clinic.ask("mappings", **another)
+
+
 @finds("mapping_key_without_index")
 async def a_key_without_an_index(clinic: Clinic) -> list[Finding]:
     another = await clinic.another("CREATE TABLE people (id INTEGER PRIMARY KEY, logto_id TEXT)")
@@ -397,10 +408,14 @@ async def _with_a_mapped_row(
     clinic: Clinic, state: str, reason: str = "it is so"
 ) -> dict[str, str]:
     """A database in which a user's row in the application's table isn't as it should be."""
+    return await clinic.another(*_add_mapped_row(state, reason))
+
+
+def _add_mapped_row(state: str, reason: str) -> tuple[str, str]:
     mapping = "INSERT INTO logto_mappings (name, kind, definition, former, registered_at, seen_at) "
     row = "INSERT INTO logto_mapped_rows (mapping, logto_id, kind, state, reason, changed_at) "
     quoted = reason.replace("'", "''")
-    return await clinic.another(
+    return (
         f"{mapping} VALUES ('people', 'user', '', '[]', {_LONG_AGO}, {_LONG_AGO})",
         f"{row} VALUES ('people', 'ana', 'user', '{state}', '{quoted}', {_LONG_AGO})",
     )

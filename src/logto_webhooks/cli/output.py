@@ -44,11 +44,12 @@ COLUMNS: Final = {
     "organization": ("logto_organization_id", "name", "description", "deleted_at", "waits for"),
     "webhook": ("id", "name", "enabled", "ours", "url", "events"),
     "handler": ("handler", "events", "waiting", "done", "dead", "discarded"),
-    "mapping": ("mapping", "applied", "ok", "waiting", "conflict", "owed", "held"),
-    "mapping status": ("mapping", "applied", "waiting", "conflict", "owed", "held"),
+    "mapping": ("mapping", "applied", "ok", "excluded", "waiting", "conflict", "owed", "held"),
+    "mapping status": ("mapping", "applied", "excluded", "waiting", "conflict", "owed", "held"),
     "applied": (
         "mapping",
         "records",
+        "excluded",
         "linked",
         "created",
         "changed",
@@ -305,7 +306,9 @@ def show_status(status: Status, waiting: Sequence[RefetchNeed]) -> None:
     if status.mappings:
         rows = [describe_mapping(mapping) for mapping in status.mappings]
         print_list(
-            "mapping status", rows, "\nYour mapped tables, and records without a correct row"
+            "mapping status",
+            rows,
+            "\nYour mapped tables, and records without a correct row or excluded",
         )
     if status.unrunnable:
         rows = [{"handler": name, "jobs": count} for name, count in status.unrunnable.items()]

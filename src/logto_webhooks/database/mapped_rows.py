@@ -16,11 +16,20 @@ from msgspec import Struct
 from logto_webhooks import canonical_json
 from logto_webhooks.database.dialect import among, by_code, insert_into, now
 from logto_webhooks.database.jobs import IN_USE_MS
-from logto_webhooks.database.schema import former_rows, is_not_ok, mapped_rows, mappings, records
+from logto_webhooks.database.schema import (
+    former_rows,
+    is_excluded,
+    is_unsettled,
+    mapped_rows,
+    mappings,
+    organizations,
+    records,
+    users,
+)
 from logto_webhooks.deliveries import MappingStatus
 from logto_webhooks.records.record import Key, Kind
 
-State = Literal["ok", "waiting", "conflict", "owed", "held"]
+State = Literal["ok", "excluded", "waiting", "conflict", "owed", "held"]
 # What rows that would be deleted are blocked by: Logto's second answer, or somebody who allows it.
 SECOND_ANSWER: Final = "second answer"
 PERMISSION: Final = "permission"
@@ -30,6 +39,9 @@ UNCONFIRMED: Final = (
 )
 _ARRIVED: Final = "it has a row now, and those of its memberships have yet to be written"
 CHANGING: Final = "another transaction changes its record"
+# Why a record is excluded: short, because that can be most records.
+BY_WHERE: Final = "where"
+NOT_CREATED: Final = "create=False"
 NOT_WRITTEN: Final = "it changed in a process that doesn't have this mapping"
 
 
@@ -100,6 +112,11 @@ class RowState(Struct, frozen=True, kw_only=True):
     state: State = "ok"
     reason: str | None = None
     blocked_by: str | None = None
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether there is nothing to write."""
+        return self.state in ("ok", "excluded")
 
 
 def encode_id(primary_key: Iterable[Any]) -> str:
@@ -199,7 +216,7 @@ class MappingStore:
         """List some records of a mapping that wait for a row for this reason."""
         query = sa.select(mapped_rows.c.kind, mapped_rows.c.logto_id).where(
             mapped_rows.c.mapping == name,
-            is_not_ok,
+            is_unsettled,
             mapped_rows.c.blocked_by > "",  # in an index
             mapped_rows.c.reason == reason,
             mapped_rows.c.state == "waiting",
@@ -295,7 +312,7 @@ class MappingStore:
         nobody else looks at now."""
         query = (
             sa.select(mapped_rows)
-            .where(mapped_rows.c.mapping.in_(names), is_not_ok)
+            .where(mapped_rows.c.mapping.in_(names), is_unsettled)
             .where(mapped_rows.c.blocked_by == ARRIVED)
             .order_by(mapped_rows.c.changed_at)
             .limit(1)
@@ -332,7 +349,7 @@ class MappingStore:
         query = (
             sa.select(mapped_rows.c.kind, mapped_rows.c.logto_id)
             .where(
-                is_not_ok,
+                is_unsettled,
                 mapped_rows.c.blocked_by == SECOND_ANSWER,
                 mapped_rows.c.changed_at <= now() - after_ms,
             )
@@ -351,7 +368,7 @@ class MappingStore:
         query = (
             sa.select(mapped_rows.c.kind, record)
             .where(mapped_rows.c.mapping.in_(names), mapped_rows.c.state.in_(states))
-            .where(is_not_ok, mapped_rows.c.blocked_by.is_distinct_from(ARRIVED))
+            .where(is_unsettled, mapped_rows.c.blocked_by.is_distinct_from(ARRIVED))
             .group_by(mapped_rows.c.kind, _RECORD)
             .order_by(*place)
             .limit(limit)
@@ -369,14 +386,43 @@ class MappingStore:
         ]
 
     def status(self) -> list[MappingStatus]:
-        """Count the records of each registered mapping that have no correct row: one small query if
-        there is no mapping, and otherwise one more that reads an index of these rows."""
+        """Count the records of each registered mapping that have no correct row, and those that are
+        excluded: one small query if there is no mapping, and otherwise two more that each read an
+        index of these rows."""
         registered = self._list_applied()
-        counts = self._count(_COUNT_ROWS.where(is_not_ok)) if registered else {}
+        counts = self._count(_COUNT_ROWS.where(is_unsettled)) if registered else {}
+        excluded = self._count_excluded() if registered else {}
         return [
-            MappingStatus(mapping=name, is_applied=applied_to is None, **counts.get(name, {}))
+            MappingStatus(
+                mapping=name,
+                is_applied=applied_to is None,
+                excluded=excluded.get(name, 0),
+                **counts.get(name, {}),
+            )
             for name, applied_to in registered
         ]
+
+    def _count_excluded(self) -> dict[str, int]:
+        query = sa.select(mapped_rows.c.mapping, sa.func.count()).where(is_excluded)
+        rows = self._connection.execute(query.group_by(mapped_rows.c.mapping))
+        return {row[0]: row[1] for row in rows}
+
+    def excludes_all(self, name: str) -> bool:
+        """Whether the `where` of a mapping of users or organizations excludes all that there
+        are. It may have to compare all of them."""
+        kind = self._connection.scalar(sa.select(mappings.c.kind).where(mappings.c.name == name))
+        is_of_users = kind == "user"
+        table = users if is_of_users else organizations
+        key = users.c.logto_user_id if is_of_users else organizations.c.logto_organization_id
+        by_where = sa.exists().where(
+            mapped_rows.c.mapping == name,
+            mapped_rows.c.logto_id == key,
+            is_excluded,
+            mapped_rows.c.reason == BY_WHERE,
+        )
+        living = sa.select(sa.literal(1)).where(table.c.deleted_at.is_(None)).limit(1)
+        wanted = self._connection.scalar(living.where(~by_where))
+        return wanted is None and self._connection.scalar(living) is not None
 
     def _list_applied(self) -> list[tuple[str, str | None]]:
         query = sa.select(mappings.c.name, mappings.c.applied_to).order_by(mappings.c.name)
@@ -395,7 +441,7 @@ class MappingStore:
         oldest = sa.func.min(mapped_rows.c.changed_at)
         query = (
             sa.select(*group, count, ((now() - oldest) / 1000.0).label("since_s"))
-            .where(is_not_ok, mapped_rows.c.state.in_(states))
+            .where(is_unsettled, mapped_rows.c.state.in_(states))
             .group_by(*group)
             .order_by(count.desc(), *group)
             .limit(limit)
@@ -414,7 +460,7 @@ class MappingStore:
                 mapped_rows.c.reason,
                 ((now() - mapped_rows.c.changed_at) / 1000.0).label("since_s"),
             )
-            .where(is_not_ok, mapped_rows.c.state == state)
+            .where(is_unsettled, mapped_rows.c.state == state)
             .order_by(mapped_rows.c.changed_at, mapped_rows.c.mapping, mapped_rows.c.logto_id)
             .limit(1)
         )
@@ -462,7 +508,7 @@ _SELECT_STATES = sa.select(*(mapped_rows.c[name] for name in RowState.__struct_f
 _FIND = _SELECT_STATES.where(_of_mapping, among(mapped_rows.c.logto_id, "ids"))
 _FIND_OF_RECORDS = _SELECT_STATES.where(_of_mapping, among(mapped_rows.c.record_id, "ids"))
 _FIND_BLOCKED = sa.select(_RECORD).where(
-    _of_mapping, is_not_ok, among(mapped_rows.c.blocked_by, "blockers")
+    _of_mapping, is_unsettled, among(mapped_rows.c.blocked_by, "blockers")
 )
 
 
@@ -504,7 +550,7 @@ class StateStore:
         """Let what is held because of these wait instead, so that it is tried again."""
         statement = sa.update(mapped_rows).where(
             mapped_rows.c.mapping == self._mapping,
-            is_not_ok,
+            is_unsettled,
             mapped_rows.c.state == "held",
             among(mapped_rows.c.blocked_by, "blockers"),
         )
@@ -534,7 +580,7 @@ class StateStore:
         """Return which records aren't linked to these rows for one of the reasons."""
         query = sa.select(mapped_rows.c.blocked_by, mapped_rows.c.logto_id).where(
             mapped_rows.c.mapping == self._mapping,
-            is_not_ok,
+            is_unsettled,
             mapped_rows.c.reason.in_(reasons),
             among(mapped_rows.c.blocked_by, "row_ids"),
         )
@@ -594,7 +640,7 @@ class StateStore:
         unconfirmed. Leave out `others`."""
         is_counted = sa.or_(
             self._was_deleted(window_ms),
-            sa.and_(is_not_ok, mapped_rows.c.blocked_by.in_([SECOND_ANSWER, PERMISSION])),
+            sa.and_(is_unsettled, mapped_rows.c.blocked_by.in_([SECOND_ANSWER, PERMISSION])),
         )
         query = sa.select(sa.func.count()).where(
             mapped_rows.c.mapping == self._mapping,

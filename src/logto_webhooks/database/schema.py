@@ -234,7 +234,10 @@ mapped_rows = sa.Table(
     *_required(Millis, "changed_at"),
     *_optional(Millis, "deleted_at"),  # when the row was last deleted, or unlinked
 )
-is_not_ok = mapped_rows.c.state != sa.literal_column("'ok'")
+# One expression each, because an index is only used for the very words of its condition.
+_SETTLED: list[sa.ColumnElement[Any]] = [sa.literal_column("'ok'"), sa.literal_column("'excluded'")]
+is_unsettled = mapped_rows.c.state.not_in(_SETTLED)
+is_excluded = mapped_rows.c.state == sa.literal_column("'excluded'")
 
 # The application's rows that a record had before.
 former_rows = sa.Table(
@@ -389,8 +392,9 @@ def metadata_with_indexes() -> sa.MetaData:
         "logto_mapped_rows_blocked",
         mapped_rows.c.blocked_by,
         mapped_rows.c.mapping,
-        where=is_not_ok,
+        where=is_unsettled,
     )
+    _add_index("logto_mapped_rows_excluded", mapped_rows.c.mapping, where=is_excluded)
     deleted_at = mapped_rows.c.deleted_at
     _add_index(
         "logto_mapped_rows_deleted",

@@ -5,12 +5,19 @@ from __future__ import annotations
 import asyncio
 import shlex
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Final, NamedTuple
 
 from logto_webhooks.clock import SystemClock
 from logto_webhooks.database.mapped_rows import NOT_WRITTEN, UnwrittenRows
 from logto_webhooks.database.store import Store
-from logto_webhooks.deliveries import RECENT, DeliveryFilter, DeliveryState, typical_delay
+from logto_webhooks.deliveries import (
+    RECENT,
+    DeliveryFilter,
+    DeliveryState,
+    MappingStatus,
+    typical_delay,
+)
 from logto_webhooks.doctor.context import DAY_MS, CheckContext, ProbeResult, probe_url
 from logto_webhooks.doctor.faults import (
     Finding,
@@ -470,6 +477,7 @@ async def check_mappings(context: CheckContext) -> list[Finding]:
         shown = f"{first.logto_id} in {first.mapping}" if first else "unknown"
         counts = {"count": sum(held.values()), "mappings": list(held)}
         faults.append(make_finding("mapping_deletions_held", first=shown, **counts))
+    faults += await _check_excluded(context, mappings)
     if columns := own_schema.unindexed:
         faults.append(make_finding("mapping_key_without_index", columns=columns))
     if faults:
@@ -490,6 +498,18 @@ async def _check_owed(context: CheckContext, owed: Mapping[str, int]) -> list[Fi
     counts = {"count": sum(owed.values()), "mappings": list(owed)}
     seconds, reason = round(oldest.since_s), oldest.reason or "unknown"
     return [make_finding(code, seconds=seconds, reason=reason, **counts)]
+
+
+async def _check_excluded(
+    context: CheckContext, mappings: Sequence[MappingStatus]
+) -> list[Finding]:
+    names = [each.mapping for each in mappings if each.excluded and each.is_applied]
+    excluding = [name for name in names if await context.read(partial(_excludes_all, name=name))]
+    return [make_finding("mapping_excludes_all", mappings=excluding)] if excluding else []
+
+
+def _excludes_all(store: Store, name: str) -> bool:
+    return store.mappings.excludes_all(name)
 
 
 def _describe_waiting(mapped: int, waiting: int, groups: Sequence[UnwrittenRows]) -> str:

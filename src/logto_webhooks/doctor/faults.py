@@ -234,6 +234,11 @@ FAULTS: Final[dict[str, Fault]] = {
         "is, run logto-webhooks mapping apply --allow-deletes, with --app if your application has "
         "the mappings.",
     ),
+    "mapping_excludes_all": _warning(
+        "The `where` of {mappings:the mapped table|the mapped tables} excludes all users, or all "
+        "organizations, so none gets a row.",
+        "If that isn't meant, correct `where`, and restart your application, or serve and worker.",
+    ),
     "mapping_key_without_index": _warning(
         "There is no unique index on {columns:the key column|the key columns}. Each write reads "
         "the whole table, and two rows could have the same user or organization.",

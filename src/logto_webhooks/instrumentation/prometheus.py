@@ -288,6 +288,11 @@ GAUGES: Final = (
         each=attrgetter("held"),
     ),
     Gauge(
+        "mapped_rows_excluded",
+        "users or organizations that get no row of a `mapping`: `where` or create=False says so",
+        each=attrgetter("excluded"),
+    ),
+    Gauge(
         "mapping_applied",
         "1 if the `mapping` was applied to all records, else 0",
         each=lambda mapping: int(mapping.is_applied),

@@ -152,7 +152,7 @@ def _to_differences(
     for plan, state in results:
         outcome = find_outcome(plan, state, run)
         note_parent(kind, plan, outcome, run)
-        if outcome is None:
+        if outcome in (None, "excluded"):
             continue
         unwritten: Unwritten | None = None
         if outcome in ("waiting", "held", "ambiguous", "refused"):
@@ -200,7 +200,7 @@ def _find_extra(
 
 
 def _to_extra(mapping: str, logto_id: str, stored: RowState | None) -> Difference:
-    if stored is None or stored.state == "ok":
+    if stored is None or stored.is_settled:
         return Difference(mapping=mapping, problem="extra", logto_id=logto_id)
     return Difference(
         mapping=mapping,

@@ -11,8 +11,10 @@ from msgspec.structs import replace
 
 from logto_webhooks.database.dialect import among
 from logto_webhooks.database.mapped_rows import (
+    BY_WHERE,
     CHANGING,
     LINKING,
+    NOT_CREATED,
     RowState,
     decode_id,
     encode_id,
@@ -142,8 +144,7 @@ class EntityWriter(TableWriter):
                 plans.append(refuse(state, stop.state, stop.reason, stop.blocked_by))
                 continue
             own = own_rows.get(logto_id)
-            plan = self._plan_row(logto_id, row, own, linked.get(logto_id), state)
-            plans.append(plan or self._plan_nothing(state, own))
+            plans.append(self._plan_row(logto_id, row, own, linked.get(logto_id), state))
         return plans
 
     def find_stopped(self, ids: Collection[str]) -> dict[str, Stop]:
@@ -175,21 +176,27 @@ class EntityWriter(TableWriter):
         unconfirmed = find_unconfirmed(self._connection, self._mapping.kind, gone)
         return self._guard.decide(sorted(gone), stored, unconfirmed)
 
-    def _plan_nothing(self, state: RowState, own: sa.RowMapping | None) -> PlannedRow:
-        """Nothing is to be written, so nothing is waited for."""
+    def _plan_nothing(
+        self, state: RowState, own: sa.RowMapping | None, excluded: str | None = None
+    ) -> PlannedRow:
+        """Nothing is to be written, so nothing is waited for. If the record is excluded, say by
+        what."""
         row_id = state.row_id if own is None else encode_id(self._key_of(own))
         settled = RowState(logto_id=state.logto_id, row_id=row_id)
+        if excluded is not None:
+            settled = replace(settled, state="excluded", reason=excluded)
         return PlannedRow(logto_id=state.logto_id, action="nothing", state=settled)
 
     def _plan_row(
         self, logto_id: str, row: Any, own: sa.RowMapping | None, link: Any, state: RowState
-    ) -> PlannedRow | None:
+    ) -> PlannedRow:
         mapping = self._mapping
         if row.deleted_at is not None:
-            return None if own is None else self._plan_deletion(logto_id, own, state)
+            deletion = None if own is None else self._plan_deletion(logto_id, own, state)
+            return deletion or self._plan_nothing(state, own)
         try:
             if not mapping.where(row):
-                return None
+                return self._plan_nothing(state, own, BY_WHERE)
             values = {name: read(row) for name, read in mapping.columns.items()}
             fill = {name: read(row) for name, read in mapping.fill.items()}
         except Exception as error:  # the application's function
@@ -214,7 +221,7 @@ class EntityWriter(TableWriter):
                 state=now_ok,
             )
         if not mapping.create:
-            return None
+            return self._plan_nothing(state, own, NOT_CREATED)
         values = {**mapping.create_defaults, **fill, **values, **self._key_values(logto_id, None)}
         missing = [
             name
@@ -544,7 +551,7 @@ class EntityWriter(TableWriter):
 
     def find_unsettled(self, ids: Collection[str]) -> list[str]:
         """List those of the records whose rows wait, conflict or are owed."""
-        return [id_ for id_, state in self._states.find(ids).items() if state.state != "ok"]
+        return [id_ for id_, state in self._states.find(ids).items() if not state.is_settled]
 
 
 def _placeholder(column: sa.Column[Any], logto_id: str) -> Any:

@@ -53,7 +53,7 @@ def find_own_row(connection: sa.Connection, mapping: EntityMapping, logto_id: st
 
 
 def _explain_absence(mapping: EntityMapping, row: Any, stored: RowState | None) -> OwnRow:
-    if stored is not None and stored.state != "ok":
+    if stored is not None and not stored.is_settled:
         return OwnRow(state="waits", reason=stored.reason or stored.state)
     try:
         is_wanted = mapping.where(row)

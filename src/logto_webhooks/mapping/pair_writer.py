@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from msgspec.structs import replace
 
 from logto_webhooks.database.mapped_rows import (
+    BY_WHERE,
     RowState,
     decode_id,
     encode_id,
@@ -67,6 +68,7 @@ class PairWriter(TableWriter):
         self._mapping = mapping
         self._ends = [(end, self._make_values(end, parents)) for end in mapping.ends]
         self._pairs: dict[str, list[Pair]] = {}  # by record, as read before
+        self._unwanted: dict[str, list[Pair]] = {}  # those that `where` excludes
         self.came: set[str] = set()  # records that have a row, or another one, since now
 
     def _make_values(self, end: End, parents: Collection[EntityMapping | PairMapping]) -> EndValues:
@@ -88,8 +90,9 @@ class PairWriter(TableWriter):
         return set(self._states.find_blocked(blockers, MOST_WAITING)) if blockers else set()
 
     def find_present(self, ids: Collection[str]) -> list[str]:
-        """Return those of the records that have pairs, in order."""
-        return sorted({pair.record_id for pair in self._read(ids)})
+        """Return those of the records that have pairs, in order. Excluded ones are counted."""
+        present = {pair.record_id for pair in self._read(ids)}
+        return sorted(present.union(self._unwanted.keys() & ids))
 
     def find_extra(
         self, after: tuple[Any, ...], limit: int
@@ -194,18 +197,29 @@ class PairWriter(TableWriter):
                 states[plan.logto_id] = replace(state, row_id=encode_id(self._key_of(row)))
         self._states.save(states.values(), stored)
         self.results += [(plan, states[plan.logto_id]) for plan in plans]
+        self._tell_excluded(ids, pairs, states)
         new = find_new_rows(states, stored, {plan.logto_id: plan for plan in plans})
         self.came.update(states[id_].record_id or id_ for id_ in new)
         excluded = stored.keys() - states.keys()
         self._states.forget([id_ for id_ in excluded if stored[id_].row_id is None])
+
+    def _tell_excluded(
+        self, ids: Collection[str], pairs: Sequence[Pair], states: Mapping[str, RowState]
+    ) -> None:
+        """Tell which pairs get no row. This isn't stored: excluded pairs shall cost nothing."""
+        without = [pair for pair in pairs if pair.id not in states]
+        without += [pair for id_ in ids for pair in self._unwanted.get(id_, ())]
+        for pair in without:
+            plan = refuse(self._new_state(pair), "excluded", BY_WHERE)
+            self.results.append((plan, plan.state))
 
     def _read(self, ids: Collection[str]) -> list[Pair]:
         """Read the records' pairs that are present, except roles that the mapping excludes."""
         if new := sorted(set(ids) - self._pairs.keys()):
             self._pairs |= {id_: [] for id_ in new}
             for pair in read_pairs(self._connection, self._mapping.pair, new):
-                if self._is_wanted(pair):
-                    self._pairs[pair.record_id].append(pair)
+                kept = self._pairs if self._is_wanted(pair) else self._unwanted
+                kept.setdefault(pair.record_id, []).append(pair)
         return [pair for id_ in sorted(ids) for pair in self._pairs[id_]]
 
     def _is_wanted(self, pair: Pair) -> bool:

@@ -17,7 +17,7 @@ from logto_webhooks.records.record import Key
 
 Result = tuple[str, PlannedRow, RowState]  # of a mapping: what was planned, and what became of it
 Unwritten = Literal["waiting", "held", "ambiguous", "refused"]
-Outcome = Literal["linked", "created", "changed", "deleted"] | Unwritten
+Outcome = Literal["excluded", "linked", "created", "changed", "deleted"] | Unwritten
 _UNWRITTEN: Final = ("waiting", "held", "ambiguous", "refused")
 
 
@@ -31,12 +31,14 @@ class Page(Struct, frozen=True):
 
 
 class AppliedMapping(Struct, kw_only=True):
-    """What became of all records of a mapping: of how many an existing row was linked, a row was
-    created, changed or deleted, of how many the deletion is held, how many could be linked in
+    """What became of all records of a mapping: how many get no row, because of `where` or
+    `create=False`, of how many an existing row was linked, a row was created, changed or deleted,
+    of how many the deletion is held, how many could be linked in
     several ways, how many wait for another row or a value, and how many others weren't written."""
 
     mapping: str
     records: int = 0
+    excluded: int = 0
     linked: int = 0
     created: int = 0
     changed: int = 0
@@ -136,8 +138,8 @@ class Tally:
 def find_outcome(plan: PlannedRow, state: RowState, run: ApplyRun) -> Outcome | None:
     """Return what became of a row, or what would have, if this is a rehearsal: then what a row
     waits for isn't in the database. None if there was nothing to do."""
-    if state.state == "held":
-        return "held"
+    if state.state in ("held", "excluded"):
+        return state.state
     if plan.waits_for_end and run.has_parent(state.blocked_by):
         return "created"
     if state.state == "waiting":

@@ -234,7 +234,8 @@ def _mapped_rows() -> None:
     op.create_table("logto_former_rows", *_key("row_id", "mapping", "logto_id"))
     _index(f"{table}_record", table, ["record_id", "mapping"], "record_id IS NOT NULL")
     _index(f"{table}_row", table, ["row_id", "mapping"])
-    _index(f"{table}_blocked", table, ["blocked_by", "mapping"], "state <> 'ok'")
+    _index(f"{table}_blocked", table, ["blocked_by", "mapping"], "state NOT IN ('ok', 'excluded')")
+    _index(f"{table}_excluded", table, ["mapping"], "state = 'excluded'")
     _index(f"{table}_deleted", table, ["deleted_at", "mapping"], "deleted_at IS NOT NULL")
 
 
