@@ -162,7 +162,7 @@ def test_members_wait_until_their_times_have_a_default(tmp_path: Path) -> None:
 
 def test_a_row_from_before_logto_keeps_what_logto_does_not_have(tmp_path: Path) -> None:
     """Linking it sets its key, and what was NULL."""
-    columns = ("full_name", "avatar_url", "phone", "first_name", "last_name")
+    columns = ("username", "full_name", "avatar_url", "phone", "first_name", "last_name")
     with own_database("sqlite", tmp_path) as database:
         database.execute(
             "CREATE TABLE users (id INTEGER PRIMARY KEY, logto_id VARCHAR UNIQUE, email VARCHAR "
@@ -179,7 +179,8 @@ def test_a_row_from_before_logto_keeps_what_logto_does_not_have(tmp_path: Path) 
         assert command("migrate", folder=tmp_path, **database.variables).returncode == 0
         variables: dict[str, Any] = database.variables
         with Service(tmp_path, **variables) as service:
-            made = make.user_created(id="ana", email="ana@example.com", name=None, avatar=None)
+            texts: dict[str, Any] = {"username": None, "name": None, "avatar": None}
+            made = make.user_created(id="ana", email="ana@example.com", **texts)
             assert service.post(made).status_code == 200
             linked = "SELECT * FROM users WHERE logto_id = 'ana'"
             until(lambda: database.rows(linked) != [], lambda: service.log)

@@ -10,6 +10,7 @@ import pytest
 import sqlalchemy as sa
 
 from logto_webhooks.mapping.apply import retry_unsettled
+from logto_webhooks.mapping.check import find_differences
 from logto_webhooks.testing import make
 from tests.integration.test_mapping import KINDS, Application
 from tests.integration.test_mapping_troubles import counts_of
@@ -115,6 +116,29 @@ def test_an_equal_value_of_an_expression_decides(kind: StoreKind, tmp_path: Path
         await Copy(host).take([user("ana", "ana@x.example", 1_000)])
         assert (await counts_of(host, own)).conflict == 0
         assert len(application.rows(own, "id")) == 2
+        await application.close()
+
+    asyncio.run(live())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_unique_value_that_is_filled_in_can_be_anothers(kind: StoreKind, tmp_path: Path) -> None:
+    """As one that is kept equal: the row that has it is named, also before anything is written."""
+
+    async def live() -> None:
+        application = Application(kind, tmp_path)
+        own = application.users
+        with application.engine.begin() as connection:
+            values = {"id": 61, "email": "ana@x.example", "plan": "paid", "active": True}
+            connection.execute(sa.insert(own).values(values))
+        columns = {own.c.active: lambda row: not row.is_suspended}
+        host = await application.map(columns=columns, fill={own.c.email: "email"})
+        for name in ("ana", "bo"):
+            await Copy(host).take([user(name, f"{name}@x.example", 1_000)])
+        pages = find_differences(host, application.mappings)
+        [refused] = [difference async for page in pages for difference in page]
+        assert (refused.logto_id, refused.blocked_by) == ("ana", "[61]")
+        assert refused.reason == "another row has the value of email"
         await application.close()
 
     asyncio.run(live())

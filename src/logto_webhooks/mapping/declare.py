@@ -103,7 +103,7 @@ class EntityMapping(Struct, frozen=True, kw_only=True):
         unique = [
             UniqueColumn(self.table.c[name], of_column.condition, of_column.is_sure)
             for of_column in _list_unique(self.table, dialect)
-            for name in self.columns
+            for name in (*self.columns, *self.fill)
             if self.table.c[name] is of_column.column
         ]
         return sorted(unique, key=lambda of_column: not of_column.is_sure)

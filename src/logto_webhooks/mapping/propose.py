@@ -58,7 +58,6 @@ _OF_ORGANIZATION: Final = {
 _MAYBE_KEYS: Final = ("external_id", "auth_id", "identity_id", "oidc_sub", "sub", "auth0_id")
 _ROLE: Final = ("role", "member_role", "role_name")
 _PASSWORD: Final = re.compile("passw|pwd|hash|salt")
-_OVERWRITES: Final = "rows from before Logto get it, too. To keep theirs, move it to fill"
 _KEEPS: Final = "set only while NULL. To copy each change, move it to columns"
 _CHECK: Final = "NOT NULL, and Logto has no value for it: check this one"
 
@@ -161,10 +160,7 @@ def _propose_users(tables: OwnTables, table: sa.Table) -> _ProposedSection:
             own = {"logto_user_id"} if _is_unique(column) else _FALLBACKS
             others = [name for name in _FALLBACKS if name in own and name != source]
             value: Any = source if column.nullable else [source, *others]
-            if source == "username":
-                _add_column(section, UserRow, column, value, _OVERWRITES)
-            else:
-                _add_column(section, UserRow, column, value, _KEEPS, part="fill")
+            _add_column(section, UserRow, column, value, _KEEPS, part="fill")
     for source, names in _OTHERS.items():
         for column in _find_all(table, names):
             if source in ("phone", "avatar"):
