@@ -212,13 +212,14 @@ class HandlerCaller:
             fill = partial(fill_parameters, handler, job, claimed.user)
             is_large = len(job.payload) >= LARGE
             arguments = await self._offloader.run(fill) if is_large else fill()
-            is_opening = handler.transaction is not None
             if wanted := find_wanted(arguments):
+                is_opening = True
                 rows = await self._read(partial(find_own_rows, wanted=wanted))
+                is_opening = False
                 arguments |= {name: make_query(wanted[name], row) for name, row in rows.items()}
             async with timeout:
                 if handler.transaction:
-                    kind = handler.transaction.types[0]
+                    is_opening, kind = True, handler.transaction.types[0]
                     await self._handle(kind, call_with_transaction, finish)
                 else:
                     await self._call(handler, arguments)
