@@ -81,6 +81,50 @@ def test_foreign_keys_are_enforced_as_by_the_application(enforces: bool, tmp_pat
     live(logto, body)
 
 
+def test_our_connections_are_set_up_by_the_applications_listeners(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A function that a trigger uses is there. What they set doesn't make storing less durable."""
+    engine = sa.create_engine(f"sqlite:///{tmp_path / 'app.db'}")
+
+    @sa.event.listens_for(engine, "connect")
+    def add_function(connection: Any, record: object) -> None:
+        connection.create_function("shout", 1, str.upper)
+        connection.execute("PRAGMA synchronous=OFF")
+
+    @sa.event.listens_for(engine, "connect")
+    def fail_elsewhere(connection: Any, record: Any) -> None:
+        connection.something_else()
+
+    sa.event.remove(engine, "connect", fail_elsewhere)
+    with engine.begin() as connection:
+        connection.execute(sa.text("CREATE TABLE notes (text TEXT)"))
+        trigger = (
+            "CREATE TRIGGER shouts AFTER INSERT ON notes WHEN new.text = 'hi' BEGIN"
+            " INSERT INTO notes VALUES (shout(new.text)); END"
+        )
+        connection.execute(sa.text(trigger))
+    sa.event.listen(engine, "connect", fail_elsewhere)
+    logto = LogtoWebhooks(signing_key=SIGNING_KEY, engine=engine)
+
+    @logto.on("User.Created", name="note", max_attempts=1)
+    def note(event: events.UserCreated, session: Session) -> None:
+        session.execute(sa.text("INSERT INTO notes VALUES ('hi')"))
+        [synchronous] = session.execute(sa.text("PRAGMA synchronous")).one()
+        session.execute(sa.text("INSERT INTO notes VALUES (:text)"), {"text": str(synchronous)})
+
+    async def body(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
+        await send(client, make.user_created(id="ana", at=soon()))
+        [job] = await until(all_over(1), logto)
+        assert job.state == "done", job.error
+
+    live(logto, body)
+    sa.event.remove(engine, "connect", fail_elsewhere)
+    with engine.connect() as connection:
+        assert connection.scalars(sa.text("SELECT text FROM notes")).all() == ["hi", "HI", "2"]
+    assert "raised AttributeError on this package's connection" in caplog.text
+
+
 ONE: dict[str, Any] = {"pool_size": 1, "max_overflow": 0}
 
 

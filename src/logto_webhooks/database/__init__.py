@@ -136,7 +136,7 @@ def wrap_engine(engine: Engine, schema: str | None) -> Database:
     backend = engine.url.get_backend_name()
     if backend == "sqlite":
         _refuse_schema(schema, _SCHEMA, "Pass an engine of a PostgreSQL database")
-        application = engine if isinstance(engine, sa.Engine) else None
+        application = engine if isinstance(engine, sa.Engine) else engine.sync_engine
         return SqliteFile(_to_path(engine.url, "engine"), "engine", application)
     if backend != "postgresql":
         problem = f"it must be an engine of SQLite or PostgreSQL, not {backend}"

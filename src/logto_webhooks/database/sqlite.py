@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
+import logging
 import os
 import shutil
 import sqlite3
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -28,6 +27,7 @@ from logto_webhooks.event_loop import run_in_thread
 from logto_webhooks.private_files import LockFile
 
 T = TypeVar("T")
+logger = logging.getLogger("logto_webhooks")
 
 BUSY_S: Final = 3.0  # a request can wait that long twice: for the worker and by itself
 _WAL_PAGES: Final = 4000  # 16 MB: checkpoints take time from commits that accept
@@ -37,50 +37,51 @@ READS: Final = {"logto_reads": True}  # options of a connection
 def make_sqlite_engine(
     file: Path, setting: str = "database_url", application: sa.Engine | None = None
 ) -> sa.Engine:
-    """Make an engine for `file`, which `create_file` made. The engine never creates a file. It
-    enforces foreign keys if the application's engine does.
+    """Make an engine for `file`, which `create_file` made. The engine never creates a file. Its
+    connections are set up as those of the application's engine, because handlers use them.
 
     With WAL and `synchronous=FULL`, a commit is on disk when it returns. A transaction takes the
     write lock when it begins, unless the connection has the options `READS`.
     """
     uri = f"{file.absolute().as_uri()}?mode=rw"
-    enforces_foreign_keys = functools.cache(partial(_enforces_foreign_keys, application))
-
-    def connect() -> sqlite3.Connection:
-        connection = sqlite3.connect(
-            uri, uri=True, timeout=BUSY_S, isolation_level=None, check_same_thread=False
-        )
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=FULL")
-        connection.execute(f"PRAGMA wal_autocheckpoint={_WAL_PAGES}")
-        if enforces_foreign_keys():
-            connection.execute("PRAGMA foreign_keys=ON")
-        return connection
-
-    named = sa.URL.create("sqlite", database=str(file))  # for messages: `connect` opens it
+    named = sa.URL.create("sqlite", database=str(file))  # for messages: the creator opens it
     engine = sa.create_engine(
         named,
-        creator=connect,
+        creator=partial(sqlite3.connect, uri, uri=True, timeout=BUSY_S, check_same_thread=False),
         poolclass=QueuePool,
         hide_parameters=True,
         execution_options={SETTING: setting},
     )
+    if application is not None:
+        event.listen(engine, "connect", partial(_call_listeners, application))
+    event.listen(engine, "connect", _set_up)
     event.listen(engine, "begin", _begin)
     return engine
 
 
-def _enforces_foreign_keys(application: sa.Engine | None) -> bool:
-    """Whether the application's connections enforce foreign keys. Its pool may be in use, so this
-    opens a connection of its own, as the pool does."""
-    if application is None:
-        return False
-    pool = application.pool.recreate()
-    try:
-        with closing(pool.connect()) as connection:
-            cursor = connection.cursor()
-            return bool(cursor.execute("PRAGMA foreign_keys").fetchone()[0])
-    finally:
-        pool.dispose()
+def _call_listeners(application: sa.Engine, connection: Any, record: Any) -> None:
+    """Call the application's `connect` listeners: they may enforce foreign keys, or add functions
+    that its triggers and indexes use."""
+    for listener in application.pool.dispatch.connect:
+        if listener.__module__.startswith("sqlalchemy."):
+            continue  # they set up a dialect, and our engine has its own
+        try:
+            listener(connection, record)
+        except Exception as error:
+            logger.warning(
+                "A listener of your engine for 'connect' raised %s on this package's connection to "
+                "the same SQLite file. What it sets is missing in handlers' sessions.",
+                type(error).__name__,
+            )
+
+
+def _set_up(connection: sqlite3.Connection, _: object) -> None:
+    connection.commit()  # a listener may have written
+    connection.isolation_level = None
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=FULL")
+    connection.execute(f"PRAGMA wal_autocheckpoint={_WAL_PAGES}")
+    connection.execute(f"PRAGMA busy_timeout={BUSY_S * 1000:.0f}")
 
 
 def _begin(connection: sa.Connection) -> None:
