@@ -33,6 +33,7 @@ from logto_webhooks.errors import (
     DeliveryUnknown,
     HandlerUnknown,
     InvalidHandler,
+    InvalidMapping,
     JobUnknown,
     LogtoApiError,
     MapFileInvalid,
@@ -324,7 +325,7 @@ class Admin:
         progressed: Progressed = _ignore_progress,
     ) -> ReconcileResult:
         """Compare all records, or those of one user, with Logto, and correct the differences."""
-        await self.database.check()
+        await self._begin_changes(dry_run)
         async with open_client(self._settings()) as logto:
             reconciliation = make_reconciliation(logto, self.database)
             if user is None:
@@ -341,7 +342,7 @@ class Admin:
         Raises NoLocalHandlers if there is no such handler, neither in this object nor registered by
         a process.
         """
-        await self.database.check()
+        await self._begin_changes()
         if run_handlers:
             await self._register()
             await self._read(check_local_handlers)
@@ -448,7 +449,7 @@ class Admin:
                 dry_run=dry_run,
             )
 
-        await self.database.check()
+        await self._begin_changes(dry_run)
         return await run_or_rehearse(self.database.host, work, dry_run)
 
     async def replay_all(
@@ -691,7 +692,7 @@ class Admin:
             map_file = read_map_file()
             if map_file is not None:
                 await map_tables(self.database.host, map_file, self.mappings)
-        except (MapFileInvalid, SettingInvalid) as error:
+        except (MapFileInvalid, InvalidMapping, SettingInvalid) as error:
             return OwnSchema(file_problem=str(error))
         if not self.mappings:
             return OwnSchema()
@@ -725,6 +726,14 @@ class Admin:
         registered = [handler.registered for handler in self.handlers]
         if registered:
             await self._write(lambda store: store.jobs.register(registered))
+
+    async def _begin_changes(self, dry_run: bool = False) -> None:
+        """Check the database before records change. Unless this is a dry run, register the
+        mappings, so that their rows follow, also if no running process has ever had them."""
+        await self.database.check()
+        if self.mappings and not dry_run:
+            registered = self.mappings.registered
+            await self.database.host.run(lambda store: store.mappings.register(registered))
 
     async def _read(self, work: Callable[[Store], T]) -> T:
         await self.database.check()

@@ -482,7 +482,6 @@ class WorkerGroup:
         StoreUnavailable."""
         if self._map_file is not None:
             await map_tables(self._database.host, self._map_file, self._mappings)
-            self._mappings.check_complete()
             self._map_file = None
 
     async def register(self) -> bool:

@@ -111,8 +111,9 @@ def test_the_page_does_what_it_says(tmp_path: Path) -> None:
             page.end()
 
 
-def test_members_and_users_have_their_roles(database: OwnDatabase) -> None:
-    """A command writes them, too: it reads the same file."""
+@pytest.mark.parametrize("name", ["backfill", "reconcile"])
+def test_members_and_users_have_their_roles(database: OwnDatabase, name: str) -> None:
+    """A command writes them by itself, before any service has run: it reads the same file."""
     database.write(FILE)
     database.execute("INSERT INTO roles (name) VALUES ('editor')")
 
@@ -128,9 +129,8 @@ def test_members_and_users_have_their_roles(database: OwnDatabase) -> None:
             await asyncio.to_thread(fill, asking)
 
     def fill(asking: dict[str, str]) -> None:
-        for line in (["worker", "--drain"], ["backfill"]):  # the first registers the mappings
-            done = command(*line, folder=database.folder, **asking)
-            assert done.returncode == 0, done.stderr
+        done = command(name, folder=database.folder, **asking)
+        assert done.returncode == 0, done.stderr
 
     asyncio.run(live())
     assert database.rows(MEMBERS) == [

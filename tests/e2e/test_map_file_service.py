@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,9 +10,11 @@ from typing import Any
 
 import pytest
 
+from logto_webhooks import LogtoWebhooks
 from logto_webhooks.testing import SIGNING_KEY, make
 from tests.support.map_files import OwnDatabase, own_database
 from tests.support.service import Service, command, one_line
+from tests.support.stores import delivery
 from tests.support.waiting import until
 
 USERS = """
@@ -111,6 +114,27 @@ def test_the_tables_of_an_application_and_of_a_file_are_mapped(database: OwnData
     database.write(text)
     refused = fail(database, "serve", "--port", "0", "--app", "app:logto")
     assert refused.endswith("[map.organizations]: teams: it is mapped already.")
+
+
+def test_a_replay_writes_rows_before_any_service_has_run(database: OwnDatabase) -> None:
+    """A dry run registers nothing."""
+
+    async def receive() -> None:
+        logto = LogtoWebhooks(signing_key=SIGNING_KEY, database_url=database.url)
+        received = [delivery(make.user_created(id="ana", email="ana@x").body)]
+        await logto.migrate()
+        await logto.database.host.run(lambda store: store.add(received))
+        await logto.close()
+
+    asyncio.run(receive())
+    database.write(USERS)
+    variables: dict[str, Any] = database.variables
+    for options, mapped in ((["--dry-run"], []), ([], [("people",)])):
+        replay = ("deliveries", "replay", "1", "--sync-only", *options)
+        done = command(*replay, folder=database.folder, **variables)
+        assert done.returncode == 0, done.stderr
+        assert database.rows("SELECT name FROM logto_mappings") == mapped
+    assert database.rows("SELECT logto_id, email FROM people") == [("ana", "ana@x")]
 
 
 def test_a_unique_value_that_stays_is_warned_about(database: OwnDatabase) -> None:

@@ -34,7 +34,7 @@ def run_admin(
     settings: Settings, work: Callable[[Admin], Coroutine[Any, Any, T]], *, maps: bool = False
 ) -> T:
     """Run `work` with an `Admin` of these settings. If it `maps`, it writes the tables of the file
-    with mappings. Raises MapFileInvalid."""
+    with mappings. Raises MapFileInvalid, InvalidMapping."""
     map_file = find_map_file(settings) if maps else None
 
     async def run() -> T:
@@ -57,7 +57,7 @@ async def _map_tables(admin: Admin, map_file: MapFile | None) -> None:
 def run_application(settings: Settings, work: Callable[[Admin], Coroutine[Any, Any, T]]) -> T:
     """Run `work` with the application of `--app`, on its own database, and the file with mappings.
     If another database is set, warn, and raise SettingInvalid for an option. Raises like
-    `load_application`, ApplicationMissing if there is neither, and MapFileInvalid.
+    `load_application`, ApplicationMissing if there is neither, MapFileInvalid, and InvalidMapping.
     """
     application = load_application(settings)
     map_file = find_map_file(settings)

@@ -191,8 +191,9 @@ def find_map_file(settings: Settings) -> MapFile | None:
 
 async def map_tables(host: TransactionRunner, file: MapFile, mappings: Mappings) -> None:
     """Add the mappings of a file, all or none. The tables are reflected from the database. Raises
-    MapFileInvalid, StoreUnavailable."""
+    MapFileInvalid, InvalidMapping, StoreUnavailable."""
     declared = await host.read(lambda store: file.declare(OwnTables(store.connection), mappings))
+    declared.check_complete()
     known = {mapping.name for mapping in mappings.all}
     mappings.entities[:], mappings.pairs[:] = declared.entities, declared.pairs
     for mapping in mappings.all:
