@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from enum import StrEnum
 from statistics import median_high, median_low
 from typing import Any, Final, Literal
@@ -319,3 +320,14 @@ def typical_delay(clocks: Clocks) -> int | None:
         if delivery.origin == "webhook" and delivery.believed
     ]
     return median_high(delays) if delays else None
+
+
+def count_fitting(sizes: Iterable[int], most: int) -> int:
+    """Count how many of the first items fit into a batch together. The first one always fits."""
+    total = count = 0
+    for size in sizes:
+        total += size
+        if count and total > most:
+            break
+        count += 1
+    return count

@@ -13,7 +13,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from logto_webhooks.database.store import Store
-from logto_webhooks.deliveries import ClaimedDelivery, DeliveryOutcome, DeliveryState
+from logto_webhooks.deliveries import ClaimedDelivery, DeliveryOutcome, DeliveryState, count_fitting
 from logto_webhooks.events import TestPayload, UnknownEvent
 from logto_webhooks.events.local import Source
 from logto_webhooks.handlers.enqueue import (
@@ -265,13 +265,7 @@ class BatchSizer:
 
     def cut(self, held: Sequence[Work]) -> Sequence[Work]:
         """Return the first deliveries that fit, at least one."""
-        weight = fitting = 0
-        for work in held:
-            weight += work.weight
-            if fitting and weight > self.weight:
-                break
-            fitting += 1
-        return held[:fitting]
+        return held[: count_fitting((work.weight for work in held), self.weight)]
 
     def adjust(self, weight: int, seconds: float) -> None:
         """Adjust to the time that a batch took. At most double the weight."""

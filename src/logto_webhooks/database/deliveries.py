@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -37,6 +37,7 @@ from logto_webhooks.deliveries import (
     ReceivedBody,
     StoredDelivery,
     StoreResult,
+    count_fitting,
     sent_at_of,
 )
 from logto_webhooks.errors import ClaimLost
@@ -46,7 +47,7 @@ LOCK_MS: Final = 500
 _MOST_ROWS: Final = 64  # in one INSERT on SQLite
 _MOST_DIGESTS: Final = 1000  # in one IN (…)
 _SELECT_DUE = (
-    sa.select(deliveries.c.id, sa.func.length(deliveries.c.body))
+    sa.select(deliveries.c.id, sa.func.length(deliveries.c.body).label("size"))
     .where(is_pending, deliveries.c.due_at <= now())
     .order_by(deliveries.c.due_at, deliveries.c.id)
     .limit(sa.bindparam("most"))
@@ -117,7 +118,8 @@ class DeliveryStore:
         self, token: str, limit: int, max_bytes: int, lease_s: float
     ) -> list[ClaimedDelivery]:
         """Claim due deliveries, the longest due first. Nobody else gets them during the lease."""
-        ids = _take_fitting(max_bytes, self._connection.execute(_SELECT_DUE, {"most": limit}))
+        due = self._connection.execute(_SELECT_DUE, {"most": limit}).all()
+        ids = [row.id for row in due[: count_fitting((row.size for row in due), max_bytes)]]
         if not ids:
             return []
         lease = {"ids": ids, "by": token, "lease_ms": int(lease_s * 1000)}
@@ -245,18 +247,6 @@ def _insert_arrays(columns: tuple[str, ...], alone: bool) -> sa.Executable:
         .returning(deliveries.c.digest, deliveries.c.id)
     )
     return insert
-
-
-def _take_fitting(max_bytes: int, sizes: Iterable[Any]) -> list[int]:
-    """Return the first ids whose bodies fit into `max_bytes` together, but at least one."""
-    ids: list[int] = []
-    total = 0
-    for id_, size in sizes:
-        total += size
-        if ids and total > max_bytes:
-            break
-        ids.append(id_)
-    return ids
 
 
 class Inbox:

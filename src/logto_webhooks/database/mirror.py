@@ -59,7 +59,7 @@ class Mirror:
         query = _select_rows(kind, wanted)
         columns = list(query.selected_columns)
         if after is not None:
-            ids = [end.id for end in _list_ends(after)]
+            ids = [end.id for end in after.ends]
             query = query.where(
                 sa.tuple_(*columns) > sa.tuple_(*ids) if ids[1:] else columns[0] > ids[0]
             )
@@ -70,10 +70,6 @@ class Mirror:
         keys = [(_to_key(kind, row[:-1]), row.is_wanted) for row in looked_at]
         last = keys[-1][0] if len(keys) == limit else None
         return MirrorPage([key for key, is_wanted in keys if is_wanted], last)
-
-
-def _list_ends(key: Key) -> tuple[Key, ...]:
-    return key.organization_and_user if key.kind == "membership" else (key,)
 
 
 def _to_key(kind: Kind, ids: Sequence[str]) -> Key:

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Final, NamedTuple
 
-from logto_webhooks.clock import SystemClock
+from logto_webhooks.clock import SystemClock, to_iso
 from logto_webhooks.database.mapped_rows import NOT_WRITTEN, UnwrittenRows
 from logto_webhooks.database.store import Store
 from logto_webhooks.deliveries import (
@@ -21,7 +21,6 @@ from logto_webhooks.deliveries import (
 from logto_webhooks.doctor.context import DAY_MS, CheckContext, ProbeResult, probe_url
 from logto_webhooks.doctor.faults import (
     Finding,
-    format_time,
     make_finding,
     make_ok,
     make_skipped,
@@ -383,7 +382,7 @@ async def check_recovery(context: CheckContext) -> list[Finding]:
         return [make_finding("log_unread", when="never compared with the inbox")]
     # In the future, it was noted by a wrong clock, and hides that nothing is read.
     if abs(now - read_at) > _UNREAD * context.settings.recover_every_s * 1000:
-        when = f"last compared with the inbox at {format_time(read_at)}"
+        when = f"last compared with the inbox at {to_iso(read_at)}"
         return [make_finding("log_unread", when=when)]
     return [make_ok("Logto's log is read regularly.")]
 
@@ -399,7 +398,7 @@ async def check_inbox(context: CheckContext) -> list[Finding]:
     if dead := counts[DeliveryState.DEAD]:
         faults.append(make_finding("deliveries_dead", count=dead))
     if status.silent_since is not None:
-        faults.append(make_finding("silent", since=format_time(status.silent_since)))
+        faults.append(make_finding("silent", since=to_iso(status.silent_since)))
     done = Count(counts[DeliveryState.DONE])
     return faults or [make_ok(f"{done:delivery is|deliveries are} applied.")]
 

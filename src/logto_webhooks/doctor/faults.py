@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import UTC, datetime
 from enum import StrEnum
 from functools import partial
 from typing import Any, Final, NamedTuple
@@ -492,8 +491,3 @@ def _format(value: Any) -> Any:
     if isinstance(value, list):
         return Names(value)
     return Count(value) if type(value) is int else value
-
-
-def format_time(at: int) -> str:
-    """Format Unix milliseconds."""
-    return datetime.fromtimestamp(at / 1000, UTC).isoformat(timespec="seconds")

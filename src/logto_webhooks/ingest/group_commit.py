@@ -16,7 +16,7 @@ from msgspec import Struct
 from logto_webhooks.clock import Clock
 from logto_webhooks.database.runner import TransactionRunner
 from logto_webhooks.database.store import Checkpoint, Store
-from logto_webhooks.deliveries import NewDelivery, StoreResult
+from logto_webhooks.deliveries import NewDelivery, StoreResult, count_fitting
 from logto_webhooks.errors import (
     LogtoWebhooksError,
     RowRejected,
@@ -89,13 +89,8 @@ class _Waiting(Struct, eq=False):
 
 def _take_fitting(requests: list[_Waiting], most: int) -> list[_Waiting]:
     """Return as many of the first requests as fit into a batch."""
-    size = rows = 0
-    for request in requests[:most]:
-        size += len(request.delivery.body)
-        if rows and size > MAX_BYTES:
-            break
-        rows += 1
-    return requests[:rows]
+    first = requests[:most]
+    return first[: count_fitting((len(request.delivery.body) for request in first), MAX_BYTES)]
 
 
 def retrieve_error(answer: asyncio.Future[Any]) -> None:

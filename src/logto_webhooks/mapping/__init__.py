@@ -23,7 +23,6 @@ from logto_webhooks.mapping.declare import EntityMapping, MappedKind
 from logto_webhooks.mapping.declare_pairs import PairMapping
 from logto_webhooks.mapping.deletions import (
     Stop,
-    ends_of,
     find_unready_ends,
     name_departure,
     stop_for_end,
@@ -167,7 +166,7 @@ class Mappings:
         for key in keys:
             ids[key.kind].add(key.id)
         over = self._remove_pairs(connection, pair_writers, entity_writers, ids)
-        ends = {end for key in over for end in ends_of(key)}
+        ends = {end for key in over for end in key.ends}
         for entity_writer in entity_writers:
             self._write_entities(entity_writer, ids[entity_writer.kind], ends)
         parents: list[EntityWriter | PairWriter] = [*entity_writers]
@@ -214,7 +213,7 @@ class Mappings:
     ) -> dict[Key, Stop]:
         """Find the users and organizations whose memberships' and roles' rows aren't deleted
         now."""
-        ends = {end for key in over for end in ends_of(key)}
+        ends = {end for key in over for end in key.ends}
         stops = find_unready_ends(connection, ends)
         for writer in writers:
             ids = [end.id for end in ends if end.kind == writer.kind]

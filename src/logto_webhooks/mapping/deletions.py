@@ -112,11 +112,6 @@ is_confirmed = sa.or_(
 )
 
 
-def ends_of(key: Key) -> tuple[Key, ...]:
-    """Return the organization and the user of a membership; of a user, itself."""
-    return key.organization_and_user if key.kind == "membership" else (key,)
-
-
 def find_unready_ends(connection: sa.Connection, ends: Collection[Key]) -> dict[Key, Stop]:
     """Return the users and organizations whose memberships' and roles' rows aren't deleted yet:
     only one answer of Logto says that they are gone, or they were restored just now."""

@@ -32,7 +32,7 @@ from logto_webhooks.mapping.declare_pairs import (
     declare_user_roles,
 )
 from logto_webhooks.mapping.file_values import read_condition, read_constant, read_source
-from logto_webhooks.mapping.own_tables import OwnTables, TableNotFound
+from logto_webhooks.mapping.own_tables import OwnTables, TableNotFound, name_table
 from logto_webhooks.mapping.report import warn_about_kept
 from logto_webhooks.settings import Settings
 
@@ -162,7 +162,7 @@ def _connect_ends(mapping: OneMapping, mappings: Mappings) -> OneMapping:
     ends = [
         end
         if isinstance(end, RoleEnd) or end.refers_to is None
-        else structs.replace(end, refers_to=tables.get(_name(end.refers_to), end.refers_to))
+        else structs.replace(end, refers_to=tables.get(name_table(end.refers_to), end.refers_to))
         for end in mapping.ends
     ]
     return structs.replace(mapping, ends=tuple(ends))
@@ -383,7 +383,7 @@ class _Declaration:
         """Check that what a column refers to is mapped, to records of its own kind."""
         if isinstance(end, RoleEnd) or end.refers_to is None:
             return
-        referred = _name(end.refers_to)
+        referred = name_table(end.refers_to)
         mapped = next((other for other in self._others.all if other.name == referred), None)
         if mapped is None:
             section = {"user": "users", "organization": "organizations"}.get(end.kind, "members")
@@ -449,10 +449,6 @@ class _Declaration:
 
     def _at(self, place: str) -> Callable[[str], MapFileInvalid]:
         return lambda problem: self._fail(f"{place}: {problem}")
-
-
-def _name(table: sa.Table) -> str:
-    return str(table.fullname)
 
 
 def _digest(section: Struct) -> str:

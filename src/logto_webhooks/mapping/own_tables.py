@@ -140,3 +140,8 @@ def _read_uuids_as_text(inspector: object, table: sa.Table, column: Any) -> None
     """Logto's mirror has UUIDs as text."""
     if isinstance(column["type"], sa.Uuid):
         column["type"] = sa.Uuid(as_uuid=False)
+
+
+def name_table(table: sa.Table) -> str:
+    """Return a table's name, with its schema if it has one."""
+    return str(table.fullname)

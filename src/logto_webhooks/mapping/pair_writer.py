@@ -21,7 +21,6 @@ from logto_webhooks.mapping.declare_pairs import End, PairMapping, RoleEnd
 from logto_webhooks.mapping.deletions import (
     DeletionGuard,
     Stop,
-    ends_of,
     find_read_away,
 )
 from logto_webhooks.mapping.ends import EndValues, LogtoIds, NoValue, OwnParents, OwnRoles
@@ -163,7 +162,7 @@ class PairWriter(TableWriter):
         stopped = {}
         with_row = {id_: state for id_, state in stored.items() if state.row_id is not None}
         for id_, state in with_row.items():
-            ends = ends_of(Key(self.kind, state.record_id or id_))
+            ends = Key(self.kind, state.record_id or id_).ends
             if stop := next((stops[end] for end in ends if end in stops), None):
                 stopped[id_] = stop
         alone = [id_ for id_ in with_row if id_ not in stopped] if self.is_of_members else []

@@ -20,7 +20,7 @@ from logto_webhooks.mapping.declare import is_required
 from logto_webhooks.mapping.declare_pairs import MemberRow
 from logto_webhooks.mapping.file import FILE_NAME, parse_map_file
 from logto_webhooks.mapping.file_values import read_source
-from logto_webhooks.mapping.own_tables import OwnTables
+from logto_webhooks.mapping.own_tables import OwnTables, name_table
 
 _HEAD: Final = """\
 # How Logto's users, organizations and members become rows of your tables. `logto-webhooks init
@@ -196,7 +196,7 @@ def _propose_members(
     [user, *_] = _list_references(table, users)
     [organization, *_] = _list_references(table, organizations)
     section.main = [
-        ("table", _quote(_name(table)), ""),
+        ("table", _quote(name_table(table)), ""),
         ("organization", _quote(organization.name), ""),
         ("user", _quote(user.name), ""),
     ]
@@ -243,7 +243,7 @@ def _add_key(section: _ProposedSection, tables: OwnTables, table: sa.Table, name
     """Add the table and the key's column; if there is none, say how to create it."""
     column = _find_key(table)
     key = name if column is None else str(column.name)
-    section.main += [("table", _quote(_name(table)), ""), ("key", _quote(key), "")]
+    section.main += [("table", _quote(name_table(table)), ""), ("key", _quote(key), "")]
     if column is None or not _is_unique(column):
         quoted_table, quoted_key = tables.quote(table), tables.quote(key)
         index = tables.quote(f"{table.name}_{key}")
@@ -465,10 +465,6 @@ def _is_unique(column: sa.Column[Any]) -> bool:
 def _plain(name: str) -> str:
     """`userName` and `UserName` as `user_name`."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
-
-
-def _name(table: sa.Table) -> str:
-    return str(table.fullname)
 
 
 def _render_line(line: tuple[str, str, str]) -> str:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import Struct
 
-from logto_webhooks.clock import Clock
+from logto_webhooks.clock import Clock, to_iso
 from logto_webhooks.database.runner import TransactionRunner, run_or_rehearse
 from logto_webhooks.database.store import RECOVER, Checkpoint, Store
 from logto_webhooks.deliveries import NewDelivery, ReceivedBody
@@ -93,8 +92,8 @@ class Recovery:
             leaves_gap |= is_apart
             if is_apart:
                 result.doubts.append(
-                    f"the log of the webhook {webhook_id} wasn't read from {_to_iso(start)} to "
-                    f"{_to_iso(since or 0)}: run `recover` without --since"
+                    f"the log of the webhook {webhook_id} wasn't read from {to_iso(start)} to "
+                    f"{to_iso(since or 0)}: run `recover` without --since"
                 )
             start = start if since is None else since
             result.since = min(result.since, start)
@@ -112,7 +111,7 @@ class Recovery:
                     middle = (begin + end) // 2
                     stretches += [(middle, end), (begin, middle)]
             if delivery_log.is_cut(await self._read_recent(), webhook_id, start, self._oldest):
-                problem = f"the log of the webhook {webhook_id} starts at {_to_iso(self._oldest)}"
+                problem = f"the log of the webhook {webhook_id} starts at {to_iso(self._oldest)}"
                 result.doubts.append(f"{problem}, so earlier failures are unknown: run `reconcile`")
         reached = 0 if leaves_gap else self._now  # `result.recovered` counts in any case
         await self._save_checkpoint(RECOVER, reached, result.recovered, dry_run or not webhook_ids)
@@ -164,9 +163,9 @@ class Recovery:
             return min(reached.at, self._now) - self._overlap
         start = self._now - FIRST_MS - OVERLAP_MS
         if reached:
-            problem = f"it was noted as read up to {_to_iso(reached.at)}, which is in the future"
+            problem = f"it was noted as read up to {to_iso(reached.at)}, which is in the future"
             result.doubts.append(
-                f"the log of the webhook {webhook_id} was read from {_to_iso(start)} on, because "
+                f"the log of the webhook {webhook_id} was read from {to_iso(start)} on, because "
                 f"{problem}: run `reconcile`"
             )
         return start
@@ -238,10 +237,6 @@ def _parse(
     entries: Sequence[dict[str, Any]], now: int, ahead: int
 ) -> list[tuple[dict[str, Any], NewDelivery | None]]:
     return [(entry, delivery_log.parse_delivery(entry, now, ahead)) for entry in entries]
-
-
-def _to_iso(at: int) -> str:
-    return datetime.fromtimestamp(at / 1000, UTC).isoformat(timespec="seconds")
 
 
 _UNREADABLE: Final = "an entry of the log contains no delivery"

@@ -49,6 +49,11 @@ class Key(NamedTuple):
         organization, _, user = self.id.partition(":")
         return Key("organization", organization), Key("user", user)
 
+    @property
+    def ends(self) -> tuple[Key, ...]:
+        """The organization and the user of a membership; of a user or an organization, itself."""
+        return self.organization_and_user if self.kind == "membership" else (self,)
+
 
 def membership(organization_id: str, user_id: str) -> Key:
     """Make the key of a membership."""

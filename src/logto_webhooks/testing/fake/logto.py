@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from types import TracebackType
@@ -11,6 +10,7 @@ from typing import Final
 
 import msgspec
 
+from logto_webhooks.clock import SystemClock
 from logto_webhooks.samples import history
 from logto_webhooks.samples.history import Name, Recorded
 from logto_webhooks.samples.shapes import Json
@@ -57,7 +57,7 @@ class FakeLogto(Actions):
         self.url: str = ""
         self._port = port
         self._at_once = at_once
-        clock, state = now or _now, state or FakeState()
+        clock, state = now or SystemClock().now, state or FakeState()
         self._deliveries = Sender(state, clock, seed, timeout_s)
         self._tokens = TokenRoutes(self.app_id, self.app_secret, clock, seed)
         super().__init__(state, clock, seed, ties, self._deliveries.queue, signing_key)
@@ -159,10 +159,6 @@ async def _stop(task: asyncio.Task[None]) -> None:
     task.cancel()
     with suppress(asyncio.CancelledError):
         await task
-
-
-def _now() -> int:
-    return time.time_ns() // 1_000_000
 
 
 def _make_log(deliveries: Sequence[Recorded]) -> list[Json]:
