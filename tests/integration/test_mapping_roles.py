@@ -17,7 +17,7 @@ from logto_webhooks.apply import batch
 from logto_webhooks.database.runner import HandlerRunner
 from logto_webhooks.logto import api_responses
 from logto_webhooks.logto.api_responses import Span
-from logto_webhooks.mapping.apply import retry_unsettled
+from logto_webhooks.mapping.apply import apply_all, retry_unsettled
 from logto_webhooks.mapping.check import find_differences
 from logto_webhooks.mapping.declare_pairs import (
     declare_member_roles,
@@ -79,9 +79,12 @@ class RoleApplication(Application):
             names = [{"name": name} for name in ("editor", "viewer")]
             connection.execute(sa.insert(self.roles), names)
 
-    async def map_roles(self, **changes: Any) -> HandlerRunner:
-        """Map all five tables; `changes` are those to the mapping of users' roles."""
-        await self.map()
+    async def map_roles(
+        self, of_users: Mapping[str, Any] | None = None, **changes: Any
+    ) -> HandlerRunner:
+        """Map all five tables; `changes` are those to the mapping of users' roles, `of_users`
+        those to that of users."""
+        await self.map(**of_users or {})
         own = self.user_roles.c
         options: dict[str, Any] = {
             "user": own.user_id,
@@ -466,6 +469,43 @@ def test_a_new_mapping_is_applied_to_all_roles(kind: StoreKind, tmp_path: Path) 
     run(kind, tmp_path, live)
 
 
+@pytest.mark.parametrize("links", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_dry_run_tries_the_roles_of_members_that_it_would_create(
+    kind: StoreKind, links: bool, tmp_path: Path
+) -> None:
+    """One is refused by a constraint of the application. Users are created or linked."""
+
+    async def live(application: RoleApplication) -> None:
+        host = application.host
+        await Copy(host).take([ANA, BO, ACME, JOINED])
+        await learn(host, read_user_roles("ana", EDITOR, 3_000))
+        await learn(host, read_member_roles({"o1": "admin", "o2": "forbidden"}, 3_000))
+        if links:
+            existing = {"email": "ana@x.example", "plan": "paid", "active": True}
+            application.insert(application.users, **existing)
+        await application.map_roles({"link": application.users.c.email})
+        found = {
+            each.logto_id: (each.problem, each.state)
+            async for page in find_differences(host, application.mappings)
+            for each in page
+            if each.mapping == application.member_roles.fullname
+        }
+        assert found == {
+            "acme:ana:o1": ("missing", None),
+            "acme:ana:o2": ("missing", "refused"),
+        }
+        dry = await apply_all(host, application.mappings, dry_run=True)
+        assert dry == await apply_all(host, application.mappings)
+        by_name = {each.mapping: each for each in dry}
+        assert by_name[application.users.fullname].linked == int(links)
+        roles = by_name[application.member_roles.fullname]
+        assert (roles.created, roles.refused) == (1, 1)
+        assert by_name[application.user_roles.fullname].created == 1
+
+    run(kind, tmp_path, live)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_process_without_the_code_owes_the_roles(kind: StoreKind, tmp_path: Path) -> None:
     """New ones as well as those that are over."""
@@ -531,13 +571,7 @@ def test_members_without_rows_have_no_roles(kind: StoreKind, tmp_path: Path) -> 
     """The mapping of users excludes them, so nothing waits."""
 
     async def live(application: RoleApplication) -> None:
-        map_users = application.map
-
-        async def map_some(**changes: Any) -> HandlerRunner:
-            return await map_users(where=lambda user: user.logto_user_id != "ana")
-
-        application.map = map_some  # type: ignore[method-assign]
-        host = await application.map_roles()
+        host = await application.map_roles({"where": lambda user: user.logto_user_id != "ana"})
         await Copy(host).take([ANA, ACME, JOINED])
         await learn(host, read_user_roles("ana", EDITOR, 3_000))
         await learn(host, read_member_roles({"o1": "admin"}, 3_000))

@@ -7,9 +7,11 @@ from functools import partial
 from typing import Any, Final
 
 import sqlalchemy as sa
+from msgspec.structs import replace
 
 from logto_webhooks.database.mapped_rows import (
     CHANGING,
+    LINKING,
     NOT_WRITTEN,
     MappingStore,
     RegisteredMapping,
@@ -27,7 +29,7 @@ from logto_webhooks.mapping.deletions import (
     name_departure,
     stop_for_end,
 )
-from logto_webhooks.mapping.ends import blocker
+from logto_webhooks.mapping.ends import blocker, name_parent
 from logto_webhooks.mapping.entity_writer import EntityWriter
 from logto_webhooks.mapping.memberships import split_by_size
 from logto_webhooks.mapping.pair_writer import PairWriter
@@ -182,6 +184,32 @@ class Mappings:
                     tell(any_writer.name, plan, state)
         return current
 
+    def write_parents(
+        self,
+        connection: sa.Connection,
+        name: str,
+        keys: Collection[Key],
+        run: ApplyRun,
+    ) -> None:
+        """Before memberships or roles are tried in a rehearsal, write the rows to which theirs
+        would refer by now: earlier transactions, which wrote them, were rolled back."""
+        pair = next((pair for pair in self.pairs if pair.name == name), None)
+        if pair is None or not run.rehearses:
+            return
+        ends = {end for key in keys for end in (*ends_of(key), key)}
+        written = {end for end in ends if run.has_parent(name_parent(end))}
+        if not written:
+            return
+        parents = Mappings()
+        parents.entities = self.entities
+        if pair.pair != "member":
+            parents.pairs = [other for other in self.pairs if other.pair == "member"]
+        registered = {
+            own.name: replace(own, applied_to=LINKING if own.links else "")
+            for own in parents.registered
+        }
+        parents.write(connection, lock_free_records(connection, written), registered, run=run)
+
     def _remove_pairs(
         self,
         connection: sa.Connection,
@@ -253,6 +281,8 @@ class Mappings:
                 blockers += [blocker(kind, id_) for id_ in parent.came]
         if not came:
             return set()
+        if run is not None and run.rehearses:
+            return set()  # each is tried on its own page, where it is counted
         if run is not None and registered[writer.name].applied_to == "":
             return writer.find_waiting(blockers)  # it is going to be applied to all records
         ends = {key for key in came if key.kind != writer.kind}

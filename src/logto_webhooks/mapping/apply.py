@@ -155,6 +155,7 @@ def _apply_page(
     results: list[Result] = []
     registered = {own.name: own for own in mappings.registered} | {mapping.name: mapping}
     keys = _list_page(store, mapping, after) if ids is None else [Key(mapping.kind, i) for i in ids]
+    mappings.write_parents(store.connection, mapping.name, keys, run)
     _write_page(
         store, mappings, mapping, keys, registered, lambda *result: results.append(result), run
     )

@@ -131,6 +131,7 @@ def _compare_page(
         return _Page([], None)
     is_new = bool(keys)
     writer = mappings.make_writer(store.connection, mapping, run, "" if is_new else LINKING)
+    mappings.write_parents(store.connection, mapping.name, keys, run)
     writer.attempt(writer.write, ids)
     results = sorted(writer.results, key=lambda result: result[0].logto_id)
     if isinstance(mapping, EntityMapping):  # others are written with these, if they swap values

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from msgspec import Struct
 
 from logto_webhooks.mapping.declare_pairs import End, RoleEnd
+from logto_webhooks.records.record import Key
 
 
 class NoValue(Struct, frozen=True):
@@ -136,6 +137,11 @@ class OwnRoles:
 def blocker(kind: str, id_: str) -> str:
     """How a state names the record that it waits for."""
     return f"{kind}:{id_}"
+
+
+def name_parent(key: Key) -> str:
+    """How a state names a user, an organization or a member that it waits for."""
+    return blocker("member" if key.kind == "membership" else key.kind, key.id)
 
 
 def _list_members(column_type: Any) -> dict[str, Any] | None:

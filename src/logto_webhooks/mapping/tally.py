@@ -153,7 +153,8 @@ def find_outcome(plan: PlannedRow, state: RowState, run: ApplyRun) -> Outcome | 
 
 
 def note_parent(kind: str, plan: PlannedRow, outcome: Outcome | None, run: ApplyRun) -> None:
-    """Note in a rehearsal whether other rows could refer to a row."""
-    if run.rehearses and kind in ("user", "organization", "member"):
+    """Note in a rehearsal whether other rows could refer to a row. If there was nothing to do, it
+    is there, or was written before others in this transaction, and noted earlier."""
+    if run.rehearses and outcome is not None and kind in ("user", "organization", "member"):
         is_written = outcome in ("created", "linked")
         run.note_parent(blocker(kind, plan.logto_id), is_written=is_written)
