@@ -196,7 +196,7 @@ class Mappings:
         pair = next((pair for pair in self.pairs if pair.name == name), None)
         if pair is None or not run.rehearses:
             return
-        ends = {end for key in keys for end in (*ends_of(key), key)}
+        ends = {end for key in keys for end in (*key.ends, key)}
         written = {end for end in ends if run.has_parent(name_parent(end))}
         if not written:
             return
