@@ -25,7 +25,7 @@ from logto_webhooks.reconcile import recover
 from logto_webhooks.reconcile.recover import RecoverResult, Recovery
 from logto_webhooks.samples import history
 from logto_webhooks.samples.history import differences
-from logto_webhooks.signing_keys import WebhookKey
+from logto_webhooks.signing_keys import OVERLAP_MS, WebhookKey
 from logto_webhooks.testing import FrozenClock
 from logto_webhooks.testing.fake import FakeLogto, Faults
 from tests.support import recorded
@@ -86,11 +86,16 @@ def client(logto: FakeLogto) -> ManagementClient:
 
 
 async def recovered(
-    logto: FakeLogto, host: TransactionRunner, since: int | None = 0, dry_run: bool = False
+    logto: FakeLogto,
+    host: TransactionRunner,
+    since: int | None = 0,
+    dry_run: bool = False,
+    key: str | None = None,
 ) -> RecoverResult:
     api = client(logto)
     try:
-        return await Recovery(api, host, FrozenClock(), [logto.signing_key]).run(since, dry_run)
+        keys = [key or logto.signing_key]
+        return await Recovery(api, host, FrozenClock(), keys).run(since, dry_run)
     finally:
         await api.close()
 
@@ -550,3 +555,49 @@ def test_serve_says_when_logto_cannot_be_asked(tmp_path: Path) -> None:
     with Service(tmp_path, port=0, **given) as service:
         assert "a-secret" not in service.wait_for_log("Logto's API can't be used")
         assert service.http.get("/healthz").status_code == 200
+
+
+@pytest.mark.parametrize("kind", STORES)
+def test_keys_are_forgotten_with_their_webhooks(kind: StoreKind, tmp_path: Path) -> None:
+    """A webhook is deleted because its key leaked; or its key was changed while nothing came."""
+    now = FrozenClock().now()
+    keys = {name: f"{name}-key-0123456789" for name in ("kept", "changed", "deleted", "expiring")}
+
+    def read(store: Store) -> dict[str, int | None]:
+        return {key.key: key.until for key in store.webhook_keys.learnt()}
+
+    async def live() -> None:
+        host = open_host(kind, tmp_path)
+        async with FakeLogto(signing_key="settings-key-0123456789") as logto:
+            url = "http://127.0.0.1:9/api/webhooks/logto"
+            logto.add_hook(url)
+            ids = {name: logto.add_hook(url, signing_key=key)["id"] for name, key in keys.items()}
+            learnt = [
+                WebhookKey(
+                    webhook_id=ids[name],
+                    key=key,
+                    learnt_at=1,
+                    until=now + 60_000 if name == "expiring" else None,
+                )
+                for name, key in keys.items()
+            ]
+            await host.run(lambda store: store.webhook_keys.learn(learnt))
+            body = {"event": "PostSignIn", "createdAt": "2026-01-01T00:00:00.000Z"}
+            await Copy(host).take([msgspec.json.encode(body | {"hookId": ids["kept"]})])
+            new_key = logto.rotate_signing_key(ids["changed"])["signingKey"]
+            logto.delete_hook(ids["deleted"])
+            logto.delete_hook(ids["expiring"])
+            await recovered(logto, host, dry_run=True)
+            assert len(await host.read(read)) == 4
+            await recovered(logto, host)
+        untils = await host.read(read)
+        end = untils.pop(keys["changed"])
+        assert end is not None
+        assert 0 <= end - now - OVERLAP_MS < 30_000
+        assert untils == {keys["kept"]: None, new_key: None, keys["expiring"]: now + 60_000}
+        async with FakeLogto(signing_key="of-another-logto-0123") as another:
+            another.add_hook("http://127.0.0.1:9/elsewhere")
+            await recovered(another, host, key="settings-key-0123456789")
+        assert keys["kept"] in await host.read(read)
+
+    asyncio.run(live())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import sqlalchemy as sa
 from msgspec import structs
@@ -50,6 +50,12 @@ class KeyStore:
             sooner = sa.func.coalesce(keys.c.until, key.learnt_at + OVERLAP_MS)
             self._connection.execute(sa.update(keys).where(*others).values(until=sooner))
             put_row(self._connection, keys, structs.asdict(key) | {"fingerprint": mark})
+
+    def forget(self, webhook_ids: Collection[str]) -> None:
+        """Delete the keys of webhooks, but not those that expire: these aren't accepted even if
+        they are in the settings."""
+        of_webhooks = keys.c.webhook_id.in_(sorted(webhook_ids))
+        self._connection.execute(sa.delete(keys).where(of_webhooks, keys.c.until.is_(None)))
 
     def used(self, marks: dict[str, int]) -> dict[str, int]:
         """Store when keys were last used (ms), by fingerprint. Return this for all keys."""

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from logto_webhooks.clock import Clock, to_iso
 from logto_webhooks.database.runner import TransactionRunner, run_or_rehearse
 from logto_webhooks.database.store import RECOVER, Checkpoint, Store
 from logto_webhooks.deliveries import NewDelivery, ReceivedBody
-from logto_webhooks.errors import InvalidApiResponse
+from logto_webhooks.errors import InvalidApiResponse, WrongTenant
 from logto_webhooks.event_loop import forever, run_in_thread
 from logto_webhooks.instrumentation import LogRecovered, Observer
 from logto_webhooks.logto import delivery_log
 from logto_webhooks.logto.api_responses import make_span_clock
+from logto_webhooks.logto.tenant_check import TenantCheck
 from logto_webhooks.logto.webhooks import leads_here
 from logto_webhooks.reconcile import report_to
 from logto_webhooks.signing_keys import read_webhook_id
@@ -65,6 +67,7 @@ class Recovery:
         self._keys = keys
         self._public_url = public_url
         self._stored = stored
+        self._tenant = TenantCheck(logto, host)
         self._now = 0  # a lower bound of the time at Logto
         self._oldest = 0  # among the entries of the current webhook
         self._overlap = OVERLAP_MS
@@ -82,7 +85,9 @@ class Recovery:
         Raises LogtoUnreachable, LogtoApiError, InvalidApiResponse, StoreUnavailable.
         """
         result = RecoverResult(since=self._clock.now(), until=self._clock.now())
-        webhook_ids, until = await self._find_webhooks(result)
+        webhook_ids, until, keys = await self._find_webhooks(result)
+        if not dry_run:
+            await self._confirm_keys(keys, is_ours=bool(webhook_ids))
         self._overlap = self._measure_overlap()
         leaves_gap = False
         for number, webhook_id in enumerate(webhook_ids):
@@ -128,14 +133,16 @@ class Recovery:
 
         await forever(recover, seconds, report_to(observe, min(seconds, AGAIN_S)))
 
-    async def _find_webhooks(self, result: RecoverResult) -> tuple[list[str], int]:
-        """Return the IDs of the webhooks that lead here, and until when to read Logto's log."""
+    async def _find_webhooks(self, result: RecoverResult) -> tuple[list[str], int, dict[str, Any]]:
+        """Return the IDs of the webhooks that lead here, until when to read Logto's log, and the
+        keys of all webhooks by their IDs."""
         recent = await self._read_recent()
         seen = {sender for each in recent if (sender := read_webhook_id(each.body))}
         # A webhook may send rarely, and its key may have been rotated since the settings were made.
         learnt = await self._host.read(lambda store: store.webhook_keys.learnt())
         seen.update(key.webhook_id for key in learnt)
         keys = {*self._keys, *(key.key for key in learnt)}
+        all_keys = {}
         when, latest = await make_span_clock(self._host), self._clock.now()
         async for page in self._logto.webhooks():
             # By Logto's clock, which dates its entries. The end may be too late, but the log is
@@ -144,13 +151,38 @@ class Recovery:
             result.since = result.until = self._now
             latest = max(latest, end)
             for webhook in page.content:
+                all_keys[webhook["id"]] = webhook.get("signingKey")
                 if leads_here(webhook, seen, keys, self._public_url):
                     result.webhooks.append(webhook["id"])
                     if not webhook.get("enabled", True):
                         result.doubts.append(f"the webhook {webhook['id']} is disabled")
         if not result.webhooks:
             result.doubts.append(_NOWHERE)
-        return result.webhooks, latest
+        return result.webhooks, latest, all_keys
+
+    async def _confirm_keys(self, keys: Mapping[str, Any], *, is_ours: bool) -> None:
+        """Compare the keys that Logto's API returned before with those that its webhooks have now,
+        so that a key that was replaced or whose webhook was deleted isn't accepted for ever."""
+        learnt = await self._host.read(lambda store: store.webhook_keys.learnt())
+        in_use = [key for key in learnt if key.until is None]
+        deleted = {key.webhook_id for key in in_use} - keys.keys()
+        replaced = [
+            replace(key, key=keys[key.webhook_id], learnt_at=self._clock.now())
+            for key in in_use
+            if keys.get(key.webhook_id) not in (None, key.key)
+        ]
+        if deleted and not is_ours:
+            try:
+                await self._tenant.ensure_same_tenant()
+            except WrongTenant:
+                return
+
+        def confirm(store: Store) -> None:
+            store.webhook_keys.forget(deleted)
+            store.webhook_keys.learn(replaced)
+
+        if deleted or replaced:
+            await self._host.run(confirm)
 
     async def _read_recent(self) -> list[ReceivedBody]:
         return await self._host.read(lambda store: store.recent(_RECENT))
