@@ -29,7 +29,7 @@ from logto_webhooks.signing_keys import OVERLAP_MS, WebhookKey
 from logto_webhooks.testing import FrozenClock
 from logto_webhooks.testing.fake import FakeLogto, Faults
 from tests.support import recorded
-from tests.support.fake import asking, behind_proxy, credentials, serving
+from tests.support.fake import Refusing, asking, behind_proxy, credentials, serving
 from tests.support.service import Service, command, one_line
 from tests.support.stores import (
     STORES,
@@ -599,5 +599,31 @@ def test_keys_are_forgotten_with_their_webhooks(kind: StoreKind, tmp_path: Path)
             another.add_hook("http://127.0.0.1:9/elsewhere")
             await recovered(another, host, key="settings-key-0123456789")
         assert keys["kept"] in await host.read(read)
+
+    asyncio.run(live())
+
+
+@pytest.mark.parametrize("refused", [0, 1])
+def test_a_log_that_cannot_be_read_holds_back_no_other(refused: int, tmp_path: Path) -> None:
+    """Of two webhooks that lead here, Logto answers 500 about the log of one."""
+
+    async def live() -> None:
+        host = open_host("sqlite", tmp_path)
+        async with FakeLogto() as logto, asking(logto, Refusing) as api:
+            assert isinstance(api, Refusing)
+            url = "http://127.0.0.1:9/api/webhooks/logto"  # refuses connections
+            ids = [logto.add_hook(url)["id"] for _ in range(2)]
+            logto.create_user(name="Ana")
+            await logto.settle()
+            api.refused = {f"hooks/{ids[refused]}"}
+            recovery = Recovery(api, host, FrozenClock(), [logto.signing_key])
+            with pytest.raises(LogtoUnreachable):
+                await recovery.run()
+            names = [f"recover:{webhook_id}" for webhook_id in ids]
+            read = await host.read(lambda store: [store.checkpoint(name) for name in names])
+            assert [checkpoint is None for checkpoint in read] == [refused == 0, refused == 1]
+            [received] = await host.read(lambda store: store.recent(9))
+            assert b'"event":"User.Created"' in received.body
+        await host.close()
 
     asyncio.run(live())

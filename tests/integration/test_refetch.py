@@ -165,6 +165,36 @@ def test_an_answer_that_the_database_refuses_harms_no_other(tmp_path: Path) -> N
     asyncio.run(live())
 
 
+def test_one_about_which_logto_is_silent_holds_back_no_other(tmp_path: Path) -> None:
+    """A request takes up to two minutes until it is given up; or a list has 300,000 members."""
+
+    async def live() -> None:
+        copy = Copy(open_host("sqlite", tmp_path))
+        async with FakeLogto() as logto, asking(logto, Refusing) as api:
+            assert isinstance(api, Refusing)
+            ana, bo, zoe = (logto.create_user(name=name)["id"] for name in ("Ana", "Bo", "Zoe"))
+            acme = logto.create_organization(name="Acme")["id"]
+            told = make.organization_membership_updated(id=acme, addedUserIds=[ana, bo])
+            await copy.take([told.body])
+            api.silent = {ana}
+            refetcher = Refetcher(api, copy.host, lambda report: None)
+            async with asyncio.timeout(20):
+                assert await refetcher.step() == 3
+                told = make.organization_membership_updated(id=acme, addedUserIds=[zoe])
+                await copy.take([told.body])
+                assert await refetcher.step() == 1
+            waiting = await copy.host.read(lambda store: store.waiting(9))
+            assert {need.key.id for need in waiting} == {ana}
+            draining = asyncio.create_task(refetcher.drain())
+            await asyncio.sleep(0.1)
+            draining.cancel()
+            await asyncio.wait({draining})
+            assert not [task for task in asyncio.all_tasks() if "_settle" in repr(task)]
+        await copy.host.close()
+
+    asyncio.run(live())
+
+
 @pytest.mark.parametrize(
     "error",
     [

@@ -154,11 +154,13 @@ def application(kind: str, folder: Path, fake: FakeLogto) -> LogtoWebhooks:
 
 
 class Refusing(ManagementClient):
-    """A client to which Logto refuses everything that is about some records, or everything."""
+    """A client to which Logto refuses everything that is about some records, or everything. About
+    those that are `silent`, it never answers."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.refused: set[str] = set()
+        self.silent: set[str] = set()
         self.error: Exception = LogtoUnreachable(endpoint="e", problem="it answers 500")
         self.asked: list[str] = []
 
@@ -166,4 +168,6 @@ class Refusing(ManagementClient):
         self.asked.append(path)
         if any(f"/{refused}" in path for refused in self.refused):
             raise self.error
+        if any(f"/{silent}" in path for silent in self.silent):
+            await asyncio.Event().wait()
         return await super()._ask(path, **params)

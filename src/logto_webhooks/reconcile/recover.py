@@ -13,14 +13,14 @@ from logto_webhooks.clock import Clock, to_iso
 from logto_webhooks.database.runner import TransactionRunner, run_or_rehearse
 from logto_webhooks.database.store import RECOVER, Checkpoint, Store
 from logto_webhooks.deliveries import NewDelivery, ReceivedBody
-from logto_webhooks.errors import InvalidApiResponse, WrongTenant
+from logto_webhooks.errors import InvalidApiResponse, LogtoWebhooksError, WrongTenant
 from logto_webhooks.event_loop import forever, run_in_thread
 from logto_webhooks.instrumentation import LogRecovered, Observer
 from logto_webhooks.logto import delivery_log
 from logto_webhooks.logto.api_responses import make_span_clock
 from logto_webhooks.logto.tenant_check import TenantCheck
 from logto_webhooks.logto.webhooks import leads_here
-from logto_webhooks.reconcile import report_to
+from logto_webhooks.reconcile import REFUSALS, report_to
 from logto_webhooks.signing_keys import read_webhook_id
 
 if TYPE_CHECKING:
@@ -90,37 +90,59 @@ class Recovery:
             await self._confirm_keys(keys, is_ours=bool(webhook_ids))
         self._overlap = self._measure_overlap()
         leaves_gap = False
+        errors: list[LogtoWebhooksError] = []
         for number, webhook_id in enumerate(webhook_ids):
-            start = await self._find_start(webhook_id, result)
-            # After a gap, the log isn't complete, so the next run must begin where it would now.
-            is_apart = since is not None and since > start
-            leaves_gap |= is_apart
-            if is_apart:
-                result.doubts.append(
-                    f"the log of the webhook {webhook_id} wasn't read from {to_iso(start)} to "
-                    f"{to_iso(since or 0)}: run `recover` without --since"
-                )
-            start = start if since is None else since
-            result.since = min(result.since, start)
-            self._oldest = self._now
-            stretches = [(start, until)] if start < until else []
-            while stretches:
-                begin, end = stretches.pop()
-                if await self._take(webhook_id, begin, end, result, dry_run):
-                    name = _name_checkpoint(webhook_id)
-                    await self._save_checkpoint(name, end, 0, dry_run or is_apart)
-                    done = (end - start) / max(until - start, 1)
-                    result.done = (number + done) / len(webhook_ids)
-                    progress(result)
-                else:
-                    middle = (begin + end) // 2
-                    stretches += [(middle, end), (begin, middle)]
-            if delivery_log.is_cut(await self._read_recent(), webhook_id, start, self._oldest):
-                problem = f"the log of the webhook {webhook_id} starts at {to_iso(self._oldest)}"
-                result.doubts.append(f"{problem}, so earlier failures are unknown: run `reconcile`")
+
+            def tell(done: float, number: int = number) -> None:
+                result.done = (number + done) / len(webhook_ids)
+                progress(result)
+
+            try:
+                leaves_gap |= await self._read_log(webhook_id, since, until, result, dry_run, tell)
+            except (*REFUSALS, InvalidApiResponse) as error:
+                errors.append(error)  # the logs of the others can still be read
+        if errors:
+            raise errors[0]
         reached = 0 if leaves_gap else self._now  # `result.recovered` counts in any case
         await self._save_checkpoint(RECOVER, reached, result.recovered, dry_run or not webhook_ids)
         return result
+
+    async def _read_log(
+        self,
+        webhook_id: str,
+        since: int | None,
+        until: int,
+        result: RecoverResult,
+        dry_run: bool,
+        tell: Callable[[float], None],
+    ) -> bool:
+        """Read the log of a webhook, and `tell` how much of it is done. Return whether a part
+        before `since` remains unread."""
+        start = await self._find_start(webhook_id, result)
+        # After a gap, the log isn't complete, so the next run must begin where it would now.
+        is_apart = since is not None and since > start
+        if is_apart:
+            result.doubts.append(
+                f"the log of the webhook {webhook_id} wasn't read from {to_iso(start)} to "
+                f"{to_iso(since or 0)}: run `recover` without --since"
+            )
+        start = start if since is None else since
+        result.since = min(result.since, start)
+        self._oldest = self._now
+        stretches = [(start, until)] if start < until else []
+        while stretches:
+            begin, end = stretches.pop()
+            if await self._take(webhook_id, begin, end, result, dry_run):
+                name = _name_checkpoint(webhook_id)
+                await self._save_checkpoint(name, end, 0, dry_run or is_apart)
+                tell((end - start) / max(until - start, 1))
+            else:
+                middle = (begin + end) // 2
+                stretches += [(middle, end), (begin, middle)]
+        if delivery_log.is_cut(await self._read_recent(), webhook_id, start, self._oldest):
+            problem = f"the log of the webhook {webhook_id} starts at {to_iso(self._oldest)}"
+            result.doubts.append(f"{problem}, so earlier failures are unknown: run `reconcile`")
+        return is_apart
 
     async def keep(self, seconds: float, observe: Observer) -> None:
         """Recover now, and then repeatedly. Errors are reported, and the run is repeated."""

@@ -36,13 +36,16 @@ POLL_S: Final = 1.0
 # A request about one record that Logto doesn't answer takes seconds, so it is repeated rarely.
 REFUSED_S: Final = 5.0
 LONGEST_REFUSED_S: Final = 900.0
+SLOW_S: Final = 2.0  # a subject that takes longer goes on beside the others
+MOST_SLOW: Final = 8
 AGAIN_S: Final = 0.5
 LONGEST_S: Final = 60.0
 GONE: Final = "gone"  # whether it is still gone decides about the application's rows
 
 
 class Refetcher:
-    """Fetches records that wait for it, one subject after the other."""
+    """Fetches records that wait for it, one subject after the other. One that takes long, such as
+    an organization with many members, goes on beside the others."""
 
     def __init__(self, logto: ManagementClient, host: TransactionRunner, observe: Observer) -> None:
         self._logto = logto
@@ -50,6 +53,7 @@ class Refetcher:
         self._observe = observe
         self._tenant = TenantCheck(logto, host)
         self._tries: dict[Key, tuple[int, float]] = {}  # subject -> tries, not before (monotonic)
+        self._slow: dict[Key, asyncio.Task[None]] = {}  # subjects that take long
 
     async def keep(self) -> None:
         """Fetch records until cancelled. Errors are reported, and the step is tried again."""
@@ -67,17 +71,23 @@ class Refetcher:
             self._observe(ApiUnavailable(describe(error), wait_s))
             return wait_s
 
-        await forever(step, POLL_S, report)
+        try:
+            await forever(step, POLL_S, report)
+        finally:
+            await self._end_slow()
 
     async def drain(self) -> None:
         """Fetch until nothing waits. Raises LogtoUnreachable, LogtoApiError, StoreUnavailable."""
-        while await self._read_waiting():
-            if not await self.step():
-                await asyncio.sleep(AGAIN_S)
+        try:
+            while await self._read_waiting():
+                if not await self.step():
+                    await asyncio.sleep(AGAIN_S)
+        finally:
+            await self._end_slow()
 
     async def step(self) -> int:
         """Fetch each due subject once. Return how many. A subject for which Logto gives no usable
-        answer goes on waiting, and doesn't delay others.
+        answer goes on waiting, and doesn't delay others. One that takes long isn't waited for.
 
         Raises LogtoUnreachable, LogtoApiError, StoreUnavailable if Logto answers nothing at all.
         """
@@ -87,14 +97,44 @@ class Refetcher:
             subjects.setdefault(find_subject(need.key), []).append(need)
         self._tries = {key: tried for key, tried in self._tries.items() if key in subjects}
         now = time.monotonic()
-        due = [key for key in subjects if self._tries.get(key, (0, 0))[1] <= now]
+        due = [
+            key
+            for key in subjects
+            if self._tries.get(key, (0, 0))[1] <= now and key not in self._slow
+        ]
         # One list of members replaces many requests for single records.
         due.sort(key=lambda key: not any(MEMBERS in subject.reason for subject in subjects[key]))
         # Subjects that failed come after the others, even if an error ends this step.
         due.sort(key=lambda key: self._tries.get(key, (0, 0))[0])
         for subject in due:
-            await self._settle(subject, subjects[subject])
+            settling = asyncio.create_task(self._settle(subject, subjects[subject]))
+            self._slow[subject] = settling
+            await self._wait_for(settling)
+        self._forget_done()
         return len(due)
+
+    async def _wait_for(self, settling: asyncio.Task[None]) -> None:
+        """Wait until a subject is settled, or until there is room for one that takes long. Raises
+        what those that are done raised."""
+        try:
+            await asyncio.wait({settling}, timeout=SLOW_S)
+            if len(self._slow) >= MOST_SLOW:
+                await asyncio.wait(self._slow.values(), return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            await self._end_slow()
+            raise
+        self._forget_done()
+
+    def _forget_done(self) -> None:
+        done = [subject for subject, settling in self._slow.items() if settling.done()]
+        for settling in [self._slow.pop(subject) for subject in done]:
+            settling.result()
+
+    async def _end_slow(self) -> None:
+        slow, self._slow = list(self._slow.values()), {}
+        for settling in slow:
+            settling.cancel()
+        await asyncio.gather(*slow, return_exceptions=True)
 
     async def _read_waiting(self) -> list[RefetchNeed]:
         most = AT_ONCE + len(self._tries)
