@@ -599,6 +599,7 @@ def test_keys_are_forgotten_with_their_webhooks(kind: StoreKind, tmp_path: Path)
             another.add_hook("http://127.0.0.1:9/elsewhere")
             await recovered(another, host, key="settings-key-0123456789")
         assert keys["kept"] in await host.read(read)
+        await host.close()
 
     asyncio.run(live())
 
