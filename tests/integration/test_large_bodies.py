@@ -6,6 +6,7 @@ import asyncio
 import gc
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,11 +18,15 @@ import httpx2
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from logto_webhooks import LogtoWebhooks, canonical_json, events
-from logto_webhooks.deliveries import LARGE
+from logto_webhooks import LogtoWebhooks, apply, canonical_json, events
+from logto_webhooks.apply import DeliveryWorker
+from logto_webhooks.apply.batch import Work, parse_delivery
+from logto_webhooks.clock import SystemClock
+from logto_webhooks.deliveries import LARGE, ClaimedDelivery, DeliveryFilter, DeliveryState
 from logto_webhooks.samples.request import SignedRequest
 from logto_webhooks.testing import make
 from tests.support.mounted import all_over, live, on_postgres, on_sqlite, send, soon, until
+from tests.support.stores import delivery, open_host
 from tests.support.waiting import eventually
 
 PARSING = {"identify", "parse_delivery", "build_event", "read_webhook_id"}
@@ -149,3 +154,35 @@ def test_what_is_garbage_before_a_large_value_is_collected() -> None:
     del node
     canonical_json.decode(b"[" + b"[]," * canonical_json.MANY + b"[]]")
     assert gone() is None
+
+
+def test_a_body_whose_parsing_takes_longer_than_the_lease(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """On a slow machine. It keeps its claim, and isn't parsed again and again."""
+    monkeypatch.setattr(apply, "LEASE_S", 0.4)
+    parsed: list[int] = []
+
+    def parse_slowly(claimed: ClaimedDelivery, lag_ms: int, window_ms: int = 0) -> Work:
+        parsed.append(claimed.id)
+        time.sleep(1)
+        return parse_delivery(claimed, lag_ms, window_ms)
+
+    monkeypatch.setattr(apply, "parse_delivery", parse_slowly)
+
+    async def run() -> None:
+        host = open_host("sqlite", tmp_path)
+        deliveries = [delivery(make_user(LARGE // 4).body)]
+        await host.run(lambda store: store.add(deliveries))
+        workers = [
+            DeliveryWorker(host, SystemClock(), lambda report: None, lambda: 0.0, budget_s=1.0)
+            for _ in range(2)
+        ]
+        async with asyncio.timeout(20):
+            await asyncio.gather(*(worker.drain() for worker in workers))
+        [stored] = await host.read(lambda store: store.inbox.search(DeliveryFilter(limit=2)))
+        assert (stored.state, stored.attempts) == (DeliveryState.DONE, 1)
+        await host.close()
+
+    asyncio.run(run())
+    assert len(parsed) == 1

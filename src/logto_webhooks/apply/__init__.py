@@ -164,7 +164,8 @@ class DeliveryWorker:
             self._token = uuid.uuid4().hex
             claimed = await self._host.run(self._claim)
             self._claimed_at = time.monotonic()
-            self._unapplied = await self._parse(claimed)
+            with contextlib.suppress(ClaimLost):
+                self._unapplied = await self._parse(claimed)
         batch: Sequence[Work] = self._unapplied
         with contextlib.suppress(ClaimLost):
             if time.monotonic() - self._claimed_at > LEASE_S / 2:
@@ -188,13 +189,32 @@ class DeliveryWorker:
             parse = partial(parse_delivery, delivery, self._lag_ms, self._replay_window_ms)
             size += len(delivery.body)
             if len(delivery.body) >= LARGE:
-                parsed.append(await self._offloader.run(parse))
+                parsed.append(await self._parse_large(parse, claimed))
                 continue
             if size >= LARGE:
                 size = 0
                 await self._offloader.give_way()
             parsed.append(parse())
         return parsed
+
+    async def _parse_large(
+        self, parse: Callable[[], Work], claimed: Sequence[ClaimedDelivery]
+    ) -> Work:
+        """Parse a delivery in a thread, and renew the claim meanwhile: on a slow machine, this can
+        take longer than the lease. Raises ClaimLost."""
+        ids = [delivery.id for delivery in claimed]
+        parsing = asyncio.ensure_future(self._offloader.run(parse))
+        try:
+            while True:
+                renew_at = self._claimed_at + LEASE_S / 4
+                timeout_s = max(0.0, renew_at - time.monotonic())
+                done, _ = await asyncio.wait({parsing}, timeout=timeout_s)
+                if done:
+                    return parsing.result()
+                await self._host.run(lambda store: store.renew(self._token, ids, LEASE_S))
+                self._claimed_at = time.monotonic()
+        finally:
+            parsing.cancel()
 
     async def _apply(self, batch: Sequence[Work]) -> None:
         planned = [work for work in batch if isinstance(work, PlannedDelivery)]
