@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Mapping
 from difflib import get_close_matches
 from itertools import chain
@@ -129,6 +130,16 @@ class Settings(Struct, frozen=True, kw_only=True):
     def name_of(self, field: str) -> str:
         """Return the variable, option or argument that set a field, or the variable that can."""
         return self.sources.get(field, VARIABLES[field][0])
+
+    def repeat_options(self, *fields: str) -> str:
+        """Return those of these settings that are options of this command, as they are appended to
+        another one; "" if none is."""
+        options = [
+            f" {source} {shlex.quote(getattr(self, field))}"
+            for field in fields
+            if (source := self.sources.get(field, "")).startswith("--")
+        ]
+        return "".join(options)
 
     @property
     def signing_keys(self) -> tuple[str, ...]:

@@ -214,3 +214,20 @@ def test_users_whom_where_excludes_are_shown(folder: Path) -> None:
     found = command("doctor", "--only", "mappings", "--json", folder=folder, DATABASE_URL=OURS)
     codes = [finding["code"] for finding in msgspec.json.decode(found.stdout)]
     assert "mapping_excludes_all" in codes
+
+
+def test_advice_names_the_options_of_the_command(folder: Path) -> None:
+    """So what it says can be run as it is. What comes from a variable needn't be repeated."""
+    execute(folder, "INSERT INTO people (id, email) VALUES (61, 'ana@x')")
+    take(folder, make.user_created(id="ana", email="ana@x"))
+    see = "To see why, run: logto-webhooks mapping check"
+    printed = command("mapping", "apply", "--app", "app:logto", folder=folder)
+    assert printed.stderr.splitlines()[-1].endswith(f"{see} --app app:logto")
+    set_app: dict[str, Any] = {"LOGTO_WEBHOOKS_APP": "app:logto"}
+    printed = command("mapping", "apply", folder=folder, **set_app)
+    assert printed.stderr.splitlines()[-1].endswith(see)
+    doctor = ("doctor", "--only", "mappings", "--app")
+    found = command(*doctor, "app:logto", folder=folder, DATABASE_URL=OURS)
+    assert "To see all, run logto-webhooks mapping check --app app:logto. After" in found.stdout
+    found = command(*doctor[:-1], folder=folder, DATABASE_URL=OURS)
+    assert "mapping check, with --app if your application has the mappings." in found.stdout

@@ -98,10 +98,11 @@ def apply(
             "20 rows and 5 % at once. If Logto is right, run this again with --allow-deletes."
         )
     refused = any(mapping.refused or mapping.ambiguous for mapping in applied)
+    see = f"logto-webhooks mapping check{settings.repeat_options('app', 'map_file')}"
     if refused:
-        output.note("Some rows were refused. To see why, run: logto-webhooks mapping check")
+        output.note(f"Some rows were refused. To see why, run: {see}")
     elif any(mapping.waiting for mapping in applied):
-        output.note("Some rows wait. To see for what, run: logto-webhooks mapping check")
+        output.note(f"Some rows wait. To see for what, run: {see}")
     if held or refused:
         raise Exit(1)
 

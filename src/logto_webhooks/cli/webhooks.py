@@ -74,11 +74,12 @@ def create(
         f"Created {webhook.name} ({webhook.id}) for {webhook.shown_url}, "
         f"with {len(webhook.events)} events."
     )
+    serve = f"logto-webhooks serve{settings.repeat_options('app')}"
     if env_file is None:
-        output.note("Set this key, then start or restart `logto-webhooks serve`.")
+        output.note(f"Set this key, then start or restart `{serve}`.")
     else:
         _write_key(env_file, webhook.signing_key)
-        output.note(f"The key is in {env_file}. Start or restart `logto-webhooks serve`.")
+        output.note(f"The key is in {env_file}. Start or restart `{serve}`.")
     if not urlsplit(webhook.url).path.rstrip("/").endswith(settings.path.rstrip("/")):
         output.warn(f"serve answers only at {settings.path}, and this URL has another path.")
 

@@ -45,6 +45,7 @@ _PENDING_S: Final = 60
 _WAITING_S: Final = 600  # longer than the first retries of a job take
 _UNSETTLED_S: Final = 600
 _OWED_S: Final = 60  # much longer than until the next try
+_MAYBE_APP: Final = ", with --app if your application has the mappings"
 _GROUPS: Final = 3  # reasons for which rows wait
 _SKEW_MS: Final = 5_000
 _UNREAD: Final = 3  # times the interval at which Logto's log is read
@@ -238,7 +239,8 @@ async def check_webhook(context: CheckContext) -> list[Finding]:
     public_url = context.settings.public_url
     if not ours.webhooks:
         names = [f"{_name(webhook)} ({strip_url(webhook.url)})" for webhook in webhooks] or ["none"]
-        return [make_finding("webhook_missing", webhooks=names)]
+        options = context.settings.repeat_options("app")
+        return [make_finding("webhook_missing", options, webhooks=names)]
     enabled = [webhook for webhook in ours.webhooks if webhook.enabled]
     if not enabled:
         return [
@@ -456,6 +458,9 @@ async def check_mappings(context: CheckContext) -> list[Finding]:
     """Check that the rows of mapped tables are written, and quickly found."""
     mappings = (await context.status()).mappings
     own_schema = await context.target.inspect_own_schema()
+    options = context.settings.repeat_options("app", "map_file")
+    if context.settings.app is None and not options:
+        options = _MAYBE_APP
     faults = []
     if own_schema.file_problem:
         faults.append(make_finding("mapping_file_invalid", problem=own_schema.file_problem))
@@ -468,14 +473,15 @@ async def check_mappings(context: CheckContext) -> list[Finding]:
         first = await context.read(lambda store: store.mappings.find_oldest("conflict"))
         shown = f"{first.logto_id} in {first.mapping}: {first.reason}" if first else "unknown"
         counts = {"count": sum(conflicts.values()), "mappings": list(conflicts)}
-        faults.append(make_finding("mapping_conflicts", first=shown, **counts))
+        faults.append(make_finding("mapping_conflicts", options, first=shown, **counts))
     owed = {each.mapping: each.owed for each in mappings if each.owed}
     faults += await _check_owed(context, {m: n for m, n in owed.items() if m not in missing})
     if held := {each.mapping: each.held for each in mappings if each.held}:
         first = await context.read(lambda store: store.mappings.find_oldest("held"))
         shown = f"{first.logto_id} in {first.mapping}" if first else "unknown"
         counts = {"count": sum(held.values()), "mappings": list(held)}
-        faults.append(make_finding("mapping_deletions_held", first=shown, **counts))
+        found = make_finding("mapping_deletions_held", options, first=shown, **counts)
+        faults.append(found)
     faults += await _check_excluded(context, mappings)
     if columns := own_schema.unindexed:
         faults.append(make_finding("mapping_key_without_index", columns=columns))

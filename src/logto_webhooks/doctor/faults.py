@@ -200,8 +200,8 @@ FAULTS: Final[dict[str, Fault]] = {
     "mapping_conflicts": _warning(
         "{count:row|rows} of {mappings:the mapped table|the mapped tables} couldn't be written. "
         "The first: {first}.",
-        "To see all, run logto-webhooks mapping check. After a fix, run: logto-webhooks mapping "
-        "apply",
+        "To see all, run logto-webhooks mapping check{options}. After a fix, run mapping apply in "
+        "the same way.",
     ),
     "mapping_owed": _broken(
         f"{_NOT_WRITTEN}.",
@@ -230,8 +230,7 @@ FAULTS: Final[dict[str, Fault]] = {
         "unlinked, which is more than 20 rows and 5 % at once. They stay until you allow it. The "
         "first: {first}.",
         "Check that Logto is right: a Logto that was restored from an old dump lacks users. If it "
-        "is, run logto-webhooks mapping apply --allow-deletes, with --app if your application has "
-        "the mappings.",
+        "is, run logto-webhooks mapping apply --allow-deletes{options}.",
     ),
     "mapping_excludes_all": _warning(
         "The `where` of {mappings:the mapped table|the mapped tables} excludes all users, or all "
@@ -296,7 +295,7 @@ FAULTS: Final[dict[str, Fault]] = {
     # Its webhook.
     "webhook_missing": _broken(
         "No webhook of this Logto leads here. Its webhooks: {webhooks}.",
-        "Run logto-webhooks endpoint create --url URL, or set LOGTO_WEBHOOKS_PUBLIC_URL.",
+        "Run logto-webhooks endpoint create --url URL{options}, or set LOGTO_WEBHOOKS_PUBLIC_URL.",
     ),
     "webhook_disabled": _broken(
         "The webhook {webhook} is disabled. Logto sends and logs nothing.",
@@ -457,15 +456,16 @@ class Finding(Struct, frozen=True, kw_only=True):
     details: dict[str, Any] = {}
 
 
-def make_finding(code: str, **details: Any) -> Finding:
-    """Make a finding of a fault, and fill in its details."""
+def make_finding(code: str, options: str = "", /, **details: Any) -> Finding:
+    """Make a finding of a fault, and fill in its details, and the options of the command that it
+    says to run."""
     level, text, do = FAULTS[code]
     shown = {name: _format(value) for name, value in details.items()}
     return Finding(
         code=code,
         level=level,
         text=format_message(text, **shown),
-        do=format_message(do, **shown),
+        do=format_message(do, options=options, **shown),
         docs=f"{PAGE}#{code}",
         details=details,
     )
