@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,10 +12,13 @@ import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from logto_webhooks import InvalidMapping, LogtoWebhooks
+from logto_webhooks.mapping import Mappings
+from logto_webhooks.mapping.declare import EntityMapping, declare_entities
 from logto_webhooks.mapping.declare_pairs import (
     PairMapping,
     RoleEnd,
     declare_member_roles,
+    declare_members,
     declare_user_roles,
 )
 
@@ -118,6 +124,7 @@ def test_role_by_says_what_a_role_is_found_by(
         ({"role_by": "title"}, "role_id refers to roles: pass role_by, the column of roles that"),
         ({"role": "role", "role_by": Role.name}, 'role_by must be "id" or "name"'),
         ({"role": "user_id"}, "user_id refers to users: pass role_by"),
+        ({"role": "user_id"}, "If it isn't your table of roles, role must be another column."),
         ({"user": "role_id"}, "role_id would be filled twice"),
         ({"columns": {"role_id": lambda row: 1}}, "role_id would be filled twice"),
         ({"columns": {"since": "joined_at"}}, "use one of user_id, role_id, name"),
@@ -181,3 +188,73 @@ def test_another_way_to_find_roles_is_another_mapping() -> None:
     }
     assert len(definitions) == 4
     assert declare().definition == declare(role_by="name").definition
+
+
+tables = sa.MetaData()
+USERS, TEAMS, ROLES = (
+    sa.Table(
+        name,
+        tables,
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("logto_id", sa.Text, unique=True),
+        sa.Column("name", sa.Text),
+    )
+    for name in ("users", "teams", "roles")
+)
+MEMBERS = sa.Table(
+    "members",
+    tables,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("team_id", sa.ForeignKey(TEAMS.c.id)),
+    sa.Column("user_id", sa.ForeignKey(USERS.c.id)),
+    sa.Column("name", sa.Text),
+)
+GRANTS = sa.Table(
+    "grants",
+    tables,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("team_id", sa.ForeignKey(TEAMS.c.id)),
+    sa.Column("user_id", sa.ForeignKey(USERS.c.id)),
+    sa.Column("member_id", sa.ForeignKey(MEMBERS.c.id)),
+    sa.Column("role_id", sa.ForeignKey(ROLES.c.id)),
+)
+
+
+def map_all(order: tuple[str, ...], swapped: Callable[[], PairMapping]) -> None:
+    """Register mappings in an order."""
+    steps: dict[str, Callable[[], EntityMapping | PairMapping]] = {
+        "users": lambda: declare_entities(
+            "user", USERS, key="logto_id", columns={}, when_deleted="keep"
+        ),
+        "teams": lambda: declare_entities(
+            "organization", TEAMS, key="logto_id", columns={}, when_deleted="keep"
+        ),
+        "members": lambda: declare_members(MEMBERS, organization="team_id", user="user_id"),
+        "swapped": swapped,
+    }
+    mappings = Mappings()
+    for name in order:
+        mappings.add(steps[name]())
+
+
+@pytest.mark.parametrize(
+    ("columns", "problem"),
+    [
+        ("user=role_id role=user_id", "write role=role_id and user=user_id"),
+        ("member=role_id role=member_id", "write role=role_id and member=member_id"),
+        ("organization=user_id user=team_id role=role_id", "write organization=team_id and user="),
+        ("organization=team_id user=role_id role=user_id", "write role=role_id and user=user_id"),
+        ("organization=role_id user=user_id role=team_id", "write role=role_id and organization="),
+        ("member=user_id role=role_id", "pass a column that refers to your table of members"),
+    ],
+)
+def test_swapped_columns_of_roles_are_refused(columns: str, problem: str) -> None:
+    """In any order of the calls, by the tables to which they refer."""
+    options: Any = dict(part.split("=") for part in columns.split())
+    of_users = options.keys() == {"user", "role"}
+    declare_roles: Any = declare_user_roles if of_users else declare_member_roles
+    for order in itertools.permutations(("users", "teams", "members", "swapped")):
+        with pytest.raises(InvalidMapping) as error:
+            map_all(order, partial(declare_roles, GRANTS, **options))
+        if order[-1] == "swapped":
+            assert problem in str(error.value)

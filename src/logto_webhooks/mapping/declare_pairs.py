@@ -276,7 +276,8 @@ def _find_role(name: ColumnName, by: Any, finder: ColumnFinder) -> RoleEnd:
     if match is None:
         raise finder.problem(
             f"{column.name} refers to {table.name}: pass role_by, the column of {table.name} that "
-            "holds the role's name, or \"id\" if it is Logto's role id"
+            "holds the role's name, or \"id\" if it is Logto's role id. If it isn't your table of "
+            "roles, role must be another column"
         )
     return RoleEnd("role", column, table, "name", match, referred)
 
