@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -13,10 +11,10 @@ import sqlalchemy as sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from logto_webhooks.mapping.apply import retry_unsettled
 from logto_webhooks.testing import make
-from tests.integration.test_mapping import Application
-from tests.support.stores import Copy, StoreKind
+from tests.support.generated_lives import live_on_server, live_on_sqlite, settle, tell
+from tests.support.mapped_application import Application
+from tests.support.stores import StoreKind
 
 EMAILS = [f"{letter}@x.example" for letter in "abcdef"]
 TEAMS = ["acme", "best"]
@@ -119,28 +117,13 @@ class People:
         self.bodies.append(changed.body)
 
 
-async def live(kind: StoreKind, folder: Path, rng: random.Random, steps: int) -> None:
+async def live(application: Application, rng: random.Random, steps: int) -> None:
     people = People(rng)
     for _ in range(steps):
         people.step()
-    sent = people.bodies + [body for body in people.bodies if rng.random() < 0.1]
-    rng.shuffle(sent)
-    application = Application(kind, folder)
-    try:
-        host = await application.map()
-        copy = Copy(host)
-        while sent:
-            size = rng.randrange(1, 20)
-            await copy.take(sent[:size])
-            sent = sent[size:]
-            if rng.random() < 0.3:
-                change_own_rows(application, rng)
-        await retry_unsettled(host, application.mappings)
-        await application.apply_again()
-        await retry_unsettled(host, application.mappings)
-        await application.check()
-    finally:
-        await application.close()
+    await tell(application, await application.map(), people.bodies, rng, change_own_rows, most=19)
+    await settle(application)
+    await application.check()
 
 
 def change_own_rows(application: Application, rng: random.Random) -> None:
@@ -159,13 +142,11 @@ def change_own_rows(application: Application, rng: random.Random) -> None:
 @given(rng=st.randoms(use_true_random=False), steps=st.integers(1, 40))
 def test_own_rows_equal_the_mirror_on_sqlite(rng: random.Random, steps: int) -> None:
     """Swaps, reused emails, sign-ups with memberships, deletions, and the application's edits."""
-    with TemporaryDirectory() as folder:
-        asyncio.run(live("sqlite", Path(folder), rng, steps))
+    live_on_sqlite(Application, live, rng, steps)
 
 
 @pytest.mark.postgres
 @pytest.mark.parametrize("kind", ["asyncpg", "postgres-thread"])
 def test_own_rows_equal_the_mirror_on_postgresql(kind: StoreKind, tmp_path: Path) -> None:
     """The same, on a server."""
-    for seed in range(5):
-        asyncio.run(live(kind, tmp_path, random.Random(seed), 30))
+    live_on_server(Application, live, kind, tmp_path, 30)

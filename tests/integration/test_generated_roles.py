@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -14,17 +12,17 @@ from hypothesis import strategies as st
 
 from logto_webhooks.logto import api_responses
 from logto_webhooks.logto.api_responses import Span
-from logto_webhooks.mapping.apply import retry_unsettled
 from logto_webhooks.records.record import Change, membership
 from logto_webhooks.testing import make
 from tests.integration.test_mapping_roles import (
     ACME,
     RoleApplication,
-    learn,
     read_member_roles,
     read_user_roles,
 )
-from tests.support.stores import Copy, StoreKind
+from tests.support.generated_lives import Told, live_on_server, live_on_sqlite, settle, tell
+from tests.support.mapped_application import learn
+from tests.support.stores import StoreKind
 
 NAMES = ["editor", "viewer", "author", "chief"]
 USERS = ["ana", "bo"]
@@ -39,7 +37,7 @@ class Tenant:
         self._names = {f"r{n}": name for n, name in enumerate(NAMES[:3])}
         self._roles: dict[str, set[str]] = {user: set() for user in USERS}
         self._members: set[str] = set()
-        self.told: list[bytes | list[Change]] = [ACME]
+        self.told: list[Told] = [ACME]
         self.told += [self._create(user) for user in USERS]
 
     def step(self) -> None:
@@ -130,31 +128,17 @@ def change_own_rows(application: RoleApplication, rng: random.Random) -> None:
         application.delete(application.member_roles, application.member_roles.c.role == name)
 
 
-async def live(kind: StoreKind, folder: Path, rng: random.Random, steps: int) -> None:
+async def live(application: RoleApplication, rng: random.Random, steps: int) -> None:
     tenant = Tenant(rng)
     for _ in range(steps):
         tenant.step()
-    told = tenant.told
-    rng.shuffle(told)
-    application = RoleApplication(kind, folder)
-    try:
-        host = await application.map_roles()
-        copy = Copy(host)
-        for each in told:
-            if isinstance(each, bytes):
-                await copy.take([each])
-            else:
-                await learn(host, each)
-            if rng.random() < 0.3:
-                change_own_rows(application, rng)
-        await learn(host, tenant.answers())
-        for name in set(NAMES) - {name for (name,) in application.rows(application.roles, "name")}:
-            application.insert(application.roles, name=name)
-        await retry_unsettled(host, application.mappings)
-        await application.apply_again()
-        await check(application, tenant)
-    finally:
-        await application.close()
+    host = await application.map_roles()
+    await tell(application, host, tenant.told, rng, change_own_rows, most=1)
+    await learn(host, tenant.answers())
+    for name in set(NAMES) - {name for (name,) in application.rows(application.roles, "name")}:
+        application.insert(application.roles, name=name)
+    await settle(application)
+    await check(application, tenant)
 
 
 async def check(application: RoleApplication, tenant: Tenant) -> None:
@@ -170,13 +154,11 @@ async def check(application: RoleApplication, tenant: Tenant) -> None:
 @given(rng=st.randoms(use_true_random=False), steps=st.integers(1, 30))
 def test_own_rows_equal_the_mirror_on_sqlite(rng: random.Random, steps: int) -> None:
     """Renamed and swapped roles, deletions, and roles that the application lacks for a while."""
-    with TemporaryDirectory() as folder:
-        asyncio.run(live("sqlite", Path(folder), rng, steps))
+    live_on_sqlite(RoleApplication, live, rng, steps)
 
 
 @pytest.mark.postgres
 @pytest.mark.parametrize("kind", ["asyncpg", "postgres-thread"])
 def test_own_rows_equal_the_mirror_on_postgresql(kind: StoreKind, tmp_path: Path) -> None:
     """The same, on a server."""
-    for seed in range(5):
-        asyncio.run(live(kind, tmp_path, random.Random(seed), 20))
+    live_on_server(RoleApplication, live, kind, tmp_path, 20)

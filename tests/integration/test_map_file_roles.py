@@ -12,7 +12,6 @@ from logto_webhooks.mapping import Mappings
 from logto_webhooks.mapping.file import map_tables, parse_map_file
 from logto_webhooks.records.record import Change
 from logto_webhooks.testing import make
-from tests.integration.test_mapping import KINDS
 from tests.integration.test_mapping_roles import (
     ACME,
     ANA,
@@ -21,11 +20,10 @@ from tests.integration.test_mapping_roles import (
     JOINED,
     VIEWER,
     RoleApplication,
-    learn,
     read_member_roles,
     read_user_roles,
-    run,
 )
+from tests.support.mapped_application import KINDS, learn
 from tests.support.stores import Copy, StoreKind
 
 LEFT = make.organization_membership_updated(
@@ -116,4 +114,4 @@ def test_roles_come_and_go(kind: StoreKind, tmp_path: Path) -> None:
         assert application.rows(application.members, "role") == []
         assert await application.problems() == []
 
-    run(kind, tmp_path, live)
+    RoleApplication.run(kind, tmp_path, live)

@@ -15,12 +15,9 @@ from logto_webhooks.mapping.apply import apply_all
 from logto_webhooks.mapping.check import Difference, find_differences
 from logto_webhooks.mapping.tally import AppliedMapping
 from logto_webhooks.testing import make
-from tests.integration.test_mapping import KINDS, Application
 from tests.integration.test_mapping_deletions import created, founded, joined
-from tests.integration.test_mapping_troubles import run
+from tests.support.mapped_application import KINDS, PLAN, Application
 from tests.support.stores import Copy, StoreKind
-
-PLAN = {"plan": "paid", "active": True}
 
 
 async def find(application: Application) -> dict[tuple[str, str | None], Difference]:
@@ -118,7 +115,7 @@ def test_each_difference_says_why_it_stays(
         again = await find(application)
         assert {name: (each.problem, each.state) for name, each in again.items()} == said
 
-    run(kind, tmp_path, live)
+    Application.run(kind, tmp_path, live)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -150,7 +147,7 @@ def test_members_are_created_in_a_dry_run_if_both_ends_would_be(
         [_, _, members] = await apply_all(host, application.mappings, dry_run=True)
         assert (members.created, members.waiting) == (0, 3)
 
-    run(kind, tmp_path, live)
+    Application.run(kind, tmp_path, live)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -176,7 +173,7 @@ def test_an_existing_row_that_will_be_linked_is_unlinked(kind: StoreKind, tmp_pa
         await application.apply_again()
         assert await find(application) == {}
 
-    run(kind, tmp_path, live)
+    Application.run(kind, tmp_path, live)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -198,7 +195,7 @@ def test_a_mapping_that_cannot_be_checked_is_named(kind: StoreKind, tmp_path: Pa
         )
         assert found["teams", "acme"].problem == "missing"
 
-    run(kind, tmp_path, live)
+    Application.run(kind, tmp_path, live)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -221,4 +218,4 @@ def test_an_older_release_neither_checks_nor_rehearses(kind: StoreKind, tmp_path
         application.mappings = newer
         assert ("users", None) not in await find(application)
 
-    run(kind, tmp_path, live)
+    Application.run(kind, tmp_path, live)

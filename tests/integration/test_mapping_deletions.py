@@ -25,10 +25,9 @@ from logto_webhooks.reconcile.refetch import Refetcher
 from logto_webhooks.records.record import Absent, ApiRead, Change, Key, membership
 from logto_webhooks.testing import FrozenClock, make
 from logto_webhooks.testing.fake import FakeLogto
-from tests.integration.test_mapping import KINDS, Application
-from tests.integration.test_mapping_troubles import counts_of, run
 from tests.integration.test_refetch import client
 from tests.support import own_tables
+from tests.support.mapped_application import KINDS, Application, counts_of
 from tests.support.stores import Copy, StoreKind
 
 MINUTE = 60_000
@@ -105,7 +104,7 @@ def test_two_answers_a_minute_apart_delete_a_row(
         assert application.rows(own, "logto_user_id") == ([(None,)] * (when_deleted == "unlink"))
         assert await states_of(host, own) == {"ok": 1}
 
-    run(kind, tmp_path, live)
+    Application.run(kind, tmp_path, live)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -122,7 +121,7 @@ def test_columns_of_a_deleted_user_are_set_at_once(kind: StoreKind, tmp_path: Pa
         await read(host, *back)
         assert application.rows(own, "active") == [(True,)] * 30
 
-    run(kind, tmp_path, live)
+    Application.run(kind, tmp_path, live)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -149,7 +148,7 @@ def test_an_email_of_a_deleted_user_is_free_if_it_is_set_to_null(
             else [("ana", "ana@x", False)]
         )
 
-    run(kind, tmp_path, live)
+    Application.run(kind, tmp_path, live)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -191,7 +190,7 @@ def test_a_restored_dump_empties_no_table(kind: StoreKind, tmp_path: Path) -> No
         await application.check()
         assert len(application.rows(own, "id")) == 8
 
-    run(kind, tmp_path, live)
+    Application.run(kind, tmp_path, live)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -218,7 +217,7 @@ def test_those_who_come_back_are_held_no_longer(kind: StoreKind, tmp_path: Path)
         ]
         assert found == [("held", "u0029")]
 
-    run(kind, tmp_path, live)
+    Application.run(kind, tmp_path, live)
 
 
 @pytest.mark.parametrize(("rows", "most"), [(30, 20), (1_000, 50)])
@@ -243,7 +242,7 @@ def test_twenty_rows_or_five_percent_go_at_once(
         await copy.take([deleted(names(rows)[-1])])
         assert len(application.rows(own, "id")) == rows - most - 1
 
-    run(kind, tmp_path, live)
+    Application.run(kind, tmp_path, live)
 
 
 def forget_hour(store: Store, name: str) -> None:
@@ -277,7 +276,7 @@ def test_a_large_organization_may_go(kind: StoreKind, tmp_path: Path) -> None:
         await retry_unsettled(host, application.mappings)
         assert len(application.rows(members, "id")) == 20
 
-    run(kind, tmp_path, live)
+    Application.run(kind, tmp_path, live)
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "asyncpg"])
@@ -306,7 +305,7 @@ def test_logto_is_asked_a_second_time(kind: StoreKind, tmp_path: Path) -> None:
         assert application.rows(application.users, "logto_user_id") == [(ids[1],)]
         assert await states_of(host, application.users) == {"ok": 2}
 
-    run(kind, tmp_path, live)
+    Application.run(kind, tmp_path, live)
 
 
 def test_a_kept_unique_value_is_warned_about(
@@ -340,7 +339,7 @@ def test_reconcile_asks_a_second_time_too(kind: StoreKind, tmp_path: Path) -> No
         await read(host, *gone(5_000 + MINUTE, "ana"))
         assert await host.read(list_unread) == []
 
-    run(kind, tmp_path, live)
+    Application.run(kind, tmp_path, live)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -371,4 +370,4 @@ def test_very_many_members_go_in_several_transactions(
         assert application.rows(members, "id") == application.rows(application.teams, "id") == []
         await application.check()
 
-    run(kind, tmp_path, live)
+    Application.run(kind, tmp_path, live)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,27 +13,31 @@ from logto_webhooks.mapping import Mappings
 from logto_webhooks.mapping.apply import OWED, apply_step, retry_unsettled
 from logto_webhooks.mapping.declare import declare_entities
 from logto_webhooks.mapping.declare_pairs import (
+    MemberRow,
     declare_member_roles,
     declare_members,
     declare_user_roles,
 )
 from logto_webhooks.mapping.memberships import FEW
 from logto_webhooks.testing import make
-from tests.integration.test_mapping import KINDS
 from tests.integration.test_mapping_roles import (
     ANA,
     EDITOR,
     JOINED,
     RoleApplication,
-    learn,
     read_member_roles,
     read_user_roles,
 )
+from tests.support.mapped_application import KINDS, learn
 from tests.support.stores import Copy, StoreKind
 
 ACME = make.event("Organization.Created", id="acme", name="Acme", at=1_000).body
 RENAMED = make.event("Organization.Data.Updated", id="acme", name="Acme Inc.", at=5_000).body
 NAMED = make.user_data_updated(id="ana", email="ana@x.example", name="Ana Silva", at=5_000).body
+
+
+def join_roles(member: MemberRow) -> str:
+    return ",".join(member.roles)
 
 
 class Followed(RoleApplication):
@@ -68,9 +71,8 @@ class Followed(RoleApplication):
                 },
             )
         )
-        role = lambda member: ",".join(member.roles)  # noqa: E731
         ends: dict[str, Any] = {"organization": "team_id", "user": "user_id"}
-        mappings.add(declare_members(self.members, columns={"role": role}, **ends))
+        mappings.add(declare_members(self.members, columns={"role": join_roles}, **ends))
         mappings.add(declare_user_roles(self.user_roles, user="user_id", role="role_id"))
         mappings.add(
             declare_member_roles(self.member_roles, member="member_id", role="role", role_by="name")
@@ -89,17 +91,6 @@ class Followed(RoleApplication):
     def member_count(self) -> int:
         """How many rows of members there are."""
         return len(self.rows(self.members, "id"))
-
-
-def run(kind: StoreKind, folder: Path, live: Callable[[Followed], Awaitable[None]]) -> None:
-    async def run() -> None:
-        application = Followed(kind, folder)
-        try:
-            await live(application)
-        finally:
-            await application.close()
-
-    asyncio.run(run())
 
 
 def _is_named(row: Any) -> bool:
@@ -154,7 +145,7 @@ def test_an_excluded_end_gets_a_row(
         assert application.user_role_names == [("ana", "editor")]
         assert await application.problems() == []
 
-    run(kind, tmp_path, live)
+    Followed.run(kind, tmp_path, live)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -182,7 +173,7 @@ def test_many_memberships_follow_in_steps(kind: StoreKind, tmp_path: Path) -> No
         assert application.member_count == FEW + 200
         await application.check()
 
-    run(kind, tmp_path, live)
+    Followed.run(kind, tmp_path, live)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -209,7 +200,7 @@ def test_a_process_without_the_mapping_of_members_owes_them(
         assert application.member_role_names == [("ana", "admin")]
         assert application.user_role_names == [("ana", "editor")]
 
-    run(kind, tmp_path, live)
+    Followed.run(kind, tmp_path, live)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -228,7 +219,7 @@ def test_a_row_that_stays_keeps_its_memberships(kind: StoreKind, tmp_path: Path)
         await copy.take([new, added])
         assert application.member_count == 2
 
-    run(kind, tmp_path, live)
+    Followed.run(kind, tmp_path, live)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -244,7 +235,7 @@ def test_both_ends_come_at_once(kind: StoreKind, tmp_path: Path) -> None:
         await application.retry_owed()
         assert application.member_count == 1
 
-    run(kind, tmp_path, live)
+    Followed.run(kind, tmp_path, live)
 
 
 def test_a_row_with_the_primary_key_of_a_deleted_one(tmp_path: Path) -> None:
@@ -261,4 +252,4 @@ def test_a_row_with_the_primary_key_of_a_deleted_one(tmp_path: Path) -> None:
         assert application.rows(application.users, "id") == before
         assert application.member_count == 1
 
-    run("sqlite", tmp_path, live)
+    Followed.run("sqlite", tmp_path, live)

@@ -13,8 +13,7 @@ from logto_webhooks.errors import InvalidMapping
 from logto_webhooks.mapping.apply import retry_unsettled
 from logto_webhooks.mapping.declare_pairs import declare_members
 from logto_webhooks.testing import make
-from tests.integration.test_mapping import KINDS, Application
-from tests.integration.test_mapping_troubles import PLAN, counts_of, run
+from tests.support.mapped_application import KINDS, PLAN, Application, counts_of
 from tests.support.stores import Copy, StoreKind
 
 SERVERS = [kind for kind in KINDS if kind != "sqlite"]
@@ -48,7 +47,7 @@ def test_letters_that_look_the_same_are_others(kind: StoreKind, tmp_path: Path) 
         assert (rows["kim@x.example"], rows["bo@x.example\x85"]) == (None, None)
         assert rows["cleo@x.example"] == "cleo"
 
-    run(kind, tmp_path, live)
+    Application.run(kind, tmp_path, live)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -63,7 +62,7 @@ def test_a_function_that_finds_one_row_for_two_links_none(kind: StoreKind, tmp_p
         assert application.rows(own, "logto_user_id") == [(None,)]
         assert (await counts_of(host, own)).conflict == 2
 
-    run(kind, tmp_path, live)
+    Application.run(kind, tmp_path, live)
 
 
 @pytest.mark.parametrize("forgets", [False, True])
@@ -93,7 +92,7 @@ def test_a_row_that_was_somebodys_is_nobody_elses(
         rows = dict(application.rows(own, "email", "logto_user_id"))
         assert rows == {"e1@x": None, "e3@x": "ana"}
 
-    run(kind, tmp_path, live)
+    Application.run(kind, tmp_path, live)
 
 
 @pytest.mark.parametrize("kind", SERVERS)
@@ -113,7 +112,7 @@ def test_a_key_that_the_application_sets_meanwhile_stays(kind: StoreKind, tmp_pa
         assert rows == {"e@x": "owner", "bo@x": "bo"}
         assert (await counts_of(host, own)).conflict == 1
 
-    run(kind, tmp_path, live)
+    Application.run(kind, tmp_path, live)
 
 
 @pytest.mark.parametrize("kind", SERVERS)
@@ -144,7 +143,7 @@ def test_a_locked_team_holds_up_none_but_its_members(kind: StoreKind, tmp_path: 
         await retry_unsettled(host, application.mappings)
         await application.check()
 
-    run(kind, tmp_path, live)
+    Application.run(kind, tmp_path, live)
 
 
 @pytest.mark.parametrize("kind", SERVERS)
@@ -170,7 +169,7 @@ def test_a_row_that_a_trigger_skips_is_a_conflict(kind: StoreKind, tmp_path: Pat
         await Copy(host).take([created("ana", "ana@x")])
         assert (await counts_of(host, application.users)).conflict == 1
 
-    run(kind, tmp_path, live)
+    Application.run(kind, tmp_path, live)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -191,7 +190,7 @@ def test_a_value_that_nothing_can_hash_is_a_conflict_of_its_row(
         counts = await counts_of(host, application.users)
         assert (counts.ok, counts.conflict) == (2, 1)
 
-    run(kind, tmp_path, live)
+    Application.run(kind, tmp_path, live)
 
 
 def test_members_of_a_composite_key_are_refused(tmp_path: Path) -> None:

@@ -23,10 +23,9 @@ from logto_webhooks.mapping.check import Difference
 from logto_webhooks.records.changes import changes_from_event
 from logto_webhooks.signing_keys import trust
 from logto_webhooks.testing import make
-from tests.integration.test_mapping import KINDS, Application
 from tests.integration.test_mapping_deletions import apply_twice, created, joined, names, states_of
 from tests.integration.test_mapping_links import insert
-from tests.integration.test_mapping_troubles import PLAN, run
+from tests.support.mapped_application import KINDS, PLAN, Application
 from tests.support.stores import Copy, StoreKind
 
 ROWS = int(os.environ.get("LOGTO_WEBHOOKS_TEST_OWN_ROWS", "2000"))
@@ -85,7 +84,7 @@ def test_a_row_that_two_users_want_is_nobodys(kind: StoreKind, how: str, tmp_pat
         linked = dict(application.rows(own, "email", "logto_user_id"))
         assert (linked["E@x"], linked["other@x"]) == ("u0000", "u0009")
 
-    run(kind, tmp_path, live)
+    Application.run(kind, tmp_path, live)
 
 
 @pytest.mark.usefixtures("small_pages")
@@ -104,7 +103,7 @@ def test_a_new_user_waits_until_all_are_compared(kind: StoreKind, tmp_path: Path
         await application.apply_all()
         assert await states_of(application.host, own) == {"ok": 8, "conflict": 2}
 
-    run(kind, tmp_path, live)
+    Application.run(kind, tmp_path, live)
 
 
 @pytest.mark.usefixtures("small_pages")
@@ -127,7 +126,7 @@ def test_rows_that_came_later_are_compared_again(kind: StoreKind, tmp_path: Path
         linked = dict(application.rows(own, "email", "logto_user_id"))
         assert linked == {"e@X": None, "u0004@x": "u0004"}
 
-    run(kind, tmp_path, live)
+    Application.run(kind, tmp_path, live)
 
 
 @pytest.mark.usefixtures("small_pages")
@@ -158,7 +157,7 @@ def test_a_rehearsal_knows_what_earlier_pages_would_have_written(
         assert applied.refused == 1
         assert applied.created == 3
 
-    run(kind, tmp_path, live)
+    Application.run(kind, tmp_path, live)
 
 
 @pytest.mark.slow
@@ -205,7 +204,7 @@ def test_many_existing_rows_are_linked_as_the_rehearsal_said(
         states = await states_of(application.host, own)
         assert states == {"ok": ROWS - 2 * odd, "conflict": 2 * odd}
 
-    run(kind, tmp_path, live)
+    Application.run(kind, tmp_path, live)
 
 
 async def store_users(host: HandlerRunner, emails: list[str]) -> None:

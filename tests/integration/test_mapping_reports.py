@@ -19,10 +19,9 @@ from logto_webhooks.mapping import report
 from logto_webhooks.mapping.apply import retry_unsettled
 from logto_webhooks.mapping.report import UnwrittenReporter
 from logto_webhooks.testing import make
-from tests.integration.test_mapping import KINDS
-from tests.integration.test_mapping import Application as Tables
-from tests.integration.test_mapping_troubles import run
 from tests.support import own_tables
+from tests.support.mapped_application import KINDS
+from tests.support.mapped_application import Application as Tables
 from tests.support.mounted import live, send
 from tests.support.own_tables import Application, EngineKind, User
 from tests.support.stores import Copy, StoreKind
@@ -71,7 +70,7 @@ def test_each_reason_is_reported_once(kind: StoreKind, tmp_path: Path) -> None:
         await reporter.report()
         assert reports == [expected, RowsNotWritten(own.fullname, "conflict", reason, 1)]
 
-    run(kind, tmp_path, go)
+    Tables.run(kind, tmp_path, go)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -93,7 +92,7 @@ def test_rows_that_nobody_writes_are_reported(
         reason = "it changed in a process that doesn't have this mapping"
         assert reports == [RowsNotWritten(tables.users.fullname, "owed", reason, 1)]
 
-    run(kind, tmp_path, go)
+    Tables.run(kind, tmp_path, go)
 
 
 @pytest.mark.postgres

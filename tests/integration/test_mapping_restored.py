@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -10,8 +9,7 @@ import pytest
 import sqlalchemy as sa
 
 from logto_webhooks.testing import make
-from tests.integration.test_mapping import KINDS, Application
-from tests.integration.test_mapping_troubles import counts_of
+from tests.support.mapped_application import KINDS, Application, counts_of
 from tests.support.stores import Copy, StoreKind
 
 ACME = make.event("Organization.Created", id="acme", name="Acme", at=1_000).body
@@ -24,16 +22,12 @@ JOINED = make.organization_membership_updated(id="acme", at=170_000, addedUserId
 def run(
     kind: StoreKind, folder: Path, live: Callable[[Application, Copy], Awaitable[None]]
 ) -> None:
-    async def run() -> None:
-        application = Application(kind, folder)
-        try:
-            copy = Copy(await application.map(when_deleted="unlink"))
-            await copy.take([ACME, ANA])
-            await live(application, copy)
-        finally:
-            await application.close()
+    async def unlink(application: Application) -> None:
+        copy = Copy(await application.map(when_deleted="unlink"))
+        await copy.take([ACME, ANA])
+        await live(application, copy)
 
-    asyncio.run(run())
+    Application.run(kind, folder, unlink)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -5,15 +5,13 @@ from __future__ import annotations
 import asyncio
 import enum
 import itertools
-from collections.abc import Awaitable, Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
-from logto_webhooks.apply import batch
 from logto_webhooks.database.runner import HandlerRunner
 from logto_webhooks.logto import api_responses
 from logto_webhooks.logto.api_responses import Span
@@ -26,8 +24,7 @@ from logto_webhooks.mapping.declare_pairs import (
 )
 from logto_webhooks.records.record import Absent, Change, Key, membership
 from logto_webhooks.testing import make
-from tests.integration.test_mapping import KINDS, Application
-from tests.integration.test_mapping_troubles import counts_of
+from tests.support.mapped_application import KINDS, Application, counts_of, learn
 from tests.support.stores import Copy, StoreKind
 
 Roles = Mapping[str, str]  # id -> name
@@ -145,21 +142,6 @@ def read_member_roles(roles: Roles, at: int, user: str = "ana") -> list[Change]:
     return api_responses.read_pairs([pair], {pair: dict(roles)}, Span(at, at))
 
 
-async def learn(host: HandlerRunner, changes: list[Change]) -> None:
-    await host.run(partial(batch.apply_reads, changes=changes, source="reconcile"))
-
-
-def run(kind: StoreKind, folder: Path, live: Callable[[RoleApplication], Awaitable[None]]) -> None:
-    async def run() -> None:
-        application = RoleApplication(kind, folder)
-        try:
-            await live(application)
-        finally:
-            await application.close()
-
-    asyncio.run(run())
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_roles_come_and_go_with_the_answers_of_logto(kind: StoreKind, tmp_path: Path) -> None:
     """Other columns are filled like those of any mapping."""
@@ -183,7 +165,7 @@ def test_roles_come_and_go_with_the_answers_of_logto(kind: StoreKind, tmp_path: 
         assert (await counts_of(host, application.user_roles)).ok == 2
         assert await application.problems() == []
 
-    run(kind, tmp_path, live)
+    RoleApplication.run(kind, tmp_path, live)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -234,7 +216,7 @@ def test_a_role_that_is_not_there_is_a_conflict_of_it_alone(
         assert application.user_role_names == [("ana", "author"), ("ana", "editor")]
         assert await application.problems() == []
 
-    run(kind, tmp_path, live)
+    RoleApplication.run(kind, tmp_path, live)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -251,7 +233,7 @@ def test_of_two_rows_with_a_role_s_name_none_is_taken(kind: StoreKind, tmp_path:
         assert conflict is not None
         assert conflict.reason == "several rows have the role's name 'editor' in roles"
 
-    run(kind, tmp_path, live)
+    RoleApplication.run(kind, tmp_path, live)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -275,7 +257,7 @@ def test_a_role_that_is_renamed_in_logto_is_another_row(kind: StoreKind, tmp_pat
         assert application.user_role_names == [("ana", "author")]
         assert await application.problems() == []
 
-    run(kind, tmp_path, live)
+    RoleApplication.run(kind, tmp_path, live)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -308,7 +290,7 @@ def test_a_row_that_could_not_be_changed_goes_with_its_role(
         assert application.user_role_names == []
         assert application.member_role_names == []
 
-    run(kind, tmp_path, live)
+    RoleApplication.run(kind, tmp_path, live)
 
 
 @pytest.mark.parametrize(
@@ -333,7 +315,7 @@ def test_renamed_roles_can_have_each_other_s_names(
         await learn(host, read_user_roles("ana", {}, 6_000))
         assert application.user_role_names == []
 
-    run(kind, tmp_path, live)
+    RoleApplication.run(kind, tmp_path, live)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -358,7 +340,7 @@ def test_roles_go_with_their_user_and_membership(kind: StoreKind, tmp_path: Path
             counts = await counts_of(host, table)
             assert (counts.ok, counts.waiting, counts.conflict, counts.owed) == (0, 0, 0, 0)
 
-    run(kind, tmp_path, live)
+    RoleApplication.run(kind, tmp_path, live)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -380,7 +362,7 @@ def test_roles_stay_as_long_as_the_row_of_their_user(kind: StoreKind, tmp_path: 
             assert application.rows(table, table.primary_key.columns[0].name) == []
         await application.check()
 
-    run(kind, tmp_path, live)
+    RoleApplication.run(kind, tmp_path, live)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -399,7 +381,7 @@ def test_any_number_of_users_can_lose_a_role(kind: StoreKind, tmp_path: Path) ->
         counts = await counts_of(host, application.user_roles)
         assert (counts.ok, counts.held) == (60, 0)
 
-    run(kind, tmp_path, live)
+    RoleApplication.run(kind, tmp_path, live)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -420,7 +402,7 @@ def test_rows_that_the_application_added_stay(kind: StoreKind, tmp_path: Path) -
         await learn(host, read_user_roles("ana", {}, 4_000))
         assert application.user_role_names == [("ana", "viewer")]
 
-    run(kind, tmp_path, live)
+    RoleApplication.run(kind, tmp_path, live)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -437,7 +419,7 @@ def test_where_selects_roles(kind: StoreKind, tmp_path: Path) -> None:
         await learn(host, read_user_roles("ana", {"r1": "other:editor"}, 4_000))
         assert application.user_role_names == []
 
-    run(kind, tmp_path, live)
+    RoleApplication.run(kind, tmp_path, live)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -466,7 +448,7 @@ def test_a_new_mapping_is_applied_to_all_roles(kind: StoreKind, tmp_path: Path) 
         assert [applied[name].created for name in names] == [2, 1]
         assert await application.problems() == []
 
-    run(kind, tmp_path, live)
+    RoleApplication.run(kind, tmp_path, live)
 
 
 @pytest.mark.parametrize("links", [False, True])
@@ -503,7 +485,7 @@ def test_a_dry_run_tries_the_roles_of_members_that_it_would_create(
         assert (roles.created, roles.refused) == (1, 1)
         assert by_name[application.user_roles.fullname].created == 1
 
-    run(kind, tmp_path, live)
+    RoleApplication.run(kind, tmp_path, live)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -524,7 +506,7 @@ def test_a_process_without_the_code_owes_the_roles(kind: StoreKind, tmp_path: Pa
         counts = await counts_of(host, application.user_roles)
         assert (counts.ok, counts.owed) == (1, 0)
 
-    run(kind, tmp_path, live)
+    RoleApplication.run(kind, tmp_path, live)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -544,7 +526,7 @@ def test_a_missing_table_of_roles_pauses_the_mapping(kind: StoreKind, tmp_path: 
         assert application.user_role_names == [("ana", "editor")]
         assert (await counts_of(host, application.user_roles)).owed == 0
 
-    run(kind, tmp_path, live)
+    RoleApplication.run(kind, tmp_path, live)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "sqlite"])
@@ -563,7 +545,7 @@ def test_a_locked_row_of_a_role_that_is_over_is_owed(kind: StoreKind, tmp_path: 
         await retry_unsettled(host, application.mappings, ["owed"])
         assert application.user_role_names == [("ana", "viewer")]
 
-    run(kind, tmp_path, live)
+    RoleApplication.run(kind, tmp_path, live)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -579,7 +561,7 @@ def test_members_without_rows_have_no_roles(kind: StoreKind, tmp_path: Path) -> 
             assert (await counts_of(host, table)).waiting == 0
         assert await application.problems() == []
 
-    run(kind, tmp_path, live)
+    RoleApplication.run(kind, tmp_path, live)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -623,7 +605,7 @@ def test_logto_s_ids_and_enumerations(kind: StoreKind, tmp_path: Path) -> None:
         assert application.rows(ranks, "rank") == [(Rank.GUEST,)]
         assert await application.problems() == []
 
-    run(kind, tmp_path, live)
+    RoleApplication.run(kind, tmp_path, live)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -685,4 +667,4 @@ def test_own_roles_can_have_logto_s_ids(kind: StoreKind, tmp_path: Path) -> None
         assert application.rows(pair_titles, *names) == []
         assert application.rows(pairs, "team_id") == []
 
-    run(kind, tmp_path, live)
+    RoleApplication.run(kind, tmp_path, live)

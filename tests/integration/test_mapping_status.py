@@ -16,7 +16,7 @@ from logto_webhooks.mapping.apply import apply_all
 from logto_webhooks.mapping.declare import declare_entities
 from logto_webhooks.mapping.own_schema import inspect_own_schema
 from logto_webhooks.testing import make
-from tests.integration.test_mapping import KINDS, Application
+from tests.support.mapped_application import KINDS, Application
 from tests.support.stores import Copy, StoreKind
 
 

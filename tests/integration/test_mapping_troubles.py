@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,6 @@ import pytest
 import sqlalchemy as sa
 
 from logto_webhooks.apply import batch
-from logto_webhooks.database.mapped_rows import MappingCounts
-from logto_webhooks.database.runner import HandlerRunner
 from logto_webhooks.database.schema import mappings as registered_mappings
 from logto_webhooks.database.store import Store
 from logto_webhooks.errors import InvalidMapping
@@ -22,27 +19,8 @@ from logto_webhooks.mapping import Mappings
 from logto_webhooks.mapping.apply import apply_all, retry_unsettled
 from logto_webhooks.records.record import Absent, ApiRead, Key
 from logto_webhooks.testing import make
-from tests.integration.test_mapping import KINDS, Application
+from tests.support.mapped_application import KINDS, PLAN, Application, counts_of
 from tests.support.stores import Copy, StoreKind
-
-Live = Callable[[Application], Awaitable[None]]
-PLAN = {"plan": "paid", "active": True}
-
-
-def run(kind: StoreKind, folder: Path, live: Live) -> None:
-    async def run() -> None:
-        application = Application(kind, folder)
-        try:
-            await live(application)
-        finally:
-            await application.close()
-
-    asyncio.run(run())
-
-
-async def counts_of(host: HandlerRunner, table: sa.Table) -> MappingCounts:
-    counts = await host.read(lambda store: store.mappings.counts())
-    return next(each for each in counts if each.mapping == table.fullname)
 
 
 def ana(**fields: Any) -> bytes:
@@ -66,7 +44,7 @@ def test_a_process_without_the_code_owes_the_rows(kind: StoreKind, tmp_path: Pat
         assert await retry_unsettled(host, application.mappings, ["owed"]) == 2
         await application.check()
 
-    run(kind, tmp_path, live)
+    Application.run(kind, tmp_path, live)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -94,7 +72,7 @@ def test_an_older_mapping_never_writes_what_a_newer_one_wrote(
         registered = await host.read(lambda store: store.mappings.registered())
         assert older.find_current(registered) >= {application.users.fullname}, "as after a rollback"
 
-    run(kind, tmp_path, live)
+    Application.run(kind, tmp_path, live)
 
 
 def register_later(store: Store, mappings: Mappings) -> None:
@@ -125,7 +103,7 @@ def test_a_locked_row_holds_up_nobody(kind: StoreKind, tmp_path: Path) -> None:
         await retry_unsettled(host, application.mappings)
         await application.check()
 
-    run(kind, tmp_path, live)
+    Application.run(kind, tmp_path, live)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -150,7 +128,7 @@ def test_a_missing_table_pauses_its_mapping_alone(kind: StoreKind, tmp_path: Pat
         await retry_unsettled(host, application.mappings)
         await application.check()
 
-    run(kind, tmp_path, live)
+    Application.run(kind, tmp_path, live)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -171,7 +149,7 @@ def test_what_the_database_refuses_is_a_conflict_of_that_row_alone(
         counts = await counts_of(host, application.users)
         assert (counts.conflict, counts.ok) == (0, 2)
 
-    run(kind, tmp_path, live)
+    Application.run(kind, tmp_path, live)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -192,7 +170,7 @@ def test_rows_that_the_application_changed_are_corrected(kind: StoreKind, tmp_pa
         assert (applied.created, applied.changed) == (1, 0)
         await application.check()
 
-    run(kind, tmp_path, live)
+    Application.run(kind, tmp_path, live)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -211,7 +189,7 @@ def test_only_a_delivery_deletes_rows(kind: StoreKind, tmp_path: Path) -> None:
         assert application.rows(application.users, "id") == []
         await application.check()
 
-    run(kind, tmp_path, live)
+    Application.run(kind, tmp_path, live)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -242,7 +220,7 @@ def test_a_row_that_others_refer_to_is_a_conflict_until_they_are_gone(
         await application.check()
         assert application.rows(application.users, "id") == []
 
-    run(kind, tmp_path, live)
+    Application.run(kind, tmp_path, live)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -272,7 +250,7 @@ def test_a_mapping_that_raises_is_a_conflict(kind: StoreKind, tmp_path: Path) ->
             "the function of active raised KeyError",
         }
 
-    run(kind, tmp_path, live)
+    Application.run(kind, tmp_path, live)
 
 
 def broken(user: Any) -> Any:
@@ -310,7 +288,7 @@ def test_a_function_that_raises_holds_up_no_delivery(
         assert group.reason == f"{named} raised ValueError"
         assert application.rows(application.teams, "name") == [("Acme",)]
 
-    run(kind, tmp_path, live)
+    Application.run(kind, tmp_path, live)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -336,7 +314,7 @@ def test_a_value_that_cannot_be_sent_is_a_conflict_of_its_row(
             group.reason == "the value of first_name is of type dict, which doesn't fit the column"
         )
 
-    run(kind, tmp_path, live)
+    Application.run(kind, tmp_path, live)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -360,7 +338,7 @@ def test_no_row_is_linked_by_a_value_in_doubt(kind: StoreKind, tmp_path: Path) -
         linked = [("ana@x.example", "ana"), ("victim@x.example", None)]
         assert application.rows(own, "email", "logto_user_id") == linked
 
-    run(kind, tmp_path, live)
+    Application.run(kind, tmp_path, live)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -377,7 +355,7 @@ def test_an_older_release_applies_nothing_while_a_newer_one_runs(
         with pytest.raises(InvalidMapping, match="a newer release"):
             await apply_all(host, older)
 
-    run(kind, tmp_path, live)
+    Application.run(kind, tmp_path, live)
 
 
 def test_a_default_is_a_value(tmp_path: Path) -> None:
@@ -425,4 +403,4 @@ def test_a_row_that_a_policy_hides_says_so(kind: StoreKind, tmp_path: Path) -> N
             connection.execute(sa.text("DROP OWNED BY logto_limited"))
             connection.execute(sa.text("DROP ROLE logto_limited"))
 
-    run(kind, tmp_path, live)
+    Application.run(kind, tmp_path, live)

@@ -12,8 +12,7 @@ import sqlalchemy as sa
 from logto_webhooks.mapping.apply import retry_unsettled
 from logto_webhooks.mapping.check import find_differences
 from logto_webhooks.testing import make
-from tests.integration.test_mapping import KINDS, Application
-from tests.integration.test_mapping_troubles import counts_of
+from tests.support.mapped_application import KINDS, Application, counts_of
 from tests.support.stores import Copy, StoreKind
 
 IS_LIVE = sa.text("active")
