@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from logto_webhooks.database.deliveries import HUGE
 from logto_webhooks.database.records import FoundRow
 from logto_webhooks.database.store import Checkpoint, Gap, ProcessLease, RecordedFlow, Store
 from logto_webhooks.deliveries import (
@@ -150,6 +151,19 @@ class TestInbox:
         size = len(deliveries[0].body)
         assert len(run(lambda store: store.claim("a", 10, 1, 30))) == 1
         assert len(run(lambda store: store.claim("b", 10, size + 10, 30))) == 1
+
+    def test_huge_ones_take_turns_with_others(self, run: Run) -> None:
+        """One user can send many of them, and each takes seconds: nobody waits for all."""
+        huge = [b'{"event":"PostSignIn","n":%d,"pad":"%s"}' % (n, b"x" * HUGE) for n in range(3)]
+        small = [b'{"event":"PostSignIn","n":%d}' % n for n in range(3)]
+        add(run, [delivery(body) for body in (*huge[:2], *small, huge[2])])
+        claimed = []
+        for may_be_huge in (True, False, True, False, True):
+            claim_some = partial(
+                Store.claim, token="t", limit=10, max_bytes=2**30, lease_s=30, huge=may_be_huge
+            )
+            claimed.append([len(each.body) >= HUGE for each in run(claim_some)])
+        assert claimed == [[True], [False] * 3, [True], [True], []]
 
     def test_after_the_lease_another_worker_may_claim(self, run: Run) -> None:
         """And the first can't finish any more: nothing is applied twice."""

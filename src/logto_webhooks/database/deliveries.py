@@ -46,6 +46,7 @@ from logto_webhooks.records.record import Key, Record
 LOCK_MS: Final = 500
 _MOST_ROWS: Final = 64  # in one INSERT on SQLite
 _MOST_DIGESTS: Final = 1000  # in one IN (…)
+HUGE: Final = 512 * 2**10  # a body that can take seconds to apply
 _SELECT_DUE = (
     sa.select(deliveries.c.id, sa.func.length(deliveries.c.body).label("size"))
     .where(is_pending, deliveries.c.due_at <= now())
@@ -115,11 +116,17 @@ class DeliveryStore:
         ]
 
     def claim(
-        self, token: str, limit: int, max_bytes: int, lease_s: float
+        self, token: str, limit: int, max_bytes: int, lease_s: float, *, huge: bool = True
     ) -> list[ClaimedDelivery]:
-        """Claim due deliveries, the longest due first. Nobody else gets them during the lease."""
+        """Claim due deliveries, the longest due first. Nobody else gets them during the lease.
+
+        A HUGE one is claimed alone, and if not `huge`, only if no other is due.
+        """
         due = self._connection.execute(_SELECT_DUE, {"most": limit}).all()
-        ids = [row.id for row in due[: count_fitting((row.size for row in due), max_bytes)]]
+        if not (huge and due and due[0].size >= HUGE):
+            due = [row for row in due if row.size < HUGE] or due
+        most = 1 if due and due[0].size >= HUGE else len(due)
+        ids = [row.id for row in due[: count_fitting((row.size for row in due[:most]), max_bytes)]]
         if not ids:
             return []
         lease = {"ids": ids, "by": token, "lease_ms": int(lease_s * 1000)}
