@@ -25,7 +25,13 @@ from logto_webhooks.errors import (
     StoreUnavailable,
     describe,
 )
-from logto_webhooks.event_loop import LoopThread, forever, run_in_background, wait_for_event
+from logto_webhooks.event_loop import (
+    LoopThread,
+    forever,
+    run_in_background,
+    run_in_thread,
+    wait_for_event,
+)
 from logto_webhooks.events.local import Source
 from logto_webhooks.handlers import Handlers
 from logto_webhooks.handlers.worker import JobWorker
@@ -256,6 +262,8 @@ class Service:
             await self._workers.read_map_file()
             return
         self._spool.make()
+        with contextlib.suppress(OSError):  # `/readyz` says if nothing can be written
+            await run_in_thread(self._spool.claim, self._database.place)
         error: Exception
         try:
             await asyncio.wait_for(self._database.open(), OPEN_S)

@@ -80,7 +80,8 @@ _QUOTES: Final = "\"'`\u00ab\u00bb\u2018\u2019\u201c\u201d\u201e"
 
 
 class WebhookKey(Struct, frozen=True, kw_only=True):
-    """A key that Logto's API returned, accepted until it is replaced or `until` (ms)."""
+    """A key that Logto's API returned, accepted until it is replaced or `until` (ms). `learnt_at`
+    is when Logto was asked."""
 
     webhook_id: str
     key: str
@@ -209,6 +210,14 @@ class Keyring:
         all_keys = (*self._configured, *(learnt.key for learnt in self._learnt))
         self._keys = tuple(dict.fromkeys(key for key in all_keys if ends.get(key, inf) > now))
         self._next_end = min((end for end in ends.values() if end > now), default=inf)
+
+    def find_ended(self, now: int) -> dict[str, int]:
+        """Return the configured keys that a rotation has ended, by their fingerprints, and when
+        (ms). They aren't accepted."""
+        ends = {key.key: key.until for key in self._learnt if key.until is not None}
+        return {
+            fingerprint(key): ends[key] for key in self._configured if ends.get(key, inf) <= now
+        }
 
     def note_use(self, key: str, body: bytes, at: int) -> None:
         """Note when a key verified a body (ms), and at most once a second, the body's webhook."""

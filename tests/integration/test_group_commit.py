@@ -21,9 +21,9 @@ from logto_webhooks.database import Database, open_database
 from logto_webhooks.database.runner import TransactionRunner
 from logto_webhooks.database.store import Store
 from logto_webhooks.deliveries import NewDelivery, StoreResult, identify
-from logto_webhooks.errors import StoreUnavailable, TimedOut
+from logto_webhooks.errors import SettingInvalid, StoreUnavailable, TimedOut
 from logto_webhooks.ingest.group_commit import TRY_S, GroupCommit
-from logto_webhooks.ingest.spool import MAX_ROWS, SpoolDirectory, Unspooler
+from logto_webhooks.ingest.spool import IN_USE_S, MAX_ROWS, SpoolDirectory, Unspooler
 from logto_webhooks.instrumentation import (
     NotStored,
     NotUnspooled,
@@ -33,9 +33,9 @@ from logto_webhooks.instrumentation import (
     Unspooled,
 )
 from logto_webhooks.signing_keys import trust
-from logto_webhooks.testing import make
+from logto_webhooks.testing import SIGNING_KEY, make
 from tests.support import postgres
-from tests.support.service import Service, wait_until_done
+from tests.support.service import Service, command, one_line, wait_until_done
 from tests.support.stores import delivery
 from tests.support.waiting import until
 
@@ -373,8 +373,45 @@ def test_what_a_killed_process_left_is_finished(tmp_path: Path) -> None:
         os.utime(part, times=(time.time() - age_s,) * 2)
     with Service(tmp_path, "--spool-dir", str(folder)) as service:
         until(lambda: service.stored() == 1, lambda: service.log)
-        until(lambda: [each.name for each in folder.iterdir()] == [part.name], lambda: service.log)
+        left_there = {part.name, "database"}
+        until(lambda: {each.name for each in folder.iterdir()} == left_there, lambda: service.log)
         assert service.rows("SELECT body FROM logto_deliveries") == [(left,)]
+
+
+def test_a_spool_directory_belongs_to_one_database(tmp_path: Path) -> None:
+    """Another service would take the deliveries in it as its own."""
+    ours, other = (SpoolDirectory(tmp_path, "LOGTO_WEBHOOKS_SPOOL_DIR") for _ in range(2))
+    ours.claim("one.db")
+    ours.claim("one.db")
+    with pytest.raises(SettingInvalid, match=r"another database \(one.db\); use another"):
+        other.claim("two.db")
+    owner = tmp_path / "database"
+    assert owner.stat().st_mode & 0o777 == 0o600
+    long_ago = (time.time() - 2 * IN_USE_S,) * 2
+    os.utime(owner, long_ago)
+    ours.write([delivery(make.user_created().body)])
+    with pytest.raises(SettingInvalid):
+        other.claim("two.db")
+    ours.claim("one.db")
+    os.utime(owner, long_ago)
+    ours.remove(ours.oldest(9, 2**20))
+    other.claim("two.db")
+    assert owner.read_text() == "two.db"
+
+
+@pytest.mark.process
+def test_two_services_cannot_share_a_spool_directory(tmp_path: Path) -> None:
+    spool = ("--spool-dir", str(tmp_path / "spool"))
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    with Service(tmp_path / "a", *spool):
+        with Service(tmp_path / "a", *spool, "--no-worker"):
+            """Another process of the same service may."""
+        refused = command(
+            "serve", *spool, folder=tmp_path / "b", LOGTO_WEBHOOK_SIGNING_KEY=SIGNING_KEY
+        )
+    assert refused.returncode == 2
+    assert "is the spool directory of a service with another database" in one_line(refused.stderr)
 
 
 @pytest.mark.parametrize("count", [1, MAX_ROWS])

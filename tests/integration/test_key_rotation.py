@@ -101,6 +101,33 @@ class TestStore:
             ("third-key-0123456789", None),
         ]
 
+    def test_a_late_answer_does_not_bring_back_a_key(self, run: Run) -> None:
+        """Logto was asked before the key was rotated, and answered after that."""
+
+        def learn(
+            key: str, at: int, until: int | None = None, overlap_ms: int | None = None
+        ) -> None:
+            learnt = WebhookKey(webhook_id="a", key=key, learnt_at=at, until=until)
+            run(lambda store: store.webhook_keys.learn([learnt], overlap_ms))
+
+        learn("first-key-0123456789", 1)
+        learn("second-key-0123456789", 5, overlap_ms=0)
+        learn("first-key-0123456789", 4)
+        learnt = run(lambda store: store.webhook_keys.learnt())
+        assert {each.key: each.until for each in learnt} == {
+            "first-key-0123456789": 5,
+            "second-key-0123456789": None,
+        }
+        learn("third-key-0123456789", 7)
+        learn("fourth-key-0123456789", 9, overlap_ms=0)  # the leaked key may be any before it
+        learnt = run(lambda store: store.webhook_keys.learnt())
+        assert {each.key: each.until for each in learnt} == {
+            "first-key-0123456789": 5,
+            "second-key-0123456789": 9,
+            "third-key-0123456789": 9,
+            "fourth-key-0123456789": None,
+        }
+
     def test_when_a_key_was_used_is_kept_by_its_fingerprint(self, run: Run) -> None:
         """Of configured ones, too, of which nothing else is kept."""
         marks = {fingerprint("configured"): 5, fingerprint("learnt-key-0123456789"): 6}

@@ -17,6 +17,7 @@ from logto_webhooks.doctor.faults import Finding
 from logto_webhooks.ingest.spool import SpoolDirectory
 from logto_webhooks.jobs import NewJob, RegisteredHandler
 from logto_webhooks.mapping.file import parse_map_file
+from logto_webhooks.signing_keys import fingerprint
 from logto_webhooks.testing import make
 from tests.support import postgres
 from tests.support.healthy_system import OTHER_KEY, Clinic, answering, ills
@@ -79,6 +80,17 @@ async def a_webhook_whose_key_is_empty(clinic: Clinic) -> list[Finding]:
 @finds("key_differs")
 async def a_key_of_another_webhook(clinic: Clinic) -> list[Finding]:
     return await clinic.ask(signing_key=OTHER_KEY)
+
+
+@finds("key_ended", "key_unproven")
+async def a_key_that_a_rotation_ended(clinic: Clinic) -> list[Finding]:
+    key = clinic.logto.signing_key
+    ended = (
+        "INSERT INTO logto_keys (fingerprint, webhook_id, key, learnt_at, until)"
+        f" VALUES ('{fingerprint(key)}', 'hook', '{key}', 1, 2)"
+    )
+    another = await clinic.another(ended)
+    return await clinic.ask(**_ALONE, **another, public_url=clinic.url)
 
 
 @finds("key_outdated", "log_signature", stays=True)

@@ -10,6 +10,7 @@ from logto_webhooks.instrumentation import TelemetryEvent
 # Event -> why.
 UNMEASURED: Final[dict[type[TelemetryEvent], str]] = {
     telemetry.ClockSetBack: "rare; see the log",
+    telemetry.KeyEnded: "see the log, and `doctor`",
     telemetry.DeliveriesLost: "the process ends; see the log",
     telemetry.Resumed: "see `stalls`",
     telemetry.NotOpened: "see the gauge `database_up`",

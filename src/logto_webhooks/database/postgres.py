@@ -169,6 +169,7 @@ class Postgres:
         `migrator`: the engine to migrate with, if it is another."""
         self._limit = limit
         self.name = place_of(engine.url)
+        self.place = f"{self.name}, schema {schema}" if schema else self.name  # of the tables
         self.any_loop = isinstance(engine, sa.Engine)  # whether any event loop can use it
         self._schema = schema
         app_schemas = get_schema_map(engine)

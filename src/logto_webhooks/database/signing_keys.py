@@ -39,16 +39,26 @@ class KeyStore:
         rows = self._connection.execute(query.order_by(keys.c.learnt_at)).mappings()
         return [WebhookKey(**row) for row in rows if is_key(row["key"])]
 
-    def learn(self, new: Sequence[WebhookKey]) -> None:
-        """Store keys, except what can't be a key. Other keys of the same webhooks expire after the
-        overlap, unless they expire before that."""
+    def learn(self, new: Sequence[WebhookKey], overlap_ms: int | None = None) -> None:
+        """Store keys, except what can't be a key. Other keys of the same webhooks expire after
+        OVERLAP_MS, unless they have an end; or after `overlap_ms`, unless they end before that.
+
+        A key is skipped if another one of its webhook was learnt later: Logto's answer is late.
+        """
         for key in new:
             if not is_key(key.key):
                 continue
             mark = fingerprint(key.key)
             others = (keys.c.webhook_id == key.webhook_id, keys.c.fingerprint != mark)
-            sooner = sa.func.coalesce(keys.c.until, key.learnt_at + OVERLAP_MS)
-            self._connection.execute(sa.update(keys).where(*others).values(until=sooner))
+            newest = self._connection.scalar(
+                sa.select(sa.func.max(keys.c.learnt_at)).where(*others)
+            )
+            if key.until is None and newest is not None and newest > key.learnt_at:
+                continue
+            end = key.learnt_at + (OVERLAP_MS if overlap_ms is None else overlap_ms)
+            has_end = keys.c.until.is_not(None) if overlap_ms is None else keys.c.until < end
+            until = sa.case((has_end, keys.c.until), else_=end)
+            self._connection.execute(sa.update(keys).where(*others).values(until=until))
             put_row(self._connection, keys, structs.asdict(key) | {"fingerprint": mark})
 
     def forget(self, webhook_ids: Collection[str]) -> None:

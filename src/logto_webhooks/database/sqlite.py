@@ -7,6 +7,7 @@ import os
 import shutil
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,7 @@ T = TypeVar("T")
 logger = logging.getLogger("logto_webhooks")
 
 BUSY_S: Final = 3.0  # a request can wait that long twice: for the worker and by itself
+LOOK_S: Final = 0.001  # how often it looks for the write lock
 _WAL_PAGES: Final = 4000  # 16 MB: checkpoints take time from commits that accept
 READS: Final = {"logto_reads": True}  # options of a connection
 
@@ -81,13 +83,39 @@ def _set_up(connection: sqlite3.Connection, _: object) -> None:
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=FULL")
     connection.execute(f"PRAGMA wal_autocheckpoint={_WAL_PAGES}")
-    connection.execute(f"PRAGMA busy_timeout={BUSY_S * 1000:.0f}")
+    _wait_when_busy(connection)
 
 
 def _begin(connection: sa.Connection) -> None:
     options: Any = connection.get_execution_options()
-    reads = options.get("logto_reads", False)
-    connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+    if options.get("logto_reads", False):
+        connection.exec_driver_sql("BEGIN")
+    else:
+        _begin_to_write(connection)
+
+
+def _begin_to_write(connection: sa.Connection) -> None:
+    """Take the write lock. SQLite itself looks for it every 100 ms, and so hardly ever gets it from
+    a program that writes one transaction after the other."""
+    driver: Any = connection.connection.dbapi_connection
+    until = time.monotonic() + BUSY_S
+    driver.execute("PRAGMA busy_timeout=0")
+    try:
+        while time.monotonic() < until:
+            try:
+                driver.execute("BEGIN IMMEDIATE")
+                return
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
+                    break
+            time.sleep(LOOK_S)
+        connection.exec_driver_sql("BEGIN IMMEDIATE")  # for SQLAlchemy's error
+    finally:
+        _wait_when_busy(driver)
+
+
+def _wait_when_busy(connection: Any) -> None:
+    connection.execute(f"PRAGMA busy_timeout={BUSY_S * 1000:.0f}")
 
 
 def create_file(file: Path, setting: str = "database_url") -> None:
@@ -245,6 +273,7 @@ class SqliteFile:
         self.name = str(file)
         self.file = file
         self._path = file.absolute()
+        self.place = str(self._path)
         self._setting = setting
         self._engine = make_sqlite_engine(file, setting, application)
         self._worker = LockFile(Path(f"{self._path}-worker"))

@@ -34,6 +34,7 @@ from logto_webhooks.plural import Count
 from logto_webhooks.settings import CREDENTIALS
 from logto_webhooks.signing_keys import (
     SHORTEST,
+    Keyring,
     WebhookKey,
     fingerprint,
     problem_of_key,
@@ -203,6 +204,10 @@ async def check_key(context: CheckContext) -> list[Finding]:
             faults.append(make_finding("key_short", length=len(key)))
     ours = [webhook for webhook in await context.our_webhooks() if webhook.enabled]
     learned = await context.learned_keys()
+    keyring, now = Keyring(keys), SystemClock().now()
+    keyring.learn(learned, now)
+    for ended_at in keyring.find_ended(now).values():
+        faults.append(make_finding("key_ended", at=to_iso(ended_at)))
     for webhook in ours:
         faults += _compare_key(webhook, keys, learned)
     if not ours and "database" in context.passed:

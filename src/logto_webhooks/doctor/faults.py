@@ -94,6 +94,12 @@ FAULTS: Final[dict[str, Fault]] = {
         "accepted only because the database has its key.",
         f"Set LOGTO_WEBHOOK_SIGNING_KEY to its signing key, {CONSOLE}.",
     ),
+    "key_ended": _warning(
+        "A signing key in your settings isn't accepted since {at}, because `endpoint rotate`, or "
+        "a new key in Logto, ended it.",
+        "Set LOGTO_WEBHOOK_SIGNING_KEY to the webhook's present signing key. If that is the ended "
+        f"key, rotate it {CONSOLE} first.",
+    ),
     # The database.
     "database_setting": _broken("{problem}", "Correct {setting}."),
     "database_unusable": _broken(

@@ -13,13 +13,19 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
 
-from logto_webhooks.clock import Clock
+from logto_webhooks.clock import Clock, to_iso
 from logto_webhooks.database.runner import TransactionRunner
 from logto_webhooks.database.store import Store
 from logto_webhooks.deliveries import NewDelivery, identify
 from logto_webhooks.errors import LogtoUnreachable, NotADelivery, SignatureRejected, describe
 from logto_webhooks.event_loop import forever, run_in_thread, wait_for_event
-from logto_webhooks.instrumentation import ApiUnavailable, Observer, Quarantined, QuarantineReleased
+from logto_webhooks.instrumentation import (
+    ApiUnavailable,
+    KeyEnded,
+    Observer,
+    Quarantined,
+    QuarantineReleased,
+)
 from logto_webhooks.logto import delivery_log
 from logto_webhooks.logto.webhooks import leads_here
 from logto_webhooks.signing_keys import (
@@ -77,6 +83,7 @@ class Quarantine:
         self._to_ask = False
         self._untried = True  # whether a key wasn't tried on the stored requests
         self._tried, self._tried_at = 0, 0.0  # up to which id, and when
+        self._ended: set[str] = set()  # fingerprints of configured keys that were reported as ended
 
     def offer(self, body: bytes, signature: bytes, at: int) -> None:
         """Queue a rejected request, if it may be from Logto and there is room."""
@@ -162,7 +169,12 @@ class Quarantine:
         return True
 
     def _learn(self, learnt: list[WebhookKey]) -> None:
-        self._untried = self._ring.learn(learnt, self._clock.now()) or self._untried
+        now = self._clock.now()
+        self._untried = self._ring.learn(learnt, now) or self._untried
+        for mark, ended_at in self._ring.find_ended(now).items():
+            if mark not in self._ended:
+                self._ended.add(mark)
+                self._observe(KeyEnded(to_iso(ended_at)))
 
     def _read_keys(self, store: Store) -> list[WebhookKey]:
         uses = self._ring.take_uses()
@@ -251,8 +263,9 @@ def make_key_reader(
     async def ask(keys: Sequence[str]) -> list[WebhookKey]:
         recent = await host.read(lambda store: store.recent(_RECENT))
         seen = {sender for each in recent if (sender := delivery_log.find_sender(each.body))}
+        asked_at = clock.now()
         return [
-            WebhookKey(webhook_id=webhook["id"], key=webhook["signingKey"], learnt_at=clock.now())
+            WebhookKey(webhook_id=webhook["id"], key=webhook["signingKey"], learnt_at=asked_at)
             async for page in logto.webhooks()
             for webhook in page.content
             if leads_here(webhook, seen, keys, public_url) and is_key(webhook.get("signingKey"))

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterator, Seque
 from pathlib import Path
 from typing import Final
 
+from logto_webhooks import private_files
 from logto_webhooks.clock import SystemClock
 from logto_webhooks.database import Database
 from logto_webhooks.database.runner import TransactionRunner
@@ -35,6 +36,9 @@ _NAME: Final = re.compile(r"(\d{13,})-([0-9a-f]{48})\.json")
 _PART: Final = re.compile(rf"{_NAME.pattern}\.\d+-\d+\.part")
 # Writing a file never takes so long. From another container, its process can't be seen.
 _LEFT_S: Final = 3600
+_PLACE: Final = "database"  # a file that says to which database the deliveries go
+IN_USE_S: Final = 60  # a running service writes that file more often
+CLAIM_S: Final = 20.0
 _PROBE_BYTES: Final = 64 * 1024  # more than almost any delivery
 
 
@@ -60,6 +64,30 @@ class SpoolDirectory:
             raise SettingInvalid(name=self._setting, problem=problem)
         if problem := self.find_stranger():
             raise SettingInvalid(name=self._setting, problem=problem)
+
+    def claim(self, place: str) -> None:
+        """Note that the directory is for the database at `place`. Blocks.
+
+        Raises SettingInvalid if it is for another one, because each service that has the directory
+        takes all deliveries in it as its own, and OSError.
+        """
+        file = self._folder / _PLACE
+        with contextlib.suppress(FileNotFoundError):
+            is_in_use = time.time() - file.stat().st_mtime < IN_USE_S or self.count() > 0
+            owner = file.read_text(errors="replace")
+            if owner == place:
+                os.utime(file)
+                return
+            if is_in_use:
+                problem = (
+                    f"{self._folder} is the spool directory of a service with another database "
+                    f"({owner}); use another directory. If you moved the database, delete {file}, "
+                    "and restart"
+                )
+                raise SettingInvalid(name=self._setting, problem=problem)
+        temporary = file.with_name(f"{_PLACE}.{os.getpid()}")
+        private_files.write(temporary, place.encode())
+        os.replace(temporary, file)
 
     def find_stranger(self) -> str:
         """Say who else can write to the directory, because files in it count as verified. "" if
@@ -196,8 +224,16 @@ async def unspool_in_background(
         yield
         return
     spool.make()
-    async with run_in_background(Unspooler(spool, database.host, observe, stored).keep()):
+    with contextlib.suppress(OSError):  # the disk may be full, or read-only for a while
+        await run_in_thread(spool.claim, database.place)
+    unspooler = Unspooler(spool, database.host, observe, stored)
+    claiming = forever(lambda: run_in_thread(spool.claim, database.place), CLAIM_S, _ignore)
+    async with run_in_background(unspooler.keep(), claiming):
         yield
+
+
+def _ignore(error: Exception) -> float:
+    return CLAIM_S
 
 
 STORE_S: Final = 10.0

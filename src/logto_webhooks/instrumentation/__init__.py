@@ -62,6 +62,15 @@ class Quarantined(TelemetryEvent, frozen=True):
     count: int
 
 
+class KeyEnded(TelemetryEvent, frozen=True):
+    """A signing key in the settings isn't accepted, because a rotation ended it."""
+
+    level = logging.WARNING
+    message = "a signing key in the settings was ended by a rotation: set the webhook's present key"
+
+    ended_at: str
+
+
 class QuarantineReleased(TelemetryEvent, frozen=True):
     """A new key proved that quarantined requests are genuine. They are now in the inbox."""
 

@@ -323,7 +323,7 @@ async def rotate_key(
     ending = replace(old, until=now + overlap_ms)
 
     def learn(store: Store) -> dict[str, int]:
-        store.webhook_keys.learn([ending, new])
+        store.webhook_keys.learn([ending, new], overlap_ms)
         return store.webhook_keys.used({})
 
     try:

@@ -84,10 +84,11 @@ class Recovery:
 
         Raises LogtoUnreachable, LogtoApiError, InvalidApiResponse, StoreUnavailable.
         """
-        result = RecoverResult(since=self._clock.now(), until=self._clock.now())
+        asked_at = self._clock.now()
+        result = RecoverResult(since=asked_at, until=asked_at)
         webhook_ids, until, keys = await self._find_webhooks(result)
         if not dry_run:
-            await self._confirm_keys(keys, is_ours=bool(webhook_ids))
+            await self._confirm_keys(keys, asked_at, is_ours=bool(webhook_ids))
         self._overlap = self._measure_overlap()
         leaves_gap = False
         errors: list[LogtoWebhooksError] = []
@@ -182,14 +183,14 @@ class Recovery:
             result.doubts.append(_NOWHERE)
         return result.webhooks, latest, all_keys
 
-    async def _confirm_keys(self, keys: Mapping[str, Any], *, is_ours: bool) -> None:
+    async def _confirm_keys(self, keys: Mapping[str, Any], asked_at: int, *, is_ours: bool) -> None:
         """Compare the keys that Logto's API returned before with those that its webhooks have now,
         so that a key that was replaced or whose webhook was deleted isn't accepted for ever."""
         learnt = await self._host.read(lambda store: store.webhook_keys.learnt())
         in_use = [key for key in learnt if key.until is None]
         deleted = {key.webhook_id for key in in_use} - keys.keys()
         replaced = [
-            replace(key, key=keys[key.webhook_id], learnt_at=self._clock.now())
+            replace(key, key=keys[key.webhook_id], learnt_at=asked_at)
             for key in in_use
             if keys.get(key.webhook_id) not in (None, key.key)
         ]
