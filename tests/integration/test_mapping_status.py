@@ -14,6 +14,7 @@ from logto_webhooks.deliveries import MappingStatus
 from logto_webhooks.mapping import Mappings
 from logto_webhooks.mapping.apply import apply_all
 from logto_webhooks.mapping.declare import declare_entities
+from logto_webhooks.mapping.own_rows import find_own_row
 from logto_webhooks.mapping.own_schema import inspect_own_schema
 from logto_webhooks.testing import make
 from tests.support.mapped_application import KINDS, Application
@@ -93,6 +94,25 @@ async def _count_excluded(application: Application) -> tuple[int, int, int]:
     [all_users] = [each for each in listed if each.mapping == own]
     assert users.excluded == all_users.excluded
     return users.excluded, all_users.ok, users.conflict
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_excluded_user_can_have_a_row_from_before(kind: StoreKind, tmp_path: Path) -> None:
+    """It stays. If the application deletes it, it isn't said that it will be written again."""
+
+    async def live(application: Application) -> None:
+        copy = Copy(await application.map(where=lambda user: user.name != "Gone"))
+        await copy.take([make.user_created(id="ana", name="Ana", at=1_000).body])
+        await copy.take([make.user_data_updated(id="ana", name="Gone", at=2_000).body])
+        assert await _count_excluded(application) == (1, 0, 0)
+        assert len(application.rows(application.users, "id")) == 1
+        [users, *_] = application.mappings.entities
+        row = await application.host.read(
+            lambda store: find_own_row(store.connection, users, "ana")
+        )
+        assert row.reason == "it was deleted here, and where excludes the user"
+
+    Application.run(kind, tmp_path, live)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -308,7 +308,7 @@ def show_status(status: Status, waiting: Sequence[RefetchNeed]) -> None:
         print_list(
             "mapping status",
             rows,
-            "\nYour mapped tables, and records without a correct row or excluded",
+            "\nYour mapped tables, and records that are excluded or have no correct row",
         )
     if status.unrunnable:
         rows = [{"handler": name, "jobs": count} for name, count in status.unrunnable.items()]

@@ -42,7 +42,7 @@ def find_own_row(connection: sa.Connection, mapping: EntityMapping, logto_id: st
         primary_key = decode_id(stored.row_id, mapping.primary_key) if unlinked else None
         return OwnRow(
             state="here",
-            reason=stored.reason or _DELETED_HERE,
+            reason=_explain_deletion(mapping, stored),
             primary_key=primary_key,
             is_deleted=is_deleted,
         )
@@ -50,6 +50,13 @@ def find_own_row(connection: sa.Connection, mapping: EntityMapping, logto_id: st
         reason = f"the {mapping.kind} was deleted in Logto"
         return OwnRow(state="absent", reason=reason, is_deleted=True)
     return _explain_absence(mapping, row, stored)
+
+
+def _explain_deletion(mapping: EntityMapping, stored: RowState) -> str:
+    """Say why a row that was written isn't here, if the application deleted it."""
+    if stored.state == "excluded":
+        return f"it was deleted here, and {stored.reason} excludes the {mapping.kind}"
+    return stored.reason or _DELETED_HERE
 
 
 def _explain_absence(mapping: EntityMapping, row: Any, stored: RowState | None) -> OwnRow:
