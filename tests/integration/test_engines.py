@@ -56,15 +56,22 @@ def test_what_a_handler_left_on_its_connection_is_in_no_other_transaction() -> N
 
 
 @pytest.mark.parametrize("enforces", [True, False])
-def test_foreign_keys_are_enforced_as_by_the_application(enforces: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("driver", ["pysqlite", "aiosqlite"])
+def test_foreign_keys_are_enforced_as_by_the_application(
+    driver: str, enforces: bool, tmp_path: Path
+) -> None:
     """SQLite enforces them only on connections that ask for it."""
-    engine = sa.create_engine(f"sqlite:///{tmp_path / 'app.db'}")
+    file = tmp_path / "app.db"
+    url = f"sqlite+{driver}:///{file}"
+    engine: Any = create_async_engine(url) if driver == "aiosqlite" else sa.create_engine(url)
 
-    @sa.event.listens_for(engine, "connect")
+    @sa.event.listens_for(getattr(engine, "sync_engine", engine), "connect")
     def connect(connection: Any, record: object) -> None:
-        connection.execute(f"PRAGMA foreign_keys={'ON' if enforces else 'OFF'}")
+        cursor = connection.cursor()
+        cursor.execute(f"PRAGMA foreign_keys={'ON' if enforces else 'OFF'}")
+        cursor.close()
 
-    with engine.begin() as connection:
+    with sa.create_engine(f"sqlite:///{file}", poolclass=sa.NullPool).begin() as connection:
         connection.execute(sa.text("CREATE TABLE owners (id TEXT PRIMARY KEY)"))
         connection.execute(sa.text("CREATE TABLE notes (owner TEXT REFERENCES owners)"))
     logto = LogtoWebhooks(signing_key=SIGNING_KEY, engine=engine)

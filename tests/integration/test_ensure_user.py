@@ -117,6 +117,28 @@ def test_within_an_async_session(tmp_path: Path) -> None:
     live(logto, body)
 
 
+def test_within_a_session_of_aiosqlite(tmp_path: Path) -> None:
+    """As FastAPI's tutorials use it: after the request has written, and without doing so."""
+    engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path / 'app.db'}")
+    logto = LogtoWebhooks(signing_key=SIGNING_KEY, engine=engine)
+
+    async def body(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
+        async with AsyncSession(engine) as session:
+            await session.execute(sa.text("CREATE TABLE notes (text TEXT)"))
+            await session.execute(sa.text("INSERT INTO notes VALUES ('a')"))
+            async with asyncio.timeout(2):
+                made = await logto.ensure_user(CLAIMS, session=session)
+            await session.commit()
+        assert await logto.wait_for_user("ana", 1) == made
+        async with AsyncSession(engine) as session:
+            await logto.ensure_user({"sub": "bo"}, session=session)
+            await session.rollback()
+        with pytest.raises(TimeoutError):
+            await logto.wait_for_user("bo", 0)
+
+    live(logto, body)
+
+
 def test_within_a_session_on_sqlite(tmp_path: Path) -> None:
     """The application's own, on the same file."""
     logto = on_sqlite(tmp_path)

@@ -369,10 +369,17 @@ class ThreadRunner:
 
     async def within(self, session: Any, work: Callable[[Store], T], *, writes: bool = True) -> T:
         """Run within the transaction of an application's Session or Connection, in a thread: a lock
-        that another session holds must not block the event loop.
+        that another session holds must not block the event loop. An AsyncSession or an
+        AsyncConnection, such as of aiosqlite, waits by itself.
 
         Raises SettingInvalid, StoreUnavailable, RowRejected.
         """
+        if hasattr(session, "run_sync"):
+            is_session = hasattr(session, "sync_session")
+            connection = await session.connection() if is_session else session
+            run = partial(self._run_within, work=work, writes=writes)
+            result: T = await connection.run_sync(run)
+            return result
         is_usable = isinstance(session, get_sync_types())
         if not is_usable:
             raise make_session_error(session, "a Session or a Connection")

@@ -133,14 +133,15 @@ def writing(connection: sa.Connection) -> Iterator[None]:
 
 def _begin_writing(connection: sa.Connection) -> bool:
     """Return whether this began the driver's transaction."""
-    driver: Any = connection.connection.dbapi_connection
     if connection.dialect.name == "sqlite":
         # Python's driver begins one only before the first write: after that, reads are up to date.
+        driver: Any = connection.connection.driver_connection
         began = not driver.in_transaction
         if began:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
         connection.execute(sa.update(installation).where(sa.false()).values(id=1))
         return began
+    driver = connection.connection.dbapi_connection
     if (
         getattr(driver, "autocommit", False)
         or getattr(driver, "isolation_level", None) == "autocommit"
