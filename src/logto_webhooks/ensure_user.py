@@ -92,8 +92,7 @@ ASK_S: Final = 3.0  # for Logto's answer, because a request of the application w
 def find_user(store: Store, claims: Mapping[str, Any]) -> UserRow | None:
     """Return the user of the claims if it is here, without locking it. Raises ClaimsUnusable."""
     key = to_change(claims).key
-    record = store.read_unlocked([key])[key]
-    return _to_row(record) if record.complete and record.deleted_at is None else None
+    return _find_row(store.read_unlocked([key])[key])
 
 
 def ensure_user(store: Store, claims: Mapping[str, Any], answer: Change | None = None) -> UserRow:
@@ -138,8 +137,8 @@ class UserLookup:
         if HAS_WRITER.get():  # earlier calls may wait for this handler's writer
             raise WriterBusy()
         record = await self._find(key)
-        if record.complete and record.deleted_at is None:
-            return _to_row(record)
+        if (row := _find_row(record)) is not None:
+            return row
         may_ask = record.deleted_at is None or _may_be_back(record, claims)
         answered = await self.ask(logto, key) if logto and may_ask else None
         answer = None
@@ -342,8 +341,12 @@ def _may_be_back(record: Record, claims: Mapping[str, Any]) -> bool:
     return bool(record.doubts)
 
 
+def _find_row(record: Record) -> UserRow | None:
+    """Return the row of a user; None if the user isn't known, or was deleted."""
+    return None if record.deleted_at is not None else local_events.user_row(record)
+
+
 def _to_row(record: Record) -> UserRow:
-    row = local_events.user_row(record)
-    if record.deleted_at is not None or row is None:
+    if (row := _find_row(record)) is None:
         raise UserIsDeletedError(id=record.key.id)
     return row
