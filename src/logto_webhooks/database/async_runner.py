@@ -139,7 +139,7 @@ class AsyncRunner:
 
         A coroutine that goes on after it was cancelled is abandoned and loses its connection.
         """
-        async with _transaction(self._engine) as connection:
+        async with self._begin(self._engine) as connection:
             handle = partial(self._handle, connection, kind, call, finish)
             if self._is_pooled and not issubclass(kind, get_sync_types()):
                 await DetachedTask(partial(_take_back, connection)).run(handle)
@@ -212,11 +212,11 @@ class AsyncRunner:
         await _finish_within(CLOSE_S, own.dispose())
 
     async def _run(self, work: Callable[[Store], T], held: HeldConnection) -> T:
-        async with self._begin() as connection:
+        async with self._begin(self._our_engine()) as connection:
             return await connection.run_sync(partial(_hold_and_run, work, held, self.project))
 
     async def _run_in_thread(self, work: Callable[[Store], T], held: HeldConnection) -> T:
-        async with self._begin() as connection:
+        async with self._begin(self._our_engine()) as connection:
             bridge, sync = GreenletBridge(), connection.sync_connection
             assert sync is not None
             run = partial(_hold_and_run, work, held, self.project, sync)
@@ -237,7 +237,7 @@ class AsyncRunner:
             held.hold(sync)
             return work(sync.execution_options(**options) if options else sync)
 
-        async with _connect(AsyncEngine(self._ours.get())) as connection:
+        async with _connect(self._our_engine()) as connection:
             return await connection.run_sync(run)
 
     async def _within(
@@ -256,8 +256,11 @@ class AsyncRunner:
             end = partial(held.end, task, task.cancel, abandon)
             return await await_within(limit_s, task, end, self._refresher)
 
-    def _begin(self) -> AbstractAsyncContextManager[AsyncConnection]:
-        return _transaction(AsyncEngine(self._ours.get()))
+    def _our_engine(self) -> AsyncEngine:
+        return AsyncEngine(self._ours.get())
+
+    def _begin(self, engine: AsyncEngine) -> AbstractAsyncContextManager[AsyncConnection]:
+        return _transaction(engine)
 
 
 def _hold_and_run(

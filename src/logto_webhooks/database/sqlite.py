@@ -9,6 +9,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -99,19 +100,28 @@ def _begin_to_write(connection: sa.Connection) -> None:
     a program that writes one transaction after the other."""
     driver: Any = connection.connection.dbapi_connection
     until = time.monotonic() + BUSY_S
-    driver.execute("PRAGMA busy_timeout=0")
     try:
-        while time.monotonic() < until:
-            try:
-                driver.execute("BEGIN IMMEDIATE")
-                return
-            except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
-                    break
+        driver.execute("PRAGMA busy_timeout=0")
+        while not _try_to_begin(driver) and time.monotonic() < until:
             time.sleep(LOOK_S)
-        connection.exec_driver_sql("BEGIN IMMEDIATE")  # for SQLAlchemy's error
+        if not driver.in_transaction:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")  # for SQLAlchemy's error
+    except sqlite3.DatabaseError:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
     finally:
-        _wait_when_busy(driver)
+        with suppress(sqlite3.DatabaseError):
+            _wait_when_busy(driver)
+
+
+def _try_to_begin(driver: Any) -> bool:
+    """Return False if another connection has the write lock. Raises sqlite3.DatabaseError."""
+    try:
+        driver.execute("BEGIN IMMEDIATE")
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
+            raise
+        return False
+    return True
 
 
 def _wait_when_busy(connection: Any) -> None:

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from logto_webhooks.database import migrate
 from logto_webhooks.database.async_runner import AsyncRunner
@@ -225,7 +225,7 @@ class AsyncSavepointRunner(_OneConnection, AsyncRunner):
     async def on(self, work: Callable[[sa.Connection], T]) -> T:
         """Run in a savepoint."""
         with translate_errors(self._connection.engine):
-            async with self._begin() as connection:
+            async with self._begin(self._engine) as connection:
                 return await connection.run_sync(work)
 
     async def handle(
@@ -239,7 +239,7 @@ class AsyncSavepointRunner(_OneConnection, AsyncRunner):
             raise
 
     @asynccontextmanager
-    async def _begin(self) -> AsyncIterator[AsyncConnection]:
+    async def _begin(self, engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
         assert self._connection.sync_connection is not None
         with use_schema(self._connection.sync_connection, self._schema):
             async with self._connection.begin_nested():
@@ -258,6 +258,6 @@ def _begin(connection: sa.Connection) -> None:
     outermost savepoint would commit."""
     if connection.dialect.name != "sqlite":
         return
-    driver: Any = connection.connection.dbapi_connection
+    driver: Any = connection.connection.driver_connection
     if not driver.in_transaction:
         connection.exec_driver_sql("BEGIN")
