@@ -232,7 +232,7 @@ class LogtoWebhooks(Admin):
         where: Callable[[UserRow], bool] | None = None,
         create: bool = True,
     ) -> None:
-        """Keep a table of yours equal to Logto's users, in the same transaction as `logto_users`.
+        """Keep your own table in sync with Logto's users, in the same transaction as `logto_users`.
 
         `target` is a mapped class or a Table. `key` is the column that holds Logto's ID, or a path
         into a JSON column. `columns` are kept equal: a column of `logto_users`, a path such as
@@ -270,7 +270,7 @@ class LogtoWebhooks(Admin):
         where: Callable[[OrganizationRow], bool] | None = None,
         create: bool = True,
     ) -> None:
-        """Keep a table of yours equal to Logto's organizations. The arguments are those of
+        """Keep your own table in sync with Logto's organizations. The arguments are those of
         `map_users`. Raises InvalidMapping."""
         self._map(
             declare_entities(
@@ -296,7 +296,7 @@ class LogtoWebhooks(Admin):
         columns: Mapping[Any, str | Callable[[MemberRow], Any]] | None = None,
         create_defaults: Mapping[Any, Any] | None = None,
     ) -> None:
-        """Keep a table of yours equal to the memberships of Logto's organizations.
+        """Keep your own table in sync with the memberships of Logto's organizations.
 
         `organization` and `user` are columns. A foreign key to the primary key of a mapped table
         holds the primary key of your own row, any other column Logto's ID. `columns` can depend on

@@ -28,12 +28,12 @@ class LogtoWebhooksError(Exception):
 
 
 def format_message(template: str, /, **data: object) -> str:
-    """Fill in a message, as one line. Data that ends in a full stop brings no second one."""
+    """Fill in a message, as one line. A value that ends with a full stop adds no second one."""
     return _TWO_STOPS.sub(".", " ".join(template.format(**data).split()))
 
 
 def describe(error: BaseException) -> str:
-    """Describe an error without quoting a payload or a statement. Of an unexpected one, name its
+    """Describe an error without quoting a payload or a statement. For an unexpected error, name its
     place in the code, and where to report it."""
     if isinstance(error, LogtoWebhooksError):
         return str(error)
@@ -116,7 +116,8 @@ ASKED_LATER: Final = "asked for a retry"
 
 class RetryLater(LogtoWebhooksError):
     """Raise this in a handler to retry its job later: after `after_s` seconds, or after the usual
-    wait. `jobs show` shows the reason `why`. You can pass the seconds first if there is no reason.
+    wait. `jobs show` shows the reason `why`. Without a reason, you can pass the seconds as the
+    first argument.
     """
 
     # also for subclasses that don't set them
@@ -174,7 +175,7 @@ class NoUsersTable(LogtoWebhooksError):
 
 
 class RowWaits(LogtoWebhooksError):
-    """Its row in {table} waits: {reason}."""
+    """The job waits for its row in {table}: {reason}."""
 
     table: str
     reason: str
@@ -182,7 +183,7 @@ class RowWaits(LogtoWebhooksError):
 
 class UserNotReady(LogtoWebhooksError):
     """The user {id} has no row in {table} yet: {reason}. Answer 503 with Retry-After. To read such
-    users from Logto at once, set LOGTO_ENDPOINT, LOGTO_M2M_APP_ID and LOGTO_M2M_APP_SECRET."""
+    users from Logto immediately, set LOGTO_ENDPOINT, LOGTO_M2M_APP_ID and LOGTO_M2M_APP_SECRET."""
 
     id: str
     table: str
@@ -190,7 +191,7 @@ class UserNotReady(LogtoWebhooksError):
 
 
 class UserHasNoRow(LogtoWebhooksError):
-    """The user {id} has no row in {table} and gets none, because {reason}. Answer 403: to try again
+    """The user {id} has no row in {table} and won't get one, because {reason}. Answer 403: a retry
     doesn't help."""
 
     id: str
@@ -308,7 +309,7 @@ class ApiNotConfigured(LogtoWebhooksError):
 
 
 class ApplicationMissing(LogtoWebhooksError):
-    """No table is mapped here. Pass --app module:name, or write the file logto-webhooks.toml."""
+    """No tables are mapped. Pass --app module:name, or write the file logto-webhooks.toml."""
 
 
 class ExtraMissing(LogtoWebhooksError):
@@ -438,7 +439,7 @@ class BodyReadBefore(LogtoWebhooksError):
 
 
 class NoRoom(LogtoWebhooksError):
-    """The memory for request bodies is full, and none became free in time."""
+    """The memory for request bodies is full, and no memory became free in time."""
 
 
 class UnknownPath(LogtoWebhooksError):

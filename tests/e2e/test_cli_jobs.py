@@ -224,7 +224,7 @@ def test_deliveries_are_replayed(tmp_path: Path) -> None:
 
 def test_a_job_that_waits_for_a_row_has_no_failure(folder: Path) -> None:
     """Its reason has a title of its own."""
-    reason = "Its row in users waits: email is NOT NULL, but Logto has no value."
+    reason = "The job waits for its row in users: email is NOT NULL, but Logto has no value."
     write(folder, lambda store: finish_one(store, state=JobState.WAITING, error=reason, after_s=60))
     [waiting] = [row for row in told(folder, "jobs", "list") if row["error"] == reason]
     printed = said(folder, "jobs", "show", str(waiting["id"]))

@@ -128,7 +128,7 @@ def test_the_readme_says_what_happens(example: Example) -> None:
     ]
     for line in lines(deletion):
         printed = example.run(line)
-    assert printed == "Your mapped tables equal Logto's records here.\n"
+    assert printed == "Your mapped tables match Logto's records in the database.\n"
     assert example.users()["bo@example.com"]["active"] is False
     assert example.members() == [("Acme", "ana@example.com", "member")]
 

@@ -94,7 +94,9 @@ def test_an_application_in_any_language_gets_its_tables_filled(
     assert users(database)["ana@example.com"] == ("ana", "Anna", "paid", 1)
     assert users(database)["cleo@example.com"][0::2] == ("cleo", "free")
     checked = command("mapping", "check", folder=database.folder, **database.variables)
-    assert checked.stdout == "Your mapped tables equal Logto's records here.\n", checked.stderr
+    assert checked.stdout == "Your mapped tables match Logto's records in the database.\n", (
+        checked.stderr
+    )
 
 
 def test_the_page_does_what_it_says(tmp_path: Path) -> None:

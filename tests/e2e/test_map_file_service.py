@@ -106,7 +106,9 @@ def test_the_tables_of_an_application_and_of_a_file_are_mapped(database: OwnData
         until(lambda: database.rows("SELECT logto_id FROM people") == [("ana",)])
         until(lambda: database.rows("SELECT name FROM teams") == [("Acme",)])
     checked = command("mapping", "check", "--app", "app:logto", folder=database.folder)
-    assert checked.stdout == "Your mapped tables equal Logto's records here.\n", checked.stderr
+    assert checked.stdout == "Your mapped tables match Logto's records in the database.\n", (
+        checked.stderr
+    )
     database.write(USERS.replace("users", "organizations").replace("people", "teams"))
     refused = fail(database, "serve", "--port", "0", "--app", "app:logto")
     assert "[map.organizations]: columns: the table teams has no column email" in refused

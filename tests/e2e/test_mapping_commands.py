@@ -94,7 +94,7 @@ def fail(folder: Path, *arguments: str, code: int = 2, **variables: Any) -> str:
 def test_without_an_application_it_says_what_to_pass(folder: Path, name: str) -> None:
     """In the words of the other commands."""
     assert fail(folder, name) == (
-        "error: No table is mapped here. Pass --app module:name, or write the file "
+        "error: No tables are mapped. Pass --app module:name, or write the file "
         "logto-webhooks.toml."
     )
 

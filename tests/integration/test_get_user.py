@@ -223,7 +223,9 @@ def test_who_has_no_row(kind: EngineKind, tmp_path: Path) -> None:
                 assert "\n" not in str(raised.value)
             await send(client, make.user_created(id="eve", email="e@example.com", name="Eve"))
             await logto.wait_for_user("eve", 10)
-            with pytest.raises(UserHasNoRow, match="gets none, because `where` excludes the user"):
+            with pytest.raises(
+                UserHasNoRow, match="won't get one, because `where` excludes the user"
+            ):
                 await get(app, {"sub": "eve"})
             drop = Tombstone(Key("user", "old"), soon())
             await logto.database.host.run(lambda store: batch.apply_reads(store, [drop], None))

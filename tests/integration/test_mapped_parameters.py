@@ -84,7 +84,7 @@ def test_a_job_waits_for_a_row_that_waits(kind: EngineKind, tmp_path: Path) -> N
             [job] = await until(lambda jobs: any(job.error for job in jobs), logto)
             assert job.state == "waiting"
             assert job.error == (
-                "Its row in own_users waits: email is NOT NULL, but Logto has no value."
+                "The job waits for its row in own_users: email is NOT NULL, but Logto has no value."
             )
             assert (job.attempts, job.failures) == (0, 0)
             await send(client, make.user_data_updated(id="ana", primaryEmail="ana@example.com"))

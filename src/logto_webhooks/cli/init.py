@@ -79,7 +79,7 @@ LOGTO_WEBHOOK_SIGNING_KEY=
 # Seconds without a delivery before the silence alarm. If this isn't set, it is learned from usual
 # traffic. 0 disables the alarm.
 #LOGTO_WEBHOOKS_SILENCE_AFTER_S=3600
-# The URL at which Logto reaches the webhook. Set it if no webhook there has your signing key yet.
+# The URL at which Logto reaches the webhook. Set it if no webhook has your signing key yet.
 #LOGTO_WEBHOOKS_PUBLIC_URL=https://your-host/api/webhooks/logto
 # A directory for deliveries that the database can't store in time. They are answered 200 and
 # stored later. The directory must outlive the process.

@@ -114,11 +114,11 @@ def run(
     until: Annotated[
         str | None, Option(help="Created in Logto before this time, in the form of --since.")
     ] = None,
-    rate: Annotated[float, Option(help="Make at most this many jobs per second.")] = RATE,
+    rate: Annotated[float, Option(help="Create at most this many jobs per second.")] = RATE,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run a handler for the users, organizations or members that exist already.
+    """Run a handler for the users, organizations or members that already exist.
 
     The handler must be for LocalUserCreated, LocalOrganizationCreated or LocalMemberAdded. It runs
     once for each row, unless it has run for the row before. `serve --app` or your application runs

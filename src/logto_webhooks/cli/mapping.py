@@ -45,7 +45,7 @@ def list_mappings(settings: Settings, as_json: AsJson = False) -> None:
 @app.command()
 @with_settings(*DATABASE, "app", "map_file")
 def check(settings: Settings, as_json: AsJson = False) -> None:
-    """Compare your mapped tables with Logto's records here, and change nothing.
+    """Compare your mapped tables with Logto's records in the database, and change nothing.
 
     Exits with 1 if there are differences, and with 2 if a mapping can't be checked.
     """
@@ -74,10 +74,10 @@ def apply(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write your mapped tables again, from Logto's records here.
+    """Write your mapped tables again, from Logto's records in the database.
 
     Links existing rows, creates missing ones, corrects different ones, and tries again what your
-    database refused. Extra rows stay.
+    database refused. Rows with IDs that Logto never had stay.
     """
 
     async def run(admin: Admin) -> list[AppliedMapping]:
@@ -95,7 +95,8 @@ def apply(
     if held:
         output.note(
             f"{Count(held):row wasn't|rows weren't} deleted or unlinked, because that is more than "
-            "20 rows and 5 % at once. If Logto is right, run this again with --allow-deletes."
+            "20 rows and 5 % of a table within an hour. If Logto is right, run this again with "
+            "--allow-deletes."
         )
     refused = any(mapping.refused or mapping.ambiguous for mapping in applied)
     see = f"logto-webhooks mapping check{settings.repeat_options('app', 'map_file')}"
@@ -162,7 +163,7 @@ class _Differences:
             output.note(f"The mapping {difference.mapping} can't be checked: {difference.reason}.")
         if not self.count:
             if not self.unchecked:
-                output.say("Your mapped tables equal Logto's records here.")
+                output.say("Your mapped tables match Logto's records in the database.")
             return
         rows = [
             structs.asdict(difference) | {"what": _describe(difference)}

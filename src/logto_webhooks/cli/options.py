@@ -122,8 +122,8 @@ _SETTINGS: Final[dict[str, tuple[Any, str]]] = {
         str,
         "The file with your mapped tables. Default: logto-webhooks.toml, if it exists.",
     ),
-    "log_format": (str, "text or json. Default: text."),
-    "log_level": (str, "debug, info, warning or error. Default: info."),
+    "log_format": (str, "The log's format: text or json. Default: text."),
+    "log_level": (str, "The log's level: debug, info, warning or error. Default: info."),
 }
 OPTIONS: Final[dict[str, Any]] = {
     field: Annotated[

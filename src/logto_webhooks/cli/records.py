@@ -36,7 +36,7 @@ OneField = Annotated[
 def status(settings: Settings, limit: Limit = 10, as_json: AsJson = False) -> None:
     """Count deliveries and jobs, and list records to refetch.
 
-    Records wait if only the Management API can tell their current values.
+    A record needs a refetch if only Logto's Management API has its current values.
     """
 
     async def read(admin: Admin) -> tuple[Status, list[RefetchNeed]]:

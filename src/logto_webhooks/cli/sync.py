@@ -67,7 +67,8 @@ def reconcile(
     ] = None,
     dry_run: DryRun = False,
     report: Annotated[
-        bool, Option("--report", help="For each difference, show since when and a likely reason.")
+        bool,
+        Option("--report", help="For each difference, show when it began and a likely reason."),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -117,7 +118,7 @@ def backfill(
     output.show(result, as_json, output.show_backfilled)
     if run_handlers and result.drifted < result.users and not as_json:
         output.note(
-            "Handlers ran only for rows that were written. For those that were here before, run: "
+            "Handlers ran only for rows that were written. For rows that already existed, run: "
             "logto-webhooks handlers run NAME"
         )
     _fail_if_not_compared(result)

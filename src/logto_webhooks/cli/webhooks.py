@@ -153,7 +153,9 @@ def rotate(
     webhook: OneWebhook = None,
     overlap: Annotated[
         str,
-        Option(help="How long the old key stays valid: 30s, 10m, 2h, 1d. 0s revokes it at once."),
+        Option(
+            help="How long the old key stays valid: 30s, 10m, 2h, 1d. 0s revokes it immediately."
+        ),
     ] = "10m",
     as_json: AsJson = False,
 ) -> None:

@@ -95,10 +95,9 @@ FAULTS: Final[dict[str, Fault]] = {
         f"Set LOGTO_WEBHOOK_SIGNING_KEY to its signing key, {CONSOLE}.",
     ),
     "key_ended": _warning(
-        "A signing key in your settings isn't accepted since {at}, because `endpoint rotate`, or "
-        "a new key in Logto, ended it.",
-        "Set LOGTO_WEBHOOK_SIGNING_KEY to the webhook's present signing key. If that is the ended "
-        f"key, rotate it {CONSOLE} first.",
+        "A signing key in your settings has not been accepted since {at}, because it was rotated.",
+        "Set LOGTO_WEBHOOK_SIGNING_KEY to the webhook's current signing key. If that is the "
+        f"rejected key, first rotate it {CONSOLE}.",
     ),
     # The database.
     "database_setting": _broken("{problem}", "Correct {setting}."),
@@ -157,7 +156,7 @@ FAULTS: Final[dict[str, Fault]] = {
     ),
     "spool_open": _broken(
         "Others could forge deliveries: {problem}.",
-        "Until then, serve and worker don't start.",
+        "Until you fix this, serve and worker don't start.",
     ),
     "spool_waiting": _warning(
         "{count:delivery waits|deliveries wait} in the spool directory.",
@@ -211,10 +210,9 @@ FAULTS: Final[dict[str, Fault]] = {
     ),
     "mapping_owed": _broken(
         f"{_NOT_WRITTEN}.",
-        "Check that your application, or serve or worker with --app, runs with this mapping. A "
-        "change of it that you have undone counts until five minutes after the end of the last "
-        "process with that change. If you have removed the mapping, run: logto-webhooks mapping "
-        "forget NAME",
+        "Check that your application, or serve or worker with --app, runs with this mapping. If "
+        "you have just undone a change to it, wait until no process with that change has run for "
+        "five minutes. If you have removed the mapping, run: logto-webhooks mapping forget NAME",
     ),
     "mapping_blocked": _broken(
         f"{_NOT_WRITTEN}.",
@@ -233,15 +231,16 @@ FAULTS: Final[dict[str, Fault]] = {
     ),
     "mapping_deletions_held": _broken(
         "{count:row|rows} of {mappings:the mapped table|the mapped tables} would be deleted or "
-        "unlinked, which is more than 20 rows and 5 % at once. They stay until you allow it. The "
-        "first: {first}.",
-        "Check that Logto is right: a Logto that was restored from an old dump lacks users. If it "
-        "is, run logto-webhooks mapping apply --allow-deletes{options}.",
+        "unlinked, which is more than 20 rows and 5 % of a table within an hour. They stay until "
+        "you allow it. The first: {first}.",
+        "Check that the data in Logto is right: users are missing if Logto was restored from an "
+        "old dump. If it is right, run logto-webhooks mapping apply --allow-deletes{options}.",
     ),
     "mapping_excludes_all": _warning(
-        "The `where` of {mappings:the mapped table|the mapped tables} excludes all users, or all "
-        "organizations, so none gets a row.",
-        "If that isn't meant, correct `where`, and restart your application, or serve and worker.",
+        "The `where` of {mappings:the mapped table|the mapped tables} excludes all users or all "
+        "organizations, so no rows are written.",
+        "If you didn't intend this, correct `where`, and restart your application, or serve and "
+        "worker.",
     ),
     "mapping_key_without_index": _warning(
         "There is no unique index on {columns:the key column|the key columns}. Each write reads "
@@ -295,8 +294,9 @@ FAULTS: Final[dict[str, Fault]] = {
     ),
     "dates_differ": _warning(
         "The Date header of Logto's API and the dates of recent deliveries differ by at least "
-        "{seconds} s. Nothing is lost, but each changed record is read again for as long.",
-        "Synchronize the clocks of Logto, of a proxy before it and of all hosts of this service.",
+        "{seconds} s. Nothing is lost, but each changed record is refetched for that long.",
+        "Synchronize the clocks of Logto, of any proxy in front of it, and of all hosts of this "
+        "service.",
     ),
     # Its webhook.
     "webhook_missing": _broken(
@@ -408,7 +408,8 @@ FAULTS: Final[dict[str, Fault]] = {
         "Check when the service was down. During a release, start the new process first.",
     ),
     "log_reset": _warning(
-        "{count:connection|connections} of the last day closed early.",
+        "{count:connection of the last day was|connections of the last day were} closed before "
+        "the answer.",
         "Configure proxies to keep idle connections open for longer than 13 s.",
     ),
     "log_failing": _warning(

@@ -63,10 +63,10 @@ class Quarantined(TelemetryEvent, frozen=True):
 
 
 class KeyEnded(TelemetryEvent, frozen=True):
-    """A signing key in the settings isn't accepted, because a rotation ended it."""
+    """A signing key in the settings is no longer accepted, because it was rotated."""
 
     level = logging.WARNING
-    message = "a signing key in the settings was ended by a rotation: set the webhook's present key"
+    message = "a signing key in the settings is no longer accepted: set the webhook's current key"
 
     ended_at: str
 
@@ -74,7 +74,7 @@ class KeyEnded(TelemetryEvent, frozen=True):
 class QuarantineReleased(TelemetryEvent, frozen=True):
     """A new key proved that quarantined requests are genuine. They are now in the inbox."""
 
-    message = "a new key proved quarantined requests"
+    message = "a new key proved that quarantined requests are genuine"
 
     count: int
 
@@ -125,7 +125,7 @@ class Spooled(TelemetryEvent, frozen=True):
     """The database didn't store deliveries in time. They are in the spool directory."""
 
     level = logging.WARNING
-    message = "spooled: the database didn't store in time"
+    message = "spooled, because the database didn't store them in time"
 
     count: int
     problem: str
@@ -350,7 +350,7 @@ class HandlerHeld(TelemetryEvent, frozen=True):
     """
 
     level = logging.ERROR
-    message = "a handler is no longer called, because its calls don't end: fix and restart"
+    message = "a handler is no longer called, because its calls don't end: fix it and restart"
 
     handler: str
     left: int
@@ -386,7 +386,7 @@ class TablesNotMigrated(TelemetryEvent, frozen=True):
     """When the process started, a table or columns that a mapping needs didn't exist."""
 
     level = logging.WARNING
-    message = "a mapped table isn't as its mapping needs it: run your migrations"
+    message = "a mapped table or one of its columns doesn't exist: run your migrations"
 
     mapping: str
     problem: str

@@ -279,17 +279,19 @@ GAUGES: Final = (
     ),
     Gauge(
         "mapped_rows_owed",
-        "records of each `mapping` whose row has yet to be written",
+        "records of each `mapping` whose row is not written yet",
         each=attrgetter("owed"),
     ),
     Gauge(
         "mapped_rows_held",
-        "records of each `mapping` whose row isn't deleted, because too many would be at once",
+        "records of each `mapping` whose row is kept, because too many would be deleted within an "
+        "hour",
         each=attrgetter("held"),
     ),
     Gauge(
         "mapped_rows_excluded",
-        "users or organizations that get no row of a `mapping`: `where` or create=False says so",
+        "users or organizations without a row, because `where` or create=False of a `mapping` "
+        "excludes them",
         each=attrgetter("excluded"),
     ),
     Gauge(

@@ -31,7 +31,8 @@ FREE: Final = 20  # rows of one mapping that may always be deleted at once
 SHARE: Final = 20  # beyond these, one row of so many: 5 %
 WINDOW_MS: Final = 3_600_000  # what is "at once"
 TOO_MANY: Final = (
-    "more than 20 rows and 5 % of the table would be deleted at once: see `logto-webhooks doctor`"
+    "more than 20 rows and 5 % of the table would be deleted within an hour: see "
+    "`logto-webhooks doctor`"
 )
 _END_STAYS: Final = "the row of its {} isn't deleted yet"
 _END_IS_BACK: Final = "its {} was restored, and what belongs to it has yet to be read from Logto"

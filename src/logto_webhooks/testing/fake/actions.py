@@ -195,7 +195,7 @@ class Actions:
         self._state.drop_hook(hook_id)
 
     def rotate_signing_key(self, hook_id: str) -> Json:
-        """Give a webhook a new key at once. Queued deliveries keep the old one. Raises KeyError."""
+        """Give a webhook a new key. Queued deliveries keep the old one. Raises KeyError."""
         key = "".join(self._random.choices(string.ascii_letters + string.digits, k=32))
         return self.change_hook(hook_id, signingKey=key)
 
