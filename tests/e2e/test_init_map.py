@@ -137,7 +137,7 @@ def test_serve_starts_with_what_was_proposed(name: str, kind: Kind, tmp_path: Pa
 
 def uncomment(text: str) -> str:
     """Remove the marks of the section that waits for defaults."""
-    start, asked, section = text.partition("# Then remove the marks (#) from here on:\n")
+    start, asked, section = text.partition("# Then uncomment the lines below:\n")
     return start + asked + re.sub(r"^# ?", "", section, flags=re.MULTILINE)
 
 

@@ -37,7 +37,7 @@ ARRIVED: Final = "the rows of its memberships"  # what an end with many of them 
 UNCONFIRMED: Final = (
     "Logto has no such record, but no delivery says that it was deleted: asked again in a minute"
 )
-_ARRIVED: Final = "it has a row now, and those of its memberships have yet to be written"
+_ARRIVED: Final = "it has a row now, but the rows of its memberships aren't written yet"
 CHANGING: Final = "another transaction changes its record"
 # Why a record is excluded: short, because that can be most records.
 BY_WHERE: Final = "where"

@@ -182,7 +182,7 @@ class DeliveryFailed(TelemetryEvent, frozen=True):
 
 
 class NotOpened(TelemetryEvent, frozen=True):
-    """The database can't be opened yet. Deliveries are spooled meanwhile."""
+    """The database can't be opened yet. Until then, deliveries are spooled."""
 
     level = logging.ERROR
     message = "the database can't be opened, deliveries are spooled"

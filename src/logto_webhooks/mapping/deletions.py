@@ -35,7 +35,7 @@ TOO_MANY: Final = (
     "`logto-webhooks doctor`"
 )
 _END_STAYS: Final = "the row of its {} isn't deleted yet"
-_END_IS_BACK: Final = "its {} was restored, and what belongs to it has yet to be read from Logto"
+_END_IS_BACK: Final = "its {} was restored, and its memberships and roles aren't refetched yet"
 
 
 class Stop(Struct, frozen=True):

@@ -23,8 +23,8 @@ from logto_webhooks.mapping.file_values import read_source
 from logto_webhooks.mapping.own_tables import OwnTables, name_table
 
 _HEAD: Final = """\
-# How Logto's users, organizations and members become rows of your tables. `logto-webhooks init
-# --map` proposed it from the names of your tables and columns. Check each line, then run
+# Maps Logto's users, organizations and members to your tables. `logto-webhooks init --map`
+# proposed it, based on the names of your tables and columns. Check each line, then run
 # `logto-webhooks serve`. All options: docs/how-to/your-own-tables-without-code.md
 """
 _USERS: Final = ("users", "user", "people", "accounts", "account", "customers", "members")
@@ -110,7 +110,7 @@ def propose_map_file(tables: OwnTables) -> tuple[str, list[str]]:
     organizations = _find_named(tables, _ORGANIZATIONS, {users.name})
     if organizations is not None:
         is_sure = _find_key(organizations) is not None
-        unsure = "" if is_sure else "If these are Logto's organizations, remove the marks (#):"
+        unsure = "" if is_sure else "If these are Logto's organizations, uncomment these lines:"
         section = _propose_organizations(tables, organizations)
         section.unsure = unsure
         sections.append((section, organizations))
@@ -153,7 +153,7 @@ def _propose_users(tables: OwnTables, table: sa.Table) -> _ProposedSection:
     key = _add_key(section, tables, table, "logto_user_id")
     email = _find(table, _EMAIL)
     if email is not None:
-        remark = "rows from before Logto are found by it"
+        remark = "finds rows that existed before Logto"
         section.main.append(("link", _quote(email.name), remark))
     for source, names in _NAMES.items():
         for column in _find_all(table, names):
@@ -236,7 +236,7 @@ def _ask_for_defaults(tables: OwnTables, table: sa.Table) -> str:
             "SET DEFAULT now();"
             for column in columns
         ]
-    return "\n".join([*lines, "Then remove the marks (#) from here on:"])
+    return "\n".join([*lines, "Then uncomment the lines below:"])
 
 
 def _add_key(section: _ProposedSection, tables: OwnTables, table: sa.Table, name: str) -> str:
@@ -308,11 +308,11 @@ def _warn_about_taken(section: _ProposedSection, table: sa.Table, inactive: str)
         return
     names = ", ".join(column.name for column in unique)
     nulls = [f"{_key(column.name)} = {{ null = true }}" for column in unique if column.nullable]
-    again = "somebody signs up again" if section.name == "users" else "a new one comes"
+    again = "somebody signs up" if section.name == "users" else "another one is created"
     section.notes += [
-        f"The row of a deleted {section.name.removesuffix('s')} stays, and keeps what is unique: "
-        f"{names}.",
-        f"If {again} with the same, the new row is a conflict. To free it:",
+        f"The row of a deleted {section.name.removesuffix('s')} stays, and keeps its unique "
+        f"values: {names}.",
+        f"If {again} with the same value, the new row is a conflict. To free the value:",
     ]
     if nulls:
         values = ", ".join([inactive, *nulls] if inactive else nulls)
