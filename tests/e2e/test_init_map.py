@@ -201,7 +201,7 @@ def test_without_foreign_keys_it_says_why_there_are_no_members(tmp_path: Path) -
         assert set(tomllib.loads(text)["map"]) == {"users", "organizations"}
         assert "# There is no [map.members], because no table with a primary key refers" in text
         assert "add what it lacks: a FOREIGN KEY to each of them.\n" in text
-        assert "the new row is a conflict. To free it:\n# email can't be NULL: " in text
+        assert "the new row is a conflict. To free the value:\n# email can't be NULL: " in text
 
 
 def test_a_file_is_never_overwritten(tmp_path: Path) -> None:

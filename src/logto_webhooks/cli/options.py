@@ -100,7 +100,11 @@ _SETTINGS: Final[dict[str, tuple[Any, str]]] = {
         str,
         "The Management API's resource indicator. Default: derived from --endpoint.",
     ),
-    "api_budget": (float, "Requests per second to the Management API. Default: 15."),
+    "api_budget": (
+        float,
+        "Requests per second to the Management API. Default: 15. For backfill, 20 on Logto Cloud, "
+        "and no limit elsewhere.",
+    ),
     "recover_every_s": (int, "Seconds between two reads of Logto's log. Default: 300."),
     "reconcile_every_s": (
         int,
