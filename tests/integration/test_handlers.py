@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, create_async_e
 from sqlalchemy.orm import Session
 
 from logto_webhooks import Delivery, Discard, LogtoWebhooks, RetryLater, UserRow, events
+from logto_webhooks.database import deliveries, records
+from logto_webhooks.database.store import Store
 from logto_webhooks.deliveries import identify
+from logto_webhooks.errors import StoreUnavailable
+from logto_webhooks.handlers.call import HandlerCaller
 from logto_webhooks.instrumentation import Stalled
 from logto_webhooks.jobs import JobRow
+from logto_webhooks.records.record import Key, Record
 from logto_webhooks.samples.request import sign_request
 from logto_webhooks.samples.shapes import console_test
 from logto_webhooks.signing_keys import trust
@@ -476,3 +482,62 @@ def test_jobs_of_an_event_that_was_removed_from_their_handler(tmp_path: Path) ->
         connection.execute(sa.text(earlier))
     engine.dispose()
     live(release("User.Deleted"), go_on)
+
+
+def test_a_user_costs_a_claim_one_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many organizations the user is in: the claim delays accepting on SQLite."""
+    logto = on_sqlite(tmp_path)
+    given: list[str | None] = []
+
+    @logto.on("User.Data.Updated", name="greets")
+    async def greets(event: events.UserDataUpdated, user: UserRow | None) -> None:
+        given.append(user.name if user else None)
+
+    ids = [f"org{number}" for number in range(50)]
+    memberships = [
+        make.organization_membership_updated(id=id_, addedUserIds=["ana"]) for id_ in ids
+    ]
+    read: list[Key] = []
+
+    async def body(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
+        await send(client, make.user_created(id="ana", at=soon()), *memberships)
+        await eventually(logto.status, lambda status: not status.deliveries["pending"])
+        for module in (records, deliveries):
+            monkeypatch.setattr(module, "from_row", partial(_note_read, records.from_row, read))
+        await send(client, make.user_data_updated(id="ana", name="Ana", at=soon()))
+        await until(all_over(1), logto)
+
+    live(logto, body)
+    assert given == ["Ana"]
+    assert {key.kind for key in read} == {"user"}
+
+
+def _note_read(from_row: Any, read: list[Key], row: Any) -> Record:
+    record: Record = from_row(row)
+    read.append(record.key)
+    return record
+
+
+def test_a_claim_that_takes_too_long_claims_fewer_jobs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise, it would take too long again, for ever."""
+    logto, claim = on_sqlite(tmp_path), HandlerCaller.claim
+    most = 2
+
+    def claim_some(caller: HandlerCaller, store: Store, token: str, room: Any, **how: Any) -> Any:
+        if sum(room.values()) > most:
+            raise StoreUnavailable(problem="no answer within 10 s")
+        return claim(caller, store, token, room, **how)
+
+    monkeypatch.setattr(HandlerCaller, "claim", claim_some)
+
+    @logto.on("User.Created", name="greets")
+    async def greets(event: events.UserCreated) -> None: ...
+
+    async def body(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
+        await send(client, *(make.user_created(id=f"u{number}", at=soon()) for number in range(5)))
+        rows = await until(all_over(5), logto)
+        assert {row.state for row in rows} == {"done"}
+
+    live(logto, body)

@@ -170,6 +170,11 @@ class Handler(Struct, frozen=True, kw_only=True):
     parameters: tuple[ParameterSource, ...] = ()
     transaction: ParameterSource | None = None
 
+    @property
+    def asks_for_user(self) -> bool:
+        """Whether a parameter is the row of the event's user."""
+        return any(parameter.kind == "user" for parameter in self.parameters)
+
 
 class Handlers:
     """All handlers of an application."""

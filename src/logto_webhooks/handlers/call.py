@@ -9,7 +9,7 @@ import logging
 import math
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import PurePath
 from types import TracebackType
@@ -170,20 +170,20 @@ class HandlerCaller:
         """Claim the first jobs of due queues, for at most `room` queues of each handler, including
         at most one job that was lost, at most `most_losses` times. With `skip_locked`, skip jobs
         with a locked row. `held_bytes` are those of each handler's large claimed jobs."""
-        claimed = []
-        for job in store.jobs.claim(
+        jobs = store.jobs.claim(
             token,
             room,
             LEASE_S,
             most_losses=most_losses,
             skip_locked=skip_locked,
             held_bytes=held_bytes,
-        ):
-            handler = self._handlers.by_name[job.handler]
-            asks_for_user = any(parameter.kind == "user" for parameter in handler.parameters)
-            user = _find_user(store, job) if asks_for_user else None
-            claimed.append(ClaimedJob(job, handler, token, user))
-        return claimed
+        )
+        asking = [job for job in jobs if self._handlers.by_name[job.handler].asks_for_user]
+        users = _find_users(store, asking)
+        return [
+            ClaimedJob(job, self._handlers.by_name[job.handler], token, users.get(job.id))
+            for job in jobs
+        ]
 
     async def call(self, claimed: ClaimedJob) -> CallResult:
         """Call the handler of a job. What it raises only affects this job."""
@@ -445,13 +445,17 @@ def _summarize(error: BaseException) -> str:
         return name_type(error)
 
 
-def _find_user(store: Store, job: Job) -> UserRow | None:
-    kind, _, logto_id = job.subject.partition(":")
-    if kind != "user":
-        return None
-    key = Key("user", logto_id)
-    record = store.inbox.known(key).get(key)
-    return None if record is None else local_events.user_row(record)
+def _find_users(store: Store, jobs: Sequence[Job]) -> dict[int, UserRow | None]:
+    """Return the row of each job's user, by the job's id; None if the user isn't known."""
+    subjects = {job.id: job.subject.partition(":") for job in jobs}
+    keys = {
+        id_: Key("user", logto_id)
+        for id_, (kind, _, logto_id) in subjects.items()
+        if kind == "user"
+    }
+    records = store.read_unlocked(set(keys.values())) if keys else {}
+    rows = {key: local_events.user_row(record) for key, record in records.items()}
+    return {id_: rows[key] for id_, key in keys.items()}
 
 
 def error_location(error: BaseException, function: Callable[..., Any]) -> str | None:

@@ -136,6 +136,7 @@ class JobWorker:
         self._careful_until = 0.0  # until then, don't wait for locks, because something is locked
         self._limits = ConcurrencyLimits(handlers, host.room, self._abandoned)
         self._transactions = asyncio.Semaphore(host.room)
+        self._most = MOST  # jobs of a handler to claim; fewer after a turn that took too long
         self._renewed = self._mended = time.monotonic()
         self._reported: dict[str, float] = {}  # blocked handlers -> when that was reported
         self._watchdog = Watchdog(observe)
@@ -201,7 +202,8 @@ class JobWorker:
         renewed = held if now - self._renewed > LEASE_S / 3 else []
         if blocked := self._limits.find_blocked():
             self._report_blocked(blocked)
-        room = self._limits.find_free(self._count_held())
+        free = self._limits.find_free(self._count_held())
+        room = {name: min(count, self._most) for name, count in free.items()}
         mended = now - self._mended <= MEND_S
         if mended and not (done or renewed or room):
             return 0
@@ -228,7 +230,9 @@ class JobWorker:
             return 0
         except BaseException:
             self._outcomes = done + self._outcomes
+            self._most = max(1, min(self._most, max(room.values(), default=1)) // 2)
             raise
+        self._most = min(MOST, 2 * self._most)
         if result is None:
             return 0
         new, locked = result
