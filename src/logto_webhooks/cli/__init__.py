@@ -128,7 +128,7 @@ def main(
 
 def run() -> None:
     """Run the command line. An error is printed as one line, with exit code 2."""
-    gc.disable()  # until the command is imported, because imports take 10 % longer with it
+    gc.disable()  # until the command is imported, because imports take 10% longer with it
     errors.run(_run_app, debug=errors.take_debug())
 
 

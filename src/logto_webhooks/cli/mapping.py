@@ -95,7 +95,7 @@ def apply(
     if held:
         output.note(
             f"{Count(held):row wasn't|rows weren't} deleted or unlinked, because that is more than "
-            "20 rows and 5 % of a table within an hour. If Logto is right, run this again with "
+            "20 rows and 5% of a table within an hour. If Logto is right, run this again with "
             "--allow-deletes."
         )
     refused = any(mapping.refused or mapping.ambiguous for mapping in applied)

@@ -489,7 +489,7 @@ def show_hint(status: int | None, option: str) -> None:
 
 
 class Bar:
-    """Shows progress in stages, each from 0 to 100 %."""
+    """Shows progress in stages, each from 0 to 100%."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress

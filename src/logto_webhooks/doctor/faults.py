@@ -231,7 +231,7 @@ FAULTS: Final[dict[str, Fault]] = {
     ),
     "mapping_deletions_held": _broken(
         "{count:row|rows} of {mappings:the mapped table|the mapped tables} would be deleted or "
-        "unlinked, which is more than 20 rows and 5 % of a table within an hour. They stay until "
+        "unlinked, which is more than 20 rows and 5% of a table within an hour. They stay until "
         "you allow it. The first: {first}.",
         "Check that the data in Logto is right: users are missing if Logto was restored from an "
         "old dump. If it is right, run logto-webhooks mapping apply --allow-deletes{options}.",

@@ -28,10 +28,10 @@ from logto_webhooks.mapping.declare import MappedKind
 from logto_webhooks.records.record import CONFIRMED_MS, NEVER, RESTORED, RESTORED_MS, Key
 
 FREE: Final = 20  # rows of one mapping that may always be deleted at once
-SHARE: Final = 20  # beyond these, one row of so many: 5 %
+SHARE: Final = 20  # beyond these, one row of so many: 5%
 WINDOW_MS: Final = 3_600_000  # what is "at once"
 TOO_MANY: Final = (
-    "more than 20 rows and 5 % of the table would be deleted within an hour: see "
+    "more than 20 rows and 5% of the table would be deleted within an hour: see "
     "`logto-webhooks doctor`"
 )
 _END_STAYS: Final = "the row of its {} isn't deleted yet"
