@@ -102,7 +102,7 @@ def run(
         ),
     ] = None,
     email: Annotated[
-        str | None, Option(help="Only users with this text in their email (in any case).")
+        str | None, Option(help="Only users with this text in their email (case-insensitive).")
     ] = None,
     since: Annotated[
         str | None,

@@ -370,7 +370,7 @@ class Unrunnable(TelemetryEvent, frozen=True):
 class RowsNotWritten(TelemetryEvent, frozen=True):
     """Rows of a mapped table conflict, are owed or held (`state`), for a `reason`.
 
-    Each reason is reported once, until no row has it any more.
+    Each reason is reported once, until no row has it.
     """
 
     level = logging.WARNING
