@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from sqlalchemy.orm import Session
 from logto_webhooks import LogtoWebhooks, events, testing
 from logto_webhooks.database.store import Store
 from logto_webhooks.errors import SettingInvalid
+from logto_webhooks.signing_keys import WebhookKey
 from logto_webhooks.testing import SIGNING_KEY, make
 from tests.support import postgres
 from tests.support.mounted import all_over, live, send, soon, until
@@ -208,6 +210,24 @@ def test_our_transactions_have_the_applications_listeners(driver: str) -> None:
         assert await logto.database.host.read(look) == expected
 
     live(logto, body)
+
+
+@pytest.mark.postgres
+def test_no_log_of_sql_shows_a_signing_key(caplog: pytest.LogCaptureFixture) -> None:
+    """The application logs its SQL with parameters, to find a fault of its own."""
+    url = postgres.server_url().set(drivername="postgresql+psycopg")
+    engine = sa.create_engine(url)
+    logto = LogtoWebhooks(signing_key=SIGNING_KEY, engine=engine, schema=postgres.emptied_schema())
+    learnt = WebhookKey(webhook_id="a", key="a-secret-key-0123456789", learnt_at=1)
+
+    async def body(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
+        caplog.set_level(logging.INFO, "sqlalchemy.engine")
+        await logto.database.host.run(lambda store: store.webhook_keys.learn([learnt]))
+        await logto.database.host.read(lambda store: store.webhook_keys.learnt())
+
+    live(logto, body)
+    assert "INSERT INTO" in caplog.text
+    assert learnt.key not in caplog.text
 
 
 PREFORK = """

@@ -15,7 +15,7 @@ from logto_webhooks.reconcile.reconcile import Reconciliation
 from logto_webhooks.reconcile.refetch import Refetcher
 from logto_webhooks.testing import make
 from logto_webhooks.testing.fake import FakeLogto
-from tests.support.fake import behind_proxy
+from tests.support.fake import asking, behind_proxy
 from tests.support.stores import Copy, StoreKind, delivery, open_host
 
 KINDS: tuple[StoreKind, ...] = ("sqlite", "asyncpg")
@@ -37,6 +37,27 @@ async def receive(copy: Copy, host: TransactionRunner, *bodies: bytes) -> None:
 async def names(host: TransactionRunner) -> dict[str, str]:
     found: list[FoundRow] = await host.read(lambda store: store.find("user", "", 100))
     return {each.row["logto_user_id"]: each.row["name"] for each in found}
+
+
+def test_a_dead_delivery_on_a_slow_machine_marks_its_record(tmp_path: Path) -> None:
+    """The user was read before, and the answer has Logto's date."""
+
+    async def live() -> None:
+        copy = Copy(open_host("sqlite", tmp_path))
+        async with FakeLogto() as logto, asking(logto) as api:
+            ana = logto.create_user(name="Ana")["id"]
+            await copy.take([make.user_created(id=ana, at=now()).body])
+            await Reconciliation(api, copy.host, SystemClock()).run()
+            broken = make.user_data_updated(id=ana, name=7, at=now() + 5_000).body
+            received = [delivery(broken, now() - 90_000)]
+            await copy.host.run(lambda store: store.add(received))
+            while await copy.worker.step():
+                pass
+            [waiting] = await copy.host.read(lambda store: store.waiting(9))
+            assert (waiting.key.id, waiting.reason) == (ana, "doubtful: dead delivery")
+        await copy.host.close()
+
+    asyncio.run(live())
 
 
 @pytest.mark.parametrize("ahead_ms", [60_000, DAY_MS, -60_000])

@@ -200,8 +200,9 @@ def mark_doubtful(store: Store, claimed: ClaimedDelivery) -> None:
     key = Key("user" if kind == "user" else "organization", logto_id)
     needs = [DEAD_DELIVERY] if kind == "user" else [DEAD_DELIVERY, MEMBERS]
     record = store.lock([key])[key]
+    at = max(claimed.occurred_at, claimed.received_at)  # either clock may be slow
     for need in needs:
-        record = merge(record, RefetchRequest(key, need, claimed.received_at))
+        record = merge(record, RefetchRequest(key, need, at))
     store.save([record])
 
 

@@ -240,11 +240,12 @@ class Postgres:
 
 class EngineWithOwnPool(OptionEngine):
     """An engine with a pool of its own, and all else of another engine: options, dialect, and the
-    listeners of both the engine and its pool."""
+    listeners of both the engine and its pool. It logs no parameters, which can be signing keys."""
 
     def __init__(self, engine: sa.Engine) -> None:
         self._own_pool = engine.pool.recreate()
         super().__init__(engine, {})
+        self.hide_parameters = True
         _forget_connections_after_fork(self)
 
     @property
