@@ -49,7 +49,7 @@ from logto_webhooks.handlers.objects import (
 )
 from logto_webhooks.handlers.parameters import module_of
 from logto_webhooks.instrumentation import HandlerFailed, HandlerRan
-from logto_webhooks.jobs import Delivery, Job, JobFilter, JobOutcome, JobState
+from logto_webhooks.jobs import Delivery, Job, JobFilter, JobOutcome, JobRow, JobState
 from logto_webhooks.mapping.declare import MappedKind
 from logto_webhooks.records import local_events
 from logto_webhooks.records.record import Key
@@ -267,11 +267,7 @@ class HandlerCaller:
         outcome = claimed.to_outcome(
             JobState.WAITING, error=to_text(waits), counts=False, after_s=after_s
         )
-        attempt, state = job.attempts + 1, JobState.WAITING.value
-        report = HandlerFailed(
-            *(job.id, job.handler, job.event, job.subject, attempt),
-            *(name_type(waits), state, after_s),
-        )
+        report = _make_report(job, job.attempts + 1, waits, outcome.state, after_s)
         return CallResult(outcome, report, waits)
 
     def _fail(self, claimed: ClaimedJob, error: BaseException) -> CallResult:
@@ -291,17 +287,9 @@ class HandlerCaller:
                 outcome = claimed.to_outcome(
                     JobState.WAITING, error=text, failed=True, after_s=after
                 )
-        report = HandlerFailed(
-            job.id,
-            job.handler,
-            job.event,
-            job.subject,
-            job.attempts + 1,
-            name_type(error),
-            outcome.state.value,
-            decision.after_s if isinstance(decision, Retry) else None,
-            error_location(error, function),
-        )
+        after_s = decision.after_s if isinstance(decision, Retry) else None
+        where = error_location(error, function)
+        report = _make_report(job, job.attempts + 1, error, outcome.state, after_s, where)
         return CallResult(outcome, report, error)
 
     def _decide(
@@ -319,27 +307,30 @@ class HandlerCaller:
         if another process has the job."""
         [job] = store.jobs.find(JobFilter(id=outcome.id))
         decision = self._decide(self._handlers.by_name[job.handler], job.failures, RuntimeError())
-        after_s = decision.after_s if isinstance(decision, Retry) else 0
+        after_s = decision.after_s if isinstance(decision, Retry) else None
         failure = JobOutcome(
             id=outcome.id,
             queue_key_id=outcome.queue_key_id,
             state=JobState.WAITING if isinstance(decision, Retry) else JobState.DEAD,
             error=f"Its outcome ({outcome.state}) can't be written: {ascii(describe(error))[1:-1]}",
             failed=True,
-            after_s=after_s,
+            after_s=after_s or 0,
         )
         if store.jobs.finish(token, [failure]):
             return None
-        return HandlerFailed(
-            job.id,
-            job.handler,
-            job.event,
-            job.subject,
-            job.attempts,
-            name_type(error),
-            failure.state.value,
-            after_s if isinstance(decision, Retry) else None,
-        )
+        return _make_report(job, job.attempts, error, failure.state, after_s)
+
+
+def _make_report(
+    job: Job | JobRow,
+    attempt: int,
+    error: BaseException,
+    state: JobState,
+    after_s: float | None,
+    where: str | None = None,
+) -> HandlerFailed:
+    call = (job.id, job.handler, job.event, job.subject, attempt)
+    return HandlerFailed(*call, name_type(error), state.value, after_s, where)
 
 
 def fill_parameters(handler: Handler, job: Job, user: UserRow | None) -> dict[str, Any]:
