@@ -23,7 +23,8 @@ from logto_webhooks.signing_keys import trust
 
 AT_ONCE: Final = 1_000
 REPLAYED_AT_ONCE: Final = 200
-REPLAYED_BYTES: Final = 256 * 2**10  # of bodies, because a long one can make thousands of jobs
+# Of bodies: accepting waits for the transaction on SQLite, and 16 KiB can name a thousand members.
+REPLAYED_BYTES: Final = 16 * 2**10
 MOST_DRIFTS: Final = 1_000  # differences that are listed
 
 
