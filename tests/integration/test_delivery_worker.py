@@ -75,7 +75,8 @@ def test_one_refused_row_harms_nobody_else(host: TransactionRunner, run: Run) ->
     assert len(run(lambda store: store.find("user", "", 99))) == 19
     status = run(lambda store: store.status())
     assert (status.deliveries["done"], status.deliveries["pending"]) == (19, 1)
-    [failed] = [report for report in copy.reports if isinstance(report, DeliveryFailed)]
+    # On a slow machine, it is tried again by now.
+    failed, *_ = [report for report in copy.reports if isinstance(report, DeliveryFailed)]
     assert (failed.subject, failed.attempt, failed.retry_in_s) == ("user:u13", 1, 1)
     assert failed.error == "The database rejected a row of this batch: DataError."
 

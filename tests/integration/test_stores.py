@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from logto_webhooks.apply import batch
+from logto_webhooks.database import records
 from logto_webhooks.database.deliveries import HUGE
 from logto_webhooks.database.records import FoundRow
 from logto_webhooks.database.store import Checkpoint, Gap, ProcessLease, RecordedFlow, Store
@@ -22,8 +24,10 @@ from logto_webhooks.deliveries import (
     StoreResult,
 )
 from logto_webhooks.errors import ClaimLost
+from logto_webhooks.logto.api_responses import Span, pairs_of_organization, read_pairs
 from logto_webhooks.records.merge import merge
 from logto_webhooks.records.record import (
+    Absent,
     Key,
     Record,
     RefetchRequest,
@@ -518,3 +522,44 @@ class TestMirror:
         """It waits for a read instead."""
         put(run, Upsert(ANA, {"custom_data": Value({}, T0, T0, T0)}))
         assert find(run, "ana") == []
+
+
+def test_a_membership_with_roles_costs_no_rows_of_other_organizations(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Staff can be members of thousands, and lists of members come in pieces of hundreds."""
+    when = Span(T0, T0 + 1)
+
+    def read(organization: str) -> None:
+        listed = [{"id": "ana", "organizationRoles": [{"id": "r", "name": "support"}]}]
+        present = pairs_of_organization(organization, listed)
+        changes = read_pairs(sorted(present), present, when)
+        run(lambda store: batch.apply_reads(store, changes, None))
+
+    for number in range(20):
+        read(f"org{number}")
+    owners: list[Key] = []
+
+    def note_owner(row: Any) -> Key:
+        owners.append(owner_of(row))
+        return owners[-1]
+
+    owner_of = records._owner
+    monkeypatch.setattr(records, "_owner", note_owner)
+    read("org7")
+    assert {owner.ends[0].id for owner in owners} <= {"org7"}
+
+
+def test_unread_records_are_looked_for_in_pieces(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Among a million that were read, a query for those that weren't would take minutes."""
+    monkeypatch.setattr(records, "LOOKED", 3)
+    keys = [Key("user", f"u{number}") for number in range(8)]
+    read_at = {key: T0 if key.id in ("u1", "u6", "u7") else T0 + 10 for key in keys}
+    reads = [Absent(key, at, at) for key, at in read_at.items()]
+    run(lambda store: batch.apply_reads(store, reads, None))
+    pieces: list[list[str]] = []
+    after: str | None = ""
+    while after is not None:
+        found, after = run(partial(Store.unread_keys, kind="user", since=T0 + 5, after=after))
+        pieces.append([key.id for key in found])
+    assert pieces == [["u1"], [], ["u6", "u7"]]

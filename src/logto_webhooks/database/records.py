@@ -54,10 +54,16 @@ _PARTS: Final[dict[Part, sa.Table]] = {
     "roles": user_roles,
     "member_roles": member_roles,
 }
+LOOKED: Final = 5_000  # records of a query for unread ones
+_is_not_deleted = records.c.deleted_at.is_(None) | records.c.doubtful
 _SELECT_PART: Final = {
     part: sa.select(table).where(among(table.c.logto_user_id, "users"))
     for part, table in _PARTS.items()
 }
+# A user can have roles in thousands of organizations.
+_SELECT_PART["member_roles"] = _SELECT_PART["member_roles"].where(
+    among(member_roles.c.logto_organization_id, "organizations")
+)
 _of_kind = (records.c.kind == sa.bindparam("of_kind"), among(records.c.logto_id, "ids"))
 is_among_memberships = sa.and_(
     records.c.kind == sa.literal_column("'membership'"), among(records.c.logto_id, "ids")
@@ -161,43 +167,46 @@ class RecordStore:
         """Return records without locking them. Unknown ones are empty."""
         return self._read(_ORDERED, keys, _group_by_kind(sorted(keys)))
 
-    def keys(
-        self,
-        kind: Kind,
-        limit: int,
-        *,
-        after: str = "",
-        of: Key | None = None,
-        unread_since: int | None = None,
-        with_roles: bool = False,
-    ) -> list[Key]:
+    def keys(self, kind: Kind, limit: int, *, after: str = "", of: Key | None = None) -> list[Key]:
         """List the keys of known records after the id `after`, ordered by id. Users and
         organizations that are certainly deleted are left out.
 
-        `of` is a user or an organization: list its memberships, present or not. `unread_since` (ms)
-        lists only records that weren't read from Logto since then, also those of which only one
-        answer of Logto says that they are gone. With `with_roles`, list users
-        who have roles, and apply `unread_since` to these.
+        `of` is a user or an organization: list its memberships, present or not.
         """
+        column = records.c.logto_id
+        query = sa.select(column).where(records.c.kind == kind, column > after)
+        if kind != "membership":
+            query = query.where(_is_not_deleted)
+        if of is not None:
+            query = query.where(records.c[f"{of.kind}_id"] == of.id)
+        ids = self._connection.scalars(query.order_by(column).limit(limit))
+        return [Key(kind, id_) for id_ in ids]
+
+    def unread_keys(
+        self, kind: Kind, since: int, *, after: str = "", with_roles: bool = False
+    ) -> tuple[list[Key], str | None]:
+        """Look through the next LOOKED records after the id `after`, and list those of `keys` that
+        weren't read from Logto `since` then (ms), also those of which only one answer of Logto says
+        that they are gone. With `with_roles`, look through the users who have roles, and at when
+        these were read. Return them, and the last id; None at the end.
+        """
+        read_at: sa.ColumnElement[int]
         if with_roles:
-            column = user_roles.c.logto_user_id
-            query = sa.select(column).distinct()
-            read_at: sa.ColumnElement[int] = user_roles.c.read_at
+            column, read_at = user_roles.c.logto_user_id, user_roles.c.read_at
+            wanted = sa.select(column).distinct()
+            is_listed: list[sa.ColumnElement[bool]] = []
         else:
-            column = records.c.logto_id
-            query = sa.select(column).where(records.c.kind == kind)
-            read_at = sa.func.coalesce(records.c.read_at, -1)
-            if kind != "membership":
-                is_listed = records.c.deleted_at.is_(None) | records.c.doubtful
-                if unread_since is not None:  # Logto has said only once that it is gone
-                    is_listed |= records.c.absent_at < records.c.absent_since + CONFIRMED_MS
-                query = query.where(is_listed)
-            if of is not None:
-                query = query.where(records.c[f"{of.kind}_id"] == of.id)
-        if unread_since is not None:
-            query = query.where(read_at < unread_since)
-        query = query.where(column > after).order_by(column).limit(limit)
-        return [Key(kind, id_) for id_ in self._connection.scalars(query)]
+            column, read_at = records.c.logto_id, sa.func.coalesce(records.c.read_at, -1)
+            wanted = sa.select(column).where(records.c.kind == kind)
+            is_gone_once = records.c.absent_at < records.c.absent_since + CONFIRMED_MS
+            is_listed = [_is_not_deleted | is_gone_once]
+        # A query for unread ones alone would read the whole table if there are none.
+        looked_at = wanted.where(column > after).order_by(column)
+        last = self._connection.scalar(looked_at.offset(LOOKED - 1).limit(1))
+        query = looked_at.where(read_at < since, *is_listed)
+        if last is not None:
+            query = query.where(column <= last)
+        return [Key(kind, id_) for id_ in self._connection.scalars(query)], last
 
     def waiting(self, limit: int) -> list[RefetchNeed]:
         """List the records that must be fetched from Logto, the longest waiting first.
@@ -321,10 +330,11 @@ class RecordStore:
         """Replace the rows that records have in a part's table."""
         table = _PARTS[part]
         names = [column.name for column in table.primary_key]
-        owners = {
-            key.organization_and_user[1] if key.kind == "membership" else key for key in by_key
+        owners = {end for key in by_key for end in key.ends}
+        ids = {
+            f"{kind}s": sorted(owner.id for owner in owners if owner.kind == kind)
+            for kind in ("user", "organization")
         }
-        ids = {"users": sorted(user.id for user in owners)}
         there = self._connection.execute(_SELECT_PART[part], ids).mappings()
         old = {
             tuple(row[name] for name in names): dict(row) for row in there if _owner(row) in by_key

@@ -320,23 +320,20 @@ class ReconcileRun:
                 await ask(key.id)
 
     async def _find_unread(self, kind: Kind, with_roles: bool) -> AsyncIterator[Key]:
-        after = ""
-        while True:
-
-            def find(store: Store, after: str = after) -> list[Key]:
-                began = self._began_by
-                return store.keys(
-                    kind, PIECE, after=after, unread_since=began, with_roles=with_roles
-                )
-
-            keys = await self._host.read(find)
+        after: str | None = ""
+        while after is not None:
+            find = partial(
+                Store.unread_keys,
+                kind=kind,
+                since=self._began_by,
+                after=after,
+                with_roles=with_roles,
+            )
+            keys, after = await self._host.read(find)
             for key in keys:
                 # Some were fetched already. With roles, all stored roles of a user must have been.
                 if self._roles.get(key, {""}) if with_roles else key not in self._asked:
                     yield key
-            if not keys:
-                return
-            after = keys[-1].id
 
     async def _ask_user(self, user_id: str) -> None:
         await self._learn([await self._fetcher.fetch_user_alone(user_id)])
