@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import shlex
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -600,13 +601,19 @@ class Admin:
         if there may be many, iterate over `find_mapping_differences`."""
         return [difference async for difference in self.find_mapping_differences()]
 
-    async def find_mapping_differences(self) -> AsyncIterator[Difference]:
+    async def find_mapping_differences(
+        self, *, excluded: Counter[str] | None = None
+    ) -> AsyncIterator[Difference]:
         """Compare your mapped tables with the mirror, and change nothing. Yields the differences as
-        they are found, and keeps none of them."""
+        they are found, and keeps none of them.
+
+        Adds to `excluded`, by mapping, how many records get no row because of `where` or
+        `create=False`.
+        """
         from logto_webhooks.mapping.check import find_differences
 
         await self.database.check()
-        async for page in find_differences(self.database.host, self.mappings):
+        async for page in find_differences(self.database.host, self.mappings, excluded):
             for difference in page:
                 yield difference
 

@@ -23,6 +23,10 @@ MODULES = {
     "inner.logto.on('*', name='all')(lambda event: None)\n"
     "def make(): return inner.logto\n",
     "app_raises": "raise ValueError('postgresql://me:secret@host/db')\n",
+    "app_calls": "(lambda: None)(1)\n",
+    "app_misspells": "(1).reel\n",
+    "app_names": "logto.on\n",
+    "app_quotes": "raise TypeError('secret')\n",
     "app_exits": "import sys\nsys.exit('secret')\n",
     "app_broken": "def (:\n",
     "app_lacks": "import surely_no_module\n",
@@ -100,6 +104,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ),
         ("app_lacks_key:logto", "KeyError at app_lacks_key.py:1; run python -c"),
         ("app_broken:logto", "SyntaxError at app_broken.py:1"),
+        ("app_calls:logto", "TypeError at app_calls.py:1: <lambda>() takes 0 positional arg"),
+        ("app_misspells:logto", "at app_misspells.py:1: 'int' object has no attribute 'reel'; run"),
+        ("app_names:logto", "NameError at app_names.py:1: name 'logto' is not defined; run"),
+        ("app_quotes:logto", "TypeError at app_quotes.py:1; run"),
     ],
 )
 @pytest.mark.usefixtures("folder")

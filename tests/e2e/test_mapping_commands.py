@@ -195,13 +195,17 @@ def test_rows_that_wait_are_no_failure_of_apply(folder: Path) -> None:
 
 
 def test_users_whom_where_excludes_are_shown(folder: Path) -> None:
-    """By `mapping apply`, also before it writes, `mapping list` and `status`; `doctor` warns."""
+    """By `mapping check` and `mapping apply`, also before it writes, by `mapping list` and
+    `status`; `doctor` warns."""
     app = (folder / "app.py").read_text()
     changed = app.replace(
         'when_deleted="delete"', 'when_deleted="delete", where=lambda user: False'
     )
     (folder / "app.py").write_text(changed)
     take(folder, make.user_created(id="ana"), make.user_created(id="bo"))
+    checked = command("mapping", "check", "--app", "app:logto", folder=folder)
+    assert checked.returncode == 0
+    assert "people: 2 records get no row, because of `where` or create=False." in checked.stderr
     for options in (["--dry-run"], []):
         [applied] = run(folder, "apply", *options)
         assert (applied["records"], applied["excluded"], applied["created"]) == (2, 2, 0)

@@ -264,6 +264,25 @@ def test_in_a_test_without_a_server(tmp_path: Path) -> None:
         assert tested.connection.scalar(sa.select(Note.text)) == "1 ana@example.com"
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_handler_that_fails_in_a_test(tmp_path: Path) -> None:
+    """Its own error is reported, without warnings, and what it wrote is undone."""
+
+    def fail(user: User, session: Session) -> None:
+        add_note(user, session)
+        session.flush()
+        raise ValueError("not today")
+
+    with Application("sqlite", tmp_path).opened() as app:
+        app.logto.on(events.LocalUserCreated)(fail)
+        app.map_users()
+        tested = testing.app(app.logto, raise_errors=False)
+        User.metadata.create_all(tested.connection)
+        [call] = tested.deliver(make.user_created(id="ana", primaryEmail="ana@example.com")).runs
+        assert repr(call.error) == "ValueError('not today')"
+        assert tested.connection.scalar(sa.select(Note.text)) is None
+
+
 def takes_no_session(user: User) -> None: ...
 
 

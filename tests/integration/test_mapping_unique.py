@@ -141,3 +141,19 @@ def test_a_unique_value_that_is_filled_in_can_be_anothers(kind: StoreKind, tmp_p
         await application.close()
 
     asyncio.run(live())
+
+
+def test_sqlite_names_the_column_that_another_records_row_has(tmp_path: Path) -> None:
+    """Both rows are of known records, so either may change."""
+
+    async def live() -> None:
+        application = Application("sqlite", tmp_path)
+        host = await application.map()
+        for name in ("ana", "bo"):
+            await Copy(host).take([user(name, "both@x.example", 1_000)])
+        pages = find_differences(host, application.mappings)
+        [refused] = [difference async for page in pages for difference in page]
+        assert refused.reason == "SQLITE_CONSTRAINT_UNIQUE: users.email"
+        await application.close()
+
+    asyncio.run(live())

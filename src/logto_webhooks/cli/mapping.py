@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Annotated
 
 from msgspec import structs
@@ -52,7 +53,7 @@ def check(settings: Settings, as_json: AsJson = False) -> None:
 
     async def run(admin: Admin) -> _Differences:
         found = _Differences(as_json)
-        async for difference in admin.find_mapping_differences():
+        async for difference in admin.find_mapping_differences(excluded=found.excluded):
             found.add(difference)
         return found
 
@@ -135,6 +136,7 @@ class _Differences:
     def __init__(self, as_json: bool) -> None:
         self.count = 0
         self.unchecked: list[Difference] = []
+        self.excluded: Counter[str] = Counter()
         self._as_json = as_json
         self._is_begun = False
         self._first: list[Difference] = []
@@ -161,6 +163,11 @@ class _Differences:
             return
         for difference in self.unchecked:
             output.note(f"The mapping {difference.mapping} can't be checked: {difference.reason}.")
+        for name, count in sorted(self.excluded.items()):
+            output.note(
+                f"{name}: {Count(count):record gets|records get} no row, because of `where` or "
+                "create=False."
+            )
         if not self.count:
             if not self.unchecked:
                 output.say("Your mapped tables match Logto's records in the database.")

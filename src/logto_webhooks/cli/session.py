@@ -202,8 +202,7 @@ def _import(settings: Settings, module: str, name: str) -> object:
             problem = f"{problem}, which {module} imports"
         raise _invalid(settings, problem) from None
     except (Exception, SystemExit) as error:
-        # The error's message is left out, because it may contain a secret.
-        raised = f"{module} raised {type(error).__name__}{_find_place(error)}"
+        raised = f"{module} raised {type(error).__name__}{_find_place(error)}{_quote(error)}"
         if isinstance(error, KeyError) and (variable := _missing_variable(error)):
             raised = f"{raised}: {variable} isn't in the environment"
             advice = (
@@ -214,6 +213,15 @@ def _import(settings: Settings, module: str, name: str) -> object:
             advice = f"run python -c 'import {module}' to see where"
         raise _invalid(settings, f"{raised}; {advice}") from None
     return value
+
+
+def _quote(error: BaseException) -> str:
+    """Return the message of an error if it is about names in code: others may contain a secret."""
+    message = str(error)
+    is_about_code = type(error) in (AttributeError, NameError, ImportError) or (
+        type(error) is TypeError and re.match(r"[\w.<>]+\(\) (got|missing|takes) ", message)
+    )
+    return f": {message.rstrip('.')}" if is_about_code and "\n" not in message else ""
 
 
 def _find_place(error: BaseException) -> str:

@@ -134,8 +134,17 @@ def _to_error(
     if diagnostics is not None and diagnostics.is_of_row:
         return RowRejected(problem=diagnostics.describe())
     if diagnostics is None and isinstance(error, exc.DataError | exc.IntegrityError):
-        return RowRejected(problem=getattr(cause, "sqlite_errorname", type(cause).__name__))
+        return RowRejected(problem=_describe_sqlite(cause))
     return _to_unavailable(cause, place, getattr(error, "statement", None) or "")
+
+
+def _describe_sqlite(cause: BaseException) -> str:
+    """Describe an error of SQLite by names and codes only."""
+    name: str = getattr(cause, "sqlite_errorname", type(cause).__name__)
+    # Others can quote what a trigger raises.
+    names_columns = name.endswith(("_UNIQUE", "_PRIMARYKEY", "_NOTNULL"))
+    columns = str(cause).partition("constraint failed: ")[2]
+    return f"{name}: {columns}" if names_columns and columns else name
 
 
 def _to_unavailable(cause: BaseException, place: Place, statement: str = "") -> StoreUnavailable:

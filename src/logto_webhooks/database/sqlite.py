@@ -100,14 +100,13 @@ def _begin_to_write(connection: sa.Connection) -> None:
     a program that writes one transaction after the other."""
     driver: Any = connection.connection.dbapi_connection
     until = time.monotonic() + BUSY_S
-    try:
+    with suppress(sqlite3.DatabaseError):
         driver.execute("PRAGMA busy_timeout=0")
         while not _try_to_begin(driver) and time.monotonic() < until:
             time.sleep(LOOK_S)
+    try:
         if not driver.in_transaction:
-            connection.exec_driver_sql("BEGIN IMMEDIATE")  # for SQLAlchemy's error
-    except sqlite3.DatabaseError:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+            connection.exec_driver_sql("BEGIN IMMEDIATE")  # raises SQLAlchemy's error
     finally:
         with suppress(sqlite3.DatabaseError):
             _wait_when_busy(driver)

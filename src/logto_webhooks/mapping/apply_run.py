@@ -5,9 +5,11 @@ A rehearsal rolls each transaction back, so it remembers here what the database 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Hashable
 from typing import Any
 
+import msgspec
 from msgspec import Struct
 
 
@@ -35,12 +37,13 @@ class ApplyRun(Struct):
     """A run over all records, in several transactions.
 
     With `allows_deletions`, any number of rows is deleted. `deletions` are the records of each
-    mapping whose rows would be deleted. A run that `rehearses` also remembers which rows can be
-    linked, which unique values its rows have, and which users, organizations and members would get
-    a row.
+    mapping whose rows would be deleted, and `excluded` counts those that get no row. A run that
+    `rehearses` also remembers which rows can be linked, which unique values its rows have, and
+    which users, organizations and members would get a row.
     """
 
     rehearses: bool = False
+    excluded: Counter[str] = msgspec.field(default_factory=Counter)
     allows_deletions: bool = False
     deletions: dict[str, set[str]] = {}
     rows: dict[str, SeenRows] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
 from functools import partial
 from typing import Any, Literal
@@ -46,14 +47,16 @@ class Difference(Struct, frozen=True, kw_only=True):
 
 
 async def find_differences(
-    host: TransactionRunner, mappings: Mappings
+    host: TransactionRunner, mappings: Mappings, excluded: Counter[str] | None = None
 ) -> AsyncIterator[Sequence[Difference]]:
     """Compare all rows of all mappings, in short transactions; yield the differences page by page.
+    Add to `excluded` how many records of each mapping get no row, because of `where` or
+    `create=False`.
 
     Whether the database takes a row is tried in transactions that are rolled back. A mapping that
     can't be checked is a difference. Raises StoreUnavailable.
     """
-    run = ApplyRun(rehearses=True)
+    run = ApplyRun(rehearses=True, excluded=Counter() if excluded is None else excluded)
     for mapping in mappings.all:
         if problem := await host.read(
             partial(_find_problem, mapping=mapping, registered=mappings.registered)
@@ -153,6 +156,8 @@ def _to_differences(
     for plan, state in results:
         outcome = find_outcome(plan, state, run)
         note_parent(kind, plan, outcome, run)
+        if outcome == "excluded":
+            run.excluded[mapping.name] += 1
         if outcome in (None, "excluded"):
             continue
         unwritten: Unwritten | None = None

@@ -6,7 +6,7 @@ import weakref
 from abc import ABC, abstractmethod
 from asyncio import events
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
@@ -137,6 +137,13 @@ def hide_running_loop() -> Iterator[None]:
         events._set_running_loop(loop)
 
 
+def _end_savepoint(session: Any) -> None:
+    """End the savepoint of a Session whose handler raised, because ours around it ends next."""
+    if not isinstance(session, sa.Connection):
+        with suppress(Exception):  # the handler may have ended the transaction
+            session.close()
+
+
 class _OneConnection(ABC):
     """Runs all work in savepoints of one connection."""
 
@@ -191,8 +198,12 @@ class SavepointRunner(_OneConnection):
             with self._savepoint():
                 with handler_savepoint(self._connection), lend(self._connection, self._app_schemas):
                     session = make_session(kind, self._connection)
-                    with hide_running_loop():
-                        call(session)
+                    try:
+                        with hide_running_loop():
+                            call(session)
+                    except BaseException:
+                        _end_savepoint(session)
+                        raise
                     finish_session(session)
                 finish(Store(self._connection))
         except TransactionEnded:
