@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import (
     AbstractAsyncContextManager,
     asynccontextmanager,
-    nullcontext,
     suppress,
 )
 from functools import partial
@@ -32,6 +31,8 @@ from logto_webhooks.database.runner import (
     PoolRefresher,
     await_within,
     run_and_project,
+    run_on_async_session,
+    run_within,
 )
 from logto_webhooks.database.sessions import (
     SESSION,
@@ -44,8 +45,6 @@ from logto_webhooks.database.sessions import (
     make_session_error,
     release,
     roll_back_savepoint,
-    use_our_schema,
-    writing,
 )
 from logto_webhooks.database.store import LOCK_S, STATEMENT_S, Project, Store
 from logto_webhooks.database.threads import DetachedCall, GreenletBridge
@@ -113,20 +112,9 @@ class AsyncRunner:
         if not isinstance(session, AsyncSession | AsyncConnection):
             wanted = "an AsyncSession or an AsyncConnection"
             raise make_session_error(session, wanted, "in a plain handler, leave out session=")
-        if isinstance(session, AsyncSession):
-            connection = await session.connection()
-        else:
-            connection = session
-
-        def run(sync: sa.Connection) -> T:
-            with (
-                use_our_schema(self._engine.sync_engine, sync),
-                writing(sync) if writes else nullcontext(),
-            ):
-                return run_and_project(work, Store(sync, self.project))
-
+        run = partial(run_within, self._engine.sync_engine, self.project, work, writes)
         with translate_errors(self._engine):
-            return await connection.run_sync(run)
+            return await run_on_async_session(session, run)
 
     def provides(self, awaited: bool) -> tuple[type, ...]:
         """Return the types of session that a handler, `awaited` or not, can ask for."""

@@ -129,6 +129,32 @@ def run_and_project(work: Callable[[Store], T], store: Store) -> T:
     return result
 
 
+def run_within(
+    engine: sa.Engine,
+    project: Project | None,
+    work: Callable[[Store], T],
+    writes: bool,
+    session: sa.Connection | Any,
+) -> T:
+    """Run work within the transaction of an application's Session or Connection. Raises
+    SettingInvalid, StoreUnavailable, RowRejected."""
+    with translate_errors(engine):
+        connection = session if isinstance(session, sa.Connection) else session.connection()
+        with (
+            use_our_schema(engine, connection),
+            writing(connection) if writes else nullcontext(),
+        ):
+            return run_and_project(work, Store(connection, project))
+
+
+async def run_on_async_session(session: Any, work: Callable[[sa.Connection], T]) -> T:
+    """Run work on the connection of an AsyncSession or AsyncConnection."""
+    is_session = hasattr(session, "sync_session")
+    connection = await session.connection() if is_session else session
+    result: T = await connection.run_sync(work)
+    return result
+
+
 class _RolledBack(Exception):
     """Rolls the transaction back."""
 
@@ -374,25 +400,12 @@ class ThreadRunner:
 
         Raises SettingInvalid, StoreUnavailable, RowRejected.
         """
+        run = partial(run_within, self._engine, self.project, work, writes)
         if hasattr(session, "run_sync"):
-            is_session = hasattr(session, "sync_session")
-            connection = await session.connection() if is_session else session
-            run = partial(self._run_within, work=work, writes=writes)
-            result: T = await connection.run_sync(run)
-            return result
-        is_usable = isinstance(session, get_sync_types())
-        if not is_usable:
+            return await run_on_async_session(session, run)
+        if not isinstance(session, get_sync_types()):
             raise make_session_error(session, "a Session or a Connection")
-        return await DetachedCall[T]().run(partial(self._run_within, session, work, writes))
-
-    def _run_within(self, session: Any, work: Callable[[Store], T], writes: bool) -> T:
-        connection = session if isinstance(session, sa.Connection) else session.connection()
-        with (
-            translate_errors(self._engine),
-            use_our_schema(self._engine, connection),
-            writing(connection) if writes else nullcontext(),
-        ):
-            return run_and_project(work, Store(connection, self.project))
+        return await DetachedCall[T]().run(partial(run, session))
 
     def provides(self, awaited: bool) -> tuple[type, ...]:
         """Return the types of session that a handler, `awaited` or not, can ask for.
