@@ -10,6 +10,7 @@ import math
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from enum import Enum, auto
 from functools import partial
 from pathlib import PurePath
 from types import TracebackType
@@ -87,6 +88,16 @@ class ClaimedJob(Struct, frozen=True):
         return JobOutcome(
             id=self.job.id, queue_key_id=self.job.queue_key_id, state=state, **details
         )
+
+
+class Stage(Enum):
+    """How far the call of a handler is."""
+
+    FILLING = auto()  # its parameters
+    OPENING = auto()  # a connection to the database: if that fails, the handler isn't to blame
+    CALLING = auto()
+    WRITTEN = auto()  # its outcome, together with its changes
+    LOST = auto()  # its claim
 
 
 class CallResult(Struct, frozen=True):
@@ -189,19 +200,18 @@ class HandlerCaller:
         """Call the handler of a job. What it raises only affects this job."""
         job, handler = claimed.job, claimed.handler
         done = claimed.to_outcome(JobState.DONE)
-        is_written = is_lost = False  # together with the handler's changes
-        is_opening = False  # whether it prepares a transaction for the handler
+        stage = Stage.FILLING
 
         def finish(store: Store) -> None:
-            nonlocal is_written, is_lost
+            nonlocal stage
             if store.jobs.finish(claimed.token, [done]):
-                is_lost = True
+                stage = Stage.LOST
                 raise ClaimLost(count=1)
-            is_written = True
+            stage = Stage.WRITTEN
 
         def call_with_transaction(transaction: Any) -> Any:
-            nonlocal is_opening
-            is_opening = False
+            nonlocal stage
+            stage = Stage.CALLING
             return call_function(handler, arguments, transaction)
 
         started = time.monotonic()
@@ -213,13 +223,14 @@ class HandlerCaller:
             is_large = len(job.payload) >= LARGE
             arguments = await self._offloader.run(fill) if is_large else fill()
             if wanted := find_wanted(arguments):
-                is_opening = True
+                stage = Stage.OPENING
                 rows = await self._read(partial(find_own_rows, wanted=wanted))
-                is_opening = False
+                stage = Stage.CALLING
                 arguments |= {name: make_query(wanted[name], row) for name, row in rows.items()}
             async with timeout:
                 if handler.transaction:
-                    is_opening, kind = True, handler.transaction.types[0]
+                    stage = Stage.OPENING
+                    kind = handler.transaction.types[0]
                     await self._handle(kind, call_with_transaction, finish)
                 else:
                     await self._call(handler, arguments)
@@ -228,10 +239,10 @@ class HandlerCaller:
         except (RowWaits, HandlerMismatch) as waits:
             return self._wait(claimed, waits)
         except BaseException as error:
-            if is_opening and isinstance(error, Exception):
+            if stage is Stage.OPENING and isinstance(error, Exception):
                 # Such as a connection that was lost: another one may do.
                 return self._wait(claimed, error, longest_age_s=REOPEN_AGE_S)
-            if is_lost:
+            if stage is Stage.LOST:
                 # Another process has the job, or it was discarded, so nothing was written.
                 return CallResult(claimed.to_outcome(JobState.WAITING, counts=False))
             if type(error) is TimeoutError and timeout.expired():  # not the handler's own
@@ -239,7 +250,7 @@ class HandlerCaller:
             return self._fail(claimed, error)
         took_ms = round((time.monotonic() - started) * 1000, 1)
         ran = HandlerRan(job.id, job.handler, job.event, job.subject, job.attempts + 1, took_ms)
-        return CallResult(None if is_written else done, ran)
+        return CallResult(None if stage is Stage.WRITTEN else done, ran)
 
     async def _check(self, claimed: ClaimedJob) -> None:
         """Raise JobLost, Discard or HandlerMismatch for a job that must not run."""
