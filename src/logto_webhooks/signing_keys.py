@@ -72,6 +72,9 @@ def trust(body: bytes) -> VerifiedBody:
 OVERLAP_MS: Final = 600_000  # how long a replaced key is still accepted
 SHORTEST: Final = 16  # characters; Logto's keys have 32
 _WEBHOOK_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_HOOK_ID: Final = b'"hookId"'
+_ITS_VALUE = re.compile(rb'[ \t\r\n]{0,9}:[ \t\r\n]{0,9}"([A-Za-z0-9_-]{1,64})"')
+_PLACES: Final = 4  # where a webhook's ID is looked for, from each end of a body
 _ASSIGNED = re.compile(r"(export\s+)?[A-Za-z_][A-Za-z0-9_]*\s*=+[^=]")
 _PLACEHOLDER = re.compile(
     r"\$\{?\w+\}?|<.*>|\{\{.*\}\}|.*\u2026.*|[.*]+|x{3,}|your[-_ ].*|change[-_ ]?(it|me)", re.I
@@ -168,6 +171,23 @@ def read_webhook_id(body: bytes) -> str | None:
     except (ValueError, RecursionError):
         return None
     return webhook_id if _WEBHOOK_ID.fullmatch(webhook_id) else None
+
+
+def guess_webhook_ids(body: bytes) -> list[str]:
+    """Return the IDs after the first and the last few `"hookId"` of a body, at any level.
+
+    Nothing is parsed, so this is quick for any body: anybody can send it.
+    """
+    places: list[int] = []
+    first, last = -1, len(body)
+    for _ in range(_PLACES):
+        first = body.find(_HOOK_ID, first + 1)
+        last = body.rfind(_HOOK_ID, 0, last)
+        if not 0 <= first <= last:  # the others are known
+            break
+        places += [first, last]
+    values = (_ITS_VALUE.match(body, place + len(_HOOK_ID)) for place in places)
+    return list(dict.fromkeys(value[1].decode() for value in values if value))
 
 
 def fingerprint(key: str) -> str:

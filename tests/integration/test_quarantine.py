@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -73,6 +73,31 @@ def test_junk_that_names_many_webhooks_holds_back_nobody(tmp_path: Path) -> None
         await database.host.close()
 
     asyncio.run(main())
+
+
+class LookedUp(set[str]):
+    """IDs that are only looked up."""
+
+    def __iter__(self) -> Iterator[str]:
+        """Refuse to go through all."""
+        raise AssertionError("the cost of a request depends on how many webhooks are known")
+
+
+def test_how_many_webhooks_are_known_costs_a_rejected_request_nothing(tmp_path: Path) -> None:
+    """Its webhook is looked up. An ID anywhere else in the body makes it known only until its top
+    level is read."""
+    waiting = of(open_database(f"sqlite:///{tmp_path / 'a.db'}"), [])
+    waiting._ring.webhook_ids = LookedUp({"ours", "other"})
+    for body, is_known in (
+        (b'{"hookId":"ours"}', True),
+        (b'{"hookId":"nobodys","data":["ours"]}', False),
+        (b'{"data":{"hookId":"ours"},"hookId":"nobodys"}', True),
+    ):
+        waiting.offer(body, b"0" * 64, T0)
+        assert waiting._queue[is_known][-1].body == body
+    rejected = waiting._name_webhook(waiting._queue[True][-1])
+    assert rejected is not None
+    assert (rejected.webhook_id, rejected.known) == ("nobodys", False)
 
 
 def test_logto_is_asked_again_when_it_could_not_be(

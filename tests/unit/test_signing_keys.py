@@ -7,7 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from logto_webhooks.errors import SignatureRejected
-from logto_webhooks.signing_keys import HEADER, VerifiedBody, sign, trust, verify
+from logto_webhooks.signing_keys import (
+    HEADER,
+    VerifiedBody,
+    guess_webhook_ids,
+    sign,
+    trust,
+    verify,
+)
 from tests.support import recorded
 
 BODY = b'{"event":"User.Created"}'
@@ -76,3 +83,21 @@ def test_a_verified_body_cannot_be_made_by_hand() -> None:
     with pytest.raises(TypeError, match="verify"):
         VerifiedBody(BODY, object())
     assert trust(BODY).content == BODY
+
+
+@pytest.mark.parametrize("inner", [0, 1, 3, 4, 5, 1_000])
+def test_a_webhook_is_found_at_either_end_of_a_body(inner: int) -> None:
+    """Whatever customData says; and a body that names thousands takes no longer than others."""
+    junk = b'"data":[%b]' % b",".join(b'{"hookId":"inner-%d"}' % each for each in range(inner))
+    for body in (b'{"hookId":"ours",%b}' % junk, b'{%b,"hookId" : "ours"}' % junk):
+        named = guess_webhook_ids(body)
+        assert "ours" in named
+        assert len(named) == min(inner + 1, 8)
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b'"hookId"', b'"hookId":', b'"hookId":7', b'"hookId":"a b"', b'"hookId":"unended']
+)
+def test_a_body_that_names_no_webhook(body: bytes) -> None:
+    """Also one that ends within it."""
+    assert guess_webhook_ids(body) == []

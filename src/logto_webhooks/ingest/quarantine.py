@@ -32,6 +32,7 @@ from logto_webhooks.signing_keys import (
     Keyring,
     RejectedRequest,
     WebhookKey,
+    guess_webhook_ids,
     is_key,
     read_webhook_id,
     verify,
@@ -91,7 +92,7 @@ class Quarantine:
         # a million webhooks takes no longer than others.
         if b'"hookId"' not in body:
             return
-        named = (id_ for id_ in self._ring.webhook_ids if f'"{id_}"'.encode() in body)
+        named = (id_ for id_ in guess_webhook_ids(body) if id_ in self._ring.webhook_ids)
         webhook_id = next(named, "")
         text = signature.strip().decode()
         request = RejectedRequest(
