@@ -54,7 +54,7 @@ _PARTS: Final[dict[Part, sa.Table]] = {
     "roles": user_roles,
     "member_roles": member_roles,
 }
-LOOKED: Final = 5_000  # records of a query for unread ones
+LOOKED: Final = 5_000  # records that a query looks through
 _is_not_deleted = records.c.deleted_at.is_(None) | records.c.doubtful
 _SELECT_PART: Final = {
     part: sa.select(table).where(among(table.c.logto_user_id, "users"))
@@ -167,20 +167,38 @@ class RecordStore:
         """Return records without locking them. Unknown ones are empty."""
         return self._read(_ORDERED, keys, _group_by_kind(sorted(keys)))
 
-    def keys(self, kind: Kind, limit: int, *, after: str = "", of: Key | None = None) -> list[Key]:
-        """List the keys of known records after the id `after`, ordered by id. Users and
-        organizations that are certainly deleted are left out.
-
-        `of` is a user or an organization: list its memberships, present or not.
-        """
+    def keys(self, kind: Kind, limit: int) -> list[Key]:
+        """List the first known users or organizations by id, without those that are certainly
+        deleted."""
         column = records.c.logto_id
-        query = sa.select(column).where(records.c.kind == kind, column > after)
-        if kind != "membership":
-            query = query.where(_is_not_deleted)
-        if of is not None:
-            query = query.where(records.c[f"{of.kind}_id"] == of.id)
+        query = sa.select(column).where(records.c.kind == kind, _is_not_deleted)
         ids = self._connection.scalars(query.order_by(column).limit(limit))
         return [Key(kind, id_) for id_ in ids]
+
+    def memberships_of(
+        self, end: Key, *, after: str = "", current: bool = False
+    ) -> tuple[list[Key], str | None]:
+        """Look through the next LOOKED memberships of a user or an organization after the id
+        `after`, and list them, present or not; with `current`, only those that are present or in
+        doubt. Return them, and the last id; None at the end.
+        """
+        listed: sa.ColumnElement[bool] = sa.true()
+        if current:
+            pair = members.c.logto_organization_id, members.c.logto_user_id
+            has_row = sa.exists().where(
+                pair[0] == records.c.organization_id, pair[1] == records.c.user_id
+            )
+            listed = sa.or_(records.c.doubtful, has_row)
+        column = records.c.logto_id
+        query = (
+            sa.select(column, listed)
+            .where(records.c[f"{end.kind}_id"] == end.id, column > after)
+            .order_by(column)
+            .limit(LOOKED)
+        )
+        rows = self._connection.execute(query).all()
+        last = rows[-1][0] if len(rows) == LOOKED else None
+        return [Key("membership", id_) for id_, is_listed in rows if is_listed], last
 
     def unread_keys(
         self, kind: Kind, since: int, *, after: str = "", with_roles: bool = False

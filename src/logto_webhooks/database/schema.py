@@ -370,9 +370,12 @@ def metadata_with_indexes() -> sa.MetaData:
     """
     _add_index("logto_deliveries_due", deliveries.c.due_at, deliveries.c.id, where=is_pending)
     _add_index("logto_deliveries_odd", deliveries.c.state, where=is_odd)
-    for name in ("organization_id", "user_id", "refetch_since"):
-        column = records.c[name]
-        _add_index(f"logto_records_{name.split('_')[0]}", column, where=column.is_not(None))
+    # With the id, so that pages of memberships are read in order.
+    for column in (records.c.organization_id, records.c.user_id):
+        name = f"logto_records_{column.name.removesuffix('_id')}"
+        _add_index(name, column, records.c.logto_id, where=column.is_not(None))
+    since = records.c.refetch_since
+    _add_index("logto_records_refetch", since, where=since.is_not(None))
     for column in (users.c.username, users.c.email, users.c.phone):
         _add_index(f"logto_users_{column.name}", column, **_ANY_LENGTH)
     _add_index("logto_organization_members_user", members.c.logto_user_id)

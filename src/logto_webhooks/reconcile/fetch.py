@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 PIECE: Final = 500  # memberships per transaction
 MOST_SINGLE: Final = 50  # members who are fetched one by one
-_ALL: Final = 2**31
 _ALL_OF_A_USER: Final = (UNKNOWN_CHANGE, RESTORED)  # the user itself, and the roles and memberships
 T = TypeVar("T")
 
@@ -99,7 +98,8 @@ class Fetcher:
         if organizations.content is None:  # deleted in the meantime
             return [roles, Absent(key, *span)]
         present = api_responses.pairs_of_user(user_id, organizations.content)
-        pairs = sorted(present.keys() | await self._list_known_pairs(key))
+        known = {pair async for page in self._list_known_pairs(key) for pair in page}
+        pairs = sorted(present.keys() | known)
         settled = api_responses.settle_belongings(user_id, Span(roles.at, span.end))
         return [roles, *api_responses.read_pairs(pairs, present, span), settled]
 
@@ -131,11 +131,21 @@ class Fetcher:
         for piece in _cut(members.read(sorted(members.present))):
             yield piece
         fetched = set(members.present)
-        while unlisted := await self._list_members_except(fetched, organization_id):
+        async for piece in self._fetch_all_unlisted(fetched, members):
+            yield piece
+        yield [api_responses.settle_members(organization_id, members.span)]
+        # Transactions that began before that may have added some since the last look.
+        async for piece in self._fetch_all_unlisted(fetched, members):
+            yield piece
+
+    async def _fetch_all_unlisted(
+        self, fetched: set[Key], members: MemberList
+    ) -> AsyncIterator[Sequence[Change]]:
+        """Fetch stored members who weren't `fetched`, until there are none; add them to it."""
+        while unlisted := await self._list_members_except(fetched, members.organization_id):
             async for piece in self._fetch_unlisted(unlisted, members):
                 yield piece
             fetched.update(unlisted)
-        yield [api_responses.settle_members(organization_id, members.span)]
 
     async def _fetch_unlisted(
         self, pairs: Sequence[Key], members: MemberList
@@ -153,9 +163,9 @@ class Fetcher:
 
     async def _list_members_except(self, fetched: set[Key], organization_id: str) -> list[Key]:
         """List the stored members of an organization that weren't fetched."""
-        known = await self._list_known_pairs(Key("organization", organization_id))
-        others = sorted(known - fetched)
-        return [pair for piece in _cut(others) for pair in await self._list_present(piece)]
+        organization = Key("organization", organization_id)
+        pages = self._list_known_pairs(organization, current=True)
+        return [pair async for page in pages for pair in page if pair not in fetched]
 
     async def _list_members(self, organization_id: str) -> MemberList:
         present: Present = {}
@@ -170,16 +180,16 @@ class Fetcher:
         span = Span(spans[0].at, spans[-1].end)
         return MemberList(organization_id, present, span, len(spans))
 
-    async def _list_known_pairs(self, end: Key) -> set[Key]:
-        def find(store: Store) -> list[Key]:
-            return store.keys("membership", _ALL, of=end)
-
-        return set(await self._host.read(find))
-
-    async def _list_present(self, pairs: Sequence[Key]) -> list[Key]:
-        """List the pairs that are stored as present, or may be."""
-        records = await run_or_rehearse(self._host, lambda store: store.lock(pairs), dry=True)
-        return [key for key, record in records.items() if project(record) or record.doubts]
+    async def _list_known_pairs(
+        self, end: Key, current: bool = False
+    ) -> AsyncIterator[Sequence[Key]]:
+        """List the stored memberships of a user or an organization; with `current`, only those that
+        are present, or may be."""
+        after: str | None = ""
+        while after is not None:
+            find = partial(Store.memberships_of, end=end, after=after, current=current)
+            pairs, after = await self._host.read(find)
+            yield pairs
 
 
 def _cut(items: Sequence[T]) -> list[Sequence[T]]:

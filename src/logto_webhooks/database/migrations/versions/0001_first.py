@@ -102,8 +102,8 @@ def _records() -> None:
         *_optional(Millis, "gone_at", "absent_at", "stamp", "told_at", "told_end", "absent_since"),
     )
     for end in ("organization", "user"):
-        column = f"{end}_id"
-        _index(f"logto_records_{end}", "logto_records", [column], f"{column} IS NOT NULL")
+        columns = [f"{end}_id", "logto_id"]
+        _index(f"logto_records_{end}", "logto_records", columns, f"{end}_id IS NOT NULL")
     _index("logto_records_refetch", "logto_records", ["refetch_since"], "refetch_since IS NOT NULL")
     op.create_table(
         "logto_membership_steps",
