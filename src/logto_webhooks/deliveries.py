@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from enum import StrEnum
 from statistics import median_high, median_low
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 from msgspec import Struct
 
@@ -24,6 +24,7 @@ from logto_webhooks.events.base import Json, has_whole_record, sent_at
 from logto_webhooks.events.users import WHOLE_USER_ROUTES
 from logto_webhooks.signing_keys import VerifiedBody, trust
 
+T = TypeVar("T")
 SAMPLE_WEBHOOK: Final = "sample"  # prefix of the webhook ID in samples
 LARGE: Final = 16 * 2**10  # from this size on, bodies aren't parsed on the loop that answers
 FUTURE_MS: Final = 300_000  # how far a `createdAt` may be after the receipt
@@ -331,3 +332,12 @@ def count_fitting(sizes: Iterable[int], most: int) -> int:
             break
         count += 1
     return count
+
+
+def cut_by_size(items: Sequence[T], sizes: Sequence[int], most: int) -> Iterator[Sequence[T]]:
+    """Yield the items in batches that fit."""
+    place = 0
+    while place < len(items):
+        end = place + count_fitting(sizes[place:], most)
+        yield items[place:end]
+        place = end

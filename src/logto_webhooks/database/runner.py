@@ -107,9 +107,10 @@ class HandlerRunner(TransactionRunner, Protocol):
 
 
 async def run_or_rehearse(runner: TransactionRunner, work: Callable[[Store], T], dry: bool) -> T:
-    """Run work in a transaction and return its result. With `dry`, roll the transaction back."""
+    """Run work, which may be large, in a transaction and return its result. With `dry`, roll the
+    transaction back."""
     if not dry:
-        return await runner.run(work)
+        return await runner.run_large(work)
     results: list[T] = []
 
     def rehearse(store: Store) -> T:
@@ -117,7 +118,7 @@ async def run_or_rehearse(runner: TransactionRunner, work: Callable[[Store], T],
         raise _RolledBack
 
     try:
-        return await runner.run(rehearse)
+        return await runner.run_large(rehearse)
     except _RolledBack:
         return results[-1]
 

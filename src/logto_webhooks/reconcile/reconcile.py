@@ -35,7 +35,7 @@ from logto_webhooks.logto.api_responses import (
 )
 from logto_webhooks.logto.pagination import ENDED, Ask, OffsetPager
 from logto_webhooks.logto.tenant_check import TenantCheck
-from logto_webhooks.reconcile import REFUSALS, is_answering, report_to
+from logto_webhooks.reconcile import REFUSALS, cut_changes, is_answering, report_to
 from logto_webhooks.reconcile.fetch import Fetcher, find_subject
 from logto_webhooks.records.drift import Drift, agrees, drifts_of
 from logto_webhooks.records.record import ROLE, Absent, ApiRead, Change, Key, Kind, Record
@@ -376,11 +376,12 @@ class ReconcileRun:
 
     async def _learn(self, changes: Sequence[Change]) -> None:
         """Apply Logto's answers, and count the differences. Raises WrongTenant."""
-        if not changes:
-            return
         if any(isinstance(change, Absent) for change in changes):
             await self._tenant.ensure_same_tenant()
+        for piece in await run_in_thread(cut_changes, changes):
+            await self._learn_piece(piece)
 
+    async def _learn_piece(self, changes: Sequence[Change]) -> None:
         def learn(store: Store) -> list[tuple[Record, Record]]:
             return batch.apply_reads(store, changes, self._source)
 
@@ -406,8 +407,8 @@ class ReconcileRun:
             self._doubt(f"the {key.kind} {key.id} can't be stored: {error}")
             return
         middle = len(changes) // 2
-        await self._learn(changes[:middle])
-        await self._learn(changes[middle:])
+        await self._learn_piece(changes[:middle])
+        await self._learn_piece(changes[middle:])
 
     def _remember(self, changes: Sequence[Change], before: Iterable[Record]) -> None:
         """Note what was fetched, if stored dates don't tell: a dry run writes none, and at the

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
@@ -12,7 +13,7 @@ from msgspec.structs import replace
 from logto_webhooks.clock import Clock, to_iso
 from logto_webhooks.database.runner import TransactionRunner, run_or_rehearse
 from logto_webhooks.database.store import RECOVER, Checkpoint, Store
-from logto_webhooks.deliveries import NewDelivery, ReceivedBody
+from logto_webhooks.deliveries import NewDelivery, ReceivedBody, StoreResult, cut_by_size
 from logto_webhooks.errors import InvalidApiResponse, LogtoWebhooksError, WrongTenant
 from logto_webhooks.event_loop import forever, run_in_thread
 from logto_webhooks.instrumentation import LogRecovered, Observer
@@ -20,7 +21,7 @@ from logto_webhooks.logto import delivery_log
 from logto_webhooks.logto.api_responses import make_span_clock
 from logto_webhooks.logto.tenant_check import TenantCheck
 from logto_webhooks.logto.webhooks import leads_here
-from logto_webhooks.reconcile import REFUSALS, report_to
+from logto_webhooks.reconcile import PIECE_BYTES, REFUSALS, report_to
 from logto_webhooks.signing_keys import read_webhook_id
 
 if TYPE_CHECKING:
@@ -268,8 +269,13 @@ class Recovery:
         self._oldest = min([self._oldest, *(delivery.occurred_at for delivery in deliveries)])
         if len(deliveries) < len(parsed) and _UNREADABLE not in result.doubts:
             result.doubts.append(_UNREADABLE)
-        accepted = iter(await run_or_rehearse(self._host, lambda store: store.add(deliveries), dry))
-        new = [entry for entry, delivery in parsed if delivery and not next(accepted).duplicate]
+        results: list[StoreResult] = []
+        sizes = [len(delivery.body) for delivery in deliveries]
+        for piece in cut_by_size(deliveries, sizes, PIECE_BYTES):
+            add = partial(_add_deliveries, deliveries=piece)
+            results += await run_or_rehearse(self._host, add, dry)
+        stored = iter(results)
+        new = [entry for entry, delivery in parsed if delivery and not next(stored).duplicate]
         result.recovered += len(new)
         for entry in new:
             why = delivery_log.failure_cause(entry)
@@ -286,6 +292,10 @@ class Recovery:
 
         if not dry:
             await self._host.run(note)
+
+
+def _add_deliveries(store: Store, deliveries: Sequence[NewDelivery]) -> list[StoreResult]:
+    return store.add(deliveries)
 
 
 def _parse(

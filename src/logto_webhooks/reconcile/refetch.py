@@ -205,5 +205,7 @@ class Refetcher:
         if this Logto isn't ours, so that records it never had don't count as deleted."""
         if any(isinstance(change, Absent) for change in changes):
             await self._tenant.ensure_same_tenant()
-        changed = await self._host.run(lambda store: batch.apply_reads(store, changes, "read"))
+        changed = await self._host.run_large(
+            lambda store: batch.apply_reads(store, changes, "read")
+        )
         return any(after.is_restored for _, after in changed)
