@@ -38,6 +38,7 @@ from logto_webhooks.records.record import (
 )
 from logto_webhooks.testing import make
 from tests.integration.conftest import Run
+from tests.support.plans import explain
 from tests.support.stores import delivery
 
 ANA, BO = Key("user", "ana"), Key("user", "bo")
@@ -456,6 +457,16 @@ class TestRecords:
         assert (status.doubtful, status.refetch) == (1, 2)
         put(run, user())
         assert [each.key for each in run(lambda store: store.waiting(10))] == [BO]
+
+    def test_waiting_reads_in_the_order_of_its_indexes(self, run: Run) -> None:
+        """However many wait: each step reads the first of them, and all organizations to list."""
+        put(run, Upsert(ANA, {"profile": Value({}, T0, T0, T0)}))
+        longest, organizations = run(partial(explain, work=lambda store: store.waiting(1)))
+        assert "logto_records_refetch" in longest
+        assert "logto_records_refetch_kind" in organizations
+        for plan in (longest, organizations):
+            assert "Sort" not in plan, plan
+            assert "TEMP B-TREE" not in plan, plan
 
 
 class TestMirror:

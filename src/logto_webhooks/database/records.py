@@ -24,6 +24,7 @@ from logto_webhooks.database.dialect import (
     now,
 )
 from logto_webhooks.database.schema import (
+    is_to_refetch,
     member_roles,
     members,
     organizations,
@@ -232,26 +233,22 @@ class RecordStore:
         If the limit is reached, organizations whose members must be listed come first: one list
         replaces many requests for single records.
         """
+        columns = records.c["kind", "logto_id", "waiting_reason", "doubtful"]
         query = (
-            sa.select(records)
-            .where(records.c.refetch_since.is_not(None))
+            sa.select(*columns)
+            .where(is_to_refetch)
             .order_by(records.c.refetch_since, records.c.kind, records.c.logto_id)
             .limit(limit)
         )
-        rows = self._connection.execute(query).mappings().all()
+        rows = self._connection.execute(query).all()
         if len(rows) == limit:
-            to_list = records.c.kind == "organization", records.c.waiting_reason.contains(MEMBERS)
-            first = self._connection.execute(query.where(*to_list)).mappings().all()
-            listed = {("organization", row["logto_id"]) for row in first}
-            others = [row for row in rows if (row["kind"], row["logto_id"]) not in listed]
-            rows = [*first, *others][:limit]
+            of_kind = records.c.kind == "organization"
+            to_list = of_kind, records.c.waiting_reason.contains(MEMBERS)
+            first = self._connection.execute(query.where(*to_list)).all()
+            rows = list(dict.fromkeys([*first, *rows]))[:limit]
         return [
-            RefetchNeed(
-                key=Key(row["kind"], row["logto_id"]),
-                reason=row["waiting_reason"],
-                doubtful=row["doubtful"],
-            )
-            for row in rows
+            RefetchNeed(key=Key(kind, logto_id), reason=reason, doubtful=doubtful)
+            for kind, logto_id, reason, doubtful in rows
         ]
 
     def count_records(self, condition: sa.ColumnElement[bool]) -> int:

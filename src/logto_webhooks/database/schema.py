@@ -157,6 +157,7 @@ records = sa.Table(
     # While only reads say that it is gone: the first of these.
     *_optional(Millis, "absent_since"),
 )
+is_to_refetch = records.c.refetch_since.is_not(None)
 
 users = sa.Table(
     "logto_users",
@@ -374,8 +375,9 @@ def metadata_with_indexes() -> sa.MetaData:
     for column in (records.c.organization_id, records.c.user_id):
         name = f"logto_records_{column.name.removesuffix('_id')}"
         _add_index(name, column, records.c.logto_id, where=column.is_not(None))
-    since = records.c.refetch_since
-    _add_index("logto_records_refetch", since, where=since.is_not(None))
+    kind, since, id_ = records.c["kind", "refetch_since", "logto_id"]
+    _add_index("logto_records_refetch", since, kind, id_, where=is_to_refetch)
+    _add_index("logto_records_refetch_kind", kind, since, id_, where=is_to_refetch)
     for column in (users.c.username, users.c.email, users.c.phone):
         _add_index(f"logto_users_{column.name}", column, **_ANY_LENGTH)
     _add_index("logto_organization_members_user", members.c.logto_user_id)

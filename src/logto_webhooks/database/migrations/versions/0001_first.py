@@ -104,7 +104,10 @@ def _records() -> None:
     for end in ("organization", "user"):
         columns = [f"{end}_id", "logto_id"]
         _index(f"logto_records_{end}", "logto_records", columns, f"{end}_id IS NOT NULL")
-    _index("logto_records_refetch", "logto_records", ["refetch_since"], "refetch_since IS NOT NULL")
+    waits = "refetch_since IS NOT NULL"
+    by_time, by_kind = ["refetch_since", "kind", "logto_id"], ["kind", "refetch_since", "logto_id"]
+    _index("logto_records_refetch", "logto_records", by_time, waits)
+    _index("logto_records_refetch_kind", "logto_records", by_kind, waits)
     op.create_table(
         "logto_membership_steps",
         *_key("change", "kind", "logto_id"),
