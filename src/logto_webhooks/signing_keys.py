@@ -17,6 +17,8 @@ from logto_webhooks.errors import SignatureRejected
 HEADER: Final = "logto-signature-sha-256"
 _WELL_FORMED = re.compile(rb"[0-9a-f]{64}")
 _SEAL: Final = object()
+NO_KNOWN_KEY: Final = "no known key made this signature"
+FEW: Final = 16  # keys that are tried at once
 
 
 @final
@@ -25,12 +27,12 @@ class VerifiedBody:
 
     __slots__ = ("content", "key")
 
-    def __init__(self, content: bytes, seal: object, key: int = -1) -> None:
-        """`key` is the index of the key that verified it."""
+    def __init__(self, content: bytes, seal: object, key: str = "") -> None:
+        """`key` is the key that verified it."""
         if seal is not _SEAL:
             raise TypeError("a VerifiedBody can only come from verify() or vouch()")
         self.content: bytes = content
-        self.key: int = key
+        self.key: str = key
 
 
 def sign(body: bytes, key: str) -> str:
@@ -47,21 +49,33 @@ def verify(body: bytes, signatures: Sequence[bytes], keys: Sequence[str]) -> Ver
     """
     if not keys:
         raise SignatureRejected(reason="no signing key is configured")
+    verified = try_keys(body, read_signature(signatures), keys)
+    if verified is None:
+        raise SignatureRejected(reason=NO_KNOWN_KEY, well_formed=True)
+    return verified
+
+
+def read_signature(signatures: Sequence[bytes]) -> bytes:
+    """Return the signature that a request has. Raises SignatureRejected."""
     if len(signatures) != 1:
         reason = "the header is missing" if not signatures else "the header was sent twice"
         raise SignatureRejected(reason=reason)
     signature = signatures[0].strip(b" \t")  # HTTP allows whitespace around a value
     if not _WELL_FORMED.fullmatch(signature):
         raise SignatureRejected(reason="the header is not 64 lowercase hex digits")
+    return signature
+
+
+def try_keys(body: bytes, signature: bytes, keys: Sequence[str]) -> VerifiedBody | None:
+    """Return the body if one of `keys` made the well-formed signature, in constant time."""
     # Try every key, so that the time doesn't reveal which one matched. Ignore an empty key, because
     # anybody can sign with it.
     matches = [
-        hmac.compare_digest(signature, sign(body, key).encode()) and key != "" for key in keys
+        key
+        for key in keys
+        if hmac.compare_digest(signature, sign(body, key).encode()) and key != ""
     ]
-    if not any(matches):
-        reason = "no known key made this signature"
-        raise SignatureRejected(reason=reason, well_formed=True)
-    return VerifiedBody(body, _SEAL, matches.index(True))
+    return VerifiedBody(body, _SEAL, matches[0]) if matches else None
 
 
 def trust(body: bytes) -> VerifiedBody:
@@ -205,7 +219,10 @@ class Keyring:
     def __init__(self, configured: Sequence[str]) -> None:
         self._keys = self._configured = tuple(configured)
         self._learnt: Sequence[WebhookKey] = ()
+        self._by_webhook: dict[str, list[str]] = {}  # the learnt keys
+        self._verified: dict[str, str] = {}  # the key that verified a body, by its webhook
         self._next_end = inf
+        self._accepted = frozenset(configured)
         self.webhook_ids: set[str] = set()
         self._used: dict[str, int] = {}
         self._looked: dict[str, int] = {}
@@ -217,11 +234,30 @@ class Keyring:
             self._choose(now)
         return self._keys
 
+    def guess(self, body: bytes, now: int) -> Sequence[str]:
+        """Return the keys to try first: all of them if they are few. Otherwise, some configured
+        ones, and those of the webhooks that the body, which nobody has verified, names.
+
+        Others may have signed it, too: what these don't verify must be tried with all.
+        """
+        keys = self.at(now)
+        if len(keys) <= FEW:
+            return keys
+        first = list(keys[: min(FEW, len(self._configured))])
+        for webhook_id in guess_webhook_ids(body):
+            of_webhook = (*self._by_webhook.get(webhook_id, ()), self._verified.get(webhook_id))
+            first += [key for key in of_webhook if key in self._accepted]
+        return list(dict.fromkeys(first))
+
     def learn(self, learnt: Sequence[WebhookKey], now: int) -> bool:
         """Replace the keys from Logto's API. Return whether one is new."""
         before = set(self._keys)
         self._learnt = [key for key in learnt if is_key(key.key)]
-        self.webhook_ids |= {key.webhook_id for key in self._learnt}
+        by_webhook: dict[str, list[str]] = {}
+        for known in self._learnt:
+            by_webhook.setdefault(known.webhook_id, []).append(known.key)
+        self._by_webhook = by_webhook
+        self.webhook_ids |= by_webhook.keys()
         self._choose(now)
         return not before.issuperset(self._keys)
 
@@ -230,6 +266,7 @@ class Keyring:
         all_keys = (*self._configured, *(learnt.key for learnt in self._learnt))
         self._keys = tuple(dict.fromkeys(key for key in all_keys if ends.get(key, inf) > now))
         self._next_end = min((end for end in ends.values() if end > now), default=inf)
+        self._accepted = frozenset(self._keys)
 
     def find_ended(self, now: int) -> dict[str, int]:
         """Return the configured keys that a rotation has ended, by their fingerprints, and when
@@ -245,6 +282,7 @@ class Keyring:
             self._looked[key] = at
             if len(body) <= _LARGEST and (webhook := read_webhook_id(body)):
                 self.webhook_ids.add(webhook)
+                self._verified[webhook] = key
         self._used[key] = at
 
     def take_uses(self) -> dict[str, int]:

@@ -8,8 +8,11 @@ from hypothesis import strategies as st
 
 from logto_webhooks.errors import SignatureRejected
 from logto_webhooks.signing_keys import (
+    FEW,
     HEADER,
+    Keyring,
     VerifiedBody,
+    WebhookKey,
     guess_webhook_ids,
     sign,
     trust,
@@ -69,7 +72,7 @@ def test_an_empty_key_verifies_nothing() -> None:
     """Anybody can sign with it; the keys beside it go on working."""
     with pytest.raises(SignatureRejected, match="no known key"):
         verify(BODY, [sign(BODY, "").encode()], ["", "key"])
-    assert verify(BODY, [GOOD], ["", "key"]).key == 1
+    assert verify(BODY, [GOOD], ["", "key"]).key == "key"
 
 
 def test_without_a_key_nothing_verifies() -> None:
@@ -101,3 +104,26 @@ def test_a_webhook_is_found_at_either_end_of_a_body(inner: int) -> None:
 def test_a_body_that_names_no_webhook(body: bytes) -> None:
     """Also one that ends within it."""
     assert guess_webhook_ids(body) == []
+
+
+def test_the_keys_that_are_tried_first() -> None:
+    """All if they are few. Of many, some configured ones, and those of the webhook that the body
+    names, as Logto's API or an earlier delivery told; none that has ended."""
+
+    def learn(number: int, until: int | None = None) -> WebhookKey:
+        key = f"learnt-key-0123456789-{number}"
+        return WebhookKey(webhook_id=f"h{number // 2}", key=key, learnt_at=1, until=until)
+
+    ring = Keyring([f"configured-key-{number}" for number in range(FEW)])
+    body = b'{"hookId":"h1"}'
+    assert ring.guess(body, 1) == ring.at(1)
+    learnt = [learn(number, until=5 if number == 3 else None) for number in range(1_000)]
+    ring.learn(learnt, 1)
+    configured = [f"configured-key-{number}" for number in range(FEW)]
+    assert ring.guess(body, 4) == [*configured, learnt[2].key, learnt[3].key]
+    assert ring.guess(body, 5) == [*configured, learnt[2].key]
+    assert ring.guess(b"{}", 5) == configured
+    ring.note_use(learnt[900].key, b'{"hookId":"unknown-to-the-api"}', 9_000)
+    assert ring.guess(b'{"hookId":"unknown-to-the-api"}', 5) == [*configured, learnt[900].key]
+    ring.learn([], 5)
+    assert ring.guess(b'{"hookId":"unknown-to-the-api"}', 5) == ring.at(5) == tuple(configured)

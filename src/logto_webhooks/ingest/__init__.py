@@ -18,7 +18,7 @@ from logto_webhooks.errors import (
     SignatureRejected,
     StoreUnavailable,
 )
-from logto_webhooks.event_loop import Offloader
+from logto_webhooks.event_loop import Offloader, run_in_thread
 from logto_webhooks.ingest.body import RequestBody
 from logto_webhooks.ingest.group_commit import LONGEST_WAIT_S, TOO_LATE, retrieve_error
 from logto_webhooks.instrumentation import (
@@ -28,7 +28,14 @@ from logto_webhooks.instrumentation import (
     RefusedFor,
     RequestRefused,
 )
-from logto_webhooks.signing_keys import Keyring, VerifiedBody, verify
+from logto_webhooks.signing_keys import (
+    FEW,
+    NO_KNOWN_KEY,
+    Keyring,
+    VerifiedBody,
+    read_signature,
+    try_keys,
+)
 
 RETRY_AFTER_S: Final = 5
 
@@ -53,6 +60,22 @@ StoreDelivery = Callable[
 ]
 
 
+class _Request(Struct, frozen=True):
+    """A body with a well-formed signature, and when it arrived (ms)."""
+
+    body: bytes
+    signature: bytes
+    at: int
+
+    @property
+    def is_large(self) -> bool:
+        """Whether to verify and parse it in a thread."""
+        return len(self.body) >= LARGE
+
+
+_Identified = tuple[VerifiedBody, NewDelivery]
+
+
 class Receiver:
     """Verifies and stores a request's body, and decides the answer, in any web framework."""
 
@@ -68,14 +91,15 @@ class Receiver:
         """`store` returns once the delivery is durable in the database, or in the spool (None). It
         gets the deadline, by the event loop's clock, and the request's body, whose room it holds if
         it takes longer. `reject` gets the body, the signature and the time of a request that no key
-        verifies."""
+        verifies by the deadline."""
         self._ring = keys if isinstance(keys, Keyring) else Keyring(keys)
         self._reject = reject
         self._store = store
         self._offloader = offloader or Offloader()
         self._clock = clock
         self._observe = observe
-        self._storing: dict[asyncio.Task[StoreResult | None], asyncio.Task[NewDelivery]] = {}
+        self._storing: dict[asyncio.Task[StoreResult | None], asyncio.Task[_Identified]] = {}
+        self._all_keys = asyncio.Lock()  # held while all keys are tried
 
     async def receive(
         self,
@@ -92,23 +116,25 @@ class Receiver:
         """
         started = self._clock.now()
         try:
-            keys = self._ring.at(started)
-            verified = verify(body, signatures, keys)
-            if len(body) < LARGE:
-                delivery = identify(verified, started, ahead=self._clock.ahead_ms)
+            if not self._ring.at(started):
+                raise SignatureRejected(reason="no signing key is configured")
+            request = _Request(body, read_signature(signatures), started)
+            identified = None if request.is_large else self._identify_first(request)
+            if identified is None and not request.is_large and not self._has_many_keys(request):
+                raise self._set_aside(request)
+            if identified is not None:
+                verified, delivery = identified
                 accepted = await self._store(delivery, deadline, room)
             else:
-                delivery, accepted = await self._store_large(verified, started, deadline, room)
+                verified, delivery, accepted = await self._store_slowly(request, deadline, room)
         except SignatureRejected as error:
             hint = _LIKELY_CAUSES if error.well_formed else _NOT_LOGTO
-            if error.well_formed:
-                self._reject(body, signatures[0], started)
             return self.refuse(401, "invalid_signature", error, hint)
         except NotADelivery as error:
             return self.refuse(400, "not_a_delivery", error, "it is signed, but isn't from Logto")
         except (StoreUnavailable, RowRejected):
             return WebhookResponse(503, {"error": "not_stored"}, retry_after_s=RETRY_AFTER_S)
-        self._ring.note_use(keys[verified.key], body, started)
+        self._ring.note_use(verified.key, body, started)
         if accepted is None:
             return WebhookResponse(200, {"spooled": True, "duplicate": False})
         took = self._clock.now() - started
@@ -125,17 +151,19 @@ class Receiver:
         if lost:
             self._observe(DeliveriesLost(len(lost)))
 
-    async def _store_large(
-        self, verified: VerifiedBody, started: int, deadline: float | None, room: RequestBody | None
-    ) -> tuple[NewDelivery, StoreResult | None]:
-        """Identify the delivery in a thread, because it would block the event loop. A late or
-        cancelled request stops waiting, but its delivery is stored: Logto won't send it again."""
+    async def _store_slowly(
+        self, request: _Request, deadline: float | None, room: RequestBody | None
+    ) -> tuple[VerifiedBody, NewDelivery, StoreResult | None]:
+        """Verify and identify a large body, or one that needs all keys, without blocking the event
+        loop. A late or cancelled request stops waiting, but its delivery is stored: Logto won't
+        send it again."""
         loop = asyncio.get_running_loop()
-        identify_it = partial(identify, verified, started, ahead=self._clock.ahead_ms)
-        identifying = loop.create_task(self._offloader.run(identify_it))
+        until = loop.time() + LONGEST_WAIT_S if deadline is None else deadline
+        identifying = loop.create_task(self._identify_slowly(request, until))
 
         async def store() -> StoreResult | None:
-            return await self._store(await identifying, deadline, room)
+            _, delivery = await identifying
+            return await self._store(delivery, deadline, room)
 
         storing = loop.create_task(store())
         self._storing[storing] = identifying
@@ -143,12 +171,63 @@ class Receiver:
         if room is not None:
             room.hold()
             storing.add_done_callback(lambda _: room.close())
-        left_s = LONGEST_WAIT_S if deadline is None else deadline - loop.time()
-        await asyncio.wait({identifying}, timeout=max(0, left_s))
+        await asyncio.wait({identifying}, timeout=max(0, until - loop.time()))
         if not identifying.done():
             raise StoreUnavailable(problem=TOO_LATE)
         accepted = await asyncio.shield(storing)
-        return identifying.result(), accepted
+        return *identifying.result(), accepted
+
+    async def _identify_slowly(self, request: _Request, until: float) -> _Identified:
+        """Try the probable keys, and then all. Raises SignatureRejected, NotADelivery, and
+        StoreUnavailable if all can't be tried by `until`."""
+        identified = None
+        if request.is_large:
+            identified = await self._offloader.run(lambda: self._identify_first(request))
+        try:
+            async with asyncio.timeout_at(until):
+                if identified is None and self._has_many_keys(request):
+                    identified = await self._try_all(request)
+        except TimeoutError:
+            self._set_aside(request)
+            raise StoreUnavailable(problem=TOO_LATE) from None
+        if identified is None:
+            raise self._set_aside(request)
+        return identified
+
+    async def _try_all(self, request: _Request) -> _Identified | None:
+        """Try all keys, some at a time, for one request at a time. So requests that nobody signed,
+        which anybody can send, hold up neither the event loop nor those that name their webhook."""
+        keys = self._ring.at(request.at)
+        async with self._all_keys:
+            for start in range(0, len(keys), FEW):
+                identify_it = partial(self._identify, request, keys[start : start + FEW])
+                if request.is_large:
+                    identified = await run_in_thread(identify_it)
+                else:
+                    identified = identify_it()
+                    await self._offloader.give_way()
+                if identified is not None:
+                    return identified
+        return None
+
+    def _identify_first(self, request: _Request) -> _Identified | None:
+        """Verify a request with the keys that probably signed it, and identify it."""
+        return self._identify(request, self._ring.guess(request.body, request.at))
+
+    def _identify(self, request: _Request, keys: Sequence[str]) -> _Identified | None:
+        verified = try_keys(request.body, request.signature, keys)
+        if verified is None:
+            return None
+        return verified, identify(verified, request.at, ahead=self._clock.ahead_ms)
+
+    def _has_many_keys(self, request: _Request) -> bool:
+        """Whether `_identify_first` doesn't try all keys."""
+        return len(self._ring.at(request.at)) > FEW
+
+    def _set_aside(self, request: _Request) -> SignatureRejected:
+        """Give a request that no key verified to `reject`. Return the error."""
+        self._reject(request.body, request.signature, request.at)
+        return SignatureRejected(reason=NO_KNOWN_KEY, well_formed=True)
 
     def _forget(self, storing: asyncio.Task[StoreResult | None]) -> None:
         del self._storing[storing]
