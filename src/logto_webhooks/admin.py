@@ -20,11 +20,11 @@ from logto_webhooks.apply.replay import (
     REPLAYED_AT_ONCE,
     ReplayResult,
     cut,
-    iterate_jobs,
 )
 from logto_webhooks.apply.replay import replay as apply_again
 from logto_webhooks.clock import SystemClock
 from logto_webhooks.database import Database, Engine, database_for, wrap_engine
+from logto_webhooks.database.jobs import Place
 from logto_webhooks.database.mirror import RowFilter
 from logto_webhooks.database.records import FoundRow, RefetchNeed
 from logto_webhooks.database.runner import run_or_rehearse
@@ -177,9 +177,9 @@ def check_job_ids(store: Store, ids: Sequence[int]) -> list[int]:
     return list(ids)
 
 
-def select_jobs(store: Store, handler: str, state: str, move: JobMove) -> list[int]:
-    """Select the IDs of all jobs of a handler in a state. Raises HandlerUnknown, and SettingInvalid
-    for a state that doesn't allow the move."""
+def check_move(store: Store, handler: str, state: str, move: JobMove) -> JobState:
+    """Check that the jobs of a handler in a state can be moved, and return the state. Raises
+    HandlerUnknown, and SettingInvalid for a state that doesn't allow the move."""
     checked = validation.check_state(state, JobState)
     if checked not in job_targets(move):
         done = "retried" if move is JobMove.REPEAT else "discarded"
@@ -187,7 +187,7 @@ def select_jobs(store: Store, handler: str, state: str, move: JobMove) -> list[i
         problem = f"{checked} jobs can't be {done}; allowed: {allowed}"
         raise SettingInvalid(name="the state", problem=problem)
     check_handler(store, handler)
-    return [job.id for job in iterate_jobs(store, JobFilter(handler=handler, state=checked))]
+    return checked
 
 
 def check_handler(store: Store, name: str) -> None:
@@ -725,8 +725,18 @@ class Admin:
             raise SettingInvalid(name="the selection of jobs", problem=_UNCLEAR)
         if handler is None:
             return await self._read(lambda store: check_job_ids(store, named))
-        checked_state = JobState.DEAD if state is None else state
-        return await self._read(lambda store: select_jobs(store, handler, checked_state, move))
+        wanted = JobState.DEAD if state is None else state
+        checked = await self._read(lambda store: check_move(store, handler, wanted, move))
+        ids_of_handler: list[int] = []
+        after: Place | None = None
+        # Only the IDs, and all of them before the first is moved: a job that is done again at once
+        # would otherwise be found again.
+        while places := await self._read(
+            partial(_list_places, handler=handler, state=checked, after=after)
+        ):
+            ids_of_handler += [place[-1] for place in places]
+            after = places[-1]
+        return ids_of_handler
 
     async def _register(self) -> None:
         """Register this object's own handlers, if it has any."""
@@ -783,6 +793,12 @@ class Admin:
 
 def _read_sizes(store: Store, *, wanted: DeliveryFilter, newest: int) -> dict[int, int]:
     return store.inbox.sizes(wanted, newest)
+
+
+def _list_places(
+    store: Store, *, handler: str, state: JobState, after: Place | None
+) -> list[Place]:
+    return store.jobs.list_places(handler, state, after, AT_ONCE)
 
 
 def _move_jobs(store: Store, *, ids: Sequence[int], move: JobMove) -> int:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import sqlalchemy as sa
 from msgspec.structs import replace
 
-from logto_webhooks.database.jobs import IN_USE_MS
+from logto_webhooks.database.jobs import IN_USE_MS, Place
 from logto_webhooks.database.schema import handlers, jobs
 from logto_webhooks.database.store import Store
 from logto_webhooks.deliveries import LARGE, DeliveryOutcome, DeliveryState
@@ -22,6 +20,7 @@ from logto_webhooks.jobs import (
 from logto_webhooks.testing import make
 from tests.integration.conftest import Run
 from tests.support.jobs import ONE, TWO, add, claim, finish, job
+from tests.support.plans import explain
 from tests.support.stores import delivery
 
 
@@ -220,28 +219,37 @@ def test_waiting_jobs_are_counted_without_reading_those_that_are_over(run: Run) 
     add(run, job("a", handler="two"), job("b", handler="two"), job("c"))
     assert run(lambda store: store.jobs.count_waiting()) == {"one": 1, "two": 2}
     assert run(lambda store: store.jobs.count_waiting(["one"])) == {"two": 2}
-    plan = run(_explain_count)
+    [plan] = run(lambda store: explain(store, lambda store: store.jobs.count_waiting(["two"])))
     assert "logto_jobs_waiting" in plan, plan
 
 
-def _explain_count(store: Store) -> str:
-    connection, ran = store._connection, list[tuple[str, Any]]()
+@pytest.mark.parametrize("state", list(JobState))
+def test_jobs_of_a_handler_are_listed_page_by_page(run: Run, state: JobState) -> None:
+    """Each page is read from an index, in its order: nothing is read twice, and nothing sorted.
+    `jobs retry --handler` lists millions so."""
+    add(run, *(job(f"{n}", queue_key=f"user:{n % 5}", at=n) for n in range(500)))
+    add(run, *(job(f"{n}", handler="two") for n in range(500)))
+    over = sa.update(jobs).where(jobs.c.id % 2 == 0).values(state=state.value)
+    others = sa.update(jobs).where(jobs.c.id % 2 == 1).values(state=_other(state).value)
+    run(lambda store: [store._connection.execute(one).rowcount for one in (over, others)])
+    found: list[int] = []
+    after: Place | None = None
+    while page := run(lambda store, after=after: store.jobs.list_places("one", state, after, 70)):  # type: ignore[misc]
+        assert len(page) <= 70
+        found += [place[-1] for place in page]
+        after = page[-1]
+    assert sorted(found) == list(range(2, 501, 2))
+    [plan] = run(
+        lambda store: explain(store, lambda store: store.jobs.list_places("one", state, after, 70))
+    )
+    index = "odd" if state in ("dead", "discarded") else state.value
+    assert f"logto_jobs_{index}" in plan, plan
+    assert "TEMP B-TREE" not in plan, plan
+    assert ">(?" in plan or ">?" in plan or "Cond" in plan, plan
 
-    def note(_: Any, __: Any, statement: str, parameters: Any, *more: Any) -> None:
-        ran.append((statement, parameters))
 
-    sa.event.listen(connection, "before_cursor_execute", note)
-    store.jobs.count_waiting(["two"])
-    sa.event.remove(connection, "before_cursor_execute", note)
-    statement, parameters = ran[-1]
-    explain = "EXPLAIN"
-    if connection.dialect.name == "sqlite":
-        explain = "EXPLAIN QUERY PLAN"
-    else:
-        schema = connection.get_execution_options()["schema_translate_map"][None]
-        connection.exec_driver_sql(f"ANALYZE {schema}.logto_jobs")
-    plan = connection.exec_driver_sql(f"{explain} {statement}", parameters)
-    return "\n".join(str(row) for row in plan)
+def _other(state: JobState) -> JobState:
+    return JobState.DEAD if state is JobState.DONE else JobState.DONE
 
 
 def test_a_handler_is_forgotten_step_by_step(run: Run) -> None:

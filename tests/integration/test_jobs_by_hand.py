@@ -169,6 +169,46 @@ def test_many_repeated_jobs_keep_their_order(
     asyncio.run(logto.close())
 
 
+def test_all_dead_jobs_of_a_handler_are_moved_in_short_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There can be millions: no transaction lists them all, and none reads their errors."""
+    monkeypatch.setattr("logto_webhooks.admin.AT_ONCE", 3)
+    logto = on_sqlite(tmp_path)
+    host = logto.database.host
+    read: list[str] = []
+
+    async def live() -> None:
+        await logto.migrate()
+        await host.run(lambda store: store.jobs.add([job(f"{n}", f"user:{n}") for n in range(10)]))
+        held = await host.run(lambda store: store.jobs.claim("t", {"one": 10}, 60))
+        dead = [ended(each.id, each.queue_key_id, JobState.DEAD) for each in held]
+        await host.run(lambda store: store.jobs.finish("t", dead))
+        sa.event.listen(sa.Engine, "before_cursor_execute", note)
+        sa.event.listen(sa.Engine, "begin", begin)
+        try:
+            assert await logto.retry_jobs(handler="one") == 10
+            assert await logto.discard_jobs(handler="one", state="waiting") == 10
+            assert await logto.discard_jobs(handler="one") == 0
+        finally:
+            sa.event.remove(sa.Engine, "before_cursor_execute", note)
+            sa.event.remove(sa.Engine, "begin", begin)
+        await logto.close()
+
+    def begin(_: object) -> None:
+        read.append("begin")
+
+    def note(_: object, __: object, statement: str, *more: object) -> None:
+        if statement.startswith("SELECT") and "FROM logto_jobs" in statement:
+            read.append(statement)
+
+    asyncio.run(live())
+    assert not [statement for statement in read if "error" in statement]
+    lists = [place for place, statement in enumerate(read) if "LIMIT" in statement]
+    assert len(lists) == 5 + 5 + 1
+    assert all(read[place - 1] == "begin" for place in lists)
+
+
 def test_jobs_are_found_by_ids(run: Run) -> None:
     """Those that there are."""
     add(run, *(job(key) for key in "abc"))

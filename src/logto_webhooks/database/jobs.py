@@ -25,7 +25,13 @@ from logto_webhooks.database.dialect import (
     read_clock,
     unnest,
 )
-from logto_webhooks.database.schema import deliveries, handlers, jobs, queue_keys
+from logto_webhooks.database.schema import (
+    deliveries,
+    handlers,
+    has_not_succeeded,
+    jobs,
+    queue_keys,
+)
 from logto_webhooks.deliveries import LARGE
 from logto_webhooks.jobs import (
     JOB_MOVES,
@@ -48,6 +54,10 @@ LOCKED_MS: Final = 1_000  # until a locked job is looked at again
 IN_USE_MS: Final = 5 * 60_000  # a process registers its handlers every minute
 MOST_BYTES: Final = 16 * 2**20  # of the payloads of one handler's claimed jobs
 FIRST: Final = 0  # the `order_at` of a job that runs before all others of its queue
+Place = tuple[Any, ...]  # of a job in an index; its last value is the job's id
+_LITERAL_STATES: Final[dict[JobState, sa.ColumnElement[Any]]] = {
+    state: sa.literal_column(f"'{state.value}'") for state in JobState
+}
 _first, _newer = jobs.alias("first"), jobs.alias("newer")
 _is_waiting, _is_done = (
     _newer.c.state == sa.literal_column(f"'{state.value}'")
@@ -492,10 +502,27 @@ class JobStore:
         for name in ("id", "handler", "state", "subject", "event", "delivery_id"):
             if (value := getattr(wanted, name)) is not None:
                 query = query.where(jobs.c[name] == value)
+        if wanted.state in (JobState.DEAD, JobState.DISCARDED):
+            query = query.where(has_not_succeeded)
         if wanted.after is not None:
             query = query.where(jobs.c.id < wanted.after)
         rows = self._connection.execute(query.limit(wanted.limit)).mappings()
         return [JobRow(**row) for row in rows]
+
+    def list_places(
+        self, handler: str, state: JobState, after: Place | None, limit: int
+    ) -> list[Place]:
+        """List the next jobs of a handler in a state, in the order of an index."""
+        place = [jobs.c.id]
+        conditions = [jobs.c.handler == handler, jobs.c.state == _LITERAL_STATES[state]]
+        if state in (JobState.WAITING, JobState.DONE):
+            place = [jobs.c.queue_key, jobs.c.order_at, jobs.c.id]
+        else:
+            conditions.append(has_not_succeeded)
+        if after is not None:
+            conditions.append(sa.tuple_(*place) > sa.tuple_(*after))
+        query = sa.select(*place).where(*conditions).order_by(*place).limit(limit)
+        return [tuple(row) for row in self._connection.execute(query)]
 
     def move(self, ids: Sequence[int], move: JobMove) -> list[int]:
         """Repeat or discard jobs by hand, if their state allows it. Return the ids of those.

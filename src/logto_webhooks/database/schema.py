@@ -284,6 +284,11 @@ jobs = sa.Table(
     sqlite_autoincrement=True,
 )
 
+# Few jobs. A handler can have very many, which a command moves page by page.
+has_not_succeeded = jobs.c.state.in_(
+    [sa.literal_column("'dead'"), sa.literal_column("'discarded'")]
+)
+
 # One row for each queue with waiting jobs. Its holder runs the first of these.
 queue_keys = sa.Table(
     "logto_lines",  # older than the term "queue key"
@@ -388,6 +393,8 @@ def metadata_with_indexes() -> sa.MetaData:
     is_waiting, is_done = (jobs.c.state == sa.literal_column(f"'{s}'") for s in ("waiting", "done"))
     _add_index("logto_jobs_waiting", *queue, jobs.c.id, where=is_waiting)
     _add_index("logto_jobs_done", *queue, where=is_done)
+    odd = (jobs.c.handler, jobs.c.state, jobs.c.id)
+    _add_index("logto_jobs_odd", *odd, where=has_not_succeeded)
     _add_index("logto_jobs_delivery", jobs.c.delivery_id)
     of_role = mapped_rows.c.record_id.is_not(None)
     of_record = (mapped_rows.c.record_id, mapped_rows.c.mapping)

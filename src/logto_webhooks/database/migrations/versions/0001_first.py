@@ -198,6 +198,8 @@ def _jobs() -> None:
     order = ["handler", "queue_key", "order_at"]
     _index("logto_jobs_waiting", "logto_jobs", [*order, "id"], "state = 'waiting'")
     _index("logto_jobs_done", "logto_jobs", order, "state = 'done'")
+    odd = "state IN ('dead', 'discarded')"
+    _index("logto_jobs_odd", "logto_jobs", ["handler", "state", "id"], odd)
     _index("logto_jobs_delivery", "logto_jobs", ["delivery_id"])
     op.create_table(
         "logto_lines",
