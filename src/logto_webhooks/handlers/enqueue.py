@@ -339,6 +339,10 @@ def jobs_for_change(
     key_again = None if is_new or event.source == "existing" else f"{key}:{uuid.uuid4().hex}"
     if key_again and not isinstance(event, COMING):
         key, key_again = key_again, None
+    wanting = [
+        handler for handler in handlers if handler.tests != "only" and handler.wants(event.name)
+    ]
+    payload = msgspec.json.encode(event) if wanting else b""  # once: a user's data may be large
     return [
         NewJob(
             handler=handler.name,
@@ -349,10 +353,9 @@ def jobs_for_change(
             queue_key=subject if handler.ordered else key,
             is_first=is_new,
             delivery_id=delivery_id,
-            payload=msgspec.json.encode(event),
+            payload=payload,
         )
-        for handler in handlers
-        if handler.tests != "only" and handler.wants(event.name)
+        for handler in wanting
     ]
 
 
