@@ -16,6 +16,7 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
+from logto_webhooks.database.store import Store
 from logto_webhooks.samples.request import SignedRequest, sign_request
 from logto_webhooks.signing_keys import (
     BOUNDS,
@@ -29,6 +30,7 @@ from logto_webhooks.testing import make
 from logto_webhooks.testing.fake import FakeLogto
 from tests.integration.conftest import Run
 from tests.support.fake import credentials, serving
+from tests.support.plans import explain, noting
 from tests.support.service import Service, command
 from tests.support.stores import RECEIVED_AT
 from tests.support.waiting import eventually
@@ -127,6 +129,52 @@ class TestStore:
             "third-key-0123456789": 9,
             "fourth-key-0123456789": None,
         }
+
+    def test_keys_that_are_stored_are_not_written_again(self, run: Run) -> None:
+        """Of thousands, only those that changed; and none is searched for in the whole table."""
+
+        def ask(at: int, rotated: int) -> list[WebhookKey]:
+            return [
+                WebhookKey(
+                    webhook_id=f"h{n}", key=f"key-{n}-{n < rotated}-0123456789", learnt_at=at
+                )
+                for n in range(2_000)
+            ]
+
+        def learn(store: Store, told: list[WebhookKey]) -> list[Any]:
+            """Learn keys, and return the statements and the parameters."""
+            with noting(store.connection) as ran:
+                store.webhook_keys.learn(told)
+            return ran
+
+        run(lambda store: learn(store, ask(1, 0)))
+        assert len(run(lambda store: learn(store, ask(2, 0)))) == 1  # it reads
+        ran = run(lambda store: learn(store, ask(3, 2)))
+        assert len(ran) == 2
+        changed = [key for key in run(lambda store: store.webhook_keys.learnt()) if key.until]
+        assert {key.webhook_id: key.until for key in changed} == dict.fromkeys(
+            ("h0", "h1"), 3 + OVERLAP_MS
+        )
+        assert len(run(lambda store: learn(store, ask(4, 2)))) == 1
+        [plan] = run(lambda store: explain(store, lambda s: s.webhook_keys.forget(["h7"])))
+        assert "logto_keys_webhook" in plan
+
+    def test_two_webhooks_may_have_the_same_key(self, run: Run) -> None:
+        """It is stored with one of them, and ends when that has another one."""
+        told = [
+            WebhookKey(webhook_id=webhook_id, key="the-same-key-0123456789", learnt_at=1)
+            for webhook_id in ("a", "b")
+        ]
+        for _ in range(2):
+            run(lambda store: store.webhook_keys.learn(told))
+            assert run(lambda store: store.webhook_keys.learnt()) == told[1:]
+        new = [
+            WebhookKey(webhook_id=webhook_id, key=f"key-of-{webhook_id}-0123456789", learnt_at=2)
+            for webhook_id in ("a", "b")
+        ]
+        run(lambda store: store.webhook_keys.learn(new))
+        ends = {key.key: key.until for key in run(lambda store: store.webhook_keys.learnt())}
+        assert ends == {told[0].key: 2 + OVERLAP_MS} | {key.key: None for key in new}
 
     def test_when_a_key_was_used_is_kept_by_its_fingerprint(self, run: Run) -> None:
         """Of configured ones, too, of which nothing else is kept."""

@@ -133,6 +133,19 @@ def put_row(connection: sa.Connection, table: sa.Table, row: Row) -> None:
     connection.execute(insert.on_conflict_do_update(index_elements=[key], set_=values))
 
 
+def put_rows(connection: sa.Connection, table: sa.Table, rows: Sequence[Row]) -> None:
+    """The same for many rows with the same columns, in one statement."""
+    if not rows:
+        return
+    [key] = table.primary_key
+    columns, dialect = tuple(rows[0]), connection.dialect.name
+    insert = insert_values(table, inserted_values(table, columns, dialect), dialect)
+    changes = {name: insert.excluded[name] for name in columns if name != key.name}
+    put = insert.on_conflict_do_update(index_elements=[key], set_=changes)
+    # In one order, because transactions that lock rows in different orders can deadlock.
+    execute_rows(connection, put, sorted(rows, key=lambda row: str(row[key.name])))
+
+
 def inserted_values(table: sa.Table, columns: Sequence[str], dialect: str) -> Row:
     """Return the values of the rows of `execute_rows`, as parameters or columns of `unnest`."""
     if dialect == "postgresql":

@@ -414,6 +414,7 @@ def metadata_with_indexes() -> sa.MetaData:
         mapped_rows.c.mapping,
         where=deleted_at.is_not(None),
     )
+    _add_index("logto_keys_webhook", keys.c.webhook_id)
     _add_index("logto_lines_due", queue_keys.c.handler, queue_keys.c.due_at)
     return metadata
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import sqlalchemy as sa
 from msgspec import structs
 
-from logto_webhooks.database.dialect import among, now, put_row
+from logto_webhooks.database.dialect import among, now, put_rows
 from logto_webhooks.database.schema import keys, rejected
 from logto_webhooks.signing_keys import (
     BOUNDS,
@@ -21,6 +21,14 @@ from logto_webhooks.signing_keys import (
 
 _BY_ID = among(rejected.c.id, "ids")
 _LEARNT = (keys.c.webhook_id, keys.c.key, keys.c.learnt_at, keys.c.until)
+_OF_WEBHOOKS = among(keys.c.webhook_id, "webhook_ids")
+_RELATED = (
+    sa.select(keys.c.fingerprint, *_LEARNT)
+    .where(keys.c.webhook_id.is_not(None))
+    .where(sa.or_(_OF_WEBHOOKS, among(keys.c.fingerprint, "marks")))
+    .order_by(keys.c.fingerprint)
+    .with_for_update()  # a rotation must not be undone by an answer that came just before it
+)
 _REJECTED = sa.select(
     *(rejected.c[name] for name in ("id", "body", "signature", "received_at", "known")),
     rejected.c.hook.label("webhook_id"),
@@ -44,36 +52,55 @@ class KeyStore:
         OVERLAP_MS, unless they have an end; or after `overlap_ms`, unless they end before that.
 
         A key is skipped if another one of its webhook was learnt later: Logto's answer is late.
+        What is stored already, usually all, isn't written again.
         """
-        for key in new:
-            if not is_key(key.key):
-                continue
-            mark = fingerprint(key.key)
-            others = (keys.c.webhook_id == key.webhook_id, keys.c.fingerprint != mark)
-            newest = self._connection.scalar(
-                sa.select(sa.func.max(keys.c.learnt_at)).where(*others)
-            )
-            if key.until is None and newest is not None and newest > key.learnt_at:
+        told = {fingerprint(key.key): key for key in new if is_key(key.key)}
+        stored = self._read_related(told)
+        current = stored.copy()
+        marks: dict[str, set[str]] = {}  # by webhook
+        for mark, key in stored.items():
+            marks.setdefault(key.webhook_id, set()).add(mark)
+        for mark, key in told.items():
+            others = marks.setdefault(key.webhook_id, set()) - {mark}
+            newest = max((current[other].learnt_at for other in others), default=0)
+            if key.until is None and newest > key.learnt_at:
                 continue
             end = key.learnt_at + (OVERLAP_MS if overlap_ms is None else overlap_ms)
-            has_end = keys.c.until.is_not(None) if overlap_ms is None else keys.c.until < end
-            until = sa.case((has_end, keys.c.until), else_=end)
-            self._connection.execute(sa.update(keys).where(*others).values(until=until))
-            put_row(self._connection, keys, structs.asdict(key) | {"fingerprint": mark})
+            for other in others:
+                until = current[other].until
+                if until is None or (overlap_ms is not None and until > end):
+                    current[other] = structs.replace(current[other], until=end)
+            if mark in current:  # perhaps another webhook had it
+                marks[current[mark].webhook_id].discard(mark)
+            marks[key.webhook_id].add(mark)
+            current[mark] = key
+        changed = {mark: key for mark, key in current.items() if _is_new(key, stored.get(mark))}
+        rows = [structs.asdict(key) | {"fingerprint": mark} for mark, key in changed.items()]
+        put_rows(self._connection, keys, rows)
+
+    def _read_related(self, told: Mapping[str, WebhookKey]) -> dict[str, WebhookKey]:
+        """Return what is stored of these keys, and of others of their webhooks, by fingerprint."""
+        webhook_ids = sorted({key.webhook_id for key in told.values()})
+        values = {"webhook_ids": webhook_ids, "marks": sorted(told)}
+        rows = self._connection.execute(_RELATED, values)
+        return {
+            mark: WebhookKey(webhook_id=webhook_id, key=key, learnt_at=learnt_at, until=until)
+            for mark, webhook_id, key, learnt_at, until in rows
+        }
 
     def forget(self, webhook_ids: Collection[str]) -> None:
         """Delete the keys of webhooks, but not those that expire: these aren't accepted even if
         they are in the settings."""
-        of_webhooks = keys.c.webhook_id.in_(sorted(webhook_ids))
-        self._connection.execute(sa.delete(keys).where(of_webhooks, keys.c.until.is_(None)))
+        delete = sa.delete(keys).where(_OF_WEBHOOKS, keys.c.until.is_(None))
+        self._connection.execute(delete, {"webhook_ids": sorted(webhook_ids)})
 
     def used(self, marks: dict[str, int]) -> dict[str, int]:
         """Store when keys were last used (ms), by fingerprint. Return this for all keys."""
-        for mark, at in marks.items():
-            put_row(self._connection, keys, {"fingerprint": mark, "last_used_at": at})
+        rows = [{"fingerprint": mark, "last_used_at": at} for mark, at in marks.items()]
+        put_rows(self._connection, keys, rows)
         query = sa.select(keys.c.fingerprint, keys.c.last_used_at)
-        rows = self._connection.execute(query.where(keys.c.last_used_at.is_not(None)))
-        return {row.fingerprint: row.last_used_at for row in rows}
+        used = self._connection.execute(query.where(keys.c.last_used_at.is_not(None)))
+        return {row.fingerprint: row.last_used_at for row in used}
 
     def add_rejected(self, new: Sequence[RejectedRequest]) -> None:
         """Store requests, and delete stored ones beyond the bounds."""
@@ -122,3 +149,8 @@ class KeyStore:
             | (ranked.c.received_at < now() - bounds.age_ms)
         )
         self._connection.execute(sa.delete(rejected).where(rejected.c.id.in_(outside)))
+
+
+def _is_new(key: WebhookKey, stored: WebhookKey | None) -> bool:
+    """Whether to store a key. It isn't new only because Logto was asked again."""
+    return stored is None or structs.replace(key, learnt_at=stored.learnt_at) != stored

@@ -251,6 +251,7 @@ def _signing_keys() -> None:
         *_optional(Text, "webhook_id", "key"),
         *_optional(Millis, "learnt_at", "until", "last_used_at"),
     )
+    _index("logto_keys_webhook", "logto_keys", ["webhook_id"])
     op.create_table(
         "logto_rejected",
         _id(),
