@@ -58,6 +58,7 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("logto_webhooks.apply.MAX_PIECE", 16)
     monkeypatch.setattr("logto_webhooks.apply.membership_steps.LEAST", 7)
     monkeypatch.setattr("logto_webhooks.apply.membership_steps.MOST", 7)
+    monkeypatch.setattr("logto_webhooks.database.memberships.NEWEST", 7)
 
 
 def know(run: Run, *handlers: RegisteredHandler) -> None:
@@ -111,7 +112,7 @@ def test_a_deletion_with_many_memberships_survives_a_kill(
         assert deleted[Key("organization", "o")].deleted_at is not None
         assert asyncio.run(until_done(Copy(host))) > 3
         assert run(lambda store: store.status()).memberships_to_end == 0
-        assert run(lambda store: store.endings()) == []
+        assert run(lambda store: store.endings(1)) == []
         [found] = run(lambda store: store.find("organization", "o", 9))
         assert found.memberships == []
         assert jobs_made(run, "LocalMemberRemoved") == {f"user:{each}": 1 for each in PEOPLE}
@@ -138,7 +139,7 @@ def test_a_user_with_many_memberships_is_deleted_in_steps(
     asyncio.run(until_done(copy))
     made = jobs_made(run, "LocalMemberRemoved")
     assert made == {"user:ana": len(PEOPLE), "user:bo": 1}
-    assert run(lambda store: store.endings()) == []
+    assert run(lambda store: store.endings(1)) == []
 
 
 def test_a_member_told_of_after_the_deletion_puts_it_in_doubt(
@@ -209,7 +210,7 @@ def test_an_organization_that_comes_last_announces_its_members_in_steps(
         asyncio.run(until_done(Copy(Dying(host, killed_at))))
     asyncio.run(until_done(Copy(host)))
     assert jobs_made(run, "LocalMemberAdded") == {f"user:{each}": 1 for each in PEOPLE}
-    assert run(lambda store: store.arrivals()) == []
+    assert run(lambda store: store.arrivals(1)) == []
 
 
 def test_members_that_are_deleted_while_their_organization_is_ended_leave_once(

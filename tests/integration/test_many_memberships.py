@@ -9,18 +9,23 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+import sqlalchemy as sa
 
-from logto_webhooks.apply import batch
+from logto_webhooks.apply import batch, membership_steps
+from logto_webhooks.apply.membership_steps import MembershipAnnouncer, MembershipEnder
 from logto_webhooks.database import records
 from logto_webhooks.database.store import Store
+from logto_webhooks.instrumentation import MembershipsDelayed, TelemetryEvent
+from logto_webhooks.jobs import JobFilter, RegisteredHandler
 from logto_webhooks.logto.api_responses import Span
 from logto_webhooks.reconcile.fetch import Fetcher
 from logto_webhooks.records.record import Change, Key, Tombstone, Upsert, Value, membership
 from logto_webhooks.testing.fake import FakeLogto
 from tests.integration.conftest import Run
+from tests.support import postgres
 from tests.support.fake import asking
-from tests.support.plans import explain
-from tests.support.stores import WrappedRunner, open_host
+from tests.support.plans import explain, noting
+from tests.support.stores import ALL, WrappedRunner, open_host
 
 T = TypeVar("T")
 SLOW = ("logto_records_pkey", "Sort", "TEMP B-TREE")  # in a plan
@@ -87,3 +92,146 @@ def test_a_list_of_members_is_compared_without_a_write(kind: Any, tmp_path: Path
 
     users = [key.organization_and_user[1].id for key in asyncio.run(live())]
     assert users == ["doubtful", "listed", "unlisted"]
+
+
+MANY = [f"u{number:02}" for number in range(40)]
+HANDLER = RegisteredHandler(name="members", patterns=("LocalMember*",))
+
+
+class Counting(WrappedRunner):
+    """Counts the transactions that write."""
+
+    count = 0
+
+    async def run(self, work: Callable[[Store], T]) -> T:
+        """Count, and run."""
+        self.count += 1
+        return await super().run(work)
+
+
+def user(user_id: str) -> Upsert:
+    names = ("username", "primaryEmail", "primaryPhone", "name", "avatar")
+    own: dict[str, object] = {**dict.fromkeys(names, None), "identities": {}}
+    return Upsert(Key("user", user_id), {"own": Value(own, 900, 900, 900)})
+
+
+def organization(organization_id: str) -> Upsert:
+    own: dict[str, object] = {"name": organization_id, "description": None, "customData": {}}
+    return Upsert(Key("organization", organization_id), {"own": Value(own, 900, 900, 900)})
+
+
+@pytest.fixture
+def many(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Members of two organizations."""
+    monkeypatch.setattr(membership_steps, "LONGEST_S", 60.0)  # no step is made smaller
+    run(lambda store: store.jobs.register([HANDLER]))
+    run(lambda store: store.set_installed_at(0))
+    told: list[Change] = [organization("o"), organization("p"), *map(user, MANY)]
+    told += [joined(name, each) for name in "op" for each in MANY]
+    run(partial(batch.apply_reads, changes=told, source="webhook"))
+
+
+def events(run: Run, name: str) -> list[str]:
+    found = run(lambda store: store.jobs.find(JobFilter(limit=ALL)))
+    return sorted(job.subject for job in found if job.event == name)
+
+
+def delete(run: Run, *ends: Key) -> None:
+    changes = [Tombstone(end, 300_000) for end in ends]
+    run(partial(batch.apply_reads, changes=changes, source="webhook"))
+
+
+async def until_nothing_is_done(steps: MembershipEnder | MembershipAnnouncer) -> None:
+    while await steps.step():
+        pass
+
+
+def test_many_deleted_users_with_few_memberships_end_together(
+    many: None, host: Any, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also with an organization, of which each is a member: each membership ends once."""
+    monkeypatch.setattr(batch, "FEW", 0)
+    delete(run, *(Key("user", each) for each in MANY), Key("organization", "o"))
+    assert run(lambda store: store.status()).memberships_to_end == 3 * len(MANY)
+    counting, reports = Counting(host), list[TelemetryEvent]()
+    asyncio.run(until_nothing_is_done(MembershipEnder(counting, reports.append, 60.0)))
+    assert (counting.count, reports) == (2, [])
+    assert events(run, "LocalMemberRemoved") == sorted(f"user:{each}" for each in MANY * 2)
+    assert run(lambda store: store.status()).memberships_to_end == 0
+    assert run(lambda store: store.endings(1)) == []
+    for name in "op":
+        [found] = run(partial(Store.find, kind="organization", query=name, limit=1))
+        assert found.memberships == []
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("host", ["asyncpg"], indirect=True)
+def test_a_locked_user_delays_no_other(
+    many: None, host: Any, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is reported and tried again later, and the memberships of others end meanwhile."""
+    monkeypatch.setattr(batch, "FEW", 0)
+    monkeypatch.setattr(membership_steps, "LOCKED_S", 60.0)
+    monkeypatch.setattr(membership_steps, "LOCK_S", 0.01)
+    delete(run, *(Key("user", each) for each in MANY))
+    reports: list[TelemetryEvent] = []
+    lock = "SELECT 1 FROM {}.logto_records WHERE kind = 'user' AND logto_id = 'u03' FOR UPDATE"
+    with postgres.sync_engine().connect() as other:
+        other.execute(sa.text(lock.format(postgres.schema())))
+        asyncio.run(until_nothing_is_done(MembershipEnder(host, reports.append, 60.0)))
+        assert [ending.key.id for ending in run(lambda store: store.endings(9))] == ["u03"]
+        [report] = reports
+        assert isinstance(report, MembershipsDelayed)
+        assert report.record == "user:u03"
+        other.rollback()
+    asyncio.run(until_nothing_is_done(MembershipEnder(host, reports.append, 60.0)))
+    assert events(run, "LocalMemberRemoved") == sorted(f"user:{each}" for each in MANY * 2)
+
+
+def test_many_arrivals_with_few_members_are_announced_together(
+    many: None, host: Any, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a pause after each, and each member once."""
+    monkeypatch.setattr(batch, "FEW", 0)
+    names = [f"late{number:02}" for number in range(40)]
+    apply(run, *(joined(name, "u00") for name in names))
+    come = partial(batch.apply_reads, changes=list(map(organization, names)), source="webhook")
+    run(come)
+    before = len(events(run, "LocalMemberAdded"))
+    counting, reports = Counting(host), list[TelemetryEvent]()
+    asyncio.run(until_nothing_is_done(MembershipAnnouncer(counting, reports.append, 60.0)))
+    assert (counting.count, reports) == (2, [])
+    assert len(events(run, "LocalMemberAdded")) - before == len(names)
+    assert run(lambda store: store.arrivals(1)) == []
+
+
+def test_notes_are_listed_by_an_index(run: Run) -> None:
+    """A few of them, the oldest first, and the next page of members who weren't announced."""
+    acme = Key("organization", "acme")
+    finds: list[tuple[str, Callable[[Store], object]]] = [
+        ("logto_membership_steps_noted", partial(Store.endings, limit=9)),
+        ("logto_membership_steps_noted", partial(Store.arrivals, limit=9, without=[acme])),
+        ("logto_records_organization", partial(Store.unannounced, end=acme, after="a", limit=9)),
+        ("logto_records_organization", partial(Store.newest_membership, end=acme)),
+    ]
+    for index, find in finds:
+        [plan] = run(partial(explain, work=find))
+        assert index in plan, plan
+        assert [word for word in SLOW if word in plan] == [], plan
+
+
+def test_memberships_to_end_are_counted_at_once(
+    many: None, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many users and organizations were deleted, because the status is asked often."""
+    monkeypatch.setattr(batch, "FEW", 0)
+    delete(run, *(Key("user", each) for each in MANY))
+
+    def count(store: Store) -> tuple[int, int]:
+        with noting(store.connection) as ran:
+            return store.count_memberships_to_end(), len(ran)
+
+    assert run(count) == (2 * len(MANY), 2)
+    plans = run(partial(explain, work=Store.count_memberships_to_end))
+    for plan, index in zip(plans, ("logto_organization_members_user", "_members_"), strict=True):
+        assert index in plan, plan

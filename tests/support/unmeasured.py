@@ -19,5 +19,6 @@ UNMEASURED: Final[dict[type[TelemetryEvent], str]] = {
     telemetry.HandlersKnown: "`handlers list` shows them",
     telemetry.Unrunnable: "`handlers list` counts them",
     telemetry.RowsNotWritten: "see the gauges `mapped_rows_…`",
+    telemetry.MembershipsDelayed: "see the log, and the gauge `memberships_to_end`",
     telemetry.TablesNotMigrated: "see the log, and `doctor --app`",
 }

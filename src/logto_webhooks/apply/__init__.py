@@ -91,8 +91,8 @@ class DeliveryWorker:
         self._max_attempts = max_attempts
         self._replay_window_ms = replay_window_ms
         self._sizer = BatchSizer(budget_s)
-        self._membership_ender = MembershipEnder(host, budget_s)
-        self._membership_announcer = MembershipAnnouncer(host)
+        self._membership_ender = MembershipEnder(host, observe, budget_s)
+        self._membership_announcer = MembershipAnnouncer(host, observe, budget_s)
         self._clock_watch = ClockWatch(host, observe)
         self._suspects: dict[Key, float] = {}  # records that were locked -> until when
         self._locked: set[str | None] = set()  # subjects that were locked in this step

@@ -120,8 +120,9 @@ def _write(store: Store, locked: LockedRecords, records: Records) -> WrittenReco
     before = locked.records
     for key in locked.few:
         if records[key].ended_at != before[key].ended_at:
-            records[key] = merge(records[key], Named(key, store.newest_membership(key)))
-    _end_memberships(records)
+            newest, _ = store.newest_membership(key)
+            records[key] = merge(records[key], Named(key, newest))
+    end_memberships(records)
     _announce(records, records)
     changed = [
         record for key, record in records.items() if record is not before[key] or not record.kept
@@ -141,7 +142,9 @@ def _write(store: Store, locked: LockedRecords, records: Records) -> WrittenReco
     }
     came = [key for key, (old, new) in ends.items() if not is_here(old) and is_here(new)]
     few_came = store.with_few_memberships(came, FEW) if came else []
-    others = {k: r for k, r in store.lock_memberships(few_came).items() if k not in records}
+    others = {
+        k: r for k, r in store.lock_memberships(few_came, "known").items() if k not in records
+    }
     members = [pair for pair in written if pair[0].key.kind == "membership"]
     members += announce(store, others, ends) if others else []
     many_came = [key for key in came if key not in few_came]
@@ -240,14 +243,15 @@ def _mark_unlisted(locked: Records) -> Records:
     return records
 
 
-def _end_memberships(records: Records) -> None:
-    """End each membership that isn't newer than a deletion of its organization or user.
+def end_memberships(records: Records) -> None:
+    """End each membership that isn't newer than a deletion of its organization or user, as far as
+    these are among the records.
 
     A newer one is evidence that these exist.
     """
     for key in [key for key in records if key.kind == "membership"]:
         for end in key.organization_and_user:
-            ended_at = records[end].ended_at
+            ended_at = records[end].ended_at if end in records else NEVER
             if ended_at == NEVER:
                 continue
             records[key] = merge(records[key], Tombstone(key, ended_at))

@@ -1,47 +1,76 @@
-"""End the memberships of a deleted user or organization, or announce those of one that came, in
-steps: they can be too many for one transaction."""
+"""End the memberships of deleted users and organizations, or announce those of ones that came, in
+steps: they can be too many for one transaction. Those of users and organizations with few
+memberships are ended or announced together; those of others, one after the other."""
 
 from __future__ import annotations
 
 import random
 import time
+from collections.abc import Sequence
 from functools import partial
 from typing import Final
+
+from msgspec.structs import replace
 
 from logto_webhooks.apply import batch
 from logto_webhooks.apply.batch import BatchSizer
 from logto_webhooks.database.runner import TransactionRunner
 from logto_webhooks.database.store import STATEMENT_S, Store
-from logto_webhooks.errors import RowRejected, TimedOut
+from logto_webhooks.errors import RowRejected, TimedOut, describe
 from logto_webhooks.handlers.enqueue import (
     WrittenRecords,
     enqueue_for_announced,
     enqueue_for_ended,
 )
+from logto_webhooks.instrumentation import MembershipsDelayed, Observer
+from logto_webhooks.records.local_events import is_here
 from logto_webhooks.records.merge import merge
-from logto_webhooks.records.record import Arrival, Ending, Key, Named
+from logto_webhooks.records.record import NEVER, Arrival, Ending, Key, Named
 
 LISTED: Final = 50_000  # memberships per lookup
 LEAST: Final = 600  # memberships per step: tens of ms on SQLite
 MOST: Final = 5_000
+MOST_ENDS: Final = 100  # users and organizations per step
 LONGEST_S: Final = 0.3  # for a step, because deliveries are applied between steps
 LOOK_S: Final = 1.0
 LOCKED_S: Final = 5.0  # until a locked record is tried again
 LOCK_S: Final = 0.2
 
 
+class _PutOff:
+    """The users and organizations that are tried again later, because something is locked or
+    refused. Others go on meanwhile."""
+
+    def __init__(self, observe: Observer) -> None:
+        self._observe = observe
+        self._until: dict[Key, float] = {}
+
+    def add(self, end: Key, error: Exception | None = None) -> None:
+        """Put one off, and report an error."""
+        self._until[end] = time.monotonic() + LOCKED_S
+        if error is not None:
+            self._observe(MembershipsDelayed(f"{end.kind}:{end.id}", describe(error), LOCKED_S))
+
+    def list(self) -> list[Key]:
+        """List those that are put off now."""
+        now = time.monotonic()
+        self._until = {end: until for end, until in self._until.items() if until > now}
+        return list(self._until)
+
+
 class MembershipEnder:
     """Ends memberships in steps. Any number of workers may do so, because each step locks the
-    deleted record."""
+    deleted records."""
 
-    def __init__(self, host: TransactionRunner, budget_s: float) -> None:
+    def __init__(self, host: TransactionRunner, observe: Observer, budget_s: float) -> None:
         self._host = host
+        self._ends = BatchSizer(min(budget_s, LONGEST_S), MOST_ENDS)  # with few memberships
         self._sizer = BatchSizer(min(budget_s, LONGEST_S), MOST, LEAST)
-        self._ending: Ending | None = None
+        self._ending: Ending | None = None  # of one with many memberships
         self._left: list[Key] = []
         self._ended = 0  # of those that were listed
         self._look_at = 0.0
-        self._locked: dict[Key, float] = {}  # the deleted record -> when it is tried again
+        self._put_off = _PutOff(observe)
         self._holds_end = False
 
     def wake(self) -> None:
@@ -49,59 +78,80 @@ class MembershipEnder:
         self._look_at = 0.0
 
     async def step(self) -> int:
-        """End some memberships. Return how many. Raises StoreUnavailable."""
-        if not self._left and not await self._list():
+        """End some memberships. Return how much was done or tried. Raises StoreUnavailable."""
+        if self._ending is not None and self._left:
+            return await self._end_some(self._ending)
+        if time.monotonic() < self._look_at:
             return 0
-        assert self._ending is not None
-        ending, pairs = self._ending, self._left[: self._sizer.weight]
+        if self._ending is not None and not self._ended:  # all remaining ones are locked
+            self._put_off.add(self._ending.key)
+        self._ending, self._ended = None, 0
+        find = partial(Store.endings, limit=self._ends.weight, without=self._put_off.list())
+        endings = await self._host.read(find)
+        if not endings:
+            self._look_at = time.monotonic() + LOOK_S
+            return 0
+        keys = [ending.key for ending in endings]
+        few = await self._host.read(partial(Store.with_few_memberships, ends=keys, most=LEAST))
+        return await (self._end_all_of(few) if few else self._begin(endings[0]))
+
+    async def _end_all_of(self, ends: Sequence[Key]) -> int:
+        """End all memberships of some users and organizations."""
+        started = time.perf_counter()
+        try:
+            await self._host.run(partial(_end_all_of, ends=ends))
+        except (RowRejected, TimedOut) as error:
+            self._ends.halve()
+            if len(ends) == 1:
+                self._put_off.add(ends[0], error)
+        else:
+            self._ends.adjust(len(ends), time.perf_counter() - started)
+        return len(ends)
+
+    async def _begin(self, ending: Ending) -> int:
+        """List memberships to end, and end some. If there are none, finish."""
+        try:
+            find = partial(Store.memberships_to_end, ending=ending, limit=LISTED)
+            self._left = await self._host.read(find)
+            if not self._left:
+                newest = await self._find_newest(ending.key)
+                await self._host.run(partial(_finish, ending=ending, newest=newest))
+                return 1
+        except (RowRejected, TimedOut) as error:
+            self._put_off.add(ending.key, error)
+            return 1
+        # Then a step changes few rows of each page: on PostgreSQL, their new versions find room
+        # there, and no index is written.
+        random.shuffle(self._left)
+        self._ending = ending
+        return await self._end_some(ending)
+
+    async def _find_newest(self, end: Key) -> int:
+        newest = NEVER
+        after: str | None = ""
+        while after is not None:
+            find = partial(Store.newest_membership, end=end, after=after)
+            newest_of_page, after = await self._host.read(find)
+            newest = max(newest, newest_of_page)
+        return newest
+
+    async def _end_some(self, ending: Ending) -> int:
+        pairs = self._left[: self._sizer.weight]
         self._holds_end = False
         try:
             await self._host.run(lambda store: self._end(store, ending, pairs))
-        except (RowRejected, TimedOut):
-            self._put_off(ending, pairs)
-            return 0
-        self._left = self._left[len(pairs) :]
-        self._ended += len(pairs)
-        return len(pairs)
-
-    async def _list(self) -> bool:
-        """Find memberships to end. Return whether there are any."""
-        now = time.monotonic()
-        if now < self._look_at:
-            return False
-        if self._ending is not None and not self._ended:  # all remaining ones are locked
-            self._locked[self._ending.key] = now + LOCKED_S
-        self._ending, self._ended = None, 0
-        self._locked = {key: until for key, until in self._locked.items() if until > now}
-        try:
-            endings = await self._host.read(Store.endings)
-            for ending in endings:
-                if ending.key in self._locked:
-                    continue
-                self._left = await self._host.read(
-                    partial(Store.memberships_to_end, ending=ending, limit=LISTED)
-                )
-                if self._left:
-                    # Then a step changes few rows of each page: on PostgreSQL, their new versions
-                    # find room there, and no index is written.
-                    random.shuffle(self._left)
-                    self._ending = ending
-                    return True
-                newest = await self._host.read(partial(Store.newest_membership, end=ending.key))
-                await self._host.run(partial(_finish, ending=ending, newest=newest))
-        except (RowRejected, TimedOut):
-            pass
-        self._look_at = now + LOOK_S
-        return False
-
-    def _put_off(self, ending: Ending, pairs: list[Key]) -> None:
-        if not self._holds_end:  # the deleted record itself is locked
-            self._locked[ending.key] = time.monotonic() + LOCKED_S
-            self._ending, self._left = None, []
-        elif len(pairs) == 1:  # it is locked, and is listed again later
-            self._left = self._left[1:]
+        except (RowRejected, TimedOut) as error:
+            if not self._holds_end:  # the deleted record itself is locked
+                self._put_off.add(ending.key, error)
+                self._ending, self._left = None, []
+            elif len(pairs) == 1:  # it is locked, and is listed again later
+                self._left = self._left[1:]
+            else:
+                self._sizer.weight = max(1, len(pairs) // 2)
         else:
-            self._sizer.weight = max(1, len(pairs) // 2)
+            self._left = self._left[len(pairs) :]
+            self._ended += len(pairs)
+        return len(pairs)
 
     def _end(self, store: Store, ending: Ending, pairs: list[Key]) -> None:
         store.limit_waits(LOCK_S, STATEMENT_S)
@@ -112,52 +162,101 @@ class MembershipEnder:
         named = merge(end, Named(end.key, newest))
         if named is not end:  # a newer membership is evidence that the record exists
             store.save([named])
-        enqueue_for_ended(store, present, ending)
+        enqueue_for_ended(store, present, [ending])
         self._sizer.adjust(len(pairs), time.perf_counter() - started)
 
 
 class MembershipAnnouncer:
-    """Announces the memberships of a user or an organization that came, in steps."""
+    """Announces the memberships of users and organizations that came, in steps."""
 
-    def __init__(self, host: TransactionRunner) -> None:
+    def __init__(self, host: TransactionRunner, observe: Observer, budget_s: float) -> None:
         self._host = host
-        self._arrival: Arrival | None = None
+        self._ends = BatchSizer(min(budget_s, LONGEST_S), MOST_ENDS)  # with few memberships
+        self._arrival: Arrival | None = None  # of one with many memberships
         self._after = ""
         self._look_at = 0.0
+        self._put_off = _PutOff(observe)
 
     async def step(self) -> int:
-        """Announce some memberships. Return how many were compared. Raises StoreUnavailable."""
-        if self._arrival is None:
-            if time.monotonic() < self._look_at:
-                return 0
+        """Announce some memberships. Return how much was done or tried. Raises StoreUnavailable."""
+        if self._arrival is not None:
+            return await self._announce_some(self._arrival)
+        if time.monotonic() < self._look_at:
+            return 0
+        find = partial(Store.arrivals, limit=MOST_ENDS, without=self._put_off.list())
+        arrivals = await self._host.read(find)
+        if not arrivals:
             self._look_at = time.monotonic() + LOOK_S
-            arrivals = await self._host.read(Store.arrivals)
-            if not arrivals:
-                return 0
-            self._arrival, self._after = random.choice(arrivals), ""
-        arrival, after = self._arrival, self._after
+            return 0
+        random.shuffle(arrivals)  # other workers may announce, too
+        arrivals = arrivals[: self._ends.weight]
+        keys = [arrival.key for arrival in arrivals]
+        few = await self._host.read(partial(Store.with_few_memberships, ends=keys, most=LEAST))
+        if few:
+            return await self._announce_all_of([one for one in arrivals if one.key in few])
+        self._arrival, self._after = arrivals[0], ""
+        return await self._announce_some(self._arrival)
+
+    async def _announce_all_of(self, arrivals: Sequence[Arrival]) -> int:
+        started = time.perf_counter()
         try:
-            pairs = await self._host.read(
-                lambda store: store.unannounced(arrival.key, after, LEAST)
-            )
+            await self._host.run(partial(_announce_all_of, arrivals=arrivals))
+        except (RowRejected, TimedOut) as error:
+            self._ends.halve()
+            if len(arrivals) == 1:
+                self._put_off.add(arrivals[0].key, error)
+        else:
+            self._ends.adjust(len(arrivals), time.perf_counter() - started)
+        return len(arrivals)
+
+    async def _announce_some(self, arrival: Arrival) -> int:
+        try:
+            find = partial(Store.unannounced, end=arrival.key, after=self._after, limit=LEAST)
+            pairs = await self._host.read(find)
             if pairs:
-                await self._host.run(partial(_announce, pairs=pairs, arrival=arrival))
+                await self._host.run(partial(_announce, pairs=pairs, arrivals=[arrival]))
                 self._after = pairs[-1].id
             else:
-                await self._host.run(partial(Store.finish_arrival, arrival=arrival))
+                await self._host.run(partial(Store.finish_arrivals, arrivals=[arrival]))
                 self._arrival = None
-        except (RowRejected, TimedOut):  # something is locked: begin again later
+        except (RowRejected, TimedOut) as error:  # something is locked: begin again later
+            self._put_off.add(arrival.key, error)
             self._arrival = None
-            return 0
-        return len(pairs)
+        return 1
 
 
-def _announce(store: Store, pairs: list[Key], arrival: Arrival) -> None:
+def _end_all_of(store: Store, ends: Sequence[Key]) -> None:
     store.limit_waits(LOCK_S, STATEMENT_S)
+    before = store.lock(sorted(ends))
+    before |= store.lock_memberships(ends, "all")
+    records = dict(before)
+    batch.end_memberships(records)
+    left = []
+    for key, record in records.items():
+        here = all(is_here(records[end]) for end in key.ends if end in records)
+        if record.announced and not (here and is_here(record)):
+            records[key] = replace(record, announced=False)
+            left.append(key)
+    store.save([record for key, record in records.items() if record is not before[key]])
+    enqueue_for_ended(store, left, store.take_endings(ends))
+
+
+def _announce_all_of(store: Store, arrivals: Sequence[Arrival]) -> None:
+    store.limit_waits(LOCK_S, STATEMENT_S)
+    pairs = store.lock_memberships([arrival.key for arrival in arrivals], "unannounced")
+    _announce_locked(store, pairs, arrivals)
+    store.finish_arrivals(arrivals)
+
+
+def _announce(store: Store, pairs: Sequence[Key], arrivals: Sequence[Arrival]) -> None:
+    store.limit_waits(LOCK_S, STATEMENT_S)
+    _announce_locked(store, store.lock(pairs), arrivals)
+
+
+def _announce_locked(store: Store, pairs: batch.Records, arrivals: Sequence[Arrival]) -> None:
     ends: batch.Ends = {}
-    members = batch.announce(store, store.lock(pairs), ends)
-    written = WrittenRecords([], [], members, ends=ends)
-    enqueue_for_announced(store, written, arrival)
+    members = batch.announce(store, pairs, ends)
+    enqueue_for_announced(store, WrittenRecords([], [], members, ends=ends), arrivals)
 
 
 def _finish(store: Store, ending: Ending, newest: int) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Collection, Sequence
+from typing import Any, Final, Literal
 
 import sqlalchemy as sa
 
@@ -28,6 +28,13 @@ from logto_webhooks.records.record import (
     membership,
 )
 
+NEWEST: Final = 50_000  # memberships that a query looks through
+Which = Literal["all", "known", "unannounced"]
+_WHICH: Final[dict[Which, sa.ColumnElement[bool]]] = {
+    "all": sa.true(),
+    "known": records.c.announced | records.c.deleted_at.is_(None),
+    "unannounced": sa.not_(records.c.announced) & records.c.deleted_at.is_(None),
+}
 _STEPS_KEY: Final = ["change", "kind", "logto_id"]
 _IS_ENDING: Final = membership_steps.c.change == "ending"
 _IS_ARRIVAL: Final = membership_steps.c.change == "arrival"
@@ -44,6 +51,24 @@ _COUNT_OF: Final[dict[Kind, sa.Select[Any]]] = {
 }
 
 
+# For each note, those of one user or organization are looked up. A join may read all members.
+_COUNT_TO_END: Final = [
+    sa.select(
+        sa.func.sum(
+            sa.select(sa.func.count())
+            .where(members.c[f"logto_{kind}_id"] == membership_steps.c.logto_id)
+            .scalar_subquery()
+        )
+    ).where(_IS_ENDING, membership_steps.c.kind == kind)
+    for kind in OTHER_END
+]
+_FINISH_ARRIVAL: Final = sa.delete(membership_steps).where(
+    _IS_ARRIVAL,
+    *(membership_steps.c[name] == sa.bindparam(f"of_{name}") for name in ("kind", "logto_id")),
+    membership_steps.c.noted_at == sa.bindparam("of_noted_at"),
+)
+
+
 class MembershipStore(RecordStore):
     """The part of a Store that ends the memberships of deleted users and organizations, and lists
     those to announce."""
@@ -57,23 +82,35 @@ class MembershipStore(RecordStore):
                 left += self._drop(end)
         return left
 
-    def lock_memberships(self, ends: Sequence[Key]) -> dict[Key, Record]:
-        """Lock the memberships of users and organizations that exist, or were announced."""
+    def lock_memberships(self, ends: Sequence[Key], which: Which) -> dict[Key, Record]:
+        """Lock memberships of users and organizations: all, those that exist or were announced
+        ("known"), or those that exist and weren't."""
         pairs: set[Key] = set()
         for kind in OTHER_END:
             if ids := [end.id for end in ends if end.kind == kind]:
                 query = sa.select(records.c.logto_id).where(
-                    among(records.c[f"{kind}_id"], "ids"),
-                    records.c.announced | records.c.deleted_at.is_(None),
+                    among(records.c[f"{kind}_id"], "ids"), _WHICH[which]
                 )
                 found = self._connection.scalars(query, {"ids": ids})
                 pairs.update(Key("membership", id_) for id_ in found)
         return self.lock(sorted(pairs)) if pairs else {}
 
-    def newest_membership(self, end: Key) -> int:
-        """Return the greatest stamp of any evidence of a membership of a user or an organization;
-        NEVER if there is none."""
-        return self._read_newest(records.c[f"{end.kind}_id"] == end.id, {})
+    def newest_membership(self, end: Key, after: str = "") -> tuple[int, str | None]:
+        """Look through the next NEWEST memberships of a user or an organization after the id
+        `after`. Return the greatest stamp of any evidence of them, NEVER if there is none, and the
+        last id; None at the end."""
+        page = (
+            sa.select(records.c.told_at, records.c.logto_id)
+            .where(records.c[f"{end.kind}_id"] == end.id, records.c.logto_id > after)
+            .order_by(records.c.logto_id)
+            .limit(NEWEST)
+            .subquery()
+        )
+        query = sa.select(
+            sa.func.max(page.c.told_at), sa.func.max(page.c.logto_id), sa.func.count()
+        )
+        newest, last, count = self._connection.execute(query.select_from(page)).one()
+        return NEVER if newest is None else newest, last if count == NEWEST else None
 
     def end_memberships(self, end: Record, pairs: Sequence[Key]) -> tuple[list[Key], int]:
         """End those of `pairs` that aren't newer than the deletion of their user or organization.
@@ -146,9 +183,8 @@ class MembershipStore(RecordStore):
             insert.on_conflict_do_update(index_elements=_STEPS_KEY, set_={"noted_at": now()})
         )
 
-    def arrivals(self) -> list[Arrival]:
-        """List the noted arrivals."""
-        query = sa.select(membership_steps).where(_IS_ARRIVAL)
+    def arrivals(self, limit: int, without: Collection[Key] = ()) -> list[Arrival]:
+        """List the oldest noted arrivals, except some."""
         return [
             Arrival(
                 key=Key(row["kind"], row["logto_id"]),
@@ -156,19 +192,30 @@ class MembershipStore(RecordStore):
                 source=row["source"],
                 delivery_id=row["delivery_id"],
             )
-            for row in self._connection.execute(query).mappings()
+            for row in self._list_noted(_IS_ARRIVAL, limit, without)
         ]
 
-    def finish_arrival(self, arrival: Arrival) -> None:
-        """Delete the note, unless the user or organization came again meanwhile."""
-        self._connection.execute(
-            sa.delete(membership_steps).where(
-                _IS_ARRIVAL,
-                membership_steps.c.kind == arrival.key.kind,
-                membership_steps.c.logto_id == arrival.key.id,
-                membership_steps.c.noted_at == arrival.noted_at,
-            )
+    def arriving(self, ends: Collection[Key]) -> set[Key]:
+        """Find those of some users and organizations that are noted as arrivals, and of whose
+        members handlers will be told."""
+        steps = membership_steps.c
+        query = sa.select(steps.kind, steps.logto_id).where(
+            _IS_ARRIVAL, among(steps.logto_id, "ids"), steps.source.is_not(None)
         )
+        found = self._connection.execute(query, {"ids": [end.id for end in ends]})
+        return {Key(*row) for row in found}.intersection(ends)
+
+    def finish_arrivals(self, arrivals: Sequence[Arrival]) -> None:
+        """Delete the notes, except of a user or an organization that came again meanwhile."""
+        rows = [
+            {
+                "of_kind": arrival.key.kind,
+                "of_logto_id": arrival.key.id,
+                "of_noted_at": arrival.noted_at,
+            }
+            for arrival in arrivals
+        ]
+        self._connection.execute(_FINISH_ARRIVAL, rows)
 
     def unannounced(self, end: Key, after: str, limit: int) -> list[Key]:
         """List memberships of a user or an organization that exist and weren't announced, by ID."""
@@ -181,23 +228,31 @@ class MembershipStore(RecordStore):
         )
         return [Key("membership", id_) for id_ in self._connection.scalars(query)]
 
-    def endings(self) -> list[Ending]:
-        """List the noted endings, the oldest first."""
+    def endings(self, limit: int, without: Collection[Key] = ()) -> list[Ending]:
+        """List the oldest noted endings, except some."""
+        return [_to_ending(row) for row in self._list_noted(_IS_ENDING, limit, without)]
+
+    def take_endings(self, ends: Collection[Key]) -> list[Ending]:
+        """Delete the notes of locked users and organizations, and return them."""
+        steps, taken = membership_steps.c, list[Ending]()
+        for kind in OTHER_END:
+            if ids := [end.id for end in ends if end.kind == kind]:
+                mine = steps.kind == kind, among(steps.logto_id, "ids")
+                delete = sa.delete(membership_steps).where(_IS_ENDING, *mine)
+                rows = self._connection.execute(delete.returning(membership_steps), {"ids": ids})
+                taken += map(_to_ending, rows.mappings())
+        return taken
+
+    def _list_noted(
+        self, is_change: sa.ColumnElement[bool], limit: int, without: Collection[Key]
+    ) -> Sequence[sa.RowMapping]:
         steps = membership_steps.c
-        query = (
-            sa.select(membership_steps)
-            .where(_IS_ENDING)
-            .order_by(steps.noted_at, steps.kind, steps.logto_id)
-        )
-        return [
-            Ending(
-                key=Key(row["kind"], row["logto_id"]),
-                ended_at=row["ended_at"],
-                source=row["source"],
-                delivery_id=row["delivery_id"],
-            )
-            for row in self._connection.execute(query).mappings()
-        ]
+        query = sa.select(membership_steps).where(is_change)
+        query = query.order_by(steps.change, steps.noted_at, steps.kind, steps.logto_id)
+        if without:  # a few, because they are tried again soon
+            query = query.where(sa.not_(among(steps.logto_id, "ids")))
+        values = {"ids": [key.id for key in without]} if without else {}
+        return self._connection.execute(query.limit(limit), values).mappings().all()
 
     def memberships_to_end(self, ending: Ending, limit: int) -> list[Key]:
         """List memberships that have yet to be ended."""
@@ -222,12 +277,7 @@ class MembershipStore(RecordStore):
 
     def count_memberships_to_end(self) -> int:
         """Count the member rows whose user or organization was deleted."""
-        total = 0
-        for ending in self.endings():
-            column = members.c[f"logto_{ending.key.kind}_id"]
-            count = sa.select(sa.func.count()).select_from(members).where(column == ending.key.id)
-            total += self._connection.scalar(count) or 0
-        return total
+        return sum(self._connection.scalar(count) or 0 for count in _COUNT_TO_END)
 
     def _drop(self, end: Record, pairs: Sequence[Key] | None = None) -> list[Key]:
         """End those of its memberships, or of the `pairs`, that aren't newer than its deletion."""
@@ -278,6 +328,15 @@ class MembershipStore(RecordStore):
         query = sa.select(records).where(own_record, soon_after)
         rows = self._connection.execute(query, values).mappings().all()
         self.save([from_row(row) for row in rows])
+
+
+def _to_ending(row: sa.RowMapping) -> Ending:
+    return Ending(
+        key=Key(row["kind"], row["logto_id"]),
+        ended_at=row["ended_at"],
+        source=row["source"],
+        delivery_id=row["delivery_id"],
+    )
 
 
 def _is_over(ended_at: int | sa.ColumnElement[int]) -> sa.ColumnElement[bool]:

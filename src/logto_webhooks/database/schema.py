@@ -383,6 +383,9 @@ def metadata_with_indexes() -> sa.MetaData:
     kind, since, id_ = records.c["kind", "refetch_since", "logto_id"]
     _add_index("logto_records_refetch", since, kind, id_, where=is_to_refetch)
     _add_index("logto_records_refetch_kind", kind, since, id_, where=is_to_refetch)
+    steps = membership_steps.c
+    in_order = (steps.noted_at, steps.kind, steps.logto_id)
+    _add_index("logto_membership_steps_noted", steps.change, *in_order)
     for column in (users.c.username, users.c.email, users.c.phone):
         _add_index(f"logto_users_{column.name}", column, **_ANY_LENGTH)
     _add_index("logto_organization_members_user", members.c.logto_user_id)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 from operator import attrgetter
-from typing import Final, cast
+from typing import Final, TypeVar, cast
 
 import msgspec
 from msgspec import Struct
@@ -46,6 +46,7 @@ from logto_webhooks.records.record import (
     membership,
 )
 
+T = TypeVar("T")
 _BEFORE: Final = 0
 _AFTER: Final = 1
 
@@ -142,38 +143,41 @@ def own_jobs(
     ]
 
 
-def enqueue_for_ended(store: Store, pairs: Sequence[Key], ending: Ending) -> None:
-    """Create the jobs of memberships that ended with a deleted user or organization."""
-    if ending.source is None or not pairs:
+def enqueue_for_ended(store: Store, pairs: Sequence[Key], endings: Sequence[Ending]) -> None:
+    """Create the jobs of memberships that ended with deleted users or organizations, one each."""
+    by_end = {ending.key: ending for ending in endings if ending.source is not None}
+    if not by_end or not pairs:
         return
     name = LocalMemberRemoved.name
     handlers = [handler for handler in store.jobs.handlers() if handler.wants(name)]
-    source = cast(Source, ending.source)
-    store.jobs.add(
-        [
-            job
-            for key in pairs
-            for job in jobs_for_change(
-                local_events.member_removed(key, source), handlers, ending.delivery_id
-            )
-        ]
-    )
+    jobs = []
+    for key in pairs:
+        if ending := _find_note(key, by_end):
+            event = local_events.member_removed(key, cast(Source, ending.source))
+            jobs += jobs_for_change(event, handlers, ending.delivery_id)
+    store.jobs.add(jobs)
 
 
-def enqueue_for_announced(store: Store, written: WrittenRecords, arrival: Arrival) -> None:
-    """Create the jobs of memberships whose user or organization came before."""
-    if arrival.source is None:
+def enqueue_for_announced(
+    store: Store, written: WrittenRecords, arrivals: Sequence[Arrival]
+) -> None:
+    """Create the jobs of memberships whose users or organizations came before, one each."""
+    by_end = {arrival.key: arrival for arrival in arrivals if arrival.source is not None}
+    if not by_end or not written.members:
         return
-    source = cast(Source, arrival.source)
     handlers = store.jobs.handlers()
-    events = _find_member_events(written, _find_first(store, source), source)
-    store.jobs.add(
-        [
-            job
-            for _, event in events
-            for job in jobs_for_change(event, handlers, arrival.delivery_id)
-        ]
-    )
+    jobs = []
+    for source in {cast(Source, arrival.source) for arrival in by_end.values()}:
+        for key, event in _find_member_events(written, _find_first(store, source), source):
+            arrival = _find_note(key, by_end)
+            if arrival and arrival.source == source:
+                jobs += jobs_for_change(event, handlers, arrival.delivery_id)
+    store.jobs.add(jobs)
+
+
+def _find_note(pair: Key, by_end: dict[Key, T]) -> T | None:
+    """Find the note of a membership's organization or user."""
+    return next((by_end[end] for end in pair.organization_and_user if end in by_end), None)
 
 
 def enqueue_for_reads(store: Store, written: WrittenRecords, source: Source | None) -> None:

@@ -382,6 +382,20 @@ class RowsNotWritten(TelemetryEvent, frozen=True):
     count: int
 
 
+class MembershipsDelayed(TelemetryEvent, frozen=True):
+    """Memberships of a deleted or new `record` can't be ended or announced now.
+
+    Something is locked or refused. They are tried again; those of others go on.
+    """
+
+    level = logging.WARNING
+    message = "memberships can't be ended or announced now"
+
+    record: str
+    problem: str
+    retry_in_s: float
+
+
 class TablesNotMigrated(TelemetryEvent, frozen=True):
     """When the process started, a table or columns that a mapping needs didn't exist."""
 

@@ -116,6 +116,8 @@ def _records() -> None:
         *_optional(sa.BigInteger(), "delivery_id"),
         _column("noted_at", Millis),
     )
+    in_order = ["change", "noted_at", "kind", "logto_id"]
+    _index("logto_membership_steps_noted", "logto_membership_steps", in_order)
 
 
 def _users() -> None:
