@@ -43,6 +43,7 @@ from logto_webhooks.errors import (
     SettingInvalid,
     StoreUnavailable,
 )
+from logto_webhooks.event_loop import run_in_thread
 from logto_webhooks.events.local import LOCAL, Source
 from logto_webhooks.handlers import Handlers
 from logto_webhooks.handlers.existing import (
@@ -266,7 +267,8 @@ class Admin:
     async def status(self) -> Status:
         """Count deliveries, records and jobs."""
         spool = spool_of(self._settings())
-        return replace(await self._read(status), spooled=spool.count() if spool else 0)
+        counted = await self._read(status)
+        return replace(counted, spooled=await run_in_thread(spool.count) if spool else 0)
 
     async def waiting(self, limit: int = 100) -> list[RefetchNeed]:
         """List the records that need a refetch, the longest waiting first."""
@@ -666,7 +668,7 @@ class Admin:
             settings=settings,
             least_free_mb=least_free_mb,
             limit_s=min(LIMIT_S, timeout_s / 2),
-            spooled=spool.count() if spool else 0,
+            spooled=await run_in_thread(spool.count) if spool else 0,
             spool_problem=spool.find_stranger() if spool else "",
             open=lambda: self.database,
             database_setting=self._database_setting,
@@ -754,7 +756,7 @@ class Admin:
 
     async def _read(self, work: Callable[[Store], T]) -> T:
         await self.database.check()
-        return await self.database.host.read(work)
+        return await self.database.host.read_long(work)
 
     async def _write(self, work: Callable[[Store], T]) -> T:
         await self.database.check()

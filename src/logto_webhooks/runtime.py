@@ -525,7 +525,7 @@ class WorkerGroup:
 
     async def _report_unrunnable(self, reported: int = 0) -> int:
         known = self._handlers.by_name
-        unknown = await self._database.host.read(lambda store: store.jobs.count_waiting(known))
+        unknown = await self._database.host.read_long(lambda store: store.jobs.count_waiting(known))
         jobs = sum(unknown.values())
         if jobs and jobs != reported:
             self._observe(Unrunnable(tuple(unknown), jobs))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -215,14 +216,16 @@ class Counted:
         self.asked = 0
         self.error: Exception | None = None
         self.hangs = False
-        self.metrics = Metrics(self._ask, lambda: self.now)
+        self.gate = asyncio.Event()
+        self.counted_in: list[int] = []
+        self.metrics = Metrics(self._ask, lambda: self.now, self._count_spooled)
 
     async def _ask(self) -> Status:
         self.asked += 1
         if self.error:
             raise self.error
         if self.hangs:
-            await asyncio.Event().wait()
+            await self.gate.wait()
         deliveries = dict.fromkeys((state.value for state in DeliveryState), 0)
         deliveries[DeliveryState.PENDING] = self.asked
         return Status(
@@ -234,6 +237,10 @@ class Counted:
                 MappingStatus(mapping="users", is_applied=False, waiting=5, owed=6, excluded=7)
             ],
         )
+
+    def _count_spooled(self) -> int:
+        self.counted_in.append(threading.get_ident())
+        return 8
 
     async def scrape(self) -> Samples:
         text, _ = await self.metrics.scrape("")
@@ -294,6 +301,31 @@ def test_the_database_counts_at_most_once_in_five_seconds() -> None:
     counted.now += 0.1
     assert counted.scraped()["deliveries_pending"] == 2
     assert counted.asked == 2
+
+
+def test_scrapes_that_give_up_leave_their_count_to_the_next() -> None:
+    """If each began another one, none might ever end."""
+    counted = Counted()
+    counted.hangs = True
+
+    async def give_up_and_scrape() -> Samples:
+        for _ in range(3):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(counted.scrape(), 0.01)
+        counted.gate.set()
+        return await counted.scrape()
+
+    assert asyncio.run(give_up_and_scrape())["deliveries_pending"] == 1
+    assert counted.asked == 1
+
+
+def test_the_spool_is_counted_in_a_thread_and_kept() -> None:
+    """A directory of many files would block the event loop in each scrape."""
+    counted = Counted()
+    for _ in range(3):
+        assert counted.scraped()["deliveries_in_spool"] == 8
+    assert len(counted.counted_in) == 1
+    assert counted.counted_in != [threading.get_ident()]
 
 
 def fails(counted: Counted) -> None:

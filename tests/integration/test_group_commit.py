@@ -182,6 +182,9 @@ class Losing:
     async def read(self, work: Callable[[Store], Any]) -> Any:
         return await self._host.read(work)
 
+    async def read_long(self, work: Callable[[Store], Any]) -> Any:
+        return await self._host.read_long(work)
+
     async def close(self) -> None:
         await self._host.close()
 

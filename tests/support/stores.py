@@ -226,5 +226,9 @@ class WrappedRunner:
         """Read."""
         return await self._host.read(work)
 
+    async def read_long(self, work: Callable[[Store], T]) -> T:
+        """Read."""
+        return await self._host.read_long(work)
+
     async def close(self) -> None:
         """Close nothing: the other runner is the fixture's."""

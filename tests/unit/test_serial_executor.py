@@ -39,3 +39,31 @@ def test_what_is_given_while_it_is_closed_is_done() -> None:
             lane.close(wait_s=0)
         assert counted.result() == 500
     lane.close(wait_s=1)
+
+
+def test_what_waits_behind_an_abandoned_call_is_done() -> None:
+    """By another thread, in order."""
+    lane, done = SerialExecutor("lane"), list[int]()
+    begun, gate = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        begun.set()
+        gate.wait(20)
+
+    async def main() -> None:
+        stuck = asyncio.create_task(lane.run(wait))
+        await asyncio.to_thread(begun.wait, 10)
+        works = [lane.run(lambda number=number: done.append(number)) for number in range(3)]  # type: ignore[misc]
+        waiting = asyncio.gather(*works)
+        await asyncio.sleep(0)
+        thread = lane.abandon()
+        await asyncio.wait_for(waiting, 10)
+        gate.set()
+        await stuck
+        assert thread
+        await asyncio.to_thread(thread.join, 10)
+        assert not thread.is_alive()
+
+    asyncio.run(main())
+    assert done == [0, 1, 2]
+    lane.close(wait_s=1)

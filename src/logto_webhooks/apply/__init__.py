@@ -150,7 +150,7 @@ class DeliveryWorker:
     async def _count_pending(self) -> int:
         await wait_for_event(self._wake, 0.1)
         try:
-            status = await self._host.read(Store.status)
+            status = await self._host.read_long(Store.status)
         except StoreUnavailable:
             return 1
         return status.deliveries[DeliveryState.PENDING] + status.memberships_to_end

@@ -121,7 +121,7 @@ async def _drain(settings: Settings, bar: output.Bar) -> bool:
 
 
 async def _count_pending(database: Database) -> int:
-    status = await database.host.read(lambda store: store.status())
+    status = await database.host.read_long(lambda store: store.status())
     return status.deliveries[DeliveryState.PENDING]
 
 

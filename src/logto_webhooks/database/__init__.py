@@ -78,7 +78,7 @@ def for_another_loop(database: Database, settings: Settings) -> Database:
 async def read_status(database: Database) -> Status:
     """Check the database and count its contents. Raises what `check` raises."""
     await database.check()
-    return await database.host.read(lambda store: store.status())
+    return await database.host.read_long(lambda store: store.status())
 
 
 def _refuse_schema(schema: str | None, name: str, remedy: str) -> None:

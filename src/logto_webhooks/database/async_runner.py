@@ -100,8 +100,12 @@ class AsyncRunner:
         """Run without writing."""
         return await self.look(lambda sync: work(Store(sync)), READ_S)
 
+    async def read_long(self, work: Callable[[Store], T]) -> T:
+        """The same, because each call has a connection of its own."""
+        return await self.read(work)
+
     async def look(self, work: Callable[[sa.Connection], T], limit_s: float) -> T:
-        """The same with the connection itself, within a time limit."""
+        """The same as `read` with the connection itself, within a time limit."""
         return await self._within(limit_s, lambda held: self._look(work, held))
 
     async def within(self, session: Any, work: Callable[[Store], T], *, writes: bool = True) -> T:

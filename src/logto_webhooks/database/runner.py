@@ -70,6 +70,9 @@ class TransactionRunner(Protocol):
     async def read(self, work: Callable[[Store], T]) -> T:
         """Run without writing, and without waiting for a writer."""
 
+    async def read_long(self, work: Callable[[Store], T]) -> T:
+        """The same for work that may take seconds, such as counting. It delays no `read`."""
+
     async def close(self) -> None:
         """End threads and close connections."""
 
@@ -166,6 +169,8 @@ class HeldConnection:
     def __init__(self) -> None:
         self.is_abandoned = False  # whether nobody waits for the call any more
         self._driver: Any = None
+        self._lock = Lock()  # held while the connection must not go to another call
+        self._began_at: float | None = None
 
     def hold(self, connection: sa.Connection) -> None:
         """Note the connection. Raises TimeoutError if nobody waits for the call any more."""
@@ -177,6 +182,14 @@ class HeldConnection:
         if self.is_abandoned:
             raise TimeoutError("its caller no longer waits for it")
 
+    def begin(self) -> None:
+        """Note that the call has begun."""
+        self._began_at = time.monotonic()
+
+    def left_s(self, limit_s: float) -> float:
+        """Return how much of a call's time limit is left: all of it until it begins."""
+        return limit_s - (0 if self._began_at is None else time.monotonic() - self._began_at)
+
     @contextmanager
     def holding(self, connection: sa.Connection) -> Iterator[None]:
         """Note the connection within the block. Afterwards, another call may have it."""
@@ -184,7 +197,8 @@ class HeldConnection:
         try:
             yield
         finally:
-            self._driver = None
+            with self._lock:
+                self._driver = None
 
     async def end(
         self, call: asyncio.Future[Any], cancel: Callable[[], Any], abandon: Callable[[], Any]
@@ -211,6 +225,12 @@ class HeldConnection:
             else:
                 driver.cancel()
 
+    def interrupt(self) -> None:
+        """Interrupt the statement of a SQLite connection, from any thread."""
+        with self._lock:
+            if self._driver is not None:
+                self._driver.interrupt()
+
     def cut(self) -> None:
         """Cut off the connection, from any thread, so that its call fails at once."""
         driver = self._driver
@@ -232,13 +252,17 @@ async def await_within(
     call: asyncio.Future[T],
     end: Callable[[], Awaitable[None]],
     refresher: PoolRefresher | None,
+    left_s: Callable[[float], float] = lambda limit_s: 0,
 ) -> T:
     """Await a call within a time limit. After that, or if the caller is cancelled, `end` the call.
 
+    `left_s` returns how much of the limit is left because the call had to wait for its turn.
     Raises StoreUnavailable if there is no result.
     """
     try:
         done, _ = await asyncio.wait({call}, timeout=limit_s)
+        while not done and (more_s := left_s(limit_s)) > 0:
+            done, _ = await asyncio.wait({call}, timeout=more_s)
     except asyncio.CancelledError:
         await end()
         raise
@@ -354,6 +378,7 @@ class ThreadRunner:
         self._app_schemas = app_schemas
         self._writer = SerialExecutor("logto-writer")
         self._reader = SerialExecutor("logto-reader")
+        self._long_reader = SerialExecutor("logto-long-reader")
         # With several writers, accepting doesn't wait for a worker's transaction.
         self._acceptor = self._writer if self._one_writer else SerialExecutor("logto-acceptor")
         self._refresher = None if self._one_writer else PoolRefresher()
@@ -390,9 +415,15 @@ class ThreadRunner:
         """Run without writing, and without waiting for a writer."""
         return await self.look(lambda connection: work(Store(connection)), READ_S)
 
+    async def read_long(self, work: Callable[[Store], T]) -> T:
+        """The same for work that may take seconds: in another thread, one after the other."""
+        read = partial(self._look, lambda connection: work(Store(connection)), self._reads)
+        return await self._within(READ_S, self._long_reader, read, is_read=True)
+
     async def look(self, work: Callable[[sa.Connection], T], limit_s: float) -> T:
-        """The same with the connection itself, within a time limit."""
-        return await self._within(limit_s, self._reader, partial(self._look, work, self._reads))
+        """The same as `read` with the connection itself, within a time limit."""
+        read = partial(self._look, work, self._reads)
+        return await self._within(limit_s, self._reader, read, is_read=True)
 
     async def within(self, session: Any, work: Callable[[Store], T], *, writes: bool = True) -> T:
         """Run within the transaction of an application's Session or Connection, in a thread: a lock
@@ -439,30 +470,44 @@ class ThreadRunner:
         """End threads and close connections. A thread that is stuck is abandoned."""
         self._writer.close(CLOSE_S)
         self._reader.close(CLOSE_S)
+        self._long_reader.close(CLOSE_S)
         if self._acceptor is not self._writer:
             self._acceptor.close(CLOSE_S)
         if (own := self._ours.own) is not None:
             own.dispose()
 
     async def _within(
-        self, limit_s: float, executor: SerialExecutor, call: Callable[[HeldConnection], T]
+        self,
+        limit_s: float,
+        executor: SerialExecutor,
+        call: Callable[[HeldConnection], T],
+        *,
+        is_read: bool = False,
     ) -> T:
         """Run a call on an executor and await its result. The time limit is for servers, which may
-        not answer. If the caller is cancelled, the call is ended and rolled back.
+        not answer. It starts when a read begins, but at once for other calls. If the caller is
+        cancelled, the call is ended and rolled back.
 
         Raises StoreUnavailable, RowRejected.
         """
         held = HeldConnection()
+
+        def begin() -> T:
+            held.begin()
+            return call(held)
+
         if self._refresher is None:
             try:
-                return await executor.run(partial(call, held))
+                return await executor.run(begin)
             except asyncio.CancelledError:
                 held.is_abandoned = True
+                if is_read:  # the error of a write would close connections
+                    held.interrupt()
                 raise
         self._abandoned = [thread for thread in self._abandoned if thread.is_alive()]
         if len(self._abandoned) >= MOST_STUCK:
             raise StoreUnavailable(problem=f"{MOST_STUCK} calls are still waiting for an answer")
-        called = asyncio.ensure_future(executor.run(partial(call, held)))
+        called = asyncio.ensure_future(executor.run(begin))
 
         def cancel() -> None:
             Thread(target=held.cancel, name="logto-canceller", daemon=True).start()
@@ -473,7 +518,9 @@ class ThreadRunner:
                 self._abandoned.append(thread)
 
         end = partial(held.end, called, cancel, abandon)
-        return await await_within(limit_s, called, end, self._refresher)
+        if not is_read:
+            return await await_within(limit_s, called, end, self._refresher)
+        return await await_within(limit_s, called, end, self._refresher, held.left_s)
 
     def _write(self, work: Callable[[Store], T], held: HeldConnection) -> T:
         # The transaction begins with the first statement: what `work` does before delays nobody.

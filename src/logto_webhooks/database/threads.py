@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from concurrent.futures import CancelledError, Future, InvalidStateError
 from contextlib import suppress
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar, cast
 
@@ -56,9 +56,18 @@ class SerialExecutor:
             thread.join(wait_s)
 
     def abandon(self) -> Thread | None:
-        """Abandon the thread, and return it. The next work gets a new one."""
-        thread = self._thread
-        self.close(wait_s=0)
+        """Abandon the thread, and return it. A new one does the queued work."""
+        waiting: list[_Work | None] = []
+        with self._lock:
+            thread, self._thread = self._thread, None
+            with suppress(Empty):
+                while True:
+                    waiting.append(self._queue.get_nowait())
+            self._queue.put(None)
+            if waiting:
+                self._start()
+            for work in waiting:
+                self._queue.put(work)
         return thread
 
     def _start(self) -> None:

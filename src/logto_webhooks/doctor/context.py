@@ -132,7 +132,7 @@ class CheckContext:
 
     async def read(self, work: Callable[[Store], T]) -> T:
         """Read something from the database."""
-        return await self.target.open().host.read(work)
+        return await self.target.open().host.read_long(work)
 
     @_read_once
     async def database_info(self) -> DatabaseInfo:

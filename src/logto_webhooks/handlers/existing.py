@@ -95,7 +95,7 @@ async def run_for_existing(
     handler is forgotten meanwhile, StoreUnavailable.
     """
     events = _choose_events(handler, wanted)
-    total = await host.read(partial(_count, events=events, wanted=wanted))
+    total = await host.read_long(partial(_count, events=events, wanted=wanted))
     results, done = [], 0
     for event in events:
         kind, title = _KINDS[event]

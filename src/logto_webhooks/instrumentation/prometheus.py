@@ -17,6 +17,7 @@ from prometheus_client.registry import Collector
 
 from logto_webhooks import instrumentation as telemetry
 from logto_webhooks.deliveries import DeliveryState, MappingStatus, Status
+from logto_webhooks.event_loop import run_in_thread
 from logto_webhooks.instrumentation import Observer, RefusedFor, TelemetryEvent, Why
 from logto_webhooks.records.merge import OUTCOMES
 
@@ -370,18 +371,43 @@ class _Gauges(Collector):
         self, ask: Ask, seconds: Callable[[], float], spooled: Callable[[], int] | None
     ) -> None:
         self._ask = ask
-        self._spooled = spooled
+        self._count_spooled = spooled
         self._seconds = seconds
         self._status: Status | None = None
+        self._spooled: int | None = None
         self._due = float("-inf")
-        self._asking = asyncio.Lock()
+        self._counting: asyncio.Task[None] | None = None
 
     async def refresh(self) -> None:
-        """Ask the database, unless that was less than `KEEP_S` ago."""
-        async with self._asking:
-            if self._seconds() >= self._due:
-                self._status = await self._ask_database()
-                self._due = self._seconds() + KEEP_S
+        """Count, unless that was less than `KEEP_S` ago.
+
+        All scrapes share one count, which goes on if they give up: otherwise, each would begin
+        another one, and none might end.
+        """
+        loop = asyncio.get_running_loop()
+        if self._counting is None or self._counting.get_loop() is not loop:
+            if self._seconds() < self._due:
+                return
+            self._counting = loop.create_task(self._count())
+        await asyncio.shield(self._counting)
+
+    async def _count(self) -> None:
+        try:
+            self._status, self._spooled = await asyncio.gather(
+                self._ask_database(), self._look_at_spool()
+            )
+            self._due = self._seconds() + KEEP_S
+        finally:
+            self._counting = None
+
+    async def _look_at_spool(self) -> int | None:
+        """Count in a thread, because there may be many files."""
+        if self._count_spooled is None:
+            return None
+        try:
+            return await run_in_thread(self._count_spooled)
+        except OSError:
+            return None
 
     async def _ask_database(self) -> Status | None:
         try:
@@ -395,7 +421,7 @@ class _Gauges(Collector):
         status = self._status
         yield GaugeMetricFamily(UP, UP_SAYS, int(status is not None))
         if self._spooled is not None:
-            yield GaugeMetricFamily(SPOOLED, SPOOLED_SAYS, self._spooled())
+            yield GaugeMetricFamily(SPOOLED, SPOOLED_SAYS, self._spooled)
         if status is None:
             return
         for gauge in GAUGES:

@@ -42,7 +42,7 @@ class UnwrittenReporter:
 
     async def report(self) -> None:
         """Report new reasons. Raises StoreUnavailable."""
-        groups = await self._host.read(lambda store: store.mappings.list_unwritten(_REPORTED))
+        groups = await self._host.read_long(lambda store: store.mappings.list_unwritten(_REPORTED))
         reasons: set[tuple[str, str, str]] = set()
         for group in groups:
             if group.state == "owed" and group.since_s < _OWED_S:

@@ -171,6 +171,10 @@ class _OneConnection(ABC):
         """Run as `on`."""
         return await self.run(work)
 
+    async def read_long(self, work: Callable[[Store], T]) -> T:
+        """Run as `on`."""
+        return await self.run(work)
+
 
 class SavepointRunner(_OneConnection):
     """Runs work on a Connection, in the caller's thread, without waiting."""
