@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,14 +19,15 @@ from logto_webhooks.database.store import Store
 from logto_webhooks.instrumentation import MembershipsDelayed, TelemetryEvent
 from logto_webhooks.jobs import JobFilter, RegisteredHandler
 from logto_webhooks.logto.api_responses import Span
+from logto_webhooks.reconcile import fetch
 from logto_webhooks.reconcile.fetch import Fetcher
-from logto_webhooks.records.record import Change, Key, Tombstone, Upsert, Value, membership
+from logto_webhooks.records.record import ApiRead, Change, Key, Tombstone, Upsert, Value, membership
 from logto_webhooks.testing.fake import FakeLogto
 from tests.integration.conftest import Run
 from tests.support import postgres
 from tests.support.fake import asking
 from tests.support.plans import explain, noting
-from tests.support.stores import ALL, WrappedRunner, open_host
+from tests.support.stores import ALL, WrappedRunner, memory_host, open_host
 
 T = TypeVar("T")
 SLOW = ("logto_records_pkey", "Sort", "TEMP B-TREE")  # in a plan
@@ -34,6 +36,12 @@ SLOW = ("logto_records_pkey", "Sort", "TEMP B-TREE")  # in a plan
 def joined(organization: str, user: str, at: int = 1_000, present: bool = True) -> Upsert:
     value = Value(present, at, at - 100, at)
     return Upsert(membership(organization, user), {"present": value})
+
+
+def user(user_id: str, at: int = 900) -> Upsert:
+    names = ("username", "primaryEmail", "primaryPhone", "name", "avatar")
+    own: dict[str, object] = {**dict.fromkeys(names, None), "identities": {}}
+    return Upsert(Key("user", user_id), {"own": Value(own, at, at, at)})
 
 
 def apply(run: Run, *changes: Change) -> None:
@@ -94,6 +102,65 @@ def test_a_list_of_members_is_compared_without_a_write(kind: Any, tmp_path: Path
     assert users == ["doubtful", "listed", "unlisted"]
 
 
+def test_what_logto_says_of_members_is_made_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In order. The next piece is made only when it is needed, because there can be very many."""
+    monkeypatch.setattr(fetch, "SORTED", 40)
+    monkeypatch.setattr(fetch, "PIECE", 50)
+
+    def count_answers() -> int:
+        return sum(isinstance(each, ApiRead) for each in gc.get_objects())
+
+    async def live() -> None:
+        async with FakeLogto() as logto, asking(logto) as api:
+            acme = logto.create_organization()["id"]
+            users = [logto.create_user()["id"] for _ in range(230)]
+            logto.add_members(acme, users)
+            fetcher = Fetcher(api, memory_host(), lambda answer: Span(1, 2))
+            before, found = count_answers(), list[Key]()
+            async for piece in fetcher.fetch_members(acme):
+                assert count_answers() - before <= 2 * 50
+                found += [change.key for change in piece]
+        assert found == [*sorted(membership(acme, each) for each in users), found[-1]]
+        assert found[-1] == Key("organization", acme)
+
+    asyncio.run(live())
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "asyncpg"])
+def test_a_restored_user_waits_until_all_memberships_are_read(
+    kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are stored piece by piece. A process that is killed in between reads them again."""
+    monkeypatch.setattr(fetch, "PIECE", 5)
+
+    async def live() -> None:
+        host = open_host(kind, tmp_path)
+        async with FakeLogto() as logto, asking(logto) as api:
+            ana = logto.create_user()["id"]
+            for _ in range(12):
+                logto.add_members(logto.create_organization()["id"], [ana])
+            told: list[Change] = [
+                user(ana),
+                Tombstone(Key("user", ana), 300_000),
+                user(ana, 400_000),
+            ]
+            await host.run(partial(batch.apply_reads, changes=told, source=None))
+            fetcher = Fetcher(api, host, lambda answer: Span(500_000, 500_001))
+            sizes, restored = list[int](), list[bool]()
+            async for piece in fetcher.fetch_belongings(ana):
+                await host.run(partial(batch.apply_reads, changes=piece, source=None))
+                found = await host.read(lambda store: store.read_unlocked([Key("user", ana)]))
+                sizes.append(len(piece))
+                restored.append(found[Key("user", ana)].is_restored)
+            [shown] = await host.read(partial(Store.find, kind="user", query=ana, limit=1))
+        assert sizes == [5, 5, 4]  # with the roles, and the note that all were read
+        assert restored == [True, True, False]
+        assert len(shown.memberships) == 12
+        await host.close()
+
+    asyncio.run(live())
+
+
 MANY = [f"u{number:02}" for number in range(40)]
 HANDLER = RegisteredHandler(name="members", patterns=("LocalMember*",))
 
@@ -107,12 +174,6 @@ class Counting(WrappedRunner):
         """Count, and run."""
         self.count += 1
         return await super().run(work)
-
-
-def user(user_id: str) -> Upsert:
-    names = ("username", "primaryEmail", "primaryPhone", "name", "avatar")
-    own: dict[str, object] = {**dict.fromkeys(names, None), "identities": {}}
-    return Upsert(Key("user", user_id), {"own": Value(own, 900, 900, 900)})
 
 
 def organization(organization_id: str) -> Upsert:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+import heapq
+import itertools
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from logto_webhooks.logto.client import ManagementClient
 
 PIECE: Final = 500  # memberships per transaction
+SORTED: Final = 5_000  # keys that are sorted at once: nothing else runs meanwhile
 MOST_SINGLE: Final = 50  # members who are fetched one by one
 _ALL_OF_A_USER: Final = (UNKNOWN_CHANGE, RESTORED)  # the user itself, and the roles and memberships
 T = TypeVar("T")
@@ -53,9 +56,11 @@ class MemberList(NamedTuple):
     span: Span
     pages: int
 
-    def read(self, pairs: Sequence[Key]) -> list[Change]:
-        """Return what the list says about memberships."""
-        return api_responses.read_pairs(pairs, self.present, self.span)
+    def read(self, pairs: Iterable[Key]) -> Iterator[Sequence[Change]]:
+        """Return what the list says about memberships, in pieces, each made when it is needed."""
+        return (
+            api_responses.read_pairs(piece, self.present, self.span) for piece in _cut(pairs, PIECE)
+        )
 
 
 class Fetcher:
@@ -69,10 +74,13 @@ class Fetcher:
         self._host = host
         self._when = when
 
-    async def fetch_user(self, user_id: str) -> list[Change]:
-        """Fetch a user, with roles and memberships."""
-        user = await self.fetch_user_alone(user_id)
-        return [user] if isinstance(user, Absent) else [user, *await self.fetch_belongings(user_id)]
+    async def fetch_user(self, user_id: str) -> AsyncIterator[Sequence[Change]]:
+        """Fetch a user, with roles and memberships, in pieces of a transaction each."""
+        changes: Iterable[Change] = [await self.fetch_user_alone(user_id)]
+        if not any(isinstance(user, Absent) for user in changes):
+            changes = itertools.chain(changes, await self._fetch_belongings(user_id))
+        for piece in _cut(changes, PIECE):
+            yield piece
 
     async def fetch_user_alone(self, user_id: str) -> Change:
         """Fetch a user, without roles and memberships."""
@@ -89,8 +97,13 @@ class Fetcher:
             api_responses.read_organization, organization_id, answered.content, span
         )
 
-    async def fetch_belongings(self, user_id: str) -> list[Change]:
-        """Fetch the roles and memberships of a user."""
+    async def fetch_belongings(self, user_id: str) -> AsyncIterator[Sequence[Change]]:
+        """Fetch the roles and memberships of a user, in pieces of a transaction each. The last one
+        marks them as complete."""
+        for piece in _cut(await self._fetch_belongings(user_id), PIECE):
+            yield piece
+
+    async def _fetch_belongings(self, user_id: str) -> Iterable[Change]:
         key = Key("user", user_id)
         roles = await self.fetch_roles(user_id)
         organizations = await self._logto.organizations_of(user_id)
@@ -99,9 +112,10 @@ class Fetcher:
             return [roles, Absent(key, *span)]
         present = api_responses.pairs_of_user(user_id, organizations.content)
         known = {pair async for page in self._list_known_pairs(key) for pair in page}
-        pairs = sorted(present.keys() | known)
+        pairs = await run_in_thread(_sort, present.keys() | known)
+        pieces = (api_responses.read_pairs(piece, present, span) for piece in _cut(pairs, PIECE))
         settled = api_responses.settle_belongings(user_id, Span(roles.at, span.end))
-        return [roles, *api_responses.read_pairs(pairs, present, span), settled]
+        return itertools.chain([roles], itertools.chain.from_iterable(pieces), [settled])
 
     async def fetch_roles(self, user_id: str) -> ApiRead:
         """Fetch the roles of a user."""
@@ -128,7 +142,7 @@ class Fetcher:
         meanwhile.
         """
         members = await self._list_members(organization_id)
-        for piece in _cut(members.read(sorted(members.present))):
+        for piece in members.read(await run_in_thread(_sort, members.present)):
             yield piece
         fetched = set(members.present)
         async for piece in self._fetch_all_unlisted(fetched, members):
@@ -158,7 +172,7 @@ class Fetcher:
             for pair in pairs:
                 yield await self.fetch_memberships(find_subject(pair).id, [pair])
             return
-        for piece in _cut(members.read(pairs)):
+        for piece in members.read(pairs):
             yield piece
 
     async def _list_members_except(self, fetched: set[Key], organization_id: str) -> list[Key]:
@@ -192,8 +206,16 @@ class Fetcher:
             yield pairs
 
 
-def _cut(items: Sequence[T]) -> list[Sequence[T]]:
-    return [items[start : start + PIECE] for start in range(0, len(items), PIECE)]
+def _cut(items: Iterable[T], size: int) -> Iterator[Sequence[T]]:
+    """Cut into pieces. The items of a piece are made when it is needed."""
+    rest = iter(items)
+    while piece := list(itertools.islice(rest, size)):
+        yield piece
+
+
+def _sort(keys: Iterable[Key]) -> Iterator[Key]:
+    """Sort part by part, because other threads wait while Python sorts."""
+    return heapq.merge(*[sorted(part) for part in _cut(keys, SORTED)])
 
 
 class UserComparison(Struct, frozen=True, kw_only=True):
@@ -210,7 +232,8 @@ async def compare_and_request_refetch(
 ) -> UserComparison:
     """Compare a user with Logto. If something differs, request a refetch, which corrects it. Raises
     what `Fetcher` raises, and WrongTenant."""
-    changes = await Fetcher(logto, host, when).fetch_user(user_id)
+    pieces = Fetcher(logto, host, when).fetch_user(user_id)
+    changes = [change async for piece in pieces for change in piece]
     if any(isinstance(change, Absent) for change in changes):
         await TenantCheck(logto, host).ensure_same_tenant(by_records=False)
     keys = sorted({change.key for change in changes} | {Key("user", user_id)})

@@ -215,13 +215,13 @@ class ReconcileRun:
 
     async def compare_user(self, user_id: str) -> None:
         """Compare one user, with roles and memberships."""
-        changes = await self._fetcher.fetch_user(user_id)
         key = Key("user", user_id)
         known = await self._host.read(lambda store: store.inbox.known(key))
-        if isinstance(changes[0], Absent) and key not in known:
-            return
-        self.result.users = 1
-        await self._learn(changes)
+        async for piece in self._fetcher.fetch_user(user_id):
+            if isinstance(piece[0], Absent) and key not in known:
+                return
+            self.result.users = 1
+            await self._learn(piece)
         await self._settle()
 
     async def _compare_users(self) -> None:
@@ -357,7 +357,8 @@ class ReconcileRun:
             for key in keys:
                 async with self._survive_refusal(key.kind, key.id):
                     if key.kind == "user":
-                        await self._learn(await self._fetcher.fetch_user(key.id))
+                        async for piece in self._fetcher.fetch_user(key.id):
+                            await self._learn(piece)
                     else:
                         await self._ask_organization(key.id)
         for key in self._take_unequal():

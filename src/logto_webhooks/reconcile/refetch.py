@@ -182,7 +182,8 @@ class Refetcher:
             if isinstance(user, Absent):
                 return  # older memberships ended, too
         if is_back:
-            await self._learn(*await fetcher.fetch_belongings(user_id))
+            async for piece in fetcher.fetch_belongings(user_id):
+                await self._learn(*piece)
             return
         if any(ROLE in reason for reason in reasons):
             await self._learn(await fetcher.fetch_roles(user_id))
